@@ -9,7 +9,7 @@ cannot be enabled here, where they might be confused; the entry leads to their p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -169,49 +169,44 @@ KINDS = ("Apps & Agents", "Gateways", "Servers", "Tools", "Tokens", "People")
 
 def _things(user: User, name: str) -> list[Thing]:
     """Return the things with this name, address or prefix; none for an empty name."""
-    if not name:
-        return []
-    looks: tuple[Callable[[User, str], Iterator[Thing]], ...] = (_hosts, _gateways, _servers, _tools, _tokens, _people)
-    return [thing for look in looks for thing in look(user, name)]
+    looks = (_hosts, _gateways, _servers, _tools, _tokens, _people)
+    return [thing for look in looks for thing in look(user, name)] if name else []
+
+
+def _to(view: str, key: Any, text: str, icon: str, note: str = "", *, posts: bool = False) -> PaletteEntry:
+    return PaletteEntry(text, reverse(view, args=[key]), icon, note, posts=posts)
 
 
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
     """Return the entry to enable or disable a thing. Self-named apps are enabled on their page only."""
     if on:
-        return PaletteEntry(f"Disable {name}", reverse(f"{room}:disable", args=[key]), "pause", kind)
+        return _to(f"{room}:disable", key, f"Disable {name}", "pause", kind)
     if not is_known:
-        return PaletteEntry(
-            f"Enable {name}", reverse(f"{room}:detail", args=[key]), "play", f"{kind}, self-reported name"
-        )
-    return PaletteEntry(f"Enable {name}", reverse(f"{room}:enable", args=[key]), "play", kind, posts=True)
+        return _to(f"{room}:detail", key, f"Enable {name}", "play", f"{kind}, self-reported name")
+    return _to(f"{room}:enable", key, f"Enable {name}", "play", kind, posts=True)
 
 
 def _hosts(user: User, name: str) -> Iterator[Thing]:
     if not any(map(user.has_perm, SEES_HOSTS)):
         return
     for host in Host.objects.live().matching(name).order_by(Lower("name"), "pk")[:SHOWN]:
-        kind = host.get_kind_display()
-        entry = PaletteEntry(host.name, reverse("hosts:detail", args=[host.pk]), tile=host.name, note=kind)
-        acts = []
+        kind, acts = host.get_kind_display(), []
         if user.has_perm(Capability.HOSTS_TOGGLE) and not host.is_pending:
             acts.append(_switch("hosts", host.enabled, host.name, host.pk, kind, is_known=not host.names_itself))
         if user.has_perm(Capability.API_TOKENS_MANAGE):
-            acts.append(PaletteEntry(f"Rename {host.name}", reverse("hosts:rename", args=[host.pk]), "edit", kind))
-        yield Thing("Apps & Agents", entry, acts)
+            acts.append(_to("hosts:rename", host.pk, f"Rename {host.name}", "edit", kind))
+        page = PaletteEntry(host.name, reverse("hosts:detail", args=[host.pk]), tile=host.name, note=kind)
+        yield Thing("Apps & Agents", page, acts)
 
 
 def _gateways(user: User, name: str) -> Iterator[Thing]:
     for gateway in Gateway.objects.visible_to(user).matching(name).order_by("name", "pk")[:SHOWN]:
-        entry = PaletteEntry(
-            gateway.name, reverse("gateways:detail", args=[gateway.slug]), "gateway", note=gateway.slug
-        )
-        acts = []
+        kind, acts = f"Gateway {gateway.slug}", []
         if user.has_perm(Capability.GATEWAYS_TOGGLE):
-            acts.append(_switch("gateways", gateway.enabled, gateway.name, gateway.slug, f"Gateway {gateway.slug}"))
+            acts.append(_switch("gateways", gateway.enabled, gateway.name, gateway.slug, kind))
         if user.has_perm(Capability.GATEWAYS_MANAGE):
-            at = reverse("gateways:edit", args=[gateway.slug])
-            acts.append(PaletteEntry(f"Rename {gateway.name}", at, "edit", f"Gateway {gateway.slug}"))
-        yield Thing("Gateways", entry, acts)
+            acts.append(_to("gateways:edit", gateway.slug, f"Rename {gateway.name}", "edit", kind))
+        yield Thing("Gateways", _to("gateways:detail", gateway.slug, gateway.name, "gateway", gateway.slug), acts)
 
 
 def _servers(user: User, name: str) -> Iterator[Thing]:
@@ -219,20 +214,17 @@ def _servers(user: User, name: str) -> Iterator[Thing]:
         return
     named = Q(name__icontains=name) | Q(slug__icontains=name)
     for server in Server.objects.live().filter(named).order_by("name", "pk")[:SHOWN]:
-        entry = PaletteEntry(
-            server.name, reverse("servers:detail", args=[server.slug]), tile=server.name, note=server.slug
-        )
-        acts = []
-        if user.has_perm(Capability.SERVERS_TOGGLE):
-            acts.append(_switch("servers", server.enabled, server.name, server.slug, f"Server {server.slug}"))
-        yield Thing("Servers", entry, acts)
+        may_switch = user.has_perm(Capability.SERVERS_TOGGLE)
+        switch = _switch("servers", server.enabled, server.name, server.slug, f"Server {server.slug}")
+        url = reverse("servers:detail", args=[server.slug])
+        page = PaletteEntry(server.name, url, tile=server.name, note=server.slug)
+        yield Thing("Servers", page, [switch] if may_switch else [])
 
 
 def _tools(user: User, name: str) -> Iterator[Thing]:
     # By name only, which is indexed; the tools page searches descriptions too.
     for tool in Catalogue(user, {"name": name}, expected=slice(0, SHOWN), tells_use=False)[:SHOWN]:
-        at = reverse("gateways:feature", args=[tool.feature.pk])
-        yield Thing("Tools", PaletteEntry(tool.feature.name, at, "tool", note=tool.server.name), [])
+        yield Thing("Tools", _to("gateways:feature", tool.feature.pk, tool.feature.name, "tool", tool.server.name), [])
 
 
 def _tokens(user: User, name: str) -> Iterator[Thing]:
@@ -241,34 +233,23 @@ def _tokens(user: User, name: str) -> Iterator[Thing]:
     keys = list(usable.values_list("pk", flat=True)[:SHOWN])
     may_end = any(map(user.has_perm, ENDING))
     for token in Token.objects.filter(pk__in=keys).select_related("connection").order_by(Lower("name"), "pk"):
-        is_own = token.connection.user_id == user.pk
-        acts = []
+        is_own, kind, acts = token.connection.user_id == user.pk, f"Token {token.prefix}", []
         if is_own:
-            at = reverse("tokens:regenerate", args=[token.pk])
-            acts.append(PaletteEntry(f"Regenerate {token.name}", at, "key", f"Token {token.prefix}"))
+            acts.append(_to("tokens:regenerate", token.pk, f"Regenerate {token.name}", "key", kind))
         if is_own or may_end:
-            at = reverse("tokens:revoke", args=[token.pk])
-            acts.append(PaletteEntry(f"Revoke {token.name}", at, "revoke", f"Token {token.prefix}"))
-        yield Thing("Tokens", PaletteEntry(token.name, _at(token, is_own), "key", note=token.prefix), acts)
-
-
-def _at(token: Token, is_own: bool) -> str:
-    """Return the URL of the list of tokens, filtered to this one."""
-    return f"{reverse('tokens:list')}?q={token.prefix}{'' if is_own else '&owner=all'}"
+            acts.append(_to("tokens:revoke", token.pk, f"Revoke {token.name}", "revoke", kind))
+        url = f"{reverse('tokens:list')}?q={token.prefix}{'' if is_own else '&owner=all'}"
+        yield Thing("Tokens", PaletteEntry(token.name, url, "key", note=token.prefix), acts)
 
 
 def _people(user: User, name: str) -> Iterator[Thing]:
     if not user.has_perm(Capability.PEOPLE_MANAGE):
         return
     for person in User.objects.filter(matching_words(name)).order_by("email", "pk")[:SHOWN]:
-        at = reverse("accounts:person", args=[person.pk])
-        text, note = person.display_name or person.email, f"Person {person.email}"
-        act = (
-            PaletteEntry(f"Deactivate {text}", reverse("accounts:deactivate", args=[person.pk]), "pause", note)
-            if person.is_active
-            else PaletteEntry(
-                f"Reactivate {text}", reverse("accounts:reactivate", args=[person.pk]), "play", note, posts=True
-            )
-        )
-        acts = [] if person.pk == user.pk else [act]
-        yield Thing("People", PaletteEntry(text, at, "user", note=person.email), acts)
+        text, kind = person.display_name or person.email, f"Person {person.email}"
+        if person.is_active:
+            act = _to("accounts:deactivate", person.pk, f"Deactivate {text}", "pause", kind)
+        else:
+            act = _to("accounts:reactivate", person.pk, f"Reactivate {text}", "play", kind, posts=True)
+        page = _to("accounts:person", person.pk, text, "user", person.email)
+        yield Thing("People", page, [] if person.pk == user.pk else [act])

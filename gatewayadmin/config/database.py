@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from select import select
 from typing import Any
 
 import psycopg
@@ -16,8 +15,7 @@ from django.conf import settings
 from django.db import connection, connections
 from django.db.migrations.executor import MigrationExecutor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import ExecStatus, TransactionStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from gatewayadmin.config.environment import Refused, forget_libpq, refuse
@@ -194,7 +192,7 @@ def require(*, tables: bool = True) -> None:
     """Check that the database answers, is new enough and, with `tables`, is set up. Raises UnusableDatabase."""
     ensure()
     try:
-        with psycopg.connect(conninfo(), connect_timeout=5) as probe:
+        with psycopg.connect(conninfo(), connect_timeout=5, autocommit=True) as probe:
             fault = pooling_fault(probe, direct_name())
             version = probe.info.server_version
             row = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
@@ -275,18 +273,22 @@ def _needs_direct(name: str) -> str:
 
 
 def pooling_of(first: psycopg.Connection[Any]) -> Pooling:
-    """Detect the pooler of a connection, which must be idle."""
-    if _session(first) == first.info.backend_pid:
+    """Detect the pooler of a connection, which must be in autocommit mode."""
+    before = _session(first)
+    if before == first.info.backend_pid:
         return Pooling.NONE
     conninfo = make_conninfo(first.info.dsn, password=first.info.password or None)
-    with closing(psycopg.connect(conninfo, autocommit=True)) as second:
+    with closing(PageConnection.connect(conninfo, autocommit=True)) as second:
+        second.longest_wait = WAIT_S
         for _ in range(ROUNDS):
-            before, other, after = _session(first), _session(second, b"BEGIN"), _session(first)
-            # The first client now waits, or has another session, or the second one has its former session.
-            if after != before or other == before:
+            try:
+                second.execute("BEGIN", prepare=False)
+                other = _session(second)
+                second.execute("ROLLBACK", prepare=False)
+            except psycopg.OperationalError:  # No session is free: the first client keeps its own.
+                return Pooling.SESSION
+            if other == before or _session(first) != before:
                 return Pooling.TRANSACTION
-            if other is None or _answer(second, b"ROLLBACK") is None:
-                break
     return Pooling.SESSION
 
 
@@ -304,28 +306,10 @@ def same_database(direct: psycopg.Connection[Any], pages: psycopg.Connection[Any
         direct.execute("SELECT pg_advisory_unlock(%s)", [key])
 
 
-def _session(connection: psycopg.Connection[Any], before: bytes = b"") -> int | None:
-    """Return the process id of the server session; None if there is none within WAIT_S."""
-    result = _answer(connection, before + b"; SELECT pg_backend_pid()")
-    return int(result.get_value(0, 0) or 0) if result else None
-
-
-def _answer(connection: psycopg.Connection[Any], statements: bytes) -> PGresult | None:
-    """Return the last result; None if there is none within WAIT_S, then the connection must be closed."""
-    pgconn, last = connection.pgconn, None
-    pgconn.send_query(statements)
-    pgconn.flush()
-    until = time.monotonic() + WAIT_S
-    while True:
-        pgconn.consume_input()
-        while not pgconn.is_busy():
-            if (result := pgconn.get_result()) is None:
-                return last
-            if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY):
-                raise psycopg.OperationalError(result.get_error_message())
-            last = result
-        if not select([pgconn.socket], [], [], max(until - time.monotonic(), 0))[0]:
-            return None
+def _session(connection: psycopg.Connection[Any]) -> int:
+    """Return the process id of the server session that serves this connection now."""
+    row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    return int(row[0]) if row else 0
 
 
 # Locks across processes and machines: advisory locks of PostgreSQL.

@@ -185,13 +185,7 @@ class OperationSchema(AutoSchema):
 
     def get_override_parameters(self) -> list[Any]:
         query = self.operation.query
-        return [
-            *([query] if query().fields else []),
-            *self._ordering(),
-            *self._headers(),
-            *self._etag(),
-            *self._limits(),
-        ]
+        return [*([query] if query().fields else []), *self._ordering(), *self._headers(), *self._etag()]
 
     def _ordering(self) -> list[OpenApiParameter]:
         if not self.operation.has_page_numbers:
@@ -220,25 +214,6 @@ class OperationSchema(AutoSchema):
         note = "Hash of the answer, after the version of the object's editable values."
         tag = OpenApiParameter("ETag", location="header", description=note, required=True, response=statuses)
         return [tag] if statuses else []
-
-    def _limits(self) -> list[OpenApiParameter]:
-        """The headers of a rate limit; not every credential has one."""
-        if not self._is_limited:
-            return []
-        notes = {
-            "RateLimit-Policy": "Allowed requests (`q`) per window of seconds (`w`).",
-            "RateLimit": "Remaining requests (`r`) and seconds until the window ends (`t`).",
-        }
-        statuses = [200, 429]
-        limits = [
-            OpenApiParameter(name, location="header", description=note, response=statuses)
-            for name, note in notes.items()
-            if self.view.throttle_classes
-        ]
-        wait = OpenApiParameter(
-            "Retry-After", int, location="header", description="Seconds to wait.", required=True, response=[429]
-        )
-        return [*limits, wait]
 
     def _is_list_view(self, serializer: Any = None) -> bool:
         return False  # What a page holds is said in _page.
