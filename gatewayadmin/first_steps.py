@@ -28,12 +28,7 @@ from servers.models import BUILT_IN_URL, Server
 from ui.pages import AppRequest, answer, moment_of, show
 
 # Users with one of these capabilities see all steps.
-SETS_UP = (
-    Capability.SERVERS_MANAGE,
-    Capability.GATEWAYS_MANAGE,
-    Capability.PEOPLE_MANAGE,
-    Capability.WORKSPACE_MANAGE,
-)
+SETS_UP = (Capability.SERVERS_MANAGE, Capability.GATEWAYS_MANAGE, Capability.PEOPLE_MANAGE, Capability.WORKSPACE_MANAGE)
 
 
 @dataclass(frozen=True)

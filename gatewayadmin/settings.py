@@ -194,9 +194,9 @@ TEMPLATES = [
                 "capabilities.can",
                 "gatewayadmin.overview.attention",
                 "auditlog.replica.lag",
-            ],
+            ]
         },
-    },
+    }
 ]
 
 CACHES = {
@@ -205,7 +205,7 @@ CACHES = {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "cache",
         "OPTIONS": {"MAX_ENTRIES": 20_000},  # Past it a third is forgotten.
-    },
+    }
 }
 
 # What is still arriving waits on the disk beyond this; a stranger may send so many at once.
@@ -319,10 +319,7 @@ SECURE_HSTS_SECONDS = int(timedelta(days=365).total_seconds()) if _is_https else
 # --- REST and OAuth -----------------------------------------------------------------------------------------------
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": [
-        "tokens.authentication.BearerAuthentication",
-        "ui.rest_requests.SessionCookie",
-    ],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["tokens.authentication.BearerAuthentication", "ui.rest_requests.SessionCookie"],
     "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability", "accounts.sign_in.RecentPassword"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["ui.rest_requests.Json"],

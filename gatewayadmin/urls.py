@@ -59,11 +59,7 @@ _signing_in = [
         posts_from_one_address("link, from one address")(SetPassword.as_view()),
         name="account_reset_password_from_key",
     ),
-    path(
-        "password/reset/key/done/",
-        account.password_reset_from_key_done,
-        name="account_reset_password_from_key_done",
-    ),
+    path("password/reset/key/done/", account.password_reset_from_key_done, name="account_reset_password_from_key_done"),
 ]
 
 _second_factor = [

@@ -130,10 +130,7 @@ class AssignmentPages(CapabilityAdmin):
     acts = (
         *switches(any_of(Capability.GATEWAYS_TOGGLE), PLACED),
         CapabilityAction(
-            "remove",
-            any_of(Capability.GATEWAYS_MANAGE),
-            PLACED,
-            "The server leaves the gateway; connections stay.",
+            "remove", any_of(Capability.GATEWAYS_MANAGE), PLACED, "The server leaves the gateway; connections stay."
         ),
     )
     list_display = words("server gateway alias identity_scheme tool_policy status removed_at")

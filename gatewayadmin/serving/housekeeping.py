@@ -45,14 +45,10 @@ from wire.background import Background
 
 logger = logging.getLogger(__name__)
 
-EVERY = timedelta(minutes=15)
-FIRST_S = (20, 60)  # Random, so that not all `serve` run at the same time.
-ROLL_UP_S = (4.0, 6.0)  # Between two counts of new calls; of all processes one counts.
+EVERY_S = 900.0
+FIRST_S = (20.0, 60.0)  # Random, so that not all `serve` run at the same time.
 CHORE_ROLL_UP_S = 30.0
-SEND_LOG_S = (1.5, 3.0)  # Between two looks for what sinks lack; of all processes one sends to each.
-INDEX_S = (20.0, 40.0)  # Between two looks for partitions that lack an index; of all processes one makes it.
 INDEX_AT_ONCE_S = 30.0  # Time limit of one run.
-SEAL_S = (30.0, 45.0)  # Between two checkpoints of the log; of all processes one makes them.
 ROLL_UP_AT_ONCE_S = 2.0  # Time limit of one run.
 RATE_COUNTER = timedelta(hours=1)
 RECENTLY_CHECKED = timedelta(minutes=10)
@@ -76,11 +72,11 @@ def do_chores() -> dict[str, int] | None:
 
 def start(background: Background) -> None:
     """Start the loops: one for all chores, and one for each of STEADY."""
-    pauses = chain([random.uniform(*FIRST_S)], repeat(EVERY.total_seconds()))  # noqa: S311  no secret
+    pauses = chain([random.uniform(*FIRST_S)], repeat(EVERY_S))  # noqa: S311  no secret
     background.forever("chores", partial(asyncio.to_thread, _once_logged), lambda: asyncio.sleep(next(pauses)))
-    for chore, (between, words, work) in STEADY.items():
+    for chore, (least, most, work) in STEADY.items():
         background.forever(
-            f"chore {chore}", partial(asyncio.to_thread, _logged, chore, words, work), partial(_pause, *between)
+            f"chore {chore}", partial(asyncio.to_thread, _counted, chore, work), partial(_pause, least, most)
         )
 
 
@@ -95,12 +91,25 @@ def start_alone(background: Background) -> None:
     start(background)
 
 
-def _logged(chore: str, words: str, work: Callable[[], object]) -> None:
+def _counted(chore: str, work: Callable[[], object]) -> None:
+    """Do the chore; log and count a failure."""
     try:
         work()
     except Exception:
-        logger.exception(words)
+        logger.exception("a chore failed", extra={"chore": chore})
         FAILED.labels(chore).inc()
+    finally:
+        connection.close()
+
+
+def _once_logged() -> None:
+    try:
+        counts = do_chores()
+    except Exception:
+        logger.exception("housekeeping failed")
+    else:
+        if counts and any(counts.values()):
+            logger.info("housekeeping", extra=counts)
     finally:
         connection.close()
 
@@ -122,26 +131,14 @@ def _index() -> None:
         _make_indexes(timezone.now())
 
 
-# Frequent chores by name: pause in seconds, log message on failure, and function. One process at a time does each:
-# roll up new calls (after an upgrade, old ones too), send the log to sinks, seal checkpoints, create missing indexes.
-STEADY: dict[str, tuple[tuple[float, float], str, Callable[[], object]]] = {
-    "calls_rolled_up": (ROLL_UP_S, "counting calls failed", _roll_up),
-    "log_sent": (SEND_LOG_S, "looking for what sinks lack failed", sending.start_due),
-    "calls_sealed": (SEAL_S, "sealing the log failed", _seal),
-    "log_indexes_made": (INDEX_S, "indexing the log failed", _index),
+# Frequent chores by name: least and most seconds between two runs, and function. One process at a time does each: roll
+# up new calls (after an upgrade, old ones too), send the log to sinks, seal checkpoints, create missing indexes.
+STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
+    "calls_rolled_up": (4.0, 6.0, _roll_up),
+    "log_sent": (1.5, 3.0, sending.start_due),
+    "calls_sealed": (30.0, 45.0, _seal),
+    "log_indexes_made": (20.0, 40.0, _index),
 }
-
-
-def _once_logged() -> None:
-    try:
-        counts = do_chores()
-    except Exception:
-        logger.exception("housekeeping failed")
-    else:
-        if counts and any(counts.values()):
-            logger.info("housekeeping", extra=counts)
-    finally:
-        connection.close()
 
 
 def _chores(now: datetime) -> dict[str, int]:
@@ -178,10 +175,6 @@ def _kept_since(now: datetime) -> datetime:
     return now - timedelta(days=WorkspaceSettings.load().log_retention_days)
 
 
-def _retention(now: datetime) -> date:
-    return _kept_since(now).date()
-
-
 @lru_cache(maxsize=1)  # Cached per run: looking for newer rows reads whole partitions.
 def _drop_limit(now: datetime) -> date:
     """Return the day before which partitions may be dropped in this run.
@@ -189,26 +182,25 @@ def _drop_limit(now: datetime) -> date:
     Partitions must be archived first if archiving is on. Those with rows inserted within the retention are kept,
     whatever the dates of the rows; and at most MOST_DROPPED are dropped per run.
     """
-    limit = archive.keep_from(_retention(now))
+    limit = archive.keep_from(_kept_since(now).date())
     for number, (name, span) in enumerate(Call.partitions.expired(limit)):
         if number == MOST_DROPPED or Call.partitions.has_rows_since(name, _kept_since(now)):
             return span.start
     return limit
 
 
+def _archive_partitions(now: datetime) -> int:
+    return archive.archive_before(_kept_since(now).date()) if Call.partitions.is_owner() else 0
+
+
 def _note_dropped(name: str, span: PartitionDays, rows: int) -> None:
     """Record that retention drops a partition of the log, in the transaction that drops it."""
-    told = {"partition": name, "from": span.start.isoformat(), "before": span.end.isoformat(), "calls": rows}
-    Event.objects.record(Action.CALLS_DROPPED, WorkspaceSettings.load(), by=None, changes=told)
-
-
-def _by_owner(act: Callable[[date], int]) -> Callable[[datetime], int]:
-    """Return a chore for expired calls, skipped by roles that cannot drop partitions."""
-    return lambda now: act(_retention(now)) if Call.partitions.is_owner() else 0
+    about = {"partition": name, "from": span.start.isoformat(), "before": span.end.isoformat(), "calls": rows}
+    Event.objects.record(Action.CALLS_DROPPED, WorkspaceSettings.load(), by=None, changes=about)
 
 
 def _beyond_retention(act: Callable[[date], int]) -> Callable[[datetime], int]:
-    """Return a chore that drops what may be dropped in this run, and is skipped by a role that owns no partition."""
+    """Return a chore that drops what may be dropped in this run; skipped by roles that cannot drop partitions."""
     return lambda now: act(_drop_limit(now)) if Call.partitions.is_owner() else 0
 
 
@@ -235,7 +227,11 @@ def _note_addresses() -> int:
 def _ask_servers(now: datetime) -> int:
     """Check the servers without recent results, and store their health."""
     silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - RECENTLY_CHECKED)
-    servers = [server for server in Server.objects.live().filter(silent, enabled=True) if _is_reachable(server)]
+    servers = [
+        server
+        for server in Server.objects.live().filter(silent, enabled=True)
+        if not server.is_built_in or guard.listener()
+    ]
     identities = [Identity.objects.filter(server=server).usable().shared().first() for server in servers]
     for each in filter(None, identities):
         keep_fresh(each)
@@ -246,10 +242,6 @@ def _ask_servers(now: datetime) -> int:
     return len(servers)
 
 
-def _is_reachable(server: Server) -> bool:
-    return not server.is_built_in or guard.listener() is not None
-
-
 def _ask(server: Server, identity: Identity | None) -> Discovered | DiscoveryFailed:
     try:
         return discovery.discover_features(server, identity)
@@ -258,12 +250,6 @@ def _ask(server: Server, identity: Identity | None) -> Discovered | DiscoveryFai
     except Exception as error:
         logger.exception("asking a server failed", extra={"server": server.name})
         return DiscoveryFailed(f"answered in a way that cannot be read ({type(error).__name__}).")
-
-
-def _sweep_browsers() -> int:
-    """Delete browser records whose web session is gone."""
-    session_keys = Session.objects.values("session_key")
-    return int(UserSession.objects.exclude(session_key__in=session_keys).delete()[0])
 
 
 def _sweep_cache(now: datetime) -> int:
@@ -279,14 +265,16 @@ def _deleted(rows: QuerySet[Any]) -> int:
 CHORES: dict[str, Callable[[datetime], int]] = {
     "retention_shortened": lambda now: WorkspaceSettings.shorten_due_retention(),
     "partitions_made": lambda now: len(make_partitions()),
-    "partitions_archived": _by_owner(archive.archive_before),
+    "partitions_archived": _archive_partitions,
     "partitions_not_archived": lambda now: archive.note_waiting(),
     # Derived data is dropped before the calls.
     "rollups_dropped": _beyond_retention(keeping.drop_before),
     "calls_dropped_unsent": _beyond_retention(sending.drop_before),
     "partitions_dropped": _beyond_retention(lambda limit: sealing.drop_before(limit, _note_dropped)),
     "web_sessions": lambda now: _deleted(Session.objects.filter(expire_date__lt=now)),
-    "signed_in_browsers": lambda now: _sweep_browsers(),
+    "signed_in_browsers": lambda now: _deleted(
+        UserSession.objects.exclude(session_key__in=Session.objects.values("session_key"))
+    ),
     "authorize_requests": lambda now: _deleted(AuthorizeRequest.objects.filter(expires_at__lt=now)),
     "oauth_codes": purge.codes,
     "oauth_refresh_tokens": purge.refresh_tokens,

@@ -209,11 +209,9 @@ FIXED: dict[str, Object] = {
         "instructions": GUIDE_TEXT,
     },
     "tools/list": {"tools": TOOLS},
-    "resources/list": {
-        "resources": [{"uri": GUIDE, "name": "guide", "title": "Guide", "mimeType": "text/plain"}],
-    },
+    "resources/list": {"resources": [{"uri": GUIDE, "name": "guide", "title": "Guide", "mimeType": "text/plain"}]},
     "prompts/list": {
-        "prompts": [{"name": "greeting", "description": "Ask for a friendly greeting", "arguments": [_NAME]}],
+        "prompts": [{"name": "greeting", "description": "Ask for a friendly greeting", "arguments": [_NAME]}]
     },
 }
 METHODS = {

@@ -50,30 +50,20 @@ def reserve(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        reserved = socket.socket(family, socket.SOCK_STREAM)
         try:
-            return _bound(family, address[:2], beside_ended=False)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            return _bound(family, address[:2], beside_ended=True)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Ignore connections of a former process.
+            if family == socket.AF_INET6 and socket.has_dualstack_ipv6():
+                reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+            reserved.bind(address[:2])
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # Nobody else can bind it meanwhile.
+        except OSError:
+            reserved.close()
+            raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         advice = FREE_PORT if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
         raise PortTaken(f"Cannot listen on {host} port {port}: {reason}.{advice}") from error
-
-
-def _bound(family: int, address: tuple[Any, ...], *, beside_ended: bool) -> socket.socket:
-    """Return a bound socket. `beside_ended` ignores closed connections of a former process (SO_REUSEADDR)."""
-    reserved = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, beside_ended)
-        if family == socket.AF_INET6 and socket.has_dualstack_ipv6():
-            reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
-        reserved.bind(address)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # Nobody else binds it before it is listened on.
-    except OSError:
-        reserved.close()
-        raise
     return reserved
 
 
