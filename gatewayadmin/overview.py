@@ -57,7 +57,7 @@ def attention(request: HttpRequest) -> dict[str, Any]:
 def _counts(reader: Any) -> dict[str, int]:
     """Return the non-zero counts by kind, of things `reader` may see, with one query."""
     looks = [_number(kind, _waiting(kind)) for kind in _kinds(reader)] if isinstance(reader, User) else []
-    return {kind: number for kind, number in looks[0].union(*looks[1:], all=True) if number} if looks else {}
+    return {kind: number for kind, number in looks[0].union(*looks[1:], all=True).order_by() if number} if looks else {}
 
 
 def _kinds(reader: User) -> Iterator[str]:
