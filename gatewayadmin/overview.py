@@ -155,7 +155,7 @@ class ServerTraffic:
 
 
 def health(servers: Sequence[Server]) -> list[ServerTraffic]:
-    """The servers with the last 24 hours of each."""
+    """Return the servers with the last 24 hours of each."""
     since = (timezone.now() - timedelta(hours=HOURS - 1)).replace(minute=0, second=0, microsecond=0)
     hours = _hours([server.pk for server in servers], since) if servers else {}
     return [ServerTraffic(server, [hours[server.pk, n] for n in range(HOURS)]) for server in servers]

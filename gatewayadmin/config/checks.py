@@ -80,7 +80,7 @@ def is_local_domain(domain: str) -> bool:
 
 
 def permissions_of(model: type[Model]) -> set[str]:
-    """Every permission `model` declares, as `app.codename`."""
+    """Return every permission `model` declares, as `app.codename`."""
     codenames = {codename for codename, _ in model._meta.permissions}
     native = {get_permission_codename(action, model._meta) for action in model._meta.default_permissions}
     return {f"{model._meta.app_label}.{codename}" for codename in codenames | native}

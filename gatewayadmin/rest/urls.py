@@ -56,7 +56,7 @@ router.register("users", UserResource, "user")
 
 
 def at(route: str, name: str, view: type[Resource], **actions: Any) -> URLPattern:
-    """Serve `actions`, by method, of `view` at a path no router makes: below a gateway, or across rooms."""
+    """Route methods to `actions` of `view`, at a path that the router does not make."""
     return path(route, view.as_view(actions), name=name)
 
 
@@ -111,7 +111,7 @@ _below = [
 @login_not_required
 @own_resource("nothing is here; programs are told so in JSON and never redirected")
 def nothing(request: HttpRequest) -> HttpResponse:
-    """404 for every unknown path of the API."""
+    """Answer 404 to every unknown path of the API."""
     return _problem(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this path.")
 
 
@@ -121,7 +121,7 @@ RETRY_S = 2
 
 
 def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
-    """The 500 of the whole site: JSON for programs, a page for people; 503 where the database is slow, busy or away."""
+    """Answer 500, or 503 if the database is slow, busy or away: JSON below /api/, elsewhere a page."""
     is_program = request.path.startswith("/api/")
     cause = getattr(sys.exception(), "__cause__", None)
     if isinstance(cause, QueryCanceled):
@@ -136,7 +136,7 @@ def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
 
 
 def _busy(*, is_program: bool) -> HttpResponse:
-    """503: no connection of the pool was free in time, or the database does not answer."""
+    """Answer 503: no connection was free in time, or the database does not answer."""
     status = HTTPStatus.SERVICE_UNAVAILABLE
     if is_program:
         response: HttpResponse = _problem(status, "busy", "The database is busy. Try again in a few seconds.")
@@ -147,7 +147,7 @@ def _busy(*, is_program: bool) -> HttpResponse:
 
 
 def refused(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """The 400 of the whole site, for requests that Django does not read: JSON for programs, a page for people."""
+    """Answer 400 to requests that Django cannot read: JSON below /api/, elsewhere a page."""
     if request.path.startswith("/api/"):
         return _problem(HTTPStatus.BAD_REQUEST, "bad_request", "This request cannot be read.")
     return bad_request(request, exception)

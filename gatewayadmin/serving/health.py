@@ -85,12 +85,12 @@ readiness = Readiness()
 
 
 async def livez(request: Request) -> Response:
-    """200 while the process serves requests at all."""
+    """Answer 200 while the process serves requests."""
     return PlainTextResponse("ok\n")
 
 
 async def readyz(request: Request) -> Response:
-    """200 while calls can be decided and logged; otherwise, and while draining, 503 with the reason."""
+    """Answer 200 while calls can be decided and logged; otherwise, and while draining, 503 with the reason."""
     problem = readiness.problem()
     return PlainTextResponse(problem or f"ok\n{_details()}", 503 if problem else 200)
 
@@ -165,7 +165,7 @@ class _OfReplica:
 
 
 async def metrics(request: Request) -> Response:
-    """The counters of all workers, for this machine itself or with GATEWAY_METRICS_TOKEN."""
+    """Answer with the counters of all workers, to this machine itself or with GATEWAY_METRICS_TOKEN."""
     if not (_is_local(request) or _has_token(request)):
         return PlainTextResponse("Only from the loopback address, or with GATEWAY_METRICS_TOKEN as bearer.\n", 403)
     registry = CollectorRegistry()

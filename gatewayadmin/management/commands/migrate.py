@@ -89,7 +89,7 @@ class Command(migrate.Command):
         return True
 
     def _make_the_rest(self) -> None:
-        """The cache's table, the partitions of the coming days, and what serving roles may do with new tables."""
+        """Create the cache table and the partitions of the coming days, and grant serving roles their rights."""
         call_command("createcachetable", verbosity=0)
         make_partitions()
         grants.renew_grants()
