@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import lru_cache, partial
+from functools import partial
 from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import cast
@@ -54,14 +54,14 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Networ
     if address is None:
         return peer
     if not forwarded:
-        return _shown(address)
+        return str(address)
     hops = [hop for value in forwarded for hop in value.split(",")]
     while hops and any(address in network for network in trusted):
         hop = _parsed_address(hops.pop())
         if hop is None:
             break
         address = hop
-    return _shown(address)
+    return str(address)
 
 
 # Headers that proxies add about the client, besides X-Forwarded-*.
@@ -97,10 +97,6 @@ def is_local(peer: str, headers: Iterable[str], trusted: Sequence[Network]) -> b
     return not any(name in _FORWARDING or name.startswith("x-forwarded") for name in headers)
 
 
-_shown = lru_cache(4096)(str)
-
-
-@lru_cache(4096)
 def _parsed_address(hop: str) -> Address | None:
     try:
         address = ip_address(_without_port(hop.strip()))

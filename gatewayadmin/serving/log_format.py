@@ -6,15 +6,12 @@ import re
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-import orjson
-
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 # A path may hold a secret: the link of a password reset, or a token pasted into the wrong place.
 _SECRETS = re.compile(r"(?<=/reset/key/)[^/\s\"]+|(?<=gw[adkorsp]_)[0-9A-Za-z]{9,}")
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "request", "taskName"}
-_BARE = len(vars(logging.makeLogRecord({})))
 
 
 class JsonFormatter(logging.Formatter):
@@ -29,12 +26,10 @@ class JsonFormatter(logging.Formatter):
         }
         if (present := request_id.get()) is not None:
             line["request_id"] = present
-        fields = vars(record)
-        if len(fields) > _BARE:
-            line |= {name: value for name, value in fields.items() if name not in _PLAIN}
+        line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _SECRETS.sub("...", _written(line))
+        return _SECRETS.sub("...", json.dumps(line, default=str, separators=(",", ":")))
 
 
 class OneLine(logging.Filter):
@@ -45,10 +40,3 @@ class OneLine(logging.Filter):
         if record.levelno > logging.WARNING:
             record.levelno, record.levelname = logging.WARNING, "WARNING"
         return True
-
-
-def _written(line: dict[str, object]) -> str:
-    try:
-        return orjson.dumps(line, default=str).decode()
-    except TypeError:  # orjson is fast, and refuses half characters and huge numbers.
-        return json.dumps(line, default=str)
