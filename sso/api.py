@@ -15,8 +15,7 @@ from rest_framework.response import Response
 from accounts.models import Role, Team
 from accounts.rules import BeyondYours
 from capabilities import Capability
-from sso import discovery, flow
-from sso.discovery import ProviderTestResult
+from sso import oidc
 from sso.errors import (
     BadDomain,
     BadPasted,
@@ -31,8 +30,9 @@ from sso.errors import (
     SamlHasNoSecret,
 )
 from sso.models import GroupRule, Mode, Provider
-from sso.saml.requests import consumer_url, entity_id
-from sso.saml.terms import LONGEST_ATTRIBUTE, Certificate, NameIdFormat, Protocol
+from sso.provider_test import ProviderTestResult, test_provider
+from sso.saml.keys import Certificate
+from sso.saml.settings import LONGEST_ATTRIBUTE, NameIdFormat, Protocol, consumer_url, entity_id
 from ui.operations import RequestBody, operation
 from ui.rest import Problem, Reference, Resource
 from wire.oauth_client import MOST_BYTES
@@ -122,10 +122,10 @@ class OrganisationSerializer(serializers.Serializer[Provider]):
         return consumer_url()
 
     def get_redirect_uri(self, provider: Provider) -> str:
-        return flow.callback_url()
+        return oidc.callback_url()
 
     def get_post_logout_redirect_uri(self, provider: Provider) -> str:
-        return flow.signed_out_url()
+        return oidc.signed_out_url()
 
 
 class OrganisationChanges(RequestBody):
@@ -219,4 +219,4 @@ class OrganisationResource(Resource):
         provider = Provider.load()
         with self.unchanged(provider):
             pass  # Checks the version; the provider is asked without a lock.
-        return Response(ProviderTestSerializer(discovery.test_provider(provider, by=self.me)).data)
+        return Response(ProviderTestSerializer(test_provider(provider, by=self.me)).data)

@@ -1,8 +1,8 @@
-"""Errors of the organisation's sign-in: settings that are refused, and people who are not admitted."""
+"""Errors of the organisation's sign-in: settings and answers that are refused, and people who are not admitted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -87,29 +87,98 @@ class NeedsPassword(ProviderError):
     """Without a password here, this account signs in at the organisation only. Choose a password first."""
 
 
-_EMAIL = (
+class ProviderDown(ProviderError):
+    """The identity provider does not answer, or not validly; the message says what is wrong."""
+
+
+# --- People who are not signed in -------------------------------------------------------------------------------------
+
+
+class Advice(NamedTuple):
+    """Advice for a person whose sign-in failed. It reveals nothing about accounts."""
+
+    text: str
+    is_for_administrators: bool = False
+
+
+AGAIN = Advice("It took too long, or was begun in another browser, or was used before. Go back and sign in once more.")
+HERE_FIRST = Advice(
+    "Signing in begins here, and not on the page of your organisation: go back and press the button of the sign-in."
+)
+ASK_THERE = Advice(
+    "Your organisation did not sign you in, or not for this workspace. Ask whoever looks after accounts there."
+)
+SET_UP = Advice(
+    "What your organisation sent is not accepted here: its settings and those of this workspace do not fit. Tell an "
+    "administrator of this workspace; the admin events say what is wrong.",
+    is_for_administrators=True,
+)
+SET_UP_REASONS = (
+    *("malformed", "too_large", "encrypted", "not_decrypted", "weak_encryption", "not_signed", "weak_signature"),
+    *("wrong_signature", "wrapped", "other_issuer", "other_audience", "other_recipient", "not_yet_valid"),
+    *("not_confirmed", "no_name", "not_installed"),
+)
+# By the reason that admin events have.
+RESPONSE_ADVICE = dict.fromkeys(SET_UP_REASONS, SET_UP) | {
+    "not_begun_here": AGAIN,
+    "took_too_long": AGAIN,
+    "used_before": AGAIN,
+    "expired": AGAIN,
+    "provider_changed": AGAIN,
+    "not_asked_for": HERE_FIRST,
+    "refused_there": ASK_THERE,
+}
+_EMAIL = Advice(
     "Your e-mail address cannot be used yet: your organisation does not confirm that it is yours, or somebody here has "
     "it already. If you were invited, open the link in the mail and sign in from there. If you have a password here, "
     "sign in with it and link your account on your profile. Otherwise ask an administrator of this workspace."
 )
 # The last two are identical, so that nobody can find out which addresses have an account.
-ADVICE = {
-    "deactivated": "Your account in this workspace is disabled. Ask an administrator of this workspace to enable it.",
-    "no_role": "Your organisation signed you in, but none of your groups there has a role in this workspace. Ask an "
-    "administrator of this workspace for a role, or whoever looks after accounts there to add you to such a group.",
-    "too_many_groups": "Your organisation sent no list of your groups, because you are in too many. Ask an "
-    "administrator of this workspace to have it send only the groups of this application.",
-    "no_email": "Your organisation sent no e-mail address for you. Ask whoever looks after accounts there to add one.",
+ENTRY_ADVICE = {
+    "deactivated": Advice(
+        "Your account in this workspace is disabled. Ask an administrator of this workspace to enable it."
+    ),
+    "no_role": Advice(
+        "Your organisation signed you in, but none of your groups there has a role in this workspace. Ask an "
+        "administrator of this workspace for a role, or whoever looks after accounts there to add you to such a group."
+    ),
+    "too_many_groups": Advice(
+        "Your organisation sent no list of your groups, because you are in too many. Ask an "
+        "administrator of this workspace to have it send only the groups of this application."
+    ),
+    "no_email": Advice(
+        "Your organisation sent no e-mail address for you. Ask whoever looks after accounts there to add one."
+    ),
     "email_not_verified": _EMAIL,
     "email_taken": _EMAIL,
 }
 
 
-class NoEntry(Exception):
-    """The provider authenticated the person, but they are not admitted; `advice` is shown to them."""
+class SignInFailed(Exception):
+    """The sign-in failed. The message is for events and the log; `advice`, if any, is shown to the person."""
+
+    reason = ""
+
+    def __init__(self, words: str, advice: Advice | None = None) -> None:
+        super().__init__(words)
+        self.advice = advice
+
+
+class ResponseRefused(SignInFailed):
+    """The provider's answer is refused: `reason` is a key of RESPONSE_ADVICE, the message is for administrators.
+
+    Neither contains personal data of the answer.
+    """
+
+    def __init__(self, reason: str, words: str) -> None:
+        super().__init__(words, RESPONSE_ADVICE[reason])
+        self.reason = reason
+
+
+class NoEntry(SignInFailed):
+    """The provider authenticated the person, but they are not admitted."""
 
     def __init__(self, reason: str, person: User | None = None) -> None:
-        super().__init__(reason)
+        super().__init__(reason, ENTRY_ADVICE[reason])
         self.reason = reason
         self.person = person
-        self.advice = ADVICE[reason]

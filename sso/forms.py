@@ -10,7 +10,7 @@ from django import forms
 from accounts.models import Role, Team
 from sso.errors import ProviderError
 from sso.models import LONGEST_GROUP, GroupRule, Mode, Provider
-from sso.saml.terms import LONGEST_ATTRIBUTE, NameIdFormat, Protocol
+from sso.saml.settings import LONGEST_ATTRIBUTE, NameIdFormat, Protocol
 from wire.oauth_client import MOST_BYTES
 
 OIDC_ONLY = ("issuer", "client_id", "secret", "scopes", "signs_out_there")

@@ -6,17 +6,21 @@ The rules are in docs/decisions/0034-sign-in-by-the-organisation.md.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Collection, Sequence
+from datetime import timedelta
 from functools import reduce
 from operator import or_
 from typing import Any, ClassVar, NamedTuple, Self
 
 import orjson
+from django.core.cache import cache
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import models, transaction
 from django.db.models import Q
+from django.utils import timezone
 
 from accounts.models import Role, Team, User
 from accounts.rules import Grantor, LastManager, LastOwner, has_break_glass_owner, must_hold, must_match, one_at_a_time
@@ -36,11 +40,18 @@ from sso.errors import (
     NeedsPassword,
     NoBreakGlass,
     NoEntry,
+    ProviderError,
 )
-from sso.saml.own_key import DecryptionKey
+from sso.saml.keys import DecryptionKey
 from sso.saml.received import ReceivedAssertion
-from sso.saml.setting_up import names_metadata, prepared
-from sso.saml.terms import Protocol, SamlTerms
+from sso.saml.settings import (
+    SAML_TERMS,
+    Protocol,
+    SamlSettings,
+    changes_metadata,
+    fetch_metadata,
+    with_dependent_settings,
+)
 from ui.sealing import cipher
 
 __all__ = [
@@ -56,23 +67,16 @@ __all__ = [
     "RuleRow",
 ]
 
+logger = logging.getLogger(__name__)
+
 MOST_RULES, MOST_DOMAINS, LONGEST_GROUP = 200, 50, 200
 SETS_UP = (Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE)
 # Settings that decide who people of the organisation become, and who has to sign in there. Through these, the owner of
 # the provider, or of a group, could become anybody, so changing them needs every capability.
 TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})
-TERMS |= {
-    "protocol",
-    "metadata_url",
-    "sso_url",
-    "certificates",
-    "name_id_format",
-    "email_attribute",
-    "name_attribute",
-    "signs_requests",
-    "takes_encrypted",
-    "takes_unsolicited",
-}
+TERMS |= {*SAML_TERMS, "certificates"}
+METADATA_AGE = timedelta(hours=1)  # Older metadata are read again when people sign in.
+METADATA_ASKED_AGAIN_S = 30
 _domain = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}").fullmatch
 _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # RFC 6749 section 3.3.
 
@@ -112,7 +116,7 @@ class GroupRule(NamedTuple):
     team: Team | None = None
 
 
-class Provider(SamlTerms, Versioned, models.Model):
+class Provider(SamlSettings, Versioned, models.Model):
     """The identity provider of this workspace, and the settings of the sign-in."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
@@ -175,15 +179,11 @@ class Provider(SamlTerms, Versioned, models.Model):
 
     def _entered(self) -> dict[str, Any]:
         names = ("mode", "name", "issuer", "client_id", "scopes", "groups_claim", "domains", "links_by_email")
-        role = self.default_role.name if self.default_role else None
-        more = {"signs_out_there": self.signs_out_there, "default_role": role, "rules": _told(self.rules)}
-        return {name: getattr(self, name) for name in names} | more | self.saml_terms()
-
-    @property
-    def decryption_key(self) -> str:
-        """The fingerprint of the key for encrypted assertions; empty if there is none."""
-        newest = DecryptionKey.newest() if self.speaks_saml else None
-        return newest.fingerprint if newest else ""
+        return {name: getattr(self, name) for name in (*names, "signs_out_there", *SAML_TERMS)} | {
+            "default_role": self.default_role.name if self.default_role else None,
+            "rules": _told(self.rules),
+            "certificates": [each.fingerprint for each in self.signing],
+        }
 
     @property
     def known_as(self) -> str:
@@ -228,11 +228,10 @@ class Provider(SamlTerms, Versioned, models.Model):
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.
         known = cls.load()
-        if names_metadata(known, fields):
+        if changes_metadata(known, fields):
             must_match(by, Capability)  # Otherwise people without the right to change it could have any URL fetched.
         known_key = known.decryption_key
-        fields, secret = prepared(known, fields, secret)
-        pair = fields.pop("decryption_pair", None)
+        fields, secret, pair = with_dependent_settings(known, fields, secret)
         with transaction.atomic():
             one_at_a_time()
             present: Self = cls.load().lock()
@@ -323,11 +322,12 @@ class Provider(SamlTerms, Versioned, models.Model):
             if not has_break_glass_owner():
                 raise NoBreakGlass(NoBreakGlass.__doc__)
 
-    def take_over(self, said: dict[str, Any], *, by: Grantor | None) -> None:
+    def read_metadata_again(self, *, by: Grantor | None) -> None:
         """Apply the provider's current SAML metadata (certificates, sign-in URL), and record what changed.
 
-        Raises BadSamlMetadata if they are of another provider; only `edit` can change that.
+        Raises BadSamlMetadata, and changes nothing, also if they are of another provider; only `edit` can change that.
         """
+        said = fetch_metadata(self.metadata_url, private=self.private)
         with transaction.atomic():
             row: Self = self.lock()
             if (row.protocol, row.metadata_url) != (Protocol.SAML, self.metadata_url):
@@ -341,6 +341,23 @@ class Provider(SamlTerms, Versioned, models.Model):
             changes = {name: [before[name], after[name]] for name in before if before[name] != after[name]}
             if changes:
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
+
+    def with_metadata_of(self, age: timedelta) -> Self:
+        """Return the provider with metadata at most this old, if they have a URL that can be read.
+
+        If it cannot be read the known metadata are used, so that people can still sign in.
+        """
+        read_at = self.metadata_read_at
+        if not self.metadata_url or (read_at and timezone.now() - read_at < age):
+            return self
+        if not cache.add("organisation-metadata-asked", "asked", METADATA_ASKED_AGAIN_S):
+            return self
+        try:
+            self.read_metadata_again(by=None)
+        except ProviderError as fault:
+            logger.warning("the metadata of the identity provider cannot be read", extra={"error": str(fault)})
+            return self
+        return self.offered() or self
 
     def _replace(self, rules: Sequence[GroupRule]) -> None:
         self.rows.all().delete()

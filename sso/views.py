@@ -1,4 +1,4 @@
-"""Pages to sign in at the organisation, its settings, and linking of one's own account."""
+"""Pages to sign in at the organisation with either protocol, its settings, and linking of one's own account."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from django.conf import settings
 from django.contrib.auth import logout
 from django.contrib.auth.decorators import login_not_required
 from django.core.cache import cache
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
@@ -27,26 +27,26 @@ from accounts.held_forms import send_again
 from accounts.models import User
 from accounts.rules import PeopleError, missing_capabilities
 from accounts.sign_in import ask_again
-from accounts.sign_in_limits import posts_from_one_address, take_back
+from accounts.sign_in_limits import Tries, is_first_this_minute, posts_from_one_address, sender_of, take_back
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
-from sso import discovery, flow
+from sso import oidc, provider_test
 from sso.enforcement import end_sessions, is_signed_in_there, remember
-from sso.errors import NeedsExtra, NoEntry, ProviderError
-from sso.flow import PendingSignIn, SignInFailed
+from sso.errors import RESPONSE_ADVICE, Advice, NeedsExtra, NoEntry, ProviderError, SignInFailed
+from sso.flow import CONFIRM, LINK, LOGIN, PendingSignIn
 from sso.forms import ProviderForm
-from sso.models import Account, Claims, DecryptionKey, Provider
+from sso.models import Account, Claims, Provider
 from sso.saml import flow as saml_flow
-from sso.saml.requests import consumer_url, entity_id
-from sso.saml.terms import is_installed
-from sso.signed_tokens import CLOCKS_DIFFER_S, LOGOUT_LIVES_S, TokenInvalid, UnknownKey, header_of, logout_token
+from sso.saml.settings import consumer_url, entity_id, is_installed
+from sso.signed_tokens import CLOCKS_DIFFER_S, LOGOUT_LIVES_S, TokenInvalid, header_of, logout_token
 from ui.pages import AppRequest, clash_context, leave, own_path, posted, refuse, seen_version, show
 
 logger = logging.getLogger(__name__)
 
 BEGUN_THERE = "organisation, from one address"
+ANSWERED = "organisation answer, from one address"
 OWN_ACCOUNT = "one's own account at the organisation"
 
 
@@ -59,45 +59,128 @@ OWN_ACCOUNT = "one's own account at the organisation"
 @posts_from_one_address(BEGUN_THERE)
 def begin(request: HttpRequest) -> HttpResponse:
     """Start a sign-in from the sign-in page."""
-    return _begin(request, flow.LOGIN, own_path(request.POST.get("next", ""), reverse("overview")))
+    return _begin(request, LOGIN, own_path(request.POST.get("next", ""), reverse("overview")))
 
 
 def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
     provider = Provider.offered()
-    if provider is None and act != flow.LOGIN:
+    if provider is None and act != LOGIN:
         return leave(request, reverse("accounts:profile"), "Signing in at the organisation is switched off here.")
     if provider is None:
         return sign_in_refused(request, HTTPStatus.NOT_FOUND)
     try:
-        leads_there = saml_flow.begin_saml if provider.speaks_saml else flow.begin_oidc
+        leads_there = saml_flow.begin_saml if provider.speaks_saml else oidc.begin_oidc
         return leads_there(request, provider, act=act, onward=onward)
     except ProviderError as fault:
-        logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
-        return sign_in_refused(request, HTTPStatus.BAD_GATEWAY, provider)
+        return _unavailable(request, provider, fault)
 
 
 @never_cache
 @require_GET
 @login_not_required
 def callback(request: HttpRequest) -> HttpResponse:
-    """Handle the provider's redirect."""
+    """Handle the redirect of a provider with OpenID Connect."""
     provider = Provider.offered()
     if provider is None or provider.speaks_saml:
         return sign_in_refused(request, HTTPStatus.NOT_FOUND)
     try:
-        begun = flow.take_pending_sign_in(request)
-        return go_on(request, provider, begun, flow.finish_oidc(request, provider, begun))
+        return _go_on(request, provider, *oidc.finish_oidc(request, provider))
     except SignInFailed as fault:
-        logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
-        return sign_in_refused(request, HTTPStatus.BAD_REQUEST, provider, fault.advice)
+        return _failed(request, provider, fault)
     except ProviderError as fault:
-        logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
-        return sign_in_refused(request, HTTPStatus.BAD_GATEWAY, provider)
+        return _unavailable(request, provider, fault)
 
 
-def go_on(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
+@csrf_exempt
+@never_cache
+@require_POST
+@login_not_required
+@posts_from_one_address(ANSWERED)
+def saml_consumer(request: HttpRequest) -> HttpResponse:
+    """Receive the answer of a provider with SAML, a cross-site POST.
+
+    Neither session nor cookie is read or set; the page that follows does that.
+    """
+    provider = Provider.offered()
+    if provider is None or not provider.speaks_saml:
+        return HttpResponse(status=HTTPStatus.NOT_FOUND)
+    given = request.POST
+    try:
+        ticket = saml_flow.receive(provider, given.get("SAMLResponse", ""), given.get("RelayState", ""))
+    except SignInFailed as fault:
+        _note(request, provider, fault)
+        query = {"refused": fault.reason}
+    else:
+        take_back(request, ANSWERED)
+        query = {"ticket": ticket}
+    response = HttpResponseRedirect(f"{reverse('sso:saml_answered')}?{urlencode(query)}")
+    response.status_code = HTTPStatus.SEE_OTHER
+    response["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@login_not_required
+def saml_answered(request: HttpRequest) -> HttpResponse:
+    """Complete the sign-in with a ticket, in the browser's session, or show why the answer was refused.
+
+    People who did not start here are asked first, so that a link cannot replace their session.
+    """
+    provider, reason = Provider.offered(), request.GET.get("refused", "")
+    if provider is None or not provider.speaks_saml:
+        return sign_in_refused(request, HTTPStatus.NOT_FOUND)
+    if reason in RESPONSE_ADVICE:
+        return sign_in_refused(request, HTTPStatus.BAD_REQUEST, provider, RESPONSE_ADVICE[reason], reason)
+    ticket = request.POST.get("ticket") or request.GET.get("ticket", "")
+    if request.method == "GET" and (who := saml_flow.unasked(provider, ticket)):
+        context = {"provider": provider, "name": who.email or who.name or who.subject, "ticket": ticket}
+        return _without_referrer(request, "sso/sign_in_as.html", context)
+    tries = Tries()
+    tries.count(ANSWERED, sender_of(request))
+    try:
+        begun, who = saml_flow.finish_saml(request, provider, ticket)
+        tries.take_back()
+        return _go_on(request, provider, begun, who)
+    except SignInFailed as fault:
+        if fault.reason:
+            _note(request, provider, fault)
+        return _failed(request, provider, fault)
+
+
+@never_cache
+@require_GET
+@login_not_required
+def saml_metadata(request: HttpRequest) -> HttpResponse:
+    """Serve our metadata to anybody, if SAML is selected."""
+    provider = Provider.load()
+    if not provider.speaks_saml:
+        raise Http404
+    return HttpResponse(saml_flow.own_metadata(provider), content_type="application/samlmetadata+xml")
+
+
+def _note(request: HttpRequest, provider: Provider, fault: SignInFailed) -> None:
+    """Record a refused answer, once a minute for each reason and sender, because anybody may post answers here."""
+    if is_first_this_minute(request, f"saml refused {fault.reason}"):
+        logger.warning("an answer of the identity provider was refused", extra={"error": str(fault)})
+        changes = {"reason": fault.reason, "detail": str(fault)}
+        Event.objects.record(Action.SIGN_IN_REFUSED, provider, by=None, changes=changes)
+
+
+def _failed(request: HttpRequest, provider: Provider, fault: SignInFailed) -> HttpResponse:
+    if not (provider.speaks_saml and fault.reason):
+        logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
+    return sign_in_refused(request, HTTPStatus.BAD_REQUEST, provider, fault.advice, fault.reason)
+
+
+def _unavailable(request: HttpRequest, provider: Provider, fault: ProviderError) -> HttpResponse:
+    logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
+    return sign_in_refused(request, HTTPStatus.BAD_GATEWAY, provider)
+
+
+def _go_on(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
     """Complete what the sign-in was started for. Raises SignInFailed."""
-    act = {flow.LOGIN: _let_in, flow.LINK: _linked, flow.CONFIRM: _confirmed}[begun.act]
+    act = {LOGIN: _let_in, LINK: _linked, CONFIRM: _confirmed}[begun.act]
     return act(request, provider, begun, who)
 
 
@@ -109,7 +192,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
     except NoEntry as refusal:
         changes = {"reason": refusal.reason, "email": who.email, "groups": sorted(who.groups or ())[:20]}
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
-        return sign_in_refused(request, HTTPStatus.FORBIDDEN, provider, refusal.advice)
+        return sign_in_refused(request, HTTPStatus.FORBIDDEN, provider, refusal.advice, refusal.reason)
     if request.user.is_authenticated:
         logout(request)  # Also if it is the same person: the session starts anew.
     request.session.pop(joining.SESSION_KEY, None)
@@ -152,13 +235,18 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
 
 
 def sign_in_refused(
-    request: HttpRequest, status: HTTPStatus, provider: Provider | None = None, advice: str = ""
+    request: HttpRequest,
+    status: HTTPStatus,
+    provider: Provider | None = None,
+    advice: Advice | None = None,
+    reason: str = "",
 ) -> HttpResponse:
     """Show that the person is not signed in, and what to do."""
-    return without_referrer(request, "sso/refused.html", {"provider": provider, "advice": advice}, status)
+    context = {"provider": provider, "advice": advice, "reason": reason}
+    return _without_referrer(request, "sso/refused.html", context, status)
 
 
-def without_referrer(
+def _without_referrer(
     request: HttpRequest, template: str, context: dict[str, Any], status: HTTPStatus = HTTPStatus.OK
 ) -> HttpResponse:
     """Render a page whose URL came from the provider, without sending that URL to other sites."""
@@ -177,7 +265,7 @@ def confirm(request: AppRequest) -> HttpResponse:
         return redirect(f"{reverse('account_reauthenticate')}?{urlencode({'next': onward})}")
     provider = Provider.offered()
     if request.method == "POST" and (provider is None or provider.proves_presence):
-        return _begin(request, flow.CONFIRM, onward)
+        return _begin(request, CONFIRM, onward)
     return show(request, "sso/confirm.html", {"provider": provider, "onward": onward})
 
 
@@ -197,7 +285,7 @@ class SignOut(LogoutView):  # type: ignore[misc]
         if leads is None or request.POST.get("next"):
             return response
         try:
-            return flow.sign_out_there(request, leads) or response
+            return oidc.sign_out_there(request, leads) or response
         except ProviderError as fault:
             logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
             return response
@@ -216,14 +304,10 @@ def backchannel_logout(request: HttpRequest) -> HttpResponse:
     provider = Provider.offered()
     if provider is None or provider.speaks_saml:
         return _not_a_logout("Nobody signs in at an organisation here.")
-    expected = {"issuer": provider.issuer, "client_id": provider.client_id}
     token = request.POST.get("logout_token", "")
     try:
         header_of(token)  # Check the format first, so that garbage does not make us fetch keys.
-        try:
-            claims = logout_token(token, discovery.keys(provider), **expected)
-        except UnknownKey:
-            claims = logout_token(token, discovery.keys(provider, anew=True), **expected)
+        claims = oidc.verified(provider, logout_token, token)
     except TokenInvalid as fault:
         return _not_a_logout(str(fault))
     except ProviderError as fault:
@@ -272,7 +356,7 @@ def settings_page(request: AppRequest) -> HttpResponse:
 def test_provider(request: AppRequest) -> HttpResponse:
     """Test the provider, and show what is wrong."""
     provider = Provider.load()
-    outcome = discovery.test_provider(provider, by=request.user)
+    outcome = provider_test.test_provider(provider, by=request.user)
     context = _context(request, provider, ProviderForm(None, provider=provider)) | {"outcome": outcome}
     return show(request, "sso/settings.html", context)
 
@@ -283,12 +367,11 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
         "lacking": ", ".join(missing_capabilities(request.user, Capability)),
         "provider": provider,
         "version": provider.version,
-        "callback_url": flow.callback_url(),
-        "signed_out_url": flow.signed_out_url(),
+        "callback_url": oidc.callback_url(),
+        "signed_out_url": oidc.signed_out_url(),
         "logout_url": f"{settings.PUBLIC_URL}{reverse('sso:backchannel_logout')}",
         "entity_id": entity_id(),
         "consumer_url": consumer_url(),
-        "decryption_fingerprint": newest.fingerprint if (newest := DecryptionKey.newest()) else "",
         "saml_needs": "" if is_installed() else NeedsExtra.__doc__,
     }
 
@@ -301,7 +384,7 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
 @ask_again
 def link(request: AppRequest) -> HttpResponse:
     """Start a sign-in at the organisation to link one's account."""
-    return _begin(request, flow.LINK, reverse("accounts:profile"))
+    return _begin(request, LINK, reverse("accounts:profile"))
 
 
 @require_POST

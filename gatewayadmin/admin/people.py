@@ -19,8 +19,8 @@ from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.admin.base import FINAL, REFUSALS, CapabilityAction, CapabilityAdmin, all_of, any_of, site, words
 from scim.models import ProvisioningKey
-from sso.discovery import test_provider
 from sso.models import SETS_UP, Account, Provider
+from sso.provider_test import test_provider
 
 PEOPLE = any_of(Capability.PEOPLE_MANAGE)
 DIRECTORIES = any_of(Capability.PROVISIONING_MANAGE)

@@ -1,4 +1,4 @@
-"""Sign-in at the organisation with SAML: the request, the answer, and the return to the session.
+"""Sign-in at the organisation with SAML: the request (HTTP-Redirect binding), the answer, and our own metadata.
 
 The provider's page posts the answer as a cross-site form, so the session cookie (SameSite=Lax) is missing, and no
 cookie is set in return, as it would replace the session. Instead the claims are stored under a ticket, and the browser
@@ -7,19 +7,22 @@ is forwarded to a page of ours, now with its cookie. There the answered request 
 
 from __future__ import annotations
 
-import logging
+import base64
 import secrets
 import time
+import zlib
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
+from django.utils.html import escape
 
-from sso.errors import ProviderError
+from sso.errors import ProviderError, ResponseRefused
 from sso.flow import (
     CONFIRM,
-    LIVES_S,
     LOGIN,
     PendingSignIn,
     email_of,
@@ -27,27 +30,35 @@ from sso.flow import (
     is_true,
     leads_on,
     line_of,
-    store_pending_sign_in,
-    taken,
+    start_sign_in,
+    take_pending_sign_in,
 )
-from sso.models import Claims, DecryptionKey, Provider, ReceivedAssertion
-from sso.saml.refusals import ResponseRefused
-from sso.saml.requests import NAME_ID_FORMATS, consumer_url, entity_id, sign_in_url
-from sso.saml.rereading import READ_AGAIN, UNKNOWN_SIGNATURE, not_older
-from sso.saml.terms import NameIdFormat, is_installed, must_be_installed
+from sso.models import METADATA_AGE, Claims, DecryptionKey, Provider, ReceivedAssertion
+from sso.saml.keys import ALGORITHM, sign_request
+from sso.saml.settings import NAME_ID_FORMATS, NameIdFormat, consumer_url, entity_id, is_installed, must_be_installed
 from ui.pages import own_path
 from wire.cipher import Undecryptable
 
-logger = logging.getLogger(__name__)
-
+POST = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-POST"
+# The strongest supported ciphers (responses.CIPHERS); for key wrapping, the most widely supported first.
+ENCRYPTED_WITH = (
+    "http://www.w3.org/2009/xmlenc11#aes256-gcm",
+    "http://www.w3.org/2009/xmlenc11#aes128-gcm",
+    "http://www.w3.org/2001/04/xmlenc#rsa-oaep-mgf1p",
+    "http://www.w3.org/2009/xmlenc11#rsa-oaep",
+)
+UNKNOWN_SIGNATURE = timedelta(minutes=1)  # Metadata at most this old are not read again for an unknown signature.
 VERIFIED = "email_verified"  # An attribute named like the OpenID Connect claim; SAML has no standard one.
 TOO_MANY = "http://schemas.microsoft.com/claims/groups.link"  # Microsoft Entra, for people in more than 150 groups.
+
+
+# --- What we send -----------------------------------------------------------------------------------------------------
 
 
 def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
     """Start a sign-in and return a page that forwards to the provider. Raises ProviderError."""
     must_be_installed()
-    provider = not_older(provider, READ_AGAIN)
+    provider = provider.with_metadata_of(METADATA_AGE)
     request_id = f"_{secrets.token_hex(20)}"
     try:
         url = sign_in_url(provider, request_id, anew=act == CONFIRM)
@@ -55,8 +66,64 @@ def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: st
         raise ProviderError("No configured encryption key opens the key that requests are signed with.") from None
     except (TypeError, ValueError):
         raise ProviderError("There is no usable key that requests are signed with. Save the settings anew.") from None
-    store_pending_sign_in(request, request_id, PendingSignIn(act, onward, "", "", provider.known_as, time.time()))
+    start_sign_in(request, provider, request_id, act=act, onward=onward)
     return leads_on(request, provider, url)
+
+
+def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
+    """Return the URL at the provider that signs somebody in and answers this request.
+
+    `anew` requires a credential, even if a session is open there. Raises wire.cipher.Undecryptable.
+    """
+    wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
+    request = (
+        '<samlp:AuthnRequest xmlns:samlp="urn:oasis:names:tc:SAML:2.0:protocol"'
+        ' xmlns:saml="urn:oasis:names:tc:SAML:2.0:assertion"'
+        f' ID="{request_id}" Version="2.0" IssueInstant="{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"'
+        f' Destination="{escape(provider.sso_url)}" ProtocolBinding="{POST}"'
+        f' AssertionConsumerServiceURL="{escape(consumer_url())}"{" ForceAuthn='true'" if anew else ""}>'
+        f"<saml:Issuer>{escape(entity_id())}</saml:Issuer>"
+        f'<samlp:NameIDPolicy AllowCreate="true"{f" Format='{wanted}'" if wanted else ""}/>'
+        "</samlp:AuthnRequest>"
+    )
+    packed = zlib.compress(request.encode(), wbits=-zlib.MAX_WBITS)
+    query = urlencode({"SAMLRequest": base64.b64encode(packed).decode()})
+    if provider.signs_requests:
+        query += "&" + urlencode({"SigAlg": ALGORITHM})
+        query += "&" + urlencode({"Signature": sign_request(provider.secret, query)})
+    return f"{provider.sso_url}{'&' if '?' in provider.sso_url else '?'}{query}"
+
+
+def own_metadata(provider: Provider) -> str:
+    """Return our metadata, which the provider needs."""
+    signing = encryption = wanted = ""
+    if provider.own_certificate:
+        signing = _key("signing", provider.own_certificate)
+    if provider.takes_encrypted and (newest := DecryptionKey.newest()):
+        methods = "".join(f'<md:EncryptionMethod Algorithm="{each}"/>' for each in ENCRYPTED_WITH)
+        encryption = _key("encryption", newest.certificate, methods)
+    if provider.name_id_format in NAME_ID_FORMATS:
+        wanted = f"<md:NameIDFormat>{NAME_ID_FORMATS[NameIdFormat(provider.name_id_format)]}</md:NameIDFormat>"
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f'<md:EntityDescriptor xmlns:md="urn:oasis:names:tc:SAML:2.0:metadata" entityID="{escape(entity_id())}">'
+        f'<md:SPSSODescriptor AuthnRequestsSigned="{str(bool(signing)).lower()}" WantAssertionsSigned="true"'
+        ' protocolSupportEnumeration="urn:oasis:names:tc:SAML:2.0:protocol">'
+        f"{signing}{encryption}{wanted}"
+        f'<md:AssertionConsumerService Binding="{POST}" Location="{escape(consumer_url())}" index="0"'
+        ' isDefault="true"/>'
+        "</md:SPSSODescriptor></md:EntityDescriptor>\n"
+    )
+
+
+def _key(use: str, certificate: str, methods: str = "") -> str:
+    return (
+        f'<md:KeyDescriptor use="{use}"><ds:KeyInfo xmlns:ds="http://www.w3.org/2000/09/xmldsig#"><ds:X509Data>'
+        f"<ds:X509Certificate>{certificate}</ds:X509Certificate></ds:X509Data></ds:KeyInfo>{methods}</md:KeyDescriptor>"
+    )
+
+
+# --- What the provider answers ----------------------------------------------------------------------------------------
 
 
 def receive(provider: Provider, encoded: str, relay_state: str) -> str:
@@ -66,10 +133,13 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
     said, provider = _read(provider, encoded)
     if not said.in_response_to and not provider.takes_unsolicited:
         raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken.")
-    what = _claims(provider, said)._asdict()
-    what |= {"groups": None if what["groups"] is None else sorted(what["groups"])}
-    kept: dict[str, Any] = {"answers": said.in_response_to, "onward": relay_state[:2000], "claims": what}
-    kept["terms"] = provider.terms_digest
+    who = _claims(provider, said)
+    kept = {
+        "answers": said.in_response_to,
+        "onward": relay_state[:2000],
+        "claims": who._asdict() | {"groups": None if who.groups is None else sorted(who.groups)},
+        "terms": provider.terms_digest,
+    }
     ticket = ReceivedAssertion.keep(provider.issuer, said.assertion_id, kept)
     if not ticket:
         raise ResponseRefused("used_before", "The assertion was brought before.")
@@ -83,22 +153,22 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
     """
     from sso.saml.responses import Expected, verify_response  # noqa: PLC0415  (the optional packages)
 
-    def expected(by: Provider) -> Expected:
+    def verify(by: Provider) -> Any:
         keys = DecryptionKey.opening if by.takes_encrypted else None
-        return Expected(by.issuer, entity_id(), consumer_url(), by.certificates.split(), keys)
+        return verify_response(encoded, Expected(by.issuer, entity_id(), consumer_url(), by.certificates.split(), keys))
 
+    said = refusal = None
     try:
-        said = verify_response(encoded, expected(provider))
+        said = verify(provider)
     except ResponseRefused as fault:
         if fault.reason != "wrong_signature":
             raise
-        fresh = not_older(provider, UNKNOWN_SIGNATURE)
-        if fresh.certificates == provider.certificates:
-            raise
-        return verify_response(encoded, expected(fresh)), fresh
-    fresh = not_older(provider, READ_AGAIN)
+        refusal = fault
+    fresh = provider.with_metadata_of(UNKNOWN_SIGNATURE if refusal else METADATA_AGE)
     if fresh.certificates != provider.certificates:
-        said = verify_response(encoded, expected(fresh))
+        return verify(fresh), fresh
+    if refusal is not None:
+        raise refusal
     return said, fresh
 
 
@@ -120,17 +190,13 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
         raise ResponseRefused("used_before", "The answer was used before, or not within a quarter of an hour.")
     who = _claims_of(kept)
     if kept["answers"]:
-        begun = taken(request, kept["answers"])
-        if begun is None:
-            raise ResponseRefused("not_begun_here", "It was not begun in this browser, or was used before.")
-        if time.time() - begun.at > LIVES_S:
-            raise ResponseRefused("took_too_long", "It took longer than ten minutes.")
+        begun = take_pending_sign_in(request, kept["answers"])
     elif provider.takes_unsolicited and request.method == "POST":  # A link must not be able to replace a session.
         onward = own_path(kept["onward"], reverse("overview"))
         begun = PendingSignIn(LOGIN, onward, "", "", provider.known_as, time.time(), is_unasked=True)
     else:
         raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken any more.")
-    if not begun.issuer == who.issuer == provider.known_as or kept.get("terms") != provider.terms_digest:
+    if not begun.issuer == who.issuer == provider.known_as or kept["terms"] != provider.terms_digest:
         raise ResponseRefused("provider_changed", "The provider was changed meanwhile.")
     # Providers also report the time of sign-in if they only continued an open session. So it only counts as a
     # confirmation if one was requested.
@@ -143,20 +209,20 @@ def _claims(provider: Provider, said: Any) -> Claims:
     if wanted and said.name_format != wanted:
         raise ResponseRefused("no_name", f"The name of the person (NameID) is not of the format {wanted}.")
     attributes: Mapping[str, list[str]] = said.attributes
+
+    def first(name: str) -> str:
+        return next(iter(attributes.get(name, [])), "")
+
     is_address = said.name_format == NAME_ID_FORMATS[NameIdFormat.EMAIL]
     groups = attributes.get(provider.groups_claim)
     return Claims(
         issuer=provider.known_as,
         subject=said.name,
-        email=email_of(_first(attributes, provider.email_attribute) or (said.name if is_address else "")),
-        email_verified=is_true(_first(attributes, VERIFIED)),
-        name=line_of(_first(attributes, provider.name_attribute)),
+        email=email_of(first(provider.email_attribute) or (said.name if is_address else "")),
+        email_verified=is_true(first(VERIFIED)),
+        name=line_of(first(provider.name_attribute)),
         groups=None if groups is None and TOO_MANY in attributes else groups_of(groups or []),
         says_groups=groups is not None,
         session=said.session,
         authenticated_at=said.authenticated_at,
     )
-
-
-def _first(attributes: Mapping[str, list[str]], name: str) -> str:
-    return next(iter(attributes.get(name, [])), "")

@@ -26,9 +26,9 @@ from servers.upstream_guard import guard_for_strangers, upstream_guard
 from sinks import archive
 from sinks.models import Sink
 from sinks.sending import send_test_line
-from sso import discovery as sso_discovery
-from sso.discovery import ProviderDown
+from sso.errors import ProviderDown
 from sso.models import Provider
+from sso.oidc import fetch_provider_json
 from tests import make, upstreams
 from tests.asgi_server import App, Receive, Scope, Send, answer, read
 from tests.authority import certificate
@@ -115,7 +115,7 @@ def ask_for(what: str, settings: Settings) -> Any:  # noqa: PLR0911  (a table)
         case "issuer":
             return Http(private=False, entered=()).get(f"https://{PUBLIC}/").document
         case "provider":
-            return sso_discovery.read_provider_metadata(provider())
+            return fetch_provider_json(provider(), f"https://{PUBLIC}/.well-known/openid-configuration")
         case "document":
             return client_documents.fetch_client_document(f"https://{PUBLIC}/client.json")
         case "registry":

@@ -22,9 +22,9 @@ from accounts.models import Role, User
 from capabilities.catalogue import MEMBER
 from gatewayadmin.config.key_uses import key_uses
 from servers.resealing import reseal_servers
-from sso.flow import callback_url
 from sso.models import Provider
-from sso.saml.requests import consumer_url, entity_id
+from sso.oidc import callback_url
+from sso.saml.settings import consumer_url, entity_id
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, read
 from tests.asgi_server import running as serving

@@ -25,7 +25,7 @@ from signxml.algorithms import DigestAlgorithm, SignatureConstructionMethod, Sig
 from signxml.signer import XMLSigner
 
 from accounts.models import User
-from sso.saml.requests import consumer_url, entity_id
+from sso.saml.settings import consumer_url, entity_id
 from tests.clients.apps import node
 from tests.clients.fixtures import Npm, listening
 from tests.clients.issuers import Page

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from accounts.models import Role, User, WorkspaceSettings
-from sso import flow
-from sso.models import Provider
+from sso import oidc
+from sso.flow import PendingSignIn
+from sso.models import Claims, Provider
 from tests.accounts.again import onward, sent_again
 from tests.issuers import destination, query
 from tests.sso.conftest import BACK, Organisation, SignIn, Visit, signed_in_long_ago
@@ -78,9 +79,14 @@ def test_who_has_just_signed_in_is_not_asked_where_the_provider_says_that_it_ask
     """An open session at the provider leads straight back: that is no confirmation."""
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
     organisation.knows("mia")
-    finish = flow.finish_oidc
+    finish = oidc.finish_oidc
     when = time.time() if says_when else None
-    monkeypatch.setattr(flow, "finish_oidc", lambda *given: finish(*given)._replace(authenticated_at=when))
+
+    def finished(*given: Any) -> tuple[PendingSignIn, Claims]:
+        begun, who = finish(*given)
+        return begun, who._replace(authenticated_at=when)
+
+    monkeypatch.setattr(oidc, "finish_oidc", finished)
 
     answer = rename(sign_in("mia"))["Location"]
 

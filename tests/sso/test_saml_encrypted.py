@@ -18,8 +18,8 @@ from capabilities import Capability
 from gatewayadmin.config.key_uses import key_uses
 from servers.resealing import reseal_servers
 from sso.models import Account, DecryptionKey, Provider
-from sso.saml import own_key
-from sso.saml.decryption import FAILED
+from sso.saml.keys import make_key
+from sso.saml.responses import FAILED
 from tests import make
 from tests.accounts.again import confirmed
 from tests.oauth.apps import browser
@@ -40,7 +40,7 @@ METADATA = "/accounts/organisation/saml/metadata/"
 @pytest.fixture(scope="module")
 def pair() -> tuple[str, str]:
     """A key as `Provider.edit` makes it: to make one takes longer than what most tests do with it."""
-    return own_key.make()
+    return make_key()
 
 
 @pytest.fixture

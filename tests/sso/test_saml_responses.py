@@ -12,8 +12,8 @@ from lxml import etree
 
 from accounts.models import User
 from auditlog.models import Event
+from sso.errors import RESPONSE_ADVICE
 from sso.models import Account, Provider
-from sso.saml.refusals import ADVICE
 from sso.saml.responses import LONGEST
 from tests.sso.saml_provider import (
     ACS,
@@ -101,7 +101,7 @@ def test_an_answer_that_is_signed_but_not_for_us_or_not_for_now_is_refused(
 
     assert (visit.response.status_code, visit.person) == (400, None)
     assert reason() == named
-    assert ADVICE[named].text.split(":")[0] in visit.words
+    assert RESPONSE_ADVICE[named].text.split(":")[0] in visit.words
     assert not Account.objects.exists()
 
 

@@ -20,10 +20,10 @@ from accounts import sign_in_limits
 from auditlog.models import Event
 from capabilities import Capability
 from gatewayadmin.serving import housekeeping
-from sso import discovery
 from sso.errors import BadSamlMetadata, Incomplete, ProviderError
 from sso.models import Provider, ReceivedAssertion
-from sso.saml.requests import consumer_url, entity_id
+from sso.provider_test import test_provider as try_provider
+from sso.saml.settings import consumer_url, entity_id
 from tests import make
 from tests.accounts.again import confirmed
 from tests.asgi_server import Receive, Scope, Send, answer
@@ -194,14 +194,14 @@ def test_without_the_packages_page_and_rest_say_what_installs_them(
 ) -> None:
     words = "pip install &#x27;gateway-admin[saml]&#x27;"
     fields = Answer(saml.issuer, Pair.make()).fields()
-    monkeypatch.setattr("sso.saml.terms.find_spec", lambda name: None)
-    for name in ("lxml", "signxml", "sso.saml.documents", "sso.saml.metadata", "sso.saml.responses"):
+    monkeypatch.setattr("sso.saml.settings.find_spec", lambda name: None)
+    for name in ("lxml", "signxml", "sso.saml.documents", "sso.saml.responses"):
         monkeypatch.setitem(sys.modules, name, None)
 
     assert words in boss.get(PAGE).content.decode()
     assert Client().post("/accounts/organisation/").status_code == 502
     assert "refused=not_installed" in Client().post(ACS, fields)["Location"]
-    assert "gateway-admin[saml]" in discovery.test_provider(saml, by=None).detail
+    assert "gateway-admin[saml]" in try_provider(saml, by=None).detail
     assert boss.post(PAGE, FORM | {"mode": "off"}).status_code == 302  # Switching it off works all the same.
     Provider.edit(by=None, protocol="oidc")
     assert words in boss.post(PAGE, FORM).content.decode()
@@ -301,9 +301,7 @@ def test_metadata_past_their_end_are_said_to_be_on_the_page_and_by_test(boss: Cl
     Provider.objects.update(metadata_end_at="2026-01-01T00:00:00Z")
 
     assert "which has passed: bring in new ones" in boss.get(PAGE).content.decode()
-    assert (
-        "The metadata were valid until 2026-01-01 00:00 UTC" in discovery.test_provider(Provider.load(), by=None).detail
-    )
+    assert "The metadata were valid until 2026-01-01 00:00 UTC" in try_provider(Provider.load(), by=None).detail
 
 
 def test_the_key_moves_to_the_newest_encryption_key_and_is_counted(pasted: Provider, settings: Settings) -> None:
@@ -356,7 +354,7 @@ def test_a_certificate_past_its_end_is_accepted_while_the_metadata_name_it_and_t
     old = Pair.make("old", until=timedelta(days=-1))
     provider = Provider.edit(by=None, metadata_xml=metadata_of(ENTITY, SSO, old), domains=["example.com"])
 
-    assert "1 of them past its end" in discovery.test_provider(provider, by=None).detail
+    assert "1 of them past its end" in try_provider(provider, by=None).detail
     client = Client()
 
     assert brings(client, Answer(ENTITY, old, query_id(asks(client))).fields()).person is not None
@@ -377,7 +375,7 @@ def test_metadata_of_another_provider_at_the_address_change_nothing_by_themselve
 
     assert Provider.load().issuer == "https://ours.example.com"
     with pytest.raises(ProviderError, match="another provider"):
-        Provider.load().take_over({"issuer": "https://other.example.com"}, by=None)
+        Provider.load().read_metadata_again(by=None)
 
 
 def test_djangos_admin_shows_it_and_changes_it_by_the_same_verb(pasted: Provider) -> None:

@@ -17,9 +17,10 @@ from accounts.sign_in_limits import MOST
 from auditlog.models import Event
 from capabilities import Capability
 from servers.oauth_client.discovery import Http, NoAnswer
-from sso import discovery
-from sso.discovery import fetch_provider_json
+from sso import oidc
 from sso.models import Provider
+from sso.oidc import fetch_provider_json
+from sso.provider_test import test_provider as try_provider
 from tests import make
 from tests.accounts.test_second_factor import code_of
 from tests.clients.issuers import NoWayBack, Page
@@ -238,13 +239,13 @@ def test_a_provider_without_a_usable_place_to_sign_out_is_not_led_to(
     organisation.knows("mia")
     visit = sign_in("mia")
     document = fetch_provider_json(provider, f"{provider.issuer}/.well-known/openid-configuration")
-    discovery.forget_metadata(provider)
-    monkeypatch.setattr(discovery, "fetch_provider_json", lambda *_: document | {"end_session_endpoint": place})
+    oidc.forget_metadata(provider)
+    monkeypatch.setattr(oidc, "_keys", lambda *_: [{}])
+    monkeypatch.setattr(oidc, "fetch_provider_json", lambda *_: document | {"end_session_endpoint": place})
 
     assert visit.client.post("/accounts/logout/")["Location"] == "/accounts/login/"
     assert visit.person is None
-    monkeypatch.setattr(discovery, "_keys", lambda *_: [{}])
-    assert "no place to sign out there" in discovery.test_provider(Provider.load(), by=None).detail
+    assert "no place to sign out there" in try_provider(Provider.load(), by=None).detail
 
 
 def test_signing_out_works_while_the_provider_is_down(
@@ -253,7 +254,7 @@ def test_signing_out_works_while_the_provider_is_down(
     Provider.edit(by=None, signs_out_there=True)
     organisation.knows("mia")
     visit = sign_in("mia")
-    discovery.forget_metadata(provider)
+    oidc.forget_metadata(provider)
 
     def down(*_: object) -> NoReturn:
         raise NoAnswer("cannot be reached")
@@ -307,7 +308,7 @@ def test_a_provider_that_is_down_is_asked_once_in_a_while_whoever_sends_tokens(
         assert Client().post("/accounts/organisation/").status_code == 502
 
     assert len(asked) == 1
-    discovery.forget_metadata(provider)
+    oidc.forget_metadata(provider)
     assert Client().post(LOGOUT, {"logout_token": token}).status_code == 503
     assert len(asked) == 2
 

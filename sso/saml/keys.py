@@ -1,11 +1,12 @@
-"""Our own keys: the key that signs our requests, and those for encrypted assertions, with their certificates."""
+"""Our SAML keys and certificates: one signs requests, others decrypt assertions. Our metadata have the certificates."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -19,16 +20,16 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from django.db import models
 
-from sso.saml.terms import certificate_fingerprint
 from ui.sealing import cipher
 from wire.cipher import Undecryptable
 
 BITS = 3072
 LIVES = timedelta(days=3650)
+KEPT_KEYS = 2  # The newest is in our metadata; the previous one still decrypts.
 ALGORITHM = "http://www.w3.org/2001/04/xmldsig-more#rsa-sha256"
 
 
-def make() -> tuple[str, str]:
+def make_key() -> tuple[str, str]:
     """Create a private key (PEM) and its certificate (base64 of DER)."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=BITS)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Gateway Admin")])
@@ -47,8 +48,8 @@ def make() -> tuple[str, str]:
     return pem, base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
 
 
-def load(pem: str) -> rsa.RSAPrivateKey:
-    """Load a key created by `make`. Raises ValueError or TypeError if it is invalid."""
+def load_key(pem: str) -> rsa.RSAPrivateKey:
+    """Load a key created by `make_key`. Raises ValueError or TypeError if it is invalid."""
     key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # Created here.
     if not isinstance(key, rsa.RSAPrivateKey):
         raise TypeError("Requests are signed, and answers opened, with RSA keys.")
@@ -57,13 +58,28 @@ def load(pem: str) -> rsa.RSAPrivateKey:
 
 def sign_request(pem: str, what: str) -> str:
     """Return the signature (base64) of `what`, with ALGORITHM."""
-    key = load(pem)
+    key = load_key(pem)
     return base64.b64encode(key.sign(what.encode(), padding.PKCS1v15(), hashes.SHA256())).decode()
 
 
-# Keys for encrypted assertions: the newest is in our metadata, the previous one still decrypts.
+class Certificate(NamedTuple):
+    """A signing certificate of the provider."""
 
-KEPT = 2
+    fingerprint: str
+    subject: str
+    until: datetime
+
+
+def certificate_fingerprint(der: bytes) -> str:
+    """Return the SHA-256 fingerprint, as browsers and openssl print it."""
+    return hashlib.sha256(der).digest().hex(":").upper()
+
+
+def certificate_properties(certificate: x509.Certificate, der: bytes) -> Certificate:
+    """Return the displayed properties of a certificate."""
+    return Certificate(
+        certificate_fingerprint(der), certificate.subject.rfc4514_string(), certificate.not_valid_after_utc
+    )
 
 
 class DecryptionKey(models.Model):
@@ -97,7 +113,7 @@ class DecryptionKey(models.Model):
     def add(cls, pem: str, certificate: str) -> None:
         """Add a key to our metadata; the previous one still decrypts, older ones are deleted."""
         cls.objects.create(certificate=certificate, sealed=cipher().seal(pem), key_id=cipher().key_id)
-        cls.objects.exclude(pk__in=cls.objects.values_list("pk")[:KEPT]).delete()
+        cls.objects.exclude(pk__in=cls.objects.values_list("pk")[:KEPT_KEYS]).delete()
 
     @classmethod
     def opening(cls) -> Sequence[rsa.RSAPrivateKey]:
@@ -107,6 +123,6 @@ class DecryptionKey(models.Model):
     def private_key(self) -> rsa.RSAPrivateKey | None:
         """Return the private key, or None if no configured encryption key decrypts it."""
         try:
-            return load(cipher().open(bytes(self.sealed)))
+            return load_key(cipher().open(bytes(self.sealed)))
         except (Undecryptable, ValueError, TypeError):
             return None

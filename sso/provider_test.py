@@ -1,0 +1,69 @@
+"""The *Test* of the identity provider."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from django.utils import timezone
+
+from accounts.rules import Grantor
+from auditlog.actions import Action
+from auditlog.models import Event
+from sso.errors import BadSamlMetadata, ProviderError
+from sso.models import Provider
+from sso.oidc import forget_metadata, read_provider_metadata
+from sso.saml.settings import must_be_installed
+
+
+class ProviderTestResult(NamedTuple):
+    """The result of a test of the provider, with an explanation."""
+
+    works: bool
+    detail: str
+
+
+def test_provider(provider: Provider, *, by: Grantor | None) -> ProviderTestResult:
+    """Test the provider, explain what is wrong or missing, and record the test."""
+    try:
+        outcome = ProviderTestResult(True, _saml_found(provider, by) if provider.speaks_saml else _oidc_found(provider))
+    except ProviderError as fault:
+        outcome = ProviderTestResult(False, str(fault))
+    told = {"works": outcome.works} | ({} if outcome.works else {"detail": outcome.detail})
+    Event.objects.record(Action.ORGANISATION_TESTED, provider, by=by, changes=told)
+    return outcome
+
+
+def _oidc_found(provider: Provider) -> str:
+    """Read metadata and keys, and describe them. Raises ProviderDown."""
+    said = read_provider_metadata(provider)
+    forget_metadata(provider)
+    needs = "" if provider.has_secret else " It has to take clients without a secret."
+    tells = not provider.signs_out_there or said.end_session_endpoint
+    out = "" if tells else " It publishes no place to sign out there (end_session_endpoint)."
+    return (
+        f"{said.issuer} describes itself, asks people at {said.authorization_endpoint} and publishes "
+        f"{_count(said.keys, 'key')}.{needs}{out} Whether it knows the client shows when somebody signs in."
+    )
+
+
+def _saml_found(provider: Provider, by: Grantor | None) -> str:
+    """Describe the provider's metadata, re-read if they have a URL. Raises ProviderError."""
+    must_be_installed()
+    if not provider.certificates:
+        raise BadSamlMetadata("No metadata of the provider are known yet.")
+    if provider.metadata_url:
+        provider.read_metadata_again(by=by)
+        provider = Provider.load()
+    ended = sum(each.until < timezone.now() for each in provider.signing)
+    past = f" {ended} of them past its end, which is accepted while the metadata name it." if ended else ""
+    if provider.metadata_ended:
+        past += f" The metadata were valid until {provider.metadata_end_at:%Y-%m-%d %H:%M} UTC: bring in new ones."
+    source = f"{provider.metadata_url} was read." if provider.metadata_url else "The metadata were pasted here."
+    return (
+        f"{provider.issuer} asks people at {provider.sso_url} and signs with {_count(provider.signing, 'certificate')}."
+        f"{past} {source} Whether it knows this workspace shows when somebody signs in."
+    )
+
+
+def _count(found: list[Any], noun: str) -> str:
+    return f"1 {noun}" if len(found) == 1 else f"{len(found)} {noun}s"
