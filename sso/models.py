@@ -70,7 +70,14 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MOST_RULES, MOST_DOMAINS, LONGEST_GROUP = 200, 50, 200
-SETS_UP = (Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE)
+# Settings that people enter, in the order of the page, apart from the role, the rules and the secrets.
+OIDC_SETTINGS = ("issuer", "client_id", "scopes", "signs_out_there")
+SAML_SETTINGS = (
+    *("metadata_url", "name_id_format", "email_attribute", "name_attribute"),
+    *("signs_requests", "takes_encrypted", "takes_unsolicited"),
+)
+SETTINGS = ("name", "protocol", *OIDC_SETTINGS, *SAML_SETTINGS, "mode", "domains", "links_by_email", "groups_claim")
+SETS_UP = frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE})
 # Settings that decide who people of the organisation become, and who has to sign in there. Through these, the owner of
 # the provider, or of a group, could become anybody, so changing them needs every capability.
 TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})
@@ -120,21 +127,60 @@ class Provider(SamlSettings, Versioned, models.Model):
     """The identity provider of this workspace, and the settings of the sign-in."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
-    mode = models.CharField(max_length=10, choices=Mode, default=Mode.OFF)
-    name = models.CharField(max_length=60, blank=True)
-    issuer = models.CharField(max_length=500, blank=True)
+    mode = models.CharField("sign-in there", max_length=10, choices=Mode, default=Mode.OFF)
+    name = models.CharField(max_length=60, blank=True, help_text="Name on the sign-in button.")
+    issuer = models.CharField(
+        max_length=500,
+        blank=True,
+        help_text="As the provider calls itself. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
+    )
     # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
     private = models.BooleanField(default=False, editable=False)
-    client_id = models.CharField(max_length=255, blank=True)
+    client_id = models.CharField(
+        "client ID", max_length=255, blank=True, help_text="Client ID of this workspace at the provider."
+    )
     secret_ciphertext = models.BinaryField(null=True)
     key_id = models.CharField(max_length=8, blank=True)
-    scopes = models.CharField(max_length=300, default="openid profile email")
-    groups_claim = models.CharField(max_length=100, default="groups")
-    domains = models.JSONField(default=list, blank=True)
-    default_role = models.ForeignKey(Role, models.PROTECT, null=True, blank=True, related_name="+")
-    links_by_email = models.BooleanField(default=False)
-    # Whether signing out here also signs out of the provider.
-    signs_out_there = models.BooleanField(default=False, db_default=False)
+    scopes = models.CharField(
+        max_length=300,
+        default="openid profile email",
+        help_text="Scopes to request. Some providers send groups only for a scope of their own.",
+    )
+    groups_claim = models.CharField(
+        "groups claim or attribute",
+        max_length=100,
+        default="groups",
+        help_text="Claim or attribute with a person's groups; dots lead into a claim.",
+    )
+    domains = models.JSONField(
+        "e-mail domains",
+        default=list,
+        blank=True,
+        help_text="Domains of your organisation. New people need an address in these, or a verified one. While sign-in "
+        "there is enforced, these people have no password here; saving that ends their sessions that began with one, "
+        "yours too unless you are a break-glass owner.",
+    )
+    default_role = models.ForeignKey(
+        Role,
+        models.PROTECT,
+        verbose_name="role of everybody else",
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text="Role of people without a matching rule; none refuses them.",
+    )
+    links_by_email = models.BooleanField(
+        "link people by a verified e-mail",
+        default=False,
+        help_text="A verified address at the provider links to the person who has it here. Otherwise people link their "
+        "account on their profile.",
+    )
+    signs_out_there = models.BooleanField(
+        "sign out there too",
+        default=False,
+        db_default=False,
+        help_text="Signing out here also signs out of the provider, for people who signed in there.",
+    )
 
     class Meta:
         default_permissions = ()

@@ -364,6 +364,7 @@ def test_provider(request: AppRequest) -> HttpResponse:
 def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dict[str, Any]:
     return {
         "form": form,
+        "parts": form.parts(),
         "lacking": ", ".join(missing_capabilities(request.user, Capability)),
         "provider": provider,
         "version": provider.version,

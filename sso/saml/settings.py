@@ -63,25 +63,63 @@ class SamlSettings(models.Model):
     """Columns for SAML. The metadata in use are `issuer` (the entity ID), `sso_url` and `certificates`."""
 
     protocol = models.CharField(max_length=4, choices=Protocol, default=Protocol.OIDC, db_default=Protocol.OIDC)
-    metadata_url = models.CharField(max_length=500, blank=True, default="", db_default="")
-    metadata_read_at = models.DateTimeField(null=True, editable=False)
+    metadata_url = models.CharField(
+        "address of its metadata",
+        max_length=500,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Read when you save, and every hour when people sign in: new certificates need nothing here.",
+    )
+    metadata_read_at = models.DateTimeField(null=True, editable=False, help_text="When the metadata were last read.")
     metadata_end_at = models.DateTimeField(null=True, editable=False)  # Their validUntil.
-    sso_url = models.CharField(max_length=1000, blank=True, default="", db_default="", editable=False)
+    sso_url = models.CharField(
+        max_length=1000,
+        blank=True,
+        default="",
+        db_default="",
+        editable=False,
+        help_text="Sign-in address from the metadata (SAML).",
+    )
     certificates = models.TextField(blank=True, default="", db_default="", editable=False)  # Base64 of DER, one a line.
     name_id_format = models.CharField(
-        max_length=12, choices=NameIdFormat, default=NameIdFormat.PERSISTENT, db_default=NameIdFormat.PERSISTENT
+        "what it calls people (NameID)",
+        max_length=12,
+        choices=NameIdFormat,
+        default=NameIdFormat.PERSISTENT,
+        db_default=NameIdFormat.PERSISTENT,
     )
-    email_attribute = models.CharField(max_length=LONGEST_ATTRIBUTE, blank=True, default="email", db_default="email")
+    email_attribute = models.CharField(
+        "attribute with the e-mail", max_length=LONGEST_ATTRIBUTE, blank=True, default="email", db_default="email"
+    )
     name_attribute = models.CharField(
-        max_length=LONGEST_ATTRIBUTE, blank=True, default="displayName", db_default="displayName"
+        "attribute with the name",
+        max_length=LONGEST_ATTRIBUTE,
+        blank=True,
+        default="displayName",
+        db_default="displayName",
     )
-    # Whether people may start at the provider's own page.
-    takes_unsolicited = models.BooleanField(default=False, db_default=False)
+    takes_unsolicited = models.BooleanField(
+        "let people begin at the provider",
+        default=False,
+        db_default=False,
+        help_text="From a tile on its page. They are asked here whether they want to sign in.",
+    )
     # The private key is stored in the column of the OpenID Connect client secret.
-    signs_requests = models.BooleanField(default=False, db_default=False)
+    signs_requests = models.BooleanField(
+        "sign our requests",
+        default=False,
+        db_default=False,
+        help_text="Its certificate is in our metadata. Only with it, and if the provider refuses unsigned ones, can "
+        "people confirm sensitive changes there. Switched off and on again, there is a new key.",
+    )
     own_certificate = models.TextField(blank=True, default="", db_default="", editable=False)
-    # Whether assertions may be encrypted with one of our DecryptionKeys.
-    takes_encrypted = models.BooleanField(default=False, db_default=False)
+    takes_encrypted = models.BooleanField(
+        "take encrypted assertions",
+        default=False,
+        db_default=False,
+        help_text="The certificate to encrypt for is in our metadata. Assertions have to be signed inside, as ever.",
+    )
 
     class Meta:
         abstract = True
