@@ -59,21 +59,32 @@ def took(server: MailServer) -> None:
     assert not [line for line in server.plain if line.split()[0] not in {"EHLO", "STARTTLS", "ehlo"}]
 
 
-@pytest.mark.parametrize("over_tls", [False, True], ids=["proxy", "proxy over TLS"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_mail_goes_through_the_proxy_to_the_checked_address(
-    scheme: str, over_tls: bool, end: ssl.SSLContext, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    scheme: str, end: ssl.SSLContext, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leads(monkeypatch, NAME, PUBLIC)
     with (
         mail_server(end, from_the_start=scheme == "smtps") as server,
-        forward_proxy(server.port, end if over_tls else None, credentials=USER_AND_SECRET) as proxy,
+        forward_proxy(server.port, credentials=USER_AND_SECRET) as proxy,
     ):
-        use(settings, f"{scheme}://{LOGIN}@{NAME}", proxy.port, encrypted=over_tls)
+        use(settings, f"{scheme}://{LOGIN}@{NAME}", proxy.port)
         send()
         took(server)
 
     assert proxy.asked == [f"{PUBLIC}:{SCHEMES[scheme]}"]
+
+
+def test_a_proxy_that_is_spoken_to_over_tls_takes_no_mail_and_that_is_said(
+    end: ssl.SSLContext, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leads(monkeypatch, NAME, PUBLIC)
+    with mail_server(end, from_the_start=True) as server, forward_proxy(server.port, end) as proxy:
+        use(settings, f"smtps://{LOGIN}@{NAME}", proxy.port, encrypted=True)
+        with pytest.raises(OSError, match="at http:// only"):
+            send()
+
+    assert server.mails == []
 
 
 def test_mail_to_a_name_that_the_proxy_resolves_is_told_by_name(
