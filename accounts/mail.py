@@ -17,8 +17,8 @@ from django.core.mail import EmailMessage, send_mail
 from django.core.mail.backends import smtp
 
 from accounts.models import User, WorkspaceSettings
+from accounts.queues import released_while_waiting
 from accounts.rules import PeopleError
-from accounts.strangers import released_while_waiting
 from auditlog.actions import Action
 from auditlog.models import Event
 from wire.background import Deadline

@@ -22,10 +22,10 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
-from accounts import second_factor, security_keys
+from accounts import second_factor
 from accounts.held_forms import send_again
 from accounts.rules import LastBreakGlass, must_keep_break_glass
-from accounts.security_keys import KeyNameForm
+from accounts.second_factor import KeyNameForm
 from accounts.sign_in import ask_again, must_ask_again
 from auditlog.actions import Action
 from auditlog.models import Event
@@ -43,8 +43,8 @@ def index(request: AppRequest) -> HttpResponse:
     codes = kinds.get(Authenticator.Type.RECOVERY_CODES)
     context = {
         "app": kinds.get(Authenticator.Type.TOTP),
-        "keys": security_keys.keys_of(request.user),
-        "takes_keys": security_keys.is_offered(),
+        "keys": second_factor.keys_of(request.user),
+        "takes_keys": second_factor.is_offered(),
         "left": _left(codes),
     }
     return show(request, "mfa/index.html", context)
@@ -118,7 +118,7 @@ class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
     """Removes the app; without a security key, the second factor is then off."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        return {**super().get_context_data(**kwargs), "keys": security_keys.keys_of(self.request.user)}
+        return {**super().get_context_data(**kwargs), "keys": second_factor.keys_of(self.request.user)}
 
     def form_valid(self, form: Any) -> HttpResponse:
         try:
@@ -136,7 +136,7 @@ class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
     """Adds a security key; the response shows the recovery codes if it is the first factor."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if not security_keys.is_offered():
+        if not second_factor.is_offered():
             return leave(request, reverse("mfa_index"), "Security keys take an https address with a name.")
         return super().dispatch(request, *args, **kwargs)
 
@@ -151,9 +151,9 @@ class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():
             person = self.request.user.lock()
-            if len(security_keys.keys_of(person)) >= security_keys.MOST_KEYS:
-                form.add_error(None, f"{security_keys.MOST_KEYS} security keys at most. Remove one first.")
-            elif security_keys.is_taken(form.cleaned_data["credential"]):
+            if len(second_factor.keys_of(person)) >= second_factor.MOST_KEYS:
+                form.add_error(None, f"{second_factor.MOST_KEYS} security keys at most. Remove one first.")
+            elif second_factor.is_taken(form.cleaned_data["credential"]):
                 form.add_error(None, "This security key was added already.")
             if form.errors:
                 response: HttpResponse = self.form_invalid(form)
@@ -219,7 +219,7 @@ class Authenticate(AuthenticateView):  # type: ignore[misc]
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         person = self.stage.login.user
         has_app = Authenticator.objects.filter(user=person, type=Authenticator.Type.TOTP).exists()
-        keys = security_keys.keys_of(person)
+        keys = second_factor.keys_of(person)
         if not keys:
             self.webauthn_form = None  # Nothing to ask the browser for.
         return _options(super().get_context_data(**kwargs)) | {"app": has_app, "keys": keys}

@@ -1,10 +1,12 @@
-"""The forms of sign-in and password reset."""
+"""Sign-in with a password: the backend, allauth's adapter and forms, and the confirmation of sensitive changes."""
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
-from typing import Any
+from typing import Any, ClassVar
 
+from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.forms import (
     ChangePasswordForm,
     LoginForm,
@@ -15,16 +17,182 @@ from allauth.account.forms import (
 from allauth.account.internal.flows.reauthentication import is_reauthentication_required
 from allauth.core.exceptions import ReauthenticationRequired
 from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth import logout
+from django.contrib.auth.backends import BaseBackend
 from django.contrib.auth.hashers import make_password
 from django.forms import BooleanField, Form
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import reverse
+from django.utils import timezone
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from accounts.adapter import SIGNED_IN_AT, confirms_there, store_password
-from accounts.sign_in_limits import Tries
+from accounts.models import User, WorkspaceSettings
+from accounts.password_links import invitation_link, link_at
+from accounts.queues import for_a_stranger
+from accounts.second_factor import has_second_factor
+from accounts.sign_in_limits import TooManyTries, Tries, is_first_this_minute, remember_browser, try_password
+from auditlog.actions import Action
+from auditlog.models import Event
+from sso.enforcement import (
+    SIGN_IN_THERE,
+    came_too_late,
+    forget_organisation,
+    must_sign_in_there,
+    note_sign_in,
+    sign_in_there,
+)
 from ui.operations import operation_of
+
+# --- Backend and adapter ----------------------------------------------------------------------------------------------
+
+
+class RoleBackend(BaseBackend):
+    """Authenticates active users by e-mail and password. Their permissions come only from their role."""
+
+    def authenticate(
+        self,
+        request: HttpRequest | None,
+        username: str | None = None,
+        password: str | None = None,
+        **credentials: Any,
+    ) -> User | None:
+        email = username or credentials.get("email")
+        if not email or password is None:
+            return None
+        user = User.objects.filter(email=email.strip().lower()).first()
+        if user is None:
+            User().set_password(password)  # Takes as long as a real check, so that response times reveal nothing.
+            return None
+        return user if user.check_password(password) and user.is_active else None
+
+    def get_user(self, user_id: Any) -> User | None:
+        return User.objects.select_related("role").filter(pk=user_id, is_active=True).first()
+
+    def has_perm(self, user_obj: Any, perm: str, obj: object = None) -> bool:
+        if not isinstance(user_obj, User) or not user_obj.is_active or obj is not None:
+            return False
+        if user_obj.narrowed_to is not None and perm not in user_obj.narrowed_to:
+            return False
+        return user_obj.is_superuser or perm in user_obj.permissions
+
+
+SIGNED_IN_AT = "signed_in_at"  # Session key: the time of the last sign-in with a password.
+
+
+class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
+    """No sign-up; a wrong e-mail, a wrong password and a deactivated account give the same error."""
+
+    error_messages: ClassVar[dict[str, Any]] = {
+        **DefaultAccountAdapter.error_messages,
+        "email_password_mismatch": "The e-mail or the password is not right.",
+        "account_inactive": "The e-mail or the password is not right.",
+        "sign_in_there": SIGN_IN_THERE,
+    }
+
+    def is_safe_url(self, url: Any) -> bool:
+        try:
+            return bool(super().is_safe_url(url))
+        except ValueError:  # E.g. for `//[`, which is no URL.
+            return False
+
+    def is_open_for_signup(self, request: HttpRequest) -> bool:
+        return False
+
+    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        person = context.get("user")
+        if isinstance(person, User) and must_sign_in_there(person):
+            return  # They have no password to set.
+        if isinstance(person, User) and not person.has_usable_password():
+            if person.status != "invited":
+                return  # The invitation expired; only a manager of people can renew it.
+            template_prefix = "account/email/invitation"
+            context = {"person": person, "link": invitation_link(person), "by": None}
+        super().send_mail(template_prefix, email, context)
+
+    def set_password(self, user: User, password: str) -> None:
+        store_password(user, make_password(password))
+
+    def get_reset_password_from_key_url(self, key: str) -> str:
+        return link_at(key)
+
+    def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
+        """Return the person with this e-mail and password, or None. Raises TooManyTries or HashingBusy."""
+        email = str(credentials.get("email", ""))
+        tries = _try(request, email)
+        with nullcontext() if tries.is_known else for_a_stranger():
+            person: User | None = super().authenticate(request, **credentials)
+        # The password is checked anyway, and all refusals are alike: nobody can find out who is a break-glass owner.
+        if sign_in_there(email) and not (person and person.break_glass and has_second_factor(person)):
+            raise self.validation_error("sign_in_there")
+        if person:
+            tries.take_back()
+            forget_organisation(request)
+        return person
+
+    def reauthenticate(self, user: User, password: str) -> bool:
+        """True if this is the signed-in user's password; counted separately from sign-in attempts."""
+        return user.check_password(password)
+
+    def get_reauthentication_methods(self, user: User) -> list[dict[str, Any]]:
+        """Return the ways to confirm; people with neither password nor code here confirm at the identity provider."""
+        methods: list[dict[str, Any]] = super().get_reauthentication_methods(user)
+        return methods or ([{"id": "organisation", "url": reverse("sso:confirm")}] if confirms_there(user) else [])
+
+    def post_login(self, request: HttpRequest, user: User, **kwargs: Any) -> HttpResponse:
+        response: HttpResponse = super().post_login(request, user, **kwargs)
+        if came_too_late(request, user):
+            logout(request)
+            messages.error(request, SIGN_IN_THERE)
+            return redirect("account_login")
+        remember_browser(request, response, user)
+        request.session[SIGNED_IN_AT] = time.time()
+        note_sign_in(request, user)
+        return response
+
+    def respond_user_inactive(self, request: HttpRequest, user: User) -> HttpResponse:
+        """Redirect to the sign-in page like any other refusal, without a reason."""
+        return redirect("account_login")
+
+    def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
+        """Not required in the first minutes after sign-in, which counts as a confirmation."""
+        age = time.time() - self.request.session.get(SIGNED_IN_AT, 0)
+        required: bool = super().is_reauthentication_required(app=app, **kwargs)
+        return required and not 0 <= age < settings.ACCOUNT_REAUTHENTICATION_TIMEOUT
+
+
+def confirms_there(user: User) -> bool:
+    """True if only the identity provider can confirm this person, who has neither a password nor a code here."""
+    return user.by_organisation and not user.has_usable_password() and not has_second_factor(user)
+
+
+def store_password(user: User, encoded: str) -> None:
+    """Set the user's password to this hash."""
+    user.password, user.password_changed_at = encoded, timezone.now()
+    # Not the whole row: an administrator may be deactivating this person at the same time.
+    user.save(update_fields=["password", "password_changed_at"])
+
+
+def _try(request: HttpRequest, email: str) -> Tries:
+    try:
+        return try_password(request, email)
+    except TooManyTries:
+        _note_burst(request, email)
+        raise
+
+
+def _note_burst(request: HttpRequest, email: str) -> None:
+    """Record password guessing, once a minute per client address."""
+    if is_first_this_minute(request, "sign-in refused"):
+        person = User.objects.filter(email=email.lower()).first()
+        changes = {"email": email[:254]}
+        Event.objects.record(Action.SIGN_IN_REFUSED, person or WorkspaceSettings.load(), by=None, changes=changes)
+
+
+# --- Forms ------------------------------------------------------------------------------------------------------------
 
 
 def relabel(form: Form, **labels: str) -> None:
@@ -93,7 +261,7 @@ class OtherPasswordForm(HashedInTime, ChangePasswordForm):  # type: ignore[misc]
         relabel(self, oldpassword="Current password", password1="New password", password2="New password, again")
 
 
-# Password confirmation before sensitive operations: a form on pages, a refusal in the API.
+# --- Confirmation before sensitive changes: a form on pages, a refusal in the API -------------------------------------
 
 type View = Callable[..., HttpResponse]
 

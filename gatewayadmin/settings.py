@@ -166,7 +166,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "gatewayadmin.middleware.note_person",
     "accounts.sessions.session_limits",
-    "accounts.strangers.in_turn",
+    "accounts.queues.in_turn",
     "django_htmx.middleware.HtmxMiddleware",
     "ui.middleware.htmx_redirects",
     "ui.middleware.try_later",
@@ -233,8 +233,8 @@ SERVESTATIC_ADD_HEADERS_FUNCTION = keep_fonts
 # --- Signing in ---------------------------------------------------------------------------------------------------
 
 AUTH_USER_MODEL = "accounts.User"
-AUTHENTICATION_BACKENDS = ["accounts.adapter.RoleBackend"]
-PASSWORD_HASHERS = ["accounts.hashing.QueuedArgon2Hasher", "oauth.client_metadata.ClientSecretHasher"]
+AUTHENTICATION_BACKENDS = ["accounts.sign_in.RoleBackend"]
+PASSWORD_HASHERS = ["accounts.queues.QueuedArgon2Hasher", "oauth.client_metadata.ClientSecretHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {
@@ -255,7 +255,7 @@ ACCOUNT_USER_MODEL_USERNAME_FIELD = None
 ACCOUNT_EMAIL_VERIFICATION = "none"  # People are invited; nobody signs up.
 ACCOUNT_EMAIL_UNKNOWN_ACCOUNTS = False
 ACCOUNT_EMAIL_SUBJECT_PREFIX = ""
-ACCOUNT_ADAPTER = "accounts.adapter.AccountAdapter"
+ACCOUNT_ADAPTER = "accounts.sign_in.AccountAdapter"
 ACCOUNT_FORMS = {
     "login": "accounts.sign_in.SignInForm",
     "reset_password": "accounts.sign_in.ForgottenForm",
@@ -275,9 +275,9 @@ MFA_FORMS = {
     "activate_totp": "accounts.second_factor.ActivateForm",
     "authenticate": "accounts.second_factor.CodeForm",
     "reauthenticate": "accounts.second_factor.CodeAgainForm",
-    "add_webauthn": "accounts.security_keys.AddKeyForm",
-    "authenticate_webauthn": "accounts.security_keys.SecurityKeyForm",
-    "reauthenticate_webauthn": "accounts.security_keys.KeyAgainForm",
+    "add_webauthn": "accounts.second_factor.AddKeyForm",
+    "authenticate_webauthn": "accounts.second_factor.SecurityKeyForm",
+    "reauthenticate_webauthn": "accounts.second_factor.KeyAgainForm",
 }
 MFA_ALLOW_UNVERIFIED_EMAIL = True  # An administrator invited the address; nobody types in their own.
 MFA_RECOVERY_CODES_SHOW_ONCE = True

@@ -19,7 +19,7 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.models import Role, Team, User
-from accounts.models.attempts import OVERLAP_HOURS, PREVIOUS, SECRET, HoldsPrevious
+from accounts.models.secrets import OVERLAP_HOURS, PREVIOUS, SECRET, HoldsPrevious
 from accounts.rules import must_hold, one_at_a_time
 from auditlog.actions import Action
 from auditlog.models import Event

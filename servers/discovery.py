@@ -13,7 +13,7 @@ from typing import Any
 from django.utils import timezone
 
 from accounts.models import Attempt, User
-from accounts.strangers import released_while_waiting
+from accounts.queues import released_while_waiting
 from proxy.models import ServerInfo as StoredInfo
 from servers.models import Era, Health, Identity, Server
 from servers.oauth_client.registration import keep_fresh

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from django.conf import settings
 
-from accounts.strangers import released_while_waiting
+from accounts.queues import released_while_waiting
 from servers.upstream_guard import upstream_guard
 from wire.background import Deadline
 from wire.forward_proxy import ProxyFailed

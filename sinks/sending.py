@@ -21,7 +21,7 @@ from django.db import connection, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from accounts.strangers import released_while_waiting
+from accounts.queues import released_while_waiting
 from auditlog.actions import Action
 from auditlog.models import Actor, Call, Event
 from auditlog.partitions import midnight

@@ -22,11 +22,10 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import joining
-from accounts.adapter import SIGNED_IN_AT, confirms_there
 from accounts.held_forms import send_again
 from accounts.models import User
 from accounts.rules import PeopleError, missing_capabilities
-from accounts.sign_in import ask_again
+from accounts.sign_in import SIGNED_IN_AT, ask_again, confirms_there
 from accounts.sign_in_limits import Tries, is_first_this_minute, posts_from_one_address, sender_of, take_back
 from auditlog.actions import Action
 from auditlog.models import Event

@@ -1,6 +1,6 @@
 """Passwords in tests: argon2 as in the product, at the least cost it has. A real hash takes a quarter of a second."""
 
-from accounts.hashing import QueuedArgon2Hasher
+from accounts.queues import QueuedArgon2Hasher
 
 
 class QuickArgon2(QueuedArgon2Hasher):

@@ -15,8 +15,8 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.models import User
-from accounts.models.attempts import OVERLAP_HOURS, PREVIOUS, HoldsPrevious
-from accounts.models.attempts import SECRET as PRESENT
+from accounts.models.secrets import OVERLAP_HOURS, PREVIOUS, HoldsPrevious
+from accounts.models.secrets import SECRET as PRESENT
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.reasons import LAYERS

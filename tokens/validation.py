@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from django.utils import timezone
 
 from accounts.models import WorkspaceSettings
-from accounts.models.attempts import OVERLAP_HOURS
+from accounts.models.secrets import OVERLAP_HOURS
 
 LIFETIMES = (7, 30, 90)
 DEFAULT_LIFETIME = 90

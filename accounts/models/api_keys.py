@@ -9,7 +9,7 @@ from django.db.models import Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 
-from accounts.models.attempts import HoldsSecret
+from accounts.models.secrets import HoldsSecret
 from accounts.models.users import User
 from accounts.rules import Grantor, must_match
 from auditlog.actions import Action

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 from django.conf import settings
 
-from accounts.strangers import released_while_waiting
+from accounts.queues import released_while_waiting
 from wire import versions
 from wire.background import Deadline
 from wire.guard import Guard, GuardedTransport

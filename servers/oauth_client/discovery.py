@@ -12,7 +12,7 @@ import httpx
 import orjson
 from django.conf import settings
 
-from accounts.strangers import released_while_waiting
+from accounts.queues import released_while_waiting
 from servers.models import AuthType, Server
 from servers.upstream_guard import upstream_guard
 from wire.background import Deadline

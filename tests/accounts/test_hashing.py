@@ -15,10 +15,10 @@ from django.core import mail
 from django.db import connections
 from django.test import Client
 
-from accounts import hashing
-from accounts.hashing import HashingBusy, Queue, for_a_stranger
+from accounts import queues
 from accounts.models import User
 from accounts.password_links import password_link
+from accounts.queues import HashingBusy, Queue, for_a_stranger
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest, problem
@@ -125,7 +125,7 @@ def test_beyond_the_queue_pages_and_rest_say_when_to_come_back(
 ) -> None:
     person = make.user()
     here, rest = sign_in(person), Rest.of(person, confirmed=False)
-    monkeypatch.setattr(hashing, "_queue", Queue(at_once=0, waiting=0, of_strangers=0, seconds=0))
+    monkeypatch.setattr(queues, "_queue", Queue(at_once=0, waiting=0, of_strangers=0, seconds=0))
 
     page = Client().post(
         "/accounts/login/", {"login": person.email, "password": make.PASSWORD, "next": "/hosts/?status=pending"}
@@ -142,7 +142,7 @@ def test_beyond_the_queue_pages_and_rest_say_when_to_come_back(
 @pytest.mark.django_db
 def test_every_hash_takes_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     person = make.user()
-    monkeypatch.setattr(hashing, "_queue", Queue(at_once=0, waiting=0, of_strangers=0, seconds=0))
+    monkeypatch.setattr(queues, "_queue", Queue(at_once=0, waiting=0, of_strangers=0, seconds=0))
 
     for hash_something in (lambda: person.check_password(make.PASSWORD), lambda: person.set_password(NEW)):
         with pytest.raises(HashingBusy):
@@ -206,14 +206,14 @@ def test_a_password_set_before_is_checked_as_it_stands() -> None:
 
 if sys.platform == "linux":  # Elsewhere a thread has no priority of its own.
 
-    @pytest.mark.parametrize(("before", "after"), [(19, 19), (0, hashing.LOWER_PRIORITY)])
+    @pytest.mark.parametrize(("before", "after"), [(19, 19), (0, queues.LOWER_PRIORITY)])
     def test_a_hash_never_asks_for_a_higher_priority_than_the_service_has(before: int, after: int) -> None:
         seen: list[int] = []
 
         def hash_in_a_service_of_lower_priority() -> None:
             own = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, own, max(before, os.getpriority(os.PRIO_PROCESS, own)))
-            seen.append(hashing.apart(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+            seen.append(queues.apart(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
 
         thread = threading.Thread(target=hash_in_a_service_of_lower_priority)  # A new thread has that of its maker.
         thread.start()

@@ -9,7 +9,7 @@ from django.core.cache import cache
 from django.test import Client
 from pytest_django import Settings
 
-from accounts import second_factor, security_keys
+from accounts import second_factor
 from accounts.models import User
 from auditlog.models import Event
 from auditlog.sentences import sentence
@@ -245,7 +245,7 @@ def test_a_key_under_another_name_than_it_was_made_with_is_not_added(client_of: 
 
 
 def test_there_are_ten_keys_at_most(person: User, client_of: Client) -> None:
-    for number in range(security_keys.MOST_KEYS):
+    for number in range(second_factor.MOST_KEYS):
         added(person, f"Key {number}")
 
     assert "10 security keys at most" in text(add(client_of, SoftKey()))

@@ -10,8 +10,8 @@ from django.conf import settings
 from django.core import mail
 from django.test import Client
 
-from accounts.adapter import AccountAdapter
 from accounts.models import User
+from accounts.sign_in import AccountAdapter
 from auditlog.models import Event
 from capabilities import Capability
 from tests import make

@@ -12,9 +12,9 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 
-from accounts import hashing, strangers
-from accounts.adapter import AccountAdapter
-from accounts.strangers import in_turn
+from accounts import queues
+from accounts.queues import in_turn
+from accounts.sign_in import AccountAdapter
 from tests import make
 from tests.conftest import SignIn
 
@@ -62,7 +62,7 @@ def test_of_twenty_strangers_one_is_served_at_a_time() -> None:
         assert not view.entered.acquire(timeout=0.2)
         view.go.set()
         assert {answer.result(20).status_code for answer in answers} == {200}
-    assert view.most == strangers.AT_ONCE
+    assert view.most == queues.STRANGERS_AT_ONCE
 
 
 @pytest.mark.parametrize(("path", "signed_in"), [("/hosts/", False), ("/api/servers", False), (SIGN_IN, True)])
@@ -79,7 +79,7 @@ def test_who_is_signed_in_and_every_other_page_waits_for_no_stranger(path: str, 
 
 
 def test_who_waits_too_long_is_told_so_and_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strangers, "LONGEST_WAIT_S", 0.01)
+    monkeypatch.setattr(queues, "LONGEST_TURN_WAIT_S", 0.01)
     view = View()
     served = in_turn(view)
     with threads() as pool:
@@ -93,7 +93,7 @@ def test_who_waits_too_long_is_told_so_and_takes_no_turn(monkeypatch: pytest.Mon
 
 
 def by_hash(waits: Any) -> None:
-    hashing.apart(waits)
+    queues.apart(waits)
 
 
 def by_mail(waits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +127,9 @@ def test_who_waits_for_a_hash_or_the_mail_server_lets_the_next_stranger_go_on(
 def test_the_pages_for_signing_in_take_turns_and_those_of_who_is_signed_in_do_not(
     sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strangers, "LONGEST_WAIT_S", 0.01)
+    monkeypatch.setattr(queues, "LONGEST_TURN_WAIT_S", 0.01)
     browser = sign_in(make.user())
-    with strangers._turns:
+    with queues._turns:
         assert browser.get("/accounts/password/change/").status_code == 200
         assert Client().get(SIGN_IN).status_code == 429
     assert Client().get(SIGN_IN).status_code == 200

@@ -17,8 +17,8 @@ from django.http import HttpResponse
 from django.test import Client
 from pytest_django import Settings
 
-from accounts.adapter import SIGNED_IN_AT
 from accounts.models import Role, User
+from accounts.sign_in import SIGNED_IN_AT
 from capabilities.catalogue import MEMBER
 from gatewayadmin.config.key_uses import key_uses
 from servers.resealing import reseal_servers

@@ -15,9 +15,9 @@ from django.core.management import call_command
 from django.test import Client
 
 from accounts import sign_in_limits
-from accounts.adapter import SIGNED_IN_AT
 from accounts.models import Role, Team, User
 from accounts.password_links import invitation_link
+from accounts.sign_in import SIGNED_IN_AT
 from auditlog.models import Event
 from sso.models import Account, GroupRule, Provider, ReceivedAssertion
 from tests import make

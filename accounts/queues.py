@@ -1,8 +1,8 @@
-"""Password hashing: argon2id, one hash at a time per process, never while holding a database connection.
+"""Queues for what anybody can cause: pages of sign-in, one at a time per process, and password hashes (argon2id).
 
-One hash takes 100 MiB and as much CPU time as several pages, and any client can cause one. A request that waits for a
-hash therefore releases its database connection first, the hash runs at low priority, and when the short queue is full
-the request gets HashingBusy instead of waiting. Every password check and every new password uses this hasher.
+Threads share the interpreter evenly, so twenty concurrent attempts would leave one twentieth to a signed-in person's
+page. One hash takes 100 MiB and as much CPU time as several pages. So strangers take turns, and hashes run singly at
+low priority. A request that waits for a hash or another machine holds neither its turn nor a database connection.
 """
 
 from __future__ import annotations
@@ -16,17 +16,75 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from django.contrib.auth.hashers import Argon2PasswordHasher
+from django.http import HttpRequest, HttpResponse
+from django.utils.cache import add_never_cache_headers
 
-from accounts.strangers import released_while_waiting
+from ui import databases
 from ui.errors import TryLater
 
+PATH = "/accounts/"
+STRANGERS_AT_ONCE = 1
+LONGEST_TURN_WAIT_S = 10.0
 CONCURRENT_HASHES = 1  # One hash has a thread for each of its eight lanes, which fills a small machine.
 WAITING = 16
 UNKNOWN_WAITING = 8  # Queue slots for clients neither signed in nor in a known browser.
-LONGEST_WAIT_S = 5.0
+LONGEST_HASH_WAIT_S = 5.0
 LOWER_PRIORITY = 10
 
+_turns = threading.Semaphore(STRANGERS_AT_ONCE)
+_has_turn: ContextVar[bool] = ContextVar("_has_turn", default=False)
 _for_a_stranger: ContextVar[bool] = ContextVar("_for_a_stranger", default=False)
+
+
+def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Make strangers' requests to PATH wait for each other; 429 after LONGEST_TURN_WAIT_S.
+
+    Place this middleware after authentication, and before slow middleware.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        if not request.path.startswith(PATH) or request.user.is_authenticated:
+            return get_response(request)
+        if not _turns.acquire(blocking=False):
+            databases.give_back()
+            if not _turns.acquire(timeout=LONGEST_TURN_WAIT_S):
+                return _too_many()
+        before = _has_turn.set(True)
+        try:
+            return get_response(request)
+        finally:
+            _has_turn.reset(before)
+            _turns.release()
+
+    return middleware
+
+
+@contextmanager
+def released_while_waiting() -> Iterator[None]:
+    """Release this thread's turn and its database connection while the block waits for something else.
+
+    A transaction keeps its connection.
+    """
+    databases.give_back()
+    if not _has_turn.get():
+        yield
+        return
+    _turns.release()
+    try:
+        yield
+    finally:
+        _turns.acquire()
+
+
+def _too_many() -> HttpResponse:
+    """Return 429 as plain text: rendering a page would take time that is scarce."""
+    text = "Many people are signing in just now. Wait a few seconds, then try again.\n"
+    response = HttpResponse(text, "text/plain; charset=utf-8", 429, headers={"Retry-After": "5"})
+    add_never_cache_headers(response)
+    return response
+
+
+# --- Password hashes --------------------------------------------------------------------------------------------------
 
 
 class HashingBusy(TryLater):
@@ -69,7 +127,7 @@ def _taken(places: threading.Semaphore, seconds: float) -> Iterator[None]:
         places.release()
 
 
-_queue = Queue(at_once=CONCURRENT_HASHES, waiting=WAITING, of_strangers=UNKNOWN_WAITING, seconds=LONGEST_WAIT_S)
+_queue = Queue(at_once=CONCURRENT_HASHES, waiting=WAITING, of_strangers=UNKNOWN_WAITING, seconds=LONGEST_HASH_WAIT_S)
 
 
 @contextmanager

@@ -1,0 +1,60 @@
+"""Stored bearer secrets: prefix and digest, and those of the previous secret while it is still valid.
+
+The columns belong to the models, whose frequency of use differs.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+
+from wire import token_text
+
+OVERLAP_HOURS = (0, 1, 24, 168)  # Hours a replaced secret may stay valid.
+SEEN_EVERY = timedelta(minutes=1)
+SECRET = ["prefix", "digest", "key_id"]
+PREVIOUS = ["previous_prefix", "previous_digest", "previous_key_id", "previous_ends_at", "previous_last_used_at"]
+
+
+class HoldsSecret:
+    """Base of models with the columns of SECRET."""
+
+    prefix: Any
+    digest: Any
+    key_id: Any
+
+    def set_secret(self, secret: str) -> None:
+        """Store the prefix and digest of `secret` in this row."""
+        signer = settings.TOKEN_KEYS[0]
+        self.prefix, self.key_id = token_text.prefix_of(secret), token_text.token_key_id(signer)
+        self.digest = token_text.digest(secret, signer)
+
+    def note_use(self, column: str = "last_used_at") -> None:
+        """Store the time of use in this column, at most once a minute, to avoid a write for every read."""
+        now, last = timezone.now(), getattr(self, column)
+        if last is None or now - last >= SEEN_EVERY:
+            type(self)._default_manager.filter(pk=self.pk).update(**{column: now})  # type: ignore[attr-defined]
+
+
+class HoldsPrevious(HoldsSecret):
+    """Base of models that also have the columns of PREVIOUS."""
+
+    previous_prefix: Any
+    previous_digest: Any
+    previous_key_id: Any
+    previous_ends_at: Any
+    previous_last_used_at: Any
+
+    def forget_previous(self) -> None:
+        """Clear the previous secret; it ends when the row is saved."""
+        self.previous_prefix = self.previous_key_id = ""
+        self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
+
+    def keep_as_previous(self, row: HoldsSecret, lasting: timedelta, last_used_at: Any) -> None:
+        """Keep the secret of `row` valid for `lasting` beside the next one; any earlier previous secret ends."""
+        self.forget_previous()
+        if lasting:
+            self.previous_prefix, self.previous_digest, self.previous_key_id = row.prefix, row.digest, row.key_id
+            self.previous_ends_at = timezone.now() + lasting
+            self.previous_last_used_at = last_used_at
