@@ -6,7 +6,8 @@ Imports the optional package, so only imported where /scim/v2/ is served.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
+from operator import and_, or_
 from typing import Any
 from uuid import UUID
 
@@ -112,122 +113,83 @@ def _narrowed(schema: Schema) -> Schema:
 
 NOBODY = Q(pk__in=[])
 ALL = Q()
+CORE = "urn:ietf:params:scim:schemas:core:2.0:"
 
 type Narrowed = tuple[Q, bool]
+type Equals = Callable[[Any], Q | None]
 
 
 def filter_condition(node: FilterNode, kind: str) -> Narrowed:
     """Return a condition that all matching rows fulfil, and whether it is exact."""
     match node:
         case Comparison() if node.op == CompareOperator.eq:
-            return _equal(node, kind)
+            path = node.attr_path
+            is_of_kind = not path.uri or path.uri.lower() == f"{CORE}{kind}".lower()
+            name = f"{path.attr}.{path.sub_attr}" if path.sub_attr else path.attr
+            equals = CONDITIONS[kind].get(name.lower()) if is_of_kind else None
+            condition = equals(node.value) if equals else None
+            return (ALL, False) if condition is None else (condition, True)
         case LogicalExpr():
-            return _joined(node, kind)
-        case ValuePath():
-            return _selected(node, kind)
+            terms = [filter_condition(term, kind) for term in node.terms]
+            is_exact = all(exact for _, exact in terms)
+            if node.op == LogicalOperator.and_:
+                return reduce(and_, (condition for condition, _ in terms)), is_exact
+            if any(condition == ALL for condition, _ in terms):
+                return ALL, is_exact
+            return reduce(or_, (condition for condition, _ in terms)), is_exact
+        case ValuePath():  # `emails[value eq "x" and ...]` and `members[value eq "x"]`.
+            inner = node.val_filter
+            parts = inner.terms if isinstance(inner, LogicalExpr) and inner.op == LogicalOperator.and_ else (inner,)
+            for part in parts:
+                if isinstance(part, Comparison) and part.attr_path.attr.lower() == "value":
+                    path = AttrPath(node.attr_path.attr, "value", node.attr_path.uri)
+                    condition, is_exact = filter_condition(Comparison(path, part.op, part.value), kind)
+                    return condition, is_exact and len(parts) == 1
     return ALL, False
 
 
-def _joined(node: LogicalExpr, kind: str) -> Narrowed:
-    terms = [filter_condition(term, kind) for term in node.terms]
-    is_exact = all(exact for _, exact in terms)
-    condition = ALL
-    if node.op == LogicalOperator.and_:
-        for term, _ in terms:
-            condition &= term
-        return condition, is_exact
-    if any(term == ALL for term, _ in terms):
-        return ALL, is_exact
-    for term, _ in terms:
-        condition |= term
-    return condition, is_exact
+def _by_id(column: str, **more: Any) -> Equals:
+    """Compare an id; text that is none matches nothing."""
+
+    def equals(value: Any) -> Q | None:
+        try:
+            return Q(**{column: UUID(value)}, **more) if isinstance(value, str) else None
+        except ValueError:
+            return NOBODY
+
+    return equals
 
 
-def _selected(node: ValuePath, kind: str) -> Narrowed:
-    """Translate `emails[value eq "x" and ...]` and `members[value eq "x"]`."""
-    inner = node.val_filter
-    terms = inner.terms if isinstance(inner, LogicalExpr) and inner.op == LogicalOperator.and_ else (inner,)
-    for term in terms:
-        if isinstance(term, Comparison) and term.op == CompareOperator.eq and term.attr_path.attr.lower() == "value":
-            path = AttrPath(node.attr_path.attr, "value", node.attr_path.uri)
-            condition, is_exact = _equal(Comparison(path, CompareOperator.eq, term.value), kind)
-            return condition, is_exact and len(terms) == 1
-    return ALL, False
+def _by_text(condition: Callable[[str], Q | None]) -> Equals:
+    return lambda value: condition(value) if isinstance(value, str) else None
 
 
-def _equal(node: Comparison, kind: str) -> Narrowed:
-    path = node.attr_path
-    if path.uri and path.uri.lower() != f"urn:ietf:params:scim:schemas:core:2.0:{kind.lower()}":
-        return ALL, False
-    name = f"{path.attr}.{path.sub_attr}" if path.sub_attr else path.attr
-    condition = CONDITIONS[kind].get(name.lower())
-    found = condition(node.value) if condition else None
-    return (ALL, False) if found is None else (found, True)
-
-
-def _id(value: Any) -> Q | None:
-    try:
-        return Q(pk=UUID(value)) if isinstance(value, str) else None
-    except ValueError:
-        return NOBODY
-
-
-def _user_name(value: Any) -> Q | None:
-    if not isinstance(value, str):
-        return None
-    said = value.lower()
+def _user_name(name: str) -> Q:
     same_as_email = Q(directory_person__isnull=True) | Q(directory_person__user_name="")
-    return (
-        Q(directory_person__user_name=said)
-        if said and "@" not in said
-        else (Q(directory_person__user_name=said) | Q(email=said) & same_as_email)
-    )
+    own = Q(directory_person__user_name=name.lower())
+    return own if name and "@" not in name else own | Q(email=name.lower()) & same_as_email
 
 
-def _external_id(relation: str) -> Callable[[Any], Q | None]:
-    def condition(value: Any) -> Q | None:
-        return Q(**{f"{relation}__external_id": value}) if isinstance(value, str) and value else None
-
-    return condition
-
-
-def _active(value: Any) -> Q | None:
-    return Q(is_active=value) if isinstance(value, bool) else None
-
-
-def _emails(value: Any) -> Q | None:
-    if not isinstance(value, str):
-        return None
-    said = value.lower()
+def _emails(address: str) -> Q:
     unsaid = Q(directory_person__isnull=True) | Q(directory_person__addresses=[])
-    return Q(directory_person__addresses__contains=[said]) | Q(email=said) & unsaid
+    return Q(directory_person__addresses__contains=[address.lower()]) | Q(email=address.lower()) & unsaid
 
 
-def _members(value: Any) -> Q | None:
-    try:
-        pk = UUID(value) if isinstance(value, str) else None
-    except ValueError:
-        return NOBODY
-    return None if pk is None else Q(users=pk, users__directory_person__removed_at__isnull=True)
-
-
-def _display_name(value: Any) -> Q | None:
-    return Q(lower_name=value.lower()) if isinstance(value, str) else None
-
-
-CONDITIONS: dict[str, dict[str, Callable[[Any], Q | None]]] = {
+_members = _by_id("users", users__directory_person__removed_at__isnull=True)
+# The condition for equality with each attribute; None if the value has another type.
+CONDITIONS: dict[str, dict[str, Equals]] = {
     "User": {
-        "id": _id,
-        "username": _user_name,
-        "externalid": _external_id("directory_person"),
-        "active": _active,
-        "emails": _emails,
-        "emails.value": _emails,
+        "id": _by_id("pk"),
+        "username": _by_text(_user_name),
+        "externalid": _by_text(lambda text: Q(directory_person__external_id=text) if text else None),
+        "active": lambda value: Q(is_active=value) if isinstance(value, bool) else None,
+        "emails": _by_text(_emails),
+        "emails.value": _by_text(_emails),
     },
     "Group": {
-        "id": _id,
-        "externalid": _external_id("directory_team"),
-        "displayname": _display_name,
+        "id": _by_id("pk"),
+        "externalid": _by_text(lambda text: Q(directory_team__external_id=text) if text else None),
+        "displayname": _by_text(lambda text: Q(lower_name=text.lower())),
         "members": _members,
         "members.value": _members,
     },

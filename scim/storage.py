@@ -6,7 +6,7 @@ Imports the optional package, so only imported where /scim/v2/ is served.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -89,42 +89,37 @@ class Storage(ScimStorage):
     def search(
         self, resource_types: list[ResourceType], search_request: SearchRequest[Any], *, position: Any = None
     ) -> SearchPage:
-        start = search_request.start_index_0 or 0
-        left = search_request.count if search_request.count is not None else 0
+        start, left = search_request.start_index_0 or 0, search_request.count or 0
         total, found = 0, []
         for resource_type in resource_types:
-            matching = self._matching(resource_type, search_request)
-            number = len(matching)
+            kind, rows = KINDS[str(resource_type.name)], self._matching(resource_type, search_request)
+            number = rows.count()
             if start < total + number and left > 0:
                 begin = max(0, start - total)
-                page = matching[begin : begin + left]
-                found += page
+                page, with_members = list(rows[begin : begin + left]), _asks_for_members(search_request)
+                found += kind.resources(page, _model(resource_type), with_members=with_members)
                 left -= len(page)
             total += number
         return SearchPage(total, found)
 
-    def _matching(self, resource_type: ResourceType, search_request: SearchRequest[Any]) -> _Matching:
+    def _matching(self, resource_type: ResourceType, search_request: SearchRequest[Any]) -> QuerySet[Any]:
+        """Return the rows that match the filter, which is evaluated in Python if the database cannot."""
         kind, model = KINDS[str(resource_type.name)], _model(resource_type)
-        with_members = _asks_for_members(search_request)
-
-        def build(rows: list[Any]) -> list[Resource[Any]]:
-            built: list[Resource[Any]] = kind.resources(rows, model, with_members=with_members)
-            return built
-
-        rows = kind.rows()
+        rows: QuerySet[Any] = kind.rows()
         if search_request.filter is None:
-            return _Matching(rows, build)
+            return rows
         condition, is_exact = filter_condition(search_request.filter.ast, str(resource_type.name))
         rows = rows.filter(condition)
         if is_exact:
-            return _Matching(rows, build)
+            return rows
         candidates = list(rows[: MOST_LOOKED_THROUGH + 1])
         if len(candidates) > MOST_LOOKED_THROUGH:
             raise TooManyException(
                 detail="Narrow the filter: compare userName, externalId, id, emails or active with eq."
             )
         bound = cast(Any, ScimFilter)[model](str(search_request.filter))
-        return _Matching([one for one in kind.resources(candidates, model, with_members=True) if bound.match(one)])
+        matching = [one.id for one in kind.resources(candidates, model, with_members=True) if bound.match(one)]
+        return rows.filter(pk__in=matching)
 
     # -- Changing ------------------------------------------------------------------------------------------------
 
@@ -151,19 +146,6 @@ class Storage(ScimStorage):
         stored = kind.resources([row], _model(resource_type), with_members=False)[0].meta
         if version is not None and stored is not None and stored.version != version:
             raise PreconditionFailedException
-
-
-class _Matching:
-    """Search results: resources, or rows of which only one page is converted to resources."""
-
-    def __init__(self, found: Any, build: Callable[[list[Any]], list[Resource[Any]]] = list) -> None:
-        self._found, self._build = found, build
-
-    def __len__(self) -> int:
-        return self._found.count() if isinstance(self._found, QuerySet) else len(self._found)
-
-    def __getitem__(self, part: slice) -> list[Resource[Any]]:
-        return self._build(list(self._found[part]))
 
 
 def _model(resource_type: ResourceType) -> Any:
