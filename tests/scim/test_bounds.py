@@ -63,8 +63,12 @@ def state(person: User) -> Any:
     return User.objects.filter(pk=person.pk).values().get(), list(person.teams.all())
 
 
-@pytest.mark.parametrize("beyond", [one for one in Capability if one != Capability.PEOPLE_MANAGE], ids=str)
-@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
+@pytest.mark.parametrize(
+    ("act", "beyond"),
+    [(act, Capability.WORKSPACE_MANAGE) for act in ACTS]
+    + [(deactivated, one) for one in Capability if one not in (Capability.PEOPLE_MANAGE, Capability.WORKSPACE_MANAGE)],
+    ids=lambda given: getattr(given, "__name__", str(given)),
+)
 def test_nobody_who_holds_more_than_the_key_may_act_on_is_touched(
     act: Act, beyond: Capability, directory: Directory, issued: IssuedProvisioningKey
 ) -> None:
