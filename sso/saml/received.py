@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import ClassVar
 
 import orjson
-from django.db import models, transaction
+from django.db import models
 from django.utils import timezone
 
 from ui.sealing import cipher
@@ -49,34 +49,23 @@ class ReceivedAssertion(models.Model):
         return ticket if made and cls.objects.filter(ticket=row.ticket).exists() else ""
 
     @classmethod
+    def _kept(cls, ticket: str) -> models.QuerySet[ReceivedAssertion]:
+        return cls.objects.filter(ticket=_digest(ticket), sealed__isnull=False, until__gt=timezone.now())
+
+    @classmethod
     def look(cls, ticket: str) -> dict[str, object] | None:
         """Return the claims stored under this ticket without removing them, or None."""
-        found = cls.objects.filter(ticket=_digest(ticket), sealed__isnull=False, until__gt=timezone.now()).first()
-        return _opened(bytes(found.sealed or b"")) if found else None
+        found = cls._kept(ticket).first()
+        try:
+            return orjson.loads(cipher().open(bytes(found.sealed or b""))) if found else None
+        except Undecryptable:
+            return None
 
     @classmethod
     def take(cls, ticket: str) -> dict[str, object] | None:
         """Remove and return the claims stored under this ticket, or None."""
-        with transaction.atomic():
-            found = (
-                cls.objects.select_for_update()
-                .filter(ticket=_digest(ticket), sealed__isnull=False, until__gt=timezone.now())
-                .first()
-            )
-            if found is None:
-                return None
-            sealed = bytes(found.sealed or b"")
-            found.sealed = None
-            found.save(update_fields=["sealed"])
-        return _opened(sealed)
-
-
-def _opened(sealed: bytes) -> dict[str, object] | None:
-    try:
-        what: dict[str, object] = orjson.loads(cipher().open(sealed))
-    except Undecryptable:
-        return None
-    return what
+        what = cls.look(ticket)
+        return what if cls._kept(ticket).update(sealed=None) else None  # Of two at once, one updates the row.
 
 
 def _digest(text: str) -> str:
