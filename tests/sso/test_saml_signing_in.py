@@ -4,14 +4,10 @@ import base64
 import re
 import time
 import zlib
-from io import StringIO
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from allauth.mfa.models import Authenticator
-from allauth.mfa.utils import encrypt
-from django.core.management import call_command
 from django.test import Client
 
 from accounts import sign_in_limits
@@ -39,7 +35,7 @@ from tests.sso.saml_provider import (
     metadata_of,
     signs_in_at,
 )
-from tests.sso.test_enforced import APP_SECRET, THERE, owner, typed
+from tests.sso.test_enforced import owner
 from ui.sealing import cipher
 
 pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
@@ -91,17 +87,6 @@ def test_groups_give_role_and_teams_at_every_sign_in_with_events(
     assert actions(mia) == ["user.created", "user.role_changed"]
 
 
-def test_without_a_role_there_is_no_entry(saml: Provider, saml_organisation: SamlOrganisation) -> None:
-    Provider.edit(by=None, default_role=None, rules=[GroupRule("staff", Role.objects.get(name="Member"))])
-    saml_organisation.knows("mia", groups=["guests"])
-
-    visit = sign_in("mia")
-
-    assert (visit.response.status_code, visit.person) == (403, None)
-    refused = Event.objects.get(action="user.sign_in_refused")
-    assert refused.changes == {"reason": "no_role", "email": "mia@example.com", "groups": ["guests"]}
-
-
 @pytest.mark.parametrize(("verified", "links"), [("true", False), ("false", True), (None, True)])
 def test_the_email_of_an_existing_person_is_never_taken_over_without_proof(
     saml: Provider, saml_organisation: SamlOrganisation, verified: str | None, links: bool
@@ -117,56 +102,6 @@ def test_the_email_of_an_existing_person_is_never_taken_over_without_proof(
     assert (visit.response.status_code, visit.person) == (403, None)
     assert not Account.objects.exists()
     assert not Event.objects.filter(action="user.linked", target_id=str(owner.pk)).exists()
-
-
-def test_with_the_workspaces_consent_a_verified_email_links(
-    saml: Provider, saml_organisation: SamlOrganisation
-) -> None:
-    Provider.edit(by=None, links_by_email=True)
-    mia = make.user(email="mia@example.com")
-    saml_organisation.knows("mia")
-
-    assert sign_in("mia").person == mia
-    assert "user.linked" in actions(mia)
-
-
-def test_whoever_is_signed_in_links_their_own_account_and_unlinks_it_again(
-    saml: Provider, saml_organisation: SamlOrganisation
-) -> None:
-    mia = make.user(email="mia@example.com")
-    saml_organisation.knows("somebody", email="other@example.com")
-    own = Client()
-    own.post("/accounts/login/", {"login": mia.email, "password": make.PASSWORD})
-    sign_in("somebody", own, path="/settings/organisation/link/")
-    assert sign_in("somebody").person == mia
-
-    own.post("/settings/organisation/unlink/")
-
-    assert not Account.objects.exists()
-    assert actions(mia) == ["user.linked", "user.unlinked"]
-
-
-def test_a_disabled_person_reads_so_and_whom_to_ask(saml: Provider, saml_organisation: SamlOrganisation) -> None:
-    saml_organisation.knows("mia")
-    sign_in("mia")
-    User.objects.get(email="mia@example.com").deactivate(by=None)
-
-    visit = sign_in("mia")
-
-    assert (visit.response.status_code, visit.person) == (403, None)
-    assert "Your account in this workspace is disabled. Ask an administrator" in visit.words
-
-
-def test_who_has_a_second_factor_here_is_asked_for_it(saml: Provider, saml_organisation: SamlOrganisation) -> None:
-    saml_organisation.knows("mia")
-    sign_in("mia")
-    mia = User.objects.get(email="mia@example.com")
-    Authenticator.objects.create(user=mia, type="totp", data={"secret": encrypt(APP_SECRET)})
-
-    visit = sign_in("mia")
-
-    assert visit.response["Location"].startswith("/accounts/second-factor/")
-    assert visit.person is None
 
 
 def test_no_claim_is_kept_once_somebody_is_in(saml: Provider, saml_organisation: SamlOrganisation) -> None:
@@ -398,22 +333,6 @@ def test_signing_out_here_ends_the_session_here_and_asks_nobody(
     assert visit.person is None
     assert visit.client.post("/accounts/organisation/logout/", {"logout_token": "x"}).status_code == 400
     assert visit.client.get("/accounts/organisation/back/?state=x&code=y").status_code == 404
-
-
-def test_a_break_glass_owner_keeps_their_password_while_saml_is_enforced(
-    saml: Provider, saml_organisation: SamlOrganisation
-) -> None:
-    breaker = owner()
-    breaker.set_break_glass(True, by=None)
-    Provider.edit(by=None, mode="enforced", domains=["example.com"])
-    make.user(email="ben@example.com")
-
-    assert THERE in typed("ben@example.com")[1].content.decode()
-    assert typed(breaker.email)[1]["Location"].startswith("/accounts/second-factor/")
-    saml_organisation.knows("mia")
-    assert sign_in("mia").person is not None
-    call_command("rescue", breaker.email, "--end-enforcement", stdout=StringIO())
-    assert typed("ben@example.com")[1]["Location"] == "/"
 
 
 # --- Before a sensitive change ----------------------------------------------------------------------------------------
