@@ -59,8 +59,9 @@ class ProviderForm(forms.Form):
     entry_settings = ("mode", "domains", "links_by_email")
 
     def __init__(self, data: Any, *, provider: Provider) -> None:
+        urls = {name: forms.TextInput(attrs={"inputmode": "url"}) for name in ("issuer", "metadata_url")}
         radios = {"protocol": forms.RadioSelect(), "mode": forms.RadioSelect()}
-        fields = fields_for_model(Provider, (*SETTINGS, "default_role"), widgets={**radios})
+        fields = fields_for_model(Provider, (*SETTINGS, "default_role"), widgets={**urls, **radios})
         fields["domains"] = forms.CharField(
             label=fields["domains"].label, required=False, help_text=fields["domains"].help_text
         )

@@ -92,7 +92,13 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     """The identity provider of this workspace, and the settings of the sign-in."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
-    mode = models.CharField("sign-in there", max_length=10, choices=Mode, default=Mode.OFF)
+    mode = models.CharField(
+        "sign-in there",
+        max_length=10,
+        choices=Mode,
+        default=Mode.OFF,
+        help_text="Whether people may, or have to, sign in at the provider.",
+    )
     # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
     private = models.BooleanField(default=False, editable=False)
     client_id = models.CharField(

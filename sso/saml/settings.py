@@ -62,7 +62,13 @@ NAME_ID_FORMATS = {
 class SamlSettings(models.Model):
     """Columns for SAML. The metadata in use are `issuer` (the entity ID), `sso_url` and `certificates`."""
 
-    protocol = models.CharField(max_length=4, choices=Protocol, default=Protocol.OIDC, db_default=Protocol.OIDC)
+    protocol = models.CharField(
+        max_length=4,
+        choices=Protocol,
+        default=Protocol.OIDC,
+        db_default=Protocol.OIDC,
+        help_text="What the provider speaks.",
+    )
     metadata_url = models.CharField(
         "address of its metadata",
         max_length=500,
@@ -88,9 +94,15 @@ class SamlSettings(models.Model):
         choices=NameIdFormat,
         default=NameIdFormat.PERSISTENT,
         db_default=NameIdFormat.PERSISTENT,
+        help_text="Format of the provider's name for a person (SAML).",
     )
     email_attribute = models.CharField(
-        "attribute with the e-mail", max_length=LONGEST_ATTRIBUTE, blank=True, default="email", db_default="email"
+        "attribute with the e-mail",
+        max_length=LONGEST_ATTRIBUTE,
+        blank=True,
+        default="email",
+        db_default="email",
+        help_text="By either name that the provider gives it (SAML).",
     )
     name_attribute = models.CharField(
         "attribute with the name",
@@ -98,6 +110,7 @@ class SamlSettings(models.Model):
         blank=True,
         default="displayName",
         db_default="displayName",
+        help_text="By either name that the provider gives it (SAML).",
     )
     takes_unsolicited = models.BooleanField(
         "let people begin at the provider",
