@@ -69,8 +69,8 @@ class Admission(models.Model):
         default=list,
         blank=True,
         help_text="Domains of your organisation. New people need an address in these, or a verified one. While sign-in "
-        "there is enforced, these people have no password here; saving that ends their sessions that began with one, "
-        "yours too unless you are a break-glass owner.",
+        "there is enforced, these addresses have no password here. When you save that, sessions of theirs that began "
+        "with one end, yours too unless you are a break-glass owner.",
     )
     default_role = models.ForeignKey(
         Role,

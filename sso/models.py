@@ -155,8 +155,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return self._entered() | {"decryption_key": self.decryption_key}
 
     def _entered(self) -> dict[str, Any]:
-        names = ("mode", "name", "issuer", "client_id", "scopes", "groups_claim", "domains", "links_by_email")
-        return {name: getattr(self, name) for name in (*names, "signs_out_there", *SAML_TERMS)} | {
+        return {name: getattr(self, name) for name in (*SETTINGS, "sso_url")} | {
             "default_role": self.default_role.name if self.default_role else None,
             "rules": rules_as_stored(self.rules),
             "certificates": [each.fingerprint for each in self.signing],
