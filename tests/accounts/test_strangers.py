@@ -13,8 +13,8 @@ from django.http import HttpRequest, HttpResponse
 from django.test import Client
 
 from accounts import queues
+from accounts.mail import EmailBackend
 from accounts.queues import in_turn
-from accounts.sign_in import AccountAdapter
 from tests import make
 from tests.conftest import SignIn
 
@@ -97,8 +97,8 @@ def by_hash(waits: Any) -> None:
 
 
 def by_mail(waits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("allauth.account.adapter.DefaultAccountAdapter.send_mail", lambda *_: waits())
-    AccountAdapter().send_mail("", "", {})
+    monkeypatch.setattr("django.core.mail.backends.smtp.EmailBackend.send_messages", lambda *_: waits())
+    EmailBackend(alias="default", host="localhost").send_messages([])
 
 
 @pytest.mark.parametrize("what", ["hash", "mail"])
