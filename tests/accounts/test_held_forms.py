@@ -175,6 +175,21 @@ def test_another_session_of_the_same_person_cannot_send_it(client: Client, keepe
     assert not Sink.objects.exists()
 
 
+def test_nor_can_another_person_into_whose_session_it_was_copied(client: Client, sign_in: SignIn) -> None:
+    where = onward(client.post(ADD, FILLED))
+    other = sign_in(make.user(Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ))
+    theirs = other.session
+    theirs["held_forms"] = client.session["held_forms"]
+    theirs.save()
+
+    answer = other.post(AGAIN, {"password": make.PASSWORD, "next": where})
+    forged = other.post(ADD, {"held_form": where.partition("#")[2]})
+
+    assert answer.status_code == 302
+    assert forged.status_code == 410
+    assert not Sink.objects.exists()
+
+
 def test_it_is_sent_with_a_csrf_token_of_its_own(keeper: User) -> None:
     browser = Client(enforce_csrf_checks=True)
     browser.force_login(keeper)
