@@ -37,9 +37,8 @@ from accounts.sign_in_limits import try_as
 from capabilities import Capability
 from connections.subjects import by_role, by_team
 from ui.errors import TryLater
-from ui.idempotency import Afterwards
-from ui.operations import ListQuery, RequestBody, operation
-from ui.rest import ApiError, Id, Problem, Reference, Resource, UtcDateTimeField, checked, secret_answer
+from ui.operations import Afterwards, ListQuery, RequestBody, operation
+from ui.rest import ApiError, Id, Problem, Reference, Resource, UtcDateTimeField, checked, matching, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyJoined: Problem(HTTPStatus.CONFLICT, "already_joined"),
@@ -160,12 +159,9 @@ class UserResource(Resource):
     def list(self, request: Request) -> Response:
         """List people."""
         people = User.objects.order_by("email")
-        if "active" in self.query_data:
-            people = people.filter(is_active=self.query_data["active"])
+        people = matching(people, self.query_data, active="is_active", role="role__in")
         if status := self.query_data.get("status"):
             people = people.filter(of_status(status))
-        if role := self.query_data.get("role"):
-            people = people.filter(role__in=role)
         if team := self.query_data.get("team"):
             people = people.filter(teams__in=team).distinct()
         if words := self.query_data.get("q"):
@@ -206,9 +202,7 @@ class UserResource(Resource):
         Its link stops working.
         """
         person = self._find(pk)
-        with self.unchanged(person):
-            person.revoke_invitation(by=self.me)
-        return self.answer(person)
+        return self.changed(person, person.revoke_invitation)
 
     @action(detail=True, methods=["post"], url_path="decline-request")
     @operation(needs=Capability.PEOPLE_MANAGE, body=Asking, answer=HTTPStatus.NO_CONTENT, api_keys=False)
@@ -259,27 +253,21 @@ class UserResource(Resource):
     def deactivate(self, request: Request, pk: UUID) -> Response:
         """Deactivate a person."""
         person = self._find(pk)
-        with self.unchanged(person):
-            person.deactivate(by=self.me)
-        return self.answer(person)
+        return self.changed(person, person.deactivate)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.PEOPLE_MANAGE, api_keys=False, if_match=True)
     def reactivate(self, request: Request, pk: UUID) -> Response:
         """Reactivate a person."""
         person = self._find(pk)
-        with self.unchanged(person):
-            person.reactivate(by=self.me)
-        return self.answer(person)
+        return self.changed(person, person.reactivate)
 
     @action(detail=True, methods=["post"], url_path="sign-out")
     @operation(needs=Capability.PEOPLE_MANAGE, if_match=True)
     def sign_out(self, request: Request, pk: UUID) -> Response:
         """Sign a person out everywhere."""
         person = self._find(pk)
-        with self.unchanged(person):
-            person.end_sessions(by=self.me)
-        return self.answer(person)
+        return self.changed(person, person.end_sessions)
 
     def _find(self, pk: UUID) -> User:
         person: User = get_object_or_404(self.get_queryset(), pk=pk)

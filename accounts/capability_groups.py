@@ -73,5 +73,4 @@ class ChecksCapabilities(forms.Form):
 
     @property
     def ticked(self) -> frozenset[Capability]:
-        """Return the capabilities that are ticked."""
         return Capability.named(self["capabilities"].data or ()) if self.is_bound else self.at_first

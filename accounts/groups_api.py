@@ -83,13 +83,13 @@ class RoleResource(Resource):
     @operation(needs=Capability.PEOPLE_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a role."""
-        return self._now(pk)
+        return self.answer(self._find(pk))
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=RoleBody, reauth=True, api_keys=False, makes=True)
     def create(self, request: Request) -> Response:
         """Create a role."""
         role = Role.objects.add(**self.body(), by=self.me)
-        return self._now(role.pk, HTTPStatus.CREATED)
+        return self.current(role, HTTPStatus.CREATED)
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=RoleBody, reauth=True, api_keys=False, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
@@ -97,19 +97,20 @@ class RoleResource(Resource):
         role = get_object_or_404(Role, pk=pk)
         fields = {"name": role.name, "capabilities": role.capabilities} | self.body()
         role.edit(**fields, by=self.me, seen=self.seen)
-        return self._now(pk)
+        return self.answer(self._find(pk))
 
     @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, reauth=True, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
         """Delete a role."""
         role = get_object_or_404(Role, pk=pk)
-        with self.unchanged(role):
-            role.remove(by=self.me)
-        return Response(status=HTTPStatus.NO_CONTENT)
+        return self.removed(role, role.remove)
 
-    def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
-        """The role as it is now."""
-        return self.answer(get_object_or_404(self.get_queryset(), pk=pk), status)
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(self._find(row.pk), status)
+
+    def _find(self, pk: UUID) -> Role:
+        role: Role = get_object_or_404(self.get_queryset(), pk=pk)
+        return role
 
 
 MEMBERS = Prefetch("users", User.objects.only("email"))  # The only field of members in answers.
@@ -164,14 +165,14 @@ class TeamResource(Resource):
     @operation(needs=Capability.PEOPLE_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a team."""
-        return self._now(pk)
+        return self.answer(self._find(pk))
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody, makes=True)
     def create(self, request: Request) -> Response:
         """Create a team."""
         body = self.body()
         team = Team.objects.add(name=body["name"], users=body["user_ids"], by=self.me)
-        return self._now(team.pk, HTTPStatus.CREATED)
+        return self.current(team, HTTPStatus.CREATED)
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
@@ -180,19 +181,20 @@ class TeamResource(Resource):
         changes = self.body()
         users = changes.get("user_ids", list(team.users.all()))
         team.edit(name=changes.get("name", team.name), users=users, by=self.me, seen=self.seen)
-        return self._now(pk)
+        return self.answer(self._find(pk))
 
     @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
         """Delete a team."""
         team = get_object_or_404(Team, pk=pk)
-        with self.unchanged(team):
-            team.remove(by=self.me)
-        return Response(status=HTTPStatus.NO_CONTENT)
+        return self.removed(team, team.remove)
 
-    def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
-        """The team as it is now."""
-        return self.answer(get_object_or_404(self.get_queryset(), pk=pk), status)
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(self._find(row.pk), status)
+
+    def _find(self, pk: UUID) -> Team:
+        team: Team = get_object_or_404(self.get_queryset(), pk=pk)
+        return team
 
 
 class WorkspaceChanges(RequestBody):

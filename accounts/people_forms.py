@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from email.utils import getaddresses
+from functools import reduce
+from operator import or_
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +23,7 @@ from accounts.models.users import INVITATION
 from accounts.rules import missing_capabilities
 from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
-from ui.forms import holds
+from ui.forms import ListFilter, holds
 
 MOST_INVITED = 50  # Per form.
 EMAIL_LENGTH, NAME_LENGTH = 254, 120
@@ -51,30 +53,18 @@ def matching_words(words: str) -> Q:
     return holds("email", words) | holds("display_name", words)
 
 
-class PeopleFilter(forms.Form):
-    """The filters of the list of people; unknown values are ignored."""
+class PeopleFilter(ListFilter):
+    role = forms.ModelMultipleChoiceField(Role.objects.all(), required=False)
+    status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
 
-    q = forms.CharField(required=False)
-    role = forms.ModelMultipleChoiceField(Role.objects.none(), required=False)
-    status = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in STATUSES])
-
-    def __init__(self, data: Any) -> None:
-        super().__init__(data)
-        self.fields["role"].queryset = Role.objects.all()  # type: ignore[attr-defined]
-        self.is_valid()
-
-    def narrow(self, people: QuerySet[User]) -> QuerySet[User]:
-        """Return the people who match."""
-        if words := self.cleaned_data.get("q"):
-            people = people.filter(matching_words(words))
-        if roles := self.cleaned_data.get("role"):
-            people = people.filter(role__in=roles)
-        if statuses := self.cleaned_data.get("status"):
-            condition = Q(pk=None)
-            for status in statuses:
-                condition |= of_status(status)
-            people = people.filter(condition)
-        return people
+    def narrow(self, rows: QuerySet[User]) -> QuerySet[User]:
+        if words := self.values.get("q"):
+            rows = rows.filter(matching_words(words))
+        if roles := self.values.get("role"):
+            rows = rows.filter(role__in=roles)
+        if statuses := self.values.get("status"):
+            rows = rows.filter(reduce(or_, map(of_status, statuses)))
+        return rows
 
 
 class RoleRadios(forms.RadioSelect):
@@ -232,7 +222,6 @@ class RoleForm(ChecksCapabilities):
 
 
 def role_from(pk: str) -> Role | None:
-    """Return the role with this id, or None."""
     try:
         return Role.objects.filter(pk=UUID(pk)).first()
     except ValueError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
 from django.db.models import Count, Q
+from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -14,35 +16,45 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import password_links, second_factor
-from accounts.lists import PEOPLE
-from accounts.models import ApiKey, Role, User
-from accounts.people_forms import STATUSES, InviteForm, PeopleFilter, PersonForm, ResendInvitationForm, RoleChoice
+from accounts.models import ApiKey, User
+from accounts.people_forms import InviteForm, PeopleFilter, PersonForm, ResendInvitationForm, RoleChoice
 from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleError, missing_capabilities
 from accounts.sessions import open_sessions
 from accounts.sign_in import ForgottenForm, ask_again
 from auditlog.actions import Action
 from auditlog.instruments import Instruments
 from auditlog.models import Event
-from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, capability_or_404, requires
 from connections.impact import cuts
 from connections.models import Connection
 from ui.pages import (
     AppRequest,
     Undo,
-    clash_context,
-    confirm,
     first_names,
     leave,
-    page_of,
     posted,
     refuse,
     seen_version,
     sentences,
     show,
-    was_typed,
 )
-from ui.tables import show_list
+from ui.tables import Column, Table
+from ui.viewset import confirmed, form_page, list_page
+
+PEOPLE = Table(
+    "people",
+    "People",
+    (
+        Column("name", "Name", sorts=(Lower("display_name"), "email")),
+        Column("email", "Email", 14, priority=2, sorts=("email",), on_phone=True),
+        Column("role", "Role", 8, priority=3),
+        Column("teams", "Teams", 10, priority=4),
+        Column("status", "Status", 10, on_phone=True),
+        Column("signed_in", "Last sign-in", 7, priority=3, sorts=("last_login",), most_first=True, on_phone=True),
+        Column("acts", "Invitation", 11, kind="acts", said=False),
+    ),
+    order="email",
+)
 
 
 def person_or_404(pk: UUID) -> Any:
@@ -56,22 +68,18 @@ def page_url(person: User) -> str:
     return reverse("accounts:person", args=[person.pk])
 
 
+def _acted(
+    request: AppRequest, person: User, act: Callable[[], object], done: str = "", to: str = "", **question: Any
+) -> HttpResponse:
+    """Ask, then act on a person and go back to their page, with what was done or why not."""
+    return confirmed(request, act, done, back=page_url(person), to=to, faults=PeopleError, **question)
+
+
 @require_GET
 @requires(Capability.PEOPLE_MANAGE)
 def listing(request: AppRequest) -> HttpResponse:
-    filters = PeopleFilter(request.GET)
-    people = filters.narrow(User.objects.select_related("role").prefetch_related("teams"))
-    table = PEOPLE.seen(request)
-    context = {
-        "tab": "users",
-        "page": page_of(request, table.ordered(people)),
-        "table": table,
-        "filters": filters.cleaned_data,
-        "roles": Role.objects.all(),
-        "statuses": STATUSES,
-        "narrowed": any(filters.cleaned_data.values()),
-    }
-    return show_list(request, "accounts/people.html#results", context)
+    people, filters = User.objects.select_related("role").prefetch_related("teams"), PeopleFilter(request.GET)
+    return list_page(request, "accounts/people.html", people, table=PEOPLE, filters=filters, tab="users")
 
 
 @require_GET
@@ -98,25 +106,21 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 @ask_again
 def invite(request: AppRequest) -> HttpResponse:
     form = InviteForm(posted(request), grantor=request.user)
-    context = {"form": form, "heading": "Invite people", "submit": "Invite", "back": reverse("accounts:people")}
-    context["mails"] = bool(settings.MAIL_SERVER)
-    if request.method == "GET":
-        return show(request, "accounts/invite.html", context)
-    if form.is_valid():
+
+    def save() -> HttpResponse:
+        data = form.cleaned_data
         try:
             invited = User.objects.invite_all(
-                form.cleaned_data["emails"],
-                role=form.cleaned_data["role"],
-                teams=form.cleaned_data.get("teams", ()),
-                by=request.user,
+                data["emails"], role=data["role"], teams=data.get("teams", ()), by=request.user
             )
         except InvitationsRefused as error:
             form.refuse(error.reasons)
-        except BeyondYours as error:
-            form.add_error("role", str(error))
-        else:
-            return _invited(request, *invited)
-    return refuse(request, "accounts/invite.html", context)
+            return refuse(request, "accounts/invite.html", context | {"form": form})
+        return _invited(request, *invited)
+
+    context: dict[str, Any] = {"heading": "Invite people", "submit": "Invite", "back": reverse("accounts:people")}
+    context["mails"] = bool(settings.MAIL_SERVER)
+    return form_page(request, "accounts/invite.html", form, save, {BeyondYours: "role"}, **context)
 
 
 class Invitation(NamedTuple):
@@ -171,20 +175,17 @@ def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 def revoke_invitation(request: AppRequest, pk: UUID) -> HttpResponse:
     invited = person_or_404(pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Revoke invitation",
-            text=f"Revoke the invitation of {invited.email}? The link stops working at once.",
-            more="A new invitation can be sent later.",
-            icon="revoke",
-            back=page_url(invited),
-        )
-    try:
-        invited.revoke_invitation(by=request.user)
-    except PeopleError as error:
-        return leave(request, page_url(invited), str(error))
-    return leave(request, reverse("accounts:people"), f"The invitation of {invited.email} is revoked")
+    return _acted(
+        request,
+        invited,
+        lambda: invited.revoke_invitation(by=request.user),
+        f"The invitation of {invited.email} is revoked",
+        to=reverse("accounts:people"),
+        title="Revoke invitation",
+        text=f"Revoke the invitation of {invited.email}? The link stops working at once.",
+        more="A new invitation can be sent later.",
+        icon="revoke",
+    )
 
 
 @require_http_methods(["GET", "POST"])
@@ -193,21 +194,14 @@ def revoke_invitation(request: AppRequest, pk: UUID) -> HttpResponse:
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     person = person_or_404(pk)
     form = PersonForm(posted(request), initial={"display_name": person.display_name, "email": person.email})
-    context = {"form": form, "heading": "Edit", "back": page_url(person), "version": person.version}
-    if request.method == "GET":
-        return show(request, "accounts/person_form.html", context)
-    if form.is_valid():
-        try:
-            person.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
-        except ChangedMeanwhile as clash:
-            context |= clash_context(clash)
-        except EmailTaken as error:
-            form.add_error("email", str(error))
-        except BeyondYours as error:
-            form.add_error(None, str(error))
-        else:
-            return leave(request, page_url(person), "Saved")
-    return refuse(request, "accounts/person_form.html", context)
+
+    def save() -> HttpResponse:
+        person.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
+        return leave(request, page_url(person), "Saved")
+
+    context = {"heading": "Edit", "back": page_url(person), "version": person.version}
+    errors = {EmailTaken: "email", BeyondYours: None}
+    return form_page(request, "accounts/person_form.html", form, save, errors, **context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -216,21 +210,14 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
     person = person_or_404(pk)
     form = RoleChoice(posted(request), grantor=request.user, initial={"role": person.role_id})
-    context = {"form": form, "person": person, "heading": "Change role", "back": page_url(person)}
+
+    def save() -> HttpResponse:
+        person.give_role(form.cleaned_data["role"], by=request.user, seen=seen_version(request))
+        return leave(request, page_url(person), "Role changed")
+
+    context = {"person": person, "heading": "Change role", "back": page_url(person), "version": person.version}
     context["requests"] = person.open_requests()
-    context["version"] = person.version
-    if request.method == "GET":
-        return show(request, "accounts/person_form.html", context)
-    if form.is_valid():
-        try:
-            person.give_role(form.cleaned_data["role"], by=request.user, seen=seen_version(request))
-        except ChangedMeanwhile as clash:
-            context |= clash_context(clash)
-        except PeopleError as error:
-            form.add_error("role", str(error))
-        else:
-            return leave(request, page_url(person), "Role changed")
-    return refuse(request, "accounts/person_form.html", context)
+    return form_page(request, "accounts/person_form.html", form, save, {PeopleError: "role"}, **context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -238,50 +225,52 @@ def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
 def decline_request(request: AppRequest, pk: UUID) -> HttpResponse:
     person, fields = person_or_404(pk), request.GET if request.method == "GET" else request.POST
     capability = capability_or_404(fields.get("capability", ""))
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Decline request",
-            text=f"Decline that {person.email} gets “{capability.label}”?",
-            more="They see that it was declined, and may ask again a day after they asked.",
-            kind="primary",
-            back=page_url(person),
-            hidden=[("capability", capability.slug)],
-        )
-    declined = person.decline_request(capability, by=request.user)
-    return leave(request, page_url(person), "Request declined" if declined else "There is no such request any more")
+
+    def act() -> HttpResponse:
+        declined = person.decline_request(capability, by=request.user)
+        done = "Request declined" if declined else "There is no such request any more"
+        return leave(request, page_url(person), done)
+
+    return _acted(
+        request,
+        person,
+        act,
+        title="Decline request",
+        text=f"Decline that {person.email} gets “{capability.label}”?",
+        more="They see that it was declined, and may ask again a day after they asked.",
+        kind="primary",
+        hidden=[("capability", capability.slug)],
+    )
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
     person = person_or_404(pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Deactivate",
-            text=f"Deactivate {person.email}? All sessions end and every connection acting as this user stops on its "
-            "next request.",
-            more=sentences(cuts(person, request.user), "Nothing is revoked: reactivated, everything works as before."),
-            icon="pause",
-            back=page_url(person),
-        )
-    try:
-        undo = Undo.if_changed(person.deactivate(by=request.user), reverse("accounts:reactivate", args=[person.pk]))
-    except PeopleError as error:
-        return leave(request, page_url(person), str(error))
-    return leave(request, page_url(person), f"{person.email} is deactivated", undo)
+
+    def act() -> HttpResponse:
+        undo = Undo.if_changed(person.deactivate(by=request.user), reverse("accounts:reactivate", args=[pk]))
+        return leave(request, page_url(person), f"{person.email} is deactivated", undo)
+
+    return _acted(
+        request,
+        person,
+        act,
+        title="Deactivate",
+        text=f"Deactivate {person.email}? All sessions end and every connection acting as this user stops on its next "
+        "request.",
+        more=lambda: sentences(
+            cuts(person, request.user), "Nothing is revoked: reactivated, everything works as before."
+        ),
+        icon="pause",
+    )
 
 
 @require_POST
 @requires(Capability.PEOPLE_MANAGE)
 def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
     person = person_or_404(pk)
-    try:
-        person.reactivate(by=request.user)
-    except PeopleError as error:
-        return leave(request, page_url(person), str(error))
-    return leave(request, page_url(person), f"{person.email} can sign in again")
+    return _acted(request, person, lambda: person.reactivate(by=request.user), f"{person.email} can sign in again")
 
 
 @require_http_methods(["GET", "POST"])
@@ -290,25 +279,25 @@ def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
     """Deactivate a person and revoke all their connections; requires both capabilities."""
     person = person_or_404(pk)
-    if request.method == "GET" or not was_typed(request, person.email):
-        return confirm(
-            request,
-            title="Cut this person off",
-            text=f"Cut {person.email} off? The account is deactivated, all sessions end, and every connection acting "
-            "as this user is revoked with its tokens.",
-            more=sentences(
-                cuts(person, request.user), _ending_connections(person), _ending_keys(person), "This cannot be undone."
-            ),
-            icon="revoke",
-            typed=person.email,
-            back=page_url(person),
-        )
-    try:
+
+    def act() -> HttpResponse:
         ended = Connection.objects.cut_off(person, by=request.user)
-    except PeopleError as error:
-        return leave(request, page_url(person), str(error))
-    revoked = "1 connection" if ended == 1 else f"{ended} connections"
-    return leave(request, page_url(person), f"{person.email} is cut off, {revoked} revoked")
+        revoked = "1 connection" if ended == 1 else f"{ended} connections"
+        return leave(request, page_url(person), f"{person.email} is cut off, {revoked} revoked")
+
+    return _acted(
+        request,
+        person,
+        act,
+        title="Cut this person off",
+        text=f"Cut {person.email} off? The account is deactivated, all sessions end, and every connection acting as "
+        "this user is revoked with its tokens.",
+        more=lambda: sentences(
+            cuts(person, request.user), _ending_connections(person), _ending_keys(person), "This cannot be undone."
+        ),
+        icon="revoke",
+        typed=person.email,
+    )
 
 
 def _ending_connections(person: User) -> str:
@@ -330,23 +319,18 @@ def _ending_keys(person: User) -> str:
 def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
     """Set or clear the staff flag."""
     person = person_or_404(pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Make staff" if staff else "End staff",
-            text=f"Let {person.email} {'use' if staff else 'no longer use'} the Django admin?",
-            more="It shows the tables behind these pages, as far as their role lets them see and change."
-            if staff
-            else "Their role stays as it is.",
-            icon="terminal",
-            kind="primary" if staff else "danger",
-            back=page_url(person),
-        )
-    try:
-        person.set_staff(staff, by=request.user)
-    except PeopleError as error:
-        return leave(request, page_url(person), str(error))
-    return leave(request, page_url(person), f"{person.email} is {'staff' if staff else 'staff no more'}")
+    shows = "It shows the tables behind these pages, as far as their role lets them see and change."
+    return _acted(
+        request,
+        person,
+        lambda: person.set_staff(staff, by=request.user),
+        f"{person.email} is {'staff' if staff else 'staff no more'}",
+        title="Make staff" if staff else "End staff",
+        text=f"Let {person.email} {'use' if staff else 'no longer use'} the Django admin?",
+        more=shows if staff else "Their role stays as it is.",
+        icon="terminal",
+        kind="primary" if staff else "danger",
+    )
 
 
 @require_http_methods(["GET", "POST"])
@@ -355,41 +339,36 @@ def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
 def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
     """Set or clear that an owner's password works while sign-in by the organisation is enforced."""
     person = person_or_404(pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Make break-glass owner" if on else "End break-glass",
-            text=f"Let {person.email} {'always' if on else 'no longer always'} use their password?",
-            more="With a second factor. Each use while sign-in by the organisation is enforced is an admin event."
-            if on
-            else "Where sign-in by the organisation is enforced they sign in there, and sessions of theirs that began "
-            "with a password end at once.",
-            icon="lock",
-            kind="primary" if on else "danger",
-            back=page_url(person),
-        )
-    try:
-        person.set_break_glass(on, by=request.user)
-    except PeopleError as error:
-        return leave(request, page_url(person), str(error))
-    return leave(request, page_url(person), f"{person.email} is {'a' if on else 'no'} break-glass owner")
+    return _acted(
+        request,
+        person,
+        lambda: person.set_break_glass(on, by=request.user),
+        f"{person.email} is {'a' if on else 'no'} break-glass owner",
+        title="Make break-glass owner" if on else "End break-glass",
+        text=f"Let {person.email} {'always' if on else 'no longer always'} use their password?",
+        more="With a second factor. Each use while sign-in by the organisation is enforced is an admin event."
+        if on
+        else "Where sign-in by the organisation is enforced they sign in there, and sessions of theirs that began with "
+        "a password end at once.",
+        icon="lock",
+        kind="primary" if on else "danger",
+    )
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
     person = person_or_404(pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Send password reset",
-            text=f"Send {person.email} a link to set a new password?",
-            more="It works once, for one hour. Using it revokes all their API tokens and app connections.",
-            icon="mail",
-            kind="primary",
-            back=page_url(person),
-        )
-    return leave(request, page_url(person), _reset_sent(request, person))
+    return _acted(
+        request,
+        person,
+        lambda: leave(request, page_url(person), _reset_sent(request, person)),
+        title="Send password reset",
+        text=f"Send {person.email} a link to set a new password?",
+        more="It works once, for one hour. Using it revokes all their API tokens and app connections.",
+        icon="mail",
+        kind="primary",
+    )
 
 
 def _reset_sent(request: AppRequest, person: User) -> str:
@@ -414,20 +393,16 @@ def _reset_sent(request: AppRequest, person: User) -> str:
 @requires(Capability.PEOPLE_MANAGE)
 def end_sessions(request: AppRequest, pk: UUID) -> HttpResponse:
     person = person_or_404(pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="End all sessions",
-            text=f"Sign {person.email} out of every browser?",
-            more="Agents and apps acting as this user keep working.",
-            icon="sign-out",
-            back=page_url(person),
-        )
-    try:
-        person.end_sessions(by=request.user)
-    except PeopleError as error:
-        return leave(request, page_url(person), str(error))
-    return leave(request, page_url(person), "All sessions ended")
+    return _acted(
+        request,
+        person,
+        lambda: person.end_sessions(by=request.user),
+        "All sessions ended",
+        title="End all sessions",
+        text=f"Sign {person.email} out of every browser?",
+        more="Agents and apps acting as this user keep working.",
+        icon="sign-out",
+    )
 
 
 @require_http_methods(["GET", "POST"])
@@ -435,17 +410,13 @@ def end_sessions(request: AppRequest, pk: UUID) -> HttpResponse:
 @ask_again
 def remove_second_factor(request: AppRequest, pk: UUID) -> HttpResponse:
     person = person_or_404(pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Take second factor off",
-            text=f"Let {person.email} sign in with the password alone?",
-            more="For who has lost phone or keys, and recovery codes. Make sure that it is them who asks.",
-            icon="shield",
-            back=page_url(person),
-        )
-    try:
-        second_factor.remove(person, by=request.user)
-    except PeopleError as error:
-        return leave(request, page_url(person), str(error))
-    return leave(request, page_url(person), "Second factor taken off")
+    return _acted(
+        request,
+        person,
+        lambda: second_factor.remove(person, by=request.user),
+        "Second factor taken off",
+        title="Take second factor off",
+        text=f"Let {person.email} sign in with the password alone?",
+        more="For who has lost phone or keys, and recovery codes. Make sure that it is them who asks.",
+        icon="shield",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -16,10 +17,21 @@ from accounts.models import Role
 from accounts.people_forms import RoleForm, role_from
 from accounts.rules import BeyondYours, NameTaken, PeopleError, missing_capabilities
 from accounts.sign_in import ask_again, ask_first
-from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
-from ui.pages import AppRequest, clash_context, confirm, leave, page_of, posted, refuse, seen_version, show
+from ui.pages import AppRequest, leave, posted, seen_version, show
+from ui.tables import Column, Table
+from ui.viewset import confirmed, form_page, list_page
 
+ROLES = Table(
+    "roles",
+    "Roles",
+    (
+        Column("name", "Name"),
+        Column("users", "Users", 5, kind="number", on_phone=True),
+        Column("capabilities", "Capabilities", 8, kind="number", on_phone=True),
+        Column("acts", "Actions", 6, kind="acts", said=False),
+    ),
+)
 OUTRANKED = "This role holds more than you do."
 
 
@@ -31,9 +43,8 @@ def role_or_404(pk: UUID) -> Any:
 @require_GET
 @requires(Capability.PEOPLE_MANAGE)
 def listing(request: AppRequest) -> HttpResponse:
-    roles = Role.objects.with_capabilities().annotate(user_count=Count("users"))
-    context = {"tab": "roles", "page": page_of(request, roles.order_by("name")), "of": len(Capability)}
-    return show(request, "accounts/roles.html", context)
+    roles = Role.objects.with_capabilities().annotate(user_count=Count("users")).order_by("name")
+    return list_page(request, "accounts/roles.html", roles, table=ROLES, tab="roles", of=len(Capability))
 
 
 @require_http_methods(["GET", "POST"])
@@ -43,17 +54,12 @@ def add(request: AppRequest) -> HttpResponse:
     """Add a role; `?from=` copies another role's capabilities, limited to those the editor has."""
     initial = _copy_of(role_from(request.GET.get("from", "")), request)
     form = RoleForm(posted(request), initial=initial)
-    context = {"form": form, "heading": "Add a role"}
-    if request.method == "POST" and form.is_valid():
-        try:
-            role = Role.objects.add(**form.cleaned_data, by=request.user)
-        except NameTaken as error:
-            form.add_error("name", str(error))
-        except BeyondYours as error:
-            form.add_error("capabilities", str(error))
-        else:
-            return leave(request, reverse("accounts:roles"), f"{role.name} added")
-    return _shown(request, form, context)
+
+    def save() -> HttpResponse:
+        role = Role.objects.add(**form.cleaned_data, by=request.user)
+        return leave(request, reverse("accounts:roles"), f"{role.name} added")
+
+    return _form(request, form, save, heading="Add a role")
 
 
 def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
@@ -69,34 +75,21 @@ def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     role = role_or_404(pk)
     form = RoleForm(posted(request), before=role.capabilities, initial={"name": role.name})
-    context = {
-        "form": form,
-        "role": role,
-        "heading": role.name,
-        "version": role.version,
-        "lacking": missing_capabilities(request.user, role.capabilities) if not role.locked else [],
-    }
-    if request.method == "POST" and form.is_valid():
-        try:
-            role.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
-        except ChangedMeanwhile as clash:
-            context |= clash_context(clash)
-        except NameTaken as error:
-            form.add_error("name", str(error))
-        except PeopleError as error:
-            form.add_error("capabilities", str(error))
-        else:
-            return leave(request, reverse("accounts:roles"), "Role saved")
-    return _shown(request, form, context)
+
+    def save() -> HttpResponse:
+        role.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
+        return leave(request, reverse("accounts:roles"), "Role saved")
+
+    lacking = missing_capabilities(request.user, role.capabilities) if not role.locked else []
+    return _form(request, form, save, role=role, heading=role.name, version=role.version, lacking=lacking)
 
 
-def _shown(request: AppRequest, form: RoleForm, context: dict[str, Any]) -> HttpResponse:
+def _form(request: AppRequest, form: RoleForm, save: Callable[[], HttpResponse], **context: Any) -> HttpResponse:
     locked = bool(context.get("role") and context["role"].locked)
     withheld = "This role is built in." if locked else OUTRANKED if context.get("lacking") else ""
     context |= {"tab": "roles", "areas": check_list(request.user, form.ticked, withheld), "locked": locked}
-    if request.method == "GET":
-        return show(request, "accounts/role.html", context)
-    return refuse(request, "accounts/role.html", context)
+    errors = {NameTaken: "name", PeopleError: "capabilities", BeyondYours: "capabilities"}
+    return form_page(request, "accounts/role.html", form, save, errors, **context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -104,21 +97,17 @@ def _shown(request: AppRequest, form: RoleForm, context: dict[str, Any]) -> Http
 @ask_again
 def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     role = role_or_404(pk)
-    back = reverse("accounts:roles")
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Delete role",
-            text=f'Delete "{role.name}"? This cannot be undone.',
-            more=_held_by(role.user_count),
-            icon="revoke",
-            back=back,
-        )
-    try:
-        role.remove(by=request.user)
-    except PeopleError as error:
-        return leave(request, back, str(error))
-    return leave(request, back, "Role deleted")
+    return confirmed(
+        request,
+        lambda: role.remove(by=request.user),
+        "Role deleted",
+        back=reverse("accounts:roles"),
+        faults=PeopleError,
+        title="Delete role",
+        text=f'Delete "{role.name}"? This cannot be undone.',
+        more=_held_by(role.user_count),
+        icon="revoke",
+    )
 
 
 def _held_by(count: int) -> str:

@@ -17,6 +17,19 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts import second_factor, sessions
 from capabilities import NOBODY, capability_or_404, own_resource
 from ui.pages import AppRequest, confirm, leave, own_path, posted, referring_page, show
+from ui.tables import Column, Table
+
+SESSIONS = Table(
+    "sessions",
+    "Sessions",
+    (
+        Column("name", "Browser"),
+        Column("address", "Address", 10, priority=2, on_phone=True),
+        Column("began", "Signed in", 7, priority=3),
+        Column("seen", "Last used", 7, on_phone=True),
+        Column("acts", "Actions", 7, kind="acts", said=False),
+    ),
+)
 
 YEAR_S = 365 * 24 * 3600
 OWN_SESSIONS = "one's own sessions"

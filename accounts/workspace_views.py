@@ -16,10 +16,10 @@ from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
 from accounts.rules import PeopleError
 from accounts.sign_in import ask_again
 from auditlog.models import Call
-from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from ui.forms import LimitField
-from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen_version, show
+from ui.pages import AppRequest, leave, posted, seen_version, show
+from ui.viewset import form_page
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Workspace": ("name", "new_app_policy", "setup_steps"),
@@ -96,7 +96,6 @@ class WorkspaceForm(forms.Form):
             self.fields["log_retention_days"].help_text += f" The oldest call there is came on {oldest:%Y-%m-%d}."
 
     def groups(self) -> dict[str, list[forms.BoundField]]:
-        """Return the fields by heading."""
         return {heading: [self[name] for name in names] for heading, names in GROUPS.items()}
 
 
@@ -106,16 +105,12 @@ class WorkspaceForm(forms.Form):
 def workspace(request: AppRequest) -> HttpResponse:
     current = WorkspaceSettings.load()
     form = WorkspaceForm(posted(request), workspace=current)
-    context = _context(form) | {"version": current.version}
-    if request.method == "GET":
-        return show(request, "accounts/workspace.html", context)
-    if not form.is_valid():
-        return refuse(request, "accounts/workspace.html", context)
-    try:
+
+    def save() -> HttpResponse:
         WorkspaceSettings.edit(by=request.user, seen=seen_version(request), **form.cleaned_data)
-    except ChangedMeanwhile as clash:
-        return refuse(request, "accounts/workspace.html", context | clash_context(clash))
-    return leave(request, reverse("accounts:workspace"), "Settings saved")
+        return leave(request, reverse("accounts:workspace"), "Settings saved")
+
+    return form_page(request, "accounts/workspace.html", form, save, **_context(), version=current.version)
 
 
 @require_POST
@@ -130,7 +125,7 @@ def keep_logs(request: AppRequest) -> HttpResponse:
 @requires(Capability.WORKSPACE_MANAGE)
 def test_mail(request: AppRequest) -> HttpResponse:
     """Send a test mail to the signed-in person, and show the result."""
-    context = _context(WorkspaceForm(None, workspace=WorkspaceSettings.load()))
+    context = _context() | {"form": WorkspaceForm(None, workspace=WorkspaceSettings.load())}
     try:
         outcome = send_test_mail(by=request.user)
     except PeopleError as error:
@@ -140,10 +135,9 @@ def test_mail(request: AppRequest) -> HttpResponse:
     return show(request, "accounts/workspace.html", context)
 
 
-def _context(form: WorkspaceForm) -> dict[str, Any]:
-    """Return the context of the page: the form, and the settings fixed at startup."""
+def _context() -> dict[str, Any]:
+    """Return the settings fixed at startup, and what a shorter retention drops."""
     return {
-        "form": form,
         "dropping": WorkspaceSettings.load().dropping,
         "private": settings.PRIVATE_UPSTREAMS,
         "outbound_proxy": settings.OUTBOUND_PROXY,

@@ -25,10 +25,10 @@ from gateways.models import Feature, Gateway
 from hosts.models import Host
 from proxy.access.features import TOOL, Named
 from tokens.models import Token, TokenKind
-from tokens.visibility import SEES as SEES_TOKENS
+from tokens.rows import SEES as SEES_TOKENS
 from ui.operations import Query
 from ui.pages import AppRequest, leave, own_path, show
-from ui.subjects import SubjectField
+from ui.rest import SubjectField
 
 
 class TrailLine(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
@@ -32,7 +33,7 @@ from hosts.views import host_or_404 as find_host
 from servers.api import ServerReference
 from servers.models import Identity
 from ui.operations import ListQuery, RequestBody, operation
-from ui.rest import CauseField, Id, Problem, Reference, Resource, UtcDateTimeField
+from ui.rest import CauseField, Id, Problem, Reference, Resource, UtcDateTimeField, matching
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     ConnectionAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
@@ -113,9 +114,8 @@ class Connections(Resource):
         rows = [ConnectionRow(connection, self.me) for connection in thing] if many else ConnectionRow(thing, self.me)
         return super().serialize(rows, many=many)
 
-    def now(self, connection: Connection) -> Response:
-        """Return the current connection."""
-        return self.answer(Connection.objects.with_details().get(pk=connection.pk))
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(Connection.objects.with_details().get(pk=row.pk), status)
 
 
 class ConnectionResource(Connections):
@@ -136,18 +136,14 @@ class ConnectionResource(Connections):
     def disable(self, request: Request, pk: UUID) -> Response:
         """Disable a connection."""
         connection = self._live(pk)
-        with self.unchanged(connection):
-            connection.disable(by=self.me)
-        return self.now(connection)
+        return self.changed(connection, connection.disable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.CONNECTIONS_TOGGLE, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
         """Enable a connection."""
         connection = self._live(pk)
-        with self.unchanged(connection):
-            connection.enable(by=self.me)
-        return self.now(connection)
+        return self.changed(connection, connection.enable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Own(Capability.MCP_CONNECTIONS_REVOKE), if_match=True)
@@ -155,9 +151,7 @@ class ConnectionResource(Connections):
         """Revoke a connection."""
         connection = self._find(pk)
         self.must_own(connection.user_id)
-        with self.unchanged(connection):
-            connection.revoke(by=self.me)
-        return self.now(connection)
+        return self.changed(connection, connection.revoke)
 
     def _find(self, pk: UUID) -> Connection:
         return get_object_or_404(self.get_queryset(), pk=pk)
@@ -198,9 +192,7 @@ class Endings(Resource):
     def host(self, request: Request, pk: UUID) -> Response:
         """Archive an app or agent."""
         host = find_host(self.me, pk)
-        with self.unchanged(host):
-            Connection.objects.archive_host(host, by=self.me)
-        return Response(status=HTTPStatus.NO_CONTENT)
+        return self.removed(host, Connection.objects.archive_host, host)
 
     @operation(
         needs=frozenset({Capability.GATEWAYS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}),
@@ -210,9 +202,7 @@ class Endings(Resource):
     def gateway(self, request: Request, slug: str) -> Response:
         """Archive a gateway."""
         gateway = find_gateway(self.me, slug)
-        with self.unchanged(gateway):
-            Connection.objects.archive_gateway(gateway, by=self.me)
-        return Response(status=HTTPStatus.NO_CONTENT)
+        return self.removed(gateway, Connection.objects.archive_gateway, gateway)
 
     @operation(
         needs=frozenset({Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}),
@@ -238,14 +228,7 @@ def filter_connections(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> Co
     """Filter connections by the query, live ones first, then the newest."""
     statuses = [query["status"]] if "status" in query else []
     rows = ConnectionFilter({"q": query.get("q", ""), "status": statuses}).narrow(rows)
-    if host := query.get("host"):
-        rows = rows.filter(host__in=host)
-    if kind := query.get("kind"):
-        rows = rows.filter(host__kind=kind)
-    if gateway := query.get("gateway"):
-        rows = rows.filter(gateway__in=gateway)
-    if user := query.get("user"):
-        rows = rows.filter(user__in=user)
+    rows = matching(rows, query, host="host__in", kind="host__kind", gateway="gateway__in", user="user__in")
     return rows.order_by(F("revoked_at").desc(nulls_first=True), "-connected_at", "pk")
 
 
@@ -314,17 +297,13 @@ class ConnectionIdentities(Resource):
         own = Identity.objects.own(self.me).filter(pk=self.body()["identity_id"]).first()
         if own is None:
             raise ValidationError({"identity_id": ["You have no such identity."]})
-        with self.unchanged(carried):
-            carried.connection.use_identity(place, own, by=self.me)
-        return self.answer(carried)
+        return self.changed(carried, partial(carried.connection.use_identity, place, own))
 
     @operation(needs=OWN, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID, assignment: UUID) -> Response:
         """Remove an identity from a connection."""
         carried, place = self._place(pk, assignment)
-        with self.unchanged(carried):
-            carried.connection.drop_identity(place, by=self.me)
-        return Response(status=HTTPStatus.NO_CONTENT)
+        return self.removed(carried, carried.connection.drop_identity, place)
 
     def _find(self, pk: UUID) -> Connection:
         everybodys = self.me.has_perm(Capability.MCP_CONNECTIONS_READ)

@@ -1,10 +1,11 @@
 """The impact of disabling or archiving, for confirmations: affected hosts, users and recent calls."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import reduce, singledispatch
+from functools import reduce
 from operator import or_
+from typing import Any
 
 from django.db import models
 from django.db.models import Count, Q
@@ -20,6 +21,7 @@ from servers.models import Identity, Server
 from ui.pages import first_names
 
 WINDOW = timedelta(hours=24)
+COUNTED = {"connections": "pk", "hosts": "host", "users": "user"}
 
 
 class NothingGoesThrough(Exception):
@@ -49,17 +51,14 @@ class Impact:
 def impact_of(target: models.Model) -> Impact:
     """The impact of disabling `target`, a row of any switchable model. Raises NothingGoesThrough."""
     links, calls = _reached(target)
-    totals = (
-        Connection.objects.live()
-        .filter(links)
-        .aggregate(
-            connections=Count("pk", distinct=True),
-            hosts=Count("host", distinct=True),
-            users=Count("user", distinct=True),
-        )
-    )
+    return _impact(links, calls, _identities(target, links))
+
+
+def _impact(links: Q, calls: Q, identities: int = 0) -> Impact:
+    counts = {name: Count(of, distinct=True) for name, of in COUNTED.items()}
+    totals = Connection.objects.live().filter(links).aggregate(**counts)
     recent = Call.objects.filter(calls, created_at__gte=timezone.now() - WINDOW)
-    return Impact(**totals, identities=_identities(target, links), calls=recent.count())
+    return Impact(**totals, identities=identities, calls=recent.count())
 
 
 def _identities(target: models.Model, links: Q) -> int:
@@ -99,15 +98,9 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
     """Return the impact of disabling all `targets`, without counting anything twice; empty as in `cuts`."""
     if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return ""
-    reached = [_reached(target) for target in targets]
-    live = Connection.objects.live().filter(reduce(or_, (links for links, _ in reached)))
-    totals = live.aggregate(
-        connections=Count("pk", distinct=True), hosts=Count("host", distinct=True), users=Count("user", distinct=True)
-    )
-    through = reduce(or_, (calls for _, calls in reached))
-    recent = Call.objects.filter(through, created_at__gte=timezone.now() - WINDOW).count()
-    links = f"{totals['connections']:,} connection{'' if totals['connections'] == 1 else 's'}"
-    return f"Cuts {links}, {Impact(**totals, identities=0, calls=recent)}."
+    links, calls = zip(*map(_reached, targets), strict=True)
+    impact = _impact(reduce(or_, links), reduce(or_, calls))
+    return f"Cuts {impact.connections:,} connection{'' if impact.connections == 1 else 's'}, {impact}."
 
 
 def archived_with(target: Host | Gateway) -> str:
@@ -138,53 +131,18 @@ def ended_together(which: Q) -> str:
     return f"{words} of {people} end with the next request." if totals["links"] else "No connection ends with them."
 
 
-@singledispatch
 def _reached(target: models.Model) -> tuple[Q, Q]:
     """Return the conditions for connections and calls that depend on `target`."""
-    raise NothingGoesThrough(f"No call goes through a {type(target).__name__}.")
+    if type(target) not in REACHED:
+        raise NothingGoesThrough(f"No call goes through a {type(target).__name__}.")
+    return REACHED[type(target)](target)
 
 
-@_reached.register
-def _(host: Host) -> tuple[Q, Q]:
-    return Q(host=host), Q(host_id=host.pk)
-
-
-@_reached.register
-def _(gateway: Gateway) -> tuple[Q, Q]:
-    return Q(gateway=gateway), Q(gateway_id=gateway.pk)
-
-
-@_reached.register
-def _(connection: Connection) -> tuple[Q, Q]:
-    return Q(pk=connection.pk), Q(connection_id=connection.pk)
-
-
-@_reached.register
-def _(server: Server) -> tuple[Q, Q]:
-    return _through(server=server), Q(server_id=server.pk)
-
-
-@_reached.register
-def _(assignment: Assignment) -> tuple[Q, Q]:
-    return Q(gateway=assignment.gateway_id), _calls_of(assignment)
-
-
-@_reached.register
-def _(tool: Feature) -> tuple[Q, Q]:
-    return Q(gateway=tool.assignment.gateway_id), _calls_of(tool.assignment) & Q(feature_name=tool.exposed_name)
-
-
-@_reached.register
-def _(identity: Identity) -> tuple[Q, Q]:
+def _of_identity(identity: Identity) -> tuple[Q, Q]:
     calls = Q(identity_id=identity.pk, server_id=identity.server_id)
     if identity.is_shared:
         return _through(shared_identity=identity), calls
     return Q(identities__identity=identity), calls & Q(user_id=identity.owner_id)
-
-
-@_reached.register
-def _(user: User) -> tuple[Q, Q]:
-    return Q(user=user), Q(user_id=user.pk)
 
 
 def _through(**assigned: models.Model) -> Q:
@@ -194,3 +152,20 @@ def _through(**assigned: models.Model) -> Q:
 
 def _calls_of(assignment: Assignment) -> Q:
     return Q(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
+
+
+def _of_tool(tool: Feature) -> tuple[Q, Q]:
+    place = tool.assignment
+    return Q(gateway=place.gateway_id), _calls_of(place) & Q(feature_name=tool.exposed_name)
+
+
+REACHED: dict[type, Callable[[Any], tuple[Q, Q]]] = {
+    Host: lambda host: (Q(host=host), Q(host_id=host.pk)),
+    Gateway: lambda gateway: (Q(gateway=gateway), Q(gateway_id=gateway.pk)),
+    Connection: lambda connection: (Q(pk=connection.pk), Q(connection_id=connection.pk)),
+    User: lambda user: (Q(user=user), Q(user_id=user.pk)),
+    Server: lambda server: (_through(server=server), Q(server_id=server.pk)),
+    Assignment: lambda place: (Q(gateway=place.gateway_id), _calls_of(place)),
+    Feature: _of_tool,
+    Identity: _of_identity,
+}

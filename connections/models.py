@@ -88,11 +88,9 @@ def stopped_above() -> Q:
 
 class ConnectionQuerySet(models.QuerySet["Connection"]):
     def live(self) -> "ConnectionQuerySet":
-        """Return connections that have not been revoked."""
         return self.filter(revoked_at=None)
 
     def own(self, user: User) -> "ConnectionQuerySet":
-        """Return connections that act as `user`."""
         return self.filter(user=user)
 
     def with_reach(self) -> "ConnectionQuerySet":
@@ -356,7 +354,6 @@ class Connection(Versioned, Switchable):
 
     @property
     def is_on(self) -> bool:
-        """True if it, its host and its gateway are all enabled."""
         return self.enabled and self.host.enabled and not self.host.is_pending and self.gateway.enabled
 
     def bind(self, identities: Mapping[Assignment, Identity]) -> None:

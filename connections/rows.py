@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property, reduce
+from functools import cached_property, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from django import forms
-from django.db import DEFAULT_DB_ALIAS
-from django.db import connection as database
-from django.db.models import BooleanField, Case, Exists, OuterRef, Q, Value, When
-from django.db.models.expressions import RawSQL
+from django.db.models import Case, Count, Exists, OuterRef, Q, Value, When
 from django.utils import timezone
 
 from accounts.models import User
@@ -24,7 +21,7 @@ from connections.models import UNBLOCKED, Connection, ConnectionQuerySet, stoppe
 from gateways.models import Reach
 from hosts.models import HostKind
 from tokens.models import Token, prefixed
-from ui.forms import holds
+from ui.forms import ListFilter, holds
 
 if TYPE_CHECKING:
     from django.db.models import Manager
@@ -32,9 +29,6 @@ if TYPE_CHECKING:
 OPENS_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
-
-# OFFSET 0 makes PostgreSQL evaluate each row once, instead of sorting all of them.
-NUMBERS = "SELECT c.told, count(*) FROM ({rows} OFFSET 0) c (told) GROUP BY 1"
 
 
 def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
@@ -81,7 +75,6 @@ class ConnectionRow:
 
     @property
     def calls_query(self) -> str:
-        """The query of the log for its calls."""
         return urlencode({"connection": self.connection.pk})
 
     @cached_property
@@ -190,57 +183,32 @@ class ConnectionRow:
         return self.is_own and host.enabled and may_make_tokens
 
 
-class ConnectionFilter(forms.Form):
-    """The filters of a list of connections; invalid values are ignored."""
-
-    q = forms.CharField(required=False)
+class ConnectionFilter(ListFilter):
     type = forms.ChoiceField(required=False, choices=[(name, name) for name in TYPES])
-    status = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in STATUSES])
+    status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
 
     def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
-        self.is_valid()
-        if words := self.cleaned_data.get("q"):
-            rows = rows.filter(
-                holds("user__email", words)
-                | holds("host__name", words)
-                | holds("gateway__name", words)
-                | _holding(prefixed(words))
-            )
-        if kind := TYPES.get(self.cleaned_data.get("type", "")):
+        if words := self.values.get("q"):
+            named = holds("user__email", words) | holds("host__name", words) | holds("gateway__name", words)
+            rows = rows.filter(named | _holding(prefixed(words)))
+        if kind := TYPES.get(self.values.get("type", "")):
             rows = rows.filter(host__kind=kind)
-        if statuses := self.cleaned_data.get("status"):
+        if statuses := self.values.get("status"):
             rows = rows.with_reach().annotate(usable=_usable()).filter(_any_of(statuses))
         return rows
 
 
 def connection_counts(rows: ConnectionQuerySet) -> dict[str, int]:
     """Count `rows` by status, as a dict with the keys STATUSES."""
-    # In order of precedence.
-    in_use = _tokens_in_use().order_by("connection").values("connection").distinct()
-    stopped = RawSQL(*_stopped_above(), output_field=BooleanField())  # noqa: S611  (a constant)
-    asked = {
+    in_order = {  # Of precedence.
         "revoked": Q(revoked_at__isnull=False),
         "disabled": Q(enabled=False),
-        "expired": ~Q(pk__in=in_use),
-        "blocked": stopped,
+        "expired": ~Q(pk__in=_tokens_in_use().values("connection")),
+        "blocked": stopped_above(),
     }
-    # Numbers are faster to group by than text.
-    told = (When(which, then=Value(STATUSES.index(status))) for status, which in asked.items())
-    status = Case(*told, default=Value(STATUSES.index("active")))
-    found: Any = rows.order_by().prefetch_related(None).annotate(told=status)
-    sql, parameters = found.values_list("told").query.sql_with_params()
-    with database.cursor() as cursor:
-        cursor.execute(NUMBERS.format(rows=sql), parameters)
-        counted = dict(cursor.fetchall())
-    return {status: counted.get(n, 0) for n, status in enumerate(STATUSES)}
-
-
-@cache
-def _stopped_above() -> tuple[str, tuple[Any, ...]]:
-    """Return `stopped_above` as SQL, cached because compiling it takes longer than running it."""
-    query = Connection.objects.filter(stopped_above()).query
-    sql, parameters = query.get_compiler(DEFAULT_DB_ALIAS).compile(query.where)
-    return sql, tuple(parameters)
+    status = Case(*(When(which, then=Value(name)) for name, which in in_order.items()), default=Value("active"))
+    counted = dict(rows.order_by().annotate(told=status).values_list("told").annotate(Count("pk")))
+    return {status: counted.get(status, 0) for status in STATUSES}
 
 
 def _holding(credentials: Q) -> Q:

@@ -16,8 +16,8 @@ from gateways.models import Assignment, Gateway
 from hosts.models import Host
 from servers.models import Identity, Server
 from tokens.models import Token
-from tokens.visibility import SEES as SEES_TOKENS
-from ui.subjects import SubjectField
+from tokens.rows import SEES as SEES_TOKENS
+from ui.rest import SubjectField
 
 if TYPE_CHECKING:
     from ui.rest import Resource
@@ -134,9 +134,8 @@ def by_gateway(**options: Any) -> SubjectField:
 
 
 def by_server(**options: Any) -> SubjectField:
-    return SubjectField(
-        "server", _known(_listed_servers, "server_id"), "slug", "name", listed=_listed_servers, **options
-    )
+    things = _known(_listed_servers, "server_id")
+    return SubjectField("server", things, "slug", "name", listed=_listed_servers, **options)
 
 
 def by_person(**options: Any) -> SubjectField:

@@ -1,12 +1,12 @@
 from django.urls import path
 
-from connections import carried_identity_views, views
+from connections import carried_identities, views
 
 app_name = "connections"
 
 urlpatterns = [
     path("settings/mcp-connections", views.mcp_connections, name="mcp"),
-    path("settings/identities", carried_identity_views.own, name="mine"),
+    path("settings/identities", carried_identities.own, name="mine"),
     path("hosts/<uuid:pk>/connections/", views.for_host, name="for_host"),
     path("hosts/<uuid:pk>/enrolled/", views.enrolments, name="enrolled"),
     path("gateways/<slug:slug>/connections/", views.for_gateway, name="for_gateway"),
@@ -15,6 +15,6 @@ urlpatterns = [
     path("connections/<uuid:pk>/disable/", views.disable, name="disable"),
     path("connections/<uuid:pk>/enable/", views.enable, name="enable"),
     path("connections/<uuid:pk>/revoke/", views.revoke, name="revoke"),
-    path("connections/<uuid:pk>/identities/<uuid:assignment>/", carried_identity_views.identity, name="identity"),
-    path("connections/<uuid:pk>/identities/<uuid:assignment>/drop/", carried_identity_views.drop, name="drop_identity"),
+    path("connections/<uuid:pk>/identities/<uuid:assignment>/", carried_identities.identity, name="identity"),
+    path("connections/<uuid:pk>/identities/<uuid:assignment>/drop/", carried_identities.drop, name="drop_identity"),
 ]

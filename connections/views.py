@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -23,7 +24,6 @@ from connections.carried_identities import OwnConnection, with_carried
 from connections.impact import cut_together, cuts, ended_together
 from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet
 from connections.rows import (
-    STATUSES,
     ConnectionFilter,
     ConnectionRow,
     connection_counts,
@@ -31,18 +31,14 @@ from connections.rows import (
     visible,
 )
 from gateways.models import Gateway
-from gateways.views import gateway_or_404 as find_gateway
+from gateways.views import gateway_or_404
 from hosts.views import host_or_404
-from hosts.views import host_or_404 as find_host
-from ui import bulk
-from ui.bulk import BulkEnding, Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
     Fragment,
     Undo,
     answer,
-    confirm,
     leave,
     open_page,
     open_query,
@@ -51,9 +47,8 @@ from ui.pages import (
     show,
     wants_fragment,
 )
-from ui.tables import WEEK, Column, Table, show_list
-
-# The columns of the lists of connections.
+from ui.tables import WEEK, Column, Table
+from ui.viewset import Picked, confirmed, end_picked, list_page, switch_off, switch_on, switch_picked
 
 LAST_TOKEN = "Apps: when the last access token was refreshed. Agents: when an API token was last regenerated."  # noqa: S105
 PICK = Column("pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE))
@@ -121,37 +116,30 @@ REVOKE_TEXT = (
 @require_GET
 @requires(*SEES_HOSTS)
 def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
-    host = find_host(request.user, pk)
+    host = host_or_404(request.user, pk)
     may_make_tokens = host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_MANAGE)
     may_add = host.is_agent and host.enabled and not host.archived_at and may_make_tokens
-    context = {"host": host, "tab": "connections", "may_add": may_add, **_listed(request, host=host)}
-    return show_list(request, "connections/for_host.html#connections", context)
+    return _listed(request, "host", host, may_add=may_add)
 
 
 @require_GET
 @own_resource("the gateway must be within reach, and others' rows need one of SEES_CONNECTIONS", others=SEES_GATEWAYS)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = find_gateway(request.user, slug)
-    context = {"gateway": gateway, "tab": "connections", **_listed(request, gateway=gateway)}
-    return show_list(request, "connections/for_gateway.html#connections", context)
+    return _listed(request, "gateway", gateway_or_404(request.user, slug))
 
 
-def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
-    """Return the context of a tab: one page of its filtered rows."""
-    filters = ConnectionFilter(request.GET)
-    side = next(iter(of))
-    table = TABS[side].seen(request)
-    matching = table.ordered(filters.narrow(visible(request.user).filter(**of)))
-    page = page_of(request, matching, detail=ConnectionQuerySet.with_details)
-    return {
-        "page": page,
-        "table": table,
-        "rows": [ConnectionRow(connection, request.user) for connection in page],
-        "side": side,
-        "filters": filters.cleaned_data,
-        "statuses": STATUSES,
-        "narrowed": any(filters.cleaned_data.values()),
-    }
+def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResponse:
+    """Render the Connections tab of a host or gateway."""
+    return list_page(
+        request,
+        f"connections/for_{side}.html#connections",
+        visible(request.user).filter(**{side: of}),
+        table=TABS[side],
+        filters=ConnectionFilter(request.GET),
+        detail=ConnectionQuerySet.with_details,
+        wrap=lambda connection: ConnectionRow(connection, request.user),
+        **{side: of, "side": side, "tab": "connections", **context},
+    )
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
@@ -163,64 +151,59 @@ def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
 @requires(Capability.CONNECTIONS_TOGGLE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.CONNECTIONS_TOGGLE)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Disable connection",
-            kind="primary",
-            text=f"Disable this connection? {connection.user.email} / {connection.host.name} loses access to "
-            f"{connection.gateway.name} on the next request.",
-            more=sentences(
-                cuts(connection, request.user), f"{NOTHING_IS_DELETED} Enable it again and the same token works."
-            ),
-            target=f"#connection-{connection.pk}",
-            back=back_url(request, connection),
-        )
-    undo = Undo.if_changed(connection.disable(by=request.user), reverse("connections:enable", args=[connection.pk]))
-    return changed(request, connection, "Connection disabled", undo=undo)
+    return switch_off(
+        request,
+        connection,
+        "Connection",
+        reverse("connections:enable", args=[pk]),
+        changed,
+        text=f"Disable this connection? {connection.user.email} / {connection.host.name} loses access to "
+        f"{connection.gateway.name} on the next request.",
+        more=lambda: sentences(
+            cuts(connection, request.user), f"{NOTHING_IS_DELETED} Enable it again and the same token works."
+        ),
+        target=f"#connection-{pk}",
+        back=back_url(request, connection),
+    )
 
 
 @require_POST
 @requires(Capability.CONNECTIONS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.CONNECTIONS_TOGGLE)
-    undo = Undo.if_changed(connection.enable(by=request.user), reverse("connections:disable", args=[connection.pk]))
-    return changed(request, connection, "Connection enabled", undo=undo)
+    return switch_on(request, connection, "Connection", reverse("connections:disable", args=[pk]), changed)
+
+
+def _picked(request: AppRequest, opening: Capability, refused: Callable[[Connection], str]) -> Picked:
+    rows, nouns = visible(request.user, opening), ("connection", "connections")
+    return Picked(request, rows, nouns, back=reverse("connections:mcp"), refused=refused)
 
 
 @require_POST
 @requires(Capability.CONNECTIONS_TOGGLE)
 def switch(request: AppRequest) -> HttpResponse:
     """Enable or disable the connections selected in the list; revoked ones are not changed."""
-    way = Switching("connection", "connections", partial(cut_together, viewer=request.user), _why_not_switched)
-    back = reverse("connections:mcp")
-    return bulk.switch(request, visible(request.user, Capability.CONNECTIONS_TOGGLE), way, back=back)
+    picked = _picked(request, Capability.CONNECTIONS_TOGGLE, lambda row: "" if row.is_live else "revoked")
+    return switch_picked(picked, partial(cut_together, viewer=request.user))
 
 
 @require_POST
 @own_resource("own connections; each of others takes MCP_CONNECTIONS_REVOKE")
 def revoke_picked(request: AppRequest) -> HttpResponse:
     """Revoke the connections selected in the list, and report those that the user may not revoke."""
-    way = BulkEnding(
-        *("connection", "connections", "Revoke", "revoked"),
-        end=lambda connection: connection.revoke(by=request.user),
-        ends=lambda rows: ended_together(Q(pk__in=[row.pk for row in rows])),
-        refused=partial(_why_not_revoked, request.user),
-        faults=(ConnectionAlreadyRevoked,),
+
+    def refused(connection: Connection) -> str:
+        if not connection.is_live:
+            return "revoked already"
+        return "" if connection.may_be_revoked_by(request.user) else "not yours to revoke"
+
+    return end_picked(
+        _picked(request, Capability.MCP_CONNECTIONS_REVOKE, refused),
+        ("Revoke", "revoked"),
+        lambda connection: connection.revoke(by=request.user),
+        ConnectionAlreadyRevoked,
+        lambda rows: ended_together(Q(pk__in=[row.pk for row in rows])),
     )
-    return bulk.end(
-        request, visible(request.user, Capability.MCP_CONNECTIONS_REVOKE), way, back=reverse("connections:mcp")
-    )
-
-
-def _why_not_revoked(viewer: User, connection: Connection) -> str:
-    if not connection.is_live:
-        return "revoked already"
-    return "" if connection.may_be_revoked_by(viewer) else "not yours to revoke"
-
-
-def _why_not_switched(connection: Connection) -> str:
-    return "" if connection.is_live else "revoked"
 
 
 @require_http_methods(["GET", "POST"])
@@ -229,23 +212,25 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.MCP_CONNECTIONS_REVOKE)
     if not connection.may_be_revoked_by(request.user):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
-    if request.method == "GET":
-        tokens = len(ConnectionRow(connection, request.user).tokens)
-        return confirm(
-            request,
-            title="Revoke connection",
-            text=REVOKE_TEXT,
-            more=f"{connection.host.name}, {connection.user.email}, {connection.gateway.name}. "
-            f"{_token_sentence(tokens)} Cannot be undone.",
-            icon="revoke",
-            target=f"#connection-{connection.pk}",
-            back=back_url(request, connection),
-        )
-    try:
+    tokens = len(ConnectionRow(connection, request.user).tokens)
+
+    def act() -> HttpResponse:
         connection.revoke(by=request.user)
-    except ConnectionAlreadyRevoked:
-        return changed(request, connection, "This connection had been revoked before")
-    return changed(request, connection, "Connection revoked")
+        return changed(request, connection, "Connection revoked")
+
+    return confirmed(
+        request,
+        act,
+        faults=ConnectionAlreadyRevoked,
+        refused=lambda _: changed(request, connection, "This connection had been revoked before"),
+        title="Revoke connection",
+        text=REVOKE_TEXT,
+        more=f"{connection.host.name}, {connection.user.email}, {connection.gateway.name}. {_token_sentence(tokens)} "
+        "Cannot be undone.",
+        icon="revoke",
+        target=f"#connection-{pk}",
+        back=back_url(request, connection),
+    )
 
 
 def _token_sentence(tokens: int) -> str:
@@ -267,15 +252,16 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
 
 
 def changed(
-    request: AppRequest, connection: Connection, toast: str, *, stays: bool = False, undo: Undo | None = None
+    request: AppRequest, row: Connection, toast: str, undo: Undo | None = None, *, stays: bool = False
 ) -> HttpResponse:
     """Answer an action with the current row, and a toast or a persistent notice."""
+    back = back_url(request, row)
     if not wants_fragment(request):
-        return leave(request, back_url(request, connection), toast, undo)
-    template, context = row_fragment(request, connection)
+        return leave(request, back, toast, undo)
+    template, context = row_fragment(request, row)
     if not stays:
-        return answer(request, template, context, to=back_url(request, connection), toast=toast, undo=undo)
-    response = answer(request, template, context, to=back_url(request, connection))
+        return answer(request, template, context, to=back, toast=toast, undo=undo)
+    response = answer(request, template, context, to=back)
     response.write(render_to_string("ui/notice.html", {"text": toast}))
     return response
 
@@ -343,7 +329,7 @@ KINDS = ("app", "agent", "all")
 
 
 class McpFilter(ConnectionFilter):
-    """The filters of the page, by default apps only; invalid values are ignored."""
+    """The filters of the page, by default apps only."""
 
     gateway = forms.MultipleChoiceField(required=False)
 
@@ -354,17 +340,16 @@ class McpFilter(ConnectionFilter):
         super().__init__(parameters)
         self.fields["type"].choices = [(name, name) for name in KINDS]  # type: ignore[attr-defined]
         live = Gateway.objects.live().order_by(Lower("name"))
-        self.gateways = list(live.values_list("slug", "name")[:GATEWAYS])
-        self.fields["gateway"].choices = self.gateways  # type: ignore[attr-defined]
+        self.fields["gateway"].choices = list(live.values_list("slug", "name")[:GATEWAYS])  # type: ignore[attr-defined]
 
     @property
-    def narrowed(self) -> bool:
+    def is_narrow(self) -> bool:
         """True if a filter other than the type is set."""
-        return any(value for name, value in self.cleaned_data.items() if name != "type")
+        return any(value for name, value in self.values.items() if name != "type")
 
     def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
         rows = super().narrow(rows)
-        slugs = self.cleaned_data.get("gateway")
+        slugs = self.values.get("gateway")
         return rows.filter(gateway__slug__in=slugs) if slugs else rows
 
 
@@ -392,17 +377,14 @@ def number(viewer: User, filters: McpFilter) -> ConnectionCounts:
 def mcp_connections(request: AppRequest) -> HttpResponse:
     filters = McpFilter(request.GET)
     count = number(request.user, filters)
-    table = MCP.seen(request)
-    matching = table.ordered(filters.narrow(visible(request.user)))
-    page = page_of(request, matching, detail=ConnectionQuerySet.with_details, count=count.rows)
-    context = {
-        "page": page,
-        "table": table,
-        "rows": [ConnectionRow(connection, request.user) for connection in page],
-        "number": count,
-        "filters": filters.cleaned_data,
-        "statuses": STATUSES,
-        "gateways": filters.gateways,
-        "narrowed": filters.narrowed,
-    }
-    return show_list(request, "connections/mcp.html#results", context)
+    return list_page(
+        request,
+        "connections/mcp.html",
+        visible(request.user),
+        table=MCP,
+        filters=filters,
+        detail=ConnectionQuerySet.with_details,
+        wrap=lambda connection: ConnectionRow(connection, request.user),
+        count=count.rows,
+        number=count,
+    )

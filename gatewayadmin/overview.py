@@ -42,8 +42,7 @@ from sinks import archive
 from sinks.models import Sink
 from tokens.models import Token, TokenKind
 from tokens.notices import notices
-from tokens.rows import EXPIRES_SOON, TokenRow, needing
-from tokens.visibility import foremost_waiting
+from tokens.rows import EXPIRES_SOON, TokenRow, foremost_waiting, needing
 from ui.pages import AppRequest, show
 
 # Counts in the rail: apps, definitions and servers that need the user's attention.

@@ -29,7 +29,7 @@ from gateways.models import Gateway
 from hosts.models import Host
 from servers.models import Server
 from tokens.models import Token, called
-from tokens.visibility import ENDING, of_status, tokens_visible_to
+from tokens.rows import ENDING, of_status, tokens_visible_to
 from ui.pages import AppRequest, show, text_of
 
 SHOWN = 5  # Of each kind; a longer search text finds the others.
@@ -223,7 +223,7 @@ def _servers(user: User, name: str) -> Iterator[Thing]:
 
 def _tools(user: User, name: str) -> Iterator[Thing]:
     # By name only, which is indexed; the tools page searches descriptions too.
-    for tool in Catalogue(user, {"name": name}, expected=slice(0, SHOWN), tells_use=False)[:SHOWN]:
+    for tool in Catalogue(user, {"name": name}, tells_use=False)[:SHOWN]:
         yield Thing("Tools", _to("gateways:feature", tool.feature.pk, tool.feature.name, "tool", tool.server.name), [])
 
 

@@ -1,14 +1,16 @@
-"""/api/gateways."""
+"""/api/gateways, their servers, the gateways of shared identities, and the archiving of servers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
 
-from django.db import IntegrityError
+from django.db.models import Q
 from django.db.models.functions import Lower
+from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
@@ -19,13 +21,31 @@ from accounts.models import Team
 from capabilities import Capability
 from capabilities.catalogue import SEES_GATEWAYS
 from capabilities.rest import Own
-from gateways.forms import GatewayForm, NameForm, ReachForm
-from gateways.models import Assignment, Gateway, GatewayQuerySet, OnArrival, OnChange, Reach, ServerStillEnabled
-from gateways.views import counted, gateway_or_404
-from servers.views import server_or_404 as find_server
+from gateways.forms import AssignmentForm, GatewayForm, NameForm, ReachForm
+from gateways.models import (
+    AliasRequired,
+    Assignment,
+    Gateway,
+    GatewayQuerySet,
+    IdentityGateways,
+    IdentityScheme,
+    OnArrival,
+    OnChange,
+    Reach,
+    ServerStillEnabled,
+    ToolPolicy,
+    WrongIdentity,
+    allow_identity,
+)
+from gateways.refresh import first_list
+from gateways.usage import used_tools
+from gateways.views import counted, counted_assignments, gateway_or_404, shared_identity_or_404
+from servers.api import ServerReference
+from servers.models import Server
+from servers.views import server_or_404
 from ui.forms import Limit
-from ui.operations import ListQuery, RequestBody, operation
-from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked
+from ui.operations import Afterwards, ListQuery, RequestBody, operation
+from ui.rest import CreatedBy, Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked, matching
 
 NAME_TAKEN = "A gateway with this name or slug already exists."
 WITHIN_REACH = Own(SEES_GATEWAYS)
@@ -57,12 +77,7 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     servers_count = serializers.IntegerField(source="server_count", help_text="Number of its servers.")
     tools_count = serializers.IntegerField(source="tool_count", help_text="Number of its tools.")
     connections_count = serializers.IntegerField(source="connection_count", help_text="Live connections you may see.")
-    created_by = serializers.EmailField(
-        source="created_by.email",
-        default=None,
-        allow_null=True,
-        help_text="E-mail address of its creator; null for the system.",
-    )
+    created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was created.")
     updated_at = UtcDateTimeField(help_text="When it was last changed.")
 
@@ -103,14 +118,14 @@ class NewGateway(GatewayChanges):
     """A gateway to create; the default slug is made from its name."""
 
     slug = serializers.CharField(max_length=40, allow_blank=True, default="")
-    description = serializers.CharField(max_length=1000, allow_blank=True, default="")
-    reach = serializers.ChoiceField(Reach.choices, default=Reach.EVERYONE)
-    team_ids = serializers.ListField(
-        child=serializers.UUIDField(), default=list, help_text="Teams that may use the gateway, for `reach` `teams`."
-    )
-    calls_per_minute = Limit(default=None)
-    new_definitions = serializers.ChoiceField(OnArrival.choices, default=OnArrival.APPROVE)
-    changed_definitions = serializers.ChoiceField(OnChange.choices, default=OnChange.HOLD)
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "description": "",
+        "reach": Reach.EVERYONE,
+        "team_ids": list,
+        "calls_per_minute": None,
+        "new_definitions": OnArrival.APPROVE,
+        "changed_definitions": OnChange.HOLD,
+    }
 
 
 class GatewayResource(Resource):
@@ -118,6 +133,7 @@ class GatewayResource(Resource):
 
     serializer_class = GatewaySerializer
     versioned = True
+    taken = NAME_TAKEN
     lookup_url_kwarg = "slug"
     lookup_value_converter = "slug"
 
@@ -125,7 +141,7 @@ class GatewayResource(Resource):
     def list(self, request: Request) -> Response:
         """List gateways."""
         rows = Gateway.objects.visible_to(self.me).order_by(Lower("name"), "pk")
-        rows = rows.filter(**{name: value for name, value in self.query_data.items() if name in ("enabled", "reach")})
+        rows = matching(rows, self.query_data, enabled="enabled", reach="reach")
         rows = rows.matching(self.query_data.get("q", ""))
         return self.page(rows, self._detailed)
 
@@ -142,11 +158,7 @@ class GatewayResource(Resource):
         if _named(body["name"]).exists() or Gateway.objects.filter(slug=body["slug"]).exists():
             raise already_exists(NAME_TAKEN)
         fields = checked(GatewayForm({**body, "teams": body["team_ids"]}), teams="team_ids")
-        try:
-            gateway = Gateway.objects.add(**fields, **unformed, by=self.me)
-        except IntegrityError:
-            raise already_exists(NAME_TAKEN) from None
-        return self._now(gateway, HTTPStatus.CREATED)
+        return self.current(Gateway.objects.add(**fields, **unformed, by=self.me), HTTPStatus.CREATED)
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=GatewayChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str) -> Response:
@@ -162,36 +174,28 @@ class GatewayResource(Resource):
         if {"reach", "team_ids"} & set(changes):
             teams = changes.get("team_ids", [team.pk for team in gateway.teams.all()])
             fields |= checked(ReachForm({"reach": gateway.reach, **changes, "teams": teams}), teams="team_ids")
-        try:
-            gateway.edit(**fields, by=self.me, seen=self.seen)
-        except IntegrityError:
-            raise already_exists(NAME_TAKEN) from None
-        return self._now(gateway)
+        gateway.edit(**fields, by=self.me, seen=self.seen)
+        return self.current(gateway)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str) -> Response:
         """Disable a gateway."""
         gateway = gateway_or_404(self.me, slug)
-        with self.unchanged(gateway):
-            gateway.disable(by=self.me)
-        return self._now(gateway)
+        return self.changed(gateway, gateway.disable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def enable(self, request: Request, slug: str) -> Response:
         """Enable a gateway."""
         gateway = gateway_or_404(self.me, slug)
-        with self.unchanged(gateway):
-            gateway.enable(by=self.me)
-        return self._now(gateway)
+        return self.changed(gateway, gateway.enable)
 
     def _detailed(self, rows: GatewayQuerySet) -> GatewayQuerySet:
         return counted(rows.select_related("created_by").prefetch_related("teams"), self.me)
 
-    def _now(self, gateway: Any, status: int = HTTPStatus.OK) -> Response:
-        """The gateway as it is now."""
-        return self.answer(gateway_or_404(self.me, gateway.slug), status)
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(gateway_or_404(self.me, row.slug), status)
 
 
 def _named(name: str) -> Any:
@@ -208,7 +212,227 @@ class ServerArchive(Resource):
     @operation(needs=Capability.SERVERS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def archive(self, request: Request, slug: str) -> Response:
         """Archive a server."""
-        server = find_server(slug)
-        with self.unchanged(server):
-            Assignment.objects.archive_server(server, by=self.me)
-        return Response(status=HTTPStatus.NO_CONTENT)
+        server = server_or_404(slug)
+        return self.removed(server, Assignment.objects.archive_server, server)
+
+
+# /api/gateways/{slug}/servers: the servers assigned to a gateway.
+
+ALIAS_TAKEN = "Another server of this gateway has this alias."
+CALLED = {"server": "server_id", "shared_identity": "shared_identity_id", "bare": "alias"}
+
+
+class SharedIdentity(serializers.Serializer[Any]):
+    """The shared identity that everyone uses."""
+
+    id = Id()
+    name = serializers.CharField(source="label", help_text="Label of the identity.")
+
+
+class AssignmentSerializer(serializers.Serializer[Assignment]):
+    """A server assigned to a gateway."""
+
+    id = Id()
+    alias = serializers.CharField(help_text="Prefix of the server's tool names, before `__`; empty if none.")
+    server = ServerReference()
+    identity_scheme = serializers.CharField(help_text="`none`, `shared` or `per_user`: whose credential calls use.")
+    shared_identity = SharedIdentity(allow_null=True, help_text="Shared identity that everyone uses; null if none.")
+    tool_policy = serializers.CharField(help_text="`allow_all`, `selected` or `block_all`: which tools may be called.")
+    enabled = serializers.BooleanField(help_text="Whether it is enabled at this gateway.")
+    server_enabled = serializers.BooleanField(source="server.enabled", help_text="Whether the server is enabled.")
+    health = serializers.CharField(source="server.health", help_text="`ok`, `down` or `unknown`, when last contacted.")
+    tools_count = serializers.IntegerField(source="tool_count", help_text="Number of its tools.")
+    tools_allowed = serializers.IntegerField(source="callable_count", help_text="Number of its callable tools.")
+    created_at = UtcDateTimeField(help_text="When it was assigned.")
+
+
+class AssignmentChanges(RequestBody):
+    """How a server stands behind a gateway. An empty alias leaves the names of its tools as they are.
+
+    Only the one server of a gateway may be without one.
+    """
+
+    alias = serializers.CharField(max_length=16, allow_blank=True, required=False)
+    identity_scheme = serializers.ChoiceField(IdentityScheme.choices, required=False)
+    shared_identity_id = serializers.UUIDField(
+        allow_null=True, required=False, help_text="Shared identity to use, for `identity_scheme` `shared`."
+    )
+    tool_policy = serializers.ChoiceField(ToolPolicy.choices, required=False)
+
+
+class NewAssignment(AssignmentChanges):
+    """A server to assign to a gateway; the default alias is its slug."""
+
+    server_id = serializers.UUIDField(help_text="Server to assign.")
+
+    def validate_server_id(self, pk: UUID) -> Server:
+        server = Server.objects.live().filter(pk=pk).first()
+        if server is None:
+            raise ValidationError("There is no such server.")
+        return server
+
+
+class AssignmentResource(Resource):
+    """The servers of one gateway, by alias or, without one, by id."""
+
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        WrongIdentity: Problem(HTTPStatus.BAD_REQUEST, "invalid", "shared_identity_id"),
+        AliasRequired: Problem(HTTPStatus.BAD_REQUEST, "invalid", "alias"),
+    }
+    taken = ALIAS_TAKEN
+    serializer_class = AssignmentSerializer
+    versioned = True
+
+    @operation(needs=WITHIN_REACH, query=ListQuery, orderings=("alias", "created_at"))
+    def list(self, request: Request, slug: str) -> Response:
+        """List the servers of a gateway."""
+        return self.page(gateway_or_404(self.me, slug).assignments.live().order_by("alias", "pk"), counted_assignments)
+
+    @operation(needs=WITHIN_REACH)
+    def retrieve(self, request: Request, slug: str, alias: str) -> Response:
+        """Get a server of a gateway."""
+        return self.answer(self._find(slug, alias))
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=NewAssignment, conflicts=True, makes=True)
+    def create(self, request: Request, slug: str) -> Response:
+        """Assign a server to a gateway."""
+        gateway = gateway_or_404(self.me, slug)
+        body = self.body()
+        server = body["server_id"]
+        policy = body.pop("tool_policy", ToolPolicy.ALLOW_ALL)
+        _must_be_free(gateway, body.get("alias", server.slug))
+        scheme = IdentityScheme.PER_USER if server.needs_credential else IdentityScheme.NONE
+        data = {"server": server.slug, "identity_scheme": scheme, **_as_form(body)}
+        fields = checked(AssignmentForm(data, gateway=gateway, server=server), **CALLED)
+        assignment = Assignment.objects.assign(gateway=gateway, tool_policy=policy, by=self.me, **fields)
+
+        def listed() -> Response:
+            first_list(assignment, by=self.me)
+            return self.current(assignment, HTTPStatus.CREATED)
+
+        return Afterwards(lambda: self.current(assignment, HTTPStatus.CREATED), listed)
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=AssignmentChanges, conflicts=True, if_match=True)
+    def partial_update(self, request: Request, slug: str, alias: str) -> Response:
+        """Change a server at a gateway."""
+        assignment = self._find(slug, alias)
+        changes = self.body()
+        if changes.get("alias"):
+            _must_be_free(assignment.gateway, changes["alias"], assignment)
+        fields = {name: value for name, value in changes.items() if name == "tool_policy"}
+        if set(changes) - set(fields):
+            current: dict[str, Any] = {
+                "gateway": assignment.gateway,
+                "server": assignment.server,
+                "assignment": assignment,
+            }
+            start = AssignmentForm(**current).initial
+            fields |= checked(AssignmentForm({**start, **_as_form(changes)}, **current), **CALLED)
+        assignment.edit(**fields, by=self.me, seen=self.seen)
+        return self.current(assignment)
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
+    def destroy(self, request: Request, slug: str, alias: str) -> Response:
+        """Remove a server from a gateway."""
+        assignment = self._find(slug, alias)
+        return self.removed(assignment, assignment.remove)
+
+    @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
+    def disable(self, request: Request, slug: str, alias: str) -> Response:
+        """Disable a server at a gateway."""
+        assignment = self._find(slug, alias)
+        return self.changed(assignment, assignment.disable)
+
+    @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
+    def enable(self, request: Request, slug: str, alias: str) -> Response:
+        """Enable a server at a gateway."""
+        assignment = self._find(slug, alias)
+        return self.changed(assignment, assignment.enable)
+
+    @operation(needs=frozenset({Capability.GATEWAYS_MANAGE, Capability.LOGS_READ}), if_match=True)
+    def narrow(self, request: Request, slug: str, alias: str) -> Response:
+        """Disable the tools of a server that were not used lately."""
+        assignment = self._find(slug, alias)
+        return self.changed(assignment, partial(assignment.narrow, used_tools(assignment)))
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
+    def widen(self, request: Request, slug: str, alias: str) -> Response:
+        """Enable the tools again that were disabled because they were not used."""
+        assignment = self._find(slug, alias)
+        return self.changed(assignment, assignment.widen)
+
+    def _find(self, slug: str, alias: str) -> Assignment:
+        return get_object_or_404(
+            counted_assignments(gateway_or_404(self.me, slug).assignments.all()), matching_reference(alias)
+        )
+
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(counted_assignments(Assignment.objects.all()).get(pk=row.pk), status)
+
+
+def matching_reference(alias: str) -> Q:
+    """Match the alias or id in a URL; ids are longer than any alias. NUL matches nothing."""
+    try:
+        return Q(pk=UUID(alias))
+    except ValueError:
+        return Q(pk=None) if "\0" in alias else Q(alias=alias)
+
+
+def _must_be_free(gateway: Gateway, alias: str, excluded: Assignment | None = None) -> None:
+    """Raise 409 if another live server of `gateway` has this alias."""
+    others = gateway.assignments.live()
+    others = others.exclude(pk=excluded.pk) if excluded else others
+    if alias and others.filter(alias=alias).exists():
+        raise already_exists(ALIAS_TAKEN)
+
+
+def _as_form(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a request body to the fields of the page's form."""
+    data = {name: body[name] for name in ("alias", "identity_scheme") if name in body}
+    if "alias" in body:
+        data["bare"] = not body["alias"]
+    if "shared_identity_id" in body:
+        data["shared_identity"] = body["shared_identity_id"]
+    return data
+
+
+# /api/identities/{id}/gateways: the gateways that may use a shared identity.
+
+
+class IdentityGatewaysSerializer(serializers.Serializer[Any]):
+    """The gateways that may use a shared identity."""
+
+    gateways = Reference(many=True, source="live", help_text="Gateways that may use it.")
+
+
+class IdentityGatewaysBody(RequestBody):
+    """The gateways that may use a shared identity."""
+
+    gateway_ids = serializers.ListField(
+        child=serializers.UUIDField(), help_text="All gateways that may use it; others are removed."
+    )
+
+    def validate_gateway_ids(self, pks: list[UUID]) -> list[Gateway]:
+        gateways = list(Gateway.objects.live().filter(pk__in=pks))
+        if missing := set(pks) - {gateway.pk for gateway in gateways}:
+            raise ValidationError([f"There is no gateway {pk}." for pk in sorted(missing)])
+        return gateways
+
+
+class IdentityPlaces(Resource):
+    """The gateways that may use a shared identity. A removal takes effect on the next request."""
+
+    serializer_class = IdentityGatewaysSerializer
+    versioned = True
+
+    @operation(needs=Capability.IDENTITIES_MANAGE)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get the gateways of a shared identity."""
+        return self.answer(IdentityGateways(shared_identity_or_404(pk)))
+
+    @operation(needs=Capability.IDENTITIES_MANAGE, body=IdentityGatewaysBody, if_match=True)
+    def update(self, request: Request, pk: UUID) -> Response:
+        """Replace the gateways of a shared identity."""
+        identity = shared_identity_or_404(pk)
+        allow_identity(identity, self.body()["gateway_ids"], by=self.me, seen=self.seen)
+        return self.answer(IdentityGateways(identity))

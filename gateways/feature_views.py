@@ -1,17 +1,21 @@
-"""The page of one feature: the definition clients see, the server's current one, and the decision between them.
+"""The page of one feature, the list of changed definitions, and the decisions on them.
 
-For tools it also shows other gateways that have the tool, and its use.
+The page shows the definition clients see, and the server's current one; for tools also other gateways that have the
+tool, and its use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpResponse
+from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods
 
@@ -21,10 +25,8 @@ from auditlog.models import Call
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
-from gateways.arguments import arguments
-from gateways.assignment_views import sees_servers
 from gateways.catalogue import Catalogue, is_offered
-from gateways.differences import DiffLine, difference, pages, whole
+from gateways.definitions import DiffLine, arguments, difference, pages, whole
 from gateways.models import (
     Assignment,
     Feature,
@@ -38,14 +40,63 @@ from gateways.models import (
     ToolPolicy,
 )
 from gateways.tool_views import ToolRow, feature_or_404, page_url
-from gateways.usage_views import UseOfTool
-from gateways.views import WITHIN_REACH
-from gateways.views import gateway_or_404 as find_gateway
-from ui.pages import AppRequest, confirm, first_names, leave, own_path, sentences, show
+from gateways.views import WITHIN_REACH, gateway_or_404, sees_servers
+from ui.pages import AppRequest, first_names, leave, own_path, page_of, sentences, show
+from ui.viewset import confirmed
+
+# The list of changed definitions of all gateways, each with its difference and the two decisions.
+
+SHOWN = 8  # Definitions a page; each is shown with what differs.
+MOST_LINES = 40
+MOST_QUARANTINED = 30
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A definition that waits for a decision, and how it differs from the approved one."""
+
+    feature: Feature
+
+    @property
+    def all_lines(self) -> list[DiffLine]:
+        offered, approved = self.feature.offered or "", self.feature.approved
+        return pages(difference(approved, offered) if approved else whole(offered))[0]
+
+    @property
+    def lines(self) -> list[DiffLine]:
+        return self.all_lines[:MOST_LINES]
+
+    @property
+    def is_cut(self) -> bool:
+        """True if there are more lines than the list shows; the feature's page shows them all."""
+        return len(self.all_lines) > MOST_LINES
+
+
+@require_GET
+@own_resource(WITHIN_REACH)
+def inbox(request: AppRequest) -> HttpResponse:
+    page = page_of(
+        request,
+        Feature.objects.waiting_for(request.user),
+        SHOWN,
+        detail=lambda rows: rows.select_related("assignment__gateway", "assignment__server"),
+    )
+    quarantined = Feature.objects.seen_by(request.user).filter(state=FeatureState.QUARANTINED)
+    placed = quarantined.select_related("assignment__gateway", "assignment__server").order_by("exposed_name", "pk")
+    context = {
+        "page": page,
+        "rows": [Waiting(feature) for feature in page.object_list],
+        "quarantined": list(placed[:MOST_QUARANTINED]),
+        "here": reverse("gateways:changed"),
+    }
+    return show(request, "gateways/changed.html", context)
+
+
+# The page of one feature: the definition clients see, the server's current one, and the decision between them.
 
 LATELY = timedelta(days=7)
 WORDS = "words"  # The description and the arguments of a tool, in readable form.
-LAST_CALLS = 500  # The newest calls, read to find their callers.
+LAST_CALLS = 5_000  # The newest calls, read to find their callers.
 
 HELD = {
     OnChange.HOLD: "Clients go on being shown what was approved. A call that no longer fits the change is refused.",
@@ -55,25 +106,23 @@ HELD = {
 
 
 class DefinitionView(NamedTuple):
-    """A view of a feature's definitions."""
-
     value: str
     label: str
 
 
 class RecentCaller(NamedTuple):
-    """An app or agent that used a feature recently."""
+    """A person, or an app or agent, that used a feature recently."""
 
     name: str
     calls: int
-    last: Any
+    last: datetime
 
 
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
-def detail(request: AppRequest, pk: UUID) -> HttpResponse:
+def feature(request: AppRequest, pk: UUID) -> HttpResponse:
     feature = feature_or_404(request, pk)
-    gateway = find_gateway(request.user, feature.assignment.gateway.slug)
+    gateway = gateway_or_404(request.user, feature.assignment.gateway.slug)
     feature.assignment.gateway = gateway
     versions = list(feature.versions.select_related("approved_by"))
     views = [*_views(feature)]
@@ -102,7 +151,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "versions": versions,
         "sees_servers": sees_servers(request.user),
         "people": feature.identities.count() if _is_personal(feature) else None,
-        "callers": _callers(feature, request.user),
+        "callers": _hosts(feature, request.user),
         **_as_tool(request, feature),
     }
     return show(request, "gateways/feature.html#definition", context)
@@ -117,12 +166,12 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
     told: dict[str, Any] = {"places": places, "offered": [place for place in places if is_offered(place)]}
     if not request.user.has_perm(Capability.LOGS_READ):
         return told
-    told["use"] = UseOfTool.of(places)
-    names, server = {place.exposed_name[:300] for place in places}, feature.assignment.server_id
-    if len(names) == 1:  # The page of calls can filter by one name only.
-        where: dict[str, list[Any]] = {"server_id": [server], "feature_name": [*names]}
-        filters = {"server": str(server), "tool": min(names)}
-        told["instruments"] = Instruments.of(request, where, filters, tops=("gateway",))
+    name, server = feature.exposed_name[:300], feature.assignment.server_id
+    names = {place.exposed_name[:300] for place in places}
+    calls = Call.objects.filter(server_id=server, feature_name__in=names, method="tools/call")
+    told["users"] = _callers("user_email", calls.filter(gateway_id__in=[one.assignment.gateway_id for one in places]))
+    where: dict[str, list[Any]] = {"server_id": [server], "feature_name": [name]}
+    told["instruments"] = Instruments.of(request, where, {"server": str(server), "tool": name}, tops=("gateway",))
     return told
 
 
@@ -206,20 +255,22 @@ def _is_personal(feature: Feature) -> bool:
     return feature.assignment.identity_scheme == IdentityScheme.PER_USER
 
 
-def _callers(feature: Feature, viewer: User) -> list[RecentCaller] | None:
-    """Return the hosts of its last calls within a week, or None if `viewer` may not read the log."""
+def _hosts(feature: Feature, viewer: User) -> list[RecentCaller] | None:
+    """Return the hosts that called it within a week, or None if `viewer` may not read the log."""
     if not viewer.has_perm(Capability.LOGS_READ):
         return None
-    assignment = feature.assignment
-    calls = Call.objects.filter(
-        feature_name=feature.exposed_name[:300],
-        gateway_id=assignment.gateway_id,
-        server_id=assignment.server_id,
-        created_at__gte=timezone.now() - LATELY,
-    )
+    assignment, name = feature.assignment, feature.exposed_name[:300]
+    place = {"gateway_id": assignment.gateway_id, "server_id": assignment.server_id, "feature_name": name}
+    return _callers("host_name", Call.objects.filter(**place))
+
+
+def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
+    """Return the values of a column of the newest calls within a week, those with the most calls first."""
+    since = timezone.now() - LATELY
+    newest = calls.filter(created_at__gte=since).order_by("-created_at").values_list(column, "created_at")
     found: dict[str, RecentCaller] = {}
-    for name, at in calls.order_by("-created_at").values_list("host_name", "created_at")[:LAST_CALLS]:
-        known = found.get(name, RecentCaller(name or "Unknown host", 0, at))
+    for name, at in newest[:LAST_CALLS]:
+        known = found.get(name, RecentCaller(name or "Unknown", 0, at))
         found[name] = known._replace(calls=known.calls + 1)
     return sorted(found.values(), key=lambda one: -one.calls)
 
@@ -229,53 +280,52 @@ def _callers(feature: Feature, viewer: User) -> list[RecentCaller] | None:
 def accept(request: AppRequest, pk: UUID) -> HttpResponse:
     """Confirm, then approve the server's current definition; only the version that was confirmed is accepted."""
     feature = feature_or_404(request, pk)
-    back = _back(request, feature)
-    if request.method == "GET":
-        hidden = feature.hidden_characters
-        text = f"Accept what {feature.assignment.server.name} offers now? Clients are shown it from their next list on"
-        return confirm(
-            request,
-            title="Accept definition",
-            text=f"{text}, and {feature.exposed_name} can be used." if feature.approved == "" else f"{text}.",
-            more=sentences(
-                f"It holds hidden characters: {first_names(hidden)}." if hidden else "", _used(feature, request.user)
-            ),
-            kind="danger" if hidden else "primary",
-            icon="warning" if hidden else "allowed",
-            hidden=[("definition", feature.offered_hash), ("back", back)],
-            back=back,
-        )
-    try:
+    back, name = _back(request, feature), feature.assignment.server.name
+
+    def act() -> HttpResponse:
         with transaction.atomic():
             Assignment.objects.select_for_update(of=("self",)).get(pk=feature.assignment_id)
             feature.refresh_from_db()
             if request.POST.get("definition", "") != feature.offered_hash:
-                changed = f"Nothing was accepted: {feature.assignment.server.name} offers another definition since."
-                return leave(request, back, changed)
+                return leave(request, back, f"Nothing was accepted: {name} offers another definition since.")
             feature.accept(by=request.user)
-    except NothingToAccept as refusal:
-        return leave(request, back, str(refusal))
-    return leave(request, back, f"{feature.exposed_name} accepted")
+        return leave(request, back, f"{feature.exposed_name} accepted")
+
+    hidden = feature.hidden_characters
+    text = f"Accept what {name} offers now? Clients are shown it from their next list on"
+    return confirmed(
+        request,
+        act,
+        back=back,
+        faults=NothingToAccept,
+        title="Accept definition",
+        text=f"{text}, and {feature.exposed_name} can be used." if feature.approved == "" else f"{text}.",
+        more=lambda: sentences(
+            f"It holds hidden characters: {first_names(hidden)}." if hidden else "", _used(feature, request.user)
+        ),
+        kind="danger" if hidden else "primary",
+        icon="warning" if hidden else "allowed",
+        hidden=[("definition", feature.offered_hash), ("back", back)],
+    )
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
     feature = feature_or_404(request, pk)
-    back = _back(request, feature)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title=f"Quarantine {feature.get_kind_display().lower()}",
-            kind="primary",
-            text=f"Quarantine {feature.exposed_name}? It leaves {feature.assignment.gateway.name} on the next request, "
-            "and calls of it are refused until somebody accepts it.",
-            more=sentences(cuts(feature, request.user), _used(feature, request.user)),
-            hidden=[("back", back)],
-            back=back,
-        )
-    feature.quarantine(by=request.user)
-    return leave(request, back, f"{feature.exposed_name} quarantined")
+    name, back = feature.exposed_name, _back(request, feature)
+    return confirmed(
+        request,
+        lambda: feature.quarantine(by=request.user),
+        f"{name} quarantined",
+        back=back,
+        title=f"Quarantine {feature.get_kind_display().lower()}",
+        kind="primary",
+        text=f"Quarantine {name}? It leaves {feature.assignment.gateway.name} on the next request, and calls of it are "
+        "refused until somebody accepts it.",
+        more=lambda: sentences(cuts(feature, request.user), _used(feature, request.user)),
+        hidden=[("back", back)],
+    )
 
 
 def _back(request: AppRequest, feature: Feature) -> str:
@@ -286,7 +336,7 @@ def _back(request: AppRequest, feature: Feature) -> str:
 
 def _used(feature: Feature, viewer: User) -> str:
     """Return a sentence naming its recent callers, empty if `viewer` may not read the log."""
-    callers = _callers(feature, viewer)
+    callers = _hosts(feature, viewer)
     if callers is None:
         return ""
     if not callers:

@@ -10,6 +10,7 @@ from django.core.exceptions import ValidationError
 from django.db.models import Q
 
 from accounts.models import Team
+from auditlog.ranges import STRETCHES
 from gateways.models import (
     AliasRequired,
     Assignment,
@@ -25,9 +26,11 @@ from gateways.models import (
     Reach,
     alias_validator,
 )
-from servers.forms import SlugField
+from servers.forms import SlugField, SlugForm
 from servers.models import Identity, Server
-from ui.forms import ExplainedChoice, LimitField
+from ui.forms import ExplainedChoice, Facet, LimitField, ListFilter
+
+TAKEN = "This name or slug was taken just now. Choose another."
 
 NEW = {
     OnArrival.APPROVE: "What a server offers for the first time is shown to clients at once.",
@@ -65,8 +68,6 @@ class ReachForm(forms.Form):
 
 
 class LimitForm(forms.Form):
-    """The limit of calls per minute of a gateway."""
-
     calls_per_minute = LimitField(help_text="Of all its connections together. Empty: no limit.")
 
 
@@ -101,23 +102,10 @@ class NameForm(forms.Form):
             raise ValidationError("A gateway with this name already exists.")
         return name
 
-    def refuse(self) -> None:
-        """Report that the name was taken by a concurrent edit."""
-        self.add_error("name", "This name or slug was taken just now. Choose another.")
 
-
-class GatewayForm(NameForm, ReachForm):
+class GatewayForm(SlugForm, NameForm, ReachForm):
     slug = SlugField(Gateway.objects.all(), max_length=40, help_text="Ends the Gateway URL. It never changes.")
     field_order = ("name", "slug", "description", "reach", "teams")
-
-    def clean(self) -> dict[str, Any]:
-        values = super().clean()
-        if "name" in values and values.get("slug") == "":
-            try:
-                values["slug"] = self.fields["slug"].made_from(values["name"])  # type: ignore[attr-defined]
-            except ValidationError as refusal:
-                self.add_error("slug", refusal)
-        return values
 
 
 class AssignmentForm(forms.Form):
@@ -220,21 +208,23 @@ class AssignmentForm(forms.Form):
         if scheme != IdentityScheme.SHARED:
             values["shared_identity"] = None
 
-    def refuse(self, why: AliasRequired | None = None) -> None:
-        """Report that a concurrent edit took the alias, or made one necessary."""
-        self.add_error(
-            "alias", str(why) if why else f"Another server on {self.gateway.name} has taken this alias just now."
-        )
+
+class IdentityGatewaysForm(forms.Form):
+    """The gateways that may use a shared identity."""
+
+    gateways = forms.ModelMultipleChoiceField(
+        Gateway.objects.none(), required=False, widget=forms.CheckboxSelectMultiple, label="Gateways"
+    )
+
+    def __init__(self, *args: Any, identity: Identity, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fields["gateways"].queryset = Gateway.objects.live().order_by("name")  # type: ignore[attr-defined]
+        self.initial = {"gateways": list(identity.gateways.values_list("pk", flat=True))}
 
 
-class GatewayFilter(forms.Form):
-    """Filters of the list of gateways."""
-
-    q = forms.CharField(required=False)
-
-    def narrow(self, gateways: GatewayQuerySet) -> GatewayQuerySet:
-        self.is_valid()
-        return gateways.matching(self.cleaned_data.get("q", ""))
+class GatewayFilter(ListFilter):
+    def narrow(self, rows: GatewayQuerySet) -> GatewayQuerySet:
+        return rows.matching(self.values.get("q", ""))
 
 
 def listed_kind(asked: str) -> FeatureKind | None:
@@ -244,33 +234,32 @@ def listed_kind(asked: str) -> FeatureKind | None:
     return FeatureKind(asked) if asked in FeatureKind.values else FeatureKind.TOOL
 
 
-class FeatureFilter(forms.Form):
-    """Filters of the list of features; invalid values are ignored."""
-
+class FeatureFilter(ListFilter):
     STATES = (("attention", "Needs a decision"), *((state.value, state.label) for state in FeatureState))
+    radios = ("enabled", "state")
 
-    q = forms.CharField(required=False)
     kind = forms.ChoiceField(required=False, choices=[("all", "All"), *FeatureKind.choices])
-    state = forms.ChoiceField(required=False, choices=STATES)
     enabled = forms.ChoiceField(required=False, choices=[("on", "On"), ("off", "Off")])
+    state = forms.ChoiceField(required=False, choices=STATES)
     server = forms.MultipleChoiceField(required=False)
 
     def __init__(self, *args: Any, assignments: list[Assignment], **options: Any) -> None:
         super().__init__(*args, **options)
-        self.fields["server"].choices = [  # type: ignore[attr-defined]
-            (str(assignment.pk), assignment.server.name) for assignment in assignments
-        ]
+        self.fields["server"].choices = [(str(one.pk), one.server.name) for one in assignments]  # type: ignore[attr-defined]
 
-        self.is_valid()
+    @property
+    def facets(self) -> list[Facet]:
+        """The menus; that of servers has counts, and is in the template."""
+        return [facet for facet in super().facets if facet.name != "server"]
 
     @property
     def is_narrow(self) -> bool:
         """True if a filter other than the kind is set."""
-        return any(value for name, value in self.cleaned_data.items() if name != "kind")
+        return any(value for name, value in self.values.items() if name != "kind")
 
-    def narrow(self, features: FeatureQuerySet) -> FeatureQuerySet:
-        values = self.cleaned_data
-        features = features.matching(values.get("q", ""))
+    def narrow(self, rows: FeatureQuerySet) -> FeatureQuerySet:
+        values = self.values
+        features = rows.matching(values.get("q", ""))
         if kind := listed_kind(values.get("kind", "")):
             features = features.filter(kind=kind)
         if values.get("state") == "attention":
@@ -284,18 +273,19 @@ class FeatureFilter(forms.Form):
         return features
 
 
-class CatalogueFilter(forms.Form):
-    """Filters of the catalogue of tools; invalid values are ignored."""
+class CatalogueFilter(ListFilter):
+    """The filters of the catalogue of tools; `servers` are the choices, as (slug, name)."""
 
     SHOWS = (("new", "New"), ("changed", "Changed"), ("unused", "Unused"))
+    radios = ("show",)
 
-    q = forms.CharField(required=False)
-    effect = forms.MultipleChoiceField(required=False, choices=[*Effect.choices])
+    effect = forms.MultipleChoiceField(required=False, choices=[*Effect.choices], help_text=", as its server claims")
     show = forms.ChoiceField(required=False, choices=[*SHOWS])
     server = forms.MultipleChoiceField(required=False)
 
-    def __init__(self, *args: Any, servers: Sequence[tuple[str, str]], **options: Any) -> None:
-        """`servers` are the choices, as (slug, name)."""
+    def __init__(self, *args: Any, servers: Sequence[tuple[str, str]], may_read: bool, **options: Any) -> None:
         super().__init__(*args, **options)
+        meanings = ("first seen in 7 days", "waits for a decision", f"no call in {STRETCHES['30d'].label}")
+        shows = [(name, f"{label}, {words}") for (name, label), words in zip(self.SHOWS, meanings, strict=True)]
+        self.fields["show"].choices = shows if may_read else shows[:2]  # type: ignore[attr-defined]
         self.fields["server"].choices = servers  # type: ignore[attr-defined]
-        self.is_valid()

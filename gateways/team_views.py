@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 from django import forms
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Count, Q
+from django.db.models import Count, Q, QuerySet
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -17,21 +18,31 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import Team, User
 from accounts.rules import NameTaken, Outranked
-from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from gateways.models import Gateway, Reach, TeamGateways
-from ui.pages import (
-    AppRequest,
-    Undo,
-    clash_context,
-    confirm,
-    leave,
-    own_path,
-    page_of,
-    posted,
-    refuse,
-    seen_version,
-    show,
+from ui.pages import AppRequest, Undo, leave, own_path, page_of, posted, seen_version, show
+from ui.tables import Column, Table
+from ui.viewset import confirmed, form_page, list_page
+
+TEAMS = Table(
+    "teams",
+    "Teams",
+    (
+        Column("name", "Name"),
+        Column("people", "People", 6, kind="number", on_phone=True),
+        Column("gateways", "Gateways for teams", 10, kind="number", on_phone=True),
+    ),
+)
+MEMBERS = Table(
+    "members",
+    "People of this team",
+    (
+        Column("name", "Name"),
+        Column("email", "Email", 16, priority=2, on_phone=True),
+        Column("role", "Role", 8, priority=3),
+        Column("status", "Status", 10, on_phone=True),
+        Column("acts", "Actions", 4, kind="acts", said=False),
+    ),
 )
 
 # Forms of the Teams pages.
@@ -86,18 +97,26 @@ def _locked(pk: UUID) -> Team:
 
 
 def _live(team: Team) -> Any:
-    """Return the live gateways open to `team`."""
     return Gateway.objects.live().filter(reach=Reach.TEAMS, teams=team).order_by("name")
+
+
+def _counted(teams: QuerySet[Team]) -> QuerySet[Team]:
+    live = Q(gateways__archived_at=None, gateways__reach=Reach.TEAMS)
+    return teams.annotate(gateway_count=Count("gateways", filter=live, distinct=True)).order_by("name")
+
+
+def _form(
+    request: AppRequest, form: forms.Form, save: Callable[[], HttpResponse], heading: str, back: str, **context: str
+) -> HttpResponse:
+    errors = {NameTaken: "name", Outranked: "emails"}
+    return form_page(request, "gateways/team_form.html", form, save, errors, heading=heading, back=back, **context)
 
 
 @require_GET
 @requires(Capability.PEOPLE_MANAGE)
 def listing(request: AppRequest) -> HttpResponse:
-    live = Q(gateways__archived_at=None, gateways__reach=Reach.TEAMS)
-    teams = Team.objects.annotate(
-        user_count=Count("users", distinct=True), gateway_count=Count("gateways", filter=live, distinct=True)
-    )
-    return show(request, "gateways/teams.html", {"tab": "teams", "page": page_of(request, teams.order_by("name"))})
+    teams = _counted(Team.objects.annotate(user_count=Count("users", distinct=True)))
+    return list_page(request, "gateways/teams.html", teams, table=TEAMS, tab="teams")
 
 
 @require_GET
@@ -113,17 +132,12 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
     form = TeamForm(posted(request))
-    context = {"form": form, "heading": "Add a team", "submit": "Add a team", "back": reverse("gateways:teams")}
-    if request.method == "GET":
-        return show(request, "gateways/team_form.html", context)
-    if form.is_valid():
-        try:
-            team = Team.objects.add(name=form.cleaned_data["name"], users=(), by=request.user)
-        except NameTaken as error:
-            form.add_error("name", str(error))
-        else:
-            return leave(request, page_url(team), f"{team.name} added")
-    return refuse(request, "gateways/team_form.html", context)
+
+    def save() -> HttpResponse:
+        team = Team.objects.add(name=form.cleaned_data["name"], users=(), by=request.user)
+        return leave(request, page_url(team), f"{team.name} added")
+
+    return _form(request, form, save, "Add a team", reverse("gateways:teams"), submit="Add a team")
 
 
 @require_http_methods(["GET", "POST"])
@@ -131,27 +145,15 @@ def add(request: AppRequest) -> HttpResponse:
 def rename(request: AppRequest, pk: UUID) -> HttpResponse:
     team = get_object_or_404(Team, pk=pk)
     form = TeamForm(posted(request), initial={"name": team.name})
-    context = {"form": form, "heading": "Rename", "submit": "Rename", "back": page_url(team)}
-    context["version"] = team.version
-    if request.method == "GET":
-        return show(request, "gateways/team_form.html", context)
-    if form.is_valid():
-        try:
-            with transaction.atomic():
-                team = _locked(pk)
-                team.edit(
-                    name=form.cleaned_data["name"],
-                    users=list(team.users.all()),
-                    by=request.user,
-                    seen=seen_version(request),
-                )
-        except ChangedMeanwhile as clash:
-            context |= clash_context(clash)
-        except NameTaken as error:
-            form.add_error("name", str(error))
-        else:
-            return leave(request, page_url(team), "Team renamed")
-    return refuse(request, "gateways/team_form.html", context)
+
+    def save() -> HttpResponse:
+        with transaction.atomic():
+            now = _locked(pk)
+            users, seen = list(now.users.all()), seen_version(request)
+            now.edit(name=form.cleaned_data["name"], users=users, by=request.user, seen=seen)
+        return leave(request, page_url(team), "Team renamed")
+
+    return _form(request, form, save, "Rename", page_url(team), submit="Rename", version=team.version)
 
 
 @require_http_methods(["GET", "POST"])
@@ -159,19 +161,14 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
 def add_people(request: AppRequest, pk: UUID) -> HttpResponse:
     team = get_object_or_404(Team, pk=pk)
     form = PeopleForm(posted(request))
-    context = {"form": form, "heading": f"Add people to {team.name}", "submit": "Add", "back": page_url(team)}
-    if request.method == "GET":
-        return show(request, "gateways/team_form.html", context)
-    if not form.is_valid():
-        return refuse(request, "gateways/team_form.html", context)
-    try:
+
+    def save() -> HttpResponse:
         with transaction.atomic():
-            team = _locked(pk)
-            team.edit(name=team.name, users={*team.users.all(), *form.cleaned_data["emails"]}, by=request.user)
-    except Outranked as error:
-        form.add_error("emails", str(error))
-        return refuse(request, "gateways/team_form.html", context)
-    return leave(request, page_url(team), "People added")
+            now = _locked(pk)
+            now.edit(name=now.name, users={*now.users.all(), *form.cleaned_data["emails"]}, by=request.user)
+        return leave(request, page_url(team), "People added")
+
+    return _form(request, form, save, f"Add people to {team.name}", page_url(team), submit="Add")
 
 
 @require_http_methods(["GET", "POST"])
@@ -181,10 +178,8 @@ def put_in(request: AppRequest, pk: UUID) -> HttpResponse:
     person = get_object_or_404(User, pk=pk)
     back = reverse("accounts:person", args=[pk])
     if request.method == "GET":
-        live = Q(gateways__archived_at=None, gateways__reach=Reach.TEAMS)
-        teams = Team.objects.exclude(users=person).order_by("name")
-        counted = teams.annotate(gateway_count=Count("gateways", filter=live, distinct=True))
-        return show(request, "gateways/put_in_team.html", {"person": person, "teams": counted, "back": back})
+        teams = _counted(Team.objects.exclude(users=person))
+        return show(request, "gateways/put_in_team.html", {"person": person, "teams": teams, "back": back})
     try:
         with transaction.atomic():
             team = Team.objects.select_for_update().get(pk=UUID(request.POST.get("team", "")))
@@ -218,37 +213,31 @@ def choose_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
     """Choose the gateways open to a team. Needs gateway management too."""
     team = get_object_or_404(Team, pk=pk)
     form = TeamGatewaysForm(posted(request), team=team)
-    context = {"form": form, "heading": f"Gateways open to {team.name}", "back": page_url(team)}
-    context["version"] = TeamGateways(team).version
-    if request.method == "GET":
-        return show(request, "gateways/team_form.html", context)
-    if not form.is_valid():
-        return refuse(request, "gateways/team_form.html", context)
-    try:
+
+    def save() -> HttpResponse:
         Gateway.objects.open_to(team, form.cleaned_data["gateways"], by=request.user, seen=seen_version(request))
-    except ChangedMeanwhile as clash:
-        return refuse(request, "gateways/team_form.html", context | clash_context(clash))
-    return leave(request, page_url(team), "Gateways saved")
+        return leave(request, page_url(team), "Gateways saved")
+
+    heading, version = f"Gateways open to {team.name}", TeamGateways(team).version
+    return _form(request, form, save, heading, page_url(team), version=version)
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     team = get_object_or_404(Team, pk=pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Delete team",
-            text=f'Delete "{team.name}"? This cannot be undone.',
-            more=_closed_gateways(team),
-            icon="revoke",
-            back=page_url(team),
-        )
-    try:
-        team.remove(by=request.user)
-    except Outranked as error:
-        return leave(request, page_url(team), str(error))
-    return leave(request, reverse("gateways:teams"), f"{team.name} deleted")
+    return confirmed(
+        request,
+        lambda: team.remove(by=request.user),
+        f"{team.name} deleted",
+        back=page_url(team),
+        to=reverse("gateways:teams"),
+        faults=Outranked,
+        title="Delete team",
+        text=f'Delete "{team.name}"? This cannot be undone.',
+        more=lambda: _closed_gateways(team),
+        icon="revoke",
+    )
 
 
 def _closed_gateways(team: Team) -> str:

@@ -1,8 +1,9 @@
-"""/api/gateways/{slug}/features and /tools: what the servers of a gateway offer, its switches and its definitions."""
+"""/api/gateways/{slug}/features and /tools: what servers offer, switches and definitions; /api/tools: all tools."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
@@ -15,15 +16,17 @@ from rest_framework.response import Response
 
 from accounts.models import User
 from capabilities import Capability
-from gateways.api import WITHIN_REACH
-from gateways.models import Assignment, Feature, FeatureKind, FeatureQuerySet, FeatureState, NothingToAccept
+from capabilities.rest import must_hold
+from gateways.api import WITHIN_REACH, GatewayReference
+from gateways.catalogue import BY_USE, SORTS, SPAN, Catalogue, CatalogueEntry, is_offered, servers_seen_by
+from gateways.forms import CatalogueFilter
+from gateways.models import Assignment, Effect, Feature, FeatureKind, FeatureQuerySet, FeatureState, NothingToAccept
 from gateways.refresh import Refreshed, refresh
-from gateways.views import gateway_or_404 as find_gateway
+from gateways.views import gateway_or_404
 from servers.api import ServerReference
 from servers.discovery import Discovered
 from ui.operations import ListQuery, RequestBody, operation
-from ui.rest import Id, Problem, Resource, UtcDateTimeField
-from ui.subjects import SubjectField
+from ui.rest import Id, Problem, Resource, SubjectField, UtcDateTimeField, matching
 
 
 class ToolSerializer(serializers.Serializer[Feature]):
@@ -85,7 +88,7 @@ class RefreshSerializer(serializers.Serializer[Any]):
 
 def _assignments(view: Resource) -> QuerySet[Any]:
     """Return the assignments of the gateway in the URL."""
-    return Assignment.objects.live().filter(gateway=find_gateway(view.me, view.kwargs["slug"]).pk)
+    return Assignment.objects.live().filter(gateway=gateway_or_404(view.me, view.kwargs["slug"]).pk)
 
 
 class ToolQuery(ListQuery):
@@ -119,10 +122,7 @@ class ToolResource(Resource):
     def list(self, request: Request, slug: str) -> Response:
         """List the tools of a gateway."""
         tools = self._tools(slug)
-        if "enabled" in self.query_data:
-            tools = tools.filter(enabled=self.query_data["enabled"])
-        if server := self.query_data.get("server"):
-            tools = tools.filter(assignment__in=server)
+        tools = matching(tools, self.query_data, enabled="enabled", server="assignment__in")
         tools = tools.matching(self.query_data.get("q", ""))
         return self.page(tools, lambda tools: tools.select_related("assignment__server"))
 
@@ -135,14 +135,7 @@ class ToolResource(Resource):
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
         """Enable or disable a tool."""
         tool = get_object_or_404(self._tools(slug), pk=pk)
-        enabled = self.body().get("enabled")
-        with self.unchanged(tool):
-            match enabled:
-                case True:
-                    tool.enable(by=self.me)
-                case False:
-                    tool.disable(by=self.me)
-        return self.answer(tool)
+        return self.changed(tool, partial(_switch, tool, self.body().get("enabled")))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=RefreshSerializer, if_match=True)
     def refresh(self, request: Request, slug: str) -> Response:
@@ -150,11 +143,11 @@ class ToolResource(Resource):
 
         Asks every enabled server now. The tools of a server that does not answer stay as they are.
         """
-        gateway = find_gateway(self.me, slug)
+        gateway = gateway_or_404(self.me, slug)
         with self.unchanged(gateway):
             pass  # Its servers are asked without a lock.
         servers = [serialize_refresh(row) for row in refresh(gateway, by=self.me)]
-        return Response({"tools_count": find_gateway(self.me, slug).tool_count, "servers": servers})
+        return Response({"tools_count": gateway_or_404(self.me, slug).tool_count, "servers": servers})
 
     def _tools(self, slug: str) -> FeatureQuerySet:
         return features_of(self.me, slug).tools()
@@ -173,11 +166,8 @@ class FeatureResource(Resource):
     def list(self, request: Request, slug: str) -> Response:
         """List the tools, prompts and resources of a gateway."""
         features = features_of(self.me, slug)
-        for name in ("kind", "state", "enabled"):
-            if name in self.query_data:
-                features = features.filter(**{name: self.query_data[name]})
-        if server := self.query_data.get("server"):
-            features = features.filter(assignment__in=server)
+        columns = {"kind": "kind", "state": "state", "enabled": "enabled", "server": "assignment__in"}
+        features = matching(features, self.query_data, **columns)
         features = features.matching(self.query_data.get("q", ""))
         return self.page(features, lambda features: features.select_related("assignment__server"))
 
@@ -190,14 +180,7 @@ class FeatureResource(Resource):
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
         """Enable or disable a feature."""
         feature = self._find(slug, pk)
-        enabled = self.body().get("enabled")
-        with self.unchanged(feature):
-            match enabled:
-                case True:
-                    feature.enable(by=self.me)
-                case False:
-                    feature.disable(by=self.me)
-        return self.answer(feature)
+        return self.changed(feature, partial(_switch, feature, self.body().get("enabled")))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def accept(self, request: Request, slug: str, pk: UUID) -> Response:
@@ -206,9 +189,7 @@ class FeatureResource(Resource):
         Clients see what the server offers now. This ends a quarantine, too.
         """
         feature = self._find(slug, pk)
-        with self.unchanged(feature):
-            feature.accept(by=self.me)
-        return self.answer(feature)
+        return self.changed(feature, feature.accept)
 
     @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def quarantine(self, request: Request, slug: str, pk: UUID) -> Response:
@@ -217,17 +198,21 @@ class FeatureResource(Resource):
         Clients do not see it and its calls are refused, until somebody accepts it.
         """
         feature = self._find(slug, pk)
-        with self.unchanged(feature):
-            feature.quarantine(by=self.me)
-        return self.answer(feature)
+        return self.changed(feature, feature.quarantine)
 
     def _find(self, slug: str, pk: UUID) -> Feature:
         return get_object_or_404(features_of(self.me, slug), pk=pk)
 
 
+def _switch(feature: Feature, on: bool | None, *, by: User) -> None:
+    """Enable or disable the feature; None changes nothing."""
+    if on is not None:
+        (feature.enable if on else feature.disable)(by=by)
+
+
 def features_of(viewer: User, slug: str) -> FeatureQuerySet:
     """Return the features of a gateway's servers, or 404 if `viewer` may not see it."""
-    gateway = find_gateway(viewer, slug)
+    gateway = gateway_or_404(viewer, slug)
     features = Feature.objects.filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
     return features.select_related("assignment__server").order_by("exposed_name", "pk")
 
@@ -242,3 +227,113 @@ def serialize_refresh(row: Refreshed) -> dict[str, object]:
         "tools": len(discovered.tools) if discovered else None,
         "detail": str(discovered) if discovered else row.failure,
     }
+
+
+# /api/tools: the tools of all servers on the gateways one may see, each tool once.
+
+
+class PlaceSerializer(serializers.Serializer[Feature]):
+    """A tool on one gateway; `id` is the id of the feature there."""
+
+    id = Id()
+    gateway = GatewayReference(source="assignment.gateway")
+    exposed_name = serializers.CharField(help_text="Name for clients: alias of the server, `__`, name of the tool.")
+    state = serializers.ChoiceField(FeatureState.choices, help_text="Whether clients see it.")
+    offered = serializers.SerializerMethodField(
+        help_text="Whether nothing on the gateway keeps everybody from calling it."
+    )
+
+    def get_offered(self, place: Feature) -> bool:
+        return is_offered(place)
+
+
+class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
+    """A tool of a server, with the gateways that have it."""
+
+    id = Id(source="feature.pk", help_text="The id of the feature on the first gateway that learnt of it.")
+    name = serializers.CharField(source="feature.name", help_text="Name at its server.")
+    title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
+    server = ServerReference()
+    effect = serializers.ChoiceField(Effect.choices, source="feature.effect", help_text="Effect claimed by its server.")
+    places = PlaceSerializer(many=True, help_text="Gateways that have it.")
+    calls = serializers.SerializerMethodField(
+        help_text="How often it was called in the last `counted_seconds`, on the gateways where it is found; null for "
+        "who may not read the log."
+    )
+    last_used_at = UtcDateTimeField(
+        allow_null=True, help_text="When it was last called in that time; null if it was not."
+    )
+    counted_seconds = serializers.SerializerMethodField(
+        help_text="How long back calls are counted, 30 days; null where none are."
+    )
+
+    def get_calls(self, entry: CatalogueEntry) -> int | None:
+        return entry.calls if self.context["catalogue"].tells_use else None
+
+    def get_counted_seconds(self, entry: CatalogueEntry) -> int | None:
+        return int(SPAN.length.total_seconds()) if self.context["catalogue"].tells_use else None
+
+
+class CatalogueToolDetailSerializer(CatalogueToolSerializer):
+    """A tool of a server, as clients see it on the first gateway that had it."""
+
+    description = serializers.CharField(
+        source="feature.description", allow_blank=True, help_text="Description given by its server."
+    )
+    input_schema = serializers.JSONField(source="feature.input_schema", help_text="JSON Schema of its arguments.")
+    annotations = serializers.JSONField(
+        source="feature.annotations", help_text="Hints given by its server, such as `readOnlyHint`."
+    )
+    first_seen_at = UtcDateTimeField(source="feature.first_seen_at", help_text="When it was first seen.")
+
+
+class CatalogueQuery(ListQuery):
+    """How the catalogue is narrowed."""
+
+    q = serializers.CharField(required=False, help_text="Text contained in the exposed name, title or description.")
+    effect = serializers.ListField(
+        child=serializers.ChoiceField(Effect.choices),
+        required=False,
+        help_text="Only tools with this claimed effect; repeat for several.",
+    )
+    show = serializers.ChoiceField(
+        CatalogueFilter.SHOWS,
+        required=False,
+        help_text="Only tools that are new, changed and waiting for a decision, or unused.",
+    )
+    server = SubjectField("server", lambda view: servers_seen_by(view.me), "slug", "name")
+
+
+class CatalogueResource(Resource):
+    """The tools of all servers, as far as their gateways are open to you."""
+
+    serializer_class = CatalogueToolSerializer
+
+    @operation(needs=WITHIN_REACH, query=CatalogueQuery, orderings=tuple(SORTS))
+    def list(self, request: Request) -> Response:
+        """List the tools of all servers.
+
+        To sort by `calls` or `last`, or to show `unused` tools, takes `logs:read` as well.
+        """
+        values = {name: self.query_data.get(name) for name in ("q", "effect", "show")}
+        if values["show"] == "unused" or self.ordering.removeprefix("-") in BY_USE:
+            must_hold(self.me, Capability.LOGS_READ)
+        values = {name: value for name, value in values.items() if value}
+        values["server_ids"] = self.query_data.get("server")
+        self.catalogue = Catalogue(self.me, values, self.ordering)
+        page: Any = self.paginate_queryset(self.catalogue)  # type: ignore[arg-type]  # A sequence will do.
+        return self.get_paginated_response(self.serialize(page, many=True))
+
+    @operation(needs=WITHIN_REACH, answer=CatalogueToolDetailSerializer)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a tool of a server.
+
+        By the id of any of its features that you may see.
+        """
+        feature = get_object_or_404(Feature.objects.tools_seen_by(self.me).select_related("assignment"), pk=pk)
+        self.catalogue = Catalogue(self.me, {})
+        entry = self.catalogue.find(feature)
+        return self.tagged(CatalogueToolDetailSerializer(entry, context=self.get_serializer_context()).data)
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {**super().get_serializer_context(), "catalogue": getattr(self, "catalogue", None)}

@@ -1,4 +1,4 @@
-"""The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, and their switches."""
+"""The Tools page, and the Tools tab of a gateway: what its servers offer, with the switches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.core.exceptions import BadRequest
+from django.core.paginator import Paginator
 from django.db.models import Case, When
 from django.db.models.functions import Lower
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404
+from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -22,31 +23,114 @@ from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
-from gateways import assignment_views
-from gateways.differences import DiffLine, difference, pages, whole
-from gateways.forms import FeatureFilter, listed_kind
-from gateways.models import Feature, FeatureKind, FeatureState, Gateway, Listing, ToolPolicy
-from gateways.models.feature import FIRST_LIST
+from gateways.catalogue import SPAN, Catalogue, is_new, servers_seen_by
+from gateways.forms import CatalogueFilter, FeatureFilter, listed_kind
+from gateways.models import Feature, FeatureKind, Gateway, Listing, ToolPolicy
 from gateways.refresh import Refreshed, refresh
-from gateways.views import PLURALS, WITHIN_REACH, offered_by_kind
-from gateways.views import gateway_or_404 as find_gateway
+from gateways.views import (
+    PLURALS,
+    WITHIN_REACH,
+    assignment_or_404,
+    counted_assignments,
+    gateway_or_404,
+    offered_by_kind,
+)
 from servers.models import Server
 from ui.pages import (
     NOTHING_IS_DELETED,
+    PAGE_SIZE,
     AppRequest,
     Undo,
     answer,
-    confirm,
+    is_for,
     open_page,
     page_of,
     seen_version,
     show,
     wants_fragment,
 )
+from ui.tables import Column, Table, show_list
+from ui.viewset import switch_off, switch_on
 
-NEW_FOR = timedelta(days=7)
+# The Tools page: all tools on the gateways the viewer may see, each once.
+
+CATALOGUE = Table(
+    "catalogue",
+    "Tools of all servers",
+    (
+        Column("name", "Tool", sorts=("name",)),
+        Column("server", "Server", 9, priority=2, sorts=("server",), on_phone=True),
+        Column("effect", "Effect", 7, priority=2, sorts=("effect",), on_phone=True),
+        Column("state", "State", 9, on_phone=True),
+        Column("gateways", "Gateways", 12, priority=3, sorts=("gateways",)),
+        Column(
+            "calls",
+            f"Calls {SPAN.label}",
+            7,
+            kind="number",
+            sorts=("calls",),
+            most_first=True,
+            needs=Capability.LOGS_READ,
+        ),
+        Column("last", "Last use", 7, priority=2, sorts=("last",), most_first=True, needs=Capability.LOGS_READ),
+    ),
+    order="name",
+)
+
+
+@require_GET
+@own_resource(WITHIN_REACH)
+def catalogue(request: AppRequest) -> HttpResponse:
+    servers = list(servers_seen_by(request.user).values_list("slug", "name"))
+    filters = CatalogueFilter(request.GET, servers=servers, may_read=request.user.has_perm(Capability.LOGS_READ))
+    table = CATALOGUE.seen(request)
+    tools: Any = Catalogue(request.user, filters.values, table.sort.replace("name", "tool"))  # A sequence will do.
+    context: dict[str, Any] = {
+        "page": Paginator(tools, PAGE_SIZE).get_page(request.GET.get("page")),
+        "table": table,
+        "tools": tools,
+        "filter_form": filters,
+        "filters": filters.values,
+        "narrowed": filters.is_narrow,
+        "waiting": None if is_for(request, "catalogue") else Feature.objects.waiting_for(request.user).count(),
+    }
+    return show_list(request, "gateways/catalogue.html", context)
+
+
+@require_GET
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+def moved(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Redirect the former URL of a tool's page, because links to it exist."""
+    return redirect("gateways:feature", pk, permanent=True)
+
+
+# The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, and their switches.
+
 MOST_AWAITED = timedelta(seconds=60)  # Several times the timeout for asking a server.
 SAME_ATTEMPT = timedelta(seconds=10)  # One attempt records the server's health and its failure, one after the other.
+NAMES = {
+    "tool": "Tool (exposed name)",
+    "prompt": "Prompt (exposed name)",
+    "resource": "Address",
+    "template": "Address",
+    "all": "Exposed name",
+}
+FEATURES = {
+    kind: Table(
+        f"features-{kind}",
+        "Tools, prompts and resources of this server",
+        (
+            Column("name", name),
+            Column("state", "State", 9, on_phone=True),
+            Column("title", "Title", 16, priority=2, on_phone=True),
+            Column("effect", "Effect", 8, priority=3),
+            Column("first", "First seen", 7, priority=4),
+            Column("last", "Last seen", 7, priority=3, on_phone=True),
+            Column("acts", "Enabled", 6, kind="acts"),
+        ),
+    )
+    for kind, name in NAMES.items()
+}
 
 
 @dataclass(frozen=True)
@@ -62,9 +146,7 @@ class ToolRow:
 
     @property
     def is_new(self) -> bool:
-        """True if it was first seen recently, and not with the first list of its server."""
-        since = self.feature.first_seen_at - self.feature.assignment.created_at
-        return since > FIRST_LIST and timezone.now() - self.feature.first_seen_at < NEW_FOR
+        return is_new(self.feature)
 
     @property
     def icon(self) -> str:
@@ -129,20 +211,20 @@ class ServerGroup:
     said: RefreshSummary | None
 
 
-def tab_url(gateway: Gateway) -> str:
+def _tools_url(gateway: Gateway) -> str:
     return reverse("gateways:tools", args=[gateway.slug])
 
 
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
-def listing(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = find_gateway(request.user, slug)
+def tools(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = gateway_or_404(request.user, slug)
     return show(request, "gateways/tools.html#tools", {"tab": "tools", **_listed(request, gateway)})
 
 
 def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = ()) -> dict[str, Any]:
     kind = listed_kind(request.GET.get("kind", ""))
-    assignments = list(assignment_views.counted(gateway.assignments.all(), kind))
+    assignments = list(counted_assignments(gateway.assignments.all(), kind))
     filters = FeatureFilter(request.GET, assignments=assignments)
     features = filters.narrow(Feature.objects.filter(assignment__in=assignments)).select_related("assignment")
     by_kind = Case(*(When(kind=each, then=place) for place, each in enumerate(PLURALS)))
@@ -162,8 +244,8 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
         "is_awaited": any(group.said and group.said.is_awaited and not group.said.is_lost for group in groups),
         "page": page,
         "policies": ToolPolicy.choices,
-        "filters": filters.cleaned_data,
-        "states": FeatureFilter.STATES,
+        "filter_form": filters,
+        "filters": filters.values,
         "narrowed": filters.is_narrow,
         "kind": kind or "all",
         "what": PLURALS[kind].lower() if kind else "features",
@@ -213,22 +295,24 @@ def _grouped(
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def refresh_features(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = find_gateway(request.user, slug)
+    gateway = gateway_or_404(request.user, slug)
     refreshed = refresh(gateway, by=request.user)
     failures = [server.failure for server in refreshed if server.failure]
-    gateway = find_gateway(request.user, slug)
+    gateway = gateway_or_404(request.user, slug)
     context = _listed(request, gateway, refreshed)
     toast = f"{context['offered']} {context['what']} known"
     if failures and not wants_fragment(request):
         toast = " ".join([toast + ".", *failures])
-    return answer(request, "gateways/tools.html#tools", {**context, "fragment": True}, to=tab_url(gateway), toast=toast)
+    return answer(
+        request, "gateways/tools.html#tools", {**context, "fragment": True}, to=_tools_url(gateway), toast=toast
+    )
 
 
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def policy(request: AppRequest, pk: UUID) -> HttpResponse:
     """Change the tool policy of an assigned server."""
-    assignment = assignment_views.assignment_or_404(request.user, pk)
+    assignment = assignment_or_404(request.user, pk)
     name = request.POST.get("policy", "")
     if name not in ToolPolicy.values:
         raise BadRequest("There is no such policy.")
@@ -238,37 +322,35 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
     except ChangedMeanwhile as clash:
         current = ", ".join(f"{ToolPolicy(change.now).label}, set by {change.by}" for change in clash.changes)
         toast = f"Nothing was changed: somebody else chose {current}. Choose again to change it."
-    gateway = find_gateway(request.user, assignment.gateway.slug)
+    gateway = gateway_or_404(request.user, assignment.gateway.slug)
     context = {**_listed(request, gateway), "fragment": True}
-    return answer(request, "gateways/tools.html#tools", context, to=tab_url(gateway), toast=toast)
+    return answer(request, "gateways/tools.html#tools", context, to=_tools_url(gateway), toast=toast)
 
 
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     feature = feature_or_404(request, pk)
-    undo = Undo.if_changed(feature.enable(by=request.user), reverse("gateways:disable_tool", args=[feature.pk]))
-    return changed(request, feature, f"{feature.exposed_name} enabled", undo)
+    return switch_on(request, feature, feature.exposed_name, reverse("gateways:disable_tool", args=[pk]), _switched)
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     feature = feature_or_404(request, pk)
-    gateway, what = feature.assignment.gateway, feature.get_kind_display().lower()
-    if request.method == "GET":
-        return confirm(
-            request,
-            title=f"Disable {what}",
-            kind="primary",
-            text=f"Disable this {what}? {feature.exposed_name} leaves {gateway.name} on the next request. "
-            f"{NOTHING_IS_DELETED}",
-            more=cuts(feature, request.user),
-            target="#feature-head" if is_open(request, feature) else f"#tool-{feature.pk}",
-            back=tab_url(gateway),
-        )
-    undo = Undo.if_changed(feature.disable(by=request.user), reverse("gateways:enable_tool", args=[feature.pk]))
-    return changed(request, feature, f"{feature.exposed_name} disabled", undo)
+    gateway, what, name = feature.assignment.gateway, feature.get_kind_display().lower(), feature.exposed_name
+    return switch_off(
+        request,
+        feature,
+        name,
+        reverse("gateways:enable_tool", args=[pk]),
+        _switched,
+        title=f"Disable {what}",
+        text=f"Disable this {what}? {name} leaves {gateway.name} on the next request. {NOTHING_IS_DELETED}",
+        more=lambda: cuts(feature, request.user),
+        target="#feature-head" if _is_open(request, feature) else f"#tool-{pk}",
+        back=_tools_url(gateway),
+    )
 
 
 def feature_or_404(request: AppRequest, pk: UUID) -> Feature:
@@ -283,61 +365,14 @@ def page_url(feature: Feature) -> str:
     return reverse("gateways:feature", args=[feature.pk])
 
 
-def is_open(request: AppRequest, feature: Feature) -> bool:
+def _is_open(request: AppRequest, feature: Feature) -> bool:
     """True if the request was sent from the page of this feature."""
     return open_page(request) == page_url(feature)
 
 
-def changed(request: AppRequest, feature: Feature, toast: str, undo: Undo | None) -> HttpResponse:
+def _switched(request: AppRequest, feature: Feature, toast: str, undo: Undo | None = None) -> HttpResponse:
     """Render the part of the page with the switch: the head of the feature's page, or its row."""
-    template = "gateways/feature.html#head" if is_open(request, feature) else "gateways/tools.html#row"
-    context = {"row": ToolRow(feature), "gateway": feature.assignment.gateway}
-    return answer(request, template, context, to=tab_url(feature.assignment.gateway), toast=toast, undo=undo)
-
-
-# The list of changed definitions of all gateways, each with its difference and the two decisions.
-
-SHOWN = 8  # Definitions a page; each is shown with what differs.
-MOST_LINES = 40
-MOST_QUARANTINED = 30
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A definition that waits for a decision, and how it differs from the approved one."""
-
-    feature: Feature
-
-    @property
-    def all_lines(self) -> list[DiffLine]:
-        offered, approved = self.feature.offered or "", self.feature.approved
-        return pages(difference(approved, offered) if approved else whole(offered))[0]
-
-    @property
-    def lines(self) -> list[DiffLine]:
-        return self.all_lines[:MOST_LINES]
-
-    @property
-    def is_cut(self) -> bool:
-        """True if there are more lines than the list shows; the feature's page shows them all."""
-        return len(self.all_lines) > MOST_LINES
-
-
-@require_GET
-@own_resource(WITHIN_REACH)
-def inbox(request: AppRequest) -> HttpResponse:
-    page = page_of(
-        request,
-        Feature.objects.waiting_for(request.user),
-        SHOWN,
-        detail=lambda rows: rows.select_related("assignment__gateway", "assignment__server"),
-    )
-    quarantined = Feature.objects.seen_by(request.user).filter(state=FeatureState.QUARANTINED)
-    placed = quarantined.select_related("assignment__gateway", "assignment__server").order_by("exposed_name", "pk")
-    context = {
-        "page": page,
-        "rows": [Waiting(feature) for feature in page.object_list],
-        "quarantined": list(placed[:MOST_QUARANTINED]),
-        "here": reverse("gateways:changed"),
-    }
-    return show(request, "gateways/changed.html", context)
+    template = "gateways/feature.html#head" if _is_open(request, feature) else "gateways/tools.html#row"
+    gateway = feature.assignment.gateway
+    context = {"row": ToolRow(feature), "gateway": gateway}
+    return answer(request, template, context, to=_tools_url(gateway), toast=toast, undo=undo)

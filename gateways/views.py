@@ -1,4 +1,4 @@
-"""The Gateways pages: the list, the page of a gateway with its log, and enabling, disabling and archiving it."""
+"""The Gateways pages: the list, the page of a gateway with its log and servers, and the gateways of an identity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError
-from django.db.models import Count, IntegerField, OuterRef, Q, Subquery
+from django.db.models import Count, Exists, IntegerField, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Lower
 from django.forms import Form
 from django.http import HttpResponse
@@ -17,37 +17,56 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from auditlog.instruments import Instruments
-from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, own_resource, requires
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_SERVERS
 from connections.impact import archived_with, cut_together, cuts
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
-from gateways.forms import DefinitionsForm, GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
-from gateways.models import Feature, FeatureKind, Gateway, GatewayQuerySet
+from gateways.forms import (
+    TAKEN,
+    AssignmentForm,
+    DefinitionsForm,
+    GatewayFilter,
+    GatewayForm,
+    IdentityGatewaysForm,
+    LimitForm,
+    NameForm,
+    ReachForm,
+)
+from gateways.models import (
+    AliasRequired,
+    Assignment,
+    AssignmentQuerySet,
+    Feature,
+    FeatureKind,
+    FeatureQuerySet,
+    Gateway,
+    GatewayQuerySet,
+    IdentityGateways,
+    Listing,
+    WrongIdentity,
+    allow_identity,
+)
+from gateways.refresh import first_list
+from servers.discovery import DiscoveryFailed
 from servers.forms import suggest
-from ui import bulk
-from ui.bulk import Switching
+from servers.models import Health, Identity, Server
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
     Undo,
     answer,
-    clash_context,
-    confirm,
-    confirm_archiving,
     leave,
-    page_of,
-    refuse,
+    posted,
     seen_version,
+    sentences,
     show,
     switch_target,
-    was_typed,
+    text_of,
 )
-from ui.tables import WEEK, Column, Table, show_list
-
-# The columns of the lists of gateways, their servers and tools, and of teams.
+from ui.tables import WEEK, Column, Table
+from ui.viewset import Picked, archive_page, confirmed, form_page, list_page, switch_off, switch_on, switch_picked
 
 GATEWAYS = Table(
     "gateways",
@@ -80,54 +99,6 @@ SERVERS = Table(
         Column("acts", "Actions", 9, kind="acts", said=False),
     ),
 )
-NAMES = {
-    "tool": "Tool (exposed name)",
-    "prompt": "Prompt (exposed name)",
-    "resource": "Address",
-    "template": "Address",
-    "all": "Exposed name",
-}
-
-
-def _features(kind: str) -> Table:
-    return Table(
-        f"features-{kind}",
-        "Tools, prompts and resources of this server",
-        (
-            Column("name", NAMES[kind]),
-            Column("state", "State", 9, on_phone=True),
-            Column("title", "Title", 16, priority=2, on_phone=True),
-            Column("effect", "Effect", 8, priority=3),
-            Column("first", "First seen", 7, priority=4),
-            Column("last", "Last seen", 7, priority=3, on_phone=True),
-            Column("acts", "Enabled", 6, kind="acts"),
-        ),
-    )
-
-
-FEATURES = {kind: _features(kind) for kind in NAMES}
-TEAMS = Table(
-    "teams",
-    "Teams",
-    (
-        Column("name", "Name"),
-        Column("people", "People", 6, kind="number", on_phone=True),
-        Column("gateways", "Gateways for teams", 10, kind="number", on_phone=True),
-    ),
-)
-MEMBERS = Table(
-    "members",
-    "People of this team",
-    (
-        Column("name", "Name"),
-        Column("email", "Email", 16, priority=2, on_phone=True),
-        Column("role", "Role", 8, priority=3),
-        Column("status", "Status", 10, on_phone=True),
-        Column("acts", "Actions", 4, kind="acts", said=False),
-    ),
-)
-
-
 PLURALS = {
     FeatureKind.TOOL: "Tools",
     FeatureKind.PROMPT: "Prompts",
@@ -154,6 +125,12 @@ def _number(of: str, condition: Q) -> Subquery:
     return Subquery(rows.order_by().values("number"), output_field=IntegerField())
 
 
+def _number_of_features(features: FeatureQuerySet, by: str) -> Coalesce:
+    """Count `features` by a column of theirs, as a subquery of the rows it names."""
+    rows = features.filter(**{by: OuterRef("pk")}).order_by().values(by).annotate(number=Count("pk"))
+    return Coalesce(Subquery(rows.values("number")), 0)
+
+
 def gateway_or_404(viewer: User, slug: str) -> Any:
     """Return the live gateway with its counts, or 404 if `viewer` may not see it.
 
@@ -161,10 +138,10 @@ def gateway_or_404(viewer: User, slug: str) -> Any:
     decision.
     """
     rows = counted(Gateway.objects.visible_to(viewer).select_related("created_by"), viewer)
-    waiting = Feature.objects.needing_attention().placed().filter(assignment__gateway=OuterRef("pk"))
-    numbers = waiting.order_by().values("assignment__gateway").annotate(number=Count("pk")).values("number")
+    waiting = Feature.objects.needing_attention().placed()
     rows = rows.annotate(
-        row_count=_number("connections", counted_for(viewer)), waiting_count=Coalesce(Subquery(numbers), 0)
+        row_count=_number("connections", counted_for(viewer)),
+        waiting_count=_number_of_features(waiting, "assignment__gateway"),
     )
     return get_object_or_404(rows, slug=slug)
 
@@ -179,19 +156,17 @@ def page_url(gateway: Gateway) -> str:
     return reverse("gateways:detail", args=[gateway.slug])
 
 
+def _switched(request: AppRequest, gateway: Gateway, toast: str, undo: Undo | None = None) -> HttpResponse:
+    """Render the part of the page with the switch: the head of the gateway's page, or its row."""
+    fragment = "gateways/base.html#head" if request.htmx.target == "gateway-head" else "gateways/list.html#row"
+    return answer(request, fragment, {"gateway": gateway}, to=page_url(gateway), toast=toast, undo=undo)
+
+
 @require_GET
 @own_resource(WITHIN_REACH)
 def listing(request: AppRequest) -> HttpResponse:
-    filters = GatewayFilter(request.GET)
-    rows = filters.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
-    table = GATEWAYS.seen(request)
-    context = {
-        "page": page_of(request, table.ordered(counted(rows, request.user))),
-        "table": table,
-        "filters": filters.cleaned_data,
-        "narrowed": any(filters.cleaned_data.values()),
-    }
-    return show_list(request, "gateways/list.html#results", context)
+    rows = counted(Gateway.objects.visible_to(request.user).prefetch_related("teams"), request.user)
+    return list_page(request, "gateways/list.html", rows, table=GATEWAYS, filters=GatewayFilter(request.GET))
 
 
 @require_GET
@@ -204,18 +179,14 @@ def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
-    form = GatewayForm(request.POST or None)
-    context = {"form": form, "heading": "Add a gateway", "submit": "Add a gateway", "back": reverse("gateways:list")}
-    if request.method == "GET":
-        return show(request, "gateways/form.html", context)
-    if form.is_valid():
-        try:
-            gateway = Gateway.objects.add(**form.cleaned_data, by=request.user)
-        except IntegrityError:
-            form.refuse()
-        else:
-            return leave(request, reverse("gateways:servers", args=[gateway.slug]), f"{gateway.name} added")
-    return refuse(request, "gateways/form.html", context)
+    form = GatewayForm(posted(request))
+    context = {"heading": "Add a gateway", "submit": "Add a gateway", "back": reverse("gateways:list")}
+
+    def save() -> HttpResponse:
+        gateway = Gateway.objects.add(**form.cleaned_data, by=request.user)
+        return leave(request, reverse("gateways:servers", args=[gateway.slug]), f"{gateway.name} added")
+
+    return form_page(request, "gateways/form.html", form, save, {IntegrityError: ("name", TAKEN)}, **context)
 
 
 @require_GET
@@ -234,12 +205,8 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
     kinds = [(kind.value, label, numbers[kind]) for kind, label in PLURALS.items() if numbers.get(kind)]
     context: dict[str, Any] = {"gateway": gateway, "tab": "overview", "kinds": kinds}
     if request.user.has_perm(Capability.LOGS_READ):
-        context["instruments"] = Instruments.of(
-            request,
-            {"gateway_id": [gateway.pk]},
-            {"gateway": str(gateway.pk)},
-            tops=("tool", "user"),
-        )
+        where, filters = {"gateway_id": [gateway.pk]}, {"gateway": str(gateway.pk)}
+        context["instruments"] = Instruments.of(request, where, filters, tops=("tool", "user"))
     return show(request, "gateways/overview.html", context)
 
 
@@ -256,38 +223,24 @@ def logs(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 def rename(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
-    initial = {"name": gateway.name, "description": gateway.description}
-    form = NameForm(request.POST or None, gateway=gateway, initial=initial)
-    context = {"form": form, "gateway": gateway, "heading": "Rename", "submit": "Rename", "back": page_url(gateway)}
-    context["version"] = gateway.version
-    if request.method == "GET":
-        return show(request, "gateways/form.html", context)
-    if form.is_valid():
-        try:
-            gateway.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
-        except ChangedMeanwhile as clash:
-            context |= clash_context(clash)
-        except IntegrityError:
-            form.refuse()
-        else:
-            return leave(request, page_url(gateway), "Gateway renamed")
-    return refuse(request, "gateways/form.html", context)
+    form = NameForm(posted(request), gateway=gateway, initial=_present(gateway, NameForm))
+    return _edit(request, gateway, form, "Rename", "Gateway renamed", submit="Rename")
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def reach(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
-    form = ReachForm(request.POST or None, initial={"reach": gateway.reach, "teams": gateway.teams.all()})
-    return _edited(request, gateway, form, "Reach")
+    form = ReachForm(posted(request), initial={"reach": gateway.reach, "teams": gateway.teams.all()})
+    return _edit(request, gateway, form, "Change reach", "Reach changed")
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def limit(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
-    form = LimitForm(request.POST or None, initial={"calls_per_minute": gateway.calls_per_minute})
-    return _edited(request, gateway, form, "Limit")
+    form = LimitForm(posted(request), initial=_present(gateway, LimitForm))
+    return _edit(request, gateway, form, "Change limit", "Limit changed")
 
 
 @require_http_methods(["GET", "POST"])
@@ -295,59 +248,52 @@ def limit(request: AppRequest, slug: str) -> HttpResponse:
 def definitions(request: AppRequest, slug: str) -> HttpResponse:
     """Change how new and changed definitions are treated."""
     gateway = gateway_or_404(request.user, slug)
-    names = ("new_definitions", "changed_definitions")
-    form = DefinitionsForm(request.POST or None, initial={name: getattr(gateway, name) for name in names})
-    return _edited(request, gateway, form, "Definitions", heading="Change what is approved")
+    form = DefinitionsForm(posted(request), initial=_present(gateway, DefinitionsForm))
+    return _edit(request, gateway, form, "Change what is approved", "Definitions changed")
 
 
-def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str, heading: str = "") -> HttpResponse:
+def _present(gateway: Gateway, form: type[Form]) -> dict[str, Any]:
+    """Return the current values of the fields of a form."""
+    return {name: getattr(gateway, name) for name in form.base_fields}
+
+
+def _edit(
+    request: AppRequest, gateway: Gateway, form: Form, heading: str, done: str, submit: str = "Save"
+) -> HttpResponse:
     """Show the form for one group of settings, then save it."""
-    heading = heading or f"Change {what.lower()}"
-    context = {"form": form, "gateway": gateway, "heading": heading, "submit": "Save", "back": page_url(gateway)}
-    context["version"] = gateway.version
-    if request.method == "GET":
-        return show(request, "gateways/form.html", context)
-    if not form.is_valid():
-        return refuse(request, "gateways/form.html", context)
-    try:
+    context = {"gateway": gateway, "heading": heading, "submit": submit, "version": gateway.version}
+    back = page_url(gateway)
+
+    def save() -> HttpResponse:
         gateway.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
-    except ChangedMeanwhile as clash:
-        return refuse(request, "gateways/form.html", context | clash_context(clash))
-    return leave(request, page_url(gateway), f"{what} changed")
+        return leave(request, back, done)
+
+    taken = {IntegrityError: ("name", TAKEN)}
+    return form_page(request, "gateways/form.html", form, save, taken, back=back, **context)
 
 
 @require_POST
 @requires(Capability.GATEWAYS_TOGGLE)
 def enable(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
-    undo = Undo.if_changed(gateway.enable(by=request.user), reverse("gateways:disable", args=[gateway.slug]))
-    return switched(request, gateway, "Gateway enabled", undo)
+    return switch_on(request, gateway, "Gateway", reverse("gateways:disable", args=[slug]), _switched)
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_TOGGLE)
 def disable(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Disable gateway",
-            kind="primary",
-            text=f"Disable this gateway? {_stopping_connections(gateway, request.user)} {NOTHING_IS_DELETED}",
-            more=cuts(gateway, request.user),
-            target=switch_target(request, "gateway", gateway.slug),
-            back=page_url(gateway),
-        )
-    undo = Undo.if_changed(gateway.disable(by=request.user), reverse("gateways:enable", args=[gateway.slug]))
-    return switched(request, gateway, "Gateway disabled", undo)
-
-
-@require_POST
-@requires(Capability.GATEWAYS_TOGGLE)
-def switch(request: AppRequest) -> HttpResponse:
-    """Enable or disable the gateways selected in the list."""
-    way = Switching("gateway", "gateways", partial(cut_together, viewer=request.user))
-    return bulk.switch(request, Gateway.objects.visible_to(request.user), way, back=reverse("gateways:list"))
+    return switch_off(
+        request,
+        gateway,
+        "Gateway",
+        reverse("gateways:enable", args=[slug]),
+        _switched,
+        text=f"Disable this gateway? {_stopping_connections(gateway, request.user)} {NOTHING_IS_DELETED}",
+        more=lambda: cuts(gateway, request.user),
+        target=switch_target(request, "gateway", slug),
+        back=page_url(gateway),
+    )
 
 
 def _stopping_connections(gateway: Any, viewer: User) -> str:
@@ -362,23 +308,226 @@ def _stopping_connections(gateway: Any, viewer: User) -> str:
             return f"All {count:,} connections stop on their next request."
 
 
+@require_POST
+@requires(Capability.GATEWAYS_TOGGLE)
+def switch(request: AppRequest) -> HttpResponse:
+    """Enable or disable the gateways selected in the list."""
+    rows, back = Gateway.objects.visible_to(request.user), reverse("gateways:list")
+    picked = Picked(request, rows, ("gateway", "gateways"), back=back)
+    return switch_picked(picked, partial(cut_together, viewer=request.user))
+
+
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive(request: AppRequest, slug: str) -> HttpResponse:
     """Archive the gateway. Needs both capabilities, because it ends its connections."""
     gateway = gateway_or_404(request.user, slug)
-    if request.method == "GET" or not (gateway.enabled or was_typed(request, str(gateway))):
-        more = f"{archived_with(gateway)} Its URL is never used again."
-        return confirm_archiving(request, gateway, more=more, back=page_url(gateway))
-    try:
-        Connection.objects.archive_gateway(gateway, by=request.user)
-    except StillEnabled as error:
-        return leave(request, page_url(gateway), str(error))
-    return leave(request, reverse("gateways:list"), f"{gateway.name} archived")
+    return archive_page(
+        request,
+        gateway,
+        lambda: Connection.objects.archive_gateway(gateway, by=request.user),
+        StillEnabled,
+        more=lambda: f"{archived_with(gateway)} Its URL is never used again.",
+        back=page_url(gateway),
+        to=reverse("gateways:list"),
+    )
 
 
-def switched(request: AppRequest, gateway: Gateway, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Render the part of the page with the switch: the head of the gateway's page, or its row."""
-    fragment = "gateways/base.html#head" if request.htmx.target == "gateway-head" else "gateways/list.html#row"
-    return answer(request, fragment, {"gateway": gateway}, to=page_url(gateway), toast=toast, undo=undo)
+# The Servers tab: assigning, editing, disabling and removing servers.
+
+
+def counted_assignments(
+    assignments: AssignmentQuerySet, kind: FeatureKind | None = FeatureKind.TOOL
+) -> AssignmentQuerySet:
+    """Annotate live assignments with the number of tools they offer, and of those that can be called.
+
+    `kind` counts another kind of features, None all kinds. `is_known` is False if the server has never answered, and
+    there is no number yet.
+    """
+    features = Feature.objects.filter(kind=kind) if kind else Feature.objects.all()
+    answers = Listing.objects.filter(assignment=OuterRef("pk"), learnt_at__isnull=False)
+    return (
+        assignments.live()
+        .select_related("gateway", "server", "shared_identity")
+        .annotate(
+            tool_count=_number_of_features(features.offered(), "assignment"),
+            callable_count=_number_of_features(features.callable(), "assignment"),
+            is_known=Exists(answers.filter(kind=kind) if kind else answers) | Q(tool_count__gt=0),
+        )
+        .order_by(Lower("server__name"), "alias")
+    )
+
+
+def assignment_or_404(viewer: User, pk: UUID) -> Any:
+    """Return the live assignment with its counts, or 404 if `viewer` may not see its gateway."""
+    rows = counted_assignments(Assignment.objects.filter(gateway__in=Gateway.objects.visible_to(viewer)))
+    return get_object_or_404(rows, pk=pk)
+
+
+def _servers_url(gateway: Gateway) -> str:
+    return reverse("gateways:servers", args=[gateway.slug])
+
+
+def sees_servers(viewer: User) -> bool:
+    """True if `viewer` may open the pages of servers."""
+    return any(viewer.has_perm(capability) for capability in SEES_SERVERS)
+
+
+def _assignment_switched(request: AppRequest, row: Assignment, toast: str, undo: Undo | None = None) -> HttpResponse:
+    context = {"assignment": row, "gateway": row.gateway, "sees_servers": sees_servers(request.user)}
+    told = f"{toast} on this gateway"
+    return answer(request, "gateways/servers.html#row", context, to=_servers_url(row.gateway), toast=told, undo=undo)
+
+
+@require_GET
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+def servers(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = gateway_or_404(request.user, slug)
+    rows = counted_assignments(gateway.assignments.all())
+    down = [row for row in rows if row.enabled and row.server.enabled and row.server.health == Health.DOWN]
+    context = {"gateway": gateway, "tab": "servers", "rows": rows, "down": down}
+    return show(request, "gateways/servers.html", context | {"sees_servers": sees_servers(request.user)})
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def assign(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = gateway_or_404(request.user, slug)
+    form = AssignmentForm(posted(request), gateway=gateway, server=_chosen_server(request, gateway))
+
+    def save() -> HttpResponse:
+        assignment = Assignment.objects.assign(gateway=gateway, by=request.user, **form.cleaned_data)
+        text, more = _assigned(assignment, request.user), _left_to_bring(assignment)
+        return leave(request, _servers_url(gateway), text.removesuffix(".") + more if more else text)
+
+    fragment = "#scheme" if request.method == "GET" and request.htmx.target == "scheme" else ""
+    return _assignment_form(request, form, save, fragment, heading="Assign a server", submit="Assign")
+
+
+def _assignment_form(
+    request: AppRequest, form: AssignmentForm, save: Any, fragment: str = "", **context: str
+) -> HttpResponse:
+    taken = f"Another server on {form.gateway.name} has taken this alias just now."
+    errors = {WrongIdentity: "shared_identity", IntegrityError: ("alias", taken), AliasRequired: "alias"}
+    shown = {"gateway": form.gateway, "back": _servers_url(form.gateway), "sees_servers": sees_servers(request.user)}
+    return form_page(request, f"gateways/assign.html{fragment}", form, save, errors, **shown, **context)
+
+
+def _assigned(assignment: Assignment, by: User) -> str:
+    """Ask the server for its tools, and describe the outcome in words."""
+    asked, name = first_list(assignment, by=by), assignment.server.name
+    if asked is None:
+        return f"{name} assigned. It is switched off, so it was not asked for its tools."
+    if isinstance(asked.outcome, DiscoveryFailed):
+        return f"{name} assigned, but it {asked.outcome}. Its tools are not known yet."
+    count = len(asked.outcome.tools)
+    return f"{name} assigned, {count:,} tool{'' if count == 1 else 's'} known"
+
+
+def _left_to_bring(assignment: Assignment) -> str:
+    """Return how many live connections need an identity for a newly assigned server, as a clause; empty if none."""
+    if not Assignment.objects.per_user().filter(pk=assignment.pk).exists():
+        return ""
+    count = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
+    return f". {count:,} connection{' needs' if count == 1 else 's need'} an identity for it" if count else ""
+
+
+def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
+    """Return the server the form is about: the requested one, or one not yet on this gateway, or any."""
+    reference = text_of(request.POST, "server") or text_of(request.GET, "server")
+    live = Server.objects.live()
+    if reference:
+        return live.filter(slug=reference).first()
+    absent = live.exclude(pk__in=gateway.assignments.live().values("server"))
+    return absent.filter(enabled=True).first() or absent.first() or live.first()
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def edit_assignment(request: AppRequest, pk: UUID) -> HttpResponse:
+    row = assignment_or_404(request.user, pk)
+    form = AssignmentForm(posted(request), gateway=row.gateway, server=row.server, assignment=row)
+
+    def save() -> HttpResponse:
+        row.edit(by=request.user, seen=seen_version(request), **form.cleaned_data)
+        return leave(request, _servers_url(row.gateway), "Assignment saved")
+
+    return _assignment_form(request, form, save, heading=f"Edit {row.server.name}", submit="Save", version=row.version)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def remove_assignment(request: AppRequest, pk: UUID) -> HttpResponse:
+    row = assignment_or_404(request.user, pk)
+    return confirmed(
+        request,
+        lambda: row.remove(by=request.user),
+        f"{row.server.name} removed",
+        back=_servers_url(row.gateway),
+        title="Remove server",
+        text=f"Remove {row.server.name} from {row.gateway.name}? {_stopping_tools(row)} on the next request. "
+        "Connections stay.",
+        more="Its tool switches and history on this gateway end with it.",
+        icon="remove",
+    )
+
+
+def _stopping_tools(assignment: Any) -> str:
+    """Return the start of a sentence with the number of tools that stop working with `assignment`."""
+    match assignment.callable_count:
+        case 0:
+            return "Its tools stop"
+        case 1:
+            return "Its 1 tool stops"
+        case count:
+            return f"Its {count:,} tools stop"
+
+
+@require_POST
+@requires(Capability.GATEWAYS_TOGGLE)
+def enable_assignment(request: AppRequest, pk: UUID) -> HttpResponse:
+    row = assignment_or_404(request.user, pk)
+    return switch_on(request, row, "Server", reverse("gateways:disable_assignment", args=[pk]), _assignment_switched)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_TOGGLE)
+def disable_assignment(request: AppRequest, pk: UUID) -> HttpResponse:
+    row = assignment_or_404(request.user, pk)
+    return switch_off(
+        request,
+        row,
+        "Server",
+        reverse("gateways:enable_assignment", args=[pk]),
+        _assignment_switched,
+        title="Disable server on this gateway",
+        text=f"Disable {row.server.name} on {row.gateway.name}? {_stopping_tools(row)} on the next request. "
+        f"{NOTHING_IS_DELETED}",
+        more=lambda: sentences(cuts(row, request.user), "Other gateways keep it."),
+        target=f"#assignment-{pk}",
+        back=_servers_url(row.gateway),
+    )
+
+
+def shared_identity_or_404(pk: UUID) -> Identity:
+    return get_object_or_404(Identity.objects.live().shared().select_related("server"), pk=pk)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.IDENTITIES_MANAGE)
+def identity_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Choose the gateways on which a shared identity may be used."""
+    identity = shared_identity_or_404(pk)
+    form = IdentityGatewaysForm(posted(request), identity=identity)
+    back = reverse("servers:identities", args=[identity.server.slug])
+    context: dict[str, Any] = {
+        "heading": f"Gateways “{identity.label}” is for",
+        "version": IdentityGateways(identity).version,
+    }
+
+    def save() -> HttpResponse:
+        allow_identity(identity, form.cleaned_data["gateways"], by=request.user, seen=seen_version(request))
+        return leave(request, back, "Gateways saved")
+
+    return form_page(request, "gateways/identity_form.html", form, save, back=back, **context)

@@ -21,7 +21,7 @@ from hosts.forms import STATUSES
 from hosts.models import AgentNameTaken, Host, HostKind, NotPending
 from hosts.views import counted, host_or_404
 from ui.operations import ListQuery, RequestBody, operation
-from ui.rest import Id, Problem, Resource, UtcDateTimeField
+from ui.rest import CreatedBy, Id, Problem, Resource, UtcDateTimeField, matching
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AgentNameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
@@ -42,12 +42,7 @@ class HostSerializer(serializers.Serializer[Host]):
     allow_enrolment = serializers.BooleanField(help_text="Whether members may create their own tokens for this agent.")
     connections_count = serializers.IntegerField(source="connection_count", help_text="Live connections you may see.")
     users_count = serializers.IntegerField(source="user_count", help_text="Number of people with a connection.")
-    created_by = serializers.EmailField(
-        source="created_by.email",
-        default=None,
-        allow_null=True,
-        help_text="E-mail address of its creator; null for the system.",
-    )
+    created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was created.")
     first_seen_at = UtcDateTimeField(allow_null=True, help_text="When it was first seen; null if never.")
     last_seen_at = UtcDateTimeField(allow_null=True, help_text="When it was last seen; null if never.")
@@ -92,10 +87,7 @@ class HostResource(Resource):
     def list(self, request: Request) -> Response:
         """List apps and agents."""
         hosts = Host.objects.live().order_by(Lower("name"), "pk")
-        if "kind" in self.query_data:
-            hosts = hosts.filter(kind=self.query_data["kind"])
-        if "enabled" in self.query_data:
-            hosts = hosts.filter(enabled=self.query_data["enabled"])
+        hosts = matching(hosts, self.query_data, kind="kind", enabled="enabled")
         if "status" in self.query_data:
             hosts = hosts.filter(STATUSES[self.query_data["status"]])
         hosts = hosts.matching(self.query_data.get("q", ""))
@@ -109,8 +101,7 @@ class HostResource(Resource):
     @operation(needs=Capability.API_TOKENS_MANAGE, body=NewHost, makes=True)
     def create(self, request: Request) -> Response:
         """Create an agent."""
-        host = Host.objects.add_agent(**self.body(), by=self.me)
-        return self._now(host, HTTPStatus.CREATED)
+        return self.current(Host.objects.add_agent(**self.body(), by=self.me), HTTPStatus.CREATED)
 
     @operation(needs=Capability.API_TOKENS_MANAGE, body=HostChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
@@ -126,35 +117,28 @@ class HostResource(Resource):
                 host.rename(**{"name": host.name, "description": host.description} | changes, by=self.me)
             if allow is not None:
                 host.set_enrolment(allow, by=self.me)
-        return self._now(host)
+        return self.current(host)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
         """Disable an app or agent."""
         host = host_or_404(self.me, pk)
-        with self.unchanged(host):
-            host.disable(by=self.me)
-        return self._now(host)
+        return self.changed(host, host.disable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
         """Enable an app or agent."""
         host = host_or_404(self.me, pk)
-        with self.unchanged(host):
-            host.enable(by=self.me)
-        return self._now(host)
+        return self.changed(host, host.enable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def approve(self, request: Request, pk: UUID) -> Response:
         """Approve an app."""
         host = host_or_404(self.me, pk)
-        with self.unchanged(host):
-            host.approve(by=self.me)
-        return self._now(host)
+        return self.changed(host, host.approve)
 
-    def _now(self, host: Any, status: int = HTTPStatus.OK) -> Response:
-        """The host as it is now."""
-        return self.answer(host_or_404(self.me, host.pk), status)
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(host_or_404(self.me, row.pk), status)

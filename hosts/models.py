@@ -39,7 +39,6 @@ class HostKind(models.TextChoices):
 
 class HostQuerySet(models.QuerySet["Host"]):
     def live(self) -> "HostQuerySet":
-        """Hosts that are not archived."""
         return self.filter(archived_at=None)
 
     def matching(self, words: str) -> "HostQuerySet":

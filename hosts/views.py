@@ -18,38 +18,38 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from auditlog.instruments import Instruments
-from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, CapabilityRequired, requires
 from capabilities.catalogue import SEES_HOSTS
 from connections.impact import archived_with, cut_together, cuts, ended_together
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
-from hosts.forms import STATUSES, AgentForm, HostFilter, NewAgentForm
+from hosts.forms import AgentForm, HostFilter, NewAgentForm
 from hosts.models import AgentNameTaken, Host, HostKind, HostQuerySet, NotPending
-from ui import bulk
-from ui.bulk import BulkEnding, Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
     Undo,
     answer,
-    clash_context,
-    confirm,
-    confirm_archiving,
     leave,
-    page_of,
     posted,
-    refuse,
     seen_version,
     sentences,
     show,
     switch_target,
-    was_typed,
 )
-from ui.tables import WEEK, Column, Table, show_list
-
-# The columns of the lists of hosts.
+from ui.tables import WEEK, Column, Table
+from ui.viewset import (
+    Picked,
+    archive_page,
+    confirmed,
+    end_picked,
+    form_page,
+    list_page,
+    switch_off,
+    switch_on,
+    switch_picked,
+)
 
 HOSTS = Table(
     "hosts",
@@ -87,26 +87,28 @@ def host_or_404(viewer: User, pk: UUID) -> Host:
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
 
 
-def _way_back(host: Host | None = None) -> str:
-    """Return the URL of the host's page, or of the list."""
-    return reverse("hosts:detail", args=[host.pk]) if host else reverse("hosts:list")
+def page_url(host: Host) -> str:
+    return reverse("hosts:detail", args=[host.pk])
+
+
+def _switched(request: AppRequest, host: Host, toast: str, undo: Undo | None = None) -> HttpResponse:
+    """Render the part of the page with the switch: the head of the host's page, or its row."""
+    fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
+    context = {"host": host, "table": HOSTS.seen(request)}
+    return answer(request, fragment, context, to=page_url(host), toast=toast, undo=undo)
 
 
 @require_GET
 @requires(*SEES_HOSTS)
 def listing(request: AppRequest) -> HttpResponse:
-    filters = HostFilter(request.GET)
-    table = HOSTS.seen(request)
-    hosts = table.ordered(filters.narrow(Host.objects.live()))
-    page = page_of(request, hosts, detail=lambda rows: counted(rows, request.user))
-    context = {
-        "page": page,
-        "table": table,
-        "filters": filters.cleaned_data,
-        "statuses": STATUSES,
-        "narrowed": any(filters.cleaned_data.values()),
-    }
-    return show_list(request, "hosts/list.html#results", context)
+    return list_page(
+        request,
+        "hosts/list.html",
+        Host.objects.live(),
+        table=HOSTS,
+        filters=HostFilter(request.GET),
+        detail=lambda rows: counted(rows, request.user),
+    )
 
 
 @require_http_methods(["GET", "POST"])
@@ -114,15 +116,23 @@ def listing(request: AppRequest) -> HttpResponse:
 def add(request: AppRequest) -> HttpResponse:
     """Create a token-based host; with `connect` the flow that creates its first token follows."""
     form = NewAgentForm(posted(request))
-    context = {"form": form, "heading": "Add API access token-based host", "submit": "Create"}
-    context["back"] = _way_back()
-    if request.method == "GET":
-        return show(request, "hosts/form.html", context)
-    if host := form.add(by=request.user):
+
+    def save() -> HttpResponse:
+        host = Host.objects.add_agent(**form.cleaned_data, by=request.user)
         connect = f"{reverse('oauth:connect')}?{urlencode({'host': host.pk})}"
         to = connect if "connect" in request.POST else reverse("connections:for_host", args=[host.pk])
         return leave(request, to, f"{host.name} created")
-    return refuse(request, "hosts/form.html", context)
+
+    return form_page(
+        request,
+        "hosts/form.html",
+        form,
+        save,
+        errors={AgentNameTaken: "name"},
+        heading="Add API access token-based host",
+        submit="Create",
+        back=reverse("hosts:list"),
+    )
 
 
 @require_GET
@@ -143,7 +153,7 @@ def enrolment_url(host: Host) -> str:
 @require_GET
 @requires(Capability.LOGS_READ)
 def logs(request: AppRequest, pk: UUID) -> HttpResponse:
-    """The calls of one host."""
+    """Show the calls of one host."""
     if not any(map(request.user.has_perm, SEES_HOSTS)):
         return log_alone("host", pk)
     return log_tab(request, "host", host_or_404(request.user, pk))
@@ -154,28 +164,20 @@ def logs(request: AppRequest, pk: UUID) -> HttpResponse:
 def rename(request: AppRequest, pk: UUID) -> HttpResponse:
     host = get_object_or_404(Host.objects.live(), pk=pk)
     form = AgentForm(posted(request), initial={"name": host.name, "description": host.description})
-    back = _way_back(host)
-    context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back, "version": host.version}
-    if request.method == "GET":
-        return show(request, "hosts/form.html", context)
-    if form.is_valid():
-        try:
-            host.rename(**form.cleaned_data, by=request.user, seen=seen_version(request))
-        except ChangedMeanwhile as clash:
-            context |= clash_context(clash)
-        except AgentNameTaken:
-            form.refuse_name()
-        else:
-            return leave(request, back, "Host renamed")
-    return refuse(request, "hosts/form.html", context)
+    context = {"heading": "Rename", "submit": "Rename", "back": page_url(host), "version": host.version}
+
+    def save() -> HttpResponse:
+        host.rename(**form.cleaned_data, by=request.user, seen=seen_version(request))
+        return leave(request, page_url(host), "Host renamed")
+
+    return form_page(request, "hosts/form.html", form, save, errors={AgentNameTaken: "name"}, **context)
 
 
 @require_POST
 @requires(Capability.HOSTS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     host = host_or_404(request.user, pk)
-    undo = Undo.if_changed(host.enable(by=request.user), reverse("hosts:disable", args=[host.pk]))
-    return switched(request, host, "Host enabled", undo)
+    return switch_on(request, host, "Host", reverse("hosts:disable", args=[pk]), _switched)
 
 
 @require_http_methods(["GET", "POST"])
@@ -183,34 +185,60 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     """Disable a host; `?revoke=1` also revokes its connections, which takes `api-keys:revoke`."""
     host = host_or_404(request.user, pk)
-    may_revoke = request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
     if "revoke" in request.GET or "revoke" in request.POST:
         return _disable_and_revoke(request, host)
-    if request.method == "GET":
-        revoking = {"revoke": "1", **({"on": "page"} if request.GET.get("on") == "page" else {})}
-        return confirm(
-            request,
-            title="Disable host",
-            text=f'Disable this host? Every connection of "{host.name}" stops on its next request. '
-            f"{NOTHING_IS_DELETED}",
-            more=sentences(cuts(host, request.user), "To end access for good, revoke the connections."),
-            further=(f"{request.path}?{urlencode(revoking)}", "Disable and revoke all connections")
-            if may_revoke
-            else None,
-            kind="primary",
-            target=switch_target(request, "host", host.pk),
-            back=_way_back(host),
-        )
-    undo = Undo.if_changed(host.disable(by=request.user), reverse("hosts:enable", args=[host.pk]))
-    return switched(request, host, "Host disabled", undo)
+    revoking = urlencode({"revoke": "1", **({"on": "page"} if request.GET.get("on") == "page" else {})})
+    may_revoke = request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
+    return switch_off(
+        request,
+        host,
+        "Host",
+        reverse("hosts:enable", args=[pk]),
+        _switched,
+        text=f'Disable this host? Every connection of "{host.name}" stops on its next request. {NOTHING_IS_DELETED}',
+        more=lambda: sentences(cuts(host, request.user), "To end access for good, revoke the connections."),
+        further=(f"{request.path}?{revoking}", "Disable and revoke all connections") if may_revoke else None,
+        target=switch_target(request, "host", pk),
+        back=page_url(host),
+    )
+
+
+def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
+    if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
+        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
+
+    def act() -> HttpResponse:
+        with transaction.atomic():
+            host.disable(by=request.user)
+            revoked = Connection.objects.filter(host=host).revoke_all(by=request.user)
+        toast = f"Host disabled, {revoked} connection{'' if revoked == 1 else 's'} revoked"
+        return _switched(request, host_or_404(request.user, host.pk), toast)
+
+    return confirmed(
+        request,
+        act,
+        title="Disable and revoke all connections",
+        text=f'Disable "{host.name}" and revoke all its connections? Its tokens and keys end with them. '
+        "This cannot be undone.",
+        more=lambda: archived_with(host),
+        icon="revoke",
+        hidden=[("revoke", "1")],
+        typed=host.name,
+        target=switch_target(request, "host", host.pk),
+        back=page_url(host),
+    )
 
 
 @require_POST
 @requires(Capability.HOSTS_TOGGLE)
 def switch(request: AppRequest) -> HttpResponse:
     """Enable or disable the selected hosts, except those pending approval."""
-    way = Switching("host", "hosts", partial(cut_together, viewer=request.user), _why_not_switched)
-    return bulk.switch(request, Host.objects.live(), way, back=_way_back())
+
+    def refused(host: Host) -> str:
+        return "waits for approval" if host.is_pending else ""
+
+    hosts = Picked(request, Host.objects.live(), ("host", "hosts"), back=reverse("hosts:list"), refused=refused)
+    return switch_picked(hosts, partial(cut_together, viewer=request.user))
 
 
 @require_POST
@@ -218,42 +246,18 @@ def switch(request: AppRequest) -> HttpResponse:
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive_picked(request: AppRequest) -> HttpResponse:
     """Archive the selected hosts, except those still enabled."""
-    way = BulkEnding(
-        *("host", "hosts", "Archive", "archived"),
-        end=lambda host: Connection.objects.archive_host(host, by=request.user),
-        ends=lambda hosts: f"They leave the list for good. {ended_together(Q(host__in=hosts))}",
-        refused=lambda host: "still enabled" if host.enabled else "",
-        faults=(StillEnabled,),
+
+    def refused(host: Host) -> str:
+        return "still enabled" if host.enabled else ""
+
+    return end_picked(
+        Picked(request, Host.objects.live(), ("host", "hosts"), back=reverse("hosts:list"), refused=refused),
+        ("Archive", "archived"),
+        lambda host: Connection.objects.archive_host(host, by=request.user),
+        StillEnabled,
+        lambda hosts: f"They leave the list for good. {ended_together(Q(host__in=hosts))}",
         icon="archive",
     )
-    return bulk.end(request, Host.objects.live(), way, back=_way_back())
-
-
-def _why_not_switched(host: Host) -> str:
-    return "waits for approval" if host.is_pending else ""
-
-
-def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
-    if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
-        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
-    if request.method == "GET" or not was_typed(request, host.name):
-        return confirm(
-            request,
-            title="Disable and revoke all connections",
-            text=f'Disable "{host.name}" and revoke all its connections? Its tokens and keys end with them. '
-            "This cannot be undone.",
-            more=archived_with(host),
-            icon="revoke",
-            hidden=[("revoke", "1")],
-            typed=host.name,
-            target=switch_target(request, "host", host.pk),
-            back=_way_back(host),
-        )
-    with transaction.atomic():
-        host.disable(by=request.user)
-        revoked = Connection.objects.filter(host=host).revoke_all(by=request.user)
-    toast = f"Host disabled, {revoked} connection{'' if revoked == 1 else 's'} revoked"
-    return switched(request, host_or_404(request.user, host.pk), toast)
 
 
 @require_http_methods(["GET", "POST"])
@@ -262,14 +266,15 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
 def archive(request: AppRequest, pk: UUID) -> HttpResponse:
     """Archive a host. This also ends its connections, so it takes both capabilities."""
     host = host_or_404(request.user, pk)
-    page = _way_back(host)
-    if request.method == "GET" or not (host.enabled or was_typed(request, str(host))):
-        return confirm_archiving(request, host, more=archived_with(host), back=page)
-    try:
-        Connection.objects.archive_host(host, by=request.user)
-    except StillEnabled as error:
-        return leave(request, page, str(error))
-    return leave(request, _way_back(), f"{host.name} archived")
+    return archive_page(
+        request,
+        host,
+        lambda: Connection.objects.archive_host(host, by=request.user),
+        StillEnabled,
+        more=lambda: archived_with(host),
+        back=page_url(host),
+        to=reverse("hosts:list"),
+    )
 
 
 @require_POST
@@ -279,8 +284,8 @@ def approve(request: AppRequest, pk: UUID) -> HttpResponse:
     try:
         host.approve(by=request.user)
     except NotPending as error:
-        return switched(request, host, str(error))
-    return switched(request, host, f"{host.name} allowed")
+        return _switched(request, host, str(error))
+    return _switched(request, host, f"{host.name} allowed")
 
 
 @require_POST
@@ -290,14 +295,5 @@ def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
     host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=pk)
     host.set_enrolment(allow, by=request.user)
     context = {"host": host, "link": enrolment_url(host)}
-    to = _way_back(host)
-    return answer(
-        request, "hosts/overview.html#enrolment", context, to=to, toast=f"Enrolment {'on' if allow else 'off'}"
-    )
-
-
-def switched(request: AppRequest, host: Host, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Return the fragment with the switch: the head of the host's page, or its row."""
-    fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
-    context = {"host": host, "table": HOSTS.seen(request)}
-    return answer(request, fragment, context, to=_way_back(host), toast=toast, undo=undo)
+    toast = f"Enrolment {'on' if allow else 'off'}"
+    return answer(request, "hosts/overview.html#enrolment", context, to=page_url(host), toast=toast)

@@ -35,8 +35,8 @@ from oauth.models import AuthorizeRequest, Ending, Registration
 from oauth.registration import is_approved
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
+from tokens.rows import may_create
 from tokens.snippets import example_call, new_secret_context
-from tokens.visibility import may_create
 from ui.clients import client_block, client_of, clients
 from ui.pages import AppRequest, moment_of, page_of, posted, show, text_of
 

@@ -113,7 +113,7 @@ def listing(request: AppRequest) -> HttpResponse:
     table = KEYS.seen(request)
     keys = ProvisioningKey.objects.select_related("role")
     context = {"page": page_of(request, table.ordered(keys)), "table": table, "is_installed": IS_INSTALLED}
-    return show_list(request, "scim/list.html#results", context)
+    return show_list(request, "scim/list.html", context)
 
 
 @require_GET

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from django.db import IntegrityError
 from django.db.models.functions import Lower
 from rest_framework import serializers
 from rest_framework.decorators import action
@@ -22,7 +21,7 @@ from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, ResourceSent, Server, WouldEndSignIns
 from servers.views import counted, server_or_404
 from ui.operations import ListQuery, RequestBody, operation
-from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked
+from ui.rest import CreatedBy, Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked, matching
 
 NAME_TAKEN = "A server with this name or slug already exists."
 
@@ -70,12 +69,7 @@ class ServerSerializer(serializers.Serializer[Server]):
     protocol_probed_at = UtcDateTimeField(allow_null=True, help_text="When the era was detected; null if not yet.")
     protocol_evidence = serializers.CharField(help_text="Its answers to `server/discover` and `initialize`.")
     gateways_count = serializers.IntegerField(source="gateway_count", help_text="Number of gateways it is assigned to.")
-    created_by = serializers.EmailField(
-        source="created_by.email",
-        default=None,
-        allow_null=True,
-        help_text="E-mail address of its creator; null for the system.",
-    )
+    created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was registered.")
     updated_at = UtcDateTimeField(help_text="When it was last changed.")
 
@@ -130,24 +124,21 @@ class NewServer(ServerChanges):
     """A server to register; the default slug is made from its name."""
 
     slug = serializers.CharField(max_length=16, allow_blank=True, default="")
-    auth_type = serializers.ChoiceField(AuthType.choices, default=AuthType.NONE)
-    header_name = serializers.CharField(max_length=80, allow_blank=True, default="")
-    timeout_seconds = serializers.IntegerField(min_value=1, max_value=120, default=30)
-    total_seconds = serializers.IntegerField(min_value=1, max_value=3600, default=600)
-    max_concurrent = serializers.IntegerField(min_value=1, max_value=1000, default=64)
-    lists_live = serializers.BooleanField(default=False)
-    key_help = serializers.CharField(max_length=300, allow_blank=True, default="")
-    key_url = serializers.CharField(max_length=500, allow_blank=True, default="")
-    expected_issuer = serializers.CharField(max_length=500, allow_blank=True, default="")
-    resource_sent = serializers.ChoiceField(ResourceSent.choices, default=ResourceSent.SERVER)
-    fixed_resource = serializers.CharField(max_length=500, allow_blank=True, default="")
-    fixed_scopes = serializers.CharField(max_length=1000, allow_blank=True, default="")
-    authorization_endpoint = serializers.CharField(max_length=500, allow_blank=True, default="")
-    token_endpoint = serializers.CharField(max_length=500, allow_blank=True, default="")
-    revocation_endpoint = serializers.CharField(max_length=500, allow_blank=True, default="")
-    assume_pkce = serializers.BooleanField(default=False)
     private = None  # type: ignore[assignment]  # Derived from its URL.
     end_sign_ins = None  # type: ignore[assignment]  # A new server has no sign-ins.
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "auth_type": AuthType.NONE,
+        "timeout_seconds": 30,
+        "total_seconds": 600,
+        "max_concurrent": 64,
+        "lists_live": False,
+        "resource_sent": ResourceSent.SERVER,
+        "assume_pkce": False,
+        **dict.fromkeys(
+            ("header_name", "key_help", "key_url", "expected_issuer", "fixed_resource", "fixed_scopes"), ""
+        ),
+        **dict.fromkeys(("authorization_endpoint", "token_endpoint", "revocation_endpoint"), ""),
+    }
 
 
 class ServerResource(Resource):
@@ -157,6 +148,7 @@ class ServerResource(Resource):
         AnotherPlace: Problem(HTTPStatus.BAD_REQUEST, "invalid", "url"),
         WouldEndSignIns: Problem(HTTPStatus.CONFLICT, "would_end_sign_ins"),
     }
+    taken = NAME_TAKEN
     serializer_class = ServerSerializer
     versioned = True
     lookup_url_kwarg = "slug"
@@ -166,8 +158,7 @@ class ServerResource(Resource):
     def list(self, request: Request) -> Response:
         """List servers."""
         servers = Server.objects.live().order_by(Lower("name"), "pk")
-        exact = {name: value for name, value in self.query_data.items() if name in ("enabled", "health", "auth_type")}
-        servers = servers.filter(**exact)
+        servers = matching(servers, self.query_data, enabled="enabled", health="health", auth_type="auth_type")
         servers = servers.matching(self.query_data.get("q", ""))
         return self.page(servers, lambda servers: counted(servers.select_related("created_by")))
 
@@ -183,12 +174,7 @@ class ServerResource(Resource):
         others = Server.objects.live().filter(name__iexact=body["name"].strip())
         if others.exists() or Server.objects.filter(slug=body["slug"]).exists():
             raise already_exists(NAME_TAKEN)
-        fields = checked(ServerForm(body))
-        try:
-            server = Server.objects.add(**fields, by=self.me)
-        except IntegrityError:
-            raise already_exists(NAME_TAKEN) from None
-        return self._now(server, HTTPStatus.CREATED)
+        return self.current(Server.objects.add(**checked(ServerForm(body)), by=self.me), HTTPStatus.CREATED)
 
     @operation(needs=Capability.SERVERS_MANAGE, body=ServerChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str) -> Response:
@@ -202,31 +188,24 @@ class ServerResource(Resource):
         if others.exists():
             raise already_exists(NAME_TAKEN)
         fields = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}
-        try:
-            if server.needs_password_for(fields):
-                confirm_first(request)
-            server.edit(**fields, by=self.me, seen=self.seen)
-        except IntegrityError:
-            raise already_exists(NAME_TAKEN) from None
-        return self._now(server)
+        if server.needs_password_for(fields):
+            confirm_first(request)
+        server.edit(**fields, by=self.me, seen=self.seen)
+        return self.current(server)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.SERVERS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str) -> Response:
         """Disable a server."""
         server = server_or_404(slug)
-        with self.unchanged(server):
-            server.disable(by=self.me)
-        return self._now(server)
+        return self.changed(server, server.disable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.SERVERS_TOGGLE, if_match=True)
     def enable(self, request: Request, slug: str) -> Response:
         """Enable a server."""
         server = server_or_404(slug)
-        with self.unchanged(server):
-            server.enable(by=self.me)
-        return self._now(server)
+        return self.changed(server, server.enable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.SERVERS_MANAGE, answer=ProbeSerializer, if_match=True)
@@ -247,6 +226,5 @@ class ServerResource(Resource):
         protocol = {"era": discovered.era, "version": discovered.version, "took_ms": discovered.took_ms}
         return Response({"ok": True, "detail": str(discovered), "wants_credential": False, "tools": tools, **protocol})
 
-    def _now(self, server: Any, status: int = HTTPStatus.OK) -> Response:
-        """Return the current server."""
-        return self.answer(server_or_404(server.slug), status)
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(server_or_404(row.slug), status)

@@ -98,7 +98,6 @@ class Discovered:
 
     @property
     def tools(self) -> list[dict[str, Any]]:
-        """The definitions of its tools."""
         return [definition.value for definition in self.features[TOOL]]
 
     def __str__(self) -> str:
@@ -153,7 +152,6 @@ def contact(server: Server, identity: Identity | None, seconds: float = DISCOVER
 
 
 def record_contact(server: Server, identity: Identity | None, outcome: Discovered | DiscoveryFailed) -> None:
-    """Record the outcome of a contact on the server and the identity."""
     match outcome:
         case Discovered():
             era = Era(outcome.spoken.eras_beside(server.protocol_era))

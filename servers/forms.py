@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,48 +19,16 @@ from servers.models import (
     ResourceSent,
     Server,
     ServerQuerySet,
-    WouldEndSignIns,
     page_validator,
     slug_validator,
 )
 from servers.upstream_guard import leads_inside, upstream_guard
+from ui.forms import ListFilter
 from wire.guard import UrlRefused
 from wire.oauth_client import fits_a_header, is_header_name, is_https, may_carry, scopes_of
 
-# Validate the sign-in settings of a server; without Django.
-
-
-class BadSetting(ValueError):
-    """A setting is invalid; the message says why."""
-
-
-def issuer(text: str, *, url: str) -> str:
-    """Validate an issuer, which must match its metadata byte for byte. Raises BadSetting."""
-    if text and not is_https(text, like=url):
-        raise BadSetting("An issuer is an address that begins with https://, exactly as its metadata name it.")
-    return text
-
-
-def resource(text: str) -> str:
-    """Validate a `resource`: an http or https URI without a fragment (RFC 8707 section 2). Raises BadSetting."""
-    if text and (not is_https(text, like="http://") or "#" in text):
-        raise BadSetting("Give an address that begins with https:// or http://, without # and what follows it.")
-    return text
-
-
-def scopes(text: str) -> str:
-    """Normalise scopes: each once, separated by spaces (RFC 6749 section 3.3). Raises BadSetting."""
-    found = scopes_of(text)
-    if unusable := [each for each in text.split() if each not in found]:
-        raise BadSetting(f"“{unusable[0][:80]}” is no scope. Write scopes with spaces between them.")
-    return " ".join(found)
-
-
-def endpoint(text: str, *, url: str) -> str:
-    """Validate an issuer's endpoint: a URI without a fragment (RFC 6749 sections 3.1, 3.2). Raises BadSetting."""
-    if text and (not is_https(text, like=url) or "#" in text):
-        raise BadSetting("An endpoint is an address that begins with https://, without # and what follows it.")
-    return text
+LABEL_TAKEN = "A shared identity with this label already exists."
+TAKEN = "This name or slug was taken just now. Choose another."
 
 
 RESERVED = frozenset({"add", "find", "slug"})  # Path segments of our own URLs.
@@ -100,12 +67,18 @@ class SlugField(forms.CharField):
             raise ValidationError("This slug has been given out before. Choose another.")
         return slug
 
-    def made_from(self, name: str) -> str:
-        """Return the slug made from `name`. Raises ValidationError if none can be made."""
-        slug = suggest(name, self.given_out.all(), self.max_length or 40)
-        if not slug:
-            raise ValidationError("No slug can be made of this name. Give one.")
-        return slug
+
+class SlugForm(forms.Form):
+    """A form whose slug, left empty, is made from the name."""
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean() or self.cleaned_data
+        if "slug" in self.fields and "name" in values and values.get("slug") == "":
+            field: Any = self.fields["slug"]
+            values["slug"] = suggest(values["name"], field.given_out.all(), field.max_length)
+            if not values["slug"]:
+                self.add_error("slug", "No slug can be made of this name. Give one.")
+        return values
 
 
 class SignInSettings:
@@ -115,24 +88,38 @@ class SignInSettings:
 
     @property
     def server_url(self) -> str:
-        """The URL of the server."""
         return str(self.cleaned_data.get("url", ""))
 
     def clean_expected_issuer(self) -> str:
-        return _usable(issuer, self.cleaned_data["expected_issuer"], url=self.server_url)
+        """Return the issuer, which must match its metadata byte for byte."""
+        issuer = str(self.cleaned_data["expected_issuer"])
+        if issuer and not is_https(issuer, like=self.server_url):
+            raise ValidationError("An issuer is an address that begins with https://, exactly as its metadata name it.")
+        return issuer
 
     def clean_resource_sent(self) -> str:
         return str(self.cleaned_data["resource_sent"] or ResourceSent.SERVER)
 
     def clean_fixed_resource(self) -> str:
+        """Return the `resource`: an http or https URI without a fragment (RFC 8707 section 2)."""
+        resource = str(self.cleaned_data["fixed_resource"])
         if self.cleaned_data.get("resource_sent") != ResourceSent.FIXED:
             return ""
-        if not self.cleaned_data["fixed_resource"]:
+        if not resource:
             raise ValidationError("Name the value that is sent, such as https://mcp.example.com/mcp.")
-        return _usable(resource, self.cleaned_data["fixed_resource"])
+        if not is_https(resource, like="http://") or "#" in resource:
+            raise ValidationError(
+                "Give an address that begins with https:// or http://, without # and what follows it."
+            )
+        return resource
 
     def clean_fixed_scopes(self) -> str:
-        return _usable(scopes, self.cleaned_data["fixed_scopes"])
+        """Return the scopes, each once, separated by spaces (RFC 6749 section 3.3)."""
+        text = str(self.cleaned_data["fixed_scopes"])
+        found = scopes_of(text)
+        if unusable := [each for each in text.split() if each not in found]:
+            raise ValidationError(f"“{unusable[0][:80]}” is no scope. Write scopes with spaces between them.")
+        return " ".join(found)
 
     def clean_authorization_endpoint(self) -> str:
         return self._endpoint("authorization_endpoint")
@@ -150,7 +137,10 @@ class SignInSettings:
         return revocation
 
     def _endpoint(self, name: str) -> str:
-        url = _usable(endpoint, self.cleaned_data[name], url=self.server_url)
+        """Return an issuer's endpoint: a URI without a fragment (RFC 6749 sections 3.1, 3.2)."""
+        url = str(self.cleaned_data[name])
+        if url and (not is_https(url, like=self.server_url) or "#" in url):
+            raise ValidationError("An endpoint is an address that begins with https://, without # and what follows it.")
         try:
             if url:
                 upstream_guard().check_url(url)
@@ -159,7 +149,7 @@ class SignInSettings:
         return url
 
 
-class ServerForm(SignInSettings, forms.Form):
+class ServerForm(SignInSettings, SlugForm):
     """The settings of an upstream server. `server` is the one being edited, None for a new one."""
 
     name = forms.CharField(max_length=80)
@@ -317,12 +307,7 @@ class ServerForm(SignInSettings, forms.Form):
         return name
 
     def clean(self) -> dict[str, Any]:
-        values = super().clean() or self.cleaned_data
-        if "slug" in self.fields and "name" in values and values.get("slug") == "":
-            try:
-                values["slug"] = self.fields["slug"].made_from(values["name"])  # type: ignore[attr-defined]
-            except ValidationError as refusal:
-                self.add_error("slug", refusal)
+        values = super().clean()
         if "url" in self.fields and "url" in values:
             values["private"] = self._private(values)
         return values
@@ -335,15 +320,6 @@ class ServerForm(SignInSettings, forms.Form):
             return bool(values.get("private"))
         return leads_inside(values["url"])
 
-    def refuse_end(self, refusal: WouldEndSignIns) -> None:
-        """Ask for confirmation that the changes end this many sign-ins."""
-        self.ends = refusal.count
-        self.add_error("end_sign_ins", str(refusal))
-
-    def refuse(self) -> None:
-        """Report that the name or slug was taken by a concurrent edit."""
-        self.add_error("name", "This name or slug was taken just now. Choose another.")
-
 
 def _others(server: Server | None) -> ServerQuerySet:
     rows = Server.objects.live()
@@ -355,26 +331,7 @@ NO_COMMAND = (
     "address at which it runs, such as https://mcp.example.com/mcp."
 )
 PROGRAMS = frozenset(
-    [
-        "npx",
-        "npm",
-        "node",
-        "bunx",
-        "bun",
-        "deno",
-        "uvx",
-        "uv",
-        "pipx",
-        "python",
-        "python3",
-        "docker",
-        "podman",
-        "sh",
-        "bash",
-        "cmd",
-        "java",
-        "go",
-    ]
+    "npx npm node bunx bun deno uvx uv pipx python python3 docker podman sh bash cmd java go".split()  # noqa: SIM905
 )
 
 
@@ -382,13 +339,6 @@ def _is_command(text: str) -> bool:
     """True if `text` is the configuration of a local server: a command, or JSON that contains one."""
     first = text.strip("\"'").partition(" ")[0].rpartition("/")[2].removesuffix(".exe")
     return "://" not in text.partition(" ")[0] and (first in PROGRAMS or text.startswith("{"))
-
-
-def _usable(check: Callable[..., str], text: str, **context: Any) -> str:
-    try:
-        return check(text, **context)
-    except BadSetting as refusal:
-        raise ValidationError(str(refusal)) from None
 
 
 def _callable(url: str) -> tuple[str, bool]:
@@ -465,49 +415,40 @@ class TriedSecretForm(Trial, SecretForm):
 
 
 class SharedLabel(forms.Form):
-    """The label of a shared identity."""
+    """The label of a shared identity, such as a service account."""
 
     server: Server
+    label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
 
     def clean_label(self) -> str:
         label = str(self.cleaned_data["label"])
         if Identity.objects.live().shared().filter(server=self.server, label=label).exists():
-            self.refuse_label()
+            raise ValidationError(LABEL_TAKEN)
         return label
-
-    def refuse_label(self) -> None:
-        self.add_error("label", "A shared identity with this label already exists.")
 
 
 class SharedIdentityForm(SharedLabel, TriedSecretForm):
     """A service account: a credential shared by everybody."""
 
-    label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
     field_order = ("label", "secret", "keep")
 
 
 class SharedSignInForm(SharedLabel):
     """A service account of a server that uses sign-in."""
 
-    label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
-
     def __init__(self, *args: Any, server: Server, **options: Any) -> None:
         super().__init__(*args, **options)
         self.server = server
 
 
-class ServerFilter(forms.Form):
-    """The filters of the list of servers; unknown values are ignored."""
-
-    q = forms.CharField(required=False)
+class ServerFilter(ListFilter):
     health = forms.MultipleChoiceField(required=False, choices=Health.choices)
     auth = forms.MultipleChoiceField(required=False, choices=AuthType.choices)
 
-    def narrow(self, servers: ServerQuerySet) -> ServerQuerySet:
-        self.is_valid()
-        servers = servers.matching(self.cleaned_data.get("q", ""))
-        if health := self.cleaned_data.get("health"):
+    def narrow(self, rows: ServerQuerySet) -> ServerQuerySet:
+        servers = rows.matching(self.values.get("q", ""))
+        if health := self.values.get("health"):
             servers = servers.filter(enabled=True, health__in=health)  # The health of disabled servers is out of date.
-        if auth := self.cleaned_data.get("auth"):
+        if auth := self.values.get("auth"):
             servers = servers.filter(auth_type__in=auth)
         return servers

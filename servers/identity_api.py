@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import ClassVar
 from uuid import UUID
 
-from django.db import IntegrityError
 from django.db.models import Q
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
@@ -33,7 +32,7 @@ from servers.models import (
     Server,
 )
 from ui.operations import ListQuery, RequestBody, operation
-from ui.rest import Id, Problem, Resource, UtcDateTimeField, already_exists, checked
+from ui.rest import Id, Problem, Resource, UtcDateTimeField, checked, matching
 
 OTHERS = Own((Capability.IDENTITIES_MANAGE, Capability.SERVERS_MANAGE))
 SHARED = Own(Capability.SERVERS_MANAGE)
@@ -132,6 +131,7 @@ class IdentityResource(Resource):
         HeldDisabled: Problem(HTTPStatus.FORBIDDEN, "disabled_by_administrator"),
         LabelTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     }
+    taken = LabelTaken.__doc__ or ""
     serializer_class = IdentitySerializer
     versioned = True
 
@@ -155,12 +155,7 @@ class IdentityResource(Resource):
                 rows = rows.shared()
             case _:
                 must_hold(self.me, Capability.IDENTITIES_MANAGE)
-        if server := self.query_data.get("server"):
-            rows = rows.filter(server__in=server)
-        if user := self.query_data.get("user"):
-            rows = rows.filter(owner__in=user)
-        if words := self.query_data.get("q"):
-            rows = rows.filter(label__icontains=words)
+        rows = matching(rows, self.query_data, server="server__in", user="owner__in", q="label__icontains")
         return self.page(rows, lambda rows: rows.select_related("server", "owner"))
 
     @operation(needs=OTHERS)
@@ -182,13 +177,10 @@ class IdentityResource(Resource):
         owner = None if body["shared"] else self.me
         instead_of = self._instead_of(body.get("instead_of"), server)
         new = {"server": server, "label": body["label"], "by": self.me, **tried}
-        try:
-            if owner and body["everywhere"]:
-                identity = Connection.objects.bring_identity(**new, instead_of=instead_of)
-            else:
-                identity = Identity.objects.bring(**new, owner=owner)
-        except IntegrityError:
-            raise already_exists(LabelTaken.__doc__ or "") from None
+        if owner and body["everywhere"]:
+            identity = Connection.objects.bring_identity(**new, instead_of=instead_of)
+        else:
+            identity = Identity.objects.bring(**new, owner=owner)
         return self.answer(identity, HTTPStatus.CREATED)
 
     @operation(needs=SHARED, body=Label, if_match=True)
@@ -206,27 +198,21 @@ class IdentityResource(Resource):
         """Replace the secret of an identity."""
         identity = self._replaceable(pk)
         tried = checked(TriedSecretForm(self.body(), server=identity.server))
-        with self.unchanged(identity):
-            identity.replace(**tried, by=self.me)
-        return self.answer(identity)
+        return self.changed(identity, identity.replace, **tried)
 
     @action(detail=True, methods=["post"])
     @operation(needs=OTHERS, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
         """Disable an identity."""
         identity = self._changeable(pk)
-        with self.unchanged(identity):
-            identity.disable(by=self.me)
-        return self.answer(identity)
+        return self.changed(identity, identity.disable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=OTHERS, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
         """Enable an identity."""
         identity = self._changeable(pk)
-        with self.unchanged(identity):
-            identity.enable(by=self.me)
-        return self.answer(identity)
+        return self.changed(identity, identity.enable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Own(Capability.IDENTITIES_MANAGE), if_match=True)
@@ -236,18 +222,14 @@ class IdentityResource(Resource):
         Needed after the path or the header of its server was changed.
         """
         identity = _live(self._find(pk))
-        with self.unchanged(identity):
-            identity.confirm(by=self.me)
-        return self.answer(identity)
+        return self.changed(identity, identity.confirm)
 
     @action(detail=True, methods=["post"])
     @operation(needs=OTHERS, if_match=True)
     def revoke(self, request: Request, pk: UUID) -> Response:
         """Revoke an identity."""
         identity = self._changeable(pk)
-        with self.unchanged(identity):
-            identity.revoke(by=self.me)
-        return self.answer(identity)
+        return self.changed(identity, identity.revoke)
 
     def _instead_of(self, pk: UUID | None, server: Server) -> Identity | None:
         """Return the person's own identity for this server that the new one replaces."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, r
 from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cuts
 from connections.models import ConnectionIdentity
-from servers.forms import SharedIdentityForm, SharedSignInForm, TriedSecretForm
+from servers.forms import LABEL_TAKEN, SharedIdentityForm, SharedSignInForm, TriedSecretForm
 from servers.models import (
     AnotherPlace,
     AuthType,
@@ -38,16 +39,16 @@ from ui.pages import (
     Fragment,
     Undo,
     answer,
-    confirm,
     leave,
     open_page,
     page_of,
+    posted,
     refuse,
     sentences,
     show,
     wants_fragment,
-    was_typed,
 )
+from ui.viewset import confirmed, form_page, switch_off, switch_on
 
 RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MANAGE"
 
@@ -179,51 +180,29 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def add(request: AppRequest, slug: str) -> HttpResponse:
+    """Add a shared identity: its secret, or by signing in as the service account in this browser."""
     server = find_server(slug)
+    context: dict[str, Any] = {"server": server, "heading": "Add a shared identity", "back": tab_url(server)}
     if server.auth_type == AuthType.OAUTH:
-        return _add_by_sign_in(request, server)
-    form = SharedIdentityForm(request.POST or None, server=server)
-    context = {
-        "form": form,
-        "server": server,
-        "heading": "Add a shared identity",
-        "submit": "Add",
-        "back": tab_url(server),
-    }
-    if request.method == "GET":
-        return show(request, "servers/identity_form.html", context)
-    if form.is_valid() and server.needs_credential:
-        try:
-            identity = Identity.objects.bring(server=server, owner=None, by=request.user, **form.cleaned_data)
-        except AnotherPlace as refusal:
-            form.add_error("secret", str(refusal))
-        except IntegrityError:
-            form.refuse_label()
-        else:
-            return leave(request, tab_url(server), f"{identity.label} added")
-    return refuse(request, "servers/identity_form.html", context)
+        sign_in = SharedSignInForm(posted(request), server=server)
 
+        def begin() -> HttpResponse:
+            label = sign_in.cleaned_data["label"]
+            return begin_server_sign_in(request, server, shared=True, label=label, return_to=tab_url(server))
 
-def _add_by_sign_in(request: AppRequest, server: Server) -> HttpResponse:
-    """Add a shared identity by signing in as the service account, in this browser."""
-    form = SharedSignInForm(request.POST or None, server=server)
-    context = {
-        "form": form,
-        "server": server,
-        "heading": "Add a shared identity",
-        "submit": f"Authenticate with {server.name}",
-        "back": tab_url(server),
-    }
-    if request.method == "GET":
-        return show(request, "servers/shared_sign_in.html", context)
-    if form.is_valid():
-        try:
-            return begin_server_sign_in(
-                request, server, shared=True, label=form.cleaned_data["label"], return_to=tab_url(server)
-            )
-        except SignInRefused as refusal:
-            form.add_error(None, str(refusal))
-    return refuse(request, "servers/shared_sign_in.html", context)
+        submit = f"Authenticate with {server.name}"
+        template = "servers/shared_sign_in.html"
+        return form_page(request, template, sign_in, begin, {SignInRefused: None}, submit=submit, **context)
+    form = SharedIdentityForm(posted(request), server=server)
+
+    def save() -> HttpResponse:
+        if not server.needs_credential:
+            return refuse(request, "servers/identity_form.html", context | {"form": form, "submit": "Add"})
+        identity = Identity.objects.bring(server=server, owner=None, by=request.user, **form.cleaned_data)
+        return leave(request, tab_url(server), f"{identity.label} added")
+
+    errors = {AnotherPlace: "secret", IntegrityError: ("label", LABEL_TAKEN)}
+    return form_page(request, "servers/identity_form.html", form, save, errors, submit="Add", **context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -235,41 +214,39 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
     back = page_url(request.user, identity)
     if identity.revoked_at:
         return leave(request, back, "This identity has been revoked. Add a new one.")
-    form = TriedSecretForm(request.POST or None, server=identity.server)
-    context = {
-        "form": form,
+    form = TriedSecretForm(posted(request), server=identity.server)
+    context: dict[str, Any] = {
         "identity": identity,
         "heading": "Replace secret",
         "submit": "Replace secret",
         "back": back,
     }
-    if request.method == "GET":
-        return show(request, "servers/identity_form.html", context)
-    if not form.is_valid():
-        return refuse(request, "servers/identity_form.html", context)
-    try:
-        identity.replace(**form.cleaned_data, by=request.user)
-    except ServerError as error:
-        return leave(request, back, str(error))
-    return leave(request, back, "Secret replaced")
+
+    def save() -> HttpResponse:
+        try:
+            identity.replace(**form.cleaned_data, by=request.user)
+        except ServerError as error:
+            return leave(request, back, str(error))
+        return leave(request, back, "Secret replaced")
+
+    return form_page(request, "servers/identity_form.html", form, save, **context)
 
 
 @require_http_methods(["GET", "POST"])
 @own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = identity_to_change(request, pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Disable identity",
-            kind="primary",
-            text=f"Disable this identity? {_impact(identity)}. {NOTHING_IS_DELETED}",
-            more=sentences(_uses(identity), cuts(identity, request.user)),
-            target=f"#identity-{identity.pk}",
-            back=page_url(request.user, identity),
-        )
-    undo = Undo.if_changed(identity.disable(by=request.user), reverse("servers:enable_identity", args=[identity.pk]))
-    return _changed(request, identity, "Identity disabled", undo)
+    return switch_off(
+        request,
+        identity,
+        "Identity",
+        reverse("servers:enable_identity", args=[pk]),
+        _changed,
+        text=f"Disable this identity? {_impact(identity)}. {NOTHING_IS_DELETED}",
+        more=lambda: sentences(_uses(identity), cuts(identity, request.user)),
+        target=f"#identity-{pk}",
+        back=page_url(request.user, identity),
+    )
 
 
 @require_POST
@@ -277,12 +254,9 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = identity_to_change(request, pk)
     try:
-        undo = Undo.if_changed(
-            identity.enable(by=request.user), reverse("servers:disable_identity", args=[identity.pk])
-        )
+        return switch_on(request, identity, "Identity", reverse("servers:disable_identity", args=[pk]), _changed)
     except HeldDisabled:  # An administrator had disabled it.
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE) from None
-    return _changed(request, identity, "Identity enabled", undo)
 
 
 @require_http_methods(["GET", "POST"])
@@ -292,45 +266,48 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
     if not identity.may_be_confirmed_by(request.user):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Confirm identity",
-            text=f"Send “{identity.label}” to {identity.server.url}?",
-            more="The path or the header of this server was changed after the identity was given.",
-            icon="identity",
-            kind="primary",
-            target=f"#identity-{identity.pk}",
-            back=page_url(request.user, identity),
-        )
-    try:
+
+    def act() -> HttpResponse:
         identity.confirm(by=request.user)
-    except IdentityAlreadyRevoked as ended:
-        return _changed(request, identity, str(ended))
-    return _changed(request, identity, "Identity confirmed")
+        return _changed(request, identity, "Identity confirmed")
+
+    return confirmed(
+        request,
+        act,
+        faults=IdentityAlreadyRevoked,
+        refused=lambda why: _changed(request, identity, why),
+        title="Confirm identity",
+        text=f"Send “{identity.label}” to {identity.server.url}?",
+        more="The path or the header of this server was changed after the identity was given.",
+        icon="identity",
+        kind="primary",
+        target=f"#identity-{pk}",
+        back=page_url(request.user, identity),
+    )
 
 
 @require_http_methods(["GET", "POST"])
 @own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = identity_to_change(request, pk)
-    typed = identity.label if identity.is_shared else ""  # Revoking it affects everyone on its gateways.
-    if request.method == "GET" or (typed and not was_typed(request, typed)):
-        return confirm(
-            request,
-            title="Revoke identity",
-            text=f"Revoke this identity? {_impact(identity)}, and its secret is wiped.",
-            more=sentences(cuts(identity, request.user), _uses(identity), "Cannot be undone."),
-            icon="revoke",
-            typed=typed,
-            target=f"#identity-{identity.pk}",
-            back=page_url(request.user, identity),
-        )
-    try:
+
+    def act() -> HttpResponse:
         identity.revoke(by=request.user)
-    except IdentityAlreadyRevoked:
-        return _changed(request, identity, "This identity had been revoked before")
-    return _changed(request, identity, "Identity revoked")
+        return _changed(request, identity, "Identity revoked")
+
+    return confirmed(
+        request,
+        act,
+        faults=IdentityAlreadyRevoked,
+        refused=lambda _: _changed(request, identity, "This identity had been revoked before"),
+        title="Revoke identity",
+        text=f"Revoke this identity? {_impact(identity)}, and its secret is wiped.",
+        more=lambda: sentences(cuts(identity, request.user), _uses(identity), "Cannot be undone."),
+        icon="revoke",
+        typed=identity.label if identity.is_shared else "",  # Revoking it affects everyone on its gateways.
+        target=f"#identity-{pk}",
+        back=page_url(request.user, identity),
+    )
 
 
 def _impact(identity: Identity) -> str:

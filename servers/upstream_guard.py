@@ -17,7 +17,6 @@ def own_endpoints() -> OwnEndpoints:
 
 
 def upstream_guard() -> Guard:
-    """Return the guard for connections to servers."""
     return Guard(tuple(settings.PRIVATE_UPSTREAMS), own_endpoints(), proxy=settings.OUTBOUND_PROXY)
 
 

@@ -17,40 +17,31 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from accounts.sign_in import ask_again, must_ask_again
 from auditlog.instruments import Instruments
-from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover_features, identity_for, probe
-from servers.forms import ServerFilter, ServerForm, suggest
-from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet, WouldEndSignIns
+from servers.forms import TAKEN, ServerFilter, ServerForm, suggest
+from servers.models import AnotherPlace, Identity, Server, ServerQuerySet, WouldEndSignIns
 from servers.oauth_client.models import MANY_UNFINISHED, live_registration_of, unfinished_sign_ins
-from ui import bulk
-from ui.bulk import Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
     Undo,
     answer,
-    clash_context,
-    confirm,
-    confirm_archiving,
     first_names,
     leave,
-    page_of,
-    refuse,
+    posted,
     seen_version,
     show,
     switch_target,
     wants_fragment,
-    was_typed,
 )
-from ui.tables import WEEK, Column, Table, show_list
+from ui.tables import WEEK, Column, Table
+from ui.viewset import Picked, archive_page, form_page, list_page, switch_off, switch_on, switch_picked
 from wire.oauth_client import place_of
-
-# The columns of the lists of servers and of identities.
 
 SERVERS = Table(
     "servers",
@@ -102,7 +93,6 @@ def counted(servers: ServerQuerySet) -> ServerQuerySet:
 
 
 def server_or_404(slug: str) -> Server:
-    """Return the live server with its counts, or 404."""
     return get_object_or_404(counted(Server.objects.live().select_related("created_by")), slug=slug)
 
 
@@ -110,21 +100,17 @@ def page_url(server: Server) -> str:
     return reverse("servers:detail", args=[server.slug])
 
 
+def _switched(request: AppRequest, server: Server, toast: str, undo: Undo | None = None) -> HttpResponse:
+    """Render the part of the page with the switch: the head of the server's page, or its row."""
+    fragment = "servers/base.html#head" if request.htmx.target == "server-head" else "servers/list.html#row"
+    return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast, undo=undo)
+
+
 @require_GET
 @requires(*SEES_SERVERS)
 def listing(request: AppRequest) -> HttpResponse:
-    filters = ServerFilter(request.GET)
-    table = SERVERS.seen(request)
-    page = page_of(request, table.ordered(counted(filters.narrow(Server.objects.live()))))
-    context = {
-        "page": page,
-        "table": table,
-        "filters": filters.cleaned_data,
-        "healths": Health.choices,
-        "auths": AuthType.choices,
-        "narrowed": any(filters.cleaned_data.values()),
-    }
-    return show_list(request, "servers/list.html#results", context)
+    rows = counted(Server.objects.live())
+    return list_page(request, "servers/list.html", rows, table=SERVERS, filters=ServerFilter(request.GET))
 
 
 @require_GET
@@ -150,12 +136,8 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
     if unfinished_sign_ins(server) >= MANY_UNFINISHED:
         context |= {"unfinished": True, "registration": live_registration_of(server)}
     if request.user.has_perm(Capability.LOGS_READ):
-        context["instruments"] = Instruments.of(
-            request,
-            {"server_id": [server.pk]},
-            {"server": str(server.pk)},
-            tops=("tool", "gateway"),
-        )
+        where, filters = {"server_id": [server.pk]}, {"server": str(server.pk)}
+        context["instruments"] = Instruments.of(request, where, filters, tops=("tool", "gateway"))
     return show(request, "servers/overview.html", context)
 
 
@@ -184,36 +166,25 @@ def logs(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.SERVERS_MANAGE)
 def edit(request: AppRequest, slug: str) -> HttpResponse:
     server = server_or_404(slug)
-    form = ServerForm(request.POST or None, server=server)
-    context = {"form": form, "heading": f"Edit {server.name}", "submit": "Save", "back": page_url(server)}
+    form = ServerForm(posted(request), server=server)
+    context: dict[str, Any] = {"heading": f"Edit {server.name}", "submit": "Save", "back": page_url(server)}
     context["version"] = request.POST.get("version") or server.version
-    if request.method == "GET":
-        return show(request, "servers/form.html", context)
-    if form.is_valid():
+
+    def save() -> HttpResponse:
         if "test" in request.POST:
             contact = _test_result_of(server, form.cleaned_data, request.user)
-            return show(request, "servers/form.html", {**context, "contact": contact})
+            return show(request, "servers/form.html", {**context, "form": form, "contact": contact})
         if server.needs_password_for(form.cleaned_data) and must_ask_again(request):
             return ask_again(edit)(request, slug)
-        if _saved(server, form, context, request):
-            return leave(request, page_url(server), "Server saved")
-    return refuse(request, "servers/form.html", context)
+        try:
+            server.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
+        except WouldEndSignIns as refusal:
+            form.ends = refusal.count
+            raise
+        return leave(request, page_url(server), "Server saved")
 
-
-def _saved(server: Server, form: ServerForm, context: dict[str, Any], request: AppRequest) -> bool:
-    """Save the server. Returns False if that failed; the form or the context says why."""
-    try:
-        server.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
-    except ChangedMeanwhile as clash:
-        context |= clash_context(clash)
-        return False
-    except AnotherPlace as refusal:
-        form.add_error("url", str(refusal))
-    except WouldEndSignIns as refusal:
-        form.refuse_end(refusal)
-    except IntegrityError:
-        form.refuse()
-    return not form.errors
+    errors = {AnotherPlace: "url", WouldEndSignIns: "end_sign_ins", IntegrityError: ("name", TAKEN)}
+    return form_page(request, "servers/form.html", form, save, errors, **context)
 
 
 @require_POST
@@ -259,37 +230,36 @@ def _failure_text(failure: DiscoveryFailed) -> tuple[str, str]:
 @requires(Capability.SERVERS_TOGGLE)
 def enable(request: AppRequest, slug: str) -> HttpResponse:
     server = server_or_404(slug)
-    undo = Undo.if_changed(server.enable(by=request.user), reverse("servers:disable", args=[server.slug]))
-    return switched(request, server, "Server enabled", undo)
+    return switch_on(request, server, "Server", reverse("servers:disable", args=[slug]), _switched)
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_TOGGLE)
 def disable(request: AppRequest, slug: str) -> HttpResponse:
     server: Any = server_or_404(slug)
-    if request.method == "GET":
-        number = server.gateway_count
-        stops = f"stops on {number} gateway{'' if number == 1 else 's'} on the next request"
-        detail = stops if number else "is on no gateway"
-        return confirm(
-            request,
-            title="Disable server",
-            kind="primary",
-            text=f"Disable this server? {server.name} {detail}. {NOTHING_IS_DELETED}",
-            more=cuts(server, request.user),
-            target=switch_target(request, "server", server.slug),
-            back=page_url(server),
-        )
-    undo = Undo.if_changed(server.disable(by=request.user), reverse("servers:enable", args=[server.slug]))
-    return switched(request, server, "Server disabled", undo)
+    number = server.gateway_count
+    stops = (
+        f"stops on {number} gateway{'' if number == 1 else 's'} on the next request" if number else "is on no gateway"
+    )
+    return switch_off(
+        request,
+        server,
+        "Server",
+        reverse("servers:enable", args=[slug]),
+        _switched,
+        text=f"Disable this server? {server.name} {stops}. {NOTHING_IS_DELETED}",
+        more=lambda: cuts(server, request.user),
+        target=switch_target(request, "server", slug),
+        back=page_url(server),
+    )
 
 
 @require_POST
 @requires(Capability.SERVERS_TOGGLE)
 def switch(request: AppRequest) -> HttpResponse:
     """Enable or disable the servers selected in the list."""
-    way = Switching("server", "servers", partial(cut_together, viewer=request.user))
-    return bulk.switch(request, Server.objects.live(), way, back=reverse("servers:list"))
+    picked = Picked(request, Server.objects.live(), ("server", "servers"), back=reverse("servers:list"))
+    return switch_picked(picked, partial(cut_together, viewer=request.user))
 
 
 @require_http_methods(["GET", "POST"])
@@ -297,13 +267,15 @@ def switch(request: AppRequest) -> HttpResponse:
 def archive(request: AppRequest, slug: str) -> HttpResponse:
     """Archive the server and remove it from all gateways. Connections are not changed."""
     server = server_or_404(slug)
-    if request.method == "GET" or not (server.enabled or was_typed(request, str(server))):
-        return confirm_archiving(request, server, more=_removed_from(server), back=page_url(server))
-    try:
-        Assignment.objects.archive_server(server, by=request.user)
-    except ServerStillEnabled as error:
-        return leave(request, page_url(server), str(error))
-    return leave(request, reverse("servers:list"), f"{server.name} archived")
+    return archive_page(
+        request,
+        server,
+        lambda: Assignment.objects.archive_server(server, by=request.user),
+        ServerStillEnabled,
+        more=lambda: _removed_from(server),
+        back=page_url(server),
+        to=reverse("servers:list"),
+    )
 
 
 def _removed_from(server: Server) -> str:
@@ -311,9 +283,3 @@ def _removed_from(server: Server) -> str:
     live = server.assignments.filter(removed_at=None, gateway__archived_at=None).order_by("gateway__name")
     names = list(live.values_list("gateway__name", flat=True))
     return f"It is removed from {first_names(names)}. Connections stay." if names else "It is on no gateway."
-
-
-def switched(request: AppRequest, server: Server, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Render the part of the page with the switch: the head of the server's page, or its row."""
-    fragment = "servers/base.html#head" if request.htmx.target == "server-head" else "servers/list.html#row"
-    return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast, undo=undo)

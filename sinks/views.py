@@ -151,7 +151,7 @@ def page_url(sink: Sink) -> str:
 def listing(request: AppRequest) -> HttpResponse:
     table = SINKS.seen(request)
     context = {"page": page_of(request, table.ordered(Sink.objects.all())), "table": table}
-    return show_list(request, "sinks/list.html#results", context)
+    return show_list(request, "sinks/list.html", context)
 
 
 @require_http_methods(["GET", "POST"])

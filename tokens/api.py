@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
@@ -50,6 +51,7 @@ from tokens.models import (
     TokenQuerySet,
     TooMany,
 )
+from tokens.rows import ENDING, of_status, tokens_visible_to, with_reach
 from tokens.serializers import (
     IssuedTokenSerializer,
     NewToken,
@@ -62,9 +64,8 @@ from tokens.serializers import (
     rotated,
 )
 from tokens.validation import admits
-from tokens.visibility import ENDING, of_status, tokens_visible_to, with_reach
 from ui.operations import ListQuery, operation
-from ui.rest import ApiError, CauseField, Id, Problem, RateLimit, Resource, UtcDateTimeField, secret_answer
+from ui.rest import ApiError, CauseField, Id, Problem, RateLimit, Resource, UtcDateTimeField, matching, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     TokenAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "token_revoked"),
@@ -155,9 +156,7 @@ class TokenResource(Resource):
 
     def _end(self, pk: UUID) -> Response:
         token = self._find(pk)
-        with self.unchanged(token):
-            token.revoke(by=self.me)
-        return Response(status=HTTPStatus.NO_CONTENT)
+        return self.removed(token, token.revoke)
 
     @action(detail=True, methods=["post"], throttle_classes=[RotationLimit])
     @operation(
@@ -189,9 +188,7 @@ class TokenResource(Resource):
         Only the owner can collect it. Asking again changes nothing.
         """
         token = self._find(pk)
-        with self.unchanged(token):
-            token.ask_for_new(by=self.me)
-        return self.answer(self._find(pk))
+        return self.changed(token, token.ask_for_new)
 
     @action(detail=True, methods=["post"])
     @operation(
@@ -214,9 +211,7 @@ class TokenResource(Resource):
     def end_previous(self, request: Request, pk: UUID) -> Response:
         """End the previous secret of a token."""
         token = self._find(pk)
-        with self.unchanged(token):
-            token.end_previous(by=self.me)
-        return self.answer(self._find(pk))
+        return self.changed(token, token.end_previous)
 
     def _by_itself(self, presented: Presented, pk: UUID, overlap_hours: int) -> Issued:
         """A token rotates itself, and nothing else."""
@@ -249,6 +244,9 @@ class TokenResource(Resource):
             with super().unchanged(row):
                 yield
 
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(self._find(row.pk), status)
+
     def _find(self, pk: UUID) -> Token:
         """The token, if its owner asks or the rule of the action allows it."""
         token = get_object_or_404(self.get_queryset(), pk=pk)
@@ -268,17 +266,10 @@ def must_be_on(connection: Connection) -> None:
 
 def filter_tokens(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuerySet:
     """The tokens that match the query."""
-    tokens = tokens.filter(of_status(query["status"]))
-    if host := query.get("host"):
-        tokens = tokens.filter(connection__host__in=host)
-    if gateway := query.get("gateway"):
-        tokens = tokens.filter(connection__gateway__in=gateway)
-    if user := query.get("user"):
-        tokens = tokens.filter(connection__user__in=user)
-    tokens = tokens.matching(query.get("q", ""), of_many=query["scope"] == "all")
-    if before := query.get("expires_before"):
-        tokens = tokens.filter(expires_at__lt=before)
-    return tokens
+    columns = {"host": "connection__host__in", "gateway": "connection__gateway__in", "user": "connection__user__in"}
+    tokens = matching(tokens.filter(of_status(query["status"])), query, **columns, expires_before="expires_at__lt")
+    found: TokenQuerySet = tokens.matching(query.get("q", ""), of_many=query["scope"] == "all")
+    return found
 
 
 # /api/api-keys: lists and revokes people's API keys; they are created on their page only.
@@ -355,9 +346,7 @@ class ApiKeyResource(Resource):
 
     def _end(self, pk: UUID) -> Response:
         key = self._find(pk)
-        with self.unchanged(key):
-            key.revoke(by=self.me)
-        return Response(status=HTTPStatus.NO_CONTENT)
+        return self.removed(key, key.revoke)
 
     def _find(self, pk: UUID) -> ApiKey:
         """The key, for its owner or a person who manages people."""
@@ -394,9 +383,7 @@ class Regenerate(Connections):
         """Regenerate an app's key, which is never shown; needs the capability also for one's own connection."""
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
         _must_regenerate(connection)
-        with self.unchanged(connection):
-            Token.objects.renew_key(connection, by=self.me)
-        return self.now(connection)
+        return self.changed(connection, partial(Token.objects.renew_key, connection))
 
     def _token(self, connection: Connection) -> Response:
         """The only active token of an agent: its secret is shown once to its owner, who is asked to collect it else."""
@@ -414,9 +401,7 @@ class Regenerate(Connections):
                 HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id."
             )
         if not is_own:
-            with self.unchanged(connection):
-                active[0].ask_for_new(by=self.me)
-            return self.now(connection)
+            return self.changed(connection, active[0].ask_for_new)
         with self.unchanged(connection):
             new = active[0].rotate(by=self.me)
         return secret_answer(rotated(new._replace(token=with_reach(Token.objects.all()).get(pk=new.token.pk))))

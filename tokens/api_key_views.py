@@ -21,8 +21,9 @@ from accounts.sign_in import ask_first
 from capabilities import Capability, own_resource
 from tokens.api_keys import DEFAULT_DAYS, LONGEST_DAYS, IssuedApiKey, KeyNameTaken, KeyRefused, NoCapability, issue
 from tokens.rows import API_KEYS
-from ui.pages import AppRequest, answer, confirm, leave, open_query, page_of, posted, refuse, show
-from ui.tables import show_list
+from ui.forms import ListFilter
+from ui.pages import AppRequest, answer, open_query, posted, refuse, show
+from ui.viewset import confirmed, list_page
 
 # The API keys a person may see, and their filters; shared by page and REST.
 
@@ -35,25 +36,23 @@ def keys_known_to(viewer: User) -> ApiKeyQuerySet:
     return keys if viewer.has_perm(Capability.PEOPLE_MANAGE) else keys.filter(user=viewer)
 
 
-class KeyFilter(forms.Form):
-    """The filters of the list of API keys; unknown values are ignored."""
+class KeyFilter(ListFilter):
+    """The filters of the list of API keys, by default active ones."""
 
-    q = forms.CharField(required=False)
     owner = forms.ChoiceField(required=False, choices=[("all", "Everyone")])
     status = forms.ChoiceField(required=False, choices=[(name, name) for name in STATUSES])
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.is_valid()
-        self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
+    @property
+    def values(self) -> dict[str, Any]:
+        return {"status": "active"} | {name: value for name, value in super().values.items() if value}
 
     def listed(self, viewer: User) -> ApiKeyQuerySet:
         """Return the viewer's own keys, or everyone's if the filter asks for it. Raises CapabilityRequired."""
         return ApiKey.objects.within_reach(viewer, of_all="owner" in self.values)
 
-    def narrow(self, keys: ApiKeyQuerySet) -> ApiKeyQuerySet:
+    def narrow(self, rows: ApiKeyQuerySet) -> ApiKeyQuerySet:
         """Return the matching keys, the first to expire at the top."""
-        keys = keys.of_status(self.values["status"])
+        keys = rows.of_status(self.values["status"])
         keys = keys.matching(self.values.get("q", ""), of_many="owner" in self.values)
         return keys.order_by("-revoked_at" if self.values["status"] == "revoked" else "expires_at", "pk")
 
@@ -85,9 +84,16 @@ REVOKE_TEXT = "Revoke this API key? Programs using it will fail with 401 immedia
 def listing(request: AppRequest) -> HttpResponse:
     filters = KeyFilter(request.GET)
     keys = filters.listed(request.user)
-    page = page_of(request, filters.narrow(keys), detail=lambda keys: keys.select_related("user"))
-    context = {"page": page, "table": API_KEYS.seen(request), "filters": filters.values, "counts": keys.numbers()}
-    return show_list(request, "tokens/api_keys.html#results", context)
+    counts = keys.numbers()
+    return list_page(
+        request,
+        "tokens/api_keys.html",
+        keys,
+        table=API_KEYS,
+        filters=filters,
+        detail=lambda keys: keys.select_related("user"),
+        counts=counts,
+    )
 
 
 @never_cache
@@ -135,21 +141,23 @@ def _shown(request: AppRequest, key: ApiKey, new: IssuedApiKey | None = None) ->
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     key = get_object_or_404(keys_known_to(request.user), pk=pk)
     back = reverse("tokens:api_keys") + ("" if key.user_id == request.user.pk else "?owner=all")
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Revoke API key",
-            text=REVOKE_TEXT,
-            more=f"{key.name} {key.prefix}, of {key.user.email}.",
-            icon="revoke",
-            target=f"#key-{key.pk}",
-            back=back,
-        )
-    try:
-        key.revoke(by=request.user)
-    except ApiKeyAlreadyRevoked:
-        key.refresh_from_db()  # It has already ended, as requested.
-    except Outranked as error:
-        return leave(request, back, str(error))
-    counts = KeyFilter(open_query(request)).listed(request.user).numbers()
-    return answer(request, "tokens/api_keys.html#row", {"key": key, "counts": counts}, to=back, toast="API key revoked")
+
+    def act() -> HttpResponse:
+        try:
+            key.revoke(by=request.user)
+        except ApiKeyAlreadyRevoked:
+            key.refresh_from_db()  # It has already ended, as requested.
+        context = {"key": key, "counts": KeyFilter(open_query(request)).listed(request.user).numbers()}
+        return answer(request, "tokens/api_keys.html#row", context, to=back, toast="API key revoked")
+
+    return confirmed(
+        request,
+        act,
+        faults=Outranked,
+        title="Revoke API key",
+        text=REVOKE_TEXT,
+        more=f"{key.name} {key.prefix}, of {key.user.email}.",
+        icon="revoke",
+        target=f"#key-{key.pk}",
+        back=back,
+    )

@@ -38,7 +38,6 @@ class ByKey:
 
     @property
     def credential(self) -> str:
-        """A name of the credential."""
         return f"API key {self.key.pk}"
 
 

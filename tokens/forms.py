@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -29,13 +30,19 @@ OVERLAPS = {0: "Not at all", 1: "1 hour", 24: "24 hours", 168: "7 days"}
 LIMIT = "Empty: only what the workspace and the gateway allow."
 
 
-class Lifetime(TypedDict):
-    """One lifetime option: its value, label, end date, and whether it is selected."""
+@dataclass(frozen=True)
+class Preset:
+    """A choice of a time: its value, label, end, and whether it is selected."""
 
     value: str
     words: str
     ends: datetime | None
     checked: bool
+
+    @classmethod
+    def after(cls, value: object, words: str, length: timedelta | None, selected: object) -> Preset:
+        """Return the choice of a time that begins now; without `length` it has no end."""
+        return cls(str(value), words, timezone.now() + length if length else None, str(selected) == str(value))
 
 
 class ServersField(forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
@@ -109,8 +116,7 @@ class TokenForm(forms.Form):
         return {name.lower() for name in live.values_list("name", flat=True)}
 
     @property
-    def lifetimes(self) -> list[Lifetime]:
-        """The lifetimes on offer."""
+    def lifetimes(self) -> list[Preset]:
         selected = self["expires_in_days"].value() or str(DEFAULT_LIFETIME)
         return _offered(selected)
 
@@ -148,15 +154,6 @@ def _numbered(name: str, number: int) -> str:
     return name[: 100 - len(suffix)] + suffix
 
 
-class Overlap(TypedDict):
-    """One overlap option: its value, label, end, and whether it is selected."""
-
-    value: str
-    words: str
-    ends: datetime | None
-    checked: bool
-
-
 class OverlapForm(forms.Form):
     """Form for how long the old secret stays valid beside the new one; by default it ends at once."""
 
@@ -171,18 +168,9 @@ class OverlapForm(forms.Form):
         return self.cleaned_data["overlap_hours"] or 0
 
     @property
-    def overlaps(self) -> list[Overlap]:
-        """The options."""
-        selected, now = str(self["overlap_hours"].value() or 0), timezone.now()
-        return [
-            {
-                "value": str(hours),
-                "words": words,
-                "ends": now + timedelta(hours=hours) if hours else None,
-                "checked": selected == str(hours),
-            }
-            for hours, words in ((hours, OVERLAPS[hours]) for hours in OVERLAP_HOURS)
-        ]
+    def overlaps(self) -> list[Preset]:
+        selected = self["overlap_hours"].value() or 0
+        return [Preset.after(hours, OVERLAPS[hours], timedelta(hours=hours), selected) for hours in OVERLAP_HOURS]
 
 
 class EditForm(forms.Form):
@@ -200,11 +188,10 @@ class EditForm(forms.Form):
         self.initial = {name: getattr(token, name) for name in ("name", "allowed_ips", "calls_per_minute")}
 
     @property
-    def lifetimes(self) -> list[Lifetime]:
+    def lifetimes(self) -> list[Preset]:
         """The option to keep the current end, and the lifetimes on offer, which start today."""
         selected = self["expires_in_days"].value() or ""
-        keep: Lifetime = {"value": "", "words": "Keep", "ends": self.token.expires_at, "checked": not selected}
-        return [keep, *_offered(selected)]
+        return [Preset("", "Keep", self.token.expires_at, not selected), *_offered(selected)]
 
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"].strip()
@@ -221,14 +208,9 @@ class EditForm(forms.Form):
         return data | ({"expires_in_days": None if days == NEVER else int(days)} if days else {})
 
 
-def _offered(selected: str) -> list[Lifetime]:
+def _offered(selected: str) -> list[Preset]:
     return [
-        {
-            "value": value,
-            "words": words,
-            "ends": None if value == NEVER else timezone.now() + timedelta(days=int(value)),
-            "checked": str(selected) == value,
-        }
+        Preset.after(value, words, None if value == NEVER else timedelta(days=int(value)), selected)
         for value, words in _lifetimes()
     ]
 

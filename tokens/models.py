@@ -141,7 +141,6 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def matching(self, words: str, *, of_many: bool = False) -> "TokenQuerySet":
-        """Filter by `sought`."""
         return self.filter(sought(words, of_many=of_many))
 
     def issue(

@@ -4,24 +4,97 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from django import forms
-from django.db.models import Case, Count, F, IntegerField, Q, Value, When
-from django.db.models.expressions import Combinable, RawSQL
+from django.db.models import Count, F, Prefetch, Q
 from django.http import QueryDict
 from django.utils import timezone
 
 from accounts.models import User
 from auditlog.reasons import in_short
-from capabilities import CapabilityRequired
+from capabilities import Capability, CapabilityRequired
 from connections import rows as connections
 from connections.models import Connection, stopped_above
-from tokens.models import Token, TokenKind, TokenQuerySet, sought
-from tokens.visibility import EDITING, STATUSES, of_status, servers_of
+from gateways.models import Assignment
+from hosts.models import Host, HostKind, HostQuerySet
+from servers.models import Server
+from tokens.models import Token, TokenKind, TokenQuerySet, TokenScope, sought
+from ui.forms import ListFilter
 from ui.tables import Column, Table
+
+# The tokens a person may see and change, and the servers a token reaches; shared by pages and REST.
+
+# Capabilities for other people's tokens; one's own need none. No capability gives access to another person's secret.
+EDITING = Capability.API_TOKENS_MANAGE
+ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+SEES = (*ENDING, Capability.MCP_CONNECTIONS_READ)  # A connection's row shows its tokens' names and prefixes.
+
+NOTICES = 3  # Waiting tokens shown, as in the template, before "more".
+STATUSES = ("active", "waiting", "expired", "revoked", "all")
+
+
+def tokens_visible_to(viewer: User) -> TokenQuerySet:
+    """Return the tokens `viewer` may see, without the keys of apps."""
+    tokens = Token.objects.filter(kind=TokenKind.ACCESS)
+    return tokens if any(map(viewer.has_perm, SEES)) else tokens.filter(connection__user=viewer)
+
+
+def hosts_for(viewer: User) -> HostQuerySet:
+    """Return the agents `viewer` may create a token for: all, or those that allow enrolment."""
+    agents = Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True)
+    return agents if viewer.has_perm(Capability.API_TOKENS_MANAGE) else agents.filter(allow_enrolment=True)
+
+
+def may_create(viewer: User) -> bool:
+    """Return whether `viewer` may create a token, for an existing agent or one they may add."""
+    return viewer.has_perm(Capability.API_TOKENS_MANAGE) or hosts_for(viewer).exists()
+
+
+def foremost_waiting(owner: User) -> list[Token]:
+    """Return up to NOTICES + 1 tokens whose new secret `owner` may collect, the oldest request first."""
+    waiting = Token.objects.filter(of_status("waiting"), connection__user=owner)
+    asked = waiting.select_related("connection__host", "connection__gateway", "asked_by").order_by("asked_at")
+    return list(asked[: NOTICES + 1])
+
+
+def of_status(status: str) -> Q:
+    """Match the tokens that now have one of STATUSES."""
+    now = timezone.now()
+    lasting = Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now))
+    means = {
+        "active": lasting & Q(digest__isnull=False),
+        "waiting": lasting & Q(digest=None),
+        "expired": Q(revoked_at=None) & Q(expires_at__lte=now),
+        "revoked": Q(revoked_at__isnull=False),
+    }
+    return means.get(status, Q())
+
+
+def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
+    """Prefetch everything shown of tokens, except the servers of tokens that reach all."""
+    offered = Assignment.objects.placed()
+    narrowed = TokenScope.objects.filter(assignment__in=offered).select_related("assignment__server")
+    connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
+    return tokens.prefetch_related(Prefetch("connection", connections), Prefetch("scopes", narrowed))
+
+
+def with_reach(tokens: TokenQuerySet) -> TokenQuerySet:
+    """Prefetch everything shown of tokens, including all their servers."""
+    offered = Assignment.objects.placed().select_related("server")
+    return with_scope(tokens).prefetch_related(Prefetch("connection__gateway__assignments", offered))
+
+
+def servers_of(token: Token) -> list[Server]:
+    """Return the servers `token` now reaches, each once; needs `with_reach`, or `with_scope` for a narrowed token."""
+    if token.scope_all:
+        assignments = list(token.connection.gateway.assignments.all())
+    else:
+        assignments = [scope.assignment for scope in token.scopes.all()]
+    return list({assignment.server_id: assignment.server for assignment in assignments}.values())
+
 
 # The columns of the lists of tokens and API keys.
 
@@ -144,11 +217,8 @@ CARES = {
 }
 
 
-# The statuses that are counted; each excludes those before it. An active token counts as ACTIVE plus a bit for each
-# category it is in.
+# The statuses that are counted; each excludes the others.
 TOLD = ("revoked", "expired", "waiting", "active")
-ACTIVE = 1 << 8
-BITS = {name: 1 << n for n, name in enumerate((*CARES, "blocked"))}
 
 _OFF = Q(enabled=False) | Q(revoked_at__isnull=False)
 
@@ -184,24 +254,22 @@ def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
     return tokens
 
 
-class TokenFilter(forms.Form):
-    """The filters of the list of tokens; unknown values are ignored."""
+class TokenFilter(ListFilter):
+    """The filters of the list of tokens, by default active ones."""
 
-    q = forms.CharField(required=False)
     owner = forms.ChoiceField(required=False, choices=[("all", "Everyone")])
     status = forms.ChoiceField(required=False, choices=[(name, name) for name in STATUSES])
     care = forms.ChoiceField(required=False, choices=[(name, care.title) for name, care in CARES.items()])
 
-    def __init__(self, *args: object, **options: object) -> None:
-        super().__init__(*args, **options)  # type: ignore[arg-type]
-        self.is_valid()
-        self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
+    @property
+    def values(self) -> dict[str, Any]:
+        return {"status": "active"} | {name: value for name, value in super().values.items() if value}
 
-    def narrow(self, tokens: TokenQuerySet) -> TokenQuerySet:
+    def narrow(self, rows: TokenQuerySet) -> TokenQuerySet:
         """Return the matching tokens, the first to expire at the top."""
         chosen = self.values
         state = needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"])
-        tokens = tokens.filter(state & sought(chosen.get("q", ""), of_many="owner" in chosen))
+        tokens = rows.filter(state & sought(chosen.get("q", ""), of_many="owner" in chosen))
         if chosen["status"] == "revoked":
             return tokens.order_by("-revoked_at", "pk")
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
@@ -219,44 +287,12 @@ class TokenFilter(forms.Form):
 
 
 def token_counts(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
-    """Count `tokens` by status, and the active ones by card and whether they are blocked, in one scan.
+    """Count `tokens` by status, and the active ones by card and whether they are blocked.
 
     If all are one person's, `owner` limits the scan of connections to theirs.
     """
-    now = timezone.now()
-    # The conditions of `of_status` and `_means`, shortened: each applies only if those before do not.
-    ended = (
-        When(revoked_at__isnull=False, then=Value(TOLD.index("revoked"))),
-        When(expires_at__lte=now, then=Value(TOLD.index("expired"))),
-        When(digest=None, then=Value(TOLD.index("waiting"))),
-    )
-    unused = When(last_used_at=None, then=Value(BITS["unused"]))
-    unlimited = When(expires_at=None, then=Value(BITS["unlimited"]))
-    active: Combinable = Value(ACTIVE)
-    active += Case(unused, When(last_used_at__lte=now - IDLE, then=Value(BITS["idle"])), default=0)
-    active += Case(unlimited, When(expires_at__lte=now + EXPIRES_SOON, then=Value(BITS["expiring"])), default=0)
-    active += Case(When(connection__in=_stopped(owner), then=Value(BITS["blocked"])), default=0)
-    told = Case(*ended, default=active, output_field=IntegerField())
-    looks = tokens.order_by().annotate(told=told).values("told").annotate(number=Count("*"))
-    counted = dict.fromkeys((*TOLD, *BITS), 0)
-    for bits, number in looks.values_list("told", "number"):
-        if bits >= ACTIVE:
-            counted["active"] += number
-            for name, bit in BITS.items():
-                counted[name] += number if bits & bit else 0
-        else:
-            counted[TOLD[bits]] += number
+    stopped = Connection.objects.filter(_OFF | stopped_above(), **({"user": owner} if owner else {})).order_by()
+    told = {name: of_status(name) for name in TOLD} | {name: needing(name) for name in CARES}
+    told["blocked"] = of_status("active") & Q(connection__in=stopped.values("pk"))
+    counted: dict[str, int] = tokens.order_by().aggregate(**{name: Count("pk", filter=q) for name, q in told.items()})
     return counted
-
-
-def _stopped(owner: User | None) -> Any:
-    """Return the keys of blocked connections; only the owner's, if given."""
-    if owner:
-        return Connection.objects.filter(_OFF | stopped_above(), user=owner).order_by().values("pk")
-    return RawSQL(*_all_stopped())  # noqa: S611  (a constant)
-
-
-@cache
-def _all_stopped() -> tuple[str, tuple[Any, ...]]:
-    """Return the SQL for all blocked connections, cached because Django takes long to compile it."""
-    return Connection.objects.filter(_OFF | stopped_above()).order_by().values("pk").query.sql_with_params()

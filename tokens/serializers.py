@@ -15,7 +15,7 @@ from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host, HostKind
 from servers.models import Identity
 from tokens.models import DEFAULT_LIFETIME, Issued, Token
-from tokens.visibility import STATUSES, servers_of
+from tokens.rows import STATUSES, servers_of
 from ui.forms import Limit
 from ui.operations import ListQuery, RequestBody
 from ui.rest import CauseField, Id, Reference, UtcDateTimeField

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from tokens import api_key_views, connection_key_views, views
+from tokens import api_key_views, views
 
 app_name = "tokens"
 
@@ -20,5 +20,5 @@ urlpatterns = [
     path("tokens/<uuid:pk>/collect/", views.collect, name="collect"),
     path("tokens/<uuid:pk>/end-previous/", views.end_previous, name="end_previous"),
     path("tokens/<uuid:pk>/revoke/", views.revoke, name="revoke"),
-    path("connections/<uuid:pk>/regenerate/", connection_key_views.regenerate, name="regenerate_key"),
+    path("connections/<uuid:pk>/regenerate/", views.regenerate_key, name="regenerate_key"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -15,14 +16,19 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django_htmx.http import reswap, retarget
 
 from accounts.models import User
-from auditlog.versions import ChangedMeanwhile, FormSeen
 from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
-from gateways.use_of_gateway import TokenUse
-from gateways.views import gateway_or_404 as find_gateway
+from connections import views as connection_views
+from connections.models import Connection
+from connections.rows import visible
+from gateways.models import Gateway
+from gateways.usage import TokenUse
+from gateways.views import gateway_or_404
 from hosts.forms import NameAgentForm
+from hosts.models import AgentNameTaken, Host
 from tokens.forms import EditForm, OverlapForm
 from tokens.models import (
     AskedForNew,
@@ -34,31 +40,37 @@ from tokens.models import (
     Superseded,
     Token,
     TokenAlreadyRevoked,
+    TokenKind,
     TokenNameTaken,
 )
 from tokens.notices import notices
-from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
-from tokens.rows import CARES, TOKENS, TokenFilter, TokenRow, listed, owner_of_listed
-from tokens.snippets import new_secret_context
-from tokens.visibility import (
+from tokens.rows import (
+    CARES,
     EDITING,
     ENDING,
+    TOKENS,
+    TokenFilter,
+    TokenRow,
     foremost_waiting,
     hosts_for,
+    listed,
     may_create,
+    owner_of_listed,
     servers_of,
+    token_counts,
     tokens_visible_to,
     with_scope,
 )
-from ui import bulk
-from ui.bulk import BulkEnding
+from tokens.snippets import new_secret_context
 from ui.pages import (
     AppRequest,
-    clash_context,
+    Fragment,
+    answer,
     confirm,
     leave,
     moment_of,
-    page_of,
+    open_page,
+    open_query,
     posted,
     refuse,
     seen_version,
@@ -66,7 +78,7 @@ from ui.pages import (
     text_of,
     wants_fragment,
 )
-from ui.tables import show_list
+from ui.viewset import Picked, confirmed, end_picked, form_page, list_page
 
 HOSTS = 8
 
@@ -82,20 +94,22 @@ def listing(request: AppRequest) -> HttpResponse:
     filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
     counts, found = filters.counted(tokens, owner_of_listed(request.user, request.GET))
-    page = page_of(request, filters.narrow(tokens), detail=with_scope, count=found)
-    context = {
-        "page": page,
-        "table": TOKENS.seen(request),
-        "rows": [TokenRow(token, request.user) for token in page],
-        "filters": filters.values,
-        "counts": counts,
-        "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts.get(name)],
-        "care": CARES.get(filters.values.get("care", "")),
-        "may_create": may_create(request.user),
-        "notices": partial(notices, request.user),
-        "waiting": partial(foremost_waiting, request.user),
-    }
-    return show_list(request, "tokens/list.html#results", context)
+    return list_page(
+        request,
+        "tokens/list.html",
+        tokens,
+        table=TOKENS,
+        filters=filters,
+        detail=with_scope,
+        count=found,
+        wrap=lambda token: TokenRow(token, request.user),
+        counts=counts,
+        cares=[(name, care, counts[name]) for name, care in CARES.items() if counts.get(name)],
+        care=CARES.get(filters.values.get("care", "")),
+        may_create=may_create(request.user),
+        notices=partial(notices, request.user),
+        waiting=partial(foremost_waiting, request.user),
+    )
 
 
 @require_POST
@@ -133,34 +147,30 @@ def create(request: AppRequest) -> HttpResponse:
 @requires(Capability.API_TOKENS_MANAGE)
 def create_agent(request: AppRequest) -> HttpResponse:
     """Create an agent by name and continue with its token, for the chosen gateway and client."""
-    form = NameAgentForm(posted(request))
-    if request.method == "POST" and (host := form.add(by=request.user)):
-        query = urlencode({"host": host.pk, **_chosen(request.POST)})
-        return leave(request, f"{reverse('oauth:connect')}?{query}", f"{host.name} created")
-    return _name_agent(request, form)
+    return _name_agent(request, NameAgentForm(posted(request)))
 
 
 def _name_agent(request: AppRequest, form: NameAgentForm) -> HttpResponse:
-    context = {
-        "form": form,
-        "heading": "Create Token",
-        "submit": "Create and continue",
-        "action": reverse("tokens:create_agent"),
-        "back": reverse("tokens:list"),
-        "chosen": _chosen(request.POST or request.GET),
-    }
-    return (refuse if form.is_bound else show)(request, "tokens/name_agent.html", context)
+    context: dict[str, Any] = {"heading": "Create Token", "submit": "Create and continue"}
+    context |= {"action": reverse("tokens:create_agent"), "back": reverse("tokens:list")}
+    context["chosen"] = _chosen(request.POST or request.GET)
+
+    def save() -> HttpResponse:
+        host = Host.objects.add_agent(**form.cleaned_data, by=request.user)
+        query = urlencode({"host": host.pk, **_chosen(request.POST)})
+        return leave(request, f"{reverse('oauth:connect')}?{query}", f"{host.name} created")
+
+    return form_page(request, "tokens/name_agent.html", form, save, {AgentNameTaken: "name"}, **context)
 
 
 def _chosen(fields: QueryDict) -> dict[str, str]:
-    """Return the gateway and the client chosen before, if any."""
     return {name: value for name in ("gateway", "client") if (value := text_of(fields, name))}
 
 
 @require_GET
 @own_resource("one's own tokens on a gateway within reach", others=SEES_GATEWAYS)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
-    context = of_gateway(request.user, find_gateway(request.user, slug))
+    context = of_gateway(request.user, gateway_or_404(request.user, slug))
     return show(request, "tokens/for_gateway.html", context)
 
 
@@ -173,8 +183,16 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     if problem := _ended_reason(token):
         return changed(request, token, problem)
     form = EditForm(posted(request), token=token)
+
+    def save() -> HttpResponse:
+        try:
+            token.edit(**form.changes(), by=request.user, seen=seen_version(request))
+        except CapabilityRequired as error:
+            form.add_error("calls_per_minute", f"Only who holds “{error.capability.label}” raises or lifts a limit.")
+            return refuse(request, "tokens/edit.html", context | {"form": form})
+        return changed(request, token, "Token saved")
+
     context = {
-        "form": form,
         "row": TokenRow(token, request.user),
         "heading": f"Edit {token.name}",
         "back": back_url(request, token),
@@ -183,14 +201,8 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         "version": token.version,
         "use": _use(token, request.user),
     }
-    if request.method == "GET":
-        return show(request, "tokens/edit.html", context)
-    try:
-        if form.is_valid() and _edited(form, request.user, seen_version(request)):
-            return changed(request, token, "Token saved")
-    except ChangedMeanwhile as clash:
-        context |= clash_context(clash)
-    return refuse(request, "tokens/edit.html", context)
+    errors = {TokenNameTaken: "name", BadLifetime: "expires_in_days", TokenAlreadyRevoked: None, Expired: None}
+    return form_page(request, "tokens/edit.html", form, save, errors, **context)
 
 
 def _use(token: Token, viewer: User) -> TokenUse | None:
@@ -199,21 +211,6 @@ def _use(token: Token, viewer: User) -> TokenUse | None:
         return None
     servers = [server.pk for server in servers_of(token)]
     return TokenUse.of(token.pk, token.connection_id, servers, token.connection.gateway_id)
-
-
-def _edited(form: EditForm, by: User, known: FormSeen | None) -> bool:
-    """Save the form; return False if that failed, with the reason as a form error."""
-    try:
-        form.token.edit(**form.changes(), by=by, seen=known)
-    except TokenNameTaken as error:
-        form.add_error("name", str(error))
-    except CapabilityRequired as error:
-        form.add_error("calls_per_minute", f"Only who holds “{error.capability.label}” raises or lifts a limit.")
-    except BadLifetime as error:
-        form.add_error("expires_in_days", str(error))
-    except (TokenAlreadyRevoked, Expired) as error:
-        form.add_error(None, str(error))
-    return not form.errors
 
 
 def _ended_reason(token: Token) -> str:
@@ -296,42 +293,59 @@ def ask_for_new(request: AppRequest, pk: UUID) -> HttpResponse:
 def asked(request: AppRequest, token: Token) -> HttpResponse:
     """Confirm, then end the secrets of `token`; only its owner gets the new one."""
     owner = token.connection.user.email
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Ask for a new token",
-            text=f"The present token stops working now, and {owner} collects a new one after signing in.",
-            more=f"{_named(token)}. Until then its requests fail with 401. You do not see the new one.",
-            icon="key",
-            target=target(request, token),
-            back=back_url(request, token),
-            hidden=list(hidden(request).items()),
-        )
-    try:
-        token.ask_for_new(by=request.user)
-    except (TokenAlreadyRevoked, Expired) as error:
-        return changed(request, token, str(error))
-    return changed(request, token, f"{owner} can collect the new token")
+    return _confirmed(
+        request,
+        token,
+        lambda: token.ask_for_new(by=request.user),
+        f"{owner} can collect the new token",
+        faults=(TokenAlreadyRevoked, Expired),
+        title="Ask for a new token",
+        text=f"The present token stops working now, and {owner} collects a new one after signing in.",
+        more=f"{_named(token)}. Until then its requests fail with 401. You do not see the new one.",
+        icon="key",
+    )
 
 
 @require_http_methods(["GET", "POST"])
 @own_resource("one's own tokens", others=ENDING)
 def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _to_end(request, pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="End old token",
-            text="End the old token? Requests using it will fail with 401 immediately.",
-            more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} goes on.",
-            icon="revoke",
-            target=target(request, token),
-            back=back_url(request, token),
-            hidden=list(hidden(request).items()),
-        )
-    with suppress(NoPreviousToken, TokenAlreadyRevoked, Expired):  # It has already ended, as requested.
-        token.end_previous(by=request.user)
-    return changed(request, token, "Old token ended")
+
+    def act() -> None:
+        with suppress(NoPreviousToken, TokenAlreadyRevoked, Expired):  # It has already ended, as requested.
+            token.end_previous(by=request.user)
+
+    return _confirmed(
+        request,
+        token,
+        act,
+        "Old token ended",
+        title="End old token",
+        text="End the old token? Requests using it will fail with 401 immediately.",
+        more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} goes on.",
+        icon="revoke",
+    )
+
+
+def _confirmed(
+    request: AppRequest, token: Token, act: Callable[[], object], done: str, *, faults: Any = (), **question: Any
+) -> HttpResponse:
+    """Ask, then act, and show the token as it is now, on whatever page it was asked from."""
+
+    def acted() -> HttpResponse:
+        act()
+        return changed(request, token, done)
+
+    return confirmed(
+        request,
+        acted,
+        faults=faults,
+        refused=lambda why: changed(request, token, why),
+        target=target(request, token),
+        back=back_url(request, token),
+        hidden=list(hidden(request).items()),
+        **question,
+    )
 
 
 def _ask(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
@@ -374,48 +388,45 @@ def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> Http
 @own_resource("one's own tokens", others=ENDING)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _to_end(request, pk)
-    if request.method == "GET":
-        offered = token.is_last and TokenRow(token, request.user).connection.may_revoke
-        return confirm(
-            request,
-            title="Revoke token",
-            text=REVOKE_TEXT,
-            more=f"{_named(token)}.",
-            icon="revoke",
-            target=target(request, token),
-            back=back_url(request, token),
-            choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
-            hidden=list(hidden(request).items()),
-        )
-    verb = token.revoke_with_connection if "connection" in request.POST else token.revoke
-    with suppress(TokenAlreadyRevoked):  # It has already ended, as requested.
-        verb(by=request.user)
-    return changed(request, token, "Token revoked")
+
+    def act() -> None:
+        with suppress(TokenAlreadyRevoked):  # It has already ended, as requested.
+            (token.revoke_with_connection if "connection" in request.POST else token.revoke)(by=request.user)
+
+    offered = request.method == "GET" and token.is_last and TokenRow(token, request.user).connection.may_revoke
+    return _confirmed(
+        request,
+        token,
+        act,
+        "Token revoked",
+        title="Revoke token",
+        text=REVOKE_TEXT,
+        more=f"{_named(token)}.",
+        icon="revoke",
+        choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
+    )
 
 
 @require_POST
 @own_resource("one's own tokens; each of others takes one of ENDING")
 def revoke_picked(request: AppRequest) -> HttpResponse:
     """Revoke the selected tokens; those the viewer may not revoke stay, with the reason shown."""
-    way = BulkEnding(
-        *("token", "tokens", "Revoke", "revoked"),
-        end=lambda token: token.revoke(by=request.user),
-        ends=_ended_with,
-        refused=partial(_why_not_revoked, request.user),
-        faults=(TokenAlreadyRevoked,),
+
+    def refused(token: Token) -> str:
+        if token.revoked_at:
+            return "revoked already"
+        return "" if TokenRow(token, request.user).may_revoke else "not yours to revoke"
+
+    rows = with_scope(tokens_visible_to(request.user))
+    picked = Picked(request, rows, ("token", "tokens"), back=reverse("tokens:list"), refused=refused)
+    return end_picked(
+        picked, ("Revoke", "revoked"), lambda token: token.revoke(by=request.user), TokenAlreadyRevoked, _ended_with
     )
-    return bulk.end(request, with_scope(tokens_visible_to(request.user)), way, back=reverse("tokens:list"))
 
 
 def _ended_with(tokens: list[Token]) -> str:
     hosts = {token.connection.host_id for token in tokens}
     return f"Requests of {len(hosts)} host{'' if len(hosts) == 1 else 's'} with them fail with 401 immediately."
-
-
-def _why_not_revoked(viewer: User, token: Token) -> str:
-    if token.revoked_at:
-        return "revoked already"
-    return "" if TokenRow(token, viewer).may_revoke else "not yours to revoke"
 
 
 def _find(request: AppRequest, pk: UUID) -> Token:
@@ -437,3 +448,150 @@ def _to_end(request: AppRequest, pk: UUID) -> Token:
     if token.connection.user_id != request.user.pk and not any(map(request.user.has_perm, ENDING)):
         raise CapabilityRequired(*ENDING)
     return token
+
+
+# The key button of a connection: a new key for an app, a new secret for an agent.
+
+RENEWED = "API key regenerated. The client picks up a new access token on its own, within 1 hour at most."
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@own_resource(
+    "one's own agents; apps need MCP_CONNECTIONS_REVOKE, one's own too", others=Capability.MCP_CONNECTIONS_REVOKE
+)
+def regenerate_key(request: AppRequest, pk: UUID) -> HttpResponse:
+    connection = get_object_or_404(visible(request.user, Capability.MCP_CONNECTIONS_REVOKE), pk=pk)
+    return _token(request, connection) if connection.host.is_agent else _key(request, connection)
+
+
+def _key(request: AppRequest, connection: Connection) -> HttpResponse:
+    """Regenerate an app's key, which is never shown; needs the capability also for one's own connection."""
+    if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
+        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
+    if not connection.is_live:
+        return connection_views.changed(request, connection, TokenAlreadyRevoked.__doc__ or "")
+    if not connection.is_on:
+        raise PermissionDenied(OFF)
+
+    def act() -> HttpResponse:
+        Token.objects.renew_key(connection, by=request.user)
+        return connection_views.changed(request, connection, RENEWED, stays=True)
+
+    return confirmed(
+        request,
+        act,
+        faults=TokenAlreadyRevoked,
+        refused=lambda why: connection_views.changed(request, connection, why),
+        title="Regenerate API key",
+        text="Regenerate the API key for this connection? The old key will be deactivated immediately.",
+        more="The client picks up a new access token on its own. If a refresh token leaked, revoke the connection "
+        "instead.",
+        icon="key",
+        kind="primary",
+        target=f"#connection-{connection.pk}",
+        back=connection_views.back_url(request, connection),
+    )
+
+
+def _token(request: AppRequest, connection: Connection) -> HttpResponse:
+    """Regenerate the only active token, or choose one first. For another person's token, ask for a new one."""
+    is_own = connection.user_id == request.user.pk
+    if not is_own and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
+        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
+    active = list(with_scope(Token.objects.active()).filter(connection=connection, kind=TokenKind.ACCESS))
+    if len(active) == 1:
+        return regenerated(request, active[0]) if is_own else asked(request, active[0])
+    if not active:
+        return connection_views.changed(request, connection, "This connection has no active token.")
+    context = {
+        "connection": connection,
+        "tokens": active,
+        "own": is_own,
+        "back": connection_views.back_url(request, connection),
+    }
+    return show(request, "tokens/choose.html", context)
+
+
+# The fragments to replace after an action on a token, depending on the page that sent it.
+
+IN_DIALOG = {"in": "gateway"}
+
+
+def hidden(request: AppRequest) -> dict[str, str]:
+    """Return the hidden fields with which a form tells where its answer is shown."""
+    return IN_DIALOG if _in_dialog(request) else {}
+
+
+def target(request: AppRequest, token: Token) -> str:
+    """Return the selector of the element that shows `token`."""
+    if _in_dialog(request):
+        return "#dialog"
+    return f"#token-{token.pk}" if _on_list(request) else f"#connection-{token.connection_id}"
+
+
+def token_fragment(request: AppRequest, token: Token) -> Fragment:
+    """Return the fragment that shows `token`: the gateway's dialog, a row of API Tokens, or its connection's row."""
+    if _in_dialog(request):
+        return Fragment(
+            "tokens/for_gateway.html", of_gateway(request.user, token.connection.gateway) | {"fragment": True}
+        )
+    if _on_list(request):
+        viewer, query = request.user, open_query(request)
+        row, is_search = TokenRow(_find(request, token.pk), viewer), "q" in TokenFilter(query).values
+        # Counts are not shown with a search.
+        counts = {} if is_search else token_counts(listed(viewer, query), owner_of_listed(viewer, query))
+        return Fragment("tokens/list.html#row", {"row": row, "counts": counts})
+    return connection_views.row_fragment(request, token.connection)
+
+
+def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
+    """Return the context of a gateway's API Tokens dialog: the viewer's own unrevoked tokens."""
+    live = with_scope(tokens_visible_to(viewer)).live()
+    own_tokens = live.filter(connection__user=viewer, connection__gateway=gateway)
+    return {
+        "gateway": gateway,
+        "rows": [TokenRow(token, viewer) for token in own_tokens],
+        "may_create": may_create(viewer),
+    }
+
+
+def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
+    """Return the response to an action: the fragment that shows the token, with a toast."""
+    if not wants_fragment(request):
+        return leave(request, back_url(request, token), toast)
+    template, context = token_fragment(request, token)
+    response = answer(request, template, context, to=back_url(request, token), toast=toast)
+    return reswap(retarget(response, "#dialog"), "innerHTML") if _in_dialog(request) else response
+
+
+def extra_token(request: AppRequest, token: Token) -> str:
+    """Return the token's fragment as an out-of-band addition to the dialog that shows a secret."""
+    if _in_dialog(request) or open_page(request) == reverse("overview"):
+        return ""
+    return connection_views.extra_fragment(request, token_fragment(request, token))
+
+
+def without_notice(request: AppRequest, token: Token) -> str:
+    """Return the out-of-band element that removes the notice that `token` waits to be collected."""
+    is_complete = not _in_dialog(request) and (_on_list(request) or open_page(request) == reverse("overview"))
+    return f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>' if is_complete else ""
+
+
+def back_url(request: AppRequest, token: Token) -> str:
+    """Return the URL to redirect to without script."""
+    if _in_dialog(request):
+        return reverse("tokens:for_gateway", args=[token.connection.gateway.slug])
+    if token.connection.user_id == request.user.pk:
+        return reverse("tokens:list")
+    if request.user.has_perm(Capability.API_TOKENS_MANAGE):
+        return f"{reverse('tokens:list')}?owner=all"
+    return connection_views.back_url(request, token.connection)
+
+
+def _in_dialog(request: AppRequest) -> bool:
+    return "gateway" in (request.POST.get("in"), request.GET.get("in"))
+
+
+def _on_list(request: AppRequest) -> bool:
+    return open_page(request) == reverse("tokens:list")

@@ -88,7 +88,6 @@ def _block(
 
 
 def client_of(slug: str) -> Client:
-    """Return the client with this slug, or the first one."""
     return next((client for client in clients() if client.slug == slug), clients()[0])
 
 
@@ -142,7 +141,6 @@ _LITERAL = re.compile(r"\{[a-z_]+\}")
 
 
 def _escaped(text: str) -> str:
-    """Escape the text of an element. Quotes are not escaped."""
     return html.escape(text, quote=False)
 
 

@@ -32,15 +32,6 @@ def take_pages_through(pages: dict[str, Any]) -> None:
     present.update(complete(pages))
 
 
-def take_pages_direct() -> None:
-    """Undo `take_pages_through`: use the direct settings for pages."""
-    if _direct:
-        present = connections.settings[DEFAULT_DB_ALIAS]
-        present.clear()
-        present.update(_direct)
-        _direct.clear()
-
-
 def complete(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a database, completed by Django's defaults."""
     completed: dict[str, Any] = ConnectionHandler({DEFAULT_DB_ALIAS: deepcopy(settings)}).settings[DEFAULT_DB_ALIAS]

@@ -1,9 +1,10 @@
-"""Parts of forms: widgets, limits of texts, and matching of words."""
+"""Parts of forms: widgets, limits of texts, the filters of lists, and matching of words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from django import forms
 from django.db.models import Q
@@ -34,18 +35,66 @@ MOST_CALLS = 1_000_000
 
 
 class LimitField(forms.IntegerField):
-    """On a page."""
-
     def __init__(self, label: str = "Calls a minute", help_text: str = "Empty: no limit.") -> None:
         super().__init__(label=label, required=False, min_value=1, max_value=MOST_CALLS, help_text=help_text)
 
 
 class Limit(serializers.IntegerField):
-    """In the API."""
-
     def __init__(self, **options: object) -> None:
         told = {"help_text": "Maximum calls per minute; null means no limit."} | options
         super().__init__(min_value=1, max_value=MOST_CALLS, allow_null=True, **told)  # type: ignore[arg-type]
+
+
+# The filters of lists.
+
+
+@dataclass(frozen=True, slots=True)
+class Facet:
+    """A filter that is a menu: its inputs ("checkbox" or "radio"), and its options as (value, label, chosen)."""
+
+    name: str
+    kind: str
+    label: str
+    legend: str
+    options: list[tuple[str, str, bool]]
+
+    @property
+    def is_set(self) -> bool:
+        return any(chosen and value for value, _, chosen in self.options)
+
+
+class ListFilter(forms.Form):
+    """The filters of a list; invalid values are ignored. Fields with several values, and `radios`, are menus."""
+
+    radios: ClassVar[tuple[str, ...]] = ()
+    q = forms.CharField(required=False)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        self.is_valid()
+        return self.cleaned_data
+
+    @property
+    def is_narrow(self) -> bool:
+        return any(self.values.values())
+
+    @property
+    def facets(self) -> list[Facet]:
+        """The menus that offer a choice."""
+        several = (forms.MultipleChoiceField, forms.ModelMultipleChoiceField)
+        menus = (bound for bound in self if isinstance(bound.field, several) or bound.name in self.radios)
+        return [facet for facet in map(self._facet, menus) if len(facet.options) > 1]
+
+    def _facet(self, bound: forms.BoundField) -> Facet:
+        value, kind = self.values.get(bound.name) or "", "radio" if bound.name in self.radios else "checkbox"
+        chosen = {value} if kind == "radio" else {str(getattr(one, "pk", one)) for one in value}
+        choices = [("", "All")] if kind == "radio" else []
+        choices += [(str(one), str(label)) for one, label in bound.field.choices]  # type: ignore[attr-defined]
+        options = [(one, label, one in chosen) for one, label in choices]
+        return Facet(bound.name, kind, str(bound.label), f"{bound.label}{bound.help_text}", options)
+
+    def narrow(self, rows: Any) -> Any:
+        raise NotImplementedError
 
 
 # Case-insensitive text search.

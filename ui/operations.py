@@ -1,29 +1,49 @@
-"""The decorator that declares a REST operation: capabilities, parameters, body and response."""
+"""The decorator that declares a REST operation (capabilities, parameters, body, response), and Idempotency-Key."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
+from django.db import connection, transaction
+from django.utils.crypto import salted_hmac
 from rest_framework import serializers
-from rest_framework.exceptions import ValidationError
+from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.renderers import JSONRenderer
+from rest_framework.response import Response
 
-from ui.idempotency import stored_answer
+from ui import databases
+from ui.models import KeptAnswer
+from ui.sealing import cipher
 
 if TYPE_CHECKING:
     from drf_spectacular.utils import PolymorphicProxySerializer
     from rest_framework.request import Request
-    from rest_framework.response import Response
 
     from capabilities.rest import Rule
     from ui.rest import Resource
 
 
 class RequestBody(serializers.Serializer[Any]):
-    """What may be sent, and nothing else: a key it does not name is refused, not ignored."""
+    """What may be sent, and nothing else: a key it does not name is refused, not ignored.
+
+    `defaults` are the values of fields that may be left out, where a parent class has them without one.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def get_fields(self) -> dict[str, Any]:
+        fields = super().get_fields()
+        for name, value in self.defaults.items():
+            fields[name].required, fields[name].default = False, value
+        return fields
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, Mapping) and (extra := sorted(set(data) - set(self.fields))):
@@ -94,7 +114,7 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     and for lists the `orderings` allowed in `?ordering=`; `reauth`, a recent re-authentication of the person (see
     accounts.sign_in); `api_keys`, whether API keys are accepted; `access_tokens`, whether tokens for the proxy
     are. `body` is the class that `Resource.body()` uses. With `makes`, for operations that create an object or a
-    secret, a request may have an Idempotency-Key (ui.idempotency), and the method may return Afterwards.
+    secret, a request may have an Idempotency-Key, and the method may return Afterwards.
 
     Only for the description: `answer`, if it is not the resource's serializer; `conflicts`, if it can answer 409 for
     more than the resource's `problems`; and `if_match`, if it checks `If-Match` (`Resource.unchanged` or
@@ -136,3 +156,156 @@ DECLARED = "operation"
 def operation_of(view: Any, action: str | None) -> Operation | None:
     """Return the declaration of a method of a resource (or its class); None if it is not an operation."""
     return getattr(getattr(view, action or "", None), DECLARED, None)
+
+
+# Requests with an Idempotency-Key: repeated within an hour, they get the same answer and create nothing twice.
+#
+# The header and its errors follow draft-ietf-httpapi-idempotency-key-header-07. The created object and the answer
+# are committed in one transaction, so that neither exists without the other, even after a crash. Requests to other
+# machines come after the commit, with only the key locked.
+
+HEADER = "Idempotency-Key"
+REPLAYED = "Idempotency-Replayed"
+FORM = re.compile(r"[\x21-\x7e]{1,255}")
+KEPT_HEADERS = ("ETag", "Cache-Control")
+
+
+class InProgress(APIException):
+    """The first request with this key is not answered yet."""
+
+    status_code = HTTPStatus.CONFLICT
+    default_detail = "The first request with this Idempotency-Key is still in progress. Try again in a moment."
+    default_code = "idempotency_in_progress"
+    wait = 1  # Retry-After in seconds.
+
+
+class KeyReused(APIException):
+    """The key was used for another request."""
+
+    status_code = HTTPStatus.UNPROCESSABLE_ENTITY
+    default_detail = "This Idempotency-Key was used for another request. Take a new key for each thing to make."
+    default_code = "idempotency_key_reused"
+
+
+class AnswerLost(APIException):
+    """The encryption key of the kept answer is gone."""
+
+    status_code = HTTPStatus.CONFLICT
+    default_detail = "The answer to the first request can no longer be read. Look up what it made."
+    default_code = "idempotency_answer_lost"
+
+
+class Afterwards(Response):
+    """Answer of an operation that contacts another machine, such as a mail server, after its commit.
+
+    `done` does that and returns the final answer. `made` returns the answer to store before, for repeated requests if
+    the process ends in between.
+    """
+
+    def __init__(self, made: Callable[[], Response], done: Callable[[], Response]) -> None:
+        super().__init__()
+        self.made, self.done = made, done
+
+
+def stored_answer(request: Request, make: Callable[[], Response]) -> Response:
+    """Return the answer of `make`, or the stored one for the same credential, key and request.
+
+    Errors are not stored: a corrected request may use the same key. Raises InProgress, KeyReused, AnswerLost, or
+    ValidationError for an invalid key.
+    """
+    given = request.headers.get(HEADER)
+    if given is None:
+        made = make()
+        return made.done() if isinstance(made, Afterwards) else made
+    if not FORM.fullmatch(given):
+        raise ValidationError({HEADER: ["Must be 1 to 255 visible ASCII characters, for example a UUID."]})
+    key, asked = _digest(_credential(request), given), _request_digest(request)
+    with ExitStack() as stack:
+        with transaction.atomic():
+            _alone(key)
+            KeptAnswer.objects.expired().filter(pk=key).delete()
+            if kept := KeptAnswer.objects.filter(pk=key).first():
+                return _again(kept, asked)
+            made = make()
+            answer = made.made() if isinstance(made, Afterwards) else made
+            KeptAnswer.objects.create(pk=key, request=asked, sealed=_sealed(answer))
+            if isinstance(made, Afterwards):
+                stack.enter_context(_alone_for_longer(key))
+        return _done(key, made) if isinstance(made, Afterwards) else answer
+
+
+def _done(key: str, made: Afterwards) -> Response:
+    answer = made.done()
+    KeptAnswer.objects.filter(pk=key).update(sealed=_sealed(answer))
+    return answer
+
+
+def _credential(request: Request) -> str:
+    """Return the owner of idempotency keys: an API key, a token, or a web session."""
+    return getattr(request.auth, "credential", None) or f"session {request.session.session_key}"
+
+
+def _request_digest(request: Request) -> str:
+    """Return a keyed digest of the request. A plain digest would let short secrets in the body be guessed."""
+    body = json.dumps(request.data, sort_keys=True)
+    parts = "\0".join((str(request.method), request.get_full_path(), body))
+    return salted_hmac("ui.idempotency", parts, algorithm="sha256").hexdigest()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _alone(key: str) -> None:
+    """Lock the key across processes until the end of the transaction. Raises InProgress."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_lock(key)])
+        if not cursor.fetchone()[0]:
+            raise InProgress
+        # Locked and unlocked in one statement, which runs in one session even through a pooler.
+        cursor.execute(
+            "SELECT CASE WHEN pg_try_advisory_lock(%s) THEN pg_advisory_unlock(%s) ELSE false END",
+            [_later_lock(key)] * 2,
+        )
+        if not cursor.fetchone()[0]:
+            raise InProgress
+
+
+@contextmanager
+def _alone_for_longer(key: str) -> Iterator[None]:
+    """Lock the key beyond the transaction, until the end of the block or of this process."""
+    with databases.connect_direct() as own:
+        own.execute("SELECT pg_advisory_lock(%s)", [_later_lock(key)])
+        try:
+            yield
+        finally:  # Explicitly: the server releases it slightly later when a connection closes.
+            own.execute("SELECT pg_advisory_unlock(%s)", [_later_lock(key)])
+
+
+def _lock(key: str) -> int:
+    return int(key[:16], 16) - 2**63
+
+
+def _later_lock(key: str) -> int:
+    """Return the id of the second lock; the first is held by the request's own transaction."""
+    return int(key[16:32], 16) - 2**63
+
+
+def _sealed(answer: Response) -> bytes:
+    told = {
+        "status": answer.status_code,
+        "headers": {name: answer[name] for name in KEPT_HEADERS if name in answer},
+        "body": JSONRenderer().render(answer.data).decode(),
+    }
+    return cipher().seal(json.dumps(told))
+
+
+def _again(kept: KeptAnswer, asked: str) -> Response:
+    if kept.request != asked:
+        raise KeyReused
+    try:
+        told = json.loads(cipher().open(bytes(kept.sealed)))
+    except ValueError:
+        raise AnswerLost from None
+    headers = {**told["headers"], REPLAYED: "true"}
+    return Response(json.loads(told["body"]), status=told["status"], headers=headers)

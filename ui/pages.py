@@ -243,21 +243,7 @@ def was_typed(request: HttpRequest, name: str) -> bool:
     return request.POST.get("typed", "").strip().casefold() == name.strip().casefold()
 
 
-def confirm_archiving(request: HttpRequest, target: Model, *, more: str, back: str) -> HttpResponse:
-    """Render the confirmation before `target` is archived."""
-    return confirm(
-        request,
-        title=f"Archive {target._meta.verbose_name}",
-        text=f'Archive "{target}"? It leaves the list for good. This cannot be undone.',
-        more=more,
-        icon="archive",
-        back=back,
-        typed=str(target),
-    )
-
-
 def sentences(*parts: str) -> str:
-    """Join the non-empty sentences."""
     return " ".join(filter(None, parts))
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 from urllib.parse import urlencode
@@ -14,8 +15,8 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
-from django.db.models import QuerySet
+from django.db import IntegrityError, transaction
+from django.db.models import Q, QuerySet
 from django.http import Http404
 from rest_framework import exceptions, serializers
 from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
@@ -78,6 +79,14 @@ class CauseField(serializers.CharField):
         return super().to_representation(value) if value else None
 
 
+class CreatedBy(serializers.EmailField):
+    """The e-mail address of the creator; null for the system."""
+
+    def __init__(self) -> None:
+        told = "E-mail address of its creator; null for the system."
+        super().__init__(source="created_by.email", default=None, allow_null=True, help_text=told)
+
+
 class Reference(serializers.Serializer[Any]):
     """An object, by id and name."""
 
@@ -127,6 +136,11 @@ def link(request: Request, **changed: str) -> str:
     return f"{settings.PUBLIC_URL}{request.path}?{urlencode(parameters, doseq=True)}"
 
 
+def matching(rows: Any, query: Mapping[str, Any], **columns: str) -> Any:
+    """Filter `rows` by those query parameters of this request that have a lookup in `columns`."""
+    return rows.filter(**{lookup: query[name] for name, lookup in columns.items() if name in query})
+
+
 def checked(form: BaseForm, **called: str) -> dict[str, Any]:
     """Validate by the form of a page, so that page and API agree. `called` maps form fields to API names.
 
@@ -169,11 +183,13 @@ class RateLimit(SimpleRateThrottle):
 class Resource(GenericViewSet[Any]):
     """The base of every resource: its methods declare themselves with `@operation`; plain words for every refusal.
 
-    `problems` says how each refusal of a verb is answered. `query_data` holds the query parameters of this request.
-    With `versioned` the things its serializer writes have a version (ui.versions), which `answer` gives as their ETag.
+    `problems` says how each refusal of a verb is answered, `taken` how a row that is not unique is. `query_data` holds
+    the query parameters of this request. With `versioned` the things its serializer writes have a version
+    (ui.versions), which `answer` gives as their ETag.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {}
+    taken: ClassVar[str] = ""
     versioned: ClassVar[bool] = False
     lookup_value_converter = "uuid"
     pagination_class = Paging
@@ -205,6 +221,8 @@ class Resource(GenericViewSet[Any]):
         for kind, problem in self.problems.items():
             if isinstance(exc, kind):
                 return super().handle_exception(_api_error(exc, problem))
+        if isinstance(exc, IntegrityError) and self.taken:
+            return super().handle_exception(already_exists(self.taken))
         return super().handle_exception(exc)
 
     def body(self) -> dict[str, Any]:
@@ -236,6 +254,22 @@ class Resource(GenericViewSet[Any]):
         with transaction.atomic():
             row.lock().must_be(self.seen)
             yield
+
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        """Respond with the row as it is now. Resources whose rows have counts read them again."""
+        return self.answer(row, status)
+
+    def changed(self, row: Any, verb: Callable[..., object], **fields: Any) -> Response:
+        """Run a verb of `row` if `If-Match` allows it, and respond with the row as it is now."""
+        with self.unchanged(row):
+            verb(**fields, by=self.me)
+        return self.current(row)
+
+    def removed(self, row: Any, verb: Callable[..., object], *arguments: Any) -> Response:
+        """Run a verb after which `row` is gone, if `If-Match` allows it."""
+        with self.unchanged(row):
+            verb(*arguments, by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
 
     def page(self, rows: QuerySet[Any], detail: Callable[[Any], QuerySet[Any]] = lambda rows: rows) -> Response:
         """Return one page of `rows` in the requested order. `detail` extends the queryset of its rows.
@@ -380,3 +414,68 @@ def _by_field(errors: Any) -> dict[str, Any]:
 def secret_answer(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
     """Return a response with a secret, marked `no-store`."""
     return Response(body, status=status, headers={"Cache-Control": "no-store"})
+
+
+# Filters that name a thing: by id, slug or name, in any case; what names nothing is an error, not an empty list.
+
+MOST_COMPARED = 500  # Names searched for a suggestion.
+MOST_NAMED = 3
+
+
+class SubjectField(serializers.CharField):
+    """A filter by a thing; its value is the ids of the things it means, archived ones included.
+
+    `things` are those the person who asks may know of: nothing is told of others, not even that they exist. `names` are
+    the columns that name one, compared without regard to case, and `ids` those that hold its id. `listed` are those
+    whose names this person reads in lists, of which alone near ones are told; by default all `things`.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        things: Callable[[Resource], QuerySet[Any]],
+        *names: str,
+        ids: tuple[str, ...] = ("pk",),
+        listed: Callable[[Resource], QuerySet[Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        keys = ["id", *(name.rpartition("__")[2].replace("_", " ") for name in names)]
+        described = f"{noun.capitalize()}, by {', '.join(keys[:-1])}{' or ' if names else ''}{keys[-1]}."
+        super().__init__(**{"required": False, "help_text": described, **options})
+        self.noun, self.things, self.names, self.ids = noun, things, names, ids
+        self.listed = listed or things
+
+    def to_internal_value(self, data: Any) -> Any:
+        text = super().to_internal_value(data)
+        self.run_validators(text)  # Before the database is asked, which takes no NUL.
+        view = self.context["view"]
+        things = self.things(view)
+        if pks := list(things.filter(self._called(text)).order_by().values_list("pk", flat=True).distinct()):
+            return pks
+        raise serializers.ValidationError(f"There is no {self.noun} “{text}”.{self._near(self.listed(view), text)}")
+
+    def _called(self, text: str) -> Q:
+        columns = {f"{name}__iexact": text for name in self.names}
+        if (pk := _uuid(text)) is not None:
+            columns = dict.fromkeys(self.ids, pk)  # type: ignore[arg-type]  # Ids and names are never compared together.
+        called = Q()
+        for column, value in columns.items():
+            called |= Q(**{column: value})
+        return called if columns else Q(pk=None)
+
+    def _near(self, things: QuerySet[Any], text: str) -> str:
+        """Return suggestions as a sentence; empty if there are none."""
+        rows = things.order_by().values_list(*self.names).distinct()[:MOST_COMPARED] if self.names else ()
+        known = {str(name).lower(): str(name) for row in rows for name in row if name}
+        word = text.lower()
+        close = [name for name in sorted(known) if word in name]
+        close += [name for name in get_close_matches(word, known, MOST_NAMED) if name not in close]
+        near = [f"“{known[name]}”" for name in close[:MOST_NAMED]]
+        return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

@@ -100,7 +100,13 @@ class Table:
         _TABLES[self.key] = self
 
     def seen(self, request: HttpRequest) -> TableView:
-        """Return the view for a request: order and columns."""
+        """Return the view for a request: order and columns; the same one for the whole request."""
+        known: dict[str, TableView] = request.__dict__.setdefault("lists", {})
+        if self.key not in known:
+            known[self.key] = self._seen(request)
+        return known[self.key]
+
+    def _seen(self, request: HttpRequest) -> TableView:
         user = getattr(request, "user", None)
         columns = tuple(one for one in self.columns if not one.needs or (user and one.is_for(user)))
         asked = _asked(request)
@@ -126,14 +132,11 @@ class Table:
 
     @property
     def cookie(self) -> str:
-        """The name of the cookie with the columns."""
         return f"columns-{self.key}"
 
 
 @dataclass(frozen=True, slots=True)
 class TableView:
-    """A table as requested."""
-
     table: Table
     columns: tuple[Column, ...]
     sort: str
@@ -156,7 +159,6 @@ class TableView:
 
     @property
     def shown(self) -> list[Column]:
-        """The shown columns in order."""
         return [column for column in self.columns if self.shows(column.name)]
 
     @property
@@ -240,11 +242,7 @@ def _asked(request: HttpRequest) -> QueryDict:
 
 
 def table_view(request: HttpRequest, key: str) -> TableView:
-    """Return the view of the table `key`, cached per request."""
-    known: dict[str, TableView] = request.__dict__.setdefault("lists", {})
-    if key not in known:
-        known[key] = _TABLES[key].seen(request)
-    return known[key]
+    return _TABLES[key].seen(request)
 
 
 def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> HttpResponse:

@@ -21,7 +21,6 @@ class ConflictingChange(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The field in words."""
         return self.field.replace("_", " ")
 
 
@@ -69,7 +68,6 @@ class Precondition(NamedTuple):
 
 
 def version_digest(values: Mapping[str, Any]) -> str:
-    """The version of a thing with these values."""
     return "".join(_digest(value) for value in values.values())
 
 

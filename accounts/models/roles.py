@@ -28,7 +28,6 @@ from capabilities.catalogue import BUILT_IN, SUPER_ADMIN
 
 
 def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permission]:
-    """Return the permission rows of `capabilities`."""
     query = Q(pk=None)
     for capability in capabilities:
         app_label, codename = capability.split(".")
@@ -45,7 +44,6 @@ class RoleManager(models.Manager["Role"]):
                 role.permissions.set(permissions_of(built_in.capabilities))
 
     def with_capabilities(self) -> models.QuerySet["Role"]:
-        """Return roles with their `capabilities` prefetched."""
         return self.prefetch_related(models.Prefetch("permissions", Permission.objects.select_related("content_type")))
 
     def add(self, *, name: str, capabilities: Iterable[Capability], by: Grantor | None) -> "Role":
@@ -88,7 +86,6 @@ class Role(Versioned, models.Model):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Return the capabilities of this role."""
         permissions = self._held()
         return frozenset(capability for capability in Capability if capability in permissions)
 

@@ -66,7 +66,6 @@ class SavedView(Versioned, models.Model):
         return {"name": self.name, "query": self.query, "is_shared": self.is_shared}
 
     def may_remove(self, person: User) -> bool:
-        """True if this person may remove the view."""
         return self.owner_id == person.pk or (self.is_shared and person.has_perm(Capability.WORKSPACE_MANAGE))
 
     def edit(self, *, name: str, query: str, is_shared: bool, by: User, seen: Seen | None = None) -> None:

@@ -70,7 +70,6 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @classmethod
     def load(cls) -> Self:
-        """Return the current settings."""
         return cls.objects.get_or_create(pk=1)[0]
 
     @classmethod

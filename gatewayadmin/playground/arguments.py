@@ -14,7 +14,7 @@ from typing import Any, Never
 from django import forms
 from django.core.exceptions import ValidationError
 
-from gateways.arguments import resolved
+from gateways.definitions import resolved
 from ui.templatetags.ui import marked, visible
 
 MOST_FIELDS = 40

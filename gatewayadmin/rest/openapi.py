@@ -20,8 +20,7 @@ from rest_framework.response import Response
 
 from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
-from ui.idempotency import FORM, HEADER, InProgress, KeyReused
-from ui.operations import File, Operation, operation
+from ui.operations import FORM, HEADER, File, InProgress, KeyReused, Operation, operation
 from ui.rest import NO_CREDENTIAL, Resource, UtcDateTimeField
 
 UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}

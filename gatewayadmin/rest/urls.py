@@ -20,10 +20,8 @@ from capabilities import own_resource
 from connections.api import ConnectionIdentities, ConnectionResource, Endings, GatewayConnections
 from gatewayadmin.rest.docs_views import docs, docs_of
 from gatewayadmin.rest.openapi import Schema
-from gateways.api import GatewayResource, ServerArchive
-from gateways.catalogue_api import AssignmentResource, CatalogueResource
-from gateways.identity_gateways import IdentityPlaces
-from gateways.tool_api import FeatureResource, ToolResource
+from gateways.api import AssignmentResource, GatewayResource, IdentityPlaces, ServerArchive
+from gateways.tool_api import CatalogueResource, FeatureResource, ToolResource
 from hosts.api import HostResource
 from scim.api import ProvisioningKeyResource
 from servers.api import ServerResource

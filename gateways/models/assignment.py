@@ -49,11 +49,9 @@ class ToolPolicy(models.TextChoices):
 
 class AssignmentQuerySet(models.QuerySet["Assignment"]):
     def live(self) -> "AssignmentQuerySet":
-        """Assignments that have not been removed."""
         return self.filter(removed_at=None)
 
     def placed(self) -> "AssignmentQuerySet":
-        """Return live assignments of servers that are not archived."""
         return self.live().filter(server__archived_at=None)
 
     def seen_by(self, viewer: User) -> "AssignmentQuerySet":

@@ -107,7 +107,6 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         return self.offered().exclude(offered=None).exclude(state=FeatureState.QUARANTINED)
 
     def placed(self) -> "FeatureQuerySet":
-        """Return features of assigned servers that are not archived."""
         return self.filter(assignment__removed_at=None, assignment__server__archived_at=None)
 
     def seen_by(self, viewer: User) -> "FeatureQuerySet":

@@ -121,7 +121,6 @@ class IdentityGateways(Versioned):
 
     @property
     def live(self) -> list["Gateway"]:
-        """The live gateways, by name."""
         return list(Gateway.objects.live().filter(shared_identities=self._identity).order_by("name"))
 
     def editable(self) -> dict[str, Any]:

@@ -297,7 +297,6 @@ class Identity(Versioned, Switchable):
             self.grant.end(self)
 
     def sign_in_facts(self) -> dict[str, Any]:
-        """Return the account and issuer of the sign-in, for events."""
         return {"account": [None, self.account], "issuer": [None, self.issuer]} if self.by_oauth else {}
 
     def seal(self, secret: str) -> None:

@@ -112,7 +112,6 @@ class SignInNeeded(models.TextChoices):
 
 class ServerQuerySet(models.QuerySet["Server"]):
     def live(self) -> "ServerQuerySet":
-        """Return servers that are not archived."""
         return self.filter(archived_at=None)
 
     def matching(self, words: str) -> "ServerQuerySet":
@@ -245,7 +244,6 @@ class Server(Versioned, Switchable):
 
     @property
     def sign_in_settings(self) -> list[str | bool]:
-        """The values of SIGN_IN_SETTINGS."""
         return [getattr(self, name) for name in SIGN_IN_SETTINGS]
 
     @property

@@ -11,7 +11,7 @@ from tests import make
 from tests.api.test_matrix import DOORS
 from tests.calls import call
 from tests.rest import Rest, errors, results
-from ui.subjects import SubjectField
+from ui.rest import SubjectField
 
 pytestmark = pytest.mark.django_db
 

@@ -12,7 +12,7 @@ from accounts.models import User
 from auditlog.rollups import keeping
 from capabilities import Capability
 from gateways import catalogue
-from gateways.arguments import arguments
+from gateways.definitions import arguments
 from gateways.models import Assignment, Feature, Gateway
 from servers.models import Server
 from tests import make
@@ -203,38 +203,6 @@ def test_who_may_not_read_the_log_is_told_of_no_calls(work: Assignment, max: Use
     assert {tool["calls"] for tool in results(Rest.of(max).get("/tools"))} == {None}
 
 
-def test_what_takes_too_long_is_looked_for_over_a_shorter_time_and_it_is_said(
-    work: Assignment, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    offer(work, search={}, idle={})
-    called(work.features.get(name="search"), at=timezone.now() - timedelta(days=10))
-    client = sign_in(ana)
-    assert listed(client, "?show=unused") == ["idle"]
-
-    monkeypatch.setattr(catalogue, "MOST_CALLS", -1)
-    monkeypatch.setattr(catalogue, "MOST_LOOKED_UP", -1)
-
-    assert listed(client, "?show=unused") == ["idle", "search"]
-    unused, by_calls = (client.get(f"/tools/{query}").content.decode() for query in ("?show=unused", "?sort=-calls"))
-    assert "no call in 7 d" in unused
-    assert "the last use of each is looked for in 7 d." in unused
-    assert "all tools are compared by those of 5 min." in by_calls
-    assert "Calls 5 min" in by_calls
-
-
-def test_many_calls_of_a_tool_are_counted_to_a_thousand(
-    work: Assignment, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    offer(work, search={})
-    for _ in range(3):
-        called(work.features.get())
-    monkeypatch.setattr(catalogue, "MOST_COUNTED", 2)
-
-    found = entry(sign_in(ana), "search")
-
-    assert (found.calls, found.are_more) == (2, True)
-
-
 def test_roll_ups_tell_of_tools_what_the_log_tells(
     work: Assignment, lab: Assignment, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,12 +222,11 @@ def test_roll_ups_tell_of_tools_what_the_log_tells(
 
     of_log = told()
     keeping.keep_up(5)
-    monkeypatch.setattr(catalogue, "MOST_LOOKED_UP", 0)  # The log alone would be asked of seven days.
+    monkeypatch.setattr(catalogue, "MOST_READ", 0)  # The log alone would tell of none.
 
     assert told() == of_log
     assert [name for name, *_ in of_log[1]] == ["often", "seldom", "idle"]
-    monkeypatch.setattr(catalogue, "MOST_COUNTED", 1)
-    assert (entry(client, "often").calls, entry(client, "often").are_more) == (2, False)
+    assert entry(client, "often").calls == 2
 
 
 def test_the_tools_called_last_stand_in_the_order_of_their_calls_counted_or_not(
@@ -324,22 +291,23 @@ def test_a_tool_found_on_one_gateway_tells_of_its_use_there_however_it_is_sorted
     assert told("tool", show="unused") == [idle, there]
 
 
-def test_where_the_roll_ups_cannot_tell_any_more_the_log_is_read_for_as_long_as_it_can_be(
-    work: Assignment, ana: User, monkeypatch: pytest.MonkeyPatch
+def test_where_the_roll_ups_cannot_tell_any_more_the_newest_calls_are_read_and_it_is_said(
+    work: Assignment, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(work, search={})
     called(work.features.get())
     keeping.keep_up(5)
-    tools = catalogue.Catalogue(ana, {}, "-calls")
-    assert tools.period is not None
-    assert tools.period.label == "30 d"
+    client = sign_in(ana)
+    assert entry(client, "search", "?sort=-calls").calls == 1
 
     called(work.features.get())
     monkeypatch.setattr("auditlog.rollups.reading.MOST_FROM_LOG", 0)
-    monkeypatch.setattr(catalogue, "MOST_CALLS", -1)
 
-    assert [one.calls for one in tools[:9]] == [2]
-    assert tools.period.label == "5 min"
+    assert entry(client, "search", "?sort=-calls").calls == 2
+    assert "only the newest are counted" not in client.get("/tools/").content.decode()
+    monkeypatch.setattr(catalogue, "MOST_READ", 1)
+    assert entry(client, "search", "?sort=-calls").calls == 1
+    assert "only the newest are counted" in client.get("/tools/").content.decode()
 
 
 def test_words_and_effects_narrow_what_is_sorted_by_calls(work: Assignment, lab: Assignment, ana: User) -> None:
@@ -405,14 +373,6 @@ def test_the_sorted_column_says_so_and_turns_round(work: Assignment, ana: User, 
 
     assert 'aria-sort="descending"' in page
     assert "sort=calls&amp;q=sea" in page or "q=sea&amp;sort=calls" in page
-
-
-def test_htmx_gets_the_rows_alone(work: Assignment, ana: User, sign_in: SignIn) -> None:
-    offer(work, search={})
-
-    page = sign_in(ana).get("/tools/", headers={"HX-Request": "true"}).content.decode()
-
-    assert page.lstrip().startswith('<div class="stack" id="catalogue">')
 
 
 def test_an_empty_catalogue_says_what_to_do(ana: User, max: User, sign_in: SignIn) -> None:
@@ -509,21 +469,22 @@ def test_the_page_of_a_tool_shows_its_words_arguments_and_places(
 
 
 def test_the_page_of_a_tool_tells_its_use_to_readers_of_the_log(
-    work: Assignment, max: User, ana: User, sign_in: SignIn
+    work: Assignment, docs: Server, max: User, ana: User, sign_in: SignIn
 ) -> None:
-    offer(work, search={})
+    offer(work, make.assignment(make.gateway(), docs, alias="papers"), search={})
     tool = work.features.get()
     for _ in range(3):
         called(tool, user_email="ann@example.com", duration_ms=10)
     called(tool, user_email="ben@example.com", duration_ms=500, outcome="timeout")
     called(tool, at=timezone.now() - timedelta(days=3), user_email="ben@example.com", duration_ms=500)
     called(tool, at=timezone.now() - LONG_AGO, user_email="max@example.com")
+    keeping.keep_up(5)
 
-    use = sign_in(ana).get(f"/features/{tool.pk}/").context["use"]
+    shown = sign_in(ana).get(f"/features/{tool.pk}/?range=24h").context
 
-    assert (use.day[:2], use.week[:2]) == ((4, 1), (5, 1))
-    assert 400 < use.day.p95 < 500 == use.week.p95
-    assert [(one.email, one.calls) for one in use.people] == [("ann@example.com", 3), ("ben@example.com", 2)]
+    total = shown["instruments"].total
+    assert (total.calls, total.errors) == (4, 1)
+    assert [(one.name, one.calls) for one in shown["users"]] == [("ann@example.com", 3), ("ben@example.com", 2)]
     assert "ann@example.com" not in tool_page(sign_in(max), tool)
 
 

@@ -15,7 +15,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.reasons import REASONS
 from capabilities import Capability
-from gateways.differences import DiffLine, difference, lines_of, pages, whole
+from gateways.definitions import DiffLine, difference, lines_of, pages, whole
 from gateways.models import (
     Assignment,
     Feature,

@@ -10,7 +10,7 @@ from auditlog.models import Event
 from auditlog.rollups import keeping
 from capabilities import Capability
 from gateways.models import Assignment, Feature, ToolPolicy
-from gateways.use_of_gateway import used_tools
+from gateways.usage import used_tools
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest

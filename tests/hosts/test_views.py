@@ -236,7 +236,7 @@ def test_htmx_gets_the_rows_and_the_count_alone(ana: User, sign_in: SignIn) -> N
     fragment = sign_in(ana).get("/hosts/?q=none", headers=HTMX)
 
     assert "<html" not in text(fragment)
-    assert 'id="host-count" hx-swap-oob="true">0</span>' in text(fragment)
+    assert 'id="hosts-count" hx-swap-oob="true">0</span>' in text(fragment)
     assert "HX-Request" in fragment["Vary"]
 
 

@@ -272,18 +272,6 @@ def _tool_calls(tool: Feature, span: timedelta) -> "QuerySet[Call]":
     return Call.objects.filter(_of_feature(tool)[1], method="tools/call", created_at__gte=since)
 
 
-def _tool_use(span: timedelta) -> "Callable[[Ask], tuple[float, ...]]":
-    """Calls, errors, and within how many ms 95 % of them ended."""
-
-    def told(ask: Ask) -> tuple[float, ...]:
-        rows = _tool_calls(Feature.objects.get(pk=ask.pk), span)
-        taken = sorted(rows.values_list("duration_ms", flat=True))
-        errors = rows.filter(outcome__in=ERRORS).count()
-        return (len(taken), errors, 95, taken[round(0.95 * (len(taken) - 1))]) if taken else (0,)
-
-    return told
-
-
 def _tool_of_person(ask: Ask) -> int:
     return _tool_calls(Feature.objects.get(pk=ask.kind), 7 * DAY).filter(user_email=ask.pk).count()
 
@@ -858,8 +846,6 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "assignment.asked_as": _asked_as,
     "catalogue.listed": _catalogue,
     "feature in Calls 30 d": _catalogue_calls,
-    "tool.day": _tool_use(DAY),
-    "tool.week": _tool_use(7 * DAY),
     "tool.person": _tool_of_person,
     "usage.server": _tools_used,
     "usage.unused": _tools_unused,

@@ -322,6 +322,7 @@ MADE = {
     "ask",
     "facet.calls",
     *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.", "plots.", "rail."))),
+    *(key for key in QUESTIONS if key.endswith(".listed")),
 }
 
 

@@ -48,12 +48,10 @@ PROOFS = {
     "proxy/store/state.py": "tests/proxy/test_sessions.py",
     "gateways/models/feature.py": "tests/proxy/test_lists.py",
     "servers/oauth_client/registration.py": "tests/proxy/test_sign_in.py",
-    "ui/idempotency.py": "tests/api/test_idempotency.py",
+    "ui/operations.py": "tests/api/test_idempotency.py",
     "auditlog/today.py": "tests/auditlog/test_trail.py",
-    "connections/rows.py": "tests/connections/test_mcp_connections.py",
     "gateways/catalogue.py": "tests/gateways/test_catalogue.py",
-    "gateways/usage_views.py": "tests/gateways/test_catalogue.py",
-    "gateways/use_of_gateway.py": "tests/gateways/test_usage.py",
+    "gateways/usage.py": "tests/gateways/test_usage.py",
     "auditlog/groups.py": "tests/auditlog/test_groups.py",
     "auditlog/rollups/keeping.py": "tests/auditlog/test_rollups.py tests/auditlog/test_rollup_windows.py",
     "auditlog/rollups/reading.py": "tests/auditlog/test_rollups.py",
@@ -69,7 +67,6 @@ PROOFS = {
     "sinks/archive.py": "tests/sinks/test_archive.py",
     "sinks/reading.py": "tests/sinks/test_sending.py",
     "ui/databases.py": "tests/gatewayadmin/test_stored_metrics.py",
-    "tokens/rows.py": "tests/tokens/test_list.py",
 }
 # These take a workspace of their own, which is here the one of `served`.
 LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]

@@ -144,15 +144,6 @@ def test_archived_servers_are_gone_from_list_and_page(ana: User, sign_in: SignIn
     assert sign_in(ana).get(f"/servers/{server.slug}/").status_code == 404
 
 
-def test_htmx_gets_the_rows_and_the_count_only(ana: User, sign_in: SignIn) -> None:
-    make.server()
-
-    fragment = text(sign_in(ana).get("/servers/?q=s", headers=HTMX))
-
-    assert fragment.lstrip().startswith('<div class="stack" id="servers">')
-    assert 'id="server-count" hx-swap-oob="true">' in fragment
-
-
 def test_a_list_costs_the_same_for_one_row_and_for_many(
     ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:

@@ -9,8 +9,12 @@ from uuid import uuid4
 import pytest
 from django.test import Client
 
-import accounts.lists
+import accounts.people_views
+import accounts.role_views
+import accounts.views
 import connections.views
+import gateways.team_views
+import gateways.tool_views
 import gateways.views
 import hosts.views
 import scim.views
@@ -32,10 +36,11 @@ from tokens.models import Token
 from ui.tables import Table
 
 ROOMS = (
-    accounts.lists, connections.views, gateways.views, hosts.views,
+    accounts.people_views, accounts.role_views, accounts.views, connections.views, gateways.team_views,
+    gateways.tool_views, gateways.views, hosts.views,
     scim.views, servers.views, sinks.views, tokens.rows,
 )  # fmt: skip
-KINDS = (*connections.views.TABS.values(), *gateways.views.FEATURES.values())
+KINDS = (*connections.views.TABS.values(), *gateways.tool_views.FEATURES.values())
 TABLES = [*(one for room in ROOMS for one in vars(room).values() if isinstance(one, Table)), *KINDS]
 HTMX = {"HX-Request": "true"}
 STYLES = (ROOT / "static" / "gateway" / "app.css").read_text()

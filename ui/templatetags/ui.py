@@ -288,6 +288,38 @@ def opens(
     return format_html('<form class="opens" action="{}">{}{}</button></form>\n', url, hidden, face)
 
 
+@register.inclusion_tag("ui/switch.html", takes_context=True)
+def switch(  # noqa: PLR0913  (attributes of an element, by name)
+    context: RequestContext,
+    row: Any,
+    urls: str,
+    key: object,
+    *,
+    may: bool,
+    name: str = "",
+    target: str = "closest tr",
+    words: bool = False,
+    blocked: str = "",
+) -> dict[str, Any]:
+    """The switch of `row`, or its state for who `may` not use it; `urls` is such as "hosts:{}" for enable and disable.
+
+    Disabling asks first; enabling acts at once. `target` is what the answer replaces, `name` distinguishes the switches
+    of a list. With `words` the state stands beside it, as in the head of a page. `blocked` says why an enabled row is
+    not used. Without script a link or button does the same, unless boxes that pick rows do.
+    """
+    return {
+        "on": row.enabled,
+        "may": may,
+        "enable_url": reverse(urls.format("enable"), args=[key]),
+        "disable_url": reverse(urls.format("disable"), args=[key]) + ("?on=page" if target.startswith("#") else ""),
+        "name": name,
+        "target": target,
+        "words": words,
+        "blocked": blocked if row.enabled else "",
+        "lean": not words and getattr(context.get("table"), "picks", False),
+    }
+
+
 @register.inclusion_tag("ui/field.html")
 def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, Any]:
     """A form field with label, control, help and error.

@@ -1,4 +1,4 @@
-"""Render a definition as readable lines, and the difference of two. Nothing in it is left out."""
+"""Render a definition as readable lines, the difference of two, and the arguments of a tool as rows of a table."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
+from itertools import islice
 from typing import Any, Literal, NamedTuple
-
-from django.utils.html import escape
 
 AROUND = 3  # Unchanged lines shown before and after changed ones.
 LONG = 160  # Characters; longer texts are split into sentences,
 LONGEST = 1000  # and longer sentences into pieces.
 MOST_COMPARED = 4000  # Lines; of longer definitions only the common beginning and end are left out, to bound the work.
 MOST_MARKED = 20_000  # Characters; in longer definitions changed words are not marked, to bound the work.
-ROOM = 14_000  # Characters of markup per page,
-ROWS = 150  # and lines.
+ROWS = 150  # Lines on a page.
 
 FIRST = ("name", "uri", "uriTemplate", "title", "description", "inputSchema", "arguments", "annotations")
 PLAIN = re.compile(r"[A-Za-z_$][A-Za-z0-9_$./-]*")
@@ -130,22 +128,12 @@ def difference(old: str, new: str) -> list[DiffLine]:
 
 
 def whole(text: str) -> list[DiffLine]:
-    """Return all lines of a definition (JSON text)."""
     return [DiffLine.of("same", line) for line in lines_of(text)]
 
 
-def pages(lines: Iterable[DiffLine]) -> list[list[DiffLine]]:
-    """Split `lines` into pages of bounded size; at least one page."""
-    found: list[list[DiffLine]] = [[]]
-    room = ROOM
-    for line in lines:
-        weight = 40 + sum(len(escape(part.text)) + 20 for part in line.parts)
-        if found[-1] and (weight > room or len(found[-1]) >= ROWS):
-            found.append([])
-            room = ROOM
-        found[-1].append(line)
-        room -= weight
-    return found
+def pages(lines: Sequence[DiffLine]) -> list[list[DiffLine]]:
+    """Split `lines` into pages of ROWS lines; at least one page."""
+    return [list(lines[at : at + ROWS]) for at in range(0, len(lines), ROWS)] or [[]]
 
 
 def _blocks(before: list[str], after: list[str]) -> Iterator[tuple[str, int, int, int, int]]:
@@ -189,3 +177,117 @@ def _compared(old: str, new: str) -> tuple[list[DiffPart], list[DiffPart]]:
         gone += [DiffPart("".join(before[a:b]), tag != "equal")] if b > a else []
         come += [DiffPart("".join(after[c:d]), tag != "equal")] if d > c else []
     return gone, come
+
+
+# The arguments named by a tool's input schema.
+
+DEEPEST = 4  # Nesting level; below it only the type is shown.
+MOST_ROWS = 80  # The page of the definition shows the rest.
+MOST_VALUES = 12
+LONGEST_TEXT = 400  # Characters of a description.
+LIMITS = (
+    ("minimum", "at least {}"),
+    ("maximum", "at most {}"),
+    ("minLength", "at least {} characters"),
+    ("maxLength", "at most {} characters"),
+    ("minItems", "at least {} items"),
+    ("maxItems", "at most {} items"),
+    ("pattern", "like {}"),
+)
+
+
+class Argument(NamedTuple):
+    """One argument, or a member of one; `depth` is its nesting level."""
+
+    name: str
+    type: str
+    is_required: bool
+    description: str
+    depth: int
+    values: str
+    more: str
+
+
+def arguments(schema: Any) -> list[Argument]:
+    """Return the arguments named by a tool's input schema, each followed by its members.
+
+    Schemas come from servers: invalid ones are treated as empty, and recursion ends at DEEPEST.
+    """
+    return list(islice(_arguments(schema, schema, 0), MOST_ROWS))
+
+
+def _arguments(schema: Any, whole: Any, depth: int) -> Iterator[Argument]:
+    schema = resolved(schema, whole)
+    properties = schema.get("properties")
+    required = schema.get("required")
+    names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    if not isinstance(properties, dict) or depth > DEEPEST:
+        return
+    for name, member in properties.items():
+        said = resolved(member, whole)
+        yield Argument(
+            name=name,
+            type=_type_of(said, whole),
+            is_required=name in names,
+            description=_text(said.get("description")),
+            depth=depth,
+            values=_allowed(said),
+            more=", ".join(_limits(said)),
+        )
+        inner = said.get("items") if isinstance(said.get("items"), dict) else said
+        yield from _arguments(inner, whole, depth + 1)
+
+
+def resolved(schema: Any, whole: Any) -> dict[str, Any]:
+    """Return the schema, following a reference into `whole`; {} if it is not a schema."""
+    reference = schema.get("$ref") if isinstance(schema, dict) else None
+    if isinstance(reference, str) and reference.startswith("#/"):
+        found = whole
+        for step in reference[2:].split("/"):
+            found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+        return {**found, **{key: value for key, value in schema.items() if key != "$ref"}} if _is_schema(found) else {}
+    return schema if _is_schema(schema) else {}
+
+
+def _is_schema(schema: Any) -> bool:
+    return isinstance(schema, dict)
+
+
+def _type_of(schema: dict[str, Any], whole: Any, depth: int = 0) -> str:
+    for several in ("anyOf", "oneOf"):
+        if isinstance(schema.get(several), list) and depth < DEEPEST:
+            types = [_type_of(resolved(one, whole), whole, depth + 1) for one in schema[several][:MOST_VALUES]]
+            return " or ".join(dict.fromkeys(one for one in types if one))
+    told = schema.get("type")
+    names = [one for one in told if isinstance(one, str)] if isinstance(told, list) else [told]
+    words = " or ".join(str(one)[:40] for one in names[:MOST_VALUES] if isinstance(one, str))
+    if words == "array" and depth < DEEPEST:
+        of = _type_of(resolved(schema.get("items"), whole), whole, depth + 1)
+        return f"array of {of}" if of else words
+    return words
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not isinstance(values, list) or not values:
+        return ""
+    more = ", …" if len(values) > MOST_VALUES else ""
+    return ", ".join(_plain(value) for value in values[:MOST_VALUES]) + more
+
+
+def _limits(schema: dict[str, Any]) -> Iterator[str]:
+    for name, words in LIMITS:
+        if isinstance(schema.get(name), str | int | float):
+            yield words.format(_plain(schema[name]))
+    if "default" in schema:
+        yield f"usually {_plain(schema['default'])}"
+
+
+def _plain(value: Any) -> str:
+    return _text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 80)
+
+
+def _text(value: Any, longest: int = LONGEST_TEXT) -> str:
+    text = value if isinstance(value, str) else ""
+    text = text.encode(errors="backslashreplace").decode()  # Lone surrogates cannot be encoded.
+    return text if len(text) <= longest else f"{text[:longest]}…"

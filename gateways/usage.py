@@ -1,4 +1,4 @@
-"""Recent use of a gateway: which tools were called by whom, as the basis for narrowing its servers."""
+"""The Usage tab of a gateway: which tools were called and by whom, and narrowing each server to those."""
 
 from __future__ import annotations
 
@@ -11,15 +11,26 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.db import connection, transaction
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
 from django.utils import timezone
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from auditlog import replica
 from auditlog.groups import BY, newest_names
+from auditlog.instruments import chosen_range
 from auditlog.models import ENDINGS, Event
 from auditlog.ranges import STRETCHES, range_start
-from auditlog.rollups.reading import book
-from gateways.catalogue import SPAN, Period
+from auditlog.views import log_alone
+from capabilities import Capability, requires
+from connections.models import Connection
+from gateways.catalogue import SPAN, month
 from gateways.models import Assignment, Feature, Gateway
 from gateways.models.assignment import narrowings
+from gateways.views import assignment_or_404, gateway_or_404
+from ui.pages import AppRequest, Undo, first_names, leave, sentences, show
+from ui.viewset import confirmed
 
 PEOPLE, TOOLS = 10, 12  # Those with the most calls; more would make the page too heavy.
 RANGES = {name: STRETCHES[name] for name in ("24h", "7d", "30d")}
@@ -31,8 +42,7 @@ MOST_COUNTED = 50_000  # The newest calls of a gateway, counted by person and to
 # Read an index in its order: otherwise PostgreSQL reads and sorts all calls of a month and discards most of them.
 IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 
-# An index on names finds the newest allowed call quickly. Finding that there is none reads each day's partition, so
-# tools known to be unused (from the roll-ups) are skipped.
+# An index on names finds the newest allowed call of each tool.
 LAST_USES = """
 SELECT f.assignment_id, f.exposed_name, f.enabled, u.last_at
 FROM gateways_feature f
@@ -42,7 +52,6 @@ LEFT JOIN LATERAL (
     WHERE c.feature_name = left(f.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
         AND c.gateway_id = a.gateway_id AND c.server_id = a.server_id AND c.created_at >= %s AND c.created_at < %s
         AND c.outcome <> ALL(%s)
-        AND (%s::text[] IS NULL OR a.server_id || ' ' || left(f.exposed_name, 300) = ANY(%s))
     ORDER BY c.created_at DESC LIMIT 1
 ) u ON true
 WHERE f.assignment_id = ANY(%s) AND f.kind = 'tool' AND f.missing_since IS NULL
@@ -58,8 +67,6 @@ FROM (
     ORDER BY created_at DESC LIMIT %s
 ) c GROUP BY host_name, user_email, connection_id ORDER BY 5 DESC, 1, 2 LIMIT %s
 """
-
-
 BY_PERSON_AND_TOOL = """
 SELECT user_id, tool, count(*), min(created_at), sum(count(*)) OVER ()
 FROM (
@@ -118,49 +125,36 @@ class ServerUse:
         return [tool for tool in self.unused if tool.enabled]
 
 
-def period_of(assignments: Iterable[Assignment]) -> Period:
-    """Return the period to search for uses: 30 days, less if there are very many tools."""
-    return Period.to_look_up(Feature.objects.tools().offered().filter(assignment__in=list(assignments)).count())
-
-
-def called_tools(gateway: Gateway, period: Period) -> list[str] | None:
-    """Return the called and not denied tools of a gateway, each as server id and exposed name.
-
-    None if the roll-ups do not cover the period.
-    """
-    where: dict[str, list[Any]] = {"gateway_id": [gateway.pk], "method": ["tools/call"]}
-    with book() as opened:
-        found = opened.read(where, *period.bounds, by=("server_id", "feature_name"), timed=False)
-    if found is None:
-        return None
-    return [f"{server} {name}" for (server, name), numbers in found.items() if numbers.calls > numbers.denied]
-
-
-def uses(assignments: Iterable[Assignment], period: Period, called: list[str] | None = None) -> list[ServerUse]:
-    """Return the use of the tools of each assignment, in order; with `called`, only search for those tools."""
+def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
+    """Return the use of the tools of each assignment in the last SPAN, in order."""
     rows = list(assignments)
     narrowed = narrowings(one.pk for one in rows)
     by_pk = {one.pk: ServerUse(one, narrowed=narrowed.get(str(one.pk))) for one in rows}
-    with connection.cursor() as cursor:
-        cursor.execute(LAST_USES, [*period.bounds, list(ENDINGS["denied"]), called, called, list(by_pk)])
-        for pk, *told in cursor.fetchall():
-            by_pk[pk].tools.append(ToolUse(*told))
+    for pk, *told in _selected(LAST_USES, *month(), list(ENDINGS["denied"]), list(by_pk)):
+        by_pk[pk].tools.append(ToolUse(*told))
     return list(by_pk.values())
 
 
 def used_tools(assignment: Assignment) -> list[str]:
     """Return the names of the tools that were called recently and not denied."""
-    return [tool.name for tool in uses([assignment], period_of([assignment]))[0].used]
+    return [tool.name for tool in uses([assignment])[0].used]
 
 
-def callers(gateway: Gateway, period: Period) -> tuple[list[GatewayCaller], bool]:
+def callers(gateway: Gateway) -> tuple[list[GatewayCaller], bool]:
     """Return the most frequent callers of the gateway's tools, and whether there were more calls than were read."""
-    parameters: list[Any] = [gateway.pk, *period.bounds, list(ENDINGS["denied"]), MOST_READ, MOST_CALLERS]
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(IN_ORDER)
-        cursor.execute(CALLERS, parameters)
-        rows = cursor.fetchall()
+    denied = list(ENDINGS["denied"])
+    rows = _selected(CALLERS, gateway.pk, *month(), denied, MOST_READ, MOST_CALLERS, before=IN_ORDER)
     return [GatewayCaller(*told) for *told, _ in rows], bool(rows) and rows[0][-1] >= MOST_READ
+
+
+def _selected(statement: str, *parameters: Any, before: str = "") -> list[tuple[Any, ...]]:
+    """Return the rows of a statement, run after the settings `before`."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        if before:
+            cursor.execute(before)
+        cursor.execute(statement, parameters)
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
 
 
 class TokenUse(NamedTuple):
@@ -173,13 +167,10 @@ class TokenUse(NamedTuple):
     @classmethod
     def of(cls, token: UUID, connected: UUID, servers: Iterable[UUID], gateway: UUID) -> TokenUse:
         """Return the use of `token` of the connection `connected`, which includes `servers` of `gateway`."""
-        period = Period.of(SPAN)
         places = {"assignment__gateway": gateway, "assignment__server__in": list(servers)}
         offered = Feature.objects.tools().offered().filter(**places, assignment__removed_at=None).count()
-        with connection.cursor() as cursor:
-            cursor.execute(CALLED_WITH, [connected, token, *period.bounds, list(ENDINGS["denied"]), MOST_READ])
-            (used,) = cursor.fetchone()
-        return cls(used, offered, period.label)
+        ((used,),) = _selected(CALLED_WITH, connected, token, *month(), list(ENDINGS["denied"]), MOST_READ)
+        return cls(used, offered, SPAN.label)
 
 
 class Cell(NamedTuple):
@@ -209,10 +200,7 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     """
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(IN_ORDER)
-        cursor.execute(BY_PERSON_AND_TOOL, [gateway.pk, since, until, MOST_COUNTED + 1])
-        found = cursor.fetchall()
+    found = _selected(BY_PERSON_AND_TOOL, gateway.pk, since, until, MOST_COUNTED + 1, before=IN_ORDER)
     are_more = bool(found) and found[0][-1] > MOST_COUNTED
     calls = {(person, tool): number for person, tool, number, *_ in found if person and tool}
     people, tools = Counter[UUID](), Counter[str]()
@@ -226,9 +214,8 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
 
     def cell(person: UUID, tool: str) -> Cell:
         number = calls.get((person, tool), 0)
-        level = -(-LEVELS * number // highest)
         link = urlencode({**narrowed, "user": str(person), "tool": tool})
-        return Cell(f"{person}:{tool}", number, level, link)
+        return Cell(f"{person}:{tool}", number, -(-LEVELS * number // highest), link)
 
     rows = [
         PersonUse(
@@ -247,3 +234,81 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
         "people_count": len(people),
         "since": min(first for *_, first, _ in found) if are_more else None,
     }
+
+
+def _tab_url(gateway: Gateway) -> str:
+    return reverse("gateways:usage", args=[gateway.slug])
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def usage(request: AppRequest, slug: str) -> HttpResponse:
+    if not Gateway.objects.visible_to(request.user).filter(slug=slug).exists():
+        return log_alone("gateway", get_object_or_404(Gateway, slug=slug).pk)
+    gateway = gateway_or_404(request.user, slug)
+    assignments = gateway.assignments.live().select_related("server", "gateway").order_by("alias", "pk")
+    by_whom, are_more = replica.read_from_replica(request, lambda: callers(gateway))
+    chosen = chosen_range(request.GET.get("range"), RANGES, DEFAULT)
+    context = {
+        "gateway": gateway,
+        "tab": "usage",
+        "ranges": [(name, each.label) for name, each in RANGES.items()],
+        "chosen": chosen,
+        "label": RANGES[chosen].label,
+        **replica.read_from_replica(request, lambda: matrix(gateway, chosen)),
+        "period": SPAN,
+        "servers": uses(assignments),
+        "callers": by_whom,
+        "are_more": are_more,
+    }
+    return show(request, "gateways/usage.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+@requires(Capability.LOGS_READ)
+def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Confirm, then disable the tools that were not used. Use is looked up again on POST."""
+    assignment = assignment_or_404(request.user, pk)
+    back, name = _tab_url(assignment.gateway), assignment.server.name
+
+    def act() -> HttpResponse:
+        off = assignment.narrow(used_tools(assignment), by=request.user)
+        undo = Undo.if_changed(bool(off), reverse("gateways:widen", args=[pk]))
+        return leave(request, back, f"{name}: {_tools(len(off))} switched off", undo)
+
+    question = _narrowing(assignment) if request.method == "GET" else {}
+    return confirmed(request, act, back=back, title=f"Narrow {name}", kind="primary", icon="policy", **question)
+
+
+def _narrowing(assignment: Assignment) -> dict[str, Any]:
+    """Return what narrowing would disable, in words."""
+    (use,) = uses([assignment])
+    off, begun = [tool.name for tool in use.to_switch_off], assignment.created_at
+    live = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
+    connections = f"{live} {'connection' if live == 1 else 'connections'}"
+    return {
+        "text": f"Leave on the {len(use.used)} of {len(use.tools)} tools that were used in {SPAN.length.days} days? "
+        f"{_tools(len(off))} switched off for {connections} to {assignment.gateway.name}.",
+        "more": sentences(
+            f"Switched off: {first_names(off)}." if off else "",
+            "What its server adds later starts switched off.",
+            f"It is here only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
+            "Undo stands on this page afterwards.",
+        ),
+    }
+
+
+def _tools(number: int) -> str:
+    return "1 tool is" if number == 1 else f"{number} tools are"
+
+
+@require_POST
+@requires(Capability.GATEWAYS_MANAGE)
+def widen(request: AppRequest, pk: UUID) -> HttpResponse:
+    assignment = assignment_or_404(request.user, pk)
+    on = assignment.widen(by=request.user)
+    may_read = request.user.has_perm(Capability.LOGS_READ)
+    tools_url = reverse("gateways:tools", args=[assignment.gateway.slug])
+    back = _tab_url(assignment.gateway) if may_read else tools_url
+    return leave(request, back, f"{assignment.server.name}: {_tools(len(on))} switched on again")

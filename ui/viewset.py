@@ -1,0 +1,294 @@
+"""Pages that most models have: a list, a form, a confirmed act, a switch, archiving, and acts on picked rows.
+
+A view declares its capability, finds its row and hands both to one of these functions, which answer GET and POST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+from django.db.models import Model, QuerySet
+from django.http import HttpResponse
+
+from ui.forms import ListFilter
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    Undo,
+    clash_context,
+    confirm,
+    first_names,
+    leave,
+    own_path,
+    page_of,
+    refuse,
+    sentences,
+    show,
+    was_typed,
+)
+from ui.tables import show_list
+from ui.versions import ChangedMeanwhile
+
+if TYPE_CHECKING:
+    from django.forms import Form
+
+    from ui.tables import Table
+
+MOST_PICKED = 100  # More rows than a page can have.
+
+type Fault = type[Exception]
+# Responds to an act on a row: called with the request, the row, a toast and an Undo.
+type ShowRow = Callable[[AppRequest, Any, str, Undo | None], HttpResponse]
+
+
+class SwitchableRow(Protocol):
+    """Protocol for models that can be enabled and disabled."""
+
+    pk: Any
+    enabled: bool
+
+    def disable(self, *, by: Any) -> bool: ...
+    def enable(self, *, by: Any) -> bool: ...
+
+
+def list_page(
+    request: AppRequest,
+    template: str,
+    rows: QuerySet[Any],
+    *,
+    table: Table,
+    filters: ListFilter | None = None,
+    detail: Callable[[Any], QuerySet[Any]] | None = None,
+    count: int | None = None,
+    wrap: Callable[[Any], Any] | None = None,
+    **context: Any,
+) -> HttpResponse:
+    """Render one page of `rows`, narrowed by `filters`, in the order of the table; see `page_of` for `detail`.
+
+    `wrap` makes what the template shows of each row, in `rows`.
+    """
+    view = table.seen(request)
+    page = page_of(request, view.ordered(filters.narrow(rows) if filters else rows), detail=detail, count=count)
+    shown = {"rows": [wrap(row) for row in page]} if wrap else {}
+    narrowing = {"filter_form": filters, "filters": filters.values, "narrowed": filters.is_narrow} if filters else {}
+    return show_list(request, template, {"page": page, "table": view, **shown, **narrowing, **context})
+
+
+def form_page(
+    request: AppRequest,
+    template: str,
+    form: Form,
+    save: Callable[[], HttpResponse],
+    errors: Mapping[Any, Any] | None = None,
+    **context: Any,
+) -> HttpResponse:
+    """Show `form`; on POST return the response of `save`, which runs with valid data, or the form with its errors.
+
+    Exceptions of `errors` become an error of the named field, with their message or the one beside the field; None is
+    the whole form. ChangedMeanwhile shows what somebody else changed; pass the row's `version` for that.
+    """
+    context |= {"form": form}
+    if request.method == "GET":
+        return show(request, template, context)
+    faults = errors or {}
+    if form.is_valid():
+        try:
+            return save()
+        except ChangedMeanwhile as clash:
+            context |= clash_context(clash)
+        except tuple(faults) as error:
+            field = next(field for kind, field in faults.items() if isinstance(error, kind))
+            form.add_error(*(field if isinstance(field, tuple) else (field, str(error))))
+    return refuse(request, template, context)
+
+
+def confirmed(
+    request: AppRequest,
+    act: Callable[[], object],
+    done: str = "",
+    *,
+    back: str,
+    to: str = "",
+    faults: Fault | tuple[Fault, ...] = (),
+    refused: Callable[[str], HttpResponse] | None = None,
+    typed: str = "",
+    **question: Any,
+) -> HttpResponse:
+    """Ask (see `confirm`), then `act` and return its response; or go `to` a page, or `back`, with the toast `done`.
+
+    If it raises one of `faults`, go back with its message, or return the response of `refused`. Values of `question`
+    that cost a query may be functions.
+    """
+    if request.method == "GET" or (typed and not was_typed(request, typed)):
+        told = {name: value() if callable(value) else value for name, value in question.items()}
+        return confirm(request, back=back, typed=typed, **told)
+    try:
+        result = act()
+    except faults as error:
+        return refused(str(error)) if refused else leave(request, back, str(error))
+    return result if isinstance(result, HttpResponse) else leave(request, to or back, done)
+
+
+def switch_on(request: AppRequest, row: SwitchableRow, noun: str, undo: str, shown: ShowRow) -> HttpResponse:
+    """Enable `row`; `undo` is the URL that disables it again."""
+    return shown(request, row, f"{noun} enabled", Undo.if_changed(row.enable(by=request.user), undo))
+
+
+def switch_off(
+    request: AppRequest, row: SwitchableRow, noun: str, undo: str, shown: ShowRow, **question: Any
+) -> HttpResponse:
+    """Ask, then disable `row`; `undo` is the URL that enables it again. The question is that of `confirmed`."""
+
+    def act() -> HttpResponse:
+        return shown(request, row, f"{noun} disabled", Undo.if_changed(row.disable(by=request.user), undo))
+
+    return confirmed(request, act, **{"title": f"Disable {noun.lower()}", "kind": "primary"} | question)
+
+
+def archive_page(
+    request: AppRequest,
+    row: Any,
+    archive: Callable[[], None],
+    faults: Fault,
+    *,
+    more: Callable[[], str],
+    back: str,
+    to: str,
+) -> HttpResponse:
+    """Archive `row` once its name was typed, then go `to` the list; a row still enabled goes `back` with the reason."""
+    return confirmed(
+        request,
+        archive,
+        f"{row.name} archived",
+        back=back,
+        to=to,
+        faults=faults,
+        typed="" if row.enabled and request.method == "POST" else str(row),  # Refused in any case.
+        title=f"Archive {row._meta.verbose_name}",
+        text=f'Archive "{row}"? It leaves the list for good. This cannot be undone.',
+        more=more,
+        icon="archive",
+    )
+
+
+# Acts on the rows picked in a list: one confirmation, then the model's verb for each row.
+
+
+class Picked:
+    """The rows picked in a list, of those in `rows`; `refused` returns why a row must be skipped, or an empty text."""
+
+    def __init__(
+        self,
+        request: AppRequest,
+        rows: QuerySet[Any],
+        nouns: tuple[str, str],
+        *,
+        back: str,
+        refused: Callable[[Any], str] = lambda row: "",
+    ) -> None:
+        self.request, self.nouns = request, nouns
+        self.back = own_path(request.POST.get("back", ""), back)
+        self.rows: list[Any] = list(rows.filter(pk__in=_picked_keys(request))[:MOST_PICKED])
+        self.apart = [(row, reason) for row in self.rows if (reason := refused(row))]
+
+    @property
+    def open(self) -> list[Any]:
+        """The rows that the act is possible for."""
+        left_alone = {row.pk for row, _ in self.apart}
+        return [row for row in self.rows if row.pk not in left_alone]
+
+    def number(self, rows: Sequence[Any]) -> str:
+        """Return a number of rows in words, such as "2 hosts"."""
+        return f"{len(rows)} {self.nouns[len(rows) != 1]}"
+
+    @property
+    def left_alone(self) -> str:
+        """A sentence with the rows that are skipped, and why; empty without any."""
+        names = [f"{row} ({reason})" for row, reason in self.apart]
+        return f"Left alone: {first_names(names)}." if names else ""
+
+    def leave(self, toast: str, undo: Undo | None = None) -> HttpResponse:
+        """Go back to the list."""
+        return leave(self.request, self.back, toast, undo)
+
+    def fields(self, rows: Sequence[Any]) -> list[tuple[str, str]]:
+        return [("back", self.back), *(("pick", str(row.pk)) for row in rows)]
+
+
+def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> HttpResponse:
+    """Enable or disable the picked rows, depending on `act`; disabling asks first, with what it `cuts`.
+
+    Rows that already have the state get no event.
+    """
+    request, on = picked.request, picked.request.POST.get("act") == "enable"
+    state = "enabled" if on else "disabled"
+    changing = [row for row in picked.open if row.enabled is not on]
+    if changing and not on and not request.POST.get("sure"):
+        names = first_names([str(row) for row in changing])
+        return confirm(
+            request,
+            title=f"Disable {picked.number(changing)}",
+            text=f"Disable {names}? What goes through them stops on its next request. {NOTHING_IS_DELETED}",
+            more=sentences(cuts(changing), picked.left_alone),
+            kind="primary",
+            hidden=[("act", "disable"), ("sure", "1"), *picked.fields(changing)],
+            back=picked.back,
+        )
+    # Others may have changed some rows meanwhile; our undo must not include those.
+    changed = [row for row in changing if (row.enable(by=request.user) if on else row.disable(by=request.user))]
+    if not changed:
+        nothing = f"All of them were {state} already" if picked.rows else "Nothing was picked"
+        return picked.leave(picked.left_alone or nothing)
+    done = f"{picked.number(changed)} {state}"
+    fields = [("act", "disable" if on else "enable"), ("sure", "1"), *picked.fields(changed)]
+    return picked.leave(". ".join(filter(None, (done, picked.left_alone))), Undo(request.path, fields))
+
+
+def end_picked(
+    picked: Picked,
+    verb: tuple[str, str],
+    end: Callable[[Any], object],
+    faults: Fault,
+    ends: Callable[[list[Any]], str],
+    icon: str = "revoke",
+) -> HttpResponse:
+    """End the picked rows for good after their number was typed; `verb` is such as ("Revoke", "revoked").
+
+    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence.
+    """
+    act, done = verb
+    ending = picked.open
+    if not ending:
+        return picked.leave(picked.left_alone or "Nothing was picked")
+    if not was_typed(picked.request, number := picked.number(ending)):
+        return confirm(
+            picked.request,
+            title=f"{act} {number}",
+            text=f"{act} {first_names([str(row) for row in ending])}? {ends(ending)} This cannot be undone.",
+            more=picked.left_alone,
+            icon=icon,
+            hidden=picked.fields(ending),
+            typed=number,
+            is_asked_first="typed" not in picked.request.POST,
+            back=picked.back,
+        )
+    ended = []
+    for row in ending:
+        try:
+            end(row)
+            ended.append(row)
+        except faults as reason:
+            picked.apart.append((row, str(reason)))
+    return picked.leave(". ".join(filter(None, (f"{picked.number(ended)} {done}", picked.left_alone))))
+
+
+def _picked_keys(request: AppRequest) -> list[UUID]:
+    keys = []
+    for text in request.POST.getlist("pick")[:MOST_PICKED]:
+        try:
+            keys.append(UUID(text))
+        except ValueError:
+            continue
+    return keys
