@@ -28,7 +28,7 @@ from ui import databases
 from ui.pages import AppRequest
 from wire.background import Deadline
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
-from wire.http1 import BodyReader, BodyTooLarge
+from wire.http import BodyReader, BodyTooLarge
 from wire.versions import NAME
 
 # Fetch a client metadata document from an untrusted URL.

@@ -37,8 +37,8 @@ from proxy.suspended_calls import SuspendedCalls
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.guard import Guard
+from wire.http import Transport
 from wire.oauth_client import MOST_BYTES
-from wire.pool import Transport
 from wire.reader_process import ReaderProcess
 from wire.turns import ByteBudget
 

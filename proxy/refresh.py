@@ -13,8 +13,8 @@ from proxy.store.state import StatePool
 from wire.background import Background
 from wire.cipher import Cipher
 from wire.errors import AccessRefused, UpstreamError
+from wire.http import Transport
 from wire.oauth_client import SECONDS, TokenRequest, read_challenge, union
-from wire.pool import Transport
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from proxy.store.call_writer import CallRow, new_uid
 from proxy.tasks import Task
 from wire import hosts, jsonrpc, token_text, trace_context, versions
 from wire.answers import TaskIds
-from wire.http1 import SAME_HEAD
+from wire.http import SAME_HEAD
 from wire.jsonrpc import LARGE, MOST_VALUES, MalformedMessage, Message, Object
 from wire.rpc_messages import extensions_in
 from wire.trace_context import Trace

@@ -26,9 +26,9 @@ from wire.client import MOST_BYTES, Spoken
 from wire.definitions import TOOL, Definition
 from wire.guard import Guard, UrlRefused
 from wire.guard import listener as local_listener
+from wire.http import Transport
 from wire.jsonrpc import storable
 from wire.oauth_client import Unsendable, header_of
-from wire.pool import Transport
 from wire.rpc_messages import MODERN, ServerDescription, Target
 
 __all__ = [

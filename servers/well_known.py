@@ -21,7 +21,7 @@ from servers.upstream_guard import upstream_guard
 from wire.background import Deadline
 from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
-from wire.http1 import BodyReader, BodyTooLarge
+from wire.http import BodyReader, BodyTooLarge
 from wire.versions import NAME
 
 BUILT_IN = Path(__file__).with_name("well_known.json")

@@ -3,8 +3,8 @@
 from http import HTTPStatus
 
 from wire import errors
+from wire.http import CONNECT_SECONDS
 from wire.jsonrpc import storable
-from wire.pool import CONNECT_SECONDS
 
 MAX_QUOTED = 200  # Characters of a server's own text that we quote.
 

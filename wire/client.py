@@ -19,9 +19,8 @@ from wire.errors import (
     TooManyFeatures,
     UpstreamError,
 )
-from wire.http1 import more_than
+from wire.http import HttpResponse, Transport, more_than
 from wire.jsonrpc import Object
-from wire.pool import HttpResponse, Transport
 from wire.rpc_messages import (
     BOTH,
     MODERN,

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, Self
 from wire import answers, jsonrpc, sse, versions
 from wire.answers import Changes
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
-from wire.http1 import more_than
+from wire.http import HttpResponse, more_than
 from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, storable
 from wire.oauth_client import fits_a_header
-from wire.pool import HttpResponse
 from wire.reader_process import ReaderProcess, UnreadableAnswer, is_large
 from wire.tool_names import is_shallow
 from wire.trace_context import NONE, Trace

@@ -19,9 +19,9 @@ from wire.errors import (
     Unreachable,
     UpstreamError,
 )
+from wire.http import HttpResponse, Transport
 from wire.jsonrpc import Object
 from wire.oauth_client import fits_a_header
-from wire.pool import HttpResponse, Transport
 from wire.rpc_messages import (
     SESSION,
     Answer,

@@ -11,9 +11,9 @@ from typing import Any
 
 from wire import jsonrpc, versions
 from wire.errors import BadAnswer, UnknownVersion
+from wire.http import Transport
 from wire.jsonrpc import Object
 from wire.oauth_client import is_header_name
-from wire.pool import Transport
 from wire.rpc_messages import (
     MODERN,
     OnNotification,

@@ -20,7 +20,7 @@ from wire import versions
 from wire.background import Deadline
 from wire.guard import Guard, GuardedTransport
 from wire.hosts import origin_of
-from wire.http1 import BodyBroken, BodyReader, BodyTooLarge
+from wire.http import BodyBroken, BodyReader, BodyTooLarge
 
 # The doctor's report: the result of each step, without secrets.
 

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from proxy import open_files
 from proxy.access.decision import SLUG
 from proxy.request import PREFIX
-from wire.http1 import SAME_HEAD, HeaderCache, header_cache
+from wire.http import SAME_HEAD, HeaderCache, header_cache
 from wire.jsonrpc import LARGE
 
 logger = logging.getLogger(__name__)

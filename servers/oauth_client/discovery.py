@@ -18,7 +18,7 @@ from servers.upstream_guard import upstream_guard
 from wire.background import Deadline
 from wire.forward_proxy import ProxyFailed, is_at_host_of
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
-from wire.http1 import BodyReader, BodyTooLarge
+from wire.http import BodyReader, BodyTooLarge
 from wire.jsonrpc import dumps
 from wire.oauth_client import (
     MOST_BYTES,

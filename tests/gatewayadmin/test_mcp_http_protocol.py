@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpCycle, McpHttpProtocol
 from tests.eventually import PATIENCE
-from wire.http1 import SAME_HEAD
+from wire.http import SAME_HEAD
 
 SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path, once as everybody writes it.
 

@@ -329,7 +329,7 @@ async def test_however_many_streams_pour_in_one_slice_is_read_in_each_round_of_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("SLICE_SECONDS", "LONG_SLICE_SECONDS"):
-        monkeypatch.setattr(f"wire.http1.{name}", -1)  # Every event is a slice.
+        monkeypatch.setattr(f"wire.http.{name}", -1)  # Every event is a slice.
     rounds = 0
     heard: list[int] = []
 

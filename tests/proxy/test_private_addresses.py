@@ -33,7 +33,7 @@ from tests.proxy.conftest import Proxy, sql
 from tests.rest import Rest
 from wire.errors import AddressInside
 from wire.guard import AddressRefused, Guard, LeadsInside
-from wire.pool import Transport
+from wire.http import Transport
 
 NEXT = "/settings/identities"
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))

@@ -44,10 +44,10 @@ def entered_functions() -> Iterator[Counter[tuple[str, str, str]]]:
     tool = next(number for number in range(6) if sys.monitoring.get_tool(number) is None)
 
     def start(code: CodeType, _: int) -> None:
-        frame: FrameType | None = sys._getframe(1)
-        if (module := module_of(code)) and frame is not None:
-            while (frame := frame.f_back) is not None and not module_of(frame.f_code):
-                pass
+        if module := module_of(code):
+            frame: FrameType | None = sys._getframe(1).f_back
+            while frame is not None and not module_of(frame.f_code):
+                frame = frame.f_back
             entered[module, code.co_qualname, module_of(frame.f_code) if frame is not None else ""] += 1
 
     sys.monitoring.use_tool_id(tool, "the way of a call")

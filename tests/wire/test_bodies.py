@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.sampling import some
-from wire.http1 import PIECE, BodyBroken, BodyReader, BodyTooLarge
+from wire.http import PIECE, BodyBroken, BodyReader, BodyTooLarge
 from wire.jsonrpc import has_more_values
 
 LIMIT = 3 * PIECE

@@ -27,7 +27,7 @@ from wire.errors import (
     UpstreamError,
 )
 from wire.guard import Guard
-from wire.pool import Transport
+from wire.http import Transport
 from wire.rpc_messages import MODERN, SESSION, Target, ignore
 from wire.sessions import declared
 

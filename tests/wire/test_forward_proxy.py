@@ -21,7 +21,7 @@ from wire.background import Deadline
 from wire.errors import AddressBlocked, AddressInside, CertificateRefused, NoWayOut, UpstreamError
 from wire.forward_proxy import HostSet, OutboundProxy, ProxyFailed, places
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream, tls
-from wire.pool import Transport
+from wire.http import Transport
 
 PUBLIC, OTHER = "93.184.215.14", "93.184.215.15"
 LOOPBACK = ip_network("127.0.0.0/8")
@@ -343,7 +343,7 @@ def test_a_proxy_without_an_address_is_told(ask: Ask, end: ssl.SSLContext) -> No
 def test_a_proxy_that_says_nothing_is_given_up(
     ask: Ask, encrypted: bool, server: int, end: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wire.pool.PROXY_SECONDS", 0.3)
+    monkeypatch.setattr("wire.http.PROXY_SECONDS", 0.3)
     monkeypatch.setattr(Deadline, "left", lambda self, most: 0.3)
     with forward_proxy(server, hangs=True) as proxy:
         # To one that speaks no TLS a client says hello, and it goes on listening.

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.wire.test_pool import LOOPBACK, Reader, Writer, head_of, listening
-from wire.http1 import HEAD_LIMIT, ConnectionBroken, HttpConnection, Oversized
-from wire.pool import Transport
+from wire.http import HEAD_LIMIT, ConnectionBroken, HttpConnection, Oversized, Transport
 from wire.turns import Turns
 
 MIB = 1 << 20

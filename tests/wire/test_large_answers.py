@@ -14,11 +14,9 @@ import pytest
 from tests.eventually import PATIENCE
 from tests.wire.test_http1 import LIMIT, MIB, READ
 from tests.wire.test_pool import LOOPBACK
-from wire import http1
 from wire.errors import TooSlow
-from wire.http1 import AHEAD_LIMIT, HttpConnection, Oversized
+from wire.http import AHEAD_LIMIT, HttpConnection, Origin, Oversized, Transport
 from wire.jsonrpc import LARGE
-from wire.pool import Origin, Transport
 from wire.rpc_messages import SESSION, RpcResponse, Target, ignore, read_response
 from wire.turns import LARGE_AT_ONCE
 
@@ -122,7 +120,7 @@ WITHOUT_PLACE = LARGE + 2 * AHEAD_LIMIT + READ
 async def test_few_large_answers_are_read_at_once_and_one_server_leaves_a_place_to_others(
     make: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http1, "LARGE_WINDOW", 600)  # However slow this machine is, nobody is too slow here.
+    monkeypatch.setattr(http, "LARGE_WINDOW", 600)  # However slow this machine is, nobody is too slow here.
     async with calls(make) as (begin, transport):
         of_one, of_another = [begin("one") for _ in range(4)], [begin("another") for _ in range(2)]
         everybody = [*of_one, *of_another]
@@ -191,7 +189,7 @@ async def test_a_place_is_free_again_however_its_answer_ends(
 async def test_a_large_answer_that_hardly_comes_loses_its_place_when_others_wait_and_not_before(
     make: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wire.http1.LARGE_WINDOW", 0.05)
+    monkeypatch.setattr("wire.http.LARGE_WINDOW", 0.05)
     async with calls(make) as (begin, _):
         slow = await in_turn(begin, SIZE // 2)
         await asyncio.sleep(0.5)

@@ -15,7 +15,7 @@ import pytest
 from tests.eventually import PATIENCE
 from wire.errors import AddressBlocked, BadAnswer, NotConnected, TooLarge, Unreachable
 from wire.guard import Guard
-from wire.pool import HttpResponse, Transport
+from wire.http import HttpResponse, Transport
 
 LIMIT = 100_000
 LOOPBACK = Guard((ip_network("127.0.0.0/8"), ip_network("::1/128")))
@@ -87,8 +87,8 @@ async def fetch(transport: Transport, url: str, **headers: str) -> tuple[int, by
 
 
 async def test_idle_connections_end_without_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wire.pool.IDLE_SECONDS", 0.05)
-    monkeypatch.setattr("wire.http1.IDLE_SECONDS", 0.05)
+    monkeypatch.setattr("wire.http.IDLE_SECONDS", 0.05)
+    monkeypatch.setattr("wire.http.IDLE_SECONDS", 0.05)
     async with serving(whole(b"hello")) as (server, transport):
         await fetch(transport, server.url)
 
@@ -142,7 +142,7 @@ async def test_a_head_that_comes_again_is_not_parsed_again(monkeypatch: pytest.M
         parsers.append(channel)
         return httptools.HttpResponseParser(channel)
 
-    monkeypatch.setattr("wire.http1.httptools", Mock(wraps=httptools, HttpResponseParser=parser))
+    monkeypatch.setattr("wire.http.httptools", Mock(wraps=httptools, HttpResponseParser=parser))
     async with serving(whole(b"hello", "Mcp-Session-Id: one", "Content-Type: text/plain")) as (server, transport):
         seen, first = [], server.answer
         longer, empty = (first.replace(b"5\r\n\r\nhello", other) for other in (b"11\r\n\r\nhello again", b"0\r\n\r\n"))

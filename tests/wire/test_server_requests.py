@@ -11,7 +11,7 @@ from tests.conftest import Run
 from tests.proxy.scripted import Object, Request, Script, tool
 from wire.client import McpClient
 from wire.guard import Guard
-from wire.pool import Transport
+from wire.http import Transport
 from wire.rpc_messages import Answer, RpcResponse, Target, ignore
 
 ASKED = {"jsonrpc": "2.0", "id": "q1", "method": "sampling/createMessage", "params": {}}

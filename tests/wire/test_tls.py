@@ -14,7 +14,7 @@ import pytest
 from tests.authority import certificate
 from wire.errors import CertificateRefused
 from wire.guard import Guard, GuardedTransport, tls
-from wire.pool import Transport
+from wire.http import Transport
 
 LOOPBACK = Guard((ip_network("127.0.0.0/8"),))
 
