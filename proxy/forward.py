@@ -39,10 +39,9 @@ from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
 from wire import answers, jsonrpc, trace_context, uris, versions
 from wire.answers import NO_MEMBERS, Changes
-from wire.causes import failure_text
 from wire.cipher import Cipher
 from wire.client import McpClient
-from wire.errors import AccessRefused, BadAnswer, Busy, CredentialRenewed, NotRecordable, UpstreamError
+from wire.errors import AccessRefused, BadAnswer, Busy, CredentialRenewed, NotRecordable, UpstreamError, failure_text
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import (
     MODERN,

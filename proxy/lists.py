@@ -26,11 +26,10 @@ from proxy.store.state import StatePool
 from proxy.store.usage import UsageTracker
 from wire import definitions, jsonrpc, uris, versions
 from wire.background import Background
-from wire.causes import failure_text
 from wire.cipher import Cipher
 from wire.client import Listed, McpClient
 from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition
-from wire.errors import AccessRefused, Busy, TimedOut, UpstreamError
+from wire.errors import AccessRefused, Busy, TimedOut, UpstreamError, failure_text
 from wire.jsonrpc import Id, Object
 from wire.rpc_messages import MODERN, SESSION, ServerDescription, era_for
 from wire.tool_names import dotted_name

@@ -20,10 +20,10 @@ from servers.oauth_client.registration import keep_fresh
 from servers.upstream_guard import upstream_guard
 from ui.sealing import cipher
 from wire import client, errors
-from wire.causes import failure_text
 from wire.cipher import Undecryptable
 from wire.client import MOST_BYTES, Spoken
 from wire.definitions import TOOL, Definition
+from wire.errors import failure_text
 from wire.guard import Guard, UrlRefused
 from wire.guard import listener as local_listener
 from wire.http import Transport

@@ -1,18 +1,25 @@
-"""Errors between the gateway and a server, with messages that name the server."""
+"""Errors between the gateway and a server: what callers are told, and what administrators are told of the cause."""
+
+from http import HTTPStatus
 
 from wire import jsonrpc
+
+CONNECT_SECONDS = 5.0  # To connect to a server.
+MAX_QUOTED = 200  # Characters of a server's own text that administrators are shown.
 
 
 class UpstreamError(Exception):
     """Base class: the call is answered with a JSON-RPC error of the gateway, in HTTP 200.
 
-    `reason` is the log's and is sent in `data`; `outcome` is the log's.
+    `reason` is the log's and is sent in `data`; `outcome` is the log's. `sentence` is for callers; `cause`, for
+    administrators, follows "The server".
     """
 
     code = jsonrpc.INTERNAL_ERROR
     outcome = "upstream_error"
     reason = "unreachable"
     sentence = 'Server "{server}" did not answer.'
+    cause = "could not be called: {0}"
 
     def __init__(self, server: str, detail: str = "") -> None:
         super().__init__(self.sentence.format(server=server))
@@ -32,59 +39,70 @@ class NotRecordable(Exception):
 class Unreachable(UpstreamError):
     """No connection could be made, or it ended before the answer."""
 
+    cause = "closed the connection without an answer"
+
 
 class BadUrl(Unreachable):
     """The URL is not one that can be called."""
 
     sentence = 'Server "{server}" has a URL that cannot be called.'
+    cause = "has a URL that cannot be called; check it"
 
 
 class NameNotFound(Unreachable):
     """The name of the server has no address."""
 
     sentence = 'Server "{server}" cannot be found: its name has no address.'
+    cause = "has a name for which there is no address; check the spelling"
 
 
 class NotConnected(Unreachable):
     """Nothing accepts connections at the address."""
 
     sentence = 'Server "{server}" did not answer: nothing accepts connections at its address.'
+    cause = "refused the connection: nothing listens there; check the port, and whether it runs"
 
 
 class NoRoute(NotConnected):
     """No network leads to the address from here."""
 
     sentence = 'Server "{server}" cannot be reached from the gateway: no network leads to its address.'
+    cause = "cannot be reached from here: no network leads to its address"
 
 
 class NoWayOut(NotConnected):
     """The outbound proxy made no connection; `detail` says why, for administrators."""
 
     sentence = 'Server "{server}" cannot be reached from the gateway: the proxy on the way made no connection to it.'
+    cause = "cannot be reached: {0.detail}"
 
 
 class ConnectTimedOut(NotConnected):
     """The address did not answer in time."""
 
     sentence = 'Server "{server}" did not answer.'
+    cause = f"did not answer within {CONNECT_SECONDS:g} s"
 
 
 class TlsFailed(NotConnected):
     """TLS could not be agreed on."""
 
     sentence = 'No secure connection to server "{server}" can be made.'
+    cause = "did not agree on a secure connection (TLS)"
 
 
 class CertificateRefused(TlsFailed):
     """The server's certificate is not one that this machine trusts for its name; `detail` says why."""
 
     sentence = 'The TLS certificate of server "{server}" is not trusted.'
+    cause = "has a TLS certificate that this gateway does not trust: {0.detail}"
 
 
 class NotTls(TlsFailed):
     """The server speaks no TLS at this port, although its URL begins with https."""
 
     sentence = 'Server "{server}" does not speak TLS, although its URL begins with https://.'
+    cause = "does not speak TLS at this port; if it is inside your network, its URL begins with http://"
 
 
 class TimedOut(UpstreamError):
@@ -92,6 +110,7 @@ class TimedOut(UpstreamError):
 
     outcome = "timeout"
     reason = "timeout"
+    cause = "did not answer within {0.seconds:.3g} s"
 
     def __init__(self, server: str, seconds: float, *, in_all: bool = False) -> None:
         spelled = f"{seconds:.4g} seconds"
@@ -121,6 +140,7 @@ class BadAnswer(UpstreamError):
 
     reason = "bad_answer"
     sentence = 'Server "{server}" answered with something that is not MCP.'
+    cause = "answered, but not in MCP; check that the URL is that of its MCP endpoint, often /mcp"
 
     def __init__(
         self, server: str, detail: str = "", *, status: int = 200, error: jsonrpc.Object | None = None
@@ -136,6 +156,7 @@ class Redirected(BadAnswer):
     """The answer redirects to `location`; redirects are not followed."""
 
     sentence = 'Server "{server}" answered with a redirect, which the gateway does not follow.'
+    cause = f"redirects to {{0.location:.{MAX_QUOTED}}}; redirects are not followed"
 
     def __init__(self, server: str, status: int, location: str) -> None:
         super().__init__(server, f"HTTP {status} to {location[:200]}", status=status)
@@ -146,6 +167,7 @@ class UnknownVersion(BadAnswer):
     """The server speaks no version of MCP that the gateway knows; `detail` names those it speaks."""
 
     sentence = 'Server "{server}" speaks no version of MCP that this gateway knows.'
+    cause = "{0.detail}, which this gateway does not know"
 
 
 class OldTransport(BadAnswer):
@@ -154,6 +176,10 @@ class OldTransport(BadAnswer):
     sentence = (
         'Server "{server}" speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call: '
         "ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse."
+    )
+    cause = (
+        "speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call; "
+        "ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse"
     )
 
 
@@ -175,6 +201,7 @@ class BadSessionId(BadAnswer):
     """The server opened a session whose id no header can carry."""
 
     sentence = 'Server "{server}" opened a session whose id no header can carry.'
+    cause = "opened a session whose id no header can carry"
 
 
 class TooLarge(UpstreamError):
@@ -182,30 +209,41 @@ class TooLarge(UpstreamError):
 
     reason = "too_large"
     sentence = 'Server "{server}" gave an answer larger than the gateway passes on.'
+    cause = "answered with {0.detail}"
 
 
 class Flooded(TooLarge):
     """The event stream had more events than the limit for one call."""
 
     sentence = 'Server "{server}" sent more events than the gateway reads for one call.'
+    cause = "sent {0.detail} instead of an answer"
 
 
 class TooManyFeatures(TooLarge):
     """A list is longer than the gateway reads."""
 
+    cause = "lists {0.detail}"
+
 
 class AddressBlocked(UpstreamError):
     reason = "address_blocked"
     sentence = 'Server "{server}" lives at an address the gateway may not call.'
+    cause = "has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it"
 
 
 class AddressInside(AddressBlocked):
     """The name of a server that is not registered as private resolves to a private address."""
 
+    cause = (
+        "has a name that leads to a private address now, though it is registered as a public server; if that is meant, "
+        "say in its settings that it is at a private address"
+    )
+
 
 class Loop(UpstreamError):
     reason = "loop"
     sentence = 'The address of server "{server}" is this gateway itself.'
+    cause = "has an address that leads back to this gateway itself"
 
 
 class AccessRefused(UpstreamError):
@@ -213,6 +251,7 @@ class AccessRefused(UpstreamError):
 
     reason = "credential_refused"
     sentence = 'Server "{server}" refused the credential stored for it.'
+    cause = "answered {0.status}: it refused the credential"
 
     def __init__(self, server: str, status: int, challenge: str = "") -> None:
         super().__init__(server, f"HTTP {status}")
@@ -232,6 +271,7 @@ class Busy(UpstreamError):
     outcome = "rate_limited"
     reason = "busy"
     sentence = 'Server "{server}" is busy with other calls, so this one was not executed; try again soon.'
+    cause = "has as many calls under way as it may have"
 
     def __init__(self, server: str, detail: str = "", *, seconds: int) -> None:
         super().__init__(server, detail)
@@ -263,3 +303,37 @@ class TokenBusy(Busy):
     @property
     def data(self) -> jsonrpc.Object:
         return {"reason": self.reason, "retry_after": self.seconds}
+
+
+def failure_text(error: UpstreamError, url: str) -> str:
+    """Return why a call of the server at `url` failed and what to do, as a predicate for "The server"."""
+    return str(jsonrpc.storable(_in_words(error, url)))
+
+
+def _in_words(error: UpstreamError, url: str) -> str:
+    if isinstance(error, AddressBlocked) and url.startswith("http://"):
+        return "is called without TLS; that is for addresses in GATEWAY_PRIVATE_UPSTREAMS only"
+    if type(error) is BadAnswer and (error.error or error.status != HTTPStatus.OK):
+        return _refused_in_words(error)
+    if isinstance(error, TimedOut) and error.in_all:
+        return f"was not done within {error.seconds:.3g} s"
+    sentence = error.cause.format(error)
+    if type(error) is Unreachable and url.startswith("http://"):
+        return f"{sentence}; if it speaks TLS, its URL begins with https://"
+    return sentence
+
+
+def _refused_in_words(error: BadAnswer) -> str:
+    """Return the message for a JSON-RPC error, or for an HTTP status without one."""
+    if error.error:
+        message, code = error.error.get("message"), error.error.get("code")
+        quoted = message[:MAX_QUOTED] if isinstance(message, str) else ""
+        return f"answered with an error: {quoted} ({code if isinstance(code, int) else 'without a code'})"
+    match error.status:
+        case HTTPStatus.NOT_FOUND:
+            return "answered 404: there is no MCP endpoint at this URL; it often ends in /mcp"
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            return "answered 405: it may speak the older HTTP+SSE transport, which is not supported"
+        case HTTPStatus.BAD_REQUEST:
+            return "answered 400; check that the URL is that of its MCP endpoint, and whether it begins with https://"
+    return f"answered {error.status}"

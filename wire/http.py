@@ -1,7 +1,8 @@
-"""HTTP/1.1: a client connection parsed by llhttp, a bounded body reader, and a cache of repeated headers.
+"""HTTP/1.1 to upstream servers: guarded connections parsed by llhttp, kept open between calls.
 
-The connection implements only what a proxied call needs: there are no cookies, redirects, proxies or stored
-credentials that could be mixed up or leak. Other HTTP clients of the gateway use `BodyReader` too.
+This is a small client of our own. A general one takes four times the processor time per call and has features that a
+gateway must disable: a cookie jar shared by users, redirects, proxies from the environment, and a connection limit that
+one hanging server can exhaust. Other HTTP clients of the gateway use `BodyReader` too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import httptools
 from wire import versions
 from wire.background import Background, every
 from wire.errors import (
+    CONNECT_SECONDS,
     AddressBlocked,
     AddressInside,
     BadAnswer,
@@ -617,13 +619,8 @@ class HttpConnection(asyncio.Protocol):
         self.complete = True
 
 
-# HTTP/1.1 to upstream servers: guarded connections, kept open between calls.
-#
-# This is a small client of our own. A general one takes four times the processor time per call and has features that a
-# gateway must disable: a cookie jar shared by users, redirects, proxies from the environment, and a connection limit that
-# one hanging server can exhaust.
+# The pool of connections, and the answers read from them.
 
-CONNECT_SECONDS = 5.0
 PROXY_SECONDS = 4.0  # Less than CONNECT_SECONDS, to distinguish a silent proxy from a silent server.
 MOST_IDLE = 64
 MOST_URLS = 10_000

@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRe
 from proxy.store.database import DatabaseUnavailable
 
 CONNECTIONS = 2
-CONNECT_SECONDS = 5.0
+POOL_SECONDS = 5.0
 MOST_WAITING = 1000
 SETUP = b"SET application_name = 'gateway state'; SET statement_timeout = '5s'; SET lock_timeout = '2s'"
 
@@ -29,8 +29,8 @@ class StatePool:
             min_size=1,
             max_size=CONNECTIONS,
             max_waiting=MOST_WAITING,
-            timeout=CONNECT_SECONDS,
-            kwargs={"autocommit": True, "connect_timeout": int(CONNECT_SECONDS)},
+            timeout=POOL_SECONDS,
+            kwargs={"autocommit": True, "connect_timeout": int(POOL_SECONDS)},
             configure=_configure,
             check=AsyncConnectionPool.check_connection,  # A server that restarted is noticed before the statement.
             open=False,

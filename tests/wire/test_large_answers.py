@@ -120,7 +120,7 @@ WITHOUT_PLACE = LARGE + 2 * AHEAD_LIMIT + READ
 async def test_few_large_answers_are_read_at_once_and_one_server_leaves_a_place_to_others(
     make: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "LARGE_WINDOW", 600)  # However slow this machine is, nobody is too slow here.
+    monkeypatch.setattr("wire.http.LARGE_WINDOW", 600)  # However slow this machine is, nobody is too slow here.
     async with calls(make) as (begin, transport):
         of_one, of_another = [begin("one") for _ in range(4)], [begin("another") for _ in range(2)]
         everybody = [*of_one, *of_another]
