@@ -41,6 +41,7 @@ from wire import answers, jsonrpc, trace_context, uris, versions
 from wire.answers import NO_MEMBERS, Changes
 from wire.cipher import Cipher
 from wire.client import McpClient
+from wire.definitions import exposed_name
 from wire.errors import AccessRefused, BadAnswer, Busy, CredentialRenewed, NotRecordable, UpstreamError, failure_text
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import (
@@ -55,7 +56,6 @@ from wire.rpc_messages import (
     ignore,
     next_request_id,
 )
-from wire.tool_names import exposed_name
 from wire.trace_context import Trace
 
 # Members of a client's `_meta` that are for the gateway; all others are forwarded to the server.

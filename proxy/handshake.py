@@ -19,10 +19,9 @@ from wire import jsonrpc, versions
 from wire.background import Background
 from wire.client import McpClient, Spoken
 from wire.errors import TimedOut, UpstreamError
-from wire.jsonrpc import Message, Object, storable
+from wire.jsonrpc import Message, Object, is_shallow, storable
 from wire.rpc_messages import OFFERED, ServerDescription, Target, extensions_in
 from wire.sessions import BRIDGED
-from wire.tool_names import is_shallow
 
 # Find out which eras of MCP servers speak, by one worker at a time. Every decision reads them from the row.
 #

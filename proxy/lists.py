@@ -28,11 +28,10 @@ from wire import definitions, jsonrpc, uris, versions
 from wire.background import Background
 from wire.cipher import Cipher
 from wire.client import Listed, McpClient
-from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition
+from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition, dotted_name
 from wire.errors import AccessRefused, Busy, TimedOut, UpstreamError, failure_text
 from wire.jsonrpc import Id, Object
 from wire.rpc_messages import MODERN, SESSION, ServerDescription, era_for
-from wire.tool_names import dotted_name
 from wire.trace_context import NONE, Trace
 
 logger = logging.getLogger(__name__)

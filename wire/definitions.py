@@ -9,18 +9,10 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from wire import jsonrpc, stateless
-from wire.jsonrpc import Object, is_storable, storable
-from wire.tool_names import (
-    LONGEST_URI,
-    exposed_name,
-    fingerprint,
-    is_shallow,
-    is_tool_name,
-)
+from wire.jsonrpc import Object, is_shallow, is_storable, storable
 
 TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
 
@@ -190,59 +182,18 @@ def shown_text(kind: str, alias: str, definition: Definition) -> str:
 def renamed(text: str, name: str) -> str:
     """Return the text of an object with another `name`; no other byte changes."""
     spelled = json.dumps(name)
-    for start, end in reversed([span for key, span in _members(text, 0) if key == "name"]):
+    for start, end in reversed([(begin, end) for key, begin, end in jsonrpc.members(text) if key == "name"]):
         text = text[:start] + spelled + text[end:]
     return text
 
 
-# Positions of values in a JSON text. It was parsed before, so it is well formed.
-
-_scan = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str).scan_once  # type: ignore[attr-defined]
-_BLANK = " \t\n\r"
-
-
 def _item_texts(text: str, member: str) -> list[str]:
     for path in ("result", member):
-        spans = [span for key, span in _members(text, 0) if key == path]
+        spans = [(begin, end) for key, begin, end in jsonrpc.members(text) if key == path]
         if not spans:
             return []
         text = text[slice(*spans[-1])]
-    return [text[start:end] for start, end in _elements(text)]
-
-
-def _members(text: str, start: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the keys of the object that begins at `start`, with the span of each value."""
-    at = _past(text, start)
-    if text[at : at + 1] != "{":
-        return
-    at = _past(text, at + 1)
-    while text[at] != "}":
-        key, at = scanstring(text, at + 1, True)
-        at = _past(text, _past(text, at) + 1)
-        _, end = _scan(text, at)
-        yield key, (at, end)
-        at = _past(text, end)
-        if text[at] == ",":
-            at = _past(text, at + 1)
-
-
-def _elements(text: str) -> Iterator[tuple[int, int]]:
-    at = _past(text, 0)
-    if text[at : at + 1] != "[":
-        return
-    at = _past(text, at + 1)
-    while text[at] != "]":
-        _, end = _scan(text, at)
-        yield at, end
-        at = _past(text, end)
-        if text[at] == ",":
-            at = _past(text, at + 1)
-
-
-def _past(text: str, at: int) -> int:
-    while text[at : at + 1] in _BLANK and at < len(text):
-        at += 1
-    return at
+    return [text[begin:end] for begin, end in jsonrpc.elements(text)]
 
 
 class _Twins(Exception):
@@ -267,3 +218,50 @@ def _unique(pairs: list[tuple[str, Any]]) -> Object:
 def definition_in(text: str) -> Definition:
     """Parse the stored text of a definition."""
     return Definition(jsonrpc.loads(text.encode()), text)
+
+
+# Exposed names of tools and prompts, and fingerprints of definitions. Needs no Django.
+#
+# Used by the proxy and the pages, which must agree.
+
+MAX_NAME = 64
+LONGEST_NAME = 200  # Characters of a tool or prompt name at its server.
+LONGEST_URI = 2048  # Bytes of a resource URI or template, in UTF-8.
+SEPARATOR = "__"
+
+_foreign = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def exposed_name(alias: str, tool: str) -> str:
+    """Return the name agents use for `tool`: `<alias>__<tool>`, at most 64 of [A-Za-z0-9_-].
+
+    Model providers accept nothing else. A name that has to be shortened or cleaned ends in six hex digits of its
+    digest, to be unique. Without an alias a valid name is unchanged.
+    """
+    name = f"{alias}{SEPARATOR}{tool}" if alias else tool
+    cleaned = _foreign.sub("_", name)
+    if name and cleaned == name and len(name) <= MAX_NAME:
+        return name
+    mark = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:6]
+    return f"{cleaned[: MAX_NAME - 7]}_{mark}"
+
+
+# Since 2025-11-25 names may have dots (MCP, Tools, Tool Names).
+_dotted = re.compile(r"[A-Za-z0-9_.-]+").fullmatch
+
+
+def dotted_name(alias: str, tool: str) -> str:
+    """Return the exposed name for clients that allow dots in names; empty if it is not valid even so."""
+    name = f"{alias}{SEPARATOR}{tool}" if alias else tool
+    return name if len(name) <= MAX_NAME and _dotted(name) else ""
+
+
+def fingerprint(definition: Mapping[str, Any]) -> str:
+    """Return a digest of a definition without `_meta`, which may differ from one answer to the next."""
+    told = {name: value for name, value in definition.items() if name != "_meta"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def is_tool_name(value: Any) -> TypeGuard[str]:
+    """Return whether this is a usable tool name: a storable string of at most LONGEST_NAME characters."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and is_storable(value)

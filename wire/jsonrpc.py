@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Never
 
 import orjson
@@ -209,50 +210,58 @@ def with_members(
         return dumps({**document, "id": request_id, "result": changed})
     try:
         spelled = text.decode()
-        outer = {name: spelled[begin:end] for name, begin, end in _members(spelled, 0)}
-        members = [
-            f"{json.dumps(name)}:{value}" for name, value in _result_members(outer["result"]) if name not in drop
-        ]
-        members += [f"{json.dumps(name)}:{dumps(value).decode()}" for name, value in add.items()]
-        outer |= {"id": dumps(request_id).decode(), "result": "{" + ",".join(members) + "}"}
+        outer = {name: spelled[begin:end] for name, begin, end in members(spelled)}
+        result = outer["result"]
+        own = [f"{json.dumps(name)}:{result[begin:end]}" for name, begin, end in members(result) if name not in drop]
+        own += [f"{json.dumps(name)}:{dumps(value).decode()}" for name, value in add.items()]
+        outer |= {"id": dumps(request_id).decode(), "result": "{" + ",".join(own) + "}"}
         body = "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in outer.items()) + "}"
         return body.encode()
     except (ValueError, KeyError, RecursionError):
         return dumps({**document, "id": request_id, "result": changed})
 
 
+# Positions of values in a JSON text that was parsed before, so it is well formed. Values are not converted: that is
+# slow for long numbers, and fails for very long ones.
+_scan = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str).scan_once  # type: ignore[attr-defined]
 _blank = re.compile(r"[ \t\n\r]*").match
-_value_end = json.JSONDecoder().raw_decode
 
 
-def _result_members(text: str) -> list[tuple[str, str]]:
-    return [(name, text[begin:end]) for name, begin, end in _members(text, 0)]
+def members(text: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
+    """Yield the name of each member of the object that begins at `start`, and the start and end of its value."""
+    at = _past_blanks(text, start)
+    if text[at : at + 1] != "{":
+        return
+    at = _past_blanks(text, at + 1)
+    while text[at] != "}":
+        name, at = scanstring(text, at + 1, True)
+        at = _past_blanks(text, _past_blanks(text, at) + 1)
+        end = _scan(text, at)[1]
+        yield name, at, end
+        at = _past_comma(text, end)
 
 
-def _members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
-    """Yield the name of each member of the object that begins at `at`, and the start and end of its value."""
-    at = _past(text, _past(text, at, ""), "{")
-    while text[at : at + 1] == '"':
-        name, at = _value_end(text, at)
-        at = _past(text, at, ":")
-        begin, (_, at) = at, _value_end(text, at)
-        yield name, begin, at
-        at = _past(text, at, "")
-        if text[at : at + 1] == ",":
-            at = _past(text, at, ",")
-    if text[at : at + 1] != "}":
-        raise ValueError(f"no member at {at}")
+def elements(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each element of a list."""
+    at = _past_blanks(text, 0)
+    if text[at : at + 1] != "[":
+        return
+    at = _past_blanks(text, at + 1)
+    while text[at] != "]":
+        end = _scan(text, at)[1]
+        yield at, end
+        at = _past_comma(text, end)
 
 
-def _past(text: str, at: int, mark: str) -> int:
-    """Return the position after blanks, `mark` and blanks. Raises ValueError when the mark is missing."""
+def _past_comma(text: str, at: int) -> int:
+    at = _past_blanks(text, at)
+    return _past_blanks(text, at + 1) if text[at] == "," else at
+
+
+def _past_blanks(text: str, at: int) -> int:
     found = _blank(text, at)
     assert found is not None
-    if not text.startswith(mark, found.end()):
-        raise ValueError(f"no {mark} at {at}")
-    after = _blank(text, found.end() + len(mark))
-    assert after is not None
-    return after.end()
+    return found.end()
 
 
 # Checks of texts
@@ -309,3 +318,13 @@ def storable(value: Any) -> Any:
         case list():
             return [storable(inner) for inner in value]
     return value
+
+
+DEEPEST = 64  # Levels of nested objects and lists.
+
+
+def is_shallow(value: Any, room: int = DEEPEST) -> bool:
+    """Return whether `value` is nested at most `room` levels deep. Deeper ones would overflow the stack."""
+    if isinstance(value, dict):
+        return room > 0 and all(is_shallow(inner, room - 1) for inner in value.values())
+    return not isinstance(value, list) or (room > 0 and all(is_shallow(inner, room - 1) for inner in value))

@@ -11,10 +11,9 @@ from wire import answers, jsonrpc, sse, versions
 from wire.answers import Changes
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
 from wire.http import HttpResponse, more_than
-from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, storable
+from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, is_shallow, storable
 from wire.oauth_client import fits_a_header
 from wire.reader_process import ReaderProcess, UnreadableAnswer, is_large
-from wire.tool_names import is_shallow
 from wire.trace_context import NONE, Trace
 from wire.turns import HeldBytes
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db import migrations, models
 
-from wire.tool_names import exposed_name
+from wire.definitions import exposed_name
 
 LONGEST_ALIAS = 16
 

@@ -16,7 +16,7 @@ from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import AuthType, Identity, Server
-from wire.tool_names import SEPARATOR
+from wire.definitions import SEPARATOR
 
 alias_validator = RegexValidator(
     r"\A[a-z0-9](?:-?[a-z0-9])*\Z", "Use lower-case letters, digits and single hyphens; it begins every tool's name."

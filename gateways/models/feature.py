@@ -26,8 +26,7 @@ from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity
 from ui.forms import holds
 from wire import definitions
-from wire.definitions import Definition
-from wire.tool_names import LONGEST_URI
+from wire.definitions import LONGEST_URI, Definition
 
 FIRST_LIST = timedelta(hours=1)  # Features found this soon after the assignment do not count as new.
 LEARN = "SELECT gateways_learn(%s, %s, %s, %s, %s)"

@@ -13,11 +13,11 @@ from proxy.access.decision import AccessRow, AssignedServer, SessionGrant
 from proxy.reasons import REASONS
 from wire import jsonrpc, oauth_client, stateless, versions
 from wire.cipher import Cipher, Undecryptable
+from wire.definitions import LONGEST_URI, SEPARATOR
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
 from wire.rpc_messages import MODERN, NOTHING, SESSION, SessionHandle, Target, era_for, extensions_in
 from wire.sessions import BRIDGED, capabilities_of, declared, open_session
-from wire.tool_names import LONGEST_URI, SEPARATOR
 from wire.trace_context import NONE, Trace
 from wire.uris import MatchBudget, alias_and_uri, exposed_uri, literal_length, template_matches
 

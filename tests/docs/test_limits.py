@@ -21,7 +21,7 @@ from scim.models import MOST_KEYS
 from tests.docs.pages import ROOT
 from tokens.models import LIFETIMES
 from ui.pages import PAGE_SIZE
-from wire import client, jsonrpc, sse, tool_names, trace_context, turns
+from wire import client, definitions, jsonrpc, sse, trace_context, turns
 
 PAGE = (ROOT / "docs" / "reference" / "limits.md").read_text()
 HOUR = timedelta(hours=1)
@@ -48,9 +48,9 @@ LIMITS = {
     "standing streams of servers read for calls alone, in each worker": server_streams.MOST_FOR_CALLS,
     "features (tools, prompts, resources) of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
-    "characters of a tool's or prompt's name as clients see it": tool_names.MAX_NAME,
-    "characters of a tool's or prompt's name as its server has it": tool_names.LONGEST_NAME,
-    "bytes of a resource's URI": tool_names.LONGEST_URI,
+    "characters of a tool's or prompt's name as clients see it": definitions.MAX_NAME,
+    "characters of a tool's or prompt's name as its server has it": definitions.LONGEST_NAME,
+    "bytes of a resource's URI": definitions.LONGEST_URI,
     "gateways a request may pass": trace_context.MOST_HOPS,
     "runs of the playground at once, in each worker": run.MOST_RUNS,
     "of these, runs of one person": run.MOST_RUNS_OF_ONE,

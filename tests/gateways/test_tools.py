@@ -16,7 +16,7 @@ from servers.models import AuthType, Health
 from tests import make, upstreams
 from tests.conftest import Run, SignIn, wire_size
 from tests.workspace import free_port
-from wire.tool_names import fingerprint
+from wire.definitions import fingerprint
 
 DEAD = "Dead refused the connection: nothing listens there; check the port, and whether it runs."
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]

@@ -6,7 +6,7 @@ import pytest
 
 from proxy.access.decision import AssignedServer
 from proxy.access.features import OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name, server_of
-from wire.tool_names import exposed_name
+from wire.definitions import exposed_name
 
 NAMES = ("it", "docs__it", "github__it", "docs__", "other__it", "x" * 80)
 

@@ -16,7 +16,7 @@ from tests import make, upstreams
 from tests.conftest import Run, SignIn
 from tests.proxy.conftest import Agent, Proxy, served
 from tests.proxy.scripted import Request, Script, tool
-from wire.tool_names import LONGEST_NAME, exposed_name
+from wire.definitions import LONGEST_NAME, exposed_name
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("loopback_is_allowed")]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.tool_names import exposed_name, fingerprint
+from wire.definitions import exposed_name, fingerprint
 
 aliases = st.from_regex(r"\A([a-z0-9](-?[a-z0-9]){0,7})?\Z")
 
