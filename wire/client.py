@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, Self
 
-from wire import jsonrpc, sse, stateless, versions
+from wire import jsonrpc, rpc_messages, sse, versions
 from wire.background import Background, every
 from wire.definitions import CATALOGUES, TOOL, Definition, ListMethod, read_items, usable
 from wire.errors import (
@@ -259,7 +259,7 @@ class McpClient:
             page = _page(answer, target, catalogue)
             ttl = page.get("ttlMs")
             ttls.append(ttl if type(ttl) is int and ttl > 0 else 0)
-            annotated = stateless.ANNOTATION.encode() in answer.text
+            annotated = rpc_messages.ANNOTATION.encode() in answer.text
             found += usable(
                 kind, read_items(answer.text, catalogue.member, page[catalogue.member]), annotated=annotated
             )
@@ -297,7 +297,7 @@ class McpClient:
         """
         try:
             params: Object = {"notifications": wishes}
-            answer = await stateless.send_request(
+            answer = await rpc_messages.send_request(
                 self._transport, target, "subscriptions/listen", params, on_notification
             )
         except BadAnswer as error:
@@ -323,7 +323,7 @@ class McpClient:
             raise TimedOut(target.server_name, target.timeout_s) from None
 
     async def _probe(self, target: Target) -> Spoken:
-        modern = await stateless.discover_server(self._transport, target)
+        modern = await rpc_messages.discover_server(self._transport, target)
         if isinstance(modern, ServerDescription):
             said = f"server/discover: {versions.MODERN}"
             try:
@@ -366,7 +366,7 @@ class McpClient:
     ) -> RpcResponse:
         try:
             if target.era == MODERN:
-                answer = await stateless.send_request(
+                answer = await rpc_messages.send_request(
                     self._transport, target, method, params, on_notification, schema=schema
                 )
             else:
@@ -428,7 +428,7 @@ def _contradicts(status: int, code: int | None, era: str) -> bool:
         return True
     if not 400 <= status < 500 or status in NEUTRAL_STATUSES:
         return False
-    return era == SESSION or code not in stateless.OWN_CODES
+    return era == SESSION or code not in rpc_messages.OWN_CODES
 
 
 def _is_lasting(error: Exception) -> bool:

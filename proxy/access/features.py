@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from proxy.access.decision import AccessRow, AssignedServer, SessionGrant
 from proxy.reasons import REASONS
-from wire import jsonrpc, oauth_client, stateless, versions
+from wire import jsonrpc, oauth_client, rpc_messages, versions
 from wire.cipher import Cipher, Undecryptable
 from wire.definitions import LONGEST_URI, SEPARATOR
 from wire.errors import UpstreamError
@@ -242,7 +242,7 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
     """
     resolved = resolve(grant, feature)
     schema = resolved.schema if isinstance(resolved, Resolved) else None
-    if schema is not None and not stateless.has_sound_annotations(schema):
+    if schema is not None and not rpc_messages.has_sound_annotations(schema):
         raise UnknownFeature(TOOL, feature.name)  # Nor is it listed.
     return resolved
 

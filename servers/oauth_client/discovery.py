@@ -35,7 +35,7 @@ from wire.oauth_client import (
     resource_metadata_urls,
     scopes_of,
 )
-from wire.stateless import ENVELOPE
+from wire.rpc_messages import ENVELOPE
 from wire.versions import MODERN, NAME, NEWEST_SESSION
 
 # Requests to resource and authorization servers: guarded, limited in size and time, without redirects or cookies.
