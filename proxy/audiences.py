@@ -38,7 +38,7 @@ from proxy.store.sessions import MOST_SUBSCRIPTIONS, SessionKeeper
 from proxy.streams import DECIDED_AT_ONCE, INTRODUCED, LIST_CHANGED, LISTEN_KINDS, StandingStream
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object
-from wire.rpc_messages import MODERN, SESSION, StreamPlace, Target, era_for
+from wire.mcp import MODERN, SESSION, StreamPlace, Target, era_for
 
 UPDATED = "notifications/resources/updated"
 

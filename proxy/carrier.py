@@ -22,7 +22,7 @@ from proxy.streams import StandingStream, Streams
 from wire import answers, jsonrpc, uris, versions
 from wire.client import McpClient
 from wire.jsonrpc import Message, Object
-from wire.rpc_messages import Answer, Target
+from wire.mcp import Answer, Target
 
 # Notifications that a server sends during a call, rewritten for the client.
 

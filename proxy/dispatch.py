@@ -27,7 +27,7 @@ from proxy.lists import BadListCursor, Lists
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import ROOTS_CHANGED
-from wire import jsonrpc, rpc_messages, trace_context, versions
+from wire import jsonrpc, mcp, trace_context, versions
 from wire.errors import AnswersNotTaken, Busy, SessionEnded, TokenBusy, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.turns import ByteBudget, QueueFull
@@ -155,7 +155,7 @@ def check_modern(message: Message, pairs: Iterable[tuple[bytes, bytes]]) -> None
     spelled = given.get(b"mcp-name")
     if message.method in versions.NAMED_BY and (spelled is not None or message.method not in tasks.METHODS):
         named = message.params.get(versions.NAMED_BY[message.method])
-        _compare("Mcp-Name", None if spelled is None else rpc_messages.decoded_value(spelled), named)
+        _compare("Mcp-Name", None if spelled is None else mcp.decoded_value(spelled), named)
     if version != versions.MODERN:
         raise unsupported(version)
 

@@ -44,7 +44,7 @@ from wire.client import McpClient
 from wire.definitions import exposed_name
 from wire.errors import AccessRefused, BadAnswer, Busy, CredentialRenewed, NotRecordable, UpstreamError, failure_text
 from wire.jsonrpc import Message, Object
-from wire.rpc_messages import (
+from wire.mcp import (
     MODERN,
     SESSION,
     Answer,

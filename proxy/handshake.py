@@ -20,7 +20,7 @@ from wire.background import Background
 from wire.client import McpClient, Spoken
 from wire.errors import TimedOut, UpstreamError
 from wire.jsonrpc import Message, Object, is_shallow, storable
-from wire.rpc_messages import OFFERED, ServerDescription, Target, extensions_in
+from wire.mcp import OFFERED, ServerDescription, Target, extensions_in
 from wire.sessions import BRIDGED
 
 # Find out which eras of MCP servers speak, by one worker at a time. Every decision reads them from the row.

@@ -31,7 +31,7 @@ from wire.client import Listed, McpClient
 from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition, dotted_name
 from wire.errors import AccessRefused, Busy, TimedOut, UpstreamError, failure_text
 from wire.jsonrpc import Id, Object
-from wire.rpc_messages import MODERN, SESSION, ServerDescription, era_for
+from wire.mcp import MODERN, SESSION, ServerDescription, era_for
 from wire.trace_context import NONE, Trace
 
 logger = logging.getLogger(__name__)

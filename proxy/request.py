@@ -16,7 +16,7 @@ from wire import hosts, jsonrpc, token_text, trace_context, versions
 from wire.answers import TaskIds
 from wire.http import SAME_HEAD
 from wire.jsonrpc import LARGE, MOST_VALUES, MalformedMessage, Message, Object
-from wire.rpc_messages import extensions_in
+from wire.mcp import extensions_in
 from wire.trace_context import Trace
 from wire.turns import HeldBytes
 

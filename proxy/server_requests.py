@@ -27,7 +27,7 @@ from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import BadAnswer, UpstreamError
 from wire.jsonrpc import Object
-from wire.rpc_messages import Answer, RpcResponse, Target
+from wire.mcp import Answer, RpcResponse, Target
 from wire.sessions import BRIDGED
 
 logger = logging.getLogger(__name__)

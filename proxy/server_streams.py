@@ -54,7 +54,7 @@ from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object
-from wire.rpc_messages import MODERN, SESSION, Answer, Target, ignore
+from wire.mcp import MODERN, SESSION, Answer, Target, ignore
 from wire.sessions import SessionLost
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from proxy.store.database import DatabaseUnavailable
 from proxy.store.pending import Owner, PendingRequests
 from wire import jsonrpc
 from wire.jsonrpc import Object
-from wire.rpc_messages import OnNotification, OnRequest, SessionHandle, Target, ignore
+from wire.mcp import OnNotification, OnRequest, SessionHandle, Target, ignore
 
 IDLE_SECONDS = 30.0  # The stream of a session is read for this long after its last call.
 INTERESTED_SECONDS = 25.0  # How long another worker's interest in a session is valid.

@@ -27,7 +27,7 @@ from wire.background import Background, every, spawn
 from wire.cipher import Cipher, Undecryptable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object
-from wire.rpc_messages import MODERN, SESSION, Answer, OnRequest, RpcResponse
+from wire.mcp import MODERN, SESSION, Answer, OnRequest, RpcResponse
 
 logger = logging.getLogger(__name__)
 

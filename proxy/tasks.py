@@ -20,7 +20,7 @@ from wire.answers import TaskIds
 from wire.cipher import Cipher, Undecryptable
 from wire.errors import BadAnswer, UpstreamError
 from wire.jsonrpc import Message, Object
-from wire.rpc_messages import MODERN, RpcResponse, Target
+from wire.mcp import MODERN, RpcResponse, Target
 
 if TYPE_CHECKING:
     from proxy.request import McpRequest

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from proxy.config import Traces
     from proxy.request import McpRequest
     from proxy.response import Response
-    from wire.rpc_messages import RpcResponse
+    from wire.mcp import RpcResponse
 
 # Encode spans for OTLP: messages of opentelemetry.proto.trace.v1 (1.10), in the binary form of Protocol Buffers.
 #

@@ -28,8 +28,8 @@ from wire.guard import Guard, UrlRefused
 from wire.guard import listener as local_listener
 from wire.http import Transport
 from wire.jsonrpc import storable
+from wire.mcp import MODERN, ServerDescription, Target
 from wire.oauth_client import Unsendable, header_of
-from wire.rpc_messages import MODERN, ServerDescription, Target
 
 __all__ = [
     "Discovered",

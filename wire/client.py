@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, Self
 
-from wire import jsonrpc, rpc_messages, sse, versions
+from wire import jsonrpc, mcp, sse, versions
 from wire.background import Background, every
 from wire.definitions import CATALOGUES, TOOL, Definition, ListMethod, read_items, usable
 from wire.errors import (
@@ -21,7 +21,7 @@ from wire.errors import (
 )
 from wire.http import HttpResponse, Transport, more_than
 from wire.jsonrpc import Object
-from wire.rpc_messages import (
+from wire.mcp import (
     BOTH,
     MODERN,
     SESSION,
@@ -259,7 +259,7 @@ class McpClient:
             page = _page(answer, target, catalogue)
             ttl = page.get("ttlMs")
             ttls.append(ttl if type(ttl) is int and ttl > 0 else 0)
-            annotated = rpc_messages.ANNOTATION.encode() in answer.text
+            annotated = mcp.ANNOTATION.encode() in answer.text
             found += usable(
                 kind, read_items(answer.text, catalogue.member, page[catalogue.member]), annotated=annotated
             )
@@ -297,9 +297,7 @@ class McpClient:
         """
         try:
             params: Object = {"notifications": wishes}
-            answer = await rpc_messages.send_request(
-                self._transport, target, "subscriptions/listen", params, on_notification
-            )
+            answer = await mcp.send_request(self._transport, target, "subscriptions/listen", params, on_notification)
         except BadAnswer as error:
             if 400 <= error.status < 500:
                 return False
@@ -323,7 +321,7 @@ class McpClient:
             raise TimedOut(target.server_name, target.timeout_s) from None
 
     async def _probe(self, target: Target) -> Spoken:
-        modern = await rpc_messages.discover_server(self._transport, target)
+        modern = await mcp.discover_server(self._transport, target)
         if isinstance(modern, ServerDescription):
             said = f"server/discover: {versions.MODERN}"
             try:
@@ -366,9 +364,7 @@ class McpClient:
     ) -> RpcResponse:
         try:
             if target.era == MODERN:
-                answer = await rpc_messages.send_request(
-                    self._transport, target, method, params, on_notification, schema=schema
-                )
+                answer = await mcp.send_request(self._transport, target, method, params, on_notification, schema=schema)
             else:
                 answer = await self._sessions.ask(target, method, params, on_notification, on_request, on_session)
         except BadAnswer as error:
@@ -428,7 +424,7 @@ def _contradicts(status: int, code: int | None, era: str) -> bool:
         return True
     if not 400 <= status < 500 or status in NEUTRAL_STATUSES:
         return False
-    return era == SESSION or code not in rpc_messages.OWN_CODES
+    return era == SESSION or code not in mcp.OWN_CODES
 
 
 def _is_lasting(error: Exception) -> bool:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
-from wire import jsonrpc, rpc_messages
+from wire import jsonrpc, mcp
 from wire.jsonrpc import Object, is_shallow, is_storable, storable
 
 TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
@@ -80,7 +80,7 @@ def _is_usable(kind: str, value: Object, *, annotated: bool) -> bool:
         return False
     if not is_shallow(value):
         return False
-    return kind != TOOL or not annotated or rpc_messages.has_sound_annotations(value.get("inputSchema"))
+    return kind != TOOL or not annotated or mcp.has_sound_annotations(value.get("inputSchema"))
 
 
 def rows(kind: str, alias: str, definitions: Iterable[Definition]) -> list[Object]:
@@ -169,8 +169,8 @@ def shown_text(kind: str, alias: str, definition: Definition) -> str:
     if kind not in (TOOL, PROMPT):
         return text
     changed = False
-    if kind == TOOL and rpc_messages.ANNOTATION in text and "inputSchema" in value:
-        value = {**value, "inputSchema": rpc_messages.without_annotations(value["inputSchema"])}
+    if kind == TOOL and mcp.ANNOTATION in text and "inputSchema" in value:
+        value = {**value, "inputSchema": mcp.without_annotations(value["inputSchema"])}
         changed = True
     name = value["name"]
     shown = exposed_name(alias, name)

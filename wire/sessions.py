@@ -21,8 +21,7 @@ from wire.errors import (
 )
 from wire.http import HttpResponse, Transport
 from wire.jsonrpc import Object
-from wire.oauth_client import fits_a_header
-from wire.rpc_messages import (
+from wire.mcp import (
     SESSION,
     Answer,
     OnNotification,
@@ -42,6 +41,7 @@ from wire.rpc_messages import (
     refuse_server_request,
     versions_in,
 )
+from wire.oauth_client import fits_a_header
 
 logger = logging.getLogger(__name__)
 

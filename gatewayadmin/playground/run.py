@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 
 from proxy.request import PREFIX, App, Event, Scope
-from wire import jsonrpc, rpc_messages, sse, versions
+from wire import jsonrpc, mcp, sse, versions
 from wire.background import spawn
 from wire.jsonrpc import MalformedMessage, Object
 
@@ -133,7 +133,7 @@ class Run:
             "User-Agent": CLIENT,
             "MCP-Protocol-Version": versions.MODERN,
             "Mcp-Method": METHODS[self.asked.kind],
-            "Mcp-Name": rpc_messages.encoded_value(self.asked.name),
+            "Mcp-Name": mcp.encoded_value(self.asked.name),
         }
         return {
             "type": "http",
@@ -146,7 +146,7 @@ class Run:
         }
 
     def _request(self) -> bytes:
-        envelope = rpc_messages.ENVELOPE | {versions.CLIENT_INFO_KEY: {**versions.INFO, "name": CLIENT}}
+        envelope = mcp.ENVELOPE | {versions.CLIENT_INFO_KEY: {**versions.INFO, "name": CLIENT}}
         params = {**self.asked.params, "_meta": {**envelope, "progressToken": 1}}
         return jsonrpc.dumps({"jsonrpc": "2.0", "id": 1, "method": METHODS[self.asked.kind], "params": params})
 

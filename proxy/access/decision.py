@@ -20,7 +20,7 @@ from psycopg.pq.abc import PGresult
 from proxy import reasons
 from proxy.store.database import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, fail, resolve
 from wire import jsonrpc, token_text
-from wire.rpc_messages import MODERN, SESSION, era_for
+from wire.mcp import MODERN, SESSION, era_for
 
 
 class AssignedServer(NamedTuple):

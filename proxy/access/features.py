@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from proxy.access.decision import AccessRow, AssignedServer, SessionGrant
 from proxy.reasons import REASONS
-from wire import jsonrpc, oauth_client, rpc_messages, versions
+from wire import jsonrpc, mcp, oauth_client, versions
 from wire.cipher import Cipher, Undecryptable
 from wire.definitions import LONGEST_URI, SEPARATOR
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
-from wire.rpc_messages import MODERN, NOTHING, SESSION, SessionHandle, Target, era_for, extensions_in
+from wire.mcp import MODERN, NOTHING, SESSION, SessionHandle, Target, era_for, extensions_in
 from wire.sessions import BRIDGED, capabilities_of, declared, open_session
 from wire.trace_context import NONE, Trace
 from wire.uris import MatchBudget, alias_and_uri, exposed_uri, literal_length, template_matches
@@ -242,7 +242,7 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
     """
     resolved = resolve(grant, feature)
     schema = resolved.schema if isinstance(resolved, Resolved) else None
-    if schema is not None and not rpc_messages.has_sound_annotations(schema):
+    if schema is not None and not mcp.has_sound_annotations(schema):
         raise UnknownFeature(TOOL, feature.name)  # Nor is it listed.
     return resolved
 

@@ -19,7 +19,7 @@ from wire.background import Background
 from wire.cipher import Cipher, Undecryptable
 from wire.client import McpClient
 from wire.jsonrpc import Object
-from wire.rpc_messages import SESSION, SessionHandle, Target
+from wire.mcp import SESSION, SessionHandle, Target
 from wire.sessions import capabilities_of, declared, open_session
 
 FIND = """

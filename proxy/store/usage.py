@@ -23,7 +23,7 @@ from proxy.access.decision import AccessRow, AssignedServer
 from wire.background import Background
 from wire.hosts import address_group
 from wire.jsonrpc import storable
-from wire.rpc_messages import MODERN, SESSION, ServerDescription, Target
+from wire.mcp import MODERN, SESSION, ServerDescription, Target
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from wire.forward_proxy import ProxyFailed, is_at_host_of
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
 from wire.http import BodyReader, BodyTooLarge
 from wire.jsonrpc import dumps
+from wire.mcp import ENVELOPE
 from wire.oauth_client import (
     MOST_BYTES,
     SECONDS,
@@ -35,7 +36,6 @@ from wire.oauth_client import (
     resource_metadata_urls,
     scopes_of,
 )
-from wire.rpc_messages import ENVELOPE
 from wire.versions import MODERN, NAME, NEWEST_SESSION
 
 # Requests to resource and authorization servers: guarded, limited in size and time, without redirects or cookies.

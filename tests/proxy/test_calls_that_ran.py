@@ -25,7 +25,7 @@ from tests.proxy.test_sent_once import ADVICE
 from tests.proxy.test_standing_streams import in_session
 from tests.proxy.test_tools_call import Work, work_of
 from wire.errors import Busy, EraLeft, UpstreamError
-from wire.rpc_messages import RpcResponse
+from wire.mcp import RpcResponse
 
 SESSION_ONLY, MODERN_ONLY = frozenset({SESSION_ERA}), frozenset({MODERN_ERA})
 BOTH_ERAS = SESSION_ONLY | MODERN_ONLY

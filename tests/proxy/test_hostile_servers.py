@@ -17,7 +17,7 @@ from tests.proxy.conftest import Agent, Proxy, Start
 from tests.sampling import one_in
 from tests.wire.test_pool import Reader, Writer, client, head_of, listening
 from wire import sse
-from wire.rpc_messages import SESSION, Target, read_response
+from wire.mcp import SESSION, Target, read_response
 
 type Object = dict[str, Any]
 type Talk = Callable[["Peer", int], None]

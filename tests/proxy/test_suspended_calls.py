@@ -18,7 +18,7 @@ from tests.proxy.scripted import Object, Request
 from tests.proxy.test_bridging import GIVEN, Work, ask, result_of, retry
 from tests.proxy.test_failing_parts import UNAVAILABLE, fail_statements, failing
 from wire.client import McpClient
-from wire.rpc_messages import RpcResponse, Target
+from wire.mcp import RpcResponse, Target
 
 NOT_FOUND = -32601
 

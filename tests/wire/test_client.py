@@ -28,7 +28,7 @@ from wire.errors import (
 )
 from wire.guard import Guard
 from wire.http import Transport
-from wire.rpc_messages import MODERN, SESSION, Target, ignore
+from wire.mcp import MODERN, SESSION, Target, ignore
 from wire.sessions import declared
 
 WRONG_ERA = -32022

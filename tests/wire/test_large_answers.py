@@ -17,7 +17,7 @@ from tests.wire.test_pool import LOOPBACK
 from wire.errors import TooSlow
 from wire.http import AHEAD_LIMIT, HttpConnection, Origin, Oversized, Transport
 from wire.jsonrpc import LARGE
-from wire.rpc_messages import SESSION, RpcResponse, Target, ignore, read_response
+from wire.mcp import SESSION, RpcResponse, Target, ignore, read_response
 from wire.turns import LARGE_AT_ONCE
 
 SIZE = 4 * MIB

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp.shared import inbound
 
-from wire import rpc_messages
+from wire import mcp
 
 
 @given(st.text(st.characters(codec="utf-8")))
 def test_a_value_survives_the_header(value: str) -> None:
-    encoded = rpc_messages.encoded_value(value)
+    encoded = mcp.encoded_value(value)
 
-    assert rpc_messages.decoded_value(encoded) == value
+    assert mcp.decoded_value(encoded) == value
     assert encoded.isascii()
     assert encoded.isprintable()
     assert inbound.decode_header_value(encoded) == value
@@ -22,12 +22,12 @@ def test_a_value_survives_the_header(value: str) -> None:
 
 @given(st.text(st.characters(codec="ascii")))
 def test_both_sides_read_alike(value: str) -> None:
-    assert rpc_messages.decoded_value(value) == inbound.decode_header_value(value)
+    assert mcp.decoded_value(value) == inbound.decode_header_value(value)
 
 
 @pytest.mark.parametrize("value", ["=?base64?YQ=?=", "=?base64?YR==?=", "=?base64?_w==?=", "=?base64?/w==?="])
 def test_a_broken_wrapping_means_nothing(value: str) -> None:
-    assert rpc_messages.decoded_value(value) is None
+    assert mcp.decoded_value(value) is None
 
 
 def schema(**properties: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ REGION = {"type": "string", "x-mcp-header": "Region"}
     ("given_schema", "arguments", "expected"),
     [
         (schema(region=REGION), {"region": "eu"}, {"Mcp-Param-Region": "eu"}),
-        (schema(region=REGION), {"region": "Wien 日"}, {"Mcp-Param-Region": rpc_messages.encoded_value("Wien 日")}),
+        (schema(region=REGION), {"region": "Wien 日"}, {"Mcp-Param-Region": mcp.encoded_value("Wien 日")}),
         (schema(region=REGION), {}, {}),
         (schema(region=REGION), {"region": None}, {}),
         (schema(n={"type": "integer", "x-mcp-header": "N"}), {"n": 42}, {"Mcp-Param-N": "42"}),
@@ -54,7 +54,7 @@ REGION = {"type": "string", "x-mcp-header": "Region"}
     ],
 )
 def test_arguments_are_repeated_in_headers(given_schema: Any, arguments: Any, expected: dict[str, str]) -> None:
-    assert rpc_messages.param_headers(given_schema, arguments) == expected
+    assert mcp.param_headers(given_schema, arguments) == expected
 
 
 SOUND_AND_NOT = [
@@ -75,10 +75,10 @@ SOUND_AND_NOT = [
 
 @pytest.mark.parametrize("each", SOUND_AND_NOT)
 def test_annotations_are_judged_as_the_sdk_judges_them(each: Any) -> None:
-    assert rpc_messages.has_sound_annotations(each) == (inbound.find_invalid_x_mcp_header(each) is None)
+    assert mcp.has_sound_annotations(each) == (inbound.find_invalid_x_mcp_header(each) is None)
 
 
 def test_clients_see_the_schema_without_annotations() -> None:
-    assert rpc_messages.without_annotations(schema(a=schema(region=REGION), l=[REGION])) == schema(
+    assert mcp.without_annotations(schema(a=schema(region=REGION), l=[REGION])) == schema(
         a=schema(region={"type": "string"}), l=[{"type": "string"}]
     )

@@ -12,7 +12,7 @@ from tests.proxy.scripted import Object, Request, Script, tool
 from wire.client import McpClient
 from wire.guard import Guard
 from wire.http import Transport
-from wire.rpc_messages import Answer, RpcResponse, Target, ignore
+from wire.mcp import Answer, RpcResponse, Target, ignore
 
 ASKED = {"jsonrpc": "2.0", "id": "q1", "method": "sampling/createMessage", "params": {}}
 
