@@ -19,7 +19,7 @@ from proxy.store.events import WAITING, StreamEvents
 from proxy.store.pending import Owner, PendingRequests
 from proxy.store.sessions import SessionKeeper
 from proxy.streams import StandingStream, Streams
-from wire import answers, jsonrpc, uris, versions
+from wire import jsonrpc, rewriting, versions
 from wire.client import McpClient
 from wire.jsonrpc import Message, Object
 from wire.mcp import Answer, Target
@@ -48,7 +48,7 @@ async def relay(
     own, method = notification.get("params"), notification.get("method")
     if not isinstance(own, dict) or not isinstance(method, str):
         return
-    own = answers.for_client(own, request.task_ids)
+    own = rewriting.for_client(own, request.task_ids)
     if method == "notifications/progress":
         if progress_token is None or own.get("progressToken") != progress_token:
             return
@@ -62,7 +62,7 @@ async def relay(
     elif method == tasks.STATUS and request.mcp_task is not None:
         own = {**own, "taskId": request.mcp_task.client_id}
     else:
-        own = uris.with_exposed_uris(own, resolved.alias)
+        own = rewriting.with_exposed_uris(own, resolved.alias)
     await stream.notify({**notification, "params": own})
 
 
@@ -267,7 +267,7 @@ class Carrier:
                 return
             message = {**message, "params": {**params, "logger": under_alias(heard.alias, params.get("logger"))}}
         elif message["method"] == UPDATED:
-            uri = uris.exposed_uri(heard.uri_alias, str(params.get("uri")))
+            uri = rewriting.exposed_uri(heard.uri_alias, str(params.get("uri")))
             if uri in self.refused.get(heard.owner, ()):
                 return
             message = update(uri)

@@ -37,8 +37,7 @@ from proxy.session_calls import SessionCall, SessionCalls
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
-from wire import answers, jsonrpc, trace_context, uris, versions
-from wire.answers import NO_MEMBERS, Changes
+from wire import jsonrpc, rewriting, trace_context, versions
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.definitions import exposed_name
@@ -56,6 +55,7 @@ from wire.mcp import (
     ignore,
     next_request_id,
 )
+from wire.rewriting import NO_MEMBERS, Changes
 from wire.trace_context import Trace
 
 # Members of a client's `_meta` that are for the gateway; all others are forwarded to the server.
@@ -136,7 +136,7 @@ class Forwarder:
         Notifications go to `stream`, if there is one. Raises OutOfScope or UpstreamError.
         """
         grant, resolved = await self._resolved(request, grant, message)
-        if resolved.alias and uris.may_hold_exposed(request.body):
+        if resolved.alias and rewriting.may_hold_exposed(request.body):
             message = await _with_own_uris(request, resolved, message)
         forward = self._forward if request.span is None else self._forward_traced
         began = time.perf_counter()
@@ -434,7 +434,9 @@ async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Messa
     alias, body = resolved.alias, request.body
     given = {name: message.params[name] for name in ARGUMENTS if name in message.params}
     own = (
-        uris.own_uri(given, alias) if len(body) <= INLINE_BYTES else await asyncio.to_thread(uris.own_uri, given, alias)
+        rewriting.own_uri(given, alias)
+        if len(body) <= INLINE_BYTES
+        else await asyncio.to_thread(rewriting.own_uri, given, alias)
     )
     return replace(message, params=message.params | own)
 
@@ -457,7 +459,7 @@ def _params(request: McpRequest, message: Message, name: str, progress_token: in
             params = {**message.params, "uri": name}
     if "_meta" not in params:
         return params
-    own = answers.meta_for_server(message.meta, request.task_ids)
+    own = rewriting.meta_for_server(message.meta, request.task_ids)
     meta = {key: value for key, value in own.items() if key not in GATEWAY_META}
     if not is_modern:  # A session got the client's info when it was opened.
         meta.pop(versions.CLIENT_INFO_KEY, None)
@@ -508,7 +510,7 @@ def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> O
         error = {**error, "code": NOT_FOUND[request.modern]}
     data = error.get("data")
     if resolved.alias and isinstance(data, dict) and isinstance(data.get("uri"), str):
-        error = {**error, "data": {**data, "uri": uris.exposed_uri(resolved.alias, data["uri"])}}
+        error = {**error, "data": {**data, "uri": rewriting.exposed_uri(resolved.alias, data["uri"])}}
     return error
 
 

@@ -24,7 +24,7 @@ from proxy.request import McpRequest
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import StatePool
 from proxy.store.usage import UsageTracker
-from wire import definitions, jsonrpc, uris, versions
+from wire import definitions, jsonrpc, rewriting, versions
 from wire.background import Background
 from wire.cipher import Cipher
 from wire.client import Listed, McpClient
@@ -446,11 +446,11 @@ def _mapped(kind: str, alias: str, text: str) -> str:
     value = jsonrpc.loads(text.encode())
     changed = dict(value)
     if kind == RESOURCE:
-        changed["uri"] = uris.exposed_uri(alias, value["uri"])
+        changed["uri"] = rewriting.exposed_uri(alias, value["uri"])
     elif kind == TEMPLATE:
-        changed["uriTemplate"] = uris.exposed_template(alias, value["uriTemplate"])
+        changed["uriTemplate"] = rewriting.exposed_template(alias, value["uriTemplate"])
     if isinstance(meta := value.get("_meta"), dict):
-        changed["_meta"] = uris.exposed_meta(meta, alias)
+        changed["_meta"] = rewriting.exposed_meta(meta, alias)
     return jsonrpc.dumps(changed).decode()
 
 

@@ -21,7 +21,7 @@ from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.pending import Owner, PendingRequests
-from wire import answers, jsonrpc
+from wire import jsonrpc, rewriting
 from wire.background import Background, every
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -293,9 +293,9 @@ TIMED_OUT = _error("The client did not answer in time")
 
 def _for_client(asking: InteractiveCall, asked: Object) -> Object:
     params = asked.get("params")
-    return (
-        {**asked, "params": answers.for_client(params, asking.request.task_ids)} if isinstance(params, dict) else asked
-    )
+    if not isinstance(params, dict):
+        return asked
+    return {**asked, "params": rewriting.for_client(params, asking.request.task_ids)}
 
 
 def _checked(asking: InteractiveCall, answer: Object) -> Object:
@@ -303,7 +303,7 @@ def _checked(asking: InteractiveCall, answer: Object) -> Object:
     if isinstance(answer.get("error"), dict):
         return {"error": answer["error"]}
     if isinstance(answer.get("result"), dict):
-        return {"result": answers.for_server(answer["result"], asking.request.task_ids)}
+        return {"result": rewriting.for_server(answer["result"], asking.request.task_ids)}
     return _error("The client's answer is no result")
 
 

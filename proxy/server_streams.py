@@ -48,7 +48,7 @@ from proxy.streams import (
     StandingStream,
     Streams,
 )
-from wire import uris
+from wire import rewriting
 from wire.background import Background
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -524,7 +524,7 @@ class ServerStreams:
             elif method == UPDATED and isinstance(uri := params_of(message).get("uri"), str):
                 # Use the URI that the client has subscribed to, which may be the server's own.
                 subscribed = audience.heard.get(assigned.id, {}).get(uri)
-                exposed = subscribed or uris.exposed_uri(audience.alias(assigned), uri)
+                exposed = subscribed or rewriting.exposed_uri(audience.alias(assigned), uri)
                 await self._carrier.updated(held, message, exposed)
             elif method in (PROGRESS, LOGGED, COMPLETED):
                 await self._carrier.tell(held, message)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.access.decision import AssignedServer
 from proxy.access.features import TOOL, Named
 from wire import jsonrpc
-from wire.answers import TaskIds
 from wire.cipher import Cipher, Undecryptable
 from wire.errors import BadAnswer, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.mcp import MODERN, RpcResponse, Target
+from wire.rewriting import TaskIds
 
 if TYPE_CHECKING:
     from proxy.request import McpRequest

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
-from wire import answers, jsonrpc, sse, versions
-from wire.answers import Changes
+from wire import jsonrpc, rewriting, sse, versions
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, UnknownVersion, Unreachable
 from wire.http import HttpResponse, Transport, more_than
 from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, is_shallow, storable
 from wire.oauth_client import fits_a_header, is_header_name
 from wire.reader_process import ReaderProcess, UnreadableAnswer, is_large
+from wire.rewriting import Changes
 from wire.trace_context import NONE, Trace
 from wire.turns import HeldBytes
 
@@ -208,7 +208,7 @@ class RpcResponse(NamedTuple):
     async def changed(self, server: str, request_id: Id | None, changes: Changes, person: str) -> bytes:
         """Return the text of this result with these changes and the id `request_id`. Raises TooLarge."""
         if self.reader is None:
-            return answers.changed(self.text, self.document, request_id, changes)
+            return rewriting.changed(self.text, self.document, request_id, changes)
         try:
             return await self.reader.changed(self.text, self.document["id"], request_id, changes, person)
         except UnreadableAnswer as error:

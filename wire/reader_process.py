@@ -25,8 +25,8 @@ from pkgutil import resolve_name
 from typing import IO, Any
 
 from wire import jsonrpc
-from wire.answers import Changes, TaskIds, changed
 from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object
+from wire.rewriting import Changes, TaskIds, changed
 from wire.turns import FairQueue, QueueFull
 
 NICE = 5  # Calls have priority.
@@ -74,7 +74,7 @@ class ReaderProcess:
     async def changed(
         self, text: bytes, own_id: Id, request_id: Id | None, changes: Changes, person: str = ""
     ) -> bytes:
-        """Run `wire.answers.changed` in the process, for an answer with the id `own_id`. Raises UnreadableAnswer."""
+        """Run `wire.rewriting.changed` in the process, for an answer with the id `own_id`. Raises UnreadableAnswer."""
         spelled = changes._asdict() | {"drop": list(changes.drop), "add": dict(changes.add)}
         order = {"work": "changed", "own_id": own_id, "request_id": request_id, "changes": spelled}
         return (await self._order(order, text, person))[1]

@@ -48,7 +48,7 @@ from ui.clients import call_texts
 from ui.pages import AppRequest
 from ui.templatetags.ui import visible
 from wire import definitions
-from wire.uris import alias_and_uri, exposed_template, exposed_uri
+from wire.rewriting import alias_and_uri, exposed_template, exposed_uri
 
 MOST_OFFERED = 300  # Names in a list; beyond that, users type a name.
 RUNS = 8

@@ -17,9 +17,9 @@ from wire.definitions import LONGEST_URI, SEPARATOR
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
 from wire.mcp import MODERN, NOTHING, SESSION, SessionHandle, Target, era_for, extensions_in
+from wire.rewriting import MatchBudget, alias_and_uri, exposed_uri, literal_length, template_matches
 from wire.sessions import BRIDGED, capabilities_of, declared, open_session
 from wire.trace_context import NONE, Trace
-from wire.uris import MatchBudget, alias_and_uri, exposed_uri, literal_length, template_matches
 
 MAX_NAME = 200
 NO_EXTENSIONS: Object = {}

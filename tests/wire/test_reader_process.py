@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from wire import jsonrpc
-from wire.answers import Changes, changed
 from wire.jsonrpc import LARGE, MOST_VALUES
 from wire.reader_process import MEDIUM, MEDIUM_VALUES, ReaderProcess, UnreadableAnswer, is_large
+from wire.rewriting import Changes, changed
 
 LINK = {"type": "resource_link", "uri": "docs://a/\u00e9?x=%20", "name": "\ud83d"}  # Names half a pair.
 RESULT = {"content": [LINK] * 3, "structuredContent": {"big": 2**70}, "isError": True, "_meta": {"x": "y" * 2_000}}

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from wire.uris import (
+from wire.rewriting import (
     MatchBudget,
     alias_and_uri,
     exposed_template,
