@@ -36,11 +36,11 @@ from proxy.streams import Streams
 from proxy.suspended_calls import SuspendedCalls
 from wire.cipher import Cipher
 from wire.client import McpClient
+from wire.fair_queue import ByteBudget
 from wire.guard import Guard
 from wire.http import Transport
 from wire.oauth_client import MOST_BYTES
 from wire.reader_process import ReaderProcess
-from wire.turns import ByteBudget
 
 if TYPE_CHECKING:
     from proxy.tracing import Tracer

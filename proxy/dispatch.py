@@ -29,8 +29,8 @@ from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import ROOTS_CHANGED
 from wire import jsonrpc, mcp, trace_context, versions
 from wire.errors import AnswersNotTaken, Busy, SessionEnded, TokenBusy, UpstreamError
+from wire.fair_queue import ByteBudget, QueueFull
 from wire.jsonrpc import Message, Object
-from wire.turns import ByteBudget, QueueFull
 
 type Handler = Callable[[McpRequest, AccessRow, Message, Stream | None], Awaitable[Response]]
 

@@ -36,9 +36,9 @@ from wire import jsonrpc, trace_context, versions
 from wire.background import spawn
 from wire.cipher import Cipher
 from wire.errors import NotRecordable, SessionEnded, TokenBusy
+from wire.fair_queue import HeldBytes, SharedTimer
 from wire.jsonrpc import Message
 from wire.sessions import declared
-from wire.turns import HeldBytes, SharedTimer
 
 if TYPE_CHECKING:
     from proxy.tracing import Tracer

@@ -13,12 +13,12 @@ from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
 from proxy.tasks import Task
 from wire import hosts, jsonrpc, token_text, trace_context, versions
+from wire.fair_queue import HeldBytes
 from wire.http import SAME_HEAD
 from wire.jsonrpc import LARGE, MOST_VALUES, MalformedMessage, Message, Object
 from wire.mcp import extensions_in
 from wire.rewriting import TaskIds
 from wire.trace_context import Trace
-from wire.turns import HeldBytes
 
 if TYPE_CHECKING:
     from proxy.tracing import CallSpan

@@ -19,6 +19,7 @@ from wire.errors import (
     TooManyFeatures,
     UpstreamError,
 )
+from wire.fair_queue import FairQueue, QueueFull, TimeLimit
 from wire.http import HttpResponse, Transport, more_than
 from wire.jsonrpc import Object
 from wire.mcp import (
@@ -37,7 +38,6 @@ from wire.mcp import (
     ignore,
 )
 from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
-from wire.turns import FairQueue, QueueFull, TimeLimit
 
 SWEEP_SECONDS = 60
 INITIALIZE_SECONDS = 5  # For a server that speaks 2026-07-28 to say whether it opens sessions too.

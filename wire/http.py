@@ -46,12 +46,12 @@ from wire.errors import (
     Unreachable,
     UpstreamError,
 )
+from wire.fair_queue import QUICK_TURNS, ByteBudget, HeldBytes, QueueFull, SharedTimer, Turns
 from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
 from wire.guard import PATH, SECRET_HEADER, AddressRefused, Guard, LeadsBack, LeadsInside, tls
 from wire.hosts import Resolver
 from wire.jsonrpc import LARGE
 from wire.reader_process import ReaderProcess
-from wire.turns import QUICK_TURNS, ByteBudget, HeldBytes, QueueFull, SharedTimer, Turns
 
 HEAD_LIMIT = 1 << 16
 AHEAD_LIMIT = 1 << 18

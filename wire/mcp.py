@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, Self
 
 from wire import jsonrpc, rewriting, sse, versions
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, UnknownVersion, Unreachable
+from wire.fair_queue import HeldBytes
 from wire.http import HttpResponse, Transport, more_than
 from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, is_shallow, storable
 from wire.oauth_client import fits_a_header, is_header_name
 from wire.reader_process import ReaderProcess, UnreadableAnswer, is_large
 from wire.rewriting import Changes
 from wire.trace_context import NONE, Trace
-from wire.turns import HeldBytes
 
 ACCEPT = "application/json, text/event-stream"
 

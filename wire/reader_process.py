@@ -25,9 +25,9 @@ from pkgutil import resolve_name
 from typing import IO, Any
 
 from wire import jsonrpc
+from wire.fair_queue import FairQueue, QueueFull
 from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object
 from wire.rewriting import Changes, TaskIds, changed
-from wire.turns import FairQueue, QueueFull
 
 NICE = 5  # Calls have priority.
 IDLE_SECONDS = 60.0

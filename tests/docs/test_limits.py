@@ -21,7 +21,7 @@ from scim.models import MOST_KEYS
 from tests.docs.pages import ROOT
 from tokens.models import LIFETIMES
 from ui.pages import PAGE_SIZE
-from wire import client, definitions, jsonrpc, sse, trace_context, turns
+from wire import client, definitions, fair_queue, jsonrpc, sse, trace_context
 
 PAGE = (ROOT / "docs" / "reference" / "limits.md").read_text()
 HOUR = timedelta(hours=1)
@@ -29,15 +29,15 @@ LIMITS = {
     "a request at `/mcp`, MiB": settings.BODY_MIB,
     "a server's answer, MiB": settings.ANSWER_MIB,
     "MiB of large answers that are read or not yet taken, in each worker": settings.ANSWERS_MIB,
-    "of these, MiB of one person; one answer always": (settings.ANSWERS_MIB << 20) // turns.SHARES >> 20,
+    "of these, MiB of one person; one answer always": (settings.ANSWERS_MIB << 20) // fair_queue.SHARES >> 20,
     "seconds in which a client has to take 16 KiB of what it is sent, or all": int(LimitedHttpProtocol.untaken_seconds),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
     "digits of a number written with an exponent": jsonrpc.MOST_DIGITS,
     "events on one stream of a server": sse.MOST_EVENTS,
     "calls in progress of one token, in each worker": settings.TOKEN_CALLS,
     "requests that wait for the database, in each worker": settings.WAITING_CALLS,
-    "calls that wait for one server, in each worker": turns.MOST_WAITING,
-    "of these, calls of one person": turns.MOST_WAITING_OF_ONE,
+    "calls that wait for one server, in each worker": fair_queue.MOST_WAITING,
+    "of these, calls of one person": fair_queue.MOST_WAITING_OF_ONE,
     "suspended calls of one connection, in each worker": suspended_calls.MOST_SUSPENDED,
     "rounds in which a server may ask for input in one call": server_requests.MOST_ROUNDS,
     "requests a server may make in one round": server_requests.MOST_ASKED,

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from wire.turns import MOST_WAITING_OF_ONE, SHARES, ByteBudget, HeldBytes, QueueFull, SharedTimer, TimeLimit, Turns
+from wire.fair_queue import MOST_WAITING_OF_ONE, SHARES, ByteBudget, HeldBytes, QueueFull, SharedTimer, TimeLimit, Turns
 
 SHARE = 1000
 
@@ -143,7 +143,7 @@ async def test_one_person_cannot_fill_the_queue_for_others() -> None:
 
 
 async def test_an_answer_does_not_wait_for_ever_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wire.turns.HOLD_SECONDS", 0.0)
+    monkeypatch.setattr("wire.fair_queue.HOLD_SECONDS", 0.0)
     budget = budget_of()
     held = await budget.hold("ana", SHARE)
 

@@ -60,7 +60,7 @@ async def test_while_no_row_can_be_written_no_server_is_asked_and_no_place_is_ta
 async def test_when_too_many_wait_for_a_server_whoever_comes_is_told_so_at_once(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wire.turns.MOST_WAITING", 1)
+    monkeypatch.setattr("wire.fair_queue.MOST_WAITING", 1)
     asked = target(run(upstreams.silent()).url, max_concurrent=1)
     async with client(queue_seconds=2 * PATIENCE) as asking:
         holding = [asyncio.create_task(asking.ask(asked, "ping", {}, ignore)) for _ in range(2)]

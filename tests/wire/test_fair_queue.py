@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import turns
-from wire.turns import FairQueue, QueueFull
+from wire import fair_queue
+from wire.fair_queue import FairQueue, QueueFull
 
 
 def filled(bound: int, *callers: tuple[str, str]) -> tuple[FairQueue, int]:
@@ -117,8 +117,8 @@ def test_who_gives_up_as_a_place_gets_free_is_passed_over() -> None:
 
 
 def test_so_many_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "MOST_WAITING", 3)
-    monkeypatch.setattr(turns, "MOST_WAITING_OF_ONE", 2)
+    monkeypatch.setattr(fair_queue, "MOST_WAITING", 3)
+    monkeypatch.setattr(fair_queue, "MOST_WAITING_OF_ONE", 2)
 
     async def main() -> list[bool]:
         queue = FairQueue(1)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.wire.test_pool import LOOPBACK, Reader, Writer, head_of, listening
+from wire.fair_queue import Turns
 from wire.http import HEAD_LIMIT, ConnectionBroken, HttpConnection, Oversized, Transport
-from wire.turns import Turns
 
 MIB = 1 << 20
 LIMIT = 10 * MIB

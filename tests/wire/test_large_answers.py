@@ -15,10 +15,10 @@ from tests.eventually import PATIENCE
 from tests.wire.test_http1 import LIMIT, MIB, READ
 from tests.wire.test_pool import LOOPBACK
 from wire.errors import TooSlow
+from wire.fair_queue import LARGE_AT_ONCE
 from wire.http import AHEAD_LIMIT, HttpConnection, Origin, Oversized, Transport
 from wire.jsonrpc import LARGE
 from wire.mcp import SESSION, RpcResponse, Target, ignore, read_response
-from wire.turns import LARGE_AT_ONCE
 
 SIZE = 4 * MIB
 

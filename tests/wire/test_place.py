@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from wire.client import QueueSlot
-from wire.turns import FairQueue, SharedTimer, TimeLimit
+from wire.fair_queue import FairQueue, SharedTimer, TimeLimit
 
 
 def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:

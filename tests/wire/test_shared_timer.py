@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.eventually import until
-from wire.turns import SharedTimer
+from wire.fair_queue import SharedTimer
 
 
 @dataclass(eq=False)

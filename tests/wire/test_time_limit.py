@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wire.turns import SharedTimer, TimeLimit
+from wire.fair_queue import SharedTimer, TimeLimit
 
 
 @asynccontextmanager
