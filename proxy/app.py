@@ -28,9 +28,9 @@ from proxy.store.call_writer import CallWriter
 from proxy.store.events import StreamEvents
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.pending import Bell, PendingRequests
+from proxy.store.pg import StatePool
 from proxy.store.rate_limits import Limits
 from proxy.store.sessions import SessionKeeper, StoredSessions
-from proxy.store.state import StatePool
 from proxy.store.usage import UsageTracker
 from proxy.streams import Streams
 from proxy.suspended_calls import SuspendedCalls

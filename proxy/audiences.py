@@ -33,7 +33,7 @@ from proxy.access.features import (
 )
 from proxy.request import McpRequest
 from proxy.store.bus import Bus
-from proxy.store.database import DatabaseUnavailable, StatementRejected
+from proxy.store.pg import DatabaseUnavailable, StatementRejected
 from proxy.store.sessions import MOST_SUBSCRIPTIONS, SessionKeeper
 from proxy.streams import DECIDED_AT_ONCE, INTRODUCED, LIST_CHANGED, LISTEN_KINDS, StandingStream
 from wire.errors import UpstreamError

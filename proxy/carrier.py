@@ -14,9 +14,9 @@ from proxy.response import Stream
 from proxy.server_requests import NOT_SUPPORTED, InteractiveCall, ServerRequests, can_answer
 from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls
 from proxy.store.bus import Bus
-from proxy.store.database import DatabaseUnavailable
 from proxy.store.events import WAITING, StreamEvents
 from proxy.store.pending import Owner, PendingRequests
+from proxy.store.pg import DatabaseUnavailable
 from proxy.store.sessions import SessionKeeper
 from proxy.streams import StandingStream, Streams
 from wire import jsonrpc, rewriting, versions

@@ -34,7 +34,7 @@ from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import InputRefused, InteractiveCall, ServerRequests, can_be_asked
 from proxy.session_calls import SessionCall, SessionCalls
-from proxy.store.database import DatabaseUnavailable
+from proxy.store.pg import DatabaseUnavailable
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
 from wire import jsonrpc, rewriting, trace_context, versions

@@ -10,9 +10,8 @@ from proxy.access.decision import AccessRow, AssignedServer
 from proxy.access.features import ALL_BRIDGED, is_usable
 from proxy.request import McpRequest
 from proxy.response import Response
-from proxy.store.database import DatabaseUnavailable
+from proxy.store.pg import DatabaseUnavailable, StatePool
 from proxy.store.sessions import SessionKeeper
-from proxy.store.state import StatePool
 from proxy.store.usage import UsageTracker
 from proxy.streams import LISTS, LISTS_ARE_TOLD
 from wire import jsonrpc, versions

@@ -21,8 +21,7 @@ from proxy.access.features import Named, Refusal, identity_refusal, is_usable, s
 from proxy.handshake import Eras
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
-from proxy.store.database import DatabaseUnavailable
-from proxy.store.state import StatePool
+from proxy.store.pg import DatabaseUnavailable, StatePool
 from proxy.store.usage import UsageTracker
 from wire import definitions, jsonrpc, rewriting, versions
 from wire.background import Background

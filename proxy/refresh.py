@@ -7,9 +7,8 @@ from typing import Any
 
 from proxy.access.decision import AssignedServer
 from proxy.access.features import Refusal
-from proxy.store.database import DatabaseUnavailable
+from proxy.store.pg import DatabaseUnavailable, StatePool
 from proxy.store.refresh import STATEMENTS, NotRenewed, Renewal, Statement, renewal
-from proxy.store.state import StatePool
 from wire.background import Background
 from wire.cipher import Cipher
 from wire.errors import AccessRefused, UpstreamError

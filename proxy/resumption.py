@@ -10,8 +10,8 @@ from proxy.audiences import UPDATED
 from proxy.request import McpRequest
 from proxy.response import is_primed
 from proxy.server_streams import ServerStreams
-from proxy.store.database import DatabaseUnavailable
 from proxy.store.events import CALL, EventId, Kept, StreamEvents
+from proxy.store.pg import DatabaseUnavailable
 from proxy.store.sessions import SessionKeeper
 from proxy.streams import LIST_CHANGED, StandingStream
 from wire import jsonrpc, sse

@@ -18,9 +18,9 @@ from proxy.access.decision import AccessRow
 from proxy.access.features import IdentityUnreadable, identity_refusal, server_refusal, target_of
 from proxy.request import McpRequest
 from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
-from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.pending import Owner, PendingRequests
+from proxy.store.pg import DatabaseUnavailable
 from wire import jsonrpc, rewriting
 from wire.background import Background, every
 from wire.cipher import Cipher

@@ -41,7 +41,7 @@ from proxy.lists import Lists
 from proxy.refresh import IdentityUnavailable
 from proxy.session_calls import PROGRESS, SessionUse
 from proxy.store.bus import Bus
-from proxy.store.database import DatabaseUnavailable
+from proxy.store.pg import DatabaseUnavailable
 from proxy.store.sessions import SessionKeeper
 from proxy.streams import (
     ACKNOWLEDGED,

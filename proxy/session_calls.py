@@ -15,8 +15,8 @@ from uuid import uuid4
 
 from proxy.access.decision import AccessRow, AssignedServer
 from proxy.store.bus import Bus
-from proxy.store.database import DatabaseUnavailable
 from proxy.store.pending import Owner, PendingRequests
+from proxy.store.pg import DatabaseUnavailable
 from wire import jsonrpc
 from wire.jsonrpc import Object
 from wire.mcp import OnNotification, OnRequest, SessionHandle, Target, ignore

@@ -17,8 +17,8 @@ from proxy import metrics, response
 from proxy.access.decision import DENIALS, AccessQuery, AccessRow, Denied, ServersNeeded, Wanted, decide, find_again
 from proxy.request import McpRequest
 from proxy.store.bus import Bus, Statements
-from proxy.store.database import DatabaseUnavailable, StatementRejected
 from proxy.store.events import MOST_BYTES, StreamHistory
+from proxy.store.pg import DatabaseUnavailable, StatementRejected
 from wire import jsonrpc, sse
 from wire.background import Background, spawn
 from wire.errors import UpstreamError

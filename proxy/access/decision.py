@@ -18,7 +18,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
 from proxy import reasons
-from proxy.store.database import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, fail, resolve
+from proxy.store.pg import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, fail, resolve
 from wire import jsonrpc, token_text
 from wire.mcp import MODERN, SESSION, era_for
 

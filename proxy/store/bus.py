@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from psycopg.pq.abc import PGconn, PGresult
 
-from proxy.store.database import DatabaseUnavailable, PgConnection, StatementRejected
+from proxy.store.pg import DatabaseUnavailable, PgConnection, StatementRejected
 from wire.background import Background
 
 logger = logging.getLogger(__name__)

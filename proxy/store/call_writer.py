@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 
 from proxy.access.decision import AccessRow
 from proxy.store.bus import Bus
-from proxy.store.database import GroupCommit, PgConnection, StatementRejected, Waiting, fail, resolve
+from proxy.store.pg import GroupCommit, PgConnection, StatementRejected, Waiting, fail, resolve
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
 from proxy.store.bus import Statements
-from proxy.store.database import DatabaseUnavailable
 from proxy.store.pending import Subscribable
+from proxy.store.pg import DatabaseUnavailable
 from wire import jsonrpc, sse
 from wire.background import Background
 from wire.cipher import Cipher, Undecryptable

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 
 from proxy.store.bus import Statements
-from proxy.store.database import DatabaseUnavailable
+from proxy.store.pg import DatabaseUnavailable
 from wire import jsonrpc
 from wire.cipher import Cipher, Undecryptable
 from wire.jsonrpc import Object

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from psycopg.pq.abc import PGresult
 
 from proxy.access.decision import AccessRow
-from proxy.store.database import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, resolve
+from proxy.store.pg import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, resolve
 
 STATEMENT = Path(__file__).with_name("rate_limits.sql").read_bytes()
 SETUP = (

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from proxy.store.database import DatabaseUnavailable
-from proxy.store.state import StatePool
+from proxy.store.pg import DatabaseUnavailable, StatePool
 from wire import oauth_client, token_text, versions
 from wire.background import Background
 from wire.cipher import Cipher, Undecryptable

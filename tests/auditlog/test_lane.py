@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
-from proxy.store.database import (
+from proxy.store.pg import (
     DatabaseUnavailable,
     GroupCommit,
     PgConnection,

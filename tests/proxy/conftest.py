@@ -21,7 +21,7 @@ from proxy.app import Config, runtime
 from proxy.models import UpstreamSession
 from proxy.reasons import CALLS
 from proxy.store.bus import Bus
-from proxy.store.state import StatePool
+from proxy.store.pg import StatePool
 from tests import make
 from tests.asgi_server import App, Receive, Scope, Send, Upstream, running
 from tests.eventually import eventually

@@ -37,7 +37,7 @@ from proxy.access.decision import (
     statement_for,
 )
 from proxy.reasons import REASONS
-from proxy.store.database import DatabaseUnavailable, StatementRejected
+from proxy.store.pg import DatabaseUnavailable, StatementRejected
 from tests import make
 from tests.proxy.conftest import PUBLIC_URL, sql
 from tokens.models import Token

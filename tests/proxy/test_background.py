@@ -164,7 +164,7 @@ def test_a_stop_that_raises_ends_no_other_and_the_call_log_is_written_all_the_sa
         "proxy.access.decision.Access",
         "proxy.store.rate_limits.Limits",
         "proxy.store.usage.UsageTracker",
-        "proxy.store.state.StatePool",
+        "proxy.store.pg.StatePool",
     )
     stopped: list[str] = []
     written: list[asyncio.Future[None]] = []

@@ -13,7 +13,7 @@ from accounts.models import Role, User
 from gatewayadmin.config import database
 from gateways.models import Assignment, Feature, Gateway
 from proxy.store.bus import Bus
-from proxy.store.state import StatePool
+from proxy.store.pg import StatePool
 from tests import make
 from tests.eventually import eventually, until
 from tests.proxy.conftest import hearing

@@ -9,7 +9,7 @@ import uvloop
 from psycopg.pq.abc import PGresult
 
 from gatewayadmin.config import database
-from proxy.store.database import DatabaseFault, DatabaseUnavailable, PgConnection, StatementRejected, StatementTimeout
+from proxy.store.pg import DatabaseFault, DatabaseUnavailable, PgConnection, StatementRejected, StatementTimeout
 from tests.eventually import PATIENCE
 from tests.proxy.test_group_commit import Carrier, batches_of
 
@@ -125,7 +125,7 @@ def test_more_than_a_socket_takes_at_once_arrives_whole(play: Play) -> None:
 def test_a_database_that_takes_connections_and_is_silent_did_not_answer_in_time(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.store.database.CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("proxy.store.pg.CONNECT_SECONDS", 0.2)
 
     async def scene(port: int) -> None:
         connection = PgConnection(f"host=127.0.0.1 port={port} sslmode=disable gssencmode=disable", SETUP)

@@ -8,10 +8,9 @@ import pytest
 from proxy.models import Session
 from proxy.reasons import REASONS
 from proxy.store.call_writer import NotRecorded
-from proxy.store.database import DatabaseUnavailable
 from proxy.store.events import EventId
+from proxy.store.pg import DatabaseUnavailable, StatePool
 from proxy.store.sessions import SessionKeeper
-from proxy.store.state import StatePool
 from proxy.streams import honoured
 from proxy.suspended_calls import _answers
 from tests import upstreams

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gatewayadmin.config import database
-from proxy.store.database import FULL_BATCH, DatabaseUnavailable, GroupCommit, PgConnection, Waiting, resolve
+from proxy.store.pg import FULL_BATCH, DatabaseUnavailable, GroupCommit, PgConnection, Waiting, resolve
 from tests.eventually import PATIENCE, until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -162,7 +162,7 @@ def test_a_database_that_is_away_is_told_of_once_a_second(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("proxy.store.database.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("proxy.store.pg.time.monotonic", lambda: now[0])
 
     async def scene(batches: GroupCommit[int, int], first: Carrier, _: Carrier) -> None:
         first.fails = True
@@ -219,8 +219,8 @@ async def mute() -> AsyncIterator[Mute]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An attempt to connect lasts longer than any test."""
-    monkeypatch.setattr("proxy.store.database.CONNECT_SECONDS", 2 * PATIENCE)
-    monkeypatch.setattr("proxy.store.database.STOP_SECONDS", 0.02)
+    monkeypatch.setattr("proxy.store.pg.CONNECT_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr("proxy.store.pg.STOP_SECONDS", 0.02)
 
 
 async def test_what_has_not_begun_stops_at_once() -> None:
@@ -283,7 +283,7 @@ async def test_a_stop_lets_a_batch_that_is_under_way_arrive() -> None:
 async def test_who_waits_while_a_batch_hangs_is_turned_away_and_so_is_who_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.store.database.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("proxy.store.pg.TICK_SECONDS", 0.01)
     carrier, hung = Carrier(), asyncio.Event()
     batches = batches_of([carrier])
     batches.on_hang = hung.set

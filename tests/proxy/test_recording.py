@@ -21,7 +21,7 @@ from auditlog.models import Call
 from gatewayadmin.config import database
 from proxy import metrics
 from proxy.store.call_writer import NOBODY, CallRow, CallWriter, NotRecorded, new_uid
-from proxy.store.database import SINGLES, PgConnection
+from proxy.store.pg import SINGLES, PgConnection
 from tests import make, upstreams
 from tests.conftest import Run
 from tests.eventually import PATIENCE
@@ -373,7 +373,7 @@ HOSTILE = [
 def test_whatever_clients_and_servers_are_called_is_recorded(
     transactional_db: None, each_alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.store.database.SINGLES", 0)
+    monkeypatch.setattr("proxy.store.pg.SINGLES", 0)
     Call.partitions.make_for(datetime.fromtimestamp(AT, UTC).date())
     free = ("method", "feature_name", "server_name", "user_agent", "client_name", "client_version", "protocol_version")
     given = [CallRow(new_uid(AT), AT, **dict.fromkeys(free, text)) for text in HOSTILE]  # type: ignore[arg-type]
@@ -393,7 +393,7 @@ def test_whatever_clients_and_servers_are_called_is_recorded(
 def test_a_row_alone_and_rows_together_are_recorded_alike(
     transactional_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.store.database.SINGLES", 0)
+    monkeypatch.setattr("proxy.store.pg.SINGLES", 0)
     Call.partitions.make_for(datetime.fromtimestamp(AT, UTC).date())
     ids = [str(uuid4()) for _ in range(7)]
     full = CallRow(

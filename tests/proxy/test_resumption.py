@@ -17,7 +17,7 @@ from gateways.models import Feature
 from proxy.models import StreamEvent
 from proxy.store import events
 from proxy.store.events import MOST_BYTES, EventId, StreamEvents
-from proxy.store.state import StatePool
+from proxy.store.pg import StatePool
 from proxy.streams import MOST_PENDING_BYTES, StandingStream
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, headers_of, live, parsed, read

@@ -18,8 +18,8 @@ from auditlog.models import Call
 from proxy.models import PendingRequest, StreamEvent, UpstreamSession
 from proxy.store.bus import Bus
 from proxy.store.pending import PendingRequests
+from proxy.store.pg import StatePool
 from proxy.store.sessions import SessionKeeper, session_digest
-from proxy.store.state import StatePool
 from tests import make
 from tests.conformance import fixtures
 from tests.conftest import Run

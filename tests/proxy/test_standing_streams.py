@@ -20,7 +20,7 @@ from proxy.access.decision import AccessQuery, find_again
 from proxy.models import Session
 from proxy.request import McpRequest
 from proxy.store.bus import Bus
-from proxy.store.database import DatabaseUnavailable, StatementRejected
+from proxy.store.pg import DatabaseUnavailable, StatementRejected
 from proxy.store.sessions import session_digest
 from proxy.streams import StandingStream, Streams, end_standing
 from tests import make

@@ -151,7 +151,7 @@ async def test_what_could_not_be_written_is_written_when_the_database_writes_aga
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.store.events.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("proxy.store.state.SETUP", b"SET lock_timeout = '50ms'")
+    monkeypatch.setattr("proxy.store.pg.SETUP", b"SET lock_timeout = '50ms'")
     monkeypatch.setattr("proxy.store.events.ATTEMPTS", 600)
     refused: list[bool] = []
     async with worker() as events:
@@ -181,7 +181,7 @@ async def test_what_cannot_be_written_is_lost_after_a_while_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.store.events.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("proxy.store.state.SETUP", b"SET lock_timeout = '50ms'")
+    monkeypatch.setattr("proxy.store.pg.SETUP", b"SET lock_timeout = '50ms'")
     async with worker() as events:
         history = events.begin_call(str(uuid4()), 1)
         with locked():

@@ -45,7 +45,7 @@ PROOFS = {
     "gatewayadmin/grants.py": "tests/running/test_roles_and_migrations.py",
     "gatewayadmin/management/commands/migrate.py": "tests/running/test_roles_and_migrations.py",
     "proxy/store/usage.py": "tests/proxy/test_endpoint.py",
-    "proxy/store/state.py": "tests/proxy/test_sessions.py",
+    "proxy/store/pg.py": "tests/proxy/test_sessions.py",
     "gateways/models/feature.py": "tests/proxy/test_lists.py",
     "servers/oauth_client/registration.py": "tests/proxy/test_sign_in.py",
     "ui/operations.py": "tests/api/test_idempotency.py",
@@ -95,7 +95,7 @@ def modules_with_sql() -> set[str]:
     for package in PRODUCT:
         for path in (workspace.ROOT / package).rglob("*.py"):
             name = str(path.relative_to(workspace.ROOT))
-            if "/migrations/" not in name and name != "proxy/store/database.py" and _runs_sql(path):
+            if "/migrations/" not in name and name != "proxy/store/pg.py" and _runs_sql(path):
                 found.add(name)
     return found
 

@@ -8,15 +8,18 @@ waiting in each `execute`. Group commit: items that arrive together go to the da
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from types import coroutine
+from typing import Any
 
 import psycopg
+from psycopg import AsyncConnection
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from wire.background import Background, every
 
@@ -563,3 +566,57 @@ def fail[Item, Answer](batch: Sequence[Waiting[Item, Answer]], error: Exception)
     for _, future in batch:
         if not future.done():
             future.set_exception(error)
+
+
+# Connections for state that outlives requests: sessions, pending requests, sealed results.
+#
+# Everything except the access query, the call log and the usage uses this pool, so that neither waits for the other.
+
+CONNECTIONS = 2
+POOL_SECONDS = 5.0
+MOST_WAITING = 1000
+SETUP = b"SET application_name = 'gateway state'; SET statement_timeout = '5s'; SET lock_timeout = '2s'"
+
+type Parameters = Sequence[Any] | Mapping[str, Any]
+
+
+class StatePool:
+    """A small pool of connections; each statement is a transaction of its own."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._pool = AsyncConnectionPool(
+            conninfo,
+            min_size=1,
+            max_size=CONNECTIONS,
+            max_waiting=MOST_WAITING,
+            timeout=POOL_SECONDS,
+            kwargs={"autocommit": True, "connect_timeout": int(POOL_SECONDS)},
+            configure=_configure,
+            check=AsyncConnectionPool.check_connection,  # A server that restarted is noticed before the statement.
+            open=False,
+            name="state",
+        )
+
+    async def start(self) -> None:
+        """Start connecting; retried while the database is unavailable."""
+        await self._pool.open()
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await self._pool.close()
+
+    async def fetch(self, sql: str, params: Parameters = ()) -> list[tuple[Any, ...]]:
+        """Run one statement with psycopg parameters; return its rows, if any.
+
+        Raises DatabaseUnavailable, also if it is unknown whether the statement was executed.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute(sql.encode(), params)
+                return await cursor.fetchall() if cursor.description else []
+        except (psycopg.Error, OSError, PoolTimeout, PoolClosed, TooManyRequests) as error:
+            raise DatabaseUnavailable(" ".join(str(error).split())) from error
+
+
+async def _configure(connection: AsyncConnection) -> None:
+    await connection.execute(SETUP)
