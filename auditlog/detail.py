@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from auditlog.models import Call, Outcome
 from auditlog.name_lookups import lookups
 from auditlog.reasons import Reason, Step, reason_of
-from proxy.store.call_writer import COMMIT_SECONDS
+from proxy.store.call_log import COMMIT_SECONDS
 
 # The names of the checks on the page.
 NAMES = {

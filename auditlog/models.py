@@ -87,7 +87,7 @@ def span_of_uid(uid: UUID) -> tuple[datetime, datetime]:
 class Call(models.Model):
     """One MCP message that arrived with a known token, answered or refused.
 
-    Range-partitioned by `created_at`, the time of arrival; written by proxy.store.call_writer with COPY.
+    Range-partitioned by `created_at`, the time of arrival; written by proxy.store.call_log with COPY.
     """
 
     id = models.BigAutoField(primary_key=True)

@@ -24,9 +24,8 @@ from proxy.server_requests import ServerRequests
 from proxy.server_streams import ServerStreams
 from proxy.session_calls import SessionCalls
 from proxy.store.bus import Bus
-from proxy.store.call_writer import CallWriter
+from proxy.store.call_log import CallWriter, PayloadRecorder
 from proxy.store.events import StreamEvents
-from proxy.store.payloads import PayloadRecorder
 from proxy.store.pending import Bell, PendingRequests
 from proxy.store.pg import StatePool
 from proxy.store.rate_limits import Limits

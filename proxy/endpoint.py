@@ -27,7 +27,7 @@ from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpReq
 from proxy.response import Response, Stream
 from proxy.resumption import Resumption
 from proxy.server_requests import ServerRequests
-from proxy.store.call_writer import CallWriter, NotRecorded, new_uid
+from proxy.store.call_log import CallWriter, NotRecorded, new_uid
 from proxy.store.pg import DatabaseUnavailable
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker

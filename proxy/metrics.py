@@ -17,7 +17,7 @@ from pathlib import Path
 from prometheus_client import Counter, Gauge, Histogram
 
 from proxy import open_files
-from proxy.store.call_writer import CallRow
+from proxy.store.call_log import CallRow
 
 # Caps the number of distinct values per metric label, shared by all workers of one `serve`.
 

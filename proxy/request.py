@@ -10,7 +10,7 @@ from proxy.access.features import Named, lookup_key, named
 from proxy.config import Config
 from proxy.open_files import NO_STREAM
 from proxy.store import sessions
-from proxy.store.call_writer import CallRow, new_uid
+from proxy.store.call_log import CallRow, new_uid
 from proxy.tasks import Task
 from wire import hosts, jsonrpc, token_text, trace_context, versions
 from wire.fair_queue import HeldBytes

@@ -17,8 +17,7 @@ from uuid import UUID, uuid4
 from proxy.access.decision import AccessRow
 from proxy.access.features import IdentityUnreadable, identity_refusal, server_refusal, target_of
 from proxy.request import McpRequest
-from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
-from proxy.store.payloads import PayloadRecorder
+from proxy.store.call_log import CallRow, CallWriter, NotRecorded, PayloadRecorder, new_uid
 from proxy.store.pending import Owner, PendingRequests
 from proxy.store.pg import DatabaseUnavailable
 from wire import jsonrpc, rewriting

@@ -17,7 +17,7 @@ from connections.models import Connection
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host, HostKind
 from proxy.models import ServerInfo
-from proxy.store.call_writer import new_uid
+from proxy.store.call_log import new_uid
 from servers.models import AuthType, Identity, Server
 from tokens import api_keys
 from tokens.api_keys import IssuedApiKey

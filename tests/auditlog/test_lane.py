@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import uvloop
 
-from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
+from proxy.store.call_log import CallRow, CallWriter, NotRecorded, new_uid
 from proxy.store.pg import (
     DatabaseUnavailable,
     GroupCommit,

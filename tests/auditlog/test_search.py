@@ -21,7 +21,7 @@ from auditlog.search.criteria import MOST_PLANNED, Search
 from auditlog.search.query_language import parse_search
 from capabilities import Capability
 from gateways.models import Assignment, Feature
-from proxy.store.call_writer import new_uid
+from proxy.store.call_log import new_uid
 from tests import make
 from tests.conftest import SignIn
 from tests.exported import rows_of

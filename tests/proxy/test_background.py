@@ -18,7 +18,7 @@ from auditlog.models import Call
 from gatewayadmin import asgi
 from gatewayadmin.serving import health, housekeeping
 from proxy.app import runtime
-from proxy.store.call_writer import CallRow, CallWriter, new_uid
+from proxy.store.call_log import CallRow, CallWriter, new_uid
 from tests import upstreams
 from tests.conftest import Run
 from tests.eventually import until

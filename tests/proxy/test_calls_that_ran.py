@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from proxy.forward import Forwarder
 from proxy.refresh import IdentityUnavailable
-from proxy.store.call_writer import NotRecorded
+from proxy.store.call_log import NotRecorded
 from servers.models import Era, Server
 from tests.conftest import Run
 from tests.proxy.asking import BOTH as ANY_ANSWER
@@ -174,7 +174,7 @@ def test_a_call_that_ran_and_cannot_be_recorded_is_not_to_be_called_again(
     server = Counting()
     work.put(server.app())
     offer("it", "tool")
-    monkeypatch.setattr("proxy.store.call_writer.CallWriter.commit", failing(NotRecorded(NotRecorded.__doc__)))
+    monkeypatch.setattr("proxy.store.call_log.CallWriter.commit", failing(NotRecorded(NotRecorded.__doc__)))
 
     answer = called(work.agent, "it", SESSION_ERA)
 

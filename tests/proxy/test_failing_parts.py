@@ -7,7 +7,7 @@ import pytest
 
 from proxy.models import Session
 from proxy.reasons import REASONS
-from proxy.store.call_writer import NotRecorded
+from proxy.store.call_log import NotRecorded
 from proxy.store.events import EventId
 from proxy.store.pg import DatabaseUnavailable, StatePool
 from proxy.store.sessions import SessionKeeper
@@ -81,7 +81,7 @@ def test_what_needs_the_database_while_it_does_not_answer_is_to_be_asked_again(
 def test_a_stream_whose_row_cannot_be_written_does_not_begin(
     agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.store.call_writer.CallWriter.commit", failing(NotRecorded(NotRecorded.__doc__)))
+    monkeypatch.setattr("proxy.store.call_log.CallWriter.commit", failing(NotRecorded(NotRecorded.__doc__)))
 
     answer = asked(agent, "GET")
 

@@ -13,8 +13,8 @@ from accounts.models import WorkspaceSettings
 from auditlog.detail import Detail
 from auditlog.models import Call
 from capabilities import Capability
-from proxy.store import payloads
-from proxy.store.payloads import INLINE_BYTES, credential_parts
+from proxy.store import call_log
+from proxy.store.call_log import INLINE_BYTES, credential_parts
 from proxy.store.redaction import REDACTED, error_text
 from servers.models import AuthType
 from tests import make
@@ -181,8 +181,8 @@ def redacting_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def redact(message: bytes, *_: object) -> None:
         assert len(message) <= INLINE_BYTES
 
-    monkeypatch.setattr(payloads, "redact_message", redact)
-    monkeypatch.setattr(payloads, "error_text", redact)
+    monkeypatch.setattr(call_log, "redact_message", redact)
+    monkeypatch.setattr(call_log, "error_text", redact)
 
 
 UNREDACTED = "[not recorded: it could not be redacted]"

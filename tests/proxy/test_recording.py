@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from auditlog.models import Call
 from gatewayadmin.config import database
 from proxy import metrics
-from proxy.store.call_writer import NOBODY, CallRow, CallWriter, NotRecorded, new_uid
+from proxy.store.call_log import NOBODY, CallRow, CallWriter, NotRecorded, new_uid
 from proxy.store.pg import SINGLES, PgConnection
 from tests import make, upstreams
 from tests.conftest import Run

@@ -18,7 +18,7 @@ from proxy.forward import Forwarder
 from proxy.reasons import REASONS
 from proxy.refresh import IdentityUnavailable
 from proxy.server_requests import InputRefused
-from proxy.store.call_writer import CallWriter
+from proxy.store.call_log import CallWriter
 from proxy.suspended_calls import BadState, CallLost
 from proxy.tasks import UnknownTask
 from tests.auditlog.test_detail import kinds_of_faults

@@ -16,7 +16,7 @@ from gateways.models import Gateway, IdentityScheme
 from proxy.models import PendingRequest, Session
 from proxy.server_requests import ROOTS_CHANGED
 from proxy.store import pending
-from proxy.store.call_writer import CallRow, CallWriter, NotRecorded
+from proxy.store.call_log import CallRow, CallWriter, NotRecorded
 from servers.models import AuthType, Server
 from tests import make
 from tests.asgi_server import Upstream

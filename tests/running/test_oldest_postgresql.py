@@ -35,7 +35,7 @@ PROOFS = {
     "auditlog/search/charts.py": "tests/auditlog/test_search.py tests/auditlog/test_views.py",
     "auditlog/partitions.py": "tests/auditlog/test_models.py",
     "auditlog/search/snapshot.py": "tests/auditlog/test_views.py",
-    "proxy/store/call_writer.py": "tests/proxy/test_recording.py",
+    "proxy/store/call_log.py": "tests/proxy/test_recording.py",
     "gatewayadmin/config/database.py": "tests/gatewayadmin/test_slow_statements.py tests/running/test_scale_out.py",
     "gatewayadmin/serving/housekeeping.py": "tests/oauth/test_purge.py",
     "gatewayadmin/overview.py": "tests/gatewayadmin/test_overview.py tests/gatewayadmin/test_attention.py",
