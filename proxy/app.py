@@ -23,10 +23,9 @@ from proxy.resumption import Resumption
 from proxy.server_requests import ServerRequests
 from proxy.server_streams import ServerStreams
 from proxy.session_calls import SessionCalls
-from proxy.store.bus import Bus
+from proxy.store.bus import Bell, Bus, PendingRequests
 from proxy.store.call_log import CallWriter, PayloadRecorder
 from proxy.store.events import StreamEvents
-from proxy.store.pending import Bell, PendingRequests
 from proxy.store.pg import StatePool
 from proxy.store.rate_limits import Limits
 from proxy.store.sessions import SessionKeeper, StoredSessions

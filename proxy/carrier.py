@@ -13,9 +13,8 @@ from proxy.request import McpRequest
 from proxy.response import Stream
 from proxy.server_requests import NOT_SUPPORTED, InteractiveCall, ServerRequests, can_answer
 from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls
-from proxy.store.bus import Bus
+from proxy.store.bus import Bus, Owner, PendingRequests
 from proxy.store.events import WAITING, StreamEvents
-from proxy.store.pending import Owner, PendingRequests
 from proxy.store.pg import DatabaseUnavailable
 from proxy.store.sessions import SessionKeeper
 from proxy.streams import StandingStream, Streams

@@ -17,8 +17,8 @@ from uuid import UUID, uuid4
 from proxy.access.decision import AccessRow
 from proxy.access.features import IdentityUnreadable, identity_refusal, server_refusal, target_of
 from proxy.request import McpRequest
+from proxy.store.bus import Owner, PendingRequests
 from proxy.store.call_log import CallRow, CallWriter, NotRecorded, PayloadRecorder, new_uid
-from proxy.store.pending import Owner, PendingRequests
 from proxy.store.pg import DatabaseUnavailable
 from wire import jsonrpc, rewriting
 from wire.background import Background, every

@@ -14,8 +14,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from proxy.access.decision import AccessRow, AssignedServer
-from proxy.store.bus import Bus
-from proxy.store.pending import Owner, PendingRequests
+from proxy.store.bus import Bus, Owner, PendingRequests
 from proxy.store.pg import DatabaseUnavailable
 from wire import jsonrpc
 from wire.jsonrpc import Object

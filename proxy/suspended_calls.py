@@ -19,8 +19,7 @@ from uuid import uuid4
 
 from proxy.request import McpRequest
 from proxy.server_requests import CALL_OVER, NOT_SUPPORTED, InteractiveCall, ServerRequests, as_uuid, can_answer
-from proxy.store.bus import Statements
-from proxy.store.pending import Bell, Owner, PendingRequests
+from proxy.store.bus import Bell, Owner, PendingRequests, Statements
 from proxy.store.pg import DatabaseUnavailable
 from wire import jsonrpc
 from wire.background import Background, every, spawn

@@ -17,8 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
-from proxy.store.bus import Statements
-from proxy.store.pending import Subscribable
+from proxy.store.bus import Statements, Subscribable
 from proxy.store.pg import DatabaseUnavailable
 from wire import jsonrpc, sse
 from wire.background import Background

@@ -15,7 +15,7 @@ from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from proxy.models import PendingRequest, Session
 from proxy.server_requests import ROOTS_CHANGED
-from proxy.store import pending
+from proxy.store import bus
 from proxy.store.call_log import CallRow, CallWriter, NotRecorded
 from servers.models import AuthType, Server
 from tests import make
@@ -338,8 +338,8 @@ def test_changed_roots_are_told_to_the_servers_that_know_of_roots(work: Work) ->
 
 
 COULD_NOT: dict[str, tuple[tuple[str, ...], str]] = {
-    "ask": ((pending.ADD,), "could not ask the client"),
-    "forget": ((pending.DROP,), ""),
+    "ask": ((bus.ADD,), "could not ask the client"),
+    "forget": ((bus.DROP,), ""),
 }
 
 
@@ -384,7 +384,7 @@ def test_what_nobody_answered_is_deleted_although_the_database_was_away_for_a_mo
 ) -> None:
     monkeypatch.setattr("proxy.server_requests.PURGE_SECONDS", 0.1)
     work.person()
-    fail_statements(monkeypatch, pending.PURGE)
+    fail_statements(monkeypatch, bus.PURGE)
     PendingRequest.objects.create(
         connection_id=work.connection.pk, method=FORM["method"], expires_at=timezone.now() - timedelta(minutes=9)
     )

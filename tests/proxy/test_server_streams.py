@@ -14,8 +14,8 @@ from auditlog.models import Call
 from gateways.models import Assignment, Feature, IdentityScheme
 from proxy.carrier import Carrier
 from proxy.models import PendingRequest, StreamEvent
+from proxy.store.bus import PendingRequests
 from proxy.store.events import StreamEvents
-from proxy.store.pending import PendingRequests
 from proxy.store.sessions import SessionKeeper
 from proxy.streams import Streams
 from servers.models import AuthType, Server

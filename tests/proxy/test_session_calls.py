@@ -16,8 +16,7 @@ from psycopg.pq.abc import PGresult
 
 from auditlog.models import Call
 from proxy.models import PendingRequest, StreamEvent, UpstreamSession
-from proxy.store.bus import Bus
-from proxy.store.pending import PendingRequests
+from proxy.store.bus import Bus, PendingRequests
 from proxy.store.pg import StatePool
 from proxy.store.sessions import SessionKeeper, session_digest
 from tests import make

@@ -7,7 +7,7 @@ import pytest
 
 from auditlog.models import Call
 from proxy.models import PendingRequest, SuspendedCall
-from proxy.store.pending import PendingRequests
+from proxy.store.bus import PendingRequests
 from proxy.suspended_calls import END, HOLD
 from tests import make
 from tests.conftest import Run
