@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING
 
 from proxy import metrics
 from proxy.access.decision import SETUP_TO_FIND_AGAIN, Access
-from proxy.carrier import Carriage
 from proxy.config import Config, Traces
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
 from proxy.forward import Forwarder
 from proxy.handshake import Eras, Handshake
 from proxy.lists import Lists
+from proxy.message_router import Carriage, SessionCalls
 from proxy.refresh import Refresher
 from proxy.request import PREFIX
-from proxy.resumption import Resumption
-from proxy.server_requests import ServerRequests
-from proxy.server_streams import ServerStreams
-from proxy.session_calls import SessionCalls
+from proxy.server_requests import ServerRequests, SuspendedCalls
 from proxy.store.bus import Bell, Bus, PendingRequests
 from proxy.store.call_log import CallWriter, PayloadRecorder
 from proxy.store.events import StreamEvents
@@ -30,8 +27,8 @@ from proxy.store.pg import StatePool
 from proxy.store.rate_limits import Limits
 from proxy.store.sessions import SessionKeeper, StoredSessions
 from proxy.store.usage import UsageTracker
-from proxy.streams import Streams
-from proxy.suspended_calls import SuspendedCalls
+from proxy.streams import Resumption, Streams
+from proxy.upstream_streams import ServerStreams
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.fair_queue import ByteBudget

@@ -20,10 +20,10 @@ from proxy.access.features import (
     lookup_key,
     resolve,
 )
-from proxy.carrier import LEVELS
 from proxy.forward import CACHE_HINTS, Forwarder
 from proxy.handshake import Handshake
 from proxy.lists import BadListCursor, Lists
+from proxy.message_router import LEVELS
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import ROOTS_CHANGED

@@ -25,13 +25,12 @@ from proxy.dispatch import (
 )
 from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpRequest, Receive, Scope, Send
 from proxy.response import Response, Stream
-from proxy.resumption import Resumption
 from proxy.server_requests import ServerRequests
 from proxy.store.call_log import CallWriter, NotRecorded, new_uid
 from proxy.store.pg import DatabaseUnavailable
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
-from proxy.streams import StandingStream, StopReason, honoured
+from proxy.streams import Resumption, StandingStream, StopReason, honoured
 from wire import jsonrpc, trace_context, versions
 from wire.background import spawn
 from wire.cipher import Cipher

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
-from proxy import carrier, tasks
+from proxy import message_router, tasks
 from proxy.access.decision import AccessRow, AssignedServer, ServersNeeded, Wanted
 from proxy.access.features import (
     PROMPT,
@@ -27,16 +27,24 @@ from proxy.access.features import (
     resolve_call,
     target_of,
 )
-from proxy.audiences import LIST_OF
 from proxy.lists import Lists
+from proxy.message_router import SessionCall, SessionCalls
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
-from proxy.server_requests import InputRefused, InteractiveCall, ServerRequests, can_be_asked
-from proxy.session_calls import SessionCall, SessionCalls
+from proxy.server_requests import (
+    BadState,
+    CallLost,
+    Ended,
+    InputRefused,
+    InteractiveCall,
+    ServerRequests,
+    SuspendedCalls,
+    can_be_asked,
+)
 from proxy.store.pg import DatabaseUnavailable
 from proxy.store.usage import UsageTracker
-from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
+from proxy.upstream_streams import LIST_OF
 from wire import jsonrpc, rewriting, trace_context, versions
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -334,7 +342,7 @@ class Forwarder:
         self, request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message, stream: Stream | None
     ) -> Target:
         """Return the request's target, in the client's era if the server supports it. Raises an UpstreamError."""
-        level = "" if stream is None else carrier.told_level(request, resolved, grant, message)
+        level = "" if stream is None else message_router.told_level(request, resolved, grant, message)
         upstream = target_of(
             resolved.assigned,
             grant,
@@ -369,7 +377,7 @@ class Forwarder:
             params = _with_trace(params, upstream.trace, is_modern=is_modern)
         relay: OnNotification = ignore
         if stream is not None:
-            relay = partial(carrier.relay, request, resolved, grant, message, stream, progress_token)
+            relay = partial(message_router.relay, request, resolved, grant, message, stream, progress_token)
         on_notification = partial(self._hear, resolved.assigned, grant, relay)
         is_in_session = grant.session is not None or (request.modern and can_be_asked(upstream.capabilities))
 

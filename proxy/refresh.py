@@ -1,19 +1,37 @@
 """Refresh access tokens for the calls of this process: in the background before they expire, otherwise on demand."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 from proxy.access.decision import AssignedServer
 from proxy.access.features import Refusal
 from proxy.store.pg import DatabaseUnavailable, StatePool
-from proxy.store.refresh import STATEMENTS, NotRenewed, Renewal, Statement, renewal
+from proxy.store.usage import load_statements
 from wire.background import Background
-from wire.cipher import Cipher
+from wire.cipher import Cipher, Undecryptable
 from wire.errors import AccessRefused, UpstreamError
 from wire.http import Transport
-from wire.oauth_client import SECONDS, TokenRequest, read_challenge, union
+from wire.jsonrpc import storable
+from wire.oauth_client import (
+    CLIENT_GONE,
+    SECONDS,
+    RegisteredClient,
+    TokenRefused,
+    TokenRequest,
+    Tokens,
+    TokenUnavailable,
+    read_challenge,
+    read_tokens,
+    revocations,
+    token_request,
+    union,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -165,3 +183,208 @@ class Refresher:
 
 def _in_order(request: TokenRequest) -> tuple[str, Mapping[str, str], bytes]:
     return request.url, request.headers, request.body
+
+
+# Renew the access token of an identity, once for all processes: the steps, without network or database access.
+#
+# `renewal` is a generator. It yields a Statement of refresh.sql, and is sent its rows; a TokenRequest, and is sent
+# status and body, or None if there was no answer; or a number of seconds to wait. The driver may be asynchronous, as
+# in the proxy, or synchronous, as in the pages.
+
+STATEMENTS = load_statements(Path(__file__).with_name("refresh.sql"))
+
+LONGEST_WAIT = 25.0  # For another process that is renewing the token.
+LOOK_SECONDS = (0.05, 0.5)  # First and longest poll interval meanwhile.
+ATTEMPTS = 2  # In one renewal, if the issuer gives no answer.
+PAUSE_SECONDS = 0.5
+UNCLEAR_REFUSALS = 3  # Consecutive refusals without a final error code before they count as final.
+
+
+class Statement(NamedTuple):
+    """A statement of refresh.sql, and its parameters."""
+
+    sql: str
+    parameters: dict[str, Any]
+
+
+type Step = Statement | TokenRequest | float
+type Renewal = Generator[Step, Any, str]
+
+
+class NotRenewed(Exception):
+    """The token was not renewed; `reason` is the deny reason of calls, or `identity_unavailable`.
+
+    `revocations` are requests to send to the issuer: they revoke tokens issued for an identity that ended meanwhile.
+    """
+
+    def __init__(self, reason: str, detail: str = "", revocations: Sequence[TokenRequest] = ()) -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+        self.revocations = revocations
+
+
+class RenewalData(NamedTuple):
+    """The data the lease holder needs for a renewal."""
+
+    endpoint: str
+    refresh: str
+    resource: str
+    scope: str
+    client_id: str
+    client_secret: str | None
+    auth_method: str
+    other_auth_method: str
+    registration: str
+    revocation_endpoint: str
+    private: bool
+    entered: list[str]  # The URLs that an administrator entered for its server.
+
+
+def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
+    """Yield the steps to a token newer than `ciphertext`, from this process or another; return its ciphertext.
+
+    Raises NotRenewed.
+    """
+    waited, pause = 0.0, LOOK_SECONDS[0]
+    while True:
+        lease = str(uuid4())
+        parameters = {"identity": identity, "ciphertext": ciphertext, "lease": lease}
+        rows = yield Statement(STATEMENTS["take"], parameters)
+        if rows:
+            return (yield from _renew(RenewalData._make(rows[0]), parameters, cipher))
+        now = _now((yield Statement(STATEMENTS["look"], {"identity": identity})))
+        if now.refusal:
+            raise NotRenewed(now.refusal)
+        if now.ciphertext is not None and now.ciphertext != ciphertext:
+            return now.ciphertext
+        if not now.has_refresh:
+            yield from _refused({**parameters, "lease": None}, "expired", "")
+            raise NotRenewed("identity_sign_in")
+        if not now.is_leased or waited >= LONGEST_WAIT:
+            raise NotRenewed("identity_unavailable")
+        yield pause
+        waited, pause = waited + pause, min(pause * 1.5, LOOK_SECONDS[1])
+
+
+class Now(NamedTuple):
+    """The current state of an identity whose lease this process does not have."""
+
+    ciphertext: str | None
+    refusal: str  # The reason why it may not be used, or empty.
+    has_refresh: bool
+    is_leased: bool
+
+
+def _now(rows: list[tuple[Any, ...]]) -> Now:
+    if not rows:
+        raise NotRenewed("identity_missing")
+    return Now._make(rows[0])
+
+
+def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Renewal:
+    try:
+        tokens, taken = yield from _ask_in_either_way(held, cipher)
+    except (TokenRefused, Undecryptable) as refusal:
+        return (yield from _after_refusal(refusal, parameters))
+    except TokenUnavailable as fault:
+        yield Statement(STATEMENTS["wait"], parameters)
+        raise NotRenewed("identity_unavailable", str(fault)) from None
+    access = cipher.seal(tokens.access)
+    stored = yield Statement(STATEMENTS["store"], parameters | _columns(tokens, access, cipher))
+    if taken != held.auth_method:
+        way = {"registration": held.registration, "refused": held.auth_method}
+        yield Statement(STATEMENTS["other_auth_method"], way)
+    now = _now((yield Statement(STATEMENTS["look"], {"identity": parameters["identity"]})))
+    if now.refusal:  # It was disabled or ended meanwhile; an identity that is only disabled has stored its new tokens.
+        raise NotRenewed(now.refusal, "", () if stored else _revocations(held, tokens, cipher))
+    if now.ciphertext is None:
+        raise NotRenewed("identity_unavailable")
+    return now.ciphertext  # Not this one if the person has signed in again meanwhile.
+
+
+def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
+    """Note that a person has to sign in again, unless the token was renewed in the meantime: then return that one.
+
+    A process that was late loses its lease: then another one has renewed the token, or is about to, and its result
+    counts.
+    """
+    if isinstance(refusal, TokenRefused) and not refusal.final:
+        yield from _count_refusal(parameters, refusal)
+    client_gone = isinstance(refusal, TokenRefused) and refusal.error in CLIENT_GONE
+    yield from _refused(parameters, "client" if client_gone else "refused", str(refusal))
+    now = _now((yield Statement(STATEMENTS["look"], {"identity": parameters["identity"]})))
+    if now.ciphertext not in (None, parameters["ciphertext"]) and not now.refusal:
+        return str(now.ciphertext)
+    is_renewed_elsewhere = now.is_leased and not now.refusal
+    raise NotRenewed("identity_unavailable" if is_renewed_elsewhere else "identity_sign_in", str(refusal)) from None
+
+
+def _revocations(held: RenewalData, tokens: Tokens, cipher: Cipher) -> list[TokenRequest]:
+    client = RegisteredClient(held.client_id, _secret(held, cipher), held.auth_method)
+    told = {"refresh": tokens.refresh, "access": tokens.access}
+    return revocations(held.revocation_endpoint, client, **told, private=held.private, entered=held.entered)
+
+
+def _secret(held: RenewalData, cipher: Cipher) -> str:
+    return cipher.open(held.client_secret.encode()) if held.client_secret else ""
+
+
+def _columns(tokens: Tokens, access: bytes, cipher: Cipher) -> dict[str, Any]:
+    return {
+        "access": access,
+        "refresh": cipher.seal(tokens.refresh) if tokens.refresh else None,
+        "key": cipher.key_id,
+        "expires_in": tokens.expires_in,
+        "renew_in": tokens.renew_in,
+        "scope": tokens.scope,
+    }
+
+
+def _request(held: RenewalData, cipher: Cipher) -> TokenRequest:
+    form = {
+        "grant_type": "refresh_token",
+        "refresh_token": cipher.open(held.refresh.encode()),
+        "resource": held.resource,
+        # Without a resource the issuer may need the scope again.
+        "scope": "" if held.resource else held.scope,
+    }
+    client = RegisteredClient(held.client_id, _secret(held, cipher), held.auth_method)
+    return token_request(held.endpoint, client, form, private=held.private, entered=held.entered)
+
+
+def _ask_in_either_way(held: RenewalData, cipher: Cipher) -> Generator[Step, Any, tuple[Tokens, str]]:
+    """Return the tokens and the accepted auth method; if the issuer refuses one method, try the other once."""
+    try:
+        return (yield from _ask(_request(held, cipher))), held.auth_method
+    except TokenRefused as refusal:
+        if refusal.error != "invalid_client" or not held.other_auth_method:
+            raise
+    other = held.other_auth_method
+    return (yield from _ask(_request(held._replace(auth_method=other), cipher))), other
+
+
+def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
+    fault = "no answer"
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            yield PAUSE_SECONDS
+        answer = yield request
+        if answer is None:
+            continue
+        try:
+            return read_tokens(*answer)
+        except TokenUnavailable as error:
+            fault = str(error)
+    raise TokenUnavailable(fault)
+
+
+def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
+    """Raise NotRenewed unless this refusal has now occurred UNCLEAR_REFUSALS times."""
+    rows = yield Statement(STATEMENTS["wait"], parameters)
+    if not rows or rows[0][0] < UNCLEAR_REFUSALS:
+        raise NotRenewed("identity_unavailable", str(refusal)) from None
+    parameters["lease"] = None  # It was just released.
+
+
+def _refused(parameters: dict[str, Any], reason: str, detail: str) -> Generator[Step, Any, None]:
+    yield Statement(STATEMENTS["refused"], parameters | {"reason": reason, "detail": storable(detail)[:300]})

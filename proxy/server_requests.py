@@ -6,27 +6,31 @@ still asked on its stream, and the call is sent again with its answers. For the 
 """
 
 import asyncio
+import copy
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from time import time as now
+from typing import Any, NamedTuple, NoReturn, Protocol
 from uuid import UUID, uuid4
 
 from proxy.access.decision import AccessRow
 from proxy.access.features import IdentityUnreadable, identity_refusal, server_refusal, target_of
 from proxy.request import McpRequest
-from proxy.store.bus import Owner, PendingRequests
+from proxy.store.bus import Bell, Owner, PendingRequests, Statements
 from proxy.store.call_log import CallRow, CallWriter, NotRecorded, PayloadRecorder, new_uid
 from proxy.store.pg import DatabaseUnavailable
 from wire import jsonrpc, rewriting
-from wire.background import Background, every
-from wire.cipher import Cipher
+from wire.background import Background, every, spawn
+from wire.cipher import Cipher, Undecryptable
 from wire.client import McpClient
 from wire.errors import BadAnswer, UpstreamError
-from wire.jsonrpc import Object
-from wire.mcp import Answer, RpcResponse, Target
+from wire.jsonrpc import Message, Object
+from wire.mcp import MODERN, SESSION, Answer, OnRequest, RpcResponse, Target
 from wire.sessions import BRIDGED
 
 logger = logging.getLogger(__name__)
@@ -333,3 +337,368 @@ def _row(asking: InteractiveCall, asked: Object) -> CallRow:
         authorise_ms=None,
         upstream_ms=None,
     )
+
+
+# Calls of 2026-07-28 clients to servers of the session era that ask something: the client gets `input_required`.
+#
+# The worker keeps the call to the server open while the client collects the answers. The `requestState` the client
+# returns is sealed, names the call, is bound to the connection and the request, and works once. The retry, in any
+# worker, stores the answers in rows and waits for the outcome, which the call's worker stores sealed in another row.
+
+
+KIND = "requestState"
+STATE_SECONDS = 300.0
+GATHER_SECONDS = 0.02  # Requests of a server within this time are sent to the client together.
+BEAT_SECONDS = 2.0
+DEAD_SECONDS = 10.0  # A call without a heartbeat for this long is considered lost.
+LOOK_SECONDS = 1.0  # Poll interval of the row while no notification arrives.
+MOST_SUSPENDED = 64  # Calls of one connection in one worker.
+
+HOLD = """
+INSERT INTO proxy_suspendedcall (id, connection_id, turn, beat_at, expires_at)
+VALUES (%s, %s, 0, statement_timestamp(), statement_timestamp() + make_interval(secs => %s))
+"""
+BEAT = """
+UPDATE proxy_suspendedcall SET beat_at = statement_timestamp(),
+    expires_at = greatest(expires_at, statement_timestamp() + make_interval(secs => 60))
+WHERE id = ANY(%s::uuid[]) RETURNING id::text
+"""
+# The retry is notified in the same transaction that makes the outcome readable.
+FINISH = """
+WITH finished AS (
+    UPDATE proxy_suspendedcall SET outcome = %(outcome)s,
+        expires_at = statement_timestamp() + make_interval(secs => %(seconds)s)
+    WHERE id = %(id)s RETURNING id
+)
+SELECT pg_notify('gateway', 'answer ' || id) FROM finished
+"""
+TELL = "SELECT pg_notify('gateway', 'answer ' || %s)"
+TAKE_TURN = """
+UPDATE proxy_suspendedcall SET turn = turn + 1
+WHERE id = %s AND connection_id = %s AND turn = %s AND expires_at > statement_timestamp() RETURNING id
+"""
+LOOK = """
+SELECT outcome, beat_at < statement_timestamp() - make_interval(secs => %s) FROM proxy_suspendedcall WHERE id = %s
+"""
+END = "DELETE FROM proxy_suspendedcall WHERE id = %s"
+
+
+class BadState(UpstreamError):
+    """The requestState was not issued to this connection for this request, was already used, or is too old."""
+
+    code = jsonrpc.INVALID_PARAMS
+    outcome = "rpc_error"
+    reason = "request_state"
+    sentence = "Invalid params: {server}"
+
+    @property
+    def data(self) -> Object:
+        return {"reason": self.reason}
+
+
+class CallLost(UpstreamError):
+    """The worker that held the call has died."""
+
+    reason = "call_lost"
+    sentence = 'The call to server "{server}" was lost while it waited for input; the server may have executed it.'
+
+
+class Ended(UpstreamError):
+    """The error with which a suspended call ended in its worker, as stored for the retry."""
+
+    def __init__(self, server: str, code: int, outcome: str, reason: str, sentence: str, data: Object | None) -> None:
+        self.code, self.outcome, self.reason = code, outcome, reason
+        self._data = data
+        super().__init__(server)
+        self.args = (sentence,)
+
+    @property
+    def data(self) -> Object | None:
+        return self._data
+
+
+class SuspendedCallFailed(Exception):
+    """The call failed inside the gateway while it was held."""
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call that may be suspended, in the worker that holds it."""
+
+    asking: InteractiveCall
+    uid: str = field(default_factory=lambda: str(uuid4()))
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    held: asyncio.Lock = field(default_factory=asyncio.Lock)
+    has_row: bool = False
+
+
+class SuspendedCalls:
+    """Holds the calls of this worker that wait for input, and returns their outcomes to retries."""
+
+    def __init__(
+        self, state: Statements, bell: Bell, pending: PendingRequests, requests: ServerRequests, cipher: Cipher
+    ) -> None:
+        self._state = state
+        self._bell = bell
+        self._pending = pending
+        self._requests = requests
+        self._cipher = cipher
+        self._held: dict[str, tuple[str, asyncio.Task[RpcResponse]]] = {}  # Connection and task, by id.
+        # The running requests of this worker, which end when access is cut; held calls are added to them.
+        self.under_way: dict[str, McpRequest] = {}
+        self._background = Background(DatabaseUnavailable)
+
+    def start(self) -> None:
+        self._background.forever("suspended calls", self._beat, every(BEAT_SECONDS))
+
+    async def stop(self) -> None:
+        """End the held calls; their retries get CallLost."""
+        await self._background.stop()
+        tasks = [task for _, task in self._held.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)
+        for uid in list(self._held):
+            with suppress(DatabaseUnavailable):
+                await self._state.fetch(END, (uid,))
+
+    async def call(
+        self, asking: InteractiveCall, message: Message, ask: Callable[[OnRequest], Awaitable[RpcResponse]]
+    ) -> RpcResponse:
+        """Return the answer of `ask`, or `input_required` once the server asks something. Raises what `ask` does."""
+        call = _Call(asking)
+
+        async def on_request(asked: Object, answer: Answer) -> None:
+            await self._carry(call, asked, answer)
+
+        task = asyncio.ensure_future(ask(on_request))
+        told = spawn("question of a server", call.asked.wait())
+        try:
+            while True:
+                await asyncio.wait((task, told), return_when=asyncio.FIRST_COMPLETED)
+                if not task.done():
+                    asking.request.may_have_run = True  # The server has asked something.
+                    await asyncio.wait((task,), timeout=GATHER_SECONDS)
+                if task.done():
+                    # In the background, so that a failing clean-up does not affect the answer.
+                    self._requests.in_background(self._forget(call))
+                    return task.result()
+                if asked := await self._pending.open(call.uid):
+                    break
+                call.asked.clear()
+                told = spawn("question of a server", call.asked.wait())
+        except BaseException:
+            task.cancel()
+            self._requests.in_background(self._forget(call))
+            raise
+        finally:
+            told.cancel()
+        self._hold(call, task)
+        return self._input_required(asking.request, message, call.uid, 0, asked)
+
+    async def resume(self, asking: InteractiveCall, message: Message) -> RpcResponse:
+        """Return the outcome of the call that this request retries, or `input_required` again.
+
+        Raises BadState, CallLost, or the error of the call.
+        """
+        grant, server = asking.grant, asking.target.server_name
+        uid, turn = self._checked_state(message, grant.connection_id)
+        if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
+            raise BadState("this requestState was used already, or its call is over")
+        news = self._bell.listen(uid)  # Not before: a repeated retry must not take the wake-up of the first.
+        try:
+            await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
+            while True:
+                rows = await self._state.fetch(LOOK, (DEAD_SECONDS, uid))
+                if rows and rows[0][0] is not None:
+                    self._requests.in_background(self._state.fetch(END, (uid,)))
+                    return _opened_outcome(self._pending.unseal(rows[0][0]), server)
+                if not rows or rows[0][1]:
+                    self._requests.in_background(self._state.fetch(END, (uid,)))
+                    raise CallLost(server, "its worker is gone")
+                if asked := await self._pending.open(uid):
+                    return self._input_required(asking.request, message, uid, turn + 1, asked)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), LOOK_SECONDS)
+                news.clear()
+        except asyncio.CancelledError:
+            # The client left, which cancels the call; its worker notices at the next beat.
+            self._requests.in_background(self._state.fetch(END, (uid,)))
+            raise
+        finally:
+            self._bell.forget(uid)
+
+    # In the worker that holds the call
+
+    async def _carry(self, call: _Call, asked: Object, answer: Answer) -> None:
+        """Forward this server request to the client by `input_required`, and the retry's answer to the server."""
+        asking = call.asking
+
+        async def send() -> None:
+            call.asked.set()
+            await self._state.fetch(TELL, (call.uid,))
+
+        owner = Owner(asking.grant.connection_id, None, call.uid)
+        try:
+            if not can_answer(asking.target.capabilities, asked) or not await self._have_row(call):
+                self._requests.in_background(answer(NOT_SUPPORTED))
+                return
+            answered = await self._requests.wait(asking, asked, str(uuid4()), owner, send)
+        except asyncio.CancelledError:
+            self._requests.in_background(answer(CALL_OVER))
+            raise
+        await answer(answered)
+
+    async def _have_row(self, call: _Call) -> bool:
+        connection_id = call.asking.grant.connection_id
+        async with call.held:
+            if not call.has_row:
+                if sum(holder == connection_id for holder, _ in self._held.values()) >= MOST_SUSPENDED:
+                    return False
+                try:
+                    await self._state.fetch(HOLD, (call.uid, connection_id, STATE_SECONDS))
+                except DatabaseUnavailable:
+                    return False
+                call.has_row = True
+        return True
+
+    async def _forget(self, call: _Call) -> None:
+        if call.has_row:
+            await self._state.fetch(END, (call.uid,))
+
+    def _hold(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
+        assert isinstance(task, asyncio.Task)
+        self._held[call.uid] = call.asking.grant.connection_id, task
+        # A copy, because the request that began the call has been answered.
+        held = self.under_way[call.uid] = copy.copy(call.asking.request)
+        held.uid, held.task = call.uid, task
+        task.add_done_callback(lambda done: self._requests.in_background(self._finish(call, done)))
+
+    async def _finish(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
+        """Store the outcome of the call for its retry."""
+        try:
+            outcome = _sealable(task)
+            if outcome is None:
+                await self._state.fetch(END, (call.uid,))
+            else:
+                given = {"id": call.uid, "outcome": self._pending.seal(outcome), "seconds": STATE_SECONDS}
+                await self._state.fetch(FINISH, given)
+        finally:
+            self._held.pop(call.uid, None)
+            self.under_way.pop(call.uid, None)
+
+    async def _beat(self) -> None:
+        """Update the heartbeat of the calls held here; cancel those whose row is gone."""
+        if not self._held:
+            return
+        uids = list(self._held)
+        alive = {uid for (uid,) in await self._state.fetch(BEAT, (uids,))}
+        for uid in uids:
+            if uid not in alive and uid in self._held:
+                self._held[uid][1].cancel()
+
+    # The state that the client returns
+
+    def _input_required(
+        self, request: McpRequest, message: Message, uid: str, turn: int, asked: dict[str, Object]
+    ) -> RpcResponse:
+        assert request.grant is not None
+        facts = [KIND, uid, turn, request.grant.connection_id, _digest(message), now() + STATE_SECONDS]
+        result = {
+            "resultType": "input_required",
+            "inputRequests": {
+                key: {name: each[name] for name in ("method", "params") if name in each} for key, each in asked.items()
+            },
+            "requestState": self._cipher.seal(json.dumps(facts)).decode(),
+        }
+        document = {"jsonrpc": "2.0", "id": 0, "result": result}
+        return RpcResponse(document, jsonrpc.dumps(document), MODERN, None)
+
+    def has_given(self, message: Message) -> bool:
+        """Return whether the gateway issued this requestState, to whatever connection."""
+        return self._opened_state(message) is not None
+
+    def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
+        """Return the id of the call and the turn in a requestState. Raises BadState."""
+        facts = self._opened_state(message)
+        if facts is None:
+            _refuse("this requestState was not given by this gateway")
+        uid, turn, connection, digest, ends = facts
+        if connection != connection_id or digest != _digest(message):
+            _refuse("this requestState was given for another request")
+        if ends < now():
+            _refuse("this requestState is too old")
+        return uid, turn
+
+    def _opened_state(self, message: Message) -> tuple[str, int, str, str, float] | None:
+        """Return the facts sealed in a requestState, or None if the gateway did not issue it."""
+        sealed = message.params.get("requestState")
+        try:
+            facts = json.loads(self._cipher.open(sealed.encode() if isinstance(sealed, str) else b""))
+            kind, uid, turn, connection, digest, ends = facts
+        except (Undecryptable, ValueError, TypeError):
+            return None
+        return (uid, turn, connection, digest, ends) if kind == KIND else None
+
+    async def _keep_answers(self, uid: str, connection_id: str, responses: object) -> None:
+        owner = Owner(connection_id, None, uid)
+        for key, response in _answers(responses):
+            await self._pending.answer(key, owner, jsonrpc.dumps({"result": response}))
+
+
+def _refuse(why: str) -> NoReturn:
+    raise BadState(why)
+
+
+def _answers(responses: object) -> Iterable[tuple[str, Object]]:
+    if isinstance(responses, dict):
+        for key, response in responses.items():
+            if (uid := as_uuid(key)) is not None and isinstance(response, dict):
+                yield uid, response
+
+
+def _digest(message: Message) -> str:
+    """Return a digest of what a retry repeats: method and params, regardless of the order of members."""
+    params = {name: value for name, value in message.params.items() if name not in _OF_ONE_TURN}
+    return hashlib.sha256(json.dumps([message.method, params], sort_keys=True).encode()).hexdigest()
+
+
+_OF_ONE_TURN = frozenset({"_meta", "inputResponses", "requestState"})
+
+
+# Outcomes of calls that failed in the gateway; the reason is in the log of the process that held the call.
+UNAVAILABLE = b"unavailable"
+FAILED = b"failed"
+
+
+def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
+    """Return the outcome of a call as text, or None if it was cancelled and nobody waits for it."""
+    if task.cancelled():
+        return None
+    error = task.exception()
+    if error is None:
+        return b"answer " + task.result().text
+    if isinstance(error, UpstreamError):
+        return b"error " + jsonrpc.dumps([error.code, error.outcome, error.reason, str(error), error.data])
+    if isinstance(error, DatabaseUnavailable):
+        return UNAVAILABLE
+    logger.error("a suspended call failed inside the gateway", exc_info=error)
+    return FAILED
+
+
+def _opened_outcome(text: bytes, server: str) -> RpcResponse:
+    """Return the answer stored by `_sealable`.
+
+    Raises Ended, DatabaseUnavailable or SuspendedCallFailed if the call failed.
+    """
+    if text == UNAVAILABLE:
+        raise DatabaseUnavailable("the database did not answer while the call was held")
+    if text == FAILED:
+        raise SuspendedCallFailed(SuspendedCallFailed.__doc__)
+    kind, _, kept = text.partition(b" ")
+    if kind == b"error":
+        raise Ended(server, *jsonrpc.loads(kept))
+    document = jsonrpc.loads(kept)
+    error = document.get("error")
+    return RpcResponse(document, kept, SESSION, error if isinstance(error, dict) else None)

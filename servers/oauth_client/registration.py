@@ -17,7 +17,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
-from proxy.store.refresh import NotRenewed, Renewal, Statement, renewal
+from proxy.refresh import NotRenewed, Renewal, Statement, renewal
 from servers.models import Identity, Server
 from servers.oauth_client.discovery import AuthorizationServerMetadata, Http, NoAnswer, for_request, send_soon
 from servers.oauth_client.models import ClientRegistration, Grant, RegistrationMethod, live_registrations

@@ -15,7 +15,7 @@ from gatewayadmin.config import environment
 from gatewayadmin.config.database import SILENCE_S
 from gatewayadmin.playground import run
 from gatewayadmin.serving.http_protocol import LimitedHttpProtocol
-from proxy import server_requests, server_streams, streams, suspended_calls
+from proxy import server_requests, streams, upstream_streams
 from scim import endpoint, schemas, storage
 from scim.models import MOST_KEYS
 from tests.docs.pages import ROOT
@@ -38,14 +38,14 @@ LIMITS = {
     "requests that wait for the database, in each worker": settings.WAITING_CALLS,
     "calls that wait for one server, in each worker": fair_queue.MOST_WAITING,
     "of these, calls of one person": fair_queue.MOST_WAITING_OF_ONE,
-    "suspended calls of one connection, in each worker": suspended_calls.MOST_SUSPENDED,
+    "suspended calls of one connection, in each worker": server_requests.MOST_SUSPENDED,
     "rounds in which a server may ask for input in one call": server_requests.MOST_ROUNDS,
     "requests a server may make in one round": server_requests.MOST_ASKED,
     "seconds a client has to answer a server": settings.ANSWER_SECONDS,
     "hours a session lives without use": settings.SESSION_HOURS,
     "messages a client may be behind on a stream": streams.MOST_PENDING,
     "MiB these messages may be in all": streams.MOST_PENDING_BYTES >> 20,
-    "standing streams of servers read for calls alone, in each worker": server_streams.MOST_FOR_CALLS,
+    "standing streams of servers read for calls alone, in each worker": upstream_streams.MOST_FOR_CALLS,
     "features (tools, prompts, resources) of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
     "characters of a tool's or prompt's name as clients see it": definitions.MAX_NAME,

@@ -8,7 +8,7 @@ from tests.workspace import ROOT
 
 # Other places, and who gets what such a task raises.
 OTHERS = {
-    "proxy/suspended_calls.py:call": "its caller awaits it, or _finish logs it",
+    "proxy/server_requests.py:call": "its caller awaits it, or _finish logs it",
     "wire/background.py:forever": "the module itself",
     "wire/background.py:spawn": "the module itself",
 }

@@ -152,9 +152,9 @@ def test_a_stop_that_raises_ends_no_other_and_the_call_log_is_written_all_the_sa
     Call.partitions.make_ahead()
     parts = (
         "proxy.store.events.StreamEvents",
-        "proxy.suspended_calls.SuspendedCalls",
+        "proxy.server_requests.SuspendedCalls",
         "proxy.server_requests.ServerRequests",
-        "proxy.server_streams.ServerStreams",
+        "proxy.upstream_streams.ServerStreams",
         "proxy.store.sessions.SessionKeeper",
         "proxy.lists.Lists",
         "proxy.handshake.Eras",

@@ -428,7 +428,7 @@ def test_a_call_that_waits_is_resumed_although_its_server_has_learnt_the_other_e
 def test_a_retry_that_is_repeated_is_refused_and_takes_no_news_from_the_first(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.suspended_calls.LOOK_SECONDS", 600)  # It is told, and does not look.
+    monkeypatch.setattr("proxy.server_requests.LOOK_SECONDS", 600)  # It is told, and does not look.
     released = threading.Event()
 
     class Slow(Asker):
@@ -456,7 +456,7 @@ def test_a_request_state_ends_after_five_minutes(work: Work, monkeypatch: pytest
     agent = work.agent()
     wanted = result_of(ask(agent))
     now = time.time
-    monkeypatch.setattr("proxy.suspended_calls.now", lambda: now() + 301)
+    monkeypatch.setattr("proxy.server_requests.now", lambda: now() + 301)
 
     refused = retry(agent, wanted)
 
@@ -464,7 +464,7 @@ def test_a_request_state_ends_after_five_minutes(work: Work, monkeypatch: pytest
 
 
 def test_a_call_whose_worker_died_says_so(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.suspended_calls.BEAT_SECONDS", 600)
+    monkeypatch.setattr("proxy.server_requests.BEAT_SECONDS", 600)
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
     wanted = result_of(ask(agent))

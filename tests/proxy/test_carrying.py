@@ -9,9 +9,8 @@ import pytest
 from django.db.models import F
 
 from auditlog.models import Call
-from proxy.carrier import Carrier
+from proxy.message_router import Carrier, Courier
 from proxy.models import StreamEvent
-from proxy.session_calls import Courier
 from proxy.store.events import StreamEvents
 from proxy.store.sessions import SessionKeeper
 from tests.conftest import Run
@@ -64,7 +63,7 @@ def test_that_an_elicitation_is_complete_is_told_as_it_was_said(work: TalkingWor
 def test_a_client_is_asked_so_much_at_once_of_what_another_worker_heard(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.carrier.MOST_HANDED_OVER", 2)
+    monkeypatch.setattr("proxy.message_router.MOST_HANDED_OVER", 2)
     person = heard_by_the_first(work)
     with listening(work.elsewhere(person.agent), "GET", **person.headers) as stream:
         assert stream.begun.wait(PATIENCE)
@@ -80,7 +79,7 @@ def test_a_client_is_asked_so_much_at_once_of_what_another_worker_heard(
 def test_what_waits_for_other_workers_is_bounded_and_a_request_beyond_that_refused_at_once(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.carrier.MOST_WAITING", 1)
+    monkeypatch.setattr("proxy.message_router.MOST_WAITING", 1)
     offering, may_go_on = held(monkeypatch, Courier, "offer")
     person = heard_by_the_first(work)
     with listening(work.elsewhere(person.agent), "GET", **person.headers) as stream:
@@ -137,8 +136,8 @@ def test_what_was_taken_for_a_stream_that_ended_meanwhile_waits_for_the_next(
 
 @pytest.fixture
 def library_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> LibraryWork:
-    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.2)
-    monkeypatch.setattr("proxy.server_streams.LOOK_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr("proxy.upstream_streams.LOOK_AGAIN_SECONDS", 0.3)
     return LibraryWork(start, run)
 
 

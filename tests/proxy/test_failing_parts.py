@@ -7,12 +7,12 @@ import pytest
 
 from proxy.models import Session
 from proxy.reasons import REASONS
+from proxy.server_requests import _answers
 from proxy.store.call_log import NotRecorded
 from proxy.store.events import EventId
 from proxy.store.pg import DatabaseUnavailable, StatePool
 from proxy.store.sessions import SessionKeeper
 from proxy.streams import honoured
-from proxy.suspended_calls import _answers
 from tests import upstreams
 from tests.conftest import Run
 from tests.eventually import PATIENCE
@@ -60,7 +60,7 @@ def asked(agent: Agent, verb: str, body: Any = None) -> httpx.Response:
     [
         ("proxy.dispatch.Dispatcher.end_session", "DELETE", None, 1),
         ("proxy.server_requests.ServerRequests.take_answer", "POST", {"jsonrpc": "2.0", "id": 1, "result": {}}, 1),
-        ("proxy.resumption.Resumption.standing", "GET", None, 0),
+        ("proxy.streams.Resumption.standing", "GET", None, 0),
     ],
 )
 def test_what_needs_the_database_while_it_does_not_answer_is_to_be_asked_again(

@@ -16,7 +16,7 @@ from pytest_django import Settings
 from accounts.models import User
 from capabilities import Capability
 from gateways.models import Gateway, IdentityScheme
-from proxy.store.refresh import NotRenewed
+from proxy.refresh import NotRenewed
 from servers.models import AuthType, Server
 from servers.oauth_client.discovery import needs_of
 from servers.oauth_client.models import ClientRegistration, Grant

@@ -17,9 +17,8 @@ from proxy.access.features import TOOL, IdentityUnreadable, Named, Refusal, Unkn
 from proxy.forward import Forwarder
 from proxy.reasons import REASONS
 from proxy.refresh import IdentityUnavailable
-from proxy.server_requests import InputRefused
+from proxy.server_requests import BadState, CallLost, InputRefused
 from proxy.store.call_log import CallWriter
-from proxy.suspended_calls import BadState, CallLost
 from proxy.tasks import UnknownTask
 from tests.auditlog.test_detail import kinds_of_faults
 from tests.conftest import Run, SignIn

@@ -12,8 +12,8 @@ import pytest
 from auditlog.models import Call
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
+from proxy.refresh import STATEMENTS
 from proxy.store.pg import StatementRejected, StatePool
-from proxy.store.refresh import STATEMENTS
 from servers.models import Identity
 from tests import make
 from tests.asgi_server import Scope, Send, answer

@@ -310,7 +310,7 @@ def streamed(agent: Agent) -> str:
 def test_the_stream_of_a_call_that_nobody_has_and_whose_request_is_not_named_just_ends(
     work: Work, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
-    monkeypatch.setattr("proxy.resumption.ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("proxy.streams.ALIVE_SECONDS", 0.2)
     with resumed(in_session(work.agent()), f"c-{uuid4().hex}-1{named}") as stream:
         assert missed(stream) == []
         assert stream.status == 200
@@ -325,7 +325,7 @@ def test_a_call_that_takes_long_is_asked_after_again_and_not_taken_for_lost(
         await want(events, *given)
         asked[0] += 1
 
-    monkeypatch.setattr("proxy.resumption.ALIVE_SECONDS", 1)
+    monkeypatch.setattr("proxy.streams.ALIVE_SECONDS", 1)
     monkeypatch.setattr(StreamEvents, "want", counted)
     agent = in_session(work.agent())
     with listening(agent, "POST", call()) as stream:
@@ -387,7 +387,7 @@ def test_what_a_client_missed_is_written_once_the_database_answers_or_is_lost_an
         return await fetch(state, statement, params)
 
     monkeypatch.setattr("proxy.store.events.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("proxy.resumption.ALIVE_SECONDS", 0.5)
+    monkeypatch.setattr("proxy.streams.ALIVE_SECONDS", 0.5)
     agent = in_session(work.agent())
     with listening(agent, "POST", call()) as stream:
         stream.wait_for(1)

@@ -12,7 +12,7 @@ from django.db.models import F
 
 from auditlog.models import Call
 from gateways.models import Assignment, Feature, IdentityScheme
-from proxy.carrier import Carrier
+from proxy.message_router import Carrier
 from proxy.models import PendingRequest, StreamEvent
 from proxy.store.bus import PendingRequests
 from proxy.store.events import StreamEvents
@@ -92,15 +92,15 @@ class TalkingWork(Work):
 
 @pytest.fixture
 def work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> TalkingWork:
-    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.3)
-    monkeypatch.setattr("proxy.server_streams.LOOK_AGAIN_SECONDS", 0.4)
+    monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr("proxy.upstream_streams.LOOK_AGAIN_SECONDS", 0.4)
     return TalkingWork(start, run)
 
 
 def test_one_worker_listens_to_a_server_while_a_client_listens_and_passes_its_changes_on(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.session_calls.IDLE_SECONDS", 0)
+    monkeypatch.setattr("proxy.message_router.IDLE_SECONDS", 0)
     agent = in_session(work.agent())
     assert "result" in agent.call("docs__count").json()
     with listening(agent, "GET") as stream, listening(work.elsewhere(agent), "GET") as other:
@@ -178,9 +178,9 @@ def test_a_client_that_left_before_it_could_be_asked_is_not_waited_for(
 @pytest.fixture
 def library_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LibraryWork]:
     """A gateway in front of this library, which looks often for whom it is to listen."""
-    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.2)
-    monkeypatch.setattr("proxy.server_streams.LOOK_AGAIN_SECONDS", 0.3)
-    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr("proxy.upstream_streams.LOOK_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr("proxy.upstream_streams.AGAIN_SECONDS", 0.1)
     return lambda library: LibraryWork(start, run, library=library, is_modern=library.is_modern)
 
 
@@ -288,7 +288,7 @@ def test_a_server_whose_credential_cannot_be_read_is_listened_to_once_it_can(
 def test_the_stream_of_a_server_is_read_again_after_what_it_said_could_not_be_passed_on(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("proxy.upstream_streams.AGAIN_SECONDS", 0.05)
     tell, failed = Carrier.tell, list[Any]()
 
     async def fails(carrier: Carrier, *given: Any) -> None:
@@ -392,8 +392,8 @@ def test_a_session_that_could_not_be_listened_to_for_calls_is_tried_anew_for_a_c
 def test_a_server_without_a_stream_is_asked_for_it_once_by_who_listens(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.05)
-    monkeypatch.setattr("proxy.server_streams.LOOK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("proxy.upstream_streams.LOOK_AGAIN_SECONDS", 0.05)
     lease, looks = SessionKeeper.lease, [0]
 
     async def counted(keeper: SessionKeeper, *given: Any) -> Any:
@@ -414,7 +414,7 @@ def test_a_server_without_a_stream_is_asked_for_it_once_by_who_listens(
 def test_a_call_does_without_a_stream_while_others_have_all_there_may_be(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 1)
+    monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 1)
     server = StandingAsker()
     work = standing_work(server, start, run)
     first = work.person()

@@ -122,8 +122,8 @@ class StandingWork(Work):
 @pytest.fixture
 def work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> StandingWork:
     """What these servers say too early is lost, so calls wait for their streams as long as a busy machine may take."""
-    monkeypatch.setattr("proxy.server_streams.READY_SECONDS", PATIENCE)
-    monkeypatch.setattr("proxy.server_streams.OPEN_SECONDS", PATIENCE)
+    monkeypatch.setattr("proxy.upstream_streams.READY_SECONDS", PATIENCE)
+    monkeypatch.setattr("proxy.upstream_streams.OPEN_SECONDS", PATIENCE)
     return standing_work(StandingAsker(asks=[FORM]), start, run)
 
 
@@ -334,8 +334,8 @@ def test_a_server_without_such_a_stream_is_not_asked_for_it_with_each_session(wo
 def test_a_session_nobody_calls_in_any_more_is_listened_to_no_longer(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.session_calls.IDLE_SECONDS", 0.2)
-    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("proxy.message_router.IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.1)
     person = work.person()
     assert "result" in person.call("docs__quick")
 
@@ -364,7 +364,7 @@ def test_a_session_that_ends_is_listened_to_no_longer(
 
 
 def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 2)
+    monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 2)
     first = work.person()
     people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(3))]
     for person in people:
@@ -389,8 +389,8 @@ def test_what_gave_way_to_another_session_is_not_listened_to_again(
             await until(go.is_set)
         return await lease(self, worker, rows)
 
-    monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 2)
-    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 2)
+    monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(SessionKeeper, "lease_rows", slowly)
     first = work.person()
     people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(2))]
@@ -416,7 +416,7 @@ def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
         await until(lambda: len(work.server.opened) == len(people))
         return await lease(self, worker, rows)
 
-    monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 2)
+    monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 2)
     monkeypatch.setattr(SessionKeeper, "lease_rows", together)
     first = work.person()
     people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(5))]
@@ -432,8 +432,8 @@ def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call was in each of them a moment ago, for which alone it would be listened to."""
-    monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 1)
-    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 1)
+    monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.05)
     first = work.person()
     people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(2))]
     with ExitStack() as listeners:
@@ -465,7 +465,7 @@ def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
 def test_whatever_comes_there_the_calls_go_on_and_are_written_down(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("proxy.upstream_streams.AGAIN_SECONDS", 0.05)
     person = work.person(answer_limit=200_000)
     work.server.pour = said
     assert "result" in person.call("docs__quick")
@@ -482,7 +482,7 @@ def test_whatever_comes_there_the_calls_go_on_and_are_written_down(
 def test_a_stream_that_breaks_is_opened_again_while_its_session_is_in_use(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("proxy.upstream_streams.AGAIN_SECONDS", 0.05)
     person = work.person()
     work.server.pour = b"data: no json\n\n"
     assert "result" in person.call("docs__quick")
@@ -496,7 +496,7 @@ def test_a_stream_that_breaks_is_opened_again_while_its_session_is_in_use(
 def test_a_stream_that_is_slow_to_open_is_let_open_whatever_else_is_looked_at(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.02)
     work.server.head_seconds = 0.5
     person = work.person()
 
@@ -508,7 +508,7 @@ def test_a_stream_that_opens_in_silence_is_listened_to_before_the_first_call(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Node sends the head of a stream with its first event."""
-    monkeypatch.setattr("proxy.server_streams.OPEN_SECONDS", 0.05)
+    monkeypatch.setattr("proxy.upstream_streams.OPEN_SECONDS", 0.05)
     work.server.has_head = False
     person = work.person()
 
@@ -520,7 +520,7 @@ def test_a_stream_that_opens_in_silence_is_listened_to_before_the_first_call(
 def test_calls_in_a_session_that_is_listened_to_run_no_statements_for_it(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 600)
+    monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 600)
     person = work.person()
     assert "result" in person.call("docs__quick")
     eventually(lambda: work.server.open)

@@ -20,7 +20,7 @@ from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
-from proxy.store.refresh import NotRenewed
+from proxy.refresh import NotRenewed
 from servers.models import AuthType, Identity, Server
 from servers.oauth_client.models import ClientRegistration, Grant, SignIn
 from servers.oauth_client.registration import keep_fresh, redirect_uri, refresh_identity

@@ -255,7 +255,7 @@ def test_a_token_has_a_bounded_number_of_standing_streams(start: Start, run: Run
 def test_streams_that_are_about_to_begin_count_among_those_of_their_token(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.resumption.HANDED_OVER_SECONDS", 3)  # So long none of them has begun.
+    monkeypatch.setattr("proxy.streams.HANDED_OVER_SECONDS", 3)  # So long none of them has begun.
     work = Work(lambda: start(token_calls=2), run)
     agent = in_session(work.agent())
     with ExitStack() as stack:

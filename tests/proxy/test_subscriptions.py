@@ -378,7 +378,7 @@ UPDATE = {"jsonrpc": "2.0", "method": "notifications/resources/updated", "params
 
 @pytest.fixture
 def session_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> LibraryWork:
-    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("proxy.upstream_streams.AGAIN_SECONDS", 0.1)
     return LibraryWork(start, run, is_modern=False)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from auditlog.models import Call
 from proxy.models import PendingRequest, SuspendedCall
+from proxy.server_requests import END, HOLD
 from proxy.store.bus import PendingRequests
-from proxy.suspended_calls import END, HOLD
 from tests import make
 from tests.conftest import Run
 from tests.eventually import PATIENCE
@@ -71,7 +71,7 @@ def test_a_client_that_cannot_give_it_is_not_asked_and_its_call_goes_on(work: Wo
 
 
 def test_a_connection_has_a_bounded_number_of_calls_that_wait(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.suspended_calls.MOST_SUSPENDED", 1)
+    monkeypatch.setattr("proxy.server_requests.MOST_SUSPENDED", 1)
     work.put(ByCall().app())
     user = make.user(email="bob@example.com")
     agent = work.agent()
@@ -99,7 +99,7 @@ def test_a_call_that_cannot_be_held_is_not_asked_and_goes_on(work: Work, monkeyp
 def test_a_call_that_is_over_before_its_client_could_be_asked_leaves_nothing(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.suspended_calls.GATHER_SECONDS", 20)
+    monkeypatch.setattr("proxy.server_requests.GATHER_SECONDS", 20)
     held: list[str] = []
     add = PendingRequests.add
 
@@ -122,7 +122,7 @@ def test_a_call_that_is_over_before_its_client_could_be_asked_leaves_nothing(
 def test_a_call_that_ran_keeps_its_answer_although_its_row_cannot_be_deleted(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.suspended_calls.GATHER_SECONDS", 20)
+    monkeypatch.setattr("proxy.server_requests.GATHER_SECONDS", 20)
     add = PendingRequests.add
 
     async def noted(pending: PendingRequests, uid: str, *given: Any) -> None:
@@ -164,7 +164,7 @@ def test_a_retry_gets_the_answer_of_its_call_although_the_row_of_that_cannot_be_
 def test_a_question_that_ended_before_its_client_was_asked_is_not_put(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.suspended_calls.GATHER_SECONDS", 0.5)
+    monkeypatch.setattr("proxy.server_requests.GATHER_SECONDS", 0.5)
     told: list[Object] = []
 
     class Patient(Asker):
@@ -197,7 +197,7 @@ def test_a_call_whose_questions_cannot_be_read_ends_and_its_server_is_told(
 def test_of_the_calls_that_are_held_only_the_one_whose_row_is_gone_is_cancelled(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.suspended_calls.BEAT_SECONDS", 0.1)
+    monkeypatch.setattr("proxy.server_requests.BEAT_SECONDS", 0.1)
     docs = work.put(ByCall().app())
     agent = work.agent()
     result_of(ask(agent))
