@@ -12,6 +12,7 @@ from auditlog.models import Call, Outcome
 from auditlog.name_lookups import lookups
 from auditlog.reasons import Reason, Step, reason_of
 from proxy.store.call_log import COMMIT_SECONDS
+from wire.mcp import METHODS
 
 # The names of the checks on the page.
 NAMES = {
@@ -29,7 +30,9 @@ NAMES = {
 }
 # Answered by the gateway itself.
 NOT_REACHED = "Not reached"
-GATEWAY_METHODS = frozenset({"initialize", "ping", "server/discover", "notifications/initialized"})
+GATEWAY_METHODS = {name for name, method in METHODS.items() if not (method.lists or method.forwards)} | {
+    "notifications/initialized"
+}
 CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"}}
 
 

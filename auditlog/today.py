@@ -30,10 +30,11 @@ from proxy.access.decision import (
     parameters,
     read_grants,
 )
-from proxy.access.features import PROMPT, RESOURCE, TOOL, Named
+from proxy.access.features import Named
 from proxy.dry_run import Obstacle, Verdict, verdict, wanted_for
 from tokens.models import Token, TokenKind
 from ui.sealing import cipher
+from wire.mcp import PROMPT, RESOURCE, TOOL
 
 MOST_TOKENS = 50  # Per connection, last used first.
 MOST_NAMED = 3

@@ -23,12 +23,13 @@ from capabilities import Capability, requires
 from connections.subjects import FilterViewer, listed_gateway, listed_host, listed_person
 from gateways.models import Feature, Gateway
 from hosts.models import Host
-from proxy.access.features import TOOL, Named
+from proxy.access.features import Named
 from tokens.models import Token, TokenKind
 from tokens.rows import SEES as SEES_TOKENS
 from ui.operations import Query
 from ui.pages import AppRequest, leave, own_path, show
 from ui.rest import SubjectField
+from wire.mcp import TOOL
 
 
 class TrailLine(NamedTuple):

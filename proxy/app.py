@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 from proxy import metrics
 from proxy.access.decision import SETUP_TO_FIND_AGAIN, Access
+from proxy.call import Endpoint, Parts
 from proxy.config import Config, Traces
-from proxy.dispatch import Dispatcher
-from proxy.endpoint import Endpoint
-from proxy.forward import Forwarder
 from proxy.handshake import Eras, Handshake
 from proxy.lists import Lists
-from proxy.message_router import Carriage, SessionCalls
+from proxy.message_router import RouterParts
 from proxy.refresh import Refresher
 from proxy.request import PREFIX
 from proxy.server_requests import ServerRequests, SuspendedCalls
@@ -57,7 +55,9 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         observe=metrics.COMMIT_ROWS.observe,
     )
     limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
-    usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
+    streams = Streams(bus, state, config.public_url)
+    usage = UsageTracker(config.conninfo, config.unknown_token_seconds, streams.sessions)
+    bus.on("sessions", usage.write_sessions)
     cipher = Cipher(config.encryption_keys)
     guard = Guard(config.private_upstreams, config.own_endpoints, proxy=config.outbound_proxy)
     budget = ByteBudget(config.answers_limit, config.queue_seconds)
@@ -73,6 +73,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         writer.may_begin,
         store=StoredSessions(state, cipher),
         introduced=usage.introduced,
+        contradicted=lambda target: eras.doubt(target),  # noqa: PLW0108 - made below, of this client
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
@@ -94,17 +95,11 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         running.callback(redactor.close)
         recorder = PayloadRecorder(cipher, redactor)
         requests = ServerRequests(client, pending, writer, recorder, cipher, config.answer_seconds)
-        suspended = SuspendedCalls(state, bell, pending, requests, cipher)
-        carriage = Carriage(SessionCalls(), requests, pending, StreamEvents(state, bus, cipher))
-        forwarder = Forwarder(client, lists, cipher, usage, requests, suspended, refresher, carriage.calls)
+        suspended = SuspendedCalls(state, bell, pending, requests, cipher, streams)
         keeper = SessionKeeper(state, cipher, client, config.session_hours)
-        handshake = Handshake(keeper)
-        dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls, budget)
-        streams = Streams(bus, state, dispatcher.refusal_now, config.public_url)
-        suspended.under_way, forwarder.recheck, usage.in_use = streams.calls, streams.recheck, streams.sessions
-        bus.on("sessions", usage.write_sessions)
-        server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, carriage)
-        forwarder.list_changed = server_streams.list_changed
+        events = StreamEvents(state, bus, cipher)
+        router = RouterParts(streams, keeper, client, bus, requests, pending, events)
+        server_streams = ServerStreams(router, access, lists, cipher)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
@@ -112,7 +107,6 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             partial(getattr, transport, "idle"),
             client.at_servers,
         )
-        resumption = Resumption(carriage.events, keeper, server_streams)
         # Stopped in reverse order, even if one raises: the writer once nothing makes rows any more.
         running.push_async_callback(state.stop)
         await state.start()
@@ -124,10 +118,28 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         for looping in (keeper, server_streams, requests, suspended):
             running.push_async_callback(looping.stop)
             looping.start()
-        running.push_async_callback(carriage.events.stop)
+        running.push_async_callback(events.stop)
         for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
-        yield Endpoint(config, access, limits, writer, usage, dispatcher, resumption, requests).traced_by(tracer)
+        parts = Parts(
+            access=access,
+            limits=limits,
+            writer=writer,
+            recorder=recorder,
+            usage=usage,
+            client=client,
+            budget=budget,
+            lists=lists,
+            handshake=Handshake(keeper),
+            refresher=refresher,
+            requests=requests,
+            suspended=suspended,
+            streams=streams,
+            server_streams=server_streams,
+            resumption=Resumption(events, keeper, server_streams),
+            tracer=tracer,
+        )
+        yield Endpoint(config, parts)
 
 
 @asynccontextmanager

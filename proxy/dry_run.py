@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from proxy.access.decision import NOTHING, AccessRow, AssignedServer, ServersNeeded, Wanted, decide
 from proxy.access.features import (
-    TOOL,
     IdentityUnreadable,
     Named,
     OutOfScope,
@@ -22,6 +21,7 @@ from proxy.access.features import (
     resolve_call,
 )
 from wire.cipher import Cipher
+from wire.mcp import TOOL
 
 
 class Obstacle(NamedTuple):

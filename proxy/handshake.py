@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from proxy import tasks
@@ -64,7 +64,6 @@ class Eras:
         self._looking: dict[tuple[str, str], asyncio.Task[str]] = {}
         self._doubted: dict[tuple[str, str], float] = {}  # By server and URL,
         self._refreshed: dict[tuple[str, str], float] = {}  # and by server and identity.
-        client.contradicted = self.doubt
 
     async def stop(self) -> None:
         """Stop running probes."""
@@ -153,24 +152,12 @@ MOST_INSTRUCTIONS = 20_000  # Characters, of the gateway and all its servers.
 MOST_CAPABILITIES = 8_192  # Bytes of a client's capabilities that are stored unchanged.
 MOST_NAME = 200
 
-# The method that has to be served for a capability to be announced.
-SERVED_BY = {
-    "tools": "tools/list",
-    "prompts": "prompts/list",
-    "resources": "resources/list",
-    "completions": "completion/complete",
-    "logging": "logging/setLevel",
-    "tasks": "tasks/get",
-}
-MEMBERS_SERVED_BY = {"subscribe": "resources/subscribe", "listChanged": "subscriptions/listen"}
-
 
 class Handshake:
-    """Answers `initialize` and `server/discover`; `methods` are the served ones, set by the dispatcher."""
+    """Answers `initialize` and `server/discover`, and stores what clients set for their sessions."""
 
     def __init__(self, keeper: SessionKeeper) -> None:
         self._keeper = keeper
-        self.methods: Collection[str] = ()
 
     async def initialize(self, request: McpRequest, grant: AccessRow, message: Message) -> Response:
         """Agree on a version and open a session. Raises DatabaseUnavailable."""
@@ -182,7 +169,7 @@ class Handshake:
             _kept(message.params.get("capabilities")),
             (storable(request.row.client_name)[:MOST_NAME], storable(request.row.client_version)[:MOST_NAME]),
         )
-        result = {"protocolVersion": version, **self._said(grant, modern=False), "serverInfo": _server_info(grant)}
+        result = {"protocolVersion": version, **_said(grant, modern=False), "serverInfo": _server_info(grant)}
         header = (b"mcp-session-id", session_id.encode())
         return Response(200, jsonrpc.result(message.id, result), headers=(header,))
 
@@ -190,7 +177,7 @@ class Handshake:
         """Return the result of `server/discover`, without the members common to all results of 2026-07-28."""
         return {
             "supportedVersions": list(versions.SUPPORTED),
-            **self._said(grant, modern=True),
+            **_said(grant, modern=True),
             "_meta": {versions.SERVER_INFO_KEY: _server_info(grant)},
         }
 
@@ -221,45 +208,37 @@ class Handshake:
         await self._keeper.end(grant.session.id)
         return Response(200)
 
-    def _said(self, grant: AccessRow, *, modern: bool) -> Object:
-        usable = [assigned for assigned in grant.assignments if is_usable(assigned)]
-        offered = [each.capabilities(modern=modern) or {} for each in usable]
-        said: Object = {"capabilities": self._capabilities(offered, modern=modern)}
-        if text := instructions(grant.gateway_description, usable):
-            said["instructions"] = text
-        return said
 
-    def _capabilities(self, offered: Sequence[Object], *, modern: bool) -> Object:
-        """Return the union of the servers' capabilities that are served here; tools and extensions always are."""
-        union: dict[str, set[str]] = {"tools": set()}
-        extensions: Object = {}
-        for capabilities in offered:
-            for name, members in capabilities.items():
-                union.setdefault(name, set()).update(members)
-            for name, settings in capabilities.get("extensions", {}).items():
-                extensions[name] = {**settings, **extensions.get(name, {})}
-        served: Object = {
-            name: {
-                member: True for member in members if member in union[name] and self._serves(MEMBERS_SERVED_BY[member])
-            }
-            # The gateway itself reports list changes, even if its servers do not.
-            | (LISTS_ARE_TOLD if name in LISTS else {})
-            for name, members in OFFERED.items()
-            if name in union and self._serves(SERVED_BY[name])
-        }
-        if modern:
-            return served | ({"extensions": extensions} if extensions else {})
+def _said(grant: AccessRow, *, modern: bool) -> Object:
+    usable = [assigned for assigned in grant.assignments if is_usable(assigned)]
+    offered = [each.capabilities(modern=modern) or {} for each in usable]
+    said: Object = {"capabilities": _capabilities(offered, modern=modern)}
+    if text := instructions(grant.gateway_description, usable):
+        said["instructions"] = text
+    return said
+
+
+def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
+    """Return the union of the servers' capabilities; the gateway itself always has tools, and reports list changes."""
+    union: dict[str, set[str]] = {"tools": set()}
+    extensions: Object = {}
+    for capabilities in offered:
+        for name, members in capabilities.items():
+            union.setdefault(name, set()).update(members)
+        for name, settings in capabilities.get("extensions", {}).items():
+            extensions[name] = {**settings, **extensions.get(name, {})}
+    served: Object = {
+        name: {member: True for member in members if member in union[name]} | (LISTS_ARE_TOLD if name in LISTS else {})
+        for name, members in OFFERED.items()
+        if name in union
+    }
+    if not modern:
         extensions.pop(tasks.EXTENSION, None)
-        return served | self._tasks(offered) | ({"extensions": extensions} if extensions else {})
-
-    def _tasks(self, offered: Sequence[Object]) -> Object:
-        """Return the `tasks` capability if any server has it: servers refuse what they do not support."""
+        # Servers refuse what they do not support of tasks.
         found = [capabilities["tasks"] for capabilities in offered if "tasks" in capabilities]
-        merged = {name: settings for each in found for name, settings in each.items()}
-        return {"tasks": merged} if merged and self._serves(SERVED_BY["tasks"]) else {}
-
-    def _serves(self, method: str) -> bool:
-        return method in self.methods
+        if merged := {name: settings for each in found for name, settings in each.items()}:
+            served["tasks"] = merged
+    return served | ({"extensions": extensions} if extensions else {})
 
 
 def instructions(description: str, assignments: Sequence[AssignedServer]) -> str:

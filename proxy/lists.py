@@ -27,10 +27,10 @@ from wire import definitions, jsonrpc, rewriting, versions
 from wire.background import Background
 from wire.cipher import Cipher
 from wire.client import Listed, McpClient
-from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition, dotted_name
+from wire.definitions import CATALOGUES, Definition, dotted_name
 from wire.errors import AccessRefused, Busy, TimedOut, UpstreamError, failure_text
 from wire.jsonrpc import Id, Object
-from wire.mcp import MODERN, SESSION, ServerDescription, era_for
+from wire.mcp import MODERN, PROMPT, RESOURCE, SESSION, TEMPLATE, TOOL, ServerDescription, era_for
 from wire.trace_context import NONE, Trace
 
 logger = logging.getLogger(__name__)

@@ -92,11 +92,14 @@ class SessionUse:
 
 
 class SessionCalls:
-    """The sessions at servers that calls of this worker use, by row."""
+    """The sessions at servers that calls of this worker use, by row.
 
-    def __init__(self) -> None:
+    `listen` returns once a session's stream is open, or will not be opened.
+    """
+
+    def __init__(self, listen: Callable[[str, SessionUse], Awaitable[None]]) -> None:
         self.uses: dict[str, SessionUse] = {}
-        self.listen: Callable[[str, SessionUse], Awaitable[None]] | None = None
+        self._listen = listen
         self._interested: dict[str, dict[str, float]] = {}
 
     async def begin(self, call: SessionCall) -> None:
@@ -105,8 +108,8 @@ class SessionCalls:
             use = self.uses[call.row] = SessionUse(call)
         use.calls.append(call)
         use.newest, use.in_doubt = call, False
-        if not use.settled.is_set() and self.listen is not None:
-            await self.listen(call.row, use)
+        if not use.settled.is_set():
+            await self._listen(call.row, use)
 
     def end(self, call: SessionCall) -> None:
         if (use := self.uses.get(call.row)) is not None and call in use.calls:
@@ -403,10 +406,13 @@ NO_STREAM: Object = {
 }
 
 
-class Carriage(NamedTuple):
-    """Dependencies of Carrier."""
+class RouterParts(NamedTuple):
+    """The components that carry messages between servers and clients; proxy/app.py makes them."""
 
-    calls: SessionCalls
+    streams: Streams
+    keeper: SessionKeeper
+    client: McpClient
+    bus: Bus
     requests: ServerRequests
     pending: PendingRequests
     events: StreamEvents
@@ -418,24 +424,18 @@ class Carrier:
     def __init__(
         self,
         name: str,
-        carriage: Carriage,
-        streams: Streams,
-        keeper: SessionKeeper,
-        client: McpClient,
-        bus: Bus,
+        parts: RouterParts,
+        calls: SessionCalls,
         run: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._name = name
-        self.calls, self._requests, pending, self._events = carriage
-        self.streams = streams
-        self._keeper = keeper
-        self._client = client
-        self._bus = bus
+        self.calls = calls
+        self.streams, self._keeper, self._client, self._bus, self._requests, pending, self._events = parts
         self._run = run
-        self.courier = Courier(name, bus, pending, self.calls, self._own, self._deliver)
+        self.courier = Courier(name, self._bus, pending, calls, self._own, self._deliver)
         self.refused: dict[str, frozenset[str]] = {}  # URIs that the clients of sessions may not read, by owner.
         self._handed_over: dict[str, int] = {}  # Running requests that other workers received, by session.
-        bus.on(WAITING, self.give_waiting)
+        self._bus.on(WAITING, self.give_waiting)
 
     async def carry(self, held: OpenServerStream, asked: Object, answer: Answer) -> None:
         """Forward a server request to the client wherever it has a stream, or refuse it at once."""

@@ -13,6 +13,21 @@ SIGN_IN = "/accounts/login/"
 GENERIC = {"server": "this server", "tool": "this tool", "prompt": "this prompt", "resource": "this resource"}
 
 
+# Page where a person adds the identity that a call lacks: the row of their connection and this server.
+IDENTITY_ROW = IDENTITIES + "?connection={connection}#carried-{connection}-{assignment}"
+AT_IDENTITY_ROW = frozenset(
+    {
+        "credential_refused",
+        "identity_disabled",
+        "identity_missing",
+        "identity_off",
+        "identity_scope",
+        "identity_sign_in",
+        "identity_unconfirmed",
+    }
+)
+
+
 class Step(IntEnum):
     """The checks of a call, in order."""
 

@@ -11,12 +11,12 @@ from proxy.config import Config
 from proxy.open_files import NO_STREAM
 from proxy.store import sessions
 from proxy.store.call_log import CallRow, new_uid
-from proxy.tasks import Task
+from proxy.tasks import TASK_METHODS, Task
 from wire import hosts, jsonrpc, token_text, trace_context, versions
 from wire.fair_queue import HeldBytes
 from wire.http import SAME_HEAD
 from wire.jsonrpc import LARGE, MOST_VALUES, MalformedMessage, Message, Object
-from wire.mcp import extensions_in
+from wire.mcp import NAMED_BY, decoded_value, extensions_in
 from wire.rewriting import TaskIds
 from wire.trace_context import Trace
 
@@ -370,3 +370,60 @@ class McpRequest:
             name, version = info.get("name"), info.get("version")
             self.row.client_name = name if isinstance(name, str) else ""
             self.row.client_version = version if isinstance(version, str) else ""
+
+
+# The era of a request, and what it repeats of its body in headers (MCP 2026-07-28, Streamable HTTP).
+
+ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
+
+
+def is_modern(version: str, message: Message) -> bool:
+    """Return whether the rules of 2026-07-28 apply: for its version, unknown versions, and bodies with its envelope.
+
+    `initialize` negotiates the version, so only an envelope makes it a request of this era, which has no such method.
+    """
+    if message.method == "initialize":
+        return versions.MODERN_KEY in message.meta
+    return (version != "" and version not in versions.SESSION_VERSIONS) or versions.MODERN_KEY in message.meta
+
+
+def unsupported(version: str) -> MalformedMessage:
+    """Return the refusal of an unknown protocol version."""
+    data: Object = {"supported": list(versions.SUPPORTED), "requested": version}
+    return MalformedMessage(jsonrpc.UNSUPPORTED_VERSION, "Unsupported protocol version", data)
+
+
+def check_modern(message: Message, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    """Check headers against the body. Raises MalformedMessage for the first check that fails."""
+    given: dict[bytes, str] = {}
+    for name, value in pairs:
+        if name in ROUTING_HEADERS:
+            if name in given:
+                raise MalformedMessage(jsonrpc.HEADER_MISMATCH, f"The header {name.decode()} is there twice")
+            given[name] = value.decode("latin-1").strip()
+    version = _envelope(message)
+    _compare("MCP-Protocol-Version", given.get(b"mcp-protocol-version"), version)
+    _compare("Mcp-Method", given.get(b"mcp-method"), message.method)
+    spelled = given.get(b"mcp-name")
+    if message.method in NAMED_BY and (spelled is not None or message.method not in TASK_METHODS):
+        named = message.params.get(NAMED_BY[message.method])
+        _compare("Mcp-Name", None if spelled is None else decoded_value(spelled), named)
+    if version != versions.MODERN:
+        raise unsupported(version)
+
+
+def _envelope(message: Message) -> str:
+    version = message.meta.get(versions.MODERN_KEY)
+    capabilities = message.meta.get(versions.CAPABILITIES_KEY)
+    if not isinstance(version, str):
+        raise MalformedMessage(jsonrpc.INVALID_PARAMS, f"_meta must carry {versions.MODERN_KEY}")
+    if not isinstance(capabilities, dict):
+        raise MalformedMessage(jsonrpc.INVALID_PARAMS, f"_meta must carry {versions.CAPABILITIES_KEY}")
+    return version
+
+
+def _compare(name: str, header: str | None, body: object) -> None:
+    if header is None:
+        raise MalformedMessage(jsonrpc.HEADER_MISMATCH, f"The header {name} is missing")
+    if header != body:
+        raise MalformedMessage(jsonrpc.HEADER_MISMATCH, f"The header {name} differs from the body")

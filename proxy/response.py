@@ -57,6 +57,19 @@ class Response(NamedTuple):
     headers: tuple[Pair, ...] = ()
 
 
+def error_response(request: McpRequest, code: int, text: str, data: jsonrpc.Object | None = None) -> Response:
+    """Return a JSON-RPC error of the gateway, with the HTTP status of the client's era."""
+    message = request.message
+    body = jsonrpc.error(message.id if message else None, code, text, data)
+    status = MODERN_STATUS.get(code, 200) if request.modern else 200
+    return Response(status, body, "bad_request" if status != 200 else "rpc_error", code=code)
+
+
+def bad_request(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) -> Response:
+    """Return the refusal of a request that is not valid HTTP or JSON-RPC."""
+    return Response(status, jsonrpc.error(None, code, text), "bad_request", code=code)
+
+
 def challenge(public_url: str, slug: str, *, presented: bool, credential: str = "") -> Pair:
     """Return the WWW-Authenticate header (RFC 6750, RFC 9728 section 5.1).
 

@@ -24,6 +24,7 @@ from proxy.request import McpRequest
 from proxy.store.bus import Bell, Owner, PendingRequests, Statements
 from proxy.store.call_log import CallRow, CallWriter, NotRecorded, PayloadRecorder, new_uid
 from proxy.store.pg import DatabaseUnavailable
+from proxy.streams import Streams
 from wire import jsonrpc, rewriting
 from wire.background import Background, every, spawn
 from wire.cipher import Cipher, Undecryptable
@@ -116,7 +117,7 @@ class ServerRequests:
         self._cipher = cipher
         self._pending = pending
         self._writer = writer
-        self.recorder = recorder
+        self._recorder = recorder
         self.seconds = seconds
         self._background = Background(UpstreamError, DatabaseUnavailable, TimeoutError)
 
@@ -202,7 +203,7 @@ class ServerRequests:
         bodies = jsonrpc.dumps(asked), jsonrpc.dumps(answered) if answered is not None else b""
         row.request_bytes, row.response_bytes = map(len, bodies)
         if asking.grant.recorded is not None:
-            await self.recorder.keep(asking.request, row, bodies, asking.grant.recorded)
+            await self._recorder.keep(asking.request, row, bodies, asking.grant.recorded)
         try:
             await self._pending.drop(uid)
         except DatabaseUnavailable:
@@ -436,7 +437,13 @@ class SuspendedCalls:
     """Holds the calls of this worker that wait for input, and returns their outcomes to retries."""
 
     def __init__(
-        self, state: Statements, bell: Bell, pending: PendingRequests, requests: ServerRequests, cipher: Cipher
+        self,
+        state: Statements,
+        bell: Bell,
+        pending: PendingRequests,
+        requests: ServerRequests,
+        cipher: Cipher,
+        streams: Streams,
     ) -> None:
         self._state = state
         self._bell = bell
@@ -444,8 +451,7 @@ class SuspendedCalls:
         self._requests = requests
         self._cipher = cipher
         self._held: dict[str, tuple[str, asyncio.Task[RpcResponse]]] = {}  # Connection and task, by id.
-        # The running requests of this worker, which end when access is cut; held calls are added to them.
-        self.under_way: dict[str, McpRequest] = {}
+        self._streams = streams  # Held calls end like others when access is cut.
         self._background = Background(DatabaseUnavailable)
 
     def start(self) -> None:
@@ -571,7 +577,7 @@ class SuspendedCalls:
         assert isinstance(task, asyncio.Task)
         self._held[call.uid] = call.asking.grant.connection_id, task
         # A copy, because the request that began the call has been answered.
-        held = self.under_way[call.uid] = copy.copy(call.asking.request)
+        held = self._streams.calls[call.uid] = copy.copy(call.asking.request)
         held.uid, held.task = call.uid, task
         task.add_done_callback(lambda done: self._requests.in_background(self._finish(call, done)))
 
@@ -586,7 +592,7 @@ class SuspendedCalls:
                 await self._state.fetch(FINISH, given)
         finally:
             self._held.pop(call.uid, None)
-            self.under_way.pop(call.uid, None)
+            self._streams.calls.pop(call.uid, None)
 
     async def _beat(self) -> None:
         """Update the heartbeat of the calls held here; cancel those whose row is gone."""

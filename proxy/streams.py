@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy import metrics, response
 from proxy.access.decision import DENIALS, AccessQuery, AccessRow, Denied, ServersNeeded, Wanted, decide, find_again
+from proxy.access.features import refusal_now
 from proxy.request import McpRequest
 from proxy.response import is_primed
 from proxy.store.bus import Bus, Statements
@@ -26,7 +27,7 @@ from proxy.store.pg import DatabaseUnavailable, StatementRejected
 from proxy.store.sessions import SessionKeeper
 from wire import jsonrpc, sse
 from wire.background import Background, spawn
-from wire.errors import UpstreamError
+from wire.errors import TokenBusy, UpstreamError
 from wire.jsonrpc import Object
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ INSERT INTO proxy_cancellation (key, at) VALUES (%(key)s, now()) ON CONFLICT (ke
 INTRODUCED = Wanted(ServersNeeded.INTRODUCED)
 
 type Feed = Callable[[StandingStream], Coroutine[None, None, None]]
-type Refusals = Callable[[McpRequest, AccessRow], UpstreamError | None]
 
 
 class StopReason(NamedTuple):
@@ -251,21 +251,39 @@ class StandingStream:
         self._woken.set()
 
 
+class TokenPlaces:
+    """Counts the calls, or the streams, of each token in this process; a token may have `most` at once."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, token: str) -> Iterator[None]:
+        """Count one more while the block runs. Raises TokenBusy."""
+        if self._taken[token] >= self._most:
+            raise TokenBusy(str(self._most), seconds=1)
+        self._taken[token] += 1
+        try:
+            yield
+        finally:
+            self._taken[token] -= 1
+            if not self._taken[token]:
+                del self._taken[token]
+
+
 class Streams:
     """The calls and standing streams of one worker.
 
-    `calls` are the running ones by id; the code that serves a call adds it, with its task, and removes it. `refusal`
-    returns why a call's server and feature may not be used under a new grant.
+    `calls` are the running ones by id; the code that serves a call adds it, with its task, and removes it.
     """
 
-    def __init__(self, bus: Bus, statements: Statements, refusal: Refusals, public_url: str) -> None:
+    def __init__(self, bus: Bus, statements: Statements, public_url: str) -> None:
         self._bus = bus
         self._statements = statements
-        self._refusal = refusal
         self._public_url = public_url
         self.calls: dict[str, McpRequest] = {}
         self._standing: dict[str, StandingStream] = {}
-        self._places: Counter[str] = Counter()  # Standing streams by token, including those about to begin.
         self._due: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._cut = asyncio.Event()
         self._left: list[tuple[int, int]] = []  # The parts of this round that remain to be checked.
@@ -324,21 +342,6 @@ class Streams:
         news = self._changed, self._granted
         self._changed, self._granted = set(), {}
         return news
-
-    @contextmanager
-    def place(self, token_id: str) -> Iterator[None]:
-        """Count a standing stream of this token while the block runs, which begins before the stream does."""
-        self._places[token_id] += 1
-        try:
-            yield
-        finally:
-            self._places[token_id] -= 1
-            if not self._places[token_id]:
-                del self._places[token_id]
-
-    def of_token(self, token_id: str) -> int:
-        """Return the number of standing streams of this token, including those about to begin."""
-        return self._places[token_id]
 
     def of_owner(self, owner: str) -> list[StandingStream]:
         """Return the standing streams of this session, or of a connection without one, newest first."""
@@ -470,7 +473,7 @@ class Streams:
             return CANCELLED  # Its session has ended.
         if is_standing and grant.session is not None and grant.session.is_lost:
             return CANCELLED  # The client should reconnect and get the 404.
-        refusal = None if is_standing else self._refusal(request, grant)
+        refusal = None if is_standing else refusal_now(grant, request.feature)
         return None if refusal is None else StopReason(refusal=refusal)
 
     def _end(self, request: McpRequest, ending: StopReason) -> None:

@@ -14,19 +14,19 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.access.decision import AssignedServer
-from proxy.access.features import TOOL, Named
+from proxy.access.features import Named
 from wire import jsonrpc
 from wire.cipher import Cipher, Undecryptable
 from wire.errors import BadAnswer, UpstreamError
 from wire.jsonrpc import Message, Object
-from wire.mcp import MODERN, RpcResponse, Target
+from wire.mcp import METHODS, MODERN, TOOL, RpcResponse, Target
 from wire.rewriting import TaskIds
 
 if TYPE_CHECKING:
     from proxy.request import McpRequest
 
 KIND = "task"  # Distinguishes task ids from other texts sealed with the same keys.
-METHODS = frozenset({"tasks/get", "tasks/result", "tasks/update", "tasks/cancel"})
+TASK_METHODS = frozenset(name for name, method in METHODS.items() if method.capability == "tasks")
 STATUS = "notifications/tasks/status"
 EXTENSION = "io.modelcontextprotocol/tasks"
 
@@ -89,7 +89,7 @@ def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
 
 
 def open_task(cipher: Cipher, message: Message) -> Task | None:
-    """Return the task that a request of METHODS names; None for an id that was not sealed here."""
+    """Return the task that a request of TASK_METHODS names; None for an id that was not sealed here."""
     sealed = message.params.get("taskId")
     if not isinstance(sealed, str) or len(sealed) > LONGEST_SEALED:
         return None

@@ -20,9 +20,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.util.re import parse_env_headers
 from requests.adapters import HTTPAdapter
 
-from proxy.dispatch import METHODS
 from wire import otlp, trace_context, versions
 from wire.errors import UpstreamError
+from wire.mcp import METHODS
 from wire.otlp import field, key_value
 from wire.trace_context import Trace
 

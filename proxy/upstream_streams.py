@@ -29,10 +29,6 @@ from proxy.access.decision import (
     find_again,
 )
 from proxy.access.features import (
-    PROMPT,
-    RESOURCE,
-    TEMPLATE,
-    TOOL,
     IdentityUnreadable,
     Named,
     OutOfScope,
@@ -46,7 +42,7 @@ from proxy.access.features import (
     target_of,
 )
 from proxy.lists import Lists
-from proxy.message_router import COMPLETED, LOGGED, PROGRESS, Carriage, Carrier, SessionUse
+from proxy.message_router import COMPLETED, LOGGED, PROGRESS, Carrier, RouterParts, SessionCalls, SessionUse
 from proxy.refresh import IdentityUnavailable
 from proxy.request import McpRequest
 from proxy.store.bus import Bus
@@ -60,7 +56,6 @@ from proxy.streams import (
     LISTEN_KINDS,
     UPDATED,
     StandingStream,
-    Streams,
     grants_digest,
     params_of,
     update,
@@ -68,10 +63,9 @@ from proxy.streams import (
 from wire import rewriting
 from wire.background import Background
 from wire.cipher import Cipher
-from wire.client import McpClient
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object
-from wire.mcp import MODERN, SESSION, Answer, StreamPlace, Target, era_for, ignore
+from wire.mcp import MODERN, PROMPT, RESOURCE, SESSION, TEMPLATE, TOOL, Answer, StreamPlace, Target, era_for, ignore
 from wire.sessions import SessionLost
 
 logger = logging.getLogger(__name__)
@@ -92,21 +86,8 @@ LOST = "lost"  # In place of a session's row.
 class ServerStreams:
     """Reads the streams of servers for the clients of this worker; each session is read by one worker."""
 
-    def __init__(
-        self,
-        streams: Streams,
-        keeper: SessionKeeper,
-        client: McpClient,
-        bus: Bus,
-        access: Access,
-        lists: Lists,
-        cipher: Cipher,
-        carriage: Carriage,
-    ) -> None:
-        self.streams = streams
-        self._keeper = keeper
-        self._client = client
-        self._bus = bus
+    def __init__(self, parts: RouterParts, access: Access, lists: Lists, cipher: Cipher) -> None:
+        self.streams, self._keeper, self._client, self._bus = parts.streams, parts.keeper, parts.client, parts.bus
         self._lists = lists
         self._cipher = cipher
         self._name = str(uuid4())
@@ -114,20 +95,20 @@ class ServerStreams:
         # The sessions opened for client streams, by owner and assignment: the row, and the subscribed URIs.
         self._sessions: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
         self._background = Background(UpstreamError, DatabaseUnavailable)
-        self._audiences = Audiences(access, bus, keeper)
+        self._audiences = Audiences(access, parts.bus, parts.keeper)
         self.honoured = self._audiences.honoured
-        self._carrier = Carrier(self._name, carriage, streams, keeper, client, bus, self._run)
+        self.calls = SessionCalls(self._listen_for_calls)
+        self._carrier = Carrier(self._name, parts, self.calls, self._run)
         self.give_waiting = self._carrier.give_waiting
-        self._calls, self._courier = carriage.calls, self._carrier.courier
-        self._calls.listen = self._listen_for_calls
+        self._courier = self._carrier.courier
         self._silent: dict[tuple[str, str], float] = {}  # Servers without such a stream, and when that was found.
         self._beginning: set[str] = set()  # The sessions whose stream is about to be opened for calls.
         self._looked: dict[str, float] = {}  # When the subscriptions of each owner were last checked.
         self._calls_due = 0.0  # When all sessions of calls are checked again.
-        bus.on("upstream", self._look_again)
-        bus.on("cut", self._doubt)
-        bus.on("ended", self._session_ended)
-        bus.on("resource", self._tell_updated)
+        parts.bus.on("upstream", self._look_again)
+        parts.bus.on("cut", self._doubt)
+        parts.bus.on("ended", self._session_ended)
+        parts.bus.on("resource", self._tell_updated)
 
     def start(self) -> None:
         self._background.forever("streams of servers", self._work, self._wait_for_news)
@@ -145,19 +126,19 @@ class ServerStreams:
         for standing in self.streams.standing():
             if not owner or standing.owner == owner:
                 self.streams.note(standing.owner)
-        for use in self._calls.uses.values():
+        for use in self.calls.uses.values():
             if not owner or use.newest.grant.owner_id == owner:
                 self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
         """Treat the sessions of calls as unused until their next call; client streams are re-checked by Streams."""
-        self._calls.doubt()
+        self.calls.doubt()
         self._calls_due = 0.0
         self.streams.changed.set()
 
     def _session_ended(self, session_id: str | None) -> None:
         if session_id is not None:
-            for row in [row for row, use in self._calls.uses.items() if use.newest.grant.owner_id == session_id]:
+            for row in [row for row, use in self.calls.uses.items() if use.newest.grant.owner_id == session_id]:
                 self._drop(row)
 
     async def _wait_for_news(self) -> None:
@@ -188,13 +169,13 @@ class ServerStreams:
         wanted = await self._leased_listens(list(filter(None, modern))) | await self._leased_sessions(audiences)
         if calls_are_due := began >= self._calls_due:
             self._calls_due = began + LEASE_AGAIN_SECONDS
-            self._calls.drop_idle()
+            self.calls.drop_idle()
         wanted |= await self._leased_for_calls(wanted, None if calls_are_due else owners)
         gone = [
             row
             for row, held in self._held.items()
             if row not in wanted
-            and not (self._calls.is_beginning(row) or self._calls.of(row))
+            and not (self.calls.is_beginning(row) or self.calls.of(row))
             and held.since < began
             and (held.source.audience.owner in owners or (calls_are_due and held.is_for_calls))
         ]
@@ -376,7 +357,7 @@ class ServerStreams:
         """Return whether there is room for `wanted` more sessions, after closing the longest idle ones if needed."""
         if (most := wanted - self._room()) <= 0:
             return True
-        uses, listening = self._calls.uses, {standing.owner for standing in self.streams.standing()}
+        uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
         idle = [
             row
             for row, held in self._held.items()
@@ -390,7 +371,7 @@ class ServerStreams:
 
     def _drop(self, row: str) -> None:
         """Close the stream of this session; the next call in it opens it again."""
-        self._calls.uses.pop(row, None)
+        self.calls.uses.pop(row, None)
         if (held := self._held.pop(row, None)) is not None:
             held.task.cancel()
             self._run(self._keeper.release(self._name, [row]))
@@ -408,7 +389,7 @@ class ServerStreams:
         has_room = self._room() > 0
         uses = {
             row: use
-            for row, use in self._calls.uses.items()
+            for row, use in self.calls.uses.items()
             if (owners is None or use.newest.grant.owner_id in owners)
             and use.settled.is_set()
             and row not in held_anyway
@@ -418,7 +399,7 @@ class ServerStreams:
             return {}
         leased = await self._keeper.lease_rows(self._name, [*uses])
         for row in uses.keys() - leased.keys():
-            self._calls.uses.pop(row, None)  # It is over.
+            self.calls.uses.pop(row, None)  # It is over.
         if elsewhere := [row for row, is_own in leased.items() if not is_own]:
             for row in elsewhere:  # The lease was lost to another worker.
                 if row in self._held and self._held[row].since < now:
@@ -426,11 +407,11 @@ class ServerStreams:
             await self._courier.tell_interest(elsewhere)
         # While waiting for the database, sessions may have been closed and others opened.
         own = [row for row, is_own in leased.items() if is_own]
-        more = [row for row in own if row not in self._held and self._calls.uses.get(row) is uses[row]]
+        more = [row for row in own if row not in self._held and self.calls.uses.get(row) is uses[row]]
         listened = {*more[: max(self._room(), 0)], *self._held}
         if left := [row for row in own if row not in listened and row not in self._beginning]:
             self._run(self._keeper.release(self._name, left))
-        return {row: _for_calls(self._calls.uses.get(row, uses[row])) for row in own if row in listened}
+        return {row: _for_calls(self.calls.uses.get(row, uses[row])) for row in own if row in listened}
 
     async def _listen(self, row: str) -> None:
         await asyncio.sleep(0)  # Until it is held.

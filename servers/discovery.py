@@ -22,13 +22,13 @@ from ui.sealing import cipher
 from wire import client, errors
 from wire.cipher import Undecryptable
 from wire.client import MOST_BYTES, Spoken
-from wire.definitions import TOOL, Definition
+from wire.definitions import Definition
 from wire.errors import failure_text
 from wire.guard import Guard, UrlRefused
 from wire.guard import listener as local_listener
 from wire.http import Transport
 from wire.jsonrpc import storable
-from wire.mcp import MODERN, ServerDescription, Target
+from wire.mcp import MODERN, TOOL, ServerDescription, Target
 from wire.oauth_client import Unsendable, header_of
 
 __all__ = [

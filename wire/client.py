@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, Self
 
 from wire import jsonrpc, mcp, sse, versions
 from wire.background import Background, every
-from wire.definitions import CATALOGUES, TOOL, Definition, ListMethod, read_items, usable
+from wire.definitions import CATALOGUES, Definition, ListMethod, read_items, usable
 from wire.errors import (
     BadAnswer,
     Busy,
@@ -26,6 +26,7 @@ from wire.mcp import (
     BOTH,
     MODERN,
     SESSION,
+    TOOL,
     Answer,
     OnNotification,
     OnRequest,
@@ -148,13 +149,14 @@ class McpClient:
         *,
         store: SessionStore | None = None,
         introduced: Introduced = lambda *_: None,
+        contradicted: Contradicted = lambda _: None,
         workers: int = 1,
         queue_seconds: float = 10,
     ) -> None:
         self._transport = transport
         self._may_begin = may_begin
         self._sessions = SessionWire(transport, store or SessionsInMemory(), introduced)
-        self.contradicted: Contradicted = lambda _: None  # Set by the component that detects eras.
+        self._contradicted = contradicted
         self._workers = workers
         self._queue_seconds = queue_seconds
         self._timer = transport.timer
@@ -369,11 +371,11 @@ class McpClient:
                 answer = await self._sessions.ask(target, method, params, on_notification, on_request, on_session)
         except BadAnswer as error:
             if isinstance(error, EraLeft) or _contradicts(error.status, None, target.era):
-                self.contradicted(target)
+                self._contradicted(target)
             await self._check_transport(target, error)
             raise
         if _contradicts(answer.status, answer.error_code, target.era):
-            self.contradicted(target)
+            self._contradicted(target)
         return answer
 
     async def _check_transport(self, target: Target, error: BadAnswer) -> None:

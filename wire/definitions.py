@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from wire import jsonrpc, mcp
 from wire.jsonrpc import Object, is_shallow, is_storable, storable
-
-TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
+from wire.mcp import PROMPT, RESOURCE, TEMPLATE, TOOL
 
 
 class ListMethod(NamedTuple):

@@ -42,12 +42,13 @@ type Object = dict[str, Any]
 
 
 class MalformedMessage(Exception):
-    """The body is not one JSON-RPC message. `code` is the error code to answer with."""
+    """The body is not one JSON-RPC message, or contradicts its headers. Answer with `code` and `data`."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, data: "Object | None" = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.data = data
 
 
 @dataclass(slots=True)

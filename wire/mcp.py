@@ -34,6 +34,56 @@ def era_for(eras: str, own: str) -> str:
     return own if eras == BOTH else eras
 
 
+# The kinds of features of servers.
+TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
+
+
+class Method(NamedTuple):
+    """A request of clients: the eras that have it, the capability that announces it, and what it is about."""
+
+    session: bool = True
+    modern: bool = True
+    capability: str = ""  # Under which `initialize` and `server/discover` announce it.
+    introduces: bool = False  # Whether its result merges the introductions of all servers.
+    lists: str = ""  # The kind of features it lists.
+    kind: str = ""  # The kind of the feature it names, if that follows from the method.
+    named_by: str = ""  # The member of its params that names a feature or a task, to whose server it is forwarded.
+
+    @property
+    def forwards(self) -> bool:
+        """True if it names a feature or a task, and is forwarded to its server."""
+        return self.named_by != ""
+
+
+# Every request of clients that is served; docs/reference/protocol.md shows this table.
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "initialize": Method(modern=False, introduces=True),
+        "ping": Method(modern=False),
+        "server/discover": Method(introduces=True),
+        "tools/list": Method(capability="tools", lists=TOOL),
+        "tools/call": Method(capability="tools", kind=TOOL, named_by="name"),
+        "prompts/list": Method(capability="prompts", lists=PROMPT),
+        "prompts/get": Method(capability="prompts", kind=PROMPT, named_by="name"),
+        "resources/list": Method(capability="resources", lists=RESOURCE),
+        "resources/templates/list": Method(capability="resources", lists=TEMPLATE),
+        "resources/read": Method(capability="resources", kind=RESOURCE, named_by="uri"),
+        "resources/subscribe": Method(modern=False, capability="resources", kind=RESOURCE, named_by="uri"),
+        "resources/unsubscribe": Method(modern=False, capability="resources", kind=RESOURCE, named_by="uri"),
+        "completion/complete": Method(capability="completions", named_by="ref"),
+        "logging/setLevel": Method(modern=False, capability="logging"),
+        "tasks/get": Method(capability="tasks", named_by="taskId"),
+        "tasks/result": Method(modern=False, capability="tasks", named_by="taskId"),
+        "tasks/update": Method(session=False, capability="tasks", named_by="taskId"),
+        "tasks/cancel": Method(capability="tasks", named_by="taskId"),
+        "subscriptions/listen": Method(session=False),
+    }
+)
+# The member of the params that a request of 2026-07-28 repeats in its Mcp-Name header.
+NAMED_BY = {
+    name: method.named_by for name, method in METHODS.items() if method.modern and method.named_by not in {"", "ref"}
+}
+
 # Bounds of the pause before a broken stream is reopened, whatever its server asks for.
 LEAST_PAUSE, MOST_PAUSE = 0.05, 30.0
 
@@ -493,8 +543,8 @@ async def send_request(
 
 def _routing(method: str, params: Object) -> dict[str, str]:
     routing = {"MCP-Protocol-Version": versions.MODERN, "Mcp-Method": method}
-    if method in versions.NAMED_BY:
-        routing["Mcp-Name"] = encoded_value(str(params.get(versions.NAMED_BY[method], "")))
+    if method in NAMED_BY:
+        routing["Mcp-Name"] = encoded_value(str(params.get(NAMED_BY[method], "")))
     return routing
 
 

@@ -15,14 +15,6 @@ CLIENT_INFO_KEY = "io.modelcontextprotocol/clientInfo"
 LOG_LEVEL_KEY = "io.modelcontextprotocol/logLevel"
 SERVER_INFO_KEY = "io.modelcontextprotocol/serverInfo"
 
-# The member of `params` that a request repeats in its Mcp-Name header.
-NAMED_BY = {
-    "tools/call": "name",
-    "prompts/get": "name",
-    "resources/read": "uri",
-    **dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId"),
-}
-
 
 def negotiated(proposed: object) -> str:
     """Return the version to answer `initialize` with: the proposed one if supported, or the newest."""

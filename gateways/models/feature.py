@@ -25,7 +25,7 @@ from gateways.models.assignment import Assignment, ToolPolicy
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity
 from ui.forms import holds
-from wire import definitions
+from wire import definitions, mcp
 from wire.definitions import LONGEST_URI, Definition
 
 FIRST_LIST = timedelta(hours=1)  # Features found this soon after the assignment do not count as new.
@@ -37,10 +37,10 @@ class NothingToAccept(GatewayError):
 
 
 class FeatureKind(models.TextChoices):
-    TOOL = definitions.TOOL, "Tool"
-    PROMPT = definitions.PROMPT, "Prompt"
-    RESOURCE = definitions.RESOURCE, "Resource"
-    TEMPLATE = definitions.TEMPLATE, "Resource template"
+    TOOL = mcp.TOOL, "Tool"
+    PROMPT = mcp.PROMPT, "Prompt"
+    RESOURCE = mcp.RESOURCE, "Resource"
+    TEMPLATE = mcp.TEMPLATE, "Resource template"
 
 
 class FeatureState(models.TextChoices):

@@ -16,7 +16,20 @@ from wire.cipher import Cipher, Undecryptable
 from wire.definitions import LONGEST_URI, SEPARATOR
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
-from wire.mcp import MODERN, NOTHING, SESSION, SessionHandle, Target, era_for, extensions_in
+from wire.mcp import (
+    METHODS,
+    MODERN,
+    NOTHING,
+    PROMPT,
+    RESOURCE,
+    SESSION,
+    TEMPLATE,
+    TOOL,
+    SessionHandle,
+    Target,
+    era_for,
+    extensions_in,
+)
 from wire.rewriting import MatchBudget, alias_and_uri, exposed_uri, literal_length, template_matches
 from wire.sessions import BRIDGED, capabilities_of, declared, open_session
 from wire.trace_context import NONE, Trace
@@ -28,8 +41,6 @@ ALL_BRIDGED: Object = {
     "extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}},  # MCP Apps
 }
 
-TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
-
 
 class Named(NamedTuple):
     """The feature a message names: its kind, and its name as the client sent it (a URI for a resource)."""
@@ -40,19 +51,13 @@ class Named(NamedTuple):
 
 def named(message: Message) -> Named | None:
     """Return the feature this request names, or None if it names none or the name is malformed."""
-    params = message.params
-    match message.method:
-        case "tools/call":
-            kind, name = TOOL, params.get("name")
-        case "prompts/get":
-            kind, name = PROMPT, params.get("name")
-        case "resources/read" | "resources/subscribe" | "resources/unsubscribe":
-            kind, name = RESOURCE, params.get("uri")
-        case "completion/complete":
-            kind, name = _completed(params.get("ref"))
-        case _:
-            return None
-    return Named(kind, name) if isinstance(name, str) else None
+    method = METHODS.get(message.method)
+    if method is None or not method.forwards:
+        return None
+    kind, name = method.kind, message.params.get(method.named_by)
+    if method.named_by == "ref":
+        kind, name = _completed(name)
+    return Named(kind, name) if kind and isinstance(name, str) else None
 
 
 def _completed(ref: object) -> tuple[str, object]:
@@ -363,6 +368,19 @@ def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | 
     if row is None:
         return Resolved(assigned, name)
     return Resolved(assigned, name, row.schema, row=row if row.offered is not None else None)
+
+
+def refusal_now(grant: AccessRow, feature: Named | None) -> UpstreamError | None:
+    """Return why a running call of this feature may not continue under its current grant, or None if it may."""
+    if feature is None:
+        return None
+    try:
+        resolve(grant, feature)
+    except (Refusal, UnknownFeature) as refusal:
+        return refusal
+    except OutOfScope as outside:
+        return Refusal("server_disabled", outside.assigned)
+    return None
 
 
 def check_held(resolved: Resolved, arguments: object) -> None:

@@ -56,9 +56,14 @@ class Contact(NamedTuple):
 
 
 class UsageTracker:
-    """Collects what was used and writes it once a second. Its methods return at once and never fail a call."""
+    """Collects what was used and writes it once a second. Its methods return at once and never fail a call.
 
-    def __init__(self, conninfo: str, unknown_token_seconds: float) -> None:
+    `in_use` returns the sessions with running calls or streams.
+    """
+
+    def __init__(
+        self, conninfo: str, unknown_token_seconds: float, in_use: Callable[[], Iterable[str]] = tuple
+    ) -> None:
         self._conninfo = conninfo
         self._unknown_token_seconds = unknown_token_seconds
         self._connection: psycopg.AsyncConnection | None = None
@@ -69,7 +74,7 @@ class UsageTracker:
         self._sessions_last: dict[tuple[str, str], float] = {}  # When each of these was used last.
         self._sessions_looked_through = 0.0
         self._exactly = asyncio.Event()
-        self.in_use: Callable[[], Iterable[str]] = tuple  # Returns the sessions with running calls or streams.
+        self._in_use = in_use
         self._infos: Infos = {}
         self._pending: dict[str, RowUpdates] = {}
         self._unknown_tokens: Counter[str | None] = Counter()
@@ -113,7 +118,7 @@ class UsageTracker:
     def write_sessions(self, _: str | None) -> None:
         """Write the exact last use of each session now, because surplus ones are about to be ended."""
         now = time.time()
-        for session in self.in_use():
+        for session in self._in_use():
             self._sessions_used["sessions", session] = now
         self._exactly.set()
 

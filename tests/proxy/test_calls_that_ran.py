@@ -8,7 +8,7 @@ import httpx
 import pytest
 from django.utils import timezone
 
-from proxy.forward import Forwarder
+from proxy.call import Endpoint
 from proxy.refresh import IdentityUnavailable
 from proxy.store.call_log import NotRecorded
 from servers.models import Era, Server
@@ -153,13 +153,13 @@ def test_a_database_that_fails_after_the_call_does_not_have_it_called_again(
     server = Counting()
     work.put(server.app())
     offer("it", "tool")
-    forward = Forwarder._forward
+    ask_server = Endpoint._ask_server
 
-    async def fails(forwarder: Forwarder, *given: Any) -> RpcResponse:
-        await forward(forwarder, *given)
+    async def fails(endpoint: Endpoint, *given: Any) -> RpcResponse:
+        await ask_server(endpoint, *given)
         raise UNAVAILABLE
 
-    monkeypatch.setattr(Forwarder, "_forward", fails)
+    monkeypatch.setattr(Endpoint, "_ask_server", fails)
 
     answer = called(work.agent, "it", SESSION_ERA)
 

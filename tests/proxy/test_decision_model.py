@@ -26,13 +26,14 @@ from connections.models import Connection, ConnectionIdentity
 from gatewayadmin.config import database
 from gateways.models import Assignment, Feature
 from proxy.access.decision import Access, ServersNeeded, Wanted, decide
-from proxy.access.features import TOOL, Named, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
+from proxy.access.features import Named, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
 from proxy.dry_run import Verdict
 from servers.models import AuthType, Identity
 from tests import make
 from tests.api.world import holder
 from tests.sampling import rounds, seed
 from tokens.models import Token
+from wire.mcp import TOOL
 
 SLUGS = ("alpha", "beta", "nowhere")
 TOOLS = ("one__known", "one__other", "two__known", "three__known")

@@ -58,7 +58,7 @@ def asked(agent: Agent, verb: str, body: Any = None) -> httpx.Response:
 @pytest.mark.parametrize(
     ("part", "verb", "body", "rows"),
     [
-        ("proxy.dispatch.Dispatcher.end_session", "DELETE", None, 1),
+        ("proxy.handshake.Handshake.end", "DELETE", None, 1),
         ("proxy.server_requests.ServerRequests.take_answer", "POST", {"jsonrpc": "2.0", "id": 1, "result": {}}, 1),
         ("proxy.streams.Resumption.standing", "GET", None, 0),
     ],
@@ -92,7 +92,7 @@ def test_a_stream_whose_row_cannot_be_written_does_not_begin(
 def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
     agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("proxy.forward.Forwarder._forward", failing(ValueError("a fault with s3cret details")))
+    monkeypatch.setattr("proxy.call.Endpoint._ask_server", failing(ValueError("a fault with s3cret details")))
 
     answer = agent.call("docs__echo", {"text": "x"})
 
@@ -113,7 +113,7 @@ def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
 def test_a_database_that_fails_in_the_middle_of_a_call_is_503_and_a_row(
     agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.forward.Forwarder._forward", failing(UNAVAILABLE))
+    monkeypatch.setattr("proxy.call.Endpoint._ask_server", failing(UNAVAILABLE))
 
     answer = agent.call("docs__echo", {"text": "x"})
 

@@ -1,13 +1,10 @@
 """One table says what is served in which era; the page about it, the announcement and the handlers say the same."""
 
 import re
-from typing import Any, cast
-from unittest.mock import Mock
+from typing import Any
 
 import pytest
 
-from proxy.dispatch import METHODS, Dispatcher
-from proxy.handshake import SERVED_BY, Handshake
 from proxy.response import MODERN_STATUS
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy, eventually
@@ -16,7 +13,9 @@ from tests.proxy.scripted import Request, returning
 from tests.proxy.test_endpoint import modern
 from tests.proxy.test_tools_call import Work, work_of
 from tests.workspace import ROOT
+from wire.mcp import METHODS
 
+CAPABILITIES = {method.capability for method in METHODS.values()} - {""}
 PAGE = ROOT / "docs" / "reference" / "protocol.md"
 
 
@@ -34,22 +33,6 @@ def test_the_page_shows_the_table() -> None:
     assert documented() == {
         name: (method.session, method.modern, method.capability) for name, method in METHODS.items()
     }
-
-
-def test_every_capability_that_can_be_announced_has_its_methods_in_the_table() -> None:
-    of_table = {method.capability for method in METHODS.values()} - {""}
-
-    assert set(SERVED_BY) == of_table
-    for capability, name in SERVED_BY.items():
-        assert METHODS[name].capability == capability
-
-
-def test_a_capability_without_a_handler_is_not_announced() -> None:
-    handshake = Handshake(cast("Any", None))
-    Dispatcher(handshake, cast("Any", None), Mock(), "", 1, Mock())
-
-    assert set(SERVED_BY.values()) <= set(handshake.methods)
-    assert set(handshake.methods) <= set(METHODS)
 
 
 @pytest.mark.one_in(3)
@@ -93,10 +76,10 @@ def test_initialize_and_discover_announce_what_servers_offer_and_is_served(work:
         told = work.agent.ask("initialize", {"protocolVersion": "2025-11-25"}).json()["result"]["capabilities"]
         return set(told)
 
-    eventually(lambda: announced() == set(SERVED_BY))
+    eventually(lambda: announced() == CAPABILITIES)
     body, headers = modern("server/discover")
     # There tasks are an extension.
-    assert set(work.agent.post(body, **headers).json()["result"]["capabilities"]) == set(SERVED_BY) - {"tasks"}
+    assert set(work.agent.post(body, **headers).json()["result"]["capabilities"]) == CAPABILITIES - {"tasks"}
 
 
 @pytest.mark.parametrize("is_modern", [False, True], ids=["session server", "modern server"])

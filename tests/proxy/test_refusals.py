@@ -13,8 +13,8 @@ from mcp.shared._httpx_utils import create_mcp_http_client
 
 from accounts.models import User
 from proxy.access.decision import DENIALS
-from proxy.access.features import TOOL, IdentityUnreadable, Named, Refusal, UnknownFeature
-from proxy.forward import Forwarder
+from proxy.access.features import IdentityUnreadable, Named, Refusal, UnknownFeature
+from proxy.call import Endpoint
 from proxy.reasons import REASONS
 from proxy.refresh import IdentityUnavailable
 from proxy.server_requests import BadState, CallLost, InputRefused
@@ -27,6 +27,7 @@ from tests.proxy.features import offer
 from tests.proxy.scripted import offering
 from tests.proxy.test_tools_call import Work, work_of
 from wire import errors
+from wire.mcp import TOOL
 
 ONE_SENTENCE = re.compile(rf"[A-Z\"](?:(?!\. ).)+\. {re.escape(PUBLIC_URL)}(/\S+)")
 
@@ -122,10 +123,10 @@ def test_a_call_that_is_refused_or_fails_reads_as_a_sentence_and_a_page(
 ) -> None:
     reason = ""
 
-    async def fails(_: Forwarder, __: Any, grant: Any, *___: Any) -> None:
+    async def fails(_: Endpoint, __: Any, grant: Any, *___: Any) -> None:
         raise FAULTS.get(reason) or Refusal(reason, grant.assignments[0], Named(TOOL, "it"))
 
-    monkeypatch.setattr(Forwarder, "forward", fails)
+    monkeypatch.setattr(Endpoint, "_forward", fails)
     work = work_of(start(), run)
     work.put(offering("it"))
     sql("UPDATE gateways_assignment SET identity_scheme = 'per_user'")

@@ -87,7 +87,7 @@ def test_a_call_passes_few_modules(start: Start, run: Run, modern: bool) -> None
     modules = sorted({module for module, _, _ in entered})
     jumps = sum(count for (module, _, caller), count in entered.items() if module != caller)
     print(len(modules), "modules", jumps, "jumps", entered.total(), "calls", *modules, sep="\n")  # noqa: T201  Shown with -s.
-    assert {"proxy.endpoint", "proxy.forward", "wire.client"} <= set(modules)
+    assert {"proxy.call", "wire.client"} <= set(modules)
     assert len(modules) <= MAX_MODULES, modules
     assert jumps <= MAX_JUMPS
 

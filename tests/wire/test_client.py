@@ -133,9 +133,8 @@ async def test_a_server_that_opens_no_session_any_more_is_sent_no_call_and_looke
             await request.fail(WRONG_ERA, "Unsupported protocol version", status=400)
 
     server = run(Changed().app())
-    async with client() as asking:
-        doubted: list[Target] = []
-        asking.contradicted = doubted.append
+    doubted: list[Target] = []
+    async with client(contradicted=doubted.append) as asking:
         with pytest.raises(EraLeft):
             await asking.ask(target(server.url, SESSION), "tools/call", {"name": "it"}, ignore)
     assert (len(doubted), server.asked("tools/call")) == (1, [])

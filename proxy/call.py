@@ -1,0 +1,1273 @@
+"""The path of a call, from an HTTP request at /mcp/<gateway> to its answer, top to bottom.
+
+`Endpoint.__call__` parses the headers, authorizes the request and reads its body. `_serve_known` checks the protocol,
+routes the message by its method, records the call and answers. `_forward` resolves the feature and its server, sends
+the request there and rewrites the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxy import message_router, metrics, open_files, reasons, response, tasks
+from proxy.access.decision import (
+    DENIALS,
+    NOTHING,
+    Access,
+    AccessQuery,
+    AccessRow,
+    AssignedServer,
+    Denied,
+    ServersNeeded,
+    TokenDigests,
+    Wanted,
+    access_query,
+    decide,
+)
+from proxy.access.features import (
+    Named,
+    OutOfScope,
+    Refusal,
+    Resolved,
+    UnknownFeature,
+    check_held,
+    exposed_feature,
+    is_nameable,
+    lookup_key,
+    may_be_own_name,
+    resolve,
+    resolve_call,
+    target_of,
+)
+from proxy.config import Config
+from proxy.handshake import Handshake
+from proxy.lists import BadListCursor, Lists
+from proxy.message_router import LEVELS, SessionCall
+from proxy.refresh import IdentityUnavailable, Refresher
+from proxy.request import (
+    UNAUTHENTICATED_BODY,
+    ClientLeft,
+    HeaderReader,
+    McpRequest,
+    Receive,
+    Scope,
+    Send,
+    check_modern,
+    is_modern,
+    unsupported,
+)
+from proxy.response import MODERN_STATUS, Response, Stream, bad_request, error_response
+from proxy.server_requests import (
+    ROOTS_CHANGED,
+    BadState,
+    CallLost,
+    Ended,
+    InputRefused,
+    InteractiveCall,
+    ServerRequests,
+    SuspendedCalls,
+    can_be_asked,
+)
+from proxy.store.call_log import CallWriter, NotRecorded, PayloadRecorder, new_uid
+from proxy.store.pg import DatabaseUnavailable
+from proxy.store.rate_limits import Limits
+from proxy.store.usage import UsageTracker
+from proxy.streams import Resumption, StandingStream, StopReason, Streams, TokenPlaces, honoured
+from proxy.upstream_streams import LIST_OF, ServerStreams
+from wire import jsonrpc, rewriting, trace_context, versions
+from wire.background import spawn
+from wire.cipher import Cipher
+from wire.client import McpClient
+from wire.definitions import exposed_name
+from wire.errors import (
+    AccessRefused,
+    AnswersNotTaken,
+    BadAnswer,
+    Busy,
+    CredentialRenewed,
+    NotRecordable,
+    SessionEnded,
+    TokenBusy,
+    UpstreamError,
+    failure_text,
+)
+from wire.fair_queue import ByteBudget, HeldBytes, QueueFull, SharedTimer
+from wire.jsonrpc import MalformedMessage, Message, Object
+from wire.mcp import (
+    METHODS,
+    MODERN,
+    PROMPT,
+    RESOURCE,
+    SESSION,
+    TOOL,
+    Answer,
+    OnRequest,
+    RpcResponse,
+    Target,
+    era_for,
+    next_request_id,
+)
+from wire.rewriting import NO_MEMBERS, Changes
+from wire.sessions import declared
+from wire.trace_context import Trace
+
+if TYPE_CHECKING:
+    from proxy.tracing import Tracer
+
+logger = logging.getLogger(__name__)
+
+CLIENT_LEFT = 499
+# Outcomes whose rows include the error text.
+FAILED = frozenset({"tool_error", "rpc_error", "upstream_error", "timeout", "bad_request"})
+
+NO_SESSION = "The gateway could not reach its sessions; nothing was executed."
+ACCESS_NOT_CHECKED = "The gateway could not check access."
+ANSWER_NOT_TAKEN = "The gateway could not take this answer; send it again."
+NO_SESSION_ID = "The header Mcp-Session-Id must name the session to end"
+NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
+NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
+TOO_MANY_FILES = "The gateway has as many open streams as it may have; try again later."
+NOT_FINISHED = "The gateway lost touch with its sessions during this call; the server may have executed it."
+
+# Not recorded as server failures: the request was never sent, or the client caused the error.
+NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable, tasks.UnknownTask)
+
+# 2026-07-28 has no such methods: the worker with the client's stream subscribes by `subscriptions/listen`.
+SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
+SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
+
+CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
+
+type Handler = Callable[[McpRequest, AccessRow, Message, Stream | None], Awaitable[Response]]
+
+
+class Parts(NamedTuple):
+    """The components of this process that serve calls; proxy/app.py makes them."""
+
+    access: Access
+    limits: Limits
+    writer: CallWriter
+    recorder: PayloadRecorder
+    usage: UsageTracker
+    client: McpClient
+    budget: ByteBudget
+    lists: Lists
+    handshake: Handshake
+    refresher: Refresher
+    requests: ServerRequests
+    suspended: SuspendedCalls
+    streams: Streams
+    server_streams: ServerStreams
+    resumption: Resumption
+    tracer: Tracer | None  # None: calls are not traced.
+
+
+class Endpoint:
+    """The ASGI app under /mcp/."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        self._config = config
+        self._parts = parts
+        self._public_url = config.public_url
+        self._cipher = Cipher(config.encryption_keys)
+        self._header_reader = HeaderReader(config, parts.access)
+        self._timer = SharedTimer()
+        # Calls, and standing streams, of one token in this process.
+        self._calls = TokenPlaces(config.token_calls)
+        self._standing = TokenPlaces(config.token_calls)
+        self._handlers: dict[str, Handler] = {
+            "initialize": self._initialize,
+            "ping": self._ping,
+            "server/discover": self._discover,
+            "logging/setLevel": self._set_level,
+            **{name: self._list for name, method in METHODS.items() if method.lists},
+            **{name: self._forward for name, method in METHODS.items() if method.forwards},
+            **dict.fromkeys(SUBSCRIBING, self._subscribe),
+        }
+
+    def faults(self) -> dict[str, str]:
+        """Return the faults that keep this process from serving, by component; empty if there are none."""
+        parts = self._parts
+        faults = {"access": parts.access.fault, "limits": parts.limits.fault, "record": parts.writer.fault}
+        return {name: fault for name, fault in {**faults, "usage": parts.usage.fault}.items() if fault}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        request = McpRequest(self._header_reader.read(scope), scope, receive, send)
+        answer = self._answer_to_headers(request)
+        if answer is not None:  # Nothing of the body is read.
+            await response.send(request, answer)
+            return
+        try:
+            grant, refusal = await self._authorize(request)
+        except ClientLeft:
+            return
+        except DatabaseUnavailable:
+            metrics.UNAVAILABLE.labels("access").inc()
+            await response.send(request, _unavailable(request, ACCESS_NOT_CHECKED))
+            return
+        if grant is None:
+            await response.send(request, refusal or self._unknown_token(request))
+            return
+        try:
+            await self._serve_known(request, grant, refusal)
+        finally:
+            if request.span is not None:
+                request.span.end()
+
+    def _answer_to_headers(self, request: McpRequest) -> Response | None:
+        """Return the response if path and headers are enough to decide; None if the token has to be looked up."""
+        headers = request.parsed_headers
+        if not headers.slug:
+            return Response(404, response.NO_GATEWAY_URL)
+        if not headers.host_is_known:
+            in_words = (response.CONTENT_TYPE_TEXT,)
+            return Response(400, response.WRONG_HOST.encode(), "bad_request", headers=in_words)
+        if headers.origin_is_allowed:
+            request.origin = headers.origin
+            if headers.http_method == "OPTIONS":
+                return Response(204, headers=response.preflight_headers(request))
+        if headers.token_digests is not None:
+            return None
+        return self._unknown_token(request) if headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
+
+    # Authorize: rows 1 to 11 of docs/reference/decision-order.md
+
+    async def _authorize(self, request: McpRequest) -> tuple[AccessRow | None, Response | None]:
+        """Return the grant of a well-formed token, None if it is unknown, and the refusal of the request, if any."""
+        refusal = None if request.parsed_headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
+        if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
+            # A large body is read only for a token that may call; with its message, the call is decided again.
+            grant, refusal = await self._decide(request, None)
+            if grant is None or refusal is not None:
+                return grant, refusal
+            if not await request.read(self._config.body_limit):
+                return grant, bad_request(413, "The request is larger than this gateway accepts")
+        if request.parsed_headers.http_method == "POST":
+            request.parse()
+            if request.message is not None and request.message.method in tasks.TASK_METHODS:
+                request.set_task(tasks.open_task(self._cipher, request.message))
+        grant, refusal = await self._decide(request, refusal)
+        if grant is not None and refusal is None and grant.limited:
+            refusal = await self._rate_limited(grant)
+        return grant, refusal
+
+    async def _decide(self, request: McpRequest, refusal: Response | None) -> tuple[AccessRow | None, Response | None]:
+        """Look the token up, and decide whether it may be used here. Raises DatabaseUnavailable."""
+        assert request.parsed_headers.token_digests is not None
+        request.asked_at = began = time.perf_counter()
+        grant = await self._parts.access.put(_query(request, request.parsed_headers.token_digests))
+        request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
+        if grant is None:
+            return None, refusal
+        request.set_grant(grant)
+        if refusal is None and (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
+            refusal = self._denied(request, denied)
+        return grant, refusal
+
+    def _unknown_token(self, request: McpRequest) -> Response:
+        """Return the refusal of an unknown token. It is counted, but has no row in the log."""
+        metrics.UNKNOWN_TOKENS.inc()
+        if request.parsed_headers.presents_bearer:
+            self._parts.usage.unknown_token(request.parsed_headers.client_ip)
+        return self._denied(request, DENIALS["unknown"])
+
+    def _denied(self, request: McpRequest, denied: Denied) -> Response:
+        body = denied.body(self._public_url)
+        if denied.status != 401:
+            return Response(denied.status, body, "denied", denied.reason, jsonrpc.FORBIDDEN)
+        headers = request.parsed_headers
+        challenge = response.challenge(
+            self._public_url,
+            headers.slug,
+            presented=headers.presents_bearer,
+            credential=request.header(b"authorization"),
+        )
+        # A person has opened the URL in a browser: MCP clients never accept HTML.
+        is_person = headers.http_method == "GET" and not headers.presents_bearer
+        if is_person and "text/html" in request.header(b"accept"):
+            return response.for_browser(self._public_url, challenge)
+        return Response(401, body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
+
+    async def _rate_limited(self, grant: AccessRow) -> Response | None:
+        """Return the refusal of a call above its rate limit (row 11 of the decision order), or None."""
+        seconds = await self._parts.limits.wait(grant)
+        if not seconds:
+            return None
+        wait = (b"retry-after", b"%d" % max(1, math.ceil(seconds)))
+        denied = DENIALS["rate_limited"]
+        body = denied.body(self._public_url)
+        return Response(denied.status, body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
+
+    # Serve: every request of a known token is a call, whose row is committed before its response is sent
+
+    async def _serve_known(self, request: McpRequest, grant: AccessRow, refusal: Response | None) -> None:
+        if not self._parts.writer.may_begin():
+            await _send_not_executed(request)
+            return
+        self._note_trace(request, grant, refusal)
+        stream = None
+        if refusal is None:
+            request.admitted = True
+            self._parts.usage.token_used(grant, request.row.client_ip, request.arrived)
+            refusal = _protocol_refusal(request, self._public_url)
+            if refusal is None and _is_standing(request):
+                refusal = await self._stand(request, grant)
+                if refusal is None:
+                    return
+            if refusal is None and request.parsed_headers.accepted.stream:
+                stream = Stream(request, self._config.ping_seconds, self._parts.resumption.events)
+        try:
+            answer = refusal or await self._serve(request, grant, stream)
+            await self._finish(request, answer, stream)
+        except NotRecordable:
+            await _send_not_executed(request, stream)
+        finally:
+            request.held = None
+            if stream is not None and stream.opened:
+                stream.forget()
+                metrics.open_counts["streams"] -= 1
+
+    def _note_trace(self, request: McpRequest, grant: AccessRow, refusal: Response | None) -> None:
+        """Note the call's trace id, and start its span if calls are traced."""
+        told = request.callers_trace()
+        if trace_context.PARENT in told:
+            request.row.trace_id = told[trace_context.PARENT][3:35]
+        if self._parts.tracer is not None:
+            request.span = self._parts.tracer.begin(request, grant, told, refusal)
+
+    async def _serve(self, request: McpRequest, grant: AccessRow, stream: Stream | None) -> Response:
+        """Return the response to a message; while it is served, it can be cancelled, also by a loss of access."""
+        message = request.message
+        if message is None or not message.is_request:
+            return await self._take(request, grant)
+        answering = self._route(request, grant, message, stream)
+        if stream is not None:
+            self._timer.set(stream, asyncio.get_running_loop().time() + self._config.ping_seconds)
+        request.task = asyncio.current_task()
+        self._parts.streams.calls[request.uid] = request
+        try:
+            answer = await (_cancel_when_client_leaves(request, answering) if request.modern else answering)
+            return answer if request.ending is None else self._ended(request, request.ending, stream)
+        except asyncio.CancelledError:
+            if request.ending is not None and request.task is not None:
+                request.task.uncancel()
+                return self._ended(request, request.ending, stream)
+            # The process is being stopped: the client gets no response, the log gets the row.
+            await self._finish(request, Response(CLIENT_LEFT, b"", "cancelled"), None)
+            raise
+        except NotRecordable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the call gets an answer and a row in any case
+            return _failed(request, error, self._public_url)
+        finally:
+            del self._parts.streams.calls[request.uid]
+            if stream is not None:
+                self._timer.drop(stream)
+                stream.stop_pings()
+
+    def _ended(self, request: McpRequest, ending: StopReason, stream: Stream | None) -> Response:
+        """Return the response to a running call that was cut off, or cancelled by its client."""
+        request_id = request.message.id if request.message is not None else None
+        if ending.refusal is not None:
+            return self._upstream_error(request, ending.refusal)
+        if ending.denied is None:
+            body = b"" if stream is not None else jsonrpc.error(request_id, jsonrpc.CANCELLED, "Request cancelled")
+            return Response(200, body, "cancelled", code=None if stream is not None else jsonrpc.CANCELLED)
+        answer = self._denied(request, ending.denied)
+        if stream is None or not (stream.opened or not request.parsed_headers.accepted.json):
+            return answer
+        return answer._replace(status=200, body=ending.denied.error(self._public_url, request_id))
+
+    async def _take(self, request: McpRequest, grant: AccessRow) -> Response:
+        """Handle messages without a JSON-RPC response: client responses, notifications, and DELETE."""
+        message = request.message
+        if request.parsed_headers.http_method == "DELETE":
+            try:
+                return await self._parts.handshake.end(grant)
+            except DatabaseUnavailable:
+                metrics.UNAVAILABLE.labels("sessions").inc()
+                return _unavailable(request, NO_SESSION)
+        if message is None or request.modern:
+            return Response(202)
+        match message.method:
+            case "notifications/cancelled":
+                await self._parts.streams.cancel(grant.owner_id, message.params.get("requestId"))
+            case "notifications/roots/list_changed":
+                self._parts.requests.roots_changed(grant)
+            case "":
+                try:
+                    await self._parts.requests.take_answer(request, grant)
+                except DatabaseUnavailable:
+                    metrics.UNAVAILABLE.labels("sessions").inc()
+                    return _unavailable(request, ANSWER_NOT_TAKEN)
+        return Response(202)
+
+    # Route by method
+
+    async def _route(self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None) -> Response:
+        """Return the response to one request. This is the only place where UpstreamError becomes a JSON-RPC error."""
+        method, handler = METHODS.get(message.method), self._handlers.get(message.method)
+        if method is None or handler is None or not (method.modern if request.modern else method.session):
+            text = f"Method not found: {message.method[:100]}"
+            return error_response(request, jsonrpc.METHOD_NOT_FOUND, text)._replace(outcome="not_offered")
+        try:
+            with self._calls.place(grant.token_id):
+                if method.lists or method.forwards:
+                    if trace_context.HOPS_KEY in request.headers:
+                        trace_context.check_hops(request.headers)
+                    if method.forwards and (refusal := _form_refusal(request, message)) is not None:
+                        return refusal
+                    if self._parts.budget.total:
+                        await self._wait_for_room(grant.user_id)
+                return await handler(request, grant, message, stream)
+        except OutOfScope:
+            denied = DENIALS["out_of_scope"]
+            return Response(denied.status, denied.published, "denied", denied.reason, jsonrpc.FORBIDDEN)
+        except UpstreamError as error:
+            return self._upstream_error(request, error)
+
+    async def _wait_for_room(self, person: str) -> None:
+        """Wait until this person's share of the answer budget has room. Raises AnswersNotTaken."""
+        try:
+            await self._parts.budget.admit(person)
+        except (QueueFull, TimeoutError):
+            raise AnswersNotTaken(seconds=1) from None
+
+    def _upstream_error(self, request: McpRequest, error: UpstreamError) -> Response:
+        data, code, page = error.data, error.code, _identity_row(request, error)
+        if isinstance(error, UnknownFeature) and error.kind == RESOURCE and not request.modern:
+            code = jsonrpc.RESOURCE_NOT_FOUND
+        if page:
+            data = {**(data or {}), "url": self._public_url + page}
+        text = reasons.message(error.reason, self._public_url, str(error), page)
+        answer = error_response(request, code, text, data)
+        if isinstance(error, SessionEnded):
+            answer = answer._replace(status=404, outcome=error.outcome)
+        reason = error.reason if error.reason != error.outcome else ""
+        retry = ((b"retry-after", b"%d" % error.seconds),) if isinstance(error, Busy) else ()
+        return answer._replace(outcome=error.outcome, deny_reason=reason, headers=retry)
+
+    async def _ping(self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None) -> Response:
+        return Response(200, jsonrpc.result(message.id, {}))
+
+    async def _initialize(
+        self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
+    ) -> Response:
+        grant = await self._parts.lists.introduced(request, grant)
+        return await self._parts.handshake.initialize(request, grant, message)
+
+    async def _discover(
+        self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
+    ) -> Response:
+        grant = await self._parts.lists.introduced(request, grant)
+        result = self._parts.handshake.discover(grant) | COMPLETE | CACHE_HINTS
+        return Response(200, jsonrpc.result(message.id, result))
+
+    async def _set_level(
+        self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
+    ) -> Response:
+        if message.params.get("level") not in LEVELS:
+            text = f"Invalid params: a level is one of {', '.join(LEVELS)}"
+            return error_response(request, jsonrpc.INVALID_PARAMS, text)
+        return await self._parts.handshake.set_level(request, grant, message)
+
+    async def _list(self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None) -> Response:
+        if len(grant.assignments) == 1:
+            request.set_server(grant.assignments[0])
+        began = time.perf_counter()
+        try:
+            kind, cursor = METHODS[message.method].lists, message.params.get("cursor")
+            listing = await self._parts.lists.answer(request, grant, kind, cursor)
+        except BadListCursor:
+            return error_response(request, jsonrpc.INVALID_PARAMS, "Invalid cursor")
+        finally:
+            request.row.upstream_ms = (time.perf_counter() - began) * 1000
+        more: Object = {**COMPLETE, **CACHE_HINTS, "ttlMs": listing.ttl_ms} if request.modern else {}
+        return Response(200, listing.response(message.id, more))
+
+    async def _subscribe(
+        self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
+    ) -> Response:
+        answer = await self._forward(request, grant, message, stream)
+        if answer.outcome == "ok" and not await self._parts.handshake.note_subscription(grant, message):
+            text = "Invalid params: this session is subscribed to too many resources"
+            return error_response(request, jsonrpc.INVALID_PARAMS, text)
+        return answer
+
+    # Forward: resolve the feature and its server, send the request there, rewrite the answer
+
+    async def _forward(
+        self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
+    ) -> Response:
+        """Send this request to its server and return the answer, rewritten for the client.
+
+        Notifications go to `stream`, if there is one. Raises OutOfScope or UpstreamError.
+        """
+        grant, resolved = await self._resolved(request, grant, message)
+        assigned, usage = resolved.assigned, self._parts.usage
+        if resolved.alias and rewriting.may_hold_exposed(request.body):
+            message = await _with_own_uris(request, resolved, message)
+        ask_server = self._ask_server if request.span is None else self._ask_server_traced
+        began = time.perf_counter()
+        try:
+            answer = await ask_server(request, grant, resolved, message, stream)
+        except NOT_OF_THE_SERVER:
+            raise
+        except AccessRefused as refusal:
+            raise await self._after(refusal, request, resolved, grant) from None
+        except UpstreamError as error:
+            usage.server_contacted(assigned, failure_text(error, assigned.url))
+            raise
+        finally:
+            request.row.upstream_ms = (time.perf_counter() - began) * 1000
+        usage.server_contacted(assigned)
+        request.held = answer.held
+        if answer.error is not None:
+            return _error_answer(request, resolved, message, answer)
+        result = answer.document["result"]
+        if message.method == "tools/call" and ("task" in message.params or result.get("resultType") == "task"):
+            request.mcp_task = tasks.created(self._cipher, assigned, request, message, answer)
+        return await _result_answer(request, resolved, message, answer)
+
+    async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
+        """Find the server and feature of this request, with a fresh credential, and return them with their grant.
+
+        Rows 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
+        """
+        feature, task = request.feature, request.mcp_task
+        assert feature is not None  # `_form_refusal` has looked.
+        resolved = _resolve(request, grant, feature)
+        if not isinstance(resolved, Resolved):
+            grant, resolved = await self._find(request, grant, resolved, feature)
+        request.set_server(resolved.assigned)
+        if "." in feature.name and feature.kind in (TOOL, PROMPT):  # The log has one name for a tool.
+            request.rename(Named(feature.kind, exposed_name(resolved.assigned.alias, resolved.name)), grant)
+        if task is not None and task.assignment_id != resolved.assigned.id:
+            raise tasks.UnknownTask
+        if resolved.row is not None and task is None:
+            check_held(resolved, message.params.get("arguments"))
+        if resolved.assigned.sign_in is not None:
+            resolved = await self._refreshed(request, resolved)
+        return grant, resolved
+
+    async def _find(
+        self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
+    ) -> tuple[AccessRow, Resolved]:
+        """Find a feature without a row: in a fresh list of its server, or by its server's own name for it.
+
+        Raises OutOfScope or UpstreamError.
+        """
+        if assigned is not None:
+            try:
+                return grant, await self._look_again(request, grant, assigned, feature)
+            except UnknownFeature:
+                if not may_be_own_name(grant, feature):
+                    raise
+        # A tool or prompt called without its server's alias: decide as if it had the alias, which the log has then.
+        grant = await self._parts.lists.with_own_name(request, grant, feature)
+        exposed = exposed_feature(grant, feature)
+        request.rename(exposed, grant)
+        resolved = _resolve(request, grant, exposed)
+        if not isinstance(resolved, Resolved):
+            raise UnknownFeature(feature.kind, feature.name)
+        return grant, resolved
+
+    async def _look_again(
+        self, request: McpRequest, grant: AccessRow, assigned: AssignedServer, feature: Named
+    ) -> Resolved:
+        """Find a name without a row: a fresh list stores one if the server has the feature."""
+        request.set_server(assigned)
+        wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, feature.name)
+        grant, listed = await self._parts.lists.look_again(request, grant, assigned, wanted)
+        found = resolve(grant, feature)
+        if not isinstance(found, Resolved):
+            raise UnknownFeature(feature.kind, feature.name)
+        # A row stored before the server's eras were known has no schema.
+        schemas = (each.value.get("inputSchema") for each in listed if each.value["name"] == found.name)
+        return found._replace(schema=found.schema or next(schemas, None))
+
+    async def _refreshed(self, request: McpRequest, resolved: Resolved) -> Resolved:
+        """Refresh the token if it has expired, then re-check access, because refreshing may take seconds.
+
+        Raises CancelledError if access was lost (the request's `ending` has the reason), and IdentityUnavailable if
+        access cannot be checked or the connection now uses another identity.
+        """
+        fresh = await self._parts.refresher.fresh(resolved.assigned)
+        if fresh is resolved.assigned:
+            return resolved
+        try:
+            grant = await self._parts.streams.recheck(request)
+        except DatabaseUnavailable as error:
+            raise IdentityUnavailable(fresh.server_name, str(error)) from None
+        if grant is None:
+            raise asyncio.CancelledError
+        if all(each.identity_id != fresh.identity_id for each in grant.assignments if each.id == fresh.id):
+            raise IdentityUnavailable(fresh.server_name, "the connection carries another identity now")
+        _note_renewed(request, fresh)
+        return resolved._replace(assigned=fresh)
+
+    async def _after(
+        self, refusal: AccessRefused, request: McpRequest, resolved: Resolved, grant: AccessRow
+    ) -> UpstreamError:
+        """Return the error of a call whose credential the server refused.
+
+        An OAuth token is renewed and probed for later calls; the call itself is not sent again. Raises Refusal when a
+        person has to sign in again.
+        """
+        assigned, refresher = resolved.assigned, self._parts.refresher
+        try:
+            renewed = await refresher.after(refusal, assigned)
+        except IdentityUnavailable:
+            renewed = None
+        if renewed is None:
+            failure = failure_text(refusal, assigned.url)
+            self._parts.usage.server_contacted(assigned, failure, credential_refused=True)
+            return refusal
+        _note_renewed(request, renewed)
+        try:
+            await self._parts.client.probe(target_of(renewed, grant, self._cipher, request.trace))
+        except AccessRefused as again:
+            if again.status == 401:
+                return await refresher.give_up(renewed)
+        except UpstreamError:
+            return refusal  # The next call will show whether the server accepts the new token.
+        return CredentialRenewed(assigned.server_name, refusal.status, refusal.challenge)
+
+    async def _ask_server_traced(
+        self, request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message, stream: Stream | None
+    ) -> RpcResponse:
+        """Ask within a new span, whose id is sent to the server."""
+        assert request.span is not None
+        hop = request.span.hop(resolved.assigned, message.method, request.feature, resolved.name)
+        request.span.trace = hop.trace
+        try:
+            answer = await self._ask_server(request, grant, resolved, message, stream)
+        except BaseException as error:
+            hop.end(error=error)
+            raise
+        hop.end(answer=answer)
+        return answer
+
+    async def _ask_server(
+        self, request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message, stream: Stream | None
+    ) -> RpcResponse:
+        """Return the server's answer, after forwarding any requests of the server to the client."""
+        target = await self._target(request, grant, resolved, message, stream)
+        if message.method in SUBSCRIBING and target.era == MODERN:
+            return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
+        sent = _Sent(self._parts, request, grant, resolved, message, stream, target)
+        if request.modern and "requestState" in message.params:
+            # A call that waits here is resumed, even if its server speaks 2026-07-28 by now.
+            if target.era == SESSION or self._parts.suspended.has_given(message):
+                request.may_have_run = True
+                return await self._parts.suspended.resume(sent.asking, message)
+        elif request.modern and target.era == SESSION and can_be_asked(target.capabilities):
+            return await self._parts.suspended.call(sent.asking, message, sent.ask)
+        answer = await sent.ask(sent.on_request)
+        if answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
+            # The tool's schema has changed since it was listed, and with it the headers that repeat arguments.
+            self._parts.lists.refresh(resolved.assigned, grant, TOOL)
+        wants_input = answer.era == MODERN and answer.document.get("result", {}).get("resultType") == "input_required"
+        if wants_input and not request.modern:
+            try:
+                return await self._parts.requests.give_input(sent.asking, answer, partial(sent.ask, sent.on_request))
+            except (NotRecordable, Busy) as error:  # This round was not sent, but the first one was.
+                raise CallLost(target.server_name, str(error)) from error
+        return answer
+
+    async def _target(
+        self, request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message, stream: Stream | None
+    ) -> Target:
+        """Return the request's target, in the client's era if the server supports it. Raises an UpstreamError."""
+        level = "" if stream is None else message_router.told_level(request, resolved, grant, message)
+        target = target_of(
+            resolved.assigned,
+            grant,
+            self._cipher,
+            request.trace,
+            level,
+            modern=request.modern,
+            extensions=request.extensions,
+        )
+        if not target.era:
+            eras = await self._parts.lists.eras.find(target)
+            target = target._replace(era=era_for(eras, MODERN if request.modern else SESSION))
+        if request.mcp_task is None and "extensions" not in target.capabilities:
+            return target
+        return tasks.for_era(target, request.mcp_task, modern=request.modern)
+
+    # Record and answer
+
+    async def _finish(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
+        """Commit the row of the call, then send its answer."""
+        row = request.row
+        row.outcome, row.deny_reason, row.rpc_error_code = answer.outcome, answer.deny_reason, answer.code
+        row.http_status = answer.status
+        row.response_bytes = len(answer.body)
+        seconds = time.perf_counter() - request.began
+        row.duration_ms = seconds * 1000
+        await self._record_payloads(request, answer)
+        try:
+            await self._parts.writer.commit(row)
+        except NotRecorded:
+            metrics.UNAVAILABLE.labels("record").inc()
+            answer = _unavailable(request, NOT_RECORDED, retry=False)
+            if request.message is not None and request.message.is_request and not request.may_have_run:
+                answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
+        recorded = time.perf_counter() - request.began - seconds
+        if request.span is not None:
+            request.span.recorded(seconds, recorded, answer.outcome)
+        metrics.count(row, (answer.outcome, answer.deny_reason), seconds, recorded)
+        if answer.status != CLIENT_LEFT:
+            await self._send(request, answer, stream)
+
+    async def _record_payloads(self, request: McpRequest, answer: Response) -> None:
+        if answer.outcome in FAILED:
+            await self._parts.recorder.record_error(request, answer.body)
+        if request.admitted and request.grant is not None and request.grant.recorded is not None:
+            await self._parts.recorder.record(request, answer, request.grant.recorded)
+
+    async def _send(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
+        """Send the answer on the call's stream, if that is open or all that the client accepts; else as it is."""
+        if len(answer.body) > response.PIECE:  # Counts against the budget until the client has read it.
+            if request.held is not None:
+                request.held.resize(len(answer.body))
+            elif request.grant is not None:
+                request.held = HeldBytes(self._parts.budget, request.grant.user_id, len(answer.body))
+        if stream is not None and (
+            stream.opened or (answer.status == 200 and not request.parsed_headers.accepted.json)
+        ):
+            await stream.finish(answer.body, answer.headers)
+            return
+        if stream is not None:
+            stream.close()
+        await response.send(request, answer)
+
+    # Standing streams: a row when they begin, another when they end
+
+    async def _stand(self, request: McpRequest, grant: AccessRow) -> Response | None:
+        """Serve a standing stream until it ends; return the refusal of one that does not begin."""
+        if not request.parsed_headers.accepted.stream:
+            return bad_request(406, "The Accept header must allow text/event-stream")
+        try:
+            with self._standing.place(grant.token_id):
+                if not request.may_stream:
+                    open_files.count_refused("stream")
+                    full = _unavailable(request, TOO_MANY_FILES, {"reason": "open_files"})
+                    return full._replace(deny_reason="open_files", headers=(open_files.RETRY_AFTER, response.CLOSE))
+                try:
+                    standing = await self._standing_stream(request, grant)
+                except DatabaseUnavailable:
+                    metrics.UNAVAILABLE.labels("access").inc()
+                    await response.send(request, _unavailable(request, ACCESS_NOT_CHECKED))
+                    return None
+                try:
+                    await self._serve_standing(request, standing)
+                finally:
+                    if standing.history is not None:
+                        standing.history.end()
+        except TokenBusy as error:
+            return self._upstream_error(request, error)
+        return None
+
+    async def _standing_stream(self, request: McpRequest, grant: AccessRow) -> StandingStream:
+        if request.message is None:
+            return await self._parts.resumption.standing(request, grant)
+        lists, uris = honoured(request.message.params.get("notifications"))
+        if uris:
+            uris = await self._parts.server_streams.honoured(request, uris)
+        return StandingStream(request, grant, subscription=request.message.id, lists=lists, uris=uris)
+
+    async def _serve_standing(self, request: McpRequest, standing: StandingStream) -> None:
+        row = request.row
+        row.duration_ms = (time.perf_counter() - request.began) * 1000
+        try:
+            await self._parts.writer.commit(row)
+        except NotRecorded:
+            metrics.UNAVAILABLE.labels("record").inc()
+            await response.send(request, _unavailable(request, NOT_RECORDED))
+            return
+        metrics.count(row, (row.outcome, row.deny_reason), row.duration_ms / 1000, 0.0)
+        if request.span is not None:  # The span covers only the start: the stream may be open for hours.
+            request.span.recorded(row.duration_ms / 1000, 0.0, row.outcome)
+            request.span.end()
+        ending = None
+        try:
+            ending = await self._parts.streams.serve(standing, self._config.ping_seconds)
+        finally:
+            await self._record_end(request, ending, standing.sent)
+
+    async def _record_end(self, request: McpRequest, ending: StopReason | None, sent: int) -> None:
+        """Write the row of the end of a standing stream; its correlation id is the id of the first row."""
+        now = time.time()
+        denied = ending.denied if ending is not None else None
+        row = replace(request.row, uid=new_uid(now), created_at=now, correlation_id=request.uid, response_bytes=sent)
+        row.duration_ms = (time.perf_counter() - request.began) * 1000
+        row.authorise_ms = None
+        if denied is not None:
+            row.outcome, row.deny_reason = "unauthorized" if denied.status == 401 else "denied", denied.reason
+            row.rpc_error_code = jsonrpc.UNAUTHORIZED if denied.status == 401 else jsonrpc.FORBIDDEN
+        with suppress(NotRecorded):  # It has been logged, and nobody waits for an answer.
+            await self._parts.writer.commit(row)
+
+
+# Which servers and features the statement looks up for a message
+
+
+def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
+    """Return the access query of this request; sets `request.query` and, depending on the message, `request.modern`."""
+    headers, message = request.parsed_headers, request.message
+    session, told = headers.session_digest, None
+    if message is not None and is_modern(headers.protocol_version, message):
+        request.modern = True
+        session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
+    # Extensions are sent with each request. In the key of a shared session, each set would open another session.
+    offered = declared(told, with_extensions=False) if told and headers.accepted.stream else ""
+    request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
+    return request.query
+
+
+INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
+
+
+def wanted(message: Message | None, feature: Named | None) -> Wanted:
+    """Return the servers and features to query for this message, which names `feature`."""
+    if message is not None and message.method == ROOTS_CHANGED:
+        return INTRODUCTION
+    if message is None or message.id is None or (method := METHODS.get(message.method)) is None:
+        return NOTHING
+    if method.lists:
+        return Wanted(ServersNeeded.ALL, method.lists)
+    if not method.forwards:
+        return INTRODUCTION if method.introduces else NOTHING
+    # No feature has a name the database cannot store; stripping those characters could match another feature.
+    if feature is None or not is_nameable(feature):
+        return NOTHING
+    return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
+
+
+# Check the protocol: row 12 of the decision order
+
+
+def _protocol_refusal(request: McpRequest, public_url: str) -> Response | None:
+    """Return the refusal of an invalid HTTP, JSON-RPC or MCP request, or None."""
+    headers = request.parsed_headers
+    if headers.http_method != "POST":
+        return _verb_refusal(request, public_url)
+    if not headers.is_json:
+        return bad_request(415, "The Content-Type must be application/json")
+    if not any(headers.accepted):
+        return bad_request(406, "The Accept header must allow application/json or text/event-stream")
+    if request.malformed is not None:
+        return bad_request(400, request.malformed.message, request.malformed.code)
+    return None if request.message is None else _version_refusal(request, request.message, public_url)
+
+
+def _verb_refusal(request: McpRequest, public_url: str) -> Response | None:
+    """Return the refusal of an invalid request that is not a POST, or None."""
+    headers = request.parsed_headers
+    if headers.http_method == "DELETE" and headers.protocol_version != versions.MODERN:
+        if headers.session_digest is None:
+            return bad_request(400, NO_SESSION_ID)
+    elif not _is_standing(request):
+        return Response(405, b"", "not_offered", headers=(response.ALLOW,))
+    return _session_refusal(request, public_url)
+
+
+def _session_refusal(request: McpRequest, public_url: str) -> Response | None:
+    """Return 404 when the session is unknown, ended, lost, or another connection's; None otherwise."""
+    session = request.grant.session if request.grant is not None else None
+    if (session is not None and not session.is_lost) or request.parsed_headers.session_digest is None:
+        return None
+    text = reasons.message("session_lost", public_url, SessionEnded.sentence)
+    refusal = bad_request(404, text, jsonrpc.UNKNOWN_SESSION)
+    return refusal if session is None else refusal._replace(deny_reason="session_lost")
+
+
+def _version_refusal(request: McpRequest, message: Message, public_url: str) -> Response | None:
+    if not request.modern:
+        request.set_client(message.params.get("clientInfo"))
+        return None if message.method == "initialize" else _session_refusal(request, public_url)
+    request.set_client(message.meta.get(versions.CLIENT_INFO_KEY))
+    try:
+        if message.is_request:
+            check_modern(message, request.header_pairs)
+        elif request.version not in versions.SUPPORTED:
+            raise unsupported(request.version)
+        elif not message.method:
+            raise MalformedMessage(jsonrpc.INVALID_REQUEST, "Responses are not part of this protocol version")
+    except MalformedMessage as refusal:
+        return error_response(request, refusal.code, refusal.message, refusal.data)
+    return None
+
+
+def _is_standing(request: McpRequest) -> bool:
+    """Return whether this request opens a standing stream: a GET in a session, or `subscriptions/listen`."""
+    message = request.message
+    if message is None:
+        version = request.parsed_headers.protocol_version
+        return (
+            request.parsed_headers.http_method == "GET"
+            and (not version or version in versions.SESSION_VERSIONS)
+            and request.parsed_headers.session_digest is not None
+        )
+    return request.modern and message.method == "subscriptions/listen" and message.is_request
+
+
+def _form_refusal(request: McpRequest, message: Message) -> Response | None:
+    """Return the refusal of malformed params of a request that names a feature. Raises UnknownTask."""
+    params = message.params
+    if message.method in tasks.TASK_METHODS:
+        if request.mcp_task is None:
+            raise tasks.UnknownTask
+        return None
+    feature = request.feature
+    if feature is None or not feature.name or not isinstance(params.get("arguments", {}), dict | None):
+        text = "Invalid params: a name and an object of arguments"
+        if message.method not in {"tools/call", "prompts/get"}:
+            text = "Invalid params: a uri" if feature is None or feature.kind == RESOURCE else "Invalid params: a ref"
+        return error_response(request, jsonrpc.INVALID_PARAMS, text)
+    if request.query is not None and request.query.wanted is NOTHING:  # The database cannot hold the name.
+        what = "uri" if feature.kind == RESOURCE else "name"
+        text = f"Invalid params: a {what} holds no NUL and no half of a surrogate pair"
+        return error_response(request, jsonrpc.INVALID_PARAMS, text)
+    return None
+
+
+def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
+    """Resolve like `resolve_call`, but return None for a name that may be a server's own."""
+    try:
+        return resolve_call(grant, feature)
+    except UnknownFeature:
+        if may_be_own_name(grant, feature):
+            return None
+        raise
+    except (OutOfScope, Refusal) as refused:
+        request.set_server(refused.assigned)
+        raise
+
+
+def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:
+    """Note this renewed identity in the grant, so that its secret is redacted from the payloads."""
+    if request.grant is not None:
+        others = [each for each in request.grant.assignments if each.id != assigned.id]
+        request.grant = request.grant._replace(assignments=(*others, assigned))
+
+
+def _identity_row(request: McpRequest, error: UpstreamError) -> str:
+    """Return the page where the user can fix the identity; empty if the identity is not theirs."""
+    assigned = error.assigned if isinstance(error, Refusal) else request.assigned
+    if error.reason not in reasons.AT_IDENTITY_ROW or assigned is None or assigned.scheme != "per_user":
+        return ""
+    return reasons.IDENTITY_ROW.format(connection=request.row.grant.connection_id, assignment=assigned.id)
+
+
+# Answers of the gateway itself
+
+
+def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
+    """Return the response to a call that failed inside the gateway."""
+    if isinstance(error, DatabaseUnavailable):
+        metrics.UNAVAILABLE.labels("sessions").inc()
+        return _unavailable(
+            request, NOT_FINISHED if request.may_have_run else NO_SESSION, retry=not request.may_have_run
+        )
+    logger.error("a call failed inside the gateway", exc_info=error, extra={"request_id": request.uid})
+    reason = "internal_error"
+    answer = error_response(request, jsonrpc.INTERNAL_ERROR, reasons.message(reason, public_url), {"reason": reason})
+    return answer._replace(status=500, outcome="rpc_error", deny_reason=reason)
+
+
+async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
+    """Refuse a call whose row could not be written; the refusal has no row either."""
+    metrics.UNAVAILABLE.labels("not_executed").inc()
+    answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
+    if stream is not None and stream.opened:
+        await stream.finish(answer.body)
+    else:
+        await response.send(request, answer)
+
+
+def _unavailable(request: McpRequest, text: str, data: Object | None = None, *, retry: bool = True) -> Response:
+    """Return a 503. `retry` adds Retry-After; a call that may have been executed must not have it."""
+    body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text, data)
+    headers = (response.RETRY_AFTER,) if retry else ()
+    return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, headers)
+
+
+async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[Response]) -> Response:
+    """Await `answering`, and cancel it when the client closes the connection, as 2026-07-28 requires."""
+    task = asyncio.current_task()
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        if task is not None:
+            task.cancel()
+
+    watcher = spawn("client of a call", watch())
+    try:
+        return await answering
+    except asyncio.CancelledError:
+        if not left or task is None:
+            raise
+        task.uncancel()
+        return Response(CLIENT_LEFT, b"", "cancelled")
+    finally:
+        watcher.cancel()
+
+
+# The request to the server
+
+# Members of a client's `_meta` that are for the gateway; all others are forwarded to the server.
+GATEWAY_META = frozenset(
+    {
+        "progressToken",
+        versions.MODERN_KEY,
+        versions.CAPABILITIES_KEY,
+        versions.LOG_LEVEL_KEY,
+    }
+)
+
+# The members of params in which clients send URIs back.
+ARGUMENTS = ("arguments", "argument", "context")
+INLINE_BYTES = 1 << 16
+
+NOTHING_MORE: Object = {}
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """A request on its way to its server: its params there, and what to do with the server's messages about it."""
+
+    parts: Parts
+    request: McpRequest
+    grant: AccessRow
+    resolved: Resolved
+    message: Message
+    stream: Stream | None
+    target: Target
+    params: Object = field(init=False)
+    progress_token: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stream is not None and "progressToken" in self.message.meta:
+            self.progress_token = next_request_id()
+        request, in_modern_era = self.request, self.target.era == MODERN
+        self.params = _params(
+            request, self.message, self.resolved.name, self.progress_token, in_modern_era=in_modern_era
+        )
+        if "task" in self.params and request.modern != in_modern_era:
+            del self.params["task"]  # The server's era has no such member.
+        if request.span is not None:
+            self.params = _with_trace(self.params, self.target.trace, in_modern_era=in_modern_era)
+
+    @property
+    def asking(self) -> InteractiveCall:
+        """The call for requests of its server to the client."""
+        return InteractiveCall(self.request, self.grant, self.target, self.stream)
+
+    async def ask(self, on_request: OnRequest, more: Object = NOTHING_MORE) -> RpcResponse:
+        """Send the request, with `more` params, and return the answer. Raises an UpstreamError."""
+        request, grant, target, beside = self.request, self.grant, self.target, None
+        if grant.session is not None or (request.modern and can_be_asked(target.capabilities)):
+            has_stream = self.stream is not None
+            calls = self.parts.server_streams.calls
+            beside = SessionCall(calls, grant, self.resolved.assigned, target, self.progress_token, has_stream)
+        try:
+            answer = await self.parts.client.ask(
+                target,
+                self.message.method,
+                {**self.params, **more} if more else self.params,
+                self.on_notification,
+                person=grant.user_id,
+                schema=self.resolved.schema,
+                on_request=on_request,
+                beside=beside,
+            )
+        except (DatabaseUnavailable, NotRecordable, Busy):
+            raise  # Before it was sent: sessions are looked up and opened first.
+        except BaseException:
+            request.may_have_run = True
+            raise
+        request.may_have_run = True
+        return answer
+
+    async def on_request(self, asked: Object, answer: Answer) -> None:
+        """Forward a request of the server to the client."""
+        await self.parts.requests.carry(self.asking, asked, answer)
+
+    async def on_notification(self, notification: Object) -> None:
+        """Forward a notification: list changes to all clients, others to this one."""
+        if (changed := LIST_OF.get(str(notification.get("method")))) is not None:
+            self.parts.server_streams.list_changed(self.resolved.assigned, self.grant, changed)
+        elif self.stream is not None:
+            await message_router.relay(
+                self.request,
+                self.resolved,
+                self.grant,
+                self.message,
+                self.stream,
+                self.progress_token,
+                notification,
+            )
+
+
+async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Message) -> Message:
+    """Replace this server's exposed URIs in the arguments by the server's own."""
+    alias, body = resolved.alias, request.body
+    given = {name: message.params[name] for name in ARGUMENTS if name in message.params}
+    own = (
+        rewriting.own_uri(given, alias)
+        if len(body) <= INLINE_BYTES
+        else await asyncio.to_thread(rewriting.own_uri, given, alias)
+    )
+    return replace(message, params=message.params | own)
+
+
+def _params(
+    request: McpRequest, message: Message, name: str, progress_token: int | None, *, in_modern_era: bool
+) -> Object:
+    """Return the params for the server, with its own name of the feature and without the gateway's `_meta` members."""
+    match METHODS[message.method].named_by:
+        case "ref":
+            ref = message.params["ref"]
+            named: object = {**ref, "name" if ref.get("type") == "ref/prompt" else "uri": name}
+            params = {**message.params, "ref": named}
+        case "taskId":
+            assert request.mcp_task is not None
+            params = {**message.params, "taskId": request.mcp_task.own_id}
+        case member:
+            params = {**message.params, member: name}
+    if "_meta" not in params:
+        return params
+    own = rewriting.meta_for_server(message.meta, request.task_ids)
+    meta = {key: value for key, value in own.items() if key not in GATEWAY_META}
+    if not in_modern_era:  # A session got the client's info when it was opened.
+        meta.pop(versions.CLIENT_INFO_KEY, None)
+    if progress_token is not None:
+        meta["progressToken"] = progress_token
+    params["_meta"] = meta
+    if not meta:
+        del params["_meta"]
+    return params
+
+
+def _with_trace(params: Object, trace: Trace, *, in_modern_era: bool) -> Object:
+    """Add the hop's trace to the params, if the client sent one or the server speaks MCP 2026-07-28."""
+    meta: Object = params.get("_meta", {})
+    if not in_modern_era and trace_context.PARENT not in meta:
+        return params
+    own = {name: value for name, value in meta.items() if name not in trace_context.FIELDS}
+    return {**params, "_meta": own | {name: trace[name] for name in trace_context.FIELDS if name in trace}}
+
+
+# The answer of the server, for the client
+
+# Members of a 2026-07-28 result that the session era does not define.
+MODERN_MEMBERS = frozenset({"resultType", "ttlMs", "cacheScope"})
+COMPLETE: Object = {"resultType": "complete"}
+
+# Older clients know no content of the type `resource_link`.
+LINKLESS = ("2024-11-05", "2025-03-26")
+
+# The result when the server has no completions (MCP 2025-11-25, Completion).
+NO_COMPLETION: Object = {"completion": {"values": []}}
+
+# Server errors that get the HTTP status of the client's era; others are about the gateway's own request.
+CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
+
+# The code for a missing resource, by whether the receiver speaks 2026-07-28.
+NOT_FOUND = {True: jsonrpc.INVALID_PARAMS, False: jsonrpc.RESOURCE_NOT_FOUND}
+
+
+async def _result_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
+    """Return a server's result; byte for byte but for its id, if there is nothing to rewrite."""
+    result: Object = answer.document["result"]
+    if not request.modern and result.get("resultType", "complete") != "complete":
+        raise BadAnswer(resolved.assigned.server_name, "it wants input, which this client cannot give")
+    drop, add = _members_of_era(request, message, result, answer.era)
+    read = message.params["uri"] if resolved.alias and message.method == "resources/read" else ""
+    without_links = not request.modern and request.version in LINKLESS
+    if resolved.alias or without_links or drop or add or request.task_ids or answer.reader or "_meta" in result:
+        # By position: keyword arguments would double the cost of this function.
+        changes = Changes(
+            resolved.alias, resolved.name, read, without_links, drop, add, message.method, request.task_ids
+        )
+        person = request.grant.user_id if request.grant is not None else ""
+        body = await answer.changed(resolved.assigned.server_name, message.id, changes, person)
+    else:
+        body = jsonrpc.readdressed(answer.text, answer.document, message.id)
+    return Response(200, body, "tool_error" if result.get("isError") is True else "ok")
+
+
+def _members_of_era(request: McpRequest, message: Message, result: Object, era: str) -> tuple[frozenset[str], Object]:
+    """Return the members of a result to drop for the client's era, and those to add."""
+    if not request.modern:
+        return MODERN_MEMBERS & result.keys() if era == MODERN else NO_MEMBERS, {}
+    add = {} if era == MODERN and "resultType" in result else COMPLETE
+    if message.method == "resources/read" and result.get("resultType", "complete") == "complete":
+        # Access is decided per connection and per request, so no cache may be shared.
+        hints = {key: value for key, value in CACHE_HINTS.items() if key not in result}
+        if result.get("cacheScope") != "private":
+            hints |= {"cacheScope": "private"}
+        add = add | hints
+    return frozenset(add) & result.keys(), add
+
+
+def _error_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
+    """Return a server's error, with the code and HTTP status of the client's era."""
+    error, code = answer.error or {}, answer.error_code
+    if message.method == "completion/complete" and code == jsonrpc.METHOD_NOT_FOUND:
+        return Response(200, jsonrpc.result(message.id, NO_COMPLETION | (COMPLETE if request.modern else {})))
+    if message.method == "resources/read":
+        error = _resource_error(request, resolved, error)
+    if request.modern and code == jsonrpc.URL_ELICITATION_REQUIRED:
+        return _input_required(message, error)
+    code = error.get("code") if error is not answer.error else code
+    status = MODERN_STATUS.get(code, 200) if request.modern and code in CLIENTS_FAULTS else 200
+    if error is answer.error:
+        body = jsonrpc.readdressed(answer.text, answer.document, message.id)
+    else:
+        body = jsonrpc.dumps({**answer.document, "error": error, "id": message.id})
+    return Response(status, body, "rpc_error", code=code)
+
+
+def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> Object:
+    """Return the error of resources/read with the code of the client's era and the client's URI."""
+    if error.get("code") == NOT_FOUND[not request.modern]:
+        error = {**error, "code": NOT_FOUND[request.modern]}
+    data = error.get("data")
+    if resolved.alias and isinstance(data, dict) and isinstance(data.get("uri"), str):
+        error = {**error, "data": {**data, "uri": rewriting.exposed_uri(resolved.alias, data["uri"])}}
+    return error
+
+
+def _input_required(message: Message, error: Object) -> Response:
+    """Translate the session era's -32042 (URL elicitation required) to `input_required` of 2026-07-28."""
+    data = error.get("data")
+    elicitations = data.get("elicitations") if isinstance(data, dict) else None
+    asked = [each for each in elicitations if isinstance(each, dict)] if isinstance(elicitations, list) else []
+    capabilities = message.meta.get(versions.CAPABILITIES_KEY, {})
+    elicitation = capabilities.get("elicitation")
+    if not asked or not isinstance(elicitation, dict) or not isinstance(elicitation.get("url"), dict):
+        code, text = jsonrpc.MISSING_CAPABILITY, str(error.get("message") or "URL elicitation is required")
+        needed: Object = {"requiredCapabilities": {"elicitation": {"url": {}}}}
+        return Response(400, jsonrpc.error(message.id, code, text, needed), "rpc_error", code=code)
+    requests = {
+        f"url-{number}": {"method": "elicitation/create", "params": {"mode": "url", **each}}
+        for number, each in enumerate(asked, 1)
+    }
+    return Response(200, jsonrpc.result(message.id, {"resultType": "input_required", "inputRequests": requests}))
