@@ -7,7 +7,16 @@ Used by pages and REST. The grant comes from the statement that decides requests
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from proxy.access.decision import NOTHING, AccessRow, AssignedServer, ServersNeeded, Wanted, decide
+from proxy.access.decision import (
+    LAYER_CONDITIONS,
+    NOTHING,
+    TOKEN_CONDITIONS,
+    AccessRow,
+    AssignedServer,
+    ServersNeeded,
+    Wanted,
+    decide,
+)
 from proxy.access.features import (
     IdentityUnreadable,
     Named,
@@ -103,33 +112,21 @@ def _resolved(
 
 # The fields of the grant as if the obstacle were gone.
 _PASSED: dict[str, dict[str, Any]] = {
-    "revoked": {"token_revoked": False},
-    "stale_generation": {"token_stale": False},
-    "connection_revoked": {"connection_revoked": False},
-    "expired": {"token_expired": False},
-    "user_inactive": {"user_active": True},
     "ip": {"allowed_ips": None},
-    "host_disabled": {"host_enabled": True},
-    "host_pending": {"host_pending": False},
-    "gateway_disabled": {"gateway_enabled": True},
-    "connection_disabled": {"connection_enabled": True},
-    "gateway_not_reachable": {"reaches": True},
+    **{reason: {field: allowed} for field, allowed, reason in (*TOKEN_CONDITIONS, *LAYER_CONDITIONS)},
 }
 
-_ENABLED, _STATE = 2, 4  # Positions in the row of a feature: see AssignedServer.features.
 
-
-def _with_features(assigned: AssignedServer, place: int, value: object) -> AssignedServer:
-    rows = [[*row[:place], value, *row[place + 1 :]] for row in assigned.features or ()]
-    return assigned._replace(features=rows)
+def _with_features(assigned: AssignedServer, **changes: Any) -> AssignedServer:
+    return assigned._replace(features=[row._replace(**changes) for row in assigned.features or ()])
 
 
 def _allowed(assigned: AssignedServer) -> AssignedServer:
-    return _with_features(assigned._replace(policy="selected"), _ENABLED, value=True)
+    return _with_features(assigned._replace(policy="selected"), enabled=True)
 
 
 def _approved(assigned: AssignedServer) -> AssignedServer:
-    return _with_features(assigned, _STATE, "approved")
+    return _with_features(assigned, state="approved")
 
 
 _PASSED_AT_SERVER: dict[str, Callable[[AssignedServer], AssignedServer]] = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from proxy import tasks
-from proxy.access.decision import AccessRow, AssignedServer
+from proxy.access.decision import NOT_INTRODUCED, AccessRow, AssignedServer
 from proxy.access.features import ALL_BRIDGED, is_usable
 from proxy.request import McpRequest
 from proxy.response import Response
@@ -246,7 +246,7 @@ def instructions(description: str, assignments: Sequence[AssignedServer]) -> str
     parts = [description] if description else []
     seen: set[str] = set()  # A gateway may have a server twice, with different identities.
     for assigned in assignments:
-        text = (assigned.introduction or (None, None))[1]
+        text = (assigned.introduction or NOT_INTRODUCED).instructions
         section = f"## {assigned.server_name}\n\n{text}"
         if text and section not in seen:
             seen.add(section)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from proxy.access.decision import Access, AccessRow, AssignedServer, ServersNeeded, Wanted
+from proxy.access.decision import Access, AccessRow, AssignedServer, Introduction, ServersNeeded, Wanted
 from proxy.access.features import Named, Refusal, identity_refusal, is_usable, server_of, target_for_lists, target_of
 from proxy.handshake import Eras
 from proxy.refresh import IdentityUnavailable, Refresher
@@ -179,7 +179,7 @@ class Lists:
                     self.refresh(assigned, grant, kind)
         _raise_if_nothing_is_known(ready, live)
         listing = self._page(_shown(request, grant, ready, kind, live), unavailable, grant, kind, after)
-        kept = [0 if each.listing is None or each.lists_live else each.listing[3] for each in ready]
+        kept = [0 if each.listing is None or each.lists_live else each.listing.ttl_ms for each in ready]
         return listing._replace(ttl_ms=0 if unavailable else min(kept, default=0))
 
     def _page(
@@ -250,7 +250,9 @@ class Lists:
             if infos is None:
                 return assigned
             said = {info.era: info.capabilities for info in infos}
-            return assigned._replace(introduction=(said.get(SESSION), infos[-1].instructions, said.get(MODERN)))
+            return assigned._replace(
+                introduction=Introduction(said.get(SESSION), infos[-1].instructions, said.get(MODERN))
+            )
 
         return grant._replace(assignments=await asyncio.gather(*map(introduce, grant.assignments)))
 
@@ -403,7 +405,7 @@ def _asked(assigned: AssignedServer, grant: AccessRow, kind: str) -> ListKey:
 
 
 def _is_known(assigned: AssignedServer) -> bool:
-    return assigned.listing is not None and assigned.listing[1]
+    return assigned.listing is not None and assigned.listing.is_known
 
 
 def _shown(

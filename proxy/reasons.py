@@ -3,6 +3,8 @@
 from enum import IntEnum
 from typing import NamedTuple
 
+from wire import jsonrpc
+
 # Pages that each signed-in person has.
 CALLS = "/settings/calls"
 IDENTITIES = "/settings/identities"
@@ -48,18 +50,27 @@ class Reason(NamedTuple):
     """The check that stops the call, its finding, and the page for the call's user.
 
     `template` has the placeholders of GENERIC. `short` is the finding in rows of blocked objects: beside the state
-    `blocked`, in a switch, in the Django admin.
+    `blocked`, in a switch, in the Django admin. `status` is the HTTP status of the refusal of a whole request; 0 for
+    reasons that are JSON-RPC errors of a call. `published` is its message where the exact body is documented.
     """
 
     step: Step
     template: str
     short: str = ""
     page: str = CALLS
+    status: int = 0
+    published: str = ""
 
     @property
     def sentence(self) -> str:
         """The finding, without naming a server or feature."""
         return self.template.format_map(GENERIC)
+
+    @property
+    def published_body(self) -> bytes:
+        """The documented body of the refusal; empty if its message is a sentence."""
+        code = jsonrpc.UNAUTHORIZED if self.status == 401 else jsonrpc.FORBIDDEN
+        return jsonrpc.error(None, code, self.published) if self.published else b""
 
     def naming(self, server: str, feature: str = "") -> str:
         """Return the finding with the names of this server and of this tool, prompt or resource."""
@@ -68,26 +79,56 @@ class Reason(NamedTuple):
 
 
 REASONS = {
-    "unknown": Reason(Step.TOKEN, "The token is not known here.", page=TOKENS),
-    "revoked": Reason(Step.TOKEN, "The token has been revoked.", page=TOKENS),
-    "connection_revoked": Reason(Step.TOKEN, "The connection has been revoked.", page=CONNECT),
-    "stale_generation": Reason(Step.TOKEN, "The key behind the token has been regenerated since.", page=CONNECT),
-    "expired": Reason(Step.TOKEN, "The token has expired.", page=TOKENS),
-    "user_inactive": Reason(Step.USER, "The user has been deactivated.", "user deactivated", SIGN_IN),
-    "wrong_gateway": Reason(Step.ADDRESS, "The token belongs to another gateway.", page=TOKENS),
-    "ip": Reason(Step.ADDRESS, "The address is not on the token's IP allow-list.", page=TOKENS),
-    "origin": Reason(Step.ADDRESS, "The browser page that called is not on an allowed origin.", page=CONNECT),
-    "host_disabled": Reason(Step.HOST, "An administrator switched this app or agent off.", "host disabled"),
-    "host_pending": Reason(Step.HOST, "The app waits for an administrator's approval.", "host waiting for approval"),
-    "gateway_disabled": Reason(Step.GATEWAY, "An administrator switched this gateway off.", "gateway disabled"),
+    "unknown": Reason(Step.TOKEN, "The token is not known here.", page=TOKENS, status=401, published="Unauthorized"),
+    "revoked": Reason(Step.TOKEN, "The token has been revoked.", page=TOKENS, status=401, published="Unauthorized"),
+    "connection_revoked": Reason(
+        Step.TOKEN, "The connection has been revoked.", page=CONNECT, status=401, published="Unauthorized"
+    ),
+    "stale_generation": Reason(
+        Step.TOKEN,
+        "The key behind the token has been regenerated since.",
+        page=CONNECT,
+        status=401,
+        published="Unauthorized",
+    ),
+    "expired": Reason(Step.TOKEN, "The token has expired.", page=TOKENS, status=401, published="Unauthorized"),
+    "user_inactive": Reason(
+        Step.USER, "The user has been deactivated.", "user deactivated", SIGN_IN, status=401, published="Unauthorized"
+    ),
+    "wrong_gateway": Reason(
+        Step.ADDRESS, "The token belongs to another gateway.", page=TOKENS, status=403, published="Forbidden"
+    ),
+    "ip": Reason(
+        Step.ADDRESS,
+        "The address is not on the token's IP allow-list.",
+        page=TOKENS,
+        status=403,
+        published="IP Not Allowed",
+    ),
+    "origin": Reason(
+        Step.ADDRESS, "The browser page that called is not on an allowed origin.", page=CONNECT, status=403
+    ),
+    "host_disabled": Reason(Step.HOST, "An administrator switched this app or agent off.", "host disabled", status=403),
+    "host_pending": Reason(
+        Step.HOST, "The app waits for an administrator's approval.", "host waiting for approval", status=403
+    ),
+    "gateway_disabled": Reason(
+        Step.GATEWAY, "An administrator switched this gateway off.", "gateway disabled", status=403
+    ),
     "connection_disabled": Reason(
-        Step.GATEWAY, "An administrator switched this connection off.", "connection disabled"
+        Step.GATEWAY, "An administrator switched this connection off.", "connection disabled", status=403
     ),
     "gateway_not_reachable": Reason(
-        Step.REACH, "The user's teams do not include this gateway.", "user's teams do not include the gateway", CONNECT
+        Step.REACH,
+        "The user's teams do not include this gateway.",
+        "user's teams do not include the gateway",
+        CONNECT,
+        status=403,
     ),
-    "rate_limited": Reason(Step.REACH, "There were more calls than the limit allows."),
-    "out_of_scope": Reason(Step.SERVER, "The token does not reach {server}.", page=TOKENS),
+    "rate_limited": Reason(Step.REACH, "There were more calls than the limit allows.", status=429),
+    "out_of_scope": Reason(
+        Step.SERVER, "The token does not reach {server}.", page=TOKENS, status=403, published="Forbidden"
+    ),
     "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool, prompt or resource of this name."),
     "unknown_task": Reason(Step.TOOL, "The connection has no task of this id."),
     "server_disabled": Reason(Step.SERVER, "An administrator switched {server} off.", "server disabled"),

@@ -235,7 +235,7 @@ class ServerStreams:
         for audience, assigned in heeded:
             wanted = frozenset(audience.heard.get(assigned.id, ()))
             key = audience.owner, assigned.id
-            row = assigned.upstream_session[0] if assigned.upstream_session is not None else ""
+            row = assigned.upstream_session.row if assigned.upstream_session is not None else ""
             named = wanted | begun[key][1] if key in begun else wanted
             row_before, before = self._sessions.get(key, ("", frozenset()))
             is_lost = row_before not in {"", row}

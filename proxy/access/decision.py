@@ -23,13 +23,66 @@ from wire import jsonrpc, token_text
 from wire.mcp import MODERN, SESSION, era_for
 
 
+class FeatureRow(NamedTuple):
+    """The stored row of a feature that matches the name in a request."""
+
+    name: str
+    exposed_name: str
+    enabled: bool
+    schema: object  # Only with x-mcp-header.
+    state: str
+    # Where a changed definition is held back: the definition clients see, and the server's current one.
+    approved: str | None
+    offered: str | None
+    kind: str
+
+
+class ListedFeature(NamedTuple):
+    """A feature that this connection can see: its definition, and its own name if that has dots."""
+
+    exposed_name: str
+    text: str
+    dotted_name: str | None
+
+
+class StoredSession(NamedTuple):
+    """The existing session at a server: its row, and its id, which is sealed."""
+
+    row: str
+    sealed_id: str
+    version: str
+    log_level: str
+
+
+class Introduction(NamedTuple):
+    """What a server said of itself in either era; None for each that it never sent."""
+
+    capabilities: dict[str, Any] | None
+    instructions: str | None
+    modern_capabilities: dict[str, Any] | None
+
+
+class Listing(NamedTuple):
+    """When a server was asked for its features, in seconds ago, whether it ever answered, and its last failure."""
+
+    age: float
+    is_known: bool
+    error: str
+    ttl_ms: int
+
+
+class SignIn(NamedTuple):
+    """Of an identity from a sign-in: whether a person has to sign in again, and seconds until a renewal is too late."""
+
+    is_needed: bool
+    seconds_left: float | None  # None if it is not due for renewal.
+
+
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    `features` depends on ServersNeeded. ALL: [exposed name, JSON text, own name if it has dots] of the features this
-    connection can see, in the server's order. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header,
-    state, approved, offered, kind] of the matching features, for a resource with all templates; `approved` and
-    `offered` only where a changed definition is held back.
+    `features` depends on ServersNeeded. ALL: ListedFeatures, in the server's order. OF_FEATURE and BY_OWN_NAME:
+    FeatureRows of the matching features, for a resource with all templates.
     """
 
     id: str
@@ -51,38 +104,37 @@ class AssignedServer(NamedTuple):
     identity_label: str | None
     identity_enabled: bool | None
     ciphertext: str | None
-    features: Sequence[Sequence[Any]] | None
+    features: Sequence[Any] | None
     # Whether a shared identity may be used at this gateway; whether its server has moved since it was confirmed.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
-    # Key of the session at this server, and the existing session: [row, sealed id, version, log level].
+    # Key of the session at this server, and the existing session.
     upstream_key: str = ""
-    upstream_session: Sequence[str] | None = None
-    # Capabilities in sessions, instructions, capabilities in 2026-07-28; None for each the server never sent.
+    upstream_session: StoredSession | None = None
     # Only with ServersNeeded.INTRODUCED.
-    introduction: Sequence[Any] | None = None
+    introduction: Introduction | None = None
     # Whether the client's session has a log level that can be sent to this server.
     logs: bool = False
     total_s: int = 600
-    # With ServersNeeded.ALL: seconds since the server was last asked for such features, whether it ever answered, the
-    # reason of the last failure, and its list's TTL in milliseconds; None if it was never asked. Then whether its lists
-    # differ by session.
-    listing: tuple[float, bool, str, int] | None = None
+    # With ServersNeeded.ALL; None if it was never asked. Then whether its lists differ by session.
+    listing: Listing | None = None
     lists_live: bool = False
     # Whether the identity was disabled by its owner.
     identity_off_by_owner: bool = False
-    # For an identity from a sign-in at an issuer: whether a person has to sign in again, and the seconds until the
-    # token expires, if it is due for renewal.
-    sign_in: tuple[bool, float | None] | None = None
+    # For an identity from a sign-in at an issuer.
+    sign_in: SignIn | None = None
     # Whether the server may have a private address. True for servers added before this was recorded.
     private: bool = True
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
         """Return the server's capabilities in the era used for such clients, or None if it never sent any."""
-        in_sessions, _, in_modern = self.introduction or (None, None, None)
+        in_sessions, _, in_modern = self.introduction or NOT_INTRODUCED
         era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
         own, other = (in_modern, in_sessions) if era == MODERN else (in_sessions, in_modern)
         return own if own is not None else other
+
+
+NOT_INTRODUCED = Introduction(None, None, None)
 
 
 class SessionGrant(NamedTuple):
@@ -102,7 +154,7 @@ class SessionGrant(NamedTuple):
 
 
 class AccessRow(NamedTuple):
-    """The row that `query.sql` returns for the token of one request; the fields are its columns, in order."""
+    """The row that `query.sql` returns for the token of one request; the fields are its columns, by name."""
 
     token_id: str
     token_name: str
@@ -168,71 +220,53 @@ class Denied(NamedTuple):
         return jsonrpc.error(request_id, code, reasons.message(self.reason, public_url), {"reason": self.reason})
 
 
-UNAUTHORIZED = jsonrpc.error(None, jsonrpc.UNAUTHORIZED, "Unauthorized")
-FORBIDDEN = jsonrpc.error(None, jsonrpc.FORBIDDEN, "Forbidden")
-IP_NOT_ALLOWED = jsonrpc.error(None, jsonrpc.FORBIDDEN, "IP Not Allowed")
-
-DENIALS: dict[str, Denied] = {
-    denied.reason: denied
-    for denied in (
-        Denied("unknown", 401, UNAUTHORIZED),
-        Denied("revoked", 401, UNAUTHORIZED),
-        Denied("stale_generation", 401, UNAUTHORIZED),
-        Denied("connection_revoked", 401, UNAUTHORIZED),
-        Denied("expired", 401, UNAUTHORIZED),
-        Denied("user_inactive", 401, UNAUTHORIZED),
-        Denied("wrong_gateway", 403, FORBIDDEN),
-        Denied("out_of_scope", 403, FORBIDDEN),
-        Denied("ip", 403, IP_NOT_ALLOWED),
-        Denied("origin", 403),
-        Denied("host_disabled", 403),
-        Denied("host_pending", 403),
-        Denied("gateway_disabled", 403),
-        Denied("connection_disabled", 403),
-        Denied("gateway_not_reachable", 403),
-        Denied("rate_limited", 429),
-    )
+DENIALS = {
+    name: Denied(name, reason.status, reason.published_body)
+    for name, reason in reasons.REASONS.items()
+    if reason.status
 }
-
 # An app with an OAuth token of another gateway must be led to authorize for this one.
-WRONG_AUDIENCE = Denied("wrong_gateway", 401, UNAUTHORIZED)
+WRONG_AUDIENCE = DENIALS["unknown"]._replace(reason="wrong_gateway")
+
+
+class Condition(NamedTuple):
+    """A field of the grant, its value where calls are allowed, and the reason of the refusal otherwise."""
+
+    field: str
+    allowed: bool
+    reason: str
+
+
+# In their order: the first that fails is the one that the caller is told.
+TOKEN_CONDITIONS = (
+    Condition("token_revoked", False, "revoked"),
+    Condition("token_stale", False, "stale_generation"),
+    Condition("connection_revoked", False, "connection_revoked"),
+    Condition("token_expired", False, "expired"),
+    Condition("user_active", True, "user_inactive"),
+    Condition("gateway_matches", True, "wrong_gateway"),
+)
+# After the address.
+LAYER_CONDITIONS = (
+    Condition("host_enabled", True, "host_disabled"),
+    Condition("host_pending", False, "host_pending"),
+    Condition("gateway_enabled", True, "gateway_disabled"),
+    Condition("connection_enabled", True, "connection_disabled"),
+    Condition("reaches", True, "gateway_not_reachable"),
+)
 
 
 def decide(grant: AccessRow, client_ip: str) -> Denied | None:
     """Return why the token may not be used here (rows 4 to 10 of the decision order), or None if it may."""
-    if grant.token_revoked:
-        reason = "revoked"
-    elif grant.token_stale:
-        reason = "stale_generation"
-    elif grant.connection_revoked:
-        reason = "connection_revoked"
-    elif grant.token_expired:
-        reason = "expired"
-    elif not grant.user_active:
-        reason = "user_inactive"
-    elif not grant.gateway_matches:
-        return WRONG_AUDIENCE if grant.by_oauth else DENIALS["wrong_gateway"]
-    elif grant.allowed_ips is not None and not _is_allowed(client_ip, grant.allowed_ips):
-        reason = "ip"
-    else:
-        return _disabled_layer(grant)
-    return DENIALS[reason]
-
-
-def _disabled_layer(grant: AccessRow) -> Denied | None:
-    if not grant.host_enabled:
-        reason = "host_disabled"
-    elif grant.host_pending:
-        reason = "host_pending"
-    elif not grant.gateway_enabled:
-        reason = "gateway_disabled"
-    elif not grant.connection_enabled:
-        reason = "connection_disabled"
-    elif not grant.reaches:
-        reason = "gateway_not_reachable"
-    else:
-        return None
-    return DENIALS[reason]
+    for field, allowed, reason in TOKEN_CONDITIONS:
+        if getattr(grant, field) != allowed:
+            return WRONG_AUDIENCE if reason == "wrong_gateway" and grant.by_oauth else DENIALS[reason]
+    if grant.allowed_ips is not None and not _is_allowed(client_ip, grant.allowed_ips):
+        return DENIALS["ip"]
+    for field, allowed, reason in LAYER_CONDITIONS:
+        if getattr(grant, field) != allowed:
+            return DENIALS[reason]
+    return None
 
 
 def _is_allowed(client_ip: str, allowed_ips: str) -> bool:
@@ -416,22 +450,21 @@ async def find_again(
 
 def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
     """Return the grants by query number. A row that cannot be read fails its own query only."""
+    names = [name.decode() for column in range(result.nfields) if (name := result.fname(column)) is not None]
     transformer = Transformer()
     transformer.set_pgresult(result)
     grants: dict[int, AccessRow | DatabaseUnavailable] = {}
-    for number, *values in transformer.load_rows(0, result.ntuples, list):
+    for values in transformer.load_rows(0, result.ntuples, list):
+        row = dict(zip(names, values, strict=True))
+        number = row.pop("n")
         try:
-            values[_ASSIGNMENTS] = _assigned_servers(values[_ASSIGNMENTS])
-            if values[_SESSION] is not None:
-                values[_SESSION] = SessionGrant._make(orjson.loads(values[_SESSION]))
-            grants[number] = AccessRow._make(values)
+            row["assignments"] = _assigned_servers(row["assignments"])
+            if row["session"] is not None:
+                row["session"] = SessionGrant(**orjson.loads(row["session"]))
+            grants[number] = AccessRow(**row)
         except (ValueError, RecursionError) as error:
             grants[number] = DatabaseUnavailable(str(error))
     return grants
-
-
-_ASSIGNMENTS = AccessRow._fields.index("assignments")
-_SESSION = AccessRow._fields.index("session")
 
 
 def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:
@@ -441,7 +474,22 @@ def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:
         rows = orjson.loads(text)
     except ValueError:  # A tool's schema may contain an integer too large for orjson.
         rows = json.loads(text)
-    return tuple(map(AssignedServer._make, rows))
+    return tuple(map(_assigned_server, rows))
+
+
+# The objects within an AssignedServer.
+_WITHIN = {"upstream_session": StoredSession, "introduction": Introduction, "listing": Listing, "sign_in": SignIn}
+
+
+def _assigned_server(row: dict[str, Any]) -> AssignedServer:
+    for name, kind in _WITHIN.items():
+        if row[name] is not None:
+            row[name] = kind(**row[name])
+    if row["features"]:
+        row["features"] = [
+            FeatureRow(**each) if isinstance(each, dict) else ListedFeature(*each) for each in row["features"]
+        ]
+    return AssignedServer(**row)
 
 
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:

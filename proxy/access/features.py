@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from proxy.access.decision import AccessRow, AssignedServer, SessionGrant
+from proxy.access.decision import AccessRow, AssignedServer, FeatureRow, SessionGrant, StoredSession
 from proxy.reasons import REASONS
 from wire import jsonrpc, mcp, oauth_client, versions
 from wire.cipher import Cipher, Undecryptable
@@ -149,21 +149,7 @@ class Resolved(NamedTuple):
     name: str
     schema: object = None
     alias: str = ""
-    row: "FeatureRow | None" = None
-
-
-class FeatureRow(NamedTuple):
-    """The stored row of a feature that matches the name in a request."""
-
-    name: str
-    exposed_name: str
-    enabled: bool
-    schema: object
-    state: str
-    # Where a changed definition is held back: the definition clients see, and the server's current one.
-    approved: str | None
-    offered: str | None
-    kind: str
+    row: FeatureRow | None = None
 
 
 # States in which a feature is not listed, with the reason for refusing its requests.
@@ -181,7 +167,7 @@ def identity_refusal(assigned: AssignedServer) -> str:
     """Return the reason why this connection has no usable identity at the server; empty if it has, or needs none."""
     if assigned.scheme == "none" or assigned.auth_type == "none":
         return ""
-    needs_sign_in = assigned.sign_in is not None and assigned.sign_in[0]
+    needs_sign_in = assigned.sign_in is not None and assigned.sign_in.is_needed
     is_there = assigned.identity_id is not None and (assigned.ciphertext is not None or needs_sign_in)
     if not is_there or assigned.auth_type not in HEADER_AUTH_TYPES:
         return "identity_missing"
@@ -400,15 +386,12 @@ def can_be_listed(assigned: AssignedServer) -> bool:
 
 
 def _named_row(assigned: AssignedServer, exposed: str) -> FeatureRow | None:
-    rows = assigned.features or ()
-    for row in rows:
-        if row[1] == exposed:
-            return FeatureRow._make(row)
-    return FeatureRow._make(rows[0]) if rows else None
+    rows = _rows(assigned)
+    return next((row for row in rows if row.exposed_name == exposed), rows[0] if rows else None)
 
 
-def _rows(assigned: AssignedServer) -> list[FeatureRow]:
-    return [FeatureRow._make(each) for each in assigned.features or () if not isinstance(each, str)]
+def _rows(assigned: AssignedServer) -> Sequence[FeatureRow]:
+    return assigned.features or ()
 
 
 def target_of(
@@ -481,7 +464,7 @@ def target_for_lists(assigned: AssignedServer, grant: AccessRow, cipher: Cipher,
     )
 
 
-def _session(stored: Sequence[str], cipher: Cipher) -> SessionHandle | None:
+def _session(stored: StoredSession, cipher: Cipher) -> SessionHandle | None:
     try:
         return open_session(stored, cipher)
     except Undecryptable:
@@ -547,7 +530,7 @@ def exposed_feature(grant: AccessRow, feature: Named) -> Named:
 
 
 def _own_name_rows(assigned: AssignedServer, name: str) -> list[FeatureRow]:
-    return [row for row in map(FeatureRow._make, assigned.features or ()) if row.name == name][:1]
+    return [row for row in _rows(assigned) if row.name == name][:1]
 
 
 def _is_usable(assigned: AssignedServer, feature: Named, row: FeatureRow) -> bool:

@@ -1,6 +1,7 @@
 -- Reads what decides a request, for all requests that wait together; equal ones share a query.
 --
--- One row for each query whose token is known. Every switch is read here, each time; nothing is
+-- One row for each query whose token is known: an AccessRow, whose fields have the names of the columns, as have those
+-- of its AssignedServers and FeatureRows. Every switch is read here, each time; nothing is
 -- cached. `statement_timestamp()` judges expiry, so all workers agree. `OFFSET 0` keeps the order: from
 -- the token along its keys, one index look-up each. The planner, who judges by how small the tables
 -- were when it last looked, would begin elsewhere. The columns are named one by one: each that a table
@@ -24,29 +25,29 @@
 -- $9 declared  what servers are told of its client's capabilities, when it names no session
 SELECT
     q.n,
-    t.id::text,
-    t.name,
-    t.prefix,
+    t.id::text AS token_id,
+    t.name AS token_name,
+    t.prefix AS token_prefix,
     t.by_oauth,
-    t.revoked_at IS NOT NULL,
-    t.stale,
-    coalesce(t.expires_at <= statement_timestamp(), false),
-    t.allowed_ips::text,
-    c.id::text,
-    c.revoked_at IS NOT NULL,
-    c.enabled,
-    g.id::text,
-    g.name,
-    CASE WHEN q.servers IN (0, 3) THEN g.description ELSE '' END,
-    g.slug = q.slug AND g.archived_at IS NULL,
-    g.enabled,
-    h.id::text,
-    h.name,
-    h.enabled AND h.archived_at IS NULL,
-    h.needs_approval AND h.approved_at IS NULL,
-    u.id::text,
-    u.email,
-    u.is_active,
+    t.revoked_at IS NOT NULL AS token_revoked,
+    t.stale AS token_stale,
+    coalesce(t.expires_at <= statement_timestamp(), false) AS token_expired,
+    t.allowed_ips::text AS allowed_ips,
+    c.id::text AS connection_id,
+    c.revoked_at IS NOT NULL AS connection_revoked,
+    c.enabled AS connection_enabled,
+    g.id::text AS gateway_id,
+    g.name AS gateway_name,
+    CASE WHEN q.servers IN (0, 3) THEN g.description ELSE '' END AS gateway_description,
+    g.slug = q.slug AND g.archived_at IS NULL AS gateway_matches,
+    g.enabled AS gateway_enabled,
+    h.id::text AS host_id,
+    h.name AS host_name,
+    h.enabled AND h.archived_at IS NULL AS host_enabled,
+    h.needs_approval AND h.approved_at IS NULL AS host_pending,
+    u.id::text AS user_id,
+    u.email AS user_email,
+    u.is_active AS user_active,
     g.reach = 'everyone'
     OR g.reach = 'teams' AND EXISTS (
         SELECT FROM gateways_gateway_teams gt
@@ -59,35 +60,35 @@ SELECT
         JOIN auth_permission p ON p.id = rp.permission_id
         JOIN django_content_type ct ON ct.id = p.content_type_id
         WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways' OFFSET 0
-    ),
+    ) AS reaches,
     CASE WHEN q.servers > 0 AND g.slug = q.slug THEN (
         SELECT json_agg(
-            json_build_array(
-                a.id,
-                a.alias,
-                a.enabled,
-                a.identity_scheme,
-                a.tool_policy,
-                t.scope_all OR EXISTS (
+            json_build_object(
+                'id', a.id,
+                'alias', a.alias,
+                'enabled', a.enabled,
+                'scheme', a.identity_scheme,
+                'policy', a.tool_policy,
+                'in_scope', t.scope_all OR EXISTS (
                     SELECT FROM tokens_tokenscope ts WHERE ts.token_id = t.id AND ts.assignment_id = a.id OFFSET 0
                 ),
-                s.id,
-                s.name,
-                s.url,
-                s.enabled,
-                s.auth_type,
-                s.header_name,
-                s.timeout_seconds,
-                s.max_concurrent,
-                s.protocol_era,
-                i.id,
-                i.label,
-                i.enabled,
-                encode(i.secret_ciphertext, 'escape'),
-                CASE q.servers WHEN 3 THEN NULL /* not for calls */ WHEN 1 THEN (
+                'server_id', s.id,
+                'server_name', s.name,
+                'url', s.url,
+                'server_enabled', s.enabled,
+                'auth_type', s.auth_type,
+                'header_name', s.header_name,
+                'timeout_s', s.timeout_seconds,
+                'max_concurrent', s.max_concurrent,
+                'eras', s.protocol_era,
+                'identity_id', i.id,
+                'identity_label', i.label,
+                'identity_enabled', i.enabled,
+                'ciphertext', encode(i.secret_ciphertext, 'escape'),
+                'features', CASE q.servers WHEN 3 THEN NULL /* not for calls */ WHEN 1 THEN (
                     -- What clients are shown: approved, switched on, and offered to this identity.
                     SELECT json_agg(
-                        json_build_array(
+                        json_build_array(  -- ListedFeature: a list may have thousands.
                             x.exposed_name, coalesce(x.shown, x.approved),
                             CASE WHEN strpos(x.name, '.') > 0 AND q.kind IN ('tool', 'prompt') THEN x.name END
                         ) ORDER BY x.position, x.name
@@ -101,18 +102,18 @@ SELECT
                             WHERE feature_id = x.id AND identity_id = i.id OFFSET 0
                         ) ELSE x.missing_since IS NULL END
                 ) /* end */ ELSE (
-                    SELECT json_agg(json_build_array(
-                        x.name,
-                        x.exposed_name,
-                        x.enabled,
-                        CASE
+                    SELECT json_agg(json_build_object(
+                        'name', x.name,
+                        'exposed_name', x.exposed_name,
+                        'enabled', x.enabled,
+                        'schema', CASE
                             WHEN s.protocol_era <> 'session' AND strpos(x.input_schema::text, '"x-mcp-header"') > 0
                             THEN x.input_schema
                         END,
-                        x.state,
-                        CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.approved END,
-                        CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.offered END,
-                        x.kind
+                        'state', x.state,
+                        'approved', CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.approved END,
+                        'offered', CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.offered END,
+                        'kind', x.kind
                     ))
                     FROM (
                         SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
@@ -140,53 +141,56 @@ SELECT
                     ) x
                 ) END,
                 -- A shared identity serves the gateways it is said to be for, at this moment.
-                a.identity_scheme <> 'shared' OR EXISTS (
+                'identity_allowed', a.identity_scheme <> 'shared' OR EXISTS (
                     SELECT FROM gateways_gateway_shared_identities
                     WHERE gateway_id = g.id AND identity_id = a.shared_identity_id OFFSET 0
                 ),
-                i.unconfirmed_since IS NOT NULL,
-                k.key,
-                CASE WHEN p.id IS NOT NULL THEN
-                    json_build_array(p.id, encode(p.sealed_id, 'escape'), p.version, p.log_level)
+                'identity_unconfirmed', i.unconfirmed_since IS NOT NULL,
+                'upstream_key', k.key,
+                'upstream_session', CASE WHEN p.id IS NOT NULL THEN
+                    json_build_object(
+                        'row', p.id, 'sealed_id', encode(p.sealed_id, 'escape'), 'version', p.version,
+                        'log_level', p.log_level
+                    )
                 END,
-                CASE WHEN false THEN NULL /* not for calls */ WHEN q.servers = 3 THEN json_build_array(
+                'introduction', CASE WHEN false THEN NULL /* not for calls */ WHEN q.servers = 3 THEN json_build_object(
                     -- What it said to this identity, else to another.
-                    (
+                    'capabilities', (
                         SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id AND capabilities IS NOT NULL
                         ORDER BY told_to <> k.told_to LIMIT 1
                     ),
-                    (SELECT instructions FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to),
-                    (
+                    'instructions', (SELECT instructions FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to),
+                    'modern_capabilities', (
                         SELECT modern_capabilities FROM proxy_serverinfo
                         WHERE server_id = s.id AND modern_capabilities IS NOT NULL
                         ORDER BY told_to <> k.told_to LIMIT 1
                     )
                 ) /* end */ END,
                 -- Asked only where it matters; of whom nothing is known, it may be.
-                coalesce(ses.log_level, '') <> '' AND NOT EXISTS (
+                'logs', coalesce(ses.log_level, '') <> '' AND NOT EXISTS (
                     SELECT FROM proxy_serverinfo WHERE server_id = s.id AND NOT capabilities ? 'logging'
                 ),
-                s.total_seconds,
-                CASE WHEN false THEN NULL /* not for calls */ WHEN q.servers = 1 THEN (
-                    SELECT json_build_array(
-                        extract(epoch FROM statement_timestamp() - l.asked_at), l.learnt_at IS NOT NULL, l.error,
-                        l.ttl_ms
+                'total_s', s.total_seconds,
+                'listing', CASE WHEN false THEN NULL /* not for calls */ WHEN q.servers = 1 THEN (
+                    SELECT json_build_object(
+                        'age', extract(epoch FROM statement_timestamp() - l.asked_at),
+                        'is_known', l.learnt_at IS NOT NULL, 'error', l.error, 'ttl_ms', l.ttl_ms
                     )
                     FROM gateways_listing l
                     WHERE l.assignment_id = a.id AND l.kind = q.kind
                         AND l.identity_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN i.id END
                 ) /* end */ END,
-                s.lists_live,
-                i.disabled_by_id IS NOT NULL AND i.disabled_by_id = i.owner_id,
+                'lists_live', s.lists_live,
+                'identity_off_by_owner', i.disabled_by_id IS NOT NULL AND i.disabled_by_id = i.owner_id,
                 -- Of an identity that came of a sign-in: whether a person must sign in again, and when it is to be
                 -- renewed, the seconds until its end.
-                CASE WHEN i.issuer <> '' THEN json_build_array(
-                    i.sign_in_needed_since IS NOT NULL,
-                    CASE WHEN i.renew_at <= statement_timestamp() THEN
+                'sign_in', CASE WHEN i.issuer <> '' THEN json_build_object(
+                    'is_needed', i.sign_in_needed_since IS NOT NULL,
+                    'seconds_left', CASE WHEN i.renew_at <= statement_timestamp() THEN
                         extract(epoch FROM i.expires_at - statement_timestamp())
                     END
                 ) END,
-                s.private IS NOT FALSE
+                'private', s.private IS NOT FALSE
             ) ORDER BY a.alias
         )
         FROM gateways_assignment a
@@ -227,22 +231,24 @@ SELECT
         WHERE a.gateway_id = g.id
             AND a.removed_at IS NULL
             AND (q.servers IN (1, 3 /* not for calls */, 4 /* end */) OR q.kind = 'resource' OR a.alias = '' OR a.alias = split_part(q.name, '__', 1))
-    ) END::text,
+    ) END::text AS assignments,
     -- What is not limited is NULL. A token's own limit only narrows what the workspace gives to each.
-    least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1)),
-    g.calls_per_minute,
-    (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1),
-    (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads),
-    CASE WHEN ses.id IS NOT NULL THEN json_build_array(
-        ses.id, ses.version, ses.capabilities, ses.declared, ses.log_level, ses.client_name, ses.client_version,
-        ses.lost_at IS NOT NULL
-    ) END::text,
+    least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1))
+        AS token_limit,
+    g.calls_per_minute AS gateway_limit,
+    (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1) AS workspace_limit,
+    (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads) AS recorded,
+    CASE WHEN ses.id IS NOT NULL THEN json_build_object(
+        'id', ses.id, 'version', ses.version, 'capabilities', ses.capabilities, 'declared', ses.declared,
+        'log_level', ses.log_level, 'client_name', ses.client_name, 'client_version', ses.client_version,
+        'is_lost', ses.lost_at IS NOT NULL
+    ) END::text AS session,
     q.servers > 0 AND EXISTS (
         SELECT FROM gateways_assignment a
         WHERE a.gateway_id = g.id AND a.removed_at IS NULL
             AND EXISTS (SELECT FROM servers_server WHERE id = a.server_id AND archived_at IS NULL OFFSET 0)
         OFFSET 1
-    )
+    ) AS several_servers
 FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[], $8::bytea[], $9::text[])
     AS q (n, digest, checksum, slug, servers, name, kind, session, declared)
 /* token */

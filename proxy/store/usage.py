@@ -113,7 +113,7 @@ class UsageTracker:
             assigned, time.time(), fault, down=bool(fault) and not credential_refused
         )
         if assigned.upstream_session is not None:
-            self._sessions_used["upstream_sessions", assigned.upstream_session[0]] = time.time()
+            self._sessions_used["upstream_sessions", assigned.upstream_session.row] = time.time()
 
     def write_sessions(self, _: str | None) -> None:
         """Write the exact last use of each session now, because surplus ones are about to be ended."""

@@ -27,6 +27,7 @@ from proxy.access.decision import (
     Access,
     AccessQuery,
     AccessRow,
+    FeatureRow,
     ServersNeeded,
     TokenDigests,
     Wanted,
@@ -391,7 +392,9 @@ def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.Mo
         for grant in grants
         if grant
     ]
-    first, second = ([[name, f"a__{name}", True, None, "approved", None, None, "tool"]] for name in ("b", "c"))
+    first, second = (
+        [FeatureRow(name, f"a__{name}", True, None, "approved", None, None, "tool")] for name in ("b", "c")
+    )
     here: list[tuple[bool, str, list[object]]] = [(True, "About", []), (True, "", [first]), (True, "", [second])]
     elsewhere: list[tuple[bool, str, list[object]]] = [(False, "About", []), (False, "", []), (False, "", [])]
     assert told == (here + elsewhere) * 3
@@ -417,7 +420,7 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: p
     assert isinstance(first, AccessRow)
     assert isinstance(second, AccessRow)
     assert second.assignments[0].features == [
-        ["bomb", "b__bomb", True, {"x-mcp-header": 10**400}, "approved", None, None, "tool"]
+        FeatureRow("bomb", "b__bomb", True, {"x-mcp-header": 10**400}, "approved", None, None, "tool")
     ]
 
     first, second = told(5000)

@@ -4,7 +4,7 @@ from itertools import permutations, product
 
 import pytest
 
-from proxy.access.decision import AssignedServer
+from proxy.access.decision import AssignedServer, FeatureRow
 from proxy.access.features import OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name, server_of
 from wire.definitions import exposed_name
 
@@ -32,7 +32,7 @@ def assigned(slug: str, alias: str, rows: tuple[object, ...] = (), **changes: ob
         identity_label=None,
         identity_enabled=None,
         ciphertext=None,
-        features=rows,  # type: ignore[arg-type]
+        features=rows,
     )._replace(**changes)  # type: ignore[arg-type]
 
 
@@ -52,7 +52,7 @@ def listed(servers: tuple[AssignedServer, ...], name: str) -> str:
 
 
 def row(name: str, exposed: str) -> tuple[object, ...]:
-    return ((name, exposed, True, None, "approved", None, None, "tool"),)
+    return (FeatureRow(name, exposed, True, None, "approved", None, None, "tool"),)
 
 
 @pytest.mark.parametrize("name", NAMES)
