@@ -99,7 +99,7 @@ from wire.errors import (
     UpstreamError,
     failure_text,
 )
-from wire.fair_queue import ByteBudget, HeldBytes, QueueFull, SharedTimer
+from wire.fair_queue import ByteBudget, HeldBytes, QueueFull
 from wire.jsonrpc import MalformedMessage, Message, Object
 from wire.mcp import (
     METHODS,
@@ -179,7 +179,6 @@ class Endpoint:
         self._public_url = config.public_url
         self._cipher = Cipher(config.encryption_keys)
         self._header_reader = HeaderReader(config, parts.access)
-        self._timer = SharedTimer()
         # Calls, and standing streams, of one token in this process.
         self._calls = TokenPlaces(config.token_calls)
         self._standing = TokenPlaces(config.token_calls)
@@ -350,8 +349,9 @@ class Endpoint:
         if message is None or not message.is_request:
             return await self._take(request, grant)
         answering = self._route(request, grant, message, stream)
+        pings = None
         if stream is not None:
-            self._timer.set(stream, asyncio.get_running_loop().time() + self._config.ping_seconds)
+            pings = asyncio.get_running_loop().call_later(self._config.ping_seconds, stream.start_pings)
         request.task = asyncio.current_task()
         self._parts.streams.calls[request.uid] = request
         try:
@@ -370,8 +370,8 @@ class Endpoint:
             return _failed(request, error, self._public_url)
         finally:
             del self._parts.streams.calls[request.uid]
-            if stream is not None:
-                self._timer.drop(stream)
+            if pings is not None and stream is not None:
+                pings.cancel()
                 stream.stop_pings()
 
     def _ended(self, request: McpRequest, ending: StopReason, stream: Stream | None) -> Response:

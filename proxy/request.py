@@ -14,7 +14,6 @@ from proxy.store.call_log import CallRow, new_uid
 from proxy.tasks import TASK_METHODS, Task
 from wire import hosts, jsonrpc, token_text, trace_context, versions
 from wire.fair_queue import HeldBytes
-from wire.http import SAME_HEAD
 from wire.jsonrpc import LARGE, MOST_VALUES, MalformedMessage, Message, Object
 from wire.mcp import NAMED_BY, decoded_value, extensions_in
 from wire.rewriting import TaskIds
@@ -32,6 +31,9 @@ PREFIX = "/mcp/"
 MCP_TOKEN_KINDS = (token_text.ACCESS, token_text.OAUTH_ACCESS)
 
 SESSION_ID = b"mcp-session-id"
+
+# ASGI scope extension: a dict shared by all requests of a connection that have the same header block.
+SAME_HEAD = "gateway.same_head"
 
 TRACED_BY = frozenset({trace_context.PARENT.encode(), trace_context.HOPS_KEY})
 

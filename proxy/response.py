@@ -280,7 +280,7 @@ class Stream:
         history.leave()
         self.stop_pings()
 
-    def expire(self) -> None:
+    def start_pings(self) -> None:
         """Start pings, because the call has taken `ping_seconds`."""
         self._ping_task = spawn("pings of a call", self._ping())
 

@@ -159,7 +159,6 @@ class McpClient:
         self._contradicted = contradicted
         self._workers = workers
         self._queue_seconds = queue_seconds
-        self._timer = transport.timer
         self._queues: dict[str, FairQueue] = {}
         self._background = Background()
 
@@ -234,7 +233,7 @@ class McpClient:
     async def _wait_for_turn(self, queue: FairQueue, target: Target, person: str, seconds: float | None) -> None:
         wait = min(self._queue_seconds, seconds or self._queue_seconds)
         try:
-            with TimeLimit(wait, timer=self._timer):
+            with TimeLimit(wait):
                 await queue.enter(person, target.connection_id)
         except TimeoutError:
             detail = f"{queue.waiting} calls wait, {queue.bound} may be under way in this worker"
@@ -317,7 +316,7 @@ class McpClient:
         Raises an UpstreamError when it speaks neither, or this cannot be determined.
         """
         try:
-            with TimeLimit(target.timeout_s, timer=self._timer):
+            with TimeLimit(target.timeout_s):
                 return await self._probe(target)
         except TimeoutError:
             raise TimedOut(target.server_name, target.timeout_s) from None
@@ -388,7 +387,7 @@ class McpClient:
         headers = {**target.headers(), "Accept": "text/event-stream"}
         try:
             with (
-                TimeLimit(OLD_SECONDS, timer=self._timer),
+                TimeLimit(OLD_SECONDS),
                 await self._transport.send(
                     "GET", target.server_name, target.url, headers, private=target.private
                 ) as response,
@@ -408,9 +407,9 @@ class McpClient:
 
     def _time_limit(self, target: Target, ends: float | None) -> TimeLimit:
         if ends is None:
-            return TimeLimit(target.timeout_s, target.total_s, timer=self._timer)
+            return TimeLimit(target.timeout_s, target.total_s)
         left = max(ends - time.monotonic(), 0.001)
-        return TimeLimit(min(target.timeout_s, left), min(target.total_s, left), timer=self._timer)
+        return TimeLimit(min(target.timeout_s, left), min(target.total_s, left))
 
     async def _sweep(self) -> None:
         for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:

@@ -127,14 +127,6 @@ class TimedOut(UpstreamError):
         return {"reason": self.reason, "server": self.server, "limit": limit, "seconds": self.seconds}
 
 
-class TooSlow(UpstreamError):
-    """The rest of a large answer came too slowly while other large answers waited to be read."""
-
-    outcome = "timeout"
-    reason = "timeout"
-    sentence = 'Server "{server}" sent a large answer too slowly.'
-
-
 class BadAnswer(UpstreamError):
     """The answer is not MCP. `status` is its HTTP status, `error` its JSON-RPC error if it has one."""
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 # Limits the memory a worker uses for large answers: in total, and per person.
 
@@ -113,17 +113,12 @@ class ByteBudget:
 
 # Fair scheduling: concurrency slots per server, time slices for parsing, and time limits.
 
-QUICK_TURNS = 8  # Slices of an answer without a pause; later ones get only spare time.
-REST_SECONDS = 0.001
+REST_SECONDS = 0.001  # Between two slices of large answers.
 # The pause after unsliced work, as a multiple of its duration: other calls need several turns of the loop.
 REST_SHARE = 4
 
-LARGE_AT_ONCE = 3  # Large answers in memory at once; two at most from one server.
-
 MOST_WAITING = 1024  # In one queue.
 MOST_WAITING_OF_ONE = 128  # Of one person, in one queue.
-
-GRAIN_SECONDS = 0.05  # Granularity of deadlines: one may expire this much late.
 
 type Turn = asyncio.Future[None]
 
@@ -260,31 +255,34 @@ class FairQueue:
             del self._waiting[person]
 
 
-class Turns:
-    """Schedules the parsing of answers: one slice of one answer at a time.
+class Slices:
+    """Turns of answers that take long to read: one slice of one answer at a time, with a rest after each.
 
-    However many answers arrive, other calls wait for one slice, not for one of each. After QUICK_TURNS slices an answer
-    pauses before each further one, so that all large answers together leave most of the time to small ones.
+    However many large answers arrive, other calls wait for one slice, and have half of the loop's time
+    (`python -m bench.large_answers` fails without either).
     """
 
     def __init__(self) -> None:
-        self._quick: deque[asyncio.Future[None]] = deque()
-        self._slow: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[Turn] = deque()
         self._whole = asyncio.Lock()
-        self.large = FairQueue(LARGE_AT_ONCE)
-        self.timer = SharedTimer()
 
-    @contextmanager
-    def unlimited(self) -> Iterator[None]:
-        """Pause the idle limits of the current task while it waits for us, not for the server."""
-        limits = self.timer.limits_of(asyncio.current_task())
-        for limit in limits:
-            limit.hold()
-        try:
-            yield
-        finally:
-            for limit in limits:
-                limit.go_on()
+    async def wait(self) -> None:
+        """Wait for the next slice."""
+        loop = asyncio.get_running_loop()
+        turn: Turn = loop.create_future()
+        self._waiting.append(turn)
+        if len(self._waiting) == 1:
+            loop.call_later(REST_SECONDS, self._next, loop)
+        await turn
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # Otherwise the waiting task was cancelled.
+                turn.set_result(None)
+                break
+        if self._waiting:
+            loop.call_later(REST_SECONDS, self._next, loop)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -297,92 +295,11 @@ class Turns:
         finally:
             loop.call_later(REST_SHARE * (loop.time() - began), self._whole.release)
 
-    async def wait(self, taken: int) -> None:
-        """Wait for the next slice; `taken` is the number of slices this answer has had."""
-        loop = asyncio.get_running_loop()
-        waiting = self._quick if taken < QUICK_TURNS else self._slow
-        turn = loop.create_future()
-        waiting.append(turn)
-        if len(waiting) == 1:
-            self._schedule(loop, waiting)
-        await turn
-
-    def _schedule(self, loop: asyncio.AbstractEventLoop, waiting: deque[asyncio.Future[None]]) -> None:
-        if waiting is self._quick:
-            loop.call_soon(self._next, loop, waiting)
-        else:
-            loop.call_later(REST_SECONDS, self._next, loop, waiting)
-
-    def _next(self, loop: asyncio.AbstractEventLoop, waiting: deque[asyncio.Future[None]]) -> None:
-        while waiting:
-            turn = waiting.popleft()
-            if not turn.done():  # Otherwise the waiting task was cancelled.
-                turn.set_result(None)
-                break
-        if waiting:
-            self._schedule(loop, waiting)
-
-
-class Timed(Protocol):
-    """Protocol for objects with a deadline."""
-
-    def expire(self) -> None:
-        """Called when the deadline has passed, after it was removed."""
-
-
-class SharedTimer:
-    """One event loop timer for many deadlines, at most one per object. Times are those of the loop's clock.
-
-    Each call sets two deadlines, nearly all of which never expire. Setting one here takes a fifth of the time of
-    starting and cancelling a loop timer.
-    """
-
-    __slots__ = ("_due", "_next", "_timer")
-
-    def __init__(self) -> None:
-        self._due: dict[Timed, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._next = math.inf  # Time of the next check.
-
-    def set(self, timed: Timed, due: float) -> None:
-        """Let `timed` expire at `due`, or up to GRAIN_SECONDS later."""
-        self._due[timed] = due
-        if due < self._next:
-            self._look_at(due)
-
-    def drop(self, timed: Timed) -> None:
-        """Remove the deadline of `timed`, if it has one."""
-        self._due.pop(timed, None)
-
-    def limits_of(self, task: asyncio.Task[Any] | None) -> "list[TimeLimit]":
-        """Return the active time limits of `task`."""
-        return [timed for timed in self._due if isinstance(timed, TimeLimit) and timed.is_of(task)]
-
-    def _look_at(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._next = when
-        self._timer = asyncio.get_running_loop().call_at(when, self._look)
-
-    def _look(self) -> None:
-        self._timer, self._next = None, math.inf
-        now = asyncio.get_running_loop().time()
-        try:
-            for timed in [timed for timed, due in self._due.items() if due <= now]:
-                # Expiring one may remove the deadline of another.
-                if self._due.get(timed, math.inf) <= now:
-                    del self._due[timed]
-                    timed.expire()
-        finally:
-            if self._due:
-                self._look_at(min(self._next, max(min(self._due.values()), now + GRAIN_SECONDS)))
-
 
 class TimeLimit:
     """Context that raises TimeoutError after `seconds` without a `touch`, or `total` in all. Not reentrant.
 
-    `exceeded` is the limit that was exceeded. Like `asyncio.timeout`, but much faster, since every call uses one;
-    `timer` is shared by all limits of a loop.
+    `exceeded` is the limit that was exceeded.
     """
 
     __slots__ = (
@@ -398,10 +315,9 @@ class TimeLimit:
         "total",
     )
 
-    def __init__(self, seconds: float, total: float = math.inf, *, timer: SharedTimer) -> None:
+    def __init__(self, seconds: float, total: float = math.inf) -> None:
         self.seconds = seconds
         self.total = total
-        self._timer = timer
         self._expired = False
         self._held = 0
         self._moved = 0.0
@@ -410,10 +326,6 @@ class TimeLimit:
     def exceeded(self) -> str:
         """The exceeded limit: `total` or `idle`."""
         return "total" if self._loop.time() >= self._ends else "idle"
-
-    def is_of(self, task: asyncio.Task[Any] | None) -> bool:
-        """Return whether this limit applies to `task`."""
-        return self._task is task
 
     def touch(self) -> None:
         """Restart the idle limit."""
@@ -437,24 +349,46 @@ class TimeLimit:
         now = self._loop.time()
         self._ends = now + self.total
         self._moved = now
-        self._timer.set(self, min(now + self.seconds, self._ends))
+        self._timer = self._loop.call_at(min(now + self.seconds, self._ends), self._expire)
+        _limits.setdefault(task, []).append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._timer.drop(self)
+        self._timer.cancel()
+        limits = _limits[self._task]
+        limits.remove(self)
+        if not limits:
+            del _limits[self._task]
         # Other cancellations of the task take precedence (as in asyncio.Timeout.__aexit__).
         alone = self._expired and self._task.uncancel() <= self._cancelled_before
         if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise TimeoutError from error
 
-    def expire(self) -> None:
-        """Set the next deadline if the idle limit was restarted or paused, otherwise cancel the task."""
+    def _expire(self) -> None:
+        """Cancel the task, or look again later if the idle limit was restarted or paused."""
         now = self._loop.time()
         due = min((now if self._held else self._moved) + self.seconds, self._ends)
         if due > now:
-            self._timer.set(self, due)
+            self._timer = self._loop.call_at(due, self._expire)
             return
         self._expired = True
         self._task.cancel()
+
+
+_limits: dict[asyncio.Task[Any], list[TimeLimit]] = {}  # The running ones, by task.
+
+
+@contextmanager
+def without_idle_limits() -> Iterator[None]:
+    """Pause the idle limits of the current task while it waits for us, not for the server."""
+    task = asyncio.current_task()
+    limits = [*_limits.get(task, ())] if task is not None else []
+    for limit in limits:
+        limit.hold()
+    try:
+        yield
+    finally:
+        for limit in limits:
+            limit.go_on()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import re
 import select
 import socket
 import ssl
@@ -42,11 +41,10 @@ from wire.errors import (
     NoWayOut,
     TlsFailed,
     TooLarge,
-    TooSlow,
     Unreachable,
     UpstreamError,
 )
-from wire.fair_queue import QUICK_TURNS, ByteBudget, HeldBytes, QueueFull, SharedTimer, Turns
+from wire.fair_queue import ByteBudget, HeldBytes, QueueFull, Slices, without_idle_limits
 from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
 from wire.guard import PATH, SECRET_HEADER, AddressRefused, Guard, LeadsBack, LeadsInside, tls
 from wire.hosts import Resolver
@@ -56,17 +54,8 @@ from wire.reader_process import ReaderProcess
 HEAD_LIMIT = 1 << 16
 AHEAD_LIMIT = 1 << 18
 SLICE = 1 << 14
-SMALL_SLICE = 1 << 11  # For bodies of many small chunks, whose framing is slow to parse.
-MANY_CHUNKS = 100  # In one slice.
-SLICE_SECONDS = 0.000_3
-LONG_SLICE_SECONDS = 0.001
+SLICE_SECONDS = 0.001
 IDLE_SECONDS = 15.0
-
-# Only `LARGE_AT_ONCE` answers of more than `LARGE` bytes are in memory at once; the others wait in their sockets. An
-# answer slower than `LARGE_RATE` bytes per second over a `LARGE_WINDOW` of seconds is aborted when others wait.
-
-LARGE_WINDOW = 5.0
-LARGE_RATE = 64 * 1024
 
 # An event stream may be twice as large as an answer: notifications before the answer may take as much as the answer.
 STREAM_SHARE = 2
@@ -81,10 +70,6 @@ class ConnectionBroken(Exception):
 
 class Oversized(Exception):
     """The answer is larger than a limit; the message says which."""
-
-
-class Stalled(Exception):
-    """The rest of a large answer came too slowly while other large answers waited to be read."""
 
 
 def more_than(limit: int) -> str:
@@ -166,59 +151,11 @@ class BodyReader:
                 yield piece
 
 
-# Header cache: on a kept-alive connection, a header block identical to the last one except for the digits of its
-# Content-Length is not parsed again. Parsing takes as long as deciding about a call.
-
-# ASGI scope extension: a dict shared by all requests of a connection that have the same header block.
-SAME_HEAD = "gateway.same_head"
-
-# A header name follows the line break directly; folded lines begin with a blank and do not match.
-_lengths = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE).finditer
-_HEAD_END = b"\r\n\r\n"
-_LONGEST_KEPT_HEAD = 8 * 1024  # Longer header blocks are not cached, because idle connections keep theirs in memory.
-_MOST_DIGITS = 9
-
-
-class HeaderCache[Read]:
-    """A parsed header block: its bytes around the Content-Length, and the parsed result `read`."""
-
-    __slots__ = ("_after", "_before", "read")
-
-    def __init__(self, before: bytes, after: bytes, read: Read) -> None:
-        self._before = before
-        self._after = after
-        self.read = read
-
-    def body(self, data: bytes) -> bytes | None:
-        """Return the body if `data` is one complete message with this header block, otherwise None."""
-        if not data.startswith(self._before):
-            return None
-        start = len(self._before)
-        end = data.find(self._after, start, start + _MOST_DIGITS + len(self._after))
-        if end < 0:
-            return None
-        body = data[end + len(self._after) :]
-        return body if data[start:end] == b"%d" % len(body) else None
-
-
-def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read] | None:
-    """Return a cache for the header block of `data`: one complete message with this body.
-
-    None if the block does not have exactly one Content-Length or is too long, or if `data` is more than one message.
-    """
-    end = data.find(_HEAD_END, 0, _LONGEST_KEPT_HEAD) + len(_HEAD_END)
-    lengths = list(_lengths(data, 0, end))
-    if len(lengths) != 1 or len(data) != end + len(body) or lengths[0][1] != b"%d" % len(body):
-        return None
-    start, after = lengths[0].span(1)
-    return HeaderCache(data[:start], data[after:end], read)
-
-
 class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
     Received data are parsed by the waiting task, in slices between which other calls run. Event streams are passed on
-    piece by piece, other answers when complete. `server` is the key for fair sharing of the slots for large answers.
+    piece by piece, other answers when complete. A large answer is read on once `budget` has room for it.
     """
 
     # Without slots, objects of more than thirty attributes do not share the keys of their dicts.
@@ -232,25 +169,19 @@ class HttpConnection(asyncio.Protocol):
         "_head_size",
         "_idle_since",
         "_keep",
-        "_known",
         "_limit",
         "_lost",
-        "_own_name",
         "_parsed",
         "_parser",
         "_parts",
         "_paused",
         "_person",
-        "_place_clock",
         "_poll",
         "_raw",
-        "_server",
         "_slice_ends",
-        "_slice_size",
+        "_slices",
         "_trailer_size",
         "_transport",
-        "_turns",
-        "_turns_taken",
         "_waiter",
         "_wire_limit",
         "_wire_size",
@@ -261,23 +192,17 @@ class HttpConnection(asyncio.Protocol):
         "streams",
     )
 
-    def __init__(
-        self, sock: socket.socket, limit: int, turns: Turns, server: str = "", budget: ByteBudget | None = None
-    ) -> None:
+    def __init__(self, sock: socket.socket, limit: int, slices: Slices, budget: ByteBudget | None = None) -> None:
         # Polled to detect that the server has closed the idle connection or sent unexpected data.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._limit = limit
-        self._turns = turns
-        self._server = server
+        self._slices = slices
         self._budget = budget
         self._person = ""
         self.held: HeldBytes | None = None  # Share of the memory budget, for large answers.
-        self._own_name = f"{server} {id(self)}"
-        self._place_clock: asyncio.TimerHandle | None = None  # Runs while this answer has a slot for large answers.
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
-        self._known: HeaderCache[dict[bytes, bytes]] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
         self._lost: Exception | Literal[False] | None = False
@@ -288,8 +213,6 @@ class HttpConnection(asyncio.Protocol):
         self._body: BodyReader | None = None
         self._wire_size = self._wire_limit = self._head_size = self._framing_size = self._trailer_size = 0
         self._slice_ends = 0.0
-        self._slice_size = SLICE
-        self._turns_taken = 0
         self._idle_since = 0.0
         self._keep = True
         self._paused = False
@@ -304,7 +227,7 @@ class HttpConnection(asyncio.Protocol):
         """Send a request and wait for the complete answer, or for the headers of an event stream.
 
         Calls `written` when the request was written. A large answer counts against the budget of `person`.
-        Raises ConnectionBroken, Oversized or Stalled.
+        Raises ConnectionBroken or Oversized.
         """
         if self._transport is None:
             raise ConnectionBroken("closed")
@@ -312,23 +235,18 @@ class HttpConnection(asyncio.Protocol):
         self._person = person
         self._parts, self._raw = [], []
         self._wire_size = self._head_size = self._framing_size = self._trailer_size = 0
-        self._slice_size, self._turns_taken = SLICE, 0
         self.headers, self.status = {}, 0
         self.streams = self.complete = False
         self._transport.write(request)
         written()
         await self._wait()
-        if self.complete:
-            return
-        first = self._arrived[0] if self._arrived else b""
         while self._body is None:
             await self._advance()
         if not self.streams:
             async for piece in self.chunks():
                 self._parts.append(piece)
                 if self._body.size > LARGE:
-                    await self.take_place()
-            self._known = self._to_know_again(first)
+                    await self.reserve()
 
     async def body(self) -> bytes:
         """Return the body of a complete answer."""
@@ -338,25 +256,18 @@ class HttpConnection(asyncio.Protocol):
             self._parts = [await asyncio.to_thread(b"".join, self._parts) if is_large else b"".join(self._parts)]
         return self._parts[0]
 
-    async def take_place(self) -> None:
-        """Wait for a slot for large answers before more of this one is read; the server waits meanwhile.
+    async def reserve(self) -> None:
+        """Wait until the budget has room for this large answer before more of it is read; the server waits meanwhile.
 
-        The slot is released by `give_place_back`, also at the end of the exchange. Raises Oversized when too many
-        answers wait, or this one has waited too long.
+        Raises Oversized when too many answers wait, or this one has waited too long.
         """
-        if self._place_clock is not None:
+        if self.held is not None or self._budget is None:
             return
-        places = self._turns.large
         try:
-            with self._turns.unlimited():
-                if self._budget is not None:
-                    self.held = await self._budget.hold(self._person, min(self._expected, self._budget.share))
-                if not places.enter_now(self._server, self._own_name):
-                    await places.enter(self._server, self._own_name)
+            with without_idle_limits():
+                self.held = await self._budget.hold(self._person, min(self._expected, self._budget.share))
         except (QueueFull, TimeoutError):
-            self.held = None
             raise self._fail(Oversized("more large answers than may wait")) from None
-        self._watch_pace()
 
     @property
     def _expected(self) -> int:
@@ -365,27 +276,8 @@ class HttpConnection(asyncio.Protocol):
         is_plain = announced.isdigit() and self._body is not None and not self._body.is_packed
         return min(int(announced), self._limit) if is_plain else self._limit
 
-    def give_place_back(self) -> None:
-        """Release the slot and the memory share of this answer."""
-        self.held = None
-        if self._place_clock is not None:
-            self._place_clock.cancel()
-            self._place_clock = None
-            self._turns.large.leave(self._server, self._own_name)
-
-    def _watch_pace(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._place_clock = loop.call_later(LARGE_WINDOW, self._judge_pace, self._wire_size)
-
-    def _judge_pace(self, size_before: int) -> None:
-        is_slow = self._wire_size - size_before < LARGE_RATE * LARGE_WINDOW
-        # Without a waiter, we are processing data or our client is slow, not the server.
-        if is_slow and self._waiter is not None and self._turns.large.waiting:
-            self._fail(Stalled("a large answer came too slowly while others waited"))
-        self._watch_pace()
-
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the decoded body as it arrives. Raises ConnectionBroken, Oversized or Stalled."""
+        """Yield the decoded body as it arrives. Raises ConnectionBroken or Oversized."""
         body = self._body
         assert body is not None
         while True:
@@ -404,15 +296,13 @@ class HttpConnection(asyncio.Protocol):
 
     def alone(self) -> AbstractAsyncContextManager[None]:
         """Return a context for work on this answer that cannot be cut into slices."""
-        return self._turns.alone()
+        return self._slices.alone()
 
     async def give_way(self) -> None:
         """Yield to other calls if this answer has used up its time slice."""
         if time.perf_counter() > self._slice_ends:
-            await self._turns.wait(self._turns_taken)
-            self._turns_taken += 1
-            length = SLICE_SECONDS if self._turns_taken < QUICK_TURNS else LONG_SLICE_SECONDS
-            self._slice_ends = time.perf_counter() + length
+            await self._slices.wait()
+            self._slice_ends = time.perf_counter() + SLICE_SECONDS
 
     def may_be_kept(self) -> bool:
         """Return whether the connection can be reused for another exchange."""
@@ -424,7 +314,7 @@ class HttpConnection(asyncio.Protocol):
         """Mark the connection as idle and release what the last answer used."""
         self._idle_since = time.monotonic()
         self._parts = []
-        self.give_place_back()
+        self.held = None
 
     def is_usable(self) -> bool:
         """Return whether the idle connection is still open at both ends and not too old."""
@@ -440,10 +330,9 @@ class HttpConnection(asyncio.Protocol):
     def discard(self) -> None:
         """Close and drop all data. Parser and failure reference this object, so the cycle would delay collection."""
         self.close()
-        self._parser = self._body = self._known = self._failure = None
+        self._parser = self._body = self._failure = self.held = None
         self._parts, self._raw = [], []
         self._arrived.clear()
-        self.give_place_back()
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -473,25 +362,14 @@ class HttpConnection(asyncio.Protocol):
         if self.complete:
             # Unsolicited data must not be read as the answer to the next request.
             self.close()
-        elif (
-            self._known is None
-            or self._parser is not None
-            or self._arrived
-            or (body := self._known.body(data)) is None
-            or len(body) > self._limit
-        ):
-            self._arrived.append(data)
-            self._arrived_size += len(data)
-            if self._arrived_size >= AHEAD_LIMIT and self._transport is not None and not self._paused:
-                # Backpressure: the client reads more slowly than the server writes.
-                self._transport.pause_reading()
-                self._paused = True
-            self._wake()
-        else:
-            self.status, self._parts = 200, [body]
-            self.headers = {**self._known.read, b"content-length": b"%d" % len(body)}
-            self.complete = True
-            self._wake()
+            return
+        self._arrived.append(data)
+        self._arrived_size += len(data)
+        if self._arrived_size >= AHEAD_LIMIT and self._transport is not None and not self._paused:
+            # Backpressure: the client reads more slowly than the server writes.
+            self._transport.pause_reading()
+            self._paused = True
+        self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -530,7 +408,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _slice(self) -> bytes | memoryview:
         """Return the next slice of the received data, within HEAD_LIMIT while the headers are incomplete."""
-        room = self._slice_size if self.status else min(SLICE, HEAD_LIMIT - self._head_size)
+        room = SLICE if self.status else min(SLICE, HEAD_LIMIT - self._head_size)
         first, start = self._arrived[0], self._parsed
         if start == 0 and len(first) <= room:
             data: bytes | memoryview = first
@@ -555,16 +433,9 @@ class HttpConnection(asyncio.Protocol):
                 self._fail(Oversized("headers without end"))
             return
         self._wire_size += size
-        self._slice_size = SLICE if len(self._raw) <= MANY_CHUNKS else SMALL_SLICE
         self._framing_size = 0 if self._raw else self._framing_size + size
         if self._framing_size > 2 * HEAD_LIMIT or self._wire_size > self._wire_limit:
             self._fail(Oversized(more_than(self._limit)))
-
-    def _to_know_again(self, data: bytes) -> HeaderCache[dict[bytes, bytes]] | None:
-        """Return the header cache for an answer that arrived in one piece on a reusable connection."""
-        if self.status != 200 or not self.may_be_kept() or (self._body is not None and self._body.is_packed):
-            return None
-        return header_cache(data, b"".join(self._parts), self.headers) if len(self._parts) < 2 else None
 
     def _end_or_fail(self, error: Exception | None) -> None:
         framed = b"content-length" in self.headers or b"transfer-encoding" in self.headers
@@ -683,7 +554,7 @@ class HttpResponse:
         return self._connection.headers.get(name.encode(), b"").decode("latin-1")
 
     async def read(self) -> bytes:
-        """Return the whole body. Raises TooLarge, TooSlow or Unreachable."""
+        """Return the whole body. Raises TooLarge or Unreachable."""
         if not self.streams:
             return await self._connection.body()
         size, parts = 0, []
@@ -706,15 +577,15 @@ class HttpResponse:
         await self._connection.give_way()
 
     async def note_kept(self, size: int) -> None:
-        """Report how many bytes of a stream are in memory. Above LARGE, wait for a slot for large answers.
+        """Report how many bytes of a stream are in memory. Above LARGE, wait until the budget has room for them.
 
         Raises TooLarge when too many wait.
         """
         if size <= LARGE:
-            self._connection.give_place_back()
+            self._connection.held = None
             return
         try:
-            await self._connection.take_place()
+            await self._connection.reserve()
         except Oversized as error:
             raise TooLarge(self._server, str(error)) from error
 
@@ -728,7 +599,7 @@ class HttpResponse:
         return self._connection.alone()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body of an event stream as it arrives. Raises TooLarge, TooSlow or Unreachable."""
+        """Yield the body of an event stream as it arrives. Raises TooLarge or Unreachable."""
         try:
             async for chunk in self._connection.chunks():
                 yield chunk
@@ -736,8 +607,6 @@ class HttpResponse:
             raise Unreachable(self._server, str(error)) from error
         except Oversized as error:
             raise TooLarge(self._server, str(error)) from error
-        except Stalled as error:
-            raise TooSlow(self._server, str(error)) from error
 
 
 # Maps exceptions to upstream errors; the first match counts.
@@ -747,7 +616,6 @@ FAILURES: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
     (ProxyFailed, NoWayOut),
     (AddressRefused, AddressBlocked),
     (Oversized, TooLarge),
-    (Stalled, TooSlow),
     (ConnectionBroken, Unreachable),
     (TimeoutError, ConnectTimedOut),
     (socket.gaierror, NameNotFound),
@@ -783,7 +651,7 @@ class Transport:
         self._parsed_urls: dict[bool, dict[str, ParsedUrl]] = {True: {}, False: {}}
         self._tls = tls()
         self._resolver = Resolver()
-        self._turns = Turns()
+        self._slices = Slices()
         self._background = Background()
         self.reader = ReaderProcess()
         self.limit = limit
@@ -800,11 +668,6 @@ class Transport:
         self._idle.clear()
         self._resolver.close()
         self.reader.close()
-
-    @property
-    def timer(self) -> SharedTimer:
-        """The shared timer for time limits of requests."""
-        return self._turns.timer
 
     @property
     def idle(self) -> int:
@@ -828,7 +691,7 @@ class Transport:
         Without `private` only public addresses are called, even if private ranges are allowed. `written` is called
         when the request was written. A large answer counts against the budget of `person`.
 
-        Raises Unreachable, AddressBlocked, TooLarge or TooSlow, and BadAnswer for a header that cannot be sent.
+        Raises Unreachable, AddressBlocked or TooLarge, and BadAnswer for a header that cannot be sent.
         """
         parsed = self._parsed_urls[private].get(url) or self._parse_url(server, url, private)
         lines = "".join(map("%s: %s\r\n".__mod__, headers.items()))
@@ -906,12 +769,12 @@ class Transport:
     async def _open_through(self, proxy: OutboundProxy, origin: Origin, target: str, seconds: float) -> HttpConnection:
         """Open a TLS connection through the proxy. Raises OSError."""
         sock, transport = await open_tunnel(proxy, self._resolver, target, origin.port, seconds)
-        connection = self._connection(origin, sock)
+        connection = self._connection(sock)
         await secured(transport, connection, self._tls, origin.host)
         return connection
 
-    def _connection(self, origin: Origin, sock: socket.socket) -> HttpConnection:
-        return HttpConnection(sock, self.limit, self._turns, f"{origin.host}:{origin.port}", self._budget)
+    def _connection(self, sock: socket.socket) -> HttpConnection:
+        return HttpConnection(sock, self.limit, self._slices, self._budget)
 
     async def _open(self, origin: Origin, sock: socket.socket, sockaddr: tuple[Any, ...]) -> HttpConnection:
         loop = asyncio.get_running_loop()
@@ -920,7 +783,7 @@ class Transport:
             sock.setblocking(False)
             await loop.sock_connect(sock, sockaddr)
             _, connection = await loop.create_connection(
-                lambda: self._connection(origin, sock),
+                lambda: self._connection(sock),
                 sock=sock,
                 ssl=tls,
                 server_hostname=origin.host if tls else None,

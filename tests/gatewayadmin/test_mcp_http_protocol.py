@@ -12,8 +12,8 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpCycle, McpHttpProtocol
+from proxy.request import SAME_HEAD
 from tests.eventually import PATIENCE
-from wire.http import SAME_HEAD
 
 SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path, once as everybody writes it.
 

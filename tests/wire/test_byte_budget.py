@@ -5,7 +5,15 @@ from contextlib import suppress
 
 import pytest
 
-from wire.fair_queue import MOST_WAITING_OF_ONE, SHARES, ByteBudget, HeldBytes, QueueFull, SharedTimer, TimeLimit, Turns
+from wire.fair_queue import (
+    MOST_WAITING_OF_ONE,
+    SHARES,
+    ByteBudget,
+    HeldBytes,
+    QueueFull,
+    TimeLimit,
+    without_idle_limits,
+)
 
 SHARE = 1000
 
@@ -164,18 +172,14 @@ async def test_bytes_are_given_back_in_whichever_thread_the_last_reference_ends(
 
 
 async def test_a_server_s_time_does_not_pass_while_its_answer_waits_for_us() -> None:
-    turns = Turns()
-
-    with TimeLimit(0.01, timer=turns.timer), turns.unlimited():
+    with TimeLimit(0.01), without_idle_limits():
         await asyncio.sleep(0.2)
 
 
 async def test_the_time_of_others_passes_meanwhile() -> None:
-    turns = Turns()
-
-    async def other(timer: SharedTimer) -> None:
-        with TimeLimit(0.01, timer=timer):
+    async def other() -> None:
+        with TimeLimit(0.01):
             await asyncio.Event().wait()
 
-    with TimeLimit(0.01, timer=turns.timer), turns.unlimited(), pytest.raises(TimeoutError):
-        await asyncio.create_task(other(turns.timer))
+    with TimeLimit(0.01), without_idle_limits(), pytest.raises(TimeoutError):
+        await asyncio.create_task(other())

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.wire.test_pool import LOOPBACK, Reader, Writer, head_of, listening
-from wire.fair_queue import Turns
+from wire.fair_queue import Slices
 from wire.http import HEAD_LIMIT, ConnectionBroken, HttpConnection, Oversized, Transport
 
 MIB = 1 << 20
@@ -50,7 +50,7 @@ async def _answer(pieces: tuple[bytes, ...], limit: int, ends: bool) -> Outcome:
 def connected(limit: int = LIMIT) -> Iterator[HttpConnection]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        channel = HttpConnection(ours, limit, Turns())
+        channel = HttpConnection(ours, limit, Slices())
         channel.connection_made(Mock(asyncio.Transport, is_closing=lambda: False))
         yield channel
 

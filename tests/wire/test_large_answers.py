@@ -1,9 +1,8 @@
-"""Of the answers that are large only few are kept in memory at once; the others wait in their sockets."""
+"""Of large answers those for which there is room are kept in memory; the others wait in their sockets."""
 
 import asyncio
 import json
 import socket
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,8 +13,7 @@ import pytest
 from tests.eventually import PATIENCE
 from tests.wire.test_http1 import LIMIT, MIB, READ
 from tests.wire.test_pool import LOOPBACK
-from wire.errors import TooSlow
-from wire.fair_queue import LARGE_AT_ONCE
+from wire.fair_queue import SHARES, ByteBudget
 from wire.http import AHEAD_LIMIT, HttpConnection, Origin, Oversized, Transport
 from wire.jsonrpc import LARGE
 from wire.mcp import SESSION, RpcResponse, Target, ignore, read_response
@@ -38,14 +36,15 @@ def as_event(request_id: int) -> bytes:
 
 
 class Call:
-    """A call at `server`, and the server's end of its connection, which sends while somebody reads."""
+    """A call of `person`, and the server's end of its connection, which sends while somebody reads."""
 
-    def __init__(self, transport: Transport, sock: socket.socket, server: str, stream: bytes = b"") -> None:
+    def __init__(self, transport: Transport, sock: socket.socket, person: str, stream: bytes = b"") -> None:
+        self._person = person
         self._pool = transport
         self._stream = stream
         self._reads = True
         self.sent = 0
-        self.connection = HttpConnection(sock, LIMIT, transport._turns, server)
+        self.connection = HttpConnection(sock, LIMIT, transport._slices, transport._budget)
         events = {"pause_reading": self._pause, "resume_reading": self._resume}
         self.connection.connection_made(Mock(asyncio.Transport, is_closing=lambda: False, **events))
         self.connection.mark_idle()
@@ -55,7 +54,7 @@ class Call:
 
     async def _ask(self, host: str) -> RpcResponse:
         target = Target("s", "Docs", f"http://{host}/", "", 60, 1, "c", None, "")
-        with await self._pool.send("POST", "Docs", target.url, {}) as response:
+        with await self._pool.send("POST", "Docs", target.url, {}, person=self._person) as response:
             return await read_response(response, target, 1, SESSION, ignore)
 
     def _pause(self) -> None:
@@ -89,62 +88,53 @@ def sockets() -> Iterator[socket.socket]:
 
 
 @asynccontextmanager
-async def calls(make: Callable[[int], bytes]) -> AsyncIterator[tuple[Begin, Transport]]:
-    async with Transport(LOOPBACK, limit=LIMIT) as transport:
-        stream, begun = make(1), []
+async def calls(make: Callable[[int], bytes]) -> AsyncIterator[Begin]:
+    """Begin calls within a budget of which each person has room for two answers."""
+    stream, begun = make(1), []
+    budget = ByteBudget(SHARES * 2 * (LIMIT if make is as_event else len(stream)))
+    async with Transport(LOOPBACK, limit=LIMIT, budget=budget) as transport:
         with sockets() as sock:
 
-            def begin(server: str) -> Call:
-                begun.append(Call(transport, sock, server, stream))
+            def begin(person: str) -> Call:
+                begun.append(Call(transport, sock, person, stream))
                 return begun[-1]
 
-            yield begin, transport
+            yield begin
             for call in begun:
                 call.task.cancel()
             await asyncio.gather(*(call.task for call in begun), return_exceptions=True)
 
 
-async def in_turn(begin: Begin, size: int) -> list[Call]:
-    """Three calls that hold every place, one after the other: the second of one server may not come after another's."""
-    holders = []
-    for server in ("one", "one", "another"):
-        holders.append(begin(server))
-        await holders[-1].send(size)
+async def taking_all(begin: Begin) -> list[Call]:
+    """Two calls of one person that take all the room there is for that person."""
+    holders = [begin("ana") for _ in range(2)]
+    await asyncio.gather(*(call.send(SIZE) for call in holders))
     return holders
 
 
-WITHOUT_PLACE = LARGE + 2 * AHEAD_LIMIT + READ
+WITHOUT_ROOM = LARGE + 2 * AHEAD_LIMIT + READ
 
 
 @pytest.mark.parametrize("make", [as_json, as_event])
-async def test_few_large_answers_are_read_at_once_and_one_server_leaves_a_place_to_others(
-    make: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wire.http.LARGE_WINDOW", 600)  # However slow this machine is, nobody is too slow here.
-    async with calls(make) as (begin, transport):
-        of_one, of_another = [begin("one") for _ in range(4)], [begin("another") for _ in range(2)]
-        everybody = [*of_one, *of_another]
-        ends = time.monotonic() + PATIENCE
-        # First those of one: with one place each, the last would stay free for a third server.
-        for calls_of, places in ((of_one, LARGE_AT_ONCE - 1), (everybody, LARGE_AT_ONCE)):
-            while sum(call.sent == SIZE for call in calls_of) < places and time.monotonic() < ends:
-                await asyncio.gather(*(call.send(SIZE) for call in calls_of))
+async def test_an_answer_without_room_waits_in_its_socket_and_others_do_not(make: Callable[[int], bytes]) -> None:
+    async with calls(make) as begin:
+        holders = await taking_all(begin)
+        late, other = begin("ana"), begin("max")
+        await asyncio.gather(late.send(SIZE), other.send(2 * SIZE))
 
-        assert sum(call.sent == SIZE for call in everybody) == LARGE_AT_ONCE
-        assert sum(call.sent == SIZE for call in of_one) == LARGE_AT_ONCE - 1
-        assert all(call.sent == SIZE or call.sent <= WITHOUT_PLACE for call in everybody)
+        assert late.sent <= WITHOUT_ROOM
+        assert (await asyncio.wait_for(other.task, PATIENCE)).text == answer(1)
 
-        while not all(call.task.done() for call in everybody):
-            await asyncio.gather(*(call.send(2 * SIZE) for call in everybody))
-        assert [call.task.result().text == answer(1) for call in everybody] == [True] * 6
-        assert transport._turns.large.is_idle
+        await asyncio.gather(*(call.send(2 * SIZE) for call in holders))
+        answers = [await asyncio.wait_for(call.task, PATIENCE) for call in holders]
+        assert [each.text for each in answers] == [answer(1)] * 2
 
 
 async def test_what_is_not_large_waits_for_nobody() -> None:
-    async with calls(as_json) as (begin, _):
-        await in_turn(begin, SIZE)
+    async with calls(as_json) as begin:
+        await taking_all(begin)
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"text": "x" * (MIB - 100)}}).encode()
-        small = begin("one")
+        small = begin("ana")
         small._stream = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
         await small.send(SIZE)
@@ -166,40 +156,19 @@ def grow_too_large(call: Call) -> None:
 
 @pytest.mark.parametrize("end", [cut_off, leave, grow_too_large])
 @pytest.mark.parametrize("make", [as_json, as_event])
-async def test_a_place_is_free_again_however_its_answer_ends(
+async def test_there_is_room_again_however_an_answer_ends(
     make: Callable[[int], bytes], end: Callable[[Call], None]
 ) -> None:
-    async with calls(make) as (begin, transport):
-        holders = await in_turn(begin, SIZE)
-        late, gone = begin("another"), begin("one")
+    async with calls(make) as begin:
+        holders = await taking_all(begin)
+        late, gone = begin("ana"), begin("ana")
         await asyncio.gather(late.send(SIZE), gone.send(SIZE))
         gone.task.cancel()  # While it waits.
-        assert late.sent <= WITHOUT_PLACE
+        assert late.sent <= WITHOUT_ROOM
         for call in holders:
             end(call)
         await asyncio.gather(*(call.task for call in holders), return_exceptions=True)
 
         await late.send(2 * SIZE)
 
-        assert (await asyncio.wait_for(late.task, 20)).text == answer(1)
-        assert transport._turns.large.is_idle
-
-
-@pytest.mark.parametrize("make", [as_json, as_event])
-async def test_a_large_answer_that_hardly_comes_loses_its_place_when_others_wait_and_not_before(
-    make: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wire.http.LARGE_WINDOW", 0.05)
-    async with calls(make) as (begin, _):
-        slow = await in_turn(begin, SIZE // 2)
-        await asyncio.sleep(0.5)
-        assert not any(call.task.done() for call in slow)
-
-        good = begin("good")
-        while not good.task.done():
-            await good.send(2 * SIZE)
-
-        assert good.task.result().text == answer(1)
-        ended = [error for call in slow if call.task.done() and (error := call.task.exception()) is not None]
-        assert ended
-        assert all(isinstance(error, TooSlow) for error in ended)
+        assert (await asyncio.wait_for(late.task, PATIENCE)).text == answer(1)

@@ -6,14 +6,14 @@ from contextlib import suppress
 import pytest
 
 from wire.client import QueueSlot
-from wire.fair_queue import FairQueue, SharedTimer, TimeLimit
+from wire.fair_queue import FairQueue, TimeLimit
 
 
 def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
     async def work() -> None:
         queue = FairQueue(1)
         assert queue.enter_now("ana", "c1")
-        with TimeLimit(0.05, 5, timer=SharedTimer()) as limit:
+        with TimeLimit(0.05, 5) as limit:
             place = QueueSlot(queue, "ana", "c1", limit)
 
             with place:
@@ -30,7 +30,7 @@ def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
 def test_somebody_who_is_asked_when_the_call_is_over_has_no_place_to_give_back() -> None:
     async def work() -> None:
         queue = FairQueue(1)
-        with TimeLimit(1, 5, timer=SharedTimer()) as limit, QueueSlot(queue, "ana", "c1", limit, is_over=True):
+        with TimeLimit(1, 5) as limit, QueueSlot(queue, "ana", "c1", limit, is_over=True):
             assert queue.is_idle
         assert queue.is_idle
 
@@ -41,7 +41,7 @@ def test_a_call_that_ends_while_somebody_is_asked_gives_its_place_back_once() ->
     async def work() -> None:
         queue = FairQueue(1)
         assert queue.enter_now("ana", "c1")
-        with TimeLimit(1, 5, timer=SharedTimer()) as limit:
+        with TimeLimit(1, 5) as limit:
             place = QueueSlot(queue, "ana", "c1", limit)
             asked = asyncio.Event()
 
@@ -65,7 +65,7 @@ def test_a_call_that_ends_while_somebody_is_asked_gives_its_place_back_once() ->
 @pytest.mark.parametrize(("seconds", "total", "exceeded"), [(0.05, 5, "idle"), (5, 0.05, "total")])
 def test_a_limit_says_which_of_the_two_was_exceeded(seconds: float, total: float, exceeded: str) -> None:
     async def work() -> None:
-        limit = TimeLimit(seconds, total, timer=SharedTimer())
+        limit = TimeLimit(seconds, total)
         with pytest.raises(TimeoutError), limit:
             await asyncio.sleep(3)
         assert limit.exceeded == exceeded
@@ -77,7 +77,7 @@ def test_a_touch_begins_the_first_limit_anew_but_not_the_total() -> None:
     async def work() -> float:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        limit = TimeLimit(0.5, 1.2, timer=SharedTimer())
+        limit = TimeLimit(0.5, 1.2)
 
         async def keep_touching() -> None:
             while True:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from wire.fair_queue import SharedTimer, TimeLimit
+from wire.fair_queue import TimeLimit
 
 
 @asynccontextmanager
 async def ours(seconds: float) -> Any:
-    with TimeLimit(seconds, timer=SharedTimer()):
+    with TimeLimit(seconds):
         yield
 
 
