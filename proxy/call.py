@@ -11,8 +11,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -80,7 +81,7 @@ from proxy.store.call_log import CallWriter, NotRecorded, PayloadRecorder, new_u
 from proxy.store.pg import DatabaseUnavailable
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
-from proxy.streams import Resumption, StandingStream, StopReason, Streams, TokenPlaces, honoured
+from proxy.streams import Resumption, StandingStream, StopReason, Streams, honoured
 from proxy.upstream_streams import LIST_OF, ServerStreams
 from wire import jsonrpc, rewriting, trace_context, versions
 from wire.background import spawn
@@ -147,6 +148,27 @@ SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
 CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
 
 type Handler = Callable[[McpRequest, AccessRow, Message, Stream | None], Awaitable[Response]]
+
+
+class TokenPlaces:
+    """Counts the calls, or the streams, of each token in this process; a token may have `most` at once."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, token: str) -> Iterator[None]:
+        """Count one more while the block runs. Raises TokenBusy."""
+        if self._taken[token] >= self._most:
+            raise TokenBusy(str(self._most), seconds=1)
+        self._taken[token] += 1
+        try:
+            yield
+        finally:
+            self._taken[token] -= 1
+            if not self._taken[token]:
+                del self._taken[token]
 
 
 class Parts(NamedTuple):

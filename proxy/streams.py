@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +27,7 @@ from proxy.store.pg import DatabaseUnavailable, StatementRejected
 from proxy.store.sessions import SessionKeeper
 from wire import jsonrpc, sse
 from wire.background import Background, spawn
-from wire.errors import TokenBusy, UpstreamError
+from wire.errors import UpstreamError
 from wire.jsonrpc import Object
 
 if TYPE_CHECKING:
@@ -249,27 +249,6 @@ class StandingStream:
             pass
         self._left = self._over = True
         self._woken.set()
-
-
-class TokenPlaces:
-    """Counts the calls, or the streams, of each token in this process; a token may have `most` at once."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: Counter[str] = Counter()
-
-    @contextmanager
-    def place(self, token: str) -> Iterator[None]:
-        """Count one more while the block runs. Raises TokenBusy."""
-        if self._taken[token] >= self._most:
-            raise TokenBusy(str(self._most), seconds=1)
-        self._taken[token] += 1
-        try:
-            yield
-        finally:
-            self._taken[token] -= 1
-            if not self._taken[token]:
-                del self._taken[token]
 
 
 class Streams:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
 from wire import jsonrpc, mcp
@@ -264,3 +264,64 @@ def fingerprint(definition: Mapping[str, Any]) -> str:
 def is_tool_name(value: Any) -> TypeGuard[str]:
     """Return whether this is a usable tool name: a storable string of at most LONGEST_NAME characters."""
     return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and is_storable(value)
+
+
+# Check whether a call still fits a tool whose changed definition has not been approved yet.
+#
+# Schemas come from servers and are untrusted: a validation takes a bounded number of steps, fetches nothing and runs no
+# regular expression. If that is not enough to decide, the arguments are not accepted.
+
+MOST_STEPS = 20_000
+LONGEST_UNIQUE = 1_000
+
+type Rule = Callable[[Any, Any, Any, Any], Any]
+
+
+class _CannotTell(Exception):
+    """The schema would take too long to evaluate, or uses a keyword that is not evaluated."""
+
+
+def still_accepts(approved: str, offered: str, arguments: object) -> bool:
+    """Return whether these arguments fit the offered definition. Both definitions are JSON texts."""
+    before, now = (jsonrpc.loads(text.encode()).get("inputSchema") for text in (approved, offered))
+    if before == now:
+        return True  # Only the description or annotations changed.
+    if not isinstance(now, dict):
+        return False
+    try:
+        return bool(_validator(now).is_valid({} if arguments is None else arguments))
+    except Exception:  # noqa: BLE001 - a broken schema accepts nothing
+        return False
+
+
+def _validator(schema: Any) -> Any:
+    # Imported here: this takes 60 ms, and is rarely needed.
+    from jsonschema import Draft202012Validator, validators  # type: ignore[import-untyped]  # noqa: PLC0415
+    from referencing import Registry  # noqa: PLC0415
+
+    steps = 0
+
+    def counted(rule: Rule) -> Rule:
+        def count(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps > MOST_STEPS:
+                raise _CannotTell
+            return rule(validator, value, instance, schema)
+
+        return count
+
+    def refuse(validator: Any, value: Any, instance: Any, schema: Any) -> None:
+        raise _CannotTell
+
+    def bounded_unique(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        if isinstance(instance, list) and len(instance) > LONGEST_UNIQUE:
+            raise _CannotTell
+        return Draft202012Validator.VALIDATORS["uniqueItems"](validator, value, instance, schema)
+
+    bounded = {name: counted(rule) for name, rule in Draft202012Validator.VALIDATORS.items()}
+    bounded |= dict.fromkeys(("pattern", "patternProperties"), refuse)
+    bounded["uniqueItems"] = counted(bounded_unique)
+    # An empty registry: nothing is fetched.
+    kind: Any = validators.extend(Draft202012Validator, bounded)
+    return kind(schema, registry=Registry())

@@ -297,6 +297,16 @@ def may_have_more_values(text: bytes, most: int) -> bool:
     return _structure(text) > most
 
 
+# Smaller answers are for the reader process too if they may have many values: rewriting each takes microseconds.
+MEDIUM, MEDIUM_VALUES = 1 << 16, 5_000
+
+
+def is_large(text: bytes) -> bool:
+    """Return whether this message is for the reader process (wire/reader_process.py)."""
+    size = len(text)
+    return size > LARGE or (size > MEDIUM and may_have_more_values(text, MEDIUM_VALUES))
+
+
 def _structure(text: bytes) -> int:
     return len(text) - len(text.translate(None, _STRUCTURE))  # Three counts take three times as long.
 

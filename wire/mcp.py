@@ -14,9 +14,9 @@ from wire import jsonrpc, rewriting, sse, versions
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, UnknownVersion, Unreachable
 from wire.fair_queue import HeldBytes
 from wire.http import HttpResponse, Transport, more_than
-from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, is_shallow, storable
+from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, is_large, is_shallow, storable
 from wire.oauth_client import fits_a_header, is_header_name
-from wire.reader_process import ReaderProcess, UnreadableAnswer, is_large
+from wire.reader_process import ReaderProcess, UnreadableAnswer
 from wire.rewriting import Changes
 from wire.trace_context import NONE, Trace
 

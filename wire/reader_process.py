@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from wire import jsonrpc
 from wire.fair_queue import FairQueue, QueueFull
-from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object
+from wire.jsonrpc import MOST_VALUES, Id, Object
 from wire.rewriting import Changes, TaskIds, changed
 
 NICE = 5  # Calls have priority.
@@ -35,21 +35,12 @@ MOST_SECONDS = 20.0  # Per order.
 MOST_MEMORY = 2 << 30  # Bytes of address space; an answer of 64 MiB with the most values takes a quarter of it.
 PIPE_BYTES = 1 << 20
 
-# Smaller answers are read by the process too if they may have many values: rewriting each takes microseconds.
-MEDIUM, MEDIUM_VALUES = 1 << 16, 5_000
-
 MOST_MEMBERS = 1_000  # Of a result, not counting nested ones.
 LONGEST_OUTLINED = 1_000  # Characters.
 
 
 class UnreadableAnswer(Exception):
     """The process could not read this answer; the message says why."""
-
-
-def is_large(text: bytes) -> bool:
-    """Return whether this message is for the process to read."""
-    size = len(text)
-    return size > LARGE or (size > MEDIUM and jsonrpc.may_have_more_values(text, MEDIUM_VALUES))
 
 
 class ReaderProcess:

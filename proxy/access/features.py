@@ -13,7 +13,7 @@ from proxy.access.decision import AccessRow, AssignedServer, FeatureRow, Session
 from proxy.reasons import REASONS
 from wire import jsonrpc, mcp, oauth_client, versions
 from wire.cipher import Cipher, Undecryptable
-from wire.definitions import LONGEST_URI, SEPARATOR
+from wire.definitions import LONGEST_URI, SEPARATOR, still_accepts
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
 from wire.mcp import (
@@ -372,11 +372,10 @@ def refusal_now(grant: AccessRow, feature: Named | None) -> UpstreamError | None
 def check_held(resolved: Resolved, arguments: object) -> None:
     """Raise Refusal if this tool has an unapproved change and the new definition does not accept `arguments`."""
     row = resolved.row
-    if row is not None and row.kind == TOOL and row.approved is not None and row.offered is not None:
-        from wire import held_schemas  # noqa: PLC0415 - takes 60 ms, and is rarely needed
-
-        if not held_schemas.still_accepts(row.approved, row.offered, arguments):
-            raise Refusal("definition_held", resolved.assigned, Named(TOOL, resolved.name))
+    if row is None or row.kind != TOOL or row.approved is None or row.offered is None:
+        return
+    if not still_accepts(row.approved, row.offered, arguments):
+        raise Refusal("definition_held", resolved.assigned, Named(TOOL, resolved.name))
 
 
 def can_be_listed(assigned: AssignedServer) -> bool:

@@ -182,26 +182,9 @@ def _ms(value: float | None) -> str:
 
 def new_uid(at: float) -> str:
     """Return a UUIDv7 (RFC 9562) for the time `at`; the time identifies the row's partition."""
-    if not _random_parts:
-        _refill()
-    time = f"{int(at * 1000):012x}"
-    return f"{time[:8]}-{time[8:]}-{_random_parts.pop()}"
-
-
-# The random parts of future ids, fetched in bulk because each fetch is a system call.
-_random_parts: list[str] = []
-
-
-def _refill() -> None:
-    fetched = os.urandom(10 * 256).hex()
-    for n in range(0, len(fetched), 20):
-        digits = fetched[n : n + 20]
-        variant = "89ab"[int(digits[3], 16) & 3]
-        _random_parts.append(f"7{digits[:3]}-{variant}{digits[4:7]}-{digits[7:19]}")
-
-
-# A forked process would repeat the ids of its parent.
-os.register_at_fork(after_in_child=_random_parts.clear)
+    time, digits = f"{int(at * 1000):012x}", os.urandom(10).hex()
+    variant = "89ab"[int(digits[3], 16) & 3]
+    return f"{time[:8]}-{time[8:]}-7{digits[:3]}-{variant}{digits[4:7]}-{digits[7:19]}"
 
 
 type Line = Waiting[bytes, None]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wire.held_schemas import LONGEST_UNIQUE, still_accepts
+from wire.definitions import LONGEST_UNIQUE, still_accepts
 
 APPROVED = json.dumps({"name": "it", "inputSchema": {"type": "object"}})
 

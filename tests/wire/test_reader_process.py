@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from wire import jsonrpc
-from wire.jsonrpc import LARGE, MOST_VALUES
-from wire.reader_process import MEDIUM, MEDIUM_VALUES, ReaderProcess, UnreadableAnswer, is_large
+from wire.jsonrpc import LARGE, MEDIUM, MEDIUM_VALUES, MOST_VALUES, is_large
+from wire.reader_process import ReaderProcess, UnreadableAnswer
 from wire.rewriting import Changes, changed
 
 LINK = {"type": "resource_link", "uri": "docs://a/\u00e9?x=%20", "name": "\ud83d"}  # Names half a pair.
