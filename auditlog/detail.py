@@ -30,7 +30,7 @@ NAMES = {
 }
 # Answered by the gateway itself.
 NOT_REACHED = "Not reached"
-GATEWAY_METHODS = {name for name, method in METHODS.items() if not (method.lists or method.forwards)} | {
+GATEWAY_METHODS = {name for name, method in METHODS.items() if not (method.lists or method.named_by)} | {
     "notifications/initialized"
 }
 CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"}}

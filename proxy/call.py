@@ -210,7 +210,7 @@ class Endpoint:
             "server/discover": self._discover,
             "logging/setLevel": self._set_level,
             **{name: self._list for name, method in METHODS.items() if method.lists},
-            **{name: self._forward for name, method in METHODS.items() if method.forwards},
+            **{name: self._forward for name, method in METHODS.items() if method.named_by},
             **dict.fromkeys(SUBSCRIBING, self._subscribe),
         }
 
@@ -443,10 +443,10 @@ class Endpoint:
             return error_response(request, jsonrpc.METHOD_NOT_FOUND, text)._replace(outcome="not_offered")
         try:
             with self._calls.place(grant.token_id):
-                if method.lists or method.forwards:
+                if method.lists or method.named_by:
                     if trace_context.HOPS_KEY in request.headers:
                         trace_context.check_hops(request.headers)
-                    if method.forwards and (refusal := _form_refusal(request, message)) is not None:
+                    if method.named_by and (refusal := _form_refusal(request, message)) is not None:
                         return refusal
                     if self._parts.budget.total:
                         await self._wait_for_room(grant.user_id)
@@ -869,7 +869,7 @@ def wanted(message: Message | None, feature: Named | None) -> Wanted:
         return NOTHING
     if method.lists:
         return Wanted(ServersNeeded.ALL, method.lists)
-    if not method.forwards:
+    if not method.named_by:
         return INTRODUCTION if method.introduces else NOTHING
     # No feature has a name the database cannot store; stripping those characters could match another feature.
     if feature is None or not is_nameable(feature):

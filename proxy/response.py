@@ -200,7 +200,7 @@ class Stream:
         self._watcher: asyncio.Task[None] | None = None
         self._ended = False
         self._headers: tuple[Pair, ...] = ()
-        self._lock: asyncio.Lock | None = None  # Most calls are answered without an event.
+        self._lock = asyncio.Lock()
         self._ping_task: asyncio.Task[None] | None = None
         self.opened = False
 
@@ -236,8 +236,6 @@ class Stream:
             self._ping_task.cancel()
 
     async def _write(self, message: bytes, *, last: bool = False, ping: bool = False) -> None:
-        if self._lock is None:
-            self._lock = asyncio.Lock()
         async with self._lock:
             if self._ended:
                 return

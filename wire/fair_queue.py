@@ -163,12 +163,6 @@ class FairQueue:
 
     def enter_now(self, person: str, connection: str) -> bool:
         """Take a slot if one is available now. Return whether it was taken."""
-        held = self._held
-        if person not in held and self._under_way < self.bound:  # Fast path, nearly always taken.
-            self._under_way += 1
-            held[person] = 1
-            held[connection] = held.get(connection, 0) + 1
-            return True
         if not self._may_start(person, connection):
             return False
         self._start(person, connection)

@@ -47,12 +47,8 @@ class Method(NamedTuple):
     introduces: bool = False  # Whether its result merges the introductions of all servers.
     lists: str = ""  # The kind of features it lists.
     kind: str = ""  # The kind of the feature it names, if that follows from the method.
-    named_by: str = ""  # The member of its params that names a feature or a task, to whose server it is forwarded.
-
-    @property
-    def forwards(self) -> bool:
-        """True if it names a feature or a task, and is forwarded to its server."""
-        return self.named_by != ""
+    # The member of its params that names a feature or a task; such requests are forwarded to its server.
+    named_by: str = ""
 
 
 # Every request of clients that is served; docs/reference/protocol.md shows this table.

@@ -52,7 +52,7 @@ class Named(NamedTuple):
 def named(message: Message) -> Named | None:
     """Return the feature this request names, or None if it names none or the name is malformed."""
     method = METHODS.get(message.method)
-    if method is None or not method.forwards:
+    if method is None or not method.named_by:
         return None
     kind, name = method.kind, message.params.get(method.named_by)
     if method.named_by == "ref":

@@ -43,8 +43,8 @@ COLUMNS = (
     b" token_name, user_agent, client_name, client_version, protocol_version, error_text"
 )
 COPY = b"COPY auditlog_call (%s) FROM STDIN" % COLUMNS
-# Single rows are written by a prepared INSERT: in one round trip instead of two, and 40 % less of PostgreSQL's time. For
-# many rows COPY costs this process less.
+# Single rows are written by a prepared INSERT: one round trip instead of two, and 40 % less of PostgreSQL's time. For
+# many rows, COPY costs this process less.
 INSERT_ONE = b"PREPARE insert_one AS INSERT INTO auditlog_call (%s) VALUES (%s)" % (
     COLUMNS,
     b", ".join(b"$%d" % (number + 1) for number in range(COLUMNS.count(b",") + 1)),

@@ -21,8 +21,8 @@ from tests.proxy.test_tools_call import work_of
 from tests.workspace import ROOT
 
 # What a reader of one call opens beside the server in front, and how often a function calls into another of them.
-MAX_MODULES = 21
-MAX_JUMPS = 130
+MAX_MODULES = 16
+MAX_JUMPS = 76
 MAX_STEPS = 15
 
 ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
