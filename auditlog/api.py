@@ -22,14 +22,14 @@ from auditlog import replica
 from auditlog.actions import Action
 from auditlog.event_context import Via
 from auditlog.export import TYPES, Export, file_response
+from auditlog.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.groups import BY, SORTS, as_rows, group_calls
 from auditlog.models import Call, Event
 from auditlog.own_calls import OwnCall, listed_calls
+from auditlog.paging import BadLogCursor, Cursor, Page, page
+from auditlog.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse_search
 from auditlog.reasons import reason_of
-from auditlog.search.criteria import Search, parameter_criterion
-from auditlog.search.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
-from auditlog.search.keyset import BadLogCursor, Cursor, Page, page
-from auditlog.search.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse_search
+from auditlog.search import Search, parameter_criterion
 from auditlog.sentences import sentence
 from auditlog.today import current_decision, question_of
 from auditlog.trail import Trail, WhatIfQuery, asked, trail_of
@@ -178,7 +178,7 @@ def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field
 
 
 class CallFilters(TimeRangeQuery):
-    """The filters of the log: a parameter for each field of auditlog.search.fields that has one."""
+    """The filters of the log: a parameter for each field of auditlog.fields that has one."""
 
     q = serializers.CharField(
         required=False, max_length=MAX_LENGTH, help_text="A search, as on the page Logs: conditions joined by `and`."

@@ -15,8 +15,8 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
+from auditlog.look import DEFAULT_COLUMNS, LogView
 from auditlog.models import Call
-from auditlog.search.look import DEFAULT_COLUMNS, LogView
 from auditlog.templatetags.calls import moment, ms, size
 
 LONGEST_ARGUMENTS = 160  # Characters of arguments shown in a row.

@@ -24,10 +24,10 @@ from auditlog import replica
 from auditlog.actions import Action
 from auditlog.event_context import Via
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
+from auditlog.filters import RANGES, EventFacet, first_of
 from auditlog.models import Event, masked
-from auditlog.search.criteria import count_rows, uuid_of
-from auditlog.search.filters import RANGES, EventFacet, first_of
-from auditlog.search.keyset import Cursor, page
+from auditlog.paging import Cursor, page
+from auditlog.search import count_rows, uuid_of
 from auditlog.sentences import parts
 from auditlog.targets import KINDS, TargetUrls, places_of
 from capabilities import Capability, requires

@@ -30,9 +30,8 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.types.json import JsonbLoader
 
-from auditlog import replica
-from auditlog.search import keyset
-from auditlog.search.criteria import Search
+from auditlog import paging, replica
+from auditlog.search import Search
 from ui import databases
 from ui.rest import ApiError, stamp
 
@@ -146,7 +145,7 @@ class Export:
                 yield [row[:-2] for row in some]
                 if len(some) < CHUNK:
                     break
-                rows = keyset.older_than(part, *some[-1][-2:])
+                rows = paging.older_than(part, *some[-1][-2:])
 
     def _read(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
         """Return the first CHUNK rows, each with its position in the log (created_at, pk) appended."""

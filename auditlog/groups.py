@@ -12,9 +12,9 @@ from django.db.models import Q
 from django.utils import timezone
 
 from auditlog.models import ENDINGS
+from auditlog.paging import EPOCH
 from auditlog.rollups.reading import Book, Numbers, Where, book
-from auditlog.search.criteria import AHEAD, SEARCH_LIMIT, Search, indexed, row_test
-from auditlog.search.keyset import EPOCH
+from auditlog.search import AHEAD, SEARCH_LIMIT, Search, indexed, row_test
 
 LISTED = 50  # Groups on a page,
 MOST = 1_000  # and in files and the API.

@@ -14,11 +14,11 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from auditlog import replica
+from auditlog.charts import stamp
 from auditlog.groups import BY, CallGroup, top
 from auditlog.ranges import STRETCHES, range_start
 from auditlog.rollups.reading import Bars, Book, Numbers, Where, book
 from auditlog.rollups.schema import DAYS, DIMENSIONS, HOURS, MINUTES, Grain, finest
-from auditlog.search.charts import stamp
 from auditlog.templatetags.calls import ms
 from capabilities import Capability, requires
 from ui.pages import AppRequest, show, wants_fragment

@@ -20,8 +20,8 @@ from django.views.decorators.http import require_GET
 from accounts.models import User
 from auditlog.detail import Detail
 from auditlog.models import ENDINGS, Call, Outcome
+from auditlog.paging import Cursor, page
 from auditlog.reasons import reason_of
-from auditlog.search.keyset import Cursor, page
 from capabilities import NOBODY, own_resource
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, ToolPolicy

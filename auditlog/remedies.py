@@ -14,9 +14,9 @@ from django.urls import reverse
 
 from accounts.models import Role, User, permissions_of
 from auditlog.actions import Action
+from auditlog.charts import stamp
+from auditlog.filters import CallFilter
 from auditlog.models import Call, Event
-from auditlog.search.charts import stamp
-from auditlog.search.filters import CallFilter
 from auditlog.today import CurrentDecision, feature_of
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection

@@ -13,7 +13,7 @@ from django.urls import reverse
 
 from accounts.models import Role, Team, User
 from auditlog.models import Event
-from auditlog.search.criteria import uuid_of
+from auditlog.search import uuid_of
 from capabilities import Capability
 from capabilities.catalogue import SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection

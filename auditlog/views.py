@@ -19,21 +19,20 @@ from django_htmx.http import HttpResponseClientRedirect
 
 from accounts.models import SavedView, WorkspaceSettings
 from accounts.rules import PeopleError
-from auditlog import columns, replica
+from auditlog import columns, facets, filters, look, replica, snapshot
 from auditlog.actions import Action
+from auditlog.charts import histogram, latencies
 from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, as_csv, file_response, too_many_response
+from auditlog.fields import EXPORT_COLUMNS
+from auditlog.filters import RANGES, CallFilter
 from auditlog.groups import BY, LISTED, SORTS, CallGroup, as_rows, group_calls
+from auditlog.look import LogView
 from auditlog.models import ENDINGS, Call, Event, span_of_uid
+from auditlog.paging import NEWER, OLDER, Cursor, Page
+from auditlog.query_language import Either
 from auditlog.remedies import cause, is_a_switch, of_call
-from auditlog.search import facets, filters, look, snapshot
-from auditlog.search.charts import histogram, latencies
-from auditlog.search.criteria import Search, SearchPage
-from auditlog.search.fields import EXPORT_COLUMNS
-from auditlog.search.filters import RANGES, CallFilter
-from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
-from auditlog.search.look import LogView
-from auditlog.search.query_language import Either
+from auditlog.search import Search, SearchPage
 from auditlog.today import current_decision, near_tools, question_of
 from auditlog.trail import trail_of, what_if_url
 from capabilities import Capability, requires

@@ -12,9 +12,9 @@ from uuid import UUID
 
 from auditlog.actions import Action
 from auditlog.event_views import COLUMNS as EVENT_COLUMNS
+from auditlog.fields import EXPORT_COLUMNS, PAYLOADS
 from auditlog.models import Event
 from auditlog.replica import NEAR
-from auditlog.search.fields import EXPORT_COLUMNS, PAYLOADS
 from ui.rest import stamp
 
 # For each log, the database column of each field of a line.

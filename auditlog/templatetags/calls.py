@@ -14,8 +14,8 @@ from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString
 
 from auditlog import replica
+from auditlog.filters import CallFilter
 from auditlog.groups import BY
-from auditlog.search.filters import CallFilter
 from auditlog.week import Week, weeks
 
 register = template.Library()

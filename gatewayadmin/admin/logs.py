@@ -13,9 +13,9 @@ from django.utils.html import format_html
 
 from accounts.models import User
 from auditlog.models import Call, Event
-from auditlog.search.criteria import uuid_of
-from auditlog.search.fields import PAYLOADS
-from auditlog.search.keyset import Cursor, page
+from auditlog.search import uuid_of
+from auditlog.fields import PAYLOADS
+from auditlog.paging import Cursor, page
 from capabilities import Capability
 from gatewayadmin.admin.base import FINAL, CapabilityAction, CapabilityAdmin, all_of, any_of, site, words
 from hosts.models import Host

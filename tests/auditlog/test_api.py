@@ -8,10 +8,10 @@ from uuid import uuid4
 import pytest
 
 from accounts.models import User
+from auditlog import search as criteria
 from auditlog.actions import Action
 from auditlog.models import Event
-from auditlog.search import criteria
-from auditlog.search.keyset import Cursor
+from auditlog.paging import Cursor
 from capabilities import Capability
 from tests import make
 from tests.calls import call, uid_at

@@ -15,9 +15,9 @@ from django.test import AsyncClient
 from accounts.models import User
 from auditlog import export
 from auditlog.export import Export, IncompleteExport, TooManyExports, stream_export
+from auditlog.fields import EXPORT_COLUMNS
 from auditlog.models import Call, Event
-from auditlog.search.criteria import Search
-from auditlog.search.fields import EXPORT_COLUMNS
+from auditlog.search import Search
 from capabilities import Capability
 from gatewayadmin.config import database
 from tests import make

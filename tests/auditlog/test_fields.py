@@ -6,10 +6,10 @@ import pytest
 from django.http import QueryDict
 
 from auditlog.api import CallFilters
+from auditlog.fields import EXPORT_COLUMNS, FIELDS, FILTERS, PARAMETERS, UNLISTED, Comparison, LogField
+from auditlog.filters import FACETS, CallFilter
 from auditlog.models import Call
-from auditlog.search.fields import EXPORT_COLUMNS, FIELDS, FILTERS, PARAMETERS, UNLISTED, Comparison, LogField
-from auditlog.search.filters import FACETS, CallFilter
-from auditlog.search.query_language import ALLOWED, Condition, parse_search
+from auditlog.query_language import ALLOWED, Condition, parse_search
 
 GUIDE = Path(__file__).parents[2] / "docs/how-to/read-the-log.md"
 

@@ -11,10 +11,10 @@ from django.test.utils import CaptureQueriesContext
 
 from accounts.models import User
 from auditlog.columns import COLUMNS, LEAST, TOOL, are_usual
+from auditlog.look import DEFAULT_COLUMNS
 from auditlog.models import Call
-from auditlog.search.criteria import Search
-from auditlog.search.look import DEFAULT_COLUMNS
-from auditlog.search.query_language import parse_search
+from auditlog.query_language import parse_search
+from auditlog.search import Search
 from auditlog.templatetags.calls import bare
 from tests import make
 from tests.conftest import SignIn

@@ -2,9 +2,9 @@
 
 import pytest
 
+from auditlog.fields import FIELDS
 from auditlog.models import ENDINGS, Outcome
-from auditlog.search.fields import FIELDS
-from auditlog.search.query_language import MAX_LENGTH, WORDS, Condition, Either, SearchSyntaxError, parse_search
+from auditlog.query_language import MAX_LENGTH, WORDS, Condition, Either, SearchSyntaxError, parse_search
 
 ERRORS = ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request")
 

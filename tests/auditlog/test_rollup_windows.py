@@ -10,6 +10,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from auditlog.models import Call, Rollup, RollupState, RollupWindow
+from auditlog.paging import EPOCH
 from auditlog.ranges import range_start
 from auditlog.rollups import keeping
 from auditlog.rollups.reading import book
@@ -24,8 +25,7 @@ from auditlog.rollups.schema import (
     Grain,
     cube_number,
 )
-from auditlog.search.criteria import AHEAD
-from auditlog.search.keyset import EPOCH
+from auditlog.search import AHEAD
 from tests import sampling
 from tests.auditlog.test_rollups import moments, partitions, row, write
 from tests.calls import call

@@ -15,16 +15,16 @@ import time_machine
 from django.db import connection
 from django.utils import timezone
 
+from auditlog import search as criteria
+from auditlog.charts import BARS, histogram
+from auditlog.facets import facet_values
+from auditlog.fields import FILTERS
 from auditlog.models import Call, Outcome, Rollup, RollupState
+from auditlog.query_language import parse_search
 from auditlog.rollups import keeping, reading
 from auditlog.rollups.reading import Bars, book, known
 from auditlog.rollups.schema import BEGINNING, DAYS, MINUTES, RATIO, quantile
-from auditlog.search import criteria
-from auditlog.search.charts import BARS, histogram
-from auditlog.search.criteria import COUNT_LIMIT, RowCount, Search
-from auditlog.search.facets import facet_values
-from auditlog.search.fields import FILTERS
-from auditlog.search.query_language import parse_search
+from auditlog.search import COUNT_LIMIT, RowCount, Search
 from gatewayadmin.config import database
 from tests import sampling
 from tests.calls import call, uid_at

@@ -12,13 +12,14 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from accounts.models import User
+from auditlog import search as criteria
+from auditlog import snapshot
+from auditlog.charts import BARS, histogram
 from auditlog.models import Call, Event, Outcome
 from auditlog.name_lookups import MAX_IDS
+from auditlog.query_language import parse_search
 from auditlog.rollups import keeping
-from auditlog.search import criteria, snapshot
-from auditlog.search.charts import BARS, histogram
-from auditlog.search.criteria import MOST_PLANNED, Search
-from auditlog.search.query_language import parse_search
+from auditlog.search import MOST_PLANNED, Search
 from capabilities import Capability
 from gateways.models import Assignment, Feature
 from proxy.store.call_log import new_uid

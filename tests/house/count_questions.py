@@ -18,8 +18,8 @@ from django.utils import timezone
 from accounts.models import ApiKey, Role, Team, User
 from auditlog.models import Call, Event
 from auditlog.reasons import REASONS, Step
-from auditlog.search.facets import AT_FIRST
-from auditlog.search.fields import FIELDS
+from auditlog.facets import AT_FIRST
+from auditlog.fields import FIELDS
 from auditlog.templatetags.calls import ms
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS

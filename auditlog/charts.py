@@ -17,7 +17,7 @@ from django.utils import timezone
 from auditlog.models import ENDINGS, Call
 from auditlog.rollups.reading import Bars, Where, book
 from auditlog.rollups.schema import DIMENSIONS, MINUTES, finest
-from auditlog.search.criteria import SEARCH_LIMIT, Search
+from auditlog.search import SEARCH_LIMIT, Search
 
 # A bar chart of calls over time by outcome; each bar links to its time span.
 

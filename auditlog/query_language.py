@@ -1,6 +1,6 @@
 """Parser of the log's search language: `error and duration > 500 and host is ci-bot`.
 
-A condition is a word on its own, or a field of auditlog.search.fields, an operator and a value. `and` or a comma joins
+A condition is a word on its own, or a field of auditlog.fields, an operator and a value. `and` or a comma joins
 conditions; `or` separates alternatives and binds less. Any other text is searched in all names; an id finds the calls
 with it.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
+from auditlog.fields import FIELDS, Comparison, LogField
 from auditlog.models import ENDINGS, Outcome
-from auditlog.search.fields import FIELDS, Comparison, LogField
 
 MOST_CONDITIONS = 20  # Each is tested on up to ten thousand rows at a time.
 MAX_LENGTH = 500

@@ -16,7 +16,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from auditlog.models import Call
-from auditlog.search.criteria import Known, Search
+from auditlog.search import Known, Search
 
 LONGEST_CALL = timedelta(minutes=5)
 

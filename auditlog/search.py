@@ -19,14 +19,14 @@ from uuid import UUID
 from django.db.models import Q, QuerySet, Value
 from django.utils import timezone
 
+from auditlog import paging, query_language
+from auditlog.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
 from auditlog.models import COMMON, Call, span_of_uid
 from auditlog.name_lookups import MAX_IDS, lookups
+from auditlog.paging import EPOCH, NEWER, OLDER, Cursor, Page
+from auditlog.query_language import CONTAINS, IS, IS_NOT, Condition, Either
 from auditlog.rollups.reading import book, known
 from auditlog.rollups.schema import DIMENSIONS
-from auditlog.search import keyset, query_language
-from auditlog.search.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
-from auditlog.search.keyset import EPOCH, NEWER, OLDER, Cursor, Page
-from auditlog.search.query_language import CONTAINS, IS, IS_NOT, Condition, Either
 
 SEARCH_LIMIT = 10_000  # Rows that one page tests at most.
 RECENT = timedelta(days=7)
@@ -348,19 +348,19 @@ class Search:
 
     def _page(self, cursor: Cursor | None, size: int) -> SearchPage:
         if self.is_direct:
-            return SearchPage(keyset.page(self.parts(), cursor, size, self._at_once))
+            return SearchPage(paging.page(self.parts(), cursor, size, self._at_once))
         way = cursor.way if cursor else OLDER
         reach = self._reach(cursor, way, SEARCH_LIMIT)
         rows = self.rows()
         if reach is not None:
             rows = rows.filter(**{"created_at__gte" if way == OLDER else "created_at__lte": reach})
-        page = keyset.page([rows], cursor, size)
+        page = paging.page([rows], cursor, size)
         full = page.older if way == OLDER else page.newer
         if reach is None or (full and len(page.rows) == size):
             return SearchPage(page)
         if way == OLDER:
             return SearchPage(replace(page, older=Cursor(way, reach, 0)), reach)
-        return SearchPage(replace(page, newer=Cursor(way, reach, keyset.LAST)), reach)
+        return SearchPage(replace(page, newer=Cursor(way, reach, paging.LAST)), reach)
 
     def by_time(self) -> Iterator[QuerySet[Call]]:
         """Yield queries of a few partitions each, newest first."""
@@ -426,7 +426,7 @@ class Search:
         """Return, for each index, the time of the row with `number` rows before it, or None if there is none."""
         asked = [(str(alternative), self.since, self.until, cursor, way, number) for alternative in alternatives]
         unknown = {one: alternatives[n] for n, one in enumerate(asked) if one not in self.known.ends}
-        rows = keyset.beyond(self._between(), cursor).order_by("-created_at" if way == OLDER else "created_at")
+        rows = paging.beyond(self._between(), cursor).order_by("-created_at" if way == OLDER else "created_at")
         parts = [
             rows.filter(alternative, *self._within(one, way))
             .annotate(place=Value(n))
@@ -435,7 +435,7 @@ class Search:
         ]
         found = dict[int, datetime]()
         for few in batched(parts, self._at_once):
-            found |= dict(keyset.together(few))
+            found |= dict(paging.together(few))
         self.known.ends |= {one: found.get(n) for n, one in enumerate(unknown)}
         return [self.known.ends[one] for one in asked]
 

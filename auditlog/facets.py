@@ -11,11 +11,11 @@ from zlib import crc32
 
 from django.db import connection
 
+from auditlog.fields import FILTERS, LogField
+from auditlog.filters import FACETS, NOT, CallFilter
 from auditlog.models import Call
-from auditlog.search.criteria import Search
-from auditlog.search.fields import FILTERS, LogField
-from auditlog.search.filters import FACETS, NOT, CallFilter
-from auditlog.search.keyset import EPOCH
+from auditlog.paging import EPOCH
+from auditlog.search import Search
 
 AT_FIRST = 4  # Values shown at first.
 AT_MOST = 20  # Values shown after “more”.

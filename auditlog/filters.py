@@ -16,25 +16,12 @@ from django.db.models import Q
 from django.http import QueryDict
 from django.utils import timezone
 
+from auditlog.charts import stamp
+from auditlog.fields import FIELDS, FILTERS, Comparison, LogField
+from auditlog.look import CHARTS, COLUMNS, USUAL, LogView
 from auditlog.name_lookups import lookups
-from auditlog.ranges import STRETCHES, range_start
-from auditlog.search.charts import stamp
-from auditlog.search.criteria import (
-    RECENT,
-    Criterion,
-    Known,
-    Search,
-    criterion,
-    either,
-    none_of,
-    one_of,
-    row_test,
-    uuid_of,
-)
-from auditlog.search.fields import FIELDS, FILTERS, Comparison, LogField
-from auditlog.search.keyset import EPOCH
-from auditlog.search.look import CHARTS, COLUMNS, USUAL, LogView
-from auditlog.search.query_language import (
+from auditlog.paging import EPOCH
+from auditlog.query_language import (
     ANY_ID,
     ANY_NAME,
     CONTAINS,
@@ -46,6 +33,19 @@ from auditlog.search.query_language import (
     SearchSyntaxError,
     lone_id,
     parse_search,
+)
+from auditlog.ranges import STRETCHES, range_start
+from auditlog.search import (
+    RECENT,
+    Criterion,
+    Known,
+    Search,
+    criterion,
+    either,
+    none_of,
+    one_of,
+    row_test,
+    uuid_of,
 )
 from ui.pages import YEARS
 
