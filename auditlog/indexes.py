@@ -1,7 +1,8 @@
-"""Create indexes of a partitioned log in use, one partition at a time, without locks that calls wait for.
+"""Create indexes of tables in use, without locks that calls wait for.
 
-A migration declares an index with `DeclareIndex`; new partitions have it from the start. Existing partitions get it
-later, and an interrupted run is resumed by the next (docs/decisions/0038-upgrades-without-an-outage.md).
+A migration declares an index of the log with `DeclareIndex`; new partitions have it from the start. Existing partitions
+get it later, one at a time, and an interrupted run is resumed by the next
+(docs/decisions/0038-upgrades-without-an-outage.md).
 """
 
 import logging
@@ -12,11 +13,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from django.contrib.postgres.operations import AddIndexConcurrently, RemoveIndexConcurrently
+from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db import DatabaseError, OperationalError, ProgrammingError, connection
-from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations import AddIndex
-from django.db.migrations.state import ProjectState
 from psycopg import errors, sql
 
 from auditlog.partitions import Partitions, limited_lock_wait
@@ -31,7 +30,7 @@ ATTEMPTS = 5
 DROPPED = (errors.UndefinedTable, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
 
 # Partitions without an index attached to one of the table's indexes, newest first by their bounds.
-_LACKING = """
+_MISSING = """
 SELECT top.relname, part.relname, substr(pg_get_indexdef(top.oid), strpos(pg_get_indexdef(top.oid), ' USING '))
 FROM pg_index i
 JOIN pg_class top ON top.oid = i.indexrelid
@@ -52,7 +51,7 @@ FROM pg_index i WHERE i.indexrelid = to_regclass(%s)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One partition's index was created; `missing_indexes` partitions still lack one."""
+    """One partition's index was created; `left` partitions still lack one."""
 
     index: str
     partition: str
@@ -63,7 +62,9 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lacking:
+class _Missing:
+    """A partition without one of the table's indexes."""
+
     index: str
     partition: str
     definition: str
@@ -85,13 +86,7 @@ class DeclareIndex(AddIndex):
     Use it in migrations instead of `AddIndex`, which would block all calls while it reads the whole log.
     """
 
-    def database_forwards(
-        self,
-        app_label: str,
-        schema_editor: BaseDatabaseSchemaEditor,
-        from_state: ProjectState,
-        to_state: ProjectState,
-    ) -> None:
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
         if self.allow_migrate_model(schema_editor.connection.alias, model):
             statement = self.index.create_sql(model, schema_editor)
@@ -108,80 +103,28 @@ class AddIndexInUse(AddIndexConcurrently):
     An incomplete index left by an interrupted run is rebuilt; a complete one stays.
     """
 
-    def database_forwards(
-        self,
-        app_label: str,
-        schema_editor: BaseDatabaseSchemaEditor,
-        from_state: ProjectState,
-        to_state: ProjectState,
-    ) -> None:
-        with _patient(schema_editor):
-            if _is_lacking(schema_editor, self.index.name):
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        with schema_editor.connection.cursor() as cursor:
+            cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [self.index.name])
+            found = cursor.fetchone()
+            if found == (True,):
+                return
+            # Longer than in other migrations: no call queues behind a concurrent build.
+            cursor.execute("SELECT current_setting('lock_timeout')")
+            (before,) = cursor.fetchone()
+            cursor.execute("SELECT set_config('lock_timeout', %s, false)", [BUILD_TIMEOUT])
+            try:
+                if found is not None:
+                    schema_editor.execute(f"DROP INDEX CONCURRENTLY {schema_editor.quote_name(self.index.name)}")
                 super().database_forwards(app_label, schema_editor, from_state, to_state)
-
-    def database_backwards(
-        self,
-        app_label: str,
-        schema_editor: BaseDatabaseSchemaEditor,
-        from_state: ProjectState,
-        to_state: ProjectState,
-    ) -> None:
-        with _patient(schema_editor):
-            super().database_backwards(app_label, schema_editor, from_state, to_state)
-
-
-class RemoveIndexInUse(RemoveIndexConcurrently):
-    """Remove an index without blocking reads and writes. Requires `atomic = False`."""
-
-    def database_forwards(
-        self,
-        app_label: str,
-        schema_editor: BaseDatabaseSchemaEditor,
-        from_state: ProjectState,
-        to_state: ProjectState,
-    ) -> None:
-        with _patient(schema_editor):
-            super().database_forwards(app_label, schema_editor, from_state, to_state)
-
-    def database_backwards(
-        self,
-        app_label: str,
-        schema_editor: BaseDatabaseSchemaEditor,
-        from_state: ProjectState,
-        to_state: ProjectState,
-    ) -> None:
-        with _patient(schema_editor):
-            if _is_lacking(schema_editor, self.name):
-                super().database_backwards(app_label, schema_editor, from_state, to_state)
-
-
-def _is_lacking(schema_editor: BaseDatabaseSchemaEditor, index: str) -> bool:
-    """Return True if there is no valid index of this name; drops an incomplete one."""
-    with schema_editor.connection.cursor() as cursor:
-        cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index])
-        found = cursor.fetchone()
-    if found == (False,):
-        schema_editor.execute(f"DROP INDEX CONCURRENTLY {schema_editor.quote_name(index)}")
-    return bool(found != (True,))
-
-
-@contextmanager
-def _patient(schema_editor: BaseDatabaseSchemaEditor) -> Iterator[None]:
-    """Allow a longer lock wait than in other migrations: no call queues behind a concurrent build."""
-    with schema_editor.connection.cursor() as cursor:
-        cursor.execute("SELECT current_setting('lock_timeout')")
-        (before,) = cursor.fetchone()
-        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [BUILD_TIMEOUT])
-        try:
-            yield
-        finally:
-            with suppress(DatabaseError):  # A lost connection has no setting to reset.
-                cursor.execute("SELECT set_config('lock_timeout', %s, false)", [before])
+            finally:
+                with suppress(DatabaseError):  # A lost connection has no setting to reset.
+                    cursor.execute("SELECT set_config('lock_timeout', %s, false)", [before])
 
 
 def missing_indexes(partitions: Partitions) -> int:
     """Return how many partition indexes are missing."""
-    return len(_lacking(partitions))
+    return len(_missing(partitions))
 
 
 def complete(partitions: Partitions, *, seconds: float = inf, told: Callable[[Made], object] = str) -> int:
@@ -190,24 +133,24 @@ def complete(partitions: Partitions, *, seconds: float = inf, told: Callable[[Ma
     Calls are not blocked. One process does this at a time; for others, and for a role that does not own the table, this
     does nothing. An index that cannot be attached because its partition is constantly read is left for the next run.
     """
-    if not (_lacking(partitions) and partitions.is_owner()):
+    if not (_missing(partitions) and partitions.is_owner()):
         return 0
     made, until = 0, time.monotonic() + seconds
     with connection.cursor() as cursor, _alone(cursor) as alone:
-        todo = _lacking(partitions) if alone else []
-        for number, lacking in enumerate(todo):
+        todo = _missing(partitions) if alone else []
+        for left, each in zip(range(len(todo) - 1, -1, -1), todo, strict=True):
             if time.monotonic() > until:
                 break
-            if _make(cursor, lacking):
+            if _make(cursor, each):
                 made += 1
-                told(Made(lacking.index, lacking.partition, len(todo) - number - 1))
+                told(Made(each.index, each.partition, left))
     return made
 
 
-def _lacking(partitions: Partitions) -> list[_Lacking]:
+def _missing(partitions: Partitions) -> list[_Missing]:
     with connection.cursor() as cursor:
-        cursor.execute(_LACKING, [partitions.table])
-        return [_Lacking(*row) for row in cursor.fetchall()]
+        cursor.execute(_MISSING, [partitions.table])
+        return [_Missing(*row) for row in cursor.fetchall()]
 
 
 @contextmanager
@@ -231,41 +174,36 @@ def _alone(cursor: Any) -> Iterator[bool]:
                 cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
-def _make(cursor: Any, lacking: _Lacking) -> bool:
+def _make(cursor: Any, missing: _Missing) -> bool:
     """Create and attach the index of one partition; return False if that is not possible now."""
     try:
         with limited_lock_wait(cursor, "0"):  # This waits for transactions, but nothing waits for it.
-            if not _has_usable(cursor, lacking):
-                cursor.execute(lacking.statement("CREATE INDEX CONCURRENTLY {name} ON {partition}{definition}"))
-        return _attach(cursor, lacking)
+            quoted = sql.Identifier(missing.name).as_string(cursor.connection)
+            cursor.execute(_USABLE, [missing.definition, missing.definition, quoted])
+            found = cursor.fetchone()
+            if found is not None and not found[0]:  # Left incomplete by a process that was killed.
+                cursor.execute(missing.statement("DROP INDEX CONCURRENTLY {name}"))
+            if found is None or not found[0]:
+                cursor.execute(missing.statement("CREATE INDEX CONCURRENTLY {name} ON {partition}{definition}"))
+        return _attach(cursor, missing)
     except (OperationalError, ProgrammingError) as error:
         if not isinstance(error.__cause__, DROPPED):
             raise
-        logger.info("a partition was dropped before it was indexed", extra={"partition": lacking.partition})
+        logger.info("a partition was dropped before it was indexed", extra={"partition": missing.partition})
         return False
 
 
-def _has_usable(cursor: Any, lacking: _Lacking) -> bool:
-    """True if the index exists but was not attached because the process was killed. Drops an incomplete one."""
-    quoted = sql.Identifier(lacking.name).as_string(cursor.connection)
-    cursor.execute(_USABLE, [lacking.definition, lacking.definition, quoted])
-    row = cursor.fetchone()
-    if row is not None and not row[0]:
-        cursor.execute(lacking.statement("DROP INDEX CONCURRENTLY {name}"))
-    return bool(row and row[0])
-
-
-def _attach(cursor: Any, lacking: _Lacking) -> bool:
+def _attach(cursor: Any, missing: _Missing) -> bool:
     """Attach the index to the table's index: instant, but under an exclusive lock."""
     for attempt in range(ATTEMPTS):
         time.sleep(attempt)
         try:
             with limited_lock_wait(cursor, ATTACH_TIMEOUT):
-                cursor.execute(lacking.statement("ALTER INDEX {index} ATTACH PARTITION {name}"))
+                cursor.execute(missing.statement("ALTER INDEX {index} ATTACH PARTITION {name}"))
         except OperationalError as error:
             if not isinstance(error.__cause__, (errors.LockNotAvailable, errors.DeadlockDetected)):
                 raise
         else:
             return True
-    logger.warning("a partition is in use: its index is put in place later", extra={"partition": lacking.partition})
+    logger.warning("a partition is in use: its index is put in place later", extra={"partition": missing.partition})
     return False

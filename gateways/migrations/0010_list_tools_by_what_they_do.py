@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from django.contrib.postgres.operations import RemoveIndexConcurrently
 from django.db import migrations, models, transaction
 from django.db.models import Q
 
-from auditlog.indexes import AddIndexInUse, RemoveIndexInUse
+from auditlog.indexes import AddIndexInUse
 
 # The assignment is locked first, as by who learns a list. The trigger says which effect each has; rows that stay
 # unknown are not written, in none of the tries that a long transaction may cost.
@@ -47,5 +48,5 @@ class Migration(migrations.Migration):
                 condition=Q(kind="tool", missing_since=None),
             ),
         ),
-        RemoveIndexInUse("feature", "tool_of_assignment"),  # Where it was made before it was released.
+        RemoveIndexConcurrently("feature", "tool_of_assignment"),  # Where it was made before it was released.
     ]

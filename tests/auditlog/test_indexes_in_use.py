@@ -8,7 +8,7 @@ from django.db import OperationalError, connection, models
 from django.db.migrations.loader import MigrationLoader
 
 from auditlog import indexes
-from auditlog.indexes import AddIndexInUse, RemoveIndexInUse
+from auditlog.indexes import AddIndexInUse
 from gatewayadmin.config import database
 from tests import make
 
@@ -28,14 +28,6 @@ def add() -> None:
     state = MigrationLoader(connection).project_state()
     with connection.schema_editor(atomic=False) as editor:
         AddIndexInUse("user", TRIAL).database_forwards("accounts", editor, state, state)
-
-
-def remove() -> None:
-    state = MigrationLoader(connection).project_state()
-    after = state.clone()
-    AddIndexInUse("user", TRIAL).state_forwards("accounts", after)
-    with connection.schema_editor(atomic=False) as editor:
-        RemoveIndexInUse("user", TRIAL.name).database_forwards("accounts", editor, after, state)
 
 
 def row(statement: str) -> tuple[object, ...] | None:
@@ -66,24 +58,6 @@ def test_one_that_was_not_made_to_its_end_is_made_anew_and_one_that_was_stays(mo
     made = row(OID)
     add()
     assert row(OID) == made
-
-
-def test_one_is_removed_once_nobody_uses_it_and_by_who_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    add()
-    with psycopg.connect(database.conninfo()) as busy:
-        busy.execute("SELECT FROM accounts_user")
-        monkeypatch.setattr(indexes, "BUILD_TIMEOUT", "100ms")
-        with pytest.raises(OperationalError):
-            remove()
-        with psycopg.connect(database.conninfo(), autocommit=True) as other:
-            other.execute("SET lock_timeout = '1s'")
-            other.execute("UPDATE accounts_user SET display_name = 'x'")  # Goes on meanwhile.
-    assert row(STATE) is not None
-
-    monkeypatch.undo()
-    for _ in range(2):
-        remove()
-        assert row(STATE) is None
 
 
 @pytest.mark.drill
