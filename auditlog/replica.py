@@ -1,8 +1,8 @@
 """Read the logs from a replica of the database (DATABASE_READ_URL), as docs/how-to/scale-out.md describes.
 
 Only history is read there: lists, exports, numbers. No decision or write depends on it, and a person who has just
-changed something reads the primary. Each process measures the replica's lag once a second by positions in the
-write-ahead log, independent of clocks and of the replica's connection to the primary.
+changed something reads the primary. Each process measures the replica's lag once a second: the age of the last commit
+that it has replayed, by the primary's clock, unless it has replayed all of the primary's write-ahead log.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -89,7 +88,6 @@ MARGIN_S = 5
 TELLS_FROM_S = 3.0  # The page shows a lag of this length or more.
 READ_ONLY, CANCELLED = "25006", "57014"
 FAULTS_OF_SERVERS = {"08", "40", "53", "55", "57", "58", "XX"}
-MOST_POSITIONS = 900  # A quarter of an hour; a longer lag is not measured.
 
 # Identifies the database and cluster: the same on a replica and its primary.
 IDENTITY = """
@@ -99,12 +97,12 @@ IDENTITY = """
 # A replica that did not follow a promotion stays on the previous timeline. Without pg_read_all_stats, the timeline is
 # that of the last checkpoint: then no replica is used for a while after a promotion.
 _AT_REPLICA = f"""
-SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint,
+SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn() >= %s::pg_lsn, pg_last_xact_replay_timestamp(),
     coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint())),
     {IDENTITY}
-""".encode()  # noqa: S608  (constants)
+"""  # noqa: S608  (constants)
 _AT_PRIMARY = f"""
-SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint,
+SELECT pg_current_wal_flush_lsn()::text, clock_timestamp(),
     ('x' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8))::bit(32)::int,
     {IDENTITY}
 """
@@ -123,7 +121,6 @@ class Gauging:
 
     def __init__(self) -> None:
         self._own: psycopg.Connection[Any] | None = None
-        self._positions: deque[tuple[float, int]] = deque(maxlen=MOST_POSITIONS)
         self._standing = Standing("not asked yet", 0.0, float("-inf"))
         self.reads = {"replica": 0, "primary": 0}  # Of this process, by database.
         self.readers: set[BaseDatabaseWrapper] = set()  # Connections that pages are reading over.
@@ -168,38 +165,24 @@ class Gauging:
 
     def _measured(self) -> tuple[str, float]:
         """Return why the replica may not be used (or an empty text), and its lag in seconds."""
-        asked_at = time.monotonic()
         with connection.cursor() as cursor:
             cursor.execute(_AT_PRIMARY)
-            position, timeline, *primary = cursor.fetchone()
-        if not self._positions or position > self._positions[-1][1]:
-            self._positions.append((asked_at, position))
-        elif position == self._positions[-1][1]:
-            self._positions[-1] = (asked_at, position)
-        else:
-            self._positions.clear()  # The primary has changed.
-            self._positions.append((asked_at, position))
+            position, now, timeline, *primary = cursor.fetchone()
         self._own = self._own or _connect()
-        row = self._own.execute(_AT_REPLICA).fetchone()
+        row = self._own.execute(_AT_REPLICA.encode(), [position]).fetchone()
         assert row
-        is_replica, replayed, followed, *there = row
+        is_replica, has_all, replayed_at, followed, *there = row
         if not is_replica:
             return "it is no replica", 0.0
         if there != primary:
             return "it is a replica of another database", 0.0
         if followed != timeline:
             return "it has not followed the present primary yet", 0.0
-        return self._behind(replayed, time.monotonic())
-
-    def _behind(self, replayed: int | None, now: float) -> tuple[str, float]:
-        if replayed is None:
-            return "it does not say how far it is", 0.0
-        if replayed >= self._positions[-1][1]:
+        if has_all:
             return "", 0.0
-        reached = next((at for at, position in reversed(self._positions) if position <= replayed), None)
-        lag = now - (self._positions[0][0] if reached is None else reached)
-        if reached is None:
-            return "it has not caught up yet", lag
+        if replayed_at is None:
+            return "it does not say how far it is", 0.0
+        lag = max((now - replayed_at).total_seconds(), 0.0)
         return (f"it is more than {settings.READ_LAG_SECONDS} s behind" if lag > settings.READ_LAG_SECONDS else ""), lag
 
 
