@@ -1,156 +1,425 @@
 """The names of all recorded admin actions: `subject.verb` in the past tense."""
 
 from enum import StrEnum
+from typing import Self
 
 
 class Action(StrEnum):
-    """The action of an Event. A retired name stays here as a comment, so that old events stay readable."""
+    """The action of an Event, and its sentences: the first whose fields all have values is used.
 
-    API_KEY_CREATED = "api_key.created"
-    API_KEY_REVOKED = "api_key.revoked"
+    `self` is the target if it is also the actor, `fields` are the changed fields; the others are values of
+    auditlog.sentences. A retired name stays here as a comment, so that old events stay readable.
+    """
 
-    ASSIGNMENT_CREATED = "assignment.created"
-    ASSIGNMENT_DISABLED = "assignment.disabled"
-    ASSIGNMENT_ENABLED = "assignment.enabled"
-    ASSIGNMENT_NARROWED = "assignment.narrowed"
-    ASSIGNMENT_REMOVED = "assignment.removed"
-    ASSIGNMENT_UPDATED = "assignment.updated"
-    ASSIGNMENT_WIDENED = "assignment.widened"
+    sentences: tuple[str, ...]
 
-    ATTEMPT_REFUSED = "attempt.refused"
+    def __new__(cls, value: str, *sentences: str) -> Self:
+        action = str.__new__(cls, value)
+        action._value_, action.sentences = value, sentences
+        return action
 
-    CONNECTION_DISABLED = "connection.disabled"
-    CONNECTION_ENABLED = "connection.enabled"
-    CONNECTION_IDENTITY_CHANGED = "connection.identity_changed"
-    CONNECTION_OPENED = "connection.opened"
-    CONNECTION_REVOKED = "connection.revoked"
+    API_KEY_CREATED = "api_key.created", "{actor} created the API key {target}."
+    API_KEY_REVOKED = (
+        "api_key.revoked",
+        "{actor} revoked the API key {target} of {owner}.",
+        "{actor} revoked the API key {target}.",
+    )
 
-    EVENTS_EXPORTED = "events.exported"
+    ASSIGNMENT_CREATED = (
+        "assignment.created",
+        "{actor} put the server {server} on the gateway {gateway}.",
+        "{actor} assigned {target}.",
+    )
+    ASSIGNMENT_DISABLED = (
+        "assignment.disabled",
+        "{actor} disabled the server {server} on the gateway {gateway}.",
+        "{actor} disabled the assignment {target}.",
+    )
+    ASSIGNMENT_ENABLED = (
+        "assignment.enabled",
+        "{actor} enabled the server {server} on the gateway {gateway}.",
+        "{actor} enabled the assignment {target}.",
+    )
+    ASSIGNMENT_NARROWED = (
+        "assignment.narrowed",
+        "{actor} left only the tools in use of the server {server} on the gateway {gateway}.",
+        "{actor} left only the tools in use of {target}.",
+    )
+    ASSIGNMENT_REMOVED = (
+        "assignment.removed",
+        "{actor} took the server {server} off the gateway {gateway}.",
+        "{actor} removed the assignment {target}.",
+    )
+    ASSIGNMENT_UPDATED = (
+        "assignment.updated",
+        "{actor} changed the {fields} of the server {server} on the gateway {gateway}.",
+        "{actor} changed the assignment {target}.",
+    )
+    ASSIGNMENT_WIDENED = (
+        "assignment.widened",
+        "{actor} switched the unused tools of the server {server} on the gateway {gateway} on again.",
+        "{actor} switched the unused tools of {target} on again.",
+    )
 
-    FEATURE_ACCEPTED = "feature.accepted"
-    FEATURE_CHANGED = "feature.changed"
-    FEATURE_DISABLED = "feature.disabled"
-    FEATURE_ENABLED = "feature.enabled"
-    FEATURE_HELD = "feature.held"
-    FEATURE_QUARANTINED = "feature.quarantined"
+    ATTEMPT_REFUSED = (
+        "attempt.refused",
+        "{actor} tried what takes the capability {capability}, and was refused.",
+        "{actor} tried what takes a capability they lack, and was refused.",
+    )
 
-    GATEWAY_ARCHIVED = "gateway.archived"
-    GATEWAY_CREATED = "gateway.created"
-    GATEWAY_DISABLED = "gateway.disabled"
-    GATEWAY_ENABLED = "gateway.enabled"
-    GATEWAY_UPDATED = "gateway.updated"
+    CONNECTION_DISABLED = (
+        "connection.disabled",
+        "{actor} disabled the connection of {host} to the gateway {gateway} as {user}.",
+        "{actor} disabled the connection {target}.",
+    )
+    CONNECTION_ENABLED = (
+        "connection.enabled",
+        "{actor} enabled the connection of {host} to the gateway {gateway} as {user}.",
+        "{actor} enabled the connection {target}.",
+    )
+    CONNECTION_IDENTITY_CHANGED = (
+        "connection.identity_changed",
+        "{actor} chose the identity for {first} that {host} carries to the gateway {gateway} as {user}.",
+        "{actor} chose another identity for the connection {target}.",
+    )
+    CONNECTION_OPENED = (
+        "connection.opened",
+        "{actor} let {host} use the gateway {gateway} as {user}.",
+        "{actor} opened the connection {target}.",
+    )
+    CONNECTION_REVOKED = (
+        "connection.revoked",
+        "{actor} revoked the connection of {host} to the gateway {gateway} as {user}.",
+        "{actor} revoked the connection {target}.",
+    )
 
-    HOST_APPEARED = "host.appeared"
-    HOST_APPROVED = "host.approved"
-    HOST_ARCHIVED = "host.archived"
-    HOST_CREATED = "host.created"
-    HOST_DISABLED = "host.disabled"
-    HOST_ENABLED = "host.enabled"
-    HOST_UPDATED = "host.updated"
+    EVENTS_EXPORTED = "events.exported", "{actor} exported the admin events."
 
-    IDENTITY_CONFIRMED = "identity.confirmed"
-    IDENTITY_CREATED = "identity.created"
-    IDENTITY_DISABLED = "identity.disabled"
-    IDENTITY_ENABLED = "identity.enabled"
-    IDENTITY_REPLACED = "identity.replaced"
-    IDENTITY_REVOKED = "identity.revoked"
-    IDENTITY_SIGNED_IN = "identity.signed_in"
-    IDENTITY_SIGN_IN_NEEDED = "identity.sign_in_needed"
-    IDENTITY_UPDATED = "identity.updated"
+    FEATURE_ACCEPTED = "feature.accepted", "{actor} accepted the definition of {target}."
+    FEATURE_CHANGED = (
+        "feature.changed",
+        "Definitions changed on {target}, {more} more than are listed.",
+        "The definition of {target} was changed by its server.",
+    )
+    FEATURE_DISABLED = "feature.disabled", "{actor} disabled {target}."
+    FEATURE_ENABLED = "feature.enabled", "{actor} enabled {target}."
+    FEATURE_HELD = "feature.held", "{target} is new at its server and waits for a decision."
+    FEATURE_QUARANTINED = "feature.quarantined", "{actor} put {target} in quarantine."
 
-    KEY_REGENERATED = "connection.key_regenerated"
+    GATEWAY_ARCHIVED = "gateway.archived", "{actor} archived the gateway {target}."
+    GATEWAY_CREATED = "gateway.created", "{actor} created the gateway {target}."
+    GATEWAY_DISABLED = "gateway.disabled", "{actor} disabled the gateway {target}."
+    GATEWAY_ENABLED = "gateway.enabled", "{actor} enabled the gateway {target}."
+    GATEWAY_UPDATED = (
+        "gateway.updated",
+        "{actor} renamed the gateway {old_name} to {target}.",
+        "{actor} changed the {fields} of the gateway {target}.",
+        "{actor} changed the gateway {target}.",
+    )
 
-    LOGS_EXPORTED = "logs.exported"
+    HOST_APPEARED = "host.appeared", "The app {target} appeared: {actor} connected it."
+    HOST_APPROVED = "host.approved", "{actor} let the app {target} use the gateways."
+    HOST_ARCHIVED = "host.archived", "{actor} archived the host {target}."
+    HOST_CREATED = "host.created", "{actor} created the agent {target}."
+    HOST_DISABLED = "host.disabled", "{actor} disabled the host {target}."
+    HOST_ENABLED = "host.enabled", "{actor} enabled the host {target}."
+    HOST_UPDATED = (
+        "host.updated",
+        "{actor} renamed the host {old_name} to {target}.",
+        "{actor} changed the {fields} of the host {target}.",
+        "{actor} changed the host {target}.",
+    )
 
-    OAUTH_APP_REGISTERED = "oauth.app_registered"
-    OAUTH_FAMILY_ENDED = "oauth.family_ended"
+    IDENTITY_CONFIRMED = (
+        "identity.confirmed",
+        "{actor} confirmed the identity {target} for the new address of its server.",
+    )
+    IDENTITY_CREATED = "identity.created", "{actor} added the identity {target}."
+    IDENTITY_DISABLED = "identity.disabled", "{actor} disabled the identity {target}."
+    IDENTITY_ENABLED = "identity.enabled", "{actor} enabled the identity {target}."
+    IDENTITY_REPLACED = "identity.replaced", "{actor} replaced the secret of the identity {target}."
+    IDENTITY_REVOKED = "identity.revoked", "{actor} revoked the identity {target}."
+    IDENTITY_SIGNED_IN = "identity.signed_in", "{actor} signed in again for the identity {target}."
+    IDENTITY_SIGN_IN_NEEDED = (
+        "identity.sign_in_needed",
+        "The sign-in of the identity {target} ended; its owner has to sign in again.",
+    )
+    IDENTITY_UPDATED = (
+        "identity.updated",
+        "{actor} changed the {fields} of the identity {target}.",
+        "{actor} changed the identity {target}.",
+    )
 
-    PROVISIONING_KEY_CREATED = "provisioning_key.created"
-    PROVISIONING_KEY_PREVIOUS_ENDED = "provisioning_key.previous_ended"
-    PROVISIONING_KEY_REVOKED = "provisioning_key.revoked"
-    PROVISIONING_KEY_ROLLED = "provisioning_key.rolled"
-    ORGANISATION_TESTED = "organisation.tested"
-    ORGANISATION_UPDATED = "organisation.updated"
+    KEY_REGENERATED = (
+        "connection.key_regenerated",
+        "{actor} regenerated the key of the connection of {host} to the gateway {gateway} as {user}.",
+        "{actor} regenerated the key of the connection {target}.",
+    )
 
-    RECOVERY_CODES_REPLACED = "user.recovery_codes_replaced"
+    LOGS_EXPORTED = "logs.exported", "{actor} exported the log."
 
-    ROLE_CREATED = "role.created"
-    ROLE_REMOVED = "role.removed"
-    ROLE_UPDATED = "role.updated"
+    OAUTH_APP_REGISTERED = "oauth.app_registered", "The OAuth client {target} was registered."
+    OAUTH_FAMILY_ENDED = (
+        "oauth.family_ended",
+        "The sign-in of {host} at the gateway {gateway} as {user} was ended.",
+        "The sign-in of the connection {target} was ended.",
+    )
 
-    SECOND_FACTOR_ADDED = "user.second_factor_added"
-    SECOND_FACTOR_REMOVED = "user.second_factor_removed"
-    SECURITY_KEY_RENAMED = "user.security_key_renamed"
+    PROVISIONING_KEY_CREATED = "provisioning_key.created", "{actor} created the provisioning key {target}."
+    PROVISIONING_KEY_PREVIOUS_ENDED = (
+        "provisioning_key.previous_ended",
+        "{actor} ended the old secret of the provisioning key {target}.",
+    )
+    PROVISIONING_KEY_REVOKED = "provisioning_key.revoked", "{actor} revoked the provisioning key {target}."
+    PROVISIONING_KEY_ROLLED = "provisioning_key.rolled", "{actor} rolled the provisioning key {target}."
+    ORGANISATION_TESTED = "organisation.tested", "{actor} tested the identity provider of the organisation."
+    ORGANISATION_UPDATED = (
+        "organisation.updated",
+        "{actor} changed the {fields} of the sign-in by the organisation.",
+        "{actor} changed the sign-in by the organisation.",
+    )
 
-    SAVED_VIEW_CREATED = "saved_view.created"
-    SAVED_VIEW_REMOVED = "saved_view.removed"
-    SAVED_VIEW_UPDATED = "saved_view.updated"
+    RECOVERY_CODES_REPLACED = (
+        "user.recovery_codes_replaced",
+        "{self} made new recovery codes.",
+        "{actor} made new recovery codes of {target}.",
+    )
 
-    SERVER_ARCHIVED = "server.archived"
-    SERVER_CLIENT_CHANGED = "server.client_changed"
-    SERVER_CREATED = "server.created"
-    SERVER_DISABLED = "server.disabled"
-    SERVER_ENABLED = "server.enabled"
-    SERVER_ISSUER_CHANGED = "server.issuer_changed"
-    SERVER_UPDATED = "server.updated"
+    ROLE_CREATED = "role.created", "{actor} created the role {target}."
+    ROLE_REMOVED = "role.removed", "{actor} deleted the role {target}."
+    ROLE_UPDATED = (
+        "role.updated",
+        "{actor} renamed the role {old_name} to {target}.",
+        "{actor} changed the {fields} of the role {target}.",
+        "{actor} changed the role {target}.",
+    )
 
-    SIGN_IN_REFUSED = "user.sign_in_refused"
+    SECOND_FACTOR_ADDED = (
+        "user.second_factor_added",
+        "{self} added the security key {security_key} as a second factor.",
+        "{self} turned their second factor on.",
+        "{actor} turned the second factor of {target} on.",
+    )
+    SECOND_FACTOR_REMOVED = (
+        "user.second_factor_removed",
+        "{self} removed their security key {security_key}.",
+        "{self} turned their second factor off.",
+        "{actor} removed the second factor of {target}.",
+    )
+    SECURITY_KEY_RENAMED = (
+        "user.security_key_renamed",
+        "{self} renamed their security key {old_key} to {security_key}.",
+        "{actor} renamed the security key {old_key} of {target} to {security_key}.",
+        "{actor} renamed a security key of {target}.",
+    )
 
-    SINK_CREATED = "sink.created"
-    SINK_DISABLED = "sink.disabled"
-    SINK_ENABLED = "sink.enabled"
-    SINK_REMOVED = "sink.removed"
-    SINK_ROW_REFUSED = "sink.row_refused"
-    SINK_ROWS_DROPPED = "sink.rows_dropped"
-    SINK_SENT_NOW = "sink.sent_now"
-    SINK_TESTED = "sink.tested"
-    SINK_UPDATED = "sink.updated"
+    SAVED_VIEW_CREATED = "saved_view.created", "{actor} saved the view {target} of the log."
+    SAVED_VIEW_REMOVED = "saved_view.removed", "{actor} removed the view {target} of the log."
+    SAVED_VIEW_UPDATED = (
+        "saved_view.updated",
+        "{actor} renamed the view {old_name} of the log to {target}.",
+        "{actor} changed the view {target} of the log.",
+    )
 
-    TEAM_CREATED = "team.created"
-    TEAM_REMOVED = "team.removed"
-    TEAM_UPDATED = "team.updated"
+    SERVER_ARCHIVED = "server.archived", "{actor} archived the server {target}."
+    SERVER_CLIENT_CHANGED = (
+        "server.client_changed",
+        "{actor} changed the OAuth client that signs people in at {target}.",
+    )
+    SERVER_CREATED = "server.created", "{actor} added the server {target}."
+    SERVER_DISABLED = "server.disabled", "{actor} disabled the server {target}."
+    SERVER_ENABLED = "server.enabled", "{actor} enabled the server {target}."
+    SERVER_ISSUER_CHANGED = (
+        "server.issuer_changed",
+        "{actor} signed in at another issuer of the server {target}, which ended other sign-ins.",
+    )
+    SERVER_UPDATED = (
+        "server.updated",
+        "{actor} renamed the server {old_name} to {target}.",
+        "{actor} changed the {fields} of the server {target}.",
+        "{actor} changed the server {target}.",
+    )
 
-    TOKEN_ASKED_FOR_NEW = "token.asked_for_new"
-    TOKEN_COLLECTED = "token.collected"
-    TOKEN_ISSUED = "token.issued"
-    TOKEN_PREVIOUS_ENDED = "token.previous_ended"
-    TOKEN_REVOKED = "token.revoked"
-    TOKEN_ROTATED = "token.rotated"
-    TOKEN_UPDATED = "token.updated"
+    SIGN_IN_REFUSED = (
+        "user.sign_in_refused",
+        "The security key {security_key} of {target} was refused: there is a copy of it.",
+        "The organisation's sign-in as {email} was refused: {reason}.",
+        "An answer of the organisation's identity provider was refused: {reason}.",
+        "Too many passwords were tried for {email}; further ones were refused.",
+        "Too many passwords were tried; further ones were refused.",
+    )
+
+    SINK_CREATED = "sink.created", "{actor} added the log sink {target}."
+    SINK_DISABLED = "sink.disabled", "{actor} paused the log sink {target}."
+    SINK_ENABLED = "sink.enabled", "{actor} let the log sink {target} go on."
+    SINK_REMOVED = "sink.removed", "{actor} removed the log sink {target}."
+    SINK_ROW_REFUSED = (
+        "sink.row_refused",
+        "The log sink {target} refused the row {row} for good, which was left out.",
+        "The log sink {target} refused a row for good, which was left out.",
+    )
+    SINK_ROWS_DROPPED = "sink.rows_dropped", "Calls were dropped before the log sink {target} had them."
+    SINK_SENT_NOW = "sink.sent_now", "{actor} tried the log sink {target} again without waiting for its next retry."
+    SINK_TESTED = "sink.tested", "{actor} sent a test line to the log sink {target}."
+    SINK_UPDATED = (
+        "sink.updated",
+        "{actor} renamed the log sink {old_name} to {target}.",
+        "{actor} changed the {fields} of the log sink {target}.",
+        "{actor} changed the log sink {target}.",
+    )
+
+    TEAM_CREATED = "team.created", "{actor} created the team {target}."
+    TEAM_REMOVED = "team.removed", "{actor} deleted the team {target}."
+    TEAM_UPDATED = (
+        "team.updated",
+        "{actor} renamed the team {old_name} to {target}.",
+        "{actor} added {joined} to the team {target} and removed {left}.",
+        "{actor} added {joined} to the team {target}.",
+        "{actor} removed {left} from the team {target}.",
+        "{actor} changed the {fields} of the team {target}.",
+        "{actor} changed the team {target}.",
+    )
+
+    TOKEN_ASKED_FOR_NEW = (
+        "token.asked_for_new",
+        "{actor} ended the secret of the token {target} and asked {owner} to collect a new one.",
+        "{actor} ended the secret of the token {target} and asked for a new one.",
+    )
+    TOKEN_COLLECTED = "token.collected", "{actor} collected the new secret of the token {target}."
+    TOKEN_ISSUED = "token.issued", "{actor} created the token {target}."
+    TOKEN_PREVIOUS_ENDED = (
+        "token.previous_ended",
+        "{actor} ended the previous secret of the token {target} of {owner}.",
+        "{actor} ended the previous secret of the token {target}.",
+    )
+    TOKEN_REVOKED = "token.revoked", "{actor} revoked the token {target}."
+    TOKEN_ROTATED = (
+        "token.rotated",
+        "The token {self} regenerated its own secret.",
+        "{actor} regenerated the token {target}.",
+    )
+    TOKEN_UPDATED = (
+        "token.updated",
+        "{actor} changed the {fields} of the token {target}.",
+        "{actor} changed the token {target}.",
+    )
 
     # "tool.disabled" and "tool.enabled" are feature.disabled and feature.enabled, as prompts have switches too.
 
-    UNKNOWN_TOKENS_REFUSED = "proxy.unknown_tokens_refused"
+    UNKNOWN_TOKENS_REFUSED = (
+        "proxy.unknown_tokens_refused",
+        "{requests} requests with unknown tokens were refused, from {target}.",
+        "Requests with unknown tokens were refused, from {target}.",
+    )
 
-    USER_ASKED_FOR_CAPABILITY = "user.asked_for_capability"
-    USER_BREAK_GLASS_CHANGED = "user.break_glass_changed"
-    USER_BREAK_GLASS_USED = "user.break_glass_used"
-    USER_CREATED = "user.created"
-    USER_DEACTIVATED = "user.deactivated"
-    USER_INVITATION_RENEWED = "user.invitation_renewed"
-    USER_INVITATION_REVOKED = "user.invitation_revoked"
-    USER_INVITED = "user.invited"
-    USER_JOINED = "user.joined"
-    USER_GROUPS_UNSAID = "user.groups_unsaid"
-    USER_LINKED = "user.linked"
-    USER_PASSWORD_CHANGED = "user.password_changed"
-    USER_PASSWORD_LINK_MADE = "user.password_link_made"
-    USER_PASSWORD_RESET = "user.password_reset"
-    USER_PROVISIONED = "user.provisioned"
-    USER_REQUEST_DECLINED = "user.request_declined"
-    USER_REACTIVATED = "user.reactivated"
-    USER_RESET_SENT = "user.password_reset_sent"
-    USER_RESCUED = "user.rescued"
-    USER_ROLE_CHANGED = "user.role_changed"
-    USER_SESSION_ENDED = "user.session_ended"
-    USER_SIGNED_OUT_EVERYWHERE = "user.signed_out_everywhere"
-    USER_STAFF_CHANGED = "user.staff_changed"
-    USER_UNLINKED = "user.unlinked"
-    USER_UPDATED = "user.updated"
+    USER_ASKED_FOR_CAPABILITY = (
+        "user.asked_for_capability",
+        "{actor} asked for the capability {capability}.",
+        "{actor} asked for a capability.",
+    )
+    USER_BREAK_GLASS_CHANGED = (
+        "user.break_glass_changed",
+        "{actor} made {target} a break-glass owner{break_glass}.",
+        "{actor} ended that {target} is a break-glass owner.",
+    )
+    USER_BREAK_GLASS_USED = "user.break_glass_used", "{target} broke the glass: they signed in with a password."
+    USER_CREATED = (
+        "user.created",
+        "The account of {target} was created with the role {role}.",
+        "The account of {target} was created.",
+    )
+    USER_DEACTIVATED = "user.deactivated", "{actor} deactivated {target}."
+    USER_INVITATION_RENEWED = "user.invitation_renewed", "{actor} invited {target} again."
+    USER_INVITATION_REVOKED = "user.invitation_revoked", "{actor} took the invitation of {target} back."
+    USER_INVITED = "user.invited", "{actor} invited {target} with the role {role}.", "{actor} invited {target}."
+    USER_JOINED = "user.joined", "{target} accepted the invitation."
+    USER_GROUPS_UNSAID = (
+        "user.groups_unsaid",
+        "The organisation said nothing of the groups of {target}, which is taken as none.",
+    )
+    USER_LINKED = (
+        "user.linked",
+        "{self} linked their account to the organisation.",
+        "The account of {target} was linked to the organisation.",
+    )
+    USER_PASSWORD_CHANGED = (
+        "user.password_changed",
+        "{self} changed their password.",
+        "{actor} changed the password of {target}.",
+    )
+    USER_PASSWORD_LINK_MADE = "user.password_link_made", "{actor} made a link for {target} to choose a password."
+    USER_PASSWORD_RESET = (
+        "user.password_reset",
+        "{self} reset their password.",
+        "{actor} reset the password of {target}.",
+    )
+    USER_PROVISIONED = (
+        "user.provisioned",
+        "{actor} made the account of {target} with the role {role}.",
+        "{actor} made the account of {target}.",
+    )
+    USER_REQUEST_DECLINED = (
+        "user.request_declined",
+        "{actor} declined the request of {target} for the capability {capability}.",
+        "{actor} declined a request of {target}.",
+    )
+    USER_REACTIVATED = "user.reactivated", "{actor} reactivated {target}."
+    USER_RESET_SENT = "user.password_reset_sent", "{actor} sent {target} a link to reset their password."
+    USER_RESCUED = "user.rescued", "{target} was made an owner from the command line."
+    USER_ROLE_CHANGED = (
+        "user.role_changed",
+        "{actor} gave {target} the role {role}.",
+        "{actor} changed what {target} may do.",
+    )
+    USER_SESSION_ENDED = (
+        "user.session_ended",
+        "{self} signed out of one of their browsers.",
+        "{actor} signed {target} out of one browser.",
+    )
+    USER_SIGNED_OUT_EVERYWHERE = (
+        "user.signed_out_everywhere",
+        "{self} signed out everywhere.",
+        "{actor} signed {target} out everywhere.",
+    )
+    USER_STAFF_CHANGED = (
+        "user.staff_changed",
+        "{actor} let {target} into the Django admin{is_staff}.",
+        "{actor} shut {target} out of the Django admin.",
+    )
+    USER_UNLINKED = (
+        "user.unlinked",
+        "{self} unlinked their account from the organisation.",
+        "{actor} unlinked the account of {target} from the organisation.",
+    )
+    USER_UPDATED = (
+        "user.updated",
+        "{self} changed their {fields}.",
+        "{actor} changed the {fields} of {target}.",
+        "{actor} changed the account of {target}.",
+    )
 
-    WORKSPACE_MAIL_TESTED = "workspace.mail_tested"
-    CALLS_DROPPED = "workspace.calls_dropped"
-    RETENTION_ASKED = "workspace.shorter_retention_asked"
-    RETENTION_REVOKED = "workspace.shorter_retention_revoked"
-    RETENTION_SHORTENED = "workspace.retention_shortened"
-    WORKSPACE_UPDATED = "workspace.updated"
+    WORKSPACE_MAIL_TESTED = (
+        "workspace.mail_tested",
+        "{actor} sent a test mail to {to}{sent}.",
+        "{actor} tried to send a test mail, which failed.",
+    )
+    CALLS_DROPPED = (
+        "workspace.calls_dropped",
+        "Retention dropped {calls} calls with the partition {partition}.",
+        "Retention dropped a partition of calls.",
+    )
+    RETENTION_ASKED = (
+        "workspace.shorter_retention_asked",
+        "{actor} shortened the retention of calls, which drops about {calls} calls a day later.",
+        "{actor} shortened the retention of calls, from a day later on.",
+    )
+    RETENTION_REVOKED = (
+        "workspace.shorter_retention_revoked",
+        "{actor} took a shorter retention of calls back before it took effect.",
+    )
+    RETENTION_SHORTENED = "workspace.retention_shortened", "A shorter retention of calls took effect."
+    WORKSPACE_UPDATED = (
+        "workspace.updated",
+        "{actor} changed the {fields} of the workspace.",
+        "{actor} changed the settings of the workspace.",
+    )

@@ -13,7 +13,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import Role, Team, User, WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.models import Event
-from auditlog.sentences import RETIRED, SENTENCES, sentence
+from auditlog.sentences import RETIRED, sentence
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Feature
@@ -28,7 +28,7 @@ ANA = "ana@example.com"
 
 
 def test_each_event_name_has_a_sentence_and_each_sentence_an_event_name() -> None:
-    assert set(SENTENCES) == set(Action)
+    assert all(action.sentences for action in Action)
     assert not set(RETIRED) & set(Action)
 
 
@@ -40,13 +40,13 @@ def test_statements_write_no_event_without_a_sentence() -> None:
     written = {name for text in texts for name in re.findall(rf"'((?:{subjects})\.[a-z_]+)'", text)}
 
     assert written >= {"feature.held", "feature.changed", "identity.sign_in_needed", "proxy.unknown_tokens_refused"}
-    assert written <= set(SENTENCES)
+    assert written <= set(Action)
 
 
-@pytest.mark.parametrize("action", [*SENTENCES, *RETIRED, "thing.from_the_future"])
+@pytest.mark.parametrize("action", [*Action, *RETIRED, "thing.from_the_future"])
 def test_an_event_that_says_nothing_of_its_own_is_a_whole_sentence_too(action: str) -> None:
     bare = Event(action=action, actor_email=ANA, target_type="thing", target_id="7", target_label="Thing")
-    least = Formatter().parse(({**SENTENCES, **RETIRED}.get(action) or ("",))[-1])
+    least = Formatter().parse((getattr(action, "sentences", ()) or RETIRED.get(action) or ("",))[-1])
 
     said = sentence(bare)
 
