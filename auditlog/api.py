@@ -20,11 +20,10 @@ from accounts.models import SavedView
 from accounts.rules import NameTaken, NotYourView, TooManyViews
 from auditlog import replica
 from auditlog.actions import Action
-from auditlog.event_context import Via
 from auditlog.export import TYPES, Export, file_response
 from auditlog.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.groups import BY, SORTS, as_rows, group_calls
-from auditlog.models import Call, Event
+from auditlog.models import Call, Event, Via
 from auditlog.own_calls import OwnCall, listed_calls
 from auditlog.paging import BadLogCursor, Cursor, Page, page
 from auditlog.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse_search

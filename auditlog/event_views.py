@@ -22,10 +22,9 @@ from django.views.decorators.http import require_GET
 
 from auditlog import replica
 from auditlog.actions import Action
-from auditlog.event_context import Via
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.filters import RANGES, EventFacet, first_of
-from auditlog.models import Event, masked
+from auditlog.models import Event, Via, masked
 from auditlog.paging import Cursor, page
 from auditlog.search import count_rows, uuid_of
 from auditlog.sentences import parts

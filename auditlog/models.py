@@ -3,17 +3,17 @@
 Log rows are insert-only. They store ids and names as plain columns, so that history stays readable after changes.
 """
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 from uuid import UUID, uuid4
 
-from django.db import models
+from django.db import models, transaction
 
-from auditlog import event_context
 from auditlog.actions import Action
-from auditlog.event_context import Via
 from auditlog.partitions import Partitions
 from auditlog.rollups.schema import CLASS_COLUMNS, DIMENSIONS, ENDS, Grain
 
@@ -310,6 +310,57 @@ class CheckpointKey(models.Model):
         return self.key_id
 
 
+# The context of a change: set once per request, read by `Event.objects.record`.
+
+
+class Via(models.TextChoices):
+    """The channel through which a change came."""
+
+    WEB = "web", "Web"
+    API = "api", "API"
+    BEARER = "bearer", "Bearer token"
+    DJANGO_ADMIN = "django_admin", "Django admin"
+    SYSTEM = "system", "System"
+    OAUTH = "oauth", "OAuth"
+    SCIM = "scim", "SCIM"
+
+
+@dataclass(frozen=True, slots=True)
+class EventContext:
+    """The channel, client address and correlation id of the current request.
+
+    `through` names the API key of the request, if any.
+    """
+
+    via: Via = Via.SYSTEM
+    ip: str | None = None
+    correlation_id: UUID = field(default_factory=uuid4)
+    through: str = ""
+
+
+_context: ContextVar[EventContext | None] = ContextVar("event_context", default=None)
+
+
+def current_context() -> EventContext:
+    """Return the context of the current request; outside of requests, the system's."""
+    return _context.get() or EventContext()
+
+
+@contextmanager
+def use_context(context: EventContext) -> Iterator[None]:
+    """Record changes inside the block with `context`."""
+    token = _context.set(context)
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def note_api_key(name: str) -> None:
+    """Attribute the remaining changes of the request to this API key."""
+    _context.set(replace(current_context(), through=name))
+
+
 class Actor(Protocol):
     """A person who makes changes."""
 
@@ -346,7 +397,7 @@ class EventManager(models.Manager["Event"]):
         Call it inside the transaction of the change. `changes` maps a field to [before, after]; values of fields named
         like secrets are masked. `actor` names an actor other than a person, such as a token.
         """
-        context = event_context.current_context()
+        context = current_context()
         return self.create(
             actor_id=by.pk if by else None,
             actor_email=actor or (by.email if by else "system"),
@@ -387,3 +438,41 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.target_label}"
+
+
+class Switchable(models.Model):
+    """Base of models that can be disabled and enabled; the proxy reads the switch on every request."""
+
+    enabled = models.BooleanField(default=True)
+
+    class Meta:
+        abstract = True
+
+    def disable(self, *, by: Actor | None) -> bool:
+        """Disable the row: the next request that depends on it is refused. It can be enabled again.
+
+        Returns False if it was disabled already.
+        """
+        return self._set_enabled(on=False, by=by)
+
+    def enable(self, *, by: Actor | None) -> bool:
+        """Enable the row again. Returns False if it was enabled already."""
+        return self._set_enabled(on=True, by=by)
+
+    def _set_enabled(self, *, on: bool, by: Actor | None) -> bool:
+        with transaction.atomic():
+            row = self.lock()
+            changed: bool = row.enabled != on
+            if changed:
+                type(self)._default_manager.filter(pk=self.pk).update(enabled=on, **self._further_columns(on, by))
+                action = Action(f"{self._meta.model_name}.{'enabled' if on else 'disabled'}")
+                Event.objects.record(action, self, by=by, changes={"enabled": [not on, on]})
+        self.enabled = on
+        return changed
+
+    def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
+        return {}
+
+    def lock(self) -> Self:
+        """Return the current row, locked until the transaction ends."""
+        return type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)

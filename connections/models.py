@@ -11,9 +11,8 @@ from django.utils import timezone
 from accounts.models import ApiKey, KeyEnd, Role, Team, User
 from accounts.rules import Grantor
 from auditlog.actions import Action
-from auditlog.models import Actor, Event
+from auditlog.models import Actor, Event, Switchable
 from auditlog.reasons import LAYERS
-from auditlog.switchable import Switchable
 from auditlog.versions import Versioned
 from capabilities import Capability
 from gateways.models import Assignment, Gateway, IdentityScheme, Reach

@@ -26,8 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from accounts.models import User
 from auditlog.actions import Action
-from auditlog.event_context import EventContext, Via, use_context
-from auditlog.models import Event
+from auditlog.models import Event, EventContext, Via, use_context
 from gatewayadmin.config.environment import Network
 from gatewayadmin.serving.log_format import request_id
 from proxy.response import WRONG_HOST

@@ -23,9 +23,9 @@ from auditlog import replica
 from auditlog.instruments import Instruments, to_come
 from auditlog.models import Call
 from auditlog.own_calls import OwnCall, as_own, listed_calls
+from auditlog.query_language import parse_search
 from auditlog.rollups.reading import Bars, book
 from auditlog.search import RowCount, Search
-from auditlog.query_language import parse_search
 from capabilities import Capability, own_resource
 from capabilities.catalogue import SEES_CONNECTIONS
 from connections.carried_identities import CarriedRow, OwnConnection, newest_lacking_identity, with_carried

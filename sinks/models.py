@@ -19,9 +19,8 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog import replica
 from auditlog.actions import Action
-from auditlog.models import Actor, Call, Checkpoint, Event
+from auditlog.models import Actor, Call, Checkpoint, Event, Switchable
 from auditlog.replica import NEAR
-from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from sinks.receivers import (

@@ -28,9 +28,9 @@ from psycopg.rows import dict_row, scalar_row
 
 from auditlog.event_views import COLUMNS as EVENT_COLUMNS
 from auditlog.export import AsItIs
+from auditlog.fields import EXPORT_COLUMNS, PAYLOADS
 from auditlog.models import ENDINGS, Call, Event
 from auditlog.replica import LATE_EVERY, LATEST, NEAR, last_id
-from auditlog.fields import EXPORT_COLUMNS, PAYLOADS
 from sinks.models import Sink
 from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, LogLine
 from ui import databases

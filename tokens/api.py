@@ -22,8 +22,7 @@ from rest_framework.response import Response
 from accounts.models import ApiKey
 from accounts.models.api_keys import ApiKeyAlreadyRevoked
 from accounts.rules import Outranked
-from auditlog import event_context
-from auditlog.event_context import Via
+from auditlog.models import Via, current_context, use_context
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own, must_hold
 from connections.api import PROBLEMS as CONNECTION_PROBLEMS
@@ -221,7 +220,7 @@ class TokenResource(Resource):
         if not admits(token.allowed_ips, self.request.META.get("REMOTE_ADDR")):
             raise ApiError(HTTPStatus.FORBIDDEN, "ip_not_allowed", "The IP allowlist of this token lacks your address.")
         must_be_on(token.connection)
-        with event_context.use_context(replace(event_context.current_context(), via=Via.BEARER)):
+        with use_context(replace(current_context(), via=Via.BEARER)):
             try:
                 with self.unchanged(token):
                     return token.rotate(by=None, presented=presented.secret, overlap_hours=overlap_hours)

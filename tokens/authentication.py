@@ -9,7 +9,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
 from accounts.models import ApiKey, User
-from auditlog import event_context
+from auditlog.models import note_api_key
 from tokens import api_keys
 from tokens.models import Token, TokenKind
 from wire import token_text
@@ -54,7 +54,7 @@ class BearerAuthentication(BaseAuthentication):
         secret = secret.strip()
         if key := api_keys.find_api_key(secret):
             key.note_use()
-            event_context.note_api_key(f"API key {key}")
+            note_api_key(f"API key {key}")
             return key.acting, ByKey(key)
         token = find_token(secret)
         if token is None and secret.lower().startswith("bearer"):

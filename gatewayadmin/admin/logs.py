@@ -12,10 +12,10 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from accounts.models import User
-from auditlog.models import Call, Event
-from auditlog.search import uuid_of
 from auditlog.fields import PAYLOADS
+from auditlog.models import Call, Event
 from auditlog.paging import Cursor, page
+from auditlog.search import uuid_of
 from capabilities import Capability
 from gatewayadmin.admin.base import FINAL, CapabilityAction, CapabilityAdmin, all_of, any_of, site, words
 from hosts.models import Host

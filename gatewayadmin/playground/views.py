@@ -28,8 +28,8 @@ from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from auditlog.detail import Detail
 from auditlog.models import ENDINGS, Call
 from auditlog.own_calls import OwnCall, own_calls
-from auditlog.remedies import Cause, cause, of_call
 from auditlog.paging import page
+from auditlog.remedies import Cause, cause, of_call
 from auditlog.today import Question, current_decision
 from auditlog.trail import Trail, trail_of
 from capabilities import Capability, own_resource

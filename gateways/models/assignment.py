@@ -11,8 +11,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.actions import Action
-from auditlog.models import Event
-from auditlog.switchable import Switchable
+from auditlog.models import Event, Switchable
 from auditlog.versions import Seen, Versioned
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import AuthType, Identity, Server

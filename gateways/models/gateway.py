@@ -11,8 +11,7 @@ from django.db.models.functions import Lower
 
 from accounts.models import Team, User
 from auditlog.actions import Action
-from auditlog.models import Event
-from auditlog.switchable import Switchable
+from auditlog.models import Event, Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models import Identity, slug_validator

@@ -9,8 +9,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.actions import Action
-from auditlog.models import Actor, Event
-from auditlog.switchable import Switchable
+from auditlog.models import Actor, Event, Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models.server import (

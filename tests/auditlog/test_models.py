@@ -10,8 +10,7 @@ from django.db import IntegrityError, connection, transaction
 
 from auditlog import partitions
 from auditlog.actions import Action
-from auditlog.event_context import EventContext, Via, use_context
-from auditlog.models import Call, Event
+from auditlog.models import Call, Event, EventContext, Via, use_context
 from auditlog.partitions import PartitionDays, longest_partition
 from gatewayadmin.config import database
 from tests import make

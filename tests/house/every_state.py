@@ -17,8 +17,7 @@ from oauth2_provider.models import get_application_model
 
 from accounts.models import ApiKey, Team, User
 from auditlog.actions import Action
-from auditlog.event_context import EventContext, use_context
-from auditlog.models import Event
+from auditlog.models import Event, EventContext, use_context
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Feature, FeatureKind, FeatureState, Gateway, Listing, Reach, ToolPolicy
