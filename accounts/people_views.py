@@ -22,7 +22,7 @@ from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleEr
 from accounts.sessions import open_sessions
 from accounts.sign_in import ForgottenForm, ask_again
 from auditlog.actions import Action
-from auditlog.instruments import Instruments
+from auditlog.charts import CallPlots
 from auditlog.models import Event
 from capabilities import Capability, capability_or_404, requires
 from connections.impact import cuts
@@ -96,7 +96,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "requests": person.open_requests(),
     }
     if request.user.has_perm(Capability.LOGS_READ):
-        context["instruments"] = Instruments.of(request, {"user_id": [person.pk]}, {"user": str(person.pk)})
+        context["call_plots"] = CallPlots.of(request, {"user_id": [person.pk]}, {"user": str(person.pk)})
     return show(request, "accounts/person.html", context)
 
 

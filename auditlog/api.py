@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from django.db.models import Q, QuerySet
@@ -16,8 +15,6 @@ from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.models import SavedView
-from accounts.rules import NameTaken, NotYourView, TooManyViews
 from auditlog import replica
 from auditlog.actions import Action
 from auditlog.export import TYPES, Export, file_response
@@ -28,17 +25,16 @@ from auditlog.own_calls import OwnCall, listed_calls
 from auditlog.paging import BadLogCursor, Cursor, Page, page
 from auditlog.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse_search
 from auditlog.reasons import reason_of
-from auditlog.search import Search, parameter_criterion
+from auditlog.search import Search, parameter_criteria
 from auditlog.sentences import sentence
-from auditlog.today import current_decision, question_of
-from auditlog.trail import Trail, WhatIfQuery, asked, trail_of
-from auditlog.views import LONGEST_NAME, LONGEST_QUERY, canonical_query
+from auditlog.what_if import Trail, WhatIfQuery, asked, trail_of
+from auditlog.why import current_decision, question_of
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own
 from connections import subjects
 from connections.subjects import by_person
-from ui.operations import File, ListQuery, Query, RequestBody, operation
-from ui.rest import CauseField, Id, Paging, Problem, Resource, UtcDateTimeField, link
+from ui.operations import File, Query, operation
+from ui.rest import CauseField, Id, Paging, Resource, UtcDateTimeField, link
 
 # The fields of a call that name an object.
 SUBJECTS = {
@@ -326,13 +322,11 @@ PLACING = ("cursor", "page_size", "format")
 
 
 def call_search(query: Mapping[str, Any]) -> Search:
-    """Return the search for a query's calls."""
-    criteria = [parameter_criterion(PARAMETERS[name], value) for name, value in query.items() if name in PARAMETERS]
-    return Search([*criteria, *query.get("q", ())], query.get("from"), query.get("to"))
+    asked = [parameter_criteria(PARAMETERS[name], value) for name, value in query.items() if name in PARAMETERS]
+    return Search([*(one for each in asked for one in each), *query.get("q", ())], query.get("from"), query.get("to"))
 
 
 def matching_events(query: Mapping[str, Any]) -> QuerySet[Event]:
-    """Return the events that match a query."""
     rows = Event.objects.all()
     for name, value in query.items():
         if name not in PLACING:
@@ -345,13 +339,11 @@ class Log(Resource):
 
     @property
     def place(self) -> tuple[Cursor | None, int]:
-        """The cursor and the size of the requested page."""
         return self.query_data.get("cursor"), min(
             self.query_data.get("page_size", Paging.page_size), Paging.max_page_size
         )
 
     def listed(self, result: Page[Any]) -> Response:
-        """The response with one page of rows."""
         links = {"next": self._link(result.older), "previous": self._link(result.newer)}
         return Response({**links, "results": self.serialize(result.rows, many=True)})
 
@@ -452,7 +444,7 @@ class OwnCalls(Log):
         asked = self.query_data
         names = {"from": "created_at__gte", "to": "created_at__lt", "connection": "connection_id__in"}
         rows = listed_calls(self.me).filter(**{column: asked[name] for name, column in names.items() if name in asked})
-        return self.listed(page([rows], *self.place))
+        return self.listed(page(rows, *self.place))
 
 
 class EventSerializer(serializers.ModelSerializer[Event]):
@@ -480,100 +472,10 @@ class EventResource(Log):
     def list(self, request: Request) -> Response:
         """List admin events."""
         return replica.read_from_replica(
-            request, lambda: self.listed(page([matching_events(self.query_data)], *self.place))
+            request, lambda: self.listed(page(matching_events(self.query_data), *self.place))
         )
 
     @operation(needs=Capability.AUDIT_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get an admin event."""
         return self.answer(get_object_or_404(Event, uid=pk))
-
-
-# /api/log-views: saved views of the log, one's own and the shared ones.
-
-# Only the owner can change a view.
-OWN = Own(NOBODY, by_key=Capability.LOGS_READ)
-
-
-class SavedViewSerializer(serializers.Serializer[SavedView]):
-    """A saved view: the query string of the Logs page under a name."""
-
-    id = Id()
-    name = serializers.CharField(help_text="Name of the view.")
-    query = serializers.CharField(help_text="Query string of the Logs page.")
-    is_shared = serializers.BooleanField(help_text="Whether everyone who reads the log sees the view.")
-    owner = serializers.EmailField(source="owner.email", help_text="E-mail address of its owner.")
-    created_at = UtcDateTimeField(help_text="When the view was saved.")
-
-
-class SavedViewBody(RequestBody):
-    """A view to save or change."""
-
-    name = serializers.CharField(max_length=LONGEST_NAME)
-    query = serializers.CharField(max_length=LONGEST_QUERY, allow_blank=True)
-    is_shared = serializers.BooleanField(default=False)
-
-    def validate_query(self, query: str) -> str:
-        written = canonical_query(query)  # May be longer than the input: a space becomes %20.
-        if len(written) > LONGEST_QUERY:
-            words = f"It has {len(written)} characters as the Logs page writes it, and may have {LONGEST_QUERY}."
-            raise serializers.ValidationError(words, "max_length")
-        return written
-
-
-class SavedViewQuery(ListQuery):
-    """How the list is narrowed."""
-
-    is_shared = serializers.BooleanField(required=False, help_text="Only shared views, or only private ones.")
-
-
-class SavedViewResource(Resource):
-    """Saved views of the log: your own and the shared ones."""
-
-    problems: ClassVar[Mapping[type[Exception], Problem]] = {
-        NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
-        NotYourView: Problem(HTTPStatus.FORBIDDEN, "not_yours"),
-        TooManyViews: Problem(HTTPStatus.CONFLICT, "conflict"),
-    }
-    serializer_class = SavedViewSerializer
-    versioned = True
-
-    def get_queryset(self) -> Any:
-        return SavedView.objects.seen_by(self.me).select_related("owner")
-
-    @operation(needs=Capability.LOGS_READ, query=SavedViewQuery, orderings=("name", "created_at"))
-    def list(self, request: Request) -> Response:
-        """List saved views of the log."""
-        views = SavedView.objects.seen_by(self.me)
-        if "is_shared" in self.query_data:
-            views = views.filter(is_shared=self.query_data["is_shared"])
-        return self.page(views, lambda views: views.select_related("owner"))
-
-    @operation(needs=Capability.LOGS_READ)
-    def retrieve(self, request: Request, pk: UUID) -> Response:
-        """Get a saved view of the log."""
-        return self._now(pk)
-
-    @operation(needs=Capability.LOGS_READ, body=SavedViewBody, makes=True)
-    def create(self, request: Request) -> Response:
-        """Save a view of the log."""
-        return self._now(SavedView.objects.add(**self.body(), by=self.me).pk, HTTPStatus.CREATED)
-
-    @operation(needs=OWN, body=SavedViewBody, if_match=True)
-    def partial_update(self, request: Request, pk: UUID) -> Response:
-        """Change a saved view of the log."""
-        view = get_object_or_404(SavedView, pk=pk, owner=self.me.pk)
-        view.edit(**(view.editable() | self.body()), by=self.me, seen=self.seen)
-        return self._now(pk)
-
-    @operation(needs=OWN, answer=HTTPStatus.NO_CONTENT, if_match=True)
-    def destroy(self, request: Request, pk: UUID) -> Response:
-        """Delete a saved view of the log."""
-        view = get_object_or_404(SavedView, pk=pk, owner=self.me.pk)
-        with self.unchanged(view):
-            view.remove(by=self.me)
-        return Response(status=HTTPStatus.NO_CONTENT)
-
-    def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
-        """The view as it is now."""
-        return self.answer(get_object_or_404(self.get_queryset(), pk=pk), status)

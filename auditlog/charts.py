@@ -1,56 +1,47 @@
-"""Charts of the log: bars over time, and latencies."""
+"""Charts of calls over time: the histogram and latencies of the Logs page, and the plots of other pages."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from functools import cached_property
 from itertools import pairwise
 from math import log10
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlencode
 
 from django.db import connection
-from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
+from django.views.decorators.http import require_GET
 
+from auditlog import replica
+from auditlog.filters import stamp
+from auditlog.groups import BY, CallGroup, kept_answer, top
 from auditlog.models import ENDINGS, Call
-from auditlog.rollups.reading import Bars, Where, book
-from auditlog.rollups.schema import DIMENSIONS, MINUTES, finest
-from auditlog.search import SEARCH_LIMIT, Search
+from auditlog.rollups.reading import Bars, Book, Numbers, Where, book
+from auditlog.rollups.schema import DAYS, DIMENSIONS, HOURS, MINUTES, TIME_RANGES, Grain, TimeRange, finest, range_start
+from auditlog.search import Search
+from auditlog.templatetags.calls import ms
+from capabilities import Capability, requires
+from ui.pages import AppRequest, show, wants_fragment
 
-# A bar chart of calls over time by outcome; each bar links to its time span.
+# The histogram of a list: calls by outcome, and their latencies; each bar links to its time span.
 
 BARS = 31  # At most: the last one starts before the end of the search.
 WIDTHS = [timedelta(minutes=n) for n in (1, 2, 3, 5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, 1440)]
 FEWEST = 6  # The fewest bars that show a trend.
 MARKS = 5  # Times below the bars, besides the end.
-SLICES = 4  # Per bar; the first rows of each slice are counted and extrapolated.
-SLICE_ROWS = 100
-
 HEIGHT, WIDTH, BODY = 64.0, 24, 18
 MINUTE = timedelta(minutes=1)
 
-WHEN = " ".join(
-    f"WHEN r.outcome IN ({', '.join(f"'{outcome}'" for outcome in outcomes)}) THEN '{kind}'"
-    for kind, outcomes in ENDINGS.items()
-)
-KIND = f"CASE {WHEN} END"
-
-COUNT = """
-SELECT floor(extract(epoch FROM r.created_at - %s) / %s)::int, {kind}, count(*) FROM ({rows}) r GROUP BY 1, 2
-"""
-SAMPLE = """
-SELECT (s.n - 1) / {slices}, x.kind, x.number * CASE WHEN x.total < {most} THEN 1.0
-    ELSE extract(epoch FROM s.until - s.since) / greatest(extract(epoch FROM x.last - s.since), 0.001) END
-FROM unnest(%s::timestamptz[], %s::timestamptz[]) WITH ORDINALITY s (since, until, n)
-CROSS JOIN LATERAL (
-    SELECT {kind} AS kind, count(*) AS number, sum(count(*)) OVER () AS total, max(max(r.created_at)) OVER () AS last
-    FROM ({rows} AND "auditlog_call"."created_at" >= s.since AND "auditlog_call"."created_at" < s.until
-        ORDER BY "auditlog_call"."created_at" LIMIT {most}) r
-    GROUP BY 1
-) x
-"""
+OF_ROWS = f"""
+SELECT greatest(least({{bar}}, %s), 0) AS bar,
+    {", ".join(f"count(*) FILTER (WHERE outcome IN ({', '.join(f"'{one}'" for one in each)}))" for each in ENDINGS.values())},
+    percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY duration_ms)
+FROM ({{rows}}) r GROUP BY bar
+"""  # noqa: E501, S608  (constants)
 
 
 class BarPath(NamedTuple):
@@ -62,13 +53,14 @@ class BarPath(NamedTuple):
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: the calls of a period, by outcome."""
+    """One bar: the calls of a period by outcome, and their p50 and p95 in milliseconds (None without calls)."""
 
     number: int
     since: datetime
     until: datetime
     counts: Mapping[str, int]
-    highest: int
+    p50: float | None = None
+    p95: float | None = None
 
     @property
     def x(self) -> int:
@@ -78,218 +70,85 @@ class Bar:
     def total(self) -> int:
         return sum(self.counts.values())
 
-    def drawn(self) -> Iterator[BarPath]:
-        """Yield the bar's parts from the bottom; any non-zero part is visible."""
-        y = HEIGHT
-        for kind in ENDINGS:
-            if count := self.counts.get(kind, 0):
-                height = min(max(round(HEIGHT * count / self.highest, 1), 1.5), y)
-                yield BarPath(kind, f"M{self.x} {y:g}v-{height:g}h{BODY}v{height:g}z")
-                y = round(y - height, 1)
-
     @property
     def query(self) -> str:
-        """Return the bar's time range as a query string."""
         return f"from={stamp(self.since)}&to={stamp(self.until)}"
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """All bars, of length `each` except perhaps the last; estimates if `sampled`."""
+    """All bars, of length `each` except perhaps the last. If `is_partial`, only the newest calls are counted."""
 
     bars: list[Bar]
-    sampled: bool
     each: timedelta
     until: datetime
+    is_partial: bool = False
 
     @property
-    def told(self) -> str:
+    def label_format(self) -> str:
         """Return the Django date format of the bars' start times."""
         if self.each * len(self.bars) <= timedelta(days=1):
             return "H:i"
         return "M j" if self.each % timedelta(days=1) == timedelta(0) else "M j, H:i"
 
     @property
-    def drawn(self) -> list[BarPath]:
-        """Return one path per outcome."""
-        parts = [part for bar in self.bars for part in bar.drawn()]
+    def paths(self) -> list[BarPath]:
+        parts = list(self._parts())
         paths = [BarPath(kind, "".join(part.path for part in parts if part.kind == kind)) for kind in ENDINGS]
         return [path for path in paths if path.path]
 
+    def _parts(self) -> Iterator[BarPath]:
+        """Yield the parts of each bar from the bottom; any non-zero part is visible."""
+        highest = max((bar.total for bar in self.bars), default=0) or 1
+        for bar in self.bars:
+            y = HEIGHT
+            for kind in ENDINGS:
+                if count := bar.counts.get(kind, 0):
+                    height = min(max(round(HEIGHT * count / highest, 1), 1.5), y)
+                    yield BarPath(kind, f"M{bar.x} {y:g}v-{height:g}h{BODY}v{height:g}z")
+                    y = round(y - height, 1)
+
     @property
     def totals(self) -> dict[str, int]:
-        """Return the total number of calls per outcome."""
         return {kind: sum(bar.counts.get(kind, 0) for bar in self.bars) for kind in ENDINGS}
 
     @property
     def total_labels(self) -> dict[str, str]:
-        """Return the totals as text; estimates are rounded."""
-        return {kind: f"~{rounded(n):,}" if self.sampled and n else f"{n:,}" for kind, n in self.totals.items()}
+        """Return the totals as text: at least so many if only the newest calls are counted."""
+        return {kind: f"{n:,}{'+' if self.is_partial and n else ''}" for kind, n in self.totals.items()}
 
     @property
     def width(self) -> int:
-        """Return the width of the drawing."""
         return len(self.bars) * WIDTH
 
     @property
     def since(self) -> datetime:
-        """Return the start of the time axis."""
         return self.bars[0].since
 
     @property
     def seconds(self) -> int:
-        """Return the length of the time axis in seconds."""
         return round(self.each.total_seconds() * len(self.bars))
 
     @property
     def marks(self) -> list[datetime]:
         """Return evenly spaced times for the axis, and the end; none is in the future."""
         shown = self.each * len(self.bars) / MARKS
-        return [*(self.bars[0].since + shown * n for n in range(MARKS)), self.until]
-
-
-def rounded(number: int) -> int:
-    """Round an estimate to its first two digits."""
-    return round(number, 2 - len(str(number)))
-
-
-def stamp(at: datetime) -> str:
-    """Format a time for a query string, with seconds if it has any."""
-    at = at.astimezone(UTC)
-    return f"{at:%Y-%m-%dT%H:%M:%SZ}" if at.second else f"{at:%Y-%m-%dT%H:%MZ}"
-
-
-def histogram(search: Search, *, sampled: bool) -> Histogram:
-    """Return the bars of a search. With `sampled`, the cost does not depend on the number of calls.
-
-    The counts are exact for small numbers and if the roll-ups can answer.
-    """
-    until = min(search.until or timezone.now(), timezone.now())
-    since = search.since or Call.objects.oldest() or until - timedelta(hours=1)
-    where = None if search.is_small else search.equalities()
-    if where is not None and (exact := _of_rollups(where, search, since, until)):
-        return exact
-    if not search.is_direct:
-        # Without an index, the chart reaches as far back as a page searches.
-        rows, floor = search.recent(SEARCH_LIMIT)
-        since, sampled = floor or since, False
-    else:
-        rows = search.rows()
-    width, end = max(-((since - until) // BARS), timedelta(seconds=1)), until
-    if until - since >= BARS * MINUTE:
-        # Bars start at whole minutes, for readability. The current minute belongs to the last bar.
-        since, end = since.replace(second=0, microsecond=0), until.replace(second=0, microsecond=0)
-        width = bar_width(end - since)
-    # The link of the last bar includes calls that arrive in this minute.
-    to = until if search.until and until == search.until else until.replace(second=0, microsecond=0) + MINUTE
-    edges = [*(since + n * width for n in range(max(-((since - end) // width), 1))), to]
-    parts = search.parts() if sampled else [rows]
-    counted: dict[int, Counter[str]] = {}
-    for part in parts:
-        for number, kind, count in _sampled(part, edges) if sampled else _counted(part, since, width):
-            # Rows that arrived in the meantime belong to the last bar.
-            counted.setdefault(min(max(number, 0), len(edges) - 2), Counter())[kind] += round(count)
-    highest = max((sum(kinds.values()) for kinds in counted.values()), default=1)
-    bars = [Bar(n, *span, counted.get(n, {}), highest) for n, span in enumerate(pairwise(edges))]
-    return Histogram(bars, sampled, width, until)
-
-
-def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
-    """Return the shortest round width, of at least `least`, of which BARS cover `length`."""
-    day = WIDTHS[-1]
-    widths = (width for width in WIDTHS if width >= least and width * BARS >= length)
-    return next(widths, -(-length // (BARS * day)) * day)
-
-
-def _of_rollups(where: Where, search: Search, since: datetime, until: datetime) -> Histogram | None:
-    """Return the histogram from the roll-ups, with bars of whole hours or days where only these are kept."""
-    grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
-    begin, end = grain.begin(since), grain.begin(until)
-    width = bar_width(end - begin, grain.length)
-    to = until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
-    if to - begin < BARS * MINUTE:
-        return None  # A span this short may be counted row by row.
-    edges = [since if grain is not MINUTES else begin, *(begin + n * width for n in range(1, -((begin - to) // width)))]
-    if len(edges) < FEWEST:
-        return None  # Only days are kept of calls this old.
-    with book() as opened:
-        found = opened.read(where, since, to, bars=Bars(begin, width), timed=False)
-    if found is None:
-        return None
-    counted = {number: numbers.endings for (number,), numbers in found.items()}
-    highest = max((sum(kinds.values()) for kinds in counted.values()), default=1)
-    bars = [Bar(n, *span, counted.get(n, {}), highest) for n, span in enumerate(pairwise([*edges, to]))]
-    return Histogram(bars, False, width, until)
-
-
-type Counts = list[tuple[int, str, float]]
-
-
-def _counted(rows: QuerySet[Call], since: datetime, width: timedelta) -> Counts:
-    inner, parameters = _sql(rows, since)
-    return _asked(COUNT.format(rows=inner, kind=KIND), [since, width.total_seconds(), *parameters])
-
-
-def _sampled(rows: QuerySet[Call], edges: Sequence[datetime]) -> Counts:
-    inner, parameters = _sql(rows, edges[0])
-    statement = SAMPLE.format(rows=inner, kind=KIND, slices=SLICES, most=SLICE_ROWS)
-    cuts = [since + (until - since) * n / SLICES for since, until in pairwise(edges) for n in range(SLICES)]
-    return _asked(statement, [cuts, [*cuts[1:], edges[-1]], *parameters])
-
-
-def _sql(rows: QuerySet[Call], since: datetime) -> tuple[str, tuple[Any, ...]]:
-    return rows.filter(created_at__gte=since).order_by().values("created_at", "outcome").query.sql_with_params()
-
-
-def _asked(statement: str, parameters: list[Any]) -> Counts:
-    with connection.cursor() as cursor:
-        cursor.execute(statement, parameters)
-        return list(cursor.fetchall())
-
-
-# Latency (p50 and p95) of the calls in each bar of the histogram.
-#
-# Only `latencies` queries it.
-
-PERCENTILES = """
-SELECT (s.n - 1) / %s, percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY r.duration_ms)
-FROM unnest(%s::timestamptz[], %s::timestamptz[]) WITH ORDINALITY s (since, until, n) CROSS JOIN LATERAL ({rows}) r
-GROUP BY 1
-"""
-WITHIN = """(SELECT p.duration_ms FROM ({rows} AND "auditlog_call"."created_at" >= s.since
-    AND "auditlog_call"."created_at" < s.until ORDER BY "auditlog_call"."created_at" LIMIT %s) p)"""
-
-
-@dataclass(frozen=True)
-class Latency:
-    """A bar of the histogram with its p50 and p95 in milliseconds; None without calls."""
-
-    bar: Bar
-    p50: float | None
-    p95: float | None
-
-
-@dataclass(frozen=True)
-class Latencies:
-    """All bars, drawn on a logarithmic scale over the axis of the histogram."""
-
-    histogram: Histogram
-    bars: Sequence[Latency]
+        return [*(self.since + shown * n for n in range(MARKS)), self.until]
 
     @property
     def longest(self) -> float:
         """Return the highest p95 in milliseconds."""
-        return max((one.p95 for one in self.bars if one.p95 is not None), default=0.0)
+        return max((bar.p95 for bar in self.bars if bar.p95 is not None), default=0.0)
 
     @property
     def median(self) -> str:
-        """Return the line of the medians, as an SVG path."""
-        return self._line([one.p50 for one in self.bars])
+        """Return the line of the medians on a logarithmic scale, as an SVG path."""
+        return self._line([bar.p50 for bar in self.bars])
 
     @property
     def high(self) -> str:
         """Return the line of the 95th percentiles, as an SVG path."""
-        return self._line([one.p95 for one in self.bars])
+        return self._line([bar.p95 for bar in self.bars])
 
     def _line(self, values: Sequence[float | None]) -> str:
         top = log10(1 + max(self.longest, 1))
@@ -301,22 +160,348 @@ class Latencies:
         return "".join(steps)
 
 
-def latencies(search: Search, histogram: Histogram, *, sampled: bool) -> Latencies:
-    """Return the latencies of a histogram's bars. With `sampled`, the cost does not depend on the number of calls."""
-    if search.is_direct:
-        parts = search.parts()
-    else:
-        parts, sampled = [search.recent(SEARCH_LIMIT)[0]], False
-    slices = SLICES if sampled else 1
-    cuts = [bar.since + (bar.until - bar.since) * n / slices for bar in histogram.bars for n in range(slices)]
-    statements, parameters = [], []
-    for part in parts:
-        rows = part.filter(created_at__gte=cuts[0]).order_by().values("created_at", "duration_ms")
-        inner, values = rows.query.sql_with_params()
-        statements.append(WITHIN.format(rows=inner))
-        parameters += [*values, SLICE_ROWS if sampled else None]
+def histogram(search: Search, *, timed: bool = False) -> Histogram:
+    """Return the bars of a search; of many calls from the roll-ups, or else of the newest that a page reads.
+
+    From the roll-ups, latencies are only read if `timed`.
+    """
+    until = min(search.until or timezone.now(), timezone.now())
+    since = search.since or Call.objects.oldest() or until - timedelta(hours=1)
+    if search.floor is not None:
+        where = search.equalities()
+        if where is not None and (exact := _of_rollups(where, search, since, until, timed=timed)):
+            return exact
+        since = search.floor
+    width, end = max(-((since - until) // BARS), timedelta(seconds=1)), until
+    if until - since >= BARS * MINUTE:
+        # Bars start at whole minutes, for readability. The current minute belongs to the last bar.
+        since, end = since.replace(second=0, microsecond=0), until.replace(second=0, microsecond=0)
+        width = bar_width(end - since)
+    edges = [*(since + n * width for n in range(max(-((since - end) // width), 1))), _end_of_last(search, until)]
+    found = _of_rows(search, Bars(since, width), len(edges) - 2)
+    bars = [Bar(n, *span, *found.get(n, ({},))) for n, span in enumerate(pairwise(edges))]
+    return Histogram(bars, width, until, is_partial=search.floor is not None)
+
+
+def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
+    """Return the shortest round width, of at least `least`, of which BARS cover `length`."""
+    day = WIDTHS[-1]
+    widths = (width for width in WIDTHS if width >= least and width * BARS >= length)
+    return next(widths, -(-length // (BARS * day)) * day)
+
+
+def _end_of_last(search: Search, until: datetime) -> datetime:
+    """Return the end of the last bar; its link includes calls that arrive in this minute."""
+    return until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
+
+
+def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]]:
+    """Return counts and percentiles of the newest calls by bar. Rows that arrived meanwhile belong to the last one."""
+    rows = search.newest().order_by().values("created_at", "outcome", "duration_ms")
+    (inner, parameters), (bar, span) = rows.query.sql_with_params(), bars.number_of("r.created_at")
     with connection.cursor() as cursor:
-        statement = PERCENTILES.format(rows=" UNION ALL ".join(statements))
-        cursor.execute(statement, [slices, cuts, [*cuts[1:], histogram.bars[-1].until], *parameters])
-        found = dict(cursor.fetchall())
-    return Latencies(histogram, [Latency(bar, *found.get(bar.number, (None, None))) for bar in histogram.bars])
+        cursor.execute(OF_ROWS.format(bar=bar, rows=inner), [*span, last, *parameters])
+        return {n: (dict(zip(ENDINGS, counts, strict=True)), *times) for n, *counts, times in cursor.fetchall()}
+
+
+def _of_rollups(where: Where, search: Search, since: datetime, until: datetime, *, timed: bool) -> Histogram | None:
+    """Return the histogram from the roll-ups, with bars of whole hours or days where only these are kept."""
+    grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
+    begin, end = grain.begin(since), grain.begin(until)
+    width, to = bar_width(end - begin, grain.length), _end_of_last(search, until)
+    if to - begin < BARS * MINUTE:
+        return None  # A span this short may be counted row by row.
+    edges = [since if grain is not MINUTES else begin, *(begin + n * width for n in range(1, -((begin - to) // width)))]
+    if len(edges) < FEWEST:
+        return None  # Only days are kept of calls this old.
+    with book() as opened:
+        found = opened.read(where, since, to, bars=Bars(begin, width), timed=timed)
+    if found is None:
+        return None
+    numbers = {n: each for (n,), each in found.items()}
+    spans = [(n, span, numbers.get(n, Numbers())) for n, span in enumerate(pairwise([*edges, to]))]
+    bars = [Bar(n, *span, one.endings, one.p50, one.p95) for n, span, one in spans]
+    return Histogram(bars, width, until)
+
+
+# The plots of a page (calls, latency, errors, denials) over a time range, each linked to its calls.
+
+PLOT_WIDTH, PLOT_HEIGHT, PLOT_TOP = 240.0, 40.0, 3.0
+LISTED = 5
+
+
+class PlotRange(NamedTuple):
+    """A time range up to now, shown as bars of `number` grains."""
+
+    time: TimeRange
+    grain: Grain
+    number: int
+
+    @property
+    def label(self) -> str:
+        return self.time.label
+
+    @property
+    def words(self) -> str:
+        return self.time.words
+
+
+RANGES = {
+    "1h": PlotRange(TIME_RANGES["1h"], MINUTES, 2),
+    "24h": PlotRange(TIME_RANGES["24h"], HOURS, 1),
+    "7d": PlotRange(TIME_RANGES["7d"], HOURS, 6),
+    "30d": PlotRange(TIME_RANGES["30d"], DAYS, 1),
+}
+DEFAULT = "24h"
+
+
+def chosen_range(asked: str | None, among: Collection[str] = RANGES, default: str = DEFAULT) -> str:
+    """Return the range named in the URL, or the default if there is none or it is unknown."""
+    return asked if asked is not None and asked in among else default
+
+
+class PlotLine(NamedTuple):
+    """A line of a plot: the points of an SVG polyline, and the path of the area under it."""
+
+    series: str
+    points: str
+    area: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot: a number, its comparison with the period before, and its lines."""
+
+    key: str
+    label: str
+    value: str
+    note: str
+    is_bad: bool
+    link: str
+    lines: Sequence[PlotLine]
+    summary: str
+
+
+class PlotBar(NamedTuple):
+    """One bar, for the table behind the plots."""
+
+    at: datetime
+    numbers: Numbers
+    link: str
+
+
+class CallPlots:
+    """The calls of one object, or of all, over a range; false if the roll-ups cannot answer yet or there were no calls.
+
+    `where` are columns of the log, `filters` the same as filters of the Logs page, `tops` the groupings to list.
+    `named` overrides plot labels, by key; these include the range.
+    """
+
+    def __init__(
+        self,
+        where: Where,
+        filters: dict[str, str],
+        asked: str | None,
+        *,
+        tops: Sequence[str] = (),
+        named: Mapping[str, str] | None = None,
+    ) -> None:
+        self.chosen = chosen_range(asked)
+        self.range = RANGES[self.chosen]
+        self._filters, self._named = filters, named or {}
+        until, length = timezone.now(), self.range.time.length
+        since = range_start(until, length)
+        shortest = finest({*where} & {*DIMENSIONS}, until - since)
+        coarse = shortest.seconds > self.range.grain.seconds
+        grain, number = (shortest, 1) if coarse else (self.range.grain, self.range.number)
+        self._bars = Bars(grain.begin(since), grain.length * number)
+        self._until = until
+        with book() as opened:
+            found = opened.read(where, since, until, bars=self._bars)
+            before = opened.total(where, since - length, since)
+            read = (Top.read(opened, where, filters, by, self.chosen, since, until) for by in tops if found)
+            self.tops = [one for one in read if one and one.rows]
+        self._found = None if found is None else {number: numbers for (number,), numbers in found.items()}
+        self._before = before if before and before.calls else None
+        self._longer = (until - since) / length
+
+    @classmethod
+    def of(cls, request: HttpRequest, where: Where, filters: dict[str, str], **more: Any) -> Self:
+        """Read the plots for a page, over the range in its URL."""
+        return replica.read_from_replica(request, lambda: cls(where, filters, request.GET.get("range"), **more))
+
+    def __bool__(self) -> bool:
+        return self._found is not None and bool(self.total.calls or self._before)
+
+    @property
+    def ranges(self) -> list[tuple[str, PlotRange]]:
+        return list(RANGES.items())
+
+    @cached_property
+    def total(self) -> Numbers:
+        total = Numbers()
+        for numbers in (self._found or {}).values():
+            total.add(numbers)
+        return total
+
+    @cached_property
+    def moments(self) -> list[PlotBar]:
+        number = -((self._bars.since - self._until) // self._bars.width)
+        return [self._moment(n) for n in range(number)]
+
+    def _moment(self, number: int) -> PlotBar:
+        at = self._bars.since + number * self._bars.width
+        between = {"from": stamp(at), "to": stamp(at + self._bars.width)}
+        return PlotBar(at, (self._found or {}).get(number, Numbers()), urlencode(self._filters | between))
+
+    @property
+    def plots(self) -> list[Plot]:
+        """Return the four plots shown on every page."""
+        total, before = self.total, self._before
+        calls = [each.numbers.calls for each in self.moments]
+        p50, p95 = ([each.numbers.quantile(part) or 0.0 for each in self.moments] for part in (0.5, 0.95))
+        errors = [each.numbers.error_rate * 100 for each in self.moments]
+        denied = [each.numbers.denied for each in self.moments]
+        was = before.p95 if before else None
+        return [
+            self._plot(
+                "plots.calls",
+                "Calls",
+                f"{total.calls:,}",
+                _change(total.calls, self._longer * before.calls if before else 0),
+                {"1": calls},
+                f"Calls: {min(calls):,} to {max(calls):,} at a time",
+            ),
+            self._plot(
+                "plots.took",
+                "p95 latency",
+                ms(total.p95) or "none",
+                f"was {ms(was)}" if was else "",
+                {"1": p50, "2": p95},
+                f"p95 latency: {ms(total.p95) or 'none'}; half of the calls within {ms(total.p50)}",
+                is_bad=was is not None and (total.p95 or 0) > 1.5 * was,
+            ),
+            self._plot(
+                "plots.errors",
+                "Errors",
+                f"{total.errors:,}",
+                f"{100 * total.error_rate:.1f} %" if total.errors else "",
+                {"bad": errors},
+                f"Errors: up to {max(errors):.1f} % of the calls",
+                is_bad=total.error_rate > 0.02,
+                q="error",
+            ),
+            self._plot(
+                "plots.denied",
+                "Denied",
+                f"{total.denied:,}",
+                _change(total.denied, self._longer * before.denied if before else 0),
+                {"bad": denied},
+                f"Denied calls: {min(denied):,} to {max(denied):,} at a time",
+                q="denied",
+            ),
+        ]
+
+    def _plot(
+        self,
+        key: str,
+        label: str,
+        value: str,
+        note: str,
+        series: Mapping[str, Sequence[float]],
+        summary: str,
+        *,
+        is_bad: bool = False,
+        **query: str,
+    ) -> Plot:
+        link = urlencode(self._filters | {"range": self.chosen} | query)
+        label = f"{self._named[key]} {self.range.label}" if key in self._named else label
+        highest = max((value for values in series.values() for value in values), default=0) or 1
+        lines = [_line(name, values, highest) for name, values in series.items()]
+        return Plot(key, label, value, note, is_bad, link, lines, summary)
+
+
+def _change(now: int, before: float) -> str:
+    """Return the change since the period before, in per cent."""
+    if not before:
+        return ""
+    change = round(100 * (now - before) / before)
+    return f"{change:+,} %" if change else "as before"
+
+
+def _line(name: str, values: Sequence[float], highest: float) -> PlotLine:
+    step = PLOT_WIDTH / max(len(values) - 1, 1)
+    scale = (PLOT_HEIGHT - PLOT_TOP) / highest
+    points = [(round(n * step, 1), round(PLOT_HEIGHT - scale * value, 1)) for n, value in enumerate(values)]
+    line = " ".join(f"{x:g},{y:g}" for x, y in points)
+    steps = "".join(f" L{x:g},{y:g}" for x, y in points)
+    return PlotLine(name, line, f"M 0,{PLOT_HEIGHT:g}{steps} L{points[-1][0]:g},{PLOT_HEIGHT:g} Z")
+
+
+# Panels of the busiest tools, people and apps; on the dashboard they are loaded after the page.
+
+TOPS = ("tool", "user", "host")
+
+
+@dataclass(frozen=True)
+class Top:
+    """The groups with the most calls, each with the query string of its calls and its size in per cent of the first.
+
+    `is_read` distinguishes unread groups from no calls. `chosen` is the range; `counted_from` is set if there were too
+    many calls to count them all.
+    """
+
+    by: str
+    chosen: str
+    link: str
+    rows: Sequence[tuple[CallGroup, str, float]] = ()
+    is_read: bool = False
+    counted_from: datetime | None = None
+
+    @classmethod
+    def read(
+        cls, opened: Book, where: Where, filters: dict[str, str], by: str, chosen: str, since: datetime, until: datetime
+    ) -> Self | None:
+        """Read the groups of calls between two times; None if the roll-ups cannot answer."""
+        found = top(opened, where, BY[by], since, until, LISTED)
+        if found is None:
+            return None
+        in_range = filters | {"range": chosen}
+        rows = [
+            (row, urlencode(in_range | {by: row.value}), round(100 * row.calls / found.rows[0].calls, 1))
+            for row in found.rows
+        ]
+        return cls(by, chosen, urlencode(in_range | {"by": by}), rows, is_read=True, counted_from=found.since)
+
+    @property
+    def label(self) -> str:
+        return BY[self.by].label
+
+
+def unread_tops(chosen: str) -> list[Top]:
+    """Return the panels of this range, without data."""
+    return [Top(by, chosen, urlencode({"range": chosen, "by": by})) for by in TOPS]
+
+
+def read_tops(chosen: str) -> list[Top]:
+    """Return the panels that the roll-ups can answer."""
+    until = timezone.now()
+    since = range_start(until, RANGES[chosen].time.length)
+    with book() as opened:
+        found = [Top.read(opened, {}, {}, by, chosen, since, until) for by in TOPS]
+    return [one for one in found if one]
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def busiest(request: AppRequest) -> HttpResponse:
+    """Render the panels, or without script a page of them."""
+    chosen = chosen_range(request.GET.get("range"))
+    found = kept_answer(
+        f"busiest {chosen}",
+        RANGES[chosen].time.length,
+        lambda: replica.read_from_replica(request, lambda: read_tops(chosen)),
+    )
+    part = "#panels" if wants_fragment(request) else ""
+    context = {"tops": found.answer, "read_at": found.read_at, "range": RANGES[chosen]}
+    return show(request, f"auditlog/busiest.html{part}", context)

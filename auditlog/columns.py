@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
-from auditlog.look import DEFAULT_COLUMNS, LogView
+from auditlog.filters import DEFAULT_COLUMNS, ListOptions
 from auditlog.models import Call
 from auditlog.templatetags.calls import moment, ms, size
 
@@ -114,9 +114,8 @@ COLUMNS = (
 )
 
 
-def shown_columns(look: LogView) -> list[LogColumn]:
-    """Return the columns shown in the list, in order."""
-    return [column for column in COLUMNS if column is TOOL or column.name in look.columns]
+def shown_columns(options: ListOptions) -> list[LogColumn]:
+    return [column for column in COLUMNS if column is TOOL or column.name in options.columns]
 
 
 class LogRow(NamedTuple):
@@ -127,9 +126,9 @@ class LogRow(NamedTuple):
     cells: SafeString
 
 
-def log_rows(calls: Sequence[Call], look: LogView, zone: tzinfo = UTC, *, with_arguments: bool) -> list[LogRow]:
+def log_rows(calls: Sequence[Call], options: ListOptions, zone: tzinfo = UTC, *, with_arguments: bool) -> list[LogRow]:
     """Return the rows of a page; `with_arguments` for people who may see recorded payloads."""
-    columns, arguments = shown_columns(look), _arguments(calls) if with_arguments else {}
+    columns, arguments = shown_columns(options), _arguments(calls) if with_arguments else {}
     usual = are_usual(columns)
     today = timezone.now().astimezone(zone).date()
     return [

@@ -145,7 +145,7 @@ class Export:
                 yield [row[:-2] for row in some]
                 if len(some) < CHUNK:
                     break
-                rows = paging.older_than(part, *some[-1][-2:])
+                rows = paging.beyond(part, paging.Cursor(paging.OLDER, *some[-1][-2:]))
 
     def _read(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
         """Return the first CHUNK rows, each with its position in the log (created_at, pk) appended."""

@@ -14,12 +14,10 @@ from django.db import connection
 from auditlog.fields import FILTERS, LogField
 from auditlog.filters import FACETS, NOT, CallFilter
 from auditlog.models import Call
-from auditlog.paging import EPOCH
 from auditlog.search import Search
 
 AT_FIRST = 4  # Values shown at first.
 AT_MOST = 20  # Values shown after “more”.
-COUNTED = 5_000  # Newest calls that are counted: calls of a rare outcome each lie on a page of their own.
 # The facets that are open by default.
 FIRST = ("outcome", "host", "user")
 
@@ -44,10 +42,8 @@ def facet_values(search: Search, fields: Sequence[LogField], most: int = AT_MOST
     """Return the values of several filters among the newest calls of a search, by filter name, in one statement."""
     if not fields:
         return {}
-    rows, floor = search.recent(COUNTED)
-    rows = rows.filter(created_at__gte=EPOCH)  # An index has the times: no partition is read as a whole.
     columns = {column for field in fields for column in (field.group_column, field.column)}
-    inner, parameters = rows.order_by().values(*sorted(columns)).query.sql_with_params()
+    inner, parameters = search.newest().order_by().values(*sorted(columns)).query.sql_with_params()
     counts = " UNION ALL ".join(f"({_counted(number, field)})" for number, field in enumerate(fields))
     with connection.cursor() as cursor:
         cursor.execute(f"WITH r AS MATERIALIZED ({inner}) {counts}", [*parameters, *[most] * len(fields)])
@@ -56,7 +52,7 @@ def facet_values(search: Search, fields: Sequence[LogField], most: int = AT_MOST
         field.name: FacetValues(
             [FacetValue(value, field.label_of(label), calls) for n, value, label, calls, _ in found if n == number],
             next((distinct for n, *_, distinct in found if n == number), 0),
-            floor is not None,
+            search.floor is not None,
         )
         for number, field in enumerate(fields)
     }
@@ -126,16 +122,14 @@ def facets(
 
 
 def facet(call_filter: CallFilter, name: str) -> Facet:
-    """Return one filter with its values, opened."""
     call_filter.values["open"] = [*call_filter.values["open"], name]
     given = _facet(call_filter, name, facet_values(call_filter.search(apart_from=name), [FILTERS[name]])[name])
     if given.lines:
         return given
-    return given._replace(why_none=_why_none(call_filter, any_call=call_filter.search().recent(COUNTED)[0].exists()))
+    return given._replace(why_none=_why_none(call_filter, any_call=call_filter.search().newest().exists()))
 
 
 def _why_none(call_filter: CallFilter, *, any_call: bool) -> str:
-    """Return why a filter has no values."""
     if any_call:
         return "None of these calls has one."
     if call_filter.narrowing - {"range", "from", "to"}:
@@ -154,7 +148,7 @@ CLOSED = ("method", "reason")  # Filters with few, known values: selected, never
 def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Facet:
     field, is_asked = FILTERS[name], name in call_filter.values["open"]
     takes_text = not field.choices and name not in CLOSED
-    opens = call_filter.link_with(open=[*call_filter.values["open"], name])
+    opens = call_filter.link(open=[*call_filter.values["open"], name])
     if found is None:
         return Facet(name, field.label, None, 0, False, is_asked, takes_text, opens)
     chosen, left_out = (call_filter.values[key] for key in (name, NOT + name))

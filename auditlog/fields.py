@@ -54,8 +54,7 @@ class Parameter:
 class LogField:
     """One field: `name` is its word in the search language and its parameter on the Logs page.
 
-    `column` is compared. For a NAME it has the name at the time, and `id_column` the id. `is_indexed`: an index finds
-    the rows of one value, by id if there is an id column, otherwise by the column.
+    `column` is compared. For a NAME it has the name at the time, and `id_column` the id.
     """
 
     name: str
@@ -63,7 +62,6 @@ class LogField:
     column: str
     id_column: str = ""
     also: str = ""  # A second column with a name.
-    is_indexed: bool = False
     is_free_text: bool = False  # Included in searches for free text, on the Logs page and by the API's `q`.
     label: str = ""  # On the Logs page; if empty, it has no filter there.
     choices: Sequence[tuple[str, str]] = ()  # The only values of the filter.
@@ -72,7 +70,6 @@ class LogField:
 
     @property
     def name_columns(self) -> tuple[str, ...]:
-        """Return the columns with its names."""
         return (self.column, self.also) if self.also else (self.column,)
 
     @property
@@ -100,7 +97,6 @@ def _thing(name: str, label: str, column: str, *, is_free_text: bool = False) ->
         Comparison.NAME,
         column,
         f"{name}_id",
-        is_indexed=True,
         is_free_text=is_free_text,
         label=label,
         parameter=Parameter(name),
@@ -113,7 +109,6 @@ _ROWS = (
         "method",
         Comparison.TEXT,
         "method",
-        is_indexed=True,
         label="Method",
         parameter=Parameter("method", max_length=64),
     ),
@@ -121,7 +116,6 @@ _ROWS = (
         "outcome",
         Comparison.ENUM,
         "outcome",
-        is_indexed=True,
         label="Outcome",
         choices=Outcome.choices,
         parameter=Parameter("outcome"),
@@ -133,7 +127,6 @@ _ROWS = (
         "tool",
         Comparison.TEXT,
         "feature_name",
-        is_indexed=True,
         is_free_text=True,
         label="Tool",
         parameter=Parameter("tool", condition=Q(feature_type="tool")),
@@ -163,7 +156,6 @@ _ROWS = (
         "connection",
         Comparison.ID,
         "connection_id",
-        is_indexed=True,
         label="Connection",
         parameter=Parameter("connection"),
     ),
@@ -171,7 +163,6 @@ _ROWS = (
         "correlation",
         Comparison.ID,
         "correlation_id",
-        is_indexed=True,
         label="Correlation id",
         parameter=Parameter("correlation_id"),
     ),
@@ -179,7 +170,6 @@ _ROWS = (
         "trace",
         Comparison.TEXT,
         "trace_id",
-        is_indexed=True,
         label="Trace id",
         parameter=Parameter("trace_id", max_length=32),
     ),
@@ -206,4 +196,18 @@ UNLISTED = ("recorded_at", *PAYLOADS)
 # The column of each field of an export. The names are those of the API.
 EXPORT_COLUMNS = {"id": "uid"} | {
     field.attname: field.attname for field in Call._meta.concrete_fields if field.name not in ("id", "uid", *UNLISTED)
+}
+# The same for admin events.
+EVENT_EXPORT_COLUMNS = {
+    "id": "uid",
+    "time": "created_at",
+    "actor": "actor_email",
+    "via": "via",
+    "address": "ip",
+    "action": "action",
+    "target_type": "target_type",
+    "target_id": "target_id",
+    "target": "target_label",
+    "changes": "changes",
+    "correlation_id": "correlation_id",
 }

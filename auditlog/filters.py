@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
 from django import forms
-from django.db import connection
 from django.db.models import Q
 from django.http import QueryDict
 from django.utils import timezone
 
-from auditlog.charts import stamp
 from auditlog.fields import FIELDS, FILTERS, Comparison, LogField
-from auditlog.look import CHARTS, COLUMNS, USUAL, LogView
-from auditlog.name_lookups import lookups
-from auditlog.paging import EPOCH
+from auditlog.names import NAMED_MODELS, ids_named, newest_names
 from auditlog.query_language import (
     ANY_ID,
     ANY_NAME,
@@ -34,19 +31,8 @@ from auditlog.query_language import (
     lone_id,
     parse_search,
 )
-from auditlog.ranges import STRETCHES, range_start
-from auditlog.search import (
-    RECENT,
-    Criterion,
-    Known,
-    Search,
-    criterion,
-    either,
-    none_of,
-    one_of,
-    row_test,
-    uuid_of,
-)
+from auditlog.rollups.schema import TIME_RANGES, range_start
+from auditlog.search import EXACT, Criterion, Search, criterion, either, equal, none_of, uuid_of
 from ui.pages import YEARS
 
 MOST_VALUES = 20  # Per filter.
@@ -54,37 +40,54 @@ ID_LENGTH = 40
 SLOWEST = "slowest"
 NOT = "not_"
 _WALL = "%Y-%m-%dT%H:%M"
-# An index finds the newest call with each id.
-NEWEST_NAMES = """
-SELECT t.n, c.name FROM unnest(%s::uuid[]) WITH ORDINALITY AS t (value, n) CROSS JOIN LATERAL (
-    SELECT {name} AS name FROM auditlog_call WHERE {id} = t.value AND created_at >= %s ORDER BY created_at DESC LIMIT 1
-) c
-"""
-
 # Filters with several values, which may also be excluded, in the order beside the list.
 FACETS = ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity")
 RANGES: dict[str, tuple[str, timedelta | None]] = {
-    **{name: (STRETCHES[name].words, STRETCHES[name].length) for name in ("15m", "1h", "24h", "7d", "30d")},
+    **{name: (TIME_RANGES[name].words, TIME_RANGES[name].length) for name in ("15m", "1h", "24h", "7d", "30d")},
     "all": ("All time", None),
 }
 DEFAULT_RANGE = "24h"
 
 SCOPES = ("host", "gateway", "server", "connection")  # The possible subjects of a tab of the log.
 
+# The selectable columns of the list, in order. Time and tool are always shown.
+COLUMN_NAMES = (
+    *("host", "user", "gateway", "server", "method", "outcome", "status", "duration"),
+    *("identity", "token", "client", "ip", "error", "size"),
+)
+DEFAULT_COLUMNS = COLUMN_NAMES[:8]
+CALLS, LATENCY, TABLE, NONE = "calls", "latency", "table", "none"
+CHARTS = ((CALLS, "Calls"), (LATENCY, "Latency"), (TABLE, "Table"), (NONE, "None"))
 
-def first_of(values: Sequence[str]) -> str:
-    """Return the first value, and how many more there are."""
-    return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
+
+@dataclass(frozen=True)
+class ListOptions:
+    """Display options of a list of calls: columns, time zone, chart."""
+
+    columns: tuple[str, ...] = DEFAULT_COLUMNS
+    zone: str = "UTC"
+    chart: str = CALLS
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Self:
+        """Return the stored options; unknown values are replaced by defaults."""
+        columns = tuple(name for name in COLUMN_NAMES if name in stored.get("columns", ()))
+        chart = stored.get("chart", "")
+        return cls(
+            columns or DEFAULT_COLUMNS, str(stored.get("zone", "")) or "UTC", chart if chart in dict(CHARTS) else CALLS
+        )
+
+    def as_query(self) -> dict[str, Any]:
+        return {"columns": list(self.columns), "zone": self.zone, "chart": self.chart}
 
 
-class EventFacet(NamedTuple):
-    """One filter of the admin events: a list to select from if it has `choices`, otherwise a text field."""
+DEFAULT_OPTIONS = ListOptions()
 
-    name: str
-    label: str
-    value: Any
-    summary: str
-    choices: Sequence[tuple[str, str]]
+
+def stamp(at: datetime) -> str:
+    """Format a time for a query string, with seconds if it has any."""
+    at = at.astimezone(UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%SZ}" if at.second else f"{at:%Y-%m-%dT%H:%MZ}"
 
 
 class Chip(NamedTuple):
@@ -158,7 +161,7 @@ class CallFilter(forms.Form):
 
     A search with a syntax error finds nothing. Several values of one filter are alternatives; those of `not_host` and
     the like are excluded. Host, gateway, server and user are names or ids; ids survive a rename. `scope` is the subject
-    of a tab and not part of the query string; nor are values equal to those of `look`.
+    of a tab and not part of the query string; nor are values equal to the user's own display options, `usual`.
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
@@ -169,9 +172,11 @@ class CallFilter(forms.Form):
     open = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in FACETS])
     zone = Zone(required=False, max_length=64)
     chart = forms.ChoiceField(required=False, choices=CHARTS)
-    columns = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in COLUMNS])
+    columns = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in COLUMN_NAMES])
 
-    def __init__(self, data: QueryDict, scope: dict[str, str] | None = None, look: LogView = USUAL) -> None:
+    def __init__(
+        self, data: QueryDict, scope: dict[str, str] | None = None, usual: ListOptions = DEFAULT_OPTIONS
+    ) -> None:
         super().__init__(data)
         # "from" is a keyword in Python.
         self.fields["from"] = TimeField(required=False)
@@ -179,12 +184,12 @@ class CallFilter(forms.Form):
         self.fields |= {NOT + name: _form_field(FILTERS[name]) for name in FACETS}
         for field in (self.fields["from"], self.fields["to"]):
             assert isinstance(field, TimeField)
-            field.zone = zone_of(data.get("zone", "")) or zone_of(look.zone) or UTC
+            field.zone = zone_of(data.get("zone", "")) or zone_of(usual.zone) or UTC
         self.is_valid()
         self.values: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
         self.values |= {name: list(self.values[name]) for name in (*FACETS, *(NOT + name for name in FACETS), "open")}
         self.values["range"] = self.values["range"] or DEFAULT_RANGE
-        self.usual = look
+        self.usual = usual
         self.scope = scope or {}
         self.error = ""
         try:
@@ -207,11 +212,11 @@ class CallFilter(forms.Form):
         }
 
     @property
-    def look(self) -> LogView:
+    def options(self) -> ListOptions:
         """Return the requested display options, with the user's own as default."""
         chosen = self.values["columns"]
-        return LogView(
-            tuple(name for name in COLUMNS if name in chosen) or self.usual.columns,
+        return ListOptions(
+            tuple(name for name in COLUMN_NAMES if name in chosen) or self.usual.columns,
             self.values["zone"] or self.usual.zone,
             self.values["chart"] or self.usual.chart,
         )
@@ -219,34 +224,24 @@ class CallFilter(forms.Form):
     @property
     def clock(self) -> tzinfo:
         """Return the zone for displaying and parsing times."""
-        return zone_of(self.look.zone) or UTC
+        return zone_of(self.options.zone) or UTC
 
     @property
     def narrowing(self) -> set[str]:
         """Return the names of the values that exclude calls, rather than only change the display."""
         return self.asked.keys() - {"live", "order", "open", "zone", "chart", "columns"}
 
-    def without(self, *names: str, **more: str) -> str:
-        """Return the query string without some filters, and with others."""
-        remaining = {name: value for name, value in self.asked.items() if name not in names}
-        return urlencode(remaining | more, doseq=True)
-
-    def link_with(self, **more: Any) -> str:
+    def link(self, **changes: Any) -> str:
         """Return the query string of this list with other values of some filters; an empty value removes a filter."""
-        return urlencode({name: value for name, value in (self.asked | more).items() if value}, doseq=True)
+        return urlencode({name: value for name, value in (self.asked | changes).items() if value}, doseq=True)
 
     def link_elsewhere(self, **more: Any) -> str:
         """Return the query string of a link to another page about the same calls."""
         return urlencode(self.scope | self.asked | more, doseq=True)
 
-    def link_without(self, name: str, value: str) -> str:
-        """Return the query string without one value of a filter."""
-        return urlencode(self.asked | {name: [one for one in self.values[name] if one != value]}, doseq=True)
-
     @property
     def query(self) -> str:
-        """Return the query string of these filters."""
-        return self.without()
+        return self.link()
 
     @property
     def is_between(self) -> bool:
@@ -255,7 +250,6 @@ class CallFilter(forms.Form):
 
     @property
     def span(self) -> str:
-        """Return the time range in words."""
         if not self.is_between:
             return RANGES[self.values["range"]][0]
         moments = [at.astimezone(self.clock) if at else None for at in (self.values["from"], self.values["to"])]
@@ -284,7 +278,7 @@ class CallFilter(forms.Form):
     def has_calls(self) -> bool:
         """True if there is any call in the time range and scope, whatever the other filters."""
         of_scope = [one for name in self.scope for one in self._of_filters[name]]
-        return bool(Search(of_scope, *self._between, known=self._known).count().number)
+        return bool(Search(of_scope, *self._between).count().number)
 
     @property
     def is_live(self) -> bool:
@@ -292,7 +286,7 @@ class CallFilter(forms.Form):
         return bool(self.values["live"]) and not (self.values["to"] or self.values["order"] or self.error)
 
     def search(self, *, apart_from: str = "") -> Search:
-        """Return the search for these filters, without the filter `apart_from`; the searches share a cache."""
+        """Return the search for these filters, without the filter `apart_from`."""
         return self._searched(apart_from) if apart_from else self._whole
 
     @cached_property
@@ -302,7 +296,7 @@ class CallFilter(forms.Form):
     def _searched(self, apart_from: str) -> Search:
         asked = (each for name, each in self._of_filters.items() if name != apart_from or name in self.scope)
         of_filters = (one for each in asked for one in each)
-        return Search([*self._of_words, *of_filters], *self._between, known=self._known)
+        return Search([*self._of_words, *of_filters], *self._between)
 
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
@@ -315,16 +309,11 @@ class CallFilter(forms.Form):
         return (range_start(timezone.now(), length) if length else None), None
 
     @cached_property
-    def _known(self) -> Known:
-        return Known()
-
-    @cached_property
     def _of_words(self) -> list[Criterion]:
         return [criterion(condition) for condition in self.conditions]
 
     @cached_property
     def _of_filters(self) -> dict[str, list[Criterion]]:
-        """Return the criteria of each filter."""
         return {name: list(self._of_filter(name)) for name in FILTERS}
 
     def _of_filter(self, name: str) -> Iterator[Criterion]:
@@ -341,23 +330,25 @@ class CallFilter(forms.Form):
         """Return all active filters except the search text, with ids shown by their newest names."""
         chips = []
         if self.is_between:
-            chips.append(Chip("time", "Time", "", self.span, self.link_with(**{"from": "", "to": ""})))
+            chips.append(Chip("time", "Time", "", self.span, self.link(**{"from": "", "to": ""})))
         for name, field in FILTERS.items():
             if name in self.scope:
                 continue
             if name not in FACETS and self.values[name]:
                 shown = self.shown(name, self.values[name])
-                chips.append(Chip(name, field.label, "", shown, self.link_with(**{name: ""})))
+                chips.append(Chip(name, field.label, "", shown, self.link(**{name: ""})))
                 continue
             for key, sign in ((name, ""), (NOT + name, "is not")):
                 chips += [
-                    Chip(name, field.label, sign, self.shown(name, value), self.link_without(key, value))
+                    Chip(name, field.label, sign, self.shown(name, value), self._link_without(key, value))
                     for value in self.values.get(key, ())
                 ]
         return chips
 
+    def _link_without(self, name: str, value: str) -> str:
+        return self.link(**{name: [one for one in self.values[name] if one != value]})
+
     def shown(self, name: str, value: str) -> str:
-        """Return the display text of a filter's value."""
         return self._names[name][value]
 
     @cached_property
@@ -379,7 +370,9 @@ class CallFilter(forms.Form):
 
 def _criteria(field: LogField, values: Sequence[str]) -> list[Criterion]:
     if field.choices or not (field.comparison is Comparison.NAME or field.comparison is Comparison.ID):
-        return [one_of(field.column, values) if field.is_indexed else row_test(Q(**{f"{field.column}__in": values}))]
+        if field.column in EXACT:
+            return [equal(field.column, values)]
+        return [Criterion(Q(**{f"{field.column}__in": values}))]
     return [_criterion(field, value) for value in values]
 
 
@@ -394,14 +387,14 @@ def _unknown(condition: Condition) -> str:
     if condition.field == ANY_NAME or condition.operator == IS_NOT:
         return ""
     field, text = FIELDS[condition.field], str(condition.values[0])
-    if field.comparison is not Comparison.NAME or not lookups.knows(field.name) or uuid_of(text):
+    if field.comparison is not Comparison.NAME or field.name not in NAMED_MODELS or uuid_of(text):
         return ""
     part = condition.operator == CONTAINS
-    if lookups.stands_in_calls(field.name, text, part=part):
+    if ids_named(field.name, text, part=part, called=True):
         return ""
     if part:
         return f"No {field.name} of any call has “{text}” in its name."
-    near = lookups.stands_in_calls(field.name, text, part=True)
+    near = ids_named(field.name, text, part=True, called=True)
     hint = f" Some have it in their name: {field.name} contains {text}." if near else ""
     return f"No {field.name} of any call is called “{text}”.{hint}"
 
@@ -416,17 +409,8 @@ def _form_field(field: LogField) -> forms.Field:
 
 def display_names(field: LogField, values: Sequence[str]) -> dict[str, str]:
     """Return display texts: for an id, the name in its newest call, or its first characters."""
-    names, ids = dict[str, str](), dict[str, UUID]()
-    for value in values:
-        if field.id_column and (pk := uuid_of(value)):
-            ids[value] = pk
-        else:
-            names[value] = value[:8] if field.comparison is Comparison.ID else field.label_of(value)
-    # Most have a call in the last week, for which the database plans few partitions.
-    for since in (timezone.now() - RECENT, EPOCH):
-        if left := [value for value in ids if value not in names]:
-            with connection.cursor() as cursor:
-                statement = NEWEST_NAMES.format(id=field.id_column, name=field.column)
-                cursor.execute(statement, [[ids[value] for value in left], since])
-                names |= {left[n - 1]: name or left[n - 1][:8] for n, name in cursor.fetchall()}
-    return {value: names.get(value, value[:8]) for value in values}
+    ids = {value: uuid_of(value) for value in values} if field.id_column else {}
+    named = newest_names(field, [pk for pk in ids.values() if pk])
+    if field.comparison is Comparison.ID:
+        return {value: value[:8] for value in values}
+    return {value: named.get(pk) or value[:8] if (pk := ids.get(value)) else field.label_of(value) for value in values}

@@ -1,59 +1,38 @@
-"""Group calls by a column: number, failures and durations, for any filter of the log."""
+"""Calls by the values of a column: groups with their failures and durations, and the numbers beside lists."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Any, NamedTuple
+from uuid import UUID
 
+from django.core.cache import cache
 from django.db import connection
 from django.db.models import Q
 from django.utils import timezone
 
+from auditlog.fields import FIELDS, LogField
 from auditlog.models import ENDINGS
+from auditlog.names import newest_names
 from auditlog.paging import EPOCH
 from auditlog.rollups.reading import Book, Numbers, Where, book
-from auditlog.search import AHEAD, SEARCH_LIMIT, Search, indexed, row_test
+from auditlog.rollups.schema import DIMENSIONS, range_start
+from auditlog.search import AHEAD, Criterion, RowCount, Search, equal
 
 LISTED = 50  # Groups on a page,
 MOST = 1_000  # and in files and the API.
 PARTS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+SORTS = ("name", "calls", "errors", "error_rate", "denied", *PARTS)
+BY = {name: FIELDS[name] for name in ("host", "user", "gateway", "server", "tool", "reason")}
 
 OF_ROWS = """
 SELECT {column}, count(*), count(*) FILTER (WHERE outcome = ANY(%s)), count(*) FILTER (WHERE outcome = ANY(%s)),
     percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY duration_ms)
 FROM ({rows}) c WHERE {column}::text <> '' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %s
 """
-NEWEST_NAMES = """
-SELECT k.id, (
-    SELECT c.{name} FROM auditlog_call c WHERE c.{column} = k.id AND c.created_at >= %s AND c.created_at < %s
-    ORDER BY c.created_at DESC LIMIT 1
-) FROM unnest(%s::uuid[]) AS k (id)
-"""
-
-
-class By(NamedTuple):
-    """A grouping: the id column, the column of its name, and its label."""
-
-    column: str
-    name: str
-    label: str
-
-    @property
-    def is_named(self) -> bool:
-        """True if the values are ids of objects with names."""
-        return self.column != self.name
-
-
-BY = {
-    "host": By("host_id", "host_name", "Host"),
-    "user": By("user_id", "user_email", "User"),
-    "gateway": By("gateway_id", "gateway_name", "Gateway"),
-    "server": By("server_id", "server_name", "Server"),
-    "tool": By("feature_name", "feature_name", "Tool"),
-    "reason": By("deny_reason", "deny_reason", "Reason"),
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +54,6 @@ class CallGroup:
 
     @property
     def error_percent(self) -> str:
-        """Return the error rate as text."""
         return f"{100 * self.error_rate:.1f} %" if self.errors else "0 %"
 
 
@@ -95,81 +73,70 @@ class Groups:
         return sorted(self.rows, key=lambda row: getattr(row, field) or 0, reverse=by.startswith("-"))
 
 
-SORTS = ("name", "calls", "errors", "error_rate", "denied", *PARTS)
-
-
-def group_calls(search: Search, by: By, most: int = MOST) -> Groups:
+def group_calls(search: Search, by: LogField, most: int = MOST) -> Groups:
     """Group the calls of a search; return at most `most` groups.
 
-    Counts all calls if the roll-ups can answer, otherwise the newest SEARCH_LIMIT, as in searches without an index.
+    Counts all calls if the roll-ups can answer, otherwise the newest that a page reads.
     """
     where = search.equalities()
     found = None if where is None else _of_rollups(where, search, by, most)
     return _of_rows(search, by, most) if found is None else found
 
 
-def _between(search: Search) -> tuple[datetime, datetime]:
-    return search.since or EPOCH, search.until or timezone.now() + AHEAD
-
-
-def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | None:
-    since, until = _between(search)
+def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups | None:
+    since, until, column = search.since or EPOCH, search.until or timezone.now() + AHEAD, by.group_column
     with book() as opened:
-        busiest = opened.busiest(where, since, until, by.column, most + 1)
+        busiest = opened.busiest(where, since, until, column, most + 1)
         if busiest is None:
             return None
         listed = [*busiest][:most]
-        found = opened.read({**where, by.column: listed}, since, until, by=(by.column,)) if listed else {}
+        found = opened.read({**where, column: listed}, since, until, by=(column,)) if listed else {}
     if found is None:
         return None
-    names = newest_names(by, listed, since, until)
-    rows = [_group(key, names, found[key,]) for key in listed if (key,) in found]
-    return Groups(rows, len(busiest) > most)
+    return _groups(by, {key: found[key,] for key in listed if (key,) in found}, more=len(busiest) > most)
 
 
-def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> Groups | None:
+def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
     """Return the groups with the most calls, as `group_calls` does; None while the roll-ups are counted.
 
     Of tools, names that no server has are left out: they are typing errors.
     """
-    of_tools = by is BY["tool"]
-    busiest = opened.busiest(where, since, until, by.column, most, named=of_tools)
-    if busiest is None:
-        if not where:
-            return None
-        criteria = [indexed([Q(**{f"{column}__in": values})]) for column, values in where.items()]
-        if of_tools:
-            criteria.append(row_test(~Q(deny_reason="unknown_tool")))
-        return _of_rows(Search(criteria, since, until), by, most)
-    names = newest_names(by, [*busiest], since, until)
-    return Groups([_group(key, names, numbers) for key, numbers in busiest.items()], False)
+    of_tools = by.name == "tool"
+    busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)
+    if busiest is not None:
+        return _groups(by, busiest, more=False)
+    if not where:
+        return None
+    named = [Criterion(~Q(deny_reason="unknown_tool"))] if of_tools else []
+    return _of_rows(Search([*(equal(*each) for each in where.items()), *named], since, until), by, most)
 
 
-def _group(key: Any, names: dict[Any, str], numbers: Numbers) -> CallGroup:
-    percentiles = [numbers.quantile(part) for part in PARTS.values()]
-    return CallGroup(str(key), names.get(key) or str(key), numbers.calls, numbers.errors, numbers.denied, *percentiles)
+def _groups(by: LogField, found: Mapping[Any, Numbers], *, more: bool) -> Groups:
+    names = newest_names(by, found)
+    rows = [
+        CallGroup(
+            str(key),
+            names.get(key) or str(key),
+            numbers.calls,
+            numbers.errors,
+            numbers.denied,
+            *(numbers.quantile(part) for part in PARTS.values()),
+        )
+        for key, numbers in found.items()
+    ]
+    return Groups(rows, more)
 
 
-def _of_rows(search: Search, by: By, most: int) -> Groups:
-    rows, floor = search.recent(SEARCH_LIMIT)
-    columns = {by.column, "outcome", "duration_ms"}
-    inner, parameters = rows.order_by().values(*columns).query.sql_with_params()
+def _of_rows(search: Search, by: LogField, most: int) -> Groups:
+    column = by.group_column
+    inner, parameters = search.newest().order_by().values(*{column, "outcome", "duration_ms"}).query.sql_with_params()
     with connection.cursor() as cursor:
-        statement = OF_ROWS.format(column=by.column, rows=inner)
+        statement = OF_ROWS.format(column=column, rows=inner)
         cursor.execute(statement, [list(ENDINGS["error"]), list(ENDINGS["denied"]), *parameters, most + 1])
         found = cursor.fetchall()
-    names = newest_names(by, [row[0] for row in found], *_between(search))
-    listed = [CallGroup(str(key), names.get(key) or str(key), *told, *parts) for key, *told, parts in found[:most]]
-    return Groups(listed, len(found) > most, floor)
-
-
-def newest_names(by: By, keys: Sequence[Any], since: datetime, until: datetime) -> dict[Any, str]:
-    """Return the name in the newest call of each key."""
-    if not by.is_named or not keys:
-        return {}
-    with connection.cursor() as cursor:
-        cursor.execute(NEWEST_NAMES.format(name=by.name, column=by.column), [since, until, list(keys)])
-        return dict(cursor.fetchall())
+    names = newest_names(by, [row[0] for row in found])
+    listed = [CallGroup(str(key), names.get(key) or str(key), *counts, *parts) for key, *counts, parts in found[:most]]
+    return Groups(listed, len(found) > most, search.floor)
 
 
 def as_rows(found: Groups, sort: str) -> Iterator[dict[str, Any]]:
@@ -188,3 +155,52 @@ def as_rows(found: Groups, sort: str) -> Iterator[dict[str, Any]]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 1)
+
+
+KEPT_SECONDS = 60
+KEPT_FROM = timedelta(days=2)  # Answers about a longer time are kept.
+
+
+class KeptAnswer[T](NamedTuple):
+    """An answer, and when it was read if it is kept."""
+
+    answer: T
+    read_at: datetime | None = None
+
+
+def kept_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) -> KeptAnswer[T]:
+    """Return an answer about a time of this `length` (None: all time), kept in the cache for KEPT_SECONDS if long."""
+    if length is not None and length < KEPT_FROM:
+        return KeptAnswer(read())
+    key = f"calls:{sha256(key.encode()).hexdigest()}"
+    kept: KeptAnswer[T] | None = cache.get(key)
+    if kept is None:
+        kept = KeptAnswer(read(), timezone.now())
+        cache.set(key, kept, KEPT_SECONDS)
+    return kept
+
+
+WEEK = timedelta(days=7)
+MOST_OF_WEEK = 1_000  # Rows read per object if the roll-ups lack the column.
+OF_WEEK = """
+SELECT k.id, (SELECT count(*) FROM (
+    SELECT FROM auditlog_call c WHERE c.{column} = k.id AND c.created_at >= %s LIMIT %s
+) newest) FROM unnest(%s::uuid[]) AS k (id)
+"""
+
+
+def calls_of_week(column: str, keys: Sequence[UUID]) -> dict[Any, RowCount]:
+    """Return the calls of the last seven days by value of a column, for people who may read the whole log.
+
+    From the roll-ups if they have the column, otherwise from the log, at most MOST_OF_WEEK per value.
+    """
+    now = timezone.now()
+    since = range_start(now, WEEK)
+    if column in DIMENSIONS and keys:
+        with book() as opened:
+            found = opened.read({column: list(keys)}, since, now, by=(column,), timed=False)
+        if found is not None:
+            return {key: RowCount(numbers.calls, is_all=True) for (key,), numbers in found.items()}
+    with connection.cursor() as cursor:
+        cursor.execute(OF_WEEK.format(column=column), [since, MOST_OF_WEEK + 1, list(keys)])
+        return {key: RowCount(min(calls, MOST_OF_WEEK), calls <= MOST_OF_WEEK) for key, calls in cursor.fetchall()}

@@ -255,25 +255,6 @@ class RollupState(models.Model):
         return moment
 
 
-class RollupWindow(models.Model):
-    """Period of the roll-ups of a moving window of this many `seconds` (auditlog.rollups.keeping).
-
-    They contain the calls of that period if the positions equal those of RollupState; otherwise they must be rebuilt.
-    """
-
-    seconds = models.IntegerField(primary_key=True)
-    since = models.DateTimeField()
-    until = models.DateTimeField()
-    counted_to = models.BigIntegerField()
-    late_counted_to = models.BigIntegerField()
-
-    class Meta:
-        default_permissions = ()
-
-    def __str__(self) -> str:
-        return f"{self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M}"
-
-
 class Checkpoint(models.Model):
     """A signed list of rows of the call log, with the digest of each (auditlog.checkpoints).
 

@@ -18,10 +18,10 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
-from auditlog.detail import Detail
 from auditlog.models import ENDINGS, Call, Outcome
 from auditlog.paging import Cursor, page
 from auditlog.reasons import reason_of
+from auditlog.why import Detail
 from capabilities import NOBODY, own_resource
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, ToolPolicy
@@ -41,7 +41,6 @@ HELLOS = ("initialize", "ping", "server/discover")
 
 
 def own_calls(user: User) -> QuerySet[Call]:
-    """Return the calls made as `user`."""
     return Call.objects.filter(user_id=user.pk)
 
 
@@ -196,7 +195,6 @@ class Wait:
 
     @property
     def again_url(self) -> str:
-        """Return the URL that resumes waiting."""
         return self._url()
 
     def _url(self, **more: str) -> str:
@@ -230,7 +228,7 @@ def waiting(request: AppRequest) -> HttpResponse:
 @own_resource("one's own calls")
 def listing(request: AppRequest) -> HttpResponse:
     """List the person's own calls, newest first, with the reason of each refusal."""
-    found = page([listed_calls(request.user)], Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
+    found = page(listed_calls(request.user), Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
     return show(request, "auditlog/own.html", {"page": found, "rows": as_own(found.rows)})
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import batched
 from typing import Any
 
 from django.db.models import Q, QuerySet
@@ -51,16 +50,6 @@ class Cursor:
             return None
 
 
-def older_than[M: Any](rows: QuerySet[M], at: datetime, pk: int) -> QuerySet[M]:
-    """Return the rows before a position. `created_at__lte` lets PostgreSQL use the index and skip partitions."""
-    return rows.filter(Q(created_at__lt=at) | Q(pk__lt=pk), created_at__lte=at).order_by("-created_at", "-pk")
-
-
-def newer_than[M: Any](rows: QuerySet[M], at: datetime, pk: int) -> QuerySet[M]:
-    """Return the rows after a position, nearest first."""
-    return rows.filter(Q(created_at__gt=at) | Q(pk__gt=pk), created_at__gte=at).order_by("created_at", "pk")
-
-
 @dataclass(frozen=True, slots=True)
 class Page[M: Any]:
     """Rows, newest first, and the cursors of the neighbouring pages; None at an end of the log."""
@@ -70,35 +59,36 @@ class Page[M: Any]:
     newer: Cursor | None
 
 
+def is_newer(cursor: Cursor | None) -> bool:
+    """True if pages are turned towards newer rows."""
+    return cursor is not None and cursor.way == NEWER
+
+
 def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
-    """Return the rows on the cursor's side; without a cursor all rows, newest first."""
+    """Return the rows on the cursor's side, nearest first; without a cursor all rows, newest first."""
     if cursor is None:
         return rows.order_by("-created_at", "-pk")
-    return (newer_than if cursor.way == NEWER else older_than)(rows, cursor.at, cursor.pk)
+    # The limit of `created_at` alone lets PostgreSQL use the index and skip partitions.
+    if is_newer(cursor):
+        newer = Q(created_at__gt=cursor.at) | Q(pk__gt=cursor.pk)
+        return rows.filter(newer, created_at__gte=cursor.at).order_by("created_at", "pk")
+    older = Q(created_at__lt=cursor.at) | Q(pk__lt=cursor.pk)
+    return rows.filter(older, created_at__lte=cursor.at).order_by("-created_at", "-pk")
 
 
-def together(parts: Sequence[Any]) -> Any:
-    """Combine the rows of disjoint queries with the same order into one query."""
-    first, *others = parts
-    return first.union(*others, all=True).order_by(*first.query.order_by) if others else first
+def page[M: Any](rows: QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]:
+    """Return the cursor's page, or the newest one without a cursor."""
+    return page_of(beyond(rows, cursor)[: size + 1], cursor, size)
 
 
-def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int, at_once: int = 1) -> Page[M]:
-    """Return the cursor's page (the newest one without) of rows from one or more queries.
-
-    `parts` are disjoint. Each uses an index with a single value, which returns rows in order. `at_once` parts are
-    queried in one statement.
-    """
-    found = [beyond(part, cursor)[: size + 1] for part in parts]
-    rows = [row for few in batched(found, at_once) for row in together(few)[: size + 1]]
-    forward = cursor is not None and cursor.way == NEWER
-    if len(parts) > at_once:
-        rows.sort(key=lambda row: (row.created_at, row.pk), reverse=not forward)
-    more, page_rows = len(rows) > size, rows[:size]
-    if forward:
-        page_rows = page_rows[::-1]
-        return Page(page_rows, _from(page_rows, OLDER), _from(page_rows, NEWER) if more else None)
-    return Page(page_rows, _from(page_rows, OLDER) if more else None, _from(page_rows, NEWER) if cursor else None)
+def page_of[M: Any](nearest: Sequence[M] | QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]:
+    """Return a page of the `size` + 1 rows next to a cursor."""
+    rows = list(nearest)
+    more, rows = len(rows) > size, rows[:size]
+    if is_newer(cursor):
+        rows = rows[::-1]
+        return Page(rows, _from(rows, OLDER), _from(rows, NEWER) if more else None)
+    return Page(rows, _from(rows, OLDER) if more else None, _from(rows, NEWER) if cursor else None)
 
 
 def _from(rows: Sequence[Any], way: str) -> Cursor | None:

@@ -14,10 +14,9 @@ from django.urls import reverse
 
 from accounts.models import Role, User, permissions_of
 from auditlog.actions import Action
-from auditlog.charts import stamp
-from auditlog.filters import CallFilter
+from auditlog.filters import CallFilter, stamp
 from auditlog.models import Call, Event
-from auditlog.today import CurrentDecision, feature_of
+from auditlog.why import CurrentDecision, feature_of
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
@@ -48,18 +47,21 @@ class CannotMend(Exception):
 
 
 class Remedy(NamedTuple):
-    """The action that resolves one kind of refusal, and its object.
+    """The action that resolves one kind of refusal, and its object (`subject`; empty if there is none).
 
     `began` are the events that cause it, `needs` is the capability required. `verb` is the method of the model that
-    resolves it; without one, `page` is where a person decides. With neither, only the call's owner can act.
+    resolves it; without one, `page` is where a person decides. With neither, only the call's owner can act: `owner`
+    says so, and `own_page` is where, if that is a page of theirs.
     """
 
-    subject: str
+    subject: str = ""
     began: tuple[Action, ...] = ()
     needs: Capability | None = None
     label: str = ""
     verb: str = ""
     page: Callable[[Any], str] | None = None
+    owner: str = ""
+    own_page: bool = False
 
 
 def _at(name: str, field: str = "pk") -> Callable[[Any], str]:
@@ -78,7 +80,7 @@ _IDENTITY_OFF = Remedy(
     "identity", (Action.IDENTITY_DISABLED,), Capability.IDENTITIES_MANAGE, "Enable identity", "enable"
 )
 _ANOTHER = "Only {owner} can make another token."
-_OWN_IDENTITY = "Only {owner} can end this, at My identities."
+_OWN_IDENTITY = Remedy("identity", owner="Only {owner} can end this, at My identities.", own_page=True)
 
 REMEDIES = {
     "host_disabled": Remedy(
@@ -124,50 +126,33 @@ REMEDIES = {
         "Choose its gateways",
         page=_at("gateways:identity_gateways"),
     ),
-    "identity_unconfirmed": Remedy("identity", label="Confirm", page=_at("servers:confirm_identity")),
-    "identity_missing": Remedy("connection"),
-    "identity_sign_in": Remedy("identity", (Action.IDENTITY_SIGN_IN_NEEDED,)),
-    "identity_scope": Remedy("identity"),
-    "revoked": Remedy("token", (Action.TOKEN_REVOKED,)),
-    "stale_generation": Remedy("connection", (Action.KEY_REGENERATED,)),
-    "connection_revoked": Remedy("connection", (Action.CONNECTION_REVOKED,)),
-    "expired": Remedy("token"),
+    "identity_unconfirmed": _OWN_IDENTITY._replace(
+        label="Confirm", page=_at("servers:confirm_identity"), own_page=False
+    ),
+    "identity_missing": _OWN_IDENTITY._replace(subject="connection"),
+    "identity_sign_in": _OWN_IDENTITY._replace(began=(Action.IDENTITY_SIGN_IN_NEEDED,)),
+    "identity_scope": _OWN_IDENTITY,
+    "revoked": Remedy("token", (Action.TOKEN_REVOKED,), owner=_ANOTHER),
+    "stale_generation": Remedy(
+        "connection", (Action.KEY_REGENERATED,), owner="Only {owner} can connect the app again."
+    ),
+    "connection_revoked": Remedy("connection", (Action.CONNECTION_REVOKED,), owner="Only {owner} can connect again."),
+    "expired": Remedy("token", owner=_ANOTHER),
     "ip": Remedy(
         "token", (Action.TOKEN_UPDATED,), Capability.API_TOKENS_MANAGE, "Edit the token", page=_at("tokens:edit")
     ),
-    "out_of_scope": Remedy("token"),
+    "out_of_scope": Remedy("token", owner="The servers of a token stay as they were chosen. " + _ANOTHER),
+    "not_connected": Remedy(owner="Only {owner} can connect it."),
+    "no_token": Remedy(owner=_ANOTHER),
 }
-# Actions only the owner of the call can take.
-OWNERS = {
-    "identity_missing": _OWN_IDENTITY,
-    "identity_sign_in": _OWN_IDENTITY,
-    "identity_scope": _OWN_IDENTITY,
-    "identity_unconfirmed": _OWN_IDENTITY,
-    "revoked": _ANOTHER,
-    "stale_generation": "Only {owner} can connect the app again.",
-    "connection_revoked": "Only {owner} can connect again.",
-    "expired": _ANOTHER,
-    "out_of_scope": "The servers of a token stay as they were chosen. " + _ANOTHER,
-    "not_connected": "Only {owner} can connect it.",
-    "no_token": _ANOTHER,
-}
-OWN_PAGES = dict.fromkeys(
-    ("identity_missing", "identity_sign_in", "identity_scope"), ("connections:mine", "My identities")
-)
 
-# The words for an event in a trail.
+# The words for an event in a trail, where they are not those of its name.
 WORDS = {
-    Action.HOST_ARCHIVED: "Archived",
-    Action.HOST_APPEARED: "Appeared",
-    Action.USER_DEACTIVATED: "Deactivated",
     Action.FEATURE_HELD: "Changed by its server",
     Action.FEATURE_CHANGED: "Changed by its server",
     Action.FEATURE_QUARANTINED: "Put in quarantine",
     Action.IDENTITY_SIGN_IN_NEEDED: "Ended",
-    Action.TOKEN_REVOKED: "Revoked",
     Action.TOKEN_UPDATED: "Changed",
-    Action.KEY_REGENERATED: "Regenerated",
-    Action.CONNECTION_REVOKED: "Revoked",
 }
 
 
@@ -192,7 +177,6 @@ class Cause:
 
     @property
     def since(self) -> datetime | None:
-        """Return when it began, or None if unknown."""
         return self.event.created_at if self.event else None
 
 
@@ -224,14 +208,12 @@ class Subjects:
 
 
 def of_call(call: Call) -> Subjects:
-    """Return the objects of a logged call."""
     names = ("host", "gateway", "connection", "user", "token", "server", "identity")
     ids = {name: getattr(call, f"{name}_id") for name in names}
     return Subjects(ids, feature_of(call), User.objects.filter(pk=call.user_id).first() if call.user_id else None)
 
 
 def of_answer(answer: CurrentDecision, obstacle: Obstacle) -> Subjects:
-    """Return the objects of a current obstacle."""
     question, at = answer.question, obstacle.assigned
     ids = {
         "host": question.host.pk,
@@ -252,9 +234,9 @@ def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, 
     Without `still` the obstacle is over, and no action is offered.
     """
     remedy = REMEDIES.get(reason)
-    row = subjects.row(remedy.subject) if remedy else None
+    row = subjects.row(remedy.subject) if remedy and remedy.subject else None
     if remedy is None or row is None:
-        return Cause(reason, who=_owner_only(reason, subjects) if still else "")
+        return Cause(reason, who=_owner_only(remedy, subjects) if still and remedy else "")
     told = _history(reason, remedy, row, subjects, reader, before)
     act = _act(reason, remedy, row, subjects, reader) if still else {}
     return Cause(reason, **told, **act)  # type: ignore[arg-type]  # `act` never has the key `event`.
@@ -298,10 +280,10 @@ def _missing(remedy: Remedy, row: Any, reader: User) -> Capability | None:
 
 def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User) -> dict[str, str]:
     if isinstance(row, Identity) and reason == "identity_unconfirmed":
-        may, who = row.may_be_confirmed_by(reader), "" if row.is_shared else _owner_only(reason, subjects)
+        may, who = row.may_be_confirmed_by(reader), "" if row.is_shared else _owner_only(remedy, subjects)
         return _led(remedy, row) if may else {"who": who or _who(Capability.IDENTITIES_MANAGE, reader)}
     if remedy.needs is None:
-        return _own_act(reason, subjects, reader)
+        return _own_act(remedy, subjects, reader)
     if (missing := _missing(remedy, row, reader)) is not None:
         return {"who": _who(missing, reader)}
     if remedy.verb and not _rows(remedy.subject).filter(pk=row.pk).exists():
@@ -315,16 +297,14 @@ def _led(remedy: Remedy, row: Any) -> dict[str, str]:
     return {"act": remedy.label, "link": remedy.page(row)} if remedy.page else {}
 
 
-def _own_act(reason: str, subjects: Subjects, reader: User) -> dict[str, str]:
-    if subjects.owner == reader and reason in OWN_PAGES:
-        name, label = OWN_PAGES[reason]
-        return {"act": label, "link": reverse(name)}
-    return {"who": _owner_only(reason, subjects)}
+def _own_act(remedy: Remedy, subjects: Subjects, reader: User) -> dict[str, str]:
+    if subjects.owner == reader and remedy.own_page:
+        return {"act": "My identities", "link": reverse("connections:mine")}
+    return {"who": _owner_only(remedy, subjects)}
 
 
-def _owner_only(reason: str, subjects: Subjects) -> str:
-    owner = subjects.owner.email if subjects.owner else "its owner"
-    return OWNERS.get(reason, "").format(owner=owner)
+def _owner_only(remedy: Remedy, subjects: Subjects) -> str:
+    return remedy.owner.format(owner=subjects.owner.email if subjects.owner else "its owner")
 
 
 def _who(needs: Capability, reader: User) -> str:
@@ -347,15 +327,19 @@ def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: 
     narrowed = urlencode([*_narrowed(reason, remedy.subject, row, subjects), ("from", stamp(event.created_at))])
     return {
         "event": event,
-        "words": WORDS.get(Action(event.action), "Switched off"),
+        "words": _words(Action(event.action)),
         "by": event.actor_email if reader.has_perm(Capability.AUDIT_READ) else "",
         "count": str(CallFilter(QueryDict(narrowed)).search().count()),
         "calls": f"{reverse('auditlog:calls')}?{narrowed}",
     }
 
 
+def _words(action: Action) -> str:
+    verb = action.partition(".")[2]
+    return WORDS.get(action) or ("Switched off" if verb == "disabled" else verb.capitalize())
+
+
 def _narrowed(reason: str, subject: str, row: Any, subjects: Subjects) -> Iterator[tuple[str, str]]:
-    """Yield the filters of the Logs page that select the refused calls."""
     yield "q", f"reason is {reason}"
     match subject:
         case "host" | "gateway" | "server" | "user" | "connection":

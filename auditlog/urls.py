@@ -1,6 +1,6 @@
 from django.urls import path
 
-from auditlog import event_views, instruments, own_calls, trail, views
+from auditlog import charts, events, own_calls, saved_views, views, what_if
 
 app_name = "auditlog"
 
@@ -11,18 +11,18 @@ urlpatterns = [
     path("logs/values/<slug:name>/", views.facet, name="facet"),
     path("logs/groups/", views.grouped, name="groups"),
     path("logs/groups/export/", views.export_groups, name="export_groups"),
-    path("logs/busiest/", instruments.busiest, name="busiest"),
+    path("logs/busiest/", charts.busiest, name="busiest"),
     path("logs/look/", views.keep_look, name="keep_look"),
-    path("logs/views/", views.save, name="save_view"),
-    path("logs/views/<uuid:pk>/", views.saved_view, name="view"),
-    path("logs/what-if/", trail.what_if, name="what_if"),
-    path("logs/remedy/", trail.remedy, name="remedy"),
+    path("logs/views/", saved_views.save, name="save_view"),
+    path("logs/views/<uuid:pk>/", saved_views.saved_view, name="view"),
+    path("logs/what-if/", what_if.what_if, name="what_if"),
+    path("logs/remedy/", what_if.remedy, name="remedy"),
     path("logs/<uuid:uid>/", views.call, name="call"),
     path("logs/<uuid:uid>/now/", views.now, name="now"),
     path("settings/calls", own_calls.listing, name="own"),
     path("settings/calls/<uuid:uid>/", own_calls.one, name="own_call"),
     path("settings/calls/wait", own_calls.waiting, name="wait"),
-    path("settings/admin-events/", event_views.listing, name="events"),
-    path("settings/admin-events/export/", event_views.export_events, name="export_events"),
-    path("settings/admin-events/<uuid:uid>/", event_views.detail, name="event"),
+    path("settings/admin-events/", events.listing, name="events"),
+    path("settings/admin-events/export/", events.export_events, name="export_events"),
+    path("settings/admin-events/<uuid:uid>/", events.detail, name="event"),
 ]

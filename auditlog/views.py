@@ -1,49 +1,45 @@
-"""The Logs page, the page of one call, and the list's counts, live updates and exports."""
+"""The Logs page, the page of one call, grouped calls, live updates and exports."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any, NamedTuple
+from datetime import UTC, timedelta
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 
 from django.conf import settings
 from django.http import Http404, HttpResponse, HttpResponseBadRequest, QueryDict
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
-from accounts.models import SavedView, WorkspaceSettings
-from accounts.rules import PeopleError
-from auditlog import columns, facets, filters, look, replica, snapshot
+from accounts.models import WorkspaceSettings
+from auditlog import columns, facets, filters, replica, saved_views
 from auditlog.actions import Action
-from auditlog.charts import histogram, latencies
-from auditlog.detail import Detail, curl, payloads
+from auditlog.charts import histogram
 from auditlog.export import TYPES, Export, TooManyExports, as_csv, file_response, too_many_response
 from auditlog.fields import EXPORT_COLUMNS
-from auditlog.filters import RANGES, CallFilter
-from auditlog.groups import BY, LISTED, SORTS, CallGroup, as_rows, group_calls
-from auditlog.look import LogView
+from auditlog.filters import RANGES, CallFilter, ListOptions
+from auditlog.groups import BY, LISTED, SORTS, CallGroup, Groups, KeptAnswer, as_rows, group_calls, kept_answer
 from auditlog.models import ENDINGS, Call, Event, span_of_uid
 from auditlog.paging import NEWER, OLDER, Cursor, Page
 from auditlog.query_language import Either
 from auditlog.remedies import cause, is_a_switch, of_call
-from auditlog.search import Search, SearchPage
-from auditlog.today import current_decision, near_tools, question_of
-from auditlog.trail import trail_of, what_if_url
+from auditlog.search import SEARCH_LIMIT, SearchPage
+from auditlog.what_if import trail_of, what_if_url
+from auditlog.why import Detail, curl, current_decision, near_tools, payloads, question_of
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
-from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
+from ui.databases import database_now
+from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, moment_of, own_path, show, wants_fragment, with_query
 
 ROWS_BESIDE = 25  # Rows beside an open call: enough for its context.
-MOST_VIEWS = 50  # Saved views shown above the list.
-NO_PAGE = SearchPage(Page([], None, None))
 MOST_NEW = 99  # New calls counted at most; then the list must be reloaded.
-RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
+LONGEST_CALL = timedelta(minutes=5)  # Calls that took longer are not announced.
 
 
 @require_GET
@@ -60,17 +56,11 @@ def calls(request: AppRequest) -> HttpResponse:
 
 def _filter(request: AppRequest, scope: dict[str, str] | None = None) -> CallFilter:
     """Return the request's filters, within the `scope` of a tab."""
-    return CallFilter(request.GET, scope, _usual(request))
+    return CallFilter(request.GET, scope, ListOptions.of(request.user.log_look))
 
 
 def _address(request: AppRequest, call_filter: CallFilter) -> str:
-    """Return the current page's URL with all filters."""
     return with_query(request.path, call_filter.query)
-
-
-def _usual(request: AppRequest) -> LogView:
-    """Return the person's saved display options."""
-    return LogView.of(request.user.log_look)
 
 
 def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
@@ -85,9 +75,10 @@ def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
     """Render the log on a page that includes auditlog/log.html; for htmx, only its rows."""
-    context |= {"views": _views(request, call_filter)}  # Not from the replica: access must be current.
+    # Neither is read from the replica: access must be current, and new calls are announced from the primary.
+    context |= {"views": saved_views.listed(request.user, call_filter)}
     if call_filter.is_live and not request.GET.get("cursor"):
-        return _listing(request, template, context, call_filter)  # Snapshots of the live log are of the primary.
+        return _listing(request, template, context, call_filter)
     return replica.read_from_replica(request, lambda: _listing(request, template, context, call_filter))
 
 
@@ -152,7 +143,9 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
         response = render(request, "auditlog/drawer.html", {**context, "query": call_filter.query})
         response["HX-Push-Url"] = address
         return response
-    listed = _listed(request, call_filter, ROWS_BESIDE, open_facets=()) | {"views": _views(request, call_filter)}
+    listed = _listed(request, call_filter, ROWS_BESIDE, open_facets=()) | {
+        "views": saved_views.listed(request.user, call_filter)
+    }
     return render(request, "auditlog/calls.html", listed | context)
 
 
@@ -163,35 +156,28 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
     """Render the values of one filter, counted under all other filters."""
     tab = request.GET.get("tab", "")
     scope = {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None
-    call_filter = CallFilter(request.GET, scope, _usual(request))
+    call_filter = _filter(request, scope)
     if name not in filters.FACETS or call_filter.error:
         raise Http404
-    found = facets.facet(call_filter, name)
-    context = {
-        "facet": found,
-        "filters": call_filter,
-        "newest": f"{facets.COUNTED:,}",
-    }
+    context = {"facet": facets.facet(call_filter, name), "filters": call_filter, "newest": f"{SEARCH_LIMIT:,}"}
     return render(request, "auditlog/facet.html", context)
 
 
 @require_GET
 @requires(Capability.LOGS_READ)
 def live(request: AppRequest) -> HttpResponse:
-    """Render the number of calls since the last request's snapshot; 204 if there are none."""
-    previous, now = snapshot.parse_snapshot(request.GET.get("seen", "")), snapshot.current_snapshot()
-    call_filter = CallFilter(request.GET, look=_usual(request))
-    if previous is None or call_filter.error:
+    """Render the number of calls since the list was read; 204 if the page shows it already."""
+    since, call_filter = moment_of(request.GET, "seen"), _filter(request)
+    if since is None or call_filter.error:
         return HttpResponseBadRequest("seen is missing.", content_type="text/plain")
-    told = request.GET.get("new", "")
-    before = int(told) if told.isascii() and told.isdecimal() and len(told) < 5 else 0
-    arrived = snapshot.number_between(call_filter.search(), previous, now, MOST_NEW + 1)
-    if not arrived and previous.age < RENEWED:
+    new = call_filter.search().newest().filter(created_at__gt=since - LONGEST_CALL, recorded_at__gt=since)
+    arrived = new[: MOST_NEW + 1].count()
+    if str(arrived) == request.GET.get("new", "0"):
         return HttpResponse(status=204)
     context = {
-        "arrived": min(before + arrived, MOST_NEW + 1),
+        "arrived": arrived,
         "most_new": MOST_NEW,
-        "seen": now,
+        "seen": request.GET["seen"],
         "filters": call_filter,
         "query": call_filter.query,
         "list_url": own_path(request.GET.get("back", ""), reverse("auditlog:calls")),
@@ -203,10 +189,10 @@ def live(request: AppRequest) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 def keep_look(request: AppRequest) -> HttpResponse:
     """Save the list's current display options for this person."""
-    call_filter = CallFilter(QueryDict(request.POST.get("query", "")), look=_usual(request))
-    request.user.keep_log_look(call_filter.look.as_query())
+    call_filter = CallFilter(QueryDict(request.POST.get("query", "")))
+    request.user.keep_log_look(call_filter.options.as_query())
     back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
-    to = with_query(back, call_filter.without("columns", "zone", "chart"))
+    to = with_query(back, call_filter.link(columns="", zone="", chart=""))
     return leave(request, to, "Kept: your list of calls looks like this from now on")
 
 
@@ -235,90 +221,58 @@ def _listed(
     size: int = PAGE_SIZE,
     open_facets: Sequence[str] = facets.FIRST,
 ) -> dict[str, Any]:
-    cursor = Cursor.named(request.GET.get("cursor", ""))
-    search = call_filter.search()
+    cursor, search, options = Cursor.named(request.GET.get("cursor", "")), call_filter.search(), call_filter.options
     is_live = call_filter.is_live and cursor is None
-    now = snapshot.current_snapshot() if is_live else None
+    seen = f"{database_now().astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}" if is_live else ""
     count = None if call_filter.error else search.count()
-    shown_in = search if now is None else snapshot.search_in(search, now)
-    # Without a match, PostgreSQL would scan the log from its end.
-    result = _page(call_filter, shown_in, cursor, size) if count and not count.is_none else NO_PAGE
-    shown = call_filter.look
-    sampled = count is not None and count.is_large
-    bars = histogram(search, sampled=sampled) if shown.chart != look.NONE and count and result.page.rows else None
-    timed = latencies(search, bars, sampled=sampled) if bars and shown.chart != look.CALLS else None
+    if count is None or count.is_none:
+        result = SearchPage(Page([], None, None))
+    else:
+        result = search.slowest(size) if call_filter.values["order"] else search.page(cursor, size)
+    has_chart = options.chart != filters.NONE and result.page.rows
+    shown = columns.shown_columns(options)
     return {
         "page": result.page,
         "rows": columns.log_rows(
             result.page.rows,
-            shown,
+            options,
             call_filter.clock,
             with_arguments=request.user.has_perm(Capability.LOGS_PAYLOADS),
         ),
-        "columns": columns.shown_columns(shown),
-        "are_usual": columns.are_usual(columns.shown_columns(shown)),
+        "columns": shown,
+        "are_usual": columns.are_usual(shown),
         "choices": [
-            (column.name, column.label, column.name in shown.columns)
+            (column.name, column.label, column.name in options.columns)
             for column in columns.COLUMNS
             if column is not columns.TOOL
         ],
-        "look": shown,
+        "options": options,
         "looked_to": result.looked_to,
         "count": count,
         "unknown": call_filter.unknown() if count and not count.number else [],
-        "histogram": bars,
-        "latencies": timed,
-        "charts": [(name, label, call_filter.link_with(chart=name)) for name, label in look.CHARTS],
-        "order_query": call_filter.link_with(order="" if call_filter.values["order"] else filters.SLOWEST),
+        "histogram": histogram(search, timed=options.chart != filters.CALLS) if has_chart else None,
+        "charts": [(name, label, call_filter.link(chart=name)) for name, label in filters.CHARTS],
+        "order_query": call_filter.link(order="" if call_filter.values["order"] else filters.SLOWEST),
         "arrived": 0,
         "most_new": MOST_NEW,
         "filters": call_filter,
         "ranges": filters.RANGES,
         "narrowed": bool(call_filter.narrowing),
         "none_matches": bool(count and count.is_none and call_filter.narrowing and call_filter.has_calls()),
-        "whole_range": call_filter.without(*call_filter.asked.keys() - {"range", "from", "to"}),
+        "whole_range": call_filter.link(**dict.fromkeys(call_filter.asked.keys() - {"range", "from", "to"}, "")),
         "span": call_filter.span,
         "query": call_filter.query,
-        "bar_query": call_filter.without("from", "to", "range", "live"),
+        "bar_query": call_filter.link(**dict.fromkeys(("from", "to", "range", "live"), "")),
         "row_query": call_filter.link_elsewhere(),
         "chips": call_filter.chips(),
         "facets": facets.facets(call_filter, search, open_facets, any_call=count is None or not count.is_none),
-        "newest": f"{facets.COUNTED:,}",
+        "newest": f"{SEARCH_LIMIT:,}",
         "searchable": call_filter.searchable(),
         "is_live": is_live,
-        "current_view": call_filter.without("live"),
-        "seen": now,
+        "current_view": call_filter.link(live=""),
+        "seen": seen,
         "list_url": request.path if call_filter.scope else reverse("auditlog:calls"),
     }
-
-
-class ListedView(NamedTuple):
-    """A saved view above the list, and whether the person owns it and may remove it."""
-
-    view: SavedView
-    link: str
-    is_own: bool
-    is_removable: bool
-
-
-def _views(request: AppRequest, call_filter: CallFilter) -> list[ListedView]:
-    """Return the saved views this person may open; none on a tab."""
-    if call_filter.scope:
-        return []
-    found = SavedView.objects.seen_by(request.user).select_related("owner")
-    return [
-        ListedView(
-            view,
-            with_query(reverse("auditlog:calls"), view.query),
-            view.owner_id == request.user.pk,
-            view.may_remove(request.user),
-        )
-        for view in found[:MOST_VIEWS]
-    ]
-
-
-def _page(call_filter: CallFilter, search: Search, cursor: Cursor | None, size: int) -> SearchPage:
-    return search.slowest(size) if call_filter.values["order"] else search.page(cursor, size)
 
 
 def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:
@@ -374,11 +328,9 @@ COLUMNS = (
 
 @require_GET
 @requires(Capability.LOGS_READ)
-@replica.from_replica
 def grouped(request: AppRequest) -> HttpResponse:
-    """Group the filtered calls."""
     call_filter, by, sort = _asked(request.GET)
-    found = None if call_filter.error else group_calls(call_filter.search(), BY[by], LISTED)
+    found, read_at = (None, None) if call_filter.error else _groups(request, call_filter, by)
     rows = found.sorted(sort) if found else []
     highest = max((row.calls for row in rows), default=1)
     context: dict[str, Any] = {
@@ -387,6 +339,7 @@ def grouped(request: AppRequest) -> HttpResponse:
         "label": BY[by].label,
         "sort": sort,
         "found": found,
+        "read_at": read_at,
         "most": LISTED,
         "rows": [(row, _query(call_filter, by, row), round(100 * row.calls / highest, 1)) for row in rows],
         "query": call_filter.query,
@@ -402,6 +355,15 @@ def grouped(request: AppRequest) -> HttpResponse:
         "files_query": _with(call_filter, by=by, sort=sort),
     }
     return show(request, "auditlog/groups.html", context)
+
+
+def _groups(request: AppRequest, call_filter: CallFilter, by: str) -> KeptAnswer[Groups]:
+    length = None if call_filter.is_between else RANGES[call_filter.values["range"]][1]
+    return kept_answer(
+        f"{by} {call_filter.query}",
+        length,
+        lambda: replica.read_from_replica(request, lambda: group_calls(call_filter.search(), BY[by], LISTED)),
+    )
 
 
 @require_GET
@@ -428,17 +390,17 @@ def _asked(query: QueryDict) -> tuple[CallFilter, str, str]:
 
 
 def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
-    return call_filter.without("live", *left_out, **more)
+    return call_filter.link(live="", **dict.fromkeys(left_out, ""), **more)
 
 
 def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
     """Return the query string of one group's calls, or an empty string if the search cannot be narrowed in words."""
     if by != "reason":
-        return call_filter.link_with(**{by: row.value, "live": ""})
+        return call_filter.link(**{by: row.value, "live": ""})
     if any(isinstance(one, Either) for one in call_filter.conditions):
         return ""
     text = call_filter.values["q"]
-    return call_filter.link_with(live="", q=f"{text} and reason is {row.value}" if text else f"reason is {row.value}")
+    return call_filter.link(live="", q=f"{text} and reason is {row.value}" if text else f"reason is {row.value}")
 
 
 def _column(call_filter: CallFilter, by: str, sort: str, name: str, label: str, first: str) -> dict[str, str]:
@@ -452,49 +414,3 @@ def _column(call_filter: CallFilter, by: str, sort: str, name: str, label: str, 
         "sorted": told,
         "kind": "number" if label else "",
     }
-
-
-# Saved views on the Logs page: save, share, unshare, remove.
-
-LONGEST_NAME = 80
-LONGEST_QUERY = 2000
-
-
-def canonical_query(query: str) -> str:
-    """Return the query string of the Logs page in canonical form, without unknown parameters."""
-    return CallFilter(QueryDict(query.removeprefix("?"))).without("live")
-
-
-@require_POST
-@requires(Capability.LOGS_READ)
-def save(request: AppRequest) -> HttpResponse:
-    """Save the current filters under a name."""
-    query = canonical_query(request.POST.get("query", ""))
-    back = with_query(reverse("auditlog:calls"), query)
-    name = request.POST.get("name", "").strip()
-    if not name or len(name) > LONGEST_NAME or "\0" in name:
-        return leave(request, back, f"Not saved: a view needs a name of at most {LONGEST_NAME} characters.")
-    if len(query) > LONGEST_QUERY:
-        return leave(request, back, "Not saved: this is narrowed by too much for one view.")
-    try:
-        SavedView.objects.add(name=name, query=query, is_shared="is_shared" in request.POST, by=request.user)
-    except PeopleError as refusal:
-        return leave(request, back, f"Not saved. {refusal}")
-    return leave(request, back, f"{name} saved")
-
-
-@require_POST
-@requires(Capability.LOGS_READ)
-def saved_view(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Share a view, unshare it, or remove it."""
-    view = get_object_or_404(SavedView.objects.seen_by(request.user), pk=pk)
-    act, name = request.POST.get("act", ""), view.name
-    said = {"share": "is shared", "keep": "is no longer shared", "remove": "removed"}.get(act, "")
-    try:
-        if act == "remove":
-            view.remove(by=request.user)
-        elif said:
-            view.edit(name=name, query=view.query, is_shared=act == "share", by=request.user)
-    except PeopleError as refusal:
-        return leave(request, reverse("auditlog:calls"), str(refusal))
-    return leave(request, reverse("auditlog:calls"), f"{name} {said}" if said else "")

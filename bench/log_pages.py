@@ -123,7 +123,7 @@ def roll_up() -> None:
     from auditlog.rollups import keeping  # noqa: PLC0415
 
     began, counted = time.monotonic(), 0
-    while (rows := keeping.keep_up(10)) or keeping.days_left() or behind():
+    while (rows := keeping.keep_up(10)) or keeping.days_left():
         counted += rows
         print(f"{counted:,} calls counted, {keeping.days_left()} days left", flush=True)
     with connection.cursor() as cursor:
@@ -133,18 +133,6 @@ def roll_up() -> None:
     print(
         f"{counted:,} calls counted in {time.monotonic() - began:,.0f} s: {Rollup.objects.count():,} roll-ups, {size}"
     )
-
-
-def behind() -> bool:
-    """Whether a window of the roll-ups is yet to be moved to where it should be by now."""
-    from django.utils import timezone  # noqa: PLC0415
-
-    from auditlog.models import RollupState  # noqa: PLC0415
-    from auditlog.rollups import keeping  # noqa: PLC0415
-    from auditlog.rollups.schema import DAYS, WINDOWS  # noqa: PLC0415
-
-    state, today = RollupState.objects.first(), DAYS.begin(timezone.now())
-    return state is not None and sum(one.until >= today for one in keeping.current_windows(state)) < len(WINDOWS)
 
 
 def fill(rows: int) -> None:

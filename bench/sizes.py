@@ -61,8 +61,7 @@ def measure(rows: int, folder: Path) -> None:
         tell_tables(rows)
         tell("dump", dumped(), rows)
         roll_up()
-        tables = ("auditlog_rollup", "auditlog_rolluptool")
-        tell("roll-ups", sum(int(one(f"SELECT pg_total_relation_size('{table}')")) for table in tables), rows)
+        tell("roll-ups", one("SELECT pg_total_relation_size('auditlog_rollup')"), rows)
         tell_archive(folder)
     finally:
         connection.close()

@@ -20,7 +20,7 @@ from django.views.decorators.http import require_GET
 from accounts.asking import open_requests
 from accounts.models import User
 from auditlog import replica
-from auditlog.instruments import Instruments, to_come
+from auditlog.charts import CallPlots, unread_tops
 from auditlog.models import Call
 from auditlog.own_calls import OwnCall, as_own, listed_calls
 from auditlog.query_language import parse_search
@@ -212,8 +212,8 @@ def overview(request: AppRequest) -> HttpResponse:
         "token_count": len(tokens) if len(tokens) < SHOWN else own_tokens.count(),
     }
     if user.has_perm(Capability.LOGS_READ):
-        context["instruments"] = instruments = Instruments.of(request, {}, {}, named=NAMED)
-        context["tops"] = to_come(instruments.chosen)
+        context["call_plots"] = call_plots = CallPlots.of(request, {}, {}, named=NAMED)
+        context["tops"] = unread_tops(call_plots.chosen)
     return show(request, "overview.html", context | _numbers(request))
 
 

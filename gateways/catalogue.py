@@ -16,16 +16,15 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.models import Call
-from auditlog.ranges import STRETCHES
 from auditlog.rollups.reading import Book, Where, book
-from auditlog.rollups.schema import DAYS, OF_TOOLS, TOOL_CALLS
+from auditlog.rollups.schema import DAYS, OF_TOOLS, TIME_RANGES, TOOL_CALLS
 from capabilities import Capability
 from gateways.models import Assignment, Feature, FeatureQuerySet, FeatureState, Gateway
 from gateways.models.feature import FIRST_LIST
 from servers.models import Server, ServerQuerySet
 from ui.forms import holds
 
-SPAN = STRETCHES["30d"]  # The period in which calls are counted.
+SPAN = TIME_RANGES["30d"]  # The period in which calls are counted.
 NEW_FOR = timedelta(days=7)
 MOST_READ = 60_000  # The newest calls of the log, read where the roll-ups cannot tell.
 

@@ -20,7 +20,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
-from auditlog.instruments import Instruments
+from auditlog.charts import CallPlots
 from auditlog.models import Call
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
@@ -171,7 +171,7 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
     calls = Call.objects.filter(server_id=server, feature_name__in=names, method="tools/call")
     told["users"] = _callers("user_email", calls.filter(gateway_id__in=[one.assignment.gateway_id for one in places]))
     where: dict[str, list[Any]] = {"server_id": [server], "feature_name": [name]}
-    told["instruments"] = Instruments.of(request, where, {"server": str(server), "tool": name}, tops=("gateway",))
+    told["call_plots"] = CallPlots.of(request, where, {"server": str(server), "tool": name}, tops=("gateway",))
     return told
 
 

@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from django.db.models import Q
 
 from accounts.models import Team
-from auditlog.ranges import STRETCHES
+from auditlog.rollups.schema import TIME_RANGES
 from gateways.models import (
     AliasRequired,
     Assignment,
@@ -285,7 +285,7 @@ class CatalogueFilter(ListFilter):
 
     def __init__(self, *args: Any, servers: Sequence[tuple[str, str]], may_read: bool, **options: Any) -> None:
         super().__init__(*args, **options)
-        meanings = ("first seen in 7 days", "waits for a decision", f"no call in {STRETCHES['30d'].label}")
+        meanings = ("first seen in 7 days", "waits for a decision", f"no call in {TIME_RANGES['30d'].label}")
         shows = [(name, f"{label}, {words}") for (name, label), words in zip(self.SHOWS, meanings, strict=True)]
         self.fields["show"].choices = shows if may_read else shows[:2]  # type: ignore[attr-defined]
         self.fields["server"].choices = servers  # type: ignore[attr-defined]

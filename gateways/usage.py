@@ -18,10 +18,11 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from auditlog import replica
-from auditlog.groups import BY, newest_names
-from auditlog.instruments import chosen_range
+from auditlog.charts import chosen_range
+from auditlog.fields import FIELDS
 from auditlog.models import ENDINGS, Event
-from auditlog.ranges import STRETCHES, range_start
+from auditlog.names import newest_names
+from auditlog.rollups.schema import TIME_RANGES, range_start
 from auditlog.views import log_alone
 from capabilities import Capability, requires
 from connections.models import Connection
@@ -33,7 +34,7 @@ from ui.pages import AppRequest, Undo, first_names, leave, sentences, show
 from ui.viewset import confirmed
 
 PEOPLE, TOOLS = 10, 12  # Those with the most calls; more would make the page too heavy.
-RANGES = {name: STRETCHES[name] for name in ("24h", "7d", "30d")}
+RANGES = {name: TIME_RANGES[name] for name in ("24h", "7d", "30d")}
 DEFAULT = "30d"
 LEVELS = 4
 MOST_READ = 5_000  # The newest calls of a gateway, read to find its callers.
@@ -208,7 +209,7 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
         people[person] += number
         tools[tool] += number
     shown = [tool for tool, _ in tools.most_common(TOOLS)]
-    names = newest_names(BY["user"], [person for person, _ in people.most_common(PEOPLE)], since, until)
+    names = newest_names(FIELDS["user"], [person for person, _ in people.most_common(PEOPLE)])
     highest = max(calls.values(), default=1)
     narrowed = {"gateway": str(gateway.pk), "range": chosen, "method": "tools/call"}
 

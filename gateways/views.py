@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
-from auditlog.instruments import Instruments
+from auditlog.charts import CallPlots
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_SERVERS
@@ -206,7 +206,7 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
     context: dict[str, Any] = {"gateway": gateway, "tab": "overview", "kinds": kinds}
     if request.user.has_perm(Capability.LOGS_READ):
         where, filters = {"gateway_id": [gateway.pk]}, {"gateway": str(gateway.pk)}
-        context["instruments"] = Instruments.of(request, where, filters, tops=("tool", "user"))
+        context["call_plots"] = CallPlots.of(request, where, filters, tops=("tool", "user"))
     return show(request, "gateways/overview.html", context)
 
 

@@ -17,7 +17,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
-from auditlog.instruments import Instruments
+from auditlog.charts import CallPlots
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, CapabilityRequired, requires
 from capabilities.catalogue import SEES_HOSTS
@@ -141,7 +141,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     host = host_or_404(request.user, pk)
     context: dict[str, Any] = {"host": host, "tab": "overview", "link": enrolment_url(host)}
     if request.user.has_perm(Capability.LOGS_READ):
-        context["instruments"] = Instruments.of(request, {"host_id": [host.pk]}, {"host": str(host.pk)})
+        context["call_plots"] = CallPlots.of(request, {"host_id": [host.pk]}, {"host": str(host.pk)})
     return show(request, "hosts/overview.html", context)
 
 

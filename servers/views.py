@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from accounts.sign_in import ask_again, must_ask_again
-from auditlog.instruments import Instruments
+from auditlog.charts import CallPlots
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
@@ -137,7 +137,7 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
         context |= {"unfinished": True, "registration": live_registration_of(server)}
     if request.user.has_perm(Capability.LOGS_READ):
         where, filters = {"server_id": [server.pk]}, {"server": str(server.pk)}
-        context["instruments"] = Instruments.of(request, where, filters, tops=("tool", "gateway"))
+        context["call_plots"] = CallPlots.of(request, where, filters, tops=("tool", "gateway"))
     return show(request, "servers/overview.html", context)
 
 

@@ -26,9 +26,8 @@ from django.utils import timezone
 from psycopg import sql
 from psycopg.rows import dict_row, scalar_row
 
-from auditlog.event_views import COLUMNS as EVENT_COLUMNS
 from auditlog.export import AsItIs
-from auditlog.fields import EXPORT_COLUMNS, PAYLOADS
+from auditlog.fields import EVENT_EXPORT_COLUMNS, EXPORT_COLUMNS, PAYLOADS
 from auditlog.models import ENDINGS, Call, Event
 from auditlog.replica import LATE_EVERY, LATEST, NEAR, last_id
 from sinks.models import Sink
@@ -147,7 +146,7 @@ class SinkReader:
         if high is None or high <= sink.events_to:
             return None
         asked = {"low": sink.events_to, "high": high, "most": self.most}
-        lines, last = self._lines(_EVENTS, _columns(EVENT_COLUMNS), asked, _event_line)
+        lines, last = self._lines(_EVENTS, _columns(EVENT_EXPORT_COLUMNS), asked, _event_line)
         return Batch(lines, {"events_to": last["row_id"] if last else high})
 
     def _checkpoints(self, sink: Sink) -> Batch | None:

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from auditlog.actions import Action
-from auditlog.event_views import COLUMNS as EVENT_COLUMNS
-from auditlog.fields import EXPORT_COLUMNS, PAYLOADS
+from auditlog.fields import EVENT_EXPORT_COLUMNS, EXPORT_COLUMNS, PAYLOADS
 from auditlog.models import Event
 from auditlog.replica import NEAR
 from ui.rest import stamp
 
 # For each log, the database column of each field of a line.
-FIELDS = {"call": EXPORT_COLUMNS | dict(zip(PAYLOADS, PAYLOADS, strict=True)), "event": EVENT_COLUMNS}
+FIELDS = {"call": EXPORT_COLUMNS | dict(zip(PAYLOADS, PAYLOADS, strict=True)), "event": EVENT_EXPORT_COLUMNS}
 AT = {"call": "created_at", "event": "time"}
 # For each log, the kinds of checkpoints that cover new rows, and the state field with the last id they cover.
 STATES = {"call": (("first", "near"), "near_to"), "event": (("events",), "events_to")}

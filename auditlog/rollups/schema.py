@@ -1,4 +1,4 @@
-"""The schema of the roll-ups: dimensions, periods and duration classes."""
+"""The schema of the roll-ups: dimensions, periods and duration classes; and the time ranges of pages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from math import ceil, log
+from typing import NamedTuple
 
 # Dimensions besides outcome and reason, which every roll-up has. Named like the columns of the log.
 DIMENSIONS = ("host_id", "user_id", "gateway_id", "server_id", "method", "feature_name")
@@ -65,7 +66,8 @@ MINUTES = Grain(60, (*FEW, *MANY), timedelta(hours=4), "minutes_from")
 RECENT_HOURS = Grain(3600, MANY, timedelta(days=2), "recent_hours_from")
 HOURS = Grain(3600, FEW, timedelta(days=35), "hours_from")
 DAYS = Grain(86400, (*FEW, *MANY), None, "days_from")
-GRAINS = (DAYS, HOURS, RECENT_HOURS, MINUTES)
+WEEKS = Grain(604800, MANY, None, "days_from")  # So that a month is summed of four rather than thirty.
+GRAINS = (WEEKS, DAYS, HOURS, RECENT_HOURS, MINUTES)
 
 
 def finest(dimensions: set[str], length: timedelta) -> Grain:
@@ -78,23 +80,38 @@ def finest(dimensions: set[str], length: timedelta) -> Grain:
 
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
-TOOL, NAME = cube_number(_TOOL), cube_number(("feature_name",))
-_OF_WINDOWS = (*FEW, ("host_id",), ("user_id",), ("feature_name",), _TOOL)
-
-
-def _window(length: timedelta) -> Grain:
-    return Grain(int(length.total_seconds()), _OF_WINDOWS, None, "days_from")
-
-
-# The pages' ranges in one piece: that of a day ends with a whole hour some time ago, the others end with yesterday.
-# Their roll-ups are dated BEGINNING; RollupWindow has their period.
-DAY = _window(timedelta(hours=22))
-MONTH = _window(timedelta(days=30))
-EVER = _window(timedelta(days=24_000))  # Longer than any log.
-WINDOWS = (DAY, _window(timedelta(days=7)), MONTH, EVER)
 # The dimensions used by lists of all tools.
 OF_TOOLS = ("gateway_id", "server_id", "feature_name")
 TOOL_CALLS = {"method": ["tools/call"]}
+
+
+class TimeRange(NamedTuple):
+    """A time range that pages offer: short label, words, and length."""
+
+    label: str
+    words: str
+    length: timedelta
+
+
+# By their names in URLs.
+TIME_RANGES = {
+    "5m": TimeRange("5 min", "Last 5 minutes", timedelta(minutes=5)),
+    "15m": TimeRange("15 min", "Last 15 minutes", timedelta(minutes=15)),
+    "1h": TimeRange("1 h", "Last hour", timedelta(hours=1)),
+    "24h": TimeRange("24 h", "Last 24 hours", timedelta(hours=24)),
+    "7d": TimeRange("7 d", "Last 7 days", timedelta(days=7)),
+    "30d": TimeRange("30 d", "Last 30 days", timedelta(days=30)),
+}
+
+
+def range_start(now: datetime, length: timedelta) -> datetime:
+    """Return where a range up to `now` begins, as roll-ups do.
+
+    A day begins with a whole hour, what is longer with a whole day (UTC), what is shorter `length` ago.
+    """
+    if length < timedelta(days=1):
+        return now - length
+    return (DAYS if length > timedelta(days=1) else HOURS).begin(now) - length
 
 
 def quantile(classes: Sequence[int], part: float) -> float | None:

@@ -10,13 +10,13 @@ from django import template
 from django.template.context import RequestContext
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import conditional_escape, format_html
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from auditlog import replica
 from auditlog.filters import CallFilter
-from auditlog.groups import BY
-from auditlog.week import Week, weeks
+from auditlog.groups import BY, calls_of_week
+from auditlog.search import RowCount
 
 register = template.Library()
 
@@ -36,7 +36,6 @@ def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | N
 
 @register.simple_tag
 def group_links(call_filter: CallFilter) -> list[tuple[str, str]]:
-    """Return the groupings of a list's calls: label and query string of each."""
     return [(one.label, call_filter.link_elsewhere(by=name)) for name, one in BY.items()]
 
 
@@ -47,22 +46,13 @@ def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
     The rows of a list are counted together, once per request. Only for people who may read logs: their lists have the
     column.
     """
-    known: dict[str, dict[Any, Week]] = context["request"].__dict__.setdefault("weeks", {})
+    known: dict[str, dict[Any, RowCount]] = context["request"].__dict__.setdefault("weeks", {})
     if pk not in known.get(kind, {}):
         keys = [row.pk for row in context.get("page") or ()]
         asked = keys if pk in keys else [pk]
-        counted = replica.read_from_replica(context["request"], lambda: weeks(f"{kind}_id", asked))
-        known[kind] = dict.fromkeys([*keys, pk], Week(0)) | counted
+        counted = replica.read_from_replica(context["request"], lambda: calls_of_week(f"{kind}_id", asked))
+        known[kind] = dict.fromkeys([*keys, pk], RowCount(0, is_all=True)) | counted
     return format_html('<a href="{}?range=7d&amp;{}={}">{}</a>', reverse("auditlog:calls"), kind, pk, known[kind][pk])
-
-
-@register.filter
-def bare(query: str) -> SafeString:
-    """Return a query string for an attribute without escaped ampersands: there are fifty per page.
-
-    HTML allows that, except where a name starts like a character reference.
-    """
-    return SafeString(conditional_escape(query).replace("&amp;", "&").replace("&not_", "&amp;not_"))
 
 
 @register.filter

@@ -37,7 +37,7 @@ class LogList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         cursor = self.params.pop(CURSOR, None)  # Filters and search begin at the newest row again.
-        result = page([self.queryset], Cursor.named(cursor or ""), self.list_per_page)
+        result = page(self.queryset, Cursor.named(cursor or ""), self.list_per_page)
         self.result_list = result.rows
         self.result_count = self.full_result_count = len(result.rows)
         self.show_full_result_count = self.show_admin_actions = self.can_show_all = self.multi_page = False

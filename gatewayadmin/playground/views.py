@@ -25,13 +25,12 @@ from django.views.decorators.csp import csp_override
 from django.views.decorators.http import require_http_methods
 
 from accounts.models import NewAppPolicy, User, WorkspaceSettings
-from auditlog.detail import Detail
 from auditlog.models import ENDINGS, Call
 from auditlog.own_calls import OwnCall, own_calls
 from auditlog.paging import page
 from auditlog.remedies import Cause, cause, of_call
-from auditlog.today import Question, current_decision
-from auditlog.trail import Trail, trail_of
+from auditlog.what_if import Trail, trail_of
+from auditlog.why import Detail, Question, current_decision
 from capabilities import Capability, own_resource
 from connections.models import Connection, ConnectionRefused
 from gatewayadmin.playground.arguments import ArgumentsForm, form_of, pretty
@@ -304,7 +303,7 @@ def _page(request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[s
 def _runs_of(user: User) -> list[tuple[OwnCall, str]]:
     """Return the last runs of a person from the log, and the URL to run each again."""
     app = Host.objects.filter(dedupe_key=PLAYGROUND).first()
-    rows = page([own_calls(user).filter(host_id=app.pk)], None, RUNS).rows if app else []
+    rows = page(own_calls(user).filter(host_id=app.pk), None, RUNS).rows if app else []
     slugs = dict(Gateway.objects.filter(pk__in={row.gateway_id for row in rows}).values_list("pk", "slug"))
     return [(OwnCall(row), _again(row, slugs.get(row.gateway_id, ""))) for row in rows]  # type: ignore[arg-type]
 

@@ -15,7 +15,8 @@ from rest_framework.routers import SimpleRouter
 
 from accounts.api import CapabilityResource, Confirm, Me, UserResource
 from accounts.groups_api import RoleResource, TeamResource, Workspace
-from auditlog.api import CallResource, EventResource, OwnCalls, SavedViewResource
+from auditlog.api import CallResource, EventResource, OwnCalls
+from auditlog.saved_views import SavedViewResource
 from capabilities import own_resource
 from connections.api import ConnectionIdentities, ConnectionResource, Endings, GatewayConnections
 from gatewayadmin.rest.docs_views import docs, docs_of

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from auditlog.detail import Detail
 from auditlog.models import Call, Outcome
 from auditlog.reasons import OUTCOMES, REASONS, reason_of
+from auditlog.why import Detail
 from proxy.access import decision
 from wire.errors import UpstreamError
 

@@ -12,7 +12,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import Role, Team, User, WorkspaceSettings
 from auditlog.actions import Action
-from auditlog.event_views import ChangedField, changes_in_words
+from auditlog.events import ChangedField, changes_in_words
 from auditlog.models import Event, EventContext, Via, use_context
 from capabilities import Capability
 from tests import make

@@ -23,13 +23,6 @@ def test_a_field_names_columns_that_are_exported(field: LogField) -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
-def test_a_field_is_indexed_where_the_table_of_calls_has_an_index(field: LogField) -> None:
-    leading = {index.fields[0] for index in Call._meta.indexes}
-
-    assert field.is_indexed == ((field.id_column or field.column) in leading)
-
-
-@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
 def test_a_field_can_be_asked_for_with_each_of_its_operators_and_is_in_the_guide(field: LogField) -> None:
     value = "ok" if field.comparison is Comparison.ENUM else "1"
 

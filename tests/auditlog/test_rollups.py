@@ -22,9 +22,9 @@ from auditlog.fields import FILTERS
 from auditlog.models import Call, Outcome, Rollup, RollupState
 from auditlog.query_language import parse_search
 from auditlog.rollups import keeping, reading
-from auditlog.rollups.reading import Bars, book, known
+from auditlog.rollups.reading import Bars, book
 from auditlog.rollups.schema import BEGINNING, DAYS, MINUTES, RATIO, quantile
-from auditlog.search import COUNT_LIMIT, RowCount, Search
+from auditlog.search import RowCount, Search
 from gatewayadmin.config import database
 from tests import sampling
 from tests.calls import call, uid_at
@@ -265,15 +265,14 @@ def test_call_that_came_late_is_in_count_filters_and_bars_at_once(db: None) -> N
 
     assert search.count() == RowCount(3, is_all=True)
     assert {one.value: one.calls for one in found.values} == {"ok": 1, "denied": 2}
-    assert histogram(search, sampled=False).totals["denied"] == 2
+    assert histogram(search).totals["denied"] == 2
 
 
 @pytest.mark.parametrize("span", [HOUR / 2, DAY, 40 * DAY, 900 * DAY], ids=["minutes", "day", "weeks", "years"])
 def test_many_calls_are_counted_and_drawn_exactly_and_each_bar_holds_what_it_leads_to(
     db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch, span: timedelta
 ) -> None:
-    """Of as many as this, the bars were an estimate without the roll-ups."""
-    monkeypatch.setattr(criteria, "COUNT_LIMIT", 5)
+    monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     now = timezone.now()
     for n in range(40):
         call(now - span * chance.random() * 0.99, outcome=chance.choice(["ok", "ok", "denied", "timeout"]))
@@ -282,10 +281,10 @@ def test_many_calls_are_counted_and_drawn_exactly_and_each_bar_holds_what_it_lea
         pass
     search = Search([], now - span)
 
-    drawn = histogram(search, sampled=span > HOUR)
+    drawn = histogram(search)
 
     assert search.count() == RowCount(40, is_all=True)
-    assert not drawn.sampled
+    assert not drawn.is_partial
     assert 1 < len(drawn.bars) <= BARS + 1
     assert sum(drawn.totals.values()) == 40
     for bar in drawn.bars:
@@ -315,7 +314,7 @@ def test_the_tools_of_one_person_are_counted_by_an_index_or_not_at_all(
 
 
 def test_what_no_roll_up_tells_is_counted_as_far_as_a_page_looks(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteria, "COUNT_LIMIT", 5)
+    monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     now = timezone.now()
     for n in range(9):
         call(now - n * HOUR, duration_ms=100)
@@ -398,12 +397,6 @@ def test_names_that_clients_make_up_are_not_all_read(db: None, monkeypatch: pyte
         assert opened.total({}, now - DAY, now) is not None
 
 
-def test_what_is_counted_in_whole_may_still_be_too_much_to_read() -> None:
-    assert RowCount(COUNT_LIMIT + 1, is_all=True).is_large
-    assert RowCount(COUNT_LIMIT, is_all=False).is_large
-    assert not RowCount(COUNT_LIMIT, is_all=True).is_large
-
-
 def test_percentiles_are_right_to_within_a_tenth(db: None, chance: random.Random) -> None:
     now = timezone.now()
     durations = sorted(chance.lognormvariate(4, 1) + 2 for _ in range(400))
@@ -442,5 +435,4 @@ def test_roll_ups_know_what_asks_for_equal_values(db: None, text: str, where: di
 def test_two_conditions_on_one_column_leave_what_both_allow() -> None:
     search = Search(parse_search("error and timeout"))
     assert search.equalities() == {"outcome": ["timeout"]}
-    assert known([]) == {}
     assert isinstance(IDS["host_id"][0], UUID)

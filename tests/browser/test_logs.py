@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from auditlog.look import COLUMNS
+from auditlog.filters import COLUMN_NAMES as COLUMNS
 from tests import curl
 from tests.browser.fixtures import Open
 from tests.browser.looks import DESK, faults_of

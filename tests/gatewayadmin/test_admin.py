@@ -63,12 +63,7 @@ BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # What directories call
 BELOW |= {"sso.rulerow"}  # On the settings page.
 BELOW |= {"sso.receivedassertion"}  # For a quarter of an hour; digests, and what is sealed.
 BELOW |= {"sso.decryptionkey"}  # Sealed keys of ours; the page of settings shows the certificate.
-BELOW |= {
-    "auditlog.rollup",
-    "auditlog.rollupstate",
-    "auditlog.rolluptool",
-    "auditlog.rollupwindow",
-}  # Numbers of calls, which have their page.
+BELOW |= {"auditlog.rollup", "auditlog.rollupstate"}  # Numbers of calls, which have their page.
 BELOW |= {"auditlog.checkpoint", "auditlog.checkpointkey"}  # Signatures and a sealed key; `verify_log` reads them.
 # What the proxy keeps between requests: ids as digests, the rest sealed; nothing that staff would read or edit.
 BELOW |= {f"proxy.{name}" for name in ("session", "upstreamsession", "serverinfo", "cancellation")}

@@ -482,7 +482,7 @@ def test_the_page_of_a_tool_tells_its_use_to_readers_of_the_log(
 
     shown = sign_in(ana).get(f"/features/{tool.pk}/?range=24h").context
 
-    total = shown["instruments"].total
+    total = shown["call_plots"].total
     assert (total.calls, total.errors) == (4, 1)
     assert [(one.name, one.calls) for one in shown["users"]] == [("ann@example.com", 3), ("ben@example.com", 2)]
     assert "ann@example.com" not in tool_page(sign_in(max), tool)

@@ -33,6 +33,7 @@ CONTRACTED: dict[str, str] = {
     "proxy.0014_leave_out_what_follows_from_a_definition": "it leaves out a column that is new",
     "gateways.0009_say_what_a_tool_does": "its trigger writes a column that is new",
     "auditlog.0017_leaner_rollups": "the release before finds nothing counted: it cannot count, and reads bounded rows",
+    "auditlog.0018_weeks_for_windows": "the release before counts into another table, and has no windows",
     "sinks.0004_no_kafka": "the release before shows no sink that is gone",
     "gateways.0010_list_tools_by_what_they_do": "the release before does not have the index that goes",
 }

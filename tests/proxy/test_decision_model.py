@@ -20,7 +20,7 @@ from django.db.models import Model
 from django.utils import timezone
 
 from accounts.models import Team
-from auditlog import today
+from auditlog import why as today
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
 from gatewayadmin.config import database

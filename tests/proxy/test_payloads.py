@@ -10,8 +10,8 @@ from django.db import connection
 from django.test import Client
 
 from accounts.models import WorkspaceSettings
-from auditlog.detail import Detail
 from auditlog.models import Call
+from auditlog.why import Detail
 from capabilities import Capability
 from proxy.store import call_log
 from proxy.store.call_log import INLINE_BYTES, credential_parts

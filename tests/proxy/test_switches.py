@@ -8,7 +8,7 @@ import pytest
 
 from accounts.models import User
 from auditlog.models import Call
-from auditlog.today import current_decision, question_of
+from auditlog.why import current_decision, question_of
 from gateways.models import Feature, IdentityScheme
 from servers.models import AuthType
 from tests import make, upstreams

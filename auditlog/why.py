@@ -1,7 +1,9 @@
-"""The gateway's current decision for a host, person, gateway and tool, without calling anything."""
+"""Why a logged call ended as it did, and whether it would be allowed now, without calling anything."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +17,7 @@ from django.utils import timezone
 from oauth2_provider.models import RefreshToken
 
 from accounts.models import User, WorkspaceSettings
-from auditlog.models import Call
+from auditlog.models import Call, Outcome
 from auditlog.reasons import Reason, Step, reason_of
 from connections.models import Connection
 from gateways.models import Feature, Gateway
@@ -32,9 +34,178 @@ from proxy.access.decision import (
 )
 from proxy.access.features import Named
 from proxy.dry_run import Obstacle, Verdict, verdict, wanted_for
+from proxy.store.call_log import COMMIT_SECONDS
 from tokens.models import Token, TokenKind
 from ui.sealing import cipher
-from wire.mcp import PROMPT, RESOURCE, TOOL
+from wire.mcp import METHODS, PROMPT, RESOURCE, TOOL
+
+# The names of the checks on the page.
+NAMES = {step: step.name.capitalize() for step in Step} | {
+    Step.GATEWAY: "Gateway and connection",
+    Step.REACH: "Reach and limits",
+}
+# Answered by the gateway itself.
+NOT_REACHED = "Not reached"
+GATEWAY_METHODS = {name for name, method in METHODS.items() if not (method.lists or method.named_by)} | {
+    "notifications/initialized"
+}
+CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"}}
+
+
+class TimingPart(NamedTuple):
+    """A segment of the timing bar; `start` and `width` in per cent."""
+
+    name: str
+    label: str
+    ms: float
+    start: float
+    width: float
+
+
+class DecisionLine(NamedTuple):
+    """One line of the decision; `result` is pass, stop or skip."""
+
+    name: str
+    result: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Detail:
+    """One call, explained."""
+
+    call: Call
+
+    @property
+    def reason(self) -> Reason | None:
+        """Return why the call was stopped, or None if it was not."""
+        entry = reason_of(self.call.outcome, self.call.deny_reason)
+        if entry and not self.call.deny_reason and self.call.outcome == Outcome.RPC_ERROR and not self.call.upstream_ms:
+            return Reason(Step.REQUEST, entry.sentence)
+        return entry
+
+    @property
+    def kind(self) -> str:
+        """Return the notice's style: good, warn or bad."""
+        if self.call.outcome == Outcome.OK:
+            return "good"
+        mild = (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.CANCELLED, Outcome.NOT_OFFERED)
+        return "warn" if self.call.outcome in mild else "bad"
+
+    @property
+    def timing(self) -> list[TimingPart]:
+        call, record = self.call, self.record_ms
+        measured_ms = (call.authorise_ms or 0) + (call.upstream_ms or 0)
+        stretches = (
+            ("auth", "authorise", call.authorise_ms),
+            ("rules", "rules", max(call.duration_ms - measured_ms, 0)),
+            ("upstream", "upstream", call.upstream_ms),
+            ("record", "record", record),
+        )
+        whole = max(call.duration_ms, measured_ms) + (record or 0)
+        return list(_laid_out([(n, label, ms) for n, label, ms in stretches if ms], whole))
+
+    @property
+    def record_ms(self) -> float | None:
+        """Return how long the row waited to be written (ms), or None if the two clocks cannot be compared."""
+        if self.call.recorded_at is None:
+            return None
+        waited = (self.call.recorded_at - self.call.created_at).total_seconds() * 1000 - self.call.duration_ms
+        return waited if 0 <= waited <= COMMIT_SECONDS * 1000 else None
+
+    @property
+    def checks(self) -> list[DecisionLine]:
+        stop = self.reason.step if self.reason else None
+        lines = []
+        for step, text in self._steps():
+            name = NAMES[step]
+            if stop is None or step < stop:
+                lines.append(DecisionLine(name, "pass" if text else "skip", text or "Not needed"))
+            elif step == stop and self.reason:
+                lines.append(DecisionLine(name, "stop", self.reason.sentence))
+            else:
+                lines.append(DecisionLine(name, "skip", NOT_REACHED))
+        return [*lines, DecisionLine("Recorded", "pass", "The row was committed before the answer left")]
+
+    @property
+    def reached(self) -> list[DecisionLine]:
+        return [check for check in self.checks if check.text != NOT_REACHED]
+
+    @property
+    def not_reached(self) -> list[str]:
+        return [check.name for check in self.checks if check.text == NOT_REACHED]
+
+    def _steps(self) -> Iterator[tuple[Step, str]]:
+        """Yield each check with its result; the text is empty if the call did not need it."""
+        call = self.call
+        yield Step.TOKEN, f"{call.token_prefix or 'The token'} is known, not revoked, not expired"
+        yield Step.USER, f"{call.user_email} is active"
+        yield Step.ADDRESS, f"{call.client_ip or 'The caller'} may use the token, which is for {call.gateway_name}"
+        yield Step.HOST, f"{call.host_name} is enabled"
+        yield Step.GATEWAY, f"{call.gateway_name} and this connection are enabled"
+        yield Step.REACH, f"{call.user_email} reaches {call.gateway_name}, within all limits"
+        yield Step.REQUEST, f"One message: {call.method}" if call.method else ""
+        yield Step.SERVER, self._server()
+        yield Step.TOOL, f"{call.feature_name} may be used" if call.feature_name and call.server_id else ""
+        yield Step.IDENTITY, f"“{call.identity_label}” was used" if call.identity_label else ""
+        yield Step.UPSTREAM, self._upstream()
+
+    def _server(self) -> str:
+        if self.call.server_name:
+            return f"{self.call.server_name} is assigned, enabled and within the token's scope"
+        return "All that the caller may use were asked" if self.call.method.endswith("/list") else ""
+
+    def _upstream(self) -> str:
+        if self.call.method in GATEWAY_METHODS:
+            return ""
+        return f"{self.call.server_name or 'The servers'} answered"
+
+
+def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator[TimingPart]:
+    start = 0.0
+    for name, label, ms in stretches:
+        width = round(100 * ms / whole, 1) if whole else 0.0
+        yield TimingPart(name, label, ms, round(start, 1), width)
+        start += width
+
+
+def curl(call: Call, *, payload: bool) -> str:
+    """Return the curl command, with recorded params if `payload`. Empty without a gateway URL or a method."""
+    gateway = Gateway.objects.live().filter(pk=call.gateway_id).first() if call.gateway_id else None
+    if gateway is None or not call.method:
+        return ""
+    body = {"jsonrpc": "2.0", "id": 1, "method": call.method, "params": _params(call, payload)}
+    lines = [
+        f"curl -sS -X POST {shlex.quote(gateway.url)}",
+        '-H "Authorization: Bearer $GATEWAY_TOKEN"',
+        "-H 'Content-Type: application/json'",
+        "-H 'Accept: application/json, text/event-stream'",
+        f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
+    ]
+    return " \\\n  ".join(lines)
+
+
+def payloads(call: Call) -> list[tuple[str, str]]:
+    recorded = (("Request", call.request_payload), ("Response", call.response_payload))
+    return [(name, _pretty(value)) for name, value in recorded if value is not None]
+
+
+def _pretty(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _params(call: Call, payload: bool) -> Any:
+    recorded = call.request_payload if payload and not call.payload_truncated else None
+    if isinstance(recorded, dict) and isinstance(recorded.get("params"), dict):
+        return recorded["params"]
+    if call.method == "tools/call":
+        return {"name": call.feature_name, "arguments": {}}
+    if call.method == "initialize":
+        return {"protocolVersion": call.protocol_version or "2025-11-25", **CURL_CLIENT}
+    return {}
+
+
+# The gateway's current decision for a host, person, gateway and tool.
 
 MOST_TOKENS = 50  # Per connection, last used first.
 MOST_NAMED = 3
@@ -80,7 +251,6 @@ class CurrentDecision:
 
     @property
     def obstacles(self) -> list[tuple[Obstacle, Reason]]:
-        """Return all obstacles in the order of the checks, with their texts."""
         return [(each, reason_text(each.reason)) for each in self.verdict.obstacles]
 
     @property
@@ -102,7 +272,6 @@ UNCONNECTED = {
 
 
 def reason_text(reason: str) -> Reason:
-    """Return the check and the sentence of a reason."""
     words = UNCONNECTED.get(reason) or reason_of("denied", reason)
     assert words is not None  # Every reason of the proxy has a text.
     return words
@@ -178,7 +347,6 @@ def _renews(live: Connection) -> bool:
 
 
 def _without_token(question: Question, live: Connection | None, *missing: Obstacle) -> CurrentDecision:
-    """Return the decision for a new token."""
     triple = [str(each.pk) for each in (question.host, question.gateway, question.user)]
     query = AccessQuery(NO_TOKEN, question.gateway.slug, wanted_for(question.feature))
     grant = _run(STATEMENT_OF_TRIPLE, parameters([query]), triple)[0]

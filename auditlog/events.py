@@ -1,10 +1,11 @@
-"""The admin events: the list, one event, and the export."""
+"""The admin events: the list with its filters, one event, and the export."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,29 +14,162 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django import forms
-from django.db.models import Q, QuerySet
+from django.db.models import CharField, F, Q, QuerySet, Value
+from django.db.models.functions import Cast
 from django.http import HttpResponse, HttpResponseBadRequest
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from accounts.models import Role, Team, User
 from auditlog import replica
 from auditlog.actions import Action
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
-from auditlog.filters import RANGES, EventFacet, first_of
+from auditlog.fields import EVENT_EXPORT_COLUMNS
+from auditlog.filters import RANGES
 from auditlog.models import Event, Via, masked
 from auditlog.paging import Cursor, page
 from auditlog.search import count_rows, uuid_of
 from auditlog.sentences import parts
-from auditlog.targets import KINDS, TargetUrls, places_of
 from capabilities import Capability, requires
+from capabilities.catalogue import SEES_HOSTS, SEES_SERVERS
+from connections.models import Connection
+from gateways.models import Assignment, Feature, Gateway
+from hosts.models import Host
+from scim.models import ProvisioningKey
+from servers.models import Identity, Server
+from tokens.models import Token
 from ui.pages import PAGE_SIZE, AppRequest, is_for, show, with_query
+
+# Links to the pages of objects in events, for viewers who may open them.
+
+KINDS = {
+    "apikey": "API key",
+    "clientregistration": "OAuth client",
+    "feature": "Definition",
+    "provisioningkey": "Provisioning key",
+    "registration": "OAuth client",
+    "savedview": "Saved view",
+    "token": "API access token",
+    "user": "Person",
+    "workspacesettings": "Workspace",
+}
+
+
+class TargetKind(NamedTuple):
+    """One kind of object: the rows with a page for a viewer, the page's name and argument, and its capabilities.
+
+    Any one of the capabilities suffices; none is needed if `rows` selects what the viewer may see.
+    """
+
+    rows: Callable[[User], QuerySet[Any]]
+    page: str
+    argument: str = "pk"
+    needs: tuple[Capability, ...] = ()
+
+
+def _gateways(viewer: User) -> QuerySet[Any]:
+    return Gateway.objects.visible_to(viewer).order_by()
+
+
+def _features(viewer: User) -> QuerySet[Any]:
+    return Feature.objects.seen_by(viewer)
+
+
+_PEOPLE = (Capability.PEOPLE_MANAGE,)
+_PAGES = {
+    "assignment": TargetKind(
+        lambda viewer: Assignment.objects.live().filter(gateway__in=_gateways(viewer)),
+        "gateways:servers",
+        "gateway__slug",
+    ),
+    "connection": TargetKind(
+        lambda viewer: Connection.objects.filter(host__archived_at=None), "connections:for_host", "host_id", SEES_HOSTS
+    ),
+    "feature": TargetKind(_features, "gateways:feature"),
+    "gateway": TargetKind(_gateways, "gateways:detail", "slug"),
+    "host": TargetKind(lambda viewer: Host.objects.live(), "hosts:detail", needs=SEES_HOSTS),
+    "identity": TargetKind(
+        lambda viewer: Identity.objects.filter(server__archived_at=None),
+        "servers:identities",
+        "server__slug",
+        SEES_SERVERS,
+    ),
+    "provisioningkey": TargetKind(
+        lambda viewer: ProvisioningKey.objects.all(), "scim:key", needs=(Capability.PROVISIONING_MANAGE,)
+    ),
+    "role": TargetKind(lambda viewer: Role.objects.all(), "accounts:role", needs=_PEOPLE),
+    "server": TargetKind(lambda viewer: Server.objects.live(), "servers:detail", "slug", SEES_SERVERS),
+    "team": TargetKind(lambda viewer: Team.objects.all(), "gateways:team", needs=_PEOPLE),
+    "token": TargetKind(
+        lambda viewer: Token.objects.filter(connection__host__archived_at=None),
+        "connections:for_host",
+        "connection__host_id",
+        SEES_HOSTS,
+    ),
+    "user": TargetKind(lambda viewer: User.objects.all(), "accounts:person", needs=_PEOPLE),
+}
+
+
+class TargetUrls:
+    """The page URLs of some objects, by kind and id."""
+
+    def __init__(self, urls: dict[tuple[str, str], str], viewer: User) -> None:
+        self._urls, self._viewer = urls, viewer
+
+    def of(self, kind: str, pk: str) -> str:
+        """Return the object's page; empty if it has none, is deleted, or is not visible to the viewer."""
+        if kind == "workspacesettings":
+            return reverse("accounts:workspace") if self._viewer.has_perm(Capability.WORKSPACE_MANAGE) else ""
+        return self._urls.get((kind, pk), "")
+
+
+def target_urls(events: Iterable[Event], viewer: User) -> TargetUrls:
+    """Return the pages of these events' targets and actors, found in one statement."""
+    wanted: dict[str, set[UUID]] = defaultdict(set)
+    for event in events:
+        for kind, pk in ((event.target_type, uuid_of(event.target_id)), ("user", event.actor_id)):
+            if pk and kind in _PAGES and _may_open(_PAGES[kind], viewer):
+                wanted[kind].add(pk)
+    parts = [_pages_of(kind, pks, viewer) for kind, pks in sorted(wanted.items())]
+    if not parts:
+        return TargetUrls({}, viewer)
+    rows = parts[0].union(*parts[1:], all=True).order_by()
+    return TargetUrls({(kind, str(pk)): reverse(_PAGES[kind].page, args=[at]) for kind, pk, at in rows}, viewer)
+
+
+def _may_open(kind: TargetKind, viewer: User) -> bool:
+    return not kind.needs or any(map(viewer.has_perm, kind.needs))
+
+
+def _pages_of(kind: str, pks: set[UUID], viewer: User) -> QuerySet[Any, Any]:
+    page = _PAGES[kind]
+    rows: QuerySet[Any, Any] = page.rows(viewer).order_by().filter(pk__in=pks)
+    argument = Cast(F(page.argument), CharField())
+    found: QuerySet[Any, Any] = rows.annotate(event_kind=Value(kind, CharField()), event_at=argument)
+    return found.values_list("event_kind", "pk", "event_at")
+
 
 # The filters of the admin events.
 
 DEFAULT_RANGE = "30d"
 TEXTS = {"actor": "Actor", "target": "Target", "correlation": "Correlation id"}
+
+
+class EventFacet(NamedTuple):
+    """One filter: a list to select from if it has `choices`, otherwise a text field."""
+
+    name: str
+    label: str
+    value: Any
+    summary: str
+    choices: Sequence[tuple[str, str]]
+
+
+def first_of(values: Sequence[str]) -> str:
+    """Return the first value, and how many more there are."""
+    return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
 
 
 class EventFilter(forms.Form):
@@ -63,16 +197,13 @@ class EventFilter(forms.Form):
 
     @property
     def query(self) -> str:
-        """Return the query string of these filters."""
         return urlencode(self.asked, doseq=True)
 
     @property
     def span(self) -> str:
-        """Return the time range in words."""
         return RANGES[self.values["range"]][0]
 
     def narrow(self) -> QuerySet[Event]:
-        """Return the events that match."""
         events = Event.objects.filter(self._subjects())
         length = RANGES[self.values["range"]][1]
         # All changes of one request are found, whatever the time range.
@@ -95,7 +226,6 @@ class EventFilter(forms.Form):
         return condition
 
     def facets(self) -> list[EventFacet]:
-        """Return the filters that open on demand, with their current values."""
         cleaned = self.values
         vias = [str(Via(value).label) for value in cleaned["via"]]
         ranges = [(key, label) for key, (label, _) in RANGES.items()]
@@ -116,20 +246,6 @@ class EventFilter(forms.Form):
 ROWS_BESIDE = 25  # Rows beside an open event.
 IN_ROW = 3
 _ISO_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
-# The column of each field in an export.
-COLUMNS = {
-    "id": "uid",
-    "time": "created_at",
-    "actor": "actor_email",
-    "via": "via",
-    "address": "ip",
-    "action": "action",
-    "target_type": "target_type",
-    "target_id": "target_id",
-    "target": "target_label",
-    "changes": "changes",
-    "correlation_id": "correlation_id",
-}
 
 
 class ChangedField(NamedTuple):
@@ -194,12 +310,10 @@ class EventRow:
 
     @property
     def first_changes(self) -> list[ChangedField]:
-        """Return the changes that fit in a row."""
         return self.changes[:IN_ROW]
 
     @property
     def more(self) -> int:
-        """Return the number of further changes."""
         return max(len(self.changes) - IN_ROW, 0)
 
     @property
@@ -214,7 +328,6 @@ class EventRow:
 
     @property
     def kind(self) -> str:
-        """Return the kind of the changed object, in words."""
         return KINDS.get(self.event.target_type, self.event.target_type.capitalize())
 
     @cached_property
@@ -245,7 +358,7 @@ def detail(request: AppRequest, uid: UUID) -> HttpResponse:
     event_filter = EventFilter(request.GET)
     event = get_object_or_404(Event, uid=uid)
     same_request = Event.objects.filter(correlation_id=event.correlation_id).count()
-    context = {"opened": EventRow(event, places_of([event], request.user)), "same_request": same_request}
+    context = {"opened": EventRow(event, target_urls([event], request.user)), "same_request": same_request}
     if is_for(request, "drawer"):
         response = render(request, "auditlog/event_drawer.html", {**context, "query": event_filter.query})
         response["HX-Push-Url"] = with_query(request.path, event_filter.query)
@@ -255,8 +368,8 @@ def detail(request: AppRequest, uid: UUID) -> HttpResponse:
 
 def _listed(request: AppRequest, event_filter: EventFilter, size: int = PAGE_SIZE) -> dict[str, Any]:
     events = event_filter.narrow()
-    result = page([events], Cursor.named(request.GET.get("cursor", "")), size)
-    places = places_of(result.rows, request.user)
+    result = page(events, Cursor.named(request.GET.get("cursor", "")), size)
+    places = target_urls(result.rows, request.user)
     return {
         "page": result,
         "rows": [EventRow(event, places) for event in result.rows],
@@ -282,7 +395,7 @@ def export_events(request: AppRequest) -> HttpResponse:
     changes = {name: [None, value] for name, value in event_filter.asked.items()}
     try:
         pieces = replica.read_from_replica(
-            request, lambda: Export(event_filter.narrow(), kind, COLUMNS, by=request.user)
+            request, lambda: Export(event_filter.narrow(), kind, EVENT_EXPORT_COLUMNS, by=request.user)
         )
     except TooManyExports as refused:
         return too_many_response(refused)

@@ -15,10 +15,9 @@ from django.views.decorators.http import require_GET, require_POST
 from rest_framework import serializers
 
 from accounts.models import User
-from auditlog.detail import NAMES
 from auditlog.reasons import Step
 from auditlog.remedies import CannotMend, Cause, cause, mend, of_answer
-from auditlog.today import CurrentDecision, Question, current_decision, near_tools
+from auditlog.why import NAMES, CurrentDecision, Question, current_decision, near_tools
 from capabilities import Capability, requires
 from connections.subjects import FilterViewer, listed_gateway, listed_host, listed_person
 from gateways.models import Feature, Gateway
@@ -57,12 +56,10 @@ class Trail:
 
     @property
     def stops(self) -> list[TrailLine]:
-        """Return all obstacles in the order of the checks."""
         return [line for line in (*self.lines, *self.further) if line.cause is not None]
 
     @property
     def headline(self) -> str:
-        """Return the answer in a sentence."""
         question = self.answer.question
         match self.works:
             case True if question.feature is None:
@@ -75,7 +72,6 @@ class Trail:
 
     @property
     def not_reached(self) -> list[str]:
-        """Return the names of the checks after the one that stops."""
         stop = self.answer.stops_at
         if stop is None:
             return []
@@ -83,12 +79,10 @@ class Trail:
 
     @property
     def notes(self) -> list[str]:
-        """Return the conditions of the answer."""
         return list(_notes(self.answer))
 
 
 def trail_of(answer: CurrentDecision, reader: User) -> Trail:
-    """Return the answer as shown to `reader`."""
     stopped = [
         TrailLine(
             NAMES[words.step], "stop", words.sentence, cause(obstacle.reason, of_answer(answer, obstacle), reader)
@@ -183,7 +177,6 @@ def _several(pks: list[Any]) -> str:
 
 
 def asked(data: dict[str, Any]) -> Question:
-    """Return the question of a query, with its objects."""
     host, user, gateway = (data[name][0] for name in THINGS)
     feature = Named(TOOL, data["tool"]) if data.get("tool") else None
     return Question(
@@ -244,7 +237,6 @@ def what_if(request: AppRequest) -> HttpResponse:
 
 
 def what_if_url(question: Question) -> str:
-    """Return the URL of the page for this question."""
     values = {"host": question.host.pk, "user": question.user.pk, "gateway": question.gateway.pk}
     tool = {"tool": question.feature.name} if question.feature and question.feature.kind == TOOL else {}
     address = {"address": question.address} if question.address else {}

@@ -11,12 +11,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import User
-from auditlog import instruments
-from auditlog.instruments import Instruments
+from auditlog import charts
+from auditlog.charts import CallPlots
 from auditlog.models import Call, Outcome
-from auditlog.ranges import range_start
 from auditlog.rollups import keeping
 from auditlog.rollups.reading import book
+from auditlog.rollups.schema import range_start
 from tests import make
 from tests.calls import call
 from tests.conftest import SignIn
@@ -70,7 +70,7 @@ def test_whoever_may_not_read_the_log_is_shown_no_plots(max: User, sign_in: Sign
 
 def test_nothing_is_plotted_before_the_first_call(db: None) -> None:
     keeping.keep_up(5)
-    assert not Instruments({}, {}, None)
+    assert not CallPlots({}, {}, None)
 
 
 @pytest.mark.parametrize("chosen", ["1h", "24h", "7d", "30d"])
@@ -80,10 +80,10 @@ def test_bars_and_the_busiest_add_up(chosen: str) -> None:
         call(now - n * timedelta(minutes=25), feature_name=f"tool_{n % 3}")
     keeping.keep_up(5)
 
-    strip = Instruments({}, {}, chosen)
-    tools = instruments.busiest_panels(chosen)[0]
+    strip = CallPlots({}, {}, chosen)
+    tools = charts.read_tops(chosen)[0]
 
-    wanted = Call.objects.filter(created_at__gte=range_start(timezone.now(), strip.range.length)).count()
+    wanted = Call.objects.filter(created_at__gte=range_start(timezone.now(), strip.range.time.length)).count()
     assert strip.total.calls == sum(one.numbers.calls for one in strip.moments) == wanted
     assert sum(row.calls for row, _, _ in tools.rows) == wanted
 
@@ -96,7 +96,7 @@ def test_a_name_that_no_server_has_is_not_among_the_busiest_tools_and_counts_for
         call(at, feature_name="no_such_tool", outcome=Outcome.RPC_ERROR.value, deny_reason="unknown_tool", **told)
     keeping.keep_up(5)
 
-    tools, people, _ = instruments.busiest_panels("24h")
+    tools, people, _ = charts.read_tops("24h")
 
     assert [row.name for row, _, _ in tools.rows] == ["echo"]
     assert [row.calls for row, _, _ in people.rows] == [3]
@@ -173,7 +173,7 @@ def test_month_is_compared_with_whole_days_not_with_a_day_of_the_log(monkeypatch
     keeping.keep_up(5)
     monkeypatch.setattr("auditlog.rollups.reading.MOST_FROM_LOG", 0)
 
-    calls = Instruments({}, {}, "30d").plots[0]
+    calls = CallPlots({}, {}, "30d").plots[0]
 
     assert calls.value == "1"
     assert calls.note
