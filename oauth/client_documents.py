@@ -11,7 +11,6 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 
-import httpx
 from django.conf import settings
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
@@ -27,9 +26,8 @@ from servers.upstream_guard import guard_for_strangers
 from ui import databases
 from ui.pages import AppRequest
 from wire.background import Deadline
-from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
-from wire.http import BodyReader, BodyTooLarge
-from wire.versions import NAME
+from wire.guard import Guard, UrlRefused
+from wire.outbound import AnswerTooLarge, HttpAnswer, MayNotBeCalled, NoAnswer, OutboundClient, TooSlow
 
 # Fetch a client metadata document from an untrusted URL.
 #
@@ -44,11 +42,7 @@ FRESH_AT_LEAST, FRESH_AT_MOST = timedelta(minutes=5), timedelta(days=1)
 
 PUBLIC = Guard()
 
-HEADERS = {
-    "User-Agent": NAME,
-    "Accept": "application/json, application/*+json",
-    "Accept-Encoding": "identity",  # Against decompression bombs.
-}
+ACCEPT = {"Accept": "application/json, application/*+json"}
 
 # Stricter than the URL syntax: nothing that two parsers could read as different hosts.
 _address = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?(?P<path>/[!-~]*)", re.ASCII)
@@ -113,48 +107,32 @@ def fetch_client_document(url: str, *, guard: Guard | None = None, seconds: floa
 
 
 def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
-    transport = GuardedTransport(guard, deadline)
     try:
-        with (
-            httpx.Client(transport=transport, trust_env=False, timeout=SECONDS, headers=HEADERS) as client,
-            client.stream("GET", url) as response,
-        ):
-            _refuse_others(response)
-            metadata = parse_client_metadata(_body(response, deadline), biggest=BIGGEST)
-            return Document(metadata, _fresh_for(response.headers.get("cache-control", "")))
-    except AddressRefused:
+        with OutboundClient(guard, BIGGEST, deadline=deadline) as client:
+            answer = client.ask("GET", url, ACCEPT)
+        _refuse_others(answer)
+        return Document(
+            parse_client_metadata(answer.body, biggest=BIGGEST), _fresh_for(answer.headers.get("cache-control", ""))
+        )
+    except MayNotBeCalled:
         raise UnreadableDocument("The app's client_id leads to a private or reserved address.") from None
-    except httpx.TimeoutException:
+    except TooSlow:
         raise DocumentTooSlow from None
-    except (httpx.HTTPError, httpx.InvalidURL, OSError):
+    except AnswerTooLarge as large:
+        _refuse_others(large.answer)
+        raise UnreadableDocument(f"The app's description is larger than {BIGGEST // 1024} KiB.") from None
+    except NoAnswer:  # Strangers are not told more.
         raise UnreadableDocument("The app's description cannot be reached.") from None
     except BadClientMetadata:
         raise UnreadableDocument("The app's description is no JSON object.") from None
 
 
-def _refuse_others(response: httpx.Response) -> None:
+def _refuse_others(answer: HttpAnswer) -> None:
     """Accept only a 200 with JSON. A redirect would let one URL speak for another."""
-    if response.status_code != HTTPStatus.OK:
-        raise UnreadableDocument(f"The app's description was asked for, and the answer was {response.status_code}.")
-    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json" and not (
-        content_type.startswith("application/") and content_type.endswith("+json")
-    ):
+    if answer.status != HTTPStatus.OK:
+        raise UnreadableDocument(f"The app's description was asked for, and the answer was {answer.status}.")
+    if not re.fullmatch(r"application/(?:json|.*\+json)", answer.media_type):
         raise UnreadableDocument("The app's description is not sent as JSON.")
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise UnreadableDocument("The app's description is packed.")
-
-
-def _body(response: httpx.Response, deadline: Deadline) -> bytes:
-    body = BodyReader(BIGGEST)
-    parts: list[bytes] = []
-    try:
-        for chunk in response.iter_raw():
-            deadline.check()  # One read of the socket can contain thousands of chunks.
-            parts += body.feed(chunk)
-    except BodyTooLarge:
-        raise UnreadableDocument(f"The app's description is larger than {BIGGEST // 1024} KiB.") from None
-    return b"".join(parts)
 
 
 def _fresh_for(cache_control: str) -> timedelta:

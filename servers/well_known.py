@@ -7,28 +7,25 @@ server, so its data only prefill a form that an administrator reviews.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx
 from django.conf import settings
 
 from accounts.queues import released_while_waiting
 from servers.upstream_guard import upstream_guard
-from wire.background import Deadline
-from wire.forward_proxy import ProxyFailed
-from wire.guard import AddressRefused, GuardedTransport, UrlRefused
-from wire.http import BodyReader, BodyTooLarge
-from wire.versions import NAME
+from wire.outbound import NoAnswer, OutboundClient
 
 BUILT_IN = Path(__file__).with_name("well_known.json")
 KINDS = {"code": "Code", "work": "Work", "data": "Data", "money": "Money"}
 SECONDS = 5.0
 BIGGEST = 1024 * 1024
 MOST = 24
+ACCEPT = {"Accept": "application/json"}
 
 
 class BadTiles(Exception):
@@ -97,46 +94,22 @@ def search_registry(words: str) -> list[Tile]:
     """Search the registry for servers with `words` in their name, through the address guard. Raises NoRegistry."""
     if not settings.SERVER_REGISTRY:
         return []
-    deadline, guard = Deadline(), upstream_guard()
-    deadline.set(SECONDS)
     parameters = {"search": words, "version": "latest", "limit": str(MOST)}
-    address = f"{settings.SERVER_REGISTRY}/v0.1/servers"
     try:
-        guard.check_url(address)
-        with (
-            released_while_waiting(),
-            httpx.Client(transport=GuardedTransport(guard, deadline), trust_env=False, timeout=SECONDS) as client,
-            client.stream("GET", address, params=parameters, headers=HEADERS) as response,
-        ):
-            if response.status_code != httpx.codes.OK:
-                raise NoRegistry(f"The registry answered {response.status_code}.")
-            listed = json.loads(_body(response.iter_raw(), deadline))
-    except (UrlRefused, AddressRefused):
-        raise NoRegistry("The registry has an address that is not allowed.") from None
-    except ProxyFailed as failure:
-        raise NoRegistry(f"The registry cannot be reached: {failure}.") from None
-    except (httpx.HTTPError, OSError):
-        raise NoRegistry("The registry cannot be reached.") from None
-    except (BodyTooLarge, ValueError, RecursionError):
-        raise NoRegistry("The registry answered, but not with a list of servers.") from None
-    return _tiles_in(listed)
+        with released_while_waiting(), OutboundClient(upstream_guard(), BIGGEST, SECONDS) as client:
+            answer = client.ask("GET", f"{settings.SERVER_REGISTRY}/v0.1/servers", ACCEPT, params=parameters)
+    except NoAnswer as error:
+        raise NoRegistry(f"The registry {error}.") from None
+    if answer.status != HTTPStatus.OK:
+        raise NoRegistry(f"The registry answered {answer.status}.")
+    if answer.document is None:
+        raise NoRegistry("The registry answered, but not with a list of servers.")
+    return _tiles_in(answer.document)
 
 
-HEADERS = {"User-Agent": NAME, "Accept": "application/json", "Accept-Encoding": "identity"}
-
-
-def _body(chunks: Iterable[bytes], deadline: Deadline) -> bytes:
-    body = BodyReader(BIGGEST)
-    parts: list[bytes] = []
-    for chunk in chunks:
-        deadline.check()
-        parts += body.feed(chunk)
-    return b"".join(parts)
-
-
-def _tiles_in(listed: Any) -> list[Tile]:
+def _tiles_in(listed: Mapping[str, Any]) -> list[Tile]:
     """Return the entries that can be called over HTTP, without malformed and deleted ones."""
-    entries = listed.get("servers") if isinstance(listed, Mapping) else None
+    entries = listed.get("servers")
     found = [_tile(entry) for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
     return [tile for tile in found if tile][:MOST]
 

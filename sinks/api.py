@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
-from sinks.models import TONES, BadSinkAddress, BadSinkSecret, SendsNothing, Sink, SinkKind, SinkNameTaken
+from sinks.models import KIND_CHOICES, TONES, BadSinkAddress, BadSinkSecret, SendsNothing, Sink, SinkNameTaken
 from sinks.sending import SinkTestResult, send_test_line
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
@@ -28,7 +28,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
-    kind = serializers.ChoiceField(SinkKind.choices, help_text="SinkKind of receiver.")
+    kind = serializers.ChoiceField(KIND_CHOICES, help_text="Kind of receiver.")
     address = serializers.CharField(
         source="place", help_text="`https://logs.example.com/in`, or `tls://` or `tcp://`; empty for standard output."
     )
@@ -71,7 +71,7 @@ class SinkChanges(RequestBody):
 class NewSink(SinkChanges):
     """A sink to create."""
 
-    kind = serializers.ChoiceField(SinkKind.choices)
+    kind = serializers.ChoiceField(KIND_CHOICES)
     address = serializers.CharField(max_length=500, allow_blank=True, default="")
     secret = serializers.CharField(
         max_length=500,

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpcore
-import httpx
 import orjson
 from django.conf import settings
 from django.db import Error, connection, transaction
@@ -32,8 +30,8 @@ from auditlog.models import Call
 from auditlog.partitions import DAY, PartitionDays, midnight
 from servers.upstream_guard import upstream_guard
 from sinks.models import LONGEST_ERROR, ArchivedPartition
-from sinks.objects import S3, Folder, NotKept, Objects
-from wire.forward_proxy import ProxyFailed
+from sinks.objects import S3, Folder, Objects
+from wire.outbound import NoAnswer
 
 PART_BYTES = 32 << 20  # Compressed size of a file.
 FETCHED = 200  # Rows at a time.
@@ -166,23 +164,15 @@ def archive(name: str, span: PartitionDays) -> bool:
         rows = sum(one.rows for one in manifests)
         if rows != (now := _count(name)):
             raise NotArchived(f"It has {now} rows, and {rows} were read: somebody writes to it.")
-    except (NotKept, httpx.HTTPError, httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-        raise NotArchived(_in_words(error)) from error
+    except NoAnswer as error:
+        raise NotArchived(f"The archive {error}.") from error
+    except OSError as error:
+        raise NotArchived(f"The archive cannot be written: {error.strerror or type(error).__name__}.") from error
     except Error as error:
         raise NotArchived(f"Its rows could not be read ({type(error).__name__}).") from error
     digest = sha256("".join(one.digest for one in manifests).encode()).hexdigest()
     _note(name, span, rows=rows, digest=digest, archived_at=timezone.now(), last_error="", failed_at=None)
     return True
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, NotKept):
-        return f"The archive {error}"
-    if isinstance(error, ProxyFailed):
-        return f"The archive cannot be reached: {error}."
-    if isinstance(error, OSError) and error.strerror:
-        return f"The archive cannot be written: {error.strerror}."
-    return f"The archive cannot be reached ({type(error).__name__})."
 
 
 def _note(name: str, span: PartitionDays, **fields: Any) -> None:

@@ -23,20 +23,7 @@ from auditlog.models import Actor, Call, Checkpoint, Event, Switchable
 from auditlog.replica import NEAR
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
-from sinks.receivers import (
-    ADDRESSED,
-    KEYED,
-    SHOWN,
-    LogLine,
-    Receiver,
-    Undelivered,
-    checked_address,
-    checked_secret,
-    notice,
-    receiver_for,
-    send_notice,
-    shown_origin,
-)
+from sinks.receivers import KINDS, LogLine, Receiver, Undelivered, notice, send_notice, shown_origin
 from ui.sealing import cipher
 from ui.states import state_label
 
@@ -85,15 +72,7 @@ class SendsNothing(SinkError):
     field = "sends_calls"
 
 
-class SinkKind(models.TextChoices):
-    """The kind of receiver."""
-
-    WEBHOOK = "webhook", "Webhook"
-    SYSLOG = "syslog", "Syslog"
-    STDOUT = "stdout", "Standard output"
-    S3 = "s3", "S3, JSON lines"
-    S3_PARQUET = "s3_parquet", "S3, Parquet"
-    OTLP = "otlp", "OpenTelemetry"
+KIND_CHOICES = [(kind.name, kind.label) for kind in KINDS.values()]
 
 
 class SinkManager(models.Manager["Sink"]):
@@ -139,7 +118,7 @@ class Sink(Versioned, Switchable):
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
-    kind = models.CharField(max_length=10, choices=SinkKind)
+    kind = models.CharField(max_length=10, choices=KIND_CHOICES)
     address = models.CharField(max_length=500, blank=True)
     # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
     private = models.BooleanField(default=False)
@@ -267,9 +246,13 @@ class Sink(Versioned, Switchable):
         """Return the decrypted secret, empty if there is none. Raises wire.cipher.Undecryptable."""
         return cipher().open(bytes(self.secret_ciphertext)) if self.secret_ciphertext else ""
 
+    @property
+    def receiver_kind(self) -> type[Receiver]:
+        return KINDS[self.kind]
+
     def receiver(self) -> Receiver:
         """Return the receiver that delivers to it. Raises Undelivered if its secret cannot be read."""
-        return receiver_for(self)
+        return self.receiver_kind(self)
 
     def must_be_open_to(self, by: User | None) -> None:
         """Raise CapabilityRequired unless `by` may see all logs it sends, so that a sink cannot bypass capabilities."""
@@ -285,7 +268,7 @@ class Sink(Versioned, Switchable):
         if not (self.sends_calls or self.sends_events) or (self.sends_payloads and not self.sends_calls):
             raise SendsNothing(SendsNothing.__doc__)
         self.must_be_open_to(by)
-        if self.kind not in ADDRESSED:
+        if not self.receiver_kind.example:
             self.address, self.private = "", False
         elif self.address != address or not address:
             self._must_be_an_address()
@@ -293,20 +276,21 @@ class Sink(Versioned, Switchable):
 
     def _take_secret(self, secret: str, *, moved: bool) -> None:
         """Encrypt a new secret, or keep the current one. Raises BadSinkSecret."""
-        if self.kind not in KEYED or (self.kind in SHOWN and not secret and not self.has_secret):
+        kind = self.receiver_kind
+        if not kind.key_label or (kind.shows_secret and not secret and not self.has_secret):
             self.secret_ciphertext, self.key_id = None, ""
         elif secret or not self.has_secret:
             try:
-                checked_secret(self.kind, secret)
+                kind.check_secret(secret)
             except ValueError as refusal:
                 raise BadSinkSecret(str(refusal)) from None
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
-        elif self.kind in SHOWN and moved:
+        elif kind.shows_secret and moved:
             raise BadSinkSecret("Enter it again: it would be shown to another place than the one it was entered for.")
 
     def _must_be_an_address(self) -> None:
         try:
-            self.private = checked_address(self.kind, self.address)
+            self.private = self.receiver_kind.checked_address(self.address)
         except ValueError as refusal:
             raise BadSinkAddress(str(refusal)) from None
 

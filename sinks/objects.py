@@ -7,74 +7,25 @@ guard. Requests are signed with AWS Signature Version 4; `If-None-Match: *` make
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
-import math
 import os
 import re
-import string
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol, Self
 from urllib.parse import parse_qs, quote, urlsplit
 from uuid import uuid4
 
-import httpx
-
-from wire.background import Deadline
-from wire.guard import Guard, GuardedTransport
-
-# Signatures and secrets of webhooks (Standard Webhooks).
-
-LEAST_SECRET = 24  # Random bytes, as Standard Webhooks requires.
-ALPHABETS = (
-    string.digits,
-    string.digits + "abcdef",
-    string.digits + "ABCDEF",
-    string.ascii_lowercase,
-    string.ascii_letters,
-    string.ascii_letters + string.digits,
-    string.ascii_letters + string.digits + "+/=_-",
-)
-LEAST_DIFFERENT = 10  # Different characters of a random secret.
-PREFIX = "whsec_"  # Prefix of base64 secrets (Standard Webhooks).
-
-
-def signing_key(secret: str) -> bytes:
-    """Return the key: the decoded bytes of a `whsec_` secret, or the characters of any other."""
-    if secret.startswith(PREFIX):
-        with suppress(ValueError):
-            return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
-    return secret.encode()
-
-
-def weakness(secret: str) -> str:
-    """Return why a secret cannot contain LEAST_SECRET random bytes; empty if it can."""
-    key = signing_key(secret)
-    if secret.startswith(PREFIX) and key != secret.encode():
-        least, different, is_repeated = LEAST_SECRET, len(set(key)), False
-        too_short = f"after “{PREFIX}” this one holds {len(key)}" if len(key) < least else ""
-    else:
-        size = next((len(one) for one in ALPHABETS if set(secret) <= set(one)), 95)
-        least, different = math.ceil(8 * LEAST_SECRET / math.log2(size)), len(set(secret))
-        is_repeated = secret in (secret + secret)[1:-1]
-        too_short = f"of such characters as in this one it takes {least}" if len(secret) < least else ""
-    is_regular = different < LEAST_DIFFERENT or is_repeated
-    return "this one is too regular to be random" if is_regular and not too_short else too_short
-
-
-def signature(key: bytes, named: str, moment: str, body: bytes) -> str:
-    """Return the base64 signature of a body as it is sent."""
-    signed = f"{named}.{moment}.".encode() + body
-    return base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
-
+from wire.guard import Guard
+from wire.outbound import HttpAnswer, NoAnswer, OutboundClient
 
 AMAZON = re.compile(r"(?:^|\.)s3[.-](?:dualstack\.)?([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com(?:\.cn)?$")
 ANY_REGION = "us-east-1"  # Expected by stores without regions.
-THERE_ALREADY = 412
+LARGEST = 1 << 30  # Bytes of an object that is read.
 
 
 class Objects(Protocol):
@@ -87,26 +38,22 @@ class Objects(Protocol):
     def put(self, name: str, data: bytes) -> bool:
         """Create an object; return False if the name exists, whose object is not changed.
 
-        Raises NotKept, exceptions of httpx, or OSError.
+        Raises NoAnswer or OSError.
         """
 
     def get(self, name: str) -> bytes | None:
         """Return the content of an object, or None if there is none. Raises as `put` does."""
 
 
-class NotKept(Exception):
-    """The store answered an error; the message continues "it". `retry_after` is the header's value."""
+class NotKept(NoAnswer):
+    """The store answered an error, whose code is more specific than the status. `retry_after` is the header's value."""
 
-    def __init__(self, answered: httpx.Response) -> None:
-        leads = ", which leads elsewhere: is the region right?" if 300 <= answered.status_code < 400 else "."
-        super().__init__(f"answered {answered.status_code}{_code_of(answered)}{leads}")
-        self.retry_after = answered.headers.get("Retry-After", "")
-
-
-def _code_of(answered: httpx.Response) -> str:
-    """Return the S3 error code, which is more specific than the status."""
-    found = re.search(rb"<Code>(\w{1,60})</Code>", answered.content[:4096])
-    return f" ({found[1].decode()})" if found else ""
+    def __init__(self, answer: HttpAnswer) -> None:
+        found = re.search(rb"<Code>(\w{1,60})</Code>", answer.body[:4096])
+        code = f" ({found[1].decode()})" if found else ""
+        leads = ", which leads elsewhere; the region may be wrong" if 300 <= answer.status < 400 else ""
+        super().__init__(f"answered {answer.status}{code}{leads}")
+        self.retry_after = answer.headers.get("Retry-After", "")
 
 
 class Folder:
@@ -169,39 +116,38 @@ class S3:
         self._prefix = parts.path.rstrip("/")
         self._region = region_of(address)
         self._id, _, self._secret = keys.partition(":")
-        self._deadline, self._seconds = Deadline(), seconds
-        transport = GuardedTransport(guard, self._deadline)
-        self._client = httpx.Client(transport=transport, trust_env=False, timeout=seconds)
+        self._client = OutboundClient(guard, LARGEST, seconds)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._client.close()
 
     def put(self, name: str, data: bytes) -> bool:
-        answered = self._ask("PUT", name, data, {"if-none-match": "*"})
-        if answered.status_code == THERE_ALREADY:
+        answer = self._ask("PUT", name, data, {"if-none-match": "*"})
+        if answer.status == HTTPStatus.PRECONDITION_FAILED:
             return False
-        if not answered.is_success:
-            raise NotKept(answered)
+        if not 200 <= answer.status < 300:
+            raise NotKept(answer)
         return True
 
     def get(self, name: str) -> bytes | None:
-        answered = self._ask("GET", name, b"", {})
-        if answered.status_code == httpx.codes.NOT_FOUND and b"NoSuchBucket" not in answered.content:
+        answer = self._ask("GET", name, b"", {})
+        if answer.status == HTTPStatus.NOT_FOUND and b"NoSuchBucket" not in answer.body:
             return None
-        if not answered.is_success:
-            raise NotKept(answered)
-        return answered.content
+        if not 200 <= answer.status < 300:
+            raise NotKept(answer)
+        return answer.body
 
-    def _ask(self, method: str, name: str, data: bytes, headers: dict[str, str]) -> httpx.Response:
-        self._deadline.set(self._seconds)
+    def _ask(self, verb: str, name: str, data: bytes, headers: dict[str, str]) -> HttpAnswer:
         url = self._base + quote(f"{self._prefix}/{name}", safe="/-_.~")
-        signed = s3_signature_headers(
-            method, url, headers, data, (self._id, self._secret), self._region, datetime.now(UTC)
-        )
-        return self._client.request(method, url, content=data, headers=signed)
+        keys = self._id, self._secret
+        signed = s3_signature_headers(verb, url, headers, data, keys, self._region, datetime.now(UTC))
+        return self._client.ask(verb, url, signed, data)
 
 
 def region_of(address: str) -> str:

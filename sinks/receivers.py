@@ -1,70 +1,57 @@
-"""Receivers of log lines: one interface, and an implementation for each kind.
+"""Kinds of receivers of log lines: one class for each, with all that forms, checks and deliveries need to know of it.
 
 A receiver gets lines of JSON and returns when all are acknowledged. Otherwise it raises Undelivered, and they are sent
-again. To add a kind, add a class with `deliver` here, and its name to `sinks.models.SinkKind`.
+again. To add a kind, add a class here and to KINDS.
 """
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import gzip
 import hashlib
+import hmac
 import math
 import os
 import socket
 import ssl
+import string
 import struct
 import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
-import httpcore
-import httpx
 import orjson
 from django.conf import settings
 from django.utils import timezone
 
 from servers.upstream_guard import upstream_guard
 from sinks import otlp
-from sinks.objects import LEAST_SECRET, S3, NotKept, signature, signing_key, weakness
+from sinks.objects import S3, NotKept
 from ui.rest import stamp
-from wire import versions
 from wire.background import Deadline
 from wire.cipher import Undecryptable
-from wire.forward_proxy import ProxyFailed
-from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream
+from wire.guard import Guard, UrlRefused, open_stream
+from wire.outbound import AnswerTooLarge, HttpAnswer, NoAnswer, OutboundClient, raising_no_answer
 
 if TYPE_CHECKING:
     from sinks.models import Sink
 
 SECONDS = 10.0  # Timeout of a delivery.
-NO_PARQUET = (
-    "Parquet takes the extra “archive”: pip install 'gateway-admin[archive]', or in a checkout "
-    ".venv/bin/uv pip install -r requirements-archive.lock."
-)
-# By kind, the required package, and the message if it is not installed.
-EXTRAS = {
-    "s3_parquet": ("pyarrow", NO_PARQUET),
-}
 GOODBYE_S = 2.0  # Time for a syslog receiver to close the connection after us.
 HUNG_UP = "closed the connection before it had taken all lines."
 MOST_WAIT = 3600.0  # Maximum of Retry-After, in seconds.
 MOST_READ = 64 * 1024  # Bytes of a response that are read; its content does not matter.
-OBJECTS = ("s3", "s3_parquet")  # Kinds that store objects.
-ADDRESSED = {"webhook", "syslog", "otlp", *OBJECTS}  # Kinds with an address.
-SHOWN = {"otlp"}  # Kinds that send their secret to the receiver; it is optional.
-KEYED = {"webhook", *OBJECTS, *SHOWN}  # Kinds with a secret.
-MOST_LINES = dict.fromkeys(OBJECTS, 10_000)  # Of one delivery, where it is not what it is for others.
 FOR_NOW = {401, 403, 408, 429}  # Refusals that do not depend on the content.
 # RFC 5424 section 6.2.1: the facility of audit logs, and severities by the outcome of a call.
 AUDIT = 13 * 8
@@ -100,26 +87,49 @@ class Undelivered(Exception):
         self.for_good = for_good
 
 
-class Receiver(Protocol):
-    """A receiver, opened for some deliveries."""
+class Receiver:
+    """A receiver of one sink, opened for some deliveries; its class says what its kind is like."""
 
-    def __enter__(self) -> Self: ...
+    name: ClassVar[str]
+    label: ClassVar[str]
+    example: ClassVar[str] = ""  # Of an address; empty if it has none.
+    address_help: ClassVar[str] = ""
+    key_label: ClassVar[str] = ""  # Empty if it has no secret.
+    key_help: ClassVar[str] = ""
+    shows_secret: ClassVar[bool] = False  # Sends its secret to the receiver; it is optional.
+    every: ClassVar[timedelta] = timedelta(seconds=2)  # Minimum interval between two checks of a sink.
+    most_lines: ClassVar[int] = 0  # Of one delivery; 0 for `reading.MOST_ROWS`.
+    package: ClassVar[str] = ""  # The optional package that it needs.
 
-    def __exit__(self, *_: object) -> None: ...
+    def __init__(self, sink: Sink) -> None:
+        """Raises Undelivered if the secret of the sink cannot be read."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
 
     def deliver(self, lines: Sequence[LogLine]) -> None:
         """Return when all lines are acknowledged. Raises Undelivered."""
+        raise NotImplementedError
 
+    @classmethod
+    def missing(cls) -> str:
+        """Return how to install the package this kind needs; empty if it is installed."""
+        return NO_PARQUET if cls.package and find_spec(cls.package) is None else ""
 
-def receiver_for(sink: Sink) -> Receiver:
-    """Return the receiver of this sink. Raises Undelivered if its secret cannot be read."""
-    return _KINDS[sink.kind](sink)
+    @classmethod
+    def checked_address(cls, address: str) -> bool:
+        """Return whether this address is private. Raises ValueError, with a message, if it is not valid or allowed."""
+        return upstream_guard().check_now(address)
 
-
-def missing_extra(kind: str) -> str:
-    """Return how to install the package this kind needs; empty if it is installed."""
-    package, sentence = EXTRAS.get(kind, ("", ""))
-    return sentence if package and find_spec(package) is None else ""
+    @classmethod
+    def check_secret(cls, secret: str) -> None:
+        """Raise ValueError, with a message, if a sink of this kind cannot have this secret."""
 
 
 def trial() -> LogLine:
@@ -151,60 +161,6 @@ def send_notice(receiver: Receiver, line: LogLine, seconds: float) -> None:
     thread.join(seconds)
 
 
-def checked_address(kind: str, address: str) -> bool:
-    """Return whether this address is private. Raises ValueError, with a message, if it is not allowed or not valid."""
-    if kind in OBJECTS:
-        return _checked_bucket(kind, address)
-    if kind in ("webhook", "otlp"):
-        return _checked_url(address, address)
-    parts = urlsplit(address)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme not in ("tls", "tcp") or not parts.hostname or not port or parts.path.strip("/") or parts.query:
-        raise ValueError("A syslog address looks like tls://logs.example.com:6514. UDP loses lines and is not offered.")
-    place = f"[{parts.hostname}]:{port}" if ":" in parts.hostname else f"{parts.hostname}:{port}"
-    if parts.username is not None:
-        raise ValueError("Leave credentials out of the address.")
-    return _checked_url(f"{'https' if parts.scheme == 'tls' else 'http'}://{place}", address)
-
-
-def checked_secret(kind: str, secret: str) -> None:
-    """Raise ValueError, with a message, if a sink of this kind cannot have this secret."""
-    if kind in OBJECTS:
-        name, _, key = secret.partition(":")
-        if not (name.strip() and key.strip()):
-            raise ValueError("S3 needs an access key: its id, a colon, its secret.")
-    elif kind == "otlp":
-        otlp.headers_of(secret)
-    elif reason := weakness(secret):
-        raise ValueError(
-            f"A webhook needs a secret of at least {LEAST_SECRET} random bytes to sign with, and {reason}. "
-            "Make one with “openssl rand -base64 32”."
-        )
-
-
-def _checked_bucket(kind: str, address: str) -> bool:
-    if missing := missing_extra(kind):
-        raise ValueError(missing)
-    is_private = _checked_url(address, address)
-    parts = urlsplit(address)
-    if parts.fragment or set(parse_qs(parts.query, keep_blank_values=True)) - {"region"}:
-        raise ValueError("The address of a bucket looks like https://s3.eu-central-1.amazonaws.com/bucket/prefix.")
-    return is_private
-
-
-def _checked_url(url: str, address: str) -> bool:
-    guard = upstream_guard()
-    try:
-        return guard.check_now(url)
-    except UrlRefused as refusal:
-        if address.startswith("tcp:"):
-            raise ValueError(f"{refusal} Use tls:// outside of it.".replace("http://", "tcp://")) from None
-        raise
-
-
 def shown_origin(address: str) -> str:
     """Return scheme, host and port, which may be shown anywhere. Path and query may contain a token."""
     try:
@@ -221,33 +177,102 @@ def _guard(sink: Sink) -> Guard:
     return upstream_guard() if sink.private else upstream_guard().outside()
 
 
-class _Posts:
-    """Posts to one URL, and describes failures in words."""
+# Signatures and secrets of webhooks (Standard Webhooks).
+
+LEAST_SECRET = 24  # Random bytes, as Standard Webhooks requires.
+ALPHABETS = (
+    string.digits,
+    string.digits + "abcdef",
+    string.digits + "ABCDEF",
+    string.ascii_lowercase,
+    string.ascii_letters,
+    string.ascii_letters + string.digits,
+    string.ascii_letters + string.digits + "+/=_-",
+)
+LEAST_DIFFERENT = 10  # Different characters of a random secret.
+PREFIX = "whsec_"  # Prefix of base64 secrets (Standard Webhooks).
+
+
+def signing_key(secret: str) -> bytes:
+    """Return the key: the decoded bytes of a `whsec_` secret, or the characters of any other."""
+    if secret.startswith(PREFIX):
+        with suppress(ValueError):
+            return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
+    return secret.encode()
+
+
+def weakness(secret: str) -> str:
+    """Return why a secret cannot contain LEAST_SECRET random bytes; empty if it can."""
+    key = signing_key(secret)
+    if secret.startswith(PREFIX) and key != secret.encode():
+        least, different, is_repeated = LEAST_SECRET, len(set(key)), False
+        too_short = f"after “{PREFIX}” this one holds {len(key)}" if len(key) < least else ""
+    else:
+        size = next((len(one) for one in ALPHABETS if set(secret) <= set(one)), 95)
+        least, different = math.ceil(8 * LEAST_SECRET / math.log2(size)), len(set(secret))
+        is_repeated = secret in (secret + secret)[1:-1]
+        too_short = f"of such characters as in this one it takes {least}" if len(secret) < least else ""
+    is_regular = different < LEAST_DIFFERENT or is_repeated
+    return "this one is too regular to be random" if is_regular and not too_short else too_short
+
+
+def signature(key: bytes, named: str, moment: str, body: bytes) -> str:
+    """Return the base64 signature of a body as it is sent."""
+    signed = f"{named}.{moment}.".encode() + body
+    return base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+
+
+class _Posts(Receiver):
+    """Compressed POSTs to one URL."""
 
     def __init__(self, sink: Sink, url: str) -> None:
         self._url = url
-        self._deadline = Deadline()
-        transport = GuardedTransport(_guard(sink), self._deadline)
-        self._client = httpx.Client(transport=transport, trust_env=False, timeout=SECONDS)
+        self._client = OutboundClient(_guard(sink), MOST_READ, SECONDS)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._client.close()
 
-    def post(self, body: bytes, headers: Mapping[str, str]) -> tuple[str, bytes]:
-        """Return media type and body of an acknowledgement. Raises Undelivered."""
-        told = {"Content-Encoding": "gzip", "User-Agent": versions.NAME, "Accept-Encoding": "identity", **headers}
-        self._deadline.set(SECONDS)
-        with _in_words(self._url), self._client.stream("POST", self._url, content=body, headers=told) as answered:
-            _judge(answered)
-            media_type = answered.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            return media_type, _beginning(answered)
+    def post(self, body: bytes, headers: Mapping[str, str]) -> HttpAnswer:
+        """Return an acknowledgement. Raises Undelivered."""
+        with _in_words():
+            try:
+                answer = self._client.ask("POST", self._url, {"Content-Encoding": "gzip", **headers}, body)
+            except AnswerTooLarge as large:
+                answer = large.answer  # An acknowledgement counts without its body.
+        _judge(answer)
+        return answer
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Raise Undelivered for any failure to reach a receiver."""
+    try:
+        with raising_no_answer():
+            yield
+    except NoAnswer as error:
+        wait = _seconds(error.retry_after) if isinstance(error, NotKept) else None
+        raise Undelivered(f"{error}.", wait=wait) from None
 
 
 class Webhook(_Posts):
     """JSON lines in one compressed POST, signed by Standard Webhooks: HMAC-SHA256 of id, time and body."""
+
+    name = "webhook"
+    label = "Webhook"
+    example = "https://logs.example.com/intake"
+    address_help = "https:// and the whole address. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://."
+    key_label = "Secret"
+    key_help = (
+        f"At least {LEAST_SECRET} bytes, made by chance: “openssl rand” makes one. Every delivery is signed with it."
+    )
+
+    @classmethod
+    def check_secret(cls, secret: str) -> None:
+        if reason := weakness(secret):
+            raise ValueError(
+                f"A webhook needs a secret of at least {LEAST_SECRET} random bytes to sign with, and {reason}. "
+                "Make one with “openssl rand -base64 32”."
+            )
 
     def __init__(self, sink: Sink) -> None:
         super().__init__(sink, sink.address)
@@ -270,6 +295,23 @@ class Webhook(_Posts):
 class Collector(_Posts):
     """OpenTelemetry log records in one compressed POST (OTLP over HTTP, Protocol Buffers)."""
 
+    name = "otlp"
+    label = "OpenTelemetry"
+    example = "https://collector.example.com:4318"
+    address_help = (
+        "https:// and where OTLP is taken over HTTP; without a path /v1/logs is added. Inside "
+        "GATEWAY_PRIVATE_UPSTREAMS it may be http://."
+    )
+    key_label = "Headers"
+    key_help = (
+        "If it wants any: name=value with commas between, values percent-encoded, such as Authorization=Bearer%20abc."
+    )
+    shows_secret = True
+
+    @classmethod
+    def check_secret(cls, secret: str) -> None:
+        otlp.headers_of(secret)
+
     def __init__(self, sink: Sink) -> None:
         super().__init__(sink, otlp.url_of(sink.address))
         try:
@@ -279,8 +321,8 @@ class Collector(_Posts):
 
     def deliver(self, lines: Sequence[LogLine]) -> None:
         body = gzip.compress(otlp.of_lines(lines, settings.OTEL_RESOURCE), compresslevel=5, mtime=0)
-        number = otlp.rejected(*self.post(body, {**self._headers, "Content-Type": "application/x-protobuf"}))
-        if number:  # The response does not tell which.
+        answer = self.post(body, {**self._headers, "Content-Type": "application/x-protobuf"})
+        if number := otlp.rejected(answer.media_type, answer.body):  # The response does not tell which.
             raise Undelivered(f"rejected {number} of {len(lines)} log records.", for_good=True)
 
 
@@ -289,75 +331,92 @@ def compressed(lines: Sequence[LogLine]) -> bytes:
     return gzip.compress(b"".join(line.text + b"\n" for line in lines), compresslevel=5, mtime=0)
 
 
-@contextmanager
-def _in_words(address: str) -> Iterator[None]:
-    """Raise Undelivered for any failure to reach an HTTP receiver."""
-    try:
-        yield
-    except (AddressRefused, httpx.InvalidURL):
-        raise Undelivered("leads to an address that may not be called.") from None
-    except ProxyFailed as failure:
-        raise Undelivered(f"cannot be reached: {failure}.") from None
-    except (httpx.TimeoutException, httpcore.TimeoutException):
-        raise Undelivered(f"did not answer within {SECONDS:.0f} seconds.") from None
-    except (httpx.RemoteProtocolError, httpcore.RemoteProtocolError):
-        raise Undelivered("answers in a way that is not HTTP.") from None
-    except (httpx.HTTPError, httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-        raise Undelivered(_unreachable(error, address)) from None
-
-
-class Bucket:
+class Bucket(Receiver):
     """Objects in S3, one for each delivery, as JSON lines or Parquet.
 
     The name consists of the log, the day, the numbers of the first and last row, and a digest of the lines. So a
     repeated delivery creates the same object, and different content never has the same name.
     """
 
+    name = "s3"
+    label = "S3, JSON lines"
+    example = "https://s3.eu-central-1.amazonaws.com/logs/gateway"
+    address_help = (
+        "https://, the host, the bucket and a prefix, such as https://s3.eu-central-1.amazonaws.com/logs/gateway. "
+        "“?region=” at its end says the region where the host does not."
+    )
+    key_label = "Access key"
+    key_help = "The id of an access key that may put objects, a colon, and its secret."
+    every = timedelta(minutes=1)  # So that objects are few and not too small.
+    most_lines = 10_000
+    suffix = "jsonl.gz"
+
+    @classmethod
+    def checked_address(cls, address: str) -> bool:
+        if missing := cls.missing():
+            raise ValueError(missing)
+        is_private = super().checked_address(address)
+        parts = urlsplit(address)
+        if parts.fragment or set(parse_qs(parts.query, keep_blank_values=True)) - {"region"}:
+            raise ValueError("The address of a bucket looks like https://s3.eu-central-1.amazonaws.com/bucket/prefix.")
+        return is_private
+
+    @classmethod
+    def check_secret(cls, secret: str) -> None:
+        name, _, key = secret.partition(":")
+        if not (name.strip() and key.strip()):
+            raise ValueError("S3 needs an access key: its id, a colon, its secret.")
+
     def __init__(self, sink: Sink) -> None:
-        self._address = sink.address
         self._objects = S3(sink.address, _secret(sink), _guard(sink), SECONDS)
-        self._suffix, self._encoded = ("jsonl.gz", compressed) if sink.kind == "s3" else ("parquet", _as_parquet)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._objects.__exit__(None, None, None)
+    def close(self) -> None:
+        self._objects.close()
 
     def deliver(self, lines: Sequence[LogLine]) -> None:
         first, last = lines[0], lines[-1]
         digest = hashlib.sha256(b"\n".join(line.text for line in lines)).hexdigest()[:16]
-        name = f"{first.log}/{first.at.astimezone(UTC):%Y/%m/%d}/{first.row:019}-{last.row:019}-{digest}.{self._suffix}"
-        with _in_words(self._address):
-            try:
-                self._objects.put(name, self._encoded(lines))
-            except NotKept as refusal:
-                raise Undelivered(str(refusal), wait=_seconds(refusal.retry_after)) from None
+        name = f"{first.log}/{first.at.astimezone(UTC):%Y/%m/%d}/{first.row:019}-{last.row:019}-{digest}.{self.suffix}"
+        data = self.encoded(lines)
+        with _in_words():
+            self._objects.put(name, data)
+
+    def encoded(self, lines: Sequence[LogLine]) -> bytes:
+        return compressed(lines)
 
 
-def _as_parquet(lines: Sequence[LogLine]) -> bytes:
-    try:
-        parquet = import_module("sinks.parquet")
-    except ImportError:
-        raise Undelivered(f"cannot be written: {NO_PARQUET}") from None
-    made: bytes = parquet.of_lines([line.text for line in lines])
-    return made
+class ParquetBucket(Bucket):
+    """Objects in S3 as Parquet."""
+
+    name = "s3_parquet"
+    label = "S3, Parquet"
+    package = "pyarrow"
+    suffix = "parquet"
+
+    def encoded(self, lines: Sequence[LogLine]) -> bytes:
+        try:
+            parquet = import_module("sinks.parquet")
+        except ImportError:
+            raise Undelivered(f"cannot be written: {NO_PARQUET}") from None
+        return bytes(parquet.of_lines([line.text for line in lines]))
 
 
-def _judge(answered: httpx.Response) -> None:
+NO_PARQUET = (
+    "Parquet takes the extra “archive”: pip install 'gateway-admin[archive]', or in a checkout "
+    ".venv/bin/uv pip install -r requirements-archive.lock."
+)
+
+
+def _judge(answer: HttpAnswer) -> None:
     """Return if the response is an acknowledgement. Raises Undelivered."""
-    status = answered.status_code
+    status = answer.status
     if 200 <= status < 300:
         return
     if 300 <= status < 400:
         raise Undelivered(f"answered {status}, which leads elsewhere; no redirect is followed.")
     for_good = 400 <= status < 500 and status not in FOR_NOW
-    raise Undelivered(
-        f"answered {status}.",
-        wait=_seconds(answered.headers.get("Retry-After", "")),
-        too_large=status == 413,
-        for_good=for_good,
-    )
+    wait = _seconds(answer.headers.get("Retry-After", ""))
+    raise Undelivered(f"answered {status}.", wait=wait, too_large=status == 413, for_good=for_good)
 
 
 def _seconds(retry_after: str) -> float | None:
@@ -372,71 +431,57 @@ def _seconds(retry_after: str) -> float | None:
     return None
 
 
-def _beginning(answered: httpx.Response) -> bytes:
-    """Read a short body, so that the connection can be reused; empty if it is longer."""
-    parts: list[bytes] = []
-    for piece in answered.iter_raw():
-        parts.append(piece)
-        if sum(map(len, parts)) > MOST_READ:
-            return b""
-    return b"".join(parts)
-
-
-def _unreachable(error: Exception, address: str) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"has a certificate that is not trusted: {cause.verify_message}."
-        if isinstance(cause, ConnectionRefusedError):
-            return f"refused the connection: nothing listens at {_host_and_port(address)}."
-        cause = cause.__cause__ or cause.__context__
-    return "cannot be reached."
-
-
-def _host_and_port(address: str) -> str:
-    """Return host and port of a sink's address, without anything that may be secret."""
-    parts = urlsplit(address)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{host}:{parts.port or (80 if parts.scheme == 'http' else 443)}"
-
-
-class Syslog:
+class Syslog(Receiver):
     """A message of RFC 5424 for each line, with octet counting (RFC 6587 section 3.4.1), over TLS (RFC 5425) or TCP.
 
     Syslog has no acknowledgement. TCP's is used: the receiver's machine has got every byte.
     """
 
+    name = "syslog"
+    label = "Syslog"
+    example = "tls://logs.example.com:6514"
+    address_help = (
+        "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines and is not "
+        "offered."
+    )
+
+    @classmethod
+    def checked_address(cls, address: str) -> bool:
+        parts = urlsplit(address)
+        try:
+            port = parts.port
+        except ValueError:
+            port = None
+        if parts.scheme not in ("tls", "tcp") or not parts.hostname or not port or parts.path.strip("/") or parts.query:
+            raise ValueError(
+                "A syslog address looks like tls://logs.example.com:6514. UDP loses lines and is not offered."
+            )
+        if parts.username is not None:
+            raise ValueError("Leave credentials out of the address.")
+        try:
+            return super().checked_address(f"{'https' if parts.scheme == 'tls' else 'http'}://{parts.netloc}")
+        except UrlRefused as refusal:
+            if parts.scheme == "tls":
+                raise
+            raise ValueError(f"{refusal} Use tls:// outside of it.".replace("http://", "tcp://")) from None
+
     def __init__(self, sink: Sink) -> None:
-        self._address, parts = sink.address, urlsplit(sink.address)
+        parts = urlsplit(sink.address)
         self._host, self._port, self._encrypted = str(parts.hostname), int(parts.port or 6514), parts.scheme == "tls"
         self._guard = _guard(sink)
         self._name = urlsplit(settings.PUBLIC_URL).hostname or "-"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def deliver(self, lines: Sequence[LogLine]) -> None:
         deadline = Deadline()
         deadline.set(SECONDS)
         messages = b"".join(map(self.message, lines))
-        try:
+        with _in_words():
             stream = open_stream(self._guard, self._host, self._port, deadline, encrypted=self._encrypted)
             try:
                 stream.write(messages, SECONDS)
                 _await_receipt(stream.get_extra_info("socket"), deadline)
             finally:
                 stream.close()
-        except AddressRefused:
-            raise Undelivered("leads to an address that may not be called.") from None
-        except ProxyFailed as failure:
-            raise Undelivered(f"cannot be reached: {failure}.") from None
-        except httpcore.TimeoutException:
-            raise Undelivered(f"did not take the lines within {SECONDS:.0f} seconds.") from None
-        except (httpcore.NetworkError, OSError) as error:
-            raise Undelivered(_unreachable(error, self._address)) from None
 
     def message(self, line: LogLine) -> bytes:
         """Return a line as a frame: length, PRI, version, time, host, program, process, kind, no structured data."""
@@ -488,17 +533,14 @@ def _is_closed(sock: socket.socket) -> bool:
             return True
 
 
-class Stdout:
+class Stdout(Receiver):
     """Lines on the standard output of the sending process."""
+
+    name = "stdout"
+    label = "Standard output"
 
     def __init__(self, sink: Sink) -> None:
         self._fd = sys.__stdout__.fileno() if sys.__stdout__ else 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def deliver(self, lines: Sequence[LogLine]) -> None:
         left = memoryview(b"".join(line.text + b"\n" for line in lines))
@@ -524,10 +566,6 @@ def backoff(failures: int, chance: float) -> float:
     return min(300.0, math.ldexp(2.0, min(failures - 1, 10))) * (0.5 + chance / 2)
 
 
-_KINDS: dict[str, Callable[[Sink], Receiver]] = {
-    "webhook": Webhook,
-    "syslog": Syslog,
-    "stdout": Stdout,
-    "otlp": Collector,
+KINDS: dict[str, type[Receiver]] = {
+    kind.name: kind for kind in (Webhook, Syslog, Stdout, Bucket, ParquetBucket, Collector)
 }
-_KINDS |= dict.fromkeys(OBJECTS, Bucket)

@@ -25,17 +25,15 @@ from accounts.queues import released_while_waiting
 from auditlog.actions import Action
 from auditlog.models import Actor, Call, Event
 from auditlog.partitions import midnight
-from sinks import reading, receivers
+from sinks import reading
 from sinks.models import LONGEST_ERROR, Sink
 from sinks.reading import Batch, SinkReader, locked_reader, oldest
-from sinks.receivers import OBJECTS, Receiver, Undelivered, backoff, trial
+from sinks.receivers import KINDS, Receiver, Undelivered, backoff, trial
 from ui import databases
 
 logger = logging.getLogger(__name__)
 
 PASS_S = 20.0  # Maximum time to serve a sink before other processes may.
-AGAIN_AFTER = timedelta(seconds=2)  # Minimum interval between checks of a sink.
-OBJECTS_EVERY = timedelta(minutes=1)  # The same for object stores, so that objects are few and not too small.
 MOST_THREADS = 4
 MOST_REFUSED = 20  # Rows left out in one pass; a receiver that refuses more has another problem.
 
@@ -59,8 +57,9 @@ def start_due() -> None:
 def due() -> list[UUID]:
     """Return the sinks to serve now, longest waiting first."""
     now = timezone.now()
-    rested = Q(looked_at=None) | Q(looked_at__lt=now - OBJECTS_EVERY)
-    rested |= Q(looked_at__lt=now - AGAIN_AFTER) & ~Q(kind__in=OBJECTS)
+    rested = Q(looked_at=None)
+    for kind in KINDS.values():
+        rested |= Q(kind=kind.name, looked_at__lt=now - kind.every)
     may = Q(retry_at=None) | Q(retry_at__lte=now)
     free = Q(claimed_until=None) | Q(claimed_until__lte=now)
     rows = Sink.objects.filter(rested, may, free, enabled=True).order_by(F("looked_at").asc(nulls_first=True))
@@ -106,7 +105,7 @@ class _Service:
 
     def close(self) -> None:
         if self._receiver is not None:
-            self._receiver.__exit__(None, None, None)
+            self._receiver.close()
 
     def run(self) -> None:
         """Run until nothing is left, delivery fails, the sink was changed or paused, or the time is over."""
@@ -157,10 +156,10 @@ class _Service:
     def _open(self, sink: Sink) -> None:
         if self._receiver is None:
             self._set_up = sink.updated_at
-            self._most = self._all = receivers.MOST_LINES.get(sink.kind, reading.MOST_ROWS)
+            self._most = self._all = sink.receiver_kind.most_lines or reading.MOST_ROWS
             _note_gap(sink)
             databases.give_back()  # Do not hold a connection while waiting for the receiver.
-            self._receiver = sink.receiver().__enter__()
+            self._receiver = sink.receiver()
 
     def _deliver(self, sink: Sink, batch: Batch) -> Note:
         """Deliver, and return what to record."""

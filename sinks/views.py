@@ -19,9 +19,8 @@ from auditlog.own_calls import PATIENCE
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, CapabilityRequired, requires
 from sinks.api import SENDING
-from sinks.models import Sink, SinkError, SinkKind
-from sinks.objects import LEAST_SECRET
-from sinks.receivers import ADDRESSED, KEYED, OBJECTS, missing_extra
+from sinks.models import KIND_CHOICES, Sink, SinkError
+from sinks.receivers import KINDS, Webhook
 from sinks.sending import send_test_line
 from ui.pages import (
     AppRequest,
@@ -57,42 +56,13 @@ SINKS = Table(
 )
 
 
-# The form of a sink, with the fields of its kind.
-
-HELP = {
-    "webhook": "https:// and the whole address. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
-    **dict.fromkeys(
-        OBJECTS,
-        "https://, the host, the bucket and a prefix, such as https://s3.eu-central-1.amazonaws.com/logs/gateway. "
-        "“?region=” at its end says the region where the host does not.",
-    ),
-    "otlp": "https:// and where OTLP is taken over HTTP; without a path /v1/logs is added. Inside "
-    "GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
-    "syslog": "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines "
-    "and is not offered.",
-}
-
-# Label and help text of the secret, by kind.
-SECRETS = {
-    **dict.fromkeys(OBJECTS, ("Access key", "The id of an access key that may put objects, a colon, and its secret.")),
-    "otlp": (
-        "Headers",
-        "If it wants any: name=value with commas between, values percent-encoded, such as Authorization=Bearer%20abc.",
-    ),
-}
-
-
 class SinkForm(forms.Form):
     """The settings of a sink of one kind. `sink` is the one being edited, None for a new one; `viewer` edits it."""
 
     name = forms.CharField(max_length=80)
     address = forms.CharField(max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))
     secret = forms.CharField(
-        max_length=500,
-        required=False,
-        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        help_text=f"At least {LEAST_SECRET} bytes, made by chance: “openssl rand” makes one. "
-        "Every delivery is signed with it.",
+        max_length=500, required=False, widget=forms.PasswordInput(attrs={"autocomplete": "new-password"})
     )
     sends_calls = forms.BooleanField(label="Calls", required=False, initial=True)
     sends_payloads = forms.BooleanField(
@@ -106,20 +76,18 @@ class SinkForm(forms.Form):
     )
 
     def __init__(self, data: Any, *, kind: str, sink: Sink | None = None, viewer: User | None = None) -> None:
-        address = sink.place_for(viewer) if sink and viewer else ""
-        super().__init__(data, initial=sink.editable() | {"address": address} if sink else None)
-        if kind in ADDRESSED:
-            self.fields["address"].help_text = HELP[kind]
-        else:
+        place = sink.place_for(viewer) if sink and viewer else ""
+        super().__init__(data, initial=sink.editable() | {"address": place} if sink else None)
+        about = KINDS[kind]
+        address, secret = self.fields["address"], self.fields["secret"]
+        address.help_text, secret.label, secret.help_text = about.address_help, about.key_label, about.key_help
+        address.widget.attrs["placeholder"] = about.example
+        if sink:
+            secret.help_text = "Left empty, the one it has stays."
+        if not about.example:
             del self.fields["address"]
-        if kind not in KEYED:
+        if not about.key_label:
             del self.fields["secret"]
-        elif sink:
-            self.fields["secret"].help_text = "Left empty, the one it has stays."
-        elif kind in SECRETS:
-            self.fields["secret"].help_text = SECRETS[kind][1]
-        if kind in SECRETS:
-            self.fields["secret"].label = SECRETS[kind][0]
         if sink:
             del self.fields["from_beginning"]
 
@@ -136,7 +104,7 @@ class SinkForm(forms.Form):
 
 def kind_of(name: str) -> str:
     """Return the kind of this name; a webhook for invalid names."""
-    return name if name in SinkKind.values else SinkKind.WEBHOOK.value
+    return name if name in KINDS else Webhook.name
 
 
 PAUSE_TEXT = "Nothing more is sent to it until it is enabled again. It goes on then where it was."
@@ -162,8 +130,8 @@ def listing(request: AppRequest) -> HttpResponse:
 def add(request: AppRequest) -> HttpResponse:
     kind = kind_of(request.GET.get("kind", ""))
     form = SinkForm(posted(request), kind=kind)
-    missing = missing_extra(kind)
-    context = {"form": form, "heading": "Add a log sink", "kind": kind, "kinds": SinkKind.choices, "missing": missing}
+    missing = KINDS[kind].missing()
+    context = {"form": form, "heading": "Add a log sink", "kind": kind, "kinds": KIND_CHOICES, "missing": missing}
     if request.method == "GET":
         return show(request, "sinks/form.html", context)
     if form.is_valid():

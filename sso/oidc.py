@@ -16,7 +16,7 @@ from django.core.cache import cache
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
-from servers.oauth_client.discovery import Http, NoAnswer
+from servers.oauth_client.discovery import Http
 from sso.errors import ASK_THERE, ProviderDown, SignInFailed
 from sso.flow import (
     CONFIRM,
@@ -47,6 +47,7 @@ from wire.oauth_client import (
     read_tokens,
     token_request,
 )
+from wire.outbound import NoAnswer
 
 KEPT_S = 10 * 60
 FAILURE_KEPT_S = 30

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,9 +17,9 @@ from django.conf import settings
 from accounts.queues import released_while_waiting
 from wire import versions
 from wire.background import Deadline
-from wire.guard import Guard, GuardedTransport
+from wire.guard import Guard
 from wire.hosts import origin_of
-from wire.http import BodyBroken, BodyReader, BodyTooLarge
+from wire.outbound import NoAnswer, OutboundClient, TooSlow
 
 # The doctor's report: the result of each step, without secrets.
 
@@ -57,6 +56,7 @@ def passed(steps: Sequence[CheckStep]) -> bool:
 
 SECONDS = 10.0
 LARGEST = 5 * 1024 * 1024
+AS_CLIENTS = {"User-Agent": f"{versions.NAME}-doctor", "Accept-Encoding": "gzip, deflate"}
 REPORTED_HEADERS = ("www-authenticate", "location", "content-type", "server", "via")
 HIDDEN = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
 # Our own public address may be private and without TLS. Cloud metadata services are still refused.
@@ -90,24 +90,18 @@ class ProbeResponse:
 
 
 class HttpProbe:
-    """HTTP client without cookies, redirects or a proxy from the environment.
+    """HTTP client of the steps: each has `seconds` in total, however slow its peer is.
 
-    Each step has `seconds` in total, however slow its peer is. `asked` and `answered` describe the last exchange
-    without secrets.
+    `asked` and `answered` describe the last exchange without secrets.
     """
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self.asked = self.answered = ""
         self._seconds, self._deadline = seconds, Deadline()
-        self._http = httpx.Client(
-            transport=GuardedTransport(ANYWHERE, self._deadline),
-            timeout=seconds,
-            trust_env=False,
-            headers={"User-Agent": f"{versions.NAME}-doctor", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"},
-        )
+        self._client = OutboundClient(ANYWHERE, LARGEST, deadline=self._deadline)
 
     def close(self) -> None:
-        self._http.close()
+        self._client.close()
 
     def begin(self) -> None:
         """Start the timer of the next step, with no request noted yet."""
@@ -117,38 +111,20 @@ class HttpProbe:
     def note(self, asked: str, answered: str = "") -> None:
         self.asked, self.answered = HIDDEN.sub("…", asked), HIDDEN.sub("…", answered)
 
-    def ask(self, method: str, url: str, *, telling: str = "", **options: Any) -> ProbeResponse:
+    def ask(
+        self, verb: str, url: str, *, telling: str = "", headers: Mapping[str, str] | None = None, **body: Any
+    ) -> ProbeResponse:
         """Send a request; the report quotes `telling` of it. Raises StepFailed when there is no response."""
-        self.note(f"{method} {url}" + (f"\n{telling}" if telling else ""))
-        if not url.startswith(("https://", "http://")):
-            raise StepFailed("No answer: an address begins with https:// or http://.", _unreachable(url))
+        self.note(f"{verb} {url}" + (f"\n{telling}" if telling else ""))
         try:
-            with released_while_waiting(), self._http.stream(method, url, **options) as response:
-                answer = ProbeResponse(url, response.status_code, response.headers, _text(response, self._deadline))
-        except httpx.TimeoutException:
+            with released_while_waiting():
+                answer = self._client.ask(verb, url, {**AS_CLIENTS, **(headers or {})}, **body)
+        except TooSlow:
             raise StepFailed(f"No answer within {self._seconds:g} s.", _unreachable(url)) from None
-        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
-            raise StepFailed(f"No answer: {error}", _unreachable(url)) from None
-        finally:
-            self._http.cookies.clear()
+        except NoAnswer as error:
+            raise StepFailed(f"No answer: it {error}.", _unreachable(url)) from None
         self.note(self.asked, _response_text(answer.status, answer.headers))
-        return answer
-
-
-def _text(response: httpx.Response, deadline: Deadline) -> str:
-    advice = "Look at what stands in front of the gateway."
-    parts: list[bytes] = []
-    try:
-        # Decompressed here: httpx would decompress without a size limit.
-        body = BodyReader(LARGEST, response.headers.get("content-encoding", "").encode())
-        for chunk in response.iter_raw():
-            deadline.check()
-            parts += body.feed(chunk)
-    except BodyTooLarge:
-        raise StepFailed("The answer is larger than 5 MiB.", advice) from None
-    except BodyBroken as error:
-        raise StepFailed(f"The answer has {error}.", advice) from None
-    return b"".join(parts).decode(errors="replace")
+        return ProbeResponse(url, answer.status, answer.headers, answer.body.decode(errors="replace"))
 
 
 def _response_text(status: int, headers: Mapping[str, str]) -> str:

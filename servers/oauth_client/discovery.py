@@ -6,19 +6,15 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import httpx
-import orjson
 from django.conf import settings
 
 from accounts.queues import released_while_waiting
 from servers.models import AuthType, Server
 from servers.upstream_guard import upstream_guard
 from wire.background import Deadline
-from wire.forward_proxy import ProxyFailed, is_at_host_of
-from wire.guard import AddressRefused, GuardedTransport, UrlRefused
-from wire.http import BodyReader, BodyTooLarge
+from wire.forward_proxy import is_at_host_of
 from wire.jsonrpc import dumps
 from wire.mcp import ENVELOPE
 from wire.oauth_client import (
@@ -36,6 +32,7 @@ from wire.oauth_client import (
     resource_metadata_urls,
     scopes_of,
 )
+from wire.outbound import HttpAnswer, NoAnswer, OutboundClient, raising_no_answer
 from wire.versions import MODERN, NAME, NEWEST_SESSION
 
 # Requests to resource and authorization servers: guarded, limited in size and time, without redirects or cookies.
@@ -49,31 +46,8 @@ REVOCATION_SECONDS = 5.0
 _tellers = ThreadPoolExecutor(2, thread_name_prefix="revocation")
 
 
-class NoAnswer(Exception):
-    """There was no readable answer; the message continues the URL and says why."""
-
-
-class OAuthResponse(NamedTuple):
-    """An HTTP response: status, WWW-Authenticate headers, body, and MCP session id."""
-
-    status: int
-    challenges: tuple[str, ...]
-    body: bytes
-    session: str = ""
-    inside: bool = False  # Whether it came from an address in GATEWAY_PRIVATE_UPSTREAMS.
-
-    @property
-    def document(self) -> dict[str, Any] | None:
-        """The JSON object in the body, or None."""
-        try:
-            document = orjson.loads(self.body)
-        except ValueError:
-            return None
-        return document if isinstance(document, dict) else None
-
-
 class Http:
-    """HTTP client for one task, which may take `seconds` in total.
+    """HTTP client for one task, which may take `seconds` in total. Its methods raise NoAnswer.
 
     Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called, because what a public server names must be
     public. `entered` are URLs entered by an administrator; the addresses of all other hosts are resolved and checked
@@ -83,61 +57,26 @@ class Http:
     def __init__(self, seconds: float = SECONDS, *, private: bool, entered: Iterable[str]) -> None:
         self._deadline = Deadline()
         self._deadline.set(seconds)
-        self._guard = upstream_guard()
         self._entered = tuple(entered)
         self.private = private
 
-    def get(self, url: str, headers: Mapping[str, str] | None = None) -> OAuthResponse:
-        """Raises NoAnswer."""
+    def get(self, url: str, headers: Mapping[str, str] | None = None) -> HttpAnswer:
         return self._send("GET", url, {"Accept": "application/json", **(headers or {})})
 
-    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> OAuthResponse:
-        """Raises NoAnswer."""
+    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
         return self._send("POST", url, headers, body)
 
-    def delete(self, url: str, headers: Mapping[str, str]) -> OAuthResponse:
-        """Raises NoAnswer."""
+    def delete(self, url: str, headers: Mapping[str, str]) -> HttpAnswer:
         return self._send("DELETE", url, headers)
 
-    def _send(self, verb: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> OAuthResponse:
-        own = {"User-Agent": NAME, "Accept-Encoding": "identity", **headers}
-        guard = self._guard if self.private else self._guard.outside()
-        try:
+    def _send(self, verb: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> HttpAnswer:
+        guard = upstream_guard() if self.private else upstream_guard().outside()
+        with raising_no_answer():
             guard.check_url(url)
             if not is_at_host_of(url, self._entered):
                 guard = guard.for_hosts_of_others()
-            transport = GuardedTransport(guard, self._deadline)
-            with (
-                released_while_waiting(),
-                httpx.Client(transport=transport, trust_env=False, timeout=SECONDS) as client,
-                client.stream(verb, url, headers=own, content=body) as response,
-            ):
-                challenges = tuple(response.headers.get_list("www-authenticate"))
-                session = response.headers.get("mcp-session-id", "")
-                address = response.extensions["network_stream"].get_extra_info("server_addr")[0]
-                inside = self._guard.is_inside(address)
-                return OAuthResponse(response.status_code, challenges, self._body(response), session, inside)
-        except (AddressRefused, UrlRefused) as refusal:
-            raise NoAnswer(f"may not be called: {refusal}") from None
-        except ProxyFailed as failure:
-            raise NoAnswer(f"cannot be reached: {failure}") from None
-        except httpx.TimeoutException:
-            raise NoAnswer("did not answer in time") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError):
-            raise NoAnswer("cannot be reached") from None
-
-    def _body(self, response: httpx.Response) -> bytes:
-        if response.headers.get("content-type", "").startswith("text/event-stream"):
-            return b""  # An event stream may never end.
-        body = BodyReader(MOST_BYTES)
-        parts: list[bytes] = []
-        try:
-            for chunk in response.iter_raw():
-                self._deadline.check()
-                parts += body.feed(chunk)
-        except BodyTooLarge:
-            raise NoAnswer(f"answered with more than {MOST_BYTES >> 10} KiB") from None
-        return b"".join(parts)
+        with released_while_waiting(), OutboundClient(guard, MOST_BYTES, deadline=self._deadline) as client:
+            return client.ask(verb, url, headers, body, reads_streams=False)
 
 
 def for_request(request: TokenRequest, seconds: float = SECONDS) -> Http:
@@ -270,8 +209,8 @@ def discover_sign_in(
         answer = _unknown(http, url)
     except NoAnswer as error:
         return Needs(problem=f"The server {error}.")
-    http.private = answer.inside
-    challenge = read_challenge(answer.challenges)
+    http.private = upstream_guard().is_inside(answer.address)
+    challenge = read_challenge(answer.headers.get_list("www-authenticate"))
     closed = answer.status == 401 or (answer.status == 403 and challenge.resource_metadata)
     if not closed and not endpoints[0]:
         # A server that rejects the content of the message does not require authentication.
@@ -289,7 +228,7 @@ def discover_sign_in(
         return Needs(problem=str(error))
 
 
-def _unknown(http: Http, url: str) -> OAuthResponse:
+def _unknown(http: Http, url: str) -> HttpAnswer:
     """Send an unauthenticated request, in either era of MCP, and return the answer. Raises NoAnswer.
 
     Some servers accept `initialize` from everybody and require authentication only for `tools/list`.
@@ -298,7 +237,8 @@ def _unknown(http: Http, url: str) -> OAuthResponse:
     if hello.status in (401, 403):
         return hello
     greeted = 200 <= hello.status < 300
-    session = {"Mcp-Session-Id": hello.session} if greeted and hello.session.isprintable() and hello.session else {}
+    given = hello.headers.get("mcp-session-id", "")
+    session = {"Mcp-Session-Id": given} if greeted and given.isprintable() and given else {}
     try:
         if greeted:
             listed = http.post(url, HEADERS | session | {"MCP-Protocol-Version": NEWEST_SESSION}, LIST)
@@ -387,7 +327,7 @@ def _legacy(http: Http, url: str, expected: str) -> AuthorizationServerMetadata 
 def _document(http: Http, address: str) -> Mapping[str, Any] | None:
     """Return the JSON object at `address`, or None if it is refused. Raises UnusableIssuer for temporary failures."""
     try:
-        answer: OAuthResponse = http.get(address)
+        answer = http.get(address)
     except NoAnswer as error:
         raise UnusableIssuer(f"{address} {error}.") from None
     if answer.status >= 500 and answer.status != 502:

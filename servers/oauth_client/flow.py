@@ -23,7 +23,7 @@ from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, ConnectionFault
 from gateways.models import Assignment, Gateway
 from servers.models import AuthType, Identity, ResourceSent, Server, ServerError, SignInNeeded
-from servers.oauth_client.discovery import AuthorizationServerMetadata, Http, Needs, NoAnswer, needs_of, send_soon
+from servers.oauth_client.discovery import AuthorizationServerMetadata, Http, Needs, needs_of, send_soon
 from servers.oauth_client.models import (
     MANY_UNFINISHED,
     ClientRegistration,
@@ -58,17 +58,7 @@ from wire.oauth_client import (
     token_request,
     union,
 )
-
-__all__ = [
-    "LastingRefused",
-    "SignInRefused",
-    "authorization",
-    "begin_again",
-    "begin_server_sign_in",
-    "finish_server_sign_in",
-    "open_to",
-    "take_sign_in",
-]
+from wire.outbound import NoAnswer
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from proxy.refresh import NotRenewed, Renewal, Statement, renewal
 from servers.models import Identity, Server
-from servers.oauth_client.discovery import AuthorizationServerMetadata, Http, NoAnswer, for_request, send_soon
+from servers.oauth_client.discovery import AuthorizationServerMetadata, Http, for_request, send_soon
 from servers.oauth_client.models import ClientRegistration, Grant, RegistrationMethod, live_registrations
 from ui import databases
 from ui.sealing import cipher
@@ -33,6 +33,7 @@ from wire.oauth_client import (
     place_of,
     union,
 )
+from wire.outbound import NoAnswer
 
 CLIENT_NAME = "Gateway Admin"
 

@@ -16,12 +16,13 @@ from django.db import models
 from django.urls import reverse
 from django.utils import timezone
 
-from servers.oauth_client.discovery import Http, NoAnswer
+from servers.oauth_client.discovery import Http
 from servers.upstream_guard import upstream_guard
 from sso.errors import BadPasted, BadProviderUrl, BadSamlMetadata, NeedsExtra, SamlHasNoSecret
 from sso.saml.keys import Certificate, DecryptionKey, certificate_fingerprint, certificate_properties, make_key
 from wire.guard import UrlRefused
 from wire.oauth_client import MOST_BYTES, is_https
+from wire.outbound import NoAnswer
 
 if TYPE_CHECKING:
     from sso.models import Provider

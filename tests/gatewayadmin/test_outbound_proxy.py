@@ -21,7 +21,7 @@ from proxy import tracing
 from servers import well_known
 from servers.discovery import DiscoveryFailed, probe
 from servers.models import Health, Server
-from servers.oauth_client.discovery import Http, NoAnswer
+from servers.oauth_client.discovery import Http
 from servers.upstream_guard import guard_for_strangers, upstream_guard
 from sinks import archive
 from sinks.models import Sink
@@ -39,6 +39,7 @@ from tests.sinks.receiver import SECRET as SIGNING_SECRET
 from wire import forward_proxy as ways_out
 from wire.forward_proxy import OutboundProxy
 from wire.guard import tls
+from wire.outbound import NoAnswer
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -194,7 +195,7 @@ def test_what_answered_through_a_proxy_in_an_allowed_network_is_not_inside(
 ) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
-    assert Http(private=True, entered=()).get(f"https://{PUBLIC}/").inside is False
+    assert not upstream_guard().is_inside(Http(private=True, entered=()).get(f"https://{PUBLIC}/").address)
 
 
 def test_spans_fail_without_a_word_of_what_the_proxy_says() -> None:

@@ -125,8 +125,8 @@ def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words()
         serve.settings["GATEWAY_PROXY_RESOLVES"] = "example.com"
         serve.stop_clerk()
         code = (
-            "from servers.oauth_client.discovery import Http, Unreachable\n"
-            "try:\n Http(private=False, entered=[{0!r}]).get({0!r})\nexcept Unreachable as error:\n print(error)"
+            "from servers.oauth_client.discovery import Http\nfrom wire.outbound import NoAnswer\n"
+            "try:\n Http(private=False, entered=[{0!r}]).get({0!r})\nexcept NoAnswer as error:\n print(error)"
         )
         for url, words in {
             "https://banned.example.com/": "refuses to connect to banned.example.com (403)",

@@ -490,7 +490,7 @@ def test_a_registry_that_fails_is_said_and_stops_nothing(
         f"http://127.0.0.1:{free_port()}": "cannot be reached",
         down: "answered 503",
         run(upstreams.garbage()).url.rpartition("/")[0]: "not with a list of servers",
-        "http://169.254.169.254": "not allowed",
+        "http://169.254.169.254": "may not be called",
     }.items():
         settings.SERVER_REGISTRY = address
         page = text(client.get(PATH, {"q": "git"}))

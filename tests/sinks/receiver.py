@@ -15,7 +15,7 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from sinks.objects import signature, signing_key
+from sinks.receivers import signature, signing_key
 
 SECRET = sha256(b"a secret of the receiver's own").hexdigest()
 OTHER_SECRET = sha256(b"another").hexdigest()

@@ -20,8 +20,8 @@ def run() -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
     settings.DATABASES["default"]["NAME"] = connection.settings_dict["NAME"] = os.environ["SENDER_DATABASE"]
     reading.MOST_ROWS = int(os.environ.get("SENDER_MOST_ROWS", "40"))
-    receivers.MOST_LINES = {}
-    sending.OBJECTS_EVERY = timedelta()
+    receivers.Bucket.most_lines = 0
+    receivers.Bucket.every = timedelta()
     reading.LOAN_S = float(os.environ.get("SENDER_LOAN_S", reading.LOAN_S))
     while True:
         for pk in sending.due():

@@ -17,7 +17,7 @@ from capabilities import Capability
 from gatewayadmin.config import outbound
 from sinks import otlp, reading, sending
 from sinks.models import BadSinkAddress, BadSinkSecret, Sink
-from sinks.receivers import LogLine, checked_address
+from sinks.receivers import KINDS, LogLine
 from sinks.sending import send_test_line
 from tests import make
 from tests.calls import call
@@ -305,5 +305,5 @@ def test_a_collector_that_is_away_or_no_collector_is_told(collector: Collector) 
     sink = to(collector)
     collector.script = [answering(404)]
     assert send_test_line(sink, by=None).detail == "Not delivered: it answered 404."
-    assert checked_address("otlp", collector.url)
+    assert KINDS["otlp"].checked_address(collector.url)
     assert reading.MOST_ROWS == 500

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 import psycopg
@@ -459,7 +458,7 @@ def test_slow_receiver_is_not_waited_for_longer_than_a_delivery_may_take(
     hook.script = [drip]
     assert sending.send_undelivered(sink.pk) == 0
     over.set()
-    assert "did not answer within" in now(sink).last_error
+    assert "did not answer in time" in now(sink).last_error
 
 
 def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) -> None:
@@ -468,7 +467,7 @@ def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) 
     hook.close()
 
     assert sending.send_undelivered(sink.pk) == 0
-    assert now(sink).last_error == f"It refused the connection: nothing listens at {urlsplit(hook.url).netloc}."
+    assert now(sink).last_error == "It cannot be reached: it refused the connection: nothing listens there."
 
 
 @pytest.mark.drill

@@ -16,7 +16,7 @@ from accounts.models.attempts import MINUTE
 from accounts.sign_in_limits import MOST
 from auditlog.models import Event
 from capabilities import Capability
-from servers.oauth_client.discovery import Http, NoAnswer
+from servers.oauth_client.discovery import Http
 from sso import oidc
 from sso.models import Provider
 from sso.oidc import fetch_provider_json
@@ -29,6 +29,7 @@ from tests.issuers import destination
 from tests.oauth.apps import browser
 from tests.sso.conftest import BACK, Organisation, SignIn, sign_out_at
 from tests.sso.test_enforced import APP_SECRET
+from wire.outbound import NoAnswer
 
 pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 

@@ -5,7 +5,6 @@ import sys
 from datetime import datetime
 from typing import Any
 
-import httpx
 import orjson
 from django.core.management.base import BaseCommand, CommandError
 
@@ -13,7 +12,7 @@ from auditlog.partitions import DAY
 from gatewayadmin.management.base import moment
 from sinks import archive
 from sinks.archive import UnreadableArchive
-from sinks.objects import NotKept
+from wire.outbound import NoAnswer
 
 # What is compared, by the name of its option.
 COLUMNS = {
@@ -55,8 +54,8 @@ class Command(BaseCommand):
                 found += 1
         except UnreadableArchive as reason:
             raise CommandError(str(reason)) from reason
-        except NotKept as answer:
-            raise CommandError(f"The archive {answer}") from answer
-        except (httpx.HTTPError, OSError) as error:
+        except NoAnswer as error:
+            raise CommandError(f"The archive {error}.") from error
+        except OSError as error:
             raise CommandError(f"The archive cannot be read ({type(error).__name__}).") from error
         sys.stdout.flush()
