@@ -5,13 +5,12 @@ A round consists of the rows with ids between the sink's position and an id up t
 last one is stored after each batch. Rows older than `near_from`, of slow calls, have a separate round from time to
 time.
 
-Rows are read under an advisory lock and delivered under a lease (`claim`) slightly longer than the delivery timeout. A
-process that lost the lease cannot advance the position.
+One process at a time reads and delivers, under a lease (`claim`) longer than the delivery timeout. A process that lost
+the lease cannot advance the position.
 """
 
 from __future__ import annotations
 
-import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ import orjson
 import psycopg
 from django.utils import timezone
 from psycopg import sql
-from psycopg.rows import dict_row, scalar_row
+from psycopg.rows import dict_row
 
 from auditlog.export import AsItIs
 from auditlog.fields import EVENT_EXPORT_COLUMNS, EXPORT_COLUMNS, PAYLOADS
@@ -35,8 +34,6 @@ from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, LogLine
 from ui import databases
 from ui.rest import stamp
 
-LOCK = 0x67776103  # First half of the advisory lock key of a sink.
-LOCK_S = 3.0  # Timeout for the lock with a lease; others hold it briefly to check the lease.
 MOST_ROWS = 500  # Of one delivery.
 MOST_BYTES = 4 << 20  # Of one delivery; a single row may be larger.
 FETCHED_BYTES = 256 << 10  # Fetch size, so that no more than one delivery is in memory.
@@ -81,7 +78,7 @@ class Batch(NamedTuple):
 
 
 class SinkReader:
-    """Reads the rows one sink lacks, over a connection that has its lock. `most` limits the rows of a batch."""
+    """Reads the rows one sink lacks, under its lease. `most` limits the rows of a batch."""
 
     def __init__(self, own: psycopg.Connection[Any], pk: UUID, claim: UUID) -> None:
         self._own = own
@@ -107,9 +104,9 @@ class SinkReader:
             sql.SQL("{} IS NOT DISTINCT FROM {}").format(sql.Identifier(name), sql.Placeholder(f"was_{name}"))
             for name in POSITION
         )
-        statement = sql.SQL(
-            "UPDATE sinks_sink SET {} WHERE id = %(pk)s AND (claim IS NULL OR claim = %(claim)s) AND {}"
-        ).format(sets, same)
+        statement = sql.SQL("UPDATE sinks_sink SET {} WHERE id = %(pk)s AND claim = %(claim)s AND {}").format(
+            sets, same
+        )
         values = {f"to_{name}": value for name, value in {**to, **noted}.items()}
         values |= {f"was_{name}": getattr(sink, name) for name in POSITION}
         moved = self._own.execute(statement, values | {"pk": self._pk, "claim": self._claim}).rowcount == 1
@@ -118,13 +115,15 @@ class SinkReader:
                 setattr(sink, name, value)
         return moved
 
-    def lend(self) -> None:
-        """Take the lease, which keeps the sink claimed when this connection is closed."""
-        self._own.execute(
-            "UPDATE sinks_sink SET looked_at = clock_timestamp(), claim = %s,"
-            " claimed_until = clock_timestamp() + make_interval(secs => %s) WHERE id = %s",
-            [self._claim, LOAN_S, self._pk],
+    def take(self) -> bool:
+        """Take the lease or prolong it. Returns False if another process has it."""
+        taken = self._own.execute(
+            "UPDATE sinks_sink SET looked_at = clock_timestamp(), claim = %(claim)s,"
+            " claimed_until = clock_timestamp() + make_interval(secs => %(seconds)s)"
+            " WHERE id = %(pk)s AND (claim IS NULL OR claim = %(claim)s OR claimed_until <= clock_timestamp())",
+            {"claim": self._claim, "seconds": LOAN_S, "pk": self._pk},
         )
+        return taken.rowcount == 1
 
     def release(self) -> None:
         """End the lease."""
@@ -132,14 +131,6 @@ class SinkReader:
             "UPDATE sinks_sink SET claim = NULL, claimed_until = NULL WHERE id = %s AND claim = %s",
             [self._pk, self._claim],
         )
-
-    def is_free(self) -> bool:
-        """True if no other process has claimed the sink. The caller must hold its lock."""
-        row = self._own.execute(
-            "SELECT FROM sinks_sink WHERE id = %s AND claim <> %s AND claimed_until > clock_timestamp()",
-            [self._pk, self._claim],
-        ).fetchone()
-        return row is None
 
     def _events(self, sink: Sink) -> Batch | None:
         high = self._last(Event)
@@ -239,33 +230,18 @@ class SinkReader:
 
 
 @contextmanager
-def locked_reader(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
-    """Lock a sink and yield its reader, or None if another process has the lock or the lease.
+def leased_reader(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
+    """Take the lease of a sink and yield its reader, or None if another process has it.
 
-    `claim` is this process's lease, if it has one. If a process is killed, its lock ends immediately and its lease
-    soon.
+    It is kept after the block, until it is released or LOAN_S have passed. `claim` is this process's lease, if it has
+    one.
     """
     with databases.connect_direct() as own:
         own.adapters.register_loader("jsonb", AsItIs)
         own.execute("SET application_name = 'gateway sink'")
         own.execute("SET statement_timeout = 0")
         reader = SinkReader(own, pk, claim or uuid4())
-        yield reader if _is_locked(own, pk, LOCK_S if claim else 0.0) and reader.is_free() else None
-
-
-def _is_locked(own: psycopg.Connection[Any], pk: UUID, wait: float) -> bool:
-    until = time.monotonic() + wait
-    while True:
-        with own.cursor(row_factory=scalar_row) as cursor:
-            if cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [LOCK, _half(pk)]).fetchone():
-                return True
-        if time.monotonic() >= until:
-            return False
-        time.sleep(0.02)
-
-
-def _half(pk: UUID) -> int:
-    return (pk.int & 0xFFFFFFFF) - (1 << 31)
+        yield reader if reader.take() else None
 
 
 def _columns(named: dict[str, str]) -> sql.Composed:

@@ -27,7 +27,7 @@ from auditlog.models import Actor, Call, Event
 from auditlog.partitions import midnight
 from sinks import reading
 from sinks.models import LONGEST_ERROR, Sink
-from sinks.reading import Batch, SinkReader, locked_reader, oldest
+from sinks.reading import Batch, SinkReader, leased_reader, oldest
 from sinks.receivers import KINDS, Receiver, Undelivered, backoff, trial
 from ui import databases
 
@@ -37,7 +37,7 @@ PASS_S = 20.0  # Maximum time to serve a sink before other processes may.
 MOST_THREADS = 4
 MOST_REFUSED = 20  # Rows left out in one pass; a receiver that refuses more has another problem.
 
-# Records the outcome of a delivery under the lock; returns whether to continue with the sink.
+# Records the outcome of a delivery under the lease; returns whether to continue with the sink.
 type Note = Callable[[Sink, SinkReader], bool]
 
 _threads: dict[UUID, threading.Thread] = {}
@@ -112,17 +112,18 @@ class _Service:
         note: Note | None = lambda sink, reader: True  # noqa: E731  (nothing was delivered yet)
         sink: Sink | None = None
         while note is not None:
-            with locked_reader(self._pk, self._claim) as reader:
+            with leased_reader(self._pk, self._claim) as reader:
                 if reader is None or (sink is not None and not note(sink, reader)):
                     return
                 sink, batch = self._next(reader)
                 if sink is None or batch is None:
                     return
-                reader.lend()
+                if not reader.take():  # Reading took very long.
+                    return
             note = self._deliver(sink, batch)
 
     def note_broken(self) -> None:
-        with locked_reader(self._pk, self._claim) as reader:
+        with leased_reader(self._pk, self._claim) as reader:
             sink = _loaded(self._pk) if reader else None
             if reader and sink:
                 said = "could not be served: the log of this process says why."

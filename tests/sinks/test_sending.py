@@ -377,7 +377,7 @@ def test_no_more_than_a_delivery_is_read(to_hook: MakeSink, hook: Webhook, monke
     sink = to_hook(sends_events=False, sends_payloads=True)
     for _ in range(40):
         call(request_payload="x" * 50_000)
-    with reading.locked_reader(sink.pk) as reader:
+    with reading.leased_reader(sink.pk) as reader:
         assert reader is not None
         batch = reader.next(now(sink))
 
@@ -409,9 +409,8 @@ def test_what_was_lent_is_nobody_elses_until_the_loan_ends(
     """A process that was killed while it waited for the receiver."""
     sink = to_hook(sends_events=False)
     call()
-    with reading.locked_reader(sink.pk) as reader:
+    with reading.leased_reader(sink.pk) as reader:
         assert reader is not None
-        reader.lend()
     Sink.objects.update(looked_at=None)
     assert sending.due() == []
     assert sending.send_undelivered(sink.pk) == 0
@@ -471,27 +470,29 @@ def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) 
 
 
 @pytest.mark.drill
-def test_who_has_not_the_lock_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
+def test_who_has_not_the_lease_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     call()
-    with reading.locked_reader(sink.pk) as reader:
+    with reading.leased_reader(sink.pk) as reader:
         assert reader is not None
         assert sending.send_undelivered(sink.pk) == 0
+        reader.release()
     assert sending.send_undelivered(sink.pk) == 1
 
 
 def test_who_comes_late_does_not_move_the_sink_back(to_hook: MakeSink, hook: Webhook) -> None:
-    """The lock is lost with its connection; what is left of that process moves nothing."""
+    """Its lease was over; what is left of that process moves nothing."""
     sink = to_hook(sends_events=False)
     call()
-    with reading.locked_reader(sink.pk) as reader:
+    with reading.leased_reader(sink.pk) as reader:
         assert reader is not None
         stale = now(sink)
         batch = reader.next(stale)
         assert batch is not None
+        reader.release()
     sending.send_undelivered(sink.pk)
     moved = now(sink).calls_to
-    with reading.locked_reader(sink.pk) as reader:
+    with reading.leased_reader(sink.pk) as reader:
         assert reader is not None
         assert not reader.move(stale, batch.then)
     assert now(sink).calls_to == moved
