@@ -101,7 +101,7 @@ class DeliverySerializer(serializers.Serializer[SinkTestResult]):
 
 
 class SinkResource(Resource):
-    """Receivers of the logs: webhooks, buckets, collectors, topics, syslog. You can send only what you may see."""
+    """Receivers of the logs: webhooks, buckets, collectors, syslog. You can send only what you may see."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadSinkAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "address"),

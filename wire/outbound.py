@@ -42,6 +42,10 @@ class HttpAnswer:
         return document if isinstance(document, dict) else None
 
     @property
+    def text(self) -> str:
+        return self.body.decode(errors="replace")
+
+    @property
     def media_type(self) -> str:
         return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower()
 

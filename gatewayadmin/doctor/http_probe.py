@@ -11,7 +11,6 @@ from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 from django.conf import settings
 
 from accounts.queues import released_while_waiting
@@ -19,7 +18,7 @@ from wire import versions
 from wire.background import Deadline
 from wire.guard import Guard
 from wire.hosts import origin_of
-from wire.outbound import NoAnswer, OutboundClient, TooSlow
+from wire.outbound import HttpAnswer, NoAnswer, OutboundClient, TooSlow
 
 # The doctor's report: the result of each step, without secrets.
 
@@ -63,30 +62,20 @@ HIDDEN = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, wh
 ANYWHERE = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeResponse:
-    """A response."""
-
-    url: str
-    status: int
-    headers: httpx.Headers
-    text: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The JSON object in the body or in its last event. Raises StepFailed if there is none."""
-        lines = [line.removeprefix("data:") for line in self.text.splitlines() if line.startswith("data:")]
-        try:
-            value = json.loads(lines[-1] if lines else self.text)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            content_type = self.headers.get("content-type", "no content type")
-            raise StepFailed(
-                f"{self.status} with {content_type} where JSON was expected.",
-                f"Something in front answers {self.url} itself. Let it pass this address on, and its answer back.",
-            )
-        return value
+def document_of(answer: HttpAnswer) -> dict[str, Any]:
+    """Return the JSON object in the body or in its last event. Raises StepFailed if there is none."""
+    lines = [line.removeprefix("data:") for line in answer.text.splitlines() if line.startswith("data:")]
+    try:
+        value = json.loads(lines[-1] if lines else answer.text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        content_type = answer.headers.get("content-type", "no content type")
+        raise StepFailed(
+            f"{answer.status} with {content_type} where JSON was expected.",
+            f"Something in front answers {answer.url} itself. Let it pass this address on, and its answer back.",
+        )
+    return value
 
 
 class HttpProbe:
@@ -113,7 +102,7 @@ class HttpProbe:
 
     def ask(
         self, verb: str, url: str, *, telling: str = "", headers: Mapping[str, str] | None = None, **body: Any
-    ) -> ProbeResponse:
+    ) -> HttpAnswer:
         """Send a request; the report quotes `telling` of it. Raises StepFailed when there is no response."""
         self.note(f"{verb} {url}" + (f"\n{telling}" if telling else ""))
         try:
@@ -124,7 +113,7 @@ class HttpProbe:
         except NoAnswer as error:
             raise StepFailed(f"No answer: it {error}.", _unreachable(url)) from None
         self.note(self.asked, _response_text(answer.status, answer.headers))
-        return ProbeResponse(url, answer.status, answer.headers, answer.body.decode(errors="replace"))
+        return answer
 
 
 def _response_text(status: int, headers: Mapping[str, str]) -> str:
@@ -175,7 +164,7 @@ def _public_url_advice(url: str, base: str) -> str:
     return f"{scheme}set GATEWAY_PUBLIC_URL={base} and restart, or give clients the address {settings.PUBLIC_URL}."
 
 
-def unexpected(answer: ProbeResponse, expected: int) -> StepFailed:
+def unexpected(answer: HttpAnswer, expected: int) -> StepFailed:
     """Return the fault that explains an unexpected status."""
     path = urlsplit(answer.url).path
     if 300 <= answer.status < 400:
@@ -206,7 +195,7 @@ def unexpected(answer: ProbeResponse, expected: int) -> StepFailed:
     )
 
 
-def _redirected(answer: ProbeResponse) -> StepFailed:
+def _redirected(answer: HttpAnswer) -> StepFailed:
     to = answer.headers.get("location", "")
     if to.startswith("https:") and answer.url.startswith("http:"):
         return StepFailed(
@@ -219,10 +208,10 @@ def _redirected(answer: ProbeResponse) -> StepFailed:
     )
 
 
-def said(answer: ProbeResponse) -> str:
+def said(answer: HttpAnswer) -> str:
     """The error text of a response of the gateway, else just a full stop."""
     try:
-        document = answer.document
+        document = document_of(answer)
     except StepFailed:
         return "."
     error = document.get("error")

@@ -24,10 +24,10 @@ from gatewayadmin.doctor.http_probe import (
     SECONDS,
     CheckStep,
     HttpProbe,
-    ProbeResponse,
     StepFailed,
     StepState,
     belongs,
+    document_of,
     said,
     unexpected,
 )
@@ -37,6 +37,7 @@ from oauth import flow as flows
 from oauth.authorize import grant
 from oauth.consent import connect
 from ui.pages import AppRequest
+from wire.outbound import HttpAnswer
 
 # The consent step, done by the functions behind the consent page instead of by a person.
 
@@ -215,7 +216,7 @@ class OAuthCheck:
         answer = self.wire.ask("GET", url)
         if answer.status != 200:
             raise unexpected(answer, 200)
-        return answer.document
+        return document_of(answer)
 
     def registration(self) -> str:
         """Register as an app (RFC 7591). The registration is deleted at the end.
@@ -235,7 +236,7 @@ class OAuthCheck:
         answer = self.wire.ask("POST", self.server["registration_endpoint"], telling=f"client_name={APP}", json=payload)
         if answer.status != 201:
             raise unexpected(answer, 201)
-        client_id = str(answer.document.get("client_id", ""))
+        client_id = str(document_of(answer).get("client_id", ""))
         if not client_id:
             raise StepFailed("The answer has no client_id.", FILTERED)
         self.application = registered(client_id, name=APP, redirect=REDIRECT, after=newest)
@@ -287,7 +288,7 @@ class OAuthCheck:
         self.wire.note(*sent_there)
         return "The browser is sent to the sign-in page. What follows there needs a human."
 
-    def _sign_in_page(self, answer: ProbeResponse) -> None:
+    def _sign_in_page(self, answer: HttpAnswer) -> None:
         if answer.status != 200:
             raise unexpected(answer, 200)
         if "csrfmiddlewaretoken" not in answer.text:
@@ -315,7 +316,7 @@ class OAuthCheck:
         answer = self.wire.ask("POST", self.server["token_endpoint"], telling=telling, data=payload)
         if answer.status != 200:
             raise unexpected(answer, 200)
-        self.access_token = str(answer.document.get("access_token", ""))
+        self.access_token = str(document_of(answer).get("access_token", ""))
         if not self.access_token:
             raise StepFailed("The answer has no access_token.", FILTERED)
         return "An access token and a refresh token for this gateway."
@@ -329,13 +330,13 @@ class OAuthCheck:
             raise self._refused(answer)
         if answer.status != 200:
             raise unexpected(answer, 200)
-        result = answer.document.get("result")
+        result = document_of(answer).get("result")
         tools = result.get("tools") if isinstance(result, dict) else None
         if not isinstance(tools, list):
             raise StepFailed(f"No list{said(answer)}", "Look at this call in the Logs.")
         return f"{len(tools)} tool{'' if len(tools) == 1 else 's'}."
 
-    def _refused(self, answer: ProbeResponse) -> StepFailed:
+    def _refused(self, answer: HttpAnswer) -> StepFailed:
         if "invalid_token" in answer.headers.get("www-authenticate", ""):
             return StepFailed("401: the token arrived, and was refused.", "The Logs have this call, with the reason.")
         return StepFailed(
