@@ -54,7 +54,7 @@ def revoke(page: Page, newcomer: Newcomer) -> None:
 @pytest.mark.drill
 def test_the_python_example_runs(newcomer: Newcomer, terminal: Terminal) -> None:
     *_, issue_token, _ = BLOCK.findall(README)
-    program, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    program, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     terminal.run(issue_token)
     terminal.run(f"export GATEWAY_URL={newcomer.url}/mcp/quickstart")
 
