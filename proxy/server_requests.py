@@ -2,7 +2,7 @@
 
 In the session era such a request is sent on the stream of the call, under an id of the gateway, and the client posts
 its answer to any worker. A server of 2026-07-28 asks in the result of the call instead: a client of the session era is
-still asked on its stream, and the call is sent again with its answers. For the opposite case see suspended_calls.py.
+still asked on its stream, and the call is sent again with its answers. The opposite case is further below.
 """
 
 import asyncio

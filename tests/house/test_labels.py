@@ -166,7 +166,6 @@ TEXTS = (
     "Resetting your password revokes all your API tokens and app connections. You will need to create new ones.",
     "Disable selected",
     "Enable selected",
-    "Revoke selected",
     "My account",
     "Sign out",
     "My identities",
