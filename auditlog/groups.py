@@ -21,8 +21,9 @@ from auditlog.paging import EPOCH
 from auditlog.rollups.reading import Book, Numbers, Where, book
 from auditlog.rollups.schema import DIMENSIONS, range_start
 from auditlog.search import AHEAD, Criterion, RowCount, Search, equal
+from ui.pages import PAGE_SIZE
 
-LISTED = 50  # Groups on a page,
+LISTED = PAGE_SIZE  # Groups on a page,
 MOST = 1_000  # and in files and the API.
 PARTS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 SORTS = ("name", "calls", "errors", "error_rate", "denied", *PARTS)

@@ -31,6 +31,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from ui.errors import TryLater
 from ui.operations import Query, operation_of
+from ui.pages import PAGE_SIZE
 from ui.versions import ChangedMeanwhile, Precondition
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class ApiError(APIException):
 class Paging(PageNumberPagination):
     """`?page=1&page_size=50`, at most 200 a page; a page that is not there is 404."""
 
-    page_size = 50
+    page_size = PAGE_SIZE
     page_size_query_param = "page_size"
     max_page_size = 200
 

@@ -39,6 +39,7 @@ from servers.models import ServerError
 from sinks.models import SinkError
 from sso.errors import ProviderError
 from tokens.models import TokenError
+from ui.pages import PAGE_SIZE
 from ui.states import WORDS, state_label
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ class CapabilityAdmin(ModelPages):
 
     form = VersionedForm
     change_form_template = "admin/versioned_form.html"
-    list_per_page = 50
+    list_per_page = PAGE_SIZE
     show_full_result_count = False  # A second count of the whole table.
     show_facets = ShowFacets.NEVER  # One more count for each filter.
 

@@ -1,6 +1,6 @@
 """The grant of a request as the database returns it, and the decision about token, connection, host and gateway.
 
-Rows 1 to 11 of docs/reference/decision-order.md; rows 13 to 15, about the called feature, are in features.py.
+Rows 4 to 10 of docs/reference/decision-order.md; rows 13 to 15, about the called feature, are in features.py.
 """
 
 import hashlib
