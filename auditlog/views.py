@@ -189,7 +189,8 @@ def live(request: AppRequest) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 def keep_look(request: AppRequest) -> HttpResponse:
     """Save the list's current display options for this person."""
-    call_filter = CallFilter(QueryDict(request.POST.get("query", "")))
+    usual = ListOptions.of(request.user.log_look)
+    call_filter = CallFilter(QueryDict(request.POST.get("query", "")), usual=usual)
     request.user.keep_log_look(call_filter.options.as_query())
     back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
     to = with_query(back, call_filter.link(columns="", zone="", chart=""))

@@ -105,7 +105,7 @@ def forget_metadata(provider: Provider) -> None:
 
 
 def _cache_name(provider: Provider) -> str:
-    return f"organisation-metadata:{hashlib.sha256(provider.issuer.encode()).hexdigest()[:32]}"
+    return f"organisation-provider:{hashlib.sha256(provider.issuer.encode()).hexdigest()[:32]}"
 
 
 def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
