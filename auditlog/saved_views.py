@@ -121,7 +121,7 @@ class SavedViewBody(RequestBody):
 
 
 class SavedViewQuery(ListQuery):
-    """How the list is narrowed."""
+    """Filters of the list."""
 
     is_shared = serializers.BooleanField(required=False, help_text="Only shared views, or only private ones.")
 

@@ -1,4 +1,4 @@
-"""Why a logged call ended as it did, and whether it would be allowed now, without calling anything."""
+"""The reason why a logged call ended as it did, and whether it would be allowed now, without calling anything."""
 
 from __future__ import annotations
 

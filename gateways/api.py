@@ -247,7 +247,7 @@ class AssignmentSerializer(serializers.Serializer[Assignment]):
 
 
 class AssignmentChanges(RequestBody):
-    """How a server stands behind a gateway. An empty alias leaves the names of its tools as they are.
+    """The place of a server behind a gateway. An empty alias leaves the names of its tools as they are.
 
     Only the one server of a gateway may be without one.
     """

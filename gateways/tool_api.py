@@ -288,7 +288,7 @@ class CatalogueToolDetailSerializer(CatalogueToolSerializer):
 
 
 class CatalogueQuery(ListQuery):
-    """How the catalogue is narrowed."""
+    """Filters of the catalogue."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the exposed name, title or description.")
     effect = serializers.ListField(

@@ -76,7 +76,7 @@ class NewProvisioningKey(RoleBody):
 
 
 class ProvisioningKeyQuery(ListQuery):
-    """How the list is narrowed."""
+    """Filters of the list."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the name.")
     status = serializers.ChoiceField(["active", "revoked"], required=False, help_text="Only keys with this status.")

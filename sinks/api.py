@@ -87,7 +87,7 @@ class NewSink(SinkChanges):
 
 
 class SinkQuery(ListQuery):
-    """How the list is narrowed."""
+    """Filters of the list."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the name.")
     enabled = serializers.BooleanField(required=False, help_text="Only enabled sinks, or only paused ones.")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class RequestBody(serializers.Serializer[Any]):
-    """What may be sent, and nothing else: a key it does not name is refused, not ignored.
+    """The fields that may be sent: a key that is not among them is refused, not ignored.
 
     `defaults` are the values of fields that may be left out, where a parent class has them without one.
     """

@@ -56,7 +56,7 @@ class StoredSession(NamedTuple):
 
 
 class Introduction(NamedTuple):
-    """What a server said of itself in either era; None for each that it never sent."""
+    """Capabilities and instructions that a server stated in either era; None for each that it never sent."""
 
     capabilities: dict[str, Any] | None
     instructions: str | None
