@@ -11,9 +11,8 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -155,20 +154,20 @@ class TokenPlaces:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._taken: Counter[str] = Counter()
+        self._taken: dict[str, int] = {}
 
-    @contextmanager
-    def place(self, token: str) -> Iterator[None]:
-        """Count one more while the block runs. Raises TokenBusy."""
-        if self._taken[token] >= self._most:
+    def take(self, token: str) -> None:
+        """Count one more, until `leave`. Raises TokenBusy."""
+        taken = self._taken.get(token, 0)
+        if taken >= self._most:
             raise TokenBusy(str(self._most), seconds=1)
-        self._taken[token] += 1
-        try:
-            yield
-        finally:
-            self._taken[token] -= 1
-            if not self._taken[token]:
-                del self._taken[token]
+        self._taken[token] = taken + 1
+
+    def leave(self, token: str) -> None:
+        """Count one less."""
+        self._taken[token] -= 1
+        if not self._taken[token]:
+            del self._taken[token]
 
 
 class Parts(NamedTuple):
@@ -442,7 +441,8 @@ class Endpoint:
             text = f"Method not found: {message.method[:100]}"
             return error_response(request, jsonrpc.METHOD_NOT_FOUND, text)._replace(outcome="not_offered")
         try:
-            with self._calls.place(grant.token_id):
+            self._calls.take(grant.token_id)
+            try:
                 if method.lists or method.named_by:
                     if trace_context.HOPS_KEY in request.headers:
                         trace_context.check_hops(request.headers)
@@ -451,6 +451,8 @@ class Endpoint:
                     if self._parts.budget.total:
                         await self._wait_for_room(grant.user_id)
                 return await handler(request, grant, message, stream)
+            finally:
+                self._calls.leave(grant.token_id)
         except OutOfScope:
             denied = DENIALS["out_of_scope"]
             return Response(denied.status, denied.published, "denied", denied.reason, jsonrpc.FORBIDDEN)
@@ -781,24 +783,28 @@ class Endpoint:
         if not request.parsed_headers.accepted.stream:
             return bad_request(406, "The Accept header must allow text/event-stream")
         try:
-            with self._standing.place(grant.token_id):
-                if not request.may_stream:
-                    open_files.count_refused("stream")
-                    full = _unavailable(request, TOO_MANY_FILES, {"reason": "open_files"})
-                    return full._replace(deny_reason="open_files", headers=(open_files.RETRY_AFTER, response.CLOSE))
-                try:
-                    standing = await self._standing_stream(request, grant)
-                except DatabaseUnavailable:
-                    metrics.UNAVAILABLE.labels("access").inc()
-                    await response.send(request, _unavailable(request, ACCESS_NOT_CHECKED))
-                    return None
+            self._standing.take(grant.token_id)
+        except TokenBusy as error:
+            return self._upstream_error(request, error)
+        try:
+            if not request.may_stream:
+                open_files.count_refused("stream")
+                full = _unavailable(request, TOO_MANY_FILES, {"reason": "open_files"})
+                return full._replace(deny_reason="open_files", headers=(open_files.RETRY_AFTER, response.CLOSE))
+            try:
+                standing = await self._standing_stream(request, grant)
+            except DatabaseUnavailable:
+                metrics.UNAVAILABLE.labels("access").inc()
+                await response.send(request, _unavailable(request, ACCESS_NOT_CHECKED))
+                return None
+            else:
                 try:
                     await self._serve_standing(request, standing)
                 finally:
                     if standing.history is not None:
                         standing.history.end()
-        except TokenBusy as error:
-            return self._upstream_error(request, error)
+        finally:
+            self._standing.leave(grant.token_id)
         return None
 
     async def _standing_stream(self, request: McpRequest, grant: AccessRow) -> StandingStream:

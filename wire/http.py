@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import select
 import socket
 import ssl
@@ -151,6 +152,51 @@ class BodyReader:
                 yield piece
 
 
+# Header cache: on a kept-alive connection, a header block identical to the last one except for the digits of its
+# Content-Length is not parsed again. Parsing takes as long as deciding about a call.
+
+# A header name follows the line break directly; folded lines begin with a blank and do not match.
+_lengths = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE).finditer
+_HEAD_END = b"\r\n\r\n"
+_LONGEST_KEPT_HEAD = 8 * 1024  # Longer header blocks are not cached, because idle connections keep theirs in memory.
+_MOST_DIGITS = 9
+
+
+class HeaderCache[Read]:
+    """A parsed header block: its bytes around the Content-Length, and the parsed result `read`."""
+
+    __slots__ = ("_after", "_before", "read")
+
+    def __init__(self, before: bytes, after: bytes, read: Read) -> None:
+        self._before = before
+        self._after = after
+        self.read = read
+
+    def body(self, data: bytes) -> bytes | None:
+        """Return the body if `data` is one complete message with this header block, otherwise None."""
+        if not data.startswith(self._before):
+            return None
+        start = len(self._before)
+        end = data.find(self._after, start, start + _MOST_DIGITS + len(self._after))
+        if end < 0:
+            return None
+        body = data[end + len(self._after) :]
+        return body if data[start:end] == b"%d" % len(body) else None
+
+
+def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read] | None:
+    """Return a cache for the header block of `data`: one complete message with this body.
+
+    None if the block does not have exactly one Content-Length or is too long, or if `data` is more than one message.
+    """
+    end = data.find(_HEAD_END, 0, _LONGEST_KEPT_HEAD) + len(_HEAD_END)
+    lengths = list(_lengths(data, 0, end))
+    if len(lengths) != 1 or len(data) != end + len(body) or lengths[0][1] != b"%d" % len(body):
+        return None
+    start, after = lengths[0].span(1)
+    return HeaderCache(data[:start], data[after:end], read)
+
+
 class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
@@ -167,6 +213,7 @@ class HttpConnection(asyncio.Protocol):
         "_failure",
         "_framing_size",
         "_head_size",
+        "_header_cache",
         "_idle_since",
         "_keep",
         "_limit",
@@ -203,6 +250,7 @@ class HttpConnection(asyncio.Protocol):
         self.held: HeldBytes | None = None  # Share of the memory budget, for large answers.
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
+        self._header_cache: HeaderCache[dict[bytes, bytes]] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
         self._lost: Exception | Literal[False] | None = False
@@ -240,6 +288,9 @@ class HttpConnection(asyncio.Protocol):
         self._transport.write(request)
         written()
         await self._wait()
+        if self.complete:
+            return
+        first = self._arrived[0] if self._arrived else b""
         while self._body is None:
             await self._advance()
         if not self.streams:
@@ -247,6 +298,7 @@ class HttpConnection(asyncio.Protocol):
                 self._parts.append(piece)
                 if self._body.size > LARGE:
                     await self.reserve()
+            self._header_cache = self._cache_headers(first)
 
     async def body(self) -> bytes:
         """Return the body of a complete answer."""
@@ -363,6 +415,8 @@ class HttpConnection(asyncio.Protocol):
             # Unsolicited data must not be read as the answer to the next request.
             self.close()
             return
+        if self._parser is None and not self._arrived and self._take_with_cached_headers(data):
+            return
         self._arrived.append(data)
         self._arrived_size += len(data)
         if self._arrived_size >= AHEAD_LIMIT and self._transport is not None and not self._paused:
@@ -370,6 +424,25 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
             self._paused = True
         self._wake()
+
+    def _take_with_cached_headers(self, data: bytes) -> bool:
+        """Take `data` as the whole answer if its head is that of the last one; the parser does not see it then."""
+        if self._header_cache is None or len(data) > SLICE or (body := self._header_cache.body(data)) is None:
+            return False
+        if len(body) > self._limit:
+            return False
+        self.status, self._parts = 200, [body]
+        self.headers = {**self._header_cache.read, b"content-length": b"%d" % len(body)}
+        self.complete = True
+        self._wake()
+        return True
+
+    def _cache_headers(self, data: bytes) -> HeaderCache[dict[bytes, bytes]] | None:
+        """Return the head of a small answer that arrived in one piece, on a connection that is kept."""
+        if self.status != 200 or len(data) > SLICE or not self.may_be_kept():
+            return None
+        assert self._body is not None
+        return None if self._body.is_packed else header_cache(data, b"".join(self._parts), self.headers)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None

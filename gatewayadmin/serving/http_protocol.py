@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from proxy import open_files
 from proxy.access.decision import SLUG
 from proxy.request import PREFIX, SAME_HEAD
+from wire.http import HeaderCache, header_cache
 from wire.jsonrpc import LARGE
 
 logger = logging.getLogger(__name__)
@@ -358,51 +359,6 @@ def _announced(headers: list[tuple[bytes, bytes]]) -> int:
 
 def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
     return len(url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in headers)
-
-
-# Header cache: on a kept-alive connection, a header block identical to the last one except for the digits of its
-# Content-Length is not parsed again. Parsing takes as long as deciding about a call.
-
-# A header name follows the line break directly; folded lines begin with a blank and do not match.
-_lengths = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE).finditer
-_HEAD_END = b"\r\n\r\n"
-_LONGEST_KEPT_HEAD = 8 * 1024  # Longer header blocks are not cached, because idle connections keep theirs in memory.
-_MOST_DIGITS = 9
-
-
-class HeaderCache[Read]:
-    """A parsed header block: its bytes around the Content-Length, and the parsed result `read`."""
-
-    __slots__ = ("_after", "_before", "read")
-
-    def __init__(self, before: bytes, after: bytes, read: Read) -> None:
-        self._before = before
-        self._after = after
-        self.read = read
-
-    def body(self, data: bytes) -> bytes | None:
-        """Return the body if `data` is one complete message with this header block, otherwise None."""
-        if not data.startswith(self._before):
-            return None
-        start = len(self._before)
-        end = data.find(self._after, start, start + _MOST_DIGITS + len(self._after))
-        if end < 0:
-            return None
-        body = data[end + len(self._after) :]
-        return body if data[start:end] == b"%d" % len(body) else None
-
-
-def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read] | None:
-    """Return a cache for the header block of `data`: one complete message with this body.
-
-    None if the block does not have exactly one Content-Length or is too long, or if `data` is more than one message.
-    """
-    end = data.find(_HEAD_END, 0, _LONGEST_KEPT_HEAD) + len(_HEAD_END)
-    lengths = list(_lengths(data, 0, end))
-    if len(lengths) != 1 or len(data) != end + len(body) or lengths[0][1] != b"%d" % len(body):
-        return None
-    start, after = lengths[0].span(1)
-    return HeaderCache(data[:start], data[after:end], read)
 
 
 class McpHttpProtocol(LimitedHttpProtocol):

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import IntEnum
+from functools import cache
 from ipaddress import ip_address, ip_network
 from operator import itemgetter
 from pathlib import Path
@@ -451,26 +452,32 @@ async def find_again(
 
 def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
     """Return the grants by query number. A row that cannot be read fails its own query only."""
-    names = [name.decode() for column in range(result.nfields) if (name := result.fname(column)) is not None]
+    number, columns = _places(tuple(map(result.fname, range(result.nfields))))
     transformer = Transformer()
     transformer.set_pgresult(result)
     grants: dict[int, AccessRow | DatabaseUnavailable] = {}
-    for values in transformer.load_rows(0, result.ntuples, list):
-        row: dict[str, Any] = dict(zip(names, values, strict=True))
+    for values in transformer.load_rows(0, result.ntuples, tuple):
+        fields = [*columns(values)]
         try:
-            row["assignments"] = _assigned_servers(row["assignments"])
-            if row["session"] is not None:
-                row["session"] = SessionGrant(**orjson.loads(row["session"]))
-            grants[row["n"]] = AccessRow._make(_columns(row))
+            fields[_ASSIGNMENTS] = _assigned_servers(fields[_ASSIGNMENTS])
+            if fields[_SESSION] is not None:
+                fields[_SESSION] = SessionGrant(**orjson.loads(fields[_SESSION]))
+            grants[values[number]] = AccessRow._make(fields)
         except (ValueError, RecursionError) as error:
-            grants[row["n"]] = DatabaseUnavailable(str(error))
+            grants[values[number]] = DatabaseUnavailable(str(error))
     return grants
 
 
+@cache
+def _places(names: tuple[bytes, ...]) -> tuple[int, Callable[[Any], tuple[Any, ...]]]:
+    """Return the place of the query's number in a row with these columns, and what takes an AccessRow's fields."""
+    place = {name.decode(): number for number, name in enumerate(names)}
+    return place["n"], itemgetter(*map(place.__getitem__, AccessRow._fields))
+
+
+_ASSIGNMENTS, _SESSION = AccessRow._fields.index("assignments"), AccessRow._fields.index("session")
 # By name, in the order of the fields: keyword arguments take ten times as long for so many.
-_columns, _members_of_server, _members_of_feature = (
-    itemgetter(*kind._fields) for kind in (AccessRow, AssignedServer, FeatureRow)
-)
+_members_of_server, _members_of_feature = itemgetter(*AssignedServer._fields), itemgetter(*FeatureRow._fields)
 
 
 def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:

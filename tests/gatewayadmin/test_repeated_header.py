@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatewayadmin.serving.http_protocol import header_cache
+from wire.http import header_cache
 
 REQUEST = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nAccept: */*\r\n\r\n"
 

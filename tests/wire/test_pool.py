@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from unittest.mock import Mock
 
+import httptools
 import pytest
 
 from tests.eventually import PATIENCE
@@ -131,6 +133,32 @@ async def test_bodies_arrive_however_they_are_packed(answer: bytes) -> None:
         assert [await fetch(transport, server.url) for _ in range(3)] == [(200, b"hello")] * 3
 
         assert server.connections == 1
+
+
+async def test_a_head_that_comes_again_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: list[object] = []
+
+    def parser(channel: object) -> object:
+        parsers.append(channel)
+        return httptools.HttpResponseParser(channel)
+
+    monkeypatch.setattr("wire.http.httptools", Mock(wraps=httptools, HttpResponseParser=parser))
+    async with serving(whole(b"hello", "Mcp-Session-Id: one", "Content-Type: text/plain")) as (server, transport):
+        seen, first = [], server.answer
+        longer, empty = (first.replace(b"5\r\n\r\nhello", other) for other in (b"11\r\n\r\nhello again", b"0\r\n\r\n"))
+        other = first.replace(b"one", b"two")
+        for server.answer in (first, longer, empty, other, other):
+            with await transport.send("POST", "docs", server.url, {}) as reply:
+                seen.append((await reply.read(), reply.header("mcp-session-id"), reply.header("content-length")))
+
+        assert seen == [
+            (b"hello", "one", "5"),
+            (b"hello again", "one", "11"),
+            (b"", "one", "0"),
+            (b"hello", "two", "5"),
+            (b"hello", "two", "5"),
+        ]
+        assert (len(parsers), server.connections) == (2, 1)
 
 
 @pytest.mark.parametrize(
