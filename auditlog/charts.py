@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET
 
 from auditlog import replica
 from auditlog.filters import stamp
-from auditlog.groups import BY, CallGroup, kept_answer, top
+from auditlog.groups import BY, CallGroup, cached_answer, top
 from auditlog.models import ENDINGS, Call
 from auditlog.rollups.reading import Bars, Book, Numbers, Where, book
 from auditlog.rollups.schema import DAYS, DIMENSIONS, HOURS, MINUTES, TIME_RANGES, Grain, TimeRange, finest, range_start
@@ -497,7 +497,7 @@ def read_tops(chosen: str) -> list[Top]:
 def busiest(request: AppRequest) -> HttpResponse:
     """Render the panels, or without script a page of them."""
     chosen = chosen_range(request.GET.get("range"))
-    found = kept_answer(
+    found = cached_answer(
         f"busiest {chosen}",
         RANGES[chosen].time.length,
         lambda: replica.read_from_replica(request, lambda: read_tops(chosen)),

@@ -162,21 +162,21 @@ KEPT_SECONDS = 60
 KEPT_FROM = timedelta(days=2)  # Answers about a longer time are kept.
 
 
-class KeptAnswer[T](NamedTuple):
+class CachedAnswer[T](NamedTuple):
     """An answer, and when it was read if it is kept."""
 
     answer: T
     read_at: datetime | None = None
 
 
-def kept_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) -> KeptAnswer[T]:
+def cached_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) -> CachedAnswer[T]:
     """Return an answer about a time of this `length` (None: all time), kept in the cache for KEPT_SECONDS if long."""
     if length is not None and length < KEPT_FROM:
-        return KeptAnswer(read())
+        return CachedAnswer(read())
     key = f"calls:{sha256(key.encode()).hexdigest()}"
-    kept: KeptAnswer[T] | None = cache.get(key)
+    kept: CachedAnswer[T] | None = cache.get(key)
     if kept is None:
-        kept = KeptAnswer(read(), timezone.now())
+        kept = CachedAnswer(read(), timezone.now())
         cache.set(key, kept, KEPT_SECONDS)
     return kept
 

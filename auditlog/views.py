@@ -24,7 +24,7 @@ from auditlog.charts import histogram
 from auditlog.export import TYPES, Export, TooManyExports, as_csv, file_response, too_many_response
 from auditlog.fields import EXPORT_COLUMNS
 from auditlog.filters import RANGES, CallFilter, ListOptions
-from auditlog.groups import BY, LISTED, SORTS, CallGroup, Groups, KeptAnswer, as_rows, group_calls, kept_answer
+from auditlog.groups import BY, LISTED, SORTS, CachedAnswer, CallGroup, Groups, as_rows, cached_answer, group_calls
 from auditlog.models import ENDINGS, Call, Event, span_of_uid
 from auditlog.paging import NEWER, OLDER, Cursor, Page
 from auditlog.query_language import Either
@@ -358,9 +358,9 @@ def grouped(request: AppRequest) -> HttpResponse:
     return show(request, "auditlog/groups.html", context)
 
 
-def _groups(request: AppRequest, call_filter: CallFilter, by: str) -> KeptAnswer[Groups]:
+def _groups(request: AppRequest, call_filter: CallFilter, by: str) -> CachedAnswer[Groups]:
     length = None if call_filter.is_between else RANGES[call_filter.values["range"]][1]
-    return kept_answer(
+    return cached_answer(
         f"{by} {call_filter.query}",
         length,
         lambda: replica.read_from_replica(request, lambda: group_calls(call_filter.search(), BY[by], LISTED)),

@@ -28,7 +28,7 @@ from gateways.models import (
 )
 from servers.forms import SlugField, SlugForm
 from servers.models import Identity, Server
-from ui.forms import ExplainedChoice, Facet, LimitField, ListFilter
+from ui.forms import ExplainedChoice, FilterMenu, LimitField, ListFilter
 
 TAKEN = "This name or slug was taken just now. Choose another."
 
@@ -248,7 +248,7 @@ class FeatureFilter(ListFilter):
         self.fields["server"].choices = [(str(one.pk), one.server.name) for one in assignments]  # type: ignore[attr-defined]
 
     @property
-    def facets(self) -> list[Facet]:
+    def facets(self) -> list[FilterMenu]:
         """The menus; that of servers has counts, and is in the template."""
         return [facet for facet in super().facets if facet.name != "server"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from proxy.access.decision import AssignedServer, SignIn
+from proxy.access.decision import AssignedServer, SignInState
 from proxy.access.features import Refusal
 from proxy.store.pg import DatabaseUnavailable, StatePool
 from proxy.store.usage import load_statements
@@ -86,7 +86,7 @@ class Refresher:
             raise Refusal(error.reason, assigned) from None
         except DatabaseUnavailable as error:
             raise IdentityUnavailable(assigned.server_name, str(error)) from None
-        return assigned._replace(ciphertext=ciphertext, sign_in=SignIn(False, None))
+        return assigned._replace(ciphertext=ciphertext, sign_in=SignInState(False, None))
 
     async def after(self, refusal: AccessRefused, assigned: AssignedServer) -> AssignedServer | None:
         """Return the server with a renewed token after it refused the present one, or None if that cannot help.

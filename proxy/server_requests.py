@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import time as now
@@ -26,7 +26,7 @@ from proxy.store.call_log import CallRow, CallWriter, NotRecorded, PayloadRecord
 from proxy.store.pg import DatabaseUnavailable
 from proxy.streams import Streams
 from wire import jsonrpc, rewriting
-from wire.background import Background, every, spawn
+from wire.background import Background, awaited, every, spawn
 from wire.cipher import Cipher, Undecryptable
 from wire.client import McpClient
 from wire.errors import BadAnswer, UpstreamError
@@ -470,7 +470,7 @@ class SuspendedCalls:
                 await self._state.fetch(END, (uid,))
 
     async def call(
-        self, asking: InteractiveCall, message: Message, ask: Callable[[OnRequest], Awaitable[RpcResponse]]
+        self, asking: InteractiveCall, message: Message, ask: Callable[[OnRequest], Coroutine[Any, Any, RpcResponse]]
     ) -> RpcResponse:
         """Return the answer of `ask`, or `input_required` once the server asks something. Raises what `ask` does."""
         call = _Call(asking)
@@ -478,7 +478,7 @@ class SuspendedCalls:
         async def on_request(asked: Object, answer: Answer) -> None:
             await self._carry(call, asked, answer)
 
-        task = asyncio.ensure_future(ask(on_request))
+        task = awaited("call that may ask its client", ask(on_request))
         told = spawn("question of a server", call.asked.wait())
         try:
             while True:

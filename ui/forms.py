@@ -49,7 +49,7 @@ class Limit(serializers.IntegerField):
 
 
 @dataclass(frozen=True, slots=True)
-class Facet:
+class FilterMenu:
     """A filter that is a menu: its inputs ("checkbox" or "radio"), and its options as (value, label, chosen)."""
 
     name: str
@@ -79,19 +79,19 @@ class ListFilter(forms.Form):
         return any(self.values.values())
 
     @property
-    def facets(self) -> list[Facet]:
+    def facets(self) -> list[FilterMenu]:
         """The menus that offer a choice."""
         several = (forms.MultipleChoiceField, forms.ModelMultipleChoiceField)
         menus = (bound for bound in self if isinstance(bound.field, several) or bound.name in self.radios)
         return [facet for facet in map(self._facet, menus) if len(facet.options) > 1]
 
-    def _facet(self, bound: forms.BoundField) -> Facet:
+    def _facet(self, bound: forms.BoundField) -> FilterMenu:
         value, kind = self.values.get(bound.name) or "", "radio" if bound.name in self.radios else "checkbox"
         chosen = {value} if kind == "radio" else {str(getattr(one, "pk", one)) for one in value}
         choices = [("", "All")] if kind == "radio" else []
         choices += [(str(one), str(label)) for one, label in bound.field.choices]  # type: ignore[attr-defined]
         options = [(one, label, one in chosen) for one, label in choices]
-        return Facet(bound.name, kind, str(bound.label), f"{bound.label}{bound.help_text}", options)
+        return FilterMenu(bound.name, kind, str(bound.label), f"{bound.label}{bound.help_text}", options)
 
     def narrow(self, rows: Any) -> Any:
         raise NotImplementedError

@@ -236,3 +236,4 @@ def _count(name: str) -> None:
 
 
 spawn = Background().spawn  # For tasks that end with one request.
+awaited = Background(Exception).spawn  # For tasks whose errors are raised where they are awaited.

@@ -64,7 +64,7 @@ class Introduction(NamedTuple):
     modern_capabilities: dict[str, Any] | None
 
 
-class Listing(NamedTuple):
+class ListingState(NamedTuple):
     """When a server was asked for its features, in seconds ago, whether it ever answered, and its last failure."""
 
     age: float
@@ -73,7 +73,7 @@ class Listing(NamedTuple):
     ttl_ms: int
 
 
-class SignIn(NamedTuple):
+class SignInState(NamedTuple):
     """Of an identity from a sign-in: whether a person has to sign in again, and seconds until a renewal is too late."""
 
     is_needed: bool
@@ -119,12 +119,12 @@ class AssignedServer(NamedTuple):
     logs: bool = False
     total_s: int = 600
     # With ServersNeeded.ALL; None if it was never asked. Then whether its lists differ by session.
-    listing: Listing | None = None
+    listing: ListingState | None = None
     lists_live: bool = False
     # Whether the identity was disabled by its owner.
     identity_off_by_owner: bool = False
     # For an identity from a sign-in at an issuer.
-    sign_in: SignIn | None = None
+    sign_in: SignInState | None = None
     # Whether the server may have a private address. True for servers added before this was recorded.
     private: bool = True
 
@@ -231,7 +231,7 @@ DENIALS = {
 WRONG_AUDIENCE = DENIALS["unknown"]._replace(reason="wrong_gateway")
 
 
-class Condition(NamedTuple):
+class AccessCondition(NamedTuple):
     """A field of the grant, its value where calls are allowed, and the reason of the refusal otherwise."""
 
     field: str
@@ -241,20 +241,20 @@ class Condition(NamedTuple):
 
 # In their order: the first that fails is the one that the caller is told.
 TOKEN_CONDITIONS = (
-    Condition("token_revoked", False, "revoked"),
-    Condition("token_stale", False, "stale_generation"),
-    Condition("connection_revoked", False, "connection_revoked"),
-    Condition("token_expired", False, "expired"),
-    Condition("user_active", True, "user_inactive"),
-    Condition("gateway_matches", True, "wrong_gateway"),
+    AccessCondition("token_revoked", False, "revoked"),
+    AccessCondition("token_stale", False, "stale_generation"),
+    AccessCondition("connection_revoked", False, "connection_revoked"),
+    AccessCondition("token_expired", False, "expired"),
+    AccessCondition("user_active", True, "user_inactive"),
+    AccessCondition("gateway_matches", True, "wrong_gateway"),
 )
 # After the address.
 LAYER_CONDITIONS = (
-    Condition("host_enabled", True, "host_disabled"),
-    Condition("host_pending", False, "host_pending"),
-    Condition("gateway_enabled", True, "gateway_disabled"),
-    Condition("connection_enabled", True, "connection_disabled"),
-    Condition("reaches", True, "gateway_not_reachable"),
+    AccessCondition("host_enabled", True, "host_disabled"),
+    AccessCondition("host_pending", False, "host_pending"),
+    AccessCondition("gateway_enabled", True, "gateway_disabled"),
+    AccessCondition("connection_enabled", True, "connection_disabled"),
+    AccessCondition("reaches", True, "gateway_not_reachable"),
 )
 
 
@@ -491,7 +491,12 @@ def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:
 
 
 # The objects within an AssignedServer.
-_WITHIN = {"upstream_session": StoredSession, "introduction": Introduction, "listing": Listing, "sign_in": SignIn}
+_WITHIN = {
+    "upstream_session": StoredSession,
+    "introduction": Introduction,
+    "listing": ListingState,
+    "sign_in": SignInState,
+}
 
 
 def _assigned_server(row: dict[str, Any]) -> AssignedServer:

@@ -1,10 +1,13 @@
-"""Modules load: none imports itself in the end, and none needs a package that may be absent."""
+"""Modules load without circles and optional packages, share no class names, and start tasks in one place."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -14,13 +17,14 @@ import grimp
 from tests.workspace import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = PROJECT["tool"]["importlinter"]["root_packages"]
+STARTS_TASKS = {"create_task", "ensure_future", "Task", "run_coroutine_threadsafe"}
 
 
 def test_no_module_imports_itself_in_the_end() -> None:
     """Over all packages, which import-linter's acyclic_siblings, for the modules of one parent, does not see."""
-    packages = PROJECT["tool"]["importlinter"]["root_packages"]
     graph = grimp.build_graph(
-        *packages, exclude_type_checking_imports=True, cache_dir=str(ROOT / ".import_linter_cache")
+        *PACKAGES, exclude_type_checking_imports=True, cache_dir=str(ROOT / ".import_linter_cache")
     )
     imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
 
@@ -32,6 +36,40 @@ def test_no_module_imports_itself_in_the_end() -> None:
         circle = ""
 
     assert circle == ""
+
+
+def parsed_modules() -> Iterator[tuple[str, ast.Module]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if "migrations" not in path.parts:
+                yield str(path.relative_to(ROOT)), ast.parse(path.read_bytes())
+
+
+def test_a_class_name_is_found_in_one_module() -> None:
+    places = defaultdict(set)
+    for module, tree in parsed_modules():
+        for each in tree.body:
+            if isinstance(each, ast.ClassDef):
+                places[each.name].add(module)
+
+    twice = {name: modules for name, modules in places.items() if len(modules) > 1}
+    assert {*twice} == {"Command"}, twice  # Django finds commands by that name.
+
+
+def test_background_tasks_are_started_in_one_module() -> None:
+    """A task that nobody supervises ends in silence; task groups supervise theirs."""
+    starts = {
+        module
+        for module, tree in parsed_modules()
+        for each in ast.walk(tree)
+        if isinstance(each, ast.Call)
+        and isinstance(each.func, ast.Attribute)
+        and each.func.attr in STARTS_TASKS
+        and isinstance(each.func.value, ast.Name)
+        and each.func.value.id in {"asyncio", "loop"}
+    }
+
+    assert starts == {"wire/background.py"}
 
 
 LOAD_WITHOUT = """
