@@ -31,7 +31,7 @@ from psycopg import sql
 from gatewayadmin.config.keys import kept_in
 from gatewayadmin.embedded.cluster import OWNER, Cluster, run, run_program
 from gatewayadmin.embedded.cluster import cluster as cluster_of
-from tests import reaper, sampling
+from tests import reaper
 
 HOME = reaper.MARK
 ADDRESS = "TEST_RUN_DATABASE"
@@ -94,7 +94,6 @@ def begin() -> None:
     for name in [name for name in os.environ if name.startswith(("GATEWAY_", "DATABASE_", "PG"))]:
         del os.environ[name]
     keep_compiled()
-    sampling.fix_seed()
     home = Path(tempfile.mkdtemp(prefix="gateway-admin-test-"))
     os.environ[HOME] = os.environ["GATEWAY_DATA_DIR"] = str(home)
     kept_in(home / "keys")

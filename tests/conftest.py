@@ -25,7 +25,7 @@ from accounts.models import Role, User
 from auditlog import export
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
-from tests import cluster, emptying, make, sampling, schedule, secrecy, upstreams, workspace
+from tests import cases, cluster, emptying, make, schedule, secrecy, upstreams, workspace
 from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY
 
@@ -34,7 +34,9 @@ pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients
 # A busy machine says nothing about the code: what takes too long is for the benchmarks to say.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
-hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("suite"), max_examples=10)
+# Of `make test`: few examples, always the same ones.
+few = {"max_examples": 10, "derandomize": True}
+hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("suite"), **few)
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_metadata.ClientSecretHasher"]
 settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner keeps in an outbox what would go there.
@@ -47,28 +49,26 @@ DatabaseCreation._destroy_test_db = emptying.drop  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_configure(config: pytest.Config) -> None:
-    """Let made-up examples follow from the seed, and be few where `make test-all` has the others."""
-    if config.option.hypothesis_seed is None:
-        config.option.hypothesis_seed = str(sampling.seed())
-    if config.option.markexpr == "not full" and not config.option.hypothesis_profile:
-        hypothesis.settings.load_profile("few")
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave most cases of tests that have many to `make test-all`."""
-    sampling.leave_out(items)
+    """Leave all but the first case of a slow test to `make test-all`."""
+    cases.leave_first_cases(items)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count, for the process that prints the summary, what this worker process leaves out."""
+    output: dict[str, int] = getattr(items[0].config, "workeroutput", {})
+    output["deselected"] = output.get("deselected", 0) + len(items)
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """Let the summary say how many tests were left out: all worker processes left out the same ones."""
+    left_out = getattr(node, "workeroutput", {}).get("deselected", 0)
+    node.config.pluginmanager.getplugin("terminalreporter").stats["deselected"] = [node] * left_out
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Schedule:
     """Keep together what shares something, and begin with what takes longest."""
     return schedule.Schedule(config, log)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which variants were run, so that they can be run again."""
-    terminalreporter.write_line(f"{sampling.SEED}={sampling.seed()}")
 
 
 type SignIn = Callable[[User], Client]

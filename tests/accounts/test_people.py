@@ -57,7 +57,6 @@ def text(response: Any) -> str:
 ACTS = ("edit", "role", "invite", "reset", "sign-out", "second-factor", "deactivate")
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -153,7 +152,6 @@ def test_the_list_says_who_is_who(chief: User, sign_in: SignIn) -> None:
     assert "3 people" in page
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -360,7 +358,6 @@ def test_the_page_of_an_invitation_does_not_speak_of_a_reset(chief: User, sign_i
     assert "revoked" not in page
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "text",
     [

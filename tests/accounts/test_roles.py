@@ -39,7 +39,6 @@ def check_of(page: str, capability: Capability) -> str:
     return page.split(f'value="{capability.slug}"')[1].split(">", maxsplit=1)[0]
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -127,7 +126,6 @@ def test_a_role_is_edited_and_acts_at_once(chief: User, sign_in: SignIn) -> None
     }
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("form", "words"),
     [

@@ -20,7 +20,7 @@ from tests.accounts.test_second_factor import code_of, confirm, sign_in_by_page,
 from tests.conftest import SignIn
 from tests.sso.test_enforced import owner
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 INDEX, ADD = "/settings/second-factor/", "/settings/second-factor/keys/add/"
 ASKED = "/accounts/second-factor/"

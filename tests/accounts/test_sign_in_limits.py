@@ -57,7 +57,7 @@ def test_a_stranger_elsewhere_keeps_nobody_out() -> None:
     assert enter(at(FURTHER), person.email).status_code == 302
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_many_strangers_keep_nobody_out() -> None:
     person = make.user()
     for n in range(1, 30):

@@ -104,7 +104,6 @@ def test_tokens_without_expiry_can_be_had_once_allowed(keeper: User, sign_in: Si
     assert expiry(None) is None
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

@@ -33,7 +33,7 @@ from gatewayadmin.rest.openapi import description
 from tests import make
 from tests.api.test_matrix import DOORS, Door, for_a_moment, sufficient
 from tests.api.world import World, build, holder
-from tests.sampling import one_in
+from tests.cases import every
 
 pytestmark = pytest.mark.django_db
 
@@ -136,7 +136,7 @@ def test_every_operation_is_asked() -> None:
 
 @pytest.mark.parametrize(
     ("label", "actor"),
-    one_in(72, ASKED),
+    every(72, ASKED),
 )
 def test_an_operation_answers_as_described(
     label: str, actor: str, world: World, credentials: dict[str, Any], record_property: Any

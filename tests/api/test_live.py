@@ -8,10 +8,10 @@ from threading import Event
 import httpx
 import pytest
 
+from tests.cases import full
 from tests.eventually import eventually
 from tests.exported import rows_of
 from tests.make import unique
-from tests.sampling import full
 from tests.workspace import Serve
 
 ROWS = """
@@ -124,7 +124,7 @@ def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> Non
     assert "Traceback" not in live.log()[logged:]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_an_export_that_loses_the_database_ends_with_a_line_and_an_error(live: Serve, owner: httpx.Client) -> None:
     live.rows(ROWS, unique("tool"), 60_000)
     got: list[bytes] = []

@@ -15,8 +15,8 @@ from servers.models import AuthType, Server
 from tests import make
 from tests.api.world import holder
 from tests.calls import call
+from tests.cases import every
 from tests.rest import Rest, results
-from tests.sampling import one_in
 
 pytestmark = pytest.mark.django_db
 
@@ -76,7 +76,7 @@ def counted(rest: Rest, path: str) -> tuple[int, int]:
     return len(queries), len(rows)
 
 
-@pytest.mark.parametrize("path", one_in(12, FROZEN))
+@pytest.mark.parametrize("path", every(12, FROZEN))
 def test_a_list_takes_as_many_statements_as_ever(boss: User, path: str) -> None:
     one_more_of_everything(boss)
     rest = Rest.of(boss)

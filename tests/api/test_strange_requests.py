@@ -41,7 +41,6 @@ STRANGE = [
 ]
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("method", "path", "body", "status"), STRANGE)
 def test_the_strange_is_refused_in_words(method: str, path: str, body: str | None, status: int) -> None:
     make.gateway(slug="work")

@@ -15,7 +15,7 @@ from tests.workspace import Serve
 
 __all__ = ["browser"]
 
-pytestmark = pytest.mark.drill
+pytestmark = pytest.mark.full
 
 TOOLS = ["basic__get-time", "map__show-map", "map__geocode"]
 LONDON = {"west": -0.5, "south": 51.3, "east": 0.3, "north": 51.7}

@@ -129,7 +129,6 @@ def test_what_was_chosen_by_strangers_stays_text(auditor: User, sign_in: SignIn)
         assert "&lt;img src=x&gt;" in page
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "found"),
     [

@@ -60,7 +60,7 @@ def test_one_that_was_not_made_to_its_end_is_made_anew_and_one_that_was_stays(mo
     assert row(OID) == made
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_wait_for_other_locks_is_as_short_as_it_was() -> None:
     row("SELECT set_config('lock_timeout', '400ms', false)")
     try:

@@ -79,7 +79,7 @@ async def busy(connection: PgConnection, done: asyncio.Event) -> list[Exception]
     return late
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -> None:
     """Each round kills the backend of one of three busy lanes, so the others are reset in the middle of statements."""
 

@@ -143,7 +143,6 @@ def test_a_filter_without_values_says_why(ana: User, sign_in: SignIn) -> None:
     assert said() == ["None of these calls has one.", "None of these calls has one.", "No call matches."]
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -248,7 +247,6 @@ def test_older_and_newer_walk_every_call_once_while_new_ones_arrive(ana: User, s
     assert shown(client.get(f"/logs/?cursor={back.context['page'].newer}")) == shown(first)
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("cursor", ["x", "1-", "-1", "1-2-3", "9" * 60, "9" * 30 + "-1", "1-" + "9" * 30, "¹-1"])
 @pytest.mark.parametrize("way", ["o", "n", "x"])
 def test_a_cursor_nobody_gave_out_does_no_harm(cursor: str, way: str, ana: User, sign_in: SignIn) -> None:

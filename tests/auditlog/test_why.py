@@ -101,7 +101,7 @@ SWITCHES: list[tuple[str, Callable[[Scene], Any], Capability]] = [
 ]
 
 
-@pytest.mark.one_in(1)
+@pytest.mark.every_case
 @pytest.mark.parametrize(("reason", "thing", "needed"), SWITCHES, ids=[one[0] for one in SWITCHES])
 def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
     reason: str, thing: Callable[[Scene], Any], needed: Capability, scene: Scene, sign_in: SignIn
@@ -126,7 +126,7 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
     assert "This is no longer so." in page(client, refused[-1])
 
 
-@pytest.mark.one_in(1)
+@pytest.mark.every_case
 @pytest.mark.parametrize(("reason", "thing", "needed"), SWITCHES, ids=[one[0] for one in SWITCHES])
 def test_who_may_not_end_it_is_told_who_can_and_cannot(
     reason: str, thing: Callable[[Scene], Any], needed: Capability, scene: Scene, sign_in: SignIn
@@ -167,7 +167,7 @@ PAGES: list[tuple[str, Callable[[Scene], object], Capability, str, Callable[[Sce
 ]
 
 
-@pytest.mark.one_in(1)
+@pytest.mark.every_case
 @pytest.mark.parametrize(("reason", "begin", "needed", "words", "address"), PAGES, ids=[one[0] for one in PAGES])
 def test_what_a_person_decides_elsewhere_is_led_to_and_for_others_named(
     reason: str,

@@ -88,7 +88,7 @@ def begun(live: workspace.Serve, page: Page, tile: str) -> tuple[Clicks, str, st
     return clicks, name, secret
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_from_a_tile_to_a_logged_call_as_oneself_takes_six_clicks_at_most(
     live: workspace.Serve, page: Page, tile: str
 ) -> None:
@@ -108,7 +108,7 @@ def test_from_a_tile_to_a_logged_call_as_oneself_takes_six_clicks_at_most(
     assert (row["user_email"], row["outcome"]) == (workspace.OWNER, "ok")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_one_who_denies_leaves_and_comes_back_is_connected_in_the_end(
     live: workspace.Serve, page: Page, context: BrowserContext, tile: str, trouble: Trouble
 ) -> None:

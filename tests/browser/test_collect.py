@@ -12,7 +12,7 @@ from tests.workspace import PASSWORD, Serve
 pytestmark = pytest.mark.xdist_group("browser")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_an_administrator_asks_and_the_owner_collects(live: Serve, page: Page, open_browser: Open) -> None:
     host, email = unique("bot"), people.join(live, unique("max"))
     issued = live.issue_token(host=host, gateway="quickstart", user=email)

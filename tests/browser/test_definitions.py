@@ -74,7 +74,7 @@ def decide(page: Page, what: str) -> None:
     page.get_by_role("alertdialog").get_by_role("button", name="OK").click()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_changed_definition_reaches_agents_only_after_a_person_accepted_it(
     page: Page, live: Serve, handbook: Handbook
 ) -> None:

@@ -10,7 +10,7 @@ from tests.workspace import Serve
 pytestmark = pytest.mark.xdist_group("browser")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_doctor_is_asked_from_how_to_connect(live: Serve, page: Page) -> None:
     page.goto(f"{live.url}/gateways/quickstart/")
     steps.press(page, "How to Connect")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("browser")
 APP = "Claude Desktop"
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_j6_a_headed_app_appears_by_itself(
     live: Serve, page: Page, open_browser: Open, desktop: Desktop, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ REVOKE = (
 PREFIX = re.compile(r"gwk_\w{8}")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_j7_revoke_401_and_authorise_again(
     live: Serve, page: Page, open_browser: Open, desktop: Desktop, tmp_path: Path
 ) -> None:

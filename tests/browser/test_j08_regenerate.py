@@ -17,7 +17,7 @@ APP = "Regenerated Desktop"
 QUESTION = "Regenerate the API key for this connection? The old key will be deactivated immediately."
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_j8_regenerate_a_key(live: Serve, page: Page, open_browser: Open, desktop: Desktop, tmp_path: Path) -> None:
     email = people.join(live, "max-j8")
     claude = KeptApp(desktop, f"{live.url}/mcp/quickstart", tmp_path / "store.json", APP)

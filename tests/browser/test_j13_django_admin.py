@@ -28,7 +28,7 @@ person("norma", *C, staff=False)
 LISTS = ("hosts/host", "tokens/token", "connections/connection", "auditlog/call")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_j13_staff_in_the_django_admin(open_browser: Open, live: Serve, trouble: Trouble) -> None:
     live.manage("shell", "--verbosity", "0", "-c", PEOPLE.replace("PASSWORD", repr(PASSWORD)))
     issued = live.issue_token(host="Audited", gateway="quickstart")

@@ -8,7 +8,6 @@ from playwright.sync_api import Page, expect
 from tests.browser import steps
 from tests.eventually import eventually
 from tests.make import unique
-from tests.sampling import one_in
 from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -74,7 +73,7 @@ def tab_to(page: Page, words: str) -> None:
     raise AssertionError(f"Tab never came to “{words}”")
 
 
-@pytest.mark.parametrize("path", one_in(8, PAGES))
+@pytest.mark.parametrize("path", PAGES)
 def test_tab_comes_to_everything_and_shows_where_it_is(page: Page, live: Serve, path: str) -> None:
     found = walk(page, live.url + path)
 
@@ -123,7 +122,7 @@ def test_a_dialog_keeps_focus_and_gives_it_back(page: Page, live: Serve) -> None
     eventually(lambda: focused(page) == opener)  # Given back a moment after.
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_host_is_made_switched_off_and_on_without_a_mouse(page: Page, live: Serve) -> None:
     name = unique("Keyboard bot")
     page.goto(f"{live.url}/hosts/")

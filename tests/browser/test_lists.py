@@ -8,7 +8,6 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.fixtures import Open
 from tests.browser.looks import PHONE, too_small
-from tests.sampling import DRILLS, seed, some
 from tests.workspace import ROOT, Serve
 
 pytestmark = pytest.mark.xdist_group("pages")
@@ -87,9 +86,9 @@ def places(live: Serve, style: str, part: int) -> dict[str, str]:
     return dict(json.loads(live.manage("shell", "--verbosity", "0", "-c", script)))
 
 
-@pytest.mark.drill
-@pytest.mark.parametrize("style", some(NAMES, 1, days=DRILLS))
-@pytest.mark.parametrize("part", some(range(3), 1, 2 * (seed() // DRILLS // len(NAMES)), days=DRILLS))
+@pytest.mark.full
+@pytest.mark.parametrize("style", NAMES)
+@pytest.mark.parametrize("part", range(3))
 def test_no_name_hides_or_covers_a_control_of_its_row(
     open_browser: Open, live: Serve, signed_in: Path, places: dict[str, str], part: int
 ) -> None:
@@ -124,7 +123,7 @@ for day in (0, 1):
 CUT = "cell => [cell, ...cell.querySelectorAll('*')].some(one => one.scrollWidth > one.clientWidth && one.clientWidth)"
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_what_a_cell_cannot_hold_is_told_on_hover_and_focus_and_a_tool_has_room(
     open_browser: Open, live: Serve, signed_in: Path
 ) -> None:
@@ -163,7 +162,7 @@ for name in ("Picked one", "Picked two"):
 """
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_rows_are_picked_switched_and_switched_back_and_the_palette_leads_to_them_by_keys(
     open_browser: Open, live: Serve, signed_in: Path
 ) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("browser")
 SOON = 1000 * PATIENCE  # Milliseconds until a call is seen.
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_live_tells_how_many_calls_are_new_and_loads_them_when_asked(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -40,7 +40,7 @@ def test_live_tells_how_many_calls_are_new_and_loads_them_when_asked(live: Serve
     expect(page.locator("#tail")).to_have_text("")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_keys_move_open_and_close_and_are_listed(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -85,7 +85,7 @@ def test_dragging_over_the_chart_chooses_a_time_range(live: Serve, page: Page) -
     expect(page.locator("#from")).to_have_value(re.compile("T"))
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -160,7 +160,7 @@ WHOLE_ROWS = """rows => rows.map(row => row.getBoundingClientRect())
     .filter(box => box.top >= 0 && box.bottom <= innerHeight).length"""
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_desk_of_1440_by_900_shows_20_calls_and_their_chart(live: Serve, page: Page) -> None:
     host = unique("bot")
     live.manage("shell", "-c", f"from tests import make\nfor _ in range(24): make.call(host_name={host!r})")
@@ -193,7 +193,7 @@ def test_each_column_has_its_room_at_every_width_and_chosen_ones_are_all_there(
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_views_of_long_names_leave_the_buttons_beside_them_their_room(live: Serve, page: Page) -> None:
     name = "Quickstart failures of four agents, " + unique("view")
     live.manage(
@@ -217,7 +217,7 @@ def test_views_of_long_names_leave_the_buttons_beside_them_their_room(live: Serv
             assert box["x"] + box["width"] < width
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_lists_of_many_filters_and_columns_are_accessible_in_every_look(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")

@@ -17,7 +17,7 @@ from tests.browser import steps
 from tests.browser.fixtures import Open, Trouble, cookies_of_owner, fill
 from tests.browser.links import LINK, is_page, kind_of
 from tests.browser.looks import LOOKS, PHONE, faults_of
-from tests.sampling import full, seed
+from tests.cases import full
 from tests.workspace import Serve
 
 # One worker runs these, and groups come before single tests: the longest test of all is never the last.
@@ -70,14 +70,14 @@ def test_every_page_is_accessible_quiet_and_small(page: Page, lived_in: Serve, a
     looks, one_in = [*LOOKS], 1 if all_looks else SHOWN
     shown, faults = 0, []
     for shown, url in enumerate(crawl(page, lived_in.url, one_in), 1):
-        first = (seed() // one_in + shown) % len(LOOKS)
+        first = shown % len(LOOKS)
         faults += faults_of(page, url, looks if all_looks else looks[first : first + 1])
 
     assert shown > 2
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_authorize_flow_is_accessible_at_each_step(page: Page, lived_in: Serve) -> None:
     steps.open_connections(page, lived_in.url, "Nightly report")
     flow = steps.start_connection(page)
@@ -92,7 +92,7 @@ def test_the_authorize_flow_is_accessible_at_each_step(page: Page, lived_in: Ser
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_dialogs_are_accessible(page: Page, lived_in: Serve) -> None:
     page.goto(f"{lived_in.url}/hosts/")
     steps.press(page, "Add API access token-based host")
@@ -101,7 +101,6 @@ def test_dialogs_are_accessible(page: Page, lived_in: Serve) -> None:
     assert faults_of(page, "add a host") == []
 
 
-@pytest.mark.turns(3)
 def test_pages_for_strangers_are_accessible(open_browser: Open, live: Serve, trouble: Trouble) -> None:
     trouble.expected = {"the server responded with a status of 404"}
     page = phone(open_browser).new_page()
@@ -116,7 +115,7 @@ def test_pages_for_strangers_are_accessible(open_browser: Open, live: Serve, tro
 
 def crawl(page: Page, start: str, one_in: int) -> Iterator[str]:
     """Open pages of the site that links lead to, one of each kind, and give the address; the others are fetched."""
-    waiting, kinds, turn, asked = [f"{start}/"], set[str](), seed(), seed()
+    waiting, kinds, turn, asked = [f"{start}/"], set[str](), 0, 0
     while waiting:
         url = waiting.pop()
         if (kind := kind_of(url)) in kinds:

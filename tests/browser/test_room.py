@@ -8,7 +8,6 @@ from playwright.sync_api import Page
 from auditlog.reasons import REASONS, Step
 from tests.browser.fixtures import Open, fill
 from tests.browser.looks import DESK
-from tests.sampling import some
 from tests.workspace import Serve
 from ui.states import WORDS
 from ui.templatetags.ui import badge
@@ -75,7 +74,7 @@ def page(open_browser: Open, lived_in: Serve, signed_in: Path) -> Page:
     return open_browser(storage_state=signed_in, viewport=DESK, reduced_motion="reduce").new_page()
 
 
-@pytest.mark.parametrize("path", some(SAID, 1))
+@pytest.mark.parametrize("path", SAID)
 def test_no_state_of_a_list_is_cut_on_a_desk(page: Page, lived_in: Serve, path: str) -> None:
     page.goto(lived_in.url + path)
 
@@ -90,7 +89,7 @@ BESIDE = """list => {
 }"""
 
 
-@pytest.mark.parametrize(("path", "name"), some([("/gateways/work/", "Work"), ("/settings/api-tokens", "Status")], 1))
+@pytest.mark.parametrize(("path", "name"), [("/gateways/work/", "Work"), ("/settings/api-tokens", "Status")])
 def test_what_scrolls_sideways_on_a_phone_shows_so_and_brings_what_has_the_focus_into_sight(
     page: Page, lived_in: Serve, path: str, name: str
 ) -> None:

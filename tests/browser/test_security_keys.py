@@ -31,7 +31,7 @@ def plug_in(page: Page) -> tuple[CDPSession, str]:
     return cdp, added["authenticatorId"]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open) -> None:
     email = join(live, "keyed")
     page = open_browser().new_page()

@@ -220,7 +220,7 @@ def test_a_task_takes_no_more_clicks_than(task: Task, stage: Stage, page: Page) 
     assert mouse.clicks <= MOST_CLICKS[task]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.parametrize("task", MOST_CLICKS, ids=lambda task: str(task.__name__))
 def test_a_task_is_done_by_keyboard_alone(task: Task, stage: Stage, page: Page) -> None:
     task(Keys(page), stage)

@@ -8,26 +8,21 @@ import pytest
 from tests.clients.apps import CALL, Desktop, node, python
 from tests.clients.fixtures import MODULES
 from tests.clients.person import Person
-from tests.sampling import DRILLS, some
 from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("clients")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("command", "settings"),
-    some(
-        [
-            pytest.param(python("oauth_python.py"), ["auto"], id="python-sdk-auto"),
-            pytest.param(python("oauth_python.py"), ["legacy"], id="python-sdk-legacy"),
-            pytest.param(python("oauth_fastmcp.py"), [], id="fastmcp"),
-            pytest.param(node("oauth_app.mjs"), {"SDK": "1"}, id="typescript-sdk-1"),
-            pytest.param(node("oauth_app.mjs"), {"SDK": "2"}, id="typescript-sdk-2"),
-        ],
-        2,
-        days=DRILLS,
-    ),
+    [
+        pytest.param(python("oauth_python.py"), ["auto"], id="python-sdk-auto"),
+        pytest.param(python("oauth_python.py"), ["legacy"], id="python-sdk-legacy"),
+        pytest.param(python("oauth_fastmcp.py"), [], id="fastmcp"),
+        pytest.param(node("oauth_app.mjs"), {"SDK": "1"}, id="typescript-sdk-1"),
+        pytest.param(node("oauth_app.mjs"), {"SDK": "2"}, id="typescript-sdk-2"),
+    ],
 )
 def test_an_app_signs_in_and_calls(
     live: Serve, desktop: Desktop, owner: Person, tmp_path: Any, command: list[str], settings: Any

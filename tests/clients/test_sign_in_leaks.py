@@ -117,7 +117,7 @@ def life(live: Serve, owner: Person) -> Iterator[Life]:
     live.rows("UPDATE accounts_workspacesettings SET record_payloads = false")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_nothing_holds_in_clear_what_sign_ins_were_made_of(life: Life) -> None:
     issuer, live = life.issuer, life.live
     # Badly: denied, another issuer's, too late, another's state, no token, an error that quotes what it was sent.

@@ -73,7 +73,6 @@ def test_every_layer_says_what_it_cuts_and_changes_nothing_yet(
     assert not Event.objects.filter(action__endswith=".disabled").exists()
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("method", ["get", "post"])
 def test_each_switch_takes_its_own_capability(method: str, layer: str, link: Connection, sign_in: SignIn) -> None:

@@ -79,7 +79,6 @@ def test_an_app_without_a_name_is_an_mcp_client(ana: User, sign_in: SignIn) -> N
     assert ">Never<" in seen  # No refresh since the authorisation.
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("capability", list(Capability))
 def test_each_capability_to_see_or_change_connections_opens_the_page(capability: Capability, sign_in: SignIn) -> None:
     page = sign_in(make.user(capability)).get(PATH)
@@ -214,7 +213,6 @@ def test_an_agents_secret_regenerated_here_comes_with_its_row(ana: User, sign_in
     assert f'<tr id="connection-{link.pk}" data-state="active" class="changed" hx-swap-oob="true">' in text(answer)
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "expected", "counted"),
     [

@@ -166,7 +166,6 @@ def test_the_list_refreshes_itself_when_the_window_is_looked_at_again(ana: User,
     assert 'id="connection-count" hx-swap-oob="true">1</span>' in fragment
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "names"),
     [

@@ -121,7 +121,7 @@ def make_secrets(folder: Path) -> Path:
     return folder / "secrets"
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_secrets_are_made_once_and_taken_by_the_gateway(made: Path) -> None:
     files = {path.name: path.read_bytes() for path in made.iterdir()}
     assert {f"./deploy/compose/secrets/{name}" for name in files} == {

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests import cluster
+from tests.cases import full
 from tests.docs.newcomer import Newcomer, Terminal, started
 from tests.docs.pages import ROOT
 from tests.running.conftest import folder
-from tests.sampling import full
 
 README = (ROOT / "README.md").read_text()
 QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()

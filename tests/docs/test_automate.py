@@ -24,7 +24,7 @@ print(issue(name="script", capabilities=chosen, days=90, by=User.objects.get(ema
 """
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_script_works_as_printed(live_alone: Serve, run: Run) -> None:
     live = live_alone.start()
     labels = {" ".join(label.split()) for label in CAPABILITIES.findall(PAGE)}

@@ -107,7 +107,6 @@ def test_a_call_is_copied_as_a_program_that_makes_it_whatever_is_called(kind: st
     assert json.dumps(ODD) in texts["typescript"]
 
 
-@pytest.mark.one_in(2)
 @pytest.mark.parametrize("slug", sorted(PROGRAMS))
 def test_a_copied_call_runs(slug: str, issued: dict[str, str], npm: Npm) -> None:
     told = {"text": "it's <b>so</b>"}
@@ -125,7 +124,6 @@ def issued(live: Serve) -> dict[str, str]:
     return dict(live.issue_token(host="Documented bot", gateway="quickstart"))
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("filled", [False, True], ids=["variables", "filled in"])
 @pytest.mark.parametrize("slug", sorted(RUNS))
 def test_a_block_that_runs_lists_the_tools(slug: str, filled: bool, issued: dict[str, str], npm: Npm) -> None:
@@ -205,7 +203,6 @@ def piped(text: str, environment: dict[str, str]) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(text, 0, said, "")
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.django_db
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.slug)
 def test_how_to_connect_shows_each_client_for_the_chosen_gateway(client: Client, ana: User, sign_in: SignIn) -> None:

@@ -42,7 +42,7 @@ def block(page: str, mark: str) -> str:
     return str(found)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_bridge_makes_a_stdio_server_callable_through_a_gateway(live: Serve, npm: Npm) -> None:
     port = free_port()
     once = block("stdio-servers.md", "bridge: once").split()
@@ -108,7 +108,7 @@ print(issue(name="export", capabilities=[Capability.LOGS_READ], days=7, by=User.
 """
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_an_export_is_taken_as_printed(live: Serve, tmp_path: Path) -> None:
     issued = live.issue_token(host="Export bot", gateway="quickstart")
     assert curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello").status == 200

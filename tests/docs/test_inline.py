@@ -75,7 +75,6 @@ def test_the_tests_that_run_commands_name_them() -> None:
         assert words in (ROOT / "tests" / module).read_text()
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("command", sorted(one for one in COMMANDS if not one.startswith((*RUN_BY, *NOT_RUN))))
 def test_a_command_takes_what_it_is_given(command: str) -> None:
     while re.match(r"[A-Z_]+=\S+ ", command):
@@ -104,7 +103,7 @@ def of_make(command: str) -> None:
     target, *variables = shlex.split(command)[1:]
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
     for name, _, value in (variable.partition("=") for variable in variables):
-        assert name in {"ARGS", "EXTRAS", "TEST_SEED"}
+        assert name in {"ARGS", "EXTRAS"}
         if name == "ARGS":
             takes("bench", shlex.split(value))
 

@@ -57,7 +57,7 @@ def test_a_sink_of_each_kind_is_made_as_printed(live: Serve, tmp_path: Path) -> 
         live.manage("shell", "--no-imports", "-c", "from sinks.models import Sink\nSink.objects.all().delete()")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_log_is_verified_as_printed(live: Serve, tmp_path: Path) -> None:
     keep, verify, compare = (with_this_python(script) for script in BLOCKS if "verify_log" in script)
     today = datetime.now(UTC).date()

@@ -20,7 +20,7 @@ print(ProvisioningKey.objects.issue(name="Okta", role=role, capabilities=role.ca
 """
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_script_works_as_printed(live_alone: Serve) -> None:
     live = live_alone.start()
     key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(owner=OWNER)).strip()

@@ -92,7 +92,7 @@ def servers(npm: Npm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         }
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_three_servers_and_three_people_as_the_page_says(
     newcomer: Newcomer, terminal: Terminal, open_browser: Open, servers: dict[str, str]
 ) -> None:

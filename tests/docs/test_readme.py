@@ -51,7 +51,7 @@ def revoke(page: Page, newcomer: Newcomer) -> None:
     steps.revoke(page, "Quickstart", newcomer.email)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_python_example_runs(newcomer: Newcomer, terminal: Terminal) -> None:
     *_, issue_token, _ = BLOCK.findall(README)
     program, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

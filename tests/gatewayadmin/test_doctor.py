@@ -13,13 +13,13 @@ from accounts.models import User
 from gatewayadmin.doctor import CheckStep, OAuthCheck
 from gateways.models import Gateway
 from tests import asgi_server, workspace
+from tests.cases import every
 from tests.clients.person import Person
 from tests.gatewayadmin import front
 from tests.gatewayadmin.front import Exchange, Front
-from tests.sampling import one_in
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("doctor"), pytest.mark.turns(3)]
+pytestmark = pytest.mark.xdist_group("doctor")
 
 SECRET = re.compile(r"gw[ork]_\w{8}")
 FAILED = 'data-state="down"'
@@ -212,7 +212,7 @@ CASES = [pytest.param("before", *case, id=name) for name, case in BEFORE.items()
 CASES += [pytest.param("after", *case, id=name) for name, case in AFTER.items()]
 
 
-@pytest.mark.parametrize(("when", "mischief", "step", "reason", "advice"), one_in(3, CASES))
+@pytest.mark.parametrize(("when", "mischief", "step", "reason", "advice"), every(3, CASES))
 def test_names_the_step_and_the_reason(
     clinic: Clinic, when: str, mischief: front.Mischief, step: str, reason: str, advice: str
 ) -> None:
@@ -259,7 +259,7 @@ def test_the_command_passes(clinic: Clinic) -> None:
     assert nothing_left(clinic)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_names_an_address_that_is_not_the_public_one(clinic: Clinic) -> None:
     """As the command does with `--url`."""
     failed = first_failure(f"http://127.0.0.1:{clinic.served.port}")

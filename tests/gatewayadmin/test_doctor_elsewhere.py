@@ -112,7 +112,7 @@ def test_a_registration_that_is_not_the_doctors_own_stays_and_brings_nothing(
     assert {urlsplit(path).path for path in stranger.asked}.isdisjoint({"/token", "/authorization"})
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_step_ends_in_time_however_slowly_the_answer_drips(stranger: Stranger) -> None:
     stranger.drips = True
 

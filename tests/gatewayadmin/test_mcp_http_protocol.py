@@ -253,7 +253,6 @@ def test_what_is_no_plain_call_goes_uvicorn_s_own_way(request_line: bytes) -> No
 
 
 @every_way
-@pytest.mark.one_in(2)
 class TestIdle:
     """A connection at rest is closed, and one at work is not."""
 

@@ -12,8 +12,6 @@ from tests.docs.pages import ROOT, first_column
 from tests.running.starts import manage
 from tests.running.test_refusals import KEYS, NOWHERE, refusal
 
-pytestmark = pytest.mark.turns(3)
-
 NAME = "GATEWAY_METRICS_TOKEN"
 SECRETS = {
     "DATABASE_READ_URL",
@@ -167,7 +165,6 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
     assert "The database cannot be reached" in refusal(fresh_home, **files)  # Keys and all were taken.
 
 
-@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

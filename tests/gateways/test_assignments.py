@@ -137,7 +137,6 @@ def test_a_shared_scheme_takes_its_identity_and_others_drop_it(
     assert Assignment.objects.get(alias="two").shared_identity is None
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [

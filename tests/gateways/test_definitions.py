@@ -79,7 +79,6 @@ def learn_all(assignment: Assignment) -> None:
 # --- The tab, by kind ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "names"),
     [

@@ -83,7 +83,7 @@ def test_of_two_servers_without_an_alias_the_database_keeps_one() -> None:
         Assignment.objects.create(gateway=gateway, server=make.server(), alias="")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_an_upgrade_gives_all_servers_an_alias_but_the_first_and_keeps_what_was_known_of_tools() -> None:
     """One way back and forth for both: it takes seconds to draw the models of each version."""
@@ -226,7 +226,7 @@ def test_an_effect_follows_its_annotations_whoever_writes_them() -> None:
     assert feature.effect == "read_only"
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_an_upgrade_works_out_the_effects_there_are_and_tells_nobody_of_a_change(
     monkeypatch: pytest.MonkeyPatch,

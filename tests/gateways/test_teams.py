@@ -40,7 +40,6 @@ def text(response: Any) -> str:
 ACTS = ("rename", "delete", "add", "gateways")
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("method", "path"),
     [

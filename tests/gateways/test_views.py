@@ -37,7 +37,6 @@ def row_of(page: str, gateway: Gateway) -> str:
 # --- Who may do what ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("method", "path", "capability"),
     [
@@ -226,7 +225,6 @@ def test_a_gateway_is_added_and_its_servers_come_next(ana: User, sign_in: SignIn
     assert Event.objects.get(action="gateway.created").actor_id == ana.pk
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [

@@ -32,7 +32,6 @@ def text(response: Any) -> str:
 # --- Who may do what ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("method", "path", "capability"),
     [
@@ -190,7 +189,6 @@ def test_a_pending_app_shows_no_switch(ana: User, sign_in: SignIn) -> None:
         assert "Allow" in part
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "names"),
     [

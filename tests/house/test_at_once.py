@@ -24,8 +24,8 @@ from hosts.models import Host, HostError
 from servers.models import AuthType, Identity, Server, ServerError
 from tests import make
 from tests.api.world import holder
+from tests.cases import full
 from tests.rest import Rest
-from tests.sampling import rounds
 from tokens.models import Token, TokenError
 
 TOLD = (ConnectionFault, GatewayError, HostError, PeopleError, ServerError, TokenError)
@@ -271,7 +271,7 @@ def events() -> int:
     return Event.objects.count()
 
 
-@rounds(2 * len(RACES), 25 * len(RACES))
+@pytest.mark.parametrize("rounds", [2 * len(RACES), full(25 * len(RACES))])
 def test_of_two_at_once_one_wins_and_the_other_is_told(two: Two, rounds: int) -> None:
     rows, seen = made(), Counter[tuple[str, tuple[str, ...]]]()
     before = events()
@@ -296,7 +296,7 @@ def owners() -> tuple[User, User]:
     return one, other
 
 
-@rounds(8, 40)
+@pytest.mark.parametrize("rounds", [8, full(40)])
 def test_of_two_owners_who_go_at_once_one_stays(two: Two, rounds: int) -> None:
     """Each of them sees the other one there when they begin."""
     Role.objects.make_built_in()
@@ -328,7 +328,7 @@ def status(program: Rest, method: str, path: str) -> int:
     return int(program.send(method, path).status_code)
 
 
-@rounds(2 * len(OVER_HTTP), 12 * len(OVER_HTTP))
+@pytest.mark.parametrize("rounds", [2 * len(OVER_HTTP), full(12 * len(OVER_HTTP))])
 def test_over_http_the_other_gets_an_answer_too(two: Two, rounds: int) -> None:
     rows = made()
     ids = {name: row.pk for name, row in vars(rows).items()}

@@ -109,7 +109,7 @@ def questions(walk: Walk) -> Iterator[tuple[Door, str, Question]]:
                     yield door, address, found
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_what_cannot_be_undone_is_red_and_what_ends_much_is_typed(world: World) -> None:
     walk = Walk(world, frozenset(Capability))
     found: dict[str, set[str]] = {}

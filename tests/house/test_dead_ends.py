@@ -23,7 +23,6 @@ from tests.house.doors import Door, browser, doors, session_of
 from tests.house.every_state import SET, World, built
 from tests.house.page_numbers import VOID
 from tests.house.test_counts import NOT_PAGES, VIEWERS, Walk, capabilities_of
-from tests.sampling import DRILLS, some
 
 pytestmark = pytest.mark.django_db
 
@@ -123,8 +122,8 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
         transaction.set_rollback(True)
 
 
-@pytest.mark.drill
-@pytest.mark.parametrize("who", some(VIEWERS, 1, len(VIEWERS) // 2, days=DRILLS))
+@pytest.mark.full
+@pytest.mark.parametrize("who", VIEWERS)
 def test_no_page_is_a_dead_end_for_who_may_open_it(who: str | Capability, world: World) -> None:
     walk = Walk(world, capabilities_of(who))
     follower = Follower(walk.client)
@@ -149,7 +148,7 @@ def may_enter(door: Door, held: frozenset[Capability]) -> bool:
     return all(held & one_of for one_of in door.wanted)
 
 
-@pytest.mark.parametrize("who", some(VIEWERS, 1))
+@pytest.mark.parametrize("who", VIEWERS)
 def test_no_page_of_an_empty_workspace_is_a_dead_end_for_somebody_new(who: str | Capability) -> None:
     Role.objects.make_built_in()
     WorkspaceSettings.load()

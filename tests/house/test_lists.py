@@ -9,10 +9,10 @@ from accounts.models import Role
 from bench.lists import asked
 from bench.log_pages import signed_in
 from bench.many import FEW, MANY, Size, grow
-from tests.sampling import full
+from tests.cases import full
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.django_db
 @pytest.mark.parametrize("many", [MANY.divided(100), full(MANY.divided(20))], ids=["hundreds", "thousands"])
 def test_lists_take_as_many_statements_with_many_rows(many: Size) -> None:

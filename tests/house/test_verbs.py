@@ -19,10 +19,10 @@ from servers.oauth_client.models import ClientRegistration
 from sso.models import Provider
 from tests import make
 from tests.api.world import build, holder
+from tests.cases import every
 from tests.house.doors import session_of
 from tests.house.stage import Stage, outcome, undone
 from tests.house.verbs import INSIDE, VERBS, Verb
-from tests.sampling import one_in
 from tokens.api_keys import issue
 
 OURS = {
@@ -115,7 +115,7 @@ def staged() -> Stage:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("verb", one_in(24, VERBS), ids=str)
+@pytest.mark.parametrize("verb", every(24, VERBS), ids=str)
 def test_every_surface_does_the_same(verb: Verb, stage: Stage) -> None:
     outcomes = [outcome(stage, verb.before, act) for act in verb.surfaces]
 

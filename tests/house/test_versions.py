@@ -140,7 +140,6 @@ def clash_of(answer: Any) -> ChangedMeanwhile:
     return found
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_second_to_save_a_form_is_told_what_changed_and_may_save_on_top(
     boss: User, page: Client, kind: str
@@ -174,7 +173,6 @@ def version_of(answer: Any) -> str:
     return f'{version}"'
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "role of a person"])
 def test_a_request_that_names_an_older_version_changes_nothing_and_is_told_what_changed(boss: User, kind: str) -> None:
     edited, api = KINDS[kind](boss), Rest.of(boss)
@@ -271,7 +269,6 @@ ACTIONS: dict[str, Callable[[User], tuple[str, str]]] = {
 }
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("act", ACTIONS)
 def test_an_action_on_another_version_changes_nothing(boss: User, act: str) -> None:
     path, verb = ACTIONS[act](boss)

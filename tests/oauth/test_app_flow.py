@@ -306,7 +306,6 @@ def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gatewa
     assert begun["Location"].startswith("/connect/")
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "change",
     [

@@ -177,7 +177,6 @@ def test_back_from_the_second_server_leads_to_the_first(ana: User, sign_in: Sign
     assert ">Allow</button>" in text(client.get(second))
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("data", "words"),
     [

@@ -188,7 +188,6 @@ def test_the_options_narrow_the_token(ana: User, sign_in: SignIn) -> None:
     assert token.expires_at - datetime.now(UTC) < timedelta(days=7)
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("change", "words"),
     [

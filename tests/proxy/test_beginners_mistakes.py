@@ -180,7 +180,6 @@ def test_a_wrong_credential_at_the_api_says_which_one_it_takes(secret: str, word
 SERVER = {"name": "Docs", "auth_type": AuthType.NONE.value, "timeout_seconds": 5}
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("url", "words"),

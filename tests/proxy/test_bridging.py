@@ -483,7 +483,7 @@ async def asks_and_is_silent(request: Request) -> None:
     await asyncio.sleep(60)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_client_that_goes_away_while_it_waits_ends_the_call(work: Work) -> None:
     server = Asker()
     server.call = asks_and_is_silent
@@ -564,7 +564,7 @@ def test_an_error_of_the_server_reaches_the_retry(work: Work) -> None:
     assert answered["error"] == {"code": -1, "message": "no", "data": {"x": 1}}
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_timeout_of_the_server_reaches_the_retry(work: Work) -> None:
     server = Asker()
     server.call = asks_and_is_silent

@@ -53,7 +53,7 @@ def assert_no_advice(answer: httpx.Response) -> None:
 # A server that changes which protocol versions it speaks
 
 
-@pytest.mark.one_in(1)
+@pytest.mark.every_case
 @pytest.mark.parametrize("client", ["session", "bare", "modern"])
 @pytest.mark.parametrize(
     ("before", "after"),
@@ -120,7 +120,7 @@ def closes_within_the_stream(peer: Peer, _: int) -> None:
     raise OSError
 
 
-@pytest.mark.one_in(1)
+@pytest.mark.every_case
 @pytest.mark.parametrize("talk", [closes, closes_after_the_status, closes_within_the_answer, closes_within_the_stream])
 def test_a_call_whose_connection_broke_after_it_was_written_is_not_sent_again(start: Start, talk: Talk) -> None:
     proxy = start()

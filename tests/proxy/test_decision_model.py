@@ -31,7 +31,7 @@ from proxy.dry_run import Verdict
 from servers.models import AuthType, Identity
 from tests import make
 from tests.api.world import holder
-from tests.sampling import rounds, seed
+from tests.cases import full
 from tokens.models import Token
 from wire.mcp import TOOL
 
@@ -369,7 +369,7 @@ def found(grant: Any, tool: str, address: str) -> str:
         return refusal.reason
 
 
-@rounds(15, WORLDS)
+@pytest.mark.parametrize("rounds", [15, full(WORLDS)])
 def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds: int) -> None:
     bones = skeleton()
     painter = Painter(bones)
@@ -404,7 +404,7 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
         runner.run(start())
         try:
             for number in range(rounds):
-                agree((seed() * rounds + number) % WORLDS)
+                agree(number)
         finally:
             runner.run(access.stop())
 
@@ -446,8 +446,8 @@ def told(verdict: Verdict | None) -> str:
     return verdict.reason or ("the server is asked" if verdict.unlisted else "allowed")
 
 
-@pytest.mark.drill
-@rounds(6, WORLDS)
+@pytest.mark.full
+@pytest.mark.parametrize("rounds", [6, full(WORLDS)])
 def test_the_trail_says_what_the_proxy_decides_and_what_would_be_next(transactional_db: None, rounds: int) -> None:
     bones = skeleton()
     painter = Painter(bones)
@@ -455,7 +455,7 @@ def test_the_trail_says_what_the_proxy_decides_and_what_would_be_next(transactio
     followed = 0
 
     for number in range(rounds):
-        drawn = bones.world((seed() * rounds + number) % WORLDS)
+        drawn = bones.world(number)
         painter.paint(drawn)
         plain = Plain(bones, drawn)
         for token, slug, tool, address in product(bones.rows["Token"], gateways, TOOLS, ADDRESSES):

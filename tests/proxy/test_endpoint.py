@@ -454,7 +454,7 @@ def test_use_is_remembered_on_token_connection_and_host(world: World) -> None:
     eventually(used)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_each_secret_has_its_own_last_use_and_its_own_prefix_in_the_log(start: Start, run: Run) -> None:
     world = world_of(start(), run)
     before = Token.objects.get()

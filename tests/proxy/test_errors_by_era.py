@@ -31,7 +31,6 @@ def asked(work: Work, method: str, params: dict[str, Any], *, new: bool, **chang
     return work.agent.post(body, **headers)
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("new_server", [False, True])
 @pytest.mark.parametrize(
     ("code", "status"), [(-32601, 404), (-32602, 400), (-32603, 200), (-32021, 400), (-32000, 200), (17, 200)]

@@ -34,7 +34,7 @@ def forget_lists() -> None:
     Listing.objects.all().delete()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
     agent = behind_itself(proxy)
 

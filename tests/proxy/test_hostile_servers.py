@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests import make
+from tests.cases import every
 from tests.proxy.conftest import Agent, Proxy, Start
-from tests.sampling import one_in
 from tests.wire.test_pool import Reader, Writer, client, head_of, listening
 from wire import sse
 from wire.mcp import SESSION, Target, read_response
@@ -218,7 +218,7 @@ def cut_off(peer: Peer, _: int) -> None:
 
 @pytest.mark.parametrize(
     ("talk", "reason"),
-    one_in(
+    every(
         2,
         [
             (flood_of_notifications, "too_large"),

@@ -20,9 +20,10 @@ from auditlog.models import Call, Event
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity
 from servers.oauth_client.models import ClientRegistration, Grant, SignIn
-from tests import make, sampling, upstreams
+from tests import make, upstreams
 from tests.asgi_server import App, read
 from tests.asgi_server import answer as send_answer
+from tests.cases import first
 from tests.conftest import Run
 from tests.issuers import PRM, Issuer, consent, destination, query
 from tests.oauth.apps import browser
@@ -131,7 +132,7 @@ SEES_AT_BEGIN = {
 }
 
 
-@pytest.mark.parametrize("case", sampling.some(SEES_AT_BEGIN, 4))
+@pytest.mark.parametrize("case", first(3, SEES_AT_BEGIN))
 def test_one_who_cannot_begin_is_told_why_and_nothing_is_kept(
     case: str, run: Run, ann: User, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -225,7 +226,7 @@ SEES_AT_THE_END = {
 }
 
 
-@pytest.mark.parametrize("case", sampling.some(SEES_AT_THE_END, 4))
+@pytest.mark.parametrize("case", first(3, SEES_AT_THE_END))
 def test_one_who_gets_no_token_is_told_why_and_has_no_identity(case: str, run: Run, ann: User) -> None:
     answer, told = SEES_AT_THE_END[case]
     issuer = Issuer(answers={"/token": answer})
@@ -282,7 +283,7 @@ AGENT_GETS = {
 }
 
 
-@pytest.mark.parametrize("case", sampling.some(AGENT_GETS, 4))
+@pytest.mark.parametrize("case", first(3, AGENT_GETS))
 def test_an_agent_is_told_what_became_of_a_renewal_and_the_log_says_it(
     case: str, proxy: Proxy, run: Run, ann: User
 ) -> None:
@@ -364,7 +365,7 @@ def challenging(url: str) -> App:
 
 
 @pytest.mark.usefixtures("_one_address")
-@pytest.mark.parametrize("inside", sampling.some(INSIDE, 2))
+@pytest.mark.parametrize("inside", INSIDE)
 @pytest.mark.parametrize("which", ["metadata of the server", "metadata of the issuer", "registration"])
 def test_nothing_is_fetched_from_inside_before_a_sign_in(which: str, inside: str, run: Run, ann: User) -> None:
     apps = {
@@ -380,7 +381,7 @@ def test_nothing_is_fetched_from_inside_before_a_sign_in(which: str, inside: str
 
 
 @pytest.mark.usefixtures("_one_address")
-@pytest.mark.parametrize("inside", sampling.some(INSIDE, 2))
+@pytest.mark.parametrize("inside", INSIDE)
 def test_no_code_and_no_token_is_sent_inside(inside: str, proxy: Proxy, run: Run, ann: User) -> None:
     issuer = Issuer(metadata={"token_endpoint": f"{inside}/token"})
     client, page = begin(issuer.app(), run, ann)

@@ -203,7 +203,6 @@ def test_where_changes_are_accepted_they_are_shown_at_once_with_an_event(work: W
     assert Event.objects.get(action="feature.changed").changes["state"] == ["approved", "approved"]
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rule", [OnChange.HOLD, OnChange.WARN, OnChange.ACCEPT])
 @pytest.mark.parametrize("hidden", ["\u202e", "\u200b", "\U000e0041", "\x1b", "\ufeff"])
 def test_hidden_characters_are_held_whatever_the_setting(work: Work, rule: str, hidden: str) -> None:
@@ -350,7 +349,7 @@ def test_a_server_whose_lists_differ_by_session_is_asked_for_each_and_pinned(wor
     assert result["_meta"][UNAVAILABLE][0]["reason"] == "unreachable"
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_client_waits_a_moment_for_a_server_that_never_answered(start: Start, run: Run) -> None:
     user = make.user()
     gateway = make.gateway(slug="work")

@@ -35,7 +35,6 @@ def test_the_page_shows_the_table() -> None:
     }
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [*METHODS, "tasks/list", "no/such"])
 def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work, name: str) -> None:
     method = METHODS.get(name)

@@ -39,8 +39,6 @@ from tests.proxy.conftest import Agent, Proxy, Start, eventually, in_words, sql
 from tests.rest import Rest
 from ui.sealing import cipher
 
-pytestmark = pytest.mark.turns(3)
-
 NEXT = "/settings/identities"
 JSON = "application/json"
 METADATA = "/.well-known/oauth-authorization-server"

@@ -15,7 +15,6 @@ from tests.proxy.conftest import in_words, sql
 from tests.proxy.features import offer, server
 from tests.proxy.scripted import Request, calling, offering
 from tests.proxy.test_tools_call import Work, work
-from tests.sampling import some
 
 __all__ = ["work"]
 
@@ -53,14 +52,11 @@ def test_an_own_name_of_two_servers_is_refused_and_the_message_names_both(work: 
 
 @pytest.mark.parametrize(
     "statement",
-    some(
-        [
-            "UPDATE gateways_feature SET enabled = false WHERE exposed_name = 'clock__both'",
-            "UPDATE gateways_assignment SET enabled = false WHERE alias = 'clock'",
-            "UPDATE servers_server SET enabled = false WHERE slug = 'clock'",
-        ],
-        1,
-    ),
+    [
+        "UPDATE gateways_feature SET enabled = false WHERE exposed_name = 'clock__both'",
+        "UPDATE gateways_assignment SET enabled = false WHERE alias = 'clock'",
+        "UPDATE servers_server SET enabled = false WHERE slug = 'clock'",
+    ],
 )
 def test_disabling_one_of_two_never_sends_its_calls_to_the_other(work: Work, clock: Upstream, statement: str) -> None:
     sql(statement)
@@ -71,14 +67,11 @@ def test_disabling_one_of_two_never_sends_its_calls_to_the_other(work: Work, clo
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    some(
-        [
-            ({"enabled": False}, "tool_disabled"),
-            ({"state": "quarantined"}, "definition_quarantined"),
-            ({"state": "new"}, "definition_held"),
-        ],
-        2,
-    ),
+    [
+        ({"enabled": False}, "tool_disabled"),
+        ({"state": "quarantined"}, "definition_quarantined"),
+        ({"state": "new"}, "definition_held"),
+    ],
 )
 def test_an_own_name_passes_no_switch(work: Work, clock: Upstream, change: dict[str, Any], reason: str) -> None:
     Feature.objects.filter(exposed_name="clock__now").update(**change)

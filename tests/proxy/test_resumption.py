@@ -166,7 +166,7 @@ def test_nothing_is_written_for_calls_that_are_read(work: Work) -> None:
     assert not StreamEvent.objects.exists()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_id_of_another_session_gives_nothing(work: Work) -> None:
     agent = work.agent()
     mine = in_session(agent)
@@ -185,7 +185,7 @@ def test_the_id_of_another_session_gives_nothing(work: Work) -> None:
 ANYTHING = sorted(f"notifications/{kind}/list_changed" for kind in ("tools", "prompts", "resources"))
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_of_another_sessions_standing_stream_nothing_is_told_but_that_anything_may_have_changed(
     work: Work, ana: User
 ) -> None:
@@ -202,7 +202,7 @@ def test_of_another_sessions_standing_stream_nothing_is_told_but_that_anything_m
     assert sorted(other.methods()[:3]) == ANYTHING
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_whoever_names_the_stream_of_another_session_takes_nothing_from_it(work: Work, ana: User) -> None:
     agent = work.agent("bob")
     mine, stranger = in_session(agent), in_session(work.agent("eve"))
@@ -227,7 +227,7 @@ def test_a_standing_stream_whose_worker_died_is_opened_elsewhere(work: Work) -> 
     assert all(each.endswith(number) for each, number in zip(stream.ids, ("-13", "-14", "-15"), strict=True))
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_call_that_was_lost_with_its_worker_is_answered_so(work: Work) -> None:
     agent = in_session(work.agent())
     with listening(agent, "POST", call(5)) as stream:
@@ -240,7 +240,7 @@ def test_a_call_that_was_lost_with_its_worker_is_answered_so(work: Work) -> None
         assert (error["id"], error["error"]["data"]) == (5, {"reason": "call_lost"})
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_what_a_client_may_miss_is_sealed_and_swept(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = in_session(work.agent())
     with listening(agent, "POST", call()) as stream:
@@ -253,7 +253,7 @@ def test_what_a_client_may_miss_is_sealed_and_swept(work: Work, monkeypatch: pyt
         assert missed(rest)[0]["error"]["data"] == {"reason": "call_lost"}
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.parametrize("worker", [0, 1], ids=["same worker", "other worker"])
 def test_a_standing_stream_goes_on_where_it_broke(work: Work, ana: User, worker: int) -> None:
     agent = in_session(work.agent("bob"))

@@ -166,7 +166,7 @@ def test_what_a_server_asks_there_for_the_first_call_of_a_session_is_asked_on_th
     assert not PendingRequest.objects.exists()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_call_in_another_worker_than_the_one_that_listens_is_asked_all_the_same(work: StandingWork) -> None:
     person = work.person()
     elsewhere = Person(work.elsewhere(person), session=person.session)
@@ -211,7 +211,7 @@ def _several(work: StandingWork, person: Person, stream: Listener) -> None:
     assert person.heard == []
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_what_no_stream_can_carry_is_refused(work: StandingWork) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
@@ -237,7 +237,7 @@ def test_a_client_without_the_capability_is_not_asked_and_its_call_goes_on(work:
     assert answers_of(answered)[0]["error"]["code"] == -32601
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_call_whose_client_is_asked_there_may_take_longer_than_its_server_may_be_silent(work: StandingWork) -> None:
     sql("UPDATE servers_server SET max_concurrent = 1, timeout_seconds = 1")
     person = work.person(queue_seconds=0.5)
@@ -247,7 +247,7 @@ def test_a_call_whose_client_is_asked_there_may_take_longer_than_its_server_may_
     assert "result" in quick[0]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.parametrize("other_worker", [False, True])
 def test_progress_and_messages_there_come_on_the_stream_of_the_call(work: StandingWork, other_worker: bool) -> None:
     person = work.person()
@@ -622,7 +622,7 @@ REPLIES: dict[str, Object] = {
 }
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.xdist_group("conformance")
 @pytest.mark.parametrize("capabilities", [EVERYTHING, {}], ids=["able", "unable"])
 def test_a_server_on_the_python_sdk_1_gets_an_answer_to_what_it_asks_without_a_related_request(

@@ -319,7 +319,7 @@ def test_a_replaced_secret_opens_another_session(start: Start, run: Run) -> None
     assert [client.count()[0], client.count()[0]] == [1, 2]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_of_one_connection_a_hundred_sessions_stay_those_that_are_in_use(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,7 +375,7 @@ def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, mon
     assert with_own.count() == (2, own)  # It lasts as long as the client's.
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work) -> None:
     client = work.client()
     client.initialize()

@@ -102,7 +102,7 @@ def test_a_listen_without_an_event_stream_is_406(start: Start, run: Run) -> None
     assert Work(start, run).agent().post(body, **headers | {"Accept": "application/json"}).status_code == 406
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_an_administrators_edit_is_told_once_on_all_workers(
     start: Start, run: Run, ana: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +224,7 @@ def test_a_call_ends_whose_server_is_switched_off(start: Start, run: Run, ana: U
     assert work.proxy.last().deny_reason == "server_disabled"
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_cut_that_nobody_was_told_of_is_found(start: Start, run: Run, ana: User) -> None:
     work = Work(start, run)
     agent = in_session(work.agent("bob"))
@@ -251,7 +251,7 @@ def test_a_token_has_a_bounded_number_of_standing_streams(start: Start, run: Run
         assert agent.ask("ping").status_code == 200
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_streams_that_are_about_to_begin_count_among_those_of_their_token(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,7 +268,7 @@ def test_streams_that_are_about_to_begin_count_among_those_of_their_token(
         eventually(lambda: again.ids)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.parametrize("at_once", [100, 2])
 def test_many_streams_are_decided_anew_in_few_statements_spread_over_the_time(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch, at_once: int

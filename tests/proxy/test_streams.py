@@ -292,7 +292,7 @@ def answers(agent: Agent) -> Iterator[object]:
         yield error
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.parametrize("modern_server", [True, False], ids=["modern server", "session server"])
 def test_whatever_a_server_sends_begins_its_time_limit_anew(work: Work, modern_server: bool) -> None:
     async def slow(request: Request) -> None:

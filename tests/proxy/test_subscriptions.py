@@ -282,7 +282,7 @@ def test_a_session_is_subscribed_to_a_bounded_number_of_resources(
     assert Session.objects.get(digest=session_digest(agent.headers["Mcp-Session-Id"])).subscriptions == [MAPPED]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_one_worker_listens_for_all_and_another_when_its_client_leaves(work: LibraryWork) -> None:
     agent = in_session(work.client)
     assert "result" in agent.ask("resources/read", {"uri": MAPPED}).json()

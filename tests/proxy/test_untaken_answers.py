@@ -46,7 +46,7 @@ def large_calls() -> int:
     return Call.objects.filter(feature_name="docs__large", outcome="ok", response_bytes__gt=SIZE).count()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_who_takes_no_answers_gets_no_more_and_nobody_else_notices(start: Start, run: Run) -> None:
     work = work_of(start(answer_limit=2 * SIZE, answers_limit=4 * SIZE, queue_seconds=0.2), run)
     upstream = work.put(Script([TOOLS], answer).app(), "docs")

@@ -14,7 +14,7 @@ from tests.running.starts import serving
 pytestmark = pytest.mark.xdist_group("kill")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_one_process_does_the_chores_and_when_it_is_killed_another_goes_on_with_them(home: Path) -> None:
     with serving(home, workers=2) as served:
         pid = served.process.pid

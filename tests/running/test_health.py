@@ -87,7 +87,7 @@ async def test_readiness_is_that_of_the_connections_calls_take_and_says_what_is_
     assert (await ask("/readyz"), readiness.problem()) == (503, "draining\n")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_from_the_signal_to_end_on_a_worker_is_not_ready_and_serves_for_as_long_as_was_said(home: Path) -> None:
     with serving(home, {"GATEWAY_DRAIN_SECONDS": "5"}) as served:
         served.process.terminate()
@@ -97,7 +97,7 @@ def test_from_the_signal_to_end_on_a_worker_is_not_ready_and_serves_for_as_long_
         assert served.process.wait(timeout=90) == 0
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_every_worker_is_counted_and_health_needs_no_host(home: Path) -> None:
     with serving(home, workers=2) as served:
         for path in ("/livez", "/readyz"):

@@ -24,7 +24,7 @@ def kill_postgres(home: Path) -> int:
     return pid
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_killed_worker_and_killed_postgres_lose_no_answered_call_and_are_replaced(home: Path) -> None:
     with serving(home, workers=2) as served:
         with load.on(served) as agents:
@@ -56,7 +56,7 @@ def test_killed_process_group_loses_no_answered_call_and_the_next_start_goes_on(
     assert postmaster(home) is None
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_workers_end_when_the_process_that_started_them_is_killed(home: Path) -> None:
     with serving(home, workers=2) as served:
         orphans = psutil.Process(served.process.pid).children()

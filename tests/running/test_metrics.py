@@ -70,7 +70,7 @@ def settled(live: Serve) -> Numbers:
         assert time.monotonic() < deadline, now
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_calls_are_counted_once_whichever_worker_answered(live: Serve, issued: dict[str, str]) -> None:
     rows = ("gateway_commit_rows_sum",)
     before = settled(live)
@@ -102,7 +102,7 @@ def test_calls_are_counted_once_whichever_worker_answered(live: Serve, issued: d
     assert after[rows] == CALLS + 2
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_an_open_stream_is_seen_until_it_ends(live: Serve, issued: dict[str, str]) -> None:
     call = {
         "jsonrpc": "2.0",

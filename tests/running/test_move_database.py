@@ -206,7 +206,7 @@ def refusal(home: Path, target: str, **more: str) -> str:
     return line.removeprefix("CommandError: ")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_what_can_be_moved_is_said_and_nothing_done(home: Path, target: str) -> None:
     done = manage(home, "move_database", "--check", DATABASE_URL=target, **keys_of(home))
 
@@ -215,7 +215,7 @@ def test_what_can_be_moved_is_said_and_nothing_done(home: Path, target: str) -> 
         assert connection.execute("SELECT count(*) FROM pg_class WHERE relname = 'accounts_user'").fetchone() == (0,)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_target_that_is_not_empty_is_refused(home: Path, target: str) -> None:
     with psycopg.connect(target, autocommit=True) as connection:
         connection.execute("CREATE TABLE of_others (id int)")
@@ -227,7 +227,7 @@ def test_a_target_that_is_not_empty_is_refused(home: Path, target: str) -> None:
     assert refusal(home, used) == "The database is not empty, django_session has rows: use an empty one."
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_keys_that_are_not_those_of_the_installation_are_refused(home: Path, target: str) -> None:
     other = {"GATEWAY_TOKEN_KEYS": KEYS["GATEWAY_TOKEN_KEYS"], "GATEWAY_TOKEN_KEYS_FILE": ""}
 
@@ -240,7 +240,7 @@ def test_keys_that_are_not_those_of_the_installation_are_refused(home: Path, tar
     )
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_an_embedded_database_in_use_is_refused(home: Path, target: str) -> None:
     with embedded(home):
         assert refusal(home, target) == (
@@ -248,7 +248,7 @@ def test_an_embedded_database_in_use_is_refused(home: Path, target: str) -> None
         )
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_there_has_to_be_a_database_to_move_and_one_to_move_to(fresh: Path, target: str) -> None:
     assert refusal(fresh, target, **{f"{name}_FILE": "" for name in KEYS}, **KEYS) == (
         f"There is no embedded database in {fresh}: set GATEWAY_DATA_DIR to where it is."

@@ -141,7 +141,7 @@ def served(oldest: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[wo
         serve.stop()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_it_serves_from_a_postgresql_of_the_operators_own(served: workspace.Serve) -> None:
     assert password_of(served.log()) is None
     assert workspace.PASSWORD not in served.log()
@@ -150,7 +150,7 @@ def test_it_serves_from_a_postgresql_of_the_operators_own(served: workspace.Serv
     assert not (served.data_dir / "keys").exists()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_lanes_of_the_proxy_prepare_all_their_statements_on_the_oldest(served: workspace.Serve) -> None:
     async def scene() -> dict[str, str]:
         parts = (
@@ -173,7 +173,7 @@ def test_the_lanes_of_the_proxy_prepare_all_their_statements_on_the_oldest(serve
     assert STATEMENTS
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_limit_of_so_many_a_minute_lets_exactly_so_many_through_on_the_oldest(served: workspace.Serve) -> None:
     issued = served.issue_token(host="limited", gateway="quickstart")
     served.rows("UPDATE tokens_token SET calls_per_minute = %s WHERE id = %s", LIMIT, issued["id"])

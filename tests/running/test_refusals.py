@@ -11,11 +11,9 @@ import pytest
 from cryptography.fernet import Fernet
 
 from tests import cluster
+from tests.cases import first, full
 from tests.running.starts import manage
-from tests.sampling import full, some
 from tests.workspace import ROOT, free_port
-
-pytestmark = pytest.mark.turns(3)
 
 SECRET = "zYx9-wVu8-tSr7-qPo6-nMl5-kJi4-hGf3"
 KEYS = {
@@ -79,7 +77,7 @@ def test_missing_keys_are_all_named(fresh: Path) -> None:
     assert line.endswith("these must be set too: GATEWAY_TOKEN_KEYS, GATEWAY_ENCRYPTION_KEYS.")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_unreachable_database(fresh: Path) -> None:
     line = refusal(fresh, DATABASE_URL=NOWHERE, **KEYS)
 
@@ -88,7 +86,7 @@ def test_unreachable_database(fresh: Path) -> None:
     assert "secret-word" not in line
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_unreachable_database_for_a_command(fresh: Path) -> None:
     words = ("issue_token", "--user", "a@example.com", "--host", "CI bot", "--gateway", "quickstart")
 
@@ -104,7 +102,7 @@ def test_command_before_the_first_start(fresh: Path, embedded: bool) -> None:
     )
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("")
@@ -114,7 +112,8 @@ def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    some(
+    first(
+        1,
         [
             ("PORT", "eighty", "PORT must be a whole number from 1 to 65535, not 'eighty'."),
             ("GATEWAY_WORKERS", "-1", "GATEWAY_WORKERS must be a whole number"),
@@ -140,7 +139,6 @@ def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
             ("GATEWAY_ENCRYPTION_KEYS", SECRET, "GATEWAY_ENCRYPTION_KEYS must hold Fernet keys"),
             ("GATEWAY_PUBLIC_ULR", "https://x.example", "GATEWAY_PUBLIC_ULR is not a variable of Gateway Admin; "),
         ],
-        1,
     ),
 )
 def test_wrong_variable(fresh: Path, name: str, value: str, words: str) -> None:
@@ -149,13 +147,13 @@ def test_wrong_variable(fresh: Path, name: str, value: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    some(["mysql://localhost/gateway", "postgresql://localhost", "postgresql://h/d?nonsense=1", "localhost"], 1),
+    first(1, ["mysql://localhost/gateway", "postgresql://localhost", "postgresql://h/d?nonsense=1", "localhost"]),
 )
 def test_wrong_database_url(fresh: Path, value: str) -> None:
     assert "DATABASE_URL" in refusal(fresh, DATABASE_URL=value, **KEYS)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_variables_of_others_are_left_alone(fresh: Path) -> None:
     # Kubernetes sets these for every container beside a service called "gateway".
     done = manage(fresh, "check", GATEWAY_SERVICE_HOST="10.0.0.1", GATEWAY_PORT_80_TCP="tcp://10.0.0.1:80")

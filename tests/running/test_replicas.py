@@ -32,7 +32,7 @@ from tests.running.replicas import (
     replicas,
 )
 
-pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.turns(3)]
+pytestmark = pytest.mark.xdist_group("kill")
 
 ELICITATION: dict[str, Any] = {"elicitation": {"form": {}}}
 BUSES = "FROM pg_stat_activity WHERE application_name = 'gateway bus' AND datname = current_database()"
@@ -128,7 +128,7 @@ print(json.dumps({{"key": key.secret, "person": str(person.pk), "token": token}}
 """
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_whom_a_directory_deactivates_is_refused_by_the_very_next_call_at_every_replica(both: Replicas) -> None:
     owners = both.agent()
     made = json.loads(both.shell(PROVISION.format(slug=owners.url.rsplit("/", 1)[1])))
@@ -154,7 +154,7 @@ def test_whom_a_directory_deactivates_is_refused_by_the_very_next_call_at_every_
         assert {both.at(at, session).call("count").status_code for at in (0, 1)} == {200}
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_what_a_directory_sends_at_once_is_made_once_and_nothing_of_it_is_lost(both: Replicas) -> None:
     code = """
 from accounts.models import Role
@@ -198,7 +198,7 @@ def test_an_argument_of_three_mebibytes_passes_whatever_is_in_front(both: Replic
     assert answered.json()["result"]["structuredContent"]["count"] == 1
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_killed_workers_lose_nothing_of_a_session(both: Replicas) -> None:
     agent = in_session(both.agent())
     counted = [count(agent)]
@@ -213,7 +213,7 @@ def test_killed_workers_lose_nothing_of_a_session(both: Replicas) -> None:
     assert len({session for _, session in counted}) == 1
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_restart_of_a_replica_loses_nothing_of_a_session(both: Replicas) -> None:
     agent = in_session(both.agent())
     restarted = both.serves[0]
@@ -234,7 +234,7 @@ def test_a_request_the_client_cannot_answer_is_refused_for_it(both: Replicas) ->
         assert final(answer)["result"]["structuredContent"]["answer"]["error"]["code"] == -32601
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_request_on_a_standing_stream_of_a_server_gets_an_answer(both: Replicas) -> None:
     agent = in_session(both.agent())
     opened = len(both.counter.events("get"))
@@ -301,7 +301,7 @@ def test_what_a_server_asks_is_answered_through_the_other_replica(both: Replicas
         assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_what_a_server_asks_on_its_standing_stream_is_asked_on_the_call_of_whichever_replica(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     for here, there in ((0, 1), (1, 0), (0, 0)):
@@ -314,7 +314,7 @@ def test_what_a_server_asks_on_its_standing_stream_is_asked_on_the_call_of_which
     assert outcomes(both, agent) == ["ok", "ok", "ok"]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_clients_of_all_replicas_are_told_of_a_changed_list(both: Replicas) -> None:
     agent = both.agent()
     slug = agent.url.rsplit("/", 1)[1]

@@ -150,7 +150,7 @@ class Before(NamedTuple):
     answered: set[UUID]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_backup_made_under_load_is_restored_elsewhere_and_goes_on_as_the_page_says(drill: Drill, way: Way) -> None:
     with database(way.before, "before") as address:
         before = back_up_under_load(drill, drill.installed("old", address).start())
@@ -230,7 +230,7 @@ def must_be_counted(serve: Serve) -> None:
         assert counted["rolled_up"] == counted["logged"] > 0
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_copy_of_the_data_directory_starts_elsewhere_with_its_tokens_and_its_log(home: Path, tmp_path: Path) -> None:
     """The embedded database: `tar`, and what it unpacks starts."""
     with serving(home) as served:

@@ -17,13 +17,13 @@ from django.core.management import CommandError, call_command
 from gatewayadmin.config import database
 from gatewayadmin.management.commands import migrate
 from tests import cluster, workspace
+from tests.cases import full
 from tests.running.debian import postgres, programs
 from tests.running.load import Load
 from tests.running.starts import environment, manage, signs_in
-from tests.sampling import DRILLS, full, seed, some
 from tests.workspace import OWNER, PASSWORD, Serve
 
-pytestmark = [pytest.mark.xdist_group("roles"), pytest.mark.turns(3)]
+pytestmark = pytest.mark.xdist_group("roles")
 
 LOGS = ("auditlog_call", "auditlog_event")
 WAITED = 9  # Seconds: so long no call takes that did not stand behind a lock, however busy the machine.
@@ -52,9 +52,8 @@ class Roles(NamedTuple):
         return done.stderr
 
 
-# Where the owner has migrated, in which PostgreSQL: a drill, so on most days `make test` has tables copied.
-MIGRATED = ["embedded", "debian"]
-TABLES = [full("copied"), *some(MIGRATED, 1, days=DRILLS)] if seed() % DRILLS == 0 else ["copied", *map(full, MIGRATED)]
+# Tables that were copied, or in which PostgreSQL the owner has migrated.
+TABLES = ["copied", full("embedded"), full("debian")]
 # The types of relations that have an owner of their own, and of routines.
 OWNED = """
 SELECT format('ALTER TABLE %s OWNER TO {name}', oid::regclass) FROM pg_class
@@ -165,7 +164,6 @@ def test_the_product_works_as_a_role_that_owns_nothing(roles: Roles, served: Ser
         assert strange.fetchone() == (0,)
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("table", LOGS)
 @pytest.mark.parametrize(
     "change",
@@ -188,7 +186,6 @@ def test_the_role_that_serves_can_do_nothing_to_the_logs_but_read_and_add(
         runner.execute(change.replace("{}", table).encode())
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "change",
     [
@@ -216,7 +213,7 @@ def test_old_partitions_leave_by_the_owner_only(roles: Roles, served: Serve) -> 
     assert "partitions_dropped 1," in chores(roles.manage)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_indexes_of_the_log_are_made_by_the_owner_only(roles: Roles, served: Serve) -> None:
     with psycopg.connect(roles.owner) as owner:
         owner.execute("CREATE INDEX call_by_trial ON ONLY auditlog_call (user_agent)")
@@ -263,7 +260,7 @@ def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles,
         owner.execute("DROP TABLE made_later")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Serve) -> None:
     last = "app = 'auditlog' AND name = (SELECT max(name) FROM django_migrations WHERE app = 'auditlog')"
     forget = f"DELETE FROM django_migrations WHERE {last} RETURNING app, name"
@@ -279,7 +276,7 @@ def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Ser
     assert "Migrate as the role that owns the tables" in as_runner
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
     """While a reader keeps the log, migrations that want it give way to the calls; when it has left they pass."""
     issued = served.issue_token(host="Waiter", gateway="quickstart")
@@ -304,7 +301,7 @@ def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(ro
     assert load.slowest < WAITED
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_migration_gives_up_with_words(
     transactional_db: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

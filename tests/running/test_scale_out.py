@@ -232,7 +232,7 @@ def test_a_direct_url_through_the_pooler_is_refused(server: str, tmp_path: Path)
     )
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_pages_have_connections_of_their_own_and_what_decides_goes_direct(server: str, tmp_path: Path) -> None:
     with database(server) as direct, serving(tmp_path, direct, **{DIRECT: server_of(direct, server)}) as served:
         with psycopg.connect(server_of(direct, server), autocommit=True) as operator:
@@ -259,7 +259,7 @@ def server_of(url: str, server: str) -> str:
     return urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path))
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_direct_url_that_leads_elsewhere_is_refused(server: str, tmp_path: Path) -> None:
     with database(server) as here, database(server) as elsewhere:
         said = refusal(tmp_path, DATABASE_URL=here, **{DIRECT: elsewhere}, **KEYS)
@@ -268,7 +268,7 @@ def test_a_direct_url_that_leads_elsewhere_is_refused(server: str, tmp_path: Pat
     assert "p%40ss" not in said
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_either_url_wants_a_database_of_ones_own(tmp_path: Path) -> None:
     for name in (DIRECT, READ):
         assert refusal(tmp_path, **{name: "postgresql://127.0.0.1/x"}).endswith(
@@ -276,7 +276,7 @@ def test_either_url_wants_a_database_of_ones_own(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_more_workers_than_the_server_has_connections_for_are_warned_of(server: str, tmp_path: Path) -> None:
     with database(server) as url:
         with psycopg.connect(server, autocommit=True) as operator:
@@ -310,7 +310,7 @@ def read_by_replica(served: Serve) -> float:
     return number(served, 'gateway_replica_reads_total{by="replica"}')
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_logs_are_read_from_the_replica_and_decisions_are_not(server: str, tmp_path: Path) -> None:
     with beside(server, tmp_path, 5) as (served, replica):
         issued = served.issue_token(host="Bot", gateway="quickstart")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sampling import in_turn, seed, some
+from tests.cases import first
 from tests.workspace import ROOT
 
 # The first run does so much and hangs, which leaves what a Ctrl-C there leaves; the second goes on undisturbed.
@@ -158,15 +158,9 @@ def while_installing(clone: Clone) -> None:
     program(clone.programs / "uv", UV, uv, HANG.format(mark=clone.mark, first=first))
 
 
-# Three ways to spoil an environment, each of which takes two or three set-ups: one of them a day.
-@in_turn(0, of=3)
 @pytest.mark.parametrize(
     ("moment", "stop"),
-    some(
-        list(product([while_making, before_installing, while_installing], [signal.SIGINT, signal.SIGKILL])),
-        1,
-        seed() // 3 - seed(),
-    ),
+    first(1, product([while_making, before_installing, while_installing], [signal.SIGINT, signal.SIGKILL])),
 )
 def test_a_set_up_that_was_interrupted_is_made_again(clone: Clone, moment: Callable[[Clone], None], stop: int) -> None:
     shutil.rmtree(clone.venv, ignore_errors=True)
@@ -180,8 +174,7 @@ def test_a_set_up_that_was_interrupted_is_made_again(clone: Clone, moment: Calla
     assert clone.set_up() == ""
 
 
-@pytest.mark.drill
-@in_turn(1, of=3)
+@pytest.mark.full
 def test_a_new_set_of_packages_that_was_interrupted_is_not_taken_for_the_old_one(clone: Clone) -> None:
     clone.set_up("dev")
     lock = clone.folder / "requirements-dev.lock"
@@ -221,8 +214,7 @@ def empty_lock(venv: Path) -> None:
     lock_of(venv).write_text("")
 
 
-@in_turn(2, of=3)
-@pytest.mark.parametrize("spoil", some([no_python, no_lock, half_a_lock, empty_lock], 1))
+@pytest.mark.parametrize("spoil", first(1, [no_python, no_lock, half_a_lock, empty_lock]))
 def test_a_spoilt_environment_is_made_good(clone: Clone, spoil: Callable[[Path], None]) -> None:
     clone.set_up()
     spoil(clone.venv)

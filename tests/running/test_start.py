@@ -11,16 +11,16 @@ import psutil
 import pytest
 
 from tests import cluster
+from tests.cases import full
 from tests.running.conftest import FOREIGN, FirstStart, postmaster
 from tests.running.starts import manage, password_of, serving, signs_in, start
-from tests.sampling import full
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first: FirstStart, home: Path) -> None:
     printed = password_of(first.greeting)
     assert printed is not None
@@ -39,7 +39,7 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first
         assert "SIGKILL" not in second.log()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_variables_for_another_postgresql_do_not_reach_the_embedded_one(first: FirstStart, home: Path) -> None:
     assert password_of(first.greeting) is not None
     assert first.signed_in
@@ -60,7 +60,7 @@ def test_generated_keys_are_for_the_owner_only(home: Path) -> None:
     assert mode(home / "postgres") == 0o700
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_nothing_printed_is_an_access_log_with_a_query(home: Path) -> None:
     with serving(home, {"GATEWAY_LOG_REQUESTS": "1"}) as served:
         signs_in(served.url, "admin@localhost", "?secret=in-the-form")
@@ -79,7 +79,7 @@ def database(request: pytest.FixtureRequest) -> dict[str, str]:
     return {"DATABASE_URL": cluster.fresh_database(f"first_{os.getpid()}", cluster.tables()), **cluster.keys()}
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_two_first_starts_at_once_make_one_owner(fresh: Path, database: dict[str, str]) -> None:
     settings = {"GATEWAY_QUICKSTART": "0"} | database
     one, other = start(fresh, settings), start(fresh, settings)
@@ -109,7 +109,7 @@ def test_two_first_starts_at_once_make_one_owner(fresh: Path, database: dict[str
                 started.kill()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_issue_token_works_beside_the_server_and_disturbs_nothing(home: Path) -> None:
     arguments = ("issue_token", "--user", "admin@localhost", "--host", "CI bot", "--gateway", "quickstart")
     with serving(home) as served:
@@ -129,7 +129,7 @@ def test_issue_token_works_beside_the_server_and_disturbs_nothing(home: Path) ->
         assert manage(home, *arguments).returncode == 0
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_command_without_a_server_leaves_no_database_running(home: Path) -> None:
     done = manage(home, "housekeeping")
 
@@ -137,7 +137,7 @@ def test_a_command_without_a_server_leaves_no_database_running(home: Path) -> No
     assert postmaster(home) is None
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_data_directory_too_long_for_a_socket_works(home: Path) -> None:
     long = home.parent / ("long-" * 20) / "var"
     long.parent.mkdir()
@@ -149,7 +149,7 @@ def test_a_data_directory_too_long_for_a_socket_works(home: Path) -> None:
     assert postmaster(long) is None
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path, database: dict[str, str]) -> None:
     """What the system shows of a process lasts as long as it does, and workers show that of their parent."""
     given = {"GATEWAY_ADMIN_EMAIL": "owner@example.com", "GATEWAY_ADMIN_PASSWORD": "a-password-to-forget"}
@@ -169,7 +169,7 @@ def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path,
     assert not [pid for pid, environ in shown.items() if b"a-password-to-forget" in environ]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_a_link_leads_to_where_the_running_server_is(home: Path) -> None:
     """Commands that run without its port and address print links of the last start."""
     printed = manage(home, "rescue", "new@example.com", "--create").stdout

@@ -10,10 +10,10 @@ import pytest
 
 from bench.balanced import Agents
 from tests import cluster
+from tests.cases import full
 from tests.eventually import eventually
 from tests.running.processes import chores, workers
 from tests.running.starts import manage, serving
-from tests.sampling import some
 from tests.workspace import free_port
 
 CALL = (
@@ -56,7 +56,7 @@ class Callers(Agents):
             writer.close()
 
 
-@pytest.mark.parametrize("pause", some([0, 1], 1), ids=["at once", "when it gets a processor"])
+@pytest.mark.parametrize("pause", [0, full(1)], ids=["at once", "when it gets a processor"])
 def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_is_refused(
     home: Path, pause: float
 ) -> None:
@@ -69,7 +69,7 @@ def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_i
     assert callers.seen.keys() == {ANSWERED, REFUSED}
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_nobody_has_connected_to_a_process_that_finds_that_it_cannot_start(fresh: Path) -> None:
     """So calls go to another one while somebody starts it again and again, as Compose and Kubernetes do."""
     port, empty = free_port(), cluster.fresh_database(f"empty_{os.getpid()}")
@@ -80,7 +80,7 @@ def test_nobody_has_connected_to_a_process_that_finds_that_it_cannot_start(fresh
     assert callers.seen.keys() == {REFUSED}
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_while_a_worker_ends_the_others_take_who_comes(home: Path) -> None:
     with serving(home, workers=2) as served, Callers(served.port) as callers:
         eventually(lambda: callers.seen[ANSWERED] > 100)
@@ -93,7 +93,7 @@ def test_while_a_worker_ends_the_others_take_who_comes(home: Path) -> None:
     assert callers.seen.keys() == {ANSWERED}
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_process_that_does_the_chores_holds_nobody_who_connects(home: Path) -> None:
     with serving(home, workers=1) as served:
         (one,) = chores(served.process.pid)

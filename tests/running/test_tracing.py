@@ -25,7 +25,7 @@ def with_protobuf(serve: Serve) -> list[bool]:
     return [any("_upb" in each.path for each in worker.memory_maps()) for worker in served_by]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it_stops(live: Serve) -> None:
     settings = {"OTEL_TRACES_SAMPLER": "always_off", "OTEL_SERVICE_NAME": "the-gateway"}
     with folder() as directory, collecting() as collector:
@@ -63,7 +63,6 @@ def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it
     assert {headers["authorization"] for headers in collector.headers} == {"Bearer secret-word"}
 
 
-@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

@@ -61,7 +61,7 @@ def test_an_upgrade_that_needs_the_release_before_says_that_a_shallow_clone_lack
     assert "git fetch --unshallow" in done.stderr
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_an_index_whose_maker_is_killed_is_made_by_whoever_comes_next(tmp_path: Path) -> None:
     """Even one that PostgreSQL goes on with after its client has gone: nobody takes it for a leftover meanwhile."""
     served = workspace.new(tmp_path, "killed")  # Never started: for its database.

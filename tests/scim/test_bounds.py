@@ -16,7 +16,7 @@ from scim.models import IssuedProvisioningKey, MakesOwners, ProvisioningKey, Rol
 from tests import make
 from tests.scim.conftest import USER, Directory, key_for
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 type Act = Callable[[Directory, User], Any]
 

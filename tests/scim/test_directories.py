@@ -9,7 +9,7 @@ import pytest
 from accounts.models import Team, User
 from tests.scim.conftest import PATCH, Directory
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 ENTERPRISE = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User"
 

@@ -23,7 +23,7 @@ from tests.rest import Rest
 from tests.scim.conftest import ERROR, USER, Directory
 from wire import token_text
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 
 def is_error(response: Any, status: int) -> bool:
@@ -50,7 +50,7 @@ def test_there_is_nothing_without_the_package(directory: Directory, monkeypatch:
     assert directory.get("/Users").status_code == 404
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_nothing_of_the_package_is_loaded_until_a_directory_asks() -> None:
     optional = "[name for name in sys.modules if name.startswith(('scim2', 'pydantic'))]"
     code = f"import gatewayadmin.asgi, gatewayadmin.urls, sys; print({optional})"
@@ -58,7 +58,7 @@ def test_nothing_of_the_package_is_loaded_until_a_directory_asks() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_an_installation_without_the_package_starts_and_has_the_pages() -> None:
     absent = (
         "import sys; sys.modules.update(dict.fromkeys(['scim2_server', 'scim2_models', 'scim2_client', 'pydantic']))"

@@ -15,7 +15,7 @@ from scim.schemas import provider
 from tests import make
 from tests.scim.conftest import Directory
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 FILTERS = [
     'userName eq "ANA@example.com"',

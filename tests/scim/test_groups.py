@@ -11,7 +11,7 @@ from scim.models import DirectoryTeam
 from tests import make
 from tests.scim.conftest import GROUP, Directory
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 
 def test_a_group_is_a_team_of_its_members(directory: Directory) -> None:

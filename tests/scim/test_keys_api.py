@@ -12,7 +12,7 @@ from tests import make
 from tests.rest import Rest, errors, problem, results
 from tests.scim.conftest import Directory
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 KEYS = "/provisioning-keys"
 

@@ -11,7 +11,7 @@ from scim2_models import PatchOp
 from accounts.models import Role, User
 from tests.scim.conftest import PATCH, ROOT, USER, Directory
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 
 def told(response: Any) -> tuple[int, str | None]:

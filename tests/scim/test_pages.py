@@ -26,7 +26,7 @@ from tests.conftest import SignIn
 from tests.scim.conftest import Directory, key_for
 from wire import token_text
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture

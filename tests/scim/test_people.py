@@ -17,7 +17,7 @@ from tests.conftest import SignIn
 from tests.rest import Rest
 from tests.scim.conftest import USER, Directory
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 
 def events(target: Any) -> list[str]:

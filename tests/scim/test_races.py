@@ -16,7 +16,7 @@ from scim.models import IssuedProvisioningKey
 from tests.eventually import eventually
 from tests.scim.conftest import GROUP, Directory
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 

@@ -19,7 +19,7 @@ from tests import make
 from tests.rest import Rest
 from tests.scim.conftest import USER, Directory
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture

@@ -34,7 +34,6 @@ def filled(**values: Any) -> dict[str, Any]:
 # --- Who may do what ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("method", "path", "capabilities"),
     [
@@ -203,7 +202,6 @@ def test_a_taken_slug_gets_a_number(ana: User, sign_in: SignIn) -> None:
     assert Server.objects.get(name="Docs").slug == "docs-2"
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [

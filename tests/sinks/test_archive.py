@@ -37,7 +37,7 @@ from tests.running.test_refusals import KEYS as KEYS_OF_TESTS
 from tests.running.test_refusals import NOWHERE
 from tests.sinks.conftest import KEYS, Bucket
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 DAY = timedelta(days=1)
 OLD = 40  # Days, past the retention of 30.
@@ -258,7 +258,7 @@ def test_dropped_and_archived_rows_are_no_finding(folder: Path) -> None:
     assert verify().findings == []
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_commands_as_printed(tmp_path: Path) -> None:
     """Each in a process of its own, the search in one that has no database."""
     moment = timezone.now() - OLD * DAY

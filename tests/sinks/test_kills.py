@@ -22,7 +22,6 @@ from auditlog.models import Call, Event
 from gatewayadmin.config import database
 from sinks import reading
 from sinks.models import Sink
-from tests import sampling
 from tests.collector import collecting
 from tests.eventually import eventually
 from tests.sinks.conftest import KEYS, Bucket, MakeSink
@@ -75,7 +74,7 @@ def writing(chance: random.Random) -> Iterator[set[str]]:
             thread.join()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_out_no_row(
     kills: int, to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -83,7 +82,7 @@ def test_killed_senders_leave_out_no_row(
     """Some are killed at any moment, some when the receiver has taken rows and not answered yet, some when rows were on
     the way that never came. What came twice is told by its id.
     """
-    chance = random.Random(f"{sampling.seed()} {request.node.name}")
+    chance = random.Random(request.node.name)
     Call.partitions.make_for(datetime.now(UTC).date())
     to_hook()
     running: list[subprocess.Popen[bytes]] = []
@@ -134,7 +133,7 @@ def kill_senders(kills: int, name: str, deliveries: Callable[[], int], arrived: 
 
     What was taken and not noted comes once more, and is told by its id.
     """
-    chance = random.Random(f"{sampling.seed()} {name}")
+    chance = random.Random(name)
     with writing(chance) as committed:
         for _ in range(kills):
             wanted = deliveries() + chance.randint(1, 5)
@@ -156,7 +155,7 @@ def kill_senders(kills: int, name: str, deliveries: Callable[[], int], arrived: 
     return f"{kills} kills, {len(committed)} rows written, 0 missing, {len(came) - len(committed)} came twice"
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_no_row_out_of_a_bucket(
     kills: int, bucket: Bucket, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -171,7 +170,7 @@ def test_killed_senders_leave_no_row_out_of_a_bucket(
         print(f"\n{said}")  # noqa: T201
 
 
-@pytest.mark.drill
+@pytest.mark.full
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_no_row_out_of_a_collector(
     kills: int, loopback_is_allowed: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -189,9 +188,9 @@ def test_killed_senders_leave_no_row_out_of_a_collector(
         print(f"\n{said}")  # noqa: T201
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_two_replicas_send_each_row_once(to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest) -> None:
-    chance = random.Random(f"{sampling.seed()} {request.node.name}")
+    chance = random.Random(request.node.name)
     Call.partitions.make_for(datetime.now(UTC).date())
     to_hook()
     both: list[Any] = [sender(), sender()]

@@ -22,7 +22,7 @@ from tests.calls import call
 from tests.sinks.conftest import KEYS, Bucket
 from wire.guard import Guard
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def to(bucket: Bucket, kind: str = "s3", **fields: Any) -> Sink:

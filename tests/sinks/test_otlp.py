@@ -27,7 +27,7 @@ from tests.house.doors import session_of
 from tests.rest import Rest
 from wire.otlp import any_value
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 HEADERS = "Authorization=Bearer%20word-of-secrecy, x-scope = logs"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -35,7 +35,7 @@ from tests.sinks.receiver import OTHER_SECRET, SECRET, Syslog, Webhook, webhook
 from tests.workspace import ROOT
 from wire import guard
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 ALL = frozenset(Capability)
 

@@ -388,7 +388,7 @@ def after(attack: Callable[[], None], keys: list[bytes] | None, lines: list[str]
     return report
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_each_of_two_hundred_attacks_is_found_with_the_time_it_leaves_unproved(log: list[str]) -> None:
     trusted = [sealing.public_bytes(sealing.signing_key())]
     assert len(ATTACKS) > 200

@@ -27,7 +27,7 @@ from tests.calls import call, uid_at
 from tests.sinks.conftest import MakeSink
 from tests.sinks.receiver import Answer, Request, Webhook
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 INSERT = """
@@ -469,7 +469,7 @@ def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) 
     assert now(sink).last_error == "It cannot be reached: it refused the connection: nothing listens there."
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_who_has_not_the_lease_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     call()

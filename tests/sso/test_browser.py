@@ -12,7 +12,7 @@ from tests.workspace import Serve
 pytestmark = pytest.mark.xdist_group("clients")
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_the_button_leads_to_the_provider_and_back_in_and_signing_out_out_of_both(
     live: Serve, npm: Npm, open_browser: Open, trouble: Trouble
 ) -> None:

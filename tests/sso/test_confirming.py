@@ -13,7 +13,7 @@ from tests.accounts.again import onward, sent_again
 from tests.issuers import destination, query
 from tests.sso.conftest import BACK, Organisation, SignIn, Visit, signed_in_long_ago
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 CONFIRM = "/accounts/organisation/confirm/"
 DEFAULTS = ("payload_limit_bytes", "log_retention_days", "oauth_access_token_seconds", "oauth_refresh_idle_days")

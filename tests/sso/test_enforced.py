@@ -28,7 +28,7 @@ from tests.oauth.apps import browser
 from tests.rest import Rest
 from tests.sso.conftest import Organisation, SignIn
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 APP_SECRET = "JBSWY3DPEHPK3PXP"
 THERE = "People with this address sign in at their organisation."

@@ -28,7 +28,7 @@ def workspace(tmp_path: Path) -> Iterator[Serve]:
         served.stop()
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_from_the_invitation_to_the_first_call(
     workspace: Serve, npm: Npm, desktop: Desktop, open_browser: Open, trouble: Trouble, tmp_path: Path
 ) -> None:

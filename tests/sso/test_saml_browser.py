@@ -38,7 +38,7 @@ def owner_who_sets_it_up(live: Serve, open_browser: Open, organisation: SamlOrga
     return owner
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_saml_is_set_up_on_its_page_and_people_sign_in_from_another_site_and_go_on_where_they_were(
     live: Serve, npm: Npm, open_browser: Open, trouble: Trouble
 ) -> None:

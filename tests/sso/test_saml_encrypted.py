@@ -32,7 +32,7 @@ from tests.sso.test_saml_signing_in import query_id
 from ui.sealing import cipher
 from wire.cipher import encryption_key_id
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 METADATA = "/accounts/organisation/saml/metadata/"
 
@@ -178,7 +178,7 @@ def other(answer: Answer) -> Answer:
     return Answer(answer.issuer, Pair.make(), answers=answer.answers)
 
 
-@pytest.mark.one_in(1)  # Each is a rule of its own.
+@pytest.mark.every_case  # Each is a rule of its own.
 @pytest.mark.parametrize(
     ("build", "named"),
     [
@@ -258,7 +258,7 @@ def test_a_response_whose_signature_is_wrong_is_refused_though_the_assertion_is_
     assert (visit.person, reason()) == (None, "wrong_signature")
 
 
-@pytest.mark.one_in(1)
+@pytest.mark.every_case
 @pytest.mark.parametrize(
     "parts",
     [
@@ -307,7 +307,6 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "build",
     [

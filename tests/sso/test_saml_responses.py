@@ -68,7 +68,7 @@ def test_what_is_written_here_is_accepted_when_nothing_is_wrong_with_it(answer: 
     assert tried(answer, as_it_should_be).person == User.objects.get(email="mia@example.com")
 
 
-@pytest.mark.one_in(1)  # Each is a rule of its own.
+@pytest.mark.every_case  # Each is a rule of its own.
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
@@ -364,7 +364,7 @@ def nothing(answer: Answer) -> dict[str, str]:
     return {}
 
 
-@pytest.mark.one_in(1)  # Each is a rule of its own.
+@pytest.mark.every_case  # Each is a rule of its own.
 @pytest.mark.parametrize(
     ("build", "named"),
     [

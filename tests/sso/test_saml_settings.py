@@ -35,7 +35,7 @@ from tests.sso.saml_provider import ACS, Answer, Pair, SamlOrganisation, asks, b
 from tests.sso.test_saml_signing_in import query_id
 from wire.oauth_client import MOST_BYTES
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 PAGE = "/settings/organisation/"
 FORM = {
@@ -210,7 +210,7 @@ def test_without_the_packages_page_and_rest_say_what_installs_them(
     assert "pip install 'gateway-admin[saml]'" in refused.json()["detail"]
 
 
-@pytest.mark.drill
+@pytest.mark.full
 def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
     told = "import os, django; os.environ['DJANGO_SETTINGS_MODULE'] = 'gatewayadmin.settings'; django.setup();"
     code = f"{told} import gatewayadmin.urls, sys; print({{'lxml', 'signxml'}} & sys.modules.keys())"

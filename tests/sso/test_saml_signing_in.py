@@ -38,7 +38,7 @@ from tests.sso.saml_provider import (
 from tests.sso.test_enforced import owner
 from ui.sealing import cipher
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 
 def sign_in(name: str, client: Client | None = None, **fields: Any) -> SamlVisit:

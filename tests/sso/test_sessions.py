@@ -31,7 +31,7 @@ from tests.sso.conftest import BACK, Organisation, SignIn, sign_out_at
 from tests.sso.test_enforced import APP_SECRET
 from wire.outbound import NoAnswer
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 LOGOUT = "/accounts/organisation/logout/"
 

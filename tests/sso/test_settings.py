@@ -18,7 +18,7 @@ from tests.oauth.apps import browser
 from tests.rest import Rest
 from tests.sso.conftest import SECRET, Organisation, must_move_to_the_newest_key
 
-pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
+pytestmark = pytest.mark.django_db
 
 PAGE = "/settings/organisation/"
 FORM = {"mode": "off", "scopes": "openid profile email", "groups_claim": "groups"}

@@ -25,7 +25,6 @@ from tests.house.test_routes import routes
 from tests.proxy.conftest import sql
 from tests.proxy.test_access import ask
 from tests.rest import Rest, problem
-from tests.sampling import DRILLS, some
 from tests.tokens.rows import HTMX, ON_LIST, a_connection, row, secret_in, text
 from tests.tokens.test_rotation import EIGHT
 from tokens.models import AskedForNew, Issued, NothingToCollect, NotYourToken, Superseded, Token, TokenError
@@ -306,8 +305,8 @@ def addresses(token: Token) -> list[str]:
     return [PK.sub(str(pk), path) for path in named for kind, pk in things.items() if f"{kind}/<" in path]
 
 
-@pytest.mark.drill
-@pytest.mark.parametrize("state", some(["active", "waiting", "overlapping"], 1, days=DRILLS))
+@pytest.mark.full
+@pytest.mark.parametrize("state", ["active", "waiting", "overlapping"])
 def test_no_address_tells_an_administrator_a_secret_of_another(
     state: str, issued: Issued, boss: User, ann: User
 ) -> None:

@@ -203,7 +203,6 @@ def test_of_two_tokens_given_one_name_at_the_same_moment_one_gets_it(ana: User, 
     assert set(Token.objects.values_list("name", flat=True)) == {"ci", "wanted"}
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("capabilities", "status"),
     [

@@ -74,7 +74,6 @@ def test_everyones_tokens_need_the_capability(
         assert ann.email in row(everyone, Token.objects.get())
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "expected"),
     [

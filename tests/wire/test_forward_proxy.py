@@ -138,7 +138,6 @@ def test_the_proxy_is_asked_for_the_address_that_was_checked_and_tls_proves_the_
     assert b"example.com" not in b"".join(proxy.heads)
 
 
-@pytest.mark.one_in(3)
 @ways
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "10.0.0.5", "169.254.169.254", "[::1]", "[::ffff:10.0.0.5]", "0x7f.1"]
@@ -281,7 +280,6 @@ def told(error: BaseException) -> str:
     return error.detail if isinstance(error, UpstreamError) else str(error)
 
 
-@pytest.mark.one_in(3)
 @ways
 @pytest.mark.parametrize(
     ("says", "words"),
@@ -337,7 +335,6 @@ def test_a_proxy_without_an_address_is_told(ask: Ask, end: ssl.SSLContext) -> No
     assert told(caught.value) == "the outbound proxy nowhere.invalid:3128 has a name for which there is no address"
 
 
-@pytest.mark.one_in(3)
 @ways
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_a_proxy_that_says_nothing_is_given_up(

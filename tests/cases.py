@@ -1,0 +1,55 @@
+"""The cases that `make test` runs of a test that has many. The others are marked `full`, for `make test-all`."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+# With these fixtures each case takes at least tens of milliseconds.
+SLOW = {"db", "transactional_db", "django_db_setup", "live", "live_alone"}
+
+
+def full(value: Any) -> Any:
+    """Mark a parameter, or a tuple of them, `full`."""
+    if hasattr(value, "marks"):
+        return pytest.param(*value.values, id=value.id, marks=[*value.marks, pytest.mark.full])
+    values = value if isinstance(value, tuple) else (value,)
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
+def first(count: int, values: Iterable[Any]) -> list[Any]:
+    """Mark all parameters but the first `count` `full`."""
+    return [value if number < count else full(value) for number, value in enumerate(values)]
+
+
+def every(step: int, values: Iterable[Any]) -> list[Any]:
+    """Mark all parameters but one in `step` `full`."""
+    return [full(value) if number % step else value for number, value in enumerate(values)]
+
+
+def leave_first_cases(items: Iterable[pytest.Item]) -> None:
+    """Mark all cases but the first of a slow test `full`.
+
+    Not where parameters are marked `full` already, nor of a test marked `every_case`.
+    """
+    tests = defaultdict[str, list[pytest.Item]](list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    for cases in tests.values():
+        if is_slow(cases[0]) and not any(is_marked(case, "full", "every_case") for case in cases):
+            for case in sorted(cases, key=number)[1:]:
+                case.add_marker(pytest.mark.full)
+
+
+def is_slow(case: pytest.Item) -> bool:
+    return is_marked(case, "django_db") or not SLOW.isdisjoint(getattr(case, "fixturenames", ()))
+
+
+def is_marked(case: pytest.Item, *names: str) -> bool:
+    return any(case.get_closest_marker(name) for name in names)
+
+
+def number(case: pytest.Item) -> tuple[int, ...]:
+    """Return the indices of the parameters; the order of the items is random."""
+    return tuple(case.callspec.indices.values()) if hasattr(case, "callspec") else ()
