@@ -33,14 +33,14 @@ setup: ## the environment with the development packages; starts nothing
 
 # One process more than there are cores: a tenth of a test is waiting.
 PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)) \
-	--dist loadgroup --durations=10 $(2) $(TESTS)
+	--durations=10 $(2) $(TESTS)
 
 install: ## what production needs and nothing more; EXTRAS="scim otel" adds optional packages
 	@.ci/setup install $(EXTRAS)
 	@$(BIN)/python -m compileall -q -j 0 -x '/(\.venv/tools|tests)/' .
 
-test: setup ## a case of every rule, long drills in turns, browser tests included; TEST_SEED chooses the variants (today's number)
-	@$(call PYTEST,$(BIN)/python -m,-m "not full")
+test: setup ## a case of every rule, some journeys in a browser; the same tests every day
+	@$(call PYTEST,$(BIN)/python -m,-m "not full" --hypothesis-profile=few)
 
 test-all: setup ## every test, and that they run enough of proxy, wire, oauth and tokens; before a release
 	@rm -f .coverage*

@@ -25,7 +25,7 @@ from accounts.models import Role, User
 from auditlog import export
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
-from tests import cases, cluster, emptying, make, schedule, secrecy, upstreams, workspace
+from tests import cases, cluster, emptying, groups, make, secrecy, upstreams, workspace
 from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY
 
@@ -66,9 +66,9 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.pluginmanager.getplugin("terminalreporter").stats["deselected"] = [node] * left_out
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Schedule:
-    """Keep together what shares something, and begin with what takes longest."""
-    return schedule.Schedule(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> groups.LoadGroups:
+    """Run the modules of an `xdist_group` in one process."""
+    return groups.LoadGroups(config, log)
 
 
 type SignIn = Callable[[User], Client]
