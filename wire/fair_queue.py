@@ -303,8 +303,8 @@ class TimeLimit:
         "_held",
         "_loop",
         "_moved",
+        "_running",
         "_task",
-        "_timer",
         "seconds",
         "total",
     )
@@ -340,45 +340,56 @@ class TimeLimit:
         self._task = task
         self._cancelled_before = task.cancelling()
         self._loop = task.get_loop()
-        now = self._loop.time()
-        self._ends = now + self.total
-        self._moved = now
-        self._timer = self._loop.call_at(min(now + self.seconds, self._ends), self._expire)
-        _limits.setdefault(task, []).append(self)
+        self._moved = self._loop.time()
+        self._ends = self._moved + self.total
+        running = _limits.get(self._loop)
+        if running is None:
+            running = _limits[self._loop] = set()
+            self._loop.call_later(LIMITS_SECONDS, _enforce_limits, self._loop)
+        running.add(self)
+        self._running = running
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._timer.cancel()
-        limits = _limits[self._task]
-        limits.remove(self)
-        if not limits:
-            del _limits[self._task]
+        self._running.discard(self)
         # Other cancellations of the task take precedence (as in asyncio.Timeout.__aexit__).
         alone = self._expired and self._task.uncancel() <= self._cancelled_before
         if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise TimeoutError from error
 
-    def _expire(self) -> None:
-        """Cancel the task, or look again later if the idle limit was restarted or paused."""
-        now = self._loop.time()
-        due = min((now if self._held else self._moved) + self.seconds, self._ends)
-        if due > now:
-            self._timer = self._loop.call_at(due, self._expire)
-            return
-        self._expired = True
-        self._task.cancel()
+    def cancel_if_due(self, now: float) -> None:
+        """Cancel the task if a limit was exceeded."""
+        if not self._expired and now >= min((now if self._held else self._moved) + self.seconds, self._ends):
+            self._expired = True
+            self._task.cancel()
+
+    def is_of(self, task: asyncio.Task[Any] | None) -> bool:
+        """Return whether the limit is for this task."""
+        return self._task is task
 
 
-_limits: dict[asyncio.Task[Any], list[TimeLimit]] = {}  # The running ones, by task.
+# One timer for all limits of a loop: a timer for each costs as much as the rest of a limit.
+LIMITS_SECONDS = 0.05
+_limits: dict[asyncio.AbstractEventLoop, set[TimeLimit]] = {}  # The running ones.
+
+
+def _enforce_limits(loop: asyncio.AbstractEventLoop) -> None:
+    running, now = _limits[loop], loop.time()
+    for limit in [*running]:
+        limit.cancel_if_due(now)
+    if running:
+        loop.call_later(LIMITS_SECONDS, _enforce_limits, loop)
+    else:
+        del _limits[loop]
 
 
 @contextmanager
 def without_idle_limits() -> Iterator[None]:
     """Pause the idle limits of the current task while it waits for us, not for the server."""
     task = asyncio.current_task()
-    limits = [*_limits.get(task, ())] if task is not None else []
+    limits = [limit for limit in _limits.get(asyncio.get_running_loop(), ()) if limit.is_of(task)]
     for limit in limits:
         limit.hold()
     try:
