@@ -29,7 +29,10 @@ LIMITS = {
     "a request at `/mcp`, MiB": settings.BODY_MIB,
     "a server's answer, MiB": settings.ANSWER_MIB,
     "MiB of large answers that are read or not yet taken, in each worker": settings.ANSWERS_MIB,
-    "of these, MiB of one person; one answer always": (settings.ANSWERS_MIB << 20) // fair_queue.SHARES >> 20,
+    "of these, MiB of one person; one answer always": settings.ANSWERS_MIB // fair_queue.SHARES,
+    "of these, MiB that are being read from one server; one answer always": settings.ANSWERS_MIB
+    // fair_queue.SERVER_SHARES,
+    "KiB a second that a large answer has to arrive at while another waits for its room": fair_queue.LEAST_PACE >> 10,
     "seconds in which a client has to take 16 KiB of what it is sent, or all": int(LimitedHttpProtocol.untaken_seconds),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
     "digits of a number written with an exponent": jsonrpc.MOST_DIGITS,
