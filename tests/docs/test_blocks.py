@@ -79,7 +79,7 @@ RUN_BY = (
         for begin in ("encryption=$(cat", "for file in", ".venv/bin/python manage.py reencrypt", "IFS=, read")
     ),
     (
-        "docs/how-to/connect-an-app.md",
+        "docs/how-to/connect-a-client.md",
         ".venv/bin/python manage.py doctor",
         "docs/test_how_tos.py::test_the_doctor_runs_as_printed",
     ),
@@ -130,22 +130,27 @@ RUN_BY = (
         ".venv/bin/python manage.py check",
         "running/test_scale_out.py::test_pages_rest_and_chores_work",
     ),
-    ("docs/how-to/people.md", ".venv/bin/python manage.py invite", "docs/test_how_tos.py::test_people_are_invited"),
-    ("docs/how-to/people.md", "GATEWAY_PUBLIC_URL", "docs/test_deploy.py::test_other_machines_are_let_in_as_printed"),
-    (
-        "docs/how-to/regain-access.md",
-        ".venv/bin/python manage.py rescue",
-        "docs/test_how_tos.py::test_people_are_invited",
+    *(
+        (
+            "docs/how-to/people-and-roles.md",
+            f".venv/bin/python manage.py {command}",
+            "docs/test_how_tos.py::test_people_are_invited",
+        )
+        for command in ("invite", "rescue", "password_link")
     ),
     (
-        "docs/how-to/regain-access.md",
-        ".venv/bin/python manage.py password_link",
-        "docs/test_how_tos.py::test_people_are_invited",
+        "docs/how-to/people-and-roles.md",
+        "GATEWAY_PUBLIC_URL",
+        "docs/test_deploy.py::test_other_machines_are_let_in_as_printed",
     ),
     (
-        "docs/how-to/rotate-a-token.md",
+        "docs/how-to/agents-and-tokens.md",
         "curl --silent --fail",
         "docs/test_how_tos.py::test_a_job_rotates_its_own_token_as_printed",
+    ),
+    *(
+        ("docs/how-to/answer-an-auditor.md", begin, "docs/test_how_tos.py::test_an_auditor_is_answered_as_printed")
+        for begin in ("export GATEWAY", "set -euo", "all ", "curl --silent")
     ),
     (
         "docs/how-to/stdio-servers.md",
@@ -210,7 +215,7 @@ RUN_BY = (
     ),
     *(
         (
-            "docs/how-to/sign-in-by-your-organisation.md",
+            "docs/how-to/single-sign-on.md",
             begin,
             "docs/test_how_tos.py::test_an_identity_provider_is_asked_and_its_enforcement_ended_by_the_commands_as_printed",
         )
@@ -218,7 +223,7 @@ RUN_BY = (
     ),
     *(
         (
-            "docs/how-to/sign-in-by-your-organisation.md",
+            "docs/how-to/single-sign-on.md",
             begin,
             "docs/test_how_tos.py::test_metadata_of_saml_are_fetched_as_printed",
         )

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.xdist_group("roles"), pytest.mark.full]
 
 README = (ROOT / "README.md").read_text()
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
-PEOPLE = (ROOT / "docs" / "how-to" / "people.md").read_text()
+PEOPLE = (ROOT / "docs" / "how-to" / "people-and-roles.md").read_text()
 OWNER_URL = "postgresql://gateway:secret@db.internal:5432/gateway"
 RUNNER_URL = "postgresql://gateway_run:another%20secret@db.internal:5432/gateway"
 
