@@ -252,9 +252,9 @@ RUN_BY = (
     ),
     ("docs/explanation/architecture.md", "gatewayadmin/ ", "docs/test_code.py::test_the_folders_of_the_architecture"),
     ("docs/reference/rest-api.md", '{"detail":', "docs/test_rest_reference.py::test_a_name_of_nothing_is_answered"),
-    ("docs/reference/token-format.md", "gwa_ +", "docs/test_reference.py::test_a_token_is_made_as_its_formula_says"),
-    ("docs/reference/token-format.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
-    ("docs/reference/token-format.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
+    ("docs/reference/protocol.md", "gwa_ +", "docs/test_reference.py::test_a_token_is_made_as_its_formula_says"),
+    ("docs/reference/protocol.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
+    ("docs/reference/protocol.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
 )
 # What no test can run as it stands: the page, how the block begins, why. It is parsed below.
 PARSED = (
