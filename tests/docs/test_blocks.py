@@ -91,7 +91,7 @@ RUN_BY = (
         "export DATABASE_URL=postgresql://gateway:secret@db.internal:5432/gateway\nexport GATEWAY_SECRET",
         "running/test_move_database.py::test_everything_is_moved_as_printed_and_serves",
     ),
-    ("docs/how-to/deploy.md", "0 3 * * *", "docs/test_deploy.py::test_two_roles_as_printed"),
+    ("docs/how-to/deploy.md", "0 3 * * *  DATABASE_URL", "docs/test_deploy.py::test_two_roles_as_printed"),
     ("docs/how-to/deploy.md", "export GATEWAY_SECRET_KEY", "docs/test_deploy.py::test_two_roles_as_printed"),
     *(
         ("docs/how-to/deploy.md", begin, f"docs/test_configurations.py::{test}")
@@ -101,12 +101,16 @@ RUN_BY = (
             ("server {", "test_behind_the_nginx_of_the_page_the_gateway_knows_its_name_and_who_calls"),
         )
     ),
-    ("docs/how-to/size.md", "max_connections", "docs/test_configurations.py::test_postgresql_takes_the_settings"),
+    (
+        "docs/how-to/scale-out.md",
+        "max_connections",
+        "docs/test_configurations.py::test_postgresql_takes_the_settings",
+    ),
     *(
         (page, begin, "docs/test_configurations.py::test_prometheus_scrapes_the_gateway_as_printed")
         for page, begin in (
             ("docs/how-to/monitor.md", "scrape_configs:"),
-            ("docs/how-to/traces-and-metrics.md", "receivers:"),
+            ("docs/how-to/monitor.md", "receivers:"),
         )
     ),
     (
@@ -175,15 +179,15 @@ RUN_BY = (
             "deploy/test_containers.py::test_compose_starts_serves_and_is_upgraded_as_printed",
         )
         for page, begin in (
-            ("docs/how-to/containers.md", "deploy/compose/make-secrets gateway.example.com"),
-            ("docs/how-to/containers.md", "0 3 * * *"),
+            ("docs/how-to/deploy.md", "deploy/compose/make-secrets gateway.example.com"),
+            ("docs/how-to/deploy.md", "0 3 * * *  cd"),
             ("docs/how-to/upgrade.md", "docker compose build"),
             ("docs/how-to/upgrade.md", "old="),
         )
     ),
     *(
         (
-            "docs/how-to/containers.md",
+            "docs/how-to/deploy.md",
             f"docker build --file Containerfile {option}",
             f"deploy/test_containers.py::{test}",
         )
@@ -195,21 +199,21 @@ RUN_BY = (
     ),
     *(
         (page, "kubectl", "deploy/test_kubectl.py::test_production_is_installed_and_upgraded_as_printed")
-        for page in ("docs/how-to/containers.md", "docs/how-to/upgrade.md")
+        for page in ("docs/how-to/kubernetes.md", "docs/how-to/upgrade.md")
     ),
     (
-        "docs/how-to/containers.md",
+        "docs/how-to/kubernetes.md",
         "deploy/compose/make-secrets\ncd",
         "deploy/test_kubectl.py::test_the_trial_is_installed_as_printed",
     ),
     (
-        "docs/how-to/traces-and-metrics.md",
+        "docs/how-to/monitor.md",
         ".venv/bin/pip install",
         "running/test_tracing.py::test_calls_are_traced_as_the_page_says",
     ),
-    ("docs/how-to/archive-old-calls.md", "export GATEWAY_ARCHIVE", "sinks/test_archive.py::test_commands_as_printed"),
+    ("docs/how-to/send-the-logs.md", "export GATEWAY_ARCHIVE", "sinks/test_archive.py::test_commands_as_printed"),
     (
-        "docs/how-to/archive-old-calls.md",
+        "docs/how-to/send-the-logs.md",
         ".venv/bin/python manage.py search_archive",
         "sinks/test_archive.py::test_commands_as_printed",
     ),
@@ -230,7 +234,7 @@ RUN_BY = (
         for begin in ('curl -fsS "$GATEWAY', 'curl -fsS "$METADATA')
     ),
     (
-        "docs/how-to/go-out-through-a-proxy.md",
+        "docs/how-to/outbound-proxy.md",
         "export GATEWAY_OUTBOUND_PROXY",
         "running/test_outbound_proxy.py::test_everything_goes_out_through_the_proxy_as_printed",
     ),

@@ -46,7 +46,7 @@ def test_every_metric_is_documented_and_no_other() -> None:
 
 
 def test_the_page_of_alerts_names_metrics_there_are() -> None:
-    asked = set(re.findall(r"gateway_[a-z0-9_]+_[a-z]+", (ROOT / "docs" / "how-to" / "alerts.md").read_text()))
+    asked = set(re.findall(r"gateway_[a-z0-9_]+_[a-z]+", (ROOT / "docs" / "how-to" / "monitor.md").read_text()))
     asked -= {"gateway_disabled"}  # A reason.
     documented = set(first_column(REFERENCE / "metrics.md"))
 
