@@ -60,7 +60,7 @@ compat: setup ## the newest uvicorn, Django and others whose private interfaces 
 matrix: setup ## real clients at real servers through the gateway; writes docs/reference/compatibility.md
 	@$(BIN)/python -m tests.matrix
 
-readme: setup ## the README's section on clients, from ui/clients.toml
+readme: setup ## the clients in README.md and docs/how-to/connect-a-client.md, from ui/clients.toml
 	@$(BIN)/python -m tests.docs.client_section
 
 contract: setup ## the REST API against its own description: more than 5,000 made-up requests
