@@ -27,7 +27,11 @@ RUN_BY = (
     ("README.md", "make run", "docs/test_readme.py::test_the_first_call_works_as_printed"),
     ("README.md", "issued=", "docs/test_readme.py::test_the_first_call_works_as_printed"),
     *(
-        ("docs/quickstart.md", begin, "docs/test_quickstart.py::test_an_agent_calls_until_it_is_revoked_as_the_page_says")
+        (
+            "docs/quickstart.md",
+            begin,
+            "docs/test_quickstart.py::test_an_agent_calls_until_it_is_revoked_as_the_page_says",
+        )
         for begin in ("printf 'Token: '", 'curl -sS -X POST "$GATEWAY_URL"', "curl -sS -o /dev/null")
     ),
     *(
@@ -235,7 +239,7 @@ PARSED = (
     ("CONTRIBUTING.md", "make setup", "these are the tests; make is asked for each and does not begin"),
     ("README.md", "flowchart", "a picture"),
     ("docs/concepts.md", "flowchart", "a picture"),
-    ("docs/explanation/architecture.md", "flowchart", "a picture"),
+    ("docs/explanation/architecture.md", "people, REST, staff", "a picture"),
     (
         "docs/how-to/deploy.md",
         "useradd",

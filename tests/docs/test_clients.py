@@ -1,4 +1,4 @@
-"""The client texts: one source for the documents, How to Connect and the show-once dialog; each block runs or parses."""
+"""The client texts: one source for the documents, How to Connect and the show-once dialog; each runs or parses."""
 
 import ast
 import json
