@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.docs.pages import ROOT
 from ui.clients import clients, section
 
-NAMES = " · ".join(client.name for client in clients()) + "\n"
+NAMES = ", ".join(client.name for client in clients()) + ".\n"
 TEXTS = {ROOT / "README.md": NAMES, ROOT / "docs" / "how-to" / "connect-a-client.md": section()}
 PLACE = re.compile(r"(<!-- clients: .*?-->\n).*?(?=<!-- end of clients -->)", re.DOTALL)
 
