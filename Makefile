@@ -60,7 +60,7 @@ compat: setup ## the newest uvicorn, Django and others whose private interfaces 
 matrix: setup ## real clients at real servers through the gateway; writes docs/reference/compatibility.md
 	@$(BIN)/python -m tests.matrix
 
-readme: setup ## the README's section on clients and the table of reasons, from ui/clients.toml and proxy/reasons.py
+readme: setup ## the generated parts of README.md, connect-a-client.md and error-codes.md
 	@$(BIN)/python -m tests.docs.client_section
 	@$(BIN)/python -m tests.docs.reasons_table
 

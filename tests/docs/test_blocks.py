@@ -24,36 +24,19 @@ BLOCK = re.compile(r"^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILIN
 
 # Who runs a block: the page, how the block begins, the test.
 RUN_BY = (
-    ("README.md", "make run", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
-    ("README.md", "printf 'Token: '", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
-    ("README.md", 'curl -sS -X POST "$GATEWAY_URL"', "docs/test_readme.py::test_the_tutorial_works_as_printed"),
-    ("README.md", "curl -sS -o /dev/null", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
-    ("README.md", "issued=", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
-    ("README.md", "export DATABASE_URL", "docs/test_deploy.py::test_the_readme_starts_an_installation_as_printed"),
-    (
-        "docs/quickstart.md",
-        "GATEWAY_PRIVATE_UPSTREAMS=",
-        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
+    ("README.md", "make run", "docs/test_readme.py::test_the_first_call_works_as_printed"),
+    ("README.md", "issued=", "docs/test_readme.py::test_the_first_call_works_as_printed"),
+    *(
+        (
+            "docs/quickstart.md",
+            begin,
+            "docs/test_quickstart.py::test_an_agent_calls_until_it_is_revoked_as_the_page_says",
+        )
+        for begin in ("printf 'Token: '", 'curl -sS -X POST "$GATEWAY_URL"', "curl -sS -o /dev/null")
     ),
-    (
-        "docs/quickstart.md",
-        "PORT=3001 npx",
-        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
-    ),
-    (
-        "docs/quickstart.md",
-        "from datetime",
-        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
-    ),
-    (
-        "docs/quickstart.md",
-        "python3 -m venv clock",
-        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
-    ),
-    (
-        "docs/quickstart.md",
-        'curl -sS -X POST "$GATEWAY_URL"',
-        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
+    *(
+        ("docs/quickstart.md", begin, "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says")
+        for begin in ("GATEWAY_PRIVATE_UPSTREAMS", "PORT=3001", "from datetime", "python3 -m venv")
     ),
     ("docs/how-to/automate.md", "export GATEWAY=", "docs/test_automate.py::test_the_script_works_as_printed"),
     ("docs/how-to/automate.md", "set -euo pipefail", "docs/test_automate.py::test_the_script_works_as_printed"),
@@ -263,6 +246,8 @@ RUN_BY = (
 # What no test can run as it stands: the page, how the block begins, why. It is parsed below.
 PARSED = (
     ("CONTRIBUTING.md", "make setup", "these are the tests; make is asked for each and does not begin"),
+    ("README.md", "flowchart", "a picture"),
+    ("docs/concepts.md", "flowchart", "a picture"),
     ("docs/explanation/architecture.md", "people, REST, staff", "a picture"),
     (
         "docs/how-to/deploy.md",
@@ -287,7 +272,7 @@ class Block(NamedTuple):
 
 
 def blocks() -> Iterator[Block]:
-    """Every fenced block but those of the README's clients, which test_clients.py runs or parses one by one."""
+    """Every fenced block but those of the clients, which test_clients.py runs or parses one by one."""
     for page in PAGES:
         text = re.sub(r"<!-- clients: .*?<!-- end of clients -->", "", page.read_text(), flags=re.DOTALL)
         name = str(page.relative_to(ROOT))
@@ -342,7 +327,7 @@ def parse(block: Block) -> None:  # noqa: C901  (a table)
             times, command = re.split(r"  +", block.text, maxsplit=1)
             assert len(times.split()) == 5
             assert command
-        case other if other not in {"", "sql", "nginx"}:
+        case other if other not in {"", "sql", "nginx", "mermaid"}:
             raise ValueError(other)
 
 

@@ -1,4 +1,4 @@
-"""The blocks of docs/how-to/deploy.md and of the README's deployment, run as printed but for addresses."""
+"""The blocks of docs/how-to/deploy.md, run as printed but for addresses."""
 
 import os
 import re
@@ -23,7 +23,6 @@ from tests.workspace import free_port, is_ready
 # They start installations of their own; a few seconds each.
 pytestmark = [pytest.mark.xdist_group("roles"), pytest.mark.full]
 
-README = (ROOT / "README.md").read_text()
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 PEOPLE = (ROOT / "docs" / "how-to" / "people-and-roles.md").read_text()
 OWNER_URL = "postgresql://gateway:secret@db.internal:5432/gateway"
@@ -63,18 +62,6 @@ def shell(script: str, home: Path, port: int, **settings: str) -> Iterator[subpr
 def ready(process: subprocess.Popen[bytes], port: int) -> bool:
     assert process.poll() is None
     return is_ready(port)
-
-
-def test_the_readme_starts_an_installation_as_printed(tmp_path: Path) -> None:
-    port = free_port()
-    database = cluster.fresh_database(f"readme_deploy_{os.getpid()}", cluster.tables())
-    script = block(README, "export DATABASE_URL").replace(OWNER_URL, database)
-    script = script.replace("--port 8000", f"--port {port}").replace("https://gateway.example.com", "http://localhost")
-
-    with shell(script, tmp_path, port) as process:
-        eventually(lambda: ready(process, port), seconds=180)
-
-    assert "10.20.0.5/32" in script  # The proxies of the block were taken too.
 
 
 @pytest.fixture
