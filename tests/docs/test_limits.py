@@ -55,6 +55,7 @@ LIMITS = {
     "runs of the playground at once, in each worker": run.MOST_RUNS,
     "of these, runs of one person": run.MOST_RUNS_OF_ONE,
     "seconds a run of the playground may take": run.RUN_SECONDS,
+    "seconds until a run of the playground has ended whose page was left": run.END_SECONDS,
     "addresses in one invitation": MOST_INVITED,
     "hours an invitation works": INVITATION // HOUR,
     "hours a link of a password reset works": password_links.RESET // HOUR,
