@@ -19,15 +19,15 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from auditlog.reasons import REASONS
+from auditlog.outcomes import REASONS
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways.catalogue import SPAN, Catalogue, is_new, servers_seen_by
+from gateways.feature_refresh import Refreshed, refresh
 from gateways.forms import CatalogueFilter, FeatureFilter, listed_kind
 from gateways.models import Feature, FeatureKind, Gateway, Listing, ToolPolicy
-from gateways.refresh import Refreshed, refresh
 from gateways.views import (
     PLURALS,
     WITHIN_REACH,

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event, Switchable
-from auditlog.reasons import in_short
+from auditlog.outcomes import in_short
 from auditlog.versions import Versioned
 from gateways.models.assignment import Assignment, ToolPolicy
 from gateways.models.gateway import Gateway, GatewayError

@@ -5,7 +5,7 @@ import re
 import prometheus_client
 import pytest
 
-from auditlog.reasons import REASONS
+from auditlog.outcomes import REASONS
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from gatewayadmin.config import environment

@@ -2,7 +2,7 @@
 
 import re
 
-from auditlog.reasons import REASONS
+from auditlog.outcomes import REASONS
 from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs" / "how-to" / "troubleshoot.md").read_text()
