@@ -18,6 +18,7 @@ from uuid import uuid4
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.core.handlers.asgi import ASGIRequest
+from django.db import Error as DatabaseError
 from django.http import HttpRequest, HttpResponse, parse_cookie
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -34,6 +35,7 @@ from scim.models import ProvisioningKey
 from tokens import api_keys, authentication
 from ui import databases
 from wire import token_text
+from wire.background import Background
 from wire.fair_queue import FairQueue, QueueFull
 from wire.hosts import address_group, of_header
 
@@ -323,6 +325,7 @@ def _announced(headers: Headers) -> int:
 LOOKUPS_AT_ONCE = 2
 LOOKUP = "look-up"
 _lookups = FairQueue(LOOKUPS_AT_ONCE)
+_background = Background(DatabaseError)  # Which the request gets as well.
 
 
 async def is_known(headers: Headers, sender: str) -> bool:
@@ -346,7 +349,7 @@ async def _look_up(sender: str, secret: str, session: str) -> bool:
                 await _lookups.enter(sender, LOOKUP)
     except (QueueFull, TimeoutError):
         raise SenderBusy from None
-    looking = asyncio.create_task(asyncio.to_thread(_is_known, secret, session))
+    looking = _background.spawn(LOOKUP, asyncio.to_thread(_is_known, secret, session))
     # The thread runs to its end even if this request is cancelled.
     looking.add_done_callback(lambda _: _lookups.leave(sender, LOOKUP))
     return await asyncio.shield(looking)
