@@ -127,7 +127,7 @@ class TimedOut(UpstreamError):
         return {"reason": self.reason, "server": self.server, "limit": limit, "seconds": self.seconds}
 
 
-class TooSlow(UpstreamError):
+class AnswerTooSlow(UpstreamError):
     """A large answer arrived too slowly while another one waited for the memory it took."""
 
     outcome = "timeout"

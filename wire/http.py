@@ -30,6 +30,7 @@ from wire.errors import (
     CONNECT_SECONDS,
     AddressBlocked,
     AddressInside,
+    AnswerTooSlow,
     BadAnswer,
     BadUrl,
     CertificateRefused,
@@ -43,7 +44,6 @@ from wire.errors import (
     NoWayOut,
     TlsFailed,
     TooLarge,
-    TooSlow,
     Unreachable,
     UpstreamError,
 )
@@ -667,7 +667,7 @@ class HttpResponse:
         return self._connection.headers.get(name.encode(), b"").decode("latin-1")
 
     async def read(self) -> bytes:
-        """Return the whole body. Raises TooLarge, TooSlow or Unreachable."""
+        """Return the whole body. Raises TooLarge, AnswerTooSlow or Unreachable."""
         if not self.streams:
             return await self._connection.body()
         size, parts = 0, []
@@ -712,7 +712,7 @@ class HttpResponse:
         return self._connection.alone()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body of an event stream as it arrives. Raises TooLarge, TooSlow or Unreachable."""
+        """Yield the body of an event stream as it arrives. Raises TooLarge, AnswerTooSlow or Unreachable."""
         try:
             async for chunk in self._connection.chunks():
                 yield chunk
@@ -728,7 +728,7 @@ FAILURES: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
     (AddressRefused, AddressBlocked),
     (Oversized, TooLarge),
     (WithoutRoom, NoMemory),
-    (Slow, TooSlow),
+    (Slow, AnswerTooSlow),
     (ConnectionBroken, Unreachable),
     (TimeoutError, ConnectTimedOut),
     (socket.gaierror, NameNotFound),
@@ -804,7 +804,7 @@ class Transport:
         Without `private` only public addresses are called, even if private ranges are allowed. `written` is called
         when the request was written. A large answer counts against the budget of `person`.
 
-        Raises Unreachable, AddressBlocked, TooLarge, NoMemory or TooSlow, and BadAnswer for a header that cannot be
+        Raises Unreachable, AddressBlocked, TooLarge, NoMemory or AnswerTooSlow, and BadAnswer for a header that cannot be
         sent.
         """
         parsed = self._parsed_urls[private].get(url) or self._parse_url(server, url, private)

@@ -14,7 +14,7 @@ import pytest
 from tests.eventually import PATIENCE
 from tests.wire.test_http1 import LIMIT, MIB, READ
 from tests.wire.test_pool import LOOPBACK
-from wire.errors import NoMemory, TooSlow
+from wire.errors import AnswerTooSlow, NoMemory
 from wire.fair_queue import SHARES, ByteBudget
 from wire.http import AHEAD_LIMIT, Origin, Oversized, Transport
 from wire.jsonrpc import LARGE
@@ -215,7 +215,9 @@ async def test_an_answer_that_stops_arriving_gives_its_room_to_one_that_waits(ma
         other = begin("max")
         await other.send(SIZE)
 
-        with pytest.raises(TooSlow, match="too slowly while others waited for the memory; it may have executed") as cut:
+        with pytest.raises(
+            AnswerTooSlow, match="too slowly while others waited for the memory; it may have executed"
+        ) as cut:
             await asyncio.wait_for(slow.task, PATIENCE)
 
         assert (cut.value.outcome, cut.value.data) == (
