@@ -804,8 +804,8 @@ class Transport:
         Without `private` only public addresses are called, even if private ranges are allowed. `written` is called
         when the request was written. A large answer counts against the budget of `person`.
 
-        Raises Unreachable, AddressBlocked, TooLarge, NoMemory or AnswerTooSlow, and BadAnswer for a header that cannot be
-        sent.
+        Raises Unreachable, AddressBlocked, TooLarge, NoMemory or AnswerTooSlow, and BadAnswer for a header that cannot
+        be sent.
         """
         parsed = self._parsed_urls[private].get(url) or self._parse_url(server, url, private)
         lines = "".join(map("%s: %s\r\n".__mod__, headers.items()))
