@@ -60,8 +60,9 @@ compat: setup ## the newest uvicorn, Django and others whose private interfaces 
 matrix: setup ## real clients at real servers through the gateway; writes docs/reference/compatibility.md
 	@$(BIN)/python -m tests.matrix
 
-readme: setup ## the README's section on clients, from ui/clients.toml
+readme: setup ## the generated parts of README.md, connect-a-client.md and error-codes.md
 	@$(BIN)/python -m tests.docs.client_section
+	@$(BIN)/python -m tests.docs.reasons_table
 
 contract: setup ## the REST API against its own description: more than 5,000 made-up requests
 	@CONTRACT_CASES=22 $(BIN)/pytest -n auto tests/api/test_contract.py

@@ -1,4 +1,4 @@
-"""Sign-in with a password: the backend, allauth's adapter and forms, and the confirmation of sensitive changes."""
+"""Sign-in with a password: allauth's adapter and forms, and the confirmation of sensitive changes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +19,6 @@ from allauth.core.exceptions import ReauthenticationRequired
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import logout
-from django.contrib.auth.backends import BaseBackend
 from django.contrib.auth.hashers import make_password
 from django.forms import BooleanField, Form
 from django.http import HttpRequest, HttpResponse
@@ -30,6 +29,7 @@ from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
+from accounts.backend import FormerBackend as RoleBackend  # noqa: F401  (see AUTHENTICATION_BACKENDS)
 from accounts.models import User, WorkspaceSettings
 from accounts.password_links import invitation_link, link_at
 from accounts.queues import for_a_stranger
@@ -47,37 +47,7 @@ from sso.enforcement import (
 )
 from ui.operations import operation_of
 
-# --- Backend and adapter ----------------------------------------------------------------------------------------------
-
-
-class RoleBackend(BaseBackend):
-    """Authenticates active users by e-mail and password. Their permissions come only from their role."""
-
-    def authenticate(
-        self,
-        request: HttpRequest | None,
-        username: str | None = None,
-        password: str | None = None,
-        **credentials: Any,
-    ) -> User | None:
-        email = username or credentials.get("email")
-        if not email or password is None:
-            return None
-        user = User.objects.filter(email=email.strip().lower()).first()
-        if user is None:
-            User().set_password(password)  # Takes as long as a real check, so that response times reveal nothing.
-            return None
-        return user if user.check_password(password) and user.is_active else None
-
-    def get_user(self, user_id: Any) -> User | None:
-        return User.objects.select_related("role").filter(pk=user_id, is_active=True).first()
-
-    def has_perm(self, user_obj: Any, perm: str, obj: object = None) -> bool:
-        if not isinstance(user_obj, User) or not user_obj.is_active or obj is not None:
-            return False
-        if user_obj.narrowed_to is not None and perm not in user_obj.narrowed_to:
-            return False
-        return user_obj.is_superuser or perm in user_obj.permissions
+# --- Adapter ----------------------------------------------------------------------------------------------------------
 
 
 SIGNED_IN_AT = "signed_in_at"  # Session key: the time of the last sign-in with a password.

@@ -21,10 +21,10 @@ from auditlog.export import TYPES, Export, file_response
 from auditlog.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.groups import BY, SORTS, as_rows, group_calls
 from auditlog.models import Call, Event, Via
+from auditlog.outcomes import reason_of
 from auditlog.own_calls import OwnCall, listed_calls
 from auditlog.paging import BadLogCursor, Cursor, Page, page
 from auditlog.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse_search
-from auditlog.reasons import reason_of
 from auditlog.search import Search, parameter_criteria
 from auditlog.sentences import sentence
 from auditlog.what_if import Trail, WhatIfQuery, asked, trail_of

@@ -19,8 +19,8 @@ from django.views.decorators.http import require_GET
 
 from accounts.models import User
 from auditlog.models import ENDINGS, Call, Outcome
+from auditlog.outcomes import reason_of
 from auditlog.paging import Cursor, page
-from auditlog.reasons import reason_of
 from auditlog.why import Detail
 from capabilities import NOBODY, own_resource
 from connections.models import Connection

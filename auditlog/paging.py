@@ -78,10 +78,10 @@ def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
 
 def page[M: Any](rows: QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]:
     """Return the cursor's page, or the newest one without a cursor."""
-    return page_of(beyond(rows, cursor)[: size + 1], cursor, size)
+    return page_beside(beyond(rows, cursor)[: size + 1], cursor, size)
 
 
-def page_of[M: Any](nearest: Sequence[M] | QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]:
+def page_beside[M: Any](nearest: Sequence[M] | QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]:
     """Return a page of the `size` + 1 rows next to a cursor."""
     rows = list(nearest)
     more, rows = len(rows) > size, rows[:size]

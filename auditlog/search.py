@@ -248,7 +248,7 @@ class Search:
         rows = paging.beyond(self.rows(), cursor)
         if reach is not None:
             rows = rows.filter(**{"created_at__lte" if is_newer(cursor) else "created_at__gte": reach})
-        page = paging.page_of(self._nearest(rows, size + 1), cursor, size)
+        page = paging.page_beside(self._nearest(rows, size + 1), cursor, size)
         if reach is None or (page.newer if is_newer(cursor) else page.older):
             return SearchPage(page)
         if is_newer(cursor):

@@ -316,7 +316,7 @@ def _same_request(row: Call) -> int:
 # The page of grouped calls, and its export.
 
 FILES = {"csv": TYPES["csv"], "json": "application/json"}
-COLUMNS = (
+GROUP_COLUMNS = (
     ("name", "", ""),
     ("calls", "Calls", "-"),
     ("error_rate", "Error rate", "-"),
@@ -350,7 +350,7 @@ def grouped(request: AppRequest) -> HttpResponse:
         "ranges": [
             (key, label, _with(call_filter, "from", "to", by=by, range=key)) for key, (label, _) in RANGES.items()
         ],
-        "columns": [_column(call_filter, by, sort, *one) for one in COLUMNS],
+        "columns": [_column(call_filter, by, sort, *one) for one in GROUP_COLUMNS],
         "kept": [(name, value) for name, value in parse_qsl(_with(call_filter, "q", by=by, sort=sort))],
         "files": list(FILES),
         "files_query": _with(call_filter, by=by, sort=sort),

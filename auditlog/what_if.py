@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_POST
 from rest_framework import serializers
 
 from accounts.models import User
-from auditlog.reasons import Step
+from auditlog.outcomes import Step
 from auditlog.remedies import CannotMend, Cause, cause, mend, of_answer
 from auditlog.why import NAMES, CurrentDecision, Question, current_decision, near_tools
 from capabilities import Capability, requires

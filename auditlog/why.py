@@ -18,7 +18,7 @@ from oauth2_provider.models import RefreshToken
 
 from accounts.models import User, WorkspaceSettings
 from auditlog.models import Call, Outcome
-from auditlog.reasons import Reason, Step, reason_of
+from auditlog.outcomes import Reason, Step, reason_of
 from connections.models import Connection
 from gateways.models import Feature, Gateway
 from hosts.models import Host

@@ -6,6 +6,9 @@ It fails when a figure grows by more than 50 ms.
 
 Then as many sockets of one token ask for answers of 8 MB and take nothing of them. It fails when the worker grows by
 more than 100 MB meanwhile, or is larger by that afterwards than before all.
+
+Then two servers trickle large answers to eight people each, which take all the memory for large answers, while another
+person fetches answers of 8 MB from a third server. It fails when one of these takes more than 15 s.
 """
 
 import argparse
@@ -40,6 +43,9 @@ PROBES = 4  # Clients that ping and call.
 PAUSE_S = 0.01
 SIZE, LINKS = 30_000_000, 100_000
 UNREAD_SIZE = 8_000_000
+TRICKLES = 8  # Of each server, each to another person.
+TRICKLED_SIZE, TRICKLED_AT_ONCE = 10_000_000, 2_000_000
+MOST_WAITED_S = 15
 MOST_GROWN_MB = 100
 SETTLE_S = 5  # Until what is not needed any more has been given back.
 
@@ -53,25 +59,31 @@ def main() -> None:
     parser.add_argument("--code", type=Path, default=ROOT, help="another checkout to measure")
     parser.add_argument("--unread", type=int, default=40, help="sockets that take nothing (default: %(default)s)")
     parser.add_argument("--unread-seconds", type=float, default=25, help="for so long (default: %(default)s)")
+    parser.add_argument("--trickle-seconds", type=float, default=30, help="of trickling (default: %(default)s)")
     options = parser.parse_args()
-    upstream, port = free_port(), free_port()
+    upstream, slow, slower, port = (free_port() for _ in range(4))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environment = gateway_environment(Path(folder)) | {"GATEWAY_ANSWER_MIB": "64"}
         with (
             running(upstream_command(upstream), upstream),
+            running(upstream_command(slow), slow),
+            running(upstream_command(slower), slower),
             running(
                 serve_command(options.code, port), port, environment, path="/readyz", folder=options.code
             ) as process,
         ):
             servers = {"one": f"http://127.0.0.1:{upstream}/mcp", "two": f"http://127.0.0.1:{upstream}/many"}
-            made = rows(options.code, environment, "together", name="large", servers=servers, tokens=2)
+            servers |= {"slow": f"http://127.0.0.1:{slow}/mcp", "slower": f"http://127.0.0.1:{slower}/mcp"}
+            people = 2 + 2 * TRICKLES
+            made = rows(options.code, environment, "together", name="large", servers=servers, tokens=people)
             url, worker = f"http://127.0.0.1:{port}/mcp/{made['slug']}", serving(process.pid, port)
             for token in made["tokens"]:
                 asked(url, {"Authorization": f"Bearer {token}"}, message("tools/list", {}))
             asyncio.run(probe(url, made["tokens"][0], 1))  # Warm.
             first = memory([worker])
             fine = measure(url, made["tokens"], options) if options.clients else True
-            sys.exit(not (leave_unread(url, made["tokens"], worker, first, options) and fine))
+            fine = leave_unread(url, made["tokens"], worker, first, options) and fine
+            sys.exit(not (beside_trickles(url, made["tokens"], options.trickle_seconds) and fine))
 
 
 def serving(server: int, port: int) -> int:
@@ -85,7 +97,8 @@ def serving(server: int, port: int) -> int:
 def leave_unread(url: str, tokens: list[str], worker: int, first: float, options: argparse.Namespace) -> bool:
     """Print what a worker takes while answers are not taken, and afterwards; whether neither is too much."""
     before = memory([worker])
-    sockets = [unread(url, tokens[1]) for _ in range(options.unread)]
+    arguments = {"count": 1, "size": UNREAD_SIZE}
+    sockets = [unread(url, tokens[1], "one__large", arguments) for _ in range(options.unread)]
     most, ends = before, time.monotonic() + options.unread_seconds
     while time.monotonic() < ends:
         most = max(most, memory([worker]))
@@ -99,14 +112,55 @@ def leave_unread(url: str, tokens: list[str], worker: int, first: float, options
     return most - before <= MOST_GROWN_MB and after - first <= MOST_GROWN_MB
 
 
-def unread(url: str, token: str) -> socket.socket:
+def beside_trickles(url: str, tokens: list[str], seconds: float) -> bool:
+    """Print how long large answers take while servers trickle others; whether none took too long."""
+    arguments = {"size": TRICKLED_SIZE, "at_once": TRICKLED_AT_ONCE, "seconds": seconds}
+    tools = ["slow__trickle", "slower__trickle"] * TRICKLES
+    sockets = [unread(url, token, tool, arguments) for tool, token in zip(tools, tokens[2:], strict=True)]
+    time.sleep(1)  # Until these are being read.
+    try:
+        taken = asyncio.run(fetch_in_turn(url, tokens[0], seconds))
+    except (RuntimeError, TimeoutError) as error:
+        taken = []
+        print(f"a large answer beside trickles failed: {error!r}")
+    ended = sum(b'"pace"' in received(each) for each in sockets)
+    print(f"{len(taken)} large answers beside {len(tools)} trickles, of which {ended} were ended", end="")
+    print(f", at most {max(taken, default=0):.1f} s", flush=True)
+    return bool(taken and ended) and max(taken) <= MOST_WAITED_S
+
+
+async def fetch_in_turn(url: str, token: str, seconds: float) -> list[float]:
+    """Return the seconds that each large answer took. Raises TimeoutError, or RuntimeError for one that failed."""
+    taken = []
+    ends = time.monotonic() + seconds
+    while (began := time.monotonic()) < ends:
+        client = await Client.connect(url, token)
+        try:
+            async with asyncio.timeout(2 * MOST_WAITED_S):
+                params = {"name": "one__large", "arguments": {"count": 1, "size": UNREAD_SIZE}}
+                await client.ask(message("tools/call", params))
+        finally:
+            client.close()
+        taken.append(time.monotonic() - began)
+        await asyncio.sleep(PAUSE_S)
+    return taken
+
+
+def received(sock: socket.socket) -> bytes:
+    """Close the socket and return what has arrived."""
+    sock.setblocking(False)
+    with sock, suppress(OSError):
+        return sock.recv(4096)
+    return b""
+
+
+def unread(url: str, token: str, tool: str, arguments: dict[str, Any]) -> socket.socket:
     """Ask for a large answer, and take nothing of it."""
     host, port = url.split("/")[2].split(":")
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect((host, int(port)))
-    arguments = {"count": 1, "size": UNREAD_SIZE}
-    sock.sendall(Client.spelled(url, token, message("tools/call", {"name": "one__large", "arguments": arguments})))
+    sock.sendall(Client.spelled(url, token, message("tools/call", {"name": tool, "arguments": arguments})))
     return sock
 
 

@@ -7,8 +7,9 @@ its servers, too, one client after the other: what worked in a client's first ro
 
 Every half minute a line says the memory and open files of the gateways, the rows of the tables of sessions, the
 sessions open at the server and the median of a call. Fails when a call failed, when an answered call is not in the log
-or is there twice, and when memory, files or rows grew after the first third of the time. What nobody answers is kept
-for five minutes, so that less than fifteen minutes say little.
+or is there twice, and when memory, files or rows grew after the first third of the time: rows beside the actions of the
+five minutes for which they are kept, because clients act faster when the machine has less else to do; memory and files
+by the most of each sixth. So less than fifteen minutes say little.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import traceback
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,8 +58,9 @@ OWN_ROWS = dict.fromkeys(
 MOST_SESSIONS = 100  # The gateway keeps so many of a connection.
 AT_ONCE = 4
 LISTENED_SECONDS = 2.0  # Enough for the gateway to listen to the server as well.
-# What may be between two medians without anything having grown.
-MEMORY_ALLOWED, ROWS_ALLOWED, FEW_ROWS = 1.05, 1.05, 10
+KEPT_SECONDS = 300.0  # For so long rows are kept that nobody uses.
+# What may be between two figures without anything having grown: the part, and a few rows or files.
+ALLOWED, FEW = 1.05, 10
 MODERN = "2026-07-28"
 META = {
     "io.modelcontextprotocol/protocolVersion": MODERN,
@@ -94,6 +96,10 @@ class Sample:
     files: list[int]
     rows: dict[str, int]
     at_server: int
+    at: float = 0.0
+    """Seconds since the beginning."""
+    actions: int = 0
+    """Since the line before."""
 
 
 @dataclass
@@ -454,43 +460,55 @@ async def soak(options: argparse.Namespace, site: Site, real: dict[str, Any], co
         while (passed := time.monotonic() - began) < seconds:
             await asyncio.sleep(min(SAMPLE_SECONDS, seconds - passed))
             with suppress(psutil.Error, psycopg.Error, OSError):  # One is being replaced.
-                samples.append(await asyncio.to_thread(site.sample))
-                print_line(time.monotonic() - began, samples[-1], counted)
+                sample = await asyncio.to_thread(site.sample)
+                samples.append(replace(sample, at=time.monotonic() - began, actions=counted.actions))
+                print_line(samples[-1], counted)
                 counted.line_printed()
     counted.line_printed()
     return samples
 
 
-def print_line(passed: float, sample: Sample, counted: Counted) -> None:
+def print_line(sample: Sample, counted: Counted) -> None:
     memory = " ".join(f"{each:7.1f}" for each in sample.memory)
     files = " ".join(f"{each:4}" for each in sample.files)
     tables = ", ".join(f"{name} {number}" for name, number in sample.rows.items())
     p50 = f"{median(counted.taken):6.1f}" if counted.taken else "   -"
     print(
-        f"{passed / 60:5.1f} min  MB {memory}  files {files}  {tables}  at the server {sample.at_server}"
-        f"  p50 {p50} ms of {len(counted.taken)}, {counted.actions} actions"
+        f"{sample.at / 60:5.1f} min  MB {memory}  files {files}  {tables}  at the server {sample.at_server}"
+        f"  p50 {p50} ms of {len(counted.taken)}, {sample.actions} actions"
         + "".join(f"\n  FAILED: {failure}" for failure in counted.failed[:20]),
         flush=True,
     )
 
 
 def what_grew(samples: list[Sample]) -> Iterator[str]:
-    """Sentences about what was more in the last third than in the second, by the medians."""
-    second, last = samples[len(samples) // 3 : 2 * len(samples) // 3], samples[2 * len(samples) // 3 :]
-    if not second or not last:
+    """Sentences about what was more in the last third than in the second, or grew within the last."""
+    if len(samples) < 6:
         yield "Too short to tell."
         return
-    for name, allowed in (("memory", 0), ("files", FEW_ROWS)):
-        before, after = (median(sum(getattr(one, name)) for one in third) for third in (second, last))
-        if after > before * MEMORY_ALLOWED + allowed:
-            yield f"GREW: {name} of the gateways from {before:.1f} to {after:.1f}"
-    for name in TABLES:
-        before, after = (median(one.rows[name] for one in third) for third in (second, last))
-        if after > before * ROWS_ALLOWED + FEW_ROWS:
-            yield f"GREW: {name} from {before:.0f} to {after:.0f} rows"
-    before, after = (median(one.at_server for one in third) for third in (second, last))
-    if after > before * ROWS_ALLOWED + FEW_ROWS:
-        yield f"GREW: sessions at the server from {before:.0f} to {after:.0f}"
+    cuts = [len(samples) * part // 6 for part in range(7)]
+    for name, few in (("memory", 0), ("files", FEW)):
+        sums = [sum(getattr(one, name)) for one in samples]
+        third, fourth, fifth, sixth = (max(sums[cuts[part] : cuts[part + 1]]) for part in range(2, 6))
+        # A leak raises the most of each sixth; a spike raises one, and a step, as of more clients at once, ends.
+        is_more = _grew(third, fifth, few) and _grew(fourth, sixth, few)
+        if is_more and _grew(fifth, sixth, few / 4, 1 + (ALLOWED - 1) / 4):
+            yield f"GREW: {name} of the gateways from {fourth:.1f} to {sixth:.1f} at the most"
+    acted = [sum(one.actions for one in samples if last.at - KEPT_SECONDS < one.at <= last.at) for last in samples]
+    counts = {f"rows of {name}": [one.rows[name] for one in samples] for name in TABLES}
+    counts["sessions at the server"] = [one.at_server for one in samples]
+    for name, numbers in counts.items():
+        # Where clients act faster in the last third than before, a leak still shows within it.
+        for start, middle in ((2, 4), (4, 5)):
+            parts = slice(cuts[start], cuts[middle]), slice(cuts[middle], cuts[6])
+            (before, after), (slow, fast) = ([median(each[part]) for part in parts] for each in (numbers, acted))
+            if _grew(before * max(fast / max(slow, 1), 1), after, FEW):
+                yield f"GREW: {name} from {before:.0f} to {after:.0f}, beside {slow:.0f} and {fast:.0f} actions"
+                break
+
+
+def _grew(before: float, after: float, few: float, allowed: float = ALLOWED) -> bool:
+    return after > before * allowed + few
 
 
 if __name__ == "__main__":

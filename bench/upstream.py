@@ -1,7 +1,8 @@
 """MCP servers as small as can be written as a raw ASGI app, one at each path.
 
 `/mcp` keeps no state and speaks both wires; `/sessions` is of the session era and keeps one for each client; `/many`
-lists fifty tools. The tool `large` answers with so many links to resources, packed small.
+lists fifty tools. The tool `large` answers with so many links to resources, packed small; `trickle` announces a large
+answer, sends some of it, then a little at a time.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ type Send = Callable[[Event], Awaitable[None]]
 type Json = dict[str, Any]
 
 OFFERED: Json = {"tools": {"listChanged": True}, "resources": {"subscribe": True}}
-TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("echo", "steps", "ask", "large")]
+TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("echo", "steps", "ask", "large", "trickle")]
 MANY = [
     {
         "name": f"tool_{number}",
@@ -110,6 +111,9 @@ async def call(message: Json, receive: Receive, send: Send) -> None:
         head, rest = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[' % message["id"], links(**params["arguments"])
         await answer(send, 200, packed(head) + rest, [(b"content-encoding", b"deflate")])
         return
+    if params["name"] == "trickle":
+        await trickle(receive, send, **params["arguments"])
+        return
     if params["name"] == "ask" and MODERN in params.get("_meta", {}).values() and "inputResponses" not in params:
         wanted = {"form": {"method": "elicitation/create", "params": FORM}}
         await respond(send, message, {"resultType": "input_required", "inputRequests": wanted, "requestState": "asked"})
@@ -131,6 +135,21 @@ def links(count: int, size: int) -> bytes:
     link = b'{"type":"resource_link","uri":"bench://pages/one?x=%%20","name":"%b"}'
     padding = b"x" * max(0, size // count - len(link))
     return packed(b",".join([link % padding] * count) + b"]}}", zlib.Z_FINISH)
+
+
+async def trickle(receive: Receive, send: Send, size: int, at_once: int, seconds: float) -> None:
+    """Announce `size` bytes, send `at_once` of them, then ten a second for so long or until the client leaves."""
+    leaves = asyncio.create_task(left(receive))
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % size)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b" " * at_once, "more_body": True})
+    for _ in range(int(10 * seconds)):
+        await asyncio.wait([leaves], timeout=0.1)
+        if leaves.done():
+            break
+        with suppress(OSError):
+            await send({"type": "http.response.body", "body": b" ", "more_body": True})
+    leaves.cancel()
 
 
 def packed(text: bytes, end: int = zlib.Z_FULL_FLUSH) -> bytes:

@@ -12,7 +12,7 @@ from accounts.models import ApiKey, KeyEnd, Role, Team, User
 from accounts.rules import Grantor
 from auditlog.actions import Action
 from auditlog.models import Actor, Event, Switchable
-from auditlog.reasons import LAYERS
+from auditlog.outcomes import LAYERS
 from auditlog.versions import Versioned
 from capabilities import Capability
 from gateways.models import Assignment, Gateway, IdentityScheme, Reach

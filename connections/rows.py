@@ -14,7 +14,7 @@ from django.db.models import Case, Count, Exists, OuterRef, Q, Value, When
 from django.utils import timezone
 
 from accounts.models import User
-from auditlog.reasons import in_short
+from auditlog.outcomes import in_short
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS
 from connections.models import UNBLOCKED, Connection, ConnectionQuerySet, stopped_above

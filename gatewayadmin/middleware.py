@@ -18,6 +18,7 @@ from uuid import uuid4
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.core.handlers.asgi import ASGIRequest
+from django.db import Error as DatabaseError
 from django.http import HttpRequest, HttpResponse, parse_cookie
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -34,7 +35,9 @@ from scim.models import ProvisioningKey
 from tokens import api_keys, authentication
 from ui import databases
 from wire import token_text
-from wire.hosts import of_header
+from wire.background import Background
+from wire.fair_queue import FairQueue, QueueFull
+from wire.hosts import address_group, of_header
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +120,10 @@ LARGEST_ANONYMOUS_BODY = 64 * 1024
 # Smaller limits for unauthenticated OAuth requests, which are small; the first matching prefix counts.
 SMALLER_ANONYMOUS_BODIES = (("/oauth/register", 16 * 1024), ("/oauth/", 8 * 1024))
 
-type IsKnown = Callable[[Headers], Awaitable[bool]]
+type IsKnown = Callable[[Headers, str], Awaitable[bool]]
 
 
-async def _everybody(_: Headers) -> bool:
+async def _everybody(_headers: Headers, _sender: str) -> bool:
     return True
 
 
@@ -137,7 +140,7 @@ class OuterMiddleware:
     A Host that is not ours gets 400, except at `unchecked` paths. A body above LARGEST_BODY gets 413, because Django
     would write it to disk first. So does one without session or token above LARGEST_ANONYMOUS_BODY (at some paths
     SMALLER_ANONYMOUS_BODIES). For larger bodies, `is_known` checks the credential before the body is read, and unknown
-    ones get 401; Django would check only after reading all of it.
+    ones get 401; Django would check only after reading all of it. Where it raises SenderBusy, the answer is 429.
     """
 
     def __init__(
@@ -171,12 +174,12 @@ class OuterMiddleware:
         scope["scheme"] = self.scheme
         app = self.app if self._serves(scope["path"], headers.getlist("host")) else _wrong_host
         largest = largest_anonymous_body(scope["path"])
-        body = _LimitedBody(receive, partial(self._may_send_more, headers), largest)
+        body = _LimitedBody(receive, partial(self._may_send_more, headers, scope["client"][0]), largest)
         announced = _announced(headers)
         if announced > LARGEST_BODY or (announced > largest and not self._names_somebody(headers)):
             app = body.refuse
         elif announced > largest and not await body.may_grow():
-            app = _unknown_sender
+            app = body.refuse if body.is_busy else _unknown_sender
         try:
             with suppress(ClientDisconnect):
                 await app(scope, body.receive, request_log.send)
@@ -191,8 +194,8 @@ class OuterMiddleware:
     def _names_somebody(self, headers: Headers) -> bool:
         return "authorization" in headers or any(self.session_cookie in each for each in headers.getlist("cookie"))
 
-    async def _may_send_more(self, headers: Headers) -> bool:
-        return self._names_somebody(headers) and await self.is_known(headers)
+    async def _may_send_more(self, headers: Headers, address: str) -> bool:
+        return self._names_somebody(headers) and await self.is_known(headers, address_group(address) or "")
 
 
 class _LimitedBody:
@@ -206,23 +209,30 @@ class _LimitedBody:
         self._may_send_more: Callable[[], Awaitable[bool]] | None = may_send_more
         self._size = 0
         self.largest = largest
+        self.is_busy = False
 
     @property
     def is_too_large(self) -> bool:
         return self._size > self.largest
 
     async def may_grow(self) -> bool:
-        """Return whether the body may exceed the anonymous limit."""
+        """Return whether the body may exceed the anonymous limit; sets `is_busy` if that could not be looked up."""
         if self._may_send_more is not None:
             ask, self._may_send_more = self._may_send_more, None
-            if await ask():
-                self.largest = LARGEST_BODY
+            try:
+                if await ask():
+                    self.largest = LARGEST_BODY
+            except SenderBusy:
+                self.is_busy = True
         return self.largest == LARGEST_BODY
 
     async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI application that answers 413."""
-        text = f"The request is larger than {self.largest // 1024} KiB.\n"
-        answer = _to_directory(scope, 413, text) or PlainTextResponse(text, 413)
+        """ASGI application that answers 413, or 429 if `is_busy`."""
+        if self.is_busy:
+            answer = busy(scope, RETRY_S)
+        else:
+            text = f"The request is larger than {self.largest // 1024} KiB.\n"
+            answer = _to_directory(scope, 413, text) or PlainTextResponse(text, 413)
         answer.headers["Connection"] = "close"
         await answer(scope, receive, send)
 
@@ -311,27 +321,38 @@ def _announced(headers: Headers) -> int:
 
 
 # Requests with made-up keys queue up here with their headers only. A thread for each would be expensive: a database
-# connection and memory that the process does not return.
+# connection and memory that the process does not return. Senders take turns, each has a bounded number waiting.
 LOOKUPS_AT_ONCE = 2
-_lookups = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+LOOKUP = "look-up"
+_lookups = FairQueue(LOOKUPS_AT_ONCE)
+_background = Background(DatabaseError)  # Which the request gets as well.
 
 
-async def is_known(headers: Headers) -> bool:
+async def is_known(headers: Headers, sender: str) -> bool:
     """Return whether the API key, token or session in these headers is currently valid.
 
-    At most LOOKUPS_AT_ONCE look-ups run at a time in this process; others wait.
+    At most LOOKUPS_AT_ONCE look-ups run at a time in this process, of different senders. Raises SenderBusy when too
+    many of the sender wait, or this one has waited for LONGEST_WAIT_S.
     """
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":  # A bearer token takes precedence over a session.
         secret = secret.strip()
-        return token_text.well_formed(secret) and await _look_up(secret, "")
+        return token_text.well_formed(secret) and await _look_up(sender, secret, "")
     session = parse_cookie("; ".join(headers.getlist("cookie"))).get(settings.SESSION_COOKIE_NAME, "")
-    return session != "" and await _look_up("", session)
+    return session != "" and await _look_up(sender, "", session)
 
 
-async def _look_up(secret: str, session: str) -> bool:
-    async with _lookups:
-        return await asyncio.to_thread(_is_known, secret, session)
+async def _look_up(sender: str, secret: str, session: str) -> bool:
+    try:
+        if not _lookups.enter_now(sender, LOOKUP):
+            async with asyncio.timeout(LONGEST_WAIT_S):
+                await _lookups.enter(sender, LOOKUP)
+    except (QueueFull, TimeoutError):
+        raise SenderBusy from None
+    looking = _background.spawn(LOOKUP, asyncio.to_thread(_is_known, secret, session))
+    # The thread runs to its end even if this request is cancelled.
+    looking.add_done_callback(lambda _: _lookups.leave(sender, LOOKUP))
+    return await asyncio.shield(looking)
 
 
 def _is_known(secret: str, session: str) -> bool:

@@ -44,7 +44,7 @@ WAITING_CALLS = number("GATEWAY_WAITING_CALLS", 2000, low=1, high=100_000)
 TOKEN_CALLS = number("GATEWAY_TOKEN_CALLS", 64, low=1, high=10_000)
 BODY_MIB = number("GATEWAY_BODY_MIB", 4, low=1, high=64)
 ANSWER_MIB = number("GATEWAY_ANSWER_MIB", 10, low=1, high=64)
-ANSWERS_MIB = number("GATEWAY_ANSWERS_MIB", 128, low=16, high=65_536)
+ANSWERS_MIB = number("GATEWAY_ANSWERS_MIB", 128, low=max(16, ANSWER_MIB), high=65_536)
 ANSWER_SECONDS = number("GATEWAY_ANSWER_SECONDS", 300, low=5, high=3600)
 SESSION_HOURS = number("GATEWAY_SESSION_HOURS", 24, low=1, high=24 * 365)
 
@@ -233,7 +233,12 @@ SERVESTATIC_ADD_HEADERS_FUNCTION = keep_fonts
 # --- Signing in ---------------------------------------------------------------------------------------------------
 
 AUTH_USER_MODEL = "accounts.User"
-AUTHENTICATION_BACKENDS = ["accounts.sign_in.RoleBackend"]
+AUTHENTICATION_BACKENDS = [
+    "accounts.backend.RoleBackend",
+    # Former paths, for the sessions that hold them; to be removed a release later.
+    "accounts.adapter.RoleBackend",
+    "accounts.sign_in.RoleBackend",
+]
 PASSWORD_HASHERS = ["accounts.queues.QueuedArgon2Hasher", "oauth.client_metadata.ClientSecretHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},

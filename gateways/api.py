@@ -21,6 +21,7 @@ from accounts.models import Team
 from capabilities import Capability
 from capabilities.catalogue import SEES_GATEWAYS
 from capabilities.rest import Own
+from gateways.feature_refresh import first_list
 from gateways.forms import AssignmentForm, GatewayForm, NameForm, ReachForm
 from gateways.models import (
     AliasRequired,
@@ -37,7 +38,6 @@ from gateways.models import (
     WrongIdentity,
     allow_identity,
 )
-from gateways.refresh import first_list
 from gateways.usage import used_tools
 from gateways.views import counted, counted_assignments, gateway_or_404, shared_identity_or_404
 from servers.api import ServerReference

@@ -19,9 +19,9 @@ from capabilities import Capability
 from capabilities.rest import must_hold
 from gateways.api import WITHIN_REACH, GatewayReference
 from gateways.catalogue import BY_USE, SORTS, SPAN, Catalogue, CatalogueEntry, is_offered, servers_seen_by
+from gateways.feature_refresh import Refreshed, refresh
 from gateways.forms import CatalogueFilter
 from gateways.models import Assignment, Effect, Feature, FeatureKind, FeatureQuerySet, FeatureState, NothingToAccept
-from gateways.refresh import Refreshed, refresh
 from gateways.views import gateway_or_404
 from servers.api import ServerReference
 from servers.discovery import Discovered

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.core.exceptions import BadRequest
@@ -18,15 +19,15 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from auditlog.reasons import REASONS
+from auditlog.outcomes import REASONS
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways.catalogue import SPAN, Catalogue, is_new, servers_seen_by
+from gateways.feature_refresh import Refreshed, refresh
 from gateways.forms import CatalogueFilter, FeatureFilter, listed_kind
 from gateways.models import Feature, FeatureKind, Gateway, Listing, ToolPolicy
-from gateways.refresh import Refreshed, refresh
 from gateways.views import (
     PLURALS,
     WITHIN_REACH,
@@ -100,8 +101,9 @@ def catalogue(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def moved(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Redirect the former URL of a tool's page, because links to it exist."""
-    return redirect("gateways:feature", pk, permanent=True)
+    """Redirect the former URL of a tool's page, because links to it exist, some of them to one version."""
+    page, version = reverse("gateways:feature", args=[pk]), request.GET.get("version")
+    return redirect(f"{page}?{urlencode({'show': version})}#definition" if version else page, permanent=True)
 
 
 # The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, and their switches.

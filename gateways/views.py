@@ -23,6 +23,7 @@ from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_SERVERS
 from connections.impact import archived_with, cut_together, cuts
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
+from gateways.feature_refresh import first_list
 from gateways.forms import (
     TAKEN,
     AssignmentForm,
@@ -48,7 +49,6 @@ from gateways.models import (
     WrongIdentity,
     allow_identity,
 )
-from gateways.refresh import first_list
 from servers.discovery import DiscoveryFailed
 from servers.forms import suggest
 from servers.models import Health, Identity, Server

@@ -127,7 +127,7 @@ def gateway_of(resources: Sequence[str]) -> Gateway | None:
     return gateway
 
 
-METHODS = ("none", "client_secret_post", "client_secret_basic")
+AUTH_METHODS = ("none", "client_secret_post", "client_secret_basic")
 
 
 class BadClientMetadata(Exception):
@@ -168,8 +168,8 @@ def validated_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(grants, list) or "authorization_code" not in grants:
         raise BadClientMetadata("The grant type authorization_code is needed.")
     method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
-    if method not in METHODS:
-        raise BadClientMetadata(f"token_endpoint_auth_method must be one of {', '.join(METHODS)}.")
+    if method not in AUTH_METHODS:
+        raise BadClientMetadata(f"token_endpoint_auth_method must be one of {', '.join(AUTH_METHODS)}.")
     return {
         "redirect_uris": uris,
         "client_name": words(metadata, "client_name", 120),

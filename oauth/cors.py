@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.decorators import method_decorator
 
-METHODS = "GET, POST, DELETE, OPTIONS"
+ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
 HEADERS = "Authorization, Content-Type, Accept, MCP-Protocol-Version"
 
 
@@ -33,7 +33,7 @@ def cors(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBas
         if request.method != "OPTIONS":
             return allow(request, view(request, *args, **kwargs))
         preflight = HttpResponse(status=204)
-        preflight["Access-Control-Allow-Methods"] = METHODS
+        preflight["Access-Control-Allow-Methods"] = ALLOWED_METHODS
         preflight["Access-Control-Allow-Headers"] = HEADERS
         preflight["Access-Control-Max-Age"] = "600"
         return allow(request, preflight)

@@ -18,14 +18,13 @@ from oauth2_provider.views import RevokeTokenView, TokenView
 
 from gateways.models import Gateway
 from oauth import authorize
+from oauth.client_metadata import AUTH_METHODS
 from oauth.cors import cors
 from oauth.limits import each_client
 from oauth.registration import Manage, Register
 from oauth.validator import SCOPES, has_readable_query
 
 # The OAuth metadata documents; all URLs are built from the public URL (RFC 8414, RFC 9728).
-
-AUTH_METHODS = ["none", "client_secret_post", "client_secret_basic"]
 
 
 def _public(document: dict[str, object]) -> HttpResponse:

@@ -93,13 +93,14 @@ from wire.errors import (
     BadAnswer,
     Busy,
     CredentialRenewed,
+    NoMemory,
     NotRecordable,
     SessionEnded,
     TokenBusy,
     UpstreamError,
     failure_text,
 )
-from wire.fair_queue import ByteBudget, HeldBytes, QueueFull
+from wire.fair_queue import ByteBudget, QueueFull
 from wire.jsonrpc import MalformedMessage, Message, Object
 from wire.mcp import (
     METHODS,
@@ -137,8 +138,18 @@ NOT_RECORDED = "The gateway could not record this call; the server may have exec
 TOO_MANY_FILES = "The gateway has as many open streams as it may have; try again later."
 NOT_FINISHED = "The gateway lost touch with its sessions during this call; the server may have executed it."
 
-# Not recorded as server failures: the request was never sent, or the client caused the error.
-NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable, tasks.UnknownTask)
+# Not recorded as server failures: the request was never sent, or the client or we caused the error.
+NOT_OF_THE_SERVER = (
+    Busy,
+    InputRefused,
+    BadState,
+    CallLost,
+    Ended,
+    NoMemory,
+    Refusal,
+    IdentityUnavailable,
+    tasks.UnknownTask,
+)
 
 # 2026-07-28 has no such methods: the worker with the client's stream subscribes by `subscriptions/listen`.
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
@@ -766,7 +777,7 @@ class Endpoint:
             if request.held is not None:
                 request.held.resize(len(answer.body))
             elif request.grant is not None:
-                request.held = HeldBytes(self._parts.budget, request.grant.user_id, len(answer.body))
+                request.held = self._parts.budget.take(request.grant.user_id, len(answer.body))
         if stream is not None and (
             stream.opened or (answer.status == 200 and not request.parsed_headers.accepted.json)
         ):

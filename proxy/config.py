@@ -28,8 +28,9 @@ class Config:
     this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is the number of
     processes that share each server's concurrency limit, `token_calls` the number of concurrent calls of a token in
     this process. A client has `answer_seconds` to answer a server's request; its session expires after `session_hours`
-    without use. Large answers in this process take `answers_limit` bytes at most, those of one person an eighth.
-    `log_connections` write the log; `max_waiting` requests may wait for each kind of statement.
+    without use. Large answers in this process take `answers_limit` bytes at most, those of one person an eighth, those
+    being read from one server half. `log_connections` write the log; `max_waiting` requests may wait for each kind of
+    statement.
     """
 
     conninfo: str

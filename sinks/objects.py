@@ -147,7 +147,7 @@ class S3:
         url = self._base + quote(f"{self._prefix}/{name}", safe="/-_.~")
         keys = self._id, self._secret
         signed = s3_signature_headers(verb, url, headers, data, keys, self._region, datetime.now(UTC))
-        return self._client.ask(verb, url, signed, data)
+        return self._client.ask(verb, url, signed, data, needs_body=verb == "GET")
 
 
 def region_of(address: str) -> str:

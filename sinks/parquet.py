@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from django.db.models import Field, ForeignKey
 
-from auditlog.checkpoints.sealing import AS_TEXT, COLUMNS
+from auditlog.checkpoints.sealing import AS_TEXT, CALL_COLUMNS
 from auditlog.models import Call
 
 GROUP_ROWS, GROUP_BYTES = 2000, 8 << 20  # Limits of a row group, which is in memory at a time.
@@ -40,7 +40,9 @@ LINE_TYPES |= {"time": MOMENT, "number": pa.int64()}
 
 def schema_of(version: int) -> pa.Schema:
     """Return the schema of archived calls for a version of the checkpoint columns."""
-    return pa.schema([(name, pa.string() if name in AS_TEXT else _type_of(FIELDS[name])) for name in COLUMNS[version]])
+    return pa.schema(
+        [(name, pa.string() if name in AS_TEXT else _type_of(FIELDS[name])) for name in CALL_COLUMNS[version]]
+    )
 
 
 class Writer:

@@ -66,50 +66,70 @@ ANEW = {"prompt": "login", "max_age": "0"}  # Requires a credential, even if a s
 
 
 class OpenIdMetadata(NamedTuple):
-    """Metadata and signing keys of an OpenID provider."""
+    """Metadata of an OpenID provider."""
 
     issuer: str
     authorization_endpoint: str
     token_endpoint: str
     userinfo_endpoint: str
     end_session_endpoint: str  # OpenID Connect RP-Initiated Logout 1.0; empty if not published.
+    jwks_uri: str  # Empty if not usable: people can still be led there, to sign in or out.
     auth_methods: tuple[str, ...]
     says_iss: bool
-    keys: list[dict[str, Any]]
 
 
-def provider_metadata(provider: Provider, *, anew: bool = False) -> OpenIdMetadata:
-    """Return the provider's metadata, cached; `anew` re-reads them for a token with an unknown key.
+type SigningKeys = list[dict[str, Any]]
 
-    Raises ProviderDown.
-    """
-    name = _cache_name(provider)
-    kept = cache.get(name)
+
+def provider_metadata(provider: Provider) -> OpenIdMetadata:
+    """Return the provider's metadata, cached. Raises ProviderDown."""
+
+    def read() -> tuple[Any, ...]:  # Stored without the class, which another release may have elsewhere.
+        return tuple(read_provider_metadata(provider))
+
+    return OpenIdMetadata(*_cached(_cache_name(provider), read))
+
+
+def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
+    """Return the provider's keys, cached; `anew` re-reads them for a token with an unknown key. Raises ProviderDown."""
+
+    def read() -> SigningKeys:
+        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # They may have moved.
+        return read_provider_keys(provider, said)
+
+    return _cached(f"{_cache_name(provider)}:keys", read, anew=anew)
+
+
+def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
+    """Return what `read` returned, or raise the ProviderDown it raised, in the last minutes; `anew` reads it again."""
+    kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
-        return OpenIdMetadata(*kept)
+        return kept
     if (failure := cache.get(f"{name}:failed")) is not None:
         raise ProviderDown(failure)
     try:
-        found = read_provider_metadata(provider)
+        found = read()
     except ProviderDown as fault:
         cache.set(f"{name}:failed", str(fault), FAILURE_KEPT_S)
         raise
-    cache.set(name, tuple(found), KEPT_S)
+    cache.set(name, found, KEPT_S)
     return found
 
 
 def forget_metadata(provider: Provider) -> None:
-    """Clear the cached metadata of the provider."""
+    """Clear the cached metadata and keys of the provider."""
     name = _cache_name(provider)
-    cache.delete_many([name, f"{name}:failed"])
+    cache.delete_many([name, f"{name}:failed", f"{name}:keys", f"{name}:keys:failed"])
 
 
 def _cache_name(provider: Provider) -> str:
-    return f"organisation-provider:{hashlib.sha256(provider.issuer.encode()).hexdigest()[:32]}"
+    """Return a name of these fields too: during an upgrade, releases with other fields share the cache."""
+    named = "\n".join((provider.issuer, *OpenIdMetadata._fields))
+    return f"organisation-provider:{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
 
 def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
-    """Read the provider's metadata and keys. Raises ProviderDown."""
+    """Read the provider's metadata. Raises ProviderDown."""
     if not provider.issuer:
         raise ProviderDown("No issuer is named yet.")
     url = provider.issuer.rstrip("/") + DISCOVERY
@@ -136,17 +156,20 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
         token_endpoint=usable("token_endpoint"),
         userinfo_endpoint=usable("userinfo_endpoint", needed=document.get("userinfo_endpoint") is not None),
         end_session_endpoint=usable("end_session_endpoint", needed=False),
+        jwks_uri=usable("jwks_uri", needed=False),
         auth_methods=as_list(document.get("token_endpoint_auth_methods_supported")),
         says_iss=document.get("authorization_response_iss_parameter_supported") is True,
-        keys=_keys(provider, usable("jwks_uri")),
     )
 
 
-def _keys(provider: Provider, url: str) -> list[dict[str, Any]]:
-    found = fetch_provider_json(provider, url).get("keys")
+def read_provider_keys(provider: Provider, said: OpenIdMetadata) -> SigningKeys:
+    """Read the keys that the provider signs with. Raises ProviderDown."""
+    if not said.jwks_uri:
+        raise ProviderDown(f"{provider.issuer} names no usable jwks_uri.")
+    found = fetch_provider_json(provider, said.jwks_uri).get("keys")
     keys = [key for key in found if isinstance(key, dict)] if isinstance(found, list) else []
     if not keys:
-        raise ProviderDown(f"{url} holds no keys.")
+        raise ProviderDown(f"{said.jwks_uri} holds no keys.")
     return keys
 
 
@@ -170,9 +193,9 @@ def verified(provider: Provider, verify: Callable[..., dict[str, Any]], token: s
     """
     expected |= {"issuer": provider.issuer, "client_id": provider.client_id}
     try:
-        return verify(token, provider_metadata(provider).keys, **expected)
+        return verify(token, provider_keys(provider), **expected)
     except UnknownKey:
-        return verify(token, provider_metadata(provider, anew=True).keys, **expected)
+        return verify(token, provider_keys(provider, anew=True), **expected)
 
 
 # --- Signing in and out -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from sso.errors import BadSamlMetadata, ProviderError
 from sso.models import Provider
-from sso.oidc import forget_metadata, read_provider_metadata
+from sso.oidc import forget_metadata, read_provider_keys, read_provider_metadata
 from sso.saml.settings import must_be_installed
 
 
@@ -36,13 +36,14 @@ def test_provider(provider: Provider, *, by: Grantor | None) -> ProviderTestResu
 def _oidc_found(provider: Provider) -> str:
     """Read metadata and keys, and describe them. Raises ProviderDown."""
     said = read_provider_metadata(provider)
+    keys = read_provider_keys(provider, said)
     forget_metadata(provider)
     needs = "" if provider.has_secret else " It has to take clients without a secret."
     tells = not provider.signs_out_there or said.end_session_endpoint
     out = "" if tells else " It publishes no place to sign out there (end_session_endpoint)."
     return (
         f"{said.issuer} describes itself, asks people at {said.authorization_endpoint} and publishes "
-        f"{_count(said.keys, 'key')}.{needs}{out} Whether it knows the client shows when somebody signs in."
+        f"{_count(keys, 'key')}.{needs}{out} Whether it knows the client shows when somebody signs in."
     )
 
 

@@ -19,7 +19,7 @@ from accounts.models.secrets import OVERLAP_HOURS, PREVIOUS, HoldsPrevious
 from accounts.models.secrets import SECRET as PRESENT
 from auditlog.actions import Action
 from auditlog.models import Event
-from auditlog.reasons import LAYERS
+from auditlog.outcomes import LAYERS
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, RevokeReason

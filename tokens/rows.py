@@ -14,7 +14,7 @@ from django.http import QueryDict
 from django.utils import timezone
 
 from accounts.models import User
-from auditlog.reasons import in_short
+from auditlog.outcomes import in_short
 from capabilities import Capability, CapabilityRequired
 from connections import rows as connections
 from connections.models import Connection, stopped_above

@@ -1,4 +1,4 @@
-"""Setup instructions for each client, from clients.toml: for How to Connect, the token dialog and the README."""
+"""Setup instructions for each client, from clients.toml: for How to Connect, the token dialog and the docs."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _escaped(text: str) -> str:
 
 
 def section() -> str:
-    """Return the section of the README in Markdown."""
+    """Return the section of docs/how-to/connect-a-client.md in Markdown."""
     return "\n".join(
         f"<details><summary><b>{client.name}</b></summary>\n\n{''.join(map(_markdown, client.blocks))}</details>\n"
         for client in clients()

@@ -127,6 +127,22 @@ class TimedOut(UpstreamError):
         return {"reason": self.reason, "server": self.server, "limit": limit, "seconds": self.seconds}
 
 
+class AnswerTooSlow(UpstreamError):
+    """A large answer arrived too slowly while another one waited for the memory it took."""
+
+    outcome = "timeout"
+    reason = "timeout"
+    sentence = (
+        'Server "{server}" sent a large answer too slowly while others waited for the memory; it may have executed the '
+        "call."
+    )
+    cause = "sent a large answer too slowly while others waited for the memory"
+
+    @property
+    def data(self) -> jsonrpc.Object:
+        return {"reason": self.reason, "server": self.server, "limit": "pace"}
+
+
 class BadAnswer(UpstreamError):
     """The answer is not MCP. `status` is its HTTP status, `error` its JSON-RPC error if it has one."""
 
@@ -209,6 +225,16 @@ class Flooded(TooLarge):
 
     sentence = 'Server "{server}" sent more events than the gateway reads for one call.'
     cause = "sent {0.detail} instead of an answer"
+
+
+class NoMemory(TooLarge):
+    """Other large answers took the memory for as long as this one may wait for it."""
+
+    sentence = (
+        'Server "{server}" gave a large answer, and other large answers left no memory to read it; it may have '
+        "executed the call."
+    )
+    cause = "gave a large answer, and other large answers left no memory to read it (GATEWAY_ANSWERS_MIB)"
 
 
 class TooManyFeatures(TooLarge):

@@ -2,53 +2,77 @@
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-# Limits the memory a worker uses for large answers: in total, and per person.
+# Limits the memory a worker uses for large answers: in total, per person, and per server.
 
 SHARES = 8  # A person may use 1/SHARES of the ceiling.
+SERVER_SHARES = 2  # The answers of one server that are being read may use 1/SERVER_SHARES.
 HOLD_SECONDS = 60.0  # To wait for room. A client that hardly reads its answer is cut off after half of that.
+# An answer that arrives more slowly is ended when another one has waited for `pace_seconds` for the room it takes.
+LEAST_PACE = 64 * 1024  # Bytes a second.
+PACE_SECONDS = 5.0
+
+PERSON, SERVER, ALL = "person", "server", "all"
+
+type Account = tuple[str, str]  # One of these, and the person's or server's name.
 
 
 class HeldBytes:
-    """Bytes that are counted for `person` for as long as this object exists."""
+    """Bytes that are counted for as long as this object exists, for each of these accounts."""
 
-    __slots__ = ("_budget", "person", "size")
+    __slots__ = ("_budget", "counted")
 
-    def __init__(self, budget: "ByteBudget", person: str, size: int) -> None:
+    def __init__(self, budget: "ByteBudget", counted: dict[Account, int]) -> None:
         self._budget = budget
-        self.person = person
-        self.size = 0
-        self.resize(size)
+        self.counted = counted
+        budget.change({}, counted)
+
+    @property
+    def size(self) -> int:
+        return self.counted[ALL, ""]
 
     def resize(self, size: int) -> None:
-        """Count `size` bytes instead."""
-        self._budget.add(self.person, size - self.size)
-        self.size = size
+        """Count `size` bytes instead, and none for the server: the answer has been read."""
+        counted = {account: size for account in self.counted if account[0] != SERVER}
+        self._budget.change(self.counted, counted)
+        self.counted = counted
 
     def __del__(self) -> None:
-        self._budget.give_back(self.person, self.size)
+        self._budget.give_back(self.counted)
+
+
+class Claim(NamedTuple):
+    """What an answer or a call waits for, and since when. A call that waits to be sent takes no bytes."""
+
+    counted: dict[Account, int]
+    began: float
 
 
 class ByteBudget:
     """Memory budget for large answers, from the time they are partly read until their clients have received them.
 
-    A person may have one answer of any size, and more within the share. A call waits at most `seconds` for room before
-    it is sent to its server; an answer being read waits in its socket.
+    A person, and a server, may have one answer of any size, and more within their share. A call waits at most `seconds`
+    for room before it is sent to its server; an answer being read waits in its socket.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:
-        self.ceiling = ceiling
-        self.share = ceiling // SHARES
-        self.total = 0
+        self.pace_seconds = PACE_SECONDS
+        self._shares = {PERSON: ceiling // SHARES, SERVER: ceiling // SERVER_SHARES, ALL: ceiling}
         self._seconds = seconds
-        self._held: dict[str, int] = {}  # By person.
-        self._waiting: dict[asyncio.Future[HeldBytes], tuple[str, int]] = {}  # In order of arrival.
+        self._held: dict[Account, int] = {}
+        self._waiting: dict[asyncio.Future[HeldBytes], Claim] = {}  # In order of arrival.
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def total(self) -> int:
+        """Number of bytes held."""
+        return self._held.get((ALL, ""), 0)
 
     @property
     def waiting(self) -> int:
@@ -59,56 +83,80 @@ class ByteBudget:
         """Wait until another call of this person may start. Raises QueueFull or TimeoutError."""
         if self.total:
             async with asyncio.timeout(self._seconds):
-                await self.hold(person, 0)
+                await self._enter({(PERSON, person): 0})
 
-    async def hold(self, person: str, size: int) -> HeldBytes:
-        """Wait for room for `size` bytes and reserve it. Raises QueueFull or, after HOLD_SECONDS, TimeoutError."""
-        waiting = sum(person == other for other, _ in self._waiting.values())
-        if not waiting and self._has_room(person, size):
-            return HeldBytes(self, person, size)
-        if len(self._waiting) >= MOST_WAITING or waiting >= MOST_WAITING_OF_ONE:
-            raise QueueFull
+    async def hold(self, person: str, size: int, server: str = "") -> HeldBytes:
+        """Wait for room to read an answer of `size` bytes at most, and reserve it.
+
+        Raises QueueFull or, after HOLD_SECONDS, TimeoutError.
+        """
+        counted = {(PERSON, person): min(size, self._shares[PERSON])}
+        if server:
+            counted[SERVER, server] = min(size, self._shares[SERVER])
+        return await self._enter({**counted, (ALL, ""): size})
+
+    def take(self, person: str, size: int) -> HeldBytes:
+        """Count `size` bytes for this person without waiting for room."""
+        return HeldBytes(self, {(PERSON, person): size, (ALL, ""): size})
+
+    def is_short_of(self, held: HeldBytes) -> bool:
+        """Return whether an answer has waited for `pace_seconds` for room that `held` takes."""
+        latest = time.monotonic() - self.pace_seconds
+        claims = (claim for claim in self._waiting.values() if (ALL, "") in claim.counted and claim.began <= latest)
+        return any(self._full(claim) in held.counted for claim in claims)
+
+    def change(self, before: dict[Account, int], after: dict[Account, int]) -> None:
+        """Count the bytes of `after` instead of those of `before`."""
+        self._loop = self._loop or asyncio.get_running_loop()
+        for account in before | after:
+            held = self._held.pop(account, 0) + after.get(account, 0) - before.get(account, 0)
+            if held:
+                self._held[account] = held
+        if before:
+            self._let_in()
+
+    def give_back(self, counted: dict[Account, int]) -> None:
+        """Release bytes. Safe in any thread: HeldBytes may be garbage-collected anywhere."""
+        if any(counted.values()) and self._loop is not None:
+            with suppress(RuntimeError):  # The loop is closed.
+                self._loop.call_soon_threadsafe(self.change, counted, {})
+
+    def _full(self, claim: Claim) -> Account | None:
+        """Return the first account without room for this claim, or None if all have room."""
+        for account, size in claim.counted.items():
+            share = self._shares[account[0]]
+            if self._held.get(account, 0) + min(size, share) > share:
+                return account
+        return None
+
+    async def _enter(self, counted: dict[Account, int]) -> HeldBytes:
         turn: asyncio.Future[HeldBytes] = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = person, size
+        self._waiting[turn] = Claim(counted, time.monotonic())
+        self._let_in()
         try:
+            if not turn.done() and self._is_crowded(next(iter(counted))):
+                raise QueueFull
             async with asyncio.timeout(HOLD_SECONDS):
                 return await turn
         finally:
             self._waiting.pop(turn, None)
 
-    def add(self, person: str, size: int) -> None:
-        """Add `size` bytes, which may be negative, to the count of this person."""
-        self._loop = self._loop or asyncio.get_running_loop()
-        self.total += size
-        held = self._held.pop(person, 0) + size
-        if held:
-            self._held[person] = held
-        if size < 0:
-            self._let_in()
-
-    def give_back(self, person: str, size: int) -> None:
-        """Release bytes. Safe in any thread: HeldBytes may be garbage-collected anywhere."""
-        if size and self._loop is not None:
-            with suppress(RuntimeError):  # The loop is closed.
-                self._loop.call_soon_threadsafe(self.add, person, -size)
-
-    def _has_room(self, person: str, size: int) -> bool:
-        held = self._held.get(person, 0)
-        if not held:
-            return not size or not self.total or self.total + size <= self.ceiling
-        return held + size <= self.share and self.total + size <= self.ceiling
+    def _is_crowded(self, person: Account) -> bool:
+        of_person = sum(person in claim.counted for claim in self._waiting.values())
+        return len(self._waiting) > MOST_WAITING or of_person > MOST_WAITING_OF_ONE
 
     def _let_in(self) -> None:
-        """Give room to waiting calls and answers, in order of arrival for each person."""
-        blocked = set()
-        for turn, (person, size) in list(self._waiting.items()):
-            if person in blocked or turn.done():
+        """Give room to waiting calls and answers; those that wait for the same account in order of arrival."""
+        blocked: set[Account] = set()
+        for turn, claim in list(self._waiting.items()):
+            if turn.done():
                 continue
-            if self._has_room(person, size):
+            blocking = self._full(claim) or next((each for each in claim.counted if each in blocked), None)
+            if blocking is None:
                 del self._waiting[turn]
-                turn.set_result(HeldBytes(self, person, size))
+                turn.set_result(HeldBytes(self, claim.counted))
             else:
-                blocked.add(person)
+                blocked.add(blocking)
 
 
 # Fair scheduling: concurrency slots per server, time slices for parsing, and time limits.
@@ -303,8 +351,8 @@ class TimeLimit:
         "_held",
         "_loop",
         "_moved",
+        "_running",
         "_task",
-        "_timer",
         "seconds",
         "total",
     )
@@ -340,45 +388,56 @@ class TimeLimit:
         self._task = task
         self._cancelled_before = task.cancelling()
         self._loop = task.get_loop()
-        now = self._loop.time()
-        self._ends = now + self.total
-        self._moved = now
-        self._timer = self._loop.call_at(min(now + self.seconds, self._ends), self._expire)
-        _limits.setdefault(task, []).append(self)
+        self._moved = self._loop.time()
+        self._ends = self._moved + self.total
+        running = _limits.get(self._loop)
+        if running is None:
+            running = _limits[self._loop] = set()
+            self._loop.call_later(LIMITS_SECONDS, _enforce_limits, self._loop)
+        running.add(self)
+        self._running = running
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._timer.cancel()
-        limits = _limits[self._task]
-        limits.remove(self)
-        if not limits:
-            del _limits[self._task]
+        self._running.discard(self)
         # Other cancellations of the task take precedence (as in asyncio.Timeout.__aexit__).
         alone = self._expired and self._task.uncancel() <= self._cancelled_before
         if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise TimeoutError from error
 
-    def _expire(self) -> None:
-        """Cancel the task, or look again later if the idle limit was restarted or paused."""
-        now = self._loop.time()
-        due = min((now if self._held else self._moved) + self.seconds, self._ends)
-        if due > now:
-            self._timer = self._loop.call_at(due, self._expire)
-            return
-        self._expired = True
-        self._task.cancel()
+    def cancel_if_due(self, now: float) -> None:
+        """Cancel the task if a limit was exceeded."""
+        if not self._expired and now >= min((now if self._held else self._moved) + self.seconds, self._ends):
+            self._expired = True
+            self._task.cancel()
+
+    def is_of(self, task: asyncio.Task[Any] | None) -> bool:
+        """Return whether the limit is for this task."""
+        return self._task is task
 
 
-_limits: dict[asyncio.Task[Any], list[TimeLimit]] = {}  # The running ones, by task.
+# One timer for all limits of a loop: a timer for each costs as much as the rest of a limit.
+LIMITS_SECONDS = 0.05
+_limits: dict[asyncio.AbstractEventLoop, set[TimeLimit]] = {}  # The running ones.
+
+
+def _enforce_limits(loop: asyncio.AbstractEventLoop) -> None:
+    running, now = _limits[loop], loop.time()
+    for limit in [*running]:
+        limit.cancel_if_due(now)
+    if running:
+        loop.call_later(LIMITS_SECONDS, _enforce_limits, loop)
+    else:
+        del _limits[loop]
 
 
 @contextmanager
 def without_idle_limits() -> Iterator[None]:
     """Pause the idle limits of the current task while it waits for us, not for the server."""
     task = asyncio.current_task()
-    limits = [*_limits.get(task, ())] if task is not None else []
+    limits = [limit for limit in _limits.get(asyncio.get_running_loop(), ()) if limit.is_of(task)]
     for limit in limits:
         limit.hold()
     try:

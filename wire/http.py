@@ -17,7 +17,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, cast
 from urllib.parse import quote, urlsplit
@@ -30,12 +30,14 @@ from wire.errors import (
     CONNECT_SECONDS,
     AddressBlocked,
     AddressInside,
+    AnswerTooSlow,
     BadAnswer,
     BadUrl,
     CertificateRefused,
     ConnectTimedOut,
     Loop,
     NameNotFound,
+    NoMemory,
     NoRoute,
     NotConnected,
     NotTls,
@@ -45,7 +47,7 @@ from wire.errors import (
     Unreachable,
     UpstreamError,
 )
-from wire.fair_queue import ByteBudget, HeldBytes, QueueFull, Slices, without_idle_limits
+from wire.fair_queue import LEAST_PACE, ByteBudget, HeldBytes, QueueFull, Slices, without_idle_limits
 from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
 from wire.guard import PATH, SECRET_HEADER, AddressRefused, Guard, LeadsBack, LeadsInside, tls
 from wire.hosts import Resolver
@@ -71,6 +73,14 @@ class ConnectionBroken(Exception):
 
 class Oversized(Exception):
     """The answer is larger than a limit; the message says which."""
+
+
+class WithoutRoom(Exception):
+    """A large answer found no room in the memory budget in time."""
+
+
+class Slow(Exception):
+    """A large answer arrived too slowly while another one waited for its room in the memory budget."""
 
 
 def more_than(limit: int) -> str:
@@ -201,7 +211,7 @@ class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
     Received data are parsed by the waiting task, in slices between which other calls run. Event streams are passed on
-    piece by piece, other answers when complete. A large answer is read on once `budget` has room for it.
+    piece by piece, other answers when complete. A large answer of `server` is read on once `budget` has room for it.
     """
 
     # Without slots, objects of more than thirty attributes do not share the keys of their dicts.
@@ -225,11 +235,14 @@ class HttpConnection(asyncio.Protocol):
         "_person",
         "_poll",
         "_raw",
+        "_server",
         "_slice_ends",
         "_slices",
         "_trailer_size",
         "_transport",
+        "_waited",
         "_waiter",
+        "_window_size",
         "_wire_limit",
         "_wire_size",
         "complete",
@@ -239,13 +252,16 @@ class HttpConnection(asyncio.Protocol):
         "streams",
     )
 
-    def __init__(self, sock: socket.socket, limit: int, slices: Slices, budget: ByteBudget | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, limit: int, slices: Slices, budget: ByteBudget | None = None, server: str = ""
+    ) -> None:
         # Polled to detect that the server has closed the idle connection or sent unexpected data.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._limit = limit
         self._slices = slices
         self._budget = budget
+        self._server = server
         self._person = ""
         self.held: HeldBytes | None = None  # Share of the memory budget, for large answers.
         self._transport: asyncio.Transport | None = None
@@ -261,6 +277,8 @@ class HttpConnection(asyncio.Protocol):
         self._body: BodyReader | None = None
         self._wire_size = self._wire_limit = self._head_size = self._framing_size = self._trailer_size = 0
         self._slice_ends = 0.0
+        # Seconds that we have waited for a large answer since its pace was last judged, and its size then.
+        self._waited, self._window_size = 0.0, 0
         self._idle_since = 0.0
         self._keep = True
         self._paused = False
@@ -275,7 +293,7 @@ class HttpConnection(asyncio.Protocol):
         """Send a request and wait for the complete answer, or for the headers of an event stream.
 
         Calls `written` when the request was written. A large answer counts against the budget of `person`.
-        Raises ConnectionBroken or Oversized.
+        Raises ConnectionBroken, Oversized, WithoutRoom or Slow.
         """
         if self._transport is None:
             raise ConnectionBroken("closed")
@@ -311,15 +329,16 @@ class HttpConnection(asyncio.Protocol):
     async def reserve(self) -> None:
         """Wait until the budget has room for this large answer before more of it is read; the server waits meanwhile.
 
-        Raises Oversized when too many answers wait, or this one has waited too long.
+        Raises WithoutRoom when too many answers wait, or this one has waited too long.
         """
         if self.held is not None or self._budget is None:
             return
         try:
             with without_idle_limits():
-                self.held = await self._budget.hold(self._person, min(self._expected, self._budget.share))
+                self.held = await self._budget.hold(self._person, self._expected, self._server)
         except (QueueFull, TimeoutError):
-            raise self._fail(Oversized("more large answers than may wait")) from None
+            raise self._fail(WithoutRoom("more large answers than there is memory for")) from None
+        self._waited, self._window_size = 0.0, self._wire_size
 
     @property
     def _expected(self) -> int:
@@ -329,7 +348,7 @@ class HttpConnection(asyncio.Protocol):
         return min(int(announced), self._limit) if is_plain else self._limit
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the decoded body as it arrives. Raises ConnectionBroken or Oversized."""
+        """Yield the decoded body as it arrives. Raises ConnectionBroken, Oversized or Slow."""
         body = self._body
         assert body is not None
         while True:
@@ -394,6 +413,24 @@ class HttpConnection(asyncio.Protocol):
             self._waiter = None
         self._slice_ends = time.perf_counter() + SLICE_SECONDS
 
+    async def _wait_for_large(self, budget: ByteBudget) -> None:
+        """Wait for more of a large answer. Raises Slow if it arrives slowly while another waits for its room.
+
+        Only the time that we wait for the server counts, not the time that we or the client take.
+        """
+        began = time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(budget.pace_seconds - self._waited):
+                await self._wait()
+        self._waited += time.monotonic() - began
+        if self._waited < budget.pace_seconds:
+            return
+        arrived = self._wire_size + self._arrived_size
+        is_slow = arrived - self._window_size < LEAST_PACE * self._waited
+        if is_slow and self.held is not None and budget.is_short_of(self.held):
+            raise self._fail(Slow("a large answer arrived too slowly"))
+        self._waited, self._window_size = 0.0, arrived
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -457,7 +494,10 @@ class HttpConnection(asyncio.Protocol):
             self._parse()
             await self.give_way()
         elif self._lost is False:
-            await self._wait()
+            if self._budget is None or self.held is None:
+                await self._wait()
+            else:
+                await self._wait_for_large(self._budget)
         else:
             self._end_or_fail(self._lost)
         if self._failure is not None:
@@ -627,7 +667,7 @@ class HttpResponse:
         return self._connection.headers.get(name.encode(), b"").decode("latin-1")
 
     async def read(self) -> bytes:
-        """Return the whole body. Raises TooLarge or Unreachable."""
+        """Return the whole body. Raises TooLarge, AnswerTooSlow or Unreachable."""
         if not self.streams:
             return await self._connection.body()
         size, parts = 0, []
@@ -640,7 +680,7 @@ class HttpResponse:
         return b"".join(parts)
 
     def held(self, size: int) -> HeldBytes | None:
-        """Set the memory share of this answer to `size` bytes and return it; None if the answer is not large."""
+        """Return the memory share of this answer, of which `size` bytes were read; None if the answer is not large."""
         if (held := self._connection.held) is not None:
             held.resize(size)
         return held
@@ -652,15 +692,15 @@ class HttpResponse:
     async def note_kept(self, size: int) -> None:
         """Report how many bytes of a stream are in memory. Above LARGE, wait until the budget has room for them.
 
-        Raises TooLarge when too many wait.
+        Raises NoMemory when too many wait.
         """
         if size <= LARGE:
             self._connection.held = None
             return
         try:
             await self._connection.reserve()
-        except Oversized as error:
-            raise TooLarge(self._server, str(error)) from error
+        except WithoutRoom as error:
+            raise NoMemory(self._server, str(error)) from error
 
     @property
     def reader(self) -> ReaderProcess:
@@ -672,14 +712,12 @@ class HttpResponse:
         return self._connection.alone()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body of an event stream as it arrives. Raises TooLarge or Unreachable."""
+        """Yield the body of an event stream as it arrives. Raises TooLarge, AnswerTooSlow or Unreachable."""
         try:
             async for chunk in self._connection.chunks():
                 yield chunk
-        except ConnectionBroken as error:
-            raise Unreachable(self._server, str(error)) from error
-        except Oversized as error:
-            raise TooLarge(self._server, str(error)) from error
+        except (ConnectionBroken, Oversized, Slow) as error:
+            raise _upstream_error(error)(self._server, str(error)) from error
 
 
 # Maps exceptions to upstream errors; the first match counts.
@@ -689,6 +727,8 @@ FAILURES: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
     (ProxyFailed, NoWayOut),
     (AddressRefused, AddressBlocked),
     (Oversized, TooLarge),
+    (WithoutRoom, NoMemory),
+    (Slow, AnswerTooSlow),
     (ConnectionBroken, Unreachable),
     (TimeoutError, ConnectTimedOut),
     (socket.gaierror, NameNotFound),
@@ -764,7 +804,8 @@ class Transport:
         Without `private` only public addresses are called, even if private ranges are allowed. `written` is called
         when the request was written. A large answer counts against the budget of `person`.
 
-        Raises Unreachable, AddressBlocked or TooLarge, and BadAnswer for a header that cannot be sent.
+        Raises Unreachable, AddressBlocked, TooLarge, NoMemory or AnswerTooSlow, and BadAnswer for a header that cannot
+        be sent.
         """
         parsed = self._parsed_urls[private].get(url) or self._parse_url(server, url, private)
         lines = "".join(map("%s: %s\r\n".__mod__, headers.items()))
@@ -842,12 +883,12 @@ class Transport:
     async def _open_through(self, proxy: OutboundProxy, origin: Origin, target: str, seconds: float) -> HttpConnection:
         """Open a TLS connection through the proxy. Raises OSError."""
         sock, transport = await open_tunnel(proxy, self._resolver, target, origin.port, seconds)
-        connection = self._connection(sock)
+        connection = self._connection(sock, origin)
         await secured(transport, connection, self._tls, origin.host)
         return connection
 
-    def _connection(self, sock: socket.socket) -> HttpConnection:
-        return HttpConnection(sock, self.limit, self._slices, self._budget)
+    def _connection(self, sock: socket.socket, origin: Origin) -> HttpConnection:
+        return HttpConnection(sock, self.limit, self._slices, self._budget, f"{origin.host}:{origin.port}")
 
     async def _open(self, origin: Origin, sock: socket.socket, sockaddr: tuple[Any, ...]) -> HttpConnection:
         loop = asyncio.get_running_loop()
@@ -856,7 +897,7 @@ class Transport:
             sock.setblocking(False)
             await loop.sock_connect(sock, sockaddr)
             _, connection = await loop.create_connection(
-                lambda: self._connection(sock),
+                lambda: self._connection(sock, origin),
                 sock=sock,
                 ssl=tls,
                 server_hostname=origin.host if tls else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import httpcore
@@ -120,11 +120,13 @@ class OutboundClient:
         body: bytes | None = None,
         *,
         reads_streams: bool = True,
+        needs_body: bool = True,
         **more: Any,
     ) -> HttpAnswer:
         """Send a request and return its answer; `more` are parameters of httpx. Raises NoAnswer.
 
-        An event stream may never end: without `reads_streams` its body is empty.
+        An event stream may never end: without `reads_streams` its body is empty. Without `needs_body`, a body that
+        cannot be read is empty too.
         """
         if self._seconds is not None:
             self._deadline.set(self._seconds)
@@ -136,9 +138,19 @@ class OutboundClient:
                     answer = HttpAnswer(url, response.status_code, response.headers, b"", address)
                     if answer.media_type == "text/event-stream" and not reads_streams:
                         return answer
-                    return HttpAnswer(url, answer.status, answer.headers, self._body(response, answer), address)
+                    return self._read(response, answer, needs_body=needs_body)
         finally:
             self._http.cookies.clear()
+
+    def _read(self, response: httpx.Response, answer: HttpAnswer, *, needs_body: bool) -> HttpAnswer:
+        """Return the answer with its body. Raises NoAnswer."""
+        try:
+            with raising_no_answer():
+                return replace(answer, body=self._body(response, answer))
+        except NoAnswer:
+            if needs_body:
+                raise
+            return answer
 
     def _body(self, response: httpx.Response, answer: HttpAnswer) -> bytes:
         parts: list[bytes] = []

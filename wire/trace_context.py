@@ -1,7 +1,7 @@
 """Headers of a call that are forwarded to servers: the trace context, and the number of gateways passed.
 
 The trace context (W3C) joins the traces of both ends. The number of gateways stops loops
-(docs/reference/error-codes.md): each gateway increments it. It has its own header because proxies add to or remove
+(docs/reference/protocol.md): each gateway increments it. It has its own header because proxies add to or remove
 `Via` (RFC 9110 section 7.6.3).
 """
 

@@ -14,7 +14,7 @@ from accounts.models.users import User
 from accounts.rules import Grantor, must_match
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
-from auditlog.reasons import LAYERS, in_short
+from auditlog.outcomes import LAYERS, in_short
 from auditlog.versions import Versioned
 from capabilities import Capability, CapabilityRequired
 

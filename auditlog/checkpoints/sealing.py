@@ -31,7 +31,7 @@ from ui.sealing import cipher
 
 # The columns in a leaf, by version. A column that is added later needs a new version; existing checkpoints name the
 # version they were made with.
-COLUMNS: dict[int, tuple[str, ...]] = {
+CALL_COLUMNS: dict[int, tuple[str, ...]] = {
     1: (
         *("id", "uid", "created_at", "correlation_id", "method", "feature_type", "feature_name", "outcome"),
         *("deny_reason", "http_status", "rpc_error_code", "host_id", "gateway_id", "connection_id", "user_id"),
@@ -42,8 +42,8 @@ COLUMNS: dict[int, tuple[str, ...]] = {
         "recorded_at",
     )
 }
-COLUMNS[2] = (*COLUMNS[1], "trace_id")
-NEWEST = max(COLUMNS)
+CALL_COLUMNS[2] = (*CALL_COLUMNS[1], "trace_id")
+NEWEST = max(CALL_COLUMNS)
 # The columns of admin events, by version.
 EVENT_COLUMNS: dict[int, tuple[str, ...]] = {
     1: (
@@ -69,7 +69,7 @@ class Leaf(NamedTuple):
 
 
 def columns_of(
-    version: int, as_text: Collection[str] = AS_TEXT, columns: Mapping[int, tuple[str, ...]] = COLUMNS
+    version: int, as_text: Collection[str] = AS_TEXT, columns: Mapping[int, tuple[str, ...]] = CALL_COLUMNS
 ) -> str:
     """Return a version's columns for a SELECT, those in `as_text` cast to text by PostgreSQL."""
     return ", ".join(f"{name}::text AS {name}" if name in as_text else name for name in columns[version])

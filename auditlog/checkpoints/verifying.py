@@ -20,7 +20,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from auditlog.checkpoints.received import Received, refused_rows
-from auditlog.checkpoints.sealing import COLUMNS, END, EVENT_COLUMNS, TABLE, columns_of, leaf_of, root_of, unpacked
+from auditlog.checkpoints.sealing import CALL_COLUMNS, END, EVENT_COLUMNS, TABLE, columns_of, leaf_of, root_of, unpacked
 from auditlog.models import Call, Checkpoint, Event, span_of_uid
 from auditlog.partitions import midnight
 from auditlog.replica import LATEST, newest_id
@@ -395,7 +395,7 @@ class _Comparison:
             return
         digest = leaves.pop(uid, None)
         place.met += digest is not None
-        columns = (COLUMNS if log == "call" else EVENT_COLUMNS)[place.body["columns"]]
+        columns = (CALL_COLUMNS if log == "call" else EVENT_COLUMNS)[place.body["columns"]]
         if digest is None:
             said = f"{name} was added: checkpoint {place.number}, which covers its id, has it not."
             self._report.add("added", said, LogPeriod(at, at), uid)
@@ -465,7 +465,7 @@ def _moved(at: datetime, by: timedelta) -> datetime:
 def _calls(cursor: Any, span: LogPeriod) -> Iterator[dict[str, Any]]:
     """Yield the calls in primary-key order, fetched in chunks."""
     statement = f"""
-        SELECT {columns_of(max(COLUMNS))} FROM {TABLE}
+        SELECT {columns_of(max(CALL_COLUMNS))} FROM {TABLE}
         WHERE (created_at, id) > (%s, %s) AND created_at < %s ORDER BY created_at, id LIMIT {CHUNK}
     """  # noqa: S608  (constants)
     at, last, until = _moved(span.since, -ROUGHLY), 0, _moved(span.until, ROUGHLY)

@@ -11,7 +11,7 @@ from django.forms import BooleanField
 from django.http import HttpRequest
 
 from accounts.sign_in import must_ask_again
-from auditlog.reasons import in_short
+from auditlog.outcomes import in_short
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from django.conf import settings
 
 from proxy.request import PREFIX, App, Event, Scope
+from ui.errors import TryLater
 from wire import jsonrpc, mcp, sse, versions
 from wire.background import spawn
 from wire.jsonrpc import MalformedMessage, Object
 
 RUN_SECONDS = 120  # Time limit of a run; then it is cancelled at its server.
+END_SECONDS = 10  # For which a run may go on that was cancelled, or whose page was left.
+RETRY_SECONDS = 5  # After which a run that was refused may be tried again.
 LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are kept; an agent gets more.
 MOST_STEPS = 200  # Notifications of one run that are shown.
 MOST_RUNS = 16  # Concurrent, in this process: each keeps a response open.
 MOST_RUNS_OF_ONE = 3  # Concurrent, per person.
 CLIENT = "Gateway Admin playground"
-METHODS = {"tool": "tools/call", "prompt": "prompts/get", "resource": "resources/read"}
+METHOD_OF_KIND = {"tool": "tools/call", "prompt": "prompts/get", "resource": "resources/read"}
 
 _endpoint: App | None = None
-_running: list[object] = []  # The person of each run.
+_running: dict[object, object] = {}  # The person of each run.
+_lock = threading.Lock()  # Pages begin runs in threads.
 
 
 def serve_by(endpoint: App | None) -> None:
@@ -39,8 +44,11 @@ def is_served() -> bool:
     return _endpoint is not None
 
 
-class TooManyRuns(Exception):
+class TooManyRuns(TryLater):
     """Too many runs of the person, or of everybody, are in progress; the message says which."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, RETRY_SECONDS)
 
 
 class AgentRequest(NamedTuple):
@@ -72,28 +80,10 @@ class AgentResponse(NamedTuple):
         return self.size > len(self.body)
 
 
-@dataclass
-class Run:
-    """A request of `person`, sent with the token `secret`. `steps` yields its progress; then `answer` is set."""
-
-    slug: str
-    asked: AgentRequest
-    secret: str = field(repr=False)
-    address: str
-    person: object
-    answer: AgentResponse | None = None
-
-    def __post_init__(self) -> None:
-        self._steps: asyncio.Queue[Object | None] = asyncio.Queue()
-        self._gone = asyncio.Event()
-        self._sent = False
-        self._status, self._headers = 0, dict[bytes, bytes]()
-        self._reader = sse.EventParser(64 << 20)
-        self._body, self._size = bytearray(), 0
-
-    async def steps(self) -> AsyncGenerator[Object]:
-        """Run the request and yield the params of each progress notification. Raises TooManyRuns."""
-        if _running.count(self.person) >= MOST_RUNS_OF_ONE:
+def _take_place(person: object) -> object:
+    """Count another run of `person`, and return its key in `_running`. Raises TooManyRuns."""
+    with _lock:
+        if list(_running.values()).count(person) >= MOST_RUNS_OF_ONE:
             raise TooManyRuns(
                 f"{MOST_RUNS_OF_ONE} runs of yours are under way here. Nothing was sent: stop one, or run it again "
                 "when one has ended."
@@ -102,19 +92,61 @@ class Run:
             raise TooManyRuns(
                 "Too many runs are under way here at the moment. Nothing was sent; run it again in a moment."
             )
-        _running.append(self.person)
-        spawn("playground call", self._run()).add_done_callback(lambda _: _running.remove(self.person))
-        timer = asyncio.get_running_loop().call_later(RUN_SECONDS, self._gone.set)
+        _running[key := object()] = person
+    return key
+
+
+class Run:
+    """A request of `person`, counted from here until it has ended. Raises TooManyRuns.
+
+    `steps` sends it with a token and yields its progress; then `answer` is set. `close` ends it at any time, from any
+    thread.
+    """
+
+    def __init__(self, slug: str, asked: AgentRequest, address: str, person: object) -> None:
+        self.slug, self.asked, self.address = slug, asked, address
+        self.answer: AgentResponse | None = None
+        # Also for a page that nobody began to read. Without the lock: the garbage collector may run this at any time.
+        self._give_back = weakref.finalize(self, _running.pop, _take_place(person), None)
+        self._secret = ""
+        self._task: asyncio.Task[None] | None = None
+        self._steps: asyncio.Queue[Object | None] = asyncio.Queue()
+        self._gone = asyncio.Event()
+        self._sent = False
+        self._status, self._headers = 0, dict[bytes, bytes]()
+        self._reader = sse.EventParser(64 << 20)
+        self._body, self._size = bytearray(), 0
+
+    async def steps(self, secret: str) -> AsyncGenerator[Object]:
+        """Send the request with the token `secret`, and yield the params of each progress notification."""
+        self._secret = secret
+        self._task = spawn("playground call", self._run())
+        self._task.add_done_callback(lambda _: self._give_back())
+        timer = self._task.get_loop().call_later(RUN_SECONDS, self._leave)
         try:
             while (step := await self._steps.get()) is not None:
                 yield step
         finally:
             timer.cancel()
-            self._gone.set()  # If the reader leaves early, the call is cancelled and logged, as for an agent.
+            self._leave()
+
+    def close(self) -> None:
+        """End the run, because its page was left."""
+        if self._task is None:
+            self._give_back()
+        elif not self._task.done():
+            self._task.get_loop().call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        """Close the request: the call is cancelled and logged, as for an agent; at the latest after END_SECONDS."""
+        self._gone.set()
+        if self._task is not None and not self._task.done():
+            self._task.get_loop().call_later(END_SECONDS, self._task.cancel)
 
     async def _run(self) -> None:
         assert _endpoint is not None
-        with suppress(Exception):  # The endpoint logs its errors; here there is just no answer.
+        # The endpoint logs its errors, and the call that was cancelled; here there is just no answer.
+        with suppress(Exception, asyncio.CancelledError):
             await _endpoint(self._scope(), self._receive, self._send)
         body = bytes(self._body)
         message = _parsed(body) if self._size <= LONGEST_ANSWER else None
@@ -127,12 +159,12 @@ class Run:
         """Return the ASGI scope, as for a request over the network."""
         headers = {
             "Host": urlsplit(settings.PUBLIC_URL).netloc,
-            "Authorization": f"Bearer {self.secret}",
+            "Authorization": f"Bearer {self._secret}",
             "Content-Type": "application/json",
             "Accept": "application/json, text/event-stream",
             "User-Agent": CLIENT,
             "MCP-Protocol-Version": versions.MODERN,
-            "Mcp-Method": METHODS[self.asked.kind],
+            "Mcp-Method": METHOD_OF_KIND[self.asked.kind],
             "Mcp-Name": mcp.encoded_value(self.asked.name),
         }
         return {
@@ -148,7 +180,7 @@ class Run:
     def _request(self) -> bytes:
         envelope = mcp.ENVELOPE | {versions.CLIENT_INFO_KEY: {**versions.INFO, "name": CLIENT}}
         params = {**self.asked.params, "_meta": {**envelope, "progressToken": 1}}
-        return jsonrpc.dumps({"jsonrpc": "2.0", "id": 1, "method": METHODS[self.asked.kind], "params": params})
+        return jsonrpc.dumps({"jsonrpc": "2.0", "id": 1, "method": METHOD_OF_KIND[self.asked.kind], "params": params})
 
     async def _receive(self) -> Event:
         if not self._sent:

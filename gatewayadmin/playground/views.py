@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any
@@ -267,8 +267,14 @@ def _form_again(chosen: Chosen, uid: str) -> ArgumentsForm | None:
     return form_of(chosen.schema, arguments) if isinstance(arguments, dict) else None
 
 
-def _refused(request: AppRequest, chosen: Chosen, form: ArgumentsForm, words: str) -> HttpResponse:
-    return _shown(request, chosen, form, {"refusal": words}, HTTPStatus.UNPROCESSABLE_ENTITY)
+def _refused(
+    request: AppRequest,
+    chosen: Chosen,
+    form: ArgumentsForm,
+    words: str,
+    status: int = HTTPStatus.UNPROCESSABLE_ENTITY,
+) -> HttpResponse:
+    return _shown(request, chosen, form, {"refusal": words}, status)
 
 
 def _shown(
@@ -351,35 +357,54 @@ def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsF
     """Run the request as an agent would. The page is streamed: the first part now, the rest after the run."""
     if not is_served():
         return _refused(request, chosen, form, UNSERVED)
+    address = str(request.META.get("REMOTE_ADDR") or "")
+    try:
+        run = Run(gateway.slug, chosen.asked(form), address, request.user.pk)
+    except TooManyRuns as refused:
+        response = _refused(request, chosen, form, str(refused), HTTPStatus.TOO_MANY_REQUESTS)
+        response["Retry-After"] = str(refused.seconds)
+        return response
     try:
         live = connect(request.user, gateway)
         secret = Binding.objects.lend(live, by=request.user, seconds=2 * RUN_SECONDS)
     except (ConnectionRefused, TokenAlreadyRevoked) as refused:
+        run.close()
         return _refused(request, chosen, form, str(refused))
-    run = Run(gateway.slug, chosen.asked(form), secret, str(request.META.get("REMOTE_ADDR") or ""), request.user.pk)
     begun = _page(request, chosen, form, {"running": True})
 
-    def rest(refusal: str) -> str:
+    def rest() -> str:
         try:
-            more = {"refusal": refusal} if refusal else _outcome(request.user, run.answer)
-            return _page(request, chosen, form, {"running": True, **more}).partition(CUT)[2]
+            more = {"running": True, **_outcome(request.user, run.answer)}
+            return _page(request, chosen, form, more).partition(CUT)[2]
         finally:
             databases.give_back()
 
-    async def pieces() -> AsyncIterator[str]:
-        yield begun.partition(CUT)[0]
-        steps, refusal = run.steps(), ""
+    return StreamingHttpResponse(StreamedPage(run, secret, begun.partition(CUT)[0], rest))  # type: ignore[return-value]  # A stream is an answer too.
+
+
+@dataclass(frozen=True)
+class StreamedPage:
+    """The page with its run: the first part, the progress, and the rest once the run has ended."""
+
+    run: Run
+    secret: str = field(repr=False)
+    first: str
+    rest: Callable[[], str]
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        yield self.first
+        steps = self.run.steps(self.secret)
         try:
             async for step in steps:
                 yield _step(step)
-        except TooManyRuns as refused:
-            refusal = str(refused)
         finally:
             with suppress(asyncio.CancelledError):
                 await steps.aclose()
-        yield await sync_to_async(rest)(refusal)
+        yield await sync_to_async(self.rest)()
 
-    return StreamingHttpResponse(pieces())  # type: ignore[return-value]  # A stream is an answer too.
+    def close(self) -> None:
+        """End the run; called by Django when the response is over."""
+        self.run.close()
 
 
 def _step(params: dict[str, Any]) -> str:

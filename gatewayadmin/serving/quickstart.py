@@ -81,8 +81,8 @@ async def _answer(message: Message) -> bytes:
     try:
         if message.method in FIXED:
             value = {**FIXED[message.method]}
-        elif message.method in METHODS:
-            value = await METHODS[message.method](message.params)
+        elif message.method in HANDLERS:
+            value = await HANDLERS[message.method](message.params)
         else:
             return jsonrpc.error(message.id, jsonrpc.METHOD_NOT_FOUND, f"Method not found: {message.method}")
     except NotFound as missing:
@@ -214,7 +214,7 @@ FIXED: dict[str, Object] = {
         "prompts": [{"name": "greeting", "description": "Ask for a friendly greeting", "arguments": [_NAME]}]
     },
 }
-METHODS = {
+HANDLERS = {
     "initialize": _initialize,
     "tools/call": _call_tool,
     "resources/read": _read_resource,

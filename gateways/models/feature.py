@@ -2,7 +2,7 @@
 
 Definitions are pinned. The first one is approved on arrival or waits for approval. When the server changes it, the new
 one is held back and clients continue to see the approved one, depending on the gateway's settings
-(docs/explanation/definitions.md). The database function `gateways_learn` applies a list, for the proxy and the pages.
+(docs/concepts.md). The database function `gateways_learn` applies a list, for the proxy and the pages.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event, Switchable
-from auditlog.reasons import in_short
+from auditlog.outcomes import in_short
 from auditlog.versions import Versioned
 from gateways.models.assignment import Assignment, ToolPolicy
 from gateways.models.gateway import Gateway, GatewayError

@@ -60,6 +60,18 @@ NAME_ID_FORMATS = {
 }
 
 
+def _attribute(label: str, usual: str) -> models.CharField[str, str]:
+    """Return a column for the name of an attribute that the provider sends."""
+    return models.CharField(
+        label,
+        max_length=LONGEST_ATTRIBUTE,
+        blank=True,
+        default=usual,
+        db_default=usual,
+        help_text="By either name that the provider gives it (SAML).",
+    )
+
+
 class SamlSettings(models.Model):
     """Columns for SAML. The metadata in use are `issuer` (the entity ID), `sso_url` and `certificates`."""
 
@@ -97,22 +109,8 @@ class SamlSettings(models.Model):
         db_default=NameIdFormat.PERSISTENT,
         help_text="Format of the provider's name for a person (SAML).",
     )
-    email_attribute = models.CharField(
-        "attribute with the e-mail",
-        max_length=LONGEST_ATTRIBUTE,
-        blank=True,
-        default="email",
-        db_default="email",
-        help_text="By either name that the provider gives it (SAML).",
-    )
-    name_attribute = models.CharField(
-        "attribute with the name",
-        max_length=LONGEST_ATTRIBUTE,
-        blank=True,
-        default="displayName",
-        db_default="displayName",
-        help_text="By either name that the provider gives it (SAML).",
-    )
+    email_attribute = _attribute("attribute with the e-mail", "email")
+    name_attribute = _attribute("attribute with the name", "displayName")
     takes_unsolicited = models.BooleanField(
         "let people begin at the provider",
         default=False,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import time_machine
 from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY
 from django.core import mail
 from django.test import Client
 
@@ -36,6 +37,32 @@ def test_a_person_signs_in_by_e_mail_in_any_case() -> None:
     response = sign_in_as(person.email.upper(), make.PASSWORD)
 
     assert (response.status_code, response["Location"]) == (302, "/")
+
+
+@pytest.mark.parametrize("path", [f"accounts.{module}.RoleBackend" for module in ("backend", "adapter", "sign_in")])
+def test_a_session_that_began_in_a_release_before_goes_on(path: str, sign_in: SignIn) -> None:
+    person = make.user()
+    session = (client := sign_in(person)).session
+    assert session[BACKEND_SESSION_KEY] == "accounts.backend.RoleBackend"  # As the release before reads it.
+    session[BACKEND_SESSION_KEY] = path
+    session.save()
+
+    assert client.get("/settings/profile").status_code == 200
+    person.deactivate(by=make.user(*Capability))
+    assert client.get("/settings/profile").status_code == 302
+
+
+def test_a_password_is_checked_once_however_many_paths_the_backend_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    person, checked = make.user(), list[str]()
+
+    def check(_: User, password: str) -> bool:
+        checked.append(password)
+        return False
+
+    monkeypatch.setattr(User, "check_password", check)
+
+    assert REFUSED in text(sign_in_as(person.email, "wrong"))
+    assert checked == ["wrong"]
 
 
 def test_a_refusal_reads_the_same_whatever_the_cause() -> None:

@@ -285,7 +285,7 @@ def test_tree_is_that_of_the_standard() -> None:
 
 def test_leaf_tells_every_column_of_a_row() -> None:
     """A column that is added makes another version of the list; the ones there were stay."""
-    assert set(sealing.COLUMNS[sealing.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
+    assert set(sealing.CALL_COLUMNS[sealing.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
 
 
 def test_checkpoint_that_tells_of_fewer_columns_still_proves_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from auditlog.models import Call, Outcome
-from auditlog.reasons import OUTCOMES, REASONS, reason_of
+from auditlog.outcomes import OUTCOMES, REASONS, reason_of
 from auditlog.why import Detail
 from proxy.access import decision
 from wire.errors import UpstreamError

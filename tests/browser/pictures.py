@@ -6,14 +6,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from playwright.sync_api import Browser, BrowserContext, ViewportSize
+from playwright.sync_api import Browser, BrowserContext, ViewportSize, expect
 
 from tests import cluster, curl, upstreams, workspace
 from tests.browser import steps
 from tests.browser.fixtures import chromium, fill
 
 PICTURES = workspace.ROOT / "docs" / "images"
-PAGES = {"logs": "/logs/"}
 EARLIER = """
 from datetime import timedelta
 from auditlog.models import Call, Rollup, RollupState
@@ -26,6 +25,11 @@ for hour in range(1, 23):
         make.call(at=at, **{name: getattr(call, name) for name in names})
 Rollup.objects.all().delete()  # They take no call of hours ago for a new one.
 RollupState.objects.all().delete()
+"""
+SWITCHED_OFF = """
+from accounts.models import User
+from hosts.models import Host
+Host.objects.get(name="Feedback bot").disable(by=User.objects.get(email="ana@example.com"))
 """
 SIZE: ViewportSize = {"width": 1440, "height": 742}
 LOOKS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -72,6 +76,8 @@ def work(live: workspace.Serve) -> None:
     call(nightly, "handbook__slow", seconds=0.4)
     curl.list_tools(nightly["gateway_url"], nightly["token"])
     call(nightly, "crm__find_customer", name="Ada Lovelace")
+    live.manage("shell", "--verbosity", "0", "-c", SWITCHED_OFF)
+    call(feedback, "crm__find_customer", name="Grace Hopper")
     live.manage("shell", "--verbosity", "0", "-c", EARLIER)
 
 
@@ -86,10 +92,12 @@ def signed_in(browser: Browser, live: workspace.Serve, look: Literal["light", "d
 
 
 def take(context: BrowserContext, live: workspace.Serve, look: str) -> None:
+    """The newest call, which was refused: beside it what refused it, who switched that off, and the way back."""
     page = context.pages[0]
-    for name, path in PAGES.items():
-        page.goto(live.url + path)
-        page.screenshot(path=PICTURES / f"{name}-{look}.png")
+    page.goto(f"{live.url}/logs/")
+    steps.row(page, "denied: host disabled").get_by_role("link").first.click()
+    expect(page.locator("#drawer")).to_contain_text("Enable host")
+    page.screenshot(path=PICTURES / f"refusal-{look}.png")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from tests.browser import steps
+from tests.browser.fixtures import Trouble
 from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -24,3 +25,17 @@ def test_the_doctor_is_asked_from_how_to_connect(live: Serve, page: Page) -> Non
     page.get_by_text("Exchange").first.click()
     expect(page.get_by_text("WWW-Authenticate: Bearer resource_metadata=")).to_be_visible()
     assert not Axe().run(page).response["violations"]
+
+
+@pytest.mark.full
+def test_what_is_refused_for_now_is_told_on_the_page(live: Serve, page: Page, trouble: Trouble) -> None:
+    """As the form of the doctor, which htmx sends, from somebody with too many requests."""
+    trouble.expected = {"a status of 429", "Error Code 429"}
+    page.goto(f"{live.url}/settings/oauth-doctor/?gateway=quickstart")
+    told = "Too many of your requests are running. Try again in a few seconds."
+    page.route(f"{live.url}/settings/oauth-doctor/", lambda route: route.fulfill(status=429, body=told))
+
+    page.get_by_role("button", name="Run").click()
+
+    expect(page.locator("#notices")).to_have_text(told)
+    expect(page.get_by_text("That did not work.")).to_have_count(0)

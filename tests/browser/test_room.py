@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from auditlog.reasons import REASONS, Step
+from auditlog.outcomes import REASONS, Step
 from tests.browser.fixtures import Open, fill
 from tests.browser.looks import DESK
 from tests.workspace import Serve

@@ -52,7 +52,7 @@ def test_without_a_known_token_nothing_is_answered(place: Place, server: Server,
 
 
 def with_checksum(head: str) -> str:
-    """A secret that begins like this, as docs/reference/token-format.md describes it."""
+    """A secret that begins like this, as docs/reference/protocol.md describes it."""
     alphabet, value, check = string.digits + string.ascii_uppercase + string.ascii_lowercase, crc32(head.encode()), ""
     for _ in range(6):
         value, place = divmod(value, 62)

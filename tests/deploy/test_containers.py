@@ -1,5 +1,5 @@
-"""The commands of docs/how-to/containers.md and upgrade.md, run in containers: a whole installation by Compose, behind
-its nginx, upgraded; the image with other extras; and the image that brings its database.
+"""The commands of docs/how-to/deploy.md, back-up.md and upgrade.md, run in containers: a whole installation by Compose,
+behind its nginx, upgraded; the image with other extras; and the image that brings its database.
 
 PostgreSQL and nginx are Debian's, started as the images of a registry would (tests/deploy/standins).
 """
@@ -24,7 +24,8 @@ from wire.versions import VERSION
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("image")]
 
-CONTAINERS = (ROOT / "docs" / "how-to" / "containers.md").read_text()
+DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
+BACK_UP = (ROOT / "docs" / "how-to" / "back-up.md").read_text()
 UPGRADE = (ROOT / "docs" / "how-to" / "upgrade.md").read_text()
 SLOWEST_S = 10  # Images are built meanwhile; nginx itself waits a second for each replica that has gone.
 
@@ -76,7 +77,7 @@ def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None
     site = Site(host, port)
     kept = {"GATEWAY_PUBLIC_URL": site.url, "HTTPS_PORT": port, "EXTRAS": '"scim otel saml"'}
     (host.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in kept.items()))
-    script = block(CONTAINERS, "deploy/compose/make-secrets gateway.example.com")
+    script = block(DEPLOY, "deploy/compose/make-secrets gateway.example.com")
     script = script.replace("https://gateway.example.com", site.url).replace("gateway.example.com", "localhost")
     password = host.run(script.replace("HTTPS_PORT=443", f"HTTPS_PORT={port}")).split()[-1]
 
@@ -88,14 +89,14 @@ def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None
         assert saml_sign_in.signs_in(site.client, owner, "mia@example.com") == httpx.codes.OK
     must_be_confined(host)
 
-    times, chore = re.split(r"  +", block(CONTAINERS, "0 3 * * *"), maxsplit=1)
+    times, chore = re.split(r"  +", block(DEPLOY, "0 3 * * *  cd"), maxsplit=1)
     assert times == "0 3 * * *"
     host.run(chore.replace("cd /srv/gateway-admin", f"cd {host.folder}"))
-    (dump,) = re.findall(r"`(docker compose exec database\s+pg_dump[^`]*)`", CONTAINERS)
+    (dump,) = re.findall(r"`(docker compose exec database\s+pg_dump[^`]*)`", BACK_UP)
     host.run(dump.replace("\n", " ").replace("exec database", "exec --no-TTY database"))
     assert (host.folder / "gateway.dump").read_bytes().startswith(b"PGDMP")
 
-    (more,) = re.findall(r"`(docker compose up --detach --scale gateway=3)`", CONTAINERS)
+    (more,) = re.findall(r"`(docker compose up --detach --scale gateway=3)`", DEPLOY)
     host.run(more)
     eventually(lambda: host.healthy("gateway") == 3)
     host.run("docker compose up --detach")
@@ -172,12 +173,12 @@ def release(host: Machine, version: str) -> None:
 
 
 def test_an_image_has_the_extras_it_was_built_with(host: Machine) -> None:
-    host.run(block(CONTAINERS, f"docker build --file Containerfile --tag gateway-admin:{VERSION}"))
+    host.run(block(DEPLOY, f"docker build --file Containerfile --tag gateway-admin:{VERSION}"))
     confined = "--read-only --tmpfs /tmp --tmpfs /data --cap-drop ALL"
     plain = f"docker run --rm {confined} --entrypoint python3 gateway-admin:{VERSION}"
     assert "ModuleNotFoundError" in host.run(f"{plain} -c 'import pyarrow' 2>&1 || true")
 
-    script = block(CONTAINERS, "docker build --file Containerfile --build-arg EXTRAS")
+    script = block(DEPLOY, "docker build --file Containerfile --build-arg EXTRAS")
     assert 'EXTRAS="scim otel archive"' in script
     host.run(script.replace("scim otel archive", "archive saml"))
 
@@ -188,7 +189,7 @@ def test_an_image_has_the_extras_it_was_built_with(host: Machine) -> None:
 
 def test_an_image_with_its_database_keeps_it_in_its_volume(host: Machine, tmp_path: Path) -> None:
     port = free_port()
-    build, start = block(CONTAINERS, "docker build --file Containerfile --build-arg LOCK").splitlines()
+    build, start = block(DEPLOY, "docker build --file Containerfile --build-arg LOCK").splitlines()
     host.run(build)
     start = start.replace("127.0.0.1:8000:8000", f"127.0.0.1:{port}:8000").replace("docker run", "docker run --detach")
     assert "--read-only --tmpfs /tmp" in start

@@ -25,7 +25,7 @@ ALERTS: list[dict[str, Any]] = [rule for group in RULES["groups"] for rule in gr
 BOARD = json.loads((ROOT / "deploy" / "grafana" / "gateway-admin.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 ASKED = [(panel["title"], target["expr"], target["legendFormat"]) for panel in PANELS for target in panel["targets"]]
-PAGE = ROOT / "docs" / "how-to" / "alerts.md"
+PAGE = ROOT / "docs" / "how-to" / "monitor.md"
 
 FUNCTIONS = {"absent", "histogram_quantile", "increase", "max", "min", "rate", "sum", "time"}
 # What Prometheus adds to whatever it scrapes.
@@ -102,7 +102,7 @@ def test_each_alert_asks_for_what_there_is_and_says_what_to_do(alert: dict[str, 
 
 
 def test_the_page_explains_each_alert_and_no_other() -> None:
-    explained = re.findall(r"^## (Gateway\w+)$", PAGE.read_text(), re.MULTILINE)
+    explained = re.findall(r"^\| <a id=\"\w+\"></a>(Gateway\w+)", PAGE.read_text(), re.MULTILINE)
 
     assert explained == [alert["alert"] for alert in ALERTS]
     assert list(RULES) == ["groups"]

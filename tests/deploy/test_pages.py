@@ -1,4 +1,4 @@
-"""docs/how-to/containers.md names what there is: files, services, secrets, arguments."""
+"""docs/how-to/deploy.md and kubernetes.md name what there is: files, services, secrets, arguments."""
 
 import re
 import shlex
@@ -13,10 +13,10 @@ from tests.docs.pages import ROOT
 from tests.docs.test_blocks import BLOCKS
 from wire.versions import VERSION
 
-PAGE = "docs/how-to/containers.md"
-SCRIPTS = [block.text.replace("\\\n", " ") for block in BLOCKS if block.page == PAGE]
+DEPLOYMENT = ("docs/how-to/deploy.md", "docs/how-to/kubernetes.md")
+SCRIPTS = [block.text.replace("\\\n", " ") for block in BLOCKS if block.page in DEPLOYMENT]
 LINES = [line for text in SCRIPTS for line in text.splitlines()]
-PROSE = (ROOT / PAGE).read_text()
+PROSE = "\n".join((ROOT / page).read_text() for page in DEPLOYMENT)
 
 
 def test_the_files_exist() -> None:

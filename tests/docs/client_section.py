@@ -1,18 +1,23 @@
-"""Writes the README's section on clients from ui/clients.toml: `make readme`."""
+"""Write the clients of ui/clients.toml into the documents: their names, and how each is connected (`make readme`)."""
 
 import re
+from pathlib import Path
 
 from tests.docs.pages import ROOT
-from ui.clients import section
+from ui.clients import clients, section
 
-README = ROOT / "README.md"
+NAMES = ", ".join(client.name for client in clients()) + ".\n"
+TEXTS = {ROOT / "README.md": NAMES, ROOT / "docs" / "how-to" / "connect-a-client.md": section()}
 PLACE = re.compile(r"(<!-- clients: .*?-->\n).*?(?=<!-- end of clients -->)", re.DOTALL)
 
 
-def written(text: str) -> str:
-    """The README with the section as the data says."""
-    return PLACE.sub(lambda found: f"{found[1]}\n{section()}\n", text)
+def written(page: Path) -> str:
+    """Return the page with the text between its two marks replaced by that of the data."""
+    text, places = PLACE.subn(lambda found: f"{found[1]}\n{TEXTS[page]}\n", page.read_text())
+    assert places == 1, page
+    return text
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    for page in TEXTS:
+        page.write_text(written(page))

@@ -24,36 +24,19 @@ BLOCK = re.compile(r"^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILIN
 
 # Who runs a block: the page, how the block begins, the test.
 RUN_BY = (
-    ("README.md", "make run", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
-    ("README.md", "printf 'Token: '", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
-    ("README.md", 'curl -sS -X POST "$GATEWAY_URL"', "docs/test_readme.py::test_the_tutorial_works_as_printed"),
-    ("README.md", "curl -sS -o /dev/null", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
-    ("README.md", "issued=", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
-    ("README.md", "export DATABASE_URL", "docs/test_deploy.py::test_the_readme_starts_an_installation_as_printed"),
-    (
-        "docs/quickstart.md",
-        "GATEWAY_PRIVATE_UPSTREAMS=",
-        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
+    ("README.md", "make run", "docs/test_readme.py::test_the_first_call_works_as_printed"),
+    ("README.md", "issued=", "docs/test_readme.py::test_the_first_call_works_as_printed"),
+    *(
+        (
+            "docs/quickstart.md",
+            begin,
+            "docs/test_quickstart.py::test_an_agent_calls_until_it_is_revoked_as_the_page_says",
+        )
+        for begin in ("printf 'Token: '", 'curl -sS -X POST "$GATEWAY_URL"', "curl -sS -o /dev/null")
     ),
-    (
-        "docs/quickstart.md",
-        "PORT=3001 npx",
-        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
-    ),
-    (
-        "docs/quickstart.md",
-        "from datetime",
-        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
-    ),
-    (
-        "docs/quickstart.md",
-        "python3 -m venv clock",
-        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
-    ),
-    (
-        "docs/quickstart.md",
-        'curl -sS -X POST "$GATEWAY_URL"',
-        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
+    *(
+        ("docs/quickstart.md", begin, "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says")
+        for begin in ("GATEWAY_PRIVATE_UPSTREAMS", "PORT=3001", "from datetime", "python3 -m venv")
     ),
     ("docs/how-to/automate.md", "export GATEWAY=", "docs/test_automate.py::test_the_script_works_as_printed"),
     ("docs/how-to/automate.md", "set -euo pipefail", "docs/test_automate.py::test_the_script_works_as_printed"),
@@ -79,7 +62,7 @@ RUN_BY = (
         for begin in ("encryption=$(cat", "for file in", ".venv/bin/python manage.py reencrypt", "IFS=, read")
     ),
     (
-        "docs/how-to/connect-an-app.md",
+        "docs/how-to/connect-a-client.md",
         ".venv/bin/python manage.py doctor",
         "docs/test_how_tos.py::test_the_doctor_runs_as_printed",
     ),
@@ -91,7 +74,7 @@ RUN_BY = (
         "export DATABASE_URL=postgresql://gateway:secret@db.internal:5432/gateway\nexport GATEWAY_SECRET",
         "running/test_move_database.py::test_everything_is_moved_as_printed_and_serves",
     ),
-    ("docs/how-to/deploy.md", "0 3 * * *", "docs/test_deploy.py::test_two_roles_as_printed"),
+    ("docs/how-to/deploy.md", "0 3 * * *  DATABASE_URL", "docs/test_deploy.py::test_two_roles_as_printed"),
     ("docs/how-to/deploy.md", "export GATEWAY_SECRET_KEY", "docs/test_deploy.py::test_two_roles_as_printed"),
     *(
         ("docs/how-to/deploy.md", begin, f"docs/test_configurations.py::{test}")
@@ -101,12 +84,16 @@ RUN_BY = (
             ("server {", "test_behind_the_nginx_of_the_page_the_gateway_knows_its_name_and_who_calls"),
         )
     ),
-    ("docs/how-to/size.md", "max_connections", "docs/test_configurations.py::test_postgresql_takes_the_settings"),
+    (
+        "docs/how-to/scale-out.md",
+        "max_connections",
+        "docs/test_configurations.py::test_postgresql_takes_the_settings",
+    ),
     *(
         (page, begin, "docs/test_configurations.py::test_prometheus_scrapes_the_gateway_as_printed")
         for page, begin in (
             ("docs/how-to/monitor.md", "scrape_configs:"),
-            ("docs/how-to/traces-and-metrics.md", "receivers:"),
+            ("docs/how-to/monitor.md", "receivers:"),
         )
     ),
     (
@@ -130,22 +117,27 @@ RUN_BY = (
         ".venv/bin/python manage.py check",
         "running/test_scale_out.py::test_pages_rest_and_chores_work",
     ),
-    ("docs/how-to/people.md", ".venv/bin/python manage.py invite", "docs/test_how_tos.py::test_people_are_invited"),
-    ("docs/how-to/people.md", "GATEWAY_PUBLIC_URL", "docs/test_deploy.py::test_other_machines_are_let_in_as_printed"),
-    (
-        "docs/how-to/regain-access.md",
-        ".venv/bin/python manage.py rescue",
-        "docs/test_how_tos.py::test_people_are_invited",
+    *(
+        (
+            "docs/how-to/people-and-roles.md",
+            f".venv/bin/python manage.py {command}",
+            "docs/test_how_tos.py::test_people_are_invited",
+        )
+        for command in ("invite", "rescue", "password_link")
     ),
     (
-        "docs/how-to/regain-access.md",
-        ".venv/bin/python manage.py password_link",
-        "docs/test_how_tos.py::test_people_are_invited",
+        "docs/how-to/people-and-roles.md",
+        "GATEWAY_PUBLIC_URL",
+        "docs/test_deploy.py::test_other_machines_are_let_in_as_printed",
     ),
     (
-        "docs/how-to/rotate-a-token.md",
+        "docs/how-to/agents-and-tokens.md",
         "curl --silent --fail",
         "docs/test_how_tos.py::test_a_job_rotates_its_own_token_as_printed",
+    ),
+    *(
+        ("docs/how-to/answer-an-auditor.md", begin, "docs/test_how_tos.py::test_an_auditor_is_answered_as_printed")
+        for begin in ("export GATEWAY", "set -euo", "all ", "curl --silent")
     ),
     (
         "docs/how-to/stdio-servers.md",
@@ -170,15 +162,15 @@ RUN_BY = (
             "deploy/test_containers.py::test_compose_starts_serves_and_is_upgraded_as_printed",
         )
         for page, begin in (
-            ("docs/how-to/containers.md", "deploy/compose/make-secrets gateway.example.com"),
-            ("docs/how-to/containers.md", "0 3 * * *"),
+            ("docs/how-to/deploy.md", "deploy/compose/make-secrets gateway.example.com"),
+            ("docs/how-to/deploy.md", "0 3 * * *  cd"),
             ("docs/how-to/upgrade.md", "docker compose build"),
             ("docs/how-to/upgrade.md", "old="),
         )
     ),
     *(
         (
-            "docs/how-to/containers.md",
+            "docs/how-to/deploy.md",
             f"docker build --file Containerfile {option}",
             f"deploy/test_containers.py::{test}",
         )
@@ -190,27 +182,27 @@ RUN_BY = (
     ),
     *(
         (page, "kubectl", "deploy/test_kubectl.py::test_production_is_installed_and_upgraded_as_printed")
-        for page in ("docs/how-to/containers.md", "docs/how-to/upgrade.md")
+        for page in ("docs/how-to/kubernetes.md", "docs/how-to/upgrade.md")
     ),
     (
-        "docs/how-to/containers.md",
+        "docs/how-to/kubernetes.md",
         "deploy/compose/make-secrets\ncd",
         "deploy/test_kubectl.py::test_the_trial_is_installed_as_printed",
     ),
     (
-        "docs/how-to/traces-and-metrics.md",
+        "docs/how-to/monitor.md",
         ".venv/bin/pip install",
         "running/test_tracing.py::test_calls_are_traced_as_the_page_says",
     ),
-    ("docs/how-to/archive-old-calls.md", "export GATEWAY_ARCHIVE", "sinks/test_archive.py::test_commands_as_printed"),
+    ("docs/how-to/send-the-logs.md", "export GATEWAY_ARCHIVE", "sinks/test_archive.py::test_commands_as_printed"),
     (
-        "docs/how-to/archive-old-calls.md",
+        "docs/how-to/send-the-logs.md",
         ".venv/bin/python manage.py search_archive",
         "sinks/test_archive.py::test_commands_as_printed",
     ),
     *(
         (
-            "docs/how-to/sign-in-by-your-organisation.md",
+            "docs/how-to/single-sign-on.md",
             begin,
             "docs/test_how_tos.py::test_an_identity_provider_is_asked_and_its_enforcement_ended_by_the_commands_as_printed",
         )
@@ -218,14 +210,14 @@ RUN_BY = (
     ),
     *(
         (
-            "docs/how-to/sign-in-by-your-organisation.md",
+            "docs/how-to/single-sign-on.md",
             begin,
             "docs/test_how_tos.py::test_metadata_of_saml_are_fetched_as_printed",
         )
         for begin in ('curl -fsS "$GATEWAY', 'curl -fsS "$METADATA')
     ),
     (
-        "docs/how-to/go-out-through-a-proxy.md",
+        "docs/how-to/outbound-proxy.md",
         "export GATEWAY_OUTBOUND_PROXY",
         "running/test_outbound_proxy.py::test_everything_goes_out_through_the_proxy_as_printed",
     ),
@@ -247,13 +239,15 @@ RUN_BY = (
     ),
     ("docs/explanation/architecture.md", "gatewayadmin/ ", "docs/test_code.py::test_the_folders_of_the_architecture"),
     ("docs/reference/rest-api.md", '{"detail":', "docs/test_rest_reference.py::test_a_name_of_nothing_is_answered"),
-    ("docs/reference/token-format.md", "gwa_ +", "docs/test_reference.py::test_a_token_is_made_as_its_formula_says"),
-    ("docs/reference/token-format.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
-    ("docs/reference/token-format.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
+    ("docs/reference/protocol.md", "gwa_ +", "docs/test_reference.py::test_a_token_is_made_as_its_formula_says"),
+    ("docs/reference/protocol.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
+    ("docs/reference/protocol.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
 )
 # What no test can run as it stands: the page, how the block begins, why. It is parsed below.
 PARSED = (
     ("CONTRIBUTING.md", "make setup", "these are the tests; make is asked for each and does not begin"),
+    ("README.md", "flowchart", "a picture"),
+    ("docs/concepts.md", "flowchart", "a picture"),
     ("docs/explanation/architecture.md", "people, REST, staff", "a picture"),
     (
         "docs/how-to/deploy.md",
@@ -278,7 +272,7 @@ class Block(NamedTuple):
 
 
 def blocks() -> Iterator[Block]:
-    """Every fenced block but those of the README's clients, which test_clients.py runs or parses one by one."""
+    """Every fenced block but those of the clients, which test_clients.py runs or parses one by one."""
     for page in PAGES:
         text = re.sub(r"<!-- clients: .*?<!-- end of clients -->", "", page.read_text(), flags=re.DOTALL)
         name = str(page.relative_to(ROOT))
@@ -333,7 +327,7 @@ def parse(block: Block) -> None:  # noqa: C901  (a table)
             times, command = re.split(r"  +", block.text, maxsplit=1)
             assert len(times.split()) == 5
             assert command
-        case other if other not in {"", "sql", "nginx"}:
+        case other if other not in {"", "sql", "nginx", "mermaid"}:
             raise ValueError(other)
 
 

@@ -1,4 +1,4 @@
-"""The client texts: one source for the README, How to Connect and the show-once dialog; each block runs or parses."""
+"""The client texts: one source for the documents, How to Connect and the show-once dialog; each runs or parses."""
 
 import ast
 import json
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tests.clients.apps import Desktop
 from tests.clients.fixtures import FOLDER, MODULES, Npm
 from tests.clients.person import Person
 from tests.conftest import SignIn
-from tests.docs.client_section import README, written
+from tests.docs.client_section import TEXTS, written
 from tests.workspace import Serve
 from ui.clients import EXAMPLE_NAME, EXAMPLE_URL, Block, Client, call_texts, client_block, clients
 
@@ -32,8 +33,9 @@ LONG = "https://gateway.example.org:8443/below/mcp/quickstart-of-quickstarts"
 NPX = (("npx -y mcp-remote@latest", "mcp-remote"), ("npx -y @modelcontextprotocol/inspector@latest", "mcp-inspector"))
 
 
-def test_the_readme_says_what_the_data_says() -> None:
-    assert written(README.read_text()) == README.read_text(), "run `make readme`"
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_the_documents_say_what_the_data_says(page: Path) -> None:
+    assert written(page) == page.read_text(), "run `make readme`"
 
 
 def test_the_names_of_clients_are_their_own_and_each_has_a_way() -> None:

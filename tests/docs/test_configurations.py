@@ -105,9 +105,9 @@ def test_behind_the_nginx_of_the_page_the_gateway_knows_its_name_and_who_calls(s
 @pytest.mark.parametrize(
     ("page", "beginning"),
     [
-        ("monitor.md", "scrape_configs:"),
+        ("monitor.md", "scrape_configs:\n  - job_name: gateway-admin\n    scheme:"),
         # A collector hands what stands under `config` to the same code, with its own names around it.
-        ("traces-and-metrics.md", "receivers:"),
+        ("monitor.md", "receivers:"),
     ],
 )
 def test_prometheus_scrapes_the_gateway_as_printed(page: str, beginning: str, site: Site) -> None:
@@ -216,7 +216,7 @@ def test_a_checkout_is_installed_and_serves_by_the_commands_of_the_page() -> Non
 
 
 def test_postgresql_takes_the_settings_of_a_size() -> None:
-    settings = block((HOW_TO / "size.md").read_text(), "max_connections", "")
+    settings = block((HOW_TO / "scale-out.md").read_text(), "max_connections", "")
     names = re.findall(r"^(\w+) = ", settings, re.MULTILINE)
     assert len(names) == len(settings.splitlines())
     with folder() as home:

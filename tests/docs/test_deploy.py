@@ -1,4 +1,4 @@
-"""The blocks of docs/how-to/deploy.md and of the README's deployment, run as printed but for addresses."""
+"""The blocks of docs/how-to/deploy.md, run as printed but for addresses."""
 
 import os
 import re
@@ -23,9 +23,8 @@ from tests.workspace import free_port, is_ready
 # They start installations of their own; a few seconds each.
 pytestmark = [pytest.mark.xdist_group("roles"), pytest.mark.full]
 
-README = (ROOT / "README.md").read_text()
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
-PEOPLE = (ROOT / "docs" / "how-to" / "people.md").read_text()
+PEOPLE = (ROOT / "docs" / "how-to" / "people-and-roles.md").read_text()
 OWNER_URL = "postgresql://gateway:secret@db.internal:5432/gateway"
 RUNNER_URL = "postgresql://gateway_run:another%20secret@db.internal:5432/gateway"
 
@@ -65,18 +64,6 @@ def ready(process: subprocess.Popen[bytes], port: int) -> bool:
     return is_ready(port)
 
 
-def test_the_readme_starts_an_installation_as_printed(tmp_path: Path) -> None:
-    port = free_port()
-    database = cluster.fresh_database(f"readme_deploy_{os.getpid()}", cluster.tables())
-    script = block(README, "export DATABASE_URL").replace(OWNER_URL, database)
-    script = script.replace("--port 8000", f"--port {port}").replace("https://gateway.example.com", "http://localhost")
-
-    with shell(script, tmp_path, port) as process:
-        eventually(lambda: ready(process, port), seconds=180)
-
-    assert "10.20.0.5/32" in script  # The proxies of the block were taken too.
-
-
 @pytest.fixture
 def database() -> Iterator[tuple[str, str]]:
     """A suffix for the page's names, and the address of a database whose server may make roles."""
@@ -114,7 +101,7 @@ def test_two_roles_as_printed(database: tuple[str, str], tmp_path: Path) -> None
     owner = next(text for text in re.findall(r"```bash\n(.*?)```", DEPLOY, re.DOTALL) if "manage.py grant" in text)
     assert "gateway_run" in owner
     run(mine(owner), tmp_path, **settings)
-    chores = block(DEPLOY, "0 3 * * *", "crontab").split("  ", 1)[1]
+    chores = block(DEPLOY, "0 3 * * *  DATABASE_URL", "crontab").split("  ", 1)[1]
     chores = chores.replace("postgresql://gateway:secret@...", OWNER_URL).replace("/srv/gateway-admin/", "")
     assert "partitions_dropped" in run(mine(chores), tmp_path, **settings)
 

@@ -74,7 +74,7 @@ def named(pinned: dict[str, str], *packages: str) -> list[str]:
 
 
 def test_people_are_invited_by_the_command_as_printed_and_helped_in(live: Serve) -> None:
-    lines = live.manage(*words("people.md", "run")).splitlines()
+    lines = live.manage(*words("people-and-roles.md", "run")).splitlines()
 
     assert [line.split()[0] for line in lines] == ["ann@example.com", "ben@example.com"]
     for line in lines:
@@ -82,8 +82,8 @@ def test_people_are_invited_by_the_command_as_printed_and_helped_in(live: Serve)
     (event, _) = live.rows("SELECT * FROM auditlog_event WHERE action = 'user.invited' ORDER BY id DESC LIMIT 2")
     assert (event["via"], event["changes"]["role"]) == ("system", [None, "Member"])
 
-    assert OWNER in live.manage(*words("regain-access.md", "rescue"))
-    assert f"{live.url}/accounts/" in live.manage(*words("regain-access.md", "link"))
+    assert OWNER in live.manage(*words("people-and-roles.md", "rescue"))
+    assert f"{live.url}/accounts/" in live.manage(*words("people-and-roles.md", "link"))
 
 
 def words(page: str, mark: str) -> list[str]:
@@ -94,7 +94,7 @@ def words(page: str, mark: str) -> list[str]:
 
 
 def test_the_doctor_runs_as_printed(live: Serve) -> None:
-    command = [word.replace("https://gateway.example.com", live.url) for word in words("connect-an-app.md", "doctor")]
+    command = [word.replace("https://gateway.example.com", live.url) for word in words("connect-a-client.md", "doctor")]
 
     assert "--url" in command
     assert "FAIL" not in live.manage(*command).upper()
@@ -104,15 +104,20 @@ MAKE_KEY = """
 from accounts.models import User
 from capabilities import Capability
 from tokens.api_keys import issue
-print(issue(name="export", capabilities=[Capability.LOGS_READ], days=7, by=User.objects.get(email="{owner}")).secret)
+print(issue(name="{name}", capabilities=[{capabilities}], days=7, by=User.objects.get(email="{owner}")).secret)
 """
+
+
+def api_key(live: Serve, name: str, capabilities: str) -> str:
+    code = MAKE_KEY.format(owner=OWNER, name=name, capabilities=capabilities)
+    return live.manage("shell", "--verbosity", "0", "-c", code).strip()
 
 
 @pytest.mark.full
 def test_an_export_is_taken_as_printed(live: Serve, tmp_path: Path) -> None:
     issued = live.issue_token(host="Export bot", gateway="quickstart")
     assert curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello").status == 200
-    key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(owner=OWNER)).strip()
+    key = api_key(live, "export", "Capability.LOGS_READ")
 
     printed = shell(block("../reference/exports.md", "export"), tmp_path, GATEWAY=live.url, API_KEY=key)
 
@@ -122,9 +127,44 @@ def test_an_export_is_taken_as_printed(live: Serve, tmp_path: Path) -> None:
     assert all("export" not in row for row in rows)
 
 
+def test_an_auditor_is_answered_as_printed(live: Serve, tmp_path: Path) -> None:
+    page = (HOW_TO / "answer-an-auditor.md").read_text()
+    script = "\n".join(re.findall(r"<!-- audit -->\n```bash\n(.*?)```", page, re.DOTALL))
+    issued = live.issue_token(host="Audited bot", gateway="quickstart")
+    live.issue_token(host="Idle bot", gateway="quickstart")
+    assert curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello").status == 200
+    live.rows("UPDATE hosts_host SET created_at = now() - interval '91 days' WHERE name = 'Idle bot' RETURNING id")
+    live.rows(
+        "UPDATE tokens_token SET created_at = now() - interval '91 days' WHERE id = %s RETURNING id", issued["id"]
+    )
+    key = api_key(live, "audit", "*Capability")
+    for printed, here in (
+        ("https://gateway.example.com", live.url),
+        ("gwp_...", key),
+        ("create_issue", "echo"),
+        ("q=ann@example.com", "q=Audited"),
+    ):
+        assert printed in script
+        script = script.replace(printed, here)
+
+    said = shell(script, tmp_path).splitlines()
+
+    assert any(re.fullmatch(rf"{OWNER}: \d+ calls, \d+ denied", line) for line in said)
+    assert "Idle bot: last seen never" in said
+    assert not any(line.startswith("Audited bot: last seen") for line in said)
+    assert any(line.startswith(f"{issued['name']} of {OWNER}: since 20") for line in said)
+    assert any(line.endswith(f"{OWNER} created the agent “Audited bot”.") for line in said)
+    assert f'"{OWNER}","active","Super admin",' in (tmp_path / "people.csv").read_text()
+    assert '"quickstart","everyone",' in (tmp_path / "gateways.csv").read_text()
+    assert f'"{OWNER}","Audited bot","quickstart","active",' in (tmp_path / "connections.csv").read_text()
+    calls, changes = ((tmp_path / name).read_text() for name in ("calls.jsonl", "changes.jsonl"))
+    assert '"host_name":"Audited bot"' in calls.replace(": ", ":")
+    assert set(changes.splitlines()) <= set((tmp_path / "events.jsonl").read_text().splitlines())
+
+
 def test_a_job_rotates_its_own_token_as_printed(live: Serve, tmp_path: Path) -> None:
     issued = live.issue_token(host="Rotating bot", gateway="quickstart")
-    command = block("rotate-a-token.md", "rotate").replace("https://gateway.example.com", live.url)
+    command = block("agents-and-tokens.md", "rotate").replace("https://gateway.example.com", live.url)
 
     rotated = json.loads(shell(command, tmp_path, ID=issued["id"], TOKEN=issued["token"]))
 
@@ -160,7 +200,7 @@ def test_a_backup_is_restored_elsewhere_with_all_it_holds_and_its_modes(tmp_path
 
 
 def test_metadata_of_saml_are_fetched_as_printed(live: Serve, npm: Npm, tmp_path: Path) -> None:
-    page, own = "sign-in-by-your-organisation.md", f"{live.url}/accounts/organisation/saml"
+    page, own = "single-sign-on.md", f"{live.url}/accounts/organisation/saml"
     subprocess.run(["curl", "-s", f"{own}/metadata/"], capture_output=True, check=True)  # Makes the row, if it is new.
     live.rows("UPDATE sso_provider SET protocol = 'saml' RETURNING id")
     with saml_provider_of(npm, f"{own}/acs/", f"{own}/metadata/") as organisation:
@@ -179,7 +219,7 @@ def test_metadata_of_saml_are_fetched_as_printed(live: Serve, npm: Npm, tmp_path
 def test_an_identity_provider_is_asked_and_its_enforcement_ended_by_the_commands_as_printed(
     live: Serve, npm: Npm
 ) -> None:
-    page = "sign-in-by-your-organisation.md"
+    page = "single-sign-on.md"
     with provider_of(npm, f"{live.url}/accounts/organisation/back/") as organisation:
         shell = ["bash", "-c", block(page, "discovery")]
         asked = subprocess.run(shell, env=os.environ | {"ISSUER": organisation.origin}, capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""docs/quickstart.md as printed: three servers of three kinds, three people, a call of each found in the log."""
+"""docs/quickstart.md as printed: an agent and its end, three servers of three kinds, three people; calls in the log."""
 
 import os
 import re
@@ -18,8 +18,6 @@ from tests.browser.fixtures import Open
 from tests.clients.fixtures import MODULES, Npm, wait_for
 from tests.docs.newcomer import Newcomer, Terminal
 from tests.docs.pages import ROOT
-from tests.docs.test_readme import BLOCK as TUTORIAL
-from tests.docs.test_readme import README
 from tests.workspace import free_port
 
 pytestmark = pytest.mark.xdist_group("readme")
@@ -92,6 +90,34 @@ def servers(npm: Npm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         }
 
 
+def test_an_agent_calls_until_it_is_revoked_as_the_page_says(
+    newcomer: Newcomer, terminal: Terminal, open_browser: Open
+) -> None:
+    page = open_browser().new_page()
+    steps.sign_in(page, newcomer.url, newcomer.email, newcomer.password)
+    steps.add_host(page, newcomer.url, "First bot")
+    flow = steps.add_connection(page, "Quickstart")
+    minted = steps.copied(flow)
+    steps.done(flow)
+    flow.close()
+    terminal.run(block(PAGE, "quickstart: token"), minted.token, minted.gateway_url)
+
+    assert {"echo", "add"} <= set(terminal.run(block(PAGE, "quickstart: list")).splitlines())
+    assert terminal.run(block(PAGE, "quickstart: echo")) == "hello"
+    expect_in_log(page, newcomer, "First bot", newcomer.email, "echo")
+
+    steps.open_connections(page, newcomer.url, "First bot")
+    steps.revoke(page, "Quickstart", newcomer.email)
+    assert terminal.run(block(PAGE, "quickstart: revoked")) == "401"
+
+
+def expect_in_log(page: Page, newcomer: Newcomer, *words: str) -> None:
+    page.goto(f"{newcomer.url}/logs/")
+    entry = steps.row(page, "tools/call")
+    for word in words:
+        expect(entry).to_contain_text(word)
+
+
 @pytest.mark.full
 def test_three_servers_and_three_people_as_the_page_says(
     newcomer: Newcomer, terminal: Terminal, open_browser: Open, servers: dict[str, str]
@@ -107,7 +133,7 @@ def test_three_servers_and_three_people_as_the_page_says(
     flow = steps.add_connection(page, "Work")
     minted = steps.copied(flow)
     steps.done(flow)
-    terminal.run(TUTORIAL.findall(README)[0], minted.token, minted.gateway_url)
+    terminal.run(block(PAGE, "quickstart: token"), minted.token, minted.gateway_url)
     assert terminal.run(block(PAGE, "quickstart: call")) == "The sum of 2 and 3 is 5."
 
     for person in CALLS:

@@ -5,16 +5,17 @@ import re
 import prometheus_client
 import pytest
 
-from auditlog.reasons import REASONS
+from auditlog.outcomes import REASONS
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from gatewayadmin.config import environment
 from gatewayadmin.serving import health, housekeeping
-from proxy import app, metrics
+from proxy import metrics
 from proxy.access.decision import DENIALS
+from tests.docs import reasons_table
 from tests.docs.pages import ROOT, first_column
+from tests.docs.reasons_table import upstream_errors
 from wire import background, token_text
-from wire.errors import UpstreamError
 
 REFERENCE = ROOT / "docs" / "reference"
 
@@ -45,7 +46,7 @@ def test_every_metric_is_documented_and_no_other() -> None:
 
 
 def test_the_page_of_alerts_names_metrics_there_are() -> None:
-    asked = set(re.findall(r"gateway_[a-z0-9_]+_[a-z]+", (ROOT / "docs" / "how-to" / "alerts.md").read_text()))
+    asked = set(re.findall(r"gateway_[a-z0-9_]+_[a-z]+", (ROOT / "docs" / "how-to" / "monitor.md").read_text()))
     asked -= {"gateway_disabled"}  # A reason.
     documented = set(first_column(REFERENCE / "metrics.md"))
 
@@ -53,18 +54,19 @@ def test_the_page_of_alerts_names_metrics_there_are() -> None:
     assert {name.removesuffix("_bucket") for name in asked} <= documented
 
 
-def test_every_reason_for_a_refusal_is_documented() -> None:
-    told = set(re.findall(r"`([a-z_]+)`", (REFERENCE / "error-codes.md").read_text()))
+def test_the_table_of_reasons_says_what_the_code_says() -> None:
+    text = reasons_table.PAGE.read_text()
 
-    assert set(REASONS) - {"unknown"} <= told
+    assert reasons_table.written(text) == text, "run `make readme`"
+    assert set(REASONS) <= set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
 
 
 def test_the_decision_order_names_the_reasons_of_the_code_and_no_other() -> None:
     rows = re.findall(
-        r"^\| (\d+) \|.*\| (?:`(\w+)`)? *\| ", (REFERENCE / "decision-order.md").read_text(), re.MULTILINE
+        r"^\| (\d+) \|.*\| (?:`(\w+)`)? *\|$", (REFERENCE / "decision-order.md").read_text(), re.MULTILINE
     )
     documented = {reason for _, reason in rows if reason}
-    raised = {fault.reason for fault in faults()} | {"open_files"}
+    raised = {error.reason for error in upstream_errors()} | {"open_files"}
 
     assert [int(number) for number, _ in rows] == sorted(int(number) for number, _ in rows)
     assert documented == set(REASONS) - {"internal_error"}  # No check: a fault of our own.
@@ -81,18 +83,9 @@ def test_the_decision_order_quotes_every_body_of_a_refusal() -> None:
     assert quoted == published | {example}
 
 
-def faults() -> list[type[UpstreamError]]:
-    """Everything that can go wrong between the gateway and a server."""
-    assert callable(app.runtime)  # Its modules hold all kinds of errors there are.
-    kinds = UpstreamError.__subclasses__()
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    return kinds
-
-
 @pytest.mark.parametrize("prefix", sorted(token_text.PREFIXES))
 def test_the_documented_pattern_and_check_recognise_every_kind_of_token(prefix: str) -> None:
-    page = (REFERENCE / "token-format.md").read_text()
+    page = (REFERENCE / "protocol.md").read_text()
     pattern, program = re.findall(r"^```(?:python)?\n(\\b.*?|from zlib.*?)\n```$", page, re.MULTILINE | re.DOTALL)
     names: dict[str, object] = {}
     exec(program, names)
@@ -108,7 +101,7 @@ def test_the_documented_pattern_and_check_recognise_every_kind_of_token(prefix: 
 
 
 def test_a_token_is_made_as_its_formula_says() -> None:
-    page = (REFERENCE / "token-format.md").read_text()
+    page = (REFERENCE / "protocol.md").read_text()
     (formula,) = re.findall(r"^gwa_ \+ (\d+) random characters \+ (\d+) characters of checksum$", page, re.MULTILINE)
     random, checksum = map(int, formula)
 

@@ -390,8 +390,8 @@ def test_an_action_says_in_words_that_it_was_done(boss: Client) -> None:
     assert "“End staff” was done for 1 user." in done.text
 
 
-def test_the_how_to_of_staff_names_every_table() -> None:
-    page = (ROOT / "docs" / "how-to" / "staff.md").read_text()
+def test_the_how_to_of_people_names_every_table_of_staff() -> None:
+    page = (ROOT / "docs" / "how-to" / "people-and-roles.md").read_text()
 
     documented = re.findall(r"^\| ([A-Z][^|]*?) \|", page, re.MULTILINE)
 

@@ -15,10 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from capabilities import Capability
 from gatewayadmin import middleware
-from gatewayadmin.middleware import LARGEST_ANONYMOUS_BODY, LARGEST_BODY, OuterMiddleware
+from gatewayadmin.middleware import LARGEST_ANONYMOUS_BODY, LARGEST_BODY, OuterMiddleware, SenderBusy
 from tests import make
 from tests.conftest import SignIn
-from wire import token_text
+from tests.eventually import until
+from wire import fair_queue, token_text
 
 
 async def greedy(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,11 +46,11 @@ def answer_to(
     *,
     app: ASGIApp = greedy,
     named: tuple[bytes, bytes] | None = TOKEN,
-    known: bool = True,
+    known: bool | None = True,
     path: str = "/",
     host: bytes = b"x",
 ) -> tuple[list[Message], int]:
-    """The messages of the answer to it, and the same number."""
+    """The messages of the answer to it, and the same number; `known` is None if too many of the sender wait."""
     left = [*pieces]
     sent: list[Message] = []
 
@@ -67,7 +68,9 @@ def answer_to(
         "headers": [(b"host", host), *([named] if named else []), *(headers or [])],
     }
 
-    async def is_known(_: Headers) -> bool:
+    async def is_known(_headers: Headers, _sender: str) -> bool:
+        if known is None:
+            raise SenderBusy
         return known
 
     edge = OuterMiddleware(
@@ -117,6 +120,17 @@ def test_an_invented_key_with_a_large_body_is_refused_unread(named: tuple[bytes,
     assert status_of([b"x"], length, named=named, known=False) == (401, 1)
 
 
+def test_who_has_too_many_keys_looked_up_is_told_when_to_come_again() -> None:
+    most = LARGEST_ANONYMOUS_BODY
+    announced = answer_to([b"x"], [(b"content-length", str(most + 1).encode())], known=None)
+    grown = answer_to([b"x" * most, b"x", b"x"], known=None)
+
+    for (sent, left), unread in ((announced, 1), (grown, 1)):
+        told = dict(sent[0]["headers"])
+        assert (sent[0]["status"], left) == (429, unread)
+        assert (told[b"retry-after"], told[b"connection"]) == (b"5", b"close")
+
+
 def test_directories_are_refused_in_the_only_form_they_read() -> None:
     length = [(b"content-length", str(LARGEST_ANONYMOUS_BODY + 1).encode())]
     refusals = [
@@ -152,28 +166,85 @@ def test_who_is_known_is_told_from_the_head(sign_in: SignIn) -> None:
     ids=["nobody", "no key, and a session that is ignored then", "another scheme"],
 )
 async def test_what_cannot_be_anybody_is_told_without_the_database(headers: dict[str, str]) -> None:
-    assert not await middleware.is_known(Headers(headers))
+    assert not await middleware.is_known(Headers(headers), "192.0.2.1")
 
 
-async def test_invented_keys_and_sessions_are_looked_up_two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    busy, most, lock = 0, 0, threading.Lock()
-    both = threading.Barrier(middleware.LOOKUPS_AT_ONCE)
+class LookedUp:
+    """Look-ups that last until `may_end`: how many are under way, and the most that ever were."""
 
-    def look_up(secret: str, session: str) -> bool:
-        nonlocal busy, most
-        with lock:
-            busy, most = busy + 1, max(most, busy + 1)
-        both.wait(60)  # So that there are two at once, and every further one would be seen.
-        with lock:
-            busy -= 1
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.most, self.may_end = 0, 0, threading.Event()
+        self._lock = threading.Lock()
+        monkeypatch.setattr(middleware, "_is_known", self._look_up)
+
+    def _look_up(self, secret: str, session: str) -> bool:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        self.may_end.wait(60)
+        with self._lock:
+            self.now -= 1
         return False
 
-    monkeypatch.setattr(middleware, "_is_known", look_up)
-    keys = [Headers({"authorization": f"Bearer {token_text.mint(token_text.PERSONAL)}"}) for _ in range(20)]
-    sessions = [Headers({"cookie": f"{settings.SESSION_COOKIE_NAME}=invented"}) for _ in range(20)]
+    def ask(self, sender: str) -> asyncio.Task[bool]:
+        """Have an invented session of this sender looked up."""
+        headers = Headers({"cookie": f"{settings.SESSION_COOKIE_NAME}=invented"})
+        return asyncio.create_task(middleware.is_known(headers, sender))
 
-    assert not any(await asyncio.gather(*map(middleware.is_known, [*keys, *sessions])))
-    assert most == middleware.LOOKUPS_AT_ONCE == 2
+
+async def test_of_one_sender_one_is_looked_up_at_a_time_and_of_all_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = LookedUp(monkeypatch)
+    crowd = [looked_up.ask("192.0.2.1") for _ in range(20)]
+    await until(lambda: looked_up.now)
+    others = [looked_up.ask(f"192.0.2.{number}") for number in range(2, 10)]
+    await until(lambda: looked_up.now == 2)
+    looked_up.may_end.set()
+
+    assert not any(await asyncio.gather(*others, *crowd))
+    assert looked_up.most == middleware.LOOKUPS_AT_ONCE == 2
+
+
+async def test_a_look_up_whose_request_is_gone_keeps_its_place_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = LookedUp(monkeypatch)
+    gone = [looked_up.ask(sender) for sender in ("192.0.2.1", "192.0.2.2")]
+    await until(lambda: looked_up.now == 2)
+    for each in gone:
+        each.cancel()
+    await asyncio.wait(gone)
+    next_one = looked_up.ask("192.0.2.3")
+    await until(lambda: middleware._lookups.waiting)
+    looked_up.may_end.set()
+
+    assert not await next_one
+    assert looked_up.most == 2
+    await until(lambda: middleware._lookups.is_idle)
+
+
+async def test_who_has_waited_too_long_for_a_look_up_is_told_so_and_others_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(middleware, "LONGEST_WAIT_S", 0.0)
+    looked_up = LookedUp(monkeypatch)
+    first = looked_up.ask("192.0.2.1")
+
+    with pytest.raises(SenderBusy):
+        await looked_up.ask("192.0.2.1")
+    other = looked_up.ask("192.0.2.2")
+    await until(lambda: looked_up.now == 2)
+    looked_up.may_end.set()
+    assert not any(await asyncio.gather(first, other))
+
+
+async def test_no_more_look_ups_of_one_sender_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_queue, "MOST_WAITING_OF_ONE", 2)
+    looked_up = LookedUp(monkeypatch)
+    crowd = [looked_up.ask("192.0.2.1") for _ in range(3)]
+    await until(lambda: middleware._lookups.waiting == 2)
+
+    with pytest.raises(SenderBusy):
+        await looked_up.ask("192.0.2.1")
+    looked_up.may_end.set()
+    assert not any(await asyncio.gather(*crowd))
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,15 @@ from connections.models import Connection
 from gatewayadmin.playground import run as runs
 from gatewayadmin.playground.arguments import MISSING, ArgumentsForm, form_of
 from gatewayadmin.playground.results import Result
-from gatewayadmin.playground.run import AgentRequest, AgentResponse
+from gatewayadmin.playground.run import AgentResponse
 from gateways.models import Assignment, Feature, Gateway, Reach
 from hosts.models import Host
 from oauth.models import Binding
 from proxy.app import runtime
+from proxy.request import App, Receive, Scope, Send
 from tests import make
 from tests.conftest import Run, SignIn
+from tests.eventually import until
 from tests.proxy.conftest import config
 from tests.proxy.scripted import Request, Script
 from tokens.models import NotYourToken, Token, TokenAlreadyRevoked
@@ -70,10 +72,18 @@ async def says(request: Request) -> None:
     await request.answer({"content": [{"type": "text", "text": request.message["params"]["arguments"]["text"]}]})
 
 
-def sent(user: User, name: str = "s__say", **fields: str) -> tuple[int, str]:
+RUN = {
+    "gateway": "work",
+    "kind": "tool",
+    "name": "s__say",
+    "as": "json",
+    "arguments": '{"text": "hello"}',
+    "act": "run",
+}
+
+
+def sent(user: User, **fields: str) -> tuple[int, str]:
     """What the page answers to a run, as this person sends it: the status and the whole of the page."""
-    arguments = fields.pop("arguments", '{"text": "hello"}')
-    data = {"gateway": "work", "kind": "tool", "name": name, "as": "json", "arguments": arguments, "act": "run"}
 
     async def main() -> tuple[int, str]:
         async with runtime(config()) as endpoint:
@@ -81,11 +91,7 @@ def sent(user: User, name: str = "s__say", **fields: str) -> tuple[int, str]:
             try:
                 client = AsyncClient()
                 await client.aforce_login(user)
-                response: Any = await client.post(PATH, data | fields)
-                parts = (
-                    [part async for part in response.streaming_content] if response.streaming else [response.content]
-                )
-                return response.status_code, b"".join(parts).decode()
+                return await read(await client.post(PATH, RUN | fields))
             finally:
                 runs.serve_by(None)
                 await sync_to_async(connections.close_all)()
@@ -149,7 +155,13 @@ def test_nothing_is_lent_for_a_connection_that_has_ended(member: User) -> None:
     assert not AccessToken.objects.exists()
 
 
-def test_leaving_cancels_the_call_and_it_is_logged(run: Run, member: User) -> None:
+@pytest.mark.parametrize("is_noticed", [True, False], ids=["at once", "by the time limit alone"])
+@pytest.mark.parametrize("way", ["the reader is cancelled", "the response is closed"])
+def test_leaving_ends_the_run_and_its_call_is_logged_as_cancelled(
+    way: str, is_noticed: bool, run: Run, member: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_noticed:
+        monkeypatch.setattr(runs, "END_SECONDS", 0)
     begun = threading.Event()
 
     async def never(request: Request) -> None:
@@ -157,23 +169,45 @@ def test_leaving_cancels_the_call_and_it_is_logged(run: Run, member: User) -> No
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    gateway = gateway_of(run, never)
-    connection = make.app_connection(member, gateway, name="Playground")
-    secret = Binding.objects.lend(connection, by=member, seconds=60)
+    gateway_of(run, never)
 
     async def main() -> None:
+        over = asyncio.Event()
         async with runtime(config()) as endpoint:
-            runs.serve_by(endpoint)
-            asking = runs.Run("work", AgentRequest("tool", "s__say", {"text": "x"}), secret, "127.0.0.1", member.pk)
-            steps = asking.steps()
-            waiting = asyncio.ensure_future(anext(steps, None))
-            await asyncio.to_thread(begun.wait)
-            asking._gone.set()
-            await waiting
-            runs.serve_by(None)
+            runs.serve_by(endpoint if is_noticed else deaf(endpoint, over))
+            try:
+                client = AsyncClient()
+                await client.aforce_login(member)
+                response: Any = await client.post(PATH, RUN)
+                reading = asyncio.ensure_future(read(response))
+                await asyncio.to_thread(begun.wait)
+                if way == "the response is closed":
+                    await sync_to_async(response.close)()
+                else:
+                    reading.cancel()
+                await until(lambda: not runs._running)
+                await asyncio.wait([reading])
+            finally:
+                over.set()
+                runs.serve_by(None)
+                await sync_to_async(connections.close_all)()
 
     asyncio.run(main())
     assert Call.objects.get().outcome == "cancelled"
+
+
+def deaf(endpoint: App, over: asyncio.Event) -> App:
+    """The endpoint, as if it did not notice that its client has left before all is `over`."""
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        async def heard() -> Any:
+            if (event := await receive())["type"] == "http.disconnect":
+                await over.wait()
+            return event
+
+        await endpoint(scope, heard, send)
+
+    return served
 
 
 def test_what_its_server_calls_destructive_is_asked_for_once_more(run: Run, member: User) -> None:
@@ -228,7 +262,7 @@ class Held:
                     clients = [AsyncClient() for _ in people]
                     for client, person in zip(clients, people, strict=True):
                         await client.aforce_login(person)
-                    pages: list[Any] = await asyncio.gather(*(client.post(PATH, self._form()) for client in clients))
+                    pages: list[Any] = await asyncio.gather(*(client.post(PATH, RUN) for client in clients))
                     if leaving:
                         for page in pages:
                             await sync_to_async(page.close)()
@@ -242,10 +276,6 @@ class Held:
 
         return asyncio.run(main())
 
-    def _form(self) -> dict[str, str]:
-        arguments = '{"text": "hello"}'
-        return {"gateway": "work", "name": "s__say", "as": "json", "arguments": arguments, "act": "run"}
-
 
 async def read(page: Any) -> tuple[int, str]:
     parts = [part async for part in page.streaming_content] if page.streaming else [page.content]
@@ -258,10 +288,13 @@ def test_one_person_has_no_more_than_three_runs_at_once_and_others_still_run(run
 
     answers = held.asks(*sent_first)
 
-    assert [BUSY_WITH_OWN in page for _, page in answers[:5]].count(True) == 2
+    assert (
+        sorted((status, BUSY_WITH_OWN in page) for status, page in answers[:5])
+        == [(200, False)] * 3 + [(429, True)] * 2
+    )
     assert answers[5][0] == 200
     assert "here it is" in answers[5][1]
-    assert Call.objects.count() == 4
+    assert Call.objects.count() == AccessToken.objects.count() == 4
     assert [status for status, _ in held.asks(member, member, member)] == [200] * 3
 
 
@@ -273,8 +306,25 @@ def test_no_more_runs_at_once_than_a_process_has_places(
 
     answers = Held(run).asks(*people)
 
-    assert [BUSY in page for _, page in answers].count(True) == 2
-    assert Call.objects.count() == 2
+    assert sorted((status, BUSY in page) for status, page in answers) == [(200, False)] * 2 + [(429, True)] * 2
+    assert Call.objects.count() == AccessToken.objects.count() == 2
+
+
+def test_a_run_for_which_there_is_no_place_makes_nothing_and_loses_nothing(
+    member: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.gateway(slug="work")
+    monkeypatch.setattr(runs, "MOST_RUNS", 0)
+    monkeypatch.setattr(runs, "_endpoint", runs.is_served)  # It is not asked.
+
+    refused = sign_in(member).post(PATH, RUN)
+
+    assert (refused.status_code, refused["Retry-After"]) == (429, str(runs.RETRY_SECONDS))
+    assert BUSY in refused.text
+    assert html.escape(RUN["arguments"]) in refused.text
+    assert not Host.objects.filter(name="Playground").exists()
+    assert not Connection.objects.exists()
+    assert not AccessToken.objects.exists()
 
 
 def test_who_leaves_before_the_answer_begins_gives_the_place_back(run: Run, member: User) -> None:

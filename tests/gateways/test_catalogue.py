@@ -505,6 +505,8 @@ def test_the_page_of_a_tool_shows_what_each_definition_changed(work: Assignment,
         assert "<del>" not in page
     assert "send" in newest_whole
     assert "Its server changed it." in tool_page(client, tool, "?show=nonsense")
+    former = client.get(f"/tools/{tool.pk}/?version={first.pk}")
+    assert (former.status_code, former["Location"]) == (301, f"/features/{tool.pk}/?show={first.pk}#definition")
 
 
 @pytest.mark.parametrize(

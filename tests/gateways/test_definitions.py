@@ -13,7 +13,7 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts.models import User
-from auditlog.reasons import REASONS
+from auditlog.outcomes import REASONS
 from capabilities import Capability
 from gateways.definitions import DiffLine, difference, lines_of, pages, whole
 from gateways.models import (

@@ -10,8 +10,8 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
 from auditlog.models import Event
+from gateways.feature_refresh import refresh
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme, ToolPolicy
-from gateways.refresh import refresh
 from servers.models import AuthType, Health
 from tests import make, upstreams
 from tests.conftest import Run, SignIn, wire_size

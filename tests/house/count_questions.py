@@ -19,7 +19,7 @@ from accounts.models import ApiKey, Role, Team, User
 from auditlog.facets import AT_FIRST
 from auditlog.fields import FIELDS
 from auditlog.models import Call, Event
-from auditlog.reasons import REASONS, Step
+from auditlog.outcomes import REASONS, Step
 from auditlog.templatetags.calls import ms
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS

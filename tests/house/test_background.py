@@ -6,9 +6,8 @@ from pathlib import Path
 
 from tests.workspace import ROOT
 
-# Other places, and who gets what such a task raises.
+# The places, and who gets what such a task raises.
 OTHERS = {
-    "proxy/server_requests.py:call": "its caller awaits it, or _finish logs it",
     "wire/background.py:forever": "the module itself",
     "wire/background.py:spawn": "the module itself",
 }
@@ -42,7 +41,7 @@ def functions(tree: ast.AST, fits: Callable[[ast.AST], bool], within: str = "") 
         yield from functions(node, fits, inside)
 
 
-def test_tasks_are_begun_by_the_module_that_supervises_them_and_a_few_others() -> None:
+def test_tasks_are_begun_by_the_module_that_supervises_them() -> None:
     found = {f"{path}:{function}" for path, tree in modules() for function in functions(tree, begins_task)}
 
     assert found == set(OTHERS)

@@ -68,7 +68,7 @@ def test_the_names_of_tests_say_the_rule_and_no_number_of_it() -> None:
 
 
 def test_every_journey_a_test_names_is_described() -> None:
-    page = (ROOT / "docs" / "reference" / "journeys.md").read_text()
+    page = (ROOT / "tests" / "journeys.md").read_text()
     described = {int(number) for number in re.findall(r"^\| J(\d+) \|", page, re.MULTILINE)}
     named = {
         int(number)

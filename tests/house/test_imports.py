@@ -1,4 +1,4 @@
-"""Modules load without circles and optional packages, share no class names, and start tasks in one place."""
+"""Modules load without circles and optional packages, and share no class names."""
 
 import ast
 import os
@@ -18,7 +18,6 @@ from tests.workspace import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PROJECT["tool"]["importlinter"]["root_packages"]
-STARTS_TASKS = {"create_task", "ensure_future", "Task", "run_coroutine_threadsafe"}
 
 
 def test_no_module_imports_itself_in_the_end() -> None:
@@ -54,22 +53,6 @@ def test_a_class_name_is_found_in_one_module() -> None:
 
     twice = {name: modules for name, modules in places.items() if len(modules) > 1}
     assert {*twice} == {"Command"}, twice  # Django finds commands by that name.
-
-
-def test_background_tasks_are_started_in_one_module() -> None:
-    """A task that nobody supervises ends in silence; task groups supervise theirs."""
-    starts = {
-        module
-        for module, tree in parsed_modules()
-        for each in ast.walk(tree)
-        if isinstance(each, ast.Call)
-        and isinstance(each.func, ast.Attribute)
-        and each.func.attr in STARTS_TASKS
-        and isinstance(each.func.value, ast.Name)
-        and each.func.value.id in {"asyncio", "loop"}
-    }
-
-    assert starts == {"wire/background.py"}
 
 
 LOAD_WITHOUT = """

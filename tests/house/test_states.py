@@ -11,7 +11,7 @@ import pytest
 from django.db import models, transaction
 
 from accounts.models import ApiKey, User
-from auditlog.reasons import LAYERS, REASONS, in_short
+from auditlog.outcomes import LAYERS, REASONS, in_short
 from connections.models import Connection
 from gatewayadmin.admin.base import site
 from gateways.models import Gateway, Reach

@@ -33,7 +33,7 @@ def test_every_client_is_there_with_the_tested_text_for_the_chosen_gateway(max: 
             code = client_block(one, block.way, url=gateway.url, name="work")
             assert code
             assert code.code in page
-            assert not re.search(r"[*`]", code.where) or code.where not in page, "its marks are for the README"
+            assert not re.search(r"[*`]", code.where) or code.where not in page, "its marks are for the documents"
             assert len(re.findall(r'aria-current="true"><span class="logo"', page)) == 1
     assert all(f"client={one.slug}" in page for one in clients())
 

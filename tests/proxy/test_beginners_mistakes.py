@@ -13,7 +13,7 @@ import pytest
 from django.test import Client
 
 from accounts.models import User
-from auditlog.reasons import REASONS
+from auditlog.outcomes import REASONS
 from capabilities import Capability
 from servers.models import AuthType, Server
 from tests import make, upstreams

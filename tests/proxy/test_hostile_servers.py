@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -260,10 +261,44 @@ def test_it_ends_in_an_error_and_a_row_and_the_next_call_works(start: Start, tal
     assert [row.outcome for row in proxy.calls()] == ["ok", outcome, "ok"]
 
 
-def agent_of(proxy: Proxy, url: str) -> Agent:
+MOST = 4 << 20
+
+
+def trickle(peer: Peer, _: int) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % MOST
+    peer.send(head + b" " * (MOST // 2))
+    while True:  # Until the gateway closes the connection.
+        peer.send(b" ")
+        time.sleep(0.02)
+
+
+def much(peer: Peer, request_id: int) -> None:
+    peer.answer(result(request_id, "x" * (MOST // 2)))
+
+
+def test_a_server_that_trickles_is_cut_off_for_others_that_wait_and_its_call_is_recorded(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wire.fair_queue.PACE_SECONDS", 0.1)
+    proxy = start(answer_limit=MOST, answers_limit=MOST)
+    with hostile(trickle) as slow, hostile(much) as quick, ThreadPoolExecutor() as threads:
+        agent, other = agent_of(proxy, slow, "slow"), agent_of(proxy, quick, "quick")
+        trickled = threads.submit(agent.call, "slow__bad")
+        while not trickled.done():
+            assert len(other.call("quick__bad").json()["result"]["content"][0]["text"]) == MOST // 2
+        refused = trickled.result().json()["error"]
+
+    assert refused["data"] == {"reason": "timeout", "server": "Slow", "limit": "pace"}
+    assert "it may have executed the call" in refused["message"]
+    [row] = [row for row in proxy.calls() if row.feature_name == "slow__bad"]
+    assert (row.outcome, row.rpc_error_code) == ("timeout", -32603)
+
+
+def agent_of(proxy: Proxy, url: str, slug: str = "docs") -> Agent:
     user = make.user()
     gateway = make.gateway()
-    make.assignment(gateway, make.server(name="Docs", slug="docs", url=url, timeout_seconds=3))
+    seconds = 3 if slug == "docs" else 120
+    make.assignment(gateway, make.server(name=slug.title(), slug=slug, url=url, timeout_seconds=seconds))
     return proxy.agent(make.connection(make.agent(by=user), gateway, user))
 
 

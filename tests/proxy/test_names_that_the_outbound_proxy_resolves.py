@@ -28,7 +28,7 @@ from servers.oauth_client.registration import (
 )
 from sso.errors import ProviderDown
 from sso.models import Provider
-from sso.oidc import read_provider_metadata
+from sso.oidc import read_provider_keys, read_provider_metadata
 from tests import make, upstreams
 from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of, read
 from tests.authority import certificate
@@ -253,6 +253,6 @@ def test_what_an_identity_provider_names_elsewhere_is_looked_up_and_checked(
     provider, elsewhere.at = Provider(issuer=f"https://{OURS}", private=False), {"keys": INSIDE}
 
     with pytest.raises(ProviderDown, match="/keys may not be called"):
-        read_provider_metadata(provider)
+        read_provider_keys(provider, read_provider_metadata(provider))
 
     assert set(way.asked) == {f"{OURS}:443"}

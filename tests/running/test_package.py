@@ -23,7 +23,7 @@ from tests.workspace import ROOT, free_port, is_ready
 from wire.versions import NAME, VERSION
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-CONTAINERS = (ROOT / "docs" / "how-to" / "containers.md").read_text()
+DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 APART = {"static", "templates"}  # Beside the packages in a checkout, in one of them when installed.
 
 
@@ -31,7 +31,7 @@ APART = {"static", "templates"}  # Beside the packages in a checkout, in one of 
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built as printed, but by what the lock of the development packages has installed, without the network."""
     place = tmp_path_factory.mktemp("wheel")
-    (printed,) = re.findall(r"`(pip wheel --no-deps --wheel-dir dist \.)`", CONTAINERS)
+    (printed,) = re.findall(r"`(pip wheel --no-deps --wheel-dir dist \.)`", DEPLOY)
     command = [sys.executable, "-m", "pip", *printed.replace("dist", str(place)).split()[1:], "--no-build-isolation"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return place / f"gateway_admin-{VERSION}-py3-none-any.whl"

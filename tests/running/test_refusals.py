@@ -145,6 +145,13 @@ def test_wrong_variable(fresh: Path, name: str, value: str, words: str) -> None:
     assert words in refusal(fresh, "serve", **{name: value})  # Without --port, which would win over PORT.
 
 
+@pytest.mark.full
+def test_the_memory_for_large_answers_has_room_for_one(fresh: Path) -> None:
+    said = refusal(fresh, "serve", GATEWAY_ANSWER_MIB="64", GATEWAY_ANSWERS_MIB="32")
+
+    assert "GATEWAY_ANSWERS_MIB must be a whole number from 64 to 65536, not '32'." in said
+
+
 @pytest.mark.parametrize(
     "value",
     first(1, ["mysql://localhost/gateway", "postgresql://localhost", "postgresql://h/d?nonsense=1", "localhost"]),

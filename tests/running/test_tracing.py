@@ -32,7 +32,7 @@ def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it
         settings["OTEL_EXPORTER_OTLP_HEADERS_FILE"] = str(directory / "headers")
         (directory / "headers").write_text("Authorization=Bearer%20secret-word\n")
         serve = workspace.new(directory, "traced", **settings)
-        script = block("traces-and-metrics.md", "traces: on").replace("http://localhost:4318", collector.url)
+        script = block("monitor.md", "traces: on").replace("http://localhost:4318", collector.url)
         script = script.replace("ARG=0.1", "ARG=1").replace("manage.py serve", f"manage.py serve --port {serve.port}")
         script = script.replace(".venv/bin/python", f"exec {sys.executable}")
         script = script.replace(".venv/bin/pip", f"{sys.executable} -m pip --disable-pip-version-check")

@@ -55,6 +55,17 @@ class Request:
         self.handler.close_connection = True
 
 
+def unreadable(status: int, **headers: str) -> Answer:
+    """Answer with a body that cannot be unpacked."""
+
+    def answer(request: Request) -> None:
+        head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+        raw = f"HTTP/1.1 {status} Said\r\nContent-Encoding: br\r\nContent-Length: 1\r\n{head}\r\n?"
+        request.send(raw.encode())
+
+    return answer
+
+
 class Webhook:
     """What was delivered, acknowledged or not; `script` holds the answers to come, then all are acknowledged, but those
     that `refuses` says a status to."""
@@ -90,6 +101,9 @@ class Webhook:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 with suppress(OSError):
                     outer._take(Request(self, body))
+
+            def do_PUT(self) -> None:
+                self.do_POST()
 
             def log_message(self, *_: object) -> None:
                 pass

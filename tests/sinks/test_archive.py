@@ -263,8 +263,8 @@ def test_commands_as_printed(tmp_path: Path) -> None:
     """Each in a process of its own, the search in one that has no database."""
     moment = timezone.now() - OLD * DAY
     made = [str(old(feature_name=name).uid) for name in ("create_issue", "other")]
-    page = (ROOT / "docs" / "how-to" / "archive-old-calls.md").read_text()
-    switch_on, find = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    page = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()
+    switch_on, find = re.findall(r"```bash\n(export GATEWAY_ARCHIVE.*?|[^`\n]* search_archive .*?)```", page, re.DOTALL)
     place = "/srv/gateway-archive"
     assert place in switch_on
 

@@ -20,6 +20,7 @@ from sinks.objects import S3, Folder, NotKept, region_of, s3_signature_headers
 from sinks.sending import send_test_line
 from tests.calls import call
 from tests.sinks.conftest import KEYS, Bucket
+from tests.sinks.receiver import Webhook, unreadable
 from wire.guard import Guard
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -75,6 +76,15 @@ def test_delivery_that_is_repeated_makes_no_other_object(bucket: Bucket) -> None
     sending.send_undelivered(sink.pk)
     assert {row["id"] for row in bucket.rows()} == made
     assert len(bucket.rows()) == 4 + 5
+
+
+def test_a_store_is_judged_by_its_status_whatever_its_body_is(hook: Webhook) -> None:
+    hook.script = [unreadable(200), unreadable(412), unreadable(503, Retry_After="40")]
+    with S3(f"{hook.url}/logs", KEYS, Guard((ip_network("127.0.0.0/8"),)), 20) as store:
+        assert (store.put("one", b"1"), store.put("one", b"1")) == (True, False)
+        with pytest.raises(NotKept, match="answered 503") as refused:
+            store.put("two", b"2")
+    assert refused.value.retry_after == "40"
 
 
 def test_objects_are_made_once_a_minute_at_most(bucket: Bucket) -> None:

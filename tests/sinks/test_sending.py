@@ -25,7 +25,7 @@ from sinks import reading, receivers, sending
 from sinks.models import Sink
 from tests.calls import call, uid_at
 from tests.sinks.conftest import MakeSink
-from tests.sinks.receiver import Answer, Request, Webhook
+from tests.sinks.receiver import Answer, Request, Webhook, unreadable
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -214,6 +214,7 @@ def nothing(request: Request) -> None:
 
 REFUSALS: dict[str, tuple[Answer, str]] = {
     "500": (says(500), "It answered 500."),
+    "unreadable": (unreadable(503), "It answered 503."),
     "redirect": (says(307, Location="http://127.0.0.1:9/"), "no redirect is followed"),
     "garbage": (garbage, "not HTTP"),
     "nothing": (nothing, "not HTTP"),
@@ -243,10 +244,22 @@ def test_refused_rows_are_kept_and_sent_again(name: str, to_hook: MakeSink, hook
     assert [request.body for request in hook.requests[1:]] == [hook.requests[0].body] * 2
 
 
-def test_retry_after_is_waited_for(to_hook: MakeSink, hook: Webhook) -> None:
+def test_an_acknowledgement_counts_whatever_its_body_is(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     call()
-    hook.script = [says(429, Retry_After="1200")]
+    hook.script = [unreadable(200)]
+
+    assert sending.send_undelivered(sink.pk) == 1
+    assert now(sink).status == "current"
+    assert sending.send_undelivered(sink.pk) == 0
+    assert len(hook.requests) == 1
+
+
+@pytest.mark.parametrize("refuses", [says, unreadable])
+def test_retry_after_is_waited_for(refuses: Callable[..., Answer], to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    call()
+    hook.script = [refuses(429, Retry_After="1200")]
 
     sending.send_undelivered(sink.pk)
 
@@ -285,7 +298,7 @@ def test_what_is_too_large_is_sent_in_halves(to_hook: MakeSink, hook: Webhook) -
     sink = to_hook(sends_events=False)
     for _ in range(8):
         call()
-    hook.script = [says(413), says(413)]
+    hook.script = [says(413), unreadable(413)]
 
     assert sending.send_undelivered(sink.pk) == 8
     assert [len(request.rows) for request in hook.requests] == [8, 4, 2, 2, 2, 2]

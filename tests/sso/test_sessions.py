@@ -1,6 +1,6 @@
 """Sessions of people who signed in at their organisation: second factor, logout there, and what goes on."""
 
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
@@ -241,8 +241,8 @@ def test_a_provider_without_a_usable_place_to_sign_out_is_not_led_to(
     visit = sign_in("mia")
     document = fetch_provider_json(provider, f"{provider.issuer}/.well-known/openid-configuration")
     oidc.forget_metadata(provider)
-    monkeypatch.setattr(oidc, "_keys", lambda *_: [{}])
-    monkeypatch.setattr(oidc, "fetch_provider_json", lambda *_: document | {"end_session_endpoint": place})
+    answered = document | {"end_session_endpoint": place, "keys": [{}]}
+    monkeypatch.setattr(oidc, "fetch_provider_json", lambda *_: answered)
 
     assert visit.client.post("/accounts/logout/")["Location"] == "/accounts/login/"
     assert visit.person is None
@@ -264,6 +264,30 @@ def test_signing_out_works_while_the_provider_is_down(
 
     assert visit.client.post("/accounts/logout/")["Location"] == "/accounts/login/"
     assert visit.person is None
+
+
+def test_whose_keys_cannot_be_read_people_are_led_to_all_the_same_to_sign_in_and_out(
+    provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Provider.edit(by=None, signs_out_there=True)
+    organisation.knows("mia")
+    visit = sign_in("mia")
+    keys = fetch_provider_json(provider, f"{provider.issuer}/.well-known/openid-configuration")["jwks_uri"]
+    oidc.forget_metadata(provider)
+    get = Http.get
+
+    def get_other(http: Http, url: str, *headers: Any) -> Any:
+        if url == keys:
+            raise NoAnswer("cannot be reached")
+        return get(http, url, *headers)
+
+    monkeypatch.setattr(Http, "get", get_other)
+
+    assert destination(visit.client.post("/accounts/logout/")).startswith(f"{organisation.origin}/session/end?")
+    assert visit.person is None
+    back = sign_in("mia", visit.client)
+    assert (back.response.status_code, back.person) == (502, None)
+    assert f"{keys} cannot be reached." in try_provider(provider, by=None).detail
 
 
 @pytest.mark.usefixtures("within_one_minute")

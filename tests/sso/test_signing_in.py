@@ -1,9 +1,11 @@
 """People sign in at their organisation: who they are here, and what their groups give them at every sign-in."""
 
+import hashlib
 import re
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from django.core.cache import cache
 from django.test import Client
 
 from accounts.models import Role, Team, User
@@ -45,6 +47,37 @@ def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
     assert sign_in("mia").person == mia
     assert actions(mia) == ["user.created"]
     assert Account.objects.get().subject == "mia"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        (
+            "organisation-metadata",
+            "issuer authorization_endpoint token_endpoint jwks_uri userinfo_endpoint auth_methods says_iss "
+            "end_session_endpoint",
+        ),
+        (
+            "organisation-provider",
+            "issuer authorization_endpoint token_endpoint userinfo_endpoint end_session_endpoint auth_methods says_iss "
+            "keys",
+        ),
+    ],
+)
+def test_what_another_release_keeps_of_the_provider_is_not_read(
+    name: str, fields: str, organisation: Organisation, provider: Provider, sign_in: SignIn
+) -> None:
+    """Both serve for the time of an upgrade, from one cache."""
+    document = oidc.fetch_provider_json(provider, f"{provider.issuer}/.well-known/openid-configuration")
+    said = document | {"auth_methods": ("client_secret_basic",), "says_iss": True, "keys": [{}]}
+    issuer = hashlib.sha256(provider.issuer.encode()).hexdigest()[:32]
+    cache.set(f"{name}:{issuer}", tuple(said[field] for field in fields.split()), 600)
+    organisation.knows("mia")
+
+    visit = sign_in("mia")
+
+    assert visit.person is not None
+    assert visit.person.email == "mia@example.com"
 
 
 def test_a_person_made_by_the_organisation_is_active_and_never_called_invited(

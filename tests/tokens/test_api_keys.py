@@ -119,7 +119,7 @@ def test_a_key_changes_no_rights_and_lets_nobody_in_again() -> None:
 
 
 def test_what_a_key_made_is_told_with_it_and_outlives_it() -> None:
-    """As docs/threat-model.md says."""
+    """As docs/explanation/security-model.md says."""
     boss = make.user(*Capability)
     host, gateway = make.agent(by=boss), make.gateway()
     key, secret = make.api_key(boss, Capability.API_TOKENS_MANAGE)

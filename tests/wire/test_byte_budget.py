@@ -5,8 +5,10 @@ from contextlib import suppress
 
 import pytest
 
+from tests.eventually import PATIENCE
 from wire.fair_queue import (
     MOST_WAITING_OF_ONE,
+    SERVER_SHARES,
     SHARES,
     ByteBudget,
     HeldBytes,
@@ -62,6 +64,36 @@ async def test_one_answer_of_a_person_has_room_whatever_its_size() -> None:
     assert budget.total == held.size
 
 
+async def test_the_answers_that_are_read_from_one_server_leave_room_for_those_of_others() -> None:
+    budget = budget_of()
+    held = [await budget.hold(f"person {number}", SHARE, "slow:80") for number in range(SHARES // SERVER_SHARES)]
+    late = asyncio.create_task(budget.hold("ana", SHARE, "slow:80"))
+    await soon()
+    assert not late.done()
+
+    held.append(await asyncio.wait_for(budget.hold("max", SHARE, "quick:80"), PATIENCE))
+    assert not late.done()
+    held[0].resize(SHARE)  # It has been read.
+    await soon()
+
+    assert late.done()
+
+
+async def test_a_small_answer_does_not_overtake_a_large_one_for_ever() -> None:
+    budget = budget_of()
+    held = [await budget.hold(f"person {number}", SHARE) for number in range(SHARES)]
+    large, small = (asyncio.create_task(budget.hold(person, size)) for person, size in (("ana", 2 * SHARE), ("max", 1)))
+    await soon()
+
+    held.pop()
+    await soon()
+    assert not small.done()
+    held.pop()
+    await soon()
+
+    assert large.done()
+
+
 async def test_all_people_together_hold_no_more_than_the_ceiling() -> None:
     budget = budget_of()
     held = [await budget.hold(f"person {number}", SHARE) for number in range(SHARES)]
@@ -105,7 +137,7 @@ async def test_a_call_begins_when_nothing_of_its_person_waits() -> None:
 
 async def test_a_call_that_found_no_room_in_time_does_not_begin() -> None:
     budget = budget_of(seconds=0.01)
-    held = [await budget.hold("ana", 2 * SHARE)]
+    held = [budget.take("ana", SHARE + 1)]
 
     with pytest.raises(TimeoutError):
         await budget.admit("ana")

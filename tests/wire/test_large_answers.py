@@ -6,6 +6,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Protocol
 from unittest.mock import Mock
 
 import pytest
@@ -13,8 +14,9 @@ import pytest
 from tests.eventually import PATIENCE
 from tests.wire.test_http1 import LIMIT, MIB, READ
 from tests.wire.test_pool import LOOPBACK
+from wire.errors import AnswerTooSlow, NoMemory
 from wire.fair_queue import SHARES, ByteBudget
-from wire.http import AHEAD_LIMIT, HttpConnection, Origin, Oversized, Transport
+from wire.http import AHEAD_LIMIT, Origin, Oversized, Transport
 from wire.jsonrpc import LARGE
 from wire.mcp import SESSION, RpcResponse, Target, ignore, read_response
 
@@ -38,18 +40,21 @@ def as_event(request_id: int) -> bytes:
 class Call:
     """A call of `person`, and the server's end of its connection, which sends while somebody reads."""
 
-    def __init__(self, transport: Transport, sock: socket.socket, person: str, stream: bytes = b"") -> None:
+    def __init__(
+        self, transport: Transport, sock: socket.socket, person: str, stream: bytes = b"", server: str = ""
+    ) -> None:
         self._person = person
         self._pool = transport
         self._stream = stream
         self._reads = True
         self.sent = 0
-        self.connection = HttpConnection(sock, LIMIT, transport._slices, transport._budget)
+        host = f"{server or id(self)}.example"
+        origin = Origin("http", host, 80)
+        self.connection = transport._connection(sock, origin)
         events = {"pause_reading": self._pause, "resume_reading": self._resume}
         self.connection.connection_made(Mock(asyncio.Transport, is_closing=lambda: False, **events))
         self.connection.mark_idle()
-        host = f"{id(self)}.example"
-        transport._idle[Origin("http", host, 80)] = deque([self.connection])
+        transport._idle.setdefault(origin, deque()).append(self.connection)
         self.task = asyncio.create_task(self._ask(host))
 
     async def _ask(self, host: str) -> RpcResponse:
@@ -77,7 +82,8 @@ class Call:
             await asyncio.sleep(0.001)
 
 
-type Begin = Callable[[str], Call]
+class Begin(Protocol):
+    def __call__(self, person: str, server: str = "") -> Call: ...
 
 
 @contextmanager
@@ -88,15 +94,15 @@ def sockets() -> Iterator[socket.socket]:
 
 
 @asynccontextmanager
-async def calls(make: Callable[[int], bytes]) -> AsyncIterator[Begin]:
-    """Begin calls within a budget of which each person has room for two answers."""
+async def calls(make: Callable[[int], bytes], most: int = SHARES * 2) -> AsyncIterator[Begin]:
+    """Begin calls within a budget for so many answers, by default two of each person."""
     stream, begun = make(1), []
-    budget = ByteBudget(SHARES * 2 * (LIMIT if make is as_event else len(stream)))
+    budget = ByteBudget(most * (LIMIT if make is as_event else len(stream)))
     async with Transport(LOOPBACK, limit=LIMIT, budget=budget) as transport:
         with sockets() as sock:
 
-            def begin(person: str) -> Call:
-                begun.append(Call(transport, sock, person, stream))
+            def begin(person: str, server: str = "") -> Call:
+                begun.append(Call(transport, sock, person, stream, server))
                 return begun[-1]
 
             yield begin
@@ -172,3 +178,99 @@ async def test_there_is_room_again_however_an_answer_ends(
         await late.send(2 * SIZE)
 
         assert (await asyncio.wait_for(late.task, PATIENCE)).text == answer(1)
+
+
+async def test_answers_of_unknown_size_take_no_more_than_all_may() -> None:
+    async with calls(as_event, most=2) as begin:
+        for person in ("ana", "max", "ben"):
+            await begin(person).send(SIZE)
+        late = begin("viv")
+        await late.send(SIZE)
+
+        assert late.sent <= WITHOUT_ROOM
+
+
+async def test_one_server_leaves_half_of_the_room_to_others() -> None:
+    async with calls(as_event, most=4) as begin:
+        for number in range(2):
+            await begin(f"person {number}", "slow").send(SIZE)
+        late, other = begin("ana", "slow"), begin("max", "quick")
+        await asyncio.gather(late.send(SIZE), other.send(2 * SIZE))
+
+        assert late.sent <= WITHOUT_ROOM
+        assert (await asyncio.wait_for(other.task, PATIENCE)).text == answer(1)
+
+
+@pytest.fixture
+def soon_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wire.fair_queue.PACE_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("soon_slow")
+@pytest.mark.parametrize("make", [as_json, as_event])
+async def test_an_answer_that_stops_arriving_gives_its_room_to_one_that_waits(make: Callable[[int], bytes]) -> None:
+    async with calls(make, most=1) as begin:
+        slow = begin("ana")
+        await slow.send(SIZE)
+        other = begin("max")
+        await other.send(SIZE)
+
+        with pytest.raises(
+            AnswerTooSlow, match="too slowly while others waited for the memory; it may have executed"
+        ) as cut:
+            await asyncio.wait_for(slow.task, PATIENCE)
+
+        assert (cut.value.outcome, cut.value.data) == (
+            "timeout",
+            {"reason": "timeout", "server": "Docs", "limit": "pace"},
+        )
+        await other.send(2 * SIZE)
+        assert (await asyncio.wait_for(other.task, PATIENCE)).text == answer(1)
+
+
+@pytest.mark.usefixtures("soon_slow")
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_a_slow_answer_is_read_to_its_end_when_others_wait_for_their_own_room_or_not_at_all(
+    waiting: bool,
+) -> None:
+    async with calls(as_event) as begin:
+        slow = begin("max")
+        await slow.send(SIZE)
+        budget = slow.connection._budget
+        assert budget is not None
+        untaken = budget.take("ana", 2 * LIMIT)
+        other = asyncio.create_task(budget.hold("ana" if waiting else "ben", LIMIT))
+
+        await asyncio.sleep(0.2)  # It has stopped for many times as long as it may where others wait.
+        await slow.send(2 * SIZE)
+
+        assert (await asyncio.wait_for(slow.task, PATIENCE)).text == answer(1)
+        assert other.done() is not waiting
+        other.cancel()
+        del untaken
+
+
+@pytest.mark.usefixtures("soon_slow")
+async def test_an_answer_that_arrives_fast_enough_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wire.http.LEAST_PACE", 0)
+    async with calls(as_event, most=1) as begin:
+        steady = begin("ana")
+        await steady.send(SIZE)
+        other = begin("max")
+        await other.send(SIZE)
+
+        await asyncio.sleep(0.2)
+        await steady.send(2 * SIZE)
+
+        assert (await asyncio.wait_for(steady.task, PATIENCE)).text == answer(1)
+
+
+async def test_an_answer_without_room_is_not_called_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wire.fair_queue.HOLD_SECONDS", 0.0)
+    async with calls(as_event) as begin:
+        await taking_all(begin)
+        late = begin("ana")
+        await late.send(SIZE)
+
+        with pytest.raises(NoMemory, match="left no memory to read it; it may have executed"):
+            await asyncio.wait_for(late.task, PATIENCE)

@@ -21,6 +21,8 @@ ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "/torn": (200, {"Content-Encoding": "gzip"}, b"no gzip"),
     "/odd": (200, {"Content-Encoding": "br"}, b"?"),
     "/large": (201, {}, b" " * (MOST + 1)),
+    "/refused": (429, {"Content-Encoding": "br", "Retry-After": "40"}, b"?"),
+    "/cut": (200, {"X-Cut": "1"}, b"?"),
     "/elsewhere": (302, {"Location": "/plain"}, b""),
 }
 
@@ -46,7 +48,9 @@ class Server:
                     self.close_connection = True
                 else:
                     status, headers, body = ANSWERS[self.path]
-                    self.answer(status, {**headers, "Content-Length": str(len(body))}, body)
+                    is_cut = "X-Cut" in headers
+                    self.answer(status, {**headers, "Content-Length": str(len(body) + is_cut)}, body)
+                    self.close_connection = is_cut
 
             def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
                 self.send_response(status)
@@ -114,6 +118,22 @@ def test_a_large_answer_is_not_read_to_its_end(name: str, server: Server, client
 def test_an_answer_that_cannot_be_read_is_said(name: str, words: str, server: Server, client: OutboundClient) -> None:
     with pytest.raises(NoAnswer, match=words):
         client.ask("GET", f"{server.url}/{name}")
+
+
+@pytest.mark.parametrize("name", ["torn", "odd", "large", "bomb", "cut", "refused"])
+def test_who_needs_no_body_gets_the_answer_without_one_that_cannot_be_read(
+    name: str, server: Server, client: OutboundClient
+) -> None:
+    answer = client.ask("GET", f"{server.url}/{name}", needs_body=False)
+
+    status, headers, _ = ANSWERS[f"/{name}"]
+    assert (answer.status, answer.headers.get("Retry-After"), answer.body) == (status, headers.get("Retry-After"), b"")
+    assert client.ask("GET", f"{server.url}/plain", needs_body=False).document == {"n": 1}
+
+
+def test_a_body_that_does_not_end_is_not_needed_either(server: Server) -> None:
+    with OutboundClient(LOOPBACK, MOST, 0.3) as client:
+        assert client.ask("GET", f"{server.url}/stream", needs_body=False).status == 200
 
 
 def test_an_answer_that_does_not_come_ends_at_the_deadline(server: Server) -> None:

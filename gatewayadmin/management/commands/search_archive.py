@@ -15,7 +15,7 @@ from sinks.archive import UnreadableArchive
 from wire.outbound import NoAnswer
 
 # What is compared, by the name of its option.
-COLUMNS = {
+COLUMN_OF_OPTION = {
     "uid": "uid",
     "outcome": "outcome",
     "user": "user_email",
@@ -34,7 +34,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--from", dest="since", type=moment, required=True, help="such as 2026-11-20 (UTC)")
         parser.add_argument("--to", dest="until", type=moment, help="the moment after the last; else a day later")
-        for name, column in COLUMNS.items():
+        for name, column in COLUMN_OF_OPTION.items():
             parser.add_argument(f"--{name}", help=f"{column.replace('_', ' ')}, exactly")
         parser.add_argument("--most", type=int, default=1000, help="how many at most (1000)")
 
@@ -43,7 +43,7 @@ class Command(BaseCommand):
             raise CommandError("Set GATEWAY_ARCHIVE to where the archive is.")
         since: datetime = options["since"]
         until: datetime = options["until"] or since + DAY
-        equal = {column: options[name] for name, column in COLUMNS.items() if options[name] is not None}
+        equal = {column: options[name] for name, column in COLUMN_OF_OPTION.items() if options[name] is not None}
         found = 0
         try:
             for row in archive.search_archive(since, until, equal):
