@@ -142,6 +142,9 @@ INSTEAD = {
     "servers:client": "oauth_server_slug",
 }
 
+# Fields without which there is nothing to do.
+FIELDS = {"accounts:ask_for": "capability=api-tokens:manage"}
+
 
 class Site:
     """One world of rows, and people in front of it who hold exactly what they are said to hold."""
@@ -158,7 +161,8 @@ class Site:
     def knock(self, door: Door, client: Client) -> Any:
         """The answer to somebody at this door; whatever they did is undone."""
         with transaction.atomic():
-            answer = client.generic(door.method, self.address(door), content_type="application/x-www-form-urlencoded")
+            kind, fields = "application/x-www-form-urlencoded", FIELDS.get(door.name, "")
+            answer = client.generic(door.method, self.address(door), fields, content_type=kind)
             if answer.streaming:
                 b"".join(answer)
             transaction.set_rollback(True)
