@@ -1,8 +1,11 @@
+"""A connection has only identities of its own user, for the server of an assignment of its own gateway.
+
+The proxy's statement checks this too; the trigger keeps wrong rows out altogether.
+"""
+
 from django.db import migrations
 
-# A connection carries only identities of its own user, for the very server of an assignment on its
-# own gateway. The proxy's statement asks the same again; this keeps wrong rows out altogether.
-KEEP = """
+CHECK = """
 CREATE FUNCTION connections_check_identity() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (
@@ -17,7 +20,6 @@ END $$;
 CREATE TRIGGER connections_identity_fits BEFORE INSERT OR UPDATE ON connections_connectionidentity
     FOR EACH ROW EXECUTE FUNCTION connections_check_identity();
 """
-
 DROP = """
 DROP TRIGGER connections_identity_fits ON connections_connectionidentity;
 DROP FUNCTION connections_check_identity();
@@ -26,4 +28,5 @@ DROP FUNCTION connections_check_identity();
 
 class Migration(migrations.Migration):
     dependencies = [("connections", "0001_initial")]
-    operations = [migrations.RunSQL(KEEP, DROP)]
+
+    operations = [migrations.RunSQL(CHECK, DROP)]

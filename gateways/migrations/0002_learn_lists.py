@@ -1,18 +1,28 @@
-"""What clients are shown of a feature is kept apart from what its server says now, with who approved it and when."""
+"""Shared identities fit their server, a function learns the lists of servers, and a trigger sets the effect of tools."""
 
-import uuid
+from django.db import migrations
 
-import django.db.models.deletion
-import django.utils.timezone
-from django.conf import settings
-from django.db import migrations, models
+# A shared identity belongs to no user, and to the server it is used for.
+CHECK_SHARED_IDENTITY = """
+CREATE FUNCTION gateways_check_shared_identity() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.shared_identity_id IS NOT NULL AND NOT EXISTS (
+        SELECT FROM servers_identity i
+        WHERE i.id = NEW.shared_identity_id AND i.server_id = NEW.server_id AND i.owner_id IS NULL
+    ) THEN
+        RAISE EXCEPTION 'a shared identity must be a service account of the same server' USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER gateways_shared_identity_fits BEFORE INSERT OR UPDATE ON gateways_assignment
+    FOR EACH ROW EXECUTE FUNCTION gateways_check_shared_identity();
+"""
+DROP_CHECK = """
+DROP TRIGGER gateways_shared_identity_fits ON gateways_assignment;
+DROP FUNCTION gateways_check_shared_identity();
+"""
 
-STATES = [("approved", "Approved"), ("held", "Held"), ("quarantined", "Quarantined"), ("new", "Waiting")]
-ON_CHANGE = [("hold", "Hold back"), ("warn", "Warn"), ("accept", "Accept")]
-ON_ARRIVAL = [("approve", "Approve on arrival"), ("wait", "Wait for approval")]
-KINDS = [("tool", "Tool"), ("prompt", "Prompt"), ("resource", "Resource"), ("template", "Resource template")]
-
-# The one place that says what becomes of a list: the proxy and the pages both call it.
+# Both the proxy and the pages call this for every list that a server returns.
 LEARN = """
 CREATE FUNCTION gateways_learn(for_assignment uuid, for_identity uuid, of_kind text, said jsonb, fault text)
 RETURNS void LANGUAGE plpgsql AS $$
@@ -196,96 +206,37 @@ BEGIN
     END IF;
 END $$
 """
-DROP = "DROP FUNCTION gateways_learn(uuid, uuid, text, jsonb, text)"
+DROP_LEARN = "DROP FUNCTION gateways_learn(uuid, uuid, text, jsonb, text)"
+
+# The same rule as `Effect.of`: a hint is true or false, and nothing else.
+SET_EFFECT = """
+CREATE FUNCTION gateways_work_out_effect() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.effect := CASE
+        WHEN NEW.annotations->'readOnlyHint' = 'true'::jsonb THEN 'read_only'
+        WHEN NEW.annotations->'destructiveHint' = 'true'::jsonb THEN 'destructive'
+        WHEN NEW.annotations->'readOnlyHint' = 'false'::jsonb THEN 'writes'
+        ELSE 'unknown'
+    END;
+    RETURN NEW;
+END $$;
+DO $$ BEGIN
+    EXECUTE format('ALTER FUNCTION gateways_work_out_effect() SET search_path = %I, pg_temp', current_schema());
+END $$;
+CREATE TRIGGER work_out_effect BEFORE INSERT OR UPDATE OF annotations, effect ON gateways_feature
+    FOR EACH ROW EXECUTE FUNCTION gateways_work_out_effect();
+"""
+DROP_EFFECT = """
+DROP TRIGGER work_out_effect ON gateways_feature;
+DROP FUNCTION gateways_work_out_effect();
+"""
 
 
 class Migration(migrations.Migration):
-    dependencies = [
-        ("gateways", "0005_tools_become_features"),
-        ("servers", "0005_lists_live"),
-        migrations.swappable_dependency(settings.AUTH_USER_MODEL),
-    ]
+    dependencies = [("gateways", "0001_initial"), ("auditlog", "0001_initial")]
 
     operations = [
-        migrations.AddField(
-            "gateway",
-            "new_definitions",
-            models.CharField(choices=ON_ARRIVAL, db_default="approve", default="approve", max_length=10),
-        ),
-        migrations.AddField(
-            "gateway",
-            "changed_definitions",
-            models.CharField(choices=ON_CHANGE, db_default="hold", default="hold", max_length=10),
-        ),
-        migrations.AddField("feature", "state", models.CharField(choices=STATES, default="approved", max_length=12)),
-        migrations.AddField("feature", "approved", models.TextField(blank=True, default="")),
-        migrations.AddField("feature", "shown", models.TextField(editable=False, null=True)),
-        migrations.AddField("feature", "offered", models.TextField(editable=False, null=True)),
-        migrations.AddField("feature", "offered_hash", models.CharField(blank=True, default="", max_length=64)),
-        migrations.AddField("feature", "position", models.PositiveIntegerField(default=0)),
-        migrations.AddField(
-            "feature", "identities", models.ManyToManyField(blank=True, related_name="+", to="servers.identity")
-        ),
-        migrations.CreateModel(
-            name="FeatureVersion",
-            fields=[
-                ("id", models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ("hash", models.CharField(max_length=64)),
-                ("definition", models.TextField()),
-                ("first_seen_at", models.DateTimeField(default=django.utils.timezone.now)),
-                ("approved_at", models.DateTimeField(blank=True, null=True)),
-                (
-                    "approved_by",
-                    models.ForeignKey(
-                        null=True,
-                        on_delete=django.db.models.deletion.PROTECT,
-                        related_name="+",
-                        to=settings.AUTH_USER_MODEL,
-                    ),
-                ),
-                (
-                    "feature",
-                    models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="versions", to="gateways.feature"
-                    ),
-                ),
-            ],
-            options={"ordering": ("-first_seen_at",)},
-        ),
-        migrations.AddConstraint(
-            "featureversion",
-            models.UniqueConstraint(fields=("feature", "hash"), name="feature_version_is_kept_once"),
-        ),
-        migrations.CreateModel(
-            name="Listing",
-            fields=[
-                ("id", models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ("kind", models.CharField(choices=KINDS, max_length=10)),
-                ("asked_at", models.DateTimeField()),
-                ("learnt_at", models.DateTimeField(null=True)),
-                ("error", models.CharField(blank=True, max_length=40)),
-                (
-                    "assignment",
-                    models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="listings", to="gateways.assignment"
-                    ),
-                ),
-                (
-                    "identity",
-                    models.ForeignKey(
-                        null=True,
-                        on_delete=django.db.models.deletion.CASCADE,
-                        related_name="+",
-                        to="servers.identity",
-                    ),
-                ),
-            ],
-        ),
-        migrations.AddConstraint(
-            "listing",
-            models.UniqueConstraint(
-                fields=("assignment", "identity", "kind"), name="listing_is_kept_once", nulls_distinct=False
-            ),
-        ),
-        migrations.RunSQL(LEARN, DROP),
+        migrations.RunSQL(CHECK_SHARED_IDENTITY, DROP_CHECK),
+        migrations.RunSQL(LEARN, DROP_LEARN),
+        migrations.RunSQL(SET_EFFECT, DROP_EFFECT),
     ]
