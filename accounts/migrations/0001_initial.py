@@ -42,6 +42,18 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='SchemaVersion',
+            fields=[
+                ('id', models.PositiveSmallIntegerField(default=1, editable=False, primary_key=True, serialize=False)),
+                ('made_by', models.CharField(max_length=40)),
+                ('oldest', models.CharField(max_length=40)),
+            ],
+            options={
+                'default_permissions': (),
+                'constraints': [models.CheckConstraint(condition=models.Q(('id', 1)), name='schema_version_is_one_row')],
+            },
+        ),
+        migrations.CreateModel(
             name='User',
             fields=[
                 ('password', models.CharField(max_length=128, verbose_name='password')),
