@@ -1,10 +1,12 @@
 """Measure an upgrade of a gateway that is in use: `python -m bench.upgrade --rows 10000000`.
 
-The release before this one (`--since`, a commit of this repository) gets a log of thirty days and serves from two
-processes, while agents call a tool without end. Then this checkout migrates, the two processes are replaced by two of
-this checkout, a new one being ready before an old one is asked to end, and at last one of the release before is put
-back. A line tells of each step how long it took, how many calls ended meanwhile and the longest of them. Fails
-when a call failed, when the log holds more or fewer calls than were answered, or when one took `--longest` seconds.
+The release before this one (the newest tag, or `--since`) gets a log of thirty days and serves from two processes,
+while agents call a tool all the time. Then this checkout migrates, and its processes replace the old ones: each is
+ready before an old one is asked to end. At last the old release is put back the same way. Without migrations since the
+newest tag, this checkout is the old release, and the new one is a copy of it with one more migration.
+
+Prints of each step how long it took, how many calls ended during it and the longest of them. Fails when a call failed,
+when the log has more or fewer calls than were answered, or when one took `--longest` seconds.
 
 What stands before the processes is bench/balanced.py, which does what a load balancer does.
 """
@@ -12,6 +14,7 @@ What stands before the processes is bench/balanced.py, which does what a load ba
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,8 +36,23 @@ from bench.balanced import LOOK_S, Balanced
 from bench.log_pages import FILL, STEP
 from bench.processes import ROOT, free_port, wait_for
 from gatewayadmin.embedded.cluster import OWNER, cluster
+from wire.versions import VERSION
 
-PREVIOUS = "ab2bbc4acd12"  # The release before this one.
+MIGRATIONS = "*/migrations/0*.py"
+# What a release may bring: a column and an index of the log.
+NEXT_MIGRATION = """
+from django.db import migrations, models
+
+from auditlog.indexes import DeclareIndex
+
+
+class Migration(migrations.Migration):
+    dependencies = [("auditlog", "{newest}")]
+    operations = [
+        migrations.AddField("call", "made_up", models.CharField(db_default="", default="", max_length=20)),
+        DeclareIndex("call", models.Index(fields=["user_agent", "created_at"], name="call_made_up")),
+    ]
+"""
 DAYS = 30
 SHOWN = 12
 DRAIN_S = 2  # For so long a process that ends goes on, until the balancer has noticed.
@@ -45,10 +63,10 @@ def main() -> None:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-upgrade-")))
         home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
-        code = previous(options.since, home / "previous")
+        old, new = releases(options.since, home)
         admin = options.database_url or stack.enter_context(embedded(options.keep or home / "database"))
         again = bool(options.database_url or options.keep)
-        upgrade = Upgrade(code, home, prepared(code, home, admin, options.rows, again=again))
+        upgrade = Upgrade(old, new, home, prepared(old, home, admin, options.rows, again=again))
         told = stack.enter_context(upgrade).run(options.seconds)
     told |= {"rows": options.rows}
     print(json.dumps(told) if options.json else "\n".join(upgrade.lines(told)))
@@ -60,13 +78,57 @@ def parsed() -> argparse.Namespace:
         prog="python -m bench.upgrade", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=100_000, help="calls in the log (default: %(default)s)")
-    parser.add_argument("--since", default=PREVIOUS, metavar="COMMIT", help="the release before (default: %(default)s)")
+    parser.add_argument("--since", metavar="COMMIT", help="the release before (default: the newest tag)")
     parser.add_argument("--seconds", type=float, default=5, help="of calls before and after (default: %(default)s)")
     parser.add_argument("--longest", type=float, default=1, help="seconds a call may take (default: %(default)s)")
     parser.add_argument("--database-url", help="a PostgreSQL where databases may be made, instead of the embedded one")
     parser.add_argument("--keep", type=Path, help="a folder to keep the filled database in, and to find it in again")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser.parse_args()
+
+
+def newest_release() -> str:
+    """Return the newest tag of a release, such as v1.0.0; empty if there is none."""
+    return next(iter(_git("tag", "--list", "v*", "--sort=-version:refname").decode().split()), "")
+
+
+def migrations_of(release: str) -> set[str]:
+    """Return the paths of the migrations of a tag or commit; raises CalledProcessError if it is not in this clone."""
+    return {
+        name for name in _git("ls-tree", "-r", "--name-only", release).decode().split() if Path(name).match(MIGRATIONS)
+    }
+
+
+def _git(*words: str) -> bytes:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, check=True).stdout
+
+
+def releases(since: str | None, home: Path) -> tuple[Path, Path]:
+    """Return the folders of the release before and of this one."""
+    newest = newest_release()
+    if since is None and (not newest or migrations_of(newest) >= set(_files(MIGRATIONS))):
+        return ROOT, next_release(home / "next")
+    return previous(since or newest, home / "previous"), ROOT
+
+
+def _files(*patterns: str) -> list[str]:
+    listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns).decode()
+    return [name for name in listed.split("\0") if (ROOT / name).is_file()]
+
+
+def next_release(folder: Path) -> Path:
+    """Copy this checkout, with a higher version and one more migration."""
+    folder.mkdir()
+    for name in _files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    migrations, versions = folder / "auditlog" / "migrations", folder / "wire" / "versions.py"
+    newest = max(path.stem for path in migrations.glob("0*.py"))
+    (migrations / f"{int(newest[:4]) + 1:04}_made_up.py").write_text(NEXT_MIGRATION.format(newest=newest))
+    text = versions.read_text()
+    assert f'VERSION = "{VERSION}"' in text
+    versions.write_text(text.replace(f'VERSION = "{VERSION}"', f'VERSION = "{VERSION}.1"'))
+    return folder
 
 
 def previous(commit: str, folder: Path) -> Path:
@@ -140,11 +202,11 @@ type Part = tuple[str, float]
 """A line that a command printed, and the seconds since the one before."""
 
 
-def timed(environment: dict[str, str], *words: str) -> list[Part]:
-    """What a command of this checkout prints, line by line; ends the program when it fails."""
+def timed(code: Path, environment: dict[str, str], *words: str) -> list[Part]:
+    """What a command of this code prints, line by line; ends the program when it fails."""
     began, parts = time.monotonic(), list[Part]()
     command = [sys.executable, "-u", "manage.py", *words]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=code, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             parts.append((line.strip(), time.monotonic() - began))
             began = time.monotonic()
@@ -187,8 +249,8 @@ def make_partition(connection: psycopg.Connection, day: date) -> None:
 class Upgrade:
     """The processes of both releases on one database, and what was seen of each step."""
 
-    def __init__(self, code: Path, home: Path, environment: dict[str, str]) -> None:
-        self._code, self._home, self._environment = code, home, environment
+    def __init__(self, old: Path, new: Path, home: Path, environment: dict[str, str]) -> None:
+        self._old, self._new, self._home, self._environment = old, new, home, environment
         self._serves: dict[int, subprocess.Popen[bytes]] = {}
         self._steps: list[dict[str, Any]] = []
 
@@ -203,9 +265,9 @@ class Upgrade:
 
     def run(self, seconds: float) -> dict[str, Any]:
         """Upgrade, and what was seen."""
-        old = [self._start(self._code), self._start(self._code)]
+        old = [self._start(self._old), self._start(self._old)]
         words = ("issue_token", "--user", "admin@localhost", "--host", "Load", "--gateway", "quickstart")
-        issued = json.loads(manage(self._code, self._environment, *words))
+        issued = json.loads(manage(self._old, self._environment, *words))
         load = Balanced(issued["token"], "quickstart", ports=old, ready=[*old])
         with load:
             with self._step(load, "the release before serves"):
@@ -213,21 +275,19 @@ class Upgrade:
             with self._step(load, "the new one refuses the old tables"):
                 refusal = self._refused()
             self._migrate(load)
-            for port in [*old]:
-                with self._step(load, "a process is replaced"):
-                    self._replace(load, port, ROOT)
-            with self._step(load, "the new release serves"):
-                time.sleep(seconds)
-            with self._step(load, "the release before is put back"):
-                self._replace(load, load.ports[0], self._code)
-                time.sleep(seconds)
+            for name, code in (("the new release serves", self._new), ("the release before serves again", self._old)):
+                for port in [*load.ports]:
+                    with self._step(load, "a process is replaced"):
+                        self._replace(load, port, code)
+                with self._step(load, name):
+                    time.sleep(seconds)
         return self._seen(load, issued["id"]) | {"refusal": refusal}
 
     def _migrate(self, load: Balanced) -> None:
         with self._step(load, "tables are migrated") as parts:
-            parts.extend(timed(self._environment, "migrate", "--verbosity", "2", "--no-log-indexes"))
+            parts.extend(timed(self._new, self._environment, "migrate", "--verbosity", "2", "--no-log-indexes"))
         with self._step(load, "the log is indexed") as parts:
-            parts.extend(timed(self._environment, "migrate"))
+            parts.extend(timed(self._new, self._environment, "migrate"))
 
     def _replace(self, load: Balanced, port: int, code: Path) -> None:
         """As an orchestrator does: one more, and when that is ready one less."""
@@ -264,18 +324,18 @@ class Upgrade:
         return self._home / f"{port}.log"
 
     def _refused(self) -> str:
-        """What `serve --no-migrate` of this checkout says to tables that are not its own yet."""
+        """Return what `serve --no-migrate` of the new release prints about the old tables."""
         words = ("serve", "--no-migrate", "--port", str(free_port()))
         done = subprocess.run(
             [sys.executable, "manage.py", *words],
-            cwd=ROOT,
+            cwd=self._new,
             env=self._environment,
             capture_output=True,
             text=True,
             check=False,
         )
         if not done.returncode:
-            sys.exit("this checkout serves the tables of the release before")
+            sys.exit("the new release serves the tables of the release before")
         return done.stderr.strip().splitlines()[-1]
 
     @contextmanager

@@ -4,13 +4,19 @@ import gc
 import os
 import sys
 from argparse import ArgumentParser
+from pathlib import Path
+
+from wire import versions
 
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
     gc.disable()  # Nothing loaded here is garbage, and collecting took a sixth of the start time.
-    from gatewayadmin.config.environment import Refused, set_for_children
+    from gatewayadmin.config.environment import Refused, commit, set_for_children
 
+    if sys.argv[1:] in (["--version"], ["version"]):  # Django would print its own, and settings would make keys.
+        sys.stdout.write(f"{versions.NAME} {versions.with_commit(commit(Path(__file__).resolve().parent.parent))}\n")
+        return
     if port := port_to_serve_at(sys.argv[1:]):
         set_for_children("PORT", port)
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from django.db import connection, transaction
 from psycopg import sql
 
+from accounts.models import SchemaVersion
 from auditlog.models import Call, Checkpoint, CheckpointKey, Event
 from sinks.models import ArchivedPartition
 
@@ -16,8 +17,8 @@ MAKER = f"{Call.partitions.maker}(date, date)"
 LOGS = (Call._meta.db_table, Event._meta.db_table)
 INSERT_ONLY = (*LOGS, Checkpoint._meta.db_table)
 KEPT = (CheckpointKey._meta.db_table,)  # Re-encrypted when keys rotate, never deleted.
-# The archiving role records what was archived, since that may be dropped.
-READ_ONLY = ("django_migrations", ArchivedPartition._meta.db_table)
+# The owner migrates, and the archiving role records what was archived, since that may be dropped.
+READ_ONLY = ("django_migrations", SchemaVersion._meta.db_table, ArchivedPartition._meta.db_table)
 
 _TABLES = """
 SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition

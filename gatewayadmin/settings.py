@@ -34,6 +34,7 @@ DATABASE_URL = secret("DATABASE_URL")
 DIRECT_DATABASE_URL = secret("GATEWAY_DIRECT_DATABASE_URL")
 READ_DATABASE_URL = secret("DATABASE_READ_URL")
 READ_LAG_SECONDS = number("GATEWAY_READ_LAG_SECONDS", 10, low=1, high=600)
+COMMIT = environment.commit(BASE_DIR)
 PORT = number("PORT", 8000, low=1, high=65535)
 WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core but one.
 DRAIN_SECONDS = number("GATEWAY_DRAIN_SECONDS", 0, low=0, high=300)

@@ -24,7 +24,13 @@ def negotiated(proposed: object) -> str:
 # Product name and version, as sent to upstream servers and clients. Needs no Django.
 
 NAME = "gateway-admin"
-VERSION = "0.1.0"  # pyproject.toml reads it here.
+VERSION = "1.0.0"  # pyproject.toml reads it here.
+
+
+def with_commit(commit: str) -> str:
+    """Return the version for people: `1.0.0 (abc1234)`, or `1.0.0` if the commit is unknown."""
+    return f"{VERSION} ({commit})" if commit else VERSION
+
 
 # MCP `clientInfo` and `serverInfo`.
 INFO = {"name": NAME, "version": VERSION}

@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
+from gatewayadmin.config import schema_versions
 from gatewayadmin.config.environment import Refused, forget_libpq, refuse
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, ClusterError, cluster, socket_folder
 from ui import databases
@@ -189,13 +190,18 @@ def ensure() -> None:
 
 
 def require(*, tables: bool = True) -> None:
-    """Check that the database answers, is new enough and, with `tables`, is set up. Raises UnusableDatabase."""
+    """Check that the database answers and is new enough, and that this version may use its tables.
+
+    With `tables`, there must be some. Raises UnusableDatabase.
+    """
     ensure()
     try:
         with psycopg.connect(conninfo(), connect_timeout=5, autocommit=True) as probe:
-            fault = pooling_fault(probe, direct_name())
+            fault = pooling_fault(probe, direct_name()) or schema_versions.fault(probe)
             version = probe.info.server_version
             row = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise UnusableDatabase(f"{error.diag.message_primary}: `manage.py grant` gives a role its rights.") from error
     except psycopg.Error as error:
         raise UnusableDatabase(unreachable_text(error, direct_name())) from error
     if fault:
@@ -212,12 +218,13 @@ def direct_name() -> str:
 
 
 def missing() -> list[str]:
-    """Return what `manage.py migrate` would create: migrations as `app.0001_name`, and the cache table."""
+    """Return what `manage.py migrate` would add: migrations as `app.0001_name`, the cache table and the version."""
     executor = MigrationExecutor(connection)
     plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
     names = [f"{migration.app_label}.{migration.name}" for migration, _ in plan]
     has_cache = settings.CACHES["default"]["LOCATION"] in connection.introspection.table_names()
-    return names if has_cache else [*names, "the cache table"]
+    names += [] if has_cache else ["the cache table"]
+    return names if schema_versions.is_recorded() else [*names, "the version of the tables"]
 
 
 def _parsed(name: str, url: str) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import ctypes
 import os
 import re
 import stat
+import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -150,6 +152,16 @@ def origin(value: str) -> str:
     port = f":{parts.port}" if parts.port and parts.port != {"http": 80, "https": 443}[parts.scheme] else ""
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{port}"
+
+
+def commit(checkout: Path) -> str:
+    """Return the commit of this program: GATEWAY_COMMIT, or that of the checkout; empty if neither is known."""
+    if (given := text("GATEWAY_COMMIT")) or not (checkout / ".git").exists():
+        return given
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    return ""
 
 
 def forget(name: str) -> None:

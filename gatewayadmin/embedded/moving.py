@@ -20,7 +20,7 @@ from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folde
 LOG = Call.partitions.table
 APPLIED = "SELECT app || '.' || name FROM django_migrations"
 # Filled by `migrate`, in every database alike; any other row is somebody's.
-MADE_BY_MIGRATE = {"django_migrations", "django_content_type", "auth_permission"}
+MADE_BY_MIGRATE = {"django_migrations", "django_content_type", "auth_permission", "accounts_schemaversion"}
 
 _TABLES = """
 SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition

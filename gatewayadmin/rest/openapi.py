@@ -22,6 +22,7 @@ from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
 from ui.operations import FORM, HEADER, File, InProgress, KeyReused, Operation, operation
 from ui.rest import NO_CREDENTIAL, Resource, UtcDateTimeField
+from wire.versions import VERSION
 
 UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}
 
@@ -361,6 +362,7 @@ def description() -> dict[str, Any]:
     """Return the description of the API, as OpenAPI 3.1."""
     generator: Any = SchemaGenerator
     generated: dict[str, Any] = generator(urlconf="gatewayadmin.urls").get_schema(request=None, public=True)
+    generated["info"]["x-release"] = {"version": VERSION, "commit": settings.COMMIT}
     return generated
 
 

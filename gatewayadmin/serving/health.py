@@ -31,7 +31,7 @@ from gateways.models import Gateway
 from servers.models import Server
 from sinks.models import TONES, Sink
 from ui import databases
-from wire import background
+from wire import background, versions
 from wire.hosts import LOOPBACK, of_header
 
 PATHS = ("/livez", "/readyz", "/metrics")
@@ -90,16 +90,17 @@ async def livez(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Answer 200 while calls can be decided and logged; otherwise, and while draining, 503 with the reason."""
+    """Answer 200 and the version while calls can be decided and logged; otherwise, or draining, 503 and the reason."""
     problem = readiness.problem()
     return PlainTextResponse(problem or f"ok\n{_details()}", 503 if problem else 200)
 
 
 def _details() -> str:
-    """Return the databases of pages and logs, if not the primary, and failing loops."""
+    """Return the version, the databases of pages and logs if not the primary, and failing loops."""
     standing = replica.gauging.standing
     used = f"primary, {standing.fault}" if standing.fault else f"replica, {standing.lag:.0f} s behind"
-    lines = ["pages: DATABASE_URL\n"] if settings.PAGES_DATABASE else []
+    lines = [f"version: {versions.with_commit(settings.COMMIT)}\n"]
+    lines += ["pages: DATABASE_URL\n"] if settings.PAGES_DATABASE else []
     lines += [f"{fault.task}: failing, {fault.error}\n" for fault in background.faults()]
     return "".join([*lines, f"logs: {used}\n"] if replica.is_set() else lines)
 

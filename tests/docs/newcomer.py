@@ -14,7 +14,9 @@ import httpx
 from tests.docs.pages import ROOT
 from tests.workspace import free_port
 
-WELCOME = re.compile(r"Gateway Admin runs at (\S+)\nSign in as (\S+) with the password (\S+) \(shown only now\)")
+WELCOME = re.compile(
+    r"Gateway Admin [\d.]+(?: \(\w+\))? runs at (\S+)\nSign in as (\S+) with the password (\S+) \(shown only now\)"
+)
 
 
 class Terminal:

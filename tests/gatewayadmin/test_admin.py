@@ -58,6 +58,7 @@ OURS = (
 )
 # Read on the page of what they belong to.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
+BELOW |= {"accounts.schemaversion"}  # Two version numbers, for the next start.
 BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
 BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # What directories call people and teams.
 BELOW |= {"sso.rulerow"}  # On the settings page.

@@ -1,20 +1,12 @@
 """Gateways, and servers behind them."""
 
-from importlib import import_module
-from itertools import takewhile
-
-import psycopg
 import pytest
-from django.apps import apps
-from django.db import IntegrityError, connection, transaction
-from django.db.migrations.executor import MigrationExecutor
+from django.db import IntegrityError, transaction
 
 from accounts.models import Team, User
 from capabilities import Capability
-from gatewayadmin.config import database
 from gateways.models import AliasRequired, Assignment, Effect, Feature, Gateway, IdentityScheme, Reach, WrongIdentity
 from tests import make
-from tests.eventually import PATIENCE
 
 pytestmark = pytest.mark.django_db
 
@@ -81,54 +73,6 @@ def test_of_two_servers_without_an_alias_the_database_keeps_one() -> None:
     make.assignment(gateway, make.server(), alias="")
     with pytest.raises(IntegrityError, match="live_assignment_alias"), transaction.atomic():
         Assignment.objects.create(gateway=gateway, server=make.server(), alias="")
-
-
-@pytest.mark.full
-@pytest.mark.django_db(transaction=True)
-def test_an_upgrade_gives_all_servers_an_alias_but_the_first_and_keeps_what_was_known_of_tools() -> None:
-    """One way back and forth for both: it takes seconds to draw the models of each version."""
-    executor = MigrationExecutor(connection)
-    before = [("gateways", "0002_keep_shared_identities_apart")]
-    executor.migrate(before)
-    try:
-        # The models as they were then.
-        then = executor.loader.project_state(before).apps
-        gateways, assignments = (then.get_model("gateways", name).objects for name in ("Gateway", "Assignment"))
-        gateway, alone = (gateways.create(name=slug, slug=slug) for slug in ("work", "alone"))
-        servers = [make.server(slug=slug) for slug in ("docs", "github", "long-server-slug")]
-        assignments.create(gateway=gateway, server_id=make.server().pk, alias="github")
-        for server in servers:
-            each = assignments.create(gateway=gateway, server_id=server.pk, alias="")
-            then.get_model("gateways", "Tool").objects.create(assignment=each, name="echo", exposed_name="echo")
-        known = assignments.create(gateway=alone, server_id=servers[0].pk, alias="")
-        then.get_model("gateways", "Tool").objects.create(
-            assignment=known, name="say", exposed_name="say", description="Say it.", enabled=False
-        )
-    finally:
-        executor.loader.build_graph()
-        executor.migrate(executor.loader.graph.leaf_nodes())
-
-    live = Assignment.objects.live()
-    assert dict(live.filter(gateway__slug="work", server__in=servers).values_list("server__slug", "alias")) == {
-        "docs": "",
-        "github": "github-2",
-        "long-server-slug": "long-server-slug",
-    }
-    assert live.get(gateway__slug="alone").alias == ""
-    assert set(Feature.objects.values_list("exposed_name", flat=True)) == {
-        "echo",
-        "github-2__echo",
-        "long-server-slug__echo",
-        "say",
-    }
-
-    tool = Feature.objects.get(name="say")
-    assert (tool.kind, tool.description, tool.enabled) == ("tool", "Say it.", False)
-
-    Feature.objects.learn(tool.assignment, [{"name": "say", "description": "Say it."}])
-
-    tool.refresh_from_db()
-    assert (tool.state, tool.enabled, tool.approved != "") == ("approved", False, True)
 
 
 def test_who_asks_as_somebody_else_asks_anew(ana: User) -> None:
@@ -224,39 +168,3 @@ def test_an_effect_follows_its_annotations_whoever_writes_them() -> None:
     assignment.features.update(effect="writes")
     feature.refresh_from_db()
     assert feature.effect == "read_only"
-
-
-@pytest.mark.full
-@pytest.mark.django_db(transaction=True)
-def test_an_upgrade_works_out_the_effects_there_are_and_tells_nobody_of_a_change(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    migration = import_module("gateways.migrations.0010_list_tools_by_what_they_do")
-    monkeypatch.setattr(migration, "ROWS", 2)
-    assignments = [make.assignment(make.gateway(), make.server()) for _ in range(3)]
-    told = [{"readOnlyHint": True}, {"destructiveHint": True}, {}, {"readOnlyHint": 1}]
-    with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE gateways_feature DISABLE TRIGGER work_out_effect")
-        try:
-            for assignment in assignments:
-                for number, annotations in enumerate(told):
-                    Feature.objects.create(assignment=assignment, name=f"t{number}", annotations=annotations)
-        finally:
-            cursor.execute("ALTER TABLE gateways_feature ENABLE TRIGGER work_out_effect")
-    assert {*Feature.objects.values_list("effect", flat=True)} == {"unknown"}
-
-    with (
-        psycopg.connect(database.conninfo(), autocommit=True) as hearing,
-        connection.schema_editor(atomic=False) as editor,
-    ):
-        hearing.execute("LISTEN gateway")
-        migration.work_out(apps, editor)
-        first = assignments[0].features.get(name="t0")
-        Feature.objects.filter(pk=first.pk).update(title="Something else")
-        hearing.execute("NOTIFY gateway, 'end'")
-        heard = [*takewhile(lambda told: told != "end", (one.payload for one in hearing.notifies(timeout=PATIENCE)))]
-
-    for assignment in assignments:
-        effects = assignment.features.order_by("name").values_list("effect", flat=True)
-        assert [*effects] == ["read_only", "destructive", "unknown", "unknown"]
-    assert sorted(heard) == ["cut ", f"lists {assignments[0].gateway_id} tools"]

@@ -1,11 +1,8 @@
 """Where a shared identity may be used is said on it, and no server turns elsewhere beneath stored credentials."""
 
-from importlib import import_module
 from typing import Any
 
 import pytest
-from django.apps import apps
-from django.db import connection
 
 from accounts.models import User
 from auditlog.models import Event
@@ -106,20 +103,6 @@ def test_saying_where_an_identity_is_for_takes_the_management_of_identities(
     told = Event.objects.get(action="identity.updated")
     assert told.changes == {"gateways": [[], [gateway.slug]]}
     assert Rest.of(ida).put(path, {"gateway_ids": []}).json() == {"gateways": []}
-
-
-def test_an_upgrade_leaves_identities_at_the_gateways_they_are_in_use_at(shared: Identity, server: Server) -> None:
-    used, left = make.gateway(), make.gateway()
-    make.assignment(used, server, identity_scheme="shared", shared_identity=shared)
-    make.assignment(left, server, identity_scheme="shared", shared_identity=shared).remove(by=make.user())
-    shared.gateways.clear()
-
-    migration = import_module("gateways.migrations.0004_gateway_shared_identities")
-    with connection.cursor() as cursor:
-        cursor.execute(migration.KEEP)
-
-    assert list(shared.gateways.all()) == [used]
-    assert apps.get_model("gateways", "Gateway").shared_identities.through._meta.db_table in migration.KEEP
 
 
 @pytest.mark.parametrize(

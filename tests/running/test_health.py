@@ -13,6 +13,7 @@ from gatewayadmin.middleware import OuterMiddleware
 from gatewayadmin.serving import health
 from tests.eventually import eventually
 from tests.running.starts import serving
+from wire.versions import with_commit
 
 TRUSTED = [ip_network("127.0.0.9/32")]
 ROUTES = [Route(path, getattr(health, path[1:])) for path in health.PATHS]
@@ -100,8 +101,8 @@ def test_from_the_signal_to_end_on_a_worker_is_not_ready_and_serves_for_as_long_
 @pytest.mark.full
 def test_every_worker_is_counted_and_health_needs_no_host(home: Path) -> None:
     with serving(home, workers=2) as served:
-        for path in ("/livez", "/readyz"):
-            assert httpx.get(served.url + path, headers={"Host": "10.1.2.3"}).text == "ok\n"
+        for path, text in (("/livez", "ok\n"), ("/readyz", f"ok\nversion: {with_commit(settings.COMMIT)}\n")):
+            assert httpx.get(served.url + path, headers={"Host": "10.1.2.3"}).text == text
         assert httpx.get(f"{served.url}/metrics").status_code == 200
         assert httpx.get(served.url, headers={"Host": "rebound.example"}).status_code == 400
         assert served.stop() == 0

@@ -42,6 +42,7 @@ PROOFS = {
     "proxy/access/decision.py": "tests/proxy/test_access.py",
     "proxy/store/rate_limits.py": "tests/proxy/test_rate_limits.py",
     "auditlog/export.py": "tests/auditlog/test_export.py",
+    "gatewayadmin/config/schema_versions.py": "tests/gatewayadmin/test_schema_versions.py",
     "gatewayadmin/grants.py": "tests/running/test_roles_and_migrations.py",
     "gatewayadmin/management/commands/migrate.py": "tests/running/test_roles_and_migrations.py",
     "proxy/store/usage.py": "tests/proxy/test_endpoint.py",

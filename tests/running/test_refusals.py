@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from cryptography.fernet import Fernet
 
@@ -14,6 +15,7 @@ from tests import cluster
 from tests.cases import first, full
 from tests.running.starts import manage
 from tests.workspace import ROOT, free_port
+from wire.versions import VERSION
 
 SECRET = "zYx9-wVu8-tSr7-qPo6-nMl5-kJi4-hGf3"
 KEYS = {
@@ -100,6 +102,34 @@ def test_command_before_the_first_start(fresh: Path, embedded: bool) -> None:
         refusal(fresh, "keys", **settings)
         == "CommandError: The database is empty: start `manage.py serve` once, it makes the tables."
     )
+
+
+VERSIONS = {
+    "before 1.0.0": (
+        "DROP TABLE accounts_schemaversion",
+        "made by a version before 1.0.0 and cannot be upgraded: export",
+    ),
+    "too new": (
+        "UPDATE accounts_schemaversion SET made_by = '99.2.0', oldest = '99.1.0'",
+        f"need version 99.1.0 or newer, this is {VERSION}: use version 99.2.0",
+    ),
+    "too old": (
+        "UPDATE accounts_schemaversion SET made_by = '0.9.0', oldest = '0.9.0'",
+        "made by version 0.9.0, and version",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", first(1, VERSIONS))
+def test_tables_of_a_version_that_does_not_fit(fresh: Path, change: str) -> None:
+    statement, words = VERSIONS[change]
+    address = cluster.fresh_database(f"version_{os.getpid()}", cluster.tables())
+    with psycopg.connect(address) as connection:
+        connection.execute(statement.encode())
+
+    port = str(free_port())
+    for command in (("migrate",), ("serve", "--port", port), ("serve", "--no-migrate", "--port", port), ("keys",)):
+        assert words in refusal(fresh, *command, DATABASE_URL=address, **KEYS), command
 
 
 @pytest.mark.full

@@ -285,7 +285,7 @@ def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(ro
         Load(issued["gateway_url"], issued["token"], 2, pause=0.05) as load,
     ):
         reader.execute("SELECT count(*) FROM auditlog_call")
-        back = migrating(roles, "auditlog", "0004")
+        back = migrating(roles, "auditlog", "0001")
         assert back.stderr is not None
         said = [back.stderr.readline() for _ in range(2)]  # Refused twice.
         load.wait_for(10)
@@ -311,7 +311,7 @@ def test_a_migration_gives_up_with_words(
     with psycopg.connect(database.conninfo()) as busy:
         busy.execute("LOCK TABLE django_migrations")
         with pytest.raises(CommandError, match="What was migrated before it stays, the rest waits"):
-            call_command("migrate", "auditlog", "0005", verbosity=0)
+            call_command("migrate", "auditlog", "0001", verbosity=0)
     assert "(1 of 2)" in capsys.readouterr().err
     assert not database.missing()
 

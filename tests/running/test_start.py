@@ -9,11 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from django.conf import settings
 
 from tests import cluster
 from tests.cases import full
 from tests.running.conftest import FOREIGN, FirstStart, postmaster
 from tests.running.starts import manage, password_of, serving, signs_in, start
+from wire.versions import with_commit
 
 
 def mode(path: Path) -> int:
@@ -24,7 +26,7 @@ def mode(path: Path) -> int:
 def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first: FirstStart, home: Path) -> None:
     printed = password_of(first.greeting)
     assert printed is not None
-    assert f"Gateway Admin runs at {first.url}" in first.greeting
+    assert f"Gateway Admin {with_commit(settings.COMMIT)} runs at {first.url}\n" in first.greeting
     assert first.signed_in
     assert first.logged == []  # Nothing pushes it away.
     assert first.code == 0

@@ -26,7 +26,7 @@ LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = x'67776
 
 @pytest.mark.full
 def test_no_call_fails_while_a_gateway_in_use_is_upgraded(tmp_path: Path) -> None:
-    """The release before serves from two processes, the tables are migrated, the processes replaced, one put back."""
+    """Two processes serve, the tables are migrated, the processes are replaced by the next release, then put back."""
     command = [sys.executable, "-m", "bench.upgrade", "--json", "--rows", "3000", "--seconds", "2"]
     done = subprocess.run(
         [*command, "--longest", str(PATIENCE), "--database-url", os.environ[cluster.ADDRESS]],
@@ -43,7 +43,6 @@ def test_no_call_fails_while_a_gateway_in_use_is_upgraded(tmp_path: Path) -> Non
     assert (told["unrecorded"], told["repeated"], told["indexes_not_ready"]) == (0, 0, 0)
     assert all(step["calls"] for step in told["steps"])
     assert told["refusal"].startswith("CommandError: The database lacks ")
-    assert "auditlog.0014_call_trace" in told["refusal"]
     assert told["refusal"].endswith(": run manage.py migrate first.")
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from django import template
+from django.conf import settings
 from django.http import HttpRequest
 from django.template.context import RequestContext
 from django.urls import reverse
 
 from capabilities import Capability, Held
 from capabilities.catalogue import SEES_CONNECTIONS
+from wire.versions import with_commit
 
 register = template.Library()
+
+
+@register.simple_tag
+def version() -> str:
+    """Render the version and commit of the gateway."""
+    return with_commit(settings.COMMIT)
 
 
 class Setting(NamedTuple):

@@ -13,7 +13,7 @@ from psycopg import errors
 from auditlog import indexes
 from auditlog.models import Call
 from gatewayadmin import grants
-from gatewayadmin.config import database
+from gatewayadmin.config import database, schema_versions
 from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.serving.start import make_partitions
 
@@ -89,10 +89,12 @@ class Command(migrate.Command):
         return True
 
     def _make_the_rest(self) -> None:
-        """Create the cache table and the partitions of the coming days, and grant serving roles their rights."""
+        """Create the cache table and partitions, grant serving roles their rights, and record the version."""
         call_command("createcachetable", verbosity=0)
         make_partitions()
         grants.renew_grants()
+        if Call.partitions.is_owner():
+            schema_versions.record()
 
     def _index_the_log(self, verbosity: int) -> None:
         """Make the indexes of the log that were declared, with a line for each partition."""

@@ -13,6 +13,7 @@ from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.key_uses import is_another_secret_key, key_uses
 from gatewayadmin.serving.server import GunicornServer, PortTaken, metrics_folder, reserve
 from gatewayadmin.serving.start import Welcome, prepare
+from wire import versions
 
 
 class Command(BaseCommand):
@@ -80,7 +81,8 @@ class Command(BaseCommand):
 
     def _greet(self, welcome: Welcome, host: str, port: int, in_use: DatabaseReport) -> None:
         password = f" with the password {welcome.secret} (shown only now)" if welcome.secret else ""
-        lines = [f"Gateway Admin runs at {settings.PUBLIC_URL}", f"Sign in as {welcome.email}{password}."]
+        version = versions.with_commit(settings.COMMIT)
+        lines = [f"Gateway Admin {version} runs at {settings.PUBLIC_URL}", f"Sign in as {welcome.email}{password}."]
         if environment.text("GATEWAY_PUBLIC_URL"):
             lines.append(f"It listens on {host} port {port}.")
         lines += [] if database.is_embedded() else in_use.uses

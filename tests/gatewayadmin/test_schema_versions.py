@@ -1,0 +1,93 @@
+"""Each version knows which tables it may use, and upgrades roll in both directions."""
+
+import psycopg
+import pytest
+from django.db import connection
+
+from gatewayadmin.config import database, schema_versions
+from gatewayadmin.config.schema_versions import fault, numbers, record
+from wire.versions import VERSION
+
+pytestmark = pytest.mark.django_db
+
+
+def recorded() -> tuple[str, str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT made_by, oldest FROM accounts_schemaversion")
+        made_by, oldest = cursor.fetchone()
+        return made_by, oldest
+
+
+def tables_of(made_by: str, oldest: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE accounts_schemaversion SET made_by = %s, oldest = %s", [made_by, oldest])
+
+
+def probe() -> psycopg.Connection:
+    connection.ensure_connection()
+    session: psycopg.Connection = connection.connection
+    return session
+
+
+@pytest.fixture
+def version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a later version, which took something away since 1.9.0 and cannot upgrade from before 1.4.0."""
+    for name, value in (("VERSION", "1.10.0"), ("OLDEST", "1.9.0"), ("UPGRADES_FROM", "1.4.0")):
+        monkeypatch.setattr(schema_versions, name, value)
+
+
+def test_migrate_recorded_this_version() -> None:
+    assert recorded() == (VERSION, schema_versions.OLDEST)
+    assert (fault(probe()), database.missing()) == ("", [])
+
+
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize(
+    ("made_by", "oldest", "words"),
+    [
+        ("1.4.0", "1.4.0", ""),
+        ("1.9.2", "1.9.0", ""),
+        ("1.10.0", "1.9.0", ""),
+        ("1.11.0", "1.10.0", ""),
+        ("2.0.0", "1.10.0", ""),
+        ("1.12.0", "1.11.0", "need version 1.11.0 or newer, this is 1.10.0: use version 1.12.0"),
+        ("1.3.9", "1.0.0", "made by version 1.3.9, and version 1.10.0 upgrades from 1.4.0 or newer"),
+    ],
+)
+def test_versions_are_compared_as_numbers(made_by: str, oldest: str, words: str) -> None:
+    tables_of(made_by, oldest)
+
+    found = fault(probe())
+
+    assert words in found
+    assert bool(found) == bool(words)
+
+
+@pytest.mark.usefixtures("version")
+def test_an_upgrade_records_its_version_and_migrate_of_the_release_before_keeps_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables_of("1.9.0", "1.8.0")
+    record()
+    assert recorded() == ("1.10.0", "1.9.0")
+
+    monkeypatch.setattr(schema_versions, "VERSION", "1.9.0")
+    monkeypatch.setattr(schema_versions, "OLDEST", "1.8.0")
+    assert fault(probe()) == ""
+    record()
+
+    assert recorded() == ("1.10.0", "1.9.0")
+
+
+def test_a_first_migrate_that_was_interrupted_can_be_run_again_and_is_missing_until_then() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM accounts_schemaversion")
+
+    assert fault(probe()) == ""
+    assert database.missing() == ["the version of the tables"]
+    record()
+    assert database.missing() == []
+
+
+def test_a_version_before_its_release_counts_as_that_release() -> None:
+    assert numbers("1.10.0rc1") == numbers("1.10.0") > numbers("1.9.12")
