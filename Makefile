@@ -19,7 +19,7 @@ DEPLOYED := GATEWAY_PUBLIC_URL=https://gateway.example.com GATEWAY_EMAIL_URL=smt
 	GATEWAY_DATA_DIR=$(CURDIR)/.venv/check
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup install test test-all coverage bench compat matrix contract readme check format lock
+.PHONY: help run setup install test test-all coverage bench compat matrix contract readme check release format lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,11 @@ check: setup ## format, lint, templates, types, layers, image, manifests, deploy
 	$(BIN)/kubernetes-validate --quiet --strict -k 1.37 $$(git ls-files 'deploy/kubernetes/*.yaml' | grep -v kustomization)
 	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
 	$(DEPLOYED) $(BIN)/python manage.py makemigrations --check --dry-run
+
+release: setup ## from a clean main: every check and test, then wheel, sdist and checksums in dist/; prints the tag command
+	@.ci/release ready
+	@$(MAKE) check test-all
+	@.ci/release build
 
 format: setup ## put code and templates into their form
 	$(BIN)/ruff check --fix-only .

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -67,6 +68,39 @@ def test_the_package_and_the_program_say_the_same_version(wheel: Path) -> None:
         metadata = archive.read(f"gateway_admin-{VERSION}.dist-info/METADATA").decode()
 
     assert f"Name: {NAME}\nVersion: {VERSION}\n" in metadata
+
+
+@pytest.mark.full
+def test_a_release_is_built_from_a_clean_main_only(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    ours = ["git", "-C", str(checkout), "-c", "user.name=Release", "-c", "user.email=release@example.com"]
+    subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(checkout)], check=True)
+    for path in tracked():  # What is not committed yet, too.
+        target = checkout / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+    for words in (["checkout", "-q", "-B", "main"], ["add", "-A"], ["commit", "-q", "--allow-empty", "-m", "Release"]):
+        subprocess.run([*ours, *words], check=True)
+
+    def release(step: str) -> subprocess.CompletedProcess[str]:
+        command, env = [checkout / ".ci" / "release", step], os.environ | {"PYTHON": sys.executable}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    assert release("ready").returncode == 0
+    built = release("build")
+    assert built.returncode == 0, built.stderr
+    assert f"\nTag it: git tag --annotate v{VERSION} " in built.stdout
+    files = {f"gateway_admin-{VERSION}-py3-none-any.whl", f"gateway_admin-{VERSION}.tar.gz"}
+    assert {path.name for path in (checkout / "dist").iterdir()} == {*files, "SHA256SUMS"}
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=checkout / "dist", check=True)
+
+    (checkout / "left.py").touch()
+    assert "the working tree has changes" in release("ready").stderr
+    (checkout / "left.py").unlink()
+    subprocess.run([*ours, "tag", f"v{VERSION}"], check=True)
+    assert f"there is a tag v{VERSION}: raise VERSION" in release("ready").stderr
+    subprocess.run([*ours, "checkout", "-q", "-b", "other"], check=True)
+    assert "this is the branch other" in release("build").stderr
 
 
 class Installed:
