@@ -83,7 +83,7 @@ def test_a_release_is_built_from_a_clean_main_only(tmp_path: Path) -> None:
         subprocess.run([*ours, *words], check=True)
 
     def release(step: str) -> subprocess.CompletedProcess[str]:
-        command, env = [checkout / ".ci" / "release", step], os.environ | {"PYTHON": sys.executable}
+        command, env = [str(checkout / ".ci" / "release"), step], os.environ | {"PYTHON": sys.executable}
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
     assert release("ready").returncode == 0
