@@ -38,10 +38,3 @@ class RoleBackend(BaseBackend):
         if user_obj.narrowed_to is not None and perm not in user_obj.narrowed_to:
             return False
         return user_obj.is_superuser or perm in user_obj.permissions
-
-
-class FormerBackend(BaseBackend):
-    """Loads the person of sessions that hold a former path of RoleBackend. Authenticates nobody, permits nothing."""
-
-    def get_user(self, user_id: Any) -> User | None:
-        return RoleBackend().get_user(user_id)

@@ -29,7 +29,6 @@ from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from accounts.backend import FormerBackend as RoleBackend  # noqa: F401  (see AUTHENTICATION_BACKENDS)
 from accounts.models import User, WorkspaceSettings
 from accounts.password_links import invitation_link, link_at
 from accounts.queues import for_a_stranger

@@ -189,7 +189,7 @@ def at(address: str, database: str) -> str:
 
 
 def manage(code: Path, environment: dict[str, str], *words: str) -> str:
-    """What a command of this code prints; ends the program when it fails."""
+    """Run a command of this code and return its output; ends the program when it fails."""
     done = subprocess.run(
         [sys.executable, "manage.py", *words], cwd=code, env=environment, capture_output=True, text=True, check=False
     )
@@ -203,7 +203,7 @@ type Part = tuple[str, float]
 
 
 def timed(code: Path, environment: dict[str, str], *words: str) -> list[Part]:
-    """What a command of this code prints, line by line; ends the program when it fails."""
+    """Run a command of this code and return its lines with their times; ends the program when it fails."""
     began, parts = time.monotonic(), list[Part]()
     command = [sys.executable, "-u", "manage.py", *words]
     with subprocess.Popen(command, cwd=code, env=environment, stdout=subprocess.PIPE, text=True) as process:

@@ -234,12 +234,7 @@ SERVESTATIC_ADD_HEADERS_FUNCTION = keep_fonts
 # --- Signing in ---------------------------------------------------------------------------------------------------
 
 AUTH_USER_MODEL = "accounts.User"
-AUTHENTICATION_BACKENDS = [
-    "accounts.backend.RoleBackend",
-    # Former paths, for the sessions that hold them; to be removed a release later.
-    "accounts.adapter.RoleBackend",
-    "accounts.sign_in.RoleBackend",
-]
+AUTHENTICATION_BACKENDS = ["accounts.backend.RoleBackend"]
 PASSWORD_HASHERS = ["accounts.queues.QueuedArgon2Hasher", "oauth.client_metadata.ClientSecretHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},

@@ -48,7 +48,7 @@ class HeldBytes:
 
 
 class Claim(NamedTuple):
-    """What an answer or a call waits for, and since when. A call that waits to be sent takes no bytes."""
+    """Room that an answer or a call waits for, and the time it began to wait. A call to be sent takes no bytes."""
 
     counted: dict[Account, int]
     began: float

@@ -1,4 +1,4 @@
-"""Which versions of the gateway may use which tables.
+"""Compatibility of this version with the tables of the database.
 
 `migrate` records its version and the oldest that may use the tables it made. A version refuses tables that are too new
 for it, and tables that are too old to be upgraded (docs/how-to/upgrade.md).
