@@ -832,8 +832,7 @@ class Endpoint:
         try:
             await self._parts.writer.commit(row)
         except NotRecorded:
-            metrics.UNAVAILABLE.labels("record").inc()
-            await response.send(request, _unavailable(request, NOT_RECORDED))
+            await _send_not_executed(request)
             return
         metrics.count(row, (row.outcome, row.deny_reason), row.duration_ms / 1000, 0.0)
         if request.span is not None:  # The span covers only the start: the stream may be open for hours.
