@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import IntEnum
 from functools import cache
 from ipaddress import ip_address, ip_network
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -258,17 +258,27 @@ LAYER_CONDITIONS = (
 )
 
 
+# All conditions at once, since nearly every call meets them.
+_token_fields = attrgetter(*(each.field for each in TOKEN_CONDITIONS))
+_token_allowed = tuple(each.allowed for each in TOKEN_CONDITIONS)
+_layer_fields = attrgetter(*(each.field for each in LAYER_CONDITIONS))
+_layer_allowed = tuple(each.allowed for each in LAYER_CONDITIONS)
+
+
 def decide(grant: AccessRow, client_ip: str) -> Denied | None:
     """Return why the token may not be used here (rows 4 to 10 of the decision order), or None if it may."""
-    for field, allowed, reason in TOKEN_CONDITIONS:
-        if getattr(grant, field) != allowed:
-            return WRONG_AUDIENCE if reason == "wrong_gateway" and grant.by_oauth else DENIALS[reason]
+    if _token_fields(grant) != _token_allowed:
+        reason = _first_failed(grant, TOKEN_CONDITIONS)
+        return WRONG_AUDIENCE if reason == "wrong_gateway" and grant.by_oauth else DENIALS[reason]
     if grant.allowed_ips is not None and not _is_allowed(client_ip, grant.allowed_ips):
         return DENIALS["ip"]
-    for field, allowed, reason in LAYER_CONDITIONS:
-        if getattr(grant, field) != allowed:
-            return DENIALS[reason]
+    if _layer_fields(grant) != _layer_allowed:
+        return DENIALS[_first_failed(grant, LAYER_CONDITIONS)]
     return None
+
+
+def _first_failed(grant: AccessRow, conditions: Sequence[AccessCondition]) -> str:
+    return next(reason for field, allowed, reason in conditions if getattr(grant, field) != allowed)
 
 
 def _is_allowed(client_ip: str, allowed_ips: str) -> bool:
