@@ -185,3 +185,16 @@ def sql(statement: str, *parameters: Any) -> None:
     """Change rows behind the application's back."""
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
+
+
+def eventually_unused(table: str, age: str, fact: Callable[[], object]) -> None:
+    """Set the last use of all rows of `table` back by `age` until `fact` is true.
+
+    Until then, because the gateway writes a use after its call was answered.
+    """
+
+    def is_true() -> object:
+        sql(f"UPDATE {table} SET last_used_at = now() - interval '{age}'")
+        return fact()
+
+    eventually(is_true)

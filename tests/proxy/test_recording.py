@@ -26,10 +26,8 @@ from tests import make, upstreams
 from tests.conftest import Run
 from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
-from tests.proxy.listening import listening
 from tests.proxy.scripted import Request, calling
 from tests.proxy.test_endpoint import modern
-from tests.proxy.test_standing_streams import in_session
 from tests.proxy.test_streams import call, listen
 
 UNRECORDED = (
@@ -207,18 +205,6 @@ def test_a_call_that_cannot_be_recorded_is_not_answered(proxy: Proxy, run: Run) 
     finally:
         sql("ALTER TABLE auditlog_call DROP CONSTRAINT full_disk")
     assert {row.method for row in proxy.calls()} == {"tools/list"}
-
-
-def test_a_standing_stream_that_cannot_be_recorded_is_refused_as_nothing_executed(proxy: Proxy, run: Run) -> None:
-    agent = in_session(agent_at(proxy, run, upstreams.docs()))
-    sql("ALTER TABLE auditlog_call ADD CONSTRAINT full_disk CHECK (method <> 'GET') NOT VALID")
-    try:
-        with listening(agent, "GET") as stream:
-            assert stream.begun.wait(PATIENCE)
-            assert (stream.status, stream.headers["retry-after"]) == (503, "1")
-            eventually(lambda: b"nothing was executed" in stream.body)
-    finally:
-        sql("ALTER TABLE auditlog_call DROP CONSTRAINT full_disk")
 
 
 def test_while_the_log_is_locked_no_call_is_executed_and_then_it_goes_on(proxy: Proxy, run: Run) -> None:

@@ -24,7 +24,7 @@ from servers.resealing import reseal_servers
 from tests import make
 from tests.conformance.counter import Counter
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Start, config, eventually, in_words, sessions_of_clients, sql
+from tests.proxy.conftest import Agent, Start, config, eventually, eventually_unused, in_words, sessions_of_clients, sql
 from tests.proxy.scripted import Request, Script, tool
 from tokens.models import Token
 from ui.sealing import cipher
@@ -348,9 +348,9 @@ def test_sessions_nobody_uses_end(work: Work, monkeypatch: pytest.MonkeyPatch) -
     client.initialize()
     _, upstream = client.count()
 
-    sql("UPDATE proxy_session SET last_used_at = last_used_at - interval '25 hours'")
+    eventually_unused("proxy_session", "25 hours", lambda: work.counter.events("delete"))
 
-    assert [event.session for event in work.counter.wait_for("delete")] == [upstream]
+    assert [event.session for event in work.counter.events("delete")] == [upstream]
     eventually(lambda: client.agent.ask("ping", **client.headers).status_code == 404)
 
 
@@ -364,12 +364,7 @@ def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, mon
     sql("UPDATE proxy_upstreamsession SET last_used_at = last_used_at - interval '59 minutes'")
     assert client.count() == (2, upstream)
 
-    def is_ended() -> bool:
-        # Until then: what was used a moment ago is noted beside the calls.
-        sql("UPDATE proxy_upstreamsession SET last_used_at = now() - interval '61 minutes'")
-        return bool(work.counter.events("delete"))
-
-    eventually(is_ended)
+    eventually_unused("proxy_upstreamsession", "61 minutes", lambda: work.counter.events("delete"))
     assert [event.session for event in work.counter.events("delete")] == [upstream]
     assert client.count()[0] == 1
     assert with_own.count() == (2, own)  # It lasts as long as the client's.

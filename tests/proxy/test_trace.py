@@ -11,7 +11,7 @@ import pytest
 import proxy as package
 from tests import make
 from tests.conftest import Run
-from tests.proxy.conftest import Proxy, Start, eventually, sql
+from tests.proxy.conftest import Proxy, Start, eventually_unused
 from tests.proxy.scripted import Script, offering
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -98,13 +98,7 @@ def test_a_session_does_not_remember_the_trace_it_was_opened_in(
 
     for headers in (TRACE, {}, other):
         assert agent.call("docs__it", **headers).status_code == 200
-
-    def is_ended() -> bool:
-        # Until then: the use of a session is written after the call.
-        sql("UPDATE proxy_upstreamsession SET last_used_at = 'epoch'")
-        return bool(script.ended)
-
-    eventually(is_ended)
+    eventually_unused("proxy_upstreamsession", "2 hours", lambda: script.ended)
 
     seen = [one.headers.get("traceparent") for one in upstream.asked("tools/call")]
     assert seen == [PARENT, None, other["Traceparent"]]
