@@ -319,7 +319,7 @@ def _ending_keys(person: User) -> str:
 def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
     """Set or clear the staff flag."""
     person = person_or_404(pk)
-    shows = "It shows the tables behind these pages, as far as their role lets them see and change."
+    shows = "It shows the tables behind these pages, within their role."
     return _acted(
         request,
         person,
@@ -414,9 +414,11 @@ def remove_second_factor(request: AppRequest, pk: UUID) -> HttpResponse:
         request,
         person,
         lambda: second_factor.remove(person, by=request.user),
-        "Second factor taken off",
-        title="Take second factor off",
+        "Second factor removed",
+        title="Remove second factor",
         text=f"Let {person.email} sign in with the password alone?",
-        more="For who has lost phone or keys, and recovery codes. Make sure that it is them who asks.",
+        more=(
+            "For people who lost phone or keys, and recovery codes. Make sure that the request really comes from them."
+        ),
         icon="shield",
     )

@@ -336,7 +336,7 @@ class CredentialField(forms.CharField):
 class KeyNameForm(forms.Form):
     """The name of a key."""
 
-    name = forms.CharField(max_length=60, help_text="To tell it from others, as “Blue key” or “Laptop”.")
+    name = forms.CharField(max_length=60, help_text="To recognise it, such as “Blue key” or “Laptop”.")
 
 
 class AddKeyForm(KeyNameForm):

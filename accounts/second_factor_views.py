@@ -196,8 +196,8 @@ def remove_key(request: AppRequest, pk: int) -> HttpResponse:
         return confirm(
             request,
             title="Remove security key",
-            text=f"Remove {key}? It signs you in no more.",
-            more="Without another key or an app, your second factor is off then, and your recovery codes stop working.",
+            text=f"Remove {key}? You can no longer sign in with it.",
+            more="Without another key or app your second factor is then off, and your recovery codes stop working.",
             icon="shield",
             back=reverse("mfa_index"),
         )

@@ -37,8 +37,7 @@ class WorkspaceForm(forms.Form):
         label="New apps",
         choices=NewAppPolicy.choices,
         widget=forms.RadioSelect,
-        help_text="Whether an app that connects for the first time may go on, or waits on Apps & Agents for an "
-        "administrator. Apps there are already stay as they are.",
+        help_text="What happens when an app connects for the first time. Existing apps are not affected.",
     )
     setup_steps = forms.BooleanField(
         label="Show the first steps",
@@ -48,7 +47,7 @@ class WorkspaceForm(forms.Form):
     allow_non_expiring_tokens = forms.BooleanField(
         label="Allow tokens that never expire",
         required=False,
-        help_text="Adds “No expiry” beside 7, 30 and 90 days. Switched off again, such tokens live on but are marked.",
+        help_text="Adds “No expiry” to 7, 30 and 90 days. If disabled again, such tokens keep working but are marked.",
     )
     oauth_access_token_seconds = forms.IntegerField(
         label="Lifetime of an app's access token",
@@ -66,24 +65,26 @@ class WorkspaceForm(forms.Form):
         label="Keep logs for",
         min_value=1,
         max_value=3650,
-        help_text="Days, from 1 to 3650. Calls leave by whole days; by whole weeks when kept for more than 100 days, "
-        "by months for more than 730. Admin events are kept for ever. A shorter time takes effect a day later.",
+        help_text="Days, from 1 to 3650. Calls are deleted by whole days; by whole weeks when kept for more than 100, "
+        "by months for more than 730. Admin events are kept for ever. A shorter time takes effect after a day.",
     )
     record_payloads = forms.BooleanField(
         label="Record payloads",
         required=False,
-        help_text="Keeps with each call what it sent and got, for those who may view recorded payloads. Passwords, "
-        "tokens and stored credentials are taken out first, as far as they can be told; other private words stay in.",
+        help_text=(
+            "Records arguments and results of each call, for people who may view recorded payloads. Recognised "
+            "passwords, tokens and credentials are removed first; other private text stays."
+        ),
     )
     payload_limit_bytes = forms.IntegerField(
         label="Largest payload recorded",
         min_value=LEAST_PAYLOAD,
         max_value=MOST_PAYLOAD,
-        help_text="Bytes, from 256 to 65,536; what is longer is cut there.",
+        help_text="Bytes, from 256 to 65,536; longer ones are cut.",
     )
     calls_per_minute = LimitField(
         "Calls a minute, all together",
-        "Empty: no limit. Over it, callers get 429 and a time to wait; nothing is locked.",
+        "Empty: no limit. Above it, callers get 429 with Retry-After.",
     )
     token_calls_per_minute = LimitField(
         "Calls a minute, each token",
@@ -118,7 +119,9 @@ def workspace(request: AppRequest) -> HttpResponse:
 def keep_logs(request: AppRequest) -> HttpResponse:
     """Revoke a shorter retention before it takes effect."""
     revoked = WorkspaceSettings.keep_logs(by=request.user)
-    return leave(request, reverse("accounts:workspace"), "Logs are kept" if revoked else "Nothing was to be dropped")
+    return leave(
+        request, reverse("accounts:workspace"), "Logs are kept" if revoked else "No shorter retention was waiting"
+    )
 
 
 @require_POST

@@ -57,14 +57,14 @@ class Action(StrEnum):
     )
     ASSIGNMENT_WIDENED = (
         "assignment.widened",
-        "{actor} switched the unused tools of the server {server} on the gateway {gateway} on again.",
-        "{actor} switched the unused tools of {target} on again.",
+        "{actor} enabled the unused tools of the server {server} on the gateway {gateway} again.",
+        "{actor} enabled the unused tools of {target} again.",
     )
 
     ATTEMPT_REFUSED = (
         "attempt.refused",
-        "{actor} tried what takes the capability {capability}, and was refused.",
-        "{actor} tried what takes a capability they lack, and was refused.",
+        "{actor} was refused: the capability {capability} is missing.",
+        "{actor} was refused: a capability is missing.",
     )
 
     CONNECTION_DISABLED = (
@@ -79,8 +79,8 @@ class Action(StrEnum):
     )
     CONNECTION_IDENTITY_CHANGED = (
         "connection.identity_changed",
-        "{actor} chose the identity for {first} that {host} carries to the gateway {gateway} as {user}.",
-        "{actor} chose another identity for the connection {target}.",
+        "{actor} chose the credential for {first} that {host} uses on the gateway {gateway} as {user}.",
+        "{actor} chose another credential for the connection {target}.",
     )
     CONNECTION_OPENED = (
         "connection.opened",
@@ -118,36 +118,36 @@ class Action(StrEnum):
     )
 
     HOST_APPEARED = "host.appeared", "The app {target} appeared: {actor} connected it."
-    HOST_APPROVED = "host.approved", "{actor} let the app {target} use the gateways."
-    HOST_ARCHIVED = "host.archived", "{actor} archived the host {target}."
+    HOST_APPROVED = "host.approved", "{actor} approved the app {target}."
+    HOST_ARCHIVED = "host.archived", "{actor} archived the agent {target}."
     HOST_CREATED = "host.created", "{actor} created the agent {target}."
-    HOST_DISABLED = "host.disabled", "{actor} disabled the host {target}."
-    HOST_ENABLED = "host.enabled", "{actor} enabled the host {target}."
+    HOST_DISABLED = "host.disabled", "{actor} disabled the agent {target}."
+    HOST_ENABLED = "host.enabled", "{actor} enabled the agent {target}."
     HOST_UPDATED = (
         "host.updated",
-        "{actor} renamed the host {old_name} to {target}.",
-        "{actor} changed the {fields} of the host {target}.",
-        "{actor} changed the host {target}.",
+        "{actor} renamed the agent {old_name} to {target}.",
+        "{actor} changed the {fields} of the agent {target}.",
+        "{actor} changed the agent {target}.",
     )
 
     IDENTITY_CONFIRMED = (
         "identity.confirmed",
-        "{actor} confirmed the identity {target} for the new address of its server.",
+        "{actor} confirmed the credential {target} for the new address of its server.",
     )
-    IDENTITY_CREATED = "identity.created", "{actor} added the identity {target}."
-    IDENTITY_DISABLED = "identity.disabled", "{actor} disabled the identity {target}."
-    IDENTITY_ENABLED = "identity.enabled", "{actor} enabled the identity {target}."
-    IDENTITY_REPLACED = "identity.replaced", "{actor} replaced the secret of the identity {target}."
-    IDENTITY_REVOKED = "identity.revoked", "{actor} revoked the identity {target}."
-    IDENTITY_SIGNED_IN = "identity.signed_in", "{actor} signed in again for the identity {target}."
+    IDENTITY_CREATED = "identity.created", "{actor} added the credential {target}."
+    IDENTITY_DISABLED = "identity.disabled", "{actor} disabled the credential {target}."
+    IDENTITY_ENABLED = "identity.enabled", "{actor} enabled the credential {target}."
+    IDENTITY_REPLACED = "identity.replaced", "{actor} replaced the secret of the credential {target}."
+    IDENTITY_REVOKED = "identity.revoked", "{actor} revoked the credential {target}."
+    IDENTITY_SIGNED_IN = "identity.signed_in", "{actor} signed in again for the credential {target}."
     IDENTITY_SIGN_IN_NEEDED = (
         "identity.sign_in_needed",
-        "The sign-in of the identity {target} ended; its owner has to sign in again.",
+        "The sign-in of the credential {target} ended; its owner has to sign in again.",
     )
     IDENTITY_UPDATED = (
         "identity.updated",
-        "{actor} changed the {fields} of the identity {target}.",
-        "{actor} changed the identity {target}.",
+        "{actor} changed the {fields} of the credential {target}.",
+        "{actor} changed the credential {target}.",
     )
 
     KEY_REGENERATED = (
@@ -251,7 +251,7 @@ class Action(StrEnum):
 
     SINK_CREATED = "sink.created", "{actor} added the log sink {target}."
     SINK_DISABLED = "sink.disabled", "{actor} paused the log sink {target}."
-    SINK_ENABLED = "sink.enabled", "{actor} let the log sink {target} go on."
+    SINK_ENABLED = "sink.enabled", "{actor} resumed the log sink {target}."
     SINK_REMOVED = "sink.removed", "{actor} removed the log sink {target}."
     SINK_ROW_REFUSED = (
         "sink.row_refused",
@@ -320,7 +320,7 @@ class Action(StrEnum):
     USER_BREAK_GLASS_CHANGED = (
         "user.break_glass_changed",
         "{actor} made {target} a break-glass owner{break_glass}.",
-        "{actor} ended that {target} is a break-glass owner.",
+        "{actor} removed {target} as a break-glass owner.",
     )
     USER_BREAK_GLASS_USED = "user.break_glass_used", "{target} broke the glass: they signed in with a password."
     USER_CREATED = (
@@ -330,12 +330,12 @@ class Action(StrEnum):
     )
     USER_DEACTIVATED = "user.deactivated", "{actor} deactivated {target}."
     USER_INVITATION_RENEWED = "user.invitation_renewed", "{actor} invited {target} again."
-    USER_INVITATION_REVOKED = "user.invitation_revoked", "{actor} took the invitation of {target} back."
+    USER_INVITATION_REVOKED = "user.invitation_revoked", "{actor} revoked the invitation of {target}."
     USER_INVITED = "user.invited", "{actor} invited {target} with the role {role}.", "{actor} invited {target}."
     USER_JOINED = "user.joined", "{target} accepted the invitation."
     USER_GROUPS_UNSAID = (
         "user.groups_unsaid",
-        "The organisation said nothing of the groups of {target}, which is taken as none.",
+        "The organisation sent no groups for {target}; none are assumed.",
     )
     USER_LINKED = (
         "user.linked",
@@ -355,8 +355,8 @@ class Action(StrEnum):
     )
     USER_PROVISIONED = (
         "user.provisioned",
-        "{actor} made the account of {target} with the role {role}.",
-        "{actor} made the account of {target}.",
+        "{actor} created the account of {target} with the role {role}.",
+        "{actor} created the account of {target}.",
     )
     USER_REQUEST_DECLINED = (
         "user.request_declined",
@@ -369,7 +369,7 @@ class Action(StrEnum):
     USER_ROLE_CHANGED = (
         "user.role_changed",
         "{actor} gave {target} the role {role}.",
-        "{actor} changed what {target} may do.",
+        "{actor} changed the role of {target}.",
     )
     USER_SESSION_ENDED = (
         "user.session_ended",
@@ -415,7 +415,7 @@ class Action(StrEnum):
     )
     RETENTION_REVOKED = (
         "workspace.shorter_retention_revoked",
-        "{actor} took a shorter retention of calls back before it took effect.",
+        "{actor} cancelled a shorter retention of calls before it took effect.",
     )
     RETENTION_SHORTENED = "workspace.retention_shortened", "A shorter retention of calls took effect."
     WORKSPACE_UPDATED = (

@@ -77,14 +77,14 @@ _DEFINITION = Remedy(
     "feature", needs=Capability.GATEWAYS_MANAGE, label="Look at the definition", page=_at("gateways:feature")
 )
 _IDENTITY_OFF = Remedy(
-    "identity", (Action.IDENTITY_DISABLED,), Capability.IDENTITIES_MANAGE, "Enable identity", "enable"
+    "identity", (Action.IDENTITY_DISABLED,), Capability.IDENTITIES_MANAGE, "Enable credential", "enable"
 )
 _ANOTHER = "Only {owner} can make another token."
 _OWN_IDENTITY = Remedy("identity", owner="Only {owner} can end this, at My identities.", own_page=True)
 
 REMEDIES = {
     "host_disabled": Remedy(
-        "host", (Action.HOST_DISABLED, Action.HOST_ARCHIVED), Capability.HOSTS_TOGGLE, "Enable host", "enable"
+        "host", (Action.HOST_DISABLED, Action.HOST_ARCHIVED), Capability.HOSTS_TOGGLE, "Enable agent", "enable"
     ),
     "host_pending": Remedy("host", (Action.HOST_APPEARED,), Capability.HOSTS_TOGGLE, "Approve", "approve"),
     "gateway_disabled": Remedy(

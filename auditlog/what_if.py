@@ -280,5 +280,5 @@ def remedy(request: AppRequest) -> HttpResponse:
     except CannotMend as refused:
         return leave(request, back, str(refused))
     except (KeyError, ValidationError, ObjectDoesNotExist, ValueError):
-        return leave(request, back, "There is nothing like this to switch on")
+        return leave(request, back, "There is nothing like this to enable")
     return leave(request, back, f"{str(row._meta.verbose_name).capitalize()} switched on")

@@ -33,8 +33,7 @@ class Capability(StrEnum):
         "tokens.manage_token",
         "api-tokens:manage",
         "Create and manage API tokens",
-        "Create and rename token-based hosts, add a connection; see, edit and revoke all tokens, ask for new ones. "
-        "See all hosts.",
+        "Create and rename agents, add connections; see, edit and revoke all tokens, ask for new ones. See all agents.",
     )
     MCP_CONNECTIONS_READ = (
         "connections.view_connection",
@@ -46,13 +45,13 @@ class Capability(StrEnum):
         "connections.revoke_connection",
         "api-keys:revoke",
         "Revoke connections and regenerate API keys",
-        "See every connection, and use the trash and key buttons on it.",
+        "See every connection, revoke it and regenerate its key.",
     )
     CONNECTIONS_TOGGLE = (
         "connections.toggle_connection",
         "connections:toggle",
         "Disable and enable connections",
-        "See every connection, and switch a single one off and on.",
+        "See every connection, disable and enable single ones.",
     )
     HOSTS_READ = (
         "hosts.view_host",
@@ -64,7 +63,7 @@ class Capability(StrEnum):
         "hosts.toggle_host",
         "hosts:toggle",
         "Disable and enable hosts",
-        "See all hosts, switch an app or agent off and on, and approve new apps.",
+        "See all apps and agents, disable and enable them, and approve new apps.",
     )
     GATEWAYS_READ = (
         "gateways.view_gateway",
@@ -82,25 +81,25 @@ class Capability(StrEnum):
         "gateways.toggle_gateway",
         "gateways:toggle",
         "Disable and enable gateways",
-        "Switch gateways and their assigned servers off and on.",
+        "Disable and enable gateways and their assigned servers.",
     )
     SERVERS_MANAGE = (
         "servers.manage_server",
         "servers:manage",
         "Basic server management",
-        "Create and edit servers and their shared identities.",
+        "Create and edit servers and their shared credentials.",
     )
     SERVERS_TOGGLE = (
         "servers.toggle_server",
         "servers:toggle",
         "Disable and enable servers",
-        "Switch a server off and on, on every gateway at once.",
+        "Disable and enable a server on every gateway at once.",
     )
     IDENTITIES_MANAGE = (
         "servers.manage_identity",
         "identities:manage",
         "Identity management",
-        "See other people's identities (never the secret), disable, enable and revoke them.",
+        "See other people's credentials (never the secret), disable, enable and revoke them.",
     )
     LOGS_READ = (
         "auditlog.view_call",
@@ -112,7 +111,7 @@ class Capability(StrEnum):
         "auditlog.view_payload",
         "logs:payloads",
         "View recorded payloads",
-        "See what calls sent and got, where the workspace records it.",
+        "See recorded arguments and results of calls.",
     )
     AUDIT_READ = (
         "auditlog.view_event",
@@ -136,19 +135,19 @@ class Capability(StrEnum):
         "oauth.connect_app",
         "oauth:connect",
         "Authenticate via OAuth",
-        "Connect an app for oneself through the OAuth flow.",
+        "Connect apps for yourself through the OAuth flow.",
     )
     SINKS_MANAGE = (
         "sinks.manage_sink",
         "sinks:manage",
         "Send the logs elsewhere",
-        "See, test, pause and remove where the logs are sent; with View logs and View admin events, set it up.",
+        "See, test, pause and remove log sinks; with View logs and View admin events, add and change them.",
     )
     PROVISIONING_MANAGE = (
         "scim.manage_provisioning",
         "provisioning:manage",
         "Manage provisioning",
-        "See and revoke the keys that directories provision people with; with Manage people, make and roll them.",
+        "See and revoke provisioning keys of directories; with Manage people, create and roll them.",
     )
 
 

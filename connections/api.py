@@ -63,7 +63,7 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     blocked_reason = CauseField(
         source="connection.blocked_reason", help_text="Why its calls are refused, as in the log; else null."
     )
-    needs_identity = serializers.BooleanField(help_text="Whether it works but lacks an identity for a server.")
+    needs_identity = serializers.BooleanField(help_text="Whether it works but lacks a credential for a server.")
     user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")
     host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")
@@ -241,7 +241,7 @@ class CarriedIdentity(serializers.Serializer[Any]):
     """The identity that a connection uses."""
 
     id = Id()
-    label = serializers.CharField(help_text="Label of the identity.")  # type: ignore[assignment]  # DRF takes it out of the class
+    label = serializers.CharField(help_text="Label of the credential.")  # type: ignore[assignment]  # DRF takes it out of the class
 
 
 class CarriedSerializer(serializers.Serializer[CarriedRow]):
@@ -252,7 +252,7 @@ class CarriedSerializer(serializers.Serializer[CarriedRow]):
         source="assignment.alias", help_text="Prefix of the server's tool names; empty if none."
     )
     server = ServerReference()
-    identity = CarriedIdentity(allow_null=True, help_text="Identity used for the server; null if none.")
+    identity = CarriedIdentity(allow_null=True, help_text="Credential used for the server; null if none.")
     state = serializers.ChoiceField(
         ["active", "missing", "attention", "disabled", "blocked"],
         help_text="Whether calls to the server work with it, and if not, why.",
@@ -263,13 +263,13 @@ class CarriedSerializer(serializers.Serializer[CarriedRow]):
 class CarriedAnswer(serializers.Serializer[Any]):
     """The identities of a connection."""
 
-    identities = CarriedSerializer(many=True, help_text="One entry for each server that needs an identity.")
+    identities = CarriedSerializer(many=True, help_text="One entry for each server that needs a credential.")
 
 
 class IdentityToCarry(RequestBody):
     """An identity of the connection's owner."""
 
-    identity_id = serializers.UUIDField(help_text="One of your own identities for this server.")
+    identity_id = serializers.UUIDField(help_text="One of your own credentials for this server.")
 
 
 class ConnectionIdentities(Resource):
@@ -296,7 +296,7 @@ class ConnectionIdentities(Resource):
         carried, place = self._place(pk, assignment)
         own = Identity.objects.own(self.me).filter(pk=self.body()["identity_id"]).first()
         if own is None:
-            raise ValidationError({"identity_id": ["You have no such identity."]})
+            raise ValidationError({"identity_id": ["You have no such credential."]})
         return self.changed(carried, partial(carried.connection.use_identity, place, own))
 
     @operation(needs=OWN, answer=HTTPStatus.NO_CONTENT, if_match=True)

@@ -85,14 +85,14 @@ class CarriedRow:
     def word(self) -> str:
         """The state in a word or two; if disabled, by whom."""
         if self.state == "disabled" and self.identity:
-            return "switched off by you" if self.identity.disabled_by_id == self.viewer.pk else WORDS["disabled"]
+            return "disabled by you" if self.identity.disabled_by_id == self.viewer.pk else WORDS["disabled"]
         return "refused" if self.state == "attention" and self.is_refused else WORDS[self.state]
 
     @property
     def who(self) -> str:
         """The account or label of the identity, as a phrase."""
         if self.identity is None or self.identity.revoked_at:
-            return "No identity yet" if self.identity is None else "Its identity was revoked"
+            return "No credential yet" if self.identity is None else "Its credential was revoked"
         if self.identity.by_oauth and not self.identity.account:  # The issuer did not name the account.
             return f"Connected by “{self.identity.label}”" if self.state == "active" else self.identity.label
         name = self.identity.account or self.identity.label
@@ -105,9 +105,9 @@ class CarriedRow:
         match self.state:
             case "blocked":
                 place = f" on {self.connection.gateway.name}" if self.server.enabled else ""
-                return f"An administrator switched {name} off{place}. Your identity stays."
+                return f"An administrator disabled {name}{place}. Your credential is kept."
             case "missing":
-                return f"The tools of {name} are missing from this connection until you bring one."
+                return f"The tools of {name} are missing from this connection until you add one."
         return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
 
     def _fault_of(self, identity: Identity) -> str:
@@ -116,12 +116,12 @@ class CarriedRow:
             if identity.disabled_by_id == self.viewer.pk:
                 return ""
             by = identity.disabled_by.email if identity.disabled_by else "An administrator"
-            return f"{by} switched it off. Only an administrator can switch it on again."
+            return f"{by} disabled it. Only an administrator can enable it again."
         if identity.sign_in_words:
             return identity.sign_in_words
         if self.is_refused:
-            return f"{self.server.name} refused this credential when it was last tried. Enter a new secret."
-        return f"The address of {self.server.name} was changed. Confirm that your identity may be sent there."
+            return f"{self.server.name} rejected this credential. Enter a new one."
+        return f"The address of {self.server.name} was changed. Confirm that your credential may be sent there."
 
     @property
     def may_confirm(self) -> bool:
@@ -212,7 +212,7 @@ def newest_lacking_identity(user: User, most: int = 3) -> list[OwnConnection]:
 
 # The page My identities, and adding, changing and removing the identities of one's own connections.
 
-LABEL_TAKEN = "You have an identity with this label already."
+LABEL_TAKEN = "You already have a credential with this label."
 
 
 @require_GET
@@ -305,7 +305,7 @@ def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
         form.apply()
         return leave(request, row_url(row), f"{row.connection.host.name} is connected to {row.server.name}")
 
-    verb, submit = ("Bring an identity", "Bring") if row.is_missing else ("Use another identity", "Use")
+    verb, submit = ("Add a credential", "Bring") if row.is_missing else ("Use another credential", "Use")
     context = {"row": row, "heading": f"{verb} for {row.server.name}", "submit": submit, "back": row_url(row)}
     errors = {AnotherPlace: "secret", ConnectionFault: "identity", IntegrityError: ("label", LABEL_TAKEN)}
     return form_page(request, "connections/bring.html", form, save, errors, others=_others(row), **context)
@@ -332,14 +332,16 @@ def drop(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
     def act() -> HttpResponse:
         row.connection.drop_identity(row.assignment, by=request.user)
         now = _find(request.user, pk, assignment)
-        return answer(request, "connections/mine.html#carried", {"one": now}, to=row_url(row), toast="Identity dropped")
+        return answer(
+            request, "connections/mine.html#carried", {"one": now}, to=row_url(row), toast="Credential removed"
+        )
 
     return confirmed(
         request,
         act,
-        title="Drop identity",
-        text=f"Drop the identity for {name}? {host} loses the tools of {name} on its next request.",
-        more="The identity stays stored, and your other connections keep it. You can bring it again at any time.",
+        title="Remove credential",
+        text=f"Remove the credential for {name} from {host}? It loses the tools of {name} on its next request.",
+        more="The credential stays stored, and your other connections keep it. You can add it again at any time.",
         target=f"#{row.anchor}",
         back=row_url(row),
     )

@@ -373,7 +373,7 @@ class Connection(Versioned, Switchable):
                 raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
             self.check_identity(assignment, identity)
             if assignment.removed_at or not identity.is_usable:
-                raise ConnectionRefused("This identity cannot be used for this server at present.")
+                raise ConnectionRefused("This credential cannot be used for this server at present.")
             before = self._carried(assignment)
             if before == identity:
                 return
@@ -414,7 +414,7 @@ class Connection(Versioned, Switchable):
             and identity.revoked_at is None
         )
         if not fits:
-            raise ConnectionRefused("This identity cannot be used for this server.")
+            raise ConnectionRefused("This credential cannot be used for this server.")
 
     def revoke(self, *, by: Actor | None, reason: str = RevokeReason.MANUAL) -> None:
         """Revoke this connection; its tokens stop working with the next request.

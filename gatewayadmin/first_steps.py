@@ -76,7 +76,8 @@ class Setup:
             ),
             SetupStep(
                 "gateway", "Put it on a gateway",
-                "A gateway is one address for its servers, open to whom you say. Open one, or add one: its tab Servers "
+                "A gateway is one address for its servers. You choose who can use it. Open one, or add one: its "
+                "tab Servers "
                 "has “Assign a server”.",
                 facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
             ),
@@ -90,7 +91,7 @@ class Setup:
             ),
             *mail,  # Before the invitations that it carries.
             SetupStep(
-                "people", "Invite others", "With a role and a team, so that they can connect at once.",
+                "people", "Invite others", "With a role and a team they can connect at once.",
                 facts.has_others, reverse("accounts:invite"), "Invite", Capability.PEOPLE_MANAGE,
             ),
         ]  # fmt: skip

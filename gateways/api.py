@@ -226,7 +226,7 @@ class SharedIdentity(serializers.Serializer[Any]):
     """The shared identity that everyone uses."""
 
     id = Id()
-    name = serializers.CharField(source="label", help_text="Label of the identity.")
+    name = serializers.CharField(source="label", help_text="Label of the credential.")
 
 
 class AssignmentSerializer(serializers.Serializer[Assignment]):
@@ -236,7 +236,7 @@ class AssignmentSerializer(serializers.Serializer[Assignment]):
     alias = serializers.CharField(help_text="Prefix of the server's tool names, before `__`; empty if none.")
     server = ServerReference()
     identity_scheme = serializers.CharField(help_text="`none`, `shared` or `per_user`: whose credential calls use.")
-    shared_identity = SharedIdentity(allow_null=True, help_text="Shared identity that everyone uses; null if none.")
+    shared_identity = SharedIdentity(allow_null=True, help_text="Shared credential that everyone uses; null if none.")
     tool_policy = serializers.CharField(help_text="`allow_all`, `selected` or `block_all`: which tools may be called.")
     enabled = serializers.BooleanField(help_text="Whether it is enabled at this gateway.")
     server_enabled = serializers.BooleanField(source="server.enabled", help_text="Whether the server is enabled.")
@@ -255,7 +255,7 @@ class AssignmentChanges(RequestBody):
     alias = serializers.CharField(max_length=16, allow_blank=True, required=False)
     identity_scheme = serializers.ChoiceField(IdentityScheme.choices, required=False)
     shared_identity_id = serializers.UUIDField(
-        allow_null=True, required=False, help_text="Shared identity to use, for `identity_scheme` `shared`."
+        allow_null=True, required=False, help_text="Shared credential to use, for `identity_scheme` `shared`."
     )
     tool_policy = serializers.ChoiceField(ToolPolicy.choices, required=False)
 

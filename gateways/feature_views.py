@@ -99,9 +99,9 @@ WORDS = "words"  # The description and the arguments of a tool, in readable form
 LAST_CALLS = 5_000  # The newest calls, read to find their callers.
 
 HELD = {
-    OnChange.HOLD: "Clients go on being shown what was approved. A call that no longer fits the change is refused.",
-    OnChange.WARN: "Clients go on being shown what was approved, and every call goes through.",
-    OnChange.ACCEPT: "Clients go on being shown what was approved.",
+    OnChange.HOLD: "Clients still see the approved definition. Calls that no longer fit the change are refused.",
+    OnChange.WARN: "Clients still see the approved definition, and every call goes through.",
+    OnChange.ACCEPT: "Clients still see the approved definition.",
 }
 
 
@@ -220,14 +220,14 @@ def _why(feature: Feature) -> str:
     hidden = feature.hidden_characters
     match feature.state:
         case FeatureState.HELD:
-            unseen = "It holds hidden characters, which are never taken over by themselves." if hidden else ""
+            unseen = "It contains hidden characters, which are never accepted automatically." if hidden else ""
             return sentences("Its server changed it.", HELD[OnChange(gateway.changed_definitions)], unseen)
         case FeatureState.NEW:
             arrives = gateway.new_definitions == OnArrival.APPROVE
-            because = "it holds hidden characters" if hidden and arrives else "nobody has accepted it yet"
+            because = "it contains hidden characters" if hidden and arrives else "nobody has accepted it yet"
             return f"Clients are not shown it, and calls of it are refused: {because}."
         case FeatureState.QUARANTINED:
-            return "Somebody put it in quarantine: shown to nobody, and calls of it are refused, until it is accepted."
+            return "Quarantined: hidden from clients, and its calls are refused until somebody accepts it."
     return "Its server offers another definition now." if feature.offered else ""
 
 
@@ -240,8 +240,8 @@ def _obstacles(feature: Feature) -> list[str]:
         (not assignment.server.enabled, f"{name} is disabled, on every gateway."),
         (not assignment.enabled, f"{name} is disabled on this gateway."),
         (blocked, f"The policy of {name} blocks all."),
-        (not blocked and not feature.enabled, "It is switched off."),
-        (feature.missing_since, f"{name} does not offer it any more."),
+        (not blocked and not feature.enabled, "It is disabled."),
+        (feature.missing_since, f"{name} no longer offers it."),
         (
             _is_personal(feature) and not feature.missing_since,
             "Only people to whose own identity the server offers it are shown it.",
@@ -301,7 +301,7 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
         title="Accept definition",
         text=f"{text}, and {feature.exposed_name} can be used." if feature.approved == "" else f"{text}.",
         more=lambda: sentences(
-            f"It holds hidden characters: {first_names(hidden)}." if hidden else "", _used(feature, request.user)
+            f"It contains hidden characters: {first_names(hidden)}." if hidden else "", _used(feature, request.user)
         ),
         kind="danger" if hidden else "primary",
         icon="warning" if hidden else "allowed",

@@ -33,12 +33,12 @@ from ui.forms import ExplainedChoice, FilterMenu, LimitField, ListFilter
 TAKEN = "This name or slug was taken just now. Choose another."
 
 NEW = {
-    OnArrival.APPROVE: "What a server offers for the first time is shown to clients at once.",
-    OnArrival.WAIT: "What a server offers for the first time is shown to nobody until somebody accepts it.",
+    OnArrival.APPROVE: "New definitions are shown to clients at once.",
+    OnArrival.WAIT: "New definitions are hidden until somebody accepts them.",
 }
 CHANGED = {
-    OnChange.HOLD: "Clients go on being shown what was approved. A call that no longer fits the change is refused.",
-    OnChange.WARN: "Clients go on being shown what was approved. Every call goes through, and you are told here.",
+    OnChange.HOLD: "Clients still see the approved definition. Calls that no longer fit the change are refused.",
+    OnChange.WARN: "Clients still see the approved definition. Every call goes through, and the change is listed here.",
     OnChange.ACCEPT: "Clients are shown the change at once. Only one with hidden characters is held back.",
 }
 SCHEMES = (IdentityScheme.PER_USER, IdentityScheme.SHARED, IdentityScheme.NONE)
@@ -104,7 +104,7 @@ class NameForm(forms.Form):
 
 
 class GatewayForm(SlugForm, NameForm, ReachForm):
-    slug = SlugField(Gateway.objects.all(), max_length=40, help_text="Ends the Gateway URL. It never changes.")
+    slug = SlugField(Gateway.objects.all(), max_length=40, help_text="Last part of the Gateway URL; cannot be changed.")
     field_order = ("name", "slug", "description", "reach", "teams")
 
 
@@ -117,7 +117,7 @@ class AssignmentForm(forms.Form):
         max_length=16,
         validators=[alias_validator],
         error_messages={"max_length": "An alias has 16 characters at most."},
-        help_text="Begins the name of each tool. Empty: the server's slug.",
+        help_text="Prefix of its tool names. Empty: the server's slug.",
     )
     bare = forms.BooleanField(
         label="Without alias",
@@ -200,7 +200,7 @@ class AssignmentForm(forms.Form):
     def _check_scheme(self, server: Server, values: dict[str, Any]) -> None:
         scheme = values["identity_scheme"]
         if server.needs_credential and scheme == IdentityScheme.NONE:
-            self.add_error("identity_scheme", f"{server.name} wants a credential. Choose whose it gets.")
+            self.add_error("identity_scheme", f"{server.name} needs a credential. Choose whose.")
         if not server.needs_credential and scheme != IdentityScheme.NONE:
             self.add_error("identity_scheme", f"{server.name} takes no credential: its auth type is “No credential”.")
         elif scheme == IdentityScheme.SHARED and not values.get("shared_identity"):

@@ -312,4 +312,4 @@ def widen(request: AppRequest, pk: UUID) -> HttpResponse:
     may_read = request.user.has_perm(Capability.LOGS_READ)
     tools_url = reverse("gateways:tools", args=[assignment.gateway.slug])
     back = _tab_url(assignment.gateway) if may_read else tools_url
-    return leave(request, back, f"{assignment.server.name}: {_tools(len(on))} switched on again")
+    return leave(request, back, f"{assignment.server.name}: {_tools(len(on))} enabled again")

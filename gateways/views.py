@@ -418,7 +418,7 @@ def _assigned(assignment: Assignment, by: User) -> str:
     """Ask the server for its tools, and describe the outcome in words."""
     asked, name = first_list(assignment, by=by), assignment.server.name
     if asked is None:
-        return f"{name} assigned. It is switched off, so it was not asked for its tools."
+        return f"{name} assigned. It is disabled, so it was not asked for its tools."
     if isinstance(asked.outcome, DiscoveryFailed):
         return f"{name} assigned, but it {asked.outcome}. Its tools are not known yet."
     count = len(asked.outcome.tools)
@@ -430,7 +430,7 @@ def _left_to_bring(assignment: Assignment) -> str:
     if not Assignment.objects.per_user().filter(pk=assignment.pk).exists():
         return ""
     count = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
-    return f". {count:,} connection{' needs' if count == 1 else 's need'} an identity for it" if count else ""
+    return f". {count:,} connection{' needs' if count == 1 else 's need'} a credential for it" if count else ""
 
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:

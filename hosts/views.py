@@ -211,7 +211,7 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
         with transaction.atomic():
             host.disable(by=request.user)
             revoked = Connection.objects.filter(host=host).revoke_all(by=request.user)
-        toast = f"Host disabled, {revoked} connection{'' if revoked == 1 else 's'} revoked"
+        toast = f"Agent disabled, {revoked} connection{'' if revoked == 1 else 's'} revoked"
         return _switched(request, host_or_404(request.user, host.pk), toast)
 
     return confirmed(
@@ -255,7 +255,7 @@ def archive_picked(request: AppRequest) -> HttpResponse:
         ("Archive", "archived"),
         lambda host: Connection.objects.archive_host(host, by=request.user),
         StillEnabled,
-        lambda hosts: f"They leave the list for good. {ended_together(Q(host__in=hosts))}",
+        lambda hosts: f"They are removed from the list permanently. {ended_together(Q(host__in=hosts))}",
         icon="archive",
     )
 

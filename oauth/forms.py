@@ -106,6 +106,6 @@ class IdentityForm(Trial):
             self.add_error("secret", str(refusal))
             return None
         except IntegrityError:
-            self.add_error("label", "You have an identity with this label already.")
+            self.add_error("label", "You already have a credential with this label.")
             return None
         return str(identity.pk)

@@ -68,12 +68,12 @@ class ProvisioningKeyForm(ChecksCapabilities):
     """A new provisioning key. The form contains its id, so that submitting it again creates no second key."""
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
-    name = forms.CharField(max_length=80, help_text="What provisions people, as admin events name it.")
+    name = forms.CharField(max_length=80, help_text="Shown in admin events.")
     role = forms.ModelChoiceField(
         Role.objects.none(),
         label="Role of new people",
         empty_label=None,
-        help_text="What a directory says of roles is not heard.",
+        help_text="Roles sent by a directory are ignored.",
     )
 
     def __init__(self, data: Any) -> None:
@@ -207,7 +207,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Revoke provisioning key",
             text=f"Revoke {key}? The directory that uses it is refused at once. This cannot be undone.",
-            more="The people and teams it made stay as they are. Nobody is deactivated by it any more.",
+            more="People and teams it created stay. It can no longer deactivate anybody.",
             icon="revoke",
             back=page_url(key),
         )

@@ -67,7 +67,7 @@ class NewServerForm(Trial, ServerForm):
         Gateway.objects.none(), required=False, to_field_name="slug", widget=forms.CheckboxSelectMultiple
     )
     own_gateway = forms.BooleanField(
-        label="A new gateway of its own",
+        label="A new gateway",
         required=False,
     )
     tools = forms.ChoiceField(
@@ -189,10 +189,10 @@ class ServerTrial:
         """A sentence on what the server requires from callers."""
         if self.found:
             if self.with_credential:
-                return "It takes this credential."
+                return "It accepts this credential."
             return "It answers without a credential."
         if not isinstance(self.outcome, DiscoveryRefused):
-            return "Nobody can tell before it answers."
+            return "Unknown until the server answers."
         if self.signs_in:
             return f"People sign in at {self.signs_in.issuer}."
         return (

@@ -153,7 +153,9 @@ class ServerForm(SignInSettings, SlugForm):
     """The settings of an upstream server. `server` is the one being edited, None for a new one."""
 
     name = forms.CharField(max_length=80)
-    slug = SlugField(Server.objects.all(), max_length=16, help_text="Tools begin with it. It never changes.")
+    slug = SlugField(
+        Server.objects.all(), max_length=16, help_text="Prefix of this server's tool names; cannot be changed."
+    )
     # Not type="url": browsers would reject a command, or a host without https://, before our better message.
     url = forms.CharField(label="URL", max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))
     auth_type = forms.ChoiceField(label="Auth type", choices=AuthType.choices, initial=AuthType.NONE)
@@ -163,7 +165,7 @@ class ServerForm(SignInSettings, SlugForm):
         min_value=1,
         max_value=120,
         initial=30,
-        help_text="Seconds the server may be silent during a call, 120 at most. Whatever it sends begins it anew.",
+        help_text="Seconds without any data from the server during a call, 120 at most.",
     )
     total_seconds = forms.IntegerField(
         label="Longest call",
@@ -171,7 +173,7 @@ class ServerForm(SignInSettings, SlugForm):
         min_value=1,
         max_value=3600,
         initial=600,
-        help_text="Seconds a call may take in all, 3,600 at most.",
+        help_text="Seconds for a whole call, 3,600 at most.",
     )
     max_concurrent = forms.IntegerField(
         label="Calls at once",
@@ -179,19 +181,19 @@ class ServerForm(SignInSettings, SlugForm):
         min_value=1,
         max_value=1000,
         initial=64,
-        help_text="Under way at most. Worker processes divide them, and people share them; who must wait takes turns.",
+        help_text="Shared by all people and worker processes. Further calls wait in turn.",
     )
 
     lists_live = forms.BooleanField(
         label="Ask live",
         required=False,
-        help_text="For lists that differ by session: the server is asked for each one, which waits 3 seconds at most.",
+        help_text="For lists that differ by session: each list is fetched from the server, within 3 seconds.",
     )
     key_help = forms.CharField(
         label="Where to get a key",
         required=False,
         max_length=300,
-        help_text="Shown to people who are asked for their credential, such as “Ask the platform team”.",
+        help_text="Shown to people who need to add their credential, such as “Ask the platform team”.",
     )
     key_url = forms.URLField(
         label="Page for keys",
@@ -200,56 +202,61 @@ class ServerForm(SignInSettings, SlugForm):
         assume_scheme="https",
         validators=[page_validator],
         widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="A link beside that text: where the server gives keys.",
+        help_text="A link beside that text to the page with the keys.",
     )
     expected_issuer = address(
         "Expected issuer",
-        "Only when signing in fails because the issuer names itself otherwise than it is found: the name it "
-        "gives, letter by letter, if you know that it is the right one. Empty: both have to be the same.",
+        "Only if sign-in fails because the issuer uses another name than its address: that exact name, if you "
+        "know that it is right. Empty: both must match.",
     )
     resource_sent = forms.ChoiceField(
         label="Resource",
         required=False,
         choices=ResourceSent.choices,
         initial=ResourceSent.SERVER,
-        help_text="What the issuer is told that tokens are for (“resource”). Change it when the issuer refuses that, "
-        "with “invalid_target” or the like. Microsoft Entra is told nothing as it is.",
+        help_text=(
+            "The “resource” that tokens are requested for. Change it if the issuer answers “invalid_target” or "
+            "similar. Microsoft Entra is sent none."
+        ),
     )
     fixed_resource = address(
         "Fixed resource",
-        "For “A fixed value” only: the address under which the issuer knows the server.",
+        "For “A fixed value” only: the issuer's name for this server.",
     )
     fixed_scopes = forms.CharField(
         label="Fixed scopes",
         required=False,
         max_length=1000,
-        help_text="Asked for instead of what the server asks for, with spaces between: when the issuer does not know "
-        "the server's scopes, or to let people grant less. Empty: as the server asks.",
+        help_text="Requested instead of the server's scopes, separated by spaces. Empty: the server's scopes.",
     )
     authorization_endpoint = address(
         "Authorization endpoint",
-        "Only for an issuer that does not describe itself (no metadata), as some older ones: where it asks "
-        "people. What it says of itself is not read then, and its client is entered on the page of the server.",
+        "Only for issuers without metadata: the sign-in page. Metadata are then not read, and the client is "
+        "entered on the page of the server.",
     )
     token_endpoint = address(
         "Token endpoint",
-        "Where it gives and renews tokens. Together with the authorization endpoint.",
+        "Issues and renews tokens. Needed with the authorization endpoint.",
     )
     revocation_endpoint = address(
         "Revocation endpoint",
-        "Where it is told to end tokens, if it has one.",
+        "Revokes tokens, if the issuer has one.",
     )
     assume_pkce = forms.BooleanField(
         label="Assume PKCE",
         required=False,
-        help_text="Let people sign in although the issuer does not say that it supports PKCE, if you know that it "
-        "does, as Microsoft Entra and Amazon Cognito do. The proof is sent in any case.",
+        help_text=(
+            "Allow sign-in although the issuer does not announce PKCE. Only if you know that it supports it, as "
+            "Microsoft Entra and Amazon Cognito do."
+        ),
     )
     private = forms.BooleanField(
         label="At a private address",
         required=False,
-        help_text="Its name may lead into the networks of GATEWAY_PRIVATE_UPSTREAMS. Found out when its URL was typed; "
-        "tick it when the server has moved there since.",
+        help_text=(
+            "Its name may resolve to the networks of GATEWAY_PRIVATE_UPSTREAMS. Set automatically from the URL; "
+            "tick it if the server moved there later."
+        ),
     )
     end_sign_ins = forms.BooleanField(label="End these sign-ins", required=False)
 
@@ -367,7 +374,7 @@ class SecretForm(forms.Form):
         max_length=4000,
         strip=True,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password", "spellcheck": "false"}),
-        help_text="Stored encrypted. Nobody can see it again, only replace it.",
+        help_text="Stored encrypted. It can be replaced but not shown.",
     )
 
     def __init__(self, *args: Any, server: Server, **options: Any) -> None:
@@ -398,7 +405,7 @@ class Trial(forms.Form):
         """Record the refusal of the credential in `field`; a form error unless it is to be kept."""
         self.refusal = refusal
         if refusal and not self.cleaned_data.get("keep"):
-            self.add_error(field, f"{server} {refusal}. Use another, or keep it anyway.")
+            self.add_error(field, f"{server} {refusal}. Use another one, or keep it anyway.")
 
 
 class TriedSecretForm(Trial, SecretForm):

@@ -73,7 +73,7 @@ class IdentityQuery(ListQuery):
     """How a list of identities is narrowed."""
 
     scope = serializers.ChoiceField(
-        ["own", "shared", "all"], default="own", help_text="Your own identities, the shared ones, or all you may see."
+        ["own", "shared", "all"], default="own", help_text="Your own credentials, the shared ones, or all you may see."
     )
     server = by_server()
     user = by_person()
@@ -92,10 +92,10 @@ class NewIdentity(RequestBody):
     shared = serializers.BooleanField(default=False)
     everywhere = serializers.BooleanField(
         default=True,
-        help_text="Use it on your connections without an identity for the server or with `instead_of`; not if shared.",
+        help_text="Use it on your connections without a credential for the server or with `instead_of`; not if shared.",
     )
     instead_of = serializers.UUIDField(
-        required=False, allow_null=True, help_text="Your identity that it replaces on your connections; null if none."
+        required=False, allow_null=True, help_text="Your credential that it replaces on your connections; null if none."
     )
 
     def validate_server_id(self, pk: UUID) -> Server:
@@ -237,7 +237,7 @@ class IdentityResource(Resource):
             return None
         old = Identity.objects.own(self.me).filter(pk=pk, server=server).first()
         if old is None:
-            raise ValidationError({"instead_of": ["You have no such identity for this server."]})
+            raise ValidationError({"instead_of": ["You have no such credential for this server."]})
         return old
 
     def _find(self, pk: UUID) -> Identity:

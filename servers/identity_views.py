@@ -213,7 +213,7 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
         raise CapabilityRequired(Capability.SERVERS_MANAGE)
     back = page_url(request.user, identity)
     if identity.revoked_at:
-        return leave(request, back, "This identity has been revoked. Add a new one.")
+        return leave(request, back, "This credential has been revoked. Add a new one.")
     form = TriedSecretForm(posted(request), server=identity.server)
     context: dict[str, Any] = {
         "identity": identity,
@@ -242,7 +242,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         "Identity",
         reverse("servers:enable_identity", args=[pk]),
         _changed,
-        text=f"Disable this identity? {_impact(identity)}. {NOTHING_IS_DELETED}",
+        text=f"Disable this credential? {_impact(identity)}. {NOTHING_IS_DELETED}",
         more=lambda: sentences(_uses(identity), cuts(identity, request.user)),
         target=f"#identity-{pk}",
         back=page_url(request.user, identity),
@@ -269,16 +269,16 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
 
     def act() -> HttpResponse:
         identity.confirm(by=request.user)
-        return _changed(request, identity, "Identity confirmed")
+        return _changed(request, identity, "Credential confirmed")
 
     return confirmed(
         request,
         act,
         faults=IdentityAlreadyRevoked,
         refused=lambda why: _changed(request, identity, why),
-        title="Confirm identity",
+        title="Confirm credential",
         text=f"Send “{identity.label}” to {identity.server.url}?",
-        more="The path or the header of this server was changed after the identity was given.",
+        more="The path or the header of this server was changed after the credential was added.",
         icon="identity",
         kind="primary",
         target=f"#identity-{pk}",
@@ -293,15 +293,15 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 
     def act() -> HttpResponse:
         identity.revoke(by=request.user)
-        return _changed(request, identity, "Identity revoked")
+        return _changed(request, identity, "Credential revoked")
 
     return confirmed(
         request,
         act,
         faults=IdentityAlreadyRevoked,
-        refused=lambda _: _changed(request, identity, "This identity had been revoked before"),
-        title="Revoke identity",
-        text=f"Revoke this identity? {_impact(identity)}, and its secret is wiped.",
+        refused=lambda _: _changed(request, identity, "This credential was already revoked"),
+        title="Revoke credential",
+        text=f"Revoke this credential? {_impact(identity)}, and its secret is wiped.",
         more=lambda: sentences(cuts(identity, request.user), _uses(identity), "Cannot be undone."),
         icon="revoke",
         typed=identity.label if identity.is_shared else "",  # Revoking it affects everyone on its gateways.

@@ -262,7 +262,7 @@ class Webhook(_Posts):
     address_help = "https:// and the whole address. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://."
     key_label = "Secret"
     key_help = (
-        f"At least {LEAST_SECRET} bytes, made by chance: “openssl rand” makes one. Every delivery is signed with it."
+        f"At least {LEAST_SECRET} random bytes, for example from “openssl rand”. Every delivery is signed with it."
     )
 
     @classmethod

@@ -56,7 +56,7 @@ class Admission(models.Model):
     issuer = models.CharField(
         max_length=500,
         blank=True,
-        help_text="As the provider calls itself. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
+        help_text="The provider's issuer URL or entity ID. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
     )
     groups_claim = models.CharField(
         "groups claim or attribute",
@@ -68,14 +68,16 @@ class Admission(models.Model):
         "e-mail domains",
         default=list,
         blank=True,
-        help_text="Domains of your organisation. New people need an address in these, or a verified one. While sign-in "
-        "there is enforced, these addresses have no password here. When you save that, sessions of theirs that began "
-        "with one end, yours too unless you are a break-glass owner.",
+        help_text=(
+            "Domains of your organisation. New people need an address in these, or a verified one. If sign-in is "
+            "enforced, saving signs out everyone in these domains who used a password, you too unless you are "
+            "break-glass."
+        ),
     )
     default_role = models.ForeignKey(
         Role,
         models.PROTECT,
-        verbose_name="role of everybody else",
+        verbose_name="default role",
         null=True,
         blank=True,
         related_name="+",
@@ -84,8 +86,10 @@ class Admission(models.Model):
     links_by_email = models.BooleanField(
         "link people by a verified e-mail",
         default=False,
-        help_text="A verified address at the provider links to the person who has it here. Otherwise people link their "
-        "account on their profile.",
+        help_text=(
+            "A verified address at the provider links to the person who has it here. Otherwise people link their "
+            "account in their profile."
+        ),
     )
 
     class Meta:

@@ -49,9 +49,9 @@ class ProviderForm(forms.Form):
         help_text="XML, where the provider has no address for it or this gateway cannot reach it.",
     )
     new_decryption_key = forms.BooleanField(
-        label="Make a new key to encrypt for",
+        label="Create a new encryption key",
         required=False,
-        help_text="The previous one still decrypts, until there is another new one.",
+        help_text="The previous key still decrypts until you create another.",
     )
     provider_settings = ("name", "protocol")
     oidc_settings = (*OIDC_SETTINGS, "secret")

@@ -64,7 +64,7 @@ def begin(request: HttpRequest) -> HttpResponse:
 def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
     provider = Provider.offered()
     if provider is None and act != LOGIN:
-        return leave(request, reverse("accounts:profile"), "Signing in at the organisation is switched off here.")
+        return leave(request, reverse("accounts:profile"), "Sign-in at the organisation is disabled here.")
     if provider is None:
         return sign_in_refused(request, HTTPStatus.NOT_FOUND)
     try:

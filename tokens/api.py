@@ -260,7 +260,7 @@ class TokenResource(Resource):
 def must_be_on(connection: Connection) -> None:
     """Refuse while a layer is switched off: a stolen token must not renew itself past the break-glass."""
     if not connection.is_on:
-        raise ApiError(HTTPStatus.FORBIDDEN, "disabled", "The host, the gateway or the connection is disabled.")
+        raise ApiError(HTTPStatus.FORBIDDEN, "disabled", "The agent, the gateway or the connection is disabled.")
 
 
 def filter_tokens(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuerySet:

@@ -167,13 +167,13 @@ class NewToken(RequestBody):
     identities = serializers.DictField(
         child=serializers.UUIDField(),
         default=dict,
-        help_text="Your identity for each server that needs one, by the server's id.",
+        help_text="Your credential for each server that needs one, by the server's id.",
     )
 
     def validate_host_id(self, pk: UUID) -> Host:
         host = Host.objects.live().filter(kind=HostKind.TOKEN, pk=pk).first()
         if host is None:
-            raise ValidationError("There is no such token-based host.")
+            raise ValidationError("There is no such agent.")
         return host
 
     def validate_gateway_id(self, pk: UUID) -> Gateway:
@@ -214,8 +214,8 @@ def _brought(offered: Any, choices: dict[str, UUID], user: Any) -> dict[Assignme
     for server, pk in choices.items():
         assignments = [assignment for assignment in per_user if str(assignment.server_id) == server.lower()]
         if not assignments:
-            raise ValidationError({"identities": [f"Server {server} takes no identity of yours on this gateway."]})
+            raise ValidationError({"identities": [f"Server {server} takes no credential of yours on this gateway."]})
         if pk not in identities or identities[pk].server_id != assignments[0].server_id:
-            raise ValidationError({"identities": [f"You have no usable identity {pk} for server {server}."]})
+            raise ValidationError({"identities": [f"You have no usable credential {pk} for server {server}."]})
         bound |= dict.fromkeys(assignments, identities[pk])
     return bound

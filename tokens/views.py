@@ -84,8 +84,10 @@ HOSTS = 8
 
 REVOKE_TEXT = "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone."
 REGENERATE_TEXT = "Regenerate this API access token? The old token stops working immediately."
-REGENERATE_WITH_OVERLAP_TEXT = "Regenerate this API access token? The old token works on for the time chosen below."
-OFF = "The host, the gateway or the connection is disabled. Enable it first."
+REGENERATE_WITH_OVERLAP_TEXT = (
+    "Regenerate this API access token? The old token keeps working for the time chosen below."
+)
+OFF = "The agent, the gateway or the connection is disabled. Enable it first."
 
 
 @require_GET
@@ -188,7 +190,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             token.edit(**form.changes(), by=request.user, seen=seen_version(request))
         except CapabilityRequired as error:
-            form.add_error("calls_per_minute", f"Only who holds “{error.capability.label}” raises or lifts a limit.")
+            form.add_error("calls_per_minute", f"Raising or removing a limit needs “{error.capability.label}”.")
             return refuse(request, "tokens/edit.html", context | {"form": form})
         return changed(request, token, "Token saved")
 
@@ -268,7 +270,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Collect new token",
             text="The new token is made now and shown to you once.",
-            more=f"{_named(token)}. Name, servers, expiration and IP allowlist have stayed.",
+            more=f"{_named(token)}. Name, servers, expiration and IP allowlist do not change.",
             icon="key",
             kind="primary",
             target="#dialog",
@@ -300,8 +302,8 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
         f"{owner} can collect the new token",
         faults=(TokenAlreadyRevoked, Expired),
         title="Ask for a new token",
-        text=f"The present token stops working now, and {owner} collects a new one after signing in.",
-        more=f"{_named(token)}. Until then its requests fail with 401. You do not see the new one.",
+        text=f"The current token stops working now. {owner} collects a new one after signing in.",
+        more=f"{_named(token)}. Until then its requests fail with 401. You cannot see the new one.",
         icon="key",
     )
 

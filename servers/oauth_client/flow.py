@@ -188,7 +188,7 @@ def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, s
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
     must_take_sign_ins(server, identity, user)
     if identity is None and not shared and not open_to(user).filter(pk=server.pk).exists():
-        raise NoSignIn(f"No gateway that you may use asks for an identity of yours at {server}.")
+        raise NoSignIn(f"No gateway that you may use asks for your own credential at {server}.")
 
 
 def _end_oldest(user: User) -> None:

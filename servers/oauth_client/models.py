@@ -206,11 +206,11 @@ def must_take_sign_ins(server: Server, identity: Identity | None, user: User) ->
     if identity is None:
         return
     if identity.revoked_at:
-        raise IdentityAlreadyRevoked("This identity has been revoked. Add a new one.")
+        raise IdentityAlreadyRevoked("This credential has been revoked. Add a new one.")
     if not identity.enabled:
         by_oneself = identity.may_be_enabled_by(user)
         what_to_do = "Enable it first, then sign in." if by_oneself else "Ask an administrator to enable it first."
-        raise NoSignIn(f"This identity is disabled. {what_to_do}")
+        raise NoSignIn(f"This credential is disabled. {what_to_do}")
 
 
 class GrantManager(models.Manager["Grant"]):

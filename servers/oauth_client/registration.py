@@ -195,7 +195,7 @@ def _made(metadata: AuthorizationServerMetadata, scope: str, address: str) -> Cl
     if "dynamic" in ways:
         return _register(row, metadata, scope)
     raise NotRegistered(
-        f"{metadata.issuer} takes no clients that register themselves. An administrator has to register this gateway "
+        f"{metadata.issuer} does not support automatic registration. An administrator has to register this gateway "
         f"there, with the redirect address {row.redirect_uri}, and to enter the client here."
     )
 

@@ -77,7 +77,7 @@ class NewSignIn(RequestBody):
 
     server_id = serializers.UUIDField(help_text="Server with sign-in at an issuer.")
     connection_id = serializers.UUIDField(required=False, allow_null=True, help_text="First connection to use it.")
-    identity_id = serializers.UUIDField(required=False, allow_null=True, help_text="Your identity to replace.")
+    identity_id = serializers.UUIDField(required=False, allow_null=True, help_text="Your credential to replace.")
 
 
 class SignIns(Resource):
@@ -189,7 +189,7 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
     return leave(request, back, f"Signed in to {identity.server.name}{who}")
 
 
-FORGOTTEN = "Client forgotten. The next sign-in makes this gateway known anew"
+FORGOTTEN = "Client forgotten. The next sign-in registers this gateway again"
 NOTHING_STORED = "Nothing was stored. If that is where the client was registered, enter it again."
 
 

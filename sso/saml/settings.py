@@ -49,8 +49,8 @@ class Protocol(models.TextChoices):
 class NameIdFormat(models.TextChoices):
     """The format of the provider's name for a person. Transient names, which change with each sign-in, are refused."""
 
-    PERSISTENT = "persistent", "Persistent: a name of its own, for us alone"
-    EMAIL = "emailAddress", "E-mail address: whoever gets an address after somebody is taken for them"
+    PERSISTENT = "persistent", "Persistent: an id for this workspace only"
+    EMAIL = "emailAddress", "E-mail address: a reused address takes over the account"
     UNSPECIFIED = "unspecified", "What the provider chooses"
 
 
@@ -112,10 +112,10 @@ class SamlSettings(models.Model):
     email_attribute = _attribute("attribute with the e-mail", "email")
     name_attribute = _attribute("attribute with the name", "displayName")
     takes_unsolicited = models.BooleanField(
-        "let people begin at the provider",
+        "let people start at the provider",
         default=False,
         db_default=False,
-        help_text="From a tile on its page. They are asked here whether they want to sign in.",
+        help_text="From a tile on its page. They confirm the sign-in here.",
     )
     # The private key is stored in the column of the OpenID Connect client secret.
     signs_requests = models.BooleanField(
@@ -123,7 +123,7 @@ class SamlSettings(models.Model):
         default=False,
         db_default=False,
         help_text="Its certificate is in our metadata. Only with it, and if the provider refuses unsigned ones, can "
-        "people confirm sensitive changes there. Switched off and on again, there is a new key.",
+        "people confirm sensitive changes there. Disabling and enabling creates a new key.",
     )
     own_certificate = models.TextField(blank=True, default="", db_default="", editable=False)
     takes_encrypted = models.BooleanField(

@@ -104,7 +104,7 @@ def test_it_is_sent_once_and_a_repetition_says_so(client: Client) -> None:
     repeated = sent_again(client, page)
 
     assert repeated.status_code == 410
-    assert "What you filled in was sent already" in text(repeated)
+    assert "The form was already sent" in text(repeated)
     assert f'href="{ADD}"' in text(repeated)
     assert Sink.objects.count() == 1
 
@@ -249,7 +249,7 @@ def test_what_is_too_large_to_be_kept_is_said_and_leaves_the_session_small(clien
     page = client.get(confirmed["Location"])
 
     assert confirmed["Location"] == ADD
-    assert "too large to be kept" in text(page)
+    assert "too large to be saved" in text(page)
     assert not Sink.objects.exists()
     assert len(Session.objects.get(pk=client.session.session_key).session_data) < MOST_BYTES
 

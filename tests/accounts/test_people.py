@@ -432,7 +432,7 @@ def test_who_invites_before_there_is_a_team_is_told_where_one_is_added(chief: Us
     Team.objects.add(name="Support", users=[], by=chief)
     after = text(asked.get("/people/invite/"))
 
-    assert 'There is no team yet to put them in. <a href="/people/teams/">Add a team</a>' in before
+    assert 'There are no teams yet. <a href="/people/teams/">Add a team</a>' in before
     assert "There is no team yet" not in after
 
 

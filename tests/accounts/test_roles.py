@@ -183,7 +183,7 @@ def test_a_role_that_holds_more_than_its_editor_is_shown_and_not_changed(clerk: 
     edited = confirmed(sign_in(clerk)).post(f"/people/roles/{role.pk}/", form)
     removed = confirmed(sign_in(clerk)).post(f"/people/roles/{role.pk}/delete/", follow=True)
 
-    assert "This role holds more than you do, so you cannot change it. You lack: View and export logs." in page
+    assert "This role has capabilities that you lack, so you cannot change it. You lack: View and export logs." in page
     assert "checked disabled" in check_of(page, HELD)
     assert ">Save<" not in page
     for answer in (edited, removed):

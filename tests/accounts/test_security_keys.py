@@ -86,7 +86,9 @@ def test_an_app_beside_a_key_shows_no_codes_again_and_goes_without_it(client_of:
     secret = page.partition('id="totp-secret"')[2].partition('value="')[2].partition('"')[0]
     turned_on = client_of.post("/settings/second-factor/activate/", {"code": code_of(secret)})
     assert turned_on["Location"] == INDEX
-    assert "Your security keys and recovery codes go on" in text(client_of.get("/settings/second-factor/deactivate/"))
+    assert "Your security keys and recovery codes keep working" in text(
+        client_of.get("/settings/second-factor/deactivate/")
+    )
 
     client_of.post("/settings/second-factor/deactivate/")
 

@@ -98,7 +98,7 @@ def test_a_form_of_who_was_signed_out_leads_to_sign_in_and_back_to_its_page(refe
 
     assert parse_qs(urlsplit(response["Location"]).query) == {"next": [back], "not_done": ["1"]}
     page = client.get(response["Location"])
-    assert "You are not signed in. What you sent was not done." in text(page)
+    assert "You are not signed in. Your last action was not carried out." in text(page)
     assert f'name="next" value="{back}"' in page.content.decode()
     assert not response.cookies
     assert "was not done" not in text(client.options("/settings/sessions/end-all", follow=True))

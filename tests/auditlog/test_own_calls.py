@@ -73,10 +73,10 @@ def test_my_refused_call_says_the_one_reason_that_is_known_and_opens(
     second = call_of(link, **off, at=datetime.now(UTC) + timedelta(seconds=1))
     opened = sign_in(max).get(f"/settings/calls/{second.uid}/")
 
-    assert "This tool is switched off on this gateway." in switched
+    assert "This tool is disabled on this gateway." in switched
     assert "or the policy does not allow it." in unknown, "it may have been the policy before"
     assert f'href="/settings/calls/{first.uid}/"' in switched
-    assert "The policy of this gateway blocks everything of this server." in text(opened)
+    assert "The policy of this gateway blocks this server." in text(opened)
     assert "tool_disabled" in text(opened)
     assert "/logs/" not in text(opened)
     assert sign_in(ann).get(f"/settings/calls/{second.uid}/").status_code == 404
@@ -211,11 +211,11 @@ def test_nothing_new_is_no_answer_and_the_wait_ends_by_itself(link: Connection, 
     assert client.get(again, headers=HTMX).status_code == 204
     with time_machine.travel(datetime.now(UTC) + timedelta(minutes=6)):
         asleep = client.get(again, headers=HTMX)
-        assert "This page has stopped asking." in text(asleep)
+        assert "This page has stopped checking." in text(asleep)
         assert "every 2s" not in text(asleep)
         call_of(link, at=datetime.now(UTC) - timedelta(minutes=1))
         woken = text(client.get(asleep.context["wait"].again_url, headers=HTMX))
-    assert ">Wait on</a>" in text(asleep)
+    assert ">Keep waiting</a>" in text(asleep)
     assert "Received: echo" in woken
 
 

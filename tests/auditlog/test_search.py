@@ -575,7 +575,7 @@ def test_a_time_nobody_gave_out_is_refused(seen: str, ana: User, sign_in: SignIn
     assert sign_in(ana).get("/logs/live/", {"seen": seen}).status_code == 400
 
 
-# --- The call again -----------------------------------------------------------------------------------------------
+# --- Repeat the call -----------------------------------------------------------------------------------------------
 
 
 def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in: SignIn) -> None:

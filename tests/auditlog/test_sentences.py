@@ -171,7 +171,7 @@ def test_a_name_stays_one_name(name: str) -> None:
 def test_no_name_ends_before_it_ends(name: str, said: str) -> None:
     event = Event(action="host.disabled", actor_email=ANA, target_type="host", target_label=name)
 
-    assert sentence(event) == f"{ANA} disabled the host {said}."
+    assert sentence(event) == f"{ANA} disabled the agent {said}."
 
 
 def test_what_is_no_address_is_marked_where_one_is_named() -> None:

@@ -123,7 +123,7 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
     assert latest is not None
     assert (latest.actor_id, latest.action.endswith(".enabled"), latest.target_id) == (judge.pk, True, sent["subject"])
     assert "Yes, this would go to its server now." in page(client, refused[-1], now=True)
-    assert "This is no longer so." in page(client, refused[-1])
+    assert "This no longer applies." in page(client, refused[-1])
 
 
 @pytest.mark.every_case
@@ -218,7 +218,7 @@ def test_for_what_has_ended_nothing_is_offered_to_switch_on(scene: Scene, sign_i
     scene.tool.disable(by=scene.owner)
     scene.host.disable(by=scene.owner)
     off, tool = scene.call("host_disabled"), scene.call("tool_disabled")
-    assert "Enable host" in page(judge, off)
+    assert "Enable agent" in page(judge, off)
     assert "Enable tool" in page(judge, tool)
 
     Connection.objects.archive_host(scene.host, by=scene.owner)
@@ -269,7 +269,7 @@ def test_an_act_for_what_is_not_there_does_nothing(sent: dict[str, str], ana: Us
     answer = sign_in(ana).post("/logs/remedy/", sent, follow=True)
 
     assert answer.redirect_chain == [("/logs/", 302)]
-    assert "There is nothing like this to switch on" in answer.content.decode()
+    assert "There is nothing like this to enable" in answer.content.decode()
     assert not Event.objects.exists()
 
 
@@ -468,7 +468,7 @@ def test_near_tools_are_told_in_the_trail_and_in_what_if(scene: Scene, viv: User
 
     assert f"near it: <code>{TOOL}</code>" in page(client, call)
     Assignment.objects.update(tool_policy=ToolPolicy.ALLOW_ALL)
-    assert "This is no longer so." not in page(client, call)  # Only the server knows.
+    assert "This no longer applies." not in page(client, call)  # Only the server knows.
     Assignment.objects.update(tool_policy=ToolPolicy.SELECTED)
     assert urlencode({"tool": TOOL}) in text(client.get("/logs/what-if/", query))
     answer = Rest.of(viv).get("/logs/what-if", **query).json()

@@ -96,7 +96,7 @@ def take(context: BrowserContext, live: workspace.Serve, look: str) -> None:
     page = context.pages[0]
     page.goto(f"{live.url}/logs/")
     steps.row(page, "denied: host disabled").get_by_role("link").first.click()
-    expect(page.locator("#drawer")).to_contain_text("Enable host")
+    expect(page.locator("#drawer")).to_contain_text("Enable agent")
     page.screenshot(path=PICTURES / f"refusal-{look}.png")
 
 

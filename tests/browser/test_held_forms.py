@@ -37,5 +37,5 @@ def test_it_is_sent_when_the_password_is_confirmed_and_back_leads_to_the_form_no
 
     expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
     page.go_back()
-    expect(page.get_by_role("heading", name="Not held any more")).to_be_hidden()
+    expect(page.get_by_role("heading", name="Form expired")).to_be_hidden()
     expect(page.get_by_role("heading", name="Confirmed")).to_be_hidden()

@@ -105,7 +105,7 @@ def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
     expect(page.locator("tbody tr")).to_have_count(2)
 
     page.locator("tbody .row-link").first.click()
-    expect(page.get_by_role("heading", name="The call again")).to_be_visible()
+    expect(page.get_by_role("heading", name="Repeat the call")).to_be_visible()
     assert "/mcp/quickstart" in page.locator("#curl-command").inner_text()
     expect(page.locator("tbody tr").first).to_have_attribute("aria-selected", "true")
     page.get_by_role("link", name="Older call").click()

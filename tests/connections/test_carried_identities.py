@@ -167,7 +167,7 @@ def test_a_mistake_in_the_form_loses_nothing_of_it(
     empty = sign_in(ann).post(url(link, place), new(secret=""), headers=OPEN)
 
     assert (taken.status_code, empty.status_code) == (422, 422)
-    assert "You have an identity with this label already." in text(taken)
+    assert "You already have a credential with this label." in text(taken)
     assert 'value="later"' in text(taken)
     assert "Paste your credential for GitHub" in text(empty)
     assert carried(link) is None
@@ -277,7 +277,7 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert "GitHub refused this credential when it was last tried." in now()
     Identity.objects.update(last_error="")
     own.disable(by=ann)
-    assert "switched off by you" in now()
+    assert "disabled by you" in now()
     assert f'action="/identities/{own.pk}/enable/"' in now()
     own.enable(by=ann)
     own.disable(by=ana)
@@ -285,14 +285,14 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert "/enable/" not in now()
     own.enable(by=ana)
     place.server.edit(url=f"{place.server.url}/v2", by=ana)
-    assert "Confirm that your identity may be sent there." in now()
+    assert "Confirm that your credential may be sent there." in now()
     assert f"/identities/{own.pk}/confirm/" in now()
     Identity.objects.get().confirm(by=ann)
     place.disable(by=ana)
     assert "An administrator switched GitHub off on Work. Your identity stays." in now()
     place.enable(by=ana)
     Identity.objects.get().revoke(by=ann)
-    assert "Its identity was revoked" in now()
+    assert "Its credential was revoked" in now()
     assert ">missing<" in now()
 
 
@@ -324,7 +324,7 @@ def test_a_new_per_user_server_puts_connections_on_needs_attention_and_says_so_t
     for page in (tab, f"/hosts/{link.host_id}/connections/", "/settings/mcp-connections?type=all"):
         assert "needs attention" in text(sign_in(ana).get(page)), page
     told = text(sign_in(ann).get("/"))
-    assert "CI bot on Work lacks your identity for Linear" in told
+    assert "CI bot on Work needs your credential for Linear" in told
     assert f"{PATH}?connection={link.pk}" in told
     assert Rest.of(ann).get(f"/connections/{link.pk}").json()["needs_identity"] is True
     Connection.objects.bring_identity(server=linear, label="mine", secret="s3cret", by=ann)

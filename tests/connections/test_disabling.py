@@ -144,7 +144,7 @@ def test_what_ends_all_connections_wants_the_name_typed(
     assert f"Type <b>{link.host.name}</b> to confirm" in asked
     assert 'data-kind="danger">OK' in asked
     assert refused.status_code == 422
-    assert "Nothing was done." in text(refused)
+    assert "Nothing was changed." in text(refused)
     assert (link.host.enabled, link.is_live) == (True, True)
 
 

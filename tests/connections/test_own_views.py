@@ -77,8 +77,8 @@ def test_a_member_switches_and_ends_their_own_without_any_capability(
     ended = client.post(f"{base}/revoke/", headers=OPEN)
 
     stops = "Calls to GitHub that use “work account” fail on the next request"
-    assert f"Disable this identity? {stops}. Nothing is deleted." in asked
-    assert f"Revoke this identity? {stops}, and its secret is wiped." in warned
+    assert f"Disable this credential? {stops}. Nothing is deleted." in asked
+    assert f"Revoke this credential? {stops}, and its secret is wiped." in warned
     for question in (asked, warned):
         assert "1 connection uses it." in question
         assert "Cuts 1 host, 1 user, 0 calls in 24 h." in question

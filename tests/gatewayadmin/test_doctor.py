@@ -247,7 +247,7 @@ def test_the_page_says_when_one_came_another_way(clinic: Clinic) -> None:
     """By the gateway's own port, while apps go through the proxy."""
     page = clinic.owner.http.get("/settings/oauth-doctor/").text
 
-    assert f"You came here by <code>localhost:{clinic.served.port}</code>" in page
+    assert f"You opened <code>localhost:{clinic.served.port}</code>" in page
 
 
 def test_the_command_passes(clinic: Clinic) -> None:

@@ -213,7 +213,7 @@ def deaf(endpoint: App, over: asyncio.Event) -> App:
 def test_what_its_server_calls_destructive_is_asked_for_once_more(run: Run, member: User) -> None:
     gateway_of(run, says, tool("say", annotations={"destructiveHint": True}))
 
-    assert "may destroy something" in sent(member)[1]
+    assert "may delete or overwrite data" in sent(member)[1]
     assert not Call.objects.exists()
     sent(member, act="sure")
     assert Call.objects.get().outcome == "ok"

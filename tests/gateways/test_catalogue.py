@@ -304,10 +304,10 @@ def test_where_the_roll_ups_cannot_tell_any_more_the_newest_calls_are_read_and_i
     monkeypatch.setattr("auditlog.rollups.reading.MOST_FROM_LOG", 0)
 
     assert entry(client, "search", "?sort=-calls").calls == 2
-    assert "only the newest are counted" not in client.get("/tools/").content.decode()
+    assert "Only the newest calls are counted" not in client.get("/tools/").content.decode()
     monkeypatch.setattr(catalogue, "MOST_READ", 1)
     assert entry(client, "search", "?sort=-calls").calls == 1
-    assert "only the newest are counted" in client.get("/tools/").content.decode()
+    assert "Only the newest calls are counted" in client.get("/tools/").content.decode()
 
 
 def test_words_and_effects_narrow_what_is_sorted_by_calls(work: Assignment, lab: Assignment, ana: User) -> None:

@@ -155,7 +155,7 @@ def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: 
     page = text(client.get("/gateways/work/tools/"))
     assert ">unavailable<" in page
     assert "The server did not answer in its time." in page
-    assert "Listed is what it said" in page
+    assert "Listed is its answer from" in page
     assert "Not asked for prompts yet." in text(client.get("/gateways/work/tools/?kind=prompt"))
 
 
@@ -287,7 +287,7 @@ def test_where_each_person_has_an_identity_the_tab_counts_who_was_asked_for(
 
     assert "Asked as 2 people" in page
     assert "1 without an answer: The server refused the credential stored for it." in page
-    assert "1 person, by an identity of their own" in text(client.get(f"/features/{github.features.get().pk}/"))
+    assert "1 person, with their own credential" in text(client.get(f"/features/{github.features.get().pk}/"))
 
 
 # --- Needs attention ----------------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ def test_the_page_shows_what_differs_and_no_character_stays_unseen(held: Feature
     assert "<del>description: &quot;Find pages.&quot;</del>" in page.replace("<b>", "").replace("</b>", "")
     assert 'first<mark class="unseen" title="RIGHT-TO-LEFT OVERRIDE">U+202E</mark>' in page.replace("</b><b>", "")
     assert OVERRIDE not in page
-    assert "holds characters that nobody sees: U+202E RIGHT-TO-LEFT OVERRIDE." in page
+    assert "contains invisible characters: U+202E RIGHT-TO-LEFT OVERRIDE." in page
     assert "<span>name: &quot;search&quot;</span>" in page
 
 
@@ -434,7 +434,7 @@ def test_the_page_says_why_clients_are_not_shown_it(held: Feature, ana: User, cl
         "The gateway is disabled.",
         "Docs is disabled, on every gateway.",
         "Docs is disabled on this gateway.",
-        "It is switched off.",
+        "It is disabled.",
     ):
         assert reason in page
 
@@ -471,7 +471,7 @@ def test_accept_asks_and_shows_clients_what_is_offered(held: Feature, ana: User,
     done = client.post(path, {"definition": held.offered_hash}, follow=True)
 
     held.refresh_from_db()
-    assert "It holds hidden characters: U+202E RIGHT-TO-LEFT OVERRIDE." in asked
+    assert "It contains hidden characters: U+202E RIGHT-TO-LEFT OVERRIDE." in asked
     assert "Nobody used it in the last 7 days." in asked
     assert (held.state, held.offered) == (FeatureState.APPROVED, None)
     assert "docs__search accepted" in text(done)
@@ -531,7 +531,11 @@ def test_the_settings_of_a_gateway_are_explained_and_kept(work: Gateway, client:
     )
 
     work.refresh_from_db()
-    for sentence in ("is shown to nobody until somebody accepts it", "Every call goes through", "hidden characters"):
+    for sentence in (
+        "New definitions are hidden until somebody accepts them",
+        "Every call goes through",
+        "hidden characters",
+    ):
         assert sentence in form
     assert (work.new_definitions, work.changed_definitions) == (OnArrival.WAIT, OnChange.WARN)
     assert "Wait for approval" in text(done)

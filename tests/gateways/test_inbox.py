@@ -49,7 +49,7 @@ def test_a_decision_leads_back_to_the_list_and_quarantine_stands_below(ana: User
 
     page = client.get(PATH).content.decode()
     assert "Nothing waits for a decision." in page
-    assert "In quarantine" in page
+    assert "Quarantined" in page
     assert set(Feature.objects.values_list("state", flat=True)) == {FeatureState.APPROVED, FeatureState.QUARANTINED}
 
 

@@ -261,7 +261,7 @@ def test_the_url_is_shown_while_the_name_is_typed(ana: User, sign_in: SignIn) ->
 
     assert "/mcp/support-2<" in text(client.get("/gateways/slug/?name=Support", headers=HTMX))
     assert "/mcp/mine<" in text(client.get("/gateways/slug/?name=Support&slug=mine", headers=HTMX))
-    assert "Ends the Gateway URL." in text(client.get("/gateways/slug/?name="))
+    assert "Last part of the Gateway URL" in text(client.get("/gateways/slug/?name="))
 
 
 def test_a_gateway_is_renamed_and_keeps_its_url(ana: User, sign_in: SignIn) -> None:

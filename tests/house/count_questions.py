@@ -853,7 +853,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "usage.caller": _used_by,
     "server.gateways": _server_gateways,
     "server.identities": _identities,
-    "server.limits": lambda ask: "{} s of silence, {} s a call".format(*_limits(ask)),
+    "server.limits": lambda ask: "Idle {} s, total {} s".format(*_limits(ask)),
     "server.places": lambda ask: Server.objects.get(pk=ask.pk).max_concurrent,
     "server.hours": _hours,
     "carried.others": _others,

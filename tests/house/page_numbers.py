@@ -225,7 +225,7 @@ class Page(HTMLParser):
             self.states.append(Shown(element.of, element.attrs["data-state"], words))
         if element.attrs.get("role") == "switch":
             label = next((one for one in reversed(self.open) if one.attrs.get("class") == "switch"), element)
-            blocked = label.attrs.get("title", "").removeprefix("Switched on, but ")
+            blocked = label.attrs.get("title", "").removeprefix("Enabled, but ")
             self.switches.append(Switch(element.of, "checked" in element.attrs, blocked))
 
     def about(self, kind: str) -> Iterator[Counted]:

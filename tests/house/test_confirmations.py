@@ -158,7 +158,7 @@ def test_nothing_that_is_to_be_typed_is_done_without(world: World) -> None:
         answer = walk.client.post(path, {"typed": "yes", "revoke": "1"})
 
         assert answer.status_code == 422, path
-        assert "That is not the name. Nothing was done." in answer.content.decode()
+        assert "The name does not match. Nothing was changed." in answer.content.decode()
     after = _rows()
     changed = {key for key in before if before[key] != after.get(key)}
 

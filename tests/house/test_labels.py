@@ -237,7 +237,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
     ),
     "/connections/{connection}/regenerate/": (
         "Regenerate token Regenerate this API access token? The old token stops working immediately.",
-        "The old token works on",
+        "The old token keeps working",
         "The new token is shown once.",
         "Cancel OK",
     ),
@@ -282,7 +282,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
     ),
     "/servers/github/": ("Overview Identities Gateways 1 Logs", "Test connection"),
     "/servers/github/disable/": ("Disable this server? GitHub stops on 1 gateway on the next request.",),
-    "/identities/{identity}/disable/": ("Disable this identity?",),
+    "/identities/{identity}/disable/": ("Disable this credential?",),
     "/settings/profile": ("My account", "change it"),
     "/settings/": ("Settings", "My account", "API Tokens", "Workspace", "MCP", "People Who is here"),
     "/settings/sessions": ("Sessions", "Sign out everywhere"),

@@ -693,7 +693,7 @@ INSIDE = {
     "Event.record",
     "Host.appear",
     "Host.playground",
-    "Provider.read_metadata_again",  # What its metadata say by now: read by *Test*, and as people sign in.
+    "Provider.read_metadata_again",  # Provider metadata by now: read by *Test*, and as people sign in.
     "Server.end_client_of_other_endpoints",
     "Sink.must_be_open_to",
     "Sink.set_up",

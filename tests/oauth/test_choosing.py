@@ -186,7 +186,7 @@ def test_back_from_the_second_server_leads_to_the_first(ana: User, sign_in: Sign
         ({"identity": "new", "secret": "ключ"}, "cannot be sent as a header"),
         ({"identity": "new", "secret": "x" * 4001}, "at most 4000 characters"),
         ({"identity": "new", "secret": "ok", "label": "x" * 81}, "at most 80 characters"),
-        ({"identity": "new", "secret": "ok", "label": "taken"}, "You have an identity with this label already."),
+        ({"identity": "new", "secret": "ok", "label": "taken"}, "You already have a credential with this label."),
         ({"identity": "nonsense"}, "Select a valid choice"),
         ({}, "Choose an identity, or skip this server."),
     ],

@@ -110,7 +110,7 @@ def test_an_app_whose_registrations_are_gone_says_so(viv: User, sign_in: SignIn)
     published()
     Registration.objects.all().delete()
 
-    assert "The app registers again by itself." in page_of(viv, sign_in, Host.objects.get())
+    assert "the app registers again automatically." in page_of(viv, sign_in, Host.objects.get())
 
 
 def test_agents_register_nothing_and_only_who_sees_hosts_sees_apps(ana: User, sign_in: SignIn) -> None:

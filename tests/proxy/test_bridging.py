@@ -85,7 +85,7 @@ def result_of(answer: httpx.Response) -> Object:
 
 
 def retry(agent: Agent, wanted: Object, answers: Any = GIVEN, **more: Any) -> httpx.Response:
-    """The call again, with this answer to each request."""
+    """Repeat the call, with this answer to each request."""
     responses = dict.fromkeys(wanted["inputRequests"], answers)
     return ask(agent, **{"inputResponses": responses, "requestState": wanted["requestState"], **more})
 

@@ -276,7 +276,7 @@ def test_people_sign_in_at_an_issuer_without_metadata_once_its_endpoints_are_ent
     assert "names no issuer where one could sign in." in words(github.begin(browser(ann)))
 
     assert Rest.of(boss).patch("/servers/github", endpoints).status_code == 200
-    assert "takes no clients that register themselves" in words(github.begin(browser(ann)))
+    assert "does not support automatic registration" in words(github.begin(browser(ann)))
     authorize = endpoints["authorization_endpoint"]
     page = browser(boss).get("/servers/github/client/")
     assert redirect_uri(*endpoints.values()) in page.content.decode()
@@ -370,7 +370,7 @@ def test_a_client_is_used_at_no_other_endpoints_than_those_it_was_entered_for(
     client = browser(ann)
     begun = github.begin(client)
     assert begun.status_code == 400
-    assert "takes no clients that register themselves" in words(begun)
+    assert "does not support automatic registration" in words(begun)
     identity.refresh_from_db()
     assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "settings")
     eventually(lambda: before in github.issuer.revoked)  # Where it was granted.
@@ -774,11 +774,11 @@ def test_after_several_sign_ins_without_an_answer_one_is_told_what_it_may_mean_a
 
     page = give_up(github, ben, MANY_UNFINISHED)
     assert "Refresh" in page
-    assert "came to no end" not in words(browser(boss).get("/servers/github/"))
+    assert "were not finished" not in words(browser(boss).get("/servers/github/"))
     page = give_up(github, ben, 1)
 
     assert "Refresh" not in page
-    told = "If its page shows an error, such as that it does not know this client, it has forgotten this gateway."
+    told = "If its page shows an error such as “unknown client”, it no longer knows this gateway."
     assert told in words(page)
     assert "ask an administrator to register this gateway again, on the page of the server GitHub" in words(page)
     assert "Register again" not in words(page)
@@ -788,14 +788,14 @@ def test_after_several_sign_ins_without_an_answer_one_is_told_what_it_may_mean_a
     assert told in words(overview)
     assert "Register again" in words(overview)
     viewer = make.user(Capability.SERVERS_TOGGLE, email="viv@example.com")
-    assert "came to no end" not in words(browser(viewer).get("/servers/github/"))
+    assert "were not finished" not in words(browser(viewer).get("/servers/github/"))
     reset = browser(boss).post("/servers/github/client/", {"reset": "1"})
     assert reset.status_code == 302
     assert Event.objects.filter(action="server.client_changed", actor_email=boss.email).count() == 1
     before.refresh_from_db()
     assert before.ended_at is not None
     assert github.sign_in(ben).status == "active"
-    assert "came to no end" not in words(browser(boss).get("/servers/github/"))
+    assert "were not finished" not in words(browser(boss).get("/servers/github/"))
     identity.refresh_from_db()
     assert identity.status == "active", "what was granted before is left alone"
 

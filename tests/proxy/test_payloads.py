@@ -132,7 +132,7 @@ def test_what_an_error_said_is_kept_without_secrets_whether_payloads_are_or_not(
         assert REDACTED in call.error_text
         assert not any(secret in call.error_text for secret in SECRETS)
     reading = reader()
-    assert "What the error said" in text(reading.get(f"/logs/{failed.uid}/"))
+    assert "Error text, secrets removed" in text(reading.get(f"/logs/{failed.uid}/"))
     assert reading.get(f"/api/logs/{refused.uid}").json()["error_text"] == refused.error_text
     assert [row.pk for row in reading.get("/logs/?q=message+contains+docs__none").context["page"].rows] == [unknown.pk]
 
@@ -281,7 +281,7 @@ def test_payloads_are_shown_to_their_capability_alone_and_are_in_no_file(agent: 
 
     assert "Lisbon" in shown
     assert "Lisbon" not in hidden
-    assert "Recorded, for those who may view recorded payloads." in hidden
+    assert "Recorded. Only people with “View recorded payloads” can see it." in hidden
     assert seer.get(f"/api/logs/{call.uid}").json()["request_payload"]["params"]["arguments"] == {"city": "Lisbon"}
     assert other.get(f"/api/logs/{call.uid}").json()["request_payload"] is None
     for client in (seer, other):

@@ -636,7 +636,7 @@ def test_an_issuer_that_takes_no_clients_by_itself_gets_the_one_an_administrator
     github.issuer.metadata = {"registration_endpoint": None}
     path = "/servers/github/authenticate/"
     page = browser(ann).post(path, {"next": NEXT}).content.decode()
-    assert "takes no clients that register themselves" in page
+    assert "does not support automatic registration" in page
     assert "/upstream-oauth/callback/" in page
     github.issuer.clients["entered"] = OAuthClientInformationFull.model_validate(
         {

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.xdist_group("scale out")
 DIRECT, READ = "GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"
 REPLICA_URL = "postgresql://gateway:secret@replica.internal:5432/gateway"
 PAGE = ROOT / "docs" / "how-to" / "scale-out.md"
-BEHIND = "Read from a copy of the database that is"
+BEHIND = "Read from a database replica that is"
 OK, UNAVAILABLE = httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE
 NEEDS_DIRECT = (
     "DATABASE_URL leads to a connection pooler in transaction mode, which can serve pages only: "

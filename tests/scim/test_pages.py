@@ -168,7 +168,7 @@ def test_the_page_of_a_provisioned_person_says_so_and_offers_what_can_be_done(
 
     page = text(browser.get(f"/people/{pk}/"))
     assert "provisioned" in page
-    assert "A directory made this account" in page
+    assert "A directory created this account" in page
     assert f"/people/{pk}/deactivate/" in page
     assert "ana@example.com" in text(browser.get("/people/?status=provisioned"))
     directory.deactivate(pk)

@@ -127,7 +127,7 @@ def test_asking_again_with_a_credential_lists_the_tools_and_keeps_what_was_typed
 
     page = sign_in(ana).post(PATH, values | {"test": "1", "gateways": [work.slug], "tools": "read_only"})
 
-    assert "It takes this credential." in text(page)
+    assert "It accepts this credential." in text(page)
     assert "create_issue" in text(page)
     assert "ghp_mine" not in text(page)
     form = page.context["form"]
@@ -201,7 +201,7 @@ def test_a_bare_address_leads_to_the_usual_path_where_the_server_is(
 
     assert page.context["asked"].found
     assert page.context["form"]["url"].value() == f"{bare}{path}"
-    assert f"Nothing answers at <code>{bare}</code> itself." in text(page)
+    assert f"No server at <code>{bare}</code>." in text(page)
 
 
 def test_the_first_real_server_gets_a_gateway_of_its_own_beside_the_demo(run: Run, ana: User, sign_in: SignIn) -> None:
@@ -475,7 +475,7 @@ def test_a_registry_is_searched_where_one_is_set_and_nowhere_else(
 
     assert not without.context.get("registered")
     assert [(tile.name, tile.url) for tile in page.context["registered"]] == [("notes", HTTP["url"])]
-    assert "The registry does not say whose an address is." in text(page)
+    assert "The registry does not verify who owns an address." in text(page)
     assert "?url=https%3A%2F%2Fnotes.example.com%2Fmcp" in text(page)
     assert "registered" not in quiet.context
     assert app.asked == [b"/v0.1/servers?search=notes&version=latest&limit=24"]  # type: ignore[attr-defined]

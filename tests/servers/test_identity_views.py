@@ -297,6 +297,6 @@ def test_a_revoked_identity_takes_no_other_secret(github: Server, ana: User, sig
 
     page = text(sign_in(ana).post(f"/identities/{identity.pk}/replace/", {"secret": SECRET}, follow=True))
 
-    assert "This identity has been revoked. Add a new one." in page
+    assert "This credential has been revoked. Add a new one." in page
     identity.refresh_from_db()
     assert identity.secret_ciphertext is None

@@ -110,7 +110,7 @@ def test_credentials_do_not_follow_a_server_to_another_place(url: str) -> None:
     ana = make.user()
     server = make.server(auth_type="bearer", url=OLD)
     own, shared = make.identity(server, ana), make.identity(server)
-    shared.disable(by=None)  # It may be switched on again.
+    shared.disable(by=None)  # It may be enabled again.
 
     with pytest.raises(
         AnotherPlace, match=r"^2 identities were given for https://old\.example\. Revoke them first, or "

@@ -128,7 +128,7 @@ def test_what_stands_against_a_sign_in_is_told(run: Run, github: Server) -> None
     refused = begin(browser(make.user()), {"server_id": str(github.pk)})
 
     assert (refused.status_code, refused.json()["code"]) == (409, "sign_in_refused")
-    assert "takes no clients that register themselves" in refused.json()["detail"]
+    assert "does not support automatic registration" in refused.json()["detail"]
 
 
 def test_a_server_that_names_another_issuer_is_an_event_with_the_sign_ins_it_ended(github: Server) -> None:

@@ -214,8 +214,8 @@ def test_a_disabled_identity_is_refused_before_the_issuer_is_asked(github: Githu
     held = browser(ann).post(path, {"next": NEXT})
 
     assert (own.status_code, held.status_code) == (400, 400)
-    assert "This identity is disabled. Enable it first, then sign in." in words(own)
-    assert "This identity is disabled. Ask an administrator to enable it first." in words(held)
+    assert "This credential is disabled. Enable it first, then sign in." in words(own)
+    assert "This credential is disabled. Ask an administrator to enable it first." in words(held)
 
 
 def test_an_identity_disabled_during_its_sign_in_keeps_what_it_had_and_the_new_tokens_are_revoked(
@@ -231,7 +231,7 @@ def test_an_identity_disabled_during_its_sign_in_keeps_what_it_had_and_the_new_t
     response = client.get(back)
 
     assert response.status_code == 400
-    assert "This identity is disabled." in words(response)
+    assert "This credential is disabled." in words(response)
     assert bytes(Identity.objects.get(pk=identity.pk).secret_ciphertext or b"") == before
     eventually(lambda: github.is_revoked(github.issuer.issued[1]))
     assert github.issuer.issued[0].refresh_token not in github.issuer.revoked
@@ -309,7 +309,7 @@ def test_an_identity_that_is_revoked_while_one_signs_in_again_stays_revoked(gith
 
     refused = client.get(back)
 
-    assert "This identity has been revoked. Add a new one." in words(refused)
+    assert "This credential has been revoked. Add a new one." in words(refused)
     assert Identity.objects.get().status == "revoked"
     assert len(github.issuer.issued) == 1, "the code was used"
 

@@ -18,7 +18,7 @@ from tests.rest import Rest
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 
 RIGHT, WRONG = "notes-key-that-works", "notes-key-mistyped"
-REFUSED = "Notes answered 401: it refused the credential. Use another, or keep it anyway."
+REFUSED = "Notes answered 401: it refused the credential. Use another one, or keep it anyway."
 
 
 def notes() -> App:
@@ -141,7 +141,7 @@ def test_a_refused_identity_is_made_whole_by_one_new_secret(
     wrong = client.post(path, {"secret": WRONG})
     right = client.post(path, {"secret": RIGHT})
 
-    assert "Notes refused this credential when it was last tried. Enter a new secret." in before
+    assert "Notes rejected this credential. Enter a new one." in before
     assert before.count(path) == 2  # At the connection, and in the list of what is stored.
     assert (wrong.status_code, REFUSED in text(wrong)) == (422, True)
     assert right.status_code == 302

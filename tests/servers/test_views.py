@@ -128,11 +128,11 @@ def test_the_list_is_narrowed_by_the_query_string(query: str, names: set[str], a
 
 def test_the_page_of_a_server_leads_to_its_tools_once_it_is_on_a_gateway(ana: User, sign_in: SignIn) -> None:
     server = make.server(slug="docs")
-    assert "What it offers" not in text(sign_in(ana).get("/servers/docs/"))
+    assert "Show tools" not in text(sign_in(ana).get("/servers/docs/"))
 
     make.assignment(make.gateway(), server)
 
-    assert '<a href="/tools/?server=docs">What it offers</a>' in text(sign_in(ana).get("/servers/docs/"))
+    assert '<a href="/tools/?server=docs">Show tools</a>' in text(sign_in(ana).get("/servers/docs/"))
 
 
 def test_archived_servers_are_gone_from_list_and_page(ana: User, sign_in: SignIn) -> None:
@@ -290,7 +290,7 @@ def test_a_server_is_asked_live_where_its_form_says_so(ana: User, sign_in: SignI
 
     client.post("/servers/add/", filled(name="Docs", slug="docs", lists_live="on"))
     assert Server.objects.get().lists_live
-    assert "Asked live" in client.get("/servers/docs/").content.decode()
+    assert "Fetched for each request" in client.get("/servers/docs/").content.decode()
 
     client.post("/servers/docs/edit/", filled(name="Docs"))
     assert not Server.objects.get().lists_live

@@ -297,10 +297,10 @@ def test_metadata_past_their_end_are_said_to_be_on_the_page_and_by_test(boss: Cl
     until = (timezone.now() + timedelta(days=1)).isoformat()
     Provider.edit(by=None, protocol="saml", name="Example", metadata_xml=metadata_of(ENTITY, SSO, PAIR, until=until))
     assert Provider.load().metadata_end_at is not None
-    assert "which has passed" not in boss.get(PAGE).content.decode()
+    assert "in the past: update" not in boss.get(PAGE).content.decode()
     Provider.objects.update(metadata_end_at="2026-01-01T00:00:00Z")
 
-    assert "which has passed: bring in new ones" in boss.get(PAGE).content.decode()
+    assert "in the past: update the metadata" in boss.get(PAGE).content.decode()
     assert "The metadata were valid until 2026-01-01 00:00 UTC" in try_provider(Provider.load(), by=None).detail
 
 

@@ -187,7 +187,7 @@ def test_anothers_identity_cannot_be_brought(ana: User, ann: User, bot: Host, wo
 
     refused = Rest.of(ana).post("/tokens", wanted(bot, work, identities={str(github.pk): str(theirs.pk)}))
 
-    assert errors(refused) == {"identities": [f"You have no usable identity {theirs.pk} for server {github.pk}."]}
+    assert errors(refused) == {"identities": [f"You have no usable credential {theirs.pk} for server {github.pk}."]}
 
 
 def test_a_server_everybody_reaches_alike_takes_no_identity(ana: User, bot: Host, work: Gateway, docs: Server) -> None:
@@ -195,7 +195,7 @@ def test_a_server_everybody_reaches_alike_takes_no_identity(ana: User, bot: Host
 
     refused = Rest.of(ana).post("/tokens", wanted(bot, work, identities={str(docs.pk): str(mine.pk)}))
 
-    assert errors(refused) == {"identities": [f"Server {docs.pk} takes no identity of yours on this gateway."]}
+    assert errors(refused) == {"identities": [f"Server {docs.pk} takes no credential of yours on this gateway."]}
     assert not Connection.objects.exists()
 
 

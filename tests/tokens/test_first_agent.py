@@ -109,7 +109,7 @@ def test_who_may_not_add_agents_is_told_whom_to_ask(work: Gateway, sign_in: Sign
 
     shown = text(client.get(PAGE, CHOSEN))
 
-    assert "You need one that takes enrolment, or the capability <i>Create and manage API tokens</i>" in shown
+    assert "You need an agent with enrolment, or the capability <i>Create and manage API tokens</i>" in shown
     assert "Ask for it" in shown
     assert "Name your agent" not in shown
     assert client.post(MAKING, {"name": "CI bot"} | CHOSEN).status_code == 403

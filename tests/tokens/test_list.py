@@ -268,7 +268,7 @@ def test_of_many_agents_a_few_are_offered_and_the_rest_is_found_by_name(ana: Use
     assert '<input type="hidden" name="gateway" value="work">' in text(first)
     assert [host.name for host in found.context["hosts"]] == ["bot 10"]
     assert text(found).lstrip().startswith('<fieldset class="field" id="hosts">')
-    assert "No token-based host matches." in text(client.get(f"{PATH}/create", {"q": "x"}))
+    assert "No agent matches." in text(client.get(f"{PATH}/create", {"q": "x"}))
 
 
 @pytest.mark.parametrize(("words", "found_of"), [("", 16), ("ci", 8), ("ana's bot", 8), ("nobody", 0)])

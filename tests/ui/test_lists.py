@@ -280,7 +280,7 @@ def asked_and_done(client: Client, path: str, picks: list[str]) -> tuple[str, st
     asked = client.post(path, {"pick": picks})
     said = html.unescape(asked.content.decode())
     assert asked.status_code == 200
-    assert "That is not the name" not in said
+    assert "The name does not match" not in said
     number = re.search(r"Type <b>(.*?)</b> to confirm", said)[1]  # type: ignore[index]
     wrong = client.post(path, {"pick": picks, "typed": f"not {number}"})
     assert wrong.status_code == 422

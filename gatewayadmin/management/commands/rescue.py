@@ -45,7 +45,7 @@ class Command(WorkspaceCommand):
             raise CommandError(f"{error} Or add --end-enforcement.") from error
         if options["link"] or not person.has_usable_password():
             link = password_links.password_link(person, public_url())
-            lines.append(f"They choose a password at {link}\nThe link works once. Whoever opens it becomes them.")
+            lines.append(f"They choose a password at {link}\nThe link works once. Anyone who opens it becomes them.")
         self.stdout.write("\n".join(lines))
 
 
