@@ -18,8 +18,10 @@ __all__ = [
     "Capability",
     "CapabilityRequired",
     "Held",
+    "Holder",
     "can",
     "capability_or_404",
+    "meets",
     "own_resource",
     "requires",
 ]
@@ -48,6 +50,13 @@ class CapabilityRequired(PermissionDenied):
     def capability(self) -> Capability:
         """The capability to ask for first."""
         return self.capabilities[0]
+
+
+def meets(holder: Holder, needs: Held) -> bool:
+    """Return whether the holder has what `needs` requires."""
+    if needs is None or isinstance(needs, Capability):
+        return needs is None or holder.has_perm(needs)
+    return (all if isinstance(needs, frozenset) else any)(map(holder.has_perm, needs))
 
 
 def capability_or_404(slug: str) -> Capability:

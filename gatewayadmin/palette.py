@@ -1,4 +1,4 @@
-"""The command palette: pages and actions by name, within the user's capabilities.
+"""The command palette: pages, lists, actions and help by name, within the user's capabilities.
 
 Each search queries the database for what the user may see. Actions that need confirmation lead to its page; others are
 executed at once.
@@ -22,15 +22,19 @@ from django.views.decorators.http import require_GET
 
 from accounts.models import User
 from accounts.people_forms import matching_words
+from auditlog.filters import ListOptions
 from capabilities import Capability, own_resource
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, SEES_SERVERS
+from capabilities.catalogue import SEES_HOSTS, SEES_SERVERS
+from gatewayadmin.help.documents import search
+from gatewayadmin.palette_calls import calls_described
+from gatewayadmin.palette_pages import LISTS, PAGES, TO_DO, Offer, offered
 from gateways.catalogue import Catalogue
 from gateways.models import Gateway
 from hosts.models import Host
 from servers.models import Server
 from tokens.models import Token, called
 from tokens.rows import ENDING, of_status, tokens_visible_to
-from ui.pages import AppRequest, show, text_of
+from ui.pages import AppRequest, show, text_of, with_query
 
 SHOWN = 5  # Of each kind; a longer search text finds the others.
 VERBS = ("disable", "enable", "rename", "revoke", "regenerate", "deactivate", "reactivate")
@@ -74,10 +78,16 @@ def matching_entries(user: User, words: str) -> list[PaletteGroup]:
     verb, name = _verb(words)
     things = _things(user, name)
     acts = [entry for thing in things for entry in thing.acts if not verb or entry.text.lower().startswith(verb)]
-    do = PaletteGroup("Do", [*_matching(_to_do(user), words), *islice(acts, SHOWN if verb else 3)])
+    do = PaletteGroup("Do", [*_matching(TO_DO, user, words), *islice(acts, SHOWN if verb else 3)])
     named = [PaletteGroup(kind, [one.entry for one in things if one.kind == kind]) for kind in KINDS if not verb]
     # Things come first, so that Enter opens a page and executes nothing.
-    return [*named, do, PaletteGroup("Pages", list(_matching(_pages(user), words)))]
+    return [
+        *named,
+        do,
+        PaletteGroup("Pages", list(_matching(PAGES, user, words))),
+        PaletteGroup("Lists", list(_lists(user, words)) if words else []),
+        PaletteGroup("Help", list(_help(words))),
+    ]
 
 
 def _verb(words: str) -> tuple[str, str]:
@@ -87,69 +97,36 @@ def _verb(words: str) -> tuple[str, str]:
     return (verb, rest) if verb else ("", words)
 
 
-def _matching(entries: Iterable[PaletteEntry], words: str) -> Iterator[PaletteEntry]:
-    """Return the entries whose text contains all words."""
+# --- Entries without the name of a thing ----------------------------------------------------------------------------
+
+
+def _matching(offers: Iterable[Offer], user: User, words: str) -> Iterator[PaletteEntry]:
+    """Yield the offers with all words, those with them in the text first."""
     wanted = words.lower().split()
-    return (entry for entry in entries if all(word in entry.text.lower() for word in wanted))
+    may = list(offered(offers, user))
+    by_text = [one for one in may if all(word in one.text.lower() for word in wanted)]
+    by_words = [one for one in may if one not in by_text and _is_about(one, wanted)]
+    for one in (*by_text, *by_words):
+        yield PaletteEntry(one.text, with_query(reverse(one.view), one.query), one.icon)
 
 
-# --- Pages and acts without a name ---------------------------------------------------------------------------------
-
-type Offer = tuple[str, str, str, tuple[Capability, ...]]
-
-TO_DO: tuple[Offer, ...] = (
-    ("Connect an agent", "oauth:connect", "connection", ()),
-    ("Add API access token-based host", "hosts:add", "add", (Capability.API_TOKENS_MANAGE,)),
-    ("Add a gateway", "gateways:add", "add", (Capability.GATEWAYS_MANAGE,)),
-    ("Add a server", "servers:add", "add", (Capability.SERVERS_MANAGE,)),
-    ("Invite somebody", "accounts:invite", "add", (Capability.PEOPLE_MANAGE,)),
-    ("Run a tool", "playground", "play", ()),
-    ("Create a token", "tokens:create", "key", ()),
-    ("Create an API key", "tokens:create_api_key", "key", ()),
-)
-PAGES: tuple[Offer, ...] = (
-    ("Dashboard", "overview", "overview", ()),
-    ("Apps & Agents", "hosts:list", "apps", SEES_HOSTS),
-    ("Gateways", "gateways:list", "gateway", ()),
-    ("Servers", "servers:list", "server", SEES_SERVERS),
-    ("Tools", "gateways:catalogue", "tool", ()),
-    ("Playground", "playground", "play", ()),
-    ("Changed definitions", "gateways:changed", "warning", ()),
-    ("Logs", "auditlog:calls", "logs", (Capability.LOGS_READ,)),
-    ("What if", "auditlog:what_if", "help", (Capability.LOGS_READ,)),
-    ("MCP Connections", "connections:mcp", "connection", SEES_CONNECTIONS),
-    ("API Tokens", "tokens:list", "key", ()),
-    ("API keys", "tokens:api_keys", "key", ()),
-    ("My identities", "connections:mine", "identity", ()),
-    ("My calls", "auditlog:own", "logs", ()),
-    ("People", "accounts:people", "people", (Capability.PEOPLE_MANAGE,)),
-    ("Roles", "accounts:roles", "people", (Capability.PEOPLE_MANAGE,)),
-    ("Teams", "gateways:teams", "people", (Capability.PEOPLE_MANAGE,)),
-    ("Capabilities reference", "accounts:capabilities", "policy", ()),
-    ("Settings", "accounts:settings", "settings", ()),
-    ("Workspace settings", "accounts:workspace", "settings", (Capability.WORKSPACE_MANAGE,)),
-    ("OAuth doctor", "doctor", "trace", (Capability.GATEWAYS_MANAGE,)),
-    ("Admin events", "auditlog:events", "trace", (Capability.AUDIT_READ,)),
-    ("Profile and password", "accounts:profile", "user", ()),
-    ("Sessions", "accounts:sessions", "lock", ()),
-    ("Second factor", "mfa_index", "shield", ()),
-)
+def _is_about(offer: Offer, wanted: list[str]) -> bool:
+    """Return whether all words begin a word of the offer."""
+    known = f"{offer.text} {offer.words}".lower().split()
+    return all(any(one.startswith(word) for one in known) for word in wanted)
 
 
-def _to_do(user: User) -> Iterator[PaletteEntry]:
-    yield from _offered(TO_DO, user)
-    if user.has_perm(Capability.LOGS_READ):
-        yield PaletteEntry("Show denied calls", f"{reverse('auditlog:calls')}?q=denied", "denied")
+def _lists(user: User, words: str) -> Iterator[PaletteEntry]:
+    """Yield lists with a filter: calls of an outcome or a time, and those with the words in their name."""
+    if user.has_perm(Capability.LOGS_READ) and (found := calls_described(words, ListOptions.of(user.log_look).zone)):
+        yield PaletteEntry(found.text, with_query(reverse("auditlog:calls"), found.query), "logs")
+    yield from _matching(LISTS, user, words)
 
 
-def _pages(user: User) -> Iterator[PaletteEntry]:
-    return _offered(PAGES, user)
-
-
-def _offered(offers: Iterable[Offer], user: User) -> Iterator[PaletteEntry]:
-    for text, name, icon, capabilities in offers:
-        if not capabilities or any(map(user.has_perm, capabilities)):
-            yield PaletteEntry(text, reverse(name), icon)
+def _help(words: str) -> Iterator[PaletteEntry]:
+    for one in search(words, SHOWN):
+        section = f": {one.title}" if one.title else ""
+        yield PaletteEntry(one.document.title + section, one.url, "help", note=one.document.kind)
 
 
 # --- Things with a name --------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ PACKAGE = Path(__file__).resolve().parent
 BASE_DIR = PACKAGE.parent
 IS_INSTALLED = (PACKAGE / "templates").is_dir()  # From a wheel, which has the folders beside us here.
 FILES = PACKAGE if IS_INSTALLED else BASE_DIR
+DOCS = FILES / "docs"
 
 # --- The installation ---------------------------------------------------------------------------------------------
 
@@ -68,6 +69,8 @@ ARCHIVE_KEYS = secret("GATEWAY_ARCHIVE_KEYS")
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
 SERVER_REGISTRY = web_address("GATEWAY_SERVER_REGISTRY", "")
 FAST_HTTP = switch_value("GATEWAY_FAST_HTTP", default=True)
+HELP_IS_PUBLIC = switch_value("GATEWAY_HELP_PUBLIC", default=False)
+REPORT_URL = environment.link("GATEWAY_REPORT_URL")
 LOG_REQUESTS = switch_value("GATEWAY_LOG_REQUESTS", default=False)
 PRIVATE_UPSTREAMS = networks("GATEWAY_PRIVATE_UPSTREAMS")
 PRIVATE_ISSUERS = origins("GATEWAY_PRIVATE_ISSUERS")
@@ -194,6 +197,8 @@ TEMPLATES = [
                 "django.contrib.messages.context_processors.messages",
                 "capabilities.can",
                 "gatewayadmin.overview.attention",
+                "gatewayadmin.help.topics.guide",
+                "gatewayadmin.shortcuts.letters",
                 "auditlog.replica.lag",
             ]
         },

@@ -9,10 +9,12 @@ from accounts.sign_in_limits import posts_from_one_address, posts_of_one_person
 from gatewayadmin import first_steps
 from gatewayadmin.admin.base import site
 from gatewayadmin.doctor.views import doctor
+from gatewayadmin.help import views as help_views
 from gatewayadmin.overview import overview
 from gatewayadmin.palette import palette
 from gatewayadmin.password_reset import AskForReset, ChangePassword, SetPassword
 from gatewayadmin.playground.views import playground
+from gatewayadmin.shortcuts import go, keys
 from sso.views import SignOut
 
 _ROOMS = (
@@ -75,6 +77,13 @@ _second_factor = [
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("find/", palette, name="palette"),
+    path("keys/", keys, name="keys"),
+    path("go/<slug:key>/", go, name="go"),
+    path("help/", help_views.index, name="help"),
+    path("help/files/<path:path>", help_views.file, name="help_file"),
+    path("help/<path:path>.md", help_views.source, name="help_source"),
+    path("help/<path:path>/", help_views.page, name="help_page"),
+    path("llms.txt", help_views.llms, name="llms"),
     path("setup/", first_steps.steps, name="setup"),
     path("setup/dismiss/", first_steps.dismiss, name="dismiss_setup"),
     path("playground/", playground, name="playground"),

@@ -138,6 +138,17 @@ def path_or_url(name: str) -> str:
     return value
 
 
+def link(name: str) -> str:
+    """Return an http or https URL, or a mailto: link; empty if the variable is unset."""
+    value = text(name)
+    parts = urlsplit(value)
+    is_mail = parts.scheme == "mailto" and "@" in parts.path
+    is_web = parts.scheme in ("http", "https") and parts.hostname
+    if value and (any(sign.isspace() for sign in value) or not (is_mail or is_web)):
+        refuse(name, f"must be a link such as https://help.example.com/new or mailto:help@example.com, not {value!r}.")
+    return value
+
+
 def web_address(name: str, default: str) -> str:
     """Return a base URL without trailing slash."""
     value = text(name, default)

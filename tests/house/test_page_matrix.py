@@ -108,6 +108,11 @@ STRANGERS = {
     "account_reset_password_from_key_done": 200,
     "accounts:invitation": 410,
     "accounts:join": 410,
+    "help": 302,
+    "help_file": 302,
+    "help_page": 302,
+    "help_source": 302,
+    "llms": 302,
     "sso:begin": 405,
     "sso:callback": 404,
     "sso:backchannel_logout": 405,
@@ -148,7 +153,13 @@ def taken(route: URLPattern, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def address(site: Site, name: str, route: URLPattern) -> str:
-    values = {"slug": site.things["gateway_slug"], "client_id": "nobody", "uidb36": "1", "key": "no-key"}
+    values = {
+        "slug": site.things["gateway_slug"],
+        "client_id": "nobody",
+        "uidb36": "1",
+        "key": "no-key",
+        "path": "concepts",
+    }
     return reverse(name, kwargs=taken(route, values))
 
 

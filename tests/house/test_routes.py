@@ -19,6 +19,11 @@ PUBLIC = {
     "account_reset_password_from_key_done",
     "accounts:invitation",
     "accounts:join",
+    "help",  # These five ask for a sign-in themselves, unless the operator makes the documentation public.
+    "help_file",
+    "help_page",
+    "help_source",
+    "llms",
     "mfa_authenticate",
     "sso:begin",
     "sso:callback",

@@ -25,7 +25,7 @@ from wire.versions import NAME, VERSION
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
-APART = {"static", "templates"}  # Beside the packages in a checkout, in one of them when installed.
+APART = {"docs", "static", "templates"}  # Beside the packages in a checkout, in one of them when installed.
 
 
 @pytest.fixture(scope="session")

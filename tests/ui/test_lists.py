@@ -175,6 +175,11 @@ def test_one_act_on_a_row_is_taken_back_by_its_toast(ana: User, sign_in: SignIn)
 
 
 def found(client: Any, words: str) -> list[tuple[str, str]]:
+    """The entries for these words, without those of the documentation."""
+    return [(text, url) for text, url in found_with_help(client, words) if not url.startswith("/help/")]
+
+
+def found_with_help(client: Any, words: str) -> list[tuple[str, str]]:
     page = client.get("/find/", {"q": words}, headers=HTMX).content.decode()
     links = re.findall(r'<a href="([^"]+)">.*?<span>([^<]*)</span>(?:<small|</a)', page)
     posts = re.findall(r'<form method="post" action="([^"]+)">.*?<span>([^<]*)</span>(?:<small|</button)', page)
@@ -195,7 +200,7 @@ def test_the_palette_finds_things_by_name_and_what_may_be_done_with_them(ana: Us
     assert list(verbs) == ["Disable Nightly report"]
     assert f"/tokens/{make_pk(token)}/revoke/" in dict(found(client, "revoke nightly")).values()
     assert dict(found(client, "add a serv")) == {"Add a server": "/servers/add/"}
-    assert dict(found(client, "admin ev")) == {"Admin events": "/settings/admin-events/"}
+    assert dict(found(client, "profile and")) == {"Profile and password": "/settings/profile"}
 
 
 def acts(client: Any, words: str) -> list[tuple[str, str, str]]:
@@ -203,7 +208,11 @@ def acts(client: Any, words: str) -> list[tuple[str, str, str]]:
     page = client.get("/find/", {"q": words}, headers=HTMX).content.decode()
     opened, inside = r'<(?:a href|form method="post" action)="([^"]+)">', r"(?:(?!</a|</form).)*?"
     act = rf"{opened}{inside}<span>([^<]*)</span><small>([^<]*)</small>"
-    return [(f"{'post' if 'form' in m[0] else 'go'} {m[1]}", m[2], m[3]) for m in re.finditer(act, page)]
+    return [
+        (f"{'post' if 'form' in m[0] else 'go'} {m[1]}", m[2], m[3])
+        for m in re.finditer(act, page)
+        if not m[1].startswith("/help/")
+    ]
 
 
 def test_an_act_of_the_palette_names_the_kind_and_an_app_that_names_itself_is_not_enabled_there(
@@ -248,10 +257,39 @@ def test_the_palette_shows_as_denied_what_the_dashboard_counts_as_denied(ana: Us
     client = sign_in(ana)
     counted = client.get("/").context["traffic"].denied
 
-    listed = client.get(dict(found(client, "denied"))["Show denied calls"]).context["page"]
+    listed = client.get(dict(found(client, "denied"))["Refused calls"]).context["page"]
 
     assert {call.outcome for call in listed.rows} == {"denied", "unauthorized", "rate_limited"}
     assert str(counted) == "3"
+
+
+TRADE_WORDS = (
+    *("sso", "audit", "export", "kill switch", "idle", "disable tool", "least privilege", "siem", "prompt injection"),
+    *("policy", "rbac", "mfa", "offboard", "webhook", "rotate", "backup", "docs"),
+)
+
+
+def test_the_palette_finds_help_and_pages_by_the_words_of_the_trade(ana: User, ann: User, sign_in: SignIn) -> None:
+    administrator, member = sign_in(ana), sign_in(ann)
+
+    for words in TRADE_WORDS:
+        assert any(url.startswith("/help/") for _, url in found_with_help(administrator, words)), words
+        assert found_with_help(member, words), words
+    assert ("Sign-in by your organisation", "/settings/sso/") in found(sign_in(make.user(*Capability)), "saml")
+    assert dict(found(administrator, "stale agents"))["Tokens idle for 90 days"].endswith("?owner=all&amp;care=idle")
+
+
+def test_the_palette_leads_to_calls_of_an_outcome_and_a_time(ana: User, sign_in: SignIn) -> None:
+    refused = make.call(outcome="denied", host_name="Nightly")
+    make.call(outcome="ok", host_name="Nightly")
+    client = sign_in(ana)
+
+    today = html.unescape(dict(found(client, "refused today nightly"))["Refused calls with “nightly” today"])
+    yesterday = html.unescape(dict(found(client, "refused yesterday"))["Refused calls yesterday"])
+
+    assert [call.pk for call in client.get(today).context["page"].rows] == [refused.pk]
+    assert client.get(yesterday).context["page"].rows == []
+    assert found(sign_in(make.user()), "refused yesterday") == []
 
 
 @pytest.mark.parametrize("words", ["\0", "night\0ly", "enable \0"])

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.template.context import RequestContext
 from django.urls import reverse
 
-from capabilities import Capability, Held
+from capabilities import Capability, Held, meets
 from capabilities.catalogue import SEES_CONNECTIONS
 from wire.versions import with_commit
 
@@ -106,7 +106,7 @@ def settings_groups(context: RequestContext) -> list[SettingsGroup]:
     """Return the groups with the pages the user may open, without empty groups."""
     request: HttpRequest = context["request"]
     groups = [
-        SettingsGroup(title, [_link(one, request.path) for one in settings if _may_open(one, request)])
+        SettingsGroup(title, [_link(one, request.path) for one in settings if meets(request.user, one.needs)])
         for title, settings in GROUPS.items()
     ]
     return [group for group in groups if group.links]
@@ -118,13 +118,6 @@ def groups_below(context: RequestContext) -> list[SettingsGroup]:
     path: str = context["request"].path
     is_setting = path.startswith(reverse("accounts:settings")) and not path.startswith(reverse("auditlog:events"))
     return settings_groups(context) if is_setting else []
-
-
-def _may_open(setting: Setting, request: HttpRequest) -> bool:
-    needs = setting.needs
-    if needs is None or isinstance(needs, Capability):
-        return needs is None or request.user.has_perm(needs)
-    return (all if isinstance(needs, frozenset) else any)(map(request.user.has_perm, needs))
 
 
 def _link(setting: Setting, path: str) -> Link:

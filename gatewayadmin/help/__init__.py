@@ -1,0 +1,1 @@
+"""The documentation in docs/, served at /help/, and links from the pages to it."""

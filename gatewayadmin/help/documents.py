@@ -1,0 +1,202 @@
+"""The pages of docs/: their order, titles and summaries from docs/index.md, their HTML, and a search."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from django.conf import settings
+from django.urls import reverse
+from django.utils.safestring import SafeString
+
+from gatewayadmin.help.markdown import Section, plain, render, sections_of
+
+FOUND = 20  # Results of a search.
+IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
+INDEX = "index"
+KINDS = {
+    "how-to": "How-to",
+    "reference": "Reference",
+    "explanation": "Explanation",
+    "decisions": "Decision",
+}
+_WEIGHTS = {"how-to": 1.3, "reference": 1.0, "explanation": 0.9, "decisions": 0.3}
+
+
+@dataclass(frozen=True)
+class Document:
+    """One page of the documentation. `path` is that of its file below docs/, without `.md`."""
+
+    path: str
+    summary: str = ""
+
+    @cached_property
+    def source(self) -> str:
+        return (settings.DOCS / f"{self.path}.md").read_text(encoding="utf-8")
+
+    @cached_property
+    def html(self) -> SafeString:
+        return render(self.source, self.path, url_of)
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        return sections_of(self.source)
+
+    @property
+    def title(self) -> str:
+        return self.sections[0].title
+
+    @property
+    def kind(self) -> str:
+        return KINDS.get(self.path.partition("/")[0], "Start")
+
+    @property
+    def url(self) -> str:
+        return _page_url(self.path)
+
+    @property
+    def weight(self) -> float:
+        return _WEIGHTS.get(self.path.partition("/")[0], 1.1)
+
+
+class Group(NamedTuple):
+    """Pages under one heading of docs/index.md."""
+
+    title: str
+    documents: list[Document]
+
+
+class Found(NamedTuple):
+    """A page that a search found, at its best section; `text` is the part of it with the words."""
+
+    document: Document
+    title: str
+    url: str
+    text: str
+
+
+def url_of(path: str) -> str | None:
+    """Return the URL of a file below docs/; None if nothing is served for it."""
+    stem, _, ending = path.rpartition(".")
+    if ending == "md":
+        return _page_url(stem) if stem in documents() else None
+    return reverse("help_file", args=[path]) if image(path) else None
+
+
+def _page_url(path: str) -> str:
+    if path == INDEX:
+        return reverse("help")
+    return reverse("help_page", args=[path.removesuffix("/README")])
+
+
+def image(path: str) -> Path | None:
+    """Return the file of an image below docs/."""
+    return _images().get(path)
+
+
+@cache
+def _images() -> dict[str, Path]:
+    files = (file for file in settings.DOCS.rglob("*") if file.suffix in IMAGES)
+    return {file.relative_to(settings.DOCS).as_posix(): file for file in files}
+
+
+@cache
+def documents() -> dict[str, Document]:
+    """Return all pages by path."""
+    summaries = {path: summary for _, entries in _index() for path, summary in entries}
+    paths = (file.relative_to(settings.DOCS).as_posix().removesuffix(".md") for file in settings.DOCS.rglob("*.md"))
+    return {path: Document(path, summaries.get(path, "")) for path in sorted(paths)}
+
+
+def document(path: str) -> Document | None:
+    """Return the page of a URL below /help/; None if there is none."""
+    return documents().get(path) or documents().get(f"{path}/README")
+
+
+@cache
+def groups() -> list[Group]:
+    """Return the pages in the order of docs/index.md."""
+    return [Group(title, [documents()[path] for path, _ in entries]) for title, entries in _index() if entries]
+
+
+_LINKED = re.compile(r"\]\(([\w/-]+)\.md\)")
+
+
+@cache
+def _index() -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the headings of docs/index.md, each with the paths and summaries below it.
+
+    A page's summary is the other cell of its table row.
+    """
+    found: list[tuple[str, list[tuple[str, str]]]] = [("Start", [])]
+    for line in (settings.DOCS / f"{INDEX}.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            found.append((line.removeprefix("## "), []))
+        cells = [cell for cell in line.strip("|").split("|") if not _LINKED.search(cell)] if line[:1] == "|" else []
+        found[-1][1].extend((path, plain(" ".join(cells))) for path in _LINKED.findall(line))
+    return found
+
+
+# --- Search --------------------------------------------------------------------------------------------------------
+
+
+def search(words: str, limit: int = FOUND) -> list[Found]:
+    """Return the pages that contain all words, the best first."""
+    wanted = [_stem(word) for word in words.lower().split()]
+    if not wanted:
+        return []
+    scored = [(score, one) for page in documents().values() if page.path != INDEX for score, one in _best(page, wanted)]
+    scored.sort(key=lambda pair: (-pair[0], pair[1].document.path))
+    return [one for _, one in scored[:limit]]
+
+
+def _stem(word: str) -> str:
+    """Return the word without the ending of a plural or a verb form: `exports` finds `export`."""
+    for ending in ("ing", "ed", "s"):
+        if word.endswith(ending) and len(word) - len(ending) >= 4:
+            return word.removesuffix(ending)
+    return word
+
+
+def _best(page: Document, wanted: list[str]) -> list[tuple[float, Found]]:
+    """Return the best section of a page with its score; empty if the page lacks a word."""
+    head = f"{page.title} {page.summary}".lower()
+    scores = [(_score(head, section, wanted), section) for section in page.sections]
+    score, section = max(scores, key=lambda pair: pair[0])
+    if not score:
+        return []
+    url = f"{page.url}#{section.anchor}" if section.anchor else page.url
+    title = section.title if section.anchor else ""
+    return [(score * page.weight, Found(page, title, url, _excerpt(page, section, wanted)))]
+
+
+def _score(head: str, section: Section, wanted: list[str]) -> float:
+    """Return how well a section fits: words in titles count more, and 0 means that a word is missing."""
+    title, text = section.title.lower(), section.text.lower()
+    total = 0.0
+    for word in wanted:
+        score = 8 * _begins(word, head) + 5 * _begins(word, title) + min(3, text.count(word))
+        if not score:
+            return 0
+        total += score
+    phrase = " ".join(wanted)
+    return total + (6 if len(wanted) > 1 and phrase in f"{head} {title} {text}" else 0)
+
+
+def _begins(word: str, text: str) -> bool:
+    """Return whether a word of the text begins with `word`."""
+    return f" {word}" in f" {text}".replace("(", " ").replace("-", " ")
+
+
+def _excerpt(page: Document, section: Section, wanted: list[str]) -> str:
+    """Return the part of the section around the first word, or the page's summary."""
+    text = section.text
+    at = min((place for word in wanted if (place := text.lower().find(word)) >= 0), default=-1)
+    if at < 0:
+        return page.summary[:1].upper() + page.summary[1:]
+    begin = text.rfind(". ", 0, at) + 2 if at > 80 else 0
+    begin = max(begin, at - 80)
+    return ("… " if begin and text[begin - 2] != "." else "") + text[begin : begin + 180]

@@ -1,0 +1,79 @@
+"""Which page of the documentation each page links to."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.http import HttpRequest
+from django.utils.functional import SimpleLazyObject
+
+from gatewayadmin.help.documents import Document, documents
+
+# By the name of the URL, or of all URLs of an app (with a colon at the end).
+_TOPICS = {
+    "overview": "quickstart",
+    "setup": "quickstart",
+    "playground": "how-to/tools",
+    "doctor": "how-to/connect-a-client",
+    "mfa_index": "how-to/people-and-roles",
+    "account_login": "how-to/for-an-invited-developer",
+    "account_reset_password": "how-to/people-and-roles",
+    "accounts:": "how-to/people-and-roles",
+    "accounts:settings": "concepts",
+    "accounts:workspace": "reference/settings",
+    "accounts:capabilities": "reference/capabilities",
+    "auditlog:": "how-to/read-the-log",
+    "auditlog:events": "how-to/answer-an-auditor",
+    "auditlog:event": "how-to/answer-an-auditor",
+    "connections:": "how-to/agents-and-tokens",
+    "connections:mine": "how-to/credentials",
+    "connections:identity": "how-to/credentials",
+    "gateways:": "how-to/add-a-server",
+    "gateways:overview": "concepts",
+    "gateways:list": "concepts",
+    "gateways:tools": "how-to/tools",
+    "gateways:catalogue": "how-to/tools",
+    "gateways:changed": "how-to/tools",
+    "gateways:feature": "how-to/tools",
+    "gateways:tool": "how-to/tools",
+    "gateways:context": "how-to/tools",
+    "gateways:teams": "how-to/people-and-roles",
+    "gateways:team": "how-to/people-and-roles",
+    "hosts:": "how-to/agents-and-tokens",
+    "oauth:": "how-to/connect-a-client",
+    "scim:": "how-to/provision-people",
+    "servers:": "how-to/add-a-server",
+    "servers:identities": "how-to/credentials",
+    "sinks:": "how-to/send-the-logs",
+    "sso:": "how-to/single-sign-on",
+    "tokens:": "how-to/agents-and-tokens",
+    "tokens:api_keys": "how-to/automate",
+    "tokens:create_api_key": "how-to/automate",
+    "api:docs": "reference/rest-api",
+    "api:docs_of": "reference/rest-api",
+}
+
+
+class Guide(NamedTuple):
+    """What a page links to: its page of the documentation, if it has one, and where to report a problem."""
+
+    page: Document | None
+    report_url: str
+
+
+def topic_of(view: str) -> Document | None:
+    """Return the page of the documentation about the view of this name; None if there is none."""
+    app, colon, _ = view.rpartition(":")
+    path = _TOPICS.get(view) or _TOPICS.get(f"{app}{colon}")
+    return documents()[path] if path else None
+
+
+def guide(request: HttpRequest) -> dict[str, Any]:
+    """Context processor. `guide` is looked up when a template first uses it."""
+    return {"guide": SimpleLazyObject(lambda: _guide(request))}
+
+
+def _guide(request: HttpRequest) -> Guide:
+    match = request.resolver_match
+    return Guide(topic_of(match.view_name) if match else None, settings.REPORT_URL)

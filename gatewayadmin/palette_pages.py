@@ -1,0 +1,103 @@
+"""Pages, lists and actions that the palette offers without a name of a thing, with the words that find them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from capabilities import Capability, Held, Holder, meets
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, SEES_SERVERS
+from tokens.rows import SEES as SEES_TOKENS
+
+
+class Offer(NamedTuple):
+    """An entry for people with the needed capabilities.
+
+    `words` find it beside its text, `query` is the list's filter, and `key` the letter that goes there after G.
+    """
+
+    text: str
+    view: str
+    icon: str
+    needs: Held = None
+    words: str = ""
+    query: str = ""
+    key: str = ""
+
+
+TO_DO = (
+    Offer("Connect an agent", "oauth:connect", "connection", words="client claude cursor vscode new app"),
+    Offer("Add API access token-based host", "hosts:add", "add", Capability.API_TOKENS_MANAGE, "agent bot new"),
+    Offer("Add a gateway", "gateways:add", "add", Capability.GATEWAYS_MANAGE, "new create"),
+    Offer("Add a server", "servers:add", "add", Capability.SERVERS_MANAGE, "new create register upstream"),
+    Offer("Invite somebody", "accounts:invite", "add", Capability.PEOPLE_MANAGE, "add person member user"),
+    Offer("Run a tool", "playground", "play", words="test try call"),
+    Offer("Create a token", "tokens:create", "key", words="new issue api access"),
+    Offer("Create an API key", "tokens:create_api_key", "key", words="new script rest"),
+    Offer("Export calls", "auditlog:calls", "download", Capability.LOGS_READ, "csv json download logs siem"),
+    Offer("Export admin events", "auditlog:events", "download", Capability.AUDIT_READ, "csv json download audit"),
+)
+PAGES = (
+    Offer("Dashboard", "overview", "overview", words="home start", key="d"),
+    Offer("Apps & Agents", "hosts:list", "apps", SEES_HOSTS, "hosts clients bots kill switch disable", key="a"),
+    Offer("Gateways", "gateways:list", "gateway", words="endpoint url", key="g"),
+    Offer("Servers", "servers:list", "server", SEES_SERVERS, "upstream mcp health", key="s"),
+    Offer("Tools", "gateways:catalogue", "tool", words="catalogue disable kill switch", key="t"),
+    Offer("Playground", "playground", "play", words="test try", key="y"),
+    Offer(
+        "Changed definitions", "gateways:changed", "warning", words="prompt injection tool poisoning rug pull approval"
+    ),
+    Offer("Logs", "auditlog:calls", "logs", Capability.LOGS_READ, "calls audit trail history", key="l"),
+    Offer("What if", "auditlog:what_if", "help", Capability.LOGS_READ, "policy simulate why refused test access"),
+    Offer("MCP Connections", "connections:mcp", "connection", SEES_CONNECTIONS, "oauth revoke kill switch", key="c"),
+    Offer("API Tokens", "tokens:list", "key", words="access secrets rotate expiry", key="k"),
+    Offer("API keys", "tokens:api_keys", "key", words="rest scripts automate", key="b"),
+    Offer("My identities", "connections:mine", "identity", words="credentials accounts sign-in", key="i"),
+    Offer("My calls", "auditlog:own", "logs", words="history", key="m"),
+    Offer("People", "accounts:people", "people", Capability.PEOPLE_MANAGE, "users members offboard", key="p"),
+    Offer("Roles", "accounts:roles", "people", Capability.PEOPLE_MANAGE, "rbac permissions least privilege", key="r"),
+    Offer("Teams", "gateways:teams", "people", Capability.PEOPLE_MANAGE, "groups access", key="f"),
+    Offer("Capabilities reference", "accounts:capabilities", "policy", words="rbac permissions"),
+    Offer("Settings", "accounts:settings", "settings", words="preferences", key="o"),
+    Offer(
+        "Workspace settings",
+        "accounts:workspace",
+        "settings",
+        Capability.WORKSPACE_MANAGE,
+        "retention limits mail approval",
+        key="w",
+    ),
+    Offer(
+        "Sign-in by your organisation",
+        "sso:settings",
+        "shield",
+        frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE}),
+        "sso single sign-on oidc saml okta entra google identity provider",
+    ),
+    Offer("Provisioning", "scim:list", "people", Capability.PROVISIONING_MANAGE, "scim directory okta entra"),
+    Offer("Log sinks", "sinks:list", "logs", Capability.SINKS_MANAGE, "siem export splunk webhook syslog s3 otlp"),
+    Offer("OAuth doctor", "doctor", "trace", Capability.GATEWAYS_MANAGE, "diagnose sign-in test"),
+    Offer("Admin events", "auditlog:events", "trace", Capability.AUDIT_READ, "audit who changed trail", key="e"),
+    Offer("Profile and password", "accounts:profile", "user", words="account name theme"),
+    Offer("Sessions", "accounts:sessions", "lock", words="signed in sign out"),
+    Offer("Second factor", "mfa_index", "shield", words="mfa 2fa totp security key webauthn passkey"),
+    Offer("REST API", "api:docs", "terminal", words="openapi scripts automate reference"),
+    Offer("Keyboard shortcuts", "keys", "keyboard", words="keys help"),
+    Offer("Help", "help", "help", words="documentation docs manual support", key="h"),
+)
+LISTS = (
+    Offer("Apps waiting for approval", "hosts:list", "apps", SEES_HOSTS, "pending approve", "status=pending"),
+    Offer("Disabled apps and agents", "hosts:list", "apps", SEES_HOSTS, "off kill switch", "status=disabled"),
+    Offer("Servers that are down", "servers:list", "server", SEES_SERVERS, "failing unhealthy broken", "health=down"),
+    Offer("Tokens idle for 90 days", "tokens:list", "key", SEES_TOKENS, "unused agents stale", "owner=all&care=idle"),
+    Offer("Tokens never used", "tokens:list", "key", SEES_TOKENS, "unused idle agents", "owner=all&care=unused"),
+    Offer("Tokens without expiry", "tokens:list", "key", SEES_TOKENS, "never expire", "owner=all&care=unlimited"),
+    Offer("Tokens that expire soon", "tokens:list", "key", SEES_TOKENS, "expiring ending", "owner=all&care=expiring"),
+    Offer("Invited people", "accounts:people", "people", Capability.PEOPLE_MANAGE, "pending", "status=invited"),
+    Offer("Deactivated people", "accounts:people", "people", Capability.PEOPLE_MANAGE, "left", "status=deactivated"),
+)
+
+
+def offered(offers: Iterable[Offer], user: Holder) -> Iterator[Offer]:
+    """Yield the offers the user may open."""
+    return (one for one in offers if meets(user, one.needs))

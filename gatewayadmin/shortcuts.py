@@ -1,0 +1,41 @@
+"""Keys that go to pages: G, then a letter. The list of all keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import reverse
+from django.utils.functional import SimpleLazyObject
+from django.views.decorators.http import require_GET
+
+from capabilities import own_resource
+from gatewayadmin.palette_pages import PAGES, Offer, offered
+from ui.pages import AppRequest, show
+
+
+def letters(request: HttpRequest) -> dict[str, Any]:
+    """Context processor. `letters` are those that go to a page after G."""
+    return {"letters": SimpleLazyObject(lambda: "".join(page.key for page in _with_key(request)))}
+
+
+@require_GET
+@own_resource("lists pages the user may open")
+def keys(request: AppRequest) -> HttpResponse:
+    """List the keys, in a dialog or as a page."""
+    return show(request, "ui/keys.html", {"pages": _with_key(request)})
+
+
+@require_GET
+@own_resource("leads to a page that asks for its own capability")
+def go(request: AppRequest, key: str) -> HttpResponse:
+    """Redirect to the page of a letter."""
+    for page in _with_key(request):
+        if page.key == key:
+            return redirect(reverse(page.view))
+    raise Http404
+
+
+def _with_key(request: HttpRequest) -> list[Offer]:
+    return [page for page in offered(PAGES, request.user) if page.key]
