@@ -133,6 +133,7 @@ INSTALLED_APPS = [
     "tokens",
     "oauth",
     "sinks",
+    "attention",
     "scim",
     "sso",
     "proxy",

@@ -25,6 +25,7 @@ _ROOMS = (
     "oauth",
     "auditlog",
     "sinks",
+    "attention",
     "scim",
     "sso",
 )
