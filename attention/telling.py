@@ -92,7 +92,7 @@ def _tell_one(matter: Matter, found: Found) -> int:
 
 def _latest(matter: Matter) -> dict[UUID, Message]:
     """Return the newest message of this matter by channel."""
-    newest = Message.objects.filter(matter=matter.name).order_by("channel", "-id").distinct("channel")
+    newest = Message.objects.filter(matter=matter.name).order_by("channel_id", "-id").distinct("channel_id")
     return {message.channel_id: message for message in newest}
 
 

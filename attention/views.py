@@ -22,7 +22,7 @@ from attention.models import Channel, ChannelKind
 from attention.telling import choices_for, send_test
 from auditlog import replica
 from auditlog.filters import ListOptions, zone_of
-from capabilities import Capability, own_resource
+from capabilities import NOBODY, Capability, own_resource
 from ui.pages import AppRequest, confirm, leave, posted, seen_version, show
 from ui.viewset import form_page
 
@@ -168,7 +168,7 @@ def own_mail(request: AppRequest) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@own_resource(OWN, others=Capability.WORKSPACE_MANAGE)
+@own_resource(OWN, others=NOBODY)
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     return _edit(request, channel_or_404(request, pk))
@@ -204,7 +204,7 @@ def _form(
 
 
 @require_POST
-@own_resource(OWN, others=Capability.WORKSPACE_MANAGE)
+@own_resource(OWN, others=NOBODY)
 def test(request: AppRequest, pk: UUID) -> HttpResponse:
     """Send a test message, and say what became of it."""
     channel = channel_or_404(request, pk)
@@ -215,7 +215,7 @@ def test(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@own_resource(OWN, others=Capability.WORKSPACE_MANAGE)
+@own_resource(OWN, others=NOBODY)
 @ask_again
 def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     channel = channel_or_404(request, pk)

@@ -94,7 +94,7 @@ class Traffic:
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
         since = timezone.now() - DAY
-        self._all, self._refused = Search([], since), Search(parse_search("denied"), since)
+        self._all, self._refused = Search([], since), Search(parse_search("refused"), since)
 
     @cached_property
     def total(self) -> RowCount:
