@@ -103,7 +103,7 @@ class Parcel:
         except Undecryptable:
             raise Undelivered("Its address cannot be decrypted. Enter it again.", for_good=True) from None
         uid = f"msg_{message.pk or uuid4().hex}"
-        at = message.created_at or timezone.now()
+        at = timezone.now()
         content = (message.matter, message.subject, message.text, message.link)
         return cls(channel.kind, address, secret, channel.private, *content, uid, at)
 

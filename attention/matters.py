@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from django.db.models import F, QuerySet
@@ -93,7 +93,7 @@ def waiting_for(person: User) -> Iterator[tuple[Matter, Found]]:
             yield matter, found
 
 
-def _listed(page: str, rows: QuerySet[object], name: str, **query: str) -> Found:
+def _listed(page: str, rows: QuerySet[Any], name: str, **query: str) -> Found:
     """Return these rows, of which the list `page` with `query` has the same."""
     first = dict(rows.values_list("pk", name)[: MOST_KEYS + 1])
     number = len(first) if len(first) <= MOST_KEYS else rows.count()

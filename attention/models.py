@@ -112,6 +112,11 @@ class Channel(Versioned, models.Model):
         return self.kind == ChannelKind.MAIL and self.owner_id is not None
 
     @property
+    def is_stored(self) -> bool:
+        """False for a new channel, and for mail until it is changed or first needed."""
+        return not self._state.adding
+
+    @property
     def has_quiet_hours(self) -> bool:
         return self.quiet_from is not None and self.quiet_until is not None and self.quiet_from != self.quiet_until
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
@@ -197,7 +198,7 @@ def _app_refused(event: Event) -> Answer:
 def _to_who_asked(event: Event, subject: str, text: str) -> Answer:
     appeared = Event.objects.filter(action=Action.HOST_APPEARED, target_type="host", target_id=event.target_id)
     person = _other_than_actor(event, appeared.values_list("actor_id", flat=True).first())
-    return person and (person, subject, text, reverse("oauth:client"))
+    return (person, subject, text, reverse("oauth:client")) if person else None
 
 
 def _capability_given(event: Event) -> Answer:
@@ -218,11 +219,14 @@ def _capability_declined(event: Event) -> Answer:
     person = _other_than_actor(event, event.target_id)
     labels = [one.label for one in Capability.named([event.changes["capability"][0]])]
     text = f"{event.actor_email} declined your request: {', '.join(labels)}."
-    return person and (person, "Your request was declined", text, reverse("accounts:profile"))
+    return (person, "Your request was declined", text, reverse("accounts:profile")) if person else None
 
 
-def _other_than_actor(event: Event, pk: object) -> User | None:
-    return User.objects.filter(pk=pk, is_active=True).exclude(pk=event.actor_id).first() if pk else None
+def _other_than_actor(event: Event, pk: UUID | str | None) -> User | None:
+    """Return the active person `pk`, unless they did it themselves."""
+    if not pk or str(pk) == str(event.actor_id):
+        return None
+    return User.objects.filter(pk=pk, is_active=True).first()
 
 
 def _name(event: Event) -> str:
@@ -265,7 +269,7 @@ def _sign_ins() -> models.QuerySet[Identity]:
     return mine.annotate(named=F("server__name"), begun=F("updated_at"))
 
 
-def _ending(rows: models.QuerySet[Token] | models.QuerySet[Identity], owner: str) -> list[tuple[UUID, datetime, str]]:
+def _ending(rows: models.QuerySet[Any], owner: str) -> list[tuple[UUID, datetime, str]]:
     """Return owner, end and name of rows that end so many days from today as STAGES says.
 
     What lasts no longer than the stage is left out: a token for 7 days is not announced 14 days before.

@@ -77,7 +77,7 @@ class ChannelForm(forms.Form):
     zone = forms.CharField(label="Time zone", max_length=64, help_text="Such as Europe/Berlin.")
 
     def __init__(self, data: Any, *, channel: Channel, viewer: Any) -> None:
-        self._channel, self._is_new = channel, channel.created_at is None
+        self._channel, self._is_new = channel, not channel.is_stored
         choices = choices_for(viewer, for_workspace=channel.owner_id is None)
         offered = [name for name, _ in choices]
         zone = channel.zone if not self._is_new else ListOptions.of(viewer.log_look).zone
@@ -188,7 +188,7 @@ def _edit(request: AppRequest, channel: Channel) -> HttpResponse:
     form = ChannelForm(posted(request), channel=channel, viewer=request.user)
 
     def save() -> HttpResponse:
-        row = Channel.objects.mail_of(request.user) if channel.created_at is None else channel
+        row = channel if channel.is_stored else Channel.objects.mail_of(request.user)
         row.edit(by=request.user, seen=seen_version(request), **form.settings)
         return leave(request, _home(), "Notifications saved")
 

@@ -66,14 +66,12 @@ def world(boss: User) -> Connection:
     make.user().ask_for(Capability.LOGS_READ)
     link = make.connection(make.agent(by=boss), gateway, boss)
     now = timezone.now()
-    for number, fields in enumerate(
-        (
-            {"expires_at": now + timedelta(days=10)},
-            {"expires_at": None, "last_used_at": now},
-            {"last_used_at": now - timedelta(days=91)},
-        ),
-        start=2,
-    ):
+    kinds: list[dict[str, Any]] = [
+        {"expires_at": now + timedelta(days=10)},
+        {"expires_at": None, "last_used_at": now},
+        {"last_used_at": now - timedelta(days=91)},
+    ]
+    for number, fields in enumerate(kinds, start=2):
         for _ in range(number):
             Token.objects.filter(pk=make.token(link).token.pk).update(**fields)
     _identities(boss)

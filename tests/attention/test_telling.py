@@ -22,6 +22,7 @@ from servers.resealing import reseal_servers
 from sinks.receivers import signature, signing_key
 from tests import make
 from tests.conftest import SignIn
+from tests.house.doors import browser, session_of
 from tests.sinks.receiver import SECRET
 from tokens.models import Token
 
@@ -306,7 +307,7 @@ def test_people_set_up_their_own_channels_which_never_lead_inside(
     shown = client.get("/settings/notifications").content.decode() + client.get(added["Location"]).content.decode()
     assert "a-secret-path" not in shown
     assert SECRET not in shown
-    for other in (sign_in(make.user()), sign_in(chief)):
+    for other in (browser(session_of(make.user())), browser(session_of(chief))):
         assert other.get(added["Location"]).status_code == 404
         assert other.post(f"/settings/notifications/{channel.pk}/remove").status_code == 404
         assert other.post(f"/settings/notifications/{channel.pk}/test").status_code == 404
@@ -314,8 +315,8 @@ def test_people_set_up_their_own_channels_which_never_lead_inside(
     assert "a-secret-path" not in events
 
 
-def test_a_channel_is_tested_edited_and_removed(chief: User, hook: Hook, sign_in: SignIn) -> None:
-    channel, client = add(chief, hook), sign_in(chief)
+def test_a_channel_is_tested_edited_and_removed(chief: User, hook: Hook) -> None:
+    channel, client = add(chief, hook), browser(session_of(chief))
     base = f"/settings/notifications/{channel.pk}"
 
     client.post(f"{base}/test")

@@ -305,7 +305,7 @@ def test_failing_sinks_and_refused_identities_need_the_attention_of_who_may_act(
     assert failing == [False, True, False, False]
     refused.revoke(by=owner)
     sink.disable(by=keeper)
-    assert not any("Needs attention" in text(sign_in(person).get("/")) for person in pages)
+    assert not any('id="attention-title"' in text(sign_in(person).get("/")) for person in pages)
 
 
 def test_a_full_dashboard_is_small(sign_in: SignIn) -> None:
