@@ -1,4 +1,4 @@
-"""Requests for capabilities: stored as admin events only, and mailed."""
+"""Requests for capabilities, stored as admin events only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.core.mail import EmailMessage
 from django.db.models import QuerySet
-from django.urls import reverse
 from django.utils import timezone
 
 from auditlog.actions import Action
@@ -26,32 +23,7 @@ logger = logging.getLogger(__name__)
 
 ASK_AGAIN = timedelta(days=1)
 OPEN = timedelta(days=7)  # How long dashboards show a request.
-
-TEXT = """{person} asks for the capability "{label}".
-
-{allows}
-
-A person has the capabilities of their role. Give this person another role:
-
-{link}
-"""
-
-
-def mail_request(pk: UUID, person: str, capability: Capability, to: list[str]) -> None:
-    """Mail the people in `to` that `person` asks for `capability`."""
-    link = f"{settings.PUBLIC_URL}{reverse('accounts:person', args=[pk])}"
-    text = TEXT.format(person=person, label=capability.label, allows=capability.allows, link=link)
-    mail_people(f"{person} asks for {capability.label}", text, to)
-
-
-def mail_people(subject: str, text: str, to: list[str]) -> None:
-    """Mail these people, hidden from each other. Failures are only logged: what the mail is about has happened."""
-    if not (to and settings.MAIL_SERVER):
-        return
-    try:
-        EmailMessage(subject, text, bcc=to).send()
-    except OSError:  # Also covers smtplib's errors.
-        logger.exception("mail not sent")
+MOST_OPEN = 500
 
 
 def requests(of: Any = None) -> QuerySet[Event]:
@@ -88,7 +60,7 @@ def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, date
 
 def open_requests(most: int) -> list[tuple[User, Capability, datetime]]:
     """Return each person's newest request of the last week for a capability they still lack, with its time."""
-    asked = list(still_open(requests()[:500]))
+    asked = list(still_open(requests()[:MOST_OPEN]))
     people = get_user_model().objects.select_related("role").filter(is_active=True)
     by_id = people.in_bulk([pk for pk, _, _ in asked])
     found: dict[User, tuple[Capability, datetime]] = {}

@@ -17,6 +17,7 @@ from django.core.validators import validate_email
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
+from accounts.asking import MOST_OPEN, open_requests
 from accounts.capability_groups import ChecksCapabilities
 from accounts.models import Role, Team, User
 from accounts.models.users import INVITATION
@@ -55,6 +56,7 @@ def matching_words(words: str) -> Q:
 
 class PeopleFilter(ListFilter):
     role = forms.ModelMultipleChoiceField(Role.objects.all(), required=False)
+    asking = forms.BooleanField(required=False)  # Only people who ask for a capability.
     status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
 
     def narrow(self, rows: QuerySet[User]) -> QuerySet[User]:
@@ -62,6 +64,8 @@ class PeopleFilter(ListFilter):
             rows = rows.filter(matching_words(words))
         if roles := self.values.get("role"):
             rows = rows.filter(role__in=roles)
+        if self.values.get("asking"):
+            rows = rows.filter(pk__in=[person.pk for person, _, _ in open_requests(MOST_OPEN)])
         if statuses := self.values.get("status"):
             rows = rows.filter(reduce(or_, map(of_status, statuses)))
         return rows

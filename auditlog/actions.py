@@ -67,6 +67,10 @@ class Action(StrEnum):
         "{actor} was refused: a capability is missing.",
     )
 
+    CHANNEL_ADDED = "channel.added", "{actor} added the notification channel {target}."
+    CHANNEL_CHANGED = "channel.changed", "{actor} changed the {fields} of the notification channel {target}."
+    CHANNEL_REMOVED = "channel.removed", "{actor} removed the notification channel {target}."
+
     CONNECTION_DISABLED = (
         "connection.disabled",
         "{actor} disabled the connection of {host} to the gateway {gateway} as {user}.",

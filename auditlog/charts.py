@@ -393,12 +393,12 @@ class CallPlots:
             ),
             self._plot(
                 "plots.denied",
-                "Denied",
+                "Refused",
                 f"{total.denied:,}",
                 _change(total.denied, self._longer * before.denied if before else 0),
                 {"bad": denied},
-                f"Denied calls: {min(denied):,} to {max(denied):,} at a time",
-                q="denied",
+                f"Refused calls: {min(denied):,} to {max(denied):,} at a time",
+                q="refused",
             ),
         ]
 

@@ -19,8 +19,10 @@ from auditlog.models import ENDINGS, Outcome
 MOST_CONDITIONS = 20  # Each is tested on up to ten thousand rows at a time.
 MAX_LENGTH = 500
 
-# Words that are conditions by themselves, with the outcomes they mean.
-WORDS = {**ENDINGS, **{outcome.value: (outcome,) for outcome in Outcome if outcome not in ENDINGS}}
+# Words that are conditions by themselves, with the outcomes they mean: `refused` is all that was not let through,
+# `denied` one kind of it.
+SUMS = {name: outcomes for name, outcomes in ENDINGS.items() if name != "denied"} | {"refused": ENDINGS["denied"]}
+WORDS = {**SUMS, **{outcome.value: (outcome,) for outcome in Outcome if outcome not in SUMS}}
 
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
 # The fields of conditions without one: text anywhere, or any id.

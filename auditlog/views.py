@@ -320,7 +320,7 @@ GROUP_COLUMNS = (
     ("name", "", ""),
     ("calls", "Calls", "-"),
     ("error_rate", "Error rate", "-"),
-    ("denied", "Denied", "-"),
+    ("denied", "Refused", "-"),
     ("p50", "p50", "-"),
     ("p95", "p95", "-"),
     ("p99", "p99", "-"),

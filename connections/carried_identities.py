@@ -203,11 +203,15 @@ class CarriedIdentities(Versioned):
         return {str(row.assignment_id): str(row.identity_id) for row in rows.order_by("assignment_id")}
 
 
-def newest_lacking_identity(user: User, most: int = 3) -> list[OwnConnection]:
-    """Return the newest of the person's connections that lack an identity for a server of their gateway."""
+def lacking_identity(user: User) -> ConnectionQuerySet:
+    """Return the person's connections that lack an identity for a server of their gateway, newest first."""
     live = Connection.objects.with_details().own(user).live().filter(Q(needs_identity=True))
-    on = live.filter(enabled=True, host__enabled=True, gateway__enabled=True).order_by("-connected_at", "pk")[:most]
-    return [OwnConnection(connection, user) for connection in with_carried(on)]
+    return live.filter(enabled=True, host__enabled=True, gateway__enabled=True).order_by("-connected_at", "pk")
+
+
+def newest_lacking_identity(user: User, most: int = 3) -> list[OwnConnection]:
+    """Return the newest of `lacking_identity`."""
+    return [OwnConnection(connection, user) for connection in with_carried(lacking_identity(user)[:most])]
 
 
 # The page My identities, and adding, changing and removing the identities of one's own connections.
@@ -218,10 +222,17 @@ LABEL_TAKEN = "You already have a credential with this label."
 @require_GET
 @own_resource("one's own identities and connections")
 def own(request: AppRequest) -> HttpResponse:
-    live = Connection.objects.own(request.user).live().order_by(*_order(request.GET.get("connection", "")))
+    """Show one's own connections and identities; with `?needs=1` only those that wait for their owner."""
+    needs = request.GET.get("needs") == "1"
+    if needs:
+        live, stored = lacking_identity(request.user), own_identities(request.user).needing_attention()
+    else:
+        live = Connection.objects.own(request.user).live().order_by(*_order(request.GET.get("connection", "")))
+        stored = own_identities(request.user)
     page = page_of(request, live, detail=_detailed)
-    identities = Paginator(own_identities(request.user), PAGE_SIZE).get_page(request.GET.get("identities"))
+    identities = Paginator(stored, PAGE_SIZE).get_page(request.GET.get("identities"))
     context = {
+        "needs": needs,
         "identities": identities,
         "identity_rows": [IdentityRow(identity, request.user) for identity in identities],
         "page": page,

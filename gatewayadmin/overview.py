@@ -19,6 +19,7 @@ from django.views.decorators.http import require_GET
 
 from accounts.asking import open_requests
 from accounts.models import User
+from attention.matters import apps_to_approve, definitions_to_judge, servers_down
 from auditlog import replica
 from auditlog.charts import CallPlots, unread_tops
 from auditlog.models import Call
@@ -47,6 +48,8 @@ from ui.pages import AppRequest, show
 
 # Counts in the rail: apps, definitions and servers that need the user's attention.
 
+COUNTED = {"hosts": apps_to_approve, "definitions": definitions_to_judge, "servers": servers_down}
+
 
 def attention(request: HttpRequest) -> dict[str, Any]:
     """Context processor. `attention` is queried when a template first uses it."""
@@ -55,7 +58,7 @@ def attention(request: HttpRequest) -> dict[str, Any]:
 
 def _counts(reader: Any) -> dict[str, int]:
     """Return the non-zero counts by kind, of things `reader` may see, with one query."""
-    looks = [_number(kind, _waiting(kind)) for kind in _kinds(reader)] if isinstance(reader, User) else []
+    looks = [_number(kind, COUNTED[kind]()) for kind in _kinds(reader)] if isinstance(reader, User) else []
     return {kind: number for kind, number in looks[0].union(*looks[1:], all=True).order_by() if number} if looks else {}
 
 
@@ -67,15 +70,6 @@ def _kinds(reader: User) -> Iterator[str]:
         yield "definitions"
     if reader.has_perm(Capability.SERVERS_MANAGE) or reader.has_perm(Capability.SERVERS_TOGGLE):
         yield "servers"
-
-
-def _waiting(kind: str) -> QuerySet[Any]:
-    """Return the rows that need attention, the same for everybody who can act on them."""
-    if kind == "hosts":
-        return Host.objects.live().filter(PENDING)
-    if kind == "definitions":
-        return Feature.objects.needing_attention().placed().filter(assignment__gateway__in=Gateway.objects.live())
-    return Server.objects.live().filter(enabled=True, health=Health.DOWN)
 
 
 def _number(kind: str, rows: QuerySet[Any]) -> QuerySet[Any, Any]:
@@ -100,7 +94,7 @@ class Traffic:
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
         since = timezone.now() - DAY
-        self._all, self._refused = Search([], since), Search(parse_search("denied"), since)
+        self._all, self._refused = Search([], since), Search(parse_search("refused"), since)
 
     @cached_property
     def total(self) -> RowCount:

@@ -136,6 +136,7 @@ INSTALLED_APPS = [
     "tokens",
     "oauth",
     "sinks",
+    "attention",
     "scim",
     "sso",
     "proxy",

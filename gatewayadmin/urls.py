@@ -27,6 +27,7 @@ _ROOMS = (
     "oauth",
     "auditlog",
     "sinks",
+    "attention",
     "scim",
     "sso",
 )

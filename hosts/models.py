@@ -1,6 +1,5 @@
 """Hosts: the apps and agents that connect, enabled or disabled, and pending approval."""
 
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +12,6 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event, Switchable
 from auditlog.versions import Seen, Versioned
-from hosts import mails
 from ui.forms import holds
 
 PLAYGROUND = "playground"  # dedupe_key of the app that runs tools from the pages; no registration can have it.
@@ -74,8 +72,6 @@ class HostQuerySet(models.QuerySet["Host"]):
             host, created = self.get_or_create(dedupe_key=dedupe_key, defaults=defaults)
             if created:
                 Event.objects.record(Action.HOST_APPEARED, host, by=by, changes={"name": [None, name]})
-            if created and needs_approval:
-                transaction.on_commit(partial(mails.approval_asked_for, host, by), robust=True)
         return host
 
     def playground(self, *, needs_approval: bool, by: User) -> "Host":
@@ -158,7 +154,6 @@ class Host(Versioned, Switchable):
             self.approved_at, self.approved_by = timezone.now(), by
             self.save(update_fields=["approved_at", "approved_by", "updated_at"])
             Event.objects.record(Action.HOST_APPROVED, self, by=by)
-            transaction.on_commit(partial(mails.approved, self, by), robust=True)
 
     def editable(self) -> dict[str, Any]:
         names = ("name", "description", "allow_enrolment", "enabled")

@@ -7,6 +7,7 @@ app_name = "hosts"
 urlpatterns = [
     path("hosts/", views.listing, name="list"),
     path("switch/hosts/", views.switch, name="switch"),
+    path("approve/hosts/", views.approve_picked, name="approve_picked"),
     path("archive/hosts/", views.archive_picked, name="archive_picked"),
     path("hosts/add/", views.add, name="add"),
     path("hosts/<uuid:pk>/", views.detail, name="detail"),

@@ -31,6 +31,8 @@ from ui.pages import (
     AppRequest,
     Undo,
     answer,
+    confirm,
+    first_names,
     leave,
     posted,
     seen_version,
@@ -286,6 +288,36 @@ def approve(request: AppRequest, pk: UUID) -> HttpResponse:
     except NotPending as error:
         return _switched(request, host, str(error))
     return _switched(request, host, f"{host.name} allowed")
+
+
+@require_POST
+@requires(Capability.HOSTS_TOGGLE)
+def approve_picked(request: AppRequest) -> HttpResponse:
+    """Approve the selected apps that wait for approval, once confirmed."""
+
+    def refused(host: Host) -> str:
+        return "" if host.is_pending else "does not wait for approval"
+
+    apps = Picked(request, Host.objects.live(), ("app", "apps"), back=reverse("hosts:list"), refused=refused)
+    if not apps.open:
+        return apps.leave(apps.left_alone or "Nothing was picked")
+    if not request.POST.get("sure"):
+        return confirm(
+            request,
+            title=f"Approve {apps.number(apps.open)}",
+            text=f"Approve {first_names([host.name for host in apps.open])}? Everybody can connect with them.",
+            more=apps.left_alone,
+            kind="primary",
+            icon="allowed",
+            hidden=[("sure", "1"), *apps.fields(apps.open)],
+            back=apps.back,
+        )
+    for host in apps.open:
+        try:
+            host.approve(by=request.user)
+        except NotPending as reason:
+            apps.apart.append((host, str(reason)))
+    return apps.leave(". ".join(filter(None, (f"{apps.number(apps.open)} approved", apps.left_alone))))
 
 
 @require_POST

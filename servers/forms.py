@@ -448,9 +448,15 @@ class SharedSignInForm(SharedLabel):
         self.server = server
 
 
+def shared_identity_to_renew() -> models.Q:
+    """Match servers with a shared identity that was refused, or needs a new sign-in or a confirmation."""
+    return models.Q(pk__in=Identity.objects.shared().needing_attention().values("server"))
+
+
 class ServerFilter(ListFilter):
     health = forms.MultipleChoiceField(required=False, choices=Health.choices)
     auth = forms.MultipleChoiceField(required=False, choices=AuthType.choices)
+    identities = forms.BooleanField(required=False)  # Only servers whose shared identity has to be renewed.
 
     def narrow(self, rows: ServerQuerySet) -> ServerQuerySet:
         servers = rows.matching(self.values.get("q", ""))
@@ -458,4 +464,6 @@ class ServerFilter(ListFilter):
             servers = servers.filter(enabled=True, health__in=health)  # The health of disabled servers is out of date.
         if auth := self.values.get("auth"):
             servers = servers.filter(auth_type__in=auth)
+        if self.values.get("identities"):
+            servers = servers.filter(shared_identity_to_renew())
         return servers

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.db import transaction
 
+from attention.models import Channel
 from auditlog.models import CheckpointKey
 from proxy.models import UpstreamSession
 from servers.models import Identity
@@ -21,6 +22,7 @@ SEALED: dict[str, tuple[type[Any], str]] = {
     "upstream clients": (ClientRegistration, "secret_ciphertext"),
     "upstream sign-ins": (Grant, "refresh_ciphertext"),
     "log sinks": (Sink, "secret_ciphertext"),
+    "notification channels": (Channel, "sealed"),
     "identity providers": (Provider, "secret_ciphertext"),
     "SAML decryption keys": (DecryptionKey, "sealed"),
     "checkpoint keys": (CheckpointKey, "sealed"),

@@ -75,7 +75,15 @@ class SendsNothing(SinkError):
 KIND_CHOICES = [(kind.name, kind.label) for kind in KINDS.values()]
 
 
+LATE = timedelta(minutes=1)
+
+
 class SinkManager(models.Manager["Sink"]):
+    def late(self) -> models.QuerySet[Sink]:
+        """Return the sinks that are failing or behind."""
+        behind = Q(failures__gt=0) | Q(waiting_since__lt=timezone.now() - LATE)
+        return self.filter(behind, enabled=True)
+
     def add(  # noqa: PLR0913  (what a sink is, all by name)
         self,
         *,
@@ -180,7 +188,7 @@ class Sink(Versioned, Switchable):
             return "paused"
         if self.failures:
             return "failing"
-        if self.lag and self.lag > timedelta(minutes=1):
+        if self.lag and self.lag > LATE:
             return "behind"
         return "current" if self.looked_at else "waiting"
 

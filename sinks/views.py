@@ -118,7 +118,9 @@ def page_url(sink: Sink) -> str:
 @requires(Capability.SINKS_MANAGE)
 def listing(request: AppRequest) -> HttpResponse:
     table = SINKS.seen(request)
-    context = {"page": page_of(request, table.ordered(Sink.objects.all())), "table": table}
+    late = request.GET.get("late") == "1"
+    rows = Sink.objects.late() if late else Sink.objects.all()
+    context = {"page": page_of(request, table.ordered(rows)), "table": table, "late": late, "narrowed": late}
     return show_list(request, "sinks/list.html", context)
 
 

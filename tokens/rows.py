@@ -129,7 +129,7 @@ API_KEYS = Table(
 )
 
 
-EXPIRES_SOON = timedelta(days=7)
+EXPIRES_SOON = timedelta(days=14)
 IDLE = timedelta(days=90)
 
 
@@ -164,7 +164,7 @@ class TokenRow:
 
     @property
     def soon(self) -> str:
-        """The remaining time, if it is a week or less; otherwise empty."""
+        """The remaining time, if it is within EXPIRES_SOON; otherwise empty."""
         remaining = self.token.expires_at - timezone.now() if self.token.expires_at else None
         if remaining is None or self.token.status != "active" or remaining > EXPIRES_SOON:
             return ""
@@ -213,7 +213,7 @@ CARES = {
     "unused": Care("Never used", "check or revoke"),
     "idle": Care("Idle for 90 days", "likely not needed"),
     "unlimited": Care("No expiry", "until revoked"),
-    "expiring": Care("Expiring within 7 days", "replace or extend"),
+    "expiring": Care("Expiring within 14 days", "replace or extend"),
 }
 
 

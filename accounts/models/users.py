@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
@@ -17,8 +17,8 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from accounts.asking import asked_lately, mail_request, requests, state_of, still_open
-from accounts.models.roles import Role, permissions_of
+from accounts.asking import asked_lately, requests, state_of, still_open
+from accounts.models.roles import Role
 from accounts.rules import (
     SECOND_FACTORS,
     AlreadyInvited,
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from accounts.models.teams import Team
 
 GRANTS = Capability.PEOPLE_MANAGE  # Grants people roles, and is asked for capabilities.
-MOST_ASKED = 20
 MOST_REQUESTS = 5  # Capabilities one person may request per day.
 INVITATION = timedelta(hours=72)  # How long the link of an invitation works.
 
@@ -491,7 +490,7 @@ class User(Versioned, AbstractBaseUser):
         self.save(update_fields=["notices_read_at"])
 
     def ask_for(self, capability: Capability) -> bool:
-        """Ask the people who manage people for a capability, by mail and on their dashboards.
+        """Ask the people who manage people for a capability; they are told (attention.matters).
 
         Return False if nothing was done: this person has it, or asked for it or MOST_REQUESTS others within a day.
         """
@@ -502,14 +501,7 @@ class User(Versioned, AbstractBaseUser):
                 return False
             changes = {"capability": [None, capability.slug]}
             Event.objects.record(Action.USER_ASKED_FOR_CAPABILITY, self, by=self, changes=changes)
-            to = self.addresses_of_others(GRANTS)
-            transaction.on_commit(partial(mail_request, self.pk, self.email, capability, to), robust=True)
         return True
-
-    def addresses_of_others(self, capability: Capability) -> list[str]:
-        """Return the addresses of other active people with this capability, MOST_ASKED at most."""
-        people = User.objects.filter(is_active=True, role__permissions__in=permissions_of([capability]))
-        return list(people.exclude(pk=self.pk).order_by("email").values_list("email", flat=True)[:MOST_ASKED])
 
     def decline_request(self, capability: Capability, *, by: Grantor | None) -> bool:
         """Decline this person's request. Return False if it is not open."""

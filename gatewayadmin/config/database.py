@@ -329,6 +329,7 @@ class Lock(IntEnum):
 
     FIRST_START = 0x67776101
     HOUSEKEEPING = 0x67776102
+    TELLING = 0x67776103
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from django.utils import timezone
 from prometheus_client import Counter, Gauge
 
 from accounts.models import WorkspaceSettings
+from attention import telling
 from auditlog import indexes
 from auditlog.actions import Action
 from auditlog.checkpoints import sealing
@@ -131,13 +132,23 @@ def _index() -> None:
         _make_indexes(timezone.now())
 
 
+def _tell() -> None:
+    """Queue what is to be told at once, in one process at a time, and deliver what is due."""
+    with databases.direct(), database.held_if_free(Lock.TELLING) as free:
+        if free:
+            telling.tell_at_once()
+    telling.deliver_due()
+
+
 # Frequent chores by name: least and most seconds between two runs, and function. One process at a time does each: roll
-# up new calls (after an upgrade, old ones too), send the log to sinks, seal checkpoints, create missing indexes.
+# up new calls (after an upgrade, old ones too), send the log to sinks, seal checkpoints, create missing indexes, tell
+# people what waits for them.
 STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
     "calls_rolled_up": (4.0, 6.0, _roll_up),
     "log_sent": (1.5, 3.0, sending.start_due),
     "calls_sealed": (30.0, 45.0, _seal),
     "log_indexes_made": (20.0, 40.0, _index),
+    "people_told": (5.0, 8.0, _tell),
 }
 
 
@@ -286,6 +297,8 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "saml_assertions": lambda now: _deleted(ReceivedAssertion.objects.filter(until__lt=now)),
     "kept_answers": lambda now: _deleted(KeptAnswer.objects.expired()),
     "server_addresses": lambda now: _note_addresses(),
+    "people_told": lambda now: telling.tell_daily(),
+    "messages_dropped": telling.drop_old,
     "sign_ins": lambda now: _deleted(SignIn.objects.filter(expires_at__lt=now)),
     "calls_rolled_up": lambda now: keeping.keep_up(CHORE_ROLL_UP_S),
     "calls_sealed": lambda now: sealing.keep_up(),

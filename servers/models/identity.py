@@ -46,6 +46,12 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         """Return usable identities that an enabled server refused when they were last used or tested."""
         return self.usable().exclude(last_error="").filter(server__enabled=True, server__archived_at=None)
 
+    def needing_attention(self) -> "IdentityQuerySet":
+        """Return identities of enabled servers that were refused, or need a new sign-in or a confirmation."""
+        on = self.live().filter(enabled=True, server__enabled=True, server__archived_at=None)
+        stopped = Q(unconfirmed_since__isnull=False) | Q(sign_in_needed_since__isnull=False)
+        return on.filter(stopped | ~Q(last_error=""))
+
     def need_sign_in(self, reason: SignInNeeded) -> int:
         """Mark these identities as needing a new sign-in, wipe their tokens, and return their number.
 

@@ -9,6 +9,7 @@ from django.core import mail
 
 from accounts.asking import open_requests
 from accounts.models import User
+from attention import telling
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.sentences import sentence
@@ -36,16 +37,16 @@ def asked() -> int:
 
 
 def test_who_may_make_no_token_asks_for_it_and_those_who_give_roles_see_it_until_it_is_given(
-    chief: User, settings: Any, sign_in: SignIn, django_capture_on_commit_callbacks: Any
+    chief: User, sign_in: SignIn
 ) -> None:
-    settings.MAIL_SERVER = "mail.example.com"
     person = make.user(email="dev@example.com")
     make.gateway()
     page = "/connect/client/?client=curl"
 
     before = text(sign_in(person).get(page))
-    with django_capture_on_commit_callbacks(execute=True):
-        sent = sign_in(person).post("/settings/ask-for", {"capability": TOKENS.slug, "next": page})
+    sent = sign_in(person).post("/settings/ask-for", {"capability": TOKENS.slug, "next": page})
+    telling.tell_at_once()
+    telling.deliver_due()
     after = text(sign_in(person).get(page))
     dashboard = text(sign_in(chief).get("/"))
 
@@ -56,8 +57,9 @@ def test_who_may_make_no_token_asks_for_it_and_those_who_give_roles_see_it_until
     assert "dev@example.com asks for Create and manage API tokens" in dashboard
     assert f"/people/{person.pk}/role/" in dashboard
     [letter] = mail.outbox
-    assert (letter.subject, letter.bcc) == ("dev@example.com asks for Create and manage API tokens", [chief.email])
-    assert f"/people/{person.pk}/" in letter.body
+    assert (letter.subject, letter.bcc) == ("1 person asks for a capability", [chief.email])
+    assert "dev@example.com: Create and manage API tokens" in letter.body
+    assert "/people/?asking=1" in letter.body
     assert "asks for" not in text(sign_in(person).get("/"))
     role = make.user(TOKENS).role
     assert role

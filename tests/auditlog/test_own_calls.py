@@ -153,7 +153,7 @@ def test_a_denied_call_is_named_with_its_cause_and_waited_past(link: Connection,
     call_of(link)
     received = text(wait(client))
 
-    assert "Denied: echo from Codex" in denied
+    assert "Refused: echo from Codex" in denied
     assert "The connection carries no identity for this server." in denied
     assert "Bring your identity" in denied
     assert "every 2s" in denied

@@ -50,7 +50,7 @@ def test_plots_count_the_calls_of_the_thing_and_lead_to_them(viv: User, ana: Use
     shown = plotted(page)
     assert shown["Calls"] == f"9 /logs/?host={host.pk}&range=24h"
     assert shown["Errors"] == f"1 /logs/?host={host.pk}&range=24h&q=error"
-    assert shown["Denied"] == f"1 /logs/?host={host.pk}&range=24h&q=denied"
+    assert shown["Refused"] == f"1 /logs/?host={host.pk}&range=24h&q=refused"
     (change,) = re.findall(r">\+(\d+) %<", page)  # The range is up to an hour longer than the one before.
     assert 9 * 24 / 25 - 1 <= int(change) / 100 <= 8 + 0.01
     assert plotted(client.get(f"/hosts/{host.pk}/?range=7d").content.decode())["Calls"].startswith("10 ")

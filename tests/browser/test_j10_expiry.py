@@ -61,8 +61,8 @@ def test_j10_expiry(live: Serve, boss: httpx.Client) -> None:
 
 
 def soon(boss: httpx.Client) -> str:
-    """The dashboard's list of tokens that expire within a week."""
-    return boss.get("/").text.partition("Tokens expiring in 7 days")[2].partition("</section>")[0]
+    """The dashboard's list of tokens that expire within two weeks."""
+    return boss.get("/").text.partition("Tokens expiring in 14 days")[2].partition("</section>")[0]
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
         ((Capability.HOSTS_TOGGLE,), "<span>Hosts</span>"),
         (SEES_CONNECTIONS, "<span>Connections</span>"),
         ((Capability.LOGS_READ,), "<span>Requests 24 h</span>"),
-        ((Capability.API_TOKENS_MANAGE,), "Tokens expiring in 7 days"),
+        ((Capability.API_TOKENS_MANAGE,), "Tokens expiring in 14 days"),
         ((Capability.SERVERS_TOGGLE, Capability.SERVERS_MANAGE), "Connect timeout"),
     ],
 )
@@ -165,7 +165,7 @@ def test_numbers_lead_to_the_lists_they_count(ana: User, sign_in: SignIn) -> Non
         "/hosts/",
         "/settings/mcp-connections?type=all",
         "/logs/",
-        "/logs/?q=denied",
+        "/logs/?q=refused",
     ):
         assert f'{path}"><header><span>' in page
 
@@ -192,7 +192,7 @@ def test_more_expiring_tokens_than_are_listed_are_said_to_be_more(
     heading = text(sign_in(ana).get("/")).split('id="expiring-title">')[1].split("</h2>")[0]
 
     assert told in heading
-    assert heading.startswith("Tokens expiring in 7 days")
+    assert heading.startswith("Tokens expiring in 14 days")
 
 
 def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> None:
@@ -305,7 +305,7 @@ def test_failing_sinks_and_refused_identities_need_the_attention_of_who_may_act(
     assert failing == [False, True, False, False]
     refused.revoke(by=owner)
     sink.disable(by=keeper)
-    assert not any("Needs attention" in text(sign_in(person).get("/")) for person in pages)
+    assert not any('id="attention-title"' in text(sign_in(person).get("/")) for person in pages)
 
 
 def test_a_full_dashboard_is_small(sign_in: SignIn) -> None:

@@ -296,7 +296,7 @@ def test_where_each_person_has_an_identity_the_tab_counts_who_was_asked_for(
 def test_what_waits_is_told_on_the_dashboard_and_on_the_gateway(held: Feature, client: Client) -> None:
     dashboard, overview = text(client.get("/")), text(client.get("/gateways/work/"))
 
-    assert "Needs attention" in dashboard
+    assert 'id="attention-title"' in dashboard
     assert 'Changed definitions <span data-count="features.waiting" class="count">1</span>' in dashboard
     assert f'href="/features/{held.pk}/"' in dashboard
     assert "docs__search was changed by its server" in dashboard
@@ -318,7 +318,7 @@ def test_what_no_longer_waits_is_not_told(end: str, held: Feature, ana: User, cl
         case "archived":
             Gateway.objects.update(archived_at="2026-01-01T00:00Z")
 
-    assert "Needs attention" not in text(client.get("/"))
+    assert 'id="attention-title"' not in text(client.get("/"))
     if end != "archived":
         assert "waits for a decision" not in text(client.get("/gateways/work/"))
 
@@ -344,7 +344,7 @@ def test_who_may_not_decide_is_shown_the_difference_and_no_button(held: Feature,
     assert "/accept/" not in page
     assert "/quarantine/" not in page
     assert 'role="switch"' not in page
-    assert "Needs attention" not in text(reader.get("/"))
+    assert 'id="attention-title"' not in text(reader.get("/"))
     for act in ("accept", "quarantine"):
         for method in (reader.get, reader.post):
             assert method(f"/features/{held.pk}/{act}/").status_code == 403

@@ -19,6 +19,7 @@ from django.urls import URLPattern, reverse
 from django.utils import timezone
 
 from accounts.models import ApiKey, User
+from attention.models import Channel
 from capabilities import Capability
 from gateways.models import Assignment
 from hosts.models import Host
@@ -128,6 +129,7 @@ PLACES = {
     "servers/<slug:slug>/": "server_slug",
     "settings/admin-events/": "event",
     "settings/api-keys/": "api_key",
+    "settings/notifications/": "channel",
     "settings/provisioning/": "provisioning_key",
     "settings/sessions/": "session",
     "settings/sinks/": "sink",
@@ -204,6 +206,7 @@ class Site:
         return {
             "api_key": self._api_key().pk,
             "app": known["host-approve"]["pk"],
+            "channel": channel_of(self.world.owner).pk,
             "assignment": assignment.pk,
             "flow": flow.pk,
             "gateway": assignment.gateway_id,
@@ -242,6 +245,12 @@ class Site:
             yield
             self.things["identity"] = own
             transaction.set_rollback(True)
+
+
+def channel_of(owner: User) -> Channel:
+    """A notification channel of this person."""
+    address = "https://93.184.216.34/hook"
+    return Channel.objects.add(by=owner, kind="slack", for_workspace=False, address=address)
 
 
 def session_of(user: User) -> str:

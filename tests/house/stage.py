@@ -20,7 +20,19 @@ from auditlog.models import Event
 from tests.house.doors import browser
 from tests.rest import Rest
 
-ROOMS = ("accounts", "connections", "gateways", "hosts", "scim", "servers", "sinks", "sso", "tokens", "upstream_oauth")
+ROOMS = (
+    "accounts",
+    "attention",
+    "connections",
+    "gateways",
+    "hosts",
+    "scim",
+    "servers",
+    "sinks",
+    "sso",
+    "tokens",
+    "upstream_oauth",
+)
 SECRET = re.compile(r"gw[adkp]_\w{8}|^!\w{40}$")  # What is shown of one; a password nobody has.
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00|Z)")
 

@@ -45,6 +45,7 @@ FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
     "accounts:revoke_invitation",
     "accounts:sign_out_everywhere",
     "accounts:staff_off",
+    "attention:remove",
     "connections:drop_identity",
     "connections:revoke",
     "gateways:remove_assignment",

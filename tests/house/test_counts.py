@@ -34,7 +34,7 @@ from tests import make, upstreams
 from tests.accounts.soft_key import added
 from tests.cases import first, full
 from tests.house.count_questions import ASKS, FIXED, NOT_STORED, QUESTIONS, STATES, SWITCHED_ON, Ask
-from tests.house.doors import PLACES, Door, browser, doors, session_of
+from tests.house.doors import PLACES, Door, browser, channel_of, doors, session_of
 from tests.house.every_state import SET, World, built, ids
 from tests.house.page_numbers import NUMBER, Counted, Page, Shown, Switch
 from tests.oauth.apps import App, register
@@ -83,6 +83,8 @@ QUERIES = {
         "?host={bot}&user={boss}&gateway=wide&tool=search",
         "?host={halted}&user={boss}&gateway=shut",
     ),
+    "connections:mine": ("", "?needs=1"),
+    "sinks:list": ("", "?late=1"),
     "setup": ("", "?until={since}"),
     "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
     "auditlog:busiest": ("", "?range=7d"),
@@ -182,6 +184,7 @@ class Walk:
             "security_key": [added(self.viewer).pk],
             "session": [],
             "provisioning_key": [str(pk) for pk in ProvisioningKey.objects.values_list("pk", flat=True)],
+            "channel": [channel_of(self.viewer).pk],
             "sink": [key for key, state in world.states.items() if state == "failing"],
             "flow": [],
         }

@@ -20,13 +20,14 @@ from sso.models import Provider
 from tests import make
 from tests.api.world import build, holder
 from tests.cases import every
-from tests.house.doors import session_of
+from tests.house.doors import channel_of, session_of
 from tests.house.stage import Stage, outcome, undone
 from tests.house.verbs import INSIDE, VERBS, Verb
 from tokens.api_keys import issue
 
 OURS = {
     "accounts",
+    "attention",
     "auditlog",
     "connections",
     "gateways",
@@ -78,6 +79,7 @@ def staged() -> Stage:
         "bare_slug": bare.slug,
         "boss": boss.email,
         "boss_id": boss.pk,
+        "channel": channel_of(boss).pk,
         "client_registration": known_there.pk,
         "connection": known["connection"],
         "first": first.pk,

@@ -623,6 +623,18 @@ VERBS = [
         admin("scim/provisioningkey", "revoke", "provisioning_key"),
     ),
     verb(
+        "Channel.add",
+        page("/settings/notifications/add?kind=slack", address="https://93.184.216.34/made", enabled="on", zone="UTC"),
+    ),
+    verb(
+        "Channel.edit",
+        page("/settings/notifications/{channel}", enabled="on", zone="Europe/Berlin"),
+    ),
+    verb(
+        "Channel.remove",
+        page("/settings/notifications/{channel}/remove"),
+    ),
+    verb(
         "Sink.add",
         page("/settings/sinks/add/?kind=stdout", name="Made", sends_calls="on"),
         rest("POST /sinks", name="Made", kind="stdout", sends_events=False),
@@ -685,6 +697,7 @@ INSIDE = {
     "ApiKey.end",
     "ApiKey.revoke_all",
     "Binding.lend",
+    "Channel.must_be_open_to",
     "Connection.end_all_of",
     "DirectoryPerson.describe",  # This and the like are for directories: tests/scim.
     "DirectoryPerson.remove",

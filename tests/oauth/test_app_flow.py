@@ -10,9 +10,9 @@ from django.core import mail
 from django.test import Client
 from django.utils import timezone
 from oauth2_provider.models import Grant, RefreshToken
-from pytest_django import Settings
 
 from accounts.models import User, WorkspaceSettings
+from attention import telling
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
@@ -575,28 +575,29 @@ def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, memb
 
 
 def test_those_who_approve_apps_hear_of_a_new_one_and_who_asked_hears_of_the_approval(
-    app: App, member: User, gateway: Gateway, settings: Settings, django_capture_on_commit_callbacks: Any
+    app: App, member: User, gateway: Gateway
 ) -> None:
-    settings.MAIL_SERVER = "mail.example.com"
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
     chief = make.user(Capability.HOSTS_TOGGLE, email="chief@example.com")
     client = browser(member)
     begun = client.get(app.question(gateway))["Location"]
 
-    with django_capture_on_commit_callbacks(execute=True):
-        client.post(begun, {"ask": "yes"})
+    client.post(begun, {"ask": "yes"})
+    telling.tell_at_once()
+    telling.deliver_due()
     host = Host.objects.get()
     dashboards = [browser(person).get("/").content.decode() for person in (chief, member)]
-    with django_capture_on_commit_callbacks(execute=True):
-        host.approve(by=chief)
+    host.approve(by=chief)
+    telling.tell_at_once()
+    telling.deliver_due()
 
     waits = f"{host.name} waits for approval"
     assert [waits in page for page in dashboards] == [True, False]
     assert waits not in browser(chief).get("/").content.decode()
     asked, approved = mail.outbox
-    assert (asked.subject, asked.bcc) == (waits, [chief.email])
-    assert member.email in asked.body
-    assert f"/hosts/{host.pk}/" in asked.body
+    assert (asked.subject, asked.bcc) == ("1 app waits for approval", [chief.email])
+    assert host.name in asked.body
+    assert "/hosts/?status=pending" in asked.body
     assert (approved.subject, approved.bcc) == (f"{host.name} is approved", [member.email])
 
 

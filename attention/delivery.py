@@ -1,0 +1,176 @@
+"""Delivery of messages: a mail, or a guarded POST in the form of a webhook, Slack or Microsoft Teams.
+
+To add a kind, add its body here and its name to ChannelKind.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import orjson
+from django.conf import settings
+from django.core.mail import EmailMessage
+from django.core.validators import validate_email
+from django.forms import ValidationError
+from django.utils import timezone
+
+from accounts.mail import reason
+from servers.upstream_guard import upstream_guard
+from sinks.receivers import shown_origin, signature, signing_key, weakness
+from ui.rest import stamp
+from wire.cipher import Undecryptable
+from wire.guard import Guard, UrlRefused
+from wire.outbound import NoAnswer, OutboundClient
+
+if TYPE_CHECKING:
+    from attention.models import Channel, Message
+
+SECONDS = 10.0
+MOST_READ = 16 * 1024  # Bytes of an answer that are read; its content does not matter.
+
+
+class ChannelError(Exception):
+    """The settings of a channel are refused; the message says why."""
+
+
+class BadChannelAddress(ChannelError):
+    """The address is not allowed."""
+
+
+class BadChannelSecret(ChannelError):
+    """The secret is too weak to sign with."""
+
+
+class Undelivered(Exception):
+    """The message was not accepted; the text is a sentence. `for_good` if a retry would fail too."""
+
+    def __init__(self, sentence: str, *, for_good: bool = False) -> None:
+        super().__init__(sentence)
+        self.for_good = for_good
+
+
+def checked(channel: Channel, address: str, secret: str) -> bool:
+    """Return whether this address is private. Raises ChannelError unless address and secret are allowed."""
+    if channel.kind == "mail":
+        try:
+            validate_email(address)
+        except ValidationError:
+            raise BadChannelAddress("Enter an e-mail address.") from None
+        return False
+    try:
+        # What people set up for themselves never leads inside: only who manages the workspace may open that.
+        guard = upstream_guard() if channel.owner_id is None else upstream_guard().outside()
+        is_private = guard.check_now(address)
+    except UrlRefused as refusal:
+        raise BadChannelAddress(str(refusal)) from None
+    if channel.kind == "webhook" and (why := weakness(secret)):
+        raise BadChannelSecret(
+            f"A webhook needs a secret of at least 24 random bytes to sign with, and {why}. "
+            "Make one with “openssl rand -base64 32”."
+        )
+    return is_private
+
+
+def origin(address: str) -> str:
+    """Return scheme and host of an address, without the path, which is a credential."""
+    return shown_origin(address)[:255]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One message with everything its delivery needs, so that it needs no database."""
+
+    kind: str
+    address: str
+    secret: str
+    private: bool
+    matter: str
+    subject: str
+    text: str
+    link: str
+    uid: str
+    at: datetime
+
+    @classmethod
+    def of(cls, channel: Channel, message: Message) -> Parcel:
+        """Raises Undelivered if no key decrypts the address."""
+        try:
+            address, secret = channel.opened()
+        except Undecryptable:
+            raise Undelivered("Its address cannot be decrypted. Enter it again.", for_good=True) from None
+        uid = f"msg_{message.pk or uuid4().hex}"
+        at = timezone.now()
+        content = (message.matter, message.subject, message.text, message.link)
+        return cls(channel.kind, address, secret, channel.private, *content, uid, at)
+
+    def deliver(self) -> None:
+        """Return when the receiver accepted the message. Raises Undelivered."""
+        if self.kind == "mail":
+            self._mail()
+        else:
+            self._post(orjson.dumps(BODIES[self.kind](self)))
+
+    def _mail(self) -> None:
+        try:
+            EmailMessage(self.subject, f"{self.text}\n\n{self.link}\n", bcc=[self.address]).send()
+        except OSError as error:  # Also covers smtplib's errors.
+            raise Undelivered(reason(error)) from None
+
+    def _post(self, body: bytes) -> None:
+        headers = {"Content-Type": "application/json"} | (self._signed(body) if self.secret else {})
+        try:
+            with OutboundClient(self._guard(), MOST_READ, SECONDS) as client:
+                status = client.ask("POST", self.address, headers, body, needs_body=False).status
+        except NoAnswer as failure:
+            raise Undelivered(f"It {failure}.") from None
+        if not 200 <= status < 300:
+            raise Undelivered(f"It answered {status}.", for_good=status in (400, 404, 410))
+
+    def _guard(self) -> Guard:
+        return upstream_guard() if self.private else upstream_guard().outside()
+
+    def _signed(self, body: bytes) -> dict[str, str]:
+        """Return the headers of Standard Webhooks."""
+        now = str(int(time.time()))
+        made = signature(signing_key(self.secret), self.uid, now, body)
+        return {"webhook-id": self.uid, "webhook-timestamp": now, "webhook-signature": f"v1,{made}"}
+
+
+def _webhook(parcel: Parcel) -> dict[str, Any]:
+    data = {"matter": parcel.matter, "title": parcel.subject, "text": parcel.text, "link": parcel.link}
+    return {"type": "attention", "timestamp": stamp(parcel.at), "data": data | {"gateway": settings.PUBLIC_URL}}
+
+
+def _slack(parcel: Parcel) -> dict[str, Any]:
+    """Return the body for Slack, whose control characters are escaped: names may contain `<!channel>`."""
+    subject, text = (_escaped(words) for words in (parcel.subject, parcel.text))
+    return {"text": f"{subject}\n{text}\n<{_escaped(parcel.link)}|Open>"}
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _teams(parcel: Parcel) -> dict[str, Any]:
+    """Return an adaptive card. Text runs are not Markdown, so names cannot contain links."""
+    runs = [("Bolder", parcel.subject), ("Default", parcel.text)]
+    card = {
+        "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+        "type": "AdaptiveCard",
+        "version": "1.2",
+        "body": [
+            {"type": "RichTextBlock", "inlines": [{"type": "TextRun", "text": text, "weight": weight}]}
+            for weight, text in runs
+            if text
+        ],
+        "actions": [{"type": "Action.OpenUrl", "title": "Open", "url": parcel.link}],
+    }
+    attachment = {"contentType": "application/vnd.microsoft.card.adaptive", "content": card}
+    return {"type": "message", "attachments": [attachment]}
+
+
+BODIES = {"webhook": _webhook, "slack": _slack, "teams": _teams}

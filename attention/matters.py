@@ -1,0 +1,234 @@
+"""The matters that wait for a person: the one table for the page, the rail, mails, webhooks, Slack and Teams.
+
+To add a matter, add an entry to MATTERS. `find` returns what waits, the same rows and the same number as the list that
+`link` leads to, where all of it can be dealt with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from django.db.models import F, QuerySet
+from django.urls import reverse
+
+from accounts.asking import MOST_OPEN, open_requests
+from accounts.models import User
+from attention.refusals import unusual
+from capabilities import Capability
+from connections.carried_identities import lacking_identity
+from gateways.models import Feature
+from hosts.forms import PENDING
+from hosts.models import Host
+from servers.forms import shared_identity_to_renew
+from servers.models import Health, Identity, Server
+from sinks.models import Sink
+from tokens.models import Token, TokenKind
+from tokens.rows import needing
+
+NAMED = 5  # Things that are named.
+MOST_KEYS = 200  # Things that are recognised as new.
+
+FAILING, UNUSUAL, TO_DECIDE, TO_FIX = "Failing now", "Unusual", "To decide", "To fix"
+ENDS_SOON, TO_CLEAN_UP = "Ends soon", "To clean up"
+GROUPS = (FAILING, UNUSUAL, TO_DECIDE, TO_FIX, ENDS_SOON, TO_CLEAN_UP)  # Worst first.
+
+
+class Found(NamedTuple):
+    """What waits: how many, the keys and names of the first ones, and the list with all of them."""
+
+    number: int
+    things: dict[str, str]
+    link: str
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.things.values())[:NAMED]
+
+    @property
+    def unnamed(self) -> int:
+        """The number of those that `names` leaves out."""
+        return max(self.number - len(self.names), 0)
+
+
+@dataclass(frozen=True)
+class Matter:
+    """One kind of thing that waits. `may` are the capabilities to act on it, any of them; without, it is one's own.
+
+    `words` are for one and for several. `at_once`: people are told immediately, otherwise once a day at most.
+    """
+
+    name: str
+    title: str
+    group: str
+    icon: str
+    words: tuple[str, str]
+    find: Callable[[User | None], Found]
+    may: tuple[Capability, ...] = ()
+    act: str = "Review"
+    at_once: bool = False
+    unless: Capability | None = None  # People with it see these among everybody's.
+
+    @property
+    def is_own(self) -> bool:
+        return not self.may
+
+    def is_for(self, person: User) -> bool:
+        """True if `person` may act on it."""
+        if self.is_own:
+            return self.unless is None or not person.has_perm(self.unless)
+        return any(map(person.has_perm, self.may))
+
+    def sentence(self, number: int) -> str:
+        """Return what waits in words, such as "2 apps wait for approval"."""
+        return self.words[number != 1].format(f"{number:,}")
+
+
+def waiting_for(person: User) -> Iterator[tuple[Matter, Found]]:
+    """Yield the matters that wait for `person`, worst first."""
+    for matter in MATTERS:
+        if matter.is_for(person) and (found := matter.find(person)).number:
+            yield matter, found
+
+
+def _listed(page: str, rows: QuerySet[Any], name: str, **query: str) -> Found:
+    """Return these rows, of which the list `page` with `query` has the same."""
+    first = dict(rows.values_list("pk", name)[: MOST_KEYS + 1])
+    number = len(first) if len(first) <= MOST_KEYS else rows.count()
+    things = {str(pk): str(words) for pk, words in [*first.items()][:MOST_KEYS]}
+    return Found(number, things, f"{reverse(page)}{'?' if query else ''}{urlencode(query)}")
+
+
+# What waits, the same for everybody who can act on it; the rail counts these too.
+
+
+def apps_to_approve() -> QuerySet[Host]:
+    return Host.objects.live().filter(PENDING).order_by("-first_seen_at", "pk")
+
+
+def definitions_to_judge() -> QuerySet[Feature]:
+    waiting = Feature.objects.needing_attention().placed().filter(assignment__gateway__archived_at=None)
+    return waiting.order_by(F("changed_at").desc(nulls_last=True), "-first_seen_at", "pk")
+
+
+def servers_down() -> QuerySet[Server]:
+    return Server.objects.live().filter(enabled=True, health=Health.DOWN)
+
+
+def _shared_identities(person: User | None) -> Found:
+    return _listed(
+        "servers:list",
+        Server.objects.live().filter(shared_identity_to_renew()).order_by("name"),
+        "name",
+        identities="1",
+    )
+
+
+def _own_connections(person: User | None) -> Found:
+    assert person is not None
+    return _listed("connections:mine", lacking_identity(person), "host__name", needs="1")
+
+
+def _own_identities(person: User | None) -> Found:
+    assert person is not None
+    return _listed("connections:mine", Identity.objects.own(person).needing_attention(), "label", needs="1")
+
+
+def _tokens(care: str, order: str) -> Callable[[User | None], Found]:
+    def find(person: User | None) -> Found:
+        rows = Token.objects.filter(needing(care), kind=TokenKind.ACCESS).order_by(order, "pk")
+        return _listed("tokens:list", rows, "name", owner="all", care=care)
+
+    return find
+
+
+def _own_tokens(person: User | None) -> Found:
+    rows = Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS, connection__user=person)
+    return _listed("tokens:list", rows.order_by("expires_at", "pk"), "name", care="expiring")
+
+
+def _requests(person: User | None) -> Found:
+    asked = open_requests(MOST_OPEN)
+    things = {f"{each.pk}:{capability.slug}": f"{each.email}: {capability.label}" for each, capability, _ in asked}
+    return Found(len(asked), things, f"{reverse('accounts:people')}?asking=1")
+
+
+def _refusals(person: User | None) -> Found:
+    found = unusual()
+    things = {str(one.host): f"{one.name}: {one.refused}, usual: {one.usual}" for one in found.agents}
+    return Found(found.refused, things, f"{reverse('auditlog:calls')}?{found.query}")
+
+
+MATTERS = (
+    Matter(
+        "servers-down", "Servers down", FAILING, "server", ("{} server is down", "{} servers are down"),
+        lambda person: _listed("servers:list", servers_down().order_by("name"), "name", health="down"),
+        (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE), act="Open servers", at_once=True,
+    ),
+    Matter(
+        "sinks-late", "Log sinks failing or behind", FAILING, "logs",
+        ("{} log sink is failing or behind", "{} log sinks are failing or behind"),
+        lambda person: _listed("sinks:list", Sink.objects.late(), "name", late="1"),
+        (Capability.SINKS_MANAGE,), act="Open sinks", at_once=True,
+    ),
+    Matter(
+        "refusals", "Unusual refusals", UNUSUAL, "warning",
+        ("{} call refused in an hour, more than usual", "{} calls refused in an hour, more than usual"),
+        _refusals, (Capability.LOGS_READ,), act="Open logs", at_once=True,
+    ),
+    Matter(
+        "apps", "Apps to approve", TO_DECIDE, "apps", ("{} app waits for approval", "{} apps wait for approval"),
+        lambda person: _listed("hosts:list", apps_to_approve(), "name", status="pending"),
+        (Capability.HOSTS_TOGGLE,), at_once=True,
+    ),
+    Matter(
+        "requests", "Capabilities asked for", TO_DECIDE, "people",
+        ("{} person asks for a capability", "{} people ask for a capability"),
+        _requests, (Capability.PEOPLE_MANAGE,), act="Decide", at_once=True,
+    ),
+    Matter(
+        "definitions", "Changed definitions", TO_DECIDE, "quarantine",
+        ("{} definition waits for a decision", "{} definitions wait for a decision"),
+        lambda person: _listed("gateways:changed", definitions_to_judge(), "exposed_name"),
+        (Capability.GATEWAYS_MANAGE,), act="Compare",
+    ),
+    Matter(
+        "shared-identities", "Shared identities to renew", TO_FIX, "identity",
+        ("{} server refuses its shared identity or needs a new sign-in",
+         "{} servers refuse their shared identity or need a new sign-in"),
+        _shared_identities, (Capability.SERVERS_MANAGE,), act="Open servers",
+    ),
+    Matter(
+        "own-connections", "Your connections without an identity", TO_FIX, "connection",
+        ("{} of your connections lacks your identity", "{} of your connections lack your identity"),
+        _own_connections, act="Add identity",
+    ),
+    Matter(
+        "own-identities", "Your identities to renew", TO_FIX, "identity",
+        ("{} of your identities needs a new sign-in or secret", "{} of your identities need a new sign-in or secret"),
+        _own_identities, act="Renew",
+    ),
+    Matter(
+        "tokens-ending", "Tokens that end soon", ENDS_SOON, "key",
+        ("{} token ends within 14 days", "{} tokens end within 14 days"),
+        _tokens("expiring", "expires_at"), (Capability.API_TOKENS_MANAGE,),
+    ),
+    Matter(
+        "own-tokens", "Your tokens that end soon", ENDS_SOON, "key",
+        ("{} of your tokens ends within 14 days", "{} of your tokens end within 14 days"),
+        _own_tokens, unless=Capability.API_TOKENS_MANAGE,
+    ),
+    Matter(
+        "tokens-idle", "Tokens not used for 90 days", TO_CLEAN_UP, "key",
+        ("{} token was not used for 90 days", "{} tokens were not used for 90 days"),
+        _tokens("idle", "last_used_at"), (Capability.API_TOKENS_MANAGE,),
+    ),
+    Matter(
+        "tokens-unlimited", "Tokens without an expiry", TO_CLEAN_UP, "key",
+        ("{} token never expires", "{} tokens never expire"),
+        _tokens("unlimited", "created_at"), (Capability.API_TOKENS_MANAGE,),
+    ),
+)  # fmt: skip
+BY_NAME = {matter.name: matter for matter in MATTERS}

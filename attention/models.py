@@ -1,0 +1,245 @@
+"""Channels that people and the workspace are told through, and the messages for them."""
+
+from __future__ import annotations
+
+from datetime import datetime, time, timedelta
+from typing import Any, ClassVar
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+import orjson
+from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from accounts.models import User
+from attention import delivery
+from attention.delivery import BadChannelSecret, ChannelError
+from auditlog.actions import Action
+from auditlog.models import Event
+from auditlog.versions import Seen, Versioned
+from capabilities import Capability, CapabilityRequired
+from ui.sealing import cipher
+
+LONGEST_ERROR = 300
+MOST_CHANNELS = 5  # Of one person, or of the workspace.
+
+
+class ChannelKind(models.TextChoices):
+    """The form in which a channel is told."""
+
+    MAIL = "mail", "Mail"
+    WEBHOOK = "webhook", "Webhook"
+    SLACK = "slack", "Slack"
+    TEAMS = "teams", "Microsoft Teams"
+
+
+class TooManyChannels(ChannelError):
+    """There are five channels. Remove one first."""
+
+
+class SecondMailChannel(ChannelError):
+    """Mail is there already: it always goes to your own address."""
+
+
+class ChannelManager(models.Manager["Channel"]):
+    def add(self, *, by: User, kind: str, for_workspace: bool, **fields: Any) -> Channel:
+        """Add a channel of `by`, or of the workspace. Raises ChannelError or CapabilityRequired."""
+        channel = Channel(kind=kind, owner=None if for_workspace else by)
+        channel.must_be_open_to(by)
+        channel.set_up(**fields)
+        with transaction.atomic():
+            User.objects.select_for_update(of=("self",)).get(pk=by.pk)
+            present = list(self.filter(owner=channel.owner))
+            if len(present) >= MOST_CHANNELS:
+                raise TooManyChannels(TooManyChannels.__doc__)
+            if channel.is_own_mail and any(one.is_own_mail for one in present):
+                raise SecondMailChannel(SecondMailChannel.__doc__)
+            channel.save(force_insert=True)
+            changes = {"kind": [None, channel.get_kind_display()]} | channel.told()
+            Event.objects.record(Action.CHANNEL_ADDED, channel, by=by, changes=changes)
+        return channel
+
+    def mail_of(self, person: User) -> Channel:
+        """Return the mail channel of `person`, made when first needed: mail is on until they switch it off."""
+        return self.get_or_create(owner=person, kind=ChannelKind.MAIL)[0]
+
+
+class Channel(Versioned, models.Model):
+    """One way to tell a person, or everybody who reads a channel of the workspace (`owner` is None).
+
+    The address of a webhook is a credential, so it is sealed; `origin` is the part that may be shown.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    owner = models.ForeignKey(User, models.PROTECT, null=True, related_name="channels")
+    kind = models.CharField(max_length=10, choices=ChannelKind)
+    origin = models.CharField(max_length=255, blank=True, default="")
+    # The address and the secret as sealed JSON; None for a person's own mail.
+    sealed = models.BinaryField(null=True, editable=False)
+    key_id = models.CharField(max_length=8, blank=True, default="", editable=False)
+    # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
+    private = models.BooleanField(default=False, editable=False)
+    enabled = models.BooleanField(default=True)
+    muted = ArrayField(models.CharField(max_length=40), default=list)  # Names of matters it is not told.
+    quiet_from = models.TimeField(null=True)
+    quiet_until = models.TimeField(null=True)
+    zone = models.CharField(max_length=64, default="UTC")
+    last_error = models.CharField(max_length=LONGEST_ERROR, blank=True, default="")
+    last_error_at = models.DateTimeField(null=True)
+    last_sent_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects: ClassVar[ChannelManager] = ChannelManager()
+
+    class Meta:
+        ordering = ("created_at",)
+        default_permissions = ()
+        constraints = (
+            models.UniqueConstraint(
+                fields=("owner",), condition=Q(kind="mail", owner__isnull=False), name="one_mail_channel_per_person"
+            ),
+        )
+
+    def __str__(self) -> str:
+        place = self.owner.email if self.is_own_mail and self.owner else self.origin
+        return f"{self.get_kind_display()} to {place}" if place else str(self.get_kind_display())
+
+    @property
+    def is_own_mail(self) -> bool:
+        return self.kind == ChannelKind.MAIL and self.owner_id is not None
+
+    @property
+    def is_stored(self) -> bool:
+        """False for a new channel, and for mail until it is changed or first needed."""
+        return not self._state.adding
+
+    @property
+    def has_quiet_hours(self) -> bool:
+        return self.quiet_from is not None and self.quiet_until is not None and self.quiet_from != self.quiet_until
+
+    def editable(self) -> dict[str, Any]:
+        names = ("enabled", "muted", "quiet_from", "quiet_until", "zone")
+        return {name: getattr(self, name) for name in names}
+
+    def told(self) -> dict[str, Any]:
+        """Return what events say of a new channel."""
+        return {"address": [None, self.origin]} if self.origin else {}
+
+    def opened(self) -> tuple[str, str]:
+        """Return the address and the secret, empty where it has none. Raises wire.cipher.Undecryptable."""
+        if self.is_own_mail and self.owner:
+            return self.owner.email, ""
+        address, secret = orjson.loads(cipher().open(bytes(self.sealed or b"")))
+        return str(address), str(secret)
+
+    def must_be_open_to(self, by: User) -> None:
+        """Raise CapabilityRequired unless `by` may change it: its owner, or who manages the workspace."""
+        if self.owner_id is None and not by.has_perm(Capability.WORKSPACE_MANAGE):
+            raise CapabilityRequired(Capability.WORKSPACE_MANAGE)
+        if self.owner_id is not None and self.owner_id != by.pk:
+            raise Channel.DoesNotExist
+
+    def set_up(self, *, address: str = "", secret: str = "", **fields: Any) -> None:
+        """Validate and set these values, and seal address and secret; empty ones stay. Raises ChannelError."""
+        for name, value in fields.items():
+            setattr(self, name, value)
+        if self.is_own_mail or not (address or secret or self.sealed is None):
+            return
+        present = self.opened() if self.sealed is not None else ("", "")
+        if address and address != present[0] and self.kind == ChannelKind.WEBHOOK and not secret:
+            raise BadChannelSecret("Enter the secret too: it belongs to the address it was made for.")
+        address, secret = address.strip() or present[0], secret.strip() or present[1]
+        self.private = delivery.checked(self, address, secret)
+        self.origin = address if self.kind == ChannelKind.MAIL else delivery.origin(address)
+        self.sealed, self.key_id = cipher().seal(orjson.dumps([address, secret]).decode()), cipher().key_id
+
+    def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
+        """Change what it is told, when and where. Raises ChannelError, CapabilityRequired or ChangedMeanwhile."""
+        with transaction.atomic():
+            row: Channel = self.lock()
+            row.must_be_open_to(by)
+            before, origin, sealed = row.editable(), row.origin, row.sealed
+            row.must_be(seen, [name for name in before if name in fields and before[name] != fields[name]])
+            row.set_up(**fields)
+            changes = {name: [_plain(before[name]), _plain(now)] for name, now in row.editable().items()}
+            changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
+            if row.sealed != sealed:
+                changes["address"] = [origin, row.origin]
+            if not changes:
+                return
+            row.save()
+            Event.objects.record(Action.CHANNEL_CHANGED, row, by=by, changes=changes)
+        self.refresh_from_db()
+
+    def remove(self, *, by: User) -> None:
+        """Delete it with the messages that wait. Raises CapabilityRequired, or ChannelError for a person's mail."""
+        with transaction.atomic():
+            row: Channel = self.lock()
+            row.must_be_open_to(by)
+            if row.is_own_mail:  # It would be made anew when next needed.
+                raise ChannelError("Mail is switched off, not removed.")
+            changes = {"address": [row.origin, None]}
+            Event.objects.record(Action.CHANNEL_REMOVED, row, by=by, changes=changes)
+            row.delete()
+
+    def quiet_end(self, now: datetime) -> datetime:
+        """Return when its quiet hours end if `now` is in them, otherwise `now`."""
+        if self.quiet_from is None or self.quiet_until is None or not self.has_quiet_hours:
+            return now
+        local = now.astimezone(ZoneInfo(self.zone))
+        begin, end, clock = self.quiet_from, self.quiet_until, local.time()
+        is_quiet = begin <= clock < end if begin < end else clock >= begin or clock < end
+        if not is_quiet:
+            return now
+        day = local.date() + timedelta(days=1) if clock >= end else local.date()
+        return datetime.combine(day, end, ZoneInfo(self.zone))
+
+    def send(self, matter: str, subject: str, text: str, link: str, **more: Any) -> Message | None:
+        """Queue a message; None if the channel is off, or is not told of the matter, or has no mail server.
+
+        With a `key` a message is queued once. With `at_once` it does not wait for the end of quiet hours.
+        """
+        key, at_once = more.pop("key", None), more.pop("at_once", False)
+        if not self.enabled or matter in self.muted or (self.kind == ChannelKind.MAIL and not settings.MAIL_SERVER):
+            return None
+        now = timezone.now()
+        message = Message(channel=self, matter=matter, subject=subject[:200], text=text, link=link, key=key, **more)
+        message.due_at = now if at_once else self.quiet_end(now)
+        if key is None:
+            message.save()
+            return message
+        return Message.objects.bulk_create([message], ignore_conflicts=True)[0]
+
+
+def _plain(value: Any) -> Any:
+    return value.strftime("%H:%M") if isinstance(value, time) else value
+
+
+class Message(models.Model):
+    """A message to one channel: queued until it is sent, or given up. The newest of a matter says what was told."""
+
+    channel = models.ForeignKey(Channel, models.CASCADE, related_name="messages")
+    matter = models.CharField(max_length=40)
+    key = models.CharField(max_length=80, null=True)  # noqa: DJ001  (unique unless NULL)
+    things = ArrayField(models.CharField(max_length=64), default=list)  # Keys of what waits, of which it told.
+    subject = models.CharField(max_length=200)
+    text = models.TextField()
+    link = models.CharField(max_length=1000)
+    created_at = models.DateTimeField(auto_now_add=True, db_index=True)
+    due_at = models.DateTimeField(null=True)  # None once it is sent or given up.
+    sent_at = models.DateTimeField(null=True)
+    failures = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+        constraints = (models.UniqueConstraint(fields=("channel", "key"), name="message_is_sent_once_by_key"),)
+        indexes = (
+            models.Index(fields=("due_at",), condition=Q(due_at__isnull=False), name="message_due"),
+            models.Index(fields=("channel", "matter", "-id"), name="message_newest"),
+        )
+
+    def __str__(self) -> str:
+        return self.subject

@@ -1,0 +1,371 @@
+"""Who is told what: new matters, outcomes of what people asked for, and tokens and sign-ins that end.
+
+Messages are queued here as rows and delivered by the chores process, again if a receiver fails. A matter is told when
+something waits that its channel was not told of: at once for incidents and approvals, otherwise once a day at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import models, transaction
+from django.db.models import F, Q
+from django.urls import reverse
+from django.utils import timezone
+
+from accounts.models import User, permissions_of
+from accounts.queues import released_while_waiting
+from attention.delivery import Parcel, Undelivered
+from attention.matters import BY_NAME, MATTERS, Found, Matter
+from attention.models import LONGEST_ERROR, Channel, Message
+from auditlog.actions import Action
+from auditlog.models import Event
+from capabilities import Capability
+from hosts.models import Host
+from servers.models import Identity
+from sinks.receivers import backoff
+from tokens.models import Token, TokenKind
+from ui.templatetags.ui import marked
+
+logger = logging.getLogger(__name__)
+
+OUTCOMES, ENDINGS = "outcomes", "endings"
+# What people are told besides MATTERS.
+PERSONAL = {
+    OUTCOMES: "Answers to what you asked for",
+    ENDINGS: "Your tokens and sign-ins, 14, 3 and 1 days before they end",
+}
+
+A_DAY = timedelta(days=1)
+PAUSE = timedelta(minutes=10)  # Between two messages of one matter that is told at once.
+MOST_A_DAY = 8  # Messages of one matter to one channel; after that it is told once a day.
+STAGES = (14, 3, 1)  # Days before something ends.
+RECENT = timedelta(hours=1)  # Events whose outcome may not have been told yet.
+KEPT = timedelta(days=30)
+LEASE = timedelta(minutes=2)  # Another process may deliver a message again after this.
+AT_ONCE, THREADS = 16, 4  # Messages delivered in one run, and at the same time.
+MOST_FAILURES = 24  # In about two hours.
+LONGEST_NAME = 80
+
+
+def link_to(path: str) -> str:
+    return f"{settings.PUBLIC_URL}{path}"
+
+
+# New matters.
+
+
+def tell_at_once() -> int:
+    """Queue messages on incidents and approvals, and on outcomes; return their number."""
+    return _tell(matter for matter in MATTERS if matter.at_once) + tell_outcomes()
+
+
+def tell_daily() -> int:
+    """Queue messages on all other matters, and on what ends soon; return their number."""
+    return _tell(matter for matter in MATTERS if not matter.at_once and not matter.is_own) + tell_endings()
+
+
+def _tell(matters: Iterable[Matter]) -> int:
+    return sum(_tell_one(matter, matter.find(None)) for matter in matters)
+
+
+def _tell_one(matter: Matter, found: Found) -> int:
+    latest = _latest(matter)
+    for message in latest.values():
+        # What was dealt with is told again when it comes back.
+        if left := [thing for thing in message.things if thing in found.things]:
+            if left != message.things:
+                Message.objects.filter(pk=message.pk).update(things=left)
+        elif message.things:
+            Message.objects.filter(pk=message.pk).update(things=[])
+        message.things = left
+    if not found.number:
+        return 0
+    return sum(_tell_channel(channel, matter, found, latest.get(channel.pk)) for channel in _channels_for(matter))
+
+
+def _latest(matter: Matter) -> dict[UUID, Message]:
+    """Return the newest message of this matter by channel."""
+    newest = Message.objects.filter(matter=matter.name).order_by("channel_id", "-id").distinct("channel_id")
+    return {message.channel_id: message for message in newest}
+
+
+def _channels_for(matter: Matter) -> list[Channel]:
+    """Return the channels of the workspace, and of all active people who may act on this matter."""
+    people = people_with(matter.may)
+    found = list(Channel.objects.filter(Q(owner=None) | Q(owner__in=people)).select_related("owner"))
+    return [*found, *_missing_mail(people, found)]
+
+
+def people_with(capabilities: Sequence[Capability]) -> list[User]:
+    """Return the active people with any of these capabilities."""
+    holding = Q(role__permissions__in=permissions_of(capabilities)) | Q(is_superuser=True)
+    people = User.objects.filter(holding, is_active=True).distinct()
+    return [person for person in people if person.status == "active"]
+
+
+def channels_of(person: User) -> list[Channel]:
+    """Return the channels of a person; mail is one of them."""
+    found = list(Channel.objects.filter(owner=person).select_related("owner"))
+    return [*found, *_missing_mail([person], found)]
+
+
+def _missing_mail(people: Sequence[User], found: Sequence[Channel]) -> list[Channel]:
+    """Make the mail channel of people who have none yet."""
+    having = {channel.owner_id for channel in found if channel.is_own_mail}
+    missing = [person for person in people if person.pk not in having] if settings.MAIL_SERVER else []
+    return [Channel.objects.mail_of(person) for person in missing]
+
+
+def _tell_channel(channel: Channel, matter: Matter, found: Found, last: Message | None) -> int:
+    new = [thing for thing in found.things if last is None or thing not in last.things]
+    if not new or not _is_due(channel, matter, last):
+        return 0
+    names = [marked(found.things[thing])[:LONGEST_NAME] for thing in new[:5]]
+    more = [f"and {len(new) - len(names):,} more"] if len(new) > len(names) else []
+    subject = matter.sentence(found.number)
+    message = channel.send(
+        matter.name,
+        subject,
+        "\n".join([*names, *more]),
+        link_to(found.link),
+        things=list(found.things),
+        at_once=matter.at_once,
+    )
+    return int(message is not None)
+
+
+def _is_due(channel: Channel, matter: Matter, last: Message | None) -> bool:
+    """True if the channel may be told of the matter again."""
+    if last is None:
+        return True
+    now = timezone.now()
+    if not matter.at_once:
+        return now - last.created_at >= A_DAY
+    if now - last.created_at < PAUSE:
+        return False
+    day = channel.messages.filter(matter=matter.name, created_at__gt=now - A_DAY)
+    return now - last.created_at >= A_DAY or day.count() < MOST_A_DAY
+
+
+# Outcomes: who asked is told what became of it.
+
+
+def tell_outcomes() -> int:
+    """Queue a message to everybody whose request was answered in the last hour and who does not know yet."""
+    answers = {Action.HOST_APPROVED: _app_approved, Action.HOST_ARCHIVED: _app_refused}
+    answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
+    events = Event.objects.filter(action__in=list(answers), created_at__gte=timezone.now() - RECENT)
+    number = 0
+    for event in events.order_by("id"):
+        told = Message.objects.filter(key=f"event:{event.uid}").exists()
+        if not told and (answer := answers[Action(event.action)](event)):
+            person, subject, text, path = answer
+            number += send_to(person, OUTCOMES, subject, text, path, key=f"event:{event.uid}")
+    return number
+
+
+def send_to(person: User, matter: str, subject: str, text: str, path: str, *, key: str | None = None) -> int:
+    """Queue a message to all channels of a person, and return how many there are."""
+    sent = [channel.send(matter, subject, text, link_to(path), key=key) for channel in channels_of(person)]
+    return len([message for message in sent if message])
+
+
+type Answer = tuple[User, str, str, str] | None
+
+
+def _app_approved(event: Event) -> Answer:
+    name = _name(event)
+    text = f"{event.actor_email} approved {name}. Connect it again from the app."
+    return _to_who_asked(event, f"{name} is approved", text)
+
+
+def _app_refused(event: Event) -> Answer:
+    """Return the answer for an app that was archived before anybody approved it."""
+    if not Host.objects.filter(pk=event.target_id, needs_approval=True, approved_at=None).exists():
+        return None
+    name = _name(event)
+    return _to_who_asked(event, f"{name} is not approved", f"{event.actor_email} archived {name}. Ask them why.")
+
+
+def _to_who_asked(event: Event, subject: str, text: str) -> Answer:
+    appeared = Event.objects.filter(action=Action.HOST_APPEARED, target_type="host", target_id=event.target_id)
+    person = _other_than_actor(event, appeared.values_list("actor_id", flat=True).first())
+    return (person, subject, text, reverse("oauth:client")) if person else None
+
+
+def _capability_given(event: Event) -> Answer:
+    """Return the answer if the new role has a capability that the person asked for in the last week."""
+    person = _other_than_actor(event, event.target_id)
+    if person is None:
+        return None
+    asked = Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, target_id=event.target_id)
+    slugs = [one.changes["capability"][1] for one in asked.filter(created_at__gte=event.created_at - timedelta(days=7))]
+    labels = [one.label for one in Capability.named(slugs) if person.has_perm(one)]
+    if not labels:
+        return None
+    text = f"{event.actor_email} gave you a role with: {', '.join(sorted(labels))}."
+    return person, "You have what you asked for", text, reverse("overview")
+
+
+def _capability_declined(event: Event) -> Answer:
+    person = _other_than_actor(event, event.target_id)
+    labels = [one.label for one in Capability.named([event.changes["capability"][0]])]
+    text = f"{event.actor_email} declined your request: {', '.join(labels)}."
+    return (person, "Your request was declined", text, reverse("accounts:profile")) if person else None
+
+
+def _other_than_actor(event: Event, pk: UUID | str | None) -> User | None:
+    """Return the active person `pk`, unless they did it themselves."""
+    if not pk or str(pk) == str(event.actor_id):
+        return None
+    return User.objects.filter(pk=pk, is_active=True).first()
+
+
+def _name(event: Event) -> str:
+    return " ".join(marked(event.target_label).split())[:LONGEST_NAME]
+
+
+# Tokens and sign-ins that end.
+
+
+def tell_endings() -> int:
+    """Queue a message to each owner of tokens or sign-ins that end in 14, 3 or 1 days: one a day for each owner."""
+    today = timezone.now().date()
+    ending: dict[UUID, list[tuple[datetime, str]]] = {}
+    for owner, at, name in [*_ending(_tokens_with_expiry(), "connection__user"), *_ending(_sign_ins(), "owner")]:
+        ending.setdefault(owner, []).append((at, name))
+    people = User.objects.in_bulk(list(ending))
+    number = 0
+    for pk, things in ending.items():
+        if (person := people.get(pk)) and person.status == "active":
+            lines = [f"{marked(name)[:LONGEST_NAME]}: {at:%Y-%m-%d %H:%M} UTC" for at, name in sorted(things)]
+            first = min(things)[0].date() - today
+            days = f"{first.days} day{'' if first.days == 1 else 's'}"
+            subject = f"{lines[0].rpartition(': ')[0]} ends in {days}" if len(lines) == 1 else ""
+            subject = subject or f"{len(lines)} tokens and sign-ins end soon, the first in {days}"
+            path = reverse("tokens:list")
+            key = f"{ENDINGS}:{today}"
+            if not Message.objects.filter(channel__owner=person, key=key).exists():
+                number += send_to(person, ENDINGS, subject, "\n".join(lines), path, key=key)
+    return number
+
+
+def _tokens_with_expiry() -> models.QuerySet[Token]:
+    live = Token.objects.live().filter(kind=TokenKind.ACCESS, connection__revoked_at=None)
+    return live.annotate(named=F("name"), begun=F("created_at"))
+
+
+def _sign_ins() -> models.QuerySet[Identity]:
+    """Return people's sign-ins at servers that nothing renews."""
+    mine = Identity.objects.usable().filter(owner__isnull=False, grant__refresh_ciphertext=None)
+    return mine.annotate(named=F("server__name"), begun=F("updated_at"))
+
+
+def _ending(rows: models.QuerySet[Any], owner: str) -> list[tuple[UUID, datetime, str]]:
+    """Return owner, end and name of rows that end so many days from today as STAGES says.
+
+    What lasts no longer than the stage is left out: a token for 7 days is not announced 14 days before.
+    """
+    today, found = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0), []
+    for days in STAGES:
+        since = today + timedelta(days=days)
+        on = rows.filter(expires_at__gte=since, expires_at__lt=since + A_DAY)
+        early = on.filter(begun__lte=F("expires_at") - timedelta(days=days))
+        found += list(early.values_list(owner, "expires_at", "named"))
+    return found
+
+
+# Delivery.
+
+
+def deliver_due() -> int:
+    """Deliver messages that are due, and return how many were accepted. Holds no database connection meanwhile."""
+    claimed = list(_claimed())
+    if not claimed:
+        return 0
+    with released_while_waiting(), ThreadPoolExecutor(THREADS, "attention") as pool:
+        results = list(pool.map(_delivered, [parcel for _, parcel in claimed]))
+    for (message, _), failure in zip(claimed, results, strict=True):
+        _note(message, failure)
+    return results.count(None)
+
+
+def _claimed() -> Iterator[tuple[Message, Parcel]]:
+    now = timezone.now()
+    with transaction.atomic():
+        due = (
+            Message.objects.filter(due_at__lte=now).order_by("due_at").select_for_update(skip_locked=True, of=("self",))
+        )
+        messages = list(due.select_related("channel__owner")[:AT_ONCE])
+        Message.objects.filter(pk__in=[message.pk for message in messages]).update(due_at=now + LEASE)
+    for message in messages:
+        owner = message.channel.owner
+        if not message.channel.enabled or (owner and not owner.is_active):
+            Message.objects.filter(pk=message.pk).update(due_at=None)
+            continue
+        try:
+            yield message, Parcel.of(message.channel, message)
+        except Undelivered as failure:
+            _note(message, failure)
+
+
+def _delivered(parcel: Parcel) -> Undelivered | None:
+    try:
+        parcel.deliver()
+    except Undelivered as failure:
+        return failure
+    except Exception:
+        logger.exception("a notification could not be delivered", extra={"kind": parcel.kind})
+        return Undelivered("It could not be delivered: the log of this process says why.")
+    return None
+
+
+def _note(message: Message, failure: Undelivered | None) -> None:
+    """Record the outcome of a delivery, and when to try again."""
+    now, rows, channel = (
+        timezone.now(),
+        Message.objects.filter(pk=message.pk),
+        Channel.objects.filter(pk=message.channel_id),
+    )
+    if failure is None:
+        rows.update(sent_at=now, due_at=None)
+        channel.update(last_sent_at=now, last_error="")
+        return
+    failures = message.failures + 1
+    wait = timedelta(seconds=backoff(failures + 2, random.random()))  # noqa: S311  no secret
+    given_up = failure.for_good or failures >= MOST_FAILURES
+    rows.update(failures=failures, due_at=None if given_up else now + wait)
+    channel.update(last_error=str(failure)[:LONGEST_ERROR], last_error_at=now)
+
+
+def send_test(channel: Channel) -> str:
+    """Send a test message now; return why it was not accepted, or an empty text."""
+    message = Message(
+        matter="test", subject="Test message", text=f"From {settings.PUBLIC_URL}.", link=link_to("/attention/")
+    )
+    try:
+        parcel = Parcel.of(channel, message)
+        with released_while_waiting():
+            parcel.deliver()
+    except Undelivered as failure:
+        return str(failure)
+    return ""
+
+
+def drop_old(now: datetime) -> int:
+    """Delete messages older than 30 days; what still waits then is told again."""
+    return int(Message.objects.filter(created_at__lt=now - KEPT, due_at=None).delete()[0])
+
+
+def choices_for(person: User, *, for_workspace: bool) -> list[tuple[str, str]]:
+    """Return the matters a channel of `person`, or one they set up for the workspace, can be told of."""
+    acting = [(name, matter.title) for name, matter in BY_NAME.items() if not matter.is_own and matter.is_for(person)]
+    return acting if for_workspace else [*acting, *PERSONAL.items()]

@@ -1,0 +1,376 @@
+"""People are told what they may act on, what became of their requests, and what of theirs ends soon."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, time, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import time_machine
+from django.core import mail
+from django.utils import timezone
+
+from accounts.models import User
+from attention import telling
+from attention.models import Channel, ChannelKind, Message
+from auditlog.models import Event
+from capabilities import Capability
+from servers.models import Health
+from servers.resealing import reseal_servers
+from sinks.receivers import signature, signing_key
+from tests import make
+from tests.conftest import SignIn
+from tests.house.doors import browser, session_of
+from tests.sinks.receiver import SECRET
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+type AddChannel = Callable[..., Channel]
+
+
+class Hook:
+    """A receiver of JSON, which answers `status`."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.status = 200
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                hook.requests.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                self.send_response(hook.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook/a-secret-path"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def bodies(self) -> list[Any]:
+        return [json.loads(body) for _, body in self.requests]
+
+
+@pytest.fixture
+def hook(loopback_is_allowed: None) -> Iterator[Hook]:
+    made = Hook()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture
+def chief() -> User:
+    return make.user(*Capability, email="chief@example.com")
+
+
+def add(chief: User, hook: Hook, kind: str = "webhook", **fields: Any) -> Channel:
+    secret = {"secret": SECRET} if kind == "webhook" else {}
+    return Channel.objects.add(by=chief, kind=kind, for_workspace=True, address=hook.url, **secret, **fields)
+
+
+def told() -> int:
+    """Look for what is to be told, and deliver it."""
+    telling.tell_at_once()
+    telling.tell_daily()
+    return telling.deliver_due()
+
+
+def test_who_may_act_is_mailed_once_and_again_when_something_new_waits(chief: User) -> None:
+    make.user(Capability.HOSTS_READ, email="onlooker@example.com")
+    make.user(Capability.HOSTS_TOGGLE, email="left@example.com", is_active=False)
+    first = make.app("Claude", needs_approval=True)
+
+    told()
+    told()
+    [letter] = mail.outbox
+    with time_machine.travel(datetime.now(UTC) + timedelta(minutes=11)):
+        make.app("Cursor", needs_approval=True)
+        told()
+        told()
+
+    assert (letter.subject, letter.bcc, letter.to) == ("1 app waits for approval", [chief.email], [])
+    assert "Claude" in letter.body
+    assert "/hosts/?status=pending" in letter.body
+    assert [one.subject for one in mail.outbox[1:]] == ["2 apps wait for approval"]
+    assert "Cursor" in mail.outbox[1].body
+    assert "Claude" not in mail.outbox[1].body
+    assert first.is_pending
+
+
+def test_a_matter_that_comes_back_is_told_again_and_one_that_lasts_is_not(chief: User) -> None:
+    server = make.server(name="Jira")
+    for minutes, health in ((0, Health.DOWN), (20, Health.DOWN), (40, Health.OK), (60, Health.DOWN)):
+        with time_machine.travel(datetime.now(UTC) + timedelta(minutes=minutes), tick=False):
+            server.note_health(health, "timeout" if health == Health.DOWN else "")
+            told()
+
+    assert [one.subject for one in mail.outbox] == ["1 server is down", "1 server is down"]
+
+
+def test_what_is_no_incident_is_told_once_a_day(chief: User) -> None:
+    link = make.connection(make.agent(by=chief), make.gateway(), chief)
+    begin = datetime.now(UTC)
+    for hours in (0, 1, 25):
+        with time_machine.travel(begin + timedelta(hours=hours), tick=False):
+            Token.objects.filter(pk=make.token(link).token.pk).update(expires_at=None)
+            told()
+
+    assert [one.subject for one in mail.outbox] == ["1 token never expires", "3 tokens never expire"]
+
+
+def test_a_flapping_server_does_not_flood(chief: User) -> None:
+    begin = datetime.now(UTC)
+    for n in range(40):
+        with time_machine.travel(begin + timedelta(minutes=4 * n), tick=False):
+            make.server(name=f"Server {n}").note_health(Health.DOWN, "timeout")
+            told()
+
+    assert len(mail.outbox) == telling.MOST_A_DAY
+
+
+def test_each_kind_is_told_in_its_form_and_names_cannot_act(chief: User, hook: Hook) -> None:
+    for kind in ("webhook", "slack", "teams"):
+        add(chief, hook, kind)
+    make.app("<!channel> [x](https://evil.example)", needs_approval=True)
+
+    told()
+
+    by_kind = {
+        "webhook" if "type" in body and "data" in body else "slack" if "text" in body else "teams": (headers, body)
+        for (headers, _), body in zip(hook.requests, hook.bodies, strict=True)
+    }
+    headers, body = by_kind["webhook"]
+    raw = next(raw for one, raw in hook.requests if one is headers)
+    made = signature(signing_key(SECRET), headers["webhook-id"], headers["webhook-timestamp"], raw)
+    assert headers["webhook-signature"] == f"v1,{made}"
+    assert (body["type"], body["data"]["matter"], body["data"]["title"]) == (
+        "attention",
+        "apps",
+        "1 app waits for approval",
+    )
+    assert body["data"]["link"].endswith("/hosts/?status=pending")
+    slack = by_kind["slack"][1]["text"]
+    assert "&lt;!channel&gt;" in slack
+    assert "<!channel>" not in slack
+    card = by_kind["teams"][1]["attachments"][0]["content"]
+    assert {block["type"] for block in card["body"]} == {"RichTextBlock"}  # Text runs are no Markdown.
+    assert not any(name.startswith("webhook-") for name in by_kind["slack"][0])
+
+
+def test_a_failing_receiver_is_tried_again_and_its_channel_says_so(chief: User, hook: Hook) -> None:
+    channel = add(chief, hook)
+    make.app("Claude", needs_approval=True)
+    hook.status = 503
+
+    told()
+    channel.refresh_from_db()
+    assert channel.last_error == "It answered 503."
+    hook.status = 200
+    with time_machine.travel(datetime.now(UTC) + timedelta(minutes=10)):
+        assert told()
+    channel.refresh_from_db()
+
+    assert channel.last_error == ""
+    assert len(hook.requests) == 2
+    assert hook.requests[0][0]["webhook-id"] == hook.requests[1][0]["webhook-id"]
+
+
+def test_a_receiver_that_refuses_for_good_is_given_up(chief: User, hook: Hook) -> None:
+    add(chief, hook, "slack")
+    make.app("Claude", needs_approval=True)
+    hook.status = 404
+
+    for minutes in (0, 30, 60):
+        with time_machine.travel(datetime.now(UTC) + timedelta(minutes=minutes)):
+            told()
+
+    assert len(hook.requests) == 1
+
+
+def test_quiet_hours_delay_what_is_no_incident_or_approval() -> None:
+    channel = Channel(quiet_from=time(22), quiet_until=time(7), zone="Europe/Berlin")
+    night, day = datetime(2026, 1, 10, 22, 30, tzinfo=UTC), datetime(2026, 1, 10, 12, tzinfo=UTC)
+
+    assert channel.quiet_end(night) == datetime(2026, 1, 11, 6, tzinfo=UTC)
+    assert channel.quiet_end(datetime(2026, 1, 11, 5, 59, tzinfo=UTC)) == datetime(2026, 1, 11, 6, tzinfo=UTC)
+    assert channel.quiet_end(day) == day
+
+
+def test_in_quiet_hours_only_approvals_are_sent(chief: User) -> None:
+    now = timezone.now()
+    Channel.objects.create(
+        owner=chief,
+        kind="mail",
+        quiet_from=(now - timedelta(hours=1)).time(),
+        quiet_until=(now + timedelta(hours=1)).time(),
+    )
+    link = make.connection(make.agent(by=chief), make.gateway(), chief)
+    Token.objects.filter(pk=make.token(link).token.pk).update(expires_at=None)
+    make.app("Claude", needs_approval=True)
+
+    told()
+
+    assert [one.subject for one in mail.outbox] == ["1 app waits for approval"]
+    with time_machine.travel(now + timedelta(hours=2)):
+        telling.deliver_due()
+    assert [one.subject for one in mail.outbox[1:]] == ["1 token never expires"]
+
+
+def test_what_is_switched_off_is_not_sent(chief: User, settings: Any) -> None:
+    channel = Channel.objects.create(owner=chief, kind="mail", muted=["apps"])
+    make.app("Claude", needs_approval=True)
+    told()
+    Channel.objects.filter(pk=channel.pk).update(enabled=False, muted=[])
+    told()
+    settings.MAIL_SERVER = None
+    make.user(*Capability)
+    told()
+
+    assert mail.outbox == []
+    assert not Message.objects.filter(sent_at__isnull=False).exists()
+
+
+def test_who_asked_is_told_the_outcome_once(chief: User) -> None:
+    person = make.user(email="dev@example.com")
+    person.ask_for(Capability.LOGS_READ)
+    person.ask_for(Capability.HOSTS_READ)
+    told()
+    mail.outbox.clear()
+
+    person.decline_request(Capability.HOSTS_READ, by=chief)
+    told()
+    role = make.user(Capability.LOGS_READ).role
+    assert role
+    person.give_role(role, by=chief)
+    told()
+    told()
+
+    assert [(one.subject, one.bcc) for one in mail.outbox] == [
+        ("Your request was declined", [person.email]),
+        ("You have what you asked for", [person.email]),
+    ]
+    assert Capability.LOGS_READ.label in mail.outbox[1].body
+
+
+@pytest.mark.parametrize(("days", "is_told"), [(15, False), (14, True), (13, False), (3, True), (2, False), (1, True)])
+def test_owners_are_told_before_their_tokens_end(days: int, is_told: bool) -> None:
+    ann = make.user(email="owner@example.com")
+    token = make.token(make.connection(make.agent(by=ann), make.gateway(), ann), name="nightly").token
+    now = timezone.now()
+    Token.objects.filter(pk=token.pk).update(expires_at=now + timedelta(days=days), created_at=now - timedelta(days=80))
+
+    telling.tell_endings()
+    telling.tell_endings()
+    telling.deliver_due()
+
+    sent = [(one.subject, one.bcc) for one in mail.outbox if one.bcc == [ann.email]]
+    words = f"nightly ends in {days} day{'s' if days > 1 else ''}"
+    assert sent == ([(words, [ann.email])] if is_told else [])
+
+
+def test_a_new_token_that_ends_soon_is_not_announced_at_once() -> None:
+    ann = make.user(email="owner@example.com")
+    token = make.token(make.connection(make.agent(by=ann), make.gateway(), ann)).token
+    now = timezone.now()
+    Token.objects.filter(pk=token.pk).update(expires_at=now + timedelta(days=3, hours=-1), created_at=now)
+
+    assert telling.tell_endings() == 0
+
+
+def test_people_set_up_their_own_channels_which_never_lead_inside(
+    ann: User, hook: Hook, sign_in: SignIn, chief: User
+) -> None:
+    client = sign_in(ann)
+    fields = {"secret": SECRET, "enabled": "on", "matters": ["outcomes"], "zone": "UTC"}
+    path = "/settings/notifications/add?kind=webhook"
+
+    inside = client.post(path, fields | {"address": hook.url})
+    weak = client.post(path, fields | {"address": "https://93.184.216.34/hook", "secret": "short"})
+    half = client.post(path, fields | {"address": "https://93.184.216.34/hook", "quiet_from": "22:00"})
+    refused = client.post(f"{path}&for=workspace", fields | {"address": "https://93.184.216.34/hook"})
+    added = client.post(path, fields | {"address": "https://93.184.216.34/hook/a-secret-path"})
+
+    assert [inside.status_code, weak.status_code, half.status_code, refused.status_code] == [422, 422, 422, 403]
+    assert "24 random bytes" in weak.content.decode()
+    assert added.status_code == 302
+    channel = Channel.objects.get(kind="webhook")
+    assert (channel.owner, channel.origin, channel.muted) == (ann, "https://93.184.216.34", ["endings"])
+    shown = client.get("/settings/notifications").content.decode() + client.get(added["Location"]).content.decode()
+    assert "a-secret-path" not in shown
+    assert SECRET not in shown
+    for other in (browser(session_of(make.user())), browser(session_of(chief))):
+        assert other.get(added["Location"]).status_code == 404
+        assert other.post(f"/settings/notifications/{channel.pk}/remove").status_code == 404
+        assert other.post(f"/settings/notifications/{channel.pk}/test").status_code == 404
+    events = str(list(Event.objects.filter(action__startswith="channel.").values_list("changes", flat=True)))
+    assert "a-secret-path" not in events
+
+
+def test_a_channel_is_tested_edited_and_removed(chief: User, hook: Hook) -> None:
+    channel, client = add(chief, hook), browser(session_of(chief))
+    base = f"/settings/notifications/{channel.pk}"
+
+    client.post(f"{base}/test")
+    hook.status = 500
+    failed = client.post(f"{base}/test", follow=True)
+    fields = {
+        "enabled": "on",
+        "matters": ["apps"],
+        "zone": "Europe/Berlin",
+        "quiet_from": "22:00",
+        "quiet_until": "07:00",
+    }
+    elsewhere = client.post(base, fields | {"address": hook.url.replace("a-secret-path", "other")})
+    saved = client.post(base, fields)
+    wrong = client.post(base, fields | {"zone": "Mars"})
+    channel.refresh_from_db()
+    removed = client.post(f"{base}/remove")
+
+    assert hook.bodies[0]["data"]["title"] == "Test message"
+    assert "It answered 500." in failed.content.decode()
+    assert (elsewhere.status_code, saved.status_code, wrong.status_code, removed.status_code) == (422, 302, 422, 302)
+    assert channel.opened() == (hook.url, SECRET)
+    assert "apps" not in channel.muted
+    assert "servers-down" in channel.muted
+    assert not Channel.objects.filter(pk=channel.pk).exists()
+
+
+def test_mail_is_changed_and_stays(ann: User, sign_in: SignIn) -> None:
+    client = sign_in(ann)
+
+    page = client.get("/settings/notifications/mail").content.decode()
+    saved = client.post("/settings/notifications/mail", {"matters": ["endings"], "zone": "UTC"})
+    channel = Channel.objects.get(owner=ann)
+
+    assert "ann" in page
+    assert saved.status_code == 302
+    assert (channel.enabled, channel.muted) == (False, ["outcomes"])
+    client.post(f"/settings/notifications/{channel.pk}/remove")
+    assert Channel.objects.filter(owner=ann).count() == 1
+
+
+def test_a_newer_key_seals_addresses_anew(chief: User, hook: Hook, settings: Any) -> None:
+    channel = add(chief, hook)
+
+    moved = reseal_servers()["notification channels"]
+
+    assert (moved.moved, moved.unreadable) == (0, 0)
+    assert bytes(Channel.objects.get(pk=channel.pk).sealed or b"").startswith(b"gAAAA")
+    assert ChannelKind(channel.kind) == "webhook"
+
+
+def test_old_messages_are_dropped(chief: User) -> None:
+    make.app("Claude", needs_approval=True)
+    told()
+
+    assert telling.drop_old(timezone.now()) == 0
+    assert telling.drop_old(timezone.now() + timedelta(days=31)) == 1
