@@ -46,6 +46,7 @@ FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
     "accounts:sign_out_everywhere",
     "accounts:staff_off",
     "connections:drop_identity",
+    "connections:end_sessions",
     "connections:revoke",
     "gateways:remove_assignment",
     "gateways:remove_team",
