@@ -96,6 +96,11 @@ class Action(StrEnum):
         "{actor} revoked the connection of {host} to the gateway {gateway} as {user}.",
         "{actor} revoked the connection {target}.",
     )
+    CONNECTION_SESSIONS_ENDED = (
+        "connection.sessions_ended",
+        "{actor} ended sessions of {host} on the gateway {gateway} as {user}.",
+        "{actor} ended sessions of the connection {target}.",
+    )
 
     EVENTS_EXPORTED = "events.exported", "{actor} exported the admin events."
 

@@ -244,6 +244,11 @@ class CallFilter(forms.Form):
         return self.link()
 
     @property
+    def followed(self) -> str:
+        """Return the query string with which a live list asks for new calls; the page adds its open filters."""
+        return self.link(open="")
+
+    @property
     def is_between(self) -> bool:
         """True if two times were given instead of a range."""
         return bool(self.values["from"] or self.values["to"])
@@ -282,7 +287,7 @@ class CallFilter(forms.Form):
 
     @property
     def is_live(self) -> bool:
-        """True if new calls are announced automatically; never for a past period."""
+        """True if the list follows new calls; never for a past period."""
         return bool(self.values["live"]) and not (self.values["to"] or self.values["order"] or self.error)
 
     def search(self, *, apart_from: str = "") -> Search:

@@ -7,7 +7,6 @@ app_name = "auditlog"
 urlpatterns = [
     path("logs/", views.calls, name="calls"),
     path("logs/export/", views.export_calls, name="export_calls"),
-    path("logs/live/", views.live, name="live"),
     path("logs/values/<slug:name>/", views.facet, name="facet"),
     path("logs/groups/", views.grouped, name="groups"),
     path("logs/groups/export/", views.export_groups, name="export_groups"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
@@ -24,6 +24,7 @@ from auditlog.charts import histogram
 from auditlog.export import TYPES, Export, TooManyExports, as_csv, file_response, too_many_response
 from auditlog.fields import EXPORT_COLUMNS
 from auditlog.filters import RANGES, CallFilter, ListOptions
+from auditlog.following import MOST_NEW, LiveList, NewCalls, answer, newest_id, newest_page
 from auditlog.groups import BY, LISTED, SORTS, CachedAnswer, CallGroup, Groups, as_rows, cached_answer, group_calls
 from auditlog.models import ENDINGS, Call, Event, span_of_uid
 from auditlog.paging import NEWER, OLDER, Cursor, Page
@@ -34,12 +35,9 @@ from auditlog.what_if import trail_of, what_if_url
 from auditlog.why import Detail, curl, current_decision, near_tools, payloads, question_of
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
-from ui.databases import database_now
-from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, moment_of, own_path, show, wants_fragment, with_query
+from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
 
 ROWS_BESIDE = 25  # Rows beside an open call: enough for its context.
-MOST_NEW = 99  # New calls counted at most; then the list must be reloaded.
-LONGEST_CALL = timedelta(minutes=5)  # Calls that took longer are not announced.
 
 
 @require_GET
@@ -74,8 +72,16 @@ def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
 
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
-    """Render the log on a page that includes auditlog/log.html; for htmx, only its rows."""
-    # Neither is read from the replica: access must be current, and new calls are announced from the primary.
+    """Render the log on a page that includes auditlog/log.html; for htmx, only its rows.
+
+    Live lists are read from the primary. They ask for their own address every second, with what they have.
+    """
+    if wants_fragment(request) and call_filter.is_live and (new := NewCalls.asked(request.GET, call_filter.search())):
+
+        def with_rows() -> HttpResponse:
+            return show(request, "auditlog/log.html#entries", context | _listed(request, call_filter, new=new))
+
+        return answer(request, _live_list(request, call_filter), new, with_rows)
     context |= {"views": saved_views.listed(request.user, call_filter)}
     if call_filter.is_live and not request.GET.get("cursor"):
         return _listing(request, template, context, call_filter)
@@ -90,6 +96,11 @@ def _listing(request: AppRequest, template: str, context: dict[str, Any], call_f
     # htmx would push every empty field of the form.
     response["HX-Push-Url"] = _address(request, call_filter)
     return response
+
+
+def _live_list(request: AppRequest, call_filter: CallFilter) -> LiveList:
+    url = _list_url(request, call_filter)
+    return LiveList(url, call_filter.followed, with_query(url, call_filter.query))
 
 
 def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
@@ -163,28 +174,6 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
     return render(request, "auditlog/facet.html", context)
 
 
-@require_GET
-@requires(Capability.LOGS_READ)
-def live(request: AppRequest) -> HttpResponse:
-    """Render the number of calls since the list was read; 204 if the page shows it already."""
-    since, call_filter = moment_of(request.GET, "seen"), _filter(request)
-    if since is None or call_filter.error:
-        return HttpResponseBadRequest("seen is missing.", content_type="text/plain")
-    new = call_filter.search().newest().filter(created_at__gt=since - LONGEST_CALL, recorded_at__gt=since)
-    arrived = new[: MOST_NEW + 1].count()
-    if str(arrived) == request.GET.get("new", "0"):
-        return HttpResponse(status=204)
-    context = {
-        "arrived": arrived,
-        "most_new": MOST_NEW,
-        "seen": request.GET["seen"],
-        "filters": call_filter,
-        "query": call_filter.query,
-        "list_url": own_path(request.GET.get("back", ""), reverse("auditlog:calls")),
-    }
-    return render(request, "auditlog/log.html#tail", context)
-
-
 @require_POST
 @requires(Capability.LOGS_READ)
 def keep_look(request: AppRequest) -> HttpResponse:
@@ -221,13 +210,17 @@ def _listed(
     call_filter: CallFilter,
     size: int = PAGE_SIZE,
     open_facets: Sequence[str] = facets.FIRST,
+    new: NewCalls | None = None,
 ) -> dict[str, Any]:
     cursor, search, options = Cursor.named(request.GET.get("cursor", "")), call_filter.search(), call_filter.options
     is_live = call_filter.is_live and cursor is None
-    seen = f"{database_now().astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}" if is_live else ""
+    # Before anything is counted.
+    seen = new.to if new else newest_id() if is_live else 0
     count = None if call_filter.error else search.count()
     if count is None or count.is_none:
         result = SearchPage(Page([], None, None))
+    elif seen:
+        result = newest_page(search, seen, size)
     else:
         result = search.slowest(size) if call_filter.values["order"] else search.page(cursor, size)
     has_chart = options.chart != filters.NONE and result.page.rows
@@ -254,7 +247,8 @@ def _listed(
         "histogram": histogram(search, timed=options.chart != filters.CALLS) if has_chart else None,
         "charts": [(name, label, call_filter.link(chart=name)) for name, label in filters.CHARTS],
         "order_query": call_filter.link(order="" if call_filter.values["order"] else filters.SLOWEST),
-        "arrived": 0,
+        "live": _live_list(request, call_filter),
+        "new": new,
         "most_new": MOST_NEW,
         "filters": call_filter,
         "ranges": filters.RANGES,
@@ -272,8 +266,12 @@ def _listed(
         "is_live": is_live,
         "current_view": call_filter.link(live=""),
         "seen": seen,
-        "list_url": request.path if call_filter.scope else reverse("auditlog:calls"),
+        "list_url": _list_url(request, call_filter),
     }
+
+
+def _list_url(request: AppRequest, call_filter: CallFilter) -> str:
+    return request.path if call_filter.scope else reverse("auditlog:calls")
 
 
 def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:

@@ -153,6 +153,14 @@ class ConnectionResource(Connections):
         self.must_own(connection.user_id)
         return self.changed(connection, connection.revoke)
 
+    @action(detail=True, methods=["delete"], url_path="sessions")
+    @operation(needs=Own(Capability.CONNECTIONS_TOGGLE), answer=HTTPStatus.NO_CONTENT, if_match=True)
+    def end_sessions(self, request: Request, pk: UUID) -> Response:
+        """End the open MCP sessions of a connection."""
+        connection = self._find(pk)
+        self.must_own(connection.user_id)
+        return self.removed(connection, connection.end_sessions)
+
     def _find(self, pk: UUID) -> Connection:
         return get_object_or_404(self.get_queryset(), pk=pk)
 

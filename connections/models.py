@@ -1,8 +1,9 @@
 """Connections: one host on one gateway acting as one user. A connection can be disabled and revoked."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.db import models, transaction
 from django.db.models import BooleanField, Exists, ExpressionWrapper, OuterRef, Q
@@ -17,7 +18,10 @@ from auditlog.versions import Versioned
 from capabilities import Capability
 from gateways.models import Assignment, Gateway, IdentityScheme, Reach
 from hosts.models import Host
+from proxy.models import Session, UpstreamSession
 from servers.models import Identity, Server
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)  # The last use of a session at a server that is to end.
 
 
 class ConnectionFault(Exception):
@@ -403,6 +407,22 @@ class Connection(Versioned, Switchable):
         labels = [identity.label if identity else None for identity in (before, after)]
         changes = {assignment.server.name: labels}
         Event.objects.record(Action.CONNECTION_IDENTITY_CHANGED, self, by=by, changes=changes)
+
+    def end_sessions(self, *sessions: UUID, by: User) -> int:
+        """End these MCP sessions of its client, or all; return their number.
+
+        Their calls and streams end at once, and the client has to initialize again. The workers end the sessions at
+        servers that belonged to them within two minutes.
+        """
+        with transaction.atomic():
+            rows = Session.objects.select_for_update().filter(connection=self)
+            ending = dict((rows.filter(pk__in=sessions) if sessions else rows).values_list("pk", "client_name"))
+            if ending:
+                Session.objects.filter(pk__in=ending).delete()
+                UpstreamSession.objects.filter(owner_id__in=ending).update(last_used_at=LONG_AGO)
+                changes = {"sessions": [len(ending), 0], "clients": [sorted({*ending.values()}), None]}
+                Event.objects.record(Action.CONNECTION_SESSIONS_ENDED, self, by=by, changes=changes)
+        return len(ending)
 
     def check_identity(self, assignment: Assignment, identity: Identity) -> None:
         """Raise ConnectionRefused unless `identity` is the user's own for a per-user server of this gateway."""

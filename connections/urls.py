@@ -1,6 +1,6 @@
 from django.urls import path
 
-from connections import carried_identities, views
+from connections import carried_identities, sessions, views
 
 app_name = "connections"
 
@@ -9,12 +9,14 @@ urlpatterns = [
     path("settings/identities", carried_identities.own, name="mine"),
     path("hosts/<uuid:pk>/connections/", views.for_host, name="for_host"),
     path("hosts/<uuid:pk>/enrolled/", views.enrolments, name="enrolled"),
+    path("hosts/<uuid:pk>/sessions/", sessions.of_host, name="sessions"),
     path("gateways/<slug:slug>/connections/", views.for_gateway, name="for_gateway"),
     path("switch/connections/", views.switch, name="switch"),
     path("revoke/connections/", views.revoke_picked, name="revoke_picked"),
     path("connections/<uuid:pk>/disable/", views.disable, name="disable"),
     path("connections/<uuid:pk>/enable/", views.enable, name="enable"),
     path("connections/<uuid:pk>/revoke/", views.revoke, name="revoke"),
+    path("connections/<uuid:pk>/sessions/end/", sessions.end, name="end_sessions"),
     path("connections/<uuid:pk>/identities/<uuid:assignment>/", carried_identities.identity, name="identity"),
     path("connections/<uuid:pk>/identities/<uuid:assignment>/drop/", carried_identities.drop, name="drop_identity"),
 ]

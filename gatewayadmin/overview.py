@@ -21,7 +21,8 @@ from accounts.asking import open_requests
 from accounts.models import User
 from attention.matters import apps_to_approve, definitions_to_judge, servers_down
 from auditlog import replica
-from auditlog.charts import CallPlots, unread_tops
+from auditlog.charts import CallPlots, chosen_range, unread_tops
+from auditlog.following import MOST_NEW, LiveList, NewCalls, answer, newest_id, newest_page
 from auditlog.models import Call
 from auditlog.own_calls import OwnCall, as_own, listed_calls
 from auditlog.query_language import parse_search
@@ -44,7 +45,7 @@ from sinks.models import Sink
 from tokens.models import Token, TokenKind
 from tokens.notices import notices
 from tokens.rows import EXPIRES_SOON, TokenRow, foremost_waiting, needing
-from ui.pages import AppRequest, show
+from ui.pages import AppRequest, show, wants_fragment
 
 # Counts in the rail: apps, definitions and servers that need the user's attention.
 
@@ -89,10 +90,13 @@ SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of 
 
 
 class Traffic:
-    """The calls of the last day. Parts are read on access; the cost is independent of their number."""
+    """The calls of the last day. Parts are read on access; the cost is independent of their number.
 
-    def __init__(self, request: HttpRequest) -> None:
-        self._request = request
+    With `new`, the newest ones are those recorded last, read from the primary.
+    """
+
+    def __init__(self, request: HttpRequest, new: NewCalls | None = None) -> None:
+        self._request, self._new = request, new
         since = timezone.now() - DAY
         self._all, self._refused = Search([], since), Search(parse_search("refused"), since)
 
@@ -107,12 +111,17 @@ class Traffic:
     @cached_property
     def recent(self) -> Sequence[Call]:
         """The newest calls."""
-        return replica.read_from_replica(self._request, lambda: self._all.page(None, LISTED).page.rows)
+        return self._newest(self._all)
 
     @cached_property
     def denials(self) -> Sequence[Call]:
         """The newest denied calls."""
-        return replica.read_from_replica(self._request, lambda: self._refused.page(None, LISTED).page.rows)
+        return self._newest(self._refused)
+
+    def _newest(self, search: Search) -> Sequence[Call]:
+        if self._new:
+            return newest_page(search, self._new.to, LISTED).page.rows
+        return replica.read_from_replica(self._request, lambda: search.page(None, LISTED).page.rows)
 
 
 class Hour(NamedTuple):
@@ -179,6 +188,10 @@ NAMED = {"plots.calls": "Requests", "plots.denied": "Denied"}
 @own_resource("each part is one's own or asks for its capability")
 def overview(request: AppRequest) -> HttpResponse:
     user = request.user
+    if wants_fragment(request) and user.has_perm(Capability.LOGS_READ):
+        new = NewCalls.asked(request.GET, Search([], timezone.now() - DAY))
+        if new is not None:
+            return _new_calls(request, new)
     # By key: for the newest tokens of a person, PostgreSQL would scan those of everybody.
     links = list(Connection.objects.own(user).live().order_by().values_list("pk", flat=True))
     own_tokens = Token.objects.live().filter(kind=TokenKind.ACCESS, connection__in=links)
@@ -206,9 +219,32 @@ def overview(request: AppRequest) -> HttpResponse:
         "token_count": len(tokens) if len(tokens) < SHOWN else own_tokens.count(),
     }
     if user.has_perm(Capability.LOGS_READ):
-        context["call_plots"] = call_plots = CallPlots.of(request, {}, {}, named=NAMED)
-        context["tops"] = unread_tops(call_plots.chosen)
+        context |= _traffic(request)
+        context["tops"] = unread_tops(context["call_plots"].chosen)
     return show(request, "overview.html", context | _numbers(request))
+
+
+def _new_calls(request: AppRequest, new: NewCalls) -> HttpResponse:
+    """Render the parts of the dashboard that follow the calls, if there are new ones."""
+    return answer(
+        request, _live_list(request), new, lambda: show(request, "overview.html#traffic", _traffic(request, new))
+    )
+
+
+def _traffic(request: AppRequest, new: NewCalls | None = None) -> dict[str, Any]:
+    """Return the parts of the dashboard that follow the calls; of these, `new` are marked."""
+    seen = new.to if new else newest_id()
+    asked = request.GET.get("range")
+    plots = CallPlots({}, {}, asked, named=NAMED) if new else CallPlots.of(request, {}, {}, named=NAMED)
+    live = {"live": _live_list(request), "seen": seen, "new": new, "most_new": MOST_NEW}
+    return {"call_plots": plots, "traffic": Traffic(request, new), "listed": LISTED, **live, **_stock(request.user)}
+
+
+def _live_list(request: AppRequest) -> LiveList:
+    chosen = chosen_range(request.GET.get("range"))
+    return LiveList(
+        request.path, f"range={chosen}", f"{request.path}?range={chosen}", "#traffic", "#main", is_apart=True
+    )
 
 
 def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
@@ -268,14 +304,9 @@ def _gateway_to_try(user: User) -> Gateway | None:
 def _numbers(request: AppRequest) -> dict[str, Any]:
     """Return the numbers the user has the capabilities for."""
     user = request.user
-    numbers: dict[str, Any] = {}
-    if user.has_perm(Capability.HOSTS_TOGGLE):  # Not useful to members, who can only see hosts.
-        states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
-        numbers["hosts"] = Host.objects.live().exclude(OURS).aggregate(all=Count("pk"), **states)
+    numbers: dict[str, Any] = _stock(user)
+    if user.has_perm(Capability.HOSTS_TOGGLE):
         numbers["pending_hosts"] = Host.objects.live().filter(PENDING).order_by("-first_seen_at")[:SHOWN]
-    if any(map(user.has_perm, SEES_CONNECTIONS)):
-        counts = connection_numbers(Connection.objects.live())
-        numbers["connections"] = {"all": sum(counts.values()), **counts}
     if user.has_perm(Capability.API_TOKENS_MANAGE):
         # By key: many tokens may expire at the same time, and all would be joined to find the first.
         soonest = Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS).order_by("expires_at", "pk")
@@ -292,8 +323,6 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
             "waiting_definitions": waiting[:SHOWN],
             "waiting_count": RowCount(min(len(waiting), SHOWN), len(waiting) <= SHOWN),
         }
-    if user.has_perm(Capability.LOGS_READ):
-        numbers["traffic"] = Traffic(request)
     if user.has_perm(Capability.SINKS_MANAGE):
         numbers["failing_sinks"] = [sink for sink in Sink.objects.filter(enabled=True) if sink.status == "failing"]
         numbers["not_archived"] = archive.waiting().first() if archive.archive_enabled() else None
@@ -301,6 +330,18 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
         numbers["servers"] = health(_servers())
         numbers["no_server"] = _no_server
         numbers["down"] = [entry.server for entry in numbers["servers"] if entry.server.health == Health.DOWN]
+    return numbers
+
+
+def _stock(user: User) -> dict[str, Any]:
+    """Return how many hosts and connections there are, for those who see all."""
+    numbers: dict[str, Any] = {}
+    if user.has_perm(Capability.HOSTS_TOGGLE):  # Not useful to members, who can only see hosts.
+        states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
+        numbers["hosts"] = Host.objects.live().exclude(OURS).aggregate(all=Count("pk"), **states)
+    if any(map(user.has_perm, SEES_CONNECTIONS)):
+        counts = connection_numbers(Connection.objects.live())
+        numbers["connections"] = {"all": sum(counts.values()), **counts}
     return numbers
 
 

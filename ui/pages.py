@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
+from uuid import UUID
 
 from django.contrib import messages
 from django.core.paginator import Page, Paginator
@@ -231,6 +232,14 @@ def moment_of(values: QueryDict, name: str) -> datetime | None:
         return None
     # In UTC: Python knows offsets that the database does not.
     return at.astimezone(UTC) if at and at.tzinfo and at.year in YEARS else None
+
+
+def uuid_param(values: QueryDict, name: str) -> UUID | None:
+    """Parse a parameter as an id. Return None if it is missing or invalid."""
+    try:
+        return UUID(values.get(name, ""))
+    except ValueError:
+        return None
 
 
 def switch_target(request: HttpRequest, kind: str, key: object) -> str:

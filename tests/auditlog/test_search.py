@@ -1,4 +1,4 @@
-"""Searching, facets, bars, files and new calls of the Logs page; and what all of it may cost."""
+"""Searching, facets, bars and files of the Logs page; and what all of it may cost."""
 
 import html
 import re
@@ -430,9 +430,7 @@ def test_values_of_a_filter_nobody_offers_are_not_found(ana: User, sign_in: Sign
     assert sign_in(ana).get("/logs/values/colour/").status_code == 404
 
 
-@pytest.mark.parametrize(
-    "path", ["/logs/values/host/", "/logs/live/?seen=2026-03-04T12:00Z", "/logs/export/?format=csv"]
-)
+@pytest.mark.parametrize("path", ["/logs/values/host/", "/logs/export/?format=csv"])
 def test_what_the_list_brings_along_asks_for_the_same_capability(path: str, sign_in: SignIn) -> None:
     assert sign_in(make.user(*(set(Capability) - {Capability.LOGS_READ}))).get(path).status_code == 403
 
@@ -536,43 +534,6 @@ def test_a_file_holds_what_the_page_shows_and_is_recorded(three: dict[str, Call]
 def test_no_file_is_made_of_a_question_that_is_none(query: str, ana: User, sign_in: SignIn) -> None:
     assert sign_in(ana).get(f"/logs/export/?{query}").status_code == 400
     assert not Event.objects.filter(action="logs.exported").exists()
-
-
-# --- New calls ----------------------------------------------------------------------------------------------------
-
-
-def test_new_calls_are_those_recorded_since_the_list_was_read(ana: User, sign_in: SignIn) -> None:
-    client = sign_in(ana)
-    make.call(feature_name="before")
-    seen = client.get("/logs/?live=1").context["seen"]
-    assert client.get("/logs/live/", {"seen": seen}).status_code == 204
-    make.call(at=ago(minutes=2), feature_name="a long one, written late")
-    make.call(feature_name="short")
-
-    told = text(client.get("/logs/live/", {"seen": seen, "outcome": "ok"}))
-
-    assert told.lstrip().startswith('<div class="newer" id="tail" role="status" data-tail hx-get="/logs/live/?')
-    assert "2 new</span>" in told
-    assert 'hx-get="/logs/?outcome=ok" hx-target="#entries"' in told
-    assert client.get("/logs/live/", {"seen": seen, "new": "2"}).status_code == 204
-
-
-def test_more_new_calls_than_are_counted_are_said_to_be_more(
-    ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("auditlog.views.MOST_NEW", 1)
-    for _ in range(3):
-        make.call()
-
-    enough = text(sign_in(ana).get("/logs/live/", {"seen": f"{ago(hours=1):%Y-%m-%dT%H:%M:%SZ}"}))
-
-    assert "1+ new" in enough
-    assert "hx-trigger" not in enough
-
-
-@pytest.mark.parametrize("seen", ["", "x", "1", "2026-03-04T12:00:00", "0001-01-01T00:00:00Z", "²-1:1:"])
-def test_a_time_nobody_gave_out_is_refused(seen: str, ana: User, sign_in: SignIn) -> None:
-    assert sign_in(ana).get("/logs/live/", {"seen": seen}).status_code == 400
 
 
 # --- Repeat the call -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from auditlog.filters import COLUMN_NAMES as COLUMNS
 from tests import curl
 from tests.browser.fixtures import Open
 from tests.browser.looks import DESK, faults_of
-from tests.eventually import PATIENCE
+from tests.eventually import PATIENCE, eventually
 from tests.make import unique
 from tests.workspace import OWNER, Serve
 
@@ -19,25 +19,95 @@ pytestmark = pytest.mark.xdist_group("browser")
 SOON = 1000 * PATIENCE  # Milliseconds until a call is seen.
 
 
+# The addresses of all rows that were ever in the list.
+COLLECT = """() => {
+    window.collected = new Set();
+    const rows = () => [...document.querySelectorAll("[data-calls] .row-link")];
+    const collect = () => rows().forEach((link) => window.collected.add(link.pathname));
+    new MutationObserver(collect).observe(document.body, {childList: true, subtree: true});
+    collect();
+}"""
+
+
 @pytest.mark.full
-def test_live_tells_how_many_calls_are_new_and_loads_them_when_asked(live: Serve, page: Page) -> None:
+def test_live_shows_calls_as_they_arrive_and_waits_while_somebody_reads(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
     url, token = issued["gateway_url"], issued["token"]
-    rows = page.locator("[data-calls] tbody tr")
+    rows, tail = page.locator("[data-calls] tbody tr"), page.locator("#tail")
 
     page.goto(f"{live.url}/logs/?q=host is {host}")
     page.get_by_text("Live", exact=True).click()
     expect(page).to_have_url(f"{live.url}/logs/?live=1&q=host+is+{host}")
     curl.call_tool(url, token, "echo", text="first")
-    expect(page.locator("#tail")).to_have_text("1 new", timeout=SOON)
+    expect(rows).to_have_count(1, timeout=SOON)
+    expect(page.locator("tr[data-new]")).to_contain_text("echo")
+    expect(page.locator("#call-count")).to_have_text("1 in last 24 hours")
+    expect(page.locator(".legend")).to_contain_text("ok 1")
+    expect(page.locator("#facet-host .count")).to_have_text("1")
+
+    rows.first.hover()
     curl.call_tool(url, token, "add", a=1, b=2)
-    expect(page.locator("#tail")).to_have_text("2 new", timeout=SOON)
-    expect(rows).to_have_count(0)
-    page.get_by_role("link", name="2 new").click()
-    expect(rows).to_have_count(2)
+    expect(tail).to_contain_text("1 new", timeout=SOON)
+    curl.call_tool(url, token, "add", a=1, b=2)
+    expect(tail).to_contain_text("2 new", timeout=SOON)
+    expect(tail).to_contain_text("Paused while you read.")
+    expect(rows).to_have_count(1)
+    page.get_by_role("heading", name="Logs").hover()
+    expect(rows).to_have_count(3, timeout=SOON)
+    expect(page.locator("tr[data-new]")).to_have_count(2)
     expect(rows.first).to_contain_text("add")
-    expect(page.locator("#tail")).to_have_text("")
+    expect(tail).to_have_text("", timeout=SOON)
+
+    rows.first.hover()
+    curl.call_tool(url, token, "echo", text="last")
+    page.get_by_role("link", name="1 new").click(timeout=SOON)
+    expect(rows).to_have_count(4)
+    expect(page).to_have_url(f"{live.url}/logs/?live=1&q=host+is+{host}")
+
+
+@pytest.mark.full
+def test_live_misses_no_call_and_the_page_does_not_grow(live: Serve, page: Page) -> None:
+    host = unique("bot")
+    issued = live.issue_token(host=host, gateway="quickstart")
+    rows = page.locator("[data-calls] tbody tr")
+    page.goto(f"{live.url}/hosts/")
+    page.get_by_role("link", name=host).click()
+    page.get_by_role("link", name="Logs", exact=True).last.click()
+    page.get_by_text("Live", exact=True).click()
+    expect(page).to_have_url(re.compile("live=1"))
+    page.evaluate(COLLECT)
+
+    elements = []
+    for number in range(1, 6):
+        for _ in range(20):
+            curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
+        eventually(lambda total=20 * number: page.evaluate("window.collected.size") == total)
+        elements.append(page.evaluate("document.querySelectorAll('*').length"))
+    expect(rows).to_have_count(50)
+    assert elements[-1] <= elements[-2] + 20  # Bars may come, rows do not.
+
+    page.mouse.wheel(0, 2000)  # Away from the first row: new ones wait.
+    for _ in range(12):
+        curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
+    page.get_by_role("link", name="12 new").click(timeout=SOON)
+    expect(page.locator("tr[data-new]")).to_have_count(12)
+    eventually(lambda: page.evaluate("scrollY") < 200)
+
+
+@pytest.mark.full
+def test_the_dashboard_shows_calls_as_they_arrive(live: Serve, page: Page) -> None:
+    host = unique("bot")
+    issued = live.issue_token(host=host, gateway="quickstart")
+    curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="before")
+    page.goto(f"{live.url}/?range=1h")
+    number = page.locator('[data-count="plots.calls"]')
+    before = int(number.inner_text().replace(",", ""))
+    curl.call_tool(issued["gateway_url"], issued["token"], "add", a=1, b=2)
+
+    expect(page.locator("#traffic li[data-new]").first).to_contain_text(host, timeout=SOON)
+    expect(page.locator("#traffic li[data-new]").first).to_contain_text("add")
+    expect(number).not_to_have_text(f"{before:,}")
 
 
 @pytest.mark.full

@@ -47,6 +47,7 @@ FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
     "accounts:staff_off",
     "attention:remove",
     "connections:drop_identity",
+    "connections:end_sessions",
     "connections:revoke",
     "gateways:remove_assignment",
     "gateways:remove_team",

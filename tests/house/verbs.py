@@ -11,6 +11,7 @@ from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
+from proxy.models import Session
 from scim.models import ProvisioningKey
 from servers.models import Identity, Server
 from sinks.models import Sink
@@ -42,6 +43,12 @@ def verb(name: str, *surfaces: Step, before: Step | None = None, case: str = "")
 def off(model: Any, thing: str) -> Step:
     """Something that is switched off to begin with."""
     return lambda stage: stage.row(model, thing).disable(by=None)
+
+
+def with_a_session(stage: Stage) -> None:
+    Session.objects.create(
+        digest=bytes(32), connection_id=stage.things["connection"], version="2025-11-25", client_name="Claude"
+    )
 
 
 def waits_for_a_retry(stage: Stage) -> None:
@@ -200,6 +207,12 @@ VERBS = [
         admin("connections/connection", "revoke", "connection"),
     ),
     verb("Connection.revoke_all", through_disabling),
+    verb(
+        "Connection.end_sessions",
+        page("/connections/{connection}/sessions/end/"),
+        rest("DELETE /connections/{connection}/sessions"),
+        before=with_a_session,
+    ),
     verb(
         "Connection.use_identity",
         page("/connections/{mine}/identities/{assignment}/", identity="{second}"),

@@ -1,0 +1,115 @@
+"""Live lists of calls: a page asks every second which calls were recorded since it was read.
+
+Calls are found by id, up to an id below which all rows are visible (auditlog.replica), so that none is missed. A live
+list begins with the calls recorded last, however early they began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import NamedTuple, Self
+
+from django.db import connection
+from django.db.models import QuerySet
+from django.http import HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django_htmx.http import retarget
+
+from auditlog.models import Call
+from auditlog.paging import LAST, OLDER, Cursor, Page
+from auditlog.replica import last_id
+from auditlog.search import Search, SearchPage
+from ui.pages import AppRequest
+
+SEEN, SHOWN, PAUSED = "seen", "shown", "paused"  # Parameters of a page that asks.
+MOST_NEW = 999  # New calls counted at most.
+LONGEST_CALL = timedelta(minutes=5)  # Calls that took longer are not announced.
+WRITERS_S = 0.5  # Timeout for waiting for open transactions of writers.
+
+
+def newest_id() -> int:
+    """Return the id up to which a page that is read now has all calls; 0 if a writer does not finish."""
+    with connection.cursor() as cursor:
+        return last_id(cursor, Call._meta.db_table, wait=WRITERS_S) or 0
+
+
+class NewCalls(NamedTuple):
+    """The calls an open page lacks: those with ids above `since`, up to `to`.
+
+    `is_paused` if the page only wants their number; `shown` is what it says of new calls already.
+    """
+
+    since: int
+    to: int
+    number: int
+    is_paused: bool
+    shown: str
+
+    @classmethod
+    def asked(cls, query: Mapping[str, str], search: Search) -> Self | None:
+        """Return what the page that sent `query` lacks of a search; None for a page that does not follow it."""
+        seen = query.get(SEEN, "")
+        if not (seen.isascii() and seen.isdecimal() and len(seen) <= len(str(LAST))):
+            return None
+        since = min(int(seen), LAST)
+        to = max(newest_id(), since)
+        number = _recent(search, to).filter(pk__gt=since)[: MOST_NEW + 1].count() if to > since else 0
+        return cls(since, to, number, bool(query.get(PAUSED)), query.get(SHOWN, ""))
+
+    @property
+    def state(self) -> str:
+        """Return what the page says of new calls, to detect changes."""
+        return f"{'paused' if self.is_paused else 'live'}{self.number}"
+
+    @property
+    def is_shown(self) -> bool:
+        """True if the page shows this already."""
+        return self.state == self.shown
+
+
+class LiveList(NamedTuple):
+    """A live list on a page, for auditlog/new_calls.html.
+
+    It asks `url` with the query string `followed`, and replaces `place`; `link` is the address of the page, whose part
+    `above` is shown when somebody asks for the new calls. The line of new calls is in `place` unless it `is_apart`.
+    """
+
+    url: str
+    followed: str
+    link: str
+    place: str = "#entries"
+    above: str = "#log"
+    is_apart: bool = False
+
+
+def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callable[[], HttpResponse]) -> HttpResponse:
+    """Return the list with its new calls, or only their number while somebody reads; 204 if the page shows this."""
+    if new.number and not new.is_paused:
+        return with_rows()
+    if new.is_shown:
+        return HttpResponse(status=204)
+    context = {"live": live._replace(is_apart=False), "new": new, "seen": new.since, "most_new": MOST_NEW}
+    return retarget(render(request, "auditlog/new_calls.html", context), "#tail")
+
+
+def newest_page(search: Search, to: int, size: int) -> SearchPage:
+    """Return the first page of a live list: the calls recorded last, then the newest others.
+
+    The next page begins with the newest call that is not on this one.
+    """
+    latest = list(_recent(search, to).order_by("-pk")[:size])
+    found = search.page(None, size)
+    by_time = [call for call in found.page.rows if call.pk <= to]
+    listed = {call.pk for call in latest}
+    rows = [*latest, *(call for call in by_time if call.pk not in listed)][:size]
+    listed = {call.pk for call in rows}
+    left_out = next((call for call in by_time if call.pk not in listed), None)
+    older = Cursor(OLDER, left_out.created_at, left_out.pk + 1) if left_out else found.page.older
+    return replace(found, page=Page(rows, older, None))
+
+
+def _recent(search: Search, to: int) -> QuerySet[Call]:
+    return search.newest().filter(created_at__gte=timezone.now() - LONGEST_CALL, pk__lte=to)
