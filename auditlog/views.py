@@ -34,6 +34,7 @@ from auditlog.what_if import trail_of, what_if_url
 from auditlog.why import Detail, curl, current_decision, near_tools, payloads, question_of
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
+from connections.models import Connection
 from ui.databases import database_now
 from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, moment_of, own_path, show, wants_fragment, with_query
 
@@ -137,6 +138,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
         "payloads": payloads(row) if sees_payload else [],
         "same_request": _same_request(row),
         "recording": _is_recording,
+        "is_connected": Connection.objects.live().filter(pk=row.connection_id).exists(),
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }
     if is_alone:

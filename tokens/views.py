@@ -48,6 +48,7 @@ from tokens.rows import (
     CARES,
     EDITING,
     ENDING,
+    SEES,
     TOKENS,
     TokenFilter,
     TokenRow,
@@ -200,6 +201,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         "hidden": hidden(request),
         "version": token.version,
         "use": _use(token, request.user),
+        "sees_tokens": any(map(request.user.has_perm, SEES)),
     }
     errors = {TokenNameTaken: "name", BadLifetime: "expires_in_days", TokenAlreadyRevoked: None, Expired: None}
     return form_page(request, "tokens/edit.html", form, save, errors, **context)
