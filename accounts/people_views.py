@@ -16,7 +16,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import password_links, second_factor
-from accounts.models import ApiKey, User
+from accounts.models import User
 from accounts.people_forms import InviteForm, PeopleFilter, PersonForm, ResendInvitationForm, RoleChoice
 from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleError, missing_capabilities
 from accounts.sessions import open_sessions
@@ -26,11 +26,9 @@ from auditlog.charts import CallPlots
 from auditlog.models import Event
 from capabilities import Capability, capability_or_404, requires
 from connections.impact import cuts
-from connections.models import Connection
 from ui.pages import (
     AppRequest,
     Undo,
-    first_names,
     leave,
     posted,
     refuse,
@@ -271,46 +269,6 @@ def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
     person = person_or_404(pk)
     return _acted(request, person, lambda: person.reactivate(by=request.user), f"{person.email} can sign in again")
-
-
-@require_http_methods(["GET", "POST"])
-@requires(Capability.PEOPLE_MANAGE)
-@requires(Capability.MCP_CONNECTIONS_REVOKE)
-def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Deactivate a person and revoke all their connections; requires both capabilities."""
-    person = person_or_404(pk)
-
-    def act() -> HttpResponse:
-        ended = Connection.objects.cut_off(person, by=request.user)
-        revoked = "1 connection" if ended == 1 else f"{ended} connections"
-        return leave(request, page_url(person), f"{person.email} is cut off, {revoked} revoked")
-
-    return _acted(
-        request,
-        person,
-        act,
-        title="Cut this person off",
-        text=f"Cut {person.email} off? The account is deactivated, all sessions end, and every connection acting as "
-        "this user is revoked with its tokens.",
-        more=lambda: sentences(
-            cuts(person, request.user), _ending_connections(person), _ending_keys(person), "This cannot be undone."
-        ),
-        icon="revoke",
-        typed=person.email,
-    )
-
-
-def _ending_connections(person: User) -> str:
-    """Return which connections end, naming the first."""
-    live = Connection.objects.live().own(person).select_related("host", "gateway").order_by("host__name", "pk")
-    ending = [f"{connection.host.name} on {connection.gateway.name}" for connection in live]
-    return f"Revoked: {first_names(ending)}." if ending else "There is no connection to revoke."
-
-
-def _ending_keys(person: User) -> str:
-    """Return a sentence about API keys that end, or an empty string."""
-    count = ApiKey.objects.filter(user=person).active().count()
-    return (f"{count} API keys end too." if count > 1 else "An API key ends too.") if count else ""
 
 
 @require_http_methods(["GET", "POST"])

@@ -16,7 +16,6 @@ urlpatterns = [
     path("people/<uuid:pk>/decline-request/", people_views.decline_request, name="decline_request"),
     path("people/<uuid:pk>/invitation/revoke/", people_views.revoke_invitation, name="revoke_invitation"),
     path("people/<uuid:pk>/deactivate/", people_views.deactivate, name="deactivate"),
-    path("people/<uuid:pk>/cut-off/", people_views.cut_off, name="cut_off"),
     path("people/<uuid:pk>/reactivate/", people_views.reactivate, name="reactivate"),
     path("people/<uuid:pk>/reset/", people_views.send_reset, name="send_reset"),
     path("people/<uuid:pk>/sign-out/", people_views.end_sessions, name="end_sessions"),

@@ -310,13 +310,14 @@ class Via(models.TextChoices):
 class EventContext:
     """The channel, client address and correlation id of the current request.
 
-    `through` names the API key of the request, if any.
+    `through` names the API key of the request, if any; `reason` is why the person says they make the changes.
     """
 
     via: Via = Via.SYSTEM
     ip: str | None = None
     correlation_id: UUID = field(default_factory=uuid4)
     through: str = ""
+    reason: str = ""
 
 
 _context: ContextVar[EventContext | None] = ContextVar("event_context", default=None)
@@ -340,6 +341,17 @@ def use_context(context: EventContext) -> Iterator[None]:
 def note_api_key(name: str) -> None:
     """Attribute the remaining changes of the request to this API key."""
     _context.set(replace(current_context(), through=name))
+
+
+LONGEST_REASON = 300
+
+
+@contextmanager
+def giving_reason(text: str) -> Iterator[None]:
+    """Record changes inside the block with this reason; without a text as they are."""
+    reason = text.replace("\0", "").strip()[:LONGEST_REASON]
+    with use_context(replace(current_context(), reason=reason)):
+        yield
 
 
 class Actor(Protocol):
@@ -379,6 +391,7 @@ class EventManager(models.Manager["Event"]):
         like secrets are masked. `actor` names an actor other than a person, such as a token.
         """
         context = current_context()
+        aside = {"through": context.through, "because": context.reason}
         return self.create(
             actor_id=by.pk if by else None,
             actor_email=actor or (by.email if by else "system"),
@@ -389,7 +402,7 @@ class EventManager(models.Manager["Event"]):
             target_type=target._meta.model_name or "",
             target_id=str(target.pk),
             target_label=str(target)[:200],
-            changes=masked(changes or {}) | ({"through": context.through} if context.through else {}),
+            changes=masked(changes or {}) | {name: text for name, text in aside.items() if text},
         )
 
 

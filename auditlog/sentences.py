@@ -16,7 +16,7 @@ from capabilities import Capability
 
 MOST_NAMED = 3
 LONGEST_LABEL = 200  # A label this long may be truncated.
-ASIDE = frozenset({"through", "owner", "note"})  # Facts besides the changed fields.
+ASIDE = frozenset({"through", "owner", "note", "because"})  # Facts besides the changed fields.
 # The values that sentences name, each with its kind, and those they only depend on, which add no text.
 STATED = {
     "role": "name",

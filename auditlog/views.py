@@ -35,6 +35,7 @@ from auditlog.what_if import trail_of, what_if_url
 from auditlog.why import Detail, curl, current_decision, near_tools, payloads, question_of
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
+from connections.models import Connection
 from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
 
 ROWS_BESIDE = 25  # Rows beside an open call: enough for its context.
@@ -148,6 +149,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
         "payloads": payloads(row) if sees_payload else [],
         "same_request": _same_request(row),
         "recording": _is_recording,
+        "is_connected": Connection.objects.live().filter(pk=row.connection_id).exists(),
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }
     if is_alone:

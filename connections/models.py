@@ -183,6 +183,12 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
                 connection.revoke(by=by, reason=reason)
         return len(rows)
 
+    def stop_host(self, host: Host, *, by: User) -> int:
+        """Disable an app or agent and revoke its connections. Return the number of connections."""
+        with transaction.atomic():
+            host.disable(by=by)
+            return self.filter(host=host).revoke_all(by=by)
+
     def archive_host(self, host: Host, *, by: User) -> None:
         """Archive a disabled host and revoke its connections. Raises StillEnabled."""
         self._archive(host, Action.HOST_ARCHIVED, by=by, host=host)

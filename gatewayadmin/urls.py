@@ -96,7 +96,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/", include("gatewayadmin.rest.urls")),
     path("", include("oauth.endpoints")),
 ]
-urlpatterns += [path("", include(f"{room}.urls")) for room in _ROOMS]
+urlpatterns += [path("", include(f"{room}.urls")) for room in (*_ROOMS, "gatewayadmin.incident")]
 
 handler400 = "gatewayadmin.rest.urls.refused"
 handler403 = "ui.errors.permission_denied"

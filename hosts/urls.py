@@ -1,6 +1,7 @@
 from django.urls import path
 
 from hosts import views
+from hosts.least_privilege import least_privilege
 
 app_name = "hosts"
 
@@ -12,6 +13,7 @@ urlpatterns = [
     path("hosts/add/", views.add, name="add"),
     path("hosts/<uuid:pk>/", views.detail, name="detail"),
     path("hosts/<uuid:pk>/rename/", views.rename, name="rename"),
+    path("hosts/<uuid:pk>/least-privilege/", least_privilege, name="least_privilege"),
     path("hosts/<uuid:pk>/logs/", views.logs, name="logs"),
     path("hosts/<uuid:pk>/enable/", views.enable, name="enable"),
     path("hosts/<uuid:pk>/disable/", views.disable, name="disable"),

@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.conf import settings
-from django.db import transaction
 from django.db.models import Count, Q
 from django.db.models.functions import Lower
 from django.http import HttpResponse
@@ -19,7 +18,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from auditlog.charts import CallPlots
 from auditlog.views import log_alone, log_tab
-from capabilities import Capability, CapabilityRequired, requires
+from capabilities import Capability, requires
 from capabilities.catalogue import SEES_HOSTS
 from connections.impact import archived_with, cut_together, cuts, ended_together
 from connections.models import Connection, StillEnabled
@@ -44,7 +43,6 @@ from ui.tables import WEEK, Column, Table
 from ui.viewset import (
     Picked,
     archive_page,
-    confirmed,
     end_picked,
     form_page,
     list_page,
@@ -185,12 +183,8 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.HOSTS_TOGGLE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Disable a host; `?revoke=1` also revokes its connections, which takes `api-keys:revoke`."""
     host = host_or_404(request.user, pk)
-    if "revoke" in request.GET or "revoke" in request.POST:
-        return _disable_and_revoke(request, host)
-    revoking = urlencode({"revoke": "1", **({"on": "page"} if request.GET.get("on") == "page" else {})})
-    may_revoke = request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
+    revoking = (reverse("incident:stop_host", args=[pk]), "Disable and revoke all connections")
     return switch_off(
         request,
         host,
@@ -199,34 +193,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         _switched,
         text=f'Disable this host? Every connection of "{host.name}" stops on its next request. {NOTHING_IS_DELETED}',
         more=lambda: sentences(cuts(host, request.user), "To end access for good, revoke the connections."),
-        further=(f"{request.path}?{revoking}", "Disable and revoke all connections") if may_revoke else None,
+        further=revoking if request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE) else None,
         target=switch_target(request, "host", pk),
-        back=page_url(host),
-    )
-
-
-def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
-    if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
-        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
-
-    def act() -> HttpResponse:
-        with transaction.atomic():
-            host.disable(by=request.user)
-            revoked = Connection.objects.filter(host=host).revoke_all(by=request.user)
-        toast = f"Agent disabled, {revoked} connection{'' if revoked == 1 else 's'} revoked"
-        return _switched(request, host_or_404(request.user, host.pk), toast)
-
-    return confirmed(
-        request,
-        act,
-        title="Disable and revoke all connections",
-        text=f'Disable "{host.name}" and revoke all its connections? Its tokens and keys end with them. '
-        "This cannot be undone.",
-        more=lambda: archived_with(host),
-        icon="revoke",
-        hidden=[("revoke", "1")],
-        typed=host.name,
-        target=switch_target(request, "host", host.pk),
         back=page_url(host),
     )
 

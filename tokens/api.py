@@ -170,24 +170,25 @@ class TokenResource(Resource):
         """Replace the secret of a token.
 
         Done by its owner, or by the token itself as Bearer. The previous secret works for another `overlap_hours`: 0,
-        1, 24 or 168; without a body it stops at once. Nothing else of the token changes. A previous secret cannot
-        rotate the token.
+        1, 24 or 168, with `until_used` only until the new one is used; without a body it stops at once. Nothing else
+        of the token changes. A previous secret cannot rotate the token.
         """
         presented: Any = request.auth
-        hours = self.body()["overlap_hours"]
+        terms = self.body()
         itself = isinstance(presented, Presented)
-        new = self._by_itself(presented, pk, hours) if itself else self._by_person(pk, hours)
+        new = self._by_itself(presented, pk, terms) if itself else self._by_person(pk, terms)
         return secret_answer(rotated(self._again(new)))
 
     @action(detail=True, methods=["post"], url_path="ask-for-new")
-    @operation(needs=Own(ENDING), if_match=True)
+    @operation(needs=Own(ENDING), body=Rotation, if_match=True)
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
         """End a token's secrets and ask its owner to collect a new one.
 
-        Only the owner can collect it. Asking again changes nothing.
+        The present secret works for another `overlap_hours`, with `until_used` only until the new one is used; without
+        a body it stops at once. Only the owner can collect the new one. Asking again changes nothing.
         """
         token = self._find(pk)
-        return self.changed(token, token.ask_for_new)
+        return self.changed(token, partial(token.ask_for_new, **self.body()))
 
     @action(detail=True, methods=["post"])
     @operation(
@@ -212,7 +213,7 @@ class TokenResource(Resource):
         token = self._find(pk)
         return self.changed(token, token.end_previous)
 
-    def _by_itself(self, presented: Presented, pk: UUID, overlap_hours: int) -> Issued:
+    def _by_itself(self, presented: Presented, pk: UUID, terms: Mapping[str, Any]) -> Issued:
         """A token rotates itself, and nothing else."""
         token = presented.token
         if token.pk != pk:
@@ -223,17 +224,17 @@ class TokenResource(Resource):
         with use_context(replace(current_context(), via=Via.BEARER)):
             try:
                 with self.unchanged(token):
-                    return token.rotate(by=None, presented=presented.secret, overlap_hours=overlap_hours)
+                    return token.rotate(by=None, presented=presented.secret, **terms)
             except (TokenAlreadyRevoked, AskedForNew, Expired, Superseded):  # Since it was presented a moment ago.
                 raise AuthenticationFailed(code="unauthorized") from None
 
-    def _by_person(self, pk: UUID, overlap_hours: int) -> Issued:
+    def _by_person(self, pk: UUID, terms: Mapping[str, Any]) -> Issued:
         """One's own token."""
         token = self._find(pk)
         token.must_be_active()
         must_be_on(token.connection)
         with self.unchanged(token):
-            return token.rotate(by=self.me, overlap_hours=overlap_hours)
+            return token.rotate(by=self.me, **terms)
 
     @contextmanager
     def unchanged(self, row: Any) -> Iterator[None]:

@@ -27,6 +27,7 @@ from ui.forms import LimitField
 
 NEVER = "never"
 OVERLAPS = {0: "Not at all", 1: "1 hour", 24: "24 hours", 168: "7 days"}
+MOST_UNTIL_USED = 24  # Hours after which the old secret ends, although the new one was not used.
 LIMIT = "Empty: only what the workspace and the gateway allow."
 
 
@@ -171,6 +172,47 @@ class OverlapForm(forms.Form):
     def overlaps(self) -> list[Preset]:
         selected = self["overlap_hours"].value() or 0
         return [Preset.after(hours, OVERLAPS[hours], timedelta(hours=hours), selected) for hours in OVERLAP_HOURS]
+
+
+UNTIL_USED = "used"
+
+
+class TokenOverlapForm(OverlapForm):
+    """Form for how long the old secret of `token` stays valid: 24 hours, unless another choice is made.
+
+    If all its recent calls came from one address, it may also end with the first call of the new secret, which is then
+    selected.
+    """
+
+    overlap_hours = forms.ChoiceField(required=False)  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, token: Token, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.addresses = token.recent_addresses()
+        hours = [(str(hours), OVERLAPS[hours]) for hours in (24, 168, 1, 0)]
+        choices = [(UNTIL_USED, "Until the new one is used"), *hours] if len(self.addresses) == 1 else hours
+        self.fields["overlap_hours"].choices = choices  # type: ignore[attr-defined]
+        self.initial = {"overlap_hours": choices[0][0]}
+
+    def clean_overlap_hours(self) -> Any:
+        """Return the choice; an empty one is 0."""
+        return self.cleaned_data["overlap_hours"] or "0"
+
+    def terms(self) -> dict[str, Any]:
+        """Return the keyword arguments for `Token.rotate` and `Token.ask_for_new`."""
+        chosen = self.cleaned_data["overlap_hours"]
+        is_until_used = chosen == UNTIL_USED
+        return {"overlap_hours": MOST_UNTIL_USED if is_until_used else int(chosen), "until_used": is_until_used}
+
+    @property
+    def overlaps(self) -> list[Preset]:
+        selected = self["overlap_hours"].value()
+        return [
+            Preset.after(
+                value, words, timedelta(hours=MOST_UNTIL_USED if value == UNTIL_USED else int(value)), selected
+            )
+            for value, words in self.fields["overlap_hours"].choices  # type: ignore[attr-defined]
+        ]
 
 
 class EditForm(forms.Form):

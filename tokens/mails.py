@@ -1,6 +1,7 @@
 """Mails to the owners of tokens."""
 
 import logging
+from datetime import UTC, datetime
 
 from django.conf import settings
 from django.core.mail import send_mail
@@ -10,9 +11,13 @@ from django.urls import reverse
 logger = logging.getLogger(__name__)
 
 
-def new_secret_asked_for(owner: str, token: str, by: str) -> None:
-    """Notify the owner that `token` waits for them; the mail has no secret, and its link requires a sign-in."""
-    context = {"token": token, "by": by, "link": f"{settings.PUBLIC_URL}{reverse('tokens:list')}"}
+def new_secret_asked_for(owner: str, token: str, by: str, works_until: datetime | None) -> None:
+    """Notify the owner that `token` waits for them; the mail has no secret, and its link requires a sign-in.
+
+    The old secret works until then; None if it has ended.
+    """
+    until = f"{works_until.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if works_until else ""
+    context = {"token": token, "by": by, "until": until, "link": f"{settings.PUBLIC_URL}{reverse('tokens:list')}"}
     subject = f"Collect the new token in place of {token}"
     try:
         send_mail(subject, render_to_string("tokens/asked_for_new.txt", context), None, [owner])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from hmac import compare_digest
 from typing import Any, NamedTuple
@@ -15,10 +15,11 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.models import User
-from accounts.models.secrets import OVERLAP_HOURS, PREVIOUS, HoldsPrevious
+from accounts.models.secrets import OVERLAP_HOURS, HoldsPrevious
+from accounts.models.secrets import PREVIOUS as PREVIOUS_SECRET
 from accounts.models.secrets import SECRET as PRESENT
 from auditlog.actions import Action
-from auditlog.models import Event
+from auditlog.models import Call, Event
 from auditlog.outcomes import LAYERS
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
@@ -87,7 +88,9 @@ class TokenKind(models.TextChoices):
     KEY = "key", "Connection key"
 
 
+MOST_CALLS_READ = 1_000
 ANOTHER_OWNER = "acted on another user's token"
+PREVIOUS = [*PREVIOUS_SECRET, "previous_until_used"]
 SECRET = [*PRESENT, "secret_last_used_at", *PREVIOUS]
 
 
@@ -226,8 +229,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     Only the prefix and the digest (HMAC-SHA-256) of the secret are stored. A token without a digest has no secret: a
     new one was requested (`asked_at`, `asked_by`), and is made when the owner collects it. A replaced secret may stay
-    valid until `previous_ends_at`; its prefix and digest are stored too. `last_used_at` is of either secret,
-    `secret_last_used_at` of the present one.
+    valid until `previous_ends_at`; its prefix and digest are stored too. With `previous_until_used` it ends earlier,
+    when the proxy notes the first use of the present one. `last_used_at` is of either secret, `secret_last_used_at` of
+    the present one.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -242,6 +246,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     previous_key_id = models.CharField(max_length=8, blank=True, default="", db_default="", editable=False)
     previous_ends_at = models.DateTimeField(null=True, blank=True, editable=False)
     previous_last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+    previous_until_used = models.BooleanField(default=False, db_default=False, editable=False)
     generation = models.PositiveIntegerField(default=1, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
     allowed_ips = models.JSONField("IP allowlist", null=True, blank=True)
@@ -337,16 +342,30 @@ class Token(HoldsPrevious, Versioned, models.Model):
     @property
     def previous_works_until(self) -> datetime | None:
         """The end of the replaced secret, never later than the token's own; None if it is not valid any more."""
-        if self.status != "active" or self.previous_ends_at is None or self.previous_ends_at <= timezone.now():
+        if self.status not in ("active", "waiting"):
+            return None
+        if self.previous_ends_at is None or self.previous_ends_at <= timezone.now():
             return None
         return min(filter(None, (self.previous_ends_at, self.expires_at)))
 
-    def rotate(self, *, by: User | None, presented: str | None = None, overlap_hours: int = 0) -> Issued:
+    @property
+    def secrets_in_use(self) -> str:
+        """Which of two valid secrets was used since the change: `both`, `new`, `old` or `none`."""
+        since = self.asked_at or self.rotated_at
+        is_old = bool(since and self.previous_last_used_at and self.previous_last_used_at > since)
+        return {(True, True): "both", (True, False): "old", (False, True): "new"}.get(
+            (is_old, self.secret_last_used_at is not None), "none"
+        )
+
+    def rotate(
+        self, *, by: User | None, presented: str | None = None, overlap_hours: int = 0, until_used: bool = False
+    ) -> Issued:
         """Replace this token's secret. Only its owner may, because the secret acts as them.
 
-        The old secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS; the one before it ends
-        at once. `presented` is the secret with which a token rotates itself. Of two concurrent rotations one wins, the
-        other gets Superseded. Raises NotYourToken, BadTokenOverlap, TokenAlreadyRevoked, Expired or AskedForNew.
+        The old secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS, and with `until_used`
+        only until the new one is used; the one before it ends at once. `presented` is the secret with which a token
+        rotates itself. Of two concurrent rotations one wins, the other gets Superseded. Raises NotYourToken,
+        BadTokenOverlap, TokenAlreadyRevoked, Expired or AskedForNew.
         """
         lasting = overlap(overlap_hours)
         if presented is None and (by is None or by.pk != self.connection.user_id):
@@ -356,30 +375,51 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 raise Superseded(Superseded.__doc__)
             if row.digest is None:
                 raise AskedForNew(AskedForNew.__doc__)
-            self.keep_as_previous(row, lasting, row.secret_last_used_at)
-            changes: dict[str, Any] = {"overlap_hours": [None, overlap_hours]} if lasting else {}
+            changes = self._overlap(row, lasting, until_used=until_used)
             actor = f"token {self.name} (self)" if presented is not None else ""
             return self._renew(row, Action.TOKEN_ROTATED, by=by, changes=changes, actor=actor)
 
-    def ask_for_new(self, *, by: User) -> None:
-        """End this token's secrets now; its owner gets a new one on collecting it.
+    def _overlap(self, row: "Token", lasting: timedelta, *, until_used: bool) -> dict[str, Any]:
+        """Keep the secret of `row` valid beside the next one, and return what the event says of it."""
+        self.keep_as_previous(row, lasting, row.secret_last_used_at)
+        self.previous_until_used = until_used and bool(lasting)
+        changes: dict[str, Any] = {"overlap_hours": [None, round(lasting / timedelta(hours=1))]} if lasting else {}
+        return changes | ({"until_used": [None, True]} if self.previous_until_used else {})
 
-        Asking again changes nothing. Raises TokenAlreadyRevoked or Expired, and TokenError for the key of an app.
+    def forget_previous(self) -> None:
+        super().forget_previous()
+        self.previous_until_used = False
+
+    def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
+        """End this token's secrets; its owner gets a new one on collecting it.
+
+        They end now, or the present one stays valid for `overlap_hours`, and with `until_used` only until the new one
+        is used. Asking again changes nothing, but to ask without overlap ends what is left of one. Raises
+        BadTokenOverlap, TokenAlreadyRevoked or Expired, and TokenError for the key of an app.
         """
+        lasting = overlap(overlap_hours)
         with self._locked() as row:
             if row.kind != TokenKind.ACCESS:
                 raise TokenError("The key of an app is regenerated, and collected by nobody.")
             self.digest, self.key_id, self.asked_at, self.asked_by = None, "", row.asked_at, row.asked_by
-            self.forget_previous()
             if row.digest is None:
+                self._take_previous_of(row)
+                if row.previous_works_until and not lasting:
+                    self._end_previous(row, by=by)
                 return
+            overlapping = self._overlap(row, lasting, until_used=until_used)
             self.asked_at, self.asked_by, self.secret_last_used_at = timezone.now(), by, None
             self.save(update_fields=[*SECRET, "asked_at", "asked_by"])
-            changes: dict[str, Any] = {"prefix": [self.prefix, None]} | self._owner_for(by)
+            changes: dict[str, Any] = {"prefix": [self.prefix, None]} | self._owner_for(by) | overlapping
             Event.objects.record(Action.TOKEN_ASKED_FOR_NEW, self, by=by, changes=changes)
             if by.pk != self.connection.user_id:
-                send_mail = partial(mails.new_secret_asked_for, self.connection.user.email, str(self), by.email)
-                transaction.on_commit(send_mail, robust=True)
+                told = (self.connection.user.email, str(self), by.email, self.previous_ends_at)
+                transaction.on_commit(partial(mails.new_secret_asked_for, *told), robust=True)
+
+    def _take_previous_of(self, row: "Token") -> None:
+        """Take over the previous secret that `row` has by now."""
+        for name in PREVIOUS:
+            setattr(self, name, getattr(row, name))
 
     def collect(self, *, by: User) -> Issued:
         """Create the requested secret for the token's owner; of two concurrent requests one gets it.
@@ -391,6 +431,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         with self._locked() as row:
             if row.digest is not None:
                 raise NothingToCollect(NothingToCollect.__doc__)
+            self._take_previous_of(row)
             return self._renew(row, Action.TOKEN_COLLECTED, by=by)
 
     def end_previous(self, *, by: User) -> None:
@@ -401,10 +442,13 @@ class Token(HoldsPrevious, Versioned, models.Model):
         with self._locked() as row:
             if row.previous_works_until is None:
                 raise NoPreviousToken(NoPreviousToken.__doc__)
-            self.forget_previous()
-            self.save(update_fields=PREVIOUS)
-            changes: dict[str, Any] = {"prefix": [row.previous_prefix, None]} | self._owner_for(by)
-            Event.objects.record(Action.TOKEN_PREVIOUS_ENDED, self, by=by, changes=changes)
+            self._end_previous(row, by=by)
+
+    def _end_previous(self, row: "Token", *, by: User) -> None:
+        self.forget_previous()
+        self.save(update_fields=PREVIOUS)
+        changes: dict[str, Any] = {"prefix": [row.previous_prefix, None]} | self._owner_for(by)
+        Event.objects.record(Action.TOKEN_PREVIOUS_ENDED, self, by=by, changes=changes)
 
     @contextmanager
     def _locked(self) -> Iterator["Token"]:
@@ -492,6 +536,13 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 connection.revoke(by=by)
             else:
                 raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
+
+    def recent_addresses(self, since: datetime | None = None, **of: Any) -> list[str]:
+        """Return the addresses of its newest calls since then, by default of the last 30 days."""
+        since = since or timezone.now() - timedelta(days=30)
+        calls = Call.objects.filter(connection_id=self.connection_id, token_id=self.pk, created_at__gte=since, **of)
+        newest = calls.exclude(client_ip=None).order_by("-created_at").values_list("client_ip", flat=True)
+        return sorted(set(newest[:MOST_CALLS_READ]))
 
     def lock(self) -> "Token":
         """Return the current row, locked until the transaction ends."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -133,6 +133,15 @@ EXPIRES_SOON = timedelta(days=14)
 IDLE = timedelta(days=90)
 
 
+class SecretUse(NamedTuple):
+    """One of a token's two valid secrets, and its use since the other was made."""
+
+    name: str
+    prefix: str
+    last_used_at: datetime | None
+    addresses: list[str]
+
+
 @dataclass(frozen=True)
 class TokenRow:
     """One token as `viewer` sees it; needs `with_scope`."""
@@ -196,6 +205,22 @@ class TokenRow:
     @property
     def may_end_previous(self) -> bool:
         return self.may_revoke and self.token.previous_works_until is not None
+
+    @cached_property
+    def secrets(self) -> list[SecretUse]:
+        """The present and the previous secret, while both are valid, with the addresses that used them since."""
+        token, since = self.token, self.token.asked_at or self.token.rotated_at
+        old = SecretUse(
+            "Old", token.previous_prefix, token.previous_last_used_at, self._addresses(token.previous_prefix)
+        )
+        if token.status == "waiting":
+            return [old]
+        new = SecretUse("New", token.prefix, token.secret_last_used_at, self._addresses(token.prefix))
+        return [old, new] if since else []
+
+    def _addresses(self, prefix: str) -> list[str]:
+        since = self.token.asked_at or self.token.rotated_at
+        return self.token.recent_addresses(since, token_prefix=prefix) if since else []
 
     @property
     def may_revoke(self) -> bool:

@@ -142,6 +142,9 @@ class Rotation(RequestBody):
     """How to replace a secret; everything is optional."""
 
     overlap_hours = serializers.IntegerField(default=0, help_text="Hours the old secret works on: 0, 1, 24 or 168.")
+    until_used = serializers.BooleanField(
+        default=False, help_text="Whether the old secret ends earlier, with the first call of the new one."
+    )
 
 
 class NewToken(RequestBody):

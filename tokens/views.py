@@ -29,7 +29,7 @@ from gateways.usage import TokenUse
 from gateways.views import gateway_or_404
 from hosts.forms import NameAgentForm
 from hosts.models import AgentNameTaken, Host
-from tokens.forms import EditForm, OverlapForm
+from tokens.forms import EditForm, TokenOverlapForm
 from tokens.models import (
     AskedForNew,
     BadLifetime,
@@ -48,6 +48,7 @@ from tokens.rows import (
     CARES,
     EDITING,
     ENDING,
+    SEES,
     TOKENS,
     TokenFilter,
     TokenRow,
@@ -202,6 +203,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         "hidden": hidden(request),
         "version": token.version,
         "use": _use(token, request.user),
+        "sees_tokens": any(map(request.user.has_perm, SEES)),
     }
     errors = {TokenNameTaken: "name", BadLifetime: "expires_in_days", TokenAlreadyRevoked: None, Expired: None}
     return form_page(request, "tokens/edit.html", form, save, errors, **context)
@@ -236,19 +238,19 @@ def regenerated(request: AppRequest, token: Token) -> HttpResponse:
         return changed(request, token, problem)
     if not token.connection.is_on:
         raise PermissionDenied(OFF)
-    form = OverlapForm(posted(request))
+    form = TokenOverlapForm(posted(request), token=token)
     if request.method == "GET":
         return _ask(request, token, form)
     return _regenerate(request, token, form)
 
 
-def _regenerate(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
+def _regenerate(request: AppRequest, token: Token, form: TokenOverlapForm) -> HttpResponse:
     if request.POST.get("generation", str(token.generation)) != str(token.generation):
         return _shown(request, token)
     if not form.is_valid():
         return _ask(request, token, form)
     try:
-        return _shown(request, token, token.rotate(by=request.user, overlap_hours=form.cleaned_data["overlap_hours"]))
+        return _shown(request, token, token.rotate(by=request.user, **form.terms()))
     except (AskedForNew, TokenAlreadyRevoked, Expired) as error:
         return changed(request, token, str(error))
     except Superseded:
@@ -293,19 +295,27 @@ def ask_for_new(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def asked(request: AppRequest, token: Token) -> HttpResponse:
-    """Confirm, then end the secrets of `token`; only its owner gets the new one."""
-    owner = token.connection.user.email
-    return _confirmed(
-        request,
-        token,
-        lambda: token.ask_for_new(by=request.user),
-        f"{owner} can collect the new token",
-        faults=(TokenAlreadyRevoked, Expired),
-        title="Ask for a new token",
-        text=f"The current token stops working now. {owner} collects a new one after signing in.",
-        more=f"{_named(token)}. Until then its requests fail with 401. You cannot see the new one.",
-        icon="key",
-    )
+    """Ask how long the secret of `token` stays valid, then have its owner collect a new one; only they get it."""
+    if problem := _ended_reason(token):
+        return changed(request, token, problem)
+    form, owner = TokenOverlapForm(posted(request), token=token), token.connection.user.email
+    if request.method == "GET" or not form.is_valid():
+        return _ask(
+            request,
+            token,
+            form,
+            title="Ask for a new token",
+            text=f"The current token stops working now, and {owner} collects a new one after signing in.",
+            text_with_overlap=f"The current token keeps working as chosen below, and {owner} collects a new one.",
+            more=f"{_named(token)}. You cannot see the new one.",
+            kind="danger",
+            target=target(request, token),
+        )
+    try:
+        token.ask_for_new(by=request.user, **form.terms())
+    except (TokenAlreadyRevoked, Expired) as error:
+        return changed(request, token, str(error))
+    return changed(request, token, f"{owner} can collect the new token")
 
 
 @require_http_methods(["GET", "POST"])
@@ -350,8 +360,8 @@ def _confirmed(
     )
 
 
-def _ask(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
-    context = {
+def _ask(request: AppRequest, token: Token, form: TokenOverlapForm, **question: str) -> HttpResponse:
+    context: dict[str, Any] = {
         "title": "Regenerate token",
         "text": REGENERATE_TEXT,
         "text_with_overlap": REGENERATE_WITH_OVERLAP_TEXT,
@@ -365,6 +375,7 @@ def _ask(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
         "form": form,
         # A reload repeats the POST; the generation distinguishes it from a new request.
         "hidden": [("generation", token.generation), *hidden(request).items()],
+        **question,
     }
     return (refuse if form.is_bound else show)(request, "tokens/regenerate.html", context)
 

@@ -185,12 +185,14 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     typed: str = "",
     is_asked_first: bool = False,
     hidden: Sequence[tuple[str, Any]] = (),
+    submit: str = "OK",
+    asks_why: bool = False,
 ) -> HttpResponse:
-    """Render a confirmation. OK posts to the same URL; Cancel has the focus.
+    """Render a confirmation. `submit` posts to the same URL; Cancel has the focus.
 
     `target` is the CSS selector that the response of that POST replaces (outerHTML) with htmx. `choice` is the name and
     label of a checkbox, ticked by default; `further` the URL and label of another confirmation; `hidden` are extra
-    fields.
+    fields. `asks_why` adds an optional field `reason`.
 
     Use `kind="primary"` for actions that can be undone by a switch or button, and the red default for others. Actions
     that end many objects for good, or one that everybody depends on, require typing a name (`typed`, `was_typed`). If
@@ -209,6 +211,8 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
         "typed": typed,
         "mistyped": bool(typed) and request.method == "POST" and not is_asked_first,
         "hidden": hidden,
+        "submit": submit,
+        "asks_why": asks_why,
         "action": request.path,
     }
     if context["mistyped"]:

@@ -2,7 +2,8 @@
 -- that somebody else holds are left for the next second, and the newest mark wins.
 
 -- name: tokens
--- A token may have two secrets that work, told apart by their prefixes; `other` is the one used longer ago.
+-- A token may have two secrets that work, told apart by their prefixes; `other` is the one used longer ago. The previous
+-- one may end with the first use of the present one.
 UPDATE tokens_token t SET
     last_used_at = greatest(t.last_used_at, m.at),
     last_used_ip = CASE WHEN t.last_used_at >= m.at THEN t.last_used_ip ELSE m.ip END,
@@ -11,7 +12,9 @@ UPDATE tokens_token t SET
     ),
     previous_last_used_at = greatest(
         t.previous_last_used_at, CASE t.previous_prefix WHEN m.prefix THEN m.at WHEN m.other THEN m.other_at END
-    )
+    ),
+    previous_ends_at = CASE WHEN t.previous_until_used AND t.prefix IN (m.prefix, m.other)
+        THEN least(t.previous_ends_at, statement_timestamp()) ELSE t.previous_ends_at END
 FROM (
     SELECT r.id, v.at, v.ip, v.prefix, v.other, v.other_at FROM tokens_token r
     JOIN unnest(

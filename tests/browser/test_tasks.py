@@ -142,7 +142,6 @@ def roll_a_token_without_downtime(one: Person, stage: Stage) -> None:
     page = one.page
     one.press(page.get_by_role("region", name="Your API tokens").get_by_role("link", name="All of them"))
     one.press(page.get_by_role("row").filter(has_text=stage.name).get_by_role("button", name="Regenerate"))
-    one.press(page.get_by_role("radio", name="24 hours"))
     one.press(page.get_by_role("alertdialog").get_by_role("button", name="OK"))
     new = page.get_by_role("textbox", name="API access token").input_value()
     assert [stage.call(), curl.list_tools(f"{stage.live.url}/mcp/quickstart", new).status] == [200, 200]
@@ -190,12 +189,23 @@ def export_calls(one: Person, stage: Stage) -> None:
     assert calls == 200
 
 
+def stop_an_incident(one: Person, stage: Stage) -> None:
+    page = one.page
+    one.press(rail(page, "Apps & Agents"))
+    one.press(page.get_by_role("link", name=stage.name))
+    one.press(page.get_by_role("button", name="Disable and revoke 1"))
+    one.press(page.get_by_role("alertdialog").get_by_role("button", name="Disable and revoke 1"))
+    expect(page.get_by_text("There is nothing left to stop")).to_be_visible()
+    assert stage.call() == 401
+
+
 type Task = Callable[[Person, Stage], None]
 MOST_CLICKS: dict[Task, int] = {
     connect_the_first_agent: 5,
     cut_an_agent_off: 3,
     learn_why_a_call_was_denied_and_undo_it: 3,
-    roll_a_token_without_downtime: 4,
+    roll_a_token_without_downtime: 3,
+    stop_an_incident: 4,
     add_a_server_and_see_its_tools: 5,
     give_a_person_access_with_a_team: 4,
     see_who_uses_what: 2,

@@ -120,41 +120,24 @@ def test_the_second_button_is_for_those_who_hold_both(link: Connection, sign_in:
 def test_it_disables_the_host_and_ends_its_connections(ana: User, link: Connection, sign_in: SignIn) -> None:
     elsewhere = make.connection(make.agent(by=ana), link.gateway, ana)
 
-    done = sign_in(ana).post(path_of("host", link), {"revoke": "1", "typed": link.host.name}, follow=True)
+    done = sign_in(ana).post(f"/incident/hosts/{link.host_id}/stop/", follow=True)
 
     link.refresh_from_db()
     elsewhere.refresh_from_db()
     assert (link.host.enabled, link.is_live, link.revoked_by) == (False, False, ana)
     assert not Token.objects.live().filter(connection=link).exists()
     assert elsewhere.is_live
-    assert "Host disabled, 1 connection revoked" in text(done)
+    assert f"{link.host.name} disabled, 1 connection revoked" in text(done)
     assert {"host.disabled", "connection.revoked"} <= set(Event.objects.values_list("action", flat=True))
-
-
-@pytest.mark.parametrize("typed", ["", "yes", "revoke"])
-def test_what_ends_all_connections_wants_the_name_typed(
-    typed: str, ana: User, link: Connection, sign_in: SignIn
-) -> None:
-    client, path = sign_in(ana), path_of("host", link)
-
-    asked = text(client.get(f"{path}?revoke=1"))
-    refused = client.post(path, {"revoke": "1", "typed": typed})
-
-    link.refresh_from_db()
-    assert f"Type <b>{link.host.name}</b> to confirm" in asked
-    assert 'data-kind="danger">OK' in asked
-    assert refused.status_code == 422
-    assert "Nothing was changed." in text(refused)
-    assert (link.host.enabled, link.is_live) == (True, True)
 
 
 @pytest.mark.parametrize("kind", ["host", "gateway", "connection", "server", "assignment", "feature"])
 def test_what_can_be_undone_is_not_red(kind: str, ana: User, link: Connection, sign_in: SignIn) -> None:
-    assert 'data-kind="primary">OK' in text(sign_in(ana).get(path_of(kind, link)))
+    assert 'data-kind="primary" data-count="act.ends">OK' in text(sign_in(ana).get(path_of(kind, link)))
 
 
 def test_with_one_capability_the_second_button_does_nothing_at_all(link: Connection, sign_in: SignIn) -> None:
-    answer = sign_in(make.user(Capability.HOSTS_TOGGLE)).post(path_of("host", link), {"revoke": "1"})
+    answer = sign_in(make.user(Capability.HOSTS_TOGGLE)).post(f"/incident/hosts/{link.host_id}/stop/")
 
     link.refresh_from_db()
     assert answer.status_code == 403

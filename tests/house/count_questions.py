@@ -27,6 +27,7 @@ from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy
 from hosts.models import Host
 from oauth.models import Registration
+from proxy.models import Session
 from scim.models import ProvisioningKey
 from servers.models import Identity, Server
 from sinks.models import Sink
@@ -642,10 +643,43 @@ def _ask_archive(ask: Ask) -> tuple[float, ...]:
     return _first_names(rows.count())
 
 
-def _ask_cut_off(ask: Ask) -> tuple[float, ...]:
-    person, rows, _ = _links(ask)
-    keys = ApiKey.objects.filter(user=person, revoked_at=None, expires_at__gt=timezone.now()).count()
-    return (*_cut(ask), *_first_names(rows.count()), *((keys,) if keys > 1 else ()))
+def _stopped(ask: Ask) -> "QuerySet[Connection]":
+    """The connections that the act of an incident ends."""
+    column = {"hosts": "host", "people": "user", "connections": "pk"}.get(ask.path[1])
+    return Connection.objects.filter(**{column: ask.path[2]}, **LIVE) if column else Connection.objects.none()
+
+
+def _ended_keys(ask: Ask) -> int:
+    """The API keys that end with a person."""
+    keys = ApiKey.objects.filter(revoked_at=None, expires_at__gt=timezone.now())
+    return keys.filter(user=ask.path[2]).count() if ask.path[1] == "people" else 0
+
+
+def _act_ends(ask: Ask) -> int:
+    """The number on the button of an act: that of an agent or person says one."""
+    if ask.path[0] != "incident" or ask.path[1] not in ("hosts", "people"):
+        return 0
+    return _stopped(ask).count() + _ended_keys(ask)
+
+
+def _ask_stop(ask: Ask) -> tuple[float, ...]:
+    """Connections, tokens, open sessions and API keys that end; of a server, its gateways. None is not told."""
+    if ask.path[1] == "tokens":
+        return ()
+    if ask.path[1] == "servers":
+        return (Assignment.objects.filter(server=ask.path[2], removed_at=None, gateway__archived_at=None).count(),)
+    rows = _stopped(ask)
+    tokens = Token.objects.filter(kind="access", connection__in=rows, **LIVE)
+    lasting = tokens.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now())).count()
+    sessions = Session.objects.filter(connection__in=rows).count()
+    return tuple(number for number in (rows.count(), lasting, sessions, _ended_keys(ask)) if number)
+
+
+def _of_day(ask: Ask) -> "QuerySet[Call]":
+    """The calls of the subject of an incident in its last 24 hours."""
+    column = {"hosts": "host_id", "people": "user_id", "connections": "connection_id", "tokens": "token_id"}
+    since = timezone.now().replace(minute=0, second=0, microsecond=0) - DAY
+    return Call.objects.filter(**{column.get(ask.path[1], "server_id"): ask.path[2]}, created_at__gte=since)
 
 
 def _ask_narrow(ask: Ask) -> tuple[float, ...]:
@@ -676,7 +710,7 @@ ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
     "connections:disable": _cut,
     "connections:revoke": _ask_revoke,
     "accounts:deactivate": _cut,
-    "accounts:cut_off": _ask_cut_off,
+    **{f"incident:stop_{kind}": _ask_stop for kind in ("connection", "host", "server", "token", "user")},
     "accounts:remove_role": lambda ask: _stops(User.objects.filter(role=ask.path[2]).count()),
 }
 
@@ -744,6 +778,15 @@ def _first_steps(ask: Ask) -> tuple[float, ...]:
 
 QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "ask": _asked,
+    "act.ends": _act_ends,
+    "incident.act": _act_ends,
+    "incident.effect": _ask_stop,
+    "incident.calls": lambda ask: _of_day(ask).count(),
+    "incident.refused": lambda ask: _of_day(ask).filter(outcome__in=("denied", "unauthorized", "rate_limited")).count(),
+    "incident.tools": lambda ask: (
+        _of_day(ask).filter(method="tools/call").exclude(feature_name="").values("feature_name").distinct().count()
+    ),
+    "incident.addresses": lambda ask: _of_day(ask).values("client_ip").distinct().count(),
     "host in Calls": lambda ask: _week(ask, "host_id"),
     "gateway in Calls": lambda ask: _week(ask, "gateway_id"),
     "server in Calls": lambda ask: _week(ask, "server_id"),
@@ -908,6 +951,15 @@ NOT_STORED = {
     "attention.matters",  # These three: tests/attention compares them with the lists they lead to.
     "matter.number",
     "matter.unnamed",
+    "least.connections",  # These: tests/hosts/test_least_privilege.py.
+    "least.refused",
+    "least.tool",
+    "least.tools",
+    "least.unused",
+    "least.used",
+    "incident.reached",  # These: tests/gatewayadmin/test_incident.py.
+    "incident.tool",
+    "incident.usual",
     "calls.group.took",
     "plots.took",
     "plots.change",

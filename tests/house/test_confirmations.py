@@ -36,7 +36,7 @@ UNDONE = {  # By the switch or the button beside it, or at once replaced by a ne
     "tokens:regenerate",
     "tokens:regenerate_key",
 }
-FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
+FOR_GOOD = {  # One credential, one session, one place: it can be made anew. An incident must not wait for typing.
     "accounts:break_glass_off",
     "accounts:deactivate",
     "accounts:end_sessions",
@@ -49,6 +49,11 @@ FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
     "connections:drop_identity",
     "connections:end_sessions",
     "connections:revoke",
+    "incident:stop_connection",
+    "incident:stop_host",
+    "incident:stop_server",
+    "incident:stop_token",
+    "incident:stop_user",
     "gateways:remove_assignment",
     "gateways:remove_team",
     "mfa_remove_webauthn",
@@ -62,7 +67,6 @@ FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
     "tokens:revoke_api_key",
 }
 TYPED = {  # Many at once, or what everybody depends on.
-    "accounts:cut_off",
     "gateways:archive",
     "hosts:archive",
     "servers:archive",
@@ -125,10 +129,7 @@ def test_what_cannot_be_undone_is_red_and_what_ends_much_is_typed(world: World) 
             assert weight == "for good"  # Of another's agent it is: the secret ends, and only its owner gets a new one.
             continue
         found.setdefault(door.name, set()).add(weight)
-    bot = world.hosts["bot"]
-    revoking = Question(walk.client.get(f"/hosts/{bot.pk}/disable/?revoke=1").content.decode())
 
-    assert revoking.weight == "typed"
     assert found == (
         {key: {"undone"} for key in UNDONE & found.keys()}
         | {key: {"for good"} for key in FOR_GOOD & found.keys()}
@@ -147,17 +148,15 @@ NOT_MET = {
 
 def test_nothing_that_is_to_be_typed_is_done_without(world: World) -> None:
     walk = Walk(world, frozenset(Capability))
-    person, crm = walk.things["person"][1], walk.things["shared_identity"][0]
+    crm = walk.things["shared_identity"][0]
     before = _rows()
     for path in (
-        f"/people/{person}/cut-off/",
         f"/identities/{crm}/revoke/",
         "/gateways/shut/archive/",
         f"/hosts/{world.hosts['halted'].pk}/archive/",
-        f"/hosts/{world.hosts['bot'].pk}/disable/",
         "/servers/old/archive/",
     ):
-        answer = walk.client.post(path, {"typed": "yes", "revoke": "1"})
+        answer = walk.client.post(path, {"typed": "yes"})
 
         assert answer.status_code == 422, path
         assert "The name does not match. Nothing was changed." in answer.content.decode()

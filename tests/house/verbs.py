@@ -112,10 +112,6 @@ def last_token(stage: Stage) -> object:
     return page("/tokens/{token}/revoke/", connection="on")(stage)
 
 
-def through_disabling(stage: Stage) -> object:
-    return page("/hosts/{host}/disable/", revoke="", typed="{host_name}")(stage)
-
-
 VERBS = [
     # Apps & Agents
     verb(
@@ -175,7 +171,7 @@ VERBS = [
     ),
     verb(
         "Connection.cut_off",
-        page("/people/{owner}/cut-off/", typed="{owner_email}"),
+        page("/incident/people/{owner}/stop/"),
         rest("POST /users/{owner}/cut-off"),
         admin("accounts/user", "cut_off", "owner"),
     ),
@@ -202,11 +198,12 @@ VERBS = [
     verb(
         "Connection.revoke",
         page("/connections/{connection}/revoke/"),
+        page("/incident/connections/{connection}/stop/"),
         rest("POST /connections/{connection}/revoke"),
         last_token,
         admin("connections/connection", "revoke", "connection"),
     ),
-    verb("Connection.revoke_all", through_disabling),
+    verb("Connection.stop_host", page("/incident/hosts/{host}/stop/")),
     verb(
         "Connection.end_sessions",
         page("/connections/{connection}/sessions/end/"),
@@ -260,6 +257,7 @@ VERBS = [
     verb(
         "Token.revoke",
         page("/tokens/{token}/revoke/"),
+        page("/incident/tokens/{token}/stop/"),
         rest("POST /tokens/{token}/revoke"),
         rest("DELETE /tokens/{token}"),
         admin("tokens/token", "revoke", "token"),
@@ -434,6 +432,7 @@ VERBS = [
     verb(
         "Server.disable",
         page("/servers/docs/disable/"),
+        page("/incident/servers/{server}/stop/"),
         rest("POST /servers/docs/disable"),
         admin("servers/server", "disable", "server"),
     ),
@@ -712,6 +711,7 @@ INSIDE = {
     "Binding.lend",
     "Channel.must_be_open_to",
     "Connection.end_all_of",
+    "Connection.revoke_all",
     "DirectoryPerson.describe",  # This and the like are for directories: tests/scim.
     "DirectoryPerson.remove",
     "DirectoryPerson.set_active",

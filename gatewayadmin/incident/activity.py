@@ -1,0 +1,196 @@
+"""What a subject did in the last 24 hours, against the usual: the days before, at most four weeks of them.
+
+Read from the newest calls of the log. Where these do not reach back far enough, totals come from the roll-ups.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from math import ceil
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.utils import timezone
+
+from auditlog.models import ENDINGS
+from auditlog.rollups.reading import book
+from auditlog.rollups.schema import range_start
+
+DAY = timedelta(days=1)
+BEFORE = timedelta(days=28)
+MOST_READ = 10_000  # The newest calls of a subject.
+SHOWN = 12  # Tools, and addresses.
+ODD = 3  # Times the usual.
+FEWEST_ODD = 10
+
+# Reads an index in its order, as gateways.usage does.
+IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
+CALLS = """
+SELECT tool, ip, created_at >= %s, denied, count(*), min(created_at), max(created_at), max(client)
+FROM (
+    SELECT CASE method WHEN 'tools/call' THEN feature_name ELSE '' END AS tool, host(client_ip) AS ip,
+        outcome = ANY(%s) AS denied, trim(client_name || ' ' || client_version) AS client, created_at
+    FROM auditlog_call WHERE {where} AND created_at >= %s AND created_at < %s ORDER BY created_at DESC LIMIT %s
+) c GROUP BY 1, 2, 3, 4
+"""
+BY_ROLLUP = ("host_id", "user_id", "server_id")
+
+
+class CallGroup(NamedTuple):
+    """Some calls counted together; `recent` are those of the last 24 hours."""
+
+    tool: str
+    ip: str | None
+    recent: bool
+    denied: bool
+    calls: int
+    first: datetime
+    last: datetime
+    client: str
+
+
+@dataclass
+class Count:
+    """A number of the last 24 hours, and the average number of a day before; None if there is none to compare with."""
+
+    now: int = 0
+    before: int = 0
+    days: int = 0
+
+    @property
+    def per_day(self) -> float | None:
+        return self.before / self.days if self.days else None
+
+    @property
+    def usual(self) -> str:
+        """The usual number in words; empty if it is not known."""
+        if self.per_day is None:
+            return ""
+        return "under 1" if 0 < self.per_day < 1 else f"{round(self.per_day):,}"
+
+    @property
+    def is_odd(self) -> bool:
+        """True if it is far more than usual."""
+        return self.per_day is not None and self.now >= max(FEWEST_ODD, ODD * self.per_day)
+
+
+@dataclass
+class ToolCount(Count):
+    """The calls of one tool."""
+
+    name: str = ""
+    denied: int = 0
+
+    @property
+    def is_new(self) -> bool:
+        return bool(self.days) and not self.before
+
+    @property
+    def times(self) -> int:
+        """How many times the usual; 0 if that is not odd."""
+        return round(self.now / self.per_day) if self.is_odd and self.per_day else 0
+
+
+@dataclass
+class AddressCount(Count):
+    """The calls from one address, with the client that called last and the first call read."""
+
+    ip: str = ""
+    client: str = ""
+    since: datetime | None = None
+
+    @property
+    def is_new(self) -> bool:
+        return bool(self.days) and not self.before
+
+
+@dataclass
+class Activity:
+    """The subject's calls since `since`; `reaches_to` is the oldest call read if there were more."""
+
+    since: datetime
+    until: datetime
+    calls: Count = field(default_factory=Count)
+    refused: Count = field(default_factory=Count)
+    tools: list[ToolCount] = field(default_factory=list)
+    addresses: list[AddressCount] = field(default_factory=list)
+    reaches_to: datetime | None = None
+    last_at: datetime | None = None
+
+    @property
+    def new_tools(self) -> int:
+        return sum(one.is_new for one in self.tools)
+
+    @property
+    def new_addresses(self) -> int:
+        return sum(one.is_new for one in self.addresses)
+
+    @classmethod
+    def of(cls, columns: dict[str, UUID]) -> Activity:
+        """Return the activity of the calls with these values of columns, the first of which has an index."""
+        until = timezone.now()
+        since = range_start(until, DAY)
+        groups = _read(columns, since, until)
+        activity = cls(since, until)
+        if not groups:
+            return activity
+        oldest = min(group.first for group in groups)
+        is_cut = sum(group.calls for group in groups) == MOST_READ
+        days = max(0, min(BEFORE.days, ceil((since - oldest) / DAY)))
+        activity.reaches_to = oldest if is_cut else None
+        activity.last_at = max(group.last for group in groups)
+        activity.calls, activity.refused = _total(groups, days), _total([g for g in groups if g.denied], days)
+        activity._split(groups, days)
+        if is_cut:
+            activity._complete(columns)
+        return activity
+
+    def _split(self, groups: list[CallGroup], days: int) -> None:
+        tools, addresses = defaultdict[str, list[CallGroup]](list), defaultdict[str, list[CallGroup]](list)
+        for group in groups:
+            tools[group.tool].append(group)
+            addresses[group.ip or ""].append(group)
+        tools.pop("", None)
+        for name, of_tool in tools.items():
+            total, denied = _total(of_tool, days), sum(g.calls for g in of_tool if g.denied and g.recent)
+            self.tools.append(ToolCount(total.now, total.before, days, name, denied))
+        for ip, of_address in addresses.items():
+            total, newest = _total(of_address, days), max(of_address, key=lambda group: group.last)
+            first = min(group.first for group in of_address)
+            self.addresses.append(AddressCount(total.now, total.before, days, ip, newest.client, first))
+        self.tools = _recent(self.tools)
+        self.addresses = _recent(self.addresses)
+
+    def _complete(self, columns: dict[str, UUID]) -> None:
+        """Take the totals from the roll-ups, where these have the subject."""
+        if len(columns) > 1 or not columns.keys() <= {*BY_ROLLUP}:
+            return
+        where = {name: [value] for name, value in columns.items()}
+        with book() as rollups:
+            now = rollups.total(where, self.since, self.until, timed=False)
+            before = rollups.total(where, self.since - BEFORE, self.since, timed=False)
+        if now is not None and before is not None:
+            self.calls = Count(now.calls, before.calls, BEFORE.days)
+            self.refused = Count(now.denied, before.denied, BEFORE.days)
+
+
+def _recent[C: Count](counts: list[C]) -> list[C]:
+    """Return those with calls in the last 24 hours, most calls first."""
+    return sorted((one for one in counts if one.now), key=lambda one: -one.now)
+
+
+def _total(groups: list[CallGroup], days: int) -> Count:
+    now = sum(group.calls for group in groups if group.recent)
+    return Count(now, sum(group.calls for group in groups) - now, days)
+
+
+def _read(columns: dict[str, UUID], since: datetime, until: datetime) -> list[CallGroup]:
+    where = " AND ".join(f"{name} = %s" for name in columns)
+    parameters: list[Any] = [since, list(ENDINGS["denied"]), *columns.values(), since - BEFORE, until + DAY, MOST_READ]
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(IN_ORDER)
+        cursor.execute(CALLS.format(where=where), parameters)
+        return [CallGroup(*row) for row in cursor.fetchall()]

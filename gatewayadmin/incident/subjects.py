@@ -1,0 +1,399 @@
+"""The subjects of incidents: the rows that have an *Incident* page, and the act that stops each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+from urllib.parse import urlencode
+from uuid import UUID
+
+from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+
+from accounts.models import ApiKey, User
+from accounts.people_views import person_or_404
+from accounts.rules import PeopleError, missing_capabilities
+from capabilities import Capability
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, SEES_SERVERS
+from connections.models import Connection, ConnectionAlreadyRevoked
+from connections.rows import visible
+from gateways.models import Assignment
+from hosts.views import host_or_404
+from proxy.models import Session
+from servers.models import Identity, Server
+from tokens.models import Token, TokenAlreadyRevoked
+from tokens.rows import ENDING, tokens_visible_to, with_scope
+from tokens.rows import SEES as SEES_TOKENS
+
+NEXT_REQUEST = "with the next request"
+NO_WAY_BACK = "Revoking cannot be undone"
+
+# Any one of each group of capabilities.
+type Rule = tuple[tuple[Capability, ...], ...]
+
+
+class Stopped(NamedTuple):
+    """The result of an act in words, and the URL that undoes it; empty if it cannot be undone."""
+
+    words: str
+    undo: str = ""
+
+
+def number_of(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One row as the subject of an incident, as `viewer` sees it."""
+
+    row: Any
+    viewer: User
+
+    kind: ClassVar[str]
+    noun: ClassVar[str]  # After "this".
+    place: ClassVar[str]  # Of its URLs.
+    rail: ClassVar[str]
+    sees: ClassVar[tuple[Capability, ...]]
+    stops: ClassVar[Rule]
+    faults: ClassVar[type[Exception] | tuple[type[Exception], ...]] = ()
+    target_type: ClassVar[str] = ""
+
+    @classmethod
+    def find(cls, viewer: User, pk: UUID) -> Any:
+        """Return the row, or 404 if `viewer` may not see it."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        return str(self.row)
+
+    @property
+    def url(self) -> str:
+        """The row's own page."""
+        raise NotImplementedError
+
+    @property
+    def page(self) -> str:
+        return reverse(f"incident:{self.kind}", args=[self.row.pk])
+
+    @property
+    def stop_url(self) -> str:
+        return reverse(f"incident:stop_{self.kind}", args=[self.row.pk])
+
+    @property
+    def back(self) -> str:
+        """The page to return to after the act: the *Incident* page, or the row's own for who may not see the log."""
+        may_read = self.viewer.has_perm(Capability.LOGS_READ) and any(map(self.viewer.has_perm, self.sees))
+        return self.page if may_read else self.url
+
+    @property
+    def may_stop(self) -> bool:
+        return all(any(map(self.viewer.has_perm, group)) for group in self.stops)
+
+    @property
+    def calls(self) -> dict[str, UUID]:
+        """Columns of the log and their values in the subject's calls."""
+        return {f"{self.kind}_id": self.row.pk}
+
+    @property
+    def log_query(self) -> dict[str, str]:
+        return {self.kind: str(self.row.pk)}
+
+    def log_url(self, **more: str) -> str:
+        """Return the log's URL for the subject's calls of the last 24 hours."""
+        return f"{reverse('auditlog:calls')}?{urlencode(self.log_query | {'range': '24h'} | more)}"
+
+    @property
+    def refused_url(self) -> str:
+        """The log's URL for its calls that were refused in the last 24 hours."""
+        words = self.log_query.get("q", "")
+        return self.log_url(q=f"{words} and denied" if words else "denied")
+
+    @cached_property
+    def live(self) -> list[Connection]:
+        """The unrevoked connections through which it acts, newest use first."""
+        return list(self.connections.live().order_by("-last_used_at", "pk"))
+
+    @property
+    def connections(self) -> Any:
+        return visible(self.viewer).filter(**{self.kind: self.row})
+
+    @cached_property
+    def tokens(self) -> int:
+        """The number of unrevoked, unexpired tokens that end with it, without the keys of apps."""
+        return Token.objects.lasting().filter(connection__in=self.live, kind="access").count()
+
+    @cached_property
+    def sessions(self) -> int:
+        return Session.objects.filter(connection__in=self.live).count()
+
+    @property
+    def ending(self) -> str:
+        """A sentence that says what the act ends."""
+        parts = [number_of(len(self.live), "connection")] if self.live else []
+        parts += [number_of(self.tokens, "token")] if self.tokens else []
+        parts += [number_of(self.sessions, "open session")] if self.sessions else []
+        return f"Ends {_and(parts)} {NEXT_REQUEST}." if parts else ""
+
+    @property
+    def act(self) -> str:
+        """The label of the act; empty if there is nothing left to stop."""
+        raise NotImplementedError
+
+    @property
+    def effect(self) -> str:
+        """What the act ends, when, and whether it can be undone."""
+        raise NotImplementedError
+
+    def stop(self) -> Stopped:
+        """Do the act. Raises one of `faults`."""
+        raise NotImplementedError
+
+    @property
+    def assignments(self) -> Sequence[Assignment]:
+        """The enabled servers that its live connections reach."""
+        gateways = {connection.gateway_id for connection in self.live if connection.gateway.enabled}
+        on = Assignment.objects.on().filter(gateway__in=gateways)
+        return list(on.select_related("server", "gateway", "shared_identity").order_by("gateway__name", "alias", "pk"))
+
+    @property
+    def identities(self) -> QuerySet[Identity]:
+        """The credentials that its calls are sent with."""
+        carried = Identity.objects.live().filter(connection_identities__connection__in=self.live)
+        shared = Identity.objects.live().filter(assignments__in=[one.pk for one in self.assignments])
+        pks = {*carried.values_list("pk", flat=True), *shared.values_list("pk", flat=True)}
+        return Identity.objects.filter(pk__in=pks).select_related("server", "owner").order_by("server__name", "label")
+
+
+def _and(parts: Sequence[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+class HostSubject(Subject):
+    kind, noun, place, rail = "host", "agent", "hosts", "hosts:list"
+    sees = SEES_HOSTS
+    stops = ((Capability.HOSTS_TOGGLE,), (Capability.MCP_CONNECTIONS_REVOKE,))
+    target_type = "host"
+
+    @classmethod
+    def find(cls, viewer: User, pk: UUID) -> Any:
+        return host_or_404(viewer, pk)
+
+    @property
+    def url(self) -> str:
+        return reverse("hosts:detail", args=[self.row.pk])
+
+    @property
+    def act(self) -> str:
+        is_on, revoking = self.row.enabled, len(self.live)
+        if is_on:
+            return f"Disable and revoke {revoking}" if revoking else "Disable"
+        return f"Revoke {revoking}" if revoking else ""
+
+    @property
+    def effect(self) -> str:
+        if not self.live:
+            return f"Its requests are refused {NEXT_REQUEST}. Undo at any time."
+        again = "; it can be enabled again, and people then connect anew" if self.row.enabled else ""
+        return f"{self.ending} {NO_WAY_BACK}{again}."
+
+    def stop(self) -> Stopped:
+        was_on = self.row.enabled
+        revoked = Connection.objects.stop_host(self.row, by=self.viewer)
+        if revoked:
+            return Stopped(f"{self.name} disabled, {number_of(revoked, 'connection')} revoked")
+        return Stopped(f"{self.name} disabled", reverse("hosts:enable", args=[self.row.pk]) if was_on else "")
+
+
+class PersonSubject(Subject):
+    kind, noun, place, rail = "user", "person", "people", "accounts:people"
+    sees = (Capability.PEOPLE_MANAGE,)
+    stops = ((Capability.PEOPLE_MANAGE,), (Capability.MCP_CONNECTIONS_REVOKE,))
+    faults = PeopleError
+    target_type = "user"
+
+    @classmethod
+    def find(cls, viewer: User, pk: UUID) -> Any:
+        return person_or_404(pk)
+
+    @property
+    def name(self) -> str:
+        return str(self.row.name)
+
+    @property
+    def url(self) -> str:
+        return reverse("accounts:person", args=[self.row.pk])
+
+    @property
+    def may_stop(self) -> bool:
+        return super().may_stop and not missing_capabilities(self.viewer, self.row.granted)
+
+    @cached_property
+    def api_keys(self) -> int:
+        return ApiKey.objects.filter(user=self.row).active().count()
+
+    @property
+    def act(self) -> str:
+        revoking = len(self.live) + self.api_keys
+        if self.row.is_active:
+            return f"Deactivate and revoke {revoking}" if revoking else "Deactivate"
+        return f"Revoke {revoking}" if revoking else ""
+
+    @property
+    def effect(self) -> str:
+        keys = f"{number_of(self.api_keys, 'API key')} for the REST API {'ends' if self.api_keys == 1 else 'end'} too."
+        signs_out = "Signs out of every browser." if self.row.is_active else ""
+        undo = f"{NO_WAY_BACK}; the account can be reactivated."
+        return " ".join(filter(None, (signs_out, self.ending, keys if self.api_keys else "", undo)))
+
+    def stop(self) -> Stopped:
+        was_on, keys = self.row.is_active, self.api_keys
+        revoked = Connection.objects.cut_off(self.row, by=self.viewer)
+        words = f"{self.row.email} is deactivated, {number_of(revoked, 'connection')} revoked"
+        may_undo = was_on and not revoked and not keys
+        return Stopped(words, reverse("accounts:reactivate", args=[self.row.pk]) if may_undo else "")
+
+
+class ConnectionSubject(Subject):
+    kind, noun, place, rail = "connection", "connection", "connections", "connections:mcp"
+    sees = SEES_CONNECTIONS
+    stops = ((Capability.MCP_CONNECTIONS_REVOKE,),)
+    faults = ConnectionAlreadyRevoked
+    target_type = "connection"
+
+    @classmethod
+    def find(cls, viewer: User, pk: UUID) -> Any:
+        return get_object_or_404(visible(viewer), pk=pk)
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.host.name} on {self.row.gateway.name} as {self.row.user.email}"
+
+    @property
+    def url(self) -> str:
+        return reverse("connections:for_host", args=[self.row.host_id])
+
+    @property
+    def connections(self) -> Any:
+        return visible(self.viewer).filter(pk=self.row.pk)
+
+    @property
+    def act(self) -> str:
+        return "Revoke connection" if self.live else ""
+
+    @property
+    def effect(self) -> str:
+        return f"{self.ending} {NO_WAY_BACK}; {self.row.user.email} may connect again."
+
+    def stop(self) -> Stopped:
+        self.row.revoke(by=self.viewer)
+        return Stopped("Connection revoked")
+
+
+class TokenSubject(Subject):
+    kind, noun, place, rail = "token", "token", "tokens", "accounts:settings"
+    sees = SEES_TOKENS
+    stops = (ENDING,)
+    faults = TokenAlreadyRevoked
+    target_type = "token"
+
+    @classmethod
+    def find(cls, viewer: User, pk: UUID) -> Any:
+        return get_object_or_404(with_scope(tokens_visible_to(viewer)), pk=pk)
+
+    @property
+    def name(self) -> str:
+        return str(self.row.name)
+
+    @property
+    def url(self) -> str:
+        may_list = self.viewer.has_perm(Capability.API_TOKENS_MANAGE)
+        return f"{reverse('tokens:list')}?owner=all" if may_list else reverse("connections:mcp") + "?type=agent"
+
+    @property
+    def calls(self) -> dict[str, UUID]:
+        # Calls are indexed by connection, not by token.
+        return {"connection_id": self.row.connection_id, "token_id": self.row.pk}
+
+    @property
+    def log_query(self) -> dict[str, str]:
+        return {"connection": str(self.row.connection_id), "q": f"token is {self.row.pk}"}
+
+    @property
+    def connections(self) -> Any:
+        return visible(self.viewer, *SEES_TOKENS).filter(pk=self.row.connection_id)
+
+    @cached_property
+    def tokens(self) -> int:
+        return int(self.row.status in ("active", "waiting"))
+
+    @property
+    def assignments(self) -> Sequence[Assignment]:
+        if not self.tokens:
+            return []
+        scope = {one.assignment_id for one in self.row.scopes.all()}
+        return [one for one in super().assignments if self.row.scope_all or one.pk in scope]
+
+    @property
+    def act(self) -> str:
+        return "Revoke token" if not self.row.revoked_at else ""
+
+    @property
+    def effect(self) -> str:
+        return f"Ends the token {NEXT_REQUEST}. {NO_WAY_BACK}; its owner may create another."
+
+    def stop(self) -> Stopped:
+        self.row.revoke(by=self.viewer)
+        return Stopped("Token revoked")
+
+
+class ServerSubject(Subject):
+    kind, noun, place, rail = "server", "server", "servers", "servers:list"
+    sees = SEES_SERVERS
+    stops = ((Capability.SERVERS_TOGGLE,),)
+    target_type = "server"
+
+    @classmethod
+    def find(cls, viewer: User, pk: UUID) -> Any:
+        return get_object_or_404(Server.objects.live(), pk=pk)
+
+    @property
+    def url(self) -> str:
+        return reverse("servers:detail", args=[self.row.slug])
+
+    @cached_property
+    def live(self) -> list[Connection]:
+        return []  # None ends with it.
+
+    @cached_property
+    def placed(self) -> list[Assignment]:
+        on = Assignment.objects.live().filter(server=self.row, gateway__archived_at=None)
+        return list(on.select_related("server", "gateway", "shared_identity").order_by("gateway__name"))
+
+    @property
+    def assignments(self) -> Sequence[Assignment]:
+        return [one for one in self.placed if one.enabled and one.gateway.enabled] if self.row.enabled else []
+
+    @property
+    def identities(self) -> QuerySet[Identity]:
+        return self.row.identities.live().select_related("server", "owner").order_by("label")  # type: ignore[no-any-return]
+
+    @property
+    def act(self) -> str:
+        return "Disable server" if self.row.enabled else ""
+
+    @property
+    def effect(self) -> str:
+        return f"Refuses its calls on {number_of(len(self.placed), 'gateway')} {NEXT_REQUEST}. Undo at any time."
+
+    def stop(self) -> Stopped:
+        changed = self.row.disable(by=self.viewer)
+        return Stopped("Server disabled", reverse("servers:enable", args=[self.row.slug]) if changed else "")
+
+
+SUBJECTS: tuple[type[Subject], ...] = (HostSubject, PersonSubject, ConnectionSubject, TokenSubject, ServerSubject)

@@ -1,0 +1,156 @@
+"""The tab *Least privilege* of an app or agent: what it used in 30 days against what it may use.
+
+Connections it did not use are disabled with one act, after the calls that this would have refused. Tools are switched
+per gateway, for everybody: those that nobody used are hidden there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.http import HttpResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.views.decorators.http import require_GET
+
+from auditlog import replica
+from auditlog.models import ENDINGS, Call
+from auditlog.views import log_alone
+from capabilities import Capability, requires
+from capabilities.catalogue import SEES_HOSTS
+from connections.models import Connection
+from connections.rows import ConnectionRow, visible
+from gateways.models import Assignment, Feature
+from gateways.usage import IN_ORDER, uses
+from hosts.models import Host
+from hosts.views import host_or_404
+from ui.pages import AppRequest, show
+from ui.viewset import MOST_PICKED
+
+USED_IN = timedelta(days=30)
+REPLAYED = timedelta(days=90)
+MOST_READ = 20_000  # The newest calls of the agent.
+MOST_REFUSED = 1_000  # Counted at most.
+SHOWN = 10
+MOST_TOOLS = 50
+
+TOOLS_USED = """
+SELECT gateway_id, server_id, feature_name, count(*), max(created_at)
+FROM (
+    SELECT gateway_id, server_id, feature_name, created_at FROM auditlog_call
+    WHERE host_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
+        AND server_id IS NOT NULL AND outcome <> ALL(%s)
+    ORDER BY created_at DESC LIMIT %s
+) c GROUP BY 1, 2, 3
+"""
+
+
+class ToolOfAgent(NamedTuple):
+    """A tool the agent may call on a gateway, and its calls of the last 30 days."""
+
+    feature: Feature
+    calls: int
+    last_at: datetime | None
+
+
+@dataclass
+class UnusedTools:
+    """The enabled tools of a server on a gateway that nobody used in 30 days."""
+
+    assignment: Assignment
+    names: list[str]
+
+
+@dataclass
+class LeastPrivilege:
+    """What `host` may use, and what of it it used; for connections, what disabling the unused would have refused."""
+
+    host: Host
+    tools: list[ToolOfAgent] = field(default_factory=list)
+    used: list[ConnectionRow] = field(default_factory=list)
+    unused: list[ConnectionRow] = field(default_factory=list)
+    refused: list[Call] = field(default_factory=list)
+    hideable: list[UnusedTools] = field(default_factory=list)
+    reaches_to: datetime | None = None
+
+    @property
+    def used_tools(self) -> list[ToolOfAgent]:
+        return [tool for tool in self.tools if tool.calls]
+
+    @property
+    def unused_tools(self) -> list[ToolOfAgent]:
+        return [tool for tool in self.tools if not tool.calls]
+
+    @classmethod
+    def of(cls, host: Host, connections: list[ConnectionRow]) -> LeastPrivilege:
+        now = timezone.now()
+        page = cls(host)
+        for row in connections:
+            (page.used if _is_in_use(row.connection, now - USED_IN) else page.unused).append(row)
+        page.unused = page.unused[:MOST_PICKED]
+        pks = [row.connection.pk for row in page.unused]
+        calls = Call.objects.filter(connection_id__in=pks, created_at__gte=now - REPLAYED).exclude(
+            outcome__in=ENDINGS["denied"]
+        )
+        page.refused = list(calls.order_by("-created_at")[:MOST_REFUSED]) if pks else []
+        gateways = {row.connection.gateway_id for row in connections if row.status == "active"}
+        assignments = Assignment.objects.on().filter(gateway__in=gateways, gateway__enabled=True)
+        page._add_tools(list(assignments.select_related("server", "gateway").order_by("gateway__name", "alias", "pk")))
+        return page
+
+    def _add_tools(self, assignments: list[Assignment]) -> None:
+        now = timezone.now()
+        parameters = [self.host.pk, now - USED_IN, now + USED_IN, list(ENDINGS["denied"]), MOST_READ]
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(IN_ORDER)
+            cursor.execute(TOOLS_USED, parameters)
+            rows = cursor.fetchall()
+        called = {(gateway, server, name): (calls, last) for gateway, server, name, calls, last in rows}
+        if sum(calls for calls, _ in called.values()) == MOST_READ:
+            self.reaches_to = min(last for _, last in called.values())
+        features = Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
+        by_pk = {one.pk: one for one in assignments}
+        offered = defaultdict[UUID, set[str]](set)
+        for feature in features.order_by("exposed_name"):
+            feature.assignment = one = by_pk[feature.assignment_id]
+            offered[one.pk].add(feature.exposed_name)
+            calls, last = called.get((one.gateway_id, one.server_id, feature.exposed_name[:300]), (0, None))
+            self.tools.append(ToolOfAgent(feature, calls, last))
+        self.tools.sort(key=lambda tool: (-tool.calls, tool.feature.exposed_name))
+        for use in uses(assignments):
+            names = [tool.name for tool in use.to_switch_off if tool.name in offered[use.assignment.pk]]
+            if names:
+                self.hideable.append(UnusedTools(use.assignment, names))
+
+
+def _is_in_use(row: Connection, since: datetime) -> bool:
+    """Return whether it was used since then, or is too new to tell."""
+    return max(row.connected_at, row.last_used_at or row.connected_at) >= since
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
+    if not any(map(request.user.has_perm, SEES_HOSTS)):
+        return log_alone("host", pk)
+    host = host_or_404(request.user, pk)
+    live = visible(request.user).live().filter(host=host, enabled=True)
+    rows = [ConnectionRow(row, request.user) for row in live]
+    page = replica.read_from_replica(request, lambda: LeastPrivilege.of(host, rows))
+    context: dict[str, Any] = {
+        "host": host,
+        "tab": "least privilege",
+        "page": page,
+        "used_tools": page.used_tools[:MOST_TOOLS],
+        "unused_tools": page.unused_tools[:MOST_TOOLS],
+        "refused": page.refused[:SHOWN],
+        "is_more": len(page.refused) == MOST_REFUSED,
+        "calls_url": f"{reverse('auditlog:calls')}?{urlencode({'host': host.pk, 'range': '30d'})}",
+    }
+    return show(request, "hosts/least_privilege.html", context)

@@ -1,0 +1,220 @@
+"""The Incident pages: the last 24 hours against the usual, the access that is left, and one act that ends it."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.models import Call, Event
+from auditlog.rollups import keeping
+from capabilities import Capability
+from connections.models import Connection
+from gatewayadmin.incident import activity as reading
+from gateways.models import Feature
+from tests import make
+from tests.conftest import SignIn
+from tests.connections.rows import text
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def boss() -> User:
+    return make.user(*Capability)
+
+
+@pytest.fixture
+def link(ann: User) -> Connection:
+    """An agent of Ann's on a gateway with one tool, with a token."""
+    gateway, docs = make.gateway(), make.server(name="Docs")
+    assigned = make.assignment(gateway, docs)
+    Feature.objects.learn(assigned, [{"name": "search"}])
+    link = make.connection(make.agent(by=ann, name="Refund bot"), gateway, ann)
+    make.token(link, name="refunds")
+    return link
+
+
+def called(link: Connection, *, at: datetime | None = None, **fields: Any) -> Call:
+    assigned = link.gateway.assignments.get()
+    told: dict[str, Any] = {
+        "host_id": link.host_id,
+        "gateway_id": link.gateway_id,
+        "connection_id": link.pk,
+        "user_id": link.user_id,
+        "server_id": assigned.server_id,
+        "token_id": link.tokens.get().pk,
+        "feature_name": "search",
+        "client_ip": "10.4.7.12",
+    }
+    return make.call(at=at, **(told | fields))
+
+
+def places(link: Connection) -> dict[str, str]:
+    """The Incident page of everything the call of a connection passes."""
+    server = link.gateway.assignments.get().server
+    return {
+        "host": f"/incident/hosts/{link.host_id}/",
+        "user": f"/incident/people/{link.user_id}/",
+        "connection": f"/incident/connections/{link.pk}/",
+        "token": f"/incident/tokens/{link.tokens.get().pk}/",
+        "server": f"/incident/servers/{server.pk}/",
+    }
+
+
+@pytest.mark.parametrize("kind", ["host", "user", "connection", "token", "server"])
+def test_each_subject_shows_its_day_against_the_usual(kind: str, link: Connection, boss: User, sign_in: SignIn) -> None:
+    now = timezone.now()
+    for days in (2, 3, 4, 5):
+        called(link, at=now - timedelta(days=days))
+    for _ in range(12):
+        called(link, client_ip="185.220.101.7", outcome="denied", deny_reason="tool_disabled", feature_name="pay")
+    called(link)
+
+    page = sign_in(boss).get(places(link)[kind])
+    activity = page.context["activity"]
+
+    assert (activity.calls.now, activity.calls.usual, activity.calls.is_odd) == (13, "1", True)
+    assert (activity.refused.now, activity.refused.usual) == (12, "0")
+    assert [(one.name, one.now, one.is_new, one.denied) for one in activity.tools] == [
+        ("pay", 12, True, 12),
+        ("search", 1, False, 0),
+    ]
+    assert [(one.ip, one.now, one.is_new) for one in activity.addresses] == [
+        ("185.220.101.7", 12, True),
+        ("10.4.7.12", 1, False),
+    ]
+    assert "185.220.101.7" in text(page)
+
+
+def test_where_there_is_nothing_before_nothing_is_called_new(link: Connection, boss: User, sign_in: SignIn) -> None:
+    called(link)
+
+    activity = sign_in(boss).get(places(link)["host"]).context["activity"]
+
+    assert (activity.calls.usual, activity.new_tools, activity.new_addresses) == ("", 0, 0)
+
+
+ACTS = {
+    "host": "Disable and revoke 1",
+    "user": "Deactivate and revoke 1",
+    "connection": "Revoke connection",
+    "token": "Revoke token",
+    "server": "Disable server",
+}
+ENDED = {
+    "host": {"host.disabled", "connection.revoked"},
+    "user": {"user.deactivated", "connection.revoked"},
+    "connection": {"connection.revoked"},
+    "token": {"token.revoked"},
+    "server": {"server.disabled"},
+}
+
+
+@pytest.mark.parametrize("kind", ACTS)
+def test_one_act_says_what_it_ends_and_records_why(kind: str, link: Connection, boss: User, sign_in: SignIn) -> None:
+    client, page = sign_in(boss), places(link)[kind]
+
+    asked = client.get(f"{page}stop/")
+    before = Event.objects.count()
+    done = client.post(f"{page}stop/", {"reason": "Refunds to one card"}, follow=True)
+
+    assert f'data-kind="danger" data-count="act.ends">{ACTS[kind]}<' in text(asked)
+    assert 'name="typed"' not in text(asked)
+    events = list(Event.objects.order_by("pk")[before:])
+    assert {event.action for event in events} == ENDED[kind]
+    assert {event.changes["because"] for event in events} == {"Refunds to one card"}
+    assert done.redirect_chain[-1][0] == page
+    assert "There is nothing left to stop" in text(done)
+    assert "Reason: Refunds to one card" in text(done)
+    assert "There is nothing left to stop" in text(client.post(f"{page}stop/", follow=True))
+
+
+def test_without_a_reason_none_is_recorded(link: Connection, boss: User, sign_in: SignIn) -> None:
+    sign_in(boss).post(f"{places(link)['token']}stop/", {"reason": "  "})
+
+    assert "because" not in Event.objects.get(action="token.revoked").changes
+
+
+def test_disabling_a_server_can_be_undone_from_the_toast(link: Connection, boss: User, sign_in: SignIn) -> None:
+    client, server = sign_in(boss), link.gateway.assignments.get().server
+
+    done = client.post(f"{places(link)['server']}stop/", follow=True)
+    assert f'action="/servers/{server.slug}/enable/"' in text(done)
+    client.post(f"/servers/{server.slug}/enable/")
+
+    server.refresh_from_db()
+    assert server.enabled
+
+
+def test_the_act_takes_what_its_verbs_take(link: Connection, sign_in: SignIn) -> None:
+    looks = sign_in(make.user(Capability.LOGS_READ, Capability.HOSTS_READ))
+    toggles = sign_in(make.user(Capability.LOGS_READ, Capability.HOSTS_TOGGLE))
+    page = places(link)["host"]
+
+    assert "Your role cannot stop it." in text(looks.get(page))
+    assert {client.post(f"{page}stop/").status_code for client in (looks, toggles)} == {403}
+    link.refresh_from_db()
+    assert link.is_live
+
+
+def test_nobody_stops_a_person_who_may_do_more(link: Connection, ana: User, sign_in: SignIn) -> None:
+    """As on the person's page: the name of the rule is shown, and nothing is done."""
+    clerk = sign_in(make.user(Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE, Capability.LOGS_READ))
+
+    assert "Your role cannot stop it." in text(clerk.get(f"/incident/people/{ana.pk}/"))
+    clerk.post(f"/incident/people/{ana.pk}/stop/")
+
+    ana.refresh_from_db()
+    assert ana.is_active
+
+
+def test_what_access_is_left_is_listed_with_its_tools(link: Connection, boss: User, sign_in: SignIn) -> None:
+    client, page = sign_in(boss), places(link)["host"]
+
+    assert "1 tool</span> of Docs" in text(client.get(page))
+    link.gateway.disable(by=boss)
+    blocked = text(client.get(page))
+
+    assert "of Docs" not in blocked
+    assert "blocked" in blocked
+
+
+def test_the_page_is_exported_as_a_file_and_that_is_recorded(link: Connection, boss: User, sign_in: SignIn) -> None:
+    called(link)
+    answer = sign_in(boss).get(f"{places(link)['host']}?format=json")
+    told = answer.json()
+
+    assert "attachment; filename=" in answer["Content-Disposition"]
+    assert (told["subject"]["name"], told["calls"]["calls_24h"], told["complete"]) == ("Refund bot", 1, True)
+    assert told["remaining_access"][0]["servers"] == ["Docs"]
+    assert [tool["name"] for tool in told["tools"]] == ["search"]
+    assert Event.objects.filter(action="logs.exported", changes__incident__1="agent Refund bot").exists()
+
+
+def test_a_token_is_counted_by_its_own_calls(link: Connection, boss: User, sign_in: SignIn) -> None:
+    called(link)
+    other = make.token(link, name="other").token
+
+    activity = sign_in(boss).get(f"/incident/tokens/{other.pk}/").context["activity"]
+
+    assert activity.calls.now == 0
+    assert Token.objects.live().filter(connection=link).count() == 2
+
+
+def test_totals_come_from_the_rollups_when_the_newest_calls_are_not_all(
+    link: Connection, boss: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(6):
+        called(link)
+    called(link, at=timezone.now() - timedelta(days=2))
+    keeping.keep_up(30)
+    monkeypatch.setattr(reading, "MOST_READ", 4)
+
+    page = sign_in(boss).get(places(link)["host"])
+    activity = page.context["activity"]
+
+    assert (activity.calls.now, activity.calls.before, activity.tools[0].now) == (6, 1, 4)
+    assert "Tools and addresses are those of the newest calls" in text(page)

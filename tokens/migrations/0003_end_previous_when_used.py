@@ -1,0 +1,13 @@
+"""A replaced secret may end with the first use of the new one."""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("tokens", "0002_fix_scope_at_creation")]
+
+    operations = [
+        migrations.AddField(
+            "token", "previous_until_used", models.BooleanField(default=False, db_default=False, editable=False)
+        ),
+    ]
