@@ -46,7 +46,7 @@ SUBJECTS = {
     "connection": subjects.by_connection,
 }
 # Help texts of the columns of a call, in answers and as filters.
-CALL_COLUMNS = {
+CALL_HELP = {
     "correlation_id": "Header `X-Request-Id` of the request.",
     "method": "MCP method.",
     "feature_type": "Kind of the feature that was used.",
@@ -85,7 +85,7 @@ CALL_COLUMNS = {
     "response_payload": "Result, if it was recorded and you may see it.",
     "payload_truncated": "Whether the recorded payload was cut.",
 }
-EVENT_COLUMNS = {
+EVENT_HELP = {
     "actor_id": "Id of the person who did it; null for the system and for tokens.",
     "actor_email": "E-mail address of the person at the time; for a token its name.",
     "via": "Where it was done.",
@@ -120,7 +120,7 @@ class CallSerializer(serializers.ModelSerializer[Call]):
     class Meta:
         model = Call
         exclude: tuple[str, ...] = ("uid", *UNLISTED)
-        extra_kwargs = explained(CALL_COLUMNS)
+        extra_kwargs = explained(CALL_HELP)
 
 
 class CallDetail(CallSerializer):
@@ -155,7 +155,7 @@ class TimeRangeQuery(Query):
 
 
 def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field[Any, Any, Any, Any]:
-    means = "Tool, by its name for clients." if field.name == "tool" else CALL_COLUMNS[field.column]
+    means = "Tool, by its name for clients." if field.name == "tool" else CALL_HELP[field.column]
     options: dict[str, Any] = {"required": False, "help_text": means}
     match field.comparison:
         case Comparison.ENUM:
@@ -457,7 +457,7 @@ class EventSerializer(serializers.ModelSerializer[Event]):
     class Meta:
         model = Event
         exclude = ("uid",)
-        extra_kwargs = explained(EVENT_COLUMNS)
+        extra_kwargs = explained(EVENT_HELP)
 
     def get_sentence(self, event: Event) -> str:
         return sentence(event)

@@ -134,7 +134,7 @@ class CarriedRow:
     @property
     def may_bring(self) -> bool:
         """True if a credential can be entered; otherwise people sign in at the server's issuer."""
-        return self.server.auth_type in (AuthType.BEARER, AuthType.HEADER)
+        return self.server.takes_secret
 
     @property
     def may_replace(self) -> bool:

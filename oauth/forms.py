@@ -41,7 +41,7 @@ class IdentityForm(Trial):
     @property
     def takes_new(self) -> bool:
         """True if a secret can be entered; servers with OAuth use sign-in instead."""
-        return self.server.auth_type in (AuthType.BEARER, AuthType.HEADER)
+        return self.server.takes_secret
 
     @property
     def picked(self) -> str:

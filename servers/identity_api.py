@@ -23,7 +23,6 @@ from servers.api import ServerReference
 from servers.forms import TriedSecretForm
 from servers.models import (
     AnotherPlace,
-    AuthType,
     HeldDisabled,
     Identity,
     IdentityAlreadyRevoked,
@@ -102,7 +101,7 @@ class NewIdentity(RequestBody):
         server = Server.objects.live().filter(pk=pk).first()
         if server is None:
             raise ValidationError("There is no such server.")
-        if server.auth_type not in (AuthType.BEARER, AuthType.HEADER):
+        if not server.takes_secret:
             raise ValidationError("This server takes no credential that can be given here.")
         return server
 

@@ -1,4 +1,4 @@
-"""OAuth client messages: build requests and parse answers. No network, no storage, no Django.
+"""OAuth client messages, and the header of a stored credential. No network, no storage, no Django.
 
 RFC 6749 with PKCE (7636), resource indicators (8707), `iss` (9207), protected resource metadata (9728), authorization
 server metadata (8414, and OpenID Connect Discovery), registration (7591), revocation (7009), and the authorization part
@@ -18,9 +18,7 @@ import orjson
 from wire import hosts
 from wire.forward_proxy import is_at_host_of
 
-# The header a stored credential is sent in, and its validation. Needs no Django.
-#
-# Used by the forms, by *Test connection* and by the proxy.
+# The header of a stored credential of any kind, for the forms, *Test connection* and the proxy.
 
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch  # RFC 9110 section 5.6.2
 _visible = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?").fullmatch

@@ -1,10 +1,6 @@
 """Upstream MCP servers, and identities: the stored credentials for them."""
 
-from servers.models.identity import (
-    Identity,
-    IdentityKind,
-    IdentityQuerySet,
-)
+from servers.models.identity import Identity, IdentityQuerySet
 from servers.models.server import (
     BUILT_IN_URL,
     CREDENTIAL_TARGET,
@@ -17,6 +13,7 @@ from servers.models.server import (
     Health,
     HeldDisabled,
     IdentityAlreadyRevoked,
+    IdentityKind,
     LabelTaken,
     ResourceSent,
     Server,

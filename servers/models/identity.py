@@ -19,18 +19,13 @@ from servers.models.server import (
     AuthType,
     HeldDisabled,
     IdentityAlreadyRevoked,
+    IdentityKind,
     LabelTaken,
     Server,
     SignInNeeded,
 )
 from ui.sealing import cipher
 from wire.oauth_client import place_in_words, place_of
-
-
-class IdentityKind(models.TextChoices):
-    BEARER = "bearer", "Bearer token"
-    HEADER = "header", "Header"
-    OAUTH = "oauth", "Signed in"
 
 
 class IdentityQuerySet(models.QuerySet["Identity"]):

@@ -75,10 +75,20 @@ class ResourceSent(models.TextChoices):
 
 
 class AuthType(models.TextChoices):
+    """Kind of credential a server wants. docs/explanation/architecture.md lists what a new kind needs."""
+
     NONE = "none", "No credential"
     BEARER = "bearer", "Bearer token"
     HEADER = "header", "Own header"
     OAUTH = "oauth", "Sign in (OAuth)"
+
+
+class IdentityKind(models.TextChoices):
+    """Kind of a stored credential; it follows from its server's AuthType."""
+
+    BEARER = "bearer", "Bearer token"
+    HEADER = "header", "Header"
+    OAUTH = "oauth", "Signed in"
 
 
 class Health(models.TextChoices):
@@ -219,6 +229,11 @@ class Server(Versioned, Switchable):
     @property
     def needs_credential(self) -> bool:
         return self.auth_type != AuthType.NONE
+
+    @property
+    def takes_secret(self) -> bool:
+        """True if people enter the credential; for OAuth they sign in at the issuer instead."""
+        return self.auth_type in (AuthType.BEARER, AuthType.HEADER)
 
     def editable(self) -> dict[str, Any]:
         limits = ("timeout_seconds", "total_seconds", "max_concurrent", "lists_live", "enabled")

@@ -10,6 +10,7 @@ from auditlog.fields import EXPORT_COLUMNS, FIELDS, FILTERS, PARAMETERS, UNLISTE
 from auditlog.filters import FACETS, CallFilter
 from auditlog.models import Call
 from auditlog.query_language import ALLOWED, Condition, parse_search
+from proxy.store.call_log import COLUMNS
 
 GUIDE = Path(__file__).parents[2] / "docs/how-to/read-the-log.md"
 
@@ -46,3 +47,9 @@ def test_payloads_are_the_only_columns_besides_the_commit_time_that_no_file_hold
 
     assert columns - set(EXPORT_COLUMNS.values()) == {"id", *UNLISTED}
     assert UNLISTED == ("recorded_at", "request_payload", "response_payload")
+
+
+def test_every_column_is_written_but_those_the_database_sets() -> None:
+    written = COLUMNS.decode().split(", ")
+
+    assert sorted(written) == sorted({column.column for column in Call._meta.concrete_fields} - {"id", "recorded_at"})

@@ -12,7 +12,7 @@ ARCHITECTURE = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
 
 
 def test_the_folders_of_the_architecture_are_there_and_none_is_left_out() -> None:
-    (listed,) = (text for text in re.findall(r"```\n(.*?)```", ARCHITECTURE, re.DOTALL) if "gatewayadmin/" in text)
+    (listed,) = re.findall(r"```\n(gatewayadmin/ .*?)```", ARCHITECTURE, re.DOTALL)
     named, above = set(), ""
     for line in listed.splitlines():
         if folders := re.match(r" *(?:\w+/ ?)+", line):
@@ -24,6 +24,26 @@ def test_the_folders_of_the_architecture_are_there_and_none_is_left_out() -> Non
 
     assert [name for name in sorted(named) if not (ROOT / name).is_dir()] == []
     assert {*packages} == {name for name in named if "/" not in name}
+
+
+def test_the_files_of_the_architecture_are_there_and_have_the_names_it_gives() -> None:
+    named = re.findall(r"`([\w/.-]+\.(?:py|sql|toml|html|md))`(?: \(((?:`\w+`,? ?)+))?", ARCHITECTURE)
+    within = [(name, inside) for name, inside in named if "/" in name]
+
+    assert [name for name, _ in within if not (ROOT / name).is_file()] == []
+    assert [
+        (name, each)
+        for name, inside in within
+        for each in re.findall(r"\w+", inside)
+        if not re.search(rf"\b{each}\b", (ROOT / name).read_text())
+    ] == []
+
+
+def test_the_drawings_of_the_architecture_name_files_that_are_there() -> None:
+    drawn = re.findall(r"^ [|v] +([a-z]\w*(?:/\w*)+(?:\.py)?)", ARCHITECTURE, re.MULTILINE)
+
+    assert len(drawn) > 20
+    assert [name for name in drawn if not (ROOT / name).exists()] == []
 
 
 def test_the_excerpt_of_an_operation_is_of_the_code() -> None:

@@ -12,6 +12,7 @@ from gatewayadmin.config import environment
 from gatewayadmin.serving import health, housekeeping
 from proxy import metrics
 from proxy.access.decision import DENIALS
+from sinks.receivers import KINDS
 from tests.docs import reasons_table
 from tests.docs.pages import ROOT, first_column
 from tests.docs.reasons_table import upstream_errors
@@ -52,6 +53,13 @@ def test_the_page_of_alerts_names_metrics_there_are() -> None:
 
     assert asked
     assert {name.removesuffix("_bucket") for name in asked} <= documented
+
+
+def test_every_kind_of_log_sink_is_documented() -> None:
+    page = (REFERENCE / "log-sinks.md").read_text().lower()
+
+    for kind in KINDS.values():
+        assert f"\n| {kind.label.partition(',')[0].lower()}" in page, kind.name
 
 
 def test_the_table_of_reasons_says_what_the_code_says() -> None:

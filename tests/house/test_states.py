@@ -17,7 +17,8 @@ from gatewayadmin.admin.base import site
 from gateways.models import Gateway, Reach
 from hosts.models import Host
 from proxy.access.decision import DENIALS, decide
-from servers.models import Identity
+from proxy.access.features import HEADER_AUTH_TYPES
+from servers.models import AuthType, Identity, IdentityKind
 from tests.house.count_questions import IDENTITY_BADGES, PERSON_BADGES
 from tests.house.every_state import World, built
 from tests.proxy.test_access import GOOD
@@ -115,3 +116,9 @@ def test_what_blocks_a_connection_is_what_its_calls_are_refused_for() -> None:
 def test_every_cause_has_its_words() -> None:
     assert set(LAYERS) <= set(DENIALS) & set(REASONS)
     assert all(REASONS[cause].short for cause in LAYERS)
+
+
+def test_every_kind_of_credential_can_be_stored_and_sent() -> None:
+    kinds = {*AuthType.values} - {AuthType.NONE}
+
+    assert kinds == {*IdentityKind.values} == HEADER_AUTH_TYPES
