@@ -1,4 +1,4 @@
-"""A person asks for a capability where a page says that it is missing; those who give roles learn of it."""
+"""People ask for a capability on a page that reports it missing, and those who assign roles are notified."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""Deactivating a person, and cutting one off."""
+"""Deactivating a person, and cutting a person off."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Passwords are hashed few at a time, in their turn, and never while a database connection is held."""
+"""Passwords are hashed a few at a time, and never while a database connection is held."""
 
 import os
 import re
@@ -75,7 +75,7 @@ DOORS: dict[str, tuple[Door, int]] = {
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each hash, whether the thread that waits for it had a database connection."""
+    """For each hash, True if the waiting thread had a database connection."""
     seen: list[bool] = []
     wrapper = connections["default"]
 
@@ -106,7 +106,7 @@ def test_whoever_waits_for_a_hash_holds_no_connection(door: str, held: list[bool
 
 @pytest.mark.django_db
 def test_every_refused_sign_in_costs_one_hash(held: list[bool]) -> None:
-    """Else the time an answer takes would tell whether there is such an account."""
+    """Otherwise the response time would reveal if an account exists."""
     person, gone = make.user(), make.user(is_active=False)
     invited = User.objects.create_user("invited@example.com", None, role=person.role)
 

@@ -1,4 +1,4 @@
-"""What was filled in when the password had to be asked for again is kept until that is confirmed, nowhere else."""
+"""A form that needs a password confirmation is held until then, and stored nowhere else."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -130,7 +130,7 @@ def test_it_is_held_for_half_an_hour(client: Client) -> None:
 
 
 def test_what_is_held_no_more_leads_to_the_page_it_stood_on(client: Client) -> None:
-    """Many addresses take forms alone, and are no page to open."""
+    """Many URLs accept only POST, so that opening them would fail."""
     with time_machine.travel(datetime.now(UTC), tick=False) as clock:
         asked = client.post(reverse("sso:unlink"), headers={"Referer": "http://testserver/settings/profile?from=mail"})
         where = onward(asked)

@@ -1,4 +1,4 @@
-"""Mail: what is offered without a mail server, who mail is from, and the test mail."""
+"""Mail: features without a mail server, the sender, and the test mail."""
 
 import smtplib
 import socket

@@ -1,4 +1,4 @@
-"""Mail goes out through the outbound proxy when its server is outside and there is TLS, and straight otherwise."""
+"""Mail to outside servers with TLS uses the outbound proxy; other mail is sent directly."""
 
 import ssl
 from base64 import b64encode
@@ -32,7 +32,7 @@ SCHEMES = {"smtps": 465, "smtp+tls": 587}
 
 @pytest.fixture
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
-    """How the mail server, and the proxy itself, prove who they are; this machine trusts it."""
+    """TLS certificates of the mail server and the proxy, trusted by this machine."""
     context = certificate(tmp_path / "end.pem", NAME, "127.0.0.1", "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "end.pem"))
     tls.cache_clear()

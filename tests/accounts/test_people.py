@@ -38,13 +38,13 @@ def fresh_limits(db: None) -> Iterator[None]:
 
 @pytest.fixture
 def chief() -> User:
-    """Holds everything."""
+    """A person with every capability."""
     return make.user(*Capability, email="chief@example.com", display_name="Chief")
 
 
 @pytest.fixture
 def clerk() -> User:
-    """May manage people, and nothing else."""
+    """A person who may only manage people."""
     return make.user(Capability.PEOPLE_MANAGE, email="clerk@example.com")
 
 
@@ -300,7 +300,7 @@ def test_the_invitation_is_mailed_to_the_person_it_is_for(chief: User, sign_in: 
 
 @pytest.fixture
 def no_mail(settings: Any) -> None:
-    """A mail server at which nobody listens."""
+    """A mail server that does not listen."""
     options = {"host": "127.0.0.1", "port": 1, "timeout": 1}
     settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
 

@@ -1,4 +1,4 @@
-"""The commands for who has the machine: rescue, password_link, and Django's own, which are refused."""
+"""Operator commands: rescue and password_link work; Django's own account commands are refused."""
 
 import io
 import re
@@ -25,7 +25,7 @@ def run(name: str, *arguments: str, **options: Any) -> str:
 
 
 def choose(printed: str, password: str) -> None:
-    """Follow the link that was printed and choose a password."""
+    """Follow the printed link and set a password."""
     link = re.search(r"http\S+", printed)
     assert link
     client = Client()

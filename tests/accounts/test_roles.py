@@ -26,7 +26,7 @@ def chief() -> User:
 
 @pytest.fixture
 def clerk() -> User:
-    """May manage people and see hosts, and nothing else."""
+    """A person who may only manage people and see hosts."""
     return make.user(Capability.PEOPLE_MANAGE, Capability.HOSTS_READ, email="clerk@example.com")
 
 
@@ -35,7 +35,7 @@ def text(response: Any) -> str:
 
 
 def check_of(page: str, capability: Capability) -> str:
-    """The checkbox of one capability, as markup."""
+    """Return the markup of the checkbox of one capability."""
     return page.split(f'value="{capability.slug}"')[1].split(">", maxsplit=1)[0]
 
 

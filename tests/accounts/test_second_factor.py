@@ -1,4 +1,4 @@
-"""The second factor: turning it on and off, signing in with it, and what is stored of it."""
+"""The second factor: turning it on and off, signing in with it, and its stored data."""
 
 import json
 import re
@@ -31,7 +31,7 @@ NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def noon(db: None) -> Iterator[Any]:
-    """A clock that stands, and attempts of other tests that count for nothing."""
+    """A frozen clock, with no attempts of other tests counted."""
     cache.clear()
     with time_machine.travel(NOON, tick=False) as clock:
         yield clock
@@ -43,17 +43,17 @@ def text(response: Any) -> str:
 
 
 def code_of(secret: str, ahead: int = 0) -> str:
-    """What an authenticator app shows now, or so many half minutes from now."""
+    """Return the app's code now, or `ahead` half minutes from now."""
     return str(format_hotp_value(hotp_value(secret, int(datetime.now(UTC).timestamp()) // 30 + ahead)))
 
 
 def confirm(client: Client, path: str) -> Any:
-    """Type the password again, on the way to `path`."""
+    """Type the password again on the way to `path`."""
     return client.post("/accounts/reauthenticate/", {"password": make.PASSWORD, "next": path}, follow=True)
 
 
 def turn_on(client: Client) -> tuple[str, list[str]]:
-    """Turn the second factor on; its secret and the recovery codes."""
+    """Turn the second factor on; return its secret and the recovery codes."""
     page = text(confirm(client, "/settings/second-factor/activate/"))
     secret = re.search(r'id="totp-secret"[^>]*value="([A-Z2-7]+)"', page)
     assert secret
@@ -216,7 +216,7 @@ def test_a_code_confirms_in_place_of_the_password(sign_in: SignIn, noon: Any) ->
 
 
 def stored() -> str:
-    """Everything sessions and authenticators hold, as it lies in the database, opened as far as anybody can."""
+    """Return all data of sessions and authenticators in the database, decoded where that needs no key."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT data::text FROM mfa_authenticator")
         rows = [row for (row,) in cursor.fetchall()]
@@ -248,7 +248,7 @@ def test_what_is_stored_names_the_key_that_sealed_it(sign_in: SignIn) -> None:
 
 @pytest.fixture
 def rotated(settings: Any) -> Iterator[Any]:
-    """Puts a new encryption key before the present one, when called."""
+    """Yield a function that puts a new encryption key before the current one."""
 
     def rotate(*, keep: bool) -> None:
         settings.ENCRYPTION_KEYS = [Fernet.generate_key(), *(settings.ENCRYPTION_KEYS if keep else [])]

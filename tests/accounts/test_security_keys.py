@@ -1,4 +1,4 @@
-"""Security keys as second factor: adding, signing in with, confirming with and removing them, and what is refused."""
+"""Security keys as second factor: adding them, signing in, confirming, removing, and refusals."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ REFUSED = "This security key is not known here"
 
 @pytest.fixture(autouse=True)
 def fresh(settings: Settings) -> None:
-    """The address of a workspace on this machine, and attempts of other tests that count for nothing."""
+    """A workspace at a local address, with no attempts of other tests counted."""
     settings.PUBLIC_URL = "http://localhost:8000"
     cache.clear()
 
@@ -51,7 +51,7 @@ def client_of(person: User, sign_in: SignIn) -> Client:
 
 @pytest.fixture
 def key(client_of: Client) -> SoftKey:
-    """The one second factor of `person`."""
+    """Add a security key as the only second factor of `person`."""
     key = SoftKey()
     add(client_of, key)
     return key

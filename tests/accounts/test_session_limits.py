@@ -1,4 +1,4 @@
-"""How long a session lives."""
+"""Lifetime of web sessions."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,7 @@ def fresh_limits(db: None) -> Iterator[None]:
 
 
 def signed_in(person: User, user_agent: str = FIREFOX) -> Client:
-    """A browser in which this person signed in through the page."""
+    """Return a browser in which this person signed in through the page."""
     client = Client(headers={"User-Agent": user_agent})
     form = {"login": person.email, "password": make.PASSWORD, "remember": "on"}
     assert client.post("/accounts/login/", form).status_code == 302

@@ -1,4 +1,4 @@
-"""Requests of people who are not signed in wait for each other; who is signed in waits for none of them."""
+"""Requests of strangers wait for each other; signed-in users never wait for them."""
 
 import threading
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def request(path: str = SIGN_IN, *, signed_in: bool = False) -> HttpRequest:
 
 
 class View:
-    """Counts who is inside at once, and lets nobody out before `go`."""
+    """Counts concurrent requests, and answers none before `go`."""
 
     def __init__(self) -> None:
         self.inside = self.most = 0

@@ -37,7 +37,7 @@ FORM = {
 
 @pytest.fixture
 def keeper() -> User:
-    """May manage the workspace, and nothing else."""
+    """A person who may only manage the workspace."""
     return make.user(Capability.WORKSPACE_MANAGE)
 
 

@@ -1,4 +1,4 @@
-"""A request sent again with its Idempotency-Key gets the same answer, and makes nothing twice."""
+"""A repeated request with the same Idempotency-Key gets the same answer and creates nothing twice."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -112,7 +112,7 @@ def test_every_post_that_makes_something_takes_a_key() -> None:
 
 
 def again(door: Door, world: World) -> tuple[Any, Any, Any]:
-    """The answers to a request, to the same again, and to another with the same key, by whoever may make it."""
+    """Return the answers to a request, to its repetition, and to another request with the same key."""
     key = {"Idempotency-Key": str(uuid4())}
     if door.name == "token-collect":
         Token.objects.get(pk=door.kwargs(world)["pk"]).ask_for_new(by=world.boss)
@@ -227,7 +227,7 @@ def test_of_many_at_once_one_makes_it_over_two_workers(owner: httpx.Client) -> N
 
 
 class Crashing(BaseEmailBackend):
-    """A mail server in front of which the process ends."""
+    """A mail server whose client process crashes on connect."""
 
     def send_messages(self, messages: Any) -> int:
         raise SystemError

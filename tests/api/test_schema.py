@@ -1,4 +1,4 @@
-"""The description of the API, and the page drawn from it."""
+"""The description of the API, and the page that renders it."""
 
 import re
 from typing import Any

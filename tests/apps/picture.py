@@ -1,4 +1,4 @@
-"""The picture of an MCP App in docs, taken of a real run: `python -m tests.apps.picture`."""
+"""Take the picture of an MCP App for docs from a real run: `python -m tests.apps.picture`."""
 
 import re
 import tempfile

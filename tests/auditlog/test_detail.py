@@ -1,4 +1,4 @@
-"""Why a call ended as it did: one sentence for each reason, and the check that stopped it."""
+"""Why a call ended as it did: a sentence for each reason, and the check that stopped it."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -31,7 +31,7 @@ def detail(**fields: Any) -> Detail:
 
 
 def kinds_of_faults(kind: type[UpstreamError] = UpstreamError) -> set[type[UpstreamError]]:
-    """All faults the proxy knows."""
+    """Return all error classes of the proxy."""
     return {kind}.union(*(kinds_of_faults(sub) for sub in kind.__subclasses__()))
 
 

@@ -28,7 +28,7 @@ HTMX = {"HX-Request": "true"}
 
 @pytest.fixture
 def auditor() -> User:
-    """May see who changed what, and nothing else."""
+    """A person who may only read admin events."""
     return make.user(Capability.AUDIT_READ, email="auditor@example.com")
 
 
@@ -46,7 +46,7 @@ def event(
     label: str = "thing",
     **changes: Any,
 ) -> Event:
-    """An event about a role of this name."""
+    """Create an event about a role of this name."""
     with use_context(EventContext(via, "203.0.113.9", correlation_id or uuid4())):
         return Event.objects.record(action, Role(name=label), by=by, changes=changes)
 

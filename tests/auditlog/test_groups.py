@@ -1,4 +1,4 @@
-"""Calls grouped by what they are of: on the page, over REST and as a file; of the roll-ups, and without them."""
+"""Grouped calls on the page, over REST and as a file; with and without roll-ups."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Indexes of the log that a migration declared are made partition by partition, and what was cut short goes on."""
+"""Indexes declared by a migration are created partition by partition; an interrupted run is resumed."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,7 +25,7 @@ OF_TODAY = f"{TODAY}_call_by_trial"
 
 @pytest.fixture
 def declared() -> Iterator[None]:
-    """An index that no partition has yet; two of them have rows."""
+    """An index that no partition has yet; two partitions have rows."""
     for age in (0, 1):
         call(NOW - timedelta(days=age), user_agent="probe")
     state = MigrationLoader(connection).project_state()

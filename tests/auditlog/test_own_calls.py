@@ -1,4 +1,4 @@
-"""My calls, and waiting for the first one after a client was set up."""
+"""My calls, and waiting for the first call of a new client."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,7 +29,7 @@ def text(response: Any) -> str:
 
 @pytest.fixture
 def link(max: User) -> Connection:
-    """A connection of max, who holds the capabilities of a member."""
+    """A connection of max, who has a member's capabilities."""
     return make.connection(make.agent(by=max, name="Codex"), make.gateway(slug="work", name="Work"), max)
 
 

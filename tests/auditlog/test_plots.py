@@ -1,4 +1,4 @@
-"""The plots of a page: what they count, beside what, and who is shown them."""
+"""The plots of a page: their counts, their comparison, and their viewers."""
 
 import re
 from datetime import timedelta
@@ -27,7 +27,7 @@ HOUR = timedelta(hours=1)
 
 
 def plotted(page: str) -> dict[str, str]:
-    """The numbers of the plots of a page, and where each leads."""
+    """Return the numbers of the plots on a page, and the target of each."""
     found = re.findall(r'<a class="plot" href="([^"]+)"><header><span>([^<]+)</span><b[^>]*>([^<]+)<', page)
     return {label: f"{value} {unescape(link)}" for link, label, value in found}
 

@@ -1,4 +1,4 @@
-"""The words one searches the log with: what they mean, and what is said of those that mean nothing."""
+"""The search language of the log: meanings of words, and messages for unknown ones."""
 
 import pytest
 

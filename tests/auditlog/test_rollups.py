@@ -1,4 +1,4 @@
-"""Roll-ups of the log: what is read of them is what a count of the log itself gives, whenever rows came."""
+"""Roll-ups give the same numbers as counting the log, in whatever order rows arrive."""
 
 import random
 from collections import Counter
@@ -82,13 +82,13 @@ def partitions(days: int) -> None:
 
 
 def moments(chance: random.Random, now: datetime, days: float) -> datetime:
-    """A moment of the last days, mostly of the last hours."""
+    """Return a random time of the last days, mostly of the last hours."""
     span = chance.choice([0.01, 0.1, 1.0, days])
     return now - timedelta(days=span * chance.random(), seconds=2)  # Not of now: that is a question of its own.
 
 
 def check(chance: random.Random, now: datetime, days: float) -> None:
-    """Ask something at random, of the roll-ups and of the log."""
+    """Compare a random query on the roll-ups and on the log."""
     since, until = sorted(moments(chance, now, days + 2) + timedelta(minutes=5) for _ in range(2))
     if until > timezone.now() - 2 * A_MOMENT:  # Read as "until now", with what was written since.
         until = timezone.now() + HOUR
@@ -123,7 +123,7 @@ def check(chance: random.Random, now: datetime, days: float) -> None:
 
 
 def drop(writers: list[psycopg.Connection[Any]], limit: date, between: Callable[[], None]) -> None:
-    """Drop the calls before a day; writers that are at it would keep their partitions."""
+    """Drop the calls before a day; active writers would keep their partitions."""
     for each in writers:
         each.commit()
     keeping.drop_before(limit)
@@ -143,7 +143,7 @@ def rare(name: str) -> list[str]:
 def test_what_is_read_is_a_count_of_the_log_whatever_comes_when(
     writers: list[psycopg.Connection[Any]], chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of any time, written by several who commit in any order, between steps of counting and dropped days."""
+    """Several writers commit rows of any time in any order, between steps of counting and dropped days."""
     monkeypatch.setattr(keeping, "WRITERS_S", 0)
     monkeypatch.setattr(keeping, "STEP", 25)
     monkeypatch.setattr(keeping, "OLD_STEP", 25)
@@ -229,7 +229,7 @@ def test_several_count_while_several_write(
 
 
 def test_row_older_than_an_hour_is_counted_with_the_next_stretch(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that was under way for longer: not at once, but once."""
+    """A call that took longer is counted later, but only once."""
     now = timezone.now()
     keeping.keep_up(5)
     monkeypatch.setattr(keeping, "NEAR", -keeping.LATE_EVERY)  # It is always time for the next one.

@@ -1,4 +1,4 @@
-"""Saved views of the log: a question under a name, of one person's own or shared with all who read the log."""
+"""Saved views of the log: named queries, private or shared with all readers of the log."""
 
 from typing import Any
 

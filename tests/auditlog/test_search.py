@@ -1,4 +1,4 @@
-"""Searching, facets, bars, files and new calls of the Logs page; and what all of it may cost."""
+"""Search, facets, bars, files and new calls of the Logs page, and their maximum cost."""
 
 import html
 import re
@@ -39,7 +39,7 @@ def ago(**span: float) -> datetime:
 
 
 def found(query: str) -> set[str]:
-    """The tools of the calls a search in words finds."""
+    """Return the tools of the calls that match a search."""
     return {call.feature_name for call in Search(parse_search(query)).page(None, 50).page.rows}
 
 
@@ -254,7 +254,7 @@ def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
 def test_what_most_calls_are_is_looked_for_row_by_row(
     common: str, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No index holds it, and where it happens to be rare a page looks no further than any other."""
+    """No index has the most common values, and where they are rare a page still reads no further than any other."""
     monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     for minutes in range(20):
         rare = {} if minutes in (0, 11) else {"outcome": "denied", "method": "ping"}
@@ -479,7 +479,7 @@ def test_the_name_of_a_bar_says_its_day_where_days_are_drawn(
 
 @pytest.mark.parametrize("minutes", [0.6, 7, 29, 31, 60, 61, 100, 24 * 60, 7 * 24 * 60 + 1])
 def test_bars_and_the_times_below_them_end_now(minutes: float) -> None:
-    """Neither is a part of them empty because it is to come, whatever the length of the time."""
+    """No bar is empty because it lies in the future, whatever the range."""
     now = ago(minutes=0)
     make.call(at=ago(seconds=1))
 
@@ -606,7 +606,7 @@ def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in:
 def test_the_command_asks_what_the_call_asked_and_no_payload_of_it(
     fields: dict[str, Any], params: str, sign_in: SignIn
 ) -> None:
-    """Who may not see payloads gets none in a command either."""
+    """Users who may not see payloads get none in a command either."""
     call = make.call(gateway_id=make.gateway().pk, **({"method": "tools/call", "feature_name": "add"} | fields))
 
     page = html.unescape(text(sign_in(make.user(Capability.LOGS_READ)).get(f"/logs/{call.uid}/")))

@@ -1,4 +1,4 @@
-"""Admin events as sentences: each name has one, names in it cannot forge it, and they lead to the things."""
+"""Admin events as sentences: every action has one, names cannot forge them, and they link to the objects."""
 
 import re
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def test_each_event_name_has_a_sentence_and_each_sentence_an_event_name() -> Non
 
 
 def test_statements_write_no_event_without_a_sentence() -> None:
-    """Some events are written by the database itself, which does not look at the names in the code."""
+    """Some events are written by the database, which does not know the names in the code."""
     sources = [*ROOT.glob("*/migrations/*.py"), *ROOT.glob("proxy/**/*.sql")]
     texts = [text for path in sources if "INSERT INTO auditlog_event (" in (text := path.read_text())]
     subjects = "|".join(sorted({action.partition(".")[0] for action in Action}))
@@ -148,7 +148,7 @@ def test_who_was_refused_and_through_which_key_it_was_is_said(sign_in: SignIn) -
     "name", ["CI / boss@example.com / Payroll", "CI” was approved. The host “X", "a on b", "x" * 250]
 )
 def test_a_name_stays_one_name(name: str) -> None:
-    """Labels join several names, of which each may hold what joins them; then none is picked out."""
+    """Labels join several names; if a name contains the separator, no name is marked."""
     label = f"{name} / {ANA} / Work"[:200]
     event = Event(action="connection.revoked", actor_email=ANA, target_type="connection", target_label=label)
 
@@ -204,7 +204,7 @@ def drawer(page: Any) -> str:
 
 
 def everything(by: User) -> dict[str, Any]:
-    """A thing of each kind that has a page, with an event of its own."""
+    """Create an object of each kind with a page, with an event about each."""
     host, gateway = make.agent(by=by), make.gateway(by=by)
     server = make.server(by=by, auth_type=AuthType.BEARER)
     assigned = make.assignment(gateway, server, identity_scheme="per_user")
@@ -227,7 +227,7 @@ def everything(by: User) -> dict[str, Any]:
 
 
 def leads(client: Client, kind: str) -> str:
-    """Where the sentence of the newest event of this kind leads."""
+    """Return the link in the sentence of the newest event of this kind."""
     event = Event.objects.filter(target_type=kind).latest("id")
     found = re.search(r'<span class="sentence">.*?</h2>', drawer(client.get(f"{PATH}{event.uid}/")), re.DOTALL)
     assert found

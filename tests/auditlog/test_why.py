@@ -37,7 +37,7 @@ TOOL = "docs__echo"
 
 
 class Scene:
-    """Ana's connection of CI bot to Work, in front of docs, which has the tool echo."""
+    """Ana's connection of CI bot to Work, whose server docs has the tool echo."""
 
     def __init__(self, ana: User) -> None:
         self.owner = ana
@@ -51,7 +51,7 @@ class Scene:
         self.token = make.token(self.link, name="nightly").token
 
     def call(self, reason: str = "", **more: Any) -> Call:
-        """A call of the log, refused for this reason."""
+        """Create a logged call that was refused for this reason."""
         told: dict[str, Any] = {
             "outcome": "denied" if reason else "ok",
             "deny_reason": reason,
@@ -425,7 +425,7 @@ def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> No
 
 
 def test_what_one_may_not_read_answers_as_what_is_not_there(scene: Scene, sign_in: SignIn) -> None:
-    """Who reads the log alone sees whom and what it is about, and no others: theirs never called."""
+    """Readers of only the log see the objects of calls, and no objects that never appear in a call."""
     reader = make.user(Capability.LOGS_READ)
     rest = Rest.of(reader)
     Gateway.objects.update(reach=Reach.TEAMS)
@@ -515,7 +515,7 @@ def test_who_has_no_token_is_told_so_and_what_would_follow(ana: User) -> None:
 
 @pytest.fixture
 def app_question(ana: User) -> Question:
-    """About an app that connected an hour ago: its access token has just ended."""
+    """Return a question about an app that connected an hour ago, so that its access token has just expired."""
     link = make.app_connection(ana, make.gateway(slug="apps"))
     key = link.tokens.get()
     application = Application.objects.create(client_type="public", authorization_grant_type="authorization-code")

@@ -1,4 +1,4 @@
-"""Journey J9: an allowlist of IPv4 and IPv6, seen through a trusted proxy and past everybody else."""
+"""Journey J9: an allowlist of IPv4 and IPv6, through a trusted proxy and through untrusted ones."""
 
 import httpx
 import pytest
@@ -14,7 +14,7 @@ LIST = '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
 
 
 def forwarded(live: Serve, secret: str, seen: str, *, through: str) -> int:
-    """The status of a call for `seen`, as the peer `through` tells it."""
+    """Return the status of a call from the address `seen`, as forwarded by the peer `through`."""
     url = f"http://127.0.0.1:{live.port}/mcp/quickstart"
     command = ["curl", "-sS", "-i", "--interface", through, "-H", f"Authorization: Bearer {secret}"]
     command += ["-H", "Content-Type: application/json", "-H", f"X-Forwarded-For: {seen}", "-d", LIST, url]

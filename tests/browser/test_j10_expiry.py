@@ -1,4 +1,4 @@
-"""Journey J10: how long a token lives."""
+"""Journey J10: lifetime of tokens."""
 
 import re
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def test_j10_expiry(live: Serve, boss: httpx.Client) -> None:
 
 
 def soon(boss: httpx.Client) -> str:
-    """The dashboard's list of tokens that expire within a week."""
+    """Return the dashboard's list of tokens that expire within a week."""
     return boss.get("/").text.partition("Tokens expiring in 7 days")[2].partition("</section>")[0]
 
 

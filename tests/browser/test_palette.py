@@ -1,4 +1,4 @@
-"""The palette by keys, by touch, and for who hears it."""
+"""The palette by keyboard, by touch, and with a screen reader."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A person runs tools from the page: the main path, stopping a long one, and answers that would be markup."""
+"""Running tools from the page: the normal path, stopping a long run, and answers that look like markup."""
 
 import pytest
 from playwright.sync_api import Page, expect

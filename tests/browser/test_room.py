@@ -1,4 +1,4 @@
-"""No state is cut on a desk, and what scrolls sideways on a phone shows that it does."""
+"""On a desktop no state is truncated; on a phone sideways scrolling is visible."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def badges(*words: str) -> list[str]:
 
 
 def ends() -> list[str]:
-    """How the log says that calls ended: those who had no valid token, those whom a rule or a server refused."""
+    """Return every outcome of calls in the log, with each reason of a refusal."""
     said = []
     for name, reason in REASONS.items():
         outcome = {Step.TOKEN: "unauthorized", Step.USER: "unauthorized", Step.UPSTREAM: "upstream error"}

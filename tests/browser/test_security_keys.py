@@ -1,4 +1,4 @@
-"""A security key in a real browser: added, signed in with, renamed and removed, by script under our policy."""
+"""Security keys in a real browser under our content security policy: adding, signing in, renaming, removing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INDEX = "/settings/second-factor/"
 
 
 def plug_in(page: Page) -> tuple[CDPSession, str]:
-    """A virtual authenticator in this page's browser, and its id."""
+    """Add a virtual authenticator to this page's browser, and return its id."""
     cdp = page.context.new_cdp_session(page)
     cdp.send("WebAuthn.enable")
     options = {

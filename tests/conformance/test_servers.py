@@ -1,4 +1,4 @@
-"""What tests of the gateway use of `python_v1.py` and the conformance suite does not look at."""
+"""Features of `python_v1.py` that gateway tests use and the conformance suite does not check."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -173,7 +173,7 @@ def test_a_viewer_changes_nothing(viv: User, link: Connection) -> None:
 
 
 def test_the_key_of_an_app_is_renewed_and_shown_to_nobody(ana: User, app: Connection) -> None:
-    """Prefix changes, status and connected date do not."""
+    """The prefix changes; status and connected date do not."""
     before = Rest.of(ana).get(f"/connections/{app.pk}").json()
 
     after = Rest.of(ana).post(f"/connections/{app.pk}/regenerate")

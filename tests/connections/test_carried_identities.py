@@ -1,4 +1,4 @@
-"""What a connection carries can be brought, changed and dropped at any time, by its own person."""
+"""People can add, change and remove the identities of their own connections at any time."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,7 @@ def place(work: Gateway) -> Assignment:
 
 @pytest.fixture
 def link(ann: User, ana: User, work: Gateway) -> Connection:
-    """A member's connection with an agent that takes no enrolment, which carries nothing yet."""
+    """A member's connection with an agent without enrolment, which has no identity yet."""
     return make.connection(make.agent(by=ana, name="CI bot"), work, ann)
 
 

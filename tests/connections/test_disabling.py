@@ -1,4 +1,4 @@
-"""Each switch says what it will cut before it is pressed."""
+"""Each switch states its impact before it is pressed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ BOTH = (Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
 
 
 def path_of(layer: str, link: Connection) -> str:
-    """Where the switch of this layer is."""
+    """Return the page of the switch of this layer."""
     assignment = link.gateway.assignments.get()
     paths: dict[str, Callable[[], str]] = {
         "host": lambda: f"/hosts/{link.host_id}",
@@ -51,7 +51,7 @@ LAYERS = {
 
 @pytest.fixture
 def link(ann: User) -> Connection:
-    """A connection through every layer there is."""
+    """A connection that depends on every layer."""
     github = make.server(auth_type="bearer")
     gateway = make.gateway()
     assigned = make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)

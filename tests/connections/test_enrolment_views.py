@@ -24,7 +24,7 @@ def bot(ana: User) -> Host:
 
 @pytest.fixture
 def work() -> Gateway:
-    """A gateway that asks everybody for their own GitHub identity."""
+    """A gateway that needs each person's own GitHub identity."""
     gateway = make.gateway(make.server(), name="Work")
     make.assignment(gateway, make.server(name="GitHub", auth_type="bearer"), identity_scheme=IdentityScheme.PER_USER)
     return gateway

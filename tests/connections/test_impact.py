@@ -1,4 +1,4 @@
-"""A switch says what it will cut before it is pressed."""
+"""The stated impact of a switch."""
 
 from typing import Any
 from uuid import uuid4

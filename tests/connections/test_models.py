@@ -1,4 +1,4 @@
-"""A connection is one host, one gateway, one user."""
+"""A connection has one host, one gateway and one user."""
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -157,7 +157,7 @@ def test_what_is_looked_for_among_very_many_is_what_stops_each() -> None:
 
 
 def test_another_persons_identity_is_never_bound() -> None:
-    """Refused by the verb, and by the database behind it."""
+    """Both the model's method and the database refuse it."""
     ann, ben = make.user(), make.user()
     github = make.server(auth_type="bearer")
     gateway = make.gateway()

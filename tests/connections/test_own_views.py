@@ -1,4 +1,4 @@
-"""My identities, and what acts as me."""
+"""My identities and my connections."""
 
 from datetime import timedelta
 
@@ -25,7 +25,7 @@ SECRET = "ghp_0123456789abcdef9f3a"
 
 @pytest.fixture
 def link(ann: User) -> Connection:
-    """A member's connection that carries their own identity."""
+    """A member's connection with their own identity."""
     github = make.server(name="GitHub", auth_type="bearer")
     gateway = make.gateway(name="Work")
     make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)

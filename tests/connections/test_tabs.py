@@ -53,7 +53,7 @@ def test_on_the_gateways_tab_a_row_leads_with_the_client(ana: User, sign_in: Sig
 
 
 def app_connection(user: User) -> Connection:
-    """A connection of an app, with its never-shown key."""
+    """A connection of an app, whose key is never shown."""
     host = Host.objects.create(kind=HostKind.HEADED, name="Claude Desktop", dedupe_key=make.unique("key"))
     return make.connection(host, make.gateway(), user)
 
@@ -229,7 +229,7 @@ def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
 
 
 def offered(response: object, connection: Connection) -> set[tuple[str, str]]:
-    """Which acts the rows of a connection offer, as the ends of their addresses."""
+    """Return the actions offered in the rows of a connection, by the end of their URLs."""
     return set(re.findall(r'action="/((?:connections|tokens)/)[0-9a-f-]{36}(/[\w-]+/)"', row(response, connection)))
 
 

@@ -1,4 +1,4 @@
-"""Who may do what to a connection, and how each act is asked for and answered."""
+"""Permissions for each action on a connection, its confirmation and its response."""
 
 import pytest
 from django.test import Client

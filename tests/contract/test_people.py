@@ -1,4 +1,4 @@
-"""People: what a role lacks is refused, passwords cannot be guessed, and nobody becomes an owner by a setting."""
+"""People: actions beyond their role are refused, passwords cannot be guessed, and no setting makes an owner."""
 
 import secrets
 

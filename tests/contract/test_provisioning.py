@@ -1,4 +1,4 @@
-"""A directory: its key ends with its revocation, and whom it deactivates is refused at once."""
+"""A directory: a revoked key is refused, and deactivated people lose access at once."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""compose.yaml and what it starts with, and the Containerfile as far as it can be judged without building it."""
+"""compose.yaml and its files, and the Containerfile as far as it can be checked without building it."""
 
 import json
 import re
@@ -115,7 +115,7 @@ def made(tmp_path: Path) -> Path:
 
 
 def make_secrets(folder: Path) -> Path:
-    """The folder of the secrets, made in `folder` by a copy of the script."""
+    """Return the folder of secrets that a copy of the script creates in `folder`."""
     script = shutil.copy(ROOT / "deploy" / "compose" / "make-secrets", folder)
     subprocess.run([script, "localhost"], check=True, capture_output=True)
     return folder / "secrets"

@@ -1,4 +1,4 @@
-"""deploy/kubernetes: what kubernetes-validate cannot know of the manifests, and that it does its work."""
+"""deploy/kubernetes: properties that kubernetes-validate does not check, and that check itself."""
 
 import re
 from ipaddress import ip_address, ip_network
@@ -60,7 +60,7 @@ def test_every_manifest_is_built_by_an_overlay() -> None:
 
 
 def test_every_pod_is_restricted(manifests: list[Manifest]) -> None:
-    """As the Pod Security Standards have it, and with a root that is read-only besides."""
+    """As the Pod Security Standards require, plus a read-only root."""
     found = list(pods(manifests))
     assert len(ours(manifests)) == 3
     for pod in found:
@@ -199,7 +199,7 @@ def test_the_images_are_of_this_version(manifests: list[Manifest]) -> None:
 
 
 def connections_of(workers: int) -> int:
-    """How many one `serve` of so many workers takes: as docs/how-to/deploy.md counts them."""
+    """Return the database connections of a `serve` with so many workers, counted as in docs/how-to/deploy.md."""
     return workers * 12 + 4
 
 

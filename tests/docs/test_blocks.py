@@ -1,4 +1,4 @@
-"""Each fenced block of the documents is run by a test, or read by one, which is named here with the reason.
+"""Each fenced block in the documents is run by a test, or listed here with a test and the reason.
 
 A block without an entry fails, and so does an entry without its block or its test.
 """
@@ -272,7 +272,7 @@ class Block(NamedTuple):
 
 
 def blocks() -> Iterator[Block]:
-    """Every fenced block but those of the clients, which test_clients.py runs or parses one by one."""
+    """Yield every fenced block except those of the clients, which test_clients.py runs or parses."""
     for page in PAGES:
         text = re.sub(r"<!-- clients: .*?<!-- end of clients -->", "", page.read_text(), flags=re.DOTALL)
         name = str(page.relative_to(ROOT))
@@ -309,7 +309,7 @@ def test_each_block_is_of_the_language_it_says() -> None:
 
 
 def parse(block: Block) -> None:  # noqa: C901  (a table)
-    """Raise when a block is not what it says; of text and pictures nothing can be said."""
+    """Raise an error if a block does not parse as its language; text and pictures are not checked."""
     match block.language:
         case "json":
             json.loads(block.text)
@@ -354,7 +354,7 @@ def test_every_command_a_document_names_takes_what_it_is_given() -> None:
 
 
 def parsed(line: str) -> str:
-    """The name of the command, once its own parser has taken the rest."""
+    """Return the command's name, after its own parser has accepted the rest."""
     line = line.partition("manage.py ")[2].partition(" #")[0]
     name, *words = shlex.split(line.rstrip(" .,;:").replace("[", "").replace("]", "").replace("...", ""))
     command = load_command_class(get_commands()[name], name)

@@ -87,7 +87,7 @@ def test_people_are_invited_by_the_command_as_printed_and_helped_in(live: Serve)
 
 
 def words(page: str, mark: str) -> list[str]:
-    """A command of manage.py as printed, without what starts it."""
+    """Return a printed command of manage.py, without the prefix that starts it."""
     start, _, command = block(page, mark).partition("manage.py ")
     assert start == ".venv/bin/python "
     return command.split()
@@ -173,7 +173,7 @@ def test_a_job_rotates_its_own_token_as_printed(live: Serve, tmp_path: Path) -> 
 
 
 def shell(script: str, folder: Path, **variables: str) -> str:
-    """What the script prints; it must succeed."""
+    """Run the script, which must succeed, and return its output."""
     environment = {**os.environ, **variables}
     done = subprocess.run(
         ["bash", "-ec", script], env=environment, cwd=folder, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The Django admin: what it shows to whom, and that its actions are the product's verbs."""
+"""The Django admin: visibility by role, and actions that use the models' methods."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ FROZEN = {
 
 @dataclass
 class World:
-    """One of everything, and the texts that no page may show."""
+    """One object of each kind, and the secrets that no page may show."""
 
     host: Host
     token: Token
@@ -115,7 +115,7 @@ class World:
 
 
 def world(by: User) -> World:
-    """One more row of everything that can be made by hand."""
+    """Create one more object of each kind that can be created by hand."""
     server = make.server(by=by, auth_type=AuthType.BEARER)
     identity = make.identity(server, secret=PLANTED)
     gateway = make.gateway(by=by)
@@ -151,7 +151,7 @@ def world(by: User) -> World:
 
 
 def passing(link: Connection) -> None:
-    """What stands for a while only: flows, what OAuth bound, and counters."""
+    """Create temporary rows: flows, OAuth bindings, and counters."""
     now = timezone.now()
     app = Application.objects.create(
         name=make.unique("app"), client_type="public", authorization_grant_type="authorization-code"
@@ -322,7 +322,7 @@ def test_a_list_takes_as_many_statements_as_ever(boss: Client, name: str) -> Non
     ],
 )
 def test_a_list_is_narrowed_by_what_it_shows_only(boss: Client, model: str, lookup: str) -> None:
-    """Else whoever may see the rows reads the columns the pages hide, one letter at a time."""
+    """Otherwise a viewer of the rows could read hidden columns letter by letter."""
     world(user_of(boss))
 
     assert boss.get(f"{listing(model)}?{lookup}").status_code == 400

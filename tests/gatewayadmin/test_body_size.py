@@ -1,4 +1,4 @@
-"""How much a client may send outside /mcp."""
+"""Size limits of request bodies outside /mcp."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ SESSION = (b"cookie", b"theme=dark; gateway_session=x")
 def status_of(
     pieces: Iterable[bytes], headers: list[tuple[bytes, bytes]] | None = None, **more: Any
 ) -> tuple[int, int]:
-    """The status of a POST with this body by somebody `named`, and how many pieces were never asked for."""
+    """Return the status of a POST with this body, and how many pieces were never read."""
     sent, left = answer_to(pieces, headers, **more)
     return sent[0]["status"], left
 
@@ -50,7 +50,9 @@ def answer_to(
     path: str = "/",
     host: bytes = b"x",
 ) -> tuple[list[Message], int]:
-    """The messages of the answer to it, and the same number; `known` is None if too many of the sender wait."""
+    """Return the messages of its answer, and the number of unread pieces; `known` is None if too many of the sender
+    wait.
+    """
     left = [*pieces]
     sent: list[Message] = []
 
@@ -170,7 +172,7 @@ async def test_what_cannot_be_anybody_is_told_without_the_database(headers: dict
 
 
 class LookedUp:
-    """Look-ups that last until `may_end`: how many are under way, and the most that ever were."""
+    """Look-ups that last until `may_end`: the running ones, and their maximum."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.most, self.may_end = 0, 0, threading.Event()
@@ -187,7 +189,7 @@ class LookedUp:
         return False
 
     def ask(self, sender: str) -> asyncio.Task[bool]:
-        """Have an invented session of this sender looked up."""
+        """Look up an invented session of this sender."""
         headers = Headers({"cookie": f"{settings.SESSION_COOKIE_NAME}=invented"})
         return asyncio.create_task(middleware.is_known(headers, sender))
 

@@ -1,4 +1,4 @@
-"""A sender's requests beyond its share wait for each other, and nobody else waits for them."""
+"""Excess requests of one sender wait for each other, and delay nobody else's."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ from tests import make
 
 
 class Pages:
-    """An application whose answers begin and end when a test says so."""
+    """An application whose answers start and end on a test's command."""
 
     def __init__(self) -> None:
         self.inside: list[str] = []
@@ -35,7 +35,7 @@ class Pages:
 
 
 class Browser:
-    """Asks `served` for paths, with the cookie or the token it is given."""
+    """Requests paths of `served` with a given cookie or token."""
 
     def __init__(self, served: FairShares) -> None:
         self._served = served
@@ -59,7 +59,7 @@ async def _nothing() -> Any:
 
 
 async def settled() -> None:
-    """Return when whatever could go on has done so."""
+    """Return when every task that can continue has done so."""
     for _ in range(20):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""What large answers took is given back to the system."""
+"""Memory of large answers is returned to the system."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The playground: a run is a call like an agent's, and what comes back is taken for nothing but text."""
+"""The playground: a run is a call like an agent's, and its result is only text."""
 
 import asyncio
 import base64
@@ -52,7 +52,7 @@ def partitions(transactional_db: None) -> None:
 
 @pytest.fixture
 def member() -> User:
-    """As most people are, without any right to see what is others'."""
+    """A member, without capabilities for other people's objects."""
     return make.user(Capability.OAUTH_CONNECT)
 
 
@@ -61,7 +61,7 @@ def tool(name: str, **more: Any) -> dict[str, Any]:
 
 
 def gateway_of(run: Run, call: Answer, *tools: dict[str, Any], **fields: Any) -> Gateway:
-    """A gateway in front of a server with these tools, which answers calls so."""
+    """Return a gateway whose server has these tools and answers calls with `call`."""
     upstream = run(Script([tools or (tool("say"),)], call=call).app())
     gateway = make.gateway(make.server(slug="s", url=upstream.url), slug="work", **fields)
     Feature.objects.learn(Assignment.objects.get(gateway=gateway), tools or (tool("say"),))
@@ -83,7 +83,7 @@ RUN = {
 
 
 def sent(user: User, **fields: str) -> tuple[int, str]:
-    """What the page answers to a run, as this person sends it: the status and the whole of the page."""
+    """Return status and page of a run by this person."""
 
     async def main() -> tuple[int, str]:
         async with runtime(config()) as endpoint:
@@ -197,7 +197,7 @@ def test_leaving_ends_the_run_and_its_call_is_logged_as_cancelled(
 
 
 def deaf(endpoint: App, over: asyncio.Event) -> App:
-    """The endpoint, as if it did not notice that its client has left before all is `over`."""
+    """Return the endpoint, which does not notice a disconnect before `over` is set."""
 
     async def served(scope: Scope, receive: Receive, send: Send) -> None:
         async def heard() -> Any:
@@ -242,7 +242,7 @@ BUSY = "Too many runs are under way here at the moment."
 
 
 class Held:
-    """A server that answers when it is told to, and pages that were asked to run something on it."""
+    """A server that answers on command, and the pages with runs on it."""
 
     def __init__(self, run: Run) -> None:
         self.may_answer = threading.Event()
@@ -253,7 +253,7 @@ class Held:
         await request.answer({"content": [{"type": "text", "text": "here it is"}]})
 
     def asks(self, *people: User, leaving: bool = False) -> list[tuple[int, str]]:
-        """What each of them is answered to a run, all sent at once; `leaving` before the answer is begun."""
+        """Return the response to each of these concurrent runs; `leaving` before the answer starts."""
 
         async def main() -> list[tuple[int, str]]:
             async with runtime(config()) as endpoint:
@@ -527,7 +527,7 @@ def test_an_answer_too_large_for_a_page_is_cut_and_says_so(run: Run, member: Use
 
 
 def answer_of(structured: str, *texts: str) -> AgentResponse:
-    """The answer of a tool with this structured content, and with these texts."""
+    """Return a tool's answer with this structured content and these texts."""
     content = json.dumps([{"type": "text", "text": text} for text in texts])
     body = f'{{"jsonrpc":"2.0","id":1,"result":{{"content":{content},"structuredContent":{structured}}}}}'.encode()
     return AgentResponse(200, "", body, len(body), json.loads(body), left=False)
@@ -538,7 +538,7 @@ def shown(answer: AgentResponse) -> str:
 
 
 def shown_and_peak(answer: AgentResponse) -> tuple[str, int]:
-    """How this answer is shown, and the most memory that it took."""
+    """Return how this answer is shown, and its peak memory."""
     tracemalloc.start()
     try:
         return shown(answer), tracemalloc.get_traced_memory()[1]
@@ -617,7 +617,7 @@ DEEP = {
 
 
 def posted(**values: str) -> ArgumentsForm:
-    """The form of DEEP with these values, by the names of its arguments."""
+    """Return the form of DEEP with these values, by argument."""
     controls = {argument: name for name, argument in ArgumentsForm(DEEP)._names.items()}
     return ArgumentsForm(DEEP, {controls[name]: value for name, value in values.items()})
 

@@ -1,4 +1,4 @@
-"""The first steps of a workspace: each is done when the thing has happened."""
+"""The first steps of a workspace: each is done once its object exists."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -74,7 +74,7 @@ def test_a_mail_server_is_a_step_where_people_are_elsewhere(owner: User, setting
 def test_the_way_from_a_server_to_a_gateway_is_named_at_the_step_and_on_the_page_of_the_server(
     owner: User, sign_in: SignIn
 ) -> None:
-    """Every page on it leads on: who has added a server need not know what comes next."""
+    """Each page links to the next step, so that a person need not know it."""
     client = sign_in(owner)
     server, gateway = make.server(name="Handbook"), make.gateway()
 

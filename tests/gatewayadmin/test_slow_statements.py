@@ -1,4 +1,4 @@
-"""What a page asks of the database ends in time, and says so."""
+"""A page's database statements have a time limit, with a clear error."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -84,7 +84,7 @@ def test_an_exhausted_pool_is_told_in_words_and_when_to_come_again(
 
 @pytest.fixture
 def sleepers(db: None) -> Iterator[None]:
-    """End statements that go on at the server: their transactions hold up whoever makes an index in use."""
+    """End statements that continue at the server: their transactions block concurrent index creation."""
     yield
     with psycopg.connect(database.conninfo(), autocommit=True) as other:
         other.execute(

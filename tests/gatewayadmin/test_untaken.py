@@ -1,4 +1,4 @@
-"""A client that takes hardly anything of what it is sent is cut off; one that takes it slowly is not."""
+"""A client that reads almost nothing of a response is disconnected; a slow one is not."""
 
 import asyncio
 import socket
@@ -21,11 +21,11 @@ CALL = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
 
 async def nothing(sock: socket.socket) -> None:
-    """Take nothing."""
+    """Read nothing."""
 
 
 async def a_little(sock: socket.socket) -> None:
-    """Take a few bytes at a time."""
+    """Read a few bytes at a time."""
     with suppress(ConnectionResetError):
         while await asyncio.get_running_loop().sock_recv(sock, 256):  # noqa: ASYNC110 - it is slow on purpose
             await asyncio.sleep(0.02)
@@ -85,7 +85,7 @@ def test_a_stream_with_little_to_send_is_not_cut_off(http_protocol: type[Limited
 
 @pytest.fixture
 def watched(http_protocol: type[LimitedHttpProtocol]) -> tuple[Any, Mock, Mock]:
-    """A protocol that watches a client; its transport, of which the test says what the client took, and its loop."""
+    """A protocol that watches a client; its mocked transport, which reports what the client read, and its loop."""
     loop: Mock = Mock(asyncio.AbstractEventLoop, now=0.0)
     loop.time = lambda: loop.now
     transport = Mock(asyncio.Transport, get_extra_info=lambda *_: None, is_closing=lambda: False)

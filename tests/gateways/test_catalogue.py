@@ -1,4 +1,4 @@
-"""The page Tools and /api/tools: what all servers offer on the gateways one may see, each tool once."""
+"""The page Tools and /api/tools: the tools of all servers on visible gateways, each tool once."""
 
 from datetime import timedelta
 from typing import Any
@@ -40,7 +40,7 @@ def lab(docs: Server) -> Assignment:
 
 
 def offer(*assignments: Assignment, **annotations: dict[str, Any]) -> None:
-    """Let the server of each say that it has these tools."""
+    """Store that the server of each assignment lists these tools."""
     tools = [{"name": name, "annotations": hints} for name, hints in annotations.items()]
     for assignment in assignments:
         Feature.objects.learn(assignment, tools)
@@ -57,7 +57,7 @@ def called(tool: Feature, **fields: Any) -> None:
 
 
 def listed(client: Client, query: str = "") -> list[str]:
-    """The names of the tools on the page, in its order."""
+    """Return the names of the tools on the page, in order."""
     page = client.get(f"/tools/{query}")
     assert page.status_code == 200
     return [entry.feature.name for entry in page.context["page"]]

@@ -1,4 +1,4 @@
-"""Definitions that wait for a person: how they are told, what the page of a feature shows, and the decision."""
+"""Definitions awaiting a decision: notices, the page of a feature, and the decision."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def docs(work: Gateway) -> Assignment:
 
 @pytest.fixture
 def held(docs: Assignment) -> Feature:
-    """A tool that its server changed after it was approved."""
+    """A tool that its server changed after approval."""
     Feature.objects.learn(docs, [BEFORE])
     Feature.objects.learn(docs, [AFTER])
     return docs.features.get()
@@ -69,7 +69,7 @@ def text(response: Any) -> str:
 
 
 def learn_all(assignment: Assignment) -> None:
-    """One feature of each kind."""
+    """Store one feature of each kind."""
     Feature.objects.learn(assignment, [{"name": "find"}])
     Feature.objects.learn(assignment, [{"name": "summarise", "description": "In ten words."}], FeatureKind.PROMPT)
     Feature.objects.learn(assignment, [{"uri": "docs://handbook", "name": "Handbook"}], FeatureKind.RESOURCE)
@@ -171,7 +171,7 @@ def test_a_refresh_that_fails_is_told_on_the_tab_of_every_kind(work: Gateway, cl
 
 
 def test_one_failure_has_one_cause_on_the_tab(work: Gateway, client: Client) -> None:
-    """In the words of the server's health, with what to do: right after *Refresh tools*, and when one comes back."""
+    """Worded as on the server's page, with advice: right after *Refresh tools*, and on later visits."""
     server = make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp")
     dead = make.assignment(work, server)
     general = REASONS["unreachable"].sentence
@@ -222,7 +222,7 @@ def test_a_credential_that_no_key_opens_is_told_as_the_cause(work: Gateway, clie
 
 
 def test_what_nobody_has_asked_for_yet_is_no_number(work: Gateway, client: Client) -> None:
-    """A server that answered with nothing has none; of one that never answered nothing is known."""
+    """A server that answered without tools has 0; one that never answered has no number."""
     silent = make.assignment(work, make.server(slug="silent", name="Silent"), alias="silent")
     empty = make.assignment(work, make.server(slug="empty", name="Empty"), alias="empty")
     Listing.objects.create(assignment=empty, kind="tool", asked_at=timezone.now(), learnt_at=timezone.now())
@@ -237,7 +237,7 @@ def test_what_nobody_has_asked_for_yet_is_no_number(work: Gateway, client: Clien
 
 @pytest.mark.django_db(transaction=True)
 def test_who_comes_back_while_a_new_assignment_is_asked_is_told_so(run: Run, work: Gateway, client: Client) -> None:
-    """The page looks again by itself until the answer is there."""
+    """The page polls until the answer is there."""
     docs, seen = upstreams.docs(), list[str]()
 
     def come_back() -> None:
@@ -265,7 +265,7 @@ def test_who_comes_back_while_a_new_assignment_is_asked_is_told_so(run: Run, wor
 
 
 def test_an_answer_that_was_not_kept_is_not_waited_for(docs: Assignment, client: Client) -> None:
-    """The process ended while it asked."""
+    """The process ended during the request."""
     Feature.objects.note_asking(docs, FeatureKind.TOOL)
     Listing.objects.update(asked_at=timezone.now() - timedelta(minutes=5))
 
@@ -324,7 +324,7 @@ def test_what_no_longer_waits_is_not_told(end: str, held: Feature, ana: User, cl
 
 
 def test_words_are_shown_where_they_are_what_is_decided_about(held: Feature, ana: User, client: Client) -> None:
-    """They are shortened, and of what is approved: a change is decided on by what it changes."""
+    """The approved text is shown shortened; a changed one is decided on by its difference."""
     page = f"/features/{held.pk}/"
     assert "In words" not in client.get(page).text
     assert "data-depth" not in client.get(f"{page}?show=words").text

@@ -1,4 +1,4 @@
-"""Gateways, and servers behind them."""
+"""Gateways, and the servers assigned to them."""
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -152,7 +152,7 @@ def test_the_database_works_out_the_effect_as_it_is_told_before_a_server_is_adde
 
 
 def test_an_effect_follows_its_annotations_whoever_writes_them() -> None:
-    """`save` writes the effect it has read, `update` none, and a release before does not know of it."""
+    """`save` writes the effect it read, `update` writes none, and an older release does not know it."""
     assignment = make.assignment(make.gateway(), make.server())
     feature = Feature.objects.create(assignment=assignment, name="t", annotations={"readOnlyHint": True})
     for annotations in ({"destructiveHint": True}, {"readOnlyHint": False}):

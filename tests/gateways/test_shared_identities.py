@@ -1,4 +1,4 @@
-"""Where a shared identity may be used is said on it, and no server turns elsewhere beneath stored credentials."""
+"""A shared identity states where it may be used, and no server can be moved with stored credentials."""
 
 from typing import Any
 
@@ -29,13 +29,13 @@ def shared(server: Server) -> Identity:
 
 @pytest.fixture
 def gina() -> User:
-    """Manages gateways and nothing else."""
+    """May only manage gateways."""
     return make.user(Capability.GATEWAYS_MANAGE, Capability.SERVERS_TOGGLE)
 
 
 @pytest.fixture
 def ida() -> User:
-    """Manages identities."""
+    """May only manage identities."""
     return make.user(Capability.IDENTITIES_MANAGE, Capability.GATEWAYS_READ)
 
 

@@ -1,4 +1,4 @@
-"""Teams: who is in one and what it reaches."""
+"""Teams: their members and gateways."""
 
 import re
 from typing import Any
@@ -260,7 +260,7 @@ def test_deleting_says_what_its_people_lose(chief: User, sign_in: SignIn) -> Non
 
 @pytest.fixture
 def officer() -> User:
-    """Holds more than the clerk does."""
+    """Has more capabilities than the clerk."""
     return make.user(Capability.PEOPLE_MANAGE, Capability.LOGS_READ, email="officer@example.com")
 
 

@@ -1,4 +1,4 @@
-"""What servers offer behind a gateway: learning it, the Tools tab, policies and switches."""
+"""Features of servers behind a gateway: storing them, the Tools tab, policies and switches."""
 
 from collections.abc import Callable
 from datetime import timedelta

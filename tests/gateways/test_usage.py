@@ -1,4 +1,4 @@
-"""Used 4 of 61 tools: what was called is told, and one act narrows a server to that, which one act undoes."""
+"""The use of tools, narrowing a server to the used ones, and undoing that."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -26,7 +26,7 @@ def text(response: Any) -> str:
 
 
 def filled(**values: Any) -> dict[str, Any]:
-    """The form of a gateway that nothing is wrong with."""
+    """Return a valid form of a gateway."""
     return {"name": "Engineering", "reach": "everyone"} | values
 
 

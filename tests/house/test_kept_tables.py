@@ -1,4 +1,4 @@
-"""What migrations make is kept for the next run: until something that they are made of changes."""
+"""The migrated tables are stored for the next run, until anything they depend on changes."""
 
 from datetime import date
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two people edit one thing: the second is told what the first changed, loses nothing, and may save on top."""
+"""Concurrent edits: the second person sees the first one's changes, loses nothing, and may save on top."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from tests.rest import Rest
 
 @dataclass
 class Edited:
-    """One thing with a form: where that is, what two people change in it, and where REST has it."""
+    """An object with a form: its page, two changes to it, and its REST path."""
 
     thing: Any
     form: str
@@ -125,7 +125,7 @@ def page(boss: User) -> Client:
 
 
 def opened(page: Client, edited: Edited) -> dict[str, Any]:
-    """The fields of the form as a browser would send them back untouched."""
+    """Return the form's fields as a browser would send them back unchanged."""
     answer = page.get(edited.form)
     form = answer.context["form"]
     fields = {bound.html_name: bound.value() for bound in form}
@@ -167,7 +167,7 @@ def test_the_second_to_save_a_form_is_told_what_changed_and_may_save_on_top(
 
 
 def version_of(answer: Any) -> str:
-    """The tag of what may be edited, without that of the rest of the answer."""
+    """Return the version of the editable values, without the rest of the tag."""
     version, dot, _ = answer["ETag"].partition(".")
     assert dot
     return f'{version}"'

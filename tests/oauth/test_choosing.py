@@ -1,4 +1,4 @@
-"""Choosing a gateway and bringing identities in the authorize flow."""
+"""Choosing a gateway and adding identities in the authorize flow."""
 
 import pytest
 
@@ -227,7 +227,7 @@ def test_a_page_opened_before_a_gateway_was_chosen_leads_to_the_choice(ana: User
 
 
 def test_what_is_sent_in_a_header_of_the_server_is_sent_as_it_was_pasted(ana: User, sign_in: SignIn) -> None:
-    """Only where we write the word Bearer ourselves is a pasted one left out."""
+    """A pasted "Bearer" is removed only where we add the word ourselves."""
     gateway = make.gateway()
     crm = per_user(gateway, "CRM", auth_type=AuthType.HEADER, header_name="X-Api-Key")
     client = sign_in(ana)
@@ -242,7 +242,7 @@ def test_what_is_sent_in_a_header_of_the_server_is_sent_as_it_was_pasted(ana: Us
 
 @pytest.mark.django_db(transaction=True)
 def test_a_secret_is_not_kept_for_a_server_that_was_moved_while_it_was_sent(ana: User, sign_in: SignIn) -> None:
-    """Its owner read the old address; who moves a server could collect what is meant for that."""
+    """The owner meant the old address; otherwise a person who moves servers could collect secrets."""
     gateway = make.gateway()
     github = per_user(gateway)
     client = sign_in(ana)

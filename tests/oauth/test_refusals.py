@@ -1,4 +1,4 @@
-"""Whose flow it is, when it ends, and what refuses it."""
+"""Owner, end and refusals of a flow."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 
 
 def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: SignIn) -> None:
-    """The enrolment link answers 403 while enrolment is off, and begins nothing."""
+    """The enrolment link answers 403 while enrolment is off, and starts nothing."""
     host = make.agent(by=ann)
     make.gateway()
 

@@ -1,8 +1,8 @@
-"""What people do wrong on their first day: each mistake is answered with what to do.
+"""Beginners' mistakes: each is answered with what to do.
 
-A port in use, missing keys, an unknown setting and the like are in tests/running/test_refusals.py; a set-up that was
-interrupted is in tests/running/test_setup.py, two starts at once in tests/running/test_start.py, and mail that is not
-set up in tests/accounts/test_mail.py.
+Refused starts (a port in use, missing keys, an unknown setting) are in tests/running/test_refusals.py; interrupted
+set-ups in tests/running/test_setup.py, concurrent starts in tests/running/test_start.py, and missing mail servers in
+tests/accounts/test_mail.py.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A client and a server of different eras, when the server wants input before it answers."""
+"""A client and a server of different eras, when the server needs input before it answers."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ INVALID_PARAMS = -32602
 
 @dataclass
 class Work:
-    """A gateway `work`, a connection at it, and workers to serve it."""
+    """A gateway `work`, a connection to it, and workers to serve it."""
 
     gateway: Gateway
     connection: Connection
@@ -49,7 +49,7 @@ class Work:
         return self.start(**changes).agent(self.connection)
 
     def elsewhere(self, agent: Agent) -> Agent:
-        """The same token at another worker."""
+        """Return the same token at another worker."""
         return Agent(self.start().url(self.gateway.slug), agent.secret)
 
 
@@ -61,7 +61,7 @@ def work(start: Start, run: Run) -> Work:
 
 
 def ask(agent: Agent, name: str = "docs__it", capabilities: Object = EVERYTHING, **more: Any) -> httpx.Response:
-    """One call in 2026-07-28, with these members beside its name and arguments."""
+    """Make one call in 2026-07-28, with these members beside its name and arguments."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientCapabilities": capabilities,
@@ -78,14 +78,14 @@ def ask(agent: Agent, name: str = "docs__it", capabilities: Object = EVERYTHING,
 
 
 def result_of(answer: httpx.Response) -> Object:
-    """The result, be it all there is or the last event."""
+    """Return the result, from a JSON body or the last event."""
     if answer.headers["content-type"] == "application/json":
         return dict(answer.json()["result"])
     return dict(json.loads(answer.text.rpartition("data: ")[2])["result"])
 
 
 def retry(agent: Agent, wanted: Object, answers: Any = GIVEN, **more: Any) -> httpx.Response:
-    """The call again, with this answer to each request."""
+    """Repeat the call, with this answer to each request."""
     responses = dict.fromkeys(wanted["inputRequests"], answers)
     return ask(agent, **{"inputResponses": responses, "requestState": wanted["requestState"], **more})
 
@@ -135,7 +135,7 @@ def test_a_server_of_2026_is_told_what_the_request_says_its_client_can(work: Wor
 
 
 def wanting(*rounds: Object) -> tuple[App, list[Object]]:
-    """A server of 2026-07-28 that wants these input requests, one after the other; and the params it got."""
+    """Return a 2026-07-28 server that needs these inputs one after the other, and the params it gets."""
     got: list[Object] = []
 
     async def call(request: Request) -> None:

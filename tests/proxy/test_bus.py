@@ -1,4 +1,4 @@
-"""What workers tell each other, over a connection that may be lost at any time."""
+"""Messages between workers, over a connection that may be lost at any time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @asynccontextmanager
 async def bus_of(**handlers: Any) -> AsyncIterator[Bus]:
-    """A bus with these handlers that is connected."""
+    """Yield a connected bus with these handlers."""
 
     def with_handlers(_: StatePool, bus: Bus) -> Bus:
         for topic, handler in handlers.items():
@@ -48,7 +48,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def end_connections(name: str) -> int:
-    """Kill the connections of this name, as an administrator of the database may; how many there were."""
+    """Kill the connections of this name, and return how many there were."""
     with psycopg.connect(database.conninfo(), autocommit=True) as connection:
         ended = connection.execute(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
@@ -149,7 +149,7 @@ def test_a_handler_that_fails_or_waits_keeps_nothing_from_the_others() -> None:
 
 @pytest.fixture
 def told() -> Iterator[Callable[[], set[str]]]:
-    """What was told since the last look, by whatever was committed meanwhile."""
+    """Yield a function that returns the notifications since its last call."""
     with listening() as look:
         yield look
 

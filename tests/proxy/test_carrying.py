@@ -1,4 +1,4 @@
-"""What a server says beside calls: carried to the client's stream, wherever that is, within bounds, or to nobody."""
+"""Server messages outside calls: forwarded to the client's stream on any worker, within limits, or dropped."""
 
 import asyncio
 import threading
@@ -33,7 +33,7 @@ def work(start: Start, run: Run) -> TalkingWork:
 
 
 def heard_by_the_first(work: TalkingWork) -> Person:
-    """Somebody in a session to whose server the first worker listens, for calls, and who can be asked for samples."""
+    """Return a client with sampling, in a session whose server stream the first worker reads for calls."""
     person = Person(work.agent(), {"sampling": {}}).initialize()
     assert "result" in person.call("docs__count")
     eventually(lambda: work.talker.open == 1)
@@ -45,7 +45,7 @@ def asks(number: int) -> dict[str, Any]:
 
 
 def everything_that_began_is_over(streams: int = 1) -> bool:
-    """Whether each standing stream has the row of its end."""
+    """Return True if each standing stream has the row of its end."""
     return Call.objects.filter(method="GET").count() == 2 * streams
 
 

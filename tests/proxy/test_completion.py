@@ -1,4 +1,4 @@
-"""completion/complete: to the server of the prompt or template it is for; a server without completions has none."""
+"""completion/complete goes to the server of its prompt or template; a server without completions gets none."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One connection to PostgreSQL: a statement has one answer, its own, or is said to have none."""
+"""A PostgreSQL connection: a statement gets its own answer, or an error that says it has none."""
 
 import asyncio
 import socket
@@ -28,7 +28,7 @@ MOST_PARAMETERS = 65_535  # Of one statement, as PostgreSQL counts them.
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def play(request: pytest.FixtureRequest) -> Play:
-    """Plays a scene with a connection, on either loop."""
+    """Return a function that runs a scenario with a connection, on either loop."""
 
     def play(scene: Callable[[PgConnection], Awaitable[None]], timeout: float = PATIENCE) -> None:
         async def main() -> None:

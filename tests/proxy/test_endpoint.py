@@ -1,4 +1,4 @@
-"""The endpoint as HTTP and as JSON-RPC: exact statuses, bodies and headers."""
+"""The endpoint's exact HTTP statuses, bodies and headers, and its JSON-RPC errors."""
 
 import json
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def world(proxy: Proxy, run: Run) -> World:
 
 
 def modern(method: str, params: dict[str, Any] | None = None, **changes: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """A request of 2026-07-28 and its headers."""
+    """Return a 2026-07-28 request and its headers."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientInfo": {"name": "probe", "version": "2"},

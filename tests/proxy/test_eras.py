@@ -1,4 +1,4 @@
-"""Both wires on both sides, sessions that come and go, and identities that never meet."""
+"""Both eras on both sides, changing sessions, and separate identities."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -154,7 +154,7 @@ def test_a_server_that_changed_its_wire_is_found_out_without_a_call_sent_twice(w
 
 @dataclass
 class Overloaded(Script):
-    """A server of both eras that answers `refused` with an error that passes."""
+    """A server of both eras that answers `refused` with a temporary error."""
 
     sessions: bool = True
     refused: str = ""
@@ -304,7 +304,7 @@ def test_sessions_outlast_the_gateway(work: Work) -> None:
 
 @dataclass
 class Identities:
-    """`work` in front of github (per user) and crm (shared); ana and ben at it."""
+    """The gateway `work` with github (per user) and crm (shared), used by ana and ben."""
 
     proxy: Proxy
     gateway: Gateway
@@ -402,7 +402,7 @@ def test_a_replaced_secret_is_used_at_once_and_in_a_session_of_its_own(identitie
 
 
 def test_identities_of_others_are_never_used_whatever_the_rows_say(identities: Identities) -> None:
-    """Wrong rows cannot be made; and if they could, the statement would not read them."""
+    """Such rows cannot be created; even if they could, the statement would not read them."""
     ben = identities.users["ben"].identities.get()
     sql("ALTER TABLE connections_connectionidentity DISABLE TRIGGER USER")
     sql("ALTER TABLE gateways_assignment DISABLE TRIGGER USER")

@@ -1,4 +1,4 @@
-"""What a client is told, and the log keeps, when a part of the gateway fails in the middle of a request."""
+"""Responses and log rows when a component fails in the middle of a request."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def failing(error: Exception) -> Any:
 
 
 def fail_statements(monkeypatch: pytest.MonkeyPatch, *failed: str) -> None:
-    """Let the database not answer to these statements, and to all others as before."""
+    """Let these statements fail as if the database did not answer; others work."""
     fetch = StatePool.fetch
 
     async def fails(state: StatePool, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:

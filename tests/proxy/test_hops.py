@@ -1,4 +1,4 @@
-"""Gateways behind gateways: a circle of them ends soon, and says so."""
+"""Chained gateways: a loop of them ends soon, with a clear error."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ from wire.trace_context import HOPS_HEADER
 
 
 def behind_itself(proxy: Proxy) -> Agent:
-    """A gateway whose only server is that very gateway, and an agent at it."""
+    """Return an agent at a gateway whose only server is that gateway."""
     user = make.user()
     gateway = make.gateway(slug="circle")
     server = make.server(slug="self", name="Self", url=proxy.url("circle"), auth_type="bearer")
@@ -29,7 +29,7 @@ def behind_itself(proxy: Proxy) -> Agent:
 
 
 def forget_lists() -> None:
-    """As if nothing had ever been listed."""
+    """Delete all stored lists."""
     Feature.objects.all().delete()
     Listing.objects.all().delete()
 

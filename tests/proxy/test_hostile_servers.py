@@ -1,4 +1,4 @@
-"""What a hostile or broken server sends in answer to a call: a clear error, a row, and the next call works."""
+"""Responses of hostile or broken servers: a clear error, a row, and the next call works."""
 
 import asyncio
 import gzip
@@ -29,7 +29,7 @@ PROGRESS = b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{
 
 
 class Peer:
-    """One connection of the gateway, and every way to answer on it."""
+    """One connection from the gateway, with every way to answer on it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -57,7 +57,7 @@ class Peer:
         self.send(b"\r\n".join([*head, b"", body]))
 
     def forever(self, data: bytes, pause: float = 0) -> None:
-        """Say this again and again, for as long as anybody listens."""
+        """Send this repeatedly until the gateway disconnects."""
         ends = time.monotonic() + 20
         while time.monotonic() < ends:
             self.send(data)
@@ -70,7 +70,7 @@ def result(request_id: object, text: str = "fine") -> bytes:
 
 
 def served(sock: socket.socket, talk: Talk) -> None:
-    """Answer what comes over this connection."""
+    """Handle the requests of one connection."""
     with sock, suppress(OSError):
         peer = Peer(sock)
         while (message := peer.request()) is not None:
@@ -91,7 +91,7 @@ def served(sock: socket.socket, talk: Talk) -> None:
 
 @contextmanager
 def hostile(talk: Talk) -> Iterator[str]:
-    """A server whose tool `bad` behaves as `talk` has it, and whose tool `good` answers."""
+    """Serve a tool `bad`, which behaves as `talk` does, and a tool `good`, which answers."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:

@@ -1,7 +1,7 @@
-"""What goes wrong with issuers in the field: what the person sees, what the agent gets, what the logs say.
+"""Failures of issuers known from practice: the person's page, the agent's error, and the log.
 
-The rows come of faults that clients of real servers were reported to have; the real issuers that tests run do not fail
-so, so one that is told what to answer does.
+The rows come from reported faults of clients with real servers. The real issuers in tests do not fail like that, so a
+scripted one does.
 """
 
 import html
@@ -45,7 +45,7 @@ def ann(transactional_db: None) -> User:
 
 
 def begin(app: App, run: Run, person: User) -> tuple[Client, Any]:
-    """The browser of somebody who wants to sign in at this server, and the page it gets."""
+    """Return a browser that starts a sign-in at this server, and the page it gets."""
     server = make.server(slug="github", name="GitHub", url=run(app).url, auth_type=AuthType.OAUTH)
     make.assignment(make.gateway(slug="work"), server, identity_scheme=IdentityScheme.PER_USER)
     client = browser(person)
@@ -53,7 +53,7 @@ def begin(app: App, run: Run, person: User) -> tuple[Client, Any]:
 
 
 def signed_in(issuer: Issuer, proxy: Proxy, run: Run, person: User) -> Agent:
-    """An agent of somebody who has signed in at this issuer."""
+    """Return an agent of a person who has signed in at this issuer."""
     client, page = begin(issuer.app(), run, person)
     agent = proxy.agent(make.connection(make.agent(by=person), Gateway.objects.get(), person))
     assert client.get(consent(destination(page))).status_code == 302
@@ -61,14 +61,14 @@ def signed_in(issuer: Issuer, proxy: Proxy, run: Run, person: User) -> Agent:
 
 
 def words(page: Any) -> str:
-    """What a page says."""
+    """Return the text of a page."""
     found = re.search(r"<main.*?</main>", page.content.decode(), re.DOTALL)
     assert found
     return html.unescape(re.sub(r"\s*<[^>]+>\s*", " ", found[0]))
 
 
 def failed(status: int, error: str, words: str = "") -> tuple[int, str, str]:
-    """An answer that says no as issuers do."""
+    """Return a refusal as issuers send it."""
     return status, JSON, json.dumps({"error": error, "error_description": words or error})
 
 
@@ -163,7 +163,7 @@ def test_a_server_is_asked_for_what_it_keeps_to_some(status: int, run: Run, ann:
 
 
 def greeting(app: App, status: int) -> App:
-    """`app`, which answers `initialize` of everybody with this status, and asks who it is at everything else."""
+    """Return `app` with this status for `initialize`, and 401 for everything else without a token."""
 
     async def door(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] != "/mcp":
@@ -347,12 +347,12 @@ NOT_CALLED = "may not be called"
 
 @pytest.fixture
 def _one_address(loopback_is_allowed: None, settings: Settings) -> None:
-    """Of what may be called, this one address is left."""
+    """Allow only this one private address."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.1/32")]
 
 
 def challenging(url: str) -> App:
-    """A server that says of its metadata that they are there."""
+    """Return a server whose challenge names this metadata URL."""
 
     async def door(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":

@@ -1,4 +1,4 @@
-"""Lists come from what is stored and approved: fast, the same while a server is away, and pinned against changes."""
+"""Lists show stored, approved definitions: fast, also while a server is down, and pinned against changes."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class Offers(Script):
 
 @dataclass
 class Work:
-    """A gateway with one server, `docs`, and an agent at it."""
+    """A gateway with one server, `docs`, and an agent."""
 
     proxy: Proxy
     gateway: Gateway
@@ -56,7 +56,7 @@ class Work:
     leave: ExitStack
 
     def says(self, *tools: dict[str, Any]) -> None:
-        """The server lists these tools from now on, and is asked again."""
+        """Let the server list these tools from now on, and refresh the list."""
         before = Listing.objects.get(kind="tool").learnt_at
         self.script.pages = [list(tools)]
         sql("UPDATE gateways_listing SET asked_at = asked_at - interval '61 seconds'")

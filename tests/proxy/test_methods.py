@@ -1,4 +1,4 @@
-"""One table says what is served in which era; the page about it, the announcement and the handlers say the same."""
+"""One table has the methods of each era; documentation, announced capabilities and handlers match it."""
 
 import re
 from typing import Any

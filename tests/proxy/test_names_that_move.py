@@ -1,4 +1,4 @@
-"""Journey J14, in the data plane: a name that led outside as its server was registered, and leads inside later."""
+"""Journey J14, in the data plane: a public host name that later resolves to a private address."""
 
 import socket
 from typing import Any

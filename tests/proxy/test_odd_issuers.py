@@ -1,6 +1,6 @@
-"""Issuers that describe themselves badly or not at all, forget their clients, or know one client for several servers.
+"""Issuers with bad or missing metadata, that forget clients, or share one client among servers.
 
-What the person sees, what the agent gets, what is sent to whom, and what the log says.
+Checks the person's page, the agent's error, the requests sent to each host, and the log.
 """
 
 import html
@@ -66,7 +66,7 @@ def _loopback(settings: Settings) -> None:
 
 @dataclass
 class Place:
-    """A server of the gateway `work`, protected by `issuer`, for each person as themselves."""
+    """A server of the gateway `work`, protected by `issuer`, with per-user identities."""
 
     issuer: Issuer
     upstream: Upstream
@@ -94,20 +94,20 @@ class Place:
         return make.connection(make.agent(by=person), self.gateway, person)
 
     def knows(self, client_id: str, *redirect_uris: str, secret: str = "", method: str = "client_secret_basic") -> None:
-        """Let the issuer know this client, as if somebody had registered it by hand."""
+        """Let the issuer know this client, as if registered by hand."""
         known = {"client_id": client_id, "redirect_uris": redirect_uris, "token_endpoint_auth_method": method}
         known |= {"client_secret": secret} if secret else {}
         self.issuer.clients[client_id] = OAuthClientInformationFull.model_validate(known)
 
     def enter(self, by: User, client_id: str, issuer: str, *, secret: str = "") -> Any:
-        """Enter a client on the page that shows this issuer and the endpoints that the server has now."""
+        """Enter a client on the page with the server's current issuer and endpoints."""
         self.server.refresh_from_db()
         shown = {name: getattr(self.server, name) for name in ("token_endpoint", "revocation_endpoint")}
         typed = {"client_id": client_id, "secret": secret, "issuer": issuer}
         return browser(by).post(f"/servers/{self.server.slug}/client/", typed | shown)
 
     def with_entered_client(self, by: User, *, method: str = "client_secret_post") -> dict[str, str]:
-        """The endpoints of the issuer, entered as it describes itself no more, and with them a client that it knows."""
+        """Return the issuer's former endpoints, entered by hand together with a known client."""
         self.set(**(endpoints := undescribed(self)))
         authorize = endpoints["authorization_endpoint"]
         secret = "" if method == "none" else "s3cret-of-ours"
@@ -147,18 +147,18 @@ def boss(transactional_db: None) -> User:
 
 
 def words(page: Any) -> str:
-    """What a page says."""
+    """Return the text of a page."""
     found = re.search(r"<main.*?</main>", page.content.decode(), re.DOTALL)
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"\s*<[^>]+>\s*", " ", found[0] if found else "")))
 
 
 def said(response: Any) -> str:
-    """The credential that the server saw."""
+    """Return the credential the server received."""
     return str(response.json()["result"]["content"][0]["text"])
 
 
 def reason(response: Any) -> str:
-    """Why a call was refused."""
+    """Return the reason of a refused call."""
     return str(response.json()["error"]["data"]["reason"])
 
 
@@ -260,7 +260,7 @@ def test_an_issuer_that_says_that_it_does_not_know_the_proof_stays_refused(githu
 
 
 def undescribed(github: Place) -> dict[str, str]:
-    """Let nothing describe the issuer any more; its endpoints, as an administrator would enter them."""
+    """Remove the issuer's metadata, and return its endpoints as an administrator would enter them."""
     github.issuer.prm_paths = github.issuer.metadata_paths = ()
     github.issuer.challenge = False
     github.issuer.answers |= {OPENID: (404, JSON, "{}"), PRM: (404, JSON, "{}")}
@@ -340,12 +340,12 @@ def mallory(transactional_db: None) -> User:
 
 @pytest.fixture
 def sent(github: Place) -> Callable[[], list[str]]:
-    """What was sent to the addresses of `theirs`."""
+    """Return a function that lists what was sent to the addresses of `theirs`."""
     return lambda: [path for path in github.issuer.asked if path.startswith("/theirs/")]
 
 
 def theirs(github: Place, where: str, name: str = "token") -> str:
-    """An address of Mallory's: on another host, or on that of the issuer, as another one's may be who rents there."""
+    """Return an attacker's address: on another host, or on the issuer's shared host."""
     origin = github.origin if where == "the same host" else github.origin.replace("127.0.0.1", "localhost")
     return f"{origin}/theirs/{name}"
 
@@ -601,7 +601,7 @@ def test_a_registration_says_what_the_standard_knows_and_names_only_wanted_scope
 
 
 def refuse_method(github: Place, method: str) -> None:
-    """Let the issuer know its clients in this way only, whatever it says."""
+    """Let the issuer accept only this client authentication method, whatever its metadata state."""
     clients = github.issuer.clients
     for key, known in [*clients.items()]:
         clients[key] = known.model_copy(update={"token_endpoint_auth_method": method})
@@ -756,7 +756,7 @@ def test_another_secret_of_the_same_client_ends_no_sign_in(github: Place, ann: U
 
 
 def give_up(github: Place, person: User, times: int) -> Any:
-    """This person begins so many sign-ins, and is kept by the issuer each time; the last page before that."""
+    """Start so many sign-ins that end at the issuer; return the last page before that."""
     client = browser(person)
     pages = [github.begin(client) for _ in range(times)]
     for page in pages:
@@ -828,7 +828,7 @@ def test_people_who_are_signing_in_at_once_are_no_sign_ins_without_an_end(github
 
 
 def during_renewal(issuer: Issuer, act: Callable[[], object]) -> None:
-    """Let this happen at the issuer's, once, before it refuses a renewal."""
+    """Run `act` once at the issuer, before it refuses a renewal."""
     exchange = issuer.exchange_refresh_token
 
     def acting() -> None:

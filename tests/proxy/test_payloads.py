@@ -1,4 +1,4 @@
-"""What calls carried, in the log: only where the workspace says so, and never a secret."""
+"""Payloads in the log: only if the workspace enables them, and never with a secret."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 async def echo(request: Request) -> None:
-    """Tells all it was sent: arguments, headers, the credential in other words."""
+    """Return everything it received: arguments, headers, and the credential in other encodings."""
     arguments = request.message["params"]["arguments"]
     told = json.dumps({"heard": arguments, "headers": request.headers})
     if arguments.get("fail") == "error":
@@ -73,7 +73,7 @@ def text(response: Any) -> str:
 
 
 def database() -> str:
-    """Everything in the tables a call may have left something in."""
+    """Return the content of all tables that a call may write to."""
     with connection.cursor() as cursor:
         rows = []
         for table in ("auditlog_call", "auditlog_event", "servers_server", "tokens_token", "connections_connection"):
@@ -176,7 +176,7 @@ def test_the_password_in_a_credential_is_known_too(sent: str) -> None:
 
 @pytest.fixture
 def redacting_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail where this process redacts a large payload."""
+    """Fail if this process redacts a large payload."""
 
     def redact(message: bytes, *_: object) -> None:
         assert len(message) <= INLINE_BYTES

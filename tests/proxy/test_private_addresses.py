@@ -1,7 +1,7 @@
-"""A public name never leads into a private network, also where a range is open for servers of one's own.
+"""A public host name never leads to a private network, even if a range is allowed for private servers.
 
-Who owns a name decides where it leads, and may decide otherwise later (DNS rebinding). `localhost` is such a name here:
-the server behind it was registered as public, and now it leads into a range that is allowed.
+The owner of a name can change its address at any time (DNS rebinding). Here `localhost` is such a name: its server was
+registered as public, and now resolves to an allowed private range.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ def docs(run: Run) -> Upstream:
 
 
 def named(upstream: Upstream) -> str:
-    """Its address with a name in it, as somebody else's server has."""
+    """Return its URL with a host name, as of a third party's server."""
     return upstream.url.replace("127.0.0.1", "localhost")
 
 

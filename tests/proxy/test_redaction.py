@@ -1,4 +1,4 @@
-"""What is kept of a message: no secret that can be told, no more than fits, and no long thinking about it."""
+"""Redaction of logged messages: no recognisable secret, within the size limit, in linear time."""
 
 import json
 import time
@@ -191,7 +191,7 @@ PIECES += ["--a ", "&quot;", "-u a:", "key =", "value: ", "Bearer ", "aB3+/", '"
 
 
 def of_backslashes(length: int) -> str:
-    """A quote behind as many backslashes as follow it."""
+    """Return text with a quote, preceded by as many backslashes as follow it."""
     return f'token:{"\\" * (length // 2)}"{"\\" * (length // 2)}'
 
 
@@ -204,7 +204,7 @@ TEXTS = [of_backslashes, repeated('\\"', 'token:"'), repeated("\\", '"token'), *
 
 @pytest.mark.parametrize("text", TEXTS, ids=[str(number) for number in range(len(TEXTS))])
 def test_redaction_takes_time_in_proportion_to_the_text(text: Callable[[int], str]) -> None:
-    """Sixteen times the text takes about sixteen times as long; if it took the square, 256 times."""
+    """Text sixteen times as long takes about sixteen times as long, not 256 times."""
     known = KnownSecrets([IDENTITY])
 
     def seconds(length: int) -> float:

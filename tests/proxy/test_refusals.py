@@ -1,4 +1,4 @@
-"""What a refused client prints: one sentence and the URL of a page that its person can open, whatever the reason."""
+"""Every refusal is one sentence and the URL of a page that the person can open."""
 
 import asyncio
 import re
@@ -62,7 +62,7 @@ SWITCHES = {
 
 
 def message_of(agent: Agent, **headers: str) -> str:
-    """What the Python SDK says of a call that is refused, or of its first request."""
+    """Return the Python SDK's message for a refused call, or for its refused first request."""
 
     async def ask() -> str:
         own = {"Authorization": f"Bearer {agent.secret}", **headers}

@@ -1,4 +1,4 @@
-"""Calls that need another token while a part of the gateway, the issuer or the server does not play along."""
+"""Calls that need a new token while a component of the gateway, the issuer or the server fails."""
 
 import threading
 from collections.abc import Callable
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 
 @pytest.fixture
 def agent(issuer: Issuer, proxy: Proxy, run: Run) -> Agent:
-    """Of somebody who has signed in, and called once."""
+    """An agent of a person who has signed in and called once."""
     agent = signed_in(issuer, proxy, run, make.user(email="ann@example.com"))
     assert "Bearer" in said(agent.call("github__whoami"))
     return agent

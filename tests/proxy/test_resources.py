@@ -1,4 +1,4 @@
-"""resources/read and URIs: every URI given out can be read, governed by one rule, under its own name at its server."""
+"""Resources: every listed URI can be read, under one rule, by its own URI at its server."""
 
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +19,7 @@ def work(proxy: Proxy, run: Run) -> Work:
 
 
 async def echo(request: Request) -> None:
-    """The resource that was asked for, which says its own URI."""
+    """Return the requested resource, whose text is its URI."""
     uri = request.message["params"]["uri"]
     await request.answer({"contents": [{"uri": uri, "text": uri}]})
 

@@ -1,4 +1,4 @@
-"""A client of the session era whose stream broke comes back with `Last-Event-ID`, to any worker."""
+"""A session-era client with a broken stream resumes with `Last-Event-ID`, at any worker."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ SECRET = "what-the-call-found"
 
 @dataclass
 class Slow:
-    """A tool that reports progress, goes on when a test says so, reports once more and answers."""
+    """A tool that reports progress, waits for the test, reports once more and answers."""
 
     begun: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -56,7 +56,7 @@ def progress(token: object, number: int) -> Object:
 
 
 class Work:
-    """A gateway in front of a slow tool, at two workers."""
+    """A gateway with a slow tool, at two workers."""
 
     def __init__(self, start: Start, run: Run) -> None:
         self.slow = Slow()
@@ -301,7 +301,7 @@ def test_only_clients_that_know_of_it_are_sent_an_event_without_data(work: Work)
 
 
 def streamed(agent: Agent) -> str:
-    """What a call is answered on a stream."""
+    """Return the answer to a streamed call."""
     headers = {"Authorization": f"Bearer {agent.secret}", "Accept": "text/event-stream", **agent.headers}
     return httpx.post(agent.url, json=call(), headers=headers, trust_env=False, timeout=20).text
 
@@ -407,7 +407,7 @@ def test_what_a_client_missed_is_written_once_the_database_answers_or_is_lost_an
 
 
 class Rows:
-    """Answers every statement with these rows; `written` are the parameters of those that wrote."""
+    """Answers every statement with these rows; `written` are the parameters of writing statements."""
 
     def __init__(self, *rows: tuple[Any, ...]) -> None:
         self.rows = rows
@@ -475,7 +475,7 @@ def test_a_client_that_is_too_many_bytes_behind_is_left() -> None:
 
 
 class Polling:
-    """A server that ends its streams on purpose, with ids, and is asked for the rest of them (`retry` in ms)."""
+    """A server that ends its streams on purpose, with ids, to be resumed (`retry` in ms)."""
 
     def __init__(self, ends: int, *, knows_ids: bool = True) -> None:
         self.ends = ends

@@ -1,4 +1,4 @@
-"""What servers ask of clients of the session era: carried there and back, by any worker, and written down."""
+"""Server requests to session-era clients: forwarded by any worker, answered, and logged."""
 
 import threading
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ NOT_FOUND = -32601
 
 @dataclass
 class Work:
-    """A gateway with an asking server behind it."""
+    """A gateway with a server that sends requests."""
 
     server: Asker
     docs: Upstream
@@ -50,7 +50,7 @@ class Work:
         return Person(self.worker(**changes), capabilities).initialize()
 
     def elsewhere(self, person: Person) -> Agent:
-        """The same client's token at another worker."""
+        """Return the client's token at another worker."""
         return Agent(self.start().url(self.gateway.slug), person.agent.secret)
 
 
@@ -276,7 +276,7 @@ def test_answers_are_sealed_where_they_wait(work: Work) -> None:
 
 
 def test_two_requests_of_one_server_are_open_at_once(work: Work) -> None:
-    """Each under an id of its own, whatever the order of the answers."""
+    """Each has its own id, in whatever order the answers come."""
     work.server.asks = [FORM]
     person = work.person()
     other = Person(person.agent).initialize()

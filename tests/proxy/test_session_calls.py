@@ -1,4 +1,4 @@
-"""What a server says for a call on the standing stream of its session, as SDKs do when no related request is named."""
+"""Server messages for a call on the session's standing stream, as SDKs send them without a related request."""
 
 import asyncio
 import re
@@ -36,9 +36,9 @@ ON_ITS_STREAM = {**NOTE, "params": {"level": "info", "data": "hello", "logger": 
 
 @dataclass
 class StandingAsker(Asker):
-    """Asks on the one standing stream of each session; what is said while that is not open is lost, as in the SDKs.
+    """Sends requests on each session's one standing stream; messages before it opens are lost, as in SDKs.
 
-    `slow` says `said` and then waits until `go`.
+    `slow` sends `said` and then waits for `go`.
     """
 
     said: list[Object] = field(default_factory=list)
@@ -121,7 +121,7 @@ class StandingWork(Work):
 
 @pytest.fixture
 def work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> StandingWork:
-    """What these servers say too early is lost, so calls wait for their streams as long as a busy machine may take."""
+    """Return a gateway whose calls wait for the server's stream for as long as a busy machine may need."""
     monkeypatch.setattr("proxy.upstream_streams.READY_SECONDS", PATIENCE)
     monkeypatch.setattr("proxy.upstream_streams.OPEN_SECONDS", PATIENCE)
     return standing_work(StandingAsker(asks=[FORM]), start, run)
@@ -197,7 +197,7 @@ def test_a_client_that_listens_at_another_worker_is_asked_there(work: StandingWo
 
 
 def _several(work: StandingWork, person: Person, stream: Listener) -> None:
-    """While two calls are under way, the second asks."""
+    """Let the second of two running calls send a request."""
     with listening(person.agent, "POST", slow(), **_headers(person)) as under_way:
         eventually(lambda: "slow" in _calls(work))
         answered: list[Object] = []
@@ -377,7 +377,7 @@ def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, mo
 def test_what_gave_way_to_another_session_is_not_listened_to_again(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look at all sessions, which takes its time, has seen one that is given up meanwhile."""
+    """A slow scan of all sessions still has one that was dropped meanwhile."""
     looks: list[Sequence[str]] = []
     has_seen, go = threading.Event(), threading.Event()
     lease = SessionKeeper.lease_rows
@@ -431,7 +431,7 @@ def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
 def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call was in each of them a moment ago, for which alone it would be listened to."""
+    """Each had a recent call, which alone would keep its stream open."""
     monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 1)
     monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.05)
     first = work.person()
@@ -507,7 +507,7 @@ def test_a_stream_that_is_slow_to_open_is_let_open_whatever_else_is_looked_at(
 def test_a_stream_that_opens_in_silence_is_listened_to_before_the_first_call(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Node sends the head of a stream with its first event."""
+    """Node sends the response headers only with the first event."""
     monkeypatch.setattr("proxy.upstream_streams.OPEN_SECONDS", 0.05)
     work.server.has_head = False
     person = work.person()
@@ -609,7 +609,7 @@ def test_a_client_of_2026_07_28_is_asked_by_the_result_of_its_call(work: Standin
 
 @pytest.fixture(scope="module")
 def sdk() -> Iterator[str]:
-    """The address of a server on the Python SDK 1 that names no related request in what it asks and says."""
+    """The address of a Python SDK 1 server whose messages name no related request."""
     fixtures.install_v1()
     with fixtures.running("python-v1", "unrelated") as url:
         yield url

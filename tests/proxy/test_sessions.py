@@ -1,4 +1,4 @@
-"""Sessions: a client's own, and those it has at servers; the same on every worker and after every restart."""
+"""Client sessions and their sessions at servers: the same on every worker and after every restart."""
 
 import asyncio
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ SESSION_ERA = ("2025-03-26", "2025-06-18", "2025-11-25")
 
 @dataclass
 class Client:
-    """A client of the session era: what it says in `initialize`, and the session it was given."""
+    """A session-era client: its `initialize` params, and its session."""
 
     agent: Agent
     session: str = ""
@@ -53,7 +53,7 @@ class Client:
         return {"Mcp-Session-Id": self.session} if self.session else {}
 
     def count(self, agent: Agent | None = None) -> tuple[int, str]:
-        """The count of this session at the server, and the id the server knows it by."""
+        """Return the session's count at the server, and the server's session id."""
         answer = (agent or self.agent).call("docs__count", **self.headers)
         assert "result" in answer.json(), answer.text
         counted = answer.json()["result"]["structuredContent"]
@@ -67,7 +67,7 @@ class Client:
 
 @dataclass
 class Work:
-    """A gateway with a counting server behind it."""
+    """A gateway with a counting server."""
 
     counter: Counter
     connection: Connection
@@ -187,7 +187,7 @@ def test_of_two_workers_that_open_at_once_one_wins_and_the_other_ends_its_own(
 
 
 class SlowInitialize:
-    """Answers `initialize` only when two were asked."""
+    """Answers `initialize` only when two are waiting."""
 
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
@@ -392,7 +392,7 @@ def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work) -> None:
 
 @dataclass
 class Told(Script):
-    """A server that says these things of itself."""
+    """A server that describes itself so."""
 
     said: dict[str, Any] = field(default_factory=dict)
 
@@ -448,7 +448,7 @@ def test_what_a_server_says_to_one_user_is_not_told_to_another(start: Start, run
 
 
 def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
-    """However many there are: what the deciding statement reads of them grows with nothing."""
+    """The deciding statement's reads do not grow with the number of sessions."""
     client = work.client()
     client.initialize()
     client.count()
@@ -487,7 +487,7 @@ def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
 
 
 def nodes(plan: Any) -> Iterator[Any]:
-    """This node of a plan, and all below it."""
+    """Yield this node of a plan, and all below it."""
     yield plan
     for below in plan.get("Plans", ()):
         yield from nodes(below)
@@ -495,7 +495,7 @@ def nodes(plan: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def keys(settings: Settings) -> Iterator[Settings]:
-    """Settings whose encryption keys may be changed: what seals is made anew, before and after."""
+    """Settings with changeable encryption keys; the cipher is recreated before and after."""
     cipher.cache_clear()
     yield settings
     cipher.cache_clear()

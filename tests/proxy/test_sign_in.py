@@ -1,5 +1,4 @@
-"""Signing in at the issuer of a server, and calls that carry what it granted: with a real issuer, browser session and
-proxy."""
+"""Sign-in at a server's issuer, and calls with its token, with a real issuer, browser session and proxy."""
 
 import html
 import re
@@ -51,12 +50,12 @@ class Github:
         return make.connection(make.agent(by=person), self.gateway, person)
 
     def begin(self, client: Client, path: str = "", **fields: Any) -> str:
-        """The address the issuer is asked at."""
+        """Return the authorization URL at the issuer."""
         response = client.post(path or f"/servers/{self.server.slug}/authenticate/", {"next": NEXT, **fields})
         return destination(response)
 
     def sign_in(self, person: User, path: str = "", **fields: Any) -> Identity:
-        """The identity a whole sign-in of this person brings."""
+        """Sign this person in, and return the identity."""
         client = browser(person)
         response = client.get(consent(self.begin(client, path, **fields)))
         assert (response.status_code, response.headers.get("Location")) == (302, NEXT), response.content.decode()
@@ -86,7 +85,7 @@ def ben(transactional_db: None) -> User:
 
 
 def said(response: Any) -> str:
-    """The text of a tool's result."""
+    """Return the text of a tool's result."""
     return str(response.json()["result"]["content"][0]["text"])
 
 
@@ -97,7 +96,7 @@ def error(response: Any) -> dict[str, Any]:
 
 
 def expire(identity: Identity) -> None:
-    """Let the token of this identity have ended, for us and for the server."""
+    """Expire the token of this identity, for us and for the server."""
     sql(
         "UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now() WHERE id = %s",
         identity.pk,
@@ -347,7 +346,7 @@ def test_a_server_that_refuses_a_fresh_token_needs_a_new_sign_in_and_is_not_aske
 
 
 class _Forgetful(dict[str, Any]):
-    """Knows no token at all."""
+    """Knows no token."""
 
     def get(self, *_: Any) -> None:
         return None
@@ -380,7 +379,7 @@ def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github:
 
 
 def while_renewing(issuer: Issuer, act: Callable[[], object]) -> list[OAuthToken]:
-    """Let this happen before the issuer answers; what it then gives."""
+    """Run `act` before the issuer answers a renewal; return the tokens it then issues."""
     exchange, given = issuer.exchange_refresh_token, []
 
     def acting() -> None:

@@ -1,4 +1,4 @@
-"""Traced calls: their spans at a collector, whose trace they continue, and what their rows say of it."""
+"""Traced calls: their spans at a collector, their parents, and their ids in the log."""
 
 import time
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def agent_of(proxy: Proxy, upstream: Upstream, slug: str = "docs") -> Agent:
 
 
 def spans_of(collector: Collector, name: str) -> list[Posted]:
-    """The spans of the last call, once its own has come, which is the last to end."""
+    """Return the spans of the last call, once its own has arrived, which ends last."""
     whole = eventually(lambda: collector.named(name))[-1]
     return [span for span in collector.spans if span.trace == whole.trace]
 
@@ -138,7 +138,7 @@ def test_the_trace_in_a_message_goes_before_that_of_its_request(start: Start, ru
 
 
 def test_no_caller_can_have_its_calls_sampled(start: Start, run: Run, collector: Collector) -> None:
-    """A sampler of the usual kind does what the flag of the caller says."""
+    """A usual sampler would obey the caller's sampled flag."""
     upstream = run(offering("it"))
     never, always = start(traces=Traces(collector.url, ratio=0.0)), start(traces=Traces(collector.url))
     agent = agent_of(never, upstream)

@@ -1,4 +1,4 @@
-"""Streams that last, and calls that take long: who is told of changed lists, and who is cut off."""
+"""Standing streams and long calls: notifications of changed lists, and loss of access."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ TOOLS_CHANGED = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
 
 
 def in_session(agent: Agent, version: str = "2025-11-25") -> Agent:
-    """This agent after `initialize`, in a session of its own."""
+    """Return this agent after `initialize`, in a session of its own."""
     params = {"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "probe", "version": "1"}}
     answer = agent.ask("initialize", params)
     assert answer.status_code == 200
@@ -485,7 +485,7 @@ def test_a_process_that_stops_ends_its_streams_a_listen_with_its_result(start: S
 
 
 class Wire:
-    """The client's side of a stream: what was sent to it, until it does not read any more."""
+    """The client's side of a stream: the data sent to it, until it stops reading."""
 
     origin, uid, task = None, "0192aa00-0000-7000-8000-000000000000", None
 
@@ -500,7 +500,7 @@ class Wire:
             await asyncio.Event().wait()
 
     async def receive(self) -> Any:
-        """Says once that the request is complete, as a server of ASGI may, and then nothing."""
+        """Return the complete request once, as an ASGI server may, then block."""
         if self.complete:
             await asyncio.Event().wait()
         self.complete = True

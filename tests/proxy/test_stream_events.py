@@ -1,4 +1,4 @@
-"""What is kept of streams for clients that may come back: in memory as long as somebody reads, then in sealed rows."""
+"""Events stored for resumption: in memory while the client reads, then in sealed rows."""
 
 import asyncio
 import base64
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @asynccontextmanager
 async def worker(key: bytes = b"") -> AsyncIterator[StreamEvents]:
-    """The events of one worker, which hears the others."""
+    """Yield the events of one worker, which hears the others."""
     async with hearing(lambda state, bus: StreamEvents(state, bus, Cipher([key or Fernet.generate_key()]))) as events:
         try:
             yield events
@@ -31,7 +31,7 @@ async def worker(key: bytes = b"") -> AsyncIterator[StreamEvents]:
 
 
 async def come_back(events: StreamEvents, history: StreamHistory) -> list[Kept]:
-    """What a client gets that comes back for this stream, from its beginning."""
+    """Return what a client gets that resumes this stream from its beginning."""
     name = EventId("c", history.stream, 0)
     written = events.listen(history.stream)
     await events.want(history.session_id, name)
@@ -132,7 +132,7 @@ async def test_what_was_sealed_with_a_key_that_is_gone_counts_and_says_nothing()
 
 
 def locked() -> psycopg.Connection:
-    """Rows of events cannot be written until this is closed."""
+    """Block writes of events until this is closed."""
     connection = psycopg.connect(database.conninfo())
     connection.execute("LOCK TABLE proxy_streamevent")
     return connection

@@ -1,4 +1,4 @@
-"""Progress as it happens, and what a client that leaves means on either wire."""
+"""Progress is streamed as it happens, and a disconnect has its meaning in each era."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ def work(proxy: Proxy, run: Run) -> Work:
 
 @dataclass
 class Heard:
-    """An answer in the order it came."""
+    """An answer in order of arrival."""
 
     kind: str
     events: list[Any] = field(default_factory=list)
@@ -219,7 +219,7 @@ def test_what_a_server_asks_on_the_stream_is_answered_by_us(work: Work) -> None:
 
 @dataclass
 class Leaving:
-    """A client that goes away in the middle of a call, which takes so many seconds."""
+    """A client that disconnects in the middle of a call of so many seconds."""
 
     seconds: float
     begun: threading.Event = field(default_factory=threading.Event)

@@ -1,4 +1,4 @@
-"""Subscriptions to resources, and what servers of both eras say of their lists while a client listens."""
+"""Subscriptions to resources, and list notifications of servers of both eras."""
 
 import asyncio
 import gc
@@ -37,7 +37,7 @@ OFFERED = {"tools": {"listChanged": True}, "resources": {"subscribe": True, "lis
 
 
 class Library:
-    """A server with resources, of one era; says on its standing streams whatever a test puts into `say`."""
+    """A server with resources, of one era; sends the messages in `say` on its standing streams."""
 
     def __init__(self, *, is_modern: bool) -> None:
         self.is_modern = is_modern
@@ -50,7 +50,7 @@ class Library:
         self.resumed: list[str] = []
 
     def cut(self) -> None:
-        """End the streams; the session goes on."""
+        """End the streams; the session continues."""
         self.cuts += 1
 
     def restart(self) -> None:
@@ -58,7 +58,7 @@ class Library:
         self.session += 1
 
     def of(self, method: str) -> list[Json]:
-        """The params of all requests with this method."""
+        """Return the params of all requests with this method."""
         return [message.get("params", {}) for message in self.asked if message.get("method") == method]
 
     def update(self, uri: str = URI) -> None:
@@ -121,7 +121,7 @@ class Library:
 
 
 class LibraryWork(Work):
-    """A gateway in front of a library and of another server, at two workers; the library has introduced itself."""
+    """A gateway with a library, already introduced, and another server, at two workers."""
 
     def __init__(self, start: Start, run: Run, *, is_modern: bool = False, library: Library | None = None) -> None:
         self.library = library or Library(is_modern=is_modern)
@@ -157,7 +157,7 @@ def not_asked_any_more(library: Library) -> bool:
 
 
 def heard_of(library: Library) -> bool:
-    """Whether the server was asked to tell of the resource, under its own name, and is listened to."""
+    """Return True if the server was asked to notify of the resource, by its own URI, and its stream is read."""
     if library.is_modern:
         asked = library.of("subscriptions/listen")
         return library.open > 0 and any(URI in each["notifications"].get("resourceSubscriptions", ()) for each in asked)
@@ -165,7 +165,7 @@ def heard_of(library: Library) -> bool:
 
 
 def updated(library: Library, stream: Listener, known: int) -> Json:
-    """What is heard after so many events of a server that tells of an update, until the gateway minds what it says."""
+    """Return the event received after so many updates by a server, sent until the gateway forwards one."""
 
     def is_told() -> bool:
         library.update()
@@ -231,7 +231,7 @@ def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: Libra
 
 
 class SlowLists(Library):
-    """Answers what its tools are when a test says so."""
+    """Answers tools/list on a test's command."""
 
     def __init__(self) -> None:
         super().__init__(is_modern=False)
@@ -316,7 +316,7 @@ def test_a_listen_that_nobody_needs_any_more_leaves_no_row(start: Start, run: Ru
 
 
 class Silent(Library):
-    """Says nothing to those who listen, not even that it will."""
+    """Never answers a subscription, not even with an acknowledgement."""
 
     async def _talk(self, method: str, receive: Receive, send: Send) -> None:
         self.open += 1

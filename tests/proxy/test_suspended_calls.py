@@ -1,4 +1,4 @@
-"""Calls of 2026-07-28 that wait for input: what is held, for how long, and what is left when something fails."""
+"""Suspended calls of 2026-07-28: what is held, for how long, and what remains after failures."""
 
 import asyncio
 from typing import Any
@@ -24,7 +24,7 @@ NOT_FOUND = -32601
 
 
 class Hasty(Asker):
-    """Answers so many seconds after it has asked, whatever its client says."""
+    """Answers so many seconds after its request, whatever the client says."""
 
     seconds = 0.0
 
@@ -39,7 +39,7 @@ class Hasty(Asker):
 
 
 class ByCall(Asker):
-    """Asks once in each call, so that calls of one session wait beside each other."""
+    """Sends one request in each call, so that calls of one session wait concurrently."""
 
     async def _call(self, request: Request) -> None:
         waiting = asyncio.get_running_loop().create_future()
@@ -57,7 +57,7 @@ def work(start: Start, run: Run) -> Work:
 
 
 def refused(answered: Object) -> Any:
-    """The code of the error its server got instead of an answer."""
+    """Return the code of the error its server got instead of an answer."""
     return answers_of({"result": answered})[0]["error"]["code"]
 
 

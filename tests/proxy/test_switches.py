@@ -1,4 +1,4 @@
-"""Break-glass at every toggle: the next request obeys. Every switch is flipped behind our back, by SQL."""
+"""Every switch takes effect on the next request, even when set by SQL."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def world(proxy: Proxy, run: Run, ana: User, ann: User) -> World:
 
 
 def outcome(response: httpx.Response) -> object:
-    """What an agent sees: a status with its reason, an error's reason, or that it worked."""
+    """Return what an agent gets: a status with its reason, an error's reason, or that it worked."""
     body = response.json()
     if "error" in body:
         reason = body["error"].get("data", {}).get("reason", body["error"]["message"])
@@ -145,7 +145,7 @@ LAYERS = {
 
 
 def test_what_would_be_decided_now_is_what_the_next_call_is_told(world: World) -> None:
-    """Each call is asked about again once it is logged: the reason is its own, and behind it stand those before."""
+    """Each logged call is checked again by the dry run: first its own reason, then the earlier ones."""
     told: list[str] = []
     for table, reason in LAYERS.items():
         sql(f"UPDATE {table} SET enabled = false WHERE id = %s", world.ids[table])

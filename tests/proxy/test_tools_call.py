@@ -1,4 +1,4 @@
-"""tools/call: values pass unchanged, nothing else passes at all, and errors name the server."""
+"""tools/call: values pass unchanged, nothing else passes, and errors name the server."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from tests.proxy.test_endpoint import modern
 
 @dataclass
 class Work:
-    """A gateway `work` with one server, `docs`, and an agent at it."""
+    """A gateway `work` with one server, `docs`, and an agent."""
 
     proxy: Proxy
     gateway: Gateway
@@ -296,7 +296,7 @@ def test_arguments_are_repeated_in_headers_where_the_schema_says_so(work: Work) 
 
 
 def slow(most: list[int]) -> App:
-    """A server that takes a while, and notes in `most` how many calls it has had at once."""
+    """Return a slow server, which records in `most` the maximum of concurrent calls."""
     under_way = 0
 
     async def call(request: Request) -> None:
@@ -326,7 +326,7 @@ def test_a_slow_server_gets_no_more_calls_than_this_worker_s_and_this_connection
 
 @contextmanager
 def holding_up(work: Work, count: int, **fields: Any) -> Iterator[None]:
-    """`count` calls of the agent under way or waiting at `docs`, for as long as the block runs."""
+    """Keep `count` calls of the agent running or waiting at `docs` during the block."""
     arrived, leave = Semaphore(0), Event()
 
     async def call(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""tools/list over several servers: complete, in order, honest about what is missing."""
+"""tools/list over several servers: complete, in order, and explicit about missing servers."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 
 @dataclass
 class Work:
-    """A gateway `work` that servers are put behind, and an agent at it."""
+    """A gateway `work` to which servers are added, and an agent."""
 
     proxy: Proxy
     gateway: Gateway
@@ -35,7 +35,7 @@ class Work:
 
 
 def listed_a_while_ago() -> None:
-    """As if what is stored were older than a minute."""
+    """Make the stored lists older than a minute."""
     sql("UPDATE gateways_listing SET asked_at = asked_at - interval '61 seconds'")
 
 
@@ -103,7 +103,7 @@ def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
 
 
 def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> None:
-    """A server lists a tool under another's name and hides it again: lists and calls agree on whose it is."""
+    """A server lists another's tool name and removes it again: lists and calls agree on its server."""
     work.put("sly", offering("named__it", "it"), alias="")
     work.put("named", offering("it"))
     work.agent.tools()
@@ -304,7 +304,7 @@ def test_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> None
 
 
 def page(work: Work, cursor: object = None, method: str = "tools/list") -> tuple[list[str], str]:
-    """The names on this page, and the cursor of the next."""
+    """Return the names on this page, and the cursor of the next."""
     result = work.agent.ask(method, {"cursor": cursor} if cursor else {}).json()["result"]
     return [each["name"] for each in result[method.partition("/")[0]]], result.get("nextCursor", "")
 

@@ -1,4 +1,4 @@
-"""Answers that nobody takes: they use up the share of their person, and no more."""
+"""Unread answers use up their person's share of the budget, and no more."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ async def answer(request: Request) -> None:
 
 @contextmanager
 def left_unread(agent: Agent) -> Iterator[socket.socket]:
-    """Ask for a large answer, and take nothing of it until the block ends."""
+    """Request a large answer, and read none of it until the block ends."""
     address, path = agent.url.removeprefix("http://").split("/", 1)
     host, port = address.split(":")
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "docs__large", "arguments": {}}}

@@ -1,4 +1,4 @@
-"""squid, as installations have it: a proxy with users, rules and a parent, which stands for the internet."""
+"""squid, as in real installations: a proxy with users, rules and a parent, which stands in for the internet."""
 
 import shutil
 import socket
@@ -35,7 +35,7 @@ never_direct allow all
 
 
 class Squid:
-    """Listens at `port`; what it lets through goes to its parent."""
+    """Listens at `port`; allowed requests go to its parent."""
 
     def __init__(self, parent: int, user: str, secret: str) -> None:
         program = shutil.which("squid", path="/usr/sbin:/usr/bin:/usr/local/sbin")
@@ -58,7 +58,7 @@ class Squid:
             return one.connect_ex(("127.0.0.1", self.port)) == 0
 
     def log(self) -> str:
-        """What it has noted of itself and of requests."""
+        """Return its logs."""
         files = [self._home / name for name in ("cache.log", "access.log")]
         return "\n".join(file.read_text() for file in files if file.exists())
 

@@ -1,4 +1,4 @@
-"""The same on a PostgreSQL of the operator's own."""
+"""The same tests with an operator's own PostgreSQL."""
 
 from collections.abc import Iterator
 from pathlib import Path

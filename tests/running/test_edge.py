@@ -1,4 +1,4 @@
-"""What every request passes: its id, its true sender, the Host check, and one line in the log."""
+"""The outer middleware: request id, real sender, Host check, and one log line."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""From the embedded PostgreSQL 18 to a server of the operator's own: everything or nothing."""
+"""Moving from the embedded PostgreSQL 18 to an operator's own server: all rows or none."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def keys_of(home: Path) -> dict[str, str]:
 
 @contextmanager
 def embedded(home: Path) -> Iterator[psycopg.Connection]:
-    """The database in the data directory, while its server runs for us."""
+    """Yield the database in the data directory, while its server runs."""
     server = Cluster(home)
     server.ensure()
     try:
@@ -53,7 +53,7 @@ def embedded(home: Path) -> Iterator[psycopg.Connection]:
 
 
 def contents(connection: psycopg.Connection) -> dict[str, list[str]]:
-    """Every row of every table as text, but for the migrations, whose times differ."""
+    """Return every row of every table as text, except migrations, whose times differ."""
     tables = connection.execute(
         "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
         " AND relnamespace = 'public'::regnamespace AND relname <> 'django_migrations'"
@@ -77,7 +77,7 @@ def call(url: str, token: str) -> httpx.Response:
 
 
 def start_with_history(home: Path) -> str:
-    """A token that made a call, and a call of weeks ago in a partition of its week."""
+    """Create a token with a call, and a call weeks ago in the partition of its week; return the token."""
     with serving(home, OWNER_OF_ALL) as served:
         words = (
             "issue_token",

@@ -1,4 +1,4 @@
-"""Two `serve` on one database, without stickiness, behind nginx too: any serves any request of a session."""
+"""Two `serve` on one database, without sticky sessions, also behind nginx: any serves any request of a session."""
 
 import json
 import threading
@@ -51,7 +51,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def heard(listener: Listener, method: str, seconds: float = PATIENCE) -> dict[str, object]:
-    """The first message of this method on a stream."""
+    """Return the first message of this method on a stream."""
     deadline = time.monotonic() + seconds
     while True:
         for event in listener.events:
@@ -62,17 +62,17 @@ def heard(listener: Listener, method: str, seconds: float = PATIENCE) -> dict[st
 
 
 def final(listener: Listener) -> Any:
-    """The answer at the end of a stream; the body, when no stream was needed."""
+    """Return the final answer of a stream, or the body if no stream was needed."""
     return json.loads(listener.body) if listener.body else listener.events[-1]
 
 
 def outcomes(both: Replicas, agent: Agent) -> list[str]:
-    """How the calls of this client ended, by the log."""
+    """Return the outcomes of this client's calls in the log."""
     return [row["outcome"] for row in both.rows(agent) if row["method"] == "tools/call"]
 
 
 def each_takes_some(both: Replicas) -> bool:
-    """Whether of a few requests in front each replica takes one."""
+    """Return True if each replica gets one of a few requests."""
     taken = len(both.front.taken)
     for _ in range(4):
         httpx.get(f"{both.url}/livez", trust_env=False)
@@ -136,7 +136,7 @@ def test_whom_a_directory_deactivates_is_refused_by_the_very_next_call_at_every_
     session = in_session(agent)
 
     def provision(number: int, active: bool) -> int:
-        """The directory's request, to one replica of the two."""
+        """Send a directory's request to one of the two replicas."""
         url = f"http://localhost:{both.front.doors[number]}/scim/v2/Users/{made['person']}"
         schemas = ["urn:ietf:params:scim:api:messages:2.0:PatchOp"]
         body = {"schemas": schemas, "Operations": [{"op": "replace", "path": "active", "value": active}]}
@@ -360,7 +360,7 @@ def test_whatever_a_server_does_within_a_session_the_session_goes_on(both: Repli
 
 
 def afresh(agent: Agent) -> Agent:
-    """The same client in a new session."""
+    """Return the same client in a new session."""
     return in_session(Agent(agent.url, agent.secret, {"Accept": agent.headers["Accept"]}))
 
 

@@ -1,4 +1,4 @@
-"""Old partitions go while calls run: no answered call is lost, and none waits for it."""
+"""Old partitions are dropped during calls: no answered call is lost or delayed."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""The search for secrets at the end of a run finds what it is there to find."""
+"""The search for secrets at the end of a run finds planted ones."""
 
 from tests import secrecy
 from tests.workspace import Serve

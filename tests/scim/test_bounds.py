@@ -1,4 +1,4 @@
-"""What a provisioning key cannot do, whoever holds it."""
+"""Limits of a provisioning key, whoever has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endpoint itself: who may ask, how much, how often, and what errors look like."""
+"""The endpoint: authentication, size and rate limits, and the format of errors."""
 
 from __future__ import annotations
 

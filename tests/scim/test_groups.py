@@ -1,4 +1,4 @@
-"""Teams as a directory provisions them, and what follows for whom is in them."""
+"""Teams provisioned by a directory, and the effect on their members."""
 
 from __future__ import annotations
 

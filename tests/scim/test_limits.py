@@ -1,4 +1,4 @@
-"""How much a directory may say at once, and of what length."""
+"""Limits on the size and length of a directory's requests."""
 
 from __future__ import annotations
 

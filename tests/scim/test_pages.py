@@ -36,7 +36,7 @@ def boss() -> User:
 
 @pytest.fixture
 def browser(boss: User, sign_in: SignIn) -> Client:
-    """The boss's, who typed the password again just now."""
+    """The boss's browser, with a recent password confirmation."""
     return confirmed(sign_in(boss))
 
 

@@ -1,4 +1,4 @@
-"""People as a directory provisions them: made, changed, deactivated and let in again."""
+"""People provisioned by a directory: created, changed, deactivated and reactivated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom a directory deletes, who comes after them, and whom an administrator has shut out."""
+"""People deleted by a directory, their successors, and people deactivated by an administrator."""
 
 from __future__ import annotations
 

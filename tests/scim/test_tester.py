@@ -1,4 +1,4 @@
-"""The checks of scim2-tester, all of them, against this service."""
+"""All checks of scim2-tester against this service."""
 
 from __future__ import annotations
 

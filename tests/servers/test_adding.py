@@ -1,4 +1,4 @@
-"""*Add a server*: asked first, then added with its credential to gateways, in one page that loses nothing."""
+"""*Add a server*: tested first, then added to gateways with its credential, on one page that keeps all input."""
 
 import json
 from pathlib import Path
@@ -159,7 +159,7 @@ def test_a_name_that_nobody_typed_becomes_what_the_server_says_once_it_answers(
 def test_a_server_takes_its_own_name_with_its_first_answer_unless_somebody_typed_one(
     typed: str, run: Run, ana: User, sign_in: SignIn
 ) -> None:
-    """It was added without the credential that it wants, so that it had not said its name."""
+    """It was added without its required credential, so its name was not known yet."""
     client, url = sign_in(ana), run(upstreams.github()).url
     checked = client.post(PATH, {"check": "1", "url": url}).context
     name = typed or checked["form"]["name"].value()
@@ -434,7 +434,7 @@ def test_a_file_of_tiles_that_cannot_be_used_says_why_and_leaves_the_address_fie
 
 
 def registry(*entries: Any, status: int = 200) -> App:
-    """A registry with the official API that lists these."""
+    """Return a registry with the official API that lists these servers."""
     asked: list[bytes] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""*Test connection*, against real servers of both eras and against ones that misbehave."""
+"""*Test connection*, with real servers of both eras and with broken ones."""
 
 import json
 from ipaddress import ip_network
@@ -265,7 +265,7 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
 
 
 def paged(count: int, *, stuck: bool = False, error: int = 0) -> upstreams.App:
-    """A server of the newer era that hands out one tool a page."""
+    """Return a 2026-07-28 server that lists one tool per page."""
 
     def tool(number: int) -> dict[str, Any]:
         return {"name": f"tool_{number}", "inputSchema": {"type": "object"}}

@@ -1,4 +1,4 @@
-"""The Identities tab of a server: shared ones are added, none is ever shown, all can be ended."""
+"""The Identities tab of a server: shared ones are added, secrets are never shown, all can be revoked."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a server wants of its callers, found out wherever servers and issuers say it."""
+"""The authentication a server requires, discovered wherever servers and issuers state it."""
 
 from typing import Any
 

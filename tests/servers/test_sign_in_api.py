@@ -1,4 +1,4 @@
-"""Signing in at the issuer of a server from a program: POST /api/sign-ins, and what identities say of it."""
+"""Sign-in at a server's issuer from a program: POST /api/sign-ins, and the state of identities."""
 
 import json
 from collections.abc import Iterator
@@ -149,7 +149,7 @@ def test_a_server_that_names_another_issuer_is_an_event_with_the_sign_ins_it_end
 
 
 def signed_in(client: Client, server: Server) -> Any:
-    """The one identity that a sign-in brings."""
+    """Sign in, and return the one new identity."""
     client.get(consent(begin(client, {"server_id": str(server.pk)}).json()["authorization_url"]))
     (identity,) = client.get("/api/identities").json()["results"]
     return identity

@@ -1,4 +1,4 @@
-"""What a sign-in at the issuer of a server must never bring, whoever is at work meanwhile."""
+"""Security of sign-ins at a server's issuer, with concurrent changes."""
 
 import html
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ NEXT = "/settings/identities"
 
 @dataclass
 class Busy(Issuer):
-    """An issuer during whose exchange of a code something else happens."""
+    """An issuer that runs something else during the exchange of a code."""
 
     meanwhile: Callable[[], Any] | None = None
     issued: list[OAuthToken] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Github:
 
 @pytest.fixture(autouse=True)
 def _keys_of_this_test() -> Iterator[None]:
-    """What seals is made anew after a test that lost the key."""
+    """Recreate the cipher after a test that removed the key."""
     yield
     cipher.cache_clear()
 
@@ -367,7 +367,7 @@ def test_a_registration_that_fails_leaves_the_one_of_before_in_force(github: Git
 
 @pytest.fixture
 def evil(github: Github, run: Run) -> Github:
-    """A server of the same gateway whose issuer is after what GitHub's grants."""
+    """A server of the same gateway whose issuer tries to get GitHub's tokens."""
     issuer = Busy()
     upstream = run(issuer.app())
     server = make.server(slug="evil", name="Evil", url=upstream.url, auth_type=AuthType.OAUTH)
@@ -380,7 +380,7 @@ def origin(github: Github) -> str:
 
 
 def mixed_up(evil: Github, client: Client, **instead: str) -> str:
-    """Where a sign-in at Evil leads that asks at GitHub instead, for the client that GitHub knows."""
+    """Return the authorization URL of a sign-in at Evil that points to GitHub, with the client GitHub knows."""
     asked = evil.begin(client, "/servers/evil/authenticate/")
     registration = ClientRegistration.objects.get(issuer=instead.pop("issuer"))
     theirs = {"client_id": registration.client_id, "redirect_uri": registration.redirect_uri, "resource": ""}
@@ -529,7 +529,7 @@ def test_a_client_whose_secret_no_key_opens_has_to_be_entered_again(
 
 @pytest.fixture
 def _public(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The addresses of the tests are allowed private ones; here whatever answers counts as public."""
+    """Treat the tests' private addresses as public."""
     monkeypatch.setattr(Guard, "is_inside", lambda self, address: False, raising=False)
 
 

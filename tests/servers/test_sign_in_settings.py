@@ -1,4 +1,4 @@
-"""What an administrator sets of how people sign in at a server, by each door, and what that does."""
+"""An administrator's sign-in settings of a server, through each interface, and their effect."""
 
 import html
 import json
@@ -423,7 +423,7 @@ def test_a_sign_in_under_way_keeps_nothing_when_its_settings_change_meanwhile(
 
 @pytest.fixture
 def lasting(github: Github) -> Github:
-    """An issuer that says it grants lasting access, and refuses who asks for it."""
+    """An issuer that advertises offline access, and refuses requests for it."""
     github.issuer.metadata = {"scopes_supported": ["read", "offline_access"]}
     github.issuer.refuses_scope = "offline_access"
     return github

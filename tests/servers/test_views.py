@@ -27,7 +27,7 @@ def text(response: Any) -> str:
 
 
 def filled(**values: Any) -> dict[str, Any]:
-    """The form of a server that nothing is wrong with."""
+    """Return a valid form of a server."""
     return {"name": "Docs", "url": "http://127.0.0.1:9/mcp", "auth_type": "none", "timeout_seconds": 30} | values
 
 

@@ -1,4 +1,4 @@
-"""Sinks that keep objects in S3: each row at least once, and nothing that is there written over."""
+"""Sinks that write objects to S3: each row at least once, without overwriting objects."""
 
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -60,7 +60,7 @@ def test_rows_are_kept_as_parquet(bucket: Bucket) -> None:
 
 
 def test_delivery_that_is_repeated_makes_no_other_object(bucket: Bucket) -> None:
-    """Its acknowledgement was lost: the sink is where it was."""
+    """Its acknowledgement was lost, so the sink's position has not changed."""
     sink = to(bucket, sends_events=False)
     made = {str(call().uid) for _ in range(4)}
     before = {name: getattr(sink, name) for name in reading.POSITION}

@@ -1,4 +1,4 @@
-"""Sinks that are collectors of OpenTelemetry: rows as log records, read with OpenTelemetry's own messages."""
+"""OpenTelemetry collectors as sinks: rows as log records, decoded with OpenTelemetry's own messages."""
 
 import json
 from collections.abc import Iterator
@@ -107,7 +107,7 @@ def test_the_resource_is_sent(collector: Collector, settings: Any) -> None:
 
 
 def test_a_record_that_is_rejected_is_found_left_out_and_named(collector: Collector) -> None:
-    """A collector says how many, and not which."""
+    """A collector states how many records it rejected, but not which."""
     sink = to(collector, secret=HEADERS)
     made = [call() for _ in range(9)]
     bad = str(made[4].uid)
@@ -269,7 +269,7 @@ def test_a_collector_is_where_servers_may_be(address: str) -> None:
 
 
 def test_headers_are_not_shown_to_another_place_than_they_were_entered_for(collector: Collector) -> None:
-    """Who may set a sink up may not read its secret."""
+    """A person who may set up a sink may still not read its secret."""
     sink = to(collector, secret=HEADERS)
     with pytest.raises(BadSinkSecret, match="Enter it again"):
         sink.edit(address="http://127.0.0.1:9/v1/logs", by=None)

@@ -1,4 +1,4 @@
-"""What a sink gets: every committed row, at least once, whatever the receiver and the writers do."""
+"""A sink gets every committed row at least once, whatever receiver and writers do."""
 
 import json
 import socket
@@ -132,7 +132,7 @@ def test_calls_that_took_long_are_sent_with_the_next_stretch(to_hook: MakeSink, 
 
 
 def test_paused_for_long_goes_on_where_it_was(to_hook: MakeSink, hook: Webhook) -> None:
-    """Days of rows, some of them of calls that took hours, and batches of three."""
+    """Days of rows, some of calls that took hours, in batches of three."""
     sink = to_hook(sends_events=False)
     then = timezone.now() - 6 * DAY
     Sink.objects.update(calls_at=then, near_from=then - NEAR)
@@ -189,7 +189,7 @@ def test_checkpoints_come_with_the_calls(to_hook: MakeSink, hook: Webhook) -> No
 
 
 def test_a_checkpoint_that_came_twice_as_another_one_is_told_whichever_came_last(db: None) -> None:
-    """Who can sign anew can also have a sink get the rewritten ones, after those of before."""
+    """An attacker who can sign again can also send rewritten checkpoints to a sink, after the original ones."""
     sealing.keep_up()
     one = Checkpoint.objects.get(number=1)
     other = one.body.replace('"rows":0', '"rows":1')
@@ -327,7 +327,7 @@ def test_row_that_is_refused_for_good_keeps_no_other_waiting(to_hook: MakeSink, 
 
 @pytest.mark.parametrize("status", [400, 404, 413])
 def test_receiver_that_refuses_everything_loses_no_row(status: int, to_hook: MakeSink, hook: Webhook) -> None:
-    """An address that is wrong refuses a line that says it is a test as well."""
+    """A wrong address refuses a test line as well."""
     sink = to_hook(sends_events=False)
     made = {str(call().uid) for _ in range(5)}
     hook.refuses = lambda rows: status
@@ -419,7 +419,7 @@ def test_who_waits_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: W
 def test_what_was_lent_is_nobody_elses_until_the_loan_ends(
     to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was killed while it waited for the receiver."""
+    """The previous process was killed while waiting for the receiver."""
     sink = to_hook(sends_events=False)
     call()
     with reading.leased_reader(sink.pk) as reader:
@@ -461,7 +461,7 @@ def test_slow_receiver_is_not_waited_for_longer_than_a_delivery_may_take(
     over = threading.Event()
 
     def drip(request: Request) -> None:
-        """A byte now and then, for ever."""
+        """Send a byte now and then, forever."""
         request.handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
         while not over.wait(0.05):
             request.handler.wfile.write(b"X")
@@ -494,7 +494,7 @@ def test_who_has_not_the_lease_sends_nothing(to_hook: MakeSink, hook: Webhook) -
 
 
 def test_who_comes_late_does_not_move_the_sink_back(to_hook: MakeSink, hook: Webhook) -> None:
-    """Its lease was over; what is left of that process moves nothing."""
+    """Its lease had expired, so it can no longer move the position."""
     sink = to_hook(sends_events=False)
     call()
     with reading.leased_reader(sink.pk) as reader:

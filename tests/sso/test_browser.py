@@ -1,4 +1,4 @@
-"""An organisation's sign-in in a real browser: set up on its page, and button and signing out work under our policy."""
+"""An organisation's sign-in in a real browser under our policy: setting it up, the button, and signing out."""
 
 import pytest
 from playwright.sync_api import expect

@@ -1,4 +1,4 @@
-"""Before a sensitive change, who has neither a password nor a code here signs in at the organisation anew."""
+"""Before a sensitive change, people with neither a password nor a code here sign in at the organisation again."""
 
 import time
 from typing import Any
@@ -21,7 +21,7 @@ DEFAULTS = ("payload_limit_bytes", "log_retention_days", "oauth_access_token_sec
 
 @pytest.fixture
 def visit(organisation: Organisation, provider: Provider, sign_in: SignIn) -> Visit:
-    """An administrator of the organisation, who signed in some time ago."""
+    """An administrator of the organisation who signed in some time ago."""
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
     organisation.knows("mia")
     visit = sign_in("mia")
@@ -76,7 +76,7 @@ def test_who_has_just_signed_in_is_not_asked_where_the_provider_says_that_it_ask
     sign_in: SignIn,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An open session at the provider leads straight back: that is no confirmation."""
+    """An open session at the provider redirects back at once, which is no confirmation."""
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
     organisation.knows("mia")
     finish = oidc.finish_oidc
@@ -96,7 +96,7 @@ def test_who_has_just_signed_in_is_not_asked_where_the_provider_says_that_it_ask
 
 
 def test_a_second_factor_is_added_only_after_a_confirmation(visit: Visit) -> None:
-    """Else whoever has the browser for a minute would have a code of their own to confirm everything with."""
+    """Otherwise a person with a minute at the browser could add a code of their own and confirm everything."""
     for act in (visit.client.get, visit.client.post):
         asked = act("/settings/second-factor/activate/")
         assert asked.status_code == 302

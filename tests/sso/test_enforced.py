@@ -1,4 +1,4 @@
-"""Where sign-in by the organisation is enforced, passwords are taken of nobody but break-glass owners."""
+"""With enforced sign-in by the organisation, only break-glass owners may use passwords."""
 
 from io import StringIO
 from typing import Any
@@ -264,7 +264,7 @@ def test_whoever_runs_the_machine_ends_the_enforcement(breaker: User) -> None:
 def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
-    """Not those of break-glass owners, whoever enforces it."""
+    """Sessions of break-glass owners continue, whoever enforces it."""
     breaker, mia, outside = owner(), make.user(email="mia@example.com"), make.user(email="guest@partner.example.org")
     breaker.set_break_glass(True, by=None)
     organisation.knows("bo")
@@ -284,7 +284,7 @@ def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
 
 @pytest.mark.parametrize("way", ["page", "rest"])
 def test_who_enforces_it_without_breaking_the_glass_is_signed_out_with_the_rest(provider: Provider, way: str) -> None:
-    """Also when the form had waited for the password, so that the session is written once more."""
+    """Also if the form was held for a password confirmation, so that the session is saved again."""
     owner().set_break_glass(True, by=None)
     boss = owner("boss@example.com", app=False)
     client = typed(boss.email)[0]
@@ -317,7 +317,7 @@ def test_a_domain_that_is_added_ends_its_sessions_and_another_change_ends_none(b
 
 
 def test_a_password_that_was_right_before_it_was_enforced_opens_no_session_after_it(provider: Provider) -> None:
-    """Between password and code lies a moment in which somebody enforces it."""
+    """Enforcement may start between the password and the code."""
     owner().set_break_glass(True, by=None)
     late = owner("late@example.com")
     client, response = typed(late.email)
@@ -344,7 +344,7 @@ def test_a_sign_in_that_the_organisation_began_before_hides_no_alarm(breaker: Us
 
 
 def broken_glass(person: User) -> Client:
-    """The browser of a break-glass owner who signed in with password and code."""
+    """Return the browser of a break-glass owner who signed in with password and code."""
     client = typed(person.email)[0]
     type_code(client)
     assert is_in(client)
@@ -352,7 +352,7 @@ def broken_glass(person: User) -> Client:
 
 
 def type_code(client: Client) -> None:
-    """The second factor, also when the same half minute's code was used elsewhere."""
+    """Enter the second factor, even if the same code was used elsewhere."""
     cache.clear()
     client.post("/accounts/second-factor/", {"code": code_of(APP_SECRET)})
 
@@ -407,7 +407,7 @@ def test_an_address_of_the_domain_ends_sessions_that_began_with_a_password(break
 
 @pytest.mark.parametrize("way", ["page", "rest"])
 def test_who_ends_their_own_break_glass_is_signed_out_without_an_error(breaker: User, way: str) -> None:
-    """Also when the form had waited for the password, so that the session is written once more."""
+    """Also if the form was held for a password confirmation, so that the session is saved again."""
     other = owner("other@example.com")
     other.set_break_glass(True, by=breaker)
     client = broken_glass(other)

@@ -1,4 +1,4 @@
-"""Encrypted assertions: a provider that others wrote encrypts for us, and encryption is no way around the signature."""
+"""Encrypted assertions of a third-party provider; encryption does not replace the signature."""
 
 import base64
 import re
@@ -39,13 +39,13 @@ METADATA = "/accounts/organisation/saml/metadata/"
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[str, str]:
-    """A key as `Provider.edit` makes it: to make one takes longer than what most tests do with it."""
+    """A key as made by `Provider.edit`, shared because making one is slow."""
     return make_key()
 
 
 @pytest.fixture
 def taking(saml: Provider, pair: tuple[str, str]) -> Provider:
-    """What the provider encrypts is taken, as `Provider.edit(takes_encrypted=True)` would have left it."""
+    """A provider with encrypted assertions enabled, as `Provider.edit(takes_encrypted=True)` leaves it."""
     DecryptionKey.add(*pair)
     Provider.objects.update(takes_encrypted=True)
     return Provider.load()
@@ -61,7 +61,7 @@ def metadata() -> str:
 
 
 def published() -> str:
-    """The certificate that our metadata say to encrypt for."""
+    """Return the encryption certificate in our metadata."""
     (found,) = re.findall(r'use="encryption">.*?<ds:X509Certificate>([^<]+)', metadata())
     return str(found)
 
@@ -72,7 +72,7 @@ def encrypted(content: Any, **how: Any) -> Any:
 
 
 def brought(answer: Answer, build: Callable[[Answer], Any]) -> SamlVisit:
-    """The response around what is built, to a request that really was begun."""
+    """Return the response around what is built, to a request started in this browser."""
     return tried(answer, lambda given: sent(given.around(build(given))))
 
 
@@ -221,7 +221,7 @@ def changed(signed: Any) -> Any:
 
 
 def other_around(signed: Any, answer: Answer) -> Any:
-    """An assertion of somebody else's words with the signed one in it."""
+    """Return another assertion with the signed one in it."""
     evil = answer.assertion()
     evil.set("ID", "_evil")
     evil.find(".//saml:Subject", NS).append(signed)
@@ -241,7 +241,7 @@ def test_a_response_may_be_signed_around_an_encrypted_assertion(answer: Answer) 
 
 
 def test_prefixes_of_the_response_leave_the_assertion_as_it_was_signed(answer: Answer) -> None:
-    """Put among elements with another prefix for the same namespace, it would get that, and be changed."""
+    """Moved among elements with another prefix for the same namespace, its text would change."""
 
     def around(given: Answer) -> Any:
         text = etree.tostring(given.around(encrypted(given.signed())))
@@ -366,7 +366,7 @@ def test_a_new_key_is_published_and_the_one_before_opens_until_there_is_another(
 
 
 def test_one_request_for_a_new_key_makes_one_however_often_it_is_sent(taking: Provider) -> None:
-    """The one before opens what comes until the provider has the new one: another would end it."""
+    """The previous key decrypts until the provider has the new one; another new key would end it."""
     boss = make.user(*Capability)
     rest, seen = Rest.of(boss), {"If-Match": Rest.of(boss).get("/organisation").headers["ETag"]}
 

@@ -1,4 +1,4 @@
-"""Setting SAML up: page, REST, Django's admin, and what is refused."""
+"""Setting SAML up by page, REST and Django's admin, and refused settings."""
 
 import base64
 import subprocess
@@ -58,7 +58,7 @@ def boss(db: None) -> Client:
 
 @pytest.fixture
 def pasted(db: None) -> Provider:
-    """A provider whose metadata were pasted."""
+    """A provider with pasted metadata."""
     role = make.role()
     return Provider.edit(
         by=None, protocol="saml", mode="offered", name="Example", metadata_xml=PASTED, default_role=role
@@ -90,7 +90,7 @@ def test_our_metadata_say_where_answers_are_taken_and_that_they_have_to_be_signe
 
 
 def test_metadata_at_an_address_are_read_through_the_guard(boss: Client, settings: Settings) -> None:
-    """And never by a library that asks whatever it is told."""
+    """A library would fetch any URL it is given."""
     inside = FORM | {"metadata_url": "http://127.0.0.1:9/metadata"}
     refused = boss.post(PAGE, inside)
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
@@ -127,7 +127,7 @@ def test_what_stands_at_the_address_is_bounded_and_believed_as_it_is_only(
 
 
 def broken(part: bytes, by: bytes) -> str:
-    """Metadata with a certificate in which these bytes stand in place of those, at the last place where they are."""
+    """Return metadata with the last occurrence of these bytes in the certificate replaced."""
     before, after = base64.b64decode(PAIR.bare).rsplit(part, 1)
     return PASTED.replace(PAIR.bare, base64.b64encode(before + by + after).decode())
 
@@ -237,7 +237,7 @@ def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
 def test_whom_people_become_through_saml_is_set_by_who_holds_everything(
     terms: dict[str, Any], pasted: Provider
 ) -> None:
-    """Also an address is asked for nobody else."""
+    """No address is looked up for others, either."""
     lacking = make.user(*(each for each in Capability if each != Capability.LOGS_READ))
     before = Provider.load().editable()
 
@@ -280,7 +280,7 @@ def test_a_key_is_made_for_signed_requests_held_sealed_and_gone_with_them(pasted
 
 
 def test_whoever_signs_requests_has_a_key(db: None, saml_organisation: SamlOrganisation) -> None:
-    """Also who asked for that before SAML was chosen; and a row that lost its key is no error, and gets a new one."""
+    """Also if that was set before SAML was chosen; a row that lost its key gets a new one without an error."""
     Provider.edit(by=None, signs_requests=True)
     row = Provider.edit(by=None, protocol="saml", mode="offered", name="Example", metadata_xml=PASTED)
     assert (row.has_secret, bool(row.own_certificate)) == (True, True)
@@ -350,7 +350,7 @@ def test_test_reads_the_metadata_anew_and_says_what_was_found(
 
 
 def test_a_certificate_past_its_end_is_accepted_while_the_metadata_name_it_and_test_says_so(pasted: Provider) -> None:
-    """The metadata are what is believed; nobody shall be locked out at midnight."""
+    """The metadata establish trust, and nobody should be locked out at midnight."""
     old = Pair.make("old", until=timedelta(days=-1))
     provider = Provider.edit(by=None, metadata_xml=metadata_of(ENTITY, SSO, old), domains=["example.com"])
 
@@ -424,7 +424,7 @@ def test_a_stranger_sends_no_more_answers_than_an_office_would(saml: Provider, m
 def test_answers_that_are_accepted_are_not_counted(
     saml: Provider, saml_organisation: SamlOrganisation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An office is behind one address."""
+    """A whole office may use one address."""
     limit = sign_in_limits.MOST["organisation answer, from one address"]
     monkeypatch.setitem(sign_in_limits.MOST, "organisation answer, from one address", (2, limit[1]))
 

@@ -1,4 +1,4 @@
-"""Sessions of people who signed in at their organisation: second factor, logout there, and what goes on."""
+"""Sessions of people who signed in at their organisation: second factor, logout there, and exceptions."""
 
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, urljoin, urlsplit
@@ -294,7 +294,7 @@ def test_whose_keys_cannot_be_read_people_are_led_to_all_the_same_to_sign_in_and
 def test_sign_ins_that_succeed_use_up_nothing_of_an_address(
     organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of an office whose people are behind one; those that are given up do."""
+    """Like an office behind one address; abandoned ones count."""
     monkeypatch.setitem(MOST, "organisation, from one address", (2, MINUTE))
     organisation.knows("mia")
     for _ in range(4):
@@ -305,7 +305,7 @@ def test_sign_ins_that_succeed_use_up_nothing_of_an_address(
 
 @pytest.fixture
 def asked(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The addresses that a provider which is down was asked at."""
+    """The URLs requested from a provider that is down."""
     asked: list[str] = []
 
     def down(self: Http, url: str, headers: object = None) -> NoReturn:
@@ -326,7 +326,7 @@ def test_what_is_no_token_makes_us_ask_nobody(asked: list[str]) -> None:
 def test_a_provider_that_is_down_is_asked_once_in_a_while_whoever_sends_tokens(
     provider: Provider, asked: list[str]
 ) -> None:
-    """And at once when somebody has mended it and presses *Test*."""
+    """*Test* asks at once, after somebody has repaired it."""
     token = "eyJhbGciOiJFUzI1NiJ9.e30.eA"
     for _ in range(5):
         assert Client().post(LOGOUT, {"logout_token": token}).status_code == 503

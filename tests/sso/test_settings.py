@@ -1,4 +1,4 @@
-"""Setting the sign-in by the organisation up: page, REST, and what is refused."""
+"""Setting up the sign-in by the organisation: page, REST, and refused settings."""
 
 import json
 from ipaddress import ip_network
@@ -119,7 +119,7 @@ def all_but_one(db: None) -> User:
 def test_whom_people_of_the_organisation_become_is_set_by_who_holds_everything(
     terms: dict[str, Any], all_but_one: User
 ) -> None:
-    """Also when only people or groups differ, and the roles that are given stay those that somebody else chose."""
+    """Also if only people or groups change, and the roles were chosen by somebody else."""
     strong, weak = make.role(*Capability), make.role()
     known: dict[str, Any] = {
         "name": "Ours",

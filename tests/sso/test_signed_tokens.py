@@ -1,4 +1,4 @@
-"""What an ID token and a logout token have to say, and who has to have signed them."""
+"""Required claims and signatures of ID tokens and logout tokens."""
 
 import time
 from typing import Any

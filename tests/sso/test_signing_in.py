@@ -1,4 +1,4 @@
-"""People sign in at their organisation: who they are here, and what their groups give them at every sign-in."""
+"""Sign-in at the organisation: the account here, and roles and teams from groups at each sign-in."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db
 
 
 def without_token(visit: Visit) -> str:
-    """The page that came of it, but for the token of its forms."""
+    """Return the resulting page, without its CSRF token."""
     return re.sub(r'"X-CSRFToken": "\w+"', "", visit.response.content.decode())
 
 
@@ -67,7 +67,7 @@ def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
 def test_what_another_release_keeps_of_the_provider_is_not_read(
     name: str, fields: str, organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
-    """Both serve for the time of an upgrade, from one cache."""
+    """Two releases share a cache during an upgrade."""
     document = oidc.fetch_provider_json(provider, f"{provider.issuer}/.well-known/openid-configuration")
     said = document | {"auth_methods": ("client_secret_basic",), "says_iss": True, "keys": [{}]}
     issuer = hashlib.sha256(provider.issuer.encode()).hexdigest()[:32]
@@ -281,7 +281,7 @@ def claims_of_mia(provider: Provider, *groups: str, says_groups: bool = True) ->
 def test_nobody_gets_more_by_groups_that_are_left_out(
     provider: Provider, says_groups: bool, default: str, expected: str
 ) -> None:
-    """Nor keeps what a group gave them; what they lose without a word of groups is noted."""
+    """Missing groups give nothing and remove earlier gifts; a loss without a statement of groups is recorded."""
     roles = {
         "Wide": make.role(Capability.LOGS_READ, Capability.HOSTS_READ, name="Wide"),
         "Guest": make.role(Capability.LOGS_READ, name="Guest"),
@@ -321,7 +321,7 @@ def test_whoever_no_rule_gave_anything_makes_no_note(provider: Provider) -> None
 def test_a_new_person_is_made_with_an_address_that_is_verified_or_of_the_organisation(
     organisation: Organisation, provider: Provider, sign_in: SignIn, verified: bool | None, domains: list[str]
 ) -> None:
-    """Else whoever may write their own address there would be here as somebody who has yet to come."""
+    """Otherwise people who choose their own address there could take the place of somebody yet to come."""
     Provider.edit(by=None, domains=domains)
     organisation.knows("eve", email="ceo@example.com", email_verified=verified)
 
@@ -351,7 +351,7 @@ def test_claims_are_taken_as_they_are_or_not_at_all(provider: Provider) -> None:
 def test_a_verified_address_is_the_one_that_is_said_beside_it(
     provider: Provider, monkeypatch: pytest.MonkeyPatch, email: str
 ) -> None:
-    """Not the one of the other document, as when people may write what one of them says."""
+    """The claims come from one document: people may be able to edit the other one."""
     userinfo = {"sub": "mia", "email": "eve@example.com", "email_verified": True}
     monkeypatch.setattr(oidc, "fetch_provider_json", lambda *_: userinfo)
 

@@ -1,4 +1,4 @@
-"""/api/tokens: list, create, edit and end."""
+"""/api/tokens: list, create, edit and revoke."""
 
 from datetime import timedelta
 from typing import Any
@@ -312,7 +312,7 @@ def test_a_limit_is_set_and_taken_off(ana: User, bot: Host, work: Gateway) -> No
 
 
 def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ana: User, ann: User, link: Connection) -> None:
-    """What one has is left to its owner; how much of it there is, is for who manages tokens."""
+    """Owners manage the limits they have; raising one takes the capability to manage tokens."""
     token = make.token(make.connection(link.host, link.gateway, ann), calls_per_minute=600).token
     own, path = Rest.of(ann), f"/tokens/{token.pk}"
 

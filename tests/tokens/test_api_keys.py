@@ -1,4 +1,4 @@
-"""People's keys for the REST API: what they may do, and when they end."""
+"""People's keys for the REST API: their rights, and their end."""
 
 from datetime import timedelta
 from typing import Any
@@ -84,7 +84,7 @@ def test_a_change_needs_no_csrf_and_names_the_key(eve: User) -> None:
 
 
 def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
-    """The same verb decides as on the page, with the key's capabilities instead of its owner's."""
+    """The same method decides as on the page, with the key's capabilities instead of its owner's."""
     boss = make.user(*Capability)
     viewer, member = make.role(Capability.LOGS_READ), make.role()
     key, secret = make.api_key(boss, Capability.PEOPLE_MANAGE)
@@ -104,7 +104,7 @@ def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
 
 
 def test_a_key_changes_no_rights_and_lets_nobody_in_again() -> None:
-    """It may still shut people out."""
+    """It may still deactivate people."""
     boss, bo = make.user(*Capability), make.user()
     rest = Rest.bearing(make.api_key(boss, *Capability).secret)
     role, refused = f"/roles/{boss.role_id}", (403, "key_not_accepted")
@@ -119,7 +119,7 @@ def test_a_key_changes_no_rights_and_lets_nobody_in_again() -> None:
 
 
 def test_what_a_key_made_is_told_with_it_and_outlives_it() -> None:
-    """As docs/explanation/security-model.md says."""
+    """As documented in docs/explanation/security-model.md."""
     boss = make.user(*Capability)
     host, gateway = make.agent(by=boss), make.gateway()
     key, secret = make.api_key(boss, Capability.API_TOKENS_MANAGE)
@@ -135,7 +135,7 @@ def test_what_a_key_made_is_told_with_it_and_outlives_it() -> None:
 
 
 def test_a_key_does_not_renew_its_owners_own_tokens(eve: User) -> None:
-    """It would get a secret for /mcp out of a key that may only read."""
+    """Otherwise a read-only key could get a secret for /mcp."""
     token = make.token(make.connection(make.agent(by=eve), make.gateway(), eve)).token
 
     rest = Rest.bearing(make.api_key(eve, Capability.HOSTS_READ).secret)
@@ -334,7 +334,7 @@ def text(answer: Any) -> str:
 
 @pytest.fixture
 def page(eve: User) -> Client:
-    """Eve's browser, in which she typed her password just now."""
+    """Eve's browser, with a recent password confirmation."""
     client = Client()
     client.force_login(eve)
     return confirmed(client)

@@ -1,4 +1,4 @@
-"""Editing a token: name, expiration and IP allowlist, nothing else."""
+"""Editing a token: only name, expiration and IP allowlist."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -148,7 +148,7 @@ def test_no_expiry_is_offered_where_the_workspace_allows_it(ana: User, token: To
 
 
 def test_keeping_no_expiry_needs_no_permission_of_the_workspace(ana: User, token: Token, sign_in: SignIn) -> None:
-    """Turning the setting off does not touch the tokens there are."""
+    """Turning the setting off does not change existing tokens."""
     Token.objects.filter(pk=token.pk).update(expires_at=None)
 
     answer = sign_in(ana).post(path(token), KEPT | {"name": "renamed"}, headers=ON_LIST)

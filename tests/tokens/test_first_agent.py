@@ -1,4 +1,4 @@
-"""Create Token on a fresh installation: whoever may add agents names the first one there and goes on with its token."""
+"""Create Token on a fresh installation: people who may add agents name the first one and continue with its token."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def work() -> Gateway:
 
 @pytest.fixture
 def maker(sign_in: SignIn) -> Client:
-    """Somebody who may add agents and look at nothing."""
+    """A browser of a person who may add agents and see nothing."""
     return sign_in(make.user(Capability.API_TOKENS_MANAGE))
 
 

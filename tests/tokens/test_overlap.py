@@ -1,4 +1,4 @@
-"""A token rolled with an overlap: both secrets work until it is over, each with its own last use."""
+"""A token rotated with an overlap: both secrets work until it ends, each with its own last use."""
 
 from datetime import timedelta
 from typing import Any
@@ -44,7 +44,7 @@ def roll(issued: Issued, hours: int = 24) -> Issued:
 
 
 def says(*secrets: str, keys: list[bytes] | None = None) -> list[str]:
-    """What the statement that decides every request says to each of these secrets."""
+    """Return the deciding statement's result for each of these secrets."""
     slug = Token.objects.first().connection.gateway.slug  # type: ignore[union-attr]
     told = ask([(one, slug, ServersNeeded.NONE, "") for one in secrets], keys)
     return [_said(grant) for grant in told]

@@ -1,4 +1,4 @@
-"""The text of bearer credentials."""
+"""The format of bearer credentials."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What people see when something is not theirs, not there, or too old."""
+"""Error pages for objects that are missing or not one's own, and for outdated forms."""
 
 import pytest
 from django.test import Client

@@ -1,4 +1,4 @@
-"""Lists: what a reader chooses of columns and order, what they may pick, and the palette."""
+"""Lists: columns, sort order, selected rows, and the palette."""
 
 import html
 import json
@@ -199,7 +199,7 @@ def test_the_palette_finds_things_by_name_and_what_may_be_done_with_them(ana: Us
 
 
 def acts(client: Any, words: str) -> list[tuple[str, str, str]]:
-    """Each act found: how it is sent and where to, its text, and what it says of the kind."""
+    """Return each found action: method and URL, text, and the named kind."""
     page = client.get("/find/", {"q": words}, headers=HTMX).content.decode()
     opened, inside = r'<(?:a href|form method="post" action)="([^"]+)">', r"(?:(?!</a|</form).)*?"
     act = rf"{opened}{inside}<span>([^<]*)</span><small>([^<]*)</small>"
@@ -260,7 +260,7 @@ def test_the_palette_takes_a_null_character_for_a_space(words: str, ana: User, s
 
 
 def make_pk(token: Any) -> Any:
-    """The id of a token, of what making one gives."""
+    """Return the id of a token, from the result of creating it."""
     return getattr(token, "pk", None) or token.token.pk
 
 
@@ -276,7 +276,7 @@ def test_the_palette_shows_nobody_what_they_may_not_see(ana: User, ann: User, si
 
 
 def asked_and_done(client: Client, path: str, picks: list[str]) -> tuple[str, str]:
-    """What is asked when these are picked, and what the page says once the number was typed as asked."""
+    """Return the confirmation for these rows, and the page after the number was typed."""
     asked = client.post(path, {"pick": picks})
     said = html.unescape(asked.content.decode())
     assert asked.status_code == 200

@@ -1,4 +1,4 @@
-"""Bodies of strangers end at their limit exactly, however they are packed and cut."""
+"""Untrusted bodies end exactly at their limit, with any compression and any chunks."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def test_exactly_the_limit_passes_and_a_byte_more_is_refused(
 
 @pytest.mark.parametrize("over", first(1, [0, -1, 1, 2]))
 def test_a_bomb_after_a_first_chunk_at_the_limit_never_unpacks(over: int) -> None:
-    """The first chunk unpacks to about the limit, the second to a thousand times as much."""
+    """The first chunk decompresses to about the limit, the second to a thousand times as much."""
     packer = zlib.compressobj(wbits=31)
     first = packer.compress(bytes(LIMIT + over)) + packer.flush(zlib.Z_SYNC_FLUSH)
     second = packer.compress(bytes(1000 * LIMIT)) + packer.flush()

@@ -1,4 +1,4 @@
-"""Large answers have room in memory: so many bytes of one person, so many of all."""
+"""The memory budget of large answers, per person and in total."""
 
 import asyncio
 from contextlib import suppress
@@ -25,7 +25,7 @@ def budget_of(seconds: float = 60) -> ByteBudget:
 
 
 async def soon() -> None:
-    """Let whatever is due in the loop happen."""
+    """Let all ready tasks of the loop run."""
     for _ in range(5):
         await asyncio.sleep(0)
 

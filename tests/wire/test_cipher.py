@@ -1,4 +1,4 @@
-"""Stored credentials are sealed under keys that can be rotated."""
+"""Stored credentials are encrypted with keys that can be rotated."""
 
 import pytest
 from cryptography.fernet import Fernet

@@ -1,4 +1,4 @@
-"""In which header a credential travels, and which it never takes."""
+"""Credential headers: the allowed ones, and those never used."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whose call goes to a server next."""
+"""Order of calls to a server."""
 
 import asyncio
 from collections import Counter
@@ -13,7 +13,7 @@ from wire.fair_queue import FairQueue, QueueFull
 
 
 def filled(bound: int, *callers: tuple[str, str]) -> tuple[FairQueue, int]:
-    """A queue after each of these tried to enter, and how many could."""
+    """Return a queue after these callers tried to enter, and how many could."""
     queue = FairQueue(bound)
     return queue, sum(queue.enter_now(*caller) for caller in callers)
 

@@ -1,4 +1,4 @@
-"""The way out through a proxy: what is asked of it, what never goes through it, and what is told when it fails."""
+"""The outbound proxy: its requests, exceptions, and error messages."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ type Ask = Callable[[Guard, str], bytes]
 
 @pytest.fixture
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
-    """How servers, and the proxy itself, prove who they are; this machine trusts it."""
+    """TLS certificates of servers and the proxy, trusted by this machine."""
     context = certificate(tmp_path / "end.pem", PUBLIC, "127.0.0.1", "docs.example.com", "inside.example.com")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "end.pem"))
     tls.cache_clear()
@@ -43,7 +43,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLCont
 
 @pytest.fixture
 def server(end: ssl.SSLContext) -> Iterator[int]:
-    """A server that speaks TLS and says {}, on a loopback port; the proxy takes it for every place there is."""
+    """A TLS server on a loopback port that answers {}; the proxy leads every host to it."""
     with (
         upstreams.running(upstreams.garbage(b"{}", kind="application/json")) as upstream,
         internet(upstream.port, end) as port,
@@ -69,12 +69,12 @@ async def _by_pool(guard: Guard, url: str) -> bytes:
 
 
 def by_pool(guard: Guard, url: str) -> bytes:
-    """As calls are sent, by asyncio's own loop."""
+    """Send as calls are sent, on asyncio's own loop."""
     return asyncio.run(_by_pool(guard, url))
 
 
 def by_uvloop(guard: Guard, url: str) -> bytes:
-    """As calls are sent, by the loop that workers have."""
+    """Send as calls are sent, on the workers' loop."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -82,7 +82,7 @@ def by_uvloop(guard: Guard, url: str) -> bytes:
 
 
 def by_httpx(guard: Guard, url: str) -> bytes:
-    """As Django fetches."""
+    """Send as Django fetches."""
     deadline = Deadline()
     deadline.set(20)
     with httpx.Client(transport=GuardedTransport(guard, deadline), trust_env=False) as client:
@@ -90,7 +90,7 @@ def by_httpx(guard: Guard, url: str) -> bytes:
 
 
 def by_stream(guard: Guard, url: str) -> bytes:
-    """As syslog is sent."""
+    """Send as for syslog."""
     parts, deadline = httpx.URL(url), Deadline()
     deadline.set(20)
     stream = open_stream(guard, parts.host, parts.port or 443, deadline, encrypted=parts.scheme == "https")
@@ -109,7 +109,7 @@ ways = pytest.mark.parametrize("ask", WAYS)
 
 
 def leads(monkeypatch: pytest.MonkeyPatch, name: str, *addresses: str) -> list[str]:
-    """Have the name lead to these addresses in turn, the last for ever; who was looked up."""
+    """Resolve the name to these addresses in turn, repeating the last; return the looked-up names."""
     real, asked, left = socket.getaddrinfo, list[str](), list(addresses)
 
     def resolve(host: Any, port: Any, *rest: Any, **more: Any) -> Any:
@@ -185,7 +185,7 @@ def test_a_public_server_does_not_lead_through_the_proxy_into_a_network_that_oth
 def test_what_is_named_and_what_is_private_is_reached_without_the_proxy(
     ask: Ask, direct: list[Any], proxy: ForwardProxy, server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To connect to the public address from here leads nowhere; what counts is that the proxy is not asked for it."""
+    """A direct connection to a public address fails in tests; only the proxy's unused state counts."""
     outside = through(proxy, direct=places(direct))
 
     assert ask(Guard((LOOPBACK,), proxy=outside), f"https://127.0.0.1:{server}/mcp") == b"{}"
@@ -372,7 +372,7 @@ def test_a_server_behind_the_proxy_is_told_from_the_proxy_when_its_certificate_i
 def test_what_answers_at_the_end_of_a_tunnel_is_at_the_address_that_was_checked_and_not_where_the_proxy_is(
     proxy: ForwardProxy,
 ) -> None:
-    """Else a proxy in an allowed network made all that is behind it private."""
+    """Otherwise a proxy in an allowed network would make everything behind it private."""
     guard = Guard((LOOPBACK,), proxy=through(proxy, resolved=places(["docs.example.com"])))
     for host in (PUBLIC, "docs.example.com"):
         with (

@@ -1,4 +1,4 @@
-"""Which addresses a server may live at."""
+"""Allowed addresses of servers."""
 
 import ssl
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -165,7 +165,7 @@ INSIDE_V4, METADATA_V4 = "10.0.0.5", "169.254.169.254"
 
 
 def tunnelled(inner: str) -> list[str]:
-    """IPv6 addresses that lead to this IPv4 address through some tunnel or translator."""
+    """Return IPv6 addresses that lead to this IPv4 address through a tunnel or translator."""
     number = int(ip_address(inner))
     forms = {
         "ISATAP": (0x2A00_1450_4001_0800 << 64) | (0x5EFE << 32) | number,
@@ -251,7 +251,7 @@ def test_a_name_that_leads_to_where_we_listen_is_refused_when_a_socket_is_opened
 
 
 def test_the_authorities_of_the_machine_are_read_once_for_all_transports() -> None:
-    """It takes longer than most answers do, and a sign-in sends six requests."""
+    """Loading them takes longer than most responses, and a sign-in sends six requests."""
     contexts = [GuardedTransport(Guard())._by_scheme["https"]._pool._ssl_context for _ in range(2)]
 
     assert contexts[0] is not None

@@ -1,4 +1,4 @@
-"""One host is the same host however it is spelled, wherever hosts are compared."""
+"""Different spellings of a host are equal wherever hosts are compared."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Messages are read as JSON-RPC 2.0 says, and values pass through unchanged."""
+"""JSON-RPC 2.0 parsing; values pass unchanged."""
 
 import json
 import math
@@ -156,7 +156,7 @@ def test_a_malformed_message_may_still_name_its_method(body: bytes, method: str)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal in value and kind: 1 and True, 0.0 and -0.0 are told apart."""
+    """Return True if value and type are equal: 1 differs from True, and 0.0 from -0.0."""
     if isinstance(one, float) and isinstance(other, float):
         return one == other and math.copysign(1, one) == math.copysign(1, other)
     if isinstance(one, dict) and isinstance(other, dict):

@@ -1,4 +1,4 @@
-"""What is read from authorization servers, in all the forms they write it."""
+"""Parsing responses of authorization servers in all their forms."""
 
 import json
 

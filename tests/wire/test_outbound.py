@@ -1,4 +1,4 @@
-"""The client for all HTTP that is not MCP, against a server that answers in every bad way."""
+"""The client for all HTTP except MCP, with a server that misbehaves in every way."""
 
 import gzip
 import threading

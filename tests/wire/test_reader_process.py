@@ -1,4 +1,4 @@
-"""Large answers are read and rewritten in another process; what comes out is what the worker itself would make."""
+"""Large answers are parsed and rewritten in another process, with the worker's own result."""
 
 import asyncio
 import json

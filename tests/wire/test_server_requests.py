@@ -1,4 +1,4 @@
-"""What a server asks during a request: handed to who takes it, and answered in the session it came in."""
+"""Server requests during our request: passed to a handler, and answered in the same session."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ ASKED = {"jsonrpc": "2.0", "id": "q1", "method": "sampling/createMessage", "para
 
 @dataclass
 class Asking(Script):
-    """Asks the client something before it answers a call, and answers with what it was told."""
+    """Sends a request before it answers a call, and returns the client's answer."""
 
     told: dict[object, tuple[str, Object]] = field(default_factory=dict)
     asked: Object = field(default_factory=lambda: ASKED)

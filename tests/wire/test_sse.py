@@ -1,4 +1,4 @@
-"""Event streams are read the same however they are cut."""
+"""Event streams give the same events for any chunks."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ line = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0")).map(st
 
 
 def read(stream: bytes, cuts: list[int] | None = None) -> list[ServerSentEvent]:
-    """The events of a stream that arrives in pieces."""
+    """Return the events of a stream cut at these positions."""
     reader, events, start = EventParser(LIMIT), [], 0
     for cut in [*sorted(cuts or []), len(stream)]:
         events += reader.feed(stream[start:cut])

@@ -1,4 +1,4 @@
-"""URIs of resources as clients are given them: every one comes back as it went out, expanded templates too."""
+"""Resource URIs for clients: each maps back to the original, including expanded templates."""
 
 from collections.abc import Callable
 from urllib.parse import quote
