@@ -39,7 +39,7 @@ type Outcomes = dict[str, Outcome]
 
 
 def scored(revision: str) -> list[str]:
-    """Return the server scenarios that a version of the specification (`2025-11-25`) requires, as the suite lists them."""
+    """Return the server scenarios that a version of the specification (`2025-11-25`) requires, by the suite."""
     listed = re.search(
         r"^server:\n((?:  - \S+\n)+)", (PACKAGE / "requirements" / f"{revision}.yaml").read_text(), re.MULTILINE
     )

@@ -1,4 +1,4 @@
-"""The client instructions: one source for the documents, How to Connect and the show-once dialog; each runs or parses."""
+"""Client instructions: one source for documents, How to Connect and the show-once dialog; each runs or parses."""
 
 import ast
 import json

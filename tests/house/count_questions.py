@@ -449,7 +449,7 @@ def _busiest(ask: Ask) -> "QuerySet[Call]":
 
 
 def _used(ask: Ask) -> "QuerySet[Call]":
-    """Return the tool calls of the page's gateway by known people; optionally of one person, or of one with one tool."""
+    """Return the tool calls of the page's gateway by known people, optionally of one person and one tool."""
     since = timezone.now() - SPANS[ask.query.get("range", "30d")]
     gateway = Gateway.objects.get(slug=ask.path[1])
     rows = Call.objects.filter(gateway_id=gateway.pk, method="tools/call", created_at__gte=since)

@@ -16,7 +16,7 @@ type Series = Callable[[int], float]
 def samples(
     actions: Series, *, leaks: float = 0.0, memory: Series = lambda _: 200.0, files: Series = lambda _: 60
 ) -> list[Sample]:
-    """Return samples in which two of a hundred actions leave a row for five minutes, and `leaks` of them one forever."""
+    """Return samples in which two of 100 actions leave a row for five minutes, and `leaks` of them forever."""
     done = [int(actions(number)) for number in range(SAMPLES)]
     ever = list(accumulate(done))
     rows = [
