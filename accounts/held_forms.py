@@ -92,7 +92,7 @@ def _onward(request: HttpRequest) -> str:
     sent = {"person": str(request.user.pk), "address": address, "sent": request.POST.urlencode()}
     packed = zlib.compress(orjson.dumps(sent))
     if len(packed) > MOST_BYTES:
-        messages.warning(request, "What you filled in is too large to be kept meanwhile. Please fill it in again.")
+        messages.warning(request, "Your input is too large to be kept during the confirmation. Enter it again.")
         return page
     key = secrets.token_urlsafe(9)
     sealed = cipher().seal(b64encode(packed).decode()).decode()

@@ -137,7 +137,7 @@ class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if not second_factor.is_offered():
-            return leave(request, reverse("mfa_index"), "Security keys take an https address with a name.")
+            return leave(request, reverse("mfa_index"), "Security keys need an https address with a host name.")
         return super().dispatch(request, *args, **kwargs)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
@@ -196,8 +196,8 @@ def remove_key(request: AppRequest, pk: int) -> HttpResponse:
         return confirm(
             request,
             title="Remove security key",
-            text=f"Remove {key}? It signs you in no more.",
-            more="Without another key or an app, your second factor is off then, and your recovery codes stop working.",
+            text=f"Remove {key}? You can no longer sign in with it.",
+            more="Without another key or an app, your second factor is then off, and your recovery codes stop working.",
             icon="shield",
             back=reverse("mfa_index"),
         )

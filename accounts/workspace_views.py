@@ -37,18 +37,18 @@ class WorkspaceForm(forms.Form):
         label="New apps",
         choices=NewAppPolicy.choices,
         widget=forms.RadioSelect,
-        help_text="Whether an app that connects for the first time may go on, or waits on Apps & Agents for an "
-        "administrator. Apps there are already stay as they are.",
+        help_text="Whether a new app may connect, or waits on Apps & Agents for approval. Existing apps are not "
+        "affected.",
     )
     setup_steps = forms.BooleanField(
         label="Show the first steps",
         required=False,
-        help_text="On the dashboard of those who set things up, until all are done.",
+        help_text="On the dashboard of administrators, until all are done.",
     )
     allow_non_expiring_tokens = forms.BooleanField(
         label="Allow tokens that never expire",
         required=False,
-        help_text="Adds “No expiry” beside 7, 30 and 90 days. Switched off again, such tokens live on but are marked.",
+        help_text="Adds “No expiry” beside 7, 30 and 90 days. Turning it off keeps existing tokens, but marks them.",
     )
     oauth_access_token_seconds = forms.IntegerField(
         label="Lifetime of an app's access token",
@@ -66,34 +66,34 @@ class WorkspaceForm(forms.Form):
         label="Keep logs for",
         min_value=1,
         max_value=3650,
-        help_text="Days, from 1 to 3650. Calls leave by whole days; by whole weeks when kept for more than 100 days, "
-        "by months for more than 730. Admin events are kept for ever. A shorter time takes effect a day later.",
+        help_text="Days, from 1 to 3650. Calls are deleted by whole days; above 100 by weeks, above 730 by months. "
+        "Admin events are kept forever. A shorter retention takes effect a day later.",
     )
     record_payloads = forms.BooleanField(
         label="Record payloads",
         required=False,
-        help_text="Keeps with each call what it sent and got, for those who may view recorded payloads. Passwords, "
-        "tokens and stored credentials are taken out first, as far as they can be told; other private words stay in.",
+        help_text="Records the arguments and result of each call, for people who may view payloads. Recognisable "
+        "passwords, tokens and stored credentials are removed first; other private data is kept.",
     )
     payload_limit_bytes = forms.IntegerField(
         label="Largest payload recorded",
         min_value=LEAST_PAYLOAD,
         max_value=MOST_PAYLOAD,
-        help_text="Bytes, from 256 to 65,536; what is longer is cut there.",
+        help_text="Bytes, from 256 to 65,536; longer payloads are cut.",
     )
     calls_per_minute = LimitField(
-        "Calls a minute, all together",
-        "Empty: no limit. Over it, callers get 429 and a time to wait; nothing is locked.",
+        "Calls per minute, in total",
+        "Empty: no limit. Above it, callers get 429 with Retry-After; nothing is locked.",
     )
     token_calls_per_minute = LimitField(
-        "Calls a minute, each token",
-        "Empty: no limit. A gateway and a token may have a limit of their own; the narrowest counts.",
+        "Calls per minute and token",
+        "Empty: no limit. Gateways and tokens can have their own limits; the lowest applies.",
     )
 
     def __init__(self, data: Any, *, workspace: WorkspaceSettings) -> None:
         super().__init__(data, initial={name: getattr(workspace, name) for name in self.base_fields})
         if oldest := Call.objects.oldest():
-            self.fields["log_retention_days"].help_text += f" The oldest call there is came on {oldest:%Y-%m-%d}."
+            self.fields["log_retention_days"].help_text += f" The oldest call is from {oldest:%Y-%m-%d}."
 
     def groups(self) -> dict[str, list[forms.BoundField]]:
         return {heading: [self[name] for name in names] for heading, names in GROUPS.items()}
@@ -118,7 +118,7 @@ def workspace(request: AppRequest) -> HttpResponse:
 def keep_logs(request: AppRequest) -> HttpResponse:
     """Revoke a shorter retention before it takes effect."""
     revoked = WorkspaceSettings.keep_logs(by=request.user)
-    return leave(request, reverse("accounts:workspace"), "Logs are kept" if revoked else "Nothing was to be dropped")
+    return leave(request, reverse("accounts:workspace"), "Logs are kept" if revoked else "No deletion was pending")
 
 
 @require_POST

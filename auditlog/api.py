@@ -381,7 +381,7 @@ class CallResource(Log):
         except Call.DoesNotExist as missing:
             raise Http404 from missing
         if question is None:
-            raise NotFound("The app, the person or the gateway of this call is gone.")
+            raise NotFound("The app, the person or the gateway of this call no longer exists.")
         return Response(TrailSerializer(trail_of(current_decision(question), self.me)).data)
 
     @action(detail=False, url_path="what-if")

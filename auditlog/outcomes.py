@@ -23,19 +23,17 @@ def in_short(reason: str) -> str:
 OUTCOMES = {
     "tool_error": Reason(Step.UPSTREAM, "The tool ran and reported an error."),
     "rpc_error": Reason(Step.UPSTREAM, "The call was answered with a protocol error."),
-    "unauthorized": Reason(Step.TOKEN, "The token did not let the caller in."),
-    "denied": Reason(Step.SERVER, "The gateway did not allow the call."),
+    "unauthorized": Reason(Step.TOKEN, "The token was refused."),
+    "denied": Reason(Step.SERVER, "The gateway refused the call."),
     "rate_limited": REASONS["rate_limited"],
     "upstream_error": Reason(Step.UPSTREAM, "The server could not be reached, or its answer could not be used."),
     "timeout": REASONS["timeout"],
     "bad_request": Reason(
         Step.REQUEST,
-        "The request could not be served as it stands: it is no MCP message, or its session or headers are not valid.",
+        "The request was invalid: it is not an MCP message, or its session or headers are invalid.",
     ),
-    "not_offered": Reason(
-        Step.REQUEST, "The client asked for a method or a stream that is not offered, and was told so."
-    ),
-    "cancelled": Reason(Step.UPSTREAM, "The caller left before the answer was there."),
+    "not_offered": Reason(Step.REQUEST, "The client requested a method or a stream that is not supported."),
+    "cancelled": Reason(Step.UPSTREAM, "The client disconnected before the answer was ready."),
 }
 
 

@@ -30,11 +30,11 @@ from ui.pages import PAGE_SIZE, AppRequest, moment_of, show, text_of
 PATIENCE = timedelta(minutes=5)  # How long a page polls; then the person must confirm that they still wait.
 LOOKED_AT = timedelta(hours=1)  # How far back an open page looks.
 # Why a call was refused, if it is known whether a switch or a policy did it.
-OF_POLICY = "The policy of this gateway blocks everything of this server."
+OF_POLICY = "The policy of this gateway blocks everything this server offers."
 SWITCHED_OFF = {
-    "tool_disabled": "This tool is switched off on this gateway.",
-    "prompt_disabled": "This prompt is switched off on this gateway.",
-    "resource_disabled": "This resource or its template is switched off on this gateway.",
+    "tool_disabled": "This tool is disabled on this gateway.",
+    "prompt_disabled": "This prompt is disabled on this gateway.",
+    "resource_disabled": "This resource or its template is disabled on this gateway.",
 }
 # Sent by clients to introduce themselves or to discover features; not calls of anything.
 HELLOS = ("initialize", "ping", "server/discover")

@@ -75,7 +75,7 @@ class QueryToken(NamedTuple):
         return "" if self.quoted else self.text.lower()
 
 
-NO_GROUPS = "Parentheses do not group: “and” binds more than “or”. Put a text with them in quotes."
+NO_GROUPS = "Parentheses do not group: “and” binds more tightly than “or”. Put a text with parentheses in quotes."
 _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|(<=|>=|!=|[<>=~,])|([^\s<>=~,"!]+)|(\S))')
 
 
@@ -180,7 +180,7 @@ class _Reader:
                 first.position, f"“{first.text}” is no field. There are {fields}; and {', '.join(WORDS)}."
             )
         if first.word == "not" and _begins(self._peek()):
-            raise SearchSyntaxError(first.position, "“not” stands after “is”, as in: outcome is not ok.")
+            raise SearchSyntaxError(first.position, "Write “not” after “is”, as in: outcome is not ok.")
         text = self._text(first)
         if (pk := lone_id(text)) is not None:
             return Condition(ANY_ID, IS, (str(pk),))

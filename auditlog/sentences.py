@@ -47,7 +47,7 @@ RETIRED: dict[str, tuple[str, ...]] = {
     "tool.disabled": ("{actor} disabled the tool {target}.",),
     "tool.enabled": ("{actor} enabled the tool {target}.",),
 }
-UNKNOWN = ("{actor} did something that this release has no words for, to {target}.",)
+UNKNOWN = ("{actor} did something that this release cannot describe to {target}.",)
 
 
 class SentencePart(NamedTuple):

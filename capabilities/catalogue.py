@@ -33,8 +33,8 @@ class Capability(StrEnum):
         "tokens.manage_token",
         "api-tokens:manage",
         "Create and manage API tokens",
-        "Create and rename token-based hosts, add a connection; see, edit and revoke all tokens, ask for new ones. "
-        "See all hosts.",
+        "Create and rename token-based hosts, add connections; see, edit and revoke all tokens, request new ones. See "
+        "all hosts.",
     )
     MCP_CONNECTIONS_READ = (
         "connections.view_connection",
@@ -46,13 +46,13 @@ class Capability(StrEnum):
         "connections.revoke_connection",
         "api-keys:revoke",
         "Revoke connections and regenerate API keys",
-        "See every connection, and use the trash and key buttons on it.",
+        "See every connection, revoke it, and regenerate its API key.",
     )
     CONNECTIONS_TOGGLE = (
         "connections.toggle_connection",
         "connections:toggle",
         "Disable and enable connections",
-        "See every connection, and switch a single one off and on.",
+        "See every connection, and disable and enable single ones.",
     )
     HOSTS_READ = (
         "hosts.view_host",
@@ -64,25 +64,25 @@ class Capability(StrEnum):
         "hosts.toggle_host",
         "hosts:toggle",
         "Disable and enable hosts",
-        "See all hosts, switch an app or agent off and on, and approve new apps.",
+        "See all hosts, disable and enable apps and agents, and approve new apps.",
     )
     GATEWAYS_READ = (
         "gateways.view_gateway",
         "gateways:read",
         "View and use all gateways",
-        "See and reach every gateway, whatever its teams.",
+        "See and use every gateway, whatever its teams.",
     )
     GATEWAYS_MANAGE = (
         "gateways.manage_gateway",
         "gateways:manage",
         "Basic gateway management",
-        "Create and rename gateways, assign servers, choose identity schemes and tools, judge definitions.",
+        "Create and rename gateways, assign servers, choose identity schemes and tools, accept definitions.",
     )
     GATEWAYS_TOGGLE = (
         "gateways.toggle_gateway",
         "gateways:toggle",
         "Disable and enable gateways",
-        "Switch gateways and their assigned servers off and on.",
+        "Disable and enable gateways and their assigned servers.",
     )
     SERVERS_MANAGE = (
         "servers.manage_server",
@@ -94,7 +94,7 @@ class Capability(StrEnum):
         "servers.toggle_server",
         "servers:toggle",
         "Disable and enable servers",
-        "Switch a server off and on, on every gateway at once.",
+        "Disable and enable a server on all gateways at once.",
     )
     IDENTITIES_MANAGE = (
         "servers.manage_identity",
@@ -112,7 +112,7 @@ class Capability(StrEnum):
         "auditlog.view_payload",
         "logs:payloads",
         "View recorded payloads",
-        "See what calls sent and got, where the workspace records it.",
+        "See arguments and results of calls, if the workspace records them.",
     )
     AUDIT_READ = (
         "auditlog.view_event",
@@ -136,19 +136,19 @@ class Capability(StrEnum):
         "oauth.connect_app",
         "oauth:connect",
         "Authenticate via OAuth",
-        "Connect an app for oneself through the OAuth flow.",
+        "Connect apps for themselves through the OAuth flow.",
     )
     SINKS_MANAGE = (
         "sinks.manage_sink",
         "sinks:manage",
         "Send the logs elsewhere",
-        "See, test, pause and remove where the logs are sent; with View logs and View admin events, set it up.",
+        "See, test, pause and remove log sinks; with View logs and View admin events, set them up.",
     )
     PROVISIONING_MANAGE = (
         "scim.manage_provisioning",
         "provisioning:manage",
         "Manage provisioning",
-        "See and revoke the keys that directories provision people with; with Manage people, make and roll them.",
+        "See and revoke provisioning keys of directories; with Manage people, create and roll them.",
     )
 
 

@@ -85,7 +85,7 @@ class CarriedRow:
     def word(self) -> str:
         """The state in a word or two; if disabled, by whom."""
         if self.state == "disabled" and self.identity:
-            return "switched off by you" if self.identity.disabled_by_id == self.viewer.pk else WORDS["disabled"]
+            return "disabled by you" if self.identity.disabled_by_id == self.viewer.pk else WORDS["disabled"]
         return "refused" if self.state == "attention" and self.is_refused else WORDS[self.state]
 
     @property
@@ -105,9 +105,9 @@ class CarriedRow:
         match self.state:
             case "blocked":
                 place = f" on {self.connection.gateway.name}" if self.server.enabled else ""
-                return f"An administrator switched {name} off{place}. Your identity stays."
+                return f"An administrator disabled {name}{place}. Your identity is kept."
             case "missing":
-                return f"The tools of {name} are missing from this connection until you bring one."
+                return f"The tools of {name} are missing from this connection until you add one."
         return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
 
     def _fault_of(self, identity: Identity) -> str:
@@ -116,12 +116,12 @@ class CarriedRow:
             if identity.disabled_by_id == self.viewer.pk:
                 return ""
             by = identity.disabled_by.email if identity.disabled_by else "An administrator"
-            return f"{by} switched it off. Only an administrator can switch it on again."
+            return f"{by} disabled it. Only an administrator can enable it again."
         if identity.sign_in_words:
             return identity.sign_in_words
         if self.is_refused:
-            return f"{self.server.name} refused this credential when it was last tried. Enter a new secret."
-        return f"The address of {self.server.name} was changed. Confirm that your identity may be sent there."
+            return f"{self.server.name} refused this credential when it was last used. Enter a new secret."
+        return f"The address of {self.server.name} was changed. Confirm that your credential may be sent there."
 
     @property
     def may_confirm(self) -> bool:
@@ -338,8 +338,8 @@ def drop(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
         request,
         act,
         title="Drop identity",
-        text=f"Drop the identity for {name}? {host} loses the tools of {name} on its next request.",
-        more="The identity stays stored, and your other connections keep it. You can bring it again at any time.",
+        text=f"Remove the identity for {name}? {host} loses the tools of {name} on its next request.",
+        more="The identity is kept, and your other connections still use it. You can add it again at any time.",
         target=f"#{row.anchor}",
         back=row_url(row),
     )

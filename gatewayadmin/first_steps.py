@@ -75,9 +75,9 @@ class Setup:
                 reverse("servers:add"), "Add a server", Capability.SERVERS_MANAGE,
             ),
             SetupStep(
-                "gateway", "Put it on a gateway",
-                "A gateway is one address for its servers, open to whom you say. Open one, or add one: its tab Servers "
-                "has “Assign a server”.",
+                "gateway", "Assign it to a gateway",
+                "A gateway is one address for its servers, open to the people you choose. Open or add one: its Servers "
+                "tab has “Assign a server”.",
                 facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
             ),
             SetupStep(
@@ -85,12 +85,12 @@ class Setup:
                 facts.has_connection, reverse("oauth:client"), "Connect a client",
             ),
             SetupStep(
-                "call", "Make the first call", "Ask the client something that needs a tool; the call appears here.",
+                "call", "Make the first call", "Ask the client something that needs a tool. The call appears here.",
                 facts.has_call, reverse("oauth:client"), "Wait for it",
             ),
             *mail,  # Before the invitations that it carries.
             SetupStep(
-                "people", "Invite others", "With a role and a team, so that they can connect at once.",
+                "people", "Invite others", "Give them a role and a team, so that they can connect at once.",
                 facts.has_others, reverse("accounts:invite"), "Invite", Capability.PEOPLE_MANAGE,
             ),
         ]  # fmt: skip

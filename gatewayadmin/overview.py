@@ -312,7 +312,7 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
 
 def _no_server() -> str:
     """Return why no server health is shown."""
-    return "No server is switched on." if Server.objects.live().exists() else "No servers yet."
+    return "No server is enabled." if Server.objects.live().exists() else "No servers yet."
 
 
 def _servers() -> list[Server]:

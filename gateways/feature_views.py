@@ -99,9 +99,9 @@ WORDS = "words"  # The description and the arguments of a tool, in readable form
 LAST_CALLS = 5_000  # The newest calls, read to find their callers.
 
 HELD = {
-    OnChange.HOLD: "Clients go on being shown what was approved. A call that no longer fits the change is refused.",
-    OnChange.WARN: "Clients go on being shown what was approved, and every call goes through.",
-    OnChange.ACCEPT: "Clients go on being shown what was approved.",
+    OnChange.HOLD: "Clients still see the approved definition. Calls that do not fit the change are refused.",
+    OnChange.WARN: "Clients still see the approved definition, and every call is forwarded.",
+    OnChange.ACCEPT: "Clients still see the approved definition.",
 }
 
 
@@ -220,14 +220,14 @@ def _why(feature: Feature) -> str:
     hidden = feature.hidden_characters
     match feature.state:
         case FeatureState.HELD:
-            unseen = "It holds hidden characters, which are never taken over by themselves." if hidden else ""
+            unseen = "It has hidden characters, so it is never accepted automatically." if hidden else ""
             return sentences("Its server changed it.", HELD[OnChange(gateway.changed_definitions)], unseen)
         case FeatureState.NEW:
             arrives = gateway.new_definitions == OnArrival.APPROVE
-            because = "it holds hidden characters" if hidden and arrives else "nobody has accepted it yet"
-            return f"Clients are not shown it, and calls of it are refused: {because}."
+            because = "it has hidden characters" if hidden and arrives else "nobody has accepted it yet"
+            return f"Clients do not see it, and its calls are refused: {because}."
         case FeatureState.QUARANTINED:
-            return "Somebody put it in quarantine: shown to nobody, and calls of it are refused, until it is accepted."
+            return "It is in quarantine: hidden from clients, and its calls are refused, until somebody accepts it."
     return "Its server offers another definition now." if feature.offered else ""
 
 
@@ -241,12 +241,12 @@ def _obstacles(feature: Feature) -> list[str]:
         (not assignment.enabled, f"{name} is disabled on this gateway."),
         (blocked, f"The policy of {name} blocks all."),
         (not blocked and not feature.enabled, "It is switched off."),
-        (feature.missing_since, f"{name} does not offer it any more."),
+        (feature.missing_since, f"{name} no longer offers it."),
         (
             _is_personal(feature) and not feature.missing_since,
-            "Only people to whose own identity the server offers it are shown it.",
+            "Only people see it whose own identity gets it from the server.",
         ),
-        (assignment.server.lists_live, f"{name} is asked for each list, and may leave it out."),
+        (assignment.server.lists_live, f"{name} is asked for each list, and may omit it."),
     )
     return [sentence for holds, sentence in found if holds]
 
@@ -292,7 +292,7 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
         return leave(request, back, f"{feature.exposed_name} accepted")
 
     hidden = feature.hidden_characters
-    text = f"Accept what {name} offers now? Clients are shown it from their next list on"
+    text = f"Accept what {name} offers now? Clients get it with their next list"
     return confirmed(
         request,
         act,
@@ -321,7 +321,7 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
         back=back,
         title=f"Quarantine {feature.get_kind_display().lower()}",
         kind="primary",
-        text=f"Quarantine {name}? It leaves {feature.assignment.gateway.name} on the next request, and calls of it are "
+        text=f"Quarantine {name}? It leaves {feature.assignment.gateway.name} on the next request, and its calls are "
         "refused until somebody accepts it.",
         more=lambda: sentences(cuts(feature, request.user), _used(feature, request.user)),
         hidden=[("back", back)],

@@ -30,16 +30,16 @@ from servers.forms import SlugField, SlugForm
 from servers.models import Identity, Server
 from ui.forms import ExplainedChoice, FilterMenu, LimitField, ListFilter
 
-TAKEN = "This name or slug was taken just now. Choose another."
+TAKEN = "This name or slug has just been taken. Choose another."
 
 NEW = {
-    OnArrival.APPROVE: "What a server offers for the first time is shown to clients at once.",
-    OnArrival.WAIT: "What a server offers for the first time is shown to nobody until somebody accepts it.",
+    OnArrival.APPROVE: "Clients see new tools of a server at once.",
+    OnArrival.WAIT: "New tools of a server are hidden until somebody accepts them.",
 }
 CHANGED = {
-    OnChange.HOLD: "Clients go on being shown what was approved. A call that no longer fits the change is refused.",
-    OnChange.WARN: "Clients go on being shown what was approved. Every call goes through, and you are told here.",
-    OnChange.ACCEPT: "Clients are shown the change at once. Only one with hidden characters is held back.",
+    OnChange.HOLD: "Clients still see the approved definition. Calls that do not fit the change are refused.",
+    OnChange.WARN: "Clients still see the approved definition. Every call is forwarded, and you see a notice here.",
+    OnChange.ACCEPT: "Clients see the change at once. Only changes with hidden characters are held back.",
 }
 SCHEMES = (IdentityScheme.PER_USER, IdentityScheme.SHARED, IdentityScheme.NONE)
 
@@ -68,7 +68,7 @@ class ReachForm(forms.Form):
 
 
 class LimitForm(forms.Form):
-    calls_per_minute = LimitField(help_text="Of all its connections together. Empty: no limit.")
+    calls_per_minute = LimitField(help_text="For all its connections together. Empty: no limit.")
 
 
 class DefinitionsForm(forms.Form):
@@ -104,7 +104,9 @@ class NameForm(forms.Form):
 
 
 class GatewayForm(SlugForm, NameForm, ReachForm):
-    slug = SlugField(Gateway.objects.all(), max_length=40, help_text="Ends the Gateway URL. It never changes.")
+    slug = SlugField(
+        Gateway.objects.all(), max_length=40, help_text="Last part of the Gateway URL. It cannot be changed."
+    )
     field_order = ("name", "slug", "description", "reach", "teams")
 
 
@@ -117,7 +119,7 @@ class AssignmentForm(forms.Form):
         max_length=16,
         validators=[alias_validator],
         error_messages={"max_length": "An alias has 16 characters at most."},
-        help_text="Begins the name of each tool. Empty: the server's slug.",
+        help_text="Prefix of this server's tool names. Empty: the server's slug.",
     )
     bare = forms.BooleanField(
         label="Without alias",
@@ -151,8 +153,8 @@ class AssignmentForm(forms.Form):
             self.fields["shared_identity"].queryset = shared  # type: ignore[attr-defined]
             if self.absent:
                 self.fields["shared_identity"].error_messages["invalid_choice"] = (
-                    f"This is no shared identity that may be used on {gateway.name}. Somebody with Identity management "
-                    f"allows it on the Identities tab of {server.name}."
+                    f"This shared identity may not be used on {gateway.name}. A person with Identity "
+                    f"management can allow it on the Identities tab of {server.name}."
                 )
             self.fields["shared_identity"].label_from_instance = lambda identity: identity.label  # type: ignore[attr-defined]
             self.initial = self._start(server)
@@ -200,7 +202,7 @@ class AssignmentForm(forms.Form):
     def _check_scheme(self, server: Server, values: dict[str, Any]) -> None:
         scheme = values["identity_scheme"]
         if server.needs_credential and scheme == IdentityScheme.NONE:
-            self.add_error("identity_scheme", f"{server.name} wants a credential. Choose whose it gets.")
+            self.add_error("identity_scheme", f"{server.name} wants a credential. Choose whose credential it gets.")
         if not server.needs_credential and scheme != IdentityScheme.NONE:
             self.add_error("identity_scheme", f"{server.name} takes no credential: its auth type is “No credential”.")
         elif scheme == IdentityScheme.SHARED and not values.get("shared_identity"):

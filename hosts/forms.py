@@ -32,7 +32,7 @@ class NewAgentForm(AgentForm):
     allow_enrolment = forms.BooleanField(
         required=False,
         label="Allow enrolment",
-        help_text="Everybody who can use a gateway may make a token of their own for this agent, by a link.",
+        help_text="Everybody who can use a gateway may create their own token for this agent, by a link.",
     )
 
 

@@ -196,7 +196,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         reverse("hosts:enable", args=[pk]),
         _switched,
         text=f'Disable this host? Every connection of "{host.name}" stops on its next request. {NOTHING_IS_DELETED}',
-        more=lambda: sentences(cuts(host, request.user), "To end access for good, revoke the connections."),
+        more=lambda: sentences(cuts(host, request.user), "To end access permanently, revoke the connections."),
         further=(f"{request.path}?{revoking}", "Disable and revoke all connections") if may_revoke else None,
         target=switch_target(request, "host", pk),
         back=page_url(host),
@@ -255,7 +255,7 @@ def archive_picked(request: AppRequest) -> HttpResponse:
         ("Archive", "archived"),
         lambda host: Connection.objects.archive_host(host, by=request.user),
         StillEnabled,
-        lambda hosts: f"They leave the list for good. {ended_together(Q(host__in=hosts))}",
+        lambda hosts: f"They are removed from the list. {ended_together(Q(host__in=hosts))}",
         icon="archive",
     )
 

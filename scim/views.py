@@ -68,12 +68,12 @@ class ProvisioningKeyForm(ChecksCapabilities):
     """A new provisioning key. The form contains its id, so that submitting it again creates no second key."""
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
-    name = forms.CharField(max_length=80, help_text="What provisions people, as admin events name it.")
+    name = forms.CharField(max_length=80, help_text="Name of the directory in admin events.")
     role = forms.ModelChoiceField(
         Role.objects.none(),
         label="Role of new people",
         empty_label=None,
-        help_text="What a directory says of roles is not heard.",
+        help_text="Roles sent by the directory are ignored.",
     )
 
     def __init__(self, data: Any) -> None:
@@ -189,7 +189,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="End old secret",
             text="End the old secret of this key? Requests using it will fail with 401 immediately.",
-            more=f"{key.previous_prefix} of {key.name}. The new one {key.prefix} goes on.",
+            more=f"{key.previous_prefix} of {key.name}. The new one {key.prefix} still works.",
             icon="revoke",
             back=page_url(key),
         )
@@ -206,8 +206,8 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Revoke provisioning key",
-            text=f"Revoke {key}? The directory that uses it is refused at once. This cannot be undone.",
-            more="The people and teams it made stay as they are. Nobody is deactivated by it any more.",
+            text=f"Revoke {key}? Its directory is refused at once. This cannot be undone.",
+            more="The people and teams it created are not changed. It can no longer deactivate anybody.",
             icon="revoke",
             back=page_url(key),
         )

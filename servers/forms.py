@@ -28,7 +28,7 @@ from wire.guard import UrlRefused
 from wire.oauth_client import fits_a_header, is_header_name, is_https, may_carry, scopes_of
 
 LABEL_TAKEN = "A shared identity with this label already exists."
-TAKEN = "This name or slug was taken just now. Choose another."
+TAKEN = "This name or slug has just been taken. Choose another."
 
 
 RESERVED = frozenset({"add", "find", "slug"})  # Path segments of our own URLs.
@@ -62,9 +62,9 @@ class SlugField(forms.CharField):
     def clean(self, value: Any) -> Any:
         slug = super().clean(value)
         if slug in RESERVED:
-            raise ValidationError(f"“{slug}” is a word of this site's own addresses. Choose another.")
+            raise ValidationError(f"“{slug}” is reserved for this site's own URLs. Choose another.")
         if slug and self.given_out.all().filter(slug=slug).exists():
-            raise ValidationError("This slug has been given out before. Choose another.")
+            raise ValidationError("This slug was used before. Choose another.")
         return slug
 
 
@@ -77,7 +77,7 @@ class SlugForm(forms.Form):
             field: Any = self.fields["slug"]
             values["slug"] = suggest(values["name"], field.given_out.all(), field.max_length)
             if not values["slug"]:
-                self.add_error("slug", "No slug can be made of this name. Give one.")
+                self.add_error("slug", "No slug can be made from this name. Enter one.")
         return values
 
 
@@ -94,7 +94,7 @@ class SignInSettings:
         """Return the issuer, which must match its metadata byte for byte."""
         issuer = str(self.cleaned_data["expected_issuer"])
         if issuer and not is_https(issuer, like=self.server_url):
-            raise ValidationError("An issuer is an address that begins with https://, exactly as its metadata name it.")
+            raise ValidationError("An issuer is a URL that begins with https://, spelled exactly as in its metadata.")
         return issuer
 
     def clean_resource_sent(self) -> str:
@@ -106,11 +106,9 @@ class SignInSettings:
         if self.cleaned_data.get("resource_sent") != ResourceSent.FIXED:
             return ""
         if not resource:
-            raise ValidationError("Name the value that is sent, such as https://mcp.example.com/mcp.")
+            raise ValidationError("Enter the value to send, such as https://mcp.example.com/mcp.")
         if not is_https(resource, like="http://") or "#" in resource:
-            raise ValidationError(
-                "Give an address that begins with https:// or http://, without # and what follows it."
-            )
+            raise ValidationError("Enter a URL that begins with https:// or http://, without # and anything after it.")
         return resource
 
     def clean_fixed_scopes(self) -> str:
@@ -118,7 +116,7 @@ class SignInSettings:
         text = str(self.cleaned_data["fixed_scopes"])
         found = scopes_of(text)
         if unusable := [each for each in text.split() if each not in found]:
-            raise ValidationError(f"“{unusable[0][:80]}” is no scope. Write scopes with spaces between them.")
+            raise ValidationError(f"“{unusable[0][:80]}” is not a scope. Separate scopes with spaces.")
         return " ".join(found)
 
     def clean_authorization_endpoint(self) -> str:
@@ -140,7 +138,7 @@ class SignInSettings:
         """Return an issuer's endpoint: a URI without a fragment (RFC 6749 sections 3.1, 3.2)."""
         url = str(self.cleaned_data[name])
         if url and (not is_https(url, like=self.server_url) or "#" in url):
-            raise ValidationError("An endpoint is an address that begins with https://, without # and what follows it.")
+            raise ValidationError("An endpoint is a URL that begins with https://, without # and anything after it.")
         try:
             if url:
                 upstream_guard().check_url(url)
@@ -153,7 +151,9 @@ class ServerForm(SignInSettings, SlugForm):
     """The settings of an upstream server. `server` is the one being edited, None for a new one."""
 
     name = forms.CharField(max_length=80)
-    slug = SlugField(Server.objects.all(), max_length=16, help_text="Tools begin with it. It never changes.")
+    slug = SlugField(
+        Server.objects.all(), max_length=16, help_text="Prefix of this server's tool names. It cannot be changed."
+    )
     # Not type="url": browsers would reject a command, or a host without https://, before our better message.
     url = forms.CharField(label="URL", max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))
     auth_type = forms.ChoiceField(label="Auth type", choices=AuthType.choices, initial=AuthType.NONE)
@@ -163,7 +163,7 @@ class ServerForm(SignInSettings, SlugForm):
         min_value=1,
         max_value=120,
         initial=30,
-        help_text="Seconds the server may be silent during a call, 120 at most. Whatever it sends begins it anew.",
+        help_text="Seconds the server may be silent during a call, 120 at most. Any data restarts the limit.",
     )
     total_seconds = forms.IntegerField(
         label="Longest call",
@@ -179,13 +179,13 @@ class ServerForm(SignInSettings, SlugForm):
         min_value=1,
         max_value=1000,
         initial=64,
-        help_text="Under way at most. Worker processes divide them, and people share them; who must wait takes turns.",
+        help_text="Maximum concurrent calls. Worker processes divide them, and people share them in turns.",
     )
 
     lists_live = forms.BooleanField(
         label="Ask live",
         required=False,
-        help_text="For lists that differ by session: the server is asked for each one, which waits 3 seconds at most.",
+        help_text="For lists that differ by session: each list asks the server, for 3 seconds at most.",
     )
     key_help = forms.CharField(
         label="Where to get a key",
@@ -200,56 +200,56 @@ class ServerForm(SignInSettings, SlugForm):
         assume_scheme="https",
         validators=[page_validator],
         widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="A link beside that text: where the server gives keys.",
+        help_text="A link beside that text to the page where people get a key.",
     )
     expected_issuer = address(
         "Expected issuer",
-        "Only when signing in fails because the issuer names itself otherwise than it is found: the name it "
-        "gives, letter by letter, if you know that it is the right one. Empty: both have to be the same.",
+        "Only if signing in fails because the issuer's name for itself differs from its URL: enter that name "
+        "exactly, if you know it is right. Empty: both must be equal.",
     )
     resource_sent = forms.ChoiceField(
         label="Resource",
         required=False,
         choices=ResourceSent.choices,
         initial=ResourceSent.SERVER,
-        help_text="What the issuer is told that tokens are for (“resource”). Change it when the issuer refuses that, "
-        "with “invalid_target” or the like. Microsoft Entra is told nothing as it is.",
+        help_text="The “resource” sent to the issuer. Change it if the issuer refuses it, as by “invalid_target”. "
+        "Nothing is sent to Microsoft Entra by default.",
     )
     fixed_resource = address(
         "Fixed resource",
-        "For “A fixed value” only: the address under which the issuer knows the server.",
+        "For “A fixed value” only: the issuer's address of the server.",
     )
     fixed_scopes = forms.CharField(
         label="Fixed scopes",
         required=False,
         max_length=1000,
-        help_text="Asked for instead of what the server asks for, with spaces between: when the issuer does not know "
-        "the server's scopes, or to let people grant less. Empty: as the server asks.",
+        help_text="Scopes to request instead of the server's, separated by spaces: if the issuer does not know those, "
+        "or to grant less. Empty: the server's.",
     )
     authorization_endpoint = address(
         "Authorization endpoint",
-        "Only for an issuer that does not describe itself (no metadata), as some older ones: where it asks "
-        "people. What it says of itself is not read then, and its client is entered on the page of the server.",
+        "Only for an issuer without metadata, as some older ones: its authorization endpoint. Its metadata are then "
+        "ignored, and its client is entered on the server's page.",
     )
     token_endpoint = address(
         "Token endpoint",
-        "Where it gives and renews tokens. Together with the authorization endpoint.",
+        "Its token endpoint. Required with the authorization endpoint.",
     )
     revocation_endpoint = address(
         "Revocation endpoint",
-        "Where it is told to end tokens, if it has one.",
+        "Its token revocation endpoint, if it has one.",
     )
     assume_pkce = forms.BooleanField(
         label="Assume PKCE",
         required=False,
-        help_text="Let people sign in although the issuer does not say that it supports PKCE, if you know that it "
-        "does, as Microsoft Entra and Amazon Cognito do. The proof is sent in any case.",
+        help_text="Let people sign in although the issuer does not announce PKCE, if you know that it supports it, as "
+        "Microsoft Entra and Amazon Cognito do. PKCE is always used.",
     )
     private = forms.BooleanField(
         label="At a private address",
         required=False,
-        help_text="Its name may lead into the networks of GATEWAY_PRIVATE_UPSTREAMS. Found out when its URL was typed; "
-        "tick it when the server has moved there since.",
+        help_text="Its name may resolve to an address in GATEWAY_PRIVATE_UPSTREAMS. Detected when its URL was entered; "
+        "tick this if the server has moved there since.",
     )
     end_sign_ins = forms.BooleanField(label="End these sign-ins", required=False)
 
@@ -301,9 +301,9 @@ class ServerForm(SignInSettings, SlugForm):
         if self.cleaned_data.get("auth_type") != AuthType.HEADER:
             return ""
         if not is_header_name(name):
-            raise ValidationError("Name the header, for example X-Api-Key.")
+            raise ValidationError("Enter the name of the header, for example X-Api-Key.")
         if not may_carry(name):
-            raise ValidationError("The gateway fills in this header itself. Name another.")
+            raise ValidationError("The gateway sets this header itself. Enter another.")
         return name
 
     def clean(self) -> dict[str, Any]:
@@ -327,8 +327,8 @@ def _others(server: Server | None) -> ServerQuerySet:
 
 
 NO_COMMAND = (
-    "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: give the "
-    "address at which it runs, such as https://mcp.example.com/mcp."
+    "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: enter its "
+    "URL, such as https://mcp.example.com/mcp."
 )
 PROGRAMS = frozenset(
     "npx npm node bunx bun deno uvx uv pipx python python3 docker podman sh bash cmd java go".split()  # noqa: SIM905
@@ -356,7 +356,7 @@ def _callable(url: str) -> tuple[str, bool]:
         raise ValidationError(str(refusal)) from None
     scheme, _, rest = url.partition(":")
     if urlsplit(url).fragment:
-        raise ValidationError("Leave out the # and what follows it.")
+        raise ValidationError("Remove the # and everything after it.")
     return f"{scheme.lower()}:{rest}", inside
 
 
@@ -379,7 +379,7 @@ class SecretForm(forms.Form):
     def clean_secret(self) -> str:
         secret = str(self.cleaned_data["secret"])
         if not fits_a_header(secret):
-            raise ValidationError("A credential is one line of plain characters.")
+            raise ValidationError("A credential is one line of printable ASCII characters.")
         if self.server.auth_type != AuthType.HEADER and secret.lower().startswith("bearer "):
             raise ValidationError("Leave out the word Bearer; the gateway adds it.")
         return secret
@@ -389,7 +389,7 @@ class Trial(forms.Form):
     """A form that tests credentials at their server; a refused one is stored only if the person confirms."""
 
     keep = forms.BooleanField(
-        label="Keep it anyway", required=False, help_text="A new one has to be pasted again: it was not stored."
+        label="Keep it anyway", required=False, help_text="Paste the new one again: it was not stored."
     )
 
     refusal = ""  # The server's reason for refusing the credential.
@@ -418,7 +418,7 @@ class SharedLabel(forms.Form):
     """The label of a shared identity, such as a service account."""
 
     server: Server
-    label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
+    label = forms.CharField(max_length=80, help_text="Shown in logs and in lists of identities.")
 
     def clean_label(self) -> str:
         label = str(self.cleaned_data["label"])

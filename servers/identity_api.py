@@ -61,7 +61,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     )
     sign_in_needed = serializers.CharField(source="sign_in_words", help_text="Why its owner must sign in again.")
     unconfirmed_since = UtcDateTimeField(
-        allow_null=True, help_text="Since when its owner must confirm it because the server moved."
+        allow_null=True, help_text="When the server's address changed; its owner must confirm it. Null if not needed."
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Last refusal by the server; otherwise empty.")
@@ -103,7 +103,7 @@ class NewIdentity(RequestBody):
         if server is None:
             raise ValidationError("There is no such server.")
         if server.auth_type not in (AuthType.BEARER, AuthType.HEADER):
-            raise ValidationError("This server takes no credential that can be given here.")
+            raise ValidationError("Credentials for this server cannot be entered here.")
         return server
 
 
@@ -255,7 +255,7 @@ class IdentityResource(Resource):
         if identity.owner_id != self.me.pk:
             must_hold(self.me, Capability.SERVERS_MANAGE)
         if identity.owner_id not in (self.me.pk, None):
-            raise PermissionDenied("Nobody changes another person's credential.", code="not_yours")
+            raise PermissionDenied("You cannot change another person's credential.", code="not_yours")
         return _live(identity)
 
 

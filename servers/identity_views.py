@@ -94,7 +94,7 @@ class IdentityRow:
     @property
     def blocked(self) -> str:
         """The reason why it is not used although it is enabled."""
-        return "it waits to be confirmed" if self.identity.status == "unconfirmed" else ""
+        return "it waits for confirmation" if self.identity.status == "unconfirmed" else ""
 
     @property
     def may_replace(self) -> bool:
@@ -278,7 +278,7 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
         refused=lambda why: _changed(request, identity, why),
         title="Confirm identity",
         text=f"Send “{identity.label}” to {identity.server.url}?",
-        more="The path or the header of this server was changed after the identity was given.",
+        more="The path or the header of this server was changed after the identity was added.",
         icon="identity",
         kind="primary",
         target=f"#identity-{pk}",
@@ -299,7 +299,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         request,
         act,
         faults=IdentityAlreadyRevoked,
-        refused=lambda _: _changed(request, identity, "This identity had been revoked before"),
+        refused=lambda _: _changed(request, identity, "This identity was already revoked"),
         title="Revoke identity",
         text=f"Revoke this identity? {_impact(identity)}, and its secret is wiped.",
         more=lambda: sentences(cuts(identity, request.user), _uses(identity), "Cannot be undone."),

@@ -66,13 +66,13 @@ class SinkForm(forms.Form):
     )
     sends_calls = forms.BooleanField(label="Calls", required=False, initial=True)
     sends_payloads = forms.BooleanField(
-        label="Payloads with the calls", required=False, help_text="Where the workspace records them."
+        label="Payloads with the calls", required=False, help_text="If the workspace records them."
     )
     sends_events = forms.BooleanField(label="Admin events", required=False, initial=True)
     from_beginning = forms.BooleanField(
-        label="Begin with what is in the log already",
+        label="Start with the existing log",
         required=False,
-        help_text="Otherwise it gets what comes from now on.",
+        help_text="Otherwise it gets only new rows.",
     )
 
     def __init__(self, data: Any, *, kind: str, sink: Sink | None = None, viewer: User | None = None) -> None:
@@ -83,7 +83,7 @@ class SinkForm(forms.Form):
         address.help_text, secret.label, secret.help_text = about.address_help, about.key_label, about.key_help
         address.widget.attrs["placeholder"] = about.example
         if sink:
-            secret.help_text = "Left empty, the one it has stays."
+            secret.help_text = "Leave empty to keep the saved one."
         if not about.example:
             del self.fields["address"]
         if not about.key_label:
@@ -107,7 +107,7 @@ def kind_of(name: str) -> str:
     return name if name in KINDS else Webhook.name
 
 
-PAUSE_TEXT = "Nothing more is sent to it until it is enabled again. It goes on then where it was."
+PAUSE_TEXT = "Nothing more is sent to it until it is enabled again. It then continues where it stopped."
 
 
 def page_url(sink: Sink) -> str:
@@ -179,7 +179,7 @@ def _context(sink: Sink, form: SinkForm) -> dict[str, Any]:
 
 
 def _lacking(lacking: CapabilityRequired) -> str:
-    return f"It would send what you may not see yourself. It takes “{lacking.capability.label}”."
+    return f"It would send data you may not see yourself. You need “{lacking.capability.label}”."
 
 
 @require_POST
@@ -211,7 +211,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Pause log sink",
             text=f'Pause "{sink.name}"? {PAUSE_TEXT}',
-            more="What retention takes away meanwhile is lost to it.",
+            more="Rows deleted by retention meanwhile are lost to it.",
             kind="primary",
             icon="pause",
             target=f"#sink-{sink.pk}",
@@ -246,7 +246,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Remove log sink",
             text=f'Remove "{sink.name}"? This cannot be undone.',
-            more="Nothing more is sent to it, and how far it was is forgotten. What it has got stays there.",
+            more="Nothing more is sent to it, and its position is deleted. Delivered rows are not affected.",
             icon="revoke",
             back=page_url(sink) if request.user.has_perms(SENDING) else reverse("sinks:list"),
         )

@@ -56,7 +56,7 @@ class Admission(models.Model):
     issuer = models.CharField(
         max_length=500,
         blank=True,
-        help_text="As the provider calls itself. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
+        help_text="The provider's name for itself. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
     )
     groups_claim = models.CharField(
         "groups claim or attribute",
@@ -69,8 +69,8 @@ class Admission(models.Model):
         default=list,
         blank=True,
         help_text="Domains of your organisation. New people need an address in these, or a verified one. While sign-in "
-        "there is enforced, these addresses have no password here. When you save that, sessions of theirs that began "
-        "with one end, yours too unless you are a break-glass owner.",
+        "there is enforced, these addresses cannot use passwords here. Saving that ends their password "
+        "sessions, yours too unless you are a break-glass owner.",
     )
     default_role = models.ForeignKey(
         Role,

@@ -21,7 +21,7 @@ class BadProviderUrl(ProviderError):
 
 
 class BadDomain(ProviderError):
-    """Name the e-mail domains whose people sign in at the organisation only, such as example.com."""
+    """Enter the e-mail domains whose people must sign in at the organisation, such as example.com."""
 
     field = "domains"
 
@@ -64,7 +64,7 @@ class BadPasted(BadSamlMetadata):
 
 
 class NeedsExtra(ProviderError):
-    """SAML takes the extra “saml”: pip install 'gateway-admin[saml]', then start the gateway again."""
+    """SAML needs the extra “saml”: pip install 'gateway-admin[saml]', then start the gateway again."""
 
     field = "protocol"
 
@@ -101,16 +101,14 @@ class Advice(NamedTuple):
     is_for_administrators: bool = False
 
 
-AGAIN = Advice("It took too long, or was begun in another browser, or was used before. Go back and sign in once more.")
-HERE_FIRST = Advice(
-    "Signing in begins here, and not on the page of your organisation: go back and press the button of the sign-in."
-)
+AGAIN = Advice("It took too long, was started in another browser, or was used before. Go back and sign in again.")
+HERE_FIRST = Advice("Start the sign-in here, not on your organisation's page: go back and press the sign-in button.")
 ASK_THERE = Advice(
-    "Your organisation did not sign you in, or not for this workspace. Ask whoever looks after accounts there."
+    "Your organisation did not sign you in, or not for this workspace. Ask its administrator of accounts."
 )
 SET_UP = Advice(
-    "What your organisation sent is not accepted here: its settings and those of this workspace do not fit. Tell an "
-    "administrator of this workspace; the admin events say what is wrong.",
+    "Your organisation's answer was refused: its settings do not match those of this workspace. Tell an administrator "
+    "of this workspace; the admin events have the reason.",
     is_for_administrators=True,
 )
 SET_UP_REASONS = (
@@ -129,8 +127,8 @@ RESPONSE_ADVICE = dict.fromkeys(SET_UP_REASONS, SET_UP) | {
     "refused_there": ASK_THERE,
 }
 _EMAIL = Advice(
-    "Your e-mail address cannot be used yet: your organisation does not confirm that it is yours, or somebody here has "
-    "it already. If you were invited, open the link in the mail and sign in from there. If you have a password here, "
+    "Your e-mail address cannot be used yet: your organisation does not confirm it, or somebody here already has "
+    "it. If you were invited, open the link in the mail and sign in from there. If you have a password here, "
     "sign in with it and link your account on your profile. Otherwise ask an administrator of this workspace."
 )
 # The last two are identical, so that nobody can find out which addresses have an account.
@@ -140,14 +138,14 @@ ENTRY_ADVICE = {
     ),
     "no_role": Advice(
         "Your organisation signed you in, but none of your groups there has a role in this workspace. Ask an "
-        "administrator of this workspace for a role, or whoever looks after accounts there to add you to such a group."
+        "administrator of this workspace for a role, or ask your organisation to add you to such a group."
     ),
     "too_many_groups": Advice(
         "Your organisation sent no list of your groups, because you are in too many. Ask an "
         "administrator of this workspace to have it send only the groups of this application."
     ),
     "no_email": Advice(
-        "Your organisation sent no e-mail address for you. Ask whoever looks after accounts there to add one."
+        "Your organisation sent no e-mail address for you. Ask its administrator of accounts to add one."
     ),
     "email_not_verified": _EMAIL,
     "email_taken": _EMAIL,

@@ -46,12 +46,12 @@ class ProviderForm(forms.Form):
         max_length=MOST_BYTES,
         required=False,
         widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false", "autocomplete": "off"}),
-        help_text="XML, where the provider has no address for it or this gateway cannot reach it.",
+        help_text="XML, if the provider has no URL for it or this gateway cannot reach it.",
     )
     new_decryption_key = forms.BooleanField(
-        label="Make a new key to encrypt for",
+        label="Create a new encryption key",
         required=False,
-        help_text="The previous one still decrypts, until there is another new one.",
+        help_text="The previous key still decrypts until you create another one.",
     )
     provider_settings = ("name", "protocol")
     oidc_settings = (*OIDC_SETTINGS, "secret")

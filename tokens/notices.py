@@ -22,7 +22,7 @@ SENTENCES: dict[str, str] = {
     Action.TOKEN_PREVIOUS_ENDED: "ended the old token that your token {} replaced. Its calls are refused.",
     Action.TOKEN_ROTATED: "regenerated your token {}. The old one has stopped working.",
     Action.TOKEN_REVOKED: "revoked your token {}. Its calls are refused.",
-    Action.KEY_REGENERATED: "regenerated the key of your connection {}. The app goes on by itself.",
+    Action.KEY_REGENERATED: "regenerated the key of your connection {}. The app continues by itself.",
     Action.CONNECTION_REVOKED: "revoked your connection {}. Its calls are refused.",
 }
 

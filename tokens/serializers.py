@@ -141,7 +141,7 @@ class TokenChanges(RequestBody):
 class Rotation(RequestBody):
     """How to replace a secret; everything is optional."""
 
-    overlap_hours = serializers.IntegerField(default=0, help_text="Hours the old secret works on: 0, 1, 24 or 168.")
+    overlap_hours = serializers.IntegerField(default=0, help_text="Hours the old secret still works: 0, 1, 24 or 168.")
 
 
 class NewToken(RequestBody):
@@ -214,7 +214,7 @@ def _brought(offered: Any, choices: dict[str, UUID], user: Any) -> dict[Assignme
     for server, pk in choices.items():
         assignments = [assignment for assignment in per_user if str(assignment.server_id) == server.lower()]
         if not assignments:
-            raise ValidationError({"identities": [f"Server {server} takes no identity of yours on this gateway."]})
+            raise ValidationError({"identities": [f"Server {server} does not use your own identity on this gateway."]})
         if pk not in identities or identities[pk].server_id != assignments[0].server_id:
             raise ValidationError({"identities": [f"You have no usable identity {pk} for server {server}."]})
         bound |= dict.fromkeys(assignments, identities[pk])

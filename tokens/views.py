@@ -84,7 +84,7 @@ HOSTS = 8
 
 REVOKE_TEXT = "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone."
 REGENERATE_TEXT = "Regenerate this API access token? The old token stops working immediately."
-REGENERATE_WITH_OVERLAP_TEXT = "Regenerate this API access token? The old token works on for the time chosen below."
+REGENERATE_WITH_OVERLAP_TEXT = "Regenerate this API access token? The old token still works for the time chosen below."
 OFF = "The host, the gateway or the connection is disabled. Enable it first."
 
 
@@ -188,7 +188,9 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             token.edit(**form.changes(), by=request.user, seen=seen_version(request))
         except CapabilityRequired as error:
-            form.add_error("calls_per_minute", f"Only who holds “{error.capability.label}” raises or lifts a limit.")
+            form.add_error(
+                "calls_per_minute", f"Only people with “{error.capability.label}” can raise or remove a limit."
+            )
             return refuse(request, "tokens/edit.html", context | {"form": form})
         return changed(request, token, "Token saved")
 
@@ -267,8 +269,8 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Collect new token",
-            text="The new token is made now and shown to you once.",
-            more=f"{_named(token)}. Name, servers, expiration and IP allowlist have stayed.",
+            text="The new token is created now and shown to you once.",
+            more=f"{_named(token)}. Name, servers, expiration and IP allowlist did not change.",
             icon="key",
             kind="primary",
             target="#dialog",
@@ -300,7 +302,7 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
         f"{owner} can collect the new token",
         faults=(TokenAlreadyRevoked, Expired),
         title="Ask for a new token",
-        text=f"The present token stops working now, and {owner} collects a new one after signing in.",
+        text=f"The current token stops working now, and {owner} collects a new one after signing in.",
         more=f"{_named(token)}. Until then its requests fail with 401. You do not see the new one.",
         icon="key",
     )
@@ -322,7 +324,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
         "Old token ended",
         title="End old token",
         text="End the old token? Requests using it will fail with 401 immediately.",
-        more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} goes on.",
+        more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} still works.",
         icon="revoke",
     )
 
@@ -415,7 +417,7 @@ def revoke_picked(request: AppRequest) -> HttpResponse:
     def refused(token: Token) -> str:
         if token.revoked_at:
             return "revoked already"
-        return "" if TokenRow(token, request.user).may_revoke else "not yours to revoke"
+        return "" if TokenRow(token, request.user).may_revoke else "you may not revoke it"
 
     rows = with_scope(tokens_visible_to(request.user))
     picked = Picked(request, rows, ("token", "tokens"), back=reverse("tokens:list"), refused=refused)
@@ -438,7 +440,7 @@ def _own(request: AppRequest, pk: UUID) -> Token:
     """Return the viewer's own token: no capability gives access to another person's secret, which acts as them."""
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk:
-        raise PermissionDenied("Only its owner is shown a token. Ask for a new one instead.")
+        raise PermissionDenied("Only the owner may see a token's secret. Ask for a new one instead.")
     return token
 
 

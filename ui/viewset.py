@@ -167,7 +167,7 @@ def archive_page(
         faults=faults,
         typed="" if row.enabled and request.method == "POST" else str(row),  # Refused in any case.
         title=f"Archive {row._meta.verbose_name}",
-        text=f'Archive "{row}"? It leaves the list for good. This cannot be undone.',
+        text=f'Archive "{row}"? It is removed from the list. This cannot be undone.',
         more=more,
         icon="archive",
     )
@@ -230,7 +230,7 @@ def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> Htt
         return confirm(
             request,
             title=f"Disable {picked.number(changing)}",
-            text=f"Disable {names}? What goes through them stops on its next request. {NOTHING_IS_DELETED}",
+            text=f"Disable {names}? Calls through them are refused from the next request on. {NOTHING_IS_DELETED}",
             more=sentences(cuts(changing), picked.left_alone),
             kind="primary",
             hidden=[("act", "disable"), ("sure", "1"), *picked.fields(changing)],

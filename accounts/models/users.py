@@ -414,7 +414,7 @@ class User(Versioned, AbstractBaseUser):
         """
         with self.changed_by(by) as present:
             if not present.is_active:
-                raise NotActive("Only who is active can choose a password.")
+                raise NotActive("Only an active person can set a password.")
             joined = present.has_joined
             if not joined:
                 User.objects.filter(pk=self.pk).update(invited_at=timezone.now())

@@ -35,7 +35,7 @@ from wire.background import Background
 
 # Reserves the port before the server can serve.
 
-FREE_PORT = " Stop what listens there, or choose another port: PORT=8010 make run, or serve --port 8010."
+FREE_PORT = " Stop the other program, or choose another port: PORT=8010 make run, or serve --port 8010."
 
 
 class PortTaken(Exception):

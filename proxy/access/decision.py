@@ -422,7 +422,7 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
         for query, future in batch:
             grant = grants.get(numbers[query])
             if isinstance(grant, DatabaseUnavailable):
-                logger.error("what the database says of a token cannot be read", extra={"error": str(grant)})
+                logger.error("a token's row from the database cannot be read", extra={"error": str(grant)})
                 fail([(query, future)], grant)
             else:
                 resolve(future, grant)

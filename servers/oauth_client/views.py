@@ -115,7 +115,7 @@ class SignIns(Resource):
     def _server(self, pk: UUID) -> Server:
         server = open_to(self.me).filter(pk=pk).first()
         if server is None:
-            raise ValidationError({"server_id": ["There is no such server where you could sign in."]})
+            raise ValidationError({"server_id": ["There is no such server, or you cannot sign in there."]})
         return server
 
     @staticmethod
@@ -124,7 +124,7 @@ class SignIns(Resource):
             return None
         found = rows.filter(pk=body[name]).first()
         if found is None:
-            raise ValidationError({name: ["You have none like this."]})
+            raise ValidationError({name: ["You have no such identity."]})
         return found
 
 
@@ -189,8 +189,8 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
     return leave(request, back, f"Signed in to {identity.server.name}{who}")
 
 
-FORGOTTEN = "Client forgotten. The next sign-in makes this gateway known anew"
-NOTHING_STORED = "Nothing was stored. If that is where the client was registered, enter it again."
+FORGOTTEN = "Client deleted. The next sign-in registers this gateway again"
+NOTHING_STORED = "Nothing was stored. If the client was registered there, enter it again."
 
 
 class ClientForm(forms.Form):
@@ -219,7 +219,7 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
     needs = needs_of(server)
     if "reset" in request.POST:
         ended = reset(server, by=request.user, issuer=needs.issuer)
-        return leave(request, page_url(server), FORGOTTEN if ended else "There was no client to forget")
+        return leave(request, page_url(server), FORGOTTEN if ended else "There was no client to delete")
     form = ClientForm(request.POST or None)
     context = {
         "form": form,

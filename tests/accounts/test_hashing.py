@@ -134,7 +134,7 @@ def test_beyond_the_queue_pages_and_rest_say_when_to_come_back(
     told = rest.post("/me/confirm", {"password": make.PASSWORD})
 
     assert (page.status_code, page["Retry-After"], own.status_code) == (429, "5", 429)
-    assert "Many people are signing in just now. Wait a few seconds, then try again." in page.content.decode()
+    assert "Many people are signing in at the moment. Wait a few seconds, then try again." in page.content.decode()
     assert 'href="/accounts/login/?next=%2Fhosts%2F%3Fstatus%3Dpending"' in page.content.decode()
     assert (problem(told), told["Retry-After"]) == ((429, "throttled"), "5")
 

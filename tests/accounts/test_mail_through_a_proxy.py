@@ -139,7 +139,7 @@ def test_no_connection_of_the_database_is_held_while_a_mail_is_sent(end: ssl.SSL
     ("says", "words"),
     [
         (b"HTTP/1.1 403 No\r\n\r\n", f"refuses to connect to {PUBLIC} (403)"),
-        (b"HTTP/1.1 407 Who of-secrecy\r\n\r\n", "wants a user and a password that it knows (407)"),
+        (b"HTTP/1.1 407 Who of-secrecy\r\n\r\n", "requires a valid user and password (407)"),
         (None, "The certificate of other.example.com:465 is not trusted"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_rescue_lets_in_who_lost_password_and_second_factor() -> None:
     browser.post("/accounts/login/", {"login": "bo@example.com", "password": "another horse battery"})
     assert browser.get("/people/").status_code == 200
     assert browser.get("/admin/").status_code == 200
-    assert "second factor is taken off" in said
+    assert "second factor is removed" in said
 
 
 def test_a_rescue_makes_a_person_only_when_told_to() -> None:
@@ -97,7 +97,7 @@ def test_nobody_unknown_or_deactivated_gets_a_link() -> None:
 
     with pytest.raises(CommandError, match="There is no person"):
         run("password_link", "new@example.com")
-    with pytest.raises(CommandError, match="Only who is active"):
+    with pytest.raises(CommandError, match="Only an active person"):
         run("password_link", "gone@example.com")
 
 

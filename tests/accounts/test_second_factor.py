@@ -125,7 +125,7 @@ def test_after_the_password_signing_in_takes_the_code(sign_in: SignIn, noon: Any
     wrong = client.post("/accounts/second-factor/", {"code": "000000"})
     right = client.post("/accounts/second-factor/", {"code": code_of(secret)})
 
-    assert "This code is not right, or was used before." in text(wrong)
+    assert "This code is wrong, or was used before." in text(wrong)
     assert right["Location"] == "/"
     assert client.get("/settings/profile").status_code == 200
 
@@ -148,7 +148,7 @@ def test_a_code_works_once(sign_in: SignIn, noon: Any) -> None:
 
     response = sign_in_by_page(person).post("/accounts/second-factor/", {"code": code})
 
-    assert "This code is not right, or was used before." in text(response)
+    assert "This code is wrong, or was used before." in text(response)
 
 
 def test_a_recovery_code_signs_in_once(sign_in: SignIn) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db
 
 INDEX, ADD = "/settings/second-factor/", "/settings/second-factor/keys/add/"
 ASKED = "/accounts/second-factor/"
-REFUSED = "This security key is not known here"
+REFUSED = "This security key is unknown"
 
 
 @pytest.fixture(autouse=True)

@@ -208,6 +208,6 @@ def test_signing_out_everywhere_asks_first_and_ends_all_this_one_too(sign_in: Si
     assert is_in(there)
     gone = here.post("/settings/sessions/end-all", follow=True)
 
-    assert "Sign out everywhere? All your sessions end, this one too." in asked
+    assert "Sign out everywhere? All your sessions end, including this one." in asked
     assert "You are signed out everywhere" in text(gone)
     assert (is_in(here), is_in(there), is_in(unrelated)) == (False, False, True)

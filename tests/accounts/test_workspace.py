@@ -153,11 +153,11 @@ def test_private_upstreams_are_shown_and_cannot_be_typed(keeper: User, sign_in: 
 
 def test_it_says_of_when_the_oldest_call_is(keeper: User, sign_in: SignIn) -> None:
     client = sign_in(keeper)
-    assert "The oldest call there is" not in text(client.get(PATH))
+    assert "The oldest call is from" not in text(client.get(PATH))
 
     make.call(at=datetime(2031, 11, 20, 8, tzinfo=UTC))
 
-    assert "The oldest call there is came on 2031-11-20." in text(client.get(PATH))
+    assert "The oldest call is from 2031-11-20." in text(client.get(PATH))
 
 
 def test_shorter_retention_says_what_it_drops_and_can_be_revoked(keeper: User, sign_in: SignIn) -> None:

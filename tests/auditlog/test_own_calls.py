@@ -56,7 +56,7 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     page = text(sign_in(max).get("/settings/calls"))
 
     assert [name in page for name in ("good", "bad", "lacking", "anns")] == [True, True, True, False]
-    assert "An administrator switched this app or agent off." in page
+    assert "An administrator disabled this app or agent." in page
     assert f'/settings/identities?connection={link.pk}">Bring your identity' in page
     assert "/logs/" not in page
 
@@ -73,10 +73,10 @@ def test_my_refused_call_says_the_one_reason_that_is_known_and_opens(
     second = call_of(link, **off, at=datetime.now(UTC) + timedelta(seconds=1))
     opened = sign_in(max).get(f"/settings/calls/{second.uid}/")
 
-    assert "This tool is switched off on this gateway." in switched
+    assert "This tool is disabled on this gateway." in switched
     assert "or the policy does not allow it." in unknown, "it may have been the policy before"
     assert f'href="/settings/calls/{first.uid}/"' in switched
-    assert "The policy of this gateway blocks everything of this server." in text(opened)
+    assert "The policy of this gateway blocks everything this server offers." in text(opened)
     assert "tool_disabled" in text(opened)
     assert "/logs/" not in text(opened)
     assert sign_in(ann).get(f"/settings/calls/{second.uid}/").status_code == 404
@@ -154,7 +154,7 @@ def test_a_denied_call_is_named_with_its_cause_and_waited_past(link: Connection,
     received = text(wait(client))
 
     assert "Denied: echo from Codex" in denied
-    assert "The connection carries no identity for this server." in denied
+    assert "The connection has no identity for this server." in denied
     assert "Bring your identity" in denied
     assert "every 2s" in denied
     assert "Received: echo" in received
@@ -246,7 +246,7 @@ def test_over_rest_one_s_own_calls_need_no_capability_and_say_why_in_words(
     rows = rest.get("/me/calls", connection=str(link.pk), page_size=1).json()
 
     assert [(one["feature_name"], one["reason"]) for one in rows["results"]] == [
-        ("refused", "An administrator switched this app or agent off.")
+        ("refused", "An administrator disabled this app or agent.")
     ]
     assert "request_payload" not in rows["results"][0]
     older = Rest.of(max).get("/me/calls", cursor=rows["next"].partition("cursor=")[2].partition("&")[0]).json()

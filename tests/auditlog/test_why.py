@@ -187,7 +187,7 @@ def test_what_a_person_decides_elsewhere_is_led_to_and_for_others_named(
     assert f'href="{address(scene)}"' in led
     assert words in led
     assert words not in told
-    assert f"It takes the capability “{needed.label}”" in told.replace("&amp;", "&")
+    assert f"It needs the capability “{needed.label}”" in told.replace("&amp;", "&")
 
 
 @pytest.mark.parametrize("reason", ["identity_missing", "identity_unconfirmed"])
@@ -210,7 +210,7 @@ def test_the_owner_of_an_identity_is_led_to_it_and_others_are_told_whose_it_is(
 
     assert button in page(sign_in(scene.owner), call)
     assert button not in told
-    assert f"Only {scene.owner.email} can end this, at My identities." in told
+    assert f"Only {scene.owner.email} can fix this, on My identities." in told
 
 
 def test_for_what_has_ended_nothing_is_offered_to_switch_on(scene: Scene, sign_in: SignIn) -> None:
@@ -226,7 +226,7 @@ def test_for_what_has_ended_nothing_is_offered_to_switch_on(scene: Scene, sign_i
 
     for call in (off, tool):
         assert 'action="/logs/remedy/"' not in page(judge, call)
-    assert "It has ended for good." in page(judge, off)
+    assert "It was revoked or archived." in page(judge, off)
 
 
 def test_an_app_that_waits_is_approved_from_its_refused_call(scene: Scene, sign_in: SignIn) -> None:
@@ -269,7 +269,7 @@ def test_an_act_for_what_is_not_there_does_nothing(sent: dict[str, str], ana: Us
     answer = sign_in(ana).post("/logs/remedy/", sent, follow=True)
 
     assert answer.redirect_chain == [("/logs/", 302)]
-    assert "There is nothing like this to switch on" in answer.content.decode()
+    assert "This object cannot be enabled" in answer.content.decode()
     assert not Event.objects.exists()
 
 
@@ -307,8 +307,8 @@ def test_asking_again_says_the_next_obstacle_too(scene: Scene, viv: User, sign_i
     shown = page(sign_in(viv), scene.call("connection_disabled"), now=True)
 
     assert "No. It would stop at Gateway and connection." in shown
-    assert "The connection carries no identity for this server." in shown
-    assert f"Only {scene.owner.email} can end this, at My identities." in shown
+    assert "The connection has no identity for this server." in shown
+    assert f"Only {scene.owner.email} can fix this, on My identities." in shown
 
 
 def test_asking_calls_nobody_and_logs_nothing(scene: Scene, viv: User, sign_in: SignIn) -> None:

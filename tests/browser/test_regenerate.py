@@ -54,7 +54,7 @@ def test_the_question_follows_how_long_the_old_secret_works_on(live: Serve, page
     page.get_by_role("row").filter(has_text=issued["name"]).get_by_role("button", name="Regenerate").click()
     dialog = page.get_by_role("alertdialog")
     at_once = dialog.get_by_text("The old token stops working immediately.")
-    later = dialog.get_by_text("The old token works on for the time chosen below")
+    later = dialog.get_by_text("The old token still works for the time chosen below")
 
     expect(at_once).to_be_visible()
     expect(later).to_be_hidden()
@@ -62,6 +62,6 @@ def test_the_question_follows_how_long_the_old_secret_works_on(live: Serve, page
     expect(at_once).to_be_hidden()
     expect(later).to_be_visible()
     expect(dialog).not_to_have_accessible_description(re.compile("immediately"))
-    expect(dialog).to_have_accessible_description(re.compile("The old token works on for the time chosen below"))
+    expect(dialog).to_have_accessible_description(re.compile("The old token still works for the time chosen below"))
     dialog.get_by_role("radio", name="Not at all").check()
     expect(at_once).to_be_visible()

@@ -71,7 +71,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     # Plugged in again, but as a copy that has signed less often.
     cdp.send("WebAuthn.addCredential", {"authenticatorId": authenticator, "credential": credential | {"signCount": 0}})
     page.get_by_role("button", name="Use security key").click()
-    expect(page.get_by_text("This security key is not known here")).to_be_visible()
+    expect(page.get_by_text("This security key is unknown")).to_be_visible()
     cdp.send("WebAuthn.clearCredentials", {"authenticatorId": authenticator})
     cdp.send("WebAuthn.addCredential", {"authenticatorId": authenticator, "credential": credential | {"signCount": 50}})
     page.get_by_role("button", name="Use security key").click()
@@ -98,4 +98,4 @@ def test_without_script_the_page_says_what_it_takes(live: Serve, open_browser: O
     page.get_by_label("Name").fill("Blue key")
     page.get_by_role("button", name="Add", exact=True).click()
 
-    expect(page.get_by_text("It takes a browser with script.")).to_be_visible()
+    expect(page.get_by_text("JavaScript is required.")).to_be_visible()

@@ -132,7 +132,7 @@ def learn_why_a_call_was_denied_and_undo_it(one: Person, stage: Stage) -> None:
     page = one.page
     page.reload()
     one.press(page.get_by_role("region", name="Recent denials").get_by_role("link", name=stage.name))
-    expect(page.locator(".trail")).to_contain_text("An administrator switched this app or agent off.")
+    expect(page.locator(".trail")).to_contain_text("An administrator disabled this app or agent.")
     one.press(page.locator(".trail").get_by_role("button", name="Enable host"))
     expect(page.locator(".trail")).to_contain_text("This is no longer so.")
     assert stage.call() == 200

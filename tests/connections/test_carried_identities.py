@@ -234,7 +234,7 @@ def revoke(link: Connection, place: Assignment, by: User) -> None:
 @pytest.mark.parametrize(
     ("act", "field", "words"),
     [
-        (move, "secret", "This server was moved to https://elsewhere.example.net just now. Look again."),
+        (move, "secret", "This server was moved to https://elsewhere.example.net just now. Reload the page."),
         (revoke, "identity", "This connection has been revoked before."),
     ],
 )
@@ -277,19 +277,19 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert "GitHub refused this credential when it was last tried." in now()
     Identity.objects.update(last_error="")
     own.disable(by=ann)
-    assert "switched off by you" in now()
+    assert "disabled by you" in now()
     assert f'action="/identities/{own.pk}/enable/"' in now()
     own.enable(by=ann)
     own.disable(by=ana)
-    assert "ana@example.com switched it off. Only an administrator can switch it on again." in now()
+    assert "ana@example.com disabled it. Only an administrator can enable it again." in now()
     assert "/enable/" not in now()
     own.enable(by=ana)
     place.server.edit(url=f"{place.server.url}/v2", by=ana)
-    assert "Confirm that your identity may be sent there." in now()
+    assert "Confirm that your credential may be sent there." in now()
     assert f"/identities/{own.pk}/confirm/" in now()
     Identity.objects.get().confirm(by=ann)
     place.disable(by=ana)
-    assert "An administrator switched GitHub off on Work. Your identity stays." in now()
+    assert "An administrator disabled GitHub on Work. Your identity is kept." in now()
     place.enable(by=ana)
     Identity.objects.get().revoke(by=ann)
     assert "Its identity was revoked" in now()

@@ -149,7 +149,7 @@ BEFORE = {
     "Authorization taken": (
         lambda e: e.headers.pop("authorization", None),
         "Call: tools/list",
-        "the header Authorization does not arrive",
+        "the Authorization header does not reach",
         "CGIPassAuth",
     ),
 }
@@ -199,7 +199,7 @@ AFTER |= {
         at("/mcp/", lambda e: e.status == 200 and replaced(b'"tools"', b'"tolls"')(e)),
         "Call: tools/list",
         "No list.",
-        "Look at this call in the Logs",
+        "Find this call on the Logs page",
     ),
     "lists that are none": (
         at("/.well-known/oauth-auth", replaced(b'["S256"]', b"7")),

@@ -152,9 +152,9 @@ def test_a_proxy_that_wants_another_password_is_named_wherever_an_administrator_
         except (NoAnswer, ProviderDown, NoDocument, well_known.NoRegistry, DiscoveryFailed, OSError) as error:
             said = str(error)
 
-    words = "wants a user and a password that it knows (407)"
+    words = "requires a valid user and password (407)"
     if what == "document":  # Which a stranger reads.
-        assert said == "The app's description cannot be reached."
+        assert said == "The app's metadata document cannot be reached."
     else:
         assert words in said
     assert any(words in str(getattr(record, "error", "")) for record in caplog.records)

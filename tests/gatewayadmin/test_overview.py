@@ -256,7 +256,7 @@ def test_servers_that_are_switched_off_are_not_none(ana: User, sign_in: SignIn) 
     make.server().disable(by=ana)
 
     assert "No servers yet." not in text(client.get("/"))
-    assert "No server is switched on." in text(client.get("/"))
+    assert "No server is enabled." in text(client.get("/"))
 
 
 def test_nothing_of_ones_own_looks_as_if_it_worked_when_it_does_not(max: User, sign_in: SignIn) -> None:

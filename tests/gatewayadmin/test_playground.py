@@ -238,7 +238,7 @@ def test_what_a_tool_claims_to_do_stands_beside_it(
 
 
 BUSY_WITH_OWN = "3 runs of yours are under way here."
-BUSY = "Too many runs are under way here at the moment."
+BUSY = "Too many runs are in progress at the moment."
 
 
 class Held:
@@ -345,7 +345,7 @@ def test_a_gateway_out_of_reach_is_none_and_nothing_is_asked_of_it(run: Run, mem
     status, page = sent(member)
 
     assert status == 422
-    assert "There is no such gateway for you." in page
+    assert "There is no such gateway, or you may not use it." in page
     assert not Connection.objects.exists()
     assert not Call.objects.exists()
 
@@ -663,9 +663,9 @@ def test_what_is_left_empty_is_left_out_unless_it_is_required() -> None:
         ("limit", "NaN", "Enter a whole number."),
         ("ratio", "1e999", "Enter a number."),
         ("format", '"xml"', "Select a valid choice. &quot;xml&quot; is not one of the available choices."),
-        ("either", '{"a": ', "This is no JSON: Expecting value, line 1, column 7."),
-        ("either", "[" * 100_000, "This JSON holds a value that cannot be sent."),
-        ("either", "NaN", "This JSON holds a value that cannot be sent."),
+        ("either", '{"a": ', "This is not JSON: Expecting value, line 1, column 7."),
+        ("either", "[" * 100_000, "This JSON has a value that cannot be sent."),
+        ("either", "NaN", "This JSON has a value that cannot be sent."),
         ("sql", "abc\0", "Null characters are not allowed."),
     ],
 )
@@ -703,4 +703,4 @@ def test_whatever_a_server_calls_a_schema_there_is_a_form(schema: Any) -> None:
 def test_all_arguments_as_json_have_to_be_an_object() -> None:
     form = ArgumentsForm(DEEP, {"arguments": "[1]"}, as_json=True)
 
-    assert form.errors["arguments"] == ["The arguments are an object: write them between { and }."]
+    assert form.errors["arguments"] == ["The arguments must be a JSON object: write them between { and }."]

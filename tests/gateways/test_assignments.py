@@ -211,7 +211,9 @@ def test_a_second_server_needs_an_alias(work: Gateway, docs: Server, ana: User, 
     response = sign_in(ana).post("/gateways/work/assign/", values)
 
     assert response.status_code == 422
-    assert "A gateway with several servers tells their tools apart by alias: give this one an alias." in text(response)
+    assert "A gateway with several servers needs an alias for each, to keep tool names apart. Enter an alias." in text(
+        response
+    )
     assert work.assignments.live().count() == 1
 
 
@@ -226,7 +228,7 @@ def assigned_by_another(gateway: Gateway, alias: str) -> Callable[[], object]:
     ("typed", "taken", "words"),
     [
         ("docs", "docs", "Another server on Work has taken this alias just now."),
-        ("", "other", "tells their tools apart by alias: give this one an alias."),
+        ("", "other", "needs an alias for each, to keep tool names apart. Enter an alias."),
     ],
     ids=["taken", "needed"],
 )

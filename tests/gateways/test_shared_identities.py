@@ -70,7 +70,7 @@ def test_a_shared_identity_that_is_not_allowed_there_yet_is_refused_with_the_rea
     refused = Rest.of(gina).post(f"/gateways/{gateway.slug}/servers", body)
 
     assert refused.status_code == 400
-    assert "may be used on Work. Somebody with Identity management allows it" in refused.content.decode()
+    assert "may be used on Work. A person with Identity management can allow it" in refused.content.decode()
     assert "Select a valid choice" not in refused.content.decode()
 
 

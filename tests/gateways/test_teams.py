@@ -164,9 +164,9 @@ def test_people_are_added_by_e_mail_and_reach_at_once(chief: User, sign_in: Sign
     ("emails", "words"),
     [
         ("", "This field is required."),
-        (" ,; ", "Type at least one e-mail."),
-        ("ann@example.com nobody@example.com", "Nobody here has the e-mail nobody@example.com."),
-        ("<b>", "Nobody here has the e-mail &lt;b&gt;."),
+        (" ,; ", "Enter at least one e-mail."),
+        ("ann@example.com nobody@example.com", "There is no person with the e-mail nobody@example.com."),
+        ("<b>", "There is no person with the e-mail &lt;b&gt;."),
         ("\n".join(f"p{n}@example.com" for n in range(501)), "Add at most 500 people at a time."),
     ],
 )
@@ -250,7 +250,7 @@ def test_deleting_says_what_its_people_lose(chief: User, sign_in: SignIn) -> Non
 
     asked = text(sign_in(chief).get(f"/people/teams/{support.pk}/delete/"))
 
-    assert "Its people no longer reach Work, unless another team of theirs does." in asked
+    assert "Its members can no longer use Work, unless another of their teams can." in asked
     assert Team.objects.exists()
     assert Gateway.objects.get().teams.exists()
 

@@ -1092,7 +1092,7 @@ SWITCHED_ON: dict[str, "Callable[[Ask], set[tuple[bool, str]]]"] = {
     "assignment": _switch_of_assignment,
     "feature": _switch_of_feature,
     "identity": lambda ask: {
-        (ask.state != "disabled", "it waits to be confirmed" if ask.state == "unconfirmed" else "")
+        (ask.state != "disabled", "it waits for confirmation" if ask.state == "unconfirmed" else "")
     },
     "sink": lambda ask: {(ask.state != "paused", "")},
 }

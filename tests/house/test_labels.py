@@ -237,7 +237,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
     ),
     "/connections/{connection}/regenerate/": (
         "Regenerate token Regenerate this API access token? The old token stops working immediately.",
-        "The old token works on",
+        "The old token still works",
         "The new token is shown once.",
         "Cancel OK",
     ),

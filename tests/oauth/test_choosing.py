@@ -182,8 +182,8 @@ def test_back_from_the_second_server_leads_to_the_first(ana: User, sign_in: Sign
     [
         ({"identity": "new", "secret": ""}, "or skip this server."),
         ({"identity": "new", "secret": "Bearer  "}, "or skip this server."),
-        ({"identity": "new", "secret": "two\r\nlines"}, "cannot be sent as a header"),
-        ({"identity": "new", "secret": "ключ"}, "cannot be sent as a header"),
+        ({"identity": "new", "secret": "two\r\nlines"}, "cannot be sent in a header"),
+        ({"identity": "new", "secret": "ключ"}, "cannot be sent in a header"),
         ({"identity": "new", "secret": "x" * 4001}, "at most 4000 characters"),
         ({"identity": "new", "secret": "ok", "label": "x" * 81}, "at most 80 characters"),
         ({"identity": "new", "secret": "ok", "label": "taken"}, "You have an identity with this label already."),
@@ -254,6 +254,6 @@ def test_a_secret_is_not_kept_for_a_server_that_was_moved_while_it_was_sent(ana:
     )
 
     assert answer.status_code == 422
-    assert "This server was moved to https://new.example just now. Look again." in text(answer)
+    assert "This server was moved to https://new.example just now. Reload the page." in text(answer)
     assert SECRET not in text(answer)
     assert not Identity.objects.exists()

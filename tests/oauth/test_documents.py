@@ -120,9 +120,9 @@ def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web
         ("huge", "larger than 16 KiB"),
         ("words", "not sent as JSON"),
         ("packed", "cannot be reached"),
-        ("broken", "no JSON object"),
-        ("deep", "no JSON object"),
-        ("list", "no JSON object"),
+        ("broken", "not a JSON object"),
+        ("deep", "not a JSON object"),
+        ("list", "not a JSON object"),
     ],
 )
 def test_what_is_no_plain_small_json_document_is_not_read(web: Upstream, name: str, why: str) -> None:

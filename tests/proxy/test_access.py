@@ -429,7 +429,7 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: p
     first, second = told(5000)
     assert isinstance(first, AccessRow)
     assert isinstance(second, DatabaseUnavailable)
-    assert [record.getMessage() for record in caplog.records] == ["what the database says of a token cannot be read"]
+    assert [record.getMessage() for record in caplog.records] == ["a token's row from the database cannot be read"]
 
 
 TOOLS = ["", "a__b", "\\", '"', "'", "{,}", "\0", "\udfff", "NULL", "ü日\n\t", "x" * 5000, "a__b_0123ab", "%s", "$1"]

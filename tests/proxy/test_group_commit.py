@@ -181,9 +181,7 @@ def test_a_database_that_is_away_is_told_of_once_a_second(
     run(scene)
 
     assert said(caplog) == [1, 3, 1]
-    assert {record.getMessage() for record in caplog.records} == {
-        "the database did not do what it was asked; requests get 503"
-    }
+    assert {record.getMessage() for record in caplog.records} == {"database statements fail; requests get 503"}
 
 
 # Stops

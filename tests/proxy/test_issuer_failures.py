@@ -105,14 +105,14 @@ SEES_AT_BEGIN = {
     "the issuer is out of order": (Issuer(answers={METADATA: (503, HTML, "")}), "answered 503. Try again later."),
     "it describes another issuer": (
         Issuer(metadata={"issuer": "https://evil.example.com"}),
-        "describes another issuer",
+        "metadata of another issuer",
     ),
-    "it is for another server": (Issuer(prm={"resource": "https://front.example.com/mcp"}), "is for another address"),
+    "it is for another server": (Issuer(prm={"resource": "https://front.example.com/mcp"}), "are for another URL"),
     "it knows no proof of possession": (Issuer(metadata={"code_challenge_methods_supported": ["plain"]}), "PKCE"),
     "it takes no clients": (Issuer(metadata={"registration_endpoint": None}), "/upstream-oauth/callback/"),
     "it takes only clients it knows": (
         Issuer(answers={"/register": failed(403, "access_denied", "Unknown client name")}),
-        f"{REFUSED} (403: Unknown client name). An administrator can register it there, with the redirect address",
+        f"{REFUSED} (403: Unknown client name). An administrator can register it there, with the redirect URI",
     ),
     "it takes no such address": (
         Issuer(answers={"/register": failed(400, "invalid_redirect_uri", "Host is not in the list")}),
@@ -152,7 +152,7 @@ def test_one_who_cannot_begin_is_told_why_and_nothing_is_kept(
 def test_a_server_that_wants_a_key_leads_nobody_to_an_issuer(run: Run, ann: User) -> None:
     _, page = begin(upstreams.github(), run, ann)
 
-    assert "GitHub names no issuer where one could sign in." in words(page)
+    assert "GitHub names no issuer to sign in at." in words(page)
 
 
 @pytest.mark.parametrize("status", [200, 400], ids=["greets everybody", "knows the newer wire only"])
@@ -218,11 +218,11 @@ SEES_AT_THE_END = {
     "an error in a form": ((200, "application/x-www-form-urlencoded", "error=bad_code"), "bad_code"),
     "a code that is not taken": (failed(400, "invalid_grant", "Code expired"), "Code expired"),
     "a client that is forgotten": (failed(401, "invalid_client"), "invalid_client"),
-    "out of order": ((503, HTML, "<html>Try again</html>"), "gave no token: HTTP 503"),
-    "too many requests": ((429, JSON, '{"error":"slow_down"}'), "gave no token: HTTP 429"),
-    "a page": ((200, HTML, "<html>Welcome</html>"), "gave no token: HTTP 200 without a token"),
-    "no token": ((200, JSON, '{"token_type":"bearer"}'), "gave no token"),
-    "a token that fits no header": ((200, JSON, '{"access_token":"a\\nb"}'), "gave no token"),
+    "out of order": ((503, HTML, "<html>Try again</html>"), "issued no token: HTTP 503"),
+    "too many requests": ((429, JSON, '{"error":"slow_down"}'), "issued no token: HTTP 429"),
+    "a page": ((200, HTML, "<html>Welcome</html>"), "issued no token: HTTP 200 without a token"),
+    "no token": ((200, JSON, '{"token_type":"bearer"}'), "issued no token"),
+    "a token that fits no header": ((200, JSON, '{"access_token":"a\\nb"}'), "issued no token"),
 }
 
 
@@ -267,7 +267,7 @@ def test_tokens_are_read_in_the_forms_they_come_in(kind: str, body: str, life: i
 # --- Renewal ---------------------------------------------------------------------------------------------------------
 
 UNAVAILABLE = in_words(
-    'The identity for server "GitHub" cannot be renewed just now; try again soon.', "/settings/identities"
+    'The identity for server "GitHub" cannot be renewed at the moment; try again soon.', "/settings/identities"
 )
 AGENT_GETS = {
     "no, in the right words": (failed(400, "invalid_grant"), "identity_sign_in", "refused"),

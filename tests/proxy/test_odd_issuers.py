@@ -44,7 +44,7 @@ JSON = "application/json"
 METADATA = "/.well-known/oauth-authorization-server"
 OPENID = "/.well-known/openid-configuration"
 UNAVAILABLE = in_words(
-    'The identity for server "GitHub" cannot be renewed just now; try again soon.', "/settings/identities"
+    'The identity for server "GitHub" cannot be renewed at the moment; try again soon.', "/settings/identities"
 )
 # What RFC 7591 (section 2) and OpenID Connect Registration (application_type) let a client say of itself.
 REGISTERED = {
@@ -206,9 +206,9 @@ def test_the_issuer_of_all_tenants_of_entra_takes_two_exceptions_and_names_one_t
     github.issuer.metadata = {"issuer": template, "code_challenge_methods_supported": None}
     agent = proxy.agent(github.connection(ann))
 
-    assert f"describes another issuer than {common}: {template}." in words(github.begin(browser(ann)))
+    assert f"has metadata of another issuer than {common}: {template}." in words(github.begin(browser(ann)))
     github.server.edit(expected_issuer=template, resource_sent="omit", fixed_scopes="api/.default", by=boss)
-    assert "does not say that it supports PKCE" in words(github.begin(browser(ann)))
+    assert "does not announce PKCE" in words(github.begin(browser(ann)))
     github.server.edit(assume_pkce=True, by=boss)
     client = browser(ann)
     asked = destination(github.begin(client))
@@ -237,7 +237,7 @@ def test_an_issuer_that_does_not_say_that_it_knows_the_proof_is_signed_in_to_whe
     refused = github.begin(browser(ann))
 
     assert refused.status_code == 400
-    told = "does not say that it supports PKCE with S256 (code_challenge_methods_supported). An administrator who knows"
+    told = "does not announce PKCE with S256 (code_challenge_methods_supported). An administrator who knows"
     assert told in words(refused)
     assert not ClientRegistration.objects.exists()
     assert Rest.of(boss).patch("/servers/github", {"assume_pkce": True}).status_code == 200
@@ -273,10 +273,10 @@ def test_people_sign_in_at_an_issuer_without_metadata_once_its_endpoints_are_ent
 ) -> None:
     endpoints = undescribed(github)
     agent = proxy.agent(github.connection(ann))
-    assert "names no issuer where one could sign in." in words(github.begin(browser(ann)))
+    assert "names no issuer to sign in at." in words(github.begin(browser(ann)))
 
     assert Rest.of(boss).patch("/servers/github", endpoints).status_code == 200
-    assert "takes no clients that register themselves" in words(github.begin(browser(ann)))
+    assert "does not support dynamic registration" in words(github.begin(browser(ann)))
     authorize = endpoints["authorization_endpoint"]
     page = browser(boss).get("/servers/github/client/")
     assert redirect_uri(*endpoints.values()) in page.content.decode()
@@ -370,7 +370,7 @@ def test_a_client_is_used_at_no_other_endpoints_than_those_it_was_entered_for(
     client = browser(ann)
     begun = github.begin(client)
     assert begun.status_code == 400
-    assert "takes no clients that register themselves" in words(begun)
+    assert "does not support dynamic registration" in words(begun)
     identity.refresh_from_db()
     assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "settings")
     eventually(lambda: before in github.issuer.revoked)  # Where it was granted.
@@ -546,7 +546,7 @@ def test_an_issuer_without_metadata_that_names_itself_has_to_be_expected(github:
     github.set(expected_issuer=github.origin)
     assert client.get(f"{consent(destination(github.begin(client)))}&iss={github.origin}").status_code == 302
     other = client.get(f"{consent(destination(github.begin(client)))}&iss=https://evil.example.com")
-    assert "came from another issuer than the one that was asked" in words(other)
+    assert "came from another issuer than the requested one" in words(other)
 
 
 @pytest.mark.parametrize("name", ["token_endpoint", "revocation_endpoint"])
@@ -733,7 +733,7 @@ def test_a_client_that_is_replaced_leaves_what_was_granted_to_the_one_of_before_
     for person, identity in zip((ann, ben), identities, strict=True):
         identity.refresh_from_db()
         assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "client")
-        assert "The issuer does not know this gateway any more." in words(browser(person).get(NEXT))
+        assert "The issuer no longer knows this gateway." in words(browser(person).get(NEXT))
         assert github.sign_in(person, f"/identities/{identity.pk}/authenticate/") == identity
         assert Grant.objects.get(identity=identity).registration.client_id == "ours"
     assert [said(agent.call("github__whoami")) for agent in agents] == [f"Bearer {access_of(i)}" for i in identities]

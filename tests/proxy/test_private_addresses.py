@@ -196,11 +196,11 @@ def test_no_endpoint_that_a_public_server_led_to_is_called_inside(
     asked = len(issuer.asked)
     if name == "renewal":
         sql("UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now()")
-        assert "cannot be renewed just now" in agent.call("github__whoami").json()["error"]["message"]
+        assert "cannot be renewed at the moment" in agent.call("github__whoami").json()["error"]["message"]
         assert issuer.refreshes == 0
     else:
         client.post(f"/identities/{github.identities.get().pk}/revoke/")
-        assert eventually(lambda: "an issuer was not told of an ended grant" in caplog.messages)
+        assert eventually(lambda: "an ended grant could not be revoked at its issuer" in caplog.messages)
         assert "/revoke" not in issuer.asked[asked:]
 
 

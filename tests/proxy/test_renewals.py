@@ -135,7 +135,7 @@ def test_a_call_that_needs_more_rights_says_so_although_nobody_can_note_it(
     fail_statements(monkeypatch, STATEMENTS["more_scope"])
 
     assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_scope"
-    assert "wanted rights not noted" in caplog.text
+    assert "required scopes could not be stored" in caplog.text
 
 
 def test_a_token_that_cannot_be_renewed_for_lack_of_the_database_ends_no_sign_in(

@@ -289,7 +289,7 @@ def test_an_issuer_out_of_order_for_longer_is_asked_again_later(github: Github, 
 
     refusal = error(agent.call("github__whoami"))
 
-    assert "cannot be renewed just now" in refusal["message"]
+    assert "cannot be renewed at the moment" in refusal["message"]
     identity.refresh_from_db()
     assert identity.status == "active"
     sql("UPDATE upstream_oauth_grant SET retry_at = NULL")
@@ -365,7 +365,7 @@ def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github:
     assert github.issuer.refreshes == 0
     identity.refresh_from_db()
     assert identity.status == "active"
-    assert identity.sign_in_words == "The server asks for more rights than were granted."
+    assert identity.sign_in_words == "The server needs more scopes than were granted."
     github.issuer.needs_scope = ""
     client = browser(ann)
     asked = github.begin(client, f"/identities/{identity.pk}/authenticate/")
@@ -635,7 +635,7 @@ def test_an_issuer_that_takes_no_clients_by_itself_gets_the_one_an_administrator
     github.issuer.metadata = {"registration_endpoint": None}
     path = "/servers/github/authenticate/"
     page = browser(ann).post(path, {"next": NEXT}).content.decode()
-    assert "takes no clients that register themselves" in page
+    assert "does not support dynamic registration" in page
     assert "/upstream-oauth/callback/" in page
     github.issuer.clients["entered"] = OAuthClientInformationFull.model_validate(
         {

@@ -118,7 +118,7 @@ def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
     assert error == {
         "code": -32003,
         "message": in_words(
-            'An administrator switched tool "whoami" of server "github" off, or the policy does not allow it.'
+            'An administrator disabled tool "whoami" of server "github", or the policy does not allow it.'
         ),
         "data": {"reason": "tool_disabled", "server": "github"},
     }

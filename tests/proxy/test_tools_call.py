@@ -180,7 +180,7 @@ TROUBLES = [
     ),
     Trouble(
         upstreams.garbage(HUGE, kind="application/json"),
-        'Server "Docs" gave an answer larger than the gateway passes on.',
+        'Server "Docs" sent an answer larger than the gateway allows.',
         "too_large",
     ),
     Trouble(upstreams.github(), 'Server "Docs" refused the credential stored for it.', "credential_refused"),
@@ -217,12 +217,12 @@ def test_j14_trouble_is_told_in_words_that_name_the_server(work: Work) -> None:
         ),
         (
             "https://no-such-name.invalid/",
-            'Server "Docs" cannot be found: its name has no address.',
+            'Server "Docs" cannot be found: its name does not resolve.',
             "unreachable",
         ),
-        ("http://10.0.0.5/", 'Server "Docs" lives at an address the gateway may not call.', "address_blocked"),
-        ("http://8.8.8.8/", 'Server "Docs" lives at an address the gateway may not call.', "address_blocked"),
-        ("https://169.254.169.254/", 'Server "Docs" lives at an address the gateway may not call.', "address_blocked"),
+        ("http://10.0.0.5/", 'Server "Docs" has an address the gateway may not call.', "address_blocked"),
+        ("http://8.8.8.8/", 'Server "Docs" has an address the gateway may not call.', "address_blocked"),
+        ("https://169.254.169.254/", 'Server "Docs" has an address the gateway may not call.', "address_blocked"),
     ],
 )
 def test_j14_addresses_are_judged_when_they_are_called(work: Work, url: str, message: str, reason: str) -> None:

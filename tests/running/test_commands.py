@@ -188,7 +188,7 @@ def test_a_start_with_another_secret_key_says_that_everybody_signs_in_again(monk
     assert started(monkeypatch)[1] == ""
 
     monkeypatch.setattr(settings, "SECRET_KEY", "another" * 10)
-    assert "GATEWAY_SECRET_KEY is another one than before: everybody has to sign in again" in started(monkeypatch)[1]
+    assert "GATEWAY_SECRET_KEY has changed: everybody must sign in again" in started(monkeypatch)[1]
 
     client.force_login(make.user())
     assert started(monkeypatch)[1] == "", "somebody has signed in since"

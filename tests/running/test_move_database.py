@@ -189,7 +189,7 @@ def test_a_gateway_that_starts_meanwhile_stops_the_move(home: Path, database_url
             holder.rollback()
             _, said = moving.communicate(timeout=120)
         assert moving.returncode == 1
-        assert said.startswith(f"CommandError: A gateway runs on {home}")
+        assert said.startswith(f"CommandError: A gateway is running on {home}")
         assert contents(looking) == made
 
 
@@ -219,7 +219,7 @@ def test_what_can_be_moved_is_said_and_nothing_done(home: Path, target: str) -> 
 def test_a_target_that_is_not_empty_is_refused(home: Path, target: str) -> None:
     with psycopg.connect(target, autocommit=True) as connection:
         connection.execute("CREATE TABLE of_others (id int)")
-    assert refusal(home, target).startswith("The database holds tables that are not the gateway's, such as of_others")
+    assert refusal(home, target).startswith("The database has tables that are not the gateway's, such as of_others")
 
     used = cluster.fresh_database(f"move_used_{os.getpid()}", cluster.tables())
     with psycopg.connect(used, autocommit=True) as connection:
@@ -243,9 +243,7 @@ def test_keys_that_are_not_those_of_the_installation_are_refused(home: Path, tar
 @pytest.mark.full
 def test_an_embedded_database_in_use_is_refused(home: Path, target: str) -> None:
     with embedded(home):
-        assert refusal(home, target) == (
-            f"A gateway runs on {home}: stop it first, so that nothing is written meanwhile."
-        )
+        assert refusal(home, target) == (f"A gateway is running on {home}: stop it first.")
 
 
 @pytest.mark.full

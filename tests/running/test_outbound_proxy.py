@@ -138,5 +138,5 @@ def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words()
         serve.settings["GATEWAY_OUTBOUND_PROXY"] = f"http://{user}:wrong-of-secrecy@127.0.0.1:{between.port}"
         serve.stop_clerk()
         said = serve.manage("shell", "--no-imports", "-c", code.format(f"https://{PUBLIC}/"))
-        assert "wants a user and a password that it knows (407)" in said
+        assert "requires a valid user and password (407)" in said
         assert "secrecy" not in said + serve.log()

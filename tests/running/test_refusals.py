@@ -100,7 +100,7 @@ def test_command_before_the_first_start(fresh: Path, embedded: bool) -> None:
     settings = {} if embedded else {"DATABASE_URL": cluster.fresh_database(f"empty_{os.getpid()}"), **KEYS}
     assert (
         refusal(fresh, "keys", **settings)
-        == "CommandError: The database is empty: start `manage.py serve` once, it makes the tables."
+        == "CommandError: The database is empty: start `manage.py serve` once to create the tables."
     )
 
 

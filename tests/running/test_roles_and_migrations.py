@@ -331,6 +331,6 @@ def migrating(roles: Roles, *words: str) -> subprocess.Popen[str]:
 
 def chores(manage: Callable[..., str]) -> str:
     """Return the result of housekeeping, once no other process does it."""
-    while "at it already" in (done := manage("housekeeping")):
+    while "doing this already" in (done := manage("housekeeping")):
         pass
     return done

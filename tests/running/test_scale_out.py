@@ -433,7 +433,7 @@ def test_calls_fail_closed_when_the_primary_is_lost_and_go_on_once_the_replica_i
             with signed_in(served, OWNER) as browser:
                 assert browser.get("/logs/").status_code == OK
             # What follows nobody any more would look as if it were but a little behind.
-            eventually(lambda: "logs: primary, it has not followed the present primary yet" in ready(served))
+            eventually(lambda: "logs: primary, it has not replayed from the current primary yet" in ready(served))
 
 
 def two_hosts(first: str, second: str) -> str:

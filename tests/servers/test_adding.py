@@ -60,7 +60,7 @@ def test_one_that_wants_a_key_and_one_where_people_sign_in_are_told_apart(run: R
     wants_key = client.post(PATH, {"check": "1", "url": key.url})
     signs_in = client.post(PATH, {"check": "1", "url": oauth.url})
 
-    assert "The server answered 401: it wants a credential. Choose the auth type it wants." in text(wants_key)
+    assert "The server answered 401: it wants a credential. Choose its auth type." in text(wants_key)
     assert wants_key.context["form"]["auth_type"].value() == "bearer"
     assert signs_in.context["form"]["auth_type"].value() == "oauth"
     assert "People sign in at" in text(signs_in)
@@ -284,8 +284,8 @@ def test_sharing_on_a_gateway_takes_a_credential_and_the_management_of_identitie
     without = sign_in(ana).post(PATH, values)
     unable = sign_in(builder).post(PATH, values | {"secret": "key"})
 
-    assert "Paste the credential that everybody on these gateways shares." in text(without)
-    assert "Who manages identities says on which gateways a shared one is used" in text(unable)
+    assert "Paste the credential shared by everybody on these gateways." in text(without)
+    assert "Only a person who manages identities can choose the gateways of a shared one" in text(unable)
     assert (without.status_code, unable.status_code) == (422, 422)
     assert not Server.objects.exists()
 
@@ -353,7 +353,7 @@ def test_a_slug_that_somebody_else_takes_meanwhile_is_said_and_nothing_is_stored
         refused = client.post(PATH, values | {"gateways": [work.slug]})
 
     assert (refused.status_code, Server.objects.get().name) == (422, "Other")
-    assert "This name or slug was taken just now. Choose another." in text(refused)
+    assert "This name or slug has just been taken. Choose another." in text(refused)
     assert not Identity.objects.exists()
     assert not Assignment.objects.exists()
 
@@ -414,7 +414,10 @@ def test_tiles_are_searched_and_sorted_by_kind(ana: User, sign_in: SignIn) -> No
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [('[{"nonsense": 1}]', "is no file of well-known servers"), (None, "cannot be read: No such file or directory")],
+    [
+        ('[{"nonsense": 1}]', "is not a valid file of well-known servers"),
+        (None, "cannot be read: No such file or directory"),
+    ],
     ids=["nonsense", "missing"],
 )
 def test_a_file_of_tiles_that_cannot_be_used_says_why_and_leaves_the_address_field(

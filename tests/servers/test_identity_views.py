@@ -179,8 +179,8 @@ def test_a_shared_identity_is_stored_encrypted_and_recorded_without_its_secret(
         ({"label": "taken"}, "label", "A shared identity with this label already exists."),
         ({"label": "x" * 81}, "label", "at most 80 characters"),
         ({"secret": ""}, "secret", "This field is required."),
-        ({"secret": "two\nlines"}, "secret", "one line of plain characters"),
-        ({"secret": "smörgås"}, "secret", "one line of plain characters"),
+        ({"secret": "two\nlines"}, "secret", "one line of printable ASCII characters"),
+        ({"secret": "smörgås"}, "secret", "one line of printable ASCII characters"),
         ({"secret": "Bearer abc"}, "secret", "Leave out the word Bearer"),
         ({"secret": "x" * 4001}, "secret", "at most 4000 characters"),
     ],
@@ -211,7 +211,7 @@ def take_the_label(server: Server, by: User) -> None:
 @pytest.mark.parametrize(
     ("act", "field", "words"),
     [
-        (move, "secret", "This server was moved to https://elsewhere.example.net just now. Look again."),
+        (move, "secret", "This server was moved to https://elsewhere.example.net just now. Reload the page."),
         (take_the_label, "label", "A shared identity with this label already exists."),
     ],
 )
@@ -274,7 +274,7 @@ def test_revoking_tells_where_it_is_used_and_wipes_the_secret(github: Server, an
     assert "1 gateway uses it. Cannot be undone." in dialog
     assert "revoked" in row
     assert 'role="switch"' not in row
-    assert "had been revoked before" in again["HX-Trigger"]
+    assert "was already revoked" in again["HX-Trigger"]
     identity.refresh_from_db()
     assert identity.secret_ciphertext is None
 

@@ -53,9 +53,9 @@ def test_an_issuer_with_a_path_describes_itself_at_one_of_three_places(path: str
 @pytest.mark.parametrize(
     ("prm", "metadata", "problem"),
     [
-        ({"resource": "https://evil.example.com/mcp"}, {}, "is for another address"),
-        ({}, {"issuer": "https://evil.example.com"}, "describes another issuer"),
-        ({"authorization_servers": ["ftp://issuer"]}, {}, "no https:// address"),
+        ({"resource": "https://evil.example.com/mcp"}, {}, "are for another URL"),
+        ({}, {"issuer": "https://evil.example.com"}, "metadata of another issuer"),
+        ({"authorization_servers": ["ftp://issuer"]}, {}, "not an https:// URL"),
         ({}, {"code_challenge_methods_supported": ["plain"]}, "PKCE with S256"),
         ({}, {"token_endpoint": "javascript:alert(1)"}, "no usable token endpoint"),
         ({"authorization_servers": ["http://10.0.0.1"]}, {}, "may not be called"),

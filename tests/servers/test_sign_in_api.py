@@ -128,7 +128,7 @@ def test_what_stands_against_a_sign_in_is_told(run: Run, github: Server) -> None
     refused = begin(browser(make.user()), {"server_id": str(github.pk)})
 
     assert (refused.status_code, refused.json()["code"]) == (409, "sign_in_refused")
-    assert "takes no clients that register themselves" in refused.json()["detail"]
+    assert "does not support dynamic registration" in refused.json()["detail"]
 
 
 def test_a_server_that_names_another_issuer_is_an_event_with_the_sign_ins_it_ended(github: Server) -> None:
@@ -191,7 +191,7 @@ def test_a_key_that_is_changed_during_a_sign_in_has_it_begun_again(
 
     refused = client.get(back).content.decode()
 
-    assert "The encryption key was changed meanwhile. Begin again." in refused
+    assert "The encryption key was changed meanwhile. Start again." in refused
     assert issuer.forms == [], "the code was used"
     assert not Identity.objects.exists()
 

@@ -156,7 +156,7 @@ CHANGES = {
     sign_out_everywhere: "signed out",
     archive: "GitHub has been archived.",
     paste_keys: "Nobody signs in at GitHub any more",
-    take_off_the_gateway: "No gateway that you may use asks for an identity of yours at GitHub.",
+    take_off_the_gateway: "None of your gateways needs your own identity at GitHub.",
 }
 
 
@@ -337,7 +337,7 @@ def test_of_many_sign_ins_that_a_person_begins_the_oldest_end(github: Github, an
     assert SignIn.objects.filter(user=ann).count() == MOST_OPEN
     ended = client.get(consent(oldest))
     assert ended.status_code == 400
-    assert "ended because many others were begun after it" in words(ended)
+    assert "was replaced by newer ones" in words(ended)
     assert client.get(consent(second)).status_code == 302
     assert other.get(kept).status_code == 302
 
@@ -395,7 +395,7 @@ def test_a_code_of_one_issuer_is_never_sent_to_another(github: Github, evil: Git
     response = client.get(consent(asked_at_github))
 
     assert response.status_code == 400
-    assert "to the address of another issuer" in words(response)
+    assert "at the redirect URI of another issuer" in words(response)
     assert "/token" not in evil.issuer.asked
 
 
@@ -427,7 +427,7 @@ def test_a_client_entered_before_each_issuer_had_its_address_is_answered_at_the_
 
     response = client.get(consent(mixed_up(evil, client, issuer=origin(github))))
 
-    assert "to the address of another issuer" in words(response)
+    assert "at the redirect URI of another issuer" in words(response)
     assert github.sign_in(ann).issuer == origin(github)
 
 
@@ -519,7 +519,7 @@ def test_a_client_whose_secret_no_key_opens_has_to_be_entered_again(
 
     refused = words(client.post("/servers/github/authenticate/", {"next": NEXT}))
 
-    assert "No encryption key opens the client's secret. Enter the client again." in refused
+    assert "No encryption key decrypts the client's secret. Enter the client again." in refused
     enter(client, github)
     assert "Refresh" in client.post("/servers/github/authenticate/", {"next": NEXT})
 

@@ -95,7 +95,7 @@ def test_an_issuer_that_names_itself_otherwise_is_refused_and_what_it_says_is_to
 
     refused = words(github.begin(browser(ann)))
 
-    assert f"describes another issuer than {github.origin}: {KNOWN_AS}." in refused
+    assert f"has metadata of another issuer than {github.origin}: {KNOWN_AS}." in refused
     assert not SignIn.objects.exists()
 
 
@@ -106,7 +106,7 @@ def test_who_shares_a_sign_in_is_told_beside_its_label_why_it_cannot_begin(githu
     refused, unnamed = client.post(path, {"label": "service"}), client.post(path, {"label": ""})
 
     assert (refused.status_code, unnamed.status_code) == (422, 422)
-    assert f"describes another issuer than {github.origin}: {KNOWN_AS}." in words(refused)
+    assert f"has metadata of another issuer than {github.origin}: {KNOWN_AS}." in words(refused)
     assert 'value="service"' in words(refused)
     assert "This field is required." in words(unnamed)
     assert not SignIn.objects.exists()
@@ -121,7 +121,7 @@ def test_an_issuer_may_name_itself_as_an_administrator_expects_and_in_no_other_w
     assert identity.issuer == github.origin, "what is granted belongs to where it was granted, not to a name"
     for other in (f"{KNOWN_AS}/", github.origin, "https://auth.example.com"):
         github.issuer.metadata = {"issuer": other}
-        assert "describes another issuer" in words(github.begin(browser(ann)))
+        assert "metadata of another issuer" in words(github.begin(browser(ann)))
 
 
 @pytest.mark.parametrize(("names", "taken"), [(KNOWN_AS, True), ("", True), ("its origin", False)])
@@ -203,7 +203,7 @@ def test_nobody_is_led_to_an_issuer_for_rights_that_may_not_be_asked_for(github:
 
     refused = github.begin(browser(ann), f"/identities/{identity.pk}/authenticate/")
 
-    assert "does not let people ask for here: admin. Signing in again would not bring them." in words(refused)
+    assert "does not let people ask for here: admin. Signing in again would not help." in words(refused)
 
 
 # --- By each door -----------------------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_a_sign_in_under_way_keeps_nothing_when_its_settings_change_meanwhile(
 
     answer = client.get(back)
 
-    assert "How one signs in at GitHub was changed while you signed in. Begin again." in words(answer)
+    assert "The sign-in settings of GitHub were changed while you signed in. Start again." in words(answer)
     assert github.issuer.forms == [], "the code was used"
     assert not Identity.objects.exists()
 

@@ -156,7 +156,7 @@ UNSUPPORTED = {"error": {"code": -32022, "message": "", "data": {"supported": ["
     [
         (
             scripted({"initialize": GREETING}, [(b"mcp-session-id", "sé".encode("latin-1"))]),
-            "opened a session whose id no header can carry",
+            "opened a session with an id that cannot be sent in a header",
         ),
         (scripted({"initialize": {"result": {"protocolVersion": "\ud800"}}}), "speaks MCP \N{REPLACEMENT CHARACTER},"),
         (scripted({"initialize": {"result": {"protocolVersion": ["2025-11-25"]}}}), "speaks MCP of no version"),

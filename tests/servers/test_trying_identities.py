@@ -141,7 +141,7 @@ def test_a_refused_identity_is_made_whole_by_one_new_secret(
     wrong = client.post(path, {"secret": WRONG})
     right = client.post(path, {"secret": RIGHT})
 
-    assert "Notes refused this credential when it was last tried. Enter a new secret." in before
+    assert "Notes refused this credential when it was last used. Enter a new secret." in before
     assert before.count(path) == 2  # At the connection, and in the list of what is stored.
     assert (wrong.status_code, REFUSED in text(wrong)) == (422, True)
     assert right.status_code == 302

@@ -257,7 +257,7 @@ def test_logs_are_posted_at_the_usual_path_unless_the_address_has_one(address: s
     "secret", ["of-secrecy", "a b=of-secrecy", "X=a%0d%0aB: of-secrecy", "Host=of-secrecy", "Content-Type=of-secrecy"]
 )
 def test_headers_that_cannot_be_sent_are_refused_without_a_word_of_them(collector: Collector, secret: str) -> None:
-    with pytest.raises(BadSinkSecret, match="Headers look like") as caught:
+    with pytest.raises(BadSinkSecret, match="Write headers like") as caught:
         to(collector, secret=secret)
     assert "of-secrecy" not in str(caught.value)
 

@@ -450,7 +450,7 @@ def test_file_without_a_checkpoint_is_refused(kept: tuple[str, Path], log: list[
     rows = [line for line in log if json.loads(line)["log"] == "call"] if lines == "an export" else []
     kept[1].write_text("\n".join(rows))
 
-    with pytest.raises(CommandError, match="holds no checkpoint") as refusal:
+    with pytest.raises(CommandError, match="has no checkpoint") as refusal:
         told(["--received", str(kept[1])])
     assert refusal.value.returncode == 2
 
@@ -487,11 +487,11 @@ def test_checkpoint_that_does_not_follow_on_the_one_before_is_found_with_the_rig
     last = Checkpoint.objects.order_by("-number")[0]
     resign(last, {"previous": "00" * 32}, right_key())
     [finding] = verifying.verify(trusted).findings
-    assert finding.sentence.startswith(f"Checkpoint {last.number} does not follow on the one before it")
+    assert finding.sentence.startswith(f"Checkpoint {last.number} does not continue the one before it")
 
     resign(last, {"after_id": 1}, right_key())
     [finding] = verifying.verify(trusted).findings
-    assert "does not begin where the one before it ends" in finding.sentence
+    assert "does not start where the one before it ends" in finding.sentence
 
 
 def test_checkpoints_that_were_cut_off_are_found_by_the_file_with_the_time_they_proved(log: list[str]) -> None:
@@ -504,7 +504,7 @@ def test_checkpoints_that_were_cut_off_are_found_by_the_file_with_the_time_they_
     said = {one.sentence: one.unproved for one in report.findings}
     since = datetime.fromisoformat(bodies[-4]["sealed_at"])
     for body in bodies[-3:-1]:
-        sentence = f"Checkpoint {body['number']} was received elsewhere, and is not here."
+        sentence = f"Checkpoint {body['number']} was received by the sink, but is not here."
         assert said[sentence] == (since, datetime.fromisoformat(body["sealed_at"]))
 
 

@@ -197,7 +197,7 @@ def test_a_checkpoint_that_came_twice_as_another_one_is_told_whichever_came_last
 
     for received in (lines, lines[::-1]):
         told = [finding.sentence for finding in verify(received=Received.read(received)).findings]
-        assert told == [f"Checkpoint {one.number} was rewritten: another one was received elsewhere."]
+        assert told == [f"Checkpoint {one.number} was rewritten: the sink received another one."]
 
 
 def says(status: int, **headers: str) -> Answer:
@@ -215,7 +215,7 @@ def nothing(request: Request) -> None:
 REFUSALS: dict[str, tuple[Answer, str]] = {
     "500": (says(500), "It answered 500."),
     "unreadable": (unreadable(503), "It answered 503."),
-    "redirect": (says(307, Location="http://127.0.0.1:9/"), "no redirect is followed"),
+    "redirect": (says(307, Location="http://127.0.0.1:9/"), "redirects are not followed"),
     "garbage": (garbage, "not HTTP"),
     "nothing": (nothing, "not HTTP"),
 }

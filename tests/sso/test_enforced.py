@@ -251,7 +251,7 @@ def test_the_organisation_takes_no_role_from_a_break_glass_owner(
 def test_whoever_runs_the_machine_ends_the_enforcement(breaker: User) -> None:
     mia, out = make.user(email="mia@example.com"), StringIO()
     call_command("rescue", mia.email, stdout=out)
-    assert "--end-enforcement ends that" in out.getvalue()
+    assert "--end-enforcement changes that" in out.getvalue()
     with pytest.raises(CommandError, match="break-glass"):
         call_command("rescue", breaker.email, "--without-second-factor", stdout=out)
 
@@ -279,7 +279,7 @@ def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
     ended = Event.objects.get(action="user.session_ended")
     assert (ended.target_id, ended.actor_email, ended.changes["reason"]) == (str(mia.pk), breaker.email, "enforced")
     assert Event.objects.get(action="organisation.updated", changes__has_key="sessions_ended").changes["mode"]
-    assert "sessions of theirs that began with one end" in own.get("/settings/organisation/").content.decode()
+    assert "their password sessions" in own.get("/settings/organisation/").content.decode()
 
 
 @pytest.mark.parametrize("way", ["page", "rest"])

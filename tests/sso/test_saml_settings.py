@@ -144,7 +144,7 @@ BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a
         (metadata_of(ENTITY, SSO), "have 0 certificates"),
         (metadata_of(ENTITY, SSO, Pair.make(bits=1024)), "RSA of 2048 bits"),
         (metadata_of(ENTITY, "http://93.184.216.34/sso", PAIR), "GATEWAY_PRIVATE_UPSTREAMS"),
-        (metadata_of(ENTITY, "javascript:alert(1)", PAIR), "no usable address"),
+        (metadata_of(ENTITY, "javascript:alert(1)", PAIR), "no usable sign-in URL"),
         (metadata_of(ENTITY, SSO, PAIR, until="2020-01-01T00:00:00Z"), "valid until 2020"),
         (metadata_of("x" * 451, SSO, PAIR), "450 characters"),
         (PASTED.replace("HTTP-Redirect", "HTTP-POST"), "no SingleSignOnService with the HTTP-Redirect"),
@@ -178,7 +178,7 @@ def test_comments_in_metadata_are_left_out_in_time_and_keys_on_p256_sign(boss: C
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"mode": "offered"}, "give its metadata before"),
+        ({"mode": "offered"}, "metadata before"),
         ({"metadata_xml": PASTED, "metadata_url": "https://93.184.216.34/metadata"}, "not both"),
     ],
 )
@@ -328,7 +328,7 @@ def test_changing_the_protocol_takes_nothing_of_the_other_along(pasted: Provider
 
 
 def test_metadata_belong_to_saml(db: None) -> None:
-    with pytest.raises(BadSamlMetadata, match="belong to SAML"):
+    with pytest.raises(BadSamlMetadata, match="for SAML only"):
         Provider.edit(by=None, metadata_xml=PASTED)
 
 
@@ -344,7 +344,7 @@ def test_test_reads_the_metadata_anew_and_says_what_was_found(
 
     assert f"{saml.issuer} asks people at {saml_organisation.origin}/sso and signs with 1 certificate." in good
     assert renewed == "CN=new"
-    assert "describes another provider by now" in other
+    assert "now has metadata of another provider" in other
     told = Event.objects.filter(action="organisation.tested").order_by("pk")
     assert [event.changes["works"] for event in told] == [True, True, False]
 

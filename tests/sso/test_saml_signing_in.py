@@ -130,7 +130,7 @@ def test_the_answer_comes_from_another_site_and_needs_no_cookie_but_the_browser_
     visit = brings(victim, fields)
 
     assert (visit.response.status_code, visit.person) == (400, None)
-    assert "begun in another browser" in visit.words
+    assert "started in another browser" in visit.words
     event = Event.objects.get(action="user.sign_in_refused")
     assert event.changes["reason"] == "not_begun_here"
 
@@ -155,7 +155,7 @@ def test_whoever_did_not_begin_here_is_sent_to_the_button(saml: Provider, saml_o
     visit = brings(Client(), begins_at(saml_organisation, "mia"))
 
     assert (visit.response.status_code, visit.person) == (400, None)
-    assert "Signing in begins here" in visit.words
+    assert "Start the sign-in here" in visit.words
     assert Event.objects.get(action="user.sign_in_refused").changes["reason"] == "not_asked_for"
 
 

@@ -246,7 +246,7 @@ def test_a_provider_without_a_usable_place_to_sign_out_is_not_led_to(
 
     assert visit.client.post("/accounts/logout/")["Location"] == "/accounts/login/"
     assert visit.person is None
-    assert "no place to sign out there" in try_provider(Provider.load(), by=None).detail
+    assert "no sign-out endpoint" in try_provider(Provider.load(), by=None).detail
 
 
 def test_signing_out_works_while_the_provider_is_down(

@@ -223,7 +223,7 @@ def test_test_says_in_words_what_is_wrong_and_what_was_found(
     down = boss.post(f"{PAGE}test/").content.decode()
 
     assert "describes itself" in good
-    assert f"describes another issuer than {organisation.origin}/" in renamed
+    assert f"has metadata of another issuer than {organisation.origin}/" in renamed
     assert "cannot be reached" in down
     told = Event.objects.filter(action="organisation.tested").order_by("pk")
     assert [event.changes["works"] for event in told] == [True, False, False]

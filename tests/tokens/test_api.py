@@ -195,7 +195,7 @@ def test_a_server_everybody_reaches_alike_takes_no_identity(ana: User, bot: Host
 
     refused = Rest.of(ana).post("/tokens", wanted(bot, work, identities={str(docs.pk): str(mine.pk)}))
 
-    assert errors(refused) == {"identities": [f"Server {docs.pk} takes no identity of yours on this gateway."]}
+    assert errors(refused) == {"identities": [f"Server {docs.pk} does not use your own identity on this gateway."]}
     assert not Connection.objects.exists()
 
 

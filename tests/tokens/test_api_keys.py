@@ -436,7 +436,7 @@ def test_who_manages_people_sees_and_ends_everybodys(eve: User) -> None:
     boss.post(f"/settings/api-keys/{key.pk}/revoke")
 
     key.refresh_from_db()
-    assert "This takes at least the capabilities of whom, or what, it is done to." in refused
+    assert "You need at least the capabilities of the person or object you change." in refused
     assert eve.email in listed
     assert "Revoke this API key?" in asked
     assert key.status == "revoked"

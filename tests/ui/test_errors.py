@@ -75,7 +75,7 @@ def test_a_form_without_its_csrf_token_is_refused_in_words(ann: User) -> None:
     response = client.post("/settings/profile", {"display_name": "Eve", "theme": "dark"})
 
     assert response.status_code == 403
-    assert "Load it again" in response.content.decode()
+    assert "Reload it" in response.content.decode()
     ann.refresh_from_db()
     assert ann.display_name == "Ann"
 

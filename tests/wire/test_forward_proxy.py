@@ -273,7 +273,7 @@ def test_user_and_password_are_told_to_the_proxy_and_to_nobody_else(ask: Ask, se
 
         with pytest.raises((NoWayOut, ProxyFailed)) as caught:
             ask(Guard(proxy=through(proxy)), f"https://{PUBLIC}/mcp")
-    assert "wants a user and a password that it knows (407); check GATEWAY_OUTBOUND_PROXY" in told(caught.value)
+    assert "requires a valid user and password (407); check GATEWAY_OUTBOUND_PROXY" in told(caught.value)
 
 
 def told(error: BaseException) -> str:
@@ -290,7 +290,7 @@ def told(error: BaseException) -> str:
         ),
         (b"HTTP/1.1 407 " + AUTHORIZATION.encode() + b"\r\nContent-Length: 3\r\n\r\nwho", "(407)"),
         (b"HTTP/1.0 503 No\r\n\r\n", f"could not connect to {PUBLIC} (503)"),
-        (b"HTTP/1.1 302 There\r\nLocation: http://10.0.0.5/\r\n\r\n", f"answered 302 when it was asked for {PUBLIC}"),
+        (b"HTTP/1.1 302 There\r\nLocation: http://10.0.0.5/\r\n\r\n", f"answered 302 to a request for {PUBLIC}"),
         (b"HTTP/1.1 999 \r\n\r\n", "does not answer as an HTTP proxy does"),
         (b"HTTP/1.1 200 OK\r\n", "does not answer as an HTTP proxy does"),
         (b"HTTP/1.1 200 OK\r\n\r\nand more", "answered 200"),
@@ -332,7 +332,7 @@ def test_a_proxy_without_an_address_is_told(ask: Ask, end: ssl.SSLContext) -> No
     with pytest.raises((NoWayOut, ProxyFailed)) as caught:
         ask(Guard(proxy=OutboundProxy("nowhere.invalid", 3128)), f"https://{PUBLIC}/mcp")
 
-    assert told(caught.value) == "the outbound proxy nowhere.invalid:3128 has a name for which there is no address"
+    assert told(caught.value) == "the outbound proxy nowhere.invalid:3128 has a name that does not resolve"
 
 
 @ways

@@ -216,7 +216,7 @@ async def test_an_answer_that_stops_arriving_gives_its_room_to_one_that_waits(ma
         await other.send(SIZE)
 
         with pytest.raises(
-            AnswerTooSlow, match="too slowly while others waited for the memory; it may have executed"
+            AnswerTooSlow, match="too slowly while others waited for memory; it may have executed"
         ) as cut:
             await asyncio.wait_for(slow.task, PATIENCE)
 
