@@ -153,7 +153,7 @@ THINGS = ("host", "user", "gateway")
 
 
 class WhatIfQuery(Query):
-    """A question: who would do what, with what, where. Without a tool it is whether they are let in at all."""
+    """A what-if question: person, app, gateway, and tool. Without a tool only the access is checked."""
 
     host = listed_host()
     user = listed_person()

@@ -21,7 +21,7 @@ from ui.pages import leave
 
 
 class AskForReset(PasswordResetView):  # type: ignore[misc]
-    """Request a link by mail. Without a mail server, the page says whom to ask."""
+    """Request a link by mail. Without a mail server, the page refers to an administrator."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return {**super().get_context_data(**kwargs), "mails": bool(settings.MAIL_SERVER)}

@@ -176,7 +176,7 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 
 
 def _views(feature: Feature) -> Iterator[DefinitionView]:
-    """Yield the views of `feature`; the first is the default: the one to decide on, or else the readable one."""
+    """Yield the views of `feature`; the default is the first: the one to decide on, otherwise the readable one."""
     if feature.approved and feature.offered:
         yield DefinitionView("difference", "Difference")
     if feature.offered:

@@ -92,7 +92,7 @@ def _assignments(view: Resource) -> QuerySet[Any]:
 
 
 class ToolQuery(ListQuery):
-    """How a list of tools is narrowed."""
+    """Filters of the list of tools."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the exposed name, title or description.")
     enabled = serializers.BooleanField(required=False, help_text="Only enabled ones, or only disabled ones.")
@@ -100,7 +100,7 @@ class ToolQuery(ListQuery):
 
 
 class FeatureQuery(ToolQuery):
-    """How a list of features is narrowed."""
+    """Filters of the list of features."""
 
     kind = serializers.ChoiceField(FeatureKind.choices, required=False, help_text="Only this kind of feature.")
     state = serializers.ChoiceField(FeatureState.choices, required=False, help_text="Only features in this state.")
@@ -302,7 +302,7 @@ class CatalogueQuery(ListQuery):
 
 
 class CatalogueResource(Resource):
-    """The tools of all servers, as far as their gateways are open to you."""
+    """The tools of all servers, limited to gateways you may use."""
 
     serializer_class = CatalogueToolSerializer
 
@@ -325,7 +325,7 @@ class CatalogueResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a tool of a server.
 
-        By the id of any of its features that you may see.
+        The id is that of any of its features that you may see.
         """
         feature = get_object_or_404(Feature.objects.tools_seen_by(self.me).select_related("assignment"), pk=pk)
         self.catalogue = Catalogue(self.me, {})

@@ -1,4 +1,4 @@
-"""The Usage tab of a gateway: which tools were called and by whom, and narrowing each server to those."""
+"""The Usage tab of a gateway: the used tools and their callers, and disabling the unused tools of a server."""
 
 from __future__ import annotations
 

@@ -772,7 +772,9 @@ class Endpoint:
             await self._parts.recorder.record(request, answer, request.grant.recorded)
 
     async def _send(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
-        """Send the answer on the call's stream, if that is open or all that the client accepts; else as it is."""
+        """Send the answer on the call's stream if that is open, or the only format the client accepts; otherwise as
+        JSON.
+        """
         if len(answer.body) > response.PIECE:  # Counts against the budget until the client has read it.
             if request.held is not None:
                 request.held.resize(len(answer.body))

@@ -159,9 +159,10 @@ class People:
         return user.pk
 
     def _forgotten(self, said: dict[str, Any]) -> User | None:
-        """Return the person with this address whom the directory deleted; they are restored without former access.
+        """Return the person with this address, deleted by the directory before; they are restored without former
+        access.
 
-        Raises UniquenessException if the directory identifies somebody else.
+        Raises UniquenessException if the directory's id is of somebody else.
         """
         rows = User.objects.select_related("role", "directory_person")
         user = rows.filter(email=said["email"], directory_person__removed_at__isnull=False).first()

@@ -87,7 +87,7 @@ class ProbeSerializer(serializers.Serializer[Any]):
 
 
 class ServerQuery(ListQuery):
-    """How a list of servers is narrowed."""
+    """Filters of the list of servers."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the name or URL.")
     enabled = serializers.BooleanField(required=False, help_text="Only enabled servers, or only disabled ones.")
@@ -96,7 +96,7 @@ class ServerQuery(ListQuery):
 
 
 class ServerChanges(RequestBody):
-    """What may change of a server; its slug never does."""
+    """The changeable fields of a server; its slug never changes."""
 
     name = serializers.CharField(max_length=80)
     url = serializers.CharField(max_length=500)

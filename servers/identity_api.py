@@ -70,7 +70,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
 
 
 class IdentityQuery(ListQuery):
-    """How a list of identities is narrowed."""
+    """Filters of the list of identities."""
 
     scope = serializers.ChoiceField(
         ["own", "shared", "all"], default="own", help_text="Your own identities, the shared ones, or all you may see."

@@ -1,4 +1,4 @@
-"""/api/sinks: where the logs are sent."""
+"""/api/sinks: receivers of the logs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SENDING = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.A
 
 
 class SinkSerializer(serializers.Serializer[Sink]):
-    """A place that the logs are sent to."""
+    """A receiver of the logs."""
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
@@ -56,7 +56,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
 
 
 class SinkChanges(RequestBody):
-    """What may change of a sink; its kind never does."""
+    """The changeable fields of a sink; its kind never changes."""
 
     name = serializers.CharField(max_length=80)
     address = serializers.CharField(max_length=500, allow_blank=True)

@@ -170,8 +170,8 @@ class TokenResource(Resource):
         """Replace the secret of a token.
 
         Done by its owner, or by the token itself as Bearer. The previous secret works for another `overlap_hours`: 0,
-        1, 24 or 168; without a body it stops at once. Nothing else of the token changes. A previous secret cannot
-        rotate the token.
+        1, 24 or 168; without a body it stops at once. No other field changes. A previous secret cannot rotate the
+        token.
         """
         presented: Any = request.auth
         hours = self.body()["overlap_hours"]
@@ -213,7 +213,7 @@ class TokenResource(Resource):
         return self.changed(token, token.end_previous)
 
     def _by_itself(self, presented: Presented, pk: UUID, overlap_hours: int) -> Issued:
-        """A token rotates itself, and nothing else."""
+        """Return the token, which may rotate only itself."""
         token = presented.token
         if token.pk != pk:
             raise ApiError(HTTPStatus.FORBIDDEN, "not_own_token", "A token can rotate only itself.")
@@ -228,7 +228,7 @@ class TokenResource(Resource):
                 raise AuthenticationFailed(code="unauthorized") from None
 
     def _by_person(self, pk: UUID, overlap_hours: int) -> Issued:
-        """One's own token."""
+        """Return one's own token."""
         token = self._find(pk)
         token.must_be_active()
         must_be_on(token.connection)
@@ -297,7 +297,7 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
 
 
 class ApiKeyQuery(ListQuery):
-    """How a list of API keys is narrowed."""
+    """Filters of the list of API keys."""
 
     scope = serializers.ChoiceField(["own", "all"], default="own", help_text="Your own keys, or everyone's.")
     status = serializers.ChoiceField(STATUSES, default="active", help_text="Only keys with this status.")
@@ -385,7 +385,10 @@ class Regenerate(Connections):
         return self.changed(connection, partial(Token.objects.renew_key, connection))
 
     def _token(self, connection: Connection) -> Response:
-        """The only active token of an agent: its secret is shown once to its owner, who is asked to collect it else."""
+        """Return the only active token of an agent.
+
+        Its secret is shown once to its owner; for another person's agent, the owner is asked to collect it.
+        """
         self.must_own(connection.user_id)
         is_own = connection.user_id == self.me.pk
         if is_own and getattr(self.request.auth, "is_api_key", False):

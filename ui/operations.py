@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 class RequestBody(serializers.Serializer[Any]):
-    """The fields that may be sent: a key that is not among them is refused, not ignored.
+    """The accepted fields of a body: an unknown key is refused, not ignored.
 
-    `defaults` are the values of fields that may be left out, where a parent class has them without one.
+    `defaults` are the values of omitted fields, where a parent class has them without one.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Errors between the gateway and a server: what callers are told, and what administrators are told of the cause."""
+"""Errors between the gateway and a server, each with a sentence for callers and a cause for administrators."""
 
 from http import HTTPStatus
 

@@ -209,7 +209,7 @@ def _redirected(answer: HttpAnswer) -> StepFailed:
 
 
 def said(answer: HttpAnswer) -> str:
-    """The error text of a response of the gateway, else just a full stop."""
+    """The error text of a response of the gateway, otherwise just a full stop."""
     try:
         document = document_of(answer)
     except StepFailed:

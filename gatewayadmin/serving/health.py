@@ -260,7 +260,7 @@ def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int, apa
 
 
 def unsealed() -> float:
-    """Seconds since the newest checkpoint, if there are calls it does not cover; else 0."""
+    """Seconds since the newest checkpoint, if there are calls it does not cover; otherwise 0."""
     newest = Checkpoint.objects.order_by("-number").values_list("body", flat=True).first()
     if newest is None:
         return 0.0

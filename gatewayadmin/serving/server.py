@@ -39,7 +39,7 @@ FREE_PORT = " Stop the other program, or choose another port: PORT=8010 make run
 
 
 class PortTaken(Exception):
-    """Something else listens there already, or may not be listened to; the message is one line."""
+    """The address is in use by another program or not permitted; the message is one line."""
 
 
 def reserve(host: str, port: int) -> socket.socket:

@@ -41,7 +41,7 @@ def sealed() -> list[Call]:
 
 
 def by_hand(statement: str, *parameters: Any) -> None:
-    """Run SQL as the owner of the database, whom no trigger stops."""
+    """Run SQL as the owner of the database, for whom triggers can be off."""
     with connection.cursor() as cursor:
         cursor.execute("SET session_replication_role = replica")
         try:

@@ -1,4 +1,4 @@
-"""Why a call ended as it did: a sentence for each reason, and the check that stopped it."""
+"""The explanation of a call's outcome: a sentence for each reason, and the check that stopped it."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -36,7 +36,7 @@ def own_server() -> Iterator[str]:
 
 @pytest.fixture
 def server(own_server: str) -> str:
-    """The same server, recovered from the crash of the previous test."""
+    """A server that has recovered from the crash of the previous test."""
     return _again(own_server)
 
 

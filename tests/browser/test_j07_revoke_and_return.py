@@ -70,7 +70,7 @@ def refresh_is_dead(claude: KeptApp, live: Serve, token: str) -> None:
 
 
 def a_new_row_beside_the_old(page: Page, first: str) -> None:
-    """The new row stands beside the old one, which offers no way to restore it."""
+    """The revoked row stays beside the new one, without a way to restore it."""
     page.reload()
     rows = page.get_by_role("row").filter(has_text=APP)
     expect(rows).to_have_count(2)

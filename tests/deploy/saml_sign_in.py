@@ -17,7 +17,7 @@ FIELD = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 
 
 def signs_in(open_client: Callable[[], httpx.Client], administrator: httpx.Client, email: str) -> int:
-    """Return the status of the profile page of a new person whom the SAML response named."""
+    """Return the status of the profile page of the new person in the SAML response."""
     pair, url = Pair.make(), str(administrator.base_url).rstrip("/")
     set_up(administrator, metadata_of(ENTITY, SSO, pair), email.partition("@")[2])
     ours = administrator.get(f"{OURS}/metadata/")

@@ -1,4 +1,4 @@
-"""compose.yaml and its files, and the Containerfile as far as it can be checked without building it."""
+"""compose.yaml and its files, and the Containerfile, checked without building it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The same tests with an operator's own PostgreSQL."""
+"""The tests of a first start, with an operator's own PostgreSQL."""
 
 from collections.abc import Iterator
 from pathlib import Path

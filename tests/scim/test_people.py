@@ -230,4 +230,4 @@ def test_a_value_that_is_too_long_is_refused_in_words(directory: Directory) -> N
 def test_a_provisioned_person_cannot_sign_in_without_a_password(directory: Directory) -> None:
     directory.make("ana@example.com")
     answered = Client().post("/accounts/login/", {"login": "ana@example.com", "password": make.PASSWORD})
-    assert "not right" in answered.content.decode()
+    assert "is wrong" in answered.content.decode()

@@ -84,7 +84,7 @@ def test_a_change_needs_no_csrf_and_names_the_key(eve: User) -> None:
 
 
 def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
-    """The same method decides as on the page, with the key's capabilities instead of its owner's."""
+    """A method decides as on the page, with the key's capabilities instead of its owner's."""
     boss = make.user(*Capability)
     viewer, member = make.role(Capability.LOGS_READ), make.role()
     key, secret = make.api_key(boss, Capability.PEOPLE_MANAGE)

@@ -1,4 +1,4 @@
-"""Whether a held definition still accepts a call's arguments: decided quickly, and refused in doubt."""
+"""Deciding if a held definition still accepts a call's arguments: fast, and refused in doubt."""
 
 import json
 from typing import Any

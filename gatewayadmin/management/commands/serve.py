@@ -69,7 +69,7 @@ class Command(BaseCommand):
         ).run()
 
     def _require_keys(self) -> None:
-        """Raise CommandError while stored data needs a key that is missing, unless that is said to be lost."""
+        """Raise CommandError while stored data needs a missing key, unless that key is declared lost."""
         for keys in key_uses():
             lost = {key_id: keys.uses[key_id] for key_id in keys.missing if key_id not in settings.LOST_KEYS}
             if lost:
