@@ -91,7 +91,7 @@ def main() -> None:
     print(f"Python {platform.python_version()} on {os.cpu_count()} cores; median of {options.rounds} rounds\n")
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
         places = list(started(stack, home, options, with_nginx=not missing))
         for kind in options.kinds:
             for place in places:
@@ -239,7 +239,7 @@ def script(path: Path, kind: str, url: str, token: str = "", prefix: str = "") -
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
     if server == "sessions" and (session := session_at(url, headers)):
         headers["Mcp-Session-Id"] = session
-    asked(url, headers, body)  # What is learnt of a server at the first request is no part of the measurement.
+    asked(url, headers, body)  # Learning about a server on the first request is not measured.
     return script_for(path, body, {**headers, "Accept": "application/json, text/event-stream"})
 
 

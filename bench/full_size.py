@@ -102,7 +102,7 @@ def parsed() -> argparse.Namespace:
 @contextmanager
 def workspace(home: Path) -> Iterator[None]:
     """Set up Django for the workspace in this folder; the embedded database runs until the block ends."""
-    home.mkdir(mode=0o755, exist_ok=True)  # The embedded PostgreSQL of root runs as somebody else.
+    home.mkdir(mode=0o755, exist_ok=True)  # The embedded PostgreSQL of root runs as another user.
     data = home / "data"
     data.mkdir(mode=0o700, exist_ok=True)
     os.environ |= {"GATEWAY_DATA_DIR": str(data), "GATEWAY_QUICKSTART": "0", "DJANGO_SETTINGS_MODULE": SETTINGS}
@@ -177,7 +177,7 @@ def _offers() -> Iterator[tuple[str, list[Any]]]:
     )
     name = f"'tool_' || n %% {TOOLS}"
     definition = DEFINITION.format(name=name, tools=TOOLS)
-    of_first = WHOLE.gateways * 5  # Those that `grow` made.
+    of_first = WHOLE.gateways * 5  # Those made by `grow`.
     told = {
         "assignment_id": key("Assignment", f"(n - {of_first}) / {TOOLS}"),
         "name": f"'page_tool_' || n %% {TOOLS}",

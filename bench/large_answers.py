@@ -47,7 +47,7 @@ TRICKLES = 8  # Of each server, each to another person.
 TRICKLED_SIZE, TRICKLED_AT_ONCE = 10_000_000, 2_000_000
 MOST_WAITED_S = 15
 MOST_GROWN_MB = 100
-SETTLE_S = 5  # Until what is not needed any more has been given back.
+SETTLE_S = 5  # Until unneeded memory is released.
 
 
 def main() -> None:

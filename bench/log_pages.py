@@ -78,7 +78,7 @@ def parsed() -> argparse.Namespace:
 @contextmanager
 def place(keep: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
-        Path(folder).chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        Path(folder).chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
         home = keep or Path(folder) / "data"
         home.mkdir(mode=0o700, exist_ok=True)
         yield home

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from django.test import Client
 
 MOST_MS, MOST_BYTES = 150, 30 * 1024
-STEPS = 200_000  # Of the loop that tells the pace: some milliseconds.
+STEPS = 200_000  # Of the loop that measures the pace: some milliseconds.
 SITE = "http://localhost:8000"
 MEMBER = "person1@example.com"
 NO_PAGE = re.compile("^/api/|/export/")  # Data and files may be larger.

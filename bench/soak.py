@@ -230,7 +230,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended before its time."))
     with tempfile.TemporaryDirectory(prefix="gateway-soak-") as folder, ExitStack() as stack:
         home = Path(folder)
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
         site = stack.enter_context(Site.running(home))
         real = stack.enter_context(real_targets(site)) if options.real else {}
         counted = Counted()

@@ -121,7 +121,7 @@ def parsed() -> argparse.Namespace:
 def workspace(code: Path, number: int) -> Iterator[tuple[Site, Site]]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
         environment, port = gateway_environment(home), free_port()
         silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
         stack.enter_context(

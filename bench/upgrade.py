@@ -54,14 +54,14 @@ class Migration(migrations.Migration):
 """
 DAYS = 30
 SHOWN = 12
-DRAIN_S = 2  # For so long a process that ends goes on, until the balancer has noticed.
+DRAIN_S = 2  # How long an ending process still serves, until the balancer has noticed.
 
 
 def main() -> None:
     options = parsed()
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-upgrade-")))
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
         old, new = releases(options.since, home)
         admin = options.database_url or stack.enter_context(embedded(options.keep or home / "database"))
         again = bool(options.database_url or options.keep)
@@ -179,7 +179,7 @@ def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> d
         connection.execute(f"DROP DATABASE IF EXISTS {used} WITH (FORCE)")
         make = f"CREATE DATABASE {used} TEMPLATE {filled} STRATEGY FILE_COPY"
         connection.execute(make if again else f"ALTER DATABASE {filled} RENAME TO {used}")
-        connection.execute("CHECKPOINT")  # Else calls wait for the disk behind what was filled in.
+        connection.execute("CHECKPOINT")  # Otherwise calls wait for the disk behind the inserted rows.
     return environment | {"DATABASE_URL": at(admin, used)}
 
 

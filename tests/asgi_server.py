@@ -97,7 +97,7 @@ def running(app: App, *, port: int = 0, patience: float = 0.02) -> Iterator[Upst
     upstream = Upstream(listener.getsockname()[1])
     server = Server(uvicorn.Config(recorded(app, upstream), ws="none", log_config=None), patience)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    # Connections made before uvicorn accepts wait in the backlog: nobody needs to poll.
+    # Connections made before uvicorn accepts wait in the backlog, so clients need not poll.
     listener.listen(128)
     thread.start()
     try:

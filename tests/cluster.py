@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = Path(sys.prefix) / "tables"  # What the migrations make, as SQL, for runs to come.
 CODE = {".py", ".sql", ".toml", ".json"}
 
-# Objects made before the collector looks at the youngest, and how often it then looks at older ones.
+# Allocated objects before a collection of the youngest generation, and collections before one of older ones.
 GARBAGE = (50_000, 20, 50)
 
 _own: list[Cluster] = []

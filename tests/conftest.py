@@ -31,7 +31,7 @@ from tests.workspace import TRUSTED_PROXY
 
 pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients.fixtures", "tests.clients.apps"]
 
-# A busy machine says nothing about the code: what takes too long is for the benchmarks to say.
+# No time limits: a busy machine says nothing about the code; benchmarks measure time.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
 # Of `make test`: few examples, always the same ones.
@@ -40,7 +40,7 @@ hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("sui
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_metadata.ClientSecretHasher"]
 settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner keeps in an outbox what would go there.
-# It looks at every static file anew for each `Client`; that files are served is proven against running workspaces.
+# It scans every static file again for each `Client`; running workspaces prove that files are served.
 settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]
 # Each client of httpx reads every certificate there is, which takes longer than what a test then asks it for.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]

@@ -45,7 +45,8 @@ def _sweeper(name: str) -> psycopg.Connection[Any]:
         return _sweepers[name]
     session = psycopg.connect(conninfo(), dbname=name, application_name="sweeper", autocommit=True)
     session.prepare_threshold = 0
-    session.execute("SET lock_timeout = '60s'")  # A test that left a transaction open is told, and nobody waits for it.
+    # A test that left a transaction open gets an error, and nobody waits for it.
+    session.execute("SET lock_timeout = '60s'")
     if session.execute("SELECT usesuper FROM pg_user WHERE usename = current_user").fetchone() == (True,):
         session.execute("SET session_replication_role = replica")
     _sweepers[name] = session

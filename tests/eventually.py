@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-PATIENCE = 120.0  # Seconds after which it will not come true any more, whatever else the machine does.
+PATIENCE = 120.0  # Seconds after which it will not become true any more, however busy the machine is.
 
 
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:

@@ -63,7 +63,7 @@ class Issuer:
     slow: float = 0.0  # How long it takes to renew, so that others come meanwhile.
     answers: dict[str, tuple[int, str, str]] = field(
         default_factory=dict
-    )  # By path, in place of what it says; of a redirect, its place.
+    )  # By path, in place of its answer; for a redirect, the target.
 
     # What the SDK asks of a provider
 

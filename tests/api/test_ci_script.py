@@ -53,7 +53,7 @@ def test_a_dead_token_stops_the_pipeline(live: Serve) -> None:
 
     done = job(live, issued["id"], issued["token"][:-1] + "_")
 
-    assert done.returncode == 22  # What curl says with --fail.
+    assert done.returncode == 22  # curl's exit status with --fail.
     assert done.stdout == ""
 
 

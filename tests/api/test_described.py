@@ -14,7 +14,7 @@ from gatewayadmin.rest.openapi import description
 from tests.cases import full
 
 LINT = Path(__file__).parent / "lint"
-CHOICES = "* `"  # How a list of choices begins, which says what may stand there and not what it means.
+CHOICES = "* `"  # How a list of choices begins, which has the allowed values without their meaning.
 
 
 def operations() -> Iterator[dict[str, Any]]:

@@ -108,7 +108,8 @@ def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
         "server": make.server(name="Unknown server", slug="unseen"),
     }
     names = {"user": "zoe@zz.io", "gateway": "unknown", "host": "Unknown bot", "server": "unseen"}
-    readable = {  # Whose list shows it: who makes tokens chooses an agent, who sees identities sees servers.
+    # Capabilities whose lists show it: creating tokens includes choosing an agent, seeing identities includes servers.
+    readable = {
         Capability.API_TOKENS_MANAGE: {"host"},
         Capability.IDENTITIES_MANAGE: {"server"},
     }.get(capability, set())

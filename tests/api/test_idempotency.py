@@ -37,7 +37,7 @@ pytestmark = pytest.mark.django_db
 
 POSTS = [door for door in DOORS if door.method == "post"]
 MAKING = {door.name: door for door in POSTS if door.operation.makes}
-# These change what is there already; done twice, they say so or change nothing.
+# These change existing objects; repeated, they report that or change nothing.
 CHANGING = {
     "sink-disable",
     "sink-enable",

@@ -158,7 +158,7 @@ class People:
         lacking = {one - {needed} for one in enough for needed in one}
         self._sessions = {one: session_of(holder(*one)) for one in {NONE, ALL} | enough | others | lacking}
         self._owner = session_of(world.owner)
-        # Each of somebody else: a person has only so many.
+        # Each of another person, because a person may have only a few.
         self._keys = {one: make.api_key(holder(*ALL), *one).secret for one in enough | others}
 
     def holding(self, capabilities: Iterable[Capability], *, csrf: bool = True) -> Rest:

@@ -31,7 +31,7 @@ FROZEN = {
     "/gateways/busy/tools": 7,
     "/hosts": 6,
     "/identities?scope=all": 6,
-    "/logs": 5,  # The last week, and then all of it, since that holds no whole page.
+    "/logs": 5,  # The last week, then the whole log, since the week has no full page.
     "/log-views": 6,
     "/provisioning-keys": 6,
     "/roles": 8,

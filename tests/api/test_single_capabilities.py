@@ -230,7 +230,7 @@ AGAINST = {
     "POST apikey-revoke",
 }
 REFUSED = {403, 404}
-# What only its owner does to a person's own credential, and what is asked of shared ones by who manages identities.
+# Operations on a credential: only for its owner if it is personal, for identity managers if it is shared.
 FOR_SHARED = {"POST identity-confirm", "GET identity-gateways", "PUT identity-gateways"}
 OWNERS_ALONE = {"PATCH identity-detail", "PUT identity-secret", *FOR_SHARED}
 
@@ -242,9 +242,9 @@ class Target:
     name: str
     kwargs: dict[str, Any]
     holds: frozenset[Capability] = frozenset()
-    owned: bool = False  # Another person's credential, which is nobody else's to change.
+    owned: bool = False  # Another person's credential, which nobody else may change.
     shared: bool = False  # A credential of the servers' keepers.
-    body: Any = None  # What is sent, where it matters to whom it is done.
+    body: Any = None  # The body, if it depends on the target.
 
 
 class Cast(dict[str, list[Target]]):

@@ -43,7 +43,7 @@ class World:
 
 def build() -> World:
     """Create the rows behind every route; its servers are unreachable, so no test waits for the network."""
-    holder(Capability.PEOPLE_MANAGE)  # So that nobody else is the last one.
+    holder(Capability.PEOPLE_MANAGE)  # So that somebody else also manages people.
     owner, boss = holder(), holder(*Capability)
     server = make.server(slug="docs", url="https://127.0.0.1:9/mcp", auth_type=AuthType.BEARER)
     closed = make.gateway(slug="closed", reach="teams")

@@ -44,7 +44,7 @@ def test_plots_count_the_calls_of_the_thing_and_lead_to_them(viv: User, ana: Use
     client = sign_in(viv)
     assert plotted(client.get(f"/hosts/{host.pk}/").content.decode()) == {}  # Nothing has been counted yet.
     keeping.keep_up(5)
-    call(now, **told)  # Nor has this, but it is told.
+    call(now, **told)  # This one was not counted yet either, but is reported.
 
     page = client.get(f"/hosts/{host.pk}/").content.decode()
     shown = plotted(page)

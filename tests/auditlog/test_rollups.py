@@ -90,7 +90,7 @@ def moments(chance: random.Random, now: datetime, days: float) -> datetime:
 def check(chance: random.Random, now: datetime, days: float) -> None:
     """Compare a random query on the roll-ups and on the log."""
     since, until = sorted(moments(chance, now, days + 2) + timedelta(minutes=5) for _ in range(2))
-    if until > timezone.now() - 2 * A_MOMENT:  # Read as "until now", with what was written since.
+    if until > timezone.now() - 2 * A_MOMENT:  # Read as "until now", including rows written since.
         until = timezone.now() + HOUR
     columns = [*IDS, "method", "feature_name", "outcome", "deny_reason"]
     by = chance.sample(columns, chance.randrange(3))
@@ -188,7 +188,7 @@ def test_row_that_commits_after_later_ones_is_counted_once(
     write(quick, [row(chance, at)])
     quick.commit()
 
-    assert keeping.keep_up(5) == 0  # Whoever has a lower id may still come.
+    assert keeping.keep_up(5) == 0  # A row with a lower id may still be committed.
     slow.commit()
     assert keeping.keep_up(5) == 2
     assert keeping.keep_up(5) == 0

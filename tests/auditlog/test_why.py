@@ -89,7 +89,7 @@ def page(client: Client, call: Call, *, now: bool = False) -> str:
     return text(client.get(f"/logs/{call.uid}/{'now/' if now else ''}"))
 
 
-# What is switched off, by which verb, and what it takes to switch it on again.
+# The switch that is off, the method that enables it, and the required capability.
 SWITCHES: list[tuple[str, Callable[[Scene], Any], Capability]] = [
     ("host_disabled", lambda scene: scene.host, Capability.HOSTS_TOGGLE),
     ("gateway_disabled", lambda scene: scene.gateway, Capability.GATEWAYS_TOGGLE),
@@ -148,7 +148,7 @@ def test_who_may_not_end_it_is_told_who_can_and_cannot(
     assert thing(scene).enabled is False
 
 
-# What a person decides on a page of its own: what brings it about, who is led there, and where that is.
+# Decisions on a page of their own: the cause, the people who can act, and the page.
 PAGES: list[tuple[str, Callable[[Scene], object], Capability, str, Callable[[Scene], str]]] = [
     (
         "user_inactive",
@@ -410,7 +410,7 @@ def test_each_picker_says_what_is_wrong_with_it(
     assert (shown.status_code, told.status_code) == (422, 400)
     assert words in text(shown)
     assert words in str(told.json()["errors"][name])
-    assert TOOL in text(shown) or name == "tool"  # What was typed elsewhere is kept.
+    assert TOOL in text(shown) or name == "tool"  # Text typed elsewhere stays as it is.
 
 
 def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> None:

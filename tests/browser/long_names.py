@@ -14,7 +14,7 @@ from servers.models import AuthType, Health
 from tests import make
 
 TEXT = "m"
-KEY = "k"  # Whoever runs it puts others in place of both.
+KEY = "k"  # The program that runs this replaces both.
 
 
 def longest(length: int, *, end: str = "") -> str:

@@ -84,10 +84,10 @@ def test_a_changed_definition_reaches_agents_only_after_a_person_accepted_it(
     handbook.says(AFTER)
     refresh(page, live, handbook.slug)
 
-    # What was approved is what agents go on being shown, and their calls go on.
+    # Agents still see the approved definition, and their calls work.
     assert handbook.shown == {"docs__search": BEFORE}
     assert handbook.call().status == 200
-    # The administrator is told, and led to the difference.
+    # The administrator gets a notice with a link to the difference.
     page.goto(f"{live.url}/")
     page.get_by_role("link", name="Review docs__search").first.click()
     difference = page.get_by_role("region", name="Lines")

@@ -47,7 +47,7 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
     assert offered(connections_page(viv), connection) == ["regenerate", "revoke"]
     boss.patch(role, json={"capabilities": held})
     assert not offered(connections_page(viv), connection)
-    # 6: the role is called Administrator, and holds nothing.
+    # 6: the role is called Administrator, but has no capabilities.
     eve = cast.browser("eve")
     assert eve.get("/api/me").json()["capabilities"] == []
     assert [eve.get(path).status_code for path in ("/settings/mcp-connections", "/people/", "/logs/")] == [403] * 3

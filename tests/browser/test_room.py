@@ -31,7 +31,7 @@ def ends() -> list[str]:
     return badges(*said, "protocol error: unknown tool")
 
 
-# Of each list: a column that says states, and the longest that it may say.
+# For each list: a column with states, and the longest state.
 SAID = {
     "/settings/mcp-connections?type=all": {
         "Status": badges("needs attention", *SHORT),

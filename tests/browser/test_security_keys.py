@@ -45,7 +45,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     page.get_by_role("link", name="I have stored them").click()
     expect(page.get_by_text("Blue key").first).to_be_visible()
 
-    # The same key twice: the browser itself says no.
+    # The same key twice: the browser itself refuses.
     page.goto(f"{live.url}{INDEX}keys/add/")
     page.get_by_label("Name").fill("Again")
     page.get_by_role("button", name="Add", exact=True).click()
@@ -59,7 +59,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     [credential] = cdp.send("WebAuthn.getCredentials", {"authenticatorId": authenticator})["credentials"]
     assert credential["signCount"] > 1
 
-    # Another key does not answer, and the page says so.
+    # Another key does not answer, and the page reports it.
     page.context.clear_cookies()
     page.goto(f"{live.url}/")
     sign_in_where_asked(page, email)

@@ -32,7 +32,7 @@ class Program:
     endpoints: tuple[str, str, str]  # Where it asks people, gives tokens and revokes them.
     slash: str = ""  # What its name ends with, after its origin.
     scopes: tuple[str, ...] = ("tools",)
-    denial: str = "You did not sign in at GitHub."  # What the person is told who denies.
+    denial: str = "You did not sign in at GitHub."  # The message for a person who denies.
 
 
 PROGRAMS = {

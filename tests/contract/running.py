@@ -26,7 +26,7 @@ from tests.contract.web import TLS, Browser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OWNER, PASSWORD = "ana@example.com", "correct horse battery staple"
-RUN_DATABASE = "TEST_RUN_DATABASE"  # PostgreSQL of the test run, where databases may be made and dropped.
+RUN_DATABASE = "TEST_RUN_DATABASE"  # PostgreSQL of the test run, where databases may be created and dropped.
 
 
 @dataclass

@@ -117,7 +117,7 @@ def test_deactivated_person_is_refused_with_every_token(workspace: Workspace, se
     assert not person.browser.is_signed_in()
     place.owner.post(f"/users/{person.id}/reactivate")
     assert text(agent.call("echo", text="x")) == "x"
-    assert not person.browser.is_signed_in()  # Who returns signs in anew.
+    assert not person.browser.is_signed_in()  # A person who returns must sign in again.
 
 
 def test_token_is_refused_from_an_address_that_is_not_allowed(place: Place, server: Server) -> None:

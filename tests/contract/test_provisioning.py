@@ -70,7 +70,7 @@ def test_whom_the_directory_deactivates_is_refused_at_once(workspace: Workspace,
     assert text(agent.call("echo", text="x")) == "x"
     off = {"schemas": [PATCH], "Operations": [{"op": "replace", "path": "active", "value": False}]}
 
-    # Its key acts on people who hold no more than what is ticked.
+    # Its key acts only on people without capabilities beyond the ticked ones.
     assert scim(workspace, above["secret"], "PATCH", f"Users/{person.id}", off).status_code == 403
     assert text(agent.call("echo", text="x")) == "x"
     assert scim(workspace, key["secret"], "PATCH", f"Users/{person.id}", off).is_success

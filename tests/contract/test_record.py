@@ -56,7 +56,7 @@ def test_call_that_cannot_be_recorded_is_not_answered_and_then_none_is_made(
     reasons = [error.get("data", {}).get("reason") for error in errors]
     unsure = [one for one in errors if "may have executed it" in one["message"]]
     executed = [one for one in server.calls() if one.body["params"]["arguments"]["text"] == "unrecorded"]
-    # Each worker finds out with its first call, after its server was asked, and calls none from then on.
+    # Each worker notices on its first call, after the server was called, and makes no calls from then on.
     assert len(executed) <= len(unsure) <= 2
     assert reasons.count("log_unavailable") >= 4
     for answer, why in zip(answers, reasons, strict=True):
@@ -135,7 +135,7 @@ def test_error_of_a_call_is_recorded_without_the_credential(workspace: Workspace
         assert secret not in recorded
 
 
-# Checkpoints: docs/decisions/0033-checkpoints-of-the-log.md says what they state.
+# Checkpoints as described in docs/decisions/0033-checkpoints-of-the-log.md.
 
 
 @dataclass

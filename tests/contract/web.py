@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 import httpx
 from lxml import html
 
-TLS = ssl.create_default_context()  # Made once: each client would read every certificate of the machine.
+TLS = ssl.create_default_context()  # Created once: each client would read every certificate of the machine.
 LOGIN, PROFILE = "/accounts/login/", "/settings/profile"
 
 CLIENTS = ExitStack()  # Closed with the workspace.

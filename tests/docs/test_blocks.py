@@ -243,7 +243,7 @@ RUN_BY = (
     ("docs/reference/protocol.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
     ("docs/reference/protocol.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
 )
-# What no test can run as it stands: the page, how the block begins, why. It is parsed below.
+# Blocks that no test can run as they are: the page, how the block begins, why. They are parsed below.
 PARSED = (
     ("CONTRIBUTING.md", "make setup", "these are the tests; make is asked for each and does not begin"),
     ("README.md", "flowchart", "a picture"),

@@ -106,7 +106,7 @@ def test_behind_the_nginx_of_the_page_the_gateway_knows_its_name_and_who_calls(s
     ("page", "beginning"),
     [
         ("monitor.md", "scrape_configs:\n  - job_name: gateway-admin\n    scheme:"),
-        # A collector hands what stands under `config` to the same code, with its own names around it.
+        # A collector passes the part under `config` to the same code, with its own names around it.
         ("monitor.md", "receivers:"),
     ],
 )

@@ -201,7 +201,8 @@ def test_a_backup_is_restored_elsewhere_with_all_it_holds_and_its_modes(tmp_path
 
 def test_metadata_of_saml_are_fetched_as_printed(live: Serve, npm: Npm, tmp_path: Path) -> None:
     page, own = "single-sign-on.md", f"{live.url}/accounts/organisation/saml"
-    subprocess.run(["curl", "-s", f"{own}/metadata/"], capture_output=True, check=True)  # Makes the row, if it is new.
+    # Creates the row, if it is new.
+    subprocess.run(["curl", "-s", f"{own}/metadata/"], capture_output=True, check=True)
     live.rows("UPDATE sso_provider SET protocol = 'saml' RETURNING id")
     with saml_provider_of(npm, f"{own}/acs/", f"{own}/metadata/") as organisation:
         known = os.environ | {"GATEWAY": live.url, "METADATA": organisation.entity_id}

@@ -56,7 +56,7 @@ def running(command: str, port: int, npm: Npm, folder: Path, **settings: str) ->
         wait_for(process, port)
         yield f"http://127.0.0.1:{port}/mcp"
     finally:
-        with suppress(ProcessLookupError):  # It may have ended by itself, which `wait_for` says.
+        with suppress(ProcessLookupError):  # It may have ended already, which `wait_for` reports.
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 

@@ -62,7 +62,7 @@ BELOW |= {"accounts.schemaversion"}  # Two version numbers, for the next start.
 BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
 BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # What directories call people and teams.
 BELOW |= {"sso.rulerow"}  # On the settings page.
-BELOW |= {"sso.receivedassertion"}  # For a quarter of an hour; digests, and what is sealed.
+BELOW |= {"sso.receivedassertion"}  # Kept for a quarter of an hour: digests and encrypted data.
 BELOW |= {"sso.decryptionkey"}  # Sealed keys of ours; the page of settings shows the certificate.
 BELOW |= {"auditlog.rollup", "auditlog.rollupstate"}  # Numbers of calls, which have their page.
 BELOW |= {"auditlog.checkpoint", "auditlog.checkpointkey"}  # Signatures and a sealed key; `verify_log` reads them.
@@ -223,7 +223,7 @@ def test_no_page_is_made_of_a_secret() -> None:
         assert pages.search_fields or name == "accounts.workspacesettings", name
 
 
-# What a page keeps to itself: secrets and what leads to them, messages of others, counters, and what it says otherwise.
+# Fields that pages never show: secrets and what leads to them, other people's messages, counters, and duplicates.
 HIDDEN = {
     "accounts.apikey": {"digest", "key_id"},
     "accounts.role": {"permissions"},

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-# The first buffer makes glibc take those after it from its heap, where what is behind each keeps it from shrinking.
+# The first buffer makes glibc take later ones from its heap, which cannot shrink below the data behind them.
 FLOOD = """
 import os
 from pathlib import Path

@@ -453,7 +453,7 @@ def test_another_persons_arguments_are_not_filled_in(member: User, sign_in: Sign
 
     assert filled_in(reader, own.uid)
     assert not filled_in(reader, theirs.uid)
-    assert not filled_in(member, theirs.uid)  # Whom no capability lets view what was recorded.
+    assert not filled_in(member, theirs.uid)  # A person without the capability to view payloads.
     assert not filled_in(reader, uuid4())
     assert not filled_in(reader, "'; --")
 

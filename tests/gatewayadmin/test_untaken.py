@@ -16,7 +16,7 @@ from gatewayadmin.serving.http_protocol import LEAST_TAKEN, UNTAKEN_LOOKS, Limit
 from tests.eventually import PATIENCE
 from tests.gatewayadmin.test_body_clock import hasty, talk
 
-PIECE, PIECES = b"x" * (1 << 16), 500  # More than the buffers of the system hold.
+PIECE, PIECES = b"x" * (1 << 16), 500  # More than the buffers of the system can take.
 CALL = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
 

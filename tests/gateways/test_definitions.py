@@ -181,7 +181,7 @@ def test_one_failure_has_one_cause_on_the_tab(work: Gateway, client: Client) -> 
 
     at_once = text(client.post("/gateways/work/tools/refresh/", headers={"HX-Request": "true"}))
     later = text(client.get("/gateways/work/tools/"))
-    # What the health says now is no cause of a failure of an hour ago.
+    # The current health is not the cause of a failure an hour ago.
     Listing.objects.filter(assignment=dead).update(asked_at=timezone.now() - timedelta(hours=1))
     old = text(client.get("/gateways/work/tools/"))
 

@@ -228,7 +228,7 @@ def _assignment_features(ask: Ask) -> tuple[float, ...]:
 def _assignment_tools(ask: Ask) -> str:
     offered = _offered(ask, "tool", assignment=ask.pk)
     if not offered and not Listing.objects.filter(assignment=ask.pk, kind="tool", learnt_at__isnull=False).exists():
-        return "not yet"  # It has never said, so there is no number.
+        return "not yet"  # It has never answered, so there is no number.
     return f"{_usable(ask, 'tool', assignment=ask.pk)}/{offered}"
 
 
@@ -898,7 +898,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
 }
 
 
-# What a server said just now, and parts of pages of which no rows are counted.
+# Live answers of a server, and parts of pages that count no rows.
 NOT_STORED = {
     "calls.group.took",
     "plots.took",
@@ -912,7 +912,7 @@ NOT_STORED = {
     "feature.parts",
 }
 
-# Sentences of the product that hold a number of their own: limits, times and codes, which count nothing.
+# Texts of the product with fixed numbers (limits, times and codes), which count nothing.
 UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"
 FIXED = re.compile(
     rf"\b\d[\d,]* ({UNITS})\b|from \d+ to [\d,]+|\b\d+ to \d+ days|[\d,]+ at most|for more than \d+"

@@ -106,7 +106,7 @@ def methods(route: URLPattern) -> list[str]:
     return [one for one in METHODS if one in answer["Allow"].split(", ")]
 
 
-# What stands in an address, by how it begins; a page at a new place is given its thing here.
+# Placeholders of addresses, by prefix; a page at a new address needs an entry here.
 PLACES = {
     "assignments/": "assignment",
     "connect/<uuid:pk>/": "flow",

@@ -12,10 +12,10 @@ from html.parser import HTMLParser
 from typing import NamedTuple
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr", "use"}
-# What is quoted is no number of ours: secrets, addresses and code, times, keys, and what somebody types or chooses.
+# Numbers in quoted text are not counts: secrets, addresses, code, times, keys, and input of people.
 QUOTED = {"code", "time", "kbd", "pre", "option", "textarea", "title", "mark", "style", "script", "h1", "noscript"}
 APART = {"small", "label", "p", "li", "div", "h2", "dd", "td"}  # They stand apart from the words before them.
-# Cells that hold what somebody wrote, what was before and after, or a time.
+# Cells with text of people, values before and after, or a time.
 DATA = {"Changes", "Target", "Last sign-in"}
 ROW = re.compile(r"(gateway|host|server|connection|token|key|identity|tool|assignment|sink)-(.+)")
 LEADS = (
@@ -25,7 +25,7 @@ LEADS = (
     ("call", re.compile(r"/logs/([\w-]{36})/(?:\?|$)")),
     ("event", re.compile(r"/settings/admin-events/([\w-]{36})/(?:\?|$)")),
 )
-NUMBER = re.compile(r"\b\d[\d,]*(?:\.\d+)?")  # The 95 of p95 is none.
+NUMBER = re.compile(r"\b\d[\d,]*(?:\.\d+)?")  # The 95 of p95 is not a count.
 
 
 class Counted(NamedTuple):

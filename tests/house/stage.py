@@ -21,7 +21,7 @@ from tests.house.doors import browser
 from tests.rest import Rest
 
 ROOMS = ("accounts", "connections", "gateways", "hosts", "scim", "servers", "sinks", "sso", "tokens", "upstream_oauth")
-SECRET = re.compile(r"gw[adkp]_\w{8}|^!\w{40}$")  # What is shown of one; a password nobody has.
+SECRET = re.compile(r"gw[adkp]_\w{8}|^!\w{40}$")  # The visible part of a secret; an unusable password.
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00|Z)")
 
 type Seen = dict[tuple[str, str], dict[str, Any]]
@@ -140,7 +140,7 @@ def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:
         return _changed(rows, _rows(), known), events
 
 
-# How far sinks are counts what was ever written, what was undone included.
+# The position of sinks counts every row ever written, including rolled-back ones.
 POSITIONS = {"calls_to", "late_calls_to", "events_to"}
 
 

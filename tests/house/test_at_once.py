@@ -63,7 +63,7 @@ class Rows:
 
 def made() -> Rows:
     boss, person = holder(*Capability), holder()
-    holder(Capability.PEOPLE_MANAGE)  # So that nobody else is the last one.
+    holder(Capability.PEOPLE_MANAGE)  # So that somebody else also manages people.
     server = make.server(auth_type=AuthType.BEARER)
     gateway, identity = make.gateway(), make.identity(server, boss)
     assignment = make.assignment(gateway, server, identity_scheme=IdentityScheme.PER_USER)

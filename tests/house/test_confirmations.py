@@ -36,7 +36,7 @@ UNDONE = {  # By the switch or the button beside it, or at once replaced by a ne
     "tokens:regenerate",
     "tokens:regenerate_key",
 }
-FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
+FOR_GOOD = {  # One credential, session or assignment, which can be created again.
     "accounts:break_glass_off",
     "accounts:deactivate",
     "accounts:end_sessions",

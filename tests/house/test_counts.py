@@ -54,7 +54,7 @@ OF_ALL = {
     *("servers:client", "servers:detail", "servers:gateways", "servers:identities"),
     *("auditlog:call", "auditlog:now", "auditlog:event", "tokens:collect"),
 }
-# What a query of QUERIES names of the walk stands in braces.
+# Placeholders in braces are values named by the walk.
 QUERIES = {
     "connections:mcp": (
         "",
@@ -87,13 +87,12 @@ QUERIES = {
     "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
     "auditlog:busiest": ("", "?range=7d"),
 }
-# Counts of what is cut because there is very much of it, of what arrives while one looks, and of the dashboard without
-# roll-ups.
+# Counts that are truncated, change while a person looks, or belong to a dashboard without roll-ups.
 NOT_MET = {"facet.newest", "feature.parts", "calls.new", "calls.day", "calls.day.denied"}
 # Pages that an act leads to.
 BY_AN_ACT = {"oauth:gateway", "oauth:identity", "oauth:consent", "oauth:token"}
-WITHOUT_A_PASSWORD = {"sso:confirm"}  # Who has one is led to the question for it.
-ELSEWHERE = "https://gateway.example.com"  # Where mail is asked for, so that one of the first steps is left.
+WITHOUT_A_PASSWORD = {"sso:confirm"}  # People with a password are redirected to the password question.
+ELSEWHERE = "https://gateway.example.com"  # Mail is required there, so that one of the first steps remains.
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +284,7 @@ def wrong_number(one: Counted, ask: Ask) -> Iterator[str]:
     else:
         said = tuple(float(n.replace(",", "")) for n in NUMBER.findall(FIXED.sub("", one.text or one.label)))
         expected = expected if isinstance(expected, tuple) else (expected,)
-    if said != expected and (said, expected) != ((), (0,)):  # Zero may be said in words.
+    if said != expected and (said, expected) != ((), (0,)):  # Zero may be a word.
         yield f"{one.key} of {one.of!r}: {one.text!r}, but {expected}"
 
 
@@ -316,8 +315,8 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
     assert {key for key in QUESTIONS if " in " not in key} - keys <= MADE
 
 
-# Keys of which a part is made by the page: of a kind of feature, of a list of tokens or keys, of a question. The boxes
-# of filters say themselves what is counted beside them.
+# Keys built by the page from parts: a kind of feature, a list of tokens or keys, a confirmation. Checkboxes of filters
+# name what is counted beside them.
 MADE = {
     "ask",
     "facet.calls",

@@ -26,7 +26,7 @@ from tests.house.test_counts import NOT_PAGES, VIEWERS, Walk, capabilities_of
 
 pytestmark = pytest.mark.django_db
 
-SENTENCE = 6  # Words; less says that something is so, and not why or what to do.
+SENTENCE = 6  # Words; a shorter text states a fact without a reason or advice.
 EACH = 1  # As many links to one kind of page are followed.
 # Files, and what signs out or begins something elsewhere.
 NOT_FOLLOWED = re.compile(r"^/(admin|static|api|accounts/logout)/|/export/")

@@ -175,7 +175,7 @@ TEXTS = (
 )
 
 
-# What stands on which page, in the words and the order a reader sees; the world of `labelled` is in front of them.
+# The texts of each page, in the words and order a reader sees, for the world of `labelled`.
 ON_PAGES: dict[str, tuple[str, ...]] = {
     "/": (
         *("Dashboard", "Hosts 2", "Connections 1", "1 active", "Requests 24 h", "Denied 24 h"),

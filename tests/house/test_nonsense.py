@@ -32,7 +32,7 @@ READ = [door for door in DOORS if door.method == "GET"]
 SENT = [door for door in DOORS if door.method == "POST"]
 REFUSED = {400, 403, 404, 409, 410, 413, 422, 429, 502}
 FORM = "application/x-www-form-urlencoded"
-ANEW = {"typed"}  # The name of what is ended for good, which is to be typed with thought.
+ANEW = {"typed"}  # The name of an object that ends for good, which must be typed deliberately.
 # What a page that reads dozens of names in its address, such as the log, is sent in each of them by itself.
 ALONE = {"a NUL", "a lone surrogate", "a huge number", "a moment after all"}
 SCRIPT = "<script>alert"
@@ -267,7 +267,7 @@ def with_password(site: Site) -> tuple[Client, str]:
     return client, ""
 
 
-# Forms of others' views and of people who are nobody yet, each with who sends it, and where if that is made.
+# Forms of other views and of people without an account yet, each with its sender, and its page if it is generated.
 SIGNING_IN = {
     "account_login": nobody,
     "account_reset_password": nobody,

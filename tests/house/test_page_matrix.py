@@ -22,7 +22,7 @@ from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
 
 pytestmark = pytest.mark.django_db
 
-# An address that moved tells everybody who is signed in where to, and that it is there tells nobody.
+# A moved URL redirects every signed-in user, which reveals nothing about the object.
 DOORS = [door for door in doors() if door.name != "gateways:tool"]
 PAGES: dict[str, list[Door]] = {door.name: [other for other in DOORS if other.name == door.name] for door in DOORS}
 

@@ -43,9 +43,9 @@ PROTOCOL = {
     "oauth2_provider:revoke-token",
     "oauth2_provider:server-metadata",
     "oauth2_provider:token",
-    "scim:endpoint",  # Directories; their key says whom they may act on.
-    "sso:saml_consumer",  # A form of the identity provider's; its signature says who asks.
-    "sso:backchannel_logout",  # The identity provider's signature says who asks.
+    "scim:endpoint",  # Directories; their key decides whom they may act on.
+    "sso:saml_consumer",  # A form of the identity provider, authenticated by its signature.
+    "sso:backchannel_logout",  # Authenticated by the identity provider's signature.
     "servers:client_document",  # Issuers read who this gateway is as a client.
 }
 

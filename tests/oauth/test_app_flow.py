@@ -368,7 +368,7 @@ def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, me
 
 def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> None:
     gateway = make.gateway(make.server(name="Handbook"))
-    # They are asked for in the order of their aliases.
+    # The servers are asked in the order of their aliases.
     brought, skipped = sorted((per_user(gateway, "A"), per_user(gateway, "B")), key=lambda server: server.slug)
     own = make.identity(brought, member, label="ann-work")
     client = browser(member)

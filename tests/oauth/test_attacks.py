@@ -167,7 +167,7 @@ def test_a_token_opens_its_own_gateway_and_lives_as_long_as_its_connection() -> 
         assert is_dead(ask(port, own, first["refresh_token"]))
         assert app.refresh(first["access_token"]).json()["error"] == "invalid_grant"
 
-        # A new key: what the old one made is dead at once, and the app goes on by itself.
+        # A new key: tokens of the old one are invalid at once, and the app continues by itself.
         connection = Connection.objects.get()
         Token.objects.renew_key(connection, by=member)
         assert is_dead(ask(port, own, first["access_token"]))

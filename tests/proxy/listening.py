@@ -79,7 +79,7 @@ def listening(agent: Agent, verb: str, body: Any = None, **headers: str) -> Iter
         yield listener
     finally:
         if listener.socket is not None and not listener.over.is_set():
-            with suppress(OSError):  # Closing alone says nothing to the other side while the thread reads.
+            with suppress(OSError):  # Closing alone does not notify the other side while the thread reads.
                 listener.socket.shutdown(socket.SHUT_RDWR)
         client.close()
         thread.join(5)

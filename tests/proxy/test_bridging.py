@@ -428,7 +428,7 @@ def test_a_call_that_waits_is_resumed_although_its_server_has_learnt_the_other_e
 def test_a_retry_that_is_repeated_is_refused_and_takes_no_news_from_the_first(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.server_requests.LOOK_SECONDS", 600)  # It is told, and does not look.
+    monkeypatch.setattr("proxy.server_requests.LOOK_SECONDS", 600)  # It must be notified, not poll.
     released = threading.Event()
 
     class Slow(Asker):
@@ -468,7 +468,7 @@ def test_a_call_whose_worker_died_says_so(work: Work, monkeypatch: pytest.Monkey
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
     wanted = result_of(ask(agent))
-    # What a worker leaves that was killed: nobody says any more that the call is held.
+    # The rows of a killed worker, without further heartbeats.
     SuspendedCall.objects.update(beat_at="2026-01-01T00:00Z")
 
     lost = retry(agent, wanted, {"action": "cancel"}, inputResponses={})
@@ -525,7 +525,7 @@ def test_what_waits_is_sealed_and_does_not_stay(work: Work, monkeypatch: pytest.
         await request.open_stream()
         await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
         result = {"content": [{"type": "text", "text": "a-secret-result"}]}
-        await asyncio.sleep(1)  # So long the client may take to be told of the question.
+        await asyncio.sleep(1)  # Enough time for the question to reach the client.
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": result}, last=True)
 
     server = Asker()
@@ -550,7 +550,7 @@ def test_an_error_of_the_server_reaches_the_retry(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.open_stream()
         await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
-        await asyncio.sleep(1)  # So long the client may take to be told of the question.
+        await asyncio.sleep(1)  # Enough time for the question to reach the client.
         error = {"code": -1, "message": "no", "data": {"x": 1}}
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "error": error}, last=True)
 

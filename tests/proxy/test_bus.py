@@ -144,7 +144,7 @@ def test_a_handler_that_fails_or_waits_keeps_nothing_from_the_others() -> None:
     run(work)
 
 
-# What the database tells by itself
+# Notifications of the database's triggers
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def test_of_a_resource_that_was_switched_off_its_subscribers_are_told_no_more(
             known = len(stream.events)
             library.update()
             library.say.append(CHANGED)
-            with suppress(AssertionError):  # While another worker begins to listen, what is said is lost.
+            with suppress(AssertionError):  # Messages are lost until another worker reads the stream.
                 eventually(lambda: TOOLS_CHANGED in stream.events[known:], 2)
             told = stream.events[known:]
             return TOOLS_CHANGED in told and UPDATE not in told

@@ -70,7 +70,7 @@ def test_a_statement_that_took_its_time_is_not_sent_again(play: Play) -> None:
         await connection.connect()
         connection.on_lost = lambda: lost.append(True)
         with pytest.raises(StatementTimeout):
-            await connection.query_with_retry(b"wait", [b"3"])  # It goes on there.
+            await connection.query_with_retry(b"wait", [b"3"])  # It continues there.
 
         assert lost == [True]
         assert value(await connection.query(b"one", [b"2"])) == b"2"
@@ -115,7 +115,7 @@ def test_more_than_a_socket_takes_at_once_arrives_whole(play: Play) -> None:
     async def scene(connection: PgConnection) -> None:
         await connection.copy(b"COPY texts FROM STDIN", (row + b"\n") * rows)
         assert value(await connection.query(b"length", [])) == b"%d" % (rows * len(row))
-        # The connection is watched as before: what is small arrives too.
+        # The connection is still watched: small results arrive too.
         assert value(await connection.query(b"one", [b"2"])) == b"2"
 
     play(scene)

@@ -414,7 +414,7 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
 
 # --- The trail, beside both
 
-# What is to be changed in a world so that a check is passed: of the token, or of what the tool belongs to.
+# The changes to a world that let a check pass: of the token, or of the tool's object.
 MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
     "revoked": lambda world, token, _: world.of(token).update(revoked=False),
     "connection_revoked": lambda world, token, _: world.of(token.connection).update(revoked=False),
@@ -435,7 +435,7 @@ MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
     "identity_missing": lambda world, _, number: world.drawn["Assignment"][number].update(scheme="none"),
     "identity_withdrawn": lambda world, _, number: world.drawn["Assignment"][number].update(allowed=True),
 }
-# Nothing that was looked up says what would follow, or no row of the worlds can be changed so.
+# The looked-up data do not tell the next check, or no row of the world can be changed that way.
 LAST = {"wrong_gateway", "unknown_tool", "out_of_scope", "identity_disabled", "identity_unconfirmed"}
 
 

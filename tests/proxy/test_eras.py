@@ -218,7 +218,7 @@ def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
     assert [session(), session()] == ["session-1", "session-1"]
     assert [request.headers.get("mcp-protocol-version") for request in docs.asked("tools/call")] == ["2025-06-18"] * 5
 
-    # A server that never knows its sessions is asked no more than twice.
+    # A server that never knows its sessions is asked at most twice.
     async def forget(request: Request) -> None:
         script.opened[:] = ["an older one"]
         await request.answer(NO_SESSION, status=404)

@@ -54,7 +54,7 @@ def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
 
 def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> None:
     proxy = start()
-    # The other one is told that it listens where the first does; both serve the same database.
+    # The other one gets the first one's address as its own; both use the same database.
     own = OwnEndpoints.of("https://gateway.example.com", f"http://127.0.0.1:{proxy.upstream.port}", hosts=[])
     other = start(own_endpoints=own)
     agent = Agent(other.url("circle"), behind_itself(proxy).secret)

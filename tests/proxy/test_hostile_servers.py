@@ -110,7 +110,7 @@ def hostile(talk: Talk) -> Iterator[str]:
         listener.close()
 
 
-# What is sent instead of an answer
+# Responses in place of an answer
 
 
 def flood_of_notifications(peer: Peer, _: int) -> None:
@@ -393,7 +393,7 @@ async def test_however_many_streams_pour_in_one_slice_is_read_in_each_round_of_t
         counting.cancel()
 
     assert len(heard) == 8 * 200
-    # What a stream was waiting for is looked at as it arrives; all else waits for its turn.
+    # An expected message is handled as it arrives; all others take their turn.
     assert len(set(heard)) > 0.9 * len(heard)
 
 

@@ -373,7 +373,7 @@ def test_pages_and_proxy_learn_by_the_same_function_of_the_database(work: Work) 
     Feature.objects.learn(work.assignment, listed)
 
     by_page = list(Feature.objects.order_by("name").values("name", "approved", "shown", "definition_hash", "state"))
-    drop = ("approved", "shown")  # Told as values, they are spelled anew.
+    drop = ("approved", "shown")  # Stored as values, they are spelled differently.
     assert [{k: v for k, v in row.items() if k not in drop} for row in by_page] == [
         {k: v for k, v in row.items() if k not in drop} for row in by_proxy
     ]

@@ -72,7 +72,7 @@ def test_a_session_hears_from_its_level_on_and_the_server_is_told_once(work: Wor
         assert [each.body["params"]["_meta"][LOG_LEVEL] for each in docs.asked("tools/call")] == ["error"] * 2
     else:
         assert [each.body["params"] for each in docs.asked("logging/setLevel")] == [{"level": "error"}]
-    # Another session of the same connection hears all.
+    # Another session of the same connection gets all messages.
     assert levels_of(listen(work.agent, call(), **session_of(work)).events) == LEVELS
 
 

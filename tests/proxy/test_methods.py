@@ -49,7 +49,7 @@ def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work
     if name != "subscriptions/listen":
         answer = work.agent.post(body, **headers)
         new = answer.json().get("error", {}).get("code")
-        # What it names is missing, which is told first.
+        # Its parameter is missing, which is reported first.
         assert is_found(new) == (method is not None and method.modern) or new in MODERN_STATUS
         if not is_found(new):
             assert answer.status_code == 404

@@ -140,7 +140,7 @@ def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place,
     assert heard(ann_s) == f"Bearer {tokens(one)['access_token']}"
     assert tokens(one)["access_token"] != first["access_token"]
 
-    # A renewal that is refused ends ann's sign-in, and nobody else's.
+    # A refused renewal ends only ann's sign-in.
     place.end(one, "refresh_token")
     expire(one)
     assert refusal(ann_s) == "identity_sign_in"
@@ -149,7 +149,7 @@ def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place,
     assert Event.objects.filter(action="identity.sign_in_needed", target_id=str(one.pk)).count() == 1
     assert heard(ben_s) == f"Bearer {tokens(two)['access_token']}"
 
-    # Signed in again, the same connection goes on.
+    # After signing in again, the same connection works.
     assert place.sign_in(ann, f"/identities/{one.pk}/authenticate/") == one
     assert heard(ann_s) == f"Bearer {tokens(one)['access_token']}"
 

@@ -194,7 +194,7 @@ def test_a_worker_that_stops_stores_the_token_that_was_being_renewed(
     assert asked.wait(PATIENCE)
     stopping = threading.Thread(target=proxy.stop)
     stopping.start()
-    leaving.join(PATIENCE)  # The call is cut off, and its renewal goes on.
+    leaving.join(PATIENCE)  # The call is cut off, but its renewal continues.
     go_on.set()
     stopping.join(PATIENCE)
 

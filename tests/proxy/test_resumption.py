@@ -140,7 +140,7 @@ def test_a_call_that_is_still_under_way_goes_on_where_its_client_came_back(work:
             work.slow.go_on.set()
             assert missed(rest) == [progress(7, 1), progress(7, 2), ANSWERED]
         assert stream.over.wait(5)
-        assert stream.events == [progress(7, 1)]  # One message goes on one stream only.
+        assert stream.events == [progress(7, 1)]  # Each message is sent on one stream only.
 
 
 def test_a_client_that_comes_back_again_for_a_call_ends_what_it_came_back_for_before(work: Work) -> None:
@@ -264,7 +264,7 @@ def test_a_standing_stream_goes_on_where_it_broke(work: Work, ana: User, worker:
         assert stream.wait_for(1) == [TOOLS_CHANGED]
     with resumed(work.at(worker, agent), stream.ids[0]) as later:
         later.wait_for(4)
-        # What was sent into it, and then that anything may have changed while nobody listened.
+        # The events sent into it, and then a note that anything may have changed meanwhile.
         assert later.ids[0] == stream.ids[1]
         assert sorted(later.methods()) == sorted(
             [
@@ -403,7 +403,7 @@ def test_what_a_client_missed_is_written_once_the_database_answers_or_is_lost_an
     assert is_lost or last == ANSWERED
 
 
-# What is kept for a client, in memory
+# Events in memory for a client
 
 
 class Rows:

@@ -205,7 +205,7 @@ def faults_of_answer(case: Case, row: Call, *, is_lost: bool, sessions: bool) ->
         yield f"recorded as {row.outcome} {row.deny_reason} {row.rpc_error_code}, not as {outcome} {code}"
     if error["code"] != code or words not in error["message"]:
         yield f"answered with {error}, not with {code} {words}"
-    # A client with a session takes 404 to mean that its session is over, whatever the body says.
+    # A client with a session takes 404 as the end of its session, whatever the body.
     if sessions and case.reply.status != (404 if is_lost else 200):
         yield f"answered with HTTP {case.reply.status}"
     if "retry-after" in case.reply.headers:

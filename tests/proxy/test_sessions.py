@@ -365,7 +365,7 @@ def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, mon
     assert client.count() == (2, upstream)
 
     def is_ended() -> bool:
-        # Until then: what was used a moment ago is noted beside the calls.
+        # Until then, recent use is only in memory.
         sql("UPDATE proxy_upstreamsession SET last_used_at = now() - interval '61 minutes'")
         return bool(work.counter.events("delete"))
 
@@ -463,7 +463,7 @@ def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
         " last_used_at) SELECT gen_random_uuid(), s.id, s.connection_id, u.server_id, u.key, u.sealed_id, u.version,"
         " now(), now() FROM proxy_session s, proxy_upstreamsession u WHERE s.id <> u.owner_id"
     )
-    sql("ANALYZE proxy_session, proxy_upstreamsession")  # Else which index is read depends on when autovacuum comes by.
+    sql("ANALYZE proxy_session, proxy_upstreamsession")  # Otherwise the chosen index depends on autovacuum.
     keys = config().token_keys
     digests = TokenDigests((*token_text.candidates(str(client.agent.secret), keys),), (None,) * len(keys))
     asked = AccessQuery(

@@ -149,7 +149,7 @@ def test_no_caller_can_have_its_calls_sampled(start: Start, run: Run, collector:
 
     (whole,) = eventually(lambda: collector.named("tools/call docs__it"))
     assert whole.attributes["gateway_admin.call.id"] == str(always.last().uid)
-    # What is not sampled goes through as if nothing were traced, and its row says which trace it is of.
+    # Calls that are not sampled are not traced, but their rows have the trace id.
     first, second = upstream.asked("tools/call")
     assert first.headers["traceparent"] == PARENT
     assert second.headers["traceparent"].endswith("-01")
@@ -206,7 +206,7 @@ def test_spans_say_why_a_call_failed(start: Start, run: Run, collector: Collecto
         ("tools/call it", "tool_error", True),
         ("tools/call refusing__it", "-32055", True),
         ("tools/call it", "-32055", True),
-        ("tools/call", "unknown_tool", True),  # Names of spans are few: what is not there is in no name.
+        ("tools/call", "unknown_tool", True),  # Span names are few, so unknown names are not in them.
         ("other", None, False),
         ("tools/call", "host_disabled", True),
     ]

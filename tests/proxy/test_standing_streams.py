@@ -106,7 +106,7 @@ def test_a_listen_without_an_event_stream_is_406(start: Start, run: Run) -> None
 def test_an_administrators_edit_is_told_once_on_all_workers(
     start: Start, run: Run, ana: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.streams.LISTS_SECONDS", 2)  # In which a busy machine makes all these edits.
+    monkeypatch.setattr("proxy.streams.LISTS_SECONDS", 2)  # Time for a busy machine to make all these edits.
     work = Work(start, run, workers=2)
     agent, other = work.agent("bob"), work.agent("eve")
     body, headers = listen({"toolsListChanged": True})
@@ -172,7 +172,7 @@ CUTS: dict[str, Callable[[Any, Any], object]] = {
 def test_a_cut_ends_every_stream_of_it_and_nobody_elses(
     start: Start, run: Run, ana: User, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)  # It is told, not found.
+    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)  # It must be notified, not poll.
     work = Work(start, run, workers=2)
     agent, other = work.agent("bob"), work.agent("eve")
     body, headers = listen({"toolsListChanged": True}, 5)
@@ -288,7 +288,7 @@ def test_many_streams_are_decided_anew_in_few_statements_spread_over_the_time(
     with ExitStack() as stack:
         streams = [stack.enter_context(listening(agent, "GET")) for agent in agents]
         assert all(stream.begun.wait(PATIENCE) for stream in streams)
-        eventually(lambda: len(asked) >= 8)  # Those that began just now are looked at each by itself.
+        eventually(lambda: len(asked) >= 8)  # The newest are checked individually.
         asked.clear()
         eventually(lambda: sum(count for _, count in asked) >= 32)
         parts = 1 if at_once == 100 else 4
@@ -440,7 +440,7 @@ def test_a_call_of_an_app_outlives_its_token_and_a_stream_does_not(
     assert [row.method for row in ended] == ["subscriptions/listen"]
 
 
-# Who is told, and how it ends
+# Recipients, and the end
 
 
 def test_who_listens_is_told_of_the_lists_of_its_own_gateway_that_it_asked_for(

@@ -79,7 +79,7 @@ async def test_of_streams_that_ended_those_of_late_can_be_come_back_for_as_many_
         last = events.begin_call(session, 3)
         for history in ended:
             await events.want(session, EventId("c", history.stream, 0))
-        # Whoever wants a stream is heard in turn: once this one was, the others were.
+        # Requests for streams are handled in order: once this one was, the others were too.
         assert await come_back(events, last) == []
         await events.stop()
 
@@ -170,7 +170,7 @@ async def test_what_could_not_be_written_is_written_when_the_database_writes_aga
             history.add(b"said")
             history.leave()
             await until(lambda: len(refused) > 1)
-        while not (kept := await come_back(events, history)):  # It is told when the bus reconnects, too.
+        while not (kept := await come_back(events, history)):  # It is notified when the bus reconnects, too.
             pass
         assert [each.data for each in kept] == [b"said"]
         assert "events that a client missed are lost" not in caplog.text

@@ -260,7 +260,7 @@ def test_a_list_that_changes_again_while_it_is_asked_for_is_asked_for_once_more(
         library.say.append(TOOLS_CHANGED)
         eventually(lambda: len(library.of("tools/list")) == asked + 1)
         library.say += [TOOLS_CHANGED, TOOLS_CHANGED, {"jsonrpc": "2.0", "id": "p", "method": "ping"}]
-        # What was said before has been heard when that is answered.
+        # Earlier messages have been received when this is answered.
         eventually(lambda: {"jsonrpc": "2.0", "id": "p", "result": {}} in library.asked)
         stream.wait_for(1)
         assert len(library.of("tools/list")) == asked + 1

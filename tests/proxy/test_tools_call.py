@@ -281,7 +281,7 @@ def test_arguments_are_repeated_in_headers_where_the_schema_says_so(work: Work) 
 
     docs = work.put(calling(call, modern=True, inputSchema=schema))
 
-    # A tool without a row is looked up in a fresh list, which holds its schema.
+    # A tool without a row is looked up in a fresh list, which has its schema.
     assert work.agent.call("docs__it", {"region": "eu"}).json()["result"] == {"content": []}
     assert refused == 0
     # When the schema changes, the refusal is the call's answer, and leads to a fresh list for the next one.

@@ -92,7 +92,8 @@ def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
         answer = work.agent.call(name).json()
         return answer["result"]["content"][0]["text"] if "result" in answer else answer["error"]["message"]
 
-    # Rows are made beside the answer; until then a fresh list finds the tool. What begins with an alias is that one's.
+    # Rows are created after the answer; until then a fresh list finds the tool. A name with an alias belongs to its
+    # server.
     assert [called(name) for name in ("add", "echo", "named__echo")] == ["add", "echo", "echo"]
     assert work.proxy.last().server_name == "named"
     assert called("nothing") == in_words("Unknown tool: nothing.")
@@ -319,11 +320,11 @@ def test_a_long_list_comes_in_pages_that_stay_in_order_while_tools_are_added(
 
     first, cursor = page(work)
     assert (first, page(work, cursor)) == (names[:3], (names[3:], ""))
-    # One that stands before what was listed shifts nothing.
+    # A new definition before the listed ones shifts nothing.
     work.put("alpha", offering("0"))
     assert page(work)[0] == ["alpha__0", *names[:2]]
     assert page(work, cursor) == (names[3:], "")
-    # What stood last on the page is gone: it goes on where that stood.
+    # The last definition of the page is gone: the next page starts at its position.
     first, cursor = page(work)
     Feature.objects.get(assignment=beta, name="b").disable(by=make.user())
     assert page(work, cursor)[0] == names[2:5]

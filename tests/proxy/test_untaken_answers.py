@@ -15,7 +15,7 @@ from tests.proxy.conftest import Agent, Start, eventually
 from tests.proxy.scripted import Request, Script
 from tests.proxy.test_tools_call import work_of
 
-SIZE = 12 << 20  # More than the buffers of the system hold.
+SIZE = 12 << 20  # More than the buffers of the system can take.
 TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("large", "small")]
 
 

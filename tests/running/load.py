@@ -27,7 +27,7 @@ class Load(Agents):
     url: str
     token: str
     agents: int = AGENTS
-    pause: float = 0  # Seconds before an agent's next call: where calls go on for as long as something else takes.
+    pause: float = 0  # Seconds before an agent's next call, for load that lasts as long as something else.
     answered: set[UUID] = field(default_factory=set)
     refused: int = 0
     slowest: float = 0

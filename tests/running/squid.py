@@ -42,7 +42,7 @@ class Squid:
         assert program, "This test needs squid: install Debian's package squid."
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="gateway-squid-"))
-        self._home.chmod(0o777)  # It runs as somebody else.
+        self._home.chmod(0o777)  # It runs as another user.
         hashed = subprocess.run(["openssl", "passwd", "-apr1", secret], check=True, capture_output=True, text=True)
         (self._home / "users").write_text(f"{user}:{hashed.stdout}")
         configuration = self._home / "squid.conf"

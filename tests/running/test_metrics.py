@@ -120,7 +120,7 @@ def test_an_open_stream_is_seen_until_it_ends(live: Serve, issued: dict[str, str
 
 def test_what_is_printed_is_documented(live: Serve) -> None:
     gauges = ("gateway_waiting", "gateway_web_pool_connections", "gateway_idle_upstream_connections")
-    grown(live, {}, lambda now: all(any(name == one for name, *_ in now) for one in gauges))  # Told once a second.
+    grown(live, {}, lambda now: all(any(name == one for name, *_ in now) for one in gauges))  # Written once a second.
     printed = set(re.findall(r"^# TYPE (gateway_\w+)", httpx.get(f"{live.url}/metrics").text, re.MULTILINE))
     documented = set(first_column(ROOT / "docs" / "reference" / "metrics.md"))
 

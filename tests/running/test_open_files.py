@@ -17,7 +17,8 @@ from tests.workspace import Serve
 pytestmark = pytest.mark.xdist_group("kill")
 
 CALLS = 100
-AT_ONCE = 20  # Clients that connect; those that connect when nearly all files are open are refused, calls too.
+# Clients that connect at once; when nearly all files are open, new connections are refused, even for calls.
+AT_ONCE = 20
 
 
 class Clients:

@@ -75,7 +75,7 @@ def test_a_release_is_built_from_a_clean_main_only(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     ours = ["git", "-C", str(checkout), "-c", "user.name=Release", "-c", "user.email=release@example.com"]
     subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(checkout)], check=True)
-    for path in tracked():  # What is not committed yet, too.
+    for path in tracked():  # Including uncommitted files.
         target = checkout / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
@@ -113,7 +113,7 @@ class Installed:
         self._install("--no-deps", "--offline", str(wheel))
         if packages:
             self._install("--require-hashes", "-r", packages)
-        else:  # Those of this environment, which are the same; the checkout is none of them.
+        else:  # The packages of this environment, which are equal, without the checkout.
             ours = sysconfig.get_path("purelib", vars={"base": str(self.folder)})
             (Path(ours) / "ours.pth").write_text(sysconfig.get_path("purelib"))
 

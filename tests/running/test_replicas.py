@@ -107,7 +107,7 @@ def test_calls_at_once_of_a_fresh_session_share_one_session_at_the_server(both: 
     assert len({session for _, session in counted}) == 1
 
 
-# Makes a person with a token of their own, at the gateway of the agent before, and a provisioning key for members.
+# Create a person with their own token, at the gateway of the agent before, and a provisioning key for members.
 PROVISION = """
 import json
 from accounts.models import Role, User
@@ -323,7 +323,7 @@ def test_clients_of_all_replicas_are_told_of_a_changed_list(both: Replicas) -> N
     with listening(clients[0], "GET") as one, listening(clients[1], "GET") as two:
         for stream in (one, two):
             assert stream.begun.wait(PATIENCE)
-        time.sleep(1.5)  # What was learnt of the server just now has been told.
+        time.sleep(1.5)  # The latest facts about the server have been written.
         told = [len(stream.events) for stream in (one, two)]
         both.shell(
             "from gateways.models import Assignment\n"

@@ -210,7 +210,7 @@ def goes_on(drill: Drill, new: Serve, before: Before) -> None:
     kept, acknowledged = logged(new), {str(row["uid"]) for row in new.rows(ACKNOWLEDGED)}
     came = len(drill.hook.rows)
     assert signs_in(new.url, PERSON, PASSWORD)
-    for token in (before.secret, before.revoked):  # What was revoked since the backup works again, as the page says.
+    for token in (before.secret, before.revoked):  # Tokens revoked since the backup work again, as the page says.
         answered = at_gateway(new, token).call("echo", {"text": "back"})
         assert answered.json()["result"]["content"][0]["text"] == "back", answered.text
     seal_and_send(drill, new)

@@ -42,7 +42,7 @@ from accounts.models import Role, User
 role = Role.objects.get(name="Super admin")
 User.objects.create_user("ops@example.com", password={PASSWORD!r}, display_name="Ops", role=role)
 """
-# What is read from a replica.
+# Read from a replica.
 LOOKING_BACK = (
     *("/", "/logs/", "/logs/?q=tool%20is%20echo&chart=latency", "/logs/?order=slowest", "/logs/values/host/"),
     *("/logs/groups/", "/settings/admin-events/", "/gateways/quickstart/", "/gateways/quickstart/usage/"),
@@ -157,7 +157,7 @@ def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: s
                 assert token.status_code == httpx.codes.CREATED, token.text
                 assert called(issued | {"token": token.json()["token"]}) == OK
                 body = {"email": f"p{turn}@example.com", "role_id": role(browser)}
-                once = {"Idempotency-Key": str(uuid4())}  # Whoever is invited is mailed afterwards.
+                once = {"Idempotency-Key": str(uuid4())}  # Invited people are mailed afterwards.
                 made = [browser.post("/api/users", json=body, headers=once) for _ in range(2)]
                 assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2, made[0].text
             assert "partitions_made" in served.manage("housekeeping")
@@ -317,7 +317,7 @@ def test_logs_are_read_from_the_replica_and_decisions_are_not(server: str, tmp_p
         assert called(issued) == OK
         with signed_in(served, OWNER) as browser:
             assert "echo" in browser.get("/logs/").text
-            assert read_by_replica(served) == 0  # Who has just signed in reads what they may have written.
+            assert read_by_replica(served) == 0  # After signing in, a person reads the primary.
             eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > 0)
             assert "echo" in browser.get("/logs/").text
             replica.pause()
@@ -342,7 +342,7 @@ def test_a_person_reads_what_they_have_written_while_others_read_the_replica(ser
             replica.pause()
             assert one.post("/api/hosts", json={"name": "Made just now"}).status_code == httpx.codes.CREATED
             assert "Made just now" in one.get("/settings/admin-events/").text
-            one.cookies.delete("gateway_wrote")  # Another browser of the same person: the event tells of them.
+            one.cookies.delete("gateway_wrote")  # Another browser of the same person: their event decides.
             assert "Made just now" in one.get("/settings/admin-events/").text
             assert "Made just now" in one.get("/api/admin-events").text
             assert "Made just now" not in other.get("/settings/admin-events/").text

@@ -20,8 +20,8 @@ import pytest
 from tests.cases import first
 from tests.workspace import ROOT
 
-# The first run does so much and hangs, which leaves what a Ctrl-C there leaves; the second goes on undisturbed.
-# As many programs that are interrupted, it tidies up and says so by its status, instead of dying of the signal.
+# The first run hangs after so many steps, as if interrupted there; the second one is undisturbed. Like many interrupted
+# programs, it cleans up and exits with a status instead of dying of the signal.
 HANG = f"""
 if [ ! -e "{{mark}}" ]; then {{first}} exec "{sys.executable}" -c '
 import pathlib, signal, sys, time

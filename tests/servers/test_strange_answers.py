@@ -129,7 +129,7 @@ def test_a_list_without_end_is_given_up(run: Run) -> None:
         discover_features(make.server(url=run(scripted({"initialize": GREETING, "tools/list": tools})).url), None)
 
 
-# Words that no row and no header can hold
+# Text that no row and no header can store
 
 
 def scripted(replies: dict[str, Any], headers: list[tuple[bytes, bytes]] | None = None) -> App:

@@ -142,7 +142,7 @@ def test_a_refused_identity_is_made_whole_by_one_new_secret(
     right = client.post(path, {"secret": RIGHT})
 
     assert "Notes refused this credential when it was last used. Enter a new secret." in before
-    assert before.count(path) == 2  # At the connection, and in the list of what is stored.
+    assert before.count(path) == 2  # On the connection, and in the list of stored identities.
     assert (wrong.status_code, REFUSED in text(wrong)) == (422, True)
     assert right.status_code == 302
     assert ">connected<" in text(client.get("/settings/identities"))

@@ -32,7 +32,7 @@ from tests.workspace import ROOT
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("kill")]
 
 WRITERS = 3
-WHOLE = {"SENDER_MOST_ROWS": str(reading.MOST_ROWS)}  # At once, of what is left at the end.
+WHOLE = {"SENDER_MOST_ROWS": str(reading.MOST_ROWS)}  # At once, of the rows left at the end.
 
 
 def sender(**more: str) -> subprocess.Popen[bytes]:

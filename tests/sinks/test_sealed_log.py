@@ -350,7 +350,7 @@ CHECKPOINTS: dict[str, Callable[[int], None]] = {
 }
 # What the signatures alone tell, by a key that was kept outside.
 BY_KEY = {"sign with another key", "drop the partition as if by retention"}
-# What only a copy elsewhere can tell: the end is gone, or whoever did it has the key, or the gateway to sign for them.
+# Attacks only a copy elsewhere can reveal: the end is gone, or the attacker has the key or the gateway's signature.
 LAST: dict[str, Callable[[int], None]] = {
     "cut the checkpoints from here on": cut_tail,
     "roll everything back": roll_back,

@@ -110,7 +110,7 @@ def test_row_that_commits_after_later_ones_is_sent(
         second = write(quick)
         quick.commit()
 
-        assert sending.send_undelivered(sink.pk) == 0  # Whoever has a lower id may still come.
+        assert sending.send_undelivered(sink.pk) == 0  # A row with a lower id may still be committed.
         slow.commit()
 
     assert sending.send_undelivered(sink.pk) == 2
@@ -368,7 +368,7 @@ def test_event_that_a_row_was_refused_makes_no_further_one(to_hook: MakeSink, ho
 
     sending.send_undelivered(sink.pk)
 
-    assert Event.objects.filter(action="sink.row_refused").count() == 1  # Of the event that the sink was made.
+    assert Event.objects.filter(action="sink.row_refused").count() == 1  # From the event that created the sink.
     assert now(sink).refused == 2
 
 

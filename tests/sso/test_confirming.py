@@ -47,7 +47,7 @@ def test_the_form_waits_until_the_organisation_was_asked_anew_and_is_acted_on_th
 
     assert done["Location"] == "/settings/workspace"
     assert WorkspaceSettings.load().name == "Ours"
-    assert rename(visit)["Location"] == "/settings/workspace"  # Not asked for twice.
+    assert rename(visit)["Location"] == "/settings/workspace"  # Not asked twice.
 
 
 def test_somebody_else_at_the_organisation_confirms_nothing(visit: Visit, organisation: Organisation) -> None:

@@ -131,7 +131,7 @@ def test_who_was_invited_joins_at_the_organisation_with_the_role_of_the_invitati
 
     # By their own account alone: an e-mail proves nothing.
     assert sign_in("mia").response.status_code == 403
-    # Nor is somebody else let in as them by a link that went astray.
+    # A misdirected link does not sign somebody else in as them either.
     eve = sign_in("eve", opened(invitation_link(invited))[0])
     assert eve.person is not None
     assert eve.person.email == "eve@example.com"

@@ -125,4 +125,4 @@ def at_the_organisation(page: Page, organisation: Organisation, name: str) -> No
     page.locator("[name=login]").fill(name)
     page.locator("[name=password]").fill(PASSWORD)
     page.locator("[type=submit]").click()
-    page.locator("[type=submit]").click()  # What the provider lets us know of her.
+    page.locator("[type=submit]").click()  # The claims the provider may share.

@@ -272,7 +272,7 @@ def declared_in(encoding: str) -> Build:
     return build
 
 
-# What a verifier writes out anew before it knows whose it is: a signature that speaks at length of itself.
+# A verifier canonicalises it before it knows the signer: a signature with much content.
 
 
 def with_in_signed_info(answer: Answer, where: str, more: str) -> dict[str, str]:

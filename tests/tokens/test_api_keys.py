@@ -51,7 +51,7 @@ def test_a_key_acts_as_its_owner_with_its_subset(eve: User) -> None:
 
 def test_what_the_owner_loses_the_key_loses(eve: User) -> None:
     secret = make.api_key(eve, Capability.HOSTS_READ).secret
-    make.user(Capability.PEOPLE_MANAGE)  # Nobody may change a role while there is none.
+    make.user(Capability.PEOPLE_MANAGE)  # A role can be changed only while somebody manages people.
 
     eve.give_role(make.role(Capability.LOGS_READ), by=None)
     lost = problem(knock(secret))

@@ -101,7 +101,7 @@ def test_the_same_post_again_shows_nothing_and_changes_nothing(ana: User, token:
     clicked_twice = client.post(path(token), {"generation": 1}, headers=ON_LIST)
 
     assert secret_in(first)
-    assert GONE in text(first)  # What is left once the dialog is closed.
+    assert GONE in text(first)  # The text after the dialog is closed.
     assert GONE in text(again)
     assert secret_in(again) is secret_in(clicked_twice) is None
     assert "no longer shown" in clicked_twice["HX-Trigger"]

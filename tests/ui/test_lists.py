@@ -44,7 +44,7 @@ KINDS = (*connections.views.TABS.values(), *gateways.tool_views.FEATURES.values(
 TABLES = [*(one for room in ROOMS for one in vars(room).values() if isinstance(one, Table)), *KINDS]
 HTMX = {"HX-Request": "true"}
 STYLES = (ROOT / "static" / "gateway" / "app.css").read_text()
-# In rem: from these widths of a list on, columns of this priority are there; a name shorter than this says nothing.
+# In rem: columns of this priority are shown from this width of the list on; a shorter name is useless.
 STEPS = re.findall(r'^@container table \(width < (\d+)rem\) \{ \[data-priority="(\d)"\]', STYLES, re.MULTILINE)
 SHORTEST_NAME = 5.5
 

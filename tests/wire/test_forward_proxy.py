@@ -343,7 +343,7 @@ def test_a_proxy_that_says_nothing_is_given_up(
     monkeypatch.setattr("wire.http.PROXY_SECONDS", 0.3)
     monkeypatch.setattr(Deadline, "left", lambda self, most: 0.3)
     with forward_proxy(server, hangs=True) as proxy:
-        # To one that speaks no TLS a client says hello, and it goes on listening.
+        # A client greets a server without TLS, which waits for more.
         silent = OutboundProxy("127.0.0.1", proxy.port, encrypted=encrypted)
         with pytest.raises((NoWayOut, ProxyFailed)) as caught:
             ask(Guard(proxy=silent), f"https://{PUBLIC}/mcp")

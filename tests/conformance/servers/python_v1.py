@@ -31,7 +31,7 @@ REQUESTS = {
     "roots/list": (types.ListRootsRequest, types.ListRootsResult),
 }
 
-# What is said and asked for a call goes on the standing stream, as with servers that name no related request.
+# Messages for a call are sent on the standing stream, as by servers that name no related request.
 IS_UNRELATED = "unrelated" in sys.argv[2:]
 
 subscribers = {}
