@@ -1,7 +1,7 @@
 """Search a running workspace for secrets in plain text: every secret that its tests used.
 
 Tests `note` secrets without a recognisable format. Tokens of every kind are found by theirs, including the checksum,
-whoever created them.
+created by any code.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Limits of a provisioning key, whoever has it."""
+"""Limits of a provisioning key, for any holder."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ def test_whoever_runs_the_machine_ends_the_enforcement(breaker: User) -> None:
 def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
-    """Sessions of break-glass owners continue, whoever enforces it."""
+    """Sessions of break-glass owners continue, even of others than the enforcing one."""
     breaker, mia, outside = owner(), make.user(email="mia@example.com"), make.user(email="guest@partner.example.org")
     breaker.set_break_glass(True, by=None)
     organisation.knows("bo")
