@@ -84,7 +84,7 @@ def test_no_resource_can_forget_to_ask_for_it() -> None:
     }
 
 
-def test_who_may_not_is_told_so_before_being_asked_for_a_password(ann: User) -> None:
+def test_a_missing_capability_is_reported_before_the_password_is_asked_for(ann: User) -> None:
     assert problem(Rest.of(ann, confirmed=False).post("/roles", {"name": "x"})) == (403, "capability_required")
 
 
@@ -405,5 +405,5 @@ def test_shorter_retention_is_asked_for_and_revoked(boss: User) -> None:
         {"id": 2},
     ],
 )
-def test_what_is_not_set_here_is_refused(boss: User, change: dict[str, Any]) -> None:
+def test_unknown_settings_are_refused(boss: User, change: dict[str, Any]) -> None:
     assert set(errors(Rest.of(boss).patch("/workspace", change))) == set(change)

@@ -35,7 +35,7 @@ def asked() -> int:
     return Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY).count()
 
 
-def test_who_may_make_no_token_asks_for_it_and_those_who_give_roles_see_it_until_it_is_given(
+def test_people_who_may_not_create_tokens_can_ask_and_managers_see_it_until_granted(
     chief: User, settings: Any, sign_in: SignIn, django_capture_on_commit_callbacks: Any
 ) -> None:
     settings.MAIL_SERVER = "mail.example.com"
@@ -90,7 +90,7 @@ def test_one_person_does_not_flood_those_who_grant(chief: User) -> None:
     assert [(person, capability) for person, capability, _ in open_requests(2)][1] == (other, TOKENS)
 
 
-def test_what_a_page_was_refused_for_is_asked_for_there(sign_in: SignIn) -> None:
+def test_a_page_that_refuses_offers_to_ask_for_the_capability(sign_in: SignIn) -> None:
     browser = sign_in(make.user(email="dev@example.com"))
 
     refused = browser.get("/people/?q=ann")

@@ -93,7 +93,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("door", DOORS)
-def test_whoever_waits_for_a_hash_holds_no_connection(door: str, held: list[bool], sign_in: SignIn) -> None:
+def test_waiting_for_a_hash_holds_no_connection(door: str, held: list[bool], sign_in: SignIn) -> None:
     person = make.user()
     go, hashes = DOORS[door]
     held.clear()
@@ -184,7 +184,7 @@ def test_strangers_leave_places_for_who_is_known() -> None:
             waits.result(60)
 
 
-def test_who_waited_too_long_gives_the_place_back() -> None:
+def test_a_caller_that_waited_too_long_gives_its_slot_back() -> None:
     queue = Queue(at_once=1, waiting=1, of_strangers=1, seconds=0.01)
 
     with queue.turn():

@@ -69,7 +69,7 @@ def test_nobody_changes_or_deletes_a_role_that_holds_more(chief: User) -> None:
     assert Role.objects.get(pk=role.pk).capabilities == {Capability.LOGS_READ}
 
 
-def test_who_lost_their_role_meanwhile_acts_against_nobody(chief: User) -> None:
+def test_people_who_lost_their_role_meanwhile_cannot_act(chief: User) -> None:
     """A request has the capabilities its author had at its start; the rule reads the database again."""
     eve, bo = make.user(*Capability), make.user(Capability.LOGS_READ)
     assert eve.has_perm(Capability.LOGS_READ)

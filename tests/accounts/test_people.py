@@ -236,7 +236,7 @@ def test_the_page_of_a_person_costs_the_same_however_much_they_have(
         client.get(f"/people/{bo.pk}/")
 
 
-def test_what_ends_connections_needs_that_capability_too(clerk: User, sign_in: SignIn) -> None:
+def test_ending_connections_needs_that_capability_too(clerk: User, sign_in: SignIn) -> None:
     person, client = make.user(), sign_in(clerk)
 
     assert "Cut this person off" not in text(client.get(f"/people/{person.pk}/"))
@@ -423,7 +423,7 @@ def test_no_role_is_chosen_for_the_inviter(chief: User, sign_in: SignIn) -> None
 SEVERAL = "Bo Berg <bo@example.com>, cy@example.com\ndi@example.com"
 
 
-def test_who_invites_before_there_is_a_team_is_told_where_one_is_added(chief: User, sign_in: SignIn) -> None:
+def test_inviting_before_there_is_a_team_names_where_to_add_one(chief: User, sign_in: SignIn) -> None:
     asked = confirmed(sign_in(chief))
 
     before = text(asked.get("/people/invite/"))
@@ -453,9 +453,7 @@ def test_several_people_are_invited_at_once_with_role_and_teams(chief: User, sig
     assert User.objects.get(email="cy@example.com").status == "active"
 
 
-def test_of_several_each_refused_address_is_named_nobody_is_invited_and_what_was_typed_stays(
-    chief: User, sign_in: SignIn
-) -> None:
+def test_each_refused_address_is_named_nobody_is_invited_and_input_stays(chief: User, sign_in: SignIn) -> None:
     make.user(email="here@example.com")
     client, role = confirmed(sign_in(chief)), make.role()
 
@@ -515,7 +513,7 @@ def test_an_invitation_opens_no_page_of_a_reset_and_a_reset_none_of_an_invitatio
     assert Client().get(f"/accounts/join/{reset}/").status_code == 410
 
 
-def test_who_forgot_to_join_and_asks_for_a_reset_gets_the_invitation_again(chief: User) -> None:
+def test_an_invited_person_who_asks_for_a_reset_gets_the_invitation_again(chief: User) -> None:
     bo = User.objects.invite(email="bo@example.com", role=make.role(), by=chief)
 
     Client().post("/accounts/password/reset/", {"email": bo.email})
@@ -629,7 +627,7 @@ def test_nobody_sees_the_link_of_who_may_do_more_than_they(chief: User, clerk: U
     assert not mail.outbox
 
 
-def test_who_has_chosen_a_password_is_not_invited_again(chief: User, sign_in: SignIn) -> None:
+def test_a_person_with_a_password_is_not_invited_again(chief: User, sign_in: SignIn) -> None:
     person = make.user()
 
     response = confirmed(sign_in(chief)).post(f"/people/{person.pk}/invite/", {"epoch": "0"}, follow=True)
@@ -745,7 +743,7 @@ def test_a_reset_is_mailed_and_shown_to_nobody(chief: User, sign_in: SignIn) -> 
     assert "Your password is set" in text(choose_password(link[0]))
 
 
-def test_who_is_deactivated_or_never_came_gets_no_reset(chief: User, sign_in: SignIn) -> None:
+def test_deactivated_and_invited_people_get_no_reset(chief: User, sign_in: SignIn) -> None:
     client = sign_in(chief)
     for person in (make.user(is_active=False), User.objects.create_user("new@example.com", role=make.role())):
         response = client.post(f"/people/{person.pk}/reset/", follow=True)

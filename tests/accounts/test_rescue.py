@@ -102,7 +102,7 @@ def test_nobody_unknown_or_deactivated_gets_a_link() -> None:
 
 
 @pytest.mark.parametrize(("command", "instead"), [("createsuperuser", "rescue"), ("changepassword", "password_link")])
-def test_what_django_offers_beside_the_roles_is_refused_and_names_what_to_use(command: str, instead: str) -> None:
+def test_djangos_own_account_commands_are_refused_with_an_alternative(command: str, instead: str) -> None:
     with pytest.raises(CommandError, match=f"manage.py {instead} EMAIL"):
         run(command)
     assert not User.objects.exists()

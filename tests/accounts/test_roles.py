@@ -153,7 +153,7 @@ def test_a_bad_role_is_refused_in_words(form: dict[str, Any], words: str, chief:
 # --- Nobody hands out what they do not hold -----------------------------------------------------------------------
 
 
-def test_what_the_editor_lacks_cannot_be_ticked_and_says_why(clerk: User, sign_in: SignIn) -> None:
+def test_capabilities_the_editor_lacks_cannot_be_ticked_and_say_why(clerk: User, sign_in: SignIn) -> None:
     page = text(confirmed(sign_in(clerk)).get("/people/roles/add/"))
 
     assert "disabled" in check_of(page, HELD)
@@ -161,7 +161,7 @@ def test_what_the_editor_lacks_cannot_be_ticked_and_says_why(clerk: User, sign_i
     assert 'title="You do not have this capability yourself."' in page
 
 
-def test_what_the_editor_lacks_is_refused_however_it_is_sent(clerk: User, sign_in: SignIn) -> None:
+def test_capabilities_the_editor_lacks_are_refused_in_any_request(clerk: User, sign_in: SignIn) -> None:
     role, client = make.role(name="Helper"), confirmed(sign_in(clerk))
     form = {"name": "Mine", "capabilities": [HELD.slug]}
 

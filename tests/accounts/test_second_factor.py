@@ -237,7 +237,7 @@ def test_no_secret_is_stored_in_clear(sign_in: SignIn) -> None:
         assert one not in before + stored()
 
 
-def test_what_is_stored_names_the_key_that_sealed_it(sign_in: SignIn) -> None:
+def test_stored_secrets_name_their_key(sign_in: SignIn) -> None:
     secret, _ = turn_on(sign_in(make.user()))
 
     sealed = Authenticator.objects.get(type="totp").data["secret"]
@@ -301,7 +301,7 @@ def test_without_its_key_a_second_factor_lets_nobody_in(sign_in: SignIn, rotated
 # --- Taken off by an administrator --------------------------------------------------------------------------------
 
 
-def test_who_may_do_less_takes_no_second_factor_off(sign_in: SignIn) -> None:
+def test_a_second_factor_cannot_be_removed_by_people_with_fewer_capabilities(sign_in: SignIn) -> None:
     person, clerk = make.user(Capability.LOGS_READ), make.user(Capability.PEOPLE_MANAGE)
     turn_on(sign_in(person))
 

@@ -141,13 +141,13 @@ def test_a_key_that_is_somebody_elses_or_nobodys_is_refused(person: User, key: S
 @pytest.mark.parametrize(
     "origin", ["http://localhost", "https://localhost:8000", "http://evil.localhost:8000", "https://evil.example"]
 )
-def test_what_was_signed_for_another_page_is_refused(person: User, key: SoftKey, origin: str) -> None:
+def test_signatures_for_another_page_are_refused(person: User, key: SoftKey, origin: str) -> None:
     client = sign_in_by_page(person)
 
     refused(client, key.get(text(client.get(ASKED)), origin=origin))
 
 
-def test_what_was_signed_for_another_host_or_another_act_is_refused(person: User, key: SoftKey) -> None:
+def test_signatures_for_another_host_or_action_are_refused(person: User, key: SoftKey) -> None:
     client = sign_in_by_page(person)
     key.host = "example.com"
     refused(client, key.get(text(client.get(ASKED))))
@@ -207,7 +207,7 @@ def test_a_key_that_does_not_count_signs_in_again_and_again(person: User, client
     ],
     ids=lambda text: text[:70] or "nothing",
 )
-def test_what_is_no_credential_is_refused_in_words(
+def test_an_invalid_credential_is_refused_in_words(
     person: User, client_of: Client, key: SoftKey, credential: str
 ) -> None:
     client = sign_in_by_page(person)

@@ -71,7 +71,7 @@ def test_a_session_ends_after_seven_days_however_busy() -> None:
         assert not is_in(client)
 
 
-def test_who_comes_too_late_is_sent_to_sign_in_and_back() -> None:
+def test_a_late_consent_is_sent_to_sign_in_and_back() -> None:
     with time_machine.travel(START, tick=False) as clock:
         client = signed_in(make.user())
         clock.shift(timedelta(days=1))

@@ -134,7 +134,7 @@ def test_a_bad_setting_saves_none(wrong: dict[str, str], words: str, keeper: Use
     assert not Event.objects.filter(action="workspace.updated").exists()
 
 
-def test_what_is_not_to_be_set_here_is_not_set(keeper: User, sign_in: SignIn) -> None:
+def test_fixed_settings_cannot_be_set_here(keeper: User, sign_in: SignIn) -> None:
     confirmed(sign_in(keeper)).post(PATH, FORM | {"public_base_url": "https://evil.example", "id": "2"})
 
     assert WorkspaceSettings.load().public_base_url == ""

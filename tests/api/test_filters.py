@@ -61,7 +61,7 @@ def test_an_id_a_slug_and_a_name_mean_the_same(boss: User, form: Any) -> None:
     assert found(host="CI bot") == found(user="boss@example.com") == [str(token.pk)]
 
 
-def test_what_was_meant_is_told(boss: User) -> None:
+def test_a_misspelled_name_gets_a_suggestion(boss: User) -> None:
     for name in ("CI bot", "CI bot 2", "Night run"):
         make.agent(by=boss, name=name)
     rest = Rest.of(boss)

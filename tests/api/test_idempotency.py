@@ -206,7 +206,7 @@ def test_an_answer_whose_encryption_key_is_gone_is_not_made_again(rest: Rest) ->
     assert problem(post(rest, "/teams", {"name": "one"}, "k")) == (409, "idempotency_answer_lost")
 
 
-def test_of_many_at_once_one_makes_it_over_two_workers(owner: httpx.Client) -> None:
+def test_one_of_many_concurrent_requests_wins_over_two_workers(owner: httpx.Client) -> None:
     name, headers = unique("bot"), {"Idempotency-Key": str(uuid4())}
 
     def send(_: int) -> httpx.Response:

@@ -452,7 +452,7 @@ def test_the_matrix_speaks_of_every_operation() -> None:
     assert {f"{door.method.upper()} {door.name}" for door in DOORS} == set(OPENS)
 
 
-def test_whoever_is_last_stays_whatever_is_tried(stage: tuple[World, Cast]) -> None:
+def test_the_last_owner_stays_whatever_is_tried(stage: tuple[World, Cast]) -> None:
     """The caller has every capability; still one owner remains."""
     world, cast = stage
     (owner,) = (one for one in cast["user"] if one.name == "the last owner")

@@ -65,7 +65,7 @@ def test_a_denied_call_stops_at_one_check_and_goes_no_further(reason: str) -> No
     assert results[-1] == "pass"
 
 
-def test_what_a_call_did_not_need_is_skipped() -> None:
+def test_unneeded_checks_of_a_call_are_skipped() -> None:
     own = {
         check.name: check.result
         for check in detail(method="ping", feature_name="", server_name="", server_id=None).checks

@@ -196,7 +196,9 @@ def test_an_asynchronous_answer_is_the_same_file(days: list[str]) -> None:
     eventually(lambda: readers() == 0)
 
 
-def test_who_leaves_an_asynchronous_answer_ends_its_export(days: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disconnecting_from_an_asynchronous_response_ends_its_export(
+    days: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(export, "CHUNK", 3)
     whole = all_calls()
 

@@ -73,7 +73,7 @@ def test_groups_are_of_the_calls_that_match(viv: User) -> None:
     assert [one["value"] for one in found(rest, by="host", sort="calls")] == HOSTS[::-1]
 
 
-def test_whoever_may_not_read_the_log_gets_no_groups(max: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_read_the_log_get_no_groups(max: User, sign_in: SignIn) -> None:
     assert Rest.of(max).get("/logs/groups", by="host").status_code == 403
     assert sign_in(max).get("/logs/groups/").status_code == 403
 

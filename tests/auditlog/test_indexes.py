@@ -92,7 +92,7 @@ def test_a_partition_made_meanwhile_has_it_from_the_beginning() -> None:
     run("DROP TABLE auditlog_call_2032_01_05")
 
 
-def test_what_was_not_made_to_its_end_is_made_anew() -> None:
+def test_an_incomplete_index_is_rebuilt() -> None:
     call(NOW, user_agent="probe")
     with suppress(Exception):  # There are two rows alike: it ends in the middle, and leaves what it has.
         run(f"CREATE UNIQUE INDEX CONCURRENTLY {OF_TODAY} ON {TODAY} (user_agent)")
@@ -106,7 +106,7 @@ def test_what_was_not_made_to_its_end_is_made_anew() -> None:
     assert missing_indexes(Call.partitions) == 0
 
 
-def test_what_was_made_and_not_put_in_its_place_is_not_made_twice() -> None:
+def test_an_object_created_but_not_recorded_is_not_created_twice() -> None:
     run(f"CREATE INDEX {OF_TODAY} ON {TODAY} (user_agent, created_at) WHERE NOT user_agent = ''")
     before = oid_of(OF_TODAY)
 
@@ -126,7 +126,7 @@ def test_an_index_of_that_name_and_of_something_else_is_made_anew() -> None:
     assert missing_indexes(Call.partitions) == 0
 
 
-def test_who_comes_while_another_is_at_it_leaves_it_to_them() -> None:
+def test_a_second_process_leaves_the_work_to_the_first() -> None:
     before = missing_indexes(Call.partitions)
     with psycopg.connect(database.conninfo(), autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [indexes.LOCK])

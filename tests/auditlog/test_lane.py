@@ -147,7 +147,7 @@ class Numbers(GroupCommit[int, int]):
             resolve(future, number)
 
 
-def test_who_comes_while_the_database_hangs_is_turned_away_at_once_and_served_when_it_goes_on(server: str) -> None:
+def test_new_requests_are_refused_while_the_database_hangs_and_served_when_it_recovers(server: str) -> None:
     async def scene() -> None:
         numbers = Numbers(server, max_waiting=50)
         await came_back(numbers.connection)

@@ -109,7 +109,7 @@ def test_older_calls_are_a_page_away(link: Connection, max: User, sign_in: SignI
     assert "tool-00" not in older
 
 
-def test_what_a_client_only_tries_is_not_among_my_calls(link: Connection, max: User, sign_in: SignIn) -> None:
+def test_probes_of_clients_are_not_among_my_calls(link: Connection, max: User, sign_in: SignIn) -> None:
     call_of(link, feature_name="tool-seen")
     call_of(link, feature_name="", method="GET", outcome="not_offered")
 
@@ -219,7 +219,7 @@ def test_nothing_new_is_no_answer_and_the_wait_ends_by_itself(link: Connection, 
     assert "Received: echo" in woken
 
 
-def test_who_reads_the_logs_is_led_to_the_call_there(sign_in: SignIn) -> None:
+def test_log_readers_are_linked_to_the_call(sign_in: SignIn) -> None:
     reader = make.user(Capability.LOGS_READ)
     call = call_of(make.connection(make.agent(by=reader), make.gateway(), reader))
 
@@ -227,7 +227,7 @@ def test_who_reads_the_logs_is_led_to_the_call_there(sign_in: SignIn) -> None:
 
 
 @pytest.mark.parametrize("query", ["?since=x&until=y", "?connection=1&gateway=none", "?since=2026-99-99T00:00:00Z", ""])
-def test_what_is_no_moment_or_thing_is_waited_for_from_now_on(query: str, max: User, sign_in: SignIn) -> None:
+def test_an_invalid_wait_starts_now_for_anything(query: str, max: User, sign_in: SignIn) -> None:
     page = sign_in(max).get(WAIT + query)
 
     assert page.status_code == 200

@@ -59,7 +59,7 @@ def test_plots_count_the_calls_of_the_thing_and_lead_to_them(viv: User, ana: Use
         assert client.get(unescape(link)).status_code == 200
 
 
-def test_whoever_may_not_read_the_log_is_shown_no_plots(max: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_read_the_log_see_no_plots(max: User, sign_in: SignIn) -> None:
     call(user_id=max.pk)
     keeping.keep_up(5)
 
@@ -122,7 +122,7 @@ def test_the_busiest_come_to_the_dashboard_once_it_is_there(ana: User, max: User
     assert sign_in(max).get("/logs/busiest/").status_code == 403
 
 
-def test_what_the_log_adds_to_the_roll_ups_is_read_at_once_and_not_beyond_its_limit(
+def test_the_log_beside_the_roll_ups_is_read_at_once_within_its_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = timezone.now()

@@ -122,7 +122,7 @@ def test_or_binds_less_than_and() -> None:
         ("x" * (MAX_LENGTH + 1), MAX_LENGTH + 1, "at most"),
     ],
 )
-def test_what_does_not_parse_says_where_and_why(text: str, position: int, words: str) -> None:
+def test_a_syntax_error_says_where_and_why(text: str, position: int, words: str) -> None:
     with pytest.raises(SearchSyntaxError) as wrong:
         parse_search(text)
 

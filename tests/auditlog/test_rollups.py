@@ -140,7 +140,7 @@ def rare(name: str) -> list[str]:
     }[name]
 
 
-def test_what_is_read_is_a_count_of_the_log_whatever_comes_when(
+def test_roll_ups_equal_a_count_of_the_log_in_any_order_of_rows(
     writers: list[psycopg.Connection[Any]], chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several writers commit rows of any time in any order, between steps of counting and dropped days."""
@@ -314,7 +314,9 @@ def test_the_tools_of_one_person_are_counted_by_an_index_or_not_at_all(
     assert echoed() is None, "and of neither are all looked at to find that few are of both."
 
 
-def test_what_no_roll_up_tells_is_counted_as_far_as_a_page_looks(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_missing_in_roll_ups_are_counted_within_the_pages_limit(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     now = timezone.now()
     for n in range(9):

@@ -76,7 +76,7 @@ def test_a_view_needs_a_name_of_its_own_and_there_are_not_too_many(
         SavedView.objects.add(name="Another", query="", by=ana)
 
 
-def test_who_does_not_read_the_log_sees_no_view_and_saves_none(ana: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_read_the_log_see_and_save_no_views(ana: User, sign_in: SignIn) -> None:
     view = SavedView.objects.add(name="Slow", query="", is_shared=True, by=ana)
     nobody = make.user(*(set(Capability) - {Capability.LOGS_READ}))
 

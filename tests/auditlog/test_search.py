@@ -251,7 +251,7 @@ def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
 
 
 @pytest.mark.parametrize("common", ["outcome=ok", "method=tools/call", "q=ok+and+method+is+tools/call"])
-def test_what_most_calls_are_is_looked_for_row_by_row(
+def test_the_most_common_values_are_searched_row_by_row(
     common: str, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No index has the most common values, and where they are rare a page still reads no further than any other."""
@@ -433,7 +433,7 @@ def test_values_of_a_filter_nobody_offers_are_not_found(ana: User, sign_in: Sign
 @pytest.mark.parametrize(
     "path", ["/logs/values/host/", "/logs/live/?seen=2026-03-04T12:00Z", "/logs/export/?format=csv"]
 )
-def test_what_the_list_brings_along_asks_for_the_same_capability(path: str, sign_in: SignIn) -> None:
+def test_further_data_of_a_list_needs_the_same_capability(path: str, sign_in: SignIn) -> None:
     assert sign_in(make.user(*(set(Capability) - {Capability.LOGS_READ}))).get(path).status_code == 403
 
 

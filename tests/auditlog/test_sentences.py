@@ -132,7 +132,7 @@ def test_an_event_is_told_in_one_sentence(happen: Callable[[User], dict[str, str
     assert {action: last(action) for action in told} == told
 
 
-def test_who_was_refused_and_through_which_key_it_was_is_said(sign_in: SignIn) -> None:
+def test_a_refused_attempt_names_the_person_and_the_key(sign_in: SignIn) -> None:
     sign_in(make.user(email=ANA)).post("/gateways/add/", {"name": "x"})
     link = Event(
         action="host.disabled", actor_email=ANA, target_type="host", target_label="CI", changes={"through": "cron"}
@@ -174,7 +174,7 @@ def test_no_name_ends_before_it_ends(name: str, said: str) -> None:
     assert sentence(event) == f"{ANA} disabled the host {said}."
 
 
-def test_what_is_no_address_is_marked_where_one_is_named() -> None:
+def test_invalid_addresses_are_marked_at_their_field() -> None:
     tried = {"email": "ana@example.com; the sign-in of bo@example.com"}
     event = Event(action=Action.SIGN_IN_REFUSED, target_type="address", target_label="192.0.2.1", changes=tried)
 
@@ -261,7 +261,7 @@ def test_the_subject_leads_to_its_page_and_nowhere_once_it_is_gone(sign_in: Sign
     assert {kind: leads(client, kind) for kind in things} == dict.fromkeys(things, "")
 
 
-def test_who_may_not_open_a_page_gets_no_link_to_it(sign_in: SignIn) -> None:
+def test_people_get_no_link_to_a_page_they_may_not_open(sign_in: SignIn) -> None:
     things = everything(make.user(*Capability, email=ANA))
     client = sign_in(make.user(Capability.AUDIT_READ))
 

@@ -128,7 +128,7 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
 
 @pytest.mark.every_case
 @pytest.mark.parametrize(("reason", "thing", "needed"), SWITCHES, ids=[one[0] for one in SWITCHES])
-def test_who_may_not_end_it_is_told_who_can_and_cannot(
+def test_people_who_may_not_end_it_learn_who_can(
     reason: str, thing: Callable[[Scene], Any], needed: Capability, scene: Scene, sign_in: SignIn
 ) -> None:
     thing(scene).disable(by=make.user())
@@ -169,7 +169,7 @@ PAGES: list[tuple[str, Callable[[Scene], object], Capability, str, Callable[[Sce
 
 @pytest.mark.every_case
 @pytest.mark.parametrize(("reason", "begin", "needed", "words", "address"), PAGES, ids=[one[0] for one in PAGES])
-def test_what_a_person_decides_elsewhere_is_led_to_and_for_others_named(
+def test_decisions_on_other_pages_are_linked_or_named(
     reason: str,
     begin: Callable[[Scene], object],
     needed: Capability,
@@ -374,7 +374,7 @@ def test_what_if_shows_the_trail_of_its_address(scene: Scene, viv: User, sign_in
     assert "Ask" in text(client.get("/logs/what-if/"))
 
 
-def test_what_if_without_a_tool_is_whether_they_are_let_in(scene: Scene, viv: User) -> None:
+def test_what_if_without_a_tool_checks_only_access(scene: Scene, viv: User) -> None:
     query = {name: value for name, value in scene.query.items() if name != "tool"}
     rest = Rest.of(viv)
 
@@ -424,7 +424,7 @@ def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> No
     assert rest.get("/logs/what-if", **scene.query | {"host": str(scene.host.pk)}).json()["works"] is True
 
 
-def test_what_one_may_not_read_answers_as_what_is_not_there(scene: Scene, sign_in: SignIn) -> None:
+def test_unreadable_objects_answer_like_missing_ones(scene: Scene, sign_in: SignIn) -> None:
     """Readers of only the log see the objects of calls, and no objects that never appear in a call."""
     reader = make.user(Capability.LOGS_READ)
     rest = Rest.of(reader)
@@ -441,7 +441,7 @@ def test_what_one_may_not_read_answers_as_what_is_not_there(scene: Scene, sign_i
     assert rest.get("/logs/what-if", **scene.query).json()["works"] is True
 
 
-def test_who_may_not_read_the_log_asks_nothing(scene: Scene, sign_in: SignIn) -> None:
+def test_people_who_may_not_read_the_log_cause_no_query(scene: Scene, sign_in: SignIn) -> None:
     stranger = make.user(*(set(Capability) - {Capability.LOGS_READ}))
 
     assert sign_in(stranger).get("/logs/what-if/", scene.query).status_code == 403
@@ -494,7 +494,7 @@ def test_near_tools_are_those_the_reader_may_see(scene: Scene) -> None:
 # --- Tokens of apps ---------------------------------------------------------------------------------------------------
 
 
-def test_who_has_no_token_is_told_so_and_what_would_follow(ana: User) -> None:
+def test_a_person_without_tokens_sees_that_and_the_next_step(ana: User) -> None:
     server = make.server(slug="docs")
     gateway, host = make.gateway(server, slug="work"), make.agent(by=ana)
     question = Question(host, ana, gateway, Named("tool", TOOL))

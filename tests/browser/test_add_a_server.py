@@ -141,7 +141,7 @@ def test_one_who_denies_leaves_and_comes_back_is_connected_in_the_end(
     assert urlsplit(again.url).path == "/settings/identities"
 
 
-def test_what_is_no_url_is_answered_by_the_page_and_not_by_the_browser(
+def test_an_invalid_url_is_answered_by_the_page_and_not_by_the_browser(
     live: workspace.Serve, page: Page, trouble: Trouble
 ) -> None:
     trouble.expected.add("422")

@@ -124,7 +124,7 @@ CUT = "cell => [cell, ...cell.querySelectorAll('*')].some(one => one.scrollWidth
 
 
 @pytest.mark.full
-def test_what_a_cell_cannot_hold_is_told_on_hover_and_focus_and_a_tool_has_room(
+def test_truncated_cells_show_their_text_on_hover_and_focus_and_tools_have_room(
     open_browser: Open, live: Serve, signed_in: Path
 ) -> None:
     reason = "answered 401: it refused the credential, which its owner has to replace"

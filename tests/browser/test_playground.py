@@ -65,7 +65,7 @@ def test_a_long_run_shows_its_progress_and_is_stopped(live: Serve, page: Page) -
 
 
 @pytest.mark.full
-def test_what_a_server_answers_runs_nothing_on_the_page(live: Serve, page: Page, run: Run) -> None:
+def test_a_servers_answer_runs_nothing_on_the_page(live: Serve, page: Page, run: Run) -> None:
     hostile = "</pre><script>document.title='taken'</script><img src=/nowhere onerror=\"document.title='taken'\">"
 
     async def call(request: Request) -> None:

@@ -90,7 +90,7 @@ BESIDE = """list => {
 
 
 @pytest.mark.parametrize(("path", "name"), [("/gateways/work/", "Work"), ("/settings/api-tokens", "Status")])
-def test_what_scrolls_sideways_on_a_phone_shows_so_and_brings_what_has_the_focus_into_sight(
+def test_sideways_scrolling_on_a_phone_is_visible_and_follows_focus(
     page: Page, lived_in: Serve, path: str, name: str
 ) -> None:
     page.set_viewport_size({"width": 390, "height": 900})

@@ -42,5 +42,5 @@ def test_a_method_that_declares_nothing_is_refused_to_everybody() -> None:
     assert answer_of(Undeclared) == 403
 
 
-def test_what_is_no_method_declares_nothing() -> None:
+def test_unknown_methods_declare_nothing() -> None:
     assert operation_of(Declared, None) is operation_of(Declared, "metadata") is operation_of(Declared, "x") is None

@@ -200,7 +200,7 @@ def test_the_only_token_of_an_agent_is_rotated(ana: User, link: Connection) -> N
     assert answer["Cache-Control"] == "no-store"
 
 
-def test_of_several_tokens_one_must_be_chosen(ana: User, link: Connection) -> None:
+def test_several_tokens_need_a_choice(ana: User, link: Connection) -> None:
     make.token(link)
     make.token(link)
 

@@ -190,7 +190,9 @@ def test_anothers_connection_and_anothers_identity_are_not_there(
 
 
 @pytest.mark.parametrize("spoil", ["disable", "revoke", "remove"])
-def test_what_no_call_could_use_is_not_carried(spoil: str, ann: User, link: Connection, place: Assignment) -> None:
+def test_identities_no_call_could_use_are_not_carried(
+    spoil: str, ann: User, link: Connection, place: Assignment
+) -> None:
     own = make.identity(place.server, ann)
     getattr(place if spoil == "remove" else own, spoil)(by=ann)
 
@@ -238,7 +240,7 @@ def revoke(link: Connection, place: Assignment, by: User) -> None:
         (revoke, "identity", "This connection has been revoked before."),
     ],
 )
-def test_what_somebody_else_did_while_one_brought_an_identity_is_said_and_nothing_is_stored(
+def test_a_concurrent_change_is_reported_while_bringing_an_identity_and_nothing_is_stored(
     act: Callable[[Connection, Assignment, User], None],
     field: str,
     words: str,
@@ -367,7 +369,7 @@ def test_rest_brings_one_everywhere_or_only_stores_it(ann: User, link: Connectio
     assert getattr(carried(link), "label", "") == "next"
 
 
-def test_what_connections_carry_costs_the_same_for_one_server_and_for_many(
+def test_the_page_of_identities_costs_the_same_for_one_server_and_for_many(
     ann: User, link: Connection, work: Gateway, sign_in: SignIn
 ) -> None:
     client = sign_in(ann)

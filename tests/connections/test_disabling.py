@@ -88,14 +88,14 @@ def test_each_switch_takes_its_own_capability(method: str, layer: str, link: Con
 
 
 @pytest.mark.parametrize("layer", sorted({*LAYERS} - {"connection"}))
-def test_who_may_not_see_connections_is_told_no_number(layer: str, link: Connection, sign_in: SignIn) -> None:
+def test_people_who_may_not_see_connections_get_no_number(layer: str, link: Connection, sign_in: SignIn) -> None:
     asked = text(sign_in(make.user(LAYERS[layer])).get(path_of(layer, link)))
 
     assert "Disable" in asked
     assert "in 24 h" not in asked
 
 
-def test_of_ones_own_everybody_is_told(ann: User, link: Connection, sign_in: SignIn) -> None:
+def test_people_are_notified_of_their_own_only(ann: User, link: Connection, sign_in: SignIn) -> None:
     assert CUT_WITH_IT in text(sign_in(ann).get(path_of("identity", link)))
 
 
@@ -132,7 +132,7 @@ def test_it_disables_the_host_and_ends_its_connections(ana: User, link: Connecti
 
 
 @pytest.mark.parametrize("typed", ["", "yes", "revoke"])
-def test_what_ends_all_connections_wants_the_name_typed(
+def test_ending_all_connections_requires_typing_the_name(
     typed: str, ana: User, link: Connection, sign_in: SignIn
 ) -> None:
     client, path = sign_in(ana), path_of("host", link)
@@ -149,7 +149,7 @@ def test_what_ends_all_connections_wants_the_name_typed(
 
 
 @pytest.mark.parametrize("kind", ["host", "gateway", "connection", "server", "assignment", "feature"])
-def test_what_can_be_undone_is_not_red(kind: str, ana: User, link: Connection, sign_in: SignIn) -> None:
+def test_reversible_actions_are_not_red(kind: str, ana: User, link: Connection, sign_in: SignIn) -> None:
     assert 'data-kind="primary">OK' in text(sign_in(ana).get(path_of(kind, link)))
 
 

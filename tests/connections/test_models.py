@@ -130,7 +130,7 @@ def test_a_holder_of_gateways_read_reaches_every_gateway() -> None:
     assert make.connection(make.agent(by=ana), make.gateway(reach=Reach.TEAMS), ana).is_live
 
 
-def test_what_is_looked_for_among_very_many_is_what_stops_each() -> None:
+def test_a_search_among_very_many_stops_at_its_limit() -> None:
     ana, ben = make.user(), make.user()
     reader, chief = make.user(Capability.GATEWAYS_READ), make.user(is_superuser=True)
     team = Team.objects.create(name=make.unique("team"))

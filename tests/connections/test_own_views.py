@@ -107,7 +107,7 @@ def test_anothers_identity_is_refused(verb: str, ben: User, link: Connection, si
     assert mine(link).status == "active"
 
 
-def test_what_acts_as_me_is_listed_and_ends_with_a_button(
+def test_everything_acting_as_me_is_listed_with_a_button_to_end_it(
     ann: User, ben: User, link: Connection, sign_in: SignIn
 ) -> None:
     other = make.connection(link.host, link.gateway, ben)

@@ -247,7 +247,7 @@ TOKEN_ASK = ("tokens/", "/ask-for-new/")
         ((Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE), {KEY, TRASH, TOKEN_ASK, TOKEN_TRASH}),
     ],
 )
-def test_of_anothers_agent_one_is_offered_what_ones_role_allows(
+def test_another_persons_agent_offers_what_the_viewers_role_allows(
     capabilities: tuple[Capability, ...], expected: set[tuple[str, str]], sign_in: SignIn
 ) -> None:
     connection = a_connection(make.user())
@@ -260,7 +260,7 @@ def test_of_anothers_agent_one_is_offered_what_ones_role_allows(
     assert ("/edit/" in row(page, connection)) is (Capability.API_TOKENS_MANAGE in capabilities)
 
 
-def test_of_ones_own_agent_everything_is_offered(ann: User, sign_in: SignIn) -> None:
+def test_ones_own_agent_offers_everything(ann: User, sign_in: SignIn) -> None:
     connection = a_connection(ann)
     make.token(connection)
 

@@ -94,7 +94,7 @@ def leave_the_team(owner: Browser, person: Person, team: str) -> None:
 @pytest.mark.parametrize(
     ("cut", "status", "why"), [(deactivate, 401, None), (leave_the_team, 403, "gateway_not_reachable")]
 )
-def test_what_a_person_has_open_ends(
+def test_open_requests_of_a_person_end(
     workspace: Workspace, server: Server, cut: Callable[[Browser, Person, str], None], status: int, why: str | None
 ) -> None:
     owner, person = workspace.owner, new_person(workspace, "api-tokens:manage")

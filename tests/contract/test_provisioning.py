@@ -63,7 +63,7 @@ def test_tokens_of_other_kinds_are_refused(workspace: Workspace, place: Place) -
     assert place.agent.call("echo", text="x").status_code == 401
 
 
-def test_whom_the_directory_deactivates_is_refused_at_once(workspace: Workspace, place: Place) -> None:
+def test_a_person_deactivated_by_a_directory_is_refused_at_once(workspace: Workspace, place: Place) -> None:
     key, above = new_key(workspace, "api-tokens:manage"), new_key(workspace)
     person = new_person(workspace, "api-tokens:manage")
     _, agent = new_token(person.browser, place.host, place.gateway)

@@ -152,7 +152,7 @@ def test_a_call_that_a_container_took_before_it_was_gone_is_not_sent_to_another(
     assert replica.taken == [CUT_OFF]
 
 
-def test_what_a_client_says_of_its_address_is_hidden(site: httpx.Client, replica: Replica) -> None:
+def test_addresses_claimed_by_clients_are_hidden(site: httpx.Client, replica: Replica) -> None:
     site.post("/mcp/quickstart", content=CALL, headers={"X-Forwarded-For": "203.0.113.9"})
 
     assert replica.headers["X-Forwarded-For"] in {"127.0.0.1", "::1"}

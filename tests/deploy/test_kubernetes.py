@@ -35,7 +35,7 @@ def one(manifests: list[Manifest], kind: str, name: str = "gateway-admin") -> Ma
     return found
 
 
-def test_what_an_overlay_builds_is_strictly_valid(manifests: list[Manifest]) -> None:
+def test_each_overlay_builds_valid_manifests(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         kubernetes_validate.validate(manifest, RELEASE, strict=True)
     assert f"--strict -k {RELEASE} " in (ROOT / "Makefile").read_text()
@@ -137,7 +137,7 @@ def test_a_pod_has_the_time_to_drain(manifests: list[Manifest]) -> None:
     assert pod["terminationGracePeriodSeconds"] > drain + DRAIN_S + 10
 
 
-def test_what_selects_pods_selects_those_that_serve(manifests: list[Manifest]) -> None:
+def test_selectors_match_the_serving_pods_only(manifests: list[Manifest]) -> None:
     deployment = one(manifests, "Deployment")["spec"]
     labels = deployment["template"]["metadata"]["labels"]
 

@@ -117,7 +117,7 @@ def test_each_alert_has_a_test_of_when_it_fires_and_when_not() -> None:
     assert {one["alertname"] for one in cases if not one.get("exp_alerts")} == names
 
 
-def test_what_alerts_fire_for_at_once_is_exported_before_it_happens() -> None:
+def test_series_of_immediate_alerts_exist_before_the_first_fault() -> None:
     """Prometheus sees no increase in a series that starts with 1, so the first fault would raise no alert."""
     program = "import proxy.metrics, prometheus_client as p; print(p.generate_latest().decode())"
     fresh = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -222,6 +222,6 @@ def test_every_metric_is_on_the_dashboard() -> None:
         "histogram_quantile(0.9, sum(rate(gateway_call_duration_seconds_bucket[5m])))",
     ],
 )
-def test_what_prometheus_would_refuse_or_never_find_is_noticed(expression: str) -> None:
+def test_the_check_notices_invalid_and_unknown_metrics(expression: str) -> None:
     with pytest.raises(AssertionError):
         check(expression)

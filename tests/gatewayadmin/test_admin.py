@@ -518,7 +518,7 @@ def test_nothing_else_can_be_added_changed_or_deleted(boss: Client) -> None:
     assert Call.objects.count() == 1
 
 
-def test_what_has_ended_has_no_form(boss: Client) -> None:
+def test_ended_tokens_have_no_form(boss: Client) -> None:
     made = world(user_of(boss))
     page = reverse("admin:tokens_token_change", args=[made.token.pk])
     assert 'name="_save"' in boss.get(page).text

@@ -71,7 +71,7 @@ def test_the_rail_counts_what_waits_for_the_reader(world: None, sign_in: SignIn)
         ((Capability.IDENTITIES_MANAGE,), set()),
     ],
 )
-def test_who_cannot_act_is_not_counted_for(
+def test_people_who_cannot_act_see_no_count(
     held: tuple[Capability, ...], counted: set[str], world: None, sign_in: SignIn
 ) -> None:
     assert rail(sign_in(make.user(*held)).get("/people/capabilities/")).keys() == counted

@@ -169,7 +169,7 @@ def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(
     assert talk(reader_of_all, conversation, hasty(http_protocol)) == [False, True, False, False, False]
 
 
-def test_who_connects_when_nearly_all_files_are_open_is_told_so(
+def test_clients_get_an_error_when_nearly_all_files_are_open(
     http_protocol: type[LimitedHttpProtocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.open_files.open_files_limit", lambda: 5)

@@ -103,7 +103,7 @@ async def _paused_and_kept(protocol: type[LimitedHttpProtocol], head: bytes, bod
     ],
     ids=["large", "in chunks", "small"],
 )
-def test_of_a_large_body_nothing_more_is_read_until_it_is_asked_for(
+def test_a_large_body_is_read_only_on_demand(
     http_protocol: type[LimitedHttpProtocol], head: bytes, body: bytes, paused: bool
 ) -> None:
     got = body.count(b"x")
@@ -119,7 +119,7 @@ def test_of_a_large_body_nothing_more_is_read_until_it_is_asked_for(
     ],
     ids=["url", "header", "trailer"],
 )
-def test_what_never_ends_is_refused_once_it_is_too_large(answer_to: AnswerTo, start: bytes) -> None:
+def test_an_endless_answer_is_refused_once_too_large(answer_to: AnswerTo, start: bytes) -> None:
     answer = answer_to(start, *[b"x" * (MOST // 4)] * 5)
     assert answer == (b"" if b"chunked" in start else b"HTTP/1.1 431 Request Header Fields Too Large")
 

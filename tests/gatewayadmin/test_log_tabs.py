@@ -45,7 +45,7 @@ def test_a_tab_shows_the_calls_of_its_thing_and_filters_them(kind: str, ana: Use
     assert "another" not in values
 
 
-def test_who_may_not_see_the_thing_gets_the_log_alone(ana: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_open_the_object_get_only_its_log(ana: User, sign_in: SignIn) -> None:
     agent, server = make.agent(by=ana), make.server()
     hidden = make.gateway(reach="teams")
     reader = sign_in(make.user(Capability.LOGS_READ))

@@ -247,7 +247,7 @@ def test_a_header_with_a_line_break_never_leaves(way: Way) -> None:
 
 
 @pytest.mark.parametrize("request_line", [b"GET PATH", b"DELETE PATH", b"POST PATH?a=b", b"POST http://x/mcp/tools"])
-def test_what_is_no_plain_call_goes_uvicorn_s_own_way(request_line: bytes) -> None:
+def test_unusual_calls_use_uvicorns_own_path(request_line: bytes) -> None:
     heard = talk(OTHER_SPELLING, request_line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
     assert heard.endswith(b"%s /mcp/tools 1.1 - " % request_line.split()[0])
 

@@ -190,7 +190,7 @@ def test_a_stranger_cannot_have_the_proxy_look_a_name_up(
         assert guard_for_strangers().way_by_name("app.example.invalid") is None
 
 
-def test_what_answered_through_a_proxy_in_an_allowed_network_is_not_inside(
+def test_a_host_reached_through_a_proxy_in_an_allowed_network_is_not_private(
     proxy: ForwardProxy, settings: Settings
 ) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]

@@ -279,7 +279,7 @@ def test_nothing_of_ones_own_looks_as_if_it_worked_when_it_does_not(max: User, s
     assert sorted(of("token")) == ["active", "blocked"]
 
 
-def test_of_a_server_that_is_down_it_is_said_what_becomes_of_its_tools(ana: User, sign_in: SignIn) -> None:
+def test_a_server_that_is_down_has_its_effect_on_tools_explained(ana: User, sign_in: SignIn) -> None:
     """Its approved definitions stay listed; only calls need the server."""
     server = make.server(name="Docs")
     Server.objects.filter(pk=server.pk).update(health=Health.DOWN, health_error="refused the connection")

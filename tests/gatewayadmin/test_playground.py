@@ -210,7 +210,7 @@ def deaf(endpoint: App, over: asyncio.Event) -> App:
     return served
 
 
-def test_what_its_server_calls_destructive_is_asked_for_once_more(run: Run, member: User) -> None:
+def test_destructive_tools_ask_once_more(run: Run, member: User) -> None:
     gateway_of(run, says, tool("say", annotations={"destructiveHint": True}))
 
     assert "may destroy something" in sent(member)[1]
@@ -223,7 +223,7 @@ def test_what_its_server_calls_destructive_is_asked_for_once_more(run: Run, memb
     ("annotations", "said"),
     [({"readOnlyHint": True}, "Read only"), ({"destructiveHint": True}, "Destructive"), ({"readOnlyHint": 1}, "")],
 )
-def test_what_a_tool_claims_to_do_stands_beside_it(
+def test_a_tools_claimed_effect_is_shown_beside_it(
     annotations: dict[str, Any], said: str, run: Run, member: User, sign_in: SignIn
 ) -> None:
     gateway_of(run, says, tool("say", annotations=annotations))
@@ -327,7 +327,7 @@ def test_a_run_for_which_there_is_no_place_makes_nothing_and_loses_nothing(
     assert not AccessToken.objects.exists()
 
 
-def test_who_leaves_before_the_answer_begins_gives_the_place_back(run: Run, member: User) -> None:
+def test_disconnecting_before_the_answer_frees_the_slot(run: Run, member: User) -> None:
     held = Held(run)
 
     for _ in range(2):
@@ -359,7 +359,7 @@ def test_reach_that_was_lost_is_lost_for_the_connection_it_had(run: Run, member:
     assert Call.objects.count() == 1
 
 
-def test_who_may_connect_no_app_runs_nothing(run: Run) -> None:
+def test_people_who_may_not_connect_apps_cannot_run_tools(run: Run) -> None:
     gateway_of(run, says)
 
     status, page = sent(make.user())
@@ -381,7 +381,7 @@ def test_where_new_apps_wait_for_approval_the_playground_waits_too(run: Run, mem
 
 
 @pytest.mark.parametrize("layer", ["host", "gateway", "connection"])
-def test_what_is_switched_off_stops_a_run_as_it_stops_an_agent(layer: str, run: Run, member: User) -> None:
+def test_disabled_objects_stop_a_run_like_an_agent(layer: str, run: Run, member: User) -> None:
     gateway_of(run, says)
     sent(member)
     connection = Connection.objects.get()
@@ -485,7 +485,7 @@ def picture(kind: str, content: bytes) -> dict[str, str]:
     return {"type": "image", "mimeType": kind, "data": base64.b64encode(content).decode()}
 
 
-def test_what_a_tool_answers_is_never_markup(run: Run, member: User) -> None:
+def test_a_tools_answer_is_never_markup(run: Run, member: User) -> None:
     async def hostile(request: Request) -> None:
         link = {"type": "resource_link", "uri": "javascript:alert(1)", "name": HOSTILE}
         drawn = picture("image/png", b"\x89PNG\r\n\x1a\n")
@@ -637,7 +637,7 @@ def test_a_form_is_made_of_a_schema_with_what_its_server_proposes() -> None:
     assert form.arguments == {"limit": 10}
 
 
-def test_what_is_filled_in_becomes_arguments_of_their_types() -> None:
+def test_form_input_becomes_arguments_of_their_types() -> None:
     form = posted(
         sql="a\r\nb", limit="7", ratio="1e-2", format="3", dry="false", tags="x\n\ny",
         where='{"region": "eu", "deep": {"n": 12345678901234567890}}', either='{"a": [1]}',
@@ -650,7 +650,7 @@ def test_what_is_filled_in_becomes_arguments_of_their_types() -> None:
     }  # fmt: skip
 
 
-def test_what_is_left_empty_is_left_out_unless_it_is_required() -> None:
+def test_empty_fields_are_omitted_unless_required() -> None:
     assert posted(sql="abc").arguments == {"sql": "abc"}
     assert errors(posted(limit="1")) == {"sql": [MISSING]}
 

@@ -178,7 +178,7 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
         ("GATEWAY_EMAIL_URL", "of-secrecy", "GATEWAY_EMAIL_URL must be a URL such as"),
     ],
 )
-def test_what_a_file_holds_is_judged_as_a_variable_is(fresh_home: Path, name: str, value: str, words: str) -> None:
+def test_a_value_from_a_file_is_validated_like_a_variable(fresh_home: Path, name: str, value: str, words: str) -> None:
     file = fresh_home.parent / "file"
     file.write_text(value)
     others = {key: value for key, value in KEYS.items() if key != name}

@@ -126,7 +126,9 @@ def test_the_first_call_is_named_and_when_all_is_done_it_says_so(owner: User, si
     assert "First steps" not in text(client.get("/"))
 
 
-def test_who_manages_the_workspace_hides_them_for_everybody_and_shows_them_again(owner: User, sign_in: SignIn) -> None:
+def test_workspace_managers_hide_the_first_steps_for_everybody_and_show_them_again(
+    owner: User, sign_in: SignIn
+) -> None:
     client = sign_in(owner)
     assert sign_in(make.user(Capability.PEOPLE_MANAGE)).post("/setup/dismiss/").status_code == 403
 

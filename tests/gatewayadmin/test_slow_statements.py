@@ -103,7 +103,7 @@ def test_a_page_waits_for_a_database_that_hangs_no_longer_than_it_may(
         assert page.closed
 
 
-def test_what_leaves_the_pool_answers_at_once(sleepers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_taken_from_the_pool_answers_at_once(sleepers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "CHECK_S", 0.1)
     with database.PageConnection.connect(database.conninfo()) as page:
         database.PageConnection.check(page)

@@ -32,7 +32,7 @@ def test_a_password_alone_opens_nothing() -> None:
     assert staff.session["_auth_user_id"] == before
 
 
-def test_whoever_is_no_staff_is_told_so() -> None:
+def test_people_without_the_staff_flag_are_refused() -> None:
     assert browser(is_staff=False).get("/admin/", follow=True).status_code == 403
 
 

@@ -101,7 +101,7 @@ def look(protocol: Any, loop: Mock, seconds: float) -> None:
     protocol._judge_reader()
 
 
-def test_whoever_takes_enough_in_time_is_waited_for(watched: tuple[Any, Mock, Mock]) -> None:
+def test_a_client_that_reads_enough_in_time_is_not_cut_off(watched: tuple[Any, Mock, Mock]) -> None:
     protocol, transport, loop = watched
     protocol.pause_writing()
     for _ in range(10 * UNTAKEN_LOOKS):
@@ -115,7 +115,7 @@ def test_whoever_takes_enough_in_time_is_waited_for(watched: tuple[Any, Mock, Mo
     protocol.connection_lost(None)
 
 
-def test_whoever_has_taken_all_is_not_watched_any_more(watched: tuple[Any, Mock, Mock]) -> None:
+def test_a_client_that_has_read_everything_is_no_longer_watched(watched: tuple[Any, Mock, Mock]) -> None:
     protocol, transport, _ = watched
     protocol.pause_writing()
     assert protocol._untaken_clock.is_running

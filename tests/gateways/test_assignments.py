@@ -233,7 +233,7 @@ def assigned_by_another(gateway: Gateway, alias: str) -> Callable[[], object]:
     ids=["taken", "needed"],
 )
 @pytest.mark.parametrize("act", ["assign", "edit"])
-def test_what_somebody_else_assigned_meanwhile_is_said_at_the_alias_and_nothing_changes(
+def test_a_concurrent_assignment_is_reported_at_the_alias_and_nothing_changes(
     act: str, typed: str, taken: str, words: str, work: Gateway, docs: Server, ana: User, sign_in: SignIn
 ) -> None:
     before = [make.assignment(work, docs, alias="was")] if act == "edit" else []

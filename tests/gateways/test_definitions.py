@@ -197,7 +197,7 @@ def test_a_failure_of_a_server_that_the_page_does_not_show_is_told_above_it(work
     assert page.count(REFUSED) == 1
 
 
-def test_what_nobody_s_asking_came_to_is_not_the_cause_of_what_somebody_s_did(
+def test_a_failed_probe_without_identity_is_not_the_cause_of_a_persons_failure(
     run: Run, work: Gateway, ben: User, client: Client
 ) -> None:
     server = make.server(url=run(upstreams.github()).url, auth_type=AuthType.BEARER, name="GitHub")
@@ -221,7 +221,7 @@ def test_a_credential_that_no_key_opens_is_told_as_the_cause(work: Gateway, clie
     assert REASONS["identity_unreadable"].sentence in text(client.get("/gateways/work/tools/"))
 
 
-def test_what_nobody_has_asked_for_yet_is_no_number(work: Gateway, client: Client) -> None:
+def test_a_server_never_asked_has_no_number(work: Gateway, client: Client) -> None:
     """A server that answered without tools has 0; one that never answered has no number."""
     silent = make.assignment(work, make.server(slug="silent", name="Silent"), alias="silent")
     empty = make.assignment(work, make.server(slug="empty", name="Empty"), alias="empty")
@@ -236,7 +236,7 @@ def test_what_nobody_has_asked_for_yet_is_no_number(work: Gateway, client: Clien
 
 
 @pytest.mark.django_db(transaction=True)
-def test_who_comes_back_while_a_new_assignment_is_asked_is_told_so(run: Run, work: Gateway, client: Client) -> None:
+def test_a_returning_viewer_sees_that_a_new_assignment_is_being_asked(run: Run, work: Gateway, client: Client) -> None:
     """The page polls until the answer is there."""
     docs, seen = upstreams.docs(), list[str]()
 
@@ -293,7 +293,7 @@ def test_where_each_person_has_an_identity_the_tab_counts_who_was_asked_for(
 # --- Needs attention ----------------------------------------------------------------------------------------------
 
 
-def test_what_waits_is_told_on_the_dashboard_and_on_the_gateway(held: Feature, client: Client) -> None:
+def test_definitions_awaiting_a_decision_are_shown_on_dashboard_and_gateway(held: Feature, client: Client) -> None:
     dashboard, overview = text(client.get("/")), text(client.get("/gateways/work/"))
 
     assert "Needs attention" in dashboard
@@ -305,7 +305,7 @@ def test_what_waits_is_told_on_the_dashboard_and_on_the_gateway(held: Feature, c
 
 
 @pytest.mark.parametrize("end", ["accepted", "quarantined", "missing", "removed", "archived"])
-def test_what_no_longer_waits_is_not_told(end: str, held: Feature, ana: User, client: Client) -> None:
+def test_decided_definitions_are_no_longer_reported(end: str, held: Feature, ana: User, client: Client) -> None:
     match end:
         case "accepted":
             held.accept(by=ana)
@@ -335,7 +335,7 @@ def test_words_are_shown_where_they_are_what_is_decided_about(held: Feature, ana
     assert client.get(page).context["shown"] == "approved"
 
 
-def test_who_may_not_decide_is_shown_the_difference_and_no_button(held: Feature, sign_in: SignIn) -> None:
+def test_people_who_may_not_decide_see_the_difference_and_no_button(held: Feature, sign_in: SignIn) -> None:
     reader = sign_in(make.user(Capability.GATEWAYS_READ))
 
     page = text(reader.get(f"/features/{held.pk}/"))

@@ -68,14 +68,14 @@ def test_an_alias_is_required_as_soon_as_a_gateway_has_another_server() -> None:
     Assignment.objects.get(pk=first.pk).edit(by=ana, alias="")
 
 
-def test_of_two_servers_without_an_alias_the_database_keeps_one() -> None:
+def test_the_database_allows_one_server_without_an_alias_per_gateway() -> None:
     gateway = make.gateway()
     make.assignment(gateway, make.server(), alias="")
     with pytest.raises(IntegrityError, match="live_assignment_alias"), transaction.atomic():
         Assignment.objects.create(gateway=gateway, server=make.server(), alias="")
 
 
-def test_who_asks_as_somebody_else_asks_anew(ana: User) -> None:
+def test_reauthenticating_as_another_person_starts_again(ana: User) -> None:
     crm = make.server(auth_type="bearer")
     assignment = make.assignment(make.gateway(), crm)
     Feature.objects.learn(assignment, [{"name": "echo"}])

@@ -43,7 +43,7 @@ def fields(server: Server, identity: Identity) -> dict[str, Any]:
     return {"server": server.slug, "alias": "crm", "identity_scheme": "shared", "shared_identity": identity.pk}
 
 
-def test_who_manages_gateways_cannot_put_an_identity_behind_a_gateway_it_is_not_for(
+def test_gateway_managers_cannot_use_an_identity_on_a_gateway_it_is_not_allowed_on(
     gina: User, server: Server, shared: Identity, sign_in: SignIn
 ) -> None:
     gateway = make.gateway(by=gina, name="Of my own")

@@ -264,7 +264,9 @@ def officer() -> User:
     return make.user(Capability.PEOPLE_MANAGE, Capability.LOGS_READ, email="officer@example.com")
 
 
-def test_who_holds_more_is_added_by_nobody_who_holds_less(clerk: User, officer: User, sign_in: SignIn) -> None:
+def test_people_with_more_capabilities_cannot_be_added_by_those_with_less(
+    clerk: User, officer: User, sign_in: SignIn
+) -> None:
     support, peer = team(), make.user(email="peer@example.com")
     typed = {"emails": "peer@example.com officer@example.com"}
 
@@ -278,7 +280,9 @@ def test_who_holds_more_is_added_by_nobody_who_holds_less(clerk: User, officer: 
     assert support.emails() == [peer.email]
 
 
-def test_who_holds_more_is_taken_out_by_nobody_who_holds_less(clerk: User, officer: User, sign_in: SignIn) -> None:
+def test_people_with_more_capabilities_cannot_be_removed_by_those_with_less(
+    clerk: User, officer: User, sign_in: SignIn
+) -> None:
     support, client = team(officer, clerk), sign_in(clerk)
 
     refused = client.post(f"/people/teams/{support.pk}/remove/{officer.pk}/", follow=True)

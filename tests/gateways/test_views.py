@@ -339,7 +339,7 @@ def test_the_dialog_counts_the_connections_that_stop(count: int, words: str, ana
     assert gateway.enabled
 
 
-def test_who_may_not_see_connections_is_told_no_number(ana: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_see_connections_get_no_number(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     make.connection(make.agent(by=ana), gateway, ana)
 

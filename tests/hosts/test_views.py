@@ -151,9 +151,7 @@ def test_counts_are_ones_own_without_the_connections_capability(ann: User, sign_
 
 
 @pytest.mark.parametrize("capability", SEES_CONNECTIONS)
-def test_who_may_cut_connections_sees_how_many_there_are_to_cut(
-    capability: Capability, ann: User, sign_in: SignIn
-) -> None:
+def test_people_who_may_cut_connections_see_their_number(capability: Capability, ann: User, sign_in: SignIn) -> None:
     bot = make.agent(by=ann)
     connection = make.connection(bot, make.gateway(), ann)
     make.token(connection)
@@ -164,7 +162,7 @@ def test_who_may_cut_connections_sees_how_many_there_are_to_cut(
     assert str(connection.pk) in text(viewer.get(f"/gateways/{connection.gateway.slug}/connections/"))
 
 
-def test_who_sees_only_their_own_reads_none_of_yours_and_no_zero(ann: User, sign_in: SignIn) -> None:
+def test_people_who_see_only_their_own_read_no_of_yours_and_no_zero(ann: User, sign_in: SignIn) -> None:
     bot = make.agent(by=ann)
     connection = make.connection(bot, make.gateway(), ann)
     viewer = sign_in(make.user(Capability.HOSTS_READ))

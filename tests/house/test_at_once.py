@@ -272,7 +272,7 @@ def events() -> int:
 
 
 @pytest.mark.parametrize("rounds", [2 * len(RACES), full(25 * len(RACES))])
-def test_of_two_at_once_one_wins_and_the_other_is_told(two: Two, rounds: int) -> None:
+def test_one_of_two_concurrent_changes_wins_and_the_other_gets_an_error(two: Two, rounds: int) -> None:
     rows, seen = made(), Counter[tuple[str, tuple[str, ...]]]()
     before = events()
     for number in range(rounds):
@@ -297,7 +297,7 @@ def owners() -> tuple[User, User]:
 
 
 @pytest.mark.parametrize("rounds", [8, full(40)])
-def test_of_two_owners_who_go_at_once_one_stays(two: Two, rounds: int) -> None:
+def test_one_of_two_owners_who_leave_at_once_stays(two: Two, rounds: int) -> None:
     """Each of them reads the other as an owner before either acts."""
     Role.objects.make_built_in()
     member, seen = Role.objects.get(name=MEMBER.name), Counter[tuple[str, ...]]()

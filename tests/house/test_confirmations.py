@@ -110,7 +110,7 @@ def questions(walk: Walk) -> Iterator[tuple[Door, str, Question]]:
 
 
 @pytest.mark.full
-def test_what_cannot_be_undone_is_red_and_what_ends_much_is_typed(world: World) -> None:
+def test_irreversible_actions_are_red_and_large_ones_must_be_typed(world: World) -> None:
     walk = Walk(world, frozenset(Capability))
     found: dict[str, set[str]] = {}
     for door, address, question in questions(walk):

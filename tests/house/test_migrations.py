@@ -106,7 +106,7 @@ def test_the_newest_release_can_serve_what_the_migrations_since_make() -> None:
     assert since >= {*CONTRACTED}
 
 
-def test_what_the_release_before_cannot_live_with_is_seen() -> None:
+def test_migrations_that_break_the_previous_release_are_found() -> None:
     state = ProjectState()
     made = CreateModel(
         "Call", [("id", models.BigAutoField(primary_key=True)), ("name", models.CharField(max_length=9))]

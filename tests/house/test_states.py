@@ -91,7 +91,7 @@ def test_rest_and_the_django_admin_say_the_state_that_pages_show(
     assert len(seen) > 1
 
 
-def test_what_blocks_a_connection_is_what_its_calls_are_refused_for() -> None:
+def test_a_connections_blocked_reason_equals_the_refusal_of_its_calls() -> None:
     """For each combination of disabled objects, the row has the reason that callers and the log get."""
     user, host, gateway = User(), Host(kind="headed"), Gateway(reach=Reach.TEAMS)
     connection = Connection(user=user, host=host, gateway=gateway)

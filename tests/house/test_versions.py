@@ -217,7 +217,7 @@ def test_if_match_is_compared_as_rfc_9110_says(boss: User, field: str, status: i
     assert (edited.thing.name == "Renamed") == (status == 200)
 
 
-def test_what_no_form_shows_is_no_reason_to_refuse_it(boss: User, page: Client) -> None:
+def test_hidden_fields_are_no_reason_to_refuse(boss: User, page: Client) -> None:
     edited = _server(boss)
     form = opened(page, edited) | edited.second
     edited.thing.disable(by=boss)
@@ -225,7 +225,7 @@ def test_what_no_form_shows_is_no_reason_to_refuse_it(boss: User, page: Client) 
     assert page.post(edited.form, form).status_code == 302
 
 
-def test_what_is_in_the_way_of_a_deletion_by_version(boss: User) -> None:
+def test_obstacles_to_a_deletion_by_version(boss: User) -> None:
     edited, api = _team(boss), Rest.of(boss)
     tag = api.get(edited.rest)["ETag"]
     edited.thing.edit(name="Other", users=[], by=boss)

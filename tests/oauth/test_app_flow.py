@@ -269,7 +269,7 @@ def test_each_step_before_the_consent_can_be_denied(at: str, app: App, member: U
     assert not Connection.objects.exists()
 
 
-def test_who_may_not_connect_apps_is_told_and_an_approved_app_is_sent_access_denied(
+def test_people_who_may_not_connect_apps_get_an_error_and_an_approved_app_gets_access_denied(
     app: App, member: User, gateway: Gateway
 ) -> None:
     connect(app, member, gateway)

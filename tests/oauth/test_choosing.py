@@ -152,7 +152,7 @@ def test_every_server_may_be_skipped(ana: User, sign_in: SignIn) -> None:
     assert not Connection.objects.get().identities.exists()
 
 
-def test_what_the_connection_carries_already_is_not_asked_again(ana: User, sign_in: SignIn) -> None:
+def test_identities_the_connection_already_uses_are_not_asked_again(ana: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=ana), make.gateway()
     make.connection(host, gateway, ana, [make.identity(per_user(gateway), ana)])
     client = sign_in(ana)
@@ -226,7 +226,7 @@ def test_a_page_opened_before_a_gateway_was_chosen_leads_to_the_choice(ana: User
     assert not Connection.objects.exists()
 
 
-def test_what_is_sent_in_a_header_of_the_server_is_sent_as_it_was_pasted(ana: User, sign_in: SignIn) -> None:
+def test_a_secret_for_the_servers_own_header_is_sent_as_pasted(ana: User, sign_in: SignIn) -> None:
     """A pasted "Bearer" is removed only where we add the word ourselves."""
     gateway = make.gateway()
     crm = per_user(gateway, "CRM", auth_type=AuthType.HEADER, header_name="X-Api-Key")

@@ -125,7 +125,7 @@ def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web
         ("list", "not a JSON object"),
     ],
 )
-def test_what_is_no_plain_small_json_document_is_not_read(web: Upstream, name: str, why: str) -> None:
+def test_large_or_other_documents_are_not_read(web: Upstream, name: str, why: str) -> None:
     with pytest.raises(UnreadableDocument, match=why):
         client_documents.fetch_client_document(near(web, name), guard=NEAR)
 
@@ -136,7 +136,7 @@ def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
         client_documents.fetch_client_document(dripping, guard=NEAR, seconds=0.3)
 
 
-def test_who_waits_for_a_free_reader_waits_no_longer_than_the_others(web: Upstream) -> None:
+def test_waiting_for_a_free_reader_takes_no_longer_than_the_limit(web: Upstream) -> None:
     """A process has two readers; time in the queue counts."""
     free = threading.Event()
     try:

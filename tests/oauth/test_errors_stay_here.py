@@ -113,7 +113,7 @@ def test_following_a_link_adds_no_pending_app(app: App, member: User, gateway: G
     assert Registration.objects.get().host is None
 
 
-def test_who_may_connect_no_apps_asks_for_none(app: App, gateway: Gateway) -> None:
+def test_people_who_may_not_connect_apps_cannot_request_approval(app: App, gateway: Gateway) -> None:
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
     client = browser(make.user(Capability.HOSTS_READ))
     begun = client.get(app.question(gateway))["Location"]

@@ -79,9 +79,7 @@ def test_an_ended_family_goes_after_a_day(app: App, member: User, gateway: Gatew
     assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
 
 
-def test_what_a_revoked_connection_held_goes_and_its_app_may_come_back(
-    app: App, member: User, gateway: Gateway
-) -> None:
+def test_a_revoked_connection_loses_its_grants_and_its_app_may_return(app: App, member: User, gateway: Gateway) -> None:
     connect(app, member, gateway)
     Connection.objects.get().revoke(by=member)
 

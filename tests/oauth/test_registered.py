@@ -70,7 +70,7 @@ def test_an_app_with_a_document_names_its_publisher(viv: User, sign_in: SignIn) 
     assert "Self-reported" not in seen
 
 
-def test_what_an_app_says_of_itself_is_text_and_nothing_else(viv: User, sign_in: SignIn) -> None:
+def test_an_apps_self_description_is_only_text(viv: User, sign_in: SignIn) -> None:
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
     said = register(client_name="<script>x</script>").json()
     connect(App(said["client_id"]), member, gateway)

@@ -63,7 +63,7 @@ def register(body: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_what_real_clients_send_is_accepted(name: str) -> None:
+def test_bodies_of_real_clients_are_accepted(name: str) -> None:
     response = register({"client_name": name, "grant_types": BOTH, "response_types": ["code"]} | REAL[name])
 
     said = response.json()

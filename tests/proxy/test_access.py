@@ -373,7 +373,7 @@ def test_requests_that_wait_together_share_a_statement_and_keep_their_answers(kn
 ASKED = [(ServersNeeded.NONE, ""), (ServersNeeded.OF_FEATURE, "a__b"), (ServersNeeded.OF_FEATURE, "a__c")]
 
 
-def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_concurrent_queries_are_sent_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     """Concurrent calls of one agent share a query; another gateway or tool has its own."""
     assignment = make.assignment(known.connection.gateway, make.server(), alias="a")
     for name in ("b", "c"):

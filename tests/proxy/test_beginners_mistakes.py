@@ -228,7 +228,7 @@ def test_blanks_around_a_url_do_no_harm(ana: User, sign_in: SignIn, run: Run) ->
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("loopback_is_allowed")
-def test_what_is_not_an_mcp_server_says_what_to_look_at(ana: User, sign_in: SignIn, run: Run) -> None:
+def test_a_url_without_an_mcp_server_gets_advice(ana: User, sign_in: SignIn, run: Run) -> None:
     client = sign_in(ana)
     docs = run(upstreams.docs())
     for url, words in {

@@ -337,7 +337,7 @@ def test_the_outcome_of_a_call_that_waited_is_spelled_as_its_server_spelled_it(w
     assert spelled in answered.content
 
 
-def test_what_a_server_says_after_its_client_was_asked_does_not_end_the_call(work: Work) -> None:
+def test_messages_after_a_server_request_do_not_end_the_call(work: Work) -> None:
     class Telling(Asker):
         async def _finish(self, request: Request, answers: list[Object]) -> None:
             params = {"progressToken": request.message["params"]["_meta"]["progressToken"], "progress": 1}
@@ -361,7 +361,7 @@ def test_a_call_that_asks_nothing_is_not_suspended(work: Work) -> None:
     assert not SuspendedCall.objects.exists()
 
 
-def test_what_was_not_answered_is_asked_again(work: Work) -> None:
+def test_unanswered_probes_are_repeated(work: Work) -> None:
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
     first = result_of(ask(agent))
@@ -518,7 +518,7 @@ def leave(agent: Agent, wanted: Object) -> None:
     httpx.post(agent.url, json=body, headers=headers, timeout=1, trust_env=False)
 
 
-def test_what_waits_is_sealed_and_does_not_stay(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_messages_are_encrypted_and_deleted_later(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.server_requests.PURGE_SECONDS", 0.2)
 
     async def call(request: Request) -> None:
@@ -539,7 +539,7 @@ def test_what_waits_is_sealed_and_does_not_stay(work: Work, monkeypatch: pytest.
     eventually(lambda: not SuspendedCall.objects.exists())
 
 
-def test_what_a_suspended_call_asks_is_sealed(work: Work) -> None:
+def test_requests_of_a_suspended_call_are_encrypted(work: Work) -> None:
     work.put(Asker(asks=[FORM]).app())
     ask(work.agent())
 

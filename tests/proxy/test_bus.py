@@ -183,7 +183,7 @@ def assignment(gateway: Gateway) -> Assignment:
     return make.assignment(gateway, make.server(slug="docs"))
 
 
-def test_what_ends_access_tells_a_cut(assignment: Assignment, told: Callable[[], set[str]]) -> None:
+def test_changes_that_end_access_notify_workers(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     issued = make.token(make.connection(make.agent(by=ana), assignment.gateway, ana))
     token, connection = issued.token, issued.token.connection
@@ -205,7 +205,7 @@ def test_what_ends_access_tells_a_cut(assignment: Assignment, told: Callable[[],
     assert silent == []
 
 
-def test_what_changes_a_list_tells_the_gateway(assignment: Assignment, told: Callable[[], set[str]]) -> None:
+def test_changes_of_a_list_notify_the_gateway(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     elsewhere = make.assignment(make.gateway(slug="other"), make.server(slug="other"))
     Feature.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
@@ -234,7 +234,7 @@ def test_what_changes_a_list_tells_the_gateway(assignment: Assignment, told: Cal
     assert f"lists {elsewhere.gateway_id}" not in heard
 
 
-def test_what_calls_write_themselves_tells_nobody(assignment: Assignment, told: Callable[[], set[str]]) -> None:
+def test_columns_written_by_calls_notify_nobody(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     token = make.token(make.connection(make.agent(by=ana), assignment.gateway, ana)).token
     Feature.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])

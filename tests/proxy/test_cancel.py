@@ -85,7 +85,7 @@ def test_a_call_that_takes_json_only_is_told_that_it_was_cancelled(start: Start,
     assert work.proxy.calls()[-1].outcome == "cancelled"
 
 
-def test_what_is_nobodys_or_another_clients_is_taken_and_does_nothing(start: Start, run: Run) -> None:
+def test_unknown_or_foreign_tokens_are_accepted_and_change_nothing(start: Start, run: Run) -> None:
     work = Work(start, run, workers=2)
     agent, stranger = work.agent(), work.agent("eve")
     with listening(agent, "POST", waiting(1, seconds=1)) as under_way:

@@ -78,7 +78,7 @@ def test_a_statement_that_took_its_time_is_not_sent_again(play: Play) -> None:
     play(scene, timeout=0.5)
 
 
-def test_what_fails_otherwise_is_sent_once_more_over_a_new_connection(play: Play) -> None:
+def test_other_failed_statements_are_repeated_once_over_a_new_connection(play: Play) -> None:
     async def scene(connection: PgConnection) -> None:
         await connection.run(b"DEALLOCATE one")
         with pytest.raises(StatementRejected, match="does not exist"):
@@ -88,7 +88,7 @@ def test_what_fails_otherwise_is_sent_once_more_over_a_new_connection(play: Play
     play(scene)
 
 
-def test_what_keeps_the_database_from_serving_is_said_in_its_own_words(play: Play) -> None:
+def test_the_databases_own_reason_is_reported_when_it_cannot_serve(play: Play) -> None:
     async def scene(connection: PgConnection) -> None:
         full = b"DO $$ BEGIN RAISE 'No space left on device' USING ERRCODE = 'disk_full'; END $$"
         batches = batches_of([Carrier()])

@@ -180,7 +180,7 @@ def test_dead_credentials_are_denied_alike_and_logged_with_their_reason(world: W
     assert row.host_name == "CI bot"
 
 
-def test_what_is_wrong_with_a_request_is_told_after_authentication(world: World) -> None:
+def test_faults_of_a_request_are_reported_after_authentication(world: World) -> None:
     def status(body: object = PING, **headers: str) -> tuple[int, int | None, object]:
         answer = world.agent.post(body, **headers)
         document = answer.json() if answer.content else {}

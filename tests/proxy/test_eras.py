@@ -103,9 +103,7 @@ def test_a_server_is_probed_once_and_the_verdict_kept(work: Work) -> None:
     assert (server.protocol_era, server.protocol_evidence.startswith("initialize: ")) == (Era.SESSION, True)
 
 
-def test_what_is_known_of_a_server_is_looked_into_again_while_it_is_in_use(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_facts_about_a_used_server_are_refreshed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.handshake.REFRESH_SECONDS", 0.1)
     monkeypatch.setattr("proxy.lists.FRESH_SECONDS", 0.0)
     monkeypatch.setattr("proxy.lists.RETRY_SECONDS", 0.0)

@@ -104,7 +104,7 @@ def test_enough_do_not_wait_for_more() -> None:
     run(scene)
 
 
-def test_what_comes_meanwhile_shares_the_next_and_no_batch_is_larger_than_allowed() -> None:
+def test_items_that_arrive_meanwhile_share_the_next_batch_within_its_limit() -> None:
     async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
         carrier.open.clear()
         sent = [batches.put(0)]
@@ -221,7 +221,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.store.pg.STOP_SECONDS", 0.02)
 
 
-async def test_what_has_not_begun_stops_at_once() -> None:
+async def test_an_unstarted_component_stops_at_once() -> None:
     await asyncio.wait_for(batches_of([Carrier()]).stop(), PATIENCE)
 
 
@@ -278,7 +278,7 @@ async def test_a_stop_lets_a_batch_that_is_under_way_arrive() -> None:
 # What hangs
 
 
-async def test_who_waits_while_a_batch_hangs_is_turned_away_and_so_is_who_comes(
+async def test_items_are_refused_while_a_batch_hangs_waiting_or_new(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.store.pg.TICK_SECONDS", 0.01)

@@ -346,7 +346,7 @@ def test_notifications_of_odd_forms_are_kept_from_the_client_and_fail_no_call(st
 
 
 @pytest.mark.parametrize("talk", [two_answers_on_a_stream, a_question_with_a_huge_id, many_events_then_the_answer])
-def test_what_is_odd_and_not_too_much_is_answered(start: Start, talk: Talk) -> None:
+def test_unusual_but_bounded_answers_are_accepted(start: Start, talk: Talk) -> None:
     proxy = start(answer_limit=LIMIT)
     with hostile(talk) as url:
         agent = agent_of(proxy, url)

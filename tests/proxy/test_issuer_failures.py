@@ -88,7 +88,7 @@ def failed(status: int, error: str, words: str = "") -> tuple[int, str, str]:
     ],
     ids=["a shield", "401", "502", "a redirect", "a page", "no object", "a shield before the issuer"],
 )
-def test_what_is_not_where_it_was_looked_for_is_found_elsewhere(
+def test_metadata_are_found_at_fallback_addresses(
     where: str, answer: tuple[int, str, str], run: Run, ann: User
 ) -> None:
     issuer = Issuer(challenge=False, prm_paths=(f"{PRM}/mcp", PRM), answers={where: answer})

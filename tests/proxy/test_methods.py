@@ -82,7 +82,7 @@ def test_initialize_and_discover_announce_what_servers_offer_and_is_served(work:
 
 
 @pytest.mark.parametrize("is_modern", [False, True], ids=["session server", "modern server"])
-def test_what_a_server_offers_that_nobody_has_called_is_announced_at_once(work: Work, is_modern: bool) -> None:
+def test_features_nobody_has_called_are_announced_at_once(work: Work, is_modern: bool) -> None:
     async def introduce(request: Request) -> None:
         offered: dict[str, Any] = {"tools": {}, "prompts": {}, "resources": {"subscribe": True}}
         said = {"protocolVersion": "2025-11-25", "supportedVersions": ["2026-07-28"], "capabilities": offered}

@@ -247,9 +247,7 @@ def test_a_token_is_renewed_for_a_call_at_a_name_that_was_entered_and_at_no_othe
         assert f"{INSIDE}:443" not in way.asked
 
 
-def test_what_an_identity_provider_names_elsewhere_is_looked_up_and_checked(
-    elsewhere: Elsewhere, way: ForwardProxy
-) -> None:
+def test_hosts_named_by_an_identity_provider_are_resolved_and_checked(elsewhere: Elsewhere, way: ForwardProxy) -> None:
     provider, elsewhere.at = Provider(issuer=f"https://{OURS}", private=False), {"keys": INSIDE}
 
     with pytest.raises(ProviderDown, match="/keys may not be called"):

@@ -295,7 +295,7 @@ def test_people_sign_in_at_an_issuer_without_metadata_once_its_endpoints_are_ent
     assert not [path for path in github.issuer.asked[-3:] if "well-known" in path]
 
 
-def test_what_the_server_says_of_itself_counts_where_endpoints_are_entered(github: Place) -> None:
+def test_a_servers_own_metadata_count_where_endpoints_are_entered(github: Place) -> None:
     github.issuer.scopes = ("read",)
     endpoints = undescribed(github)
     github.issuer.prm_paths, github.issuer.prm = (f"{PRM}/mcp",), {"authorization_servers": ["https://github.com/x"]}
@@ -914,7 +914,7 @@ def test_a_rotation_whose_answer_was_lost_is_tried_once_more_and_then_needs_a_si
 
 
 @pytest.mark.parametrize("how", ["revoke", "disable"])
-def test_what_is_disconnected_at_one_worker_is_sent_by_no_other(
+def test_an_event_disconnected_at_one_worker_is_sent_by_no_other(
     how: str, github: Place, start: Start, ann: User
 ) -> None:
     workers = [start(), start()]

@@ -236,7 +236,7 @@ def test_a_server_that_was_moved_inside_is_called_there_when_an_administrator_sa
 
 
 @pytest.mark.django_db
-def test_of_servers_from_before_it_is_found_out_and_they_work_until_then(docs: Upstream) -> None:
+def test_older_servers_work_until_their_address_is_determined(docs: Upstream) -> None:
     inside = make.server(slug="inside", url=named(docs))
     outside = make.server(slug="outside", url="https://93.184.216.34/mcp")
     nowhere = make.server(slug="nowhere", url="https://nowhere.invalid/mcp")

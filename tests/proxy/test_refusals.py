@@ -175,7 +175,7 @@ def test_a_token_is_judged_also_when_calls_could_not_be_recorded_a_moment_ago(
 
 @pytest.mark.parametrize("depth", [100, 990, 1_010, 5_000])
 @pytest.mark.parametrize("place", ["arguments", "capabilities"])
-def test_what_is_nested_deeply_passes_or_is_refused_and_is_never_a_fault(work: Work, depth: int, place: str) -> None:
+def test_deep_nesting_passes_or_is_refused_without_a_fault(work: Work, depth: int, place: str) -> None:
     nested = b"[" * depth + b"]" * depth
     body = {
         "arguments": b'{"jsonrpc":"2.0","id":1,"method":"tools/call",'

@@ -186,9 +186,7 @@ ANYTHING = sorted(f"notifications/{kind}/list_changed" for kind in ("tools", "pr
 
 
 @pytest.mark.full
-def test_of_another_sessions_standing_stream_nothing_is_told_but_that_anything_may_have_changed(
-    work: Work, ana: User
-) -> None:
+def test_a_standing_stream_of_another_session_gets_only_a_change_notice(work: Work, ana: User) -> None:
     agent = work.agent("bob")
     with listening(in_session(agent), "GET") as stream:
         eventually(lambda: stream.ids)
@@ -203,7 +201,7 @@ def test_of_another_sessions_standing_stream_nothing_is_told_but_that_anything_m
 
 
 @pytest.mark.full
-def test_whoever_names_the_stream_of_another_session_takes_nothing_from_it(work: Work, ana: User) -> None:
+def test_naming_the_stream_of_another_session_reads_nothing_from_it(work: Work, ana: User) -> None:
     agent = work.agent("bob")
     mine, stranger = in_session(agent), in_session(work.agent("eve"))
     with listening(mine, "GET") as stream:
@@ -241,7 +239,7 @@ def test_a_call_that_was_lost_with_its_worker_is_answered_so(work: Work) -> None
 
 
 @pytest.mark.full
-def test_what_a_client_may_miss_is_sealed_and_swept(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_a_client_may_miss_are_encrypted_and_deleted_later(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = in_session(work.agent())
     with listening(agent, "POST", call()) as stream:
         stream.wait_for(1)
@@ -375,7 +373,7 @@ def test_events_whose_key_is_gone_are_left_out(work: Work) -> None:
 
 
 @pytest.mark.parametrize("times", [1, events.ATTEMPTS])
-def test_what_a_client_missed_is_written_once_the_database_answers_or_is_lost_and_logged(
+def test_missed_events_are_written_once_the_database_answers_or_logged_as_lost(
     work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int
 ) -> None:
     fetch, failed = StatePool.fetch, [0]
@@ -437,7 +435,7 @@ def test_much_that_a_client_missed_is_opened_beside_the_loop(size: int, beside: 
     assert (threads != [threading.get_ident()]) is beside
 
 
-def test_what_waits_to_be_written_for_a_client_that_left_is_bounded_and_its_last_message_is_kept() -> None:
+def test_events_for_a_disconnected_client_are_limited_and_keep_its_last_message() -> None:
     rows = Rows()
 
     async def leave() -> None:

@@ -123,7 +123,7 @@ def test_a_session_that_is_opened_while_a_client_listens_is_listened_to_as_well(
         eventually(lambda: work.talker.open == 1)
 
 
-def test_of_what_a_server_logs_there_its_client_gets_what_it_wants(work: TalkingWork) -> None:
+def test_log_messages_reach_the_client_from_its_level_on(work: TalkingWork) -> None:
     agent = in_session(work.agent())
     sql("UPDATE proxy_session SET log_level = 'error'")
     assert "result" in agent.call("docs__count").json()
@@ -135,7 +135,7 @@ def test_of_what_a_server_logs_there_its_client_gets_what_it_wants(work: Talking
         assert stream.wait_for(1)[0]["params"] == {"level": "error", "data": "error", "logger": "docs"}
 
 
-def test_what_a_server_asks_there_is_answered(work: TalkingWork) -> None:
+def test_server_requests_on_the_standing_stream_are_answered(work: TalkingWork) -> None:
     agent = in_session(work.agent())
     assert "result" in agent.call("docs__count").json()
     with listening(agent, "GET"):
@@ -325,7 +325,7 @@ def held(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> tuple[threa
 
 
 @pytest.mark.parametrize("late", ["the stream", "the row"])
-def test_what_a_server_says_while_its_clients_stream_begins_is_told_on_it(
+def test_messages_while_a_clients_stream_begins_are_sent_on_it(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
     waiting = StreamEvent.objects.filter(stream_id=F("session_id"))

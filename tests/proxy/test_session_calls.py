@@ -151,7 +151,7 @@ def asked_on(stream: Listener) -> Object:
 
 
 @pytest.mark.parametrize("other_worker", [False, True])
-def test_what_a_server_asks_there_for_the_first_call_of_a_session_is_asked_on_the_stream_of_the_call(
+def test_a_server_request_for_the_first_call_of_a_session_is_sent_on_the_calls_stream(
     work: StandingWork, other_worker: bool
 ) -> None:
     person = work.person()
@@ -212,7 +212,7 @@ def _several(work: StandingWork, person: Person, stream: Listener) -> None:
 
 
 @pytest.mark.full
-def test_what_no_stream_can_carry_is_refused(work: StandingWork) -> None:
+def test_values_no_stream_can_carry_are_refused(work: StandingWork) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
     without_stream = person.call("docs__it", accept="application/json")
@@ -268,7 +268,7 @@ def test_progress_and_messages_there_come_on_the_stream_of_the_call(work: Standi
     assert told == {"progress": 1, "progressToken": "mine"}
 
 
-def test_what_is_said_while_a_client_has_no_stream_waits_for_its_next_one(work: StandingWork) -> None:
+def test_messages_while_a_client_has_no_stream_wait_for_its_next_one(work: StandingWork) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
     session = work.server.opened[0]
@@ -292,7 +292,7 @@ def test_what_is_said_while_a_client_has_no_stream_waits_for_its_next_one(work: 
 
 
 @pytest.mark.parametrize("listens", ["here", "at another worker", ""])
-def test_of_what_is_said_beside_calls_a_client_hears_its_own_level_and_above(work: StandingWork, listens: str) -> None:
+def test_log_messages_outside_calls_are_filtered_by_the_clients_level(work: StandingWork, listens: str) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
     eventually(lambda: work.server.opened[0] in work.server.open)
@@ -363,7 +363,7 @@ def test_a_session_that_ends_is_listened_to_no_longer(
     assert "a bus handler failed" not in caplog.text
 
 
-def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 2)
     first = work.person()
     people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(3))]
@@ -374,7 +374,7 @@ def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, mo
     assert answers_of(first.call("docs__it", replying(first)))[0]["result"] == GIVEN
 
 
-def test_what_gave_way_to_another_session_is_not_listened_to_again(
+def test_a_session_dropped_for_another_is_not_listened_to_again(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow scan of all sessions still has one that was dropped meanwhile."""
@@ -538,7 +538,7 @@ def test_calls_in_a_session_that_is_listened_to_run_no_statements_for_it(
     assert len([sql for sql in run if "proxy_upstreamsession" in sql or "pg_notify" in sql]) <= 1
 
 
-def test_what_one_worker_hands_to_another_is_sealed_and_the_bus_tells_ids_only(
+def test_messages_between_workers_are_encrypted_and_the_bus_carries_only_ids(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []

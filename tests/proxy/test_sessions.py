@@ -111,7 +111,7 @@ def test_two_sessions_of_one_token_are_two_at_the_server(work: Work) -> None:
     assert one.session != two.session
 
 
-def test_who_names_no_session_has_one_for_its_connection(work: Work) -> None:
+def test_requests_without_a_session_use_one_of_their_connection(work: Work) -> None:
     client = work.client()
     other_token = Client(work.start().agent(work.connection))
     named = Client(client.agent)
@@ -164,7 +164,7 @@ def test_a_client_whose_session_a_server_forgot_learns_it_and_opens_another(work
     assert len(work.counter.events("call")) == 4
 
 
-def test_of_two_workers_that_open_at_once_one_wins_and_the_other_ends_its_own(
+def test_one_of_two_workers_that_open_a_session_at_once_wins_and_the_other_ends_its_own(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = work.client()
@@ -320,9 +320,7 @@ def test_a_replaced_secret_opens_another_session(start: Start, run: Run) -> None
 
 
 @pytest.mark.full
-def test_of_one_connection_a_hundred_sessions_stay_those_that_are_in_use(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_keeps_the_hundred_sessions_in_use(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.store.sessions.MOST_SESSIONS", 3)
     clients = [Client(work.client().agent)]
     elsewhere = work.client().agent.url
@@ -427,7 +425,7 @@ def test_the_gateway_says_what_its_servers_said_of_themselves(start: Start, run:
     assert said()["instructions"] == "Look things up here.\n\n## Two\n\nAsk two."
 
 
-def test_what_a_server_says_to_one_user_is_not_told_to_another(start: Start, run: Run) -> None:
+def test_a_servers_messages_to_one_user_do_not_reach_another(start: Start, run: Run) -> None:
     script = Told([[tool("a")]], said={"instructions": "You are known here.", "capabilities": {"tools": {}}})
     server = make.server(name="One", slug="docs", url=run(script.app()).url, auth_type=AuthType.BEARER)
     gateway = make.gateway()

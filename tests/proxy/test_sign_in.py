@@ -120,7 +120,7 @@ def test_a_person_signs_in_and_calls_carry_the_token(github: Github, ann: User) 
     assert Event.objects.get(action="identity.created").changes["issuer"] == [None, identity.issuer]
 
 
-def test_what_the_issuer_is_asked_is_bound_to_this_server_and_to_a_fresh_proof(github: Github, ann: User) -> None:
+def test_an_authorization_request_is_bound_to_this_server_and_a_fresh_proof(github: Github, ann: User) -> None:
     asked = query(github.begin(browser(ann)))
 
     assert asked["resource"] == github.upstream.url
@@ -455,7 +455,7 @@ def test_tokens_of_an_identity_revoked_while_a_page_renewed_it_are_revoked_too(g
     eventually(lambda: {given[0].access_token, given[0].refresh_token} <= set(github.issuer.revoked))
 
 
-def test_what_its_owner_switched_off_during_a_renewal_keeps_the_new_tokens(github: Github, ann: User) -> None:
+def test_an_identity_disabled_during_a_renewal_keeps_the_new_tokens(github: Github, ann: User) -> None:
     identity = github.sign_in(ann)
     given = while_renewing(github.issuer, lambda: Identity.objects.get(pk=identity.pk).disable(by=ann))
 

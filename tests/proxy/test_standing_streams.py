@@ -339,9 +339,7 @@ def test_the_end_of_a_session_that_nobody_was_told_of_ends_what_is_under_way_in_
         assert not other.over.is_set()
 
 
-def test_what_is_under_way_with_a_token_that_is_known_no_longer_ends(
-    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_requests_of_a_lost_token_end(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 0.2)
     work = Work(start, run)
     agent = work.agent("bob")
@@ -443,9 +441,7 @@ def test_a_call_of_an_app_outlives_its_token_and_a_stream_does_not(
 # Recipients, and the end
 
 
-def test_who_listens_is_told_of_the_lists_of_its_own_gateway_that_it_asked_for(
-    start: Start, run: Run, ana: User
-) -> None:
+def test_listeners_get_changes_of_the_requested_lists_of_their_own_gateway(start: Start, run: Run, ana: User) -> None:
     work = Work(start, run)
     agent = work.agent("bob")
     elsewhere = make.gateway(slug="other")

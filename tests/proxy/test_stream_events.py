@@ -47,7 +47,7 @@ def test_an_event_whose_request_has_no_name_that_can_be_read_is_an_event_all_the
     assert EventId.read(text) == EventId("c", str(stream), 7, None)
 
 
-async def test_of_a_stream_that_is_read_the_last_events_are_kept() -> None:
+async def test_a_read_stream_keeps_only_its_last_events() -> None:
     async with worker() as events:
         history = events.begin_call(str(uuid4()), 1)
         for number in range(MOST_EVENTS + 10):
@@ -67,7 +67,7 @@ async def test_of_a_stream_that_is_read_the_last_events_are_kept() -> None:
         ("FINISHED_SECONDS", 0, [False, False, False]),
     ],
 )
-async def test_of_streams_that_ended_those_of_late_can_be_come_back_for_as_many_as_memory_is_for(
+async def test_recently_ended_streams_can_be_resumed_within_the_memory_limit(
     bound: str, value: float, known: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"proxy.store.events.{bound}", value)
@@ -97,7 +97,7 @@ async def test_a_stream_that_goes_on_here_is_not_forgotten_when_what_carried_it_
         assert [(each.number, each.data) for each in await come_back(events, after)] == [(6, b"said")]
 
 
-async def test_what_is_said_in_sessions_without_streams_is_all_written_and_held_for_few_of_them(
+async def test_messages_of_sessions_without_streams_are_all_written_and_few_held_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.store.events.MOST_WAITING", 2)
@@ -116,7 +116,7 @@ async def test_what_is_said_in_sessions_without_streams_is_all_written_and_held_
             assert await events.take_waiting(session) == []
 
 
-async def test_what_was_sealed_with_a_key_that_is_gone_counts_and_says_nothing() -> None:
+async def test_values_encrypted_with_a_lost_key_are_counted_silently() -> None:
     async with worker() as events, worker() as with_another_key:
         history = events.begin_call(str(uuid4()), 1)
         history.add(b"said")
@@ -147,7 +147,7 @@ async def test_a_stop_does_not_wait_for_a_database_that_does_not_write() -> None
             await asyncio.wait_for(events.stop(), PATIENCE)
 
 
-async def test_what_could_not_be_written_is_written_when_the_database_writes_again(
+async def test_unwritten_rows_are_written_once_the_database_recovers(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.store.events.RETRY_SECONDS", 0.01)
@@ -176,7 +176,7 @@ async def test_what_could_not_be_written_is_written_when_the_database_writes_aga
         assert "events that a client missed are lost" not in caplog.text
 
 
-async def test_what_cannot_be_written_is_lost_after_a_while_and_the_log_says_so(
+async def test_unwritable_events_are_dropped_after_a_while_and_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.store.events.RETRY_SECONDS", 0.01)

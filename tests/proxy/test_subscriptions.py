@@ -208,7 +208,7 @@ def test_a_listen_is_told_of_updates_under_the_uri_it_knows(work: LibraryWork) -
         assert work.library.of("resources/unsubscribe") == []
 
 
-def test_what_may_not_be_read_cannot_be_subscribed_to(work: LibraryWork) -> None:
+def test_unreadable_resources_cannot_be_subscribed_to(work: LibraryWork) -> None:
     offer(URI, "resource", enabled=False)
     agent = in_session(work.client)
     refused = subscribe(agent)["error"]
@@ -325,7 +325,7 @@ class Silent(Library):
         self.open -= 1
 
 
-def test_who_listened_to_a_silent_server_is_forgotten_when_the_stream_is_over(start: Start, run: Run) -> None:
+def test_listeners_of_a_silent_server_are_forgotten_with_their_stream(start: Start, run: Run) -> None:
     def known() -> int:
         gc.collect()
         return sum(type(one) is StandingStream for one in gc.get_objects())
@@ -340,7 +340,7 @@ def test_who_listened_to_a_silent_server_is_forgotten_when_the_stream_is_over(st
     eventually(lambda: known() == before)
 
 
-def test_what_a_server_asks_of_its_own_accord_is_carried_to_the_stream_of_the_session(start: Start, run: Run) -> None:
+def test_an_unsolicited_server_request_is_sent_on_the_stream_of_the_session(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=False)
     params = {
         "protocolVersion": "2025-11-25",
@@ -359,7 +359,7 @@ def test_what_a_server_asks_of_its_own_accord_is_carried_to_the_stream_of_the_se
         eventually(lambda: {"jsonrpc": "2.0", "id": "r", "result": {"roots": []}} in work.library.asked)
 
 
-def test_who_subscribes_without_a_session_is_answered_and_nothing_is_kept(start: Start, run: Run) -> None:
+def test_a_subscription_without_a_session_is_answered_and_not_stored(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=False)
     in_session(work.client)
     for verb in ("subscribe", "unsubscribe", "subscribe"):

@@ -194,9 +194,7 @@ def test_a_call_whose_questions_cannot_be_read_ends_and_its_server_is_told(
     eventually(lambda: not SuspendedCall.objects.exists())
 
 
-def test_of_the_calls_that_are_held_only_the_one_whose_row_is_gone_is_cancelled(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_held_call_whose_row_is_gone_is_cancelled(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.server_requests.BEAT_SECONDS", 0.1)
     docs = work.put(ByCall().app())
     agent = work.agent()

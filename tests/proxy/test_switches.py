@@ -144,7 +144,7 @@ LAYERS = {
 }
 
 
-def test_what_would_be_decided_now_is_what_the_next_call_is_told(world: World) -> None:
+def test_the_current_decision_equals_the_answer_to_the_next_call(world: World) -> None:
     """Each logged call is checked again by the dry run: first its own reason, then the earlier ones."""
     told: list[str] = []
     for table, reason in LAYERS.items():

@@ -178,7 +178,7 @@ def test_a_task_is_polled_ended_and_read_at_any_worker_under_one_id(work: Work) 
     ]
 
 
-def test_what_comes_with_a_task_names_it_by_the_clients_id_and_back(work: Work) -> None:
+def test_messages_of_a_task_carry_the_clients_id_and_back(work: Work) -> None:
     asks = [{**FORM, "params": {**FORM["params"], **related(OWN_ID)}}]
     server = Tasks(asks=asks)
     work.put(server)

@@ -132,7 +132,7 @@ def test_meta_passes_but_for_what_is_between_client_and_gateway(work: Work) -> N
     assert second == {"name": "it", "arguments": None}
 
 
-def test_what_cannot_be_called_reaches_no_server(work: Work) -> None:
+def test_uncallable_requests_reach_no_server(work: Work) -> None:
     docs = work.put(offering("it"))
     for params in (
         {"name": "it"},
@@ -349,7 +349,7 @@ def holding_up(work: Work, count: int, **fields: Any) -> Iterator[None]:
             each.result()
 
 
-def test_who_finds_no_place_at_a_slow_server_is_told_so_and_others_go_on(start: Start, run: Run) -> None:
+def test_a_caller_without_a_slot_at_a_slow_server_gets_an_error_and_others_continue(start: Start, run: Run) -> None:
     work = work_of(start(queue_seconds=0.3), run)
     work.put(offering("it"), "fine")
 
@@ -394,7 +394,7 @@ def test_a_token_has_so_many_calls_under_way_and_no_more(start: Start, run: Run)
     assert "result" in work.agent.call("docs__it", {"quick": True}).json()
 
 
-def test_what_older_clients_never_heard_of_is_taken_off_and_newer_ones_get_what_they_need(work: Work) -> None:
+def test_members_unknown_to_older_clients_are_removed_and_newer_ones_added(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer({"content": [], "resultType": "complete"})
 

@@ -279,7 +279,7 @@ def test_tools_are_remembered_with_their_history(work: Work) -> None:
     assert Feature.objects.get(name="add").enabled is True
 
 
-def test_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> None:
+def test_unsupported_features_are_hidden_and_others_pass(work: Work) -> None:
     definition = tool(
         "echo",
         title="Echo",

@@ -35,7 +35,7 @@ def test_the_trace_goes_to_the_server_and_nothing_else(proxy: Proxy, run: Run, m
     assert "httpx" not in without.get("user-agent", "")
 
 
-def test_what_is_no_trace_stays_here_and_spoils_no_call(proxy: Proxy, run: Run) -> None:
+def test_an_invalid_trace_context_is_dropped_and_harms_no_call(proxy: Proxy, run: Run) -> None:
     upstream = run(offering("it"))
     user = make.user()
     gateway = make.gateway(make.server(slug="docs", url=upstream.url))

@@ -47,7 +47,7 @@ def large_calls() -> int:
 
 
 @pytest.mark.full
-def test_who_takes_no_answers_gets_no_more_and_nobody_else_notices(start: Start, run: Run) -> None:
+def test_a_client_that_reads_no_answers_gets_no_more_and_delays_nobody(start: Start, run: Run) -> None:
     work = work_of(start(answer_limit=2 * SIZE, answers_limit=4 * SIZE, queue_seconds=0.2), run)
     upstream = work.put(Script([TOOLS], answer).app(), "docs")
     sibling = work.proxy.agent(Connection.objects.get())  # Another token of the same person.

@@ -118,7 +118,7 @@ def test_an_open_stream_is_seen_until_it_ends(live: Serve, issued: dict[str, str
     grown(live, {}, lambda now: now["gateway_open_streams",] == 0)
 
 
-def test_what_is_printed_is_documented(live: Serve) -> None:
+def test_printed_metrics_are_documented(live: Serve) -> None:
     gauges = ("gateway_waiting", "gateway_web_pool_connections", "gateway_idle_upstream_connections")
     grown(live, {}, lambda now: all(any(name == one for name, *_ in now) for one in gauges))  # Written once a second.
     printed = set(re.findall(r"^# TYPE (gateway_\w+)", httpx.get(f"{live.url}/metrics").text, re.MULTILINE))
@@ -127,7 +127,7 @@ def test_what_is_printed_is_documented(live: Serve) -> None:
     assert printed <= documented
 
 
-def test_what_is_documented_is_there() -> None:
+def test_documented_metrics_exist() -> None:
     """A metric with labels is exported only once it counts something, so the code is searched."""
     for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
         import_module(name)  # Which enters its numbers.

@@ -143,7 +143,7 @@ def test_everything_is_moved_as_printed_and_serves(fresh: Path, database_url: st
 
 
 @pytest.mark.full
-def test_what_fails_half_way_leaves_an_empty_target_and_can_be_done_again(home: Path, database_url: str) -> None:
+def test_a_failed_move_leaves_an_empty_target_and_can_be_repeated(home: Path, database_url: str) -> None:
     settings = {"DATABASE_URL": database_url, **keys_of(home)}
     assert manage(home, "migrate", **settings).returncode == 0
     with psycopg.connect(database_url, autocommit=True) as connection:
@@ -207,7 +207,7 @@ def refusal(home: Path, target: str, **more: str) -> str:
 
 
 @pytest.mark.full
-def test_what_can_be_moved_is_said_and_nothing_done(home: Path, target: str) -> None:
+def test_a_dry_run_of_moving_reports_and_changes_nothing(home: Path, target: str) -> None:
     done = manage(home, "move_database", "--check", DATABASE_URL=target, **keys_of(home))
 
     assert (done.returncode, done.stdout) == (0, "It can be moved.\n"), done.stderr

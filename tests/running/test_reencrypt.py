@@ -132,7 +132,7 @@ def test_nothing_but_the_sealing_changes(keys: Keys) -> None:
     assert Identity.objects.filter(pk=identity.pk).values(*kept).get() == before
 
 
-def test_what_no_key_opens_is_told_and_stops_nothing_else(keys: Keys) -> None:
+def test_secrets_no_key_decrypts_are_reported_and_stop_nothing_else(keys: Keys) -> None:
     keys(Fernet.generate_key())
     lost = an_identity()
     keys(OLD)

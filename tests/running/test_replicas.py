@@ -129,7 +129,7 @@ print(json.dumps({{"key": key.secret, "person": str(person.pk), "token": token}}
 
 
 @pytest.mark.full
-def test_whom_a_directory_deactivates_is_refused_by_the_very_next_call_at_every_replica(both: Replicas) -> None:
+def test_a_person_deactivated_by_a_directory_is_refused_on_the_next_call_at_every_replica(both: Replicas) -> None:
     owners = both.agent()
     made = json.loads(both.shell(PROVISION.format(slug=owners.url.rsplit("/", 1)[1])))
     agent = Agent(owners.url, made["token"], owners.headers)
@@ -155,7 +155,7 @@ def test_whom_a_directory_deactivates_is_refused_by_the_very_next_call_at_every_
 
 
 @pytest.mark.full
-def test_what_a_directory_sends_at_once_is_made_once_and_nothing_of_it_is_lost(both: Replicas) -> None:
+def test_concurrent_requests_of_a_directory_create_each_object_once(both: Replicas) -> None:
     code = """
 from accounts.models import Role
 from scim.models import ProvisioningKey
@@ -290,7 +290,7 @@ def test_a_revoked_token_ends_the_streams_of_all_replicas(both: Replicas) -> Non
         assert not [event for event in stream.events if "result" in event]
 
 
-def test_what_a_server_asks_is_answered_through_the_other_replica(both: Replicas) -> None:
+def test_a_server_request_is_answered_through_the_other_replica(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     for here, there in ((0, 1), (1, 0)):
         with listening(both.at(here, agent), "POST", call("ask")) as answer:
@@ -302,7 +302,7 @@ def test_what_a_server_asks_is_answered_through_the_other_replica(both: Replicas
 
 
 @pytest.mark.full
-def test_what_a_server_asks_on_its_standing_stream_is_asked_on_the_call_of_whichever_replica(both: Replicas) -> None:
+def test_a_server_request_on_the_standing_stream_is_sent_on_the_call_of_any_replica(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     for here, there in ((0, 1), (1, 0), (0, 0)):
         with listening(both.at(here, agent), "POST", call("ask", standing=True)) as answer:

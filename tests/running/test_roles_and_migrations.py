@@ -142,7 +142,7 @@ def start_refused(roles: Roles) -> str:
         " VALUES ('auditlog_call_2026_01_01', '2026-01-01', '2026-01-02', 0, '', now(), '')",
     ],
 )
-def test_who_serves_cannot_take_away_what_proves_the_log(change: str, roles: Roles, served: Serve) -> None:
+def test_the_serving_role_cannot_delete_the_proof_of_the_log(change: str, roles: Roles, served: Serve) -> None:
     with psycopg.connect(roles.runner) as runner, pytest.raises(psycopg.errors.InsufficientPrivilege, match=DENIED):
         runner.execute(change.encode())
 
@@ -229,7 +229,7 @@ def test_indexes_of_the_log_are_made_by_the_owner_only(roles: Roles, served: Ser
         owner.execute("DROP INDEX call_by_trial")
 
 
-def test_what_grant_prints_is_what_it_does(roles: Roles, served: Serve) -> None:
+def test_the_sql_printed_by_grant_is_what_it_runs(roles: Roles, served: Serve) -> None:
     rights = (
         "SELECT relname, privilege_type FROM pg_class, aclexplode(relacl)"
         " WHERE grantee::regrole::text = %s AND relnamespace = 'public'::regnamespace ORDER BY 1, 2"

@@ -391,7 +391,7 @@ def test_a_replica_that_hangs_fails_no_page(server: str, tmp_path: Path) -> None
 
 
 @pytest.mark.full
-def test_what_is_no_replica_of_the_database_is_refused_and_one_that_is_away_is_not(server: str, tmp_path: Path) -> None:
+def test_a_database_that_is_no_replica_is_refused_and_an_absent_one_is_not(server: str, tmp_path: Path) -> None:
     with database(server) as url, database(server) as other:
         with standby(programs(), other, server) as replica:
             said = refusal(tmp_path, DATABASE_URL=url, **{READ: replica.url}, **KEYS)

@@ -57,9 +57,7 @@ class Callers(Agents):
 
 
 @pytest.mark.parametrize("pause", [0, full(1)], ids=["at once", "when it gets a processor"])
-def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_is_refused(
-    home: Path, pause: float
-) -> None:
+def test_a_stopping_process_answers_connected_clients_and_refuses_new_ones(home: Path, pause: float) -> None:
     """A proxy can retry at once, even a call: nothing of a refused connection was sent."""
     with serving(home, workers=2) as served, Callers(served.port, 64 if pause else 16, pause) as callers:
         eventually(lambda: callers.seen[ANSWERED] > 100)

@@ -72,7 +72,7 @@ def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it
         ("OTEL_TRACES_SAMPLER_ARG", "nan", "must be a number from 0 to 1"),
     ],
 )
-def test_what_cannot_be_traced_by_is_refused_in_one_line(fresh: Path, name: str, value: str, words: str) -> None:
+def test_invalid_tracing_settings_are_refused_in_one_line(fresh: Path, name: str, value: str, words: str) -> None:
     line = refusal(fresh, "check", **{name: value})
 
     assert name in line

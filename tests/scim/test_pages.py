@@ -135,7 +135,7 @@ def test_names_are_unique_and_keys_are_few(member: Role) -> None:
 
 
 @pytest.mark.parametrize("page", ["", "{pk}/", "{pk}/revoke/", "{pk}/end-previous/"])
-def test_who_manages_provisioning_alone_sees_and_ends_keys(
+def test_provisioning_managers_without_people_manage_see_and_end_keys(
     page: str, sign_in: SignIn, issued: IssuedProvisioningKey
 ) -> None:
     address = f"/settings/provisioning/{page.format(pk=issued.key.pk)}"

@@ -252,7 +252,7 @@ def test_a_server_goes_behind_gateways_with_ones_own_identity_and_its_tools_at_o
     assert not hers.identities.exists()
 
 
-def test_who_must_still_bring_an_identity_is_led_to_the_row(ana: User, work: Gateway, sign_in: SignIn) -> None:
+def test_people_lacking_an_identity_are_led_to_its_row(ana: User, work: Gateway, sign_in: SignIn) -> None:
     link = make.connection(make.agent(by=ana), work, ana)
     values = filled(f"http://127.0.0.1:{free_port()}/mcp", auth_type="bearer", who="own", gateways=[work.slug])
 

@@ -63,7 +63,7 @@ def test_one_s_own_identity_is_one_s_own_to_end(verb: str, github: Server, ben: 
 
 
 @pytest.mark.parametrize("door", ["page", "api"])
-def test_what_an_administrator_disabled_its_owner_does_not_enable(
+def test_an_owner_cannot_enable_an_identity_disabled_by_an_administrator(
     door: str, github: Server, ana: User, ben: User, sign_in: SignIn
 ) -> None:
     identity = make.identity(github, ben)
@@ -82,7 +82,7 @@ def test_what_an_administrator_disabled_its_owner_does_not_enable(
     assert identity.enabled
 
 
-def test_what_one_disabled_oneself_one_enables(github: Server, ben: User, sign_in: SignIn) -> None:
+def test_people_can_enable_what_they_disabled_themselves(github: Server, ben: User, sign_in: SignIn) -> None:
     identity = make.identity(github, ben)
 
     for verb in ("disable", "enable"):
@@ -215,7 +215,7 @@ def take_the_label(server: Server, by: User) -> None:
         (take_the_label, "label", "A shared identity with this label already exists."),
     ],
 )
-def test_what_somebody_else_did_while_one_added_an_identity_is_said_and_the_secret_is_not_kept(
+def test_a_concurrent_change_is_reported_while_adding_an_identity_and_the_secret_is_not_kept(
     act: Callable[[Server, User], None], field: str, words: str, github: Server, ana: User, sign_in: SignIn
 ) -> None:
     client = sign_in(ana)

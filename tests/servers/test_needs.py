@@ -62,7 +62,7 @@ def test_an_issuer_with_a_path_describes_itself_at_one_of_three_places(path: str
         ({"authorization_servers": ["http://169.254.169.254"]}, {}, "may not be called"),
     ],
 )
-def test_what_does_not_fit_together_is_not_trusted(
+def test_inconsistent_metadata_are_not_trusted(
     prm: dict[str, Any], metadata: dict[str, Any], problem: str, run: Run
 ) -> None:
     needs = discover_sign_in(run(Issuer(prm=prm, metadata=metadata).app()).url)

@@ -121,7 +121,7 @@ def test_nobody_signs_in_for_another_or_where_nobody_can(name: str, github: Serv
     assert not SignIn.objects.exists()
 
 
-def test_what_stands_against_a_sign_in_is_told(run: Run, github: Server) -> None:
+def test_obstacles_to_a_sign_in_are_reported(run: Run, github: Server) -> None:
     github.url = run(Issuer(metadata={"registration_endpoint": None}).app()).url
     github.save()
 

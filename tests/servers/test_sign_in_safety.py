@@ -161,7 +161,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_what_changes_while_a_code_is_exchanged_leaves_no_identity_and_the_tokens_are_revoked(
+def test_changes_while_a_code_is_exchanged_leave_no_identity_and_the_tokens_are_revoked(
     change: Callable[..., None], github: Github, ann: User, boss: User
 ) -> None:
     client = browser(ann)
@@ -178,7 +178,7 @@ def test_what_changes_while_a_code_is_exchanged_leaves_no_identity_and_the_token
 
 
 @pytest.mark.parametrize("change", [archive, paste_keys, take_off_the_gateway], ids=lambda change: change.__name__)
-def test_what_changed_before_the_answer_came_is_seen_before_its_code_is_used(
+def test_changes_during_a_sign_in_are_seen_before_its_code_is_used(
     change: Callable[..., None], github: Github, ann: User, boss: User
 ) -> None:
     client = browser(ann)
@@ -329,7 +329,7 @@ def test_a_sign_in_whose_key_is_lost_is_revoked_here_and_nothing_is_sent(
     assert len(github.issuer.asked) == asked
 
 
-def test_of_many_sign_ins_that_a_person_begins_the_oldest_end(github: Github, ann: User, boss: User) -> None:
+def test_the_oldest_unfinished_sign_ins_of_a_person_end(github: Github, ann: User, boss: User) -> None:
     client, other = browser(ann), browser(boss)
     kept = consent(github.begin(other))
     oldest, second, *_ = [github.begin(client) for _ in range(MOST_OPEN + 1)]
@@ -534,7 +534,7 @@ def _public(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_public")
-def test_what_a_public_server_names_is_not_called_at_a_private_address(github: Github, ann: User) -> None:
+def test_private_addresses_named_by_a_public_server_are_not_called(github: Github, ann: User) -> None:
     refused = browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
 
     assert "may not be called" in words(refused)

@@ -99,7 +99,7 @@ def test_an_issuer_that_names_itself_otherwise_is_refused_and_what_it_says_is_to
     assert not SignIn.objects.exists()
 
 
-def test_who_shares_a_sign_in_is_told_beside_its_label_why_it_cannot_begin(github: Github, boss: User) -> None:
+def test_a_shared_sign_in_that_cannot_begin_says_why_beside_its_label(github: Github, boss: User) -> None:
     github.issuer.metadata = {"issuer": KNOWN_AS}
     client, path = browser(boss), "/servers/github/identities/add/"
 
@@ -258,7 +258,7 @@ def test_each_door_sets_how_people_sign_in_and_it_is_an_event(door: str, github:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_what_ends_sign_ins_says_so_before_and_ends_them_when_that_is_agreed_to(
+def test_ending_sign_ins_is_announced_and_needs_a_confirmation(
     door: str, github: Github, ann: User, boss: User
 ) -> None:
     identity = github.sign_in(ann)
@@ -305,7 +305,7 @@ def test_what_ends_sign_ins_says_so_before_and_ends_them_when_that_is_agreed_to(
         ("authorization_endpoint", "https://10.0.0.5/authorize"),
     ],
 )
-def test_what_cannot_be_sent_is_refused_beside_its_field(
+def test_unsendable_values_are_refused_beside_their_field(
     name: str, value: str, door: str, github: Github, boss: User
 ) -> None:
     github.set(private=True)
@@ -335,7 +335,7 @@ def test_settings_come_with_a_server_that_is_registered(boss: User) -> None:
     }
 
 
-def test_who_may_only_view_servers_sets_nothing(github: Github) -> None:
+def test_people_who_may_only_view_servers_change_nothing(github: Github) -> None:
     viewer = make.user(Capability.SERVERS_TOGGLE, email="viv@example.com", is_staff=True)
 
     for door in DOORS.values():
@@ -393,7 +393,7 @@ def test_a_change_ends_what_would_not_be_granted_like_that_any_more_and_nothing_
     assert (identity.status == "active") == goes_on
 
 
-def test_what_is_taken_back_ends_what_was_granted_under_it(github: Github, ann: User, boss: User) -> None:
+def test_a_withdrawn_consent_ends_its_grants(github: Github, ann: User, boss: User) -> None:
     github.issuer.metadata = {"issuer": KNOWN_AS}
     github.set(expected_issuer=KNOWN_AS, resource_sent="omit", fixed_scopes="read")
     github.sign_in(ann)
@@ -472,7 +472,7 @@ def test_that_happens_once(lasting: Github, ann: User) -> None:
     assert not SignIn.objects.exists()
 
 
-def test_who_did_not_ask_for_lasting_access_is_told_of_the_refusal(github: Github, ann: User) -> None:
+def test_a_refusal_without_offline_access_is_reported(github: Github, ann: User) -> None:
     github.issuer.refuses_scope = "read"
     client = browser(ann)
 

@@ -166,7 +166,7 @@ def test_without_an_archive_old_calls_are_dropped_as_before(settings: LazySettin
     assert not ArchivedPartition.objects.exists()
 
 
-def test_what_does_not_read_as_it_was_written_is_not_archived(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_differ_when_read_back_are_not_archived(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = old(duration_ms=1.5)
     plain = archive._plain
     monkeypatch.setattr(archive, "_plain", lambda row: plain(row) | {"duration_ms": 2.5})

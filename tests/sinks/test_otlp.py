@@ -184,7 +184,9 @@ def test_a_delivery_that_is_too_large_is_sent_in_halves(collector: Collector) ->
         ("text/html", b"<html>", 0),
     ],
 )
-def test_what_an_acknowledgement_says_of_rejected_records_is_read(media_type: str, body: bytes, number: int) -> None:
+def test_the_number_of_rejected_records_is_read_from_an_acknowledgement(
+    media_type: str, body: bytes, number: int
+) -> None:
     assert otlp.rejected(media_type, body) == number
 
 
@@ -228,7 +230,7 @@ def test_a_whole_number_of_any_size_is_told(number: int) -> None:
     assert (value.int_value if fits else value.string_value) == (number if fits else str(number))
 
 
-def test_what_is_nested_stays_as_it_was_recorded_however_large_or_deep() -> None:
+def test_nested_values_stay_as_recorded_however_large_or_deep() -> None:
     number, deep = "9" * 40, "[" * 50_000 + "]" * 50_000
     nested = f'{{"n": {number}, "d": {deep}, "s": "\\"}}]"}}'
     found = dict(otlp.fields_of(f'{{"id":"x","request_payload":{nested},"last":2}}'.encode()))

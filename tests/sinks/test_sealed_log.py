@@ -435,7 +435,7 @@ def test_log_is_proved_by_the_key_and_the_file_and_says_up_to_when(kept: tuple[s
     assert "Unproved" not in said
 
 
-def test_what_retention_drops_is_sealed_and_what_others_drop_is_not(kept: tuple[str, Path]) -> None:
+def test_drops_by_retention_are_sealed_and_other_drops_are_not(kept: tuple[str, Path]) -> None:
     words = ["--public-key", kept[0], "--received", str(kept[1])]
     assert sealing.drop_before(day(1).date()) >= 1
     assert f"{Call.objects.count()} calls and" in told(words)

@@ -85,7 +85,7 @@ def test_number_of_any_size_is_sent_as_it_was_written(to_hook: MakeSink, hook: W
     assert [row["request_payload"] for row in hook.rows] == [{"a": 10**30}]
 
 
-def test_what_nobody_foresaw_is_told_and_tried_later(to_hook: MakeSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_are_reported_and_retried_later(to_hook: MakeSink, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = to_hook(sends_events=False)
     call()
 
@@ -294,7 +294,7 @@ def test_retry_after_that_is_no_time_counts_as_none(to_hook: MakeSink, hook: Web
     assert now(sink).last_error == "It answered 503."
 
 
-def test_what_is_too_large_is_sent_in_halves(to_hook: MakeSink, hook: Webhook) -> None:
+def test_too_large_batches_are_split_in_halves(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     for _ in range(8):
         call()
@@ -350,7 +350,9 @@ def test_refusals_that_are_none_of_the_rows_are_tried_again(status: int, to_hook
     assert (now(sink).status, len(hook.requests)) == ("failing", 1)
 
 
-def test_who_refuses_very_many_rows_fails(to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sink_that_refuses_very_many_rows_fails(
+    to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sending, "MOST_REFUSED", 2)
     sink = to_hook()
     hook.refuses = lambda rows: 400 if rows[0]["log"] != "test" else None
@@ -399,7 +401,7 @@ def test_no_more_than_a_delivery_is_read(to_hook: MakeSink, hook: Webhook, monke
     assert read <= 8
 
 
-def test_who_waits_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Webhook) -> None:
+def test_waiting_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Webhook) -> None:
     held: list[int] = []
 
     def look(request: Request) -> None:
@@ -416,7 +418,7 @@ def test_who_waits_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: W
     assert held == [0]
 
 
-def test_what_was_lent_is_nobody_elses_until_the_loan_ends(
+def test_a_leased_sink_is_nobody_elses_until_the_lease_ends(
     to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The previous process was killed while waiting for the receiver."""
@@ -483,7 +485,7 @@ def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) 
 
 
 @pytest.mark.full
-def test_who_has_not_the_lease_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
+def test_a_process_without_the_lease_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     call()
     with reading.leased_reader(sink.pk) as reader:
@@ -493,7 +495,7 @@ def test_who_has_not_the_lease_sends_nothing(to_hook: MakeSink, hook: Webhook) -
     assert sending.send_undelivered(sink.pk) == 1
 
 
-def test_who_comes_late_does_not_move_the_sink_back(to_hook: MakeSink, hook: Webhook) -> None:
+def test_a_late_process_does_not_move_the_sink_back(to_hook: MakeSink, hook: Webhook) -> None:
     """Its lease had expired, so it can no longer move the position."""
     sink = to_hook(sends_events=False)
     call()

@@ -69,7 +69,7 @@ def test_rest_asks_for_it_too(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("says_when", [True, False])
-def test_who_has_just_signed_in_is_not_asked_where_the_provider_says_that_it_asked_for_a_credential(
+def test_a_recent_sign_in_with_a_credential_at_the_provider_is_not_asked_again(
     says_when: bool,
     organisation: Organisation,
     provider: Provider,
@@ -103,7 +103,7 @@ def test_a_second_factor_is_added_only_after_a_confirmation(visit: Visit) -> Non
         assert asked["Location"].startswith(CONFIRM)
 
 
-def test_what_the_address_asks_for_cannot_be_taken_out_of_it(visit: Visit) -> None:
+def test_parameters_of_the_authorization_url_cannot_be_removed(visit: Visit) -> None:
     rename(visit)
     away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))
     lacking = away.replace("&prompt=login", "").replace("&max_age=0", "")
@@ -115,7 +115,7 @@ def test_what_the_address_asks_for_cannot_be_taken_out_of_it(visit: Visit) -> No
     assert WorkspaceSettings.load().name != "Ours"
 
 
-def test_who_has_a_password_confirms_with_it_and_not_there(visit: Visit) -> None:
+def test_a_person_with_a_password_confirms_with_it_and_not_at_the_organisation(visit: Visit) -> None:
     rename(visit)
     away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))
     person = User.objects.get(email__startswith="mia")

@@ -120,7 +120,7 @@ def test_enforced_the_link_of_an_invitation_takes_no_password_and_leads_to_the_o
     assert (invited.status, invited.has_usable_password()) == ("invited", False)
 
 
-def test_who_was_invited_joins_at_the_organisation_with_the_role_of_the_invitation(
+def test_an_invited_person_joins_at_the_organisation_with_the_role_of_the_invitation(
     breaker: User, organisation: Organisation, sign_in: SignIn
 ) -> None:
     role = make.role(name="Auditor")
@@ -212,7 +212,7 @@ def test_the_last_break_glass_owner_stays_one_while_it_is_enforced(breaker: User
     assert Event.objects.filter(action="user.break_glass_changed").count() == 3
 
 
-def test_whoever_is_an_owner_no_more_breaks_no_glass_and_does_not_when_they_are_one_again(breaker: User) -> None:
+def test_a_former_owner_loses_break_glass_and_does_not_regain_it(breaker: User) -> None:
     owners, other = breaker.role, owner("other@example.com")
     other.set_break_glass(True, by=breaker)
     breaker.give_role(make.role(name="Other"), by=other)
@@ -248,7 +248,7 @@ def test_the_organisation_takes_no_role_from_a_break_glass_owner(
     assert breaker.is_owner
 
 
-def test_whoever_runs_the_machine_ends_the_enforcement(breaker: User) -> None:
+def test_the_operator_can_end_the_enforcement(breaker: User) -> None:
     mia, out = make.user(email="mia@example.com"), StringIO()
     call_command("rescue", mia.email, stdout=out)
     assert "--end-enforcement changes that" in out.getvalue()
@@ -283,7 +283,7 @@ def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
 
 
 @pytest.mark.parametrize("way", ["page", "rest"])
-def test_who_enforces_it_without_breaking_the_glass_is_signed_out_with_the_rest(provider: Provider, way: str) -> None:
+def test_enforcing_it_without_break_glass_signs_oneself_out_too(provider: Provider, way: str) -> None:
     """Also if the form was held for a password confirmation, so that the session is saved again."""
     owner().set_break_glass(True, by=None)
     boss = owner("boss@example.com", app=False)
@@ -406,7 +406,7 @@ def test_an_address_of_the_domain_ends_sessions_that_began_with_a_password(break
 
 
 @pytest.mark.parametrize("way", ["page", "rest"])
-def test_who_ends_their_own_break_glass_is_signed_out_without_an_error(breaker: User, way: str) -> None:
+def test_ending_ones_own_break_glass_signs_out_without_an_error(breaker: User, way: str) -> None:
     """Also if the form was held for a password confirmation, so that the session is saved again."""
     other = owner("other@example.com")
     other.set_break_glass(True, by=breaker)

@@ -99,7 +99,7 @@ def test_a_provider_encrypts_for_the_key_in_our_metadata_and_people_sign_in(
     assert visit.person == User.objects.get(email="mia@example.com")
 
 
-def test_who_encrypts_nothing_is_heard_as_before(taking: Provider, saml_organisation: SamlOrganisation) -> None:
+def test_unencrypted_assertions_are_still_accepted(taking: Provider, saml_organisation: SamlOrganisation) -> None:
     saml_organisation.knows("mia")
 
     assert signs_in("mia").person == User.objects.get(email="mia@example.com")
@@ -154,7 +154,7 @@ def test_whatever_our_metadata_announce_is_taken(answer: Answer) -> None:
     ],
     ids=str,
 )
-def test_what_lets_others_read_along_is_refused_before_it_is_opened(
+def test_key_files_readable_by_others_are_refused_before_they_are_opened(
     how: dict[str, Any], answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DecryptionKey, "opening", lambda: pytest.fail("it was opened"))
@@ -205,7 +205,7 @@ def other(answer: Answer) -> Answer:
         "a document type",
     ],
 )
-def test_what_is_inside_is_judged_as_if_it_had_come_in_the_clear(
+def test_decrypted_content_is_checked_as_if_sent_in_the_clear(
     build: Callable[[Answer], Any], named: str, answer: Answer
 ) -> None:
     visit = brought(answer, lambda given: encrypted(build(given)))
@@ -333,7 +333,7 @@ def test_whatever_keeps_it_from_being_opened_looks_the_same(build: Callable[[Ans
     assert (reason(), detail()) == ("not_decrypted", FAILED)
 
 
-def test_what_is_encrypted_is_fetched_from_nowhere(answer: Answer) -> None:
+def test_encrypted_data_is_never_fetched_by_reference(answer: Answer) -> None:
     element = encrypted(answer.signed())
     data = element.find(".//{*}EncryptedData/{*}CipherData")
     data.remove(data[0])

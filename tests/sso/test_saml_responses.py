@@ -64,7 +64,7 @@ def as_it_should_be(answer: Answer) -> dict[str, str]:
     return answer.fields()
 
 
-def test_what_is_written_here_is_accepted_when_nothing_is_wrong_with_it(answer: Answer) -> None:
+def test_the_written_rules_accept_valid_input(answer: Answer) -> None:
     assert tried(answer, as_it_should_be).person == User.objects.get(email="mia@example.com")
 
 
@@ -407,9 +407,7 @@ def nothing(answer: Answer) -> dict[str, str]:
     ],
     ids=lambda given: getattr(given, "__name__", given),
 )
-def test_what_is_not_signed_as_it_stands_or_is_dangerous_to_read_is_refused(
-    answer: Answer, build: Build, named: str
-) -> None:
+def test_wrongly_signed_or_dangerous_documents_are_refused(answer: Answer, build: Build, named: str) -> None:
     visit = tried(answer, build)
 
     assert (visit.response.status_code, visit.person) == (400, None)
@@ -469,7 +467,7 @@ def test_either_of_two_certificates_in_the_metadata_may_sign(
     assert tried(answer, as_it_should_be).person is None
 
 
-def test_what_the_name_of_the_person_may_be_is_said_in_the_settings(answer: Answer) -> None:
+def test_allowed_name_formats_are_listed_in_the_settings(answer: Answer) -> None:
     """An address is the e-mail, too, which does not prove who had that address before."""
     Provider.edit(by=None, name_id_format="emailAddress", email_attribute="mail", domains=["example.com"])
     answer.format, answer.name = "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress", "mia@example.com"
@@ -530,7 +528,7 @@ def test_a_flood_of_bad_answers_makes_one_event_and_one_line_a_minute_for_each_s
     assert [line.message for line in caplog.records].count("an answer of the identity provider was refused") == 2
 
 
-def test_what_strangers_write_in_a_status_is_recorded_nowhere(answer: Answer) -> None:
+def test_untrusted_status_text_is_recorded_nowhere(answer: Answer) -> None:
     root = answer.around()
     status = root.find("samlp:Status", NS)
     code = status.find("samlp:StatusCode", NS)

@@ -103,9 +103,7 @@ def test_metadata_at_an_address_are_read_through_the_guard(boss: Client, setting
 
 
 @pytest.mark.parametrize("what", ["redirect", "large", "html", "missing"])
-def test_what_stands_at_the_address_is_bounded_and_believed_as_it_is_only(
-    boss: Client, settings: Settings, what: str
-) -> None:
+def test_fetched_metadata_are_limited_and_must_match_exactly(boss: Client, settings: Settings, what: str) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
@@ -182,7 +180,7 @@ def test_comments_in_metadata_are_left_out_in_time_and_keys_on_p256_sign(boss: C
         ({"metadata_xml": PASTED, "metadata_url": "https://93.184.216.34/metadata"}, "not both"),
     ],
 )
-def test_what_cannot_work_is_refused_in_words(boss: Client, fields: dict[str, str], words: str) -> None:
+def test_invalid_settings_are_refused_in_words(boss: Client, fields: dict[str, str], words: str) -> None:
     refused = boss.post(PAGE, FORM | fields)
 
     assert refused.status_code == 422
@@ -234,9 +232,7 @@ def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
     ],
     ids=lambda terms: next(iter(terms)),
 )
-def test_whom_people_become_through_saml_is_set_by_who_holds_everything(
-    terms: dict[str, Any], pasted: Provider
-) -> None:
+def test_saml_terms_can_be_changed_only_with_every_capability(terms: dict[str, Any], pasted: Provider) -> None:
     """No address is looked up for others, either."""
     lacking = make.user(*(each for each in Capability if each != Capability.LOGS_READ))
     before = Provider.load().editable()
@@ -279,7 +275,7 @@ def test_a_key_is_made_for_signed_requests_held_sealed_and_gone_with_them(pasted
     assert (ended.has_secret, ended.own_certificate) == (False, "")
 
 
-def test_whoever_signs_requests_has_a_key(db: None, saml_organisation: SamlOrganisation) -> None:
+def test_a_provider_with_signed_requests_has_a_key(db: None, saml_organisation: SamlOrganisation) -> None:
     """Also if that was set before SAML was chosen; a row that lost its key gets a new one without an error."""
     Provider.edit(by=None, signs_requests=True)
     row = Provider.edit(by=None, protocol="saml", mode="offered", name="Example", metadata_xml=PASTED)
@@ -401,7 +397,7 @@ def test_the_form_of_openid_connect_is_as_it_was_with_saml_beside_it(boss: Clien
     assert (row.protocol, row.metadata_url, row.email_attribute) == ("oidc", "", "email")
 
 
-def test_what_is_kept_for_a_browser_that_never_comes_is_swept(saml: Provider) -> None:
+def test_claims_of_a_browser_that_never_returns_are_deleted(saml: Provider) -> None:
     first = ReceivedAssertion.keep(saml.issuer, "_1", {"a": 1})
     assert ReceivedAssertion.keep(saml.issuer, "_1", {"a": 1}) == ""
     ReceivedAssertion.objects.update(until=timezone.now())

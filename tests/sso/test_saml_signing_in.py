@@ -149,7 +149,9 @@ def test_a_ticket_is_used_once_and_an_assertion_too(saml: Provider, saml_organis
     assert "used before" in again.words
 
 
-def test_whoever_did_not_begin_here_is_sent_to_the_button(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+def test_a_person_who_did_not_start_here_is_sent_to_the_button(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
     saml_organisation.knows("mia")
 
     visit = brings(Client(), begins_at(saml_organisation, "mia"))
@@ -177,7 +179,7 @@ def test_where_it_is_allowed_people_begin_there_once_and_are_led_to_own_addresse
     assert (again.response.status_code, again.person) == (400, None)
 
 
-def test_who_did_not_begin_here_is_asked_before_their_session_ends(
+def test_a_person_who_did_not_start_here_is_asked_before_their_session_ends(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
     """Otherwise a link would be enough to move somebody into another account."""
@@ -261,7 +263,9 @@ def test_tickets_that_are_guessed_are_counted(saml: Provider, monkeypatch: pytes
     assert codes == [400, 400, 429]
 
 
-def test_whom_the_provider_refuses_reads_where_to_ask(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+def test_a_person_refused_by_the_provider_learns_where_to_ask(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
     visit = sign_in("nobody")
 
     assert visit.response.status_code == 400
@@ -410,7 +414,7 @@ def test_an_ordinary_sign_in_is_no_confirmation(saml: Provider, saml_organisatio
 # --- A directory ------------------------------------------------------------------------------------------------------
 
 
-def test_whom_the_directory_shuts_out_is_out_at_once_and_stays_out(
+def test_a_person_deprovisioned_by_a_directory_is_out_at_once_and_stays_out(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
     saml_organisation.knows("mia")

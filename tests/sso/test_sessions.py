@@ -36,9 +36,7 @@ pytestmark = pytest.mark.django_db
 LOGOUT = "/accounts/organisation/logout/"
 
 
-def test_who_has_a_second_factor_here_is_asked_for_it_after_the_organisation(
-    organisation: Organisation, sign_in: SignIn
-) -> None:
+def test_a_second_factor_here_is_required_after_the_organisation(organisation: Organisation, sign_in: SignIn) -> None:
     organisation.knows("mia")
     sign_in("mia")
     mia = User.objects.get(email="mia@example.com")
@@ -266,7 +264,7 @@ def test_signing_out_works_while_the_provider_is_down(
     assert visit.person is None
 
 
-def test_whose_keys_cannot_be_read_people_are_led_to_all_the_same_to_sign_in_and_out(
+def test_people_still_sign_in_and_out_at_a_provider_with_unreadable_keys(
     provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Provider.edit(by=None, signs_out_there=True)
@@ -316,7 +314,7 @@ def asked(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_what_is_no_token_makes_us_ask_nobody(asked: list[str]) -> None:
+def test_malformed_tokens_cause_no_query(asked: list[str]) -> None:
     unsigned = "eyJhbGciOiJub25lIn0.e30.x"
     for token in ("", "x.y.z", "garbage", '{"payload": "e30", "signatures": []}', unsigned):
         assert Client().post(LOGOUT, {"logout_token": token}).status_code == 400

@@ -70,9 +70,7 @@ def test_a_save_that_is_based_on_an_older_page_is_refused_with_what_changed(boss
         ({"rule-0-group": "leads"}, "a role or a team"),
     ],
 )
-def test_what_cannot_work_is_refused_in_words_and_nothing_is_saved(
-    boss: Client, fields: dict[str, str], words: str
-) -> None:
+def test_invalid_settings_are_refused_in_words_and_not_saved(boss: Client, fields: dict[str, str], words: str) -> None:
     refused = boss.post(PAGE, FORM | fields)
 
     assert refused.status_code == 422
@@ -116,9 +114,7 @@ def all_but_one(db: None) -> User:
     ],
     ids=str,
 )
-def test_whom_people_of_the_organisation_become_is_set_by_who_holds_everything(
-    terms: dict[str, Any], all_but_one: User
-) -> None:
+def test_admission_terms_can_be_changed_only_with_every_capability(terms: dict[str, Any], all_but_one: User) -> None:
     """Also if only people or groups change, and the roles were chosen by somebody else."""
     strong, weak = make.role(*Capability), make.role()
     known: dict[str, Any] = {

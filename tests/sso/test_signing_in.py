@@ -64,7 +64,7 @@ def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
         ),
     ],
 )
-def test_what_another_release_keeps_of_the_provider_is_not_read(
+def test_provider_data_cached_by_another_release_is_not_read(
     name: str, fields: str, organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
     """Two releases share a cache during an upgrade."""
@@ -155,9 +155,7 @@ def test_with_the_workspaces_consent_a_verified_email_links(
     assert "user.linked" in actions(mia)
 
 
-def test_whoever_is_signed_in_links_their_own_account_and_unlinks_it_again(
-    organisation: Organisation, sign_in: SignIn
-) -> None:
+def test_signed_in_people_link_and_unlink_their_own_account(organisation: Organisation, sign_in: SignIn) -> None:
     mia = make.user(email="mia@example.com")
     organisation.knows("somebody", email="other@example.com")
     own = Client()
@@ -245,9 +243,7 @@ def test_the_last_owner_stays_one_whatever_the_groups_say(
     assert owner.role == Role.objects.get(name="Super admin")
 
 
-def test_whoever_takes_the_scope_of_the_groups_out_on_their_way_is_refused(
-    organisation: Organisation, provider: Provider
-) -> None:
+def test_removing_the_groups_scope_from_the_request_is_refused(organisation: Organisation, provider: Provider) -> None:
     Provider.edit(by=None, rules=[GroupRule("guests", make.role(name="Guest"))])
     organisation.knows("mia", groups=["guests"])
     client, visitor = Client(), Visitor("mia")
@@ -299,7 +295,7 @@ def test_nobody_gets_more_by_groups_that_are_left_out(
     assert noted.count() == (0 if says_groups else 1)
 
 
-def test_who_leaves_the_groups_out_has_no_entry_where_everybody_else_has_none(provider: Provider) -> None:
+def test_omitting_the_groups_gives_no_entry_where_there_is_no_default_role(provider: Provider) -> None:
     changed = Provider.edit(by=None, default_role=None, rules=[GroupRule("guests", make.role(name="Guest"))])
     changed.admit(claims_of_mia(provider, "guests"))
 
@@ -307,7 +303,7 @@ def test_who_leaves_the_groups_out_has_no_entry_where_everybody_else_has_none(pr
         changed.admit(claims_of_mia(provider, says_groups=False))
 
 
-def test_whoever_no_rule_gave_anything_makes_no_note(provider: Provider) -> None:
+def test_people_without_a_role_by_rule_cause_no_note(provider: Provider) -> None:
     changed = Provider.edit(by=None, rules=[GroupRule("guests", make.role(name="Guest"))])
 
     for _ in range(2):

@@ -356,7 +356,7 @@ def test_nothing_else_may_change(ana: User, link: Connection, key: str) -> None:
 
 
 @pytest.mark.parametrize("body", [[], "name", 5, None, {"name": ""}, {"name": "a\u0000b"}, {"allowed_ips": "10.0.0.1"}])
-def test_what_is_no_change_is_refused(ana: User, link: Connection, body: Any) -> None:
+def test_an_edit_without_changes_is_refused(ana: User, link: Connection, body: Any) -> None:
     token = make.token(link).token
 
     refused = Rest.of(ana).client.patch(f"/api/tokens/{token.pk}", body, content_type="application/json")
@@ -387,7 +387,7 @@ def test_revoking_works_once(ann: User, link: Connection, way: str) -> None:
     assert Event.objects.get(action="token.revoked").via == "api"
 
 
-def test_whoever_may_end_connections_may_end_tokens(link: Connection) -> None:
+def test_people_who_may_end_connections_may_end_tokens(link: Connection) -> None:
     token = make.token(link).token
     rest = Rest.of(make.user(Capability.MCP_CONNECTIONS_REVOKE))
 

@@ -49,7 +49,7 @@ def test_a_key_acts_as_its_owner_with_its_subset(eve: User) -> None:
     assert rest.post("/hosts", {"name": "bot"}).json()["capability"] == "api-tokens:manage"
 
 
-def test_what_the_owner_loses_the_key_loses(eve: User) -> None:
+def test_a_key_loses_the_capabilities_its_owner_loses(eve: User) -> None:
     secret = make.api_key(eve, Capability.HOSTS_READ).secret
     make.user(Capability.PEOPLE_MANAGE)  # A role can be changed only while somebody manages people.
 
@@ -61,7 +61,7 @@ def test_what_the_owner_loses_the_key_loses(eve: User) -> None:
     assert knock(secret).status_code == 200
 
 
-def test_what_the_owner_gains_the_key_does_not(eve: User) -> None:
+def test_a_key_does_not_gain_capabilities_of_its_owner(eve: User) -> None:
     secret = make.api_key(eve, Capability.LOGS_READ).secret
 
     eve.is_superuser = True
@@ -118,7 +118,7 @@ def test_a_key_changes_no_rights_and_lets_nobody_in_again() -> None:
     assert not User.objects.filter(email="x@example.com").exists()
 
 
-def test_what_a_key_made_is_told_with_it_and_outlives_it() -> None:
+def test_an_object_created_by_a_key_names_it_and_outlives_it() -> None:
     """As documented in docs/explanation/security-model.md."""
     boss = make.user(*Capability)
     host, gateway = make.agent(by=boss), make.gateway()
@@ -253,7 +253,7 @@ def test_a_rotated_signing_key_still_finds_older_keys(eve: User, settings: Any) 
     assert (found, problem(knock(secret))) == (200, UNAUTHORIZED)
 
 
-def test_what_cannot_be_made(eve: User) -> None:
+def test_invalid_objects_cannot_be_created(eve: User) -> None:
     taken = make.api_key(eve, *READER, name="CI").key
     for wrong, error in (
         ({"name": "ci"}, KeyNameTaken),
@@ -424,7 +424,7 @@ def test_the_page_lists_searches_and_pages(page: Client, eve: User) -> None:
     assert "No API key matches." in text(page.get("/settings/api-keys?q=none"))
 
 
-def test_who_manages_people_sees_and_ends_everybodys(eve: User) -> None:
+def test_people_managers_see_and_end_everybodys_keys(eve: User) -> None:
     key = make.api_key(eve, *READER).key
     boss, clerk = Client(), Client()
     boss.force_login(make.user(Capability.PEOPLE_MANAGE, *READER))

@@ -104,7 +104,7 @@ def test_more_than_a_name_is_not_taken_from_the_form(maker: Client) -> None:
     assert (host.allow_enrolment, host.description) == (False, "")
 
 
-def test_who_may_not_add_agents_is_told_whom_to_ask(work: Gateway, sign_in: SignIn) -> None:
+def test_people_who_may_not_add_agents_learn_who_can(work: Gateway, sign_in: SignIn) -> None:
     client = sign_in(make.user(*set(Capability) - {Capability.API_TOKENS_MANAGE}))
 
     shown = text(client.get(PAGE, CHOSEN))
@@ -131,7 +131,7 @@ def test_a_search_that_empties_meanwhile_leads_to_naming_one(work: Gateway, make
     assert f'href="{MAKING}?gateway=work&amp;client=python"' in part
 
 
-def test_what_is_no_client_is_forgotten(work: Gateway, maker: Client, ana: User) -> None:
+def test_invalid_clients_are_deleted(work: Gateway, maker: Client, ana: User) -> None:
     host = make.agent(by=ana)
     begun = maker.get("/connect/", {"host": str(host.pk), "gateway": "work", "client": '"><script>'})
     again = maker.get("/connect/", {"host": str(host.pk), "gateway": "work", "client": "python"})

@@ -156,7 +156,7 @@ def test_the_break_glass_covers_it_too(layer: str, ana: User, token: Token, app:
     ("state", "words"),
     [("expired", "This token has expired. Create a new one."), ("revoked", "This token has been revoked before.")],
 )
-def test_what_has_ended_gets_no_other_secret(state: str, words: str, ana: User, token: Token, sign_in: SignIn) -> None:
+def test_ended_tokens_get_no_new_secret(state: str, words: str, ana: User, token: Token, sign_in: SignIn) -> None:
     if state == "expired":
         Token.objects.filter(pk=token.pk).update(expires_at=timezone.now())
     else:
@@ -228,7 +228,7 @@ def test_an_agents_only_token_is_regenerated_by_the_same_button(ana: User, token
     assert f'<tbody id="connection-{token.connection_id}" class="changed" hx-swap-oob="true">' in text(answer)
 
 
-def test_of_several_tokens_one_is_chosen_first(ana: User, token: Token, sign_in: SignIn) -> None:
+def test_several_tokens_need_a_choice_first(ana: User, token: Token, sign_in: SignIn) -> None:
     other = make.token(token.connection).token
     client = sign_in(ana)
 

@@ -272,7 +272,7 @@ def at_once(*calls: Any) -> list[Any]:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_two_rotations_at_once_one_wins(ci: Issued) -> None:
+def test_one_of_two_concurrent_rotations_wins(ci: Issued) -> None:
     first, second = at_once(*[lambda: rotate(ci.secret, ci.token.pk)] * 2)
 
     assert sorted([first.status_code, second.status_code]) == [200, 401]

@@ -378,7 +378,7 @@ def test_a_picked_token_that_somebody_revokes_at_that_moment_is_named_and_the_ot
     assert not Token.objects.filter(revoked_at=None).exists()
 
 
-def test_what_ends_picked_rows_takes_the_capability_of_the_single_act_and_leaves_what_one_may_not_see(
+def test_ending_selected_rows_needs_the_single_capability_and_skips_invisible_ones(
     ana: User, ann: User, sign_in: SignIn
 ) -> None:
     host, gateway = make.agent(by=ana), make.gateway()

@@ -70,7 +70,7 @@ def test_a_bomb_after_a_first_chunk_at_the_limit_never_unpacks(over: int) -> Non
     assert max(seen) <= PIECE
 
 
-def test_what_unpacks_to_nothing_ends_too() -> None:
+def test_a_body_that_decompresses_to_nothing_ends_too() -> None:
     empty = zlib.compressobj(wbits=-15).flush(zlib.Z_SYNC_FLUSH)
     body = BodyReader(LIMIT, b"deflate")
 
@@ -83,7 +83,7 @@ def test_what_unpacks_to_nothing_ends_too() -> None:
 
 
 @pytest.mark.parametrize("packed", [b"not gzip", b"\x1f\x8b\x08 but no more"])
-def test_what_does_not_unpack_is_broken(packed: bytes) -> None:
+def test_a_body_that_cannot_be_decompressed_is_broken(packed: bytes) -> None:
     with pytest.raises(BodyBroken):
         read(packed, b"gzip", [])
 

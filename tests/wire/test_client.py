@@ -225,7 +225,7 @@ async def test_only_a_stream_that_begins_with_an_endpoint_is_of_the_old_transpor
 # What is kept
 
 
-async def test_of_servers_nobody_calls_any_more_nothing_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_servers_nobody_calls_any_more_leave_nothing_behind(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wire.client.SWEEP_SECONDS", 0.01)
     idle, busy = run(Script([[tool("it")]], modern=True).app()), run(upstreams.silent())
     async with client() as asking:
@@ -258,7 +258,7 @@ async def test_a_session_that_its_server_forgot_is_opened_anew_and_used_from_the
         assert script.opened == ["forgotten", "session-1"]
 
 
-async def test_who_waited_for_a_session_that_could_not_be_opened_opens_one(run: Run) -> None:
+async def test_a_caller_waiting_for_a_session_that_failed_opens_one(run: Run) -> None:
     class Starting(Script):
         async def initialize(self, request: Request) -> None:
             if len(server.asked("initialize")) == 1:

@@ -182,7 +182,7 @@ def test_a_public_server_does_not_lead_through_the_proxy_into_a_network_that_oth
 
 @ways
 @pytest.mark.parametrize("direct", [["docs.example.com"], ["example.com"], [ip_network("93.184.215.14/32")], []])
-def test_what_is_named_and_what_is_private_is_reached_without_the_proxy(
+def test_listed_and_private_hosts_are_reached_without_the_proxy(
     ask: Ask, direct: list[Any], proxy: ForwardProxy, server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A direct connection to a public address fails in tests; only the proxy's unused state counts."""
@@ -194,7 +194,7 @@ def test_what_is_named_and_what_is_private_is_reached_without_the_proxy(
 
 
 @ways
-def test_what_has_no_tls_never_goes_through_the_proxy(ask: Ask, proxy: ForwardProxy) -> None:
+def test_traffic_without_tls_never_uses_the_proxy(ask: Ask, proxy: ForwardProxy) -> None:
     guard = Guard((LOOPBACK,), proxy=through(proxy, resolved=places(["example.com"])))
     with upstreams.running(upstreams.garbage(b"{}", kind="application/json")) as upstream:
         assert ask(guard, f"http://127.0.0.1:{upstream.port}/") == b"{}"
@@ -258,7 +258,7 @@ def test_a_name_is_told_from_what_only_looks_like_it(host: str, is_in: bool) -> 
 @pytest.mark.parametrize(
     "text", ["*", "", "10.0.0.5/8", "exa mple.com", "https://example.com", "example.com:443", "1.2.3"]
 )
-def test_what_is_neither_a_name_nor_a_network_is_no_place(text: str) -> None:
+def test_an_entry_that_is_neither_name_nor_network_is_invalid(text: str) -> None:
     with pytest.raises(ValueError, match=r"appear to be|host bits set"):
         ways_out.parse_host_or_network(text)
 
@@ -299,7 +299,7 @@ def told(error: BaseException) -> str:
         (b"", "closed the connection without an answer"),
     ],
 )
-def test_what_a_proxy_says_instead_is_told_without_what_it_repeats(
+def test_a_proxys_own_answer_is_reported_without_echoed_secrets(
     ask: Ask, says: bytes, words: str, server: int, end: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
@@ -369,7 +369,7 @@ def test_a_server_behind_the_proxy_is_told_from_the_proxy_when_its_certificate_i
         by_pool(Guard(proxy=through(proxy)), f"https://{OTHER}/mcp")
 
 
-def test_what_answers_at_the_end_of_a_tunnel_is_at_the_address_that_was_checked_and_not_where_the_proxy_is(
+def test_the_end_of_a_tunnel_counts_as_the_checked_address_and_not_as_the_proxys(
     proxy: ForwardProxy,
 ) -> None:
     """Otherwise a proxy in an allowed network would make everything behind it private."""

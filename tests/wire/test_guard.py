@@ -69,7 +69,7 @@ def test_an_allowed_range_opens_its_addresses_in_every_form(address: str) -> Non
     assert not guard.admits("192.168.0.1")
 
 
-def test_what_a_public_server_names_is_never_inside() -> None:
+def test_names_given_by_a_public_server_are_never_private() -> None:
     guard = Guard((ip_network("10.0.0.0/8"),), OwnEndpoints.of("https://gateway.example.com", "", hosts=()))
 
     assert guard.is_inside("10.0.0.5")
@@ -107,7 +107,7 @@ def test_nothing_private_is_ever_admitted(address: IPv4Address | IPv6Address) ->
 
 
 @pytest.mark.parametrize("text", ["", "localhost", "0x7f.1", "1", "not an address", "127.0.0.1:80"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_invalid_addresses_are_refused(text: str) -> None:
     assert not Guard((ip_network("0.0.0.0/0"),)).admits(text)
 
 
@@ -239,7 +239,7 @@ def test_a_url_of_our_own_is_told_in_every_spelling(url: str) -> None:
         "http://10.0.0.5:8000/mcp/work",
     ],
 )
-def test_what_is_near_us_is_not_us(url: str) -> None:
+def test_similar_addresses_are_not_our_own(url: str) -> None:
     assert not OWN.has(url)
 
 

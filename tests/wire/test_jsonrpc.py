@@ -70,7 +70,7 @@ def test_a_response_has_no_method(outcome: str) -> None:
         b"1" * 5000 + b"x",
     ],
 )
-def test_what_is_no_json_is_a_parse_error(body: bytes) -> None:
+def test_invalid_json_is_a_parse_error(body: bytes) -> None:
     with pytest.raises(MalformedMessage) as caught:
         jsonrpc.parse_message(body)
 
@@ -166,7 +166,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def test_what_the_database_cannot_hold_is_replaced_at_any_depth() -> None:
+def test_text_the_database_cannot_store_is_replaced_at_any_depth() -> None:
     assert jsonrpc.storable({"a\0": ["x\ud800", {"b": "\0"}], "n": 1}) == {
         "a\ufffd": ["x\ufffd", {"b": "\ufffd"}],
         "n": 1,

@@ -136,7 +136,7 @@ async def test_an_answer_without_room_waits_in_its_socket_and_others_do_not(make
         assert [each.text for each in answers] == [answer(1)] * 2
 
 
-async def test_what_is_not_large_waits_for_nobody() -> None:
+async def test_small_answers_wait_for_nobody() -> None:
     async with calls(as_json) as begin:
         await taking_all(begin)
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"text": "x" * (MIB - 100)}}).encode()

@@ -121,7 +121,7 @@ def test_an_answer_that_cannot_be_read_is_said(name: str, words: str, server: Se
 
 
 @pytest.mark.parametrize("name", ["torn", "odd", "large", "bomb", "cut", "refused"])
-def test_who_needs_no_body_gets_the_answer_without_one_that_cannot_be_read(
+def test_a_caller_that_needs_no_body_gets_the_answer_despite_an_unreadable_one(
     name: str, server: Server, client: OutboundClient
 ) -> None:
     answer = client.ask("GET", f"{server.url}/{name}", needs_body=False)
@@ -146,7 +146,7 @@ def test_an_event_stream_is_not_waited_for(server: Server, client: OutboundClien
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "https://10.0.0.1/", "https://user:x@example.com/", "ftp://a/"])
-def test_what_the_guard_refuses_is_not_called(url: str) -> None:
+def test_addresses_the_guard_refuses_are_not_called(url: str) -> None:
     with OutboundClient(Guard(), MOST, 5) as client, pytest.raises(MayNotBeCalled, match="may not be called"):
         client.ask("GET", url)
 

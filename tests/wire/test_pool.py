@@ -245,7 +245,7 @@ async def test_bytes_after_an_answer_are_not_taken_for_the_next_one() -> None:
         b"\x16\x03\x01\x02\x00",
     ],
 )
-async def test_what_is_not_http_is_an_unreachable_server(answer: bytes) -> None:
+async def test_a_server_without_http_is_unreachable(answer: bytes) -> None:
     async with serving(answer, close=True) as (server, transport):
         with pytest.raises(Unreachable, match='Server "docs" did not answer'):
             await fetch(transport, server.url)

@@ -23,7 +23,7 @@ def read(stream: bytes, cuts: list[int] | None = None) -> list[ServerSentEvent]:
 
 @pytest.mark.parametrize("data", [b"{}", b'{\n  "a": 1\r\n}', b"one\rtwo\nthree"])
 @pytest.mark.parametrize("event_id", [b"", b"s-1"])
-def test_what_is_sent_as_one_event_is_read_as_one_whatever_lines_it_has(data: bytes, event_id: bytes) -> None:
+def test_an_event_is_read_as_one_whatever_its_lines(data: bytes, event_id: bytes) -> None:
     (event,) = read(sse.event(data, event_id))
     assert event == ServerSentEvent(b"\n".join(data.splitlines()), "message", event_id.decode())
 
@@ -46,7 +46,7 @@ def test_a_cut_never_changes_what_is_read(stream: bytes, data: st.DataObject) ->
 
 
 @given(line.filter(bool))
-def test_what_is_written_is_read_back(text: bytes) -> None:
+def test_written_rows_are_read_back(text: bytes) -> None:
     assert read(sse.event(text) + sse.PING) == [ServerSentEvent(text)]
 
 
