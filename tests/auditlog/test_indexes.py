@@ -106,7 +106,7 @@ def test_an_incomplete_index_is_rebuilt() -> None:
     assert missing_indexes(Call.partitions) == 0
 
 
-def test_an_object_created_but_not_recorded_is_not_created_twice() -> None:
+def test_an_unattached_index_is_not_created_twice() -> None:
     run(f"CREATE INDEX {OF_TODAY} ON {TODAY} (user_agent, created_at) WHERE NOT user_agent = ''")
     before = oid_of(OF_TODAY)
 

@@ -227,7 +227,7 @@ def test_log_readers_are_linked_to_the_call(sign_in: SignIn) -> None:
 
 
 @pytest.mark.parametrize("query", ["?since=x&until=y", "?connection=1&gateway=none", "?since=2026-99-99T00:00:00Z", ""])
-def test_an_invalid_wait_starts_now_for_anything(query: str, max: User, sign_in: SignIn) -> None:
+def test_an_invalid_time_or_object_waits_from_now_on(query: str, max: User, sign_in: SignIn) -> None:
     page = sign_in(max).get(WAIT + query)
 
     assert page.status_code == 200

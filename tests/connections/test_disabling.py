@@ -95,7 +95,7 @@ def test_people_who_may_not_see_connections_get_no_number(layer: str, link: Conn
     assert "in 24 h" not in asked
 
 
-def test_people_are_notified_of_their_own_only(ann: User, link: Connection, sign_in: SignIn) -> None:
+def test_people_see_the_impact_on_their_own_objects(ann: User, link: Connection, sign_in: SignIn) -> None:
     assert CUT_WITH_IT in text(sign_in(ann).get(path_of("identity", link)))
 
 

@@ -130,7 +130,7 @@ def test_a_holder_of_gateways_read_reaches_every_gateway() -> None:
     assert make.connection(make.agent(by=ana), make.gateway(reach=Reach.TEAMS), ana).is_live
 
 
-def test_a_search_among_very_many_stops_at_its_limit() -> None:
+def test_stopped_above_matches_every_blocked_connection() -> None:
     ana, ben = make.user(), make.user()
     reader, chief = make.user(Capability.GATEWAYS_READ), make.user(is_superuser=True)
     team = Team.objects.create(name=make.unique("team"))

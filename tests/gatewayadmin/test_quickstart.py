@@ -89,7 +89,7 @@ def test_wrong_arguments_are_tool_errors(server: Upstream, tool: str, arguments:
     assert failed
 
 
-def test_missing_objects_are_named(server: Upstream) -> None:
+def test_missing_features_get_an_error_code(server: Upstream) -> None:
     assert ask(server, "tools/call", {"name": "nothing"})["error"]["code"] == -32602
     assert ask(server, "tools/call", {"name": "echo", "arguments": []})["error"]["code"] == -32602
     assert ask(server, "resources/read", {"uri": "file:///etc/passwd"})["error"]["code"] == -32602

@@ -302,7 +302,7 @@ def test_a_form_for_signing_in_with_nonsense_is_refused_in_words(name: str, site
         "/gateways/{gateway_slug}/assign/?server=%00",
     ],
 )
-def test_a_former_error_is_no_error_any_more(path: str, site: Site) -> None:
+def test_requests_that_once_failed_succeed(path: str, site: Site) -> None:
     with transaction.atomic():
         answer = site.holding(ALL).get(path.format(**site.things))
         transaction.set_rollback(True)

@@ -225,7 +225,7 @@ def test_hidden_fields_are_no_reason_to_refuse(boss: User, page: Client) -> None
     assert page.post(edited.form, form).status_code == 302
 
 
-def test_obstacles_to_a_deletion_by_version(boss: User) -> None:
+def test_a_deletion_of_an_outdated_version_is_refused(boss: User) -> None:
     edited, api = _team(boss), Rest.of(boss)
     tag = api.get(edited.rest)["ETag"]
     edited.thing.edit(name="Other", users=[], by=boss)

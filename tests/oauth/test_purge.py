@@ -79,7 +79,9 @@ def test_an_ended_family_goes_after_a_day(app: App, member: User, gateway: Gatew
     assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
 
 
-def test_a_revoked_connection_loses_its_grants_and_its_app_may_return(app: App, member: User, gateway: Gateway) -> None:
+def test_tokens_of_a_revoked_connection_are_purged_and_its_app_may_return(
+    app: App, member: User, gateway: Gateway
+) -> None:
     connect(app, member, gateway)
     Connection.objects.get().revoke(by=member)
 

@@ -361,7 +361,7 @@ def test_a_call_that_asks_nothing_is_not_suspended(work: Work) -> None:
     assert not SuspendedCall.objects.exists()
 
 
-def test_unanswered_probes_are_repeated(work: Work) -> None:
+def test_unanswered_server_requests_are_asked_again(work: Work) -> None:
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
     first = result_of(ask(agent))

@@ -78,7 +78,7 @@ def test_a_statement_that_took_its_time_is_not_sent_again(play: Play) -> None:
     play(scene, timeout=0.5)
 
 
-def test_other_failed_statements_are_repeated_once_over_a_new_connection(play: Play) -> None:
+def test_rejected_statements_are_repeated_once_over_a_new_connection(play: Play) -> None:
     async def scene(connection: PgConnection) -> None:
         await connection.run(b"DEALLOCATE one")
         with pytest.raises(StatementRejected, match="does not exist"):

@@ -151,7 +151,7 @@ def test_the_id_of_an_event_that_is_none_of_ours_begins_a_stream_anew(agent: Age
 
 
 @pytest.mark.parametrize("asked", [None, 5, [], "tools"])
-def test_a_subscription_to_unreadable_resources_acknowledges_none(asked: object) -> None:
+def test_an_invalid_subscription_request_is_honoured_with_nothing(asked: object) -> None:
     assert honoured(asked) == ([], [])
 
 

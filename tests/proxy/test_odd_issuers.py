@@ -914,7 +914,7 @@ def test_a_rotation_whose_answer_was_lost_is_tried_once_more_and_then_needs_a_si
 
 
 @pytest.mark.parametrize("how", ["revoke", "disable"])
-def test_an_event_disconnected_at_one_worker_is_sent_by_no_other(
+def test_an_identity_disconnected_at_one_worker_is_sent_by_no_other(
     how: str, github: Place, start: Start, ann: User
 ) -> None:
     workers = [start(), start()]

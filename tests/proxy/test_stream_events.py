@@ -116,7 +116,7 @@ async def test_messages_of_sessions_without_streams_are_all_written_and_few_held
             assert await events.take_waiting(session) == []
 
 
-async def test_values_encrypted_with_a_lost_key_are_counted_silently() -> None:
+async def test_events_encrypted_with_a_lost_key_count_without_their_data() -> None:
     async with worker() as events, worker() as with_another_key:
         history = events.begin_call(str(uuid4()), 1)
         history.add(b"said")

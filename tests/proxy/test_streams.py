@@ -198,7 +198,7 @@ def test_a_silent_stream_is_kept_alive(start: Start, run: Run) -> None:
     assert (quick.kind, curl.kind) == ("application/json", "application/json")
 
 
-def test_the_gateway_answers_server_requests_on_the_stream(work: Work) -> None:
+def test_the_gateway_answers_server_requests_on_a_calls_stream(work: Work) -> None:
     async def asking(request: Request) -> None:
         await request.open_stream()
         await request.event({"jsonrpc": "2.0", "id": "p", "method": "ping"})

@@ -132,7 +132,7 @@ def test_meta_passes_but_for_what_is_between_client_and_gateway(work: Work) -> N
     assert second == {"name": "it", "arguments": None}
 
 
-def test_uncallable_requests_reach_no_server(work: Work) -> None:
+def test_unknown_tool_names_reach_no_server(work: Work) -> None:
     docs = work.put(offering("it"))
     for params in (
         {"name": "it"},

@@ -393,7 +393,7 @@ def test_a_change_ends_what_would_not_be_granted_like_that_any_more_and_nothing_
     assert (identity.status == "active") == goes_on
 
 
-def test_a_withdrawn_consent_ends_its_grants(github: Github, ann: User, boss: User) -> None:
+def test_a_withdrawn_setting_ends_the_sign_ins_made_under_it(github: Github, ann: User, boss: User) -> None:
     github.issuer.metadata = {"issuer": KNOWN_AS}
     github.set(expected_issuer=KNOWN_AS, resource_sent="omit", fixed_scopes="read")
     github.sign_in(ann)

@@ -154,7 +154,7 @@ def test_whatever_our_metadata_announce_is_taken(answer: Answer) -> None:
     ],
     ids=str,
 )
-def test_key_files_readable_by_others_are_refused_before_they_are_opened(
+def test_unsafe_encryption_is_refused_before_decrypting(
     how: dict[str, Any], answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DecryptionKey, "opening", lambda: pytest.fail("it was opened"))

@@ -64,7 +64,7 @@ def as_it_should_be(answer: Answer) -> dict[str, str]:
     return answer.fields()
 
 
-def test_the_written_rules_accept_valid_input(answer: Answer) -> None:
+def test_the_written_response_is_accepted_unchanged(answer: Answer) -> None:
     assert tried(answer, as_it_should_be).person == User.objects.get(email="mia@example.com")
 
 

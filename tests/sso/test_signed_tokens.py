@@ -30,7 +30,7 @@ def of(**changed: Any) -> dict[str, Any]:
     return {name: value for name, value in claims.items() if value is not None}
 
 
-def test_assertions_signed_for_us_are_accepted() -> None:
+def test_tokens_signed_for_us_are_accepted() -> None:
     assert id_token(signed(of(aud=["other", CLIENT], azp=CLIENT)), KEYS, **EXPECTED, nonce=NONCE)["sub"] == "mia"
 
 

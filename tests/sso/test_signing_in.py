@@ -303,7 +303,7 @@ def test_omitting_the_groups_gives_no_entry_where_there_is_no_default_role(provi
         changed.admit(claims_of_mia(provider, says_groups=False))
 
 
-def test_people_without_a_role_by_rule_cause_no_note(provider: Provider) -> None:
+def test_people_without_a_role_by_rule_cause_no_event(provider: Provider) -> None:
     changed = Provider.edit(by=None, rules=[GroupRule("guests", make.role(name="Guest"))])
 
     for _ in range(2):

@@ -253,7 +253,7 @@ def test_a_rotated_signing_key_still_finds_older_keys(eve: User, settings: Any) 
     assert (found, problem(knock(secret))) == (200, UNAUTHORIZED)
 
 
-def test_invalid_objects_cannot_be_created(eve: User) -> None:
+def test_an_invalid_key_cannot_be_created(eve: User) -> None:
     taken = make.api_key(eve, *READER, name="CI").key
     for wrong, error in (
         ({"name": "ci"}, KeyNameTaken),

@@ -131,7 +131,7 @@ def test_a_search_that_empties_meanwhile_leads_to_naming_one(work: Gateway, make
     assert f'href="{MAKING}?gateway=work&amp;client=python"' in part
 
 
-def test_invalid_clients_are_deleted(work: Gateway, maker: Client, ana: User) -> None:
+def test_an_unknown_client_is_dropped_from_the_flow(work: Gateway, maker: Client, ana: User) -> None:
     host = make.agent(by=ana)
     begun = maker.get("/connect/", {"host": str(host.pk), "gateway": "work", "client": '"><script>'})
     again = maker.get("/connect/", {"host": str(host.pk), "gateway": "work", "client": "python"})

@@ -128,7 +128,7 @@ def test_the_segments_and_cards_count_what_they_open(ana: User, sign_in: SignIn)
     assert 'href="?care=unlimited"' in text(page)
 
 
-def test_risky_actions_are_amber(ana: User, sign_in: SignIn) -> None:
+def test_tokens_that_need_care_are_amber(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     unlimited, soon = make.token(connection).token, make.token(connection, expires_in_days=7).token
     Token.objects.filter(pk=unlimited.pk).update(expires_at=None)
