@@ -177,7 +177,7 @@ class _Reader:
         if first.word in JOINTS or self._peek() in SIGNS or first.text in SIGNS:
             fields = ", ".join(FIELDS)
             raise SearchSyntaxError(
-                first.position, f"“{first.text}” is no field. There are {fields}; and {', '.join(WORDS)}."
+                first.position, f"“{first.text}” is not a field. Fields are {fields}; and {', '.join(WORDS)}."
             )
         if first.word == "not" and _begins(self._peek()):
             raise SearchSyntaxError(first.position, "Write “not” after “is”, as in: outcome is not ok.")
@@ -234,7 +234,7 @@ class _Reader:
         if match is None or unit not in units:
             raise SearchSyntaxError(
                 token.position,
-                f"“{token.text}” is no number for {field.name}. Write for example {field.unit.example}.",
+                f"“{token.text}” is not a number for {field.name}. Write for example {field.unit.example}.",
             )
         return float(match[1]) * units[unit]
 
@@ -247,4 +247,4 @@ class _Reader:
         if word in WORDS:
             return WORDS[word]
         known = ", ".join(outcome.replace("_", " ") for outcome in Outcome.values)
-        raise SearchSyntaxError(first.position, f"“{first.text}” is no outcome. There are error, {known}.")
+        raise SearchSyntaxError(first.position, f"“{first.text}” is not an outcome. Outcomes are error, {known}.")

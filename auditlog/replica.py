@@ -173,7 +173,7 @@ class Gauging:
         assert row
         is_replica, has_all, replayed_at, followed, *there = row
         if not is_replica:
-            return "it is no replica", 0.0
+            return "it is not a replica", 0.0
         if there != primary:
             return "it is a replica of another database", 0.0
         if followed != timeline:

@@ -65,7 +65,7 @@ def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: st
     except Undecryptable:
         raise ProviderError("No configured encryption key opens the key that requests are signed with.") from None
     except (TypeError, ValueError):
-        raise ProviderError("There is no usable key that requests are signed with. Save the settings anew.") from None
+        raise ProviderError("There is no usable key to sign requests with. Save the settings again.") from None
     start_sign_in(request, provider, request_id, act=act, onward=onward)
     return leads_on(request, provider, url)
 

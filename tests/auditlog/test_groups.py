@@ -92,7 +92,7 @@ def test_each_group_on_the_page_leads_to_its_calls(viv: User, sign_in: SignIn) -
         '<b>Outcome</b> ok<a class="icon-button" href="/logs/groups/?range=7d&amp;by=tool&amp;sort=-calls"' in narrowed
     )
     assert "but those without a tool" in narrowed
-    assert "no field" in client.get("/logs/groups/", {"q": "colour is red"}).content.decode()
+    assert "not a field" in client.get("/logs/groups/", {"q": "colour is red"}).content.decode()
 
 
 def test_groups_are_taken_away_as_a_file_and_that_is_recorded(viv: User, sign_in: SignIn) -> None:

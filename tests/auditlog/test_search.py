@@ -211,7 +211,7 @@ def test_a_search_that_does_not_parse_says_so_and_shows_nothing(
 ) -> None:
     page = text(sign_in(ana).get("/logs/", {"q": "error and colour is <b>red</b>"}))
 
-    assert page.count("Position 11: “colour” is no field.") == 1
+    assert page.count("Position 11: “colour” is not a field.") == 1
     assert "Nothing is listed" in page
     assert "row-link" not in page
     assert "&lt;b&gt;red" in page

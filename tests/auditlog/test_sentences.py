@@ -81,7 +81,7 @@ def of_switches(ana: User) -> dict[str, str]:
         "gateway.enabled": f"{ANA} enabled the gateway “Work”.",
         "gateway.updated": f"{ANA} renamed the gateway “Work” to “Works”.",
         "server.created": f"{ANA} added the server “GitHub”.",
-        "assignment.created": "The system put the server “GitHub” on the gateway “Work”.",
+        "assignment.created": "The system assigned the server “GitHub” to the gateway “Work”.",
         "assignment.disabled": f"{ANA} disabled the server “GitHub” on the gateway “Work”.",
         "connection.opened": f"{ANA} let “CI bot” use the gateway “Work” as {ANA}.",
         "connection.disabled": f"{ANA} disabled the connection of “CI bot” to the gateway “Work” as {ANA}.",
@@ -139,7 +139,8 @@ def test_a_refused_attempt_names_the_person_and_the_key(sign_in: SignIn) -> None
     )
 
     assert (
-        last("attempt.refused") == f"{ANA} tried what takes the capability “Basic gateway management”, and was refused."
+        last("attempt.refused")
+        == f"{ANA} tried something that needs the capability “Basic gateway management”, and was refused."
     )
     assert sentence(link) == f"{ANA} disabled the host “CI” with the API key “cron”."
 
@@ -178,7 +179,7 @@ def test_invalid_addresses_are_marked_at_their_field() -> None:
     tried = {"email": "ana@example.com; the sign-in of bo@example.com"}
     event = Event(action=Action.SIGN_IN_REFUSED, target_type="address", target_label="192.0.2.1", changes=tried)
 
-    assert sentence(event) == f"Too many passwords were tried for “{tried['email']}”; further ones were refused."
+    assert sentence(event) == f"Too many passwords were tried for “{tried['email']}”; further attempts were refused."
 
 
 # --- Where it is read ------------------------------------------------------------------------------------------------

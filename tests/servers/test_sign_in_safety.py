@@ -155,7 +155,7 @@ CHANGES = {
     cut_off: "signed out",
     sign_out_everywhere: "signed out",
     archive: "GitHub has been archived.",
-    paste_keys: "Nobody signs in at GitHub any more",
+    paste_keys: "GitHub no longer uses sign-in",
     take_off_the_gateway: "None of your gateways needs your own identity at GitHub.",
 }
 
