@@ -88,7 +88,7 @@ class InvitedSerializer(UserSerializer):
 
 
 class UserQuery(ListQuery):
-    """How a list of people is narrowed."""
+    """Filters of the list of people."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the name or e-mail address.")
     active = serializers.BooleanField(required=False, help_text="Only active people, or only inactive ones.")
@@ -106,7 +106,7 @@ def existing_role(pk: UUID) -> Role:
 
 
 class UserChanges(RequestBody):
-    """What may change of a person."""
+    """The changeable fields of a person."""
 
     email = serializers.EmailField(max_length=254)
     display_name = serializers.CharField(max_length=120, allow_blank=True)

@@ -1,4 +1,4 @@
-"""The authentication backend. Sessions hold its dotted path, so it stays here: moved, it would sign everybody out."""
+"""The authentication backend. Sessions store its dotted path, so moving it would sign everybody out."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def check_list(
 
 
 def _withheld(editor: User, capability: Capability) -> str:
-    return "" if editor.has_perm(capability) else "You do not hold this capability yourself."
+    return "" if editor.has_perm(capability) else "You do not have this capability yourself."
 
 
 class ChecksCapabilities(forms.Form):

@@ -57,7 +57,7 @@ class RoleBody(RequestBody):
 
 
 class NameQuery(ListQuery):
-    """How a list is narrowed by name."""
+    """A filter by name."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the name.")
 
@@ -67,7 +67,7 @@ def _counted(roles: QuerySet[Role]) -> QuerySet[Role]:
 
 
 class RoleResource(Resource):
-    """Named sets of capabilities. You can grant only what you hold; an API key cannot grant any."""
+    """Named sets of capabilities. You can grant only capabilities you have; an API key cannot grant any."""
 
     problems = PROBLEMS
     serializer_class = RoleSerializer

@@ -99,7 +99,7 @@ AT_MOST, WITHIN_S = 5, 600
 
 BODY = """This is a test mail of {name} at {url}.
 
-{by} asked for it on the page of the workspace's settings. If you read it, invitations and password resets arrive too.
+{by} asked for it on the workspace settings page. If you received it, invitations and password resets will arrive too.
 """
 
 
@@ -153,11 +153,11 @@ REASONS: dict[type[OSError], str] = {
     smtplib.SMTPSenderRefused: "{server} does not send for {sender} (GATEWAY_EMAIL_FROM): {said}",
     smtplib.SMTPRecipientsRefused: "{server} refused the recipient: {said}",
     smtplib.SMTPResponseException: "{server} refused the mail: {said}",
-    smtplib.SMTPNotSupportedError: "{server} lacks what GATEWAY_EMAIL_URL asks for: {said}",
-    smtplib.SMTPServerDisconnected: "{server} hung up. {schemes}",
+    smtplib.SMTPNotSupportedError: "{server} does not support what GATEWAY_EMAIL_URL requires: {said}",
+    smtplib.SMTPServerDisconnected: "{server} closed the connection. {schemes}",
     ssl.SSLCertVerificationError: "The certificate of {server} is not trusted: {said}",
     ssl.SSLError: "{server} does not speak TLS as expected. {schemes}",
-    socket.gaierror: "The name of {server} is not known here.",
+    socket.gaierror: "The name {server} does not resolve.",
     TimeoutError: "{server} did not answer in time.",
     ConnectionRefusedError: "Nothing listens at {server}.",
     OSError: "{server} could not be reached: {said}",

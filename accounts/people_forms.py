@@ -166,13 +166,13 @@ class InviteForm(RoleChoice):
 
     emails = AddressesField(
         label="E-mail addresses",
-        help_text="One on a line, or between commas. A name may stand before it: Bo Berg <bo@example.com>",
+        help_text="One per line, or separated by commas, with an optional name: Bo Berg <bo@example.com>",
     )
     teams = forms.ModelMultipleChoiceField(
         Team.objects.none(),
         required=False,
         widget=forms.CheckboxSelectMultiple,
-        help_text="They can use the gateways that are open to the team.",
+        help_text="They can use the team's gateways.",
     )
     field_order = ("emails", "role", "teams")
 
@@ -185,7 +185,7 @@ class InviteForm(RoleChoice):
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Add an error naming each refused address; the input is kept."""
         told = " ".join(f"{email}: {reason}" for email, reason in reasons.items())
-        self.add_error("emails", f"Nobody was invited yet. {told}")
+        self.add_error("emails", f"Nobody was invited. {told}")
 
 
 class JoinForm(HashedInTime, ResetPasswordKeyForm):  # type: ignore[misc]
@@ -205,7 +205,7 @@ class PersonForm(forms.Form):
 
     display_name = forms.CharField(label="Name", max_length=120, required=False)
     email = forms.EmailField(
-        label="E-mail", max_length=254, help_text="They sign in with it, and reset mails go there from now on."
+        label="E-mail", max_length=254, help_text="They sign in with it, and reset mails are sent to it from now on."
     )
 
 

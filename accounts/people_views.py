@@ -161,7 +161,7 @@ def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
     if request.method == "GET":
         return show(request, "accounts/invite_again.html", context)
     if not form.is_valid() or form.cleaned_data["epoch"] != invited.session_epoch:
-        return leave(request, page_url(invited), "This link is no longer shown. Send a new invitation if it is needed.")
+        return leave(request, page_url(invited), "This link is no longer shown. Send a new invitation if you need one.")
     try:
         invited.renew_invitation(by=request.user)
     except PeopleError as error:
@@ -226,7 +226,7 @@ def decline_request(request: AppRequest, pk: UUID) -> HttpResponse:
 
     def act() -> HttpResponse:
         declined = person.decline_request(capability, by=request.user)
-        done = "Request declined" if declined else "There is no such request any more"
+        done = "Request declined" if declined else "This request no longer exists"
         return leave(request, page_url(person), done)
 
     return _acted(
@@ -258,7 +258,7 @@ def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
         text=f"Deactivate {person.email}? All sessions end and every connection acting as this user stops on its next "
         "request.",
         more=lambda: sentences(
-            cuts(person, request.user), "Nothing is revoked: reactivated, everything works as before."
+            cuts(person, request.user), "Nothing is revoked: after reactivation, everything works as before."
         ),
         icon="pause",
     )
@@ -306,8 +306,8 @@ def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
         text=f"Let {person.email} {'always' if on else 'no longer always'} use their password?",
         more="With a second factor. Each use while sign-in by the organisation is enforced is an admin event."
         if on
-        else "Where sign-in by the organisation is enforced they sign in there, and sessions of theirs that began with "
-        "a password end at once.",
+        else "Where sign-in by the organisation is enforced, they must sign in there, and their password "
+        "sessions end at once.",
         icon="lock",
         kind="primary" if on else "danger",
     )
@@ -344,7 +344,7 @@ def _reset_sent(request: AppRequest, person: User) -> str:
         password_links.logger.exception("mail not sent")
         return "The mail could not be sent. See the server's log."
     Event.objects.record(Action.USER_RESET_SENT, person, by=request.user)
-    return f"A link is on its way to {person.email}"
+    return f"A link was sent to {person.email}"
 
 
 @require_http_methods(["GET", "POST"])

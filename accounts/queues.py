@@ -78,7 +78,7 @@ def released_while_waiting() -> Iterator[None]:
 
 def _too_many() -> HttpResponse:
     """Return 429 as plain text: rendering a page would take time that is scarce."""
-    text = "Many people are signing in just now. Wait a few seconds, then try again.\n"
+    text = "Many people are signing in at the moment. Wait a few seconds, then try again.\n"
     response = HttpResponse(text, "text/plain; charset=utf-8", 429, headers={"Retry-After": "5"})
     add_never_cache_headers(response)
     return response
@@ -91,7 +91,7 @@ class HashingBusy(TryLater):
     """Too many passwords are being checked in this process."""
 
     def __init__(self) -> None:
-        super().__init__("Many people are signing in just now. Wait a few seconds, then try again.", 5)
+        super().__init__("Many people are signing in at the moment. Wait a few seconds, then try again.", 5)
 
 
 class Queue:

@@ -32,7 +32,7 @@ ROLES = Table(
         Column("acts", "Actions", 6, kind="acts", said=False),
     ),
 )
-OUTRANKED = "This role holds more than you do."
+OUTRANKED = "This role has capabilities that you lack."
 
 
 def role_or_404(pk: UUID) -> Any:

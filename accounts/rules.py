@@ -23,7 +23,7 @@ SECOND_FACTORS = ("totp", "webauthn")  # allauth's names. Recovery codes are onl
 
 
 class PeopleError(Exception):
-    """A person, role or team cannot be changed like that; the message says why."""
+    """The change of a person, role or team is refused; the message says why."""
 
 
 class EmailTaken(PeopleError):
@@ -43,11 +43,11 @@ class InvitationsRefused(PeopleError):
 
 
 class AlreadyJoined(PeopleError):
-    """Only who has not chosen a password yet can be invited again."""
+    """This person has joined already, so there is no invitation to change."""
 
 
 class NotInvited(PeopleError):
-    """This invitation no longer works. Ask whoever invited you for a new one."""
+    """This invitation no longer works. Ask the person who invited you for a new one."""
 
 
 class NotYourView(PeopleError):
@@ -63,23 +63,23 @@ class NameTaken(PeopleError):
 
 
 class BeyondYours(PeopleError):
-    """Nobody can grant a capability they do not hold themselves."""
+    """You can grant only capabilities that you have."""
 
 
 class Outranked(BeyondYours):
-    """This takes at least the capabilities of whom, or what, it is done to."""
+    """You need at least the capabilities of the person or object you change."""
 
 
 class InvitesOthers(BeyondYours):
-    """An API key cannot invite people who could invite others: they would go on when the key has ended."""
+    """An API key cannot invite people who may invite others: they would keep access after the key has ended."""
 
 
 class NotStaff(BeyondYours):
-    """Only staff, or a Super admin, can make somebody staff or end that."""
+    """Only staff or a Super admin can set or clear the staff flag."""
 
 
 class NotActive(PeopleError):
-    """Only who is active and has a password can reset it."""
+    """Only an active person with a password can reset it."""
 
 
 class LastOwner(PeopleError):
@@ -87,7 +87,7 @@ class LastOwner(PeopleError):
 
 
 class NotByDirectory(PeopleError):
-    """The last active Super admin is nobody a directory may change."""
+    """A directory cannot change the last active Super admin."""
 
 
 class LastManager(PeopleError):
@@ -104,7 +104,7 @@ class LastBreakGlass(PeopleError):
 
 
 class NotOwner(BeyondYours):
-    """Only a Super admin can make somebody a break-glass owner or end that."""
+    """Only a Super admin can set or clear break-glass."""
 
 
 class RoleLocked(PeopleError):
@@ -112,11 +112,11 @@ class RoleLocked(PeopleError):
 
 
 class RoleInUse(PeopleError):
-    """People still hold this role. Give them another one first."""
+    """People still have this role. Give them another one first."""
 
 
 class RoleGiven(RoleInUse):
-    """Sign-in by the organisation or a provisioning key gives this role. Take it out of there first."""
+    """Sign-in by the organisation or a provisioning key gives this role. Remove it there first."""
 
 
 class Grantor(Actor, Protocol):

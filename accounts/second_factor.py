@@ -45,7 +45,7 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
 
     error_messages: ClassVar[dict[str, Any]] = {
         **DefaultMFAAdapter.error_messages,
-        "incorrect_code": "This code is not right, or was used before.",
+        "incorrect_code": "This code is wrong, or was used before.",
         "unreadable": "Your second factor cannot be checked: its encryption key is gone. Ask an administrator.",
     }
 
@@ -219,8 +219,8 @@ def _moved(pk: int) -> list[bool]:
 
 MOST_KEYS = 10  # Per person.
 LONGEST_CREDENTIAL = 16 * 1024
-NOT_READ = "Nothing was read from a security key. It takes a browser with script."
-REFUSED = "This security key is not known here, or it took too long. Try again."
+NOT_READ = "The browser did not read a security key. JavaScript is required."
+REFUSED = "This security key is unknown, or it took too long. Try again."
 
 
 def is_offered() -> bool:
@@ -255,9 +255,9 @@ def new_key_data(credential: dict[str, Any]) -> dict[str, Any]:
         response = RegistrationResponse.from_dict(credential)
         made = _server().register_complete(state, response).credential_data
         if made is None or made.credential_id != response.raw_id:
-            raise ValueError("It goes by another name than it was made with.")
+            raise ValueError("It was registered under another id.")
         if made.public_key.ALGORITHM not in CoseKey.supported_algorithms():
-            raise ValueError("Nobody asked for this algorithm.")
+            raise ValueError("This algorithm was not requested.")
         kept = response.response
         identifier = websafe_encode(response.raw_id)
         return {

@@ -137,7 +137,7 @@ class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if not second_factor.is_offered():
-            return leave(request, reverse("mfa_index"), "Security keys take an https address with a name.")
+            return leave(request, reverse("mfa_index"), "Security keys need an https address with a host name.")
         return super().dispatch(request, *args, **kwargs)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:

@@ -57,8 +57,8 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
 
     error_messages: ClassVar[dict[str, Any]] = {
         **DefaultAccountAdapter.error_messages,
-        "email_password_mismatch": "The e-mail or the password is not right.",
-        "account_inactive": "The e-mail or the password is not right.",
+        "email_password_mismatch": "The e-mail or the password is wrong.",
+        "account_inactive": "The e-mail or the password is wrong.",
         "sign_in_there": SIGN_IN_THERE,
     }
 

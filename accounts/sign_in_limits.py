@@ -49,7 +49,7 @@ MOST = {
 
 
 class TooManyTries(TryLater):
-    """Somebody tried this too often; how often, and by whom, is not told."""
+    """Too many attempts; their number and senders are not disclosed."""
 
     def __init__(self, window: timedelta) -> None:
         wait = "Wait a minute, then try again." if window == MINUTE else "Try again in an hour."

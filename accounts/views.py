@@ -99,7 +99,7 @@ def sign_out_everywhere(request: AppRequest) -> HttpResponse:
         return confirm(
             request,
             title="Sign out everywhere",
-            text="Sign out everywhere? All your sessions end, this one too.",
+            text="Sign out everywhere? All your sessions end, including this one.",
             more="Agents and apps that act as you keep working.",
             icon="sign-out",
             back=reverse("accounts:sessions"),

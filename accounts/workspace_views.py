@@ -42,7 +42,7 @@ class WorkspaceForm(forms.Form):
     setup_steps = forms.BooleanField(
         label="Show the first steps",
         required=False,
-        help_text="On the dashboard of those who set things up, until all are done.",
+        help_text="On the dashboard of administrators, until all are done.",
     )
     allow_non_expiring_tokens = forms.BooleanField(
         label="Allow tokens that never expire",
@@ -87,14 +87,14 @@ class WorkspaceForm(forms.Form):
         "Empty: no limit. Above it, callers get 429 with Retry-After.",
     )
     token_calls_per_minute = LimitField(
-        "Calls a minute, each token",
-        "Empty: no limit. A gateway and a token may have a limit of their own; the narrowest counts.",
+        "Calls per minute and token",
+        "Empty: no limit. Gateways and tokens can have their own limits; the lowest applies.",
     )
 
     def __init__(self, data: Any, *, workspace: WorkspaceSettings) -> None:
         super().__init__(data, initial={name: getattr(workspace, name) for name in self.base_fields})
         if oldest := Call.objects.oldest():
-            self.fields["log_retention_days"].help_text += f" The oldest call there is came on {oldest:%Y-%m-%d}."
+            self.fields["log_retention_days"].help_text += f" The oldest call is from {oldest:%Y-%m-%d}."
 
     def groups(self) -> dict[str, list[forms.BoundField]]:
         return {heading: [self[name] for name in names] for heading, names in GROUPS.items()}

@@ -27,7 +27,7 @@ class Action(StrEnum):
 
     ASSIGNMENT_CREATED = (
         "assignment.created",
-        "{actor} put the server {server} on the gateway {gateway}.",
+        "{actor} assigned the server {server} to the gateway {gateway}.",
         "{actor} assigned {target}.",
     )
     ASSIGNMENT_DISABLED = (
@@ -47,7 +47,7 @@ class Action(StrEnum):
     )
     ASSIGNMENT_REMOVED = (
         "assignment.removed",
-        "{actor} took the server {server} off the gateway {gateway}.",
+        "{actor} removed the server {server} from the gateway {gateway}.",
         "{actor} removed the assignment {target}.",
     )
     ASSIGNMENT_UPDATED = (
@@ -190,8 +190,8 @@ class Action(StrEnum):
 
     RECOVERY_CODES_REPLACED = (
         "user.recovery_codes_replaced",
-        "{self} made new recovery codes.",
-        "{actor} made new recovery codes of {target}.",
+        "{self} created new recovery codes.",
+        "{actor} created new recovery codes of {target}.",
     )
 
     ROLE_CREATED = "role.created", "{actor} created the role {target}."
@@ -254,8 +254,8 @@ class Action(StrEnum):
         "The security key {security_key} of {target} was refused: there is a copy of it.",
         "The organisation's sign-in as {email} was refused: {reason}.",
         "An answer of the organisation's identity provider was refused: {reason}.",
-        "Too many passwords were tried for {email}; further ones were refused.",
-        "Too many passwords were tried; further ones were refused.",
+        "Too many passwords were tried for {email}; further attempts were refused.",
+        "Too many passwords were tried; further attempts were refused.",
     )
 
     SINK_CREATED = "sink.created", "{actor} added the log sink {target}."
@@ -264,8 +264,8 @@ class Action(StrEnum):
     SINK_REMOVED = "sink.removed", "{actor} removed the log sink {target}."
     SINK_ROW_REFUSED = (
         "sink.row_refused",
-        "The log sink {target} refused the row {row} for good, which was left out.",
-        "The log sink {target} refused a row for good, which was left out.",
+        "The log sink {target} permanently refused the row {row}, which was left out.",
+        "The log sink {target} permanently refused a row, which was left out.",
     )
     SINK_ROWS_DROPPED = "sink.rows_dropped", "Calls were dropped before the log sink {target} had them."
     SINK_SENT_NOW = "sink.sent_now", "{actor} tried the log sink {target} again without waiting for its next retry."
@@ -331,7 +331,7 @@ class Action(StrEnum):
         "{actor} made {target} a break-glass owner{break_glass}.",
         "{actor} removed {target} as a break-glass owner.",
     )
-    USER_BREAK_GLASS_USED = "user.break_glass_used", "{target} broke the glass: they signed in with a password."
+    USER_BREAK_GLASS_USED = "user.break_glass_used", "{target} used break-glass: they signed in with a password."
     USER_CREATED = (
         "user.created",
         "The account of {target} was created with the role {role}.",
@@ -356,7 +356,7 @@ class Action(StrEnum):
         "{self} changed their password.",
         "{actor} changed the password of {target}.",
     )
-    USER_PASSWORD_LINK_MADE = "user.password_link_made", "{actor} made a link for {target} to choose a password."
+    USER_PASSWORD_LINK_MADE = "user.password_link_made", "{actor} created a link for {target} to set a password."
     USER_PASSWORD_RESET = (
         "user.password_reset",
         "{self} reset their password.",
@@ -393,7 +393,7 @@ class Action(StrEnum):
     USER_STAFF_CHANGED = (
         "user.staff_changed",
         "{actor} let {target} into the Django admin{is_staff}.",
-        "{actor} shut {target} out of the Django admin.",
+        "{actor} removed {target} from the Django admin.",
     )
     USER_UNLINKED = (
         "user.unlinked",
@@ -420,7 +420,7 @@ class Action(StrEnum):
     RETENTION_ASKED = (
         "workspace.shorter_retention_asked",
         "{actor} shortened the retention of calls, which drops about {calls} calls a day later.",
-        "{actor} shortened the retention of calls, from a day later on.",
+        "{actor} shortened the retention of calls, effective a day later.",
     )
     RETENTION_REVOKED = (
         "workspace.shorter_retention_revoked",

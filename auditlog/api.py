@@ -143,7 +143,7 @@ class CallDetail(CallSerializer):
 
 
 class TimeRangeQuery(Query):
-    """A stretch of time."""
+    """A time range."""
 
     def get_fields(self) -> dict[str, Any]:
         fields = super().get_fields()
@@ -193,7 +193,7 @@ class CallFilters(TimeRangeQuery):
 
 
 class CursorQuery(Query):
-    """Where in the log a page begins."""
+    """The cursor of a page of the log."""
 
     cursor = serializers.CharField(required=False, help_text="Start of the page; take it from `next` or `previous`.")
     page_size = serializers.IntegerField(min_value=1, required=False, help_text="Rows on a page, 200 at most.")
@@ -218,7 +218,7 @@ class ExportQuery(CallFilters):
 
 
 class GroupQuery(CallFilters):
-    """The calls by what they are of."""
+    """Groups of calls."""
 
     by = serializers.ChoiceField(
         [(name, one.label) for name, one in BY.items()], default="host", help_text="What the calls are grouped by."
@@ -252,8 +252,9 @@ class CallGroupSerializer(serializers.Serializer[Any]):
 class CallGroupsSerializer(serializers.Serializer[Any]):
     """The groups with the most calls, a thousand at most; `more` when there are others.
 
-    `counted_since` is null when all calls that match were counted: the filters are host, gateway, server, user, method,
-    outcome, reason, and tools by their name in `q`. With others only the newest 10,000 calls are, from then on.
+    `counted_since` is null when all matching calls were counted, which is possible with the filters host, gateway,
+    server, user, method, outcome, reason, and tools by name in `q`. With other filters only the newest 10,000 calls are
+    counted, from this time on.
     """
 
     more = serializers.BooleanField(help_text="Whether there are more groups.")
@@ -335,7 +336,7 @@ def matching_events(query: Mapping[str, Any]) -> QuerySet[Event]:
 
 
 class Log(Resource):
-    """What the two logs share: pages by cursor, since rows arrive while one reads."""
+    """Base of the two logs: pages by cursor, since rows arrive while a person reads."""
 
     @property
     def place(self) -> tuple[Cursor | None, int]:
@@ -381,7 +382,7 @@ class CallResource(Log):
         except Call.DoesNotExist as missing:
             raise Http404 from missing
         if question is None:
-            raise NotFound("The app, the person or the gateway of this call is gone.")
+            raise NotFound("The app, the person or the gateway of this call no longer exists.")
         return Response(TrailSerializer(trail_of(current_decision(question), self.me)).data)
 
     @action(detail=False, url_path="what-if")

@@ -161,7 +161,7 @@ class Histogram:
 
 
 def histogram(search: Search, *, timed: bool = False) -> Histogram:
-    """Return the bars of a search; of many calls from the roll-ups, or else of the newest that a page reads.
+    """Return the bars of a search: of many calls from the roll-ups, otherwise from the newest that a page reads.
 
     From the roll-ups, latencies are only read if `timed`.
     """

@@ -168,7 +168,7 @@ class EventFacet(NamedTuple):
 
 
 def first_of(values: Sequence[str]) -> str:
-    """Return the first value, and how many more there are."""
+    """Return the first value, and the number of other values."""
     return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
 
 

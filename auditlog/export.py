@@ -56,7 +56,7 @@ class TooManyExports(ApiError):
     wait = 30.0  # Seconds, for Retry-After.
 
     def __init__(self) -> None:
-        detail = f"{MAX_EXPORTS} exports of yours are running. Try again when one of them has ended."
+        detail = f"{MAX_EXPORTS} of your exports are running. Try again when one has ended."
         super().__init__(503, "too_many_exports", detail)
 
 
@@ -133,7 +133,7 @@ class Export:
                 count += len(some)
                 yield _csv(some) if self._kind == "csv" else _jsonl(list(self._columns), some)
         except psycopg.Error as error:
-            logger.warning("an export broke off", extra={"rows": count, "error": str(error)})
+            logger.warning("an export was interrupted", extra={"rows": count, "error": str(error)})
             yield self._last(count, complete=False)
             raise IncompleteExport(IncompleteExport.__doc__) from error
         yield self._last(count, complete=True)

@@ -388,7 +388,7 @@ def _criterion(field: LogField, value: str) -> Criterion:
 
 def _unknown(condition: Condition) -> str:
     if condition.field == ANY_ID:
-        return "No call has this id, and nothing with this id has made one."
+        return "No call has this id, and no object with this id has made one."
     if condition.field == ANY_NAME or condition.operator == IS_NOT:
         return ""
     field, text = FIELDS[condition.field], str(condition.values[0])

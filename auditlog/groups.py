@@ -163,14 +163,16 @@ KEPT_FROM = timedelta(days=2)  # Answers about a longer time are kept.
 
 
 class CachedAnswer[T](NamedTuple):
-    """An answer, and when it was read if it is kept."""
+    """A cached answer, and the time it was read, if it is cached."""
 
     answer: T
     read_at: datetime | None = None
 
 
 def cached_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) -> CachedAnswer[T]:
-    """Return an answer about a time of this `length` (None: all time), kept in the cache for KEPT_SECONDS if long."""
+    """Return an answer about a period of this `length` (None: all time), cached for KEPT_SECONDS if the period is
+    long.
+    """
     if length is not None and length < KEPT_FROM:
         return CachedAnswer(read())
     key = f"calls:{sha256(key.encode()).hexdigest()}"

@@ -205,5 +205,5 @@ def _attach(cursor: Any, missing: _Missing) -> bool:
                 raise
         else:
             return True
-    logger.warning("a partition is in use: its index is put in place later", extra={"partition": missing.partition})
+    logger.warning("a partition is in use: its index is attached later", extra={"partition": missing.partition})
     return False

@@ -39,7 +39,9 @@ DETACHING = {True: "CONCURRENTLY", False: "FINALIZE", None: ""}
 
 
 def longest_partition(kept_days: int) -> int:
-    """Return the maximum days per partition if rows are kept for `kept_days`; rows may be kept that much longer."""
+    """Return the maximum days per partition if rows are retained for `kept_days`; rows may be retained that much
+    longer.
+    """
     return next((length for most, length in LENGTHS if kept_days <= most), MONTHS)
 
 

@@ -77,7 +77,7 @@ class QueryToken(NamedTuple):
         return "" if self.quoted else self.text.lower()
 
 
-NO_GROUPS = "Parentheses do not group: “and” binds more than “or”. Put a text with them in quotes."
+NO_GROUPS = "Parentheses do not group: “and” binds more tightly than “or”. Put a text with parentheses in quotes."
 _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|(<=|>=|!=|[<>=~,])|([^\s<>=~,"!]+)|(\S))')
 
 
@@ -179,10 +179,10 @@ class _Reader:
         if first.word in JOINTS or self._peek() in SIGNS or first.text in SIGNS:
             fields = ", ".join(FIELDS)
             raise SearchSyntaxError(
-                first.position, f"“{first.text}” is no field. There are {fields}; and {', '.join(WORDS)}."
+                first.position, f"“{first.text}” is not a field. Fields are {fields}; and {', '.join(WORDS)}."
             )
         if first.word == "not" and _begins(self._peek()):
-            raise SearchSyntaxError(first.position, "“not” stands after “is”, as in: outcome is not ok.")
+            raise SearchSyntaxError(first.position, "Write “not” after “is”, as in: outcome is not ok.")
         text = self._text(first)
         if (pk := lone_id(text)) is not None:
             return Condition(ANY_ID, IS, (str(pk),))
@@ -236,7 +236,7 @@ class _Reader:
         if match is None or unit not in units:
             raise SearchSyntaxError(
                 token.position,
-                f"“{token.text}” is no number for {field.name}. Write for example {field.unit.example}.",
+                f"“{token.text}” is not a number for {field.name}. Write for example {field.unit.example}.",
             )
         return float(match[1]) * units[unit]
 
@@ -249,4 +249,4 @@ class _Reader:
         if word in WORDS:
             return WORDS[word]
         known = ", ".join(outcome.replace("_", " ") for outcome in Outcome.values)
-        raise SearchSyntaxError(first.position, f"“{first.text}” is no outcome. There are error, {known}.")
+        raise SearchSyntaxError(first.position, f"“{first.text}” is not an outcome. Outcomes are error, {known}.")

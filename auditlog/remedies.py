@@ -79,8 +79,8 @@ _DEFINITION = Remedy(
 _IDENTITY_OFF = Remedy(
     "identity", (Action.IDENTITY_DISABLED,), Capability.IDENTITIES_MANAGE, "Enable credential", "enable"
 )
-_ANOTHER = "Only {owner} can make another token."
-_OWN_IDENTITY = Remedy("identity", owner="Only {owner} can end this, at My identities.", own_page=True)
+_ANOTHER = "Only {owner} can create another token."
+_OWN_IDENTITY = Remedy("identity", owner="Only {owner} can fix this, on My identities.", own_page=True)
 
 REMEDIES = {
     "host_disabled": Remedy(
@@ -141,7 +141,7 @@ REMEDIES = {
     "ip": Remedy(
         "token", (Action.TOKEN_UPDATED,), Capability.API_TOKENS_MANAGE, "Edit the token", page=_at("tokens:edit")
     ),
-    "out_of_scope": Remedy("token", owner="The servers of a token stay as they were chosen. " + _ANOTHER),
+    "out_of_scope": Remedy("token", owner="The servers of a token cannot be changed. " + _ANOTHER),
     "not_connected": Remedy(owner="Only {owner} can connect it."),
     "no_token": Remedy(owner=_ANOTHER),
 }
@@ -287,7 +287,7 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
     if (missing := _missing(remedy, row, reader)) is not None:
         return {"who": _who(missing, reader)}
     if remedy.verb and not _rows(remedy.subject).filter(pk=row.pk).exists():
-        return {"who": "It has ended for good."}
+        return {"who": "It was revoked or archived."}
     if remedy.verb and not (isinstance(row, Feature) and row.enabled):
         return {"act": remedy.label, "subject": str(row.pk)}
     return _led(remedy._replace(label="Open its tools") if remedy.verb else remedy, row)
@@ -315,7 +315,7 @@ def _who(needs: Capability, reader: User) -> str:
         names = list(holders.order_by("email").values_list("email", flat=True).distinct()[:MOST_NAMED])
         return f"{first_names(names)} can." if names else "Nobody can at present."
     roles = Role.objects.filter(permissions__in=granting).order_by("name").values_list("name", flat=True).distinct()
-    return f"It takes the capability “{needs.label}”, which these roles hold: {first_names(list(roles))}."
+    return f"It needs the capability “{needs.label}”, which these roles have: {first_names(list(roles))}."
 
 
 def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class Gauging:
     def standing(self) -> Standing:
         """Return the last measurement; an outdated one counts as a fault."""
         if time.monotonic() - self._standing.at > FRESH_S:
-            return self._standing._replace(fault=self._standing.fault or "the database did not say lately")
+            return self._standing._replace(fault=self._standing.fault or "it was not measured recently")
         return self._standing
 
     def measure(self) -> None:
@@ -156,7 +156,7 @@ class Gauging:
 
     def failed(self) -> None:
         """Mark the replica as unreadable until the next measurement."""
-        self._standing = Standing("it could not be read", 0.0, time.monotonic())
+        self._standing = Standing("reading failed", 0.0, time.monotonic())
 
     def close(self) -> None:
         own, self._own = self._own, None
@@ -173,15 +173,15 @@ class Gauging:
         assert row
         is_replica, has_all, replayed_at, followed, *there = row
         if not is_replica:
-            return "it is no replica", 0.0
+            return "it is not a replica", 0.0
         if there != primary:
             return "it is a replica of another database", 0.0
         if followed != timeline:
-            return "it has not followed the present primary yet", 0.0
+            return "it has not replayed from the current primary yet", 0.0
         if has_all:
             return "", 0.0
         if replayed_at is None:
-            return "it does not say how far it is", 0.0
+            return "it does not report its position", 0.0
         lag = max((now - replayed_at).total_seconds(), 0.0)
         return (f"it is more than {settings.READ_LAG_SECONDS} s behind" if lag > settings.READ_LAG_SECONDS else ""), lag
 

@@ -65,7 +65,7 @@ def save(request: AppRequest) -> HttpResponse:
     if not name or len(name) > LONGEST_NAME or "\0" in name:
         return leave(request, back, f"Not saved: a view needs a name of at most {LONGEST_NAME} characters.")
     if len(query) > LONGEST_QUERY:
-        return leave(request, back, "Not saved: this is narrowed by too much for one view.")
+        return leave(request, back, "Not saved: the filters are too long for one view.")
     try:
         SavedView.objects.add(name=name, query=query, is_shared="is_shared" in request.POST, by=request.user)
     except PeopleError as refusal:
@@ -115,7 +115,7 @@ class SavedViewBody(RequestBody):
     def validate_query(self, query: str) -> str:
         written = canonical_query(query)  # May be longer than the input: a space becomes %20.
         if len(written) > LONGEST_QUERY:
-            words = f"It has {len(written)} characters as the Logs page writes it, and may have {LONGEST_QUERY}."
+            words = f"It has {len(written)} characters in the form of the Logs page; the maximum is {LONGEST_QUERY}."
             raise serializers.ValidationError(words, "max_length")
         return written
 

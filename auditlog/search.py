@@ -56,7 +56,7 @@ class Criterion:
 
     @property
     def is_indexed(self) -> bool:
-        """True if an index finds the rows; none holds the most common values, nor empty ones."""
+        """True if an index finds the rows; no index contains the most common values, nor empty ones."""
         return self.values is not None and all(
             column in INDEXES and not {COMMON.get(column), ""} & {*values} for column, values in self.values.items()
         )

@@ -60,7 +60,7 @@ class SentencePart(NamedTuple):
 def sentence(event: Event) -> str:
     """Return the event as a sentence of plain text. Names are quoted, except people's e-mail addresses.
 
-    The quotation marks depend on the name, so that no name can end its quotation early: “…”, else «…», else "…" with
+    The quotation marks depend on the name, so that no name can end its quotation early: “…”, then «…», then "…" with
     JSON escapes.
     """
     plain = {"actor", "person"} | ({"target"} if event.target_type in UNQUOTED else set())

@@ -185,7 +185,7 @@ def keep_look(request: AppRequest) -> HttpResponse:
     request.user.keep_log_look(call_filter.options.as_query())
     back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
     to = with_query(back, call_filter.link(columns="", zone="", chart=""))
-    return leave(request, to, "Kept: your list of calls looks like this from now on")
+    return leave(request, to, "Saved: your list of calls will look like this")
 
 
 @require_GET

@@ -63,7 +63,7 @@ class Trail:
         question = self.answer.question
         match self.works:
             case True if question.feature is None:
-                return "Yes, this would be let in now."
+                return "Yes, access would be allowed now."
             case True:
                 return "Yes, this would go to its server now."
             case None:
@@ -111,7 +111,7 @@ def _texts(answer: CurrentDecision, reader: User) -> Iterator[tuple[Step, str]]:
     yield Step.ADDRESS, f"{question.address or 'An address that the token allows'} may use it"
     yield Step.HOST, f"{question.host.name} is enabled"
     yield Step.GATEWAY, f"{gateway} and the connection are enabled"
-    yield Step.REACH, f"{person} reaches {gateway}; limits count calls and are not judged here"
+    yield Step.REACH, f"{person} reaches {gateway}; rate limits are not checked here"
     if question.feature is not None:
         its = server.server_name if server else "Its server"
         yield Step.SERVER, f"{its} is assigned, enabled and within the token's scope"
@@ -124,14 +124,14 @@ def _line(answer: CurrentDecision, step: Step, text: str) -> TrailLine:
     server, feature = answer.verdict.assigned, answer.question.feature
     if step != Step.TOOL or not answer.verdict.unlisted or server is None or feature is None:
         return TrailLine(NAMES[step], "pass", text)
-    asked = f"No list of {server.server_name} has had {feature.name} so far; a call would make the gateway ask again"
+    asked = f"No list of {server.server_name} has had {feature.name} so far; a call would make the gateway refresh it"
     return TrailLine(NAMES[step], "open", asked)
 
 
 def _token_text(answer: CurrentDecision, reader: User) -> str:
     token = answer.token
     if token is None:
-        return "The app has a token, or gets one by itself"
+        return "The app has a token, or can get one by itself"
     if token.connection.user_id == reader.pk or token.last_used_at or any(map(reader.has_perm, SEES_TOKENS)):
         return f"“{token.name}” {token.prefix} is known, not revoked, not expired"
     return "A token is known, not revoked, not expired"
@@ -140,9 +140,9 @@ def _token_text(answer: CurrentDecision, reader: User) -> str:
 def _notes(answer: CurrentDecision) -> Iterator[str]:
     came_with: Token | None = answer.question.token
     if came_with is not None and came_with.kind == TokenKind.ACCESS and answer.token != came_with:
-        yield "This is about the token that gets furthest; the one of the call gets less far."
+        yield "This is for the token that passes the most checks; the token of the call passes fewer."
     if answer.verdict.by_arguments:
-        yield "Its server changed the definition; until that is accepted, the arguments have to fit both."
+        yield "Its server changed the definition; until that is accepted, the arguments must fit both versions."
 
 
 # The What-if page: the current decision for an app, person, gateway and tool, and actions that resolve obstacles.
@@ -153,7 +153,7 @@ THINGS = ("host", "user", "gateway")
 
 
 class WhatIfQuery(Query):
-    """A question: who would do what, with what, where. Without a tool it is whether they are let in at all."""
+    """A what-if question: person, app, gateway, and tool. Without a tool only the access is checked."""
 
     host = listed_host()
     user = listed_person()
@@ -204,8 +204,8 @@ PICKERS = (
     Picker("host", "App or agent"),
     Picker("user", "Person"),
     Picker("gateway", "Gateway"),
-    Picker("tool", "Tool", "As clients call it. Without one: whether they are let in.", optional=True),
-    Picker("address", "From address", "For tokens that may be used from some addresses only.", optional=True),
+    Picker("tool", "Tool", "The name clients use. Without one, only the access is checked.", optional=True),
+    Picker("address", "From address", "For tokens limited to some addresses.", optional=True),
 )
 
 

@@ -125,7 +125,7 @@ class Detail:
                 lines.append(DecisionLine(name, "stop", self.reason.sentence))
             else:
                 lines.append(DecisionLine(name, "skip", NOT_REACHED))
-        return [*lines, DecisionLine("Recorded", "pass", "The row was committed before the answer left")]
+        return [*lines, DecisionLine("Recorded", "pass", "The row was committed before the answer was sent")]
 
     @property
     def reached(self) -> list[DecisionLine]:
@@ -153,7 +153,7 @@ class Detail:
     def _server(self) -> str:
         if self.call.server_name:
             return f"{self.call.server_name} is assigned, enabled and within the token's scope"
-        return "All that the caller may use were asked" if self.call.method.endswith("/list") else ""
+        return "All servers the caller may use were asked" if self.call.method.endswith("/list") else ""
 
     def _upstream(self) -> str:
         if self.call.method in GATEWAY_METHODS:

@@ -1,1 +1,1 @@
-"""How fast the gateway is beside a server alone and nginx before it: `python -m bench`."""
+"""Compare the speed of the gateway with a server alone and with nginx: `python -m bench`."""

@@ -1,15 +1,16 @@
-"""Measure, in one run on one machine: a server alone, nginx before it, and this gateway before it.
+"""Measure a server alone, nginx in front of it, and this gateway in front of it, in one run on one machine.
 
-The gateway is the real one: `manage.py serve` with one worker and its embedded PostgreSQL, every
-call authorised by the statement and committed to the log before it is answered. `--against CHECKOUT` measures the
-gateway of another checkout in turn with it, so that a change can be compared with what was before.
+The gateway is a real one: `manage.py serve` with one worker and its embedded PostgreSQL. Every call is authorised by
+the statement and committed to the log before it is answered. `--against CHECKOUT` also measures the gateway of another
+checkout, in turn with this one, to compare a change with the state before it.
 
-`--kinds` says what is asked, one after the other: `json` a tool of a server without sessions; `session` the same in a
-session of the client at a server that has sessions too; `sse` a tool that reports progress and answers in events;
-`list` the list of fifty tools, which the gateway has stored. `--stored-sessions N` measures the gateway once more
-with N other sessions stored, `--idle-streams N` with N clients that listen and say nothing, whose memory is told.
-`--tracing SHARE` measures it once more with that share of its calls traced, the spans posted to a collector that throws
-them away.
+`--kinds` names the requests, measured one after the other: `json` is a tool of a server without sessions; `session` the
+same in a session of the client at a server that has sessions too; `sse` a tool that reports progress and answers in
+events; `list` the stored list of fifty tools.
+
+`--stored-sessions N` measures the gateway once more with N other sessions stored. `--idle-streams N` does so with N
+clients that have an open, silent stream, and prints their memory. `--tracing SHARE` does so with that share of calls
+traced; a collector receives and discards the spans.
 """
 
 import argparse
@@ -72,7 +73,7 @@ KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Something that can be called, and the processes to watch meanwhile; `scripts` are by kind."""
+    """A measured endpoint, and the processes to watch during a run; `scripts` are by kind."""
 
     name: str
     urls: dict[str, str]
@@ -90,7 +91,7 @@ def main() -> None:
     print(f"Python {platform.python_version()} on {os.cpu_count()} cores; median of {options.rounds} rounds\n")
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
         places = list(started(stack, home, options, with_nginx=not missing))
         for kind in options.kinds:
             for place in places:
@@ -117,7 +118,7 @@ def parsed() -> argparse.Namespace:
 
 
 def checkout(path: str) -> Path:
-    """The folder of a checkout that can be started; argparse prints what is wrong with another."""
+    """Return the folder of a checkout that can be started. Raises argparse's error for any other folder."""
     folder = Path(path).resolve()
     for part in ("manage.py", ".venv/bin/python"):
         if not (folder / part).exists():
@@ -131,12 +132,12 @@ def found(program: str) -> bool:
 
 
 def servers(kinds: list[str]) -> list[str]:
-    """The paths of the servers that these kinds need."""
+    """Return the paths of the servers needed for these kinds."""
     return list(dict.fromkeys(KINDS[kind][0] for kind in kinds))
 
 
 def started(stack: ExitStack, home: Path, options: argparse.Namespace, *, with_nginx: bool) -> Iterator[Place]:
-    """Start everything; the gateways come last."""
+    """Start everything, and yield the endpoints; the gateways come last."""
     upstream, between = free_port(), free_port()
     server = stack.enter_context(running(upstream_command(upstream), upstream))
     watched: Watched = {"server": lambda: [server.pid]}
@@ -159,7 +160,7 @@ def started(stack: ExitStack, home: Path, options: argparse.Namespace, *, with_n
 
 
 def gateways(options: argparse.Namespace, home: Path) -> list[tuple[str, Path, Path, int, int]]:
-    """The gateways to compare: their names, checkouts and data folders, stored sessions and open streams."""
+    """Return the gateways to compare: name, checkout, data folder, stored sessions and open streams of each."""
     every = [(GATEWAY, ROOT, home, 0, 0)]
     if options.against is not None:
         every.append((OTHER, options.against, home / "other", 0, 0))
@@ -173,7 +174,7 @@ def gateways(options: argparse.Namespace, home: Path) -> list[tuple[str, Path, P
 
 
 def traced(stack: ExitStack, share: float) -> dict[str, str]:
-    """What has a gateway trace this share of its calls; their collector is started."""
+    """Start a collector, and return the environment of a gateway that traces this share of its calls."""
     port = free_port()
     stack.enter_context(running([sys.executable, "-m", "bench.collector", str(port)], port, folder=ROOT))
     return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", "OTEL_TRACES_SAMPLER_ARG": str(share)}
@@ -185,7 +186,7 @@ def bare_place(name: str, port: int, home: Path, kinds: list[str], watched: Watc
 
 
 class Gateway:
-    """The gateway of the checkout `code`, with a data folder of its own, before the server on port `upstream`."""
+    """The gateway of the checkout `code`, with its own data folder, in front of the server on port `upstream`."""
 
     def __init__(self, stack: ExitStack, code: Path, home: Path, upstream: int, more: dict[str, str]) -> None:
         self._stack, self._code, self._home = stack, code, home
@@ -196,14 +197,17 @@ class Gateway:
         self._made = rows(code, self.environment, "make", servers=self._addresses, tokens=TOKENS)
 
     def workers(self) -> list[int]:
-        """The workers and the process that does the chores: a checkout from before it did them in its workers."""
+        """Return the process ids of the workers and of the chores process.
+
+        Older checkouts do their chores in the workers.
+        """
         return descendants(self._process.pid)
 
     def url(self, server: str) -> str:
         return f"http://127.0.0.1:{self.port}/mcp/{self._made[server]['slug']}"
 
     def open_streams(self, streams: int) -> None:
-        """Have so many clients listen until the end, and print what that takes."""
+        """Keep `streams` client streams open until the end, and print the memory they take."""
         tokens, before = self._made["sessions"]["tokens"], memory(self.workers())
         for number, first in enumerate(range(0, streams, STREAMS_OF_A_TOKEN), 1):
             some = min(STREAMS_OF_A_TOKEN, streams - first)
@@ -228,19 +232,19 @@ class Gateway:
 
 
 def script(path: Path, kind: str, url: str, token: str = "", prefix: str = "") -> Path:
-    """The script that makes wrk ask what this kind is; where it takes a session, that is opened here."""
+    """Write the wrk script for this kind of request, and open the session it needs, if any."""
     server, method, tool, more = KINDS[kind]
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     params = {"name": f"{prefix}{tool}", "arguments": {"text": "hello"}, **more} if tool else {}
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
     if server == "sessions" and (session := session_at(url, headers)):
         headers["Mcp-Session-Id"] = session
-    asked(url, headers, body)  # What is learnt of a server at the first request is no part of the measurement.
+    asked(url, headers, body)  # Learning about a server on the first request is not measured.
     return script_for(path, body, {**headers, "Accept": "application/json, text/event-stream"})
 
 
 def rounds(places: list[Place], kind: str, connections: int, options: argparse.Namespace) -> dict[str, list[Measured]]:
-    """Measure all places in turn, several times, so that a busy moment of the machine hits all alike."""
+    """Measure all endpoints in turn, several times, so that a busy moment of the machine affects all of them."""
     results: dict[str, list[Measured]] = {place.name: [] for place in places}
     for _ in range(options.rounds):
         for place in places:

@@ -1,8 +1,8 @@
-"""Calls without end to whichever of several gateways is ready: agents, and the load balancer before them.
+"""Send calls continuously to several gateways, as agents behind a load balancer do.
 
-The balancer asks /readyz of each and sends calls to those that are ready. A call is sent once more where HTTP clients
-and nginx do so: when no connection could be made, or when the one that was kept was closed before anything of an answer
-had come. Whether a gateway made such a call after all is for its log to say.
+The balancer asks each gateway's /readyz and sends calls to ready ones. It repeats a call only where HTTP clients and
+nginx do: when no connection could be made, or when a kept connection was closed before any byte of the answer arrived.
+The log of the gateways shows if such a call was executed after all.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ CLOSED = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.
 
 @dataclass(kw_only=True)
 class Agents:
-    """Agents at work in a thread until the block ends, as long as `_stop` is not set."""
+    """Sends calls in a thread until the block ends."""
 
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -37,13 +37,13 @@ class Agents:
         self._thread.join()
 
     async def _work(self) -> None:
-        """What they do."""
+        """Send calls until `_stop` is set."""
         raise NotImplementedError
 
 
 @dataclass
 class Balanced(Agents):
-    """Agents that call whichever process is ready, in a thread, until the block ends."""
+    """Calls ready gateways in a thread, until the block ends."""
 
     token: str
     slug: str
@@ -58,7 +58,7 @@ class Balanced(Agents):
     _turn: int = 0
 
     def since(self, began: float) -> list[float]:
-        """The seconds of each call that ended since then, the shortest first."""
+        """Return the seconds of each call that ended since then, shortest first."""
         return sorted(seconds for came, seconds in list(self.taken) if came >= began)
 
     async def _work(self) -> None:
@@ -83,7 +83,7 @@ class Balanced(Agents):
                 await asyncio.sleep(self.pause)
 
     async def _ask(self, client: httpx.AsyncClient, message: dict[str, Any]) -> str:
-        """What went wrong, if something did; a call whose connection was closed is sent to the next one once."""
+        """Send a call, and return its error or "". If the connection was closed, send it once to the next gateway."""
         for is_last in (False, True):
             try:
                 answer = await client.post(self._url(), json=message)
@@ -99,7 +99,7 @@ class Balanced(Agents):
         return ""
 
     def _url(self) -> str:
-        """That of the next process that is ready. Raises LookupError when none is."""
+        """Return the URL of the next ready gateway. Raises LookupError if none is ready."""
         self._turn += 1
         ready = self.ready
         if not ready:

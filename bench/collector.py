@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry that throws away what it gets: `python -m bench.collector PORT`."""
+"""An OpenTelemetry collector that discards everything: `python -m bench.collector PORT`."""
 
 import asyncio
 import sys

@@ -1,9 +1,9 @@
-"""Fill a workspace to the size it is built for, and count its calls: `python -m bench.full_size --keep FOLDER`.
+"""Fill a workspace to its maximum supported size, and count its calls: `python -m bench.full_size --keep FOLDER`.
 
-A database of its own over the embedded PostgreSQL in that folder, or the empty one of DATABASE_URL, gets ten million
-calls of ninety days, 5,000 hosts, 50,000 connections, 5,000 people, 200 gateways, 100 servers of 50 tools each with
-their definitions, and events. The database makes all of it, a day of calls in one transaction; then the roll-ups are
-counted as a server does it. What is there already stays: started again, it goes on.
+The database is its own, on the embedded PostgreSQL in that folder, or the empty one of DATABASE_URL. It gets ten
+million calls over ninety days, 5,000 hosts, 50,000 connections, 5,000 people, 200 gateways, 100 servers of 50 tools
+each with their definitions, and events. SQL statements generate all rows, one day of calls per transaction; then the
+roll-ups are counted as a server does it. A second run continues where the first stopped.
 """
 
 import argparse
@@ -101,8 +101,8 @@ def parsed() -> argparse.Namespace:
 
 @contextmanager
 def workspace(home: Path) -> Iterator[None]:
-    """Django set up for the workspace in this folder; the embedded database runs until the block ends."""
-    home.mkdir(mode=0o755, exist_ok=True)  # The embedded PostgreSQL of root runs as somebody else.
+    """Set up Django for the workspace in this folder; the embedded database runs until the block ends."""
+    home.mkdir(mode=0o755, exist_ok=True)  # The embedded PostgreSQL of root runs as another user.
     data = home / "data"
     data.mkdir(mode=0o700, exist_ok=True)
     os.environ |= {"GATEWAY_DATA_DIR": str(data), "GATEWAY_QUICKSTART": "0", "DJANGO_SETTINGS_MODULE": SETTINGS}
@@ -149,7 +149,7 @@ def said(what: str, work: Callable[[], None]) -> None:
 
 
 def furnish() -> None:
-    """All but the calls."""
+    """Create all rows except calls."""
     from django.db import connection, transaction  # noqa: PLC0415
 
     with transaction.atomic():
@@ -160,7 +160,7 @@ def furnish() -> None:
 
 
 def _offers() -> Iterator[tuple[str, list[Any]]]:
-    """Further servers of each gateway, the tools of all of them, and what people bring to the servers."""
+    """Yield the further servers of each gateway, all tools, and people's credentials for the servers."""
     from connections.models import Connection  # noqa: PLC0415
     from gateways.models import Assignment, Feature, FeatureVersion  # noqa: PLC0415
 
@@ -177,7 +177,7 @@ def _offers() -> Iterator[tuple[str, list[Any]]]:
     )
     name = f"'tool_' || n %% {TOOLS}"
     definition = DEFINITION.format(name=name, tools=TOOLS)
-    of_first = WHOLE.gateways * 5  # Those that `grow` made.
+    of_first = WHOLE.gateways * 5  # Those made by `grow`.
     told = {
         "assignment_id": key("Assignment", f"(n - {of_first}) / {TOOLS}"),
         "name": f"'page_tool_' || n %% {TOOLS}",
@@ -231,7 +231,7 @@ def _offers() -> Iterator[tuple[str, list[Any]]]:
 
 
 def _people() -> Iterator[tuple[str, list[Any]]]:
-    """What they may do, the teams they are in, and keys and saved views of some."""
+    """Yield roles, teams, API keys and saved views."""
     from accounts.models import ApiKey, Role, SavedView, Team  # noqa: PLC0415
 
     member = Role.objects.get(name="Member").pk
@@ -284,7 +284,7 @@ def _events() -> Iterator[tuple[str, list[Any]]]:
 
 
 def make_calls(rows: int, days: int) -> None:
-    """The calls of each day that has none, the oldest first."""
+    """Create the calls of each day that has none, oldest day first."""
     from django.db import connection  # noqa: PLC0415
 
     from auditlog.models import Call  # noqa: PLC0415

@@ -1,14 +1,14 @@
-"""Measure what large answers cost everybody else, and in memory: `python -m bench.large_answers`.
+"""Measure how large answers affect other calls and memory: `python -m bench.large_answers`.
 
-A gateway with two servers and one worker. One client after the other pings and calls a small tool; p99 of that is
-taken alone, then while others fetch answers of 30 MB with 100,000 URIs (packed 40 KB), of which every URI is rewritten.
-It fails when a figure grows by more than 50 ms.
+Part 1: a gateway with two servers and one worker. One client pings and calls a small tool. Its p99 is measured alone,
+then while other clients fetch answers of 30 MB with 100,000 URIs (40 KB compressed), each of which is rewritten. Fails
+if a figure grows by more than 50 ms.
 
-Then as many sockets of one token ask for answers of 8 MB and take nothing of them. It fails when the worker grows by
-more than 100 MB meanwhile, or is larger by that afterwards than before all.
+Part 2: as many sockets of one token request answers of 8 MB and never read them. Fails if the worker grows by more than
+100 MB meanwhile, or is larger by that afterwards than before.
 
-Then two servers trickle large answers to eight people each, which take all the memory for large answers, while another
-person fetches answers of 8 MB from a third server. It fails when one of these takes more than 15 s.
+Part 3: two servers trickle large answers to eight people each, which fills the memory budget, while another person
+fetches answers of 8 MB from a third server. Fails if one of these takes more than 15 s.
 """
 
 import argparse
@@ -47,7 +47,7 @@ TRICKLES = 8  # Of each server, each to another person.
 TRICKLED_SIZE, TRICKLED_AT_ONCE = 10_000_000, 2_000_000
 MOST_WAITED_S = 15
 MOST_GROWN_MB = 100
-SETTLE_S = 5  # Until what is not needed any more has been given back.
+SETTLE_S = 5  # Until unneeded memory is released.
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def serving(server: int, port: int) -> int:
 
 
 def leave_unread(url: str, tokens: list[str], worker: int, first: float, options: argparse.Namespace) -> bool:
-    """Print what a worker takes while answers are not taken, and afterwards; whether neither is too much."""
+    """Print the worker's memory while answers are not read, and afterwards; return False if either is too much."""
     before = memory([worker])
     arguments = {"count": 1, "size": UNREAD_SIZE}
     sockets = [unread(url, tokens[1], "one__large", arguments) for _ in range(options.unread)]
@@ -113,7 +113,7 @@ def leave_unread(url: str, tokens: list[str], worker: int, first: float, options
 
 
 def beside_trickles(url: str, tokens: list[str], seconds: float) -> bool:
-    """Print how long large answers take while servers trickle others; whether none took too long."""
+    """Print the duration of large answers while servers trickle others; return False if one took too long."""
     arguments = {"size": TRICKLED_SIZE, "at_once": TRICKLED_AT_ONCE, "seconds": seconds}
     tools = ["slow__trickle", "slower__trickle"] * TRICKLES
     sockets = [unread(url, token, tool, arguments) for tool, token in zip(tools, tokens[2:], strict=True)]
@@ -147,7 +147,7 @@ async def fetch_in_turn(url: str, token: str, seconds: float) -> list[float]:
 
 
 def received(sock: socket.socket) -> bytes:
-    """Close the socket and return what has arrived."""
+    """Close the socket and return the data it received."""
     sock.setblocking(False)
     with sock, suppress(OSError):
         return sock.recv(4096)
@@ -155,7 +155,7 @@ def received(sock: socket.socket) -> bytes:
 
 
 def unread(url: str, token: str, tool: str, arguments: dict[str, Any]) -> socket.socket:
-    """Ask for a large answer, and take nothing of it."""
+    """Request a large answer, and read none of it."""
     host, port = url.split("/")[2].split(":")
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -165,7 +165,7 @@ def unread(url: str, token: str, tool: str, arguments: dict[str, Any]) -> socket
 
 
 def measure(url: str, tokens: list[str], options: argparse.Namespace) -> bool:
-    """Print p99 alone and beside large answers; whether none grew too much."""
+    """Print p99 alone and beside large answers; return False if one grew too much."""
     context, fine = get_context("spawn"), True
     alone = asyncio.run(probe(url, tokens[0], options.seconds))
     print(f"{'':34}{'ping p50':>10}{'p99':>9}{'most':>9}{'call p50':>12}{'p99':>9}{'most':>9}", flush=True)
@@ -207,7 +207,7 @@ def message(method: str, params: dict[str, Any]) -> dict[str, Any]:
 
 
 async def probe(url: str, token: str, seconds: float) -> dict[str, list[float]]:
-    """Return the milliseconds that pings and calls took in this time."""
+    """Return the milliseconds of pings and calls during this time."""
     taken: dict[str, list[float]] = {"ping": [], "tools/call": []}
     ends = time.monotonic() + seconds
 
@@ -226,7 +226,7 @@ async def probe(url: str, token: str, seconds: float) -> dict[str, list[float]]:
 
 
 def fetch(url: str, token: str, clients: int, size: int, links: int, fetched: Any, stop: Any) -> None:
-    """Fetch large answers, one after the other in each client, until told to stop; in a process of its own."""
+    """Fetch large answers one after the other in each client, in a process of its own, until `stop` is set."""
     os.nice(5)
 
     async def work() -> None:
@@ -259,18 +259,18 @@ def fetch(url: str, token: str, clients: int, size: int, links: int, fetched: An
 
 
 def check(answer: bytes, links: int) -> None:
-    """Raises when not every link is what clients are given."""
+    """Raise an error unless every link is one rewritten for clients."""
     content = orjson.loads(answer)["result"]["content"]
     if [item["uri"] for item in content] != ["gateway://one/bench%3A%2F%2Fpages%2Fone%3Fx%3D%2520"] * links:
         raise RuntimeError("not what the gateway gives out")
 
 
 class Busy(Exception):
-    """The gateway has not executed a call: its person's answers take all the memory they may."""
+    """The gateway refused a call unexecuted, because its person's answers fill their share of the memory budget."""
 
 
 class Client:
-    """One connection of a client; it reads an answer as it comes."""
+    """One connection of a client, which reads answers as they arrive."""
 
     def __init__(self, url: str, token: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._url = url
@@ -285,7 +285,7 @@ class Client:
 
     @staticmethod
     def spelled(url: str, token: str, asked: dict[str, Any]) -> bytes:
-        """The request as it is sent."""
+        """Return the request as bytes."""
         body = orjson.dumps(asked)
         head = (
             f"POST /{url.split('/', 3)[3]} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"

@@ -1,8 +1,8 @@
-"""Measure every list before few rows and before very many: `python -m bench.lists`.
+"""Measure every list with few rows and with very many: `python -m bench.lists`.
 
-A database of its own over the embedded PostgreSQL holds 50 hosts, connections and tokens first, then 5,000 hosts,
-50,000 connections and 200,000 tokens. Each list is asked for by somebody who may see everything, in this process; the
-quickest of several answers counts, and what it grew by is told.
+A database on the embedded PostgreSQL first has 50 hosts, connections and tokens, then 5,000 hosts, 50,000 connections
+and 200,000 tokens. Each list is requested in this process by a user who may see everything. The fastest of several
+answers counts, and the growth is printed.
 """
 
 import argparse
@@ -20,7 +20,7 @@ ALLOWED = 5
 
 
 class Asked(NamedTuple):
-    """How long the answers took, and how many statements each was made of."""
+    """The duration of the answers, and the number of statements of each."""
 
     milliseconds: float
     statements: int
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def measure(times: int) -> list[str]:
-    """Print what each list takes; the lists that grew by more than they may."""
+    """Print the duration of each list; return the lists that grew by more than the limit."""
     from django.conf import settings  # noqa: PLC0415
     from django.core.management import call_command  # noqa: PLC0415
     from django.db import connection  # noqa: PLC0415
@@ -65,7 +65,7 @@ def measure(times: int) -> list[str]:
 
 
 def told(path: str, few: Asked, many: Asked) -> bool:
-    """Print a line; whether it is one too many."""
+    """Print a line; return True if the growth is too much."""
     grown = many.milliseconds / few.milliseconds
     bad = grown > ALLOWED or many.statements != few.statements
     print(
@@ -77,7 +77,7 @@ def told(path: str, few: Asked, many: Asked) -> bool:
 
 
 def lists() -> list[str]:
-    """Every page and every answer of the API that lists rows."""
+    """Return every page and every answer of the API that lists rows."""
     from gatewayadmin.rest.urls import router  # noqa: PLC0415
 
     host, gateway, server = pk("Host", 0), "gateway-0", "server-0"

@@ -1,4 +1,4 @@
-"""Load by wrk, and the processor time that others spend under it."""
+"""Load by wrk, and the processor time of other processes under it."""
 
 import json
 import os
@@ -26,7 +26,7 @@ type Watched = Mapping[str, Callable[[], Iterable[int]]]
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: how many calls in how many seconds, latencies in ms, processor microseconds per call by process."""
+    """One run: number of calls, seconds, latencies in ms, and processor microseconds per call by process."""
 
     calls: int
     seconds: float
@@ -41,7 +41,7 @@ class Measured:
 
 
 def measure(url: str, script: Path, *, connections: int, seconds: float, watched: Watched) -> Measured:
-    """Call `url` from so many connections for so long, watching these processes."""
+    """Call `url` over so many connections for `seconds`, watching these processes."""
     before = {name: processor_seconds(pids()) for name, pids in watched.items()}
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), url]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -53,7 +53,7 @@ def measure(url: str, script: Path, *, connections: int, seconds: float, watched
 
 
 def script_for(path: Path, body: object, headers: Mapping[str, str]) -> Path:
-    """Write the script that makes wrk post `body`."""
+    """Write a wrk script that posts `body`."""
     spelled = {"Content-Type": "application/json", **headers}
     table = "{" + ",".join(f"[{json.dumps(name)}]={json.dumps(value)}" for name, value in spelled.items()) + "}"
     path.write_text(SCRIPT % {"body": json.dumps(json.dumps(body)), "headers": table})
@@ -61,7 +61,7 @@ def script_for(path: Path, body: object, headers: Mapping[str, str]) -> Path:
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
-    """What these processes have used so far; one that has ended counts nothing."""
+    """Return the processor seconds used by these processes; ended processes count 0."""
     ticks = 0
     for pid in pids:
         try:
@@ -73,7 +73,7 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 
 def descendants(pid: int) -> list[int]:
-    """The children of a process, and theirs."""
+    """Return the process ids of the children of a process and of their children."""
     try:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
@@ -82,7 +82,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def named(name: str, marker: str) -> list[int]:
-    """The processes of this name in whose command line or parent's the marker stands."""
+    """Return the processes of this name with `marker` in their command line or that of their parent."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:

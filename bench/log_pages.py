@@ -1,9 +1,8 @@
-"""Measure the Logs page before a large log: `python -m bench.log_pages`.
+"""Measure the Logs page with a large log: `python -m bench.log_pages`.
 
-A database of its own over the embedded PostgreSQL gets two million calls of thirty days; then each page
-is asked for several times by somebody signed in, in this process, and the server's time is told: of the
-whole answer the median and the 95th percentile, of the part that the database took the median. All of it twice:
-without roll-ups of the log, and with them.
+A database on the embedded PostgreSQL gets two million calls over thirty days. Then a signed-in user requests each page
+several times, in this process. Printed are the median and the 95th percentile of the whole answer, and the median of
+its database time; first without roll-ups of the log, then with them.
 """
 
 import argparse
@@ -79,7 +78,7 @@ def parsed() -> argparse.Namespace:
 @contextmanager
 def place(keep: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
-        Path(folder).chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        Path(folder).chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
         home = keep or Path(folder) / "data"
         home.mkdir(mode=0o700, exist_ok=True)
         yield home
@@ -116,7 +115,7 @@ def measure_pages(head: str, times: int) -> None:
 
 
 def roll_up() -> None:
-    """Count all there is, in the steps that a server does it in."""
+    """Count the whole log, in the steps of a server."""
     from django.db import connection  # noqa: PLC0415
 
     from auditlog.models import Rollup  # noqa: PLC0415
@@ -157,7 +156,7 @@ def fill(rows: int) -> None:
 
 
 def pages() -> Iterator[tuple[str, str]]:
-    """What is asked for, and what it is called."""
+    """Yield the path and the name of each measured page."""
 
     def pk(kind: str, number: int) -> str:
         return str(UUID(md5(f"{kind}{number}".encode(), usedforsecurity=False).hexdigest()))
@@ -221,7 +220,7 @@ def signed_in() -> "Client":
 
 
 def timed(client: "Client", path: str, times: int) -> tuple[float, float, float, int]:
-    """Milliseconds of the whole answer, their 95th percentile, those of the database; bytes of the answer."""
+    """Return median and 95th percentile of the answer in ms, the median of its database time, and its bytes."""
     from django.db import connection  # noqa: PLC0415
 
     wholes, asked, size = [], [], 0

@@ -1,6 +1,6 @@
-"""A workspace with many rows, made by the database itself: hosts, connections and tokens in their thousands.
+"""Create a workspace with thousands of hosts, connections and tokens by SQL.
 
-`grow` may be called again with larger numbers; it adds what is missing.
+`grow` can be called again with larger numbers, and adds the missing rows.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is: four tokens on each connection, ten connections on each host."""
+    """The number of rows: four tokens per connection, ten connections per host."""
 
     hosts: int
     connections: int
@@ -31,19 +31,19 @@ MANY = Size(hosts=5_000, connections=50_000, tokens=200_000)
 
 
 def key(kind: str, n: str = "n") -> str:
-    """The key of the row with this number, as SQL."""
+    """Return the key of the row with this number, as SQL."""
     return f"md5('{kind}' || ({n}))::uuid"
 
 
 def pk(kind: str, n: int) -> UUID:
-    """The same, here."""
+    """Return the key of the row with this number, as a UUID."""
     from hashlib import md5  # noqa: PLC0415
 
     return UUID(md5(f"{kind}{n}".encode(), usedforsecurity=False).hexdigest())
 
 
 def grow(before: Size | None, size: Size) -> None:
-    """Make the rows of `size` that `before` has not yet."""
+    """Create the rows of `size` that are missing in `before`."""
     from django.db import connection  # noqa: PLC0415
 
     had = before or Size(0, 0, 0, 0, 0, 0)
@@ -172,7 +172,10 @@ def _statements(had: Size, size: Size) -> list[tuple[str, list[Any]]]:
 
 
 def series(model: "type[Model]", first: int, end: int, **told: str) -> tuple[str, list[Any]]:
-    """Rows `first` to `end` of a model: what is told of them as SQL of their number `n`, else the field's default."""
+    """Return the SQL that inserts rows `first` to `end` of a model.
+
+    `n` is the row's number; other fields get their default.
+    """
     columns, values, parameters = list[str](), list[str](), list[Any]()
     for one in model._meta.concrete_fields:
         column = str(one.column)

@@ -1,16 +1,16 @@
-"""Measure every page before a full workspace: `python -m bench.pages --keep FOLDER`.
+"""Measure every page with a full workspace: `python -m bench.pages --keep FOLDER`.
 
-The workspace is the one that `python -m bench.full_size` made in that folder. Every page that links lead to, the log
-with its filters, groups, searches and ranges, exports up to their first byte, the palette and the lists of the API are
-asked for in this process by an owner and by a member.
+The workspace is one made by `python -m bench.full_size` in that folder. An owner and a member request, in this process,
+every page that links lead to, the log with its filters, groups, searches and ranges, exports up to their first byte,
+the palette and the lists of the API.
 
-What counts is work, not time: the processor time of this process and of its sessions in the database. Others who use
-the machine slow that down too, by a half at times. So a loop is timed before and after each answer, and times are told
-as they are while that loop is as fast as in the best twentieth of its runs; how much slower it was stands beside them.
-It tells of one processor: have the database run on the same (`taskset`).
+Work is measured, not elapsed time: the processor time of this process and of its database sessions. Other load on the
+machine slows that down too, sometimes by half. So a loop is timed before and after each answer, and times are scaled to
+the pace of the best twentieth of its runs; the slowdown is printed beside them. All of this is about one processor, so
+the database must run on the same one (`taskset`).
 
-More than 150 ms in one answer of twenty, or a page of more than 30 KB compressed, is marked, and measured again at the
-end; the command fails for what was marked each time. Tables and roll-ups are brought up to date before.
+More than 150 ms in one answer of twenty, or a page of more than 30 KB compressed, is marked and measured again at the
+end; the command fails for pages marked each time. Statistics of tables, and roll-ups, are updated first.
 """
 
 import argparse
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from django.test import Client
 
 MOST_MS, MOST_BYTES = 150, 30 * 1024
-STEPS = 200_000  # Of the loop that tells the pace: some milliseconds.
+STEPS = 200_000  # Of the loop that measures the pace: some milliseconds.
 SITE = "http://localhost:8000"
 MEMBER = "person1@example.com"
 NO_PAGE = re.compile("^/api/|/export/")  # Data and files may be larger.
@@ -46,7 +46,7 @@ SLUG = re.compile(r"(?<=^/gateways/)(?!(?:add|find)/)[^/?]+|(?<=^/servers/)(?!(?
 
 
 class Pace:
-    """How fast this processor is, as the milliseconds that a loop takes: now, and in the best twentieth of its runs."""
+    """The current speed of this processor: the milliseconds of a loop, now and in the best twentieth of its runs."""
 
     def __init__(self) -> None:
         self._taken = list[float]()
@@ -67,7 +67,7 @@ class Pace:
 
 @dataclass
 class Measured:
-    """What one address took, each time: milliseconds of this process and of the database, at the best pace."""
+    """Measurements of one address: milliseconds of this process and of the database, at the best pace."""
 
     here: list[float] = field(default_factory=list)
     there: list[float] = field(default_factory=list)
@@ -78,13 +78,13 @@ class Measured:
     status: int = 0
 
     def at(self, part: float) -> float:
-        """Milliseconds of both together that this part of the answers took at most."""
+        """Return the milliseconds of both together that this part of the answers did not exceed."""
         taken = sorted(a + b for a, b in zip(self.here, self.there, strict=True))
         return taken[round(part * (len(taken) - 1))]
 
 
 class Sessions:
-    """The processor time of the sessions of this process in a database on this machine."""
+    """The processor time of this process's sessions in a database on this machine."""
 
     def __init__(self) -> None:
         self._spent: dict[int, int] = {}
@@ -99,7 +99,7 @@ class Sessions:
         self._spent = {pid: _spent(pid) for pid in self._spent}
 
     def spent(self) -> float:
-        """Milliseconds since `begin`."""
+        """Return the milliseconds since `begin`."""
         return sum(max(_spent(pid) - before, 0) for pid, before in self._spent.items() if before) / 1e6
 
 
@@ -110,7 +110,7 @@ def _spent(pid: int) -> int:
 
 
 class Asked(NamedTuple):
-    """An address, and who asks for it."""
+    """An address, and the user who requests it."""
 
     who: str
     client: "Client"
@@ -135,7 +135,7 @@ def parsed() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> list[str]:
-    """Print a line for each address; the addresses that are marked each time."""
+    """Print a line for each address; return the addresses that were marked each time."""
     from django.conf import settings  # noqa: PLC0415
     from django.core.management import call_command  # noqa: PLC0415
 
@@ -158,13 +158,13 @@ def measure(options: argparse.Namespace) -> list[str]:
 
 
 def asked(only: str) -> Iterator[Asked]:
-    """What is to be measured, by the owner and the member."""
+    """Yield the addresses to measure, of the owner and of the member."""
     for who, client in (("owner", signed_in()), ("member", signed_in_as(MEMBER))):
         yield from (Asked(who, client, path) for path in addresses(client, who == "owner") if re.search(only, path))
 
 
 def too_much(pages: Iterable[Asked], pace: Pace, options: argparse.Namespace) -> Iterator[Asked]:
-    """Those that are marked, with a line for each that is measured."""
+    """Yield the marked addresses, and print a line for each measured one."""
     sessions = Sessions()
     for one in pages:
         measured = ask(one.client, one.path, options.times, sessions, pace)
@@ -183,7 +183,7 @@ def signed_in_as(email: str) -> "Client":
 
 
 def addresses(client: "Client", is_owner: bool) -> Iterator[str]:
-    """What is asked for: each once, and of a member only what they may see."""
+    """Yield the addresses to request, each once; of a member only what they may see."""
     known = set[str]()
     for path in (*crawled(client), *large(), *logs(), *words(), *lists()):
         if path not in known and (is_owner or client.get(path).status_code == 200):
@@ -210,7 +210,7 @@ def crawled(client: "Client") -> Iterator[str]:
 
 
 def large() -> Iterator[str]:
-    """The pages of what has most of something, wherever the links led."""
+    """Yield the pages of the objects with the most rows, even if no link leads there."""
     host, app, gateway, server = pk("Host", 0), pk("Host", 1), "gateway-0", "server-0"
     for one in (host, app):
         yield from (f"/hosts/{one}/{tab}" for tab in ("", "connections/", "logs/", "?range=30d"))
@@ -290,7 +290,7 @@ def logs() -> Iterator[str]:
 
 
 def words() -> Iterator[str]:
-    """What is typed into the palette and the fields above lists, ways to sort, and pages of lists of the API."""
+    """Yield searches of the palette and of lists, sort orders, and pages of lists of the API."""
     from gateways.catalogue import SORTS  # noqa: PLC0415
 
     typed = ("h", "host 1", "gateway", "server 1", "tool_4", "person", "token", "disable host", "nothing+like+it")
@@ -309,7 +309,7 @@ def words() -> Iterator[str]:
 
 
 def ask(client: "Client", path: str, times: int, sessions: Sessions, pace: Pace) -> Measured:
-    """Ask for it so many times, after once to warm up."""
+    """Request it `times` times, after one request to warm up."""
     from django.db import connection  # noqa: PLC0415
 
     one, best = Measured(), pace.best
@@ -342,7 +342,7 @@ def ask(client: "Client", path: str, times: int, sessions: Sessions, pace: Pace)
 
 
 def told(path: str, one: Measured, *, why: bool) -> bool:
-    """Print a line; whether it is marked."""
+    """Print a line; return True if it is marked."""
     slow, big = one.at(0.95) > MOST_MS, one.size > MOST_BYTES and not NO_PAGE.search(path)
     middle = len(one.here) // 2
     mark = f"{'  SLOW' if slow else ''}{'  LARGE' if big else ''}{'' if one.status == 200 else f'  {one.status}'}"

@@ -1,4 +1,4 @@
-"""The processes a measurement needs: servers, gateways, what is in front of them; all end with their block."""
+"""Processes of a measurement (servers, gateways, proxies), each of which ends with its block."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def serve_command(code: Path, port: int, *, workers: int = 1) -> list[str]:
 
 
 def gateway_environment(home: Path) -> dict[str, str]:
-    """The defaults of a fresh installation; the server it calls lives on this machine."""
+    """Return the environment of a fresh installation, whose upstream server is on this machine."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -45,7 +45,7 @@ def gateway_environment(home: Path) -> dict[str, str]:
 
 
 def rows(code: Path, environment: dict[str, str], verb: str, **given: Any) -> Any:
-    """What bench/rows.py of this checkout does with the models of the checkout `code`."""
+    """Run bench/rows.py of this checkout with the models of the checkout `code`, and return its result."""
     done = subprocess.run(
         [python_of(code), "-P", str(ROOT / "bench" / "rows.py"), verb, json.dumps(given)],
         cwd=code,
@@ -60,7 +60,7 @@ def rows(code: Path, environment: dict[str, str], verb: str, **given: Any) -> An
 
 
 def asked(url: str, headers: Mapping[str, str], message: Mapping[str, Any]) -> Mapping[str, str]:
-    """Post a message; the headers of the answer, lower case. Ends the program when a request has no result."""
+    """Post a message, and return the response headers in lower case. Exits if a request has no result."""
     spelled = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream", **headers}
     request = urllib.request.Request(url, json.dumps(message).encode(), spelled)
     with urllib.request.urlopen(request, timeout=30) as answer:
@@ -71,7 +71,7 @@ def asked(url: str, headers: Mapping[str, str], message: Mapping[str, Any]) -> M
 
 
 def session_at(url: str, headers: Mapping[str, str]) -> str:
-    """The id of a new session; "" where there are none, as in older checkouts."""
+    """Return the id of a new session; "" for servers without sessions, such as older checkouts."""
     info = {"name": "bench", "version": "1"}
     params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info}
     body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
@@ -84,7 +84,7 @@ def session_at(url: str, headers: Mapping[str, str]) -> str:
 
 
 def standing(url: str, token: str, streams: int) -> list[socket.socket]:
-    """So many sessions of this token, each with an event stream that has begun; close them to end them."""
+    """Open so many sessions of this token, each with a started event stream; close them to end them."""
     parts = urlsplit(url)
     assert parts.hostname
     opened = []
@@ -102,7 +102,7 @@ def standing(url: str, token: str, streams: int) -> list[socket.socket]:
 
 
 def memory(pids: Iterable[int]) -> float:
-    """What these processes take, in MB."""
+    """Return the memory of these processes in MB."""
     pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -111,7 +111,7 @@ def memory(pids: Iterable[int]) -> float:
 def running(
     command: list[str], port: int, environment: dict[str, str] | None = None, *, path: str = "/", folder: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that answers on `port`; stopped at the end."""
+    """Run a process that answers on `port`, and stop it at the end."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -142,7 +142,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -
 
 
 def free_port() -> int:
-    """A port nobody listens at, below those that connections get by themselves: it is free until it is used."""
+    """Return a free port below the range of ephemeral ports, so that it stays free until it is used."""
     while True:
         port = 10_000 + secrets.randbelow(22_000)
         with suppress(OSError), socket.socket() as probe:

@@ -1,6 +1,6 @@
-"""Make what calls need in the database of a running gateway, or count its calls: `rows.py VERB '{...}'`.
+"""Create the rows for calls in the database of a running gateway, or count its calls: `rows.py VERB '{...}'`.
 
-Run by the Python of the checkout whose models are meant; prints JSON.
+Run by the Python of the checkout whose models are used; prints JSON.
 """
 
 import json
@@ -27,7 +27,7 @@ from tokens.models import Token
 
 
 def make(servers: dict[str, str], tokens: int = 1) -> dict[str, Any]:
-    """For each name a server at its address and a gateway before it, and on that so many agents with a token each."""
+    """Create for each name a server and a gateway, and on that so many agents with a token each."""
     owner = User.objects.earliest("date_joined")
     hosts = [Host.objects.add_agent(name=f"Bench {number}", by=owner) for number in range(tokens)]
     made = {}
@@ -44,7 +44,7 @@ def make(servers: dict[str, str], tokens: int = 1) -> dict[str, Any]:
 
 
 def together(name: str, servers: dict[str, str], tokens: int) -> dict[str, Any]:
-    """One gateway before all these servers, under their names, and so many people with an agent and a token each."""
+    """Create one gateway with all these servers, and so many people with an agent and a token each."""
     owner = User.objects.earliest("date_joined")
     gateway = Gateway.objects.add(name=name, slug=name, by=owner)
     for alias, url in servers.items():
@@ -61,7 +61,7 @@ def together(name: str, servers: dict[str, str], tokens: int) -> dict[str, Any]:
 
 
 def two_people(slow: str) -> list[str]:
-    """The session keys of two people who may do everything; the server `slow` asks each to sign in at its issuer."""
+    """Return the session keys of two people with all capabilities, who sign in at the issuer of server `slow`."""
     owner = User.objects.earliest("date_joined")
     server = Server.objects.add(name="Slow", slug="slow", url=slow, auth_type=AuthType.OAUTH, by=owner)
     gateway = Gateway.objects.add(name="Slow", slug="slow", by=owner)
@@ -77,12 +77,12 @@ def two_people(slow: str) -> list[str]:
 
 
 def count(gateways: list[str]) -> int:
-    """How many calls of these gateways the log holds."""
+    """Return the number of logged calls of these gateways."""
     return Call.objects.filter(gateway_name__in=gateways).count()
 
 
 def store(sessions: int) -> int:
-    """Store so many sessions of clients, each with one at a server, a hundred of each connection."""
+    """Store so many client sessions, each with one session at a server, a hundred per connection."""
     from django.db import connection  # noqa: PLC0415
 
     from bench.many import Size, grow, key, series  # noqa: PLC0415 - older checkouts have another

@@ -1,8 +1,8 @@
-"""Measure what the log takes on disk: `python -m bench.sizes`.
+"""Measure the size of the log on disk: `python -m bench.sizes`.
 
-A database of its own over the embedded PostgreSQL gets calls of thirty days, of 200 people, 40 hosts and 60 tools, as
-`bench.log_pages` makes them; then the bytes of a call are told, with its indexes, in the write-ahead log, in roll-ups,
-in a dump and in the archive. Sizes, not times: they do not depend on what else the machine does.
+A database on the embedded PostgreSQL gets calls of thirty days, by 200 people, 40 hosts and 60 tools, made like those
+of `bench.log_pages`. Printed are the bytes per call with indexes, in the write-ahead log, in roll-ups, in a dump and in
+the archive. These are sizes, not times, so other load on the machine does not matter.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def tell_tables(rows: int) -> None:
 
 
 def dumped() -> int:
-    """How large the dump of the log is that docs/how-to/back-up.md makes."""
+    """Return the size of the dump of the log as made in docs/how-to/back-up.md."""
     from gatewayadmin.config import database  # noqa: PLC0415
     from gatewayadmin.embedded.cluster import binaries  # noqa: PLC0415
 
@@ -89,7 +89,7 @@ def dumped() -> int:
 
 
 def tell_archive(folder: Path) -> None:
-    """What yesterday takes as Parquet."""
+    """Print the size of yesterday's calls as Parquet."""
     from auditlog.models import Call  # noqa: PLC0415
     from sinks.archive import archive  # noqa: PLC0415
 

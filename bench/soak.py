@@ -1,15 +1,17 @@
-"""Look for what fails or grows in days of use: `python -m bench.soak --minutes 120 --restart-every 15`.
+"""Look for failures and growth over days of use: `python -m bench.soak --minutes 120 --restart-every 15`.
 
-Two gateways with one worker each, on one database, behind nginx as the documentation sets it up; every so many minutes
-both are replaced, one after the other. Clients of both eras call tools, subscribe, listen, break streams in the middle,
-leave questions of servers unanswered and never end a session. With `--real`, the clients of the compatibility table use
-its servers, too, one client after the other: what worked in a client's first round has to work in each later one.
+Two gateways with one worker each share one database, behind nginx as documented; both are replaced periodically, one
+after the other. Clients of both eras call tools, subscribe, listen, break streams in the middle, leave questions of
+servers unanswered and never end a session. With `--real`, the clients of the compatibility table also use its servers,
+one client after the other: everything that worked in a client's first round must work in each later one.
 
-Every half minute a line says the memory and open files of the gateways, the rows of the tables of sessions, the
-sessions open at the server and the median of a call. Fails when a call failed, when an answered call is not in the log
-or is there twice, and when memory, files or rows grew after the first third of the time: rows beside the actions of the
-five minutes for which they are kept, because clients act faster when the machine has less else to do; memory and files
-by the most of each sixth. So less than fifteen minutes say little.
+Every half minute a line reports memory and open files of the gateways, rows of the session tables, open sessions at the
+server and the median of a call.
+
+Fails if a call failed, if an answered call is missing in the log or logged twice, or if memory, files or rows grew
+after the first third of the time. Rows are compared with the actions of the five minutes for which they are stored,
+because clients act faster on an idle machine; memory and files by the maximum of each sixth. So a run needs at least
+fifteen minutes.
 """
 
 import argparse
@@ -73,7 +75,7 @@ type Json = dict[str, Any]
 
 @dataclass
 class Counted:
-    """What clients did since the last line: milliseconds of plain calls, and what failed."""
+    """The activity since the last line: milliseconds of plain calls, and failures."""
 
     taken: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -89,7 +91,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Sample:
-    """One line."""
+    """The measurements of one line."""
 
     memory: list[float]
     """MB of each gateway: its main process, worker and reader."""
@@ -104,7 +106,7 @@ class Sample:
 
 @dataclass
 class Client:
-    """A client with one token, which does things until it is stopped."""
+    """A client with one token, which acts until it is stopped."""
 
     http: httpx.AsyncClient
     url: str
@@ -121,7 +123,7 @@ class Client:
         }
 
     async def post(self, body: Json, headers: dict[str, str], *, plain: bool = False) -> Json:
-        """Ask, and read the answer to its end; `plain` is timed."""
+        """Send a request, and read the answer to its end; `plain` calls are timed."""
         began = time.perf_counter()
         answer = await self.http.post(self.url, json=body, headers=headers)
         if plain:
@@ -137,7 +139,7 @@ class Client:
         return told
 
     async def broken(self, body: Json, headers: dict[str, str]) -> None:
-        """Ask, and close the connection after the first event."""
+        """Send a request, and close the connection after the first event."""
         async with self.http.stream("POST", self.url, json=body, headers=headers) as answer:
             with suppress(StopAsyncIteration):
                 await anext(_events(answer))
@@ -146,7 +148,7 @@ class Client:
 
     @asynccontextmanager
     async def standing(self, verb: str, body: Json | None, headers: dict[str, str]) -> AsyncIterator[None]:
-        """Hold a stream open meanwhile, then drop it."""
+        """Hold a stream open during the block, then drop it."""
         async with self.http.stream(verb, self.url, json=body, headers=headers):
             yield
         self.counted.actions += 1
@@ -157,7 +159,7 @@ class Client:
 
 
 async def session_life(client: Client) -> None:
-    """One client of the session era; it leaves without a word."""
+    """Act as one client of the session era, which never ends its session."""
     info = {"name": "soak", "version": "1"}
     params = {"protocolVersion": "2025-11-25", "capabilities": {"elicitation": {}}, "clientInfo": info}
     body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
@@ -179,7 +181,7 @@ async def session_life(client: Client) -> None:
 
 
 async def modern_life(client: Client) -> None:
-    """One client of 2026-07-28."""
+    """Act as one client of 2026-07-28."""
 
     def told(body: Json) -> tuple[Json, dict[str, str]]:
         params = {**body.get("params", {})}
@@ -228,7 +230,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended before its time."))
     with tempfile.TemporaryDirectory(prefix="gateway-soak-") as folder, ExitStack() as stack:
         home = Path(folder)
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
         site = stack.enter_context(Site.running(home))
         real = stack.enter_context(real_targets(site)) if options.real else {}
         counted = Counted()
@@ -258,7 +260,7 @@ def parsed() -> argparse.Namespace:
 
 
 class Site:
-    """Two gateways on one database behind nginx, and the raw servers they call."""
+    """Two gateways on one database behind nginx, and the raw upstream servers."""
 
     def __init__(self, home: Path, environment: dict[str, str], upstream: str) -> None:
         self._home = home
@@ -291,7 +293,7 @@ class Site:
             yield site
 
     def replace(self) -> None:
-        """End each gateway when the other one serves, and start it again."""
+        """Replace each gateway: start it again, and end the old process once the other gateway serves."""
         for port in self._ports:
             process = self._serves.pop(port)
             process.terminate()
@@ -383,14 +385,14 @@ def real_targets(site: Site) -> Iterator[dict[str, Any]]:
 
 
 def _any_number(ask: Any) -> Any:
-    """Return `ask` with any number allowed in its answer: a server's counter goes on in the next round."""
+    """Return `ask` with any number allowed in its answer, because a server's counter continues in the next round."""
     if isinstance(ask, list):
         return [_any_number(one) for one in ask]
     return ask | {"says": re.sub(r"\d+", r"\\d+", ask.get("says", ""))}
 
 
 async def live_really(targets: dict[str, Any], counted: Counted, until: float) -> None:
-    """Let one real client after the other use all servers; what its first round could do the later ones have to."""
+    """Let one real client after the other use all servers; later rounds must do all that the first could."""
     first: dict[str, Found] = {}
     while time.monotonic() < until:
         for client, target in targets.items():
@@ -416,7 +418,7 @@ async def restart(site: Site, minutes: float, until: float) -> None:
 
 
 async def fill(url: str, token: str, tool: str) -> None:
-    """Open as many sessions as are kept; each has called, and listened, so that all has been kept that one needs."""
+    """Open the maximum number of stored sessions, each of which has called and listened once."""
     at_once = asyncio.Semaphore(AT_ONCE)
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": {"text": "hello"}}}
@@ -482,7 +484,7 @@ def print_line(sample: Sample, counted: Counted) -> None:
 
 
 def what_grew(samples: list[Sample]) -> Iterator[str]:
-    """Sentences about what was more in the last third than in the second, or grew within the last."""
+    """Yield a sentence for each value that grew from the second to the last third, or within the last."""
     if len(samples) < 6:
         yield "Too short to tell."
         return

@@ -1,9 +1,9 @@
-"""Measure what pages take while another person asks for too much: `python -m bench.starving`.
+"""Measure pages while another person sends excessive requests: `python -m bench.starving`.
 
-A gateway of two workers, with its embedded PostgreSQL and a log of thirty days. One person opens pages, one after the
-other; another meanwhile has eight exports that nobody reads, eight sign-ins at an issuer that never answers, or 32
-searches. A line for each says how long the first person's pages took, and how many failed. Exits with 1 when a page
-failed, or when the 99th percentile is 500 ms or more. `--code` measures another checkout.
+A gateway has two workers, an embedded PostgreSQL and a log of thirty days. One person opens pages, one after the other.
+Meanwhile another runs eight exports that nobody reads, eight sign-ins at an issuer that never answers, or 32 searches.
+A line for each load reports the duration of the first person's pages, and the number of failures. Exits with 1 if a
+page failed, or if the 99th percentile is 500 ms or more. `--code` measures another checkout.
 """
 
 import argparse
@@ -32,7 +32,7 @@ type Load = Callable[["Site", threading.Event], None]
 
 
 class Site:
-    """A running gateway, and how a person is signed in at it."""
+    """A running gateway, and the session of each person."""
 
     def __init__(self, port: int, session: str) -> None:
         self.port = port
@@ -43,18 +43,18 @@ class Site:
         return httpx.Client(base_url=base, headers={"Cookie": self._cookie}, timeout=60, trust_env=False)
 
     def unread(self, path: str) -> socket.socket:
-        """A connection over which this was asked for, whose answer nobody reads."""
+        """Request this path, and return the connection, whose answer nobody reads."""
         asked = socket.create_connection(("127.0.0.1", self.port))
         asked.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nCookie: {self._cookie}\r\n\r\n".encode())
         return asked
 
 
 def nothing(site: Site, stop: threading.Event) -> None:
-    """Nobody else is there."""
+    """Run no other load."""
 
 
 def exports(site: Site, stop: threading.Event) -> None:
-    """Eight exports that nobody reads."""
+    """Run eight exports that nobody reads."""
     with ExitStack() as stack:
         for _ in range(8):
             stack.enter_context(site.unread("/logs/export/?range=all&format=csv"))
@@ -62,7 +62,7 @@ def exports(site: Site, stop: threading.Event) -> None:
 
 
 def sign_ins(site: Site, stop: threading.Event) -> None:
-    """Eight sign-ins, again and again, at an issuer that never answers."""
+    """Start eight sign-ins at an issuer that never answers, repeatedly."""
     with site.client() as client:
 
         def sign_in(_: int) -> None:
@@ -72,13 +72,13 @@ def sign_ins(site: Site, stop: threading.Event) -> None:
 
 
 def searches(site: Site, stop: threading.Event) -> None:
-    """32 searches, again and again, that find nothing."""
+    """Run 32 searches without results, repeatedly."""
     with site.client() as client:
         at_once(32, lambda number: client.get(SEARCH.format(number)), stop)
 
 
 def at_once(number: int, act: Callable[[int], object], stop: threading.Event) -> None:
-    """Let so many threads do this until it stops."""
+    """Let `number` threads call `act` until `stop` is set."""
 
     def again(which: int) -> None:
         while not stop.is_set():
@@ -121,7 +121,7 @@ def parsed() -> argparse.Namespace:
 def workspace(code: Path, number: int) -> Iterator[tuple[Site, Site]]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
         environment, port = gateway_environment(home), free_port()
         silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
         stack.enter_context(
@@ -135,7 +135,7 @@ def workspace(code: Path, number: int) -> Iterator[tuple[Site, Site]]:
 
 
 def measure(name: str, mine: Site, others: Site, seconds: float) -> tuple[list[float], int]:
-    """Open pages beside this load for so long: their milliseconds, and how many failed."""
+    """Open pages under this load for `seconds`; return their milliseconds, and the number of failures."""
     stop = threading.Event()
     load = threading.Thread(target=LOADS[name], args=[others, stop], daemon=True)
     load.start()

@@ -1,14 +1,13 @@
-"""Measure an upgrade of a gateway that is in use: `python -m bench.upgrade --rows 10000000`.
+"""Measure an upgrade of a gateway in use: `python -m bench.upgrade --rows 10000000`.
 
 The release before this one (the newest tag, or `--since`) gets a log of thirty days and serves from two processes,
 while agents call a tool all the time. Then this checkout migrates, and its processes replace the old ones: each is
-ready before an old one is asked to end. At last the old release is put back the same way. Without migrations since the
-newest tag, this checkout is the old release, and the new one is a copy of it with one more migration.
+ready before an old one is asked to end. Finally the old release is put back in the same way. Without migrations since
+the newest tag, this checkout is the old release, and the new one is a copy of it with one more migration.
 
-Prints of each step how long it took, how many calls ended during it and the longest of them. Fails when a call failed,
-when the log has more or fewer calls than were answered, or when one took `--longest` seconds.
-
-What stands before the processes is bench/balanced.py, which does what a load balancer does.
+For each step it prints the duration, the number of calls that ended during it, and the longest of them. Fails if a call
+failed, if the log has more or fewer calls than were answered, or if a call took `--longest` seconds. bench/balanced.py
+is the load balancer.
 """
 
 import argparse
@@ -55,14 +54,14 @@ class Migration(migrations.Migration):
 """
 DAYS = 30
 SHOWN = 12
-DRAIN_S = 2  # For so long a process that ends goes on, until the balancer has noticed.
+DRAIN_S = 2  # How long an ending process still serves, until the balancer has noticed.
 
 
 def main() -> None:
     options = parsed()
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-upgrade-")))
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
         old, new = releases(options.since, home)
         admin = options.database_url or stack.enter_context(embedded(options.keep or home / "database"))
         again = bool(options.database_url or options.keep)
@@ -132,7 +131,7 @@ def next_release(folder: Path) -> Path:
 
 
 def previous(commit: str, folder: Path) -> Path:
-    """The files of this commit in a folder of their own; ends the program when it is not in this clone."""
+    """Return the files of this commit in a folder of their own. Exits if it is not in this clone."""
     folder.mkdir()
     archived = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
     if archived.returncode:
@@ -146,7 +145,7 @@ def previous(commit: str, folder: Path) -> Path:
 
 @contextmanager
 def embedded(home: Path) -> Iterator[str]:
-    """The address of an embedded PostgreSQL, with the settings that `serve` gives it."""
+    """Yield the address of an embedded PostgreSQL with the settings of `serve`."""
     home.mkdir(mode=0o755, exist_ok=True)
     server = cluster(home.resolve())
     server.ensure()
@@ -157,9 +156,9 @@ def embedded(home: Path) -> Iterator[str]:
 
 
 def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> dict[str, str]:
-    """What a gateway is started with: a database of its own, in which the log of `code` has so many calls.
+    """Return the environment of a gateway whose own database has so many calls in the log of `code`.
 
-    It is a copy when the filled one is to be found `again`, which takes the room of both.
+    With `again` the filled database is copied and reused by the next run, which needs disk space for both.
     """
     keys = {"GATEWAY_SECRET_KEY": uuid4().hex * 2, "GATEWAY_TOKEN_KEYS": uuid4().hex * 2}
     keys["GATEWAY_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
@@ -180,7 +179,7 @@ def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> d
         connection.execute(f"DROP DATABASE IF EXISTS {used} WITH (FORCE)")
         make = f"CREATE DATABASE {used} TEMPLATE {filled} STRATEGY FILE_COPY"
         connection.execute(make if again else f"ALTER DATABASE {filled} RENAME TO {used}")
-        connection.execute("CHECKPOINT")  # Else calls wait for the disk behind what was filled in.
+        connection.execute("CHECKPOINT")  # Otherwise calls wait for the disk behind the inserted rows.
     return environment | {"DATABASE_URL": at(admin, used)}
 
 
@@ -216,12 +215,12 @@ def timed(code: Path, environment: dict[str, str], *words: str) -> list[Part]:
 
 
 def at_share(ordered: list[float], share: float) -> float:
-    """What so large a share of these is not above."""
+    """Return the value that this share of the sorted values does not exceed."""
     return ordered[round(share * (len(ordered) - 1))] if ordered else 0.0
 
 
 def fill(address: str, rows: int) -> None:
-    """Put so many calls of the last thirty days into the log, two steps of it at a time."""
+    """Insert so many calls of the last thirty days into the log, two batches at a time."""
     began, today = time.monotonic(), datetime.now(UTC).date()
     with psycopg.connect(address, autocommit=True) as connection:
         for day in (today - timedelta(days=days) for days in range(DAYS + 1)):
@@ -247,7 +246,7 @@ def make_partition(connection: psycopg.Connection, day: date) -> None:
 
 
 class Upgrade:
-    """The processes of both releases on one database, and what was seen of each step."""
+    """The processes of both releases on one database, and the measurements of each step."""
 
     def __init__(self, old: Path, new: Path, home: Path, environment: dict[str, str]) -> None:
         self._old, self._new, self._home, self._environment = old, new, home, environment
@@ -264,7 +263,7 @@ class Upgrade:
             process.wait(timeout=60)
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """Upgrade, and what was seen."""
+        """Upgrade and go back; return the measurements."""
         old = [self._start(self._old), self._start(self._old)]
         words = ("issue_token", "--user", "admin@localhost", "--host", "Load", "--gateway", "quickstart")
         issued = json.loads(manage(self._old, self._environment, *words))
@@ -290,7 +289,7 @@ class Upgrade:
             parts.extend(timed(self._new, self._environment, "migrate"))
 
     def _replace(self, load: Balanced, port: int, code: Path) -> None:
-        """As an orchestrator does: one more, and when that is ready one less."""
+        """Replace a process like an orchestrator: start a new one, and end the old one when that is ready."""
         load.ports.append(self._start(code))
         until = time.monotonic() + 30
         while load.ports[-1] not in load.ready:
@@ -303,7 +302,7 @@ class Upgrade:
         load.ports.remove(port)
 
     def _start(self, code: Path) -> int:
-        """Start a process that leaves the tables as they are; its port, once it is ready."""
+        """Start a process without migrations, and return its port once it is ready."""
         port = free_port()
         (self._home / str(port)).mkdir(mode=0o700)
         with self._log(port).open("wb") as log:
@@ -340,7 +339,7 @@ class Upgrade:
 
     @contextmanager
     def _step(self, load: Balanced, name: str) -> Iterator[list[Part]]:
-        """What is measured of a step; `parts` of it that the block adds are told with it."""
+        """Measure a step; the `parts` added by the block are reported with it."""
         began, parts, failed = time.monotonic(), list[Part](), len(load.failed)
         yield parts
         taken, calls = time.monotonic() - began, load.since(began)
@@ -368,7 +367,7 @@ class Upgrade:
 
     @staticmethod
     def lines(told: dict[str, Any]) -> Iterator[str]:
-        """What was seen, for people."""
+        """Yield the measurements as readable lines."""
         yield f"{told['rows']:,} calls in the log"
         yield from map(line_of, told["steps"])
         yield "What took the longest of migrating and indexing:"

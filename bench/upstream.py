@@ -1,8 +1,8 @@
-"""MCP servers as small as can be written as a raw ASGI app, one at each path.
+"""Minimal MCP servers as a raw ASGI app, one per path.
 
-`/mcp` keeps no state and speaks both wires; `/sessions` is of the session era and keeps one for each client; `/many`
-lists fifty tools. The tool `large` answers with so many links to resources, packed small; `trickle` announces a large
-answer, sends some of it, then a little at a time.
+`/mcp` is stateless and speaks both eras; `/sessions` is of the session era and has a session for each client; `/many`
+lists fifty tools. The tool `large` answers with so many links to resources, highly compressed; `trickle` announces a
+large answer, sends some of it, then continues slowly.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ async def post(path: str, session: str, message: Json, receive: Receive, send: S
 
 
 def result(path: str, method: str) -> object:
-    """None when this server does not know the method."""
+    """Return the result of a method; None if this server does not know it."""
     if method == "tools/list":
         return {"tools": MANY if path == "/many" else TOOLS}
     return None if (path, method) == ("/sessions", "server/discover") else RESULTS.get(method)
@@ -138,7 +138,7 @@ def links(count: int, size: int) -> bytes:
 
 
 async def trickle(receive: Receive, send: Send, size: int, at_once: int, seconds: float) -> None:
-    """Announce `size` bytes, send `at_once` of them, then ten a second for so long or until the client leaves."""
+    """Announce `size` bytes, send `at_once` of them, then ten per second for `seconds` or until the client leaves."""
     leaves = asyncio.create_task(left(receive))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % size)]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -153,13 +153,13 @@ async def trickle(receive: Receive, send: Send, size: int, at_once: int, seconds
 
 
 def packed(text: bytes, end: int = zlib.Z_FULL_FLUSH) -> bytes:
-    """A part of a deflate stream that begins anywhere."""
+    """Return a part of a deflate stream that can be decoded from its first byte."""
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return packer.compress(text) + packer.flush(end)
 
 
 async def ask(receive: Receive, send: Send) -> None:
-    """Ask the client for a form, and wait until it answers or leaves."""
+    """Send an elicitation request, and wait until the client answers or leaves."""
     uid, waiting = uuid4().hex, asyncio.Event()
     _waiting[uid] = waiting
     await say(send, {"id": uid, "method": "elicitation/create", "params": FORM})
@@ -172,7 +172,7 @@ async def ask(receive: Receive, send: Send) -> None:
 
 
 async def stand(receive: Receive, send: Send) -> None:
-    """A stream on which nothing is said, until the client leaves."""
+    """Keep a silent stream open until the client leaves."""
     await send({"type": "http.response.start", "status": 200, "headers": STREAM})
     await send({"type": "http.response.body", "body": b": \n\n", "more_body": True})
     await left(receive)

@@ -69,13 +69,13 @@ class Capability(StrEnum):
         "gateways.view_gateway",
         "gateways:read",
         "View and use all gateways",
-        "See and reach every gateway, whatever its teams.",
+        "See and use every gateway, whatever its teams.",
     )
     GATEWAYS_MANAGE = (
         "gateways.manage_gateway",
         "gateways:manage",
         "Basic gateway management",
-        "Create and rename gateways, assign servers, choose identity schemes and tools, judge definitions.",
+        "Create and rename gateways, assign servers, choose identity schemes and tools, accept definitions.",
     )
     GATEWAYS_TOGGLE = (
         "gateways.toggle_gateway",

@@ -33,7 +33,7 @@ class Own:
         """Raise CapabilityRequired, or 403 `not_yours`, when `user` may not act on other people's resources."""
         if owner != user.pk:
             if self.others == NOBODY:
-                raise PermissionDenied("Only its owner may do this.", code="not_yours")
+                raise PermissionDenied("Only the owner may do this.", code="not_yours")
             must_hold(user, self.others)
 
 

@@ -80,7 +80,7 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
 
 
 class GatewayConnectionQuery(ListQuery):
-    """How the connections of a gateway are narrowed."""
+    """Filters of the connections of a gateway."""
 
     host = by_host()
     user = by_person()
@@ -92,13 +92,13 @@ class GatewayConnectionQuery(ListQuery):
 
 
 class ConnectionQuery(GatewayConnectionQuery):
-    """How a list of connections is narrowed."""
+    """Filters of the list of connections."""
 
     gateway = by_gateway()
 
 
 class Connections(Resource):
-    """What all views of connections share."""
+    """Base of all views of connections."""
 
     problems = PROBLEMS
     serializer_class = ConnectionSerializer

@@ -83,7 +83,7 @@ class CarriedRow:
 
     @property
     def word(self) -> str:
-        """The state in a word or two; if disabled, by whom."""
+        """The state in a word or two, with the person who disabled it."""
         if self.state == "disabled" and self.identity:
             return "disabled by you" if self.identity.disabled_by_id == self.viewer.pk else WORDS["disabled"]
         return "refused" if self.state == "attention" and self.is_refused else WORDS[self.state]

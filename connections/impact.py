@@ -112,7 +112,7 @@ def archived_with(target: Host | Gateway) -> str:
         live = Connection.objects.live().filter(gateway=target).select_related("user", "host")
         labels = [f"{connection.user.email} with {connection.host.name}" for connection in live]
     if not labels:
-        return "It has no connection left to revoke."
+        return "It has no connections to revoke."
     return f"These connections are revoked: {first_names(labels)}."
 
 
@@ -128,7 +128,7 @@ def ended_together(which: Q) -> str:
     parts = [(totals["links"], "connection"), (totals["tokens"], "token")]
     words = " and ".join(f"{n:,} {word}{'' if n == 1 else 's'}" for n, word in parts)
     people = f"{totals['users']:,} user{'' if totals['users'] == 1 else 's'}"
-    return f"{words} of {people} end with the next request." if totals["links"] else "No connection ends with them."
+    return f"{words} of {people} end with the next request." if totals["links"] else "No connections end."
 
 
 def _reached(target: models.Model) -> tuple[Q, Q]:

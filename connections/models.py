@@ -37,7 +37,7 @@ class ConnectionAlreadyRevoked(ConnectionFault):
 
 
 class StillEnabled(ConnectionFault):
-    """Disable it first; only what is switched off can be archived."""
+    """It is still enabled. Disable it first, then archive it."""
 
 
 class RevokeReason(models.TextChoices):

@@ -146,7 +146,7 @@ class ConnectionRow:
     def may_regenerate(self) -> bool:
         """True if the viewer may replace its secret.
 
-        An agent's secret acts as its owner and is shown to nobody else. An app's key is shown to nobody.
+        An agent's secret acts as its owner and is shown to no other person. An app's key is never shown.
         """
         if self.connection.host.is_agent:
             return self.is_own

@@ -160,7 +160,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         text=f"Disable this connection? {connection.user.email} / {connection.host.name} loses access to "
         f"{connection.gateway.name} on the next request.",
         more=lambda: sentences(
-            cuts(connection, request.user), f"{NOTHING_IS_DELETED} Enable it again and the same token works."
+            cuts(connection, request.user), f"{NOTHING_IS_DELETED} After enabling it, the same token works again."
         ),
         target=f"#connection-{pk}",
         back=back_url(request, connection),
@@ -195,7 +195,7 @@ def revoke_picked(request: AppRequest) -> HttpResponse:
     def refused(connection: Connection) -> str:
         if not connection.is_live:
             return "revoked already"
-        return "" if connection.may_be_revoked_by(request.user) else "not yours to revoke"
+        return "" if connection.may_be_revoked_by(request.user) else "you may not revoke it"
 
     return end_picked(
         _picked(request, Capability.MCP_CONNECTIONS_REVOKE, refused),
@@ -222,7 +222,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         request,
         act,
         faults=ConnectionAlreadyRevoked,
-        refused=lambda _: changed(request, connection, "This connection had been revoked before"),
+        refused=lambda _: changed(request, connection, "This connection was already revoked"),
         title="Revoke connection",
         text=REVOKE_TEXT,
         more=f"{connection.host.name}, {connection.user.email}, {connection.gateway.name}. {_token_sentence(tokens)} "

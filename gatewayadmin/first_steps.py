@@ -86,7 +86,7 @@ class Setup:
                 facts.has_connection, reverse("oauth:client"), "Connect a client",
             ),
             SetupStep(
-                "call", "Make the first call", "Ask the client something that needs a tool; the call appears here.",
+                "call", "Make the first call", "Ask the client something that needs a tool. The call appears here.",
                 facts.has_call, reverse("oauth:client"), "Wait for it",
             ),
             *mail,  # Before the invitations that it carries.

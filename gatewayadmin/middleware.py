@@ -245,7 +245,7 @@ class _LimitedBody:
 
 
 async def _unknown_sender(scope: Scope, receive: Receive, send: Send) -> None:
-    text = "Unknown, expired or revoked: the token or session this comes with. Nobody else may send that much."
+    text = "The token or session is unknown, expired or revoked. Requests of this size need a valid one."
     answer = _to_directory(scope, 401, text) or JSONResponse({"detail": text, "code": "unauthorized"}, 401)
     answer.headers.update({"WWW-Authenticate": "Bearer", "Connection": "close"})
     await answer(scope, receive, send)

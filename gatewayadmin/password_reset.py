@@ -21,7 +21,7 @@ from ui.pages import leave
 
 
 class AskForReset(PasswordResetView):  # type: ignore[misc]
-    """Request a link by mail. Without a mail server, the page says whom to ask."""
+    """Request a link by mail. Without a mail server, the page refers to an administrator."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return {**super().get_context_data(**kwargs), "mails": bool(settings.MAIL_SERVER)}
@@ -51,7 +51,9 @@ class ChangePassword(PasswordChangeView):  # type: ignore[misc]
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if request.user.is_authenticated and not request.user.has_usable_password():
-            return leave(request, reverse("accounts:profile"), "You have no password here: you sign in elsewhere.")
+            return leave(
+                request, reverse("accounts:profile"), "You have no password here. You sign in at your organisation."
+            )
         response: HttpResponse = super().dispatch(request, *args, **kwargs)
         return response
 

@@ -83,7 +83,7 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
 
 
 class GatewayQuery(ListQuery):
-    """How a list of gateways is narrowed."""
+    """Filters of the list of gateways."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the name or slug.")
     enabled = serializers.BooleanField(required=False, help_text="Only enabled gateways, or only disabled ones.")
@@ -95,7 +95,7 @@ WITHOUT_FORM = ("calls_per_minute", "new_definitions", "changed_definitions")
 
 
 class GatewayChanges(RequestBody):
-    """What may change of a gateway; its slug and so its URL never do."""
+    """The changeable fields of a gateway; its slug and URL never change."""
 
     name = serializers.CharField(max_length=80)
     description = serializers.CharField(max_length=1000, allow_blank=True)

@@ -25,7 +25,7 @@ class Refreshed:
     @property
     def failure(self) -> str:
         """The failure and its consequence as sentences, empty if there is none."""
-        return f"{self.cause} Its tools are listed as they were last seen." if self.cause else ""
+        return f"{self.cause} Its last known tools are listed." if self.cause else ""
 
     @property
     def cause(self) -> str:

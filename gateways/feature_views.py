@@ -176,7 +176,7 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 
 
 def _views(feature: Feature) -> Iterator[DefinitionView]:
-    """Yield the views of `feature`; the first is the default: the one to decide on, or else the readable one."""
+    """Yield the views of `feature`; the default is the first: the one to decide on, otherwise the readable one."""
     if feature.approved and feature.offered:
         yield DefinitionView("difference", "Difference")
     if feature.offered:
@@ -244,9 +244,9 @@ def _obstacles(feature: Feature) -> list[str]:
         (feature.missing_since, f"{name} no longer offers it."),
         (
             _is_personal(feature) and not feature.missing_since,
-            "Only people to whose own identity the server offers it are shown it.",
+            "Only people see it whose own identity gets it from the server.",
         ),
-        (assignment.server.lists_live, f"{name} is asked for each list, and may leave it out."),
+        (assignment.server.lists_live, f"{name} is asked for each list, and may omit it."),
     )
     return [sentence for holds, sentence in found if holds]
 
@@ -292,7 +292,7 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
         return leave(request, back, f"{feature.exposed_name} accepted")
 
     hidden = feature.hidden_characters
-    text = f"Accept what {name} offers now? Clients are shown it from their next list on"
+    text = f"Accept what {name} offers now? Clients get it with their next list"
     return confirmed(
         request,
         act,
@@ -321,7 +321,7 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
         back=back,
         title=f"Quarantine {feature.get_kind_display().lower()}",
         kind="primary",
-        text=f"Quarantine {name}? It leaves {feature.assignment.gateway.name} on the next request, and calls of it are "
+        text=f"Quarantine {name}? It leaves {feature.assignment.gateway.name} on the next request, and its calls are "
         "refused until somebody accepts it.",
         more=lambda: sentences(cuts(feature, request.user), _used(feature, request.user)),
         hidden=[("back", back)],

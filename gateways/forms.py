@@ -30,7 +30,7 @@ from servers.forms import SlugField, SlugForm
 from servers.models import Identity, Server
 from ui.forms import ExplainedChoice, FilterMenu, LimitField, ListFilter
 
-TAKEN = "This name or slug was taken just now. Choose another."
+TAKEN = "This name or slug has just been taken. Choose another."
 
 NEW = {
     OnArrival.APPROVE: "New definitions are shown to clients at once.",
@@ -68,7 +68,7 @@ class ReachForm(forms.Form):
 
 
 class LimitForm(forms.Form):
-    calls_per_minute = LimitField(help_text="Of all its connections together. Empty: no limit.")
+    calls_per_minute = LimitField(help_text="For all its connections together. Empty: no limit.")
 
 
 class DefinitionsForm(forms.Form):
@@ -151,8 +151,8 @@ class AssignmentForm(forms.Form):
             self.fields["shared_identity"].queryset = shared  # type: ignore[attr-defined]
             if self.absent:
                 self.fields["shared_identity"].error_messages["invalid_choice"] = (
-                    f"This is no shared identity that may be used on {gateway.name}. Somebody with Identity management "
-                    f"allows it on the Identities tab of {server.name}."
+                    f"This shared identity may not be used on {gateway.name}. A person with Identity "
+                    f"management can allow it on the Identities tab of {server.name}."
                 )
             self.fields["shared_identity"].label_from_instance = lambda identity: identity.label  # type: ignore[attr-defined]
             self.initial = self._start(server)

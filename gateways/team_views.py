@@ -65,12 +65,12 @@ class PeopleForm(forms.Form):
         """Return the people with these addresses. The error names an unknown address."""
         emails = list(dict.fromkeys(re.findall(r"[^\s,;]+", str(self.cleaned_data["emails"]).lower())))
         if not emails:
-            raise ValidationError("Type at least one e-mail.")
+            raise ValidationError("Enter at least one e-mail.")
         if len(emails) > MOST:
             raise ValidationError(f"Add at most {MOST} people at a time.")
         people = {person.email: person for person in User.objects.filter(email__in=emails)}
         if missing := [email for email in emails if email not in people]:
-            raise ValidationError(f"Nobody here has the e-mail {missing[0][:100]}.")
+            raise ValidationError(f"There is no person with the e-mail {missing[0][:100]}.")
         return list(people.values())
 
 
@@ -244,5 +244,5 @@ def _closed_gateways(team: Team) -> str:
     """Return a sentence naming the gateways its members may no longer reach."""
     names = [gateway.name for gateway in _live(team)]
     if not names:
-        return "No gateway is open to it."
-    return f"Its people no longer reach {', '.join(names)}, unless another team of theirs does."
+        return "No gateway is limited to this team."
+    return f"Its members can no longer use {', '.join(names)}, unless another of their teams can."

@@ -60,9 +60,9 @@ class FeatureSerializer(ToolSerializer):
 
     kind = serializers.ChoiceField(FeatureKind.choices, help_text="FeatureKind of the feature.")
     state = serializers.ChoiceField(FeatureState.choices, help_text="Whether clients see it.")
-    approved = serializers.CharField(help_text="The JSON text of the definition that clients are shown.")
+    approved = serializers.CharField(help_text="The JSON text of the definition that clients see.")
     offered = serializers.CharField(
-        allow_null=True, help_text="The JSON text of what the server says now; null when that is approved."
+        allow_null=True, help_text="The JSON text of the server's current definition; null if it is approved."
     )
     hidden_characters = serializers.ListField(
         child=serializers.CharField(), help_text="Invisible and bidirectional characters in the last of both."
@@ -92,7 +92,7 @@ def _assignments(view: Resource) -> QuerySet[Any]:
 
 
 class ToolQuery(ListQuery):
-    """How a list of tools is narrowed."""
+    """Filters of the list of tools."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the exposed name, title or description.")
     enabled = serializers.BooleanField(required=False, help_text="Only enabled ones, or only disabled ones.")
@@ -100,7 +100,7 @@ class ToolQuery(ListQuery):
 
 
 class FeatureQuery(ToolQuery):
-    """How a list of features is narrowed."""
+    """Filters of the list of features."""
 
     kind = serializers.ChoiceField(FeatureKind.choices, required=False, help_text="Only this kind of feature.")
     state = serializers.ChoiceField(FeatureState.choices, required=False, help_text="Only features in this state.")
@@ -239,9 +239,7 @@ class PlaceSerializer(serializers.Serializer[Feature]):
     gateway = GatewayReference(source="assignment.gateway")
     exposed_name = serializers.CharField(help_text="Name for clients: alias of the server, `__`, name of the tool.")
     state = serializers.ChoiceField(FeatureState.choices, help_text="Whether clients see it.")
-    offered = serializers.SerializerMethodField(
-        help_text="Whether nothing on the gateway keeps everybody from calling it."
-    )
+    offered = serializers.SerializerMethodField(help_text="Whether clients can call it on this gateway.")
 
     def get_offered(self, place: Feature) -> bool:
         return is_offered(place)
@@ -250,21 +248,20 @@ class PlaceSerializer(serializers.Serializer[Feature]):
 class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
     """A tool of a server, with the gateways that have it."""
 
-    id = Id(source="feature.pk", help_text="The id of the feature on the first gateway that learnt of it.")
+    id = Id(source="feature.pk", help_text="Id of the feature on the first gateway that had it.")
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
     title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
     server = ServerReference()
     effect = serializers.ChoiceField(Effect.choices, source="feature.effect", help_text="Effect claimed by its server.")
     places = PlaceSerializer(many=True, help_text="Gateways that have it.")
     calls = serializers.SerializerMethodField(
-        help_text="How often it was called in the last `counted_seconds`, on the gateways where it is found; null for "
-        "who may not read the log."
+        help_text="Calls in the last `counted_seconds` on these gateways; null if you may not read the log."
     )
     last_used_at = UtcDateTimeField(
         allow_null=True, help_text="When it was last called in that time; null if it was not."
     )
     counted_seconds = serializers.SerializerMethodField(
-        help_text="How long back calls are counted, 30 days; null where none are."
+        help_text="Length of the counted period, 30 days; null if calls are not counted."
     )
 
     def get_calls(self, entry: CatalogueEntry) -> int | None:
@@ -305,7 +302,7 @@ class CatalogueQuery(ListQuery):
 
 
 class CatalogueResource(Resource):
-    """The tools of all servers, as far as their gateways are open to you."""
+    """The tools of all servers, limited to gateways you may use."""
 
     serializer_class = CatalogueToolSerializer
 
@@ -328,7 +325,7 @@ class CatalogueResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a tool of a server.
 
-        By the id of any of its features that you may see.
+        The id is that of any of its features that you may see.
         """
         feature = get_object_or_404(Feature.objects.tools_seen_by(self.me).select_related("assignment"), pk=pk)
         self.catalogue = Catalogue(self.me, {})

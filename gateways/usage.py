@@ -1,4 +1,4 @@
-"""The Usage tab of a gateway: which tools were called and by whom, and narrowing each server to those."""
+"""The Usage tab of a gateway: the used tools and their callers, and disabling the unused tools of a server."""
 
 from __future__ import annotations
 
@@ -293,9 +293,9 @@ def _narrowing(assignment: Assignment) -> dict[str, Any]:
         f"{_tools(len(off))} switched off for {connections} to {assignment.gateway.name}.",
         "more": sentences(
             f"Switched off: {first_names(off)}." if off else "",
-            "What its server adds later starts switched off.",
+            "Tools its server adds later start disabled.",
             f"It is here only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
-            "Undo stands on this page afterwards.",
+            "You can undo this on this page.",
         ),
     }
 

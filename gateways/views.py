@@ -301,7 +301,7 @@ def _stopping_connections(gateway: Any, viewer: User) -> str:
         return "All its connections stop on their next request."
     match gateway.connection_count:
         case 0:
-            return "Nothing is connected to it."
+            return "It has no connections."
         case 1:
             return "Its 1 connection stops on its next request."
         case count:
@@ -467,8 +467,8 @@ def remove_assignment(request: AppRequest, pk: UUID) -> HttpResponse:
         back=_servers_url(row.gateway),
         title="Remove server",
         text=f"Remove {row.server.name} from {row.gateway.name}? {_stopping_tools(row)} on the next request. "
-        "Connections stay.",
-        more="Its tool switches and history on this gateway end with it.",
+        "Connections are not changed.",
+        more="Its tool settings and history on this gateway are lost.",
         icon="remove",
     )
 
@@ -504,7 +504,7 @@ def disable_assignment(request: AppRequest, pk: UUID) -> HttpResponse:
         title="Disable server on this gateway",
         text=f"Disable {row.server.name} on {row.gateway.name}? {_stopping_tools(row)} on the next request. "
         f"{NOTHING_IS_DELETED}",
-        more=lambda: sentences(cuts(row, request.user), "Other gateways keep it."),
+        more=lambda: sentences(cuts(row, request.user), "Other gateways are not affected."),
         target=f"#assignment-{pk}",
         back=_servers_url(row.gateway),
     )

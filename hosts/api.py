@@ -52,7 +52,7 @@ class HostSerializer(serializers.Serializer[Host]):
 
 
 class HostQuery(ListQuery):
-    """How a list of hosts is narrowed."""
+    """Filters of the list of hosts."""
 
     kind = serializers.ChoiceField(HostKind.choices, required=False, help_text="Apps (`headed`), or agents (`token`).")
     enabled = serializers.BooleanField(required=False, help_text="Only enabled ones, or only disabled ones.")
@@ -69,7 +69,7 @@ class NewHost(RequestBody):
 
 
 class HostChanges(RequestBody):
-    """What may change of a host."""
+    """The changeable fields of a host."""
 
     name = serializers.CharField(max_length=120)
     description = serializers.CharField(max_length=500, allow_blank=True)

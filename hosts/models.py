@@ -18,7 +18,7 @@ PLAYGROUND = "playground"  # dedupe_key of the app that runs tools from the page
 
 
 class HostError(Exception):
-    """A host cannot be changed like that; the message says why."""
+    """The change of a host is refused; the message says why."""
 
 
 class NotPending(HostError):

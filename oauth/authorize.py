@@ -49,7 +49,7 @@ def authorize(request: AppRequest) -> HttpResponse:
     Nothing is sent to a redirect URI before it is known to belong to the client.
     """
     if not has_readable_query(request):
-        return _bad_request(request, "The app's request holds a character that no text has.")
+        return _bad_request(request, "The app's request has an invalid character.")
     try:
         if needs_sign_in(request, request.GET.get("client_id", "")):
             return redirect_to_login(request.get_full_path())
@@ -74,7 +74,7 @@ def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpRespon
     except UnknownResource as unknown:
         return _answer(request, parameters, {"error": "invalid_target", "error_description": str(unknown)})
     if "none" in request.GET.get("prompt", "").split():  # Consent is always required.
-        described = "A person has to agree, so prompt=none cannot be answered."
+        described = "A person must consent, so prompt=none is not supported."
         return _answer(request, parameters, {"error": "interaction_required", "error_description": described})
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path())
@@ -88,7 +88,7 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
     redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):
         return _answer(request, {"redirect_uri": redirect_uri, "state": oauth_error.state}, dict(oauth_error.twotuples))
-    return _bad_request(request, oauth_error.description or "The app's request is not one this server can answer.")
+    return _bad_request(request, oauth_error.description or "The app's request is invalid.")
 
 
 def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
@@ -100,7 +100,7 @@ def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[s
     application = Application.objects.filter(client_id=request.GET.get("client_id", "")).first()
     if application and is_approved(application):
         return send_back(parameters, error)
-    reason = f"The app's request is not one this server can answer. {error.get('error_description') or error['error']}"
+    reason = f"The app's request is invalid. {error.get('error_description') or error['error']}"
     return _bad_request(request, reason, redirect_uri=str(parameters["redirect_uri"]))
 
 

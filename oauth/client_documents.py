@@ -60,7 +60,7 @@ class DocumentTooSlow(UnreadableDocument):
     """The metadata document took too long to arrive."""
 
     def __init__(self) -> None:
-        super().__init__("The app's description took too long to arrive.")
+        super().__init__("The app's metadata document took too long to arrive.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def check_document_url(client_id: str) -> None:
     match = _address.fullmatch(client_id)
     path = match["path"] if match else ""
     if not match or len(client_id) > LONGEST_ADDRESS or "#" in path or "\\" in path or _dots.search(path):
-        raise UnreadableDocument("The app's client_id is no address a description could be read from.")
+        raise UnreadableDocument("The app's client_id is not a URL of a metadata document.")
     try:
         PUBLIC.check_url(client_id)
     except UrlRefused:
@@ -120,19 +120,19 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
         raise DocumentTooSlow from None
     except AnswerTooLarge as large:
         _refuse_others(large.answer)
-        raise UnreadableDocument(f"The app's description is larger than {BIGGEST // 1024} KiB.") from None
+        raise UnreadableDocument(f"The app's metadata document is larger than {BIGGEST // 1024} KiB.") from None
     except NoAnswer:  # Strangers are not told more.
-        raise UnreadableDocument("The app's description cannot be reached.") from None
+        raise UnreadableDocument("The app's metadata document cannot be reached.") from None
     except BadClientMetadata:
-        raise UnreadableDocument("The app's description is no JSON object.") from None
+        raise UnreadableDocument("The app's metadata document is not a JSON object.") from None
 
 
 def _refuse_others(answer: HttpAnswer) -> None:
     """Accept only a 200 with JSON. A redirect would let one URL speak for another."""
     if answer.status != HTTPStatus.OK:
-        raise UnreadableDocument(f"The app's description was asked for, and the answer was {answer.status}.")
+        raise UnreadableDocument(f"The request for the app's metadata document was answered with {answer.status}.")
     if not re.fullmatch(r"application/(?:json|.*\+json)", answer.media_type):
-        raise UnreadableDocument("The app's description is not sent as JSON.")
+        raise UnreadableDocument("The app's metadata document is not sent as JSON.")
 
 
 def _fresh_for(cache_control: str) -> timedelta:
@@ -193,7 +193,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
     Except DocumentTooSlow, which may be caused by other requests that occupy the threads.
     """
     if not settings.CLIENT_DOCUMENTS:
-        raise UnreadableDocument("This gateway reads no descriptions of apps. Have the app register itself.")
+        raise UnreadableDocument("This gateway does not fetch metadata documents. The app must register itself.")
     refused = f"client-document:{hashlib.sha256(client_id.encode()).hexdigest()}"
     if problem := cache.get(refused):
         raise UnreadableDocument(problem)
@@ -216,17 +216,17 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
 def _judge(client_id: str, metadata: dict[str, Any]) -> None:
     """Apply the rules of registration to the document of an app without a secret. Raises UnreadableDocument."""
     if metadata.get("client_id") != client_id:
-        raise UnreadableDocument("The app's description is of another client_id.")
+        raise UnreadableDocument("The app's metadata document has another client_id.")
     if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:
-        raise UnreadableDocument("The app's description speaks of a secret; apps described by a document have none.")
+        raise UnreadableDocument("The app's metadata document mentions a secret; apps with a document cannot have one.")
     try:
         Application(**_fields(metadata), client_id=client_id).full_clean(
             exclude=["client_secret"], validate_unique=False
         )
     except BadClientMetadata as bad:
-        raise UnreadableDocument(f"The app's description cannot be accepted. {bad}") from None
+        raise UnreadableDocument(f"The app's metadata document is not accepted. {bad}") from None
     except ValidationError:
-        raise UnreadableDocument("The app's description cannot be accepted: a redirect address is none.") from None
+        raise UnreadableDocument("The app's metadata document is not accepted: a redirect URI is invalid.") from None
 
 
 def _fields(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -30,13 +30,13 @@ def check_redirect_uri(uri: str) -> None:
     """Raise BadRedirect, with the URI and the rule, unless `uri` may be registered."""
     parts = _split(uri)
     if parts.fragment or "#" in uri:
-        raise BadRedirect(f"{uri}: a redirect address has no fragment.")
+        raise BadRedirect(f"{uri}: a redirect URI must not have a fragment.")
     if "@" in parts.netloc:
-        raise BadRedirect(f"{uri}: a redirect address holds no user name.")
+        raise BadRedirect(f"{uri}: a redirect URI must not have a user name.")
     if parts.scheme in APP_SCHEMES:
         return
     if not addresses.parts(uri).domain:  # Otherwise no page could show reliably where people are sent.
-        raise BadRedirect(f"{uri}: a redirect address names a plain host.")
+        raise BadRedirect(f"{uri}: a redirect URI must have a valid host.")
     if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
         return
     raise BadRedirect(f"{uri}: use https, http on the loopback address, or one of {', '.join(sorted(APP_SCHEMES))}.")
@@ -44,12 +44,12 @@ def check_redirect_uri(uri: str) -> None:
 
 def _split(uri: str) -> SplitResult:
     if len(uri) > LONGEST or any(character.isspace() or not character.isprintable() for character in uri):
-        raise BadRedirect("A redirect address is at most 2,000 characters long and has no blanks.")
+        raise BadRedirect("A redirect URI has at most 2,000 characters and no spaces.")
     try:
         parts = urlsplit(uri)
         _ = parts.port
     except ValueError:
-        raise BadRedirect(f"{uri}: this is no address.") from None
+        raise BadRedirect(f"{uri}: this is not a URI.") from None
     return parts
 
 
@@ -166,7 +166,7 @@ def validated_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise BadClientMetadata(str(bad), "invalid_redirect_uri") from None
     grants = metadata.get("grant_types", ["authorization_code"])
     if not isinstance(grants, list) or "authorization_code" not in grants:
-        raise BadClientMetadata("The grant type authorization_code is needed.")
+        raise BadClientMetadata("The grant type authorization_code is required.")
     method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
     if method not in AUTH_METHODS:
         raise BadClientMetadata(f"token_endpoint_auth_method must be one of {', '.join(AUTH_METHODS)}.")

@@ -48,7 +48,7 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
         url = grant(request, flow, connect(request, flow))
     else:
         flow.error = "access_denied"
-        url = answer_url(flow.parameters, {"error": "access_denied", "error_description": "The person said no."})
+        url = answer_url(flow.parameters, {"error": "access_denied", "error_description": "The person refused."})
     flow.save(update_fields=["completed_at", "error", "host"])
     return url
 

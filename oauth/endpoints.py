@@ -100,7 +100,7 @@ def readable(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
     def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         values = [value for _, values in request.POST.lists() for value in values]
         if any("\x00" in value for value in values) or not has_readable_query(request):
-            return _invalid("A parameter holds a character no text has.")
+            return _invalid("A parameter has an invalid character.")
         return view(request, *args, **kwargs)
 
     return answered
@@ -114,7 +114,7 @@ def a_form(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
         try:
             _ = request.POST
         except (BadRequest, SuspiciousOperation, MultiPartParserError):
-            return _invalid("The body is no form that can be read.")
+            return _invalid("The body is not a valid form.")
         return view(request, *args, **kwargs)
 
     return answered

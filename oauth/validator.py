@@ -125,7 +125,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         """Check that the code was issued for this redirect URI; the error is that of RFC 6749 section 5.2."""
         if super().confirm_redirect_uri(client_id, code, redirect_uri, client, *rest):
             return True
-        raise errors.InvalidGrantError("The code was sent to another redirect address.")
+        raise errors.InvalidGrantError("The code was issued for another redirect URI.")
 
     def invalidate_authorization_code(self, client_id: str, code: str, request: Request, *_: Any, **__: Any) -> None:
         """Do nothing: the code was deleted in the transaction that stored the tokens."""

@@ -129,14 +129,14 @@ CLIENT_LEFT = 499
 # Outcomes whose rows include the error text.
 FAILED = frozenset({"tool_error", "rpc_error", "upstream_error", "timeout", "bad_request"})
 
-NO_SESSION = "The gateway could not reach its sessions; nothing was executed."
+NO_SESSION = "The gateway could not read its sessions; nothing was executed."
 ACCESS_NOT_CHECKED = "The gateway could not check access."
 ANSWER_NOT_TAKEN = "The gateway could not take this answer; send it again."
 NO_SESSION_ID = "The header Mcp-Session-Id must name the session to end"
 NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
-TOO_MANY_FILES = "The gateway has as many open streams as it may have; try again later."
-NOT_FINISHED = "The gateway lost touch with its sessions during this call; the server may have executed it."
+TOO_MANY_FILES = "The gateway has reached its limit of open streams; try again later."
+NOT_FINISHED = "The gateway could not read its sessions during this call; the server may have executed it."
 
 # Not recorded as server failures: the request was never sent, or the client or we caused the error.
 NOT_OF_THE_SERVER = (
@@ -511,7 +511,7 @@ class Endpoint:
         self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
     ) -> Response:
         if message.params.get("level") not in LEVELS:
-            text = f"Invalid params: a level is one of {', '.join(LEVELS)}"
+            text = f"Invalid params: level must be one of {', '.join(LEVELS)}"
             return error_response(request, jsonrpc.INVALID_PARAMS, text)
         return await self._parts.handshake.set_level(request, grant, message)
 
@@ -646,7 +646,7 @@ class Endpoint:
         if grant is None:
             raise asyncio.CancelledError
         if all(each.identity_id != fresh.identity_id for each in grant.assignments if each.id == fresh.id):
-            raise IdentityUnavailable(fresh.server_name, "the connection carries another identity now")
+            raise IdentityUnavailable(fresh.server_name, "the connection now uses another identity")
         _note_renewed(request, fresh)
         return resolved._replace(assigned=fresh)
 
@@ -772,7 +772,9 @@ class Endpoint:
             await self._parts.recorder.record(request, answer, request.grant.recorded)
 
     async def _send(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
-        """Send the answer on the call's stream, if that is open or all that the client accepts; else as it is."""
+        """Send the answer on the call's stream if that is open, or the only format the client accepts; otherwise as
+        JSON.
+        """
         if len(answer.body) > response.PIECE:  # Counts against the budget until the client has read it.
             if request.held is not None:
                 request.held.resize(len(answer.body))
@@ -970,13 +972,13 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
         return None
     feature = request.feature
     if feature is None or not feature.name or not isinstance(params.get("arguments", {}), dict | None):
-        text = "Invalid params: a name and an object of arguments"
+        text = "Invalid params: a name and an object of arguments are required"
         if message.method not in {"tools/call", "prompts/get"}:
             text = "Invalid params: a uri" if feature is None or feature.kind == RESOURCE else "Invalid params: a ref"
         return error_response(request, jsonrpc.INVALID_PARAMS, text)
     if request.query is not None and request.query.wanted is NOTHING:  # The database cannot hold the name.
         what = "uri" if feature.kind == RESOURCE else "name"
-        text = f"Invalid params: a {what} holds no NUL and no half of a surrogate pair"
+        text = f"Invalid params: a {what} must not contain NUL or a lone surrogate"
         return error_response(request, jsonrpc.INVALID_PARAMS, text)
     return None
 
@@ -1235,7 +1237,7 @@ async def _result_answer(request: McpRequest, resolved: Resolved, message: Messa
     """Return a server's result; byte for byte but for its id, if there is nothing to rewrite."""
     result: Object = answer.document["result"]
     if not request.modern and result.get("resultType", "complete") != "complete":
-        raise BadAnswer(resolved.assigned.server_name, "it wants input, which this client cannot give")
+        raise BadAnswer(resolved.assigned.server_name, "it needs input, which this client does not support")
     drop, add = _members_of_era(request, message, result, answer.era)
     read = message.params["uri"] if resolved.alias and message.method == "resources/read" else ""
     without_links = not request.modern and request.version in LINKLESS

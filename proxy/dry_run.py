@@ -67,7 +67,7 @@ def wanted_for(feature: Named | None) -> Wanted:
 
 
 def verdict(grant: AccessRow, feature: Named | None, address: str | None, cipher: Cipher) -> Verdict:
-    """Return what the gateway would decide now; `address` None stands for any address the token allows."""
+    """Return what the gateway would decide now; with `address` None any address of the token's allowlist counts."""
     grant = grant if address is not None else grant._replace(allowed_ips=None)
     obstacles: list[Obstacle] = []
     while denied := decide(grant, address or ""):

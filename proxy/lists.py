@@ -279,10 +279,12 @@ class Lists:
             # Clients rely on these capabilities at once: the rows decide which servers are subscribed to.
             return await self.eras.introduce(upstream)
         except (UpstreamError, DatabaseUnavailable) as error:
-            logger.debug("a server did not say what it is", extra={"error": str(error), "server": assigned.server_name})
+            logger.debug(
+                "a server did not introduce itself", extra={"error": str(error), "server": assigned.server_name}
+            )
             return None
         except Exception:  # One server's bad answer must not affect the others.
-            logger.exception("what a server said of itself was not kept", extra={"server": assigned.server_name})
+            logger.exception("a server's introduction was not stored", extra={"server": assigned.server_name})
             return None
 
     # Asking servers
@@ -386,7 +388,7 @@ class Lists:
         try:
             await self._state.fetch(LEARN, (asked.assignment_id, asked.identity_id, asked.kind, said, fault))
         except DatabaseUnavailable as error:
-            logger.warning("what a server lists was not stored", extra={"error": str(error)})
+            logger.warning("a server's list was not stored", extra={"error": str(error)})
 
     async def _look_up(
         self, request: McpRequest, grant: AccessRow, kind: str, wanted: Wanted | None = None

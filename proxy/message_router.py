@@ -401,7 +401,7 @@ COMPLETED = "notifications/elicitation/complete"
 NO_STREAM: Object = {
     "error": {
         "code": jsonrpc.INTERNAL_ERROR,
-        "message": "The client cannot be asked: it has no stream open, and not exactly one call under way here",
+        "message": "The client cannot be asked: it has no open stream, and not exactly one running call here",
     }
 }
 
@@ -582,7 +582,7 @@ class Carrier:
                 return await self._events.take_waiting(session_id)
             except DatabaseUnavailable:
                 await asyncio.sleep(LOOK_AGAIN_SECONDS)
-        logger.warning("what waits for a session cannot be read", extra={"session": session_id})
+        logger.warning("the stored messages of a session cannot be read", extra={"session": session_id})
         return []
 
     async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:

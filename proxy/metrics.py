@@ -91,7 +91,7 @@ def _durations(name: str, what: str) -> BatchedHistogram:
 
 
 CALLS = Counter("gateway_calls", "MCP requests with a known token", ("outcome", "deny_reason"))
-UNKNOWN_TOKENS = Counter("gateway_unknown_tokens", "MCP requests without a token, or with one nobody knows")
+UNKNOWN_TOKENS = Counter("gateway_unknown_tokens", "MCP requests without a token, or with an unknown one")
 UNAVAILABLE = Counter("gateway_unavailable", "MCP requests answered 503", ("why",))
 # Series for immediate alerts exist from the start: Prometheus sees no increase in a series that begins with 1.
 CALLS.labels("rpc_error", "internal_error")
@@ -101,22 +101,24 @@ COMMIT_ROWS = Histogram("gateway_commit_rows", "Rows of calls that shared one co
 WAITING = Gauge("gateway_waiting", "MCP requests that wait for the database", ("lane",), multiprocess_mode="livesum")
 LANE_DOWN = Gauge(
     "gateway_lane_down",
-    "Workers whose statements to the database cannot be carried; of `record`: that execute no call",
+    "Workers that cannot run statements in the database; those of `record` execute no calls",
     ("lane",),
     multiprocess_mode="livesum",
 )
 STREAMS = Gauge("gateway_open_streams", "Event streams to clients that are open", multiprocess_mode="livesum")
-OPEN_FILES = Gauge("gateway_open_files", "Open files of the worker that has most", multiprocess_mode="livemax")
+OPEN_FILES = Gauge("gateway_open_files", "Open files of the worker with the most", multiprocess_mode="livemax")
 OPEN_FILES_LIMIT = Gauge("gateway_open_files_limit", "Files that a worker may open", multiprocess_mode="livemin")
-OPEN_FILES_REFUSED = Counter("gateway_open_files_refused", "Refused for lack of open files, by what", ("what",))
+OPEN_FILES_REFUSED = Counter("gateway_open_files_refused", "Refused for lack of open files, by kind", ("what",))
 for _what in ("stream", "connection"):
     OPEN_FILES_REFUSED.labels(_what)
-IDLE = Gauge("gateway_idle_upstream_connections", "Connections kept for the next call", multiprocess_mode="livesum")
-BY_GATEWAY = Counter("gateway_calls_by_gateway", "The same by gateway", ("gateway", "outcome", "deny_reason"))
-BY_SERVER = Counter("gateway_calls_by_server", "Those that were for one server, by it", ("server", "outcome"))
+IDLE = Gauge("gateway_idle_upstream_connections", "Idle connections to servers", multiprocess_mode="livesum")
+BY_GATEWAY = Counter(
+    "gateway_calls_by_gateway", "MCP requests with a known token, by gateway", ("gateway", "outcome", "deny_reason")
+)
+BY_SERVER = Counter("gateway_calls_by_server", "Calls to one server, by server", ("server", "outcome"))
 GATEWAY_SECONDS = BatchedHistogram(
     "gateway_call_duration_by_gateway_seconds",
-    "Time from the arrival of an MCP request until its row was to be written",
+    "Time from the arrival of an MCP request until its row is written",
     ("gateway",),
     buckets=NAME_BUCKETS,
 )
@@ -125,14 +127,14 @@ SERVER_SECONDS = BatchedHistogram(
 )
 AT_SERVERS = Gauge(
     "gateway_upstream_calls",
-    "Calls that are at their servers, and those that wait for a place there",
+    "Calls running at servers, and calls waiting for a slot",
     ("state",),
     multiprocess_mode="livesum",
 )
-SPANS = Counter("gateway_spans", "Spans of traced calls, by what became of them", ("result",))
+SPANS = Counter("gateway_spans", "Spans of traced calls, by result", ("result",))
 
-TOTAL = _durations("call", "Time from the arrival of an MCP request until its row was to be written")
-AUTHORISE = _durations("authorise", "Time until the database had said what a token may do")
+TOTAL = _durations("call", "Time from the arrival of an MCP request until its row is written")
+AUTHORISE = _durations("authorise", "Time of the access decision in the database")
 UPSTREAM = _durations("upstream", "Time a server took for a call")
 RECORD = _durations("record", "Time until the row of a call was committed")
 

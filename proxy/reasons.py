@@ -108,15 +108,13 @@ REASONS = {
     "origin": Reason(
         Step.ADDRESS, "The browser page that called is not on an allowed origin.", page=CONNECT, status=403
     ),
-    "host_disabled": Reason(Step.HOST, "An administrator switched this app or agent off.", "host disabled", status=403),
+    "host_disabled": Reason(Step.HOST, "An administrator disabled this app or agent.", "host disabled", status=403),
     "host_pending": Reason(
         Step.HOST, "The app waits for an administrator's approval.", "host waiting for approval", status=403
     ),
-    "gateway_disabled": Reason(
-        Step.GATEWAY, "An administrator switched this gateway off.", "gateway disabled", status=403
-    ),
+    "gateway_disabled": Reason(Step.GATEWAY, "An administrator disabled this gateway.", "gateway disabled", status=403),
     "connection_disabled": Reason(
-        Step.GATEWAY, "An administrator switched this connection off.", "connection disabled", status=403
+        Step.GATEWAY, "An administrator disabled this connection.", "connection disabled", status=403
     ),
     "gateway_not_reachable": Reason(
         Step.REACH,
@@ -131,26 +129,24 @@ REASONS = {
     ),
     "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool, prompt or resource of this name."),
     "unknown_task": Reason(Step.TOOL, "The connection has no task of this id."),
-    "server_disabled": Reason(Step.SERVER, "An administrator switched {server} off.", "server disabled"),
+    "server_disabled": Reason(Step.SERVER, "An administrator disabled {server}.", "server disabled"),
     "assignment_disabled": Reason(
-        Step.SERVER, "An administrator switched {server} off on this gateway.", "server disabled on this gateway"
+        Step.SERVER, "An administrator disabled {server} on this gateway.", "server disabled on this gateway"
     ),
-    "tool_disabled": Reason(Step.TOOL, "An administrator switched {tool} off, or the policy does not allow it."),
-    "prompt_disabled": Reason(Step.TOOL, "An administrator switched {prompt} off, or the policy does not allow it."),
+    "tool_disabled": Reason(Step.TOOL, "An administrator disabled {tool}, or the policy does not allow it."),
+    "prompt_disabled": Reason(Step.TOOL, "An administrator disabled {prompt}, or the policy does not allow it."),
     "resource_disabled": Reason(
-        Step.TOOL, "An administrator switched {resource} or its template off, or the policy does not allow it."
+        Step.TOOL, "An administrator disabled {resource} or its template, or the policy does not allow it."
     ),
     "definition_held": Reason(
         Step.TOOL, "The server changed or added {tool}, and nobody has accepted that yet.", "waiting to be accepted"
     ),
     "definition_quarantined": Reason(Step.TOOL, "An administrator put {tool} in quarantine.", "in quarantine"),
-    "identity_missing": Reason(Step.IDENTITY, "The connection carries no identity for {server}.", page=IDENTITIES),
-    "identity_disabled": Reason(
-        Step.IDENTITY, "An administrator switched off the identity for {server}.", page=IDENTITIES
-    ),
-    "identity_off": Reason(Step.IDENTITY, "Its owner switched off the identity for {server}.", page=IDENTITIES),
+    "identity_missing": Reason(Step.IDENTITY, "The connection has no identity for {server}.", page=IDENTITIES),
+    "identity_disabled": Reason(Step.IDENTITY, "An administrator disabled the identity for {server}.", page=IDENTITIES),
+    "identity_off": Reason(Step.IDENTITY, "Its owner disabled the identity for {server}.", page=IDENTITIES),
     "identity_withdrawn": Reason(
-        Step.IDENTITY, "The shared identity for {server} is not for this gateway any more.", page=IDENTITIES
+        Step.IDENTITY, "The shared identity for {server} may no longer be used on this gateway.", page=IDENTITIES
     ),
     "identity_unconfirmed": Reason(
         Step.IDENTITY, "The path or header of {server} changed; its identity waits to be confirmed.", page=IDENTITIES
@@ -159,29 +155,31 @@ REASONS = {
         Step.IDENTITY, "The sign-in at {server} has ended; a person has to sign in again.", page=IDENTITIES
     ),
     "identity_scope": Reason(
-        Step.IDENTITY, "The sign-in at {server} granted fewer rights than it asks for now.", page=IDENTITIES
+        Step.IDENTITY, "The sign-in at {server} granted fewer scopes than the server requires now.", page=IDENTITIES
     ),
     "identity_unavailable": Reason(
-        Step.IDENTITY, "The issuer of the identity could not be asked for a fresh token.", page=IDENTITIES
+        Step.IDENTITY, "The issuer of the identity could not be asked for a new token.", page=IDENTITIES
     ),
-    "identity_unreadable": Reason(Step.IDENTITY, "No encryption key opens the stored identity.", page=IDENTITIES),
+    "identity_unreadable": Reason(Step.IDENTITY, "No encryption key decrypts the stored identity.", page=IDENTITIES),
     "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it.", page=IDENTITIES),
-    "address_blocked": Reason(Step.UPSTREAM, "The server lives at an address the gateway may not call."),
-    "unreachable": Reason(Step.UPSTREAM, "The server could not be reached, or broke off before it answered."),
-    "timeout": Reason(Step.UPSTREAM, "The server did not answer in its time."),
+    "address_blocked": Reason(Step.UPSTREAM, "The server's address is one the gateway may not call."),
+    "unreachable": Reason(
+        Step.UPSTREAM, "The server could not be reached, or closed the connection before it answered."
+    ),
+    "timeout": Reason(Step.UPSTREAM, "The server did not answer in time."),
     "bad_answer": Reason(Step.UPSTREAM, "The server answered with something that is not MCP."),
-    "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway passes on."),
-    "request_state": Reason(Step.UPSTREAM, "The state it was sent with is of another call, too old, or used already."),
+    "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway allows."),
+    "request_state": Reason(Step.UPSTREAM, "Its requestState belongs to another call, is too old, or was used before."),
     "session_lost": Reason(
         Step.UPSTREAM, "A server lost its session, which ended the client's; the client has to initialize again."
     ),
-    "call_lost": Reason(Step.UPSTREAM, "The worker that held it for its client is gone."),
-    "input_refused": Reason(Step.UPSTREAM, "Its client did not give what the server asked for."),
-    "loop": Reason(Step.UPSTREAM, "A server leads back to this gateway."),
+    "call_lost": Reason(Step.UPSTREAM, "The worker that held the call for its client has ended."),
+    "input_refused": Reason(Step.UPSTREAM, "The client did not give the input the server asked for."),
+    "loop": Reason(Step.UPSTREAM, "A server's address leads back to this gateway."),
     "internal_error": Reason(
-        Step.UPSTREAM, "The gateway itself failed, by an error of its own; the log of its processes has the traceback."
+        Step.UPSTREAM, "The gateway failed with an internal error; its process log has the traceback."
     ),
-    "open_files": Reason(Step.REQUEST, "Too many files were open for another stream."),
+    "open_files": Reason(Step.REQUEST, "Too many files were open to open another stream."),
     "busy": Reason(
         Step.UPSTREAM,
         "Too many calls of the token or to the server were under way, or large answers to the token were not read; it"

@@ -43,7 +43,7 @@ class IdentityUnavailable(UpstreamError):
     """The issuer of an identity cannot be asked just now for a fresh token."""
 
     reason = "identity_unavailable"
-    sentence = 'The identity for server "{server}" cannot be renewed just now; try again soon.'
+    sentence = 'The identity for server "{server}" cannot be renewed at the moment; try again soon.'
 
 
 class MoreRights(Refusal):
@@ -120,7 +120,7 @@ class Refresher:
         try:
             await self._run(statement)
         except DatabaseUnavailable as error:
-            logger.warning("wanted rights not noted", extra={"error": str(error)})
+            logger.warning("required scopes could not be stored", extra={"error": str(error)})
 
     def _begin(self, assigned: AssignedServer) -> asyncio.Task[str]:
         assert assigned.identity_id is not None
@@ -135,7 +135,7 @@ class Refresher:
     def _ended(self, key: tuple[str, str], task: asyncio.Task[str]) -> None:
         del self._under_way[key]
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.warning("an identity was not renewed", extra={"identity": key[0], "error": str(error)})
+            logger.warning("an identity could not be renewed", extra={"identity": key[0], "error": str(error)})
             if isinstance(error, NotRenewed) and error.revocations:
                 self._background.spawn("revocation", self._tell(error.revocations))
 
@@ -177,7 +177,7 @@ class Refresher:
                 ) as response:
                     return response.status, await response.read()
         except (TimeoutError, UpstreamError) as error:
-            logger.info("an issuer gave no answer", extra={"error": str(error)})
+            logger.info("an issuer did not answer", extra={"error": str(error)})
             return None
 
 

@@ -311,9 +311,7 @@ class McpRequest:
     def parse(self) -> None:
         """Parse the body; errors are kept in `malformed` and reported after authentication."""
         if len(self.body) > LARGE and jsonrpc.has_more_values(self.body, MOST_VALUES):
-            self.malformed = MalformedMessage(
-                jsonrpc.INVALID_REQUEST, f"The body holds more than {MOST_VALUES:,} values"
-            )
+            self.malformed = MalformedMessage(jsonrpc.INVALID_REQUEST, f"The body has more than {MOST_VALUES:,} values")
             return
         try:
             self.message = message = jsonrpc.parse_message(self.body)
@@ -401,7 +399,7 @@ def check_modern(message: Message, pairs: Iterable[tuple[bytes, bytes]]) -> None
     for name, value in pairs:
         if name in ROUTING_HEADERS:
             if name in given:
-                raise MalformedMessage(jsonrpc.HEADER_MISMATCH, f"The header {name.decode()} is there twice")
+                raise MalformedMessage(jsonrpc.HEADER_MISMATCH, f"The header {name.decode()} occurs twice")
             given[name] = value.decode("latin-1").strip()
     version = _envelope(message)
     _compare("MCP-Protocol-Version", given.get(b"mcp-protocol-version"), version)

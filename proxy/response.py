@@ -82,7 +82,7 @@ def challenge(public_url: str, slug: str, *, presented: bool, credential: str = 
     return b"www-authenticate", f'Bearer resource_metadata="{metadata}"{error}'.encode()
 
 
-NO_SCHEME = "Write the word Bearer and a blank before the token."
+NO_SCHEME = "Write the word Bearer and a space before the token."
 TOKEN_STARTS = tuple(f"{kind}_" for kind in token_text.PREFIXES)
 
 
@@ -90,16 +90,16 @@ def _advice(credential: str) -> str:
     """Return advice on a refused Authorization header, in plain ASCII without quotes (RFC 6750 section 3)."""
     text = credential.partition(" ")[2].strip()
     if text.lower().startswith("bearer"):
-        return "The header holds the word Bearer twice. Write it once, then the token."
+        return "The header has the word Bearer twice. Write it once, then the token."
     if text[:1] in {'"', "'", "<"}:
-        return "The token stands in quotes or brackets. Leave them out."
+        return "The token is in quotes or brackets. Remove them."
     if text.startswith("$"):
-        return "This is the name of a variable, not its value. In single quotes a shell leaves it as it is."
+        return "This is the name of a variable, not its value. A shell does not expand it in single quotes."
     if text.startswith(token_text.PERSONAL):
         return "This is an API key for the REST API. Use an API access token: Settings, API Tokens."
     is_of_an_app = text.startswith(token_text.OAUTH_ACCESS)
     if not is_of_an_app and not token_text.well_formed(text, MCP_TOKEN_KINDS):
-        return "This is not a whole token of this gateway. Copy it again, without blanks, or create another."
+        return "This is not a complete token of this gateway. Copy it again, without spaces, or create another."
     what = "Sign in again in the app" if is_of_an_app else "Create or regenerate one: Settings, API Tokens"
     return f"The token is unknown here, expired or revoked. {what}."
 

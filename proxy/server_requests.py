@@ -207,7 +207,7 @@ class ServerRequests:
         try:
             await self._pending.drop(uid)
         except DatabaseUnavailable:
-            logger.warning("a request of a server stays until it expires", extra={"request_id": row.uid})
+            logger.warning("a server's request could not be deleted before it expires", extra={"request_id": row.uid})
         try:
             await self._writer.commit(row)
         except NotRecorded:
@@ -258,15 +258,15 @@ class ServerRequests:
             if "requestState" in result:
                 wanted["requestState"] = result["requestState"]
             answer = await again(wanted)
-        raise BadAnswer(server, f"it wanted input more than {MOST_ROUNDS} times")
+        raise BadAnswer(server, f"it asked for input more than {MOST_ROUNDS} times")
 
     async def _ask_all(self, asking: InteractiveCall, requests: Any) -> Object:
         server = asking.target.server_name
         if not isinstance(requests, dict) or len(requests) > MOST_ASKED:
-            raise BadAnswer(server, "what it wants as input cannot be read")
+            raise BadAnswer(server, "its input requests cannot be read")
         for asked in requests.values():
             if asking.stream is None or asking.grant.session is None or not isinstance(asked, dict):
-                raise BadAnswer(server, "it wants input, which this client cannot give")
+                raise BadAnswer(server, "it needs input, which this client does not support")
             if not can_answer(asking.target.capabilities, asked):
                 raise BadAnswer(server, f"it wants {str(asked.get('method'))[:60]}, which this client cannot give")
         replies = await asyncio.gather(*(self.ask_client(asking, asked) for asked in requests.values()))
@@ -308,7 +308,7 @@ def _checked(asking: InteractiveCall, answer: Object) -> Object:
         return {"error": answer["error"]}
     if isinstance(answer.get("result"), dict):
         return {"result": rewriting.for_server(answer["result"], asking.request.task_ids)}
-    return _error("The client's answer is no result")
+    return _error("The client's answer is not a valid result")
 
 
 def as_uuid(text: object) -> str | None:
@@ -511,7 +511,7 @@ class SuspendedCalls:
         grant, server = asking.grant, asking.target.server_name
         uid, turn = self._checked_state(message, grant.connection_id)
         if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
-            raise BadState("this requestState was used already, or its call is over")
+            raise BadState("this requestState was used before, or its call is over")
         news = self._bell.listen(uid)  # Not before: a repeated retry must not take the wake-up of the first.
         try:
             await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
@@ -522,7 +522,7 @@ class SuspendedCalls:
                     return _opened_outcome(self._pending.unseal(rows[0][0]), server)
                 if not rows or rows[0][1]:
                     self._requests.in_background(self._state.fetch(END, (uid,)))
-                    raise CallLost(server, "its worker is gone")
+                    raise CallLost(server, "its worker has ended")
                 if asked := await self._pending.open(uid):
                     return self._input_required(asking.request, message, uid, turn + 1, asked)
                 with suppress(TimeoutError):
@@ -629,10 +629,10 @@ class SuspendedCalls:
         """Return the id of the call and the turn in a requestState. Raises BadState."""
         facts = self._opened_state(message)
         if facts is None:
-            _refuse("this requestState was not given by this gateway")
+            _refuse("this requestState was not issued by this gateway")
         uid, turn, connection, digest, ends = facts
         if connection != connection_id or digest != _digest(message):
-            _refuse("this requestState was given for another request")
+            _refuse("this requestState belongs to another request")
         if ends < now():
             _refuse("this requestState is too old")
         return uid, turn
@@ -699,7 +699,7 @@ def _opened_outcome(text: bytes, server: str) -> RpcResponse:
     Raises Ended, DatabaseUnavailable or SuspendedCallFailed if the call failed.
     """
     if text == UNAVAILABLE:
-        raise DatabaseUnavailable("the database did not answer while the call was held")
+        raise DatabaseUnavailable("the database did not answer while the call was suspended")
     if text == FAILED:
         raise SuspendedCallFailed(SuspendedCallFailed.__doc__)
     kind, _, kept = text.partition(b" ")

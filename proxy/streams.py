@@ -436,7 +436,7 @@ class Streams:
             self._granted[request.query] = grant
 
     def _query(self, request: McpRequest) -> AccessQuery:
-        assert request.query is not None, "what is under way was authorized"
+        assert request.query is not None, "running calls have been authorized"
         return request.query._replace(wanted=INTRODUCED) if request.uid in self._standing else request.query
 
     def _verdict(self, request: McpRequest, grant: AccessRow | None) -> StopReason | None:
@@ -463,7 +463,7 @@ class Streams:
         if standing is not None:
             standing.end(_last_message(standing, ending, self._public_url))
         else:
-            assert request.task is not None, "a call has its task before it is under way"
+            assert request.task is not None, "a call has its task before it runs"
             request.task.cancel()
 
     # Cancelling
@@ -593,7 +593,7 @@ ALIVE_SECONDS = 3.0  # The worker with the stream of a call answers within this 
 LISTENING_SECONDS = 2.0  # How long to wait for the servers' streams before reporting possible changes.
 HANDED_OVER_SECONDS = 1.0  # The worker that had a standing stream writes its events within this time.
 
-CALL_LOST = "The call was lost: what became of it is not known any more."
+CALL_LOST = "The call was lost; its outcome is unknown."
 
 # The streams that resume a call's stream here, by session and stream.
 type Repeats = dict[tuple[str, str], StandingStream]

@@ -355,7 +355,7 @@ class _ThroughProxy(HTTPAdapter):
             return super().send(*request, **how)
         except requests.exceptions.ProxyError as error:
             status = re.search(r"Tunnel connection failed: (\d{3})", str(error))
-            said = f"answered {status[1]}" if status else "cannot be reached, or is none"
+            said = f"answered {status[1]}" if status else "cannot be reached, or is not a proxy"
             raise requests.exceptions.ConnectionError(f"the outbound proxy {said}") from None
 
 

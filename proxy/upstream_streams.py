@@ -435,7 +435,7 @@ class ServerStreams:
             except UpstreamError as error:
                 logger.debug("the stream of a server ended", extra={"error": str(error)})
             except Exception:  # After any bad message the stream is opened again.
-                logger.exception("what a server said could not be passed on")
+                logger.exception("a server's message could not be forwarded")
             self._begin(held)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_AGAIN_SECONDS)

@@ -159,9 +159,10 @@ class People:
         return user.pk
 
     def _forgotten(self, said: dict[str, Any]) -> User | None:
-        """Return the person with this address whom the directory deleted; they are restored without former access.
+        """Return the person with this address, deleted by the directory before; they are restored without former
+        access.
 
-        Raises UniquenessException if the directory identifies somebody else.
+        Raises UniquenessException if the directory's id is of somebody else.
         """
         rows = User.objects.select_related("role", "directory_person")
         user = rows.filter(email=said["email"], directory_person__removed_at__isnull=False).first()
@@ -205,7 +206,7 @@ class People:
         primary = next((one for one in emails if one.get("primary")), emails[0] if emails else {})
         email = user_name if _is_address(user_name) else str(primary.get("value", "")).strip().lower()
         if not _is_address(email):
-            raise InvalidValueException(detail="userName, or else one of emails, must be an e-mail address.")
+            raise InvalidValueException(detail="userName or one of emails must be an e-mail address.")
         default = [{"value": email, "type": "work", "primary": True}]
         return {
             "email": email,
@@ -301,7 +302,7 @@ class Teams:
         pks = {_uuid(one) for one in named}
         members = list(people().filter(pk__in=pks))
         if len(members) != len(named):
-            raise InvalidValueException(detail="members has a value that is the id of no user.")
+            raise InvalidValueException(detail="members has a value that is not the id of a user.")
         return members
 
     def delete(self, by: Directory, team: Team) -> None:

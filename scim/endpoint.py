@@ -87,7 +87,7 @@ def _read(request: HttpRequest) -> ScimRequest:
         raise PayloadTooLargeException(detail=f"The body is larger than {MOST_BYTES >> 20} MiB.")
     query = dict(parse_qsl(request.META.get("QUERY_STRING", ""), keep_blank_values=True))
     if b"\\u0000" in body or b"\x00" in body or any("\x00" in text for text in (request.path, *query.values())):
-        raise InvalidValueException(detail="Text holds no NUL character.")
+        raise InvalidValueException(detail="Text must not contain NUL.")
     return ScimRequest(
         method=str(request.method),
         base_url=f"{settings.PUBLIC_URL}{ROOT}",

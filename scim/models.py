@@ -47,13 +47,13 @@ class TooManyProvisioningKeys(ProvisioningError):
 
 
 class MakesOwners(ProvisioningError):
-    """A directory makes no owners. Choose another role."""
+    """A directory cannot create owners. Choose another role."""
 
     field = "role"
 
 
 class RoleBeyond(ProvisioningError):
-    """The people it makes would hold more than it may act on. Tick what their role holds, or choose another one."""
+    """New people would have more capabilities than the key may act on. Tick those of their role, or choose another."""
 
     field = "capabilities"
 
@@ -73,8 +73,8 @@ class NoPreviousKey(ProvisioningError):
 
 
 class DeactivatedByOthers(Exception):
-    """An administrator has deactivated this person, or revoked their invitation, and must be the one to undo that, on
-    their page. Nothing was changed."""
+    """An administrator has deactivated this person, or revoked their invitation, and must undo that, on the person's
+    page. Nothing was changed."""
 
 
 class Directory:

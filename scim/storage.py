@@ -63,7 +63,7 @@ class Storage(ScimStorage):
         except (EmailTaken, NameTaken) as taken:
             raise UniquenessException(detail=str(taken)) from taken
         except (DataError, UnicodeEncodeError) as error:  # NUL or a lone surrogate, escaped in a filter or path.
-            raise InvalidValueException(detail="Text holds no NUL character and no half of a pair.") from error
+            raise InvalidValueException(detail="Text must not contain NUL or a lone surrogate.") from error
         except IntegrityError as taken:
             raise UniquenessException(detail="Another resource has this value already.") from taken
 

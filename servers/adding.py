@@ -118,13 +118,13 @@ class NewServerForm(Trial, ServerForm):
         if not self._shares(values):
             return
         if not self.user.has_perm(Capability.IDENTITIES_MANAGE):
-            who = "Who manages identities says on which gateways a shared one is used"
+            who = "Only a person who manages identities can choose the gateways of a shared one"
             self.add_error("gateways", f"{who}. Add the server without a gateway, and ask them.")
         elif values.get("auth_type") == AuthType.OAUTH:
             how = "Add the server without a gateway, sign in as the shared account on its page"
             self.add_error("gateways", f"{how}, and assign it then.")
         elif not values.get("secret") and "secret" not in self.errors:
-            self.add_error("secret", "Paste the credential that everybody on these gateways shares.")
+            self.add_error("secret", "Paste the credential shared by everybody on these gateways.")
 
     def _check(self, secret: str, values: dict[str, Any]) -> None:
         server = Server(auth_type=values.get("auth_type", ""), header_name=values.get("header_name", ""))
@@ -195,11 +195,7 @@ class ServerTrial:
             return "Unknown until the server answers."
         if self.signs_in:
             return f"People sign in at {self.signs_in.issuer}."
-        return (
-            "Paste another, or add the server without one."
-            if self.with_credential
-            else "Choose the auth type it wants."
-        )
+        return "Enter another, or add the server without one." if self.with_credential else "Choose its auth type."
 
     def __str__(self) -> str:
         return str(self.outcome) if self.found else f"The server {self.outcome}."

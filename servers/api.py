@@ -41,14 +41,14 @@ class ServerSerializer(serializers.Serializer[Server]):
     url = serializers.CharField(help_text="Address of its MCP endpoint.")
     auth_type = serializers.CharField(help_text="`none`, `bearer`, `header` or `oauth`: kind of its credential.")
     header_name = serializers.CharField(help_text="Header of the credential, for `auth_type` `header`.")
-    timeout_seconds = serializers.IntegerField(help_text="Maximum seconds without a sign of life during a call.")
+    timeout_seconds = serializers.IntegerField(help_text="Maximum seconds without data during a call.")
     total_seconds = serializers.IntegerField(help_text="Maximum seconds of a call.")
     max_concurrent = serializers.IntegerField(help_text="Maximum concurrent calls.")
     lists_live = serializers.BooleanField(help_text="Whether its lists differ by session and are fetched in each.")
     key_help = serializers.CharField(help_text="How people get a credential, in the administrator's words.")
     key_url = serializers.CharField(help_text="Page where people get a credential; empty if none.")
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
-    expected_issuer = serializers.CharField(help_text="Name of the issuer, if it is not its address.")
+    expected_issuer = serializers.CharField(help_text="The issuer's name for itself, if it differs from its URL.")
     resource_sent = serializers.CharField(
         help_text="`server` (its address), `omit` or `fixed` (`fixed_resource`): `resource` for the issuer (RFC 8707)."
     )
@@ -81,13 +81,13 @@ class ProbeSerializer(serializers.Serializer[Any]):
     detail = serializers.CharField(help_text="Result in words.")
     wants_credential = serializers.BooleanField(help_text="Whether it refused because a credential is missing.")
     tools = serializers.ListField(child=serializers.CharField(allow_null=True), help_text="Names of its tools.")
-    era = serializers.CharField(required=False, help_text="Form of the protocol it speaks.")
+    era = serializers.CharField(required=False, help_text="Eras of MCP it speaks.")
     version = serializers.CharField(required=False, allow_null=True, help_text="Protocol version of its answer.")
     took_ms = serializers.FloatField(required=False, help_text="Duration in milliseconds.")
 
 
 class ServerQuery(ListQuery):
-    """How a list of servers is narrowed."""
+    """Filters of the list of servers."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the name or URL.")
     enabled = serializers.BooleanField(required=False, help_text="Only enabled servers, or only disabled ones.")
@@ -96,7 +96,7 @@ class ServerQuery(ListQuery):
 
 
 class ServerChanges(RequestBody):
-    """What may change of a server; its slug never does."""
+    """The changeable fields of a server; its slug never changes."""
 
     name = serializers.CharField(max_length=80)
     url = serializers.CharField(max_length=500)

@@ -205,12 +205,12 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], second
     if server.is_built_in:
         listener = local_listener()
         if listener is None:
-            raise DiscoveryFailed("is part of the running gateway, which this command is not")
+            raise DiscoveryFailed("is part of the running gateway, so this command cannot call it")
         transport = Transport(Guard(), limit=MOST_BYTES, listener=listener.origin, secret=listener.secret)
         return _asked(_target(server, None), transport, kinds, seconds)
     own_guard = upstream_guard() if server.private is not False else upstream_guard().outside()
     if own_guard.own.has(server.url):
-        raise DiscoveryRefused("was not asked: its URL is an address of this gateway itself", "loop")
+        raise DiscoveryRefused("was not asked: its URL is this gateway's own", "loop")
     try:
         own_guard.check_url(server.url)
     except UrlRefused as refusal:
@@ -247,7 +247,7 @@ def _credential(server: Server, identity: Identity | None) -> tuple[str, str] | 
     try:
         secret = cipher().open(bytes(identity.secret_ciphertext))
     except Undecryptable:
-        reason = f"was not asked: no encryption key opens the identity “{identity.label}”"
+        reason = f"was not asked: no encryption key decrypts the identity “{identity.label}”"
         raise DiscoveryRefused(reason, "identity_unreadable") from None
     try:
         return header_of(server.auth_type, server.header_name, secret)

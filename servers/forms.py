@@ -28,7 +28,7 @@ from wire.guard import UrlRefused
 from wire.oauth_client import fits_a_header, is_header_name, is_https, may_carry, scopes_of
 
 LABEL_TAKEN = "A shared identity with this label already exists."
-TAKEN = "This name or slug was taken just now. Choose another."
+TAKEN = "This name or slug has just been taken. Choose another."
 
 
 RESERVED = frozenset({"add", "find", "slug"})  # Path segments of our own URLs.
@@ -62,9 +62,9 @@ class SlugField(forms.CharField):
     def clean(self, value: Any) -> Any:
         slug = super().clean(value)
         if slug in RESERVED:
-            raise ValidationError(f"“{slug}” is a word of this site's own addresses. Choose another.")
+            raise ValidationError(f"“{slug}” is reserved for this site's own URLs. Choose another.")
         if slug and self.given_out.all().filter(slug=slug).exists():
-            raise ValidationError("This slug has been given out before. Choose another.")
+            raise ValidationError("This slug was used before. Choose another.")
         return slug
 
 
@@ -77,7 +77,7 @@ class SlugForm(forms.Form):
             field: Any = self.fields["slug"]
             values["slug"] = suggest(values["name"], field.given_out.all(), field.max_length)
             if not values["slug"]:
-                self.add_error("slug", "No slug can be made of this name. Give one.")
+                self.add_error("slug", "No slug can be made from this name. Enter one.")
         return values
 
 
@@ -94,7 +94,7 @@ class SignInSettings:
         """Return the issuer, which must match its metadata byte for byte."""
         issuer = str(self.cleaned_data["expected_issuer"])
         if issuer and not is_https(issuer, like=self.server_url):
-            raise ValidationError("An issuer is an address that begins with https://, exactly as its metadata name it.")
+            raise ValidationError("An issuer is a URL that begins with https://, spelled exactly as in its metadata.")
         return issuer
 
     def clean_resource_sent(self) -> str:
@@ -106,11 +106,9 @@ class SignInSettings:
         if self.cleaned_data.get("resource_sent") != ResourceSent.FIXED:
             return ""
         if not resource:
-            raise ValidationError("Name the value that is sent, such as https://mcp.example.com/mcp.")
+            raise ValidationError("Enter the value to send, such as https://mcp.example.com/mcp.")
         if not is_https(resource, like="http://") or "#" in resource:
-            raise ValidationError(
-                "Give an address that begins with https:// or http://, without # and what follows it."
-            )
+            raise ValidationError("Enter a URL that begins with https:// or http://, without # and anything after it.")
         return resource
 
     def clean_fixed_scopes(self) -> str:
@@ -118,7 +116,7 @@ class SignInSettings:
         text = str(self.cleaned_data["fixed_scopes"])
         found = scopes_of(text)
         if unusable := [each for each in text.split() if each not in found]:
-            raise ValidationError(f"“{unusable[0][:80]}” is no scope. Write scopes with spaces between them.")
+            raise ValidationError(f"“{unusable[0][:80]}” is not a scope. Separate scopes with spaces.")
         return " ".join(found)
 
     def clean_authorization_endpoint(self) -> str:
@@ -140,7 +138,7 @@ class SignInSettings:
         """Return an issuer's endpoint: a URI without a fragment (RFC 6749 sections 3.1, 3.2)."""
         url = str(self.cleaned_data[name])
         if url and (not is_https(url, like=self.server_url) or "#" in url):
-            raise ValidationError("An endpoint is an address that begins with https://, without # and what follows it.")
+            raise ValidationError("An endpoint is a URL that begins with https://, without # and anything after it.")
         try:
             if url:
                 upstream_guard().check_url(url)
@@ -308,9 +306,9 @@ class ServerForm(SignInSettings, SlugForm):
         if self.cleaned_data.get("auth_type") != AuthType.HEADER:
             return ""
         if not is_header_name(name):
-            raise ValidationError("Name the header, for example X-Api-Key.")
+            raise ValidationError("Enter the name of the header, for example X-Api-Key.")
         if not may_carry(name):
-            raise ValidationError("The gateway fills in this header itself. Name another.")
+            raise ValidationError("The gateway sets this header itself. Enter another.")
         return name
 
     def clean(self) -> dict[str, Any]:
@@ -334,8 +332,8 @@ def _others(server: Server | None) -> ServerQuerySet:
 
 
 NO_COMMAND = (
-    "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: give the "
-    "address at which it runs, such as https://mcp.example.com/mcp."
+    "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: enter its "
+    "URL, such as https://mcp.example.com/mcp."
 )
 PROGRAMS = frozenset(
     "npx npm node bunx bun deno uvx uv pipx python python3 docker podman sh bash cmd java go".split()  # noqa: SIM905
@@ -363,7 +361,7 @@ def _callable(url: str) -> tuple[str, bool]:
         raise ValidationError(str(refusal)) from None
     scheme, _, rest = url.partition(":")
     if urlsplit(url).fragment:
-        raise ValidationError("Leave out the # and what follows it.")
+        raise ValidationError("Remove the # and everything after it.")
     return f"{scheme.lower()}:{rest}", inside
 
 
@@ -386,7 +384,7 @@ class SecretForm(forms.Form):
     def clean_secret(self) -> str:
         secret = str(self.cleaned_data["secret"])
         if not fits_a_header(secret):
-            raise ValidationError("A credential is one line of plain characters.")
+            raise ValidationError("A credential is one line of printable ASCII characters.")
         if self.server.auth_type != AuthType.HEADER and secret.lower().startswith("bearer "):
             raise ValidationError("Leave out the word Bearer; the gateway adds it.")
         return secret
@@ -396,7 +394,7 @@ class Trial(forms.Form):
     """A form that tests credentials at their server; a refused one is stored only if the person confirms."""
 
     keep = forms.BooleanField(
-        label="Keep it anyway", required=False, help_text="A new one has to be pasted again: it was not stored."
+        label="Keep it anyway", required=False, help_text="Paste the new one again: it was not stored."
     )
 
     refusal = ""  # The server's reason for refusing the credential.
@@ -425,7 +423,7 @@ class SharedLabel(forms.Form):
     """The label of a shared identity, such as a service account."""
 
     server: Server
-    label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
+    label = forms.CharField(max_length=80, help_text="Shown in logs and in lists of identities.")
 
     def clean_label(self) -> str:
         label = str(self.cleaned_data["label"])

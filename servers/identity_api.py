@@ -60,7 +60,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     )
     sign_in_needed = serializers.CharField(source="sign_in_words", help_text="Why its owner must sign in again.")
     unconfirmed_since = UtcDateTimeField(
-        allow_null=True, help_text="Since when its owner must confirm it because the server moved."
+        allow_null=True, help_text="When the server's address changed; its owner must confirm it. Null if not needed."
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Last refusal by the server; otherwise empty.")
@@ -69,7 +69,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
 
 
 class IdentityQuery(ListQuery):
-    """How a list of identities is narrowed."""
+    """Filters of the list of identities."""
 
     scope = serializers.ChoiceField(
         ["own", "shared", "all"], default="own", help_text="Your own credentials, the shared ones, or all you may see."
@@ -254,7 +254,7 @@ class IdentityResource(Resource):
         if identity.owner_id != self.me.pk:
             must_hold(self.me, Capability.SERVERS_MANAGE)
         if identity.owner_id not in (self.me.pk, None):
-            raise PermissionDenied("Nobody changes another person's credential.", code="not_yours")
+            raise PermissionDenied("You cannot change another person's credential.", code="not_yours")
         return _live(identity)
 
 

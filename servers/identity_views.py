@@ -94,7 +94,7 @@ class IdentityRow:
     @property
     def blocked(self) -> str:
         """The reason why it is not used although it is enabled."""
-        return "it waits to be confirmed" if self.identity.status == "unconfirmed" else ""
+        return "it waits for confirmation" if self.identity.status == "unconfirmed" else ""
 
     @property
     def may_replace(self) -> bool:

@@ -282,4 +282,4 @@ def _removed_from(server: Server) -> str:
     """Return a sentence naming the gateways the server is removed from."""
     live = server.assignments.filter(removed_at=None, gateway__archived_at=None).order_by("gateway__name")
     names = list(live.values_list("gateway__name", flat=True))
-    return f"It is removed from {first_names(names)}. Connections stay." if names else "It is on no gateway."
+    return f"It is removed from {first_names(names)}. Connections are not changed." if names else "It is on no gateway."

@@ -73,7 +73,7 @@ def _read(path: Path, _changed: int) -> tuple[Tile, ...]:
         entries = json.loads(path.read_text())
         return tuple(Tile(**entry | {"auth": tuple(entry.get("auth", ()))}) for entry in entries)
     except (ValueError, TypeError, AttributeError) as error:
-        raise BadTiles(f"{path} is no file of well-known servers: {error}") from None
+        raise BadTiles(f"{path} is not a valid file of well-known servers: {error}") from None
 
 
 def find_known_server(key: str) -> Tile | None:

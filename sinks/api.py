@@ -1,4 +1,4 @@
-"""/api/sinks: where the logs are sent."""
+"""/api/sinks: receivers of the logs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SENDING = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.A
 
 
 class SinkSerializer(serializers.Serializer[Sink]):
-    """A place that the logs are sent to."""
+    """A receiver of the logs."""
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
@@ -39,7 +39,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
     enabled = serializers.BooleanField(help_text="Whether it is enabled; false means paused.")
     status = serializers.ChoiceField(
         [(state, state) for state in TONES],
-        help_text="`current`, `behind` by more than a minute, `failing`, `paused`, or `waiting` for a person.",
+        help_text="`current`, `behind` by more than a minute, `failing`, `paused`, or `waiting` if never served.",
     )
     lag_seconds = serializers.SerializerMethodField(help_text="Age of the oldest undelivered row.")
     delivered = serializers.IntegerField(help_text="Number of acknowledged rows, including repeated ones.")
@@ -48,7 +48,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
     last_error = serializers.CharField(help_text="Last error in words; otherwise empty.")
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
     retry_at = UtcDateTimeField(allow_null=True, help_text="Time of the next retry; null if it works.")
-    dropped_before = UtcDateTimeField(allow_null=True, help_text="Calls before this time were deleted before delivery.")
+    dropped_before = UtcDateTimeField(allow_null=True, help_text="Calls before this time were deleted undelivered.")
     created_at = UtcDateTimeField(help_text="When it was created.")
 
     def get_lag_seconds(self, sink: Sink) -> float | None:
@@ -56,7 +56,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
 
 
 class SinkChanges(RequestBody):
-    """What may change of a sink; its kind never does."""
+    """The changeable fields of a sink; its kind never changes."""
 
     name = serializers.CharField(max_length=80)
     address = serializers.CharField(max_length=500, allow_blank=True)

@@ -36,11 +36,11 @@ from wire.outbound import NoAnswer
 PART_BYTES = 32 << 20  # Compressed size of a file.
 FETCHED = 200  # Rows at a time.
 REQUEST_S = 120.0
-NEEDS_EXTRA = "The archive takes the extra “archive”: pip install 'gateway-admin[archive]'."
+NEEDS_EXTRA = "The archive needs the extra “archive”: pip install 'gateway-admin[archive]'."
 
 WAITING = Gauge(
     "gateway_partitions_not_archived",
-    "Partitions of the log past retention that could not be archived, and are kept",
+    "Partitions of the log past retention that could not be archived, so they are kept",
     multiprocess_mode="mostrecent",
 )
 
@@ -83,7 +83,7 @@ class Manifest:
             told = orjson.loads(text)
             return cls(**told | {"parts": tuple(ArchiveFile(**one) for one in told["parts"])})
         except (ValueError, TypeError, KeyError):
-            raise UnreadableArchive("A manifest of the archive is none.") from None
+            raise UnreadableArchive("A manifest of the archive is invalid.") from None
 
     def written(self) -> bytes:
         return orjson.dumps(self, option=CANONICAL)
@@ -163,7 +163,7 @@ def archive(name: str, span: PartitionDays) -> bool:
                 day += DAY
         rows = sum(one.rows for one in manifests)
         if rows != (now := _count(name)):
-            raise NotArchived(f"It has {now} rows, and {rows} were read: somebody writes to it.")
+            raise NotArchived(f"It has {now} rows, but {rows} were read: somebody writes to it.")
     except NoAnswer as error:
         raise NotArchived(f"The archive {error}.") from error
     except OSError as error:
@@ -270,7 +270,7 @@ def _compare(store: Objects, manifest: Manifest) -> None:
     except UnreadableArchive as reason:
         raise NotArchived(str(reason)) from reason
     if (rows, digest.hexdigest()) != (manifest.rows, manifest.digest):
-        raise NotArchived(f"What was written of {manifest.day} does not read as the rows it was written from.")
+        raise NotArchived(f"What was written of {manifest.day} was read back with other rows.")
 
 
 def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:

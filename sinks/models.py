@@ -294,7 +294,9 @@ class Sink(Versioned, Switchable):
                 raise BadSinkSecret(str(refusal)) from None
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
         elif kind.shows_secret and moved:
-            raise BadSinkSecret("Enter it again: it would be shown to another place than the one it was entered for.")
+            raise BadSinkSecret(
+                "Enter the secret again: it belongs to the old address and must not be sent to the new one."
+            )
 
     def _must_be_an_address(self) -> None:
         try:
@@ -355,7 +357,7 @@ class Sink(Versioned, Switchable):
         row: Sink = type(self).objects.get(pk=self.pk)
         was, line = (
             row.told(),
-            row._notice(Action.SINK_UPDATED, by, "Changed by {}: less or nothing comes from now on."),
+            row._notice(Action.SINK_UPDATED, by, "Changed by {}: less or nothing will be sent from now on."),
         )
         address, receiver = row.address, row._receiver_if_any()
         row.must_be(seen, [name for name, value in fields.items() if was.get(name) != value])
@@ -393,7 +395,9 @@ class Sink(Versioned, Switchable):
     def disable(self, *, by: Actor | None, seen: Seen | None = None) -> bool:
         """Pause it and notify the receiver. Returns False if it was paused. Raises ChangedMeanwhile."""
         if self.enabled:
-            self._announce(Action.SINK_DISABLED, "Paused by {}: nothing comes until it is enabled again.", by, seen)
+            self._announce(
+                Action.SINK_DISABLED, "Paused by {}: nothing will be sent until it is enabled again.", by, seen
+            )
         with transaction.atomic():
             row: Sink = self.lock()
             row.must_be(seen)
@@ -416,7 +420,7 @@ class Sink(Versioned, Switchable):
 
     def remove(self, *, by: Actor | None, seen: Seen | None = None) -> None:
         """Notify the receiver and delete the sink with its position. Raises ChangedMeanwhile."""
-        self._announce(Action.SINK_REMOVED, "Removed by {}: nothing more comes.", by, seen)
+        self._announce(Action.SINK_REMOVED, "Removed by {}: nothing more will be sent.", by, seen)
         with transaction.atomic():
             row: Sink = self.lock()
             row.must_be(seen)

@@ -51,7 +51,7 @@ class NotKept(NoAnswer):
     def __init__(self, answer: HttpAnswer) -> None:
         found = re.search(rb"<Code>(\w{1,60})</Code>", answer.body[:4096])
         code = f" ({found[1].decode()})" if found else ""
-        leads = ", which leads elsewhere; the region may be wrong" if 300 <= answer.status < 400 else ""
+        leads = ", a redirect; the region may be wrong" if 300 <= answer.status < 400 else ""
         super().__init__(f"answered {answer.status}{code}{leads}")
         self.retry_after = answer.headers.get("Retry-After", "")
 

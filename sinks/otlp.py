@@ -51,7 +51,9 @@ def headers_of(secret: str) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         name, value = name.strip().lower(), unquote(value.strip())
         if not equals or not _header_name(name) or not _header_value(value) or name in OURS:
-            raise ValueError("Headers look like Authorization=Bearer%20..., with commas between, and are none of ours.")
+            raise ValueError(
+                "Write headers like Authorization=Bearer%20..., separated by commas, without those set by us."
+            )
         headers[name] = value
     return headers
 

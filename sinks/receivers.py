@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0  # Timeout of a delivery.
 GOODBYE_S = 2.0  # Time for a syslog receiver to close the connection after us.
-HUNG_UP = "closed the connection before it had taken all lines."
+HUNG_UP = "closed the connection before it had received all lines."
 MOST_WAIT = 3600.0  # Maximum of Retry-After, in seconds.
 MOST_READ = 64 * 1024  # Bytes of a response that are read; its content does not matter.
 FOR_NOW = {401, 403, 408, 429}  # Refusals that do not depend on the content.
@@ -213,7 +213,7 @@ def weakness(secret: str) -> str:
         is_repeated = secret in (secret + secret)[1:-1]
         too_short = f"of such characters as in this one it takes {least}" if len(secret) < least else ""
     is_regular = different < LEAST_DIFFERENT or is_repeated
-    return "this one is too regular to be random" if is_regular and not too_short else too_short
+    return "this one is too regular" if is_regular and not too_short else too_short
 
 
 def signature(key: bytes, named: str, moment: str, body: bytes) -> str:
@@ -259,7 +259,7 @@ class Webhook(_Posts):
     name = "webhook"
     label = "Webhook"
     example = "https://logs.example.com/intake"
-    address_help = "https:// and the whole address. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://."
+    address_help = "The complete https:// URL. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://."
     key_label = "Secret"
     key_help = (
         f"At least {LEAST_SECRET} random bytes, for example from “openssl rand”. Every delivery is signed with it."
@@ -298,13 +298,11 @@ class Collector(_Posts):
     label = "OpenTelemetry"
     example = "https://collector.example.com:4318"
     address_help = (
-        "https:// and where OTLP is taken over HTTP; without a path /v1/logs is added. Inside "
+        "The https:// URL of an OTLP/HTTP receiver; without a path, /v1/logs is added. Inside "
         "GATEWAY_PRIVATE_UPSTREAMS it may be http://."
     )
     key_label = "Headers"
-    key_help = (
-        "If it wants any: name=value with commas between, values percent-encoded, such as Authorization=Bearer%20abc."
-    )
+    key_help = "Optional: name=value separated by commas, values percent-encoded, such as Authorization=Bearer%20abc."
     shows_secret = True
 
     @classmethod
@@ -342,7 +340,7 @@ class Bucket(Receiver):
     example = "https://s3.eu-central-1.amazonaws.com/logs/gateway"
     address_help = (
         "https://, the host, the bucket and a prefix, such as https://s3.eu-central-1.amazonaws.com/logs/gateway. "
-        "“?region=” at its end says the region where the host does not."
+        "Add “?region=” if the host does not contain the region."
     )
     key_label = "Access key"
     key_help = "The id of an access key that may put objects, a colon, and its secret."
@@ -401,7 +399,7 @@ class ParquetBucket(Bucket):
 
 
 NO_PARQUET = (
-    "Parquet takes the extra “archive”: pip install 'gateway-admin[archive]', or in a checkout "
+    "Parquet needs the extra “archive”: pip install 'gateway-admin[archive]', or in a checkout "
     ".venv/bin/uv pip install -r requirements-archive.lock."
 )
 
@@ -412,7 +410,7 @@ def _judge(answer: HttpAnswer) -> None:
     if 200 <= status < 300:
         return
     if 300 <= status < 400:
-        raise Undelivered(f"answered {status}, which leads elsewhere; no redirect is followed.")
+        raise Undelivered(f"answered {status}, a redirect; redirects are not followed.")
     for_good = 400 <= status < 500 and status not in FOR_NOW
     wait = _seconds(answer.headers.get("Retry-After", ""))
     raise Undelivered(f"answered {status}.", wait=wait, too_large=status == 413, for_good=for_good)
@@ -440,7 +438,7 @@ class Syslog(Receiver):
     label = "Syslog"
     example = "tls://logs.example.com:6514"
     address_help = (
-        "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines and is not "
+        "tls://, the host and the port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines and is not "
         "offered."
     )
 
@@ -554,7 +552,7 @@ def _secret(sink: Sink) -> str:
     try:
         return sink.secret()
     except Undecryptable:
-        raise Undelivered("has a secret that no configured encryption key opens.") from None
+        raise Undelivered("has a secret that no configured encryption key decrypts.") from None
 
 
 def backoff(failures: int, chance: float) -> float:

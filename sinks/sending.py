@@ -126,7 +126,7 @@ class _Service:
         with leased_reader(self._pk, self._claim) as reader:
             sink = _loaded(self._pk) if reader else None
             if reader and sink:
-                said = "could not be served: the log of this process says why."
+                said = "could not be served: see the log of this process."
                 _note_failure(sink, reader, Undelivered(said), None)
 
     def _next(self, reader: SinkReader) -> tuple[Sink | None, Batch | None]:
@@ -224,7 +224,7 @@ def _note_failure(sink: Sink, reader: SinkReader, refusal: Undelivered, since: d
     failures, now = sink.failures + 1, timezone.now()
     wait = max(refusal.wait or 0.0, backoff(failures, random.random()))  # noqa: S311  no secret
     if failures == 1:
-        logger.warning("a sink did not take the log", extra={"sink": sink.name, "error": str(refusal)})
+        logger.warning("a sink did not accept the log", extra={"sink": sink.name, "error": str(refusal)})
     reader.move(
         sink,
         {},

@@ -181,7 +181,7 @@ def _context(sink: Sink, form: SinkForm) -> dict[str, Any]:
 
 
 def _lacking(lacking: CapabilityRequired) -> str:
-    return f"It would send what you may not see yourself. It takes “{lacking.capability.label}”."
+    return f"It would send data you may not see yourself. You need “{lacking.capability.label}”."
 
 
 @require_POST

@@ -99,7 +99,7 @@ class OrganisationSerializer(serializers.ModelSerializer[Provider]):
 
 
 class OrganisationChanges(RequestBody, serializers.ModelSerializer[Provider]):
-    """What may change of it."""
+    """The changeable settings."""
 
     secret = serializers.CharField(
         max_length=500, write_only=True, allow_blank=True, help_text="Secret of the client; it is never shown."

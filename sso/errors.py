@@ -21,7 +21,7 @@ class BadProviderUrl(ProviderError):
 
 
 class BadDomain(ProviderError):
-    """Name the e-mail domains whose people sign in at the organisation only, such as example.com."""
+    """Enter the e-mail domains whose people must sign in at the organisation, such as example.com."""
 
     field = "domains"
 
@@ -64,7 +64,7 @@ class BadPasted(BadSamlMetadata):
 
 
 class NeedsExtra(ProviderError):
-    """SAML takes the extra “saml”: pip install 'gateway-admin[saml]', then start the gateway again."""
+    """SAML needs the extra “saml”: pip install 'gateway-admin[saml]', then start the gateway again."""
 
     field = "protocol"
 

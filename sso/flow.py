@@ -77,7 +77,7 @@ def take_pending_sign_in(request: HttpRequest, state: str) -> PendingSignIn:
     still_open: dict[str, list[Any]] = request.session.get(SESSION_KEY, {})
     found = still_open.pop(state, None)
     if found is None:
-        raise ResponseRefused("not_begun_here", "It was not begun in this browser, or was used before.")
+        raise ResponseRefused("not_begun_here", "It was not started in this browser, or was used before.")
     request.session[SESSION_KEY] = still_open
     begun = PendingSignIn(*found)
     if time.time() - begun.at > LIVES_S:

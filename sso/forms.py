@@ -46,7 +46,7 @@ class ProviderForm(forms.Form):
         max_length=MOST_BYTES,
         required=False,
         widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false", "autocomplete": "off"}),
-        help_text="XML, where the provider has no address for it or this gateway cannot reach it.",
+        help_text="XML, if the provider has no URL for it or this gateway cannot reach it.",
     )
     new_decryption_key = forms.BooleanField(
         label="Create a new encryption key",

@@ -288,10 +288,10 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         if len(self.domains) > MOST_DOMAINS or not all(map(_domain, self.domains)):
             raise BadDomain(BadDomain.__doc__)
         if self.mode != Mode.OFF and not (self.name and self.issuer and self.client_id):
-            saml = "Name the provider and give its metadata before sign-in is offered."
+            saml = "Enter the provider's name and metadata before sign-in is offered."
             raise Incomplete(saml if self.speaks_saml else Incomplete.__doc__)
         if self.speaks_saml and self.signs_requests and not (self.has_secret and self.own_certificate):
-            raise Incomplete("There is no key that requests could be signed with.")
+            raise Incomplete("There is no key to sign requests with.")
         if self.mode == Mode.ENFORCED:
             if not self.domains:
                 raise BadDomain(BadDomain.__doc__)
@@ -309,7 +309,9 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
             if (row.protocol, row.metadata_url) != (Protocol.SAML, self.metadata_url):
                 return
             if row.issuer != said["issuer"]:
-                raise BadSamlMetadata(f"{row.metadata_url} describes another provider by now. Enter its metadata anew.")
+                raise BadSamlMetadata(
+                    f"{row.metadata_url} now has metadata of another provider. Enter its metadata again."
+                )
             before = row.editable()
             row.take(said, "")
             after = row.editable()

@@ -131,12 +131,12 @@ def _cache_name(provider: Provider) -> str:
 def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
     """Read the provider's metadata. Raises ProviderDown."""
     if not provider.issuer:
-        raise ProviderDown("No issuer is named yet.")
+        raise ProviderDown("No issuer is set.")
     url = provider.issuer.rstrip("/") + DISCOVERY
     document = fetch_provider_json(provider, url)
     if document.get("issuer") != provider.issuer:
         said = printable(str(document.get("issuer")))[:200]
-        raise ProviderDown(f"{url} describes another issuer than {provider.issuer}: {said}. Enter exactly that.")
+        raise ProviderDown(f"{url} has metadata of another issuer than {provider.issuer}: {said}. Enter exactly that.")
     methods = document.get("code_challenge_methods_supported")
     if methods is not None and "S256" not in as_list(methods):
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256.")
@@ -182,7 +182,7 @@ def fetch_provider_json(provider: Provider, url: str, headers: Mapping[str, str]
     if answered.status != 200:
         raise ProviderDown(f"{url} answered {answered.status}.")
     if answered.document is None:
-        raise ProviderDown(f"{url} answered with something that is no JSON object.")
+        raise ProviderDown(f"{url} did not answer with a JSON object.")
     return answered.document
 
 
@@ -271,7 +271,7 @@ def _exchange(provider: Provider, said: OpenIdMetadata, code: str, verifier: str
     try:
         secret = provider.secret
     except Undecryptable:
-        raise SignInFailed("No configured encryption key opens the client's secret.") from None
+        raise SignInFailed("No configured encryption key decrypts the client's secret.") from None
     client = RegisteredClient(provider.client_id, secret, auth_method(said.auth_methods, secret=bool(secret)))
     parameters = {
         "grant_type": "authorization_code",
@@ -301,14 +301,14 @@ def _must_be_granted(asked: str, granted: str) -> None:
     given = {SCOPES_CALLED.get(scope, scope) for scope in granted.split()}
     missing = set(asked.split()) - given - {"offline_access"}  # It gives no claims, and is often not reported.
     if missing:
-        raise SignInFailed(f"The provider did not grant the scopes that are asked for: {' '.join(sorted(missing))}.")
+        raise SignInFailed(f"The provider did not grant the requested scopes: {' '.join(sorted(missing))}.")
 
 
 def _with_userinfo(claims: dict[str, Any], provider: Provider, url: str, access: str) -> dict[str, Any]:
     """Return the claims with those of userinfo, which must be of the same subject (OpenID Connect Core 5.3.2)."""
     found = fetch_provider_json(provider, url, {"Authorization": f"Bearer {access}"})
     if found.get("sub") != claims["sub"]:
-        raise SignInFailed("The provider spoke of another person (userinfo).")
+        raise SignInFailed("The provider's userinfo is of another person.")
     source = claims if "email" in claims else found  # Whether an address is verified comes with that address.
     return found | claims | {"email_verified": source.get("email_verified")}
 

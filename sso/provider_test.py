@@ -38,12 +38,12 @@ def _oidc_found(provider: Provider) -> str:
     said = read_provider_metadata(provider)
     keys = read_provider_keys(provider, said)
     forget_metadata(provider)
-    needs = "" if provider.has_secret else " It has to take clients without a secret."
+    needs = "" if provider.has_secret else " It must accept clients without a secret."
     tells = not provider.signs_out_there or said.end_session_endpoint
-    out = "" if tells else " It publishes no place to sign out there (end_session_endpoint)."
+    out = "" if tells else " It publishes no sign-out endpoint (end_session_endpoint)."
     return (
         f"{said.issuer} describes itself, asks people at {said.authorization_endpoint} and publishes "
-        f"{_count(keys, 'key')}.{needs}{out} Whether it knows the client shows when somebody signs in."
+        f"{_count(keys, 'key')}.{needs}{out} Only a sign-in shows if it knows the client."
     )
 
 
@@ -56,13 +56,13 @@ def _saml_found(provider: Provider, by: Grantor | None) -> str:
         provider.read_metadata_again(by=by)
         provider = Provider.load()
     ended = sum(each.until < timezone.now() for each in provider.signing)
-    past = f" {ended} of them past its end, which is accepted while the metadata name it." if ended else ""
+    past = f" {ended} of them expired, which is accepted while the metadata contain it." if ended else ""
     if provider.metadata_ended:
-        past += f" The metadata were valid until {provider.metadata_end_at:%Y-%m-%d %H:%M} UTC: bring in new ones."
-    source = f"{provider.metadata_url} was read." if provider.metadata_url else "The metadata were pasted here."
+        past += f" The metadata were valid until {provider.metadata_end_at:%Y-%m-%d %H:%M} UTC: enter new ones."
+    source = f"{provider.metadata_url} was read." if provider.metadata_url else "The metadata were pasted."
     return (
         f"{provider.issuer} asks people at {provider.sso_url} and signs with {_count(provider.signing, 'certificate')}."
-        f"{past} {source} Whether it knows this workspace shows when somebody signs in."
+        f"{past} {source} Only a sign-in shows if it knows this workspace."
     )
 
 

@@ -41,11 +41,11 @@ def id_token(
     """Return the claims of an ID token for this client and the request with this nonce. Raises TokenInvalid."""
     claims = _claims(token, keys, issuer=issuer, client_id=client_id)
     if claims.get("nonce") != nonce:
-        raise TokenInvalid("It answers another request than ours (nonce).")
+        raise TokenInvalid("It answers another request (nonce).")
     if not _is_later(claims.get("exp")):
         raise TokenInvalid("It has expired, or the clocks differ by more than a minute.")
     if not _text(claims.get("sub")):
-        raise TokenInvalid("It does not say whom it is about (sub).")
+        raise TokenInvalid("It has no subject (sub).")
     return claims
 
 
@@ -54,16 +54,16 @@ def logout_token(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, 
     claims = _claims(token, keys, issuer=issuer, client_id=client_id)
     events = claims.get("events")
     if not isinstance(events, dict) or LOGOUT not in events or "nonce" in claims:
-        raise TokenInvalid("It is no logout token.")
+        raise TokenInvalid("It is not a logout token.")
     issued = claims.get("iat")
     if not isinstance(issued, int | float) or time.time() - issued > LOGOUT_LIVES_S:
         raise TokenInvalid("It is too old.")
     if "exp" in claims and not _is_later(claims["exp"]):
         raise TokenInvalid("It has expired, or the clocks differ by more than a minute.")
     if not (_text(claims.get("sub")) or _text(claims.get("sid"))):
-        raise TokenInvalid("It names neither a person nor a session.")
+        raise TokenInvalid("It has neither a subject nor a session.")
     if not _text(claims.get("jti")):
-        raise TokenInvalid("It has no name of its own (jti).")
+        raise TokenInvalid("It has no id (jti).")
     return claims
 
 
@@ -92,7 +92,7 @@ def header_of(token: str) -> dict[str, Any]:
     except ValueError:
         header = None
     if not isinstance(header, dict):
-        raise TokenInvalid("It is no signed token.")
+        raise TokenInvalid("It is not a signed token.")
     if header.get("alg") not in ALGORITHMS:
         raise TokenInvalid("It is not signed with a public key.")
     return header
@@ -105,7 +105,7 @@ def _verified(token: str, keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     try:
         signed.deserialize(token)
     except (JWException, ValueError, TypeError):
-        raise TokenInvalid("It is no signed token.") from None
+        raise TokenInvalid("It is not a signed token.") from None
     candidates = [key for key in keys if _may_sign(key, header.get("kid"))]
     if not candidates:
         raise UnknownKey(UnknownKey.__doc__)

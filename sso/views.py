@@ -207,7 +207,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
 def _linked(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
     """Link the account, for the person who started it in this session."""
     if not isinstance(request.user, User):
-        raise SignInFailed("Whoever wanted to link their account is not signed in any more.")
+        raise SignInFailed("The person who wanted to link their account is no longer signed in.")
     try:
         provider.link(request.user, who)
     except ProviderError as error:
@@ -219,16 +219,16 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
     """Continue what waited for confirmation, if the same person has authenticated again."""
     account = Account.objects.filter(issuer=who.issuer, subject=who.subject).first()
     if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:
-        raise SignInFailed("Somebody else confirmed it.")
+        raise SignInFailed("Another person confirmed it.")
     if not confirms_there(request.user):
-        raise SignInFailed("Who has a password or a code here confirms with that.")
+        raise SignInFailed("People with a password or a code here must confirm with that.")
     if not provider.proves_presence:
-        raise SignInFailed("Requests are not signed, so that a credential need not have been asked for.")
+        raise SignInFailed("Requests are not signed, so the provider may not have asked for a credential.")
     # People can remove the requirement of a credential from the URL in their browser.
     if who.authenticated_at is None:
         raise SignInFailed("The provider does not say when it asked for a credential (auth_time).")
     if who.authenticated_at < begun.at - CLOCKS_DIFFER_S:
-        raise SignInFailed("The provider did not ask for a credential anew.")
+        raise SignInFailed("The provider did not ask for a credential again.")
     request.session[SIGNED_IN_AT] = time.time()
     return send_again(request, begun.onward) or redirect(begun.onward)
 
@@ -302,7 +302,7 @@ def backchannel_logout(request: HttpRequest) -> HttpResponse:
     """Handle a logout token of the provider (OpenID Connect Back-Channel Logout 1.0)."""
     provider = Provider.offered()
     if provider is None or provider.speaks_saml:
-        return _not_a_logout("Nobody signs in at an organisation here.")
+        return _not_a_logout("There is no sign-in by an organisation here.")
     token = request.POST.get("logout_token", "")
     try:
         header_of(token)  # Check the format first, so that garbage does not make us fetch keys.
@@ -395,4 +395,4 @@ def unlink(request: AppRequest) -> HttpResponse:
         Provider.load().unlink(request.user)
     except (ProviderError, PeopleError) as error:
         return leave(request, reverse("accounts:profile"), str(error))
-    return leave(request, reverse("accounts:profile"), "You sign in with your password only now")
+    return leave(request, reverse("accounts:profile"), "You now sign in with your password only")

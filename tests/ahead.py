@@ -1,6 +1,6 @@
-"""What several tests of a run wait for, made beside the first of them: `python -m tests.ahead`, within a run.
+"""Prepares shared fixtures of a run in the background: `python -m tests.ahead`, within a run.
 
-Each thing is made by whoever comes first, under a lock; a test that needs one earlier waits for it or makes it.
+Each fixture is made once, under a lock, by the first process that needs it; others wait.
 """
 
 from tests import cluster

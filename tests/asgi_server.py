@@ -1,4 +1,4 @@
-"""Put an ASGI app on a loopback port, in a thread, and remember what it is asked."""
+"""Serve an ASGI app on a loopback port, in a thread, and record its requests."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ class Seen:
 
 @dataclass
 class Upstream:
-    """A server on the wire: where it is and what it has been asked."""
+    """A running server: its address and the requests it got."""
 
     port: int
     seen: list[Seen] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Upstream:
 
 
 class Server(uvicorn.Server):
-    """Stops at once when it is told to; uvicorn's own looks now and then, and that was most of what a test took."""
+    """Stops at once; uvicorn's own polls, which took most of a test's time."""
 
     def __init__(self, config: uvicorn.Config, patience: float) -> None:
         super().__init__(config)
@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
         self._told = asyncio.Event()
 
     def stop(self) -> None:
-        """From another thread."""
+        """Stop the server; called from another thread."""
         self.should_exit = True
         if self._loop:
             self._loop.call_soon_threadsafe(self._told.set)
@@ -87,9 +87,9 @@ class Server(uvicorn.Server):
 
 @contextmanager
 def running(app: App, *, port: int = 0, patience: float = 0.02) -> Iterator[Upstream]:
-    """Serve `app` on a loopback port until the block ends; `port` brings a stopped one back.
+    """Serve `app` on a loopback port until the block ends; `port` restarts a stopped one.
 
-    What is still being answered at the end, such as a stream that stands, has `patience` seconds before it is cut off.
+    Answers in progress at the end, such as open streams, have `patience` seconds before they are closed.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +97,7 @@ def running(app: App, *, port: int = 0, patience: float = 0.02) -> Iterator[Upst
     upstream = Upstream(listener.getsockname()[1])
     server = Server(uvicorn.Config(recorded(app, upstream), ws="none", log_config=None), patience)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    # Connections made before uvicorn accepts wait in the backlog: nobody needs to poll.
+    # Connections made before uvicorn accepts wait in the backlog, so clients need not poll.
     listener.listen(128)
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority of our own, and how a server proves that it has these names and addresses."""
+"""Certificates for tests: our own authority, and server certificates for given names and addresses."""
 
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate(path: Path, *names: str) -> ssl.SSLContext:
-    """What a server with these names and addresses shows; who trusts `path`, where it is written, trusts it."""
+    """Return the TLS context of a server with these names and addresses; `path` gets the authority to trust."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "of a test")]), datetime.now(UTC)
     made = (

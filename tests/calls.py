@@ -1,4 +1,4 @@
-"""Rows of the call log for tests, written as the proxy writes them: a uid whose time finds the partition."""
+"""Rows of the call log for tests, written as the proxy does: the uid's time selects the partition."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -8,13 +8,13 @@ from auditlog.models import Call
 
 
 def uid_at(at: datetime) -> UUID:
-    """A UUIDv7 of this moment."""
+    """Return a UUIDv7 of this time."""
     milliseconds = int(at.timestamp() * 1000)
     return UUID(int=(milliseconds << 80) | (7 << 76) | (2 << 62) | (uuid4().int & ((1 << 62) - 1)))
 
 
 def call(at: datetime | None = None, **fields: Any) -> Call:
-    """A successful tool call, now unless told otherwise."""
+    """Return a successful tool call, now unless `at` is given."""
     at = at or datetime.now(UTC)
     Call.partitions.make_for(at.date())
     fields = {"method": "tools/call", "outcome": "ok", "http_status": 200, "duration_ms": 1.5} | fields

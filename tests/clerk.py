@@ -1,5 +1,6 @@
-"""Runs management commands one after another in one process: each line in is a command's arguments, each line out what
-it printed. A fresh process for each would spend a second or two on nothing but starting Django.
+"""Runs management commands one after another in one process: a line of arguments in, a line of output out.
+
+A process for each would take a second or two just to start Django.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from gatewayadmin.__main__ import main
 
 
 def run(arguments: list[str]) -> dict[str, object]:
-    """What `manage.py` with these arguments prints, and how it ends."""
+    """Return the output and exit status of `manage.py` with these arguments."""
     sys.argv = ["manage.py", *arguments]
     printed, told, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):

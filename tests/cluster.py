@@ -1,9 +1,8 @@
-"""One PostgreSQL for a whole test run, and the environment the settings are read from.
+"""One PostgreSQL for a whole test run, and the environment of the settings.
 
-A plugin, named in pyproject.toml, because it must act before pytest-django reads the settings.
-The run's first process starts the embedded server in a folder of the run's own and takes both away
-at the end; xdist workers inherit the folder and make a database each. `TEST_DATABASE_URL` puts
-another PostgreSQL in its place, where databases may be made and dropped.
+A plugin, named in pyproject.toml, because it must act before pytest-django reads the settings. The run's first process
+starts the embedded server in a temporary folder and removes both at the end; xdist workers inherit the folder and make
+a database each. `TEST_DATABASE_URL` uses another PostgreSQL, where databases may be created and dropped.
 """
 
 import fcntl
@@ -40,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = Path(sys.prefix) / "tables"  # What the migrations make, as SQL, for runs to come.
 CODE = {".py", ".sql", ".toml", ".json"}
 
-# Objects made before the collector looks at the youngest, and how often it then looks at older ones.
+# Allocated objects before a collection of the youngest generation, and collections before one of older ones.
 GARBAGE = (50_000, 20, 50)
 
 _own: list[Cluster] = []
@@ -57,7 +56,7 @@ def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """When everything runs, in several processes, one more makes what many tests wait for."""
+    """In full parallel runs, start one more process that prepares shared fixtures."""
     several = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
     if several and config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.collectonly:
         _ahead.append(subprocess.Popen([sys.executable, "-m", "tests.ahead"], cwd=ROOT, start_new_session=True))
@@ -65,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Begin to collect garbage, and never among what was loaded: to go through that again was a tenth of a run."""
+    """Enable garbage collection only now: scanning the loaded modules again took a tenth of a run."""
     gc.freeze()
     gc.set_threshold(*GARBAGE)
     gc.enable()
@@ -83,14 +82,14 @@ def pytest_unconfigure() -> None:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End what is still under way, with all it has started."""
+    """End a running process with all processes it started."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
     process.wait(timeout=40)
 
 
 def begin() -> None:
-    """Set the environment of this run; nothing of the developer's own gets through."""
+    """Set the environment of this run; the developer's own is ignored."""
     for name in [name for name in os.environ if name.startswith(("GATEWAY_", "DATABASE_", "PG"))]:
         del os.environ[name]
     keep_compiled()
@@ -106,7 +105,7 @@ def begin() -> None:
 
 @contextmanager
 def run_of_ones_own() -> Iterator[None]:
-    """A run for a program that is no test; within a test run it is that one, which goes on afterwards."""
+    """A run for a program that is no test; within a test run, that run, which continues afterwards."""
     if HOME in os.environ:
         yield
         return
@@ -118,7 +117,7 @@ def run_of_ones_own() -> Iterator[None]:
 
 
 def keep_compiled() -> None:
-    """Have modules compiled once, not by each of the hundreds of processes of a run, whatever the environment says."""
+    """Compile modules once for the hundreds of processes of a run, whatever the environment says."""
     if sys.dont_write_bytecode:
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(sys.prefix) / "pycache")
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -126,13 +125,13 @@ def keep_compiled() -> None:
 
 
 def watch(home: Path) -> None:
-    """Have somebody tidy up should this run be killed: the pipe to them closes with this process."""
+    """Start a process that cleans up if this run is killed: its pipe closes with this process."""
     command = [sys.executable, "-m", reaper.__name__, str(home)]
     _watchers.append(subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True))
 
 
 def start(home: Path) -> str:
-    """Start the embedded server in `home` and give its address."""
+    """Start the embedded server in `home` and return its address."""
     cluster = cluster_of(home.resolve())  # The one Django's connections use: one process, one place in the queue.
     cluster.ensure()
     _own.append(cluster)
@@ -149,7 +148,7 @@ def start(home: Path) -> str:
 
 
 def keys() -> dict[str, str]:
-    """Fresh keys, as an operator would give them."""
+    """Return new keys, as an operator would set them."""
     return {
         "GATEWAY_SECRET_KEY": uuid4().hex * 2,
         "GATEWAY_TOKEN_KEYS": uuid4().hex * 2,
@@ -158,7 +157,7 @@ def keys() -> dict[str, str]:
 
 
 def fresh_database(name: str, template: str = "template1") -> str:
-    """Make a database like `template`, an empty one by default, beside the tests' own and give its address."""
+    """Create a database like `template` (by default an empty one) beside the tests' own, and return its address."""
     address = os.environ[ADDRESS]
     with psycopg.connect(address, autocommit=True) as connection:
         names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
@@ -168,7 +167,7 @@ def fresh_database(name: str, template: str = "template1") -> str:
 
 
 def tables() -> str:
-    """The name of a database in which the migrations have run and nothing else; one for the whole run, to copy."""
+    """Return the name of a database with only the migrated tables; one per run, to copy."""
     name = Path(os.environ[HOME]).name.replace("-", "_")
     with once("tables") as missing:
         if missing:
@@ -177,7 +176,7 @@ def tables() -> str:
 
 
 def make_tables(address: str) -> None:
-    """Run the migrations in this empty database, or what the last run kept of them, if nothing has changed since."""
+    """Run the migrations in this empty database, or restore the last run's result if nothing has changed."""
     of_ours = "TEST_DATABASE_URL" not in os.environ  # Others may be older than our pg_dump.
     kept = KEPT / f"{state_of_the_code()}.sql"
     if of_ours and kept.exists():
@@ -191,7 +190,7 @@ def make_tables(address: str) -> None:
 
 
 def keep(address: str, kept: Path) -> None:
-    """Write the database into this file, in one go, and take those of other states of the code away."""
+    """Write the database to this file atomically, and delete those of other code states."""
     dumped = run("pg_dump", address)
     assert dumped.returncode == 0, dumped.stdout
     kept.parent.mkdir(exist_ok=True)
@@ -204,9 +203,9 @@ def keep(address: str, kept: Path) -> None:
 
 
 def state_of_the_code(root: Path = ROOT, today: date | None = None) -> str:
-    """A text that is another one as soon as what migrations run may be: our code, the packages, or the day.
+    """Return a text that changes with everything migrations depend on: our code, the packages and the day.
 
-    The day, because they make the partitions of the days to come.
+    The day, because they create the partitions of the coming days.
     """
     digest = sha256(f"{today or datetime.now(UTC).date()} {sys.version}".encode())
     packages = sorted(path.parent for path in root.glob("*/__init__.py") if path.parent.name not in ("tests", "bench"))
@@ -219,7 +218,7 @@ def state_of_the_code(root: Path = ROOT, today: date | None = None) -> str:
 
 @contextmanager
 def once(what: str) -> Iterator[bool]:
-    """Whether nobody in this run has made this yet; the others wait for the end of the block."""
+    """Yield True in the first process of this run to enter; others wait for the end of the block."""
     mark = Path(os.environ[HOME]) / f"{what}.made"
     with mark.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

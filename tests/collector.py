@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry on a loopback port: what is posted to it over OTLP, decoded by its own messages."""
+"""An OpenTelemetry collector on a loopback port that decodes what is posted over OTLP."""
 
 import gzip
 from collections.abc import Callable, Iterator
@@ -49,10 +49,10 @@ type Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
 
 @dataclass
 class Collector:
-    """What arrived; `status` is what it answers.
+    """Collects posts; `status` is its answer.
 
-    Posts of log records, which all count as `tried`, are answered by `script` while there is any of it; then those are
-    kept that it does not say it `rejects`.
+    Posts of log records, all counted as `tried`, are answered by `script` while it has entries; afterwards all are
+    stored except those it `rejects`.
     """
 
     spans: list[Posted] = field(default_factory=list)

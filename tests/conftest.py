@@ -1,4 +1,4 @@
-"""The cast of the journeys, their browsers, and the servers around them."""
+"""Shared fixtures: the people of the journeys, their browsers, and upstream servers."""
 
 import gzip
 import shutil
@@ -31,7 +31,7 @@ from tests.workspace import TRUSTED_PROXY
 
 pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients.fixtures", "tests.clients.apps"]
 
-# A busy machine says nothing about the code: what takes too long is for the benchmarks to say.
+# No time limits: a busy machine says nothing about the code; benchmarks measure time.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
 # Of `make test`: few examples, always the same ones.
@@ -40,7 +40,7 @@ hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("sui
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_metadata.ClientSecretHasher"]
 settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner keeps in an outbox what would go there.
-# It looks at every static file anew for each `Client`; that files are served is proven against running workspaces.
+# It scans every static file again for each `Client`; running workspaces prove that files are served.
 settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]
 # Each client of httpx reads every certificate there is, which takes longer than what a test then asks it for.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
@@ -55,13 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Count, for the process that prints the summary, what this worker process leaves out."""
+    """Count the deselected tests of this worker, for the process that prints the summary."""
     output: dict[str, int] = getattr(items[0].config, "workeroutput", {})
     output["deselected"] = output.get("deselected", 0) + len(items)
 
 
 def pytest_testnodedown(node: Any) -> None:
-    """Let the summary say how many tests were left out: all worker processes left out the same ones."""
+    """Report the number of deselected tests in the summary; it is the same in all workers."""
     left_out = getattr(node, "workeroutput", {}).get("deselected", 0)
     node.config.pluginmanager.getplugin("terminalreporter").stats["deselected"] = [node] * left_out
 
@@ -76,12 +76,12 @@ type Run = Callable[[App], Upstream]
 
 
 def wire_size(page: Any) -> int:
-    """Return how many bytes of a page go over the wire, compressed."""
+    """Return the compressed size of a page in bytes."""
     return len(gzip.compress(page.content))
 
 
 def person(name: str, role: str, *capabilities: Capability, is_staff: bool = False) -> User:
-    """A user whose role of this name holds exactly these capabilities."""
+    """Return a user whose role of this name has exactly these capabilities."""
     held, made = Role.objects.get_or_create(name=role)
     if made:
         make.grant(held, capabilities)
@@ -90,19 +90,19 @@ def person(name: str, role: str, *capabilities: Capability, is_staff: bool = Fal
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> None:
-    """Let the test database begin as a copy of what the migrations make, which they made once in this run."""
+    """Create the test database as a copy of the migrated one, which is made once per run."""
     connections["default"].settings_dict["TEST"]["TEMPLATE"] = cluster.tables()
 
 
 @pytest.fixture
 def ana(db: None) -> User:
-    """Runs the gateways: every capability except managing people."""
+    """Manages the gateways: every capability except managing people."""
     return person("ana", "Operator", *(set(Capability) - {Capability.PEOPLE_MANAGE}))
 
 
 @pytest.fixture
 def viv(db: None) -> User:
-    """Looks, and changes nothing."""
+    """May view everything and change nothing."""
     seeing = (
         Capability.MCP_CONNECTIONS_READ,
         Capability.HOSTS_READ,
@@ -113,7 +113,7 @@ def viv(db: None) -> User:
 
 @pytest.fixture(name="max")
 def max_(db: None) -> User:
-    """A member, as most people are."""
+    """A member, the usual role."""
     return person("max", MEMBER.name, *MEMBER.capabilities)
 
 
@@ -131,7 +131,7 @@ def ben(db: None) -> User:
 
 @pytest.fixture
 def sam(db: None) -> User:
-    """Staff: may open the Django admin, where the role decides what is seen."""
+    """Staff: may open the Django admin, where the role decides what is visible."""
     seeing = (
         Capability.HOSTS_READ,
         Capability.MCP_CONNECTIONS_READ,
@@ -142,19 +142,19 @@ def sam(db: None) -> User:
 
 @pytest.fixture(autouse=True)
 def export_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test all places for exports: the test client keeps unread answers in reference circles."""
+    """Give each test all export slots: the test client keeps unread responses in reference cycles."""
     monkeypatch.setattr(export, "_running", {})
 
 
 @pytest.fixture
 def loopback_is_allowed(settings: Settings) -> None:
-    """Servers may be called at loopback addresses: their range is one of the operator's private networks."""
+    """Allow servers at loopback addresses, as one of the operator's private networks."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 @pytest.fixture
 def sign_in() -> SignIn:
-    """A browser without script, in which this user is signed in."""
+    """Return a function that signs a user in, in a browser without script."""
 
     def browser(user: User) -> Client:
         client = Client()
@@ -166,23 +166,23 @@ def sign_in() -> SignIn:
 
 @pytest.fixture
 def within_one_minute(db: None) -> Iterator[None]:
-    """The clock stands: tries are counted by the minute, and the next could begin at any moment."""
+    """Freeze the clock: attempts are counted per minute, and the next minute could begin during a test."""
     with time_machine.travel(datetime.now(UTC), tick=False):
         yield
 
 
 @pytest.fixture
 def run() -> Iterator[Run]:
-    """Put an upstream app on the wire until the test ends: `run(upstreams.docs())`."""
+    """Serve an upstream app until the test ends: `run(upstreams.docs())`."""
     with ExitStack() as stack:
         yield lambda app: stack.enter_context(upstreams.running(app))
 
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[workspace.Serve]:
-    """A running workspace with two workers, shared by the tests of this process: make your own rows.
+    """A running workspace with two workers, shared by the tests of this process: create your own rows.
 
-    At the end nothing in it may hold a secret in clear.
+    At the end it must not contain a secret in plain text.
     """
     folder = tmp_path_factory.mktemp("live")
     tiles = shutil.copy(workspace.ROOT / "servers" / "well_known.json", folder / "tiles.json")
@@ -194,7 +194,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[workspace.Serve]:
 
 @pytest.fixture
 def live_alone(tmp_path: Path) -> Iterator[workspace.Serve]:
-    """A workspace of this test's own, not started yet."""
+    """A workspace of this test only, not started yet."""
     served = workspace.new(tmp_path, "alone")
     try:
         yield served

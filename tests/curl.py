@@ -1,4 +1,4 @@
-"""curl, the agent of the tutorial: the answers below are what it got, not what a library made of it."""
+"""curl, the tutorial's agent: the raw responses, without a library's interpretation."""
 
 import json
 import subprocess
@@ -26,12 +26,12 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The text of a tool's result."""
+        """Return the text of a tool's result."""
         return "".join(block["text"] for block in self.result["content"] if block["type"] == "text")
 
 
 def post(url: str, token: str | None, message: object, *headers: str) -> Answer:
-    """POST one JSON-RPC message the way the tutorial does: no handshake, no session, `Accept: */*`."""
+    """POST one JSON-RPC message as in the tutorial: no handshake, no session, `Accept: */*`."""
     command = ["curl", "-sS", "--max-time", "30", "-i", "-X", "POST", url]
     command += ["-H", "Content-Type: application/json"]
     if token is not None:

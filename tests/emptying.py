@@ -1,7 +1,7 @@
-"""An empty database after a test whose rows were really written, at the price of the rows it wrote.
+"""Empty the database after a test with committed rows, at a cost proportional to those rows.
 
-Django empties every table there is, however few of them hold something, and then makes the content types and the
-permissions anew. These and the version of the tables are what `migrate` made, and no test changes them.
+Django empties every table, however few have rows, and then creates content types and permissions again. These and the
+version of the tables come from `migrate`, and no test changes them.
 """
 
 import time
@@ -30,7 +30,7 @@ _sweepers: dict[str, psycopg.Connection[Any]] = {}
 
 
 def empty(*_: object) -> None:
-    """Take away the rows of every model, whichever test made them."""
+    """Delete the rows of every model, whichever test made them."""
     session = _sweeper(connection.settings_dict["NAME"])
     with session.transaction():
         filled = [name for (name,) in session.execute(filled_tables())]
@@ -39,13 +39,14 @@ def empty(*_: object) -> None:
 
 
 def _sweeper(name: str) -> psycopg.Connection[Any]:
-    """The session that empties this database, a new one if it was lost; a superuser's runs no triggers."""
+    """Return the session that empties this database, reconnected if lost; as superuser without triggers."""
     with suppress(KeyError, psycopg.OperationalError):
         _sweepers[name].execute("SELECT")
         return _sweepers[name]
     session = psycopg.connect(conninfo(), dbname=name, application_name="sweeper", autocommit=True)
     session.prepare_threshold = 0
-    session.execute("SET lock_timeout = '60s'")  # A test that left a transaction open is told, and nobody waits for it.
+    # A test that left a transaction open gets an error, and nobody waits for it.
+    session.execute("SET lock_timeout = '60s'")
     if session.execute("SELECT usesuper FROM pg_user WHERE usename = current_user").fetchone() == (True,):
         session.execute("SET session_replication_role = replica")
     _sweepers[name] = session
@@ -53,9 +54,9 @@ def _sweeper(name: str) -> psycopg.Connection[Any]:
 
 
 def _empty(session: psycopg.Connection[Any], filled: list[str]) -> None:
-    """TRUNCATE makes new files for each partition and each index; a superuser may delete without the guards.
+    """Delete the rows without guards, because TRUNCATE creates new files for each partition and index.
 
-    As TRUNCATE does, it waits for who is writing to the end. Foreign keys are not looked at: no row will have one.
+    Like TRUNCATE, it waits for writers. Foreign keys are not checked: no row will remain.
     """
     guarded = {name for (name,) in session.execute(GUARDED)}
     to_empty = [name for name in filled if name in guarded]
@@ -73,7 +74,7 @@ def _empty(session: psycopg.Connection[Any], filled: list[str]) -> None:
 
 @cache
 def filled_tables() -> sql.Composed:
-    """A statement that gives the names of the tables that hold something."""
+    """Return a statement that selects the names of non-empty tables."""
     return _each("SELECT {name} WHERE EXISTS (SELECT FROM {table})", tables(), " UNION ALL ")
 
 
@@ -88,7 +89,7 @@ def _each(template: str, names: list[str], between: str) -> sql.Composed:
 
 
 def drop(creation: Any, name: str, verbosity: int, seconds: float = 2) -> None:
-    """Drop a test database as soon as the last session of it has ended; after so long, with whoever is still there."""
+    """Drop a test database once its last session has ended; after `seconds` even if one remains."""
     for session in _sweepers.values():
         session.close()
     _sweepers.clear()

@@ -1,18 +1,18 @@
-"""Waiting for facts: for what another process, thread or backend does a moment after the answer.
+"""Waiting for facts that another process, thread or backend creates shortly after a response.
 
-A test waits for the fact and never for time, and as long as a busy machine may take. What must not be waited for takes
-several times `PATIENCE`.
+Tests wait for the fact, not for a time, for as long as a busy machine may need. An event that must not be waited for
+takes several times `PATIENCE`.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
 
-PATIENCE = 120.0  # Seconds after which it will not come true any more, whatever else the machine does.
+PATIENCE = 120.0  # Seconds after which it will not become true any more, however busy the machine is.
 
 
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """What `fact` returns as soon as that is true; fails after `seconds`."""
+    """Return the first true value of `fact`; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := fact()):
         assert time.monotonic() < deadline, f"it never came true: {found!r}"
@@ -21,7 +21,7 @@ def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:
 
 
 async def until(fact: Callable[[], object], seconds: float = PATIENCE) -> float:
-    """As `eventually`, within an event loop; the seconds that it took."""
+    """Wait in an event loop like `eventually`, and return the elapsed seconds."""
     began = time.monotonic()
     while not fact():
         assert time.monotonic() - began < seconds, "it never came true"

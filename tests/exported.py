@@ -1,4 +1,4 @@
-"""What an exported file says, read as a careful program does: its last line must say that all of it is there."""
+"""Exported files, read as a careful program does: the last line must confirm that they are complete."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def rows_of(text: str) -> list[dict[str, Any]]:
-    """The rows of a whole file of either kind; fails when its last line does not say `complete` and their number."""
+    """Return the rows of a file of either format; fails unless its last line says `complete` and their number."""
     if text.startswith("{"):
         *rows, last = [json.loads(line) for line in text.splitlines()]
         assert last == {"export": {"complete": True, "rows": len(rows)}}

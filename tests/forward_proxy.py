@@ -1,4 +1,4 @@
-"""A way out for tests: a proxy that speaks CONNECT, and the end of TLS that stands for the internet behind it."""
+"""An outbound proxy for tests: it speaks CONNECT, and a TLS endpoint stands in for the internet."""
 
 import asyncio
 import ssl
@@ -16,11 +16,9 @@ type Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[N
 
 @dataclass
 class ForwardProxy:
-    """Every place it is asked for is the one server behind `to`, but for those that have a port in `ways`.
+    """A CONNECT proxy that leads every host to the server behind `to`, except those with a port in `ways`.
 
-    `says` is what it answers instead.
-
-    `asked` is what it was asked for, as it was spelled, and `heads` all it was told beside.
+    `says` replaces its answer. `asked` are the requested hosts as spelled, and `heads` the complete requests.
     """
 
     to: int
@@ -72,7 +70,7 @@ async def _join(
 
 @contextmanager
 def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """The port at which `handle` is given what comes, until the block ends."""
+    """Yield the port at which `handle` gets connections, until the block ends."""
     started: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = []
     ready = threading.Event()
 
@@ -112,7 +110,7 @@ def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int
 
 @contextmanager
 def internet(port: int, tls: ssl.SSLContext) -> Iterator[int]:
-    """The port of a TLS end before the server at `port`, which speaks HTTP."""
+    """Yield the port of a TLS endpoint in front of the HTTP server at `port`."""
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _join(reader, writer, *await asyncio.open_connection("127.0.0.1", port))
@@ -123,7 +121,7 @@ def internet(port: int, tls: ssl.SSLContext) -> Iterator[int]:
 
 @contextmanager
 def forward_proxy(to: int, tls: ssl.SSLContext | None = None, **options: object) -> Iterator[ForwardProxy]:
-    """A proxy on a loopback port, spoken to over TLS if there is `tls`."""
+    """Yield a proxy on a loopback port, over TLS if `tls` is given."""
     proxy = ForwardProxy(to, **options)  # type: ignore[arg-type]
     with listening(proxy.serve, tls) as proxy.port:
         yield proxy

@@ -1,6 +1,6 @@
-"""Modules with the same `xdist_group` run in one process: they share what takes seconds of processor time to start.
+"""Run modules with the same `xdist_group` in one process, because their shared fixtures take seconds to start.
 
-`--dist loadgroup` would keep them together, but xdist 3.8 cannot rename tests for it since pytest 9.2.
+`--dist loadgroup` would do so too, but xdist 3.8 cannot rename tests for it since pytest 9.2.
 """
 
 import re
@@ -14,7 +14,7 @@ GROUP = re.compile(r'xdist_group\("([^"]+)"\)')
 
 
 class LoadGroups(LoadScopeScheduling):  # type: ignore[misc]
-    """Sends whole modules to the processes, as `--dist loadfile`, and the modules of a group to the same one."""
+    """Sends whole modules to the processes, like `--dist loadfile`, and the modules of a group to the same one."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]

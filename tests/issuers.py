@@ -1,6 +1,6 @@
-"""A protected MCP server with its own authorization server: the endpoints of the Python SDK, over tokens in memory.
+"""A protected MCP server with its own authorization server: the Python SDK's endpoints, over in-memory tokens.
 
-What it issues, refuses and counts is under the control of a test, which may change it while it runs.
+A test controls, at any time, what it issues, refuses and counts.
 """
 
 import html
@@ -63,7 +63,7 @@ class Issuer:
     slow: float = 0.0  # How long it takes to renew, so that others come meanwhile.
     answers: dict[str, tuple[int, str, str]] = field(
         default_factory=dict
-    )  # By path, in place of what it says; of a redirect, its place.
+    )  # By path, in place of its answer; for a redirect, the target.
 
     # What the SDK asks of a provider
 
@@ -142,7 +142,7 @@ class Issuer:
     # On the wire
 
     def app(self) -> App:
-        """The server at /mcp, and around it what leads there."""
+        """Return the server at /mcp with its metadata and issuer endpoints."""
         protected = upstreams.whoami_server()
         routes: dict[str, Starlette] = {}
 
@@ -168,7 +168,7 @@ class Issuer:
         return door
 
     async def _noted(self, path: str, receive: Receive) -> Receive:
-        """Note the form or document that comes, and have it come again."""
+        """Record the request's form or document, and let it be read again."""
         body = await read(receive)
         if path == "/token":
             self.forms.append(dict(parse_qsl(body.decode())))
@@ -181,7 +181,7 @@ class Issuer:
         return again
 
     async def _answers_itself(self, origin: str, path: str, send: Send) -> bool:
-        """Whether this was not for the endpoints of the SDK."""
+        """Answer requests that are not for the SDK's endpoints; return True if it did."""
         if path in self.answers:
             status, kind, text = self.answers[path]
             place = [(b"location", text.encode())] if 300 <= status < 400 else []
@@ -242,7 +242,7 @@ async def _json(send: Send, status: int, document: object) -> None:
 
 
 def destination(response: Any) -> str:
-    """Where a page that leads on leads to."""
+    """Return the target of a page that redirects."""
     assert response.status_code == 200, response.content.decode()
     if "Refresh" in response:
         return str(response["Refresh"]).removeprefix("0; url=")
@@ -252,7 +252,7 @@ def destination(response: Any) -> str:
 
 
 def consent(url: str) -> str:
-    """What a browser does at the issuer; the path and query it is sent back to here."""
+    """Go through the issuer's pages as a browser does; return path and query of the redirect back."""
     with httpx.Client(trust_env=False, timeout=10) as client:
         response = client.get(url)
     assert response.status_code == 302, response.text
@@ -261,5 +261,5 @@ def consent(url: str) -> str:
 
 
 def query(url: str) -> dict[str, str]:
-    """The parameters of an address, each once."""
+    """Return the parameters of a URL, each of which occurs once."""
     return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}

@@ -1,4 +1,4 @@
-"""Rows for tests: plain functions that show their values, each with what the test is about in sight."""
+"""Rows for tests: plain functions with explicit values, so that a test shows what it is about."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ PASSWORD = "correct horse battery staple"
 
 
 def unique(word: str) -> str:
-    """`word` with an ending no other test uses."""
+    """Return `word` with an ending no other test uses."""
     return f"{word}-{uuid4().hex[:6]}"
 
 
@@ -38,7 +38,7 @@ def role(*capabilities: Capability, name: str = "") -> Role:
 
 
 def grant(role: Role, capabilities: Iterable[Capability]) -> None:
-    """Give a new role these capabilities: most tests begin with one, and to compare with what it had takes longest."""
+    """Give a new role these capabilities, without comparing them to earlier ones, which is slow."""
     if granted := set(capabilities):
         known = permission_keys(connections["default"].settings_dict["NAME"])
         through = Role.permissions.through
@@ -46,7 +46,7 @@ def grant(role: Role, capabilities: Iterable[Capability]) -> None:
 
 
 def built_in_roles() -> None:
-    """The roles of a new workspace that are missing, as `Role.objects.make_built_in()` makes them."""
+    """Create the missing roles of a new workspace, as `Role.objects.make_built_in()` does."""
     present = set(Role.objects.values_list("name", flat=True))
     for one in (one for one in BUILT_IN if one.name not in present):
         grant(Role.objects.create(name=one.name, locked=one.locked), one.capabilities)
@@ -54,21 +54,21 @@ def built_in_roles() -> None:
 
 @cache
 def permission_keys(database: str) -> dict[Capability, int]:
-    """The key of each capability's permission in this database: migrations make them, and no test changes them."""
+    """Return the key of each capability's permission; migrations create them, and no test changes them."""
     rows = permissions_of(Capability).values_list("content_type__app_label", "codename", "pk")
     keys = {f"{app_label}.{codename}": pk for app_label, codename, pk in rows}
     return {one: keys[one] for one in Capability}
 
 
 def user(*capabilities: Capability, email: str = "", **fields: Any) -> User:
-    """A user whose role holds exactly `capabilities`."""
+    """Return a user whose role has exactly `capabilities`."""
     return User.objects.create_user(
         email or f"{unique('user')}@example.com", PASSWORD, role=role(*capabilities), **fields
     )
 
 
 def invited() -> User:
-    """Somebody who was invited and has not chosen a password."""
+    """Return a person who was invited and has not set a password."""
     return User.objects.invite(email=f"{unique('user')}@example.com", role=role(), by=None)
 
 
@@ -79,7 +79,7 @@ def server(*, by: User | None = None, **fields: Any) -> Server:
 
 
 def introduced(server: Server, **capabilities: Any) -> Server:
-    """This server, which has said before what it offers."""
+    """Return this server, after it has introduced itself."""
     ServerInfo.objects.create(
         server_id=server.pk, told_to=server.pk, capabilities={"tools": {}, **capabilities}, changed_at=timezone.now()
     )
@@ -87,7 +87,7 @@ def introduced(server: Server, **capabilities: Any) -> Server:
 
 
 def gateway(*servers: Server, by: User | None = None, **fields: Any) -> Gateway:
-    """A gateway in front of `servers`, each under its own slug without a credential."""
+    """Return a gateway with `servers`, each under its own slug without a credential."""
     slug = fields.pop("slug", None) or unique("gateway")
     values: dict[str, Any] = {"name": slug} | fields
     made = Gateway.objects.add(by=by, slug=slug, **values)
@@ -104,7 +104,7 @@ def assignment(gateway: Gateway, server: Server, **fields: Any) -> Assignment:
 
 
 def identity(server: Server, owner: User | None = None, *, secret: str = "", label: str = "") -> Identity:
-    """A credential for `server`; shared when it has no owner."""
+    """Return a credential for `server`, shared if it has no owner."""
     if server.auth_type == AuthType.NONE:
         raise ValueError("A server without authentication takes no identity.")
     return Identity.objects.bring(
@@ -117,7 +117,7 @@ def agent(*, by: User, name: str = "") -> Host:
 
 
 def connection(host: Host, gateway: Gateway, user: User, identities: Iterable[Identity] = ()) -> Connection:
-    """A live connection that carries `identities` to the per-user servers they belong to."""
+    """Return a live connection that uses `identities` for the per-user servers they belong to."""
     by_server = {one.server_id: one for one in identities}
     assigned = gateway.assignments.live().filter(server__in=by_server)
     return Connection.objects.open(
@@ -126,14 +126,14 @@ def connection(host: Host, gateway: Gateway, user: User, identities: Iterable[Id
 
 
 def app(name: str = "Claude Desktop", **fields: Any) -> Host:
-    """The host of a headed app, as it appears by itself."""
+    """Return the host of a headed app, as created when a person connects it."""
     return Host.objects.create(kind=HostKind.HEADED, name=name, dedupe_key=unique("key"), **fields)
 
 
 def app_connection(
     user: User, gateway: Gateway, *, name: str = "Claude Desktop", host: Host | None = None
 ) -> Connection:
-    """A live connection of an app, with its never-shown key."""
+    """Return a live connection of an app, whose key is never shown."""
     made = connection(host or app(name), gateway, user)
     Token.objects.provide_key(made, by=user)
     return made
@@ -144,12 +144,12 @@ def token(connection: Connection, *, name: str = "", **fields: Any) -> Issued:
 
 
 def api_key(owner: User, *capabilities: Capability, name: str = "", days: int = 30) -> IssuedApiKey:
-    """A key that acts as `owner` with `capabilities`."""
+    """Return a key that acts as `owner` with `capabilities`."""
     return api_keys.issue(name=name or unique("key"), capabilities=capabilities, days=days, by=owner)
 
 
 def call(*, at: datetime | None = None, **fields: Any) -> Call:
-    """A logged call, of this moment and answered unless said otherwise."""
+    """Return a logged call, successful and now by default."""
     at = at or datetime.now(UTC)
     Call.partitions.make_for(at.date())
     told: dict[str, Any] = {

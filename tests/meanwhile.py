@@ -1,4 +1,4 @@
-"""Somebody else who is quicker: what another person does between a check of ours and the row that we write."""
+"""Concurrent changes: another person's action between our check and our write."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +15,9 @@ WAITED_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backe
 
 @contextmanager
 def just_before(act: Callable[[], object]) -> Iterator[None]:
-    """In the block, somebody else's `act` is under way; it is committed when the block waits for what it has locked.
+    """Run `act` in a concurrent transaction, which commits when the block waits for its locks.
 
-    Fails when the block never does. The test needs `django_db(transaction=True)`.
+    Fails if the block never waits. The test needs `django_db(transaction=True)`.
     """
     acted = Event()
 
@@ -38,7 +38,7 @@ def just_before(act: Callable[[], object]) -> Iterator[None]:
 
 
 def meanwhile(ask: Callable[[], Any], act: Callable[[], object]) -> Any:
-    """What `ask` gets, which finds everything as it was before `act`, and has to wait until that is committed."""
+    """Return the result of `ask`, which reads the state before `act` and must wait for its commit."""
     with just_before(act):
         return ask()
 

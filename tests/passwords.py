@@ -1,4 +1,4 @@
-"""Passwords in tests: argon2 as in the product, at the least cost it has. A real hash takes a quarter of a second."""
+"""Passwords in tests: argon2 at its lowest cost, because a real hash takes a quarter of a second."""
 
 from accounts.queues import QueuedArgon2Hasher
 

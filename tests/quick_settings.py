@@ -1,6 +1,7 @@
-"""The settings of running workspaces that tests share: the product's, with passwords at argon2's least cost.
+"""Settings of running workspaces that tests share: the product's, with argon2 at its lowest cost.
 
-A real hash takes a quarter of a second, and each person of a workspace has one. Tests of starts take the product's own.
+A real hash takes a quarter of a second, and each person of a workspace has one. Tests of starts use the product's own
+settings.
 """
 
 from gatewayadmin.settings import *  # noqa: F403

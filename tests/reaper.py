@@ -1,6 +1,6 @@
-"""Ends what a killed test run leaves behind: `python -m tests.reaper FOLDER`, with the run at its standard input.
+"""Cleans up after a killed test run: `python -m tests.reaper FOLDER`, with the run at its standard input.
 
-A run that ends in peace has tidied up itself; the end of its pipe then finds nothing to do.
+A run that ends normally has cleaned up itself; then there is nothing to do.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ def main(home: Path) -> None:
 
 
 def ended(home: Path) -> list[psutil.Process]:
-    """The processes of this run, which have been told to end."""
+    """Terminate the processes of this run, and return them."""
     found = [process for process in psutil.process_iter() if belongs(process, home)]
     with contextlib.suppress(OSError, psutil.NoSuchProcess):
         postmaster = (home / "postgres" / "postmaster.pid").read_text().splitlines()[0]

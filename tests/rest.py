@@ -1,4 +1,4 @@
-"""A program that talks to the REST API, with a person's session, with a token, or as nobody."""
+"""A program that uses the REST API, with a session, with a token, or anonymously."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from accounts.models import User
 
 @dataclass
 class Rest:
-    """`Rest.of(user).get("/tokens", status="all")`; every answer has `.status_code` and `.json()`."""
+    """`Rest.of(user).get("/tokens", status="all")`; every response has `.status_code` and `.json()`."""
 
     client: Client = field(default_factory=Client)
     headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, user: User | None = None, *, confirmed: bool = True) -> "Rest":
-        """Signed in as `user`, who typed the password again just now; None is nobody."""
+        """Return a client signed in as `user`, who has just confirmed the password; None is anonymous."""
         client = Client()
         if user:
             client.force_login(user)
@@ -34,7 +34,7 @@ class Rest:
 
     @classmethod
     def bearing(cls, secret: str) -> "Rest":
-        """With nothing but a Bearer token; a CSRF check would stop it."""
+        """Return a client with only a Bearer token, which a CSRF check would stop."""
         return cls(Client(enforce_csrf_checks=True), {"Authorization": f"Bearer {secret}"})
 
     def get(self, path: str, **query: Any) -> Any:
@@ -61,19 +61,19 @@ class Rest:
 
 
 def results(answer: Any) -> list[Any]:
-    """The rows of one page of a list."""
+    """Return the rows of one page of a list."""
     assert answer.status_code == 200, answer.content
     rows: list[Any] = answer.json()["results"]
     return rows
 
 
 def problem(answer: Any) -> tuple[int, str]:
-    """Status and code of a refusal."""
+    """Return status and code of a refusal."""
     return answer.status_code, answer.json()["code"]
 
 
 def errors(answer: Any) -> dict[str, list[str]]:
-    """What was wrong with which field."""
+    """Return the errors by field."""
     assert problem(answer) == (400, "invalid"), answer.content
     told: dict[str, list[str]] = answer.json()["errors"]
     return told

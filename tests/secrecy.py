@@ -1,7 +1,7 @@
-"""What a running workspace must not know in clear: every secret its tests used.
+"""Search a running workspace for secrets in plain text: every secret that its tests used.
 
-Tests `note` the secrets that cannot be told by their form. Tokens of every kind are found by theirs,
-checksum included, whoever made them.
+Tests `note` secrets without a recognisable format. Tokens of every kind are found by theirs, including the checksum,
+created by any code.
 """
 
 import re
@@ -60,26 +60,26 @@ _noted: set[str] = {PASSWORD}
 
 
 def note(text: str) -> str:
-    """Remember this secret, and give it back."""
+    """Remember this secret and return it."""
     _noted.add(text)
     return text
 
 
 def leaks(live: Serve) -> list[str]:
-    """Where a secret stands in clear: in which table, in the log, or on which page."""
+    """Return where a secret is in plain text: the table, the log, or the page."""
     secrets = _noted | {key for name, key in live.settings.items() if name.startswith("GATEWAY_") and "KEY" in name}
     places = {"log": live.log(), **pages(live), **dict(tables(live))}
     return [f"{place}: {found[:8]}..." for place, text in places.items() for found in clear(text, secrets)]
 
 
 def clear(text: str, secrets: set[str]) -> set[str]:
-    """The secrets that stand in `text`."""
+    """Return the secrets in `text`."""
     tokens = {found for found in TOKEN.findall(text) if token_text.well_formed(found, token_text.PREFIXES)}
     return tokens | {one for one in secrets if one in text}
 
 
 def tables(live: Serve) -> Iterator[tuple[str, str]]:
-    """Every table as text, bytes that are letters as letters."""
+    """Yield every table as text, with printable bytes as text."""
     with closing(psycopg.connect(live.database_url, options="-c bytea_output=escape")) as connection:
         query = "SELECT schemaname, relname FROM pg_stat_user_tables"
         for schema, table in connection.execute(query).fetchall():
@@ -89,7 +89,7 @@ def tables(live: Serve) -> Iterator[tuple[str, str]]:
 
 
 def pages(live: Serve) -> dict[str, str]:
-    """What the owner is shown."""
+    """Return the pages the owner sees."""
     shown = live.manage("shell", "--verbosity", "0", "-c", PAGES)
     statuses = re.findall(r"^PAGE (\d+) (\S+)", shown, re.MULTILINE)
     assert len(statuses) > 20
@@ -100,7 +100,7 @@ def pages(live: Serve) -> dict[str, str]:
 
 @contextmanager
 def keeping_secrets(served: Serve) -> Iterator[Serve]:
-    """A workspace that runs until the block ends; nothing in it may hold a secret in clear then."""
+    """Run a workspace until the block ends; then it must not contain a secret in plain text."""
     try:
         yield served.start()
         leaked = leaks(served)

@@ -1,4 +1,4 @@
-"""A mail server for tests: it takes every mail, over TLS from the start or after STARTTLS."""
+"""A mail server that accepts every mail, over TLS from the start or after STARTTLS."""
 
 import asyncio
 import ssl
@@ -12,9 +12,10 @@ from tests.forward_proxy import listening
 
 @dataclass
 class MailServer:
-    """Listens at `port`. `mails` are those it took, and `logins` who sent them; `plain` is what it read without TLS.
+    """Listens at `port`.
 
-    `meanwhile` is called before it takes a mail.
+    `mails` are the received mails and `logins` the users who sent them; `plain` are the commands received without TLS.
+    `meanwhile` is called before it accepts a mail.
     """
 
     tls: ssl.SSLContext
@@ -57,7 +58,7 @@ class MailServer:
 
 @contextmanager
 def mail_server(tls: ssl.SSLContext, *, from_the_start: bool = False, offers_tls: bool = True) -> Iterator[MailServer]:
-    """A mail server on a loopback port."""
+    """Yield a mail server on a loopback port."""
     server = MailServer(tls, from_the_start, offers_tls)
     with listening(server.serve, tls if from_the_start else None) as server.port:
         yield server

@@ -1,7 +1,7 @@
-"""Real MCP servers to stand behind the gateway: the SDK's own, and some that do not behave.
+"""Real upstream MCP servers: the SDK's own, and broken ones.
 
-Each maker returns an ASGI app; `running(app)` puts it on the wire and yields an `Upstream`, which
-remembers every request it got: what the gateway sent is asserted there, not guessed.
+Each function returns an ASGI app; `running(app)` serves it and yields an `Upstream`, which records every request, so
+that tests can check what the gateway sent.
 """
 
 import json
@@ -25,7 +25,7 @@ SESSION_ERA = ("2025-03-26", "2025-06-18", "2025-11-25")
 
 
 def docs(*, json_response: bool = False, stateless: bool = False) -> App:
-    """No credential. Tools of every temper, a resource and a prompt."""
+    """Return a server without credential, with tools of all kinds, a resource and a prompt."""
     server = MCPServer("docs", version="1.0", log_level="WARNING", instructions="Search the handbook.")
     for tool in (echo, add, search, slow, fail, big):
         server.add_tool(tool)
@@ -35,7 +35,7 @@ def docs(*, json_response: bool = False, stateless: bool = False) -> App:
 
 
 def github() -> App:
-    """A bearer for each user; `whoami` says which one it saw."""
+    """Return a server with a bearer token per user; `whoami` returns the received one."""
     server = MCPServer("github", version="1.0", log_level="WARNING")
     for tool in (whoami, create_issue):
         server.add_tool(tool)
@@ -43,14 +43,14 @@ def github() -> App:
 
 
 def whoami_server() -> App:
-    """`whoami`, whoever asks: who may ask is somebody else's business."""
+    """Return a server whose tool `whoami` returns the credential, without checking it."""
     server = MCPServer("github", version="1.0", log_level="WARNING")
     server.add_tool(whoami)
     return server.streamable_http_app()
 
 
 def crm() -> App:
-    """One shared credential, in a header of its own; `which_key` says what came in it."""
+    """Return a server with one shared credential in its own header; `which_key` returns it."""
     server = MCPServer("crm", version="1.0", log_level="WARNING")
     for tool in (which_key, find_customer):
         server.add_tool(tool)
@@ -130,7 +130,7 @@ def header_of(ctx: Context[Any, Any], name: str) -> str:
 
 
 def guarded(app: App, header: str, scheme: str) -> App:
-    """Answer 401 unless the header is there, with the cookie and the challenge hosted servers send."""
+    """Answer 401 unless the header is present, with a cookie and a challenge like hosted servers."""
 
     async def judge(scope: Scope, send: Send) -> bool:
         value = headers_of(scope).get(header, "")
@@ -144,7 +144,7 @@ def guarded(app: App, header: str, scheme: str) -> App:
 
 
 def session_era(app: App) -> App:
-    """Knows `initialize` and sessions only; a 2026-07-28 request gets what older SDKs answer."""
+    """Return a server of the session era; 2026-07-28 requests get the error of older SDKs."""
 
     async def judge(scope: Scope, send: Send) -> bool:
         version = headers_of(scope).get("mcp-protocol-version", "")
@@ -157,7 +157,7 @@ def session_era(app: App) -> App:
 
 
 def modern_era(app: App) -> App:
-    """Speaks 2026-07-28 only and refuses `initialize` and everything without its header."""
+    """Return a 2026-07-28 server that refuses `initialize` and requests without its header."""
 
     async def judge(scope: Scope, send: Send) -> bool:
         version = headers_of(scope).get("mcp-protocol-version", "")
@@ -171,7 +171,7 @@ def modern_era(app: App) -> App:
 
 
 def under_any_name(app: App) -> App:
-    """Answers whatever host it is called; the SDK's servers are meant for loopback names."""
+    """Return the app with any Host accepted; the SDK's servers accept loopback names only."""
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope.get("headers", ()) if name != b"host"]
@@ -181,7 +181,7 @@ def under_any_name(app: App) -> App:
 
 
 def judged(app: App, judge: Callable[[Scope, Send], Awaitable[bool]]) -> App:
-    """`app` behind a judge, who answers what he does not let through."""
+    """Return `app` behind `judge`, which may answer a request instead."""
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or await judge(scope, send):
@@ -199,7 +199,7 @@ async def refuse(send: Send, code: int, message: str, **extra: object) -> None:
 
 
 def silent() -> App:
-    """Takes every request and never answers, until its caller leaves."""
+    """Return a server that never answers, until its caller disconnects."""
 
     async def wait(receive: Receive, send: Send) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -209,7 +209,7 @@ def silent() -> App:
 
 
 def garbage(body: bytes = b"<html>Bad gateway</html>", *, status: int = 200, kind: str = "text/html") -> App:
-    """Answers everything with the same bytes, whatever they are."""
+    """Return a server that answers every request with the same bytes."""
 
     async def repeat(receive: Receive, send: Send) -> None:
         await answer(send, status, body, headers=[(b"content-type", kind.encode())])
@@ -218,7 +218,7 @@ def garbage(body: bytes = b"<html>Bad gateway</html>", *, status: int = 200, kin
 
 
 def redirecting(target: str) -> App:
-    """Sends every caller somewhere else; a gateway must not follow."""
+    """Return a server that redirects every request, which a gateway must not follow."""
 
     async def send_away(receive: Receive, send: Send) -> None:
         await answer(send, 307, b"", headers=[(b"location", target.encode())])
@@ -227,7 +227,7 @@ def redirecting(target: str) -> App:
 
 
 def cut_off() -> App:
-    """Starts an event stream and ends it before the answer."""
+    """Return a server that ends its event stream before the answer."""
 
     async def begin_only(receive: Receive, send: Send) -> None:
         start = [(b"content-type", b"text/event-stream")]
@@ -239,7 +239,7 @@ def cut_off() -> App:
 
 
 def http_sse() -> App:
-    """Only HTTP+SSE of 2024-11-05: GET opens a stream whose first event names where to POST."""
+    """Return a server with only HTTP+SSE of 2024-11-05: GET opens a stream whose first event names the POST URL."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -256,7 +256,7 @@ def http_sse() -> App:
 
 
 def bare(handle: Callable[[Receive, Send], Awaitable[None]]) -> App:
-    """An app that treats every request alike."""
+    """Return an app that handles every request with `handle`."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

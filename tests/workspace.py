@@ -1,4 +1,4 @@
-"""The real thing under test: `manage.py serve` as its own processes, seen from outside only."""
+"""Run `manage.py serve` as separate processes, for tests from outside."""
 
 import json
 import os
@@ -27,7 +27,7 @@ PASSWORD = "correct horse battery staple"
 
 @dataclass
 class Serve:
-    """One `manage.py serve`, on a database and in a data directory of its own."""
+    """One `manage.py serve`, with its own database and data directory."""
 
     data_dir: Path
     database_url: str
@@ -46,7 +46,7 @@ class Serve:
         return self.data_dir.with_suffix(".log")
 
     def start(self, *more: str, workers: int = 2, files: tuple[int, int] | None = None) -> Self:
-        """Start, with `more` options, and wait until it is ready; fails with its output when it is not.
+        """Start with `more` options, and wait until it is ready; fails with its output otherwise.
 
         `files` are the soft and the hard limit of open files.
         """
@@ -67,7 +67,7 @@ class Serve:
         return self
 
     def environment(self) -> dict[str, str]:
-        """What the process is started with: nothing of the surrounding test run's settings."""
+        """Return the process's environment, without settings of the test run."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "DJANGO_"))}
         own = {
             "DATABASE_URL": self.database_url,
@@ -91,7 +91,7 @@ class Serve:
         raise AssertionError(f"serve was not ready in {seconds} s:\n{self.log()}")
 
     def stop_clerk(self) -> None:
-        """Have the next command run with the settings as they are then."""
+        """End the command process, so that the next command uses the current settings."""
         if self.clerk is not None:
             self.clerk.kill()
             self.clerk.communicate()  # Which closes its pipes too.
@@ -112,24 +112,24 @@ class Serve:
             self.process = None
 
     def log(self) -> str:
-        """Everything the processes have written."""
+        """Return all output of the processes."""
         return self.log_file.read_text(errors="replace")
 
     def rows(self, query: str, *params: object) -> list[dict[str, Any]]:
-        """Rows of the running database, read (or changed) behind the application's back."""
+        """Read or change rows by SQL, without the application."""
         connect = psycopg.connect(self.database_url, autocommit=True, row_factory=psycopg.rows.dict_row)
         with closing(connect) as connection:
             cursor = connection.execute(query.encode(), params)
             return cursor.fetchall() if cursor.description else []
 
     def manage(self, *arguments: str) -> str:
-        """Run a management command beside the running server and give what it prints."""
+        """Run a management command beside the running server, and return its output."""
         done = self._run(arguments)
         assert done["code"] == 0, done["told"]
         return str(done["printed"])
 
     def refusal(self, *arguments: str) -> str:
-        """Run a management command that must fail, and give what it says."""
+        """Run a management command that must fail, and return its error."""
         done = self._run(arguments)
         assert done["code"] != 0, done["printed"]
         return str(done["told"])
@@ -155,13 +155,13 @@ class Serve:
             return clerk.stdout.readline()
 
     def issue_token(self, *, host: str, gateway: str, user: str = OWNER) -> dict[str, str]:
-        """A token that acts as `user`, as the command prints it."""
+        """Return a token that acts as `user`, as printed by the command."""
         arguments = ("--user", user, "--host", host, "--gateway", gateway)
         return dict(json.loads(self.manage("issue_token", *arguments)))
 
 
 def new(directory: Path, name: str, **settings: str) -> Serve:
-    """A workspace nobody has started yet, on a database of the run's cluster that has its tables and nothing else."""
+    """Return an unstarted workspace on a new, migrated database of the run's cluster."""
     data_dir = directory / name
     data_dir.mkdir(mode=0o700)
     database_url = cluster.fresh_database(f"{name}_{os.getpid()}", cluster.tables())
@@ -169,7 +169,7 @@ def new(directory: Path, name: str, **settings: str) -> Serve:
 
 
 def is_ready(port: int) -> bool:
-    """Whether the server on this port says that it can serve."""
+    """Return True if the server on this port is ready."""
     # Asked so often that httpx will not do: it reads the machine's certificates each time.
     with closing(HTTPConnection("localhost", port, timeout=2)) as asked, suppress(OSError, HTTPException):
         asked.request("GET", "/readyz")

@@ -298,7 +298,7 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
 
 
 class ApiKeyQuery(ListQuery):
-    """How a list of API keys is narrowed."""
+    """Filters of the list of API keys."""
 
     scope = serializers.ChoiceField(["own", "all"], default="own", help_text="Your own keys, or everyone's.")
     status = serializers.ChoiceField(STATUSES, default="active", help_text="Only keys with this status.")
@@ -386,7 +386,10 @@ class Regenerate(Connections):
         return self.changed(connection, partial(Token.objects.renew_key, connection))
 
     def _token(self, connection: Connection) -> Response:
-        """The only active token of an agent: its secret is shown once to its owner, who is asked to collect it else."""
+        """Return the only active token of an agent.
+
+        Its secret is shown once to its owner; for another person's agent, the owner is asked to collect it.
+        """
         self.must_own(connection.user_id)
         is_own = connection.user_id == self.me.pk
         if is_own and getattr(self.request.auth, "is_api_key", False):

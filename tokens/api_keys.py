@@ -24,7 +24,7 @@ MOST_PER_PERSON = 20
 
 
 class KeyRefused(Exception):
-    """An API key cannot be made like that; the message says why."""
+    """An API key cannot be created; the message says why."""
 
 
 class KeyNameTaken(KeyRefused):

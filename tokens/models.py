@@ -369,7 +369,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         """
         lasting = overlap(overlap_hours)
         if presented is None and (by is None or by.pk != self.connection.user_id):
-            raise NotYourToken("Only its owner may be shown a token's secret. Ask for a new one instead.")
+            raise NotYourToken("Only the owner may see a token's secret. Ask for a new one instead.")
         with self._locked() as row:
             if row.generation != self.generation or (presented is not None and not row.is_held_by(presented)):
                 raise Superseded(Superseded.__doc__)
@@ -400,7 +400,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         lasting = overlap(overlap_hours)
         with self._locked() as row:
             if row.kind != TokenKind.ACCESS:
-                raise TokenError("The key of an app is regenerated, and collected by nobody.")
+                raise TokenError("The key of an app can only be regenerated, not collected.")
             self.digest, self.key_id, self.asked_at, self.asked_by = None, "", row.asked_at, row.asked_by
             if row.digest is None:
                 self._take_previous_of(row)
@@ -427,7 +427,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         Raises NotYourToken for anyone except an active owner, TokenAlreadyRevoked, Expired or NothingToCollect.
         """
         if by.pk != self.connection.user_id or not User.objects.filter(pk=by.pk, is_active=True).exists():
-            raise NotYourToken("Only its owner collects the new secret of a token.")
+            raise NotYourToken("Only the owner can collect the new secret of a token.")
         with self._locked() as row:
             if row.digest is not None:
                 raise NothingToCollect(NothingToCollect.__doc__)

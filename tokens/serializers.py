@@ -115,7 +115,7 @@ def rotated(new: Issued) -> dict[str, Any]:
 
 
 class TokenQuery(ListQuery):
-    """How a list of tokens is narrowed."""
+    """Filters of the list of tokens."""
 
     scope = serializers.ChoiceField(["own", "all"], default="own", help_text="Your own tokens, or everyone's.")
     status = serializers.ChoiceField(STATUSES, default="active", help_text="Only tokens with this status.")
@@ -127,7 +127,7 @@ class TokenQuery(ListQuery):
 
 
 class TokenChanges(RequestBody):
-    """What of a token may change; its servers never do."""
+    """The changeable fields of a token; its servers never change."""
 
     name = serializers.CharField(max_length=100)
     expires_in_days = serializers.IntegerField(
@@ -139,7 +139,7 @@ class TokenChanges(RequestBody):
 
 
 class Rotation(RequestBody):
-    """How to replace a secret; everything is optional."""
+    """Options for replacing a secret."""
 
     overlap_hours = serializers.IntegerField(default=0, help_text="Hours the old secret works on: 0, 1, 24 or 168.")
     until_used = serializers.BooleanField(

@@ -16,7 +16,7 @@ MOST_ADDRESSES = 50
 
 
 class TokenError(Exception):
-    """A token cannot be made or changed like that; the message says why."""
+    """Creating or changing a token is refused; the message says why."""
 
 
 class TokenNameTaken(TokenError):
@@ -28,7 +28,7 @@ class TooMany(TokenError):
 
 
 class NotYourToken(TokenError):
-    """A token always acts as the person who made it."""
+    """A token always acts as the person who created it."""
 
 
 class TokenAlreadyRevoked(TokenError):
@@ -40,7 +40,7 @@ class BadLifetime(TokenError):
 
 
 class BadAllowlistEntry(TokenError):
-    """An entry of the IP allowlist is no address and no CIDR range."""
+    """An entry of the IP allowlist is neither an address nor a CIDR range."""
 
 
 class Expired(TokenError):
@@ -60,7 +60,7 @@ class AskedForNew(TokenError):
 
 
 class NothingToCollect(TokenError):
-    """No new token is waiting in place of this one: it was collected before, or nobody asked for one."""
+    """There is no new token to collect: it was collected before, or nobody requested one."""
 
 
 class NoPreviousToken(TokenError):

@@ -334,7 +334,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
         "Old token ended",
         title="End old token",
         text="End the old token? Requests using it will fail with 401 immediately.",
-        more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} goes on.",
+        more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} still works.",
         icon="revoke",
     )
 
@@ -428,7 +428,7 @@ def revoke_picked(request: AppRequest) -> HttpResponse:
     def refused(token: Token) -> str:
         if token.revoked_at:
             return "revoked already"
-        return "" if TokenRow(token, request.user).may_revoke else "not yours to revoke"
+        return "" if TokenRow(token, request.user).may_revoke else "you may not revoke it"
 
     rows = with_scope(tokens_visible_to(request.user))
     picked = Picked(request, rows, ("token", "tokens"), back=reverse("tokens:list"), refused=refused)
@@ -451,7 +451,7 @@ def _own(request: AppRequest, pk: UUID) -> Token:
     """Return the viewer's own token: no capability gives access to another person's secret, which acts as them."""
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk:
-        raise PermissionDenied("Only its owner is shown a token. Ask for a new one instead.")
+        raise PermissionDenied("Only the owner may see a token's secret. Ask for a new one instead.")
     return token
 
 

@@ -37,7 +37,7 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """403 for a form whose page is too old or not ours; 404 for MCP clients."""
     if _is_mcp_client(request):
         return _no_gateway()
-    return _denied(request, {"reason": "This page was open too long. Load it again and repeat what you did."})
+    return _denied(request, {"reason": "This page was open for too long. Reload it and try again."})
 
 
 def _denied(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:

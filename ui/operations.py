@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 class RequestBody(serializers.Serializer[Any]):
-    """The fields that may be sent: a key that is not among them is refused, not ignored.
+    """The accepted fields of a body: an unknown key is refused, not ignored.
 
-    `defaults` are the values of fields that may be left out, where a parent class has them without one.
+    `defaults` are the values of omitted fields, where a parent class has them without one.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -183,7 +183,7 @@ class KeyReused(APIException):
     """The key was used for another request."""
 
     status_code = HTTPStatus.UNPROCESSABLE_ENTITY
-    default_detail = "This Idempotency-Key was used for another request. Take a new key for each thing to make."
+    default_detail = "This Idempotency-Key was used for another request. Use a new key for each object to create."
     default_code = "idempotency_key_reused"
 
 
@@ -191,7 +191,7 @@ class AnswerLost(APIException):
     """The encryption key of the kept answer is gone."""
 
     status_code = HTTPStatus.CONFLICT
-    default_detail = "The answer to the first request can no longer be read. Look up what it made."
+    default_detail = "The answer to the first request can no longer be read. Look up what it created."
     default_code = "idempotency_answer_lost"
 
 

@@ -71,7 +71,7 @@ class UtcDateTimeField(serializers.DateTimeField):
 
 
 class CauseField(serializers.CharField):
-    """A word for what stops a thing; null when nothing does."""
+    """The cause that blocks an object, in one word; null if nothing does."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_null=True, **options)
@@ -182,11 +182,12 @@ class RateLimit(SimpleRateThrottle):
 
 
 class Resource(GenericViewSet[Any]):
-    """The base of every resource: its methods declare themselves with `@operation`; plain words for every refusal.
+    """The base of every resource: its methods declare themselves with `@operation`, and every refusal has a readable
+    text.
 
-    `problems` says how each refusal of a verb is answered, `taken` how a row that is not unique is. `query_data` holds
-    the query parameters of this request. With `versioned` the things its serializer writes have a version
-    (ui.versions), which `answer` gives as their ETag.
+    `problems` maps exceptions of models' methods to answers; `taken` is the answer for a row that is not unique.
+    `query_data` has the query parameters of this request. With `versioned`, the objects its serializer writes have a
+    version (ui.versions), which `answer` sends as their ETag.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {}
@@ -236,7 +237,7 @@ class Resource(GenericViewSet[Any]):
 
     @property
     def seen(self) -> Precondition | None:
-        """The versions of the thing that If-Match allows to change (RFC 9110 section 13.1.1); None: any."""
+        """The versions that If-Match allows to change (RFC 9110 section 13.1.1); None for any version."""
         field = self.request.headers.get("If-Match", "").strip()
         # Weak tags never match: the comparison is strong. The part after the version is for If-None-Match.
         versions = (tag.partition(".")[0] for tag in STRONG_TAG.findall(field))
@@ -284,18 +285,20 @@ class Resource(GenericViewSet[Any]):
         )
 
     def serialize(self, thing: Any, *, many: bool = False) -> Any:
-        """`thing` as serialized by this resource's serializer."""
+        """Return the object as serialized by this resource's serializer."""
         return self.get_serializer(thing, many=many).data
 
     def answer(self, thing: Any, status: int = HTTPStatus.OK) -> Response:
-        """A response with `thing`; its ETag begins with the version of its editable values, if it has one."""
+        """Return a response with `thing`; its ETag begins with the version of its editable values, if it has one."""
         data = self.serialize(thing)
         if self.versioned:
             return self.tagged(data, f"{thing.version}.", status)
         return self.tagged(data) if self.request.method in LOOKING else Response(data, status=status)
 
     def tagged(self, data: Any, version: str = "", status: int = HTTPStatus.OK) -> Response:
-        """A response with an ETag of all it holds; 304 without it when If-None-Match names that (RFC 9110 13.1.2)."""
+        """Return a response with an ETag of its content; 304 without content if If-None-Match has it (RFC 9110
+        13.1.2).
+        """
         tag = version + hashlib.sha256(JSONRenderer().render(data)).hexdigest()[:TAG_DIGITS]
         headers, known = {"ETag": f'"{tag}"'}, self.request.headers.get("If-None-Match", "")
         if self.request.method in LOOKING and (known.strip() == "*" or tag in TAG.findall(known)):
@@ -303,7 +306,7 @@ class Resource(GenericViewSet[Any]):
         return Response(data, status=status, headers=headers)
 
     def get_throttles(self) -> list[Any]:
-        """The limits of this request, kept for the headers of its answer."""
+        """Return the limits of this request, stored for the headers of its answer."""
         self.limits = super().get_throttles()
         return self.limits
 
@@ -424,11 +427,11 @@ MOST_NAMED = 3
 
 
 class SubjectField(serializers.CharField):
-    """A filter by a thing; its value is the ids of the things it means, archived ones included.
+    """A filter by an object; its value is the ids of the matching objects, archived ones included.
 
-    `things` are those the person who asks may know of: nothing is told of others, not even that they exist. `names` are
-    the columns that name one, compared without regard to case, and `ids` those that hold its id. `listed` are those
-    whose names this person reads in lists, of which alone near ones are told; by default all `things`.
+    `things` are those the caller may know; others are treated as if they did not exist. `names` are the columns
+    compared without regard to case, `ids` those with the id. `listed` are those whose names the caller sees in lists:
+    suggestions are limited to them; by default all `things`.
     """
 
     def __init__(

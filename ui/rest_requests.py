@@ -35,7 +35,7 @@ class Json(JSONParser):
 
 
 def _must_be_text(data: Any) -> None:
-    """Refuse half a character (a lone surrogate) anywhere: no answer could repeat it, no column hold it."""
+    """Refuse lone surrogates anywhere: no answer could repeat them, and no column store them."""
     match data:
         case str():
             if not data.isascii() and any("\ud800" <= character <= "\udfff" for character in data):

@@ -26,13 +26,14 @@ WEEK = "In the last seven days"
 class Column:
     """A column of a list.
 
-    `width` is in rem, None for the one that takes what the others leave. `priority` says when it steps back from a
-    narrow list: 4 first, then 3 and 2; 0 never. `kind` is "number", "moment" for one that a phone says with its
-    label, "acts" for what stays at the end, "switch" for a control before that, "pick" for the boxes that pick rows.
-    `sorts` are the fields or expressions to sort by, none where that would take too long: they have an index, or the
-    list cannot be long. `on_phone` keeps it in the second line of a row there. `is_extra` shows it to who chose it
-    only; `stays` to everybody. Its label is not `said` to the eye where the controls below speak for themselves.
-    `needs` are the capabilities of which it takes one to be shown.
+    `width` is in rem, None for the column that takes the remaining width. Columns with `priority` 4, then 3 and 2, are
+    hidden in narrow lists; 0 is never hidden. `kind` is "number", "moment" (a phone shows its label), "acts" for the
+    last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions to sort
+    by, empty where that would take too long: they have an index, or the list is short.
+
+    `on_phone` keeps it in the second line of a row there. An `is_extra` column is shown only if chosen; one that
+    `stays` always. Its label is hidden visually without `said`, where the controls explain themselves. `needs` are
+    capabilities, of which the viewer needs one to see it.
     """
 
     name: str

@@ -12,7 +12,9 @@ DIGITS = 12  # Of each digest: two values of one field agree by chance once in 1
 
 
 class ConflictingChange(NamedTuple):
-    """A field changed after the writer's version: its present value, and by whom and when if known."""
+    """A field changed after the writer's version: its current value, and the author and time of the change, if
+    known.
+    """
 
     field: str
     now: Any

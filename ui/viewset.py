@@ -1,6 +1,6 @@
-"""Pages that most models have: a list, a form, a confirmed act, a switch, archiving, and acts on picked rows.
+"""Shared pages of most models: a list, a form, a confirmed action, a switch, archiving, and actions on selected rows.
 
-A view declares its capability, finds its row and hands both to one of these functions, which answer GET and POST.
+A view declares its capability, finds its row and passes both to one of these functions, which answer GET and POST.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def archive_page(
         faults=faults,
         typed="" if row.enabled and request.method == "POST" else str(row),  # Refused in any case.
         title=f"Archive {row._meta.verbose_name}",
-        text=f'Archive "{row}"? It leaves the list for good. This cannot be undone.',
+        text=f'Archive "{row}"? It is removed from the list. This cannot be undone.',
         more=more,
         icon="archive",
     )
@@ -195,7 +195,7 @@ class Picked:
 
     @property
     def open(self) -> list[Any]:
-        """The rows that the act is possible for."""
+        """The rows that the action is possible for."""
         left_alone = {row.pk for row, _ in self.apart}
         return [row for row in self.rows if row.pk not in left_alone]
 
@@ -205,7 +205,7 @@ class Picked:
 
     @property
     def left_alone(self) -> str:
-        """A sentence with the rows that are skipped, and why; empty without any."""
+        """Return a sentence with the skipped rows and the reasons; empty if there are none."""
         names = [f"{row} ({reason})" for row, reason in self.apart]
         return f"Left alone: {first_names(names)}." if names else ""
 
@@ -230,7 +230,7 @@ def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> Htt
         return confirm(
             request,
             title=f"Disable {picked.number(changing)}",
-            text=f"Disable {names}? What goes through them stops on its next request. {NOTHING_IS_DELETED}",
+            text=f"Disable {names}? Calls through them are refused from the next request on. {NOTHING_IS_DELETED}",
             more=sentences(cuts(changing), picked.left_alone),
             kind="primary",
             hidden=[("act", "disable"), ("sure", "1"), *picked.fields(changing)],

@@ -236,7 +236,7 @@ class McpClient:
             with TimeLimit(wait):
                 await queue.enter(person, target.connection_id)
         except TimeoutError:
-            detail = f"{queue.waiting} calls wait, {queue.bound} may be under way in this worker"
+            detail = f"{queue.waiting} calls wait, {queue.bound} may run in this worker"
             raise Busy(target.server_name, detail, seconds=RETRY_SECONDS) from None
         except QueueFull:
             raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None

@@ -1,4 +1,4 @@
-"""Errors between the gateway and a server: what callers are told, and what administrators are told of the cause."""
+"""Errors between the gateway and a server, each with a sentence for callers and a cause for administrators."""
 
 from http import HTTPStatus
 
@@ -52,15 +52,15 @@ class BadUrl(Unreachable):
 class NameNotFound(Unreachable):
     """The name of the server has no address."""
 
-    sentence = 'Server "{server}" cannot be found: its name has no address.'
-    cause = "has a name for which there is no address; check the spelling"
+    sentence = 'Server "{server}" cannot be found: its name does not resolve.'
+    cause = "has a name that does not resolve; check the spelling"
 
 
 class NotConnected(Unreachable):
     """Nothing accepts connections at the address."""
 
     sentence = 'Server "{server}" did not answer: nothing accepts connections at its address.'
-    cause = "refused the connection: nothing listens there; check the port, and whether it runs"
+    cause = "refused the connection: nothing listens at the port; check the port, and that the server runs"
 
 
 class NoRoute(NotConnected):
@@ -73,7 +73,7 @@ class NoRoute(NotConnected):
 class NoWayOut(NotConnected):
     """The outbound proxy made no connection; `detail` says why, for administrators."""
 
-    sentence = 'Server "{server}" cannot be reached from the gateway: the proxy on the way made no connection to it.'
+    sentence = 'Server "{server}" cannot be reached from the gateway: the outbound proxy could not connect to it.'
     cause = "cannot be reached: {0.detail}"
 
 
@@ -102,7 +102,7 @@ class NotTls(TlsFailed):
     """The server speaks no TLS at this port, although its URL begins with https."""
 
     sentence = 'Server "{server}" does not speak TLS, although its URL begins with https://.'
-    cause = "does not speak TLS at this port; if it is inside your network, its URL begins with http://"
+    cause = "does not speak TLS at this port; inside your network, its URL may have to begin with http://"
 
 
 class TimedOut(UpstreamError):
@@ -133,10 +133,10 @@ class AnswerTooSlow(UpstreamError):
     outcome = "timeout"
     reason = "timeout"
     sentence = (
-        'Server "{server}" sent a large answer too slowly while others waited for the memory; it may have executed the '
+        'Server "{server}" sent a large answer too slowly while others waited for memory; it may have executed the '
         "call."
     )
-    cause = "sent a large answer too slowly while others waited for the memory"
+    cause = "sent a large answer too slowly while others waited for memory"
 
     @property
     def data(self) -> jsonrpc.Object:
@@ -182,19 +182,19 @@ class OldTransport(BadAnswer):
     """The server speaks the HTTP+SSE transport of 2024-11-05 and no other."""
 
     sentence = (
-        'Server "{server}" speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call: '
-        "ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse."
+        'Server "{server}" speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not '
+        "support: ask its vendor for the URL of its Streamable HTTP endpoint, often /mcp instead of /sse."
     )
     cause = (
-        "speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call; "
-        "ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse"
+        "speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not support; "
+        "ask its vendor for the URL of its Streamable HTTP endpoint, often /mcp instead of /sse"
     )
 
 
 class EraLeft(BadAnswer):
     """The server refused `initialize`: its MCP version has changed since it was last probed."""
 
-    sentence = 'Server "{server}" has changed its version of MCP; nothing was executed.'
+    sentence = 'Server "{server}" has changed its MCP version; nothing was executed.'
 
 
 class SessionEnded(UpstreamError):
@@ -206,17 +206,17 @@ class SessionEnded(UpstreamError):
 
 
 class BadSessionId(BadAnswer):
-    """The server opened a session whose id no header can carry."""
+    """The server opened a session with an id that cannot be sent in a header."""
 
-    sentence = 'Server "{server}" opened a session whose id no header can carry.'
-    cause = "opened a session whose id no header can carry"
+    sentence = 'Server "{server}" opened a session with an id that cannot be sent in a header.'
+    cause = "opened a session with an id that cannot be sent in a header"
 
 
 class TooLarge(UpstreamError):
     """The answer is larger than a limit; `detail` says which."""
 
     reason = "too_large"
-    sentence = 'Server "{server}" gave an answer larger than the gateway passes on.'
+    sentence = 'Server "{server}" sent an answer larger than the gateway allows.'
     cause = "answered with {0.detail}"
 
 
@@ -231,10 +231,10 @@ class NoMemory(TooLarge):
     """Other large answers took the memory for as long as this one may wait for it."""
 
     sentence = (
-        'Server "{server}" gave a large answer, and other large answers left no memory to read it; it may have '
+        'Server "{server}" sent a large answer, and other large answers left no memory to read it; it may have '
         "executed the call."
     )
-    cause = "gave a large answer, and other large answers left no memory to read it (GATEWAY_ANSWERS_MIB)"
+    cause = "sent a large answer, and other large answers left no memory to read it (GATEWAY_ANSWERS_MIB)"
 
 
 class TooManyFeatures(TooLarge):
@@ -245,7 +245,7 @@ class TooManyFeatures(TooLarge):
 
 class AddressBlocked(UpstreamError):
     reason = "address_blocked"
-    sentence = 'Server "{server}" lives at an address the gateway may not call.'
+    sentence = 'Server "{server}" has an address the gateway may not call.'
     cause = "has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it"
 
 
@@ -253,8 +253,8 @@ class AddressInside(AddressBlocked):
     """The name of a server that is not registered as private resolves to a private address."""
 
     cause = (
-        "has a name that leads to a private address now, though it is registered as a public server; if that is meant, "
-        "say in its settings that it is at a private address"
+        "has a name that now resolves to a private address, but is registered as a public server; if this is intended, "
+        "set in its settings that it is at a private address"
     )
 
 
@@ -289,7 +289,7 @@ class Busy(UpstreamError):
     outcome = "rate_limited"
     reason = "busy"
     sentence = 'Server "{server}" is busy with other calls, so this one was not executed; try again soon.'
-    cause = "has as many calls under way as it may have"
+    cause = "has reached its limit of concurrent calls"
 
     def __init__(self, server: str, detail: str = "", *, seconds: int) -> None:
         super().__init__(server, detail)
@@ -303,10 +303,12 @@ class Busy(UpstreamError):
 class AnswersNotTaken(Busy):
     """The unread large answers of this person have used up their share of the memory budget."""
 
-    sentence = "Large answers that were sent to this person have to be read first, so this call was not executed."
+    sentence = "This person must read earlier large answers first, so this call was not executed."
 
     def __init__(self, *, seconds: int) -> None:
-        super().__init__("", "the answers to this person take their share of the memory for answers", seconds=seconds)
+        super().__init__(
+            "", "unread answers to this person use up their share of the memory for answers", seconds=seconds
+        )
 
     @property
     def data(self) -> jsonrpc.Object:
@@ -316,7 +318,7 @@ class AnswersNotTaken(Busy):
 class TokenBusy(Busy):
     """This token has reached its limit of concurrent calls."""
 
-    sentence = "As many calls of this token are under way as may be ({server}), so this one was not executed."
+    sentence = "This token has reached its limit of concurrent calls ({server}), so this one was not executed."
 
     @property
     def data(self) -> jsonrpc.Object:
@@ -330,14 +332,14 @@ def failure_text(error: UpstreamError, url: str) -> str:
 
 def _in_words(error: UpstreamError, url: str) -> str:
     if isinstance(error, AddressBlocked) and url.startswith("http://"):
-        return "is called without TLS; that is for addresses in GATEWAY_PRIVATE_UPSTREAMS only"
+        return "is called without TLS, which is allowed only for addresses in GATEWAY_PRIVATE_UPSTREAMS"
     if type(error) is BadAnswer and (error.error or error.status != HTTPStatus.OK):
         return _refused_in_words(error)
     if isinstance(error, TimedOut) and error.in_all:
-        return f"was not done within {error.seconds:.3g} s"
+        return f"did not finish within {error.seconds:.3g} s"
     sentence = error.cause.format(error)
     if type(error) is Unreachable and url.startswith("http://"):
-        return f"{sentence}; if it speaks TLS, its URL begins with https://"
+        return f"{sentence}; if it speaks TLS, its URL must begin with https://"
     return sentence
 
 
@@ -353,5 +355,5 @@ def _refused_in_words(error: BadAnswer) -> str:
         case HTTPStatus.METHOD_NOT_ALLOWED:
             return "answered 405: it may speak the older HTTP+SSE transport, which is not supported"
         case HTTPStatus.BAD_REQUEST:
-            return "answered 400; check that the URL is that of its MCP endpoint, and whether it begins with https://"
+            return "answered 400; check that the URL is that of its MCP endpoint, and begins with https:// for TLS"
     return f"answered {error.status}"

@@ -115,19 +115,19 @@ class OutboundProxy:
             case status if 200 <= status < 300 and answered.endswith(END):
                 return  # The server sends nothing before our TLS handshake.
             case 407:
-                words = "wants a user and a password that it knows (407); check GATEWAY_OUTBOUND_PROXY"
+                words = "requires a valid user and password (407); check GATEWAY_OUTBOUND_PROXY"
             case 401 | 403 | 405:
                 words = f"refuses to connect to {target} ({int(found[1])}); its rules decide that{self._hint(target)}"
             case status if status >= 500:
                 words = f"could not connect to {target} ({status})"
             case status:
-                words = f"answered {status} when it was asked for {target}"
+                words = f"answered {status} to a request for {target}"
         raise self.failure(words)
 
     def _hint(self, target: str) -> str:
         if _address(target) is None:
             return ""
-        return ". Of the domains in GATEWAY_PROXY_RESOLVES it is told the name instead"
+        return ". For domains in GATEWAY_PROXY_RESOLVES it gets the name instead"
 
     def failure(self, words: str) -> ProxyFailed:
         """Return ProxyFailed with this text, and log it at most every LOG_EVERY_S."""
@@ -159,11 +159,11 @@ def connect_failure_text(error: Exception) -> str:
     while cause is not None:
         match cause:
             case socket.gaierror():
-                return "has a name for which there is no address"
+                return "has a name that does not resolve"
             case ssl.SSLCertVerificationError():
                 return f"has a TLS certificate that this gateway does not trust: {cause.verify_message}"
             case ssl.SSLError():
-                return "did not agree on TLS; check whether it speaks it"
+                return "could not set up TLS; check that it speaks TLS"
             case ConnectionRefusedError():
                 return "refused the connection: nothing listens there"
         cause = cause.__cause__ or cause.__context__

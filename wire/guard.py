@@ -289,19 +289,19 @@ class Guard:
 
 
 TO_ALLOW = (
-    "To allow it, whoever runs the gateway adds it there, as in GATEWAY_PRIVATE_UPSTREAMS={network}, and starts the "
+    "To allow it, the operator of the gateway adds it there, as in GATEWAY_PRIVATE_UPSTREAMS={network}, and starts the "
     "gateway again: see docs/reference/settings.md."
 )
 WITHOUT_TLS = (
     "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://: see "
     "docs/reference/settings.md."
 )
-LEADS_BACK = "This is an address of this gateway itself; its calls would go in a circle."
+LEADS_BACK = "This is an address of this gateway itself, so its calls would loop."
 
 
 def _why_not(scheme: str) -> str:
     if scheme == "http":
-        return "is not inside GATEWAY_PRIVATE_UPSTREAMS, the only place that may be called without TLS"
+        return "is not inside GATEWAY_PRIVATE_UPSTREAMS, the only networks that may be called without TLS"
     return "is private or reserved; GATEWAY_PRIVATE_UPSTREAMS does not allow it"
 
 
@@ -349,7 +349,7 @@ def _parts(url: str) -> Any:
     if parts.scheme not in ("https", "http"):
         raise UrlRefused(WITHOUT_TLS)
     if not parts.hostname or not port_is_number:
-        raise UrlRefused("The URL names no server.")
+        raise UrlRefused("The URL has no host.")
     if parts.username is not None or parts.password is not None:
         raise UrlRefused("Leave credentials out of the URL; store them as an identity.")
     return parts

@@ -118,7 +118,7 @@ class BodyReader:
         kind = encoding.strip().lower()
         self.is_packed = kind in _PACKED
         if not self.is_packed and kind not in {b"", b"identity"}:
-            raise BodyBroken("an encoding that was not asked for")
+            raise BodyBroken("an encoding that was not requested")
         self._kind = kind
         self._unpacker: zlib._Decompress | None = None
         self._limit = limit
@@ -517,7 +517,7 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._bound(len(data))
             if self.complete and self._arrived:
-                self._fail(ConnectionBroken("an answer too many"))
+                self._fail(ConnectionBroken("an unexpected answer"))
 
     def _slice(self) -> bytes | memoryview:
         """Return the next slice of the received data, within HEAD_LIMIT while the headers are incomplete."""
@@ -563,7 +563,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self.complete:
-            raise ConnectionBroken("an answer too many")
+            raise ConnectionBroken("an unexpected answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.status:
@@ -997,7 +997,7 @@ async def secured(transport: asyncio.Transport, protocol: asyncio.Protocol, cont
         loop = asyncio.get_running_loop()
         inner = await loop.start_tls(transport, protocol, context, server_hostname=host)
         if inner is None:
-            raise ConnectionResetError("closed before TLS was agreed on")
+            raise ConnectionResetError("closed before TLS was set up")
     except BaseException:
         transport.abort()
         raise

@@ -31,7 +31,7 @@ MISSING_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
 
 # Message for requests with a wrong path.
-NO_GATEWAY_URL = "This is no gateway URL. One ends in /mcp/ and the slug of the gateway, without more."
+NO_GATEWAY_URL = "This is not a gateway URL. A gateway URL ends in /mcp/ and the slug of the gateway."
 
 # Parsing JSON cannot be interrupted: this many values take 0.1 s. A message of `LARGE` bytes has fewer.
 MOST_VALUES = 500_000

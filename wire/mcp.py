@@ -336,7 +336,7 @@ async def read_response(
 
 
 def _check_status(response: HttpResponse, target: Target) -> None:
-    """Raise the error that an HTTP status alone stands for."""
+    """Raise the error that an HTTP status stands for, whatever the body."""
     status = response.status
     if status in (401, 403):
         raise AccessRefused(target.server_name, status, response.header("www-authenticate"))

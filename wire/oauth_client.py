@@ -63,7 +63,7 @@ def place_in_words(url: str) -> str:
 def header_of(auth_type: str, header_name: str, secret: str) -> tuple[str, str]:
     """Return the name and value of the header that carries `secret`. Raises Unsendable."""
     if not fits_a_header(secret):
-        raise Unsendable("it holds characters no header can carry")
+        raise Unsendable("it has characters that cannot be sent in a header")
     if auth_type != "header":
         return "Authorization", f"Bearer {secret}"
     if not may_carry(header_name):
@@ -245,7 +245,7 @@ def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
             raise Mismatch("The answer does not say which issuer it is from, so it may be another issuer's.")
         return
     if given != issuer and not _is_tenant(given, issuer):
-        raise Mismatch("The answer came from another issuer than the one that was asked.")
+        raise Mismatch("The answer came from another issuer than the requested one.")
 
 
 def _is_tenant(given: str, issuer: str) -> bool:

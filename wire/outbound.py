@@ -82,12 +82,12 @@ def raising_no_answer() -> Iterator[None]:
     except (httpx.TimeoutException, httpcore.TimeoutException):
         raise TooSlow("did not answer in time") from None
     except (httpx.RemoteProtocolError, httpcore.RemoteProtocolError):
-        raise NoAnswer("answers in a way that is not HTTP") from None
+        raise NoAnswer("does not answer in HTTP") from None
     except (httpx.HTTPError, httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
         said = connect_failure_text(error)
         raise NoAnswer(said if said.startswith("cannot") else f"cannot be reached: it {said}") from None
     except (httpx.InvalidURL, ValueError):
-        raise NoAnswer("cannot be reached: its address is no URL") from None
+        raise NoAnswer("cannot be reached: its address is not a URL") from None
 
 
 class OutboundClient:

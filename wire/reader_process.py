@@ -87,7 +87,7 @@ class ReaderProcess:
             try:
                 await self._lane.enter(person, person)
             except QueueFull:
-                raise UnreadableAnswer("more large answers than may wait") from None
+                raise UnreadableAnswer("too many large answers wait") from None
         loop, leave = asyncio.get_running_loop(), partial(self._lane.leave, person, person)
         try:
             carried_out = self._thread.submit(self._carry_out, order, text)
@@ -111,7 +111,7 @@ class ReaderProcess:
             self._end()
             if time.monotonic() - began >= MOST_SECONDS:
                 return {"fault": f"it takes more than {MOST_SECONDS:g} seconds to read"}, b""
-        return {"fault": "it cannot be read in the memory there is"}, b""
+        return {"fault": "it is too large for the available memory"}, b""
 
     def _carry_out_once(self, order: Object, text: bytes) -> tuple[Object, bytes]:
         process = self._process or self._start()
@@ -197,7 +197,7 @@ def _carried_out(order: Object, text: bytes) -> tuple[Object, bytes]:
     except ValueError as error:
         return {"fault": str(error), "malformed": True}, b""
     except MemoryError:
-        return {"fault": "it cannot be read in the memory there is"}, b""
+        return {"fault": "it is too large for the available memory"}, b""
 
 
 def _outline(text: bytes) -> tuple[Object, bytes]:

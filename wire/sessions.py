@@ -515,7 +515,7 @@ async def _log_failure(work: Awaitable[None]) -> None:
     try:
         await work
     except (UpstreamError, TimeoutError) as error:
-        logger.debug("a message beside a request failed", extra={"error": str(error)})
+        logger.debug("a message during a request failed", extra={"error": str(error)})
 
 
 def _key(target: Target) -> Key:

@@ -35,7 +35,7 @@ PATTERN = re.compile(r"gw[adkorsp]_[0-9A-Za-z]{44}", re.ASCII)
 def mint(prefix: str) -> str:
     """Create a new credential of the kind `prefix`."""
     if prefix not in PREFIXES:
-        raise ValueError(f"No kind of credential is called {prefix!r}.")
+        raise ValueError(f"There is no kind of credential called {prefix!r}.")
     head = f"{prefix}_" + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM))
     return head + checksum(head)
 

@@ -20,7 +20,7 @@ from capabilities import Capability, CapabilityRequired
 
 
 class KeyEnd(models.TextChoices):
-    """Why an API key was revoked."""
+    """The reason why an API key was revoked."""
 
     MANUAL = "manual", "Revoked"
     PASSWORD_RESET = "password_reset", "Password reset"

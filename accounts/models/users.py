@@ -175,7 +175,7 @@ class UserManager(BaseUserManager["User"]):
 
 
 class User(Versioned, AbstractBaseUser):
-    """A person who signs in with an e-mail, and as whom connections act. Never deleted."""
+    """A person who signs in with an e-mail. Connections act as this person. Never deleted."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     email = models.EmailField(max_length=254, unique=True)

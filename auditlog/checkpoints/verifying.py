@@ -134,7 +134,7 @@ class SignedCheckpoint:
             kept = Checkpoint.objects.values_list("leaves", flat=True).get(pk=self.number)
             self.leaves = None if kept is None else self._checked(bytes(kept), report)
             if kept is None and self._must_have_leaves(report.kept_from):
-                said = f"Checkpoint {self.number} lost the digests of its rows, which are kept."
+                said = f"Checkpoint {self.number} lost the digests of its rows, which still exist."
                 report.add("checkpoint", said, self.span)
         return self.leaves
 
@@ -146,7 +146,7 @@ class SignedCheckpoint:
     def _checked(self, packed: bytes, report: Report) -> dict[UUID, bytes] | None:
         leaves = unpacked(packed)
         if len(leaves) != self.body["rows"] or root_of([leaf.packed for leaf in leaves]).hex() != self.body["root"]:
-            said = f"Checkpoint {self.number} was rewritten: the digests of its rows are others."
+            said = f"Checkpoint {self.number} was rewritten: the digests of its rows differ."
             report.add("checkpoint", said, self.span)
             return None
         return dict(leaves)
@@ -245,7 +245,7 @@ def compare(cursor: Any, keys: Sequence[bytes] | None, span: LogPeriod, received
     report.sealed_to = sealed[-1].sealed_at if sealed else None
     report.kept_from = _kept_from(sealed)
     if not report.checkpoints:
-        said = "There is no checkpoint: the log is not sealed, or they were all taken away."
+        said = "There is no checkpoint: the log was never sealed, or all checkpoints were deleted."
         report.add("checkpoint", said, LogPeriod(BEGINNING, timezone.now()))
     comparison = _Comparison(report, span, received)
     comparison.checkpoints(sealed)
@@ -282,15 +282,15 @@ def _break(
     """Return what is wrong with this checkpoint, or with its link to the one before."""
     name = f"Checkpoint {one.number}"
     if body is None:
-        return f"{name} was rewritten: its signature is not right, or of another key."
+        return f"{name} was rewritten: its signature is invalid, or made with another key."
     if body["number"] != one.number or one.number != expected:
-        return f"Checkpoint {expected} is missing: the next one there is is {one.number}."
+        return f"Checkpoint {expected} is missing: the next one is {one.number}."
     if body["previous"] != previous:
-        return f"{name} does not follow on the one before it, which was rewritten."
+        return f"{name} does not continue the one before it, which was rewritten."
     if sealed and sealed[-1].number == one.number - 1:
         end = sealed[-1].body.get(ENDS.get(body["kind"], ""))
         if end is not None and body["after_id"] != end:
-            return f"{name} does not begin where the one before it ends."
+            return f"{name} does not start where the one before it ends."
     return None
 
 
@@ -336,10 +336,10 @@ class _Comparison:
         for (number, body), at in sorted(received.items()):
             unproved = LogPeriod(min(afters.get(number, last), at), at)
             if number not in bodies:
-                said = f"Checkpoint {number} was received elsewhere, and is not here."
+                said = f"Checkpoint {number} was received by the sink, but is not here."
                 self._report.add("checkpoint", said, unproved)
             elif bodies[number] != body:
-                said = f"Checkpoint {number} was rewritten: another one was received elsewhere."
+                said = f"Checkpoint {number} was rewritten: the sink received another one."
                 self._report.add("checkpoint", said, unproved)
 
     def rows(
@@ -363,7 +363,7 @@ class _Comparison:
                 outside[is_new] = LogPeriod(min(since, at), max(until, at))
         self._report.unsealed += [(log, span) for span in outside.values()]
         if sealed and (waiting := outside.get(True)) and waiting.until - waiting.since > UNSEALED:
-            said = f"{NOUNS[log]}s went unsealed: checkpoints were cut off, or none was made."
+            said = f"{NOUNS[log]}s were not sealed: checkpoints were deleted, or none was made."
             self._report.add("checkpoint", said, waiting)
         for one in sealed:
             one.open(self._report)
@@ -380,13 +380,13 @@ class _Comparison:
             for uid, line in lines.items():
                 is_dropped = log == "call" and line.at < self._report.kept_from
                 if not is_dropped and uid not in named and self._span.since <= line.at and line.ended < last:
-                    said = f"{_name(log, uid, line.at)} was received elsewhere, and is not here."
+                    said = f"{_name(log, uid, line.at)} was received by the sink, but is not here."
                     self._report.add("removed", said, LogPeriod(line.at, line.at), uid)
 
     def _judge(self, log: str, place: SignedCheckpoint | bool, row: dict[str, Any]) -> None:
         uid, at, name = row["uid"], row["created_at"], _name(log, row["uid"], row["created_at"])
         if place is False:
-            said = f"{name} was added: no checkpoint has it, though one would have to."
+            said = f"{name} was added: no checkpoint has it, although one should."
             self._report.add("added", said, LogPeriod(at, at), uid)
             return
         leaves = None if place is True else place.open(self._report)
@@ -397,7 +397,7 @@ class _Comparison:
         place.met += digest is not None
         columns = (CALL_COLUMNS if log == "call" else EVENT_COLUMNS)[place.body["columns"]]
         if digest is None:
-            said = f"{name} was added: checkpoint {place.number}, which covers its id, has it not."
+            said = f"{name} was added: checkpoint {place.number}, which covers its id, does not have it."
             self._report.add("added", said, LogPeriod(at, at), uid)
         elif digest != leaf_of({column: row[column] for column in columns}).digest:
             said = f"{name} was changed since checkpoint {place.number}."
@@ -416,12 +416,12 @@ class _Comparison:
         name, at, uid = _name(log, row["uid"], row["created_at"]), row["created_at"], row["uid"]
         is_same = self._received.is_same(log, row)
         if is_same is False:
-            self._report.add("changed", f"{name} is not as it was received elsewhere.", LogPeriod(at, at), uid)
+            self._report.add("changed", f"{name} differs from the row received by the sink.", LogPeriod(at, at), uid)
         must_be_there = isinstance(place, SignedCheckpoint) and row["id"] > first_required_ids.get(
             place.number, row["id"]
         )
         if is_same is None and must_be_there and str(uid) not in self._refused and not self._received.may_come(row):
-            said = f"{name} was not received elsewhere, where its checkpoint was."
+            said = f"{name} was not received by the sink, which received its checkpoint."
             self._report.add("missing", said, LogPeriod(at, at), uid)
 
     def _report_removed(self, log: str, one: SignedCheckpoint) -> None:

@@ -71,7 +71,7 @@ GRAINS = (WEEKS, DAYS, HOURS, RECENT_HOURS, MINUTES)
 
 
 def finest(dimensions: set[str], length: timedelta) -> Grain:
-    """Return the grain for bars of the last `length` of time: the shortest that is kept that long.
+    """Return the grain for bars of the last `length` of time: the shortest that is retained that long.
 
     If no roll-up has the dimensions, any grain will do: the log is counted.
     """

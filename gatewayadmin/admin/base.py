@@ -139,7 +139,7 @@ class CapabilityAction:
             return None
         rows = list(queryset.model._default_manager.filter(self.on, pk__in=[row.pk for row in selected]).order_by("pk"))
         if not rows:
-            pages.message_user(request, "Nothing of what is selected can be changed like that.", messages.WARNING)
+            pages.message_user(request, "None of the selected rows can be changed like this.", messages.WARNING)
             return None
         if self.asks and "sure" not in request.POST:
             return self._ask(pages, request, rows, len(selected) - len(rows))

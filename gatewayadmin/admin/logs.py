@@ -111,7 +111,7 @@ class CallPages(LogPages):
 class EventPages(LogPages):
     seen_by = (Capability.AUDIT_READ,)
     page_name = "auditlog:event"
-    search_help_text = "A request id, the id of what was changed, or the exact e-mail address of who did it."
+    search_help_text = "A request id, the id of the changed object, or the exact e-mail address of the actor."
     list_display = words("at actor_email action target_type target_label via ip")
     list_filter = ("via",)
 

@@ -39,7 +39,7 @@ from tokens.models import Token, TokenKind
 NOT_ARCHIVED = Q(archived_at=None)
 NOT_REVOKED = Q(revoked_at=None)
 PLACED = Q(removed_at=None)
-ARCHIVED = f"It leaves the lists for good and its connections are revoked. {FINAL}"
+ARCHIVED = f"It is removed from all lists, and its connections are revoked. {FINAL}"
 
 
 @register(Host, site=site)
@@ -130,7 +130,10 @@ class AssignmentPages(CapabilityAdmin):
     acts = (
         *switches(any_of(Capability.GATEWAYS_TOGGLE), PLACED),
         CapabilityAction(
-            "remove", any_of(Capability.GATEWAYS_MANAGE), PLACED, "The server leaves the gateway; connections stay."
+            "remove",
+            any_of(Capability.GATEWAYS_MANAGE),
+            PLACED,
+            "The server is removed from the gateway. Connections are not changed.",
         ),
     )
     list_display = words("server gateway alias identity_scheme tool_policy status removed_at")
@@ -164,13 +167,13 @@ class FeaturePages(CapabilityAdmin):
             "accept",
             any_of(Capability.GATEWAYS_MANAGE),
             Q(assignment__removed_at=None) & (Q(offered__isnull=False) | Q(state=FeatureState.QUARANTINED)),
-            "Clients are shown what the server offers now.",
+            "Clients see what the server offers now.",
         ),
         CapabilityAction(
             "quarantine",
             any_of(Capability.GATEWAYS_MANAGE),
             Q(assignment__removed_at=None) & ~Q(state=FeatureState.QUARANTINED),
-            "It is shown to nobody, and its calls are refused, until somebody accepts it.",
+            "It is hidden from clients, and its calls are refused, until somebody accepts it.",
         ),
     )
     list_display = words("exposed_name kind state assignment status first_seen_at changed_at missing_since")
@@ -192,7 +195,7 @@ class ServerSettings(SignInSettings, VersionedForm):
     """Sign-in settings of a server. Changes that end sign-ins must be confirmed."""
 
     end_sign_ins = BooleanField(
-        label="End sign-ins", required=False, help_text="Only when a change says that it ends some: agree to that."
+        label="End sign-ins", required=False, help_text="Tick this only if a change reports that it ends sign-ins."
     )
 
     class Meta:
@@ -225,7 +228,7 @@ class ServerPages(CapabilityAdmin):
             "archive",
             any_of(Capability.SERVERS_MANAGE),
             NOT_ARCHIVED,
-            f"It leaves the lists for good and every gateway it is on. {FINAL}",
+            f"It is removed from all lists and all gateways. {FINAL}",
             does=lambda server, by: Assignment.objects.archive_server(server, by=by),
         ),
     )
@@ -274,7 +277,9 @@ class IdentityPages(CapabilityAdmin):
         CapabilityAction(
             "enable", any_of(*seen_by), NOT_REVOKED, does=lambda row, by: _checked(row, by).enable(by=by), asks=False
         ),
-        CapabilityAction("confirm", any_of(*seen_by), NOT_REVOKED, "Its secret is sent where its server is now."),
+        CapabilityAction(
+            "confirm", any_of(*seen_by), NOT_REVOKED, "Its secret is sent to its server's current address."
+        ),
         CapabilityAction(
             "revoke",
             any_of(*seen_by),
@@ -305,8 +310,8 @@ class ClientRegistrationPages(CapabilityAdmin):
             "end",
             any_of(Capability.SERVERS_MANAGE),
             Q(ended_at=None),
-            "No new sign-in uses it; the next one makes this gateway known at the issuer anew. What was granted before"
-            " is still renewed with it.",
+            "New sign-ins no longer use it; the next one registers this gateway again. Existing sign-ins are"
+            " still renewed with it.",
         ),
     )
     list_display = words("issuer client_id kind server created_at ended_at")
@@ -353,7 +358,7 @@ class ConnectionPages(CapabilityAdmin):
             "revoke",
             any_of(Capability.MCP_CONNECTIONS_REVOKE),
             NOT_REVOKED,
-            f"Its tokens end with it; the app or agent has to connect anew. {FINAL}",
+            f"Its tokens end too; the app or agent must connect again. {FINAL}",
         ),
     )
     list_display = words("host user gateway status connected_at last_used_at revoked_at")
@@ -393,13 +398,13 @@ class TokenPages(CapabilityAdmin):
             "revoke",
             any_of(Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE),
             NOT_REVOKED,
-            f"Whoever uses it gets 401. {FINAL}",
+            f"Requests with it get 401. {FINAL}",
         ),
         CapabilityAction(
             "ask_for_new",
             any_of(Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE),
             NOT_REVOKED & Q(kind=TokenKind.ACCESS, asked_at=None),
-            "The old secret stops working at once; its owner alone collects the new one, after signing in.",
+            "The old secret stops working at once. Only the owner can collect the new one, after signing in.",
             label="Ask for new secrets of selected",
         ),
     )

@@ -49,11 +49,11 @@ def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
     """Mail servers refuse mail of unknown senders, or treat it as spam."""
     if not settings.MAIL_SERVER:
         return []
-    hint = "Set GATEWAY_EMAIL_FROM to an address that your mail server sends for."
+    hint = "Set GATEWAY_EMAIL_FROM to an address your mail server accepts as sender."
     if not settings.EMAIL_FROM_IS_SET:
         problem = f"Mail goes through {settings.MAIL_SERVER}, but GATEWAY_EMAIL_FROM is not set."
     elif is_local_domain(domain_of(settings.DEFAULT_FROM_EMAIL)):
-        problem = f"Mail is sent from {settings.DEFAULT_FROM_EMAIL}, an address of this machine alone."
+        problem = f"Mail is sent from {settings.DEFAULT_FROM_EMAIL}, an address that exists only on this machine."
     else:
         return []
     return [checks.Warning(problem, hint=hint, id="gatewayadmin.W002")]
@@ -171,7 +171,7 @@ def survey(workers: int) -> DatabaseReport:
 def _look_at_pages(report: DatabaseReport, direct: psycopg.Connection[Any]) -> bool:
     """Check the connections of pages. Return whether they use a pooler."""
     if settings.PAGES_DATABASE is None:
-        report.uses.append("Pages, calls and chores use the database direct.")
+        report.uses.append("Pages, calls and chores connect to the database directly.")
         return False
     conninfo = database.conninfo_of(databases.complete(settings.PAGES_DATABASE))
     try:
@@ -248,8 +248,8 @@ def _look_at_budget(report: DatabaseReport, direct: psycopg.Connection[Any], pla
     if planned.to_server + SPARE > most:
         takes = f"{_number_of(planned.workers)} up to {planned.to_server} connections to the database"
         report.warnings.append(
-            f"{takes}, which grants {most}, and {SPARE} more are needed at times: "
-            "raise max_connections, or start fewer workers."
+            f"{takes}, which grants {most}, and {SPARE} more are needed temporarily: raise "
+            "max_connections, or start fewer workers."
         )
 
 

@@ -207,9 +207,9 @@ def require(*, tables: bool = True) -> None:
     if fault:
         raise UnusableDatabase(fault)
     if version < OLDEST:
-        raise UnusableDatabase(f"The database is PostgreSQL {version // 10000}; 15 is the oldest that works.")
+        raise UnusableDatabase(f"The database is PostgreSQL {version // 10000}; the minimum is 15.")
     if tables and (row is None or row[0] is None):
-        raise UnusableDatabase("The database is empty: start `manage.py serve` once, it makes the tables.")
+        raise UnusableDatabase("The database is empty: start `manage.py serve` once to create the tables.")
 
 
 def direct_name() -> str:

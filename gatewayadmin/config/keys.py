@@ -95,7 +95,7 @@ def _parts(value: str) -> list[str]:
 
 def _long_enough(name: str, key: str) -> str:
     if len(key) < SHORTEST or len(set(key)) < 8:
-        refuse(name, f"holds a weak key: it needs at least {SHORTEST} characters, chosen at random.")
+        refuse(name, f"has a weak key: a key needs at least {SHORTEST} characters, chosen at random.")
     return key
 
 
@@ -112,7 +112,7 @@ def _kept(folder: Path, name: str, *, begun: bool) -> str:
     if not path.exists():
         if begun:
             raise Refused(
-                f"{path} is missing, and what is stored needs it. Restore it from a backup; if it is lost for good, put"
+                f"{path} is missing, and stored data needs it. Restore it from a backup; if it is lost, put"
                 " a new key there: docs/how-to/rotate-keys.md."
             )
         _write_once(path, _fresh(name))

@@ -17,7 +17,7 @@ UPGRADES_FROM = "1.0.0"  # The oldest version whose tables this one can migrate.
 
 BEFORE_1_0 = (
     "The tables were made by a version before 1.0.0 and cannot be upgraded: export what you need with that version, "
-    "then begin a new installation with an empty database (docs/how-to/upgrade.md)."
+    "then start a new installation with an empty database (docs/how-to/upgrade.md)."
 )
 
 _TABLES = "SELECT to_regclass('django_migrations') IS NOT NULL, to_regclass('accounts_schemaversion') IS NOT NULL"

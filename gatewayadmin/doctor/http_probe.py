@@ -73,7 +73,7 @@ def document_of(answer: HttpAnswer) -> dict[str, Any]:
         content_type = answer.headers.get("content-type", "no content type")
         raise StepFailed(
             f"{answer.status} with {content_type} where JSON was expected.",
-            f"Something in front answers {answer.url} itself. Let it pass this address on, and its answer back.",
+            f"A proxy in front answers {answer.url} itself. Let it forward this URL and its answer.",
         )
     return value
 
@@ -157,7 +157,7 @@ def _public_url_advice(url: str, base: str) -> str:
         )
     if _place(settings.PUBLIC_URL) == _place(base):
         return (
-            f"GATEWAY_PUBLIC_URL is {base} as it should be: something in front rewrites this answer, or keeps an old "
+            f"GATEWAY_PUBLIC_URL is {base} which is right: a proxy in front rewrites this answer, or caches an old "
             "one. Look for rewriting of bodies and headers (sub_filter, proxy_redirect), and for a cache."
         )
     scheme = "TLS ends at the proxy: " if urlsplit(url).scheme != urlsplit(base).scheme else ""
@@ -183,15 +183,15 @@ def unexpected(answer: HttpAnswer, expected: int) -> StepFailed:
         )
     if answer.status in UNAVAILABLE:
         return StepFailed(
-            f"{answer.status}: what stands in front could not reach the gateway, or gave up.",
-            "Is the gateway running, and does the proxy know its port? Then look into the proxy's error log.",
+            f"{answer.status}: the proxy in front could not reach the gateway, or timed out.",
+            "Is the gateway running, and does the proxy know its port? Then check the proxy's error log.",
         )
     if answer.status == 429:
         return StepFailed("429: too many requests from this address.", "Wait a minute, then run the doctor again.")
     return StepFailed(
         f"{answer.status} instead of {expected}{said(answer)}",
-        "If this is not the gateway's own answer, something in front refuses: exempt /mcp/, /oauth/ and "
-        "/.well-known/oauth-* from sign-in and filters of its own.",
+        "If this is not the gateway's own answer, a proxy in front refuses it: exempt /mcp/, /oauth/ and "
+        "/.well-known/oauth-* from its own sign-in and filters.",
     )
 
 
@@ -204,12 +204,12 @@ def _redirected(answer: HttpAnswer) -> StepFailed:
         )
     return StepFailed(
         f"{answer.status}: sent on to {to or 'nowhere'}.",
-        "A client's request does not survive a redirect. Let the proxy pass this address on as it is.",
+        "Clients do not follow redirects here. Let the proxy forward this URL unchanged.",
     )
 
 
 def said(answer: HttpAnswer) -> str:
-    """The error text of a response of the gateway, else just a full stop."""
+    """The error text of a response of the gateway, otherwise just a full stop."""
     try:
         document = document_of(answer)
     except StepFailed:

@@ -98,7 +98,7 @@ def _what_to_do(reason: str) -> str:
         return "New apps wait here. Approve OAuth doctor in Apps & Agents, then run the doctor again."
     if "app" in reason:
         return "Enable OAuth doctor in Apps & Agents, then run the doctor again."
-    return "This is what the person would read on the page. Whoever runs the doctor must be able to connect an app."
+    return "The page would show this to the person. The person running the doctor must be allowed to connect apps."
 
 
 def tidy(application: Application | None, connection: Connection | None, *, by: User) -> None:
@@ -115,8 +115,8 @@ REDIRECT = "http://127.0.0.1:33418/callback"
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 METADATA = re.compile(r'resource_metadata="?([^",\s]+)')
-ELSEWHERE = "Another installation answers here, or something in front makes answers up. Where does the name lead?"
-FILTERED = "Something in front changes or filters this. Let it pass unchanged in both directions."
+ELSEWHERE = "Another installation answers here, or a proxy in front invents answers. Check where the name leads."
+FILTERED = "A proxy in front changes or filters this. Let it pass unchanged in both directions."
 
 
 class OAuthCheck:
@@ -174,14 +174,14 @@ class OAuthCheck:
         challenge = answer.headers.get("www-authenticate")
         if challenge is None:
             raise StepFailed(
-                "401 without the header WWW-Authenticate: a client does not learn that it can sign in.",
-                "Something in front takes the header out. Let it pass (nginx: no proxy_hide_header).",
+                "401 without the header WWW-Authenticate: clients cannot find out how to sign in.",
+                "A proxy in front removes the header. Let it pass (nginx: no proxy_hide_header).",
             )
         match = METADATA.search(challenge)
         if match is None:
             raise StepFailed(
                 f"The header WWW-Authenticate names no resource_metadata: {challenge}",
-                "This 401 is not the gateway's: something in front asks for a sign-in of its own. Exempt /mcp/, "
+                "This 401 is not the gateway's: a proxy in front has its own sign-in. Exempt /mcp/, "
                 "/oauth/ and /.well-known/oauth-* from it.",
             )
         self.metadata_url = belongs(match[1], self.base, "The header WWW-Authenticate")
@@ -210,7 +210,7 @@ class OAuthCheck:
         for name, value in (("code_challenge_methods_supported", "S256"), ("grant_types_supported", "refresh_token")):
             if value not in _list(self.server.get(name)):
                 raise StepFailed(f"The field {name} lacks {value}.", FILTERED)
-        return "Issuer, endpoints and PKCE with S256 are as they should be."
+        return "Issuer, endpoints and PKCE with S256 are correct."
 
     def _document(self, url: str) -> dict[str, Any]:
         answer = self.wire.ask("GET", url)
@@ -242,13 +242,13 @@ class OAuthCheck:
         self.application = registered(client_id, name=APP, redirect=REDIRECT, after=newest)
         if self.application is None:
             raise StepFailed("The client_id of the answer was not registered here.", ELSEWHERE)
-        return "Registered, and forgotten again after this walk."
+        return "Registered, and deleted after this run."
 
     def _must_be_here(self) -> None:
         ours = public_url()
         if ours != self.base:
             raise StepFailed(
-                f"All of this was answered in the name of {self.base}, but the address of this installation is {ours}.",
+                f"All answers were in the name of {self.base}, but the address of this installation is {ours}.",
                 ELSEWHERE,
             )
 
@@ -279,14 +279,14 @@ class OAuthCheck:
         if answer.status != 302:
             raise unexpected(answer, 302)
         if to.startswith(REDIRECT):
-            raise StepFailed(f"The app is sent back at once: {to}", "This is what every app would be told.")
+            raise StepFailed(f"The app gets an error at once: {to}", "Every app would get this error.")
         belongs(to, self.base, "The header Location")
         if urlsplit(to).path != reverse("account_login"):
             raise StepFailed(f"The header Location leads to {to} instead of the sign-in page.", FILTERED)
         sent_there = self.wire.asked, self.wire.answered
         self._sign_in_page(self.wire.ask("GET", to))
         self.wire.note(*sent_there)
-        return "The browser is sent to the sign-in page. What follows there needs a human."
+        return "The browser is redirected to the sign-in page. The next step needs a person."
 
     def _sign_in_page(self, answer: HttpAnswer) -> None:
         if answer.status != 200:
@@ -296,10 +296,10 @@ class OAuthCheck:
 
     def consent(self) -> str:
         """Call the functions behind the Allow button, since no person presses it."""
-        self.wire.note(f"Nothing over HTTP: the functions behind the consent page, as {self.person.email}")
+        self.wire.note(f"Not over HTTP: the functions behind the consent page, as {self.person.email}")
         allowed = allow(self.person, self.gateway, self.application, self.question)
         self.code, self.connection = allowed.code, allowed.connection
-        self.wire.note(self.wire.asked, "A code that works once, for a minute")
+        self.wire.note(self.wire.asked, "A single-use code, valid for a minute")
         return f"{self.person.email} may connect an app to {self.gateway.name}."
 
     def token(self) -> str:
@@ -333,16 +333,18 @@ class OAuthCheck:
         result = document_of(answer).get("result")
         tools = result.get("tools") if isinstance(result, dict) else None
         if not isinstance(tools, list):
-            raise StepFailed(f"No list{said(answer)}", "Look at this call in the Logs.")
+            raise StepFailed(f"No list{said(answer)}", "Find this call on the Logs page.")
         return f"{len(tools)} tool{'' if len(tools) == 1 else 's'}."
 
     def _refused(self, answer: HttpAnswer) -> StepFailed:
         if "invalid_token" in answer.headers.get("www-authenticate", ""):
-            return StepFailed("401: the token arrived, and was refused.", "The Logs have this call, with the reason.")
+            return StepFailed(
+                "401: the token arrived, and was refused.", "The Logs page has this call, with the reason."
+            )
         return StepFailed(
-            "401: the header Authorization does not arrive at the gateway.",
-            "Let the proxy pass it on for /mcp/ (Apache: CGIPassAuth On). A sign-in of the proxy's own takes this "
-            "header for itself: exempt /mcp/ from it.",
+            "401: the Authorization header does not reach the gateway.",
+            "Let the proxy pass it on for /mcp/ (Apache: CGIPassAuth On). If the proxy has its own sign-in, which "
+            "uses this header, exempt /mcp/ from it.",
         )
 
 

@@ -146,7 +146,7 @@ class Cluster:
         try:
             fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.debug("the embedded PostgreSQL stays up for another process")
+            logger.debug("the embedded PostgreSQL keeps running for another process")
         else:
             self._stop()
         os.close(place)
@@ -283,7 +283,7 @@ class Cluster:
         if os.geteuid() == 0 and status.st_uid == 0:
             shutil.chown(self.socket_folder, account().pw_uid, account().pw_gid)
         elif status.st_uid not in {os.geteuid(), account().pw_uid if os.geteuid() == 0 else os.geteuid()}:
-            raise ClusterError(f"{self.socket_folder} belongs to somebody else")
+            raise ClusterError(f"{self.socket_folder} belongs to another user")
 
 
 @cache

@@ -62,7 +62,7 @@ def refuse_unless_empty(target: Connection) -> None:
     """Raise Immovable if the target has other rows than those `migrate` makes, or tables of others."""
     names = _names(target, _TABLES)
     if names and "django_migrations" not in names:
-        raise Immovable(f"The database holds tables that are not the gateway's, such as {names[0]}: use an empty one.")
+        raise Immovable(f"The database has tables that are not the gateway's, such as {names[0]}: use an empty one.")
     for name in (name for name in names if name not in MADE_BY_MIGRATE):
         if _number(target, sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT 1) row").format(sql.Identifier(name))):
             raise Immovable(f"The database is not empty, {name} has rows: use an empty one.")
@@ -93,7 +93,7 @@ def move(data_dir: Path, say: Say) -> int:
 def _refuse_if_used(old: Connection, data_dir: Path) -> None:
     old.execute("SELECT pg_stat_clear_snapshot()")
     if _number(old, _OTHERS):
-        raise Immovable(f"A gateway runs on {data_dir}: stop it first, so that nothing is written meanwhile.")
+        raise Immovable(f"A gateway is running on {data_dir}: stop it first.")
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def _prepared(old: Connection, new: Connection, tables: list[str]) -> Iterator[N
     for name in _names(old, _PARTITIONS, LOG):
         span = PartitionDays.named(name.removeprefix(LOG))
         if span is None:
-            raise Immovable(f"{name} is no partition this version knows.")
+            raise Immovable(f"{name} is not a partition known to this version.")
         new.execute("SELECT auditlog_make_partition(%s, %s)", [span.start, span.end])
     for name in tables:
         new.execute(sql.SQL("ALTER TABLE {} DISABLE TRIGGER USER").format(sql.Identifier(name)))

@@ -51,5 +51,5 @@ def moment(text: str) -> datetime:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2026-11-20.") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2026-11-20.") from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -72,11 +72,13 @@ class JsonArgument(forms.Field):
         try:
             parsed = json.loads(value, parse_constant=_refuse)
         except json.JSONDecodeError as wrong:
-            raise ValidationError(f"This is no JSON: {wrong.msg}, line {wrong.lineno}, column {wrong.colno}.") from None
+            raise ValidationError(
+                f"This is not JSON: {wrong.msg}, line {wrong.lineno}, column {wrong.colno}."
+            ) from None
         except (RecursionError, ValueError):
-            raise ValidationError("This JSON holds a value that cannot be sent.") from None
+            raise ValidationError("This JSON has a value that cannot be sent.") from None
         if self.is_object and not isinstance(parsed, dict):
-            raise ValidationError("The arguments are an object: write them between { and }.")
+            raise ValidationError("The arguments must be a JSON object: write them between { and }.")
         return parsed
 
     def text_of(self, value: Any) -> str:

@@ -116,7 +116,7 @@ def _block(block: Object) -> ResultPart:
         case "audio":
             return ResultPart("other", f"Sound of type {_short(block.get('mimeType'))}, {_bytes(block.get('data'))}")
         case other:
-            return ResultPart("other", f"Content of a kind that is not shown here: {_short(other)}")
+            return ResultPart("other", f"Content of a type that is not shown here: {_short(other)}")
 
 
 def _contents(contents: Object) -> ResultPart:
@@ -140,7 +140,7 @@ def _picture(mime_type: Any, data: Any) -> ResultPart:
     except (binascii.Error, ValueError):
         return ResultPart("other", f"{about}; it cannot be read")
     if not content.startswith(PICTURES[kind]):
-        return ResultPart("other", f"{about}; it is none of that type")
+        return ResultPart("other", f"{about}; it is not of that type")
     return ResultPart("picture", about, picture=f"data:{kind};base64,{base64.b64encode(content).decode()}")
 
 

@@ -85,13 +85,11 @@ def _take_place(person: object) -> object:
     with _lock:
         if list(_running.values()).count(person) >= MOST_RUNS_OF_ONE:
             raise TooManyRuns(
-                f"{MOST_RUNS_OF_ONE} runs of yours are under way here. Nothing was sent: stop one, or run it again "
-                "when one has ended."
+                f"{MOST_RUNS_OF_ONE} of your runs are in progress. Nothing was sent: stop one, or try again when one "
+                "has ended."
             )
         if len(_running) >= MOST_RUNS:
-            raise TooManyRuns(
-                "Too many runs are under way here at the moment. Nothing was sent; run it again in a moment."
-            )
+            raise TooManyRuns("Too many runs are in progress at the moment. Nothing was sent; try again soon.")
         _running[key := object()] = person
     return key
 

@@ -62,7 +62,7 @@ OF_KIND = {
 # Pictures of results are inline; nothing is fetched.
 DRAWS: dict[str, Any] = {**settings.SECURE_CSP, "img-src": [CSP.SELF, "data:"]}
 CUT = "<!-- run -->"  # The page up to here is sent at once, the rest after the run.
-UNSERVED = "This process serves no MCP endpoint, so nothing can be run from it."
+UNSERVED = "This process has no MCP endpoint, so nothing can be run here."
 
 
 # The user's own connection of the app Playground, opened by the same verbs as for other apps.
@@ -236,8 +236,10 @@ def playground(request: AppRequest) -> HttpResponse:
 def _done(request: AppRequest, chosen: Chosen, form: ArgumentsForm, act: str) -> HttpResponse:
     """Check or run the request, if the form is complete."""
     if chosen.gateway is None or not chosen.name or (chosen.is_template and "{" in chosen.name):
-        words = "Fill in what stands between { and }." if chosen.name else "Choose what to run."
-        return _refused(request, chosen, form, words if chosen.gateway else "There is no such gateway for you.")
+        words = "Fill in the parts between { and }." if chosen.name else "Choose what to run."
+        return _refused(
+            request, chosen, form, words if chosen.gateway else "There is no such gateway, or you may not use it."
+        )
     if act == "check":  # Access does not depend on the arguments.
         return _checked(request, chosen, chosen.gateway, form)
     if chosen.kind != "resource" and not form.is_valid():
@@ -253,7 +255,7 @@ def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
         return form
     turned = form_of(chosen.schema, form.arguments, as_json=to == "json")
     if to == "form" and turned.as_json:
-        turned.add_error("arguments", "The form has no field for all of this: it stays JSON.")
+        turned.add_error("arguments", "The form does not have fields for all arguments, so they stay JSON.")
     return turned
 
 

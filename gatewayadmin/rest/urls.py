@@ -130,7 +130,7 @@ def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
     if isinstance(cause, OperationalError) and (cause.sqlstate or BUSY[0]).startswith(BUSY):
         return _busy(is_program=is_program)
     if is_program:
-        return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong here; it has been noted.")
+        return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong. The error was logged.")
     return server_error(request, **kwargs)
 
 

@@ -48,13 +48,13 @@ POOL_WAITING = Gauge(
 
 REPLICA_LAG = Gauge(
     "gateway_replica_lag_seconds",
-    "How far the read replica is behind, as the worker sees it",
+    "Replication lag of the read replica, as measured by the worker",
     multiprocess_mode="livemax",
 )
 REPLICA_UNUSED = Gauge(
     "gateway_replica_unused", "Workers that read the primary instead of the replica", multiprocess_mode="livesum"
 )
-REPLICA_READS = Counter("gateway_replica_reads", "Reads that a replica may answer, by who did", ("by",))
+REPLICA_READS = Counter("gateway_replica_reads", "Reads that a replica may answer, by the database that did", ("by",))
 _told: dict[str, int] = {}
 
 
@@ -242,25 +242,25 @@ def _read() -> list[Metric]:
 
 def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int, apart: float = 0.0) -> list[Metric]:
     """Build the metric families."""
-    lag = GaugeMetricFamily("gateway_sink_lag_seconds", "How old the oldest row is that it lacks", labels=["sink"])
-    status = GaugeMetricFamily("gateway_sink_status", "1 for the status it has", labels=["sink", "status"])
+    lag = GaugeMetricFamily("gateway_sink_lag_seconds", "Age of the oldest undelivered row", labels=["sink"])
+    status = GaugeMetricFamily("gateway_sink_status", "1 for its current status", labels=["sink", "status"])
     delivered = CounterMetricFamily("gateway_sink_rows", "Rows it has acknowledged", labels=["sink"])
     for sink in sinks:
         lag.add_metric([sink.name], sink.lag.total_seconds() if sink.lag else 0.0)
         delivered.add_metric([sink.name], sink.delivered)
         for each in TONES:
             status.add_metric([sink.name, each], float(sink.status == each))
-    age = GaugeMetricFamily("gateway_log_unsealed_seconds", "For how long calls have waited for a checkpoint")
+    age = GaugeMetricFamily("gateway_log_unsealed_seconds", "Age of the oldest call without a checkpoint")
     age.add_metric([], unsealed_seconds)
     lacking = GaugeMetricFamily("gateway_log_partitions_unindexed", "Partitions of the log that lack an index")
     lacking.add_metric([], unindexed)
-    clocks = GaugeMetricFamily("gateway_clock_difference_seconds", "By how much our clock and the database's differ")
+    clocks = GaugeMetricFamily("gateway_clock_difference_seconds", "Difference between our clock and the database's")
     clocks.add_metric([], apart)
     return [lag, status, delivered, age, lacking, clocks]
 
 
 def unsealed() -> float:
-    """Seconds since the newest checkpoint, if there are calls it does not cover; else 0."""
+    """Seconds since the newest checkpoint, if there are calls it does not cover; otherwise 0."""
     newest = Checkpoint.objects.order_by("-number").values_list("body", flat=True).first()
     if newest is None:
         return 0.0
@@ -277,7 +277,7 @@ def busiest() -> tuple[list[str], list[str]]:
         most = settings.METRICS_NAMES
         return _busiest("gateway_id", Gateway, most), _busiest("server_id", Server, most)
     except Exception:  # Then the first ones called get labels.
-        logger.exception("what was called most could not be read")
+        logger.exception("the most called objects could not be read")
         return [], []
     finally:
         connection.close()

@@ -59,7 +59,9 @@ MOST_DROPPED = 4  # Partitions per run, so that a wrong clock or retention can b
 
 FAILED = Counter("gateway_chores_failed", "Chores that failed", ("chore",))
 DONE_AT = Gauge(
-    "gateway_chores_done_timestamp_seconds", "When all chores were last done without a failure", multiprocess_mode="max"
+    "gateway_chores_done_timestamp_seconds",
+    "Time of the last run of all chores without a failure",
+    multiprocess_mode="max",
 )
 
 

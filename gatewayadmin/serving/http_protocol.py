@@ -32,7 +32,7 @@ MOST = 64 * 1024
 LINGER_SECONDS = 2
 UNTAKEN_LOOKS = 6  # Checks per `untaken_seconds`.
 LEAST_TAKEN = 16 * 1024
-TOO_LARGE = "The request's head is too large."
+TOO_LARGE = "The request's headers are too large."
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\n%s: %s\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -304,7 +304,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._untaken_clock.start(self.untaken_seconds / UNTAKEN_LOOKS, self._judge_reader)
             return
         logger.warning(
-            "a client took less than %d KiB of an answer in %g s: its connection is cut off",
+            "a client took less than %d KiB of an answer in %g s: its connection was closed",
             LEAST_TAKEN >> 10,
             self.untaken_seconds,
             extra={"client": self.client[0] if self.client else "", "bytes": untaken},
@@ -491,7 +491,7 @@ class McpCycle(RequestResponseCycle):
             lines.append((b"transfer-encoding", b"chunked"))
         head = b"".join([b"%s: %s\r\n" % line for line in lines])
         if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
-            raise RuntimeError("A header of an answer holds a line break.")
+            raise RuntimeError("A header of an answer contains a line break.")
         return b"%s%s\r\n" % (STATUS_LINE[status], head)
 
     def _finish(self) -> None:

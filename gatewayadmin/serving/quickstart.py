@@ -21,7 +21,7 @@ from wire.jsonrpc import Message, Object
 PATH = guard.PATH
 INFO = {"name": "Quickstart", "version": "1.0"}
 GUIDE = "quickstart://guide"
-GUIDE_TEXT = """This server is part of Gateway Admin. Its tools do nothing but answer: echo, add,
+GUIDE_TEXT = """This server is part of Gateway Admin. Its tools only answer: echo, add,
 current_time, slow (with progress) and fail. Call one, then look at the Logs page.
 """
 STEPS = 5

@@ -35,11 +35,11 @@ from wire.background import Background
 
 # Reserves the port before the server can serve.
 
-FREE_PORT = " Stop what listens there, or choose another port: PORT=8010 make run, or serve --port 8010."
+FREE_PORT = " Stop the other program, or choose another port: PORT=8010 make run, or serve --port 8010."
 
 
 class PortTaken(Exception):
-    """Something else listens there already, or may not be listened to; the message is one line."""
+    """The address is in use by another program or not permitted; the message is one line."""
 
 
 def reserve(host: str, port: int) -> socket.socket:

@@ -78,7 +78,7 @@ def _make_quickstart() -> None:
         return
     with transaction.atomic():
         server = Server.objects.add(name="Quickstart", slug=QUICKSTART, url=BUILT_IN_URL, by=None)
-        about = "Harmless tools to try things out with. Needs nothing but this installation."
+        about = "Harmless tools to try things out. Part of this installation."
         gateway = Gateway.objects.add(name="Quickstart", slug=QUICKSTART, description=about, by=None)
         assignment = Assignment.objects.assign(gateway=gateway, server=server, alias="", by=None)
         Feature.objects.learn(assignment, TOOLS)  # So that the first snippet names a tool that works.

@@ -18,12 +18,13 @@ from servers.models import AuthType, Identity, Server
 from wire.definitions import SEPARATOR
 
 alias_validator = RegexValidator(
-    r"\A[a-z0-9](?:-?[a-z0-9])*\Z", "Use lower-case letters, digits and single hyphens; it begins every tool's name."
+    r"\A[a-z0-9](?:-?[a-z0-9])*\Z",
+    "Use lower-case letters, digits and single hyphens; it is the prefix of every tool's name.",
 )
 
 
 class ServerStillEnabled(GatewayError):
-    """Disable it first; only what is switched off can be archived."""
+    """It is still enabled. Disable it first, then archive it."""
 
 
 class WrongIdentity(GatewayError):
@@ -31,7 +32,7 @@ class WrongIdentity(GatewayError):
 
 
 class AliasRequired(GatewayError):
-    """A gateway with several servers tells their tools apart by alias: give this one an alias."""
+    """A gateway with several servers needs an alias for each, to keep tool names apart. Enter an alias."""
 
 
 class IdentityScheme(models.TextChoices):
@@ -155,8 +156,8 @@ class Assignment(Versioned, Switchable):
         identity = self.shared_identity
         if identity and not identity.gateways.filter(pk=self.gateway_id).exists():
             raise WrongIdentity(
-                f"“{identity.label}” is not for the gateway {self.gateway.name}. "
-                "Who manages identities can allow it there, on the page of the server."
+                f"“{identity.label}” may not be used on the gateway {self.gateway.name}. "
+                "A person who manages identities can allow it on the server's page."
             )
 
     def editable(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ui.forms import holds
 
 
 class GatewayError(Exception):
-    """A gateway or assignment cannot be changed like that; the message says why."""
+    """The change of a gateway or assignment is refused; the message says why."""
 
 
 class Reach(models.TextChoices):

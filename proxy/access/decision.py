@@ -65,7 +65,7 @@ class Introduction(NamedTuple):
 
 
 class ListingState(NamedTuple):
-    """When a server was asked for its features, in seconds ago, whether it ever answered, and its last failure."""
+    """The last list request to a server: its age in seconds, whether the server ever answered, and its last failure."""
 
     age: float
     is_known: bool
@@ -74,7 +74,9 @@ class ListingState(NamedTuple):
 
 
 class SignInState(NamedTuple):
-    """Of an identity from a sign-in: whether a person has to sign in again, and seconds until a renewal is too late."""
+    """State of an identity from a sign-in: whether a person must sign in again, and seconds until a renewal is too
+    late.
+    """
 
     is_needed: bool
     seconds_left: float | None  # None if it is not due for renewal.
@@ -405,7 +407,9 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
         )
 
     def digests(self, token: str) -> TokenDigests:
-        """Return what `query.sql` looks a bearer token up by: checksums for OAuth access tokens, else digests."""
+        """Return the keys by which `query.sql` finds a bearer token: checksums for OAuth access tokens, otherwise
+        digests.
+        """
         if token.startswith(token_text.OAUTH_ACCESS):
             return TokenDigests((None,), (hashlib.sha256(token.encode()).hexdigest(),))
         return TokenDigests((*token_text.candidates(token, self._token_keys),), (None,) * len(self._token_keys))
@@ -432,7 +436,7 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
         for query, future in batch:
             grant = grants.get(numbers[query])
             if isinstance(grant, DatabaseUnavailable):
-                logger.error("what the database says of a token cannot be read", extra={"error": str(grant)})
+                logger.error("a token's row from the database cannot be read", extra={"error": str(grant)})
                 fail([(query, future)], grant)
             else:
                 resolve(future, grant)

@@ -146,7 +146,7 @@ class Bus:
             try:
                 work = handler(told)
             except Exception:  # A failing handler must not affect the others.
-                logger.exception("a handler of the bus failed", extra={"topic": topic})
+                logger.exception("a bus handler failed", extra={"topic": topic})
                 continue
             if work is not None:
                 self._background.spawn(f"bus, {topic}", work)
@@ -308,4 +308,4 @@ class PendingRequests:
         try:
             return self._cipher.open(bytes(sealed)).encode()
         except Undecryptable as error:
-            raise DatabaseUnavailable("sealed with a key that this worker does not know") from error
+            raise DatabaseUnavailable("encrypted with a key that this worker does not have") from error

@@ -377,7 +377,7 @@ class GroupCommit[Item, Answer]:
         """Add an item, and return the future of its answer."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self._rejects_when_full and (self._is_hanging or len(self._waiting) >= self._max_waiting):
-            future.set_exception(DatabaseUnavailable("the database is behind"))
+            future.set_exception(DatabaseUnavailable("the database is too slow"))
             return future
         self._waiting.append((item, future))
         if len(self._waiting) == 1:  # Later items join the batch of the first.
@@ -537,7 +537,7 @@ class GroupCommit[Item, Answer]:
         now = time.monotonic()
         if now - self._logged_at >= LOG_SECONDS:
             extra = {"what": self._name, "requests": self._unlogged, "why": type(error).__name__, "error": str(error)}
-            logger.error("the database did not do what it was asked; requests get 503", extra=extra)
+            logger.error("database statements fail; requests get 503", extra=extra)
             self._logged_at, self._unlogged = now, 0
 
     async def _gather_batch(self) -> None:

@@ -269,7 +269,7 @@ class StoredSessions:
         try:
             return open_session(row[:4], self._cipher)
         except Undecryptable as error:
-            raise DatabaseUnavailable("a session is sealed with a key that this worker does not know") from error
+            raise DatabaseUnavailable("a session is encrypted with a key that this worker does not have") from error
 
     async def note_level(self, target: Target, session: SessionHandle) -> None:
         """Store the log level that was sent to the server in this session. Raises DatabaseUnavailable."""
@@ -349,7 +349,7 @@ class SessionKeeper:
             given = {"connection": connection_id, "most": MOST_SESSIONS}
             await self._end_in_background(await self._state.fetch(f"{END_SURPLUS}{OF_GONE}{TOLD}", given))
         except DatabaseUnavailable as error:  # Opening the next session tries again.
-            logger.warning("sessions that are too many are still there", extra={"error": str(error)})
+            logger.warning("surplus sessions could not be ended", extra={"error": str(error)})
         finally:
             self._ending.discard(connection_id)
 

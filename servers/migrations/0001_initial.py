@@ -80,7 +80,7 @@ class Migration(migrations.Migration):
                 ('expires_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('renew_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('sign_in_needed_since', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('sign_in_reason', models.CharField(blank=True, choices=[('', ''), ('refused', 'The issuer ended the sign-in.'), ('expired', 'The sign-in has expired, and the issuer gave nothing to renew it with.'), ('client', 'The issuer does not know this gateway any more.'), ('moved', 'The address or the issuer of the server was changed.'), ('token', 'The server does not accept the sign-in any more.'), ('settings', 'How one signs in at the server was changed.'), ('scope', 'The server asks for more rights than were granted.')], db_default='', default='', editable=False, max_length=10)),
+                ('sign_in_reason', models.CharField(blank=True, choices=[('', ''), ('refused', 'The issuer ended the sign-in.'), ('expired', 'The sign-in has expired, and the issuer issued no refresh token.'), ('client', 'The issuer no longer knows this gateway.'), ('moved', 'The address or the issuer of the server was changed.'), ('token', 'The server no longer accepts the sign-in.'), ('settings', 'The sign-in settings of the server were changed.'), ('scope', 'The server needs more scopes than were granted.')], db_default='', default='', editable=False, max_length=10)),
                 ('revoked_at', models.DateTimeField(blank=True, null=True)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('updated_at', models.DateTimeField(auto_now=True)),

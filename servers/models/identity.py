@@ -83,7 +83,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         with transaction.atomic():
             now = server.lock()
             if place_of(now.url) != place_of(server.url):
-                raise AnotherPlace(f"This server was moved to {place_in_words(now.url)} just now. Look again.")
+                raise AnotherPlace(f"This server was moved to {place_in_words(now.url)} just now. Reload the page.")
             kind = IdentityKind.BEARER if server.auth_type == AuthType.OAUTH else server.auth_type
             identity = Identity(server=server, owner=owner, label=label, kind=kind, last_error=refusal[:300])
             identity.seal(secret)
@@ -254,7 +254,7 @@ class Identity(Versioned, Switchable):
         with transaction.atomic():
             now = Server.objects.select_for_update().get(pk=self.server_id)
             if any(getattr(now, name) != getattr(self.server, name) for name in CREDENTIAL_TARGET):
-                raise AnotherPlace("This server was changed just now. Look again.")
+                raise AnotherPlace("This server was changed just now. Reload the page.")
             row = self.lock()
             if row.revoked_at:
                 raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)

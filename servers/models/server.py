@@ -52,11 +52,11 @@ class LabelTaken(ServerError):
 
 
 class AnotherPlace(ServerError):
-    """Credentials were given for one place, and would be sent to another."""
+    """The credentials were entered for one address and would be sent to another."""
 
 
 class WouldEndSignIns(ServerError):
-    """These changes end sign-ins, which nobody has agreed to."""
+    """These changes end sign-ins without a confirmation."""
 
     def __init__(self, count: int) -> None:
         these = "1 sign-in ends" if count == 1 else f"{count:,} sign-ins end"
@@ -111,12 +111,12 @@ class SignInNeeded(models.TextChoices):
 
     NONE = "", ""
     REFUSED = "refused", "The issuer ended the sign-in."
-    EXPIRED = "expired", "The sign-in has expired, and the issuer gave nothing to renew it with."
-    CLIENT = "client", "The issuer does not know this gateway any more."
+    EXPIRED = "expired", "The sign-in has expired, and the issuer issued no refresh token."
+    CLIENT = "client", "The issuer no longer knows this gateway."
     MOVED = "moved", "The address or the issuer of the server was changed."
-    TOKEN = "token", "The server does not accept the sign-in any more."
-    SETTINGS = "settings", "How one signs in at the server was changed."
-    SCOPE = "scope", "The server asks for more rights than were granted."
+    TOKEN = "token", "The server no longer accepts the sign-in."
+    SETTINGS = "settings", "The sign-in settings of the server were changed."
+    SCOPE = "scope", "The server needs more scopes than were granted."
 
 
 class ServerQuerySet(models.QuerySet["Server"]):

@@ -94,7 +94,7 @@ def _send_all(requests: Sequence[TokenRequest]) -> None:
         try:
             for_request(request, REVOCATION_SECONDS).post(request.url, request.headers, request.body)
         except NoAnswer as error:
-            logger.warning("an issuer was not told of an ended grant", extra={"error": str(error)})
+            logger.warning("an ended grant could not be revoked at its issuer", extra={"error": str(error)})
 
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
@@ -286,9 +286,8 @@ def _needs(http: Http, url: str, challenge: Challenge, expected: str, *, assume_
         metadata = issuer_metadata(http, resource.issuers[0], like=url, expected=expected)
     if not (metadata.says_pkce or assume_pkce):
         raise UnusableIssuer(
-            f"The issuer {metadata.issuer} does not say that it supports PKCE with S256 "
-            "(code_challenge_methods_supported). An administrator who knows that it does can assume it in the settings "
-            "of the server."
+            f"The issuer {metadata.issuer} does not announce PKCE with S256 (code_challenge_methods_supported). "
+            "An administrator who knows that it supports it can say so in the settings of the server."
         )
     scopes = scopes_of(challenge.scope) or resource.scopes
     if "offline_access" in metadata.scopes and scopes and "offline_access" not in scopes:
@@ -306,7 +305,7 @@ def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: boo
             continue
         name, issuers = document.get("resource"), as_list(document.get("authorization_servers"))
         if not isinstance(name, str) or not covers(name, url):
-            raise UnusableIssuer("The server's description of itself is for another address, so it is not trusted.")
+            raise UnusableIssuer("The server's metadata are for another URL, so they are not trusted.")
         if not issuers and issuers_needed:
             continue
         return ProtectedResource(issuers, name, scopes_of(document.get("scopes_supported")))
@@ -341,9 +340,9 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = 
     They have to name the issuer as `expected`, or by its URL (RFC 8414 section 3.3).
     """
     if not is_https(issuer, like=like):
-        raise UnusableIssuer("The server names an issuer that is no https:// address.")
+        raise UnusableIssuer("The server names an issuer that is not an https:// URL.")
     http.private = http.private or default_issuer(issuer) in settings.PRIVATE_ISSUERS
-    fault = f"The issuer {issuer} does not describe itself."
+    fault = f"The issuer {issuer} has no metadata."
     for address in issuer_metadata_urls(issuer):
         document = _document(http, address)
         if document is None:
@@ -351,8 +350,8 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = 
         if document.get("issuer") != (expected or issuer):
             said = printable(str(document.get("issuer")))[:200]
             fault = (
-                f"{address} describes another issuer than {expected or issuer}: {said}. If that is the right one, an "
-                "administrator can expect it in the settings of the server."
+                f"{address} has metadata of another issuer than {expected or issuer}: {said}. If it is the right one, "
+                "an administrator can enter it in the settings of the server."
             )
             continue
         return replace(_metadata(document, issuer, like), private=http.private, name=expected or issuer)

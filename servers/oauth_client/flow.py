@@ -66,7 +66,7 @@ LASTING = "offline_access"  # The scope for a refresh token; some issuers advert
 LIFETIME = timedelta(minutes=10)
 MOST_OPEN = 20  # Unfinished sign-ins per person; the oldest are deleted.
 UNNAMED = (
-    "The answer says which issuer it is from, and nobody has entered which one that of {server} is. An administrator "
+    "The answer names its issuer, but nobody has entered the name of the issuer of {server} is. An administrator "
     "can enter it as the expected issuer, in the settings of the server."
 )
 BROWSER = "sign_in_browser"
@@ -127,7 +127,7 @@ def authorization(
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
     needs = needs_of(server)
     if needs.metadata is None:
-        raise SignInRefused(needs.problem or f"{server} names no issuer where one could sign in.")
+        raise SignInRefused(needs.problem or f"{server} names no issuer to sign in at.")
     if not server.authorization_endpoint:  # Otherwise the issuer was entered by an administrator.
         _must_be_known(request, server, needs.issuer)
     scope = " ".join(each for each in _scope(server, needs, identity).split() if each != refused_scope)
@@ -137,7 +137,7 @@ def authorization(
     except NotRegistered as refusal:
         raise SignInRefused(str(refusal)) from None
     except Undecryptable:
-        raise SignInRefused("No encryption key opens the client's secret. Enter the client again.") from None
+        raise SignInRefused("No encryption key decrypts the client's secret. Enter the client again.") from None
     _end_others(server, needs.issuer, by=request.user)
     state, (verifier, challenge) = secrets.token_urlsafe(32), pkce()
     sign_in = SignIn.objects.create(
@@ -211,8 +211,8 @@ def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
     known = set(server.identities.exclude(issuer="").values_list("issuer", flat=True))
     if known and issuer not in known and not request.user.has_perm(Capability.SERVERS_MANAGE):
         raise SignInRefused(
-            f"{server} now names another issuer, {issuer}, than the one people signed in at. Ask an administrator, who"
-            " has to sign in there first."
+            f"{server} now names another issuer, {issuer}, than the one people signed in at. Ask an administrator"
+            " to sign in there first."
         )
 
 
@@ -246,8 +246,8 @@ def _scope(server: Server, needs: Needs, identity: Identity | None) -> str:
         lacks = {*grant.wanted_scope.split()} - {*server.fixed_scopes.split()} if grant else set()
         if identity and identity.sign_in_reason == SignInNeeded.SCOPE and lacks:
             raise SignInRefused(
-                f"{server} asks for rights that an administrator does not let people ask for here: "
-                f"{' '.join(sorted(lacks))}. Signing in again would not bring them."
+                f"{server} needs scopes that an administrator does not allow here: "
+                f"{' '.join(sorted(lacks))}. Signing in again would not help."
             )
         return server.fixed_scopes
     before = (grant.scope, grant.wanted_scope) if grant and grant.wanted_scope else ()
@@ -288,15 +288,14 @@ def take_sign_in(request: AppRequest) -> SignIn:
         sign_in = mine.select_related("server", "identity", "registration", "user").first()
         if sign_in is None:
             raise SignInRefused(
-                "This sign-in was not begun here, was used before, or ended because many others were begun after it. "
-                "Begin it again."
+                "This sign-in was not started here, was used before, or was replaced by newer ones. Start it again."
             )
         SignIn.objects.filter(pk=sign_in.pk).delete()
         Server.objects.filter(pk=sign_in.server_id).update(sign_ins_begun=0)
     if sign_in.expires_at <= timezone.now():
-        raise SignInRefused("This sign-in took too long. Begin it again.")
+        raise SignInRefused("This sign-in took too long. Start it again.")
     if sign_in.registration.redirect_uri != settings.PUBLIC_URL + request.path:
-        raise SignInRefused("The answer came to the address of another issuer than the one that was asked.")
+        raise SignInRefused("The answer arrived at the redirect URI of another issuer.")
     return sign_in
 
 
@@ -336,7 +335,7 @@ def begin_again(request: AppRequest, sign_in: SignIn) -> HttpResponse:
     This happens once, because the new request does not contain that scope. Raises SignInRefused or CapabilityRequired.
     """
     told = {"server": str(sign_in.server), "issuer": sign_in.registration.issuer, "scope": LASTING}
-    logger.info("an issuer refused a scope, and is asked without it", extra=told)
+    logger.info("an issuer refused a scope; retrying without it", extra=told)
     chosen: Any = sign_in.connection_id
     return begin_server_sign_in(
         request,
@@ -370,7 +369,7 @@ def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
         with transaction.atomic():
             user = sign_in.lock()
             if not user.is_active or user.session_epoch != request.user.session_epoch:
-                raise NoSignIn("You were signed out of this gateway while you signed in there. Begin again.")
+                raise NoSignIn("You were signed out of this gateway while you signed in there. Start again.")
             sign_in.must_be_as_set()
             _must_be_open_to(user, sign_in.server, sign_in.identity, shared=sign_in.shared)
     except ServerError as refusal:
@@ -422,9 +421,9 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
             registration.end()  # The next sign-in registers a new client.
         raise SignInRefused(_in_words(sign_in, refusal.error, str(refusal))) from None
     except (TokenUnavailable, NoAnswer) as fault:
-        raise SignInRefused(f"The issuer of {sign_in.server} gave no token: {fault}. Begin again.") from None
+        raise SignInRefused(f"The issuer of {sign_in.server} issued no token: {fault}. Start again.") from None
     except Undecryptable:
-        raise SignInRefused("The encryption key was changed meanwhile. Begin again.") from None
+        raise SignInRefused("The encryption key was changed meanwhile. Start again.") from None
 
 
 def _tokens(sign_in: SignIn, client: RegisteredClient, form: Mapping[str, str]) -> Tokens:

@@ -146,7 +146,7 @@ class SignIn(models.Model):
         """Raise NoSignIn if the sign-in settings of its server were changed meanwhile."""
         now = self.server.sign_in_settings
         if self.endpoints.get("settings", now) != now:
-            raise NoSignIn(f"How one signs in at {self.server} was changed while you signed in. Begin again.")
+            raise NoSignIn(f"The sign-in settings of {self.server} were changed while you signed in. Start again.")
 
     def lock(self) -> User:
         """Lock the person, server and identity until the transaction ends, and return the current person.
@@ -202,7 +202,7 @@ def must_take_sign_ins(server: Server, identity: Identity | None, user: User) ->
     if server.archived_at:
         raise NoSignIn(f"{server} has been archived.")
     if server.auth_type != AuthType.OAUTH:
-        raise NoSignIn(f"Nobody signs in at {server} any more: an administrator changed how it is called.")
+        raise NoSignIn(f"{server} no longer uses sign-in: an administrator changed its authentication.")
     if identity is None:
         return
     if identity.revoked_at:

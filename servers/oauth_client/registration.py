@@ -169,11 +169,11 @@ def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> 
         if place_of(other) == asks != home:
             raise NotRegistered(
                 f"{metadata.issuer} leads people to {place_in_words(metadata.authorization_endpoint)} to sign in, "
-                f"which is where another issuer, {other}, asks them. Nobody is sent there for {metadata.issuer}."
+                f"which belongs to another issuer, {other}. The gateway does not send people there."
             )
         raise NotRegistered(
             f"Some endpoints of {metadata.issuer} are at {place_in_words(other)}, where another issuer, {other}, asks "
-            "people to sign in, and some are elsewhere. Nobody is sent there."
+            "people to sign in, and some are elsewhere. The gateway does not send people there."
         )
 
 
@@ -213,7 +213,7 @@ def _register(row: ClientRegistration, metadata: AuthorizationServerMetadata, sc
         said = str(document.get("error_description") or document.get("error") or "no reason")[:200]
         raise NotRegistered(
             f"{metadata.issuer} refused to register this gateway ({status}: {said}). An administrator can register "
-            f"it there, with the redirect address {row.redirect_uri}, and enter the client here."
+            f"it there, with the redirect URI {row.redirect_uri}, and enter the client here."
         )
     row.scope = scope
     secret, expires = document.get("client_secret"), document.get("client_secret_expires_at")

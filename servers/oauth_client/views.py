@@ -115,7 +115,7 @@ class SignIns(Resource):
     def _server(self, pk: UUID) -> Server:
         server = open_to(self.me).filter(pk=pk).first()
         if server is None:
-            raise ValidationError({"server_id": ["There is no such server where you could sign in."]})
+            raise ValidationError({"server_id": ["There is no such server, or you cannot sign in there."]})
         return server
 
     @staticmethod
@@ -124,7 +124,7 @@ class SignIns(Resource):
             return None
         found = rows.filter(pk=body[name]).first()
         if found is None:
-            raise ValidationError({name: ["You have none like this."]})
+            raise ValidationError({name: ["You have no such identity."]})
         return found
 
 
@@ -219,7 +219,7 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
     needs = needs_of(server)
     if "reset" in request.POST:
         ended = reset(server, by=request.user, issuer=needs.issuer)
-        return leave(request, page_url(server), FORGOTTEN if ended else "There was no client to forget")
+        return leave(request, page_url(server), FORGOTTEN if ended else "There was no client to delete")
     form = ClientForm(request.POST or None)
     context = {
         "form": form,

@@ -61,7 +61,7 @@ class Migration(migrations.Migration):
                 ('takes_unsolicited', models.BooleanField(db_default=False, default=False, help_text='From a tile on its page. They confirm the sign-in here.', verbose_name='let people start at the provider')),
                 ('signs_requests', models.BooleanField(db_default=False, default=False, help_text='Its certificate is in our metadata. Only with it, and if the provider refuses unsigned ones, can people confirm sensitive changes there. Disabling and enabling creates a new key.', verbose_name='sign our requests')),
                 ('own_certificate', models.TextField(blank=True, db_default='', default='', editable=False)),
-                ('takes_encrypted', models.BooleanField(db_default=False, default=False, help_text='The certificate to encrypt for is in our metadata. Assertions have to be signed inside, as ever.', verbose_name='take encrypted assertions')),
+                ('takes_encrypted', models.BooleanField(db_default=False, default=False, help_text='The encryption certificate is in our metadata. Assertions must still be signed inside.', verbose_name='take encrypted assertions')),
                 ('id', models.PositiveSmallIntegerField(default=1, editable=False, primary_key=True, serialize=False)),
                 ('mode', models.CharField(choices=[('off', 'Off'), ('offered', 'Offered beside the password'), ('enforced', 'Enforced for the e-mail domains below')], default='off', help_text='Whether people may, or have to, sign in at the provider.', max_length=10, verbose_name='sign-in there')),
                 ('private', models.BooleanField(default=False, editable=False)),

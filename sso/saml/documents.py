@@ -50,7 +50,7 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     text = _declaration.sub("", text, count=1) if _declaration.match(text) else text
     forbidden = ("<!DOCTYPE", "<![", "<?") if comments else ("<!", "<?")
     if any(each in text for each in forbidden):
-        raise MalformedXml("It has a document type, a comment or an instruction in it.")
+        raise MalformedXml("It has a document type, a comment or a processing instruction.")
     parser = etree.XMLParser(
         resolve_entities=False,
         no_network=True,
@@ -73,7 +73,7 @@ def _must_be_small(root: Element) -> None:
         raise MalformedXml("It has a document type.")
     for count, node in enumerate(root.iter(), 1):
         if not isinstance(node.tag, str):
-            raise MalformedXml("It has more in it than elements.")
+            raise MalformedXml("It has nodes other than elements.")
         if count > MOST_ELEMENTS or len(node.attrib) > MOST_ATTRIBUTES:
             raise MalformedXml(f"It has over {MOST_ELEMENTS} elements, or one with over {MOST_ATTRIBUTES} attributes.")
     _must_be_shallow(root)
@@ -131,7 +131,7 @@ def parse_saml_metadata(document: bytes) -> SamlMetadata:
         raise BadSamlMetadata(f"The entity ID of the provider has to have {LONGEST_ENTITY_ID} characters at most.")
     places = [each for each in role.findall(tag(METADATA, "SingleSignOnService")) if each.get("Binding") == REDIRECT]
     if not places:
-        raise BadSamlMetadata("The metadata name no SingleSignOnService with the HTTP-Redirect binding.")
+        raise BadSamlMetadata("The metadata have no SingleSignOnService with the HTTP-Redirect binding.")
     return SamlMetadata(entity_id, places[0].get("Location") or "", _certificates(role), min(ends, default=None))
 
 
@@ -153,9 +153,7 @@ def _must_be_valid(until: str) -> datetime:
         said = datetime.fromisoformat(until)
         moment = said.replace(tzinfo=said.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise BadSamlMetadata(
-            "The metadata do not say in a readable way until when they are valid (validUntil)."
-        ) from None
+        raise BadSamlMetadata("The metadata have an unreadable end of validity (validUntil).") from None
     if moment < datetime.now(UTC):
         raise BadSamlMetadata(f"The metadata were valid until {until} only (validUntil).")
     return moment

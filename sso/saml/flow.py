@@ -65,7 +65,7 @@ def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: st
     except Undecryptable:
         raise ProviderError("No configured encryption key opens the key that requests are signed with.") from None
     except (TypeError, ValueError):
-        raise ProviderError("There is no usable key that requests are signed with. Save the settings anew.") from None
+        raise ProviderError("There is no usable key to sign requests with. Save the settings again.") from None
     start_sign_in(request, provider, request_id, act=act, onward=onward)
     return leads_on(request, provider, url)
 
@@ -195,7 +195,7 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
         onward = own_path(kept["onward"], reverse("overview"))
         begun = PendingSignIn(LOGIN, onward, "", "", provider.known_as, time.time(), is_unasked=True)
     else:
-        raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken any more.")
+        raise ResponseRefused("not_asked_for", "It was not started here, which is no longer allowed.")
     if not begun.issuer == who.issuer == provider.known_as or kept["terms"] != provider.terms_digest:
         raise ResponseRefused("provider_changed", "The provider was changed meanwhile.")
     # Providers also report the time of sign-in if they only continued an open session. So it only counts as a

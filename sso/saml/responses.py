@@ -94,7 +94,7 @@ def verify_response(encoded: str, expected: Expected) -> Assertion:
     signed = _signed(document, location, assertion, expected.certificates)
     now = datetime.now(UTC).timestamp()
     if element_text(signed.find(tag(ASSERTION, "Issuer"))) != expected.issuer:
-        raise ResponseRefused("other_issuer", f"The assertion is not of {expected.issuer}.")
+        raise ResponseRefused("other_issuer", f"The assertion is not from {expected.issuer}.")
     _must_be_fresh(signed, now)
     _must_hold(signed, expected, now)
     answers = _confirmed(signed, expected, now)
@@ -109,11 +109,11 @@ def _parsed(encoded: str) -> Element:
     try:
         root = parse_xml(base64.b64decode("".join(encoded.split()), validate=True))
     except (binascii.Error, ValueError):
-        raise ResponseRefused("malformed", "The response is not written in base64.") from None
+        raise ResponseRefused("malformed", "The response is not base64.") from None
     except MalformedXml as fault:
         raise ResponseRefused("malformed", f"The response cannot be read. {fault}") from None
     if root.tag != tag(PROTOCOL, "Response") or root.get("Version") != "2.0":
-        raise ResponseRefused("malformed", "It is no response of SAML 2.0.")
+        raise ResponseRefused("malformed", "It is not a SAML 2.0 response.")
     return root
 
 
@@ -121,7 +121,7 @@ def _must_be_about_us(root: Element, expected: Expected) -> None:
     """Refuse a response that is not for us. Its envelope may be unsigned, so it cannot make anything valid."""
     issuer = root.find(tag(ASSERTION, "Issuer"))
     if issuer is not None and element_text(issuer) != expected.issuer:
-        raise ResponseRefused("other_issuer", f"The response is not of {expected.issuer}.")
+        raise ResponseRefused("other_issuer", f"The response is not from {expected.issuer}.")
     if root.get("Destination", expected.recipient) != expected.recipient:
         raise ResponseRefused("other_recipient", f"The response is not for {expected.recipient} (Destination).")
     if root.find(f"{tag(PROTOCOL, 'Status')}/{tag(PROTOCOL, 'StatusCode')}[@Value='{SUCCESS}']") is None:
@@ -138,9 +138,9 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
     encrypted form.
     """
     if expected.keys is None:
-        raise ResponseRefused("encrypted", "The assertion is encrypted. Have the provider sign it only.")
+        raise ResponseRefused("encrypted", "The assertion is encrypted. Configure the provider to sign it only.")
     if root.find(f".//{tag(ASSERTION, 'Assertion')}") is not None:
-        raise ResponseRefused("wrapped", "There is an assertion beside the encrypted one.")
+        raise ResponseRefused("wrapped", "There is another assertion beside the encrypted one.")
     _must_be_one(root, encrypted)
     sealed = parse_encrypted(encrypted[0])
     _must_be_signed_as_a_whole(root, expected)
@@ -167,30 +167,30 @@ def _must_be_one(root: Element, everywhere: Sequence[Element]) -> None:
     names = [each.get("ID") for each in root.iter() if each.get("ID") is not None]
     is_there = everywhere[0] is root or everywhere[0].getparent() is root
     if len(everywhere) > 1 or not is_there or len(set(names)) != len(names):
-        raise ResponseRefused("wrapped", "There is more than one assertion, or it is not where it belongs.")
+        raise ResponseRefused("wrapped", "There is more than one assertion, or it is in the wrong place.")
 
 
 def _signed(root: Element, location: str, element: Element, certificates: Sequence[str]) -> Element:
     """Return the element as signed by one of these certificates."""
     signatures = element.findall(tag(SIGNATURE, "Signature"))
     if len(signatures) != 1:
-        raise ResponseRefused("not_signed", "The assertion is not signed, which takes a signature of its own.")
+        raise ResponseRefused("not_signed", "The assertion has no signature of its own.")
     _must_be_usual(signatures[0])
     method = signatures[0].find(f"{tag(SIGNATURE, 'SignedInfo')}/{tag(SIGNATURE, 'SignatureMethod')}")
     digests = list(signatures[0].iter(tag(SIGNATURE, "DigestMethod")))
     used = [each.get("Algorithm") for each in digests]
     if method is None or method.get("Algorithm") not in {each.value for each in SIGNED_WITH}:
-        raise ResponseRefused("weak_signature", "It is not signed with RSA or ECDSA and SHA-256 or better.")
+        raise ResponseRefused("weak_signature", "It is not signed with RSA or ECDSA and SHA-256 or stronger.")
     if not set(used) <= {each.value for each in DIGESTED_WITH}:
-        raise ResponseRefused("weak_signature", "It is signed over a digest other than SHA-256 or better.")
+        raise ResponseRefused("weak_signature", "Its digest is weaker than SHA-256.")
     for certificate in certificates:
         signed = _verified(root, location, certificate)
         if signed is not None:
             if signed.tag != element.tag or signed.get("ID") != element.get("ID") or not element.get("ID"):
-                raise ResponseRefused("wrapped", "The signature is of something else than where it stands.")
+                raise ResponseRefused("wrapped", "The signature does not cover its own element.")
             return signed
     raise ResponseRefused(
-        "wrong_signature", "No certificate in the provider's metadata has signed it, or it was changed."
+        "wrong_signature", "It is not signed with a certificate of the provider's metadata, or was changed."
     )
 
 
@@ -206,7 +206,7 @@ def _must_be_usual(part: Element) -> None:
     else:
         is_usual = not children
     if not is_usual or len(part.attrib) > 3:
-        raise ResponseRefused("malformed", f"A signature in it has more in it than one of SAML has ({name[:40]}).")
+        raise ResponseRefused("malformed", f"A signature in it has content that SAML does not use ({name[:40]}).")
     for child in children:
         if child.tag not in {INCLUSIVE, tag(SIGNATURE, "KeyInfo")}:
             _must_be_usual(child)
@@ -263,7 +263,7 @@ def _must_be_now(element: Element, now: float) -> None:
 
 def _confirmed(signed: Element, expected: Expected, now: float) -> str:
     """Return the ID of the answered request, from a bearer confirmation (Profiles 4.1.4.2)."""
-    fault = ResponseRefused("not_confirmed", "No SubjectConfirmation in it is for whoever brings it (bearer).")
+    fault = ResponseRefused("not_confirmed", "It has no bearer SubjectConfirmation.")
     for confirmation in signed.findall(f"{tag(ASSERTION, 'Subject')}/{tag(ASSERTION, 'SubjectConfirmation')}"):
         data = confirmation.find(tag(ASSERTION, "SubjectConfirmationData"))
         if confirmation.get("Method") != BEARER or data is None:
@@ -271,7 +271,7 @@ def _confirmed(signed: Element, expected: Expected, now: float) -> str:
         if data.get("Recipient") != expected.recipient:
             fault = ResponseRefused("other_recipient", f"The assertion is not for {expected.recipient} (Recipient).")
         elif data.get("NotOnOrAfter") is None:
-            fault = ResponseRefused("not_confirmed", "It does not say until when it may be brought (NotOnOrAfter).")
+            fault = ResponseRefused("not_confirmed", "It has no NotOnOrAfter.")
         else:
             _must_be_now(data, now)
             return str(data.get("InResponseTo", ""))
@@ -284,10 +284,10 @@ def _said(signed: Element, expected: Expected, answers: str, now: float) -> Asse
         _must_be_a_name_for_us(name, expected)
     subject = "".join(name.itertext()) if name is not None else ""
     if not 0 < len(subject) <= 255 or not subject.isprintable() or name.get("Format") == TRANSIENT:
-        raise ResponseRefused("no_name", "It names nobody by a lasting name (NameID, at most 255 characters).")
+        raise ResponseRefused("no_name", "It has no persistent NameID of at most 255 characters.")
     statement = signed.find(tag(ASSERTION, "AuthnStatement"))
     if statement is None:
-        raise ResponseRefused("not_confirmed", "It does not say that anybody signed in (AuthnStatement).")
+        raise ResponseRefused("not_confirmed", "It has no AuthnStatement.")
     ends, at = statement.get("SessionNotOnOrAfter"), statement.get("AuthnInstant")
     if ends is not None and _moment(ends, "SessionNotOnOrAfter") <= now - CLOCKS_DIFFER_S:
         raise ResponseRefused("expired", "The session at the provider has ended.")
@@ -306,7 +306,7 @@ def _must_be_a_name_for_us(name: Element, expected: Expected) -> None:
     """Refuse names qualified by another domain, which may mean somebody else (SAML Core 2.2.2)."""
     given = (name.get("NameQualifier") or expected.issuer, name.get("SPNameQualifier") or expected.audience)
     if given != (expected.issuer, expected.audience):
-        raise ResponseRefused("no_name", "The name of the person (NameID) is one of another domain (its qualifiers).")
+        raise ResponseRefused("no_name", "The NameID belongs to another domain (its qualifiers).")
 
 
 def _attributes(signed: Element) -> dict[str, list[str]]:
@@ -325,7 +325,7 @@ def _moment(text: str | None, what: str) -> float:
     try:
         moment = datetime.fromisoformat(text or "")
     except ValueError:
-        raise ResponseRefused("malformed", f"It does not say in a readable way when ({what}).") from None
+        raise ResponseRefused("malformed", f"It has an unreadable time ({what}).") from None
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
@@ -354,7 +354,7 @@ MASKS: dict[str, hashes.HashAlgorithm] = {
     f"{ENCRYPTION_11}mgf1sha512": hashes.SHA512(),
 }
 NONCE, CHECK = 12, 16  # Bytes of the nonce before, and the tag after, the ciphertext of AES-GCM.
-FAILED = "None of our keys opens the assertion, or what is in it is none. Have the provider read our metadata again."
+FAILED = "None of our keys decrypts an assertion in it. Let the provider read our metadata again."
 
 
 class EncryptedAssertion(NamedTuple):
@@ -371,13 +371,13 @@ def parse_encrypted(encrypted: Element) -> EncryptedAssertion:
     """Parse an EncryptedAssertion. Raises ResponseRefused for errors that are visible without decrypting."""
     datas, keys = (list(encrypted.iter(tag(ENCRYPTION, name))) for name in ("EncryptedData", "EncryptedKey"))
     if len(datas) != 1 or len(keys) != 1 or datas[0].getparent() is not encrypted:
-        raise ResponseRefused("malformed", "An encrypted assertion takes one EncryptedData and one EncryptedKey.")
+        raise ResponseRefused("malformed", "An encrypted assertion must have one EncryptedData and one EncryptedKey.")
     cipher, method = _encryption_method(datas[0]).get("Algorithm"), _encryption_method(keys[0])
     if cipher not in CIPHERS:
         raise ResponseRefused("weak_encryption", "The assertion is not encrypted with AES-GCM.")
     content = _value(datas[0])
     if len(content) < NONCE + CHECK:
-        raise ResponseRefused("malformed", "The encrypted assertion is too short to be one.")
+        raise ResponseRefused("malformed", "The encrypted assertion is too short.")
     return EncryptedAssertion(content[:NONCE], content[NONCE:], CIPHERS[cipher], _value(keys[0]), _wrapping(method))
 
 
@@ -407,7 +407,7 @@ def _decrypted(sealed: EncryptedAssertion, key: rsa.RSAPrivateKey) -> bytes | No
 def _encryption_method(part: Element) -> Element:
     methods = part.findall(tag(ENCRYPTION, "EncryptionMethod"))
     if len(methods) != 1:
-        raise ResponseRefused("malformed", "It does not say what it is encrypted with (EncryptionMethod).")
+        raise ResponseRefused("malformed", "It has no EncryptionMethod.")
     return methods[0]
 
 
@@ -418,7 +418,7 @@ def _value(part: Element) -> bytes:
         (value,) = values
         return base64.b64decode("".join((value.text or "").split()), validate=True)
     except (ValueError, binascii.Error):
-        raise ResponseRefused("malformed", "What is encrypted does not stand in it, in base64 (CipherValue).") from None
+        raise ResponseRefused("malformed", "It has no CipherValue in base64.") from None
 
 
 def _wrapping(method: Element) -> padding.OAEP:

@@ -80,7 +80,7 @@ class SamlSettings(models.Model):
         choices=Protocol,
         default=Protocol.OIDC,
         db_default=Protocol.OIDC,
-        help_text="What the provider speaks.",
+        help_text="Protocol of the provider.",
     )
     metadata_url = models.CharField(
         "address of its metadata",
@@ -88,7 +88,7 @@ class SamlSettings(models.Model):
         blank=True,
         default="",
         db_default="",
-        help_text="Read when you save, and every hour when people sign in: new certificates need nothing here.",
+        help_text="Read when you save, and hourly when people sign in, so new certificates are picked up.",
     )
     metadata_read_at = models.DateTimeField(null=True, editable=False, help_text="When the metadata were last read.")
     metadata_end_at = models.DateTimeField(null=True, editable=False)  # Their validUntil.
@@ -102,7 +102,7 @@ class SamlSettings(models.Model):
     )
     certificates = models.TextField(blank=True, default="", db_default="", editable=False)  # Base64 of DER, one a line.
     name_id_format = models.CharField(
-        "what it calls people (NameID)",
+        "name format of people (NameID)",
         max_length=12,
         choices=NameIdFormat,
         default=NameIdFormat.PERSISTENT,
@@ -130,7 +130,7 @@ class SamlSettings(models.Model):
         "take encrypted assertions",
         default=False,
         db_default=False,
-        help_text="The certificate to encrypt for is in our metadata. Assertions have to be signed inside, as ever.",
+        help_text="The encryption certificate is in our metadata. Assertions must still be signed inside.",
     )
 
     class Meta:
@@ -214,13 +214,13 @@ def with_dependent_settings(
         fields = _for_saml(present, fields, secret, pasted)
         return *_with_signing_key(present, fields), _decryption_key(present, fields, is_asked=wants_new_key)
     if pasted or fields.get("metadata_url"):
-        raise BadSamlMetadata("Metadata belong to SAML. Choose it as the protocol.")
+        raise BadSamlMetadata("Metadata are for SAML only. Choose it as the protocol.")
     if present.speaks_saml:
         fields = {"issuer": "", "client_id": ""} | fields | NO_SAML
     if issuer := str(fields.get("issuer", "")).strip():
         fields |= {"private": is_private(issuer, BadProviderUrl)}
         if "?" in issuer or "#" in issuer:
-            raise BadProviderUrl("An issuer has no query and no fragment.")
+            raise BadProviderUrl("An issuer must not have a query or a fragment.")
     return fields, secret, None
 
 
@@ -228,7 +228,7 @@ def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: st
     if secret:
         raise SamlHasNoSecret(SamlHasNoSecret.__doc__)
     if fields.get("issuer", present.issuer) != present.issuer:
-        raise BadProviderUrl("With SAML the issuer is the entity ID that the metadata name.")
+        raise BadProviderUrl("With SAML the issuer is the entity ID in the metadata.")
     if not present.speaks_saml:
         must_be_installed()
         fields |= NOTHING_READ | {"issuer": "", "signs_out_there": False}
@@ -293,7 +293,7 @@ def read_metadata(document: bytes) -> dict[str, Any]:
     # The sign-in URL need not be reachable from here, only from browsers; without TLS it must be private.
     url, plain = said.sso_url, said.sso_url.startswith("http://")
     if len(url) > 1000 or "#" in url or not is_https(url, like="http://" if plain else ""):
-        raise BadSamlMetadata("The metadata name no usable address where people sign in (SingleSignOnService).")
+        raise BadSamlMetadata("The metadata have no usable sign-in URL (SingleSignOnService).")
     if plain and not is_private(url, BadSamlMetadata):
         raise BadSamlMetadata(f"People would sign in without TLS at {url}.")
     return {

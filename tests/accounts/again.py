@@ -1,4 +1,4 @@
-"""A browser in which the password was typed again just now, so that grave acts are not asked for it."""
+"""Password confirmation in a test browser."""
 
 import re
 from html import unescape
@@ -19,24 +19,24 @@ def confirmed(client: Client) -> Client:
 
 
 def onward(asked: Any) -> str:
-    """Where it goes on after the confirmation that this answer leads to."""
+    """Return the page that opens after the confirmation required by this response."""
     address = asked.get("HX-Redirect") or asked["Location"]
     return str(parse_qs(urlsplit(address).query)["next"][0])
 
 
 def confirm(client: Client, asked: Any) -> Any:
-    """Type the password that is asked for, and send what waited for it, as a browser does: the answer to that."""
+    """Type the required password, resubmit the held form as a browser does, and return the response to that."""
     return sent_again(client, client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)}))
 
 
 def sent_again(client: Client, page: Any) -> Any:
-    """The answer to the form that this page sends by itself."""
+    """Return the response to the form that this page submits by script."""
     address, fields = form_of(page)
     return client.post(address, fields)
 
 
 def form_of(page: Any) -> tuple[str, dict[str, str]]:
-    """The address of the form that sends itself, and its fields."""
+    """Return the address and the fields of the form that submits itself."""
     text = page.content.decode()
     action = re.search(r'<form method="post" action="([^"]*)" data-sends>(.*?)</form>', text, re.DOTALL)
     assert action, text

@@ -1,4 +1,4 @@
-"""A security key in software, with the browser around it: what it answers to a page's options."""
+"""A software security key, with the browser around it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAG = AuthenticatorData.FLAG
 
 
 def options_of(page: str) -> dict[str, Any]:
-    """What the form of this page has the browser ask a key for."""
+    """Return the WebAuthn options in the form of this page."""
     found = re.search(r'data-options="([^"]*)"', page)
     assert found, page
     public: dict[str, Any] = json.loads(unescape(found[1]))["publicKey"]
@@ -33,7 +33,7 @@ def options_of(page: str) -> dict[str, Any]:
 
 @dataclass
 class SoftKey:
-    """One credential. `counts` is how much its count of signatures grows by each; one that does not count says 0."""
+    """One credential. `counts` is the increment of its signature counter; 0 for a key without a counter."""
 
     counts: int = 1
     origin: str = field(default_factory=lambda: settings.PUBLIC_URL)
@@ -43,7 +43,7 @@ class SoftKey:
     private: Any = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
 
     def create(self, page: str, **changed: Any) -> str:
-        """The answer to a page that adds a key."""
+        """Return the response to a page that adds a key."""
         data, told = self._said(page, "webauthn.create", changed), self._count()
         public = ES256.from_cryptography_key(self.private.public_key())  # type: ignore[no-untyped-call]
         credential = AttestedCredentialData.create(bytes(16), self.identifier, public)
@@ -52,7 +52,7 @@ class SoftKey:
         return self._answer({"attestationObject": websafe_encode(attestation)}, data)
 
     def get(self, page: str, **changed: Any) -> str:
-        """The answer to a page that asks for a key."""
+        """Return the response to a page that asks for a key."""
         data = self._said(page, "webauthn.get", changed)
         authenticator = AuthenticatorData.create(self._rp(), FLAG.UP, self._count())
         signature = self.private.sign(authenticator + sha256(data).digest(), ec.ECDSA(hashes.SHA256()))
@@ -85,7 +85,7 @@ class SoftKey:
 
 
 def added(person: User, name: str = "Blue key") -> Any:
-    """A row as adding a key leaves it."""
+    """Create the row of an added key."""
     page = 'data-options="{&quot;publicKey&quot;: {&quot;challenge&quot;: &quot;AA&quot;}}"'
     data = {"name": name, "credential": json.loads(SoftKey().create(page))}
     return Authenticator.objects.create(user=person, type=Authenticator.Type.WEBAUTHN, data=data)

@@ -25,13 +25,13 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def boss(db: None) -> User:
-    """Holds everything."""
+    """A person with every capability."""
     return make.user(*Capability, email="boss@example.com")
 
 
 @pytest.fixture
 def people(db: None) -> Rest:
-    """Manages people, and may do what a member may, and nothing else."""
+    """A person who manages people and otherwise has a member's capabilities."""
     return Rest.of(make.user(Capability.PEOPLE_MANAGE, *MEMBER.capabilities, email="hr@example.com"))
 
 
@@ -61,7 +61,7 @@ def test_people_roles_and_settings_ask_for_the_password_again(boss: User, ann: U
 
 
 def test_no_resource_can_forget_to_ask_for_it() -> None:
-    """Declaring it is enough: the classes that ask are everybody's."""
+    """Declaring an operation is enough: the permission classes apply to all of them."""
     every: set[Any] = {view for _, view, _ in router.registry} | set(Resource.__subclasses__())
 
     assert {view.__name__ for view in every if RecentPassword not in view.permission_classes} == set()
@@ -84,7 +84,7 @@ def test_no_resource_can_forget_to_ask_for_it() -> None:
     }
 
 
-def test_who_may_not_is_told_so_before_being_asked_for_a_password(ann: User) -> None:
+def test_a_missing_capability_is_reported_before_the_password_is_asked_for(ann: User) -> None:
     assert problem(Rest.of(ann, confirmed=False).post("/roles", {"name": "x"})) == (403, "capability_required")
 
 
@@ -200,7 +200,7 @@ def test_nobody_grants_what_they_do_not_hold(people: Rest, boss: User, ann: User
 
 
 def test_nobody_acts_against_who_may_do_more(people: Rest, boss: User) -> None:
-    """Whoever changes an e-mail address can reset the password; whoever demotes or shuts out has won too."""
+    """Changing an e-mail address allows a password reset, so it needs as much as demoting or deactivating."""
     member = str(make.role(*MEMBER.capabilities).pk)
     acts: list[tuple[str, str, Any]] = [
         ("patch", f"/users/{boss.pk}", {"email": "mine@example.com"}),
@@ -258,7 +258,7 @@ def test_staff_is_given_by_staff_and_by_owners(boss: User, ann: User) -> None:
 
 
 def test_an_api_key_acts_against_people_with_its_own_subset(boss: User, ann: User) -> None:
-    """Of somebody who may do everything; the key itself may not."""
+    """The key belongs to a person with every capability, but has only some itself."""
     narrow = Rest.bearing(make.api_key(boss, Capability.PEOPLE_MANAGE).secret)
     wide = Rest.bearing(make.api_key(boss, Capability.PEOPLE_MANAGE, *MEMBER.capabilities).secret)
 
@@ -405,5 +405,5 @@ def test_shorter_retention_is_asked_for_and_revoked(boss: User) -> None:
         {"id": 2},
     ],
 )
-def test_what_is_not_set_here_is_refused(boss: User, change: dict[str, Any]) -> None:
+def test_unknown_settings_are_refused(boss: User, change: dict[str, Any]) -> None:
     assert set(errors(Rest.of(boss).patch("/workspace", change))) == set(change)

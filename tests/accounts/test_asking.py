@@ -1,4 +1,4 @@
-"""A person asks for a capability where a page says that it is missing; those who give roles learn of it."""
+"""People ask for a capability on a page that reports it missing, and those who assign roles are notified."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -92,7 +92,7 @@ def test_one_person_does_not_flood_those_who_grant(chief: User) -> None:
     assert [(person, capability) for person, capability, _ in open_requests(2)][1] == (other, TOKENS)
 
 
-def test_what_a_page_was_refused_for_is_asked_for_there(sign_in: SignIn) -> None:
+def test_a_page_that_refuses_offers_to_ask_for_the_capability(sign_in: SignIn) -> None:
     browser = sign_in(make.user(email="dev@example.com"))
 
     refused = browser.get("/people/?q=ann")

@@ -1,4 +1,4 @@
-"""Deactivating a person, and cutting one off."""
+"""Deactivating a person, and cutting a person off."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def test_cutting_off_says_what_ends_and_ends_it(chief: User, sign_in: SignIn) ->
     assert Event.objects.filter(actor_email=chief.email, action="user.deactivated").count() == 1
 
 
-def test_who_is_deactivated_already_can_still_be_cut_off(chief: User, sign_in: SignIn) -> None:
+def test_deactivated_people_can_still_be_cut_off(chief: User, sign_in: SignIn) -> None:
     bo = make.user()
     connection = make.connection(make.agent(by=bo), make.gateway(), bo)
     bo.deactivate(by=chief)

@@ -1,4 +1,4 @@
-"""Passwords are hashed few at a time, in their turn, and never while a database connection is held."""
+"""Passwords are hashed a few at a time, and never while a database connection is held."""
 
 import os
 import re
@@ -75,7 +75,7 @@ DOORS: dict[str, tuple[Door, int]] = {
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each hash, whether the thread that waits for it had a database connection."""
+    """For each hash, True if the waiting thread had a database connection."""
     seen: list[bool] = []
     wrapper = connections["default"]
 
@@ -93,7 +93,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("door", DOORS)
-def test_whoever_waits_for_a_hash_holds_no_connection(door: str, held: list[bool], sign_in: SignIn) -> None:
+def test_waiting_for_a_hash_holds_no_connection(door: str, held: list[bool], sign_in: SignIn) -> None:
     person = make.user()
     go, hashes = DOORS[door]
     held.clear()
@@ -106,7 +106,7 @@ def test_whoever_waits_for_a_hash_holds_no_connection(door: str, held: list[bool
 
 @pytest.mark.django_db
 def test_every_refused_sign_in_costs_one_hash(held: list[bool]) -> None:
-    """Else the time an answer takes would tell whether there is such an account."""
+    """Otherwise the response time would reveal if an account exists."""
     person, gone = make.user(), make.user(is_active=False)
     invited = User.objects.create_user("invited@example.com", None, role=person.role)
 
@@ -134,7 +134,7 @@ def test_beyond_the_queue_pages_and_rest_say_when_to_come_back(
     told = rest.post("/me/confirm", {"password": make.PASSWORD})
 
     assert (page.status_code, page["Retry-After"], own.status_code) == (429, "5", 429)
-    assert "Many people are signing in just now. Wait a few seconds, then try again." in page.content.decode()
+    assert "Many people are signing in at the moment. Wait a few seconds, then try again." in page.content.decode()
     assert 'href="/accounts/login/?next=%2Fhosts%2F%3Fstatus%3Dpending"' in page.content.decode()
     assert (problem(told), told["Retry-After"]) == ((429, "throttled"), "5")
 
@@ -184,7 +184,7 @@ def test_strangers_leave_places_for_who_is_known() -> None:
             waits.result(60)
 
 
-def test_who_waited_too_long_gives_the_place_back() -> None:
+def test_a_caller_that_waited_too_long_gives_its_slot_back() -> None:
     queue = Queue(at_once=1, waiting=1, of_strangers=1, seconds=0.01)
 
     with queue.turn():

@@ -1,4 +1,4 @@
-"""What was filled in when the password had to be asked for again is kept until that is confirmed, nowhere else."""
+"""A form that needs a password confirmation is held until then, and stored nowhere else."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -52,7 +52,7 @@ def test_a_form_at_an_address_with_a_query_is_sent_again_whole_after_the_passwor
     assert (sink.kind, sink.name, sink.secret(), sink.sends_events) == ("webhook", "Archive", SECRET, False)
 
 
-def test_what_is_wrong_with_it_is_said_at_its_own_address_with_what_was_filled_in(client: Client) -> None:
+def test_errors_are_shown_at_the_forms_own_address_with_the_input(client: Client) -> None:
     asked = client.post(ADD, FILLED | {"address": "nowhere"})
 
     page = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)})
@@ -129,8 +129,8 @@ def test_it_is_held_for_half_an_hour(client: Client) -> None:
     assert not Sink.objects.exists()
 
 
-def test_what_is_held_no_more_leads_to_the_page_it_stood_on(client: Client) -> None:
-    """Many addresses take forms alone, and are no page to open."""
+def test_an_expired_held_form_leads_to_its_page(client: Client) -> None:
+    """Many URLs accept only POST, so that opening them would fail."""
     with time_machine.travel(datetime.now(UTC), tick=False) as clock:
         asked = client.post(reverse("sso:unlink"), headers={"Referer": "http://testserver/settings/profile?from=mail"})
         where = onward(asked)
@@ -141,7 +141,7 @@ def test_what_is_held_no_more_leads_to_the_page_it_stood_on(client: Client) -> N
     assert client.get(reverse("sso:unlink")).status_code == 405
 
 
-def test_what_was_sent_already_leads_to_the_page_it_stood_on(client: Client) -> None:
+def test_a_resubmitted_form_leads_to_its_page(client: Client) -> None:
     asked = client.post(reverse("sso:unlink"), headers={"Referer": "http://testserver/settings/profile"})
     page = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)})
 
@@ -152,7 +152,7 @@ def test_what_was_sent_already_leads_to_the_page_it_stood_on(client: Client) -> 
     assert 'href="/settings/profile">Open the page again' in text(twice)
 
 
-def test_what_has_to_wait_twice_still_leads_to_the_page_it_stood_on(client: Client) -> None:
+def test_a_form_held_twice_still_returns_to_its_page(client: Client) -> None:
     with time_machine.travel(datetime.now(UTC), tick=False) as clock:
         asked = client.post(reverse("sso:unlink"), headers={"Referer": "http://testserver/settings/profile"})
         page = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)})
@@ -225,7 +225,7 @@ def test_three_are_held_and_the_oldest_is_given_up_for_another(client: Client) -
     assert all("data-sends" in text(page) for page in others)
 
 
-def test_what_may_not_be_done_any_more_is_refused_when_it_is_sent_again(client: Client, keeper: User) -> None:
+def test_a_forbidden_action_is_refused_when_resubmitted(client: Client, keeper: User) -> None:
     asked = client.post(ADD, FILLED)
     User.objects.filter(pk=keeper.pk).update(role=make.role())
 
@@ -242,7 +242,7 @@ def test_forms_with_much_to_fill_in_ask_before_they_open(path: str, client: Clie
     assert (opened.status_code, "reauthenticate" in opened.request["PATH_INFO"]) == (200, False)
 
 
-def test_what_is_too_large_to_be_kept_is_said_and_leaves_the_session_small(client: Client) -> None:
+def test_a_form_too_large_to_hold_is_reported_and_the_session_stays_small(client: Client) -> None:
     asked = client.post(ADD, FILLED | {"address": token_hex(MOST_BYTES)})
 
     confirmed = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)})
@@ -254,7 +254,7 @@ def test_what_is_too_large_to_be_kept_is_said_and_leaves_the_session_small(clien
     assert len(Session.objects.get(pk=client.session.session_key).session_data) < MOST_BYTES
 
 
-def test_what_nobody_came_back_for_leaves_the_session_with_its_next_page(client: Client) -> None:
+def test_abandoned_forms_leave_the_session_with_its_next_page(client: Client) -> None:
     client.post(ADD, FILLED)
     assert client.session[SESSION_KEY]
 

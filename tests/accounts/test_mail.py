@@ -1,4 +1,4 @@
-"""Mail: what is offered without a mail server, who mail is from, and the test mail."""
+"""Mail: features without a mail server, the sender, and the test mail."""
 
 import smtplib
 import socket
@@ -170,7 +170,7 @@ def test_a_test_mail_that_is_not_taken_says_why(chief: User, settings: Any) -> N
         (OSError(113, "No route to host"), "could not be reached: No route to host."),
     ],
 )
-def test_what_a_mail_server_says_is_told_in_words(error: OSError, words: str) -> None:
+def test_a_mail_servers_reply_is_shown_in_words(error: OSError, words: str) -> None:
     assert words in reason(error)
     assert len(reason(error)) < 500
 

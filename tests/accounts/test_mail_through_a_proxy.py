@@ -1,4 +1,4 @@
-"""Mail goes out through the outbound proxy when its server is outside and there is TLS, and straight otherwise."""
+"""Mail to outside servers with TLS uses the outbound proxy; other mail is sent directly."""
 
 import ssl
 from base64 import b64encode
@@ -32,7 +32,7 @@ SCHEMES = {"smtps": 465, "smtp+tls": 587}
 
 @pytest.fixture
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
-    """How the mail server, and the proxy itself, prove who they are; this machine trusts it."""
+    """TLS certificates of the mail server and the proxy, trusted by this machine."""
     context = certificate(tmp_path / "end.pem", NAME, "127.0.0.1", "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "end.pem"))
     tls.cache_clear()
@@ -139,7 +139,7 @@ def test_no_connection_of_the_database_is_held_while_a_mail_is_sent(end: ssl.SSL
     ("says", "words"),
     [
         (b"HTTP/1.1 403 No\r\n\r\n", f"refuses to connect to {PUBLIC} (403)"),
-        (b"HTTP/1.1 407 Who of-secrecy\r\n\r\n", "wants a user and a password that it knows (407)"),
+        (b"HTTP/1.1 407 Who of-secrecy\r\n\r\n", "requires a valid user and password (407)"),
         (None, "The certificate of other.example.com:465 is not trusted"),
     ],
 )

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def chief() -> User:
-    """Holds everything, and is the only one who manages people."""
+    """A person with every capability, and the only one who manages people."""
     return make.user(*Capability, email="chief@example.com")
 
 
@@ -69,8 +69,8 @@ def test_nobody_changes_or_deletes_a_role_that_holds_more(chief: User) -> None:
     assert Role.objects.get(pk=role.pk).capabilities == {Capability.LOGS_READ}
 
 
-def test_who_lost_their_role_meanwhile_acts_against_nobody(chief: User) -> None:
-    """A request holds what its author could do when it began; the rule asks the database."""
+def test_people_who_lost_their_role_meanwhile_cannot_act(chief: User) -> None:
+    """A request has the capabilities its author had at its start; the rule reads the database again."""
     eve, bo = make.user(*Capability), make.user(Capability.LOGS_READ)
     assert eve.has_perm(Capability.LOGS_READ)
 
@@ -83,7 +83,7 @@ def test_who_lost_their_role_meanwhile_acts_against_nobody(chief: User) -> None:
 
 
 def test_a_role_says_all_of_what_a_person_may_do(chief: User) -> None:
-    """Also of an account that was a superuser before it was given one."""
+    """Even if the account was a superuser before it got a role."""
     old = make.user(is_superuser=True)
 
     old.give_role(make.role(Capability.LOGS_READ), by=chief)

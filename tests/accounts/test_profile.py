@@ -87,7 +87,7 @@ def test_the_rail_shows_what_one_may_open(ana: User, max: User, sign_in: SignIn)
 
 
 def shown_settings(page: str) -> dict[str, list[str]]:
-    """The groups of the page Settings, each with where its links lead."""
+    """Return the groups of the Settings page, each with the targets of its links."""
     groups = page.split('<main class="page"')[1].split("</main>", maxsplit=1)[0].split("<h2")[1:]
     return {group.split(">")[1].split("<")[0]: re.findall(r'<a href="([^"]+)"', group) for group in groups}
 

@@ -1,4 +1,4 @@
-"""The commands for who has the machine: rescue, password_link, and Django's own, which are refused."""
+"""Operator commands: rescue and password_link work; Django's own account commands are refused."""
 
 import io
 import re
@@ -25,7 +25,7 @@ def run(name: str, *arguments: str, **options: Any) -> str:
 
 
 def choose(printed: str, password: str) -> None:
-    """Follow the link that was printed and choose a password."""
+    """Follow the printed link and set a password."""
     link = re.search(r"http\S+", printed)
     assert link
     client = Client()
@@ -60,7 +60,7 @@ def test_a_rescue_lets_in_who_lost_password_and_second_factor() -> None:
     browser.post("/accounts/login/", {"login": "bo@example.com", "password": "another horse battery"})
     assert browser.get("/people/").status_code == 200
     assert browser.get("/admin/").status_code == 200
-    assert "second factor is taken off" in said
+    assert "second factor is removed" in said
 
 
 def test_a_rescue_makes_a_person_only_when_told_to() -> None:
@@ -97,12 +97,12 @@ def test_nobody_unknown_or_deactivated_gets_a_link() -> None:
 
     with pytest.raises(CommandError, match="There is no person"):
         run("password_link", "new@example.com")
-    with pytest.raises(CommandError, match="Only who is active"):
+    with pytest.raises(CommandError, match="Only an active person"):
         run("password_link", "gone@example.com")
 
 
 @pytest.mark.parametrize(("command", "instead"), [("createsuperuser", "rescue"), ("changepassword", "password_link")])
-def test_what_django_offers_beside_the_roles_is_refused_and_names_what_to_use(command: str, instead: str) -> None:
+def test_djangos_own_account_commands_are_refused_with_an_alternative(command: str, instead: str) -> None:
     with pytest.raises(CommandError, match=f"manage.py {instead} EMAIL"):
         run(command)
     assert not User.objects.exists()

@@ -26,7 +26,7 @@ def chief() -> User:
 
 @pytest.fixture
 def clerk() -> User:
-    """May manage people and see hosts, and nothing else."""
+    """A person who may only manage people and see hosts."""
     return make.user(Capability.PEOPLE_MANAGE, Capability.HOSTS_READ, email="clerk@example.com")
 
 
@@ -35,7 +35,7 @@ def text(response: Any) -> str:
 
 
 def check_of(page: str, capability: Capability) -> str:
-    """The checkbox of one capability, as markup."""
+    """Return the markup of the checkbox of one capability."""
     return page.split(f'value="{capability.slug}"')[1].split(">", maxsplit=1)[0]
 
 
@@ -153,24 +153,22 @@ def test_a_bad_role_is_refused_in_words(form: dict[str, Any], words: str, chief:
 # --- Nobody hands out what they do not hold -----------------------------------------------------------------------
 
 
-def test_what_the_editor_lacks_cannot_be_ticked_and_says_why(clerk: User, sign_in: SignIn) -> None:
+def test_capabilities_the_editor_lacks_cannot_be_ticked_and_say_why(clerk: User, sign_in: SignIn) -> None:
     page = text(confirmed(sign_in(clerk)).get("/people/roles/add/"))
 
     assert "disabled" in check_of(page, HELD)
     assert "disabled" not in check_of(page, Capability.HOSTS_READ)
-    assert 'title="You do not hold this capability yourself."' in page
+    assert 'title="You do not have this capability yourself."' in page
 
 
-def test_what_the_editor_lacks_is_refused_however_it_is_sent(clerk: User, sign_in: SignIn) -> None:
+def test_capabilities_the_editor_lacks_are_refused_in_any_request(clerk: User, sign_in: SignIn) -> None:
     role, client = make.role(name="Helper"), confirmed(sign_in(clerk))
     form = {"name": "Mine", "capabilities": [HELD.slug]}
 
     for path in ("/people/roles/add/", f"/people/roles/{role.pk}/"):
         response = client.post(path, form)
         assert response.status_code == 422
-        assert "Nobody can grant a capability they do not hold themselves. You lack: View and export logs." in text(
-            response
-        )
+        assert "You can grant only capabilities that you have. You lack: View and export logs." in text(response)
     assert Role.objects.get(pk=role.pk).capabilities == frozenset()
     assert not Role.objects.filter(name="Mine").exists()
 
@@ -249,7 +247,7 @@ def test_a_role_in_use_is_not_deleted_and_an_unused_one_is(chief: User, sign_in:
 
     assert "1 people hold it" not in asked
     assert "1 person holds it; give them another role first." in asked
-    assert "People still hold this role. Give them another one first." in text(refused)
+    assert "People still have this role. Give them another one first." in text(refused)
     assert "Role deleted" in text(done)
     assert set(Role.objects.filter(name__in=("Used", "Free")).values_list("name", flat=True)) == {"Used"}
 

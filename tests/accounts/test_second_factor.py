@@ -1,4 +1,4 @@
-"""The second factor: turning it on and off, signing in with it, and what is stored of it."""
+"""The second factor: turning it on and off, signing in with it, and its stored data."""
 
 import json
 import re
@@ -31,7 +31,7 @@ NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def noon(db: None) -> Iterator[Any]:
-    """A clock that stands, and attempts of other tests that count for nothing."""
+    """A frozen clock, with no attempts of other tests counted."""
     cache.clear()
     with time_machine.travel(NOON, tick=False) as clock:
         yield clock
@@ -43,17 +43,17 @@ def text(response: Any) -> str:
 
 
 def code_of(secret: str, ahead: int = 0) -> str:
-    """What an authenticator app shows now, or so many half minutes from now."""
+    """Return the app's code now, or `ahead` half minutes from now."""
     return str(format_hotp_value(hotp_value(secret, int(datetime.now(UTC).timestamp()) // 30 + ahead)))
 
 
 def confirm(client: Client, path: str) -> Any:
-    """Type the password again, on the way to `path`."""
+    """Type the password again on the way to `path`."""
     return client.post("/accounts/reauthenticate/", {"password": make.PASSWORD, "next": path}, follow=True)
 
 
 def turn_on(client: Client) -> tuple[str, list[str]]:
-    """Turn the second factor on; its secret and the recovery codes."""
+    """Turn the second factor on; return its secret and the recovery codes."""
     page = text(confirm(client, "/settings/second-factor/activate/"))
     secret = re.search(r'id="totp-secret"[^>]*value="([A-Z2-7]+)"', page)
     assert secret
@@ -125,7 +125,7 @@ def test_after_the_password_signing_in_takes_the_code(sign_in: SignIn, noon: Any
     wrong = client.post("/accounts/second-factor/", {"code": "000000"})
     right = client.post("/accounts/second-factor/", {"code": code_of(secret)})
 
-    assert "This code is not right, or was used before." in text(wrong)
+    assert "This code is wrong, or was used before." in text(wrong)
     assert right["Location"] == "/"
     assert client.get("/settings/profile").status_code == 200
 
@@ -148,7 +148,7 @@ def test_a_code_works_once(sign_in: SignIn, noon: Any) -> None:
 
     response = sign_in_by_page(person).post("/accounts/second-factor/", {"code": code})
 
-    assert "This code is not right, or was used before." in text(response)
+    assert "This code is wrong, or was used before." in text(response)
 
 
 def test_a_recovery_code_signs_in_once(sign_in: SignIn) -> None:
@@ -216,7 +216,7 @@ def test_a_code_confirms_in_place_of_the_password(sign_in: SignIn, noon: Any) ->
 
 
 def stored() -> str:
-    """Everything sessions and authenticators hold, as it lies in the database, opened as far as anybody can."""
+    """Return all data of sessions and authenticators in the database, decoded where that needs no key."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT data::text FROM mfa_authenticator")
         rows = [row for (row,) in cursor.fetchall()]
@@ -237,7 +237,7 @@ def test_no_secret_is_stored_in_clear(sign_in: SignIn) -> None:
         assert one not in before + stored()
 
 
-def test_what_is_stored_names_the_key_that_sealed_it(sign_in: SignIn) -> None:
+def test_stored_secrets_name_their_key(sign_in: SignIn) -> None:
     secret, _ = turn_on(sign_in(make.user()))
 
     sealed = Authenticator.objects.get(type="totp").data["secret"]
@@ -248,7 +248,7 @@ def test_what_is_stored_names_the_key_that_sealed_it(sign_in: SignIn) -> None:
 
 @pytest.fixture
 def rotated(settings: Any) -> Iterator[Any]:
-    """Puts a new encryption key before the present one, when called."""
+    """Yield a function that puts a new encryption key before the current one."""
 
     def rotate(*, keep: bool) -> None:
         settings.ENCRYPTION_KEYS = [Fernet.generate_key(), *(settings.ENCRYPTION_KEYS if keep else [])]
@@ -301,7 +301,7 @@ def test_without_its_key_a_second_factor_lets_nobody_in(sign_in: SignIn, rotated
 # --- Taken off by an administrator --------------------------------------------------------------------------------
 
 
-def test_who_may_do_less_takes_no_second_factor_off(sign_in: SignIn) -> None:
+def test_a_second_factor_cannot_be_removed_by_people_with_fewer_capabilities(sign_in: SignIn) -> None:
     person, clerk = make.user(Capability.LOGS_READ), make.user(Capability.PEOPLE_MANAGE)
     turn_on(sign_in(person))
 

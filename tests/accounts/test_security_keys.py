@@ -1,4 +1,4 @@
-"""Security keys as second factor: adding, signing in with, confirming with and removing them, and what is refused."""
+"""Security keys as second factor: adding them, signing in, confirming, removing, and refusals."""
 
 import json
 from typing import Any
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.django_db
 
 INDEX, ADD = "/settings/second-factor/", "/settings/second-factor/keys/add/"
 ASKED = "/accounts/second-factor/"
-REFUSED = "This security key is not known here"
+REFUSED = "This security key is unknown"
 
 
 @pytest.fixture(autouse=True)
 def fresh(settings: Settings) -> None:
-    """The address of a workspace on this machine, and attempts of other tests that count for nothing."""
+    """A workspace at a local address, with no attempts of other tests counted."""
     settings.PUBLIC_URL = "http://localhost:8000"
     cache.clear()
 
@@ -51,7 +51,7 @@ def client_of(person: User, sign_in: SignIn) -> Client:
 
 @pytest.fixture
 def key(client_of: Client) -> SoftKey:
-    """The one second factor of `person`."""
+    """Add a security key as the only second factor of `person`."""
     key = SoftKey()
     add(client_of, key)
     return key
@@ -143,13 +143,13 @@ def test_a_key_that_is_somebody_elses_or_nobodys_is_refused(person: User, key: S
 @pytest.mark.parametrize(
     "origin", ["http://localhost", "https://localhost:8000", "http://evil.localhost:8000", "https://evil.example"]
 )
-def test_what_was_signed_for_another_page_is_refused(person: User, key: SoftKey, origin: str) -> None:
+def test_signatures_for_another_page_are_refused(person: User, key: SoftKey, origin: str) -> None:
     client = sign_in_by_page(person)
 
     refused(client, key.get(text(client.get(ASKED)), origin=origin))
 
 
-def test_what_was_signed_for_another_host_or_another_act_is_refused(person: User, key: SoftKey) -> None:
+def test_signatures_for_another_host_or_action_are_refused(person: User, key: SoftKey) -> None:
     client = sign_in_by_page(person)
     key.host = "example.com"
     refused(client, key.get(text(client.get(ASKED))))
@@ -209,7 +209,7 @@ def test_a_key_that_does_not_count_signs_in_again_and_again(person: User, client
     ],
     ids=lambda text: text[:70] or "nothing",
 )
-def test_what_is_no_credential_is_refused_in_words(
+def test_an_invalid_credential_is_refused_in_words(
     person: User, client_of: Client, key: SoftKey, credential: str
 ) -> None:
     client = sign_in_by_page(person)

@@ -1,4 +1,4 @@
-"""How long a session lives."""
+"""Lifetime of web sessions."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,7 @@ def fresh_limits(db: None) -> Iterator[None]:
 
 
 def signed_in(person: User, user_agent: str = FIREFOX) -> Client:
-    """A browser in which this person signed in through the page."""
+    """Return a browser in which this person signed in through the page."""
     client = Client(headers={"User-Agent": user_agent})
     form = {"login": person.email, "password": make.PASSWORD, "remember": "on"}
     assert client.post("/accounts/login/", form).status_code == 302
@@ -71,7 +71,7 @@ def test_a_session_ends_after_seven_days_however_busy() -> None:
         assert not is_in(client)
 
 
-def test_who_comes_too_late_is_sent_to_sign_in_and_back() -> None:
+def test_a_late_consent_is_sent_to_sign_in_and_back() -> None:
     with time_machine.travel(START, tick=False) as clock:
         client = signed_in(make.user())
         clock.shift(timedelta(days=1))
@@ -208,6 +208,6 @@ def test_signing_out_everywhere_asks_first_and_ends_all_this_one_too(sign_in: Si
     assert is_in(there)
     gone = here.post("/settings/sessions/end-all", follow=True)
 
-    assert "Sign out everywhere? All your sessions end, this one too." in asked
+    assert "Sign out everywhere? All your sessions end, including this one." in asked
     assert "You are signed out everywhere" in text(gone)
     assert (is_in(here), is_in(there), is_in(unrelated)) == (False, False, True)

@@ -20,7 +20,7 @@ from tests.conftest import SignIn
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("within_one_minute")]
 
-REFUSED = "The e-mail or the password is not right."
+REFUSED = "The e-mail or the password is wrong."
 
 
 def text(response: Any) -> str:

@@ -1,4 +1,4 @@
-"""Strangers use up their own tries: whoever has the right password, or a known browser, gets in."""
+"""Attempts of strangers are limited separately: a right password or a known browser always gets in."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -43,7 +43,7 @@ def guess(client: Client, email: str, times: int) -> list[int]:
 
 
 def known_browser(person: User, address: str) -> Client:
-    """A browser in which this person signed in once, and out again."""
+    """Return a browser in which this person signed in once, and out again."""
     client = at(address)
     assert enter(client, person.email).status_code == 302
     client.post("/accounts/logout/")
@@ -145,7 +145,7 @@ def test_one_address_tries_twenty_times_in_a_minute_at_whatever_accounts(clock: 
 
 
 def test_right_sign_ins_use_nothing_up() -> None:
-    """An office behind one address signs in on Monday at nine."""
+    """A whole office may sign in from one address at the same time."""
     assert {enter(at(FAR), make.user().email).status_code for _ in range(25)} == {302}
 
 

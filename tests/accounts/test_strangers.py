@@ -1,4 +1,4 @@
-"""Requests of people who are not signed in wait for each other; who is signed in waits for none of them."""
+"""Requests of strangers wait for each other; signed-in users never wait for them."""
 
 import threading
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def request(path: str = SIGN_IN, *, signed_in: bool = False) -> HttpRequest:
 
 
 class View:
-    """Counts who is inside at once, and lets nobody out before `go`."""
+    """Counts concurrent requests, and answers none before `go`."""
 
     def __init__(self) -> None:
         self.inside = self.most = 0
@@ -53,7 +53,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def test_of_twenty_strangers_one_is_served_at_a_time() -> None:
+def test_twenty_strangers_are_served_one_at_a_time() -> None:
     view = View()
     served = in_turn(view)
     with threads() as pool:
@@ -66,7 +66,7 @@ def test_of_twenty_strangers_one_is_served_at_a_time() -> None:
 
 
 @pytest.mark.parametrize(("path", "signed_in"), [("/hosts/", False), ("/api/servers", False), (SIGN_IN, True)])
-def test_who_is_signed_in_and_every_other_page_waits_for_no_stranger(path: str, signed_in: bool) -> None:
+def test_signed_in_people_and_other_pages_wait_for_no_stranger(path: str, signed_in: bool) -> None:
     view = View()
     served = in_turn(view)
     with threads() as pool:
@@ -78,7 +78,7 @@ def test_who_is_signed_in_and_every_other_page_waits_for_no_stranger(path: str, 
         assert (stranger.result(20).status_code, other.result(20).status_code) == (200, 200)
 
 
-def test_who_waits_too_long_is_told_so_and_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stranger_who_waits_too_long_is_refused_and_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queues, "LONGEST_TURN_WAIT_S", 0.01)
     view = View()
     served = in_turn(view)
@@ -102,7 +102,7 @@ def by_mail(waits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("what", ["hash", "mail"])
-def test_who_waits_for_a_hash_or_the_mail_server_lets_the_next_stranger_go_on(
+def test_waiting_for_a_hash_or_the_mail_server_lets_the_next_stranger_proceed(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting, go = threading.Event(), threading.Event()

@@ -37,7 +37,7 @@ FORM = {
 
 @pytest.fixture
 def keeper() -> User:
-    """May manage the workspace, and nothing else."""
+    """A person who may only manage the workspace."""
     return make.user(Capability.WORKSPACE_MANAGE)
 
 
@@ -134,7 +134,7 @@ def test_a_bad_setting_saves_none(wrong: dict[str, str], words: str, keeper: Use
     assert not Event.objects.filter(action="workspace.updated").exists()
 
 
-def test_what_is_not_to_be_set_here_is_not_set(keeper: User, sign_in: SignIn) -> None:
+def test_fixed_settings_cannot_be_set_here(keeper: User, sign_in: SignIn) -> None:
     confirmed(sign_in(keeper)).post(PATH, FORM | {"public_base_url": "https://evil.example", "id": "2"})
 
     assert WorkspaceSettings.load().public_base_url == ""
@@ -153,11 +153,11 @@ def test_private_upstreams_are_shown_and_cannot_be_typed(keeper: User, sign_in: 
 
 def test_it_says_of_when_the_oldest_call_is(keeper: User, sign_in: SignIn) -> None:
     client = sign_in(keeper)
-    assert "The oldest call there is" not in text(client.get(PATH))
+    assert "The oldest call is from" not in text(client.get(PATH))
 
     make.call(at=datetime(2031, 11, 20, 8, tzinfo=UTC))
 
-    assert "The oldest call there is came on 2031-11-20." in text(client.get(PATH))
+    assert "The oldest call is from 2031-11-20." in text(client.get(PATH))
 
 
 def test_shorter_retention_says_what_it_drops_and_can_be_revoked(keeper: User, sign_in: SignIn) -> None:
@@ -168,7 +168,7 @@ def test_shorter_retention_says_what_it_drops_and_can_be_revoked(keeper: User, s
     client.post(PATH, FORM | {"log_retention_days": "30"})
     asked = WorkspaceSettings.load()
     page = text(client.get(PATH))
-    client.post(PATH, FORM | {"log_retention_days": "90", "name": "Other"})  # Saves something else meanwhile.
+    client.post(PATH, FORM | {"log_retention_days": "90", "name": "Other"})  # Another change meanwhile.
     pending = WorkspaceSettings.load()
     client.post(f"{PATH}/keep-logs")
     revoked = WorkspaceSettings.load()

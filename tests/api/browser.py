@@ -1,4 +1,4 @@
-"""A person's session as a program uses it: the cookie, and the CSRF token that stands in the pages."""
+"""A person's browser session as used by a program: the cookie, and the CSRF token from the pages."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ FIELD = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 
 @contextmanager
 def signed_in(live: Serve, email: str) -> Iterator[httpx.Client]:
-    """Signed in as this person, whose password is the tests' own."""
+    """Yield a client signed in as this person, with the tests' password."""
     with httpx.Client(base_url=live.url, follow_redirects=True, timeout=60) as browser:
         token = FIELD.findall(browser.get("/accounts/login/").text)[0]
         form = {"login": email, "password": PASSWORD, "csrfmiddlewaretoken": token}
@@ -23,7 +23,7 @@ def signed_in(live: Serve, email: str) -> Iterator[httpx.Client]:
 
 
 def confirm(browser: httpx.Client) -> None:
-    """Type the password again, as grave acts want it."""
+    """Confirm the password, as sensitive changes require."""
     page = browser.get("/accounts/reauthenticate/")
     form = {"password": PASSWORD, "csrfmiddlewaretoken": FIELD.findall(page.text)[0]}
     assert browser.post("/accounts/reauthenticate/", data=form, headers={"Referer": str(browser.base_url)}).is_success

@@ -17,7 +17,7 @@ def owner(live: Serve) -> Iterator[httpx.Client]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many requests were made up against the description of the API."""
+    """Print how many requests were generated from the description of the API."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
     cases = [count for report in reports for name, count in report.user_properties if name == "cases"]
     if cases:

@@ -1,4 +1,4 @@
-"""A CI job replaces its own token on every run, with curl and jq and nothing else."""
+"""A CI job rotates its own token on every run, with only curl and jq."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def job(live: Serve, pk: str, secret: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_script_renews_its_own_token_on_every_run(live: Serve) -> None:
-    """The new value works at once, the old one is dead at once."""
+    """The new secret works and the old one fails immediately."""
     issued = live.issue_token(host=unique("ci"), gateway="quickstart")
     pk, url, secret = issued["id"], issued["gateway_url"], issued["token"]
 
@@ -53,12 +53,12 @@ def test_a_dead_token_stops_the_pipeline(live: Serve) -> None:
 
     done = job(live, issued["id"], issued["token"][:-1] + "_")
 
-    assert done.returncode == 22  # What curl says with --fail.
+    assert done.returncode == 22  # curl's exit status with --fail.
     assert done.stdout == ""
 
 
 def test_two_workers_let_one_of_many_rotations_win(live: Serve) -> None:
-    """Over two worker processes."""
+    """Two worker processes serve the requests."""
     issued = live.issue_token(host=unique("ci"), gateway="quickstart")
     command = ["curl", "-sS", "-i", "-X", "POST", f"{live.url}/api/tokens/{issued['id']}/rotate"]
     command += ["-H", f"Authorization: Bearer {issued['token']}"]

@@ -1,7 +1,8 @@
-"""The API keeps to its own description: made-up requests, good and bad, to every operation by four kinds of callers.
+"""The API conforms to its own description: generated requests, valid and invalid, to every operation, by four kinds of
+callers.
 
-No answer is a 5xx, has a status the description does not know for that operation, or a body that is not as described.
-`make test` sends a few, as one of them; `make test-all` as all four; `make contract` sends many more.
+No answer is a 5xx, or has a status or body that the description does not declare for that operation. `make test` sends
+a few, as one of the callers; `make test-all` as all four; `make contract` sends many more.
 """
 
 import os
@@ -60,7 +61,7 @@ def api() -> Any:
 
 
 def exact(node: Any) -> Any:
-    """The description, in which answers hold what it says and nothing else: what is there is described."""
+    """Return the description with unknown members of answers forbidden, so that every member must be described."""
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         exact(child)
     if isinstance(node, dict) and isinstance(node.get("properties"), dict) and "allOf" not in node:
@@ -80,7 +81,7 @@ ASKED = [(label, ACTORS[(turn + place) % 4]) for turn in range(4) for place, lab
 
 @pytest.fixture(scope="module")
 def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
-    """One world for all; each request leaves it as it was."""
+    """One world for all tests; each request is undone."""
     for signal in (request_started, request_finished):
         signal.disconnect(close_old_connections)  # As Django's own test client does: all share one transaction.
     with django_db_blocker.unblock(), for_a_moment():
@@ -91,7 +92,7 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def credentials(world: World) -> dict[str, dict[str, Any]]:
-    """What each kind of caller sends along; the keys with one capability stand by its name."""
+    """Return the credentials of each kind of caller; keys with one capability are under its name."""
     return {
         "owner": session(world.boss),
         "owner's key": bearing(world.boss, *Capability),
@@ -101,12 +102,12 @@ def credentials(world: World) -> dict[str, dict[str, Any]]:
 
 
 def bearing(person: Any, *capabilities: Capability) -> dict[str, Any]:
-    """An API key of `person` for these."""
+    """Return the headers of an API key of `person` with these capabilities."""
     return {"headers": {"Authorization": f"Bearer {make.api_key(person, *capabilities).secret}"}}
 
 
 def caller(actor: str, door: Door) -> str:
-    """Whose credentials `actor` has at this door."""
+    """Return the caller whose credentials `actor` uses for this operation."""
     if actor != "key for this":
         return actor
     enough = next(iter(sufficient(door.rule)), {Capability.HOSTS_READ})
@@ -123,7 +124,7 @@ def session(person: Any) -> dict[str, Any]:
 
 
 def cases(operation: Any) -> Any:
-    """Requests as described, and such as are not where there is something to get wrong."""
+    """Return valid requests, and invalid ones for operations with input."""
     good = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
     if not (operation.query or operation.body or operation.path_parameters):
         return good
@@ -168,7 +169,7 @@ def test_an_operation_answers_as_described(
 
 
 def about(case: Case[Any], door: Door, world: World, *, with_body: bool) -> None:
-    """Let a made-up request be about something there is, some with a body that is right."""
+    """Point a generated request at an existing object, sometimes with a valid body."""
     names = {"pk": "id"}
     case.path_parameters = {names.get(name, name): str(value) for name, value in door.kwargs(world).items()}
     if with_body and (door.name, door.method) in world.bodies:

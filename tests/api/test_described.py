@@ -1,4 +1,4 @@
-"""The description of the API says of everything what it is, what it does and what it looks like."""
+"""The API description documents every operation, field and example."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from gatewayadmin.rest.openapi import description
 from tests.cases import full
 
 LINT = Path(__file__).parent / "lint"
-CHOICES = "* `"  # How a list of choices begins, which says what may stand there and not what it means.
+CHOICES = "* `"  # How a list of choices begins, which has the allowed values without their meaning.
 
 
 def operations() -> Iterator[dict[str, Any]]:
@@ -58,7 +58,7 @@ def test_every_operation_says_what_it_does_in_words_of_its_own() -> None:
 
 
 def contents() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every body and answer in JSON, by operation and status."""
+    """Yield every JSON body and answer, by operation and status."""
     for operation in operations():
         said = {"body": operation.get("requestBody", {}), **operation["responses"]}
         for status, each in said.items():

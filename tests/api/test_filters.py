@@ -1,4 +1,4 @@
-"""Filters name things alike everywhere: by id, slug or name, in any case; what names nothing is an error."""
+"""Filters accept id, slug or name everywhere, in any case; an unknown name is an error."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def test_an_id_a_slug_and_a_name_mean_the_same(boss: User, form: Any) -> None:
     assert found(host="CI bot") == found(user="boss@example.com") == [str(token.pk)]
 
 
-def test_what_was_meant_is_told(boss: User) -> None:
+def test_a_misspelled_name_gets_a_suggestion(boss: User) -> None:
     for name in ("CI bot", "CI bot 2", "Night run"):
         make.agent(by=boss, name=name)
     rest = Rest.of(boss)
@@ -100,7 +100,7 @@ SINGLE_ROWS = (
 def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
     capability: Capability, boss: User
 ) -> None:
-    """Neither by id nor by name is told that it exists, to who sees rows that are not about it."""
+    """Neither its id nor its name is confirmed to users who may only see unrelated rows."""
     things: dict[str, Any] = {
         "user": make.user(email="zoe@zz.io"),
         "gateway": make.gateway(name="Unknown gateway", slug="unknown", reach="teams"),
@@ -108,7 +108,8 @@ def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
         "server": make.server(name="Unknown server", slug="unseen"),
     }
     names = {"user": "zoe@zz.io", "gateway": "unknown", "host": "Unknown bot", "server": "unseen"}
-    readable = {  # Whose list shows it: who makes tokens chooses an agent, who sees identities sees servers.
+    # Capabilities whose lists show it: creating tokens includes choosing an agent, seeing identities includes servers.
+    readable = {
         Capability.API_TOKENS_MANAGE: {"host"},
         Capability.IDENTITIES_MANAGE: {"server"},
     }.get(capability, set())
@@ -131,7 +132,7 @@ def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
 
 
 def test_the_log_is_filtered_by_all_that_calls_name(boss: User) -> None:
-    """Also by what no connection is left of, and by a token whose calls were all refused."""
+    """Includes deleted connections, and a token whose calls were all refused."""
     gateway, server, host = make.gateway(slug="gone"), make.server(slug="gone-server"), make.agent(by=boss, name="Gone")
     token = make.token(make.connection(host, gateway, boss), name="refused").token
     one = call(

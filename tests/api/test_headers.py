@@ -1,4 +1,4 @@
-"""ETags of what is looked at, and the state of rate limits."""
+"""ETags of read objects, and rate limit headers."""
 
 from typing import Any
 
@@ -44,8 +44,8 @@ def test_every_single_thing_is_304_for_who_has_it(step: int) -> None:
             assert ask(rest, path, "*").status_code == 304
 
 
-def test_what_is_no_edit_changes_the_tag_and_is_no_conflict(boss: User) -> None:
-    """A caller that looks for news gets it; one that writes is not stopped by it."""
+def test_other_changes_alter_the_tag_without_a_conflict(boss: User) -> None:
+    """Readers see that something changed, but writers get no conflict."""
     gateway, rest = make.gateway(slug="work"), Rest.of(boss)
     tag = rest.get("/gateways/work")["ETag"]
 

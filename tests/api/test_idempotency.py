@@ -1,4 +1,4 @@
-"""A request sent again with its Idempotency-Key gets the same answer, and makes nothing twice."""
+"""A repeated request with the same Idempotency-Key gets the same answer and creates nothing twice."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.django_db
 
 POSTS = [door for door in DOORS if door.method == "post"]
 MAKING = {door.name: door for door in POSTS if door.operation.makes}
-# These change what is there already; done twice, they say so or change nothing.
+# These change existing objects; repeated, they report that or change nothing.
 CHANGING = {
     "sink-disable",
     "sink-enable",
@@ -112,7 +112,7 @@ def test_every_post_that_makes_something_takes_a_key() -> None:
 
 
 def again(door: Door, world: World) -> tuple[Any, Any, Any]:
-    """The answers to a request, to the same again, and to another with the same key, by whoever may make it."""
+    """Return the answers to a request, to its repetition, and to another request with the same key."""
     key = {"Idempotency-Key": str(uuid4())}
     if door.name == "token-collect":
         Token.objects.get(pk=door.kwargs(world)["pk"]).ask_for_new(by=world.boss)
@@ -206,7 +206,7 @@ def test_an_answer_whose_encryption_key_is_gone_is_not_made_again(rest: Rest) ->
     assert problem(post(rest, "/teams", {"name": "one"}, "k")) == (409, "idempotency_answer_lost")
 
 
-def test_of_many_at_once_one_makes_it_over_two_workers(owner: httpx.Client) -> None:
+def test_one_of_many_concurrent_requests_wins_over_two_workers(owner: httpx.Client) -> None:
     name, headers = unique("bot"), {"Idempotency-Key": str(uuid4())}
 
     def send(_: int) -> httpx.Response:
@@ -227,7 +227,7 @@ def test_of_many_at_once_one_makes_it_over_two_workers(owner: httpx.Client) -> N
 
 
 class Crashing(BaseEmailBackend):
-    """A mail server in front of which the process ends."""
+    """A mail server whose client process crashes on connect."""
 
     def send_messages(self, messages: Any) -> int:
         raise SystemError

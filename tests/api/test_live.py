@@ -1,4 +1,4 @@
-"""The API as programs meet it: real processes, real HTTP."""
+"""The API over real HTTP, served by real processes."""
 
 import json
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ def test_an_export_streams_all_rows(live: Serve, owner: httpx.Client) -> None:
 
 
 def test_two_workers_agree_on_who_was_first(owner: httpx.Client) -> None:
-    """Of many revocations, toggles and approvals at once one acts; the others get a clear answer."""
+    """Of many concurrent revocations, toggles and approvals one takes effect; the others get a clear error."""
     host = owner.post("/api/hosts", json={"name": unique("bot")}).json()["id"]
     gateway = owner.get("/api/gateways/quickstart").json()["id"]
     body = {"host_id": host, "gateway_id": gateway, "name": "ci"}

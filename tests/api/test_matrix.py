@@ -1,6 +1,7 @@
-"""Every route of the API for everybody: nobody, without, with exactly, with every other capability, and the owner.
+"""Every API route with every kind of caller: anonymous, without, with exactly, and with every other capability, and the
+owner.
 
-Written from the rules the views declare: a route without one, or without an address here, fails.
+Generated from the rules that the views declare: a route without a rule, or without an address here, fails.
 """
 
 import re
@@ -36,7 +37,7 @@ ALL, NONE = frozenset(Capability), frozenset[Capability]()
 
 @dataclass(frozen=True)
 class Door:
-    """One method of one route."""
+    """One method of one API route."""
 
     name: str
     method: str
@@ -61,23 +62,23 @@ class Door:
 
     @property
     def let_in(self) -> set[int]:
-        """What they are told whom its rule names; who must ask for something is told so."""
+        """Return the statuses for allowed callers; some must confirm their password first."""
         asks = any(field.required for field in self.operation.query().fields.values())
         return LET_IN | {400} if asks else LET_IN
 
     @property
     def template(self) -> str:
-        """Its address as the description writes it."""
+        """Return its path template as in the description."""
         route = re.sub(r"<\w+:(\w+)>", r"{\1}", self.route)
         return f"/api/{route}".replace("{pk}", "{id}")
 
     @property
     def described(self) -> Any:
-        """What the description says of it."""
+        """Return its part of the description."""
         return description()["paths"][self.template][self.method]
 
     def ask(self, world: World, rest: Rest, **headers: str) -> Any:
-        """The answer to a request that has a body where it takes one."""
+        """Send a request, with a valid body if it takes one, and return the response."""
         body = world.bodies.get((self.name, self.method))
         if body is None and self.method in ("patch", "put"):
             body = {}
@@ -87,7 +88,7 @@ class Door:
         return int(self.ask(world, rest).status_code)
 
     def kwargs(self, world: World) -> dict[str, Any]:
-        """What stands in its address."""
+        """Return the values of its path parameters."""
         address = world.addresses
         if self.name not in address and (self.name.endswith("-list") or self.name == "call-export"):
             return {}
@@ -112,14 +113,14 @@ every_route = pytest.mark.parametrize("route", every(36, ROUTES))
 
 @contextmanager
 def for_a_moment() -> Iterator[None]:
-    """Undo everything at the end, so that each person finds the same world."""
+    """Roll everything back at the end, so that each caller finds the same world."""
     with transaction.atomic():
         yield
         transaction.set_rollback(True)
 
 
 def sufficient(rule: Any) -> list[set[Capability]]:
-    """The smallest sets of capabilities that open a door."""
+    """Return the smallest sets of capabilities that satisfy a rule."""
     needed = rule.others if isinstance(rule, Own) else rule
     match needed:
         case None:
@@ -132,7 +133,7 @@ def sufficient(rule: Any) -> list[set[Capability]]:
 
 
 def enough_for(door: Door) -> list[set[Capability]]:
-    """The smallest sets of capabilities with which this door of this world opens."""
+    """Return the smallest sets of capabilities that are enough for this operation in this world."""
     # Managing identities opens other people's, managing servers the shared ones; this one is a person's.
     if door.name == "identity-confirm":
         return []  # Nobody but its person agrees to where a person's own one is sent.
@@ -142,13 +143,13 @@ def enough_for(door: Door) -> list[set[Capability]]:
 
 @pytest.fixture(scope="module")
 def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
-    """One world for all tests of this module; each leaves it as it was."""
+    """One world for all tests of this module; each leaves it unchanged."""
     with django_db_blocker.unblock(), for_a_moment():
         yield build()
 
 
 class People:
-    """Who calls the routes of a world: made once, for they take longer to make than a route to answer."""
+    """The callers for a world, created once because creating them takes longer than answering a request."""
 
     def __init__(self, world: World) -> None:
         rules = [door.rule for door in DOORS]
@@ -157,21 +158,21 @@ class People:
         lacking = {one - {needed} for one in enough for needed in one}
         self._sessions = {one: session_of(holder(*one)) for one in {NONE, ALL} | enough | others | lacking}
         self._owner = session_of(world.owner)
-        # Each of somebody else: a person has only so many.
+        # Each of another person, because a person may have only a few.
         self._keys = {one: make.api_key(holder(*ALL), *one).secret for one in enough | others}
 
     def holding(self, capabilities: Iterable[Capability], *, csrf: bool = True) -> Rest:
-        """Somebody with exactly these, in a browser whose page sends the CSRF token, or does not."""
+        """Return a person with exactly these capabilities, in a browser that sends the CSRF token or not."""
         rest = Rest(browser(self._sessions[frozenset(capabilities)]))
         rest.client.handler.enforce_csrf_checks = not csrf
         return rest
 
     def owning(self) -> Rest:
-        """Who owns everything that has an owner, in a browser."""
+        """Return the owner of every owned object, in a browser."""
         return Rest(browser(self._owner))
 
     def key(self, capabilities: Iterable[Capability]) -> Rest:
-        """An API key with exactly these, of somebody who may do everything."""
+        """Return an API key with exactly these capabilities, of a person with all of them."""
         return Rest.bearing(self._keys[frozenset(capabilities)])
 
 
@@ -182,7 +183,7 @@ def people(world: World, django_db_blocker: Any) -> People:
 
 
 def answer(door: Door, world: World, somebody: Rest) -> int:
-    """What they get, as if nobody had been here before."""
+    """Return the status of one request, sent from a fresh state."""
     with for_a_moment():
         return door.knock(world, somebody)
 
@@ -191,7 +192,7 @@ type Expected = Iterator[tuple[str, Rest, set[int]]]
 
 
 def sessions(door: Door, people: People) -> Expected:
-    """What people in a browser are told, by what they hold."""
+    """Return the expected statuses of people in a browser, by capabilities."""
     own, open_to_all = isinstance(door.rule, Own), door.rule is None
     lists = open_to_all or (own and not door.is_of_one_thing)  # Everybody's, or one's own among others'.
     refused = door.let_in if lists else HIDDEN if own else {403}
@@ -207,7 +208,7 @@ def sessions(door: Door, people: People) -> Expected:
 
 
 def programs(door: Door, world: World, people: People) -> Expected:
-    """What programs are told: an API key does what it was made with, not even what is its owner's own besides."""
+    """Return the expected statuses of API keys: their own capabilities decide, even for their owner's objects."""
     for_people = not door.operation.api_keys
     for enough in enough_for(door):
         yield f"a key for {slugs(enough)}", people.key(enough), {403} if for_people else door.let_in
@@ -223,7 +224,9 @@ def slugs(capabilities: Iterable[Capability]) -> str:
 
 @every_route
 def test_if_match_and_etag_are_described_where_they_are(route: str, world: World, people: People) -> None:
-    """A version there never was stops the operations that say so, and no other; an ETag comes where it is told."""
+    """A wrong version stops exactly the operations that document If-Match, and exactly the documented ones send an
+    ETag.
+    """
     for door in ROUTES[route]:
         statuses = set()
         for somebody in (people.holding(ALL), people.owning()):

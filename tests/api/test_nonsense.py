@@ -1,4 +1,4 @@
-"""Nonsense in each field of each operation's body and query is refused in words, by its name."""
+"""Invalid values in each field of each operation are refused with a message that names the field."""
 
 import json
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def rest(world: World) -> Rest:
-    """The browser of somebody who may do everything, and typed the password just now."""
+    """The browser of a person with every capability who has just confirmed the password."""
     return Rest(browser(session_of(world.boss)))
 
 
@@ -50,7 +50,7 @@ def named(door: Door) -> str:
 
 
 def fields(door: Door) -> list[str]:
-    """The names of what its body takes."""
+    """Return the names of its body fields."""
     schema = door.described["requestBody"]["content"]["application/json"]["schema"]
     if "$ref" in schema:
         schema = description()["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
@@ -92,7 +92,7 @@ def test_a_query_with_nonsense_is_no_error_of_ours(door: Door, world: World, res
 
 
 def fault(answer: Any, what: str, sent: Any) -> list[str]:
-    """What is wrong with an answer, if anything: no refusal is without its reason."""
+    """Return the faults of an answer: a refusal must state its reason."""
     if answer.status_code < 300:
         return []
     is_told = answer.status_code < 500 and {"detail", "code"} <= set(answer.json())

@@ -1,4 +1,4 @@
-"""Whatever path, method or header comes under /api/, the answer is JSON."""
+"""Every path, method and header under /api/ gets a JSON answer."""
 
 import json
 import socket
@@ -46,7 +46,7 @@ HEADERS = [
 
 
 def ask(live: Serve, method: str, path: str, headers: str = "") -> tuple[str, str]:
-    """Status and media type of the answer, and its body, as they are on the wire."""
+    """Return status and media type of the raw answer, and its body."""
     url = urlsplit(live.url)
     with socket.create_connection((url.hostname or "", url.port or 0), timeout=60) as wire:
         head = (

@@ -1,6 +1,6 @@
-"""How many statements each list takes: the same for one row as for many, and no more than before.
+"""The number of statements per list does not depend on the number of rows, and has not grown.
 
-Two of each count are the session and its user, one the role's capabilities.
+Each count includes two for the session and its user, and one for the role's capabilities.
 """
 
 import pytest
@@ -31,7 +31,7 @@ FROZEN = {
     "/gateways/busy/tools": 7,
     "/hosts": 6,
     "/identities?scope=all": 6,
-    "/logs": 5,  # The last week, and then all of it, since that holds no whole page.
+    "/logs": 5,  # The last week, then the whole log, since the week has no full page.
     "/log-views": 6,
     "/provisioning-keys": 6,
     "/roles": 8,
@@ -48,7 +48,7 @@ def boss(db: None) -> User:
 
 
 def one_more_of_everything(boss: User) -> None:
-    """Adds rows to every list, each with rows of its own below it."""
+    """Add rows to every list, each with child rows."""
     busy = Gateway.objects.filter(slug="busy").first() or make.gateway(slug="busy", by=boss)
     server = make.server(by=boss, auth_type=AuthType.BEARER)
     assignment = make.assignment(busy, server, identity_scheme="shared", shared_identity=make.identity(server))
@@ -68,7 +68,7 @@ def one_more_of_everything(boss: User) -> None:
 
 
 def counted(rest: Rest, path: str) -> tuple[int, int]:
-    """Statements and rows."""
+    """Return the number of statements and of rows."""
     with CaptureQueriesContext(
         connection,
     ) as queries:

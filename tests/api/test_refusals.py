@@ -1,4 +1,4 @@
-"""Whoever tries what they may not is told which capability is missing, and the attempt is recorded."""
+"""A refused change names the missing capability, and the attempt is recorded."""
 
 import pytest
 

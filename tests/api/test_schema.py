@@ -1,4 +1,4 @@
-"""The description of the API, and the page drawn from it."""
+"""The description of the API, and the page that renders it."""
 
 import re
 from typing import Any
@@ -38,7 +38,7 @@ def test_every_door_says_who_may_enter_and_how_it_refuses() -> None:
         assert "Takes `" in operation["description"] or "Open to everybody" in operation["description"]
 
 
-# What is listed, and how it can be narrowed; the rest is verbs on one thing.
+# Lists and their filters; the others act on one object.
 LISTS = {
     "tokens": "scope status host gateway user q expires_before",
     "hosts": "kind enabled q",

@@ -1,7 +1,7 @@
-"""A person with any single capability, and an API key with it, at every operation of the API against everybody.
+"""Every API operation on other people's objects, by a person and by an API key with one capability.
 
-Which door a capability opens is written here once more, apart from what the views declare; so is whom it may be used
-against. What stands in the database afterwards is compared too: nobody took away, or came by, what they do not hold.
+The required capabilities, and whose objects they apply to, are written here again, independently of the views. The
+database is compared afterwards: nobody gained or removed capabilities they do not have.
 """
 
 from __future__ import annotations
@@ -230,25 +230,25 @@ AGAINST = {
     "POST apikey-revoke",
 }
 REFUSED = {403, 404}
-# What only its owner does to a person's own credential, and what is asked of shared ones by who manages identities.
+# Operations on a credential: only for its owner if it is personal, for identity managers if it is shared.
 FOR_SHARED = {"POST identity-confirm", "GET identity-gateways", "PUT identity-gateways"}
 OWNERS_ALONE = {"PATCH identity-detail", "PUT identity-secret", *FOR_SHARED}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A thing an operation may be aimed at, and what acting against it takes."""
+    """A target of an operation, and the capabilities needed to change it."""
 
     name: str
     kwargs: dict[str, Any]
     holds: frozenset[Capability] = frozenset()
-    owned: bool = False  # Another person's credential, which is nobody else's to change.
+    owned: bool = False  # Another person's credential, which nobody else may change.
     shared: bool = False  # A credential of the servers' keepers.
-    body: Any = None  # What is sent, where it matters to whom it is done.
+    body: Any = None  # The body, if it depends on the target.
 
 
 class Cast(dict[str, list[Target]]):
-    """The targets, by the start of the name of the doors that lead to them."""
+    """The targets, by the prefix of operation names."""
 
     def __init__(self, world: World) -> None:
         Role.objects.make_built_in()
@@ -302,7 +302,7 @@ class Cast(dict[str, list[Target]]):
         )
 
     def of(self, door: Door, world: World) -> list[Target]:
-        """What this door may be aimed at; the one thing of the world where no more is to be told."""
+        """Return the targets of this operation; one object of the world if no others are declared."""
         kind = door.name.partition("-")[0]
         match door.method, door.name:
             case "post", "team-list":
@@ -328,7 +328,7 @@ def team(*people: User) -> Team:
 
 
 def joined(*people: User) -> dict[str, Any]:
-    """A team of these people."""
+    """Return the body of a team with these people."""
     return {"name": make.unique("Joined"), "user_ids": [str(one.pk) for one in people]}
 
 
@@ -340,7 +340,7 @@ def stage(django_db_setup: None, django_db_blocker: Any) -> Iterator[tuple[World
 
 
 def opens(name: str, capability: Capability, target: Target, *, key: bool) -> bool:
-    """Whether this one capability lets its holder do this to that, as the rules say it in words."""
+    """Return True if this one capability allows the operation on the target, by the written rules."""
     if key and name in NO_KEYS:
         return False
     wanted = KEY_OPENS.get(name, OPENS[name]) if key else OPENS[name]
@@ -356,7 +356,7 @@ def opens(name: str, capability: Capability, target: Target, *, key: bool) -> bo
 
 
 def bodies(door: Door, target: Target, world: World, capability: Capability) -> list[Any]:
-    """What is sent: everything somebody might try to come by."""
+    """Return the bodies to send, including every attempt to gain rights."""
     if target.body is not None:
         return [None if door.method in ("get", "delete") else target.body]
     name = f"{door.method.upper()} {door.name}"
@@ -370,12 +370,12 @@ def bodies(door: Door, target: Target, world: World, capability: Capability) -> 
 
 
 def nothing() -> Role:
-    """A role that holds nothing."""
+    """Return a role without capabilities."""
     return Role.objects.get(name="Nobody's")
 
 
 def rights() -> dict[Any, Any]:
-    """Who may do what, what roles hold, whose credentials are which: what nobody takes who does not hold it."""
+    """Return all rights in the database: capabilities of people and roles, and owners of credentials."""
     people = User.objects.values_list(
         "pk", "email", "role_id", "is_active", "is_staff", "is_superuser", "session_epoch"
     )
@@ -430,7 +430,7 @@ def test_one_capability_opens_what_it_says_against_who_holds_no_more(
 
 
 def oneself(door: Door, somebody: User, cast: Cast) -> list[Target]:
-    """The person who asks, their role, and the teams they join: what they hold is no more than they hold."""
+    """Return the caller, their role and teams, which hold no more than the caller."""
     assert somebody.role
     match door.name.partition("-")[0]:
         case "user" if not door.name.endswith("list"):
@@ -452,8 +452,8 @@ def test_the_matrix_speaks_of_every_operation() -> None:
     assert {f"{door.method.upper()} {door.name}" for door in DOORS} == set(OPENS)
 
 
-def test_whoever_is_last_stays_whatever_is_tried(stage: tuple[World, Cast]) -> None:
-    """Somebody who holds everything, and may act against everybody, leaves one owner behind."""
+def test_the_last_owner_stays_whatever_is_tried(stage: tuple[World, Cast]) -> None:
+    """The caller has every capability; still one owner remains."""
     world, cast = stage
     (owner,) = (one for one in cast["user"] if one.name == "the last owner")
     with for_a_moment():

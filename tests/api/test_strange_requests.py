@@ -1,4 +1,4 @@
-"""What no client should send is refused in words all the same: no 5xx, no page, no half an answer."""
+"""Malformed requests get a readable refusal: no 5xx, no HTML page, no partial answer."""
 
 import pytest
 

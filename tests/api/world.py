@@ -1,4 +1,4 @@
-"""One of everything the API speaks of, none of it anybody's but the owner's."""
+"""One object of every kind in the API, all owned by one person."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +24,7 @@ YEAR = timedelta(days=365)
 
 
 def holder(*capabilities: Capability) -> User:
-    """Somebody whose role holds exactly these; without a password, which would take its time."""
+    """Return a person whose role has exactly these capabilities; without a password, because hashing is slow."""
     role = Role.objects.create(name=uuid4().hex)
     role.permissions.set(permissions_of(capabilities))
     return User.objects.create_user(f"{uuid4().hex}@example.com", None, role=role)
@@ -32,7 +32,7 @@ def holder(*capabilities: Capability) -> User:
 
 @dataclass(frozen=True)
 class World:
-    """Who owns things, what stands in each route's address, and a body each change accepts."""
+    """The owner, the path parameters of each route, and a valid body for each change."""
 
     owner: User
     boss: User
@@ -42,8 +42,8 @@ class World:
 
 
 def build() -> World:
-    """The rows behind every route; no server of it can be reached, so that nothing waits for the network."""
-    holder(Capability.PEOPLE_MANAGE)  # So that nobody else is the last one.
+    """Create the rows behind every route; its servers are unreachable, so no test waits for the network."""
+    holder(Capability.PEOPLE_MANAGE)  # So that somebody else also manages people.
     owner, boss = holder(), holder(*Capability)
     server = make.server(slug="docs", url="https://127.0.0.1:9/mcp", auth_type=AuthType.BEARER)
     closed = make.gateway(slug="closed", reach="teams")
@@ -136,5 +136,5 @@ def build() -> World:
 
 
 def alive(secret: str) -> bool:
-    """Whether the token of the world still holds its secret."""
+    """Return True if the token of the world still has its secret."""
     return Token.objects.get(prefix=secret[:12]).is_held_by(secret)

@@ -1,7 +1,7 @@
 """Hosts of MCP Apps in a browser: one made with the extension's app-bridge, one with @mcp-ui/client.
 
-A page shows the app of a tool as web hosts have to: in a frame inside a frame of another origin, with the content
-security policy that the app's resource asks for.
+A page shows the app of a tool as web hosts must: in a frame inside a frame of another origin, with the content security
+policy that the app's resource declares.
 """
 
 import json
@@ -95,12 +95,12 @@ class Pages(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nobody reads a log of the pages."""
+        """Do not log requests of pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Where the hosts' pages are."""
+    """The addresses of the hosts' pages."""
 
     port: int
 
@@ -128,7 +128,7 @@ def app_in(page: Page) -> FrameLocator:
 
 
 def _cesium(route: Route) -> None:
-    """CesiumJS as its CDN serves it, from its npm package: the app of server-map loads it."""
+    """Serve CesiumJS, which server-map loads from its CDN, from its npm package."""
     path = MODULES / "cesium" / "Build" / "Cesium" / urlsplit(route.request.url).path.partition("/Build/Cesium/")[2]
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     route.fulfill(path=path, content_type=kind, headers=ANYBODY)

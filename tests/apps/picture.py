@@ -1,4 +1,4 @@
-"""The picture of an MCP App in docs, taken of a real run: `python -m tests.apps.picture`."""
+"""Take the picture of an MCP App for docs from a real run: `python -m tests.apps.picture`."""
 
 import re
 import tempfile
@@ -14,7 +14,7 @@ from tests.browser.fixtures import chromium
 from tests.workspace import ROOT, Serve
 
 PICTURE = ROOT / "docs" / "images" / "mcp-app.png"
-# Of the app only what the page in docs describes: the rest of it shows what else an app can do.
+# Only the part of the app that the page in docs describes.
 FRAME = "document.querySelector('main iframe').style.height = '155px'"
 
 

@@ -43,7 +43,7 @@ def issued(gateway: Serve) -> dict[str, str]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page whose scripts, the app's too, have to run without an error."""
+    """A page that fails on any script error, the app's included."""
     errors: list[str] = []
     # Few pixels: without a graphics card, drawing the globe is most of the time these tests take.
     with browser.new_context(viewport={"width": 360, "height": 640}, device_scale_factor=0.5) as context:
@@ -55,7 +55,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def calls(gateway: Serve, since: int) -> list[tuple[str, str, str]]:
-    """The rows of the log with a higher id that name a tool."""
+    """Return the rows of the log after this id that name a tool."""
     query = "SELECT server_name, feature_name, outcome FROM auditlog_call WHERE id > %s AND feature_type = 'tool'"
     rows = gateway.rows(f"{query} ORDER BY id", since)
     return [(row["server_name"], row["feature_name"], row["outcome"]) for row in rows]
@@ -66,7 +66,7 @@ def last_id(gateway: Serve) -> int:
 
 
 def middle_of(canvas: Locator) -> tuple[int, ...]:
-    """Return red, green and blue of the pixel in the middle of a canvas."""
+    """Return the red, green and blue of the canvas's centre pixel."""
     script = """canvas => {
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
         copy.drawImage(canvas, 0, 0);

@@ -24,7 +24,7 @@ NOON = datetime(2031, 11, 20, 12, tzinfo=UTC)
 
 
 def text(answer: Any) -> str:
-    """All of a file."""
+    """Return the whole content of a file response."""
     return str(answer.getvalue(), "utf-8")
 
 

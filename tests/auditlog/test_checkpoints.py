@@ -1,4 +1,4 @@
-"""Checkpoints of the log: whoever removes, changes or adds a row is told of, and which row it was."""
+"""Checkpoints of the log: each removed, changed or added row is reported."""
 
 import io
 import random
@@ -31,7 +31,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 @pytest.fixture
 def sealed() -> list[Call]:
-    """Some calls in some checkpoints."""
+    """Some calls, covered by some checkpoints."""
     sealing.keep_up()
     made = []
     for n in range(5):
@@ -41,7 +41,7 @@ def sealed() -> list[Call]:
 
 
 def by_hand(statement: str, *parameters: Any) -> None:
-    """What somebody does who owns the database: no trigger stops them."""
+    """Run SQL as the owner of the database, for whom triggers can be off."""
     with connection.cursor() as cursor:
         cursor.execute("SET session_replication_role = replica")
         try:
@@ -108,7 +108,7 @@ def test_row_added_among_sealed_ones_is_named(age: timedelta, sealed: list[Call]
     [(-5, timedelta()), (0, timedelta()), (1 << 60, timedelta()), (1 << 60, HOUR), (1 << 60, 9 * DAY)],
 )
 def test_row_added_outside_every_range_is_named(number: int, age: timedelta, sealed: list[Call]) -> None:
-    """No checkpoint will ever come for an id that the log gave to nobody."""
+    """No checkpoint can ever cover an id that the log did not assign."""
     at = timezone.now() - age
     Call.partitions.make_for(at.date())
     known = {str(field.column) for field in Call._meta.concrete_fields}
@@ -159,7 +159,7 @@ def test_rewritten_checkpoint_is_refused(sealed: list[Call]) -> None:
 
 
 def test_checkpoint_signed_by_another_key_is_refused(sealed: list[Call]) -> None:
-    """Who holds the database makes a key of their own, and signs anew what they changed."""
+    """An attacker with the database can create a key and sign the changed rows again."""
     trusted = [sealing.public_bytes(sealing.signing_key())]
     assert verify(trusted).findings == []
     other = Ed25519PrivateKey.generate()
@@ -190,7 +190,7 @@ def test_digests_that_were_rewritten_are_refused(sealed: list[Call]) -> None:
     leaves = bytes(one.leaves or b"")
     Checkpoint.objects.filter(pk=5).update(leaves=leaves[:20] + bytes([leaves[20] ^ 1]) + leaves[21:])
 
-    assert "the digests of its rows are others" in verify().findings[0].sentence
+    assert "the digests of its rows differ" in verify().findings[0].sentence
 
 
 def test_digests_that_were_taken_away_from_rows_that_are_kept_are_told(sealed: list[Call]) -> None:
@@ -267,7 +267,7 @@ def test_many_rows_make_several_checkpoints(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tree_is_that_of_the_standard() -> None:
-    """Against the definition of RFC 9162 section 2.1.1, written as it stands there."""
+    """Compares with the definition of RFC 9162 section 2.1.1."""
 
     def mth(entries: list[bytes]) -> bytes:
         if not entries:
@@ -284,12 +284,12 @@ def test_tree_is_that_of_the_standard() -> None:
 
 
 def test_leaf_tells_every_column_of_a_row() -> None:
-    """A column that is added makes another version of the list; the ones there were stay."""
+    """A new column makes a new version of the column list; existing versions stay."""
     assert set(sealing.CALL_COLUMNS[sealing.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
 
 
 def test_checkpoint_that_tells_of_fewer_columns_still_proves_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those do that were made before the log kept traces."""
+    """Such checkpoints were made before the log stored traces."""
     with monkeypatch.context() as before:
         newest, first = (sealing.columns_of(version, sealing.TEXTS) for version in (sealing.NEWEST, 1))
         before.setattr(sealing, "_ROWS", sealing._ROWS.replace(newest, first))

@@ -1,4 +1,4 @@
-"""Why a call ended as it did: one sentence for each reason, and the check that stopped it."""
+"""The explanation of a call's outcome: a sentence for each reason, and the check that stopped it."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -31,7 +31,7 @@ def detail(**fields: Any) -> Detail:
 
 
 def kinds_of_faults(kind: type[UpstreamError] = UpstreamError) -> set[type[UpstreamError]]:
-    """All faults the proxy knows."""
+    """Return all error classes of the proxy."""
     return {kind}.union(*(kinds_of_faults(sub) for sub in kind.__subclasses__()))
 
 
@@ -65,7 +65,7 @@ def test_a_denied_call_stops_at_one_check_and_goes_no_further(reason: str) -> No
     assert results[-1] == "pass"
 
 
-def test_what_a_call_did_not_need_is_skipped() -> None:
+def test_unneeded_checks_of_a_call_are_skipped() -> None:
     own = {
         check.name: check.result
         for check in detail(method="ping", feature_name="", server_name="", server_id=None).checks

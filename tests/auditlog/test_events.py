@@ -28,7 +28,7 @@ HTMX = {"HX-Request": "true"}
 
 @pytest.fixture
 def auditor() -> User:
-    """May see who changed what, and nothing else."""
+    """A person who may only read admin events."""
     return make.user(Capability.AUDIT_READ, email="auditor@example.com")
 
 
@@ -46,7 +46,7 @@ def event(
     label: str = "thing",
     **changes: Any,
 ) -> Event:
-    """An event about a role of this name."""
+    """Create an event about a role of this name."""
     with use_context(EventContext(via, "203.0.113.9", correlation_id or uuid4())):
         return Event.objects.record(action, Role(name=label), by=by, changes=changes)
 
@@ -119,7 +119,7 @@ def test_a_value_of_a_field_named_as_a_secret_is_stored_nowhere(auditor: User, s
     assert "new-value" not in page
 
 
-def test_what_was_chosen_by_strangers_stays_text(auditor: User, sign_in: SignIn) -> None:
+def test_text_chosen_by_strangers_stays_text(auditor: User, sign_in: SignIn) -> None:
     shown = event(label="<script>alert(1)</script>", name=["<b>old</b>", "<img src=x>"])
     client = sign_in(auditor)
 
@@ -277,7 +277,7 @@ def test_targets_lead_to_their_pages_for_whom_these_are_open(chief: User, audito
         assert (f'<a href="{url}">' in text(looking.get(f"{PATH}{shown.uid}/"))) == (kind == "gateway")
 
 
-def test_what_is_gone_has_no_link(chief: User, sign_in: SignIn) -> None:
+def test_deleted_objects_have_no_link(chief: User, sign_in: SignIn) -> None:
     role = Role.objects.add(name="Watcher", capabilities=(), by=chief)
     pk = role.pk
     role.remove(by=chief)

@@ -1,4 +1,4 @@
-"""A file of any length: read some rows at a time over a session of its own, and whole or said not to be."""
+"""Exports of any length: read in batches over their own connection, and complete or marked incomplete."""
 
 import re
 import threading
@@ -49,7 +49,7 @@ def readers() -> int:
 
 @pytest.fixture
 def days(transactional_db: None) -> list[str]:
-    """The uids of calls on each of twenty days, two at the same moment, the newest first."""
+    """The uids of calls on each of twenty days, two of them at the same time, newest first."""
     moments = [NOON - timedelta(days=number) for number in range(20) for _ in range(2)]
     made = [call(at, feature_name=f"tool{number}") for number, at in enumerate(moments)]
     made.sort(key=lambda one: (one.created_at, one.pk), reverse=True)
@@ -196,7 +196,9 @@ def test_an_asynchronous_answer_is_the_same_file(days: list[str]) -> None:
     eventually(lambda: readers() == 0)
 
 
-def test_who_leaves_an_asynchronous_answer_ends_its_export(days: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disconnecting_from_an_asynchronous_response_ends_its_export(
+    days: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(export, "CHUNK", 3)
     whole = all_calls()
 

@@ -1,4 +1,4 @@
-"""The table of log fields: true to the columns and indexes of the log, and to what people are told of it."""
+"""The table of log fields matches the columns and indexes of the log, and the documentation."""
 
 from pathlib import Path
 

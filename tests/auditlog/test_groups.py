@@ -1,4 +1,4 @@
-"""Calls grouped by what they are of: on the page, over REST and as a file; of the roll-ups, and without them."""
+"""Grouped calls on the page, over REST and as a file; with and without roll-ups."""
 
 import csv
 import json
@@ -73,7 +73,7 @@ def test_groups_are_of_the_calls_that_match(viv: User) -> None:
     assert [one["value"] for one in found(rest, by="host", sort="calls")] == HOSTS[::-1]
 
 
-def test_whoever_may_not_read_the_log_gets_no_groups(max: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_read_the_log_get_no_groups(max: User, sign_in: SignIn) -> None:
     assert Rest.of(max).get("/logs/groups", by="host").status_code == 403
     assert sign_in(max).get("/logs/groups/").status_code == 403
 
@@ -92,7 +92,7 @@ def test_each_group_on_the_page_leads_to_its_calls(viv: User, sign_in: SignIn) -
         '<b>Outcome</b> ok<a class="icon-button" href="/logs/groups/?range=7d&amp;by=tool&amp;sort=-calls"' in narrowed
     )
     assert "but those without a tool" in narrowed
-    assert "no field" in client.get("/logs/groups/", {"q": "colour is red"}).content.decode()
+    assert "not a field" in client.get("/logs/groups/", {"q": "colour is red"}).content.decode()
 
 
 def test_groups_are_taken_away_as_a_file_and_that_is_recorded(viv: User, sign_in: SignIn) -> None:

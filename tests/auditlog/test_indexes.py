@@ -1,4 +1,4 @@
-"""Indexes of the log that a migration declared are made partition by partition, and what was cut short goes on."""
+"""Indexes declared by a migration are created partition by partition; an interrupted run is resumed."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,7 +25,7 @@ OF_TODAY = f"{TODAY}_call_by_trial"
 
 @pytest.fixture
 def declared() -> Iterator[None]:
-    """An index that no partition has yet; two of them have rows."""
+    """An index that no partition has yet; two partitions have rows."""
     for age in (0, 1):
         call(NOW - timedelta(days=age), user_agent="probe")
     state = MigrationLoader(connection).project_state()
@@ -92,7 +92,7 @@ def test_a_partition_made_meanwhile_has_it_from_the_beginning() -> None:
     run("DROP TABLE auditlog_call_2032_01_05")
 
 
-def test_what_was_not_made_to_its_end_is_made_anew() -> None:
+def test_an_incomplete_index_is_rebuilt() -> None:
     call(NOW, user_agent="probe")
     with suppress(Exception):  # There are two rows alike: it ends in the middle, and leaves what it has.
         run(f"CREATE UNIQUE INDEX CONCURRENTLY {OF_TODAY} ON {TODAY} (user_agent)")
@@ -106,7 +106,7 @@ def test_what_was_not_made_to_its_end_is_made_anew() -> None:
     assert missing_indexes(Call.partitions) == 0
 
 
-def test_what_was_made_and_not_put_in_its_place_is_not_made_twice() -> None:
+def test_an_unattached_index_is_not_created_twice() -> None:
     run(f"CREATE INDEX {OF_TODAY} ON {TODAY} (user_agent, created_at) WHERE NOT user_agent = ''")
     before = oid_of(OF_TODAY)
 
@@ -126,7 +126,7 @@ def test_an_index_of_that_name_and_of_something_else_is_made_anew() -> None:
     assert missing_indexes(Call.partitions) == 0
 
 
-def test_who_comes_while_another_is_at_it_leaves_it_to_them() -> None:
+def test_a_second_process_leaves_the_work_to_the_first() -> None:
     before = missing_indexes(Call.partitions)
     with psycopg.connect(database.conninfo(), autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [indexes.LOCK])

@@ -1,4 +1,4 @@
-"""A migration indexes a table in use while it is written, and makes anew what was cut short."""
+"""A migration indexes a table in use, and rebuilds an interrupted index."""
 
 from collections.abc import Iterator
 

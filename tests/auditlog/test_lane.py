@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL under uvloop: what is lost is noticed at once, and what hangs keeps nobody waiting."""
+"""Database connections under uvloop: a lost connection is noticed at once, and a hanging one blocks nobody."""
 
 import asyncio
 import os
@@ -29,14 +29,14 @@ ROUNDS = 8
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[str]:
-    """A server of this module's own, to crash."""
+    """A PostgreSQL server of this module only, which tests may crash."""
     with postgres(programs()) as url:
         yield url
 
 
 @pytest.fixture
 def server(own_server: str) -> str:
-    """The same, recovered from what the test before did to it."""
+    """A server that has recovered from the crash of the previous test."""
     return _again(own_server)
 
 
@@ -49,7 +49,7 @@ def play[T](scene: Callable[[], Awaitable[T]]) -> T:
 
 
 def crash(connection: PgConnection) -> None:
-    """Kill the process that serves this lane, upon which PostgreSQL ends all others and recovers."""
+    """Kill the backend of this connection; PostgreSQL then ends all others and recovers."""
     assert connection._connection is not None
     with suppress(ProcessLookupError):
         os.kill(connection._connection.pgconn.backend_pid, signal.SIGKILL)
@@ -66,7 +66,7 @@ async def came_back(connection: PgConnection) -> None:
 
 
 async def busy(connection: PgConnection, done: asyncio.Event) -> list[Exception]:
-    """Use the lane all the time; what was late."""
+    """Use the connection continuously; return the statements that were late."""
     late: list[Exception] = []
     while not done.is_set():
         try:
@@ -81,7 +81,7 @@ async def busy(connection: PgConnection, done: asyncio.Event) -> list[Exception]
 
 @pytest.mark.full
 def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -> None:
-    """Each round kills the backend of one of three busy lanes, so the others are reset in the middle of statements."""
+    """Each round kills one backend of three busy connections, so the others are reset in the middle of statements."""
 
     async def scene() -> list[Exception]:
         connections = [PgConnection(server, SETUP, timeout=3 * PATIENCE) for _ in range(3)]
@@ -128,7 +128,7 @@ def test_a_statement_the_server_refuses_to_prepare_is_said_when_the_lane_connect
 
 
 class Numbers(GroupCommit[int, int]):
-    """Asks the database for numbers."""
+    """Selects numbers from the database."""
 
     def __init__(self, url: str, max_waiting: int) -> None:
         self.connection = PgConnection(url, SETUP, timeout=2 * PATIENCE)
@@ -147,7 +147,7 @@ class Numbers(GroupCommit[int, int]):
             resolve(future, number)
 
 
-def test_who_comes_while_the_database_hangs_is_turned_away_at_once_and_served_when_it_goes_on(server: str) -> None:
+def test_new_requests_are_refused_while_the_database_hangs_and_served_when_it_recovers(server: str) -> None:
     async def scene() -> None:
         numbers = Numbers(server, max_waiting=50)
         await came_back(numbers.connection)
@@ -181,7 +181,7 @@ def test_who_comes_while_the_database_hangs_is_turned_away_at_once_and_served_wh
 
 @pytest.fixture
 def log(server: str) -> Iterator[psycopg.Connection]:
-    """A table that stands for the log, on the server of this module."""
+    """A table in place of the log, on the server of this module."""
     texts = (
         "method feature_type feature_name outcome deny_reason host_name gateway_name server_name user_email"
         " identity_label token_name token_prefix user_agent client_name client_version protocol_version"
@@ -199,7 +199,7 @@ def log(server: str) -> Iterator[psycopg.Connection]:
 
 
 def _again(server: str) -> str:
-    """The address of the server once it has recovered from the last crash."""
+    """Return the address of the server once it has recovered from the last crash."""
 
     async def scene() -> None:
         connection = PgConnection(server, SETUP)

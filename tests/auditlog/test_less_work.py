@@ -1,4 +1,4 @@
-"""What pages of the log leave out: statements that were asked before, and characters that were said before."""
+"""Pages of the log repeat neither statements nor characters needlessly."""
 
 import re
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Links of lists with many filters: each keeps all of them, and compression keeps the page small."""
+"""Links in lists with many filters preserve all of them, and compression keeps the page small."""
 
 import gzip
 import html
@@ -23,7 +23,7 @@ LARGEST = 30 * 1024
 
 
 def hosts(number: int) -> list[str]:
-    """The ids of so many agents that called twice each, a minute apart."""
+    """Return the ids of so many agents with two calls each, a minute apart."""
     ids, now = [str(uuid4()) for _ in range(number)], timezone.now()
     for n in range(2 * number):
         make.call(
@@ -39,7 +39,7 @@ def hosts(number: int) -> list[str]:
 
 
 def links(page: str, begins: str, ends: str) -> list[str]:
-    """Where the links lead that stand in a part of a page."""
+    """Return the targets of the links between two texts of a page."""
     part = page.split(begins, 1)[1].split(ends, 1)[0]
     return [html.unescape(href) for href in re.findall(r'href="([^"]*)"', part)]
 
@@ -153,7 +153,7 @@ def test_a_saved_view_of_many_filters_leads_to_them(ana: User, sign_in: SignIn) 
 
 
 def rows_of(page: str) -> list[str]:
-    """The ids of the calls that are listed on a page."""
+    """Return the ids of the calls listed on a page."""
     return re.findall(r"<a class=row-link href=\"/logs/([0-9a-f-]{36})", page)
 
 

@@ -1,4 +1,4 @@
-"""Logs are insert-only, partitioned by time, and outlive what they tell of."""
+"""Logs are insert-only, partitioned by time, and outlive the objects they name."""
 
 import itertools
 from datetime import UTC, date, datetime, timedelta
@@ -33,7 +33,7 @@ def call(at: datetime) -> Call:
 
 
 def old_month(year: int, month: int) -> None:
-    """A partition as versions before made them."""
+    """Create a monthly partition, as earlier releases did."""
     span = PartitionDays.around(date(year, month, 1), 31)
     with connection.cursor() as cursor:
         cursor.execute("SELECT auditlog_make_partition(%s, %s)", [span.start, span.end])

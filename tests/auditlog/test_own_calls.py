@@ -1,4 +1,4 @@
-"""My calls, and waiting for the first one after a client was set up."""
+"""My calls, and waiting for the first call of a new client."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,7 +29,7 @@ def text(response: Any) -> str:
 
 @pytest.fixture
 def link(max: User) -> Connection:
-    """A connection of max, who holds the capabilities of a member."""
+    """A connection of max, who has a member's capabilities."""
     return make.connection(make.agent(by=max, name="Codex"), make.gateway(slug="work", name="Work"), max)
 
 
@@ -56,7 +56,7 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     page = text(sign_in(max).get("/settings/calls"))
 
     assert [name in page for name in ("good", "bad", "lacking", "anns")] == [True, True, True, False]
-    assert "An administrator switched this app or agent off." in page
+    assert "An administrator disabled this app or agent." in page
     assert f'/settings/identities?connection={link.pk}">Bring your identity' in page
     assert "/logs/" not in page
 
@@ -109,7 +109,7 @@ def test_older_calls_are_a_page_away(link: Connection, max: User, sign_in: SignI
     assert "tool-00" not in older
 
 
-def test_what_a_client_only_tries_is_not_among_my_calls(link: Connection, max: User, sign_in: SignIn) -> None:
+def test_probes_of_clients_are_not_among_my_calls(link: Connection, max: User, sign_in: SignIn) -> None:
     call_of(link, feature_name="tool-seen")
     call_of(link, feature_name="", method="GET", outcome="not_offered")
 
@@ -219,7 +219,7 @@ def test_nothing_new_is_no_answer_and_the_wait_ends_by_itself(link: Connection, 
     assert "Received: echo" in woken
 
 
-def test_who_reads_the_logs_is_led_to_the_call_there(sign_in: SignIn) -> None:
+def test_log_readers_are_linked_to_the_call(sign_in: SignIn) -> None:
     reader = make.user(Capability.LOGS_READ)
     call = call_of(make.connection(make.agent(by=reader), make.gateway(), reader))
 
@@ -227,7 +227,7 @@ def test_who_reads_the_logs_is_led_to_the_call_there(sign_in: SignIn) -> None:
 
 
 @pytest.mark.parametrize("query", ["?since=x&until=y", "?connection=1&gateway=none", "?since=2026-99-99T00:00:00Z", ""])
-def test_what_is_no_moment_or_thing_is_waited_for_from_now_on(query: str, max: User, sign_in: SignIn) -> None:
+def test_an_invalid_time_or_object_waits_from_now_on(query: str, max: User, sign_in: SignIn) -> None:
     page = sign_in(max).get(WAIT + query)
 
     assert page.status_code == 200
@@ -246,7 +246,7 @@ def test_over_rest_one_s_own_calls_need_no_capability_and_say_why_in_words(
     rows = rest.get("/me/calls", connection=str(link.pk), page_size=1).json()
 
     assert [(one["feature_name"], one["reason"]) for one in rows["results"]] == [
-        ("refused", "An administrator switched this app or agent off.")
+        ("refused", "An administrator disabled this app or agent.")
     ]
     assert "request_payload" not in rows["results"][0]
     older = Rest.of(max).get("/me/calls", cursor=rows["next"].partition("cursor=")[2].partition("&")[0]).json()

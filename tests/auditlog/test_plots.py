@@ -1,4 +1,4 @@
-"""The plots of a page: what they count, beside what, and who is shown them."""
+"""The plots of a page: their counts, their comparison, and their viewers."""
 
 import re
 from datetime import timedelta
@@ -27,7 +27,7 @@ HOUR = timedelta(hours=1)
 
 
 def plotted(page: str) -> dict[str, str]:
-    """The numbers of the plots of a page, and where each leads."""
+    """Return the numbers of the plots on a page, and the target of each."""
     found = re.findall(r'<a class="plot" href="([^"]+)"><header><span>([^<]+)</span><b[^>]*>([^<]+)<', page)
     return {label: f"{value} {unescape(link)}" for link, label, value in found}
 
@@ -44,7 +44,7 @@ def test_plots_count_the_calls_of_the_thing_and_lead_to_them(viv: User, ana: Use
     client = sign_in(viv)
     assert plotted(client.get(f"/hosts/{host.pk}/").content.decode()) == {}  # Nothing has been counted yet.
     keeping.keep_up(5)
-    call(now, **told)  # Nor has this, but it is told.
+    call(now, **told)  # This one was not counted yet either, but is reported.
 
     page = client.get(f"/hosts/{host.pk}/").content.decode()
     shown = plotted(page)
@@ -59,7 +59,7 @@ def test_plots_count_the_calls_of_the_thing_and_lead_to_them(viv: User, ana: Use
         assert client.get(unescape(link)).status_code == 200
 
 
-def test_whoever_may_not_read_the_log_is_shown_no_plots(max: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_read_the_log_see_no_plots(max: User, sign_in: SignIn) -> None:
     call(user_id=max.pk)
     keeping.keep_up(5)
 
@@ -122,7 +122,7 @@ def test_the_busiest_come_to_the_dashboard_once_it_is_there(ana: User, max: User
     assert sign_in(max).get("/logs/busiest/").status_code == 403
 
 
-def test_what_the_log_adds_to_the_roll_ups_is_read_at_once_and_not_beyond_its_limit(
+def test_the_log_beside_the_roll_ups_is_read_at_once_within_its_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = timezone.now()

@@ -1,4 +1,4 @@
-"""The words one searches the log with: what they mean, and what is said of those that mean nothing."""
+"""The search language of the log: meanings of words, and messages for unknown ones."""
 
 import pytest
 
@@ -91,38 +91,38 @@ def test_or_binds_less_than_and() -> None:
 @pytest.mark.parametrize(
     ("text", "position", "words"),
     [
-        ("error and foo is x", 11, "“foo” is no field"),
+        ("error and foo is x", 11, "“foo” is not a field"),
         ("error host is x", 7, "Join conditions by “and” or “or”"),
         ("error or", 9, "A condition is missing after “or”"),
-        ("or error", 1, "“or” is no field"),
+        ("or error", 1, "“or” is not a field"),
         ("error and", 10, "A condition is missing after “and”"),
-        ("and error", 1, "“and” is no field"),
+        ("and error", 1, "“and” is not a field"),
         ("duration", 9, "An operator is missing after “duration”"),
         ("duration >", 11, "A value is missing after “>”"),
-        ("duration > fast", 12, "“fast” is no number for duration"),
+        ("duration > fast", 12, "“fast” is not a number for duration"),
         ("duration > 5 kB", 14, "Join conditions by “and”"),
         ("duration contains 5", 10, "“contains” does not go with duration"),
         ("host > 5", 6, "“>” does not go with host"),
-        ("outcome is fine", 12, "“fine” is no outcome"),
+        ("outcome is fine", 12, "“fine” is not an outcome"),
         ('host is "ci', 9, "This quote is never closed"),
         ("host is a > b", 11, "“>” is not expected"),
         (" or ".join(["a"] * 21), 101, "at most 20 conditions"),
-        ("foo > 5", 1, "“foo” is no field"),
-        ("foo:bar = 5", 1, "“foo:bar” is no field"),
+        ("foo > 5", 1, "“foo” is not a field"),
+        ("foo:bar = 5", 1, "“foo:bar” is not a field"),
         ("!", 1, "“!” is not expected"),
         ("(error or denied) and host is a", 1, "Parentheses do not group"),
         ("(error) or (denied)", 1, "Parentheses do not group"),
         ("ok or (host is a", 7, "Parentheses do not group"),
-        ("not (error)", 1, "“not” stands after “is”"),
+        ("not (error)", 1, "Write “not” after “is”"),
         ("(foo or bar)", 1, "Parentheses do not group"),
         ("ok and (b or c)", 8, "Parentheses do not group"),
         ("tool is (x or y)", 9, "Parentheses do not group"),
-        ("not error", 1, "“not” stands after “is”"),
-        ("ok and not host is a", 8, "“not” stands after “is”"),
+        ("not error", 1, "Write “not” after “is”"),
+        ("ok and not host is a", 8, "Write “not” after “is”"),
         ("x" * (MAX_LENGTH + 1), MAX_LENGTH + 1, "at most"),
     ],
 )
-def test_what_does_not_parse_says_where_and_why(text: str, position: int, words: str) -> None:
+def test_a_syntax_error_says_where_and_why(text: str, position: int, words: str) -> None:
     with pytest.raises(SearchSyntaxError) as wrong:
         parse_search(text)
 

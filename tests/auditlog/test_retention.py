@@ -1,4 +1,4 @@
-"""What housekeeping drops of the log, whatever the clocks say."""
+"""Retention drops the right partitions of the log, even when clocks disagree."""
 
 from datetime import datetime, timedelta
 
@@ -25,7 +25,7 @@ def _no_partitions_of_other_modules() -> None:
 
 
 def drop() -> int:
-    """Run all chores as `serve` does; how many partitions they dropped."""
+    """Run all chores as `serve` does, and return the number of dropped partitions."""
     counts = housekeeping._chores(databases.database_now())
     return counts.get("partitions_dropped", 0)
 

@@ -1,4 +1,4 @@
-"""Roll-ups of the log: what is read of them is what a count of the log itself gives, whenever rows came."""
+"""Roll-ups give the same numbers as counting the log, in whatever order rows arrive."""
 
 import random
 from collections import Counter
@@ -82,15 +82,15 @@ def partitions(days: int) -> None:
 
 
 def moments(chance: random.Random, now: datetime, days: float) -> datetime:
-    """A moment of the last days, mostly of the last hours."""
+    """Return a random time of the last days, mostly of the last hours."""
     span = chance.choice([0.01, 0.1, 1.0, days])
     return now - timedelta(days=span * chance.random(), seconds=2)  # Not of now: that is a question of its own.
 
 
 def check(chance: random.Random, now: datetime, days: float) -> None:
-    """Ask something at random, of the roll-ups and of the log."""
+    """Compare a random query on the roll-ups and on the log."""
     since, until = sorted(moments(chance, now, days + 2) + timedelta(minutes=5) for _ in range(2))
-    if until > timezone.now() - 2 * A_MOMENT:  # Read as "until now", with what was written since.
+    if until > timezone.now() - 2 * A_MOMENT:  # Read as "until now", including rows written since.
         until = timezone.now() + HOUR
     columns = [*IDS, "method", "feature_name", "outcome", "deny_reason"]
     by = chance.sample(columns, chance.randrange(3))
@@ -123,7 +123,7 @@ def check(chance: random.Random, now: datetime, days: float) -> None:
 
 
 def drop(writers: list[psycopg.Connection[Any]], limit: date, between: Callable[[], None]) -> None:
-    """Drop the calls before a day; writers that are at it would keep their partitions."""
+    """Drop the calls before a day; active writers would keep their partitions."""
     for each in writers:
         each.commit()
     keeping.drop_before(limit)
@@ -140,10 +140,10 @@ def rare(name: str) -> list[str]:
     }[name]
 
 
-def test_what_is_read_is_a_count_of_the_log_whatever_comes_when(
+def test_roll_ups_equal_a_count_of_the_log_in_any_order_of_rows(
     writers: list[psycopg.Connection[Any]], chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of any time, written by several who commit in any order, between steps of counting and dropped days."""
+    """Several writers commit rows of any time in any order, between steps of counting and dropped days."""
     monkeypatch.setattr(keeping, "WRITERS_S", 0)
     monkeypatch.setattr(keeping, "STEP", 25)
     monkeypatch.setattr(keeping, "OLD_STEP", 25)
@@ -188,7 +188,7 @@ def test_row_that_commits_after_later_ones_is_counted_once(
     write(quick, [row(chance, at)])
     quick.commit()
 
-    assert keeping.keep_up(5) == 0  # Whoever has a lower id may still come.
+    assert keeping.keep_up(5) == 0  # A row with a lower id may still be committed.
     slow.commit()
     assert keeping.keep_up(5) == 2
     assert keeping.keep_up(5) == 0
@@ -229,7 +229,7 @@ def test_several_count_while_several_write(
 
 
 def test_row_older_than_an_hour_is_counted_with_the_next_stretch(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that was under way for longer: not at once, but once."""
+    """A call that took longer is counted later, but only once."""
     now = timezone.now()
     keeping.keep_up(5)
     monkeypatch.setattr(keeping, "NEAR", -keeping.LATE_EVERY)  # It is always time for the next one.
@@ -314,7 +314,9 @@ def test_the_tools_of_one_person_are_counted_by_an_index_or_not_at_all(
     assert echoed() is None, "and of neither are all looked at to find that few are of both."
 
 
-def test_what_no_roll_up_tells_is_counted_as_far_as_a_page_looks(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_missing_in_roll_ups_are_counted_within_the_pages_limit(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     now = timezone.now()
     for n in range(9):

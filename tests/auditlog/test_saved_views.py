@@ -1,4 +1,4 @@
-"""Saved views of the log: a question under a name, of one person's own or shared with all who read the log."""
+"""Saved views of the log: named queries, private or shared with all readers of the log."""
 
 from typing import Any
 
@@ -76,7 +76,7 @@ def test_a_view_needs_a_name_of_its_own_and_there_are_not_too_many(
         SavedView.objects.add(name="Another", query="", by=ana)
 
 
-def test_who_does_not_read_the_log_sees_no_view_and_saves_none(ana: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_read_the_log_see_and_save_no_views(ana: User, sign_in: SignIn) -> None:
     view = SavedView.objects.add(name="Slow", query="", is_shared=True, by=ana)
     nobody = make.user(*(set(Capability) - {Capability.LOGS_READ}))
 
@@ -109,5 +109,5 @@ def test_a_query_that_becomes_too_long_as_the_page_writes_it_is_refused_and_save
 
     assert (made.status_code, changed.status_code) == (400, 400)
     assert "may have 2000" in str(errors(made))
-    assert "Not saved: this is narrowed by too much" in page.content.decode()
+    assert "Not saved: the filters are too long" in page.content.decode()
     assert [view.query for view in SavedView.objects.all()] == ["outcome=ok"]

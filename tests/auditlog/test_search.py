@@ -39,7 +39,7 @@ def ago(**span: float) -> datetime:
 
 
 def found(query: str) -> set[str]:
-    """The tools of the calls a search in words finds."""
+    """Return the tools of the calls that match a search."""
     return {call.feature_name for call in Search(parse_search(query)).page(None, 50).page.rows}
 
 
@@ -211,7 +211,7 @@ def test_a_search_that_does_not_parse_says_so_and_shows_nothing(
 ) -> None:
     page = text(sign_in(ana).get("/logs/", {"q": "error and colour is <b>red</b>"}))
 
-    assert page.count("Position 11: “colour” is no field.") == 1
+    assert page.count("Position 11: “colour” is not a field.") == 1
     assert "Nothing is listed" in page
     assert "row-link" not in page
     assert "&lt;b&gt;red" in page
@@ -251,10 +251,10 @@ def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
 
 
 @pytest.mark.parametrize("common", ["outcome=ok", "method=tools/call", "q=ok+and+method+is+tools/call"])
-def test_what_most_calls_are_is_looked_for_row_by_row(
+def test_the_most_common_values_are_searched_row_by_row(
     common: str, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No index holds it, and where it happens to be rare a page looks no further than any other."""
+    """No index has the most common values, and where they are rare a page still reads no further than any other."""
     monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     for minutes in range(20):
         rare = {} if minutes in (0, 11) else {"outcome": "denied", "method": "ping"}
@@ -338,7 +338,7 @@ def test_no_list_reads_a_partition_from_end_to_end(path: str, ana: User, sign_in
         client.get(path.format(id=uuid4()))
 
     of_log = [one["sql"] for one in asked.captured_queries if "auditlog_call" in one["sql"]]
-    statements = [sql for sql in of_log if "pg_inherits" not in sql]  # Which partitions there are, is none of the log.
+    statements = [sql for sql in of_log if "pg_inherits" not in sql]  # Listing the partitions does not read the log.
     assert statements
     with connection.cursor() as cursor:
         # So few rows are read at once whatever there is; what counts is that there is another way.
@@ -477,7 +477,7 @@ def test_the_name_of_a_bar_says_its_day_where_days_are_drawn(
 
 @pytest.mark.parametrize("minutes", [0.6, 7, 29, 31, 60, 61, 100, 24 * 60, 7 * 24 * 60 + 1])
 def test_bars_and_the_times_below_them_end_now(minutes: float) -> None:
-    """Neither is a part of them empty because it is to come, whatever the length of the time."""
+    """No bar is empty because it lies in the future, whatever the range."""
     now = ago(minutes=0)
     make.call(at=ago(seconds=1))
 
@@ -567,7 +567,7 @@ def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in:
 def test_the_command_asks_what_the_call_asked_and_no_payload_of_it(
     fields: dict[str, Any], params: str, sign_in: SignIn
 ) -> None:
-    """Who may not see payloads gets none in a command either."""
+    """Users who may not see payloads get none in a command either."""
     call = make.call(gateway_id=make.gateway().pk, **({"method": "tools/call", "feature_name": "add"} | fields))
 
     page = html.unescape(text(sign_in(make.user(Capability.LOGS_READ)).get(f"/logs/{call.uid}/")))

@@ -1,4 +1,4 @@
-"""Admin events as sentences: each name has one, names in it cannot forge it, and they lead to the things."""
+"""Admin events as sentences: every action has one, names cannot forge them, and they link to the objects."""
 
 import re
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def test_each_event_name_has_a_sentence_and_each_sentence_an_event_name() -> Non
 
 
 def test_statements_write_no_event_without_a_sentence() -> None:
-    """Some events are written by the database itself, which does not look at the names in the code."""
+    """Some events are written by the database, which does not know the names in the code."""
     sources = [*ROOT.glob("*/migrations/*.py"), *ROOT.glob("proxy/**/*.sql")]
     texts = [text for path in sources if "INSERT INTO auditlog_event (" in (text := path.read_text())]
     subjects = "|".join(sorted({action.partition(".")[0] for action in Action}))
@@ -81,7 +81,7 @@ def of_switches(ana: User) -> dict[str, str]:
         "gateway.enabled": f"{ANA} enabled the gateway “Work”.",
         "gateway.updated": f"{ANA} renamed the gateway “Work” to “Works”.",
         "server.created": f"{ANA} added the server “GitHub”.",
-        "assignment.created": "The system put the server “GitHub” on the gateway “Work”.",
+        "assignment.created": "The system assigned the server “GitHub” to the gateway “Work”.",
         "assignment.disabled": f"{ANA} disabled the server “GitHub” on the gateway “Work”.",
         "connection.opened": f"{ANA} let “CI bot” use the gateway “Work” as {ANA}.",
         "connection.disabled": f"{ANA} disabled the connection of “CI bot” to the gateway “Work” as {ANA}.",
@@ -132,14 +132,15 @@ def test_an_event_is_told_in_one_sentence(happen: Callable[[User], dict[str, str
     assert {action: last(action) for action in told} == told
 
 
-def test_who_was_refused_and_through_which_key_it_was_is_said(sign_in: SignIn) -> None:
+def test_a_refused_attempt_names_the_person_and_the_key(sign_in: SignIn) -> None:
     sign_in(make.user(email=ANA)).post("/gateways/add/", {"name": "x"})
     link = Event(
         action="host.disabled", actor_email=ANA, target_type="host", target_label="CI", changes={"through": "cron"}
     )
 
     assert (
-        last("attempt.refused") == f"{ANA} tried what takes the capability “Basic gateway management”, and was refused."
+        last("attempt.refused")
+        == f"{ANA} tried something that needs the capability “Basic gateway management”, and was refused."
     )
     assert sentence(link) == f"{ANA} disabled the host “CI” with the API key “cron”."
 
@@ -148,7 +149,7 @@ def test_who_was_refused_and_through_which_key_it_was_is_said(sign_in: SignIn) -
     "name", ["CI / boss@example.com / Payroll", "CI” was approved. The host “X", "a on b", "x" * 250]
 )
 def test_a_name_stays_one_name(name: str) -> None:
-    """Labels join several names, of which each may hold what joins them; then none is picked out."""
+    """Labels join several names; if a name contains the separator, no name is marked."""
     label = f"{name} / {ANA} / Work"[:200]
     event = Event(action="connection.revoked", actor_email=ANA, target_type="connection", target_label=label)
 
@@ -174,11 +175,11 @@ def test_no_name_ends_before_it_ends(name: str, said: str) -> None:
     assert sentence(event) == f"{ANA} disabled the agent {said}."
 
 
-def test_what_is_no_address_is_marked_where_one_is_named() -> None:
+def test_invalid_addresses_are_marked_at_their_field() -> None:
     tried = {"email": "ana@example.com; the sign-in of bo@example.com"}
     event = Event(action=Action.SIGN_IN_REFUSED, target_type="address", target_label="192.0.2.1", changes=tried)
 
-    assert sentence(event) == f"Too many passwords were tried for “{tried['email']}”; further ones were refused."
+    assert sentence(event) == f"Too many passwords were tried for “{tried['email']}”; further attempts were refused."
 
 
 # --- Where it is read ------------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def drawer(page: Any) -> str:
 
 
 def everything(by: User) -> dict[str, Any]:
-    """A thing of each kind that has a page, with an event of its own."""
+    """Create an object of each kind with a page, with an event about each."""
     host, gateway = make.agent(by=by), make.gateway(by=by)
     server = make.server(by=by, auth_type=AuthType.BEARER)
     assigned = make.assignment(gateway, server, identity_scheme="per_user")
@@ -227,7 +228,7 @@ def everything(by: User) -> dict[str, Any]:
 
 
 def leads(client: Client, kind: str) -> str:
-    """Where the sentence of the newest event of this kind leads."""
+    """Return the link in the sentence of the newest event of this kind."""
     event = Event.objects.filter(target_type=kind).latest("id")
     found = re.search(r'<span class="sentence">.*?</h2>', drawer(client.get(f"{PATH}{event.uid}/")), re.DOTALL)
     assert found
@@ -261,7 +262,7 @@ def test_the_subject_leads_to_its_page_and_nowhere_once_it_is_gone(sign_in: Sign
     assert {kind: leads(client, kind) for kind in things} == dict.fromkeys(things, "")
 
 
-def test_who_may_not_open_a_page_gets_no_link_to_it(sign_in: SignIn) -> None:
+def test_people_get_no_link_to_a_page_they_may_not_open(sign_in: SignIn) -> None:
     things = everything(make.user(*Capability, email=ANA))
     client = sign_in(make.user(Capability.AUDIT_READ))
 

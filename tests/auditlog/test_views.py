@@ -31,7 +31,7 @@ def ago(**span: float) -> datetime:
 
 
 def shown(response: Any) -> list[str]:
-    """The names of what was called, as listed."""
+    """Return the names of the listed features."""
     return [call.feature_name for call in response.context["page"].rows]
 
 

@@ -37,7 +37,7 @@ TOOL = "docs__echo"
 
 
 class Scene:
-    """Ana's connection of CI bot to Work, in front of docs, which has the tool echo."""
+    """Ana's connection of CI bot to Work, whose server docs has the tool echo."""
 
     def __init__(self, ana: User) -> None:
         self.owner = ana
@@ -51,7 +51,7 @@ class Scene:
         self.token = make.token(self.link, name="nightly").token
 
     def call(self, reason: str = "", **more: Any) -> Call:
-        """A call of the log, refused for this reason."""
+        """Create a logged call that was refused for this reason."""
         told: dict[str, Any] = {
             "outcome": "denied" if reason else "ok",
             "deny_reason": reason,
@@ -89,7 +89,7 @@ def page(client: Client, call: Call, *, now: bool = False) -> str:
     return text(client.get(f"/logs/{call.uid}/{'now/' if now else ''}"))
 
 
-# What is switched off, by which verb, and what it takes to switch it on again.
+# The switch that is off, the method that enables it, and the required capability.
 SWITCHES: list[tuple[str, Callable[[Scene], Any], Capability]] = [
     ("host_disabled", lambda scene: scene.host, Capability.HOSTS_TOGGLE),
     ("gateway_disabled", lambda scene: scene.gateway, Capability.GATEWAYS_TOGGLE),
@@ -128,7 +128,7 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
 
 @pytest.mark.every_case
 @pytest.mark.parametrize(("reason", "thing", "needed"), SWITCHES, ids=[one[0] for one in SWITCHES])
-def test_who_may_not_end_it_is_told_who_can_and_cannot(
+def test_people_who_may_not_end_it_learn_who_can(
     reason: str, thing: Callable[[Scene], Any], needed: Capability, scene: Scene, sign_in: SignIn
 ) -> None:
     thing(scene).disable(by=make.user())
@@ -148,7 +148,7 @@ def test_who_may_not_end_it_is_told_who_can_and_cannot(
     assert thing(scene).enabled is False
 
 
-# What a person decides on a page of its own: what brings it about, who is led there, and where that is.
+# Decisions on a page of their own: the cause, the people who can act, and the page.
 PAGES: list[tuple[str, Callable[[Scene], object], Capability, str, Callable[[Scene], str]]] = [
     (
         "user_inactive",
@@ -169,7 +169,7 @@ PAGES: list[tuple[str, Callable[[Scene], object], Capability, str, Callable[[Sce
 
 @pytest.mark.every_case
 @pytest.mark.parametrize(("reason", "begin", "needed", "words", "address"), PAGES, ids=[one[0] for one in PAGES])
-def test_what_a_person_decides_elsewhere_is_led_to_and_for_others_named(
+def test_decisions_on_other_pages_are_linked_or_named(
     reason: str,
     begin: Callable[[Scene], object],
     needed: Capability,
@@ -187,7 +187,7 @@ def test_what_a_person_decides_elsewhere_is_led_to_and_for_others_named(
     assert f'href="{address(scene)}"' in led
     assert words in led
     assert words not in told
-    assert f"It takes the capability “{needed.label}”" in told.replace("&amp;", "&")
+    assert f"It needs the capability “{needed.label}”" in told.replace("&amp;", "&")
 
 
 @pytest.mark.parametrize("reason", ["identity_missing", "identity_unconfirmed"])
@@ -210,7 +210,7 @@ def test_the_owner_of_an_identity_is_led_to_it_and_others_are_told_whose_it_is(
 
     assert button in page(sign_in(scene.owner), call)
     assert button not in told
-    assert f"Only {scene.owner.email} can end this, at My identities." in told
+    assert f"Only {scene.owner.email} can fix this, on My identities." in told
 
 
 def test_for_what_has_ended_nothing_is_offered_to_switch_on(scene: Scene, sign_in: SignIn) -> None:
@@ -226,7 +226,7 @@ def test_for_what_has_ended_nothing_is_offered_to_switch_on(scene: Scene, sign_i
 
     for call in (off, tool):
         assert 'action="/logs/remedy/"' not in page(judge, call)
-    assert "It has ended for good." in page(judge, off)
+    assert "It was revoked or archived." in page(judge, off)
 
 
 def test_an_app_that_waits_is_approved_from_its_refused_call(scene: Scene, sign_in: SignIn) -> None:
@@ -307,8 +307,8 @@ def test_asking_again_says_the_next_obstacle_too(scene: Scene, viv: User, sign_i
     shown = page(sign_in(viv), scene.call("connection_disabled"), now=True)
 
     assert "No. It would stop at Gateway and connection." in shown
-    assert "The connection carries no identity for this server." in shown
-    assert f"Only {scene.owner.email} can end this, at My identities." in shown
+    assert "The connection has no identity for this server." in shown
+    assert f"Only {scene.owner.email} can fix this, on My identities." in shown
 
 
 def test_asking_calls_nobody_and_logs_nothing(scene: Scene, viv: User, sign_in: SignIn) -> None:
@@ -374,7 +374,7 @@ def test_what_if_shows_the_trail_of_its_address(scene: Scene, viv: User, sign_in
     assert "Ask" in text(client.get("/logs/what-if/"))
 
 
-def test_what_if_without_a_tool_is_whether_they_are_let_in(scene: Scene, viv: User) -> None:
+def test_what_if_without_a_tool_checks_only_access(scene: Scene, viv: User) -> None:
     query = {name: value for name, value in scene.query.items() if name != "tool"}
     rest = Rest.of(viv)
 
@@ -410,7 +410,7 @@ def test_each_picker_says_what_is_wrong_with_it(
     assert (shown.status_code, told.status_code) == (422, 400)
     assert words in text(shown)
     assert words in str(told.json()["errors"][name])
-    assert TOOL in text(shown) or name == "tool"  # What was typed elsewhere is kept.
+    assert TOOL in text(shown) or name == "tool"  # Text typed elsewhere stays as it is.
 
 
 def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> None:
@@ -424,8 +424,8 @@ def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> No
     assert rest.get("/logs/what-if", **scene.query | {"host": str(scene.host.pk)}).json()["works"] is True
 
 
-def test_what_one_may_not_read_answers_as_what_is_not_there(scene: Scene, sign_in: SignIn) -> None:
-    """Who reads the log alone sees whom and what it is about, and no others: theirs never called."""
+def test_unreadable_objects_answer_like_missing_ones(scene: Scene, sign_in: SignIn) -> None:
+    """Readers of only the log see the objects of calls, and no objects that never appear in a call."""
     reader = make.user(Capability.LOGS_READ)
     rest = Rest.of(reader)
     Gateway.objects.update(reach=Reach.TEAMS)
@@ -441,7 +441,7 @@ def test_what_one_may_not_read_answers_as_what_is_not_there(scene: Scene, sign_i
     assert rest.get("/logs/what-if", **scene.query).json()["works"] is True
 
 
-def test_who_may_not_read_the_log_asks_nothing(scene: Scene, sign_in: SignIn) -> None:
+def test_people_who_may_not_read_the_log_cause_no_query(scene: Scene, sign_in: SignIn) -> None:
     stranger = make.user(*(set(Capability) - {Capability.LOGS_READ}))
 
     assert sign_in(stranger).get("/logs/what-if/", scene.query).status_code == 403
@@ -494,7 +494,7 @@ def test_near_tools_are_those_the_reader_may_see(scene: Scene) -> None:
 # --- Tokens of apps ---------------------------------------------------------------------------------------------------
 
 
-def test_who_has_no_token_is_told_so_and_what_would_follow(ana: User) -> None:
+def test_a_person_without_tokens_sees_that_and_the_next_step(ana: User) -> None:
     server = make.server(slug="docs")
     gateway, host = make.gateway(server, slug="work"), make.agent(by=ana)
     question = Question(host, ana, gateway, Named("tool", TOOL))
@@ -515,7 +515,7 @@ def test_who_has_no_token_is_told_so_and_what_would_follow(ana: User) -> None:
 
 @pytest.fixture
 def app_question(ana: User) -> Question:
-    """About an app that connected an hour ago: its access token has just ended."""
+    """Return a question about an app that connected an hour ago, so that its access token has just expired."""
     link = make.app_connection(ana, make.gateway(slug="apps"))
     key = link.tokens.get()
     application = Application.objects.create(client_type="public", authorization_grant_type="authorization-code")

@@ -1,4 +1,4 @@
-"""The cast of the journeys in the running workspace: people, servers and gateways."""
+"""The people, servers and gateways of the journeys in the running workspace."""
 
 import json
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ print(json.dumps({{
 
 @dataclass
 class Cast:
-    """Who plays, on which stage. `ids` are of kim's bot on `work`, `tokens` the agents' own."""
+    """The actors of a journey and their workspace. `ids` are of kim's bot on `work`, `tokens` the agents' own."""
 
     live: Serve
     github: Upstream
@@ -77,18 +77,18 @@ class Cast:
         return f"{self.live.url}/mcp/{slug}"
 
     def browser(self, name: str) -> httpx.Client:
-        """The browser in which this person is signed in."""
+        """Return a browser in which this person is signed in."""
         if name not in self._browsers:
             self._browsers[name] = self.stack.enter_context(signed_in(self.live, f"{name}@journeys.example.com"))
         return self._browsers[name]
 
     def members(self, table: str) -> int:
-        """How many rows a table has: nothing is ever deleted."""
+        """Return the number of rows of a table: nothing is ever deleted."""
         return int(self.live.rows(f"SELECT count(*) FROM {table}")[0]["count"])
 
 
 async def say_whose(request: Request) -> None:
-    """The credential that came with the call, as the result of its tool."""
+    """Answer each tool call with the credential it arrived with."""
     text = request.headers.get("authorization", "")
     await request.answer({"content": [{"type": "text", "text": text}]})
 

@@ -1,4 +1,4 @@
-"""One browser for all tests of this folder, and the owner signed in to it once."""
+"""One browser for all tests of this folder, with the owner signed in once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ def signed_in(browser: Browser, live: workspace.Serve, tmp_path_factory: pytest.
 
 @pytest.fixture
 def context(open_browser: Open, signed_in: Path) -> BrowserContext:
-    """A window in which the owner is signed in."""
+    """A browser window in which the owner is signed in."""
     context = open_browser(storage_state=signed_in)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     return context

@@ -1,4 +1,4 @@
-"""A real Chromium, in which a word on the console is a failure."""
+"""A real Chromium in which any console message fails the test."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ type Open = Callable[..., BrowserContext]
 
 @dataclass
 class Trouble:
-    """What the browser complained of; a test that provokes an error page says so in `expected`."""
+    """Errors in the browser; a test that provokes an error page lists it in `expected`."""
 
     expected: set[str] = field(default_factory=set)
     seen: list[str] = field(default_factory=list)
@@ -68,19 +68,19 @@ class Trouble:
 
 
 def fill(live: workspace.Serve) -> None:
-    """Give a workspace each kind of row in each of its states, as after a while."""
+    """Give a workspace rows of each kind in each state, as after some use."""
     live.manage("shell", "--verbosity", "0", "-c", ROWS.read_text())
 
 
 def system_chromium() -> str | None:
-    """The Chromium of this machine, or None for the one that came with Playwright."""
+    """Return this machine's Chromium, or None for Playwright's own."""
     named = os.environ.get("CHROMIUM")
     return named or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser until the block ends; while it is open no event loop of ours can run in this thread."""
+    """Yield a browser. While it is open, no other event loop can run in this thread."""
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=system_chromium(), args=[*FLAGS])
         yield opened
@@ -89,7 +89,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def owner_at(live: workspace.Serve) -> Iterator[Page]:
-    """A page in which the owner is signed in, in a browser of its own that may complain of nothing."""
+    """Yield a page with the owner signed in, in its own browser, which must report no errors."""
     noticed = Trouble()
     with chromium() as opened:
         page = opened.new_page(**STILL)
@@ -100,7 +100,7 @@ def owner_at(live: workspace.Serve) -> Iterator[Page]:
 
 
 def cookies_of_owner(browser: Browser, live: workspace.Serve, folder: Path) -> Path:
-    """The cookies of a workspace's owner, who signs in through the page, as a file in this folder."""
+    """Sign in the workspace's owner through the page, and save the cookies as a file in this folder."""
     context = browser.new_context()
     steps.sign_in(context.new_page(), live.url)
     cookies = folder / "owner.json"
@@ -125,7 +125,7 @@ def trouble() -> Iterator[Trouble]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let fixtures see whether their test failed."""
+    """Let fixtures see if their test failed."""
     report = yield
     item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
     return report
@@ -133,7 +133,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def open_browser(browser: Browser, trouble: Trouble, request: pytest.FixtureRequest) -> Iterator[Open]:
-    """A browser window with cookies of its own, for one person; takes Playwright's options."""
+    """Return a function that opens a window with its own cookies, for one person; takes Playwright's options."""
     contexts: list[BrowserContext] = []
 
     def window(**options: Any) -> BrowserContext:
@@ -151,7 +151,7 @@ def open_browser(browser: Browser, trouble: Trouble, request: pytest.FixtureRequ
 
 
 def keep_pictures(context: BrowserContext, name: str) -> None:
-    """What a failed test last saw, for the person who looks into it."""
+    """Save screenshots of a failed test."""
     RESULTS.mkdir(exist_ok=True)
     for number, page in enumerate(context.pages):
         page.screenshot(path=RESULTS / f"{name}-{number}.png", full_page=True)

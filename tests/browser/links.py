@@ -1,4 +1,4 @@
-"""Which links lead to pages, and which pages are of one kind."""
+"""Classify links: those that lead to pages, and pages of the same kind."""
 
 import re
 from urllib.parse import urlsplit
@@ -9,7 +9,7 @@ NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/")
 
 
 def kind_of(url: str) -> str:
-    """Pages that differ in an identifier or in the values of a query are of one kind."""
+    """Return the kind of a page, without identifiers and values of the query."""
     parts = urlsplit(url)
     # Each bar of a chart leads to its moments, and each filter keeps the others: one after another will do.
     named = {pair.partition("=")[0] for pair in parts.query.split("&")} - {"from", "to", ""}
@@ -19,6 +19,6 @@ def kind_of(url: str) -> str:
 
 
 def is_page(url: str) -> bool:
-    """Files, the Django admin and downloads are looked at elsewhere."""
+    """Return False for files, the Django admin and downloads, which other tests check."""
     path = urlsplit(url).path
     return not path.startswith(NOT_PAGES) and not path.endswith("/export/")

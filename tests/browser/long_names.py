@@ -1,6 +1,6 @@
-"""A workspace in which everything has the longest name that may be stored: run inside it by `manage.py shell`.
+"""Create a workspace in which every name has the maximum length: run inside it by `manage.py shell`.
 
-`TEXT` is what names are made of; the first line of a run sets it.
+Names are made of `TEXT`, which the first line of a run sets.
 """
 
 import json
@@ -14,11 +14,11 @@ from servers.models import AuthType, Health
 from tests import make
 
 TEXT = "m"
-KEY = "k"  # Whoever runs it puts others in place of both.
+KEY = "k"  # The program that runs this replaces both.
 
 
 def longest(length: int, *, end: str = "") -> str:
-    """A name of `length` characters that no other style of names uses."""
+    """Return a name of `length` characters that no other style of names uses."""
     return (TEXT * length)[: length - len(KEY) - len(end)] + KEY + end
 
 

@@ -1,4 +1,4 @@
-"""A loaded page in light, in dark and on a phone: what axe finds there, and whether it is wider than the window."""
+"""A loaded page in light, in dark and on a phone: axe's findings, and overflow."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PHONE: ViewportSize = {"width": 380, "height": 800}
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a page is looked at, and axe's rules that it can break there; none names all."""
+    """A way to look at a page, and the axe rules that can fail only there; empty for all rules."""
 
     size: ViewportSize
     scheme: Literal["light", "dark"]
@@ -54,7 +54,7 @@ WIDER = "() => document.documentElement.scrollWidth - document.documentElement.c
 
 
 def faults_of(page: Page, name: str, looks: Iterable[str] = LOOKS) -> list[str]:
-    """What is wrong with the page in these looks, and whether it is too wide in any; it stays as on a phone."""
+    """Return the faults of the page in these looks, including overflow; afterwards it is shown as on a phone."""
     page.evaluate(AXE)
     faults = []
     for words in looks:
@@ -70,7 +70,7 @@ def faults_of(page: Page, name: str, looks: Iterable[str] = LOOKS) -> list[str]:
 
 
 def too_small(page: Page) -> list[str]:
-    """What a thumb would miss on the page as it is shown; where it is scrolled, the bar at its top covers some."""
+    """Return the controls that are too small for a thumb on the page as shown, where its bar may cover some."""
     page.evaluate("scrollTo(0, 0)")
     page.evaluate(AXE)
     return list(page.evaluate(FIND, ["target-size"]))

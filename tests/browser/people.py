@@ -1,4 +1,4 @@
-"""People of a running workspace, and what they do when an app opens the authorize pages."""
+"""People of a running workspace, and their answers on the authorize pages."""
 
 import re
 
@@ -17,7 +17,7 @@ FROM accounts_user AS owner, accounts_role AS role WHERE owner.email = %s AND ro
 
 
 def join(live: Serve, name: str) -> str:
-    """Make a member of this name; the address to sign in with."""
+    """Create a member of this name, and return the address to sign in with."""
     email = f"{name}@example.com"
     live.rows(JOIN, email, name.title(), OWNER)
     return email
@@ -30,7 +30,7 @@ def sign_in_where_asked(page: Page, email: str, password: str = PASSWORD) -> Non
 
 
 def allow(page: Page, question: str, *, app: str, gateway: str = "Quickstart", email: str = "") -> str:
-    """Answer the pages an app opened with yes, signing in first as `email`; the address the browser ends at."""
+    """Allow an app on the pages it opened, signing in first as `email`; return the final URL."""
     page.goto(question)
     if email:
         sign_in_where_asked(page, email)

@@ -1,4 +1,4 @@
-"""A workspace that has been lived in: run inside it by `manage.py shell`."""
+"""Create a workspace after some use: run inside it by `manage.py shell`."""
 
 from accounts.models import Role, User
 from gateways.models import Feature

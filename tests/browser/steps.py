@@ -1,4 +1,4 @@
-"""What a person does on the pages, one function a step; found by the words on the screen."""
+"""Steps of a person on the pages, one function per step, found by the visible words."""
 
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -10,7 +10,7 @@ from tests import workspace
 
 @dataclass(frozen=True, slots=True)
 class Minted:
-    """What the show-once dialog gave."""
+    """The content of the show-once dialog."""
 
     token: str
     gateway_url: str
@@ -26,13 +26,13 @@ def sign_in(page: Page, url: str, email: str = workspace.OWNER, password: str = 
 
 
 def press(page: Page | Locator, label: str) -> None:
-    """Press what carries this label: a button, or a link that looks like one."""
+    """Press the button with this label, or a link that looks like one."""
     button = page.get_by_role("button", name=label, exact=True)
     button.or_(page.get_by_role("link", name=label, exact=True)).first.click()
 
 
 def add_host(page: Page, url: str, name: str) -> None:
-    """Apps & Agents, *Add API access token-based host*; ends on the host's Connections tab."""
+    """Create a host by Apps & Agents, *Add API access token-based host*; ends on its Connections tab."""
     page.goto(f"{url}/hosts/")
     press(page, "Add API access token-based host")
     dialog = page.get_by_role("dialog", name="Add API access token-based host")
@@ -42,7 +42,7 @@ def add_host(page: Page, url: str, name: str) -> None:
 
 
 def add_connection(page: Page, gateway: str) -> Page:
-    """From a host's Connections tab to the show-once dialog, which is open in the page given back."""
+    """Go from a host's Connections tab to the show-once dialog, and return the page in which it is open."""
     flow = start_connection(page)
     choose_gateway(flow, gateway)
     generate(flow)
@@ -71,7 +71,7 @@ def token_dialog(flow: Page) -> Locator:
 
 
 def copied(flow: Page) -> Minted:
-    """Everything the show-once dialog offers to take away."""
+    """Return everything that the show-once dialog offers to copy."""
     dialog = token_dialog(flow)
     snippets = {}
     for tab in dialog.get_by_role("tab").all():
@@ -92,14 +92,14 @@ def done(flow: Page) -> None:
 
 
 def open_connections(page: Page, url: str, host: str) -> None:
-    """From Apps & Agents to the Connections tab of this host."""
+    """Go from Apps & Agents to the Connections tab of this host."""
     page.goto(f"{url}/hosts/?q={quote(host)}")
     page.get_by_role("link", name=host).click()
     page.get_by_role("navigation", name=host).get_by_role("link", name="Connections").click()
 
 
 def revoke(page: Page, *words: str) -> None:
-    """Revoke the connection whose row holds these words, and see it end."""
+    """Revoke the connection whose row contains these words, and check that it ended."""
     connection = row(page, *words)
     connection.get_by_role("button", name="Revoke").first.click()
     page.get_by_role("alertdialog").get_by_role("button", name="OK").click()
@@ -107,7 +107,7 @@ def revoke(page: Page, *words: str) -> None:
 
 
 def row(page: Page, *words: str) -> Locator:
-    """The table row that holds all of these words."""
+    """Return the table row that contains all of these words."""
     rows = page.get_by_role("row")
     for text in words:
         rows = rows.filter(has_text=text)
@@ -115,7 +115,7 @@ def row(page: Page, *words: str) -> Locator:
 
 
 def refuse_dialogs(page: Page) -> list[str]:
-    """Note what native dialogs say and cancel them; our pages should open none."""
+    """Cancel native dialogs, and return their texts; our pages should open none."""
     said: list[str] = []
 
     def note(dialog: Dialog) -> None:
@@ -127,7 +127,7 @@ def refuse_dialogs(page: Page) -> list[str]:
 
 
 def add_server(page: Page, url: str, name: str, address: str) -> None:
-    """Servers, *Add a server*, after the check has said that it answers; no gateway gets it yet."""
+    """Add a server after its check succeeded, without assigning it to a gateway."""
     page.goto(f"{url}/servers/")
     press(page, "Add a server")
     page.get_by_label("URL").fill(address)
@@ -142,7 +142,7 @@ def add_server(page: Page, url: str, name: str, address: str) -> None:
 
 
 def add_gateway(page: Page, url: str, name: str) -> None:
-    """Gateways, *Add a gateway*; ends on its page."""
+    """Add a gateway by its form; ends on its page."""
     page.goto(f"{url}/gateways/")
     press(page, "Add a gateway")
     dialog = page.get_by_role("dialog", name="Add a gateway")
@@ -152,7 +152,7 @@ def add_gateway(page: Page, url: str, name: str) -> None:
 
 
 def assign(page: Page, url: str, gateway: str, server: str, *, alias: str) -> None:
-    """The gateway's Servers tab, *Assign a server*, without a credential."""
+    """Assign a server on the gateway's Servers tab, without a credential."""
     page.goto(f"{url}/gateways/?q={quote(gateway)}")
     page.get_by_role("link", name=gateway, exact=True).click()
     page.get_by_role("navigation", name=gateway).get_by_role("link", name="Servers").click()

@@ -1,4 +1,4 @@
-"""From *Add a server* by a tile to a logged call as oneself, and what becomes of a sign-in that goes another way."""
+"""Adding a server by a tile, up to a logged call with one's own credential, and the failed sign-ins on the way."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ print(make.token(make.connection(make.agent(by=owner, name={name!r}), gateway, o
 
 
 def asking(app: App) -> App:
-    """An issuer that asks the person, who may allow or deny."""
+    """Return an issuer that asks the person to allow or deny."""
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
         query = parse_qs(scope.get("query_string", b"").decode())
@@ -51,7 +51,7 @@ def issuer() -> Iterator[Upstream]:
 
 @pytest.fixture
 def tile(live: workspace.Serve, issuer: Upstream) -> str:
-    """The name of a tile for a local server in whose place another could stand."""
+    """Return the name of a tile for a local server that could be another one."""
     name = unique("Forge")
     known = {"key": name, "name": name, "about": "Standing in", "kind": "code", "url": issuer.url, "auth": ["oauth"]}
     Path(live.settings["GATEWAY_WELL_KNOWN_SERVERS"]).write_text(json.dumps([known]))
@@ -59,7 +59,7 @@ def tile(live: workspace.Serve, issuer: Upstream) -> str:
 
 
 class Clicks:
-    """Presses what carries a label, and counts."""
+    """Presses labelled controls, and counts the clicks."""
 
     def __init__(self, page: Page) -> None:
         self.page, self.number = page, 0
@@ -75,7 +75,7 @@ class Clicks:
 
 
 def begun(live: workspace.Serve, page: Page, tile: str) -> tuple[Clicks, str, str]:
-    """The page after the tile was added to a gateway of its own, where one is to authenticate."""
+    """Add the tile to a gateway of its own, and return the page that asks to authenticate."""
     name = unique("forge")
     secret = live.manage("shell", "-c", MAKE.format(name=name)).split()[-1]
     page.goto(f"{live.url}/servers/add/")
@@ -141,7 +141,7 @@ def test_one_who_denies_leaves_and_comes_back_is_connected_in_the_end(
     assert urlsplit(again.url).path == "/settings/identities"
 
 
-def test_what_is_no_url_is_answered_by_the_page_and_not_by_the_browser(
+def test_an_invalid_url_is_answered_by_the_page_and_not_by_the_browser(
     live: workspace.Serve, page: Page, trouble: Trouble
 ) -> None:
     trouble.expected.add("422")

@@ -1,4 +1,4 @@
-"""An administrator asks for a new token; its owner, who holds no capability for it, collects it once."""
+"""An administrator asks for a new token; its owner, who needs no capability, collects it once."""
 
 import pytest
 from playwright.sync_api import Page, expect

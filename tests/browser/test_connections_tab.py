@@ -1,4 +1,4 @@
-"""The Connections tabs of a host and of a gateway: what their rows do, one act after the other, without a reload."""
+"""The Connections tabs of a host and of a gateway: actions on rows, one after the other, without a reload."""
 
 import pytest
 from playwright.sync_api import Page, expect

@@ -1,4 +1,4 @@
-"""A server changes what a tool says of itself: nobody is shown the change until a person has seen and accepted it."""
+"""A changed tool definition is hidden from agents until a person has reviewed and accepted it."""
 
 import re
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ sys.stdout.write("made")
 
 @dataclass
 class Handbook:
-    """A server whose one tool says what it is told to, on a gateway of its own."""
+    """A server with one tool of a settable definition, on its own gateway."""
 
     server: MCPServer
     url: str = ""
@@ -43,7 +43,7 @@ class Handbook:
 
     @property
     def shown(self) -> dict[str, str]:
-        """The tools an agent is shown, with their descriptions."""
+        """Return the tools that an agent sees, with their descriptions."""
         return {tool["name"]: tool["description"] for tool in curl.list_tools(self.url, self.token).result["tools"]}
 
     def call(self) -> curl.Answer:
@@ -69,7 +69,7 @@ def refresh(page: Page, live: Serve, slug: str) -> None:
 
 
 def decide(page: Page, what: str) -> None:
-    """Press the button of the feature's page and agree."""
+    """Press the button of the feature's page and confirm."""
     steps.press(page, what)
     page.get_by_role("alertdialog").get_by_role("button", name="OK").click()
 
@@ -84,10 +84,10 @@ def test_a_changed_definition_reaches_agents_only_after_a_person_accepted_it(
     handbook.says(AFTER)
     refresh(page, live, handbook.slug)
 
-    # What was approved is what agents go on being shown, and their calls go on.
+    # Agents still see the approved definition, and their calls work.
     assert handbook.shown == {"docs__search": BEFORE}
     assert handbook.call().status == 200
-    # The administrator is told, and led to the difference.
+    # The administrator gets a notice with a link to the difference.
     page.goto(f"{live.url}/")
     page.get_by_role("link", name="Review docs__search").first.click()
     difference = page.get_by_role("region", name="Lines")

@@ -1,4 +1,4 @@
-"""The OAuth doctor in a real browser: from How to Connect to a report anybody can read."""
+"""The OAuth doctor in a real browser: from How to Connect to a readable report."""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -28,8 +28,8 @@ def test_the_doctor_is_asked_from_how_to_connect(live: Serve, page: Page) -> Non
 
 
 @pytest.mark.full
-def test_what_is_refused_for_now_is_told_on_the_page(live: Serve, page: Page, trouble: Trouble) -> None:
-    """As the form of the doctor, which htmx sends, from somebody with too many requests."""
+def test_a_temporary_refusal_is_shown_on_the_page(live: Serve, page: Page, trouble: Trouble) -> None:
+    """The doctor's form, sent by htmx, from a person with too many requests."""
     trouble.expected = {"a status of 429", "Error Code 429"}
     page.goto(f"{live.url}/settings/oauth-doctor/?gateway=quickstart")
     told = "Too many of your requests are running. Try again in a few seconds."

@@ -1,4 +1,4 @@
-"""Where things stand: what a glance at a page would find unfinished."""
+"""Visual details of pages that look unfinished when wrong."""
 
 import pytest
 from playwright.sync_api import Page, expect

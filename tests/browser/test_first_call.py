@@ -1,4 +1,4 @@
-"""From pasting what a page says to seeing the call arrive there, without a reload."""
+"""From pasting a page's instructions to seeing the call arrive there, without a reload."""
 
 import re
 

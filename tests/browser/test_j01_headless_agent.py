@@ -1,4 +1,4 @@
-"""Journey J1: a headless agent in ten minutes, by what the screens show and curl alone."""
+"""Journey J1: a headless agent in ten minutes, with only the pages and curl."""
 
 import re
 
@@ -38,7 +38,7 @@ def a_host_of_its_own(page: Page, live: Serve) -> None:
 
 
 def a_token_shown_once(page: Page, live: Serve) -> Minted:
-    """The agent's host, its token, its first call."""
+    """Create the agent's host and its token, and make its first call."""
     flow = steps.add_connection(page, "Quickstart")
 
     minted = steps.copied(flow)
@@ -87,7 +87,7 @@ def the_call_in_the_log(page: Page, live: Serve) -> None:
 
 
 def a_revocation_thought_over(page: Page, live: Serve, minted: Minted) -> None:
-    """Cancel changes nothing, OK ends it."""
+    """Cancel changes nothing; OK revokes."""
     steps.open_connections(page, live.url, "CI bot")
     connection = steps.row(page, "Quickstart", OWNER)
     connection.get_by_role("button", name="Revoke").first.click()
@@ -108,7 +108,7 @@ def a_revocation_thought_over(page: Page, live: Serve, minted: Minted) -> None:
 
 
 def dead_on_the_next_request(page: Page, live: Serve, minted: Minted) -> None:
-    """In every worker, with one and the same answer, and on the record."""
+    """Every worker gives the same refusal, and it is logged."""
     for _ in range(6):
         refused = curl.list_tools(minted.gateway_url, minted.token)
         assert refused.status == 401
@@ -125,7 +125,7 @@ def dead_on_the_next_request(page: Page, live: Serve, minted: Minted) -> None:
 
 
 def assert_nowhere(token: str, live: Serve) -> None:
-    """The clear text of this token is in no table and in no log."""
+    """Check that the plain text of this token is in no table and no log."""
     secret = token[12:]
     assert secret not in live.log()
     for table in live.rows("SELECT relid::regclass::text AS name FROM pg_stat_user_tables"):

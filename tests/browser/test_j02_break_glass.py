@@ -1,4 +1,4 @@
-"""Journey J2: break-glass at every toggle, by curl against two workers, flipped by API and by SQL."""
+"""Journey J2: every switch stops calls at once, in both workers, whether set by API or by SQL."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ def refused(reason: str) -> Seen:
 
 
 def failing(reason: str, listed: object = WITHOUT) -> Seen:
-    """Inside a gateway that otherwise works: an error for the call, and the others go on."""
+    """Return what a bot gets if one server of a working gateway fails: an error for its call, other calls work."""
     return (listed, (200, reason), 200)
 
 
 @dataclass(frozen=True)
 class Toggle:
-    """One switch: where it stands, how the API flips it, and what both bots see while it is off."""
+    """One switch: its column, its API call, and what both bots get while it is off."""
 
     table: str
     subject: str
@@ -98,7 +98,7 @@ TOGGLES = {
 
 @pytest.fixture(scope="module")
 def ids(cast: Cast) -> dict[str, str]:
-    """What the switches belong to; the gateway knows a tool once it was listed."""
+    """Return the ids of the switched objects; the gateway knows a tool once it was listed."""
     assert curl.list_tools(cast.url("work-j"), cast.tokens["token"]).status == 200
     query = "SELECT id::text FROM gateways_feature WHERE assignment_id = %s AND name = 'whoami'"
     eventually(lambda: cast.live.rows(query, cast.ids["assignment"]))
@@ -106,7 +106,7 @@ def ids(cast: Cast) -> dict[str, str]:
 
 
 def by_api(cast: Cast, boss: httpx.Client, toggle: Toggle, ids: dict[str, str]) -> Callable[[bool], None]:
-    """As an administrator flips it; the flip is on record with its actor, before and after."""
+    """Set the switch as an administrator; the change is recorded with its actor."""
 
     def flip(on: bool) -> None:
         path = toggle.path.format(**ids)
@@ -124,7 +124,7 @@ def by_api(cast: Cast, boss: httpx.Client, toggle: Toggle, ids: dict[str, str]) 
 
 
 def by_sql(cast: Cast, toggle: Toggle, ids: dict[str, str]) -> Callable[[bool], None]:
-    """Behind the application's back: nobody may have remembered anything."""
+    """Set the switch by SQL, so that no cache could have noticed."""
 
     def flip(on: bool) -> None:
         statement = f"UPDATE {toggle.table} SET {toggle.column} = %s WHERE id = %s"
@@ -162,7 +162,7 @@ def both(cast: Cast) -> tuple[Seen, Seen]:
 
 
 def seen(cast: Cast, token: str) -> Seen:
-    """What a bot gets for a list, a call of github's tool, and a call of docs' tool."""
+    """Return what a bot gets for a list, a call of github's tool, and a call of docs' tool."""
     url = cast.url("work-j")
     whoami = curl.call_tool(url, token, "github__whoami")
     return (
@@ -183,7 +183,7 @@ def listed(answer: curl.Answer) -> object:
 
 
 def outcome(answer: curl.Answer) -> object:
-    """A status with its reason, or that it worked."""
+    """Return the status with its reason, or that it worked."""
     body: dict[str, Any] = answer.json
     if "error" in body:
         return answer.status, body["error"].get("data", {}).get("reason", body["error"]["message"])

@@ -1,4 +1,4 @@
-"""Journey J3: another token beside the first, the agent moved over, the first one revoked; no call fails."""
+"""Journey J3: a second token, the agent moved to it, the first one revoked; no call fails."""
 
 import threading
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("journeys")
 
 @dataclass
 class Loop(threading.Thread):
-    """An agent that lists the tools every 50 ms, with the token it is pointed at."""
+    """An agent that lists the tools every 50 ms with its current token."""
 
     url: str
     token: str

@@ -1,4 +1,4 @@
-"""Journey J5: one agent serves several people, each with a token and an identity of their own."""
+"""Journey J5: one agent serves several people, each with their own token and credential."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def test_j5_each_person_has_a_token_and_an_identity_of_their_own(cast: Cast, bos
 
 
 def enrolled(browser: httpx.Client, link: str, person: str) -> str:
-    """Through the pages of the link: choose the gateway, bring an identity, get a token."""
+    """Go through the pages of the link: choose the gateway, add a credential, get a token."""
     begun = browser.get(link)
     assert (begun.status_code, "Ann" in begun.text) == (200, False)
     bring = submit(browser, begun.url, gateway="work-j")
@@ -90,7 +90,7 @@ def secret_of(person: str) -> str:
 
 
 def reason(url: str, token: str) -> object:
-    """Why github's tool says no; None when it does not."""
+    """Return the refusal reason of github's tool; None if it works."""
     told = curl.call_tool(url, token, "github__whoami").json
     return told["error"]["data"]["reason"] if "error" in told else None
 

@@ -1,4 +1,4 @@
-"""Journey J7: revoking ends an app at once; authorising again makes a new connection."""
+"""Journey J7: revoking ends an app at once; authorising again creates a new connection."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_j7_revoke_401_and_authorise_again(
 
 
 def an_administrator_revokes(page: Page, live: Serve) -> str:
-    """The exact question; the key's prefix of the row that ended."""
+    """Check the confirmation text; return the key's prefix of the revoked row."""
     page.goto(f"{live.url}/settings/mcp-connections?q=Revoked")
     connection = steps.row(page, APP)
     prefix = connection.locator("code").inner_text()
@@ -54,7 +54,7 @@ def an_administrator_revokes(page: Page, live: Serve) -> str:
 
 
 def dead_at_once(claude: KeptApp, live: Serve) -> None:
-    """In every worker."""
+    """Every worker refuses the next call."""
     for _ in range(4):
         refused = curl.list_tools(claude.gateway_url, claude.tokens["access_token"])
         assert refused.status == 401
@@ -63,14 +63,14 @@ def dead_at_once(claude: KeptApp, live: Serve) -> None:
 
 
 def refresh_is_dead(claude: KeptApp, live: Serve, token: str) -> None:
-    """Before the app comes back, and after."""
+    """The refresh token is refused, before and after the app authorises again."""
     told = {"client_id": claude.kept["client"]["client_id"], "refresh_token": token}
     refreshed = httpx.post(f"{live.url}/oauth/token", data={"grant_type": "refresh_token", **told})
     assert (refreshed.status_code, refreshed.json()["error"]) == (400, "invalid_grant")
 
 
 def a_new_row_beside_the_old(page: Page, first: str) -> None:
-    """And nothing that would bring the old one back."""
+    """The revoked row stays beside the new one, without a way to restore it."""
     page.reload()
     rows = page.get_by_role("row").filter(has_text=APP)
     expect(rows).to_have_count(2)

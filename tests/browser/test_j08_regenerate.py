@@ -1,4 +1,4 @@
-"""Journey J8: a key regenerated cuts old access tokens at once, and the app goes on without a human."""
+"""Journey J8: regenerating a key ends old access tokens at once, and the app continues without a person."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def regenerated(page: Page, connection: Locator) -> None:
 
 
 def the_app_goes_on(claude: KeptApp) -> None:
-    """The old access token is dead; the refresh token brings a new one, and no browser opens."""
+    """The old access token is refused; the refresh token gets a new one without a browser."""
     old = claude.tokens["access_token"]
     refused = curl.list_tools(claude.gateway_url, old)
     assert refused.status == 401

@@ -1,4 +1,4 @@
-"""Journey J9: an allowlist of IPv4 and IPv6, seen through a trusted proxy and past everybody else."""
+"""Journey J9: an allowlist of IPv4 and IPv6, through a trusted proxy and through untrusted ones."""
 
 import httpx
 import pytest
@@ -14,7 +14,7 @@ LIST = '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
 
 
 def forwarded(live: Serve, secret: str, seen: str, *, through: str) -> int:
-    """The status of a call for `seen`, as the peer `through` tells it."""
+    """Return the status of a call from the address `seen`, as forwarded by the peer `through`."""
     url = f"http://127.0.0.1:{live.port}/mcp/quickstart"
     command = ["curl", "-sS", "-i", "--interface", through, "-H", f"Authorization: Bearer {secret}"]
     command += ["-H", "Content-Type: application/json", "-H", f"X-Forwarded-For: {seen}", "-d", LIST, url]
@@ -31,7 +31,7 @@ def test_j9_ip_allowlist(live: Serve, boss: httpx.Client) -> None:
     # 2
     denied = curl.list_tools(url, secret)
     assert (denied.status, denied.body) == (403, MCP_IP)
-    # 3: a trusted proxy is believed, and only what it added itself; anybody else is not.
+    # 3: forwarded addresses count only from a trusted proxy, and only those it added itself.
     assert forwarded(live, secret, "198.51.100.7", through=TRUSTED_PROXY) == 200
     assert forwarded(live, secret, "2001:db8::17", through=TRUSTED_PROXY) == 200
     assert forwarded(live, secret, "198.51.100.7, 203.0.113.9", through=TRUSTED_PROXY) == 403

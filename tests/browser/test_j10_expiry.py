@@ -1,4 +1,4 @@
-"""Journey J10: how long a token lives."""
+"""Journey J10: lifetime of tokens."""
 
 import re
 from collections.abc import Iterator

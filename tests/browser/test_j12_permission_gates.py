@@ -1,6 +1,6 @@
-"""Journey J12: what a role does not hold is neither shown nor done.
+"""Journey J12: a page neither shows nor does what the role does not allow.
 
-Its last line, every URL for everybody, is tests/api/test_matrix.py and tests/house/test_page_matrix.py.
+Every URL for every role is tested in tests/api/test_matrix.py and tests/house/test_page_matrix.py.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
     assert offered(connections_page(viv), connection) == ["regenerate", "revoke"]
     boss.patch(role, json={"capabilities": held})
     assert not offered(connections_page(viv), connection)
-    # 6: the role is called Administrator, and holds nothing.
+    # 6: the role is called Administrator, but has no capabilities.
     eve = cast.browser("eve")
     assert eve.get("/api/me").json()["capabilities"] == []
     assert [eve.get(path).status_code for path in ("/settings/mcp-connections", "/people/", "/logs/")] == [403] * 3
@@ -55,7 +55,7 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
 
 
 def decided(cast: Cast, connection: str) -> dict[str, Any]:
-    """The row of a connection, but for when it was used, which is written some time later."""
+    """Return the row of a connection, without its last use, which is written later."""
     [row] = cast.live.rows("SELECT * FROM connections_connection WHERE id = %s", connection)
     return {name: value for name, value in row.items() if name != "last_used_at"}
 
@@ -65,12 +65,12 @@ def connections_page(browser: httpx.Client) -> str:
 
 
 def offered(page: str, connection: str) -> list[str]:
-    """The buttons a connection's row carries."""
+    """Return the buttons of a connection's row."""
     return [verb for verb in ("regenerate", "revoke") if f"/connections/{connection}/{verb}/" in page]
 
 
 def attempts(browser: httpx.Client, connection: str) -> list[int]:
-    """What every way to revoke, regenerate and disable answers: the page's, then the API's."""
+    """Return the statuses of every way to revoke, regenerate and disable: by the page, then by the API."""
     paths = [f"/connections/{connection}/{verb}/" for verb in ("revoke", "regenerate", "disable")]
     paths += [f"/api/connections/{connection}/{verb}" for verb in ("revoke", "regenerate", "disable")]
     return [browser.post(path, headers={"Referer": str(browser.base_url)}).status_code for path in paths]

@@ -1,4 +1,4 @@
-"""Journey J14: one server fails, or is where it must not be; the others work on, and nothing leads inside or away."""
+"""Journey J14: one server fails or resolves to a forbidden address; the others work, and nothing leaks."""
 
 import json
 from collections.abc import Iterator

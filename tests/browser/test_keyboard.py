@@ -1,4 +1,4 @@
-"""Everything by keyboard: what can be pressed is reached, focus is seen, and dialogs keep it and give it back."""
+"""Everything works by keyboard: controls are reachable, focus is visible, and dialogs trap and return it."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ IN_DIALOG = "() => document.activeElement === document.body || !!document.active
 
 
 def focused(page: Page) -> str:
-    """The words of what has focus."""
+    """Return the text of the focused element."""
     return str(
         page.evaluate("() => (document.activeElement.ariaLabel || document.activeElement.innerText || '').trim()")
     )
@@ -82,7 +82,7 @@ def test_tab_comes_to_everything_and_shows_where_it_is(page: Page, live: Serve, 
 
 
 def walk(page: Page, url: str) -> dict[str, Any]:
-    """Press Tab until focus leaves the page: what it came to, by where it should have."""
+    """Press Tab until focus leaves the page; return the focused controls, and those that should have been."""
     page.goto(url)
     page.evaluate(WATCH)
     for _ in range(MOST_STEPS // STRIDE):

@@ -1,4 +1,4 @@
-"""In every list, what acts on a row can be reached and pressed, whatever its names and however narrow the window."""
+"""In every list, the actions of a row can be reached and pressed, with any names and at any window width."""
 
 import json
 from pathlib import Path
@@ -79,7 +79,7 @@ FIND = """() => {
 
 @pytest.fixture
 def places(live: Serve, style: str, part: int) -> dict[str, str]:
-    """Where things with names of this style are."""
+    """Return the URLs of objects with names of this style."""
     script = MAKE.replace('TEXT = "m"', f"TEXT = {NAMES[style]!r}").replace(
         'KEY = "k"', f"KEY = 'k{list(NAMES).index(style)}{part}'"
     )
@@ -124,7 +124,7 @@ CUT = "cell => [cell, ...cell.querySelectorAll('*')].some(one => one.scrollWidth
 
 
 @pytest.mark.full
-def test_what_a_cell_cannot_hold_is_told_on_hover_and_focus_and_a_tool_has_room(
+def test_truncated_cells_show_their_text_on_hover_and_focus_and_tools_have_room(
     open_browser: Open, live: Serve, signed_in: Path
 ) -> None:
     reason = "answered 401: it refused the credential, which its owner has to replace"
@@ -192,7 +192,7 @@ def test_rows_are_picked_switched_and_switched_back_and_the_palette_leads_to_the
 
 
 def faults_of(page: Page, url: str) -> list[tuple[int, str]]:
-    """What is out of reach in the list at this address, by the width of the window."""
+    """Return the unreachable controls of the list at this address, by window width."""
     page.goto(url)
     faults = []
     for width in WIDTHS:

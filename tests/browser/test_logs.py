@@ -1,4 +1,4 @@
-"""The Logs page in a real browser: new calls by themselves, values of a filter, bars, a call beside the list (5.9)."""
+"""The Logs page in a real browser: new calls, values of a filter, bars, and a call beside the list."""
 
 import re
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""Every page that links lead to, in light, in dark and on a phone: accessible, quiet, small.
+"""Every page that links lead to, in light, in dark and on a phone: accessible, without errors, small.
 
-`make test` fetches each page and one in five of its addresses with a query, and shows one in 36, in one of the three.
+`make test` fetches each page and one in five of its addresses with a query, and renders one in 36, in one of the three
+looks.
 """
 
 import gzip
@@ -30,7 +31,7 @@ ASKED = 5  # where one in so many addresses with a query is opened.
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """A workspace of this module's own: how large a page is depends on the names that others give."""
+    """A workspace of this module only: the size of a page depends on the names in it."""
     served = workspace.new(tmp_path_factory.mktemp("pages"), "pages")
     with secrecy.keeping_secrets(served):
         yield served
@@ -43,7 +44,7 @@ def signed_in(browser: Browser, live: Serve, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def lived_in(live: Serve) -> Serve:
-    """The workspace after a while: each kind of row in each of its states, and calls of every outcome."""
+    """The workspace after some use: each kind of row in each state, and calls of every outcome."""
     fill(live)
     issued = live.issue_token(host="Nightly report", gateway="quickstart")
     url, token = issued["gateway_url"], issued["token"]
@@ -57,7 +58,7 @@ def lived_in(live: Serve) -> Serve:
 
 @pytest.fixture
 def page(open_browser: Open, lived_in: Serve, signed_in: Path) -> Page:
-    """The owner's page, on a phone: where all can be reached and pressed, which journeys prove for a desk."""
+    """The owner's page on a phone; journeys test the desktop."""
     return phone(open_browser, storage_state=signed_in).new_page()
 
 
@@ -114,7 +115,7 @@ def test_pages_for_strangers_are_accessible(open_browser: Open, live: Serve, tro
 
 
 def crawl(page: Page, start: str, one_in: int) -> Iterator[str]:
-    """Open pages of the site that links lead to, one of each kind, and give the address; the others are fetched."""
+    """Open one page of each kind that links lead to, and yield its address; others are only fetched."""
     waiting, kinds, turn, asked = [f"{start}/"], set[str](), 0, 0
     while waiting:
         url = waiting.pop()
@@ -144,7 +145,7 @@ def crawl(page: Page, start: str, one_in: int) -> Iterator[str]:
 
 
 def check(response: Response | APIResponse) -> None:
-    """Fail when it is no page or too large."""
+    """Fail if it is no page or too large."""
     assert response.status == 200, f"{response.url}: {response.status}"
     size = len(gzip.compress(response.body()))
     assert size <= LARGEST, f"{response.url} has {size} bytes of compressed HTML"

@@ -1,4 +1,4 @@
-"""The palette by keys, by touch, and for who hears it."""
+"""The palette by keyboard, by touch, and with a screen reader."""
 
 import re
 
@@ -46,7 +46,7 @@ def test_enter_opens_the_first_thing_that_was_found_for_what_is_typed_not_for_wh
     assert "/settings/admin-events/" in page.url
 
 
-def test_what_is_marked_is_said_and_the_button_that_closes_opens_nothing(live: Serve, page: Page) -> None:
+def test_the_selection_is_shown_and_the_closing_button_opens_nothing(live: Serve, page: Page) -> None:
     palette = opened(live, page).get_by_role("dialog", name="Search or jump to")
     said = palette.get_by_role("status")
 

@@ -1,4 +1,4 @@
-"""A person runs tools from the page: the main path, stopping a long one, and answers that would be markup."""
+"""Running tools from the page: the normal path, stopping a long run, and answers that look like markup."""
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -65,7 +65,7 @@ def test_a_long_run_shows_its_progress_and_is_stopped(live: Serve, page: Page) -
 
 
 @pytest.mark.full
-def test_what_a_server_answers_runs_nothing_on_the_page(live: Serve, page: Page, run: Run) -> None:
+def test_a_servers_answer_runs_nothing_on_the_page(live: Serve, page: Page, run: Run) -> None:
     hostile = "</pre><script>document.title='taken'</script><img src=/nowhere onerror=\"document.title='taken'\">"
 
     async def call(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""Regenerating in a real browser: the secret once, and the row beside it as it is now."""
+"""Regenerating in a real browser: the secret is shown once, and the row is updated."""
 
 import re
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.xdist_group("browser")
 
 
 def regenerate(page: Page, name: str, button: str) -> str:
-    """Give the token of this row another secret, and put the dialog away; the new secret."""
+    """Regenerate the token of this row, close the dialog, and return the new secret."""
     row = page.get_by_role("row").filter(has_text=name)
     row.get_by_role("button", name=button).first.click()
     page.get_by_role("alertdialog").get_by_role("radio", name="Not at all").check()

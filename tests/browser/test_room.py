@@ -1,4 +1,4 @@
-"""No state is cut on a desk, and what scrolls sideways on a phone shows that it does."""
+"""On a desktop no state is truncated; on a phone sideways scrolling is visible."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def badges(*words: str) -> list[str]:
 
 
 def ends() -> list[str]:
-    """How the log says that calls ended: those who had no valid token, those whom a rule or a server refused."""
+    """Return every outcome of calls in the log, with each reason of a refusal."""
     said = []
     for name, reason in REASONS.items():
         outcome = {Step.TOKEN: "unauthorized", Step.USER: "unauthorized", Step.UPSTREAM: "upstream error"}
@@ -31,7 +31,7 @@ def ends() -> list[str]:
     return badges(*said, "protocol error: unknown tool")
 
 
-# Of each list: a column that says states, and the longest that it may say.
+# For each list: a column with states, and the longest state.
 SAID = {
     "/settings/mcp-connections?type=all": {
         "Status": badges("needs attention", *SHORT),
@@ -90,7 +90,7 @@ BESIDE = """list => {
 
 
 @pytest.mark.parametrize(("path", "name"), [("/gateways/work/", "Work"), ("/settings/api-tokens", "Status")])
-def test_what_scrolls_sideways_on_a_phone_shows_so_and_brings_what_has_the_focus_into_sight(
+def test_sideways_scrolling_on_a_phone_is_visible_and_follows_focus(
     page: Page, lived_in: Serve, path: str, name: str
 ) -> None:
     page.set_viewport_size({"width": 390, "height": 900})

@@ -1,4 +1,4 @@
-"""A security key in a real browser: added, signed in with, renamed and removed, by script under our policy."""
+"""Security keys in a real browser under our content security policy: adding, signing in, renaming, removing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INDEX = "/settings/second-factor/"
 
 
 def plug_in(page: Page) -> tuple[CDPSession, str]:
-    """A virtual authenticator in this page's browser, and its id."""
+    """Add a virtual authenticator to this page's browser, and return its id."""
     cdp = page.context.new_cdp_session(page)
     cdp.send("WebAuthn.enable")
     options = {
@@ -45,7 +45,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     page.get_by_role("link", name="I have stored them").click()
     expect(page.get_by_text("Blue key").first).to_be_visible()
 
-    # The same key twice: the browser itself says no.
+    # The same key twice: the browser itself refuses.
     page.goto(f"{live.url}{INDEX}keys/add/")
     page.get_by_label("Name").fill("Again")
     page.get_by_role("button", name="Add", exact=True).click()
@@ -59,7 +59,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     [credential] = cdp.send("WebAuthn.getCredentials", {"authenticatorId": authenticator})["credentials"]
     assert credential["signCount"] > 1
 
-    # Another key does not answer, and the page says so.
+    # Another key does not answer, and the page reports it.
     page.context.clear_cookies()
     page.goto(f"{live.url}/")
     sign_in_where_asked(page, email)
@@ -71,7 +71,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     # Plugged in again, but as a copy that has signed less often.
     cdp.send("WebAuthn.addCredential", {"authenticatorId": authenticator, "credential": credential | {"signCount": 0}})
     page.get_by_role("button", name="Use security key").click()
-    expect(page.get_by_text("This security key is not known here")).to_be_visible()
+    expect(page.get_by_text("This security key is unknown")).to_be_visible()
     cdp.send("WebAuthn.clearCredentials", {"authenticatorId": authenticator})
     cdp.send("WebAuthn.addCredential", {"authenticatorId": authenticator, "credential": credential | {"signCount": 50}})
     page.get_by_role("button", name="Use security key").click()
@@ -98,4 +98,4 @@ def test_without_script_the_page_says_what_it_takes(live: Serve, open_browser: O
     page.get_by_label("Name").fill("Blue key")
     page.get_by_role("button", name="Add", exact=True).click()
 
-    expect(page.get_by_text("It takes a browser with script.")).to_be_visible()
+    expect(page.get_by_text("JavaScript is required.")).to_be_visible()

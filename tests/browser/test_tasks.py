@@ -1,4 +1,4 @@
-"""Eight tasks, each from the dashboard in so many clicks at most, and each once more by keyboard alone."""
+"""Eight tasks, each from the dashboard within a maximum of clicks, and each once more by keyboard alone."""
 
 import json
 import re
@@ -35,7 +35,7 @@ print(json.dumps({{"token": token.secret}}))
 
 
 class Person(Protocol):
-    """Somebody at a page, who presses things and writes into fields."""
+    """A person at a page, who presses controls and fills in fields."""
 
     page: Page
 
@@ -45,7 +45,7 @@ class Person(Protocol):
 
 @dataclass
 class Mouse:
-    """A click is counted, also the one that puts the caret into a field."""
+    """Every click is counted, including the one that focuses a field."""
 
     page: Page
     clicks: int = 0
@@ -64,7 +64,7 @@ class Mouse:
 
 @dataclass
 class Keys:
-    """Tab comes to it, arrows to one of several that exclude each other; Enter presses it, or Space a box."""
+    """Tab reaches a control, arrow keys choose among radio buttons, Enter presses, and Space ticks a box."""
 
     page: Page
 
@@ -90,7 +90,7 @@ class Keys:
 
 @dataclass
 class Stage:
-    """A workspace, and rows of one task alone in it: all are called `name`, which sorts before the others."""
+    """A workspace with rows of one task only: all are called `name`, which sorts before the others."""
 
     live: Serve
     name: str
@@ -215,7 +215,7 @@ MOST_CLICKS: dict[Task, int] = {
 
 @pytest.fixture
 def stage(live: Serve, page: Page, run: Callable[[App], Upstream]) -> Stage:
-    """Rows of its own, and the dashboard open."""
+    """The task's own rows, and the dashboard open."""
     name = unique("task")
     made = json.loads(live.manage("shell", "--verbosity", "0", "-c", STAGE.format(name=name)))
     stage = Stage(live, f"0 {name}", made["token"], run)

@@ -1,4 +1,4 @@
-"""The way back into an app, in a real browser under our own content policy, for each kind of redirect address."""
+"""The redirect back into an app, in a real browser under our content security policy, for each kind of URI."""
 
 import re
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ ARRIVED = '<link rel="icon" href="data:,"><h1>Arrived</h1>'
 
 
 def question(live: Serve, redirect_uri: str) -> str:
-    """The address an app with this redirect address opens."""
+    """Return the authorization URL of an app with this redirect URI."""
     said = {"client_name": APP, "redirect_uris": [redirect_uri], "token_endpoint_auth_method": "none"}
     client_id = httpx.post(f"{live.url}/oauth/register", json=said).json()["client_id"]
     asked = {
@@ -68,7 +68,7 @@ def test_the_browser_is_led_back(live: Serve, page: Page, trouble: Trouble, addr
 
 @pytest.mark.parametrize("scheme", ["cursor", "vscode", "vscode-insiders"])
 def test_an_app_with_a_scheme_of_its_own_is_called(live: Serve, page: Page, trouble: Trouble, scheme: str) -> None:
-    """This machine has no such app: the link stays for who has one and was not asked."""
+    """This machine has no such app: the link stays for people whose browser did not ask."""
     trouble.expected = {"does not have a registered handler"}
     decide(page, question(live, f"{scheme}://anysphere.cursor-mcp/oauth/callback"), "Allow")
 

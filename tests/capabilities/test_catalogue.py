@@ -1,4 +1,4 @@
-"""One enum says what a role may do."""
+"""One enum names the capabilities of roles."""
 
 import pytest
 from django.contrib.auth.models import Permission

@@ -1,4 +1,4 @@
-"""What a REST method declares is enforced; one that declares nothing is open to nobody."""
+"""The declaration of a REST method is enforced; a method without one is refused to everybody."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.django_db
 
 
 class Declared(Resource):
-    """One method that declares itself."""
+    """A resource with one declared method."""
 
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
@@ -24,14 +24,14 @@ class Declared(Resource):
 
 
 class Undeclared(Declared):
-    """The same method again, without what it declared."""
+    """A resource with the same method, undeclared."""
 
     def retrieve(self, request: Request) -> Response:
         return Response({})
 
 
 def answer_of(resource: Any) -> int:
-    """The status of the answer to somebody who holds every capability."""
+    """Return the status for a person with every capability."""
     request = APIRequestFactory().get("/api/thing")
     force_authenticate(request, make.user(*Capability))
     return int(resource.as_view({"get": "retrieve"})(request).status_code)
@@ -42,5 +42,5 @@ def test_a_method_that_declares_nothing_is_refused_to_everybody() -> None:
     assert answer_of(Undeclared) == 403
 
 
-def test_what_is_no_method_declares_nothing() -> None:
+def test_unknown_methods_declare_nothing() -> None:
     assert operation_of(Declared, None) is operation_of(Declared, "metadata") is operation_of(Declared, "x") is None

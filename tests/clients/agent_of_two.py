@@ -1,8 +1,7 @@
-"""An agent that serves two people at once: `python agent_of_two.py URL CALLS` with their tokens and what to hear.
+"""An agent that serves two people at once: `python agent_of_two.py URL CALLS`, with their tokens on standard input.
 
-Standard input holds {"ann": {"token": ..., "hears": ...}, ...}. Each of its connections takes turns
-between the people, call by call. It says how many calls of each were answered with the right
-credential, and how many were not.
+The input is {"ann": {"token": ..., "hears": ...}, ...}. Each connection alternates between the people, call by call.
+Prints how many calls of each person were answered with the right credential, and how many were not.
 """
 
 import http.client
@@ -16,7 +15,7 @@ CONNECTIONS = 8
 
 
 def work(url: str, people: dict[str, dict[str, str]], calls: int) -> Counter[str]:
-    """`calls` calls for each of the people, over one connection."""
+    """Make `calls` calls for each person, over one connection."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     body = json.dumps(

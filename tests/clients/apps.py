@@ -1,4 +1,4 @@
-"""Headed apps as processes of their own: they open pages, somebody answers, they go on."""
+"""Headed apps as separate processes: they open pages, a person answers, and they continue."""
 
 import json
 import os
@@ -26,7 +26,7 @@ CALL = {"TOOL": "echo", "ARGUMENTS": '{"text": "hello"}'}
 
 @dataclass(frozen=True, slots=True)
 class Desktop:
-    """A machine on which programs open pages: what $BROWSER is asked to open comes out of a pipe."""
+    """A machine on which programs open pages: their URLs arrive through $BROWSER and a pipe."""
 
     folder: Path
     environment: Mapping[str, str]
@@ -41,7 +41,7 @@ class Desktop:
 
     @contextmanager
     def app(self, command: list[str], **settings: str) -> Iterator["App"]:
-        """Start a program here; it is ended with the block."""
+        """Start a program here; it ends with the block."""
         pipe = os.open(self.pipe, os.O_RDWR | os.O_NONBLOCK)
         output = self.folder / f"app-{time.monotonic_ns()}.out"
         errors = output.with_suffix(".err")
@@ -73,7 +73,7 @@ class App:
     pipe: int
 
     def opened(self) -> str:
-        """The address of the page it opens; fails with its output when it opens none."""
+        """Return the URL it opens; fails with its output if it opens none."""
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             ready, _, _ = select.select([self.pipe], [], [], 0.2)
@@ -86,14 +86,14 @@ class App:
         return not select.select([self.pipe], [], [], 0)[0]
 
     def send(self, *messages: dict[str, Any]) -> None:
-        """JSON-RPC messages for a program that speaks it on its standard streams."""
+        """Send JSON-RPC messages to a program on its standard input."""
         assert self.process.stdin
         for message in messages:
             self.process.stdin.write(json.dumps({"jsonrpc": "2.0"} | message).encode() + b"\n")
         self.process.stdin.flush()
 
     def answer(self, number: int) -> dict[str, Any]:
-        """The result it gives to the message with this id."""
+        """Return its result for the message with this id."""
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             for line in self.said().split("\n")[:-1]:
@@ -105,7 +105,7 @@ class App:
         raise AssertionError(f"no answer to {number}:\n{self.everything()}")
 
     def wait_for(self, pattern: str) -> str:
-        """The first thing it says that looks like this."""
+        """Return the first line of its output that matches."""
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             if found := re.search(pattern, self.said()):
@@ -118,17 +118,17 @@ class App:
         return self.output.read_text(errors="replace")
 
     def everything(self) -> str:
-        """For the person who looks into a failure."""
+        """Return its whole output, for failure messages."""
         return self.said() + self.errors.read_text(errors="replace")
 
     def ended(self) -> str:
-        """What it had said when it ended well."""
+        """Wait for a successful end, and return its output."""
         self.process.wait(timeout=SECONDS)
         assert self.process.returncode == 0, self.everything()
         return self.said()
 
     def result(self) -> dict[str, Any]:
-        """The last line it said, which is JSON."""
+        """Return the last line of its output, which is JSON."""
         return dict(json.loads(self.ended().splitlines()[-1]))
 
 
@@ -144,7 +144,7 @@ def desktop(npm: Npm, tmp_path_factory: pytest.TempPathFactory) -> Desktop:
 
 @pytest.fixture(scope="module")
 def owner(live: Serve) -> Iterator[Person]:
-    """The workspace's owner at a browser without script."""
+    """The workspace's owner in a browser without script."""
     person = Person.signed_in(live.url)
     yield person
     person.http.close()
@@ -160,7 +160,7 @@ def python(program: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class KeptApp:
-    """An app that keeps its tokens between its starts, as apps on a desktop do."""
+    """An app that stores its tokens between starts, as desktop apps do."""
 
     desktop: Desktop
     gateway_url: str
@@ -169,7 +169,7 @@ class KeptApp:
 
     @property
     def kept(self) -> dict[str, Any]:
-        """Its registration, its tokens and its last verifier."""
+        """Return its registration, tokens and last verifier."""
         return dict(json.loads(self.store.read_text()))
 
     @property
@@ -177,20 +177,20 @@ class KeptApp:
         return dict(self.kept["tokens"])
 
     def connects(self, answer: Callable[[str], object]) -> dict[str, Any]:
-        """What it prints after somebody has answered the page it opens."""
+        """Return its output after a person has answered the page it opens."""
         with self._start() as app:
             answer(app.opened())
             return app.result()
 
     def goes_on(self) -> dict[str, Any]:
-        """What it prints without anybody's help."""
+        """Return its output when no person helps."""
         with self._start() as app:
             said = app.result()
             assert app.opened_nothing()
             return said
 
     def forget_access(self) -> None:
-        """Spoil its access token, as time does; its refresh token stays."""
+        """Invalidate its access token, as expiry does; its refresh token stays."""
         spoiled = self.tokens | {"access_token": self.tokens["access_token"][:-1] + "!"}
         self.store.write_text(json.dumps(self.kept | {"tokens": spoiled}))
 

@@ -1,7 +1,6 @@
-"""The npm clients and servers of package.json: installed once, run as processes of their own.
+"""The npm clients and servers of package.json: installed once, run as separate processes.
 
-Without npm, or without a registry to install from, these tests fail: a check that skips itself
-proves nothing.
+Without npm, or without a registry to install from, these tests fail: a skipped check proves nothing.
 """
 
 import contextlib
@@ -28,18 +27,18 @@ MODULES = FOLDER / "node_modules"
 
 @dataclass(frozen=True, slots=True)
 class Npm:
-    """The installed packages, and a home that is thrown away."""
+    """The installed packages, and a temporary home."""
 
     home: Path
 
     @property
     def environment(self) -> dict[str, str]:
-        """Newer than most machines' Node is the one among the packages: it comes first."""
+        """Return the environment, with the packages' Node first, which is newer than most machines' own."""
         path = f"{MODULES / '.bin'}{os.pathsep}{os.environ['PATH']}"
         return {"PATH": path, "HOME": str(self.home)}
 
     def run(self, program: str, *arguments: str, **settings: str) -> str:
-        """What the program prints; fails unless it ends well within three minutes."""
+        """Return the program's output; fails unless it succeeds within three minutes."""
         done = subprocess.run(
             [MODULES / ".bin" / program, *arguments],
             env=self.environment | settings,
@@ -60,7 +59,7 @@ def npm(tmp_path_factory: pytest.TempPathFactory) -> Npm:
 
 
 def install(folder: Path = FOLDER) -> None:
-    """Bring a folder's node_modules to what its lock file says; the other processes of the run wait."""
+    """Install a folder's node_modules by its lock file; other processes of the run wait."""
     with (folder / ".install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         wanted = hashlib.sha256((folder / "package-lock.json").read_bytes()).hexdigest()
@@ -78,7 +77,7 @@ def install(folder: Path = FOLDER) -> None:
 
 @pytest.fixture(scope="module")
 def everything(npm: Npm) -> Iterator[str]:
-    """The address of npm's server-everything, a server nobody here wrote."""
+    """The address of npm's server-everything."""
     port = free_port()
     command = [str(MODULES / ".bin" / "mcp-server-everything"), "streamableHttp"]
     with listening(npm, command, port, PORT=str(port)):
@@ -87,7 +86,7 @@ def everything(npm: Npm) -> Iterator[str]:
 
 @contextlib.contextmanager
 def listening(npm: Npm, command: Sequence[str], port: int, **settings: str) -> Iterator[None]:
-    """The command as a process that listens at `port`, until the block ends; what it said is shown if that fails."""
+    """Run the command as a process that listens at `port`; its output is shown if the block fails."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=npm.environment | settings, stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -1,8 +1,8 @@
-"""An authorization server of Django OAuth Toolkit: a Django project in one file, on the port it is given.
+"""An authorization server of Django OAuth Toolkit: a Django project in one file, on the given port.
 
-It lets clients register themselves, and knows two of its own: `entered`, which somebody registered by hand for the
-addresses in REDIRECT_URIS, and `resource`, as which the protected server asks what a token is worth; the secret of both
-is CLIENT_SECRET. Anybody may sign in under any name.
+Clients can register themselves. It has two clients of its own with the secret CLIENT_SECRET: `entered`, registered by
+hand for REDIRECT_URIS, and `resource`, as which the protected server introspects tokens. Anybody may sign in under any
+name.
 """
 
 import os
@@ -78,7 +78,7 @@ def fill() -> None:
 
 
 def login(request: HttpRequest) -> HttpResponse:
-    """Whoever one says one is."""
+    """Sign in under the given name, without a check."""
     from django.contrib.auth import login as remember
     from django.contrib.auth.models import User
 

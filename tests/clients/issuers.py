@@ -1,6 +1,6 @@
-"""Authorization servers that others wrote, each a process of its own, and the server `github` they protect.
+"""Third-party authorization servers, each a separate process, and the server `github` they protect.
 
-`tests.issuers` has the one of the Python SDK, which does what a test tells it.
+`tests.issuers` has the scriptable one of the Python SDK.
 """
 
 import json
@@ -25,14 +25,14 @@ SECRET = "entered-0123456789-by-an-administrator"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """How an authorization server is started, and where it differs from the others."""
+    """The command of an authorization server, and how it differs from the others."""
 
     command: list[str]
     introspection: str
     endpoints: tuple[str, str, str]  # Where it asks people, gives tokens and revokes them.
     slash: str = ""  # What its name ends with, after its origin.
     scopes: tuple[str, ...] = ("tools",)
-    denial: str = "You did not sign in at GitHub."  # What the person is told who denies.
+    denial: str = "You did not sign in at GitHub."  # The message for a person who denies.
 
 
 PROGRAMS = {
@@ -65,13 +65,13 @@ class RealIssuer:
         return self.origin + self.program.slash
 
     async def whose(self, token: str) -> dict[str, Any]:
-        """What it says of an access token (RFC 7662); nothing when that is not good any more."""
+        """Introspect an access token (RFC 7662); empty if it is not active."""
         async with httpx.AsyncClient(trust_env=False, auth=("resource", SECRET)) as client:
             said = (await client.post(self.origin + self.program.introspection, data={"token": token})).json()
         return dict(said) if said["active"] else {}
 
     def app(self) -> App:
-        """The server at /mcp, which asks the issuer about every token it is shown, and says where the issuer is."""
+        """The server at /mcp, which introspects every token at the issuer, and names the issuer in its metadata."""
         protected = upstreams.whoami_server()
 
         async def door(scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,9 +104,9 @@ class RealIssuer:
 
 @contextmanager
 def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0) -> Iterator[RealIssuer]:
-    """This authorization server until the block ends, where the client `entered` comes back to an address for it.
+    """Run this authorization server, whose client `entered` redirects to `comes_back`.
 
-    It keeps nothing: brought back on the same port, it knows nobody.
+    It stores nothing: restarted on the same port, it has no accounts.
     """
     port = port or free_port()
     issuer = RealIssuer(PROGRAMS[name], f"http://127.0.0.1:{port}")
@@ -136,11 +136,11 @@ class Page(HTMLParser):
 
 
 class NoWayBack(AssertionError):
-    """The issuer keeps its visitor, with a page of its own."""
+    """The issuer shows a page of its own instead of redirecting back."""
 
 
 class Visitor:
-    """A person at an authorization server, with a browser without script: signs in as `name` and allows or denies."""
+    """A person at an authorization server, in a browser without script: signs in as `name` and allows or denies."""
 
     def __init__(self, name: str, *, allows: bool = True) -> None:
         self.name = name
@@ -154,7 +154,7 @@ class Visitor:
         self.http.close()
 
     def comes_back(self, url: str, to: str = "/upstream-oauth/") -> str:
-        """Path and query of the address it is sent back to in the end, which is not opened. Raises NoWayBack."""
+        """Return path and query of the final redirect, which is not followed. Raises NoWayBack."""
         response = self.http.get(url)
         for _ in range(20):
             if response.is_redirect:
@@ -171,7 +171,7 @@ class Visitor:
         raise NoWayBack(url)
 
     def _answer(self, response: httpx.Response) -> tuple[str, dict[str, str] | None]:
-        """What is opened next, and the form that is sent there."""
+        """Return the next URL, and the form to send there."""
         if response.status_code != 200:
             raise NoWayBack(f"{response.status_code} {response.text}")
         page = Page(response.text)

@@ -1,4 +1,4 @@
-"""A headed app on fastmcp: signs in through the browser, then prints the tools' names and one result."""
+"""A headed app on fastmcp: signs in through the browser, then prints the tool names and one result."""
 
 import asyncio
 import json

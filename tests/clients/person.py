@@ -1,4 +1,4 @@
-"""Somebody who answers what an app opens in the browser: signed in once, pages read, forms posted, no script."""
+"""A person who answers an app's pages in a browser without script, signed in once."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ OFFERED = re.compile(r'name="gateway" value="([^"]+)"')
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """One browser's cookies."""
+    """A browser without script, with its cookies."""
 
     http: httpx.Client
 
@@ -34,7 +34,7 @@ class Person:
         return self.http.post(page.url, data={"csrfmiddlewaretoken": token[1], **fields})
 
     def decide(self, question: str, decision: str = "allow") -> str:
-        """Go through the pages an app opened; the address that brings the app its answer."""
+        """Go through the pages an app opened; return the redirect URL with the app's answer."""
         page = self.http.get(question)
         offered = OFFERED.findall(page.text)
         assert offered, f"no gateway offered on {page.url} ({page.status_code}): {page.text[:2000]}"
@@ -43,11 +43,11 @@ class Person:
         return sent.headers["Refresh"].removeprefix("0; url=")
 
     def allow(self, question: str) -> None:
-        """Say yes, and follow the way back into the app."""
+        """Allow, and follow the redirect into the app."""
         answered = httpx.get(self.decide(question), timeout=20)
         assert answered.status_code < httpx.codes.BAD_REQUEST, answered.text[:2000]
 
 
 def answer_in(callback: str) -> dict[str, str]:
-    """What the app is told by this address."""
+    """Return the parameters of the redirect to the app."""
     return {name: values[0] for name, values in parse_qs(urlsplit(callback).query).items()}

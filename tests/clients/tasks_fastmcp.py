@@ -1,6 +1,6 @@
-"""fastmcp 4 with tasks of MCP 2026-07-28: `serve PORT`, or `use URL TOKEN OTHER`, which prints what a client found.
+"""fastmcp 4 with tasks of MCP 2026-07-28: `serve PORT`, or `use URL TOKEN OTHER`, which prints what a client got.
 
-Runs in the environment of `tests/matrix/fastmcp.lock`, because fastmcp's server part needs more than the clients do.
+Runs in the environment of `tests/matrix/fastmcp.lock`, because fastmcp's server part needs more packages.
 """
 # mypy: ignore-errors
 
@@ -23,7 +23,7 @@ server.add_extension(TasksExtension(url="memory://"))
 
 @server.tool(task=TaskConfig(mode="required"))
 async def ask(context: Context) -> str | InputRequiredResult:
-    """Ask who is there, and greet."""
+    """Ask for a name, and return a greeting."""
     if not context.input_responses:
         params = ElicitRequestFormParams(message="Who is there?", requested_schema=SCHEMA)
         return InputRequiredResult(input_requests={"who": ElicitRequest(params=params)})
@@ -32,7 +32,7 @@ async def ask(context: Context) -> str | InputRequiredResult:
 
 @server.tool(task=TaskConfig(mode="required"))
 async def wait() -> str:
-    """Wait until somebody cancels it."""
+    """Wait until cancelled."""
     await asyncio.sleep(600)
     return "waited"
 

@@ -1,4 +1,4 @@
-"""A server nobody here wrote, behind a gateway made on the pages, called by clients nobody here wrote."""
+"""A third-party server behind a gateway created on the pages, called by third-party clients."""
 
 import json
 
@@ -24,9 +24,9 @@ SUM = "everything__get-sum"
 
 @pytest.fixture(scope="module")
 def second(live: Serve, everything: str) -> dict[str, str]:
-    """URL and token of a gateway of its own for server-everything: registered, assigned and opened on the pages.
+    """Return URL and token of a gateway for server-everything: registered, assigned and opened on the pages.
 
-    And a gateway “Both”, for this server and the one of the quickstart.
+    Also makes a gateway “Both”, for this server and the Quickstart's.
     """
     with owner_at(live) as page:
         steps.add_server(page, live.url, "Everything", everything)

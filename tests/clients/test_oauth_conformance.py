@@ -1,4 +1,4 @@
-"""The MCP conformance suite judges the authorization server."""
+"""The MCP conformance suite against the authorization server."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Clients nobody here wrote sign in through the browser, then list and call tools."""
+"""Third-party clients sign in through the browser, then list and call tools."""
 
 import json
 from typing import Any
@@ -55,7 +55,7 @@ def test_mcp_remote_signs_in_and_calls(live: Serve, desktop: Desktop, owner: Per
 
 
 def test_inspector_signs_in_and_calls(live: Serve, desktop: Desktop, owner: Person) -> None:
-    """It signs in on a terminal only, which `script` gives it."""
+    """It signs in only on a terminal, which `script` provides."""
     server = f"--cli --server-url {live.url}/mcp/quickstart --transport http --protocol-era auto"
     asked = "--method tools/call --tool-name add --tool-arg a=2 --tool-arg b=3 --format json"
 

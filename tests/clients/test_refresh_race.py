@@ -24,7 +24,7 @@ def refresh_command(url: str, client_id: str, token: str) -> list[str]:
 
 
 def refresh_together(url: str, client_id: str, *tokens: str) -> list[tuple[int, dict[str, str]]]:
-    """Status and body of each of these refreshes, every one by a process of its own, all at once."""
+    """Refresh concurrently, each in its own process; return status and body of each."""
     commands = [refresh_command(url, client_id, token) for token in tokens]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     answers = [process.communicate(timeout=30)[0].rpartition("\n") for process in processes]
@@ -33,7 +33,7 @@ def refresh_together(url: str, client_id: str, *tokens: str) -> list[tuple[int, 
 
 @pytest.fixture
 def signed_in(live: Serve, owner: Person) -> tuple[str, dict[str, str]]:
-    """An app's id and its first pair of tokens."""
+    """Return an app's id and its first pair of tokens."""
     said = {"client_name": "Racing app", "redirect_uris": [REDIRECT], "token_endpoint_auth_method": "none"}
     client_id = httpx.post(f"{live.url}/oauth/register", json=said).json()["client_id"]
     verifier = new_verifier()

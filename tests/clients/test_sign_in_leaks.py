@@ -1,4 +1,4 @@
-"""After sign-ins that go well, badly and to pieces, nothing holds in clear what they were made of."""
+"""After successful, refused and broken sign-ins, no secret is stored or shown in plain text."""
 
 import json
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ EXPIRED = "UPDATE servers_identity SET expires_at = now() - interval '1 s', rene
 
 
 class Life:
-    """One person's sign-ins at a server, whose issuer remembers all that it gave."""
+    """One person's sign-ins at a server, whose issuer records every secret it issued."""
 
     def __init__(self, live: Serve, owner: Person, issuer: Issuer, url: str) -> None:
         self.live, self.http, self.issuer = live, owner.http, issuer
@@ -48,11 +48,11 @@ class Life:
         self.noted: set[str] = {self.told["token"]}
 
     def note(self, secret: str) -> None:
-        """A secret of this life: the workspace is looked through for it here, and again at its end with its pages."""
+        """Add a secret: the workspace is searched for it now, and at the end together with its pages."""
         self.noted.add(secrecy.note(secret))
 
     def begin(self, path: str = "") -> str:
-        """The address the issuer is asked at; its state is a secret."""
+        """Start a sign-in, and return the URL at the issuer; its state is a secret."""
         path = path or f"/servers/{self.told['slug']}/authenticate/"
         page = self.http.get("/settings/profile")
         form = {"connection": self.told["connection"], "csrfmiddlewaretoken": secret_of_form(page)}
@@ -77,7 +77,7 @@ class Life:
         self.live.rows(EXPIRED, self.origin)
 
     def note_all(self) -> None:
-        """Remember what the issuer gave, and what it was shown in return."""
+        """Add all secrets that the issuer issued or received."""
         for given in (*self.issuer.access, *self.issuer.refresh, *self.issuer.revoked):
             self.note(given)
         for client in self.issuer.clients.values():
@@ -88,7 +88,7 @@ class Life:
                 self.note(form["code_verifier"])
 
     def enter_client(self, redirect_uri: str) -> None:
-        """A client that the owner registered by hand, whose secret the page is sent and never shows."""
+        """Enter a client that the owner registered by hand; the page never shows its secret."""
         secret = f"entered-{token_urlsafe(24)}"
         self.note(secret)
         known = {"client_id": "entered", "client_secret": secret, "redirect_uris": [redirect_uri]}

@@ -1,4 +1,4 @@
-"""Tasks of both eras over two workers, between servers and clients that nobody here wrote."""
+"""Tasks of both eras over two workers, between third-party servers and clients."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TOOL = "simulate-research-query"
 
 @pytest.fixture(scope="module")
 def fastmcp(npm: Npm) -> Iterator[str]:
-    """The address of a server on fastmcp whose tools run as tasks."""
+    """The address of a fastmcp server whose tools run as tasks."""
     install_environment(PYTHON.parent.parent, ROOT / "tests" / "matrix" / "fastmcp.lock")
     port = free_port()
     with listening(npm, [str(PYTHON), "-m", PROGRAM, "serve", str(port)], port, PYTHONPATH=str(ROOT)):
@@ -31,7 +31,7 @@ def fastmcp(npm: Npm) -> Iterator[str]:
 
 
 def placed(live: Serve, name: str, address: str) -> tuple[str, str, str]:
-    """The URL of a gateway of its own before this server, and the tokens of two connections there."""
+    """Return the URL of a gateway for this server, and the tokens of two connections there."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.conformance.rows", json.dumps({name: address})],
         cwd=ROOT,

@@ -1,5 +1,5 @@
-"""The MCP conformance suite against servers of our own, alone and through the gateway.
+"""The MCP conformance suite against our fixture servers, directly and through the gateway.
 
-`python -m tests.conformance` prints what each fixture server passes by itself, `--gateway` what it passes through the
-gateway. `servers/` holds the fixtures, `suite.py` runs the suite, `header_proxy.py` brings it past the token.
+`python -m tests.conformance` prints the results of each fixture server, `--gateway` those through the gateway.
+`servers/` has the fixtures, `suite.py` runs the suite, and `header_proxy.py` adds the token.
 """

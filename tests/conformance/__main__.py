@@ -1,4 +1,4 @@
-"""Print what the fixture servers pass of the conformance suite: scenario by server, checks passed and failed."""
+"""Print the fixture servers' results in the conformance suite: scenario by server, checks passed and failed."""
 
 import argparse
 import contextlib
@@ -40,7 +40,7 @@ def parsed() -> argparse.Namespace:
 
 @contextlib.contextmanager
 def through_gateway(urls: dict[str, str]) -> Iterator[dict[str, str]]:
-    """On a database of its own, which goes when the block ends."""
+    """Run the suite through the gateway, on a database that is dropped at the end."""
     cluster.begin()
     # What the settings ask for is given to each process by itself; none of it is this one's.
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")

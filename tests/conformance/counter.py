@@ -1,13 +1,14 @@
-"""A server that counts per session and remembers what it saw of sessions, for tests of how the gateway keeps them.
+"""A server that counts calls per session and records session events, to test how the gateway handles them.
 
-Raw ASGI, so that nothing of an SDK stands between the gateway's bytes and what is remembered. Put it on the wire with
-`tests.asgi_server.running(Counter())`; the test reads `counter.seen` from its own thread. By itself, in the session era
-alone: `python -m tests.conformance.counter PORT`.
+Raw ASGI, so that no SDK is between the gateway's bytes and the record. Serve it with
+`tests.asgi_server.running(Counter())`; the test reads `counter.seen` from its own thread. On its own, in the session
+era: `python -m tests.conformance.counter PORT`.
 
-- `count` answers `{"count": 3, "session": "..."}`: the calls of this session so far. Without sessions (2026-07-28) the
-  count goes over all calls.
-- `wait` takes `seconds` (default 30): reports progress twice a second when asked to, ends at once and without an answer
-  when cancelled by `notifications/cancelled` of its session or by its caller's leaving.
+`count` answers `{"count": 3, "session": "..."}`, the calls of this session so far; without sessions (2026-07-28) of all
+calls.
+
+`wait` takes `seconds` (default 30): reports progress twice a second if requested, and ends without an answer when
+cancelled by `notifications/cancelled` of its session or when its caller leaves.
 """
 
 import asyncio
@@ -39,13 +40,13 @@ TOOLS = [
 
 
 def is_for_lists(params: Json) -> bool:
-    """Whether the gateway opens this session to find out what the server offers: for no client, it declares all."""
+    """True if the gateway opened this session for a list: it then declares all capabilities."""
     return "io.modelcontextprotocol/ui" in params.get("capabilities", {}).get("extensions", {})
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something a test may wait for, in the order it happened."""
+    """A recorded event that a test can wait for, in order."""
 
     what: str
     """`initialize`, `initialized`, `get`, `delete`, `call`, `cancelled` (by notification), `left` (by disconnect)."""
@@ -70,7 +71,7 @@ class Counter:
         return [event for event in self.seen if event.what == what]
 
     def wait_for(self, what: str, times: int = 1, seconds: float = PATIENCE) -> list[Event]:
-        """The events of this kind as soon as there are so many, asked from a test's thread."""
+        """Wait until there are so many events of this kind, and return them; called from a test's thread."""
         deadline = time.monotonic() + seconds
         while len(found := self.events(what)) < times:
             assert time.monotonic() < deadline, f"saw {len(found)} of {times} {what} in {seconds} s: {self.seen}"
@@ -78,7 +79,7 @@ class Counter:
         return found
 
     def forget_sessions(self) -> None:
-        """As a restart does: every session id is unknown from now on."""
+        """Forget all session ids, as a restart does."""
         self.counts.clear()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -206,7 +207,7 @@ def result_of(structured: Json, session: str | None) -> Json:
 
 
 def fresh(session: str | None) -> Json:
-    """What 2026-07-28 wants in a list; the session era knows none of it."""
+    """Return the cache members of a 2026-07-28 list; empty for the session era."""
     return {} if session else {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
 
 

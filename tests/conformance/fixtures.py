@@ -1,4 +1,4 @@
-"""Starts the fixture servers, each as a process on a loopback port of its own."""
+"""Starts the fixture servers, each as a process on its own loopback port."""
 
 import contextlib
 import fcntl
@@ -33,7 +33,7 @@ FASTMCP_LACKS = NO_SUBSCRIPTIONS | {"dns-rebinding-protection"}
 
 @dataclass(frozen=True, slots=True)
 class Fixture:
-    """A fixture server: how it is started, and the revisions it speaks."""
+    """A fixture server: its command, and the MCP versions it speaks."""
 
     program: tuple[str, ...]
     revisions: tuple[str, ...] = (SESSION_ERA, MODERN)
@@ -50,19 +50,19 @@ FIXTURES = {
 
 
 def install() -> None:
-    """Install the npm packages and the environments of the Python SDK 1 and FastMCP, as their lock files say."""
+    """Install the npm packages and the environments of Python SDK 1 and FastMCP by their lock files."""
     npm.install()
     install_v1()
     install_environment(FASTMCP_HOME, FASTMCP_LOCK)
 
 
 def install_v1() -> None:
-    """Make the environment of the Python SDK 1."""
+    """Create the environment of Python SDK 1."""
     install_environment(V1_HOME, SERVERS / "requirements-v1.lock")
 
 
 def install_environment(home: Path, requirements: Path) -> None:
-    """Make a virtual environment of what a lock file says, once; the other processes of the run wait."""
+    """Create a virtual environment from a lock file, once; other processes of the run wait."""
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
     home.mkdir(exist_ok=True)
     with home.with_suffix(".lock").open("w") as lock:
@@ -84,7 +84,7 @@ def ran(*command: str) -> None:
 
 @contextlib.contextmanager
 def running(name: str, *more: str) -> Iterator[str]:
-    """The address of this fixture server, started with `more` too, until the block ends. Needs `install()`."""
+    """Run this fixture server with the arguments `more`, and yield its address. Needs `install()`."""
     port = free_port()
     with tempfile.TemporaryFile() as log:
         command = [*FIXTURES[name].program, str(port), *more]
@@ -100,7 +100,7 @@ def running(name: str, *more: str) -> Iterator[str]:
 
 
 def is_listening(process: subprocess.Popen[bytes], port: int, seconds: float = 30) -> bool:
-    """Wait until the process listens on `port`, at most so long; False as soon as it ended."""
+    """Wait up to `seconds` until the process listens on `port`; False as soon as it has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

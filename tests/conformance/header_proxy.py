@@ -1,8 +1,8 @@
 """A loopback proxy that adds a bearer token, for programs that cannot send one.
 
-Passes bytes, not messages: Host, Origin, header names that come twice, their spelling and the white space around their
-values arrive as the client sent them, and each byte of an answer leaves when it came. Only Authorization is added and
-Connection replaced: every request has a connection of its own, so there is one head to look for.
+It passes bytes, not messages: Host, Origin, repeated headers, their spelling and white space arrive as sent, and each
+byte of an answer is passed on when it arrives. Only Authorization is added and Connection replaced: every request has
+its own connection, so there is one header block.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ HEAD_END = b"\r\n\r\n"
 
 
 class HeaderProxy:
-    """Listens from the start, so that its origin can be named in the gateway's settings before the gateway starts."""
+    """Listens on creation, so that the gateway's settings can name its origin before the gateway starts."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -28,7 +28,7 @@ class HeaderProxy:
 
     @contextlib.contextmanager
     def serving(self, port: int, token: str) -> Iterator[str]:
-        """Pass everything to `port` on this machine, with `token`; gives the origin to send to."""
+        """Pass everything to `port` on this machine, with `token`; yield the origin to use."""
         loop = asyncio.new_event_loop()
         started = threading.Event()
         stop = asyncio.Event()

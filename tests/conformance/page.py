@@ -1,7 +1,7 @@
-"""A server like a browser's, one page per session: `python -m tests.conformance.page PORT`.
+"""A browser-like server with one page per session: `python -m tests.conformance.page PORT`.
 
-On the Python SDK 1, in its virtual environment; session era alone, as most such servers are. A session that is lost or
-given to somebody else shows at once: the page is blank or another's.
+On Python SDK 1, in its virtual environment; session era only, like most such servers. A lost or mixed-up session is
+visible at once: the page is blank or another's.
 """
 # mypy: ignore-errors
 
@@ -30,20 +30,20 @@ def page_of(context):
 
 @server.tool()
 def navigate(url: str, context: Context) -> str:
-    """Open an address on this session's page."""
+    """Open a URL on this session's page."""
     page_of(context)["address"] = url
     return f"opened {url}"
 
 
 @server.tool()
 def snapshot(context: Context) -> str:
-    """The address of this session's page, and how many loads of it were stopped."""
+    """Return the URL of this session's page, and how many loads of it were stopped."""
     return f"at {page_of(context)['address']}, stopped {page_of(context)['stopped']}"
 
 
 @server.tool()
 async def load(seconds: float, context: Context) -> str:
-    """Take so long; counts as stopped when the client cancels."""
+    """Load for `seconds`; counts as stopped if the client cancels."""
     try:
         for step in range(round(seconds / STEP_SECONDS)):
             await context.report_progress(step, seconds / STEP_SECONDS)
@@ -63,7 +63,7 @@ async def dialog(context: Context) -> str:
 
 @server.tool()
 async def summary(context: Context) -> str:
-    """Have the client's model sum the page up."""
+    """Let the client's model summarise the page."""
     wanted = SamplingMessage(role="user", content=TextContent(type="text", text="Sum it up."))
     said = await context.session.create_message([wanted], max_tokens=100, related_request_id=context.request_id)
     return said.content.text
@@ -71,7 +71,7 @@ async def summary(context: Context) -> str:
 
 @server.tool()
 async def folders(context: Context) -> str:
-    """Where the page may be saved; `list_roots` of the SDK would ask on the session's standing stream."""
+    """Return the client's roots, where the page may be saved; the SDK's `list_roots` would use the standing stream."""
     on_this_stream = ServerMessageMetadata(related_request_id=context.request_id)
     asked = ServerRequest(ListRootsRequest(method="roots/list"))
     told = await context.session.send_request(asked, ListRootsResult, metadata=on_this_stream)

@@ -1,6 +1,6 @@
-"""Make in the database of a running gateway what the suite needs: for each server a gateway without prefix and a token.
+"""Create the suite's rows in the database of a running gateway: a gateway without alias and a token per server.
 
-A program: takes `{name: address}` as JSON, prints `{name: {"slug": ..., "token": ...}}`.
+Reads `{name: address}` as JSON, prints `{name: {"slug": ..., "token": ...}}`.
 """
 
 import json

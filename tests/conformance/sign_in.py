@@ -1,9 +1,9 @@
-"""A client for the suite's authorization scenarios: a running gateway, and somebody who signs in through its pages.
+"""Client for the suite's authorization scenarios: signs in through the pages of a running gateway.
 
-A program: takes the address of a server. It registers the server at the gateway of GATEWAY_URL, behind the gateway that
-SLOTS names for the scenario, calls its first tool with that gateway's token, signs in at the issuer whenever a refusal
-says so, and goes on. Ends with an error when there is no tool to call in the end. WHO holds the cookies, and the token
-of forms, of somebody who is signed in.
+Takes the address of a server. It registers the server at the gateway of GATEWAY_URL, behind the gateway that SLOTS
+names for the scenario, and calls its first tool with that gateway's token. Whenever a refusal asks for it, it signs in
+at the issuer and continues. Exits with an error if no tool could be called. WHO has the cookies and the form token of a
+signed-in person.
 """
 
 import json
@@ -23,7 +23,7 @@ SIGN_IN = ("identity_missing", "identity_sign_in", "identity_scope")
 
 
 class Gateway:
-    """The running gateway, at whose pages somebody is signed in."""
+    """The running gateway, with a person signed in."""
 
     def __init__(self) -> None:
         who = json.loads(os.environ["WHO"])
@@ -35,7 +35,7 @@ class Gateway:
         )
 
     def register(self, url: str) -> str:
-        """The slug of the server at this address, behind the gateway of the scenario."""
+        """Return the slug of the server at this address, behind the scenario's gateway."""
         name = f"c{uuid4().hex[:10]}"
         server = self._made("/api/servers", name=name, slug=name, url=url, auth_type="oauth")
         place = {"server_id": server["id"], "identity_scheme": "per_user"}
@@ -43,13 +43,13 @@ class Gateway:
         return name
 
     def enter(self, slug: str, context: dict[str, Any]) -> None:
-        """Enter the client that somebody registered by hand."""
+        """Enter the OAuth client that was registered by hand."""
         client = {"client_id": context["client_id"], "secret": context["client_secret"], "issuer": context["issuer"]}
         answer = self.http.post(f"/servers/{slug}/client/", data=client)
         assert answer.status_code == httpx.codes.FOUND, answer.text
 
     def sign_in(self, slug: str) -> None:
-        """Through the pages: on to the issuer, which sends its visitors back at once."""
+        """Sign in through the pages; the issuer redirects back without asking."""
         begun = self.http.post(self._place(slug), data={"connection": self.slot["connection"]})
         assert begun.status_code == httpx.codes.OK, words(begun)
         back = httpx.get(begun.headers["Refresh"].removeprefix("0; url="), trust_env=False, timeout=60)
@@ -59,13 +59,13 @@ class Gateway:
         assert done.status_code == httpx.codes.FOUND, words(done)
 
     def _place(self, slug: str) -> str:
-        """Where the pages let one sign in: again for the identity that is there, else for a new one."""
+        """Return the page to sign in from: again for the existing identity, else for a new one."""
         identities = self.http.get("/api/identities", params={"page_size": 200}).json()["results"]
         own = [one["id"] for one in identities if one["server"]["slug"] == slug]
         return f"/identities/{own[0]}/authenticate/" if own else f"/servers/{slug}/authenticate/"
 
     def refusal(self) -> str | None:
-        """Why the first tool cannot be called; None when it was."""
+        """Return why the first tool cannot be called; None if the call succeeded."""
         url = f"{self.url}/mcp/{self.slot['slug']}"
         listed = curl.list_tools(url, self.slot["token"]).json
         tools = listed["result"]["tools"] if "result" in listed else []
@@ -81,7 +81,7 @@ class Gateway:
 
 
 def words(page: httpx.Response) -> str:
-    """What a page of the gateway says."""
+    """Return the text of a page."""
     found = re.search(r"<main.*?</main>", page.text, re.DOTALL)
     return re.sub(r"\s*<[^>]+>\s*", " ", found[0] if found else page.text)
 

@@ -1,9 +1,9 @@
-"""Runs the MCP conformance suite against a server's address and says what each scenario found.
+"""Runs the MCP conformance suite against a server's address, and returns the result of each scenario.
 
-Counts checks, not ticks. The suite ticks a scenario that found nothing wrong, which is also one that looked at nothing:
-`server-sse-multiple-streams` ends with a single warning and no check passed when the server gave no session id, and
-counts as passed there. Here a scenario holds only when at least one check of its own passed and none failed or warned.
-The check `wire-schema-valid`, which the suite adds to every scenario that exchanged a message, is not one of its own.
+It counts checks, not the suite's own verdicts. The suite passes every scenario without a fault, including those that
+checked nothing: `server-sse-multiple-streams` ends with a single warning and no passed check if the server gave no
+session id. Here a scenario passes only if at least one of its own checks passed and none failed or warned. The check
+`wire-schema-valid`, which the suite adds to every scenario that exchanged a message, does not count as its own.
 """
 
 import json
@@ -22,7 +22,7 @@ SECONDS = 300
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The checks of one scenario. `failed` counts warnings too: what a server should do, ours do."""
+    """The checks of one scenario. `failed` includes warnings: our servers should follow recommendations too."""
 
     passed: int = 0
     failed: int = 0
@@ -39,7 +39,7 @@ type Outcomes = dict[str, Outcome]
 
 
 def scored(revision: str) -> list[str]:
-    """The server scenarios a revision of the specification (`2025-11-25`) requires, as the suite lists them."""
+    """Return the server scenarios that a version of the specification (`2025-11-25`) requires, by the suite."""
     listed = re.search(
         r"^server:\n((?:  - \S+\n)+)", (PACKAGE / "requirements" / f"{revision}.yaml").read_text(), re.MULTILINE
     )
@@ -48,7 +48,10 @@ def scored(revision: str) -> list[str]:
 
 
 def run(url: str, revision: str) -> Outcomes:
-    """What each scored scenario of `revision` found at `url`; one that did not run has no checks. Takes 5 to 60 s."""
+    """Return the result of each scored scenario of `revision` at `url`, without checks if it did not run.
+
+    Takes 5 to 60 s.
+    """
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         home = Path(folder)
         suite = [str(MODULES / ".bin" / "conformance"), "server", "--url", url, "--requirements", revision]
@@ -67,7 +70,7 @@ def run(url: str, revision: str) -> Outcomes:
 
 
 def outcome(results: Path, scenario: str) -> Outcome:
-    """Read the checks of one scenario, which the suite leaves in a folder named for it and the time."""
+    """Read the checks of one scenario from the suite's folder, named for the scenario and the time."""
     folders = [
         folder for folder in results.glob("server-*") if re.fullmatch(rf"server-{scenario}-\d{{4}}-.+", folder.name)
     ]
@@ -77,7 +80,7 @@ def outcome(results: Path, scenario: str) -> Outcome:
 
 
 def read(folder: Path) -> Outcome:
-    """What the checks in the folder of one scenario found."""
+    """Return the results of the checks in a scenario's folder."""
     checks = json.loads((folder / "checks.json").read_text())
     counts = Counter(check["status"] for check in checks)
     own = sum(check["status"] == "SUCCESS" and not check["id"].startswith("wire-schema-") for check in checks)
@@ -87,7 +90,7 @@ def read(folder: Path) -> Outcome:
 
 
 def table(columns: dict[str, Outcomes]) -> str:
-    """Scenario by column with the checks passed and failed of each, and how many scenarios hold."""
+    """Return a table of the checks passed and failed, by scenario and column, and the number of passed scenarios."""
     scenarios = list(dict.fromkeys(scenario for outcomes in columns.values() for scenario in outcomes))
     width = max(map(len, scenarios))
     lines = [" " * width + "".join(f"  {name:>15}" for name in columns)]

@@ -1,4 +1,4 @@
-"""The counting server counts per session, and remembers what a test of sessions wants to know."""
+"""The counting server counts per session, and records session events for tests."""
 
 import threading
 from typing import Any
@@ -13,7 +13,7 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
 class Session:
-    """A client of the session era that was initialized, with its own session id."""
+    """A client of the session era, initialised and with its own session id."""
 
     def __init__(self, http: httpx.Client, url: str) -> None:
         self.http, self.url = http, url

@@ -1,6 +1,6 @@
-"""The conformance suite passes through two workers, and through two replicas behind nginx, before every fixture server.
+"""Every fixture server passes the conformance suite through two workers, and through two replicas behind nginx.
 
-`python -m tests.conformance --gateway --why` prints what holds and what checks said.
+`python -m tests.conformance --gateway --why` prints the results and the messages of the checks.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ ASKED_BY_MODERN_SERVERS = {
 
 
 def beyond(name: str, revision: str) -> set[str]:
-    """Scenarios of a revision that no gateway can pass before this fixture server."""
+    """Return the scenarios of a version that no gateway can pass with this fixture server."""
     asks = revision != MODERN or MODERN in FIXTURES[name].revisions
     return (set() if asks else ASKED_BY_MODERN_SERVERS) | (FIXTURES[name].lacks & NO_SUBSCRIPTIONS)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["two workers", "two replicas behind nginx"])
 def addresses(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Where the suite reaches each fixture server through one gateway, or two that share the requests."""
+    """The address of each fixture server through one gateway, or through two that share the requests."""
     fixtures.install()
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(fixtures.running(name)) for name in FIXTURES}

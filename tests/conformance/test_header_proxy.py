@@ -12,7 +12,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 
 class Target:
-    """A server that remembers the bytes it got and answers when it is told to."""
+    """A server that records the bytes it got and answers on command."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))

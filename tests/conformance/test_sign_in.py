@@ -1,4 +1,4 @@
-"""The suite's authorization scenarios judge how the gateway signs people in at the issuers of servers."""
+"""The suite's authorization scenarios test how the gateway signs people in at the issuers of servers."""
 
 import json
 import re
@@ -74,7 +74,7 @@ print(json.dumps({{f"auth/{{name}}": slot(name) for name in {names}}}))
 
 @pytest.fixture(scope="module")
 def settings(live: Serve, owner: Person, npm: Npm) -> dict[str, str]:
-    """What the client is told of the gateway, and of somebody who is signed in there."""
+    """The client's settings: the gateway, and a signed-in person's session."""
     told = live.manage("shell", "--verbosity", "0", "-c", SLOTS.format(names=PASSING))
     slots = json.loads(told.splitlines()[-1])
     for slot in slots.values():

@@ -1,4 +1,4 @@
-"""What counts as a scenario that holds."""
+"""The criteria by which a scenario passes."""
 
 import json
 from pathlib import Path

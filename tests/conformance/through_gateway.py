@@ -1,4 +1,4 @@
-"""A running gateway before fixture servers, and addresses at which the suite gets through it without a token."""
+"""A running gateway in front of fixture servers, at addresses that need no token."""
 
 import contextlib
 import json
@@ -17,9 +17,9 @@ from tests.workspace import ROOT, Serve, free_port
 def gateway_before(
     servers: dict[str, str], directory: Path, *, workers: int = 2, replicas: int = 1
 ) -> Iterator[dict[str, str]]:
-    """For each server (name and address) the address to run the suite at; needs the cluster of tests.cluster.
+    """Yield the address to test for each server (name and address); needs the cluster of tests.cluster.
 
-    Several replicas are behind nginx, which sends each request to the next.
+    Several replicas are behind nginx, which distributes requests in turn.
     """
     proxies = {name: HeaderProxy() for name in servers}
     origins = ",".join(proxy.origin for proxy in proxies.values())
@@ -43,7 +43,7 @@ def gateway_before(
 
 
 def another(stack: contextlib.ExitStack, serve: Serve, directory: Path) -> int:
-    """The port of one more `serve` on the same database, until the stack ends."""
+    """Return the port of one more `serve` on the same database, until the stack ends."""
     directory.mkdir(mode=0o700)
     more = Serve(directory, serve.database_url, free_port(), serve.settings)
     stack.callback(more.stop)

@@ -1,4 +1,4 @@
-"""Connections as the pages show them."""
+"""Rows of connections on pages."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def text(response: Any) -> str:
 
 
 def row(response: Any, connection: Connection) -> str:
-    """The markup of one connection, its tokens included."""
+    """Return the markup of one connection, including its tokens."""
     return text(response).split(f'id="connection-{connection.pk}"')[1].split("</tbody>")[0]
 
 

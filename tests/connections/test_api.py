@@ -173,7 +173,7 @@ def test_a_viewer_changes_nothing(viv: User, link: Connection) -> None:
 
 
 def test_the_key_of_an_app_is_renewed_and_shown_to_nobody(ana: User, app: Connection) -> None:
-    """Prefix changes, status and connected date do not."""
+    """The prefix changes; status and connected date do not."""
     before = Rest.of(ana).get(f"/connections/{app.pk}").json()
 
     after = Rest.of(ana).post(f"/connections/{app.pk}/regenerate")
@@ -200,7 +200,7 @@ def test_the_only_token_of_an_agent_is_rotated(ana: User, link: Connection) -> N
     assert answer["Cache-Control"] == "no-store"
 
 
-def test_of_several_tokens_one_must_be_chosen(ana: User, link: Connection) -> None:
+def test_several_tokens_need_a_choice(ana: User, link: Connection) -> None:
     make.token(link)
     make.token(link)
 

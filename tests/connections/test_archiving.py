@@ -25,7 +25,7 @@ def test_a_gateway_names_the_connections_it_ends_and_ends_them(ana: User, link: 
     asked = text(sign_in(ana).get("/gateways/work/archive/"))
     done = sign_in(ana).post("/gateways/work/archive/", {"typed": " work "}, follow=True)
 
-    assert "Archive &quot;Work&quot;? It leaves the list for good. This cannot be undone." in asked
+    assert "Archive &quot;Work&quot;? It is removed from the list. This cannot be undone." in asked
     assert "These connections are revoked: ann@example.com with CI bot. Its URL is never used again." in asked
     assert done.redirect_chain == [("/gateways/", 302)]
     link.refresh_from_db()
@@ -40,7 +40,7 @@ def test_a_server_names_the_gateways_it_leaves_and_leaves_them(ana: User, link: 
     asked = text(sign_in(ana).get("/servers/docs/archive/"))
     done = sign_in(ana).post("/servers/docs/archive/", {"typed": "Docs"}, follow=True)
 
-    assert "It is removed from Work. Connections stay." in asked
+    assert "It is removed from Work. Connections are not changed." in asked
     assert done.redirect_chain == [("/servers/", 302)]
     link.refresh_from_db()
     assert link.is_live

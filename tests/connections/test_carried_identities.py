@@ -1,4 +1,4 @@
-"""What a connection carries can be brought, changed and dropped at any time, by its own person."""
+"""People can add, change and remove the identities of their own connections at any time."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,7 @@ def place(work: Gateway) -> Assignment:
 
 @pytest.fixture
 def link(ann: User, ana: User, work: Gateway) -> Connection:
-    """A member's connection with an agent that takes no enrolment, which carries nothing yet."""
+    """A member's connection with an agent without enrolment, which has no identity yet."""
     return make.connection(make.agent(by=ana, name="CI bot"), work, ann)
 
 
@@ -190,7 +190,9 @@ def test_anothers_connection_and_anothers_identity_are_not_there(
 
 
 @pytest.mark.parametrize("spoil", ["disable", "revoke", "remove"])
-def test_what_no_call_could_use_is_not_carried(spoil: str, ann: User, link: Connection, place: Assignment) -> None:
+def test_identities_no_call_could_use_are_not_carried(
+    spoil: str, ann: User, link: Connection, place: Assignment
+) -> None:
     own = make.identity(place.server, ann)
     getattr(place if spoil == "remove" else own, spoil)(by=ann)
 
@@ -234,11 +236,11 @@ def revoke(link: Connection, place: Assignment, by: User) -> None:
 @pytest.mark.parametrize(
     ("act", "field", "words"),
     [
-        (move, "secret", "This server was moved to https://elsewhere.example.net just now. Look again."),
+        (move, "secret", "This server was moved to https://elsewhere.example.net just now. Reload the page."),
         (revoke, "identity", "This connection has been revoked before."),
     ],
 )
-def test_what_somebody_else_did_while_one_brought_an_identity_is_said_and_nothing_is_stored(
+def test_a_concurrent_change_is_reported_while_bringing_an_identity_and_nothing_is_stored(
     act: Callable[[Connection, Assignment, User], None],
     field: str,
     words: str,
@@ -281,7 +283,7 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert f'action="/identities/{own.pk}/enable/"' in now()
     own.enable(by=ann)
     own.disable(by=ana)
-    assert "ana@example.com switched it off. Only an administrator can switch it on again." in now()
+    assert "ana@example.com disabled it. Only an administrator can enable it again." in now()
     assert "/enable/" not in now()
     own.enable(by=ana)
     place.server.edit(url=f"{place.server.url}/v2", by=ana)
@@ -289,7 +291,7 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert f"/identities/{own.pk}/confirm/" in now()
     Identity.objects.get().confirm(by=ann)
     place.disable(by=ana)
-    assert "An administrator switched GitHub off on Work. Your identity stays." in now()
+    assert "An administrator disabled GitHub on Work. Your identity is kept." in now()
     place.enable(by=ana)
     Identity.objects.get().revoke(by=ann)
     assert "Its credential was revoked" in now()
@@ -367,7 +369,7 @@ def test_rest_brings_one_everywhere_or_only_stores_it(ann: User, link: Connectio
     assert getattr(carried(link), "label", "") == "next"
 
 
-def test_what_connections_carry_costs_the_same_for_one_server_and_for_many(
+def test_the_page_of_identities_costs_the_same_for_one_server_and_for_many(
     ann: User, link: Connection, work: Gateway, sign_in: SignIn
 ) -> None:
     client = sign_in(ann)

@@ -1,4 +1,4 @@
-"""Each switch says what it will cut before it is pressed."""
+"""Each switch states its impact before it is pressed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ BOTH = (Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
 
 
 def path_of(layer: str, link: Connection) -> str:
-    """Where the switch of this layer is."""
+    """Return the page of the switch of this layer."""
     assignment = link.gateway.assignments.get()
     paths: dict[str, Callable[[], str]] = {
         "host": lambda: f"/hosts/{link.host_id}",
@@ -51,7 +51,7 @@ LAYERS = {
 
 @pytest.fixture
 def link(ann: User) -> Connection:
-    """A connection through every layer there is."""
+    """A connection that depends on every layer."""
     github = make.server(auth_type="bearer")
     gateway = make.gateway()
     assigned = make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)
@@ -88,14 +88,14 @@ def test_each_switch_takes_its_own_capability(method: str, layer: str, link: Con
 
 
 @pytest.mark.parametrize("layer", sorted({*LAYERS} - {"connection"}))
-def test_who_may_not_see_connections_is_told_no_number(layer: str, link: Connection, sign_in: SignIn) -> None:
+def test_people_who_may_not_see_connections_get_no_number(layer: str, link: Connection, sign_in: SignIn) -> None:
     asked = text(sign_in(make.user(LAYERS[layer])).get(path_of(layer, link)))
 
     assert "Disable" in asked
     assert "in 24 h" not in asked
 
 
-def test_of_ones_own_everybody_is_told(ann: User, link: Connection, sign_in: SignIn) -> None:
+def test_people_see_the_impact_on_their_own_objects(ann: User, link: Connection, sign_in: SignIn) -> None:
     assert CUT_WITH_IT in text(sign_in(ann).get(path_of("identity", link)))
 
 

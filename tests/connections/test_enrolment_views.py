@@ -24,7 +24,7 @@ def bot(ana: User) -> Host:
 
 @pytest.fixture
 def work() -> Gateway:
-    """A gateway that asks everybody for their own GitHub identity."""
+    """A gateway that needs each person's own GitHub identity."""
     gateway = make.gateway(make.server(), name="Work")
     make.assignment(gateway, make.server(name="GitHub", auth_type="bearer"), identity_scheme=IdentityScheme.PER_USER)
     return gateway
@@ -69,7 +69,9 @@ def test_each_person_has_a_row_with_their_state(
     assert '<span class="badge" data-state="disabled">disabled</span>' in row(page, max)
 
 
-def test_who_was_revoked_is_enrolled_no_more(ana: User, ann: User, bot: Host, work: Gateway, sign_in: SignIn) -> None:
+def test_a_person_whose_connection_was_revoked_is_not_listed_as_enrolled(
+    ana: User, ann: User, bot: Host, work: Gateway, sign_in: SignIn
+) -> None:
     enrol(ann, bot, work).revoke(by=ana)
 
     assert "Nobody yet." in text(sign_in(ana).get(path(bot)))

@@ -1,4 +1,4 @@
-"""A switch says what it will cut before it is pressed."""
+"""The stated impact of a switch."""
 
 from typing import Any
 from uuid import uuid4
@@ -94,9 +94,7 @@ def test_a_shared_identity_carries_all_of_its_gateways() -> None:
     assert {impact_of(thing).identities for thing in (crm, gateway, gateway.assignments.get())} == {1}
 
 
-def test_who_may_not_see_connections_is_not_told_how_many_several_servers_cut(
-    link: Connection, sign_in: SignIn
-) -> None:
+def test_people_who_may_not_see_connections_get_no_impact_of_several_servers(link: Connection, sign_in: SignIn) -> None:
     make.gateway(make.server(slug="docs"))
     picked = {"act": "disable", "pick": [str(server.pk) for server in Server.objects.all()]}
     seeing = make.user(Capability.SERVERS_TOGGLE, Capability.MCP_CONNECTIONS_READ)

@@ -1,4 +1,4 @@
-"""A connection is one host, one gateway, one user."""
+"""A connection has one host, one gateway and one user."""
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -130,7 +130,7 @@ def test_a_holder_of_gateways_read_reaches_every_gateway() -> None:
     assert make.connection(make.agent(by=ana), make.gateway(reach=Reach.TEAMS), ana).is_live
 
 
-def test_what_is_looked_for_among_very_many_is_what_stops_each() -> None:
+def test_stopped_above_matches_every_blocked_connection() -> None:
     ana, ben = make.user(), make.user()
     reader, chief = make.user(Capability.GATEWAYS_READ), make.user(is_superuser=True)
     team = Team.objects.create(name=make.unique("team"))
@@ -157,7 +157,7 @@ def test_what_is_looked_for_among_very_many_is_what_stops_each() -> None:
 
 
 def test_another_persons_identity_is_never_bound() -> None:
-    """Refused by the verb, and by the database behind it."""
+    """Both the model's method and the database refuse it."""
     ann, ben = make.user(), make.user()
     github = make.server(auth_type="bearer")
     gateway = make.gateway()

@@ -1,4 +1,4 @@
-"""My identities, and what acts as me."""
+"""My identities and my connections."""
 
 from datetime import timedelta
 
@@ -25,7 +25,7 @@ SECRET = "ghp_0123456789abcdef9f3a"
 
 @pytest.fixture
 def link(ann: User) -> Connection:
-    """A member's connection that carries their own identity."""
+    """A member's connection with their own identity."""
     github = make.server(name="GitHub", auth_type="bearer")
     gateway = make.gateway(name="Work")
     make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)
@@ -107,7 +107,7 @@ def test_anothers_identity_is_refused(verb: str, ben: User, link: Connection, si
     assert mine(link).status == "active"
 
 
-def test_what_acts_as_me_is_listed_and_ends_with_a_button(
+def test_everything_acting_as_me_is_listed_with_a_button_to_end_it(
     ann: User, ben: User, link: Connection, sign_in: SignIn
 ) -> None:
     other = make.connection(link.host, link.gateway, ben)

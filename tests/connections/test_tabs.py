@@ -53,7 +53,7 @@ def test_on_the_gateways_tab_a_row_leads_with_the_client(ana: User, sign_in: Sig
 
 
 def app_connection(user: User) -> Connection:
-    """A connection of an app, with its never-shown key."""
+    """A connection of an app, whose key is never shown."""
     host = Host.objects.create(kind=HostKind.HEADED, name="Claude Desktop", dedupe_key=make.unique("key"))
     return make.connection(host, make.gateway(), user)
 
@@ -229,7 +229,7 @@ def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
 
 
 def offered(response: object, connection: Connection) -> set[tuple[str, str]]:
-    """Which acts the rows of a connection offer, as the ends of their addresses."""
+    """Return the actions offered in the rows of a connection, by the end of their URLs."""
     return set(re.findall(r'action="/((?:connections|tokens)/)[0-9a-f-]{36}(/[\w-]+/)"', row(response, connection)))
 
 
@@ -247,7 +247,7 @@ TOKEN_ASK = ("tokens/", "/ask-for-new/")
         ((Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE), {KEY, TRASH, TOKEN_ASK, TOKEN_TRASH}),
     ],
 )
-def test_of_anothers_agent_one_is_offered_what_ones_role_allows(
+def test_another_persons_agent_offers_what_the_viewers_role_allows(
     capabilities: tuple[Capability, ...], expected: set[tuple[str, str]], sign_in: SignIn
 ) -> None:
     connection = a_connection(make.user())
@@ -260,7 +260,7 @@ def test_of_anothers_agent_one_is_offered_what_ones_role_allows(
     assert ("/edit/" in row(page, connection)) is (Capability.API_TOKENS_MANAGE in capabilities)
 
 
-def test_of_ones_own_agent_everything_is_offered(ann: User, sign_in: SignIn) -> None:
+def test_ones_own_agent_offers_everything(ann: User, sign_in: SignIn) -> None:
     connection = a_connection(ann)
     make.token(connection)
 

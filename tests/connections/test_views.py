@@ -1,4 +1,4 @@
-"""Who may do what to a connection, and how each act is asked for and answered."""
+"""Permissions for each action on a connection, its confirmation and its response."""
 
 import pytest
 from django.test import Client
@@ -52,7 +52,7 @@ def test_others_connections_need_the_capability(
         ("revoke", Capability.MCP_CONNECTIONS_REVOKE),
     ],
 )
-def test_who_may_act_on_a_connection_need_not_see_the_list(verb: str, capability: Capability, sign_in: SignIn) -> None:
+def test_acting_on_a_connection_does_not_need_the_list(verb: str, capability: Capability, sign_in: SignIn) -> None:
     connection = a_connection(make.user())
     path = f"/connections/{connection.pk}/{verb}/"
 
@@ -60,7 +60,7 @@ def test_who_may_act_on_a_connection_need_not_see_the_list(verb: str, capability
     assert row(sign_in(make.user(capability)).post(path, headers=HTMX), connection)
 
 
-def test_what_one_may_neither_see_nor_end_does_not_exist(sign_in: SignIn) -> None:
+def test_objects_one_may_neither_see_nor_end_do_not_exist(sign_in: SignIn) -> None:
     connection = a_connection(make.user())
     unseeing = make.user(*set(Capability) - set(SEES_CONNECTIONS))
 

@@ -1,13 +1,10 @@
-"""What the gateway promises to those outside, tested from outside.
+"""The gateway's external promises, tested from outside.
 
-One running workspace (`manage.py serve`, two workers, a database of its own) is set up over REST and pages, and asked
-over HTTP. Nothing of the product is imported here, nor a helper that does, and `test_folder.py` checks that. Addresses
-are those of docs/, or found on pages by their labels; refusals are those of docs/reference/error-codes.md and
-decision-order.md.
+One running workspace (`manage.py serve`, two workers, its own database) is set up over REST and pages, and tested over
+HTTP. No test or helper here imports the product; `test_folder.py` checks that. Addresses are those of docs/, or found
+on pages by their labels; refusals are those of docs/reference/error-codes.md and decision-order.md. So a refactoring
+never changes these tests: one that fails has found a broken promise. They change only when docs/ change a promise.
 
-So these tests hold whatever becomes of the code behind them: do not edit them when code moves. One that fails after
-a refactoring has found a promise that is broken. They change when docs/ promise something else.
-
-PostgreSQL is asked directly only for what no interface can do: to make the log unwritable, to let time pass, to forge
-a checkpoint, and to look for secrets in rows.
+PostgreSQL is used directly only where no interface can help: to make the log unwritable, to let time pass, to forge a
+checkpoint, and to search rows for secrets.
 """

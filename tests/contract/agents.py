@@ -1,4 +1,4 @@
-"""MCP clients: one request, a session, or a stream that stays open while a test does something else."""
+"""MCP clients: one request, a session, or a stream that stays open during a test."""
 
 import json
 import socket
@@ -25,7 +25,7 @@ type Object = dict[str, Any]
 
 @dataclass
 class Agent:
-    """Somebody with a token, at the endpoint of a gateway."""
+    """A client with a token at a gateway's endpoint."""
 
     url: str
     secret: str
@@ -33,7 +33,7 @@ class Agent:
     address: str = field(default_factory=some_address)
 
     def at(self, url: str) -> "Agent":
-        """The same token at another gateway."""
+        """Return a client with the same token at another gateway."""
         return Agent(url, self.secret)
 
     def all_headers(self, more: dict[str, str]) -> dict[str, str]:
@@ -54,7 +54,7 @@ class Agent:
         return listed
 
     def initialize(self, **capabilities: Any) -> "Agent":
-        """Open a session; the agent that returns sends its id."""
+        """Open a session, and return a client that sends its id."""
         info = {"name": "contract", "version": "1"}
         params = {"protocolVersion": "2025-11-25", "capabilities": capabilities, "clientInfo": info}
         opened = self.ask("initialize", params)
@@ -65,21 +65,21 @@ class Agent:
         return agent
 
     def call_modern(self, tool: str, capabilities: Object, /, **more: Any) -> httpx.Response:
-        """A call of 2026-07-28; `more` stands beside its name."""
+        """Call a tool in 2026-07-28; `more` are further params."""
         params = {"name": tool, "arguments": {}, **more, "_meta": meta(capabilities)}
         headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": tool, "Accept": BOTH}
         return self.post({"id": 1, "method": "tools/call", "params": params}, headers)
 
     @contextmanager
     def under_way(self, tool: str, number: int | str = 1, /, **arguments: Any) -> Iterator["Stream"]:
-        """A call that is open during the block."""
+        """Keep a call running during the block."""
         params = {"name": tool, "arguments": arguments}
         with self.opened("POST", {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}) as stream:
             yield stream
 
     @contextmanager
     def listening(self) -> Iterator["Stream"]:
-        """A standing stream that is open during the block."""
+        """Keep a standing stream open during the block."""
         with self.opened("GET", None) as stream:
             assert stream.begun.wait(PATIENCE), "no standing stream"
             assert stream.status == 200, f"{stream.status} {stream.body!r}"
@@ -87,7 +87,7 @@ class Agent:
 
     @contextmanager
     def listening_modern(self, **notifications: Any) -> Iterator["Stream"]:
-        """A `subscriptions/listen` of 2026-07-28 that is open during the block."""
+        """Keep a `subscriptions/listen` of 2026-07-28 open during the block."""
         method = "subscriptions/listen"
         headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": method}
         params = {"notifications": notifications, "_meta": meta({})}
@@ -113,14 +113,14 @@ class Agent:
 
 
 def meta(capabilities: Object) -> Object:
-    """`_meta` of a request of 2026-07-28."""
+    """Return the `_meta` of a 2026-07-28 request."""
     version, named = "io.modelcontextprotocol/protocolVersion", "io.modelcontextprotocol/clientCapabilities"
     return {version: MODERN, named: capabilities}
 
 
 @dataclass
 class Stream:
-    """An answer that is being read: its status, and its events so far."""
+    """A response while it is read: its status, and its events so far."""
 
     status: int = 0
     body: bytes = b""
@@ -154,7 +154,7 @@ class Stream:
         return [str(event.get("method", "")) for event in self.events]
 
     def answer(self) -> Object:
-        """The JSON-RPC answer of a call, once it is over."""
+        """Wait for the JSON-RPC answer of a call."""
         assert self.over.wait(PATIENCE), "the call is still open"
         if self.body:
             return dict(json.loads(self.body))
@@ -162,27 +162,27 @@ class Stream:
 
 
 def reason(answer: httpx.Response | Object) -> Any:
-    """`data.reason` of a refusal."""
+    """Return `data.reason` of a refusal."""
     body = answer.json() if isinstance(answer, httpx.Response) else answer
     return body.get("error", {}).get("data", {}).get("reason")
 
 
 def refusal(answer: httpx.Response) -> tuple[int, int, Any]:
-    """Status, JSON-RPC code and reason; fails when the call was answered with a result."""
+    """Return status, JSON-RPC code and reason; fails if the call returned a result."""
     error = answer.json().get("error")
     assert error is not None, f"not refused: {answer.text}"
     return answer.status_code, error["code"], error.get("data", {}).get("reason")
 
 
 def text(answer: httpx.Response | Object) -> str:
-    """The text of a tool's result."""
+    """Return the text of a tool's result."""
     body = answer.json() if isinstance(answer, httpx.Response) else answer
     assert "result" in body, body
     return str(body["result"]["content"][0]["text"])
 
 
 def result_of(answer: httpx.Response) -> Object:
-    """The result, be it all there is or the last event of a stream."""
+    """Return the result, from a JSON body or the last event of a stream."""
     body = answer.text.rpartition("data: ")[2] if "event-stream" in answer.headers["content-type"] else answer.text
     message = json.loads(body)
     assert "result" in message, message
@@ -190,7 +190,7 @@ def result_of(answer: httpx.Response) -> Object:
 
 
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """What `fact` returns as soon as that is true; fails after `seconds`."""
+    """Return the first true value of `fact`; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := fact()):
         assert time.monotonic() < deadline, f"it never came true: {found!r}"

@@ -1,4 +1,4 @@
-"""The workspace of the folder, and a server for each test."""
+"""The shared workspace, and a server for each test."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ type Run = Callable[[Server], Server]
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    """A running workspace, shared by all tests of the folder: make your own rows."""
+    """A running workspace, shared by all tests of the folder: create your own rows."""
     folder = tmp_path_factory.mktemp("contract") / "data"
     folder.mkdir(mode=0o700)
     with own_database() as database_url:
@@ -30,7 +30,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 
 @pytest.fixture
 def run() -> Iterator[Run]:
-    """Put a server on the wire until the test ends."""
+    """Serve an MCP server until the test ends."""
     with ExitStack() as stack:
         yield lambda server: stack.enter_context(serving(server))
 
@@ -43,5 +43,5 @@ def server(run: Run) -> Server:
 
 @pytest.fixture
 def place(workspace: Workspace, server: Server) -> Place:
-    """That server behind a gateway of its own, and a token for it."""
+    """That server behind its own gateway, with a token."""
     return new_place(workspace, server)

@@ -26,12 +26,12 @@ from tests.contract.web import TLS, Browser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OWNER, PASSWORD = "ana@example.com", "correct horse battery staple"
-RUN_DATABASE = "TEST_RUN_DATABASE"  # PostgreSQL of the test run, where databases may be made and dropped.
+RUN_DATABASE = "TEST_RUN_DATABASE"  # PostgreSQL of the test run, where databases may be created and dropped.
 
 
 @dataclass
 class Workspace:
-    """A running workspace: its address, its owner's browser, its database and its commands."""
+    """A running workspace: address, the owner's browser, database and commands."""
 
     folder: Path
     database_url: str
@@ -63,7 +63,7 @@ class Workspace:
 
     @property
     def owner(self) -> Browser:
-        """A browser in which the first owner is signed in."""
+        """Return a browser in which the first owner is signed in."""
         if self._owner is None:
             self._owner = self.sign_in(OWNER, PASSWORD)
         return self._owner
@@ -104,7 +104,7 @@ class Workspace:
         stop(self.processes.pop())
 
     def environment(self, **settings: str) -> dict[str, str]:
-        """Nothing of the test run's own settings, and what this workspace is started with."""
+        """Return the environment of this workspace, without the test run's own settings."""
         ours = ("GATEWAY_", "DJANGO_", "DATABASE_")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return inherited | self._settings | settings
@@ -117,7 +117,7 @@ class Workspace:
         )
 
     def sql(self, statement: str, *parameters: object, triggers: bool = True) -> list[tuple[Any, ...]]:
-        """Run a statement as the owner of the database, who can have triggers stay silent."""
+        """Run a statement as the owner of the database, if wanted without triggers."""
         options = "" if triggers else "-c session_replication_role=replica"
         with closing(psycopg.connect(self.database_url, autocommit=True, options=options)) as connection:
             cursor = connection.execute(statement.encode(), parameters or None)
@@ -148,7 +148,7 @@ def free_port() -> int:
 
 @contextmanager
 def own_database() -> Iterator[str]:
-    """The address of an empty database, dropped at the end."""
+    """Yield the address of an empty database, dropped at the end."""
     run, name = os.environ[RUN_DATABASE], f"contract_{uuid4().hex[:12]}"
     with closing(psycopg.connect(run, autocommit=True)) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template1").format(sql.Identifier(name)))

@@ -1,4 +1,4 @@
-"""An MCP server of the session era whose every byte is decided here: what the gateway sends is asserted at it."""
+"""An MCP server of the session era without an SDK, so that tests can check every byte the gateway sends."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ def tool(name: str, description: str = "", **properties: Any) -> Object:
 
 @dataclass
 class Request:
-    """A message that arrived, and how to answer it."""
+    """A received message, and how to answer it."""
 
     message: Object
     headers: dict[str, str]
@@ -72,10 +72,10 @@ class Request:
 
 @dataclass
 class Server:
-    """Its tools, and all it was asked.
+    """A server with tools, which records its requests.
 
-    `echo` returns its text, `whoami` the credential it got, `fail` an error that names it, `slow` answers when
-    `release` is called, and `ask` and `ask_twice` want input of their client first.
+    `echo` returns its text, `whoami` the received credential, `fail` an error that quotes it; `slow` answers when
+    `release` is called, and `ask` and `ask_twice` ask the client for input first.
     """
 
     tools: list[Object] = field(default_factory=lambda: [tool(name) for name in TOOLS])
@@ -93,7 +93,7 @@ class Server:
         return self.upstream.url
 
     def calls(self, name: str | None = None) -> list[Seen]:
-        """The tool calls it got."""
+        """Return the received tool calls."""
         return [one for one in self.upstream.asked("tools/call") if name in (None, one.body["params"]["name"])]
 
     def release(self) -> None:
@@ -102,7 +102,7 @@ class Server:
         self._loop.call_soon_threadsafe(self._released.set)
 
     def notify(self, method: str, **params: Any) -> None:
-        """Say this on every standing stream that the gateway holds here."""
+        """Send this notification on every open standing stream."""
         assert self._loop is not None
         message = {"method": method, "params": params}
         for queue in list(self._listeners):
@@ -148,7 +148,7 @@ class Server:
             await self._one_way(request)
 
     async def _one_way(self, request: Request) -> None:
-        """Take a notification, or an answer of the client's."""
+        """Take a notification, or a client's response."""
         key = (request.headers.get("mcp-session-id", ""), request.message.get("id"))
         if waiting := self._answers.pop(key, None):
             waiting.set_result(request.message)
@@ -214,7 +214,7 @@ async def _gone(receive: Receive) -> None:
 
 @contextmanager
 def serving(server: Server) -> Iterator[Server]:
-    """Put it on the wire until the block ends."""
+    """Serve it until the block ends."""
     with on_the_wire(server.app()) as upstream:
         server.upstream = upstream
         yield server

@@ -1,4 +1,4 @@
-"""Whom the gateway lets in: tokens, their gateway and servers, teams, secrets that were replaced, limits."""
+"""Access decisions: tokens, their gateway and servers, teams, replaced secrets, and limits."""
 
 import string
 from zlib import crc32
@@ -52,7 +52,7 @@ def test_without_a_known_token_nothing_is_answered(place: Place, server: Server,
 
 
 def with_checksum(head: str) -> str:
-    """A secret that begins like this, as docs/reference/protocol.md describes it."""
+    """Return a secret that starts with `head`, with a valid checksum (docs/reference/protocol.md)."""
     alphabet, value, check = string.digits + string.ascii_uppercase + string.ascii_lowercase, crc32(head.encode()), ""
     for _ in range(6):
         value, place = divmod(value, 62)
@@ -117,7 +117,7 @@ def test_deactivated_person_is_refused_with_every_token(workspace: Workspace, se
     assert not person.browser.is_signed_in()
     place.owner.post(f"/users/{person.id}/reactivate")
     assert text(agent.call("echo", text="x")) == "x"
-    assert not person.browser.is_signed_in()  # Who returns signs in anew.
+    assert not person.browser.is_signed_in()  # A person who returns must sign in again.
 
 
 def test_token_is_refused_from_an_address_that_is_not_allowed(place: Place, server: Server) -> None:

@@ -1,4 +1,4 @@
-"""Access that is taken away ends what is open: calls and standing streams; nothing more is told to them."""
+"""Losing access ends running calls and open streams, and nothing more is sent to them."""
 
 import time
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def leave_the_team(owner: Browser, person: Person, team: str) -> None:
 @pytest.mark.parametrize(
     ("cut", "status", "why"), [(deactivate, 401, None), (leave_the_team, 403, "gateway_not_reachable")]
 )
-def test_what_a_person_has_open_ends(
+def test_open_requests_of_a_person_end(
     workspace: Workspace, server: Server, cut: Callable[[Browser, Person, str], None], status: int, why: str | None
 ) -> None:
     owner, person = workspace.owner, new_person(workspace, "api-tokens:manage")
@@ -127,7 +127,7 @@ def test_another_connections_call_and_stream_stay_open(place: Place, server: Ser
 
 
 def change_the_list(place: Place) -> None:
-    """An administrator switches a tool off, which every listener of the gateway is told."""
+    """Disable a tool as an administrator, which notifies every listener of the gateway."""
     place.owner.patch(place.feature("echo"), enabled=False)
 
 

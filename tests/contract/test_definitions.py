@@ -1,4 +1,4 @@
-"""Definitions that a server changes, or offers for the first time, wait for a person where the gateway says so."""
+"""Changed or new definitions wait for approval where the gateway requires it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""These tests stand outside: neither they nor what they use here imports the product."""
+"""The tests in this folder never import the product, not even indirectly."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ PRODUCT = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
 
 
 def imports_of(path: Path) -> set[str]:
-    """The full names of the modules that this one imports, wherever in it."""
+    """Return the full names of the modules that this one imports anywhere."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Credentials for servers: whose is sent, and when none is."""
+"""Credentials for servers: the right person's is sent, or none."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ type Object = dict[str, Any]
 
 
 class PerUser:
-    """A server that wants everybody's own credential, behind a gateway of its own."""
+    """A server with per-user credentials, behind its own gateway."""
 
     def __init__(self, workspace: Workspace, server: Server) -> None:
         owner = workspace.owner
@@ -43,7 +43,7 @@ class PerUser:
         return made
 
     def join(self, secret: str) -> tuple[Person, Object, Object, Agent]:
-        """Somebody new with this credential, and an agent that carries it."""
+        """Invite a new person with this credential, and return an agent that uses it."""
         person = new_person(self.workspace, "api-tokens:manage")
         identity = self.identity(person.browser, secret)
         carried = {self.row["id"]: identity["id"]}
@@ -87,7 +87,7 @@ def test_another_persons_credential_cannot_be_carried(per_user: PerUser, server:
 def test_another_persons_credential_is_not_sent_whatever_the_connection_says(
     workspace: Workspace, per_user: PerUser, server: Server
 ) -> None:
-    """As a slip elsewhere might leave it: no interface puts another person's credential on a connection."""
+    """A bug could leave such a row: no interface sets another person's credential on a connection."""
     _, of_ann, _, _ = per_user.join("of-ann")
     _, _, token, ben = per_user.join("of-ben")
     assert text(ben.call("whoami")) == "Bearer of-ben"

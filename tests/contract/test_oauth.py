@@ -1,4 +1,4 @@
-"""Apps: what is asked at the token endpoint has to be what was allowed; codes and refresh tokens are good once."""
+"""Apps: token requests must match what was allowed; codes and refresh tokens are single-use."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ CALLBACK, OTHER_CALLBACK = "http://127.0.0.1:33418/callback", "http://127.0.0.1:
 
 @dataclass
 class App:
-    """A client that registered itself, as the metadata of a gateway lead it to."""
+    """A client registered through the metadata of a gateway."""
 
     metadata: dict[str, Any]
     resource: str
@@ -52,7 +52,7 @@ class App:
         return cls(metadata, resource["resource"], http, made.json()["client_id"])
 
     def code(self, browser: Browser, **changes: str) -> str:
-        """Ask, and have the person allow it on the pages."""
+        """Request access, allow it on the pages, and return the code."""
         challenge = base64.urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).rstrip(b"=").decode()
         asked = {
             "response_type": "code",

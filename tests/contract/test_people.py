@@ -1,4 +1,4 @@
-"""People: what a role lacks is refused, passwords cannot be guessed, and nobody becomes an owner by a setting."""
+"""People: actions beyond their role are refused, passwords cannot be guessed, and no setting makes an owner."""
 
 import secrets
 
@@ -75,7 +75,7 @@ def test_nobody_gives_a_role_what_they_do_not_hold(workspace: Workspace) -> None
 
 def test_passwords_cannot_be_tried_without_end(workspace: Workspace) -> None:
     person = new_person(workspace, "hosts:read")
-    # A browser in which somebody has signed in has tries of its own; one that makes up its cookie has not.
+    # A browser in which somebody has signed in has its own attempts; one with an invented cookie does not.
     known, new = Browser.at(workspace.url), Browser.at(workspace.url)
     known.sign_in(person.email, NEW_PASSWORD)
     known.submit(known.http.get(PROFILE), "Sign out")

@@ -1,4 +1,4 @@
-"""A directory: its key ends with its revocation, and whom it deactivates is refused at once."""
+"""A directory: a revoked key is refused, and deactivated people lose access at once."""
 
 import json
 
@@ -63,14 +63,14 @@ def test_tokens_of_other_kinds_are_refused(workspace: Workspace, place: Place) -
     assert place.agent.call("echo", text="x").status_code == 401
 
 
-def test_whom_the_directory_deactivates_is_refused_at_once(workspace: Workspace, place: Place) -> None:
+def test_a_person_deactivated_by_a_directory_is_refused_at_once(workspace: Workspace, place: Place) -> None:
     key, above = new_key(workspace, "api-tokens:manage"), new_key(workspace)
     person = new_person(workspace, "api-tokens:manage")
     _, agent = new_token(person.browser, place.host, place.gateway)
     assert text(agent.call("echo", text="x")) == "x"
     off = {"schemas": [PATCH], "Operations": [{"op": "replace", "path": "active", "value": False}]}
 
-    # Its key acts on people who hold no more than what is ticked.
+    # Its key acts only on people without capabilities beyond the ticked ones.
     assert scim(workspace, above["secret"], "PATCH", f"Users/{person.id}", off).status_code == 403
     assert text(agent.call("echo", text="x")) == "x"
     assert scim(workspace, key["secret"], "PATCH", f"Users/{person.id}", off).is_success

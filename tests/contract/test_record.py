@@ -1,4 +1,4 @@
-"""The log: no answer without its row, no secret in it, and nobody changes it unnoticed."""
+"""The log: every answer has a row, no row has a secret, and every change is detected."""
 
 import base64
 import hashlib
@@ -56,7 +56,7 @@ def test_call_that_cannot_be_recorded_is_not_answered_and_then_none_is_made(
     reasons = [error.get("data", {}).get("reason") for error in errors]
     unsure = [one for one in errors if "may have executed it" in one["message"]]
     executed = [one for one in server.calls() if one.body["params"]["arguments"]["text"] == "unrecorded"]
-    # Each worker finds out with its first call, after its server was asked, and calls none from then on.
+    # Each worker notices on its first call, after the server was called, and makes no calls from then on.
     assert len(executed) <= len(unsure) <= 2
     assert reasons.count("log_unavailable") >= 4
     for answer, why in zip(answers, reasons, strict=True):
@@ -83,7 +83,7 @@ def payloads_recorded(workspace: Workspace) -> Iterator[None]:
 
 
 def with_credential(owner: Browser, server: Server, secret: str) -> tuple[Object, Object, Agent]:
-    """A gateway whose server is sent this credential, and a token of it."""
+    """Return a gateway whose server gets this credential, and a token for it."""
     row, gateway = new_server(owner, server, auth_type="bearer"), new_gateway(owner)
     identity = owner.post("/identities", server_id=row["id"], label="shared", secret=secret, shared=True)
     owner.put(f"/identities/{identity['id']}/gateways", gateway_ids=[gateway["id"]])
@@ -121,7 +121,7 @@ def test_no_credential_is_in_the_record(workspace: Workspace, run: Run) -> None:
 
 
 def test_error_of_a_call_is_recorded_without_the_credential(workspace: Workspace, run: Run) -> None:
-    """Its words are in the log even where payloads are not recorded."""
+    """Errors are logged even if payloads are not recorded."""
     owner, server, secret = workspace.owner, run(Server()), f"upstream-{uuid4().hex}"
     gateway, token, agent = with_credential(owner, server, secret)
 
@@ -135,12 +135,12 @@ def test_error_of_a_call_is_recorded_without_the_credential(workspace: Workspace
         assert secret not in recorded
 
 
-# Checkpoints: docs/decisions/0033-checkpoints-of-the-log.md says what they state.
+# Checkpoints as described in docs/decisions/0033-checkpoints-of-the-log.md.
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint as it is stored."""
+    """A stored checkpoint."""
 
     number: int
     body: str
@@ -153,7 +153,7 @@ class Checkpoint:
         return [cls(*row) for row in workspace.sql(f"SELECT {columns} FROM auditlog_checkpoint ORDER BY number")]
 
     def signed(self, key: Ed25519PrivateKey) -> "Checkpoint":
-        """The same, signed with this key."""
+        """Return the checkpoint signed with this key."""
         public_key = key.public_key().public_bytes_raw()
         return replace(self, signature=key.sign(self.body.encode()), public_key=public_key)
 
@@ -168,7 +168,7 @@ class Checkpoint:
 
 @pytest.fixture
 def kept_key(workspace: Workspace, tmp_path: Path) -> Path:
-    """The public key of the workspace, as somebody keeps it who does not trust the database."""
+    """The workspace's public key, saved outside its database."""
     path = tmp_path / "checkpoints.pem"
     public_key = workspace.checkpoint_key.public_key()
     path.write_bytes(public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
@@ -176,7 +176,7 @@ def kept_key(workspace: Workspace, tmp_path: Path) -> Path:
 
 
 def findings(workspace: Workspace, kept_key: Path) -> str:
-    """What `verify_log` found; empty when the log is as it was sealed."""
+    """Return the findings of `verify_log`; empty if the log matches its checkpoints."""
     told = workspace.manage("verify_log", "--public-key", str(kept_key))
     is_as_sealed = told.stdout.startswith("OK: ")
     assert told.returncode == (0 if is_as_sealed else 1), told.stdout + told.stderr
@@ -241,7 +241,7 @@ def test_row_that_was_changed_removed_or_added_is_found(workspace: Workspace, pl
 
 
 def is_sealed(workspace: Workspace, uid: str) -> bool:
-    """Whether a checkpoint has the row: docs/decisions/0033-checkpoints-of-the-log.md says what is kept of each."""
+    """Return True if a checkpoint contains the row (docs/decisions/0033-checkpoints-of-the-log.md)."""
     statement = "SELECT count(*) > 0 FROM auditlog_checkpoint WHERE position(decode(%s, 'hex') IN leaves) > 0"
     return bool(workspace.sql(statement, uid.replace("-", ""))[0][0])
 

@@ -1,4 +1,4 @@
-"""Sign-in by the organisation through SAML: an answer of its provider signs one person in, once."""
+"""SAML sign-in: one response of the provider signs one person in, once."""
 
 import base64
 import re
@@ -45,7 +45,7 @@ def moment(seconds: int) -> str:
 
 @dataclass
 class Provider:
-    """An identity provider: its key, its metadata and its answers."""
+    """An identity provider: its key, metadata and responses."""
 
     key: Any = field(default_factory=lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048))
 
@@ -72,7 +72,7 @@ class Provider:
         )
 
     def answer(self, request: str, email: str, acs: str, audience: str, lasts: int = 300) -> dict[str, str]:
-        """What its page sends of somebody who has signed in there; it is good for this many seconds."""
+        """Return the form fields of a SAML response for a signed-in person, valid for `lasts` seconds."""
         from signxml.algorithms import SignatureConstructionMethod  # type: ignore[attr-defined,unused-ignore]
         from signxml.signer import XMLSigner
 
@@ -109,7 +109,7 @@ class Provider:
 
 @dataclass
 class Organisation:
-    """The provider as the workspace knows it, and where the workspace takes its answers."""
+    """The provider as configured in the workspace, and the workspace's ACS."""
 
     workspace: Workspace
     provider: Provider
@@ -119,7 +119,7 @@ class Organisation:
     audience: str
 
     def answer_for(self, browser: Browser, email: str, **changes: Any) -> dict[str, str]:
-        """The answer to a request that is begun in this browser, by the button of the sign-in page."""
+        """Start a request with the button of the sign-in page, and return the response to it."""
         page = browser.http.get("/accounts/login/")
         (button,) = [one for one in html.fromstring(page.text).xpath("//button") if self.name in one.text_content()]
         asked = browser.submit(page, " ".join(button.text_content().split()))
@@ -130,14 +130,14 @@ class Organisation:
         return self.provider.answer(uid, email, **{"acs": self.acs, "audience": self.audience, **changes})
 
     def brought(self, fields: dict[str, str]) -> httpx.Response:
-        """From the provider's page: without the cookies of the browser."""
+        """Post the fields as from the provider's page, without the browser's cookies."""
         from_there = Browser.at(self.workspace.url)
         return from_there.http.post(self.acs, data=fields, follow_redirects=False)
 
 
 @pytest.fixture
 def organisation(workspace: Workspace) -> Iterator[Organisation]:
-    """Offered beside the password, to everybody of a domain."""
+    """A provider offered beside the password, for everybody of a domain."""
     owner, name, domain, provider = workspace.owner, unique("Organisation"), f"{unique('d')}.example.com", Provider()
     owner.post("/me/confirm", password="correct horse battery staple")
     role = next(one["id"] for one in results(owner, "/roles") if one["name"] == "Member")
@@ -151,7 +151,7 @@ def organisation(workspace: Workspace) -> Iterator[Organisation]:
 
 
 def leads_in(browser: Browser, brought: httpx.Response) -> bool:
-    """Whether this browser is signed in after it was led on from there."""
+    """Return True if this browser is signed in after following the response."""
     assert brought.status_code in {303, 400}, brought.text
     browser.http.get(brought.headers.get("location", "/"))
     return browser.is_signed_in()

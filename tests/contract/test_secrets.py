@@ -1,4 +1,4 @@
-"""Secrets that were entered or issued are told once, to whom they belong, and appear nowhere afterwards."""
+"""Entered or issued secrets are shown once, to their owner, and never afterwards."""
 
 import json
 import secrets
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("contract")
 
 
 def everything(browser: Browser, *paths: str) -> Iterator[str]:
-    """What REST lists there, each row by itself, and all recent admin events."""
+    """Yield the rows of all REST lists, each separately, and recent admin events."""
     for path in paths:
         for row in results(browser, path):
             yield json.dumps(row)
@@ -72,7 +72,7 @@ def test_secret_of_a_token_is_told_to_its_owner_only(workspace: Workspace, place
 
 
 def test_field_of_an_event_that_names_a_secret_is_masked_on_the_page(workspace: Workspace, place: Place) -> None:
-    """An event as it would be if somebody forgot to leave a secret out; it is added, so that no row is forged."""
+    """A field that a developer forgot to mask; the event is inserted, so no row is forged."""
     value, uid = secrets.token_urlsafe(24), str(uuid4())
     (event, *_) = results(workspace.owner, "/admin-events", target_id=place.host["id"])
     listed = workspace.sql("SELECT column_name FROM information_schema.columns WHERE table_name = 'auditlog_event'")

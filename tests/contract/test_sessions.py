@@ -1,4 +1,4 @@
-"""Sessions, calls and the state of calls belong to one connection: nobody else can use, end or cancel them."""
+"""Sessions, calls and their state belong to one connection: nobody else can use, end or cancel them."""
 
 import json
 import time
@@ -18,7 +18,7 @@ ELICITS: Object = {"elicitation": {"form": {}}}
 
 
 def in_the_session_of(agent: Agent, other: Agent) -> Agent:
-    """`agent` with the session id of the other."""
+    """Return `agent` with the session id of `other`."""
     return Agent(agent.url, agent.secret, dict(other.headers))
 
 
@@ -85,7 +85,7 @@ def test_own_call_can_be_cancelled(place: Place, server: Server) -> None:
 
 
 def answered_with(name: str, call: Stream) -> Object:
-    """The answer to the question that a server has put during this call."""
+    """Return the answer to the question the server asked during this call."""
     eventually(lambda: "elicitation/create" in call.methods())
     (asked,) = [event for event in call.events if "method" in event]
     return {"id": asked["id"], "result": {"action": "accept", "content": {"name": name}}}
@@ -121,7 +121,7 @@ def test_stream_of_a_call_is_resumed_in_its_own_session_only(place: Place) -> No
 
 
 def waiting(agent: Agent, tool: str = "ask") -> Object:
-    """A call of 2026-07-28 that wants input first: what is sent with its retry."""
+    """Return the body for the retry of a 2026-07-28 call that first needs input."""
     return retry_of(agent.call_modern(tool, ELICITS), "Ada")
 
 

@@ -1,4 +1,4 @@
-"""Every switch acts on the next request, with the reason that is documented, and back."""
+"""Every switch takes effect on the next request, with the documented reason, and can be undone."""
 
 import pytest
 

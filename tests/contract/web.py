@@ -1,4 +1,4 @@
-"""A person's browser without script: pages are read by their labels, forms are sent by their buttons."""
+"""A person's browser without script: pages are read by their labels, forms sent by their buttons."""
 
 import random
 import ssl
@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 import httpx
 from lxml import html
 
-TLS = ssl.create_default_context()  # Made once: each client would read every certificate of the machine.
+TLS = ssl.create_default_context()  # Created once: each client would read every certificate of the machine.
 LOGIN, PROFILE = "/accounts/login/", "/settings/profile"
 
 CLIENTS = ExitStack()  # Closed with the workspace.
@@ -21,13 +21,13 @@ def new_client(**settings: Any) -> httpx.Client:
 
 
 def some_address() -> str:
-    """An address of a client that nobody else has: attempts are counted by address."""
+    """Return an unused client address, because attempts are counted per address."""
     return f"10.{random.randrange(256)}.{random.randrange(256)}.{random.randrange(1, 255)}"
 
 
 @dataclass
 class Browser:
-    """One browser: cookies, and REST with the session of who is signed in."""
+    """A browser with cookies, and REST with its session."""
 
     http: httpx.Client
     address: str = field(default_factory=some_address)
@@ -42,7 +42,7 @@ class Browser:
         return self.submit(self.http.get(LOGIN), "Sign in", {"E-mail": email, "Password": password})
 
     def is_signed_in(self) -> bool:
-        """Whether the own profile opens; from then on REST can be used with this session."""
+        """Return True if the profile page opens; then REST works with this session too."""
         page = self.http.get(PROFILE)
         if page.url.path != PROFILE:
             return False
@@ -51,7 +51,7 @@ class Browser:
         return True
 
     def submit(self, page: httpx.Response, button: str, fields: dict[str, str] | None = None) -> httpx.Response:
-        """Fill in the fields with these labels and press the button with this text."""
+        """Fill in the fields with these labels, and press the button with this text."""
         form = form_of(page, button)
         values = {name: value for name, value in form.form_values() if value is not None}
         pressed = next(one for one in form.xpath(".//button") if text_of(one) == button)
@@ -67,11 +67,11 @@ class Browser:
         return self.http.request(method, f"/api{path}", json=body, params=query or None)
 
     def get(self, path: str, **query: Any) -> Any:
-        """What a GET returns; fails on a refusal."""
+        """Return the body of a GET; fails on a refusal."""
         return must(self.rest("GET", path, **query))
 
     def post(self, path: str, **body: Any) -> Any:
-        """What a POST returns; fails on a refusal."""
+        """Return the body of a POST; fails on a refusal."""
         return must(self.rest("POST", path, body or None))
 
     def patch(self, path: str, **body: Any) -> Any:
@@ -87,7 +87,7 @@ def must(answer: httpx.Response) -> Any:
 
 
 def form_of(page: httpx.Response, button: str) -> Any:
-    """The form of a page that this button sends."""
+    """Return the form of a page that this button submits."""
     for form in html.fromstring(page.text).forms:
         if any(text_of(one) == button for one in form.xpath(".//button")):
             return form
@@ -95,7 +95,7 @@ def form_of(page: httpx.Response, button: str) -> Any:
 
 
 def field_of(form: Any, label: str) -> str:
-    """The name of the field with this label."""
+    """Return the name of the field with this label."""
     for one in form.xpath(".//label"):
         if text_of(one) == label:
             (name,) = form.xpath(".//*[@id=$id]/@name", id=one.get("for")) or one.xpath(".//input/@name")
@@ -104,13 +104,13 @@ def field_of(form: Any, label: str) -> str:
 
 
 def link_of(page: httpx.Response, label: str) -> str | None:
-    """Where the link with this text leads; None when there is none."""
+    """Return the target of the link with this text; None if there is none."""
     found = [one for one in html.fromstring(page.text).xpath("//a[@href]") if text_of(one) == label]
     return urljoin(str(page.url), found[0].get("href")) if found else None
 
 
 def words(page: httpx.Response) -> str:
-    """The text of a page's main part."""
+    """Return the text of a page's main part."""
     (main,) = html.fromstring(page.text).xpath("//main") or [html.fromstring(page.text)]
     return text_of(main)
 

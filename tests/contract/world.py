@@ -1,4 +1,4 @@
-"""What a test makes for itself over REST, each under a name that nobody else has."""
+"""Objects that a test creates over REST, each under a unique name."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,9 @@ def unique(name: str) -> str:
 
 
 def within_a_minute[T](act: Callable[[], T]) -> T:
-    """Return what `act` returns, when it began and ended in one clock minute, by which calls and tries are counted."""
+    """Return the result of `act` once it began and ended in the same clock minute, by which calls and attempts are
+    counted.
+    """
     for _ in range(5):
         while datetime.now(UTC).second > 40:
             time.sleep(0.5)
@@ -35,7 +37,7 @@ def within_a_minute[T](act: Callable[[], T]) -> T:
 
 @dataclass
 class Place:
-    """A gateway with one server behind it, a host, and a token of the owner's at it."""
+    """A gateway with one server, a host, and the owner's token for it."""
 
     workspace: Workspace
     server: Object
@@ -54,20 +56,20 @@ class Place:
         return f"/connections/{self.token['connection_id']}"
 
     def another(self, **more: Any) -> tuple[Object, Agent]:
-        """A token at the same gateway, of another host and so of another connection."""
+        """Return a token at the same gateway, of another host and so of another connection."""
         return new_token(self.owner, new_host(self.owner), self.gateway, **more)
 
     def refresh(self) -> None:
-        """Ask the servers what they offer now."""
+        """Refresh the servers' lists now."""
         self.owner.post(f"/gateways/{self.gateway['slug']}/tools/refresh")
 
     def feature(self, name: str) -> str:
-        """The REST address of a tool, prompt or resource of this gateway."""
+        """Return the REST path of a tool, prompt or resource of this gateway."""
         path = f"/gateways/{self.gateway['slug']}/features"
         return f"{path}/{next(one['id'] for one in results(self.owner, path) if one['name'] == name)}"
 
     def calls(self, **query: Any) -> list[Object]:
-        """The rows of the log of this gateway, newest first."""
+        """Return this gateway's rows of the log, newest first."""
         return results(self.owner, "/logs", gateway=self.gateway["slug"], **query)
 
 
@@ -89,7 +91,7 @@ def new_gateway(owner: Browser, **fields: Any) -> Object:
 
 
 def assign(owner: Browser, gateway: Object, server: Object, **fields: Any) -> Object:
-    """Put the server behind the gateway, without an alias."""
+    """Assign the server to the gateway, without an alias."""
     body = {"alias": "", "identity_scheme": "none", "server_id": server["id"], **fields}
     made: Object = owner.post(f"/gateways/{gateway['slug']}/servers", **body)
     owner.post(f"/gateways/{gateway['slug']}/tools/refresh")
@@ -102,14 +104,14 @@ def new_host(owner: Browser, **fields: Any) -> Object:
 
 
 def new_token(browser: Browser, host: Object, gateway: Object, **fields: Any) -> tuple[Object, Agent]:
-    """A token of who is signed in there, and the agent that has it."""
+    """Create a token of the signed-in person, and return it with its agent."""
     body = {"host_id": host["id"], "gateway_id": gateway["id"], "name": unique("token"), **fields}
     token: Object = browser.post("/tokens", **body)
     return token, Agent(token["gateway"]["url"], token["token"])
 
 
 def new_place(workspace: Workspace, server: Server, **gateway: Any) -> Place:
-    """A server without a credential, behind a gateway of its own."""
+    """Return a server without a credential, behind its own gateway."""
     owner = workspace.owner
     row, place = new_server(owner, server), new_gateway(owner, **gateway)
     assignment = assign(owner, place, row)
@@ -119,13 +121,13 @@ def new_place(workspace: Workspace, server: Server, **gateway: Any) -> Place:
 
 
 def role_of(owner: Browser, *capabilities: str) -> str:
-    """The id of a role that holds exactly these."""
+    """Return the id of a role with exactly these capabilities."""
     return str(owner.post("/roles", name=unique("role"), capabilities=list(capabilities))["id"])
 
 
 @dataclass
 class Person:
-    """Somebody who was invited and has joined, and their browser."""
+    """A person who was invited and has joined, and their browser."""
 
     id: str
     email: str
@@ -133,7 +135,7 @@ class Person:
 
 
 def new_person(workspace: Workspace, *capabilities: str, teams: tuple[str, ...] = ()) -> Person:
-    """Invite somebody who holds these capabilities, and join as them."""
+    """Invite a person with these capabilities, and join as them."""
     email = f"{unique('person')}@example.com"
     body = {"email": email, "role_id": role_of(workspace.owner, *capabilities), "team_ids": list(teams)}
     invited = workspace.owner.post("/users", **body)

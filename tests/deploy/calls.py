@@ -1,4 +1,4 @@
-"""Agents that call a tool through whatever stands before the gateway, and forgive nothing."""
+"""Agents that call a tool through a load balancer, and never retry."""
 
 import asyncio
 import ssl
@@ -14,7 +14,7 @@ from tests.eventually import eventually
 
 @dataclass
 class Calls(Agents):
-    """Agents at work in a thread until the block ends; no call of theirs is made a second time."""
+    """Agents that call in a thread until the block ends; no call is repeated."""
 
     url: str
     token: str
@@ -26,7 +26,7 @@ class Calls(Agents):
     failed: list[str] = field(default_factory=list)
 
     def wait_for(self, more: int) -> None:
-        """Return once so many more calls have ended well."""
+        """Return after so many more successful calls."""
         goal = self.answered + more
         eventually(lambda: self.answered >= goal)
 
@@ -47,7 +47,7 @@ class Calls(Agents):
             await asyncio.sleep(self.pause)
 
     async def _problem(self, client: httpx.AsyncClient, number: int) -> str:
-        """What went wrong with a call, if something did."""
+        """Make a call, and return its problem, or ""."""
         try:
             answer = await client.post(self.url, json=CALL | {"id": number})
         except httpx.HTTPError as error:

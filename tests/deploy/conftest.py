@@ -1,4 +1,4 @@
-"""What the tests of images share: one storage, so that each layer is built once."""
+"""Shared storage of images, so that each layer is built once."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,6 @@ from tests.deploy.images import Images, storage
 
 @pytest.fixture(scope="session")
 def images() -> Iterator[Images]:
-    """A storage of images."""
+    """The storage of images."""
     with storage() as built:
         yield built

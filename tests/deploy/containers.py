@@ -1,4 +1,4 @@
-"""A machine that runs containers, with `docker` on its PATH: podman behind its socket, and Compose of Debian trixie."""
+"""A machine that runs containers, with `docker` on its PATH: podman behind its socket, and Debian trixie's Compose."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.eventually import eventually
 from tests.workspace import ROOT
 
 HELPERS = ("/usr/libexec/podman", "/usr/lib/podman")
-# A container may have no more than the machine has, whose own limits are often lower than what podman would ask for.
+# A container cannot exceed the limits of the machine, which are often lower than podman's defaults.
 CONFIGURATION = """
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
@@ -33,7 +33,7 @@ PULSE_S = 1.0
 
 
 class Machine:
-    """Runs scripts in a checkout of its own, `folder`."""
+    """Runs scripts in its own checkout, `folder`."""
 
     def __init__(self, images: Images, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class Machine:
         self._pulse = threading.Thread(target=self._ask_how_they_are, daemon=True)
 
     def run(self, script: str, **variables: str) -> str:
-        """What a script prints that is run here, as a person types it; it must succeed."""
+        """Run a script as a person types it, and return its output; it must succeed."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=self.folder,
@@ -57,17 +57,17 @@ class Machine:
         return done.stdout
 
     def containers(self, service: str) -> list[dict[str, Any]]:
-        """The containers of a service of compose.yaml that run, the oldest first, as podman shows them."""
+        """Return the running containers of a service of compose.yaml, oldest first, as podman shows them."""
         names = self.podman("ps", "--quiet", "--filter", f"label=com.docker.compose.service={service}").split()
         found: list[dict[str, Any]] = json.loads(self.podman("inspect", *names)) if names else []
         return sorted(found, key=lambda one: str(one["Created"]))
 
     def healthy(self, service: str) -> int:
-        """How many of them say that they are well."""
+        """Return how many of them are healthy."""
         return sum(one["State"].get("Health", {}).get("Status") == "healthy" for one in self.containers(service))
 
     def podman(self, *words: str) -> str:
-        """What podman says."""
+        """Run podman and return its output."""
         done = subprocess.run(
             [*self._podman, *words], env=self.environment, capture_output=True, text=True, check=False
         )
@@ -75,7 +75,7 @@ class Machine:
         return done.stdout
 
     def logs(self) -> str:
-        """The last lines of all there are."""
+        """Return the last log lines of all containers."""
         names = self.podman("ps", "--all", "--format", "{{.Names}}").split()
         return "\n".join(f"{name}: {self._last_lines(name)}" for name in names)
 
@@ -94,7 +94,7 @@ class Machine:
             self.podman(*words)
 
     def _ask_how_they_are(self) -> None:
-        """What systemd's timers do for podman elsewhere: have each container's health check run."""
+        """Run each container's health check, as systemd's timers do elsewhere."""
         while not self._ends.wait(PULSE_S):
             done = subprocess.run(
                 [*self._podman, "ps", "--quiet"], env=self.environment, capture_output=True, check=False
@@ -145,7 +145,7 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 def trixie(home: Path, package: str, program: str) -> Path:
-    """A program out of a package of Debian trixie, which older ones lack, installed nowhere."""
+    """Return a program from a Debian trixie package, unpacked but not installed, because older releases lack it."""
     folder = home / package
     command = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={package}", "trixie", str(folder)]
     subprocess.run(command, check=True)

@@ -1,6 +1,6 @@
-"""`docker`, as the documents call it, by what Debian has: buildah builds, podman runs, and Compose is Compose.
+"""`docker` as in the documents, by Debian's programs: buildah builds, podman runs, and Compose is Compose.
 
-Images are built without a registry, so a build is told which Debian to begin with, and trusts whom this machine trusts.
+Images are built without a registry, so builds get the base Debian and this machine's certificates.
 """
 
 import json
@@ -13,7 +13,7 @@ from tests.deploy.images import Images
 
 
 def main(words: list[str]) -> int:
-    """Do what `docker` with these words would."""
+    """Do what `docker` with these words does."""
     images = Images(Path(os.environ["CONTAINERS_HOME"]))
     match words:
         case ["build", *more]:
@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
 
 
 def _build_services(images: Images) -> int:
-    """Build what Compose reads in the file: it would hand the same to a daemon."""
+    """Build the images of the Compose file, which Compose would leave to a daemon."""
     said = subprocess.run([os.environ["COMPOSE"], "config", "--format", "json"], check=True, capture_output=True)
     for service in json.loads(said.stdout)["services"].values():
         if build := service.get("build"):

@@ -1,4 +1,4 @@
-"""Images without a registry: buildah builds them, over a Debian made by mmdebstrap."""
+"""Images without a registry: buildah builds them on a Debian made by mmdebstrap."""
 
 import json
 import os
@@ -32,19 +32,19 @@ class Images:
         self.options = ["--root", str(home / "storage"), "--runroot", str(home / "run")]
 
     def run(self, *arguments: str, cwd: Path = ROOT) -> str:
-        """What buildah says; it must succeed."""
+        """Run buildah and return its output; it must succeed."""
         command = ["buildah", *self.options, *arguments]
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout.strip()
 
     def build(self, *arguments: str, cwd: Path = ROOT) -> str:
-        """Build as `docker build` would be told to, over our Debian, with this machine's certificates."""
+        """Build with the options of `docker build`, on our Debian, with this machine's certificates."""
         trust = ["--volume", f"{os.environ.get('SSL_CERT_FILE') or CERTIFICATES}:{CERTIFICATES}:ro"]
         return self.run("bud", *BUILD_OPTIONS, *trust, "--build-arg", f"PYTHON={BASE}", *arguments, cwd=cwd)
 
     def debian(self, packages: str) -> str:
-        """A container of Debian with these packages."""
+        """Return a Debian container with these packages."""
         system = self.home / "debian.tar"
         command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", "trixie", str(system)]
         subprocess.run(command, check=True)
@@ -54,7 +54,7 @@ class Images:
         return container
 
     def add_standins(self) -> None:
-        """What compose.yaml takes from a registry."""
+        """Add stand-ins for the images that compose.yaml takes from a registry."""
         container = self.debian(SERVERS)
         folder = Path(__file__).parent / "standins"
         for name, (tag, command, variables) in STANDINS.items():
@@ -66,14 +66,14 @@ class Images:
         self.run("rm", container)
 
     def config(self, tag: str) -> dict[str, Any]:
-        """What the image says of itself."""
+        """Return the image's configuration."""
         said: dict[str, Any] = json.loads(self.run("inspect", "--type", "image", tag))["Docker"]["config"]
         return said
 
 
 @contextmanager
 def storage() -> Iterator[Images]:
-    """An empty storage but for the Debian that images are built over; gone afterwards."""
+    """Yield a storage with only the base Debian, deleted afterwards."""
     missing = [name for name in ("buildah", "mmdebstrap", "bwrap") if shutil.which(name) is None]
     assert not missing, "These tests need Debian's packages buildah, mmdebstrap and bubblewrap."
     assert os.geteuid() == 0, "These tests need root: buildah without containers, and mmdebstrap, do."

@@ -1,7 +1,7 @@
-"""As much of the API of Kubernetes as kubectl asks for, over objects in memory, of which each is valid or refused.
+"""The part of the Kubernetes API that kubectl uses, on objects in memory, which are validated.
 
-What controllers do elsewhere is done here when somebody waits for it: a Job is complete once it is watched or its log
-is followed, and a Deployment is rolled out once it is watched, after the Job. Nothing runs.
+Waiting clients trigger what controllers do elsewhere: a Job completes once it is watched or its log is followed, and a
+Deployment is rolled out once it is watched, after the Job. Nothing runs.
 """
 
 import base64
@@ -44,7 +44,7 @@ type Object = dict[str, Any]
 
 
 class Key(NamedTuple):
-    """Where an object is; of a list it has no name."""
+    """The location of an object; a list has no name."""
 
     version: str
     resource: str
@@ -53,7 +53,7 @@ class Key(NamedTuple):
 
 
 class Refused(Exception):
-    """A request that is answered with an error."""
+    """A request that gets an error response."""
 
     def __init__(self, status: int, reason: str, message: str = "") -> None:
         super().__init__(message or reason)
@@ -62,7 +62,7 @@ class Refused(Exception):
 
 
 class Kubernetes:
-    """A cluster without nodes. `said` is what was asked to change, in order: verb, kind, name."""
+    """A cluster without nodes. `said` are the requested changes in order: verb, kind, name."""
 
     def __init__(self) -> None:
         self.objects: dict[Key, Object] = {}
@@ -74,12 +74,12 @@ class Kubernetes:
         self._changed = threading.Condition()
 
     def all(self, namespace: str) -> list[Object]:
-        """What is in a namespace, but for pods."""
+        """Return the objects of a namespace, except pods."""
         with self._changed:
             return [one for key, one in self.objects.items() if key.namespace == namespace and key.resource != "pods"]
 
     def secret(self, namespace: str, name: str) -> dict[str, str]:
-        """What a secret holds."""
+        """Return the content of a secret."""
         data = self.objects[Key("v1", "secrets", namespace, name)]["data"]
         return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
@@ -123,7 +123,7 @@ class Kubernetes:
         return {"apiVersion": "v1", "kind": "Status", "status": "Success", "details": {"uid": gone["metadata"]["uid"]}}
 
     def watched(self, key: Key, fields: str, labels: str, since: int) -> Iterator[Object | None]:
-        """What changes from here on; None now and then, so that whoever has gone is noticed."""
+        """Yield changes from now on; sometimes None, so that closed connections are noticed."""
         self.wait_is_over(key)
         while True:
             with self._changed:
@@ -136,7 +136,7 @@ class Kubernetes:
             yield None
 
     def log(self, namespace: str, pod: str, container: str) -> str:
-        """What a container of a pod has said. Who follows that of a Job sees it end."""
+        """Return the log of a pod's container. Following a Job's log completes the Job."""
         owner = self.get(Key("v1", "pods", namespace, pod))["metadata"]["labels"]["app.kubernetes.io/component"]
         if owner == "migrate":
             self.wait_is_over(Key("batch/v1", "jobs", namespace, ""))
@@ -145,7 +145,7 @@ class Kubernetes:
     # What controllers do
 
     def wait_is_over(self, key: Key) -> None:
-        """Let come true what somebody waits for."""
+        """Complete whatever a client waits for."""
         for at, one in list(self.objects.items()):
             if at._replace(name="") != key or key.resource not in ("jobs", "deployments"):
                 continue
@@ -163,7 +163,7 @@ class Kubernetes:
         return all(one.get("status") for one in jobs)
 
     def _begun(self, key: Key) -> Object:
-        """The object, with the pods of it."""
+        """Return the object, with its pods."""
         one = self.objects[key]
         if key.resource == "jobs" and "selector" not in one["spec"]:
             own = {"controller-uid": one["metadata"]["uid"]}
@@ -212,7 +212,7 @@ def _fits(one: Object, fields: str, labels: str) -> bool:
 
 
 def merged(old: Any, patch: Any) -> Any:
-    """A strategic merge patch, for lists whose elements have names."""
+    """Apply a strategic merge patch, for lists whose elements have names."""
     if isinstance(old, dict) and isinstance(patch, dict):
         result = dict(old)
         for name, value in patch.items():
@@ -235,7 +235,7 @@ def merged(old: Any, patch: Any) -> Any:
 
 
 def discovery(path: str) -> Object | None:  # noqa: PLR0911  (a table)
-    """What kubectl asks first: which resources there are, and that the server itself judges their fields."""
+    """Answer kubectl's discovery requests: the resources, and server-side validation of fields."""
     groups = [version.split("/") for version in RESOURCES if "/" in version]
     match path:
         case "/version":
@@ -278,7 +278,7 @@ def _place(version: str) -> str:
 
 
 def where(path: str) -> tuple[Key, str]:
-    """The object or list of a path, and what of it is asked for."""
+    """Return the object or list of a path, and its subresource."""
     parts = path.strip("/").split("/")
     version, rest = (parts[1], parts[2:]) if parts[0] == "api" else ("/".join(parts[1:3]), parts[3:])
     namespace = ""
@@ -371,14 +371,14 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 PROTOBUF = b"k8s\0"
 
 
 def _from_protobuf(sent: bytes) -> Object:
-    """A namespace or a secret as `kubectl create` sends them, by the numbers that fields have there."""
+    """Decode a namespace or secret as `kubectl create` sends it, by field numbers."""
     envelope = _fields(sent)
     version, kind = (_fields(envelope[1][0])[number][0].decode() for number in (1, 2))
     one = _fields(envelope[2][0])
@@ -392,7 +392,7 @@ def _from_protobuf(sent: bytes) -> Object:
 
 
 def _fields(message: bytes) -> dict[int, list[bytes]]:
-    """The fields of a message of protobuf that are messages, texts or bytes, by their number."""
+    """Return the length-delimited fields of a protobuf message, by number."""
     found: dict[int, list[bytes]] = {}
     while message:
         tag, message = _number(message)

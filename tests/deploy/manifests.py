@@ -1,4 +1,4 @@
-"""The manifests of an overlay as kustomize would write them, of what its files here make use."""
+"""The manifests of an overlay as kustomize writes them, for the features that our files use."""
 
 import copy
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ type Manifest = dict[str, Any]
 
 
 class Pod(NamedTuple):
-    """What a pod is made from, and the manifest it stands in."""
+    """The template of a pod, and its manifest."""
 
     of: str
     spec: dict[str, Any]
@@ -28,14 +28,14 @@ class Pod(NamedTuple):
 
     @property
     def secrets(self) -> dict[str, str]:
-        """Where each secret is mounted, by its name."""
+        """Return the mount path of each secret, by name."""
         names = {one["name"]: one["secret"]["secretName"] for one in self.spec["volumes"] if "secret" in one}
         mounts = [mount for container in self.containers for mount in container["volumeMounts"]]
         return {names[mount["name"]]: mount["mountPath"] for mount in mounts if mount["name"] in names}
 
 
 def built(folder: Path) -> list[Manifest]:
-    """Every manifest of a folder with a kustomization, patched and with its images."""
+    """Return every manifest of a folder with a kustomization, with patches and images applied."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
     assert kustomization.keys() <= KNOWN, "tests.deploy.manifests has to learn what is new here"
     manifests: list[Manifest] = []
@@ -59,7 +59,7 @@ def is_target(manifest: Manifest, target: dict[str, str]) -> bool:
 
 
 def change(manifest: Manifest, op: str, path: str, value: Any = None) -> None:
-    """One operation of RFC 6902: what it replaces or removes has to be there."""
+    """Apply one operation of RFC 6902; a replaced or removed value must exist."""
     *parents, last = path.strip("/").split("/")
     for parent in parents:
         within: Any = manifest

@@ -1,4 +1,4 @@
-"""An administrator sets up SAML at a running gateway, and somebody of the organisation signs in, all over HTTPS."""
+"""SAML sign-in over HTTPS at a running gateway: an administrator sets it up, and a new person signs in."""
 
 import base64
 import html
@@ -17,7 +17,7 @@ FIELD = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 
 
 def signs_in(open_client: Callable[[], httpx.Client], administrator: httpx.Client, email: str) -> int:
-    """The status of the own profile of a person whom the organisation's answer named, who was nobody here before."""
+    """Return the status of the profile page of the new person in the SAML response."""
     pair, url = Pair.make(), str(administrator.base_url).rstrip("/")
     set_up(administrator, metadata_of(ENTITY, SSO, pair), email.partition("@")[2])
     ours = administrator.get(f"{OURS}/metadata/")
@@ -44,7 +44,7 @@ def signs_in(open_client: Callable[[], httpx.Client], administrator: httpx.Clien
 
 
 def set_up(administrator: httpx.Client, metadata: str, domain: str) -> None:
-    """Offer it beside the password, to everybody of this domain."""
+    """Set it up beside the password, for everybody of this domain."""
     token = FIELD.findall(administrator.get("/settings/profile").text)[0]
     headers = {"X-CSRFToken": token, "Referer": str(administrator.base_url)}
     roles = administrator.get("/api/roles", params={"q": "Member"}).json()["results"]
@@ -58,6 +58,6 @@ def set_up(administrator: httpx.Client, metadata: str, domain: str) -> None:
 
 
 def request_id(away: str) -> str:
-    """Of the request in the address that a browser is led to."""
+    """Return the request id in the redirect to the provider."""
     (request,) = parse_qs(urlsplit(away).query)["SAMLRequest"]
     return str(re.findall(r' ID="([^"]+)"', zlib.decompress(base64.b64decode(request), -15).decode())[0])

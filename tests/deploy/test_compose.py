@@ -1,4 +1,4 @@
-"""compose.yaml and what it starts with, and the Containerfile as far as it can be judged without building it."""
+"""compose.yaml and its files, and the Containerfile, checked without building it."""
 
 import json
 import re
@@ -23,7 +23,7 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 CONTAINERFILE = (ROOT / "Containerfile").read_text()
 OURS = {"gateway", "migrate", "housekeeping"}
-# The fields of the Compose Specification of which this file makes use: another is misspelt, or to be added here.
+# The fields of the Compose Specification used in this file: any other is misspelt, or must be added here.
 FIELDS = {
     "build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image",
     "networks", "ports", "profiles", "read_only", "restart", "secrets", "security_opt", "shm_size",
@@ -115,7 +115,7 @@ def made(tmp_path: Path) -> Path:
 
 
 def make_secrets(folder: Path) -> Path:
-    """The folder of the secrets, made in `folder` by a copy of the script."""
+    """Return the folder of secrets that a copy of the script creates in `folder`."""
     script = shutil.copy(ROOT / "deploy" / "compose" / "make-secrets", folder)
     subprocess.run([script, "localhost"], check=True, capture_output=True)
     return folder / "secrets"

@@ -1,7 +1,7 @@
-"""The commands of docs/how-to/deploy.md, back-up.md and upgrade.md, run in containers: a whole installation by Compose,
-behind its nginx, upgraded; the image with other extras; and the image that brings its database.
+"""The commands of docs/how-to/deploy.md, back-up.md and upgrade.md, run in containers.
 
-PostgreSQL and nginx are Debian's, started as the images of a registry would (tests/deploy/standins).
+A whole installation by Compose behind its nginx, and its upgrade; the image with other extras; and the image with its
+own database. PostgreSQL and nginx are Debian's, started like the images of a registry (tests/deploy/standins).
 """
 
 import json
@@ -46,7 +46,7 @@ def host(images: Images) -> Iterator[Machine]:
 
 
 class Site:
-    """The installation as its users reach it: by nginx, whose certificate they trust."""
+    """The installation as users reach it: through nginx, whose certificate they trust."""
 
     def __init__(self, host: Machine, port: int) -> None:
         self.url = f"https://localhost:{port}"
@@ -64,7 +64,7 @@ class Site:
             return False
 
     def admits(self, client: httpx.Client, email: str, password: str) -> bool:
-        """Whether this person gets in, and sees the first page."""
+        """Return True if this person can sign in and gets the first page."""
         page = client.get("/accounts/login/").text
         (token,) = {*re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page)}
         form = {"login": email, "password": password, "csrfmiddlewaretoken": token}
@@ -128,7 +128,7 @@ def must_be_confined(host: Machine) -> None:
 
 
 def upgrade_under_load(host: Machine, site: Site) -> None:
-    """Without the seconds in which nginx has nobody to send calls to."""
+    """Upgrade while agents call, except in the seconds when nginx has no replica."""
     release(host, "0.1.2")
     build, migrate, _ = block(UPGRADE, "docker compose build").splitlines()
     with calls_of(host, site) as calls:
@@ -144,28 +144,28 @@ def upgrade_under_load(host: Machine, site: Site) -> None:
 
 
 def said_by_nginx(host: Machine) -> str:
-    """Its errors, but for replicas that could not be connected to, in whose place it asked another one."""
+    """Return nginx's errors, except for unreachable replicas that it replaced by another."""
     (nginx,) = host.containers("nginx")
     lines = host.run(f"docker logs {nginx['Id']} 2>&1").splitlines()
     return "\n".join(line for line in lines if "[error]" in line and "while connecting to upstream" not in line)
 
 
 def calls_of(host: Machine, site: Site) -> Calls:
-    """Agents that call a tool of the Quickstart through nginx, with a token of their own."""
+    """Return agents that call a Quickstart tool through nginx, with their own token."""
     issue = "issue_token --user admin@localhost --host Load --gateway quickstart"
     issued = json.loads(host.run(f"docker compose exec --no-TTY gateway gateway-admin {issue}"))
     return Calls(issued["gateway_url"], issued["token"], site.certificate)
 
 
 def logged(host: Machine) -> int:
-    """How many calls of these agents are in the log."""
+    """Return how many calls of these agents are in the log."""
     query = "SELECT count(*) FROM auditlog_call WHERE host_name = 'Load' AND method = 'tools/call'"
     psql = f'psql --username gateway --dbname gateway --no-align --tuples-only --command "{query}"'
     return int(host.run(f"docker compose exec --no-TTY database {psql}"))
 
 
 def release(host: Machine, version: str) -> None:
-    """Check out another version, as far as the image says it."""
+    """Change the version of the checkout, as far as the image contains it."""
     file = host.folder / "Containerfile"
     text, count = re.subn(r'(image\.version)="[^"]*"', rf'\1="{version}"', file.read_text())
     assert count == 1

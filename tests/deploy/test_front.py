@@ -1,4 +1,6 @@
-"""The nginx of compose.yaml while containers come and go: what was not sent is sent elsewhere, the rest never twice."""
+"""The nginx of compose.yaml while containers come and go: unsent requests go to another replica, others are never
+repeated.
+"""
 
 import ssl
 import struct
@@ -28,7 +30,7 @@ CALL, CUT_OFF = b'{"jsonrpc":"2.0"}', b'{"cut":"off"}'
 
 @dataclass
 class Replica:
-    """A gateway that takes a call and answers it, or takes it and is gone; `taken` are all it took.
+    """A gateway that answers a call, or drops it; `taken` are all calls it received.
 
     `headers` are those of the last.
     """
@@ -40,7 +42,7 @@ class Replica:
 
 @dataclass
 class Names:
-    """What the network's name server knows: addresses, and with what code it fails the next question of each type."""
+    """A name server: its addresses, and the error code of the next query of each type."""
 
     port: int
     addresses: tuple[str, ...] = ("127.0.0.1",)
@@ -71,7 +73,7 @@ def replica() -> Iterator[Replica]:
                 self.wfile.write(b"{}")
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server, in_a_thread(server):
         known.port = server.server_port
@@ -150,7 +152,7 @@ def test_a_call_that_a_container_took_before_it_was_gone_is_not_sent_to_another(
     assert replica.taken == [CUT_OFF]
 
 
-def test_what_a_client_says_of_its_address_is_hidden(site: httpx.Client, replica: Replica) -> None:
+def test_addresses_claimed_by_clients_are_hidden(site: httpx.Client, replica: Replica) -> None:
     site.post("/mcp/quickstart", content=CALL, headers={"X-Forwarded-For": "203.0.113.9"})
 
     assert replica.headers["X-Forwarded-For"] in {"127.0.0.1", "::1"}

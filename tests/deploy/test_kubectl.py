@@ -1,5 +1,6 @@
-"""The commands of docs/how-to/kubernetes.md, and those of upgrade.md and rotate-keys.md, run by kubectl, at a cluster
-without nodes (kubernetes_api.py): what is there afterwards, and in which order it came.
+"""The commands of docs/how-to/kubernetes.md, upgrade.md and rotate-keys.md, run by kubectl on a cluster without nodes.
+
+Checks the resulting objects, and the order of changes (kubernetes_api.py).
 """
 
 import os
@@ -31,7 +32,7 @@ OWNER, RUNNER = "postgresql://gateway:s@192.0.2.10/gateway", "postgresql://gatew
 
 @pytest.fixture(scope="module")
 def kubectl() -> Iterator[str]:
-    """The folder with a kubectl that knows the options of the documents, those of 1.31 and newer."""
+    """The folder of a kubectl that has the options in the documents (1.31 or newer)."""
     own = shutil.which("kubectl")
     knows = (
         own
@@ -52,7 +53,7 @@ def cluster() -> Iterator[Kubernetes]:
 
 
 class Reader:
-    """Somebody at a shell, in a folder with the manifests and the two files of URLs."""
+    """A person at a shell, in a folder with the manifests and the two files of URLs."""
 
     def __init__(self, folder: Path, kubectl: str, cluster: Kubernetes) -> None:
         self.folder = folder
@@ -107,7 +108,7 @@ def _by_name(manifests: list[Manifest]) -> dict[tuple[str, str], Manifest]:
 
 
 def has_what_its_pods_read(cluster: Kubernetes, namespace: str) -> list[Pod]:
-    """Each secret that a pod mounts is there, with each file of it that a setting names."""
+    """Check that each secret mounted by a pod exists, with each file named in a setting."""
     manifests = cluster.all(namespace)
     maps = {one["metadata"]["name"]: one["data"] for one in manifests if one["kind"] == "ConfigMap"}
     found = list(pods(manifests))

@@ -1,4 +1,4 @@
-"""deploy/kubernetes: what kubernetes-validate cannot know of the manifests, and that it does its work."""
+"""deploy/kubernetes: properties that kubernetes-validate does not check, and that check itself."""
 
 import re
 from ipaddress import ip_address, ip_network
@@ -35,7 +35,7 @@ def one(manifests: list[Manifest], kind: str, name: str = "gateway-admin") -> Ma
     return found
 
 
-def test_what_an_overlay_builds_is_strictly_valid(manifests: list[Manifest]) -> None:
+def test_each_overlay_builds_valid_manifests(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         kubernetes_validate.validate(manifest, RELEASE, strict=True)
     assert f"--strict -k {RELEASE} " in (ROOT / "Makefile").read_text()
@@ -60,7 +60,7 @@ def test_every_manifest_is_built_by_an_overlay() -> None:
 
 
 def test_every_pod_is_restricted(manifests: list[Manifest]) -> None:
-    """As the Pod Security Standards have it, and with a root that is read-only besides."""
+    """As the Pod Security Standards require, plus a read-only root."""
     found = list(pods(manifests))
     assert len(ours(manifests)) == 3
     for pod in found:
@@ -137,7 +137,7 @@ def test_a_pod_has_the_time_to_drain(manifests: list[Manifest]) -> None:
     assert pod["terminationGracePeriodSeconds"] > drain + DRAIN_S + 10
 
 
-def test_what_selects_pods_selects_those_that_serve(manifests: list[Manifest]) -> None:
+def test_selectors_match_the_serving_pods_only(manifests: list[Manifest]) -> None:
     deployment = one(manifests, "Deployment")["spec"]
     labels = deployment["template"]["metadata"]["labels"]
 
@@ -199,7 +199,7 @@ def test_the_images_are_of_this_version(manifests: list[Manifest]) -> None:
 
 
 def connections_of(workers: int) -> int:
-    """How many one `serve` of so many workers takes: as docs/how-to/deploy.md counts them."""
+    """Return the database connections of a `serve` with so many workers, counted as in docs/how-to/deploy.md."""
     return workers * 12 + 4
 
 

@@ -1,4 +1,4 @@
-"""deploy/prometheus and deploy/grafana ask for metrics and labels there are, and each alert is explained."""
+"""deploy/prometheus and deploy/grafana use existing metrics and labels, and each alert is documented."""
 
 import json
 import re
@@ -36,7 +36,7 @@ MATCHER = re.compile(r'\s*(\w+)(=~|!~|!=|=)"([^"]*)"\s*')
 
 
 def exported() -> dict[str, set[str]]:
-    """The labels of each sample there is in /metrics, by its name."""
+    """Return the labels of each sample in /metrics, by name."""
     for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
         import_module(name)  # Which enters its numbers.
     background.failures()
@@ -55,7 +55,7 @@ METRICS = exported()
 
 
 def parts(expression: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    """Each metric in the expression, with what its labels have to be."""
+    """Yield each metric of the expression, with its label matchers."""
     for name, selector in SELECTED.findall(expression):
         matchers = [MATCHER.fullmatch(part) for part in selector.split(",")] if selector else []
         assert all(matchers), f"{name} {{{selector}}} cannot be read"
@@ -63,7 +63,7 @@ def parts(expression: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
 
 
 def check(expression: str) -> set[str]:
-    """That an expression of PromQL can be read and asks for what there is; the labels its result has."""
+    """Check that a PromQL expression parses and uses existing metrics; return the labels of its result."""
     for opening, closing in ("()", "[]", "{}"):
         assert expression.count(opening) == expression.count(closing)
     for name, matchers in parts(expression):
@@ -117,8 +117,8 @@ def test_each_alert_has_a_test_of_when_it_fires_and_when_not() -> None:
     assert {one["alertname"] for one in cases if not one.get("exp_alerts")} == names
 
 
-def test_what_alerts_fire_for_at_once_is_exported_before_it_happens() -> None:
-    """Prometheus sees no increase in a series that begins with 1: the first fault would raise nothing."""
+def test_series_of_immediate_alerts_exist_before_the_first_fault() -> None:
+    """Prometheus sees no increase in a series that starts with 1, so the first fault would raise no alert."""
     program = "import proxy.metrics, prometheus_client as p; print(p.generate_latest().decode())"
     fresh = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     at_once = [part for alert in ALERTS if "increase(" in alert["expr"] for part in parts(alert["expr"])]
@@ -130,7 +130,7 @@ def test_what_alerts_fire_for_at_once_is_exported_before_it_happens() -> None:
 
 
 def promtool(*words: str) -> str:
-    """What promtool says; it must be content."""
+    """Run promtool, which must succeed, and return its output."""
     program = shutil.which("promtool")
     assert program, "These tests need promtool: install Debian's package prometheus."
     done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
@@ -162,7 +162,7 @@ def test_prometheus_takes_the_documented_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_prometheus_reads_each_expression_of_the_dashboard(tmp_path: Path) -> None:
-    """As Grafana sends them, once it has put its variables in."""
+    """As Grafana sends them, with its variables filled in."""
     rules = []
     for number, (_, expression, _) in enumerate(ASKED):
         asked = re.sub(r"\$\{?(?!__)\w+\}?", ".*", expression.replace("$__rate_interval", "5m"))
@@ -201,7 +201,7 @@ def test_the_dashboard_can_be_laid_out() -> None:
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    """What an operator is not shown nobody looks at."""
+    """Operators do not look at metrics that no dashboard shows."""
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for _, expression, _ in ASKED for name, _ in parts(expression)}
     families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in METRICS} - {"up"}
     counters = {name.removesuffix("_total") for name in families if name.endswith("_total")}
@@ -222,6 +222,6 @@ def test_every_metric_is_on_the_dashboard() -> None:
         "histogram_quantile(0.9, sum(rate(gateway_call_duration_seconds_bucket[5m])))",
     ],
 )
-def test_what_prometheus_would_refuse_or_never_find_is_noticed(expression: str) -> None:
+def test_the_check_notices_invalid_and_unknown_metrics(expression: str) -> None:
     with pytest.raises(AssertionError):
         check(expression)

@@ -1,4 +1,4 @@
-"""docs/how-to/deploy.md and kubernetes.md name what there is: files, services, secrets, arguments."""
+"""docs/how-to/deploy.md and kubernetes.md name existing files, services, secrets and arguments."""
 
 import re
 import shlex

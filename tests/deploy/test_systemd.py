@@ -1,4 +1,4 @@
-"""The unit of systemd: it waits for its database for ever, and its settings can be read."""
+"""The systemd unit: it waits for its database indefinitely, and its settings are readable."""
 
 from collections import defaultdict
 
@@ -9,7 +9,7 @@ UNIT = FOLDER / "gateway-admin.service"
 
 
 def directives() -> dict[str, list[str]]:
-    """The values of each directive, in their order."""
+    """Return the values of each directive, in order."""
     found = defaultdict(list)
     for line in UNIT.read_text().splitlines():
         if line and line[0] not in "#[":

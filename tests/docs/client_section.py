@@ -1,4 +1,4 @@
-"""Write the clients of ui/clients.toml into the documents: their names, and how each is connected (`make readme`)."""
+"""Write the clients of ui/clients.toml into the documents: names and how to connect (`make readme`)."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ PLACE = re.compile(r"(<!-- clients: .*?-->\n).*?(?=<!-- end of clients -->)", re
 
 
 def written(page: Path) -> str:
-    """Return the page with the text between its two marks replaced by that of the data."""
+    """Return the page with the text between its two marks replaced by the generated one."""
     text, places = PLACE.subn(lambda found: f"{found[1]}\n{TEXTS[page]}\n", page.read_text())
     assert places == 1, page
     return text

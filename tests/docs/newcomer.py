@@ -1,4 +1,4 @@
-"""A newcomer: the README's own command for the start, and a terminal beside it."""
+"""A newcomer: the README's own start command, and a terminal."""
 
 import os
 import re
@@ -20,7 +20,7 @@ WELCOME = re.compile(
 
 
 class Terminal:
-    """A shell that stays open from one command of the tutorial to the next, as a person's does."""
+    """A shell that stays open between the commands of a tutorial."""
 
     def __init__(self, **environment: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "DATABASE_URL"))}
@@ -35,7 +35,7 @@ class Terminal:
         )
 
     def run(self, block: str, *typed: str) -> str:
-        """What the commands print; `typed` is what a person enters, a line for each time they are asked."""
+        """Return the output of the commands; `typed` are the person's inputs, one line for each prompt."""
         assert self.shell.stdin is not None
         assert self.shell.stdout is not None
         self.shell.stdin.write("\n".join([*block.splitlines(), *typed, "echo; echo end of block", ""]))
@@ -48,7 +48,7 @@ class Terminal:
 
 @dataclass(frozen=True, slots=True)
 class Newcomer:
-    """A workspace started by the README's own command, and what it said about signing in."""
+    """A workspace started by the README's own command, and the printed sign-in data."""
 
     url: str
     email: str
@@ -77,7 +77,7 @@ def started(command: str, folder: Path, database: dict[str, str]) -> Iterator[Ne
 
 
 def welcome(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str, str]:
-    """Address, e-mail and password as printed, once the server answers."""
+    """Return address, e-mail and password as printed, once the server answers."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         if found := WELCOME.search(log.read_text()):

@@ -1,4 +1,4 @@
-"""The documents of this repository, as the tests read them."""
+"""The documents of this repository, for tests."""
 
 import os
 import re
@@ -15,7 +15,7 @@ ROW = re.compile(r"^\| <a id=\"([\w-]+)\"></a>", re.MULTILINE)
 
 
 def prose(page: Path) -> str:
-    """The page without its code blocks."""
+    """Return the page without its code blocks."""
     return FENCED.sub("", page.read_text())
 
 
@@ -24,7 +24,7 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The names under which headings of a page, and rows with an id of their own, can be linked to."""
+    """Return the link targets of a page: its headings, and rows with an id."""
     text = prose(page)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in HEADING.findall(text)} | {
         *ROW.findall(text)
@@ -32,13 +32,13 @@ def anchors(page: Path) -> set[str]:
 
 
 def first_column(page: Path) -> list[str]:
-    """What stands as code in the first cell of each table row; a cell may hold several."""
+    """Return the code in the first cell of each table row; a cell may have several."""
     cells = [line.split("|")[1] for line in page.read_text().splitlines() if line.startswith("| `")]
     return [code for cell in cells for code in re.findall(r"`([^`]+)`", cell)]
 
 
 def exported(script: str) -> dict[str, str]:
-    """The variables that a shell exports after this script of nothing but `export`."""
+    """Return the variables that this script of `export` lines exports."""
     names = re.findall(r"^export (\w+)=", script, re.MULTILINE)
     assert names
     command = f"{script}\nfor name in {' '.join(names)}; do printf '%s=%s\\0' $name \"${{!name}}\"; done"

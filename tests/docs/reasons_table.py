@@ -26,7 +26,7 @@ def upstream_errors() -> list[type[UpstreamError]]:
 
 
 def table() -> str:
-    """Return a row for each reason: its HTTP status unless that is 200, its JSON-RPC code and its sentence."""
+    """Return a table row per reason: its HTTP status unless 200, its JSON-RPC code and its sentence."""
     codes = {kind.reason: kind.code for kind in upstream_errors() if kind is not Refusal}
     codes |= dict.fromkeys(("internal_error", "open_files"), jsonrpc.INTERNAL_ERROR)
     rows = []
@@ -38,7 +38,7 @@ def table() -> str:
 
 
 def written(text: str) -> str:
-    """Return the page with the table of the code."""
+    """Return the page with the generated table."""
     return BLOCK.sub(lambda found: f"{found[1]}\n{table()}\n", text)
 
 

@@ -1,4 +1,4 @@
-"""docs/how-to/automate.md, as printed, against two workers; and that its key is good for nothing else."""
+"""docs/how-to/automate.md, run as printed against two workers; its key can do nothing else."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Each fenced block of the documents is run by a test, or read by one, which is named here with the reason.
+"""Each fenced block in the documents is run by a test, or listed here with a test and the reason.
 
 A block without an entry fails, and so does an entry without its block or its test.
 """
@@ -243,7 +243,7 @@ RUN_BY = (
     ("docs/reference/protocol.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
     ("docs/reference/protocol.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
 )
-# What no test can run as it stands: the page, how the block begins, why. It is parsed below.
+# Blocks that no test can run as they are: the page, how the block begins, why. They are parsed below.
 PARSED = (
     ("CONTRIBUTING.md", "make setup", "these are the tests; make is asked for each and does not begin"),
     ("README.md", "flowchart", "a picture"),
@@ -274,7 +274,7 @@ class Block(NamedTuple):
 
 
 def blocks() -> Iterator[Block]:
-    """Every fenced block but those of the clients, which test_clients.py runs or parses one by one."""
+    """Yield every fenced block except those of the clients, which test_clients.py runs or parses."""
     for page in PAGES:
         text = re.sub(r"<!-- clients: .*?<!-- end of clients -->", "", page.read_text(), flags=re.DOTALL)
         name = str(page.relative_to(ROOT))
@@ -311,7 +311,7 @@ def test_each_block_is_of_the_language_it_says() -> None:
 
 
 def parse(block: Block) -> None:  # noqa: C901  (a table)
-    """Raise when a block is not what it says; of text and pictures nothing can be said."""
+    """Raise an error if a block does not parse as its language; text and pictures are not checked."""
     match block.language:
         case "json":
             json.loads(block.text)
@@ -356,7 +356,7 @@ def test_every_command_a_document_names_takes_what_it_is_given() -> None:
 
 
 def parsed(line: str) -> str:
-    """The name of the command, once its own parser has taken the rest."""
+    """Return the command's name, after its own parser has accepted the rest."""
     line = line.partition("manage.py ")[2].partition(" #")[0]
     name, *words = shlex.split(line.rstrip(" .,;:").replace("[", "").replace("]", "").replace("...", ""))
     command = load_command_class(get_commands()[name], name)

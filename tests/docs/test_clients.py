@@ -1,4 +1,4 @@
-"""The client texts: one source for the documents, How to Connect and the show-once dialog; each runs or parses."""
+"""Client instructions: one source for documents, How to Connect and the show-once dialog; each runs or parses."""
 
 import ast
 import json
@@ -62,7 +62,7 @@ def test_each_block_parses_as_its_language_for_any_gateway_with_and_without_the_
 
 
 def placed(language: str, text: str) -> Iterator[str]:
-    """The names under which a configuration puts the gateway; raises when the text does not parse."""
+    """Yield the name a configuration gives the gateway; raises an error if the text does not parse."""
     match language:
         case "json":
             value: dict[str, Any] = json.loads(text)
@@ -87,7 +87,7 @@ PROGRAMS = {"curl": "bash", "python": "python", "typescript": "js"}
 
 @pytest.mark.parametrize("kind", ["tool", "prompt", "resource"])
 def test_a_call_is_copied_as_a_program_that_makes_it_whatever_is_called(kind: str, npm: Npm) -> None:
-    """The programs of the playground, of names and arguments that no shell and no language takes for its own."""
+    """The playground's programs, with names and arguments that contain special characters of shells and languages."""
     arguments = {ODD: [ODD, None, True, 1.5, 12345678901234567890]}
     texts = {each.slug: each.text for each in call_texts(LONG, "some-name", kind, ODD, arguments)}
 
@@ -122,7 +122,7 @@ def test_a_copied_call_runs(slug: str, issued: dict[str, str], npm: Npm) -> None
 
 @pytest.fixture(scope="module")
 def issued(live: Serve) -> dict[str, str]:
-    """A token for the quickstart gateway, as a person is shown it."""
+    """A token for the Quickstart gateway, as shown to a person."""
     return dict(live.issue_token(host="Documented bot", gateway="quickstart"))
 
 
@@ -174,7 +174,7 @@ def run(language: str, text: str, environment: dict[str, str]) -> subprocess.Com
 
 
 def program(language: str, text: str) -> list[str]:
-    """The command that runs it; Node looks for packages from the folder it is started in."""
+    """Return the command that runs it; Node resolves packages from the working directory."""
     return {
         "bash": ["bash", "-c", text],
         "python": [sys.executable, "-c", text],
@@ -183,7 +183,7 @@ def program(language: str, text: str) -> list[str]:
 
 
 def piped(text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """A client that starts programs: it writes lines to the program, and reads until the list has come."""
+    """Run a client's stdio program: write lines to it, and read until the list has arrived."""
     with subprocess.Popen(
         ["bash", "-c", f"exec {text.strip()}"],
         env=environment,

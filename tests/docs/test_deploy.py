@@ -1,4 +1,4 @@
-"""The blocks of docs/how-to/deploy.md, run as printed but for addresses."""
+"""The blocks of docs/how-to/deploy.md, run as printed except for addresses."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def with_this_python(script: str) -> str:
 
 @contextmanager
 def shell(script: str, home: Path, port: int, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The script in a shell of its own until it is left; its `serve` is waited for."""
+    """Run the script in its own shell until the block ends; waits for its `serve`."""
     with (home / f"{port}.log").open("wb") as log:
         process = subprocess.Popen(
             ["bash", "-ec", with_this_python(script)],
@@ -66,7 +66,7 @@ def ready(process: subprocess.Popen[bytes], port: int) -> bool:
 
 @pytest.fixture
 def database() -> Iterator[tuple[str, str]]:
-    """A suffix for the page's names, and the address of a database whose server may make roles."""
+    """A suffix for the page's names, and the address of a database whose server allows new roles."""
     suffix = str(os.getpid())
     address = os.environ[cluster.ADDRESS]
     yield suffix, address
@@ -80,7 +80,7 @@ def test_two_roles_as_printed(database: tuple[str, str], tmp_path: Path) -> None
     suffix, address = database
 
     def mine(text: str) -> str:
-        """The text with names of this run, since roles are of the whole server, and with its address."""
+        """Return the text with names of this run, because roles belong to the whole server, and its address."""
         for printed in (OWNER_URL, RUNNER_URL):
             role = urlsplit(printed).username
             place = urlsplit(address)

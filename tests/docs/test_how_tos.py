@@ -87,7 +87,7 @@ def test_people_are_invited_by_the_command_as_printed_and_helped_in(live: Serve)
 
 
 def words(page: str, mark: str) -> list[str]:
-    """A command of manage.py as printed, without what starts it."""
+    """Return a printed command of manage.py, without the prefix that starts it."""
     start, _, command = block(page, mark).partition("manage.py ")
     assert start == ".venv/bin/python "
     return command.split()
@@ -173,7 +173,7 @@ def test_a_job_rotates_its_own_token_as_printed(live: Serve, tmp_path: Path) -> 
 
 
 def shell(script: str, folder: Path, **variables: str) -> str:
-    """What the script prints; it must succeed."""
+    """Run the script, which must succeed, and return its output."""
     environment = {**os.environ, **variables}
     done = subprocess.run(
         ["bash", "-ec", script], env=environment, cwd=folder, capture_output=True, text=True, check=False
@@ -201,7 +201,8 @@ def test_a_backup_is_restored_elsewhere_with_all_it_holds_and_its_modes(tmp_path
 
 def test_metadata_of_saml_are_fetched_as_printed(live: Serve, npm: Npm, tmp_path: Path) -> None:
     page, own = "single-sign-on.md", f"{live.url}/accounts/organisation/saml"
-    subprocess.run(["curl", "-s", f"{own}/metadata/"], capture_output=True, check=True)  # Makes the row, if it is new.
+    # Creates the row, if it is new.
+    subprocess.run(["curl", "-s", f"{own}/metadata/"], capture_output=True, check=True)
     live.rows("UPDATE sso_provider SET protocol = 'saml' RETURNING id")
     with saml_provider_of(npm, f"{own}/acs/", f"{own}/metadata/") as organisation:
         known = os.environ | {"GATEWAY": live.url, "METADATA": organisation.entity_id}

@@ -1,4 +1,4 @@
-"""Each command in the text of a page is one that there is, takes the options it is given, or is run by a test."""
+"""Each command in the text of a page exists and accepts its options, or is run by a test."""
 
 import re
 import shlex
@@ -54,7 +54,7 @@ NOT_RUN = {
 
 
 def commands() -> set[str]:
-    """What stands as code in the text of a page and begins with a program."""
+    """Return the inline code of pages that starts with a program."""
     pages = [page for page in PAGES if page.name != "CHANGELOG.md" and "decisions" not in page.parts]
     codes = {" ".join(code.split()) for page in pages for code in re.findall(r"`([^`]+)`", prose(page))}
     return {code for code in codes if COMMAND.fullmatch(code)}
@@ -85,7 +85,7 @@ def test_a_command_takes_what_it_is_given(command: str) -> None:
 
 
 def judge(command: str) -> Callable[[str], object] | None:
-    """What looks whether there is such a command; None of one that nobody knows."""
+    """Return the check for a command; None if no check knows it."""
     command = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", command)
     for pattern, judged in JUDGES.items():
         if re.match(pattern, command):
@@ -99,7 +99,7 @@ def of_manage(command: str) -> None:
 
 
 def of_make(command: str) -> None:
-    """make knows the target; of the bench the options too."""
+    """Check that make has the target; for the bench, also its options."""
     target, *variables = shlex.split(command)[1:]
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
     for name, _, value in (variable.partition("=") for variable in variables):
@@ -120,7 +120,7 @@ def takes(module: str, words: list[str]) -> None:
 
 @cache
 def help_of(module: str) -> set[str]:
-    """The options a program of this checkout says it has."""
+    """Return the options in the help of a program of this checkout."""
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -128,7 +128,9 @@ def help_of(module: str) -> set[str]:
 
 
 def of_pip(command: str) -> None:
-    """What is installed is ours, of this version, with an extra there is; or what an extra asks for; or a lock."""
+    """Check that the installed package is ours, in this version, with an existing extra; or an extra's requirement; or
+    a lock.
+    """
     what = shlex.split(command)[-1]
     if found := re.fullmatch(r"(gateway-admin|dist/gateway_admin-(.*)-py3-none-any\.whl)\[(\w+)\]", what):
         assert found[2] in {None, VERSION}

@@ -1,4 +1,4 @@
-"""Every document can be reached, and every link in it leads somewhere."""
+"""Every document is linked, and every link works."""
 
 from pathlib import Path
 

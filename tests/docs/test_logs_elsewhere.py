@@ -1,4 +1,4 @@
-"""The commands of docs/how-to/send-the-logs.md, run as printed but for where things are, and when."""
+"""The commands of docs/how-to/send-the-logs.md, run as printed except for addresses and times."""
 
 import re
 from datetime import UTC, datetime, timedelta

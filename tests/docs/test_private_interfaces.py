@@ -1,4 +1,4 @@
-"""The list of private interfaces names files that are there and use what it says."""
+"""The list of private interfaces names existing files and their uses."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""docs/how-to/provision-people.md, as printed, against a running workspace."""
+"""docs/how-to/provision-people.md, run as printed against a running workspace."""
 
 import re
 import subprocess

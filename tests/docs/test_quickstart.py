@@ -1,4 +1,6 @@
-"""docs/quickstart.md as printed: an agent and its end, three servers of three kinds, three people; calls in the log."""
+"""docs/quickstart.md, run as printed: an agent and its revocation, three kinds of servers, three people, and their
+calls in the log.
+"""
 
 import os
 import re
@@ -33,14 +35,14 @@ CALLS = {
 
 
 def block(page: str, mark: str) -> str:
-    """The block after the comment that holds this mark."""
+    """Return the block after the comment with this mark."""
     (found,) = re.findall(rf"<!-- {re.escape(mark)} -->\n```\w+\n(.*?)```", page, re.DOTALL)
     return str(found)
 
 
 @contextmanager
 def running(command: str, port: int, npm: Npm, folder: Path, **settings: str) -> Iterator[str]:
-    """What a person starts in a terminal of its own; its address once it listens."""
+    """Run a command as in a terminal of its own, and yield its address once it listens."""
     with (folder / f"{port}.log").open("w") as log:
         process = subprocess.Popen(
             ["bash", "-c", f"exec env {command}"],
@@ -54,14 +56,17 @@ def running(command: str, port: int, npm: Npm, folder: Path, **settings: str) ->
         wait_for(process, port)
         yield f"http://127.0.0.1:{port}/mcp"
     finally:
-        with suppress(ProcessLookupError):  # It may have ended by itself, which `wait_for` says.
+        with suppress(ProcessLookupError):  # It may have ended already, which `wait_for` reports.
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 @pytest.fixture(scope="module")
 def servers(npm: Npm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The addresses of the page's three servers. What the page downloads is there already; its ports are free ones."""
+    """The addresses of the page's three servers.
+
+    Its downloads are installed already; its ports are replaced by free ones.
+    """
     folder = tmp_path_factory.mktemp("servers")
     (folder / "mcp-bridge").mkdir()
     (folder / "mcp-bridge" / "node_modules").symlink_to(MODULES)
@@ -151,7 +156,7 @@ def test_three_servers_and_three_people_as_the_page_says(
 
 
 def add(page: Page, newcomer: Newcomer, name: str, url: str) -> None:
-    """*Add a server*: check, name, tick Work; nothing else is ticked, since there are two gateways."""
+    """Use *Add a server*: check, name, tick Work; with two gateways nothing is ticked at first."""
     page.goto(f"{newcomer.url}/servers/")
     steps.press(page, "Add a server")
     page.get_by_label("URL").fill(url)
@@ -182,7 +187,7 @@ def add_agent(page: Page, newcomer: Newcomer, name: str) -> None:
 
 
 def invite(page: Page, newcomer: Newcomer) -> dict[str, str]:
-    """Everybody's link, as it is shown to who invites."""
+    """Invite everybody, and return the displayed links."""
     page.goto(f"{newcomer.url}/people/")
     steps.press(page, "Invite")
     dialog = page.get_by_role("dialog")

@@ -1,4 +1,4 @@
-"""The README's first call, as printed, by a newcomer with a browser."""
+"""The README's first call, run as printed by a newcomer with a browser."""
 
 import json
 import re
@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_first_call_works_as_printed(newcomer: Newcomer, terminal: Terminal, open_browser: Open) -> None:
-    """The first block started the newcomer's workspace."""
+    """The first block is the start of the newcomer's workspace."""
     start, call = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 
     answer = json.loads(terminal.run(call))

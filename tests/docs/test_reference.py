@@ -1,4 +1,4 @@
-"""The reference pages say what the code does: names are compared, not trusted."""
+"""The reference pages match the code: all names are compared."""
 
 import re
 

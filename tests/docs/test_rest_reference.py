@@ -1,4 +1,4 @@
-"""The reference of the REST API names every code the API answers with."""
+"""The REST reference lists every error code of the API."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""Troubleshooting says what to do about each reason of the log, and quotes texts of the product."""
+"""Troubleshooting has advice for each reason in the log, and quotes texts of the product."""
 
 import re
 

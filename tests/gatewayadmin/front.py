@@ -1,4 +1,4 @@
-"""A reverse proxy that can be told to misbehave, one way at a time."""
+"""A reverse proxy with configurable faults."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from tests.asgi_server import Message, Receive, Scope, Send, answer, headers_of,
 
 @dataclass
 class Exchange:
-    """One request on its way through, and the answer once there is one."""
+    """One request through the proxy, and its answer once there is one."""
 
     path: str
     headers: dict[str, str]
@@ -29,12 +29,12 @@ type Mischief = Callable[[Exchange], None]
 
 
 def none(_: Exchange) -> None:
-    """Behave."""
+    """Have no fault."""
 
 
 @dataclass
 class Front:
-    """In front of `target`: `before` sees requests and may answer them itself, `after` sees answers."""
+    """In front of `target`: `before` gets requests and may answer them itself, `after` gets answers."""
 
     target: str = ""
     before: Mischief = none

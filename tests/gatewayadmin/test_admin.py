@@ -1,4 +1,4 @@
-"""The Django admin: what it shows to whom, and that its actions are the product's verbs."""
+"""The Django admin: visibility by role, and actions that use the models' methods."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ BELOW |= {"accounts.schemaversion"}  # Two version numbers, for the next start.
 BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
 BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # What directories call people and teams.
 BELOW |= {"sso.rulerow"}  # On the settings page.
-BELOW |= {"sso.receivedassertion"}  # For a quarter of an hour; digests, and what is sealed.
+BELOW |= {"sso.receivedassertion"}  # Kept for a quarter of an hour: digests and encrypted data.
 BELOW |= {"sso.decryptionkey"}  # Sealed keys of ours; the page of settings shows the certificate.
 BELOW |= {"auditlog.rollup", "auditlog.rollupstate"}  # Numbers of calls, which have their page.
 BELOW |= {"auditlog.checkpoint", "auditlog.checkpointkey"}  # Signatures and a sealed key; `verify_log` reads them.
@@ -106,7 +106,7 @@ FROZEN = {
 
 @dataclass
 class World:
-    """One of everything, and the texts that no page may show."""
+    """One object of each kind, and the secrets that no page may show."""
 
     host: Host
     token: Token
@@ -115,7 +115,7 @@ class World:
 
 
 def world(by: User) -> World:
-    """One more row of everything that can be made by hand."""
+    """Create one more object of each kind that can be created by hand."""
     server = make.server(by=by, auth_type=AuthType.BEARER)
     identity = make.identity(server, secret=PLANTED)
     gateway = make.gateway(by=by)
@@ -151,7 +151,7 @@ def world(by: User) -> World:
 
 
 def passing(link: Connection) -> None:
-    """What stands for a while only: flows, what OAuth bound, and counters."""
+    """Create temporary rows: flows, OAuth bindings, and counters."""
     now = timezone.now()
     app = Application.objects.create(
         name=make.unique("app"), client_type="public", authorization_grant_type="authorization-code"
@@ -223,7 +223,7 @@ def test_no_page_is_made_of_a_secret() -> None:
         assert pages.search_fields or name == "accounts.workspacesettings", name
 
 
-# What a page keeps to itself: secrets and what leads to them, messages of others, counters, and what it says otherwise.
+# Fields that pages never show: secrets and what leads to them, other people's messages, counters, and duplicates.
 HIDDEN = {
     "accounts.apikey": {"digest", "key_id"},
     "accounts.role": {"permissions"},
@@ -322,7 +322,7 @@ def test_a_list_takes_as_many_statements_as_ever(boss: Client, name: str) -> Non
     ],
 )
 def test_a_list_is_narrowed_by_what_it_shows_only(boss: Client, model: str, lookup: str) -> None:
-    """Else whoever may see the rows reads the columns the pages hide, one letter at a time."""
+    """Otherwise a viewer of the rows could read hidden columns letter by letter."""
     world(user_of(boss))
 
     assert boss.get(f"{listing(model)}?{lookup}").status_code == 400
@@ -498,7 +498,7 @@ def test_teams_of_who_holds_more_are_refused_in_words(boss: Client) -> None:
 
     for path, values in acts:
         refused = client.post(path, values, follow=True)
-        assert "This takes at least the capabilities of whom, or what, it is done to." in refused.text, path
+        assert "You need at least the capabilities of the person or object you change." in refused.text, path
 
     assert {team.name: team.emails() for team in Team.objects.all()} == {"Peers": [], "Mixed": [officer.email]}
     client.post(reverse("admin:accounts_team_change", args=[peers.pk]), {"name": "Peers", "users": [str(clerk.pk)]})
@@ -518,7 +518,7 @@ def test_nothing_else_can_be_added_changed_or_deleted(boss: Client) -> None:
     assert Call.objects.count() == 1
 
 
-def test_what_has_ended_has_no_form(boss: Client) -> None:
+def test_ended_tokens_have_no_form(boss: Client) -> None:
     made = world(user_of(boss))
     page = reverse("admin:tokens_token_change", args=[made.token.pk])
     assert 'name="_save"' in boss.get(page).text

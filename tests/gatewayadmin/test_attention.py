@@ -1,4 +1,4 @@
-"""The numbers of the rail: what waits for an act of the reader, as far as they see it and may act on it."""
+"""The numbers of the navigation: what waits for the viewer, limited to what they may see and act on."""
 
 import re
 from typing import Any
@@ -21,7 +21,7 @@ HTMX = {"HX-Request": "true"}
 
 
 def rail(page: Any) -> dict[str, str]:
-    """The numbers in the rail, with what they are of."""
+    """Return the numbers in the navigation, with their meaning."""
     nav = page.content.decode().split('id="rail"')[1].split("</nav>")[0]
     found = re.findall(
         r'data-count="rail\.(\w+)"><span class="dot"[^>]*></span>(\d+)<span class="visually-hidden"> ([^<]+)', nav
@@ -71,7 +71,7 @@ def test_the_rail_counts_what_waits_for_the_reader(world: None, sign_in: SignIn)
         ((Capability.IDENTITIES_MANAGE,), set()),
     ],
 )
-def test_who_cannot_act_is_not_counted_for(
+def test_people_who_cannot_act_see_no_count(
     held: tuple[Capability, ...], counted: set[str], world: None, sign_in: SignIn
 ) -> None:
     assert rail(sign_in(make.user(*held)).get("/people/capabilities/")).keys() == counted

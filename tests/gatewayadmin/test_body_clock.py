@@ -1,4 +1,4 @@
-"""How long a client may take over a body, and how many connections strangers may hold."""
+"""Time limits for request bodies, and limits on anonymous connections."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ BODY_SECONDS = 0.6
 
 
 def hasty(protocol: type[LimitedHttpProtocol], **bounds: float) -> type[LimitedHttpProtocol]:
-    """`protocol` with bounds that a test can wait for."""
+    """Return `protocol` with limits short enough for a test."""
     quick = {"body_seconds": BODY_SECONDS, "body_window": 0.1, "body_rate": 100, "most_unauthenticated": 3}
     return type("Hasty", (protocol,), {**quick, "unauthenticated": {}, **bounds})
 
@@ -48,7 +48,7 @@ class Client:
         self.reader, self.writer = reader, writer
 
     async def rest(self) -> bytes:
-        """All that still comes, until the server closes."""
+        """Return all remaining data until the server closes."""
         return await asyncio.wait_for(self.reader.read(), PATIENCE)
 
     async def is_closed(self) -> bool:
@@ -59,7 +59,7 @@ class Client:
 
 
 def talk(app: Any, conversation: Any, protocol: type[LimitedHttpProtocol]) -> Any:
-    """What `conversation` returns; it gets a function that connects."""
+    """Return the result of `conversation`, which gets a function that connects."""
 
     async def main() -> Any:
         config = Config(app, log_config=None, ws="none")
@@ -169,7 +169,7 @@ def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(
     assert talk(reader_of_all, conversation, hasty(http_protocol)) == [False, True, False, False, False]
 
 
-def test_who_connects_when_nearly_all_files_are_open_is_told_so(
+def test_clients_get_an_error_when_nearly_all_files_are_open(
     http_protocol: type[LimitedHttpProtocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.open_files.open_files_limit", lambda: 5)

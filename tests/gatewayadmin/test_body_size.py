@@ -1,4 +1,4 @@
-"""How much a client may send outside /mcp."""
+"""Size limits of request bodies outside /mcp."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ SESSION = (b"cookie", b"theme=dark; gateway_session=x")
 def status_of(
     pieces: Iterable[bytes], headers: list[tuple[bytes, bytes]] | None = None, **more: Any
 ) -> tuple[int, int]:
-    """The status of a POST with this body by somebody `named`, and how many pieces were never asked for."""
+    """Return the status of a POST with this body, and how many pieces were never read."""
     sent, left = answer_to(pieces, headers, **more)
     return sent[0]["status"], left
 
@@ -50,7 +50,9 @@ def answer_to(
     path: str = "/",
     host: bytes = b"x",
 ) -> tuple[list[Message], int]:
-    """The messages of the answer to it, and the same number; `known` is None if too many of the sender wait."""
+    """Return the messages of its answer, and the number of unread pieces; `known` is None if too many of the sender
+    wait.
+    """
     left = [*pieces]
     sent: list[Message] = []
 
@@ -108,7 +110,7 @@ def test_a_body_of_nobody_may_have_64_kibibytes(named: tuple[bytes, bytes] | Non
 
 
 @pytest.mark.parametrize("named", [TOKEN, SESSION])
-def test_of_an_invented_key_or_session_no_more_is_read_than_of_nobody(named: tuple[bytes, bytes]) -> None:
+def test_an_invented_key_or_session_allows_no_larger_body_than_anonymous(named: tuple[bytes, bytes]) -> None:
     most = LARGEST_ANONYMOUS_BODY
     assert status_of([b"x" * most], named=named, known=False) == (200, 0)
     assert status_of([b"x" * most, b"x", b"x"], named=named, known=False) == (413, 1)
@@ -120,7 +122,7 @@ def test_an_invented_key_with_a_large_body_is_refused_unread(named: tuple[bytes,
     assert status_of([b"x"], length, named=named, known=False) == (401, 1)
 
 
-def test_who_has_too_many_keys_looked_up_is_told_when_to_come_again() -> None:
+def test_too_many_look_ups_of_a_sender_get_a_retry_time() -> None:
     most = LARGEST_ANONYMOUS_BODY
     announced = answer_to([b"x"], [(b"content-length", str(most + 1).encode())], known=None)
     grown = answer_to([b"x" * most, b"x", b"x"], known=None)
@@ -147,7 +149,7 @@ def test_directories_are_refused_in_the_only_form_they_read() -> None:
 
 
 @pytest.mark.django_db
-def test_who_is_known_is_told_from_the_head(sign_in: SignIn) -> None:
+def test_known_senders_are_recognised_by_their_headers(sign_in: SignIn) -> None:
     person = make.user(Capability.SERVERS_MANAGE)
     session = str(sign_in(person).session.session_key)
     key = make.api_key(person, Capability.SERVERS_MANAGE)
@@ -165,12 +167,12 @@ def test_who_is_known_is_told_from_the_head(sign_in: SignIn) -> None:
     [{}, {"authorization": "Bearer gwp_x", "cookie": "gateway_session=x"}, {"authorization": "Basic eDp4"}],
     ids=["nobody", "no key, and a session that is ignored then", "another scheme"],
 )
-async def test_what_cannot_be_anybody_is_told_without_the_database(headers: dict[str, str]) -> None:
+async def test_impossible_credentials_are_refused_without_the_database(headers: dict[str, str]) -> None:
     assert not await middleware.is_known(Headers(headers), "192.0.2.1")
 
 
 class LookedUp:
-    """Look-ups that last until `may_end`: how many are under way, and the most that ever were."""
+    """Look-ups that last until `may_end`: the running ones, and their maximum."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.most, self.may_end = 0, 0, threading.Event()
@@ -187,12 +189,12 @@ class LookedUp:
         return False
 
     def ask(self, sender: str) -> asyncio.Task[bool]:
-        """Have an invented session of this sender looked up."""
+        """Look up an invented session of this sender."""
         headers = Headers({"cookie": f"{settings.SESSION_COOKIE_NAME}=invented"})
         return asyncio.create_task(middleware.is_known(headers, sender))
 
 
-async def test_of_one_sender_one_is_looked_up_at_a_time_and_of_all_two(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_look_up_per_sender_and_two_in_total_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_up = LookedUp(monkeypatch)
     crowd = [looked_up.ask("192.0.2.1") for _ in range(20)]
     await until(lambda: looked_up.now)
@@ -220,7 +222,7 @@ async def test_a_look_up_whose_request_is_gone_keeps_its_place_until_it_ends(mon
     await until(lambda: middleware._lookups.is_idle)
 
 
-async def test_who_has_waited_too_long_for_a_look_up_is_told_so_and_others_pass(
+async def test_a_look_up_that_waited_too_long_is_refused_and_others_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(middleware, "LONGEST_WAIT_S", 0.0)

@@ -1,4 +1,4 @@
-"""The OAuth doctor behind a reverse proxy that breaks one thing at a time."""
+"""The OAuth doctor behind a reverse proxy with one fault at a time."""
 
 import html
 import re
@@ -28,19 +28,19 @@ STEPS = 8
 
 @dataclass(frozen=True, slots=True)
 class Clinic:
-    """An installation that is reached through a proxy, and its owner at the doctor's page."""
+    """An installation behind a proxy, with its owner on the doctor's page."""
 
     served: Serve
     front: Front
     owner: Person
 
     def report(self) -> str:
-        """The page after a run, by the gateway's own port."""
+        """Return the page after a run, through the gateway's own port."""
         page = self.owner.http.get("/settings/oauth-doctor/")
         return html.unescape(self.owner.submit(page, gateway="quickstart").text)
 
     def command(self, *arguments: str) -> tuple[int, str]:
-        """Exit code and output of `manage.py doctor`."""
+        """Return exit code and output of `manage.py doctor`."""
         done = subprocess.run(
             [sys.executable, "manage.py", "doctor", *arguments],
             cwd=workspace.ROOT,
@@ -75,7 +75,7 @@ def clinic(proxied: Clinic) -> Iterator[Clinic]:
 
 
 def at(path: str, mischief: Callable[[Exchange], object]) -> Callable[[Exchange], None]:
-    """Misbehave for addresses that begin with `path` only."""
+    """Return a fault for addresses that start with `path` only."""
 
     def picky(exchange: Exchange) -> None:
         if exchange.path.startswith(path):
@@ -149,7 +149,7 @@ BEFORE = {
     "Authorization taken": (
         lambda e: e.headers.pop("authorization", None),
         "Call: tools/list",
-        "the header Authorization does not arrive",
+        "the Authorization header does not reach",
         "CGIPassAuth",
     ),
 }
@@ -199,7 +199,7 @@ AFTER |= {
         at("/mcp/", lambda e: e.status == 200 and replaced(b'"tools"', b'"tolls"')(e)),
         "Call: tools/list",
         "No list.",
-        "Look at this call in the Logs",
+        "Find this call on the Logs page",
     ),
     "lists that are none": (
         at("/.well-known/oauth-auth", replaced(b'["S256"]', b"7")),
@@ -229,7 +229,7 @@ def test_names_the_step_and_the_reason(
 
 
 def nothing_left(clinic: Clinic) -> bool:
-    """Whether no registration of the doctor's stays, and no connection lives."""
+    """Return True if no registration of the doctor and no live connection remains."""
     applications = clinic.served.rows("SELECT 1 FROM oauth2_provider_application")
     return not applications and not clinic.served.rows("SELECT 1 FROM connections_connection WHERE revoked_at IS NULL")
 
@@ -244,7 +244,7 @@ def test_a_clear_way_passes_and_leaves_nothing(clinic: Clinic) -> None:
 
 
 def test_the_page_says_when_one_came_another_way(clinic: Clinic) -> None:
-    """By the gateway's own port, while apps go through the proxy."""
+    """The page is opened through the gateway's own port, while apps use the proxy."""
     page = clinic.owner.http.get("/settings/oauth-doctor/").text
 
     assert f"You opened <code>localhost:{clinic.served.port}</code>" in page
@@ -290,7 +290,7 @@ def test_names_an_address_where_nothing_answers(url: str) -> None:
 
 
 def first_failure(url: str) -> CheckStep:
-    """Of a walk that does not come as far as the database."""
+    """Return the first failed step of a run that does not reach the database."""
     steps = OAuthCheck(url, Gateway(slug="quickstart"), User()).run()
     assert [step.state for step in steps] == ["failed"] + ["not reached"] * (STEPS - 1)
     return steps[0]

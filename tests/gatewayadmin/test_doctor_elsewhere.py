@@ -1,4 +1,4 @@
-"""The OAuth doctor at a host that is not this installation: it gives nothing away, and takes nothing away here."""
+"""The OAuth doctor at a host that is not this installation: it discloses nothing, and deletes nothing here."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 
 @dataclass
 class Stranger:
-    """A host that says what a gateway says, and calls whoever registers `client_id`."""
+    """A host that answers like a gateway, and returns `client_id` to every registration."""
 
     base: str = ""
     client_id: str = ""
@@ -66,7 +66,7 @@ def stranger() -> Iterator[Stranger]:
 
 
 def walk(stranger: Stranger, seconds: float = 10) -> CheckStep:
-    """The step at which the doctor stops."""
+    """Return the step at which the doctor stops."""
     person = make.user()
     steps = OAuthCheck(stranger.base, make.gateway(by=person, slug="work"), person, seconds=seconds).run()
     [failed] = [step for step in steps if step.state == "failed"]
@@ -88,7 +88,9 @@ def test_a_host_under_another_name_is_not_even_asked_to_register(stranger: Stran
     failed = walk(stranger)
 
     assert failed.title == "Registration"
-    assert f"answered in the name of {stranger.base}, but the address of this installation is http://" in failed.reason
+    assert (
+        f"answers were in the name of {stranger.base}, but the address of this installation is http://" in failed.reason
+    )
     assert "/registration" not in stranger.asked
 
 
@@ -96,7 +98,7 @@ def test_a_host_under_another_name_is_not_even_asked_to_register(stranger: Stran
 def test_a_registration_that_is_not_the_doctors_own_stays_and_brings_nothing(
     client_id: str, stranger: Stranger, settings: Settings
 ) -> None:
-    """Also one that only looks like the doctor's, from an earlier walk."""
+    """Includes a registration that looks like the doctor's, from an earlier run."""
     settings.PUBLIC_URL, settings.PUBLIC_URL_IS_SET = stranger.base, True
     claude, earlier = application(client_id="claude", name="Claude"), application(client_id="doctor")
     AccessToken.objects.create(application=claude, user=make.user(), token="t", expires="2100-01-01T00:00Z")

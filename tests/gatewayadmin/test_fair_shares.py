@@ -1,4 +1,4 @@
-"""A sender's requests beyond its share wait for each other, and nobody else waits for them."""
+"""Excess requests of one sender wait for each other, and delay nobody else's."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ from tests import make
 
 
 class Pages:
-    """An application whose answers begin and end when a test says so."""
+    """An application whose answers start and end on a test's command."""
 
     def __init__(self) -> None:
         self.inside: list[str] = []
@@ -35,7 +35,7 @@ class Pages:
 
 
 class Browser:
-    """Asks `served` for paths, with the cookie or the token it is given."""
+    """Requests paths of `served` with a given cookie or token."""
 
     def __init__(self, served: FairShares) -> None:
         self._served = served
@@ -59,7 +59,7 @@ async def _nothing() -> Any:
 
 
 async def settled() -> None:
-    """Return when whatever could go on has done so."""
+    """Return when every task that can continue has done so."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -138,7 +138,7 @@ def test_the_last_of_several_cookie_headers_counts_as_it_does_for_the_pages() ->
     [("/logs/", ANN), ("/api/logs", {"authorization": "Bearer gwk_1"}), ("/scim/v2/Users", ANN)],
     ids=["page", "api", "directory"],
 )
-def test_what_cannot_wait_is_told_when_to_come_again(path: str, more: dict[str, str]) -> None:
+def test_a_request_that_cannot_wait_gets_a_retry_time(path: str, more: dict[str, str]) -> None:
     async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
         async with asyncio.TaskGroup() as asking:
             for number in range(2 + middleware.MOST_WAITING):
@@ -155,7 +155,7 @@ def test_what_cannot_wait_is_told_when_to_come_again(path: str, more: dict[str, 
     serving(test)
 
 
-def test_who_has_waited_too_long_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_waited_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "LONGEST_WAIT_S", 0.0)
 
     async def test(pages: Pages, served: FairShares, browser: Browser) -> None:

@@ -1,4 +1,4 @@
-"""What a client may send before we know what it wants."""
+"""Limits on request headers and pending bytes."""
 
 import asyncio
 from collections.abc import Callable
@@ -41,7 +41,7 @@ type AnswerTo = Callable[..., bytes]
 
 @pytest.fixture
 def answer_to(http_protocol: type[LimitedHttpProtocol]) -> AnswerTo:
-    """The first line that comes back for some pieces; empty when the connection is closed without a word."""
+    """Return the first line of the response to some pieces; empty if the connection is closed without one."""
 
     def answer(*pieces: bytes, pause: float = 0.01, seconds: float = 60) -> bytes:
         return asyncio.run(_exchange(http_protocol, list(pieces), pause, seconds)).partition(b"\r\n")[0]
@@ -60,7 +60,7 @@ def test_a_large_body_is_no_large_head(answer_to: AnswerTo) -> None:
 
 
 async def _paused_and_kept(protocol: type[LimitedHttpProtocol], head: bytes, body: bytes) -> tuple[bool, int, int]:
-    """Whether reading was paused when the application began, what had been read by then, and what it got then."""
+    """Return whether reading was paused when the application began, the bytes read by then, and its bytes."""
     seen: list[tuple[bool, int]] = []
     got, began = 0, asyncio.Event()
 
@@ -103,7 +103,7 @@ async def _paused_and_kept(protocol: type[LimitedHttpProtocol], head: bytes, bod
     ],
     ids=["large", "in chunks", "small"],
 )
-def test_of_a_large_body_nothing_more_is_read_until_it_is_asked_for(
+def test_a_large_body_is_read_only_on_demand(
     http_protocol: type[LimitedHttpProtocol], head: bytes, body: bytes, paused: bool
 ) -> None:
     got = body.count(b"x")
@@ -119,7 +119,7 @@ def test_of_a_large_body_nothing_more_is_read_until_it_is_asked_for(
     ],
     ids=["url", "header", "trailer"],
 )
-def test_what_never_ends_is_refused_once_it_is_too_large(answer_to: AnswerTo, start: bytes) -> None:
+def test_an_endless_answer_is_refused_once_too_large(answer_to: AnswerTo, start: bytes) -> None:
     answer = answer_to(start, *[b"x" * (MOST // 4)] * 5)
     assert answer == (b"" if b"chunked" in start else b"HTTP/1.1 431 Request Header Fields Too Large")
 

@@ -1,4 +1,4 @@
-"""Key files in the data directory: each fault is refused in one line, and nothing is written."""
+"""Key files in the data directory: each fault gives an error of one line, and nothing is written."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The keys of an installation."""
+    """The key files of an installation."""
     for name in keys.NAMES:
         monkeypatch.delenv(name, raising=False)
     keys.kept_in(tmp_path / "keys")

@@ -1,4 +1,4 @@
-"""The log as a tab of what it is about."""
+"""The log as a tab of an object's page."""
 
 import html
 import re
@@ -45,7 +45,7 @@ def test_a_tab_shows_the_calls_of_its_thing_and_filters_them(kind: str, ana: Use
     assert "another" not in values
 
 
-def test_who_may_not_see_the_thing_gets_the_log_alone(ana: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_open_the_object_get_only_its_log(ana: User, sign_in: SignIn) -> None:
     agent, server = make.agent(by=ana), make.server()
     hidden = make.gateway(reach="teams")
     reader = sign_in(make.user(Capability.LOGS_READ))
@@ -90,7 +90,7 @@ def test_each_row_of_what_was_used_leads_to_its_calls_also_when_it_has_ended(ana
     client = sign_in(ana)
 
     def led_to(path: str, row: str) -> set[str]:
-        """The calls to which the link in this row leads."""
+        """Return the calls in the log linked from this row."""
         of_row = text(client.get(path)).partition(f'id="{row}"')[2].partition("</tr>")[0]
         links = re.findall(r'href="(/logs/\?[^"]+)"', of_row)
         assert links, row

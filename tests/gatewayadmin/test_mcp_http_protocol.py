@@ -1,4 +1,4 @@
-"""The fast HTTP path and uvicorn's own answer alike, byte for byte."""
+"""The fast HTTP path and uvicorn's own give the same answers, byte for byte."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path, once as everybody
 
 
 class Way(NamedTuple):
-    """A protocol, and how the path is spelled in what is sent to it."""
+    """A protocol, and the spelling of the path in its requests."""
 
     protocol: type[LimitedHttpProtocol]
     path: bytes
@@ -33,7 +33,7 @@ every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with what arrived; the first word of the body says how."""
+    """Answer with the received request; the first word of the body selects how."""
     body, more = b"", True
     while more:
         event = await receive()
@@ -109,7 +109,7 @@ async def _talk(
 async def _until_answered(
     hearing: asyncio.Task[None], heard: bytearray, is_at_rest: Callable[[], bool], wait: float
 ) -> None:
-    """Return once the server has closed, or is at rest with everything answered; at the latest after `wait` seconds."""
+    """Return once the server has closed, or all requests are answered; at the latest after `wait` seconds."""
     known, deadline = -1, asyncio.get_running_loop().time() + wait
     while not hearing.done() and asyncio.get_running_loop().time() < deadline:
         if is_at_rest() and known == len(heard):
@@ -119,7 +119,7 @@ async def _until_answered(
 
 
 def talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIENCE, wait: float = PATIENCE) -> bytes:
-    """What comes back for these pieces, in which PATH stands for the path; says so when the server closes."""
+    """Return the response to these pieces, with PATH replaced by the path; notes a close by the server."""
     return asyncio.run(_checked_talk(way, *pieces, keep_alive=keep_alive, wait=wait))
 
 
@@ -130,7 +130,7 @@ async def _checked_talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIEN
 
 
 def parsed(*pieces: bytes) -> int:
-    """How many heads the parser saw while these were answered."""
+    """Count the parsed header blocks while these requests were answered."""
     return asyncio.run(_talk(FAST, [*pieces], 2 * PATIENCE, PATIENCE))[2]
 
 
@@ -185,13 +185,13 @@ def test_all_ways_answer_alike(name: str) -> None:
 
 
 def test_repeated_headers_are_parsed_once() -> None:
-    """Calls of one client differ in their bodies; what it says before them is read once."""
+    """Calls of one client differ only in their bodies, so their headers are parsed once."""
     assert parsed(post(b"hello"), post(b"once again"), post(b""), post(b"x" * 5000)) == 1
     assert parsed(post(b"hello"), post(b"hello", b"Mcp-Name: a"), post(b"again", b"Mcp-Name: a"), post(b"hello")) == 3
 
 
 def test_a_cached_head_is_not_changed_through_a_scope() -> None:
-    """What an application changes in its scope is gone with the call; what it notes for this head stays."""
+    """Changes to a scope end with the call; notes for the headers stay."""
     seen: list[object] = []
 
     async def careless(scope: Scope, receive: Receive, send: Send) -> None:
@@ -211,7 +211,7 @@ def test_a_cached_head_is_not_changed_through_a_scope() -> None:
 @every_way
 @pytest.mark.parametrize("apart", [True, False])
 def test_the_body_of_an_offered_upgrade_never_becomes_a_request(way: Way, *, apart: bool) -> None:
-    """The parser takes what follows such a head for another protocol; sent a moment later, for another request."""
+    """The parser takes what follows such headers for another protocol, or if sent later, for another request."""
     inner = post(b"smuggled").replace(b"PATH", SHORT)
     head = post(b"x" * len(inner), b"Upgrade: h2c", b"Connection: Upgrade").removesuffix(b"x" * len(inner))
     heard = talk(way, *([head, inner, inner] if apart else [head + inner, inner]))
@@ -247,14 +247,14 @@ def test_a_header_with_a_line_break_never_leaves(way: Way) -> None:
 
 
 @pytest.mark.parametrize("request_line", [b"GET PATH", b"DELETE PATH", b"POST PATH?a=b", b"POST http://x/mcp/tools"])
-def test_what_is_no_plain_call_goes_uvicorn_s_own_way(request_line: bytes) -> None:
+def test_unusual_calls_use_uvicorns_own_path(request_line: bytes) -> None:
     heard = talk(OTHER_SPELLING, request_line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
     assert heard.endswith(b"%s /mcp/tools 1.1 - " % request_line.split()[0])
 
 
 @every_way
 class TestIdle:
-    """A connection at rest is closed, and one at work is not."""
+    """Idle connections are closed, busy ones are not."""
 
     def test_closed_once_nothing_has_come_for_so_long(self, way: Way) -> None:
         assert talk(way, post(b"hello"), keep_alive=0.2).endswith(b"<closed>")

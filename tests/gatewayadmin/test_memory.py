@@ -1,9 +1,9 @@
-"""What large answers took is given back to the system."""
+"""Memory of large answers is returned to the system."""
 
 import subprocess
 import sys
 
-# The first buffer makes glibc take those after it from its heap, where what is behind each keeps it from shrinking.
+# The first buffer makes glibc take later ones from its heap, which cannot shrink below the data behind them.
 FLOOD = """
 import os
 from pathlib import Path

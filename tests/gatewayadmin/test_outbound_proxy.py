@@ -1,4 +1,4 @@
-"""Everything Django asks for goes out through the proxy: to checked addresses, and in words when the proxy fails."""
+"""All outbound HTTP of Django uses the proxy, with checked addresses and clear errors."""
 
 import json
 from base64 import b64encode
@@ -47,7 +47,7 @@ PUBLIC = "93.184.215.14"
 
 
 def everything() -> App:
-    """A server that is an MCP server at /mcp, and whatever else is asked for elsewhere."""
+    """Return a server that speaks MCP at /mcp, and other protocols elsewhere."""
     docs = upstreams.under_any_name(upstreams.docs(stateless=True))
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +71,7 @@ def everything() -> App:
 
 @pytest.fixture
 def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A server over TLS at a public address, as the proxy reaches it."""
+    """A TLS server at a public address, reached through the proxy."""
     context = certificate(tmp_path / "end.pem", PUBLIC)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "end.pem"))
     tls.cache_clear()
@@ -109,7 +109,7 @@ def provider() -> Provider:
 
 
 def ask_for(what: str, settings: Settings) -> Any:  # noqa: PLR0911  (a table)
-    """Have Django ask for something; what comes of it, or what is said of the failure."""
+    """Let Django fetch something; return its result or the failure's message."""
     match what:
         case "server":
             return probe(server(), by=make.user())
@@ -152,9 +152,9 @@ def test_a_proxy_that_wants_another_password_is_named_wherever_an_administrator_
         except (NoAnswer, ProviderDown, NoDocument, well_known.NoRegistry, DiscoveryFailed, OSError) as error:
             said = str(error)
 
-    words = "wants a user and a password that it knows (407)"
+    words = "requires a valid user and password (407)"
     if what == "document":  # Which a stranger reads.
-        assert said == "The app's description cannot be reached."
+        assert said == "The app's metadata document cannot be reached."
     else:
         assert words in said
     assert any(words in str(getattr(record, "error", "")) for record in caplog.records)
@@ -190,7 +190,7 @@ def test_a_stranger_cannot_have_the_proxy_look_a_name_up(
         assert guard_for_strangers().way_by_name("app.example.invalid") is None
 
 
-def test_what_answered_through_a_proxy_in_an_allowed_network_is_not_inside(
+def test_a_host_reached_through_a_proxy_in_an_allowed_network_is_not_private(
     proxy: ForwardProxy, settings: Settings
 ) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]

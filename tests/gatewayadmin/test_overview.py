@@ -1,4 +1,4 @@
-"""The dashboard: what is yours, and the numbers your role may see."""
+"""The dashboard: one's own objects, and the numbers visible to one's role."""
 
 import re
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ def test_calls_and_refusals_stand_in_one_column_and_what_else_there_is_in_the_ot
 
 
 def test_each_figure_of_the_last_day_is_told_once(ana: User, sign_in: SignIn) -> None:
-    """By the strip of plots, or, while there are no roll-ups it could be drawn from, by plain numbers."""
+    """In the plots, or as plain numbers while there are no roll-ups."""
     a_call(Outcome.OK)
     a_call(Outcome.DENIED)
     client = sign_in(ana)
@@ -279,8 +279,8 @@ def test_nothing_of_ones_own_looks_as_if_it_worked_when_it_does_not(max: User, s
     assert sorted(of("token")) == ["active", "blocked"]
 
 
-def test_of_a_server_that_is_down_it_is_said_what_becomes_of_its_tools(ana: User, sign_in: SignIn) -> None:
-    """Its approved definitions are listed as ever; only calls need the server."""
+def test_a_server_that_is_down_has_its_effect_on_tools_explained(ana: User, sign_in: SignIn) -> None:
+    """Its approved definitions stay listed; only calls need the server."""
     server = make.server(name="Docs")
     Server.objects.filter(pk=server.pk).update(health=Health.DOWN, health_error="refused the connection")
 

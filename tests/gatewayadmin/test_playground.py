@@ -1,4 +1,4 @@
-"""The playground: a run is a call like an agent's, and what comes back is taken for nothing but text."""
+"""The playground: a run is a call like an agent's, and its result is only text."""
 
 import asyncio
 import base64
@@ -52,7 +52,7 @@ def partitions(transactional_db: None) -> None:
 
 @pytest.fixture
 def member() -> User:
-    """As most people are, without any right to see what is others'."""
+    """A member, without capabilities for other people's objects."""
     return make.user(Capability.OAUTH_CONNECT)
 
 
@@ -61,7 +61,7 @@ def tool(name: str, **more: Any) -> dict[str, Any]:
 
 
 def gateway_of(run: Run, call: Answer, *tools: dict[str, Any], **fields: Any) -> Gateway:
-    """A gateway in front of a server with these tools, which answers calls so."""
+    """Return a gateway whose server has these tools and answers calls with `call`."""
     upstream = run(Script([tools or (tool("say"),)], call=call).app())
     gateway = make.gateway(make.server(slug="s", url=upstream.url), slug="work", **fields)
     Feature.objects.learn(Assignment.objects.get(gateway=gateway), tools or (tool("say"),))
@@ -83,7 +83,7 @@ RUN = {
 
 
 def sent(user: User, **fields: str) -> tuple[int, str]:
-    """What the page answers to a run, as this person sends it: the status and the whole of the page."""
+    """Return status and page of a run by this person."""
 
     async def main() -> tuple[int, str]:
         async with runtime(config()) as endpoint:
@@ -197,7 +197,7 @@ def test_leaving_ends_the_run_and_its_call_is_logged_as_cancelled(
 
 
 def deaf(endpoint: App, over: asyncio.Event) -> App:
-    """The endpoint, as if it did not notice that its client has left before all is `over`."""
+    """Return the endpoint, which does not notice a disconnect before `over` is set."""
 
     async def served(scope: Scope, receive: Receive, send: Send) -> None:
         async def heard() -> Any:
@@ -210,7 +210,7 @@ def deaf(endpoint: App, over: asyncio.Event) -> App:
     return served
 
 
-def test_what_its_server_calls_destructive_is_asked_for_once_more(run: Run, member: User) -> None:
+def test_destructive_tools_ask_once_more(run: Run, member: User) -> None:
     gateway_of(run, says, tool("say", annotations={"destructiveHint": True}))
 
     assert "may delete or overwrite data" in sent(member)[1]
@@ -223,7 +223,7 @@ def test_what_its_server_calls_destructive_is_asked_for_once_more(run: Run, memb
     ("annotations", "said"),
     [({"readOnlyHint": True}, "Read only"), ({"destructiveHint": True}, "Destructive"), ({"readOnlyHint": 1}, "")],
 )
-def test_what_a_tool_claims_to_do_stands_beside_it(
+def test_a_tools_claimed_effect_is_shown_beside_it(
     annotations: dict[str, Any], said: str, run: Run, member: User, sign_in: SignIn
 ) -> None:
     gateway_of(run, says, tool("say", annotations=annotations))
@@ -238,11 +238,11 @@ def test_what_a_tool_claims_to_do_stands_beside_it(
 
 
 BUSY_WITH_OWN = "3 runs of yours are under way here."
-BUSY = "Too many runs are under way here at the moment."
+BUSY = "Too many runs are in progress at the moment."
 
 
 class Held:
-    """A server that answers when it is told to, and pages that were asked to run something on it."""
+    """A server that answers on command, and the pages with runs on it."""
 
     def __init__(self, run: Run) -> None:
         self.may_answer = threading.Event()
@@ -253,7 +253,7 @@ class Held:
         await request.answer({"content": [{"type": "text", "text": "here it is"}]})
 
     def asks(self, *people: User, leaving: bool = False) -> list[tuple[int, str]]:
-        """What each of them is answered to a run, all sent at once; `leaving` before the answer is begun."""
+        """Return the response to each of these concurrent runs; `leaving` before the answer starts."""
 
         async def main() -> list[tuple[int, str]]:
             async with runtime(config()) as endpoint:
@@ -327,7 +327,7 @@ def test_a_run_for_which_there_is_no_place_makes_nothing_and_loses_nothing(
     assert not AccessToken.objects.exists()
 
 
-def test_who_leaves_before_the_answer_begins_gives_the_place_back(run: Run, member: User) -> None:
+def test_disconnecting_before_the_answer_frees_the_slot(run: Run, member: User) -> None:
     held = Held(run)
 
     for _ in range(2):
@@ -345,7 +345,7 @@ def test_a_gateway_out_of_reach_is_none_and_nothing_is_asked_of_it(run: Run, mem
     status, page = sent(member)
 
     assert status == 422
-    assert "There is no such gateway for you." in page
+    assert "There is no such gateway, or you may not use it." in page
     assert not Connection.objects.exists()
     assert not Call.objects.exists()
 
@@ -359,7 +359,7 @@ def test_reach_that_was_lost_is_lost_for_the_connection_it_had(run: Run, member:
     assert Call.objects.count() == 1
 
 
-def test_who_may_connect_no_app_runs_nothing(run: Run) -> None:
+def test_people_who_may_not_connect_apps_cannot_run_tools(run: Run) -> None:
     gateway_of(run, says)
 
     status, page = sent(make.user())
@@ -381,7 +381,7 @@ def test_where_new_apps_wait_for_approval_the_playground_waits_too(run: Run, mem
 
 
 @pytest.mark.parametrize("layer", ["host", "gateway", "connection"])
-def test_what_is_switched_off_stops_a_run_as_it_stops_an_agent(layer: str, run: Run, member: User) -> None:
+def test_disabled_objects_stop_a_run_like_an_agent(layer: str, run: Run, member: User) -> None:
     gateway_of(run, says)
     sent(member)
     connection = Connection.objects.get()
@@ -453,7 +453,7 @@ def test_another_persons_arguments_are_not_filled_in(member: User, sign_in: Sign
 
     assert filled_in(reader, own.uid)
     assert not filled_in(reader, theirs.uid)
-    assert not filled_in(member, theirs.uid)  # Whom no capability lets view what was recorded.
+    assert not filled_in(member, theirs.uid)  # A person without the capability to view payloads.
     assert not filled_in(reader, uuid4())
     assert not filled_in(reader, "'; --")
 
@@ -485,7 +485,7 @@ def picture(kind: str, content: bytes) -> dict[str, str]:
     return {"type": "image", "mimeType": kind, "data": base64.b64encode(content).decode()}
 
 
-def test_what_a_tool_answers_is_never_markup(run: Run, member: User) -> None:
+def test_a_tools_answer_is_never_markup(run: Run, member: User) -> None:
     async def hostile(request: Request) -> None:
         link = {"type": "resource_link", "uri": "javascript:alert(1)", "name": HOSTILE}
         drawn = picture("image/png", b"\x89PNG\r\n\x1a\n")
@@ -527,7 +527,7 @@ def test_an_answer_too_large_for_a_page_is_cut_and_says_so(run: Run, member: Use
 
 
 def answer_of(structured: str, *texts: str) -> AgentResponse:
-    """The answer of a tool with this structured content, and with these texts."""
+    """Return a tool's answer with this structured content and these texts."""
     content = json.dumps([{"type": "text", "text": text} for text in texts])
     body = f'{{"jsonrpc":"2.0","id":1,"result":{{"content":{content},"structuredContent":{structured}}}}}'.encode()
     return AgentResponse(200, "", body, len(body), json.loads(body), left=False)
@@ -538,7 +538,7 @@ def shown(answer: AgentResponse) -> str:
 
 
 def shown_and_peak(answer: AgentResponse) -> tuple[str, int]:
-    """How this answer is shown, and the most memory that it took."""
+    """Return how this answer is shown, and its peak memory."""
     tracemalloc.start()
     try:
         return shown(answer), tracemalloc.get_traced_memory()[1]
@@ -617,7 +617,7 @@ DEEP = {
 
 
 def posted(**values: str) -> ArgumentsForm:
-    """The form of DEEP with these values, by the names of its arguments."""
+    """Return the form of DEEP with these values, by argument."""
     controls = {argument: name for name, argument in ArgumentsForm(DEEP)._names.items()}
     return ArgumentsForm(DEEP, {controls[name]: value for name, value in values.items()})
 
@@ -637,7 +637,7 @@ def test_a_form_is_made_of_a_schema_with_what_its_server_proposes() -> None:
     assert form.arguments == {"limit": 10}
 
 
-def test_what_is_filled_in_becomes_arguments_of_their_types() -> None:
+def test_form_input_becomes_arguments_of_their_types() -> None:
     form = posted(
         sql="a\r\nb", limit="7", ratio="1e-2", format="3", dry="false", tags="x\n\ny",
         where='{"region": "eu", "deep": {"n": 12345678901234567890}}', either='{"a": [1]}',
@@ -650,7 +650,7 @@ def test_what_is_filled_in_becomes_arguments_of_their_types() -> None:
     }  # fmt: skip
 
 
-def test_what_is_left_empty_is_left_out_unless_it_is_required() -> None:
+def test_empty_fields_are_omitted_unless_required() -> None:
     assert posted(sql="abc").arguments == {"sql": "abc"}
     assert errors(posted(limit="1")) == {"sql": [MISSING]}
 
@@ -663,9 +663,9 @@ def test_what_is_left_empty_is_left_out_unless_it_is_required() -> None:
         ("limit", "NaN", "Enter a whole number."),
         ("ratio", "1e999", "Enter a number."),
         ("format", '"xml"', "Select a valid choice. &quot;xml&quot; is not one of the available choices."),
-        ("either", '{"a": ', "This is no JSON: Expecting value, line 1, column 7."),
-        ("either", "[" * 100_000, "This JSON holds a value that cannot be sent."),
-        ("either", "NaN", "This JSON holds a value that cannot be sent."),
+        ("either", '{"a": ', "This is not JSON: Expecting value, line 1, column 7."),
+        ("either", "[" * 100_000, "This JSON has a value that cannot be sent."),
+        ("either", "NaN", "This JSON has a value that cannot be sent."),
         ("sql", "abc\0", "Null characters are not allowed."),
     ],
 )
@@ -703,4 +703,4 @@ def test_whatever_a_server_calls_a_schema_there_is_a_form(schema: Any) -> None:
 def test_all_arguments_as_json_have_to_be_an_object() -> None:
     form = ArgumentsForm(DEEP, {"arguments": "[1]"}, as_json=True)
 
-    assert form.errors["arguments"] == ["The arguments are an object: write them between { and }."]
+    assert form.errors["arguments"] == ["The arguments must be a JSON object: write them between { and }."]

@@ -1,4 +1,4 @@
-"""The bundled server: an MCP server of both eras that opens to the secret of this start alone."""
+"""The bundled server: an MCP server of both eras that accepts only the secret of this start."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def call(server: Upstream, tool: str, **arguments: object) -> tuple[str, bool]:
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-Gateway-Builtin-Secret": "guess"}, {"X-Gateway-Builtin-Secret": ""}])
-def test_who_does_not_know_the_secret_finds_nothing(server: Upstream, headers: dict[str, str]) -> None:
+def test_requests_without_the_secret_find_nothing(server: Upstream, headers: dict[str, str]) -> None:
     for verb in ("POST", "GET", "DELETE"):
         answer = httpx.request(verb, server.url, headers=headers, trust_env=False)
         assert (answer.status_code, answer.content) == (404, b"")
@@ -89,7 +89,7 @@ def test_wrong_arguments_are_tool_errors(server: Upstream, tool: str, arguments:
     assert failed
 
 
-def test_what_does_not_exist_is_named(server: Upstream) -> None:
+def test_missing_features_get_an_error_code(server: Upstream) -> None:
     assert ask(server, "tools/call", {"name": "nothing"})["error"]["code"] == -32602
     assert ask(server, "tools/call", {"name": "echo", "arguments": []})["error"]["code"] == -32602
     assert ask(server, "resources/read", {"uri": "file:///etc/passwd"})["error"]["code"] == -32602

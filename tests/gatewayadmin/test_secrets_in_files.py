@@ -1,4 +1,4 @@
-"""NAME_FILE: a secret from a file, and each way in which there is none in it."""
+"""NAME_FILE: a secret from a file, and each fault of such a file."""
 
 import os
 from base64 import b64encode
@@ -38,7 +38,7 @@ def neither_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that GATEWAY_METRICS_TOKEN_FILE names; its name would be a secret if it were shown."""
+    """The file of GATEWAY_METRICS_TOKEN_FILE; its name must not be shown, as it could be the secret itself."""
     place = tmp_path / "confused-with-the-secret"
     monkeypatch.setenv(f"{NAME}_FILE", str(place))
     return place
@@ -178,7 +178,7 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
         ("GATEWAY_EMAIL_URL", "of-secrecy", "GATEWAY_EMAIL_URL must be a URL such as"),
     ],
 )
-def test_what_a_file_holds_is_judged_as_a_variable_is(fresh_home: Path, name: str, value: str, words: str) -> None:
+def test_a_value_from_a_file_is_validated_like_a_variable(fresh_home: Path, name: str, value: str, words: str) -> None:
     file = fresh_home.parent / "file"
     file.write_text(value)
     others = {key: value for key, value in KEYS.items() if key != name}
@@ -191,5 +191,5 @@ def test_what_a_file_holds_is_judged_as_a_variable_is(fresh_home: Path, name: st
 
 @pytest.fixture
 def fresh_home(tmp_path: Path) -> Path:
-    """A data directory nobody has started in, for starts that end before they make a database."""
+    """An unused data directory, for starts that end before they create a database."""
     return tmp_path / "var"

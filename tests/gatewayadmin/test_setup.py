@@ -1,4 +1,4 @@
-"""The first steps of a workspace: each is done when the thing has happened."""
+"""The first steps of a workspace: each is done once its object exists."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -74,11 +74,11 @@ def test_a_mail_server_is_a_step_where_people_are_elsewhere(owner: User, setting
 def test_the_way_from_a_server_to_a_gateway_is_named_at_the_step_and_on_the_page_of_the_server(
     owner: User, sign_in: SignIn
 ) -> None:
-    """Every page on it leads on: who has added a server need not know what comes next."""
+    """Each page links to the next step, so that a person need not know it."""
     client = sign_in(owner)
     server, gateway = make.server(name="Handbook"), make.gateway()
 
-    assert "its tab Servers has “Assign a server”" in text(client.get("/"))
+    assert "its Servers tab has “Assign a server”" in text(client.get("/"))
     assert 'href="/gateways/">Open gateways<' in text(client.get(f"/servers/{server.slug}/gateways/"))
     assert "Assign a server" in text(client.get(f"/gateways/{gateway.slug}/servers/"))
 
@@ -126,7 +126,9 @@ def test_the_first_call_is_named_and_when_all_is_done_it_says_so(owner: User, si
     assert "First steps" not in text(client.get("/"))
 
 
-def test_who_manages_the_workspace_hides_them_for_everybody_and_shows_them_again(owner: User, sign_in: SignIn) -> None:
+def test_workspace_managers_hide_the_first_steps_for_everybody_and_show_them_again(
+    owner: User, sign_in: SignIn
+) -> None:
     client = sign_in(owner)
     assert sign_in(make.user(Capability.PEOPLE_MANAGE)).post("/setup/dismiss/").status_code == 403
 

@@ -1,4 +1,4 @@
-"""What a page asks of the database ends in time, and says so."""
+"""A page's database statements have a time limit, with a clear error."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -84,7 +84,7 @@ def test_an_exhausted_pool_is_told_in_words_and_when_to_come_again(
 
 @pytest.fixture
 def sleepers(db: None) -> Iterator[None]:
-    """End statements that go on at the server: their transactions hold up whoever makes an index in use."""
+    """End statements that continue at the server: their transactions block concurrent index creation."""
     yield
     with psycopg.connect(database.conninfo(), autocommit=True) as other:
         other.execute(
@@ -103,7 +103,7 @@ def test_a_page_waits_for_a_database_that_hangs_no_longer_than_it_may(
         assert page.closed
 
 
-def test_what_leaves_the_pool_answers_at_once(sleepers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_taken_from_the_pool_answers_at_once(sleepers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "CHECK_S", 0.1)
     with database.PageConnection.connect(database.conninfo()) as page:
         database.PageConnection.check(page)

@@ -1,4 +1,4 @@
-"""The Django admin is behind the one sign-in."""
+"""The Django admin requires the product's own sign-in."""
 
 import pytest
 from django.test import Client
@@ -20,7 +20,7 @@ def test_a_stranger_is_sent_to_our_sign_in() -> None:
 
 
 def test_a_password_alone_opens_nothing() -> None:
-    """No second factor, no limit and no record would stand before it."""
+    """Its own login would lack the second factor, the limits and the log."""
     owner = make.user(is_staff=True)
     form = {"username": owner.email, "password": make.PASSWORD}
 
@@ -32,7 +32,7 @@ def test_a_password_alone_opens_nothing() -> None:
     assert staff.session["_auth_user_id"] == before
 
 
-def test_whoever_is_no_staff_is_told_so() -> None:
+def test_people_without_the_staff_flag_are_refused() -> None:
     assert browser(is_staff=False).get("/admin/", follow=True).status_code == 403
 
 

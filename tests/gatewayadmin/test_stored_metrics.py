@@ -1,4 +1,4 @@
-"""Numbers of /metrics that stand in the database: sinks, checkpoints, and what was called most."""
+"""Metrics read from the database: sinks, checkpoints, and the most called objects."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""A client that takes hardly anything of what it is sent is cut off; one that takes it slowly is not."""
+"""A client that reads almost nothing of a response is disconnected; a slow one is not."""
 
 import asyncio
 import socket
@@ -16,16 +16,16 @@ from gatewayadmin.serving.http_protocol import LEAST_TAKEN, UNTAKEN_LOOKS, Limit
 from tests.eventually import PATIENCE
 from tests.gatewayadmin.test_body_clock import hasty, talk
 
-PIECE, PIECES = b"x" * (1 << 16), 500  # More than the buffers of the system hold.
+PIECE, PIECES = b"x" * (1 << 16), 500  # More than the buffers of the system can take.
 CALL = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
 
 async def nothing(sock: socket.socket) -> None:
-    """Take nothing."""
+    """Read nothing."""
 
 
 async def a_little(sock: socket.socket) -> None:
-    """Take a few bytes at a time."""
+    """Read a few bytes at a time."""
     with suppress(ConnectionResetError):
         while await asyncio.get_running_loop().sock_recv(sock, 256):  # noqa: ASYNC110 - it is slow on purpose
             await asyncio.sleep(0.02)
@@ -85,7 +85,7 @@ def test_a_stream_with_little_to_send_is_not_cut_off(http_protocol: type[Limited
 
 @pytest.fixture
 def watched(http_protocol: type[LimitedHttpProtocol]) -> tuple[Any, Mock, Mock]:
-    """A protocol that watches a client; its transport, of which the test says what the client took, and its loop."""
+    """A protocol that watches a client; its mocked transport, which reports what the client read, and its loop."""
     loop: Mock = Mock(asyncio.AbstractEventLoop, now=0.0)
     loop.time = lambda: loop.now
     transport = Mock(asyncio.Transport, get_extra_info=lambda *_: None, is_closing=lambda: False)
@@ -101,7 +101,7 @@ def look(protocol: Any, loop: Mock, seconds: float) -> None:
     protocol._judge_reader()
 
 
-def test_whoever_takes_enough_in_time_is_waited_for(watched: tuple[Any, Mock, Mock]) -> None:
+def test_a_client_that_reads_enough_in_time_is_not_cut_off(watched: tuple[Any, Mock, Mock]) -> None:
     protocol, transport, loop = watched
     protocol.pause_writing()
     for _ in range(10 * UNTAKEN_LOOKS):
@@ -115,7 +115,7 @@ def test_whoever_takes_enough_in_time_is_waited_for(watched: tuple[Any, Mock, Mo
     protocol.connection_lost(None)
 
 
-def test_whoever_has_taken_all_is_not_watched_any_more(watched: tuple[Any, Mock, Mock]) -> None:
+def test_a_client_that_has_read_everything_is_no_longer_watched(watched: tuple[Any, Mock, Mock]) -> None:
     protocol, transport, _ = watched
     protocol.pause_writing()
     assert protocol._untaken_clock.is_running

@@ -1,4 +1,4 @@
-"""The parts of uvicorn that our HTTP protocols override or take over are those they were written against."""
+"""The parts of uvicorn that our HTTP protocols override have not changed."""
 
 import hashlib
 import inspect

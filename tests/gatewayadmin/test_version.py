@@ -1,4 +1,4 @@
-"""The version and commit are where people and programs look for them."""
+"""Version and commit are shown wherever people and programs look for them."""
 
 import subprocess
 from pathlib import Path

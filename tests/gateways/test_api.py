@@ -262,7 +262,7 @@ def test_reading_takes_no_capability_and_changing_does(ann: User, work: Gateway,
     assert Assignment.objects.live().count() == 1
 
 
-def test_who_manages_gateways_sees_them_all() -> None:
+def test_gateway_managers_see_all_gateways() -> None:
     closed = make.gateway(reach="teams")
 
     assert Rest.of(make.user(Capability.GATEWAYS_MANAGE)).get(f"/gateways/{closed.slug}").status_code == 200

@@ -211,12 +211,14 @@ def test_a_second_server_needs_an_alias(work: Gateway, docs: Server, ana: User, 
     response = sign_in(ana).post("/gateways/work/assign/", values)
 
     assert response.status_code == 422
-    assert "A gateway with several servers tells their tools apart by alias: give this one an alias." in text(response)
+    assert "A gateway with several servers needs an alias for each, to keep tool names apart. Enter an alias." in text(
+        response
+    )
     assert work.assignments.live().count() == 1
 
 
 def assigned_by_another(gateway: Gateway, alias: str) -> Callable[[], object]:
-    """Somebody else puts a server there under this alias."""
+    """Return an action by which somebody else assigns a server under this alias."""
     other = make.server(slug="other")
     return lambda: make.assignment(Gateway.objects.get(pk=gateway.pk), other, alias=alias)
 
@@ -226,12 +228,12 @@ def assigned_by_another(gateway: Gateway, alias: str) -> Callable[[], object]:
     ("typed", "taken", "words"),
     [
         ("docs", "docs", "Another server on Work has taken this alias just now."),
-        ("", "other", "tells their tools apart by alias: give this one an alias."),
+        ("", "other", "needs an alias for each, to keep tool names apart. Enter an alias."),
     ],
     ids=["taken", "needed"],
 )
 @pytest.mark.parametrize("act", ["assign", "edit"])
-def test_what_somebody_else_assigned_meanwhile_is_said_at_the_alias_and_nothing_changes(
+def test_a_concurrent_assignment_is_reported_at_the_alias_and_nothing_changes(
     act: str, typed: str, taken: str, words: str, work: Gateway, docs: Server, ana: User, sign_in: SignIn
 ) -> None:
     before = [make.assignment(work, docs, alias="was")] if act == "edit" else []

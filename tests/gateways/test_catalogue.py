@@ -1,4 +1,4 @@
-"""The page Tools and /api/tools: what all servers offer on the gateways one may see, each tool once."""
+"""The page Tools and /api/tools: the tools of all servers on visible gateways, each tool once."""
 
 from datetime import timedelta
 from typing import Any
@@ -40,7 +40,7 @@ def lab(docs: Server) -> Assignment:
 
 
 def offer(*assignments: Assignment, **annotations: dict[str, Any]) -> None:
-    """Let the server of each say that it has these tools."""
+    """Store that the server of each assignment lists these tools."""
     tools = [{"name": name, "annotations": hints} for name, hints in annotations.items()]
     for assignment in assignments:
         Feature.objects.learn(assignment, tools)
@@ -57,7 +57,7 @@ def called(tool: Feature, **fields: Any) -> None:
 
 
 def listed(client: Client, query: str = "") -> list[str]:
-    """The names of the tools on the page, in its order."""
+    """Return the names of the tools on the page, in order."""
     page = client.get(f"/tools/{query}")
     assert page.status_code == 200
     return [entry.feature.name for entry in page.context["page"]]
@@ -93,7 +93,7 @@ def test_tools_of_the_same_name_of_two_servers_are_two_entries(work: Assignment,
     assert listed(sign_in(ana), "?server=mail") == ["search"]
 
 
-def test_what_is_on_gateways_out_of_reach_is_not_listed(
+def test_features_on_unreachable_gateways_are_not_listed(
     work: Assignment, docs: Server, max: User, ana: User, sign_in: SignIn
 ) -> None:
     closed = make.assignment(make.gateway(name="Closed", slug="closed", reach="teams"), docs)
@@ -108,7 +108,7 @@ def test_what_is_on_gateways_out_of_reach_is_not_listed(
     assert Rest.of(max).get(f"/tools/{hidden.pk}").status_code == 404
 
 
-def test_what_is_gone_removed_or_archived_is_not_listed(work: Assignment, lab: Assignment, ana: User) -> None:
+def test_deleted_removed_or_archived_features_are_not_listed(work: Assignment, lab: Assignment, ana: User) -> None:
     offer(work, search={}, gone={})
     offer(work, search={})
     offer(lab, extra={})
@@ -149,7 +149,7 @@ def test_titles_and_descriptions_are_searched(work: Assignment, max: User, sign_
     assert listed(sign_in(max), "?q=WEATHER") == ["a", "b"]
 
 
-def test_what_waits_for_a_decision_leads_to_the_page_that_asks_for_it(
+def test_definitions_awaiting_a_decision_lead_to_their_page(
     work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
 ) -> None:
     offer(work, lab, search={}, other={})
@@ -161,7 +161,7 @@ def test_what_waits_for_a_decision_leads_to_the_page_that_asks_for_it(
     assert f'href="/features/{held.pk}/"' in client.get("/tools/").content.decode()
 
 
-def test_what_came_after_the_first_list_is_new_for_a_week(work: Assignment, ana: User, sign_in: SignIn) -> None:
+def test_features_after_the_first_list_are_new_for_a_week(work: Assignment, ana: User, sign_in: SignIn) -> None:
     offer(work, first={}, late={}, old={})
     Assignment.objects.update(created_at=timezone.now() - LONG_AGO)
     Feature.objects.filter(name="first").update(first_seen_at=timezone.now() - LONG_AGO)
@@ -191,7 +191,7 @@ def test_calls_are_those_of_the_tool_on_all_gateways_and_no_others(
     assert listed(client, "?sort=last") == ["search", "idle"]  # Never comes last, whichever way.
 
 
-def test_who_may_not_read_the_log_is_told_of_no_calls(work: Assignment, max: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_read_the_log_see_no_calls(work: Assignment, max: User, sign_in: SignIn) -> None:
     offer(work, search={}, idle={})
     called(work.features.get(name="search"))
     client = sign_in(max)
@@ -321,7 +321,7 @@ def test_words_and_effects_narrow_what_is_sorted_by_calls(work: Assignment, lab:
     assert [(one.feature.name, one.calls) for one in found[:9]] == [("writer", 2), ("write", 1)]
 
 
-def test_what_waits_for_a_decision_is_found_by_an_index(work: Assignment) -> None:
+def test_definitions_awaiting_a_decision_are_found_by_an_index(work: Assignment) -> None:
     offer(work, search={})
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")

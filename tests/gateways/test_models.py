@@ -1,4 +1,4 @@
-"""Gateways, and servers behind them."""
+"""Gateways, and the servers assigned to them."""
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -68,14 +68,14 @@ def test_an_alias_is_required_as_soon_as_a_gateway_has_another_server() -> None:
     Assignment.objects.get(pk=first.pk).edit(by=ana, alias="")
 
 
-def test_of_two_servers_without_an_alias_the_database_keeps_one() -> None:
+def test_the_database_allows_one_server_without_an_alias_per_gateway() -> None:
     gateway = make.gateway()
     make.assignment(gateway, make.server(), alias="")
     with pytest.raises(IntegrityError, match="live_assignment_alias"), transaction.atomic():
         Assignment.objects.create(gateway=gateway, server=make.server(), alias="")
 
 
-def test_who_asks_as_somebody_else_asks_anew(ana: User) -> None:
+def test_reauthenticating_as_another_person_starts_again(ana: User) -> None:
     crm = make.server(auth_type="bearer")
     assignment = make.assignment(make.gateway(), crm)
     Feature.objects.learn(assignment, [{"name": "echo"}])
@@ -152,7 +152,7 @@ def test_the_database_works_out_the_effect_as_it_is_told_before_a_server_is_adde
 
 
 def test_an_effect_follows_its_annotations_whoever_writes_them() -> None:
-    """`save` writes the effect it has read, `update` none, and a release before does not know of it."""
+    """`save` writes the effect it read, `update` writes none, and an older release does not know it."""
     assignment = make.assignment(make.gateway(), make.server())
     feature = Feature.objects.create(assignment=assignment, name="t", annotations={"readOnlyHint": True})
     for annotations in ({"destructiveHint": True}, {"readOnlyHint": False}):

@@ -1,4 +1,4 @@
-"""Where a shared identity may be used is said on it, and no server turns elsewhere beneath stored credentials."""
+"""A shared identity states where it may be used, and no server can be moved with stored credentials."""
 
 from typing import Any
 
@@ -29,13 +29,13 @@ def shared(server: Server) -> Identity:
 
 @pytest.fixture
 def gina() -> User:
-    """Manages gateways and nothing else."""
+    """May only manage gateways."""
     return make.user(Capability.GATEWAYS_MANAGE, Capability.SERVERS_TOGGLE)
 
 
 @pytest.fixture
 def ida() -> User:
-    """Manages identities."""
+    """May only manage identities."""
     return make.user(Capability.IDENTITIES_MANAGE, Capability.GATEWAYS_READ)
 
 
@@ -43,7 +43,7 @@ def fields(server: Server, identity: Identity) -> dict[str, Any]:
     return {"server": server.slug, "alias": "crm", "identity_scheme": "shared", "shared_identity": identity.pk}
 
 
-def test_who_manages_gateways_cannot_put_an_identity_behind_a_gateway_it_is_not_for(
+def test_gateway_managers_cannot_use_an_identity_on_a_gateway_it_is_not_allowed_on(
     gina: User, server: Server, shared: Identity, sign_in: SignIn
 ) -> None:
     gateway = make.gateway(by=gina, name="Of my own")
@@ -70,7 +70,7 @@ def test_a_shared_identity_that_is_not_allowed_there_yet_is_refused_with_the_rea
     refused = Rest.of(gina).post(f"/gateways/{gateway.slug}/servers", body)
 
     assert refused.status_code == 400
-    assert "may be used on Work. Somebody with Identity management allows it" in refused.content.decode()
+    assert "may be used on Work. A person with Identity management can allow it" in refused.content.decode()
     assert "Select a valid choice" not in refused.content.decode()
 
 

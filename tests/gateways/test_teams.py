@@ -1,4 +1,4 @@
-"""Teams: who is in one and what it reaches."""
+"""Teams: their members and gateways."""
 
 import re
 from typing import Any
@@ -164,9 +164,9 @@ def test_people_are_added_by_e_mail_and_reach_at_once(chief: User, sign_in: Sign
     ("emails", "words"),
     [
         ("", "This field is required."),
-        (" ,; ", "Type at least one e-mail."),
-        ("ann@example.com nobody@example.com", "Nobody here has the e-mail nobody@example.com."),
-        ("<b>", "Nobody here has the e-mail &lt;b&gt;."),
+        (" ,; ", "Enter at least one e-mail."),
+        ("ann@example.com nobody@example.com", "There is no person with the e-mail nobody@example.com."),
+        ("<b>", "There is no person with the e-mail &lt;b&gt;."),
         ("\n".join(f"p{n}@example.com" for n in range(501)), "Add at most 500 people at a time."),
     ],
 )
@@ -250,7 +250,7 @@ def test_deleting_says_what_its_people_lose(chief: User, sign_in: SignIn) -> Non
 
     asked = text(sign_in(chief).get(f"/people/teams/{support.pk}/delete/"))
 
-    assert "Its people no longer reach Work, unless another team of theirs does." in asked
+    assert "Its members can no longer use Work, unless another of their teams can." in asked
     assert Team.objects.exists()
     assert Gateway.objects.get().teams.exists()
 
@@ -260,11 +260,13 @@ def test_deleting_says_what_its_people_lose(chief: User, sign_in: SignIn) -> Non
 
 @pytest.fixture
 def officer() -> User:
-    """Holds more than the clerk does."""
+    """Has more capabilities than the clerk."""
     return make.user(Capability.PEOPLE_MANAGE, Capability.LOGS_READ, email="officer@example.com")
 
 
-def test_who_holds_more_is_added_by_nobody_who_holds_less(clerk: User, officer: User, sign_in: SignIn) -> None:
+def test_people_with_more_capabilities_cannot_be_added_by_those_with_less(
+    clerk: User, officer: User, sign_in: SignIn
+) -> None:
     support, peer = team(), make.user(email="peer@example.com")
     typed = {"emails": "peer@example.com officer@example.com"}
 
@@ -278,7 +280,9 @@ def test_who_holds_more_is_added_by_nobody_who_holds_less(clerk: User, officer: 
     assert support.emails() == [peer.email]
 
 
-def test_who_holds_more_is_taken_out_by_nobody_who_holds_less(clerk: User, officer: User, sign_in: SignIn) -> None:
+def test_people_with_more_capabilities_cannot_be_removed_by_those_with_less(
+    clerk: User, officer: User, sign_in: SignIn
+) -> None:
     support, client = team(officer, clerk), sign_in(clerk)
 
     refused = client.post(f"/people/teams/{support.pk}/remove/{officer.pk}/", follow=True)

@@ -1,4 +1,4 @@
-"""What servers offer behind a gateway: learning it, the Tools tab, policies and switches."""
+"""Features of servers behind a gateway: storing them, the Tools tab, policies and switches."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,7 +18,7 @@ from tests.conftest import Run, SignIn, wire_size
 from tests.workspace import free_port
 from wire.definitions import fingerprint
 
-DEAD = "Dead refused the connection: nothing listens there; check the port, and whether it runs."
+DEAD = "Dead refused the connection: nothing listens at the port; check the port, and that the server runs."
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 
 HTMX = {"HX-Request": "true"}
@@ -199,7 +199,7 @@ def test_a_refresh_asks_all_enabled_servers_and_keeps_what_does_not_answer(run: 
         f"{dead.alias}__kept",
     }
     failures = [one.failure for one in refreshed if one.failure]
-    assert failures == [f"{DEAD} Its tools are listed as they were last seen."]
+    assert failures == [f"{DEAD} Its last known tools are listed."]
     dead.server.refresh_from_db()
     assert dead.server.health == Health.DOWN
     assert off.seen == []

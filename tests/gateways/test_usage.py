@@ -1,4 +1,4 @@
-"""Used 4 of 61 tools: what was called is told, and one act narrows a server to that, which one act undoes."""
+"""The use of tools, narrowing a server to the used ones, and undoing that."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -39,7 +39,7 @@ def on(assignment: Assignment) -> set[str]:
     return set(Feature.objects.filter(assignment=assignment, enabled=True).values_list("name", flat=True))
 
 
-def test_what_was_called_lately_and_not_denied_was_used(docs: Assignment) -> None:
+def test_tools_called_recently_and_not_denied_count_as_used(docs: Assignment) -> None:
     other = make.gateway(docs.server, slug="other")
     called(docs, "docs__find")
     called(docs, "docs__open", days=29)
@@ -98,7 +98,7 @@ def test_undo_leaves_what_was_switched_since_the_narrowing(docs: Assignment, ana
     assert docs.tool_policy == ToolPolicy.BLOCK_ALL
 
 
-def test_what_its_server_adds_after_narrowing_starts_switched_off(docs: Assignment, ana: User) -> None:
+def test_tools_added_after_narrowing_start_disabled(docs: Assignment, ana: User) -> None:
     docs.narrow(["docs__find"], by=ana)
     Feature.objects.learn(docs, [*TOOLS, {"name": "more", "inputSchema": {"type": "object"}}])
 

@@ -26,7 +26,7 @@ def text(response: Any) -> str:
 
 
 def filled(**values: Any) -> dict[str, Any]:
-    """The form of a gateway that nothing is wrong with."""
+    """Return a valid form of a gateway."""
     return {"name": "Engineering", "reach": "everyone"} | values
 
 
@@ -231,9 +231,9 @@ def test_a_gateway_is_added_and_its_servers_come_next(ana: User, sign_in: SignIn
         ({"name": ""}, "name", "This field is required."),
         ({"name": "x" * 81}, "name", "at most 80 characters"),
         ({"name": "TAKEN"}, "name", "A gateway with this name already exists."),
-        ({"name": "日本"}, "slug", "No slug can be made of this name."),
-        ({"slug": "taken"}, "slug", "This slug has been given out before."),
-        ({"slug": "add"}, "slug", "is a word of this site"),
+        ({"name": "日本"}, "slug", "No slug can be made from this name."),
+        ({"slug": "taken"}, "slug", "This slug was used before."),
+        ({"slug": "add"}, "slug", "is reserved for this site"),
         ({"slug": "Über"}, "slug", "Use lower-case letters"),
         ({"slug": "x" * 41}, "slug", "at most 40 characters"),
         ({"description": "x" * 1001}, "description", "at most 1000 characters"),
@@ -321,7 +321,7 @@ def test_without_a_team_everyone_is_the_only_reach(ana: User, sign_in: SignIn) -
 @pytest.mark.parametrize(
     ("count", "words"),
     [
-        (0, "Disable this gateway? Nothing is connected to it. Nothing is deleted."),
+        (0, "Disable this gateway? It has no connections. Nothing is deleted."),
         (1, "Disable this gateway? Its 1 connection stops on its next request. Nothing is deleted."),
         (3, "Disable this gateway? All 3 connections stop on their next request. Nothing is deleted."),
     ],
@@ -339,7 +339,7 @@ def test_the_dialog_counts_the_connections_that_stop(count: int, words: str, ana
     assert gateway.enabled
 
 
-def test_who_may_not_see_connections_is_told_no_number(ana: User, sign_in: SignIn) -> None:
+def test_people_who_may_not_see_connections_get_no_number(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     make.connection(make.agent(by=ana), gateway, ana)
 

@@ -1,4 +1,4 @@
-"""Our own app, as which people run tools from the pages, among apps and agents."""
+"""The Playground, our own app, among apps and agents."""
 
 import re
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def keeper() -> User:
 
 
 def counts(response: Any) -> tuple[str, bool]:
-    """The count of a page, and whether it names the Playground as a row."""
+    """Return the count of a page, and whether it has a row named Playground."""
     page = response.content.decode()
     counted = re.search(r'data-count="hosts\.(?:listed|all)"[^>]*>(\d+)<', page)
     return counted[1] if counted else "", bool(re.search('class="row-link"[^>]*>Playground<', page))

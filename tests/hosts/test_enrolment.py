@@ -1,4 +1,4 @@
-"""The host page's enrolment switch and link, and letting a waiting app in."""
+"""The host page's enrolment switch and link, and approving a waiting app."""
 
 from typing import Any
 

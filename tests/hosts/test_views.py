@@ -68,7 +68,7 @@ SEEN = ("/hosts/", "/hosts/{pk}/", "/hosts/{pk}/connections/", "/hosts/{pk}/enro
 def test_each_capability_to_see_or_change_hosts_opens_their_pages_and_the_menu(
     capability: Capability, sign_in: SignIn
 ) -> None:
-    """Without the other two, the page shows what this one needs, and nothing else to press."""
+    """Without the other two, the page shows what this one allows, and no other controls."""
     host = make.agent(by=make.user())
     client = sign_in(make.user(capability))
 
@@ -151,9 +151,7 @@ def test_counts_are_ones_own_without_the_connections_capability(ann: User, sign_
 
 
 @pytest.mark.parametrize("capability", SEES_CONNECTIONS)
-def test_who_may_cut_connections_sees_how_many_there_are_to_cut(
-    capability: Capability, ann: User, sign_in: SignIn
-) -> None:
+def test_people_who_may_cut_connections_see_their_number(capability: Capability, ann: User, sign_in: SignIn) -> None:
     bot = make.agent(by=ann)
     connection = make.connection(bot, make.gateway(), ann)
     make.token(connection)
@@ -164,7 +162,7 @@ def test_who_may_cut_connections_sees_how_many_there_are_to_cut(
     assert str(connection.pk) in text(viewer.get(f"/gateways/{connection.gateway.slug}/connections/"))
 
 
-def test_who_sees_only_their_own_reads_none_of_yours_and_no_zero(ann: User, sign_in: SignIn) -> None:
+def test_people_who_see_only_their_own_read_no_of_yours_and_no_zero(ann: User, sign_in: SignIn) -> None:
     bot = make.agent(by=ann)
     connection = make.connection(bot, make.gateway(), ann)
     viewer = sign_in(make.user(Capability.HOSTS_READ))
@@ -358,7 +356,7 @@ def test_disabling_asks_first_and_names_what_stops(ana: User, sign_in: SignIn) -
     assert (
         "Disable this host? Every connection of &quot;CI bot&quot; stops on its next request. Nothing is deleted."
     ) in asked
-    assert "Cuts 1 host, 1 user, 0 calls in 24 h. To end access for good, revoke the connections." in asked
+    assert "Cuts 1 host, 1 user, 0 calls in 24 h. To end access permanently, revoke the connections." in asked
     host.refresh_from_db()
     assert host.enabled
 

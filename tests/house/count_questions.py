@@ -1,6 +1,6 @@
-"""What each number on a page is to be: a question to the database for each key, for what that person may see.
+"""The expected numbers of pages: for each key a query for what that person may see.
 
-The questions are asked here in another way than the pages ask them, and states are those the world was built with.
+The queries differ from those of the pages, and states are those the world was built with.
 """
 
 import re
@@ -40,7 +40,7 @@ type Answer = int | str | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Ask:
-    """Who looks at which page, and of which thing a number on it is."""
+    """The viewer, the page, and the object a number is about."""
 
     world: World
     viewer: User
@@ -57,7 +57,7 @@ class Ask:
 
     @property
     def pk(self) -> Any:
-        """Its id; rows of gateways and servers are named by slug."""
+        """Return its id; rows of gateways and servers are named by slug."""
         kind, _, name = self.of.partition(":")
         named: Any = {"gateway": self.world.gateways, "server": self.world.servers}.get(kind, {})
         return str(named[name].pk) if name in named else name
@@ -75,16 +75,16 @@ class Ask:
         return any(self.viewer.has_perm(one) for one in SEES_CONNECTIONS)
 
     def connections(self, **of: Any) -> "QuerySet[Connection]":
-        """Those the viewer may see."""
+        """Return the connections the viewer may see."""
         rows = Connection.objects.filter(**of)
         return rows if self.sees_connections else rows.filter(user=self.viewer)
 
     def states(self, rows: "QuerySet[Any]") -> list[str]:
-        """What the world made of these rows."""
+        """Return the states that the world gave these rows."""
         return [self.world.states[str(pk)] for pk in rows.values_list("pk", flat=True)]
 
     def said(self, number: int) -> str:
-        """A number of connections, as who sees only their own is told it."""
+        """Return a number of connections as worded for viewers who see only their own."""
         if self.sees_connections:
             return str(number)
         return f"{number} of yours" if number else "none of yours"
@@ -108,7 +108,7 @@ def _gateways(ask: Ask) -> int:
 
 
 def _strange_hosts() -> Any:
-    """All but our own Playground, which counts while somebody has to allow it."""
+    """Return all hosts except our own Playground, which counts while it waits for approval."""
     ours = Host.objects.filter(dedupe_key="playground")
     return Host.objects.filter(**STILL).exclude(
         pk__in=[host.pk for host in ours if not host.needs_approval or host.approved_at]
@@ -143,7 +143,7 @@ def _person_state(ask: Ask, person: User) -> str:
 
 
 def _connections(ask: Ask, **of: Any) -> list[str]:
-    """The states of the connections that a list shows."""
+    """Return the states of the connections in a list."""
     rows = ask.connections(**of)
     kind = ask.query.get("type", "app" if ask.view == "connections:mcp" else "")
     if kind in ("app", "agent"):
@@ -168,7 +168,7 @@ def _token_states(ask: Ask) -> list[str]:
 
 
 def _active_tokens(ask: Ask) -> int:
-    """A token that something else stops is active itself."""
+    """Count active tokens, including those blocked elsewhere."""
     states = _token_states(ask)
     return states.count("active") + states.count("blocked")
 
@@ -214,7 +214,7 @@ def _asked_kind(ask: Ask) -> str:
 
 
 def _usable(ask: Ask, kind: str, **of: Any) -> int:
-    """What a call reaches: offered, shown to clients, switched on, and nothing before it off."""
+    """Count features a call can reach: offered, visible to clients, enabled, on enabled objects."""
     rows = _features(ask, missing_since=None, enabled=True, state__in=("approved", "held"), **of)
     rows = rows.filter(assignment__enabled=True, assignment__server__enabled=True)
     rows = rows.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
@@ -229,12 +229,12 @@ def _assignment_features(ask: Ask) -> tuple[float, ...]:
 def _assignment_tools(ask: Ask) -> str:
     offered = _offered(ask, "tool", assignment=ask.pk)
     if not offered and not Listing.objects.filter(assignment=ask.pk, kind="tool", learnt_at__isnull=False).exists():
-        return "not yet"  # It has never said, so there is no number.
+        return "not yet"  # It has never answered, so there is no number.
     return f"{_usable(ask, 'tool', assignment=ask.pk)}/{offered}"
 
 
 def _waiting(ask: Ask, **of: Any) -> int:
-    """Definitions that wait for a decision."""
+    """Count definitions that wait for a decision."""
     rows = _features(ask, missing_since=None, **of)
     return sum(ask.world.states[str(pk)] in ("held", "new") for pk in rows.values_list("pk", flat=True))
 
@@ -251,7 +251,7 @@ def _listed_features(ask: Ask) -> int:
 
 
 def _catalogue(ask: Ask) -> int:
-    """Tools of servers, each once, on the gateways the viewer may see."""
+    """Count the tools of servers, each once, on visible gateways."""
     rows = _features(ask, missing_since=None, kind="tool", assignment__server__archived_at=None)
     if not any(map(ask.viewer.has_perm, SEES_GATEWAYS)):
         rows = rows.filter(assignment__gateway__reach="everyone")
@@ -278,7 +278,7 @@ def _tool_of_person(ask: Ask) -> int:
 
 
 def _went_on(ask: Ask) -> QuerySet[Call]:
-    """The calls of tools of a month that went to a server."""
+    """Return the tool calls of a month that reached a server."""
     since = timezone.now() - 30 * DAY
     rows = (
         Call.objects.filter(created_at__gte=since, method="tools/call").exclude(feature_name="").exclude(server_id=None)
@@ -287,7 +287,7 @@ def _went_on(ask: Ask) -> QuerySet[Call]:
 
 
 def _tools_used(ask: Ask) -> tuple[float, ...]:
-    """Tools of a server on a gateway that were called, and all it offers there."""
+    """Return how many tools of a server on a gateway were called, and how many it offers there."""
     assignment = Assignment.objects.get(pk=ask.pk)
     tools = Feature.objects.filter(assignment=assignment, kind="tool", missing_since=None)
     called = _went_on(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
@@ -338,7 +338,7 @@ def _gateway_servers(ask: Ask) -> int:
 
 
 def _servers_on(ask: Ask) -> int:
-    """Servers of a gateway that are switched on, and on there."""
+    """Count the enabled servers of a gateway that are also enabled there."""
     rows = Assignment.objects.filter(gateway=ask.pk, removed_at=None, enabled=True)
     return rows.filter(server__enabled=True, server__archived_at=None).count()
 
@@ -375,7 +375,7 @@ SPANS = {"7d": 7 * DAY, "24h": DAY, "30d": 30 * DAY}
 
 
 def _calls(ask: Ask) -> "QuerySet[Call]":
-    """Those of the page: of what it is about, in its time, as it is searched."""
+    """Return the calls of the page: its object, time range and search."""
     rows = Call.objects.filter(created_at__gte=timezone.now() - SPANS[ask.query.get("range", "24h")])
     if ask.query.get("q") == "error":
         rows = rows.filter(outcome__in=ERRORS)
@@ -405,7 +405,7 @@ def _call(ask: Ask) -> Call:
 
 
 def _call_parts(ask: Ask) -> tuple[float, ...]:
-    """What the rules took, nothing else was measured; and how much later its row was there than it ended."""
+    """Return the time of the access decision (others are not measured), and the delay of writing the row."""
     call = _call(ask)
     late = (call.recorded_at - call.created_at).total_seconds() * 1000 - call.duration_ms if call.recorded_at else -1
     return (call.duration_ms, *([float(ms(late).split()[0].replace(",", ""))] if 0 <= late <= 60_000 else []))
@@ -420,14 +420,14 @@ def _events(ask: Ask) -> tuple[float, ...]:
 
 
 def _group(ask: Ask) -> "QuerySet[Call]":
-    """Those of the page that are of one thing; a group of the page names it by what tells its calls apart."""
+    """Return the page's calls of one group, identified by the value of the grouped column."""
     columns = {"user": "user_id", "gateway": "gateway_id", "server": "server_id", "tool": "feature_name"}
     column = columns.get(ask.query.get("by", "host"), "deny_reason" if ask.query.get("by") == "reason" else "host_id")
     return _calls(ask).filter(**{column: ask.of.partition(":")[2]})
 
 
 def _plotted(ask: Ask) -> "QuerySet[Call]":
-    """Those of what a page is about, in the time of its plots."""
+    """Return the calls of the page's object, in the range of its plots."""
     rows = Call.objects.filter(created_at__gte=timezone.now() - SPANS[ask.query.get("range", "24h")])
     match ask.path:
         case ["gateways", slug]:
@@ -450,7 +450,7 @@ def _busiest(ask: Ask) -> "QuerySet[Call]":
 
 
 def _used(ask: Ask) -> "QuerySet[Call]":
-    """The calls of tools of the page's gateway, of somebody known; of one person, or of one with one tool, too."""
+    """Return the tool calls of the page's gateway by known people, optionally of one person and one tool."""
     since = timezone.now() - SPANS[ask.query.get("range", "30d")]
     gateway = Gateway.objects.get(slug=ask.path[1])
     rows = Call.objects.filter(gateway_id=gateway.pk, method="tools/call", created_at__gte=since)
@@ -477,7 +477,7 @@ def _same_request(ask: Ask) -> int:
 
 
 def _refused_since(ask: Ask) -> str:
-    """What an event refused: the calls of its thing with that reason, from its second on."""
+    """Return the refusals caused by an event: calls of its object with that reason, from its second on."""
     uid, _, reason = ask.pk.partition(":")
     event = Event.objects.get(uid=uid)
     named = {"feature": "feature_name", "assignment": "server_id"}.get(event.target_type, f"{event.target_type}_id")
@@ -490,7 +490,7 @@ def _refused_since(ask: Ask) -> str:
 
 
 def _not_reached(ask: Ask) -> int:
-    """The checks behind the one that refused it, of the eleven."""
+    """Count the checks after the one that refused, of eleven."""
     return sum(step > REASONS[_call(ask).deny_reason].step for step in Step)
 
 
@@ -499,7 +499,7 @@ def _facet_calls(ask: Ask) -> int:
 
 
 def _more_values(ask: Ask) -> int:
-    """The values of a filter that do not stand beside the list."""
+    """Count the values of a filter that are not listed beside the table."""
     column = FIELDS[ask.pk].group_column
     return int(_calls(ask).exclude(**{column: None}).values(column).distinct().count()) - AT_FIRST
 
@@ -508,7 +508,7 @@ def _more_values(ask: Ask) -> int:
 
 
 def _links(ask: Ask) -> "tuple[Any, QuerySet[Connection], QuerySet[Call]]":
-    """The thing, the live connections that hang on it, and the calls of a day through it."""
+    """Return the object, the live connections that depend on it, and its calls of a day."""
     room, name = ask.path[0], ask.path[1]
     model, by_slug = MODELS[room]
     thing: Any = model.objects.get(**{"slug" if by_slug else "pk": name})
@@ -521,7 +521,7 @@ def _a_day_ago() -> datetime:
 
 
 def _gateways_of(**of: Any) -> Q:
-    """The connections of the gateways that have such an assignment."""
+    """Match the connections of gateways with such an assignment."""
     places = Assignment.objects.filter(removed_at=None, gateway__archived_at=None, **of)
     return Q(gateway__in=places.values("gateway"))
 
@@ -562,7 +562,7 @@ OF: dict[str, "Callable[[Any], tuple[Q, Q]]"] = {
 
 
 def _cut(ask: Ask) -> tuple[float, ...]:
-    """Hosts, people, identities where there are any, and calls; nothing for who sees no connections."""
+    """Return hosts, people, identities if any, and calls; empty for viewers who see no connections."""
     thing, rows, calls = _links(ask)
     owner = getattr(thing, "user_id", None) or getattr(thing, "owner_id", None)
     if not ask.sees_connections and owner != ask.viewer.pk:
@@ -595,7 +595,7 @@ def _distinct(*found: "QuerySet[Identity]") -> int:
 
 
 def _stops(number: int) -> tuple[float, ...]:
-    """A number that a sentence says from one on."""
+    """Return a number that a sentence mentions only from one on."""
     return (number,) if number else ()
 
 
@@ -626,7 +626,7 @@ def _ask_identity(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_names(number: int) -> tuple[float, ...]:
-    """Five are named, of the rest the number."""
+    """Return how many names are hidden after the first five."""
     return (number - 5,) if number > 5 else ()
 
 
@@ -683,7 +683,7 @@ def _of_day(ask: Ask) -> "QuerySet[Call]":
 
 
 def _ask_narrow(ask: Ask) -> tuple[float, ...]:
-    """Tools that were used, all, those to be switched off, live connections; of more than five names, how many."""
+    """Return used tools, all tools, those to be disabled, live connections, and hidden names beyond five."""
     assignment = Assignment.objects.get(pk=ask.path[1])
     tools = Feature.objects.filter(assignment=assignment, kind="tool", missing_since=None)
     called = _went_on(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
@@ -716,7 +716,7 @@ ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
 
 
 def _asked(ask: Ask) -> tuple[float, ...]:
-    """The numbers of a question before an act; most have none."""
+    """Return the numbers in a confirmation; most have none."""
     question = ASKS.get(ask.view)
     return question(ask) if question else ()
 
@@ -725,19 +725,19 @@ def _asked(ask: Ask) -> tuple[float, ...]:
 
 
 def _calls_of_feature(ask: Ask) -> int:
-    """Those of a week that an app or agent made of it; the key names both."""
+    """Count a week's calls of the feature by an app or agent; the key names both."""
     tool = Feature.objects.get(pk=ask.kind)
     rows = Call.objects.filter(_of_feature(tool)[1], created_at__gte=timezone.now() - 7 * DAY)
     return rows.filter(host_name=ask.pk).count()
 
 
 def _week(ask: Ask, column: str) -> int:
-    """Calls of a row of a list: who is shown the column reads the whole log."""
+    """Count the calls of a list's row; viewers of this column read the whole log."""
     return Call.objects.filter(**{column: ask.pk}, created_at__gte=timezone.now() - 7 * DAY).count()
 
 
 def _others(ask: Ask) -> int:
-    """The other connections of the viewer that lack an identity for the same server."""
+    """Count the viewer's other connections that lack an identity for the same server."""
     connection, _, assignment = ask.pk.partition(":")
     asking = Assignment.objects.filter(server=Assignment.objects.get(pk=assignment).server, identity_scheme="per_user")
     rows = Connection.objects.filter(user=ask.viewer, gateway__in=asking.values("gateway"), **LIVE)
@@ -759,7 +759,7 @@ def _limits(ask: Ask) -> tuple[float, ...]:
 
 
 def _hours(ask: Ask) -> tuple[float, ...]:
-    """The hours of a day in which a server answered alone, and those in which it failed."""
+    """Return the hours of a day in which a server only answered, and those in which it failed."""
     since = (timezone.now() - 23 * timedelta(hours=1)).replace(minute=0, second=0, microsecond=0)
     calls = Call.objects.filter(server_id=ask.pk, created_at__gte=since).values_list("created_at", "outcome")
     called = {at.replace(minute=0, second=0, microsecond=0) for at, _ in calls}
@@ -770,7 +770,7 @@ def _hours(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_steps(ask: Ask) -> tuple[float, ...]:
-    """Of the world: servers on gateways, connections, calls and people are there; a mail server is not."""
+    """Return the first steps of the world: servers on gateways, connections and calls exist; a mail server does not."""
     return (5, 6)
 
 
@@ -946,7 +946,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
 }
 
 
-# What a server said just now, and parts of pages of which no rows are counted.
+# Live answers of a server, and parts of pages that count no rows.
 NOT_STORED = {
     "attention.matters",  # These three: tests/attention compares them with the lists they lead to.
     "matter.number",
@@ -972,7 +972,7 @@ NOT_STORED = {
     "feature.parts",
 }
 
-# Sentences of the product that hold a number of their own: limits, times and codes, which count nothing.
+# Texts of the product with fixed numbers (limits, times and codes), which count nothing.
 UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"
 FIXED = re.compile(
     rf"\b\d[\d,]* ({UNITS})\b|from \d+ to [\d,]+|\b\d+ to \d+ days|[\d,]+ at most|for more than \d+"
@@ -1078,7 +1078,7 @@ def _carried_badges(ask: Ask) -> set[tuple[str, str]]:
 
 
 def _endings_of(call: Call) -> set[tuple[str, str]]:
-    """How a call ended, and in the list of calls with what refused it."""
+    """Return how a call ended, and the reason shown in the list of calls."""
     label = str(call.get_outcome_display())
     why = call.deny_reason.replace("_", " ")
     return {(call.outcome, label), (call.outcome, f"{label}: {why}" if why else label)}
@@ -1152,7 +1152,7 @@ SWITCHED_ON: dict[str, "Callable[[Ask], set[tuple[bool, str]]]"] = {
     "assignment": _switch_of_assignment,
     "feature": _switch_of_feature,
     "identity": lambda ask: {
-        (ask.state != "disabled", "it waits to be confirmed" if ask.state == "unconfirmed" else "")
+        (ask.state != "disabled", "it waits for confirmation" if ask.state == "unconfirmed" else "")
     },
     "sink": lambda ask: {(ask.state != "paused", "")},
 }

@@ -1,4 +1,4 @@
-"""Every page of the site: its methods, its rule, and an address that leads to a thing of a world."""
+"""Every page of the site: its methods, its rule, and an address with an object of a world."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -54,7 +54,7 @@ class Door:
 
     @property
     def wanted(self) -> Wanted:
-        """One capability of each of these opens it; of a set that is empty nobody holds one."""
+        """Return sets of capabilities, of each of which one is needed; nobody has one of an empty set."""
         rule = getattr(self.view, "rule", "")
         if isinstance(rule, tuple):
             return list(rule)
@@ -70,17 +70,17 @@ class Door:
 
     @property
     def is_for_owners(self) -> bool:
-        """Whether its address names a thing whose owner needs no capability."""
+        """True if its object's owner needs no capability."""
         return getattr(self.view, "others", None) is not None
 
     @property
     def is_open(self) -> bool:
-        """Whether everybody who is signed in may enter."""
+        """True if every signed-in user may open it."""
         return not self.wanted
 
     @property
     def knocking(self) -> dict[frozenset[Capability], bool]:
-        """What people hold who are sent to it, and whether that opens it."""
+        """Return the capabilities of test users, and whether they open the page."""
         named = frozenset[Capability]().union(*self.wanted)
         people = dict.fromkeys([frozenset(), ALL - named], self.is_open)
         for chosen in product(*self.wanted):
@@ -91,7 +91,7 @@ class Door:
 
 
 def doors() -> Iterator[Door]:
-    """Every page of ours with each of its methods; the API, and what strangers see, are looked at elsewhere."""
+    """Yield every page with each of its methods; the API and pages for strangers are tested elsewhere."""
     for name, route in routes():
         if not name.startswith("api:") and name not in PUBLIC | OWN | PROTOCOL:
             for method in methods(route):
@@ -99,7 +99,7 @@ def doors() -> Iterator[Door]:
 
 
 def methods(route: URLPattern) -> list[str]:
-    """The methods a page knows, as it tells whoever tries another."""
+    """Return the methods of a page, as listed when another is tried."""
     if shaped := getattr(route.callback, "view_class", None):
         return [one for one in METHODS if hasattr(shaped, one.lower())]
     answer = route.callback(RequestFactory().generic("TRACE", "/"))
@@ -107,7 +107,7 @@ def methods(route: URLPattern) -> list[str]:
     return [one for one in METHODS if one in answer["Allow"].split(", ")]
 
 
-# What stands in an address, by how it begins; a page at a new place is given its thing here.
+# Placeholders of addresses, by prefix; a page at a new address needs an entry here.
 PLACES = {
     "assignments/": "assignment",
     "connect/<uuid:pk>/": "flow",
@@ -154,7 +154,7 @@ FIELDS = {"accounts:ask_for": "capability=api-tokens:manage"}
 
 
 class Site:
-    """One world of rows, and people in front of it who hold exactly what they are said to hold."""
+    """One world of rows, and people with exactly given capabilities."""
 
     def __init__(self, all_doors: Iterable[Door]) -> None:
         self.world: World = build()
@@ -166,7 +166,7 @@ class Site:
         self.things = self._things()
 
     def knock(self, door: Door, client: Client) -> Any:
-        """The answer to somebody at this door; whatever they did is undone."""
+        """Return the response to somebody on this page; all changes are rolled back."""
         with transaction.atomic():
             kind, fields = "application/x-www-form-urlencoded", FIELDS.get(door.name, "")
             answer = client.generic(door.method, self.address(door), fields, content_type=kind)
@@ -192,11 +192,11 @@ class Site:
         return reverse(door.name, kwargs=taken) + query
 
     def holding(self, capabilities: frozenset[Capability]) -> Client:
-        """A browser of somebody who holds exactly these."""
+        """Return the browser of a person with exactly these capabilities."""
         return browser(self._people[capabilities])
 
     def owning(self) -> Client:
-        """The browser of who owns everything that has an owner."""
+        """Return the browser of the owner of every owned object."""
         return browser(self._owner)
 
     def _things(self) -> dict[str, Any]:
@@ -236,12 +236,12 @@ class Site:
         return ApiKey.objects.create(user=self.world.owner, name="mine", expires_at=ends, **held)
 
     def _flow(self) -> str:
-        """An authorize flow the owner began in the owner's browser."""
+        """Start an authorize flow in the owner's browser."""
         return str(self.owning().get(f"/connect/?host={self.enrolling.pk}")["Location"].split("/")[2])
 
     @contextmanager
     def with_shared_identity(self) -> Iterator[None]:
-        """For a while the identity of this world is a service account, which has no owner."""
+        """Make the identity of this world a service account without owner, during the block."""
         own = self.things["identity"]
         server = Identity.objects.get(pk=own).server
         with transaction.atomic():
@@ -259,9 +259,10 @@ def channel_of(owner: User) -> Channel:
 
 
 def session_of(user: User) -> str:
-    """A session in which `user` signed in and typed the password just now; their second factor is on.
+    """Return a session in which `user` signed in, confirmed the password and has a second factor.
 
-    It stays "just now" for a day: one session serves many tests, which take longer than a password is remembered.
+    The confirmation lasts a day here, because one session serves many tests, which take longer than a confirmation
+    lasts.
     """
     Authenticator.objects.create(user=user, type=Authenticator.Type.TOTP, data={"secret": ""})
     client = Client()
@@ -275,7 +276,7 @@ def session_of(user: User) -> str:
 
 
 def browser(session: str) -> Client:
-    """A browser with this session."""
+    """Return a browser with this session."""
     client = Client()
     client.cookies[COOKIE] = session
     return client

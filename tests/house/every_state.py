@@ -1,6 +1,6 @@
-"""One world with things in every state, and of each state another number, so that no mix-up can pass.
+"""One world with objects in every state, in a different number for each state, so that any mix-up is noticed.
 
-No name in it holds a digit: every digit on its pages is a number that somebody counted.
+No name contains a digit: every digit on its pages is a counted number.
 """
 
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ WORDS = map("".join, product(ascii_lowercase, repeat=4))
 
 @dataclass
 class World:
-    """Everything there is, by kind, and the state that each thing was put into, by the id of its row."""
+    """All objects by kind, and the state of each by id."""
 
     boss: User
     teams: dict[str, Team] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class World:
     expiring: set[str] = field(default_factory=set)
 
     def put[M: Model](self, thing: M, state: str) -> M:
-        """The thing, of which its pages have to say this state."""
+        """Return the object, whose pages must show this state."""
         self.states[str(thing.pk)] = state
         return thing
 
@@ -71,7 +71,7 @@ class World:
 
 
 def built() -> World:
-    """The world; its verbs are those of the product, as the boss of all."""
+    """Return the world, created with the product's own methods by the boss."""
     world = World(boss=User.objects.create_user("boss@example.com", None, role=make.role(*Capability, name="Boss")))
     world.boss.password = SET
     world.boss.save()
@@ -235,14 +235,14 @@ def _hosts(world: World) -> None:
 
 @dataclass(frozen=True)
 class Connecting:
-    """Makes connections, each of a person of its own."""
+    """Creates connections, each of its own person."""
 
     world: World
 
     def __call__(
         self, number: int, state: str, host: str = "bot", gateway: str = "wide", token: str = "active", people: Any = ()
     ) -> list[Connection]:
-        """So many connections that are put into `state`, and their tokens into the state `token`."""
+        """Create `number` connections in `state`, with tokens in the state `token`."""
         world, made = self.world, []
         for person in people or world.people(number):
             connection = make.connection(world.hosts[host], world.gateways[gateway], person)
@@ -291,7 +291,7 @@ def _switch_off(world: World) -> None:
 
 
 def _tokens(world: World) -> None:
-    """More tokens of one connection, in the states a token can have by itself."""
+    """Add tokens to one connection, in every state a token can have by itself."""
     connection = make.connection(world.hosts["bot"], world.gateways["wide"], world.boss)
     world.put(connection, "active")
     soon, now = timezone.now() + 3 * DAY, timezone.now()
@@ -380,7 +380,7 @@ def _calls(world: World) -> None:
 
 
 def _refusals(world: World) -> None:
-    """Calls that were refused for a switch which is off since, and changes and calls that belong to one request."""
+    """Add calls refused for a switch that has been off since, and changes and calls of one request."""
     halted = world.hosts["halted"]
     row = halted.connections.get()
     refused: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What people paste, programs get wrong and attackers try, by what it is."""
+"""Invalid input by category: what people paste, programs get wrong and attackers try."""
 
 NONSENSE = {
     "nothing": "",

@@ -1,8 +1,8 @@
-"""What a page says in numbers and states, read from its markup.
+"""Numbers and states of a page, read from its markup.
 
-A number stands in an element with `data-count`, which names what was counted, or in a column of numbers, whose head
-says it; a state in a badge (`data-state`) or a switch. Whose they are says what is around them: `data-of`
-(`gateway:<id>`), the id of the row (`host-<id>`), or the address that the row leads to.
+A number is in an element with `data-count`, which names what was counted, or in a numeric column, whose header names
+it; a state is in a badge (`data-state`) or a switch. The surrounding element names the object: `data-of`
+(`gateway:<id>`), the id of the row (`host-<id>`), or the link of the row.
 """
 
 import re
@@ -12,10 +12,10 @@ from html.parser import HTMLParser
 from typing import NamedTuple
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr", "use"}
-# What is quoted is no number of ours: secrets, addresses and code, times, keys, and what somebody types or chooses.
+# Numbers in quoted text are not counts: secrets, addresses, code, times, keys, and input of people.
 QUOTED = {"code", "time", "kbd", "pre", "option", "textarea", "title", "mark", "style", "script", "h1", "noscript"}
 APART = {"small", "label", "p", "li", "div", "h2", "dd", "td"}  # They stand apart from the words before them.
-# Cells that hold what somebody wrote, what was before and after, or a time.
+# Cells with text of people, values before and after, or a time.
 DATA = {"Changes", "Target", "Last sign-in"}
 ROW = re.compile(r"(gateway|host|server|connection|token|key|identity|tool|assignment|sink)-(.+)")
 LEADS = (
@@ -25,11 +25,11 @@ LEADS = (
     ("call", re.compile(r"/logs/([\w-]{36})/(?:\?|$)")),
     ("event", re.compile(r"/settings/admin-events/([\w-]{36})/(?:\?|$)")),
 )
-NUMBER = re.compile(r"\b\d[\d,]*(?:\.\d+)?")  # The 95 of p95 is none.
+NUMBER = re.compile(r"\b\d[\d,]*(?:\.\d+)?")  # The 95 of p95 is not a count.
 
 
 class Counted(NamedTuple):
-    """A number of a page, or several in one sentence: what it counts, of which thing, and its words."""
+    """A number on a page, or several in one sentence: what it counts, the object, and its text."""
 
     key: str
     of: str
@@ -42,7 +42,7 @@ class Counted(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A state of a page: of which thing, by which mark, in which words."""
+    """A state on a page: its object, mark and text."""
 
     of: str
     state: str
@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
 
 class Switch(NamedTuple):
-    """A switch of a page: whose it is, whether it is on, and what it says stands in its way."""
+    """A switch on a page: its object, its state, and the displayed obstacle."""
 
     of: str
     on: bool
@@ -59,7 +59,7 @@ class Switch(NamedTuple):
 
 @dataclass
 class Element:
-    """An open tag and what was read of it."""
+    """An open tag and its parsed attributes."""
 
     tag: str
     attrs: dict[str, str]
@@ -75,19 +75,19 @@ class Element:
 
 
 def _is_dialog(tag: str, attrs: dict[str, str]) -> bool:
-    """Whether a dialog of the page begins here; the palette is none."""
+    """Return True if a dialog begins here; the palette is not one."""
     return tag == "dialog" and attrs.get("id") != "palette"
 
 
 def _led_to(address: str) -> str:
-    """Whose page this is, as far as rows are named by it."""
+    """Return the object whose page this is, if rows are named by it."""
     found = [(kind, leads.search(address.partition("?")[0])) for kind, leads in LEADS]
     return next((f"{kind}:{match[1]}" for kind, match in found if match), "")
 
 
 @dataclass
 class Page(HTMLParser):
-    """One page, read."""
+    """One parsed page."""
 
     counted: list[Counted] = field(default_factory=list)
     states: list[Shown] = field(default_factory=list)
@@ -104,7 +104,7 @@ class Page(HTMLParser):
 
     @classmethod
     def read(cls, html: str) -> "Page":
-        """The main part of a page and its dialogs, navigation counts nothing; of a part of a page all."""
+        """Parse the main part of a page and its dialogs without navigation; parse all of a fragment."""
         page = cls(is_part="<html" not in html)
         page.feed(html[html.index("<main") : html.find('<dialog class="palette"')] if "<main" in html else html)
         page.close()
@@ -137,7 +137,7 @@ class Page(HTMLParser):
             self._ended(element)
 
     def _end_before(self, tag: str) -> None:
-        """End the cell or the row before one that begins: HTML does without their closing tags."""
+        """End an open cell or row before the next one: HTML allows to omit their closing tags."""
         ended = {"tr": {"td", "th", "tr"}, "td": {"td", "th"}, "th": {"td", "th"}}.get(tag, set())
         table = max((place for place, one in enumerate(self.open) if one.tag == "table"), default=-1)
         while any(one.tag in ended for one in self.open[table + 1 :]):
@@ -165,18 +165,18 @@ class Page(HTMLParser):
             self.loose.append(" ".join(data.split()))
 
     def _head(self, tag: str) -> str:
-        """The head of the column of the cell that begins here."""
+        """Return the column header of the cell that begins here."""
         return self.heads[self.column] if tag == "td" and self.column < len(self.heads) else ""
 
     def _row(self, tag: str, values: dict[str, str]) -> str:
-        """Whose row begins here, if its id says it."""
+        """Return the object of the row that begins here, if its id names one."""
         named = ROW.fullmatch(values.get("id", "")) if tag in ("tr", "tbody", "section") else None
         if named is None or named[2] in ("head", "types"):
             return ""
         return f"{'feature' if named[1] == 'tool' else named[1]}:{named[2]}"
 
     def _placed(self, element: Element) -> None:
-        """Which column a cell is in, and whose a row is by where it leads to."""
+        """Set the column of a cell, and the object of a row by its link."""
         if element.tag == "table":
             self.heads = []
         elif element.tag == "tr":
@@ -194,7 +194,7 @@ class Page(HTMLParser):
                 one.of = of
 
     def _ticked(self, element: Element) -> None:
-        """Whose calls a number beside a box of the filters counts: those with what the box stands for."""
+        """Set the object of a number beside a filter's checkbox: calls with that value."""
         name, line = element.attrs.get("name", ""), next((one for one in reversed(self.open) if one.tag == "li"), None)
         if line and element.tag == "input" and element.attrs.get("form") == "log" and not name.startswith("not_"):
             line.of, line.ticks = f"{name}:{element.attrs.get('value', '')}", True
@@ -202,7 +202,7 @@ class Page(HTMLParser):
             element.key = "facet.calls"
 
     def _attributes(self, element: Element) -> None:
-        """Numbers that only screen readers are told need a meaning too."""
+        """Require a meaning for numbers that only screen readers announce, too."""
         label = element.attrs.get("aria-label", "")
         named = element.key or any(one.key for one in self.open)
         if element.inside and not (element.quoted or element.data) and NUMBER.search(label) and not named:

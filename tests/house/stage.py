@@ -1,4 +1,4 @@
-"""One act through one surface of the product, and what came of it: the rows that changed and the events."""
+"""One action through one interface of the product, and its outcome: changed rows and recorded events."""
 
 import io
 import json
@@ -41,7 +41,7 @@ type Seen = dict[tuple[str, str], dict[str, Any]]
 
 @dataclass
 class Stage:
-    """A world whose things go by name, and somebody who may do everything to them."""
+    """A world whose objects have names, and a person who may do everything to them."""
 
     boss: User
     session: str
@@ -49,7 +49,7 @@ class Stage:
 
     @property
     def page(self) -> Client:
-        """A browser in which the boss is signed in and typed the password just now; each act has one of its own."""
+        """Return a browser in which the boss has just confirmed the password; each action has its own."""
         return browser(self.session)
 
     def row(self, model: type[Model], name: str) -> Any:
@@ -60,7 +60,7 @@ type Step = Callable[[Stage], object]
 
 
 def page(path: str, /, **fields: Any) -> Step:
-    """A form of a page, sent."""
+    """Return a step that submits a form of a page."""
 
     def send(stage: Stage) -> object:
         answer = stage.page.post(_filled(path, stage), _filled(fields, stage))
@@ -71,12 +71,12 @@ def page(path: str, /, **fields: Any) -> Step:
 
 
 def errors_of(answer: Any) -> Any:
-    """What the form of a refused page says."""
+    """Return the errors in the form of a refused page."""
     return getattr((answer.context or {}).get("form"), "errors", answer.content[:2000])
 
 
 def rest(request: str, /, **body: Any) -> Step:
-    """A request to the API: `POST /hosts/{host}/disable`."""
+    """Return a step that sends an API request: `POST /hosts/{host}/disable`."""
     method, path = request.split(" ")
 
     def send(stage: Stage) -> object:
@@ -88,7 +88,7 @@ def rest(request: str, /, **body: Any) -> Step:
 
 
 def admin(path: str, action: str, thing: str) -> Step:
-    """An action of the Django admin on one row, the question answered with yes."""
+    """Return a step that runs a Django admin action on one row, and confirms it."""
 
     def send(stage: Stage) -> object:
         fields = {"action": action, "_selected_action": stage.things[thing], "sure": "yes"}
@@ -100,7 +100,7 @@ def admin(path: str, action: str, thing: str) -> Step:
 
 
 def admin_form(path: str, /, **fields: Any) -> Step:
-    """A form of the Django admin, sent: of a row, of a new one, or whether to delete one."""
+    """Return a step that submits a Django admin form: of a row, a new row, or a deletion."""
 
     def send(stage: Stage) -> object:
         answer = stage.page.post(f"/admin/{_filled(path, stage)}/", _filled(fields, stage))
@@ -111,7 +111,7 @@ def admin_form(path: str, /, **fields: Any) -> Step:
 
 
 def command(name: str, /, **options: Any) -> Step:
-    """A management command."""
+    """Return a step that runs a management command."""
 
     def run(stage: Stage) -> object:
         out = io.StringIO()
@@ -122,7 +122,7 @@ def command(name: str, /, **options: Any) -> Step:
 
 
 def _filled(value: Any, stage: Stage) -> Any:
-    """`value` with the things named in it."""
+    """Return `value` with the names of objects replaced."""
     match value:
         case str():
             return value.format(**stage.things)
@@ -141,7 +141,7 @@ def undone() -> Iterator[None]:
 
 
 def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:
-    """The rows `act` changed and made, and the events it recorded; without what is new each time."""
+    """Return the rows changed and created by `act`, and its events, without values that differ each time."""
     with undone():
         if before:
             before(stage)
@@ -152,12 +152,12 @@ def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:
         return _changed(rows, _rows(), known), events
 
 
-# How far sinks are counts what was ever written, what was undone included.
+# The position of sinks counts every row ever written, including rolled-back ones.
 POSITIONS = {"calls_to", "late_calls_to", "events_to"}
 
 
 def _rows() -> Seen:
-    """Every row of our own rooms."""
+    """Return every row of our own apps."""
     models = [m for m in apps.get_models(include_auto_created=True) if m._meta.app_label in ROOMS]
     return {
         (model.__name__, str(row.pop(model._meta.pk.attname))): {
@@ -184,7 +184,7 @@ def _changed(before: Seen, after: Seen, known: set[str]) -> Any:
 
 
 def _plain(value: Any, known: set[str]) -> Any:
-    """A value without what differs each time: moments, secrets, and the keys of rows just made."""
+    """Return a value without parts that differ each time: times, secrets, and keys of new rows."""
     match value:
         case datetime():
             plain: Any = "a moment"

@@ -1,4 +1,4 @@
-"""What a browser fetches besides a page: small, and all of it from us."""
+"""Static files of pages: small, and all from this server."""
 
 import gzip
 import hashlib

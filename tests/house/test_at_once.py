@@ -1,4 +1,4 @@
-"""Two people change the same row at the same moment: one wins, the other is told, and nothing locks up."""
+"""Two people change the same row concurrently: one wins, the other gets an error, and there is no deadlock."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ type Act = Callable[[], object]
 
 @dataclass
 class Rows:
-    """One of everything that two may want to change."""
+    """One of every object that two people may change."""
 
     boss: User
     host: Host
@@ -52,18 +52,18 @@ class Rows:
     team: Team
 
     def fresh(self, name: str) -> Any:
-        """The row as somebody reads it who is about to change it."""
+        """Return the row as read by somebody who is about to change it."""
         row = getattr(self, name)
         return type(row).objects.get(pk=row.pk)
 
     def does(self, name: str, verb: str, /, **values: Any) -> Act:
-        """Read it now, change it when called."""
+        """Read the row now, and return an action that changes it."""
         return partial(getattr(self.fresh(name), verb), by=self.boss, **values)
 
 
 def made() -> Rows:
     boss, person = holder(*Capability), holder()
-    holder(Capability.PEOPLE_MANAGE)  # So that nobody else is the last one.
+    holder(Capability.PEOPLE_MANAGE)  # So that somebody else also manages people.
     server = make.server(auth_type=AuthType.BEARER)
     gateway, identity = make.gateway(), make.identity(server, boss)
     assignment = make.assignment(gateway, server, identity_scheme=IdentityScheme.PER_USER)
@@ -109,7 +109,7 @@ DONE = "done"
 
 
 def one_of(*answers: str) -> set[tuple[str, ...]]:
-    """One wins and the other gets one of these answers."""
+    """Return the allowed outcomes: one wins and the other gets one of these answers."""
     return {tuple(sorted((DONE, answer))) for answer in answers}
 
 
@@ -118,7 +118,7 @@ BOTH = one_of(DONE)
 
 @dataclass(frozen=True)
 class Race:
-    """Two acts at once: what they may answer, and how many events that makes."""
+    """Two concurrent actions: their allowed answers, and the number of events."""
 
     name: str
     acts: Callable[[Rows], tuple[Act, Act]]
@@ -127,7 +127,7 @@ class Race:
 
 
 def same(name: str, verb: str, answers: set[tuple[str, ...]], /, events: int = 1, **values: Any) -> Race:
-    """The same act twice."""
+    """Return a race of an action with itself."""
     return Race(
         f"{name} {verb}",
         lambda rows: (rows.does(name, verb, **values), rows.does(name, verb, **values)),
@@ -137,7 +137,7 @@ def same(name: str, verb: str, answers: set[tuple[str, ...]], /, events: int = 1
 
 
 def mixed(one: tuple[str, str], other: tuple[str, str], answers: set[tuple[str, ...]], *events: int) -> Race:
-    """Two different acts."""
+    """Return a race of two different actions."""
     return Race(
         f"{' '.join(one)}, {' '.join(other)}", lambda rows: (rows.does(*one), rows.does(*other)), answers, {*events}
     )
@@ -175,7 +175,7 @@ def renewing(rows: Rows) -> tuple[Act, Act]:
 
 
 def archiving(rows: Rows) -> tuple[Act, Act]:
-    """Both revoke what they share."""
+    """Return two archivings that revoke the same connection."""
     Host.objects.update(enabled=False)
     Gateway.objects.update(enabled=False)
     archive_host = partial(Connection.objects.archive_host, rows.fresh("host"), by=rows.boss)
@@ -233,7 +233,7 @@ RACES = [
 
 
 class Two:
-    """Two people, each with a database connection of their own, who start at the same moment."""
+    """Two people with their own database connections, who start at the same moment."""
 
     def __init__(self) -> None:
         self._together = Barrier(2)
@@ -272,7 +272,7 @@ def events() -> int:
 
 
 @pytest.mark.parametrize("rounds", [2 * len(RACES), full(25 * len(RACES))])
-def test_of_two_at_once_one_wins_and_the_other_is_told(two: Two, rounds: int) -> None:
+def test_one_of_two_concurrent_changes_wins_and_the_other_gets_an_error(two: Two, rounds: int) -> None:
     rows, seen = made(), Counter[tuple[str, tuple[str, ...]]]()
     before = events()
     for number in range(rounds):
@@ -289,7 +289,7 @@ def test_of_two_at_once_one_wins_and_the_other_is_told(two: Two, rounds: int) ->
 
 
 def owners() -> tuple[User, User]:
-    """Two owners, and nobody beside them."""
+    """The only two owners."""
     role = Role.objects.get(name=SUPER_ADMIN.name)
     User.objects.filter(role=role).update(is_active=False)
     one, other = (User.objects.create_user(make.unique("owner") + "@example.com", "x", role=role) for _ in range(2))
@@ -297,8 +297,8 @@ def owners() -> tuple[User, User]:
 
 
 @pytest.mark.parametrize("rounds", [8, full(40)])
-def test_of_two_owners_who_go_at_once_one_stays(two: Two, rounds: int) -> None:
-    """Each of them sees the other one there when they begin."""
+def test_one_of_two_owners_who_leave_at_once_stays(two: Two, rounds: int) -> None:
+    """Each of them reads the other as an owner before either acts."""
     Role.objects.make_built_in()
     member, seen = Role.objects.get(name=MEMBER.name), Counter[tuple[str, ...]]()
     for number in range(rounds):

@@ -1,4 +1,4 @@
-"""Background work is supervised: tasks are begun in one module only."""
+"""Background work is supervised: tasks are started in one module only."""
 
 import ast
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def begins_task(node: ast.AST) -> bool:
 
 
 def functions(tree: ast.AST, fits: Callable[[ast.AST], bool], within: str = "") -> Iterator[str]:
-    """The innermost functions around what fits."""
+    """Yield the innermost functions around matching nodes."""
     for node in ast.iter_child_nodes(tree):
         if fits(node):
             yield within

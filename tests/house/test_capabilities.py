@@ -1,4 +1,4 @@
-"""The enum, the permissions of the models and the built-in roles tell the same story."""
+"""The enum, the permissions of the models and the built-in roles agree."""
 
 from pathlib import Path
 

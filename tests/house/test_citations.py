@@ -1,4 +1,4 @@
-"""Code, tests and docs cite only what the repository holds, and modules have plain names."""
+"""Code, tests and docs cite only files of the repository, and modules have plain names."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""One rule for all questions before an act: what cannot be undone is red, and what ends much is typed too."""
+"""Confirmations: irreversible actions are red, and those with a large impact must be typed."""
 
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -74,7 +74,7 @@ TYPED = {  # Many at once, or what everybody depends on.
 
 
 class Question(HTMLParser):
-    """The dialog of `ui.pages.confirm`, as far as it is about how the answer is given."""
+    """The arguments of `ui.pages.confirm` that concern the answer."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 
 def questions(walk: Walk) -> Iterator[tuple[Door, str, Question]]:
-    """Every question that a page asks before an act, of each thing it can be about."""
+    """Yield every confirmation of every page, for each kind of object."""
     posting = {door.name for door in doors() if door.method == "POST"}
     for door in doors():
         if door.method == "GET" and door.name in posting:
@@ -116,7 +116,7 @@ def questions(walk: Walk) -> Iterator[tuple[Door, str, Question]]:
 
 
 @pytest.mark.full
-def test_what_cannot_be_undone_is_red_and_what_ends_much_is_typed(world: World) -> None:
+def test_irreversible_actions_are_red_and_large_ones_must_be_typed(world: World) -> None:
     walk = Walk(world, frozenset(Capability))
     found: dict[str, set[str]] = {}
     for door, address, question in questions(walk):

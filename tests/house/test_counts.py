@@ -1,7 +1,7 @@
-"""Every page as each built-in and each single-capability role: each number and state on it, against the database.
+"""Every page as each built-in and each single-capability role: each number and state is compared with the database.
 
-A number without a key, and a key without a question, fail: see `page_numbers` for how pages say what they count. So
-does a page that the walk does not reach, and a key that it does not meet.
+A number without a key and a key without a query fail (see `page_numbers`); so do a page that is never visited, and a
+key that is never found.
 """
 
 import re
@@ -54,7 +54,7 @@ OF_ALL = {
     *("servers:client", "servers:detail", "servers:gateways", "servers:identities"),
     *("auditlog:call", "auditlog:now", "auditlog:event", "tokens:collect"),
 }
-# What a query of QUERIES names of the walk stands in braces.
+# Placeholders in braces are values named by the walk.
 QUERIES = {
     "connections:mcp": (
         "",
@@ -89,13 +89,12 @@ QUERIES = {
     "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
     "auditlog:busiest": ("", "?range=7d"),
 }
-# Counts of what is cut because there is very much of it, of what arrives while one looks, and of the dashboard without
-# roll-ups.
+# Counts that are truncated, change while a person looks, or belong to a dashboard without roll-ups.
 NOT_MET = {"facet.newest", "feature.parts", "calls.new", "calls.day", "calls.day.denied"}
 # Pages that an act leads to.
 BY_AN_ACT = {"oauth:gateway", "oauth:identity", "oauth:consent", "oauth:token"}
-WITHOUT_A_PASSWORD = {"sso:confirm"}  # Who has one is led to the question for it.
-ELSEWHERE = "https://gateway.example.com"  # Where mail is asked for, so that one of the first steps is left.
+WITHOUT_A_PASSWORD = {"sso:confirm"}  # People with a password are redirected to the password question.
+ELSEWHERE = "https://gateway.example.com"  # Mail is required there, so that one of the first steps remains.
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ PAGES = [door for door in doors() if door.method == "GET" and not NOT_PAGES.sear
 
 
 class Walk:
-    """One person who opens every page that is open to them, or one in `step`, of a few things of each kind."""
+    """A person who opens every page open to them, or one in `step`, for a few objects of each kind."""
 
     def __init__(self, world: World, held: frozenset[Capability], step: int = 1) -> None:
         self.world, self.held, self.step = world, held, step
@@ -138,7 +137,7 @@ class Walk:
         self.things = self._things()
 
     def _called(self) -> None:
-        """Calls as this person: one that got through, and one that lacked an identity."""
+        """Make calls as this person: a successful one, and one that lacked an identity."""
         said: dict[str, Any] = {"user_id": self.viewer.pk, "user_email": self.viewer.email, "host_name": "Bot"}
         ends: list[tuple[Connection, dict[str, Any]]] = [
             (self.own, {"outcome": "ok"}),
@@ -193,7 +192,7 @@ class Walk:
         return door.is_for_owners or all(self.held & one_of for one_of in door.wanted)
 
     def addresses(self, door: Door, *, every: bool = False) -> Iterator[str]:
-        """Where this page is, for the things it is looked at of, or for `every` one."""
+        """Yield the addresses of this page, for the objects visited, or for `every` one."""
         start = next((start for start in PLACES if door.path.startswith(start)), "")
         things = self.things[PLACES[start]] if start and "<" in door.path else [None]
         for thing in things if every or door.name in OF_ALL else things[: 2 if door.name in ASKS else 1]:
@@ -207,13 +206,13 @@ class Walk:
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """What the queries of QUERIES name."""
+        """Return the values named in QUERIES."""
         hosts = {name: self.world.hosts[name].pk for name in ("bot", "halted")}
         since = quote((timezone.now() - timedelta(minutes=10)).isoformat())
         return {"boss": self.world.boss.pk, "asking": self.asking.pk, "since": since, **hosts}
 
     def acts(self) -> Iterator[tuple[str, str, str]]:
-        """The pages that an act leads to: of a token for an agent that takes enrolment, of an app, of a new server."""
+        """Yield the pages after an action: a token of an agent with enrolment, an app, a new server."""
         host = f"/connect/?host={self.world.hosts['idle'].pk}"
         gateway = self.client.get(host)["Location"]
         identity = self.client.post(gateway, {"gateway": "asking"})["Location"]
@@ -230,14 +229,14 @@ class Walk:
             yield "overview", "/", self.client.get("/").content.decode()
 
     def checked(self) -> str:
-        """*Add a server* once the server has answered."""
+        """Return the *Add a server* page after the server has answered."""
         loopback = [ip_network("127.0.0.0/8")]
         with upstreams.running(upstreams.docs()) as server, override_settings(PRIVATE_UPSTREAMS=loopback):
             page = self.client.post("/servers/add/", {"check": "1", "url": server.url})
         return str(page.content.decode())
 
     def without_factor(self) -> Iterator[tuple[str, str, str]]:
-        """What is shown of a second factor that is off."""
+        """Yield the pages of a second factor that is off."""
         Authenticator.objects.filter(user=self.viewer).delete()
         for view in ("mfa_index", "mfa_activate_totp"):
             yield view, reverse(view), self.client.get(reverse(view)).content.decode()
@@ -247,7 +246,7 @@ class Walk:
             yield view, address, Page.read(html)
 
     def open_pages(self) -> Iterator[tuple[str, str, str]]:
-        """The pages but those of a flow, as they come."""
+        """Yield the pages in order, except those of a flow."""
         for door in [*filter(self.may_enter, PAGES)][:: self.step]:
             for address in self.addresses(door):
                 response = self.client.get(address)
@@ -262,7 +261,7 @@ def capabilities_of(who: str | Capability) -> frozenset[Capability]:
 
 
 def wrong_in(page: Page, ask: Ask) -> Iterator[str]:
-    """What this page says that the database does not."""
+    """Yield the differences between this page and the database."""
     for text in page.loose:
         if NUMBER.search(FIXED.sub("", text)):
             yield f"no key for the number in {text!r}"
@@ -288,12 +287,12 @@ def wrong_number(one: Counted, ask: Ask) -> Iterator[str]:
     else:
         said = tuple(float(n.replace(",", "")) for n in NUMBER.findall(FIXED.sub("", one.text or one.label)))
         expected = expected if isinstance(expected, tuple) else (expected,)
-    if said != expected and (said, expected) != ((), (0,)):  # Zero may be said in words.
+    if said != expected and (said, expected) != ((), (0,)):  # Zero may be a word.
         yield f"{one.key} of {one.of!r}: {one.text!r}, but {expected}"
 
 
 def wrong_total(one: Counted, page: Page) -> Iterator[str]:
-    """A list that is cut says the total that its head says."""
+    """Check that a truncated list shows the total of its heading."""
     if one.numbers[-1] not in {number for other in page.counted if other.key != one.key for number in other.numbers}:
         yield f"{one.text!r}, but none of the lists has as many"
 
@@ -307,7 +306,7 @@ def wrong_state(shown: Shown | Switch, table: dict[str, Any], said: tuple[object
 
 
 def keys_of_templates() -> set[str]:
-    """What pages say they count, but for keys of which a part is made."""
+    """Return the keys in templates, except those built from parts."""
     pages = (path.read_text() for path in (ROOT / "templates").rglob("*.html"))
     return {key for page in pages for key in re.findall(r'data-count="([^"{]+)"', page)}
 
@@ -319,8 +318,8 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
     assert {key for key in QUESTIONS if " in " not in key} - keys <= MADE
 
 
-# Keys of which a part is made by the page: of a kind of feature, of a list of tokens or keys, of a question. The boxes
-# of filters say themselves what is counted beside them.
+# Keys built by the page from parts: a kind of feature, a list of tokens or keys, a confirmation. Checkboxes of filters
+# name what is counted beside them.
 MADE = {
     "ask",
     "facet.calls",
@@ -341,7 +340,7 @@ def test_every_number_and_state_on_every_page_is_what_the_database_holds(
 
 
 def walked(world: World, held: frozenset[Capability], step: int = 1) -> tuple[set[str], set[str], list[str]]:
-    """The pages that somebody who holds these capabilities gets to, the keys they meet, and what is wrong there."""
+    """Return the pages a person with these capabilities gets, the keys found there, and the faults."""
     person = Walk(world, held, step)
     seen, met, wrong = set(), set(), []
     for view, address, page in person.pages():
@@ -353,7 +352,7 @@ def walked(world: World, held: frozenset[Capability], step: int = 1) -> tuple[se
 
 @pytest.mark.full
 def test_the_walks_reach_every_page_and_every_number(world: World) -> None:
-    """That of who may do everything, and, for what is shown to who may do little, of who only manages people."""
+    """The walks of a person with every capability and of one who only manages people are enough."""
     seen, met, wrong = walked(world, frozenset(Capability))
     _, met_with_little, wrong_with_little = walked(world, frozenset({Capability.PEOPLE_MANAGE}))
 

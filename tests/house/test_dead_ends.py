@@ -1,7 +1,7 @@
-"""Every page as each built-in and each single-capability role, in a full and in an empty workspace: no dead end.
+"""No page is a dead end: every page as each built-in and each single-capability role, in a full and an empty workspace.
 
-A page offers something to do, or says in a sentence why there is nothing. What it offers is open to who reads it: no
-link, no dialog and no form of a page leads to a refusal.
+A page offers an action, or explains in a sentence why there is none. No link, dialog or form of a page leads its reader
+to a refusal.
 """
 
 import re
@@ -26,7 +26,7 @@ from tests.house.test_counts import NOT_PAGES, VIEWERS, Walk, capabilities_of
 
 pytestmark = pytest.mark.django_db
 
-SENTENCE = 6  # Words; less says that something is so, and not why or what to do.
+SENTENCE = 6  # Words; a shorter text states a fact without a reason or advice.
 EACH = 1  # As many links to one kind of page are followed.
 # Files, and what signs out or begins something elsewhere.
 NOT_FOLLOWED = re.compile(r"^/(admin|static|api|accounts/logout)/|/export/")
@@ -34,7 +34,7 @@ NOT_FOLLOWED = re.compile(r"^/(admin|static|api|accounts/logout)/|/export/")
 
 @dataclass
 class Offer(HTMLParser):
-    """What the main part of one page offers: where it leads, whether it has controls, and its sentences."""
+    """The main part of one page: its link targets, whether it has controls, and its sentences."""
 
     links: list[str] = field(default_factory=list)
     controls: int = 0
@@ -83,7 +83,7 @@ class Offer(HTMLParser):
 
 @dataclass
 class Follower:
-    """Somebody who follows what pages offer, of each kind a few."""
+    """Follows links of pages, a few of each kind."""
 
     client: Client
     followed: dict[str, int] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Follower:
                 yield f"{address} leads to {target}: {refused}"
 
     def _refused(self, target: str) -> int:
-        """The status of a refusal, or 0."""
+        """Return the status of a refusal, or 0."""
         parts = urlsplit(target)
         if parts.netloc or NOT_FOLLOWED.search(parts.path):
             return 0

@@ -1,4 +1,4 @@
-"""What is true of every file of the repository."""
+"""Rules for every file of the repository."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ ONE_THING = {"proxy/call.py", "wire/http.py"}  # A call, and the HTTP client, ar
 
 
 def tracked(*patterns: str) -> list[Path]:
-    """The files git knows, new ones included, without what it ignores."""
+    """Return the files tracked by git, and new ones that are not ignored."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return [path for name in listed if (path := ROOT / name).is_file()]

@@ -1,4 +1,4 @@
-"""Modules load without circles and optional packages, and share no class names."""
+"""Modules load without cycles and optional packages, and share no class names."""
 
 import ast
 import os
@@ -21,7 +21,7 @@ PACKAGES = PROJECT["tool"]["importlinter"]["root_packages"]
 
 
 def test_no_module_imports_itself_in_the_end() -> None:
-    """Over all packages, which import-linter's acyclic_siblings, for the modules of one parent, does not see."""
+    """Across all packages; import-linter's acyclic_siblings compares only modules with the same parent."""
     graph = grimp.build_graph(
         *PACKAGES, exclude_type_checking_imports=True, cache_dir=str(ROOT / ".import_linter_cache")
     )
@@ -64,7 +64,7 @@ import gatewayadmin.asgi, gatewayadmin.urls
 
 
 def test_the_application_loads_without_its_optional_packages(tmp_path: Path) -> None:
-    """None of them is there after `make run` and `make install`."""
+    """`make run` and `make install` install none of them."""
     extras = PROJECT["project"]["optional-dependencies"].items()
     wanted = {re.split(r"[^\w.-]", each)[0] for name, each_of in extras if name != "embedded" for each in each_of}
     names = sorted(name for name, packages in packages_distributions().items() if wanted & {*packages})

@@ -1,4 +1,4 @@
-"""What migrations make is kept for the next run: until something that they are made of changes."""
+"""The migrated tables are stored for the next run, until anything they depend on changes."""
 
 from datetime import date
 from pathlib import Path
@@ -29,7 +29,7 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "path", ["app/migrations/0001_initial.py", "app/migrations/0002_more.py", "app/rules.sql", "requirements.lock"]
 )
-def test_what_changes_the_migrations_makes_them_run_again(checkout: Path, path: str) -> None:
+def test_changed_migrations_run_again(checkout: Path, path: str) -> None:
     before = state_of_the_code(checkout, TODAY)
     (checkout / path).write_text("changed")
 
@@ -44,7 +44,7 @@ def test_another_day_makes_them_run_again_and_a_test_does_not(checkout: Path) ->
     assert state_of_the_code(checkout, date(2026, 3, 2)) != before
 
 
-def test_of_this_checkout_the_migrations_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_migrations_of_this_checkout_count(monkeypatch: pytest.MonkeyPatch) -> None:
     read, text_of = set[Path](), Path.read_bytes
 
     def noted(path: Path) -> bytes:

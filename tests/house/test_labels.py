@@ -1,6 +1,6 @@
-"""Labels and sentences that people, tutorials and screenshots refer to: each stands somewhere, to the letter.
+"""Labels and sentences that people, tutorials and screenshots refer to exist verbatim.
 
-Which page a text is on is tested where the page is; this keeps a text from being reworded by the way.
+Tests of pages check which page shows a text; this protects texts against accidental rewording.
 """
 
 import html
@@ -175,7 +175,7 @@ TEXTS = (
 )
 
 
-# What stands on which page, in the words and the order a reader sees; the world of `labelled` is in front of them.
+# The texts of each page, in the words and order a reader sees, for the world of `labelled`.
 ON_PAGES: dict[str, tuple[str, ...]] = {
     "/": (
         *("Dashboard", "Hosts 2", "Connections 1", "1 active", "Requests 24 h", "Denied 24 h"),
@@ -308,7 +308,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
 
 
 def plain(text: str) -> str:
-    """The text without line breaks, joints of strings and entities."""
+    """Return the text without line breaks, string joints and entities."""
     joined = re.sub(r'"\s*\n\s*f?"', "", text)
     return re.sub(r"\s+", " ", html.unescape(joined))
 
@@ -325,7 +325,7 @@ def test_a_label_stands_to_the_letter(text: str, sources: str) -> None:
 
 
 def seen_on(page: str) -> str:
-    """What a reader sees and hears of a page, without markup."""
+    """Return the visible and announced text of a page, without markup."""
     page = re.sub(r"<(script|style|title)\b.*?</\1>", " ", page, flags=re.DOTALL)
     named = re.sub(r'<(?=[^>]*aria-label="([^"]*)")[^>]*>', r" \1 ", page)
     return re.sub(r" (?=[,.;:?)])|(?<=\() ", "", re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", named))))
@@ -333,7 +333,7 @@ def seen_on(page: str) -> str:
 
 @pytest.fixture
 def labelled(ana: User) -> dict[str, str]:
-    """What stands in the addresses of ON_PAGES: one of everything, by the names of the tutorials."""
+    """The values in the addresses of ON_PAGES: one object of each kind, named as in the tutorials."""
     github = make.server(slug="github", name="GitHub", auth_type="bearer")
     quickstart, _ = make.gateway(slug="quickstart", name="Quickstart"), make.gateway(slug="empty", name="Empty")
     assignment = make.assignment(quickstart, github, identity_scheme="per_user")

@@ -1,6 +1,6 @@
-"""Every list asks as many statements before thousands of rows as before fifty.
+"""Every list runs as many statements with thousands of rows as with fifty.
 
-How long they take is measured by `python -m bench.lists`, before twenty times as many.
+`python -m bench.lists` measures their duration with twenty times as many.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""The lock files: every package with its hashes, the same in both, and no word of where they came from."""
+"""The lock files: every package with its hashes, the same in both, and no registry URL."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ PINNED = re.compile(r"^([a-z0-9][a-z0-9._-]*)==(\S+)", re.MULTILINE)
 
 
 def blocks(lock: str) -> dict[str, tuple[str, frozenset[str]]]:
-    """What a lock says of each package: its version, and the hashes of its files."""
+    """Return the version and the file hashes of each package in a lock."""
     texts = re.split(r"\n(?=[a-z0-9])", (ROOT / lock).read_text())
     named = [(PINNED.match(re.sub(r"\[[a-z,]+\]==", "==", text)), text) for text in texts]
     return {found[1]: (found[2], frozenset(re.findall(r"sha256:\w+", text))) for found, text in named if found}
@@ -38,7 +38,7 @@ def test_every_package_is_pinned_with_hashes() -> None:
 
 @pytest.mark.parametrize("extra", IMAGE_EXTRAS)
 def test_an_extra_of_the_image_has_a_lock_that_agrees_with_the_others(extra: str) -> None:
-    """One set of packages: pip takes a package that two files name only when both name the same version and hashes."""
+    """pip accepts a package named by two files only if both have the same version and hashes."""
     ours, tested, image = (blocks(f"requirements-{name}.lock") for name in (extra, "dev", "image"))
     wanted = PROJECT["project"]["optional-dependencies"][extra]
 

@@ -1,7 +1,7 @@
-"""Migrations since the newest release leave its code able to serve, and hold no lock for as long as the log is large.
+"""Migrations since the newest release keep its code able to serve, and hold no lock that grows with the log.
 
-For a while that release serves the new tables (docs/how-to/upgrade.md): what it inserts and reads has to be there. What
-it no longer needs goes one release later, and is then named in CONTRACTED.
+That release serves the new tables for a while (docs/how-to/upgrade.md), so everything it inserts and reads must exist.
+A column it no longer needs is removed one release later, and listed in CONTRACTED.
 """
 
 from collections.abc import Iterable, Iterator
@@ -84,7 +84,7 @@ def complaint(app: str, step: Step, made_here: set[tuple[str, str]]) -> str:
 
 
 def is_as_wide(old: Any, new: Any) -> bool:
-    """Return whether everything that the release before writes into the column can still be written."""
+    """Return True if everything the previous release writes into the column still fits."""
     return bool(old.db_parameters(connection) == new.db_parameters(connection) and (new.null or not old.null))
 
 
@@ -106,7 +106,7 @@ def test_the_newest_release_can_serve_what_the_migrations_since_make() -> None:
     assert since >= {*CONTRACTED}
 
 
-def test_what_the_release_before_cannot_live_with_is_seen() -> None:
+def test_migrations_that_break_the_previous_release_are_found() -> None:
     state = ProjectState()
     made = CreateModel(
         "Call", [("id", models.BigAutoField(primary_key=True)), ("name", models.CharField(max_length=9))]

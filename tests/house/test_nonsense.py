@@ -1,7 +1,7 @@
-"""Every form of every page, sent with nonsense in each of its fields: refused in words, and what was typed stays.
+"""Every form of every page with invalid values in each field: a clear error, and the input is kept.
 
-Which fields a page reads is found out by sending it a form and watching, so a form that is added is walked too. The
-same for the API is in tests/api/test_contract.py and tests/api/test_nonsense.py.
+The fields of a page are found by submitting a form and watching which are read, so new forms are included.
+tests/api/test_contract.py and tests/api/test_nonsense.py do the same for the API.
 """
 
 from collections import defaultdict
@@ -32,21 +32,21 @@ READ = [door for door in DOORS if door.method == "GET"]
 SENT = [door for door in DOORS if door.method == "POST"]
 REFUSED = {400, 403, 404, 409, 410, 413, 422, 429, 502}
 FORM = "application/x-www-form-urlencoded"
-ANEW = {"typed"}  # The name of what is ended for good, which is to be typed with thought.
+ANEW = {"typed"}  # The name of an object that ends for good, which must be typed deliberately.
 # What a page that reads dozens of names in its address, such as the log, is sent in each of them by itself.
 ALONE = {"a NUL", "a lone surrogate", "a huge number", "a moment after all"}
 SCRIPT = "<script>alert"
 
 
 def of_doors(found: list[Door]) -> list[Any]:
-    """Some doors, each sent a part of the nonsense; and in `make test-all` all of them, sent all of it."""
+    """Return some pages, each with a part of the invalid values; in `make test-all` every page with all of them."""
     thin = [pytest.param(door, 7, id=f"{door} in part") for door in found[::72]]
     return thin + [full(pytest.param(door, 1, id=str(door))) for door in found]
 
 
 @pytest.fixture(scope="module")
 def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
-    """One world for all tests of this module; each leaves it as it was."""
+    """One world for all tests of this module; each leaves it unchanged."""
     with django_db_blocker.unblock(), transaction.atomic():
         found = Site(DOORS)
         owner = make.user(email="else@example.com")
@@ -56,7 +56,7 @@ def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
 
 
 class Form(HTMLParser):
-    """The fields of the forms of a page that are sent to one address, with what stands in them."""
+    """The fields and values of a page's forms with the same target."""
 
     def __init__(self, page: str, path: str) -> None:
         super().__init__()
@@ -105,8 +105,10 @@ _watchers: list[dict[int, set[str]]] = []
 
 @pytest.fixture(scope="module", autouse=True)
 def noticed() -> Iterator[None]:
-    """Forms and query strings tell who watches what they are asked for. Patched once: Python 3.13 calls the old methods
-    of a class that was changed a thousand times."""
+    """Let forms and query strings report which names are read.
+
+    Patched once: Python 3.13 calls the old methods of a class that was changed a thousand times.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name in ("__getitem__", "getlist", "__contains__"):
             patch.setattr(MultiValueDict, name, noting(getattr(MultiValueDict, name)))
@@ -115,7 +117,7 @@ def noticed() -> Iterator[None]:
 
 @contextmanager
 def watched() -> Iterator[dict[int, set[str]]]:
-    """Which names are asked for of each form and each query string, by the id of its object."""
+    """Yield the names read from each form and each query string, by the id of its object."""
     asked = defaultdict[int, set[str]](set)
     _watchers.append(asked)
     try:
@@ -134,12 +136,12 @@ def noting(original: Any) -> Any:
 
 
 def foreign(site: Site) -> str:
-    """The id of something that is somebody else's."""
+    """Return the id of somebody else's object."""
     return str(site.things["foreign"])
 
 
 class Walk:
-    """One page, and somebody it is open to."""
+    """One page, and a person who may open it."""
 
     def __init__(self, client: Client, method: str, path: str, foreign: str) -> None:
         self.client, self.method, self.path, self.foreign = client, method, path, foreign
@@ -147,12 +149,12 @@ class Walk:
 
     @classmethod
     def at(cls, site: Site, door: Door) -> Self:
-        """At this door, as somebody it opens to."""
+        """Return a walk on this page, by a person who may open it."""
         client = site.owning() if door.is_for_owners else site.holding(ALL)
         return cls(client, door.method, site.address(door), foreign(site))
 
     def send(self, fields: dict[str, Any], what: str) -> None:
-        """Send it, follow where it leads, and note what is wrong with either; nothing stays of it."""
+        """Submit it, follow the redirect, and note faults; all changes are rolled back."""
         cache.clear()
         try:
             with transaction.atomic():
@@ -190,7 +192,7 @@ class Walk:
         return self.client.post(self.path, body, content_type=FORM)
 
     def names(self) -> set[str]:
-        """What the page reads of a form that is sent to it, or of its query string."""
+        """Return the names that the page reads from a submitted form or from its query string."""
         found: set[str] = set()
         for value in ("", "1"):
             more = dict.fromkeys(found, value)
@@ -202,7 +204,7 @@ class Walk:
         return found - {"csrfmiddlewaretoken"}
 
     def filled(self) -> dict[str, Any]:
-        """The form as it is when the page is opened."""
+        """Return the form's values when the page is opened."""
         page = self.client.get(self.path)
         if self.method == "GET" or page.status_code != 200 or page.streaming:
             return {}
@@ -210,13 +212,13 @@ class Walk:
 
 
 def encoded(fields: dict[str, Any]) -> str:
-    """A form as browsers encode it, and as no browser does: a lone surrogate is sent as it is."""
+    """Encode a form as browsers do, and with a lone surrogate, as none does."""
     pairs = ((name, one) for name, value in fields.items() for one in (value if isinstance(value, list) else [value]))
     return "&".join(f"{quote(name)}={quote(str(one).encode('utf-8', 'surrogatepass'))}" for name, one in pairs)
 
 
 def tidy(text: str) -> str:
-    """A text without what a page may change of it: blanks around it, and how its lines end."""
+    """Return a text without what a page may change: surrounding blanks and line endings."""
     return " ".join(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").split())
 
 
@@ -235,20 +237,20 @@ def nobody(site: Site) -> tuple[Client, str]:
 
 
 def joining(site: Site) -> tuple[Client, str]:
-    """Somebody who has opened the link of an invitation."""
+    """Return a browser in which an invitation link was opened, and the page."""
     client = Client()
     client.get(urlsplit(invitation_link(make.invited())).path)
     return client, ""
 
 
 def resetting(site: Site) -> tuple[Client, str]:
-    """Somebody who has opened the link of a reset, which leads to the page that takes the password."""
+    """Return a browser in which a reset link was opened, and the page that sets the password."""
     client = Client()
     return client, client.get(urlsplit(password_link(make.user())).path)["Location"]
 
 
 def halfway(site: Site) -> tuple[Client, str]:
-    """Somebody whose password was right, and who has a security key."""
+    """Return a browser after a correct password, of a person with a security key."""
     client, person = Client(), make.user()
     added(person)
     client.post("/accounts/login/", {"login": person.email, "password": make.PASSWORD})
@@ -265,7 +267,7 @@ def with_password(site: Site) -> tuple[Client, str]:
     return client, ""
 
 
-# Forms of others' views and of people who are nobody yet, each with who sends it, and where if that is made.
+# Forms of other views and of people without an account yet, each with its sender, and its page if it is generated.
 SIGNING_IN = {
     "account_login": nobody,
     "account_reset_password": nobody,
@@ -300,7 +302,7 @@ def test_a_form_for_signing_in_with_nonsense_is_refused_in_words(name: str, site
         "/gateways/{gateway_slug}/assign/?server=%00",
     ],
 )
-def test_what_was_an_error_once_is_none_any_more(path: str, site: Site) -> None:
+def test_requests_that_once_failed_succeed(path: str, site: Site) -> None:
     with transaction.atomic():
         answer = site.holding(ALL).get(path.format(**site.things))
         transaction.set_rollback(True)
@@ -309,7 +311,7 @@ def test_what_was_an_error_once_is_none_any_more(path: str, site: Site) -> None:
 
 
 def faults(walk: Walk, step: int = 1) -> list[str]:
-    """What is wrong with the answers to each kind of nonsense: in each field of what is there, and in all of them."""
+    """Return the faults for each kind of invalid value: in each existing field, and in all of them."""
     names, filled = sorted(walk.names()), walk.filled()
     nonsense = {**NONSENSE, "somebody else's": walk.foreign}
     alone = [(what, name) for what in nonsense for name in names if walk.method == "POST" or what in ALONE]

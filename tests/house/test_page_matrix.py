@@ -1,7 +1,8 @@
-"""Every page for everybody: nobody, without, with exactly, with every other capability, and the owner.
+"""Every page with every kind of visitor: anonymous, without, with exactly, and with every other capability, and the
+owner.
 
-Written from the rules the views declare: a page without one, or at a place no thing is known for, fails. The same for
-the API is in tests/api/test_matrix.py.
+Generated from the rules that the views declare: a page without a rule, or whose address needs an unknown object, fails.
+tests/api/test_matrix.py does the same for the API.
 """
 
 import re
@@ -21,7 +22,7 @@ from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
 
 pytestmark = pytest.mark.django_db
 
-# An address that moved tells everybody who is signed in where to, and that it is there tells nobody.
+# A moved URL redirects every signed-in user, which reveals nothing about the object.
 DOORS = [door for door in doors() if door.name != "gateways:tool"]
 PAGES: dict[str, list[Door]] = {door.name: [other for other in DOORS if other.name == door.name] for door in DOORS}
 
@@ -30,14 +31,14 @@ ENTERED, REFUSED, ASKED_WHO = "entered", "refused", "asked to sign in"
 
 @pytest.fixture(scope="module")
 def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
-    """One world for all tests of this module; each leaves it as it was."""
+    """One world for all tests of this module; each leaves it unchanged."""
     with django_db_blocker.unblock(), transaction.atomic():
         yield Site(DOORS)
         transaction.set_rollback(True)
 
 
 def seen(response: Any) -> str:
-    """What somebody got: what is not theirs to see is not there, a form without its fields comes back."""
+    """Return a response's meaning: invisible objects are 404, and an incomplete form is shown again."""
     if response.status_code == 302:
         # The page of those without a password leads the others to the question for theirs.
         is_for_others = response.wsgi_request.path == "/accounts/organisation/confirm/"
@@ -49,7 +50,7 @@ def seen(response: Any) -> str:
 
 @pytest.mark.parametrize("page", every(36, PAGES))
 def test_a_page_opens_to_whom_its_rule_names(page: str, site: Site) -> None:
-    """And nothing on it changes without a CSRF token, whoever asks."""
+    """Without a CSRF token nothing on it changes, for any user."""
     for door in PAGES[page]:
         people = {told(held): site.holding(held) for held in door.knocking}
         expected = {told(held): ENTERED if opens else REFUSED for held, opens in door.knocking.items()}
@@ -62,7 +63,7 @@ def test_a_page_opens_to_whom_its_rule_names(page: str, site: Site) -> None:
 
 
 def without_csrf(door: Door, site: Site) -> Client:
-    """Somebody the door opens to, in a browser whose page sends no CSRF token."""
+    """Return a user who may open it, in a browser that sends no CSRF token."""
     client = site.owning() if door.is_for_owners else site.holding(ALL)
     client.handler.enforce_csrf_checks = True
     return client
@@ -148,7 +149,7 @@ OTHERS = [(name, route) for name, route in routes() if name in PUBLIC | OWN | PR
 
 
 def taken(route: URLPattern, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of `values` that have a place in the address."""
+    """Return the items of `values` that the address needs."""
     return {name: value for name, value in values.items() if re.search(rf"[<:]{name}>", str(route.pattern))}
 
 
@@ -179,14 +180,14 @@ def test_only_programs_post_without_csrf(site: Site) -> None:
 
 
 def test_csrf_is_asked_for_everywhere_but_where_programs_post() -> None:
-    """The views of the API ask by themselves, once they know that a session came and no token."""
+    """REST views check it themselves, only for requests with a session."""
     exempt = {name for name, route in routes() if getattr(route.callback, "csrf_exempt", False)}
 
     assert {name for name in exempt if not name.startswith("api:") or name == "api:nothing"} == NO_COOKIE
 
 
 def admin_pages() -> Iterator[str]:
-    """The address of every page of the Django admin."""
+    """Yield the address of every page of the Django admin."""
     for entry in staff_site.urls[0]:
         for route in [entry] if isinstance(entry, URLPattern) else entry.url_patterns:
             if isinstance(route, URLPattern) and route.name:

@@ -1,4 +1,4 @@
-"""Every route says who may enter; whoever adds one decides it here or beside the view."""
+"""Every route declares who may enter: here or at its view."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -48,15 +48,15 @@ PROTOCOL = {
     "oauth2_provider:revoke-token",
     "oauth2_provider:server-metadata",
     "oauth2_provider:token",
-    "scim:endpoint",  # Directories; their key says whom they may act on.
-    "sso:saml_consumer",  # A form of the identity provider's; its signature says who asks.
-    "sso:backchannel_logout",  # The identity provider's signature says who asks.
+    "scim:endpoint",  # Directories; their key decides whom they may act on.
+    "sso:saml_consumer",  # A form of the identity provider, authenticated by its signature.
+    "sso:backchannel_logout",  # Authenticated by the identity provider's signature.
     "servers:client_document",  # Issuers read who this gateway is as a client.
 }
 
 
 def routes(resolver: URLResolver | None = None, prefix: str = "") -> Iterator[tuple[str, URLPattern]]:
-    """Every route with its full name, without those of the Django admin, which asks the role by itself."""
+    """Yield every route with its full name, except those of the Django admin, which checks the role itself."""
     resolver = resolver or get_resolver()
     for entry in resolver.url_patterns:
         if isinstance(entry, URLPattern):
@@ -67,7 +67,7 @@ def routes(resolver: URLResolver | None = None, prefix: str = "") -> Iterator[tu
 
 
 def nameless(resolver: URLResolver | None = None) -> Iterator[URLPattern]:
-    """The routes that only repeat others under an older address."""
+    """Yield the routes that only repeat others under an older address."""
     for entry in (resolver or get_resolver()).url_patterns:
         if isinstance(entry, URLResolver):
             yield from nameless(entry) if entry.app_name != "admin" else ()
@@ -76,7 +76,7 @@ def nameless(resolver: URLResolver | None = None) -> Iterator[URLPattern]:
 
 
 def rule_of(view: Any) -> Any:
-    """What guards a view: `@requires`, `@own_resource`, or the `@operation` of each method of a REST view."""
+    """Return the rule of a view: `@requires`, `@own_resource`, or the `@operation` of each method of a REST view."""
     if actions := getattr(view, "actions", None):
         return all(operation_of(view.cls, action) for action in actions.values())
     return getattr(view, "rule", None)

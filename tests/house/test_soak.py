@@ -1,4 +1,4 @@
-"""The soak test says what grows, and does not take clients that act faster for a leak."""
+"""The soak test reports growth, and does not mistake faster clients for a leak."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -16,7 +16,7 @@ type Series = Callable[[int], float]
 def samples(
     actions: Series, *, leaks: float = 0.0, memory: Series = lambda _: 200.0, files: Series = lambda _: 60
 ) -> list[Sample]:
-    """Samples in which two of a hundred actions leave a row for five minutes, and `leaks` of them one for ever."""
+    """Return samples in which two of 100 actions leave a row for five minutes, and `leaks` of them forever."""
     done = [int(actions(number)) for number in range(SAMPLES)]
     ever = list(accumulate(done))
     rows = [
@@ -79,7 +79,7 @@ def test_memory_and_files_that_go_on_growing_do() -> None:
 
 
 def leaking(number: int) -> float:
-    """What is replaced every quarter of an hour and holds a little more each time."""
+    """Return a value that is reset every quarter of an hour and a little higher each time."""
     return 200 + number + number % 30
 
 

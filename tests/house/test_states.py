@@ -1,6 +1,6 @@
-"""One word for each state and each cause: on pages, in REST, in the Django admin, in the log and to callers.
+"""One word for each state and each cause: on pages, in REST, in the Django admin, in the log and for callers.
 
-What pages show is compared with the same world in `test_counts`.
+`test_counts` compares pages with the same world.
 """
 
 from collections.abc import Iterator
@@ -39,14 +39,14 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 
 def in_admin(thing: models.Model) -> str:
-    """What the Django admin's list says in the column of its state."""
+    """Return the Django admin's text in the column of its state."""
     pages: Any = site._registry[type(thing)]
     column = pages.status if hasattr(pages, "status") else pages.state
     return str(column(thing))
 
 
 def in_rest(world: World, path: str, **query: Any) -> dict[str, Any]:
-    """Each thing of a list as REST has it, by its id."""
+    """Return the objects of a REST list, by id."""
     found: dict[str, Any] = {}
     page = 1
     while page:
@@ -92,8 +92,8 @@ def test_rest_and_the_django_admin_say_the_state_that_pages_show(
     assert len(seen) > 1
 
 
-def test_what_blocks_a_connection_is_what_its_calls_are_refused_for() -> None:
-    """For each combination of what can be off, the reason in the row is the one that callers and the log get."""
+def test_a_connections_blocked_reason_equals_the_refusal_of_its_calls() -> None:
+    """For each combination of disabled objects, the row has the reason that callers and the log get."""
     user, host, gateway = User(), Host(kind="headed"), Gateway(reach=Reach.TEAMS)
     connection = Connection(user=user, host=host, gateway=gateway)
     token = Token(connection=connection, digest=b"", expires_at=None)

@@ -1,4 +1,4 @@
-"""Who changed something may take it back from the toast; who came second is offered nothing, for it is not theirs."""
+"""The toast offers undo to the person who made the change; the loser of a race is offered nothing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -48,7 +48,7 @@ def stage(django_db_setup: None, django_db_blocker: Any) -> Iterator[Stage]:
 
 
 def offered(answer: Any) -> Undo | None:
-    """What the toast of an answer takes back."""
+    """Return the undo offered in the toast of a response."""
     return next(filter(None, map(undo, get_messages(answer.wsgi_request))), None)
 
 

@@ -1,4 +1,4 @@
-"""Each verb through each surface that offers it finds the same rows and records the same event."""
+"""Each model method has the same effect and event through every interface that offers it."""
 
 import inspect
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ OURS = {
 
 @pytest.fixture(scope="module")
 def stage(django_db_setup: None, django_db_blocker: Any) -> Iterator[Stage]:
-    """One world for all verbs; each is undone."""
+    """One world for all methods; each call is rolled back."""
     with django_db_blocker.unblock(), undone():
         yield staged()
 
@@ -129,7 +129,7 @@ def test_every_surface_does_the_same(verb: Verb, stage: Stage) -> None:
 
 
 def public_verbs() -> Iterator[str]:
-    """Every method of a model or a manager of ours that is told who acts."""
+    """Yield every method of our models and managers with the argument `by`."""
     for model in apps.get_models():
         if model.__module__.partition(".")[0] in OURS:
             for name, method in chain(*map(members, (model, type(model._default_manager)))):

@@ -1,4 +1,4 @@
-"""Two people edit one thing: the second is told what the first changed, loses nothing, and may save on top."""
+"""Concurrent edits: the second person sees the first one's changes, loses nothing, and may save on top."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from tests.rest import Rest
 
 @dataclass
 class Edited:
-    """One thing with a form: where that is, what two people change in it, and where REST has it."""
+    """An object with a form: its page, two changes to it, and its REST path."""
 
     thing: Any
     form: str
@@ -125,7 +125,7 @@ def page(boss: User) -> Client:
 
 
 def opened(page: Client, edited: Edited) -> dict[str, Any]:
-    """The fields of the form as a browser would send them back untouched."""
+    """Return the form's fields as a browser would send them back unchanged."""
     answer = page.get(edited.form)
     form = answer.context["form"]
     fields = {bound.html_name: bound.value() for bound in form}
@@ -167,7 +167,7 @@ def test_the_second_to_save_a_form_is_told_what_changed_and_may_save_on_top(
 
 
 def version_of(answer: Any) -> str:
-    """The tag of what may be edited, without that of the rest of the answer."""
+    """Return the version of the editable values, without the rest of the tag."""
     version, dot, _ = answer["ETag"].partition(".")
     assert dot
     return f'{version}"'
@@ -217,7 +217,7 @@ def test_if_match_is_compared_as_rfc_9110_says(boss: User, field: str, status: i
     assert (edited.thing.name == "Renamed") == (status == 200)
 
 
-def test_what_no_form_shows_is_no_reason_to_refuse_it(boss: User, page: Client) -> None:
+def test_hidden_fields_are_no_reason_to_refuse(boss: User, page: Client) -> None:
     edited = _server(boss)
     form = opened(page, edited) | edited.second
     edited.thing.disable(by=boss)
@@ -225,7 +225,7 @@ def test_what_no_form_shows_is_no_reason_to_refuse_it(boss: User, page: Client) 
     assert page.post(edited.form, form).status_code == 302
 
 
-def test_what_is_in_the_way_of_a_deletion_by_version(boss: User) -> None:
+def test_a_deletion_of_an_outdated_version_is_refused(boss: User) -> None:
     edited, api = _team(boss), Rest.of(boss)
     tag = api.get(edited.rest)["ETag"]
     edited.thing.edit(name="Other", users=[], by=boss)

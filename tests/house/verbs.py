@@ -1,4 +1,4 @@
-"""Every verb of the product, and every surface that offers it: its page, the API, the Django admin, a command."""
+"""Every public method of our models, and every interface that offers it: page, API, Django admin, command."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +25,7 @@ TWO = ["hosts:read", "logs:read"]
 
 @dataclass(frozen=True)
 class Verb:
-    """A method of a model or its manager, and the surfaces that lead to it."""
+    """A method of a model or its manager, and the interfaces that call it."""
 
     name: str
     surfaces: tuple[Step, ...]
@@ -41,7 +41,7 @@ def verb(name: str, *surfaces: Step, before: Step | None = None, case: str = "")
 
 
 def off(model: Any, thing: str) -> Step:
-    """Something that is switched off to begin with."""
+    """Return a step that disables an object beforehand."""
     return lambda stage: stage.row(model, thing).disable(by=None)
 
 
@@ -60,19 +60,19 @@ PROVIDER = PAGE | {"domains": "[]", "protocol": "oidc", "name_id_format": "persi
 
 
 def broke_the_glass(stage: Stage) -> None:
-    """A break-glass owner, and another owner to end that."""
+    """Create a break-glass owner, and another owner who can end that."""
     Role.objects.make_built_in()
     owners = User.objects.filter(pk__in=(stage.things["person"], stage.things["boss_id"]))
     owners.update(break_glass=True, role=Role.objects.get(name="Super admin"), by_organisation=True)
 
 
 def flow_at(begun: Any) -> str:
-    """The address of a flow's first page, below which all others are."""
+    """Return the first page of a flow, the prefix of its other addresses."""
     return "/connect/{}/".format(begun["Location"].split("/")[2])
 
 
 def flow(gateway: str, **fields: Any) -> Step:
-    """The authorize flow with the token ending, to its end."""
+    """Return a step that completes the authorize flow that ends with a token."""
 
     def walk(stage: Stage) -> object:
         begun = stage.page.get("/connect/", {"host": stage.things["host"], "gateway": stage.things[gateway]})
@@ -82,7 +82,7 @@ def flow(gateway: str, **fields: Any) -> Step:
 
 
 def identity_in_flow(stage: Stage) -> object:
-    """Bringing one's own identity on the way to a token."""
+    """Add one's own identity on the way to a token."""
     begun = stage.page.get("/connect/", {"host": stage.things["host"], "gateway": "closed"})
     return page(f"{flow_at(begun)}identity/{{assignment}}/", identity="new", label="Mine", secret="s3cret of mine")(
         stage
@@ -90,7 +90,7 @@ def identity_in_flow(stage: Stage) -> object:
 
 
 def settings(stage: Stage) -> dict[str, Any]:
-    """What the form of the workspace's settings holds, under another name."""
+    """Return the workspace settings form with another name."""
     form = stage.page.get("/settings/workspace").context["form"]
     kept = {name: bound.value() for name, bound in ((bound.name, bound) for bound in form)}
     return {name: value for name, value in kept.items() if value not in (None, False)} | {"name": "Ours"}

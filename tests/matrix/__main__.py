@@ -1,4 +1,6 @@
-"""Write docs/reference/compatibility.md: what each client can do with each server through the gateway, and alone."""
+"""Write docs/reference/compatibility.md: the features of each client with each server, through the gateway and
+directly.
+"""
 
 import argparse
 import contextlib
@@ -45,7 +47,7 @@ def parsed() -> argparse.Namespace:
 
 
 def run(clients: list[str], names: list[str], home: Path) -> tuple[dict[str, Found], dict[str, Found]]:
-    """By client what was found alone, and through the gateway. Needs `servers.install()`."""
+    """Return the results by client, first directly, then through the gateway. Needs `servers.install()`."""
     with contextlib.ExitStack() as stack:
         urls = {}
         for number, name in enumerate(names):
@@ -64,7 +66,7 @@ def run(clients: list[str], names: list[str], home: Path) -> tuple[dict[str, Fou
 def gateway_before(
     urls: dict[str, str], clients: list[str], home: Path
 ) -> Iterator[dict[str, dict[str, dict[str, object]]]]:
-    """By client its targets, through a gateway on a database of its own, which goes when the block ends."""
+    """Yield each client's targets, through a gateway on a database that is dropped at the end."""
     with cluster.run_of_ones_own():
         yield from _gateway_before(urls, clients, home)
 

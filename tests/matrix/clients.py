@@ -1,4 +1,4 @@
-"""The clients of the table: the environment each runs in, and how it is told what to do."""
+"""The clients of the table: their environments and their invocation."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def printed(command: list[str], given: str, **more: str) -> Found:
 
 
 def python(program: str, home: str = "", mode: str = "") -> Callable[[Targets], Found]:
-    """One of tests/matrix/programs.py, in the virtual environment `home` beside .venv's own packages."""
+    """Return a runner of tests/matrix/programs.py, in the virtual environment `home` beside .venv's own packages."""
     command = [python_of(home) if home else sys.executable, "-m", "tests.matrix.programs", program]
     return lambda targets: printed(command, json.dumps({"mode": mode, "targets": targets}))
 
@@ -72,7 +72,7 @@ def inspector(era: str) -> Callable[[Targets], Found]:
 
 
 def inspected(era: str, target: dict[str, Any]) -> dict[str, str]:
-    """What Inspector's command line can do: one process and one request for each."""
+    """Return the results of Inspector's command line, with one process per request."""
     found = {}
     for ability, ask in target["asks"].items():
         if ability in ("list", "call", "prompt", "resource"):

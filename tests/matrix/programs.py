@@ -1,7 +1,7 @@
 """The Python clients of the table: `python -m tests.matrix.programs NAME`, in the environment of that client.
 
-Standard input holds {"mode": ..., "targets": {server: {"url", "token", "asks"}}}; prints {server: {ability: reason}}
-with "" as the reason where it works. What a client has no way to do it leaves out.
+Standard input is {"mode": ..., "targets": {server: {"url", "token", "asks"}}}; prints {server: {ability: reason}}, with
+"" as the reason for success. Abilities the client lacks are left out.
 """
 # mypy: ignore-errors
 
@@ -19,7 +19,7 @@ ROOT = "file:///home/ana/work"
 
 
 def filled(schema):
-    """Content that satisfies what a form of elicitation asks for."""
+    """Return content that satisfies an elicitation form."""
     wanted = (schema or {}).get("properties", {})
     return {name: value_for(wanted[name]) for name in schema.get("required", wanted) if name in wanted}
 
@@ -35,7 +35,7 @@ def value_for(field):
 
 
 class Session:
-    """A client that is the SDK's own session, whichever SDK."""
+    """A client that is the SDK's own session, for either SDK."""
 
     sampling = roots = None
 
@@ -68,7 +68,7 @@ class Session:
         return heard
 
     async def cancel(self, name, arguments):
-        """Leave the call; SDK 2 tells the server by itself."""
+        """Cancel the call; SDK 2 notifies the server by itself."""
         call = asyncio.create_task(self.call(name, arguments))
         await asyncio.sleep(CANCEL_AFTER_SECONDS)
         await self.tell_cancelled()
@@ -81,7 +81,7 @@ class Session:
 
 
 class Host(Session):
-    """One that was also given a model to lend, and folders."""
+    """A client with a model and roots."""
 
     sampling = roots = True
 
@@ -93,7 +93,7 @@ class SessionOfSdk1(Host):
         return str(await self.session.read_resource(AnyUrl(uri)))
 
     async def tell_cancelled(self):
-        """SDK 1 leaves it to its user."""
+        """Notify the server, which SDK 1 leaves to its user."""
         from mcp import types
 
         params = types.CancelledNotificationParams(requestId=self.session._request_id - 1, reason="cancelled")
@@ -164,7 +164,7 @@ async def sdk_2(url, token, mode):
 
 @contextlib.asynccontextmanager
 async def mcp_remote(url, token, mode):
-    """A client of stdio alone, which is given mcp-remote as its server."""
+    """A stdio-only client, with mcp-remote as its server."""
     from mcp.client import Client
     from mcp.client.stdio import StdioServerParameters, stdio_client
 
@@ -201,7 +201,7 @@ async def fastmcp(url, token, mode):
 
 
 class Langchain(Session):
-    """Tools as LangChain's; each call opens a session of its own unless it is given one, as here."""
+    """LangChain's tools, in one given session instead of one per call."""
 
     def __init__(self, session, heard):
         super().__init__(session)
@@ -219,7 +219,9 @@ class Langchain(Session):
         return str(await (await self.tool(name)).ainvoke(arguments))
 
     async def tool(self, name):
-        """Some servers add tools only when a client that can answer them has connected: as soon as it is listed."""
+        """Wait until the tool is listed: some servers add tools only once a client with the right capabilities has
+        connected.
+        """
         async with asyncio.timeout(10):
             while True:
                 for tool in await self.tools():
@@ -333,7 +335,7 @@ OWN_METHODS = {"list", "prompt", "resource", "progress", "cancel"}
 
 
 async def does(client, ability, ask):
-    """Do what is asked; a reason when the answer is another than expected, None when the client has no way."""
+    """Perform the request; return the reason if the answer is unexpected, None if the client lacks the feature."""
     method = getattr(client, ability if ability in OWN_METHODS else "call")
     if method is None or getattr(client, ability, True) is None:
         return None
@@ -357,7 +359,7 @@ def lacks(text, ask):
 
 
 async def tried(program, mode, target):
-    """What of the target works, over one connection."""
+    """Return the results of the target, over one connection."""
     found = {}
     try:
         async with program(target["url"], target["token"], mode) as client:

@@ -1,6 +1,6 @@
-"""Make in the database of a running gateway, for each server, a gateway without prefix, and on each a token per client.
+"""Create in the database of a running gateway a gateway per server without prefix, and a token per client.
 
-A program: takes `{"servers": {name: address}, "clients": [name]}` as JSON, prints `{server: {"slug", "tokens"}}`.
+Reads `{"servers": {name: address}, "clients": [name]}` as JSON, prints `{server: {"slug", "tokens"}}`.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""The servers of the table: how each is started, and what is asked of it.
+"""The servers of the table: their commands, and the requests to each.
 
-A server that speaks stdio alone stands behind a bridge that makes it an HTTP server, as a user would do it.
+A stdio server runs behind a bridge that makes it an HTTP server, as a user would run it.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ type Ask = dict[str, Any]
 
 
 def asked(name: str, arguments: dict[str, Any] | None = None, says: str = "") -> Ask:
-    """Call or get `name`; the answer looks like the regular expression `says`."""
+    """Return a call or get of `name` whose answer must match the regular expression `says`."""
     return {"name": name, "arguments": arguments or {}, "says": says}
 
 
@@ -46,7 +46,7 @@ def npm_version(package: str) -> str:
 
 
 def pip_version(environment: str, package: str) -> str:
-    """The version of a package in .venv (""), or in an environment beside it."""
+    """Return the version of a package in .venv (""), or in another environment."""
     python = python_of(environment) if environment else sys.executable
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     return subprocess.run([python, "-c", code, package], capture_output=True, text=True, check=True).stdout.strip()
@@ -61,7 +61,7 @@ def node(program: str) -> str:
 
 
 def supergateway(port: int, command: str) -> list[str]:
-    """`command`, which speaks stdio, at http://127.0.0.1:port/mcp with sessions."""
+    """Return the command that serves a stdio `command` at http://127.0.0.1:port/mcp with sessions."""
     options = ["--outputTransport", "streamableHttp", "--stateful", "--port", str(port), "--streamableHttpPath", "/mcp"]
     return [node("supergateway"), "--stdio", command, *options, "--logLevel", "none"]
 
@@ -76,7 +76,7 @@ def counted(says: str = "call") -> list[Ask]:
 
 
 def by_its_defaults(name: str, version: Callable[[], str], **more: Ask) -> Server:
-    """A server of tests/conformance: a library with its defaults, both eras."""
+    """Return a server of tests/conformance: a library with its defaults, both eras."""
     asks = {
         "list": {"says": "test_simple_text"},
         "call": asked("test_simple_text", says="simple text response"),
@@ -162,14 +162,14 @@ SERVERS = {
 
 
 def install() -> None:
-    """Install npm's packages and the environments of the Python SDK 1, FastMCP and the agent frameworks."""
+    """Install npm's packages and the environments of Python SDK 1, FastMCP and the agent frameworks."""
     fixtures.install()
     fixtures.install_environment(Path(sys.prefix) / "matrix-agents", HERE / "agents.lock")
 
 
 @contextlib.contextmanager
 def running(name: str, folder: Path) -> Iterator[str]:
-    """The address of this server, running until the block ends; fails with its output when it does not start."""
+    """Run this server, and yield its address; fails with its output if it does not start."""
     port = free_port()
     environment = dict(os.environ) | {"PATH": f"{npm.MODULES / '.bin'}{os.pathsep}{os.environ['PATH']}"}
     with tempfile.TemporaryFile() as log:

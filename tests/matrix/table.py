@@ -1,4 +1,4 @@
-"""The page docs/reference/compatibility.md, from what the clients found."""
+"""The page docs/reference/compatibility.md, generated from the results."""
 
 import datetime as dt
 from collections.abc import Iterable, Iterator
@@ -46,7 +46,7 @@ def page(through: dict[str, Found], alone: dict[str, Found], date: dt.date) -> s
 
 
 def versions() -> str:
-    """Each client and server once, however many modes of it were tried."""
+    """Return the version of each client and server once, whatever the modes it ran in."""
     clients = {name.split(",")[0]: one.version() for name, one in CLIENTS.items()}
     servers = {name: one.version() for name, one in SERVERS.items()}
     parts = (("Clients", clients), ("Servers", servers))
@@ -67,7 +67,7 @@ def explained(through: dict[str, Found], alone: dict[str, Found]) -> str:
 
 
 def cell(through: dict[str, str], alone: dict[str, str]) -> str:
-    """The letters of what works, neighbours with the same mark together."""
+    """Return the letters of what works, adjacent ones with the same mark joined."""
     letters = [
         (mark(through[name], alone[name]), letter)
         for name, letter in LETTERS.items()
@@ -78,14 +78,14 @@ def cell(through: dict[str, str], alone: dict[str, str]) -> str:
 
 
 def mark(through: str, alone: str) -> str:
-    """What stands around a letter, from the reasons why the ability fails ("" where it works)."""
+    """Return the mark around a letter, from the failure reasons ("" if it works)."""
     if through:
         return "~~"
     return "*" if alone else ""
 
 
 def broken(through: dict[str, Found], alone: dict[str, Found]) -> list[Failure]:
-    """What fails through the gateway and works without it."""
+    """Return what fails through the gateway but works directly."""
     return [
         Failure(client, server, ability, reason)
         for client, found in through.items()

@@ -1,4 +1,4 @@
-"""The page of compatibility names what the command knows; whatever works without the gateway works through it."""
+"""The compatibility page matches the command, and everything that works directly works through the gateway."""
 
 import datetime as dt
 import re
@@ -13,7 +13,7 @@ from tests.matrix.servers import ABILITIES, SERVERS
 
 
 def rows_below(heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading of the page, its head first."""
+    """Return the cells of the first table below a heading, header first."""
     text = table.PAGE.read_text().split(f"{heading}\n", 1)[1].lstrip("\n").split("\n\n")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return [rows[0], *rows[2:]]

@@ -1,6 +1,6 @@
-"""FastMCP 4 with its defaults speaks both eras, and each client is served in its own through two workers.
+"""Each client is served in its own era through two workers, by FastMCP 4, which speaks both.
 
-Sessions keep their state and are asked, while 2026-07-28 clients call on both workers.
+Sessions keep their state and get server requests, while 2026-07-28 clients call on both workers.
 """
 
 import json
@@ -56,7 +56,7 @@ RUN["fastmcp, legacy"] = python("fastmcp", "matrix-fastmcp", mode="legacy")
 
 @pytest.fixture(scope="module")
 def targets(live: Serve) -> Iterator[dict[str, Targets]]:
-    """By client its address and token at a gateway before FastMCP."""
+    """The address and token of each client, at a gateway with FastMCP."""
     fixtures.install()
     with fixtures.running(SERVER) as url:
         rows = json.dumps({"servers": {SERVER: url}, "clients": [*EVERY, MODERN_CLIENT]})
@@ -89,7 +89,7 @@ def test_each_session_counts_and_is_asked_beside_clients_without_one(
 
 @contextmanager
 def calling_on_each_worker(serve: Serve, target: dict[str, Any]) -> Iterator[dict[int, list[str]]]:
-    """Count in 2026-07-28 on one connection to each worker until the block ends; by worker what was answered."""
+    """Count calls in 2026-07-28 on one connection per worker until the block ends; yields the answers by worker."""
     said: dict[int, list[str]] = {}
     is_over = threading.Event()
     with ExitStack() as stack:
@@ -102,7 +102,7 @@ def calling_on_each_worker(serve: Serve, target: dict[str, Any]) -> Iterator[dic
 
 
 def connected_to_each_worker(serve: Serve, stack: ExitStack) -> dict[int, httpx.Client]:
-    """By the process id of each worker a client whose kept connection is with that worker."""
+    """Return a client per worker process id, whose kept connection is with that worker."""
     assert serve.process is not None
     processes = workers(serve.process.pid)
     clients: dict[int, httpx.Client] = {}
@@ -117,7 +117,7 @@ def connected_to_each_worker(serve: Serve, stack: ExitStack) -> dict[int, httpx.
 
 
 def worker_at(port: int, processes: list[psutil.Process]) -> int:
-    """The worker that has accepted the connection from this port."""
+    """Return the worker that accepted the connection from this port."""
     found: list[int] = [
         process.pid
         for process in processes

@@ -1,4 +1,4 @@
-"""A headed app on the other side, and the person who connects it in a browser without script."""
+"""A headed app, and the person who connects it in a browser without script."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ CALLBACK = "http://127.0.0.1:33418/callback"
 
 @dataclass
 class App:
-    """A client on the other side: registered, with a verifier of its own."""
+    """A registered client with its own verifier."""
 
     client_id: str
     verifier: str = field(default_factory=new_verifier)
@@ -69,7 +69,7 @@ def browser(user: User) -> Client:
 
 
 def decide(client: Client, question: str, decision: str = "allow") -> dict[str, str]:
-    """Go through the flow as a person does; the answer the app gets, as one dict."""
+    """Go through the flow as a person does; return the app's answer as a dict."""
     begun = client.get(question)
     assert begun.status_code == 302, begun.content
     gateway_page = begun["Location"]
@@ -85,7 +85,7 @@ def decide(client: Client, question: str, decision: str = "allow") -> dict[str, 
 
 
 def connect(app: App, user: User, gateway: Gateway) -> dict[str, Any]:
-    """The whole way to a pair of tokens."""
+    """Go through the whole flow, and return a pair of tokens."""
     answer = decide(browser(user), app.question(gateway))
     response = app.exchange(answer["code"])
     assert response.status_code == 200, response.content

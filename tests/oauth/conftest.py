@@ -1,4 +1,4 @@
-"""Somebody who connects an app to a gateway."""
+"""A person who connects an app to a gateway."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a person does in the authorize flow, without script."""
+"""Steps of a person in the authorize flow, without script."""
 
 import re
 from typing import Any
@@ -16,26 +16,26 @@ def text(response: Any) -> str:
 
 
 def begin(client: Client, host: Host, **query: str) -> str:
-    """The address of a new flow's first page, below which all others are."""
+    """Start a flow, and return its first page, the prefix of its other addresses."""
     response = client.get("/connect/", {"host": str(host.pk), **query})
     assert response.status_code == 302, text(response)
     return "/connect/{}/".format(response["Location"].split("/")[2])
 
 
 def minted(response: Any) -> str:
-    """The token the show-once dialog shows."""
+    """Return the token in the show-once dialog."""
     found = re.search(r'id="token-value"[^>]* value="([^"]+)"', text(response))
     assert found, "no token on this page"
     return found[1]
 
 
 def per_user(gateway: Gateway, name: str = "GitHub", **fields: Any) -> Server:
-    """A server of `gateway` for which everybody brings an identity."""
+    """Return a server of `gateway` with per-user identities."""
     server = make.server(name=make.unique(name), **({"auth_type": AuthType.BEARER} | fields))
     make.assignment(gateway, server, identity_scheme=IdentityScheme.PER_USER)
     return server
 
 
 def options(client: Client, host: Host, gateway: Gateway) -> str:
-    """The address of the last page, the gateway chosen."""
+    """Choose the gateway, and return the address of the last page."""
     return f"{begin(client, host, gateway=gateway.slug)}token/"

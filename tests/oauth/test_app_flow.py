@@ -56,7 +56,7 @@ def test_no_secret_of_the_flow_is_stored_in_clear(app: App, member: User, gatewa
 
 
 def test_a_second_registration_of_the_same_app_joins_its_host(app: App, member: User, gateway: Gateway) -> None:
-    """The port of the loopback address is another one each time."""
+    """The port of the loopback redirect differs each time."""
     connect(app, member, gateway)
     again = register(redirect_uris=["http://127.0.0.1:51000/callback"], client_name="claude desktop").json()
     other = App(again["client_id"], redirect_uri="http://127.0.0.1:51000/callback")
@@ -69,7 +69,7 @@ def test_a_second_registration_of_the_same_app_joins_its_host(app: App, member: 
 
 
 def test_an_app_that_borrows_a_name_is_another_host(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: the same name, sent elsewhere."""
+    """Attack: the same name with another redirect URI."""
     connect(app, member, gateway)
     thief = register(redirect_uris=["https://thief.example.com/cb"]).json()
 
@@ -87,7 +87,7 @@ def test_a_nameless_app_is_called_mcp_client(member: User, gateway: Gateway) -> 
 
 
 def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gateway: Gateway) -> None:
-    """Same row, same key, one more family."""
+    """Same row, same key, one more token family."""
     connect(app, member, gateway)
     key = Token.objects.get().prefix
 
@@ -99,7 +99,7 @@ def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gatewa
 
 
 def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member: User, gateway: Gateway) -> None:
-    """OAuth 2.1 section 4.1.3. Attack: code replay."""
+    """Attack: code replay (OAuth 2.1 section 4.1.3)."""
     code = decide(browser(member), app.question(gateway))["code"]
     tokens = app.exchange(code).json()
 
@@ -126,7 +126,7 @@ def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member:
 def test_a_code_is_worth_nothing_to_others(
     app: App, member: User, gateway: Gateway, change: dict[str, str], error: str
 ) -> None:
-    """Attack: a stolen code with another verifier, redirect address, resource or client."""
+    """Attack: a stolen code with another verifier, redirect URI, resource or client."""
     code = decide(browser(member), app.question(gateway))["code"]
 
     response = app.exchange(code, **change)
@@ -162,7 +162,7 @@ def test_refreshing_moves_last_token_and_forgives_a_race(app: App, member: User,
 
 
 def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: User, gateway: Gateway) -> None:
-    """Past the minute it is a theft. Attack: refresh token replay."""
+    """Attack: refresh token replay. After a minute it counts as theft."""
     first = connect(app, member, gateway)["refresh_token"]
     second = app.refresh(first).json()["refresh_token"]
     Binding.objects.filter(superseded_at__isnull=False).update(superseded_at=timezone.now() - timedelta(seconds=61))
@@ -180,7 +180,7 @@ def test_a_refresh_token_unused_for_a_month_is_dead(app: App, member: User, gate
 
 
 def test_revoking_the_connection_kills_everything_for_good(app: App, member: User, gateway: Gateway) -> None:
-    """Also after the same person authorised the same app again."""
+    """Also after the person has authorised the same app again."""
     tokens = connect(app, member, gateway)
     Connection.objects.get().revoke(by=member)
 
@@ -199,7 +199,7 @@ def test_a_code_of_a_revoked_connection_is_dead(app: App, member: User, gateway:
 
 
 def test_regenerating_keeps_the_refresh_token(app: App, member: User, gateway: Gateway) -> None:
-    """The next access token is of the new generation."""
+    """The next access token has the new generation."""
     tokens = connect(app, member, gateway)
     Token.objects.renew_key(Connection.objects.get(), by=member)
 
@@ -220,7 +220,7 @@ def test_a_deactivated_person_refreshes_nothing_until_reactivated(app: App, memb
 
 @pytest.mark.parametrize("layer", ["host", "gateway", "connection"])
 def test_a_disabled_layer_does_not_stop_a_refresh(app: App, member: User, gateway: Gateway, layer: str) -> None:
-    """The proxy refuses; a failed refresh would only open browsers."""
+    """The proxy refuses calls; a failed refresh would only open browsers."""
     refresh = connect(app, member, gateway)["refresh_token"]
     connection = Connection.objects.get()
     {"host": connection.host, "gateway": gateway, "connection": connection}[layer].disable(by=member)
@@ -269,7 +269,7 @@ def test_each_step_before_the_consent_can_be_denied(at: str, app: App, member: U
     assert not Connection.objects.exists()
 
 
-def test_who_may_not_connect_apps_is_told_and_an_approved_app_is_sent_access_denied(
+def test_people_who_may_not_connect_apps_get_an_error_and_an_approved_app_gets_access_denied(
     app: App, member: User, gateway: Gateway
 ) -> None:
     connect(app, member, gateway)
@@ -298,7 +298,7 @@ def test_an_app_that_nobody_connected_gets_that_answer_only_from_the_person(app:
 
 
 def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gateway) -> None:
-    """Also with the toolkit's own short cut."""
+    """Even if the toolkit's own shortcut is on."""
     connect(app, member, gateway)
 
     begun = browser(member).get(app.question(gateway, approval_prompt="auto"))
@@ -355,7 +355,7 @@ def test_another_loopback_port_is_the_same_address(member: User, gateway: Gatewa
 
 
 def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, member: User) -> None:
-    """The app and that its name is its own word, the person, the gateway, its servers, the redirect address."""
+    """The app and its unverified name, the person, the gateway, its servers, the redirect URI."""
     gateway = make.gateway(make.server(name="Handbook"), name="Work")
     client = browser(member)
     begun = client.get(app.question(gateway))["Location"]
@@ -368,7 +368,7 @@ def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, me
 
 def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> None:
     gateway = make.gateway(make.server(name="Handbook"))
-    # They are asked for in the order of their aliases.
+    # The servers are asked in the order of their aliases.
     brought, skipped = sorted((per_user(gateway, "A"), per_user(gateway, "B")), key=lambda server: server.slug)
     own = make.identity(brought, member, label="ann-work")
     client = browser(member)
@@ -386,7 +386,7 @@ def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> N
 
 
 def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App, member: User) -> None:
-    """Nothing is called there, whichever of the two switches is off."""
+    """Neither the server's nor the assignment's switch may be off."""
     off, gateway = make.server(name="Archive"), make.gateway(make.server(name="Handbook"), name="Work")
     make.assignment(gateway, make.server(name="Wiki")).disable(by=member)
     make.assignment(gateway, off)
@@ -419,7 +419,7 @@ def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App
 def test_a_wrong_question_goes_back_with_its_error_state_and_issuer(
     app: App, member: User, gateway: Gateway, change: dict[str, Any], error: str
 ) -> None:
-    """Of an app somebody connected: who follows a link is led to no stranger's address."""
+    """For an approved app only: links never redirect to a stranger's address."""
     connect(app, member, gateway)
 
     response = browser(member).get(app.question(gateway, **change))
@@ -506,13 +506,13 @@ def test_a_connection_disabled_while_the_person_allows_gives_no_code(app: App, m
 
 
 def elsewhere(path: str, **body: str) -> Any:
-    """The answer to the same app from another address, which has limits of its own."""
+    """Return the response to the same app from another address, which has its own limits."""
     return Client(REMOTE_ADDR="198.51.100.7").post(path, body)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_code_exchanged_twice_at_once_gives_one_pair_of_tokens(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: a stolen code, sent at the very moment the app sends it."""
+    """Attack: a stolen code, sent concurrently with the app."""
     code = decide(browser(member), app.question(gateway))["code"]
     same = {"grant_type": "authorization_code", "code": code, "client_id": app.client_id}
 

@@ -1,4 +1,4 @@
-"""Attacks on the authorization server that are not a step of the flow gone wrong: each is refused."""
+"""Attacks on the authorization server other than wrong steps of the flow: each is refused."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ WEB = "https://app.example.com/callback"
 
 
 def consent_page(client: Client, app: App, gateway: Gateway) -> str:
-    """The address where Allow and Deny are."""
+    """Return the address of the page with Allow and Deny."""
     begun = client.get(app.question(gateway))["Location"]
     return str(client.post(begun, {"gateway": gateway.slug})["Location"])
 
@@ -53,7 +53,7 @@ def test_an_app_on_the_web_is_sent_to_its_very_address_only(member: User, gatewa
 
 
 def test_nobody_says_yes_from_another_site(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: a forged consent, posted by a page elsewhere."""
+    """Attack: a forged consent, posted by another site."""
     client = browser(member)
     page = consent_page(client, app, gateway)
     forged = Client(enforce_csrf_checks=True, headers={"Origin": "https://evil.example"})
@@ -64,7 +64,7 @@ def test_nobody_says_yes_from_another_site(app: App, member: User, gateway: Gate
 
 
 def test_another_person_cannot_finish_what_somebody_began(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: the user is swapped between two steps, in a session that keeps everything else."""
+    """Attack: the user is swapped between two steps, in a session that otherwise stays."""
     client = browser(member)
     page = consent_page(client, app, gateway)
     bound = client.session["authorize_browser"]
@@ -81,7 +81,7 @@ def test_another_person_cannot_finish_what_somebody_began(app: App, member: User
 def test_going_back_after_the_end_shows_nothing_and_gives_nothing(
     app: App, member: User, gateway: Gateway, decision: str
 ) -> None:
-    """Attack: Back after completion, at every step."""
+    """Attack: the Back button after completion, at every step."""
     client = browser(member)
     page = consent_page(client, app, gateway)
     client.post(page, {"decision": decision})
@@ -96,7 +96,7 @@ def test_going_back_after_the_end_shows_nothing_and_gives_nothing(
 
 
 def test_an_app_cannot_be_given_to_a_document_or_a_name(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: an app that borrows another's name waits for approval like any stranger."""
+    """Attack: an app with another's name waits for approval like any unknown one."""
     connect(app, member, gateway)
     known = Connection.objects.get().host
     borrowed = {"client_name": "CLAUDE  Desktop", "redirect_uris": ["http://127.0.0.1/callback", WEB]}
@@ -108,7 +108,7 @@ def test_an_app_cannot_be_given_to_a_document_or_a_name(app: App, member: User, 
 
 
 def test_an_api_token_is_nothing_at_the_oauth_endpoints(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: an agent's token in every place where OAuth takes something."""
+    """Attack: an agent's token in every place of an OAuth credential."""
     issued = make.token(make.connection(make.agent(by=member), gateway, member))
     bearer = {"Authorization": f"Bearer {issued.secret}"}
     registered = register().json()["registration_client_uri"].removeprefix("http://localhost:8000")
@@ -124,7 +124,7 @@ def test_an_api_token_is_nothing_at_the_oauth_endpoints(app: App, member: User, 
 
 
 def test_another_clients_tokens_are_nothing_to_an_app(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: a stolen code, refresh or access token in the hands of another client."""
+    """Attack: a stolen code, refresh or access token in another client."""
     tokens = connect(app, member, gateway)
     code = decide(browser(member), app.question(gateway))["code"]
     other = App(register().json()["client_id"], app.verifier)
@@ -167,7 +167,7 @@ def test_a_token_opens_its_own_gateway_and_lives_as_long_as_its_connection() -> 
         assert is_dead(ask(port, own, first["refresh_token"]))
         assert app.refresh(first["access_token"]).json()["error"] == "invalid_grant"
 
-        # A new key: what the old one made is dead at once, and the app goes on by itself.
+        # A new key: tokens of the old one are invalid at once, and the app continues by itself.
         connection = Connection.objects.get()
         Token.objects.renew_key(connection, by=member)
         assert is_dead(ask(port, own, first["access_token"]))

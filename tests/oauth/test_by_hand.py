@@ -1,4 +1,4 @@
-"""Apps registered by hand, for clients that want a client_id typed in."""
+"""Apps registered by hand, for clients that need a client_id typed in."""
 
 import json
 from io import StringIO
@@ -25,7 +25,7 @@ def run(*arguments: str) -> dict[str, Any]:
 
 
 def test_an_app_without_a_secret_connects_and_is_no_others_namesake(viv: User, sign_in: SignIn) -> None:
-    """The same name and address, registered by anybody, is another app."""
+    """A registration by anybody with the same name and URI is another app."""
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
     made = run()
     assert set(made) == {"client_id", "issuer"}

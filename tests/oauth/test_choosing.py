@@ -1,4 +1,4 @@
-"""Choosing a gateway and bringing identities in the authorize flow."""
+"""Choosing a gateway and adding identities in the authorize flow."""
 
 import pytest
 
@@ -152,7 +152,7 @@ def test_every_server_may_be_skipped(ana: User, sign_in: SignIn) -> None:
     assert not Connection.objects.get().identities.exists()
 
 
-def test_what_the_connection_carries_already_is_not_asked_again(ana: User, sign_in: SignIn) -> None:
+def test_identities_the_connection_already_uses_are_not_asked_again(ana: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=ana), make.gateway()
     make.connection(host, gateway, ana, [make.identity(per_user(gateway), ana)])
     client = sign_in(ana)
@@ -182,8 +182,8 @@ def test_back_from_the_second_server_leads_to_the_first(ana: User, sign_in: Sign
     [
         ({"identity": "new", "secret": ""}, "or skip this server."),
         ({"identity": "new", "secret": "Bearer  "}, "or skip this server."),
-        ({"identity": "new", "secret": "two\r\nlines"}, "cannot be sent as a header"),
-        ({"identity": "new", "secret": "ключ"}, "cannot be sent as a header"),
+        ({"identity": "new", "secret": "two\r\nlines"}, "cannot be sent in a header"),
+        ({"identity": "new", "secret": "ключ"}, "cannot be sent in a header"),
         ({"identity": "new", "secret": "x" * 4001}, "at most 4000 characters"),
         ({"identity": "new", "secret": "ok", "label": "x" * 81}, "at most 80 characters"),
         ({"identity": "new", "secret": "ok", "label": "taken"}, "You already have a credential with this label."),
@@ -226,8 +226,8 @@ def test_a_page_opened_before_a_gateway_was_chosen_leads_to_the_choice(ana: User
     assert not Connection.objects.exists()
 
 
-def test_what_is_sent_in_a_header_of_the_server_is_sent_as_it_was_pasted(ana: User, sign_in: SignIn) -> None:
-    """Only where we write the word Bearer ourselves is a pasted one left out."""
+def test_a_secret_for_the_servers_own_header_is_sent_as_pasted(ana: User, sign_in: SignIn) -> None:
+    """A pasted "Bearer" is removed only where we add the word ourselves."""
     gateway = make.gateway()
     crm = per_user(gateway, "CRM", auth_type=AuthType.HEADER, header_name="X-Api-Key")
     client = sign_in(ana)
@@ -242,7 +242,7 @@ def test_what_is_sent_in_a_header_of_the_server_is_sent_as_it_was_pasted(ana: Us
 
 @pytest.mark.django_db(transaction=True)
 def test_a_secret_is_not_kept_for_a_server_that_was_moved_while_it_was_sent(ana: User, sign_in: SignIn) -> None:
-    """Its owner read the old address; who moves a server could collect what is meant for that."""
+    """The owner meant the old address; otherwise a person who moves servers could collect secrets."""
     gateway = make.gateway()
     github = per_user(gateway)
     client = sign_in(ana)
@@ -254,6 +254,6 @@ def test_a_secret_is_not_kept_for_a_server_that_was_moved_while_it_was_sent(ana:
     )
 
     assert answer.status_code == 422
-    assert "This server was moved to https://new.example just now. Look again." in text(answer)
+    assert "This server was moved to https://new.example just now. Reload the page." in text(answer)
     assert SECRET not in text(answer)
     assert not Identity.objects.exists()

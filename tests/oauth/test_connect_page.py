@@ -1,4 +1,4 @@
-"""The page that connects a client: which one, to which gateway, how, and whether its call has arrived."""
+"""The page for connecting a client: client, gateway, method, and whether its call has arrived."""
 
 import re
 from typing import Any

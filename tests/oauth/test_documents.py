@@ -1,4 +1,4 @@
-"""Apps that describe themselves in a document: read over the wire from servers that behave, and from others."""
+"""Apps with a client metadata document, fetched from well-behaved and other web servers."""
 
 import json
 import socket
@@ -59,7 +59,7 @@ ANSWERS: dict[str, tuple[int, bytes, dict[str, str]]] = {
 
 
 async def publisher(scope: Scope, receive: Receive, send: Send) -> None:
-    """A web server that answers each path in its own way."""
+    """A web server with a different behaviour for each path."""
     if scope["type"] == "http":
         status, body, headers = ANSWERS[scope["path"].rpartition("/")[2]]
         await answer(send, status, body, headers=[(name.encode(), said.encode()) for name, said in headers.items()])
@@ -73,7 +73,7 @@ def web() -> Iterator[Upstream]:
 
 @pytest.fixture
 def dripping() -> Iterator[str]:
-    """The address of a server that sends the head of its answer byte by byte, for minutes."""
+    """The address of a server that sends its response headers byte by byte, for minutes."""
     listener = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
 
@@ -120,24 +120,24 @@ def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web
         ("huge", "larger than 16 KiB"),
         ("words", "not sent as JSON"),
         ("packed", "cannot be reached"),
-        ("broken", "no JSON object"),
-        ("deep", "no JSON object"),
-        ("list", "no JSON object"),
+        ("broken", "not a JSON object"),
+        ("deep", "not a JSON object"),
+        ("list", "not a JSON object"),
     ],
 )
-def test_what_is_no_plain_small_json_document_is_not_read(web: Upstream, name: str, why: str) -> None:
+def test_large_or_other_documents_are_not_read(web: Upstream, name: str, why: str) -> None:
     with pytest.raises(UnreadableDocument, match=why):
         client_documents.fetch_client_document(near(web, name), guard=NEAR)
 
 
 def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
-    """The whole of it has one end, however often a byte comes."""
+    """The time limit covers the whole response, however often a byte arrives."""
     with pytest.raises(UnreadableDocument, match="too long"):
         client_documents.fetch_client_document(dripping, guard=NEAR, seconds=0.3)
 
 
-def test_who_waits_for_a_free_reader_waits_no_longer_than_the_others(web: Upstream) -> None:
-    """Two readers in a process; the time runs while one queues."""
+def test_waiting_for_a_free_reader_takes_no_longer_than_the_limit(web: Upstream) -> None:
+    """A process has two readers; time in the queue counts."""
     free = threading.Event()
     try:
         for _ in range(client_documents.READERS):
@@ -151,7 +151,7 @@ def test_who_waits_for_a_free_reader_waits_no_longer_than_the_others(web: Upstre
 
 
 def test_a_private_address_is_never_called(web: Upstream) -> None:
-    """Attack: a metadata document at a private address, whatever is opened to servers."""
+    """Attack: a metadata document at a private address, whatever is allowed for servers."""
     before = len(web.seen)
 
     for host in ("127.0.0.1", "localhost"):
@@ -291,7 +291,7 @@ def test_after_a_failure_nobody_is_asked_for_a_minute(somebody: Any) -> None:
 
 
 def test_a_document_that_took_too_long_keeps_nobody_else_from_it(somebody: Any) -> None:
-    """It may be slow because somebody keeps the readers busy: not the app's fault, and none of the others' doing."""
+    """Slowness may be due to other requests that occupy the readers, so it is not cached as a failure."""
     with pytest.raises(UnreadableDocument, match="took too long"):
         learn(somebody, ID, fetch=slow)
 
@@ -348,7 +348,7 @@ def test_a_document_never_takes_over_an_app_made_by_hand(somebody: Any) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_no_database_connection_is_held_while_a_stranger_is_read() -> None:
-    """A pool of four must not be what slow documents use up."""
+    """Slow documents must not exhaust a pool of four connections."""
     request = request_of(make.user(Capability.OAUTH_CONNECT))
     held: list[bool] = []
 
@@ -363,7 +363,7 @@ def test_no_database_connection_is_held_while_a_stranger_is_read() -> None:
 
 
 def test_where_the_internet_is_out_of_reach_documents_are_switched_off(somebody: Any, settings: Any) -> None:
-    """Apps that are told so register themselves instead."""
+    """Apps that know this register themselves instead."""
     settings.CLIENT_DOCUMENTS = False
 
     with pytest.raises(UnreadableDocument, match="register itself"):
@@ -377,7 +377,7 @@ def test_where_the_internet_is_out_of_reach_documents_are_switched_off(somebody:
 
 @pytest.mark.django_db
 def test_a_stranger_makes_us_read_nothing() -> None:
-    """Who is not signed in is sent to sign in first; an address nothing is read from is refused at once."""
+    """Anonymous users are sent to sign in first; an address that is never fetched is refused at once."""
     asked = Client().get(App(ID).question(None))
     refused = Client().get(App("https://10.0.0.5/client.json").question(None))
 
@@ -389,7 +389,7 @@ def test_a_stranger_makes_us_read_nothing() -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize("endpoint", ["/oauth/token", "/oauth/revoke"])
 def test_other_endpoints_read_no_documents(endpoint: str) -> None:
-    """The answer of an unknown client, at once."""
+    """They answer as to an unknown client, at once."""
     body = {"grant_type": "refresh_token", "refresh_token": "x", "token": "x", "client_id": "https://10.255.255.1/x"}
 
     assert Client().post(endpoint, body).json()["error"] == "invalid_client"
@@ -407,7 +407,7 @@ def test_an_app_whose_document_cannot_be_read_is_refused_on_a_page() -> None:
 
 
 def test_an_app_with_a_document_is_connected_and_named_by_its_publisher(somebody: Any) -> None:
-    """Grouped by its address, and never with an app that only uses the same name."""
+    """Identified by its address, never merged with an app that only has the same name."""
     learn(somebody, ID, fetch=telling())
     gateway = make.gateway()
     client = browser(somebody.user)

@@ -35,7 +35,7 @@ def app_at(*uris: str, name: str = "Claude Desktop") -> App:
 
 
 def stays_here(response: Any) -> bool:
-    """Whether the answer leads nobody anywhere, and says why in words."""
+    """Return True if the response redirects nowhere and explains the reason."""
     assert response.status_code == 400
     assert b"This app cannot be connected" in response.content
     return not {"Location", "Refresh"} & set(response.headers)
@@ -75,7 +75,7 @@ def test_an_app_registered_by_hand_is_told(gateway: Gateway) -> None:
 
 
 def test_another_registration_under_a_known_name_is_a_stranger(member: User, gateway: Gateway) -> None:
-    """It may name another page of the same site, one that leads on."""
+    """Its redirect URI may be another page of the same site, one that redirects further."""
     connect(app_at("https://app.example.com/cb"), member, gateway)
     borrowed = app_at("https://app.example.com/leave?to=evil")
 
@@ -92,7 +92,7 @@ def test_an_app_that_is_held_back_is_told_nothing(held_back: str, member: User, 
 
 
 def test_a_person_who_says_no_is_brought_back_to_any_app(member: User, gateway: Gateway) -> None:
-    """The person acted, on a page that names the address."""
+    """The person acted on a page that names the redirect URI."""
     answer = decide(browser(member), app_at(EVIL).question(gateway), "deny")
 
     assert (answer["to"], answer["error"]) == (EVIL, "access_denied")
@@ -113,7 +113,7 @@ def test_following_a_link_adds_no_pending_app(app: App, member: User, gateway: G
     assert Registration.objects.get().host is None
 
 
-def test_who_may_connect_no_apps_asks_for_none(app: App, gateway: Gateway) -> None:
+def test_people_who_may_not_connect_apps_cannot_request_approval(app: App, gateway: Gateway) -> None:
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
     client = browser(make.user(Capability.HOSTS_READ))
     begun = client.get(app.question(gateway))["Location"]

@@ -1,4 +1,4 @@
-"""How often a client may ask for tokens, and what that costs us."""
+"""Rate limits of token requests, and their cost for the gateway."""
 
 import base64
 import json
@@ -41,12 +41,12 @@ def asked_too_often(response: Any) -> bool:
 
 
 def used_up() -> None:
-    """Everybody counted so far has asked as often as they may."""
+    """Use up the limit of each client counted so far."""
     Attempt.objects.update(count=A_MINUTE["token"])
 
 
 def used_up_together() -> None:
-    """Each address has asked as often as all its clients may."""
+    """Use up the limit of each address for all its clients."""
     Attempt.objects.update(count=A_MINUTE["tokens"])
 
 
@@ -62,7 +62,7 @@ def test_a_client_asks_thirty_times_a_minute_from_one_address() -> None:
 
 
 def test_many_clients_of_one_address_share_a_limit() -> None:
-    """Whoever registers a client a second has no more for it."""
+    """Registering a client per second gives no further requests."""
     clients = [register().json()["client_id"] for _ in range(3)]
     ask(clients[0])
     used_up_together()
@@ -101,7 +101,7 @@ def test_http_basic_and_root_aliases_count_alike() -> None:
 
 
 def test_made_up_clients_are_counted_together() -> None:
-    """Each one by itself would fill the counters with whatever a stranger invents."""
+    """Otherwise invented ids would fill the counters."""
     assert ask("made-up").status_code == 401
     used_up()
 
@@ -112,7 +112,7 @@ def test_made_up_clients_are_counted_together() -> None:
 
 
 def test_a_random_secret_is_hashed_quickly_and_still_checked() -> None:
-    """A slow hash for every token request would be a way to keep us busy."""
+    """With a slow hash anybody could exhaust our CPUs by token requests."""
     said = register(token_endpoint_auth_method="client_secret_post").json()
     app = App(said["client_id"])
     stored = Application.objects.get(client_id=app.client_id).client_secret

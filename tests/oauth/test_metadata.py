@@ -1,4 +1,4 @@
-"""Clients discover us by documents that agree with each other."""
+"""Clients discover us by metadata documents that agree with each other."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def test_the_issuer_is_the_public_url_in_every_document() -> None:
 
 
 def test_documents_name_the_public_address_behind_a_proxy(settings: Any) -> None:
-    """Https outside, whatever the request looks like here."""
+    """The public URL is https, whatever this request looks like here."""
     settings.PUBLIC_URL = "https://gateway.example.com"
     gateway = make.gateway()
 
@@ -51,7 +51,7 @@ def test_only_what_is_served_is_promised() -> None:
 
 @pytest.mark.parametrize("path", ["/mcp/unknown", "", "/mcp", "/mcp/a/b", "/other"])
 def test_there_is_no_document_for_what_is_no_gateway(path: str) -> None:
-    """A document of the whole origin would make tokens for every gateway."""
+    """Metadata of the whole origin would make tokens valid for every gateway."""
     assert Client().get(f"/.well-known/oauth-protected-resource{path}").status_code == 404
 
 

@@ -1,4 +1,4 @@
-"""What nobody can use any more goes, and nothing else does."""
+"""Purging deletes unusable rows and no others."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -24,7 +24,7 @@ def after(age: timedelta) -> datetime:
 
 
 def sweep(now: datetime) -> tuple[int, ...]:
-    """Codes, refresh tokens, access tokens and registrations that went."""
+    """Return the numbers of deleted codes, refresh tokens, access tokens and registrations."""
     return tuple(part(now) for part in (purge.codes, purge.refresh_tokens, purge.access_tokens, purge.registrations))
 
 
@@ -47,7 +47,7 @@ def test_a_registration_somebody_is_about_to_connect_stays(app: App, member: Use
 
 
 def test_a_connected_app_stays_and_so_do_the_tokens_it_used_up(app: App, member: User, gateway: Gateway) -> None:
-    """Their return is what ends a stolen family."""
+    """Reusing one of them is what ends a stolen family."""
     first = connect(app, member, gateway)["refresh_token"]
     second = app.refresh(first).json()["refresh_token"]
     assert Registration.objects.get().last_used_at is not None
@@ -79,7 +79,7 @@ def test_an_ended_family_goes_after_a_day(app: App, member: User, gateway: Gatew
     assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
 
 
-def test_what_a_revoked_connection_held_goes_and_its_app_may_come_back(
+def test_tokens_of_a_revoked_connection_are_purged_and_its_app_may_return(
     app: App, member: User, gateway: Gateway
 ) -> None:
     connect(app, member, gateway)
@@ -90,7 +90,7 @@ def test_what_a_revoked_connection_held_goes_and_its_app_may_come_back(
 
 
 def test_a_month_of_silence_leaves_nothing(app: App, member: User, gateway: Gateway) -> None:
-    """The connection's row stays, as history does."""
+    """Only the connection's row stays, as history."""
     connect(app, member, gateway)
 
     assert sweep(after(31 * DAY)) == (0, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Whose flow it is, when it ends, and what refuses it."""
+"""Owner, end and refusals of a flow."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 
 
 def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: SignIn) -> None:
-    """The enrolment link answers 403 while enrolment is off, and begins nothing."""
+    """The enrolment link answers 403 while enrolment is off, and starts nothing."""
     host = make.agent(by=ann)
     make.gateway()
 
@@ -65,9 +65,7 @@ def test_an_agent_open_for_enrolment_needs_no_capability(ann: User, sign_in: Sig
     ],
 )
 @pytest.mark.parametrize("method", ["get", "post"])
-def test_what_was_switched_off_meanwhile_refuses_at_every_step(
-    off: str, words: str, method: str, sign_in: SignIn
-) -> None:
+def test_objects_disabled_meanwhile_refuse_at_every_step(off: str, words: str, method: str, sign_in: SignIn) -> None:
     person = make.user(Capability.API_TOKENS_MANAGE)
     host, gateway = make.agent(by=person), make.gateway()
     connection = make.connection(host, gateway, person)
@@ -91,7 +89,7 @@ def test_what_was_switched_off_meanwhile_refuses_at_every_step(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_is_switched_off_while_the_token_is_asked_for_gives_none(ana: User, sign_in: SignIn) -> None:
+def test_disabling_during_a_token_request_issues_none(ana: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=ana), make.gateway()
     link = make.connection(host, gateway, ana)
     client = sign_in(ana)

@@ -1,4 +1,4 @@
-"""An app's page: where it comes from, and what of that is only its own word."""
+"""An app's page: its origin, and which details are unverified."""
 
 from datetime import timedelta
 from typing import Any
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.django_db
 
 
 def words(response: Any) -> str:
-    """What the page says, as one line."""
+    """Return the page's text as one line."""
     return " ".join(response.content.decode().split())
 
 
@@ -42,7 +42,7 @@ def published(address: str = "https://app.example.com/client.json") -> Applicati
 
 
 def test_registrations_of_one_app_stand_under_its_host(viv: User, sign_in: SignIn) -> None:
-    """Each installation registers by itself; ports of one's own machine do not tell them apart."""
+    """Each installation registers by itself; loopback ports do not distinguish them."""
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
     ids = []
     for port in (1024, 2048):
@@ -70,7 +70,7 @@ def test_an_app_with_a_document_names_its_publisher(viv: User, sign_in: SignIn) 
     assert "Self-reported" not in seen
 
 
-def test_what_an_app_says_of_itself_is_text_and_nothing_else(viv: User, sign_in: SignIn) -> None:
+def test_an_apps_self_description_is_only_text(viv: User, sign_in: SignIn) -> None:
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
     said = register(client_name="<script>x</script>").json()
     connect(App(said["client_id"]), member, gateway)

@@ -1,4 +1,4 @@
-"""Whatever is sent to the OAuth endpoints, the answer is ours to give: 4xx with an error, never 500."""
+"""Random requests to the OAuth endpoints get a 4xx error of ours, never a 500."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ TYPES = [
 
 @pytest.fixture(autouse=True)
 def _no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked here is asked too often on purpose."""
+    """Lift the limits, because the test sends many requests."""
     monkeypatch.setattr(type(Attempt.objects), "note", lambda *_, **__: 1)
 
 
@@ -78,7 +78,7 @@ def test_a_grant_there_is_none_of_is_unsupported_for_an_unknown_client_too() -> 
 
 
 def form(chance: random.Random, good: dict[str, str]) -> list[tuple[str, str]]:
-    """A request that is right but for a few things: changed, doubled, left out or added."""
+    """Return a valid form with a few fields changed, doubled, left out or added."""
     pairs = list(good.items())
     for _ in range(chance.randint(1, 4)):
         name, value = chance.choice(NAMES), chance.choice(VALUES)
@@ -93,7 +93,7 @@ def form(chance: random.Random, good: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def encoded(pairs: list[tuple[str, str]], chance: random.Random) -> bytes:
-    """The body, now and then with bytes that are no text."""
+    """Return the body, sometimes with bytes that are not text."""
     body = b"&".join(f"{name}=".encode() + value.encode("utf-8", "surrogatepass") for name, value in pairs)
     return body + chance.choice([b"", b"", b"", b"\xff\xfe", b"&%ff=%fe", b"&=", b"&" * 50, b";"])
 
@@ -122,7 +122,7 @@ def test_no_token_or_revocation_request_is_an_error_of_ours(app: App, seed: int)
 
 @pytest.mark.parametrize("query", ["%", "a=%zz", "a=%0", "%00=a"])
 def test_a_query_that_is_none_is_refused_everywhere(app: App, member: User, gateway: Gateway, query: str) -> None:
-    """A stranger who can make a 500 with a link fills the error log with them."""
+    """Otherwise a link could fill the error log with 500s."""
     for somebody in (Client(), browser(member)):
         for path in ("/oauth/authorize", "/authorize"):
             assert somebody.get(f"{path}?client_id={app.client_id}&{query}").status_code == 400

@@ -1,4 +1,4 @@
-"""The authorize flow with its token ending."""
+"""The authorize flow that ends with a token."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta

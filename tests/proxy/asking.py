@@ -1,4 +1,4 @@
-"""A server of the session era that asks its client something during each call, and a client that answers."""
+"""A server of the session era that sends requests during each call, and a client that answers them."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ EVERYTHING: Object = {"elicitation": {"form": {}, "url": {}}, "sampling": {}, "r
 
 @dataclass
 class Asker(Script):
-    """Asks `asks`, one after the other, on the stream of each call; its result holds the answers as they came."""
+    """Sends the requests `asks` in turn on the stream of each call; its result has the answers."""
 
     sessions: bool = True
     asks: Sequence[Object] = ()
@@ -91,7 +91,7 @@ type Reply = Callable[[Object], object]
 
 @dataclass
 class Person:
-    """A client with a session, and what it says when it is asked."""
+    """A client with a session, and its answers to server requests."""
 
     agent: Agent
     capabilities: Object = field(default_factory=lambda: EVERYTHING)
@@ -109,15 +109,15 @@ class Person:
         return {"Mcp-Session-Id": self.session} if self.session else {}
 
     def say(self, message: Object, agent: Agent | None = None) -> int:
-        """Post a message that has no answer, through `agent`'s worker."""
+        """Post a message without an answer, through `agent`'s worker."""
         return (agent or self.agent).post({"jsonrpc": "2.0", **message}, **self.headers).status_code
 
     def call(self, name: str, reply: Reply = lambda _: None, accept: str = BOTH) -> Object:
-        """The answer to a call, as `ask`."""
+        """Return the answer to a call, as `ask` does."""
         return self.ask("tools/call", {"name": name, "arguments": {}}, reply, accept)
 
     def ask(self, method: str, params: Object, reply: Reply = lambda _: None, accept: str = BOTH) -> Object:
-        """The answer to a request; everything that comes before it is heard and given to `reply`."""
+        """Return the answer to a request; messages before it are recorded and passed to `reply`."""
         body = {"jsonrpc": "2.0", "id": 7, "method": method, "params": params}
         own = {"Authorization": f"Bearer {self.agent.secret}", "Content-Type": "application/json", "Accept": accept}
         content, given = json.dumps(body), own | self.headers
@@ -139,12 +139,12 @@ class Person:
 
 
 def answers_of(response: Object) -> Any:
-    """What the server was answered in this call."""
+    """Return the client's answers that the server got during this call."""
     return response["result"]["structuredContent"]["answers"]
 
 
 def late_reply(person: Person, result: Object, quick: list[Object]) -> Callable[[Object], None]:
-    """Give this result only after another call of the same session, whose answer `quick` gets."""
+    """Return a reply that waits for another call of the same session, whose answer goes to `quick`."""
 
     def reply(asked: Object) -> None:
         time.sleep(1.5)

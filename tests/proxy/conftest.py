@@ -1,4 +1,4 @@
-"""The proxy on the wire: the real app on a loopback port, over the test database."""
+"""The real proxy app on a loopback port, over the test database."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -35,7 +35,7 @@ type Start = Callable[..., "Proxy"]
 
 @dataclass
 class Agent:
-    """A client with one token at one gateway: bare POSTs, as curl sends them."""
+    """A client with one token at one gateway: bare POSTs, like curl's."""
 
     url: str
     secret: str | None
@@ -56,7 +56,7 @@ class Agent:
         return self.ask("tools/list", **headers)
 
     def tools(self) -> list[str]:
-        """The names of the tools it is shown."""
+        """Return the names of its listed tools."""
         return [tool["name"] for tool in self.listed().json()["result"]["tools"]]
 
     def call(self, tool: str, arguments: object = None, **headers: str) -> httpx.Response:
@@ -65,7 +65,7 @@ class Agent:
 
 @dataclass
 class Proxy:
-    """The proxy that is running, and what it has written down."""
+    """The running proxy, and the rows it wrote."""
 
     upstream: Upstream
     stop: Callable[[], None] = lambda: None
@@ -76,14 +76,14 @@ class Proxy:
         return f"http://127.0.0.1:{self.upstream.port}/mcp/{slug}"
 
     def agent(self, connection: Connection, **token: Any) -> Agent:
-        """An agent with a fresh token of this connection."""
+        """Return an agent with a new token of this connection."""
         return self.holding(make.token(connection, **token))
 
     def holding(self, issued: Issued, slug: str = "") -> Agent:
         return Agent(self.url(slug or issued.token.connection.gateway.slug), issued.secret)
 
     def calls(self) -> list[Call]:
-        """The rows of the log, oldest first."""
+        """Return the rows of the log, oldest first."""
         return list(Call.objects.order_by("id"))
 
     def last(self) -> Call:
@@ -91,7 +91,7 @@ class Proxy:
 
 
 def sessions_of_clients() -> QuerySet[UpstreamSession]:
-    """The sessions at servers but for those in which the gateway asks what there is."""
+    """Return the sessions at servers, except those for lists."""
     return UpstreamSession.objects.exclude(owner_id__in=Assignment.objects.values("pk"))
 
 
@@ -99,7 +99,7 @@ PUBLIC_URL = "https://gateway.example.com"
 
 
 def in_words(sentence: str, page: str = CALLS) -> str:
-    """The message of a refusal: a sentence and the URL of a page."""
+    """Return the message of a refusal: a sentence and the URL of a page."""
     return f"{sentence} {PUBLIC_URL}{page}"
 
 
@@ -118,7 +118,7 @@ def config(**changes: Any) -> Config:
 
 @contextmanager
 def served(**changes: Any) -> Iterator[Proxy]:
-    """The proxy on a port of its own, as one worker process would run it."""
+    """Serve the proxy on its own port, as one worker process does."""
     settled = config(**changes)
     endpoint: App | None = None
     loop: asyncio.AbstractEventLoop | None = None
@@ -147,7 +147,7 @@ def served(**changes: Any) -> Iterator[Proxy]:
 
 @asynccontextmanager
 async def hearing[T](begin: Callable[[StatePool, Bus], T]) -> AsyncIterator[T]:
-    """What `begin` makes of the state and the bus of a worker, which are connected then."""
+    """Yield the result of `begin`, called with the connected state and bus of a worker."""
     state = StatePool(database.conninfo())
     bus = Bus(database.conninfo(), state)
     begun = begin(state, bus)
@@ -163,7 +163,7 @@ async def hearing[T](begin: Callable[[StatePool, Bus], T]) -> AsyncIterator[T]:
 
 @pytest.fixture
 def start(transactional_db: None) -> Iterator[Start]:
-    """Start a proxy with these settings changed: `start(body_limit=100)`."""
+    """Return a function that starts a proxy with changed settings: `start(body_limit=100)`."""
     Call.partitions.make_ahead()
     with ExitStack() as stack:
         yield lambda **changes: stack.enter_context(served(**changes))
@@ -171,18 +171,18 @@ def start(transactional_db: None) -> Iterator[Start]:
 
 @pytest.fixture(name="proxy")
 def proxy_(start: Start) -> Proxy:
-    """The proxy with settings as they are."""
+    """A proxy with default settings."""
     return start()
 
 
 @pytest.fixture
 def issuer() -> Issuer:
-    """Protects a server, once its app is on the wire."""
+    """An issuer, which protects a server once its app is served."""
     return Issuer()
 
 
 def sql(statement: str, *parameters: Any) -> None:
-    """Change rows behind the application's back."""
+    """Change rows by SQL, without the application."""
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
 

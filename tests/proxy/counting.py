@@ -1,4 +1,4 @@
-"""A server that counts the calls it receives and then answers each as the call itself asks for."""
+"""A server that counts its calls, and answers each as the call requests."""
 
 import json
 from collections import defaultdict
@@ -14,7 +14,7 @@ UNSUPPORTED_VERSION = -32022
 class Said(NamedTuple):
     """An answer: plain text without a `code`, otherwise a JSON-RPC error.
 
-    `has_id` is false where the error names no id, as a server refuses a request that it has not read.
+    `has_id` is False for an error without an id, as servers send for requests they refuse unread.
     """
 
     status: int
@@ -29,7 +29,7 @@ class Said(NamedTuple):
 
     @property
     def loses_session(self) -> bool:
-        """True if it says in a session that the session is unknown: a 404 that does not answer the request's id."""
+        """True for a 404 in a session that does not answer the request's id: the session is unknown."""
         return self.status == 404 and (self.code is None or not self.has_id)
 
     def body(self, request_id: object) -> bytes:
@@ -42,7 +42,7 @@ class Said(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A `tools/call` as it arrived: its protocol version and Mcp-Session-Id, and whether it was executed."""
+    """A received `tools/call`: its protocol version and Mcp-Session-Id, and whether it was executed."""
 
     era: str
     session: str
@@ -51,10 +51,10 @@ class Arrival(NamedTuple):
 
 @dataclass
 class Counting(Script):
-    """Has one tool, `it`, of which each call names its `case`; `answers` holds the answer to each case.
+    """A server with one tool, `it`, whose calls name a `case`; `answers` has the answer of each case.
 
-    A call whose answer is that the session is unknown is not executed. The same call in another session is, unless the
-    server is `forgetful`.
+    A call answered with an unknown session is not executed. The same call in another session is, unless the server is
+    `forgetful`.
     """
 
     version: str = SESSION_ERA

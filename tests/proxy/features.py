@@ -1,4 +1,4 @@
-"""Rows of what servers offer, and two servers behind one gateway."""
+"""Rows of features, and two servers behind one gateway."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tests.proxy.test_tools_call import Work
 
 
 def offer(name: str, kind: str, *, alias: str = "docs", enabled: bool = True) -> Feature:
-    """A feature of the server `alias` that is known and switched on or off."""
+    """Create a known feature of the server `alias`."""
     return Feature.objects.create(
         assignment=Assignment.objects.get(alias=alias),
         kind=kind,
@@ -20,7 +20,7 @@ def offer(name: str, kind: str, *, alias: str = "docs", enabled: bool = True) ->
 
 
 def server(*, modern: bool = False, **methods: Handler) -> App:
-    """A server that answers these methods: `prompts_get=...`."""
+    """Return a server that answers these methods: `prompts_get=...`."""
     return Script(modern=modern, methods={name.replace("_", "/"): handler for name, handler in methods.items()}).app()
 
 

@@ -1,4 +1,4 @@
-"""Clients that hold an event stream open while a test does something else."""
+"""Clients that hold an event stream open during a test."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ BOTH = "application/json, text/event-stream"
 
 @dataclass
 class Listener:
-    """A stream that is open, and what came on it so far."""
+    """An open stream, and its events so far."""
 
     events: list[Any] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Listener:
         return [event.get("method", "") for event in self.events]
 
     def wait_for(self, count: int, seconds: float = PATIENCE) -> list[Any]:
-        """The events as soon as there are so many."""
+        """Wait until there are so many events, and return them."""
         deadline = time.monotonic() + seconds
         while len(self.events) < count:
             assert time.monotonic() < deadline, f"{len(self.events)} of {count} events: {self.events} {self.body!r}"
@@ -46,7 +46,7 @@ class Listener:
 
 @contextmanager
 def listening(agent: Agent, verb: str, body: Any = None, **headers: str) -> Iterator[Listener]:
-    """Hold this request open in a thread; the block begins with the head of its answer."""
+    """Hold this request open in a thread; the block begins after the response headers."""
     given = {"Authorization": f"Bearer {agent.secret}", "Accept": BOTH, **agent.headers}
     spelled = {name.replace("_", "-"): value for name, value in headers.items()}
     listener, client = Listener(), httpx.Client(trust_env=False, timeout=httpx.Timeout(30))
@@ -79,7 +79,7 @@ def listening(agent: Agent, verb: str, body: Any = None, **headers: str) -> Iter
         yield listener
     finally:
         if listener.socket is not None and not listener.over.is_set():
-            with suppress(OSError):  # Closing alone says nothing to the other side while the thread reads.
+            with suppress(OSError):  # Closing alone does not notify the other side while the thread reads.
                 listener.socket.shutdown(socket.SHUT_RDWR)
         client.close()
         thread.join(5)

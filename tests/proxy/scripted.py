@@ -1,4 +1,4 @@
-"""Servers whose every byte a test decides: for what no SDK would send."""
+"""Servers controlled byte by byte, for responses that no SDK sends."""
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +18,7 @@ NO_SESSION = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"Sess
 
 @dataclass
 class Request:
-    """What arrived, and the way back."""
+    """A received request, and the functions to answer it."""
 
     message: Object
     headers: dict[str, str]
@@ -56,9 +56,9 @@ type Handler = Callable[[Request], Awaitable[None]]
 
 @dataclass
 class Script:
-    """An MCP server: its tools, and what becomes of a call. `pages` holds the tools page by page.
+    """An MCP server: its tools, and its handling of calls.
 
-    `methods` answer what else it is asked; `said` holds all it was asked, in order.
+    `pages` are the tools page by page. `methods` answer other requests; `said` are all received messages, in order.
     """
 
     pages: Sequence[Sequence[Object]] = ()
@@ -118,7 +118,7 @@ class Script:
 
     @property
     def capabilities(self) -> Object:
-        """What it says it can: who cannot log is not told from which level on, once that is known."""
+        """Return its declared capabilities; without logging it gets no log level once that is known."""
         return {"tools": {}, **({"logging": {}} if "logging/setLevel" in self.methods else {})}
 
     async def initialize(self, request: Request) -> None:
@@ -144,7 +144,7 @@ def tool(name: str, **more: Any) -> Object:
 
 
 def offering(*names: str) -> App:
-    """A server that offers these tools; each answers with its own name."""
+    """Return a server that offers these tools, each of which answers with its own name."""
 
     async def call(request: Request) -> None:
         await request.answer({"content": [{"type": "text", "text": request.message["params"]["name"]}]})
@@ -153,17 +153,17 @@ def offering(*names: str) -> App:
 
 
 def calling(call: Handler, *, modern: bool = False, **schema: Any) -> App:
-    """A server with one tool, `it`, whose calls `call` answers."""
+    """Return a server with one tool, `it`, whose calls `call` answers."""
     return Script([[tool("it", **schema)]], call, modern=modern).app()
 
 
 def serving(method: str, handler: Handler, *, modern: bool = False) -> App:
-    """A server without tools that answers this method."""
+    """Return a server without tools that answers this method."""
     return Script(modern=modern, methods={method: handler}).app()
 
 
 def returning(result: Object | bytes) -> Handler:
-    """Answers every request with this result, or this text in which `ID` is its id."""
+    """Return a handler that sends this result, or this text in which `ID` is the request's id."""
 
     async def answer(request: Request) -> None:
         if isinstance(result, bytes):
@@ -175,7 +175,7 @@ def returning(result: Object | bytes) -> Handler:
 
 
 def failing(code: int, message: str = "no", data: object = None, status: int = 200) -> Handler:
-    """Answers every request with this error."""
+    """Return a handler that sends this error."""
 
     async def fail(request: Request) -> None:
         await request.fail(code, message, data=data, status=status)

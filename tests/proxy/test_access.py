@@ -1,4 +1,4 @@
-"""The decision follows docs/reference/decision-order.md, and the statement tells it the truth."""
+"""Access decisions follow docs/reference/decision-order.md, based on the statement's result."""
 
 import asyncio
 from collections.abc import Sequence
@@ -163,7 +163,7 @@ def test_a_caller_without_an_address_is_outside_of_every_allowlist() -> None:
 
 @dataclass
 class Known:
-    """A token the database knows, and how to ask about it."""
+    """A stored token, and the query for it."""
 
     connection: Connection
     token_id: object
@@ -183,7 +183,7 @@ type Asked = list[tuple[str, str, ServersNeeded, str]]
 
 
 def ask(questions: Asked, keys: list[bytes] | None = None) -> list[AccessRow | None]:
-    """Put questions to the statement, all at once."""
+    """Return the statement's results for these queries, run together."""
     grants: list[AccessRow | None] = []
     for told in put(questions, keys):
         assert not isinstance(told, BaseException), told
@@ -192,7 +192,10 @@ def ask(questions: Asked, keys: list[bytes] | None = None) -> list[AccessRow | N
 
 
 def put(questions: Asked, keys: list[bytes] | None = None) -> list[AccessRow | BaseException | None]:
-    """The same, with the errors of single ones. The statement for calls says just what the whole statement says."""
+    """Return the results, with the errors of single queries.
+
+    The smaller statement for calls must give the same results as the whole statement.
+    """
 
     async def main() -> list[AccessRow | BaseException | None]:
         access = Access(database.conninfo(), keys or settings.TOKEN_KEYS)
@@ -370,8 +373,8 @@ def test_requests_that_wait_together_share_a_statement_and_keep_their_answers(kn
 ASKED = [(ServersNeeded.NONE, ""), (ServersNeeded.OF_FEATURE, "a__b"), (ServersNeeded.OF_FEATURE, "a__c")]
 
 
-def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls of one agent at the same time; and whoever asks for another gateway or tool is answered for it."""
+def test_equal_concurrent_queries_are_sent_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Concurrent calls of one agent share a query; another gateway or tool has its own."""
     assignment = make.assignment(known.connection.gateway, make.server(), alias="a")
     for name in ("b", "c"):
         Feature.objects.create(assignment=assignment, name=name, exposed_name=f"a__{name}")
@@ -401,7 +404,7 @@ def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.Mo
 
 
 def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: pytest.LogCaptureFixture) -> None:
-    """A server says what its tools' schemas hold, and several users' requests share a statement."""
+    """Servers control the schemas of their tools, and requests of several users share a statement."""
     user = known.connection.user
     other = make.connection(make.agent(by=user), make.gateway(make.server(), slug="b"), user)
     Feature.objects.create(assignment=other.gateway.assignments.get(), name="bomb", exposed_name="b__bomb")
@@ -426,7 +429,7 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: p
     first, second = told(5000)
     assert isinstance(first, AccessRow)
     assert isinstance(second, DatabaseUnavailable)
-    assert [record.getMessage() for record in caplog.records] == ["what the database says of a token cannot be read"]
+    assert [record.getMessage() for record in caplog.records] == ["a token's row from the database cannot be read"]
 
 
 TOOLS = ["", "a__b", "\\", '"', "'", "{,}", "\0", "\udfff", "NULL", "ü日\n\t", "x" * 5000, "a__b_0123ab", "%s", "$1"]
@@ -513,7 +516,7 @@ def app_token(transactional_db: None) -> Known:
 
 
 def token_of_app(user: User, gateway: Gateway) -> Known:
-    """The same of this person at this gateway."""
+    """Return an app's access token of this person at this gateway."""
     host = Host.objects.create(kind=HostKind.HEADED, name="Claude Desktop")
     connection = make.connection(host, gateway, user)
     key = Token.objects.provide_key(connection, by=user)

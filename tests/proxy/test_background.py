@@ -1,4 +1,4 @@
-"""Every background loop, killed in turn by an exception: it is seen, it is back, and nothing is lost."""
+"""Each background loop in turn fails with an exception: it is reported, restarted, and nothing is lost."""
 
 import ast
 import asyncio
@@ -46,7 +46,7 @@ AROUND = {"database watch", "replica lag", "chores", *(f"chore {name}" for name 
 
 @dataclass
 class Killer:
-    """Lets the loops named in `victims` fail once; `seen` is what /readyz and the metrics say then, by loop."""
+    """Lets each loop in `victims` fail once; `seen` are the resulting /readyz answers and metrics, by loop."""
 
     victims: set[str] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)
@@ -100,7 +100,7 @@ def failures(name: str) -> float:
 
 
 def loops_in(*packages: str) -> set[str]:
-    """Where a loop is begun, by the text of the modules."""
+    """Return the loops started in the code, by the text of the modules."""
 
     def begins(node: ast.AST) -> bool:
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "forever"
@@ -148,7 +148,7 @@ async def test_every_loop_around_the_proxy_that_raises_is_seen_and_back(killer: 
 def test_a_stop_that_raises_ends_no_other_and_the_call_log_is_written_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All parts raise as they stop, but for the one that writes the rows."""
+    """All components raise on stop, except the one that writes the rows."""
     Call.partitions.make_ahead()
     parts = (
         "proxy.store.events.StreamEvents",

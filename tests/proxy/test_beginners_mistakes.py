@@ -1,8 +1,8 @@
-"""What people do wrong on their first day: each mistake is answered with what to do.
+"""Beginners' mistakes: each is answered with what to do.
 
-A port in use, missing keys, an unknown setting and the like are in tests/running/test_refusals.py; a set-up that was
-interrupted is in tests/running/test_setup.py, two starts at once in tests/running/test_start.py, and mail that is not
-set up in tests/accounts/test_mail.py.
+Refused starts (a port in use, missing keys, an unknown setting) are in tests/running/test_refusals.py; interrupted
+set-ups in tests/running/test_setup.py, concurrent starts in tests/running/test_start.py, and missing mail servers in
+tests/accounts/test_mail.py.
 """
 
 import re
@@ -52,16 +52,16 @@ def advice(answer: httpx.Response) -> str:
 def test_a_credential_that_lets_nobody_in_says_what_to_do_with_it(world: World) -> None:
     token = world.agent.secret
     for authorization, words in {
-        f"Bearer Bearer {token}": "holds the word Bearer twice",
-        f'Bearer "{token}"': "in quotes or brackets. Leave them out",
-        f"Bearer <{token}>": "in quotes or brackets. Leave them out",
-        "Bearer <your-api-access-token>": "in quotes or brackets. Leave them out",
+        f"Bearer Bearer {token}": "has the word Bearer twice",
+        f'Bearer "{token}"': "in quotes or brackets. Remove them",
+        f"Bearer <{token}>": "in quotes or brackets. Remove them",
+        "Bearer <your-api-access-token>": "in quotes or brackets. Remove them",
         "Bearer $TOKEN": "the name of a variable, not its value",
-        str(token): "Write the word Bearer and a blank before the token.",
-        f"Bearer {(token or '')[:30]}": "not a whole token of this gateway. Copy it again",
+        str(token): "Write the word Bearer and a space before the token.",
+        f"Bearer {(token or '')[:30]}": "not a complete token of this gateway. Copy it again",
         f"Bearer {token_text.mint(token_text.PERSONAL)}": "an API key for the REST API. Use an API access token",
         f"Bearer {token_text.mint(token_text.ACCESS)}": "unknown here, expired or revoked. Create or regenerate one",
-        "Bearer eyJhbGciOiJub25lIn0.e30.": "not a whole token of this gateway",
+        "Bearer eyJhbGciOiJub25lIn0.e30.": "not a complete token of this gateway",
     }.items():
         answer = asked(world, authorization)
         assert (answer.status_code, words in advice(answer)) == (401, True), (authorization, advice(answer))
@@ -104,7 +104,7 @@ def test_a_wrong_path_says_what_a_gateway_url_looks_like(world: World) -> None:
     for url in (base.removesuffix("/work"), f"{base}/sse", f"{base}/mcp", f"{base.removesuffix('/work')}/"):
         answer = httpx.post(url, json=LIST, headers=headers, trust_env=False)
         assert answer.status_code == 404, url
-        assert "One ends in /mcp/ and the slug of the gateway" in answer.json()["error"]["message"]
+        assert "A gateway URL ends in /mcp/ and the slug of the gateway" in answer.json()["error"]["message"]
     assert httpx.post(f"{base}/", json=LIST, headers=headers, trust_env=False).status_code == 200
 
 
@@ -193,12 +193,12 @@ SERVER = {"name": "Docs", "auth_type": AuthType.NONE.value, "timeout_seconds": 5
         ("docs server", "This is not a URL. One looks like https://mcp.example.com/mcp."),
         ("mcp.example.com/mcp", "The URL must start with https://."),
         ("ftp://mcp.example.com/", "The URL must start with https://."),
-        ("https://", "The URL names no server."),
+        ("https://", "The URL has no host."),
         ("https://ann:secret@mcp.example.com/", "Leave credentials out of the URL; store them as an identity."),
         ("https://no-such-name.invalid/mcp", "cannot be found. Check the spelling."),
         ("https://10.0.0.5/mcp", "is private or reserved; GATEWAY_PRIVATE_UPSTREAMS does not allow it"),
         ("https://10.0.0.5/mcp", "as in GATEWAY_PRIVATE_UPSTREAMS=10.0.0.5/32, and starts the gateway again"),
-        ("http://8.8.8.8/mcp", "GATEWAY_PRIVATE_UPSTREAMS, the only place that may be called without TLS"),
+        ("http://8.8.8.8/mcp", "GATEWAY_PRIVATE_UPSTREAMS, the only networks that may be called without TLS"),
     ],
 )
 def test_a_url_that_cannot_be_one_says_what_it_should_be_on_page_and_api(
@@ -228,17 +228,17 @@ def test_blanks_around_a_url_do_no_harm(ana: User, sign_in: SignIn, run: Run) ->
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("loopback_is_allowed")
-def test_what_is_not_an_mcp_server_says_what_to_look_at(ana: User, sign_in: SignIn, run: Run) -> None:
+def test_a_url_without_an_mcp_server_gets_advice(ana: User, sign_in: SignIn, run: Run) -> None:
     client = sign_in(ana)
     docs = run(upstreams.docs())
     for url, words in {
-        f"http://127.0.0.1:{free_port()}/mcp": "refused the connection: nothing listens there; check the port",
+        f"http://127.0.0.1:{free_port()}/mcp": "refused the connection: nothing listens at the port; check the port",
         docs.url.replace("http://", "https://"): "does not speak TLS at this port",
         run(upstreams.garbage()).url: "answered, but not in MCP; check that the URL is that of its MCP endpoint",
         run(upstreams.garbage(b"", status=404)).url: "there is no MCP endpoint at this URL; it often ends in /mcp",
         run(upstreams.garbage(b"", status=400)).url: "answered 400; check that the URL is that of its MCP endpoint",
         run(upstreams.redirecting("https://example.com/login")).url: "redirects to https://example.com/login",
-        run(upstreams.github()).url: "answered 401: it wants a credential. Choose the auth type it wants.",
+        run(upstreams.github()).url: "answered 401: it wants a credential. Choose its auth type.",
     }.items():
         page = text(client.post("/servers/add/", SERVER | {"url": url, "test": "1"}))
         assert words in page, (words, page[page.find("test-result") :][:400])
@@ -264,7 +264,7 @@ def test_the_result_of_a_test_is_kept_when_the_server_is_added(ana: User, sign_i
 def test_a_wrong_password_says_no_more_than_that(ana: User) -> None:
     page = Client().post("/accounts/login/", {"login": ana.email, "password": "wrong"})
 
-    assert "The e-mail or the password is not right." in text(page)
+    assert "The e-mail or the password is wrong." in text(page)
 
 
 @pytest.mark.django_db
@@ -285,7 +285,7 @@ def test_a_form_of_another_session_says_to_reload_it(ana: User) -> None:
     page = client.post("/hosts/add/", {"name": "x"})
 
     assert page.status_code == 403
-    assert "This page was open too long. Load it again" in text(page)
+    assert "This page was open for too long. Reload it" in text(page)
 
 
 @pytest.mark.django_db

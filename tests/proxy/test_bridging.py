@@ -1,4 +1,4 @@
-"""A client and a server of different eras, when the server wants input before it answers."""
+"""A client and a server of different eras, when the server needs input before it answers."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ INVALID_PARAMS = -32602
 
 @dataclass
 class Work:
-    """A gateway `work`, a connection at it, and workers to serve it."""
+    """A gateway `work`, a connection to it, and workers to serve it."""
 
     gateway: Gateway
     connection: Connection
@@ -49,7 +49,7 @@ class Work:
         return self.start(**changes).agent(self.connection)
 
     def elsewhere(self, agent: Agent) -> Agent:
-        """The same token at another worker."""
+        """Return the same token at another worker."""
         return Agent(self.start().url(self.gateway.slug), agent.secret)
 
 
@@ -61,7 +61,7 @@ def work(start: Start, run: Run) -> Work:
 
 
 def ask(agent: Agent, name: str = "docs__it", capabilities: Object = EVERYTHING, **more: Any) -> httpx.Response:
-    """One call in 2026-07-28, with these members beside its name and arguments."""
+    """Make one call in 2026-07-28, with these members beside its name and arguments."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientCapabilities": capabilities,
@@ -78,7 +78,7 @@ def ask(agent: Agent, name: str = "docs__it", capabilities: Object = EVERYTHING,
 
 
 def result_of(answer: httpx.Response) -> Object:
-    """The result, be it all there is or the last event."""
+    """Return the result, from a JSON body or the last event."""
     if answer.headers["content-type"] == "application/json":
         return dict(answer.json()["result"])
     return dict(json.loads(answer.text.rpartition("data: ")[2])["result"])
@@ -135,7 +135,7 @@ def test_a_server_of_2026_is_told_what_the_request_says_its_client_can(work: Wor
 
 
 def wanting(*rounds: Object) -> tuple[App, list[Object]]:
-    """A server of 2026-07-28 that wants these input requests, one after the other; and the params it got."""
+    """Return a 2026-07-28 server that needs these inputs one after the other, and the params it gets."""
     got: list[Object] = []
 
     async def call(request: Request) -> None:
@@ -337,7 +337,7 @@ def test_the_outcome_of_a_call_that_waited_is_spelled_as_its_server_spelled_it(w
     assert spelled in answered.content
 
 
-def test_what_a_server_says_after_its_client_was_asked_does_not_end_the_call(work: Work) -> None:
+def test_messages_after_a_server_request_do_not_end_the_call(work: Work) -> None:
     class Telling(Asker):
         async def _finish(self, request: Request, answers: list[Object]) -> None:
             params = {"progressToken": request.message["params"]["_meta"]["progressToken"], "progress": 1}
@@ -361,7 +361,7 @@ def test_a_call_that_asks_nothing_is_not_suspended(work: Work) -> None:
     assert not SuspendedCall.objects.exists()
 
 
-def test_what_was_not_answered_is_asked_again(work: Work) -> None:
+def test_unanswered_server_requests_are_asked_again(work: Work) -> None:
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
     first = result_of(ask(agent))
@@ -428,7 +428,7 @@ def test_a_call_that_waits_is_resumed_although_its_server_has_learnt_the_other_e
 def test_a_retry_that_is_repeated_is_refused_and_takes_no_news_from_the_first(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.server_requests.LOOK_SECONDS", 600)  # It is told, and does not look.
+    monkeypatch.setattr("proxy.server_requests.LOOK_SECONDS", 600)  # It must be notified, not poll.
     released = threading.Event()
 
     class Slow(Asker):
@@ -468,7 +468,7 @@ def test_a_call_whose_worker_died_says_so(work: Work, monkeypatch: pytest.Monkey
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
     wanted = result_of(ask(agent))
-    # What a worker leaves that was killed: nobody says any more that the call is held.
+    # The rows of a killed worker, without further heartbeats.
     SuspendedCall.objects.update(beat_at="2026-01-01T00:00Z")
 
     lost = retry(agent, wanted, {"action": "cancel"}, inputResponses={})
@@ -518,14 +518,14 @@ def leave(agent: Agent, wanted: Object) -> None:
     httpx.post(agent.url, json=body, headers=headers, timeout=1, trust_env=False)
 
 
-def test_what_waits_is_sealed_and_does_not_stay(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_messages_are_encrypted_and_deleted_later(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.server_requests.PURGE_SECONDS", 0.2)
 
     async def call(request: Request) -> None:
         await request.open_stream()
         await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
         result = {"content": [{"type": "text", "text": "a-secret-result"}]}
-        await asyncio.sleep(1)  # So long the client may take to be told of the question.
+        await asyncio.sleep(1)  # Enough time for the question to reach the client.
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": result}, last=True)
 
     server = Asker()
@@ -539,7 +539,7 @@ def test_what_waits_is_sealed_and_does_not_stay(work: Work, monkeypatch: pytest.
     eventually(lambda: not SuspendedCall.objects.exists())
 
 
-def test_what_a_suspended_call_asks_is_sealed(work: Work) -> None:
+def test_requests_of_a_suspended_call_are_encrypted(work: Work) -> None:
     work.put(Asker(asks=[FORM]).app())
     ask(work.agent())
 
@@ -550,7 +550,7 @@ def test_an_error_of_the_server_reaches_the_retry(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.open_stream()
         await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
-        await asyncio.sleep(1)  # So long the client may take to be told of the question.
+        await asyncio.sleep(1)  # Enough time for the question to reach the client.
         error = {"code": -1, "message": "no", "data": {"x": 1}}
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "error": error}, last=True)
 

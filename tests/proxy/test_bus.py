@@ -1,4 +1,4 @@
-"""What workers tell each other, over a connection that may be lost at any time."""
+"""Messages between workers, over a connection that may be lost at any time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @asynccontextmanager
 async def bus_of(**handlers: Any) -> AsyncIterator[Bus]:
-    """A bus with these handlers that is connected."""
+    """Yield a connected bus with these handlers."""
 
     def with_handlers(_: StatePool, bus: Bus) -> Bus:
         for topic, handler in handlers.items():
@@ -48,7 +48,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def end_connections(name: str) -> int:
-    """Kill the connections of this name, as an administrator of the database may; how many there were."""
+    """Kill the connections of this name, and return how many there were."""
     with psycopg.connect(database.conninfo(), autocommit=True) as connection:
         ended = connection.execute(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
@@ -144,12 +144,12 @@ def test_a_handler_that_fails_or_waits_keeps_nothing_from_the_others() -> None:
     run(work)
 
 
-# What the database tells by itself
+# Notifications of the database's triggers
 
 
 @pytest.fixture
 def told() -> Iterator[Callable[[], set[str]]]:
-    """What was told since the last look, by whatever was committed meanwhile."""
+    """Yield a function that returns the notifications since its last call."""
     with listening() as look:
         yield look
 
@@ -183,7 +183,7 @@ def assignment(gateway: Gateway) -> Assignment:
     return make.assignment(gateway, make.server(slug="docs"))
 
 
-def test_what_ends_access_tells_a_cut(assignment: Assignment, told: Callable[[], set[str]]) -> None:
+def test_changes_that_end_access_notify_workers(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     issued = make.token(make.connection(make.agent(by=ana), assignment.gateway, ana))
     token, connection = issued.token, issued.token.connection
@@ -205,7 +205,7 @@ def test_what_ends_access_tells_a_cut(assignment: Assignment, told: Callable[[],
     assert silent == []
 
 
-def test_what_changes_a_list_tells_the_gateway(assignment: Assignment, told: Callable[[], set[str]]) -> None:
+def test_changes_of_a_list_notify_the_gateway(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     elsewhere = make.assignment(make.gateway(slug="other"), make.server(slug="other"))
     Feature.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
@@ -234,7 +234,7 @@ def test_what_changes_a_list_tells_the_gateway(assignment: Assignment, told: Cal
     assert f"lists {elsewhere.gateway_id}" not in heard
 
 
-def test_what_calls_write_themselves_tells_nobody(assignment: Assignment, told: Callable[[], set[str]]) -> None:
+def test_columns_written_by_calls_notify_nobody(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     token = make.token(make.connection(make.agent(by=ana), assignment.gateway, ana)).token
     Feature.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])

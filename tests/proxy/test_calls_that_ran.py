@@ -1,4 +1,4 @@
-"""A call that may have run is not sent again: when its server changes, its connection breaks or the gateway fails."""
+"""Calls that may have been executed are never repeated, whether server, connection or gateway fails."""
 
 from collections.abc import Iterator
 from datetime import timedelta

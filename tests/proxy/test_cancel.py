@@ -1,4 +1,4 @@
-"""`notifications/cancelled`: it reaches the server from any worker, and never anybody else's call."""
+"""`notifications/cancelled` reaches the server from any worker, and never affects other clients' calls."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.proxy.test_endpoint import modern
 
 
 class Work:
-    """A gateway in front of a counter, at one worker or two."""
+    """A gateway with a counting server, at one worker or two."""
 
     def __init__(self, start: Start, run: Run, eras: tuple[str, ...] = SESSION_ERA, workers: int = 1) -> None:
         self.counter = Counter(eras)
@@ -34,7 +34,7 @@ class Work:
         return self.proxy.agent(make.connection(make.agent(by=user, name=name), self.gateway, user))
 
     def elsewhere(self, agent: Agent) -> Agent:
-        """The same client, at the other worker."""
+        """Return the same client at the other worker."""
         return Agent(self.proxies[1].url("work"), agent.secret, agent.headers)
 
 
@@ -52,7 +52,7 @@ def cancel(agent: Agent, request_id: object) -> int:
 
 
 def cancelled(work: Work, under_way: Listener, agent: Agent, request_id: object) -> None:
-    """Cancel and see the server told, the stream ended without an answer, and the row written."""
+    """Cancel the call; check that the server is notified, the stream ends without an answer, and the row is written."""
     assert cancel(agent, request_id) == 202
     told = "cancelled" if MODERN not in work.counter.eras else "left"
     work.counter.wait_for(told)
@@ -85,7 +85,7 @@ def test_a_call_that_takes_json_only_is_told_that_it_was_cancelled(start: Start,
     assert work.proxy.calls()[-1].outcome == "cancelled"
 
 
-def test_what_is_nobodys_or_another_clients_is_taken_and_does_nothing(start: Start, run: Run) -> None:
+def test_unknown_or_foreign_tokens_are_accepted_and_change_nothing(start: Start, run: Run) -> None:
     work = Work(start, run, workers=2)
     agent, stranger = work.agent(), work.agent("eve")
     with listening(agent, "POST", waiting(1, seconds=1)) as under_way:

@@ -1,4 +1,4 @@
-"""What a server says beside calls: carried to the client's stream, wherever that is, within bounds, or to nobody."""
+"""Server messages outside calls: forwarded to the client's stream on any worker, within limits, or dropped."""
 
 import asyncio
 import threading
@@ -33,7 +33,7 @@ def work(start: Start, run: Run) -> TalkingWork:
 
 
 def heard_by_the_first(work: TalkingWork) -> Person:
-    """Somebody in a session to whose server the first worker listens, for calls, and who can be asked for samples."""
+    """Return a client with sampling, in a session whose server stream the first worker reads for calls."""
     person = Person(work.agent(), {"sampling": {}}).initialize()
     assert "result" in person.call("docs__count")
     eventually(lambda: work.talker.open == 1)
@@ -45,7 +45,7 @@ def asks(number: int) -> dict[str, Any]:
 
 
 def everything_that_began_is_over(streams: int = 1) -> bool:
-    """Whether each standing stream has the row of its end."""
+    """Return True if each standing stream has the row of its end."""
     return Call.objects.filter(method="GET").count() == 2 * streams
 
 
@@ -76,7 +76,7 @@ def test_a_client_is_asked_so_much_at_once_of_what_another_worker_heard(
     assert [answer["result"] for answer in work.talker.answers[1:]] == [{}, {}]
 
 
-def test_what_waits_for_other_workers_is_bounded_and_a_request_beyond_that_refused_at_once(
+def test_messages_for_other_workers_are_limited_and_further_requests_refused_at_once(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.message_router.MOST_WAITING", 1)
@@ -110,7 +110,7 @@ def test_a_server_is_told_at_once_that_a_client_has_left_which_another_worker_wa
     assert answer["error"]["message"].startswith(CANNOT)
 
 
-def test_what_was_taken_for_a_stream_that_ended_meanwhile_waits_for_the_next(
+def test_messages_taken_for_an_ended_stream_wait_for_the_next(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take, taken, may_go_on = StreamEvents.take_waiting, threading.Event(), threading.Event()
@@ -141,7 +141,7 @@ def library_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> Lib
     return LibraryWork(start, run)
 
 
-def test_what_is_said_for_a_connection_without_a_session_is_kept_for_nobody(
+def test_messages_for_a_connection_without_a_session_are_not_stored(
     library_work: LibraryWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put, is_put, kept = Carrier._put, threading.Event(), list[Any]()
@@ -163,9 +163,7 @@ def test_what_is_said_for_a_connection_without_a_session_is_kept_for_nobody(
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_of_a_resource_that_was_switched_off_its_subscribers_are_told_no_more(
-    library_work: LibraryWork, elsewhere: bool
-) -> None:
+def test_a_disabled_resource_sends_no_more_updates_to_subscribers(library_work: LibraryWork, elsewhere: bool) -> None:
     library, agent = library_work.library, in_session(library_work.client)
     assert subscribe(agent)["result"] == {}
     eventually(lambda: library.open == 1)
@@ -180,7 +178,7 @@ def test_of_a_resource_that_was_switched_off_its_subscribers_are_told_no_more(
             known = len(stream.events)
             library.update()
             library.say.append(CHANGED)
-            with suppress(AssertionError):  # While another worker begins to listen, what is said is lost.
+            with suppress(AssertionError):  # Messages are lost until another worker reads the stream.
                 eventually(lambda: TOOLS_CHANGED in stream.events[known:], 2)
             told = stream.events[known:]
             return TOOLS_CHANGED in told and UPDATE not in told

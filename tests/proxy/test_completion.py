@@ -1,4 +1,4 @@
-"""completion/complete: to the server of the prompt or template it is for; a server without completions has none."""
+"""completion/complete goes to the server of its prompt or template; a server without completions gets none."""
 
 import pytest
 
@@ -62,7 +62,7 @@ def test_a_server_without_completions_completes_nothing(work: Work) -> None:
 
 
 @pytest.mark.parametrize("kind", ["prompt", "template"])
-def test_what_is_switched_off_completes_nothing_either(work: Work, kind: str) -> None:
+def test_disabled_features_get_no_completions(work: Work, kind: str) -> None:
     docs = put(work, completion_complete=returning(VALUES))
     name = "hello" if kind == "prompt" else "docs://page/{id}"
     offer(name, kind, enabled=False)

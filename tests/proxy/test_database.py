@@ -1,4 +1,4 @@
-"""One connection to PostgreSQL: a statement has one answer, its own, or is said to have none."""
+"""A PostgreSQL connection: a statement gets its own answer, or an error that says it has none."""
 
 import asyncio
 import socket
@@ -28,7 +28,7 @@ MOST_PARAMETERS = 65_535  # Of one statement, as PostgreSQL counts them.
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def play(request: pytest.FixtureRequest) -> Play:
-    """Plays a scene with a connection, on either loop."""
+    """Return a function that runs a scenario with a connection, on either loop."""
 
     def play(scene: Callable[[PgConnection], Awaitable[None]], timeout: float = PATIENCE) -> None:
         async def main() -> None:
@@ -70,7 +70,7 @@ def test_a_statement_that_took_its_time_is_not_sent_again(play: Play) -> None:
         await connection.connect()
         connection.on_lost = lambda: lost.append(True)
         with pytest.raises(StatementTimeout):
-            await connection.query_with_retry(b"wait", [b"3"])  # It goes on there.
+            await connection.query_with_retry(b"wait", [b"3"])  # It continues there.
 
         assert lost == [True]
         assert value(await connection.query(b"one", [b"2"])) == b"2"
@@ -78,7 +78,7 @@ def test_a_statement_that_took_its_time_is_not_sent_again(play: Play) -> None:
     play(scene, timeout=0.5)
 
 
-def test_what_fails_otherwise_is_sent_once_more_over_a_new_connection(play: Play) -> None:
+def test_rejected_statements_are_repeated_once_over_a_new_connection(play: Play) -> None:
     async def scene(connection: PgConnection) -> None:
         await connection.run(b"DEALLOCATE one")
         with pytest.raises(StatementRejected, match="does not exist"):
@@ -88,7 +88,7 @@ def test_what_fails_otherwise_is_sent_once_more_over_a_new_connection(play: Play
     play(scene)
 
 
-def test_what_keeps_the_database_from_serving_is_said_in_its_own_words(play: Play) -> None:
+def test_the_databases_own_reason_is_reported_when_it_cannot_serve(play: Play) -> None:
     async def scene(connection: PgConnection) -> None:
         full = b"DO $$ BEGIN RAISE 'No space left on device' USING ERRCODE = 'disk_full'; END $$"
         batches = batches_of([Carrier()])
@@ -115,7 +115,7 @@ def test_more_than_a_socket_takes_at_once_arrives_whole(play: Play) -> None:
     async def scene(connection: PgConnection) -> None:
         await connection.copy(b"COPY texts FROM STDIN", (row + b"\n") * rows)
         assert value(await connection.query(b"length", [])) == b"%d" % (rows * len(row))
-        # The connection is watched as before: what is small arrives too.
+        # The connection is still watched: small results arrive too.
         assert value(await connection.query(b"one", [b"2"])) == b"2"
 
     play(scene)

@@ -1,7 +1,7 @@
-"""The statement and the decision say what docs/reference/decision-order.md says, in worlds nobody thought of.
+"""Statement and decision match docs/reference/decision-order.md in random worlds.
 
-The rows of 4.4 are written down once more here, as plainly as they can be; each world is asked about every token, at
-every gateway, for several tools and from several addresses, all in one statement.
+The rules are written here again, as plainly as possible. Each world is queried for every token, at every gateway, for
+several tools and from several addresses, all in one statement.
 """
 
 import asyncio
@@ -84,13 +84,13 @@ DRAWN: dict[str, dict[str, Sequence[Any]]] = {
 
 @dataclass
 class Skeleton:
-    """The rows every world has; what is true of them differs from world to world."""
+    """The rows every world has, with values that differ from world to world."""
 
     rows: dict[str, list[Any]] = field(default_factory=dict)
     secrets: list[str] = field(default_factory=list)
 
     def world(self, seed: int) -> dict[str, list[dict[str, Any]]]:
-        """What is true of each of the rows of the world with this number: the same on every run."""
+        """Return the values of each row in the world with this number, the same on every run."""
         chance = Random(seed)
         return {
             kind: [{name: chance.choice(values) for name, values in what.items()} for _ in self.rows[kind]]
@@ -142,7 +142,7 @@ def skeleton() -> Skeleton:
 
 
 class Painter:
-    """Makes the rows of a skeleton true to what was drawn."""
+    """Sets the rows of a skeleton to the drawn values."""
 
     def __init__(self, bones: Skeleton) -> None:
         self.rows = bones.rows
@@ -223,7 +223,7 @@ class Painter:
         return {"revoked_at": self._at(told["revoked"]), "revoke_reason": "manual" if told["revoked"] else ""}
 
     def _tie(self, drawn: dict[str, list[dict[str, Any]]]) -> None:
-        """Who is in the team, what it opens, and what a connection carries."""
+        """Set the team's members and gateways, and the connection's identities."""
         team = self.rows["Team"][0]
         team.users.set(_chosen(self.rows["User"], drawn["User"], "in_team"))
         team.gateways.set(_chosen(self.rows["Gateway"], drawn["Gateway"], "has_team"))
@@ -251,13 +251,13 @@ def _chosen(rows: Iterable[Any], drawn: Iterable[dict[str, Any]], what: str) -> 
 
 
 class Plain:
-    """What 4.4 says of a world, row by row."""
+    """The documented decision for a world, check by check."""
 
     def __init__(self, bones: Skeleton, drawn: dict[str, list[dict[str, Any]]]) -> None:
         self.bones, self.rows, self.drawn = bones, bones.rows, drawn
 
     def of(self, row: Model) -> dict[str, Any]:
-        """What is true of this row."""
+        """Return the values of this row."""
         kind = type(row).__name__
         return self.drawn[kind][next(n for n, one in enumerate(self.rows[kind]) if one.pk == row.pk)]
 
@@ -336,7 +336,7 @@ def _over(seconds: int | None) -> bool:
 
 
 def _inside(ranges: list[str] | None, address: str) -> bool:
-    """Bit by bit: the first so many of both are the same."""
+    """Compare bit by bit: the first bits of both are equal."""
     if ranges is None:
         return True
     if not address:
@@ -355,7 +355,7 @@ def _inside(ranges: list[str] | None, address: str) -> bool:
 
 
 def found(grant: Any, tool: str, address: str) -> str:
-    """What the product decides."""
+    """Return the product's decision."""
     if grant is None:
         return "unknown"
     if denied := decide(grant, address):
@@ -414,7 +414,7 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
 
 # --- The trail, beside both
 
-# What is to be changed in a world so that a check is passed: of the token, or of what the tool belongs to.
+# The changes to a world that let a check pass: of the token, or of the tool's object.
 MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
     "revoked": lambda world, token, _: world.of(token).update(revoked=False),
     "connection_revoked": lambda world, token, _: world.of(token.connection).update(revoked=False),
@@ -435,12 +435,12 @@ MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
     "identity_missing": lambda world, _, number: world.drawn["Assignment"][number].update(scheme="none"),
     "identity_withdrawn": lambda world, _, number: world.drawn["Assignment"][number].update(allowed=True),
 }
-# Nothing that was looked up says what would follow, or no row of the worlds can be changed so.
+# The looked-up data do not tell the next check, or no row of the world can be changed that way.
 LAST = {"wrong_gateway", "unknown_tool", "out_of_scope", "identity_disabled", "identity_unconfirmed"}
 
 
 def told(verdict: Verdict | None) -> str:
-    """What the trail says first, in the words of the model."""
+    """Return the first obstacle of the dry run, in the words of the model."""
     if verdict is None:
         return "unknown"
     return verdict.reason or ("the server is asked" if verdict.unlisted else "allowed")
@@ -470,7 +470,7 @@ def test_the_trail_says_what_the_proxy_decides_and_what_would_be_next(transactio
 
 
 def _follows(plain: Plain, token: Token, slug: str, tool: str, address: str, verdict: Verdict | None) -> bool:
-    """Compare the second obstacle with what the model says once the first is out of the way; False when it is last."""
+    """Compare the second obstacle with the model's, once the first is removed; False if there is no second."""
     assert verdict is not None
     number = next((n for n, one in enumerate(plain.rows["Assignment"]) if tool.startswith(f"{one.alias}__")), 0)
     if verdict.reason not in MENDED:

@@ -1,4 +1,4 @@
-"""The endpoint as HTTP and as JSON-RPC: exact statuses, bodies and headers."""
+"""The endpoint's exact HTTP statuses, bodies and headers, and its JSON-RPC errors."""
 
 import json
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def world(proxy: Proxy, run: Run) -> World:
 
 
 def modern(method: str, params: dict[str, Any] | None = None, **changes: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """A request of 2026-07-28 and its headers."""
+    """Return a 2026-07-28 request and its headers."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientInfo": {"name": "probe", "version": "2"},
@@ -180,7 +180,7 @@ def test_dead_credentials_are_denied_alike_and_logged_with_their_reason(world: W
     assert row.host_name == "CI bot"
 
 
-def test_what_is_wrong_with_a_request_is_told_after_authentication(world: World) -> None:
+def test_faults_of_a_request_are_reported_after_authentication(world: World) -> None:
     def status(body: object = PING, **headers: str) -> tuple[int, int | None, object]:
         answer = world.agent.post(body, **headers)
         document = answer.json() if answer.content else {}

@@ -1,4 +1,4 @@
-"""Both wires on both sides, sessions that come and go, and identities that never meet."""
+"""Both eras on both sides, changing sessions, and separate identities."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -103,9 +103,7 @@ def test_a_server_is_probed_once_and_the_verdict_kept(work: Work) -> None:
     assert (server.protocol_era, server.protocol_evidence.startswith("initialize: ")) == (Era.SESSION, True)
 
 
-def test_what_is_known_of_a_server_is_looked_into_again_while_it_is_in_use(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_facts_about_a_used_server_are_refreshed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.handshake.REFRESH_SECONDS", 0.1)
     monkeypatch.setattr("proxy.lists.FRESH_SECONDS", 0.0)
     monkeypatch.setattr("proxy.lists.RETRY_SECONDS", 0.0)
@@ -154,7 +152,7 @@ def test_a_server_that_changed_its_wire_is_found_out_without_a_call_sent_twice(w
 
 @dataclass
 class Overloaded(Script):
-    """A server of both eras that answers `refused` with an error that passes."""
+    """A server of both eras that answers `refused` with a temporary error."""
 
     sessions: bool = True
     refused: str = ""
@@ -218,7 +216,7 @@ def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
     assert [session(), session()] == ["session-1", "session-1"]
     assert [request.headers.get("mcp-protocol-version") for request in docs.asked("tools/call")] == ["2025-06-18"] * 5
 
-    # A server that never knows its sessions is asked no more than twice.
+    # A server that never knows its sessions is asked at most twice.
     async def forget(request: Request) -> None:
         script.opened[:] = ["an older one"]
         await request.answer(NO_SESSION, status=404)
@@ -304,7 +302,7 @@ def test_sessions_outlast_the_gateway(work: Work) -> None:
 
 @dataclass
 class Identities:
-    """`work` in front of github (per user) and crm (shared); ana and ben at it."""
+    """The gateway `work` with github (per user) and crm (shared), used by ana and ben."""
 
     proxy: Proxy
     gateway: Gateway
@@ -402,7 +400,7 @@ def test_a_replaced_secret_is_used_at_once_and_in_a_session_of_its_own(identitie
 
 
 def test_identities_of_others_are_never_used_whatever_the_rows_say(identities: Identities) -> None:
-    """Wrong rows cannot be made; and if they could, the statement would not read them."""
+    """Such rows cannot be created; even if they could, the statement would not read them."""
     ben = identities.users["ben"].identities.get()
     sql("ALTER TABLE connections_connectionidentity DISABLE TRIGGER USER")
     sql("ALTER TABLE gateways_assignment DISABLE TRIGGER USER")

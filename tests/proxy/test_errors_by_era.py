@@ -1,4 +1,4 @@
-"""Errors reach a client in the codes and with the status of its own era, whichever era its server speaks."""
+"""Clients get errors with the codes and status of their own era, whichever era the server speaks."""
 
 from typing import Any
 

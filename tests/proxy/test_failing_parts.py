@@ -1,4 +1,4 @@
-"""What a client is told, and the log keeps, when a part of the gateway fails in the middle of a request."""
+"""Responses and log rows when a component fails in the middle of a request."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def failing(error: Exception) -> Any:
 
 
 def fail_statements(monkeypatch: pytest.MonkeyPatch, *failed: str) -> None:
-    """Let the database not answer to these statements, and to all others as before."""
+    """Let these statements fail as if the database did not answer; others work."""
     fetch = StatePool.fetch
 
     async def fails(state: StatePool, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
@@ -63,7 +63,7 @@ def asked(agent: Agent, verb: str, body: Any = None) -> httpx.Response:
         ("proxy.streams.Resumption.standing", "GET", None, 0),
     ],
 )
-def test_what_needs_the_database_while_it_does_not_answer_is_to_be_asked_again(
+def test_requests_that_need_an_unavailable_database_get_a_retry(
     part: str, verb: str, body: Any, rows: int, agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = len(proxy.calls())
@@ -150,7 +150,7 @@ def test_the_id_of_an_event_that_is_none_of_ours_begins_a_stream_anew(agent: Age
 
 
 @pytest.mark.parametrize("asked", [None, 5, [], "tools"])
-def test_whoever_asks_to_be_told_of_nothing_that_can_be_read_is_told_of_nothing(asked: object) -> None:
+def test_an_invalid_subscription_request_is_honoured_with_nothing(asked: object) -> None:
     assert honoured(asked) == ([], [])
 
 

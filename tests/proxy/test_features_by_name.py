@@ -1,4 +1,4 @@
-"""Whose tool a name means: lists and calls ask one function, and agree in every order of the servers."""
+"""The server of a tool name: lists and calls use one function, and agree in every order of servers."""
 
 from itertools import permutations, product
 
@@ -37,7 +37,7 @@ def assigned(slug: str, alias: str, rows: tuple[object, ...] = (), **changes: ob
 
 
 def called(servers: tuple[AssignedServer, ...], name: str) -> str:
-    """The server a call of this name would go to, or why it goes to none."""
+    """Return the server a call of this name goes to, or why there is none."""
     try:
         found = resolve_name(servers, name)
         return found.assigned.id if isinstance(found, Resolved) else found.id
@@ -46,7 +46,7 @@ def called(servers: tuple[AssignedServer, ...], name: str) -> str:
 
 
 def listed(servers: tuple[AssignedServer, ...], name: str) -> str:
-    """The server whose tool of this name would be in the list."""
+    """Return the server whose tool is listed under this name."""
     found = server_of(servers, name)
     return found.id if found else "UnknownFeature"
 

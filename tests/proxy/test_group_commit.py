@@ -1,4 +1,4 @@
-"""Items that arrive together travel together, and none is lost or kept waiting."""
+"""Concurrent items share a batch, and none is lost or delayed."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -17,7 +17,7 @@ type Load = list[Waiting[int, int]]
 
 
 class Carrier:
-    """Answers each number with its double; `open` holds it up, `fails` makes it raise."""
+    """Doubles each number; `open` holds it back, `fails` makes it raise."""
 
     def __init__(self) -> None:
         self.loads: list[list[int]] = []
@@ -35,16 +35,16 @@ class Carrier:
 
 
 def said(log: pytest.LogCaptureFixture) -> list[int]:
-    """The numbers of requests that the log tells of."""
+    """Return the numbers of requests in the log."""
     return [vars(record)["requests"] for record in log.records]
 
 
 class Lost(Exception):
-    """What became of a batch is not known."""
+    """The outcome of a batch is unknown."""
 
 
 def batches_of(carriers: list[Carrier], conninfo: str = "", **more: Any) -> GroupCommit[int, int]:
-    """Batches that these carry, each with a connection of its own."""
+    """Return batches handled by these carriers, each over its own connection."""
     connections = [PgConnection(conninfo or database.conninfo(), ()) for _ in carriers]
     carried = [carrier.carry for carrier in carriers]
     return GroupCommit("numbers", carried, connections, to_error=lambda error: Lost(str(error)), max_batch=20, **more)
@@ -53,7 +53,7 @@ def batches_of(carriers: list[Carrier], conninfo: str = "", **more: Any) -> Grou
 def run(
     scene: Callable[[GroupCommit[int, int], Carrier, Carrier], Coroutine[Any, Any, None]], *, connections: int = 1
 ) -> None:
-    """Play a scene with so many carriers at work, and see that everything ends when it is stopped."""
+    """Run a scenario with so many carriers, and check that everything ends when stopped."""
 
     async def play() -> None:
         first, second = Carrier(), Carrier()
@@ -104,7 +104,7 @@ def test_enough_do_not_wait_for_more() -> None:
     run(scene)
 
 
-def test_what_comes_meanwhile_shares_the_next_and_no_batch_is_larger_than_allowed() -> None:
+def test_items_that_arrive_meanwhile_share_the_next_batch_within_its_limit() -> None:
     async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
         carrier.open.clear()
         sent = [batches.put(0)]
@@ -181,16 +181,14 @@ def test_a_database_that_is_away_is_told_of_once_a_second(
     run(scene)
 
     assert said(caplog) == [1, 3, 1]
-    assert {record.getMessage() for record in caplog.records} == {
-        "the database did not do what it was asked; requests get 503"
-    }
+    assert {record.getMessage() for record in caplog.records} == {"database statements fail; requests get 503"}
 
 
 # Stops
 
 
 class Mute:
-    """A database that takes connections and says nothing on them until they are closed."""
+    """A database that accepts connections and never answers on them."""
 
     def __init__(self) -> None:
         self.callers: list[asyncio.StreamWriter] = []
@@ -218,12 +216,12 @@ async def mute() -> AsyncIterator[Mute]:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attempt to connect lasts longer than any test."""
+    """Let attempts to connect last longer than any test."""
     monkeypatch.setattr("proxy.store.pg.CONNECT_SECONDS", 2 * PATIENCE)
     monkeypatch.setattr("proxy.store.pg.STOP_SECONDS", 0.02)
 
 
-async def test_what_has_not_begun_stops_at_once() -> None:
+async def test_an_unstarted_component_stops_at_once() -> None:
     await asyncio.wait_for(batches_of([Carrier()]).stop(), PATIENCE)
 
 
@@ -280,7 +278,7 @@ async def test_a_stop_lets_a_batch_that_is_under_way_arrive() -> None:
 # What hangs
 
 
-async def test_who_waits_while_a_batch_hangs_is_turned_away_and_so_is_who_comes(
+async def test_items_are_refused_while_a_batch_hangs_waiting_or_new(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.store.pg.TICK_SECONDS", 0.01)

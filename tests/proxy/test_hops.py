@@ -1,4 +1,4 @@
-"""Gateways behind gateways: a circle of them ends soon, and says so."""
+"""Chained gateways: a loop of them ends soon, with a clear error."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ from wire.trace_context import HOPS_HEADER
 
 
 def behind_itself(proxy: Proxy) -> Agent:
-    """A gateway whose only server is that very gateway, and an agent at it."""
+    """Return an agent at a gateway whose only server is that gateway."""
     user = make.user()
     gateway = make.gateway(slug="circle")
     server = make.server(slug="self", name="Self", url=proxy.url("circle"), auth_type="bearer")
@@ -29,7 +29,7 @@ def behind_itself(proxy: Proxy) -> Agent:
 
 
 def forget_lists() -> None:
-    """As if nothing had ever been listed."""
+    """Delete all stored lists."""
     Feature.objects.all().delete()
     Listing.objects.all().delete()
 
@@ -54,7 +54,7 @@ def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
 
 def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> None:
     proxy = start()
-    # The other one is told that it listens where the first does; both serve the same database.
+    # The other one gets the first one's address as its own; both use the same database.
     own = OwnEndpoints.of("https://gateway.example.com", f"http://127.0.0.1:{proxy.upstream.port}", hosts=[])
     other = start(own_endpoints=own)
     agent = Agent(other.url("circle"), behind_itself(proxy).secret)

@@ -1,4 +1,4 @@
-"""What a hostile or broken server sends in answer to a call: a clear error, a row, and the next call works."""
+"""Responses of hostile or broken servers: a clear error, a row, and the next call works."""
 
 import asyncio
 import gzip
@@ -29,7 +29,7 @@ PROGRESS = b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{
 
 
 class Peer:
-    """One connection of the gateway, and every way to answer on it."""
+    """One connection from the gateway, with every way to answer on it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -57,7 +57,7 @@ class Peer:
         self.send(b"\r\n".join([*head, b"", body]))
 
     def forever(self, data: bytes, pause: float = 0) -> None:
-        """Say this again and again, for as long as anybody listens."""
+        """Send this repeatedly until the gateway disconnects."""
         ends = time.monotonic() + 20
         while time.monotonic() < ends:
             self.send(data)
@@ -70,7 +70,7 @@ def result(request_id: object, text: str = "fine") -> bytes:
 
 
 def served(sock: socket.socket, talk: Talk) -> None:
-    """Answer what comes over this connection."""
+    """Handle the requests of one connection."""
     with sock, suppress(OSError):
         peer = Peer(sock)
         while (message := peer.request()) is not None:
@@ -91,7 +91,7 @@ def served(sock: socket.socket, talk: Talk) -> None:
 
 @contextmanager
 def hostile(talk: Talk) -> Iterator[str]:
-    """A server whose tool `bad` behaves as `talk` has it, and whose tool `good` answers."""
+    """Serve a tool `bad`, which behaves as `talk` does, and a tool `good`, which answers."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:
@@ -110,7 +110,7 @@ def hostile(talk: Talk) -> Iterator[str]:
         listener.close()
 
 
-# What is sent instead of an answer
+# Responses in place of an answer
 
 
 def flood_of_notifications(peer: Peer, _: int) -> None:
@@ -346,7 +346,7 @@ def test_notifications_of_odd_forms_are_kept_from_the_client_and_fail_no_call(st
 
 
 @pytest.mark.parametrize("talk", [two_answers_on_a_stream, a_question_with_a_huge_id, many_events_then_the_answer])
-def test_what_is_odd_and_not_too_much_is_answered(start: Start, talk: Talk) -> None:
+def test_unusual_but_bounded_answers_are_accepted(start: Start, talk: Talk) -> None:
     proxy = start(answer_limit=LIMIT)
     with hostile(talk) as url:
         agent = agent_of(proxy, url)
@@ -393,7 +393,7 @@ async def test_however_many_streams_pour_in_one_slice_is_read_in_each_round_of_t
         counting.cancel()
 
     assert len(heard) == 8 * 200
-    # What a stream was waiting for is looked at as it arrives; all else waits for its turn.
+    # An expected message is handled as it arrives; all others take their turn.
     assert len(set(heard)) > 0.9 * len(heard)
 
 

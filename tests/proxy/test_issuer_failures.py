@@ -1,7 +1,7 @@
-"""What goes wrong with issuers in the field: what the person sees, what the agent gets, what the logs say.
+"""Failures of issuers known from practice: the person's page, the agent's error, and the log.
 
-The rows come of faults that clients of real servers were reported to have; the real issuers that tests run do not fail
-so, so one that is told what to answer does.
+The rows come from reported faults of clients with real servers. The real issuers in tests do not fail like that, so a
+scripted one does.
 """
 
 import html
@@ -45,7 +45,7 @@ def ann(transactional_db: None) -> User:
 
 
 def begin(app: App, run: Run, person: User) -> tuple[Client, Any]:
-    """The browser of somebody who wants to sign in at this server, and the page it gets."""
+    """Return a browser that starts a sign-in at this server, and the page it gets."""
     server = make.server(slug="github", name="GitHub", url=run(app).url, auth_type=AuthType.OAUTH)
     make.assignment(make.gateway(slug="work"), server, identity_scheme=IdentityScheme.PER_USER)
     client = browser(person)
@@ -53,7 +53,7 @@ def begin(app: App, run: Run, person: User) -> tuple[Client, Any]:
 
 
 def signed_in(issuer: Issuer, proxy: Proxy, run: Run, person: User) -> Agent:
-    """An agent of somebody who has signed in at this issuer."""
+    """Return an agent of a person who has signed in at this issuer."""
     client, page = begin(issuer.app(), run, person)
     agent = proxy.agent(make.connection(make.agent(by=person), Gateway.objects.get(), person))
     assert client.get(consent(destination(page))).status_code == 302
@@ -61,14 +61,14 @@ def signed_in(issuer: Issuer, proxy: Proxy, run: Run, person: User) -> Agent:
 
 
 def words(page: Any) -> str:
-    """What a page says."""
+    """Return the text of a page."""
     found = re.search(r"<main.*?</main>", page.content.decode(), re.DOTALL)
     assert found
     return html.unescape(re.sub(r"\s*<[^>]+>\s*", " ", found[0]))
 
 
 def failed(status: int, error: str, words: str = "") -> tuple[int, str, str]:
-    """An answer that says no as issuers do."""
+    """Return a refusal as issuers send it."""
     return status, JSON, json.dumps({"error": error, "error_description": words or error})
 
 
@@ -88,7 +88,7 @@ def failed(status: int, error: str, words: str = "") -> tuple[int, str, str]:
     ],
     ids=["a shield", "401", "502", "a redirect", "a page", "no object", "a shield before the issuer"],
 )
-def test_what_is_not_where_it_was_looked_for_is_found_elsewhere(
+def test_metadata_are_found_at_fallback_addresses(
     where: str, answer: tuple[int, str, str], run: Run, ann: User
 ) -> None:
     issuer = Issuer(challenge=False, prm_paths=(f"{PRM}/mcp", PRM), answers={where: answer})
@@ -105,14 +105,14 @@ SEES_AT_BEGIN = {
     "the issuer is out of order": (Issuer(answers={METADATA: (503, HTML, "")}), "answered 503. Try again later."),
     "it describes another issuer": (
         Issuer(metadata={"issuer": "https://evil.example.com"}),
-        "describes another issuer",
+        "metadata of another issuer",
     ),
-    "it is for another server": (Issuer(prm={"resource": "https://front.example.com/mcp"}), "is for another address"),
+    "it is for another server": (Issuer(prm={"resource": "https://front.example.com/mcp"}), "are for another URL"),
     "it knows no proof of possession": (Issuer(metadata={"code_challenge_methods_supported": ["plain"]}), "PKCE"),
     "it takes no clients": (Issuer(metadata={"registration_endpoint": None}), "/upstream-oauth/callback/"),
     "it takes only clients it knows": (
         Issuer(answers={"/register": failed(403, "access_denied", "Unknown client name")}),
-        f"{REFUSED} (403: Unknown client name). An administrator can register it there, with the redirect address",
+        f"{REFUSED} (403: Unknown client name). An administrator can register it there, with the redirect URI",
     ),
     "it takes no such address": (
         Issuer(answers={"/register": failed(400, "invalid_redirect_uri", "Host is not in the list")}),
@@ -152,7 +152,7 @@ def test_one_who_cannot_begin_is_told_why_and_nothing_is_kept(
 def test_a_server_that_wants_a_key_leads_nobody_to_an_issuer(run: Run, ann: User) -> None:
     _, page = begin(upstreams.github(), run, ann)
 
-    assert "GitHub names no issuer where one could sign in." in words(page)
+    assert "GitHub names no issuer to sign in at." in words(page)
 
 
 @pytest.mark.parametrize("status", [200, 400], ids=["greets everybody", "knows the newer wire only"])
@@ -163,7 +163,7 @@ def test_a_server_is_asked_for_what_it_keeps_to_some(status: int, run: Run, ann:
 
 
 def greeting(app: App, status: int) -> App:
-    """`app`, which answers `initialize` of everybody with this status, and asks who it is at everything else."""
+    """Return `app` with this status for `initialize`, and 401 for everything else without a token."""
 
     async def door(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] != "/mcp":
@@ -218,11 +218,11 @@ SEES_AT_THE_END = {
     "an error in a form": ((200, "application/x-www-form-urlencoded", "error=bad_code"), "bad_code"),
     "a code that is not taken": (failed(400, "invalid_grant", "Code expired"), "Code expired"),
     "a client that is forgotten": (failed(401, "invalid_client"), "invalid_client"),
-    "out of order": ((503, HTML, "<html>Try again</html>"), "gave no token: HTTP 503"),
-    "too many requests": ((429, JSON, '{"error":"slow_down"}'), "gave no token: HTTP 429"),
-    "a page": ((200, HTML, "<html>Welcome</html>"), "gave no token: HTTP 200 without a token"),
-    "no token": ((200, JSON, '{"token_type":"bearer"}'), "gave no token"),
-    "a token that fits no header": ((200, JSON, '{"access_token":"a\\nb"}'), "gave no token"),
+    "out of order": ((503, HTML, "<html>Try again</html>"), "issued no token: HTTP 503"),
+    "too many requests": ((429, JSON, '{"error":"slow_down"}'), "issued no token: HTTP 429"),
+    "a page": ((200, HTML, "<html>Welcome</html>"), "issued no token: HTTP 200 without a token"),
+    "no token": ((200, JSON, '{"token_type":"bearer"}'), "issued no token"),
+    "a token that fits no header": ((200, JSON, '{"access_token":"a\\nb"}'), "issued no token"),
 }
 
 
@@ -267,7 +267,7 @@ def test_tokens_are_read_in_the_forms_they_come_in(kind: str, body: str, life: i
 # --- Renewal ---------------------------------------------------------------------------------------------------------
 
 UNAVAILABLE = in_words(
-    'The identity for server "GitHub" cannot be renewed just now; try again soon.', "/settings/identities"
+    'The identity for server "GitHub" cannot be renewed at the moment; try again soon.', "/settings/identities"
 )
 AGENT_GETS = {
     "no, in the right words": (failed(400, "invalid_grant"), "identity_sign_in", "refused"),
@@ -347,12 +347,12 @@ NOT_CALLED = "may not be called"
 
 @pytest.fixture
 def _one_address(loopback_is_allowed: None, settings: Settings) -> None:
-    """Of what may be called, this one address is left."""
+    """Allow only this one private address."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.1/32")]
 
 
 def challenging(url: str) -> App:
-    """A server that says of its metadata that they are there."""
+    """Return a server whose challenge names this metadata URL."""
 
     async def door(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":

@@ -1,4 +1,4 @@
-"""Lists come from what is stored and approved: fast, the same while a server is away, and pinned against changes."""
+"""Lists show stored, approved definitions: fast, also while a server is down, and pinned against changes."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class Offers(Script):
 
 @dataclass
 class Work:
-    """A gateway with one server, `docs`, and an agent at it."""
+    """A gateway with one server, `docs`, and an agent."""
 
     proxy: Proxy
     gateway: Gateway
@@ -56,7 +56,7 @@ class Work:
     leave: ExitStack
 
     def says(self, *tools: dict[str, Any]) -> None:
-        """The server lists these tools from now on, and is asked again."""
+        """Let the server list these tools from now on, and refresh the list."""
         before = Listing.objects.get(kind="tool").learnt_at
         self.script.pages = [list(tools)]
         sql("UPDATE gateways_listing SET asked_at = asked_at - interval '61 seconds'")
@@ -373,7 +373,7 @@ def test_pages_and_proxy_learn_by_the_same_function_of_the_database(work: Work) 
     Feature.objects.learn(work.assignment, listed)
 
     by_page = list(Feature.objects.order_by("name").values("name", "approved", "shown", "definition_hash", "state"))
-    drop = ("approved", "shown")  # Told as values, they are spelled anew.
+    drop = ("approved", "shown")  # Stored as values, they are spelled differently.
     assert [{k: v for k, v in row.items() if k not in drop} for row in by_page] == [
         {k: v for k, v in row.items() if k not in drop} for row in by_proxy
     ]

@@ -1,4 +1,4 @@
-"""Log messages of servers: on the stream of the call they belong to, from the level the client wants."""
+"""Log messages of servers are sent on the stream of their call, from the client's minimum level."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def work(proxy: Proxy, run: Run) -> Work:
 
 
 async def log(request: Request) -> None:
-    """Logs at every level, then answers; what belongs to no call comes too."""
+    """Log at every level, then answer; includes a message that belongs to no call."""
     await request.open_stream()
     for level in LEVELS:
         params = {"level": level, "logger": "db", "data": level}
@@ -42,7 +42,7 @@ def call(**meta: object) -> dict[str, Any]:
 
 
 def session_of(work: Work) -> dict[str, str]:
-    """The header of a session of the client's."""
+    """Return the header of a client session."""
     params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "probe", "version": "1"}}
     return {"Mcp-Session-Id": work.agent.ask("initialize", params).headers["mcp-session-id"]}
 
@@ -72,7 +72,7 @@ def test_a_session_hears_from_its_level_on_and_the_server_is_told_once(work: Wor
         assert [each.body["params"]["_meta"][LOG_LEVEL] for each in docs.asked("tools/call")] == ["error"] * 2
     else:
         assert [each.body["params"] for each in docs.asked("logging/setLevel")] == [{"level": "error"}]
-    # Another session of the same connection hears all.
+    # Another session of the same connection gets all messages.
     assert levels_of(listen(work.agent, call(), **session_of(work)).events) == LEVELS
 
 

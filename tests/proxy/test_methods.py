@@ -1,4 +1,4 @@
-"""One table says what is served in which era; the page about it, the announcement and the handlers say the same."""
+"""One table has the methods of each era; documentation, announced capabilities and handlers match it."""
 
 import re
 from typing import Any
@@ -49,7 +49,7 @@ def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work
     if name != "subscriptions/listen":
         answer = work.agent.post(body, **headers)
         new = answer.json().get("error", {}).get("code")
-        # What it names is missing, which is told first.
+        # Its parameter is missing, which is reported first.
         assert is_found(new) == (method is not None and method.modern) or new in MODERN_STATUS
         if not is_found(new):
             assert answer.status_code == 404
@@ -82,7 +82,7 @@ def test_initialize_and_discover_announce_what_servers_offer_and_is_served(work:
 
 
 @pytest.mark.parametrize("is_modern", [False, True], ids=["session server", "modern server"])
-def test_what_a_server_offers_that_nobody_has_called_is_announced_at_once(work: Work, is_modern: bool) -> None:
+def test_features_nobody_has_called_are_announced_at_once(work: Work, is_modern: bool) -> None:
     async def introduce(request: Request) -> None:
         offered: dict[str, Any] = {"tools": {}, "prompts": {}, "resources": {"subscribe": True}}
         said = {"protocolVersion": "2025-11-25", "supportedVersions": ["2026-07-28"], "capabilities": offered}

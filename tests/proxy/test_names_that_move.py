@@ -1,4 +1,4 @@
-"""Journey J14, in the data plane: a name that led outside as its server was registered, and leads inside later."""
+"""Journey J14, in the data plane: a public host name that later resolves to a private address."""
 
 import socket
 from typing import Any
@@ -34,7 +34,7 @@ def test_j14_a_name_that_leads_inside_later_is_stopped_when_it_is_called(
         gateway = make.gateway(Server.objects.get(slug="docs"), slug="work")
         error = proxy.agent(make.connection(make.agent(by=ana), gateway, ana)).call("docs__it").json()["error"]
 
-    assert error["message"] == in_words('Server "docs" lives at an address the gateway may not call.')
+    assert error["message"] == in_words('Server "docs" has an address the gateway may not call.')
     assert error["data"]["reason"] == "address_blocked"
 
 

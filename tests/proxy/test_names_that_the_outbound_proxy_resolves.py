@@ -1,7 +1,7 @@
-"""A server of somebody else cannot have the outbound proxy look up a name: only hosts that an administrator entered, or
-that whoever runs the gateway listed themselves, are told to it by name.
+"""A server's metadata cannot make the outbound proxy resolve names.
 
-All names of `example.test` lead to a private address here, and the proxy takes each of them to one server.
+Only hosts that an administrator entered, or that the operator listed, are passed to it by name. Here all names of
+`example.test` resolve to a private address, and the proxy leads each of them to one server.
 """
 
 import json
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @dataclass
 class Elsewhere:
-    """The server at OURS and whatever it names, at any host: `at` says where its issuer and endpoints are."""
+    """The server at OURS and the hosts it names; `at` has the addresses of issuer and endpoints."""
 
     at: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -108,7 +108,7 @@ def elsewhere() -> Elsewhere:
 def way(
     elsewhere: Elsewhere, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ForwardProxy]:
-    """The proxy, which resolves the domain `example.test`, and the one host LISTED."""
+    """The proxy, which resolves the domain `example.test` and the host LISTED."""
     for name in (OURS, INSIDE, LISTED):
         leads(monkeypatch, name, "10.0.0.5")
     context = certificate(tmp_path / "end.pem", OURS, INSIDE, LISTED)
@@ -139,7 +139,7 @@ def server(way: ForwardProxy) -> Server:
 
 
 def sign_in(ana: User) -> Any:
-    """What the page says once a person has come back from the issuer."""
+    """Return the page's text after a person returns from the issuer."""
     client = browser(ana)
     there = query(destination(client.post("/servers/far/authenticate/", {"next": NEXT})))
     back = there["redirect_uri"].partition("://")[2]
@@ -247,9 +247,7 @@ def test_a_token_is_renewed_for_a_call_at_a_name_that_was_entered_and_at_no_othe
         assert f"{INSIDE}:443" not in way.asked
 
 
-def test_what_an_identity_provider_names_elsewhere_is_looked_up_and_checked(
-    elsewhere: Elsewhere, way: ForwardProxy
-) -> None:
+def test_hosts_named_by_an_identity_provider_are_resolved_and_checked(elsewhere: Elsewhere, way: ForwardProxy) -> None:
     provider, elsewhere.at = Provider(issuer=f"https://{OURS}", private=False), {"keys": INSIDE}
 
     with pytest.raises(ProviderDown, match="/keys may not be called"):

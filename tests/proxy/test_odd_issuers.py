@@ -1,6 +1,6 @@
-"""Issuers that describe themselves badly or not at all, forget their clients, or know one client for several servers.
+"""Issuers with bad or missing metadata, that forget clients, or share one client among servers.
 
-What the person sees, what the agent gets, what is sent to whom, and what the log says.
+Checks the person's page, the agent's error, the requests sent to each host, and the log.
 """
 
 import html
@@ -44,7 +44,7 @@ JSON = "application/json"
 METADATA = "/.well-known/oauth-authorization-server"
 OPENID = "/.well-known/openid-configuration"
 UNAVAILABLE = in_words(
-    'The identity for server "GitHub" cannot be renewed just now; try again soon.', "/settings/identities"
+    'The identity for server "GitHub" cannot be renewed at the moment; try again soon.', "/settings/identities"
 )
 # What RFC 7591 (section 2) and OpenID Connect Registration (application_type) let a client say of itself.
 REGISTERED = {
@@ -66,7 +66,7 @@ def _loopback(settings: Settings) -> None:
 
 @dataclass
 class Place:
-    """A server of the gateway `work`, protected by `issuer`, for each person as themselves."""
+    """A server of the gateway `work`, protected by `issuer`, with per-user identities."""
 
     issuer: Issuer
     upstream: Upstream
@@ -94,20 +94,20 @@ class Place:
         return make.connection(make.agent(by=person), self.gateway, person)
 
     def knows(self, client_id: str, *redirect_uris: str, secret: str = "", method: str = "client_secret_basic") -> None:
-        """Let the issuer know this client, as if somebody had registered it by hand."""
+        """Let the issuer know this client, as if registered by hand."""
         known = {"client_id": client_id, "redirect_uris": redirect_uris, "token_endpoint_auth_method": method}
         known |= {"client_secret": secret} if secret else {}
         self.issuer.clients[client_id] = OAuthClientInformationFull.model_validate(known)
 
     def enter(self, by: User, client_id: str, issuer: str, *, secret: str = "") -> Any:
-        """Enter a client on the page that shows this issuer and the endpoints that the server has now."""
+        """Enter a client on the page with the server's current issuer and endpoints."""
         self.server.refresh_from_db()
         shown = {name: getattr(self.server, name) for name in ("token_endpoint", "revocation_endpoint")}
         typed = {"client_id": client_id, "secret": secret, "issuer": issuer}
         return browser(by).post(f"/servers/{self.server.slug}/client/", typed | shown)
 
     def with_entered_client(self, by: User, *, method: str = "client_secret_post") -> dict[str, str]:
-        """The endpoints of the issuer, entered as it describes itself no more, and with them a client that it knows."""
+        """Return the issuer's former endpoints, entered by hand together with a known client."""
         self.set(**(endpoints := undescribed(self)))
         authorize = endpoints["authorization_endpoint"]
         secret = "" if method == "none" else "s3cret-of-ours"
@@ -147,18 +147,18 @@ def boss(transactional_db: None) -> User:
 
 
 def words(page: Any) -> str:
-    """What a page says."""
+    """Return the text of a page."""
     found = re.search(r"<main.*?</main>", page.content.decode(), re.DOTALL)
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"\s*<[^>]+>\s*", " ", found[0] if found else "")))
 
 
 def said(response: Any) -> str:
-    """The credential that the server saw."""
+    """Return the credential the server received."""
     return str(response.json()["result"]["content"][0]["text"])
 
 
 def reason(response: Any) -> str:
-    """Why a call was refused."""
+    """Return the reason of a refused call."""
     return str(response.json()["error"]["data"]["reason"])
 
 
@@ -206,9 +206,9 @@ def test_the_issuer_of_all_tenants_of_entra_takes_two_exceptions_and_names_one_t
     github.issuer.metadata = {"issuer": template, "code_challenge_methods_supported": None}
     agent = proxy.agent(github.connection(ann))
 
-    assert f"describes another issuer than {common}: {template}." in words(github.begin(browser(ann)))
+    assert f"has metadata of another issuer than {common}: {template}." in words(github.begin(browser(ann)))
     github.server.edit(expected_issuer=template, resource_sent="omit", fixed_scopes="api/.default", by=boss)
-    assert "does not say that it supports PKCE" in words(github.begin(browser(ann)))
+    assert "does not announce PKCE" in words(github.begin(browser(ann)))
     github.server.edit(assume_pkce=True, by=boss)
     client = browser(ann)
     asked = destination(github.begin(client))
@@ -237,7 +237,7 @@ def test_an_issuer_that_does_not_say_that_it_knows_the_proof_is_signed_in_to_whe
     refused = github.begin(browser(ann))
 
     assert refused.status_code == 400
-    told = "does not say that it supports PKCE with S256 (code_challenge_methods_supported). An administrator who knows"
+    told = "does not announce PKCE with S256 (code_challenge_methods_supported). An administrator who knows"
     assert told in words(refused)
     assert not ClientRegistration.objects.exists()
     assert Rest.of(boss).patch("/servers/github", {"assume_pkce": True}).status_code == 200
@@ -260,7 +260,7 @@ def test_an_issuer_that_says_that_it_does_not_know_the_proof_stays_refused(githu
 
 
 def undescribed(github: Place) -> dict[str, str]:
-    """Let nothing describe the issuer any more; its endpoints, as an administrator would enter them."""
+    """Remove the issuer's metadata, and return its endpoints as an administrator would enter them."""
     github.issuer.prm_paths = github.issuer.metadata_paths = ()
     github.issuer.challenge = False
     github.issuer.answers |= {OPENID: (404, JSON, "{}"), PRM: (404, JSON, "{}")}
@@ -273,7 +273,7 @@ def test_people_sign_in_at_an_issuer_without_metadata_once_its_endpoints_are_ent
 ) -> None:
     endpoints = undescribed(github)
     agent = proxy.agent(github.connection(ann))
-    assert "names no issuer where one could sign in." in words(github.begin(browser(ann)))
+    assert "names no issuer to sign in at." in words(github.begin(browser(ann)))
 
     assert Rest.of(boss).patch("/servers/github", endpoints).status_code == 200
     assert "does not support automatic registration" in words(github.begin(browser(ann)))
@@ -295,7 +295,7 @@ def test_people_sign_in_at_an_issuer_without_metadata_once_its_endpoints_are_ent
     assert not [path for path in github.issuer.asked[-3:] if "well-known" in path]
 
 
-def test_what_the_server_says_of_itself_counts_where_endpoints_are_entered(github: Place) -> None:
+def test_a_servers_own_metadata_count_where_endpoints_are_entered(github: Place) -> None:
     github.issuer.scopes = ("read",)
     endpoints = undescribed(github)
     github.issuer.prm_paths, github.issuer.prm = (f"{PRM}/mcp",), {"authorization_servers": ["https://github.com/x"]}
@@ -340,12 +340,12 @@ def mallory(transactional_db: None) -> User:
 
 @pytest.fixture
 def sent(github: Place) -> Callable[[], list[str]]:
-    """What was sent to the addresses of `theirs`."""
+    """Return a function that lists what was sent to the addresses of `theirs`."""
     return lambda: [path for path in github.issuer.asked if path.startswith("/theirs/")]
 
 
 def theirs(github: Place, where: str, name: str = "token") -> str:
-    """An address of Mallory's: on another host, or on that of the issuer, as another one's may be who rents there."""
+    """Return an attacker's address: on another host, or on the issuer's shared host."""
     origin = github.origin if where == "the same host" else github.origin.replace("127.0.0.1", "localhost")
     return f"{origin}/theirs/{name}"
 
@@ -546,7 +546,7 @@ def test_an_issuer_without_metadata_that_names_itself_has_to_be_expected(github:
     github.set(expected_issuer=github.origin)
     assert client.get(f"{consent(destination(github.begin(client)))}&iss={github.origin}").status_code == 302
     other = client.get(f"{consent(destination(github.begin(client)))}&iss=https://evil.example.com")
-    assert "came from another issuer than the one that was asked" in words(other)
+    assert "came from another issuer than the requested one" in words(other)
 
 
 @pytest.mark.parametrize("name", ["token_endpoint", "revocation_endpoint"])
@@ -601,7 +601,7 @@ def test_a_registration_says_what_the_standard_knows_and_names_only_wanted_scope
 
 
 def refuse_method(github: Place, method: str) -> None:
-    """Let the issuer know its clients in this way only, whatever it says."""
+    """Let the issuer accept only this client authentication method, whatever its metadata state."""
     clients = github.issuer.clients
     for key, known in [*clients.items()]:
         clients[key] = known.model_copy(update={"token_endpoint_auth_method": method})
@@ -733,7 +733,7 @@ def test_a_client_that_is_replaced_leaves_what_was_granted_to_the_one_of_before_
     for person, identity in zip((ann, ben), identities, strict=True):
         identity.refresh_from_db()
         assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "client")
-        assert "The issuer does not know this gateway any more." in words(browser(person).get(NEXT))
+        assert "The issuer no longer knows this gateway." in words(browser(person).get(NEXT))
         assert github.sign_in(person, f"/identities/{identity.pk}/authenticate/") == identity
         assert Grant.objects.get(identity=identity).registration.client_id == "ours"
     assert [said(agent.call("github__whoami")) for agent in agents] == [f"Bearer {access_of(i)}" for i in identities]
@@ -756,7 +756,7 @@ def test_another_secret_of_the_same_client_ends_no_sign_in(github: Place, ann: U
 
 
 def give_up(github: Place, person: User, times: int) -> Any:
-    """This person begins so many sign-ins, and is kept by the issuer each time; the last page before that."""
+    """Start so many sign-ins that end at the issuer; return the last page before that."""
     client = browser(person)
     pages = [github.begin(client) for _ in range(times)]
     for page in pages:
@@ -828,7 +828,7 @@ def test_people_who_are_signing_in_at_once_are_no_sign_ins_without_an_end(github
 
 
 def during_renewal(issuer: Issuer, act: Callable[[], object]) -> None:
-    """Let this happen at the issuer's, once, before it refuses a renewal."""
+    """Run `act` once at the issuer, before it refuses a renewal."""
     exchange = issuer.exchange_refresh_token
 
     def acting() -> None:
@@ -914,7 +914,7 @@ def test_a_rotation_whose_answer_was_lost_is_tried_once_more_and_then_needs_a_si
 
 
 @pytest.mark.parametrize("how", ["revoke", "disable"])
-def test_what_is_disconnected_at_one_worker_is_sent_by_no_other(
+def test_an_identity_disconnected_at_one_worker_is_sent_by_no_other(
     how: str, github: Place, start: Start, ann: User
 ) -> None:
     workers = [start(), start()]

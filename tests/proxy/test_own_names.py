@@ -1,4 +1,4 @@
-"""Tools called by their server's own name, as the pages of MCP Apps do: one server has it, or none is asked."""
+"""Tools called by their server's own name, as MCP Apps do: one server has it, or the call is refused."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -21,7 +21,7 @@ __all__ = ["work"]
 
 @pytest.fixture
 def clock(work: Work) -> Upstream:
-    """The server `clock` with `now` beside the server `docs` with `it`, both listed once."""
+    """Add the server `clock` with `now` beside the server `docs` with `it`; both are listed once."""
     work.put(offering("it", "both"))
     clock = work.put(offering("now", "both"), "clock")
     assert {"docs__it", "clock__now"} <= set(work.agent.tools())

@@ -1,4 +1,4 @@
-"""Client and server learn of each other: names, extensions, dots in names of tools, how long to keep a list."""
+"""Names, extensions, dots in tool names and cache times are passed between client and server."""
 
 import asyncio
 from typing import Any
@@ -25,7 +25,7 @@ async def answer(request: Request) -> None:
 
 
 class Both(Script):
-    """A server of both eras, with sessions in the one that has them."""
+    """A server of both eras, with sessions in the session era."""
 
     async def serve(self, request: Request, verb: str) -> None:
         self.modern = request.headers.get("mcp-protocol-version") == "2026-07-28"
@@ -101,7 +101,7 @@ def test_a_list_does_not_depend_on_what_the_client_that_asked_last_can_do(
     agent: Agent, gateway: Gateway, run: Run
 ) -> None:
     class Shy(Script):
-        """Lists a tool that asks something only in sessions of clients that can be asked."""
+        """Lists an interactive tool only in sessions of clients with elicitation."""
 
         async def initialize(self, request: Request) -> None:
             can = "elicitation" in request.message["params"]["capabilities"]

@@ -1,4 +1,4 @@
-"""What calls carried, in the log: only where the workspace says so, and never a secret."""
+"""Payloads in the log: only if the workspace enables them, and never with a secret."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 async def echo(request: Request) -> None:
-    """Tells all it was sent: arguments, headers, the credential in other words."""
+    """Return everything it received: arguments, headers, and the credential in other encodings."""
     arguments = request.message["params"]["arguments"]
     told = json.dumps({"heard": arguments, "headers": request.headers})
     if arguments.get("fail") == "error":
@@ -73,7 +73,7 @@ def text(response: Any) -> str:
 
 
 def database() -> str:
-    """Everything in the tables a call may have left something in."""
+    """Return the content of all tables that a call may write to."""
     with connection.cursor() as cursor:
         rows = []
         for table in ("auditlog_call", "auditlog_event", "servers_server", "tokens_token", "connections_connection"):
@@ -116,7 +116,7 @@ def test_a_secret_is_found_nowhere(recording: bool, agent: Agent, caplog: pytest
 
 
 @pytest.mark.parametrize("recording", [True, False])
-def test_what_an_error_said_is_kept_without_secrets_whether_payloads_are_or_not(recording: bool, agent: Agent) -> None:
+def test_an_error_text_is_recorded_without_secrets_even_without_payloads(recording: bool, agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=recording)
 
     agent.call("docs__it", ARGUMENTS | {"fail": "tool"})
@@ -151,7 +151,7 @@ def test_an_error_is_kept_up_to_300_characters_and_a_secret_at_the_cut_is_seen_w
 
 
 @pytest.mark.parametrize(("length", "times"), [(6000, 1), (2200, 3)])
-def test_of_a_long_secret_that_comes_again_and_again_nothing_is_kept(length: int, times: int) -> None:
+def test_a_repeated_long_secret_is_redacted_everywhere(length: int, times: int) -> None:
     secret = "".join(f"q{number:04}" for number in range(length // 5))
     body = json.dumps({"error": {"message": f"{secret} " * times}}).encode()
 
@@ -176,7 +176,7 @@ def test_the_password_in_a_credential_is_known_too(sent: str) -> None:
 
 @pytest.fixture
 def redacting_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail where this process redacts a large payload."""
+    """Fail if this process redacts a large payload."""
 
     def redact(message: bytes, *_: object) -> None:
         assert len(message) <= INLINE_BYTES
@@ -219,7 +219,7 @@ def test_a_call_keeps_its_row_and_its_answer_although_its_payload_cannot_be_reda
     assert "the payloads of a call were not recorded" in caplog.text
 
 
-def test_what_a_refused_call_carried_is_not_kept(agent: Agent) -> None:
+def test_the_payload_of_a_refused_call_is_not_recorded(agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True)
     Token.objects.get().revoke(by=None)
 

@@ -1,7 +1,7 @@
-"""A public name never leads into a private network, also where a range is open for servers of one's own.
+"""A public host name never leads to a private network, even if a range is allowed for private servers.
 
-Who owns a name decides where it leads, and may decide otherwise later (DNS rebinding). `localhost` is such a name here:
-the server behind it was registered as public, and now it leads into a range that is allowed.
+The owner of a name can change its address at any time (DNS rebinding). Here `localhost` is such a name: its server was
+registered as public, and now resolves to an allowed private range.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ def docs(run: Run) -> Upstream:
 
 
 def named(upstream: Upstream) -> str:
-    """Its address with a name in it, as somebody else's server has."""
+    """Return its URL with a host name, as of a third party's server."""
     return upstream.url.replace("127.0.0.1", "localhost")
 
 
@@ -196,11 +196,11 @@ def test_no_endpoint_that_a_public_server_led_to_is_called_inside(
     asked = len(issuer.asked)
     if name == "renewal":
         sql("UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now()")
-        assert "cannot be renewed just now" in agent.call("github__whoami").json()["error"]["message"]
+        assert "cannot be renewed at the moment" in agent.call("github__whoami").json()["error"]["message"]
         assert issuer.refreshes == 0
     else:
         client.post(f"/identities/{github.identities.get().pk}/revoke/")
-        assert eventually(lambda: "an issuer was not told of an ended grant" in caplog.messages)
+        assert eventually(lambda: "an ended grant could not be revoked at its issuer" in caplog.messages)
         assert "/revoke" not in issuer.asked[asked:]
 
 
@@ -236,7 +236,7 @@ def test_a_server_that_was_moved_inside_is_called_there_when_an_administrator_sa
 
 
 @pytest.mark.django_db
-def test_of_servers_from_before_it_is_found_out_and_they_work_until_then(docs: Upstream) -> None:
+def test_older_servers_work_until_their_address_is_determined(docs: Upstream) -> None:
     inside = make.server(slug="inside", url=named(docs))
     outside = make.server(slug="outside", url="https://93.184.216.34/mcp")
     nowhere = make.server(slug="nowhere", url="https://nowhere.invalid/mcp")

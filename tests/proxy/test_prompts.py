@@ -1,4 +1,4 @@
-"""prompts/get: routed by name like a tool, governed like one, its answer unchanged."""
+"""prompts/get is routed and governed by name like a tool, and its answer is unchanged."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Rate limits: off unless set, shared by all workers, never a lock."""
+"""Rate limits: off unless set, shared by all workers, without locks."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ def a_token(slug: str = "work", url: str = "https://docs.example.com/mcp") -> Is
 
 
 def limit(**limits: int) -> None:
-    """Set limits of calls a minute: `limit(workspace=10, tokens=5, gateway=7, token=3)`."""
+    """Return a function that sets limits per minute: `limit(workspace=10, tokens=5, gateway=7, token=3)`."""
     WorkspaceSettings.load()
     for name, most in limits.items():
         table, column = {
@@ -90,7 +90,7 @@ def test_two_workers_let_through_what_one_would(start: Start) -> None:
 
 
 class Later:
-    """The clock of a worker, put forward."""
+    """A worker's clock, set ahead."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -195,7 +195,7 @@ def test_a_worker_forgets_whom_it_has_not_seen_for_a_minute() -> None:
 
 
 def test_two_worker_processes_let_through_what_the_limit_says(live: Serve) -> None:
-    """Within 10 % over processes: what a worker holds back ahead of use is all that may be missing."""
+    """Within 10 % across processes: only unused leased calls can be missing."""
     issued = live.issue_token(host=make.unique("limited"), gateway="quickstart")
     live.rows("UPDATE tokens_token SET calls_per_minute = 200 WHERE id = %s", issued["id"])
 

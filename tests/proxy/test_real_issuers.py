@@ -1,4 +1,4 @@
-"""Signing in at authorization servers that others wrote: everything of a sign-in's life, at each of them."""
+"""Sign-in at third-party authorization servers: every step of its life, at each of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def issuer(request: pytest.FixtureRequest, npm: Npm) -> Iterator[RealIssuer]:
 
 @dataclass
 class Place:
-    """The server `github` behind the gateway `work`, for each person as themselves."""
+    """The server `github` behind the gateway `work`, with per-user identities."""
 
     issuer: RealIssuer
     proxy: Proxy
@@ -63,7 +63,7 @@ class Place:
         return Identity.objects.own(person).order_by("-updated_at")[0]
 
     def end(self, identity: Identity, hint: str) -> None:
-        """Have the issuer end a token, as its own pages would (RFC 7009)."""
+        """Let the issuer revoke a token, as its own pages would (RFC 7009)."""
         grant = Grant.objects.get(identity=identity)
         client, endpoint = grant.registration.client, grant.revocation_endpoint
         form = {"token": tokens(identity)[hint], "token_type_hint": hint, "client_id": client.client_id}
@@ -74,7 +74,7 @@ class Place:
 
 
 def tokens(identity: Identity) -> dict[str, str]:
-    """What is stored of it, opened."""
+    """Return its stored tokens, decrypted."""
     identity.refresh_from_db()
     sealed = {
         "access_token": identity.secret_ciphertext,
@@ -88,7 +88,7 @@ def expire(identity: Identity) -> None:
 
 
 def heard(agent: Agent) -> str:
-    """The credential that the server saw; fails on an error."""
+    """Return the credential the server received; fails on an error."""
     return str(agent.call("github__whoami").json()["result"]["content"][0]["text"])
 
 
@@ -99,7 +99,7 @@ def refusal(agent: Agent) -> str:
 
 
 def is_refused(place: Place, token: str) -> bool:
-    """Whether the server refuses this token, because its issuer does not know it any more."""
+    """Return True if the server refuses this token as unknown to its issuer."""
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     return httpx.post(place.url, json=ping, headers=headers, trust_env=False).status_code == 401
@@ -140,7 +140,7 @@ def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place,
     assert heard(ann_s) == f"Bearer {tokens(one)['access_token']}"
     assert tokens(one)["access_token"] != first["access_token"]
 
-    # A renewal that is refused ends ann's sign-in, and nobody else's.
+    # A refused renewal ends only ann's sign-in.
     place.end(one, "refresh_token")
     expire(one)
     assert refusal(ann_s) == "identity_sign_in"
@@ -149,7 +149,7 @@ def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place,
     assert Event.objects.filter(action="identity.sign_in_needed", target_id=str(one.pk)).count() == 1
     assert heard(ben_s) == f"Bearer {tokens(two)['access_token']}"
 
-    # Signed in again, the same connection goes on.
+    # After signing in again, the same connection works.
     assert place.sign_in(ann, f"/identities/{one.pk}/authenticate/") == one
     assert heard(ann_s) == f"Bearer {tokens(one)['access_token']}"
 
@@ -218,7 +218,7 @@ def test_an_issuer_that_nobody_describes_is_signed_in_to_by_the_endpoints_that_w
 
 
 def without_metadata(app: App) -> App:
-    """The same server, which says nothing of who issues tokens for it."""
+    """Return the same server without resource metadata."""
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and "well-known" in scope["path"]:

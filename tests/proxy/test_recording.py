@@ -1,4 +1,4 @@
-"""No answered call is missing from the log, and one statement decides."""
+"""Every answered call is in the log, and one statement decides."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ UNCHECKED = b'{"jsonrpc":"2.0","error":{"code":-32603,"message":"The gateway cou
 
 @dataclass
 class Relay:
-    """Stands between the proxy and PostgreSQL, and writes down each statement that is run."""
+    """A relay between the proxy and PostgreSQL that records each statement."""
 
     place: tuple[str, int] | str
     statements: list[str] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Relay:
                 end.shutdown(socket.SHUT_RDWR)
 
     def note(self, pending: bytes, started: bool) -> tuple[bytes, bool]:
-        """Take whole messages off; a Query or the Bind of a prepared statement is one statement run."""
+        """Consume whole messages; a Query, or the Bind of a prepared statement, is one statement."""
         while True:
             skip = 0 if not started else 1
             if len(pending) < skip + 4:
@@ -97,7 +97,7 @@ class Relay:
             started = started or not content.startswith(b"\x04\xd2\x16/")
 
     def cut(self) -> None:
-        """Lose every connection and admit no other."""
+        """Close every connection and accept no other."""
         self.open = False
         for each in self.sockets:
             with contextlib.suppress(OSError):
@@ -111,7 +111,7 @@ class Relay:
             each.close()
 
     def run(self, start: int, end: int | None = None) -> list[str]:
-        """The statements of requests run in between, without the set-up of connections and what is best effort."""
+        """Return the statements of the requests in between, without connection set-up and best-effort writes."""
         beside = re.compile(r"(?:--[^\n]*\n)*(?:SET |PREPARE |UPDATE|INSERT|BEGIN|COMMIT|$)")
         return [each for each in self.statements[start:end] if not beside.match(each)]
 

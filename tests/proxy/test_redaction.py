@@ -1,4 +1,4 @@
-"""What is kept of a message: no secret that can be told, no more than fits, and no long thinking about it."""
+"""Redaction of logged messages: no recognisable secret, within the size limit, in linear time."""
 
 import json
 import time
@@ -85,7 +85,7 @@ def kept(document: object, limit: int = 16384) -> str:
         *({"text": f"{key}={SECRET}"} for key in ("auth", "db_pass", "passwd", "PIN", "X-Signature", "jwt", "otp")),
     ],
 )
-def test_what_can_be_told_to_be_secret_is_not_kept(document: object) -> None:
+def test_recognisable_secrets_are_not_recorded(document: object) -> None:
     assert SECRET not in kept(document)
     assert REDACTED in kept(document)
 
@@ -152,7 +152,7 @@ def test_other_words_stay_as_they_are(document: object) -> None:
     assert json.loads(kept(document)) == document
 
 
-def test_what_stands_beside_a_secret_stays() -> None:
+def test_text_beside_a_secret_stays() -> None:
     told = kept({"text": json.dumps({"token": SECRET, "city": "Lisbon"}), "url": f"/?token={SECRET}&page=2"})
 
     assert json.loads(told) == {"text": '{"token":"[redacted]","city":"Lisbon"}', "url": "/?token=[redacted]&page=2"}
@@ -191,7 +191,7 @@ PIECES += ["--a ", "&quot;", "-u a:", "key =", "value: ", "Bearer ", "aB3+/", '"
 
 
 def of_backslashes(length: int) -> str:
-    """A quote behind as many backslashes as follow it."""
+    """Return text with a quote, preceded by as many backslashes as follow it."""
     return f'token:{"\\" * (length // 2)}"{"\\" * (length // 2)}'
 
 
@@ -204,7 +204,7 @@ TEXTS = [of_backslashes, repeated('\\"', 'token:"'), repeated("\\", '"token'), *
 
 @pytest.mark.parametrize("text", TEXTS, ids=[str(number) for number in range(len(TEXTS))])
 def test_redaction_takes_time_in_proportion_to_the_text(text: Callable[[int], str]) -> None:
-    """Sixteen times the text takes about sixteen times as long; if it took the square, 256 times."""
+    """Text sixteen times as long takes about sixteen times as long, not 256 times."""
     known = KnownSecrets([IDENTITY])
 
     def seconds(length: int) -> float:
@@ -216,7 +216,7 @@ def test_redaction_takes_time_in_proportion_to_the_text(text: Callable[[int], st
     assert min(seconds(1 << 16) for _ in range(3)) < 64 * min(seconds(1 << 12) for _ in range(3))
 
 
-def test_of_a_long_message_no_more_is_looked_at_than_twice_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redaction_reads_at_most_twice_the_kept_length_of_a_long_message(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[int] = []
 
     def look(text: str) -> str:

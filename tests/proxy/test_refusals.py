@@ -1,4 +1,4 @@
-"""What a refused client prints: one sentence and the URL of a page that its person can open, whatever the reason."""
+"""Every refusal is one sentence and the URL of a page that the person can open."""
 
 import asyncio
 import re
@@ -62,7 +62,7 @@ SWITCHES = {
 
 
 def message_of(agent: Agent, **headers: str) -> str:
-    """What the Python SDK says of a call that is refused, or of its first request."""
+    """Return the Python SDK's message for a refused call, or for its refused first request."""
 
     async def ask() -> str:
         own = {"Authorization": f"Bearer {agent.secret}", **headers}
@@ -175,7 +175,7 @@ def test_a_token_is_judged_also_when_calls_could_not_be_recorded_a_moment_ago(
 
 @pytest.mark.parametrize("depth", [100, 990, 1_010, 5_000])
 @pytest.mark.parametrize("place", ["arguments", "capabilities"])
-def test_what_is_nested_deeply_passes_or_is_refused_and_is_never_a_fault(work: Work, depth: int, place: str) -> None:
+def test_deep_nesting_passes_or_is_refused_without_a_fault(work: Work, depth: int, place: str) -> None:
     nested = b"[" * depth + b"]" * depth
     body = {
         "arguments": b'{"jsonrpc":"2.0","id":1,"method":"tools/call",'

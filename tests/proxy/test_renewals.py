@@ -1,4 +1,4 @@
-"""Calls that need another token while a part of the gateway, the issuer or the server does not play along."""
+"""Calls that need a new token while a component of the gateway, the issuer or the server fails."""
 
 import threading
 from collections.abc import Callable
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 
 @pytest.fixture
 def agent(issuer: Issuer, proxy: Proxy, run: Run) -> Agent:
-    """Of somebody who has signed in, and called once."""
+    """An agent of a person who has signed in and called once."""
     agent = signed_in(issuer, proxy, run, make.user(email="ann@example.com"))
     assert "Bearer" in said(agent.call("github__whoami"))
     return agent
@@ -135,7 +135,7 @@ def test_a_call_that_needs_more_rights_says_so_although_nobody_can_note_it(
     fail_statements(monkeypatch, STATEMENTS["more_scope"])
 
     assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_scope"
-    assert "wanted rights not noted" in caplog.text
+    assert "required scopes could not be stored" in caplog.text
 
 
 def test_a_token_that_cannot_be_renewed_for_lack_of_the_database_ends_no_sign_in(
@@ -194,7 +194,7 @@ def test_a_worker_that_stops_stores_the_token_that_was_being_renewed(
     assert asked.wait(PATIENCE)
     stopping = threading.Thread(target=proxy.stop)
     stopping.start()
-    leaving.join(PATIENCE)  # The call is cut off, and its renewal goes on.
+    leaving.join(PATIENCE)  # The call is cut off, but its renewal continues.
     go_on.set()
     stopping.join(PATIENCE)
 

@@ -1,4 +1,4 @@
-"""What is read of a body, and for whom: the head of a request decides first."""
+"""Request bodies are read only for known tokens: the headers decide first."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def issued(transactional_db: None) -> Issued:
 
 
 async def asked(secret: str | None, *pieces: bytes, **headers: str) -> tuple[int, int]:
-    """The status of a POST with these pieces for a body, and how many of them were never asked for."""
+    """Return the status of a POST with these pieces, and how many of them were never read."""
     left = [*pieces]
     sent: list[Any] = []
 

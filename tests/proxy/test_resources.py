@@ -1,4 +1,4 @@
-"""resources/read and URIs: every URI given out can be read, governed by one rule, under its own name at its server."""
+"""Resources: every listed URI can be read, under one rule, by its own URI at its server."""
 
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +19,7 @@ def work(proxy: Proxy, run: Run) -> Work:
 
 
 async def echo(request: Request) -> None:
-    """The resource that was asked for, which says its own URI."""
+    """Return the requested resource, whose text is its URI."""
     uri = request.message["params"]["uri"]
     await request.answer({"contents": [{"uri": uri, "text": uri}]})
 
@@ -112,7 +112,7 @@ def test_a_servers_own_uri_opens_nothing_that_is_switched_off(work: Work, reason
     assert docs.asked("resources/read") == []
 
 
-def test_of_servers_that_list_a_uri_those_that_may_not_be_used_do_not_count(work: Work) -> None:
+def test_unusable_servers_do_not_count_among_those_that_list_a_uri(work: Work) -> None:
     docs, other = put(work, resources_read=echo), put(work, "other", resources_read=echo)
     offer("same://a", "resource", enabled=False)
     offer("same://a", "resource", alias="other")
@@ -212,7 +212,7 @@ def test_a_resource_that_is_switched_off_is_refused_whatever_it_is_called_by(wor
         ("block_all", True, "docs://elsewhere", -32002),
     ],
 )
-def test_what_is_not_listed_is_governed_by_its_template_else_by_the_policy(
+def test_unlisted_resources_are_governed_by_their_template_or_the_policy(
     work: Work, policy: str, enabled: bool, uri: str, told: object
 ) -> None:
     put(work, resources_read=echo)
@@ -248,7 +248,7 @@ def test_contents_are_private_and_fresh_for_modern_clients(work: Work) -> None:
     assert docs.asked("resources/read")
 
 
-def test_what_a_modern_server_lets_be_shared_is_not_shared(work: Work) -> None:
+def test_a_shareable_result_of_a_modern_server_is_still_not_shared(work: Work) -> None:
     put(
         work,
         modern=True,
@@ -263,7 +263,7 @@ def test_what_a_modern_server_lets_be_shared_is_not_shared(work: Work) -> None:
     assert work.agent.ask("resources/read", {"uri": "docs://a"}).json()["result"] == {"contents": []}
 
 
-def test_what_a_modern_server_says_is_private_stays_as_it_said(work: Work) -> None:
+def test_a_private_result_of_a_modern_server_stays_private(work: Work) -> None:
     said = {"contents": [], "resultType": "complete", "ttlMs": 9, "cacheScope": "private"}
     put(work, modern=True, resources_read=returning(said))
     body, headers = modern("resources/read", {"uri": "docs://a"})

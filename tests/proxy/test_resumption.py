@@ -1,4 +1,4 @@
-"""A client of the session era whose stream broke comes back with `Last-Event-ID`, to any worker."""
+"""A session-era client with a broken stream resumes with `Last-Event-ID`, at any worker."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ SECRET = "what-the-call-found"
 
 @dataclass
 class Slow:
-    """A tool that reports progress, goes on when a test says so, reports once more and answers."""
+    """A tool that reports progress, waits for the test, reports once more and answers."""
 
     begun: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -56,7 +56,7 @@ def progress(token: object, number: int) -> Object:
 
 
 class Work:
-    """A gateway in front of a slow tool, at two workers."""
+    """A gateway with a slow tool, at two workers."""
 
     def __init__(self, start: Start, run: Run) -> None:
         self.slow = Slow()
@@ -140,7 +140,7 @@ def test_a_call_that_is_still_under_way_goes_on_where_its_client_came_back(work:
             work.slow.go_on.set()
             assert missed(rest) == [progress(7, 1), progress(7, 2), ANSWERED]
         assert stream.over.wait(5)
-        assert stream.events == [progress(7, 1)]  # One message goes on one stream only.
+        assert stream.events == [progress(7, 1)]  # Each message is sent on one stream only.
 
 
 def test_a_client_that_comes_back_again_for_a_call_ends_what_it_came_back_for_before(work: Work) -> None:
@@ -186,9 +186,7 @@ ANYTHING = sorted(f"notifications/{kind}/list_changed" for kind in ("tools", "pr
 
 
 @pytest.mark.full
-def test_of_another_sessions_standing_stream_nothing_is_told_but_that_anything_may_have_changed(
-    work: Work, ana: User
-) -> None:
+def test_a_standing_stream_of_another_session_gets_only_a_change_notice(work: Work, ana: User) -> None:
     agent = work.agent("bob")
     with listening(in_session(agent), "GET") as stream:
         eventually(lambda: stream.ids)
@@ -203,7 +201,7 @@ def test_of_another_sessions_standing_stream_nothing_is_told_but_that_anything_m
 
 
 @pytest.mark.full
-def test_whoever_names_the_stream_of_another_session_takes_nothing_from_it(work: Work, ana: User) -> None:
+def test_naming_the_stream_of_another_session_reads_nothing_from_it(work: Work, ana: User) -> None:
     agent = work.agent("bob")
     mine, stranger = in_session(agent), in_session(work.agent("eve"))
     with listening(mine, "GET") as stream:
@@ -241,7 +239,7 @@ def test_a_call_that_was_lost_with_its_worker_is_answered_so(work: Work) -> None
 
 
 @pytest.mark.full
-def test_what_a_client_may_miss_is_sealed_and_swept(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_a_client_may_miss_are_encrypted_and_deleted_later(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = in_session(work.agent())
     with listening(agent, "POST", call()) as stream:
         stream.wait_for(1)
@@ -264,7 +262,7 @@ def test_a_standing_stream_goes_on_where_it_broke(work: Work, ana: User, worker:
         assert stream.wait_for(1) == [TOOLS_CHANGED]
     with resumed(work.at(worker, agent), stream.ids[0]) as later:
         later.wait_for(4)
-        # What was sent into it, and then that anything may have changed while nobody listened.
+        # The events sent into it, and then a note that anything may have changed meanwhile.
         assert later.ids[0] == stream.ids[1]
         assert sorted(later.methods()) == sorted(
             [
@@ -301,7 +299,7 @@ def test_only_clients_that_know_of_it_are_sent_an_event_without_data(work: Work)
 
 
 def streamed(agent: Agent) -> str:
-    """What a call is answered on a stream."""
+    """Return the answer to a streamed call."""
     headers = {"Authorization": f"Bearer {agent.secret}", "Accept": "text/event-stream", **agent.headers}
     return httpx.post(agent.url, json=call(), headers=headers, trust_env=False, timeout=20).text
 
@@ -375,7 +373,7 @@ def test_events_whose_key_is_gone_are_left_out(work: Work) -> None:
 
 
 @pytest.mark.parametrize("times", [1, events.ATTEMPTS])
-def test_what_a_client_missed_is_written_once_the_database_answers_or_is_lost_and_logged(
+def test_missed_events_are_written_once_the_database_answers_or_logged_as_lost(
     work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int
 ) -> None:
     fetch, failed = StatePool.fetch, [0]
@@ -403,11 +401,11 @@ def test_what_a_client_missed_is_written_once_the_database_answers_or_is_lost_an
     assert is_lost or last == ANSWERED
 
 
-# What is kept for a client, in memory
+# Events in memory for a client
 
 
 class Rows:
-    """Answers every statement with these rows; `written` are the parameters of those that wrote."""
+    """Answers every statement with these rows; `written` are the parameters of writing statements."""
 
     def __init__(self, *rows: tuple[Any, ...]) -> None:
         self.rows = rows
@@ -437,7 +435,7 @@ def test_much_that_a_client_missed_is_opened_beside_the_loop(size: int, beside: 
     assert (threads != [threading.get_ident()]) is beside
 
 
-def test_what_waits_to_be_written_for_a_client_that_left_is_bounded_and_its_last_message_is_kept() -> None:
+def test_events_for_a_disconnected_client_are_limited_and_keep_its_last_message() -> None:
     rows = Rows()
 
     async def leave() -> None:
@@ -475,7 +473,7 @@ def test_a_client_that_is_too_many_bytes_behind_is_left() -> None:
 
 
 class Polling:
-    """A server that ends its streams on purpose, with ids, and is asked for the rest of them (`retry` in ms)."""
+    """A server that ends its streams on purpose, with ids, to be resumed (`retry` in ms)."""
 
     def __init__(self, ends: int, *, knows_ids: bool = True) -> None:
         self.ends = ends

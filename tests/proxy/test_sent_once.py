@@ -1,4 +1,4 @@
-"""A call is sent once: whatever its server says, it is not executed again, and the log says what the server said."""
+"""A call is sent once: whatever its server answers, it is not repeated, and the answer is logged."""
 
 import asyncio
 import json
@@ -90,7 +90,7 @@ class HttpConnection:
 
 @dataclass
 class Case:
-    """A call, and what its client got."""
+    """A call, and the answer to its client."""
 
     said: Said
     reply: Reply | None = None
@@ -103,7 +103,7 @@ class Case:
 
 @dataclass
 class Caller:
-    """A client of one era; `sessions` says whether it opens sessions at the gateway."""
+    """A client of one era; `sessions` if it opens sessions at the gateway."""
 
     agent: Agent
     era: str
@@ -156,7 +156,7 @@ def work(proxy: Proxy, run: Run, caplog: pytest.LogCaptureFixture) -> Work:
 
 
 def put(work: Work, server: Counting) -> None:
-    """Put this server behind the gateway, where it is known and has been called before."""
+    """Add this server to the gateway, listed and called before."""
     work.put(server.app())
     offer("it", "tool")
     work.agent.listed()
@@ -164,7 +164,7 @@ def put(work: Work, server: Counting) -> None:
 
 
 def answer_to(said: Said, *, is_lost: bool, sessions: bool) -> tuple[str, int | None, str]:
-    """Return the outcome of the row, the code of the client's error and words of its message."""
+    """Return the expected outcome in the log, the error code for the client, and words of its message."""
     if is_lost and not sessions:
         return "ok", None, ""
     if is_lost:
@@ -177,7 +177,7 @@ def answer_to(said: Said, *, is_lost: bool, sessions: bool) -> tuple[str, int | 
 
 
 def faults_of(case: Case, rows: list[Call], server: Counting, *, era: str, sessions: bool) -> Iterator[str]:
-    """Say what is wrong with how this call was sent, recorded and answered."""
+    """Yield the faults in how this call was sent, recorded and answered."""
     arrivals = server.arrivals[case.said.name]
     served_in = era if era in server.eras else next(iter(server.eras))
     is_lost = case.said.loses_session and served_in == SESSION_ERA
@@ -205,7 +205,7 @@ def faults_of_answer(case: Case, row: Call, *, is_lost: bool, sessions: bool) ->
         yield f"recorded as {row.outcome} {row.deny_reason} {row.rpc_error_code}, not as {outcome} {code}"
     if error["code"] != code or words not in error["message"]:
         yield f"answered with {error}, not with {code} {words}"
-    # A client with a session takes 404 to mean that its session is over, whatever the body says.
+    # A client with a session takes 404 as the end of its session, whatever the body.
     if sessions and case.reply.status != (404 if is_lost else 200):
         yield f"answered with HTTP {case.reply.status}"
     if "retry-after" in case.reply.headers:

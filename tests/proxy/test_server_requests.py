@@ -1,4 +1,4 @@
-"""What servers ask of clients of the session era: carried there and back, by any worker, and written down."""
+"""Server requests to session-era clients: forwarded by any worker, answered, and logged."""
 
 import threading
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ NOT_FOUND = -32601
 
 @dataclass
 class Work:
-    """A gateway with an asking server behind it."""
+    """A gateway with a server that sends requests."""
 
     server: Asker
     docs: Upstream
@@ -50,7 +50,7 @@ class Work:
         return Person(self.worker(**changes), capabilities).initialize()
 
     def elsewhere(self, person: Person) -> Agent:
-        """The same client's token at another worker."""
+        """Return the client's token at another worker."""
         return Agent(self.start().url(self.gateway.slug), person.agent.secret)
 
 
@@ -141,13 +141,13 @@ def test_a_client_without_a_session_or_a_stream_is_not_asked(work: Work) -> None
     assert person.heard == []
 
 
-def test_what_a_server_may_ask_is_what_its_client_said_it_can(work: Work) -> None:
+def test_a_server_may_request_only_what_its_client_declared(work: Work) -> None:
     work.person({"elicitation": {}, "sampling": {"tools": {}}, "tasks": {}}).call("docs__quick")
 
     assert work.server.told[0]["capabilities"] == {"elicitation": {}, "sampling": {"tools": {}}}
 
 
-def test_of_very_many_capabilities_servers_are_told_those_that_are_known(work: Work) -> None:
+def test_servers_get_only_known_capabilities_of_a_client_with_very_many(work: Work) -> None:
     person = work.person({**EVERYTHING, "of_the_future": {}, "experimental": {"x": "y" * 9000}})
 
     answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
@@ -176,7 +176,7 @@ def test_an_unknown_or_foreign_answer_is_taken_and_goes_nowhere(work: Work) -> N
     assert len(work.server.answers) == 1
 
 
-def test_who_does_not_answer_in_time_is_an_error_to_the_server(work: Work) -> None:
+def test_a_client_that_does_not_answer_in_time_is_an_error_to_the_server(work: Work) -> None:
     person = work.person(answer_seconds=0.3)
 
     answered = person.call("docs__it")
@@ -219,7 +219,7 @@ def test_a_servers_request_is_a_row_of_its_own_correlated_to_its_call(work: Work
     assert (row.feature_name, row.request_payload) == ("", None)
 
 
-def test_what_was_asked_and_answered_is_recorded_without_secrets(work: Work) -> None:
+def test_server_requests_and_answers_are_recorded_without_secrets(work: Work) -> None:
     WorkspaceSettings.objects.update_or_create(pk=1, defaults={"record_payloads": True})
     person = work.person()
     given = {"action": "accept", "content": {"name": "Ada", "password": "hunter2-hunter2"}}
@@ -276,7 +276,7 @@ def test_answers_are_sealed_where_they_wait(work: Work) -> None:
 
 
 def test_two_requests_of_one_server_are_open_at_once(work: Work) -> None:
-    """Each under an id of its own, whatever the order of the answers."""
+    """Each has its own id, in whatever order the answers come."""
     work.server.asks = [FORM]
     person = work.person()
     other = Person(person.agent).initialize()
@@ -344,7 +344,7 @@ COULD_NOT: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("failed", COULD_NOT)
-def test_what_the_database_does_not_take_of_a_request_is_an_error_to_the_server_or_nothing(
+def test_an_unstorable_server_request_is_an_error_to_the_server_or_ignored(
     work: Work, monkeypatch: pytest.MonkeyPatch, failed: str
 ) -> None:
     statements, told = COULD_NOT[failed]
@@ -379,7 +379,7 @@ def test_an_answer_whose_row_cannot_be_written_does_not_reach_the_server(
     assert "result" not in given
 
 
-def test_what_nobody_answered_is_deleted_although_the_database_was_away_for_a_moment(
+def test_unanswered_requests_are_deleted_despite_a_short_database_outage(
     work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("proxy.server_requests.PURGE_SECONDS", 0.1)

@@ -1,4 +1,4 @@
-"""What a server says of its own accord, while a client listens."""
+"""Notifications of servers to listening clients."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ CHANGED = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
 
 
 class Talker(Counter):
-    """A counter that says on the standing streams of its sessions whatever a test puts into `say`."""
+    """A counter that sends the messages in `say` on the standing streams of its sessions."""
 
     def __init__(self) -> None:
         super().__init__(SESSION_ERA)
@@ -80,7 +80,7 @@ class Talker(Counter):
 
 
 class TalkingWork(Work):
-    """Two workers in front of a talker."""
+    """Two workers with a talking server."""
 
     def __init__(self, start: Start, run: Run) -> None:
         self.counter = self.talker = Talker()
@@ -123,7 +123,7 @@ def test_a_session_that_is_opened_while_a_client_listens_is_listened_to_as_well(
         eventually(lambda: work.talker.open == 1)
 
 
-def test_of_what_a_server_logs_there_its_client_gets_what_it_wants(work: TalkingWork) -> None:
+def test_log_messages_reach_the_client_from_its_level_on(work: TalkingWork) -> None:
     agent = in_session(work.agent())
     sql("UPDATE proxy_session SET log_level = 'error'")
     assert "result" in agent.call("docs__count").json()
@@ -135,7 +135,7 @@ def test_of_what_a_server_logs_there_its_client_gets_what_it_wants(work: Talking
         assert stream.wait_for(1)[0]["params"] == {"level": "error", "data": "error", "logger": "docs"}
 
 
-def test_what_a_server_asks_there_is_answered(work: TalkingWork) -> None:
+def test_server_requests_on_the_standing_stream_are_answered(work: TalkingWork) -> None:
     agent = in_session(work.agent())
     assert "result" in agent.call("docs__count").json()
     with listening(agent, "GET"):
@@ -177,7 +177,7 @@ def test_a_client_that_left_before_it_could_be_asked_is_not_waited_for(
 
 @pytest.fixture
 def library_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LibraryWork]:
-    """A gateway in front of this library, which looks often for whom it is to listen."""
+    """Return a function that makes a gateway with this library, which checks for subscribers often."""
     monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.2)
     monkeypatch.setattr("proxy.upstream_streams.LOOK_AGAIN_SECONDS", 0.3)
     monkeypatch.setattr("proxy.upstream_streams.AGAIN_SECONDS", 0.1)
@@ -185,7 +185,7 @@ def library_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 class Faulty(Library):
-    """A library that fails at some methods; `failed` counts how often."""
+    """A library that fails at some methods; `failed` counts them."""
 
     def __init__(self) -> None:
         super().__init__(is_modern=False)
@@ -312,7 +312,7 @@ def test_the_stream_of_a_server_is_read_again_after_what_it_said_could_not_be_pa
 
 
 def held(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> tuple[threading.Event, threading.Event]:
-    """Have this method wait; when it has begun, and what lets it go on."""
+    """Block this method; return the events of its start and of its release."""
     goes_on, begun, may_go_on = getattr(owner, name), threading.Event(), threading.Event()
 
     async def slowly(*given: Any) -> Any:
@@ -325,7 +325,7 @@ def held(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> tuple[threa
 
 
 @pytest.mark.parametrize("late", ["the stream", "the row"])
-def test_what_a_server_says_while_its_clients_stream_begins_is_told_on_it(
+def test_messages_while_a_clients_stream_begins_are_sent_on_it(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
     waiting = StreamEvent.objects.filter(stream_id=F("session_id"))
@@ -365,7 +365,7 @@ def test_the_listen_at_a_server_that_ended_is_begun_again(library_work: Callable
 
 
 class Forgetful(StandingAsker):
-    """Knows none of its sessions where their streams are asked for, as long as `forgets`."""
+    """A server that knows no session in requests for its stream, while `forgets` is set."""
 
     forgets = True
 
@@ -453,7 +453,7 @@ def test_an_update_is_told_once_to_who_listens_for_it_and_to_nobody_else(
         def told(stream: Listener, uri: str) -> int:
             return [event["params"].get("uri") for event in stream.events].count(uri)
 
-        library.update(f"{URI}-too")  # What was said before has come when this has.
+        library.update(f"{URI}-too")  # Earlier messages have arrived when this one has.
         eventually(lambda: (told(of_another, also), told(bobs, also)) == (1, 1))
         before = told(mine, MAPPED), told(bobs, MAPPED)
         library.say.append({"jsonrpc": "2.0", "method": "notifications/of_the_future"})

@@ -1,4 +1,4 @@
-"""What a server says for a call on the standing stream of its session, as SDKs do when no related request is named."""
+"""Server messages for a call on the session's standing stream, as SDKs send them without a related request."""
 
 import asyncio
 import re
@@ -36,9 +36,9 @@ ON_ITS_STREAM = {**NOTE, "params": {"level": "info", "data": "hello", "logger": 
 
 @dataclass
 class StandingAsker(Asker):
-    """Asks on the one standing stream of each session; what is said while that is not open is lost, as in the SDKs.
+    """Sends requests on each session's one standing stream; messages before it opens are lost, as in SDKs.
 
-    `slow` says `said` and then waits until `go`.
+    `slow` sends `said` and then waits for `go`.
     """
 
     said: list[Object] = field(default_factory=list)
@@ -121,7 +121,7 @@ class StandingWork(Work):
 
 @pytest.fixture
 def work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> StandingWork:
-    """What these servers say too early is lost, so calls wait for their streams as long as a busy machine may take."""
+    """Return a gateway whose calls wait for the server's stream for as long as a busy machine may need."""
     monkeypatch.setattr("proxy.upstream_streams.READY_SECONDS", PATIENCE)
     monkeypatch.setattr("proxy.upstream_streams.OPEN_SECONDS", PATIENCE)
     return standing_work(StandingAsker(asks=[FORM]), start, run)
@@ -151,7 +151,7 @@ def asked_on(stream: Listener) -> Object:
 
 
 @pytest.mark.parametrize("other_worker", [False, True])
-def test_what_a_server_asks_there_for_the_first_call_of_a_session_is_asked_on_the_stream_of_the_call(
+def test_a_server_request_for_the_first_call_of_a_session_is_sent_on_the_calls_stream(
     work: StandingWork, other_worker: bool
 ) -> None:
     person = work.person()
@@ -197,7 +197,7 @@ def test_a_client_that_listens_at_another_worker_is_asked_there(work: StandingWo
 
 
 def _several(work: StandingWork, person: Person, stream: Listener) -> None:
-    """While two calls are under way, the second asks."""
+    """Let the second of two running calls send a request."""
     with listening(person.agent, "POST", slow(), **_headers(person)) as under_way:
         eventually(lambda: "slow" in _calls(work))
         answered: list[Object] = []
@@ -212,7 +212,7 @@ def _several(work: StandingWork, person: Person, stream: Listener) -> None:
 
 
 @pytest.mark.full
-def test_what_no_stream_can_carry_is_refused(work: StandingWork) -> None:
+def test_values_no_stream_can_carry_are_refused(work: StandingWork) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
     without_stream = person.call("docs__it", accept="application/json")
@@ -268,7 +268,7 @@ def test_progress_and_messages_there_come_on_the_stream_of_the_call(work: Standi
     assert told == {"progress": 1, "progressToken": "mine"}
 
 
-def test_what_is_said_while_a_client_has_no_stream_waits_for_its_next_one(work: StandingWork) -> None:
+def test_messages_while_a_client_has_no_stream_wait_for_its_next_one(work: StandingWork) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
     session = work.server.opened[0]
@@ -292,7 +292,7 @@ def test_what_is_said_while_a_client_has_no_stream_waits_for_its_next_one(work: 
 
 
 @pytest.mark.parametrize("listens", ["here", "at another worker", ""])
-def test_of_what_is_said_beside_calls_a_client_hears_its_own_level_and_above(work: StandingWork, listens: str) -> None:
+def test_log_messages_outside_calls_are_filtered_by_the_clients_level(work: StandingWork, listens: str) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
     eventually(lambda: work.server.opened[0] in work.server.open)
@@ -360,10 +360,10 @@ def test_a_session_that_ends_is_listened_to_no_longer(
 
     eventually(lambda: not work.server.open)
     assert not sessions_of_clients().exists()
-    assert "a handler of the bus failed" not in caplog.text
+    assert "a bus handler failed" not in caplog.text
 
 
-def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 2)
     first = work.person()
     people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(3))]
@@ -374,10 +374,10 @@ def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, mo
     assert answers_of(first.call("docs__it", replying(first)))[0]["result"] == GIVEN
 
 
-def test_what_gave_way_to_another_session_is_not_listened_to_again(
+def test_a_session_dropped_for_another_is_not_listened_to_again(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look at all sessions, which takes its time, has seen one that is given up meanwhile."""
+    """A slow scan of all sessions still has one that was dropped meanwhile."""
     looks: list[Sequence[str]] = []
     has_seen, go = threading.Event(), threading.Event()
     lease = SessionKeeper.lease_rows
@@ -431,7 +431,7 @@ def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
 def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call was in each of them a moment ago, for which alone it would be listened to."""
+    """Each had a recent call, which alone would keep its stream open."""
     monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 1)
     monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.05)
     first = work.person()
@@ -507,7 +507,7 @@ def test_a_stream_that_is_slow_to_open_is_let_open_whatever_else_is_looked_at(
 def test_a_stream_that_opens_in_silence_is_listened_to_before_the_first_call(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Node sends the head of a stream with its first event."""
+    """Node sends the response headers only with the first event."""
     monkeypatch.setattr("proxy.upstream_streams.OPEN_SECONDS", 0.05)
     work.server.has_head = False
     person = work.person()
@@ -538,7 +538,7 @@ def test_calls_in_a_session_that_is_listened_to_run_no_statements_for_it(
     assert len([sql for sql in run if "proxy_upstreamsession" in sql or "pg_notify" in sql]) <= 1
 
 
-def test_what_one_worker_hands_to_another_is_sealed_and_the_bus_tells_ids_only(
+def test_messages_between_workers_are_encrypted_and_the_bus_carries_only_ids(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
@@ -609,7 +609,7 @@ def test_a_client_of_2026_07_28_is_asked_by_the_result_of_its_call(work: Standin
 
 @pytest.fixture(scope="module")
 def sdk() -> Iterator[str]:
-    """The address of a server on the Python SDK 1 that names no related request in what it asks and says."""
+    """The address of a Python SDK 1 server whose messages name no related request."""
     fixtures.install_v1()
     with fixtures.running("python-v1", "unrelated") as url:
         yield url

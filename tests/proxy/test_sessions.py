@@ -1,4 +1,4 @@
-"""Sessions: a client's own, and those it has at servers; the same on every worker and after every restart."""
+"""Client sessions and their sessions at servers: the same on every worker and after every restart."""
 
 import asyncio
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ SESSION_ERA = ("2025-03-26", "2025-06-18", "2025-11-25")
 
 @dataclass
 class Client:
-    """A client of the session era: what it says in `initialize`, and the session it was given."""
+    """A session-era client: its `initialize` params, and its session."""
 
     agent: Agent
     session: str = ""
@@ -53,7 +53,7 @@ class Client:
         return {"Mcp-Session-Id": self.session} if self.session else {}
 
     def count(self, agent: Agent | None = None) -> tuple[int, str]:
-        """The count of this session at the server, and the id the server knows it by."""
+        """Return the session's count at the server, and the server's session id."""
         answer = (agent or self.agent).call("docs__count", **self.headers)
         assert "result" in answer.json(), answer.text
         counted = answer.json()["result"]["structuredContent"]
@@ -67,7 +67,7 @@ class Client:
 
 @dataclass
 class Work:
-    """A gateway with a counting server behind it."""
+    """A gateway with a counting server."""
 
     counter: Counter
     connection: Connection
@@ -111,7 +111,7 @@ def test_two_sessions_of_one_token_are_two_at_the_server(work: Work) -> None:
     assert one.session != two.session
 
 
-def test_who_names_no_session_has_one_for_its_connection(work: Work) -> None:
+def test_requests_without_a_session_use_one_of_their_connection(work: Work) -> None:
     client = work.client()
     other_token = Client(work.start().agent(work.connection))
     named = Client(client.agent)
@@ -164,7 +164,7 @@ def test_a_client_whose_session_a_server_forgot_learns_it_and_opens_another(work
     assert len(work.counter.events("call")) == 4
 
 
-def test_of_two_workers_that_open_at_once_one_wins_and_the_other_ends_its_own(
+def test_one_of_two_workers_that_open_a_session_at_once_wins_and_the_other_ends_its_own(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = work.client()
@@ -187,7 +187,7 @@ def test_of_two_workers_that_open_at_once_one_wins_and_the_other_ends_its_own(
 
 
 class SlowInitialize:
-    """Answers `initialize` only when two were asked."""
+    """Answers `initialize` only when two are waiting."""
 
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
@@ -320,9 +320,7 @@ def test_a_replaced_secret_opens_another_session(start: Start, run: Run) -> None
 
 
 @pytest.mark.full
-def test_of_one_connection_a_hundred_sessions_stay_those_that_are_in_use(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_keeps_the_hundred_sessions_in_use(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.store.sessions.MOST_SESSIONS", 3)
     clients = [Client(work.client().agent)]
     elsewhere = work.client().agent.url
@@ -387,7 +385,7 @@ def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work) -> None:
 
 @dataclass
 class Told(Script):
-    """A server that says these things of itself."""
+    """A server that describes itself so."""
 
     said: dict[str, Any] = field(default_factory=dict)
 
@@ -422,7 +420,7 @@ def test_the_gateway_says_what_its_servers_said_of_themselves(start: Start, run:
     assert said()["instructions"] == "Look things up here.\n\n## Two\n\nAsk two."
 
 
-def test_what_a_server_says_to_one_user_is_not_told_to_another(start: Start, run: Run) -> None:
+def test_a_servers_messages_to_one_user_do_not_reach_another(start: Start, run: Run) -> None:
     script = Told([[tool("a")]], said={"instructions": "You are known here.", "capabilities": {"tools": {}}})
     server = make.server(name="One", slug="docs", url=run(script.app()).url, auth_type=AuthType.BEARER)
     gateway = make.gateway()
@@ -443,7 +441,7 @@ def test_what_a_server_says_to_one_user_is_not_told_to_another(start: Start, run
 
 
 def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
-    """However many there are: what the deciding statement reads of them grows with nothing."""
+    """The deciding statement's reads do not grow with the number of sessions."""
     client = work.client()
     client.initialize()
     client.count()
@@ -458,7 +456,7 @@ def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
         " last_used_at) SELECT gen_random_uuid(), s.id, s.connection_id, u.server_id, u.key, u.sealed_id, u.version,"
         " now(), now() FROM proxy_session s, proxy_upstreamsession u WHERE s.id <> u.owner_id"
     )
-    sql("ANALYZE proxy_session, proxy_upstreamsession")  # Else which index is read depends on when autovacuum comes by.
+    sql("ANALYZE proxy_session, proxy_upstreamsession")  # Otherwise the chosen index depends on autovacuum.
     keys = config().token_keys
     digests = TokenDigests((*token_text.candidates(str(client.agent.secret), keys),), (None,) * len(keys))
     asked = AccessQuery(
@@ -482,7 +480,7 @@ def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
 
 
 def nodes(plan: Any) -> Iterator[Any]:
-    """This node of a plan, and all below it."""
+    """Yield this node of a plan, and all below it."""
     yield plan
     for below in plan.get("Plans", ()):
         yield from nodes(below)
@@ -490,7 +488,7 @@ def nodes(plan: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def keys(settings: Settings) -> Iterator[Settings]:
-    """Settings whose encryption keys may be changed: what seals is made anew, before and after."""
+    """Settings with changeable encryption keys; the cipher is recreated before and after."""
     cipher.cache_clear()
     yield settings
     cipher.cache_clear()

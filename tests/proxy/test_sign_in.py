@@ -1,5 +1,4 @@
-"""Signing in at the issuer of a server, and calls that carry what it granted: with a real issuer, browser session and
-proxy."""
+"""Sign-in at a server's issuer, and calls with its token, with a real issuer, browser session and proxy."""
 
 import html
 import re
@@ -51,12 +50,12 @@ class Github:
         return make.connection(make.agent(by=person), self.gateway, person)
 
     def begin(self, client: Client, path: str = "", **fields: Any) -> str:
-        """The address the issuer is asked at."""
+        """Return the authorization URL at the issuer."""
         response = client.post(path or f"/servers/{self.server.slug}/authenticate/", {"next": NEXT, **fields})
         return destination(response)
 
     def sign_in(self, person: User, path: str = "", **fields: Any) -> Identity:
-        """The identity a whole sign-in of this person brings."""
+        """Sign this person in, and return the identity."""
         client = browser(person)
         response = client.get(consent(self.begin(client, path, **fields)))
         assert (response.status_code, response.headers.get("Location")) == (302, NEXT), response.content.decode()
@@ -86,7 +85,7 @@ def ben(transactional_db: None) -> User:
 
 
 def said(response: Any) -> str:
-    """The text of a tool's result."""
+    """Return the text of a tool's result."""
     return str(response.json()["result"]["content"][0]["text"])
 
 
@@ -97,7 +96,7 @@ def error(response: Any) -> dict[str, Any]:
 
 
 def expire(identity: Identity) -> None:
-    """Let the token of this identity have ended, for us and for the server."""
+    """Expire the token of this identity, for us and for the server."""
     sql(
         "UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now() WHERE id = %s",
         identity.pk,
@@ -121,7 +120,7 @@ def test_a_person_signs_in_and_calls_carry_the_token(github: Github, ann: User) 
     assert Event.objects.get(action="identity.created").changes["issuer"] == [None, identity.issuer]
 
 
-def test_what_the_issuer_is_asked_is_bound_to_this_server_and_to_a_fresh_proof(github: Github, ann: User) -> None:
+def test_an_authorization_request_is_bound_to_this_server_and_a_fresh_proof(github: Github, ann: User) -> None:
     asked = query(github.begin(browser(ann)))
 
     assert asked["resource"] == github.upstream.url
@@ -290,7 +289,7 @@ def test_an_issuer_out_of_order_for_longer_is_asked_again_later(github: Github, 
 
     refusal = error(agent.call("github__whoami"))
 
-    assert "cannot be renewed just now" in refusal["message"]
+    assert "cannot be renewed at the moment" in refusal["message"]
     identity.refresh_from_db()
     assert identity.status == "active"
     sql("UPDATE upstream_oauth_grant SET retry_at = NULL")
@@ -347,7 +346,7 @@ def test_a_server_that_refuses_a_fresh_token_needs_a_new_sign_in_and_is_not_aske
 
 
 class _Forgetful(dict[str, Any]):
-    """Knows no token at all."""
+    """Knows no token."""
 
     def get(self, *_: Any) -> None:
         return None
@@ -366,7 +365,7 @@ def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github:
     assert github.issuer.refreshes == 0
     identity.refresh_from_db()
     assert identity.status == "active"
-    assert identity.sign_in_words == "The server asks for more rights than were granted."
+    assert identity.sign_in_words == "The server needs more scopes than were granted."
     github.issuer.needs_scope = ""
     client = browser(ann)
     asked = github.begin(client, f"/identities/{identity.pk}/authenticate/")
@@ -380,7 +379,7 @@ def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github:
 
 
 def while_renewing(issuer: Issuer, act: Callable[[], object]) -> list[OAuthToken]:
-    """Let this happen before the issuer answers; what it then gives."""
+    """Run `act` before the issuer answers a renewal; return the tokens it then issues."""
     exchange, given = issuer.exchange_refresh_token, []
 
     def acting() -> None:
@@ -456,7 +455,7 @@ def test_tokens_of_an_identity_revoked_while_a_page_renewed_it_are_revoked_too(g
     eventually(lambda: {given[0].access_token, given[0].refresh_token} <= set(github.issuer.revoked))
 
 
-def test_what_its_owner_switched_off_during_a_renewal_keeps_the_new_tokens(github: Github, ann: User) -> None:
+def test_an_identity_disabled_during_a_renewal_keeps_the_new_tokens(github: Github, ann: User) -> None:
     identity = github.sign_in(ann)
     given = while_renewing(github.issuer, lambda: Identity.objects.get(pk=identity.pk).disable(by=ann))
 

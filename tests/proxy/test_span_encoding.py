@@ -1,4 +1,4 @@
-"""Spans as they are encoded by hand, read with the messages that OpenTelemetry publishes."""
+"""Hand-encoded spans, decoded with OpenTelemetry's published messages."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Traced calls: their spans at a collector, whose trace they continue, and what their rows say of it."""
+"""Traced calls: their spans at a collector, their parents, and their ids in the log."""
 
 import time
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def agent_of(proxy: Proxy, upstream: Upstream, slug: str = "docs") -> Agent:
 
 
 def spans_of(collector: Collector, name: str) -> list[Posted]:
-    """The spans of the last call, once its own has come, which is the last to end."""
+    """Return the spans of the last call, once its own has arrived, which ends last."""
     whole = eventually(lambda: collector.named(name))[-1]
     return [span for span in collector.spans if span.trace == whole.trace]
 
@@ -138,7 +138,7 @@ def test_the_trace_in_a_message_goes_before_that_of_its_request(start: Start, ru
 
 
 def test_no_caller_can_have_its_calls_sampled(start: Start, run: Run, collector: Collector) -> None:
-    """A sampler of the usual kind does what the flag of the caller says."""
+    """A usual sampler would obey the caller's sampled flag."""
     upstream = run(offering("it"))
     never, always = start(traces=Traces(collector.url, ratio=0.0)), start(traces=Traces(collector.url))
     agent = agent_of(never, upstream)
@@ -149,7 +149,7 @@ def test_no_caller_can_have_its_calls_sampled(start: Start, run: Run, collector:
 
     (whole,) = eventually(lambda: collector.named("tools/call docs__it"))
     assert whole.attributes["gateway_admin.call.id"] == str(always.last().uid)
-    # What is not sampled goes through as if nothing were traced, and its row says which trace it is of.
+    # Calls that are not sampled are not traced, but their rows have the trace id.
     first, second = upstream.asked("tools/call")
     assert first.headers["traceparent"] == PARENT
     assert second.headers["traceparent"].endswith("-01")
@@ -206,7 +206,7 @@ def test_spans_say_why_a_call_failed(start: Start, run: Run, collector: Collecto
         ("tools/call it", "tool_error", True),
         ("tools/call refusing__it", "-32055", True),
         ("tools/call it", "-32055", True),
-        ("tools/call", "unknown_tool", True),  # Names of spans are few: what is not there is in no name.
+        ("tools/call", "unknown_tool", True),  # Span names are few, so unknown names are not in them.
         ("other", None, False),
         ("tools/call", "host_disabled", True),
     ]

@@ -1,4 +1,4 @@
-"""Streams that last, and calls that take long: who is told of changed lists, and who is cut off."""
+"""Standing streams and long calls: notifications of changed lists, and loss of access."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ TOOLS_CHANGED = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
 
 
 def in_session(agent: Agent, version: str = "2025-11-25") -> Agent:
-    """This agent after `initialize`, in a session of its own."""
+    """Return this agent after `initialize`, in a session of its own."""
     params = {"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "probe", "version": "1"}}
     answer = agent.ask("initialize", params)
     assert answer.status_code == 200
@@ -106,7 +106,7 @@ def test_a_listen_without_an_event_stream_is_406(start: Start, run: Run) -> None
 def test_an_administrators_edit_is_told_once_on_all_workers(
     start: Start, run: Run, ana: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.streams.LISTS_SECONDS", 2)  # In which a busy machine makes all these edits.
+    monkeypatch.setattr("proxy.streams.LISTS_SECONDS", 2)  # Time for a busy machine to make all these edits.
     work = Work(start, run, workers=2)
     agent, other = work.agent("bob"), work.agent("eve")
     body, headers = listen({"toolsListChanged": True})
@@ -172,7 +172,7 @@ CUTS: dict[str, Callable[[Any, Any], object]] = {
 def test_a_cut_ends_every_stream_of_it_and_nobody_elses(
     start: Start, run: Run, ana: User, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)  # It is told, not found.
+    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)  # It must be notified, not poll.
     work = Work(start, run, workers=2)
     agent, other = work.agent("bob"), work.agent("eve")
     body, headers = listen({"toolsListChanged": True}, 5)
@@ -288,7 +288,7 @@ def test_many_streams_are_decided_anew_in_few_statements_spread_over_the_time(
     with ExitStack() as stack:
         streams = [stack.enter_context(listening(agent, "GET")) for agent in agents]
         assert all(stream.begun.wait(PATIENCE) for stream in streams)
-        eventually(lambda: len(asked) >= 8)  # Those that began just now are looked at each by itself.
+        eventually(lambda: len(asked) >= 8)  # The newest are checked individually.
         asked.clear()
         eventually(lambda: sum(count for _, count in asked) >= 32)
         parts = 1 if at_once == 100 else 4
@@ -339,9 +339,7 @@ def test_the_end_of_a_session_that_nobody_was_told_of_ends_what_is_under_way_in_
         assert not other.over.is_set()
 
 
-def test_what_is_under_way_with_a_token_that_is_known_no_longer_ends(
-    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_requests_of_a_lost_token_end(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 0.2)
     work = Work(start, run)
     agent = work.agent("bob")
@@ -440,12 +438,10 @@ def test_a_call_of_an_app_outlives_its_token_and_a_stream_does_not(
     assert [row.method for row in ended] == ["subscriptions/listen"]
 
 
-# Who is told, and how it ends
+# Recipients, and the end
 
 
-def test_who_listens_is_told_of_the_lists_of_its_own_gateway_that_it_asked_for(
-    start: Start, run: Run, ana: User
-) -> None:
+def test_listeners_get_changes_of_the_requested_lists_of_their_own_gateway(start: Start, run: Run, ana: User) -> None:
     work = Work(start, run)
     agent = work.agent("bob")
     elsewhere = make.gateway(slug="other")
@@ -485,7 +481,7 @@ def test_a_process_that_stops_ends_its_streams_a_listen_with_its_result(start: S
 
 
 class Wire:
-    """The client's side of a stream: what was sent to it, until it does not read any more."""
+    """The client's side of a stream: the data sent to it, until it stops reading."""
 
     origin, uid, task = None, "0192aa00-0000-7000-8000-000000000000", None
 
@@ -500,7 +496,7 @@ class Wire:
             await asyncio.Event().wait()
 
     async def receive(self) -> Any:
-        """Says once that the request is complete, as a server of ASGI may, and then nothing."""
+        """Return the complete request once, as an ASGI server may, then block."""
         if self.complete:
             await asyncio.Event().wait()
         self.complete = True

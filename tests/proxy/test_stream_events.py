@@ -1,4 +1,4 @@
-"""What is kept of streams for clients that may come back: in memory as long as somebody reads, then in sealed rows."""
+"""Events stored for resumption: in memory while the client reads, then in sealed rows."""
 
 import asyncio
 import base64
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @asynccontextmanager
 async def worker(key: bytes = b"") -> AsyncIterator[StreamEvents]:
-    """The events of one worker, which hears the others."""
+    """Yield the events of one worker, which hears the others."""
     async with hearing(lambda state, bus: StreamEvents(state, bus, Cipher([key or Fernet.generate_key()]))) as events:
         try:
             yield events
@@ -31,7 +31,7 @@ async def worker(key: bytes = b"") -> AsyncIterator[StreamEvents]:
 
 
 async def come_back(events: StreamEvents, history: StreamHistory) -> list[Kept]:
-    """What a client gets that comes back for this stream, from its beginning."""
+    """Return what a client gets that resumes this stream from its beginning."""
     name = EventId("c", history.stream, 0)
     written = events.listen(history.stream)
     await events.want(history.session_id, name)
@@ -47,7 +47,7 @@ def test_an_event_whose_request_has_no_name_that_can_be_read_is_an_event_all_the
     assert EventId.read(text) == EventId("c", str(stream), 7, None)
 
 
-async def test_of_a_stream_that_is_read_the_last_events_are_kept() -> None:
+async def test_a_read_stream_keeps_only_its_last_events() -> None:
     async with worker() as events:
         history = events.begin_call(str(uuid4()), 1)
         for number in range(MOST_EVENTS + 10):
@@ -67,7 +67,7 @@ async def test_of_a_stream_that_is_read_the_last_events_are_kept() -> None:
         ("FINISHED_SECONDS", 0, [False, False, False]),
     ],
 )
-async def test_of_streams_that_ended_those_of_late_can_be_come_back_for_as_many_as_memory_is_for(
+async def test_recently_ended_streams_can_be_resumed_within_the_memory_limit(
     bound: str, value: float, known: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"proxy.store.events.{bound}", value)
@@ -79,7 +79,7 @@ async def test_of_streams_that_ended_those_of_late_can_be_come_back_for_as_many_
         last = events.begin_call(session, 3)
         for history in ended:
             await events.want(session, EventId("c", history.stream, 0))
-        # Whoever wants a stream is heard in turn: once this one was, the others were.
+        # Requests for streams are handled in order: once this one was, the others were too.
         assert await come_back(events, last) == []
         await events.stop()
 
@@ -97,7 +97,7 @@ async def test_a_stream_that_goes_on_here_is_not_forgotten_when_what_carried_it_
         assert [(each.number, each.data) for each in await come_back(events, after)] == [(6, b"said")]
 
 
-async def test_what_is_said_in_sessions_without_streams_is_all_written_and_held_for_few_of_them(
+async def test_messages_of_sessions_without_streams_are_all_written_and_few_held_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.store.events.MOST_WAITING", 2)
@@ -116,7 +116,7 @@ async def test_what_is_said_in_sessions_without_streams_is_all_written_and_held_
             assert await events.take_waiting(session) == []
 
 
-async def test_what_was_sealed_with_a_key_that_is_gone_counts_and_says_nothing() -> None:
+async def test_events_encrypted_with_a_lost_key_count_without_their_data() -> None:
     async with worker() as events, worker() as with_another_key:
         history = events.begin_call(str(uuid4()), 1)
         history.add(b"said")
@@ -132,7 +132,7 @@ async def test_what_was_sealed_with_a_key_that_is_gone_counts_and_says_nothing()
 
 
 def locked() -> psycopg.Connection:
-    """Rows of events cannot be written until this is closed."""
+    """Block writes of events until this is closed."""
     connection = psycopg.connect(database.conninfo())
     connection.execute("LOCK TABLE proxy_streamevent")
     return connection
@@ -147,7 +147,7 @@ async def test_a_stop_does_not_wait_for_a_database_that_does_not_write() -> None
             await asyncio.wait_for(events.stop(), PATIENCE)
 
 
-async def test_what_could_not_be_written_is_written_when_the_database_writes_again(
+async def test_unwritten_rows_are_written_once_the_database_recovers(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.store.events.RETRY_SECONDS", 0.01)
@@ -170,13 +170,13 @@ async def test_what_could_not_be_written_is_written_when_the_database_writes_aga
             history.add(b"said")
             history.leave()
             await until(lambda: len(refused) > 1)
-        while not (kept := await come_back(events, history)):  # It is told when the bus reconnects, too.
+        while not (kept := await come_back(events, history)):  # It is notified when the bus reconnects, too.
             pass
         assert [each.data for each in kept] == [b"said"]
         assert "events that a client missed are lost" not in caplog.text
 
 
-async def test_what_cannot_be_written_is_lost_after_a_while_and_the_log_says_so(
+async def test_unwritable_events_are_dropped_after_a_while_and_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.store.events.RETRY_SECONDS", 0.01)

@@ -1,4 +1,4 @@
-"""Progress as it happens, and what a client that leaves means on either wire."""
+"""Progress is streamed as it happens, and a disconnect has its meaning in each era."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ def work(proxy: Proxy, run: Run) -> Work:
 
 @dataclass
 class Heard:
-    """An answer in the order it came."""
+    """An answer in order of arrival."""
 
     kind: str
     events: list[Any] = field(default_factory=list)
@@ -198,7 +198,7 @@ def test_a_silent_stream_is_kept_alive(start: Start, run: Run) -> None:
     assert (quick.kind, curl.kind) == ("application/json", "application/json")
 
 
-def test_what_a_server_asks_on_the_stream_is_answered_by_us(work: Work) -> None:
+def test_the_gateway_answers_server_requests_on_a_calls_stream(work: Work) -> None:
     async def asking(request: Request) -> None:
         await request.open_stream()
         await request.event({"jsonrpc": "2.0", "id": "p", "method": "ping"})
@@ -219,7 +219,7 @@ def test_what_a_server_asks_on_the_stream_is_answered_by_us(work: Work) -> None:
 
 @dataclass
 class Leaving:
-    """A client that goes away in the middle of a call, which takes so many seconds."""
+    """A client that disconnects in the middle of a call of so many seconds."""
 
     seconds: float
     begun: threading.Event = field(default_factory=threading.Event)

@@ -1,4 +1,4 @@
-"""Subscriptions to resources, and what servers of both eras say of their lists while a client listens."""
+"""Subscriptions to resources, and list notifications of servers of both eras."""
 
 import asyncio
 import gc
@@ -37,7 +37,7 @@ OFFERED = {"tools": {"listChanged": True}, "resources": {"subscribe": True, "lis
 
 
 class Library:
-    """A server with resources, of one era; says on its standing streams whatever a test puts into `say`."""
+    """A server with resources, of one era; sends the messages in `say` on its standing streams."""
 
     def __init__(self, *, is_modern: bool) -> None:
         self.is_modern = is_modern
@@ -50,7 +50,7 @@ class Library:
         self.resumed: list[str] = []
 
     def cut(self) -> None:
-        """End the streams; the session goes on."""
+        """End the streams; the session continues."""
         self.cuts += 1
 
     def restart(self) -> None:
@@ -58,7 +58,7 @@ class Library:
         self.session += 1
 
     def of(self, method: str) -> list[Json]:
-        """The params of all requests with this method."""
+        """Return the params of all requests with this method."""
         return [message.get("params", {}) for message in self.asked if message.get("method") == method]
 
     def update(self, uri: str = URI) -> None:
@@ -121,7 +121,7 @@ class Library:
 
 
 class LibraryWork(Work):
-    """A gateway in front of a library and of another server, at two workers; the library has introduced itself."""
+    """A gateway with a library, already introduced, and another server, at two workers."""
 
     def __init__(self, start: Start, run: Run, *, is_modern: bool = False, library: Library | None = None) -> None:
         self.library = library or Library(is_modern=is_modern)
@@ -157,7 +157,7 @@ def not_asked_any_more(library: Library) -> bool:
 
 
 def heard_of(library: Library) -> bool:
-    """Whether the server was asked to tell of the resource, under its own name, and is listened to."""
+    """Return True if the server was asked to notify of the resource, by its own URI, and its stream is read."""
     if library.is_modern:
         asked = library.of("subscriptions/listen")
         return library.open > 0 and any(URI in each["notifications"].get("resourceSubscriptions", ()) for each in asked)
@@ -165,7 +165,7 @@ def heard_of(library: Library) -> bool:
 
 
 def updated(library: Library, stream: Listener, known: int) -> Json:
-    """What is heard after so many events of a server that tells of an update, until the gateway minds what it says."""
+    """Return the event received after so many updates by a server, sent until the gateway forwards one."""
 
     def is_told() -> bool:
         library.update()
@@ -208,7 +208,7 @@ def test_a_listen_is_told_of_updates_under_the_uri_it_knows(work: LibraryWork) -
         assert work.library.of("resources/unsubscribe") == []
 
 
-def test_what_may_not_be_read_cannot_be_subscribed_to(work: LibraryWork) -> None:
+def test_unreadable_resources_cannot_be_subscribed_to(work: LibraryWork) -> None:
     offer(URI, "resource", enabled=False)
     agent = in_session(work.client)
     refused = subscribe(agent)["error"]
@@ -231,7 +231,7 @@ def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: Libra
 
 
 class SlowLists(Library):
-    """Answers what its tools are when a test says so."""
+    """Answers tools/list on a test's command."""
 
     def __init__(self) -> None:
         super().__init__(is_modern=False)
@@ -260,7 +260,7 @@ def test_a_list_that_changes_again_while_it_is_asked_for_is_asked_for_once_more(
         library.say.append(TOOLS_CHANGED)
         eventually(lambda: len(library.of("tools/list")) == asked + 1)
         library.say += [TOOLS_CHANGED, TOOLS_CHANGED, {"jsonrpc": "2.0", "id": "p", "method": "ping"}]
-        # What was said before has been heard when that is answered.
+        # Earlier messages have been received when this is answered.
         eventually(lambda: {"jsonrpc": "2.0", "id": "p", "result": {}} in library.asked)
         stream.wait_for(1)
         assert len(library.of("tools/list")) == asked + 1
@@ -316,7 +316,7 @@ def test_a_listen_that_nobody_needs_any_more_leaves_no_row(start: Start, run: Ru
 
 
 class Silent(Library):
-    """Says nothing to those who listen, not even that it will."""
+    """Never answers a subscription, not even with an acknowledgement."""
 
     async def _talk(self, method: str, receive: Receive, send: Send) -> None:
         self.open += 1
@@ -325,7 +325,7 @@ class Silent(Library):
         self.open -= 1
 
 
-def test_who_listened_to_a_silent_server_is_forgotten_when_the_stream_is_over(start: Start, run: Run) -> None:
+def test_listeners_of_a_silent_server_are_forgotten_with_their_stream(start: Start, run: Run) -> None:
     def known() -> int:
         gc.collect()
         return sum(type(one) is StandingStream for one in gc.get_objects())
@@ -340,7 +340,7 @@ def test_who_listened_to_a_silent_server_is_forgotten_when_the_stream_is_over(st
     eventually(lambda: known() == before)
 
 
-def test_what_a_server_asks_of_its_own_accord_is_carried_to_the_stream_of_the_session(start: Start, run: Run) -> None:
+def test_an_unsolicited_server_request_is_sent_on_the_stream_of_the_session(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=False)
     params = {
         "protocolVersion": "2025-11-25",
@@ -359,7 +359,7 @@ def test_what_a_server_asks_of_its_own_accord_is_carried_to_the_stream_of_the_se
         eventually(lambda: {"jsonrpc": "2.0", "id": "r", "result": {"roots": []}} in work.library.asked)
 
 
-def test_who_subscribes_without_a_session_is_answered_and_nothing_is_kept(start: Start, run: Run) -> None:
+def test_a_subscription_without_a_session_is_answered_and_not_stored(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=False)
     in_session(work.client)
     for verb in ("subscribe", "unsubscribe", "subscribe"):

@@ -1,4 +1,4 @@
-"""Calls of 2026-07-28 that wait for input: what is held, for how long, and what is left when something fails."""
+"""Suspended calls of 2026-07-28: what is held, for how long, and what remains after failures."""
 
 import asyncio
 from typing import Any
@@ -24,7 +24,7 @@ NOT_FOUND = -32601
 
 
 class Hasty(Asker):
-    """Answers so many seconds after it has asked, whatever its client says."""
+    """Answers so many seconds after its request, whatever the client says."""
 
     seconds = 0.0
 
@@ -39,7 +39,7 @@ class Hasty(Asker):
 
 
 class ByCall(Asker):
-    """Asks once in each call, so that calls of one session wait beside each other."""
+    """Sends one request in each call, so that calls of one session wait concurrently."""
 
     async def _call(self, request: Request) -> None:
         waiting = asyncio.get_running_loop().create_future()
@@ -57,7 +57,7 @@ def work(start: Start, run: Run) -> Work:
 
 
 def refused(answered: Object) -> Any:
-    """The code of the error its server got instead of an answer."""
+    """Return the code of the error its server got instead of an answer."""
     return answers_of({"result": answered})[0]["error"]["code"]
 
 
@@ -194,9 +194,7 @@ def test_a_call_whose_questions_cannot_be_read_ends_and_its_server_is_told(
     eventually(lambda: not SuspendedCall.objects.exists())
 
 
-def test_of_the_calls_that_are_held_only_the_one_whose_row_is_gone_is_cancelled(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_held_call_whose_row_is_gone_is_cancelled(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.server_requests.BEAT_SECONDS", 0.1)
     docs = work.put(ByCall().app())
     agent = work.agent()

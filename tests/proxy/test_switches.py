@@ -1,4 +1,4 @@
-"""Break-glass at every toggle: the next request obeys. Every switch is flipped behind our back, by SQL."""
+"""Every switch takes effect on the next request, even when set by SQL."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def world(proxy: Proxy, run: Run, ana: User, ann: User) -> World:
 
 
 def outcome(response: httpx.Response) -> object:
-    """What an agent sees: a status with its reason, an error's reason, or that it worked."""
+    """Return what an agent gets: a status with its reason, an error's reason, or that it worked."""
     body = response.json()
     if "error" in body:
         reason = body["error"].get("data", {}).get("reason", body["error"]["message"])
@@ -118,7 +118,7 @@ def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
     assert error == {
         "code": -32003,
         "message": in_words(
-            'An administrator switched tool "whoami" of server "github" off, or the policy does not allow it.'
+            'An administrator disabled tool "whoami" of server "github", or the policy does not allow it.'
         ),
         "data": {"reason": "tool_disabled", "server": "github"},
     }
@@ -133,7 +133,7 @@ def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
     assert outcome(world.bot.call("github__whoami")) == 200
 
 
-# From the last check to the first, so that what was told before is what comes next.
+# From the last check to the first, so that each earlier reason appears next.
 LAYERS = {
     "servers_identity": "identity_disabled",
     "gateways_assignment": "assignment_disabled",
@@ -144,8 +144,8 @@ LAYERS = {
 }
 
 
-def test_what_would_be_decided_now_is_what_the_next_call_is_told(world: World) -> None:
-    """Each call is asked about again once it is logged: the reason is its own, and behind it stand those before."""
+def test_the_current_decision_equals_the_answer_to_the_next_call(world: World) -> None:
+    """Each logged call is checked again by the dry run: first its own reason, then the earlier ones."""
     told: list[str] = []
     for table, reason in LAYERS.items():
         sql(f"UPDATE {table} SET enabled = false WHERE id = %s", world.ids[table])

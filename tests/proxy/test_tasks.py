@@ -1,4 +1,4 @@
-"""Tasks: their ids are the gateway's, go to the server that made them, and are decided as calls of their tool."""
+"""Tasks: the gateway issues their ids, routes requests to their server, and decides them as calls of their tool."""
 
 import base64
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def related(task: object) -> Object:
 
 @dataclass
 class Tasks(Asker):
-    """A server of the session era that has one task; `tasks/result` asks what `asks` says before it answers."""
+    """A session-era server with one task; `tasks/result` sends the requests `asks` before it answers."""
 
     status: str = "working"
     said: list[Object] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Tasks(Asker):
 
 @dataclass
 class ModernTasks(Script):
-    """A server of 2026-07-28 whose every call is a task."""
+    """A 2026-07-28 server whose every call is a task."""
 
     modern: bool = True
     done: bool = False
@@ -115,7 +115,7 @@ class ModernTasks(Script):
 
 @dataclass
 class Work:
-    """A gateway with one server, a connection at it, and workers to serve it."""
+    """A gateway with one server, a connection, and workers to serve it."""
 
     gateway: Gateway
     connection: Connection
@@ -140,7 +140,7 @@ def work(start: Start, run: Run) -> Work:
 
 
 def created(person: Person) -> str:
-    """The id of a task that the tool makes for this client."""
+    """Return the id of a task that the tool creates for this client."""
     params = {"name": "docs__it", "arguments": {}, "task": {"ttl": 60_000}}
     return str(person.ask("tools/call", params)["result"]["task"]["taskId"])
 
@@ -178,7 +178,7 @@ def test_a_task_is_polled_ended_and_read_at_any_worker_under_one_id(work: Work) 
     ]
 
 
-def test_what_comes_with_a_task_names_it_by_the_clients_id_and_back(work: Work) -> None:
+def test_messages_of_a_task_carry_the_clients_id_and_back(work: Work) -> None:
     asks = [{**FORM, "params": {**FORM["params"], **related(OWN_ID)}}]
     server = Tasks(asks=asks)
     work.put(server)
@@ -226,7 +226,7 @@ def test_the_capability_is_announced_without_the_list_and_that_of_clients_is_not
 
 
 def broken(task: str) -> dict[str, object]:
-    """Ids that look like this one, and are none."""
+    """Return ids that look like this one and are invalid."""
     keys = Cipher(settings.ENCRYPTION_KEYS)
     other = Cipher([base64.urlsafe_b64encode(b"k" * 32)])
     facts = keys.open(task.encode())
@@ -360,7 +360,7 @@ def test_a_servers_id_is_at_most_so_long(work: Work) -> None:
 
 
 def ask(agent: Agent, method: str, params: dict[str, Any], *, name: str = "") -> Any:
-    """A request of a client that declares the extension; its Mcp-Name header is `name`, if that is given."""
+    """Send a request of a client that declares the extension; `name` is its Mcp-Name header, if given."""
     capabilities: Object = {"extensions": {EXTENSION: {}}, "elicitation": {}}
     body, headers = modern(method, params, **{"io.modelcontextprotocol/clientCapabilities": capabilities})
     return agent.post(body, **headers, **({"Mcp-Name": name} if name else {})).json()

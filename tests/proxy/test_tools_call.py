@@ -1,4 +1,4 @@
-"""tools/call: values pass unchanged, nothing else passes at all, and errors name the server."""
+"""tools/call: values pass unchanged, nothing else passes, and errors name the server."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from tests.proxy.test_endpoint import modern
 
 @dataclass
 class Work:
-    """A gateway `work` with one server, `docs`, and an agent at it."""
+    """A gateway `work` with one server, `docs`, and an agent."""
 
     proxy: Proxy
     gateway: Gateway
@@ -132,7 +132,7 @@ def test_meta_passes_but_for_what_is_between_client_and_gateway(work: Work) -> N
     assert second == {"name": "it", "arguments": None}
 
 
-def test_what_cannot_be_called_reaches_no_server(work: Work) -> None:
+def test_unknown_tool_names_reach_no_server(work: Work) -> None:
     docs = work.put(offering("it"))
     for params in (
         {"name": "it"},
@@ -180,7 +180,7 @@ TROUBLES = [
     ),
     Trouble(
         upstreams.garbage(HUGE, kind="application/json"),
-        'Server "Docs" gave an answer larger than the gateway passes on.',
+        'Server "Docs" sent an answer larger than the gateway allows.',
         "too_large",
     ),
     Trouble(upstreams.github(), 'Server "Docs" refused the credential stored for it.', "credential_refused"),
@@ -217,12 +217,12 @@ def test_j14_trouble_is_told_in_words_that_name_the_server(work: Work) -> None:
         ),
         (
             "https://no-such-name.invalid/",
-            'Server "Docs" cannot be found: its name has no address.',
+            'Server "Docs" cannot be found: its name does not resolve.',
             "unreachable",
         ),
-        ("http://10.0.0.5/", 'Server "Docs" lives at an address the gateway may not call.', "address_blocked"),
-        ("http://8.8.8.8/", 'Server "Docs" lives at an address the gateway may not call.', "address_blocked"),
-        ("https://169.254.169.254/", 'Server "Docs" lives at an address the gateway may not call.', "address_blocked"),
+        ("http://10.0.0.5/", 'Server "Docs" has an address the gateway may not call.', "address_blocked"),
+        ("http://8.8.8.8/", 'Server "Docs" has an address the gateway may not call.', "address_blocked"),
+        ("https://169.254.169.254/", 'Server "Docs" has an address the gateway may not call.', "address_blocked"),
     ],
 )
 def test_j14_addresses_are_judged_when_they_are_called(work: Work, url: str, message: str, reason: str) -> None:
@@ -281,7 +281,7 @@ def test_arguments_are_repeated_in_headers_where_the_schema_says_so(work: Work) 
 
     docs = work.put(calling(call, modern=True, inputSchema=schema))
 
-    # A tool without a row is looked up in a fresh list, which holds its schema.
+    # A tool without a row is looked up in a fresh list, which has its schema.
     assert work.agent.call("docs__it", {"region": "eu"}).json()["result"] == {"content": []}
     assert refused == 0
     # When the schema changes, the refusal is the call's answer, and leads to a fresh list for the next one.
@@ -296,7 +296,7 @@ def test_arguments_are_repeated_in_headers_where_the_schema_says_so(work: Work) 
 
 
 def slow(most: list[int]) -> App:
-    """A server that takes a while, and notes in `most` how many calls it has had at once."""
+    """Return a slow server, which records in `most` the maximum of concurrent calls."""
     under_way = 0
 
     async def call(request: Request) -> None:
@@ -326,7 +326,7 @@ def test_a_slow_server_gets_no_more_calls_than_this_worker_s_and_this_connection
 
 @contextmanager
 def holding_up(work: Work, count: int, **fields: Any) -> Iterator[None]:
-    """`count` calls of the agent under way or waiting at `docs`, for as long as the block runs."""
+    """Keep `count` calls of the agent running or waiting at `docs` during the block."""
     arrived, leave = Semaphore(0), Event()
 
     async def call(request: Request) -> None:
@@ -349,7 +349,7 @@ def holding_up(work: Work, count: int, **fields: Any) -> Iterator[None]:
             each.result()
 
 
-def test_who_finds_no_place_at_a_slow_server_is_told_so_and_others_go_on(start: Start, run: Run) -> None:
+def test_a_caller_without_a_slot_at_a_slow_server_gets_an_error_and_others_continue(start: Start, run: Run) -> None:
     work = work_of(start(queue_seconds=0.3), run)
     work.put(offering("it"), "fine")
 
@@ -388,13 +388,13 @@ def test_a_token_has_so_many_calls_under_way_and_no_more(start: Start, run: Run)
         assert "result" in sibling.call("docs__it", {"quick": True}).json()
 
     error = answer.json()["error"]
-    said = "As many calls of this token are under way as may be (1), so this one was not executed."
+    said = "This token has reached its limit of concurrent calls (1), so this one was not executed."
     assert error["message"] == in_words(said)
     assert (error["data"], answer.headers["retry-after"]) == ({"reason": "busy", "retry_after": 1}, "1")
     assert "result" in work.agent.call("docs__it", {"quick": True}).json()
 
 
-def test_what_older_clients_never_heard_of_is_taken_off_and_newer_ones_get_what_they_need(work: Work) -> None:
+def test_members_unknown_to_older_clients_are_removed_and_newer_ones_added(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer({"content": [], "resultType": "complete"})
 

@@ -1,4 +1,4 @@
-"""tools/list over several servers: complete, in order, honest about what is missing."""
+"""tools/list over several servers: complete, in order, and explicit about missing servers."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 
 @dataclass
 class Work:
-    """A gateway `work` that servers are put behind, and an agent at it."""
+    """A gateway `work` to which servers are added, and an agent."""
 
     proxy: Proxy
     gateway: Gateway
@@ -35,7 +35,7 @@ class Work:
 
 
 def listed_a_while_ago() -> None:
-    """As if what is stored were older than a minute."""
+    """Make the stored lists older than a minute."""
     sql("UPDATE gateways_listing SET asked_at = asked_at - interval '61 seconds'")
 
 
@@ -92,7 +92,8 @@ def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
         answer = work.agent.call(name).json()
         return answer["result"]["content"][0]["text"] if "result" in answer else answer["error"]["message"]
 
-    # Rows are made beside the answer; until then a fresh list finds the tool. What begins with an alias is that one's.
+    # Rows are created after the answer; until then a fresh list finds the tool. A name with an alias belongs to its
+    # server.
     assert [called(name) for name in ("add", "echo", "named__echo")] == ["add", "echo", "echo"]
     assert work.proxy.last().server_name == "named"
     assert called("nothing") == in_words("Unknown tool: nothing.")
@@ -103,7 +104,7 @@ def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
 
 
 def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> None:
-    """A server lists a tool under another's name and hides it again: lists and calls agree on whose it is."""
+    """A server lists another's tool name and removes it again: lists and calls agree on its server."""
     work.put("sly", offering("named__it", "it"), alias="")
     work.put("named", offering("it"))
     work.agent.tools()
@@ -278,7 +279,7 @@ def test_tools_are_remembered_with_their_history(work: Work) -> None:
     assert Feature.objects.get(name="add").enabled is True
 
 
-def test_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> None:
+def test_unsupported_features_are_hidden_and_others_pass(work: Work) -> None:
     definition = tool(
         "echo",
         title="Echo",
@@ -304,7 +305,7 @@ def test_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> None
 
 
 def page(work: Work, cursor: object = None, method: str = "tools/list") -> tuple[list[str], str]:
-    """The names on this page, and the cursor of the next."""
+    """Return the names on this page, and the cursor of the next."""
     result = work.agent.ask(method, {"cursor": cursor} if cursor else {}).json()["result"]
     return [each["name"] for each in result[method.partition("/")[0]]], result.get("nextCursor", "")
 
@@ -319,11 +320,11 @@ def test_a_long_list_comes_in_pages_that_stay_in_order_while_tools_are_added(
 
     first, cursor = page(work)
     assert (first, page(work, cursor)) == (names[:3], (names[3:], ""))
-    # One that stands before what was listed shifts nothing.
+    # A new definition before the listed ones shifts nothing.
     work.put("alpha", offering("0"))
     assert page(work)[0] == ["alpha__0", *names[:2]]
     assert page(work, cursor) == (names[3:], "")
-    # What stood last on the page is gone: it goes on where that stood.
+    # The last definition of the page is gone: the next page starts at its position.
     first, cursor = page(work)
     Feature.objects.get(assignment=beta, name="b").disable(by=make.user())
     assert page(work, cursor)[0] == names[2:5]

@@ -1,4 +1,4 @@
-"""The caller's trace context goes on to the server; nothing else of its headers does."""
+"""The caller's trace context is forwarded to the server, no other headers are."""
 
 import ast
 import json
@@ -35,7 +35,7 @@ def test_the_trace_goes_to_the_server_and_nothing_else(proxy: Proxy, run: Run, m
     assert "httpx" not in without.get("user-agent", "")
 
 
-def test_what_is_no_trace_stays_here_and_spoils_no_call(proxy: Proxy, run: Run) -> None:
+def test_an_invalid_trace_context_is_dropped_and_harms_no_call(proxy: Proxy, run: Run) -> None:
     upstream = run(offering("it"))
     user = make.user()
     gateway = make.gateway(make.server(slug="docs", url=upstream.url))
@@ -64,7 +64,7 @@ def test_a_browser_may_send_its_trace(proxy: Proxy) -> None:
 def test_the_trace_of_a_call_does_not_go_on_with_the_next_one_on_its_connection(
     proxy: Proxy, run: Run, modern: bool
 ) -> None:
-    """Two requests in one write: the second begins where the first has ended, in whatever was left behind there."""
+    """Two requests in one write: the second starts where the first ended, with any leftover context."""
     upstream = run(Script(pages=[[{"name": "it", "inputSchema": {"type": "object"}}]], modern=modern).app())
     user = make.user()
     gateway = make.gateway(make.server(slug="docs", url=upstream.url))
@@ -107,7 +107,7 @@ def test_a_session_does_not_remember_the_trace_it_was_opened_in(
 
 
 def test_nothing_in_the_proxy_is_kept_beside_its_request() -> None:
-    """What a task inherits from the one that made it is another request's when they share a connection."""
+    """A task's inherited context belongs to another request if both share a connection."""
     for path in Path(package.__file__ or package.__path__[0]).parent.glob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         imported = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}

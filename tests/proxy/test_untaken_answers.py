@@ -1,4 +1,4 @@
-"""Answers that nobody takes: they use up the share of their person, and no more."""
+"""Unread answers use up their person's share of the budget, and no more."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ from tests.proxy.conftest import Agent, Start, eventually
 from tests.proxy.scripted import Request, Script
 from tests.proxy.test_tools_call import work_of
 
-SIZE = 12 << 20  # More than the buffers of the system hold.
+SIZE = 12 << 20  # More than the buffers of the system can take.
 TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("large", "small")]
 
 
@@ -26,7 +26,7 @@ async def answer(request: Request) -> None:
 
 @contextmanager
 def left_unread(agent: Agent) -> Iterator[socket.socket]:
-    """Ask for a large answer, and take nothing of it until the block ends."""
+    """Request a large answer, and read none of it until the block ends."""
     address, path = agent.url.removeprefix("http://").split("/", 1)
     host, port = address.split(":")
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "docs__large", "arguments": {}}}
@@ -47,7 +47,7 @@ def large_calls() -> int:
 
 
 @pytest.mark.full
-def test_who_takes_no_answers_gets_no_more_and_nobody_else_notices(start: Start, run: Run) -> None:
+def test_a_client_that_reads_no_answers_gets_no_more_and_delays_nobody(start: Start, run: Run) -> None:
     work = work_of(start(answer_limit=2 * SIZE, answers_limit=4 * SIZE, queue_seconds=0.2), run)
     upstream = work.put(Script([TOOLS], answer).app(), "docs")
     sibling = work.proxy.agent(Connection.objects.get())  # Another token of the same person.

@@ -1,4 +1,4 @@
-"""How many modules one `tools/call` passes, and that docs/explanation/architecture.md names its steps as they are."""
+"""The number of modules in a `tools/call`; docs/explanation/architecture.md names its steps correctly."""
 
 import importlib
 import re
@@ -30,7 +30,7 @@ ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
 
 @lru_cache(1000)
 def module_of(code: CodeType) -> str:
-    """The module of proxy/ or wire/ with this code; empty for any other."""
+    """Return the module of proxy/ or wire/ with this code; empty for any other."""
     path = Path(code.co_filename)
     beside = path == ROOT / "wire" / "background.py"  # On a busy machine a loop turns during each of the calls.
     is_ours = (path.is_relative_to(ROOT / "proxy") or path.is_relative_to(ROOT / "wire")) and not beside
@@ -39,7 +39,7 @@ def module_of(code: CodeType) -> str:
 
 @contextmanager
 def entered_functions() -> Iterator[Counter[tuple[str, str, str]]]:
-    """Count how often a function of proxy/ or wire/ is entered: its module, its name, and its caller's module."""
+    """Count calls of functions in proxy/ and wire/: by module, name, and the caller's module."""
     entered: Counter[tuple[str, str, str]] = Counter()
     tool = next(number for number in range(6) if sys.monitoring.get_tool(number) is None)
 
@@ -62,7 +62,7 @@ def entered_functions() -> Iterator[Counter[tuple[str, str, str]]]:
 
 
 def way_of_a_call(start: Start, run: Run, *, modern: bool) -> Counter[tuple[str, str, str]]:
-    """The functions that each call enters whose server has been called before; work beside calls comes and goes."""
+    """Return the functions that every repeated call enters, without background work."""
 
     async def call(request: Request) -> None:
         await request.answer({"content": [], **({"resultType": "complete"} if modern else {})})
@@ -93,7 +93,7 @@ def test_a_call_passes_few_modules(start: Start, run: Run, modern: bool) -> None
 
 
 def documented_steps() -> list[tuple[str, str]]:
-    """The module and function each numbered step of the way of a call begins with."""
+    """Return module and function of each documented step of a call."""
     _, way = ARCHITECTURE.read_text().split("## The path of a call", 1)
     way = way.split("\n## ", 1)[0]
     return re.findall(r"^\d+\. \*\*[^*]+\*\* \(`([\w.]+):([\w.]+)`\)", way, re.MULTILINE)

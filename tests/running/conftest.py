@@ -1,4 +1,4 @@
-"""Data directories, one of them with a finished first start to copy."""
+"""Data directories, one of them with a finished first start, to copy."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from tests import cluster
 from tests.running.starts import password_of, serving, signs_in
 
 
-# Not pytest's own folder: each pytest run closes that one to others, also to the account of PostgreSQL.
+# Not pytest's own folder, which each run closes to others, including the account of PostgreSQL.
 @contextmanager
 def folder() -> Iterator[Path]:
     with TemporaryDirectory(prefix="gateway-admin-", ignore_cleanup_errors=True) as path:
         yield Path(path)
 
 
-# Each alone makes libpq look elsewhere, or refuse what it finds.
+# Each of these alone would make libpq connect elsewhere, or fail.
 FOREIGN = {
     "PGPORT": "1",
     "PGHOST": "db.invalid",
@@ -44,7 +44,7 @@ FOREIGN = {
 
 
 class FirstStart(NamedTuple):
-    """What was seen of a start in a data directory that did not exist, among variables for another PostgreSQL."""
+    """Observations of a first start in a new data directory, with variables set for another PostgreSQL."""
 
     url: str
     greeting: str
@@ -55,7 +55,7 @@ class FirstStart(NamedTuple):
 
 
 def finish() -> Path:
-    """A data directory whose first start has been and gone; one for the whole run."""
+    """A data directory after its first start and stop; one per run."""
     home = Path(os.environ[cluster.HOME]) / "finished" / "var"
     with cluster.once("finished") as missing:
         if missing:
@@ -86,7 +86,7 @@ def first(finished: Path) -> FirstStart:
 
 @pytest.fixture
 def home(finished: Path) -> Iterator[Path]:
-    """A copy of it for one test; its PostgreSQL is ended with the test."""
+    """A copy of `finished` for one test; its PostgreSQL ends with the test."""
     with folder() as path:
         copy = path / "var"
         subprocess.run(["cp", "-a", str(finished), str(copy)], check=True)
@@ -96,7 +96,7 @@ def home(finished: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def fresh() -> Iterator[Path]:
-    """A data directory nobody has started in."""
+    """An unused data directory."""
     with folder() as path:
         yield path / "var"
         end_postgres(path / "var")
@@ -109,7 +109,7 @@ def end_postgres(home: Path) -> None:
 
 
 def postmaster(home: Path) -> int | None:
-    """The process id of the embedded PostgreSQL; None when it does not run."""
+    """Return the process id of the embedded PostgreSQL; None if it does not run."""
     try:
         return int((home / "postgres" / "postmaster.pid").read_text().splitlines()[0])
     except FileNotFoundError:

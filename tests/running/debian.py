@@ -1,4 +1,4 @@
-"""A PostgreSQL that is not ours: the one this machine has installed, as a server of its own."""
+"""This machine's installed PostgreSQL, as a server of its own."""
 
 import os
 import pwd
@@ -16,7 +16,7 @@ from tests.workspace import free_port
 
 
 def programs() -> Path:
-    """Where this machine's PostgreSQL server lives: the oldest, if there are several."""
+    """Return the folder of this machine's PostgreSQL programs: the oldest version's, if there are several."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if not found and (own := shutil.which("initdb")):
         found = [Path(own)]
@@ -26,7 +26,7 @@ def programs() -> Path:
 
 @contextmanager
 def postgres(binaries: Path) -> Iterator[str]:
-    """The URL of an empty database on a server that asks for a password over TCP."""
+    """Yield the URL of an empty database on a server with password authentication over TCP."""
     account = as_account()
     folder = Path(tempfile.mkdtemp(prefix="gateway-admin-pg-"))
     port = free_port()
@@ -51,7 +51,7 @@ def postgres(binaries: Path) -> Iterator[str]:
 
 
 def restart(binaries: Path, url: str) -> None:
-    """Restart the server of `postgres`, as its operator would; it is back when this returns."""
+    """Restart the server of `postgres`, and wait until it is ready."""
     with psycopg.connect(url) as connection:
         (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
     command = [binaries / "pg_ctl", "restart", "-w", "-m", "fast", "-D", data, "-l", f"{data}/../log"]
@@ -59,7 +59,7 @@ def restart(binaries: Path, url: str) -> None:
 
 
 def stop(binaries: Path, url: str) -> None:
-    """End the server of `postgres` as a machine that is switched off."""
+    """Kill the server of `postgres`, like a machine that loses power."""
     with psycopg.connect(url) as connection:
         (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
     command = [binaries / "pg_ctl", "stop", "-w", "-m", "immediate", "-D", data]
@@ -67,7 +67,7 @@ def stop(binaries: Path, url: str) -> None:
 
 
 def as_account() -> dict[str, Any]:
-    """As whom these programs run, in the words of subprocess: they refuse root."""
+    """Return subprocess arguments for the user of these programs, which refuse root."""
     if os.geteuid() != 0:
         return {}
     account = pwd.getpwnam("postgres")

@@ -1,4 +1,4 @@
-"""A few agents calling a tool, without pause unless told otherwise, noting every answer they got."""
+"""Agents that call a tool continuously by default, and record every answer."""
 
 import asyncio
 import json
@@ -19,21 +19,21 @@ AGENTS = 6
 
 @dataclass
 class Load(Agents):
-    """Agents at work in a thread until the block ends.
+    """Agents that call in a thread until the block ends.
 
-    `answered` are the request ids of all answers, `slowest` the seconds that the slowest of them took.
+    `answered` are the request ids of all answers, `slowest` the seconds of the slowest.
     """
 
     url: str
     token: str
     agents: int = AGENTS
-    pause: float = 0  # Seconds before an agent's next call: where calls go on for as long as something else takes.
+    pause: float = 0  # Seconds before an agent's next call, for load that lasts as long as something else.
     answered: set[UUID] = field(default_factory=set)
     refused: int = 0
     slowest: float = 0
 
     def wait_for(self, more: int, seconds: float = 60) -> None:
-        """Return once so many more calls have been answered."""
+        """Return after so many more answered calls."""
         goal, deadline = len(self.answered) + more, time.monotonic() + seconds
         while len(self.answered) < goal:
             assert time.monotonic() < deadline, f"{len(self.answered)} answers, {goal} wanted"
@@ -63,7 +63,7 @@ class Load(Agents):
 
 
 def on(served: Started) -> Load:
-    """Load on the Quickstart gateway with a token of its own."""
+    """Return load on the Quickstart gateway with its own token."""
     words = ("issue_token", "--user", "admin@localhost", "--host", "Load", "--gateway", "quickstart")
     done = manage(served.home, *words)
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def on(served: Started) -> Load:
 
 
 def recorded(home: Path) -> set[UUID]:
-    """The request ids of all calls in the log."""
+    """Return the request ids of all calls in the log."""
     address = f"host={socket_folder(home / 'postgres')} dbname={DATABASE} user={OWNER}"
     with psycopg.connect(address) as connection:
         return {row[0] for row in connection.execute("SELECT correlation_id FROM auditlog_call")}

@@ -1,4 +1,4 @@
-"""nginx as docs/how-to/deploy.md sets it up, before several `serve`: it sends each request to the next of them."""
+"""nginx as in docs/how-to/deploy.md, in front of several `serve`, which it uses in turn."""
 
 import os
 import re
@@ -25,26 +25,26 @@ http {{
 
 
 def program_of(package: str) -> str:
-    """The program of this name."""
+    """Return the program of this name."""
     program = shutil.which(package, path=f"{os.environ['PATH']}:/usr/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
     assert program, f"These tests need {package}: install Debian's package {package}."
     return program
 
 
 def documented() -> str:
-    """The `location` of the page."""
+    """Return the `location` block of the page."""
     found = re.search(r"```nginx\n.*?( +location / \{\n.*?\n    \})\n", PAGE.read_text(), re.DOTALL)
     assert found, f"{PAGE} has no location for nginx"
     return found[1]
 
 
 def started(home: Path, http: str) -> subprocess.Popen[bytes]:
-    """nginx with this in its `http`, once it listens; whoever started it ends it. Its files are in `home`."""
+    """Start nginx with this `http` block, and wait until it listens; the caller ends it. Its files are in `home`."""
     program = program_of("nginx")
     version = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr
     if tuple(map(int, re.findall(r"\d+", version)[:3])) < (1, 25, 1):
         http = http.replace("    http2 on;\n", "")
-    home.chmod(0o755)  # Its workers run as somebody else.
+    home.chmod(0o755)  # Its workers run as another user.
     configuration = home / "nginx.conf"
     configuration.write_text(RUN.format(home=home, http=http))
     process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
@@ -54,7 +54,7 @@ def started(home: Path, http: str) -> subprocess.Popen[bytes]:
 
 
 class Nginx:
-    """Serves at `port` whichever of `ports` is next, and at each of `doors` the one of the same place only."""
+    """Serves the next of `ports` at `port`, and at each of `doors` only the one with the same index."""
 
     def __init__(self, port: int, ports: list[int]) -> None:
         self.doors = [free_port() for _ in ports]
@@ -70,7 +70,7 @@ class Nginx:
 
     @property
     def taken(self) -> Sequence[int]:
-        """The port each request that is over went to, in order."""
+        """Return the port of each finished request, in order."""
         lines = (self._home / "access.log").read_text().splitlines()
         return [int(line.rsplit(":", 1)[1]) for line in lines if ":" in line]
 

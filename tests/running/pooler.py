@@ -1,4 +1,4 @@
-"""PgBouncer before a PostgreSQL server, as an operator has it: few sessions for many clients."""
+"""PgBouncer in front of a PostgreSQL server: few sessions for many clients."""
 
 import os
 import re
@@ -34,7 +34,7 @@ default_pool_size = {size}
 
 
 def program() -> Path:
-    """The PgBouncer to use: of the variable PGBOUNCER, or the machine's."""
+    """Return the PgBouncer program: of the variable PGBOUNCER, or the machine's."""
     found = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
     assert found, "These tests need PgBouncer: install Debian's package pgbouncer, or name another in PGBOUNCER."
     return Path(found)
@@ -49,7 +49,7 @@ def version() -> tuple[int, int]:
 
 @contextmanager
 def pooler(url: str, mode: str = "transaction", size: int = 3, more: str = "") -> Iterator[str]:
-    """The URL of the same database through PgBouncer, for the role of that URL."""
+    """Yield the URL of the same database through PgBouncer, for the role of that URL."""
     there, listen = urlsplit(url), free_port()
     home = Path(tempfile.mkdtemp(prefix="gateway-admin-pooler-"))
     user, secret = unquote(there.username or ""), unquote(there.password or "")

@@ -1,10 +1,10 @@
-"""The processes of one `serve`: those that serve requests, and the one that does the chores."""
+"""The processes of one `serve`: its workers and its chores process."""
 
 import psutil
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether it does anything; a zombie only waits for somebody to read its exit code."""
+    """Return False for a zombie, whose exit code nobody has read yet."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -12,12 +12,12 @@ def runs(process: psutil.Process) -> bool:
 
 
 def workers(pid: int) -> list[psutil.Process]:
-    """The processes of the `serve` with this process id that serve requests."""
+    """Return the worker processes of the `serve` with this process id."""
     return [child for child in _children(pid) if not _does_chores(child)]
 
 
 def chores(pid: int) -> list[psutil.Process]:
-    """Those that do the chores: one, but for the moment in which another takes its place."""
+    """Return its chores processes: one, except while another takes over."""
     return [child for child in _children(pid) if _does_chores(child)]
 
 

@@ -1,4 +1,4 @@
-"""Two `serve` processes on one database behind something that sends each connection to the next, and what is asked."""
+"""Two `serve` processes on one database behind a round-robin port, and their upstream server."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ FORM = {"mode": "form", "message": "Who?", "requestedSchema": {"type": "object",
 
 
 class RoundRobin:
-    """A port whose connections go to `ports` in turn, whoever calls; a port that nobody listens at is passed over."""
+    """A port whose connections go to `ports` in turn; ports without a listener are skipped."""
 
     def __init__(self, port: int, ports: list[int]) -> None:
         self._ports = self.doors = ports
@@ -97,7 +97,7 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 class Troubled(Counter):
-    """A counter that also asks its client (`ask`, on the session's stream when it is `standing`).
+    """A counter that can also send requests to its client (`ask`; on the session's stream if `standing`).
 
     Its tool `bad` does what its argument `how` says.
     """
@@ -213,7 +213,7 @@ async def pour(send: Send) -> None:
 
 @dataclass
 class Replicas:
-    """Two `serve` with two workers each, `front` before them, and a server behind."""
+    """Two `serve` with two workers each, `front` before them, and an upstream server."""
 
     serves: list[Serve]
     front: RoundRobin | Nginx
@@ -223,7 +223,7 @@ class Replicas:
     made: int = field(default=0)
 
     def agent(self, upstream_url: str = "") -> Agent:
-        """A client with a token of its own, at a gateway of its own before the server."""
+        """Return a client with its own token, at its own gateway with the server."""
         url = upstream_url or self.upstream_url
         self.made += 1
         name = f"work{self.made}"
@@ -235,23 +235,23 @@ class Replicas:
         return Agent(f"{self.url}/mcp/{made['slug']}", made["token"], {"Accept": "application/json, text/event-stream"})
 
     def shell(self, code: str) -> str:
-        """What this prints; `by` is the owner of the workspace."""
+        """Run code in the shell and return its output; `by` is the owner of the workspace."""
         begin = f"from accounts.models import User; by = User.objects.get(email={OWNER!r})\n"
         return self.serves[0].manage("shell", "--no-imports", "-c", begin + code)
 
     def at(self, number: int, agent: Agent) -> Agent:
-        """The same client, at this `serve` only."""
+        """Return the same client at this `serve` only."""
         door = f"http://localhost:{self.front.doors[number]}"
         return Agent(agent.url.replace(self.url, door), agent.secret, agent.headers)
 
     def rows(self, agent: Agent) -> list[Json]:
-        """What the log holds of this client, oldest first."""
+        """Return the log rows of this client, oldest first."""
         slug = agent.url.rsplit("/", 1)[1]
         return self.serves[0].rows("SELECT * FROM auditlog_call WHERE gateway_name = %s ORDER BY created_at", slug)
 
 
 def in_session(agent: Agent, capabilities: Json | None = None) -> Agent:
-    """This client after `initialize`, in a session of its own."""
+    """Return this client after `initialize`, in a session of its own."""
     info = {"name": "probe", "version": "1"}
     params = {"protocolVersion": "2025-11-25", "capabilities": capabilities or {}, "clientInfo": info}
     answered = agent.ask("initialize", params)
@@ -260,7 +260,7 @@ def in_session(agent: Agent, capabilities: Json | None = None) -> Agent:
 
 
 def leave(agent: Agent) -> None:
-    """End this client's session, and with it its streams."""
+    """End this client's session, and its streams."""
     own = {"Authorization": f"Bearer {agent.secret}", **agent.headers}
     assert httpx.delete(agent.url, headers=own, trust_env=False, timeout=30).status_code in {200, 204}
 
@@ -271,13 +271,13 @@ def call(name: str, request_id: object = 7, **arguments: Any) -> Json:
 
 
 def count(agent: Agent) -> tuple[int, str]:
-    """The number of this call in the session at the server, and that session."""
+    """Return the number of this call in the session at the server, and that session."""
     counted = agent.call("count").json()["result"]["structuredContent"]
     return counted["count"], counted["session"]
 
 
 def good_again(agent: Agent, seconds: float) -> float:
-    """The seconds until a call is answered; fails when none is in time."""
+    """Return the seconds until a call is answered; fails if none is in time."""
     began = time.monotonic()
     while "result" not in (answered := agent.call("count").json()):
         assert time.monotonic() - began < seconds, answered
@@ -292,7 +292,7 @@ def replicas(
     before: type[RoundRobin] | type[Nginx] = RoundRobin,
     **settings: str,
 ) -> Iterator[Replicas]:
-    """All of it, ready, with this in front; on a database of its own unless one is given."""
+    """Yield the replicas, ready, behind this front; on a new database unless one is given."""
     counter, port = Troubled(), free_port()
     url = f"http://localhost:{port}"
     if before is Nginx:

@@ -1,4 +1,4 @@
-"""A gateway before a server that takes calls with its own credential only, which is stored sealed, and who calls it."""
+"""A gateway with a server that needs its stored, encrypted credential, and its clients."""
 
 import json
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ print(json.dumps([[str(one.token.pk), one.secret] for one in issued]))
 
 @contextmanager
 def sealed_server() -> Iterator[Upstream]:
-    """A server whose tool `echo` answers who shows CREDENTIAL, and nobody else."""
+    """Yield a server whose tool `echo` requires CREDENTIAL."""
     with upstreams.running(
         upstreams.guarded(upstreams.docs(), "authorization", f"Bearer {CREDENTIAL[:-1]}")
     ) as upstream:
@@ -49,8 +49,7 @@ def sealed_server() -> Iterator[Upstream]:
 
 
 def govern(serve: Serve, upstream: Upstream, *sinks: dict[str, str]) -> list[tuple[str, str]]:
-    """Put the gateway `sealed` before it, on a workspace that has a person, PERSON, and these sinks; two tokens, each
-    with its id."""
+    """Create the gateway `sealed` in a workspace with PERSON and these sinks; return two tokens, each with its id."""
     code = MAKE.format(
         person=PERSON, password=PASSWORD, url=upstream.url, credential=CREDENTIAL, sinks=json.dumps(list(sinks))
     )

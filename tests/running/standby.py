@@ -1,4 +1,4 @@
-"""A replica of a PostgreSQL server of tests.running.debian, by streaming, and what may become of one."""
+"""A streaming replica of a PostgreSQL server of tests.running.debian, and its failures."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from tests.workspace import free_port
 
 @dataclass
 class Standby:
-    """A replica that runs; `url` leads to the database of the same name there."""
+    """A running replica; `url` is that of its database of the same name."""
 
     binaries: Path
     folder: Path
@@ -29,13 +29,13 @@ class Standby:
     operator: str
 
     def execute(self, statement: str) -> object:
-        """The first value of what the replica answers its operator."""
+        """Return the first value of a statement run by the replica's operator."""
         with psycopg.connect(self.operator, autocommit=True) as connection:
             row = connection.execute(statement.encode()).fetchone()
             return row[0] if row else None
 
     def copy(self, server: str) -> None:
-        """Begin as a copy of the primary."""
+        """Start as a copy of the primary."""
         self._run("pg_basebackup", "-D", self._data, "-d", server, "-R", "-X", "stream", "-c", "fast")
 
     def start(self) -> None:
@@ -43,11 +43,11 @@ class Standby:
         self._run("pg_ctl", "start", "-w", "-D", self._data, "-l", str(self.folder / "log"), "-o", options)
 
     def kill(self) -> None:
-        """End it as a machine that is switched off."""
+        """Kill it, like a machine that loses power."""
         self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._data)
 
     def freeze(self) -> None:
-        """Let it neither answer nor end, as a machine that is out of memory."""
+        """Freeze it, like a machine out of memory: it neither answers nor ends."""
         for process in self._processes():
             process.suspend()
 
@@ -60,7 +60,7 @@ class Standby:
         return [postmaster, *postmaster.children()]
 
     def pause(self) -> None:
-        """Let it fall behind: it receives and does not replay."""
+        """Let it fall behind: it receives data and does not replay it."""
         self.execute("SELECT pg_wal_replay_pause()")
         eventually(lambda: self.execute("SELECT pg_get_wal_replay_pause_state()") == "paused")
 
@@ -68,7 +68,7 @@ class Standby:
         self.execute("SELECT pg_wal_replay_resume()")
 
     def promote(self) -> None:
-        """Make it a primary of its own."""
+        """Make it a primary."""
         self._run("pg_ctl", "promote", "-w", "-D", self._data)
 
     @property
@@ -87,7 +87,7 @@ def _at(port: int, url: str) -> str:
 
 @contextmanager
 def standby(binaries: Path, url: str, server: str) -> Iterator[Standby]:
-    """A replica, streaming, of the server that `server` leads to as a superuser; for the database and role of `url`."""
+    """Yield a streaming replica of the server at the superuser URL `server`, with the database and role of `url`."""
     folder, port = Path(tempfile.mkdtemp(prefix="gateway-admin-standby-")), free_port()
     shutil.chown(folder, as_account().get("user", os.geteuid()))
     here, operator = _at(port, url), _at(port, urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path)))

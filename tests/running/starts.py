@@ -1,4 +1,4 @@
-"""`manage.py serve` started as an operator starts it: nothing set but what the test sets."""
+"""`manage.py serve` started like an operator does, with only the test's settings."""
 
 import os
 import re
@@ -19,7 +19,7 @@ PASSWORD_LINE = re.compile(r"^Sign in as (\S+) with the password (\S+) \(shown o
 
 
 def environment(home: Path, **settings: str) -> dict[str, str]:
-    """What a command is started with: nothing of the test run's own settings."""
+    """Return the environment of a command, without the test run's own settings."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "DATABASE_", "DJANGO_"))
     }
@@ -41,7 +41,7 @@ def manage(home: Path, *arguments: str, **settings: str) -> subprocess.Completed
 
 @dataclass
 class Started:
-    """A running `serve` and its processes, in a group of their own."""
+    """A running `serve` and its processes, in their own process group."""
 
     home: Path
     port: int
@@ -56,14 +56,14 @@ class Started:
         return self.log_file.read_text(errors="replace")
 
     def greeting(self) -> str:
-        """What was printed for people, without the log lines."""
+        """Return the output for people, without log lines."""
         return "\n".join(line for line in self.log().splitlines() if line and not line.startswith("{"))
 
     def is_ready(self) -> bool:
         return is_ready(self.port)
 
     def wait(self, seconds: float = 180) -> None:
-        """Return once it is ready; fails with its output when it ends or takes longer."""
+        """Wait until it is ready; fails with its output if it ends or takes longer."""
         deadline = time.monotonic() + seconds
         while not self.is_ready():
             assert self.process.poll() is None, f"serve ended with {self.process.returncode}:\n{self.log()}"
@@ -71,12 +71,12 @@ class Started:
             time.sleep(0.05)
 
     def stop(self) -> int:
-        """Ask it to end, as Ctrl-C or a service manager does; its exit code."""
+        """Ask it to end, like Ctrl-C or a service manager; return its exit code."""
         self.process.terminate()
         return self.process.wait(timeout=90)
 
     def kill(self) -> None:
-        """The whole process group at once, without a chance to say goodbye."""
+        """Kill the whole process group at once."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -85,7 +85,7 @@ class Started:
 def serving(
     home: Path, settings: Mapping[str, str] | None = None, *, workers: int = 1, port: int = 0
 ) -> Iterator[Started]:
-    """A `serve` on the data directory `home`, ready; killed at the end if it still runs."""
+    """Yield a ready `serve` on the data directory `home`; killed at the end if it still runs."""
     started = start(home, settings, workers=workers, port=port)
     try:
         started.wait()
@@ -111,19 +111,19 @@ def start(home: Path, settings: Mapping[str, str] | None = None, *, workers: int
 
 
 def password_of(greeting: str) -> tuple[str, str] | None:
-    """The e-mail and the password a first start printed; None when it printed none."""
+    """Return the e-mail and password that a first start printed; None if it printed none."""
     found = PASSWORD_LINE.search(greeting)
     return (found[1], found[2]) if found else None
 
 
 def signs_in(url: str, email: str, password: str) -> bool:
-    """Whether the sign-in page lets this person in."""
+    """Return True if this person can sign in."""
     with httpx.Client(base_url=url, timeout=10) as browser:
         return sign_in(browser, email, password)
 
 
 def sign_in(browser: httpx.Client, email: str, password: str) -> bool:
-    """Whether the sign-in page lets this person in, whose session the browser has from then on."""
+    """Sign this person in with the browser; return True if that worked."""
     page = browser.get("/accounts/login/")
     token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
     assert token, page.text

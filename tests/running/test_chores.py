@@ -1,4 +1,4 @@
-"""Chores run in a process of their own, so that they take nothing of those that serve calls."""
+"""Chores run in their own process, so that they take no time from calls."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_one_process_does_the_chores_and_when_it_is_killed_another_goes_on_with_
 
 
 def counted_all(home: Path) -> bool:
-    """Whether the newest call is in the roll-ups."""
+    """Return True if the newest call is in the roll-ups."""
     address = f"host={socket_folder(home / 'postgres')} dbname={DATABASE} user={OWNER}"
     with psycopg.connect(address) as connection:
         return (

@@ -1,4 +1,4 @@
-"""The commands, by what they print and what they leave in the database."""
+"""Commands: their output, and their changes to the database."""
 
 import json
 import os
@@ -188,14 +188,14 @@ def test_a_start_with_another_secret_key_says_that_everybody_signs_in_again(monk
     assert started(monkeypatch)[1] == ""
 
     monkeypatch.setattr(settings, "SECRET_KEY", "another" * 10)
-    assert "GATEWAY_SECRET_KEY is another one than before: everybody has to sign in again" in started(monkeypatch)[1]
+    assert "GATEWAY_SECRET_KEY has changed: everybody must sign in again" in started(monkeypatch)[1]
 
     client.force_login(make.user())
     assert started(monkeypatch)[1] == "", "somebody has signed in since"
 
 
 class FarAway(psycopg.Connection[Any]):
-    """A connection to a database at a distance."""
+    """A connection to a distant database."""
 
     def wait(self, *args: Any, **options: Any) -> Any:
         time.sleep(0.02)
@@ -220,7 +220,7 @@ def test_a_start_tells_where_it_listens_when_that_is_not_its_address(monkeypatch
 
 
 def started(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, str]:
-    """What `serve` says, and warns of, before it would serve."""
+    """Return the messages and warnings of `serve` before it serves."""
 
     class Greets:
         def __init__(self, *_: object, say_hello: Callable[[], None], **__: object) -> None:
@@ -251,7 +251,7 @@ def test_housekeeping_asks_the_servers_nobody_has_heard_of(run: Run, monkeypatch
 
 
 def test_no_command_judges_the_code_again() -> None:
-    """`make check` did; Django's checks load every page and took as long as all else that most commands do."""
+    """`make check` has run Django's checks, which load every page and would double the time of most commands."""
     names = [name for name, app in get_commands().items() if app == "gatewayadmin"]
     commands = {name: load_command_class("gatewayadmin", name) for name in names}
     parsers = {name: command.create_parser("manage.py", name) for name, command in commands.items()}

@@ -1,4 +1,4 @@
-"""The same on a PostgreSQL of the operator's own."""
+"""The tests of a first start, with an operator's own PostgreSQL."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every request passes: its id, its true sender, the Host check, and one line in the log."""
+"""The outer middleware: request id, real sender, Host check, and one log line."""
 
 import io
 import json
@@ -103,7 +103,9 @@ async def test_two_hosts_are_refused_though_both_are_ours(browser: httpx.AsyncCl
     assert (await browser.get("/", headers=[ours, ours])).status_code == 400
 
 
-def test_what_a_stranger_causes_is_one_line_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_caused_by_strangers_are_logged_in_one_line_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     handler = logging.getLogger("django.security").handlers[0]
     written = io.StringIO()
     before = handler.setStream(written)  # type: ignore[attr-defined]

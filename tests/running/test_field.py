@@ -1,4 +1,4 @@
-"""What users of other gateways suffer from behind a balancer; see tests/field.md."""
+"""Known complaints about other gateways behind a load balancer; see tests/field.md."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +10,7 @@ ROUNDS = 24
 
 
 def test_any_worker_serves_any_request_of_a_session(live: Serve) -> None:
-    """Complaints 11 and 12: each request on a connection of its own, so that either worker gets it."""
+    """Complaints 11 and 12: each request has its own connection, so that either worker may get it."""
     issued = live.issue_token(host="Balanced", gateway="quickstart")
     headers = {"Authorization": f"Bearer {issued['token']}", "Accept": "application/json, text/event-stream"}
     params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}

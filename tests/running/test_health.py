@@ -1,4 +1,4 @@
-"""What machines may ask, and who may ask for the numbers."""
+"""Health endpoints, and access to metrics."""
 
 from ipaddress import ip_network
 from pathlib import Path
@@ -68,7 +68,7 @@ async def test_a_trusted_proxy_on_this_machine_opens_the_metrics_to_nobody(monke
 
 @pytest.fixture
 def readiness(monkeypatch: pytest.MonkeyPatch) -> health.Readiness:
-    """That of a process which has not started yet."""
+    """The readiness of a process that has not started yet."""
     fresh = health.Readiness()
     monkeypatch.setattr(health, "readiness", fresh)
     return fresh

@@ -1,4 +1,4 @@
-"""Clients that listen and say nothing: what they take of a worker."""
+"""The memory that silent, listening clients take in a worker."""
 
 import json
 import subprocess

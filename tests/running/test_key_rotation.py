@@ -1,4 +1,6 @@
-"""docs/how-to/rotate-keys.md, run as printed on two replicas under load: no call fails, and the old keys can go."""
+"""docs/how-to/rotate-keys.md, run as printed on two replicas under load: no call fails, and the old keys can be
+removed.
+"""
 
 import subprocess
 import sys
@@ -26,13 +28,13 @@ FILES = {"GATEWAY_ENCRYPTION_KEYS": "encryption_keys", "GATEWAY_TOKEN_KEYS": "to
 
 
 class Installation:
-    """Two replicas that read their keys from files, and what an operator does to these."""
+    """Two replicas that read their keys from files, which an operator changes."""
 
     def __init__(self, both: Replicas, folder: Path) -> None:
         self.both, self.folder = both, folder
 
     def run(self, mark: str) -> str:
-        """What the block of the page prints; it must succeed."""
+        """Run a block of the page, which must succeed, and return its output."""
         script = block(PAGE, mark).replace(".venv/bin/python manage.py", f"{sys.executable} {ROOT}/manage.py")
         settings = self.both.serves[0].environment()
         done = subprocess.run(
@@ -45,7 +47,7 @@ class Installation:
         return (self.folder / file).read_text().strip().encode().split(b",")
 
     def restart(self, load: Load) -> None:
-        """The replicas, one after the other, with calls before, between and after."""
+        """Restart the replicas one after the other, with calls before, between and after."""
         for serve in self.both.serves:
             load.wait_for(20)
             serve.stop()
@@ -97,7 +99,7 @@ def test_the_keys_are_rotated_under_load_as_printed_and_no_call_fails(tmp_path: 
 
 
 def end_the_old_token_key(ours: Installation, first: str, other: str, old_tokens: str) -> None:
-    """It goes when the last token of it has been rotated or revoked; with it the key of web sessions is replaced."""
+    """Remove it once its last token is rotated or revoked, and replace the key of web sessions."""
     serve = ours.both.serves[0]
     stop_the_clerk(serve)
     made = serve.manage("shell", "--no-imports", "-c", ROTATE.format(pk=first)).split()[-1]
@@ -127,7 +129,7 @@ print(kept.rotate(by=kept.connection.user).secret)
 
 
 def stop_the_clerk(serve: Serve) -> None:
-    """Commands read the keys when their process starts: the next one begins another."""
+    """End the command process, because commands read the keys at their start."""
     if serve.clerk is not None:
         serve.clerk.kill()
         serve.clerk.communicate()

@@ -1,4 +1,4 @@
-"""kill -9 at any moment: no answered call is missing from the log, and everything comes back."""
+"""kill -9 at any time: every answered call is in the log, and everything recovers."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("kill")  # Each of these keeps both cores b
 
 
 def kill_postgres(home: Path) -> int:
-    """End the embedded server without a goodbye; the process id it had."""
+    """Kill the embedded server, and return its process id."""
     pid = postmaster(home)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)

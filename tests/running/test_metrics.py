@@ -1,4 +1,4 @@
-"""The numbers of a running gateway: every worker's, each of them documented, and the trace that a call is part of."""
+"""Metrics of a running gateway: of every worker, all documented; and the trace of a call."""
 
 import re
 import socket
@@ -29,7 +29,7 @@ def issued(live: Serve) -> Iterator[dict[str, str]]:
 
 
 def numbers(live: Serve) -> Numbers:
-    """Every sample by its name and the values of its labels, in the order of their names."""
+    """Return every sample by its name and the values of its labels, in the order of their names."""
     families = text_string_to_metric_families(httpx.get(f"{live.url}/metrics").text)
     return {
         (one.name, *(value for name, value in sorted(one.labels.items()) if name != "replica")): one.value
@@ -39,7 +39,7 @@ def numbers(live: Serve) -> Numbers:
 
 
 def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Numbers:
-    """By how much the numbers have grown, once it is `enough`: workers hand over once a second."""
+    """Return the growth of the metrics, once it is `enough`: workers write them once a second."""
     deadline = time.monotonic() + PATIENCE
     while True:
         after = {name: value - before.get(name, 0) for name, value in numbers(live).items()}
@@ -56,7 +56,7 @@ def test_each_number_names_its_replica_so_that_two_behind_one_address_stay_apart
 
 
 def settled(live: Serve) -> Numbers:
-    """The numbers when all workers have handed over the calls before: these are the same for more than a second."""
+    """Return the metrics once all workers have written theirs: unchanged for more than a second."""
     deadline = time.monotonic() + 2 * PATIENCE
     now = numbers(live)
     while True:
@@ -118,17 +118,17 @@ def test_an_open_stream_is_seen_until_it_ends(live: Serve, issued: dict[str, str
     grown(live, {}, lambda now: now["gateway_open_streams",] == 0)
 
 
-def test_what_is_printed_is_documented(live: Serve) -> None:
+def test_printed_metrics_are_documented(live: Serve) -> None:
     gauges = ("gateway_waiting", "gateway_web_pool_connections", "gateway_idle_upstream_connections")
-    grown(live, {}, lambda now: all(any(name == one for name, *_ in now) for one in gauges))  # Told once a second.
+    grown(live, {}, lambda now: all(any(name == one for name, *_ in now) for one in gauges))  # Written once a second.
     printed = set(re.findall(r"^# TYPE (gateway_\w+)", httpx.get(f"{live.url}/metrics").text, re.MULTILINE))
     documented = set(first_column(ROOT / "docs" / "reference" / "metrics.md"))
 
     assert printed <= documented
 
 
-def test_what_is_documented_is_there() -> None:
-    """A number with labels is printed once there is something to count, so the code is asked."""
+def test_documented_metrics_exist() -> None:
+    """A metric with labels is exported only once it counts something, so the code is searched."""
     for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
         import_module(name)  # Which enters its numbers.
     ours = [one for one in REGISTRY.collect() if one.name.startswith("gateway_")] + health.families([], 0.0, 0)

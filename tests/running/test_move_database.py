@@ -1,4 +1,4 @@
-"""From the embedded PostgreSQL 18 to a server of the operator's own: everything or nothing."""
+"""Moving from the embedded PostgreSQL 18 to an operator's own server: all rows or none."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def keys_of(home: Path) -> dict[str, str]:
 
 @contextmanager
 def embedded(home: Path) -> Iterator[psycopg.Connection]:
-    """The database in the data directory, while its server runs for us."""
+    """Yield the database in the data directory, while its server runs."""
     server = Cluster(home)
     server.ensure()
     try:
@@ -53,7 +53,7 @@ def embedded(home: Path) -> Iterator[psycopg.Connection]:
 
 
 def contents(connection: psycopg.Connection) -> dict[str, list[str]]:
-    """Every row of every table as text, but for the migrations, whose times differ."""
+    """Return every row of every table as text, except migrations, whose times differ."""
     tables = connection.execute(
         "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
         " AND relnamespace = 'public'::regnamespace AND relname <> 'django_migrations'"
@@ -77,7 +77,7 @@ def call(url: str, token: str) -> httpx.Response:
 
 
 def start_with_history(home: Path) -> str:
-    """A token that made a call, and a call of weeks ago in a partition of its week."""
+    """Create a token with a call, and a call weeks ago in the partition of its week; return the token."""
     with serving(home, OWNER_OF_ALL) as served:
         words = (
             "issue_token",
@@ -143,7 +143,7 @@ def test_everything_is_moved_as_printed_and_serves(fresh: Path, database_url: st
 
 
 @pytest.mark.full
-def test_what_fails_half_way_leaves_an_empty_target_and_can_be_done_again(home: Path, database_url: str) -> None:
+def test_a_failed_move_leaves_an_empty_target_and_can_be_repeated(home: Path, database_url: str) -> None:
     settings = {"DATABASE_URL": database_url, **keys_of(home)}
     assert manage(home, "migrate", **settings).returncode == 0
     with psycopg.connect(database_url, autocommit=True) as connection:
@@ -189,7 +189,7 @@ def test_a_gateway_that_starts_meanwhile_stops_the_move(home: Path, database_url
             holder.rollback()
             _, said = moving.communicate(timeout=120)
         assert moving.returncode == 1
-        assert said.startswith(f"CommandError: A gateway runs on {home}")
+        assert said.startswith(f"CommandError: A gateway is running on {home}")
         assert contents(looking) == made
 
 
@@ -207,7 +207,7 @@ def refusal(home: Path, target: str, **more: str) -> str:
 
 
 @pytest.mark.full
-def test_what_can_be_moved_is_said_and_nothing_done(home: Path, target: str) -> None:
+def test_a_dry_run_of_moving_reports_and_changes_nothing(home: Path, target: str) -> None:
     done = manage(home, "move_database", "--check", DATABASE_URL=target, **keys_of(home))
 
     assert (done.returncode, done.stdout) == (0, "It can be moved.\n"), done.stderr
@@ -219,7 +219,7 @@ def test_what_can_be_moved_is_said_and_nothing_done(home: Path, target: str) -> 
 def test_a_target_that_is_not_empty_is_refused(home: Path, target: str) -> None:
     with psycopg.connect(target, autocommit=True) as connection:
         connection.execute("CREATE TABLE of_others (id int)")
-    assert refusal(home, target).startswith("The database holds tables that are not the gateway's, such as of_others")
+    assert refusal(home, target).startswith("The database has tables that are not the gateway's, such as of_others")
 
     used = cluster.fresh_database(f"move_used_{os.getpid()}", cluster.tables())
     with psycopg.connect(used, autocommit=True) as connection:
@@ -243,9 +243,7 @@ def test_keys_that_are_not_those_of_the_installation_are_refused(home: Path, tar
 @pytest.mark.full
 def test_an_embedded_database_in_use_is_refused(home: Path, target: str) -> None:
     with embedded(home):
-        assert refusal(home, target) == (
-            f"A gateway runs on {home}: stop it first, so that nothing is written meanwhile."
-        )
+        assert refusal(home, target) == (f"A gateway is running on {home}: stop it first.")
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""Every statement of the product is run by the oldest PostgreSQL it promises to work with, which is Debian's 15."""
+"""The oldest supported PostgreSQL, Debian's 15, runs every statement of the product."""
 
 import ast
 import asyncio
@@ -90,7 +90,7 @@ def proofs() -> list[str]:
 
 
 def modules_with_sql() -> set[str]:
-    """The modules of the product that call what runs SQL, without migrations and what runs for others."""
+    """Return the product's modules that run SQL, without migrations and code for other databases."""
     found = set()
     for package in PRODUCT:
         for path in (workspace.ROOT / package).rglob("*.py"):

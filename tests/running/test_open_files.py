@@ -1,4 +1,4 @@
-"""Clients that listen by the thousand, at a small limit of open files: calls go on, and the rest is told why not."""
+"""Thousands of listening clients at a low limit of open files: calls continue, excess streams get an error."""
 
 import asyncio
 import json
@@ -17,11 +17,12 @@ from tests.workspace import Serve
 pytestmark = pytest.mark.xdist_group("kill")
 
 CALLS = 100
-AT_ONCE = 20  # Clients that connect; those that connect when nearly all files are open are refused, calls too.
+# Clients that connect at once; when nearly all files are open, new connections are refused, even for calls.
+AT_ONCE = 20
 
 
 class Clients:
-    """Listening clients of one gateway, each over a connection of its own."""
+    """Listening clients of one gateway, each on its own connection."""
 
     def __init__(self, port: int, path: str, token: str) -> None:
         body, headers = modern("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
@@ -89,7 +90,7 @@ def test_every_call_is_answered_while_more_clients_listen_than_files_may_be_open
 
 
 async def _listen_and_call(clients: Clients, number: int, agent: Agent, url: str) -> list[Counter[int]]:
-    """Have so many clients listen at once; return the answers to calls, and /livez, meanwhile and afterwards."""
+    """Open so many streams at once; return the answers to calls and /livez, meanwhile and afterwards."""
     meanwhile, afterwards = Counter[int](), Counter[int]()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(clients.close)
@@ -104,5 +105,5 @@ async def _listen_and_call(clients: Clients, number: int, agent: Agent, url: str
 
 
 def _call(agent: Agent) -> httpx.Response:
-    """A call over a connection of its own."""
+    """Call over a new connection."""
     return agent.call("echo", {"text": "still here"})

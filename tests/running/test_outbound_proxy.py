@@ -1,4 +1,4 @@
-"""A gateway that goes out through a proxy, started as the page says: calls, tests, sinks and traces."""
+"""A gateway behind an outbound proxy, started as documented: calls, tests, sinks and traces."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ PUBLIC, NAMED = "93.184.215.14", "mcp.github.com"
 
 @contextmanager
 def started(directory: Path, proxy: str, **settings: str) -> Iterator[Serve]:
-    """A `serve`, by the commands of the page."""
+    """Yield a `serve` started by the commands of the page."""
     serve = workspace.new(directory, "outbound", SSL_CERT_FILE=str(directory / "end.pem"), **settings)
     script = block("outbound-proxy.md", "outbound proxy: start")
     assert "http://gateway:secret@proxy.example.com:3128" in script
@@ -51,20 +51,22 @@ def started(directory: Path, proxy: str, **settings: str) -> Iterator[Serve]:
 
 
 def agent_of(serve: Serve, name: str, url: str) -> tuple[str, str]:
-    """The address of a gateway before a server at this URL, and a token for it."""
+    """Return the address of a gateway with a server at this URL, and a token for it."""
     code = f"import json; from tests.conformance.rows import make\nprint(json.dumps(make({name!r}, {url!r})))"
     made = json.loads(serve.manage("shell", "--no-imports", "-c", code))
     return f"{serve.url}/mcp/{made['slug']}", made["token"]
 
 
 def asked_for_calls(proxy: ForwardProxy) -> list[str]:
-    """What it was asked for, but for the collector, whom spans are sent to whenever there are some."""
+    """Return the proxy's requests, except those to the collector, which come at any time."""
     return [target for target in proxy.asked if target != f"{PUBLIC}:4318"]
 
 
 @pytest.mark.full
 def test_everything_goes_out_through_the_proxy_as_printed() -> None:
-    """Servers at a checked address and by a name the proxy resolves, a private one without it, a webhook, spans."""
+    """Includes servers at a checked address and at a name the proxy resolves, a private one without it, a webhook and
+    spans.
+    """
     with ExitStack() as stack:
         directory = stack.enter_context(folder())
         end = certificate(directory / "end.pem", PUBLIC, NAMED)
@@ -107,7 +109,7 @@ def test_everything_goes_out_through_the_proxy_as_printed() -> None:
 
 @pytest.mark.full
 def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words() -> None:
-    """Through squid, with a user of its own and rules for names and ports, over both clients."""
+    """squid with its own user and rules for names and ports, with both HTTP clients."""
     with ExitStack() as stack:
         directory = stack.enter_context(folder())
         end = certificate(directory / "end.pem", PUBLIC, NAMED, "banned.example.com")
@@ -136,5 +138,5 @@ def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words()
         serve.settings["GATEWAY_OUTBOUND_PROXY"] = f"http://{user}:wrong-of-secrecy@127.0.0.1:{between.port}"
         serve.stop_clerk()
         said = serve.manage("shell", "--no-imports", "-c", code.format(f"https://{PUBLIC}/"))
-        assert "wants a user and a password that it knows (407)" in said
+        assert "requires a valid user and password (407)" in said
         assert "secrecy" not in said + serve.log()

@@ -1,4 +1,4 @@
-"""The wheel: everything of the checkout that is needed to serve is in it, and nothing else."""
+"""The wheel has every file needed to serve, and no others."""
 
 import os
 import re
@@ -30,7 +30,7 @@ APART = {"docs", "static", "templates"}  # Beside the packages in a checkout, in
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as printed, but by what the lock of the development packages has installed, without the network."""
+    """The wheel, built as documented, with the locked development packages instead of the network."""
     place = tmp_path_factory.mktemp("wheel")
     (printed,) = re.findall(r"`(pip wheel --no-deps --wheel-dir dist \.)`", DEPLOY)
     command = [sys.executable, "-m", "pip", *printed.replace("dist", str(place)).split()[1:], "--no-build-isolation"]
@@ -75,7 +75,7 @@ def test_a_release_is_built_from_a_clean_main_only(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     ours = ["git", "-C", str(checkout), "-c", "user.name=Release", "-c", "user.email=release@example.com"]
     subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(checkout)], check=True)
-    for path in tracked():  # What is not committed yet, too.
+    for path in tracked():  # Including uncommitted files.
         target = checkout / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
@@ -104,7 +104,7 @@ def test_a_release_is_built_from_a_clean_main_only(tmp_path: Path) -> None:
 
 
 class Installed:
-    """The wheel in an environment of its own, and a folder that is not the checkout's."""
+    """The wheel in its own environment, and a folder outside the checkout."""
 
     def __init__(self, home: Path, wheel: Path, *, packages: str = "") -> None:
         self.home = home
@@ -113,7 +113,7 @@ class Installed:
         self._install("--no-deps", "--offline", str(wheel))
         if packages:
             self._install("--require-hashes", "-r", packages)
-        else:  # Those of this environment, which are the same; the checkout is none of them.
+        else:  # The packages of this environment, which are equal, without the checkout.
             ours = sysconfig.get_path("purelib", vars={"base": str(self.folder)})
             (Path(ours) / "ours.pth").write_text(sysconfig.get_path("purelib"))
 
@@ -164,7 +164,7 @@ def test_a_package_keeps_its_data_in_the_home_directory(installed: Installed) ->
 
 
 def serves(installed: Installed) -> None:
-    """Pages, their files and calls, on a database of its own."""
+    """Serve pages, static files and calls, on its own database."""
     port = free_port()
     database = cluster.fresh_database(f"package_{os.getpid()}", cluster.tables())
     settings = {"DATABASE_URL": database, "PORT": str(port), **cluster.keys()}

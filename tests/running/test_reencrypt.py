@@ -33,7 +33,7 @@ type Keys = Callable[..., None]
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keys]:
-    """Restart with these keys, newest first."""
+    """Yield a function that restarts with these keys, newest first."""
 
     def restart(*newest_first: bytes) -> None:
         monkeypatch.setattr(settings, "ENCRYPTION_KEYS", list(newest_first))
@@ -85,7 +85,7 @@ def test_every_secret_moves_and_the_old_key_may_go(keys: Keys) -> None:
 
 
 def test_every_table_that_names_a_key_is_counted_by_keys() -> None:
-    """What is not counted would be lost when its key, which `keys` says may be removed, is."""
+    """Uncounted data would be lost with a key that `keys` reports as removable."""
     tables = {model._meta.db_table for model in apps.get_models() if "key_id" in {f.name for f in model._meta.fields}}
 
     with CaptureQueriesContext(database) as asked:
@@ -132,7 +132,7 @@ def test_nothing_but_the_sealing_changes(keys: Keys) -> None:
     assert Identity.objects.filter(pk=identity.pk).values(*kept).get() == before
 
 
-def test_what_no_key_opens_is_told_and_stops_nothing_else(keys: Keys) -> None:
+def test_secrets_no_key_decrypts_are_reported_and_stop_nothing_else(keys: Keys) -> None:
     keys(Fernet.generate_key())
     lost = an_identity()
     keys(OLD)
@@ -229,7 +229,7 @@ def test_a_revoked_identity_stays_wiped(keys: Keys) -> None:
 
 
 def test_replacing_meanwhile_loses_nothing(keys: Keys) -> None:
-    """Whoever comes first, the replaced secret is what is left."""
+    """In either order, the replaced secret is the one stored."""
     keys(OLD)
     identities = [an_identity() for _ in range(20)]
     keys(NEW, OLD)

@@ -1,4 +1,4 @@
-"""Whatever keeps us from starting is one line that says what to change."""
+"""Every failed start prints one line that says what to change."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ NOWHERE = "postgresql://gateway:secret-word@127.0.0.1:1/gateway"
 
 
 def refusal(home: Path, *arguments: str, **settings: str) -> str:
-    """The one line with which `serve` ends."""
+    """Return the one line with which `serve` ends."""
     done = manage(home, *(arguments or ("serve", "--port", str(free_port()))), **settings)
     assert done.returncode != 0
     assert done.stdout == ""
@@ -100,7 +100,7 @@ def test_command_before_the_first_start(fresh: Path, embedded: bool) -> None:
     settings = {} if embedded else {"DATABASE_URL": cluster.fresh_database(f"empty_{os.getpid()}"), **KEYS}
     assert (
         refusal(fresh, "keys", **settings)
-        == "CommandError: The database is empty: start `manage.py serve` once, it makes the tables."
+        == "CommandError: The database is empty: start `manage.py serve` once to create the tables."
     )
 
 

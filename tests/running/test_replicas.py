@@ -1,4 +1,4 @@
-"""Two `serve` on one database, without stickiness, behind nginx too: any serves any request of a session."""
+"""Two `serve` on one database, without sticky sessions, also behind nginx: any serves any request of a session."""
 
 import json
 import threading
@@ -51,7 +51,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def heard(listener: Listener, method: str, seconds: float = PATIENCE) -> dict[str, object]:
-    """The first message of this method on a stream."""
+    """Return the first message of this method on a stream."""
     deadline = time.monotonic() + seconds
     while True:
         for event in listener.events:
@@ -62,17 +62,17 @@ def heard(listener: Listener, method: str, seconds: float = PATIENCE) -> dict[st
 
 
 def final(listener: Listener) -> Any:
-    """The answer at the end of a stream; the body, when no stream was needed."""
+    """Return the final answer of a stream, or the body if no stream was needed."""
     return json.loads(listener.body) if listener.body else listener.events[-1]
 
 
 def outcomes(both: Replicas, agent: Agent) -> list[str]:
-    """How the calls of this client ended, by the log."""
+    """Return the outcomes of this client's calls in the log."""
     return [row["outcome"] for row in both.rows(agent) if row["method"] == "tools/call"]
 
 
 def each_takes_some(both: Replicas) -> bool:
-    """Whether of a few requests in front each replica takes one."""
+    """Return True if each replica gets one of a few requests."""
     taken = len(both.front.taken)
     for _ in range(4):
         httpx.get(f"{both.url}/livez", trust_env=False)
@@ -107,7 +107,7 @@ def test_calls_at_once_of_a_fresh_session_share_one_session_at_the_server(both: 
     assert len({session for _, session in counted}) == 1
 
 
-# Makes a person with a token of their own, at the gateway of the agent before, and a provisioning key for members.
+# Create a person with their own token, at the gateway of the agent before, and a provisioning key for members.
 PROVISION = """
 import json
 from accounts.models import Role, User
@@ -129,14 +129,14 @@ print(json.dumps({{"key": key.secret, "person": str(person.pk), "token": token}}
 
 
 @pytest.mark.full
-def test_whom_a_directory_deactivates_is_refused_by_the_very_next_call_at_every_replica(both: Replicas) -> None:
+def test_a_person_deactivated_by_a_directory_is_refused_on_the_next_call_at_every_replica(both: Replicas) -> None:
     owners = both.agent()
     made = json.loads(both.shell(PROVISION.format(slug=owners.url.rsplit("/", 1)[1])))
     agent = Agent(owners.url, made["token"], owners.headers)
     session = in_session(agent)
 
     def provision(number: int, active: bool) -> int:
-        """The directory's request, to one replica of the two."""
+        """Send a directory's request to one of the two replicas."""
         url = f"http://localhost:{both.front.doors[number]}/scim/v2/Users/{made['person']}"
         schemas = ["urn:ietf:params:scim:api:messages:2.0:PatchOp"]
         body = {"schemas": schemas, "Operations": [{"op": "replace", "path": "active", "value": active}]}
@@ -155,7 +155,7 @@ def test_whom_a_directory_deactivates_is_refused_by_the_very_next_call_at_every_
 
 
 @pytest.mark.full
-def test_what_a_directory_sends_at_once_is_made_once_and_nothing_of_it_is_lost(both: Replicas) -> None:
+def test_concurrent_requests_of_a_directory_create_each_object_once(both: Replicas) -> None:
     code = """
 from accounts.models import Role
 from scim.models import ProvisioningKey
@@ -290,7 +290,7 @@ def test_a_revoked_token_ends_the_streams_of_all_replicas(both: Replicas) -> Non
         assert not [event for event in stream.events if "result" in event]
 
 
-def test_what_a_server_asks_is_answered_through_the_other_replica(both: Replicas) -> None:
+def test_a_server_request_is_answered_through_the_other_replica(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     for here, there in ((0, 1), (1, 0)):
         with listening(both.at(here, agent), "POST", call("ask")) as answer:
@@ -302,7 +302,7 @@ def test_what_a_server_asks_is_answered_through_the_other_replica(both: Replicas
 
 
 @pytest.mark.full
-def test_what_a_server_asks_on_its_standing_stream_is_asked_on_the_call_of_whichever_replica(both: Replicas) -> None:
+def test_a_server_request_on_the_standing_stream_is_sent_on_the_call_of_any_replica(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     for here, there in ((0, 1), (1, 0), (0, 0)):
         with listening(both.at(here, agent), "POST", call("ask", standing=True)) as answer:
@@ -323,7 +323,7 @@ def test_clients_of_all_replicas_are_told_of_a_changed_list(both: Replicas) -> N
     with listening(clients[0], "GET") as one, listening(clients[1], "GET") as two:
         for stream in (one, two):
             assert stream.begun.wait(PATIENCE)
-        time.sleep(1.5)  # What was learnt of the server just now has been told.
+        time.sleep(1.5)  # The latest facts about the server have been written.
         told = [len(stream.events) for stream in (one, two)]
         both.shell(
             "from gateways.models import Assignment\n"
@@ -360,7 +360,7 @@ def test_whatever_a_server_does_within_a_session_the_session_goes_on(both: Repli
 
 
 def afresh(agent: Agent) -> Agent:
-    """The same client in a new session."""
+    """Return the same client in a new session."""
     return in_session(Agent(agent.url, agent.secret, {"Accept": agent.headers["Accept"]}))
 
 

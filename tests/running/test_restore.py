@@ -1,4 +1,4 @@
-"""docs/how-to/back-up.md, run as printed: backed up under load, destroyed, restored on another PostgreSQL, gone on."""
+"""docs/how-to/back-up.md, run as printed: backup under load, loss, restore on another PostgreSQL, and continued use."""
 
 import json
 import os
@@ -42,14 +42,14 @@ type Row = dict[str, Any]
 
 
 class Way(NamedTuple):
-    """From which PostgreSQL to which, and whose programs do it."""
+    """The PostgreSQL versions of source and target, and the programs used."""
 
     before: str
     after: str
 
     @property
     def programs(self) -> Path:
-        """Those of the one that is restored from."""
+        """Return the programs of the source's version."""
         return embedded_binaries() if self.before == "18" else programs()
 
 
@@ -64,7 +64,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 
 @contextmanager
 def database(version: str, name: str) -> Iterator[str]:
-    """The address of an empty database of this version, which is gone when the block ends."""
+    """Yield the address of an empty database of this version, dropped at the end."""
     if version == "15":
         with postgres(programs()) as url:
             yield url
@@ -76,7 +76,7 @@ def database(version: str, name: str) -> Iterator[str]:
 
 
 class Drill:
-    """An installation with a sealed credential, a sink and load, and what an operator does to it."""
+    """An installation with an encrypted credential, a sink and load, and its operator's actions."""
 
     def __init__(self, way: Way, home: Path, stack: ExitStack) -> None:
         self.way, self.home = way, home
@@ -86,7 +86,7 @@ class Drill:
         self._stack = stack
 
     def installed(self, name: str, address: str) -> Serve:
-        """An installation on this database with the keys there were; not started."""
+        """Return an installation on this database with the original keys, not started."""
         data_dir = self.home / name
         data_dir.mkdir(mode=0o700)
         serve = Serve(data_dir, address, free_port(), self._keys)
@@ -94,7 +94,7 @@ class Drill:
         return serve
 
     def run(self, mark: str, serve: Serve, **variables: str) -> str:
-        """What the block of the page prints; it must succeed."""
+        """Run a block of the page, which must succeed, and return its output."""
         path = f"{self.way.programs}:{os.environ['PATH']}"
         settings = {**serve.environment(), "OWNER_URL": serve.database_url, "PATH": path, **variables}
         script = block(PAGE, mark).replace(".venv/bin/python manage.py", f"{sys.executable} {ROOT}/manage.py")
@@ -105,7 +105,7 @@ class Drill:
         return done.stdout
 
     def received(self, log: str) -> dict[str, list[Row]]:
-        """What the sink got of this log, by id."""
+        """Return the sink's rows of this log, by id."""
         found = defaultdict(list)
         for row in list(self.hook.rows):
             if row["log"] == log:
@@ -128,7 +128,7 @@ def at_gateway(serve: Serve, secret: str) -> Agent:
 
 
 def seal_and_send(drill: Drill, serve: Serve) -> None:
-    """Return once the sink has every call there is now, and a checkpoint that was made since."""
+    """Wait until the sink has all current calls, and a checkpoint made since."""
     wanted = logged(serve)
     [last] = serve.rows("SELECT coalesce(max(number), 0) AS number FROM auditlog_checkpoint")
 
@@ -141,7 +141,7 @@ def seal_and_send(drill: Drill, serve: Serve) -> None:
 
 
 class Before(NamedTuple):
-    """What was true of the old installation: two tokens, the second one revoked after the backup, and its calls."""
+    """State of the old installation: two tokens, the second revoked after the backup, and its calls."""
 
     secret: str
     revoked: str
@@ -175,7 +175,7 @@ def is_after(row: Row, noted: str) -> bool:
 
 
 def back_up_under_load(drill: Drill, old: Serve) -> Before:
-    """Dump it while calls go on; then access is cut, and calls are made, sealed and sent, before it is destroyed."""
+    """Dump it during calls; then revoke access, and make, seal and send further calls before it is destroyed."""
     sink = {"name": "Archive", "kind": "webhook", "address": drill.hook.url, "secret": SECRET}
     (_, secret), (revoked, again) = govern(old, drill.upstream, sink)
     with Load(f"{old.url}/mcp/sealed", secret, 3, 0.01) as load:
@@ -195,7 +195,7 @@ def back_up_under_load(drill: Drill, old: Serve) -> Before:
 
 
 def restore(drill: Drill, new: Serve, before: Before) -> str:
-    """Restore it as printed, and compare what is there; up to when it is sealed, which is to be noted."""
+    """Restore it as documented and compare; return the time up to which it is sealed."""
     said = drill.run("load", new)
     assert "MISSING" not in said
     correlated = {row["correlation_id"] for row in new.rows("SELECT correlation_id FROM auditlog_call")}
@@ -206,11 +206,11 @@ def restore(drill: Drill, new: Serve, before: Before) -> str:
 
 
 def goes_on(drill: Drill, new: Serve, before: Before) -> None:
-    """People, tokens, credentials, sinks, roll-ups and checkpoints of an installation that was restored."""
+    """Check people, tokens, credentials, sinks, roll-ups and checkpoints of a restored installation."""
     kept, acknowledged = logged(new), {str(row["uid"]) for row in new.rows(ACKNOWLEDGED)}
     came = len(drill.hook.rows)
     assert signs_in(new.url, PERSON, PASSWORD)
-    for token in (before.secret, before.revoked):  # What was revoked since the backup works again, as the page says.
+    for token in (before.secret, before.revoked):  # Tokens revoked since the backup work again, as the page says.
         answered = at_gateway(new, token).call("echo", {"text": "back"})
         assert answered.json()["result"]["content"][0]["text"] == "back", answered.text
     seal_and_send(drill, new)
@@ -224,7 +224,7 @@ def goes_on(drill: Drill, new: Serve, before: Before) -> None:
 
 
 def must_be_counted(serve: Serve) -> None:
-    """Roll-ups say of every length of time what the rows say."""
+    """Check that the roll-ups of every period match the rows."""
     for seconds in (60, 3600, 86400):
         [counted] = serve.rows(COUNTED, seconds)
         assert counted["rolled_up"] == counted["logged"] > 0
@@ -232,7 +232,7 @@ def must_be_counted(serve: Serve) -> None:
 
 @pytest.mark.full
 def test_a_copy_of_the_data_directory_starts_elsewhere_with_its_tokens_and_its_log(home: Path, tmp_path: Path) -> None:
-    """The embedded database: `tar`, and what it unpacks starts."""
+    """For the embedded database: `tar` the folder, unpack it, and start."""
     with serving(home) as served:
         words = ("issue_token", "--user", "admin@localhost", "--host", "CI", "--gateway", "quickstart")
         token = str(json.loads(manage(home, *words).stdout)["token"])

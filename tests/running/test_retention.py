@@ -1,4 +1,4 @@
-"""Old partitions go while calls run: no answered call is lost, and none waits for it."""
+"""Old partitions are dropped during calls: no answered call is lost or delayed."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -51,7 +51,7 @@ def test_dropping_old_partitions_loses_no_answered_call_and_delays_none(live: Se
 
         reader.rollback()
         chores.result()
-        while old_ones(live):  # It gave up meanwhile, or the server's own loop was at it.
+        while old_ones(live):  # It gave up, or the server's own loop was running.
             live.manage("housekeeping")
         load.wait_for(10)
 

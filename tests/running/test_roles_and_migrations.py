@@ -1,4 +1,4 @@
-"""Tables are changed by one database role and calls served by another; a migration makes no call queue behind it."""
+"""One database role changes tables, another serves calls; a migration never makes calls queue behind it."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ DENIED = "permission denied|must be owner"
 
 
 class Roles(NamedTuple):
-    """One database as its owner reaches it, and as the role that serves does; `name` is that role's."""
+    """One database with the URLs of its owner and of the serving role, `name`."""
 
     home: Path
     owner: str
@@ -42,11 +42,11 @@ class Roles(NamedTuple):
     is_empty: bool
 
     def manage(self, *words: str) -> str:
-        """What a command prints that the owner runs; it must succeed."""
+        """Run a command as the owner, which must succeed, and return its output."""
         return self.by_owner.manage(*words)
 
     def refusal_of(self, *words: str, as_runner: bool = False) -> str:
-        """What a command says that must fail."""
+        """Return the error of a command, which must fail."""
         done = manage(self.home, *words, DATABASE_URL=self.runner if as_runner else self.owner, **self.keys)
         assert done.returncode != 0
         return done.stderr
@@ -66,7 +66,9 @@ WHERE pronamespace = 'public'::regnamespace
 
 @pytest.fixture(scope="module", params=TABLES)
 def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
-    """A database of a role that is no superuser, empty or with copied tables, and a role that may only log in."""
+    """A database owned by a role without superuser rights, empty or with copied tables, and a role that may only log
+    in.
+    """
     owner, runner, base = (f"{name}_{os.getpid()}_{request.param}" for name in ("owner", "runner", "roles"))
     with ExitStack() as stack:
         if request.param != "debian":
@@ -109,7 +111,7 @@ def drop_role(address: str, *names: str) -> None:
 
 @pytest.fixture(scope="module")
 def served(roles: Roles) -> Iterator[Serve]:
-    """The product, serving as the role that owns nothing, on tables the owner made."""
+    """The product, serving as a role that owns nothing, on tables created by the owner."""
     if roles.is_empty:
         lacking = start_refused(roles)
         assert "run manage.py migrate first" in lacking or "The database is empty" in lacking
@@ -140,7 +142,7 @@ def start_refused(roles: Roles) -> str:
         " VALUES ('auditlog_call_2026_01_01', '2026-01-01', '2026-01-02', 0, '', now(), '')",
     ],
 )
-def test_who_serves_cannot_take_away_what_proves_the_log(change: str, roles: Roles, served: Serve) -> None:
+def test_the_serving_role_cannot_delete_the_proof_of_the_log(change: str, roles: Roles, served: Serve) -> None:
     with psycopg.connect(roles.runner) as runner, pytest.raises(psycopg.errors.InsufficientPrivilege, match=DENIED):
         runner.execute(change.encode())
 
@@ -227,7 +229,7 @@ def test_indexes_of_the_log_are_made_by_the_owner_only(roles: Roles, served: Ser
         owner.execute("DROP INDEX call_by_trial")
 
 
-def test_what_grant_prints_is_what_it_does(roles: Roles, served: Serve) -> None:
+def test_the_sql_printed_by_grant_is_what_it_runs(roles: Roles, served: Serve) -> None:
     rights = (
         "SELECT relname, privilege_type FROM pg_class, aclexplode(relacl)"
         " WHERE grantee::regrole::text = %s AND relnamespace = 'public'::regnamespace ORDER BY 1, 2"
@@ -278,7 +280,7 @@ def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Ser
 
 @pytest.mark.full
 def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
-    """While a reader keeps the log, migrations that want it give way to the calls; when it has left they pass."""
+    """While a reader locks the log, migrations let calls pass; they finish when it has left."""
     issued = served.issue_token(host="Waiter", gateway="quickstart")
     with (
         psycopg.connect(roles.owner) as reader,
@@ -328,7 +330,7 @@ def migrating(roles: Roles, *words: str) -> subprocess.Popen[str]:
 
 
 def chores(manage: Callable[..., str]) -> str:
-    """What housekeeping did, once nobody else was at it."""
-    while "at it already" in (done := manage("housekeeping")):
+    """Return the result of housekeeping, once no other process does it."""
+    while "doing this already" in (done := manage("housekeeping")):
         pass
     return done

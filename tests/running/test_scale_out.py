@@ -1,4 +1,4 @@
-"""Pages through PgBouncer, logs from a replica, and a failover: on servers of their own, seen from outside."""
+"""Pages through PgBouncer, logs from a replica, and a failover, on real servers."""
 
 import configparser
 import re
@@ -42,7 +42,7 @@ from accounts.models import Role, User
 role = Role.objects.get(name="Super admin")
 User.objects.create_user("ops@example.com", password={PASSWORD!r}, display_name="Ops", role=role)
 """
-# What is read from a replica.
+# Read from a replica.
 LOOKING_BACK = (
     *("/", "/logs/", "/logs/?q=tool%20is%20echo&chart=latency", "/logs/?order=slowest", "/logs/values/host/"),
     *("/logs/groups/", "/settings/admin-events/", "/gateways/quickstart/", "/gateways/quickstart/usage/"),
@@ -58,12 +58,12 @@ SELECT (SELECT count(*) FROM pg_prepared_statements),
 
 
 def block(language: str, number: int = 0) -> str:
-    """One of the blocks of this language on the page about it."""
+    """Return one of the blocks in this language on the page."""
     return str(re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)[number])
 
 
 def documented(beginning: str, places: dict[str, str]) -> dict[str, str]:
-    """The variables that a block of the page sets, with these places for those of the page."""
+    """Return the variables set by a block of the page, with its addresses replaced."""
     (script,) = re.findall(rf"```bash\n(export {beginning}.*?)```", PAGE.read_text(), re.DOTALL)
     for printed, place in places.items():
         assert printed in script
@@ -73,7 +73,7 @@ def documented(beginning: str, places: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The URL of a superuser on a PostgreSQL of the operator's, which limits what pages may take."""
+    """Yield a superuser's URL of an operator's PostgreSQL with a connection limit for pages."""
     with postgres(programs()) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE ROLE app LOGIN PASSWORD 'p@ss/word'")
@@ -83,7 +83,7 @@ def server() -> Iterator[str]:
 
 @contextmanager
 def database(server: str) -> Iterator[str]:
-    """The URL of an empty database for a role that owns it and no more."""
+    """Yield the URL of an empty database for its owner, a role without other rights."""
     name = f"d{uuid4().hex[:8]}"
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} OWNER app".encode())
@@ -94,7 +94,7 @@ def database(server: str) -> Iterator[str]:
 
 @contextmanager
 def serving(directory: Path, url: str, **settings: str) -> Iterator[Serve]:
-    """A `serve` on this database, which makes its tables itself."""
+    """Yield a `serve` on this database, which creates its tables itself."""
     data_dir = directory / "var"
     data_dir.mkdir(mode=0o700, exist_ok=True)
     served = Serve(data_dir, url, free_port(), {**cluster.keys(), **settings})
@@ -105,12 +105,12 @@ def serving(directory: Path, url: str, **settings: str) -> Iterator[Serve]:
 
 
 def called(issued: dict[str, str]) -> int:
-    """The status of a call with this token."""
+    """Return the status of a call with this token."""
     return curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello").status
 
 
 def number(served: Serve, metric: str) -> float:
-    """What /metrics says of this metric with its labels; 0 when it says nothing."""
+    """Return a sample of /metrics with its labels; 0 if it is missing."""
     told = httpx.get(f"{served.url}/metrics", trust_env=False).text
     found = re.search(rf"^{re.escape(metric)} (\S+)$", told, re.MULTILINE)
     return float(found[1]) if found else 0.0
@@ -157,7 +157,7 @@ def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: s
                 assert token.status_code == httpx.codes.CREATED, token.text
                 assert called(issued | {"token": token.json()["token"]}) == OK
                 body = {"email": f"p{turn}@example.com", "role_id": role(browser)}
-                once = {"Idempotency-Key": str(uuid4())}  # Whoever is invited is mailed afterwards.
+                once = {"Idempotency-Key": str(uuid4())}  # Invited people are mailed afterwards.
                 made = [browser.post("/api/users", json=body, headers=once) for _ in range(2)]
                 assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2, made[0].text
             assert "partitions_made" in served.manage("housekeeping")
@@ -177,7 +177,7 @@ def role(browser: httpx.Client) -> str:
 
 
 def nothing_is_left(pooled: str) -> None:
-    """No session behind the pooler keeps a lock, a prepared statement or a setting of ours."""
+    """Check that no session behind the pooler has a lock, a prepared statement or a setting of ours."""
     with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as connection:
         for _ in range(6):
             left = connection.execute(LEFT.encode()).fetchone()
@@ -255,7 +255,7 @@ def test_pages_have_connections_of_their_own_and_what_decides_goes_direct(server
 
 
 def server_of(url: str, server: str) -> str:
-    """The URL of the same database for the superuser."""
+    """Return the superuser's URL of the same database."""
     return urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path))
 
 
@@ -297,7 +297,7 @@ def test_more_workers_than_the_server_has_connections_for_are_warned_of(server: 
 
 @contextmanager
 def beside(server: str, directory: Path, limit: int) -> Iterator[tuple[Serve, Standby]]:
-    """A `serve` that reads logs from a replica, which it reaches, while that is so many seconds behind at most."""
+    """Yield a `serve` that reads logs from a replica at most so many seconds behind."""
     with database(server) as url, standby(programs(), url, server) as replica:
         words = documented("DATABASE_READ_URL", {REPLICA_URL: replica.url, "SECONDS=10": f"SECONDS={limit}"})
         assert words == {READ: replica.url, "GATEWAY_READ_LAG_SECONDS": str(limit)}
@@ -317,7 +317,7 @@ def test_logs_are_read_from_the_replica_and_decisions_are_not(server: str, tmp_p
         assert called(issued) == OK
         with signed_in(served, OWNER) as browser:
             assert "echo" in browser.get("/logs/").text
-            assert read_by_replica(served) == 0  # Who has just signed in reads what they may have written.
+            assert read_by_replica(served) == 0  # After signing in, a person reads the primary.
             eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > 0)
             assert "echo" in browser.get("/logs/").text
             replica.pause()
@@ -342,7 +342,7 @@ def test_a_person_reads_what_they_have_written_while_others_read_the_replica(ser
             replica.pause()
             assert one.post("/api/hosts", json={"name": "Made just now"}).status_code == httpx.codes.CREATED
             assert "Made just now" in one.get("/settings/admin-events/").text
-            one.cookies.delete("gateway_wrote")  # Another browser of the same person: the event tells of them.
+            one.cookies.delete("gateway_wrote")  # Another browser of the same person: their event decides.
             assert "Made just now" in one.get("/settings/admin-events/").text
             assert "Made just now" in one.get("/api/admin-events").text
             assert "Made just now" not in other.get("/settings/admin-events/").text
@@ -391,7 +391,7 @@ def test_a_replica_that_hangs_fails_no_page(server: str, tmp_path: Path) -> None
 
 
 @pytest.mark.full
-def test_what_is_no_replica_of_the_database_is_refused_and_one_that_is_away_is_not(server: str, tmp_path: Path) -> None:
+def test_a_database_that_is_no_replica_is_refused_and_an_absent_one_is_not(server: str, tmp_path: Path) -> None:
     with database(server) as url, database(server) as other:
         with standby(programs(), other, server) as replica:
             said = refusal(tmp_path, DATABASE_URL=url, **{READ: replica.url}, **KEYS)
@@ -433,11 +433,11 @@ def test_calls_fail_closed_when_the_primary_is_lost_and_go_on_once_the_replica_i
             with signed_in(served, OWNER) as browser:
                 assert browser.get("/logs/").status_code == OK
             # What follows nobody any more would look as if it were but a little behind.
-            eventually(lambda: "logs: primary, it has not followed the present primary yet" in ready(served))
+            eventually(lambda: "logs: primary, it has not replayed from the current primary yet" in ready(served))
 
 
 def two_hosts(first: str, second: str) -> str:
-    """The URL of the page for both servers, of which the one that takes writes is meant."""
+    """Return the page's URL for both servers, which selects the one that accepts writes."""
     one, other = urlsplit(first), urlsplit(second)
     places = {"gateway:secret@db-a.internal:5432": one.netloc, "db-b.internal:5432": f"{other.hostname}:{other.port}"}
     return documented('DATABASE_URL="', places | {"/gateway?": f"{one.path}?"})["DATABASE_URL"]

@@ -1,4 +1,4 @@
-"""The search for secrets at the end of a run finds what it is there to find."""
+"""The search for secrets at the end of a run finds planted ones."""
 
 from tests import secrecy
 from tests.workspace import Serve
@@ -17,7 +17,7 @@ def test_a_secret_in_a_table_is_found_as_text_and_as_bytes(live: Serve) -> None:
     assert "table auditlog_event" in found
 
 
-def test_what_only_looks_like_a_token_is_none() -> None:
+def test_text_that_only_looks_like_a_token_is_none() -> None:
     text = token_text.mint(token_text.OAUTH_REFRESH)
     wrong = text[:-1] + ("a" if text[-1] != "a" else "b")
 

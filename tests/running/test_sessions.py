@@ -1,4 +1,4 @@
-"""A client's session over the workers of one `serve`: whichever of them dies, it counts on."""
+"""A client's session continues across the workers of one `serve`, whichever of them dies."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ INITIALIZE = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo":
 
 
 def added(serve: Serve, url: str) -> dict[str, str]:
-    """A gateway before the server at `url`, and a token for it."""
+    """Create a gateway with the server at `url`, and a token for it."""
     command = [sys.executable, "-m", "tests.conformance.rows", json.dumps({"counter": url})]
     done = subprocess.run(
         command,
@@ -43,7 +43,7 @@ def test_a_killed_worker_and_a_restart_lose_nothing_of_a_session(live_alone: Ser
     headers = {"Authorization": f"Bearer {made['token']}", "Accept": "application/json, text/event-stream"}
 
     def ask(method: str, params: dict[str, Any]) -> httpx.Response:
-        """Over a connection of its own, so that any worker may get it; again while nobody takes it."""
+        """Send a request over its own connection, so that any worker may get it; repeated while refused."""
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         for _ in range(200):
             try:

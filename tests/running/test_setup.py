@@ -1,4 +1,4 @@
-"""`.ci/setup`, interrupted wherever it may be: the next one makes an environment that works."""
+"""`.ci/setup`, interrupted anywhere: the next run makes a working environment."""
 
 import base64
 import hashlib
@@ -20,8 +20,8 @@ import pytest
 from tests.cases import first
 from tests.workspace import ROOT
 
-# The first run does so much and hangs, which leaves what a Ctrl-C there leaves; the second goes on undisturbed.
-# As many programs that are interrupted, it tidies up and says so by its status, instead of dying of the signal.
+# The first run hangs after so many steps, as if interrupted there; the second one is undisturbed. Like many interrupted
+# programs, it cleans up and exits with a status instead of dying of the signal.
 HANG = f"""
 if [ ! -e "{{mark}}" ]; then {{first}} exec "{sys.executable}" -c '
 import pathlib, signal, sys, time
@@ -36,7 +36,7 @@ UV = '#!/bin/bash\ncase "$*" in *"pip sync"*) {hang} ;; esac\nexec "{real}" "$@"
 
 @dataclass
 class Clone:
-    """A clone that holds what a set-up reads: the script, and lock files of one package that is here already."""
+    """A clone with the files of a set-up: the script, and lock files of one available package."""
 
     folder: Path
     programs: Path
@@ -69,14 +69,14 @@ class Clone:
         )
 
     def set_up(self, kind: str = "run") -> str:
-        """Run it to its end; what it said."""
+        """Run it to its end, and return its output."""
         process = self.start(kind)
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         return said
 
     def interrupt(self, kind: str = "run", stop: int = signal.SIGINT) -> None:
-        """Start it and end it, with all it runs, where it hangs."""
+        """Start it, and end it with its processes where it hangs."""
         process = self.start(kind)
         deadline = time.monotonic() + 180
         while not self.mark.exists():
@@ -87,14 +87,14 @@ class Clone:
         process.communicate(timeout=300)
 
     def works(self) -> bool:
-        """Whether the environment has its package whole, and pip."""
+        """Return True if the environment has its complete package, and pip."""
         command = "import pip, thing; assert thing.ANSWER == 42"
         return not subprocess.run([self.venv / "bin" / "python", "-c", command], check=False).returncode
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone for all tests of this module: most of what they take is making its environment."""
+    """A clone for all tests of this module, because creating its environment takes most of their time."""
     path = tmp_path_factory.mktemp("repository")
     made = Clone(path / "clone", path / "programs")
     (made.folder / ".ci").mkdir(parents=True)
@@ -106,7 +106,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.fixture
 def clone(repository: Clone) -> Clone:
-    """Nothing of it hangs, and its locks are as they were; the environment may be there or not."""
+    """A clone without hanging programs and with original locks; the environment may exist or not."""
     wheel = next(repository.folder.parent.glob("*.whl"))
     for lock in ("requirements.lock", "requirements-dev.lock"):
         (repository.folder / lock).write_text(f"# {lock}\nthing @ {wheel.as_uri()}\n")
@@ -140,19 +140,19 @@ def wheel_in(folder: Path) -> Path:
 
 
 def while_making(clone: Clone) -> None:
-    """Python is in the environment, pip is not yet."""
+    """The environment has Python, and no pip yet."""
     first = f'"{sys.executable}" -m venv --without-pip .venv;'
     program(clone.programs / "python", PYTHON, sys.executable, HANG.format(mark=clone.mark, first=first))
 
 
 def before_installing(clone: Clone) -> None:
-    """The environment is made, no package is in it."""
+    """The environment exists, without packages."""
     uv = str(Path(sys.executable).with_name("uv"))
     program(clone.programs / "uv", UV, uv, HANG.format(mark=clone.mark, first=""))
 
 
 def while_installing(clone: Clone) -> None:
-    """The package is noted as installed, of its modules one is missing."""
+    """The package is recorded as installed, but one of its modules is missing."""
     uv = str(Path(sys.executable).with_name("uv"))
     first = f'"{uv}" "$@"; rm .venv/lib/python*/site-packages/thing.py;'
     program(clone.programs / "uv", UV, uv, HANG.format(mark=clone.mark, first=first))
@@ -196,7 +196,7 @@ def no_python(venv: Path) -> None:
 
 
 def lock_of(venv: Path) -> Path:
-    """The copy of the lock file that was installed; another test may have asked for the development packages."""
+    """Return the copy of the installed lock file; another test may have installed the development packages."""
     installed = venv / "requirements-dev.lock"
     return installed if installed.exists() else venv / "requirements.lock"
 

@@ -1,4 +1,4 @@
-"""What one command does on a fresh clone, and what a second one leaves alone."""
+"""The effects of one command on a fresh clone, and of a second one."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_nothing_printed_is_an_access_log_with_a_query(home: Path) -> None:
 
 @pytest.fixture(params=["with tables", full("embedded")])
 def database(request: pytest.FixtureRequest) -> dict[str, str]:
-    """A database in which nobody has started: one that has its tables, for quickness, or none at all yet."""
+    """An unused database, with its tables, for speed, or without any."""
     if request.param == "embedded":
         return {}
     return {"DATABASE_URL": cluster.fresh_database(f"first_{os.getpid()}", cluster.tables()), **cluster.keys()}
@@ -153,7 +153,7 @@ def test_a_data_directory_too_long_for_a_socket_works(home: Path) -> None:
 
 @pytest.mark.full
 def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path, database: dict[str, str]) -> None:
-    """What the system shows of a process lasts as long as it does, and workers show that of their parent."""
+    """The system shows a process's initial environment for its lifetime, and workers inherit their parent's."""
     given = {"GATEWAY_ADMIN_EMAIL": "owner@example.com", "GATEWAY_ADMIN_PASSWORD": "a-password-to-forget"}
 
     with serving(fresh, given | database, workers=2) as started:
@@ -173,11 +173,11 @@ def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path,
 
 @pytest.mark.full
 def test_a_link_leads_to_where_the_running_server_is(home: Path) -> None:
-    """Commands that run without its port and address print links of the last start."""
+    """Commands without its port and address print links of the last start."""
     printed = manage(home, "rescue", "new@example.com", "--create").stdout
     again = manage(home, "password_link", "new@example.com").stdout
 
-    link = re.compile(r"^(?:They choose a password at )?(http://localhost:\d+)/accounts/join/", re.MULTILINE)
+    link = re.compile(r"^(?:They set a password at )?(http://localhost:\d+)/accounts/join/", re.MULTILINE)
     addresses = [found[1] for one in (printed, again) if (found := link.search(one))]
     assert len(addresses) == 2
     assert "new@example.com is an active Super admin now" in printed

@@ -1,4 +1,4 @@
-"""A process that ends: whoever has connected to it is answered, and whoever has not is refused."""
+"""A stopping process answers connected clients, and refuses new connections."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ REFUSED, ANSWERED = "refused", "401"
 
 
 class Callers(Agents):
-    """Clients that make a connection for each call, as proxies do; `seen` counts what became of them."""
+    """Clients that open a connection per call, like proxies; `seen` counts the outcomes."""
 
     def __init__(self, port: int, number: int = 16, pause: float = 0) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Callers(Agents):
             self.seen[await self._call()] += 1
 
     async def _call(self) -> str:
-        """The status, or what happened instead."""
+        """Call, and return the status or the error."""
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         except ConnectionRefusedError:
@@ -57,10 +57,8 @@ class Callers(Agents):
 
 
 @pytest.mark.parametrize("pause", [0, full(1)], ids=["at once", "when it gets a processor"])
-def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_is_refused(
-    home: Path, pause: float
-) -> None:
-    """So a proxy can ask another one at once, for a call too: of what is refused nothing was sent."""
+def test_a_stopping_process_answers_connected_clients_and_refuses_new_ones(home: Path, pause: float) -> None:
+    """A proxy can retry at once, even a call: nothing of a refused connection was sent."""
     with serving(home, workers=2) as served, Callers(served.port, 64 if pause else 16, pause) as callers:
         eventually(lambda: callers.seen[ANSWERED] > 100)
         assert served.stop() == 0
@@ -71,7 +69,7 @@ def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_i
 
 @pytest.mark.full
 def test_nobody_has_connected_to_a_process_that_finds_that_it_cannot_start(fresh: Path) -> None:
-    """So calls go to another one while somebody starts it again and again, as Compose and Kubernetes do."""
+    """So calls go to another process while Compose or Kubernetes restarts it repeatedly."""
     port, empty = free_port(), cluster.fresh_database(f"empty_{os.getpid()}")
     with Callers(port) as callers:
         done = manage(fresh, "serve", "--no-migrate", "--port", str(port), DATABASE_URL=empty, **cluster.keys())

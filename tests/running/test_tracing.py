@@ -1,4 +1,4 @@
-"""Traces of a running gateway: set up by OpenTelemetry's own variables, and no part of a process without them."""
+"""Traces of a running gateway: set up by OpenTelemetry's own variables; without them nothing is loaded."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 def with_protobuf(serve: Serve) -> list[bool]:
-    """Of each worker whether it has imported protobuf, which the exporter cannot do without."""
+    """Return for each worker if it has imported protobuf, which the exporter needs."""
     assert serve.process is not None
     served_by = workers(serve.process.pid)
     return [any("_upb" in each.path for each in worker.memory_maps()) for worker in served_by]
@@ -72,7 +72,7 @@ def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it
         ("OTEL_TRACES_SAMPLER_ARG", "nan", "must be a number from 0 to 1"),
     ],
 )
-def test_what_cannot_be_traced_by_is_refused_in_one_line(fresh: Path, name: str, value: str, words: str) -> None:
+def test_invalid_tracing_settings_are_refused_in_one_line(fresh: Path, name: str, value: str, words: str) -> None:
     line = refusal(fresh, "check", **{name: value})
 
     assert name in line

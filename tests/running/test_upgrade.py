@@ -1,4 +1,4 @@
-"""An upgrade of a gateway that is in use fails no call, and what is cut short of it goes on later."""
+"""Upgrading a gateway in use fails no call, and interrupted steps are resumed later."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_an_upgrade_that_needs_the_release_before_says_that_a_shallow_clone_lack
 
 @pytest.mark.full
 def test_an_index_whose_maker_is_killed_is_made_by_whoever_comes_next(tmp_path: Path) -> None:
-    """Even one that PostgreSQL goes on with after its client has gone: nobody takes it for a leftover meanwhile."""
+    """Even one that PostgreSQL continues after its client has gone, which must not be mistaken for a leftover."""
     served = workspace.new(tmp_path, "killed")  # Never started: for its database.
     with closing(psycopg.connect(served.database_url)) as reader:
         served.rows(DECLARE)

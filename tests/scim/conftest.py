@@ -23,7 +23,7 @@ ROOT = "/scim/v2"
 
 
 class Directory:
-    """Asks /scim/v2/ with this bearer text."""
+    """Requests /scim/v2/ with this bearer text."""
 
     def __init__(self, secret: str) -> None:
         self.secret = secret
@@ -58,7 +58,7 @@ class Directory:
         return self.patch(f"/Users/{pk}", {"op": "replace", "path": "active", "value": False})
 
     def found(self, filter: str, kind: str = "Users") -> list[str]:
-        """The ids that a filter finds."""
+        """Return the ids that match a filter."""
         response = Client(headers={"Authorization": f"Bearer {self.secret}"}).get(f"{ROOT}/{kind}", {"filter": filter})
         assert response.status_code == 200, response.content
         body = response.json()
@@ -67,7 +67,7 @@ class Directory:
 
 
 class InProcess(httpx2.BaseTransport):
-    """Carries requests of httpx2 into Django, inside the transaction of the test."""
+    """Passes httpx2 requests to Django, inside the test's transaction."""
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         headers = {name: value for name, value in request.headers.items() if name.lower() != "content-length"}
@@ -79,7 +79,7 @@ class InProcess(httpx2.BaseTransport):
 
 
 def key_for(role: Role, *capabilities: Capability, name: str = "") -> IssuedProvisioningKey:
-    """A provisioning key, made by somebody who holds everything."""
+    """Return a provisioning key created by a person with every capability."""
     maker = make.user(*Capability)
     held = capabilities or tuple(role.capabilities)
     return ProvisioningKey.objects.issue(name=name or make.unique("Okta"), role=role, capabilities=held, by=maker)
@@ -96,7 +96,7 @@ def member(db: None) -> Role:
 
 @pytest.fixture
 def issued(member: Role) -> IssuedProvisioningKey:
-    """A key that acts on members alone, and makes members."""
+    """A key that may act only on members, and creates members."""
     return key_for(member)
 
 

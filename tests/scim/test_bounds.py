@@ -1,4 +1,4 @@
-"""What a provisioning key cannot do, whoever holds it."""
+"""Limits of a provisioning key, for any holder."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_last_owner_is_not_touched_by_a_key_that_may_act_on_everybody(act: A
     assert "Super admin" in refused.json()["detail"]
 
 
-def test_of_two_owners_one_may_be_deactivated_and_not_the_other(member: Role) -> None:
+def test_one_of_two_owners_may_be_deactivated_but_not_both(member: Role) -> None:
     directory = Directory(key_for(member, *Capability).secret)
     one, two = owner("one@example.com"), owner("two@example.com")
 
@@ -124,7 +124,7 @@ def test_a_role_that_grew_beyond_its_key_is_given_to_nobody(directory: Directory
     assert not User.objects.filter(email="ana@example.com").exists()
 
 
-def test_what_a_directory_says_of_roles_is_not_heard(directory: Directory, member: Role) -> None:
+def test_roles_sent_by_a_directory_are_ignored(directory: Directory, member: Role) -> None:
     made = directory.make("ana@example.com", roles=[{"value": SUPER_ADMIN.name}], role=SUPER_ADMIN.name)
     person = User.objects.get(pk=made["id"])
     assert (person.role, person.is_staff, person.is_superuser) == (member, False, False)

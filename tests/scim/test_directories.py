@@ -1,4 +1,4 @@
-"""What Microsoft Entra ID and Okta send, where it is not what the RFC says."""
+"""Requests of Microsoft Entra ID and Okta that deviate from the RFC."""
 
 from __future__ import annotations
 

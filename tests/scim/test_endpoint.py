@@ -1,4 +1,4 @@
-"""The endpoint itself: who may ask, how much, how often, and what errors look like."""
+"""The endpoint: authentication, size and rate limits, and the format of errors."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_errors_are_in_the_form_of_scim(method: str, path: str, body: Any, statu
     assert method == "HEAD" or is_error(answered, status)
 
 
-def test_what_is_no_json_is_415(issued: IssuedProvisioningKey) -> None:
+def test_a_body_other_than_json_is_415(issued: IssuedProvisioningKey) -> None:
     client = Client(headers={"Authorization": f"Bearer {issued.secret}"})
     assert client.post("/scim/v2/Users", {"userName": "x"}).status_code == 415
 

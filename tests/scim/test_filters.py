@@ -1,4 +1,4 @@
-"""Filters, pages and what is refused of them."""
+"""Filters and pages, and refused ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FILTERS = [
 
 @pytest.fixture
 def people(directory: Directory, member: Role) -> dict[str, Any]:
-    """By id; one of them was here before and the directory has said nothing of her."""
+    """Return people by id; one existed before and is unknown to the directory."""
     cat = User.objects.create_user("cat@example.com", make.PASSWORD, role=member)
     ana = directory.make(
         "ana@example.com",

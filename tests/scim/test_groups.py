@@ -1,4 +1,4 @@
-"""Teams as a directory provisions them, and what follows for whom is in them."""
+"""Teams provisioned by a directory, and the effect on their members."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_member_who_is_nobody_is_refused_and_nobody_joins(directory: Directory
     assert Team.objects.get(pk=group).emails() == []
 
 
-def test_who_was_deleted_is_in_no_team_when_back(directory: Directory) -> None:
+def test_a_deleted_person_is_in_no_team_after_returning(directory: Directory) -> None:
     ana, ben = (directory.make(f"{name}@example.com")["id"] for name in ("ana", "ben"))
     group = directory.make_group("Finance", ana, ben)["id"]
     directory.ask("DELETE", f"/Users/{ben}")

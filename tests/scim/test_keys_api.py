@@ -1,4 +1,4 @@
-"""/api/provisioning-keys: what the pages of provisioning keys do, for programs."""
+"""/api/provisioning-keys: everything the pages of provisioning keys do, for programs."""
 
 from typing import Any
 

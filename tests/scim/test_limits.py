@@ -1,4 +1,4 @@
-"""How much a directory may say at once, and of what length."""
+"""Limits on the size and length of a directory's requests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_path_of_a_patch_is_of_bounded_length(directory: Directory) -> None:
         ({"emails": [{"value": "x@example.com", "type": "x" * 41}]}, "emails.type", 40),
     ],
 )
-def test_what_is_kept_of_a_person_is_of_bounded_length(
+def test_stored_data_of_a_person_is_limited_in_length(
     said: dict[str, Any], path: str, longest: int, directory: Directory
 ) -> None:
     pk = directory.make("ben@example.com")["id"]

@@ -36,7 +36,7 @@ def boss() -> User:
 
 @pytest.fixture
 def browser(boss: User, sign_in: SignIn) -> Client:
-    """The boss's, who typed the password again just now."""
+    """The boss's browser, with a recent password confirmation."""
     return confirmed(sign_in(boss))
 
 
@@ -76,7 +76,7 @@ def test_the_form_begins_with_what_members_hold_and_offers_no_owners(browser: Cl
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"capabilities": []}, "would hold more than it may act on"),
+        ({"capabilities": []}, "would have more capabilities than the key may act on"),
         ({"name": ""}, "required"),
         ({"role": uuid4()}, "Select a valid choice"),
     ],
@@ -135,7 +135,7 @@ def test_names_are_unique_and_keys_are_few(member: Role) -> None:
 
 
 @pytest.mark.parametrize("page", ["", "{pk}/", "{pk}/revoke/", "{pk}/end-previous/"])
-def test_who_manages_provisioning_alone_sees_and_ends_keys(
+def test_provisioning_managers_without_people_manage_see_and_end_keys(
     page: str, sign_in: SignIn, issued: IssuedProvisioningKey
 ) -> None:
     address = f"/settings/provisioning/{page.format(pk=issued.key.pk)}"

@@ -1,4 +1,4 @@
-"""People as a directory provisions them: made, changed, deactivated and let in again."""
+"""People provisioned by a directory: created, changed, deactivated and reactivated."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_delete_deactivates_and_forgets_and_a_person_of_that_name_comes_back_as_
     assert User.objects.filter(email="ana@example.com").count() == 1
 
 
-def test_who_is_here_already_is_found_and_not_made_twice(directory: Directory, member: Role) -> None:
+def test_existing_people_are_found_and_not_created_twice(directory: Directory, member: Role) -> None:
     ben = User.objects.create_user("ben@example.com", make.PASSWORD, role=member)
 
     refused = directory.ask("POST", "/Users", {"schemas": [USER], "userName": "BEN@example.com"})
@@ -177,7 +177,7 @@ def test_every_change_is_an_event_with_the_key_as_its_actor(
     }
 
 
-def test_what_changes_nothing_is_no_event_and_keeps_the_version(directory: Directory) -> None:
+def test_a_change_without_effect_is_no_event_and_keeps_the_version(directory: Directory) -> None:
     made = directory.make("ana@example.com", displayName="Ana")
     before = Event.objects.count()
 
@@ -230,4 +230,4 @@ def test_a_value_that_is_too_long_is_refused_in_words(directory: Directory) -> N
 def test_a_provisioned_person_cannot_sign_in_without_a_password(directory: Directory) -> None:
     directory.make("ana@example.com")
     answered = Client().post("/accounts/login/", {"login": "ana@example.com", "password": make.PASSWORD})
-    assert "not right" in answered.content.decode()
+    assert "is wrong" in answered.content.decode()

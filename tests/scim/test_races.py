@@ -1,4 +1,4 @@
-"""A team that is changed at the moment a directory deletes one of its members."""
+"""A team that changes while a directory deletes one of its members."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT gra
 
 
 def while_deleted(person: User, issued: IssuedProvisioningKey, act: Callable[[], Any]) -> Any:
-    """What became of `act`, which another one begins before the deletion of this person is committed."""
+    """Return the outcome of a concurrent `act`, started before the deletion of this person is committed."""
     outcome: list[Any] = []
 
     def beside() -> None:
@@ -43,7 +43,7 @@ def while_deleted(person: User, issued: IssuedProvisioningKey, act: Callable[[],
 
 
 def is_waiting() -> bool:
-    """Whether somebody waits for the lock of changes to people."""
+    """Return True if a transaction waits for the lock on changes to people."""
     with connection.cursor() as cursor:
         cursor.execute(WAITING)
         return bool(cursor.fetchone()[0])
@@ -51,7 +51,7 @@ def is_waiting() -> bool:
 
 @pytest.fixture
 def team(directory: Directory) -> Team:
-    """A team of two, as a directory made it."""
+    """A team of two, created by a directory."""
     members = [directory.make(f"{name}@example.com")["id"] for name in ("ana", "ben")]
     return Team.objects.get(pk=directory.make_group("Finance", *members)["id"])
 

@@ -1,4 +1,4 @@
-"""Whom a directory deletes, who comes after them, and whom an administrator has shut out."""
+"""People deleted by a directory, their successors, and people deactivated by an administrator."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_invitation_of_whom_a_directory_deleted_is_over(directory: Directory)
     assert User.objects.get(pk=person.pk).status == "provisioned"
 
 
-def test_who_comes_back_has_the_role_of_the_key(directory: Directory, member: Role, ben: User) -> None:
+def test_a_returning_person_gets_the_role_of_the_key(directory: Directory, member: Role, ben: User) -> None:
     ben.give_role(make.role(Capability.HOSTS_READ, name="Reader"), by=None)
     directory.ask("DELETE", f"/Users/{ben.pk}")
     post(directory)
@@ -149,7 +149,7 @@ def test_a_directory_does_not_get_round_an_administrator_by_deleting_and_making_
     assert (post(directory).status_code, is_active(ben)) == (403, False)
 
 
-def test_whom_an_administrator_deactivated_a_directory_describes_as_before(directory: Directory, ben: User) -> None:
+def test_a_directory_still_describes_people_an_administrator_deactivated(directory: Directory, ben: User) -> None:
     ben.deactivate(by=make.user(*Capability))
     change = {"op": "replace", "path": "displayName", "value": "Ben"}
     assert directory.patch(f"/Users/{ben.pk}", change).status_code == 204
@@ -166,7 +166,7 @@ def test_a_reactivation_by_an_administrator_ends_what_the_directory_may_undo(dir
     assert (activate(directory, ben).status_code, is_active(ben)) == (403, False)
 
 
-def test_whom_a_directory_made_inactive_it_activates(directory: Directory) -> None:
+def test_a_directory_reactivates_people_it_deactivated(directory: Directory) -> None:
     pk = directory.make("ann@example.com", active=False)["id"]
     person = User.objects.get(pk=pk)
     assert (activate(directory, person).status_code, is_active(person)) == (204, True)

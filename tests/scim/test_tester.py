@@ -1,4 +1,4 @@
-"""The checks of scim2-tester, all of them, against this service."""
+"""All checks of scim2-tester against this service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_check_of_the_tester_succeeds(issued: IssuedProvisioningKey) -> No
         headers={"Authorization": f"Bearer {issued.secret}"},
     )
 
-    # One kind after the other: before each check it deletes once more all that the checks before it made.
+    # One kind after the other: before each check it deletes again everything that earlier checks created.
     kinds = (["User"], ["Group"])
     results = [one for kind in kinds for one in check_server(SyncSCIMClient(http), resource_types=kind)]
 

@@ -1,4 +1,4 @@
-"""*Add a server*: asked first, then added with its credential to gateways, in one page that loses nothing."""
+"""*Add a server*: tested first, then added to gateways with its credential, on one page that keeps all input."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_one_that_wants_a_key_and_one_where_people_sign_in_are_told_apart(run: R
     wants_key = client.post(PATH, {"check": "1", "url": key.url})
     signs_in = client.post(PATH, {"check": "1", "url": oauth.url})
 
-    assert "The server answered 401: it wants a credential. Choose the auth type it wants." in text(wants_key)
+    assert "The server answered 401: it wants a credential. Choose its auth type." in text(wants_key)
     assert wants_key.context["form"]["auth_type"].value() == "bearer"
     assert signs_in.context["form"]["auth_type"].value() == "oauth"
     assert "People sign in at" in text(signs_in)
@@ -159,7 +159,7 @@ def test_a_name_that_nobody_typed_becomes_what_the_server_says_once_it_answers(
 def test_a_server_takes_its_own_name_with_its_first_answer_unless_somebody_typed_one(
     typed: str, run: Run, ana: User, sign_in: SignIn
 ) -> None:
-    """It was added without the credential that it wants, so that it had not said its name."""
+    """It was added without its required credential, so its name was not known yet."""
     client, url = sign_in(ana), run(upstreams.github()).url
     checked = client.post(PATH, {"check": "1", "url": url}).context
     name = typed or checked["form"]["name"].value()
@@ -252,7 +252,7 @@ def test_a_server_goes_behind_gateways_with_ones_own_identity_and_its_tools_at_o
     assert not hers.identities.exists()
 
 
-def test_who_must_still_bring_an_identity_is_led_to_the_row(ana: User, work: Gateway, sign_in: SignIn) -> None:
+def test_people_lacking_an_identity_are_led_to_its_row(ana: User, work: Gateway, sign_in: SignIn) -> None:
     link = make.connection(make.agent(by=ana), work, ana)
     values = filled(f"http://127.0.0.1:{free_port()}/mcp", auth_type="bearer", who="own", gateways=[work.slug])
 
@@ -284,8 +284,8 @@ def test_sharing_on_a_gateway_takes_a_credential_and_the_management_of_identitie
     without = sign_in(ana).post(PATH, values)
     unable = sign_in(builder).post(PATH, values | {"secret": "key"})
 
-    assert "Paste the credential that everybody on these gateways shares." in text(without)
-    assert "Who manages identities says on which gateways a shared one is used" in text(unable)
+    assert "Paste the credential shared by everybody on these gateways." in text(without)
+    assert "Only a person who manages identities can choose the gateways of a shared one" in text(unable)
     assert (without.status_code, unable.status_code) == (422, 422)
     assert not Server.objects.exists()
 
@@ -353,7 +353,7 @@ def test_a_slug_that_somebody_else_takes_meanwhile_is_said_and_nothing_is_stored
         refused = client.post(PATH, values | {"gateways": [work.slug]})
 
     assert (refused.status_code, Server.objects.get().name) == (422, "Other")
-    assert "This name or slug was taken just now. Choose another." in text(refused)
+    assert "This name or slug has just been taken. Choose another." in text(refused)
     assert not Identity.objects.exists()
     assert not Assignment.objects.exists()
 
@@ -414,7 +414,10 @@ def test_tiles_are_searched_and_sorted_by_kind(ana: User, sign_in: SignIn) -> No
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [('[{"nonsense": 1}]', "is no file of well-known servers"), (None, "cannot be read: No such file or directory")],
+    [
+        ('[{"nonsense": 1}]', "is not a valid file of well-known servers"),
+        (None, "cannot be read: No such file or directory"),
+    ],
     ids=["nonsense", "missing"],
 )
 def test_a_file_of_tiles_that_cannot_be_used_says_why_and_leaves_the_address_field(
@@ -434,7 +437,7 @@ def test_a_file_of_tiles_that_cannot_be_used_says_why_and_leaves_the_address_fie
 
 
 def registry(*entries: Any, status: int = 200) -> App:
-    """A registry with the official API that lists these."""
+    """Return a registry with the official API that lists these servers."""
     asked: list[bytes] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

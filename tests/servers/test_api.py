@@ -62,7 +62,7 @@ def test_a_server_is_registered(ana: User) -> None:
         ({}, "url"),
     ],
 )
-def test_what_cannot_be_called_is_refused(ana: User, body: dict[str, Any], field: str) -> None:
+def test_uncallable_urls_are_refused(ana: User, body: dict[str, Any], field: str) -> None:
     assert set(errors(Rest.of(ana).post("/servers", {"name": "Tracker", **body}))) == {field}
 
 
@@ -189,7 +189,7 @@ def test_a_secret_goes_in_and_never_comes_out(ann: User, github: Server) -> None
 
 
 @pytest.mark.parametrize("secret", ["Bearer abc", "two\nlines", "ümlaut"])
-def test_what_is_no_credential_is_refused(ann: User, github: Server, secret: str) -> None:
+def test_an_invalid_credential_is_refused(ann: User, github: Server, secret: str) -> None:
     body = {"server_id": str(github.pk), "label": "work", "secret": secret}
 
     assert set(errors(Rest.of(ann).post("/identities", body))) == {"secret"}

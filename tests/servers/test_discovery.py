@@ -1,4 +1,4 @@
-"""*Test connection*, against real servers of both eras and against ones that misbehave."""
+"""*Test connection*, with real servers of both eras and with broken ones."""
 
 import json
 from ipaddress import ip_network
@@ -198,14 +198,14 @@ def test_https_to_a_server_without_tls_is_told_apart_from_a_bad_certificate(run:
     port = run(upstreams.docs()).port
 
     with pytest.raises(
-        DiscoveryFailed, match="does not speak TLS at this port; if it is inside your network, its URL begins"
+        DiscoveryFailed, match="does not speak TLS at this port; inside your network, its URL may have to begin"
     ):
         discover_features(at(f"https://127.0.0.1:{port}/mcp"), None)
 
 
 @pytest.mark.parametrize("host", ["no-such-name.invalid", f"{'a' * 70}.example.com"], ids=["unknown", "no name"])
 def test_a_name_without_an_address_is_told_apart(host: str) -> None:
-    with pytest.raises(DiscoveryFailed, match="has a name for which there is no address; check the spelling"):
+    with pytest.raises(DiscoveryFailed, match="has a name that does not resolve; check the spelling"):
         discover_features(at(f"https://{host}/mcp"), None)
 
 
@@ -224,7 +224,7 @@ def test_the_quickstart_server_is_asked_at_the_listener_of_this_process(
 
     server = at(BUILT_IN_URL)
     monkeypatch.setattr(guard, "_listener", None)
-    with pytest.raises(DiscoveryFailed, match="is part of the running gateway, which this command is not"):
+    with pytest.raises(DiscoveryFailed, match="is part of the running gateway, so this command cannot call it"):
         discover_features(server, None)
     guard.listen_at(f"http://127.0.0.1:{run(app).port}", "the secret of this start")
 
@@ -265,7 +265,7 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
 
 
 def paged(count: int, *, stuck: bool = False, error: int = 0) -> upstreams.App:
-    """A server of the newer era that hands out one tool a page."""
+    """Return a 2026-07-28 server that lists one tool per page."""
 
     def tool(number: int) -> dict[str, Any]:
         return {"name": f"tool_{number}", "inputSchema": {"type": "object"}}

@@ -1,4 +1,4 @@
-"""The Identities tab of a server: shared ones are added, none is ever shown, all can be ended."""
+"""The Identities tab of a server: shared ones are added, secrets are never shown, all can be revoked."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +63,7 @@ def test_one_s_own_identity_is_one_s_own_to_end(verb: str, github: Server, ben: 
 
 
 @pytest.mark.parametrize("door", ["page", "api"])
-def test_what_an_administrator_disabled_its_owner_does_not_enable(
+def test_an_owner_cannot_enable_an_identity_disabled_by_an_administrator(
     door: str, github: Server, ana: User, ben: User, sign_in: SignIn
 ) -> None:
     identity = make.identity(github, ben)
@@ -82,7 +82,7 @@ def test_what_an_administrator_disabled_its_owner_does_not_enable(
     assert identity.enabled
 
 
-def test_what_one_disabled_oneself_one_enables(github: Server, ben: User, sign_in: SignIn) -> None:
+def test_people_can_enable_what_they_disabled_themselves(github: Server, ben: User, sign_in: SignIn) -> None:
     identity = make.identity(github, ben)
 
     for verb in ("disable", "enable"):
@@ -179,8 +179,8 @@ def test_a_shared_identity_is_stored_encrypted_and_recorded_without_its_secret(
         ({"label": "taken"}, "label", "A shared identity with this label already exists."),
         ({"label": "x" * 81}, "label", "at most 80 characters"),
         ({"secret": ""}, "secret", "This field is required."),
-        ({"secret": "two\nlines"}, "secret", "one line of plain characters"),
-        ({"secret": "smörgås"}, "secret", "one line of plain characters"),
+        ({"secret": "two\nlines"}, "secret", "one line of printable ASCII characters"),
+        ({"secret": "smörgås"}, "secret", "one line of printable ASCII characters"),
         ({"secret": "Bearer abc"}, "secret", "Leave out the word Bearer"),
         ({"secret": "x" * 4001}, "secret", "at most 4000 characters"),
     ],
@@ -211,11 +211,11 @@ def take_the_label(server: Server, by: User) -> None:
 @pytest.mark.parametrize(
     ("act", "field", "words"),
     [
-        (move, "secret", "This server was moved to https://elsewhere.example.net just now. Look again."),
+        (move, "secret", "This server was moved to https://elsewhere.example.net just now. Reload the page."),
         (take_the_label, "label", "A shared identity with this label already exists."),
     ],
 )
-def test_what_somebody_else_did_while_one_added_an_identity_is_said_and_the_secret_is_not_kept(
+def test_a_concurrent_change_is_reported_while_adding_an_identity_and_the_secret_is_not_kept(
     act: Callable[[Server, User], None], field: str, words: str, github: Server, ana: User, sign_in: SignIn
 ) -> None:
     client = sign_in(ana)
@@ -274,7 +274,7 @@ def test_revoking_tells_where_it_is_used_and_wipes_the_secret(github: Server, an
     assert "1 gateway uses it. Cannot be undone." in dialog
     assert "revoked" in row
     assert 'role="switch"' not in row
-    assert "had been revoked before" in again["HX-Trigger"]
+    assert "was already revoked" in again["HX-Trigger"]
     identity.refresh_from_db()
     assert identity.secret_ciphertext is None
 

@@ -1,4 +1,4 @@
-"""Servers and the identities people bring for them."""
+"""Servers and people's identities for them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a server wants of its callers, found out wherever servers and issuers say it."""
+"""The authentication a server requires, discovered wherever servers and issuers state it."""
 
 from typing import Any
 
@@ -53,16 +53,16 @@ def test_an_issuer_with_a_path_describes_itself_at_one_of_three_places(path: str
 @pytest.mark.parametrize(
     ("prm", "metadata", "problem"),
     [
-        ({"resource": "https://evil.example.com/mcp"}, {}, "is for another address"),
-        ({}, {"issuer": "https://evil.example.com"}, "describes another issuer"),
-        ({"authorization_servers": ["ftp://issuer"]}, {}, "no https:// address"),
+        ({"resource": "https://evil.example.com/mcp"}, {}, "are for another URL"),
+        ({}, {"issuer": "https://evil.example.com"}, "metadata of another issuer"),
+        ({"authorization_servers": ["ftp://issuer"]}, {}, "not an https:// URL"),
         ({}, {"code_challenge_methods_supported": ["plain"]}, "PKCE with S256"),
         ({}, {"token_endpoint": "javascript:alert(1)"}, "no usable token endpoint"),
         ({"authorization_servers": ["http://10.0.0.1"]}, {}, "may not be called"),
         ({"authorization_servers": ["http://169.254.169.254"]}, {}, "may not be called"),
     ],
 )
-def test_what_does_not_fit_together_is_not_trusted(
+def test_inconsistent_metadata_are_not_trusted(
     prm: dict[str, Any], metadata: dict[str, Any], problem: str, run: Run
 ) -> None:
     needs = discover_sign_in(run(Issuer(prm=prm, metadata=metadata).app()).url)

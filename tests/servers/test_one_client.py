@@ -1,4 +1,4 @@
-"""Pages, *Test connection*, *Refresh tools*, tools/list and tools/call say the same of a server and of its tools."""
+"""Pages, *Test connection*, *Refresh tools*, tools/list and tools/call agree about a server and its tools."""
 
 import asyncio
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def contact(client: Client, server: Server) -> Any:
 
 
 def refresh(client: Client, gateway: Gateway) -> set[str]:
-    """The tools that have rows once they were refreshed."""
+    """Refresh, and return the stored tools."""
     assert client.post(f"/gateways/{gateway.slug}/tools/refresh/", headers=HTMX).status_code == 200
     return set(Feature.objects.offered().values_list("name", flat=True))
 

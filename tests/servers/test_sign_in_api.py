@@ -1,4 +1,4 @@
-"""Signing in at the issuer of a server from a program: POST /api/sign-ins, and what identities say of it."""
+"""Sign-in at a server's issuer from a program: POST /api/sign-ins, and the state of identities."""
 
 import json
 from collections.abc import Iterator
@@ -121,7 +121,7 @@ def test_nobody_signs_in_for_another_or_where_nobody_can(name: str, github: Serv
     assert not SignIn.objects.exists()
 
 
-def test_what_stands_against_a_sign_in_is_told(run: Run, github: Server) -> None:
+def test_obstacles_to_a_sign_in_are_reported(run: Run, github: Server) -> None:
     github.url = run(Issuer(metadata={"registration_endpoint": None}).app()).url
     github.save()
 
@@ -149,7 +149,7 @@ def test_a_server_that_names_another_issuer_is_an_event_with_the_sign_ins_it_end
 
 
 def signed_in(client: Client, server: Server) -> Any:
-    """The one identity that a sign-in brings."""
+    """Sign in, and return the one new identity."""
     client.get(consent(begin(client, {"server_id": str(server.pk)}).json()["authorization_url"]))
     (identity,) = client.get("/api/identities").json()["results"]
     return identity
@@ -191,7 +191,7 @@ def test_a_key_that_is_changed_during_a_sign_in_has_it_begun_again(
 
     refused = client.get(back).content.decode()
 
-    assert "The encryption key was changed meanwhile. Begin again." in refused
+    assert "The encryption key was changed meanwhile. Start again." in refused
     assert issuer.forms == [], "the code was used"
     assert not Identity.objects.exists()
 

@@ -1,4 +1,4 @@
-"""What a sign-in at the issuer of a server must never bring, whoever is at work meanwhile."""
+"""Security of sign-ins at a server's issuer, with concurrent changes."""
 
 import html
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ NEXT = "/settings/identities"
 
 @dataclass
 class Busy(Issuer):
-    """An issuer during whose exchange of a code something else happens."""
+    """An issuer that runs something else during the exchange of a code."""
 
     meanwhile: Callable[[], Any] | None = None
     issued: list[OAuthToken] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Github:
 
 @pytest.fixture(autouse=True)
 def _keys_of_this_test() -> Iterator[None]:
-    """What seals is made anew after a test that lost the key."""
+    """Recreate the cipher after a test that removed the key."""
     yield
     cipher.cache_clear()
 
@@ -155,13 +155,13 @@ CHANGES = {
     cut_off: "signed out",
     sign_out_everywhere: "signed out",
     archive: "GitHub has been archived.",
-    paste_keys: "Nobody signs in at GitHub any more",
-    take_off_the_gateway: "No gateway that you may use asks for an identity of yours at GitHub.",
+    paste_keys: "GitHub no longer uses sign-in",
+    take_off_the_gateway: "None of your gateways needs your own identity at GitHub.",
 }
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_what_changes_while_a_code_is_exchanged_leaves_no_identity_and_the_tokens_are_revoked(
+def test_changes_while_a_code_is_exchanged_leave_no_identity_and_the_tokens_are_revoked(
     change: Callable[..., None], github: Github, ann: User, boss: User
 ) -> None:
     client = browser(ann)
@@ -178,7 +178,7 @@ def test_what_changes_while_a_code_is_exchanged_leaves_no_identity_and_the_token
 
 
 @pytest.mark.parametrize("change", [archive, paste_keys, take_off_the_gateway], ids=lambda change: change.__name__)
-def test_what_changed_before_the_answer_came_is_seen_before_its_code_is_used(
+def test_changes_during_a_sign_in_are_seen_before_its_code_is_used(
     change: Callable[..., None], github: Github, ann: User, boss: User
 ) -> None:
     client = browser(ann)
@@ -329,7 +329,7 @@ def test_a_sign_in_whose_key_is_lost_is_revoked_here_and_nothing_is_sent(
     assert len(github.issuer.asked) == asked
 
 
-def test_of_many_sign_ins_that_a_person_begins_the_oldest_end(github: Github, ann: User, boss: User) -> None:
+def test_the_oldest_unfinished_sign_ins_of_a_person_end(github: Github, ann: User, boss: User) -> None:
     client, other = browser(ann), browser(boss)
     kept = consent(github.begin(other))
     oldest, second, *_ = [github.begin(client) for _ in range(MOST_OPEN + 1)]
@@ -337,7 +337,7 @@ def test_of_many_sign_ins_that_a_person_begins_the_oldest_end(github: Github, an
     assert SignIn.objects.filter(user=ann).count() == MOST_OPEN
     ended = client.get(consent(oldest))
     assert ended.status_code == 400
-    assert "ended because many others were begun after it" in words(ended)
+    assert "was replaced by newer ones" in words(ended)
     assert client.get(consent(second)).status_code == 302
     assert other.get(kept).status_code == 302
 
@@ -367,7 +367,7 @@ def test_a_registration_that_fails_leaves_the_one_of_before_in_force(github: Git
 
 @pytest.fixture
 def evil(github: Github, run: Run) -> Github:
-    """A server of the same gateway whose issuer is after what GitHub's grants."""
+    """A server of the same gateway whose issuer tries to get GitHub's tokens."""
     issuer = Busy()
     upstream = run(issuer.app())
     server = make.server(slug="evil", name="Evil", url=upstream.url, auth_type=AuthType.OAUTH)
@@ -380,7 +380,7 @@ def origin(github: Github) -> str:
 
 
 def mixed_up(evil: Github, client: Client, **instead: str) -> str:
-    """Where a sign-in at Evil leads that asks at GitHub instead, for the client that GitHub knows."""
+    """Return the authorization URL of a sign-in at Evil that points to GitHub, with the client GitHub knows."""
     asked = evil.begin(client, "/servers/evil/authenticate/")
     registration = ClientRegistration.objects.get(issuer=instead.pop("issuer"))
     theirs = {"client_id": registration.client_id, "redirect_uri": registration.redirect_uri, "resource": ""}
@@ -395,7 +395,7 @@ def test_a_code_of_one_issuer_is_never_sent_to_another(github: Github, evil: Git
     response = client.get(consent(asked_at_github))
 
     assert response.status_code == 400
-    assert "to the address of another issuer" in words(response)
+    assert "at the redirect URI of another issuer" in words(response)
     assert "/token" not in evil.issuer.asked
 
 
@@ -427,7 +427,7 @@ def test_a_client_entered_before_each_issuer_had_its_address_is_answered_at_the_
 
     response = client.get(consent(mixed_up(evil, client, issuer=origin(github))))
 
-    assert "to the address of another issuer" in words(response)
+    assert "at the redirect URI of another issuer" in words(response)
     assert github.sign_in(ann).issuer == origin(github)
 
 
@@ -519,7 +519,7 @@ def test_a_client_whose_secret_no_key_opens_has_to_be_entered_again(
 
     refused = words(client.post("/servers/github/authenticate/", {"next": NEXT}))
 
-    assert "No encryption key opens the client's secret. Enter the client again." in refused
+    assert "No encryption key decrypts the client's secret. Enter the client again." in refused
     enter(client, github)
     assert "Refresh" in client.post("/servers/github/authenticate/", {"next": NEXT})
 
@@ -529,12 +529,12 @@ def test_a_client_whose_secret_no_key_opens_has_to_be_entered_again(
 
 @pytest.fixture
 def _public(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The addresses of the tests are allowed private ones; here whatever answers counts as public."""
+    """Treat the tests' private addresses as public."""
     monkeypatch.setattr(Guard, "is_inside", lambda self, address: False, raising=False)
 
 
 @pytest.mark.usefixtures("_public")
-def test_what_a_public_server_names_is_not_called_at_a_private_address(github: Github, ann: User) -> None:
+def test_private_addresses_named_by_a_public_server_are_not_called(github: Github, ann: User) -> None:
     refused = browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
 
     assert "may not be called" in words(refused)

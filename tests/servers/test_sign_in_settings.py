@@ -1,4 +1,4 @@
-"""What an administrator sets of how people sign in at a server, by each door, and what that does."""
+"""An administrator's sign-in settings of a server, through each interface, and their effect."""
 
 import html
 import json
@@ -95,18 +95,18 @@ def test_an_issuer_that_names_itself_otherwise_is_refused_and_what_it_says_is_to
 
     refused = words(github.begin(browser(ann)))
 
-    assert f"describes another issuer than {github.origin}: {KNOWN_AS}." in refused
+    assert f"has metadata of another issuer than {github.origin}: {KNOWN_AS}." in refused
     assert not SignIn.objects.exists()
 
 
-def test_who_shares_a_sign_in_is_told_beside_its_label_why_it_cannot_begin(github: Github, boss: User) -> None:
+def test_a_shared_sign_in_that_cannot_begin_says_why_beside_its_label(github: Github, boss: User) -> None:
     github.issuer.metadata = {"issuer": KNOWN_AS}
     client, path = browser(boss), "/servers/github/identities/add/"
 
     refused, unnamed = client.post(path, {"label": "service"}), client.post(path, {"label": ""})
 
     assert (refused.status_code, unnamed.status_code) == (422, 422)
-    assert f"describes another issuer than {github.origin}: {KNOWN_AS}." in words(refused)
+    assert f"has metadata of another issuer than {github.origin}: {KNOWN_AS}." in words(refused)
     assert 'value="service"' in words(refused)
     assert "This field is required." in words(unnamed)
     assert not SignIn.objects.exists()
@@ -121,7 +121,7 @@ def test_an_issuer_may_name_itself_as_an_administrator_expects_and_in_no_other_w
     assert identity.issuer == github.origin, "what is granted belongs to where it was granted, not to a name"
     for other in (f"{KNOWN_AS}/", github.origin, "https://auth.example.com"):
         github.issuer.metadata = {"issuer": other}
-        assert "describes another issuer" in words(github.begin(browser(ann)))
+        assert "metadata of another issuer" in words(github.begin(browser(ann)))
 
 
 @pytest.mark.parametrize(("names", "taken"), [(KNOWN_AS, True), ("", True), ("its origin", False)])
@@ -203,7 +203,7 @@ def test_nobody_is_led_to_an_issuer_for_rights_that_may_not_be_asked_for(github:
 
     refused = github.begin(browser(ann), f"/identities/{identity.pk}/authenticate/")
 
-    assert "does not let people ask for here: admin. Signing in again would not bring them." in words(refused)
+    assert "does not let people ask for here: admin. Signing in again would not help." in words(refused)
 
 
 # --- By each door -----------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_each_door_sets_how_people_sign_in_and_it_is_an_event(door: str, github:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_what_ends_sign_ins_says_so_before_and_ends_them_when_that_is_agreed_to(
+def test_ending_sign_ins_is_announced_and_needs_a_confirmation(
     door: str, github: Github, ann: User, boss: User
 ) -> None:
     identity = github.sign_in(ann)
@@ -305,7 +305,7 @@ def test_what_ends_sign_ins_says_so_before_and_ends_them_when_that_is_agreed_to(
         ("authorization_endpoint", "https://10.0.0.5/authorize"),
     ],
 )
-def test_what_cannot_be_sent_is_refused_beside_its_field(
+def test_unsendable_values_are_refused_beside_their_field(
     name: str, value: str, door: str, github: Github, boss: User
 ) -> None:
     github.set(private=True)
@@ -335,7 +335,7 @@ def test_settings_come_with_a_server_that_is_registered(boss: User) -> None:
     }
 
 
-def test_who_may_only_view_servers_sets_nothing(github: Github) -> None:
+def test_people_who_may_only_view_servers_change_nothing(github: Github) -> None:
     viewer = make.user(Capability.SERVERS_TOGGLE, email="viv@example.com", is_staff=True)
 
     for door in DOORS.values():
@@ -393,7 +393,7 @@ def test_a_change_ends_what_would_not_be_granted_like_that_any_more_and_nothing_
     assert (identity.status == "active") == goes_on
 
 
-def test_what_is_taken_back_ends_what_was_granted_under_it(github: Github, ann: User, boss: User) -> None:
+def test_a_withdrawn_setting_ends_the_sign_ins_made_under_it(github: Github, ann: User, boss: User) -> None:
     github.issuer.metadata = {"issuer": KNOWN_AS}
     github.set(expected_issuer=KNOWN_AS, resource_sent="omit", fixed_scopes="read")
     github.sign_in(ann)
@@ -413,7 +413,7 @@ def test_a_sign_in_under_way_keeps_nothing_when_its_settings_change_meanwhile(
 
     answer = client.get(back)
 
-    assert "How one signs in at GitHub was changed while you signed in. Begin again." in words(answer)
+    assert "The sign-in settings of GitHub were changed while you signed in. Start again." in words(answer)
     assert github.issuer.forms == [], "the code was used"
     assert not Identity.objects.exists()
 
@@ -423,7 +423,7 @@ def test_a_sign_in_under_way_keeps_nothing_when_its_settings_change_meanwhile(
 
 @pytest.fixture
 def lasting(github: Github) -> Github:
-    """An issuer that says it grants lasting access, and refuses who asks for it."""
+    """An issuer that advertises offline access, and refuses requests for it."""
     github.issuer.metadata = {"scopes_supported": ["read", "offline_access"]}
     github.issuer.refuses_scope = "offline_access"
     return github
@@ -472,7 +472,7 @@ def test_that_happens_once(lasting: Github, ann: User) -> None:
     assert not SignIn.objects.exists()
 
 
-def test_who_did_not_ask_for_lasting_access_is_told_of_the_refusal(github: Github, ann: User) -> None:
+def test_a_refusal_without_offline_access_is_reported(github: Github, ann: User) -> None:
     github.issuer.refuses_scope = "read"
     client = browser(ann)
 

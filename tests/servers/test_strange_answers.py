@@ -1,4 +1,4 @@
-"""What a hostile or broken server may answer: it ends in time, in a sentence, in rows that can be kept."""
+"""Responses of hostile or broken servers: each ends in time, with a sentence and storable rows."""
 
 import json
 import socket
@@ -29,7 +29,7 @@ HTMX = {"HX-Request": "true"}
 
 @contextmanager
 def dripping(head: bytes) -> Iterator[str]:
-    """A server that says `head` at once and then a byte now and then, for minutes."""
+    """Yield a server that sends `head` at once and then single bytes, for minutes."""
     listener = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
 
@@ -70,7 +70,7 @@ def test_a_dripped_answer_is_given_up_when_its_time_is_over(head: bytes) -> None
 
 @contextmanager
 def pouring(head: bytes, more: bytes) -> Iterator[str]:
-    """A server that says `head` and then `more` again and again, as fast as it is read."""
+    """Yield a server that sends `head` and then `more` repeatedly, as fast as it is read."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def pour() -> None:
@@ -129,11 +129,11 @@ def test_a_list_without_end_is_given_up(run: Run) -> None:
         discover_features(make.server(url=run(scripted({"initialize": GREETING, "tools/list": tools})).url), None)
 
 
-# Words that no row and no header can hold
+# Text that no row and no header can store
 
 
 def scripted(replies: dict[str, Any], headers: list[tuple[bytes, bytes]] | None = None) -> App:
-    """A server that answers each method with the JSON text made of its reply."""
+    """Return a server that answers each method with its reply as JSON."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -156,7 +156,7 @@ UNSUPPORTED = {"error": {"code": -32022, "message": "", "data": {"supported": ["
     [
         (
             scripted({"initialize": GREETING}, [(b"mcp-session-id", "sé".encode("latin-1"))]),
-            "opened a session whose id no header can carry",
+            "opened a session with an id that cannot be sent in a header",
         ),
         (scripted({"initialize": {"result": {"protocolVersion": "\ud800"}}}), "speaks MCP \N{REPLACEMENT CHARACTER},"),
         (scripted({"initialize": {"result": {"protocolVersion": ["2025-11-25"]}}}), "speaks MCP of no version"),

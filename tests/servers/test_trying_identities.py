@@ -1,4 +1,4 @@
-"""A credential is tried at its server when somebody brings it; a refused one is said to be refused, never active."""
+"""A new credential is tested at its server; a refused one is shown as refused, never as active."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ REFUSED = "Notes answered 401: it refused the credential. Use another one, or ke
 
 
 def notes() -> App:
-    """A server that takes one key only."""
+    """Return a server that accepts one key only."""
     return upstreams.guarded(upstreams.whoami_server(), "authorization", f"Bearer {RIGHT[:-1]}")
 
 
@@ -39,7 +39,7 @@ def link(server: Server, ana: User) -> Connection:
 
 
 def consent(client: Client, link: Connection) -> str:
-    """The page of a new flow that asks for the identity."""
+    """Return the page of a new flow that asks for the identity."""
     first = begin(client, make.agent(by=link.user), gateway=link.gateway.slug)
     return str(client.post(first, {"gateway": link.gateway.slug})["Location"])
 

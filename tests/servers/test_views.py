@@ -27,7 +27,7 @@ def text(response: Any) -> str:
 
 
 def filled(**values: Any) -> dict[str, Any]:
-    """The form of a server that nothing is wrong with."""
+    """Return a valid form of a server."""
     return {"name": "Docs", "url": "http://127.0.0.1:9/mcp", "auth_type": "none", "timeout_seconds": 30} | values
 
 
@@ -208,13 +208,13 @@ def test_a_taken_slug_gets_a_number(ana: User, sign_in: SignIn) -> None:
         ({"name": ""}, "name", "This field is required."),
         ({"name": "x" * 81}, "name", "at most 80 characters"),
         ({"name": "tAkEn"}, "name", "A server with this name already exists."),
-        ({"name": "日本"}, "slug", "No slug can be made of this name."),
+        ({"name": "日本"}, "slug", "No slug can be made from this name."),
         ({"slug": "Not A Slug"}, "slug", "Use lower-case letters"),
         ({"slug": "two--hyphens"}, "slug", "Use lower-case letters"),
         ({"slug": "x" * 17}, "slug", "at most 16 characters"),
-        ({"slug": "taken"}, "slug", "This slug has been given out before."),
-        ({"slug": "gone"}, "slug", "This slug has been given out before."),
-        ({"slug": "add"}, "slug", "is a word of this site"),
+        ({"slug": "taken"}, "slug", "This slug was used before."),
+        ({"slug": "gone"}, "slug", "This slug was used before."),
+        ({"slug": "add"}, "slug", "is reserved for this site"),
         ({"url": ""}, "url", "This field is required."),
         ({"url": "nonsense"}, "url", "must start with https://"),
         ({"url": "ftp://example.com/"}, "url", "must start with https://"),
@@ -228,14 +228,14 @@ def test_a_taken_slug_gets_a_number(ana: User, sign_in: SignIn) -> None:
         ({"url": "https://user:pass@127.0.0.1/"}, "url", "Leave credentials out"),
         ({"url": "http://127.0.0.1/a b"}, "url", "This is not a URL."),
         ({"url": "http://127.0.0.1:99999/"}, "url", "This is not a URL."),
-        ({"url": "http://127.0.0.1/mcp#top"}, "url", "Leave out the #"),
+        ({"url": "http://127.0.0.1/mcp#top"}, "url", "Remove the #"),
         ({"url": "https://" + "x" * 500}, "url", "at most 500 characters"),
         ({"auth_type": "magic"}, "auth_type", "Select a valid choice"),
-        ({"auth_type": "header"}, "header_name", "Name the header"),
-        ({"auth_type": "header", "header_name": "X Key"}, "header_name", "Name the header"),
-        ({"auth_type": "header", "header_name": "X-Key\r\nEvil"}, "header_name", "Name the header"),
-        ({"auth_type": "header", "header_name": "Host"}, "header_name", "The gateway fills in this header"),
-        ({"auth_type": "header", "header_name": "Mcp-Session-Id"}, "header_name", "The gateway fills in this header"),
+        ({"auth_type": "header"}, "header_name", "Enter the name of the header"),
+        ({"auth_type": "header", "header_name": "X Key"}, "header_name", "Enter the name of the header"),
+        ({"auth_type": "header", "header_name": "X-Key\r\nEvil"}, "header_name", "Enter the name of the header"),
+        ({"auth_type": "header", "header_name": "Host"}, "header_name", "The gateway sets this header"),
+        ({"auth_type": "header", "header_name": "Mcp-Session-Id"}, "header_name", "The gateway sets this header"),
         ({"timeout_seconds": "0"}, "timeout_seconds", "greater than or equal to 1"),
         ({"timeout_seconds": "121"}, "timeout_seconds", "less than or equal to 120"),
         ({"timeout_seconds": "soon"}, "timeout_seconds", "Enter a whole number."),
@@ -389,7 +389,10 @@ def test_a_failed_test_says_why_with_and_without_script(ana: User, sign_in: Sign
     fragment = text(client.post(f"/servers/{server.slug}/test/", headers=HTMX))
     page = text(client.post(f"/servers/{server.slug}/test/", follow=True))
 
-    assert "The server refused the connection: nothing listens there; check the port, and whether it runs." in fragment
+    assert (
+        "The server refused the connection: nothing listens at the port; check the port, and that the server runs."
+        in fragment
+    )
     assert (
         page.count("The server refused the connection: nothing listens there") == 2
     )  # the toast, and what the page remembers
@@ -424,7 +427,7 @@ def test_a_name_that_somebody_else_takes_while_one_saves_is_said_and_keeps_what_
         refused = client.post("/servers/docs/edit/", filled(timeout_seconds=12))
 
     assert refused.status_code == 422
-    assert "This name or slug was taken just now. Choose another." in text(refused)
+    assert "This name or slug has just been taken. Choose another." in text(refused)
     assert refused.context["form"]["timeout_seconds"].value() == "12"
     server = Server.objects.get(slug="docs")
     assert (server.name, server.timeout_seconds) == ("Handbook", 30)
@@ -531,5 +534,5 @@ def test_a_server_cannot_be_this_gateway_itself(ana: User, sign_in: SignIn, url:
     response = sign_in(ana).post("/servers/add/", filled(url=url))
 
     assert response.status_code == 422
-    assert "This is an address of this gateway itself; its calls would go in a circle." in text(response)
+    assert "This is an address of this gateway itself, so its calls would loop." in text(response)
     assert not Server.objects.exists()

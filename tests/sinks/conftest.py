@@ -1,4 +1,4 @@
-"""Sinks of this test, and their receiving ends."""
+"""Sinks of this test, and their receivers."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ def hook(loopback_is_allowed: None) -> Iterator[Webhook]:
 
 
 class Bucket:
-    """A bucket of a server that speaks S3, and what is in it."""
+    """A bucket of an S3 server, and its objects."""
 
     def __init__(self, place: str) -> None:
         self.url = f"{place}/{BUCKET}/gateway"
@@ -48,7 +48,7 @@ class Bucket:
         return bytes(self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read())
 
     def rows(self, log: str = "call") -> list[dict[str, Any]]:
-        """The rows of all objects, those that came twice twice."""
+        """Return the rows of all objects, including duplicates."""
         texts = [self.read(name) for name in self.names() if name.startswith(f"gateway/{log}/")]
         return [json.loads(line) for text in texts for line in gzip.decompress(text).splitlines()]
 
@@ -72,7 +72,7 @@ def bucket(s3_server: str, loopback_is_allowed: None) -> Iterator[Bucket]:
 
 @pytest.fixture
 def to_hook(hook: Webhook) -> MakeSink:
-    """Makes a sink that sends to `hook`."""
+    """Return a function that makes a sink for `hook`."""
 
     def make(**fields: Any) -> Sink:
         told = {"name": "Archive", "kind": "webhook", "address": hook.url, "secret": SECRET, "by": None}

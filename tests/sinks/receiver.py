@@ -1,4 +1,4 @@
-"""The receiving end: a webhook over HTTP that checks every signature, and a syslog receiver over TCP or TLS."""
+"""Receivers: a webhook over HTTP that checks every signature, and a syslog receiver over TCP or TLS."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ type Answer = Callable[["Request"], None]
 
 
 class Request:
-    """One delivery, and how it is answered."""
+    """One delivery, and its answer."""
 
     def __init__(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
         self.handler, self.body, self.headers = handler, body, dict(handler.headers.items())
@@ -37,7 +37,7 @@ class Request:
         return [json.loads(line) for line in gzip.decompress(self.body).splitlines()]
 
     def is_signed(self) -> bool:
-        """Whether the signature is that of the body as it came."""
+        """True if the signature matches the received body."""
         found = {name.lower(): value for name, value in self.headers.items()}
         made = signature(signing_key(SECRET), found["webhook-id"], found["webhook-timestamp"], self.body)
         return found["webhook-signature"] == f"v1,{made}"
@@ -50,13 +50,13 @@ class Request:
         self.handler.end_headers()
 
     def send(self, raw: bytes) -> None:
-        """Write anything at all, and hang up."""
+        """Write raw bytes, and disconnect."""
         self.handler.wfile.write(raw)
         self.handler.close_connection = True
 
 
 def unreadable(status: int, **headers: str) -> Answer:
-    """Answer with a body that cannot be unpacked."""
+    """Answer with a body that cannot be decompressed."""
 
     def answer(request: Request) -> None:
         head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
@@ -67,8 +67,10 @@ def unreadable(status: int, **headers: str) -> Answer:
 
 
 class Webhook:
-    """What was delivered, acknowledged or not; `script` holds the answers to come, then all are acknowledged, but those
-    that `refuses` says a status to."""
+    """Records deliveries, acknowledged or not.
+
+    `script` has the next answers; afterwards all are acknowledged, except those for which `refuses` returns a status.
+    """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -135,7 +137,7 @@ def webhook() -> Iterator[Webhook]:
 
 
 class Syslog:
-    """The messages that came, cut by their octet counts; its machine takes `room` bytes before they are read."""
+    """Collects messages by their octet counts; the machine buffers `room` bytes before they are read."""
 
     def __init__(self, tls: ssl.SSLContext | None = None, room: int = 1 << 20) -> None:
         self.messages: list[bytes] = []

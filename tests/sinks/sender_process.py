@@ -1,4 +1,4 @@
-"""A process that sends the logs as each worker does, until it is killed: `python -m tests.sinks.sender_process`."""
+"""A process that sends the logs like the chores process, until it is killed: `python -m tests.sinks.sender_process`."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The archive of old calls: nothing is dropped that is not in it whole, and everything in it is found again."""
+"""The archive of old calls: only completely archived calls are dropped, and every archived call can be found."""
 
 import io
 import json
@@ -45,7 +45,7 @@ OLD = 40  # Days, past the retention of 30.
 
 @pytest.fixture(params=["folder", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, settings: LazySettings) -> str:
-    """Where the archive is."""
+    """The address of the archive."""
     if request.param == "s3":
         bucket: Bucket = request.getfixturevalue("bucket")
         settings.ARCHIVE, settings.ARCHIVE_KEYS = bucket.url, KEYS
@@ -72,7 +72,7 @@ def old(days: int = OLD, **fields: Any) -> Call:
 
 
 def chores() -> dict[str, Any]:
-    """What housekeeping does to old calls; those that fail are left out."""
+    """Run the chores for old calls; failed ones are left out."""
     names = ["partitions_archived", "partitions_not_archived", "rollups_dropped", "calls_dropped_unsent"]
     names += ["partitions_dropped"]
     done: dict[str, Any] = {}
@@ -119,7 +119,7 @@ def test_old_calls_are_archived_then_dropped_and_found_again(place: str) -> None
 
 
 def test_rows_read_from_the_archive_have_the_digests_that_were_sealed(folder: Path) -> None:
-    """Whoever has the checkpoints can prove an archive too."""
+    """So an archive can be proved with the checkpoints, too."""
     sealing.keep_up()
     made = [call(request_payload={"b": n, "a": [1.5, None]}, client_ip="10.0.0.1") for n in range(4)]
     sealing.keep_up()
@@ -166,14 +166,14 @@ def test_without_an_archive_old_calls_are_dropped_as_before(settings: LazySettin
     assert not ArchivedPartition.objects.exists()
 
 
-def test_what_does_not_read_as_it_was_written_is_not_archived(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_differ_when_read_back_are_not_archived(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = old(duration_ms=1.5)
     plain = archive._plain
     monkeypatch.setattr(archive, "_plain", lambda row: plain(row) | {"duration_ms": 2.5})
 
     done = chores()
 
-    assert "does not read as the rows" in str(done["failed"])
+    assert "was read back with other rows" in str(done["failed"])
     assert Call.objects.get().uid == made.uid
     monkeypatch.undo()
     assert chores()["partitions_dropped"] == 1
@@ -193,7 +193,7 @@ def test_partition_that_got_a_row_since_is_archived_again(place: str) -> None:
 
 
 def test_archiving_that_was_cut_short_is_done_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files were written, and their manifest was not: those are there already, or are others, which nobody names."""
+    """Files were written without a manifest: they exist already, or are unreferenced."""
     made = {str(old().uid) for _ in range(6)}
     [(name, span)] = Call.partitions.expired((timezone.now() - 30 * DAY).date())
     monkeypatch.setattr(archive.Manifest, "written", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -260,7 +260,7 @@ def test_dropped_and_archived_rows_are_no_finding(folder: Path) -> None:
 
 @pytest.mark.full
 def test_commands_as_printed(tmp_path: Path) -> None:
-    """Each in a process of its own, the search in one that has no database."""
+    """Each command has its own process, the search one without a database."""
     moment = timezone.now() - OLD * DAY
     made = [str(old(feature_name=name).uid) for name in ("create_issue", "other")]
     page = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()

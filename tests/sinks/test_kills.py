@@ -1,4 +1,4 @@
-"""kill -9 of who sends, at any moment, while several write: no row is missing at the receiving end."""
+"""kill -9 of senders at any time, with several writers: no row is missing at the receiver."""
 
 import os
 import random
@@ -32,11 +32,11 @@ from tests.workspace import ROOT
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("kill")]
 
 WRITERS = 3
-WHOLE = {"SENDER_MOST_ROWS": str(reading.MOST_ROWS)}  # At once, of what is left at the end.
+WHOLE = {"SENDER_MOST_ROWS": str(reading.MOST_ROWS)}  # At once, of the rows left at the end.
 
 
 def sender(**more: str) -> subprocess.Popen[bytes]:
-    """One more process that sends; PostgreSQL is the one of the tests."""
+    """Start another sender, on the tests' PostgreSQL."""
     settings = connection.settings_dict
     own = {"SENDER_DATABASE": settings["NAME"], "DJANGO_SETTINGS_MODULE": "gatewayadmin.settings", **more}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
@@ -46,7 +46,7 @@ def sender(**more: str) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def writing(chance: random.Random) -> Iterator[set[str]]:
-    """Several write all the while, in transactions of any length that may be undone; the rows that were committed."""
+    """Write continuously in several transactions of any length, some rolled back; yields the committed rows."""
     over, committed = threading.Event(), set[str]()
 
     def one(own: random.Random) -> None:
@@ -79,9 +79,7 @@ def writing(chance: random.Random) -> Iterator[set[str]]:
 def test_killed_senders_leave_out_no_row(
     kills: int, to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Some are killed at any moment, some when the receiver has taken rows and not answered yet, some when rows were on
-    the way that never came. What came twice is told by its id.
-    """
+    """Senders die at any time: before an acknowledgement, or with rows lost on the way. Duplicates are found by id."""
     chance = random.Random(request.node.name)
     Call.partitions.make_for(datetime.now(UTC).date())
     to_hook()
@@ -92,7 +90,7 @@ def test_killed_senders_leave_out_no_row(
         return len(hook.requests) >= wanted
 
     def kill_first(taken: Request) -> None:
-        """The rows are taken or lost on the way; the answer never comes through."""
+        """Kill the sender before the answer; the rows are received or lost."""
         if taken_first:
             hook.rows += taken.rows
             hook.acknowledged.update(row["id"] for row in taken.rows)
@@ -129,9 +127,9 @@ def test_killed_senders_leave_out_no_row(
 
 
 def kill_senders(kills: int, name: str, deliveries: Callable[[], int], arrived: Callable[[], list[str]]) -> str:
-    """Kill senders at any moment after `deliveries`, until all rows that were committed have `arrived`; the figures.
+    """Kill senders at any time after `deliveries`, until all committed rows have `arrived`; return the figures.
 
-    What was taken and not noted comes once more, and is told by its id.
+    Rows received but not recorded are sent again, and recognised by id.
     """
     chance = random.Random(name)
     with writing(chance) as committed:
@@ -160,7 +158,7 @@ def kill_senders(kills: int, name: str, deliveries: Callable[[], int], arrived: 
 def test_killed_senders_leave_no_row_out_of_a_bucket(
     kills: int, bucket: Bucket, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was put and not noted is put once more, under its name or another."""
+    """Objects written but not recorded are written again, under the same or another name."""
     Call.partitions.make_for(datetime.now(UTC).date())
     Sink.objects.add(name="Bucket", kind="s3", address=bucket.url, secret=KEYS, sends_events=False, by=None)
     said = kill_senders(

@@ -1,4 +1,4 @@
-"""Sinks that keep objects in S3: each row at least once, and nothing that is there written over."""
+"""Sinks that write objects to S3: each row at least once, without overwriting objects."""
 
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -60,7 +60,7 @@ def test_rows_are_kept_as_parquet(bucket: Bucket) -> None:
 
 
 def test_delivery_that_is_repeated_makes_no_other_object(bucket: Bucket) -> None:
-    """Its acknowledgement was lost: the sink is where it was."""
+    """Its acknowledgement was lost, so the sink's position has not changed."""
     sink = to(bucket, sends_events=False)
     made = {str(call().uid) for _ in range(4)}
     before = {name: getattr(sink, name) for name in reading.POSITION}
@@ -117,7 +117,7 @@ def test_store_that_refuses_is_tried_later_and_loses_nothing(bucket: Bucket, s3_
         ({"secret": "no colon"}, "its id, a colon, its secret"),
     ],
 )
-def test_what_is_no_bucket_is_refused_in_words(fields: dict[str, str], words: str, bucket: Bucket) -> None:
+def test_an_invalid_bucket_is_refused_in_words(fields: dict[str, str], words: str, bucket: Bucket) -> None:
     with pytest.raises((BadSinkAddress, BadSinkSecret), match=words):
         to(bucket, **fields)
 
@@ -164,7 +164,7 @@ def test_region_is_that_of_the_address(address: str, region: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["s3", "folder"])
-def test_what_is_there_is_never_written_over(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_existing_objects_are_never_overwritten(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     store: S3 | Folder = Folder(tmp_path)
     if kind == "s3":
         bucket: Bucket = request.getfixturevalue("bucket")

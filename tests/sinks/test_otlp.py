@@ -1,4 +1,4 @@
-"""Sinks that are collectors of OpenTelemetry: rows as log records, read with OpenTelemetry's own messages."""
+"""OpenTelemetry collectors as sinks: rows as log records, decoded with OpenTelemetry's own messages."""
 
 import json
 from collections.abc import Iterator
@@ -107,7 +107,7 @@ def test_the_resource_is_sent(collector: Collector, settings: Any) -> None:
 
 
 def test_a_record_that_is_rejected_is_found_left_out_and_named(collector: Collector) -> None:
-    """A collector says how many, and not which."""
+    """A collector states how many records it rejected, but not which."""
     sink = to(collector, secret=HEADERS)
     made = [call() for _ in range(9)]
     bad = str(made[4].uid)
@@ -184,7 +184,9 @@ def test_a_delivery_that_is_too_large_is_sent_in_halves(collector: Collector) ->
         ("text/html", b"<html>", 0),
     ],
 )
-def test_what_an_acknowledgement_says_of_rejected_records_is_read(media_type: str, body: bytes, number: int) -> None:
+def test_the_number_of_rejected_records_is_read_from_an_acknowledgement(
+    media_type: str, body: bytes, number: int
+) -> None:
     assert otlp.rejected(media_type, body) == number
 
 
@@ -228,7 +230,7 @@ def test_a_whole_number_of_any_size_is_told(number: int) -> None:
     assert (value.int_value if fits else value.string_value) == (number if fits else str(number))
 
 
-def test_what_is_nested_stays_as_it_was_recorded_however_large_or_deep() -> None:
+def test_nested_values_stay_as_recorded_however_large_or_deep() -> None:
     number, deep = "9" * 40, "[" * 50_000 + "]" * 50_000
     nested = f'{{"n": {number}, "d": {deep}, "s": "\\"}}]"}}'
     found = dict(otlp.fields_of(f'{{"id":"x","request_payload":{nested},"last":2}}'.encode()))
@@ -257,7 +259,7 @@ def test_logs_are_posted_at_the_usual_path_unless_the_address_has_one(address: s
     "secret", ["of-secrecy", "a b=of-secrecy", "X=a%0d%0aB: of-secrecy", "Host=of-secrecy", "Content-Type=of-secrecy"]
 )
 def test_headers_that_cannot_be_sent_are_refused_without_a_word_of_them(collector: Collector, secret: str) -> None:
-    with pytest.raises(BadSinkSecret, match="Headers look like") as caught:
+    with pytest.raises(BadSinkSecret, match="Write headers like") as caught:
         to(collector, secret=secret)
     assert "of-secrecy" not in str(caught.value)
 
@@ -269,7 +271,7 @@ def test_a_collector_is_where_servers_may_be(address: str) -> None:
 
 
 def test_headers_are_not_shown_to_another_place_than_they_were_entered_for(collector: Collector) -> None:
-    """Who may set a sink up may not read its secret."""
+    """A person who may set up a sink may still not read its secret."""
     sink = to(collector, secret=HEADERS)
     with pytest.raises(BadSinkSecret, match="Enter it again"):
         sink.edit(address="http://127.0.0.1:9/v1/logs", by=None)

@@ -1,4 +1,4 @@
-"""The other kinds of receivers, where sinks may be, and who may set them up."""
+"""The other kinds of receivers, allowed addresses, and who may set sinks up."""
 
 import json
 import os
@@ -42,7 +42,7 @@ ALL = frozenset(Capability)
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """How a receiver at 127.0.0.1 proves who it is, by an authority that this machine trusts."""
+    """TLS certificate of a receiver at 127.0.0.1, from an authority trusted by this machine."""
     pem = tmp_path / "logs.pem"
     context = certificate(pem, "127.0.0.1")
     monkeypatch.setattr(guard, "tls", lambda: ssl.create_default_context(cafile=str(pem)))
@@ -160,7 +160,7 @@ def test_address_that_may_not_be_called_is_refused_in_words(kind: str, address: 
 
 
 def test_place_that_turned_private_is_not_called(to_hook: MakeSink, hook: Webhook, settings: LazySettings) -> None:
-    """A public name that leads inside later (DNS rebinding), though the inside may be called by others."""
+    """A public name that resolves to a private address later (DNS rebinding), although that range is allowed."""
     sink = to_hook(sends_events=False)
     Sink.objects.update(private=False)
     call()
@@ -298,7 +298,7 @@ def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
     assert signing_key("whsec_not base64!") == b"whsec_not base64!"
 
 
-REGULAR = "this one is too regular to be random"
+REGULAR = "this one is too regular"
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ ADDRESS_TOKEN = "T0KENinTHEpath"
 
 @pytest.fixture
 def tokened(to_hook: MakeSink, hook: Webhook) -> Sink:
-    """A sink whose address holds a token, as those of chats and collectors do."""
+    """A sink whose URL contains a token, as those of chats and collectors do."""
     return to_hook(address=f"{hook.url}/{ADDRESS_TOKEN}?token={ADDRESS_TOKEN}", sends_payloads=True)
 
 

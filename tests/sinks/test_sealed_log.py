@@ -1,6 +1,6 @@
-"""Two hundred attacks on a sealed log of four days: `verify_log` finds each, and says which time is unproved.
+"""Two hundred attacks on a sealed log of four days: `verify_log` finds each, and names the unproved period.
 
-Each is tried with the public key kept outside and what a sink received, and with one of the two.
+Each is tried with the public key stored elsewhere and a sink's copy, and with only one of them.
 """
 
 import io
@@ -47,13 +47,13 @@ def day(ago: int) -> datetime:
 
 
 def named(ago: int) -> str:
-    """The partition of a day."""
+    """Return the partition of a day."""
     return f"auditlog_call_{day(ago):%Y_%m_%d}"
 
 
 @contextmanager
 def clock(at: datetime) -> Iterator[None]:
-    """Seal as if it were then."""
+    """Seal with the clock set to this time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sealing, "timezone", SimpleNamespace(now=lambda: at))
         yield
@@ -61,7 +61,7 @@ def clock(at: datetime) -> Iterator[None]:
 
 @pytest.fixture
 def log(to_hook: MakeSink, hook: Webhook) -> list[str]:
-    """Four days of calls and admin events, sealed three times a day; what a sink received of them."""
+    """Four days of calls and admin events, sealed three times a day, and the sink's copy of them."""
     Call.partitions.drop_before(day(DAYS[0] + 1).date())  # Of other tests.
     now = timezone.now()
     with clock(day(DAYS[0])):
@@ -86,7 +86,7 @@ def log(to_hook: MakeSink, hook: Webhook) -> list[str]:
 
 
 def by_hand(statement: str, *parameters: Any) -> int:
-    """Change what triggers protect, as the owner of the database can; return the number of rows."""
+    """Change rows protected by triggers, as the owner of the database can; return the number of rows."""
     with connection.cursor() as cursor:
         cursor.execute("SET session_replication_role = replica")
         cursor.execute(statement, parameters)
@@ -154,7 +154,7 @@ def copy_call(ago: int) -> None:
 
 
 def copy_event(ago: int) -> None:
-    """One more in the place of a row that is gone."""
+    """Insert another row in place of a deleted one."""
     one, other = event_of(ago), uuid4()
     must(by_hand("UPDATE auditlog_event SET uid = %s WHERE id = %s", other, one.pk))
 
@@ -200,7 +200,7 @@ def cut_tail(ago: int) -> None:
 
 
 def roll_back(ago: int) -> None:
-    """Everything as it was on that day at two minutes past midnight."""
+    """Restore the state of two minutes past midnight on that day."""
     at = call_of(ago).created_at
     cut_tail(ago)
     for table in ("auditlog_call", "auditlog_event"):
@@ -208,7 +208,7 @@ def roll_back(ago: int) -> None:
 
 
 def cut_and_seal_anew(ago: int) -> None:
-    """Remove a row, and have the gateway seal what is left."""
+    """Remove a row, and let the gateway seal the rest."""
     at = call_of(ago)
     cut_tail(ago)
     must(by_hand("DELETE FROM auditlog_call WHERE uid = %s", at.uid))
@@ -240,7 +240,7 @@ def drop_and_forget(ago: int) -> None:
 
 
 def drop_as_if_by_retention(ago: int) -> None:
-    """With a record of it, signed with another key."""
+    """Drop a partition with a record signed by another key."""
     drop_and_forget(ago)
     last = Checkpoint.objects.order_by("-number")[0]
     said = {
@@ -274,7 +274,7 @@ def on_checkpoint(change: Callable[[Checkpoint], object]) -> Callable[[int], Non
 
 
 def void(_: object) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def right_key() -> Ed25519PrivateKey:
@@ -350,7 +350,7 @@ CHECKPOINTS: dict[str, Callable[[int], None]] = {
 }
 # What the signatures alone tell, by a key that was kept outside.
 BY_KEY = {"sign with another key", "drop the partition as if by retention"}
-# What only a copy elsewhere can tell: the end is gone, or whoever did it has the key, or the gateway to sign for them.
+# Attacks only a copy elsewhere can reveal: the end is gone, or the attacker has the key or the gateway's signature.
 LAST: dict[str, Callable[[int], None]] = {
     "cut the checkpoints from here on": cut_tail,
     "roll everything back": roll_back,
@@ -379,7 +379,7 @@ ATTACKS += [
 
 
 def after(attack: Callable[[], None], keys: list[bytes] | None, lines: list[str] | None) -> Report:
-    """What is found after an attack, which is undone."""
+    """Return the findings after an attack, which is rolled back."""
     with transaction.atomic(), connection.cursor() as cursor:
         attack()
         received = Received.read(lines) if lines is not None else None
@@ -408,7 +408,7 @@ def test_each_of_two_hundred_attacks_is_found_with_the_time_it_leaves_unproved(l
 
 
 def told(words: list[str]) -> str:
-    """What the command prints, which must find nothing."""
+    """Run the command, which must find nothing, and return its output."""
     out = io.StringIO()
     call_command("verify_log", *words, stdout=out)
     return out.getvalue()
@@ -416,7 +416,7 @@ def told(words: list[str]) -> str:
 
 @pytest.fixture
 def kept(log: list[str], tmp_path: Path) -> tuple[str, Path]:
-    """The public key and the file of a sink, kept elsewhere."""
+    """The public key and a sink's file, stored elsewhere."""
     key, received = tmp_path / "key.pem", tmp_path / "received.jsonl"
     key.write_text(told(["--print-key"]))
     received.write_text("\n".join(log))
@@ -435,7 +435,7 @@ def test_log_is_proved_by_the_key_and_the_file_and_says_up_to_when(kept: tuple[s
     assert "Unproved" not in said
 
 
-def test_what_retention_drops_is_sealed_and_what_others_drop_is_not(kept: tuple[str, Path]) -> None:
+def test_drops_by_retention_are_sealed_and_other_drops_are_not(kept: tuple[str, Path]) -> None:
     words = ["--public-key", kept[0], "--received", str(kept[1])]
     assert sealing.drop_before(day(1).date()) >= 1
     assert f"{Call.objects.count()} calls and" in told(words)
@@ -450,7 +450,7 @@ def test_file_without_a_checkpoint_is_refused(kept: tuple[str, Path], log: list[
     rows = [line for line in log if json.loads(line)["log"] == "call"] if lines == "an export" else []
     kept[1].write_text("\n".join(rows))
 
-    with pytest.raises(CommandError, match="holds no checkpoint") as refusal:
+    with pytest.raises(CommandError, match="has no checkpoint") as refusal:
         told(["--received", str(kept[1])])
     assert refusal.value.returncode == 2
 
@@ -476,7 +476,7 @@ def test_rows_of_the_file_that_are_other_than_here_are_named(log: list[str]) -> 
 
 
 def test_file_that_begins_and_ends_somewhere_proves_what_it_has(log: list[str]) -> None:
-    """As one of each day does, or one that is still being written."""
+    """For example the file of one day, or one still being written."""
     for part in (log[len(log) // 2 :], log[: len(log) // 2], log[10:-10]):
         received = Received.read(part)
         assert [one.sentence for one in verifying.verify(received=received).findings] == []
@@ -487,15 +487,15 @@ def test_checkpoint_that_does_not_follow_on_the_one_before_is_found_with_the_rig
     last = Checkpoint.objects.order_by("-number")[0]
     resign(last, {"previous": "00" * 32}, right_key())
     [finding] = verifying.verify(trusted).findings
-    assert finding.sentence.startswith(f"Checkpoint {last.number} does not follow on the one before it")
+    assert finding.sentence.startswith(f"Checkpoint {last.number} does not continue the one before it")
 
     resign(last, {"after_id": 1}, right_key())
     [finding] = verifying.verify(trusted).findings
-    assert "does not begin where the one before it ends" in finding.sentence
+    assert "does not start where the one before it ends" in finding.sentence
 
 
 def test_checkpoints_that_were_cut_off_are_found_by_the_file_with_the_time_they_proved(log: list[str]) -> None:
-    """The very last one was made since, and is in no file."""
+    """The last checkpoint is newer than the file."""
     bodies = [orjson.loads(body) for body in Checkpoint.objects.order_by("number").values_list("body", flat=True)]
     by_hand("DELETE FROM auditlog_checkpoint WHERE number > %s", bodies[-4]["number"])
 
@@ -504,12 +504,12 @@ def test_checkpoints_that_were_cut_off_are_found_by_the_file_with_the_time_they_
     said = {one.sentence: one.unproved for one in report.findings}
     since = datetime.fromisoformat(bodies[-4]["sealed_at"])
     for body in bodies[-3:-1]:
-        sentence = f"Checkpoint {body['number']} was received elsewhere, and is not here."
+        sentence = f"Checkpoint {body['number']} was received by the sink, but is not here."
         assert said[sentence] == (since, datetime.fromisoformat(body["sealed_at"]))
 
 
 def test_chain_of_an_earlier_release_is_proved_and_says_when_events_are_not(log: list[str]) -> None:
-    """It sealed calls only, and did not seal what retention dropped."""
+    """It sealed calls only, and not the partitions dropped by retention."""
     by_hand("DELETE FROM auditlog_checkpoint WHERE body LIKE %s", '%"kind":"events"%')
     previous = None
     for number, one in enumerate(Checkpoint.objects.order_by("number"), 1):

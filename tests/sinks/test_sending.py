@@ -1,4 +1,4 @@
-"""What a sink gets: every committed row, at least once, whatever the receiver and the writers do."""
+"""A sink gets every committed row at least once, whatever receiver and writers do."""
 
 import json
 import socket
@@ -85,7 +85,7 @@ def test_number_of_any_size_is_sent_as_it_was_written(to_hook: MakeSink, hook: W
     assert [row["request_payload"] for row in hook.rows] == [{"a": 10**30}]
 
 
-def test_what_nobody_foresaw_is_told_and_tried_later(to_hook: MakeSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_are_reported_and_retried_later(to_hook: MakeSink, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = to_hook(sends_events=False)
     call()
 
@@ -110,7 +110,7 @@ def test_row_that_commits_after_later_ones_is_sent(
         second = write(quick)
         quick.commit()
 
-        assert sending.send_undelivered(sink.pk) == 0  # Whoever has a lower id may still come.
+        assert sending.send_undelivered(sink.pk) == 0  # A row with a lower id may still be committed.
         slow.commit()
 
     assert sending.send_undelivered(sink.pk) == 2
@@ -132,7 +132,7 @@ def test_calls_that_took_long_are_sent_with_the_next_stretch(to_hook: MakeSink, 
 
 
 def test_paused_for_long_goes_on_where_it_was(to_hook: MakeSink, hook: Webhook) -> None:
-    """Days of rows, some of them of calls that took hours, and batches of three."""
+    """Days of rows, some of calls that took hours, in batches of three."""
     sink = to_hook(sends_events=False)
     then = timezone.now() - 6 * DAY
     Sink.objects.update(calls_at=then, near_from=then - NEAR)
@@ -189,7 +189,7 @@ def test_checkpoints_come_with_the_calls(to_hook: MakeSink, hook: Webhook) -> No
 
 
 def test_a_checkpoint_that_came_twice_as_another_one_is_told_whichever_came_last(db: None) -> None:
-    """Who can sign anew can also have a sink get the rewritten ones, after those of before."""
+    """An attacker who can sign again can also send rewritten checkpoints to a sink, after the original ones."""
     sealing.keep_up()
     one = Checkpoint.objects.get(number=1)
     other = one.body.replace('"rows":0', '"rows":1')
@@ -197,7 +197,7 @@ def test_a_checkpoint_that_came_twice_as_another_one_is_told_whichever_came_last
 
     for received in (lines, lines[::-1]):
         told = [finding.sentence for finding in verify(received=Received.read(received)).findings]
-        assert told == [f"Checkpoint {one.number} was rewritten: another one was received elsewhere."]
+        assert told == [f"Checkpoint {one.number} was rewritten: the sink received another one."]
 
 
 def says(status: int, **headers: str) -> Answer:
@@ -215,7 +215,7 @@ def nothing(request: Request) -> None:
 REFUSALS: dict[str, tuple[Answer, str]] = {
     "500": (says(500), "It answered 500."),
     "unreadable": (unreadable(503), "It answered 503."),
-    "redirect": (says(307, Location="http://127.0.0.1:9/"), "no redirect is followed"),
+    "redirect": (says(307, Location="http://127.0.0.1:9/"), "redirects are not followed"),
     "garbage": (garbage, "not HTTP"),
     "nothing": (nothing, "not HTTP"),
 }
@@ -294,7 +294,7 @@ def test_retry_after_that_is_no_time_counts_as_none(to_hook: MakeSink, hook: Web
     assert now(sink).last_error == "It answered 503."
 
 
-def test_what_is_too_large_is_sent_in_halves(to_hook: MakeSink, hook: Webhook) -> None:
+def test_too_large_batches_are_split_in_halves(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     for _ in range(8):
         call()
@@ -327,7 +327,7 @@ def test_row_that_is_refused_for_good_keeps_no_other_waiting(to_hook: MakeSink, 
 
 @pytest.mark.parametrize("status", [400, 404, 413])
 def test_receiver_that_refuses_everything_loses_no_row(status: int, to_hook: MakeSink, hook: Webhook) -> None:
-    """An address that is wrong refuses a line that says it is a test as well."""
+    """A wrong address refuses a test line as well."""
     sink = to_hook(sends_events=False)
     made = {str(call().uid) for _ in range(5)}
     hook.refuses = lambda rows: status
@@ -350,7 +350,9 @@ def test_refusals_that_are_none_of_the_rows_are_tried_again(status: int, to_hook
     assert (now(sink).status, len(hook.requests)) == ("failing", 1)
 
 
-def test_who_refuses_very_many_rows_fails(to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sink_that_refuses_very_many_rows_fails(
+    to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sending, "MOST_REFUSED", 2)
     sink = to_hook()
     hook.refuses = lambda rows: 400 if rows[0]["log"] != "test" else None
@@ -368,7 +370,7 @@ def test_event_that_a_row_was_refused_makes_no_further_one(to_hook: MakeSink, ho
 
     sending.send_undelivered(sink.pk)
 
-    assert Event.objects.filter(action="sink.row_refused").count() == 1  # Of the event that the sink was made.
+    assert Event.objects.filter(action="sink.row_refused").count() == 1  # From the event that created the sink.
     assert now(sink).refused == 2
 
 
@@ -399,7 +401,7 @@ def test_no_more_than_a_delivery_is_read(to_hook: MakeSink, hook: Webhook, monke
     assert read <= 8
 
 
-def test_who_waits_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Webhook) -> None:
+def test_waiting_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Webhook) -> None:
     held: list[int] = []
 
     def look(request: Request) -> None:
@@ -416,10 +418,10 @@ def test_who_waits_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: W
     assert held == [0]
 
 
-def test_what_was_lent_is_nobody_elses_until_the_loan_ends(
+def test_a_leased_sink_is_nobody_elses_until_the_lease_ends(
     to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was killed while it waited for the receiver."""
+    """The previous process was killed while waiting for the receiver."""
     sink = to_hook(sends_events=False)
     call()
     with reading.leased_reader(sink.pk) as reader:
@@ -461,7 +463,7 @@ def test_slow_receiver_is_not_waited_for_longer_than_a_delivery_may_take(
     over = threading.Event()
 
     def drip(request: Request) -> None:
-        """A byte now and then, for ever."""
+        """Send a byte now and then, forever."""
         request.handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
         while not over.wait(0.05):
             request.handler.wfile.write(b"X")
@@ -483,7 +485,7 @@ def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) 
 
 
 @pytest.mark.full
-def test_who_has_not_the_lease_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
+def test_a_process_without_the_lease_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     call()
     with reading.leased_reader(sink.pk) as reader:
@@ -493,8 +495,8 @@ def test_who_has_not_the_lease_sends_nothing(to_hook: MakeSink, hook: Webhook) -
     assert sending.send_undelivered(sink.pk) == 1
 
 
-def test_who_comes_late_does_not_move_the_sink_back(to_hook: MakeSink, hook: Webhook) -> None:
-    """Its lease was over; what is left of that process moves nothing."""
+def test_a_late_process_does_not_move_the_sink_back(to_hook: MakeSink, hook: Webhook) -> None:
+    """Its lease had expired, so it can no longer move the position."""
     sink = to_hook(sends_events=False)
     call()
     with reading.leased_reader(sink.pk) as reader:

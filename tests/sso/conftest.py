@@ -1,4 +1,4 @@
-"""An organisation's identity provider that others wrote, and people who sign in here through it."""
+"""An organisation's third-party identity provider, and people who sign in through it."""
 
 import json
 import tempfile
@@ -43,14 +43,14 @@ BACK = "/accounts/organisation/back/"
 
 @dataclass
 class Organisation:
-    """A running provider, the people it knows, and the logout tokens it has sent."""
+    """A running provider, its people, and its sent logout tokens."""
 
     origin: str
     people: Path
     logout_tokens: list[str] = field(default_factory=list)
 
     def knows(self, name: str, **claims: Any) -> None:
-        """What it says of somebody from now on."""
+        """Set the claims about a person from now on."""
         known = json.loads(self.people.read_text())
         known[name] = {"email": f"{name}@example.com", "email_verified": True, "name": name.title()} | claims
         self.people.write_text(json.dumps(known))
@@ -58,7 +58,7 @@ class Organisation:
 
 @contextmanager
 def provider_of(npm: Npm, redirect_uri: str) -> Iterator[Organisation]:
-    """The provider of an organisation, which sends people back to this address, until the block ends."""
+    """Yield an organisation's provider, which redirects to this address, until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         people, port = Path(folder) / "people.json", free_port()
         people.write_text("{}")
@@ -88,7 +88,7 @@ def organisation(npm: Npm) -> Iterator[Organisation]:
 
 @pytest.fixture
 def provider(organisation: Organisation, db: None, settings: Settings) -> Provider:
-    """Signing in there is offered; whom no rule gives a role is a member."""
+    """A provider offered for sign-in; people without a role by a rule are members."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
     cache.clear()
     make.built_in_roles()
@@ -106,7 +106,7 @@ def provider(organisation: Organisation, db: None, settings: Settings) -> Provid
 
 
 def must_move_to_the_newest_key(settings: Settings, secret: str) -> None:
-    """What the provider's row holds is sealed with the newest encryption key, and counted under it."""
+    """Check that the provider's secrets are encrypted, and counted, under the newest key."""
     newest = Fernet.generate_key()
     settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]
     cipher.cache_clear()
@@ -122,7 +122,7 @@ def must_move_to_the_newest_key(settings: Settings, secret: str) -> None:
 
 
 def signed_in_long_ago(client: Client) -> None:
-    """From now on a sensitive change asks this browser to sign in anew."""
+    """Age the browser's sign-in, so that a sensitive change needs a new one."""
     session = client.session
     session[SIGNED_IN_AT] = 0
     session.save()
@@ -136,7 +136,7 @@ def saml_organisation(npm: Npm) -> Iterator[SamlOrganisation]:
 
 @pytest.fixture
 def saml(saml_organisation: SamlOrganisation, db: None, settings: Settings) -> Provider:
-    """Signing in there, through SAML, is offered; whom no rule gives a role is a member."""
+    """A provider offered for SAML sign-in; people without a role by a rule are members."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
     cache.clear()
     make.built_in_roles()
@@ -153,7 +153,7 @@ def saml(saml_organisation: SamlOrganisation, db: None, settings: Settings) -> P
 
 @dataclass
 class Visit:
-    """A browser here, and the same person's at the provider."""
+    """A browser here, and the same person's browser at the provider."""
 
     client: Client
     visitor: Visitor
@@ -161,7 +161,7 @@ class Visit:
 
     @property
     def person(self) -> User | None:
-        """Who is signed in here."""
+        """Return the person signed in here."""
         request: Any = self.client.get("/settings/profile")
         return request.wsgi_request.user if request.status_code == 200 else None
 
@@ -171,7 +171,7 @@ type SignIn = Callable[..., Visit]
 
 @pytest.fixture
 def sign_in(provider: Provider) -> Iterator[SignIn]:
-    """Press the button, sign in at the provider under a name, and come back."""
+    """Press the button, sign in at the provider under a name, and return."""
     open_visitors: list[Visitor] = []
 
     def visit(name: str, client: Client | None = None, path: str = "/accounts/organisation/", **fields: Any) -> Visit:

@@ -1,4 +1,4 @@
-"""Assertions encrypted as providers do it, well and badly; every part of it can be wrong."""
+"""Assertions encrypted as by good and bad providers; every part can be wrong."""
 
 import base64
 import os
@@ -40,7 +40,7 @@ class Encrypted:
     said_bits: int = 0
 
     def element(self) -> Any:
-        """It, as it stands in a response."""
+        """Return it as an element for a response."""
         key, nonce = os.urandom(self.bits // 8), os.urandom(12)
         data = nonce + AESGCM(key).encrypt(nonce, self.content, None)
         wrapped = (

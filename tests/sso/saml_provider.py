@@ -1,4 +1,4 @@
-"""An organisation's SAML identity provider that others wrote, and answers that nobody should accept."""
+"""An organisation's third-party SAML identity provider, and responses that must be refused."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ PERSISTENT = "urn:oasis:names:tc:SAML:2.0:nameid-format:persistent"
 
 @dataclass(frozen=True)
 class Pair:
-    """A key that signs, and its certificate."""
+    """A signing key and its certificate."""
 
     key: str
     certificate: str
@@ -72,13 +72,13 @@ class Pair:
 
     @property
     def bare(self) -> str:
-        """The certificate as metadata have it."""
+        """Return the certificate as metadata have it."""
         return "".join(self.certificate.splitlines()[1:-1])
 
 
 @dataclass
 class SamlOrganisation:
-    """A running provider, and the people it knows."""
+    """A running provider, and its people."""
 
     origin: str
     folder: Path
@@ -89,7 +89,7 @@ class SamlOrganisation:
         return f"{self.origin}/metadata"
 
     def knows(self, name: str, **attributes: Any) -> None:
-        """What it says of somebody from now on."""
+        """Set the attributes of a person from now on."""
         path = self.folder / "people.json"
         known = json.loads(path.read_text())
         known[name] = {
@@ -105,13 +105,13 @@ class SamlOrganisation:
         (self.folder / "cert.pem").write_text(pair.certificate)
 
     def encrypts_for(self, certificate: str) -> None:
-        """Encrypt what it says, for the key of this certificate (as metadata have it)."""
+        """Encrypt assertions for the key of this certificate (as metadata have it)."""
         lines = "\n".join(certificate[at : at + 64] for at in range(0, len(certificate), 64))
         pem = f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
         (self.folder / "encrypt.pem").write_text(pem)
 
     def forget(self) -> None:
-        """As it was started."""
+        """Reset it to its initial state."""
         (self.folder / "people.json").write_text("{}")
         for name in ("client.pem", "signs-responses", "encrypt.pem"):
             (self.folder / name).unlink(missing_ok=True)
@@ -119,7 +119,7 @@ class SamlOrganisation:
 
 @contextmanager
 def saml_provider_of(npm: Npm, acs_url: str, audience: str) -> Iterator[SamlOrganisation]:
-    """The provider of an organisation, which answers to this address, until the block ends."""
+    """Yield an organisation's provider, which responds to this address, until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         organisation = SamlOrganisation(f"http://127.0.0.1:{port}", Path(folder))
@@ -132,7 +132,7 @@ def saml_provider_of(npm: Npm, acs_url: str, audience: str) -> Iterator[SamlOrga
 
 @dataclass
 class SamlVisit:
-    """A browser here after it was at the provider, and what the provider's page sent."""
+    """A browser here after a visit to the provider, and the provider's posted form."""
 
     client: Client
     fields: dict[str, str]
@@ -140,7 +140,7 @@ class SamlVisit:
 
     @property
     def person(self) -> User | None:
-        """Who is signed in here."""
+        """Return the person signed in here."""
         request: Any = self.client.get("/settings/profile")
         return request.wsgi_request.user if request.status_code == 200 else None
 
@@ -150,12 +150,12 @@ class SamlVisit:
 
 
 def asks(client: Client, path: str = "/accounts/organisation/", **fields: Any) -> str:
-    """Where the button leads."""
+    """Return the target of the button."""
     return destination(client.post(path, fields))
 
 
 def signs_in_at(away: str, name: str) -> dict[str, str]:
-    """What the provider's page sends back when somebody signs in there under this name."""
+    """Sign in at the provider under this name, and return its form."""
     with httpx.Client(trust_env=False) as http:
         asked = Page(http.get(away).text)
         answered = http.get(away.partition("?")[0], params=asked.fields | {"login": name})
@@ -163,7 +163,7 @@ def signs_in_at(away: str, name: str) -> dict[str, str]:
 
 
 def begins_at(organisation: SamlOrganisation, name: str, to: str = "") -> dict[str, str]:
-    """What its page sends of somebody who did not begin here."""
+    """Return the provider's form for a person who started there."""
     answered = httpx.get(f"{organisation.origin}/begin", params={"name": name, "to": to}, trust_env=False)
     return form_of(answered.text)
 
@@ -175,7 +175,7 @@ def form_of(page: str) -> dict[str, str]:
 
 
 def brings(client: Client, fields: dict[str, str]) -> SamlVisit:
-    """The provider's page posts its form from another site, without our cookies; the browser follows with them."""
+    """Post the provider's form cross-site, without our cookies; the browser follows with them."""
     answer: Any = Client().post(ACS, fields)
     assert answer.status_code == 303, answer.content
     assert not answer.cookies, "a cookie from there would take the place of the session's"
@@ -185,7 +185,7 @@ def brings(client: Client, fields: dict[str, str]) -> SamlVisit:
 
 
 def agrees(visit: SamlVisit) -> SamlVisit:
-    """Who did not begin here is asked, and presses the button."""
+    """Press the button on the page for people who did not start here."""
     fields = form_of(visit.words)
     response: Any = visit.client.post(ANSWERED, fields)
     return SamlVisit(visit.client, fields, response)
@@ -209,7 +209,7 @@ def moment(minutes: float = 0) -> str:
 
 @dataclass
 class Answer:
-    """A response as a provider writes it; every part of it can be wrong."""
+    """A provider's response; every part can be wrong."""
 
     issuer: str
     pair: Pair
@@ -249,7 +249,7 @@ class Answer:
         )
 
     def signed(self, signer: XMLSigner = SIGNER) -> Any:
-        """The assertion with its signature where the schema has it."""
+        """Return the assertion with its signature at the place of the schema."""
         signed = signer.sign(
             self.assertion(), key=self.pair.key, cert=self.pair.certificate, reference_uri=self.assertion_id
         )
@@ -258,7 +258,7 @@ class Answer:
         return signed
 
     def around(self, *assertions: Any) -> Any:
-        """The response around these."""
+        """Return the response around these elements."""
         answers = f' InResponseTo="{self.answers}"' if self.answers else ""
         root = etree.fromstring(
             f'<samlp:Response xmlns:samlp="{NS["samlp"]}" xmlns:saml="{NS["saml"]}" ID="_{secrets.token_hex(8)}"'
@@ -270,7 +270,7 @@ class Answer:
         return root
 
     def fields(self) -> dict[str, str]:
-        """What the provider's page sends, all being well."""
+        """Return the provider's form of a valid response."""
         return sent(self.around(self.signed()))
 
 
@@ -280,7 +280,7 @@ def sent(root: Any) -> dict[str, str]:
 
 
 def weak_signer() -> XMLSigner:
-    """One that signs with SHA-1, as old providers do."""
+    """Return a signer with SHA-1, as old providers use."""
 
     class Weak(XMLSigner):
         def check_deprecated_methods(self) -> None:
@@ -295,7 +295,7 @@ def weak_signer() -> XMLSigner:
 
 
 def metadata_of(entity: str, sso_url: str, *pairs: Pair, until: str = "") -> str:
-    """Metadata of a provider, as somebody would paste them."""
+    """Return the metadata of a provider, as pasted by a person."""
     keys = "".join(
         '<md:KeyDescriptor use="signing"><ds:KeyInfo><ds:X509Data>'
         f"<ds:X509Certificate>{pair.bare}</ds:X509Certificate></ds:X509Data></ds:KeyInfo></md:KeyDescriptor>"

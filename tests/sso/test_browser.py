@@ -1,4 +1,4 @@
-"""An organisation's sign-in in a real browser: set up on its page, and button and signing out work under our policy."""
+"""An organisation's sign-in in a real browser under our policy: setting it up, the button, and signing out."""
 
 import pytest
 from playwright.sync_api import expect
@@ -42,7 +42,7 @@ def test_the_button_leads_to_the_provider_and_back_in_and_signing_out_out_of_bot
         page.locator("[name=login]").fill("mia")
         page.locator("[name=password]").fill("any")
         page.locator("[type=submit]").click()
-        page.locator("[type=submit]").click()  # What the provider lets us know of her.
+        page.locator("[type=submit]").click()  # The claims the provider may share.
 
         page.wait_for_url(f"{live.url}/settings/profile")
         expect(page.get_by_text("none: you sign in at your organisation")).to_be_visible()

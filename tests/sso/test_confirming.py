@@ -1,4 +1,4 @@
-"""Before a sensitive change, who has neither a password nor a code here signs in at the organisation anew."""
+"""Before a sensitive change, people with neither a password nor a code here sign in at the organisation again."""
 
 import time
 from typing import Any
@@ -21,7 +21,7 @@ DEFAULTS = ("payload_limit_bytes", "log_retention_days", "oauth_access_token_sec
 
 @pytest.fixture
 def visit(organisation: Organisation, provider: Provider, sign_in: SignIn) -> Visit:
-    """An administrator of the organisation, who signed in some time ago."""
+    """An administrator of the organisation who signed in some time ago."""
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
     organisation.knows("mia")
     visit = sign_in("mia")
@@ -47,7 +47,7 @@ def test_the_form_waits_until_the_organisation_was_asked_anew_and_is_acted_on_th
 
     assert done["Location"] == "/settings/workspace"
     assert WorkspaceSettings.load().name == "Ours"
-    assert rename(visit)["Location"] == "/settings/workspace"  # Not asked for twice.
+    assert rename(visit)["Location"] == "/settings/workspace"  # Not asked twice.
 
 
 def test_somebody_else_at_the_organisation_confirms_nothing(visit: Visit, organisation: Organisation) -> None:
@@ -69,14 +69,14 @@ def test_rest_asks_for_it_too(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("says_when", [True, False])
-def test_who_has_just_signed_in_is_not_asked_where_the_provider_says_that_it_asked_for_a_credential(
+def test_a_recent_sign_in_with_a_credential_at_the_provider_is_not_asked_again(
     says_when: bool,
     organisation: Organisation,
     provider: Provider,
     sign_in: SignIn,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An open session at the provider leads straight back: that is no confirmation."""
+    """An open session at the provider redirects back at once, which is no confirmation."""
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
     organisation.knows("mia")
     finish = oidc.finish_oidc
@@ -96,14 +96,14 @@ def test_who_has_just_signed_in_is_not_asked_where_the_provider_says_that_it_ask
 
 
 def test_a_second_factor_is_added_only_after_a_confirmation(visit: Visit) -> None:
-    """Else whoever has the browser for a minute would have a code of their own to confirm everything with."""
+    """Otherwise a person with a minute at the browser could add a code of their own and confirm everything."""
     for act in (visit.client.get, visit.client.post):
         asked = act("/settings/second-factor/activate/")
         assert asked.status_code == 302
         assert asked["Location"].startswith(CONFIRM)
 
 
-def test_what_the_address_asks_for_cannot_be_taken_out_of_it(visit: Visit) -> None:
+def test_parameters_of_the_authorization_url_cannot_be_removed(visit: Visit) -> None:
     rename(visit)
     away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))
     lacking = away.replace("&prompt=login", "").replace("&max_age=0", "")
@@ -115,7 +115,7 @@ def test_what_the_address_asks_for_cannot_be_taken_out_of_it(visit: Visit) -> No
     assert WorkspaceSettings.load().name != "Ours"
 
 
-def test_who_has_a_password_confirms_with_it_and_not_there(visit: Visit) -> None:
+def test_a_person_with_a_password_confirms_with_it_and_not_at_the_organisation(visit: Visit) -> None:
     rename(visit)
     away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))
     person = User.objects.get(email__startswith="mia")

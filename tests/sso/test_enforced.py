@@ -1,4 +1,4 @@
-"""Where sign-in by the organisation is enforced, passwords are taken of nobody but break-glass owners."""
+"""With enforced sign-in by the organisation, only break-glass owners may use passwords."""
 
 from io import StringIO
 from typing import Any
@@ -120,7 +120,7 @@ def test_enforced_the_link_of_an_invitation_takes_no_password_and_leads_to_the_o
     assert (invited.status, invited.has_usable_password()) == ("invited", False)
 
 
-def test_who_was_invited_joins_at_the_organisation_with_the_role_of_the_invitation(
+def test_an_invited_person_joins_at_the_organisation_with_the_role_of_the_invitation(
     breaker: User, organisation: Organisation, sign_in: SignIn
 ) -> None:
     role = make.role(name="Auditor")
@@ -131,7 +131,7 @@ def test_who_was_invited_joins_at_the_organisation_with_the_role_of_the_invitati
 
     # By their own account alone: an e-mail proves nothing.
     assert sign_in("mia").response.status_code == 403
-    # Nor is somebody else let in as them by a link that went astray.
+    # A misdirected link does not sign somebody else in as them either.
     eve = sign_in("eve", opened(invitation_link(invited))[0])
     assert eve.person is not None
     assert eve.person.email == "eve@example.com"
@@ -212,7 +212,7 @@ def test_the_last_break_glass_owner_stays_one_while_it_is_enforced(breaker: User
     assert Event.objects.filter(action="user.break_glass_changed").count() == 3
 
 
-def test_whoever_is_an_owner_no_more_breaks_no_glass_and_does_not_when_they_are_one_again(breaker: User) -> None:
+def test_a_former_owner_loses_break_glass_and_does_not_regain_it(breaker: User) -> None:
     owners, other = breaker.role, owner("other@example.com")
     other.set_break_glass(True, by=breaker)
     breaker.give_role(make.role(name="Other"), by=other)
@@ -248,10 +248,10 @@ def test_the_organisation_takes_no_role_from_a_break_glass_owner(
     assert breaker.is_owner
 
 
-def test_whoever_runs_the_machine_ends_the_enforcement(breaker: User) -> None:
+def test_the_operator_can_end_the_enforcement(breaker: User) -> None:
     mia, out = make.user(email="mia@example.com"), StringIO()
     call_command("rescue", mia.email, stdout=out)
-    assert "--end-enforcement ends that" in out.getvalue()
+    assert "--end-enforcement changes that" in out.getvalue()
     with pytest.raises(CommandError, match="break-glass"):
         call_command("rescue", breaker.email, "--without-second-factor", stdout=out)
 
@@ -264,7 +264,7 @@ def test_whoever_runs_the_machine_ends_the_enforcement(breaker: User) -> None:
 def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
-    """Not those of break-glass owners, whoever enforces it."""
+    """Sessions of break-glass owners continue, even of others than the enforcing one."""
     breaker, mia, outside = owner(), make.user(email="mia@example.com"), make.user(email="guest@partner.example.org")
     breaker.set_break_glass(True, by=None)
     organisation.knows("bo")
@@ -279,12 +279,12 @@ def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
     ended = Event.objects.get(action="user.session_ended")
     assert (ended.target_id, ended.actor_email, ended.changes["reason"]) == (str(mia.pk), breaker.email, "enforced")
     assert Event.objects.get(action="organisation.updated", changes__has_key="sessions_ended").changes["mode"]
-    assert "sessions of theirs that began with one end" in own.get("/settings/organisation/").content.decode()
+    assert "their password sessions" in own.get("/settings/organisation/").content.decode()
 
 
 @pytest.mark.parametrize("way", ["page", "rest"])
-def test_who_enforces_it_without_breaking_the_glass_is_signed_out_with_the_rest(provider: Provider, way: str) -> None:
-    """Also when the form had waited for the password, so that the session is written once more."""
+def test_enforcing_it_without_break_glass_signs_oneself_out_too(provider: Provider, way: str) -> None:
+    """Also if the form was held for a password confirmation, so that the session is saved again."""
     owner().set_break_glass(True, by=None)
     boss = owner("boss@example.com", app=False)
     client = typed(boss.email)[0]
@@ -317,7 +317,7 @@ def test_a_domain_that_is_added_ends_its_sessions_and_another_change_ends_none(b
 
 
 def test_a_password_that_was_right_before_it_was_enforced_opens_no_session_after_it(provider: Provider) -> None:
-    """Between password and code lies a moment in which somebody enforces it."""
+    """Enforcement may start between the password and the code."""
     owner().set_break_glass(True, by=None)
     late = owner("late@example.com")
     client, response = typed(late.email)
@@ -344,7 +344,7 @@ def test_a_sign_in_that_the_organisation_began_before_hides_no_alarm(breaker: Us
 
 
 def broken_glass(person: User) -> Client:
-    """The browser of a break-glass owner who signed in with password and code."""
+    """Return the browser of a break-glass owner who signed in with password and code."""
     client = typed(person.email)[0]
     type_code(client)
     assert is_in(client)
@@ -352,7 +352,7 @@ def broken_glass(person: User) -> Client:
 
 
 def type_code(client: Client) -> None:
-    """The second factor, also when the same half minute's code was used elsewhere."""
+    """Enter the second factor, even if the same code was used elsewhere."""
     cache.clear()
     client.post("/accounts/second-factor/", {"code": code_of(APP_SECRET)})
 
@@ -406,8 +406,8 @@ def test_an_address_of_the_domain_ends_sessions_that_began_with_a_password(break
 
 
 @pytest.mark.parametrize("way", ["page", "rest"])
-def test_who_ends_their_own_break_glass_is_signed_out_without_an_error(breaker: User, way: str) -> None:
-    """Also when the form had waited for the password, so that the session is written once more."""
+def test_ending_ones_own_break_glass_signs_out_without_an_error(breaker: User, way: str) -> None:
+    """Also if the form was held for a password confirmation, so that the session is saved again."""
     other = owner("other@example.com")
     other.set_break_glass(True, by=breaker)
     client = broken_glass(other)

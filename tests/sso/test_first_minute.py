@@ -1,4 +1,4 @@
-"""A new member's first minute where the organisation's sign-in is enforced: from the invitation to the first call."""
+"""A new member's first minute with enforced sign-in by the organisation: from the invitation to the first call."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("clients")
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Serve]:
-    """A workspace of its own: the others go on with passwords."""
+    """A workspace of this test only, because others use passwords."""
     served = new(tmp_path, "enforced")
     try:
         yield served.start(workers=1)
@@ -79,7 +79,7 @@ def allows_after_signing_in(page: Page, asked: str, organisation: Organisation) 
 
 
 def breaks_glass(owner: Page, workspace: Serve) -> None:
-    """Whoever enforces it needs a way in without the provider."""
+    """Make the owner break-glass, as enforcing requires."""
     owner.goto(f"{workspace.url}/settings/second-factor/")
     owner.get_by_role("link", name="Turn on").click()
     secret = owner.locator("#totp-secret").input_value()
@@ -107,7 +107,7 @@ def enforces(owner: Page, workspace: Serve, organisation: Organisation) -> None:
 
 
 def invites(owner: Page, workspace: Serve, email: str) -> str:
-    """The link, which without a mail server only the inviter has."""
+    """Invite a person, and return the link, shown only to the inviter without a mail server."""
     owner.goto(f"{workspace.url}/people/")
     steps.press(owner, "Invite")
     dialog = owner.get_by_role("dialog", name="Invite people")
@@ -125,4 +125,4 @@ def at_the_organisation(page: Page, organisation: Organisation, name: str) -> No
     page.locator("[name=login]").fill(name)
     page.locator("[name=password]").fill(PASSWORD)
     page.locator("[type=submit]").click()
-    page.locator("[type=submit]").click()  # What the provider lets us know of her.
+    page.locator("[type=submit]").click()  # The claims the provider may share.

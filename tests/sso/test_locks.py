@@ -1,4 +1,4 @@
-"""What the settings of the sign-in wait for, and what they make others wait for."""
+"""Locks of the sign-in settings."""
 
 import threading
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def test_the_name_of_an_issuer_is_looked_up_without_the_lock_of_people() -> None:
-    """A name server that is slow would hold up everybody who is let in, invited or changed."""
+    """A slow name server would otherwise delay every sign-in, invitation and change of people."""
     outcome: list[str] = []
 
     def edit() -> None:

@@ -1,4 +1,4 @@
-"""SAML in a real browser: the provider is another site, so no cookie of ours comes along with what its page posts."""
+"""SAML in a real browser: the provider is another site, so its form arrives without our cookies."""
 
 from urllib.parse import urlsplit
 

@@ -1,4 +1,4 @@
-"""Encrypted assertions: a provider that others wrote encrypts for us, and encryption is no way around the signature."""
+"""Encrypted assertions of a third-party provider; encryption does not replace the signature."""
 
 import base64
 import re
@@ -39,13 +39,13 @@ METADATA = "/accounts/organisation/saml/metadata/"
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[str, str]:
-    """A key as `Provider.edit` makes it: to make one takes longer than what most tests do with it."""
+    """A key as made by `Provider.edit`, shared because making one is slow."""
     return make_key()
 
 
 @pytest.fixture
 def taking(saml: Provider, pair: tuple[str, str]) -> Provider:
-    """What the provider encrypts is taken, as `Provider.edit(takes_encrypted=True)` would have left it."""
+    """A provider with encrypted assertions enabled, as `Provider.edit(takes_encrypted=True)` leaves it."""
     DecryptionKey.add(*pair)
     Provider.objects.update(takes_encrypted=True)
     return Provider.load()
@@ -61,7 +61,7 @@ def metadata() -> str:
 
 
 def published() -> str:
-    """The certificate that our metadata say to encrypt for."""
+    """Return the encryption certificate in our metadata."""
     (found,) = re.findall(r'use="encryption">.*?<ds:X509Certificate>([^<]+)', metadata())
     return str(found)
 
@@ -72,7 +72,7 @@ def encrypted(content: Any, **how: Any) -> Any:
 
 
 def brought(answer: Answer, build: Callable[[Answer], Any]) -> SamlVisit:
-    """The response around what is built, to a request that really was begun."""
+    """Return the response around what is built, to a request started in this browser."""
     return tried(answer, lambda given: sent(given.around(build(given))))
 
 
@@ -99,7 +99,7 @@ def test_a_provider_encrypts_for_the_key_in_our_metadata_and_people_sign_in(
     assert visit.person == User.objects.get(email="mia@example.com")
 
 
-def test_who_encrypts_nothing_is_heard_as_before(taking: Provider, saml_organisation: SamlOrganisation) -> None:
+def test_unencrypted_assertions_are_still_accepted(taking: Provider, saml_organisation: SamlOrganisation) -> None:
     saml_organisation.knows("mia")
 
     assert signs_in("mia").person == User.objects.get(email="mia@example.com")
@@ -154,7 +154,7 @@ def test_whatever_our_metadata_announce_is_taken(answer: Answer) -> None:
     ],
     ids=str,
 )
-def test_what_lets_others_read_along_is_refused_before_it_is_opened(
+def test_unsafe_encryption_is_refused_before_decrypting(
     how: dict[str, Any], answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DecryptionKey, "opening", lambda: pytest.fail("it was opened"))
@@ -205,7 +205,7 @@ def other(answer: Answer) -> Answer:
         "a document type",
     ],
 )
-def test_what_is_inside_is_judged_as_if_it_had_come_in_the_clear(
+def test_decrypted_content_is_checked_as_if_sent_in_the_clear(
     build: Callable[[Answer], Any], named: str, answer: Answer
 ) -> None:
     visit = brought(answer, lambda given: encrypted(build(given)))
@@ -221,7 +221,7 @@ def changed(signed: Any) -> Any:
 
 
 def other_around(signed: Any, answer: Answer) -> Any:
-    """An assertion of somebody else's words with the signed one in it."""
+    """Return another assertion with the signed one in it."""
     evil = answer.assertion()
     evil.set("ID", "_evil")
     evil.find(".//saml:Subject", NS).append(signed)
@@ -241,7 +241,7 @@ def test_a_response_may_be_signed_around_an_encrypted_assertion(answer: Answer) 
 
 
 def test_prefixes_of_the_response_leave_the_assertion_as_it_was_signed(answer: Answer) -> None:
-    """Put among elements with another prefix for the same namespace, it would get that, and be changed."""
+    """Moved among elements with another prefix for the same namespace, its text would change."""
 
     def around(given: Answer) -> Any:
         text = etree.tostring(given.around(encrypted(given.signed())))
@@ -333,7 +333,7 @@ def test_whatever_keeps_it_from_being_opened_looks_the_same(build: Callable[[Ans
     assert (reason(), detail()) == ("not_decrypted", FAILED)
 
 
-def test_what_is_encrypted_is_fetched_from_nowhere(answer: Answer) -> None:
+def test_encrypted_data_is_never_fetched_by_reference(answer: Answer) -> None:
     element = encrypted(answer.signed())
     data = element.find(".//{*}EncryptedData/{*}CipherData")
     data.remove(data[0])
@@ -366,7 +366,7 @@ def test_a_new_key_is_published_and_the_one_before_opens_until_there_is_another(
 
 
 def test_one_request_for_a_new_key_makes_one_however_often_it_is_sent(taking: Provider) -> None:
-    """The one before opens what comes until the provider has the new one: another would end it."""
+    """The previous key decrypts until the provider has the new one; another new key would end it."""
     boss = make.user(*Capability)
     rest, seen = Rest.of(boss), {"If-Match": Rest.of(boss).get("/organisation").headers["ETag"]}
 

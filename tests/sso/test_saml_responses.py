@@ -1,4 +1,4 @@
-"""Answers that prove nothing, from whoever can have a browser post a form here, are refused, each by its name."""
+"""Responses without proof are refused by name: anybody can make a browser post a form here."""
 
 import base64
 import copy
@@ -40,12 +40,12 @@ type Build = Callable[[Answer], dict[str, str]]
 
 @pytest.fixture
 def answer(saml: Provider, saml_organisation: SamlOrganisation) -> Answer:
-    """What the provider would answer to a request that was begun in the browser of this test."""
+    """The provider's response to a request started in the browser of this test."""
     return Answer(saml.issuer, saml_organisation.pair)
 
 
 def tried(answer: Answer, build: Build) -> SamlVisit:
-    """The answer, built like that, to a request that really was begun."""
+    """Return the outcome of the response, built like that, to a request started here."""
     client = Client()
     answer.answers = query_id(asks(client))
     return brings(client, build(answer))
@@ -64,7 +64,7 @@ def as_it_should_be(answer: Answer) -> dict[str, str]:
     return answer.fields()
 
 
-def test_what_is_written_here_is_accepted_when_nothing_is_wrong_with_it(answer: Answer) -> None:
+def test_the_written_response_is_accepted_unchanged(answer: Answer) -> None:
     assert tried(answer, as_it_should_be).person == User.objects.get(email="mia@example.com")
 
 
@@ -140,13 +140,13 @@ def old_signature(answer: Answer) -> dict[str, str]:
 
 
 def signed_around_only(answer: Answer) -> dict[str, str]:
-    """The response is signed, and the assertion in it is not."""
+    """The response is signed, but the assertion in it is not."""
     root = answer.around(answer.assertion())
     return sent(signed_by(answer.pair, root))
 
 
 def signed_with_a_secret(answer: Answer) -> dict[str, str]:
-    """With the provider's certificate, which everybody knows, as a shared secret."""
+    """Signed with the provider's public certificate as a shared secret."""
     root = answer.around(answer.signed())
     method = root.find(".//ds:SignatureMethod", NS)
     method.set("Algorithm", "http://www.w3.org/2001/04/xmldsig-more#hmac-sha256")
@@ -182,7 +182,7 @@ def original_within_forged(answer: Answer) -> dict[str, str]:
 
 
 def original_within_the_signature(answer: Answer) -> dict[str, str]:
-    """The forged assertion carries the signature, and in an Object of it the assertion that it is of."""
+    """The forged assertion has the signature, with the signed assertion in an Object of it."""
     original, forged = answer.signed(), forged_of(answer)
     signature = original.find("ds:Signature", NS)
     original.remove(signature)
@@ -199,7 +199,7 @@ def original_in_extensions(answer: Answer) -> dict[str, str]:
 
 
 def same_name_twice(answer: Answer) -> dict[str, str]:
-    """Something else bears the name that the signature speaks of."""
+    """Another element has the ID that the signature refers to."""
     root = answer.around(answer.signed())
     decoy = etree.SubElement(root, f"{{{NS['samlp']}}}Extensions")
     decoy.set("ID", answer.assertion_id)
@@ -207,7 +207,7 @@ def same_name_twice(answer: Answer) -> dict[str, str]:
 
 
 def signature_of_something_else(answer: Answer) -> dict[str, str]:
-    """The provider did sign this: but it is the status, and no assertion."""
+    """The provider signed the status, not an assertion."""
     root = answer.around(answer.assertion())
     status = root.find("samlp:Status", NS)
     status.set("ID", "_status")
@@ -245,13 +245,13 @@ def bomb_in_another_alphabet(answer: Answer) -> dict[str, str]:
 
 
 def commented_name(answer: Answer) -> dict[str, str]:
-    """A comment is not signed, and some read a name up to it only."""
+    """Comments are not signed, and some parsers end a name at them."""
     text = etree.tostring(answer.around(answer.signed()))
     return sent(text.replace(b">mia@example.com<", b">owner@example.com<!-- -->.evil.example<"))
 
 
 def commented_in(encoding: str) -> Build:
-    """A comment in a name, in an encoding that UTF-8 passes for as long as no mark says what it is."""
+    """A comment in a name, in an encoding mistaken for UTF-8 without a byte order mark."""
 
     def build(answer: Answer) -> dict[str, str]:
         text = etree.tostring(answer.around(answer.signed())).decode().replace(">mia<", ">mi<!-- -->a<")
@@ -262,7 +262,7 @@ def commented_in(encoding: str) -> Build:
 
 
 def declared_in(encoding: str) -> Build:
-    """A document type, in the same manner."""
+    """A document type, in an encoding mistaken for UTF-8 without a byte order mark."""
 
     def build(answer: Answer) -> dict[str, str]:
         text = etree.tostring(answer.around(answer.signed())).decode()
@@ -272,7 +272,7 @@ def declared_in(encoding: str) -> Build:
     return build
 
 
-# What a verifier writes out anew before it knows whose it is: a signature that speaks at length of itself.
+# A verifier canonicalises it before it knows the signer: a signature with much content.
 
 
 def with_in_signed_info(answer: Answer, where: str, more: str) -> dict[str, str]:
@@ -346,7 +346,7 @@ def nested(answer: Answer) -> dict[str, str]:
 
 
 def many_namespaces(answer: Answer) -> dict[str, str]:
-    """Half a second of work for each, if it were verified."""
+    """Verifying each would take half a second."""
     declared = " ".join(f'xmlns:p{number}="urn:u{number}"' for number in range(3000))
     text = etree.tostring(answer.around(answer.signed()))
     return sent(text.replace(b"<samlp:Response ", f"<samlp:Response {declared} ".encode(), 1))
@@ -407,9 +407,7 @@ def nothing(answer: Answer) -> dict[str, str]:
     ],
     ids=lambda given: getattr(given, "__name__", given),
 )
-def test_what_is_not_signed_as_it_stands_or_is_dangerous_to_read_is_refused(
-    answer: Answer, build: Build, named: str
-) -> None:
+def test_wrongly_signed_or_dangerous_documents_are_refused(answer: Answer, build: Build, named: str) -> None:
     visit = tried(answer, build)
 
     assert (visit.response.status_code, visit.person) == (400, None)
@@ -430,7 +428,7 @@ def test_an_answer_to_another_request_than_this_browsers_is_refused(answer: Answ
 
 
 def test_response_and_assertion_have_to_answer_the_same_request(answer: Answer) -> None:
-    """The outer one is not signed, and could name whatever this browser began."""
+    """The response is not signed, so it could name any request started in this browser."""
     client = Client()
     answer.answers = "_somebody-elses"
     assertion = answer.signed()
@@ -469,8 +467,8 @@ def test_either_of_two_certificates_in_the_metadata_may_sign(
     assert tried(answer, as_it_should_be).person is None
 
 
-def test_what_the_name_of_the_person_may_be_is_said_in_the_settings(answer: Answer) -> None:
-    """Where it is an address, it is the e-mail too; which says nothing of who had that address before."""
+def test_allowed_name_formats_are_listed_in_the_settings(answer: Answer) -> None:
+    """An address is the e-mail, too, which does not prove who had that address before."""
     Provider.edit(by=None, name_id_format="emailAddress", email_attribute="mail", domains=["example.com"])
     answer.format, answer.name = "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress", "mia@example.com"
 
@@ -509,7 +507,7 @@ def test_too_many_groups_to_be_said_are_not_taken_as_none(answer: Answer) -> Non
 
 
 def test_a_thousand_groups_are_read(answer: Answer) -> None:
-    """Some providers declare the same namespaces at each value."""
+    """Some providers declare the same namespaces on each value."""
     value = (
         '<saml:AttributeValue xmlns:xs="http://www.w3.org/2001/XMLSchema"'
         ' xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="xs:string">a</saml:AttributeValue>'
@@ -522,7 +520,7 @@ def test_a_thousand_groups_are_read(answer: Answer) -> None:
 def test_a_flood_of_bad_answers_makes_one_event_and_one_line_a_minute_for_each_sender(
     answer: Answer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And nobody's flood hides what goes wrong for others."""
+    """A flood of one sender does not hide others' errors."""
     for sender in ["192.0.2.1"] * 5 + ["192.0.2.2"]:
         Client(REMOTE_ADDR=sender).post(ACS, {"SAMLResponse": "x"})
 
@@ -530,7 +528,7 @@ def test_a_flood_of_bad_answers_makes_one_event_and_one_line_a_minute_for_each_s
     assert [line.message for line in caplog.records].count("an answer of the identity provider was refused") == 2
 
 
-def test_what_strangers_write_in_a_status_is_recorded_nowhere(answer: Answer) -> None:
+def test_untrusted_status_text_is_recorded_nowhere(answer: Answer) -> None:
     root = answer.around()
     status = root.find("samlp:Status", NS)
     code = status.find("samlp:StatusCode", NS)

@@ -1,4 +1,4 @@
-"""Setting SAML up: page, REST, Django's admin, and what is refused."""
+"""Setting SAML up by page, REST and Django's admin, and refused settings."""
 
 import base64
 import subprocess
@@ -58,7 +58,7 @@ def boss(db: None) -> Client:
 
 @pytest.fixture
 def pasted(db: None) -> Provider:
-    """A provider whose metadata were pasted."""
+    """A provider with pasted metadata."""
     role = make.role()
     return Provider.edit(
         by=None, protocol="saml", mode="offered", name="Example", metadata_xml=PASTED, default_role=role
@@ -90,7 +90,7 @@ def test_our_metadata_say_where_answers_are_taken_and_that_they_have_to_be_signe
 
 
 def test_metadata_at_an_address_are_read_through_the_guard(boss: Client, settings: Settings) -> None:
-    """And never by a library that asks whatever it is told."""
+    """A library would fetch any URL it is given."""
     inside = FORM | {"metadata_url": "http://127.0.0.1:9/metadata"}
     refused = boss.post(PAGE, inside)
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
@@ -103,9 +103,7 @@ def test_metadata_at_an_address_are_read_through_the_guard(boss: Client, setting
 
 
 @pytest.mark.parametrize("what", ["redirect", "large", "html", "missing"])
-def test_what_stands_at_the_address_is_bounded_and_believed_as_it_is_only(
-    boss: Client, settings: Settings, what: str
-) -> None:
+def test_fetched_metadata_are_limited_and_must_match_exactly(boss: Client, settings: Settings, what: str) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,7 +125,7 @@ def test_what_stands_at_the_address_is_bounded_and_believed_as_it_is_only(
 
 
 def broken(part: bytes, by: bytes) -> str:
-    """Metadata with a certificate in which these bytes stand in place of those, at the last place where they are."""
+    """Return metadata with the last occurrence of these bytes in the certificate replaced."""
     before, after = base64.b64decode(PAIR.bare).rsplit(part, 1)
     return PASTED.replace(PAIR.bare, base64.b64encode(before + by + after).decode())
 
@@ -144,7 +142,7 @@ BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a
         (metadata_of(ENTITY, SSO), "have 0 certificates"),
         (metadata_of(ENTITY, SSO, Pair.make(bits=1024)), "RSA of 2048 bits"),
         (metadata_of(ENTITY, "http://93.184.216.34/sso", PAIR), "GATEWAY_PRIVATE_UPSTREAMS"),
-        (metadata_of(ENTITY, "javascript:alert(1)", PAIR), "no usable address"),
+        (metadata_of(ENTITY, "javascript:alert(1)", PAIR), "no usable sign-in URL"),
         (metadata_of(ENTITY, SSO, PAIR, until="2020-01-01T00:00:00Z"), "valid until 2020"),
         (metadata_of("x" * 451, SSO, PAIR), "450 characters"),
         (PASTED.replace("HTTP-Redirect", "HTTP-POST"), "no SingleSignOnService with the HTTP-Redirect"),
@@ -178,11 +176,11 @@ def test_comments_in_metadata_are_left_out_in_time_and_keys_on_p256_sign(boss: C
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"mode": "offered"}, "give its metadata before"),
+        ({"mode": "offered"}, "metadata before"),
         ({"metadata_xml": PASTED, "metadata_url": "https://93.184.216.34/metadata"}, "not both"),
     ],
 )
-def test_what_cannot_work_is_refused_in_words(boss: Client, fields: dict[str, str], words: str) -> None:
+def test_invalid_settings_are_refused_in_words(boss: Client, fields: dict[str, str], words: str) -> None:
     refused = boss.post(PAGE, FORM | fields)
 
     assert refused.status_code == 422
@@ -234,10 +232,8 @@ def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
     ],
     ids=lambda terms: next(iter(terms)),
 )
-def test_whom_people_become_through_saml_is_set_by_who_holds_everything(
-    terms: dict[str, Any], pasted: Provider
-) -> None:
-    """Also an address is asked for nobody else."""
+def test_saml_terms_can_be_changed_only_with_every_capability(terms: dict[str, Any], pasted: Provider) -> None:
+    """No address is looked up for others, either."""
     lacking = make.user(*(each for each in Capability if each != Capability.LOGS_READ))
     before = Provider.load().editable()
 
@@ -279,8 +275,8 @@ def test_a_key_is_made_for_signed_requests_held_sealed_and_gone_with_them(pasted
     assert (ended.has_secret, ended.own_certificate) == (False, "")
 
 
-def test_whoever_signs_requests_has_a_key(db: None, saml_organisation: SamlOrganisation) -> None:
-    """Also who asked for that before SAML was chosen; and a row that lost its key is no error, and gets a new one."""
+def test_a_provider_with_signed_requests_has_a_key(db: None, saml_organisation: SamlOrganisation) -> None:
+    """Also if that was set before SAML was chosen; a row that lost its key gets a new one without an error."""
     Provider.edit(by=None, signs_requests=True)
     row = Provider.edit(by=None, protocol="saml", mode="offered", name="Example", metadata_xml=PASTED)
     assert (row.has_secret, bool(row.own_certificate)) == (True, True)
@@ -328,7 +324,7 @@ def test_changing_the_protocol_takes_nothing_of_the_other_along(pasted: Provider
 
 
 def test_metadata_belong_to_saml(db: None) -> None:
-    with pytest.raises(BadSamlMetadata, match="belong to SAML"):
+    with pytest.raises(BadSamlMetadata, match="for SAML only"):
         Provider.edit(by=None, metadata_xml=PASTED)
 
 
@@ -344,13 +340,13 @@ def test_test_reads_the_metadata_anew_and_says_what_was_found(
 
     assert f"{saml.issuer} asks people at {saml_organisation.origin}/sso and signs with 1 certificate." in good
     assert renewed == "CN=new"
-    assert "describes another provider by now" in other
+    assert "now has metadata of another provider" in other
     told = Event.objects.filter(action="organisation.tested").order_by("pk")
     assert [event.changes["works"] for event in told] == [True, True, False]
 
 
 def test_a_certificate_past_its_end_is_accepted_while_the_metadata_name_it_and_test_says_so(pasted: Provider) -> None:
-    """The metadata are what is believed; nobody shall be locked out at midnight."""
+    """The metadata establish trust, and nobody should be locked out at midnight."""
     old = Pair.make("old", until=timedelta(days=-1))
     provider = Provider.edit(by=None, metadata_xml=metadata_of(ENTITY, SSO, old), domains=["example.com"])
 
@@ -401,7 +397,7 @@ def test_the_form_of_openid_connect_is_as_it_was_with_saml_beside_it(boss: Clien
     assert (row.protocol, row.metadata_url, row.email_attribute) == ("oidc", "", "email")
 
 
-def test_what_is_kept_for_a_browser_that_never_comes_is_swept(saml: Provider) -> None:
+def test_claims_of_a_browser_that_never_returns_are_deleted(saml: Provider) -> None:
     first = ReceivedAssertion.keep(saml.issuer, "_1", {"a": 1})
     assert ReceivedAssertion.keep(saml.issuer, "_1", {"a": 1}) == ""
     ReceivedAssertion.objects.update(until=timezone.now())
@@ -424,7 +420,7 @@ def test_a_stranger_sends_no_more_answers_than_an_office_would(saml: Provider, m
 def test_answers_that_are_accepted_are_not_counted(
     saml: Provider, saml_organisation: SamlOrganisation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An office is behind one address."""
+    """A whole office may use one address."""
     limit = sign_in_limits.MOST["organisation answer, from one address"]
     monkeypatch.setitem(sign_in_limits.MOST, "organisation answer, from one address", (2, limit[1]))
 

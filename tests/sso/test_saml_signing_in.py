@@ -1,4 +1,4 @@
-"""People sign in at their organisation through SAML: the same people, roles, teams and refusals as otherwise."""
+"""SAML sign-in: the same people, roles, teams and refusals as with OpenID Connect."""
 
 import base64
 import re
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.django_db
 
 
 def sign_in(name: str, client: Client | None = None, **fields: Any) -> SamlVisit:
-    """Press the button, sign in at the provider under a name, and come back."""
+    """Press the button, sign in at the provider under a name, and return."""
     client = client or Client()
     return brings(client, signs_in_at(asks(client, **fields), name))
 
@@ -91,7 +91,7 @@ def test_groups_give_role_and_teams_at_every_sign_in_with_events(
 def test_the_email_of_an_existing_person_is_never_taken_over_without_proof(
     saml: Provider, saml_organisation: SamlOrganisation, verified: str | None, links: bool
 ) -> None:
-    """SAML has no word for a verified address: without an attribute that says so, none is."""
+    """SAML has no standard attribute for a verified address, so only a configured one counts."""
     Provider.edit(by=None, links_by_email=links)
     owner = make.user(email="owner@example.com")
     said = {} if verified is None else {"email_verified": verified}
@@ -122,7 +122,7 @@ def test_no_claim_is_kept_once_somebody_is_in(saml: Provider, saml_organisation:
 def test_the_answer_comes_from_another_site_and_needs_no_cookie_but_the_browser_that_began_it(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
-    """Who is led to somebody else's answer would work in their account, and be heard."""
+    """Otherwise a person could be led into an attacker's account, who then sees what they do."""
     saml_organisation.knows("eve")
     eve, victim = Client(), Client()
     fields = signs_in_at(asks(eve), "eve")
@@ -149,7 +149,9 @@ def test_a_ticket_is_used_once_and_an_assertion_too(saml: Provider, saml_organis
     assert "used before" in again.words
 
 
-def test_whoever_did_not_begin_here_is_sent_to_the_button(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+def test_a_person_who_did_not_start_here_is_sent_to_the_button(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
     saml_organisation.knows("mia")
 
     visit = brings(Client(), begins_at(saml_organisation, "mia"))
@@ -177,10 +179,10 @@ def test_where_it_is_allowed_people_begin_there_once_and_are_led_to_own_addresse
     assert (again.response.status_code, again.person) == (400, None)
 
 
-def test_who_did_not_begin_here_is_asked_before_their_session_ends(
+def test_a_person_who_did_not_start_here_is_asked_before_their_session_ends(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
-    """Else a link would be enough to have somebody work in another's account."""
+    """Otherwise a link would be enough to move somebody into another account."""
     Provider.edit(by=None, takes_unsolicited=True)
     saml_organisation.knows("eve")
     victim = Client(enforce_csrf_checks=True)
@@ -201,7 +203,7 @@ def test_who_did_not_begin_here_is_asked_before_their_session_ends(
 def test_an_answer_that_nobody_asked_for_takes_no_invitation_that_was_opened_here(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
-    """Somebody else's, that says the e-mail of whoever was invited, would be linked to them for good."""
+    """Otherwise somebody else's response with the invited e-mail would be linked to them for good."""
     breaker = owner()
     breaker.set_break_glass(True, by=None)
     Provider.edit(by=None, takes_unsolicited=True, mode="enforced", domains=["example.com"])
@@ -261,7 +263,9 @@ def test_tickets_that_are_guessed_are_counted(saml: Provider, monkeypatch: pytes
     assert codes == [400, 400, 429]
 
 
-def test_whom_the_provider_refuses_reads_where_to_ask(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+def test_a_person_refused_by_the_provider_learns_where_to_ask(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
     visit = sign_in("nobody")
 
     assert visit.response.status_code == 400
@@ -340,7 +344,7 @@ def test_signing_out_here_ends_the_session_here_and_asks_nobody(
 
 @pytest.fixture
 def visit(saml: Provider, saml_organisation: SamlOrganisation) -> SamlVisit:
-    """An administrator of the organisation, who signed in some time ago."""
+    """An administrator of the organisation who signed in some time ago."""
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"), signs_requests=True)
     saml_organisation.knows("mia")
     visit = sign_in("mia")
@@ -366,7 +370,7 @@ def test_the_organisation_is_asked_anew_and_that_confirms(visit: SamlVisit) -> N
 def test_without_signed_requests_nothing_is_confirmed_there_and_the_page_says_what_is(
     visit: SamlVisit, saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
-    """Whoever sits at the browser takes ForceAuthn out of a request that nobody signed."""
+    """A person at the browser can remove ForceAuthn from an unsigned request."""
     away = confirmation(visit)
     Provider.edit(by=None, signs_requests=False)
 
@@ -399,7 +403,7 @@ def test_an_open_session_there_or_somebody_else_confirms_nothing(
 
 
 def test_an_ordinary_sign_in_is_no_confirmation(saml: Provider, saml_organisation: SamlOrganisation) -> None:
-    """Providers say “now” also where they only went on with a session that was open."""
+    """Providers report the current time even if they only continued an open session."""
     saml_organisation.knows("mia")
     visit = sign_in("mia")
 
@@ -410,7 +414,7 @@ def test_an_ordinary_sign_in_is_no_confirmation(saml: Provider, saml_organisatio
 # --- A directory ------------------------------------------------------------------------------------------------------
 
 
-def test_whom_the_directory_shuts_out_is_out_at_once_and_stays_out(
+def test_a_person_deprovisioned_by_a_directory_is_out_at_once_and_stays_out(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
     saml_organisation.knows("mia")

@@ -1,4 +1,4 @@
-"""Sessions of people who signed in at their organisation: second factor, logout there, and what goes on."""
+"""Sessions of people who signed in at their organisation: second factor, logout there, and exceptions."""
 
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, urljoin, urlsplit
@@ -36,9 +36,7 @@ pytestmark = pytest.mark.django_db
 LOGOUT = "/accounts/organisation/logout/"
 
 
-def test_who_has_a_second_factor_here_is_asked_for_it_after_the_organisation(
-    organisation: Organisation, sign_in: SignIn
-) -> None:
+def test_a_second_factor_here_is_required_after_the_organisation(organisation: Organisation, sign_in: SignIn) -> None:
     organisation.knows("mia")
     sign_in("mia")
     mia = User.objects.get(email="mia@example.com")
@@ -246,7 +244,7 @@ def test_a_provider_without_a_usable_place_to_sign_out_is_not_led_to(
 
     assert visit.client.post("/accounts/logout/")["Location"] == "/accounts/login/"
     assert visit.person is None
-    assert "no place to sign out there" in try_provider(Provider.load(), by=None).detail
+    assert "no sign-out endpoint" in try_provider(Provider.load(), by=None).detail
 
 
 def test_signing_out_works_while_the_provider_is_down(
@@ -266,7 +264,7 @@ def test_signing_out_works_while_the_provider_is_down(
     assert visit.person is None
 
 
-def test_whose_keys_cannot_be_read_people_are_led_to_all_the_same_to_sign_in_and_out(
+def test_people_still_sign_in_and_out_at_a_provider_with_unreadable_keys(
     provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Provider.edit(by=None, signs_out_there=True)
@@ -294,7 +292,7 @@ def test_whose_keys_cannot_be_read_people_are_led_to_all_the_same_to_sign_in_and
 def test_sign_ins_that_succeed_use_up_nothing_of_an_address(
     organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of an office whose people are behind one; those that are given up do."""
+    """Like an office behind one address; abandoned ones count."""
     monkeypatch.setitem(MOST, "organisation, from one address", (2, MINUTE))
     organisation.knows("mia")
     for _ in range(4):
@@ -305,7 +303,7 @@ def test_sign_ins_that_succeed_use_up_nothing_of_an_address(
 
 @pytest.fixture
 def asked(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The addresses that a provider which is down was asked at."""
+    """The URLs requested from a provider that is down."""
     asked: list[str] = []
 
     def down(self: Http, url: str, headers: object = None) -> NoReturn:
@@ -316,7 +314,7 @@ def asked(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_what_is_no_token_makes_us_ask_nobody(asked: list[str]) -> None:
+def test_malformed_tokens_cause_no_query(asked: list[str]) -> None:
     unsigned = "eyJhbGciOiJub25lIn0.e30.x"
     for token in ("", "x.y.z", "garbage", '{"payload": "e30", "signatures": []}', unsigned):
         assert Client().post(LOGOUT, {"logout_token": token}).status_code == 400
@@ -326,7 +324,7 @@ def test_what_is_no_token_makes_us_ask_nobody(asked: list[str]) -> None:
 def test_a_provider_that_is_down_is_asked_once_in_a_while_whoever_sends_tokens(
     provider: Provider, asked: list[str]
 ) -> None:
-    """And at once when somebody has mended it and presses *Test*."""
+    """*Test* asks at once, after somebody has repaired it."""
     token = "eyJhbGciOiJFUzI1NiJ9.e30.eA"
     for _ in range(5):
         assert Client().post(LOGOUT, {"logout_token": token}).status_code == 503

@@ -1,4 +1,4 @@
-"""Setting the sign-in by the organisation up: page, REST, and what is refused."""
+"""Setting up the sign-in by the organisation: page, REST, and refused settings."""
 
 import json
 from ipaddress import ip_network
@@ -70,9 +70,7 @@ def test_a_save_that_is_based_on_an_older_page_is_refused_with_what_changed(boss
         ({"rule-0-group": "leads"}, "a role or a team"),
     ],
 )
-def test_what_cannot_work_is_refused_in_words_and_nothing_is_saved(
-    boss: Client, fields: dict[str, str], words: str
-) -> None:
+def test_invalid_settings_are_refused_in_words_and_not_saved(boss: Client, fields: dict[str, str], words: str) -> None:
     refused = boss.post(PAGE, FORM | fields)
 
     assert refused.status_code == 422
@@ -116,10 +114,8 @@ def all_but_one(db: None) -> User:
     ],
     ids=str,
 )
-def test_whom_people_of_the_organisation_become_is_set_by_who_holds_everything(
-    terms: dict[str, Any], all_but_one: User
-) -> None:
-    """Also when only people or groups differ, and the roles that are given stay those that somebody else chose."""
+def test_admission_terms_can_be_changed_only_with_every_capability(terms: dict[str, Any], all_but_one: User) -> None:
+    """Also if only people or groups change, and the roles were chosen by somebody else."""
     strong, weak = make.role(*Capability), make.role()
     known: dict[str, Any] = {
         "name": "Ours",
@@ -223,7 +219,7 @@ def test_test_says_in_words_what_is_wrong_and_what_was_found(
     down = boss.post(f"{PAGE}test/").content.decode()
 
     assert "describes itself" in good
-    assert f"describes another issuer than {organisation.origin}/" in renamed
+    assert f"has metadata of another issuer than {organisation.origin}/" in renamed
     assert "cannot be reached" in down
     told = Event.objects.filter(action="organisation.tested").order_by("pk")
     assert [event.changes["works"] for event in told] == [True, False, False]

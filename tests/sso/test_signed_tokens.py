@@ -1,4 +1,4 @@
-"""What an ID token and a logout token have to say, and who has to have signed them."""
+"""Required claims and signatures of ID tokens and logout tokens."""
 
 import time
 from typing import Any
@@ -30,7 +30,7 @@ def of(**changed: Any) -> dict[str, Any]:
     return {name: value for name, value in claims.items() if value is not None}
 
 
-def test_what_the_provider_signed_for_us_is_believed() -> None:
+def test_tokens_signed_for_us_are_accepted() -> None:
     assert id_token(signed(of(aud=["other", CLIENT], azp=CLIENT)), KEYS, **EXPECTED, nonce=NONCE)["sub"] == "mia"
 
 

@@ -1,4 +1,4 @@
-"""People sign in at their organisation: who they are here, and what their groups give them at every sign-in."""
+"""Sign-in at the organisation: the account here, and roles and teams from groups at each sign-in."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db
 
 
 def without_token(visit: Visit) -> str:
-    """The page that came of it, but for the token of its forms."""
+    """Return the resulting page, without its CSRF token."""
     return re.sub(r'"X-CSRFToken": "\w+"', "", visit.response.content.decode())
 
 
@@ -64,10 +64,10 @@ def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
         ),
     ],
 )
-def test_what_another_release_keeps_of_the_provider_is_not_read(
+def test_provider_data_cached_by_another_release_is_not_read(
     name: str, fields: str, organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
-    """Both serve for the time of an upgrade, from one cache."""
+    """Two releases share a cache during an upgrade."""
     document = oidc.fetch_provider_json(provider, f"{provider.issuer}/.well-known/openid-configuration")
     said = document | {"auth_methods": ("client_secret_basic",), "says_iss": True, "keys": [{}]}
     issuer = hashlib.sha256(provider.issuer.encode()).hexdigest()[:32]
@@ -155,9 +155,7 @@ def test_with_the_workspaces_consent_a_verified_email_links(
     assert "user.linked" in actions(mia)
 
 
-def test_whoever_is_signed_in_links_their_own_account_and_unlinks_it_again(
-    organisation: Organisation, sign_in: SignIn
-) -> None:
+def test_signed_in_people_link_and_unlink_their_own_account(organisation: Organisation, sign_in: SignIn) -> None:
     mia = make.user(email="mia@example.com")
     organisation.knows("somebody", email="other@example.com")
     own = Client()
@@ -245,9 +243,7 @@ def test_the_last_owner_stays_one_whatever_the_groups_say(
     assert owner.role == Role.objects.get(name="Super admin")
 
 
-def test_whoever_takes_the_scope_of_the_groups_out_on_their_way_is_refused(
-    organisation: Organisation, provider: Provider
-) -> None:
+def test_removing_the_groups_scope_from_the_request_is_refused(organisation: Organisation, provider: Provider) -> None:
     Provider.edit(by=None, rules=[GroupRule("guests", make.role(name="Guest"))])
     organisation.knows("mia", groups=["guests"])
     client, visitor = Client(), Visitor("mia")
@@ -281,7 +277,7 @@ def claims_of_mia(provider: Provider, *groups: str, says_groups: bool = True) ->
 def test_nobody_gets_more_by_groups_that_are_left_out(
     provider: Provider, says_groups: bool, default: str, expected: str
 ) -> None:
-    """Nor keeps what a group gave them; what they lose without a word of groups is noted."""
+    """Missing groups give nothing and remove earlier gifts; a loss without a statement of groups is recorded."""
     roles = {
         "Wide": make.role(Capability.LOGS_READ, Capability.HOSTS_READ, name="Wide"),
         "Guest": make.role(Capability.LOGS_READ, name="Guest"),
@@ -299,7 +295,7 @@ def test_nobody_gets_more_by_groups_that_are_left_out(
     assert noted.count() == (0 if says_groups else 1)
 
 
-def test_who_leaves_the_groups_out_has_no_entry_where_everybody_else_has_none(provider: Provider) -> None:
+def test_omitting_the_groups_gives_no_entry_where_there_is_no_default_role(provider: Provider) -> None:
     changed = Provider.edit(by=None, default_role=None, rules=[GroupRule("guests", make.role(name="Guest"))])
     changed.admit(claims_of_mia(provider, "guests"))
 
@@ -307,7 +303,7 @@ def test_who_leaves_the_groups_out_has_no_entry_where_everybody_else_has_none(pr
         changed.admit(claims_of_mia(provider, says_groups=False))
 
 
-def test_whoever_no_rule_gave_anything_makes_no_note(provider: Provider) -> None:
+def test_people_without_a_role_by_rule_cause_no_event(provider: Provider) -> None:
     changed = Provider.edit(by=None, rules=[GroupRule("guests", make.role(name="Guest"))])
 
     for _ in range(2):
@@ -321,7 +317,7 @@ def test_whoever_no_rule_gave_anything_makes_no_note(provider: Provider) -> None
 def test_a_new_person_is_made_with_an_address_that_is_verified_or_of_the_organisation(
     organisation: Organisation, provider: Provider, sign_in: SignIn, verified: bool | None, domains: list[str]
 ) -> None:
-    """Else whoever may write their own address there would be here as somebody who has yet to come."""
+    """Otherwise people who choose their own address there could take the place of somebody yet to come."""
     Provider.edit(by=None, domains=domains)
     organisation.knows("eve", email="ceo@example.com", email_verified=verified)
 
@@ -351,7 +347,7 @@ def test_claims_are_taken_as_they_are_or_not_at_all(provider: Provider) -> None:
 def test_a_verified_address_is_the_one_that_is_said_beside_it(
     provider: Provider, monkeypatch: pytest.MonkeyPatch, email: str
 ) -> None:
-    """Not the one of the other document, as when people may write what one of them says."""
+    """The claims come from one document: people may be able to edit the other one."""
     userinfo = {"sub": "mia", "email": "eve@example.com", "email_verified": True}
     monkeypatch.setattr(oidc, "fetch_provider_json", lambda *_: userinfo)
 

@@ -1,4 +1,4 @@
-"""Tokens as the pages show them."""
+"""Tokens on pages."""
 
 import re
 from typing import Any
@@ -17,12 +17,12 @@ def text(response: Any) -> str:
 
 
 def row(response: Any, token: Token) -> str:
-    """The markup of one token's row on the API Tokens page."""
+    """Return the markup of one token's row on the API Tokens page."""
     return text(response).split(f'id="token-{token.pk}"')[1].split("</tr>")[0]
 
 
 def names(response: Any) -> list[str]:
-    """The tokens a page lists, from the top."""
+    """Return the tokens listed on a page, in order."""
     return [one.token.name for one in response.context["rows"]]
 
 
@@ -31,6 +31,6 @@ def a_connection(user: User, **fields: Any) -> Connection:
 
 
 def secret_in(response: Any) -> str | None:
-    """The secret a show-once dialog holds, if there is one."""
+    """Return the secret in a show-once dialog, if there is one."""
     found = re.search(r'id="token-value"[^>]* value="([^"]+)"', text(response))
     return found[1] if found else None

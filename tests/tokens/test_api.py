@@ -1,4 +1,4 @@
-"""/api/tokens: list, create, edit and end."""
+"""/api/tokens: list, create, edit and revoke."""
 
 from datetime import timedelta
 from typing import Any
@@ -312,7 +312,7 @@ def test_a_limit_is_set_and_taken_off(ana: User, bot: Host, work: Gateway) -> No
 
 
 def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ana: User, ann: User, link: Connection) -> None:
-    """What one has is left to its owner; how much of it there is, is for who manages tokens."""
+    """Owners manage the limits they have; raising one takes the capability to manage tokens."""
     token = make.token(make.connection(link.host, link.gateway, ann), calls_per_minute=600).token
     own, path = Rest.of(ann), f"/tokens/{token.pk}"
 
@@ -356,7 +356,7 @@ def test_nothing_else_may_change(ana: User, link: Connection, key: str) -> None:
 
 
 @pytest.mark.parametrize("body", [[], "name", 5, None, {"name": ""}, {"name": "a\u0000b"}, {"allowed_ips": "10.0.0.1"}])
-def test_what_is_no_change_is_refused(ana: User, link: Connection, body: Any) -> None:
+def test_an_edit_without_changes_is_refused(ana: User, link: Connection, body: Any) -> None:
     token = make.token(link).token
 
     refused = Rest.of(ana).client.patch(f"/api/tokens/{token.pk}", body, content_type="application/json")
@@ -387,7 +387,7 @@ def test_revoking_works_once(ann: User, link: Connection, way: str) -> None:
     assert Event.objects.get(action="token.revoked").via == "api"
 
 
-def test_whoever_may_end_connections_may_end_tokens(link: Connection) -> None:
+def test_people_who_may_end_connections_may_end_tokens(link: Connection) -> None:
     token = make.token(link).token
     rest = Rest.of(make.user(Capability.MCP_CONNECTIONS_REVOKE))
 

@@ -1,4 +1,4 @@
-"""People's keys for the REST API: what they may do, and when they end."""
+"""People's keys for the REST API: their rights, and their end."""
 
 from datetime import timedelta
 from typing import Any
@@ -49,9 +49,9 @@ def test_a_key_acts_as_its_owner_with_its_subset(eve: User) -> None:
     assert rest.post("/hosts", {"name": "bot"}).json()["capability"] == "api-tokens:manage"
 
 
-def test_what_the_owner_loses_the_key_loses(eve: User) -> None:
+def test_a_key_loses_the_capabilities_its_owner_loses(eve: User) -> None:
     secret = make.api_key(eve, Capability.HOSTS_READ).secret
-    make.user(Capability.PEOPLE_MANAGE)  # Nobody may change a role while there is none.
+    make.user(Capability.PEOPLE_MANAGE)  # A role can be changed only while somebody manages people.
 
     eve.give_role(make.role(Capability.LOGS_READ), by=None)
     lost = problem(knock(secret))
@@ -61,7 +61,7 @@ def test_what_the_owner_loses_the_key_loses(eve: User) -> None:
     assert knock(secret).status_code == 200
 
 
-def test_what_the_owner_gains_the_key_does_not(eve: User) -> None:
+def test_a_key_does_not_gain_capabilities_of_its_owner(eve: User) -> None:
     secret = make.api_key(eve, Capability.LOGS_READ).secret
 
     eve.is_superuser = True
@@ -84,7 +84,7 @@ def test_a_change_needs_no_csrf_and_names_the_key(eve: User) -> None:
 
 
 def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
-    """The same verb decides as on the page, with the key's capabilities instead of its owner's."""
+    """A method decides as on the page, with the key's capabilities instead of its owner's."""
     boss = make.user(*Capability)
     viewer, member = make.role(Capability.LOGS_READ), make.role()
     key, secret = make.api_key(boss, Capability.PEOPLE_MANAGE)
@@ -104,7 +104,7 @@ def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
 
 
 def test_a_key_changes_no_rights_and_lets_nobody_in_again() -> None:
-    """It may still shut people out."""
+    """It may still deactivate people."""
     boss, bo = make.user(*Capability), make.user()
     rest = Rest.bearing(make.api_key(boss, *Capability).secret)
     role, refused = f"/roles/{boss.role_id}", (403, "key_not_accepted")
@@ -118,8 +118,8 @@ def test_a_key_changes_no_rights_and_lets_nobody_in_again() -> None:
     assert not User.objects.filter(email="x@example.com").exists()
 
 
-def test_what_a_key_made_is_told_with_it_and_outlives_it() -> None:
-    """As docs/explanation/security-model.md says."""
+def test_an_object_created_by_a_key_names_it_and_outlives_it() -> None:
+    """As documented in docs/explanation/security-model.md."""
     boss = make.user(*Capability)
     host, gateway = make.agent(by=boss), make.gateway()
     key, secret = make.api_key(boss, Capability.API_TOKENS_MANAGE)
@@ -135,7 +135,7 @@ def test_what_a_key_made_is_told_with_it_and_outlives_it() -> None:
 
 
 def test_a_key_does_not_renew_its_owners_own_tokens(eve: User) -> None:
-    """It would get a secret for /mcp out of a key that may only read."""
+    """Otherwise a read-only key could get a secret for /mcp."""
     token = make.token(make.connection(make.agent(by=eve), make.gateway(), eve)).token
 
     rest = Rest.bearing(make.api_key(eve, Capability.HOSTS_READ).secret)
@@ -253,7 +253,7 @@ def test_a_rotated_signing_key_still_finds_older_keys(eve: User, settings: Any) 
     assert (found, problem(knock(secret))) == (200, UNAUTHORIZED)
 
 
-def test_what_cannot_be_made(eve: User) -> None:
+def test_an_invalid_key_cannot_be_created(eve: User) -> None:
     taken = make.api_key(eve, *READER, name="CI").key
     for wrong, error in (
         ({"name": "ci"}, KeyNameTaken),
@@ -334,7 +334,7 @@ def text(answer: Any) -> str:
 
 @pytest.fixture
 def page(eve: User) -> Client:
-    """Eve's browser, in which she typed her password just now."""
+    """Eve's browser, with a recent password confirmation."""
     client = Client()
     client.force_login(eve)
     return confirmed(client)
@@ -424,7 +424,7 @@ def test_the_page_lists_searches_and_pages(page: Client, eve: User) -> None:
     assert "No API key matches." in text(page.get("/settings/api-keys?q=none"))
 
 
-def test_who_manages_people_sees_and_ends_everybodys(eve: User) -> None:
+def test_people_managers_see_and_end_everybodys_keys(eve: User) -> None:
     key = make.api_key(eve, *READER).key
     boss, clerk = Client(), Client()
     boss.force_login(make.user(Capability.PEOPLE_MANAGE, *READER))
@@ -436,7 +436,7 @@ def test_who_manages_people_sees_and_ends_everybodys(eve: User) -> None:
     boss.post(f"/settings/api-keys/{key.pk}/revoke")
 
     key.refresh_from_db()
-    assert "This takes at least the capabilities of whom, or what, it is done to." in refused
+    assert "You need at least the capabilities of the person or object you change." in refused
     assert eve.email in listed
     assert "Revoke this API key?" in asked
     assert key.status == "revoked"

@@ -1,4 +1,4 @@
-"""Somebody asks for a new secret of another's token: it is made when its owner collects it, and nobody else sees it."""
+"""Requested replacement of another person's token: the owner collects the new secret, and nobody else sees it."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ def boss() -> User:
 
 @pytest.fixture
 def issued(ann: User, ana: User) -> Issued:
-    """A token of somebody who holds no capability."""
+    """A token of a person without capabilities."""
     link = make.connection(make.agent(by=ana, name="CI bot"), make.gateway(name="Work"), ann)
     return make.token(link, name="ci", allowed_ips=["127.0.0.0/8"])
 
@@ -195,7 +195,7 @@ def test_nothing_is_collected_behind_the_break_glass_or_after_the_end(waiting: T
 def test_on_its_page_too_and_that_it_has_ended_is_said_before_that_it_is_off(
     waiting: Token, ann: User, boss: User, sign_in: SignIn
 ) -> None:
-    """Who enabled the gateway again would find a token that is of no use."""
+    """Otherwise somebody would enable the gateway for a token that has ended."""
     browser, path = sign_in(ann), f"/tokens/{waiting.pk}/collect/"
     waiting.connection.gateway.disable(by=boss)
     for answer in (browser.get(path), browser.post(path, headers=ON_LIST)):
@@ -231,7 +231,7 @@ def test_nobody_is_asked_to_collect_what_has_ended(
 def test_the_key_of_an_app_is_collected_by_nobody(ann: User, boss: User) -> None:
     key = Token.objects.get(connection=make.app_connection(ann, make.gateway()))
 
-    with pytest.raises(TokenError, match="The key of an app is regenerated"):
+    with pytest.raises(TokenError, match="The key of an app can only be regenerated"):
         key.ask_for_new(by=boss)
 
     assert Token.objects.get() == key
@@ -239,7 +239,7 @@ def test_the_key_of_an_app_is_collected_by_nobody(ann: User, boss: User) -> None
 
 
 def test_a_token_that_was_asked_for_anew_renews_itself_no_more(issued: Issued, boss: User) -> None:
-    """Who found it comes with its text, and may come at the very moment."""
+    """A thief with the old text may rotate it at the same moment."""
     as_found = Token.objects.get()
     issued.token.ask_for_new(by=boss)
 
@@ -278,7 +278,7 @@ def test_the_owner_is_mailed_without_a_secret(
 def test_without_a_mail_server_the_secret_ends_all_the_same(
     issued: Issued, boss: User, settings: Any, caplog: pytest.LogCaptureFixture, django_capture_on_commit_callbacks: Any
 ) -> None:
-    """Its owner is told on every page, too."""
+    """Its owner sees a notice on every page, too."""
     options = {"host": "127.0.0.1", "port": 1, "timeout": 1}
     settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
     path = f"/tokens/{issued.token.pk}/ask-for-new"
@@ -297,7 +297,7 @@ PK = re.compile(r"<uuid:(?:pk|object_id)>|<path:object_id>")
 
 
 def addresses(token: Token) -> list[str]:
-    """Every address of the product that names a token or a connection, with these in it."""
+    """Return every URL of a token or connection, with these ids."""
     paths = {f"/{route.pattern}" for name, route in routes() if not name.startswith("api:")}
     paths |= {f"/api/{str(route.pattern).lstrip('/')}" for route in api_urls}
     named = [re.sub(r"[\^$]|\\Z", "", path) for path in paths if PK.search(path)]

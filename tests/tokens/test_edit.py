@@ -1,4 +1,4 @@
-"""Editing a token: name, expiration and IP allowlist, nothing else."""
+"""Editing a token: only name, expiration and IP allowlist."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -94,7 +94,7 @@ def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ann: User, sign_in: Si
     for looser in ("601", ""):
         refused = client.post(path(token), KEPT | {"calls_per_minute": looser})
         assert refused.status_code == 422
-        assert "Only who holds “Create and manage API tokens” raises or lifts a limit." in text(refused)
+        assert "Only people with “Create and manage API tokens” can raise or remove a limit." in text(refused)
     client.post(path(token), KEPT | {"name": "kept", "calls_per_minute": "600"})
     client.post(path(token), KEPT | {"calls_per_minute": "60"})
 
@@ -148,7 +148,7 @@ def test_no_expiry_is_offered_where_the_workspace_allows_it(ana: User, token: To
 
 
 def test_keeping_no_expiry_needs_no_permission_of_the_workspace(ana: User, token: Token, sign_in: SignIn) -> None:
-    """Turning the setting off does not touch the tokens there are."""
+    """Turning the setting off does not change existing tokens."""
     Token.objects.filter(pk=token.pk).update(expires_at=None)
 
     answer = sign_in(ana).post(path(token), KEPT | {"name": "renamed"}, headers=ON_LIST)
@@ -162,7 +162,7 @@ def test_keeping_no_expiry_needs_no_permission_of_the_workspace(ana: User, token
     [("expired", "This token has expired. Create a new one."), ("revoked", "This token has been revoked before.")],
 )
 @pytest.mark.parametrize("method", ["get", "post"])
-def test_what_has_ended_is_not_edited(
+def test_ended_tokens_are_not_edited(
     method: str, state: str, words: str, ana: User, token: Token, sign_in: SignIn
 ) -> None:
     if state == "expired":
@@ -178,7 +178,7 @@ def test_what_has_ended_is_not_edited(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_ends_while_it_is_saved_is_not_edited(ana: User, token: Token, sign_in: SignIn) -> None:
+def test_a_row_that_ends_while_it_is_saved_is_not_edited(ana: User, token: Token, sign_in: SignIn) -> None:
     client, gone = sign_in(ana), Token.objects.get()
 
     answer = meanwhile(
@@ -190,7 +190,7 @@ def test_what_ends_while_it_is_saved_is_not_edited(ana: User, token: Token, sign
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_two_tokens_given_one_name_at_the_same_moment_one_gets_it(ana: User, token: Token, sign_in: SignIn) -> None:
+def test_one_of_two_tokens_given_the_same_name_at_once_gets_it(ana: User, token: Token, sign_in: SignIn) -> None:
     client, other = sign_in(ana), make.token(token.connection, name="other").token
 
     answer = meanwhile(

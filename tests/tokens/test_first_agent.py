@@ -1,4 +1,4 @@
-"""Create Token on a fresh installation: whoever may add agents names the first one there and goes on with its token."""
+"""Create Token on a fresh installation: people who may add agents name the first one and continue with its token."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def work() -> Gateway:
 
 @pytest.fixture
 def maker(sign_in: SignIn) -> Client:
-    """Somebody who may add agents and look at nothing."""
+    """A browser of a person who may add agents and see nothing."""
     return sign_in(make.user(Capability.API_TOKENS_MANAGE))
 
 
@@ -52,7 +52,7 @@ def test_from_connecting_a_client_to_a_token_of_a_new_agent_without_script(work:
     assert begun.redirect_chain[0] == (f"/connect/?host={host.pk}&gateway=work&client=python", 302)
     assert (host.name, host.kind, host.allow_enrolment) == ("CI bot", HostKind.TOKEN, False)
     assert Event.objects.filter(action=Action.HOST_CREATED).count() == 1
-    last = begun.redirect_chain[1][0]  # The gateway was chosen before, and is not asked for again.
+    last = begun.redirect_chain[1][0]  # The gateway was chosen before, and is not asked again.
 
     assert "Token for CI bot on" in text(begun)
     made = text(maker.post(last, {"name": "ci", "scope": "all", "expires_in_days": "90"}))
@@ -104,7 +104,7 @@ def test_more_than_a_name_is_not_taken_from_the_form(maker: Client) -> None:
     assert (host.allow_enrolment, host.description) == (False, "")
 
 
-def test_who_may_not_add_agents_is_told_whom_to_ask(work: Gateway, sign_in: SignIn) -> None:
+def test_people_who_may_not_add_agents_learn_who_can(work: Gateway, sign_in: SignIn) -> None:
     client = sign_in(make.user(*set(Capability) - {Capability.API_TOKENS_MANAGE}))
 
     shown = text(client.get(PAGE, CHOSEN))
@@ -131,7 +131,7 @@ def test_a_search_that_empties_meanwhile_leads_to_naming_one(work: Gateway, make
     assert f'href="{MAKING}?gateway=work&amp;client=python"' in part
 
 
-def test_what_is_no_client_is_forgotten(work: Gateway, maker: Client, ana: User) -> None:
+def test_an_unknown_client_is_dropped_from_the_flow(work: Gateway, maker: Client, ana: User) -> None:
     host = make.agent(by=ana)
     begun = maker.get("/connect/", {"host": str(host.pk), "gateway": "work", "client": '"><script>'})
     again = maker.get("/connect/", {"host": str(host.pk), "gateway": "work", "client": "python"})

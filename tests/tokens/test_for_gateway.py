@@ -81,7 +81,7 @@ def test_create_token_takes_the_gateway_along(ana: User, mine: Issued, sign_in: 
     assert '<input type="hidden" name="gateway" value="work">' in button
 
 
-def test_what_is_done_from_the_dialog_is_answered_in_it(ana: User, mine: Issued, sign_in: SignIn) -> None:
+def test_actions_in_the_dialog_are_answered_in_it(ana: User, mine: Issued, sign_in: SignIn) -> None:
     client, token = sign_in(ana), mine.token
     answers = []
     for verb, fields in (("edit", {"name": "renamed", "expires_in_days": "", "allowed_ips": ""}), ("revoke", {})):

@@ -128,7 +128,7 @@ def test_the_segments_and_cards_count_what_they_open(ana: User, sign_in: SignIn)
     assert 'href="?care=unlimited"' in text(page)
 
 
-def test_what_needs_care_is_amber(ana: User, sign_in: SignIn) -> None:
+def test_tokens_that_need_care_are_amber(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     unlimited, soon = make.token(connection).token, make.token(connection, expires_in_days=7).token
     Token.objects.filter(pk=unlimited.pk).update(expires_at=None)
@@ -176,7 +176,7 @@ def test_a_row_offers_what_its_token_allows(state: str, offered: set[str], ana: 
     assert ("Revoked <time" in seen) is (state == "revoked")
 
 
-def test_of_others_a_manager_asks_for_a_new_token_and_regenerates_none(ann: User, sign_in: SignIn) -> None:
+def test_a_manager_asks_for_a_new_token_of_others_and_regenerates_none(ann: User, sign_in: SignIn) -> None:
     token = make.token(a_connection(ann)).token
     manager = sign_in(make.user(Capability.API_TOKENS_MANAGE))
 
@@ -256,7 +256,7 @@ def test_the_button_is_there_for_those_it_leads_somewhere(ana: User, ann: User, 
     assert "Create Token" in text(sign_in(ann).get(PATH))
 
 
-def test_of_many_agents_a_few_are_offered_and_the_rest_is_found_by_name(ana: User, sign_in: SignIn) -> None:
+def test_a_long_list_offers_a_few_agents_and_a_search_finds_the_rest(ana: User, sign_in: SignIn) -> None:
     for number in range(11):
         make.agent(by=ana, name=f"bot {number:02}")
     client = sign_in(ana)

@@ -1,4 +1,4 @@
-"""API access tokens: shown once, bounded, bound to one connection."""
+"""API access tokens: shown once, limited, and bound to one connection."""
 
 from datetime import timedelta
 
@@ -124,7 +124,7 @@ def test_a_revoked_connection_takes_no_token(link: Connection) -> None:
 
 
 def test_a_narrowed_token_keeps_its_servers_for_good(link: Connection) -> None:
-    """Refused by the database, whatever code asks."""
+    """The database refuses a change, whichever code tries it."""
     assigned = link.gateway.assignments.get()
     token = make.token(link, servers=[assigned]).token
 

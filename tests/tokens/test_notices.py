@@ -1,4 +1,4 @@
-"""Whoever's token or connection somebody else ended or renewed is told, until they dismiss it."""
+"""People are notified of other people's actions on their tokens and connections, until they dismiss it."""
 
 import re
 from html import unescape
@@ -18,7 +18,7 @@ SHOWN = re.compile(r'action="/settings/notices/dismiss".*?</form>', re.DOTALL)
 
 
 def told(browser: Client, path: str = "/") -> str:
-    """The notices of a page; nothing when there are none."""
+    """Return the notices of a page, or ""."""
     found = SHOWN.search(browser.get(path).content.decode())
     return unescape(found[0]) if found else ""
 

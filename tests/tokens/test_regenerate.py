@@ -1,4 +1,4 @@
-"""Regenerating a token: asked for in these words, its secret shown in one answer, to those who may see it."""
+"""Regenerating a token: its confirmation, and its secret, shown once to those who may see it."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def token(ana: User) -> Token:
 
 @pytest.fixture
 def app(ann: User) -> Connection:
-    """The connection of an app, with its never-shown key."""
+    """An app's connection, whose key is never shown."""
     link = make.connection(Host.objects.create(kind="headed", name="Claude Desktop"), make.gateway(), ann)
     Token.objects.provide_key(link, by=ann)
     return link
@@ -93,7 +93,7 @@ def test_everything_but_the_secret_stays(ana: User, sign_in: SignIn) -> None:
 
 
 def test_the_same_post_again_shows_nothing_and_changes_nothing(ana: User, token: Token, sign_in: SignIn) -> None:
-    """A reload repeats the POST."""
+    """Reloading the page repeats the POST."""
     client = sign_in(ana)
     first = client.post(path(token), {"generation": 1})
 
@@ -101,7 +101,7 @@ def test_the_same_post_again_shows_nothing_and_changes_nothing(ana: User, token:
     clicked_twice = client.post(path(token), {"generation": 1}, headers=ON_LIST)
 
     assert secret_in(first)
-    assert GONE in text(first)  # What is left once the dialog is closed.
+    assert GONE in text(first)  # The text after the dialog is closed.
     assert GONE in text(again)
     assert secret_in(again) is secret_in(clicked_twice) is None
     assert "no longer shown" in clicked_twice["HX-Trigger"]
@@ -156,7 +156,7 @@ def test_the_break_glass_covers_it_too(layer: str, ana: User, token: Token, app:
     ("state", "words"),
     [("expired", "This token has expired. Create a new one."), ("revoked", "This token has been revoked before.")],
 )
-def test_what_has_ended_gets_no_other_secret(state: str, words: str, ana: User, token: Token, sign_in: SignIn) -> None:
+def test_ended_tokens_get_no_new_secret(state: str, words: str, ana: User, token: Token, sign_in: SignIn) -> None:
     if state == "expired":
         Token.objects.filter(pk=token.pk).update(expires_at=timezone.now())
     else:
@@ -171,7 +171,7 @@ def test_what_has_ended_gets_no_other_secret(state: str, words: str, ana: User, 
 
 
 def test_an_apps_key_is_renewed_and_shown_to_nobody(ana: User, app: Connection, sign_in: SignIn) -> None:
-    """Prefix changes, status and connected date do not, no secret is shown."""
+    """The prefix changes; status and connected date do not, and no secret is shown."""
     before = Token.objects.get(connection=app)
     client = sign_in(ana)
 
@@ -228,7 +228,7 @@ def test_an_agents_only_token_is_regenerated_by_the_same_button(ana: User, token
     assert f'<tbody id="connection-{token.connection_id}" class="changed" hx-swap-oob="true">' in text(answer)
 
 
-def test_of_several_tokens_one_is_chosen_first(ana: User, token: Token, sign_in: SignIn) -> None:
+def test_several_tokens_need_a_choice_first(ana: User, token: Token, sign_in: SignIn) -> None:
     other = make.token(token.connection).token
     client = sign_in(ana)
 

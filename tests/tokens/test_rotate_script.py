@@ -17,13 +17,13 @@ SCRIPT = re.compile(r'id="p-rotate".*?<pre[^>]*><code>(.*?)</code>', re.DOTALL)
 
 
 def submit(browser: httpx.Client, path: str, **fields: str) -> httpx.Response:
-    """Open the page at `path` and send its form."""
+    """Open the page at `path` and submit its form."""
     (first, *_) = FIELD.findall(browser.get(path).text)
     return browser.post(path, data={"csrfmiddlewaretoken": first, **fields})
 
 
 def issued(live: Serve) -> httpx.Response:
-    """The page with the show-once dialog, as the owner gets it from the running server."""
+    """The page with the show-once dialog, from the running server."""
     host = unique("ci")
     live.issue_token(host=host, gateway="quickstart")
     (row,) = live.rows("SELECT id FROM hosts_host WHERE name = %s", host)
@@ -34,7 +34,7 @@ def issued(live: Serve) -> httpx.Response:
 
 
 def printed(page: httpx.Response) -> str:
-    """The script as a person copies it."""
+    """Return the script as a person copies it."""
     (found,) = SCRIPT.findall(page.text)
     return html.unescape(re.sub(r"</?mark>", "", found))
 

@@ -1,4 +1,4 @@
-"""POST /api/tokens/{id}/rotate: what a token does to itself, and a person to a token."""
+"""POST /api/tokens/{id}/rotate, by the token itself and by a person."""
 
 import re
 import time
@@ -84,7 +84,7 @@ def test_the_old_secret_is_dead_at_once_and_the_new_one_works(ci: Issued) -> Non
 
 
 def test_an_idempotency_key_is_the_tokens_whatever_its_secret(ci: Issued) -> None:
-    """A job that stored the new secret and then broke off begins again, and does not renew twice."""
+    """A job that stored the new secret and then failed can repeat the request without a second rotation."""
     path, key = f"/tokens/{ci.token.pk}/rotate", {"Idempotency-Key": "job-7"}
     first = Rest.bearing(ci.secret).send("post", path, None, key)
     assert first.status_code == 200, first.content
@@ -104,7 +104,7 @@ def test_a_token_rotates_only_itself(link: Connection, ci: Issued) -> None:
 
 
 def test_a_token_opens_no_other_door(ci: Issued) -> None:
-    """On any other REST endpoint a Bearer token gives 403."""
+    """Other REST endpoints answer 403 to a token."""
     rest = Rest.bearing(ci.secret)
 
     assert problem(rest.get("/tokens")) == (403, "token_not_accepted")
@@ -153,7 +153,7 @@ def test_ended_tokens_get_401(ana: User, ann: User, link: Connection, ci: Issued
 
 
 def test_break_glass_covers_rotation(ana: User, link: Connection, ci: Issued) -> None:
-    """Host, gateway or connection off; a stolen token must not renew itself."""
+    """Disabled host, gateway or connection: a stolen token must not rotate itself."""
     for layer in (link.host, link.gateway, link):
         layer.disable(by=ana)
         assert problem(rotate(ci.secret, ci.token.pk)) == (403, "disabled")
@@ -257,7 +257,7 @@ def test_a_person_cannot_rotate_behind_the_break_glass_either(ana: User, link: C
 
 
 def at_once(*calls: Any) -> list[Any]:
-    """What these callables give when all start at the same moment, each on a database connection of its own."""
+    """Start these callables together, each on its own database connection, and return their results."""
     together = Barrier(len(calls))
 
     def run(call: Any) -> Any:
@@ -272,7 +272,7 @@ def at_once(*calls: Any) -> list[Any]:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_two_rotations_at_once_one_wins(ci: Issued) -> None:
+def test_one_of_two_concurrent_rotations_wins(ci: Issued) -> None:
     first, second = at_once(*[lambda: rotate(ci.secret, ci.token.pk)] * 2)
 
     assert sorted([first.status_code, second.status_code]) == [200, 401]

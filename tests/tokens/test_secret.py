@@ -1,4 +1,4 @@
-"""The text of bearer credentials."""
+"""The format of bearer credentials."""
 
 import re
 
@@ -67,7 +67,7 @@ def test_a_kind_that_is_not_asked_for_is_not_well_formed() -> None:
 
 
 def test_an_unknown_kind_cannot_be_minted() -> None:
-    with pytest.raises(ValueError, match="No kind"):
+    with pytest.raises(ValueError, match="no kind"):
         token_text.mint("xyz")
 
 

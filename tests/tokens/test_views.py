@@ -1,4 +1,4 @@
-"""Revoking one token, the last step of a rotation by replacement."""
+"""Revoking one token, the last step of replacing it."""
 
 from typing import Any
 

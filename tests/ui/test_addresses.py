@@ -1,4 +1,4 @@
-"""Where an address leads is seen, however long it is and whatever it is made of."""
+"""The target of a URL is visible, however long or unusual the URL is."""
 
 import pytest
 from django.template import Context, Template

@@ -1,4 +1,4 @@
-"""Answers of some length leave compressed to whoever takes that, and as they are to everybody else."""
+"""Long responses are compressed for clients that accept it, and only for them."""
 
 import gzip
 

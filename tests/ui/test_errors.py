@@ -1,4 +1,4 @@
-"""What people see when something is not theirs, not there, or too old."""
+"""Error pages for objects that are missing or not one's own, and for outdated forms."""
 
 import pytest
 from django.test import Client
@@ -42,7 +42,7 @@ def test_an_ended_session_takes_htmx_to_sign_in_and_back_to_the_page() -> None:
     assert "Location" not in response
 
 
-def test_who_opens_an_address_of_forms_alone_is_told_that_nothing_was_done(ana: User, sign_in: SignIn) -> None:
+def test_opening_an_address_that_only_accepts_forms_says_that_nothing_was_done(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
     response = client.get("/logs/views/", headers={"Accept": "text/html,*/*;q=0.8"})
@@ -53,7 +53,7 @@ def test_who_opens_an_address_of_forms_alone_is_told_that_nothing_was_done(ana: 
     assert client.get("/oauth/token", headers={"Accept": "text/html"}).content == b""
 
 
-def test_what_is_not_there_says_so_inside_the_frame(ann: User, sign_in: SignIn) -> None:
+def test_a_missing_page_is_reported_inside_the_frame(ann: User, sign_in: SignIn) -> None:
     response = sign_in(ann).get("/nothing/here/")
 
     assert response.status_code == 404
@@ -75,7 +75,7 @@ def test_a_form_without_its_csrf_token_is_refused_in_words(ann: User) -> None:
     response = client.post("/settings/profile", {"display_name": "Eve", "theme": "dark"})
 
     assert response.status_code == 403
-    assert "Load it again" in response.content.decode()
+    assert "Reload it" in response.content.decode()
     ann.refresh_from_db()
     assert ann.display_name == "Ann"
 

@@ -1,4 +1,4 @@
-"""The head of each page: what may be done stands beside its name, before what is said of it."""
+"""The head of each page: actions are beside its name, before its description."""
 
 import re
 from pathlib import Path

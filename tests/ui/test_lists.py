@@ -1,4 +1,4 @@
-"""Lists: what a reader chooses of columns and order, what they may pick, and the palette."""
+"""Lists: columns, sort order, selected rows, and the palette."""
 
 import html
 import json
@@ -44,7 +44,7 @@ KINDS = (*connections.views.TABS.values(), *gateways.tool_views.FEATURES.values(
 TABLES = [*(one for room in ROOMS for one in vars(room).values() if isinstance(one, Table)), *KINDS]
 HTMX = {"HX-Request": "true"}
 STYLES = (ROOT / "static" / "gateway" / "app.css").read_text()
-# In rem: from these widths of a list on, columns of this priority are there; a name shorter than this says nothing.
+# In rem: columns of this priority are shown from this width of the list on; a shorter name is useless.
 STEPS = re.findall(r'^@container table \(width < (\d+)rem\) \{ \[data-priority="(\d)"\]', STYLES, re.MULTILINE)
 SHORTEST_NAME = 5.5
 
@@ -204,7 +204,7 @@ def test_the_palette_finds_things_by_name_and_what_may_be_done_with_them(ana: Us
 
 
 def acts(client: Any, words: str) -> list[tuple[str, str, str]]:
-    """Each act found: how it is sent and where to, its text, and what it says of the kind."""
+    """Return each found action: method and URL, text, and the named kind."""
     page = client.get("/find/", {"q": words}, headers=HTMX).content.decode()
     opened, inside = r'<(?:a href|form method="post" action)="([^"]+)">', r"(?:(?!</a|</form).)*?"
     act = rf"{opened}{inside}<span>([^<]*)</span><small>([^<]*)</small>"
@@ -298,7 +298,7 @@ def test_the_palette_takes_a_null_character_for_a_space(words: str, ana: User, s
 
 
 def make_pk(token: Any) -> Any:
-    """The id of a token, of what making one gives."""
+    """Return the id of a token, from the result of creating it."""
     return getattr(token, "pk", None) or token.token.pk
 
 
@@ -314,7 +314,7 @@ def test_the_palette_shows_nobody_what_they_may_not_see(ana: User, ann: User, si
 
 
 def asked_and_done(client: Client, path: str, picks: list[str]) -> tuple[str, str]:
-    """What is asked when these are picked, and what the page says once the number was typed as asked."""
+    """Return the confirmation for these rows, and the page after the number was typed."""
     asked = client.post(path, {"pick": picks})
     said = html.unescape(asked.content.decode())
     assert asked.status_code == 200
@@ -416,7 +416,7 @@ def test_a_picked_token_that_somebody_revokes_at_that_moment_is_named_and_the_ot
     assert not Token.objects.filter(revoked_at=None).exists()
 
 
-def test_what_ends_picked_rows_takes_the_capability_of_the_single_act_and_leaves_what_one_may_not_see(
+def test_ending_selected_rows_needs_the_single_capability_and_skips_invisible_ones(
     ana: User, ann: User, sign_in: SignIn
 ) -> None:
     host, gateway = make.agent(by=ana), make.gateway()

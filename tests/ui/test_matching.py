@@ -1,4 +1,4 @@
-"""Words are found in texts whatever their case, and what means something to LIKE means itself."""
+"""Search words match in any case, and LIKE's wildcards are literal."""
 
 import pytest
 

@@ -44,7 +44,7 @@ def test_an_age_is_said_in_the_largest_unit_that_fits(age: timedelta, words: str
         (timedelta(days=-1), "0m"),
     ],
 )
-def test_what_is_left_is_said_in_the_largest_unit_that_fits(ahead: timedelta, words: str) -> None:
+def test_the_remaining_time_is_shown_in_the_largest_fitting_unit(ahead: timedelta, words: str) -> None:
     with time_machine.travel(NOW, tick=False):
         assert f">{words}</time>" in rendered("{% left moment %}", moment=timezone.now() + ahead)
 
@@ -55,7 +55,7 @@ def test_a_time_carries_its_exact_moment() -> None:
     assert html == '<time datetime="2026-11-20T14:02:08Z" title="Nov 20, 2026 14:02:08 UTC">Nov 20, 2026</time>'
 
 
-def test_what_never_happened_says_so() -> None:
+def test_a_value_never_set_is_shown_as_never() -> None:
     assert rendered("{% ago moment %}", moment=None) == "Never"
     assert rendered('{% ago moment "never used" %}', moment=None) == "never used"
 
@@ -65,7 +65,7 @@ def test_a_badge_shows_its_state_as_a_word_and_escapes_it() -> None:
     assert "&lt;b&gt;" in rendered("{% badge state %}", state="<b>")
 
 
-def test_what_nobody_sees_is_marked_and_of_very_many_the_number_is_told() -> None:
+def test_invisible_characters_are_marked_and_very_many_are_counted() -> None:
     assert rendered("{{ said|visible }}", said="a\u200b<b>") == (
         'a<mark class="unseen" title="ZERO WIDTH SPACE">U+200B</mark>&lt;b&gt;'
     )

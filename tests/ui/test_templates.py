@@ -5,8 +5,8 @@ import re
 from tests.workspace import ROOT
 
 
-def test_what_opens_a_dialog_says_that_the_place_of_dialogs_stays() -> None:
-    """Below a list that asks for itself anew it would be swapped as that list is: replaced, and gone until a reload."""
+def test_openers_of_dialogs_keep_the_place_of_dialogs() -> None:
+    """In a list that refreshes itself, the dialog's place would be replaced and missing until a reload."""
     openers = [
         f"{page.relative_to(ROOT)}: {tag}"
         for page in sorted((ROOT / "templates").rglob("*.html"))

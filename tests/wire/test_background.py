@@ -1,4 +1,4 @@
-"""Background loops and tasks: none ends unseen."""
+"""Background loops and tasks: no failure is silent."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from wire.background import Background, LoopFault, every
 
 
 class Expected(Exception):
-    """What happens every day."""
+    """An expected error."""
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def failed(name: str) -> float:
 
 
 def logged(log: pytest.LogCaptureFixture, name: str) -> list[tuple[str, bool]]:
-    """The level of each line about this task, and whether it has a traceback."""
+    """Return the level of each log line about this task, and whether it has a traceback."""
     return [(record.levelname, bool(record.exc_info)) for record in log.records if getattr(record, "task", "") == name]
 
 
 class Rounds:
-    """Work that raises these errors, one a round, and then goes well; `faults` are those of each round's beginning."""
+    """Work that raises these errors, one per round, then succeeds; `faults` are those at the start of each round."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = [*errors]

@@ -1,4 +1,4 @@
-"""Bodies of strangers end at their limit exactly, however they are packed and cut."""
+"""Untrusted bodies end exactly at their limit, with any compression and any chunks."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def test_exactly_the_limit_passes_and_a_byte_more_is_refused(
 
 @pytest.mark.parametrize("over", first(1, [0, -1, 1, 2]))
 def test_a_bomb_after_a_first_chunk_at_the_limit_never_unpacks(over: int) -> None:
-    """The first chunk unpacks to about the limit, the second to a thousand times as much."""
+    """The first chunk decompresses to about the limit, the second to a thousand times as much."""
     packer = zlib.compressobj(wbits=31)
     first = packer.compress(bytes(LIMIT + over)) + packer.flush(zlib.Z_SYNC_FLUSH)
     second = packer.compress(bytes(1000 * LIMIT)) + packer.flush()
@@ -70,7 +70,7 @@ def test_a_bomb_after_a_first_chunk_at_the_limit_never_unpacks(over: int) -> Non
     assert max(seen) <= PIECE
 
 
-def test_what_unpacks_to_nothing_ends_too() -> None:
+def test_a_body_that_decompresses_to_nothing_ends_too() -> None:
     empty = zlib.compressobj(wbits=-15).flush(zlib.Z_SYNC_FLUSH)
     body = BodyReader(LIMIT, b"deflate")
 
@@ -83,7 +83,7 @@ def test_what_unpacks_to_nothing_ends_too() -> None:
 
 
 @pytest.mark.parametrize("packed", [b"not gzip", b"\x1f\x8b\x08 but no more"])
-def test_what_does_not_unpack_is_broken(packed: bytes) -> None:
+def test_a_body_that_cannot_be_decompressed_is_broken(packed: bytes) -> None:
     with pytest.raises(BodyBroken):
         read(packed, b"gzip", [])
 

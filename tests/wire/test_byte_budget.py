@@ -1,4 +1,4 @@
-"""Large answers have room in memory: so many bytes of one person, so many of all."""
+"""The memory budget of large answers, per person and in total."""
 
 import asyncio
 from contextlib import suppress
@@ -25,7 +25,7 @@ def budget_of(seconds: float = 60) -> ByteBudget:
 
 
 async def soon() -> None:
-    """Let whatever is due in the loop happen."""
+    """Let all ready tasks of the loop run."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -107,7 +107,7 @@ async def test_all_people_together_hold_no_more_than_the_ceiling() -> None:
     assert late.done()
 
 
-async def test_what_turns_out_smaller_makes_room() -> None:
+async def test_an_answer_smaller_than_reserved_releases_room() -> None:
     budget = budget_of()
     first = await budget.hold("ana", SHARE)
     second = asyncio.create_task(budget.hold("ana", SHARE - 10))
@@ -149,7 +149,7 @@ async def test_a_call_that_found_no_room_in_time_does_not_begin() -> None:
     assert (budget.total, budget.waiting) == (0, 0)
 
 
-async def test_who_leaves_while_waiting_takes_no_room() -> None:
+async def test_disconnecting_while_waiting_takes_no_room() -> None:
     budget = budget_of()
     held = await budget.hold("ana", SHARE)
     gone, patient = (asyncio.create_task(budget.hold("ana", SHARE)) for _ in range(2))

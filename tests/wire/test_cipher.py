@@ -1,4 +1,4 @@
-"""Stored credentials are sealed under keys that can be rotated."""
+"""Stored credentials are encrypted with keys that can be rotated."""
 
 import pytest
 from cryptography.fernet import Fernet
@@ -11,7 +11,7 @@ OLD, NEW = Fernet.generate_key(), Fernet.generate_key()
 
 
 @given(st.text(max_size=4000))
-def test_what_is_sealed_can_be_opened(secret: str) -> None:
+def test_encrypted_values_can_be_decrypted(secret: str) -> None:
     assert Cipher([NEW]).open(Cipher([NEW]).seal(secret)) == secret
 
 

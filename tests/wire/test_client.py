@@ -1,4 +1,4 @@
-"""The client of MCP servers: bounded in what it reads and waits for, and never mistaken about what a server speaks."""
+"""The MCP client: it limits what it reads and how long it waits, and detects each server's era correctly."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -80,7 +80,7 @@ async def test_when_too_many_wait_for_a_server_whoever_comes_is_told_so_at_once(
 
 
 def endless(text: str = "x") -> App:
-    """A server whose list has no end: each page has one tool and names another page."""
+    """Return a server whose list never ends: each page has one tool and a cursor to another page."""
 
     async def listed(request: Request) -> None:
         page = int(request.message["params"].get("cursor", 0))
@@ -180,7 +180,7 @@ async def test_a_session_is_lost_only_when_a_ping_is_refused_for_it(code: int, i
 
 
 class OldLooking:
-    """Takes no POST; what a GET gives is `stream`, and goes on when there is more to come."""
+    """Refuses POST; GET returns `stream`, and continues if there is more."""
 
     def __init__(self, stream: bytes, *, ends: bool = True) -> None:
         self.stream = stream
@@ -225,7 +225,7 @@ async def test_only_a_stream_that_begins_with_an_endpoint_is_of_the_old_transpor
 # What is kept
 
 
-async def test_of_servers_nobody_calls_any_more_nothing_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_servers_nobody_calls_any_more_leave_nothing_behind(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wire.client.SWEEP_SECONDS", 0.01)
     idle, busy = run(Script([[tool("it")]], modern=True).app()), run(upstreams.silent())
     async with client() as asking:
@@ -258,7 +258,7 @@ async def test_a_session_that_its_server_forgot_is_opened_anew_and_used_from_the
         assert script.opened == ["forgotten", "session-1"]
 
 
-async def test_who_waited_for_a_session_that_could_not_be_opened_opens_one(run: Run) -> None:
+async def test_a_caller_waiting_for_a_session_that_failed_opens_one(run: Run) -> None:
     class Starting(Script):
         async def initialize(self, request: Request) -> None:
             if len(server.asked("initialize")) == 1:
@@ -326,7 +326,7 @@ async def test_a_level_is_told_once_in_a_session_whether_its_server_can_log_or_n
 
 
 class Breaking(Script):
-    """Breaks off the stream of each call, and of whoever goes on with it; each brings something new or nothing."""
+    """Breaks off the stream of each call and of each resumption, with or without new events."""
 
     def __init__(self, *, new: bool) -> None:
         super().__init__([[tool("it")]], sessions=True)

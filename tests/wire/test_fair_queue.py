@@ -1,4 +1,4 @@
-"""Whose call goes to a server next."""
+"""Order of calls to a server."""
 
 import asyncio
 from collections import Counter
@@ -13,7 +13,7 @@ from wire.fair_queue import FairQueue, QueueFull
 
 
 def filled(bound: int, *callers: tuple[str, str]) -> tuple[FairQueue, int]:
-    """A queue after each of these tried to enter, and how many could."""
+    """Return a queue after these callers tried to enter, and how many could."""
     queue = FairQueue(bound)
     return queue, sum(queue.enter_now(*caller) for caller in callers)
 
@@ -60,7 +60,7 @@ def test_no_more_than_the_bound_are_under_way_and_nothing_is_lost(bound: int, ca
     asyncio.run(main())
 
 
-def test_who_waits_is_served_in_turns_person_by_person_and_connection_by_connection() -> None:
+def test_waiting_calls_take_turns_by_person_and_by_connection() -> None:
     async def main() -> list[str]:
         queue, order = FairQueue(1), []
         queue.enter_now("first", "f")
@@ -83,7 +83,7 @@ def test_who_waits_is_served_in_turns_person_by_person_and_connection_by_connect
     assert all(a != b for a, b in pairwise(order[:6]))
 
 
-def test_who_gives_up_leaves_no_place_taken() -> None:
+def test_a_caller_who_gives_up_leaves_no_slot_taken() -> None:
     async def main() -> bool:
         queue = FairQueue(1)
         queue.enter_now("ann", "a")
@@ -100,7 +100,7 @@ def test_who_gives_up_leaves_no_place_taken() -> None:
     assert asyncio.run(main())
 
 
-def test_who_gives_up_as_a_place_gets_free_is_passed_over() -> None:
+def test_a_caller_who_gives_up_as_a_slot_gets_free_is_skipped() -> None:
     async def main() -> tuple[bool, bool]:
         queue = FairQueue(1)
         queue.enter_now("ann", "a")

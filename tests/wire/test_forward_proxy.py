@@ -1,4 +1,4 @@
-"""The way out through a proxy: what is asked of it, what never goes through it, and what is told when it fails."""
+"""The outbound proxy: its requests, exceptions, and error messages."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ type Ask = Callable[[Guard, str], bytes]
 
 @pytest.fixture
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
-    """How servers, and the proxy itself, prove who they are; this machine trusts it."""
+    """TLS certificates of servers and the proxy, trusted by this machine."""
     context = certificate(tmp_path / "end.pem", PUBLIC, "127.0.0.1", "docs.example.com", "inside.example.com")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "end.pem"))
     tls.cache_clear()
@@ -43,7 +43,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLCont
 
 @pytest.fixture
 def server(end: ssl.SSLContext) -> Iterator[int]:
-    """A server that speaks TLS and says {}, on a loopback port; the proxy takes it for every place there is."""
+    """A TLS server on a loopback port that answers {}; the proxy leads every host to it."""
     with (
         upstreams.running(upstreams.garbage(b"{}", kind="application/json")) as upstream,
         internet(upstream.port, end) as port,
@@ -69,12 +69,12 @@ async def _by_pool(guard: Guard, url: str) -> bytes:
 
 
 def by_pool(guard: Guard, url: str) -> bytes:
-    """As calls are sent, by asyncio's own loop."""
+    """Send as calls are sent, on asyncio's own loop."""
     return asyncio.run(_by_pool(guard, url))
 
 
 def by_uvloop(guard: Guard, url: str) -> bytes:
-    """As calls are sent, by the loop that workers have."""
+    """Send as calls are sent, on the workers' loop."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -82,7 +82,7 @@ def by_uvloop(guard: Guard, url: str) -> bytes:
 
 
 def by_httpx(guard: Guard, url: str) -> bytes:
-    """As Django fetches."""
+    """Send as Django fetches."""
     deadline = Deadline()
     deadline.set(20)
     with httpx.Client(transport=GuardedTransport(guard, deadline), trust_env=False) as client:
@@ -90,7 +90,7 @@ def by_httpx(guard: Guard, url: str) -> bytes:
 
 
 def by_stream(guard: Guard, url: str) -> bytes:
-    """As syslog is sent."""
+    """Send as for syslog."""
     parts, deadline = httpx.URL(url), Deadline()
     deadline.set(20)
     stream = open_stream(guard, parts.host, parts.port or 443, deadline, encrypted=parts.scheme == "https")
@@ -109,7 +109,7 @@ ways = pytest.mark.parametrize("ask", WAYS)
 
 
 def leads(monkeypatch: pytest.MonkeyPatch, name: str, *addresses: str) -> list[str]:
-    """Have the name lead to these addresses in turn, the last for ever; who was looked up."""
+    """Resolve the name to these addresses in turn, repeating the last; return the looked-up names."""
     real, asked, left = socket.getaddrinfo, list[str](), list(addresses)
 
     def resolve(host: Any, port: Any, *rest: Any, **more: Any) -> Any:
@@ -182,10 +182,10 @@ def test_a_public_server_does_not_lead_through_the_proxy_into_a_network_that_oth
 
 @ways
 @pytest.mark.parametrize("direct", [["docs.example.com"], ["example.com"], [ip_network("93.184.215.14/32")], []])
-def test_what_is_named_and_what_is_private_is_reached_without_the_proxy(
+def test_listed_and_private_hosts_are_reached_without_the_proxy(
     ask: Ask, direct: list[Any], proxy: ForwardProxy, server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To connect to the public address from here leads nowhere; what counts is that the proxy is not asked for it."""
+    """A direct connection to a public address fails in tests; only the proxy's unused state counts."""
     outside = through(proxy, direct=places(direct))
 
     assert ask(Guard((LOOPBACK,), proxy=outside), f"https://127.0.0.1:{server}/mcp") == b"{}"
@@ -194,7 +194,7 @@ def test_what_is_named_and_what_is_private_is_reached_without_the_proxy(
 
 
 @ways
-def test_what_has_no_tls_never_goes_through_the_proxy(ask: Ask, proxy: ForwardProxy) -> None:
+def test_traffic_without_tls_never_uses_the_proxy(ask: Ask, proxy: ForwardProxy) -> None:
     guard = Guard((LOOPBACK,), proxy=through(proxy, resolved=places(["example.com"])))
     with upstreams.running(upstreams.garbage(b"{}", kind="application/json")) as upstream:
         assert ask(guard, f"http://127.0.0.1:{upstream.port}/") == b"{}"
@@ -258,7 +258,7 @@ def test_a_name_is_told_from_what_only_looks_like_it(host: str, is_in: bool) -> 
 @pytest.mark.parametrize(
     "text", ["*", "", "10.0.0.5/8", "exa mple.com", "https://example.com", "example.com:443", "1.2.3"]
 )
-def test_what_is_neither_a_name_nor_a_network_is_no_place(text: str) -> None:
+def test_an_entry_that_is_neither_name_nor_network_is_invalid(text: str) -> None:
     with pytest.raises(ValueError, match=r"appear to be|host bits set"):
         ways_out.parse_host_or_network(text)
 
@@ -273,7 +273,7 @@ def test_user_and_password_are_told_to_the_proxy_and_to_nobody_else(ask: Ask, se
 
         with pytest.raises((NoWayOut, ProxyFailed)) as caught:
             ask(Guard(proxy=through(proxy)), f"https://{PUBLIC}/mcp")
-    assert "wants a user and a password that it knows (407); check GATEWAY_OUTBOUND_PROXY" in told(caught.value)
+    assert "requires a valid user and password (407); check GATEWAY_OUTBOUND_PROXY" in told(caught.value)
 
 
 def told(error: BaseException) -> str:
@@ -290,7 +290,7 @@ def told(error: BaseException) -> str:
         ),
         (b"HTTP/1.1 407 " + AUTHORIZATION.encode() + b"\r\nContent-Length: 3\r\n\r\nwho", "(407)"),
         (b"HTTP/1.0 503 No\r\n\r\n", f"could not connect to {PUBLIC} (503)"),
-        (b"HTTP/1.1 302 There\r\nLocation: http://10.0.0.5/\r\n\r\n", f"answered 302 when it was asked for {PUBLIC}"),
+        (b"HTTP/1.1 302 There\r\nLocation: http://10.0.0.5/\r\n\r\n", f"answered 302 to a request for {PUBLIC}"),
         (b"HTTP/1.1 999 \r\n\r\n", "does not answer as an HTTP proxy does"),
         (b"HTTP/1.1 200 OK\r\n", "does not answer as an HTTP proxy does"),
         (b"HTTP/1.1 200 OK\r\n\r\nand more", "answered 200"),
@@ -299,7 +299,7 @@ def told(error: BaseException) -> str:
         (b"", "closed the connection without an answer"),
     ],
 )
-def test_what_a_proxy_says_instead_is_told_without_what_it_repeats(
+def test_a_proxys_own_answer_is_reported_without_echoed_secrets(
     ask: Ask, says: bytes, words: str, server: int, end: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
@@ -332,7 +332,7 @@ def test_a_proxy_without_an_address_is_told(ask: Ask, end: ssl.SSLContext) -> No
     with pytest.raises((NoWayOut, ProxyFailed)) as caught:
         ask(Guard(proxy=OutboundProxy("nowhere.invalid", 3128)), f"https://{PUBLIC}/mcp")
 
-    assert told(caught.value) == "the outbound proxy nowhere.invalid:3128 has a name for which there is no address"
+    assert told(caught.value) == "the outbound proxy nowhere.invalid:3128 has a name that does not resolve"
 
 
 @ways
@@ -343,7 +343,7 @@ def test_a_proxy_that_says_nothing_is_given_up(
     monkeypatch.setattr("wire.http.PROXY_SECONDS", 0.3)
     monkeypatch.setattr(Deadline, "left", lambda self, most: 0.3)
     with forward_proxy(server, hangs=True) as proxy:
-        # To one that speaks no TLS a client says hello, and it goes on listening.
+        # A client greets a server without TLS, which waits for more.
         silent = OutboundProxy("127.0.0.1", proxy.port, encrypted=encrypted)
         with pytest.raises((NoWayOut, ProxyFailed)) as caught:
             ask(Guard(proxy=silent), f"https://{PUBLIC}/mcp")
@@ -369,10 +369,10 @@ def test_a_server_behind_the_proxy_is_told_from_the_proxy_when_its_certificate_i
         by_pool(Guard(proxy=through(proxy)), f"https://{OTHER}/mcp")
 
 
-def test_what_answers_at_the_end_of_a_tunnel_is_at_the_address_that_was_checked_and_not_where_the_proxy_is(
+def test_the_end_of_a_tunnel_counts_as_the_checked_address_and_not_as_the_proxys(
     proxy: ForwardProxy,
 ) -> None:
-    """Else a proxy in an allowed network made all that is behind it private."""
+    """Otherwise a proxy in an allowed network would make everything behind it private."""
     guard = Guard((LOOPBACK,), proxy=through(proxy, resolved=places(["docs.example.com"])))
     for host in (PUBLIC, "docs.example.com"):
         with (

@@ -1,4 +1,4 @@
-"""Which addresses a server may live at."""
+"""Allowed addresses of servers."""
 
 import ssl
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -69,7 +69,7 @@ def test_an_allowed_range_opens_its_addresses_in_every_form(address: str) -> Non
     assert not guard.admits("192.168.0.1")
 
 
-def test_what_a_public_server_names_is_never_inside() -> None:
+def test_names_given_by_a_public_server_are_never_private() -> None:
     guard = Guard((ip_network("10.0.0.0/8"),), OwnEndpoints.of("https://gateway.example.com", "", hosts=()))
 
     assert guard.is_inside("10.0.0.5")
@@ -107,7 +107,7 @@ def test_nothing_private_is_ever_admitted(address: IPv4Address | IPv6Address) ->
 
 
 @pytest.mark.parametrize("text", ["", "localhost", "0x7f.1", "1", "not an address", "127.0.0.1:80"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_invalid_addresses_are_refused(text: str) -> None:
     assert not Guard((ip_network("0.0.0.0/0"),)).admits(text)
 
 
@@ -165,7 +165,7 @@ INSIDE_V4, METADATA_V4 = "10.0.0.5", "169.254.169.254"
 
 
 def tunnelled(inner: str) -> list[str]:
-    """IPv6 addresses that lead to this IPv4 address through some tunnel or translator."""
+    """Return IPv6 addresses that lead to this IPv4 address through a tunnel or translator."""
     number = int(ip_address(inner))
     forms = {
         "ISATAP": (0x2A00_1450_4001_0800 << 64) | (0x5EFE << 32) | number,
@@ -239,7 +239,7 @@ def test_a_url_of_our_own_is_told_in_every_spelling(url: str) -> None:
         "http://10.0.0.5:8000/mcp/work",
     ],
 )
-def test_what_is_near_us_is_not_us(url: str) -> None:
+def test_similar_addresses_are_not_our_own(url: str) -> None:
     assert not OWN.has(url)
 
 
@@ -251,7 +251,7 @@ def test_a_name_that_leads_to_where_we_listen_is_refused_when_a_socket_is_opened
 
 
 def test_the_authorities_of_the_machine_are_read_once_for_all_transports() -> None:
-    """It takes longer than most answers do, and a sign-in sends six requests."""
+    """Loading them takes longer than most responses, and a sign-in sends six requests."""
     contexts = [GuardedTransport(Guard())._by_scheme["https"]._pool._ssl_context for _ in range(2)]
 
     assert contexts[0] is not None

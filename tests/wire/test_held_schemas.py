@@ -1,4 +1,4 @@
-"""Whether a changed definition still takes what a call brings: told quickly, and with no when it cannot be told."""
+"""Deciding if a held definition still accepts a call's arguments: fast, and refused in doubt."""
 
 import json
 from typing import Any

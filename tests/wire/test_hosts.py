@@ -1,4 +1,4 @@
-"""One host is the same host however it is spelled, wherever hosts are compared."""
+"""Different spellings of a host are equal wherever hosts are compared."""
 
 import pytest
 
@@ -88,5 +88,5 @@ def test_an_outbound_proxy_is_asked_for_the_host_that_is_compared(host: str) -> 
 
 
 @pytest.mark.parametrize("resource", ["http://[", "https://gw.example:x/mcp/work", "https://me@gw.example/mcp/work"])
-def test_what_is_no_address_of_a_gateway_names_none(resource: str) -> None:
+def test_addresses_of_no_gateway_name_none(resource: str) -> None:
     assert not same_resource(resource, "https://gw.example/mcp/work")

@@ -1,4 +1,4 @@
-"""One answer read off a connection: the same however it is cut, and up to its limits exactly."""
+"""Parsing one response: the same result for any chunks, and exact limits."""
 
 import asyncio
 import socket
@@ -23,7 +23,7 @@ type Outcome = tuple[int, bytes] | str
 
 
 def answer_to(*pieces: bytes, limit: int = LIMIT, ends: bool = False) -> Outcome:
-    """The status and body of what arrives in these pieces, or how it was refused."""
+    """Return status and body of a response in these pieces, or the refusal."""
     return asyncio.run(_answer(pieces, limit, ends))
 
 
@@ -61,7 +61,7 @@ def cut(stream: bytes, at: list[int]) -> list[bytes]:
 
 
 def head(size: int, *lines: bytes) -> bytes:
-    """The head of an answer, so many bytes long."""
+    """Return response headers of so many bytes."""
     text = b"\r\n".join((b"HTTP/1.1 200 OK", *lines, b"X-Filler: "))
     return text + b"x" * (size - len(text) - 4) + b"\r\n\r\n"
 

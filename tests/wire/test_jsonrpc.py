@@ -1,4 +1,4 @@
-"""Messages are read as JSON-RPC 2.0 says, and values pass through unchanged."""
+"""JSON-RPC 2.0 parsing; values pass unchanged."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def test_a_response_has_no_method(outcome: str) -> None:
         b"1" * 5000 + b"x",
     ],
 )
-def test_what_is_no_json_is_a_parse_error(body: bytes) -> None:
+def test_invalid_json_is_a_parse_error(body: bytes) -> None:
     with pytest.raises(MalformedMessage) as caught:
         jsonrpc.parse_message(body)
 
@@ -156,7 +156,7 @@ def test_a_malformed_message_may_still_name_its_method(body: bytes, method: str)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal in value and kind: 1 and True, 0.0 and -0.0 are told apart."""
+    """Return True if value and type are equal: 1 differs from True, and 0.0 from -0.0."""
     if isinstance(one, float) and isinstance(other, float):
         return one == other and math.copysign(1, one) == math.copysign(1, other)
     if isinstance(one, dict) and isinstance(other, dict):
@@ -166,7 +166,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def test_what_the_database_cannot_hold_is_replaced_at_any_depth() -> None:
+def test_text_the_database_cannot_store_is_replaced_at_any_depth() -> None:
     assert jsonrpc.storable({"a\0": ["x\ud800", {"b": "\0"}], "n": 1}) == {
         "a\ufffd": ["x\ufffd", {"b": "\ufffd"}],
         "n": 1,

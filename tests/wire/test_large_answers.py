@@ -1,4 +1,4 @@
-"""Of large answers those for which there is room are kept in memory; the others wait in their sockets."""
+"""Large answers are read only with room in the memory budget; others wait in their sockets."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def as_event(request_id: int) -> bytes:
 
 
 class Call:
-    """A call of `person`, and the server's end of its connection, which sends while somebody reads."""
+    """A call of `person`, and the server's end of its connection, which sends while it is read."""
 
     def __init__(
         self, transport: Transport, sock: socket.socket, person: str, stream: bytes = b"", server: str = ""
@@ -69,7 +69,7 @@ class Call:
         self._reads = True
 
     async def send(self, upto: int) -> None:
-        """Send the first `upto` bytes of the answer, or fewer when nobody reads on for a while."""
+        """Send the first `upto` bytes of the answer, or fewer if nobody reads on for a while."""
         await asyncio.sleep(0)  # The request goes first.
         idle = 0
         while self.sent < upto and idle < 200 and not self.task.done():
@@ -95,7 +95,7 @@ def sockets() -> Iterator[socket.socket]:
 
 @asynccontextmanager
 async def calls(make: Callable[[int], bytes], most: int = SHARES * 2) -> AsyncIterator[Begin]:
-    """Begin calls within a budget for so many answers, by default two of each person."""
+    """Yield a function that starts calls, within a budget for so many answers, by default two per person."""
     stream, begun = make(1), []
     budget = ByteBudget(most * (LIMIT if make is as_event else len(stream)))
     async with Transport(LOOPBACK, limit=LIMIT, budget=budget) as transport:
@@ -112,7 +112,7 @@ async def calls(make: Callable[[int], bytes], most: int = SHARES * 2) -> AsyncIt
 
 
 async def taking_all(begin: Begin) -> list[Call]:
-    """Two calls of one person that take all the room there is for that person."""
+    """Return two calls of one person that use up that person's share."""
     holders = [begin("ana") for _ in range(2)]
     await asyncio.gather(*(call.send(SIZE) for call in holders))
     return holders
@@ -136,7 +136,7 @@ async def test_an_answer_without_room_waits_in_its_socket_and_others_do_not(make
         assert [each.text for each in answers] == [answer(1)] * 2
 
 
-async def test_what_is_not_large_waits_for_nobody() -> None:
+async def test_small_answers_wait_for_nobody() -> None:
     async with calls(as_json) as begin:
         await taking_all(begin)
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"text": "x" * (MIB - 100)}}).encode()
@@ -216,7 +216,7 @@ async def test_an_answer_that_stops_arriving_gives_its_room_to_one_that_waits(ma
         await other.send(SIZE)
 
         with pytest.raises(
-            AnswerTooSlow, match="too slowly while others waited for the memory; it may have executed"
+            AnswerTooSlow, match="too slowly while others waited for memory; it may have executed"
         ) as cut:
             await asyncio.wait_for(slow.task, PATIENCE)
 

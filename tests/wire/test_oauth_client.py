@@ -1,4 +1,4 @@
-"""What is read from authorization servers, in all the forms they write it."""
+"""Parsing responses of authorization servers in all their forms."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_an_error_is_one_whatever_its_status(status: int, body: bytes, *, final:
     ("status", "body"),
     [(503, b"<html>"), (500, b'{"error": "invalid_grant"}'), (429, b"{}"), (302, b""), (200, b"<html>"), (200, b"{}")],
 )
-def test_what_says_neither_yes_nor_no_is_no_refusal(status: int, body: bytes) -> None:
+def test_an_unclear_answer_is_no_refusal(status: int, body: bytes) -> None:
     with pytest.raises(TokenUnavailable):
         read_tokens(status, body)
 

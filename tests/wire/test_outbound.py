@@ -1,4 +1,4 @@
-"""The client for all HTTP that is not MCP, against a server that answers in every bad way."""
+"""The client for all HTTP except MCP, with a server that misbehaves in every way."""
 
 import gzip
 import threading
@@ -113,7 +113,7 @@ def test_a_large_answer_is_not_read_to_its_end(name: str, server: Server, client
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("garbage", "not HTTP"), ("torn", "a broken encoding"), ("odd", "an encoding that was not asked for")],
+    [("garbage", "not HTTP"), ("torn", "a broken encoding"), ("odd", "an encoding that was not requested")],
 )
 def test_an_answer_that_cannot_be_read_is_said(name: str, words: str, server: Server, client: OutboundClient) -> None:
     with pytest.raises(NoAnswer, match=words):
@@ -121,7 +121,7 @@ def test_an_answer_that_cannot_be_read_is_said(name: str, words: str, server: Se
 
 
 @pytest.mark.parametrize("name", ["torn", "odd", "large", "bomb", "cut", "refused"])
-def test_who_needs_no_body_gets_the_answer_without_one_that_cannot_be_read(
+def test_a_caller_that_needs_no_body_gets_the_answer_despite_an_unreadable_one(
     name: str, server: Server, client: OutboundClient
 ) -> None:
     answer = client.ask("GET", f"{server.url}/{name}", needs_body=False)
@@ -146,7 +146,7 @@ def test_an_event_stream_is_not_waited_for(server: Server, client: OutboundClien
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "https://10.0.0.1/", "https://user:x@example.com/", "ftp://a/"])
-def test_what_the_guard_refuses_is_not_called(url: str) -> None:
+def test_addresses_the_guard_refuses_are_not_called(url: str) -> None:
     with OutboundClient(Guard(), MOST, 5) as client, pytest.raises(MayNotBeCalled, match="may not be called"):
         client.ask("GET", url)
 

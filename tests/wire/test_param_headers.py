@@ -1,4 +1,4 @@
-"""Values in headers come back as they were (MCP 2026-07-28); the SDK's own reading is the measure."""
+"""Header values are decoded unchanged (MCP 2026-07-28), compared with the SDK's own decoder."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The place of a call at its server, and its time, while somebody is asked something for the server."""
+"""A call's concurrency slot and time limit while its client is asked something."""
 
 import asyncio
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Our HTTP client against servers that answer in every way HTTP/1.1 allows, and in some it does not."""
+"""Our HTTP client with servers that answer in every way HTTP/1.1 allows, and some it does not."""
 
 import asyncio
 import gzip
@@ -245,7 +245,7 @@ async def test_bytes_after_an_answer_are_not_taken_for_the_next_one() -> None:
         b"\x16\x03\x01\x02\x00",
     ],
 )
-async def test_what_is_not_http_is_an_unreachable_server(answer: bytes) -> None:
+async def test_a_server_without_http_is_unreachable(answer: bytes) -> None:
     async with serving(answer, close=True) as (server, transport):
         with pytest.raises(Unreachable, match='Server "docs" did not answer'):
             await fetch(transport, server.url)
@@ -320,7 +320,7 @@ async def test_a_server_that_writes_faster_than_we_read_has_to_wait() -> None:
 
 
 async def test_a_connection_that_waits_for_its_reader_is_not_used_again() -> None:
-    """The stream was complete before the reader came to its end."""
+    """The stream was complete before the reader reached its end."""
     waiting = b"data: 1\n\n" + b":" * (1 << 20) + b"\n\n"
 
     async def handler(reader: Reader, writer: Writer) -> None:

@@ -1,4 +1,4 @@
-"""Large answers are read and rewritten in another process; what comes out is what the worker itself would make."""
+"""Large answers are parsed and rewritten in another process, with the worker's own result."""
 
 import asyncio
 import json
@@ -66,7 +66,7 @@ async def test_an_outline_holds_what_decides_and_none_of_the_bulk(reader: Reader
         [],
     ],
 )
-async def test_what_is_no_complete_result_has_no_outline(reader: ReaderProcess, message: Any) -> None:
+async def test_an_incomplete_result_has_no_outline(reader: ReaderProcess, message: Any) -> None:
     assert await reader.outline(json.dumps(message).encode()) is None
 
 
@@ -79,7 +79,7 @@ async def test_what_is_no_complete_result_has_no_outline(reader: ReaderProcess, 
         (text_of({str(number): 0 for number in range(1_001)}), UnreadableAnswer),
     ],
 )
-async def test_what_cannot_be_read_is_an_error_and_the_next_one_is_read(
+async def test_an_unreadable_message_is_an_error_and_the_next_one_is_read(
     reader: ReaderProcess, text: bytes, kind: type[Exception]
 ) -> None:
     with pytest.raises(kind):

@@ -1,4 +1,4 @@
-"""What a server asks during a request: handed to who takes it, and answered in the session it came in."""
+"""Server requests during our request: passed to a handler, and answered in the same session."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ ASKED = {"jsonrpc": "2.0", "id": "q1", "method": "sampling/createMessage", "para
 
 @dataclass
 class Asking(Script):
-    """Asks the client something before it answers a call, and answers with what it was told."""
+    """Sends a request before it answers a call, and returns the client's answer."""
 
     told: dict[object, tuple[str, Object]] = field(default_factory=dict)
     asked: Object = field(default_factory=lambda: ASKED)
@@ -52,7 +52,7 @@ async def called(url: str, **more: Any) -> RpcResponse:
         return await client.ask(target, "tools/call", {"name": "it"}, ignore, **more)
 
 
-async def test_who_takes_the_requests_of_a_server_answers_them_in_its_session(run: Run) -> None:
+async def test_a_handler_of_server_requests_answers_in_their_session(run: Run) -> None:
     script = Asking([[tool("it")]], sessions=True)
 
     async def take(message: Object, answer: Answer) -> None:
@@ -81,7 +81,7 @@ async def test_a_ping_is_answered_and_what_nobody_takes_is_refused(run: Run, met
     assert answered.document["result"]["told"][1] == {"jsonrpc": "2.0", "id": "q1", **outcome}
 
 
-async def test_who_still_thinks_when_the_server_has_answered_is_interrupted(run: Run) -> None:
+async def test_an_unanswered_question_is_cancelled_when_the_server_has_answered(run: Run) -> None:
     script = Asking([[tool("it")]], sessions=True, patience=0.1)
     interrupted = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Event streams are read the same however they are cut."""
+"""Event streams give the same events for any chunks."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ line = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0")).map(st
 
 
 def read(stream: bytes, cuts: list[int] | None = None) -> list[ServerSentEvent]:
-    """The events of a stream that arrives in pieces."""
+    """Return the events of a stream cut at these positions."""
     reader, events, start = EventParser(LIMIT), [], 0
     for cut in [*sorted(cuts or []), len(stream)]:
         events += reader.feed(stream[start:cut])
@@ -23,7 +23,7 @@ def read(stream: bytes, cuts: list[int] | None = None) -> list[ServerSentEvent]:
 
 @pytest.mark.parametrize("data", [b"{}", b'{\n  "a": 1\r\n}', b"one\rtwo\nthree"])
 @pytest.mark.parametrize("event_id", [b"", b"s-1"])
-def test_what_is_sent_as_one_event_is_read_as_one_whatever_lines_it_has(data: bytes, event_id: bytes) -> None:
+def test_an_event_is_read_as_one_whatever_its_lines(data: bytes, event_id: bytes) -> None:
     (event,) = read(sse.event(data, event_id))
     assert event == ServerSentEvent(b"\n".join(data.splitlines()), "message", event_id.decode())
 
@@ -46,7 +46,7 @@ def test_a_cut_never_changes_what_is_read(stream: bytes, data: st.DataObject) ->
 
 
 @given(line.filter(bool))
-def test_what_is_written_is_read_back(text: bytes) -> None:
+def test_written_rows_are_read_back(text: bytes) -> None:
     assert read(sse.event(text) + sse.PING) == [ServerSentEvent(text)]
 
 

@@ -1,4 +1,4 @@
-"""Our limit and `asyncio.timeout` agree in every way a block can end."""
+"""Our time limit matches `asyncio.timeout` in every way a block can end."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,7 +21,7 @@ LIMITS = (asyncio.timeout, ours)
 
 
 async def outcome(limit: Limit, seconds: float, work: Callable[[], Any], cancel_after: float | None) -> object:
-    """How a block under this limit ends, and whether its task is being cancelled then."""
+    """Return how a block under this limit ends, and whether its task is then being cancelled."""
     ended: list[object] = []
 
     async def block() -> None:

@@ -1,4 +1,4 @@
-"""Whom both HTTP clients trust: an authority the machine knows, or one that `SSL_CERT_FILE` names."""
+"""TLS trust of both HTTP clients: the machine's authorities, or those in `SSL_CERT_FILE`."""
 
 import asyncio
 import ssl
@@ -20,7 +20,7 @@ LOOPBACK = Guard((ip_network("127.0.0.0/8"),))
 
 
 class Hello(BaseHTTPRequestHandler):
-    """A server that says hello to whoever trusts it."""
+    """A server that answers hello to clients that trust it."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -29,7 +29,7 @@ class Hello(BaseHTTPRequestHandler):
         self.wfile.write(b"hello")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is printed."""
+        """Log nothing."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def _known_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Path:
-    """The certificate and key of a server at 127.0.0.1, signed by nobody else."""
+    """Return certificate and key of a self-signed server at 127.0.0.1."""
     path = tmp_path / "authority.pem"
     certificate(path, "127.0.0.1")
     return path

@@ -1,4 +1,4 @@
-"""The names agents call tools by, and how definitions are told apart."""
+"""Tool names for agents, and digests of definitions."""
 
 import re
 

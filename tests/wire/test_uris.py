@@ -1,4 +1,4 @@
-"""URIs of resources as clients are given them: every one comes back as it went out, expanded templates too."""
+"""Resource URIs for clients: each maps back to the original, including expanded templates."""
 
 from collections.abc import Callable
 from urllib.parse import quote
@@ -160,7 +160,7 @@ def test_a_uri_is_encoded_as_the_standard_library_does(text: str) -> None:
     assert exposed_uri("a", text) == f"gateway://a/{quote(text, safe='', errors='surrogatepass')}"
 
 
-def test_what_is_nested_deeper_than_a_result_can_be_passes_as_it_is() -> None:
+def test_nesting_beyond_a_results_depth_passes_unchanged() -> None:
     deep: dict[str, object] = {"uri": "docs://deep"}
     for _ in range(900):
         deep = {"resource": deep}

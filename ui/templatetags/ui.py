@@ -124,14 +124,16 @@ def state_words(state: str, kind: str) -> str:
 
 @register.simple_tag
 def badge(state: str, text: str = "", why: str = "") -> SafeString:
-    """A state as word, shape and colour; the word is the state unless given, and `why` follows it."""
+    """Render a state as word, shape and colour; the word is the state unless given, and `why` follows it."""
     words = f"{text or state}: {why}" if why else text or state
     return format_html('<span class="badge" data-state="{}">{}</span>', state, words)
 
 
 @register.simple_tag
 def address(uri: str, longest: int = 60) -> SafeString:
-    """A web address with its host whole and its domain made plain; what follows the host is cut at `longest`."""
+    """Render a web address with its full host and its domain emphasised; the part after the host is cut at
+    `longest`.
+    """
     address_parts = parts(uri, longest=longest)
     return format_html(
         '<code class="address" title="{}">{}<b>{}</b>{}{}</code>',
@@ -145,7 +147,9 @@ def address(uri: str, longest: int = 60) -> SafeString:
 
 @register.inclusion_tag("accounts/ask_for.html", takes_context=True)
 def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[str, Any]:
-    """A button that asks for the capability `name`, or that it was asked for or declined; small unless `primary`."""
+    """Render a button that asks for the capability `name`, or a text if it was requested or declined; small unless
+    `primary`.
+    """
     request, capability = context["request"], Capability[name]
     asked, declined_at = request.user.request_state(capability)
     return {
@@ -178,7 +182,7 @@ def _time(moment: datetime, text: str) -> SafeString:
 
 @register.simple_tag
 def day(moment: datetime | None, never: str = "Never") -> str:
-    """A date such as "Jan 15, 2026", the exact time in its title."""
+    """Render a date such as "Jan 15, 2026", with the exact time in its title."""
     return _time(moment, _date(moment.astimezone(UTC))) if moment else never
 
 
@@ -199,7 +203,7 @@ def until(moment: datetime) -> SafeString:
 
 @register.simple_tag
 def ago(moment: datetime | None, never: str = "Never") -> str:
-    """An age such as "5m ago", the date once it is a week old."""
+    """Render an age such as "5m ago", or the date once it is a week old."""
     if not moment:
         return never
     age = timezone.now() - moment
@@ -233,10 +237,11 @@ def rail_link(
     waiting: int = 0,
     words: str = "",
 ) -> SafeString:
-    """An entry of the rail; it is current on its own page, on all pages below it but for those below `apart`, and on
-    those below `also`. A page that stands in a `rail_entry` of another place has it current, and no other.
+    """Render a link of the rail.
 
-    So many things there are `waiting` for an act, which the `words` name.
+    It is current on its own page, on all pages below it except those below `apart`, and on those below `also`. A page
+    whose `rail_entry` is another link has only that one current. `waiting` is the number of objects that need an
+    action, described by `words`.
     """
     request: HttpRequest = context["request"]
     url = reverse(url_name)
@@ -270,10 +275,10 @@ def opens(
     of: str = "",
     **fields: str,
 ) -> SafeString:
-    """A button that opens the dialog at `url`; without script it goes there. `alone` shows the icon only.
+    """Render a button that opens the dialog at `url`; without script it goes there.
 
-    `of` tells screen readers which of several alike it is. Further names go along in the query string. It is written
-    here and not in a template, which takes several times as long: rows have several.
+    `alone` shows only the icon. `of` names the object for screen readers. Further names become the query string.
+    Written in Python because a template takes several times as long, and rows have several buttons.
     """
     hidden = format_html_join("", '<input type="hidden" name="{}" value="{}">', fields.items())
     said = format_html(' data-kind="{}"', kind) if kind else SafeString("")
@@ -301,11 +306,12 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
     words: bool = False,
     blocked: str = "",
 ) -> dict[str, Any]:
-    """The switch of `row`, or its state for who `may` not use it; `urls` is such as "hosts:{}" for enable and disable.
+    """Render the switch of `row`, or its state for viewers who may not use it; `urls` is such as "hosts:{}" for enable
+    and disable.
 
-    Disabling asks first; enabling acts at once. `target` is what the answer replaces, `name` distinguishes the switches
-    of a list. With `words` the state stands beside it, as in the head of a page. `blocked` says why an enabled row is
-    not used. Without script a link or button does the same, unless boxes that pick rows do.
+    Disabling asks first; enabling acts at once. `target` is the element that the response replaces, `name`
+    distinguishes the switches of a list. With `words` the state is shown beside it, as in the head of a page. `blocked`
+    says why an enabled row is not used. Without script a link or button does the same, unless the rows have checkboxes.
     """
     return {
         "on": row.enabled,
@@ -322,7 +328,7 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
 
 @register.inclusion_tag("ui/field.html")
 def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, Any]:
-    """A form field with label, control, help and error.
+    """Render a form field with label, control, help and error.
 
     Further names become attributes of the control: `placeholder="Feedback bot" mono=True autofocus=True`.
     """
@@ -343,7 +349,7 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
 
 @register.simple_block_tag(takes_context=True)
 def cell(context: RequestContext, content: str, name: str) -> SafeString:
-    """A cell of the column `name` of the list `table`; nothing where the reader has no such column."""
+    """Render a cell of the column `name` of the list `table`; empty if the reader has no such column."""
     view: TableView = context["table"]
     column = view.column(name)
     if column is None or not view.shows(name):

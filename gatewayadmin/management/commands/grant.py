@@ -12,13 +12,13 @@ from gatewayadmin.management.base import WorkspaceCommand
 
 
 class Command(WorkspaceCommand):
-    help = "Let a database role serve: read and add to the logs, change everything else, own nothing. Run as the owner."
+    help = "Let a database role serve: it may read and add to the logs and change all else. Run as the owner."
 
     refusals = (Ungrantable,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("role", help="a role that exists and can log in")
-        parser.add_argument("--print", action="store_true", dest="only_print", help="say the SQL, change nothing")
+        parser.add_argument("--print", action="store_true", dest="only_print", help="print the SQL, change nothing")
 
     def handle(self, *args: Any, role: str, only_print: bool, **options: Any) -> None:
         if missing := database.missing():

@@ -9,13 +9,13 @@ from gatewayadmin.serving import housekeeping
 
 
 class Command(WorkspaceCommand):
-    help = "Make log partitions ahead, apply retention, sweep what has expired. `serve` does it by itself."
+    help = "Create log partitions, apply retention, delete expired rows. `serve` does this by itself."
 
     def handle(self, *args: Any, **options: Any) -> None:
         counts = housekeeping.do_chores()
         if counts is None:
-            self.stdout.write("Another process is at it already.")
+            self.stdout.write("Another process is doing this already.")
         else:
             self.stdout.write(", ".join(f"{name} {count}" for name, count in counts.items()))
             if failed := counts.get("failed"):
-                raise CommandError(f"{failed} of the chores failed; the log above says how.")
+                raise CommandError(f"{failed} of the chores failed; the log above has the errors.")

@@ -20,7 +20,7 @@ class Command(WorkspaceCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("emails", nargs="+", metavar="EMAIL", help="whom to invite")
-        parser.add_argument("--role", default="Member", help="what they may do (default: %(default)s)")
+        parser.add_argument("--role", default="Member", help="their role (default: %(default)s)")
         parser.add_argument("--team", action="append", default=[], help="a team they join; may be given several times")
 
     def handle(self, *args: Any, emails: list[str], role: str, team: list[str], **options: Any) -> None:

@@ -25,9 +25,9 @@ class Command(WorkspaceCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--user", required=True, metavar="EMAIL", help="the person the token acts as")
-        parser.add_argument("--host", required=True, metavar="NAME", help="the agent; made when there is none")
+        parser.add_argument("--host", required=True, metavar="NAME", help="the agent; created if there is none")
         parser.add_argument("--gateway", required=True, metavar="SLUG", help="the gateway, as in its URL")
-        parser.add_argument("--name", default="", help="what the token is called (default: made up)")
+        parser.add_argument("--name", default="", help="name of the token (default: generated)")
         parser.add_argument(
             "--expires-in-days", type=int, choices=LIFETIMES, default=DEFAULT_LIFETIME, help="default: %(default)s"
         )

@@ -7,7 +7,7 @@ from gatewayadmin.management.base import WorkspaceCommand
 
 
 class Command(WorkspaceCommand):
-    help = "List the ids of the token and encryption keys, and how much each one still holds."
+    help = "List the ids of the token and encryption keys, and how many rows still need each one."
 
     def handle(self, *args: Any, **options: Any) -> None:
         for keys in key_uses():
@@ -16,4 +16,4 @@ class Command(WorkspaceCommand):
                 use = "newest, in use" if index == 0 else "still needed" if keys.uses[key_id] else "may be removed"
                 self.stdout.write(f"  {key_id}  {keys.uses[key_id]:>6}  {use}")
             for key_id in keys.missing:
-                self.stdout.write(f"  {key_id}  {keys.uses[key_id]:>6}  MISSING: what it holds cannot be used")
+                self.stdout.write(f"  {key_id}  {keys.uses[key_id]:>6}  MISSING: the rows that need it cannot be used")

@@ -42,7 +42,7 @@ class Command(migrate.Command):
             "--no-log-indexes",
             action="store_false",
             dest="log_indexes",
-            help="leave new indexes of the log to housekeeping, which makes them later",
+            help="leave new indexes of the log to housekeeping, which creates them later",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -102,7 +102,7 @@ class Command(migrate.Command):
             return
         if verbosity:
             self.stdout.write(
-                f"The tables are ready. {todo} partitions of the log lack an index; calls go on meanwhile:"
+                f"The tables are ready. {todo} partitions of the log lack an index; calls are not blocked:"
             )
         try:
             indexes.complete(Call.partitions, told=self._tell if verbosity else str)

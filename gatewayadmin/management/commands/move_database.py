@@ -25,7 +25,7 @@ class Command(BaseCommand):
     requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--check", action="store_true", help="say whether it can be done, change nothing")
+        parser.add_argument("--check", action="store_true", help="report whether it can be done, change nothing")
 
     def handle(self, *args: Any, check: bool, **options: Any) -> None:
         if database.is_embedded():

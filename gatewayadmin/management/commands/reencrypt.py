@@ -10,13 +10,13 @@ from servers import resealing
 
 
 class Command(WorkspaceCommand):
-    help = "Seal every stored secret with the newest encryption key; safe while the server runs, and safe to repeat."
+    help = "Encrypt every stored secret with the newest encryption key; safe while the server runs, and safe to repeat."
 
     def handle(self, *args: Any, **options: Any) -> None:
         resealed = resealing.reseal_servers() | {"second factors": second_factor.reseal_second_factors()}
         for what, (moved, unreadable) in resealed.items():
             self.stdout.write(f"{what:<20}  {moved:>6}  resealed")
             if unreadable:
-                self.stdout.write(f"{what:<20}  {unreadable:>6}  UNREADABLE: no configured key opens them")
+                self.stdout.write(f"{what:<20}  {unreadable:>6}  UNREADABLE: no configured key decrypts them")
         if any(unreadable for _, unreadable in resealed.values()):
-            raise CommandError("Some secrets stay as they are. Configure the key that `manage.py keys` calls MISSING.")
+            raise CommandError("Some secrets were not changed. Configure the key that `manage.py keys` calls MISSING.")

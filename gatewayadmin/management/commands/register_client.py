@@ -11,14 +11,14 @@ from oauth.client_metadata import BadClientMetadata
 
 
 class Command(WorkspaceCommand):
-    help = "Register an app that wants a client_id typed in; one line of JSON. A secret is shown only here."
+    help = "Register an app that needs a client_id typed in; prints one line of JSON. A secret is shown only here."
 
     refusals = (BadClientMetadata,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--name", required=True, help="what people are shown")
+        parser.add_argument("--name", required=True, help="name shown to people")
         parser.add_argument("--redirect-uri", required=True, action="append", metavar="URL", help="may be repeated")
-        parser.add_argument("--confidential", action="store_true", help="the app can keep a secret: make it one")
+        parser.add_argument("--confidential", action="store_true", help="the app can keep a secret: create one")
 
     def handle(self, *args: Any, name: str, redirect_uri: list[str], confidential: bool, **options: Any) -> None:
         application, secret = registration.by_hand(name=name, redirect_uris=redirect_uri, confidential=confidential)

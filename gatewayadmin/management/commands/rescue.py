@@ -24,10 +24,14 @@ class Command(WorkspaceCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("email", metavar="EMAIL", help="the e-mail they sign in with")
-        parser.add_argument("--create", action="store_true", help="make the person when there is none")
+        parser.add_argument("--create", action="store_true", help="create the person if there is none")
         parser.add_argument("--staff", action="store_true", help="let them use the Django admin too")
         parser.add_argument("--link", action="store_true", help="print a link with which they choose a new password")
-        parser.add_argument("--without-second-factor", action="store_true", help="for who lost phone and codes")
+        parser.add_argument(
+            "--without-second-factor",
+            action="store_true",
+            help="remove the second factor, for people who lost phone and codes",
+        )
         parser.add_argument(
             "--end-enforcement", action="store_true", help="accept passwords again beside the organisation's sign-in"
         )
@@ -40,7 +44,7 @@ class Command(WorkspaceCommand):
                 lines = [f"{person.email} is an active Super admin now (before: {previous})."]
                 lines += _further(person, options)
         except ValidationError as error:
-            raise CommandError(f"{email} is no e-mail address.") from error
+            raise CommandError(f"{email} is not an e-mail address.") from error
         except PeopleError as error:
             raise CommandError(f"{error} Or add --end-enforcement.") from error
         if options["link"] or not person.has_usable_password():
@@ -56,11 +60,11 @@ def _further(person: User, options: dict[str, Any]) -> list[str]:
         Provider.edit(by=None, mode=Mode.OFFERED)
         lines.append("Sign-in by the organisation is not enforced any more: passwords are accepted.")
     elif must_sign_in_there(person):
-        lines.append("People with this address sign in at their organisation only. --end-enforcement ends that.")
+        lines.append("People with this address can sign in only at their organisation. --end-enforcement changes that.")
     if options["staff"] and not person.is_staff:
         person.set_staff(True, by=None)
         lines.append("They may use the Django admin.")
     if options["without_second_factor"] and second_factor.has_second_factor(person):
         second_factor.remove(person, by=None)
-        lines.append("Their second factor is taken off: they sign in with the password alone.")
+        lines.append("Their second factor is removed: they sign in with the password alone.")
     return lines

@@ -28,15 +28,15 @@ COLUMN_OF_OPTION = {
 
 
 class Command(BaseCommand):
-    help = "Print the calls of the archive that match, as JSON lines. Needs the archive alone, and no database."
+    help = "Print matching calls of the archive as JSON lines. Needs no database."
     requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--from", dest="since", type=moment, required=True, help="such as 2026-11-20 (UTC)")
-        parser.add_argument("--to", dest="until", type=moment, help="the moment after the last; else a day later")
+        parser.add_argument("--to", dest="until", type=moment, help="end of the period; by default a day later")
         for name, column in COLUMN_OF_OPTION.items():
             parser.add_argument(f"--{name}", help=f"{column.replace('_', ' ')}, exactly")
-        parser.add_argument("--most", type=int, default=1000, help="how many at most (1000)")
+        parser.add_argument("--most", type=int, default=1000, help="maximum number (1000)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not archive.archive_enabled():

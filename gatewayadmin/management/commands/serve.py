@@ -17,7 +17,7 @@ from wire import versions
 
 
 class Command(BaseCommand):
-    help = "Bring the database up to date, make what a first start needs, and serve."
+    help = "Update the database, create what a first start needs, and serve."
     requires_system_checks = ()  # `make check` has judged the code, and settings the environment on the way in.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -27,14 +27,14 @@ class Command(BaseCommand):
             "--workers",
             type=int,
             default=settings.WORKERS,
-            help="processes that serve requests, beside one for the chores (default: one per core but one)",
+            help="processes that serve requests, in addition to one for the chores (default: one fewer than cores)",
         )
 
         parser.add_argument(
             "--no-migrate",
             action="store_false",
             dest="migrate",
-            help="leave the tables as they are; do not start when migrations are missing",
+            help="do not migrate; refuse to start when migrations are missing",
         )
 
     def handle(self, *args: Any, host: str, port: int, workers: int, migrate: bool, **options: Any) -> None:
@@ -57,8 +57,8 @@ class Command(BaseCommand):
         self._require_keys()
         if is_another_secret_key():
             in_use.warnings.append(
-                "GATEWAY_SECRET_KEY is another one than before: everybody has to sign in again, and links to choose a "
-                "password are void. If that is not wanted, restore the old key and restart."
+                "GATEWAY_SECRET_KEY has changed: everybody must sign in again, and password links no longer work. If "
+                "this was not intended, restore the old key and restart."
             )
         for warning in in_use.warnings:
             self.stderr.write(f"Warning: {warning}")
@@ -69,14 +69,14 @@ class Command(BaseCommand):
         ).run()
 
     def _require_keys(self) -> None:
-        """Raise CommandError while stored data needs a key that is missing, unless that is said to be lost."""
+        """Raise CommandError while stored data needs a missing key, unless that key is declared lost."""
         for keys in key_uses():
             lost = {key_id: keys.uses[key_id] for key_id in keys.missing if key_id not in settings.LOST_KEYS}
             if lost:
                 needed = ", ".join(f"{key_id} ({number} stored)" for key_id, number in lost.items())
                 raise CommandError(
                     f"{keys.variable} lacks keys that stored data needs: {needed}. Restore them from a backup; or, if"
-                    f" they are lost, start with GATEWAY_LOST_KEYS={','.join(lost)}: then what they hold is of no use."
+                    f" they are lost, start with GATEWAY_LOST_KEYS={','.join(lost)}: then their data is unusable."
                 )
 
     def _greet(self, welcome: Welcome, host: str, port: int, in_use: DatabaseReport) -> None:

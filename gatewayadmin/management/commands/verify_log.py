@@ -19,16 +19,20 @@ from gatewayadmin.management.base import WorkspaceCommand, moment
 
 
 class Command(WorkspaceCommand):
-    help = "Compare calls and admin events with their checkpoints, and name what was removed, changed or added."
+    help = "Compare calls and admin events with their checkpoints, and report removed, changed and added rows."
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--from", dest="since", type=moment, help="the first moment, such as 2026-11-20 (UTC)")
-        parser.add_argument("--to", dest="until", type=moment, help="the moment after the last")
+        parser.add_argument("--from", dest="since", type=moment, help="start of the period, such as 2026-11-20 (UTC)")
+        parser.add_argument("--to", dest="until", type=moment, help="end of the period")
         parser.add_argument(
-            "--public-key", dest="keys", action="append", type=Path, help="a PEM file; only checkpoints of it are taken"
+            "--public-key",
+            dest="keys",
+            action="append",
+            type=Path,
+            help="a PEM file; only checkpoints signed with it are accepted",
         )
         parser.add_argument(
-            "--received", type=Path, help="JSON lines that a sink got: its checkpoints and rows must be the same here"
+            "--received", type=Path, help="JSON lines that a sink received: its checkpoints and rows must match"
         )
         parser.add_argument("--print-key", action="store_true", help="print the public key as PEM, and nothing else")
 
@@ -46,18 +50,20 @@ class Command(WorkspaceCommand):
         for line in _summary(report, received):
             self.stdout.write(line)
         if keys is None:
-            self.stdout.write("The key was taken from the database itself. Give the one you kept: --public-key FILE.")
+            self.stdout.write(
+                "The key was taken from the database itself. Give a copy stored elsewhere: --public-key FILE."
+            )
         if report.findings:
             number = len(report.findings)
-            raise CommandError(f"The log is not as it was sealed: {number} finding{pluralize(number)}.")
+            raise CommandError(f"The log does not match its checkpoints: {number} finding{pluralize(number)}.")
 
 
 def _summary(report: Report, received: Received | None) -> Iterator[str]:
     if not report.findings:
-        yield "OK: all that was compared is as it was sealed."
+        yield "OK: everything compared matches its checkpoints."
     yield (
         f"{report.checkpoints} checkpoints, {report.calls} calls and {report.events} admin events match, "
-        f"{report.uncovered} that no checkpoint has, {report.dropped} whose partitions retention dropped."
+        f"{report.uncovered} are in no checkpoint yet, {report.dropped} were dropped by retention."
     )
     if report.sealed_to:
         yield f"Sealed up to {_in_words(report.sealed_to)}."
@@ -65,12 +71,12 @@ def _summary(report: Report, received: Received | None) -> Iterator[str]:
         first, newest = min(received.checkpoints.values()), max(received.checkpoints.values())
         yield (
             f"The received checkpoints are from {_in_words(first)} to {_in_words(newest)}: "
-            "only the key proves what came before and later."
+            "for earlier and later rows only the key is proof."
         )
     for log, span in report.unsealed:
         yield f"In no checkpoint: {NOUNS[log].lower()}s from {_between(span)}. They are not proved."
     for span in merged(report.late):
-        yield f"Sealed late: rows recorded from {_between(span)}. What was changed before is not proved."
+        yield f"Sealed late: rows recorded from {_between(span)}. Earlier changes are not excluded."
     for span in report.unproved():
         yield f"Unproved: from {_between(span)}."
 
@@ -93,7 +99,7 @@ def _received(path: Path, until: datetime | None) -> Received:
         raise CommandError(f"{path} cannot be read as JSON lines of a sink: {error}.", returncode=2) from None
     if not received.checkpoints:
         before = f" from before {until.isoformat()}" if until else ""
-        raise CommandError(f"{path} holds no checkpoint{before}: it proves nothing.", returncode=2)
+        raise CommandError(f"{path} has no checkpoint{before}, so it proves nothing.", returncode=2)
     return received
 
 
@@ -101,7 +107,7 @@ def _public(path: Path) -> bytes:
     try:
         key = load_pem_public_key(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise CommandError(f"{path} holds no public key in PEM: {error}.") from None
+        raise CommandError(f"{path} has no public key in PEM: {error}.") from None
     if not isinstance(key, Ed25519PublicKey):
-        raise CommandError(f"{path} holds a key of another kind than Ed25519.")
+        raise CommandError(f"{path} has a key that is not Ed25519.")
     return key.public_bytes(Encoding.Raw, PublicFormat.Raw)

@@ -1,4 +1,4 @@
-"""What `python_v1.py` offers, from catalogue.json, and how its tools behave. Imports no SDK."""
+"""The features of `python_v1.py` from catalogue.json, and the behaviour of its tools. Imports no SDK."""
 
 import asyncio
 import json
@@ -33,24 +33,24 @@ class Refused(Exception):
 
 
 class Call(Protocol):
-    """One request under way, as its SDK carries it."""
+    """A running request, as its SDK represents it."""
 
     @property
     def declared(self) -> set[str]:
-        """Names of the capabilities the client declared."""
+        """Return the names of the client's declared capabilities."""
 
     async def log(self, line: str) -> None: ...
 
     async def report(self, progress: float, total: float) -> None: ...
 
     async def close_stream(self) -> None:
-        """End the event stream of this request; its answer waits for whoever comes back for it."""
+        """Close the event stream of this request; the client must resume it to get the answer."""
 
     async def announce(self, what: str) -> None:
-        """Tell the listeners that `tools`, `prompts` or the resource of this URI changed."""
+        """Notify listeners that `tools`, `prompts` or the resource of this URI changed."""
 
     async def ask(self, request: Json) -> Json:
-        """The client's result for a request of the server (session era). Raises Refused."""
+        """Return the client's result of a server request (session era). Raises Refused."""
 
 
 def definitions(entries: dict[str, Json]) -> list[Json]:
@@ -64,7 +64,7 @@ def entry_of(entries: dict[str, Json], name: str) -> Json:
 
 
 def read(uri: str) -> Json:
-    """The result of resources/read. Raises Unknown."""
+    """Return the result of resources/read. Raises Unknown."""
     before, after = TEMPLATE["definition"]["uriTemplate"].split("{id}")
     if uri in RESOURCES:
         entry, arguments = RESOURCES[uri], {}
@@ -77,7 +77,7 @@ def read(uri: str) -> Json:
 
 
 async def act(entry: Json, call: Call) -> None:
-    """Whatever a tool does before it answers."""
+    """Perform the side effects of a tool before it answers."""
     if (needed := entry.get("needs")) and needed not in call.declared:
         raise CapabilityMissing(needed)
     for number, line in enumerate(entry.get("logs", ())):
@@ -94,7 +94,7 @@ async def act(entry: Json, call: Call) -> None:
 
 
 def answer(entry: Json, arguments: Json, answers: str = "") -> Json:
-    """The result of tools/call or prompts/get; `answers` is what the client was asked for, in words."""
+    """Return the result of tools/call or prompts/get; `answers` are the client's answers as text."""
     text = {"type": "text", "text": entry.get("says", "").replace("{answer}", answers)}
     if "content" in entry:
         return {"content": fill(entry["content"], arguments), "isError": entry.get("isError", False)}
@@ -106,9 +106,9 @@ def answer(entry: Json, arguments: Json, answers: str = "") -> Json:
 
 
 async def ask_on_stream(entry: Json, arguments: Json, call: Call) -> Json:
-    """Ask as the session era does: requests to the client while its own is under way.
+    """Send server requests during the call, as in the session era, whatever the client declared.
 
-    Asks whatever the client declared: what a client (or a gateway) says to a request it cannot serve is its business.
+    The response to a request that the client (or a gateway) does not support is part of the test.
     """
     answers = []
     for questions in entry["asks"]:
@@ -123,7 +123,7 @@ async def ask_on_stream(entry: Json, arguments: Json, call: Call) -> Json:
 
 
 def in_words(result: Json) -> str:
-    """A client's result in one line: what a model said, where the roots are, what a person entered."""
+    """Return a client's result as one line: the model's text, the roots, or the person's input."""
     if "roots" in result:
         return ", ".join(root["uri"] for root in result["roots"])
     if "action" in result:
@@ -132,7 +132,7 @@ def in_words(result: Json) -> str:
 
 
 def fill(value: Any, arguments: Json) -> Any:
-    """`value` with `{name}` in its texts replaced by the argument of that name."""
+    """Return `value` with `{name}` in its texts replaced by the argument of that name."""
     if isinstance(value, str):
         for name, argument in arguments.items():
             value = value.replace(f"{{{name}}}", str(argument))

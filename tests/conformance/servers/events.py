@@ -1,11 +1,11 @@
-"""Event stores in memory, for streams that a client leaves and comes back to."""
+"""In-memory event stores for resumable streams."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 
 class Events:
-    """Keeps every event of every stream in the order it was sent.
+    """Stores every event of every stream in order.
 
     Has the two methods both SDKs call; `event` is the SDK's own EventMessage.
     """
@@ -15,7 +15,7 @@ class Events:
         self._sent: list[tuple[str, Any]] = []
 
     async def store_event(self, stream_id: str, message: Any) -> str:
-        """`message` is None for the event that only gives the client an id to come back with."""
+        """Store an event; `message` is None for an event that only has an id, from which the client can resume."""
         self._sent.append((stream_id, message))
         return str(len(self._sent))
 

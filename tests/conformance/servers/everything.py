@@ -1,7 +1,7 @@
-"""What the conformance suite asks of a server, written with the decorators of the Python SDK 2 and FastMCP 4.
+"""The features the conformance suite requires of a server, with the decorators of Python SDK 2 and FastMCP 4.
 
-Both libraries have the same decorators and the same names on their context, so one text registers with either. Tools
-that ask in the session era call the client; those of 2026-07-28 return what they still need.
+Both libraries have the same decorators and the same names on their context, so this module works with either. Tools of
+the session era send requests to the client; those of 2026-07-28 return `input_required`.
 """
 # mypy: ignore-errors
 
@@ -40,7 +40,7 @@ def offer(server, Context, Message, Refusal, announce, count):  # noqa: N803 - c
     """Register everything with `server`, a FastMCP or an MCPServer.
 
     Context and Message are the library's classes, Refusal its error that reaches the client as a JSON-RPC error.
-    `announce(context, "tools")` tells listeners that a list changed, `count(context)` counts the session's calls.
+    `announce(context, "tools")` notifies of a changed list, `count(context)` counts the session's calls.
     """
     offer_content(server)
     offer_messages(server, Context)
@@ -176,7 +176,7 @@ def offer_questions_of_sessions(server, Context):  # noqa: N803
 
 
 def offer_questions(server, Context):  # noqa: N803
-    """Tools that return what they need."""
+    """Register the tools that return `input_required`."""
 
     @server.tool()
     async def test_input_required_result_elicitation(context: Context) -> str | InputRequiredResult:
@@ -204,7 +204,7 @@ def offer_questions(server, Context):  # noqa: N803
 
 
 def offer_questions_with_state(server, Context):  # noqa: N803
-    """Tools that return what they need and a state, which the library seals."""
+    """Register the tools that return `input_required` with a state, which the library seals."""
 
     @server.tool()
     async def test_input_required_result_request_state(context: Context) -> str | InputRequiredResult:
@@ -257,7 +257,7 @@ def offer_capabilities(server, Context, Refusal):  # noqa: N803
 
 
 def offer_either_era(server, Context, count):  # noqa: N803
-    """Tools that the suite does not know: state of a session, and questions put as the client's revision does."""
+    """Register tools the suite does not know: session state, and requests in the way of the client's version."""
 
     @server.tool(name="count")
     async def count_calls(context: Context) -> str:
@@ -372,13 +372,13 @@ def is_modern(context):
 
 
 async def request(context, asked, result):
-    """The client's answer to a request on the stream of the call."""
+    """Return the client's answer to a request on the stream of the call."""
     related = ServerMessageMetadata(related_request_id=context.request_id)
     return await context.session.send_request(asked, result, metadata=related)
 
 
 def in_words(result):
-    """What a person answered, in one line."""
+    """Return a person's answer as one line."""
     return f"action={result.action}, content={result.data.model_dump_json() if result.action == 'accept' else '{}'}"
 
 
@@ -398,7 +398,7 @@ def needed(state=None, **requests):
 
 
 def answered(context, *keys):
-    """The client's answers under these keys; None unless all are there and a person's have content."""
+    """Return the client's answers under these keys; None unless all are present and a person's have content."""
     answers = [(context.input_responses or {}).get(key) for key in keys]
     refused = [answer for answer in answers if isinstance(answer, ElicitResult) and not answer.content]
     return None if refused or None in answers else answers

@@ -1,6 +1,6 @@
-"""The suite's server on FastMCP 4: as its constructor and `run` make it, both eras at one address.
+"""The suite's server on FastMCP 4, with the defaults of its constructor and `run`: both eras at one address.
 
-Runs in a virtual environment of its own (tests/matrix/fastmcp.lock).
+Runs in its own virtual environment (tests/matrix/fastmcp.lock).
 """
 # mypy: ignore-errors
 

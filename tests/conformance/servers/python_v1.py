@@ -1,8 +1,7 @@
-"""The catalogue on the Python SDK 1, low-level server: the session era alone.
+"""The catalogue on the Python SDK 1, low-level server: the session era only.
 
-Runs in a virtual environment of its own (`requirements-v1.lock`), where the SDK has other names than here.
-The lock is made anew by
-`echo 'mcp<2' | .venv/bin/uv pip compile --universal --python-version 3.12 --generate-hashes --no-header -`.
+Runs in its own virtual environment (`requirements-v1.lock`), where the SDK has other names. Renew the lock with `echo
+'mcp<2' | .venv/bin/uv pip compile --universal --python-version 3.12 --generate-hashes --no-header -`.
 """
 # mypy: ignore-errors
 
@@ -32,7 +31,7 @@ REQUESTS = {
     "roots/list": (types.ListRootsRequest, types.ListRootsResult),
 }
 
-# What is said and asked for a call goes on the standing stream, as with servers that name no related request.
+# Messages for a call are sent on the standing stream, as by servers that name no related request.
 IS_UNRELATED = "unrelated" in sys.argv[2:]
 
 subscribers = {}
@@ -43,7 +42,7 @@ def related_to(request_id):
 
 
 class Announcing(Server):
-    """Says that its lists may change and that its resources can be watched."""
+    """Declares that its lists may change and that its resources can be subscribed to."""
 
     def create_initialization_options(self, *args, **options):
         changes = NotificationOptions(prompts_changed=True, resources_changed=True, tools_changed=True)
@@ -56,7 +55,7 @@ server = Announcing("conformance-python-v1", version="1.0")
 
 
 class Call:
-    """The request under way, as the SDK tells of it."""
+    """The running request, from the SDK's request context."""
 
     def __init__(self) -> None:
         self.context = server.request_context
@@ -80,7 +79,7 @@ class Call:
             await self.context.close_sse_stream()
 
     async def announce(self, what) -> None:
-        """On the standalone stream of this session, or of each that subscribed to the resource."""
+        """Notify on the standing stream of this session, or of each that subscribed to the resource."""
         if what == "tools":
             await self.session.send_tool_list_changed()
         elif what == "prompts":

@@ -1,4 +1,4 @@
-"""The suite's server on the Python SDK 2: MCPServer as its constructor and `run` make it, both eras at one address."""
+"""The suite's server on Python SDK 2, with the defaults of MCPServer and `run`: both eras at one address."""
 # mypy: ignore-errors
 
 import sys
