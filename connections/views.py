@@ -59,14 +59,15 @@ MCP = Table(
     (
         PICK,
         Column("name", "Client name"),
-        Column("status", "Status", 11, on_phone=True),
-        Column("user", "User email", 9, priority=2, on_phone=True),
-        Column("gateway", "Gateway", 8, priority=4, on_phone=True),
-        Column("prefix", "API key prefix", 8, priority=3),
+        Column("gateway", "Gateway", 6.5, on_phone=True),
+        Column("user", "User email", 10.5, on_phone=True),
+        Column("used", "Last used", 5.5, priority=5, kind="moment", on_phone=True),
+        Column("status", "Status", 9, on_phone=True),
+        Column("prefix", "API key prefix", 7.5, priority=3),
         Column("connected", "Connected date", 7, priority=3, sorts=("connected_at",), most_first=True),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
-        Column("token", "Last token", 6.5, priority=3, hint=LAST_TOKEN),
-        Column("acts", "Actions", 11, kind="acts", said=False),
+        Column("token", "Last token", 5.5, priority=3, hint=LAST_TOKEN),
+        Column("acts", "Actions", 7, kind="acts", said=False),
     ),
 )
 
@@ -78,8 +79,8 @@ def _tab(key: str, name: str, *by: str) -> Table:
         (
             PICK,
             Column("name", name, sorts=(Lower(by[0]),)),
-            Column("user", "User email", 9, priority=2, sorts=("user__email",), on_phone=True),
-            Column("status", "Status", 10, on_phone=True),
+            Column("user", "User email", 10.5, sorts=("user__email",), on_phone=True),
+            Column("status", "Status", 9, on_phone=True),
             Column("prefix", "API key prefix", 7.5, priority=3),
             Column("connected", "Connected date", 7, priority=3, sorts=("connected_at",), most_first=True),
             Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
