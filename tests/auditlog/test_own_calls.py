@@ -124,7 +124,7 @@ def test_what_a_client_only_tries_is_not_among_my_calls(link: Connection, max: U
 def test_without_calls_the_page_leads_to_connecting(max: User, sign_in: SignIn) -> None:
     page = text(sign_in(max).get("/settings/calls"))
 
-    assert "Nothing has called as you yet." in page
+    assert "No calls as you yet." in page
     assert 'href="/connect/client/"' in page
 
 
