@@ -138,9 +138,7 @@ def test_who_was_refused_and_through_which_key_it_was_is_said(sign_in: SignIn) -
         action="host.disabled", actor_email=ANA, target_type="host", target_label="CI", changes={"through": "cron"}
     )
 
-    assert (
-        last("attempt.refused") == f"{ANA} tried what takes the capability “Basic gateway management”, and was refused."
-    )
+    assert last("attempt.refused") == f"{ANA} was refused: the capability “Basic gateway management” is missing."
     assert sentence(link) == f"{ANA} disabled the host “CI” with the API key “cron”."
 
 

@@ -156,7 +156,7 @@ CHANGES = {
     sign_out_everywhere: "signed out",
     archive: "GitHub has been archived.",
     paste_keys: "Nobody signs in at GitHub any more",
-    take_off_the_gateway: "No gateway that you may use asks for an identity of yours at GitHub.",
+    take_off_the_gateway: "No gateway that you may use asks for your own credential at GitHub.",
 }
 
 
