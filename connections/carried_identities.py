@@ -32,8 +32,8 @@ WORDS = {
     "active": "connected",
     "missing": "missing",
     "attention": "needs attention",
-    "disabled": "switched off",
-    "blocked": "server off",
+    "disabled": "disabled",
+    "blocked": "server disabled",
 }
 
 
