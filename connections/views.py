@@ -59,7 +59,7 @@ MCP = Table(
     (
         PICK,
         Column("name", "Client name"),
-        Column("gateway", "Gateway", 6.5, on_phone=True),
+        Column("gateway", "Gateway", 6, priority=2, on_phone=True),
         Column("user", "User email", 10.5, on_phone=True),
         Column("used", "Last used", 5.5, priority=5, kind="moment", on_phone=True),
         Column("status", "Status", 9, on_phone=True),
@@ -79,14 +79,14 @@ def _tab(key: str, name: str, *by: str) -> Table:
         (
             PICK,
             Column("name", name, sorts=(Lower(by[0]),)),
-            Column("user", "User email", 10.5, sorts=("user__email",), on_phone=True),
+            Column("user", "User email", 8.75, sorts=("user__email",), on_phone=True),
             Column("status", "Status", 9, on_phone=True),
             Column("prefix", "API key prefix", 7.5, priority=3),
             Column("connected", "Connected date", 7, priority=3, sorts=("connected_at",), most_first=True),
             Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
             Column("used", "Last used", 6.5, priority=3, kind="moment", on_phone=True),
             Column("enabled", "Enabled", 5, kind="switch"),
-            Column("acts", "Actions", 7.5, kind="acts", said=False),
+            Column("acts", "Actions", 7, kind="acts", said=False),
         ),
         fit="spanned",
     )
