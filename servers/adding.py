@@ -459,9 +459,9 @@ def _asked(request: AppRequest) -> HttpResponse:
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
     """Return what the page showed of the last test, if it was of the URL in the form."""
-    tested = request.session.get(TESTED)
-    is_same = tested and tested["url"] == request.POST.get("url")
-    return tested.get("shown", {}) if is_same else {}
+    tested: dict[str, Any] = request.session.get(TESTED) or {}
+    shown: dict[str, Any] = tested.get("shown", {})
+    return shown if tested.get("url") == request.POST.get("url") else {}
 
 
 def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | None:
