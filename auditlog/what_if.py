@@ -281,4 +281,4 @@ def remedy(request: AppRequest) -> HttpResponse:
         return leave(request, back, str(refused))
     except (KeyError, ValidationError, ObjectDoesNotExist, ValueError):
         return leave(request, back, "There is nothing like this to enable")
-    return leave(request, back, f"{str(row._meta.verbose_name).capitalize()} switched on")
+    return leave(request, back, f"{str(row._meta.verbose_name).capitalize()} enabled")

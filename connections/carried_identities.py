@@ -32,8 +32,8 @@ WORDS = {
     "active": "connected",
     "missing": "missing",
     "attention": "needs attention",
-    "disabled": "switched off",
-    "blocked": "server off",
+    "disabled": "disabled",
+    "blocked": "server disabled",
 }
 
 
@@ -316,7 +316,7 @@ def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
         form.apply()
         return leave(request, row_url(row), f"{row.connection.host.name} is connected to {row.server.name}")
 
-    verb, submit = ("Add a credential", "Bring") if row.is_missing else ("Use another credential", "Use")
+    verb, submit = ("Add a credential", "Add") if row.is_missing else ("Use another credential", "Use")
     context = {"row": row, "heading": f"{verb} for {row.server.name}", "submit": submit, "back": row_url(row)}
     errors = {AnotherPlace: "secret", ConnectionFault: "identity", IntegrityError: ("label", LABEL_TAKEN)}
     return form_page(request, "connections/bring.html", form, save, errors, others=_others(row), **context)

@@ -276,7 +276,7 @@ def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
     def act() -> HttpResponse:
         off = assignment.narrow(used_tools(assignment), by=request.user)
         undo = Undo.if_changed(bool(off), reverse("gateways:widen", args=[pk]))
-        return leave(request, back, f"{name}: {_tools(len(off))} switched off", undo)
+        return leave(request, back, f"{name}: {_tools(len(off))} disabled", undo)
 
     question = _narrowing(assignment) if request.method == "GET" else {}
     return confirmed(request, act, back=back, title=f"Narrow {name}", kind="primary", icon="policy", **question)

@@ -197,8 +197,46 @@ class ServerTrial:
             return f"People sign in at {self.signs_in.issuer}."
         return "Enter another, or add the server without one." if self.with_credential else "Choose its auth type."
 
-    def __str__(self) -> str:
+    @property
+    def said(self) -> str:
+        """The outcome in a sentence."""
         return str(self.outcome) if self.found else f"The server {self.outcome}."
+
+    @property
+    def causes(self) -> list[dict[str, str]]:
+        """The three most likely causes of a failure, each with an act: a URL to `try`, or a part of the form `at`."""
+        if self.kind != "bad":
+            return []
+        parts = urlsplit(self.url)
+        path = next(one for one in USUAL_PATHS if one != parts.path.rstrip("/"))
+        other = parts._replace(path=path, query="").geturl()
+        paths = {"text": "The MCP endpoint is at another path.", "try": other}
+        again = {"text": "The server is starting, or its network does not let the gateway in.", "try": self.url}
+        if isinstance(self.outcome, NoEndpoint):
+            credential = {"text": "It answers only with a credential.", "at": "sign-in-step", "label": "Choose sign-in"}
+            return [paths, credential, again]
+        if parts.scheme == "http":
+            secure = {"text": "It answers over https only.", "try": parts._replace(scheme="https").geturl()}
+            return [secure, again, paths]
+        host = {"text": "The host name or the port is wrong.", "at": "id_url", "label": "Change URL"}
+        return [host, again, paths]
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The outcome as JSON for the session, to show it again beside a form with an error."""
+        needs = self.signs_in
+        return {
+            "said": self.said,
+            "kind": self.kind,
+            "wants": self.wants,
+            "causes": self.causes,
+            "found": self.found is not None,
+            "tools": self.tools,
+            "tool_count": self.tool_count,
+            "needs": {"problem": self.needs.problem if self.needs else ""},
+            "signs_in": needs
+            and {"issuer": needs.issuer, "registrations": list(needs.registrations), "scopes": list(needs.scopes)},
+        }
 
     @property
     def tools(self) -> list[dict[str, Any]]:
@@ -344,10 +382,10 @@ TESTED = "tested_server"  # Session key for the outcome of asking a server that 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
-    """GET: choose a server. POST with `check`, `tile` or `test`: ask it. Other POST: add it."""
+    """GET: choose a server. POST with `check`, `tile`, `test` or `try`: ask it. Other POST: add it."""
     if request.method == "GET":
         return show(request, f"{PAGE}#tiles" if request.htmx.target == "tiles" else f"{PAGE}#flow", _choice(request))
-    if {"check", "tile", "test"} & request.POST.keys():
+    if {"check", "tile", "test", "try"} & request.POST.keys():
         return _asked(request)
     form = NewServerForm(request.POST, user=request.user)
     if form.is_valid() and form.accepts_credential():
@@ -360,7 +398,7 @@ def add(request: AppRequest) -> HttpResponse:
         else:
             request.session.pop(TESTED, None)
             return leave(request, _next(server, form, request.user), _done(server))
-    return show(request, f"{PAGE}#flow", _context(request, form) | {"asked": None}, status=422)
+    return show(request, f"{PAGE}#flow", _context(request, form) | _shown_before(request), status=422)
 
 
 def _choice(request: AppRequest) -> dict[str, Any]:
@@ -385,6 +423,8 @@ def _asked(request: AppRequest) -> HttpResponse:
     tile = well_known.find_known_server(request.POST.get("tile", ""))
     if tile:
         posted |= {"url": tile.url, "name": tile.name, "auth_type": tile.takes, "header_name": tile.header}
+    if "try" in posted:
+        posted["url"] = posted.pop("try")
     checked = NewServerForm(posted | {"name": "-", "slug": "x-check"}, user=request.user)
     if "url" in checked.errors:
         context = _choice(request) | {"url": posted.get("url", ""), "url_error": checked.errors["url"][0]}
@@ -402,14 +442,22 @@ def _asked(request: AppRequest) -> HttpResponse:
     values |= {name: checked.cleaned_data[name] for name in SIGN_IN_SETTINGS if name in checked.cleaned_data}
     asked = try_server(values, checked.cleaned_data.get("secret", ""))
     suggested = _suggested(request, posted | {"url": asked.url}, asked)
-    request.session[TESTED] = {"url": asked.url, **asked.health}
     form = NewServerForm(initial=suggested, user=request.user)
     context = _context(request, form) | {"asked": asked, "tile": tile, "suggested": suggested["suggested"]}
     context["typed_url"] = url if url != asked.url else ""
     if asked.signs_in:
         entered = (str(values.get(name, "")) for name in ENDPOINTS[1:])
         context["redirect_uri"] = redirect_uri(asked.signs_in.issuer, *entered)
+    kept = {"asked": asked.shown, "redirect_uri": context.get("redirect_uri", "")}
+    request.session[TESTED] = {"url": asked.url, **asked.health, "shown": kept}
     return show(request, f"{PAGE}#flow", context)
+
+
+def _shown_before(request: AppRequest) -> dict[str, Any]:
+    """Return what the page showed of the last test, if it was of the URL in the form."""
+    tested: dict[str, Any] = request.session.get(TESTED) or {}
+    shown: dict[str, Any] = tested.get("shown", {})
+    return shown if tested.get("url") == request.POST.get("url") else {}
 
 
 def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | None:

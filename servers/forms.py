@@ -331,6 +331,11 @@ def _others(server: Server | None) -> ServerQuerySet:
     return rows.exclude(pk=server.pk) if server else rows
 
 
+def is_taken(name: str) -> bool:
+    """Return whether another server has this name."""
+    return _others(None).filter(name__iexact=name.strip()).exists()
+
+
 NO_COMMAND = (
     "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: enter its "
     "URL, such as https://mcp.example.com/mcp."

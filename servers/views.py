@@ -23,7 +23,7 @@ from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover_features, identity_for, probe
-from servers.forms import TAKEN, ServerFilter, ServerForm, suggest
+from servers.forms import TAKEN, ServerFilter, ServerForm, is_taken, suggest
 from servers.models import AnotherPlace, Identity, Server, ServerQuerySet, WouldEndSignIns
 from servers.oauth_client.models import MANY_UNFINISHED, live_registration_of, unfinished_sign_ins
 from ui.pages import (
@@ -37,6 +37,7 @@ from ui.pages import (
     seen_version,
     show,
     switch_target,
+    text_of,
     wants_fragment,
 )
 from ui.tables import WEEK, Column, Table
@@ -123,9 +124,10 @@ def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_GET
 @requires(Capability.SERVERS_MANAGE)
 def slug(request: AppRequest) -> HttpResponse:
-    """Suggest a slug while the name is typed."""
-    suggestion = request.GET.get("slug") or suggest(request.GET.get("name", ""), Server.objects.all(), 16)
-    return render(request, "servers/form.html#slug", {"made": suggestion})
+    """Suggest a slug, and check the name, while it is typed."""
+    name = text_of(request.GET, "name")
+    suggestion = request.GET.get("slug") or suggest(name, Server.objects.all(), 16)
+    return render(request, "servers/form.html#slug", {"made": suggestion, "is_taken": is_taken(name)})
 
 
 @require_GET

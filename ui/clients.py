@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import re
 import shlex
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from django.utils.safestring import SafeString, mark_safe
 
@@ -42,6 +44,25 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class OneClick:
+    """A link that adds a gateway to a client, or opens the page where it is added.
+
+    `href` may contain `{url}`, `{name}`, `{config}` (JSON with the URL, in base64) and `{server}` (JSON of VS Code).
+    """
+
+    label: str
+    where: str
+    href: str
+
+    def for_gateway(self, url: str, name: str) -> OneClick:
+        """Return the link for this gateway."""
+        config = base64.b64encode(json.dumps({"url": url}).encode()).decode()
+        server = json.dumps({"name": name, "type": "http", "url": url})
+        values = {"url": url, "name": name, "config": config, "server": server}
+        return replace(self, href=self.href.format(**{key: quote(value, safe="") for key, value in values.items()}))
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """An app or library that speaks MCP."""
 
@@ -49,6 +70,7 @@ class Client:
     name: str
     blocks: tuple[Block, ...]
     call: dict[str, str]
+    click: OneClick | None = None  # Of the browser way.
 
     def by(self, way: str) -> Block | None:
         """Return the block for `browser` or `token`, if there is one."""
@@ -76,7 +98,13 @@ def clients() -> tuple[Client, ...]:
     """Return all clients in the order of the file."""
     data = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
     return tuple(
-        Client(entry["slug"], entry["name"], tuple(_block(**block) for block in entry["block"]), entry.get("call", {}))
+        Client(
+            entry["slug"],
+            entry["name"],
+            tuple(_block(**block) for block in entry["block"]),
+            entry.get("call", {}),
+            OneClick(**entry["click"]) if "click" in entry else None,
+        )
         for entry in data["client"]
     )
 

@@ -91,7 +91,7 @@ def test_each_group_on_the_page_leads_to_its_calls(viv: User, sign_in: SignIn) -
     assert (
         '<b>Outcome</b> ok<a class="icon-button" href="/logs/groups/?range=7d&amp;by=tool&amp;sort=-calls"' in narrowed
     )
-    assert "but those without a tool" in narrowed
+    assert "Calls without a tool are left out." in narrowed
     assert "not a field" in client.get("/logs/groups/", {"q": "colour is red"}).content.decode()
 
 

@@ -138,10 +138,7 @@ def test_a_refused_attempt_names_the_person_and_the_key(sign_in: SignIn) -> None
         action="host.disabled", actor_email=ANA, target_type="host", target_label="CI", changes={"through": "cron"}
     )
 
-    assert (
-        last("attempt.refused")
-        == f"{ANA} tried something that needs the capability “Basic gateway management”, and was refused."
-    )
+    assert last("attempt.refused") == f"{ANA} was refused: the capability “Basic gateway management” is missing."
     assert sentence(link) == f"{ANA} disabled the host “CI” with the API key “cron”."
 
 

@@ -466,7 +466,7 @@ def test_near_tools_are_told_in_the_trail_and_in_what_if(scene: Scene, viv: User
     query = scene.query | {"tool": "docs__ecko"}
     client = sign_in(viv)
 
-    assert f"near it: <code>{TOOL}</code>" in page(client, call)
+    assert f"Similar: <code>{TOOL}</code>" in page(client, call)
     Assignment.objects.update(tool_policy=ToolPolicy.ALLOW_ALL)
     assert "This no longer applies." not in page(client, call)  # Only the server knows.
     Assignment.objects.update(tool_policy=ToolPolicy.SELECTED)

@@ -11,14 +11,14 @@ from tests.workspace import Serve
 pytestmark = pytest.mark.xdist_group("browser")
 
 
-def test_log_shows_app_and_duration_beside_its_filters_on_a_small_desk(live: Serve, page: Page) -> None:
+def test_log_shows_who_called_what_through_what_on_a_small_desk(live: Serve, page: Page) -> None:
     issued = live.issue_token(host=unique("bot"), gateway="quickstart")
     curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
     page.set_viewport_size({"width": 1280, "height": 900})
 
     page.goto(f"{live.url}/logs/")
 
-    for name in ("Host", "Tool", "Outcome", "Duration"):
+    for name in ("Host", "User email", "Gateway", "Server", "Tool", "Outcome", "Duration"):
         expect(page.get_by_role("columnheader", name=name)).to_be_visible()
 
 

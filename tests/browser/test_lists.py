@@ -172,7 +172,7 @@ def test_rows_are_picked_switched_and_switched_back_and_the_palette_leads_to_the
     switches = page.get_by_role("switch", name="Picked")
 
     page.get_by_label("Select all on this page").check()
-    expect(page.get_by_text("2 picked")).to_be_visible()
+    expect(page.get_by_text("2 selected")).to_be_visible()
     page.get_by_role("button", name="Disable", exact=True).click()
     page.get_by_role("button", name="OK", exact=True).click()
     expect(page.get_by_text("2 hosts disabled")).to_be_visible()

@@ -75,7 +75,7 @@ def test_a_skipped_identity_is_brought_later_without_capability_enrolment_or_ano
 
     assert "missing" in before
     assert url(link, place) in before
-    assert "Bring an identity for GitHub" in text(asked)
+    assert "Add a credential for GitHub" in text(asked)
     assert "Connected as later" in row(done, link, place)
     assert ">connected<" in row(done, link, place)
     assert "ghp_brought_later" not in text(done)
@@ -276,7 +276,7 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert "Connected as work account" in now()
     Identity.objects.update(last_error="HTTP 401")
     assert ">refused<" in now()
-    assert "GitHub refused this credential when it was last tried." in now()
+    assert "GitHub rejected this credential." in now()
     Identity.objects.update(last_error="")
     own.disable(by=ann)
     assert "disabled by you" in now()
@@ -291,7 +291,7 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert f"/identities/{own.pk}/confirm/" in now()
     Identity.objects.get().confirm(by=ann)
     place.disable(by=ana)
-    assert "An administrator disabled GitHub on Work. Your identity is kept." in now()
+    assert "An administrator disabled GitHub on Work. Your credential is kept." in now()
     place.enable(by=ana)
     Identity.objects.get().revoke(by=ann)
     assert "Its credential was revoked" in now()

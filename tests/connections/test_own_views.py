@@ -122,11 +122,11 @@ def test_everything_acting_as_me_is_listed_with_a_button_to_end_it(
     assert 'data-state="revoked"' in row(answer, link)
     link.refresh_from_db()
     assert not link.is_live
-    assert "Nothing acts as you" in text(client.get(PATH))
+    assert "You have not connected an app or agent yet" in text(client.get(PATH))
 
 
 def test_an_empty_page_says_when_one_is_asked(ann: User, sign_in: SignIn) -> None:
-    assert "You have brought no identity." in text(sign_in(ann).get(PATH))
+    assert "You have no credentials yet." in text(sign_in(ann).get(PATH))
 
 
 def test_settings_lead_to_it_and_strangers_sign_in_first(ann: User, sign_in: SignIn) -> None:

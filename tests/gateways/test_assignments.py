@@ -99,7 +99,7 @@ def test_the_dialog_offers_the_three_schemes_in_their_own_words(
         "Per-user identity (bring your own identity)",
         "Shared identity (service account)",
         "No credential",
-        "It is asked for its tools, and they appear on Work, when you save.",
+        "Saving fetches its tools and adds them to Work.",
     ):
         assert words in dialog
 

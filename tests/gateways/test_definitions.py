@@ -271,7 +271,7 @@ def test_an_answer_that_was_not_kept_is_not_waited_for(docs: Assignment, client:
 
     page = text(client.get("/gateways/work/tools/"))
 
-    assert "but what it answered was not kept. Refresh tools." in page
+    assert "but the answer was not stored. Refresh tools." in page
     assert 'hx-trigger="load delay' not in page
 
 

@@ -170,7 +170,7 @@ def test_people_who_see_only_their_own_read_no_of_yours_and_no_zero(ann: User, s
     for path in ("/hosts/", f"/hosts/{bot.pk}/", "/gateways/", f"/gateways/{connection.gateway.slug}/"):
         assert "none of yours" in text(viewer.get(path)), path
     for path in (f"/hosts/{bot.pk}/connections/", f"/gateways/{connection.gateway.slug}/connections/"):
-        assert "None of yours" in text(viewer.get(path))
+        assert "You have no connections here" in text(viewer.get(path))
         assert "No connections yet" not in text(viewer.get(path))
 
 

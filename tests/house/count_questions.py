@@ -976,8 +976,8 @@ NOT_STORED = {
 UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"
 FIXED = re.compile(
     rf"\b\d[\d,]* ({UNITS})\b|from \d+ to [\d,]+|\b\d+ to \d+ days|[\d,]+ at most|for more than \d+"
-    r"|1Password|SAML 2\.0|fail with 401|answer 403|get 429"
-    r"|\d{4}-\d\d-\d\d|gw[apk]_\w+|Adds “No expiry” beside 7, 30 and 90 days"
+    r"|1Password|SAML 2\.0|fail with 401|get 403|get 429|±10 %"
+    r"|\d{4}-\d\d-\d\d|gw[apk]_\w+|Adds “No expiry” to 7, 30 and 90 days"
 )
 
 
@@ -1035,7 +1035,7 @@ def _assignment_badges(ask: Ask) -> set[tuple[str, str]]:
     if ask.view == "oauth:identity":
         shared = row.shared_identity_id and ask.world.states[str(row.shared_identity_id)] != "active"
         if ask.state != "active":
-            return {("disabled", "switched off")}
+            return {("disabled", "disabled")}
         return {("attention", "needs an administrator") if shared else ("ok", "Ready, nothing to do")}
     if ask.view == "servers:gateways":
         return {("active", "active") if ask.state == "active" else ("disabled", ask.state)}

@@ -1,7 +1,10 @@
 """The page for connecting a client: client, gateway, method, and whether its call has arrived."""
 
+import base64
+import json
 import re
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -97,3 +100,19 @@ def test_no_token_is_ever_in_the_page_or_its_addresses(max: User, sign_in: SignI
 
 def test_without_a_gateway_it_says_whom_to_ask(ann: User, sign_in: SignIn) -> None:
     assert "No gateway is open to you yet. Ask a workspace administrator" in text(sign_in(ann).get(PAGE))
+
+
+def test_a_client_that_can_is_added_by_one_click(max: User, sign_in: SignIn) -> None:
+    gateway = make.gateway(slug="work", name="Work")
+    client = sign_in(max)
+
+    cursor = text(client.get(PAGE, {"gateway": "work", "client": "cursor", "how": "browser"}))
+    code = text(client.get(PAGE, {"gateway": "work", "client": "vs-code", "how": "browser"}))
+    desktop = text(client.get(PAGE, {"gateway": "work", "client": "claude-desktop", "how": "browser"}))
+
+    config = re.findall(r'href="cursor://anysphere.cursor-deeplink/mcp/install\?name=work&amp;config=([^"]*)"', cursor)
+    assert json.loads(base64.b64decode(unquote(config[0]))) == {"url": gateway.url}
+    server = re.findall(r'href="vscode:mcp/install\?([^"]*)"', code)
+    assert json.loads(unquote(server[0])) == {"name": "work", "type": "http", "url": gateway.url}
+    assert desktop.index("Open Connectors") < desktop.index("claude_desktop_config.json")
+    assert "cursor://" not in text(client.get(PAGE, {"gateway": "work", "client": "cursor", "how": "token"}))

@@ -49,7 +49,7 @@ def test_how_to_connect_begins_with_a_gateway_that_is_on_and_says_which_one_is_n
     assert 'value="work" selected' in by_itself
     assert "Closed is not open to you" not in by_itself
     assert "Closed is not open to you" in of_closed
-    assert "A first one is switched off" in text(client.get("/connect/help/", {"gateway": "first"}))
+    assert "A first one is disabled" in text(client.get("/connect/help/", {"gateway": "first"}))
 
 
 def test_the_first_gateway_with_a_server_of_ones_own_is_offered_before_the_demo(ann: User, sign_in: SignIn) -> None:

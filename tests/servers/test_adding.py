@@ -516,3 +516,41 @@ def test_a_new_connection_of_a_person_who_brought_one_before_carries_nothing_by_
     Connection.objects.bring_identity(server=server, label="mine", secret="s3cret", by=ana)
 
     assert not make.connection(make.agent(by=ana), work, ana).identities.exists()
+
+
+def test_a_taken_name_is_said_while_it_is_typed_and_keeps_what_the_server_said(
+    run: Run, ana: User, sign_in: SignIn
+) -> None:
+    make.server(name="Taken")
+    client, url = sign_in(ana), run(upstreams.docs()).url
+
+    typed = text(client.get("/servers/slug/", {"name": "tAkEn "}))
+    free = text(client.get("/servers/slug/", {"name": "Free"}))
+    client.post(PATH, {"check": "1", "url": url})
+    refused = client.post(PATH, filled(url, name="taken"))
+    elsewhere = client.post(PATH, filled("https://other.example.com/mcp", name="taken"))
+
+    assert "A server with this name already exists." in typed
+    assert "already exists" not in free
+    assert refused.status_code == 422
+    for shown in ("A server with this name already exists.", "with 6 tools. It speaks MCP", "Find pages of the"):
+        assert shown in text(refused)
+    assert "with 6 tools" not in text(elsewhere)
+
+
+def test_a_server_that_fails_is_shown_with_three_causes_of_which_an_address_is_tried(
+    run: Run, ana: User, sign_in: SignIn
+) -> None:
+    inside = MCPServer("notes").streamable_http_app(streamable_http_path="/mcp")
+    url = run(inside).url
+    client = sign_in(ana)
+
+    failed = client.post(PATH, {"check": "1", "url": f"{url}/wrong"})
+    causes = failed.context["asked"].causes
+    tried = client.post(PATH, {"name": "Notes", "url": f"{url}/wrong", "try": url})
+
+    assert len(causes) == 3
+    assert {"text": "The MCP endpoint is at another path.", "try": url} in causes
+    assert f'name="try" value="{url}"' in text(failed)
+    assert tried.context["asked"].found
+    assert tried.context["form"]["url"].value() == url

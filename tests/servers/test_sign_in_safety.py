@@ -156,7 +156,7 @@ CHANGES = {
     sign_out_everywhere: "signed out",
     archive: "GitHub has been archived.",
     paste_keys: "GitHub no longer uses sign-in",
-    take_off_the_gateway: "None of your gateways needs your own identity at GitHub.",
+    take_off_the_gateway: "No gateway that you may use asks for your own credential at GitHub.",
 }
 
 

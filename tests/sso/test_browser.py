@@ -27,7 +27,7 @@ def test_the_button_leads_to_the_provider_and_back_in_and_signing_out_out_of_bot
         owner.get_by_label("Issuer").fill(organisation.origin)
         owner.get_by_label("Client ID").fill("gateway")
         owner.get_by_label("Client secret").fill(SECRET)
-        owner.get_by_label("Role of everybody else").select_option("Member")
+        owner.get_by_label("Default role").select_option("Member")
         owner.get_by_label("Offered beside the password").check()
         owner.get_by_label("Sign out there too").check()
         owner.get_by_role("button", name="Save").click()

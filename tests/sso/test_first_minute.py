@@ -99,7 +99,7 @@ def enforces(owner: Page, workspace: Serve, organisation: Organisation) -> None:
     owner.get_by_label("Issuer").fill(organisation.origin)
     owner.get_by_label("Client ID").fill("gateway")
     owner.get_by_label("Client secret").fill(SECRET)
-    owner.get_by_label("Role of everybody else").select_option("Member")
+    owner.get_by_label("Default role").select_option("Member")
     owner.get_by_role("textbox", name="E-mail domains").fill("example.org")
     owner.get_by_label("Enforced for the e-mail domains below").check()
     owner.get_by_role("button", name="Save").click()

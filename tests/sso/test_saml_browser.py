@@ -28,7 +28,7 @@ def owner_who_sets_it_up(live: Serve, open_browser: Open, organisation: SamlOrga
     owner.get_by_label("Name", exact=True).fill("Example")
     owner.get_by_label("Address of its metadata").fill(organisation.entity_id)
     owner.get_by_label("Sign our requests").check()
-    owner.get_by_label("Role of everybody else").select_option("Member")
+    owner.get_by_label("Default role").select_option("Member")
     owner.get_by_label("Offered beside the password").check()
     owner.get_by_role("button", name="Save").click()
     expect(owner.get_by_text("Sign-in by your organisation saved")).to_be_visible()

@@ -100,6 +100,17 @@ def visible(text: str) -> SafeString:
     return SafeString("".join(format_html(_MARKS[piece.kind], *piece.said) for piece in _pieces(text)))
 
 
+SHORTEST_MID = 24  # Characters; shorter names are seldom cut.
+
+
+@register.filter
+def mid(name: str) -> SafeString:
+    """Show a name that is cut in its middle where it lacks room, with the whole as its title."""
+    if len(name) < SHORTEST_MID:
+        return escape(name)
+    return format_html('<span class="mid" title="{}"><span>{}</span><span>{}</span></span>', name, name[:-8], name[-8:])
+
+
 @register.filter
 def marked(text: str) -> str:
     """Replace invisible characters by their code points as plain text, for elements such as options."""
