@@ -275,7 +275,7 @@ def test_the_palette_finds_help_and_pages_by_the_words_of_the_trade(ana: User, a
     for words in TRADE_WORDS:
         assert any(url.startswith("/help/") for _, url in found_with_help(administrator, words)), words
         assert found_with_help(member, words), words
-    assert ("Sign-in by your organisation", "/settings/sso/") in found(sign_in(make.user(*Capability)), "saml")
+    assert ("Sign-in by your organisation", "/settings/organisation/") in found(sign_in(make.user(*Capability)), "saml")
     assert dict(found(administrator, "stale agents"))["Tokens idle for 90 days"].endswith("?owner=all&amp;care=idle")
 
 
