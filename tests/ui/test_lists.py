@@ -288,7 +288,7 @@ def test_the_palette_leads_to_calls_of_an_outcome_and_a_time(ana: User, sign_in:
     yesterday = html.unescape(dict(found(client, "refused yesterday"))["Refused calls yesterday"])
 
     assert [call.pk for call in client.get(today).context["page"].rows] == [refused.pk]
-    assert client.get(yesterday).context["page"].rows == []
+    assert not client.get(yesterday).context["page"].rows
     assert found(sign_in(make.user()), "refused yesterday") == []
 
 
