@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.functional import SimpleLazyObject
@@ -30,11 +30,8 @@ def keys(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("leads to a page that asks for its own capability")
 def go(request: AppRequest, key: str) -> HttpResponse:
-    """Redirect to the page of a letter."""
-    for page in _with_key(request):
-        if page.key == key:
-            return redirect(reverse(page.view))
-    raise Http404
+    """Redirect to the page of a letter; to the list of keys if the person has none for it."""
+    return redirect(next((reverse(page.view) for page in _with_key(request) if page.key == key), reverse("keys")))
 
 
 def _with_key(request: HttpRequest) -> list[Offer]:

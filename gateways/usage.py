@@ -37,6 +37,8 @@ PEOPLE, TOOLS = 10, 12  # Those with the most calls; more would make the page to
 RANGES = {name: TIME_RANGES[name] for name in ("24h", "7d", "30d")}
 DEFAULT = "30d"
 LEVELS = 4
+BYTES_PER_TOKEN = 4  # Tokenisers differ by a third; English and JSON take three to five bytes for each token.
+DEAREST = 5
 MOST_READ = 5_000  # The newest calls of a gateway, read to find its callers.
 MOST_CALLERS = 20
 MOST_COUNTED = 50_000  # The newest calls of a gateway, counted by person and tool.
@@ -45,7 +47,9 @@ IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 
 # An index on names finds the newest allowed call of each tool.
 LAST_USES = """
-SELECT f.assignment_id, f.exposed_name, f.enabled, u.last_at
+SELECT f.assignment_id, f.id, f.exposed_name, f.enabled, u.last_at,
+    CASE WHEN f.enabled AND a.enabled AND a.tool_policy IN ('allow_all', 'selected') AND f.state IN ('approved', 'held')
+        THEN octet_length(coalesce(f.shown, f.approved)) ELSE 0 END
 FROM gateways_feature f
 JOIN gateways_assignment a ON a.id = f.assignment_id
 LEFT JOIN LATERAL (
@@ -86,11 +90,21 @@ SELECT count(DISTINCT (server_id, feature_name)) FROM (
 
 
 class ToolUse(NamedTuple):
-    """A tool offered on a gateway, and the time of its last call within the period searched."""
+    """A tool offered on a gateway, and the time of its last call within the period searched.
 
+    `listed_bytes` is the size of its definition in the lists that clients get; 0 if it is not in them.
+    """
+
+    pk: UUID
     name: str
     enabled: bool
     last_at: datetime | None
+    listed_bytes: int
+
+    @property
+    def tokens(self) -> int:
+        """An estimate of what its definition costs a model."""
+        return -(-self.listed_bytes // BYTES_PER_TOKEN)
 
 
 class GatewayCaller(NamedTuple):
@@ -124,6 +138,17 @@ class ServerUse:
     def to_switch_off(self) -> list[ToolUse]:
         """The tools that are enabled and were not used."""
         return [tool for tool in self.unused if tool.enabled]
+
+    @property
+    def tokens(self) -> int:
+        """An estimate of what its tools in a list cost a model."""
+        return sum(tool.tokens for tool in self.tools)
+
+    @property
+    def dearest_unused(self) -> list[ToolUse]:
+        """The listed tools with the longest definitions that were not used, at most DEAREST."""
+        listed = (tool for tool in self.unused if tool.listed_bytes)
+        return sorted(listed, key=lambda tool: (-tool.listed_bytes, tool.name))[:DEAREST]
 
 
 def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
@@ -258,7 +283,9 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
         "label": RANGES[chosen].label,
         **replica.read_from_replica(request, lambda: matrix(gateway, chosen)),
         "period": SPAN,
-        "servers": uses(assignments),
+        "servers": (servers := uses(assignments)),
+        "tokens": sum(one.tokens for one in servers),
+        "bytes_per_token": BYTES_PER_TOKEN,
         "callers": by_whom,
         "are_more": are_more,
     }
@@ -269,17 +296,48 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 @requires(Capability.LOGS_READ)
 def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Confirm, then disable the tools that were not used. Use is looked up again on POST."""
+    """Confirm, then disable the tools that were not used; with `dearest`, only those with the longest definitions.
+
+    Use is looked up again on POST.
+    """
     assignment = assignment_or_404(request.user, pk)
     back, name = _tab_url(assignment.gateway), assignment.server.name
+    is_dearest = "dearest" in (request.POST if request.method == "POST" else request.GET)
 
     def act() -> HttpResponse:
-        off = assignment.narrow(used_tools(assignment), by=request.user)
+        kept = _without_dearest(assignment) if is_dearest else used_tools(assignment)
+        off = assignment.narrow(kept, by=request.user)
         undo = Undo.if_changed(bool(off), reverse("gateways:widen", args=[pk]))
         return leave(request, back, f"{name}: {_tools(len(off))} disabled", undo)
 
-    question = _narrowing(assignment) if request.method == "GET" else {}
-    return confirmed(request, act, back=back, title=f"Narrow {name}", kind="primary", icon="policy", **question)
+    title = f"Hide unused tools of {name}" if is_dearest else f"Narrow {name}"
+    question = (_hiding if is_dearest else _narrowing)(assignment) if request.method == "GET" else {}
+    return confirmed(request, act, back=back, title=title, kind="primary", icon="policy", **question)
+
+
+def _without_dearest(assignment: Assignment) -> list[str]:
+    """Return the names of all tools except the dearest unused ones."""
+    (use,) = uses([assignment])
+    hidden = [tool.name for tool in use.dearest_unused]
+    return list(assignment.features.exclude(exposed_name__in=hidden).values_list("exposed_name", flat=True))
+
+
+def _hiding(assignment: Assignment) -> dict[str, Any]:
+    """Return what hiding the dearest unused tools would disable and save, in words."""
+    (use,) = uses([assignment])
+    hidden = use.dearest_unused
+    saved = sum(tool.tokens for tool in hidden)
+    number = "1 tool" if len(hidden) == 1 else f"{len(hidden)} tools"
+    return {
+        "text": f"Hide {number} that nobody used in {SPAN.length.days} days? "
+        f"The list of {assignment.gateway.name} gets about {saved:,} tokens shorter.",
+        "more": sentences(
+            f"Switched off: {', '.join(tool.name for tool in hidden)}." if hidden else "",
+            "New tools of this server start switched off." if hidden else "",
+            "You can undo this here.",
+        ),
+        "hidden": (("dearest", 1),),
+    }
 
 
 def _narrowing(assignment: Assignment) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gatewayadmin.help.documents import IMAGES, INDEX, document, groups, search
 from ui.pages import show, text_of
 
 LONGEST = 100
-MARKDOWN = "text/markdown; charset=utf-8"
+TEXT = "text/plain; charset=utf-8"  # Browsers save text/markdown as a file.
 
 
 def readable(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
@@ -55,7 +55,7 @@ def source(request: HttpRequest, path: str) -> HttpResponse:
     """Return the Markdown of a page, for assistants."""
     if (found := documents.documents().get(path)) is None:
         raise Http404
-    return HttpResponse(found.source, content_type=MARKDOWN)
+    return HttpResponse(found.source, content_type=TEXT)
 
 
 @readable
@@ -76,4 +76,4 @@ def llms(request: HttpRequest) -> HttpResponse:
         for one in group.documents:
             url = f"{settings.PUBLIC_URL}{reverse('help_source', args=[one.path])}"
             lines.append(f"- [{one.title}]({url})" + (f": {one.summary}" if one.summary else ""))
-    return HttpResponse("\n".join([*lines, ""]), content_type=MARKDOWN)
+    return HttpResponse("\n".join([*lines, ""]), content_type=TEXT)

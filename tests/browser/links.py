@@ -4,8 +4,8 @@ import re
 from urllib.parse import urlsplit
 
 LINK = re.compile(r'<a\b[^>]*?\shref="([^"]*)"')
-IDENTIFIER = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|(?<=/api/docs/)[a-z-]+")
-NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/")
+IDENTIFIER = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|(?<=/api/docs/)[a-z-]+|(?<=/help/)[\w/-]+")
+NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/", "/help/files/", "/llms.txt")
 
 
 def kind_of(url: str) -> str:

@@ -28,6 +28,7 @@ PAGES = (
     "/settings/admin-events/",
     "/settings/workspace",
     "/settings/profile",
+    "/help/",
 )
 MOST_STEPS = 150
 STRIDE = 10  # Steps between two questions; past its end the page begins again.

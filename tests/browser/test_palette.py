@@ -59,3 +59,34 @@ def test_the_selection_is_shown_and_the_closing_button_opens_nothing(live: Serve
     page.keyboard.press("Enter")
     expect(palette).to_be_hidden()
     assert page.url.endswith("/gateways/")
+
+
+def test_g_and_a_letter_goes_to_a_page_and_a_question_mark_lists_the_keys_but_not_while_one_writes(
+    live: Serve, page: Page
+) -> None:
+    page.goto(f"{live.url}/gateways/")
+    page.get_by_label("Search gateways").focus()
+    page.keyboard.type("gl?")
+    expect(page.get_by_label("Search gateways")).to_have_value("gl?")
+    assert page.url.startswith(f"{live.url}/gateways/")
+
+    page.goto(f"{live.url}/gateways/")
+    page.keyboard.press("?")
+    keys = page.get_by_role("dialog", name="Keys")
+    expect(keys.get_by_role("link", name="Logs")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(keys).to_be_hidden()
+    page.keyboard.type("gl")
+
+    expect(page.get_by_role("heading", level=1)).to_have_text("Logs")
+
+
+def test_help_is_found_by_a_word_of_the_trade_and_read_there(live: Serve, page: Page) -> None:
+    opened(live, page)
+    page.get_by_role("searchbox", name="Search anything").fill("kill switch")
+    page.locator("#found").get_by_role("link", name="Emergency stop").click()
+
+    expect(page.get_by_role("heading", level=1)).to_have_text("Emergency stop")
+    page.get_by_role("searchbox", name="Search help").fill("siem")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="Send the logs to a SIEM").first).to_be_visible()

@@ -1,5 +1,7 @@
 """The use of tools, narrowing a server to the used ones, and undoing that."""
 
+import html
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -161,3 +163,29 @@ def test_a_token_tells_its_owner_and_readers_of_the_log_what_it_used(docs: Assig
     assert "Used 2 of 4 in 30 d" in page(owner)
     assert "Used 2 of 4 in 30 d" in page(make.user(Capability.API_TOKENS_MANAGE, Capability.LOGS_READ))
     assert "Used 2 of 4" not in page(make.user(Capability.API_TOKENS_MANAGE))
+
+
+def test_hiding_the_dearest_unused_tools_shortens_the_list_by_what_was_said_and_undo_restores_it(
+    docs: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    long = [{"name": f"long{n}", "description": "x" * (1000 + n), "inputSchema": {"type": "object"}} for n in range(7)]
+    Feature.objects.learn(docs, [*TOOLS, *long])
+    called(docs, "docs__long6")
+    client = sign_in(ana)
+
+    def tokens() -> int:
+        return int(client.get("/gateways/work/usage/").context["tokens"])
+
+    before, names = tokens(), on(docs)
+    definitions = Feature.objects.filter(assignment=docs).values_list("shown", "approved")
+    assert before == sum(-(-len((shown or approved).encode()) // 4) for shown, approved in definitions)
+    asked = html.unescape(client.get(f"/assignments/{docs.pk}/narrow/?dearest=1").content.decode())
+    saved = int(re.findall(r"about ([\d,]+) tokens shorter", asked)[0].replace(",", ""))
+    assert "Hide 5 tools" in asked
+
+    client.post(f"/assignments/{docs.pk}/narrow/", {"dearest": "1"})
+
+    assert names - on(docs) == {f"long{n}" for n in range(1, 6)}
+    assert tokens() == before - saved
+    client.post(f"/assignments/{docs.pk}/widen/")
+    assert on(docs) == names

@@ -300,6 +300,20 @@ def _tools_unused(ask: Ask) -> Answer:
     return int(offered - used)
 
 
+def _tool_tokens(**where: Any) -> int:
+    """A token for each four bytes of each definition, a started one whole, of tools that are listed."""
+    tools = Feature.objects.filter(
+        kind="tool", missing_since=None, enabled=True, state__in=("approved", "held"), **where
+    )
+    tools = tools.filter(assignment__enabled=True, assignment__tool_policy__in=("allow_all", "selected"))
+    return sum(-(-len((one.approved if one.shown is None else one.shown).encode()) // 4) for one in tools)
+
+
+def _gateway_tokens(ask: Ask) -> Answer:
+    places = {"assignment__removed_at": None, "assignment__server__archived_at": None}
+    return f"about {_tool_tokens(assignment__gateway=ask.pk, **places)} tokens"
+
+
 def _used_by_token(ask: Ask) -> tuple[float, ...]:
     token = Token.objects.get(pk=ask.pk)
     rows = _went_on(ask).filter(token_id=token.pk).values("server_id", "feature_name").distinct()
@@ -892,6 +906,10 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "tool.person": _tool_of_person,
     "usage.server": _tools_used,
     "usage.unused": _tools_unused,
+    "usage.tokens": _gateway_tokens,
+    "usage.bytes": lambda ask: 4,
+    "usage.server.tokens": lambda ask: f"about {_tool_tokens(assignment=ask.pk)} tokens",
+    "usage.tool.tokens": lambda ask: f"{_tool_tokens(pk=ask.pk)} tokens",
     "token.tools": _used_by_token,
     "usage.caller": _used_by,
     "server.gateways": _server_gateways,

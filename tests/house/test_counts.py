@@ -46,7 +46,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 VIEWERS = [*(role.name for role in BUILT_IN), *Capability]
 # Files, redirects, and pages of a flow that is begun elsewhere.
-NOT_PAGES = re.compile(r"export|live|slug|find|authenticate|callback|^gateways:tool$|^oauth:(?!registered|help|client)")
+NOT_PAGES = re.compile(
+    r"export|live|slug|find|authenticate|callback|^go$|^gateways:tool$|^oauth:(?!registered|help|client)"
+)
 # Of everything that is there; of dialogs one or two are enough.
 OF_ALL = {
     *("accounts:person", "connections:for_gateway", "connections:for_host", "connections:enrolled", "gateways:detail"),

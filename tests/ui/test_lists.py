@@ -275,7 +275,7 @@ def test_the_palette_finds_help_and_pages_by_the_words_of_the_trade(ana: User, a
     for words in TRADE_WORDS:
         assert any(url.startswith("/help/") for _, url in found_with_help(administrator, words)), words
         assert found_with_help(member, words), words
-    assert ("Sign-in by your organisation", "/settings/sso/") in found(sign_in(make.user(*Capability)), "saml")
+    assert ("Sign-in by your organisation", "/settings/organisation/") in found(sign_in(make.user(*Capability)), "saml")
     assert dict(found(administrator, "stale agents"))["Tokens idle for 90 days"].endswith("?owner=all&amp;care=idle")
 
 
@@ -288,7 +288,7 @@ def test_the_palette_leads_to_calls_of_an_outcome_and_a_time(ana: User, sign_in:
     yesterday = html.unescape(dict(found(client, "refused yesterday"))["Refused calls yesterday"])
 
     assert [call.pk for call in client.get(today).context["page"].rows] == [refused.pk]
-    assert client.get(yesterday).context["page"].rows == []
+    assert not client.get(yesterday).context["page"].rows
     assert found(sign_in(make.user()), "refused yesterday") == []
 
 
