@@ -11,16 +11,18 @@ from uuid import UUID
 from django.utils import timezone
 
 from auditlog.filters import stamp
-from auditlog.rollups.reading import Book, book
+from auditlog.models import ENDINGS
+from auditlog.rollups.reading import Bars, Book, book
 from hosts.models import Host
 
 HOUR, WEEK, WEEKS = timedelta(hours=1), timedelta(weeks=1), 4
+REFUSED = {"outcome": ENDINGS["denied"]}
 LEAST = 10  # Fewer refusals are never unusual.
 TIMES = 3  # Unusual is more than so many times the most of the same hour.
 
 
 class Agent(NamedTuple):
-    """An agent with unusually many refusals; `usual` is the most in the same hour of the last weeks."""
+    """An agent with unusually many refusals; `usual` is the most in an hour at that time in the last weeks."""
 
     host: UUID
     name: str
@@ -44,10 +46,12 @@ def unusual() -> Unusual:
     until = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
     since = until - HOUR
     with book() as opened:
-        now = _refused(opened, since, until)
-        high = {host: number for host, number in now.items() if number >= LEAST}
-        weeks = [_refused(opened, since - n * WEEK, until - n * WEEK) for n in range(1, WEEKS + 1)] if high else []
-    usual = {host: max((week.get(host, 0) for week in weeks), default=0) for host in high}
+        now = opened.read(REFUSED, since, until, by=("host_id",), timed=False) or {}
+        high = {host: numbers.denied for (host,), numbers in now.items() if host and numbers.denied >= LEAST}
+        weeks = [_most_in_an_hour(opened, list(high), since - n * WEEK) for n in range(1, WEEKS + 1)] if high else []
+    if None in weeks:  # What is usual is not known.
+        return Unusual([], "")
+    usual = {host: max(week.get(host, 0) for week in weeks if week is not None) for host in high}
     strange = {host: number for host, number in high.items() if number > TIMES * usual[host]}
     names = dict(Host.objects.filter(pk__in=strange).values_list("pk", "name")) if strange else {}
     agents = [Agent(host, names.get(host, ""), number, usual[host]) for host, number in strange.items()]
@@ -56,6 +60,18 @@ def unusual() -> Unusual:
     return Unusual(agents, urlencode([("q", "refused"), *hosts, ("from", stamp(since)), ("to", stamp(until))]))
 
 
-def _refused(opened: Book, since: datetime, until: datetime) -> dict[UUID, int]:
-    found = opened.read({}, since, until, by=("host_id",), timed=False) or {}
-    return {host: numbers.denied for (host,), numbers in found.items() if host and numbers.denied}
+def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:
+    """Return the refusals of these agents in the higher of the two clock hours from `since` on.
+
+    None if there are too many to count: roll-ups by agent and hour are not kept for weeks, so the log is read.
+    """
+    begin = since.replace(minute=0)
+    where = {**REFUSED, "host_id": hosts}
+    found = opened.read(where, begin, begin + 2 * HOUR, by=("host_id",), bars=Bars(begin, HOUR), timed=False)
+    if found is None:
+        return None
+    most: dict[UUID, int] = {}
+    for (host, _), numbers in found.items():
+        if host:
+            most[host] = max(most.get(host, 0), numbers.denied)
+    return most

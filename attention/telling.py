@@ -23,7 +23,7 @@ from django.utils import timezone
 from accounts.models import User, permissions_of
 from accounts.queues import released_while_waiting
 from attention.delivery import Parcel, Undelivered
-from attention.matters import BY_NAME, MATTERS, Found, Matter
+from attention.matters import BY_NAME, MATTERS, NAMED, Found, Matter
 from attention.models import LONGEST_ERROR, Channel, Message
 from auditlog.actions import Action
 from auditlog.models import Event
@@ -80,12 +80,10 @@ def _tell_one(matter: Matter, found: Found) -> int:
     latest = _latest(matter)
     for message in latest.values():
         # What was dealt with is told again when it comes back.
-        if left := [thing for thing in message.things if thing in found.things]:
-            if left != message.things:
-                Message.objects.filter(pk=message.pk).update(things=left)
-        elif message.things:
-            Message.objects.filter(pk=message.pk).update(things=[])
-        message.things = left
+        left = [thing for thing in message.things if thing in found.things]
+        if left != message.things:
+            Message.objects.filter(pk=message.pk).update(things=left)
+            message.things = left
     if not found.number:
         return 0
     return sum(_tell_channel(channel, matter, found, latest.get(channel.pk)) for channel in _channels_for(matter))
@@ -128,12 +126,11 @@ def _tell_channel(channel: Channel, matter: Matter, found: Found, last: Message 
     new = [thing for thing in found.things if last is None or thing not in last.things]
     if not new or not _is_due(channel, matter, last):
         return 0
-    names = [marked(found.things[thing])[:LONGEST_NAME] for thing in new[:5]]
+    names = [_plain(found.things[thing]) for thing in new[:NAMED]]
     more = [f"and {len(new) - len(names):,} more"] if len(new) > len(names) else []
-    subject = matter.sentence(found.number)
     message = channel.send(
         matter.name,
-        subject,
+        matter.sentence(found.number),
         "\n".join([*names, *more]),
         link_to(found.link),
         things=list(found.things),
@@ -230,7 +227,12 @@ def _other_than_actor(event: Event, pk: UUID | str | None) -> User | None:
 
 
 def _name(event: Event) -> str:
-    return " ".join(marked(event.target_label).split())[:LONGEST_NAME]
+    return _plain(event.target_label)
+
+
+def _plain(name: str) -> str:
+    """Return a name on one line, its invisible characters as code points."""
+    return " ".join(marked(name).split())[:LONGEST_NAME]
 
 
 # Tokens and sign-ins that end.
@@ -246,7 +248,7 @@ def tell_endings() -> int:
     number = 0
     for pk, things in ending.items():
         if (person := people.get(pk)) and person.status == "active":
-            lines = [f"{marked(name)[:LONGEST_NAME]}: {at:%Y-%m-%d %H:%M} UTC" for at, name in sorted(things)]
+            lines = [f"{_plain(name)}: {at:%Y-%m-%d %H:%M} UTC" for at, name in sorted(things)]
             first = min(things)[0].date() - today
             days = f"{first.days} day{'' if first.days == 1 else 's'}"
             subject = f"{lines[0].rpartition(': ')[0]} ends in {days}" if len(lines) == 1 else ""
