@@ -135,8 +135,7 @@ def test_the_dashboard_follows_too(ana: User, sign_in: SignIn) -> None:
         "asked",
         "host disabled",
     ]
-    assert 'id="plots" hx-swap-oob="true"' in page.text
-    assert '<b data-count="plots.calls">2</b>' in page.text
+    assert re.search('id="plots"[^>]* hx-swap-oob="true"', page.text)
     assert page.ask() == 200  # The line of new calls is empty again.
     assert page.ask() == 204
 

@@ -1,6 +1,7 @@
 """The Logs page in a real browser: new calls, values of a filter, bars, and a call beside the list."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,10 @@ COLLECT = """() => {
     new MutationObserver(collect).observe(document.body, {childList: true, subtree: true});
     collect();
 }"""
+
+
+def has_collected(page: Page, total: int) -> bool:
+    return bool(page.evaluate("window.collected.size") == total)
 
 
 @pytest.mark.full
@@ -82,7 +87,7 @@ def test_live_misses_no_call_and_the_page_does_not_grow(live: Serve, page: Page)
     for number in range(1, 6):
         for _ in range(20):
             curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
-        eventually(lambda total=20 * number: page.evaluate("window.collected.size") == total)
+        eventually(partial(has_collected, page, 20 * number))
         elements.append(page.evaluate("document.querySelectorAll('*').length"))
     expect(rows).to_have_count(50)
     assert elements[-1] <= elements[-2] + 20  # Bars may come, rows do not.

@@ -56,7 +56,7 @@ def test_of_others_only_those_who_see_connections_see_sessions(connection: Conne
     opened(connection)
     address = f"/hosts/{connection.host_id}/sessions/"
 
-    assert "Claude" in text(sign_in(make.user(Capability.MCP_CONNECTIONS_VIEW, Capability.HOSTS_TOGGLE)).get(address))
+    assert "Claude" in text(sign_in(make.user(Capability.MCP_CONNECTIONS_READ, Capability.HOSTS_TOGGLE)).get(address))
     assert "Claude" not in text(sign_in(make.user(Capability.HOSTS_TOGGLE)).get(address))
 
 
@@ -71,10 +71,10 @@ def test_one_session_ends_with_its_sessions_at_servers_and_the_others_stay(
         for session in (ending, staying)
     }
     client, address = sign_in(ana), f"/connections/{connection.pk}/sessions/end/"
-    assert "has to initialize again" in text(client.get(address, {"session": ending.pk}))
+    assert "has to initialize again" in text(client.get(address, {"session": str(ending.pk)}))
     assert Session.objects.count() == 2
 
-    client.post(address, {"session": ending.pk})
+    client.post(address, {"session": str(ending.pk)})
 
     assert [*Session.objects.values_list("pk", flat=True)] == [staying.pk]
     used = {pk: UpstreamSession.objects.get(pk=row.pk).last_used_at for pk, row in at_servers.items()}
@@ -102,5 +102,5 @@ def test_without_a_session_all_end_and_none_are_recorded_twice(
 
 def test_a_session_of_another_connection_is_not_ended(ana: User, connection: Connection, sign_in: SignIn) -> None:
     other = opened(make.connection(make.agent(by=ana, name="Other"), make.gateway(slug="other"), ana))
-    sign_in(ana).post(f"/connections/{connection.pk}/sessions/end/", {"session": other.pk})
+    sign_in(ana).post(f"/connections/{connection.pk}/sessions/end/", {"session": str(other.pk)})
     assert Session.objects.filter(pk=other.pk).exists()
