@@ -39,6 +39,8 @@ MOST_READ = 20_000  # The newest calls of the agent.
 MOST_REFUSED = 1_000  # Counted at most.
 SHOWN = 10
 MOST_TOOLS = 50
+MOST_ASSIGNMENTS = 20  # Servers on gateways whose tools are looked up for use by anybody.
+TEXTS = ("description", "input_schema", "approved", "shown", "offered")  # Long, and not shown.
 
 TOOLS_USED = """
 SELECT gateway_id, server_id, feature_name, count(*), max(created_at)
@@ -106,7 +108,7 @@ class LeastPrivilege:
 
     def _add_tools(self, assignments: list[Assignment]) -> None:
         now = timezone.now()
-        parameters = [self.host.pk, now - USED_IN, now + USED_IN, list(ENDINGS["denied"]), MOST_READ]
+        parameters: list[Any] = [self.host.pk, now - USED_IN, now + USED_IN, list(ENDINGS["denied"]), MOST_READ]
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(IN_ORDER)
             cursor.execute(TOOLS_USED, parameters)
@@ -117,13 +119,13 @@ class LeastPrivilege:
         features = Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
         by_pk = {one.pk: one for one in assignments}
         offered = defaultdict[UUID, set[str]](set)
-        for feature in features.order_by("exposed_name"):
+        for feature in features.defer(*TEXTS).order_by("exposed_name"):
             feature.assignment = one = by_pk[feature.assignment_id]
             offered[one.pk].add(feature.exposed_name)
             calls, last = called.get((one.gateway_id, one.server_id, feature.exposed_name[:300]), (0, None))
             self.tools.append(ToolOfAgent(feature, calls, last))
         self.tools.sort(key=lambda tool: (-tool.calls, tool.feature.exposed_name))
-        for use in uses(assignments):
+        for use in uses(assignments[:MOST_ASSIGNMENTS]):
             names = [tool.name for tool in use.to_switch_off if tool.name in offered[use.assignment.pk]]
             if names:
                 self.hideable.append(UnusedTools(use.assignment, names))
