@@ -304,7 +304,8 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
             form,
             title="Ask for a new token",
             text=f"The present token stops working now, and {owner} collects a new one after signing in.",
-            text_with_overlap=f"The present token works on for the time chosen below, and {owner} collects a new one.",
+            text_with_overlap=f"The present token works on for the time chosen below. {owner} collects a new one after "
+            "signing in.",
             more=f"{_named(token)}. You do not see the new one.",
             kind="danger",
             target=target(request, token),
