@@ -97,10 +97,11 @@ class LeastPrivilege:
             (page.used if _is_in_use(row.connection, now - USED_IN) else page.unused).append(row)
         page.unused = page.unused[:MOST_PICKED]
         pks = [row.connection.pk for row in page.unused]
-        calls = Call.objects.filter(connection_id__in=pks, created_at__gte=now - REPLAYED).exclude(
-            outcome__in=ENDINGS["denied"]
-        )
-        page.refused = list(calls.order_by("-created_at")[:MOST_REFUSED]) if pks else []
+        # Not sorted by the database, which would read all newer calls to find these. An unused one has none since.
+        span = (now - REPLAYED, now - USED_IN)
+        calls = Call.objects.filter(connection_id__in=pks, created_at__range=span).order_by()
+        found = list(calls.exclude(outcome__in=ENDINGS["denied"])[:MOST_REFUSED]) if pks else []
+        page.refused = sorted(found, key=lambda call: call.created_at, reverse=True)
         gateways = {row.connection.gateway_id for row in connections if row.status == "active"}
         assignments = Assignment.objects.on().filter(gateway__in=gateways, gateway__enabled=True)
         page._add_tools(list(assignments.select_related("server", "gateway").order_by("gateway__name", "alias", "pk")))
