@@ -40,6 +40,7 @@ MOST_REFUSED = 1_000  # Counted at most.
 SHOWN = 10
 MOST_TOOLS = 50
 MOST_ASSIGNMENTS = 20  # Servers on gateways whose tools are looked up for use by anybody.
+COLUMNS = ("uid", "created_at", "method", "feature_name", "user_email", "outcome")  # Not the payloads.
 TEXTS = ("description", "input_schema", "approved", "shown", "offered")  # Long, and not shown.
 
 TOOLS_USED = """
@@ -100,7 +101,8 @@ class LeastPrivilege:
         # Not sorted by the database, which would read all newer calls to find these. An unused one has none since.
         span = (now - REPLAYED, now - USED_IN)
         calls = Call.objects.filter(connection_id__in=pks, created_at__range=span).order_by()
-        found = list(calls.exclude(outcome__in=ENDINGS["denied"])[:MOST_REFUSED]) if pks else []
+        calls = calls.exclude(outcome__in=ENDINGS["denied"]).only(*COLUMNS)
+        found = list(calls[:MOST_REFUSED]) if pks else []
         page.refused = sorted(found, key=lambda call: call.created_at, reverse=True)
         gateways = {row.connection.gateway_id for row in connections if row.status == "active"}
         assignments = Assignment.objects.on().filter(gateway__in=gateways, gateway__enabled=True)
