@@ -149,7 +149,9 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
         "payloads": payloads(row) if sees_payload else [],
         "same_request": _same_request(row),
         "recording": _is_recording,
-        "is_connected": Connection.objects.live().filter(pk=row.connection_id).exists(),
+        "is_connected": Connection.objects.live()
+        .filter(pk__in=[row.connection_id] if row.connection_id else [])
+        .exists(),
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }
     if is_alone:

@@ -39,6 +39,9 @@ MOST_READ = 20_000  # The newest calls of the agent.
 MOST_REFUSED = 1_000  # Counted at most.
 SHOWN = 10
 MOST_TOOLS = 50
+MOST_ASSIGNMENTS = 20  # Servers on gateways whose tools are looked up for use by anybody.
+COLUMNS = ("uid", "created_at", "method", "feature_name", "user_email", "outcome")  # Not the payloads.
+TEXTS = ("description", "input_schema", "approved", "shown", "offered")  # Long, and not shown.
 
 TOOLS_USED = """
 SELECT gateway_id, server_id, feature_name, count(*), max(created_at)
@@ -95,10 +98,12 @@ class LeastPrivilege:
             (page.used if _is_in_use(row.connection, now - USED_IN) else page.unused).append(row)
         page.unused = page.unused[:MOST_PICKED]
         pks = [row.connection.pk for row in page.unused]
-        calls = Call.objects.filter(connection_id__in=pks, created_at__gte=now - REPLAYED).exclude(
-            outcome__in=ENDINGS["denied"]
-        )
-        page.refused = list(calls.order_by("-created_at")[:MOST_REFUSED]) if pks else []
+        # Not sorted by the database, which would read all newer calls to find these. An unused one has none since.
+        span = (now - REPLAYED, now - USED_IN)
+        calls = Call.objects.filter(connection_id__in=pks, created_at__range=span).order_by()
+        calls = calls.exclude(outcome__in=ENDINGS["denied"]).only(*COLUMNS)
+        found = list(calls[:MOST_REFUSED]) if pks else []
+        page.refused = sorted(found, key=lambda call: call.created_at, reverse=True)
         gateways = {row.connection.gateway_id for row in connections if row.status == "active"}
         assignments = Assignment.objects.on().filter(gateway__in=gateways, gateway__enabled=True)
         page._add_tools(list(assignments.select_related("server", "gateway").order_by("gateway__name", "alias", "pk")))
@@ -106,7 +111,7 @@ class LeastPrivilege:
 
     def _add_tools(self, assignments: list[Assignment]) -> None:
         now = timezone.now()
-        parameters = [self.host.pk, now - USED_IN, now + USED_IN, list(ENDINGS["denied"]), MOST_READ]
+        parameters: list[Any] = [self.host.pk, now - USED_IN, now + USED_IN, list(ENDINGS["denied"]), MOST_READ]
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(IN_ORDER)
             cursor.execute(TOOLS_USED, parameters)
@@ -117,13 +122,13 @@ class LeastPrivilege:
         features = Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
         by_pk = {one.pk: one for one in assignments}
         offered = defaultdict[UUID, set[str]](set)
-        for feature in features.order_by("exposed_name"):
+        for feature in features.defer(*TEXTS).order_by("exposed_name"):
             feature.assignment = one = by_pk[feature.assignment_id]
             offered[one.pk].add(feature.exposed_name)
             calls, last = called.get((one.gateway_id, one.server_id, feature.exposed_name[:300]), (0, None))
             self.tools.append(ToolOfAgent(feature, calls, last))
         self.tools.sort(key=lambda tool: (-tool.calls, tool.feature.exposed_name))
-        for use in uses(assignments):
+        for use in uses(assignments[:MOST_ASSIGNMENTS]):
             names = [tool.name for tool in use.to_switch_off if tool.name in offered[use.assignment.pk]]
             if names:
                 self.hideable.append(UnusedTools(use.assignment, names))

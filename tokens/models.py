@@ -542,7 +542,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         since = since or timezone.now() - timedelta(days=30)
         calls = Call.objects.filter(connection_id=self.connection_id, token_id=self.pk, created_at__gte=since, **of)
         newest = calls.exclude(client_ip=None).order_by("-created_at").values_list("client_ip", flat=True)
-        return sorted(set(newest[:MOST_CALLS_READ]))
+        return sorted({address for address in newest[:MOST_CALLS_READ] if address})
 
     def lock(self) -> "Token":
         """Return the current row, locked until the transaction ends."""

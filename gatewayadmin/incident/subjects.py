@@ -54,7 +54,6 @@ class Subject:
     viewer: User
 
     kind: ClassVar[str]
-    noun: ClassVar[str]  # After "this".
     place: ClassVar[str]  # Of its URLs.
     rail: ClassVar[str]
     sees: ClassVar[tuple[Capability, ...]]
@@ -70,6 +69,11 @@ class Subject:
     @property
     def name(self) -> str:
         return str(self.row)
+
+    @property
+    def noun(self) -> str:
+        """The word for it, after "this"."""
+        return self.place.removesuffix("s")
 
     @property
     def url(self) -> str:
@@ -175,7 +179,7 @@ def _and(parts: Sequence[str]) -> str:
 
 
 class HostSubject(Subject):
-    kind, noun, place, rail = "host", "agent", "hosts", "hosts:list"
+    kind, place, rail = "host", "hosts", "hosts:list"
     sees = SEES_HOSTS
     stops = ((Capability.HOSTS_TOGGLE,), (Capability.MCP_CONNECTIONS_REVOKE,))
     target_type = "host"
@@ -183,6 +187,10 @@ class HostSubject(Subject):
     @classmethod
     def find(cls, viewer: User, pk: UUID) -> Any:
         return host_or_404(viewer, pk)
+
+    @property
+    def noun(self) -> str:
+        return "agent" if self.row.is_agent else "app"
 
     @property
     def url(self) -> str:
@@ -199,8 +207,8 @@ class HostSubject(Subject):
     def effect(self) -> str:
         if not self.live:
             return f"Its requests are refused {NEXT_REQUEST}. Undo at any time."
-        again = "; it can be enabled again, and people then connect anew" if self.row.enabled else ""
-        return f"{self.ending} {NO_WAY_BACK}{again}."
+        again = f" The {self.noun} can be enabled again; people then have to connect again." if self.row.enabled else ""
+        return f"{self.ending} {NO_WAY_BACK}.{again}"
 
     def stop(self) -> Stopped:
         was_on = self.row.enabled
@@ -211,7 +219,7 @@ class HostSubject(Subject):
 
 
 class PersonSubject(Subject):
-    kind, noun, place, rail = "user", "person", "people", "accounts:people"
+    kind, place, rail = "user", "people", "accounts:people"
     sees = (Capability.PEOPLE_MANAGE,)
     stops = ((Capability.PEOPLE_MANAGE,), (Capability.MCP_CONNECTIONS_REVOKE,))
     faults = PeopleError
@@ -220,6 +228,10 @@ class PersonSubject(Subject):
     @classmethod
     def find(cls, viewer: User, pk: UUID) -> Any:
         return person_or_404(pk)
+
+    @property
+    def noun(self) -> str:
+        return "person"
 
     @property
     def name(self) -> str:
@@ -260,7 +272,7 @@ class PersonSubject(Subject):
 
 
 class ConnectionSubject(Subject):
-    kind, noun, place, rail = "connection", "connection", "connections", "connections:mcp"
+    kind, place, rail = "connection", "connections", "connections:mcp"
     sees = SEES_CONNECTIONS
     stops = ((Capability.MCP_CONNECTIONS_REVOKE,),)
     faults = ConnectionAlreadyRevoked
@@ -296,7 +308,7 @@ class ConnectionSubject(Subject):
 
 
 class TokenSubject(Subject):
-    kind, noun, place, rail = "token", "token", "tokens", "accounts:settings"
+    kind, place, rail = "token", "tokens", "accounts:settings"
     sees = SEES_TOKENS
     stops = (ENDING,)
     faults = TokenAlreadyRevoked
@@ -353,7 +365,7 @@ class TokenSubject(Subject):
 
 
 class ServerSubject(Subject):
-    kind, noun, place, rail = "server", "server", "servers", "servers:list"
+    kind, place, rail = "server", "servers", "servers:list"
     sees = SEES_SERVERS
     stops = ((Capability.SERVERS_TOGGLE,),)
     target_type = "server"

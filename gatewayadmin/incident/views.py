@@ -172,7 +172,7 @@ def stop(kind: type[Subject]) -> View:
             act,
             back=subject.back,
             faults=kind.faults,
-            title=f"Stop this {kind.noun}",
+            title=f"Stop this {subject.noun}",
             text=f"Stop {subject.name}?",
             more=subject.effect,
             icon="revoke",

@@ -1,7 +1,5 @@
 """An incident in a real browser: two clicks from the agent's page, one on its Incident page, and nothing is typed."""
 
-import os
-
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -43,12 +41,6 @@ def test_the_incident_page_shows_what_the_agent_did_and_stops_it_with_a_reason(l
 
     expect(page.get_by_role("region", name="Tools it called")).to_contain_text("echo")
     expect(page.get_by_role("region", name="Connections")).to_contain_text("Quickstart")
-    if folder := os.environ.get("GATEWAY_PICTURES"):
-        for width in (1440, 768, 380):
-            page.set_viewport_size({"width": width, "height": 900})
-            page.screenshot(path=f"{folder}/incident-{width}.png", full_page=True)
-        page.emulate_media(color_scheme="dark")
-        page.screenshot(path=f"{folder}/incident-dark.png", full_page=True)
     page.get_by_label("Reason").fill("Refunds to one card")
     page.get_by_role("button", name="Disable and revoke 1").click()
 
@@ -90,5 +82,3 @@ def test_the_token_says_which_of_its_secrets_is_in_use(live: Serve, page: Page) 
     row.get_by_role("link", name=issued["name"]).click()
 
     expect(page.get_by_role("dialog")).to_contain_text("Only the old one is in use.")
-    if folder := os.environ.get("GATEWAY_PICTURES"):
-        page.screenshot(path=f"{folder}/overlap.png")

@@ -168,7 +168,7 @@ class Walk:
             "gateway": [],
             "host": ids([world.hosts["bot"], world.hosts["app"], world.hosts["asker"]]),
             "server_slug": ["docs", "mail", "old", "crm", "issuing"],
-            "server": [],
+            "server": [world.servers["docs"].pk],
             "assignment": ids([world.assignments["wide/docs"], world.assignments["wide/old"]]),
             "tool": [features["approved"], features["held"], features["quarantined"], world.searched.pk, world.own.pk],
             "connection": links,
