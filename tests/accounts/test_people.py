@@ -197,6 +197,7 @@ def test_the_list_costs_the_same_for_few_and_for_many(
         client.get("/people/")
 
 
+@pytest.mark.full
 def test_the_list_stays_light(chief: User, sign_in: SignIn) -> None:
     role = make.role(name="A role with quite a long name")
     for number in range(50):
@@ -222,6 +223,7 @@ def test_the_page_of_a_person_tells_what_they_have(chief: User, sign_in: SignIn)
     assert "<b>Berg" not in page
 
 
+@pytest.mark.full
 def test_the_page_of_a_person_costs_the_same_however_much_they_have(
     chief: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -305,6 +307,7 @@ def no_mail(settings: Any) -> None:
     settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
 
 
+@pytest.mark.full
 def test_a_mail_that_cannot_be_sent_is_said_and_the_link_still_shown(
     chief: User, sign_in: SignIn, no_mail: None
 ) -> None:
@@ -348,6 +351,7 @@ def test_the_link_works_once_for_72_hours(chief: User, sign_in: SignIn) -> None:
     assert "This invitation no longer works" in text(choose_password(link))
 
 
+@pytest.mark.full
 def test_the_page_of_an_invitation_does_not_speak_of_a_reset(chief: User, sign_in: SignIn) -> None:
     link = link_in(invite(confirmed(sign_in(chief)), make.role()))
 
@@ -436,6 +440,7 @@ def test_who_invites_before_there_is_a_team_is_told_where_one_is_added(chief: Us
     assert "There is no team yet" not in after
 
 
+@pytest.mark.full
 def test_several_people_are_invited_at_once_with_role_and_teams(chief: User, sign_in: SignIn) -> None:
     role, team = make.role(name="Helper"), Team.objects.add(name="Support", users=[], by=chief)
     fields = {"emails": SEVERAL, "teams": str(team.pk)}
@@ -480,6 +485,7 @@ def test_of_several_each_refused_address_is_named_nobody_is_invited_and_what_was
     assert not mail.outbox
 
 
+@pytest.mark.full
 def test_joining_is_told_in_words_and_events_of_its_own(chief: User, sign_in: SignIn) -> None:
     link = link_in(invite(confirmed(sign_in(chief)), make.role()))
     client = Client()
@@ -532,6 +538,7 @@ def test_who_forgot_to_join_and_asks_for_a_reset_gets_the_invitation_again(chief
     assert len(mail.outbox) == 1
 
 
+@pytest.mark.full
 def test_an_invitation_is_revoked_and_sent_again_from_the_list(chief: User, sign_in: SignIn) -> None:
     client = confirmed(sign_in(chief))
     link = link_in(invite(client, make.role()))
@@ -552,6 +559,7 @@ def test_an_invitation_is_revoked_and_sent_again_from_the_list(chief: User, sign
     assert "Only who has not chosen a password yet" in text(client.post(revoke, follow=True))
 
 
+@pytest.mark.full
 def test_an_expired_invitation_is_shown_as_such_and_sent_again(chief: User, sign_in: SignIn) -> None:
     link = link_in(invite(confirmed(sign_in(chief)), make.role()))
     bo = User.objects.get(email="bo@example.com")
@@ -563,6 +571,7 @@ def test_an_expired_invitation_is_shown_as_such_and_sent_again(chief: User, sign
         assert "Gateways you can use" in text(choose_password(link_in(invite_again(client, bo))))
 
 
+@pytest.mark.full
 def test_the_first_page_of_a_member_names_their_gateways_and_how_to_connect_each(chief: User) -> None:
     team = Team.objects.add(name="Support", users=[], by=chief)
     theirs = make.gateway(make.server(name="Handbook"), name="Theirs", reach=Reach.TEAMS)
@@ -589,6 +598,7 @@ def invite_again(client: Client, person: User) -> Any:
     return client.post(f"/people/{person.pk}/invite/", {"epoch": str(person.session_epoch)})
 
 
+@pytest.mark.full
 def test_a_new_invitation_ends_the_link_of_the_one_before(chief: User, sign_in: SignIn) -> None:
     client = confirmed(sign_in(chief))
     first = link_in(invite(client, make.role()))
@@ -599,6 +609,7 @@ def test_a_new_invitation_ends_the_link_of_the_one_before(chief: User, sign_in: 
     assert Event.objects.filter(action="user.invitation_renewed").count() == 1
 
 
+@pytest.mark.full
 def test_the_same_form_makes_no_second_link(chief: User, sign_in: SignIn) -> None:
     client = confirmed(sign_in(chief))
     invite(client, make.role())

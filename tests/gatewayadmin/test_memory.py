@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # The first buffer makes glibc take those after it from its heap, where what is behind each keeps it from shrinking.
 FLOOD = """
 import os
@@ -24,6 +26,7 @@ print(before - taken())
 """
 
 
+@pytest.mark.full
 def test_freed_buffers_of_large_answers_go_back_to_the_system() -> None:
     given_back = subprocess.run([sys.executable, "-c", FLOOD], capture_output=True, text=True, check=True).stdout
 

@@ -50,6 +50,7 @@ def test_what_was_called_lately_and_not_denied_was_used(docs: Assignment) -> Non
     assert used_tools(docs) == ["docs__find", "docs__open"]
 
 
+@pytest.mark.full
 def test_the_page_tells_of_uses_by_roll_ups_as_without_them(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     called(docs, "docs__find")
     called(docs, "docs__open", days=29)

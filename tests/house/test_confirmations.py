@@ -143,6 +143,7 @@ NOT_MET = {
 }
 
 
+@pytest.mark.full
 def test_nothing_that_is_to_be_typed_is_done_without(world: World) -> None:
     walk = Walk(world, frozenset(Capability))
     person, crm = walk.things["person"][1], walk.things["shared_identity"][0]

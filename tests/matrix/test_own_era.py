@@ -26,7 +26,7 @@ from tests.proxy.test_endpoint import modern
 from tests.running.processes import workers
 from tests.workspace import ROOT, Serve
 
-pytestmark = pytest.mark.xdist_group("clients")
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
 
 SERVER = "fastmcp-4"
 # The last two answer with an error to a client that has no session.
@@ -36,14 +36,12 @@ ASKS = {
     "sampling": asked("test_sampling", {"prompt": "Say it"}, servers.SAMPLED),
 }
 ALL, NO_MODEL, NEITHER = {*ASKS}, {"session", "elicitation"}, {"session"}
-QUICK = {
+ABILITIES = {
     "Python SDK 2, legacy": ALL,
     "TypeScript SDK 1": ALL,
     "TypeScript SDK 2, legacy": ALL,
     "mcp-remote": ALL,
     "fastmcp, legacy": ALL,
-}
-EVERY = QUICK | {
     "Python SDK 1": ALL,
     "LangChain MCP adapters": NO_MODEL,
     "pydantic-ai": NO_MODEL,
@@ -59,9 +57,9 @@ RUN["fastmcp, legacy"] = python("fastmcp", "matrix-fastmcp", mode="legacy")
 @pytest.fixture(scope="module")
 def targets(live: Serve) -> Iterator[dict[str, Targets]]:
     """By client its address and token at a gateway before FastMCP."""
-    fixtures.install()
+    servers.install()
     with fixtures.running(SERVER) as url:
-        rows = json.dumps({"servers": {SERVER: url}, "clients": [*EVERY, MODERN_CLIENT]})
+        rows = json.dumps({"servers": {SERVER: url}, "clients": [*ABILITIES, MODERN_CLIENT]})
         command = [sys.executable, "-m", "tests.matrix.rows", rows]
         done = subprocess.run(command, cwd=ROOT, env=live.environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -72,19 +70,12 @@ def targets(live: Serve) -> Iterator[dict[str, Targets]]:
         yield {name: {SERVER: {"url": address, "token": token, "asks": ASKS}} for name, token in made["tokens"].items()}
 
 
-@pytest.mark.parametrize(
-    "clients", [pytest.param(QUICK, id="some"), pytest.param(EVERY, id="every", marks=pytest.mark.full)]
-)
-def test_each_session_counts_and_is_asked_beside_clients_without_one(
-    clients: dict[str, set[str]], targets: dict[str, Targets], live: Serve
-) -> None:
-    if clients is EVERY:
-        servers.install()
+def test_each_session_counts_and_is_asked_beside_clients_without_one(targets: dict[str, Targets], live: Serve) -> None:
     with calling_on_each_worker(live, targets[MODERN_CLIENT][SERVER]) as said, ThreadPoolExecutor(3) as pool:
-        runs = {name: pool.submit(RUN[name], targets[name]) for name in clients}
+        runs = {name: pool.submit(RUN[name], targets[name]) for name in ABILITIES}
         found = {name: run.result()[SERVER] for name, run in runs.items()}
 
-    assert found == {name: dict.fromkeys(abilities, "") for name, abilities in clients.items()}
+    assert found == {name: dict.fromkeys(abilities, "") for name, abilities in ABILITIES.items()}
     assert len(said) == 2
     assert all(set(texts) == {"call 1"} for texts in said.values()), said
 

@@ -60,6 +60,7 @@ def test_that_an_elicitation_is_complete_is_told_as_it_was_said(work: TalkingWor
         assert stream.wait_for(1) == [said]
 
 
+@pytest.mark.full
 def test_a_client_is_asked_so_much_at_once_of_what_another_worker_heard(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_client_is_asked_so_much_at_once_of_what_another_worker_heard(
     assert [answer["result"] for answer in work.talker.answers[1:]] == [{}, {}]
 
 
+@pytest.mark.full
 def test_what_waits_for_other_workers_is_bounded_and_a_request_beyond_that_refused_at_once(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +97,7 @@ def test_what_waits_for_other_workers_is_bounded_and_a_request_beyond_that_refus
         eventually(lambda: {answer["id"] for answer in work.talker.answers} == {0, 1, 2})
 
 
+@pytest.mark.full
 def test_a_server_is_told_at_once_that_a_client_has_left_which_another_worker_was_to_ask(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +113,7 @@ def test_a_server_is_told_at_once_that_a_client_has_left_which_another_worker_wa
     assert answer["error"]["message"].startswith(CANNOT)
 
 
+@pytest.mark.full
 def test_what_was_taken_for_a_stream_that_ended_meanwhile_waits_for_the_next(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:

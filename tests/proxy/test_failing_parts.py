@@ -86,7 +86,7 @@ def test_a_stream_whose_row_cannot_be_written_does_not_begin(
     answer = asked(agent, "GET")
 
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert "could not record" in answer.json()["error"]["message"]
+    assert "nothing was executed" in answer.json()["error"]["message"]
 
 
 def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
@@ -121,6 +121,7 @@ def test_a_database_that_fails_in_the_middle_of_a_call_is_503_and_a_row(
     assert proxy.last().outcome == "unavailable"
 
 
+@pytest.mark.full
 def test_sessions_nobody_uses_are_ended_although_the_database_was_away_for_a_moment(
     agent: Agent, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -97,6 +97,7 @@ async def test_a_stream_that_goes_on_here_is_not_forgotten_when_what_carried_it_
         assert [(each.number, each.data) for each in await come_back(events, after)] == [(6, b"said")]
 
 
+@pytest.mark.full
 async def test_what_is_said_in_sessions_without_streams_is_all_written_and_held_for_few_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -18,6 +18,8 @@ from tests.docs.pages import ROOT, first_column
 from tests.eventually import PATIENCE
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.xdist_group("clients")
+
 type Numbers = dict[tuple[str, ...], float]
 
 CALLS = 12

@@ -59,6 +59,7 @@ class Clients:
             writer.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("soft", "hard", "clients"),
     [

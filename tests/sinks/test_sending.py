@@ -433,6 +433,7 @@ def test_what_was_lent_is_nobody_elses_until_the_loan_ends(
     assert sending.send_undelivered(sink.pk) == 1
 
 
+@pytest.mark.full
 def test_few_sinks_are_served_at_once(to_hook: MakeSink, hook: Webhook, eventually_sent: Any) -> None:
     over = threading.Event()
 

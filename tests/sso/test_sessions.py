@@ -76,6 +76,7 @@ def test_signing_out_at_the_organisation_ends_that_session_here_and_no_other(
     assert stays.person is not None
 
 
+@pytest.mark.full
 def test_a_session_that_began_with_a_password_is_not_the_organisations_to_end(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_session_that_began_with_a_password_is_not_the_organisations_to_end(
     assert UserSession.objects.get(session_key=own.session.session_key).data == {}
 
 
+@pytest.mark.full
 def test_an_answer_belongs_to_the_browser_that_asked_and_is_used_once(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -114,6 +116,7 @@ def test_while_it_is_off_nobody_signs_in_there_and_the_button_is_not_shown(provi
     assert Client().post(LOGOUT, {"logout_token": "x"}).status_code == 400
 
 
+@pytest.mark.full
 def test_a_provider_that_is_down_or_refuses_the_client_is_no_way_in_and_no_error_of_ours(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -128,6 +131,7 @@ def test_a_provider_that_is_down_or_refuses_the_client_is_no_way_in_and_no_error
     assert Client().post("/accounts/organisation/").status_code == 502
 
 
+@pytest.mark.full
 def test_a_person_of_the_organisation_has_no_password_to_change(organisation: Organisation, sign_in: SignIn) -> None:
     organisation.knows("mia")
     client = sign_in("mia").client
@@ -148,6 +152,7 @@ def test_deactivation_cuts_what_the_organisation_let_in(organisation: Organisati
     assert visit.person is None
 
 
+@pytest.mark.full
 def test_the_page_of_a_person_of_the_organisation_speaks_of_no_invitation(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -161,6 +166,7 @@ def test_the_page_of_a_person_of_the_organisation_speaks_of_no_invitation(
     assert "signs in at the organisation" in page
 
 
+@pytest.mark.full
 def test_changing_ones_password_leaves_the_session_the_organisations_to_end(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -187,6 +193,7 @@ def test_changing_ones_password_leaves_the_session_the_organisations_to_end(
 # --- Signing out here, and there too --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_signing_out_leads_on_to_the_provider_which_sends_people_back(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -215,6 +222,7 @@ def test_signing_out_leads_on_to_the_provider_which_sends_people_back(
     assert 'name="login"' in asked.text
 
 
+@pytest.mark.full
 def test_signing_out_leads_nowhere_else_unless_it_is_switched_on_and_one_signed_in_there(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -232,6 +240,7 @@ def test_signing_out_leads_nowhere_else_unless_it_is_switched_on_and_one_signed_
     assert elsewhere["Location"] == "/accounts/login/"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("place", [None, "javascript:alert(1)", "https://user@evil.example/", 7])
 def test_a_provider_without_a_usable_place_to_sign_out_is_not_led_to(
     provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, place: object
@@ -249,6 +258,7 @@ def test_a_provider_without_a_usable_place_to_sign_out_is_not_led_to(
     assert "no place to sign out there" in try_provider(Provider.load(), by=None).detail
 
 
+@pytest.mark.full
 def test_signing_out_works_while_the_provider_is_down(
     provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +276,7 @@ def test_signing_out_works_while_the_provider_is_down(
     assert visit.person is None
 
 
+@pytest.mark.full
 def test_whose_keys_cannot_be_read_people_are_led_to_all_the_same_to_sign_in_and_out(
     provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +301,7 @@ def test_whose_keys_cannot_be_read_people_are_led_to_all_the_same_to_sign_in_and
     assert f"{keys} cannot be reached." in try_provider(provider, by=None).detail
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("within_one_minute")
 def test_sign_ins_that_succeed_use_up_nothing_of_an_address(
     organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
@@ -323,6 +335,7 @@ def test_what_is_no_token_makes_us_ask_nobody(asked: list[str]) -> None:
     assert asked == []
 
 
+@pytest.mark.full
 def test_a_provider_that_is_down_is_asked_once_in_a_while_whoever_sends_tokens(
     provider: Provider, asked: list[str]
 ) -> None:

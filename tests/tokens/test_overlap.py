@@ -168,6 +168,7 @@ def test_the_api_tells_of_both_and_ends_the_old_one_early(ana: User, first: Issu
         Token.objects.get().end_previous(by=ana)
 
 
+@pytest.mark.full
 def test_it_is_found_by_either_prefix_and_by_no_letters_that_begin_all(
     ana: User, first: Issued, sign_in: SignIn
 ) -> None:
@@ -182,6 +183,7 @@ def test_it_is_found_by_either_prefix_and_by_no_letters_that_begin_all(
     assert found("gw") == found("gwa_none") == [False] * 3
 
 
+@pytest.mark.full
 def test_the_page_asks_how_long_and_tells_until_when(ana: User, first: Issued, sign_in: SignIn) -> None:
     browser, path = sign_in(ana), f"/tokens/{first.token.pk}/regenerate/"
 
