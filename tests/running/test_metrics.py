@@ -131,7 +131,8 @@ def test_what_is_printed_is_documented(live: Serve) -> None:
 
 def test_what_is_documented_is_there() -> None:
     """A number with labels is printed once there is something to count, so the code is asked."""
-    for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
+    serving = ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping")
+    for name in (*serving, "proxy.metrics", "wire.background"):
         import_module(name)  # Which enters its numbers.
     ours = [one for one in REGISTRY.collect() if one.name.startswith("gateway_")] + health.families([], 0.0, 0)
     counted = {f"{one.name}_total" if one.type == "counter" else one.name for one in ours}
