@@ -9,7 +9,6 @@ import fcntl
 import gc
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -44,7 +43,6 @@ GARBAGE = (50_000, 20, 50)
 
 _own: list[Cluster] = []
 _watchers: list[subprocess.Popen[bytes]] = []
-_ahead: list[subprocess.Popen[bytes]] = []
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,13 +51,6 @@ def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
     if HOME not in os.environ:
         begin()
     return (yield)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """In full parallel runs, start one more process that prepares shared fixtures."""
-    several = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
-    if several and config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.collectonly:
-        _ahead.append(subprocess.Popen([sys.executable, "-m", "tests.ahead"], cwd=ROOT, start_new_session=True))
 
 
 @pytest.hookimpl(trylast=True)
@@ -71,21 +62,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    while _ahead:
-        end(_ahead.pop())
     for cluster in _own:
         cluster.leave()
         shutil.rmtree(os.environ[HOME], ignore_errors=True)
     _own.clear()
     while _watchers:
         _watchers.pop().communicate(timeout=20)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a running process with all processes it started."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=40)
 
 
 def begin() -> None:

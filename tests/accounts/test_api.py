@@ -98,6 +98,7 @@ def test_guessing_passwords_is_slowed_down(boss: User) -> None:
     assert 0 < int(answers[-1]["Retry-After"]) <= 60
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("within_one_minute")
 @pytest.mark.django_db(transaction=True)
 def test_guesses_sent_at_once_are_counted_too(boss: User) -> None:
@@ -168,6 +169,7 @@ def test_a_person_is_invited(boss: User, ann: User) -> None:
     assert set(errors(rest.post("/users", {**body, "is_superuser": True}))) == {"is_superuser"}
 
 
+@pytest.mark.full
 def test_people_are_found(boss: User, ann: User, ben: User) -> None:
     Team.objects.create(name="Support").users.add(ann)
     ben.deactivate(by=boss)
@@ -239,6 +241,7 @@ def test_the_last_owner_stays_and_a_second_one_sets_them_free(boss: User) -> Non
     assert rest.patch(f"/users/{owner.pk}", to_member).status_code == 200
 
 
+@pytest.mark.full
 def test_staff_is_given_by_staff_and_by_owners(boss: User, ann: User) -> None:
     rest = Rest.of(boss)
 
@@ -304,6 +307,7 @@ def test_cutting_a_person_off_ends_their_connections(boss: User, ann: User) -> N
 # --- Roles and teams ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_role_is_made_changed_and_removed(boss: User) -> None:
     rest = Rest.of(boss)
 
@@ -335,6 +339,7 @@ def test_nobody_bundles_what_they_do_not_hold(people: Rest) -> None:
     assert problem(refused) == (403, "beyond_yours")
 
 
+@pytest.mark.full
 def test_a_team_is_made_changed_and_removed(people: Rest, ann: User, ben: User) -> None:
     made = people.post("/teams", {"name": "Support", "user_ids": [str(ann.pk)]})
     path = f"/teams/{made.json()['id']}"
@@ -349,6 +354,7 @@ def test_a_team_is_made_changed_and_removed(people: Rest, ann: User, ben: User) 
     assert results(people.get("/teams")) == []
 
 
+@pytest.mark.full
 def test_teams_of_who_holds_more_change_by_nobody_who_holds_less(people: Rest, ann: User, boss: User) -> None:
     team = Team.objects.add(name="Chiefs", users=[boss], by=None)
     path, everybody = f"/teams/{team.pk}", [str(boss.pk), str(ann.pk)]

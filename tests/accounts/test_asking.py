@@ -118,6 +118,7 @@ def test_a_program_asks_for_a_capability_as_a_page_does() -> None:
     assert [capability for capability, _ in person.open_requests()] == [TOKENS]
 
 
+@pytest.mark.full
 def test_a_request_is_shown_where_roles_are_given_and_can_be_declined_there(chief: User, sign_in: SignIn) -> None:
     person = make.user(email="dev@example.com")
     person.ask_for(TOKENS)

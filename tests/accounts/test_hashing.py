@@ -195,6 +195,7 @@ def test_a_caller_that_waited_too_long_gives_its_slot_back() -> None:
         pass
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_a_password_set_before_is_checked_as_it_stands() -> None:
     encoded = Argon2PasswordHasher().encode(make.PASSWORD, "somesaltsomesalt")

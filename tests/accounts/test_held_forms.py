@@ -216,6 +216,7 @@ def test_forms_of_two_tabs_at_one_address_each_find_their_own(client: Client) ->
     assert {sink.name for sink in Sink.objects.all()} == {"First", "Second"}
 
 
+@pytest.mark.full
 def test_three_are_held_and_the_oldest_is_given_up_for_another(client: Client) -> None:
     asked = [onward(client.post(ADD, FILLED | {"name": f"Number {number}"})) for number in range(4)]
 
@@ -263,6 +264,7 @@ def test_abandoned_forms_leave_the_session_with_its_next_page(client: Client) ->
         assert not client.session[SESSION_KEY]
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("within_one_minute")
 def test_a_stranger_who_names_a_held_form_makes_no_session_and_is_counted(db: None) -> None:
     stranger = Client()

@@ -175,6 +175,7 @@ def test_a_mail_servers_reply_is_shown_in_words(error: OSError, words: str) -> N
     assert len(reason(error)) < 500
 
 
+@pytest.mark.full
 def test_test_mails_are_limited_and_gated(chief: User, sign_in: SignIn) -> None:
     statuses = [Rest.of(chief).post("/workspace/test-mail").status_code for _ in range(AT_MOST)]
     over = Rest.of(chief).post("/workspace/test-mail")

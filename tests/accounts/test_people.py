@@ -195,6 +195,7 @@ def test_the_list_costs_the_same_for_few_and_for_many(
         client.get("/people/")
 
 
+@pytest.mark.full
 def test_the_list_stays_light(chief: User, sign_in: SignIn) -> None:
     role = make.role(name="A role with quite a long name")
     for number in range(50):
@@ -220,6 +221,7 @@ def test_the_page_of_a_person_tells_what_they_have(chief: User, sign_in: SignIn)
     assert "<b>Berg" not in page
 
 
+@pytest.mark.full
 def test_the_page_of_a_person_costs_the_same_however_much_they_have(
     chief: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -303,6 +305,7 @@ def no_mail(settings: Any) -> None:
     settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
 
 
+@pytest.mark.full
 def test_a_mail_that_cannot_be_sent_is_said_and_the_link_still_shown(
     chief: User, sign_in: SignIn, no_mail: None
 ) -> None:
@@ -346,6 +349,7 @@ def test_the_link_works_once_for_72_hours(chief: User, sign_in: SignIn) -> None:
     assert "This invitation no longer works" in text(choose_password(link))
 
 
+@pytest.mark.full
 def test_the_page_of_an_invitation_does_not_speak_of_a_reset(chief: User, sign_in: SignIn) -> None:
     link = link_in(invite(confirmed(sign_in(chief)), make.role()))
 
@@ -432,6 +436,7 @@ def test_inviting_before_there_is_a_team_names_where_to_add_one(chief: User, sig
     assert "There is no team yet" not in after
 
 
+@pytest.mark.full
 def test_several_people_are_invited_at_once_with_role_and_teams(chief: User, sign_in: SignIn) -> None:
     role, team = make.role(name="Helper"), Team.objects.add(name="Support", users=[], by=chief)
     fields = {"emails": SEVERAL, "teams": str(team.pk)}
@@ -474,6 +479,7 @@ def test_each_refused_address_is_named_nobody_is_invited_and_input_stays(chief: 
     assert not mail.outbox
 
 
+@pytest.mark.full
 def test_joining_is_told_in_words_and_events_of_its_own(chief: User, sign_in: SignIn) -> None:
     link = link_in(invite(confirmed(sign_in(chief)), make.role()))
     client = Client()
@@ -526,6 +532,7 @@ def test_an_invited_person_who_asks_for_a_reset_gets_the_invitation_again(chief:
     assert len(mail.outbox) == 1
 
 
+@pytest.mark.full
 def test_an_invitation_is_revoked_and_sent_again_from_the_list(chief: User, sign_in: SignIn) -> None:
     client = confirmed(sign_in(chief))
     link = link_in(invite(client, make.role()))
@@ -546,6 +553,7 @@ def test_an_invitation_is_revoked_and_sent_again_from_the_list(chief: User, sign
     assert "This person has joined already" in text(client.post(revoke, follow=True))
 
 
+@pytest.mark.full
 def test_an_expired_invitation_is_shown_as_such_and_sent_again(chief: User, sign_in: SignIn) -> None:
     link = link_in(invite(confirmed(sign_in(chief)), make.role()))
     bo = User.objects.get(email="bo@example.com")
@@ -557,6 +565,7 @@ def test_an_expired_invitation_is_shown_as_such_and_sent_again(chief: User, sign
         assert "Gateways you can use" in text(choose_password(link_in(invite_again(client, bo))))
 
 
+@pytest.mark.full
 def test_the_first_page_of_a_member_names_their_gateways_and_how_to_connect_each(chief: User) -> None:
     team = Team.objects.add(name="Support", users=[], by=chief)
     theirs = make.gateway(make.server(name="Handbook"), name="Theirs", reach=Reach.TEAMS)
@@ -583,6 +592,7 @@ def invite_again(client: Client, person: User) -> Any:
     return client.post(f"/people/{person.pk}/invite/", {"epoch": str(person.session_epoch)})
 
 
+@pytest.mark.full
 def test_a_new_invitation_ends_the_link_of_the_one_before(chief: User, sign_in: SignIn) -> None:
     client = confirmed(sign_in(chief))
     first = link_in(invite(client, make.role()))
@@ -593,6 +603,7 @@ def test_a_new_invitation_ends_the_link_of_the_one_before(chief: User, sign_in: 
     assert Event.objects.filter(action="user.invitation_renewed").count() == 1
 
 
+@pytest.mark.full
 def test_the_same_form_makes_no_second_link(chief: User, sign_in: SignIn) -> None:
     client = confirmed(sign_in(chief))
     invite(client, make.role())

@@ -109,6 +109,7 @@ def test_admin_events_are_marked_under_logs_and_not_under_settings(ana: User, si
     assert re.findall(r'<a href="([^"]*)" aria-current', rail) == ["/logs/"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "capability", [Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_READ, Capability.LOGS_READ]
 )

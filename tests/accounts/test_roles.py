@@ -126,6 +126,7 @@ def test_a_role_is_edited_and_acts_at_once(chief: User, sign_in: SignIn) -> None
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("form", "words"),
     [
@@ -211,6 +212,7 @@ def test_a_copy_of_nothing_is_an_empty_role(start: str, chief: User, sign_in: Si
 # --- What cannot be changed ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_locked_role_is_shown_and_cannot_be_changed(chief: User, sign_in: SignIn) -> None:
     Role.objects.make_built_in()
     locked = Role.objects.get(name="Super admin")

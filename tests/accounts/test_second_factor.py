@@ -105,6 +105,7 @@ def test_the_page_with_secrets_is_kept_by_no_cache(sign_in: SignIn) -> None:
     assert "no-store" in confirm(sign_in(make.user()), "/settings/second-factor/activate/")["Cache-Control"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("code", ["", "000000", "abc", "0" * 200, "12\x0034"])
 def test_a_bad_code_turns_nothing_on(code: str, sign_in: SignIn) -> None:
     client = sign_in(make.user())
@@ -130,6 +131,7 @@ def test_after_the_password_signing_in_takes_the_code(sign_in: SignIn, noon: Any
     assert client.get("/settings/profile").status_code == 200
 
 
+@pytest.mark.full
 def test_a_code_works_half_a_minute_early_or_late_and_no_more(sign_in: SignIn, noon: Any) -> None:
     person = make.user()
     secret, _ = turn_on(sign_in(person))
@@ -161,6 +163,7 @@ def test_a_recovery_code_signs_in_once(sign_in: SignIn) -> None:
     assert (first.status_code, second.status_code) == (302, 200)
 
 
+@pytest.mark.full
 def test_new_recovery_codes_replace_the_old(sign_in: SignIn) -> None:
     person = make.user()
     client = sign_in(person)
@@ -184,6 +187,7 @@ def test_without_a_second_factor_there_are_no_recovery_codes_to_make(sign_in: Si
     assert not Authenticator.objects.exists()
 
 
+@pytest.mark.full
 def test_turned_off_the_password_is_enough_again(sign_in: SignIn) -> None:
     person = make.user()
     client = sign_in(person)
@@ -197,6 +201,7 @@ def test_turned_off_the_password_is_enough_again(sign_in: SignIn) -> None:
     assert Event.objects.get(action="user.second_factor_removed").actor_email == person.email
 
 
+@pytest.mark.full
 def test_a_code_confirms_in_place_of_the_password(sign_in: SignIn, noon: Any) -> None:
     person = make.user()
     secret, _ = turn_on(sign_in(person))
@@ -237,6 +242,7 @@ def test_no_secret_is_stored_in_clear(sign_in: SignIn) -> None:
         assert one not in before + stored()
 
 
+@pytest.mark.full
 def test_stored_secrets_name_their_key(sign_in: SignIn) -> None:
     secret, _ = turn_on(sign_in(make.user()))
 
@@ -258,6 +264,7 @@ def rotated(settings: Any) -> Iterator[Any]:
     cipher.cache_clear()
 
 
+@pytest.mark.full
 def test_a_rotated_key_may_go_once_its_secrets_are_sealed_again(sign_in: SignIn, settings: Any, rotated: Any) -> None:
     person = make.user()
     secret, codes = turn_on(sign_in(person))
@@ -275,6 +282,7 @@ def test_a_rotated_key_may_go_once_its_secrets_are_sealed_again(sign_in: SignIn,
         assert sign_in_by_page(person).post("/accounts/second-factor/", {"code": code}).status_code == 302
 
 
+@pytest.mark.full
 def test_a_second_factor_that_no_key_opens_stays_and_stops_no_other(sign_in: SignIn, rotated: Any) -> None:
     lost, found = make.user(), make.user()
     turn_on(sign_in(lost))
@@ -288,6 +296,7 @@ def test_a_second_factor_that_no_key_opens_stays_and_stops_no_other(sign_in: Sig
     assert sign_in_by_page(found).post("/accounts/second-factor/", {"code": code_of(secret, 1)}).status_code == 302
 
 
+@pytest.mark.full
 def test_without_its_key_a_second_factor_lets_nobody_in(sign_in: SignIn, rotated: Any) -> None:
     person = make.user()
     secret, _ = turn_on(sign_in(person))

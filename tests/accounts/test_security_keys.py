@@ -61,6 +61,7 @@ def test_adding_a_key_asks_for_the_password_first(client_of: Client) -> None:
     assert client_of.get(ADD)["Location"].startswith("/accounts/reauthenticate/?next=")
 
 
+@pytest.mark.full
 def test_the_first_key_shows_the_recovery_codes_and_is_listed_by_its_name(person: User, client_of: Client) -> None:
     added = text(add(client_of, SoftKey(), "Blue key"))
 
@@ -73,6 +74,7 @@ def test_the_first_key_shows_the_recovery_codes_and_is_listed_by_its_name(person
     assert sentence(event) == f"{person.email} added the security key “Blue key” as a second factor."
 
 
+@pytest.mark.full
 def test_the_second_thing_of_a_second_factor_shows_no_codes_again(client_of: Client) -> None:
     turn_on(client_of)
 
@@ -81,6 +83,7 @@ def test_the_second_thing_of_a_second_factor_shows_no_codes_again(client_of: Cli
     assert added["Location"] == INDEX
 
 
+@pytest.mark.full
 def test_an_app_beside_a_key_shows_no_codes_again_and_goes_without_it(client_of: Client, key: SoftKey) -> None:
     page = text(client_of.get("/settings/second-factor/activate/"))
     secret = page.partition('id="totp-secret"')[2].partition('value="')[2].partition('"')[0]
@@ -108,6 +111,7 @@ def test_after_the_password_signing_in_takes_the_key(person: User, key: SoftKey)
     assert Authenticator.objects.get(type="webauthn").last_used_at is not None
 
 
+@pytest.mark.full
 def test_the_password_is_asked_for_without_naming_keys_of_who_has_none(person: User, client_of: Client) -> None:
     turn_on(client_of)
 
@@ -117,6 +121,7 @@ def test_the_password_is_asked_for_without_naming_keys_of_who_has_none(person: U
     assert "security-keys.js" not in page
 
 
+@pytest.mark.full
 def test_a_recovery_code_stands_in_for_a_lost_key(person: User, client_of: Client) -> None:
     codes = text(add(client_of, SoftKey())).partition('id="codes"')[2].partition(">")[2].split("<")[0].split("&#10;")
     client = sign_in_by_page(person)
@@ -131,6 +136,7 @@ def refused(client: Client, credential: str) -> None:
     assert client.get("/settings/profile").status_code == 302
 
 
+@pytest.mark.full
 def test_a_key_that_is_somebody_elses_or_nobodys_is_refused(person: User, key: SoftKey, sign_in: SignIn) -> None:
     other, theirs = make.user(), SoftKey()
     add(sign_in(other), theirs)
@@ -140,6 +146,7 @@ def test_a_key_that_is_somebody_elses_or_nobodys_is_refused(person: User, key: S
         refused(client, one.get(text(client.get(ASKED))))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "origin", ["http://localhost", "https://localhost:8000", "http://evil.localhost:8000", "https://evil.example"]
 )
@@ -183,6 +190,7 @@ def test_a_key_whose_count_did_not_grow_is_a_copy_and_is_refused_with_an_event(p
     assert "there is a copy of it" in sentence(event)
 
 
+@pytest.mark.full
 def test_a_key_that_does_not_count_signs_in_again_and_again(person: User, client_of: Client) -> None:
     passkey = SoftKey(counts=0)
     add(client_of, passkey)
@@ -192,6 +200,7 @@ def test_a_key_that_does_not_count_signs_in_again_and_again(person: User, client
         assert client.post(ASKED, {"credential": passkey.get(text(client.get(ASKED)))})["Location"] == "/"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "credential",
     [
@@ -224,6 +233,7 @@ def test_an_invalid_credential_is_refused_in_words(
     assert Authenticator.objects.filter(type="webauthn").count() == 1
 
 
+@pytest.mark.full
 def test_a_key_is_added_once_by_one_person(person: User, client_of: Client, key: SoftKey, sign_in: SignIn) -> None:
     assert options_of(text(client_of.get(ADD)))["excludeCredentials"][0]["id"]
     for client in (client_of, sign_in(make.user())):
@@ -232,6 +242,7 @@ def test_a_key_is_added_once_by_one_person(person: User, client_of: Client, key:
     assert Authenticator.objects.filter(type="webauthn").count() == 1
 
 
+@pytest.mark.full
 def test_a_key_made_for_another_page_is_not_added(client_of: Client) -> None:
     assert REFUSED in text(add(client_of, SoftKey(), origin="https://evil.example"))
     assert REFUSED in text(add(client_of, SoftKey(host="evil.example")))
@@ -246,6 +257,7 @@ def test_a_key_under_another_name_than_it_was_made_with_is_not_added(client_of: 
     assert not Authenticator.objects.exists()
 
 
+@pytest.mark.full
 def test_there_are_ten_keys_at_most(person: User, client_of: Client) -> None:
     for number in range(second_factor.MOST_KEYS):
         added(person, f"Key {number}")
@@ -258,6 +270,7 @@ def rename(client: Client, name: str) -> Any:
     return client.post(f"{INDEX}keys/{pk}/rename/", {"name": name})
 
 
+@pytest.mark.full
 def test_a_key_is_renamed_and_goes_on_signing_in(person: User, client_of: Client, key: SoftKey) -> None:
     pk = Authenticator.objects.get(type="webauthn").pk
     assert 'value="Blue key"' in text(client_of.get(f"{INDEX}keys/{pk}/rename/"))
@@ -273,12 +286,14 @@ def test_a_key_is_renamed_and_goes_on_signing_in(person: User, client_of: Client
     assert client.post(ASKED, {"credential": key.get(text(client.get(ASKED)))})["Location"] == "/"
 
 
+@pytest.mark.full
 def test_the_name_a_key_has_already_is_no_change(client_of: Client, key: SoftKey) -> None:
     assert rename(client_of, "Blue key")["Location"] == INDEX
 
     assert not Event.objects.filter(action="user.security_key_renamed").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -300,6 +315,7 @@ def test_a_name_that_is_none_is_refused_in_words_and_stays_to_be_mended(
     assert str(Authenticator.objects.get(type="webauthn")) == "Blue key"
 
 
+@pytest.mark.full
 def test_nobody_renames_the_key_of_somebody_else_nor_their_own_unconfirmed(
     person: User, key: SoftKey, sign_in: SignIn
 ) -> None:
@@ -311,6 +327,7 @@ def test_nobody_renames_the_key_of_somebody_else_nor_their_own_unconfirmed(
     assert str(Authenticator.objects.get(type="webauthn")) == "Blue key"
 
 
+@pytest.mark.full
 def test_removing_the_last_key_turns_the_second_factor_off(person: User, client_of: Client, key: SoftKey) -> None:
     path = f"/settings/second-factor/keys/{Authenticator.objects.get(type='webauthn').pk}/remove/"
     assert "Remove Blue key?" in text(client_of.get(path))
@@ -323,6 +340,7 @@ def test_removing_the_last_key_turns_the_second_factor_off(person: User, client_
     assert sentence(event) == f"{person.email} removed their security key “Blue key”."
 
 
+@pytest.mark.full
 def test_nobody_removes_the_key_of_somebody_else(key: SoftKey, sign_in: SignIn) -> None:
     pk = Authenticator.objects.get(type="webauthn").pk
     client = sign_in(make.user())
@@ -332,6 +350,7 @@ def test_nobody_removes_the_key_of_somebody_else(key: SoftKey, sign_in: SignIn) 
     assert Authenticator.objects.filter(pk=pk).exists()
 
 
+@pytest.mark.full
 def test_removing_a_key_is_confirmed_first(person: User, key: SoftKey, sign_in: SignIn) -> None:
     path = f"/settings/second-factor/keys/{Authenticator.objects.get(type='webauthn').pk}/remove/"
 
@@ -341,6 +360,7 @@ def test_removing_a_key_is_confirmed_first(person: User, key: SoftKey, sign_in: 
     assert Authenticator.objects.filter(type="webauthn").exists()
 
 
+@pytest.mark.full
 def test_a_key_confirms_in_place_of_the_password(person: User, key: SoftKey, sign_in: SignIn) -> None:
     client = sign_in(person)
     again = f"/accounts/second-factor/key/?next={ADD}"
@@ -354,6 +374,7 @@ def test_a_key_confirms_in_place_of_the_password(person: User, key: SoftKey, sig
     assert client.get(ADD).status_code == 200
 
 
+@pytest.mark.full
 def test_an_answer_confirms_once_also_of_a_key_that_does_not_count(
     person: User, client_of: Client, sign_in: SignIn
 ) -> None:
@@ -408,6 +429,7 @@ def test_keys_are_offered_where_browsers_allow_them(
     assert (client_of.get(ADD).status_code == 302) or offered
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("url", ["https://localhost:443", "https://localhost", "https://LOCALHOST"])
 def test_the_origin_is_as_browsers_write_it(client_of: Client, settings: Settings, url: str) -> None:
     settings.PUBLIC_URL = url

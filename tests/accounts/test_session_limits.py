@@ -60,6 +60,7 @@ def test_each_request_begins_the_twelve_hours_again() -> None:
             assert is_in(client)
 
 
+@pytest.mark.full
 def test_a_session_ends_after_seven_days_however_busy() -> None:
     with time_machine.travel(START, tick=False) as clock:
         client = signed_in(make.user())
@@ -168,6 +169,7 @@ def test_sessions_that_are_over_are_not_listed() -> None:
         assert text(here.get("/settings/sessions")).count("<tr>") == 2
 
 
+@pytest.mark.full
 def test_the_page_costs_the_same_for_one_session_and_for_many(
     django_assert_num_queries: DjangoAssertNumQueries,
 ) -> None:

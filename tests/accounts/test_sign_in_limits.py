@@ -50,6 +50,7 @@ def known_browser(person: User, address: str) -> Client:
     return client
 
 
+@pytest.mark.full
 def test_a_stranger_elsewhere_keeps_nobody_out() -> None:
     person = make.user()
 
@@ -66,6 +67,7 @@ def test_many_strangers_keep_nobody_out() -> None:
     assert enter(at(FURTHER), person.email).status_code == 302
 
 
+@pytest.mark.full
 def test_a_known_browser_gets_in_beside_a_stranger_of_the_same_address() -> None:
     person = make.user()
     known = known_browser(person, FAR)
@@ -77,6 +79,7 @@ def test_a_known_browser_gets_in_beside_a_stranger_of_the_same_address() -> None
     assert enter(known, person.email).status_code == 302
 
 
+@pytest.mark.full
 def test_a_known_browser_has_tries_of_its_own_and_not_more() -> None:
     person = make.user()
     known = known_browser(person, FAR)
@@ -85,6 +88,7 @@ def test_a_known_browser_has_tries_of_its_own_and_not_more() -> None:
     assert enter(at(FAR), person.email).status_code == 302  # What it tried counts for no stranger.
 
 
+@pytest.mark.full
 def test_a_browser_is_known_for_the_one_who_signed_in() -> None:
     person, other = make.user(), make.user()
     known = known_browser(person, FAR)
@@ -92,6 +96,7 @@ def test_a_browser_is_known_for_the_one_who_signed_in() -> None:
     assert guess(known, other.email, 6)[-1] == 429
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("ended", ["password", "signed out everywhere", "half a year", "another key"])
 def test_a_browser_is_known_no_longer(ended: str, clock: Any, settings: Any) -> None:
     person = make.user()
@@ -110,6 +115,7 @@ def test_a_browser_is_known_no_longer(ended: str, clock: Any, settings: Any) -> 
     assert guess(known, person.email, 6)[-1] == 429
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("made_up", ["", "x", "a:b:c", "\xff:\xff:\xff", "a" * 5000])
 def test_a_made_up_cookie_makes_no_browser_known(made_up: str) -> None:
     person, client = make.user(), at(FAR)
@@ -128,6 +134,7 @@ def test_the_cookie_goes_to_sign_in_alone_and_no_script_reads_it() -> None:
     assert (bool(kept["secure"]), kept["max-age"]) == (settings.SESSION_COOKIE_SECURE, 180 * 24 * 3600)
 
 
+@pytest.mark.full
 def test_an_ipv6_network_is_one_address() -> None:
     person = make.user()
     answers = [guess(at(f"2001:db8::{n}"), person.email, 1)[0] for n in range(1, 7)]
@@ -144,11 +151,13 @@ def test_one_address_tries_twenty_times_in_a_minute_at_whatever_accounts(clock: 
     assert guess(at(FAR), "person@example.com", 1) == [200]
 
 
+@pytest.mark.full
 def test_right_sign_ins_use_nothing_up() -> None:
     """A whole office may sign in from one address at the same time."""
     assert {enter(at(FAR), make.user().email).status_code for _ in range(25)} == {302}
 
 
+@pytest.mark.full
 def test_a_right_sign_in_does_not_forgive_the_wrong_ones() -> None:
     person, own = make.user(), make.user()
     guess(at(FAR), person.email, 5)
@@ -157,6 +166,7 @@ def test_a_right_sign_in_does_not_forgive_the_wrong_ones() -> None:
     assert guess(at(FAR), person.email, 1) == [429]
 
 
+@pytest.mark.full
 def test_a_stranger_at_sign_in_does_not_stop_who_confirms_a_password(sign_in: SignIn) -> None:
     person = make.user()
     here = sign_in(person)
@@ -195,6 +205,7 @@ def test_codes_are_guessed_five_times_a_minute_from_everywhere_together(sign_in:
     assert answers == [200] * 5 + [429]
 
 
+@pytest.mark.full
 def test_a_known_browser_gets_in_while_a_thief_of_the_password_guesses_codes(sign_in: SignIn, clock: Any) -> None:
     person = make.user()
     known = known_browser(person, FAR)
@@ -215,6 +226,7 @@ def ask_for_reset(address: str, email: str) -> int:
     return int(at(address).post("/accounts/password/reset/", {"email": email}).status_code)
 
 
+@pytest.mark.full
 def test_resets_are_asked_for_three_times_an_hour_for_one_account_and_twenty_times_from_one_address() -> None:
     person = make.user()
 

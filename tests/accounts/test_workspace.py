@@ -160,6 +160,7 @@ def test_it_says_of_when_the_oldest_call_is(keeper: User, sign_in: SignIn) -> No
     assert "The oldest call is from 2031-11-20." in text(client.get(PATH))
 
 
+@pytest.mark.full
 def test_shorter_retention_says_what_it_drops_and_can_be_revoked(keeper: User, sign_in: SignIn) -> None:
     for days in (20, 40, 60):
         call(timezone.now() - timedelta(days=days))

@@ -4,9 +4,13 @@ import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from tests import curl
 from tests.make import unique
 from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("clients")
 
 # As another product's documents print it, but for the host.
 SCRIPT = r"""#!/bin/bash

@@ -34,6 +34,7 @@ def test_every_parameter_that_names_a_thing_takes_it_alike() -> None:
     assert otherwise == set()
 
 
+@pytest.mark.full
 def test_a_name_that_means_nothing_is_refused_by_every_list(boss: User) -> None:
     make.gateway(slug="work")
     rest = Rest.of(boss)
@@ -47,6 +48,7 @@ def test_a_name_that_means_nothing_is_refused_by_every_list(boss: User) -> None:
                 assert told.keys() == needed, door.name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", [str, str.upper])
 def test_an_id_a_slug_and_a_name_mean_the_same(boss: User, form: Any) -> None:
     gateway = make.gateway(slug="work", name="Work of all")
@@ -96,6 +98,7 @@ SINGLE_ROWS = (
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("capability", SINGLE_ROWS)
 def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
     capability: Capability, boss: User
@@ -147,6 +150,7 @@ def test_the_log_is_filtered_by_all_that_calls_name(boss: User) -> None:
         assert [row["id"] for row in results(rest.get("/logs", **{name: text}))] == [str(one.uid)], name
 
 
+@pytest.mark.full
 def test_near_names_are_told_of_what_one_reads_in_lists_alone(boss: User) -> None:
     make.user(email="patricia@example.com")
     connected = make.user(email="patrick@example.com")

@@ -26,6 +26,7 @@ def ask(rest: Rest, path: str, tag: str) -> Any:
     return rest.send("get", path, None, {"If-None-Match": tag})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("step", [5, full(1)])
 def test_every_single_thing_is_304_for_who_has_it(step: int) -> None:
     world = build()
@@ -66,6 +67,7 @@ def test_a_rotation_tells_how_many_are_left(boss: User) -> None:
     assert "RateLimit" not in Rest.of(boss).post(f"/tokens/{token.pk}/rotate")  # A person is not counted.
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("within_one_minute")
 def test_every_refusal_for_a_limit_says_how_long_to_wait(boss: User) -> None:
     cache.clear()

@@ -233,6 +233,7 @@ class Crashing(BaseEmailBackend):
         raise SystemError
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_server_that_takes_its_time_for_its_first_list_holds_up_nobody(
     rest: Rest, boss: User, run: Run, settings: Settings

@@ -57,6 +57,7 @@ def fields(door: Door) -> list[str]:
     return sorted(schema["properties"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("door", every(36, WITH_FIELDS), ids=named)
 def test_a_body_with_nonsense_is_no_error_of_ours(door: Door, world: World, rest: Rest) -> None:
     foreign = str(make.identity(make.server(auth_type="bearer"), make.user()).pk)

@@ -4,7 +4,11 @@ import json
 import socket
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("clients")
 
 PATHS = [
     "/api/",

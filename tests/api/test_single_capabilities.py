@@ -397,6 +397,7 @@ def told(door: Door, target: Target, body: Any) -> str:
     return f"{door.method.upper()} {door.name} {target.name} {body or ''}".strip()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("capability", "key"),
     [

@@ -45,6 +45,7 @@ def test_pages_follow_each_other_without_gap_or_repeat(viv: User) -> None:
     assert pages == [newest_first[:3], newest_first[3:6], newest_first[6:]]
 
 
+@pytest.mark.full
 def test_new_rows_shift_nothing_and_are_found_going_back(viv: User) -> None:
     made = [call(NOON - timedelta(seconds=number)) for number in range(4)]
     rest = Rest.of(viv)
@@ -71,6 +72,7 @@ def test_a_cursor_says_exactly_where() -> None:
     assert Cursor.read(str(place)) == place
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "wanted",
     [

@@ -199,6 +199,7 @@ def test_the_page_costs_the_same_for_few_and_for_many(
         client.get(PATH)
 
 
+@pytest.mark.full
 def test_a_full_page_stays_light(chief: User, sign_in: SignIn) -> None:
     for number in range(50):
         event(
@@ -252,6 +253,7 @@ def test_an_unknown_event_has_no_page(auditor: User, sign_in: SignIn) -> None:
     assert sign_in(auditor).get(f"{PATH}{uuid4()}/").status_code == 404
 
 
+@pytest.mark.full
 def test_targets_lead_to_their_pages_for_whom_these_are_open(chief: User, auditor: User, sign_in: SignIn) -> None:
     agent = make.agent(by=chief)
     gateway, server = make.gateway(by=chief), make.server(by=chief)

@@ -64,6 +64,7 @@ def test_rows_of_all_partitions_come_once_and_in_order(days: list[str], monkeypa
     assert max(piece.count("\n") for piece in pieces) == 3
 
 
+@pytest.mark.full
 def test_a_span_of_time_is_cut_where_it_says(days: list[str]) -> None:
     for since, length in product([0, 1, 7, 8, 9, 15, 19, 30], [1, 8, 9, 40]):
         start = NOON - timedelta(days=since, hours=1)
@@ -172,6 +173,7 @@ def test_an_export_that_lost_the_database_says_so_and_breaks_off(
     eventually(lambda: readers() == 0)
 
 
+@pytest.mark.full
 def test_an_export_that_gets_no_session_takes_no_place(days: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as broken:
         broken.setitem(connections.settings["default"]["OPTIONS"], "options", "-c no_such_setting=1")
@@ -213,6 +215,7 @@ def test_disconnecting_from_an_asynchronous_response_ends_its_export(
     assert next(whole, None) is None
 
 
+@pytest.mark.full
 def test_so_many_exports_of_a_person_run_at_once_and_the_next_is_told_when_to_come(
     days: list[str], sign_in: SignIn
 ) -> None:

@@ -78,6 +78,7 @@ def test_people_who_may_not_read_the_log_get_no_groups(max: User, sign_in: SignI
     assert sign_in(max).get("/logs/groups/").status_code == 403
 
 
+@pytest.mark.full
 def test_each_group_on_the_page_leads_to_its_calls(viv: User, sign_in: SignIn) -> None:
     client = sign_in(viv)
 

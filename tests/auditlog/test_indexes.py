@@ -83,6 +83,7 @@ def test_a_search_uses_it_where_it_is_already() -> None:
     assert OF_TODAY in plan
 
 
+@pytest.mark.full
 def test_a_partition_made_meanwhile_has_it_from_the_beginning() -> None:
     before = missing_indexes(Call.partitions)
 
@@ -92,6 +93,7 @@ def test_a_partition_made_meanwhile_has_it_from_the_beginning() -> None:
     run("DROP TABLE auditlog_call_2032_01_05")
 
 
+@pytest.mark.full
 def test_an_incomplete_index_is_rebuilt() -> None:
     call(NOW, user_agent="probe")
     with suppress(Exception):  # There are two rows alike: it ends in the middle, and leaves what it has.
@@ -106,6 +108,7 @@ def test_an_incomplete_index_is_rebuilt() -> None:
     assert missing_indexes(Call.partitions) == 0
 
 
+@pytest.mark.full
 def test_an_unattached_index_is_not_created_twice() -> None:
     run(f"CREATE INDEX {OF_TODAY} ON {TODAY} (user_agent, created_at) WHERE NOT user_agent = ''")
     before = oid_of(OF_TODAY)
@@ -116,6 +119,7 @@ def test_an_unattached_index_is_not_created_twice() -> None:
     assert missing_indexes(Call.partitions) == 0
 
 
+@pytest.mark.full
 def test_an_index_of_that_name_and_of_something_else_is_made_anew() -> None:
     run(f"CREATE INDEX {OF_TODAY} ON {TODAY} (client_name)")
     before = oid_of(OF_TODAY)
@@ -126,6 +130,7 @@ def test_an_index_of_that_name_and_of_something_else_is_made_anew() -> None:
     assert missing_indexes(Call.partitions) == 0
 
 
+@pytest.mark.full
 def test_a_second_process_leaves_the_work_to_the_first() -> None:
     before = missing_indexes(Call.partitions)
     with psycopg.connect(database.conninfo(), autocommit=True) as other:
@@ -148,6 +153,7 @@ def test_a_partition_that_is_read_all_the_time_is_left_for_the_next_time(monkeyp
     assert is_valid("call_by_trial")
 
 
+@pytest.mark.full
 def test_after_its_time_the_rest_waits_for_the_next_turn() -> None:
     run("SET lock_timeout = '400ms'")
     before = missing_indexes(Call.partitions)

@@ -41,6 +41,7 @@ STATE = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('user_by
 OID = "SELECT to_regclass('user_by_trial')::oid"
 
 
+@pytest.mark.full
 def test_one_that_was_not_made_to_its_end_is_made_anew_and_one_that_was_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     person = make.user()
     with psycopg.connect(database.conninfo()) as busy:

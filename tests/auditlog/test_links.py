@@ -85,6 +85,7 @@ def test_every_link_of_a_list_with_many_filters_keeps_them(ana: User, sign_in: S
     assert ("/logs/", sorted([*week, ("open", "reason")])) in [target(link) for link in opens]
 
 
+@pytest.mark.full
 def test_a_row_opened_beside_a_list_with_many_filters_says_them_in_the_address(ana: User, sign_in: SignIn) -> None:
     client, ids = sign_in(ana), hosts(4)
     query = "&".join(f"host={one}" for one in ids[:3])
@@ -157,6 +158,7 @@ def rows_of(page: str) -> list[str]:
     return re.findall(r"<a class=row-link href=\"/logs/([0-9a-f-]{36})", page)
 
 
+@pytest.mark.full
 def test_a_list_with_ten_filters_is_whole_and_at_most_30_kb(ana: User, sign_in: SignIn) -> None:
     ids = hosts(30)
 
@@ -166,6 +168,7 @@ def test_a_list_with_ten_filters_is_whole_and_at_most_30_kb(ana: User, sign_in: 
     assert sent(listed) <= LARGEST
 
 
+@pytest.mark.full
 def test_filters_whose_values_are_opened_show_twenty_each(ana: User, sign_in: SignIn) -> None:
     outcomes = ["ok", "tool_error", "denied", "timeout", "cancelled", "unauthorized", "rate_limited"]
     for n in range(21):

@@ -82,6 +82,7 @@ def test_my_refused_call_says_the_one_reason_that_is_known_and_opens(
     assert sign_in(ann).get(f"/settings/calls/{second.uid}/").status_code == 404
 
 
+@pytest.mark.full
 def test_dashboard_shows_the_newest_however_long_ago(link: Connection, max: User, sign_in: SignIn) -> None:
     for days in (*range(1, 8), 40, 50):
         call_of(link, feature_name=f"tool-{days:02}", at=datetime.now(UTC) - timedelta(days=days))
@@ -96,6 +97,7 @@ def test_dashboard_shows_the_newest_however_long_ago(link: Connection, max: User
     assert [call.what for call in client.get("/").context["own_calls"]] == [f"tool-{days:02}" for days in range(8)]
 
 
+@pytest.mark.full
 def test_older_calls_are_a_page_away(link: Connection, max: User, sign_in: SignIn) -> None:
     for number in range(PAGE_SIZE + 1):
         call_of(link, feature_name=f"tool-{number:02}", at=datetime.now(UTC) - timedelta(seconds=number))

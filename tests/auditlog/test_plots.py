@@ -32,6 +32,7 @@ def plotted(page: str) -> dict[str, str]:
     return {label: f"{value} {unescape(link)}" for link, label, value in found}
 
 
+@pytest.mark.full
 def test_plots_count_the_calls_of_the_thing_and_lead_to_them(viv: User, ana: User, sign_in: SignIn) -> None:
     host, now = make.agent(by=ana), timezone.now()
     told: dict[str, Any] = {"host_id": host.pk, "host_name": host.name}
@@ -102,6 +103,7 @@ def test_a_name_that_no_server_has_is_not_among_the_busiest_tools_and_counts_for
     assert [row.calls for row, _, _ in people.rows] == [3]
 
 
+@pytest.mark.full
 def test_the_busiest_come_to_the_dashboard_once_it_is_there(ana: User, max: User, sign_in: SignIn) -> None:
     for _ in range(3):
         call(timezone.now() - timedelta(minutes=5), feature_name="echo", user_id=ana.pk, user_email=ana.email)

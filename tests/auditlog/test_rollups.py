@@ -194,6 +194,7 @@ def test_row_that_commits_after_later_ones_is_counted_once(
     assert keeping.keep_up(5) == 0
 
 
+@pytest.mark.full
 def test_several_count_while_several_write(
     transactional_db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +270,7 @@ def test_call_that_came_late_is_in_count_filters_and_bars_at_once(db: None) -> N
     assert histogram(search).totals["denied"] == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("span", [HOUR / 2, DAY, 40 * DAY, 900 * DAY], ids=["minutes", "day", "weeks", "years"])
 def test_many_calls_are_counted_and_drawn_exactly_and_each_bar_holds_what_it_leads_to(
     db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch, span: timedelta
@@ -326,6 +328,7 @@ def test_calls_missing_in_roll_ups_are_counted_within_the_pages_limit(
     assert Search(parse_search("duration > 50"), now - DAY).count() == RowCount(5, is_all=False)
 
 
+@pytest.mark.full
 def test_counting_an_old_log_goes_on_where_it_was_stopped(
     db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +403,7 @@ def test_names_that_clients_make_up_are_not_all_read(db: None, monkeypatch: pyte
         assert opened.total({}, now - DAY, now) is not None
 
 
+@pytest.mark.full
 def test_percentiles_are_right_to_within_a_tenth(db: None, chance: random.Random) -> None:
     now = timezone.now()
     durations = sorted(chance.lognormvariate(4, 1) + 2 for _ in range(400))

@@ -158,6 +158,7 @@ def test_a_tokens_name_finds_its_calls(ana: User) -> None:
     assert found("token is ci-pipeline") == found(f"token is {token.prefix}") == found(token.prefix) == {"mine"}
 
 
+@pytest.mark.full
 def test_the_name_of_more_tokens_than_are_looked_up_finds_the_calls_that_bear_it(ana: User) -> None:
     links = [make.connection(make.agent(by=ana), make.gateway(), ana) for _ in range(MAX_IDS + 1)]
     for link in links:
@@ -227,6 +228,7 @@ def test_the_search_is_part_of_the_address(three: dict[str, Call], ana: User, si
 # --- What no index knows ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
     ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +252,7 @@ def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
     assert back.context["page"].newer is not None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("common", ["outcome=ok", "method=tools/call", "q=ok+and+method+is+tools/call"])
 def test_the_most_common_values_are_searched_row_by_row(
     common: str, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
@@ -297,6 +300,7 @@ def test_the_newest_of_a_kind_come_from_its_index(condition: str, index: str) ->
     assert [index in line for line in scans].count(True) > len(scans) / 2, "\n".join(plan)
 
 
+@pytest.mark.full
 def test_alternatives_are_read_in_the_order_of_time(ana: User, sign_in: SignIn) -> None:
     outcomes = ("denied", "timeout", "ok", "tool_error")
     for number in range(60):
@@ -438,6 +442,7 @@ def test_what_the_list_brings_along_asks_for_the_same_capability(path: str, sign
 # --- Bars ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_bars_count_every_call_once_and_lead_to_their_moments(ana: User, sign_in: SignIn) -> None:
     for minutes, outcome in ((5, "ok"), (5, "ok"), (40, "denied"), (1000, "timeout"), (1439, "ok")):
         make.call(at=ago(minutes=minutes), outcome=outcome)
@@ -491,6 +496,7 @@ def test_bars_and_the_times_below_them_end_now(minutes: float) -> None:
     assert drawn.bars[-1].total == 1
 
 
+@pytest.mark.full
 def test_bars_count_what_the_words_of_the_search_find() -> None:
     for outcome in Outcome.values:
         make.call(at=ago(minutes=5), outcome=outcome)
@@ -539,6 +545,7 @@ def test_no_file_is_made_of_a_question_that_is_none(query: str, ana: User, sign_
 # --- Repeat the call -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway(slug="work")
     call = make.call(gateway_id=gateway.pk, feature_name="it's", token_prefix="gwa_Ab3dE5gH")
@@ -623,6 +630,7 @@ def test_text_without_a_field_finds_the_calls_of_a_token_by_its_name(ana: User, 
 # --- Several values of a filter ---------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("span", ["7d", "all"])
 def test_calls_of_many_values_are_each_listed_once_in_their_order(span: str, ana: User, sign_in: SignIn) -> None:
     hosts, now = [uuid4() for _ in range(27)], datetime.now(UTC)

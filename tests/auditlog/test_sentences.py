@@ -237,6 +237,7 @@ def leads(client: Client, kind: str) -> str:
     return links[-1] if links else ""
 
 
+@pytest.mark.full
 def test_the_subject_leads_to_its_page_and_nowhere_once_it_is_gone(sign_in: SignIn) -> None:
     boss = make.user(*Capability, email=ANA)
     things, client = everything(boss), sign_in(boss)
@@ -259,6 +260,7 @@ def test_the_subject_leads_to_its_page_and_nowhere_once_it_is_gone(sign_in: Sign
     assert {kind: leads(client, kind) for kind in things} == dict.fromkeys(things, "")
 
 
+@pytest.mark.full
 def test_people_get_no_link_to_a_page_they_may_not_open(sign_in: SignIn) -> None:
     things = everything(make.user(*Capability, email=ANA))
     client = sign_in(make.user(Capability.AUDIT_READ))
@@ -270,6 +272,7 @@ def test_people_get_no_link_to_a_page_they_may_not_open(sign_in: SignIn) -> None
         assert client.get(url).status_code == 200
 
 
+@pytest.mark.full
 def test_the_things_of_a_page_are_found_in_one_statement(
     sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:

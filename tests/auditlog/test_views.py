@@ -101,6 +101,7 @@ def test_an_empty_range_says_so(ana: User, sign_in: SignIn) -> None:
     assert "No entries in this time range." in text(sign_in(ana).get("/logs/"))
 
 
+@pytest.mark.full
 def test_a_search_that_matches_nothing_is_told_from_a_time_range_without_calls(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     host = make.agent(by=ana, name="Quiet bot")
@@ -129,6 +130,7 @@ def test_a_search_that_is_not_understood_says_so_as_a_notice_and_counts_no_value
     assert "Count the values" not in page
 
 
+@pytest.mark.full
 def test_a_filter_without_values_says_why(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -183,6 +185,7 @@ def test_one_request_is_found_whenever_it_was(ana: User, sign_in: SignIn) -> Non
     assert shown(sign_in(ana).get(f"/logs/?correlation={old.correlation_id}")) == ["old"]
 
 
+@pytest.mark.full
 def test_a_trace_is_found_whenever_it_was_and_from_each_of_its_calls(ana: User, sign_in: SignIn) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     old = make.call(at=ago(days=20), feature_name="old", trace_id=trace)
@@ -255,6 +258,7 @@ def test_a_cursor_nobody_gave_out_does_no_harm(cursor: str, way: str, ana: User,
     assert sign_in(ana).get("/logs/", {"cursor": way + cursor}).status_code == 200
 
 
+@pytest.mark.full
 def test_links_to_other_pages_keep_the_filters(ana: User, sign_in: SignIn) -> None:
     for _ in range(PAGE_SIZE + 1):
         make.call(outcome="denied")
@@ -291,6 +295,7 @@ def test_the_list_costs_the_same_for_one_row_and_for_many(
         client.get("/logs/")
 
 
+@pytest.mark.full
 def test_a_full_page_stays_light_with_and_without_an_open_call(ana: User, sign_in: SignIn) -> None:
     told: dict[str, Any] = {
         "host_name": "Nightly report agent",
@@ -400,6 +405,7 @@ def test_links_lead_only_where_the_viewer_may_go(ana: User, sign_in: SignIn) -> 
     assert f'href="/gateways/find/{ids["gateway_id"]}/"' in everything
 
 
+@pytest.mark.full
 def test_arrows_lead_to_the_neighbours_in_the_list(ana: User, sign_in: SignIn) -> None:
     oldest, _, middle, newest = (
         make.call(at=ago(minutes=minutes), outcome=outcome)
@@ -426,6 +432,7 @@ def test_a_call_has_a_link_to_pass_on(ana: User, sign_in: SignIn, settings: Any)
     assert f">https://gateway.example.com/logs/{call.uid}/</code>" in page
 
 
+@pytest.mark.full
 def test_columns_are_chosen_in_the_address_and_kept_for_a_person(ana: User, viv: User, sign_in: SignIn) -> None:
     make.call(client_ip="203.0.113.24", host_name="CI bot")
     client = sign_in(ana)
@@ -446,6 +453,7 @@ def test_columns_are_chosen_in_the_address_and_kept_for_a_person(ana: User, viv:
     assert "columns" not in client.get("/logs/?columns=ip").context["query"]
 
 
+@pytest.mark.full
 def test_times_are_shown_and_read_in_the_zone_of_the_address(ana: User, sign_in: SignIn) -> None:
     make.call(at=datetime(2026, 3, 4, 23, 30, tzinfo=UTC), feature_name="then")
     client = sign_in(ana)
@@ -461,6 +469,7 @@ def test_times_are_shown_and_read_in_the_zone_of_the_address(ana: User, sign_in:
     assert "Times are UTC." in text(client.get("/logs/?zone=Mars/Olympus"))
 
 
+@pytest.mark.full
 def test_the_slowest_of_the_newest_stand_first_when_asked_for(ana: User, sign_in: SignIn) -> None:
     for number, ms in enumerate((40, 900, 5)):
         make.call(duration_ms=ms, feature_name=str(ms), at=ago(minutes=number))

@@ -101,7 +101,6 @@ SWITCHES: list[tuple[str, Callable[[Scene], Any], Capability]] = [
 ]
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize(("reason", "thing", "needed"), SWITCHES, ids=[one[0] for one in SWITCHES])
 def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
     reason: str, thing: Callable[[Scene], Any], needed: Capability, scene: Scene, sign_in: SignIn
@@ -126,7 +125,7 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
     assert "This no longer applies." in page(client, refused[-1])
 
 
-@pytest.mark.every_case
+@pytest.mark.full
 @pytest.mark.parametrize(("reason", "thing", "needed"), SWITCHES, ids=[one[0] for one in SWITCHES])
 def test_people_who_may_not_end_it_learn_who_can(
     reason: str, thing: Callable[[Scene], Any], needed: Capability, scene: Scene, sign_in: SignIn
@@ -167,7 +166,7 @@ PAGES: list[tuple[str, Callable[[Scene], object], Capability, str, Callable[[Sce
 ]
 
 
-@pytest.mark.every_case
+@pytest.mark.full
 @pytest.mark.parametrize(("reason", "begin", "needed", "words", "address"), PAGES, ids=[one[0] for one in PAGES])
 def test_decisions_on_other_pages_are_linked_or_named(
     reason: str,
@@ -190,6 +189,7 @@ def test_decisions_on_other_pages_are_linked_or_named(
     assert f"It needs the capability “{needed.label}”" in told.replace("&amp;", "&")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("reason", ["identity_missing", "identity_unconfirmed"])
 def test_the_owner_of_an_identity_is_led_to_it_and_others_are_told_whose_it_is(
     reason: str, scene: Scene, sign_in: SignIn
@@ -213,6 +213,7 @@ def test_the_owner_of_an_identity_is_led_to_it_and_others_are_told_whose_it_is(
     assert f"Only {scene.owner.email} can fix this, on My identities." in told
 
 
+@pytest.mark.full
 def test_for_what_has_ended_nothing_is_offered_to_switch_on(scene: Scene, sign_in: SignIn) -> None:
     judge = sign_in(make.user(Capability.LOGS_READ, Capability.HOSTS_TOGGLE, Capability.GATEWAYS_MANAGE))
     scene.tool.disable(by=scene.owner)
@@ -300,6 +301,7 @@ def test_checks_that_were_not_reached_are_one_line(scene: Scene, viv: User, sign
 # --- Would it work now? -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_asking_again_says_the_next_obstacle_too(scene: Scene, viv: User, sign_in: SignIn) -> None:
     scene.link.disable(by=None)
     scene.own.revoke(by=scene.owner)
@@ -335,6 +337,7 @@ def test_another_token_of_the_connection_answers_where_it_gets_further(scene: Sc
     assert any("gets furthest" in note for note in answer["notes"])
 
 
+@pytest.mark.full
 def test_the_address_of_the_call_counts_and_any_other_can_be_asked_about(scene: Scene, viv: User) -> None:
     scene.token.edit(allowed_ips=["192.0.2.0/24"], by=scene.owner)
     rest = Rest.of(viv)
@@ -346,6 +349,7 @@ def test_the_address_of_the_call_counts_and_any_other_can_be_asked_about(scene: 
     assert rest.get("/logs/what-if", **scene.query, address="here").status_code == 400
 
 
+@pytest.mark.full
 def test_a_call_of_somebody_who_is_gone_is_not_asked_about(viv: User, sign_in: SignIn) -> None:
     call = make.call(
         host_id=uuid4(), gateway_id=uuid4(), user_id=uuid4(), outcome="denied", deny_reason="host_disabled"
@@ -460,6 +464,7 @@ def test_tools_of_nearly_the_name_are_told(asked: str, near: list[str], scene: S
     assert near_tools(viv, scene.gateway, asked) == near
 
 
+@pytest.mark.full
 def test_near_tools_are_told_in_the_trail_and_in_what_if(scene: Scene, viv: User, sign_in: SignIn) -> None:
     Assignment.objects.update(tool_policy=ToolPolicy.SELECTED)
     call = scene.call("unknown_tool", feature_name="docs__ecko", outcome="rpc_error", server_id=None)

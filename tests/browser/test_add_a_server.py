@@ -14,6 +14,8 @@ from tests.browser.fixtures import Trouble
 from tests.issuers import Issuer
 from tests.make import unique
 
+pytestmark = pytest.mark.xdist_group("browser")
+
 MAKE = """
 from accounts.models import User
 from tests import make
@@ -141,6 +143,7 @@ def test_one_who_denies_leaves_and_comes_back_is_connected_in_the_end(
     assert urlsplit(again.url).path == "/settings/identities"
 
 
+@pytest.mark.full
 def test_an_invalid_url_is_answered_by_the_page_and_not_by_the_browser(
     live: workspace.Serve, page: Page, trouble: Trouble
 ) -> None:

@@ -47,6 +47,7 @@ def test_an_administrator_asks_and_the_owner_collects(live: Serve, page: Page, o
     assert not secrecy.leaks(live)
 
 
+@pytest.mark.full
 def test_a_token_is_rolled_with_an_overlap_and_the_old_secret_ended(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")

@@ -10,6 +10,7 @@ from tests.workspace import Serve
 pytestmark = pytest.mark.xdist_group("browser")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("side", ["host", "gateway"])
 def test_a_switch_leaves_the_questions_of_its_row_at_work(live: Serve, page: Page, side: str) -> None:
     name = unique("Switched bot")

@@ -13,7 +13,7 @@ from tests.browser import steps
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("journeys")
+pytestmark = pytest.mark.xdist_group("browser")
 
 OVERRIDE = "\N{RIGHT-TO-LEFT OVERRIDE}"
 BEFORE = "Finds pages of the handbook."

@@ -19,6 +19,7 @@ for row in Session.objects.all():
 """
 
 
+@pytest.mark.full
 def test_it_is_sent_when_the_password_is_confirmed_and_back_leads_to_the_form_not_to_the_question(
     live: Serve, page: Page
 ) -> None:

@@ -18,7 +18,6 @@ REVOKE = (
 )
 
 
-@pytest.mark.full
 def test_j01_headless_agent_from_its_host_to_its_revoked_token(page: Page, live: Serve) -> None:
     a_host_of_its_own(page, live)
     minted = a_token_shown_once(page, live)

@@ -12,7 +12,7 @@ from tests.browser.cast import Cast
 from tests.eventually import eventually
 from tests.workspace import OWNER
 
-pytestmark = pytest.mark.xdist_group("journeys")
+pytestmark = pytest.mark.xdist_group("browser")
 
 type Seen = tuple[object, object, object]
 

@@ -94,6 +94,7 @@ def walk(page: Page, url: str) -> dict[str, Any]:
     return dict(page.evaluate(MISSED))
 
 
+@pytest.mark.full
 def test_the_first_tab_offers_to_skip_the_navigation(page: Page, live: Serve) -> None:
     page.goto(f"{live.url}/hosts/")
 

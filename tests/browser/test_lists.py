@@ -10,7 +10,7 @@ from tests.browser.fixtures import Open
 from tests.browser.looks import PHONE, too_small
 from tests.workspace import ROOT, Serve
 
-pytestmark = pytest.mark.xdist_group("pages")
+pytestmark = pytest.mark.xdist_group("browser")
 
 WIDTHS = (320, PHONE["width"], 768, 1024, 1440, 1920)
 MAKE = (ROOT / "tests" / "browser" / "long_names.py").read_text()

@@ -139,6 +139,7 @@ def test_keys_move_open_and_close_and_are_listed(live: Serve, page: Page) -> Non
     expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
 
 
+@pytest.mark.full
 def test_dragging_over_the_chart_chooses_a_time_range(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -202,6 +203,7 @@ def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
     expect(page.locator("#search-error")).to_contain_text("Position 13")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("with_script", [True, False])
 def test_links_keep_all_filters_in_a_tab_of_their_own_and_without_script(
     live: Serve, open_browser: Open, signed_in: Path, with_script: bool
@@ -251,6 +253,7 @@ HEADS = """heads => heads.filter(head => head.offsetWidth)
     .map(head => [head.textContent.trim(), head.offsetWidth, head.scrollWidth > head.clientWidth + 1])"""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "chosen", ["", "?" + "&".join(f"columns={name}" for name in COLUMNS), "?columns=host&columns=error"]
 )

@@ -18,6 +18,7 @@ def opened(live: Serve, page: Page) -> Page:
     return page
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("by", ["Escape", "Close", "Control+k"])
 def test_it_closes_at_once_gives_the_focus_back_and_forgets_what_was_typed(by: str, live: Serve, page: Page) -> None:
     palette = opened(live, page).get_by_role("dialog", name="Search or jump to")
@@ -46,6 +47,7 @@ def test_enter_opens_the_first_thing_that_was_found_for_what_is_typed_not_for_wh
     assert "/settings/admin-events/" in page.url
 
 
+@pytest.mark.full
 def test_the_selection_is_shown_and_the_closing_button_opens_nothing(live: Serve, page: Page) -> None:
     palette = opened(live, page).get_by_role("dialog", name="Search or jump to")
     said = palette.get_by_role("status")

@@ -12,7 +12,7 @@ from tests.workspace import Serve
 from ui.states import WORDS
 from ui.templatetags.ui import badge
 
-pytestmark = pytest.mark.xdist_group("pages")
+pytestmark = pytest.mark.xdist_group("browser")
 
 REVOKED = '<span class="muted">Revoked <time title="whenever">Nov 22, 2026</time></span>'
 SHORT = [f"blocked: {reason.short}" for reason in REASONS.values() if reason.short]
@@ -74,6 +74,7 @@ def page(open_browser: Open, lived_in: Serve, signed_in: Path) -> Page:
     return open_browser(storage_state=signed_in, viewport=DESK, reduced_motion="reduce").new_page()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", SAID)
 def test_no_state_of_a_list_is_cut_on_a_desk(page: Page, lived_in: Serve, path: str) -> None:
     page.goto(lived_in.url + path)
@@ -89,6 +90,7 @@ BESIDE = """list => {
 }"""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("path", "name"), [("/gateways/work/", "Work"), ("/settings/api-tokens", "Status")])
 def test_sideways_scrolling_on_a_phone_is_visible_and_follows_focus(
     page: Page, lived_in: Serve, path: str, name: str
@@ -105,6 +107,7 @@ def test_sideways_scrolling_on_a_phone_is_visible_and_follows_focus(
         assert told["sign"] == "local, local, scroll, scroll"
 
 
+@pytest.mark.full
 def test_the_bar_of_the_log_keeps_its_rows_beside_an_open_call(page: Page, lived_in: Serve) -> None:
     page.goto(f"{lived_in.url}/logs/?range=all")
     page.locator("tbody .row-link").first.click()

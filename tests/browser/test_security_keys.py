@@ -12,6 +12,8 @@ from tests.browser.fixtures import Open
 from tests.browser.people import join, sign_in_where_asked
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.xdist_group("browser")
+
 INDEX = "/settings/second-factor/"
 
 

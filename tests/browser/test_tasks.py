@@ -223,6 +223,7 @@ def stage(live: Serve, page: Page, run: Callable[[App], Upstream]) -> Stage:
     return stage
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("task", MOST_CLICKS, ids=lambda task: str(task.__name__))
 def test_a_task_takes_no_more_clicks_than(task: Task, stage: Stage, page: Page) -> None:
     mouse = Mouse(page)

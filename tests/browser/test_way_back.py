@@ -66,6 +66,7 @@ def test_the_browser_is_led_back(live: Serve, page: Page, trouble: Trouble, addr
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scheme", ["cursor", "vscode", "vscode-insiders"])
 def test_an_app_with_a_scheme_of_its_own_is_called(live: Serve, page: Page, trouble: Trouble, scheme: str) -> None:
     """This machine has no such app: the link stays for people whose browser did not ask."""

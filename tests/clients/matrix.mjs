@@ -2,7 +2,7 @@
 import { text } from "node:stream/consumers";
 
 const { SDK, MODE } = process.env;
-const SECONDS = 15;
+const SECONDS = 60;
 const CANCEL_AFTER_MS = 500;
 const SAMPLED = "said by a model";
 const ROOT = "file:///home/ana/work";

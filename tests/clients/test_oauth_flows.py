@@ -39,6 +39,7 @@ def test_an_app_signs_in_and_calls(
     assert said["text"] == "hello"
 
 
+@pytest.mark.full
 def test_mcp_remote_signs_in_and_calls(live: Serve, desktop: Desktop, owner: Person) -> None:
     url = f"{live.url}/mcp/quickstart"
 

@@ -83,6 +83,7 @@ def test_server_everything_and_the_typescript_sdk_1(live: Serve, npm: Npm, every
     ]
 
 
+@pytest.mark.full
 def test_fastmcp_4_with_its_own_client(live: Serve, fastmcp: str) -> None:
     url, token, other = placed(live, "tasks-fastmcp", fastmcp)
 

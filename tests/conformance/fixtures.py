@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.clients import fixtures as npm
+from tests.eventually import PATIENCE
 from tests.workspace import ROOT, free_port
 
 SERVERS = Path(__file__).resolve().parent / "servers"
@@ -99,7 +100,7 @@ def running(name: str, *more: str) -> Iterator[str]:
             process.wait()
 
 
-def is_listening(process: subprocess.Popen[bytes], port: int, seconds: float = 30) -> bool:
+def is_listening(process: subprocess.Popen[bytes], port: int, seconds: float = PATIENCE) -> bool:
     """Wait up to `seconds` until the process listens on `port`; False as soon as it has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:

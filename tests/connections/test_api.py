@@ -84,6 +84,7 @@ def test_others_rows_take_the_capability(ana: User, viv: User, ann: User, link: 
     assert problem(Rest.of(ann).get(f"/connections/{link.pk}")) == (404, "not_found")
 
 
+@pytest.mark.full
 def test_a_list_is_narrowed(ana: User, ann: User, link: Connection, app: Connection) -> None:
     elsewhere = make.connection(link.host, make.gateway(slug="other"), ana)
     elsewhere.revoke(by=ana)
@@ -101,6 +102,7 @@ def test_a_list_is_narrowed(ana: User, ann: User, link: Connection, app: Connect
     assert found(host="ci BOT", gateway="WORK") == [str(link.pk)]
 
 
+@pytest.mark.full
 def test_one_token_expired_and_another_revoked_are_no_active_one(ana: User, link: Connection) -> None:
     expired, revoked = make.token(link).token, make.token(link).token
     Token.objects.filter(pk=expired.pk).update(expires_at=timezone.now())
@@ -110,6 +112,7 @@ def test_one_token_expired_and_another_revoked_are_no_active_one(ana: User, link
     assert (row["status"], results(Rest.of(ana).get("/connections", status="active"))) == ("expired", [])
 
 
+@pytest.mark.full
 def test_the_rows_of_one_gateway(ana: User, ann: User, link: Connection, app: Connection) -> None:
     make.connection(link.host, make.gateway(slug="other"), ana)
     closed = make.gateway(slug="closed", reach="teams")
@@ -216,6 +219,7 @@ def test_without_an_active_token_there_is_nothing_to_regenerate(ana: User, link:
     assert problem(Rest.of(ana).post(f"/connections/{link.pk}/regenerate")) == (409, "connection_revoked")
 
 
+@pytest.mark.full
 def test_the_token_of_anothers_agent_is_asked_for_and_its_secret_told_to_nobody(link: Connection) -> None:
     token = make.token(link).token
     path = f"/connections/{link.pk}/regenerate"

@@ -84,6 +84,7 @@ def test_a_skipped_identity_is_brought_later_without_capability_enrolment_or_ano
     assert (told.target_id, told.changes) == (str(link.pk), {"GitHub": [None, "later"]})
 
 
+@pytest.mark.full
 def test_apps_carry_identities_as_agents_do(ann: User, work: Gateway, place: Assignment, sign_in: SignIn) -> None:
     app = make.app_connection(ann, work)
 
@@ -92,6 +93,7 @@ def test_apps_carry_identities_as_agents_do(ann: User, work: Gateway, place: Ass
     assert getattr(carried(app), "label", "") == "later"
 
 
+@pytest.mark.full
 def test_one_that_is_brought_heals_every_own_connection_that_carried_the_old_or_lacks_one(
     ann: User, ben: User, link: Connection, work: Gateway, place: Assignment, sign_in: SignIn
 ) -> None:
@@ -137,6 +139,7 @@ def test_only_this_connection_changes_when_its_person_says_so(
     assert carried(other) is None
 
 
+@pytest.mark.full
 def test_another_of_ones_own_is_used_and_dropped_again(
     ann: User, link: Connection, place: Assignment, sign_in: SignIn
 ) -> None:
@@ -158,6 +161,7 @@ def test_another_of_ones_own_is_used_and_dropped_again(
     assert [change["GitHub"] for change in labels] == [[None, "first"], ["first", "second"], ["second", None]]
 
 
+@pytest.mark.full
 def test_a_mistake_in_the_form_loses_nothing_of_it(
     ann: User, link: Connection, place: Assignment, sign_in: SignIn
 ) -> None:
@@ -211,6 +215,7 @@ def test_a_revoked_connection_carries_nothing_new(ann: User, link: Connection, p
     assert Connection.objects.carry(own, by=ann) == 0
 
 
+@pytest.mark.full
 def test_carrying_what_is_carried_already_is_no_change(
     ann: User, link: Connection, place: Assignment, sign_in: SignIn
 ) -> None:
@@ -232,6 +237,7 @@ def revoke(link: Connection, place: Assignment, by: User) -> None:
     Connection.objects.get(pk=link.pk).revoke(by=by)
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("act", "field", "words"),
@@ -263,6 +269,7 @@ def test_a_concurrent_change_is_reported_while_bringing_an_identity_and_nothing_
     assert carried(link) is None
 
 
+@pytest.mark.full
 def test_each_row_says_its_one_state_and_by_whom(
     ann: User, ana: User, link: Connection, place: Assignment, sign_in: SignIn
 ) -> None:
@@ -298,6 +305,7 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert ">missing<" in now()
 
 
+@pytest.mark.full
 def test_the_connection_an_error_leads_to_comes_first(
     ann: User, link: Connection, place: Assignment, work: Gateway, sign_in: SignIn
 ) -> None:
@@ -309,6 +317,7 @@ def test_the_connection_an_error_leads_to_comes_first(
     assert sign_in(ann).get(f"{PATH}?connection=nothing").status_code == 200
 
 
+@pytest.mark.full
 def test_a_new_per_user_server_puts_connections_on_needs_attention_and_says_so_to_both(
     ann: User, ana: User, link: Connection, work: Gateway, place: Assignment, sign_in: SignIn
 ) -> None:
@@ -334,6 +343,7 @@ def test_a_new_per_user_server_puts_connections_on_needs_attention_and_says_so_t
     assert Rest.of(ann).get(f"/connections/{link.pk}").json()["needs_identity"] is False
 
 
+@pytest.mark.full
 def test_rest_tells_and_changes_what_a_connection_carries(
     ann: User, ana: User, link: Connection, place: Assignment
 ) -> None:
@@ -353,6 +363,7 @@ def test_rest_tells_and_changes_what_a_connection_carries(
     assert (dropped.status_code, carried(link)) == (204, None)
 
 
+@pytest.mark.full
 def test_rest_brings_one_everywhere_or_only_stores_it(ann: User, link: Connection, place: Assignment) -> None:
     rest, body = Rest.of(ann), {"server_id": str(place.server_id), "secret": "s3cret"}
 
@@ -369,6 +380,7 @@ def test_rest_brings_one_everywhere_or_only_stores_it(ann: User, link: Connectio
     assert getattr(carried(link), "label", "") == "next"
 
 
+@pytest.mark.full
 def test_the_page_of_identities_costs_the_same_for_one_server_and_for_many(
     ann: User, link: Connection, work: Gateway, sign_in: SignIn
 ) -> None:
@@ -387,6 +399,7 @@ def test_the_page_of_identities_costs_the_same_for_one_server_and_for_many(
     assert len(many) == len(one)
 
 
+@pytest.mark.full
 def test_an_administrator_without_the_capability_to_see_connections_is_told_no_more_than_the_number(
     ann: User, link: Connection, work: Gateway, sign_in: SignIn
 ) -> None:

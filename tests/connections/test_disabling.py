@@ -110,6 +110,7 @@ def test_a_tool_comes_back_as_its_row(ana: User, link: Connection, sign_in: Sign
 # --- Disable and revoke all connections -------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_second_button_is_for_those_who_hold_both(link: Connection, sign_in: SignIn) -> None:
     path, words = path_of("host", link), "Disable and revoke all connections"
 

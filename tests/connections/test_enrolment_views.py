@@ -104,6 +104,7 @@ def test_the_overview_loads_it_and_it_is_a_page_of_its_own(ana: User, bot: Host,
     assert text(client.get(path(bot), headers=HTMX)).lstrip().startswith("<section")
 
 
+@pytest.mark.full
 def test_it_costs_the_same_for_one_person_and_for_many(
     ana: User, bot: Host, work: Gateway, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:

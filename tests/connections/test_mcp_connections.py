@@ -59,6 +59,7 @@ def test_a_row_says_everything_that_is_asked_for(ana: User, max: User, sign_in: 
     assert number(page) == "1 connection, 1 active"
 
 
+@pytest.mark.full
 def test_the_page_says_that_agents_are_listed_elsewhere_and_leads_there(ana: User, sign_in: SignIn) -> None:
     """By default only apps are listed, so people with agents only would see an unexplained empty list."""
     make.connection(make.agent(by=ana, name="Nightly"), make.gateway(), ana)
@@ -71,6 +72,7 @@ def test_the_page_says_that_agents_are_listed_elsewhere_and_leads_there(ana: Use
     assert names(client.get(f"{PATH}?type=agent")) == ["Nightly"]
 
 
+@pytest.mark.full
 def test_an_app_without_a_name_is_an_mcp_client(ana: User, sign_in: SignIn) -> None:
     link = make.app_connection(ana, make.gateway(), name="")
 
@@ -93,6 +95,7 @@ def test_each_capability_to_see_or_change_connections_opens_the_page(capability:
         assert "View MCP connections" in text(page)
 
 
+@pytest.mark.full
 def test_settings_lead_to_it_as_mcp(ana: User, ann: User, sign_in: SignIn) -> None:
     link = f'<a href="{PATH}">MCP</a>'
 
@@ -145,6 +148,7 @@ def test_a_row_has_the_buttons_its_state_allows(
     assert (">blocked: gateway disabled<" in row(page, link)) is (state == "gateway")
 
 
+@pytest.mark.full
 def test_a_revoked_row_stays_last_with_a_red_badge_and_its_date(ana: User, ann: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     old = make.app_connection(ann, gateway, name="Claude Desktop")
@@ -181,6 +185,7 @@ def test_revoking_swaps_the_row_and_the_second_number(ana: User, ann: User, sign
     assert not Token.objects.active().filter(connection=link).exists()
 
 
+@pytest.mark.full
 def test_the_numbers_of_an_answer_follow_what_the_page_shows(ana: User, sign_in: SignIn) -> None:
     link = a_connection(ana)
     make.token(link)
@@ -214,6 +219,7 @@ def test_an_agents_secret_regenerated_here_comes_with_its_row(ana: User, sign_in
     assert f'<tr id="connection-{link.pk}" data-state="active" class="changed" hx-swap-oob="true">' in text(answer)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "expected", "counted"),
     [
@@ -242,6 +248,7 @@ def test_the_query_string_narrows_the_list_and_its_numbers(
     assert number(page) == counted
 
 
+@pytest.mark.full
 def test_a_key_prefix_finds_its_connection(ana: User, sign_in: SignIn) -> None:
     link, _ = make.app_connection(ana, make.gateway(), name="Claude"), make.app_connection(ana, make.gateway())
     prefix = Token.objects.get(connection=link).prefix
@@ -249,6 +256,7 @@ def test_a_key_prefix_finds_its_connection(ana: User, sign_in: SignIn) -> None:
     assert names(sign_in(ana).get(PATH, {"q": prefix})) == ["Claude"]
 
 
+@pytest.mark.full
 def test_an_empty_page_says_how_rows_get_there(ana: User, sign_in: SignIn) -> None:
     page = text(sign_in(ana).get(PATH))
 
@@ -257,6 +265,7 @@ def test_an_empty_page_says_how_rows_get_there(ana: User, sign_in: SignIn) -> No
     assert number(sign_in(ana).get(PATH)) == "0 connections, 0 active"
 
 
+@pytest.mark.full
 def test_there_is_no_button_to_make_a_connection_by_hand(ana: User, sign_in: SignIn) -> None:
     make.app_connection(ana, make.gateway())
 
@@ -273,6 +282,7 @@ def test_htmx_gets_the_rows_and_the_numbers_alone(ana: User, sign_in: SignIn) ->
     assert 'id="connection-number" hx-swap-oob="true"' in fragment
 
 
+@pytest.mark.full
 def test_the_page_costs_the_same_for_one_row_and_for_many(
     ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -284,6 +294,7 @@ def test_the_page_costs_the_same_for_one_row_and_for_many(
         client.get(PATH)
 
 
+@pytest.mark.full
 def test_a_full_page_stays_light(ana: User, sign_in: SignIn) -> None:
     for _ in range(52):
         make.app_connection(ana, make.gateway())

@@ -134,6 +134,7 @@ def test_settings_lead_to_it_and_strangers_sign_in_first(ann: User, sign_in: Sig
     assert Client().get(PATH)["Location"].startswith("/accounts/login/")
 
 
+@pytest.mark.full
 def test_the_page_costs_the_same_for_one_row_and_for_many(
     ann: User, link: Connection, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -147,6 +148,7 @@ def test_the_page_costs_the_same_for_one_row_and_for_many(
         client.get(PATH)
 
 
+@pytest.mark.full
 def test_a_full_page_stays_light(ann: User, link: Connection, sign_in: SignIn) -> None:
     for _ in range(50):
         make.identity(mine(link).server, ann)

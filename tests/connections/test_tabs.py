@@ -99,6 +99,7 @@ def test_the_status_never_claims_to_work_when_it_cannot(
     assert words in seen
 
 
+@pytest.mark.full
 def test_revoked_outranks_disabled_and_disabled_outranks_expired(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     path = f"/hosts/{connection.host_id}/connections/"
@@ -154,6 +155,7 @@ def test_an_apps_tab_says_that_connections_appear_by_themselves(ana: User, sign_
     assert "Add a connection" not in page
 
 
+@pytest.mark.full
 def test_the_list_refreshes_itself_when_the_window_is_looked_at_again(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     path = f"/hosts/{connection.host_id}/connections/"
@@ -166,6 +168,7 @@ def test_the_list_refreshes_itself_when_the_window_is_looked_at_again(ana: User,
     assert 'id="connection-count" hx-swap-oob="true">1</span>' in fragment
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -199,6 +202,7 @@ def test_the_query_string_narrows_the_tab(query: str, names: set[str], ana: User
     assert {one.connection.host.name for one in response.context["rows"]} == names
 
 
+@pytest.mark.full
 def test_the_tab_costs_the_same_for_one_row_and_for_many(
     ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -211,6 +215,7 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
         client.get(f"/hosts/{host.pk}/connections/")
 
 
+@pytest.mark.full
 def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
     host = make.agent(by=ana)
     for _ in range(52):
@@ -305,6 +310,7 @@ def test_a_connection_without_any_token_takes_another(ana: User, sign_in: SignIn
     assert f"host={connection.host_id}&amp;gateway={connection.gateway.slug}" in row(page, connection)
 
 
+@pytest.mark.full
 def test_a_gateway_that_its_reader_may_not_open_is_no_link(ana: User, sign_in: SignIn) -> None:
     link = a_connection(ana)
     link.gateway.edit(reach="teams", by=ana)
@@ -318,6 +324,7 @@ def test_a_gateway_that_its_reader_may_not_open_is_no_link(ana: User, sign_in: S
     assert f'href="/gateways/{link.gateway.slug}/"' in of_manager
 
 
+@pytest.mark.full
 def test_a_gateway_for_teams_without_a_team_says_so(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway(reach="teams")
     client = sign_in(ana)

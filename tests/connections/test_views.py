@@ -77,6 +77,7 @@ def test_everybody_may_end_their_own_connection(sign_in: SignIn) -> None:
     assert (connection.is_live, connection.revoked_by) == (False, ann)
 
 
+@pytest.mark.full
 def test_a_viewer_sees_rows_without_any_control(viv: User, sign_in: SignIn) -> None:
     connection = a_connection(make.user())
     make.token(connection)
@@ -173,6 +174,7 @@ def test_revoking_ends_the_connection_and_its_tokens_for_good(ana: User, sign_in
     assert not connection.is_live
 
 
+@pytest.mark.full
 def test_revoking_twice_says_so_and_writes_one_event(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     client = sign_in(ana)
@@ -184,6 +186,7 @@ def test_revoking_twice_says_so_and_writes_one_event(ana: User, sign_in: SignIn)
     assert Event.objects.filter(action="connection.revoked").count() == 1
 
 
+@pytest.mark.full
 def test_without_script_one_comes_back_to_the_tab(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
 

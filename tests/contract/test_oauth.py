@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import httpx
 import pytest
 
+from tests.cases import full
 from tests.contract.agents import Agent, text
 from tests.contract.running import Workspace
 from tests.contract.servers import Server
@@ -115,11 +116,11 @@ def test_app_that_was_allowed_calls_at_its_gateway_and_at_no_other(
     ("name", "value", "error"),
     [
         ("redirect_uri", OTHER_CALLBACK, "invalid_grant"),
-        ("redirect_uri", "https://evil.example/callback", "invalid_grant"),
+        full(("redirect_uri", "https://evil.example/callback", "invalid_grant")),
         ("code_verifier", "x" * 64, "invalid_grant"),
-        ("code_verifier", "", "invalid_grant"),
+        full(("code_verifier", "", "invalid_grant")),
         ("resource", "another gateway", "invalid_target"),
-        ("resource", "another gateway too", "invalid_target"),
+        full(("resource", "another gateway too", "invalid_target")),
         ("client_id", "another app", "invalid_grant"),
     ],
 )

@@ -73,6 +73,7 @@ def test_nobody_gives_a_role_what_they_do_not_hold(workspace: Workspace) -> None
     assert (invited.status_code, invited.json()["code"]) == (403, "beyond_yours")
 
 
+@pytest.mark.full
 def test_passwords_cannot_be_tried_without_end(workspace: Workspace) -> None:
     person = new_person(workspace, "hosts:read")
     # A browser in which somebody has signed in has its own attempts; one with an invented cookie does not.
@@ -101,6 +102,7 @@ def test_passwords_cannot_be_tried_without_end(workspace: Workspace) -> None:
     assert elsewhere.is_signed_in()
 
 
+@pytest.mark.full
 def test_start_with_another_address_of_the_administrator_makes_no_second_one(workspace: Workspace) -> None:
     other, password = f"{unique('mallory')}@example.com", "a third horse 9 battery"
     assert workspace.sign_in(OWNER, PASSWORD).is_signed_in()

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.cases import first
 from tests.contract.agents import Agent, Object, eventually, text
 from tests.contract.conftest import Run
 from tests.contract.running import Workspace
@@ -197,7 +198,7 @@ def signature_of_another(workspace: Workspace, checkpoint: Checkpoint) -> Checkp
     return replace(checkpoint, signature=workspace.checkpoint_key.sign(b"another"))
 
 
-@pytest.mark.parametrize("forge", [another_before_it, another_key, signature_of_another])
+@pytest.mark.parametrize("forge", first(1, [signature_of_another, another_key, another_before_it]))
 def test_forged_checkpoint_is_found(
     workspace: Workspace, place: Place, kept_key: Path, forge: Callable[[Workspace, Checkpoint], Checkpoint]
 ) -> None:

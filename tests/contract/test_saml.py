@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from lxml import etree, html
 
+from tests.cases import first
 from tests.contract.running import Workspace
 from tests.contract.web import Browser
 from tests.contract.world import results, unique
@@ -180,7 +181,8 @@ def test_answer_signs_in_only_the_browser_that_asked(workspace: Workspace, organ
 
 
 @pytest.mark.parametrize(
-    "changes", [{"audience": "https://other.example.com"}, {"acs": "https://other.example.com/acs"}, {"lasts": -120}]
+    "changes",
+    first(1, [{"audience": "https://other.example.com"}, {"acs": "https://other.example.com/acs"}, {"lasts": -120}]),
 )
 def test_answer_for_another_or_of_earlier_is_refused(
     workspace: Workspace, organisation: Organisation, changes: dict[str, Any]

@@ -138,6 +138,7 @@ def test_a_block_that_runs_lists_the_tools(slug: str, filled: bool, issued: dict
     assert "echo" in done.stdout, done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("slug", sorted(SIGN_IN))
 def test_a_block_that_signs_in_lists_the_tools_as_the_person_who_allowed_it(
     slug: str, live: Serve, desktop: Desktop, owner: Person

@@ -127,6 +127,7 @@ def test_an_export_is_taken_as_printed(live: Serve, tmp_path: Path) -> None:
     assert all("export" not in row for row in rows)
 
 
+@pytest.mark.full
 def test_an_auditor_is_answered_as_printed(live: Serve, tmp_path: Path) -> None:
     page = (HOW_TO / "answer-an-auditor.md").read_text()
     script = "\n".join(re.findall(r"<!-- audit -->\n```bash\n(.*?)```", page, re.DOTALL))

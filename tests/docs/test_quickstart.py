@@ -95,6 +95,7 @@ def servers(npm: Npm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         }
 
 
+@pytest.mark.full
 def test_an_agent_calls_until_it_is_revoked_as_the_page_says(
     newcomer: Newcomer, terminal: Terminal, open_browser: Open
 ) -> None:

@@ -283,6 +283,7 @@ def test_no_page_shows_a_secret(boss: Client, step: int) -> None:
     assert not [secret for secret in secrets if secret in seen]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", FROZEN)
 def test_a_list_takes_as_many_statements_as_ever(boss: Client, name: str) -> None:
     counts = []
@@ -298,6 +299,7 @@ def test_a_list_takes_as_many_statements_as_ever(boss: Client, name: str) -> Non
     assert counts == [FROZEN[name]] * 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("model", "lookup"),
     [
@@ -328,6 +330,7 @@ def test_a_list_is_narrowed_by_what_it_shows_only(boss: Client, model: str, look
     assert boss.get(f"{listing(model)}?{lookup}").status_code == 400
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("model", registered())
 def test_every_filter_that_is_offered_works(boss: Client, model: str) -> None:
     world(user_of(boss))
@@ -383,6 +386,7 @@ def test_an_action_says_what_it_cuts_before_it_acts(boss: Client) -> None:
     assert (event.via, event.actor_id, event.target_id) == ("django_admin", user_of(boss).pk, str(host.pk))
 
 
+@pytest.mark.full
 def test_an_action_says_in_words_that_it_was_done(boss: Client) -> None:
     confirmed(boss)
 
@@ -400,6 +404,7 @@ def test_the_how_to_of_people_names_every_table_of_staff() -> None:
     assert sorted(name.lower() for name in documented) == sorted(tables)
 
 
+@pytest.mark.full
 def test_every_action_records_one_event_here_or_in_the_table_of_verbs(boss: Client) -> None:
     table = (ROOT / "tests" / "house" / "verbs.py").read_text()
     tried = {(model.replace("/", "."), name) for model, name in re.findall(r'admin\("([a-z_/]+)", "(\w+)"', table)}
@@ -482,6 +487,7 @@ def test_teams_are_made_changed_and_deleted_by_their_verbs(boss: Client) -> None
     assert list(actions) == ["team.created", "team.updated", "team.removed"]
 
 
+@pytest.mark.full
 def test_teams_of_who_holds_more_are_refused_in_words(boss: Client) -> None:
     officer = user_of(boss)
     clerk = make.user(Capability.PEOPLE_MANAGE, is_staff=True)
@@ -518,6 +524,7 @@ def test_nothing_else_can_be_added_changed_or_deleted(boss: Client) -> None:
     assert Call.objects.count() == 1
 
 
+@pytest.mark.full
 def test_ended_tokens_have_no_form(boss: Client) -> None:
     made = world(user_of(boss))
     page = reverse("admin:tokens_token_change", args=[made.token.pk])
@@ -536,6 +543,7 @@ def test_an_app_is_not_renamed_by_hand(boss: Client) -> None:
     assert 'name="_save"' not in boss.get(reverse("admin:hosts_host_change", args=[app.pk])).text
 
 
+@pytest.mark.full
 def test_the_log_is_read_by_cursor_and_has_no_form(boss: Client) -> None:
     for number in range(51):
         make.call(method=f"m{number}")
@@ -550,6 +558,7 @@ def test_the_log_is_read_by_cursor_and_has_no_form(boss: Client) -> None:
     assert boss.get(reverse("admin:auditlog_call_change", args=[Call.objects.all()[0].pk])).status_code == 404
 
 
+@pytest.mark.full
 def test_a_call_is_searched_by_what_has_an_index(boss: Client) -> None:
     made = world(user_of(boss))
     other = make.call(host_name="another")

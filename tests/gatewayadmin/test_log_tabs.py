@@ -72,6 +72,7 @@ def test_a_connection_s_calls_are_one_step_away(ana: User, sign_in: SignIn) -> N
     assert [call.feature_name for call in listed.context["page"].rows] == ["mine"]
 
 
+@pytest.mark.full
 def test_each_row_of_what_was_used_leads_to_its_calls_also_when_it_has_ended(ana: User, sign_in: SignIn) -> None:
     server, gateway = make.server(auth_type="bearer"), make.gateway()
     make.assignment(gateway, server, identity_scheme="per_user")

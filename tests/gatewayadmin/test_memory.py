@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # The first buffer makes glibc take later ones from its heap, which cannot shrink below the data behind them.
 FLOOD = """
 import os
@@ -24,6 +26,7 @@ print(before - taken())
 """
 
 
+@pytest.mark.full
 def test_freed_buffers_of_large_answers_go_back_to_the_system() -> None:
     given_back = subprocess.run([sys.executable, "-c", FLOOD], capture_output=True, text=True, check=True).stdout
 

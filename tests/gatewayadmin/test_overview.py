@@ -84,6 +84,7 @@ def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in:
     assert "CI bot" in text(response)
 
 
+@pytest.mark.full
 def test_calls_and_refusals_stand_in_one_column_and_what_else_there_is_in_the_other(ana: User, sign_in: SignIn) -> None:
     a_call(Outcome.DENIED, deny_reason="host_disabled")
     make.server()
@@ -96,6 +97,7 @@ def test_calls_and_refusals_stand_in_one_column_and_what_else_there_is_in_the_ot
     assert page[titles[0] : titles[-1]].count('<div class="stack">') == 1
 
 
+@pytest.mark.full
 def test_each_figure_of_the_last_day_is_told_once(ana: User, sign_in: SignIn) -> None:
     """In the plots, or as plain numbers while there are no roll-ups."""
     a_call(Outcome.OK)
@@ -115,6 +117,7 @@ def test_each_figure_of_the_last_day_is_told_once(ana: User, sign_in: SignIn) ->
     assert "<span>Requests 7 d</span>" in text(client.get("/?range=7d"))
 
 
+@pytest.mark.full
 def test_without_traffic_the_page_says_how_to_begin(ana: User, sign_in: SignIn) -> None:
     page = text(sign_in(ana).get("/"))
 
@@ -123,6 +126,7 @@ def test_without_traffic_the_page_says_how_to_begin(ana: User, sign_in: SignIn) 
     assert "You have no API tokens." in page
 
 
+@pytest.mark.full
 def test_the_first_step_is_the_one_that_is_still_missing(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     assert "Create <a" in text(client.get("/"))
@@ -139,6 +143,7 @@ def test_the_first_step_is_the_one_that_is_still_missing(ana: User, sign_in: Sig
     assert "You are connected: make the first call" in text(client.get("/"))
 
 
+@pytest.mark.full
 def test_the_page_costs_the_same_however_much_there_is(
     ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -181,6 +186,7 @@ def test_tokens_that_end_within_a_week_are_listed(ana: User, sign_in: SignIn) ->
     assert "ends-late" not in expiring
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("tokens", "told"), [(SHOWN, f">{SHOWN}<"), (SHOWN + 1, f">{SHOWN}+<")])
 def test_more_expiring_tokens_than_are_listed_are_said_to_be_more(
     tokens: int, told: str, ana: User, sign_in: SignIn
@@ -195,6 +201,7 @@ def test_more_expiring_tokens_than_are_listed_are_said_to_be_more(
     assert heading.startswith("Tokens expiring in 14 days")
 
 
+@pytest.mark.full
 def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> None:
     server, other = make.server(name="Docs"), make.server(name="Quiet")
     a_call(Outcome.OK, server_id=server.pk)
@@ -208,6 +215,7 @@ def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> Non
     assert f'aria-label="{other.name}, last 24 hours: 0 with answers alone, 0 with failures"' in page
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("of", ["a name ", "\N{CJK UNIFIED IDEOGRAPH-8A9E}"])
 def test_a_dashboard_among_the_longest_names_stays_light(of: str, ana: User, sign_in: SignIn) -> None:
     def longest(length: int) -> str:
@@ -234,6 +242,7 @@ def test_a_dashboard_among_the_longest_names_stays_light(of: str, ana: User, sig
     assert wire_size(sign_in(ana).get("/")) <= 30 * 1024
 
 
+@pytest.mark.full
 def test_a_list_that_is_cut_still_says_how_many_there_are(max: User, sign_in: SignIn) -> None:
     for number in range(21):
         gateway = make.gateway(name=f"open {number}")
@@ -249,6 +258,7 @@ def test_a_list_that_is_cut_still_says_how_many_there_are(max: User, sign_in: Si
     ]
 
 
+@pytest.mark.full
 def test_servers_that_are_switched_off_are_not_none(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     assert "No servers yet." in text(client.get("/"))
@@ -259,6 +269,7 @@ def test_servers_that_are_switched_off_are_not_none(ana: User, sign_in: SignIn) 
     assert "No server is enabled." in text(client.get("/"))
 
 
+@pytest.mark.full
 def test_nothing_of_ones_own_looks_as_if_it_worked_when_it_does_not(max: User, sign_in: SignIn) -> None:
     team = Team.objects.create(name="Platform")
     max.teams.add(team)
@@ -289,6 +300,7 @@ def test_a_server_that_is_down_has_its_effect_on_tools_explained(ana: User, sign
     assert "Docs is down</b><small>Refused the connection. Its tools stay listed; calls of them fail" in page
 
 
+@pytest.mark.full
 def test_failing_sinks_and_refused_identities_need_the_attention_of_who_may_act(sign_in: SignIn) -> None:
     owner, keeper = make.user(), make.user(Capability.SINKS_MANAGE)
     watcher = make.user(Capability.MCP_CONNECTIONS_READ)

@@ -282,6 +282,7 @@ async def read(page: Any) -> tuple[int, str]:
     return page.status_code, b"".join(parts).decode()
 
 
+@pytest.mark.full
 def test_one_person_has_no_more_than_three_runs_at_once_and_others_still_run(run: Run, member: User) -> None:
     held, other = Held(run), make.user(Capability.OAUTH_CONNECT)
     sent_first = (member, member, member, member, member, other)
@@ -298,6 +299,7 @@ def test_one_person_has_no_more_than_three_runs_at_once_and_others_still_run(run
     assert [status for status, _ in held.asks(member, member, member)] == [200] * 3
 
 
+@pytest.mark.full
 def test_no_more_runs_at_once_than_a_process_has_places(
     run: Run, member: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +329,7 @@ def test_a_run_for_which_there_is_no_place_makes_nothing_and_loses_nothing(
     assert not AccessToken.objects.exists()
 
 
+@pytest.mark.full
 def test_disconnecting_before_the_answer_frees_the_slot(run: Run, member: User) -> None:
     held = Held(run)
 
@@ -350,6 +353,7 @@ def test_a_gateway_out_of_reach_is_none_and_nothing_is_asked_of_it(run: Run, mem
     assert not Call.objects.exists()
 
 
+@pytest.mark.full
 def test_reach_that_was_lost_is_lost_for_the_connection_it_had(run: Run, member: User) -> None:
     gateway = gateway_of(run, says)
     sent(member)
@@ -369,6 +373,7 @@ def test_people_who_may_not_connect_apps_cannot_run_tools(run: Run) -> None:
     assert not Connection.objects.exists()
 
 
+@pytest.mark.full
 def test_where_new_apps_wait_for_approval_the_playground_waits_too(run: Run, member: User) -> None:
     gateway_of(run, says)
     WorkspaceSettings.load()
@@ -397,6 +402,7 @@ def test_disabled_objects_stop_a_run_like_an_agent(layer: str, run: Run, member:
     assert f'"reason": "{layer}_disabled"' in html.unescape(page)
 
 
+@pytest.mark.full
 def test_a_revoked_connection_stays_ended_and_the_next_run_opens_another(run: Run, member: User) -> None:
     gateway_of(run, says)
     sent(member)
@@ -428,6 +434,7 @@ def test_a_denial_shows_what_an_agent_gets_and_its_act_to_who_may(run: Run, memb
     assert gateway.enabled
 
 
+@pytest.mark.full
 def test_another_persons_connection_cannot_be_checked_as(run: Run, member: User) -> None:
     gateway = gateway_of(run, says)
     other = make.connection(make.agent(by=make.user(), name="Secret agent"), gateway, make.user())
@@ -440,6 +447,7 @@ def test_another_persons_connection_cannot_be_checked_as(run: Run, member: User)
     assert not Call.objects.exists()
 
 
+@pytest.mark.full
 def test_another_persons_arguments_are_not_filled_in(member: User, sign_in: SignIn) -> None:
     reader = make.user(Capability.OAUTH_CONNECT, Capability.LOGS_PAYLOADS)
     make.gateway(slug="work")
@@ -514,6 +522,7 @@ def test_pictures_are_all_that_the_page_draws_from_itself(member: User, sign_in:
     assert "data:" not in policy.replace("img-src 'self' data:", "")
 
 
+@pytest.mark.full
 def test_an_answer_too_large_for_a_page_is_cut_and_says_so(run: Run, member: User) -> None:
     async def huge(request: Request) -> None:
         await request.answer({"content": [{"type": "text", "text": "x" * (3 << 20)}]})

@@ -165,6 +165,7 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
     assert "The database cannot be reached" in refusal(fresh_home, **files)  # Keys and all were taken.
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

@@ -71,6 +71,7 @@ def test_a_mail_server_is_a_step_where_people_are_elsewhere(owner: User, setting
     assert done(owner) == ["mail"]
 
 
+@pytest.mark.full
 def test_the_way_from_a_server_to_a_gateway_is_named_at_the_step_and_on_the_page_of_the_server(
     owner: User, sign_in: SignIn
 ) -> None:
@@ -95,6 +96,7 @@ def test_the_dashboard_shows_them_to_who_sets_up_and_says_who_else_may(sign_in: 
     assert "First steps" not in text(sign_in(make.user(*(set(Capability) - set(SETS_UP)))).get("/"))
 
 
+@pytest.mark.full
 def test_the_page_asks_again_and_gets_an_answer_when_something_has_happened(owner: User, sign_in: SignIn) -> None:
     client = sign_in(owner)
     asks = client.get("/").context["setup"].url
@@ -126,6 +128,7 @@ def test_the_first_call_is_named_and_when_all_is_done_it_says_so(owner: User, si
     assert "First steps" not in text(client.get("/"))
 
 
+@pytest.mark.full
 def test_workspace_managers_hide_the_first_steps_for_everybody_and_show_them_again(
     owner: User, sign_in: SignIn
 ) -> None:

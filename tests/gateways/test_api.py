@@ -122,6 +122,7 @@ def test_a_gateway_is_made(ana: User) -> None:
     assert set(errors(rest.post("/gateways", {"name": "Other", "enabled": False}))) == {"enabled"}
 
 
+@pytest.mark.full
 def test_a_gateway_is_edited_but_for_its_slug(ana: User, work: Gateway) -> None:
     team = Team.objects.create(name="Support")
     rest = Rest.of(ana)
@@ -197,6 +198,7 @@ def test_an_assignment_is_edited_switched_and_removed(ana: User, work: Gateway, 
     assert results(rest.get("/gateways/work/servers")) == []
 
 
+@pytest.mark.full
 def test_a_server_without_alias_is_addressed_by_id(ana: User, work: Gateway) -> None:
     rest = Rest.of(ana)
     bare = rest.patch("/gateways/work/servers/docs", {"alias": ""}).json()
@@ -214,6 +216,7 @@ def test_an_assignment_of_another_gateway_is_not_found(ana: User, work: Gateway)
 # --- Tools ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_tools_are_listed_and_switched(ana: User, work: Gateway, search: Feature) -> None:
     rest = Rest.of(ana)
 
@@ -227,6 +230,7 @@ def test_tools_are_listed_and_switched(ana: User, work: Gateway, search: Feature
     assert Event.objects.get(action="feature.disabled").via == "api"
 
 
+@pytest.mark.full
 def test_refreshing_asks_every_server(ana: User, docs: Server, work: Gateway, run: Run, settings: LazySettings) -> None:
     from ipaddress import ip_network
 

@@ -76,6 +76,7 @@ def test_a_server_that_is_down_is_named_above_the_list(work: Gateway, ana: User,
     assert "server disabled" in page
 
 
+@pytest.mark.full
 def test_the_tab_costs_the_same_for_one_row_and_for_many(
     work: Gateway, ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -223,6 +224,7 @@ def assigned_by_another(gateway: Gateway, alias: str) -> Callable[[], object]:
     return lambda: make.assignment(Gateway.objects.get(pk=gateway.pk), other, alias=alias)
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("typed", "taken", "words"),
@@ -262,6 +264,7 @@ def test_another_server_brings_its_own_identities_into_the_open_dialog(
     assert 'value="per_user" id="id_identity_scheme_0" required checked' in part or "checked" in part
 
 
+@pytest.mark.full
 def test_without_any_server_the_dialog_says_so(work: Gateway, ana: User, sign_in: SignIn) -> None:
     page = text(sign_in(ana).get("/gateways/work/assign/"))
 
@@ -331,6 +334,7 @@ def test_removing_asks_first_and_frees_the_alias(work: Gateway, docs: Server, an
     assert [one.alias for one in work.assignments.live()] == ["docs"]
 
 
+@pytest.mark.full
 def test_links_to_servers_are_for_who_may_open_them(work: Gateway, docs: Server, sign_in: SignIn) -> None:
     make.assignment(work, docs)
 

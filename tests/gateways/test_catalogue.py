@@ -73,6 +73,7 @@ def names(gateways: list[Gateway]) -> list[str]:
     return [gateway.name for gateway in gateways]
 
 
+@pytest.mark.full
 def test_a_tool_on_several_gateways_is_one_entry_that_names_them(
     work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_tool_on_several_gateways_is_one_entry_that_names_them(
     assert names(entry(client, "write").gateways) == ["Work"]
 
 
+@pytest.mark.full
 def test_tools_of_the_same_name_of_two_servers_are_two_entries(work: Assignment, ana: User, sign_in: SignIn) -> None:
     other = make.assignment(work.gateway, make.server(name="Mail", slug="mail"))
     offer(work, other, search={})
@@ -149,6 +151,7 @@ def test_titles_and_descriptions_are_searched(work: Assignment, max: User, sign_
     assert listed(sign_in(max), "?q=WEATHER") == ["a", "b"]
 
 
+@pytest.mark.full
 def test_definitions_awaiting_a_decision_lead_to_their_page(
     work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
 ) -> None:
@@ -170,6 +173,7 @@ def test_features_after_the_first_list_are_new_for_a_week(work: Assignment, ana:
     assert listed(sign_in(ana), "?show=new") == ["late"]
 
 
+@pytest.mark.full
 def test_calls_are_those_of_the_tool_on_all_gateways_and_no_others(
     work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
 ) -> None:
@@ -203,6 +207,7 @@ def test_people_who_may_not_read_the_log_see_no_calls(work: Assignment, max: Use
     assert {tool["calls"] for tool in results(Rest.of(max).get("/tools"))} == {None}
 
 
+@pytest.mark.full
 def test_roll_ups_tell_of_tools_what_the_log_tells(
     work: Assignment, lab: Assignment, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +234,7 @@ def test_roll_ups_tell_of_tools_what_the_log_tells(
     assert entry(client, "often").calls == 2
 
 
+@pytest.mark.full
 def test_the_tools_called_last_stand_in_the_order_of_their_calls_counted_or_not(
     work: Assignment, lab: Assignment, ana: User
 ) -> None:
@@ -249,6 +255,7 @@ def test_the_tools_called_last_stand_in_the_order_of_their_calls_counted_or_not(
     assert (last("-last"), last("last")) == (["c", "b", "a", "d", "idle"], ["d", "a", "b", "c", "idle"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sort", ["calls", "last", "tool"])
 def test_a_name_longer_than_the_log_keeps_is_found_by_what_it_keeps(
     sort: str, work: Assignment, ana: User, sign_in: SignIn
@@ -266,6 +273,7 @@ def test_a_name_longer_than_the_log_keeps_is_found_by_what_it_keeps(
     assert of_log.last_used_at == of_rollups.last_used_at
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("is_counted", [True, False])
 def test_a_tool_found_on_one_gateway_tells_of_its_use_there_however_it_is_sorted(
     is_counted: bool, work: Assignment, lab: Assignment, ana: User
@@ -291,6 +299,7 @@ def test_a_tool_found_on_one_gateway_tells_of_its_use_there_however_it_is_sorted
     assert told("tool", show="unused") == [idle, there]
 
 
+@pytest.mark.full
 def test_where_the_roll_ups_cannot_tell_any_more_the_newest_calls_are_read_and_it_is_said(
     work: Assignment, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +338,7 @@ def test_definitions_awaiting_a_decision_are_found_by_an_index(work: Assignment)
     assert "feature_needing_attention" in Feature.objects.needing_attention().order_by().explain()
 
 
+@pytest.mark.full
 def test_a_tool_with_a_strange_name_is_counted_too(work: Assignment, ana: User, sign_in: SignIn) -> None:
     strange = 'a"b\\c,{d} é'
     Feature.objects.create(assignment=work, kind="tool", name=strange, exposed_name=f"docs__{strange}")
@@ -337,6 +347,7 @@ def test_a_tool_with_a_strange_name_is_counted_too(work: Assignment, ana: User, 
     assert entry(sign_in(ana), strange).calls == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sort", ["tool", "-tool", "server", "effect", "-gateways", "-last", "calls", "x", ";drop"])
 def test_every_way_to_sort_lists_every_tool_once_over_all_pages(
     sort: str, work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
@@ -352,6 +363,7 @@ def test_every_way_to_sort_lists_every_tool_once_over_all_pages(
     assert listed(client, f"?sort={sort}&page=nonsense") == seen[:50]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("is_twice", [False, True])
 def test_gateways_are_counted_once_also_where_a_server_is_on_one_twice(
     work: Assignment, lab: Assignment, docs: Server, ana: User, sign_in: SignIn, *, is_twice: bool
@@ -375,6 +387,7 @@ def test_the_sorted_column_says_so_and_turns_round(work: Assignment, ana: User, 
     assert "sort=calls&amp;q=sea" in page or "q=sea&amp;sort=calls" in page
 
 
+@pytest.mark.full
 def test_an_empty_catalogue_says_what_to_do(ana: User, max: User, sign_in: SignIn) -> None:
     assert "Assign a server to a gateway" in sign_in(ana).get("/tools/").content.decode()
     assert "No gateway that is open to you offers a tool yet." in sign_in(max).get("/tools/").content.decode()
@@ -414,6 +427,7 @@ def test_the_api_finds_a_tool_by_any_of_its_features(work: Assignment, lab: Assi
     assert (found[0]["description"], found[0]["input_schema"], len(found[0]["places"])) == ("Find.", schema, 2)
 
 
+@pytest.mark.full
 def test_the_api_narrows_as_the_page_does(work: Assignment, ana: User) -> None:
     other = make.assignment(work.gateway, make.server(name="Mail", slug="mail"))
     offer(work, read={"readOnlyHint": True}, write={"readOnlyHint": False})
@@ -431,6 +445,7 @@ def test_the_api_narrows_as_the_page_does(work: Assignment, ana: User) -> None:
     assert rest.get("/tools", ordering="x").status_code == rest.get("/tools", server="x").status_code == 400
 
 
+@pytest.mark.full
 def test_the_api_says_which_capability_use_takes(work: Assignment, max: User) -> None:
     for query in ({"show": "unused"}, {"ordering": "-calls"}):
         refused = Rest.of(max).get("/tools", **query)
@@ -468,6 +483,7 @@ def test_the_page_of_a_tool_shows_its_words_arguments_and_places(
         assert f'href="/features/{place.features.get().pk}/"' in page
 
 
+@pytest.mark.full
 def test_the_page_of_a_tool_tells_its_use_to_readers_of_the_log(
     work: Assignment, docs: Server, max: User, ana: User, sign_in: SignIn
 ) -> None:
@@ -488,6 +504,7 @@ def test_the_page_of_a_tool_tells_its_use_to_readers_of_the_log(
     assert "ann@example.com" not in tool_page(sign_in(max), tool)
 
 
+@pytest.mark.full
 def test_the_page_of_a_tool_shows_what_each_definition_changed(work: Assignment, ana: User, sign_in: SignIn) -> None:
     Feature.objects.learn(work, [{"name": "search", "description": "Find."}])
     Feature.objects.learn(work, [{"name": "search", "description": "Find, and send it to me."}])
@@ -509,6 +526,7 @@ def test_the_page_of_a_tool_shows_what_each_definition_changed(work: Assignment,
     assert (former.status_code, former["Location"]) == (301, f"/features/{tool.pk}/?show={first.pk}#definition")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "schema",
     [
@@ -550,6 +568,7 @@ def test_nested_arguments_follow_what_they_are_members_of() -> None:
     ]
 
 
+@pytest.mark.full
 def test_a_tool_has_one_page_also_when_its_server_offers_it_no_more(
     work: Assignment, ana: User, sign_in: SignIn
 ) -> None:

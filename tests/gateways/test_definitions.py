@@ -119,6 +119,7 @@ def test_the_overview_counts_each_kind(docs: Assignment, client: Client) -> None
         assert f'<a href="/gateways/work/tools/?kind={kind.value}">1 known</a>' in page
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", FeatureKind)
 def test_every_kind_has_the_same_switch(kind: FeatureKind, docs: Assignment, client: Client) -> None:
     learn_all(docs)
@@ -143,6 +144,7 @@ def test_only_what_waits_for_a_decision_is_listed_where_that_is_asked(
     assert [row.feature for group in response.context["groups"] for row in group.rows] == [held]
 
 
+@pytest.mark.full
 def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: Client) -> None:
     assert "Not asked for tools yet." in text(client.get("/gateways/work/tools/"))
 
@@ -159,6 +161,7 @@ def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: 
     assert "Not asked for prompts yet." in text(client.get("/gateways/work/tools/?kind=prompt"))
 
 
+@pytest.mark.full
 def test_a_refresh_that_fails_is_told_on_the_tab_of_every_kind(work: Gateway, client: Client) -> None:
     server = make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp")
     make.assignment(work, server)
@@ -170,6 +173,7 @@ def test_a_refresh_that_fails_is_told_on_the_tab_of_every_kind(work: Gateway, cl
         assert f"</time>: {REFUSED}" in page.split("Asked <time")[1].split("</p>")[0]
 
 
+@pytest.mark.full
 def test_one_failure_has_one_cause_on_the_tab(work: Gateway, client: Client) -> None:
     """Worded as on the server's page, with advice: right after *Refresh tools*, and on later visits."""
     server = make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp")
@@ -188,6 +192,7 @@ def test_one_failure_has_one_cause_on_the_tab(work: Gateway, client: Client) -> 
     assert (causes(at_once), causes(later), causes(old)) == ([REFUSED], [REFUSED], [general])
 
 
+@pytest.mark.full
 def test_a_failure_of_a_server_that_the_page_does_not_show_is_told_above_it(work: Gateway, client: Client) -> None:
     make.assignment(work, make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp"))
     Feature.objects.learn(make.assignment(work, make.server(name="Docs", enabled=False)), [{"name": "echo"}])
@@ -197,6 +202,7 @@ def test_a_failure_of_a_server_that_the_page_does_not_show_is_told_above_it(work
     assert page.count(REFUSED) == 1
 
 
+@pytest.mark.full
 def test_a_failed_probe_without_identity_is_not_the_cause_of_a_persons_failure(
     run: Run, work: Gateway, ben: User, client: Client
 ) -> None:
@@ -210,6 +216,7 @@ def test_a_failed_probe_without_identity_is_not_the_cause_of_a_persons_failure(
     assert page.count("GitHub answered 401: it wants a credential.") == 1
 
 
+@pytest.mark.full
 def test_a_credential_that_no_key_opens_is_told_as_the_cause(work: Gateway, client: Client) -> None:
     server = make.server(auth_type=AuthType.BEARER)
     shared = make.identity(server)
@@ -221,6 +228,7 @@ def test_a_credential_that_no_key_opens_is_told_as_the_cause(work: Gateway, clie
     assert REASONS["identity_unreadable"].sentence in text(client.get("/gateways/work/tools/"))
 
 
+@pytest.mark.full
 def test_a_server_never_asked_has_no_number(work: Gateway, client: Client) -> None:
     """A server that answered without tools has 0; one that never answered has no number."""
     silent = make.assignment(work, make.server(slug="silent", name="Silent"), alias="silent")
@@ -235,6 +243,7 @@ def test_a_server_never_asked_has_no_number(work: Gateway, client: Client) -> No
     assert 'Empty <span data-count="assignment.features" class="count">0 of 0</span></h2>' in tools
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_returning_viewer_sees_that_a_new_assignment_is_being_asked(run: Run, work: Gateway, client: Client) -> None:
     """The page polls until the answer is there."""
@@ -275,6 +284,7 @@ def test_an_answer_that_was_not_kept_is_not_waited_for(docs: Assignment, client:
     assert 'hx-trigger="load delay' not in page
 
 
+@pytest.mark.full
 def test_where_each_person_has_an_identity_the_tab_counts_who_was_asked_for(
     work: Gateway, ana: User, ben: User, client: Client
 ) -> None:
@@ -293,6 +303,7 @@ def test_where_each_person_has_an_identity_the_tab_counts_who_was_asked_for(
 # --- Needs attention ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_definitions_awaiting_a_decision_are_shown_on_dashboard_and_gateway(held: Feature, client: Client) -> None:
     dashboard, overview = text(client.get("/")), text(client.get("/gateways/work/"))
 
@@ -304,6 +315,7 @@ def test_definitions_awaiting_a_decision_are_shown_on_dashboard_and_gateway(held
     assert "/gateways/work/tools/?kind=all&amp;state=attention" in overview
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("end", ["accepted", "quarantined", "missing", "removed", "archived"])
 def test_decided_definitions_are_no_longer_reported(end: str, held: Feature, ana: User, client: Client) -> None:
     match end:
@@ -323,6 +335,7 @@ def test_decided_definitions_are_no_longer_reported(end: str, held: Feature, ana
         assert "waits for a decision" not in text(client.get("/gateways/work/"))
 
 
+@pytest.mark.full
 def test_words_are_shown_where_they_are_what_is_decided_about(held: Feature, ana: User, client: Client) -> None:
     """The approved text is shown shortened; a changed one is decided on by its difference."""
     page = f"/features/{held.pk}/"
@@ -388,6 +401,7 @@ def test_no_page_of_a_gateway_holds_an_unseen_character(docs: Assignment, client
         assert "U+202E" in body
 
 
+@pytest.mark.full
 def test_the_rail_marks_where_the_breadcrumb_of_a_feature_begins(docs: Assignment, client: Client) -> None:
     learn_all(docs)
 
@@ -412,6 +426,7 @@ def test_approved_offered_and_each_version_can_be_read_whole(held: Feature, clie
         assert "<del>" in text(client.get(f"/features/{held.pk}/?show={nonsense}&part=99999999999"))
 
 
+@pytest.mark.full
 def test_the_history_says_who_approved_what(held: Feature, ana: User, client: Client) -> None:
     held.accept(by=ana)
 
@@ -439,6 +454,7 @@ def test_the_page_says_why_clients_are_not_shown_it(held: Feature, ana: User, cl
         assert reason in page
 
 
+@pytest.mark.full
 def test_the_switch_on_the_page_changes_its_head(held: Feature, client: Client) -> None:
     here = {"HX-Request": "true", "HX-Current-URL": f"http://testserver/features/{held.pk}/"}
 
@@ -450,6 +466,7 @@ def test_the_switch_on_the_page_changes_its_head(held: Feature, client: Client) 
     assert "/enable/" in head
 
 
+@pytest.mark.full
 def test_a_definition_of_any_size_makes_no_page_heavy(docs: Assignment, client: Client) -> None:
     Feature.objects.learn(docs, [{"name": "big", "description": "<&> " * 20_000}])
     Feature.objects.learn(docs, [{"name": "big", "description": "<&>\n" * 20_000}])
@@ -489,6 +506,7 @@ def test_only_what_the_person_was_shown_is_accepted(held: Feature, client: Clien
     assert "Nothing was accepted: Docs offers another definition since." in text(done)
 
 
+@pytest.mark.full
 def test_accepting_what_is_approved_says_so(docs: Assignment, client: Client) -> None:
     Feature.objects.learn(docs, [BEFORE])
 

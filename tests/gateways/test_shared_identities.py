@@ -134,6 +134,7 @@ def test_a_name_or_a_limit_of_a_server_asks_nothing_of_its_identities(server: Se
     assert Identity.objects.get().status == "active"
 
 
+@pytest.mark.full
 def test_another_path_under_stored_credentials_asks_for_the_password(
     server: Server, shared: Identity, sign_in: SignIn
 ) -> None:
@@ -158,6 +159,7 @@ def test_another_path_under_stored_credentials_asks_for_the_password(
     assert server.url == moved
 
 
+@pytest.mark.full
 def test_the_pages_say_that_an_identity_waits_and_offer_its_confirmation(
     server: Server, shared: Identity, ida: User, sign_in: SignIn
 ) -> None:

@@ -81,6 +81,7 @@ def test_the_empty_list_says_what_teams_are_for(chief: User, sign_in: SignIn) ->
     )
 
 
+@pytest.mark.full
 def test_the_pages_cost_the_same_for_few_and_for_many(
     chief: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -96,6 +97,7 @@ def test_the_pages_cost_the_same_for_few_and_for_many(
         client.get(f"/people/teams/{support.pk}/")
 
 
+@pytest.mark.full
 def test_a_full_page_of_people_stays_light(chief: User, sign_in: SignIn) -> None:
     role = make.role(name="A role with quite a long name")
     people = [

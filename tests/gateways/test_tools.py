@@ -129,6 +129,7 @@ def test_a_tool_can_be_called_while_nothing_forbids_it(hindrance: str, docs: Ass
     assert not Feature.objects.callable().exists()
 
 
+@pytest.mark.full
 def test_the_numbers_of_a_gateway_agree_wherever_they_stand(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     Feature.objects.learn(docs, [{"name": name} for name in ("echo", "add", "gone")])
     Feature.objects.learn(docs, [{"name": name} for name in ("echo", "add")])
@@ -229,6 +230,7 @@ def test_a_disabled_shared_identity_is_not_used(run: Run, work: Gateway, ana: Us
     assert not any("authorization" in seen.headers for seen in upstream.seen)
 
 
+@pytest.mark.full
 def test_the_button_shows_the_new_list_and_what_failed(run: Run, work: Gateway, ana: User, sign_in: SignIn) -> None:
     make.assignment(work, make.server(url=run(upstreams.docs()).url, slug="docs", name="Docs"))
     make.assignment(work, make.server(url=f"http://127.0.0.1:{free_port()}/mcp", name="Dead"))
@@ -279,6 +281,7 @@ def test_changed_missing_and_new_tools_are_marked(docs: Assignment, ana: User, s
     assert "held <time" in page
 
 
+@pytest.mark.full
 def test_a_tab_without_tools_says_what_to_do(work: Gateway, ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -288,6 +291,7 @@ def test_a_tab_without_tools_says_what_to_do(work: Gateway, ana: User, sign_in: 
     assert "No tools known. Refresh tools." in text(client.get("/gateways/work/tools/"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -312,6 +316,7 @@ def test_the_tab_is_narrowed_by_the_query_string(
     assert {row.feature.exposed_name for group in response.context["groups"] for row in group.rows} == names
 
 
+@pytest.mark.full
 def test_the_tab_costs_the_same_for_one_row_and_for_many(
     work: Gateway, ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -324,6 +329,7 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
         client.get("/gateways/work/tools/")
 
 
+@pytest.mark.full
 def test_a_full_tab_stays_light(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     definitions = [
         {"name": f"a_tool_with_a_long_name_{n}", "description": "Does what it says. " * 20} for n in range(100)

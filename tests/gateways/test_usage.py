@@ -52,6 +52,7 @@ def test_tools_called_recently_and_not_denied_count_as_used(docs: Assignment) ->
     assert used_tools(docs) == ["docs__find", "docs__open"]
 
 
+@pytest.mark.full
 def test_the_page_tells_of_uses_by_roll_ups_as_without_them(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     called(docs, "docs__find")
     called(docs, "docs__open", days=29)

@@ -102,6 +102,7 @@ def test_the_list_holds_only_what_is_within_reach(ana: User, max: User, sign_in:
     assert {g.name for g in sign_in(ana).get("/gateways/").context["page"]} == {"Open", "Closed"}
 
 
+@pytest.mark.full
 def test_members_see_pages_without_controls(max: User, sign_in: SignIn) -> None:
     gateway = make.gateway(make.server())
     Feature.objects.learn(gateway.assignments.get(), [{"name": "echo"}])
@@ -164,6 +165,7 @@ def test_an_empty_list_says_what_to_do_next(ana: User, max: User, sign_in: SignI
     assert "No gateway is open to you yet." in text(sign_in(max).get("/gateways/"))
 
 
+@pytest.mark.full
 def test_a_list_costs_the_same_for_one_row_and_for_many(
     ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -176,6 +178,7 @@ def test_a_list_costs_the_same_for_one_row_and_for_many(
         client.get("/gateways/")
 
 
+@pytest.mark.full
 def test_a_full_list_stays_light(ana: User, sign_in: SignIn) -> None:
     for number in range(50):
         make.gateway(name=f"Team gateway {number}", slug=f"team-gateway-{number}")
@@ -293,6 +296,7 @@ def test_reach_is_changed_to_teams_and_back(ana: User, max: User, sign_in: SignI
     assert not gateway.teams.exists()
 
 
+@pytest.mark.full
 def test_a_limit_is_set_shown_and_taken_off(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     client = sign_in(ana)

@@ -150,6 +150,7 @@ def test_counts_are_ones_own_without_the_connections_capability(ann: User, sign_
     assert 'class="number">2</td>' not in row
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("capability", SEES_CONNECTIONS)
 def test_people_who_may_cut_connections_see_their_number(capability: Capability, ann: User, sign_in: SignIn) -> None:
     bot = make.agent(by=ann)
@@ -213,6 +214,7 @@ def test_the_query_string_narrows_the_list(query: str, names: set[str], ana: Use
     assert {host.name for host in response.context["page"]} == names
 
 
+@pytest.mark.full
 def test_pages_hold_so_many_rows_and_links_keep_the_filters(ana: User, sign_in: SignIn) -> None:
     for number in range(PAGE_SIZE + 1):
         make.agent(by=ana, name=f"bot {number:02}")
@@ -249,6 +251,7 @@ def test_the_empty_list_says_what_to_do_next(ana: User, sign_in: SignIn) -> None
     ) in text(sign_in(ana).get("/hosts/"))
 
 
+@pytest.mark.full
 def test_the_list_costs_the_same_for_one_host_and_for_many(
     ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -261,6 +264,7 @@ def test_the_list_costs_the_same_for_one_host_and_for_many(
         client.get("/hosts/")
 
 
+@pytest.mark.full
 def test_the_list_stays_light(ana: User, sign_in: SignIn) -> None:
     for number in range(50):
         make.agent(by=ana, name=f"bot {number:02}")

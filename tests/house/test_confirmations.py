@@ -146,6 +146,7 @@ NOT_MET = {
 }
 
 
+@pytest.mark.full
 def test_nothing_that_is_to_be_typed_is_done_without(world: World) -> None:
     walk = Walk(world, frozenset(Capability))
     crm = walk.things["shared_identity"][0]

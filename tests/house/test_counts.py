@@ -330,6 +330,7 @@ MADE = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("step", [3, full(1)])
 @pytest.mark.parametrize("who", first(1, VIEWERS))
 def test_every_number_and_state_on_every_page_is_what_the_database_holds(

@@ -148,6 +148,7 @@ def may_enter(door: Door, held: frozenset[Capability]) -> bool:
     return all(held & one_of for one_of in door.wanted)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("who", VIEWERS)
 def test_no_page_of_an_empty_workspace_is_a_dead_end_for_somebody_new(who: str | Capability) -> None:
     Role.objects.make_built_in()

@@ -13,6 +13,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import grimp
+import pytest
 
 from tests.workspace import ROOT
 
@@ -44,6 +45,7 @@ def parsed_modules() -> Iterator[tuple[str, ast.Module]]:
                 yield str(path.relative_to(ROOT)), ast.parse(path.read_bytes())
 
 
+@pytest.mark.full
 def test_a_class_name_is_found_in_one_module() -> None:
     places = defaultdict(set)
     for module, tree in parsed_modules():
@@ -63,6 +65,7 @@ import gatewayadmin.asgi, gatewayadmin.urls
 """
 
 
+@pytest.mark.full
 def test_the_application_loads_without_its_optional_packages(tmp_path: Path) -> None:
     """`make run` and `make install` install none of them."""
     extras = PROJECT["project"]["optional-dependencies"].items()

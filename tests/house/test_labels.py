@@ -366,6 +366,7 @@ def test_each_page_says_its_words_in_their_order(
     assert missing == {}
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_an_empty_workspace_says_how_to_begin(ana: User, max: User, sign_in: SignIn) -> None:
     def dashboard() -> str:
@@ -384,6 +385,7 @@ def test_an_empty_workspace_says_how_to_begin(ana: User, max: User, sign_in: Sig
     ) in seen_on(refused.content.decode())
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_the_tools_tab_refreshes_in_the_words_for_it(ana: User, max: User, sign_in: SignIn) -> None:
     gateway = make.gateway(slug="work")

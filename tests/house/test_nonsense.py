@@ -227,6 +227,7 @@ def test_a_form_with_nonsense_is_refused_in_words_and_nothing_typed_is_lost(door
     assert faults(Walk.at(site, door), step) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("door", "step"), of_doors(READ))
 def test_a_query_string_of_nonsense_is_no_error(door: Door, step: int, site: Site) -> None:
     assert faults(Walk.at(site, door), step) == []
@@ -282,6 +283,7 @@ SIGNING_IN = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SIGNING_IN)
 def test_a_form_for_signing_in_with_nonsense_is_refused_in_words(name: str, site: Site) -> None:
     client, path = SIGNING_IN[name](site)

@@ -56,6 +56,7 @@ def in_rest(world: World, path: str, **query: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("model", "path", "query"),
     [

@@ -56,6 +56,7 @@ def is_page(surface: Step) -> bool:
     return surface.__qualname__.startswith(f"{page.__name__}.")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("step", [6, full(1)])
 @pytest.mark.django_db
 def test_an_act_done_twice_is_taken_back_once(stage: Stage, step: int) -> None:

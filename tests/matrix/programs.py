@@ -12,7 +12,7 @@ import os
 import re
 import sys
 
-SECONDS = 15
+SECONDS = 60
 CANCEL_AFTER_SECONDS = 0.5
 SAMPLED = "said by a model"
 ROOT = "file:///home/ana/work"
@@ -156,7 +156,7 @@ async def sdk_2(url, token, mode):
     from mcp.client import Client
     from mcp.client.streamable_http import streamable_http_client
 
-    async with httpx2.AsyncClient(headers=bearer(token), timeout=30) as http:
+    async with httpx2.AsyncClient(headers=bearer(token), timeout=SECONDS) as http:
         transport = streamable_http_client(url, http_client=http)
         async with Client(transport, mode=mode, **ON_SDK_2) as client:
             yield Host(client)
@@ -222,7 +222,7 @@ class Langchain(Session):
         """Wait until the tool is listed: some servers add tools only once a client with the right capabilities has
         connected.
         """
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             while True:
                 for tool in await self.tools():
                     if tool.name == name:

@@ -55,6 +55,7 @@ def test_no_secret_of_the_flow_is_stored_in_clear(app: App, member: User, gatewa
     assert tokens["access_token"] not in str(vars(stored.access_token))
 
 
+@pytest.mark.full
 def test_a_second_registration_of_the_same_app_joins_its_host(app: App, member: User, gateway: Gateway) -> None:
     """The port of the loopback redirect differs each time."""
     connect(app, member, gateway)
@@ -68,6 +69,7 @@ def test_a_second_registration_of_the_same_app_joins_its_host(app: App, member: 
     assert Registration.objects.filter(host=Host.objects.get()).count() == 2
 
 
+@pytest.mark.full
 def test_an_app_that_borrows_a_name_is_another_host(app: App, member: User, gateway: Gateway) -> None:
     """Attack: the same name with another redirect URI."""
     connect(app, member, gateway)
@@ -78,6 +80,7 @@ def test_an_app_that_borrows_a_name_is_another_host(app: App, member: User, gate
     assert Host.objects.filter(name="Claude Desktop").count() == 2
 
 
+@pytest.mark.full
 def test_a_nameless_app_is_called_mcp_client(member: User, gateway: Gateway) -> None:
     nameless = App(register(client_name=None).json()["client_id"])
 
@@ -86,6 +89,7 @@ def test_a_nameless_app_is_called_mcp_client(member: User, gateway: Gateway) -> 
     assert Host.objects.get().name == "MCP Client"
 
 
+@pytest.mark.full
 def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gateway: Gateway) -> None:
     """Same row, same key, one more token family."""
     connect(app, member, gateway)
@@ -108,6 +112,7 @@ def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member:
     assert Event.objects.get(action="oauth.family_ended").changes == {"reason": [None, "code used again"]}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -135,12 +140,14 @@ def test_a_code_is_worth_nothing_to_others(
     assert response.json()["error"] == error
 
 
+@pytest.mark.full
 def test_the_resource_may_end_with_a_slash(app: App, member: User, gateway: Gateway) -> None:
     code = decide(browser(member), app.question(None, resource=gateway.url + "/"))["code"]
 
     assert app.exchange(code, resource=gateway.url).status_code == 200
 
 
+@pytest.mark.full
 def test_an_old_code_is_dead(app: App, member: User, gateway: Gateway) -> None:
     code = decide(browser(member), app.question(gateway))["code"]
     Grant.objects.update(expires=timezone.now())
@@ -148,6 +155,7 @@ def test_an_old_code_is_dead(app: App, member: User, gateway: Gateway) -> None:
     assert app.exchange(code).json()["error"] == "invalid_grant"
 
 
+@pytest.mark.full
 def test_refreshing_moves_last_token_and_forgives_a_race(app: App, member: User, gateway: Gateway) -> None:
     """The previous refresh token still works for a minute."""
     first = connect(app, member, gateway)["refresh_token"]
@@ -172,6 +180,7 @@ def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: Use
     assert Connection.objects.get().is_live
 
 
+@pytest.mark.full
 def test_a_refresh_token_unused_for_a_month_is_dead(app: App, member: User, gateway: Gateway) -> None:
     first = connect(app, member, gateway)["refresh_token"]
     RefreshToken.objects.update(created=timezone.now() - timedelta(days=30))
@@ -198,6 +207,7 @@ def test_a_code_of_a_revoked_connection_is_dead(app: App, member: User, gateway:
     assert app.exchange(code).json()["error"] == "invalid_grant"
 
 
+@pytest.mark.full
 def test_regenerating_keeps_the_refresh_token(app: App, member: User, gateway: Gateway) -> None:
     """The next access token has the new generation."""
     tokens = connect(app, member, gateway)
@@ -208,6 +218,7 @@ def test_regenerating_keeps_the_refresh_token(app: App, member: User, gateway: G
     assert [binding.generation for binding in made] == [1, 2]
 
 
+@pytest.mark.full
 def test_a_deactivated_person_refreshes_nothing_until_reactivated(app: App, member: User, gateway: Gateway) -> None:
     make.user(Capability.PEOPLE_MANAGE)
     refresh = connect(app, member, gateway)["refresh_token"]
@@ -218,6 +229,7 @@ def test_a_deactivated_person_refreshes_nothing_until_reactivated(app: App, memb
     assert app.refresh(refresh).status_code == 200
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layer", ["host", "gateway", "connection"])
 def test_a_disabled_layer_does_not_stop_a_refresh(app: App, member: User, gateway: Gateway, layer: str) -> None:
     """The proxy refuses calls; a failed refresh would only open browsers."""
@@ -228,6 +240,7 @@ def test_a_disabled_layer_does_not_stop_a_refresh(app: App, member: User, gatewa
     assert app.refresh(refresh).status_code == 200
 
 
+@pytest.mark.full
 def test_the_app_itself_ends_one_family_only(app: App, member: User, gateway: Gateway) -> None:
     """RFC 7009."""
     one, other = connect(app, member, gateway), connect(app, member, gateway)
@@ -246,6 +259,7 @@ def test_denying_goes_back_with_error_state_and_issuer(app: App, member: User, g
     assert not Connection.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("at", ["gateway", "identity"])
 def test_each_step_before_the_consent_can_be_denied(at: str, app: App, member: User, gateway: Gateway) -> None:
     per_user(gateway)
@@ -269,6 +283,7 @@ def test_each_step_before_the_consent_can_be_denied(at: str, app: App, member: U
     assert not Connection.objects.exists()
 
 
+@pytest.mark.full
 def test_people_who_may_not_connect_apps_get_an_error_and_an_approved_app_gets_access_denied(
     app: App, member: User, gateway: Gateway
 ) -> None:
@@ -297,6 +312,7 @@ def test_an_app_that_nobody_connected_gets_that_answer_only_from_the_person(app:
     assert "error=access_denied" in page.content.decode()
 
 
+@pytest.mark.full
 def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gateway) -> None:
     """Even if the toolkit's own shortcut is on."""
     connect(app, member, gateway)
@@ -342,6 +358,7 @@ def test_nothing_is_sent_to_an_address_that_is_not_the_apps(
         assert "Refresh" not in response
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
 def test_another_loopback_port_is_the_same_address(member: User, gateway: Gateway, host: str) -> None:
     """RFC 8252 section 7.3."""
@@ -366,6 +383,7 @@ def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, me
         assert words in page
 
 
+@pytest.mark.full
 def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> None:
     gateway = make.gateway(make.server(name="Handbook"))
     # The servers are asked in the order of their aliases.
@@ -385,6 +403,7 @@ def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> N
         assert words in page.split(server)[1].split("</li>")[0], server
 
 
+@pytest.mark.full
 def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App, member: User) -> None:
     """Neither the server's nor the assignment's switch may be off."""
     off, gateway = make.server(name="Archive"), make.gateway(make.server(name="Handbook"), name="Work")
@@ -403,6 +422,7 @@ def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App
         assert name not in consent
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -437,12 +457,14 @@ def test_a_stranger_signs_in_first_and_comes_back(app: App, gateway: Gateway) ->
     assert parse_qs(urlsplit(response["Location"]).query)["next"][0].startswith("/oauth/authorize?")
 
 
+@pytest.mark.full
 def test_unknown_scopes_are_dropped(app: App, member: User, gateway: Gateway) -> None:
     code = decide(browser(member), app.question(gateway, scope="claudeai offline_access openid"))["code"]
 
     assert app.exchange(code).json()["scope"] == "mcp"
 
 
+@pytest.mark.full
 def test_without_a_resource_the_person_picks_the_gateway(app: App, member: User) -> None:
     gateway = make.gateway()
 
@@ -462,6 +484,7 @@ def test_a_flow_belongs_to_the_person_and_browser_that_began_it(app: App, member
     assert mine.get(page).status_code == 404
 
 
+@pytest.mark.full
 def test_a_finished_flow_gives_no_second_code(app: App, member: User, gateway: Gateway) -> None:
     client = browser(member)
     page = client.get(app.question(gateway))["Location"]
@@ -474,6 +497,7 @@ def test_a_finished_flow_gives_no_second_code(app: App, member: User, gateway: G
     assert "Refresh" not in again
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_allowed_in_two_windows_at_once_it_gives_one_code(app: App, member: User, gateway: Gateway) -> None:
     client, second = browser(member), Client()
@@ -489,6 +513,7 @@ def test_allowed_in_two_windows_at_once_it_gives_one_code(app: App, member: User
     assert Grant.objects.count() == 1
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_connection_disabled_while_the_person_allows_gives_no_code(app: App, member: User, gateway: Gateway) -> None:
     connect(app, member, gateway)
@@ -525,6 +550,7 @@ def test_a_code_exchanged_twice_at_once_gives_one_pair_of_tokens(app: App, membe
     assert RefreshToken.objects.count() == 1
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("ends", ["connection", "family"])
 def test_a_refresh_that_waits_for_the_end_of_its_tokens_brings_none(
@@ -574,6 +600,7 @@ def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, memb
     assert "code" in decide(client, app.question(gateway))
 
 
+@pytest.mark.full
 def test_those_who_approve_apps_hear_of_a_new_one_and_who_asked_hears_of_the_approval(
     app: App, member: User, gateway: Gateway
 ) -> None:
@@ -601,6 +628,7 @@ def test_those_who_approve_apps_hear_of_a_new_one_and_who_asked_hears_of_the_app
     assert (approved.subject, approved.bcc) == (f"{host.name} is approved", [member.email])
 
 
+@pytest.mark.full
 def test_a_disabled_app_is_told_so(app: App, member: User, gateway: Gateway) -> None:
     connect(app, member, gateway)
     Host.objects.get().disable(by=member)

@@ -95,6 +95,7 @@ def test_going_back_after_the_end_shows_nothing_and_gives_nothing(
     assert Connection.objects.count() == (decision == "allow")
 
 
+@pytest.mark.full
 def test_an_app_cannot_be_given_to_a_document_or_a_name(app: App, member: User, gateway: Gateway) -> None:
     """Attack: an app with another's name waits for approval like any unknown one."""
     connect(app, member, gateway)

@@ -41,6 +41,7 @@ def test_an_app_without_a_secret_connects_and_is_no_others_namesake(viv: User, s
     assert "Self-reported" not in page
 
 
+@pytest.mark.full
 def test_an_app_with_a_secret_needs_it() -> None:
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
     made = run("--confidential")

@@ -54,6 +54,7 @@ def test_without_any_gateway_the_page_says_whom_to_ask(sign_in: SignIn) -> None:
     assert "There is no gateway you can reach. Ask a workspace administrator for one." in page
 
 
+@pytest.mark.full
 def test_the_button_reads_next_where_identities_are_asked_for_and_allow_where_not(ana: User, sign_in: SignIn) -> None:
     make.gateway(make.server(), slug="plain")
     per_user(make.gateway(slug="asking"))
@@ -101,6 +102,7 @@ def test_each_person_brings_an_identity_per_server_and_the_connection_carries_it
     assert SECRET not in text(options) + text(asked)
 
 
+@pytest.mark.full
 def test_an_own_identity_is_offered_and_another_persons_is_not(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     github = per_user(gateway)
@@ -135,6 +137,7 @@ def test_an_identity_taken_away_meanwhile_is_not_carried(ana: User, sign_in: Sig
     assert not Connection.objects.get().identities.exists()
 
 
+@pytest.mark.full
 def test_every_server_may_be_skipped(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     github = per_user(gateway)
@@ -162,6 +165,7 @@ def test_identities_the_connection_already_uses_are_not_asked_again(ana: User, s
     assert answer["Location"].endswith("/token/")
 
 
+@pytest.mark.full
 def test_back_from_the_second_server_leads_to_the_first(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     per_user(gateway, "A")
@@ -226,6 +230,7 @@ def test_a_page_opened_before_a_gateway_was_chosen_leads_to_the_choice(ana: User
     assert not Connection.objects.exists()
 
 
+@pytest.mark.full
 def test_a_secret_for_the_servers_own_header_is_sent_as_pasted(ana: User, sign_in: SignIn) -> None:
     """A pasted "Bearer" is removed only where we add the word ourselves."""
     gateway = make.gateway()
@@ -240,6 +245,7 @@ def test_a_secret_for_the_servers_own_header_is_sent_as_pasted(ana: User, sign_i
     assert cipher().open(bytes(Identity.objects.get().secret_ciphertext or b"")) == "Bearer of news"
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_secret_is_not_kept_for_a_server_that_was_moved_while_it_was_sent(ana: User, sign_in: SignIn) -> None:
     """The owner meant the old address; otherwise a person who moves servers could collect secrets."""

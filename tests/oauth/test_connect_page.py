@@ -24,6 +24,7 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
+@pytest.mark.full
 def test_every_client_is_there_with_the_tested_text_for_the_chosen_gateway(max: User, sign_in: SignIn) -> None:
     make.gateway(name="A first one")
     gateway = make.gateway(slug="work", name="Work")
@@ -67,6 +68,7 @@ def test_a_connection_of_ones_own_keeps_the_page_to_its_gateway_and_way(max: Use
     assert "Night bot" not in of_another
 
 
+@pytest.mark.full
 def test_it_says_what_the_role_or_the_connection_lacks(ann: User, sign_in: SignIn) -> None:
     gateway = make.gateway(slug="work")
     asking = make.server(name="Notion", auth_type="bearer")

@@ -74,6 +74,7 @@ def test_an_app_registered_by_hand_is_told(gateway: Gateway) -> None:
     assert Client().get(app.question(gateway, prompt="none"))["Location"].startswith(f"{EVIL}?error=interaction")
 
 
+@pytest.mark.full
 def test_another_registration_under_a_known_name_is_a_stranger(member: User, gateway: Gateway) -> None:
     """Its redirect URI may be another page of the same site, one that redirects further."""
     connect(app_at("https://app.example.com/cb"), member, gateway)
@@ -82,6 +83,7 @@ def test_another_registration_under_a_known_name_is_a_stranger(member: User, gat
     assert stays_here(Client().get(borrowed.question(gateway, prompt="none")))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("held_back", ["pending", "disabled"])
 def test_an_app_that_is_held_back_is_told_nothing(held_back: str, member: User, gateway: Gateway) -> None:
     app = app_at(EVIL)
@@ -91,6 +93,7 @@ def test_an_app_that_is_held_back_is_told_nothing(held_back: str, member: User, 
     assert stays_here(browser(member).get(app.question(gateway, prompt="none")))
 
 
+@pytest.mark.full
 def test_a_person_who_says_no_is_brought_back_to_any_app(member: User, gateway: Gateway) -> None:
     """The person acted on a page that names the redirect URI."""
     answer = decide(browser(member), app_at(EVIL).question(gateway), "deny")
@@ -134,6 +137,7 @@ def test_asking_twice_shows_one_app(app: App, member: User, gateway: Gateway) ->
     assert Event.objects.filter(action="host.appeared").count() == 1
 
 
+@pytest.mark.full
 def test_an_app_that_has_to_be_approved_meanwhile_is_asked_for_too(app: App, member: User, gateway: Gateway) -> None:
     client = browser(member)
     begun = client.get(app.question(gateway))["Location"]

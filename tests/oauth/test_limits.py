@@ -50,6 +50,7 @@ def used_up_together() -> None:
     Attempt.objects.update(count=A_MINUTE["tokens"])
 
 
+@pytest.mark.full
 def test_a_client_asks_thirty_times_a_minute_from_one_address() -> None:
     one, other = register().json()["client_id"], register().json()["client_id"]
 

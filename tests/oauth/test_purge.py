@@ -46,6 +46,7 @@ def test_a_registration_somebody_is_about_to_connect_stays(app: App, member: Use
     assert sweep(after(HOUR)) == (0, 0, 0, 1)
 
 
+@pytest.mark.full
 def test_a_connected_app_stays_and_so_do_the_tokens_it_used_up(app: App, member: User, gateway: Gateway) -> None:
     """Reusing one of them is what ends a stolen family."""
     first = connect(app, member, gateway)["refresh_token"]
@@ -60,6 +61,7 @@ def test_a_connected_app_stays_and_so_do_the_tokens_it_used_up(app: App, member:
     assert app.refresh(second).json()["error"] == "invalid_grant"
 
 
+@pytest.mark.full
 def test_an_app_may_end_its_family_by_an_access_token_that_expired(app: App, member: User, gateway: Gateway) -> None:
     tokens = connect(app, member, gateway)
     sweep(after(2 * DAY))
@@ -89,6 +91,7 @@ def test_tokens_of_a_revoked_connection_are_purged_and_its_app_may_return(
     assert "refresh_token" in connect(app, member, gateway)
 
 
+@pytest.mark.full
 def test_a_month_of_silence_leaves_nothing(app: App, member: User, gateway: Gateway) -> None:
     """Only the connection's row stays, as history."""
     connect(app, member, gateway)

@@ -41,6 +41,7 @@ def published(address: str = "https://app.example.com/client.json") -> Applicati
     return made
 
 
+@pytest.mark.full
 def test_registrations_of_one_app_stand_under_its_host(viv: User, sign_in: SignIn) -> None:
     """Each installation registers by itself; loopback ports do not distinguish them."""
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
@@ -70,6 +71,7 @@ def test_an_app_with_a_document_names_its_publisher(viv: User, sign_in: SignIn) 
     assert "Self-reported" not in seen
 
 
+@pytest.mark.full
 def test_an_apps_self_description_is_only_text(viv: User, sign_in: SignIn) -> None:
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
     said = register(client_name="<script>x</script>").json()

@@ -98,6 +98,7 @@ def encoded(pairs: list[tuple[str, str]], chance: random.Random) -> bytes:
     return body + chance.choice([b"", b"", b"", b"\xff\xfe", b"&%ff=%fe", b"&=", b"&" * 50, b";"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("seed", range(6))
 def test_no_token_or_revocation_request_is_an_error_of_ours(app: App, seed: int) -> None:
     chance = random.Random(seed)
@@ -158,6 +159,7 @@ def test_no_authorize_request_is_an_error_of_ours(app: App, member: User, gatewa
             assert response.status_code in {302, 400}, query
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("seed", range(4))
 def test_no_registration_is_an_error_of_ours(seed: int) -> None:
     chance = random.Random(seed)

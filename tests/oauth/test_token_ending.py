@@ -92,6 +92,7 @@ def test_a_double_submit_issues_one_token(ana: User, sign_in: SignIn) -> None:
     assert sorted("token-value" in page for page in pages) == [False, True]
 
 
+@pytest.mark.full
 def test_snippets_call_a_tool_the_gateway_really_has(ana: User, sign_in: SignIn) -> None:
     server = make.server()
     gateway = make.gateway(server)
@@ -130,6 +131,7 @@ def test_a_snippet_reads_rather_than_writes_and_never_destroys() -> None:
     assert example_call(gateway) is None
 
 
+@pytest.mark.full
 def test_the_arguments_of_a_snippet_are_those_its_schema_names_itself(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway(make.server())
     asked = {
@@ -151,6 +153,7 @@ def test_the_arguments_of_a_snippet_are_those_its_schema_names_itself(ana: User,
     assert told in text(issued).replace("&quot;", '"')
 
 
+@pytest.mark.full
 def test_without_a_known_tool_the_snippet_says_where_to_take_one(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     first = begin(client, make.agent(by=ana), gateway=make.gateway().slug)
@@ -216,6 +219,7 @@ def test_bad_options_are_refused_in_words(change: dict[str, Any], words: str, an
     assert Token.objects.count() == 1
 
 
+@pytest.mark.full
 def test_no_expiry_is_offered_where_the_workspace_allows_it(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     page = options(client, make.agent(by=ana), make.gateway())
@@ -245,6 +249,7 @@ def test_a_second_token_joins_the_live_connection_under_a_free_name(ana: User, s
     assert Connection.objects.count() == 1
 
 
+@pytest.mark.full
 def test_the_twenty_first_token_is_refused_in_words(ana: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=ana), make.gateway()
     connection = make.connection(host, gateway, ana)

@@ -109,6 +109,7 @@ def loops_in(*packages: str) -> set[str]:
     return {f"{path}:{function}" for path, tree in own for function in functions(tree, begins)}
 
 
+@pytest.mark.full
 def test_every_loop_of_the_proxy_that_raises_is_seen_and_back_and_calls_go_on(
     killer: Killer, start: Start, run: Run
 ) -> None:
@@ -130,6 +131,7 @@ def test_every_loop_of_the_proxy_that_raises_is_seen_and_back_and_calls_go_on(
     assert Call.objects.filter(method="tools/call", outcome="ok").count() == len(killer.begun)
 
 
+@pytest.mark.full
 async def test_every_loop_around_the_proxy_that_raises_is_seen_and_back(killer: Killer) -> None:
     loops = Background()
     asgi.start_loops(loops, has_replica=True, does_chores=True)

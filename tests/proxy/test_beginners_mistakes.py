@@ -67,6 +67,7 @@ def test_a_credential_that_lets_nobody_in_says_what_to_do_with_it(world: World) 
         assert (answer.status_code, words in advice(answer)) == (401, True), (authorization, advice(answer))
 
 
+@pytest.mark.full
 def test_blanks_around_a_token_do_no_harm(world: World) -> None:
     assert asked(world, f"Bearer   {world.agent.secret}").status_code == 200
 
@@ -245,6 +246,7 @@ def test_a_url_without_an_mcp_server_gets_advice(ana: User, sign_in: SignIn, run
         assert "rrno" not in page
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 @pytest.mark.usefixtures("loopback_is_allowed")
 def test_the_result_of_a_test_is_kept_when_the_server_is_added(ana: User, sign_in: SignIn, run: Run) -> None:
@@ -312,6 +314,7 @@ def test_the_second_of_two_tabs_is_shown_what_the_first_one_saved(ana: User, sig
     assert "Mine" in text(second)
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_going_back_to_a_token_that_was_shown_once_says_so(ana: User, sign_in: SignIn) -> None:
     token, client = make.token(make.connection(make.agent(by=ana), make.gateway(), ana)).token, sign_in(ana)

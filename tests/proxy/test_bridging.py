@@ -93,6 +93,7 @@ def retry(agent: Agent, wanted: Object, answers: Any = GIVEN, **more: Any) -> ht
 # Both of 2026-07-28
 
 
+@pytest.mark.full
 def test_input_required_passes_untouched_between_two_of_2026(work: Work) -> None:
     wanted = {"resultType": "input_required", "inputRequests": {"k": {**FORM}}, "requestState": "its own, 1.10"}
 
@@ -115,6 +116,7 @@ def test_input_required_passes_untouched_between_two_of_2026(work: Work) -> None
     assert (second["inputResponses"], second["requestState"]) == ({"k": GIVEN}, "its own, 1.10")
 
 
+@pytest.mark.full
 def test_a_server_of_2026_is_told_what_the_request_says_its_client_can(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer({"resultType": "complete", "content": []})
@@ -217,6 +219,7 @@ def test_input_that_is_wanted_in_no_form_that_can_be_asked_is_a_bad_answer(work:
     assert len(got) == 1
 
 
+@pytest.mark.full
 def test_a_client_that_answers_with_no_result_gave_no_input(work: Work) -> None:
     app, _ = wanting({"who": FORM})
     work.put(app)
@@ -227,6 +230,7 @@ def test_a_client_that_answers_with_no_result_gave_no_input(work: Work) -> None:
     assert answered["error"]["message"] == in_words('Server "Docs" needs input that the client did not give.')
 
 
+@pytest.mark.full
 def test_nobody_is_asked_more_than_ten_times(work: Work) -> None:
     app, got = wanting(*[{"who": FORM}] * 20)
     work.put(app)
@@ -246,6 +250,7 @@ def test_state_alone_is_sent_again(work: Work) -> None:
     assert [params.get("requestState") for params in got] == [None, "1", "2"]
 
 
+@pytest.mark.full
 def test_a_client_that_refuses_ends_the_call_and_that_is_no_fault_of_the_servers(work: Work) -> None:
     app, got = wanting({"who": FORM})
     work.put(app)
@@ -321,6 +326,7 @@ def test_a_client_of_2026_gets_input_required_for_what_a_session_server_asks(wor
     assert [row.correlation_id for row in rows] == [Call.objects.filter(method="tools/call").order_by("id")[0].uid]
 
 
+@pytest.mark.full
 def test_the_outcome_of_a_call_that_waited_is_spelled_as_its_server_spelled_it(work: Work) -> None:
     spelled = b'"n":1.10,"big":123456789012345678901234567890,"huge":1e400,"lone":"\\ud83d","nul":"\\u0000"'
 
@@ -337,6 +343,7 @@ def test_the_outcome_of_a_call_that_waited_is_spelled_as_its_server_spelled_it(w
     assert spelled in answered.content
 
 
+@pytest.mark.full
 def test_messages_after_a_server_request_do_not_end_the_call(work: Work) -> None:
     class Telling(Asker):
         async def _finish(self, request: Request, answers: list[Object]) -> None:
@@ -361,6 +368,7 @@ def test_a_call_that_asks_nothing_is_not_suspended(work: Work) -> None:
     assert not SuspendedCall.objects.exists()
 
 
+@pytest.mark.full
 def test_unanswered_server_requests_are_asked_again(work: Work) -> None:
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
@@ -377,6 +385,7 @@ def tampered(state: str) -> str:
     return state[:-5] + ("A" if state[-5] != "A" else "B") + state[-4:]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "change",
     [
@@ -415,6 +424,7 @@ def test_a_request_state_is_good_once_and_for_its_own_connection(work: Work) -> 
     assert {answer.json()["error"]["code"] for answer in (foreign, used)} == {INVALID_PARAMS}
 
 
+@pytest.mark.full
 def test_a_call_that_waits_is_resumed_although_its_server_has_learnt_the_other_era(work: Work) -> None:
     docs = work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
@@ -451,6 +461,7 @@ def test_a_retry_that_is_repeated_is_refused_and_takes_no_news_from_the_first(
     assert repeated.json()["error"]["code"] == INVALID_PARAMS
 
 
+@pytest.mark.full
 def test_a_request_state_ends_after_five_minutes(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
@@ -546,6 +557,7 @@ def test_requests_of_a_suspended_call_are_encrypted(work: Work) -> None:
     assert b"Who?" not in bytes(PendingRequest.objects.get().asked or b"Who?")
 
 
+@pytest.mark.full
 def test_an_error_of_the_server_reaches_the_retry(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.open_stream()

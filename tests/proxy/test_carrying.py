@@ -60,6 +60,7 @@ def test_that_an_elicitation_is_complete_is_told_as_it_was_said(work: TalkingWor
         assert stream.wait_for(1) == [said]
 
 
+@pytest.mark.full
 def test_a_client_is_asked_so_much_at_once_of_what_another_worker_heard(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_client_is_asked_so_much_at_once_of_what_another_worker_heard(
     assert [answer["result"] for answer in work.talker.answers[1:]] == [{}, {}]
 
 
+@pytest.mark.full
 def test_messages_for_other_workers_are_limited_and_further_requests_refused_at_once(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +97,7 @@ def test_messages_for_other_workers_are_limited_and_further_requests_refused_at_
         eventually(lambda: {answer["id"] for answer in work.talker.answers} == {0, 1, 2})
 
 
+@pytest.mark.full
 def test_a_server_is_told_at_once_that_a_client_has_left_which_another_worker_was_to_ask(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +113,7 @@ def test_a_server_is_told_at_once_that_a_client_has_left_which_another_worker_wa
     assert answer["error"]["message"].startswith(CANNOT)
 
 
+@pytest.mark.full
 def test_messages_taken_for_an_ended_stream_wait_for_the_next(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:

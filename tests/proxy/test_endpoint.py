@@ -415,6 +415,7 @@ def test_a_host_that_is_not_ours_is_refused_in_words(start: Start, run: Run) -> 
     assert refused.text == "This server does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n"
 
 
+@pytest.mark.full
 def test_unknown_tokens_become_one_event_for_each_address(start: Start, run: Run) -> None:
     world = world_of(start(unknown_token_seconds=0.0), run)
     for _ in range(3):
@@ -426,6 +427,7 @@ def test_unknown_tokens_become_one_event_for_each_address(start: Start, run: Run
     assert sum(event.changes["requests"][1] for event in events) <= 3
 
 
+@pytest.mark.full
 def test_strangers_are_counted_by_neighbourhood_and_told_in_few_events(start: Start, run: Run) -> None:
     proxy = start(client_address=lambda _, hops: hops[-1])
     world = world_of(proxy, run)
@@ -441,6 +443,7 @@ def test_strangers_are_counted_by_neighbourhood_and_told_in_few_events(start: St
     assert counted["many addresses"] == sum([1] * 25 + [3, 2]) - 5 - 18
 
 
+@pytest.mark.full
 def test_use_is_remembered_on_token_connection_and_host(world: World) -> None:
     world.agent.listed()
 
@@ -477,6 +480,7 @@ def test_each_secret_has_its_own_last_use_and_its_own_prefix_in_the_log(start: S
     assert {call.token_id for call in world.proxy.calls()} == {token.pk}
 
 
+@pytest.mark.full
 def test_two_secrets_used_in_the_same_second_are_both_remembered(start: Start, run: Run) -> None:
     world = world_of(start(), run)
     new = world.proxy.holding(Token.objects.get().rotate(by=world.connection.user, overlap_hours=1))

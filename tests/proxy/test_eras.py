@@ -103,6 +103,7 @@ def test_a_server_is_probed_once_and_the_verdict_kept(work: Work) -> None:
     assert (server.protocol_era, server.protocol_evidence.startswith("initialize: ")) == (Era.SESSION, True)
 
 
+@pytest.mark.full
 def test_facts_about_a_used_server_are_refreshed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.handshake.REFRESH_SECONDS", 0.1)
     monkeypatch.setattr("proxy.lists.FRESH_SECONDS", 0.0)
@@ -119,6 +120,7 @@ def test_facts_about_a_used_server_are_refreshed(work: Work, monkeypatch: pytest
     assert len(docs.asked("server/discover")) >= 2
 
 
+@pytest.mark.full
 def test_two_workers_that_meet_a_server_at_once_probe_it_once(work: Work, start: Start) -> None:
     docs = work.put(offering("it"))
     other = replace(work.agent, url=start().url("work"))
@@ -169,6 +171,7 @@ class Overloaded(Script):
             await request.fail(-32000, "too many requests", status=429)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("loopback_is_allowed")
 @pytest.mark.parametrize("said", ["text", "json"])
 @pytest.mark.parametrize(
@@ -227,6 +230,7 @@ def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
     assert len(docs.asked("tools/call")) == before + 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("status", [400, 404])
 def test_a_lost_session_that_a_server_denies_in_its_own_way_is_opened_anew_for_the_next_call(
     work: Work, status: int
@@ -258,6 +262,7 @@ async def answer_nothing(request: Request) -> None:
     await request.answer({"content": []})
 
 
+@pytest.mark.full
 def test_an_upstream_that_restarts_is_reached_again(work: Work) -> None:
     with running(upstreams.session_era(upstreams.docs())) as docs:
         make.assignment(work.gateway, make.server(slug="docs", url=docs.url))
@@ -286,6 +291,7 @@ def test_connections_never_share_an_upstream_session(work: Work) -> None:
     assert len(script.opened) == 3
 
 
+@pytest.mark.full
 def test_sessions_outlast_the_gateway(work: Work) -> None:
     script = Script([[tool("it")]], sessions=True)
     work.put(script.app())
@@ -349,6 +355,7 @@ def test_j5_each_call_carries_the_identity_of_its_own_user(identities: Identitie
     }
 
 
+@pytest.mark.full
 def test_an_identity_that_cannot_be_used_stops_the_call_with_its_reason(identities: Identities) -> None:
     changes = {
         "enabled = false": "identity_disabled",
@@ -375,6 +382,7 @@ def test_an_identity_that_cannot_be_used_stops_the_call_with_its_reason(identiti
     assert identities.agents["ana"].tools() == []
 
 
+@pytest.mark.full
 def test_a_call_that_lacks_an_identity_says_where_to_bring_one(identities: Identities) -> None:
     own = Connection.objects.get(user=identities.users["ana"])
     row = f"carried-{own.pk}-{identities.gateway.assignments.get(alias='github').pk}"
@@ -389,6 +397,7 @@ def test_a_call_that_lacks_an_identity_says_where_to_bring_one(identities: Ident
         assert "url" not in shared["data"]  # It is not theirs to mend.
 
 
+@pytest.mark.full
 def test_a_replaced_secret_is_used_at_once_and_in_a_session_of_its_own(identities: Identities) -> None:
     assert identities.credential("ana", "github__whoami") == "Bearer of ana"
     own = identities.users["ana"].identities.get()
@@ -438,6 +447,7 @@ def test_a_credential_never_takes_the_place_of_a_header_that_frames_the_message(
         assert identities.credential("ana", "crm__which_key") == "identity_unreadable"
 
 
+@pytest.mark.full
 def test_a_server_that_needs_no_credential_gets_none(work: Work) -> None:
     docs = work.put(offering("it"), identity_scheme=IdentityScheme.PER_USER)
 

@@ -96,6 +96,7 @@ def test_a_method_of_the_other_era_is_not_found_with_404(work: Work, name: str) 
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, -32601)
 
 
+@pytest.mark.full
 def test_an_argument_of_three_mebibytes_passes_and_more_than_the_limit_does_not(start: Start, run: Run) -> None:
     work = work_of(start(), run)
 

@@ -121,6 +121,7 @@ def test_a_database_that_fails_in_the_middle_of_a_call_is_503_and_a_row(
     assert proxy.last().outcome == "unavailable"
 
 
+@pytest.mark.full
 def test_sessions_nobody_uses_are_ended_although_the_database_was_away_for_a_moment(
     agent: Agent, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -276,6 +276,7 @@ def much(peer: Peer, request_id: int) -> None:
     peer.answer(result(request_id, "x" * (MOST // 2)))
 
 
+@pytest.mark.full
 def test_a_server_that_trickles_is_cut_off_for_others_that_wait_and_its_call_is_recorded(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +361,7 @@ def test_unusual_but_bounded_answers_are_accepted(start: Start, talk: Talk) -> N
 # Turns
 
 
+@pytest.mark.full
 async def test_however_many_streams_pour_in_one_slice_is_read_in_each_round_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

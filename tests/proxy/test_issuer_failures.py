@@ -132,6 +132,7 @@ SEES_AT_BEGIN = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", first(3, SEES_AT_BEGIN))
 def test_one_who_cannot_begin_is_told_why_and_nothing_is_kept(
     case: str, run: Run, ann: User, caplog: pytest.LogCaptureFixture
@@ -226,6 +227,7 @@ SEES_AT_THE_END = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", first(3, SEES_AT_THE_END))
 def test_one_who_gets_no_token_is_told_why_and_has_no_identity(case: str, run: Run, ann: User) -> None:
     answer, told = SEES_AT_THE_END[case]
@@ -242,6 +244,7 @@ def test_one_who_gets_no_token_is_told_why_and_has_no_identity(case: str, run: R
     assert ended == (case == "a client that is forgotten")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("kind", "body", "life"),
     [
@@ -283,6 +286,7 @@ AGENT_GETS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", first(3, AGENT_GETS))
 def test_an_agent_is_told_what_became_of_a_renewal_and_the_log_says_it(
     case: str, proxy: Proxy, run: Run, ann: User
@@ -316,6 +320,7 @@ def test_an_agent_is_told_what_became_of_a_renewal_and_the_log_says_it(
     assert "access-" not in response.text + str(row.__dict__)
 
 
+@pytest.mark.full
 def test_a_no_in_the_wrong_words_counts_after_it_has_come_three_times(proxy: Proxy, run: Run, ann: User) -> None:
     issuer = Issuer()
     agent = signed_in(issuer, proxy, run, ann)
@@ -410,6 +415,7 @@ def test_no_redirect_is_followed_to_another_place(path: str, run: Run, ann: User
     assert trap.seen == []
 
 
+@pytest.mark.full
 def test_a_renewal_follows_no_redirect(proxy: Proxy, run: Run, ann: User) -> None:
     trap = run(upstreams.docs())
     issuer = Issuer()

@@ -128,6 +128,7 @@ def test_a_changed_definition_is_shown_as_it_was_approved_until_somebody_accepts
     assert Feature.objects.get(name="echo").state == "approved"
 
 
+@pytest.mark.full
 def test_a_server_that_says_the_approved_definition_again_is_held_no_more(work: Work) -> None:
     work.shown()
     work.says(tool("echo", description="Other."), tool("add"))
@@ -268,6 +269,7 @@ def test_a_definition_reaches_the_client_as_its_server_wrote_it(work: Work) -> N
         assert work.script.raw.replace(b'"it"', b'"docs__it"') in body
 
 
+@pytest.mark.full
 def test_a_null_character_survives_storage(work: Work) -> None:
     work.script.raw = rb'{"name":"it","description":"a\u0000b","inputSchema":{"type":"object"}}'
     work.shown()
@@ -322,6 +324,7 @@ def test_prompts_resources_and_templates_are_listed_and_switched_as_tools_are(wo
     assert listed("resources/list", "resources", "uri") == []
 
 
+@pytest.mark.full
 def test_with_two_servers_a_template_is_given_out_as_what_its_expansions_are_read_by(work: Work) -> None:
     work.script.features = {"resources/templates/list": [{"uriTemplate": "docs://{page}", "name": "page"}]}
     make.assignment(work.gateway, make.server(slug="other", url=work.upstream.url), alias="other")
@@ -334,6 +337,7 @@ def test_with_two_servers_a_template_is_given_out_as_what_its_expansions_are_rea
     assert work.upstream.asked("resources/read")[0].body["params"]["uri"] == "docs://intro"
 
 
+@pytest.mark.full
 def test_a_server_whose_lists_differ_by_session_is_asked_for_each_and_pinned(work: Work) -> None:
     Server.objects.update(lists_live=True)
     assert set(work.shown()) == {"docs__echo", "docs__add"}
@@ -390,6 +394,7 @@ def test_more_changes_than_anybody_reads_are_told_in_one_event(work: Work) -> No
     assert events.get(target_type="assignment").changes == {"more": [None, 10]}
 
 
+@pytest.mark.full
 def test_the_history_of_a_definition_is_bounded(work: Work) -> None:
     for n in range(30):
         Feature.objects.learn(work.assignment, [tool("it", description=str(n))])

@@ -159,6 +159,7 @@ def test_an_issuer_below_a_listed_domain_is_looked_up_and_checked(
     assert set(way.asked) == {f"{OURS}:443"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("issuer", [OURS, LISTED])
 def test_an_issuer_at_the_host_of_its_server_or_at_one_that_is_listed_itself_is_told_by_name(
     issuer: str, server: Server, elsewhere: Elsewhere, way: ForwardProxy, ana: User
@@ -192,6 +193,7 @@ def test_no_endpoint_that_an_issuer_names_at_another_host_is_told_by_name(
     assert set(way.asked) == {f"{OURS}:443"}
 
 
+@pytest.mark.full
 def test_endpoints_that_an_administrator_entered_are_told_by_name(
     server: Server, elsewhere: Elsewhere, way: ForwardProxy, ana: User
 ) -> None:
@@ -218,6 +220,7 @@ def test_endpoints_that_an_administrator_entered_are_told_by_name(
     assert f"{INSIDE}:443" in way.asked
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("host", "renewed"), [(OURS, True), (INSIDE, False)])
 def test_a_token_is_renewed_for_a_call_at_a_name_that_was_entered_and_at_no_other(
     host: str,

@@ -176,6 +176,7 @@ def access_of(identity: Identity) -> str:
 # --- Where the issuer is ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("answers", [404, 200], ids=["knows nothing", "describes another issuer"])
 def test_the_metadata_of_an_issuer_on_another_host_are_read_there_and_nowhere_else(
     answers: int, run: Run, ann: User, boss: User, proxy: Proxy
@@ -197,6 +198,7 @@ def test_the_metadata_of_an_issuer_on_another_host_are_read_there_and_nowhere_el
     assert not [path for path in own.asked if path.startswith((METADATA, OPENID, "/authorize", "/register", "/token"))]
 
 
+@pytest.mark.full
 def test_the_issuer_of_all_tenants_of_entra_takes_two_exceptions_and_names_one_tenant(
     github: Place, ann: User, boss: User, proxy: Proxy
 ) -> None:
@@ -229,6 +231,7 @@ def test_the_issuer_of_all_tenants_of_entra_takes_two_exceptions_and_names_one_t
 # --- The proof of possession ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_an_issuer_that_does_not_say_that_it_knows_the_proof_is_signed_in_to_when_an_administrator_assumes_it(
     github: Place, ann: User, boss: User
 ) -> None:
@@ -268,6 +271,7 @@ def undescribed(github: Place) -> dict[str, str]:
     return {f"{name}_endpoint": f"{github.origin}/{path}" for name, path in names.items()}
 
 
+@pytest.mark.full
 def test_people_sign_in_at_an_issuer_without_metadata_once_its_endpoints_are_entered(
     github: Place, ann: User, boss: User, proxy: Proxy
 ) -> None:
@@ -308,6 +312,7 @@ def test_a_servers_own_metadata_count_where_endpoints_are_entered(github: Place)
     assert needs.registrations == ("manual",)
 
 
+@pytest.mark.full
 def test_another_endpoint_ends_sign_ins_as_another_issuer_does(
     github: Place, ann: User, boss: User, proxy: Proxy
 ) -> None:
@@ -353,6 +358,7 @@ def theirs(github: Place, where: str, name: str = "token") -> str:
 WHERE = ["another host", "the same host"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("name", ["token", "revocation"])
 def test_a_client_is_used_at_no_other_endpoints_than_those_it_was_entered_for(
@@ -382,6 +388,7 @@ def test_a_client_is_used_at_no_other_endpoints_than_those_it_was_entered_for(
     assert github.begin(browser(ann)).status_code == 400
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("name", ["token", "revocation"])
 def test_the_issuer_sends_nobody_back_for_a_client_without_secret_that_is_entered_again_with_another_endpoint(
@@ -398,6 +405,7 @@ def test_the_issuer_sends_nobody_back_for_a_client_without_secret_that_is_entere
     assert not sent()
 
 
+@pytest.mark.full
 def test_a_client_whose_address_did_not_depend_on_its_endpoints_is_used_until_they_change(
     github: Place, ann: User, boss: User
 ) -> None:
@@ -411,6 +419,7 @@ def test_a_client_whose_address_did_not_depend_on_its_endpoints_is_used_until_th
     assert github.sign_in(ann).issuer == authorize
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("known", ["entered", "registered itself"])
 def test_a_client_of_an_issuer_that_describes_itself_is_used_at_no_entered_endpoints(
@@ -432,6 +441,7 @@ def test_a_client_of_an_issuer_that_describes_itself_is_used_at_no_entered_endpo
     assert not sent()
 
 
+@pytest.mark.full
 def test_a_client_ends_when_its_issuer_is_to_describe_itself_again(github: Place, boss: User, mallory: User) -> None:
     endpoints = github.with_entered_client(boss)
 
@@ -441,6 +451,7 @@ def test_a_client_ends_when_its_issuer_is_to_describe_itself_again(github: Place
     assert Event.objects.filter(action="server.client_changed", actor_email=mallory.email).count() == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("field", ["token_endpoint", "revocation_endpoint"])
 def test_a_registration_that_was_made_for_other_endpoints_is_refused_whatever_changed_them(
     field: str, github: Place, ann: User, boss: User
@@ -454,6 +465,7 @@ def test_a_registration_that_was_made_for_other_endpoints_is_refused_whatever_ch
     assert "was entered for other endpoints" in words(refused)
 
 
+@pytest.mark.full
 def test_a_client_is_not_stored_for_endpoints_that_were_changed_since_its_page_was_shown(
     github: Place, boss: User, mallory: User
 ) -> None:
@@ -471,6 +483,7 @@ def test_a_client_is_not_stored_for_endpoints_that_were_changed_since_its_page_w
     assert not ClientRegistration.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("field", ["authorization_endpoint", "token_endpoint", "revocation_endpoint"])
 def test_no_endpoint_is_at_another_issuer_s_while_others_are_elsewhere(
     field: str, github: Place, run: Run, ann: User, boss: User
@@ -488,6 +501,7 @@ def test_no_endpoint_is_at_another_issuer_s_while_others_are_elsewhere(
     assert f"are at {other.origin}, where another issuer, {other.origin}, asks people" in words(refused)
 
 
+@pytest.mark.full
 def test_two_servers_of_one_issuer_whose_endpoints_are_at_two_places_are_both_signed_in_to(
     github: Place, run: Run, ann: User, boss: User
 ) -> None:
@@ -500,6 +514,7 @@ def test_two_servers_of_one_issuer_whose_endpoints_are_at_two_places_are_both_si
     assert [server.begin(browser(ann)).status_code for server in (github, other)] == [200, 200]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stored", ["a client", "a sign-in"])
 def test_another_endpoint_under_a_client_or_a_sign_in_asks_for_the_password(
     stored: str, github: Place, ann: User, boss: User
@@ -535,6 +550,7 @@ def test_another_endpoint_under_a_client_or_a_sign_in_asks_for_the_password(
 # --- An issuer that names itself --------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_an_issuer_without_metadata_that_names_itself_has_to_be_expected(github: Place, ann: User, boss: User) -> None:
     github.with_entered_client(boss, method="none")
     client = browser(ann)
@@ -584,6 +600,7 @@ def test_an_entered_endpoint_inside_is_not_called(
 # --- What an issuer is told of us, and how we name ourselves there ----------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scopes", [(), ("read", "write")], ids=["none wanted", "two wanted"])
 def test_a_registration_says_what_the_standard_knows_and_names_only_wanted_scopes(
     scopes: tuple[str, ...], github: Place, ann: User
@@ -607,6 +624,7 @@ def refuse_method(github: Place, method: str) -> None:
         clients[key] = known.model_copy(update={"token_endpoint_auth_method": method})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("takes", "named"),
     [("client_secret_post", "client_secret_basic"), ("client_secret_basic", "client_secret_post")],
@@ -631,6 +649,7 @@ def test_a_client_that_is_refused_names_itself_once_in_the_other_way_which_is_re
     assert len(github.issuer.forms) == 3, "the way it takes is known now"
 
 
+@pytest.mark.full
 def test_an_issuer_that_takes_another_way_later_is_renewed_with_it(
     github: Place, ann: User, ben: User, proxy: Proxy
 ) -> None:
@@ -647,6 +666,7 @@ def test_an_issuer_that_takes_another_way_later_is_renewed_with_it(
     assert len(github.issuer.forms) == 5
 
 
+@pytest.mark.full
 def test_a_client_that_is_refused_in_both_ways_is_forgotten(github: Place, ann: User, proxy: Proxy) -> None:
     github.issuer.metadata = {"token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"]}
     agent = proxy.agent(github.connection(ann))
@@ -663,6 +683,7 @@ def test_a_client_that_is_refused_in_both_ways_is_forgotten(github: Place, ann: 
     assert len(github.issuer.forms) == 3, "a dead grant was tried again"
 
 
+@pytest.mark.full
 def test_a_renewal_without_a_resource_says_again_which_scopes_it_is_for(
     github: Place, ann: User, ben: User, boss: User
 ) -> None:
@@ -683,6 +704,7 @@ def test_a_renewal_without_a_resource_says_again_which_scopes_it_is_for(
 # --- Whose client, whose grant ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_two_servers_of_one_issuer_have_each_the_client_that_was_entered_for_it(
     github: Place, run: Run, ann: User, boss: User, proxy: Proxy
 ) -> None:
@@ -710,6 +732,7 @@ def test_two_servers_of_one_issuer_have_each_the_client_that_was_entered_for_it(
     assert sent == ["for-github", "for-github", "for-wiki", "for-wiki"]
 
 
+@pytest.mark.full
 def test_a_client_that_is_replaced_leaves_what_was_granted_to_the_one_of_before_with_that(
     github: Place, ann: User, ben: User, boss: User, proxy: Proxy
 ) -> None:
@@ -739,6 +762,7 @@ def test_a_client_that_is_replaced_leaves_what_was_granted_to_the_one_of_before_
     assert [said(agent.call("github__whoami")) for agent in agents] == [f"Bearer {access_of(i)}" for i in identities]
 
 
+@pytest.mark.full
 def test_another_secret_of_the_same_client_ends_no_sign_in(github: Place, ann: User, boss: User, proxy: Proxy) -> None:
     agent = proxy.agent(github.connection(ann))
     entered = {"client_id": "ours", "issuer": github.origin}
@@ -765,6 +789,7 @@ def give_up(github: Place, person: User, times: int) -> Any:
     return pages[-1]
 
 
+@pytest.mark.full
 def test_after_several_sign_ins_without_an_answer_one_is_told_what_it_may_mean_and_the_client_is_registered_again(
     github: Place, ann: User, ben: User, boss: User
 ) -> None:
@@ -800,6 +825,7 @@ def test_after_several_sign_ins_without_an_answer_one_is_told_what_it_may_mean_a
     assert identity.status == "active", "what was granted before is left alone"
 
 
+@pytest.mark.full
 def test_one_who_was_never_sent_back_from_an_issuer_may_be_registered_again_there(
     github: Place, ben: User, boss: User
 ) -> None:
@@ -812,6 +838,7 @@ def test_one_who_was_never_sent_back_from_an_issuer_may_be_registered_again_ther
     assert not ClientRegistration.objects.filter(ended_at=None).exists()
 
 
+@pytest.mark.full
 def test_people_who_are_signing_in_at_once_are_no_sign_ins_without_an_end(github: Place) -> None:
     people = [make.user() for _ in range(MANY_UNFINISHED + 1)]
     clients = [browser(person) for person in people]
@@ -849,6 +876,7 @@ def during_renewal(issuer: Issuer, act: Callable[[], object]) -> None:
     issuer.exchange_refresh_token = late  # type: ignore[method-assign, assignment]
 
 
+@pytest.mark.full
 def test_one_that_is_late_and_refused_leaves_what_the_other_stored_and_calls_with_it(
     github: Place, ann: User, proxy: Proxy
 ) -> None:
@@ -869,6 +897,7 @@ def test_one_that_is_late_and_refused_leaves_what_the_other_stored_and_calls_wit
     assert not Event.objects.filter(action="identity.sign_in_needed").exists()
 
 
+@pytest.mark.full
 def test_one_that_is_late_while_the_other_still_asks_says_try_again_and_ends_nothing(
     github: Place, ann: User, proxy: Proxy
 ) -> None:
@@ -934,6 +963,7 @@ def test_an_identity_disconnected_at_one_worker_is_sent_by_no_other(
     assert "/mcp" not in github.issuer.asked[asked:]
 
 
+@pytest.mark.full
 def test_tools_of_a_server_where_nobody_has_signed_in_are_told_to_be_missing_and_come_with_one_s_own_sign_in(
     github: Place, ann: User, ben: User, boss: User, proxy: Proxy
 ) -> None:

@@ -192,6 +192,7 @@ def large(**arguments: str) -> dict[str, Any]:
     return {"text": f"{'x ' * INLINE_BYTES} password: {PASSWORD}", **arguments}
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("redacting_here")
 @pytest.mark.parametrize("fail", ["", "tool"])
 def test_a_large_payload_is_redacted_in_another_process(agent: Agent, fail: str) -> None:
@@ -249,6 +250,7 @@ def test_a_call_by_its_servers_own_name_is_recorded_without_the_credential_too(a
     assert IDENTITY not in database()
 
 
+@pytest.mark.full
 def test_a_payload_is_cut_where_the_workspace_says(agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True, payload_limit_bytes=256)
 

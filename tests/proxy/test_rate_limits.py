@@ -22,6 +22,8 @@ from tests.proxy.test_recording import Relay, relay
 from tests.workspace import Serve
 from tokens.models import Issued
 
+pytestmark = pytest.mark.xdist_group("clients")
+
 __all__ = ["relay"]
 
 TOO_MANY = DENIALS["rate_limited"].body(PUBLIC_URL)
@@ -194,6 +196,7 @@ def test_a_worker_forgets_whom_it_has_not_seen_for_a_minute() -> None:
     assert asyncio.run(main()) == 1
 
 
+@pytest.mark.full
 def test_two_worker_processes_let_through_what_the_limit_says(live: Serve) -> None:
     """Within 10 % across processes: only unused leased calls can be missing."""
     issued = live.issue_token(host=make.unique("limited"), gateway="quickstart")

@@ -121,6 +121,7 @@ def ben(transactional_db: None) -> User:
     return make.user(email="ben@example.com")
 
 
+@pytest.mark.full
 def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place, ann: User, ben: User) -> None:
     ann_s, ben_s = place.agent(ann), place.agent(ben)
     assert refusal(ann_s) == "identity_missing"

@@ -202,6 +202,7 @@ def repeated(piece: str, before: str = "") -> Callable[[int], str]:
 TEXTS = [of_backslashes, repeated('\\"', 'token:"'), repeated("\\", '"token'), *map(repeated, PIECES)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("text", TEXTS, ids=[str(number) for number in range(len(TEXTS))])
 def test_redaction_takes_time_in_proportion_to_the_text(text: Callable[[int], str]) -> None:
     """Text sixteen times as long takes about sixteen times as long, not 256 times."""

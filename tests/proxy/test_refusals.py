@@ -118,6 +118,7 @@ def test_a_refused_request_reads_as_a_sentence_and_a_page(
     opens(page_in(said))
 
 
+@pytest.mark.full
 def test_a_call_that_is_refused_or_fails_reads_as_a_sentence_and_a_page(
     start: Start, run: Run, opens: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

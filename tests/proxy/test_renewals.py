@@ -49,6 +49,7 @@ async def unreadable(*_: Any) -> list[Any]:
     return [UNAVAILABLE]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "find_again",
     [failing(UNAVAILABLE), failing(StatementRejected("42501", "no")), unreadable],
@@ -103,6 +104,7 @@ def test_a_call_does_not_go_on_as_somebody_else_than_it_began_as(
     assert nothing_was_called_after_the_renewal(issuer)
 
 
+@pytest.mark.full
 def test_a_server_that_forbids_a_call_without_naming_rights_is_not_asked_again(
     issuer: Issuer, agent: Agent, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_server_that_forbids_a_call_without_naming_rights_is_not_asked_again(
     assert (issuer.refreshes, Identity.objects.get(pk=identity.pk).status) == (0, "active")
 
 
+@pytest.mark.full
 def test_a_server_that_takes_a_fresh_token_and_forbids_the_call_ends_no_sign_in(
     issuer: Issuer, agent: Agent, identity: Identity
 ) -> None:
@@ -128,6 +131,7 @@ def test_a_server_that_takes_a_fresh_token_and_forbids_the_call_ends_no_sign_in(
     assert (issuer.refreshes, Identity.objects.get().status) == (1, "active")
 
 
+@pytest.mark.full
 def test_a_call_that_needs_more_rights_says_so_although_nobody_can_note_it(
     issuer: Issuer, agent: Agent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -138,6 +142,7 @@ def test_a_call_that_needs_more_rights_says_so_although_nobody_can_note_it(
     assert "required scopes could not be stored" in caplog.text
 
 
+@pytest.mark.full
 def test_a_token_that_cannot_be_renewed_for_lack_of_the_database_ends_no_sign_in(
     issuer: Issuer, agent: Agent, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +156,7 @@ def test_a_token_that_cannot_be_renewed_for_lack_of_the_database_ends_no_sign_in
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("times", "reason"), [(4, ""), (5, "identity_unavailable")])
 def test_a_token_that_was_given_once_is_stored_although_the_database_was_away_for_a_moment(
     agent: Agent, identity: Identity, monkeypatch: pytest.MonkeyPatch, times: int, reason: str

@@ -157,6 +157,7 @@ def test_with_one_server_an_argument_passes_as_it_is(work: Work) -> None:
     assert docs.asked("tools/call")[0].body["params"]["arguments"] == {"uri": mapped("docs", "docs://a")}
 
 
+@pytest.mark.full
 def test_a_large_answer_is_rewritten_as_a_small_one_is(work: Work) -> None:
     links = [{"type": "resource_link", "uri": f"docs://{number}", "name": "x" * 80} for number in range(20_000)]
     put(work, tools_call=returning({"content": links, "structuredContent": {"n": 2**70}}))
@@ -314,6 +315,7 @@ def test_a_uri_that_can_be_none_reaches_no_server(work: Work, uri: object) -> No
     assert docs.asked("resources/read") == []
 
 
+@pytest.mark.full
 def test_the_page_of_a_tool_is_listed_and_read_under_the_scheme_that_hosts_know_it_by(work: Work) -> None:
     page = {"uri": "ui://weather/page", "name": "page", "mimeType": "text/html;profile=mcp-app"}
     app = tool("it", _meta={"ui": {"resourceUri": page["uri"]}})

@@ -119,6 +119,7 @@ def test_a_client_whose_call_broke_off_gets_the_rest_of_it(work: Work, worker: i
         assert missed(again) == [ANSWERED]
 
 
+@pytest.mark.full
 def test_a_client_that_lost_its_connection_unnoticed_gets_what_was_sent_into_it(work: Work) -> None:
     agent = in_session(work.agent())
     with listening(agent, "POST", call()) as stream:
@@ -143,6 +144,7 @@ def test_a_call_that_is_still_under_way_goes_on_where_its_client_came_back(work:
         assert stream.events == [progress(7, 1)]  # Each message is sent on one stream only.
 
 
+@pytest.mark.full
 def test_a_client_that_comes_back_again_for_a_call_ends_what_it_came_back_for_before(work: Work) -> None:
     agent = in_session(work.agent())
     with listening(agent, "POST", call()) as stream:
@@ -157,6 +159,7 @@ def test_a_client_that_comes_back_again_for_a_call_ends_what_it_came_back_for_be
         assert earlier.events == [progress(7, 1)]
 
 
+@pytest.mark.full
 def test_nothing_is_written_for_calls_that_are_read(work: Work) -> None:
     work.slow.go_on.set()
     agent = in_session(work.agent())
@@ -278,6 +281,7 @@ def test_a_standing_stream_goes_on_where_it_broke(work: Work, ana: User, worker:
         assert last.ids[0] == later.ids[4]
 
 
+@pytest.mark.full
 def test_a_stream_that_the_gateway_thinks_is_read_ends_when_its_client_comes_back(work: Work) -> None:
     agent = in_session(work.agent())
     with listening(agent, "GET") as stream:
@@ -287,6 +291,7 @@ def test_a_stream_that_the_gateway_thinks_is_read_ends_when_its_client_comes_bac
             assert stream.over.wait(5)
 
 
+@pytest.mark.full
 def test_only_clients_that_know_of_it_are_sent_an_event_without_data(work: Work) -> None:
     work.slow.go_on.set()
     agent = work.agent()
@@ -314,6 +319,7 @@ def test_the_stream_of_a_call_that_nobody_has_and_whose_request_is_not_named_jus
         assert stream.status == 200
 
 
+@pytest.mark.full
 def test_a_call_that_takes_long_is_asked_after_again_and_not_taken_for_lost(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +340,7 @@ def test_a_call_that_takes_long_is_asked_after_again_and_not_taken_for_lost(
         assert missed(rest) == [progress(7, 2), ANSWERED]
 
 
+@pytest.mark.full
 def test_a_client_that_comes_back_while_the_database_is_away_may_come_back_again(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +368,7 @@ def test_a_call_that_was_cancelled_while_its_client_was_away_ends_without_an_ans
     work.slow.go_on.set()
 
 
+@pytest.mark.full
 def test_events_whose_key_is_gone_are_left_out(work: Work) -> None:
     agent = in_session(work.agent())
     with listening(agent, "POST", call()) as stream:

@@ -105,6 +105,7 @@ def test_each_kind_of_request_is_carried(work: Work, asked: Object, result: Obje
     assert {key: person.heard[0][key] for key in asked} == asked
 
 
+@pytest.mark.full
 def test_an_error_of_the_client_is_the_servers_answer(work: Work) -> None:
     person = work.person()
     error = {"code": -1, "message": "no", "data": {"x": 1}}
@@ -141,6 +142,7 @@ def test_a_client_without_a_session_or_a_stream_is_not_asked(work: Work) -> None
     assert person.heard == []
 
 
+@pytest.mark.full
 def test_a_server_may_request_only_what_its_client_declared(work: Work) -> None:
     work.person({"elicitation": {}, "sampling": {"tools": {}}, "tasks": {}}).call("docs__quick")
 
@@ -190,6 +192,7 @@ def test_a_client_that_does_not_answer_in_time_is_an_error_to_the_server(work: W
     assert person.say({"id": asked["id"], "result": GIVEN}) == 202
 
 
+@pytest.mark.full
 def test_a_call_that_ends_first_leaves_nothing_waiting(work: Work) -> None:
     person = work.person()
 
@@ -246,6 +249,7 @@ def test_a_call_that_waits_for_a_person_gives_its_place_back_and_its_time_stands
     assert "result" in person.call("docs__quick")
 
 
+@pytest.mark.full
 def test_an_answer_is_found_although_the_bus_was_cut_off(work: Work) -> None:
     person = work.person()
 
@@ -326,6 +330,7 @@ def test_the_end_of_an_elicitation_is_told_to_the_client(work: Work) -> None:
     assert person.heard == [done]
 
 
+@pytest.mark.full
 def test_changed_roots_are_told_to_the_servers_that_know_of_roots(work: Work) -> None:
     person, rootless = work.person(), work.person({"sampling": {}})
     for who in (person, rootless):
@@ -396,6 +401,7 @@ def test_unanswered_requests_are_deleted_despite_a_short_database_outage(
     eventually(lambda: not PendingRequest.objects.exists())
 
 
+@pytest.mark.full
 def test_changed_roots_are_not_told_to_servers_that_may_not_be_used(work: Work, run: Run) -> None:
     boss = make.user(*Capability)
     off, keyed = run(Asker().app()), run(Asker().app())

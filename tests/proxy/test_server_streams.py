@@ -115,6 +115,7 @@ def test_one_worker_listens_to_a_server_while_a_client_listens_and_passes_its_ch
     eventually(lambda: work.talker.open == 0)
 
 
+@pytest.mark.full
 def test_a_session_that_is_opened_while_a_client_listens_is_listened_to_as_well(work: TalkingWork) -> None:
     agent = in_session(work.agent())
     with listening(agent, "GET") as stream:
@@ -123,6 +124,7 @@ def test_a_session_that_is_opened_while_a_client_listens_is_listened_to_as_well(
         eventually(lambda: work.talker.open == 1)
 
 
+@pytest.mark.full
 def test_log_messages_reach_the_client_from_its_level_on(work: TalkingWork) -> None:
     agent = in_session(work.agent())
     sql("UPDATE proxy_session SET log_level = 'error'")
@@ -200,6 +202,7 @@ class Faulty(Library):
         await super()._answer(message, receive, send)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fault", [UNAVAILABLE, ValueError("a fault")], ids=["no database", "a fault"])
 def test_servers_are_listened_to_although_for_a_moment_nobody_could_find_out_which(
     library_work: Callable[..., LibraryWork], monkeypatch: pytest.MonkeyPatch, fault: Exception
@@ -222,6 +225,7 @@ def test_servers_are_listened_to_although_for_a_moment_nobody_could_find_out_whi
         assert stream.wait_for(1) == [TOOLS_CHANGED]
 
 
+@pytest.mark.full
 def test_a_server_that_fails_while_a_session_is_opened_for_who_listens_is_tried_again(
     library_work: Callable[..., LibraryWork],
 ) -> None:
@@ -238,6 +242,7 @@ def test_a_server_that_fails_while_a_session_is_opened_for_who_listens_is_tried_
         assert TOOLS_CHANGED in stream.wait_for(1)
 
 
+@pytest.mark.full
 def test_a_subscription_that_a_server_lost_and_did_not_take_at_once_is_renewed_and_its_client_told(
     library_work: Callable[..., LibraryWork],
 ) -> None:
@@ -258,6 +263,7 @@ def test_a_subscription_that_a_server_lost_and_did_not_take_at_once_is_renewed_a
         eventually(lambda: len(stream.events) > known)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("is_modern", [False, True], ids=["session server", "modern server"])
 def test_a_server_whose_credential_cannot_be_read_is_listened_to_once_it_can(
     library_work: Callable[..., LibraryWork], is_modern: bool
@@ -285,6 +291,7 @@ def test_a_server_whose_credential_cannot_be_read_is_listened_to_once_it_can(
         assert stream.wait_for(2)[1]["method"] == CHANGED["method"]
 
 
+@pytest.mark.full
 def test_the_stream_of_a_server_is_read_again_after_what_it_said_could_not_be_passed_on(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +331,7 @@ def held(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> tuple[threa
     return begun, may_go_on
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("late", ["the stream", "the row"])
 def test_messages_while_a_clients_stream_begins_are_sent_on_it(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch, late: str
@@ -350,6 +358,7 @@ def test_messages_while_a_clients_stream_begins_are_sent_on_it(
     assert not waiting.exists()
 
 
+@pytest.mark.full
 def test_the_listen_at_a_server_that_ended_is_begun_again(library_work: Callable[..., LibraryWork]) -> None:
     library = Library(is_modern=True)
     work = library_work(library)
@@ -377,6 +386,7 @@ class Forgetful(StandingAsker):
         await super().serve(request, verb)
 
 
+@pytest.mark.full
 def test_a_session_that_could_not_be_listened_to_for_calls_is_tried_anew_for_a_client_that_listens(
     start: Start, run: Run
 ) -> None:
@@ -389,6 +399,7 @@ def test_a_session_that_could_not_be_listened_to_for_calls_is_tried_anew_for_a_c
         eventually(lambda: [*server.open] == ["session-0"])
 
 
+@pytest.mark.full
 def test_a_server_without_a_stream_is_asked_for_it_once_by_who_listens(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +422,7 @@ def test_a_server_without_a_stream_is_asked_for_it_once_by_who_listens(
     assert len(server.gets) == 2
 
 
+@pytest.mark.full
 def test_a_call_does_without_a_stream_while_others_have_all_there_may_be(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

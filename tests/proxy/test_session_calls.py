@@ -180,6 +180,7 @@ def test_a_call_in_another_worker_than_the_one_that_listens_is_asked_all_the_sam
     eventually(lambda: not PendingRequest.objects.exists())
 
 
+@pytest.mark.full
 def test_a_client_that_listens_is_asked_there_when_several_calls_are_under_way(work: StandingWork) -> None:
     person = work.person()
     with listening(person.agent, "GET", **_headers(person)) as stream:
@@ -227,6 +228,7 @@ def test_values_no_stream_can_carry_are_refused(work: StandingWork) -> None:
     assert person.heard == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("asked", [SAMPLE, ROOTS])
 def test_a_client_without_the_capability_is_not_asked_and_its_call_goes_on(work: StandingWork, asked: Object) -> None:
     work.server.asks = [asked]
@@ -268,6 +270,7 @@ def test_progress_and_messages_there_come_on_the_stream_of_the_call(work: Standi
     assert told == {"progress": 1, "progressToken": "mine"}
 
 
+@pytest.mark.full
 def test_messages_while_a_client_has_no_stream_wait_for_its_next_one(work: StandingWork) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
@@ -321,6 +324,7 @@ def test_log_messages_outside_calls_are_filtered_by_the_clients_level(work: Stan
     assert _waiting_rows() == 0
 
 
+@pytest.mark.full
 def test_a_server_without_such_a_stream_is_not_asked_for_it_with_each_session(work: StandingWork) -> None:
     work.server.offers_stream = False
     first = work.person()
@@ -331,6 +335,7 @@ def test_a_server_without_such_a_stream_is_not_asked_for_it_with_each_session(wo
     assert work.server.gets == ["session-0"]
 
 
+@pytest.mark.full
 def test_a_session_nobody_calls_in_any_more_is_listened_to_no_longer(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +351,7 @@ def test_a_session_nobody_calls_in_any_more_is_listened_to_no_longer(
     assert len(work.server.gets) == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("offers_stream", [True, False])
 def test_a_session_that_ends_is_listened_to_no_longer(
     work: StandingWork, caplog: pytest.LogCaptureFixture, offers_stream: bool
@@ -363,6 +369,7 @@ def test_a_session_that_ends_is_listened_to_no_longer(
     assert "a bus handler failed" not in caplog.text
 
 
+@pytest.mark.full
 def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 2)
     first = work.person()
@@ -374,6 +381,7 @@ def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, mon
     assert answers_of(first.call("docs__it", replying(first)))[0]["result"] == GIVEN
 
 
+@pytest.mark.full
 def test_a_session_dropped_for_another_is_not_listened_to_again(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +415,7 @@ def test_a_session_dropped_for_another_is_not_listened_to_again(
     eventually(lambda: UpstreamSession.objects.filter(leased_until__gt=timezone.now()).count() == 2)
 
 
+@pytest.mark.full
 def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,6 +437,7 @@ def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
     eventually(lambda: len(work.server.open) == 2)
 
 
+@pytest.mark.full
 def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -479,6 +489,7 @@ def test_whatever_comes_there_the_calls_go_on_and_are_written_down(
     assert {row.outcome for row in Call.objects.filter(method="tools/call")} == {"ok"}
 
 
+@pytest.mark.full
 def test_a_stream_that_breaks_is_opened_again_while_its_session_is_in_use(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,6 +504,7 @@ def test_a_stream_that_breaks_is_opened_again_while_its_session_is_in_use(
     assert answers_of(person.call("docs__it", replying(person)))[0]["result"] == GIVEN
 
 
+@pytest.mark.full
 def test_a_stream_that_is_slow_to_open_is_let_open_whatever_else_is_looked_at(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -504,6 +516,7 @@ def test_a_stream_that_is_slow_to_open_is_let_open_whatever_else_is_looked_at(
     assert work.server.gets == ["session-0"]
 
 
+@pytest.mark.full
 def test_a_stream_that_opens_in_silence_is_listened_to_before_the_first_call(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,6 +530,7 @@ def test_a_stream_that_opens_in_silence_is_listened_to_before_the_first_call(
     assert work.server.gets == ["session-0"]
 
 
+@pytest.mark.full
 def test_calls_in_a_session_that_is_listened_to_run_no_statements_for_it(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -566,6 +580,7 @@ def test_messages_between_workers_are_encrypted_and_the_bus_carries_only_ids(
     assert not [each for each in told if not re.fullmatch(r"[a-z]+( ([0-9a-f-]{36}|[0-9a-f]{32}|\d+))+", each)]
 
 
+@pytest.mark.full
 def test_the_end_of_a_session_decides_anew_about_nobody_else(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:

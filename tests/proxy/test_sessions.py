@@ -111,6 +111,7 @@ def test_two_sessions_of_one_token_are_two_at_the_server(work: Work) -> None:
     assert one.session != two.session
 
 
+@pytest.mark.full
 def test_requests_without_a_session_use_one_of_their_connection(work: Work) -> None:
     client = work.client()
     other_token = Client(work.start().agent(work.connection))
@@ -133,6 +134,7 @@ def test_a_restart_loses_nothing(work: Work) -> None:
     assert work.counter.events("delete") == []
 
 
+@pytest.mark.full
 def test_a_server_that_forgot_its_sessions_is_given_a_new_one_by_clients_without_their_own(work: Work) -> None:
     client = work.client()
     client.count()
@@ -352,6 +354,7 @@ def test_sessions_nobody_uses_end(work: Work, monkeypatch: pytest.MonkeyPatch) -
     eventually(lambda: client.agent.ask("ping", **client.headers).status_code == 404)
 
 
+@pytest.mark.full
 def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.store.sessions.SWEEP_SECONDS", 0.1)
     client, with_own = work.client(), work.client()
@@ -400,6 +403,7 @@ class Told(Script):
             await super().method(request)
 
 
+@pytest.mark.full
 def test_the_gateway_says_what_its_servers_said_of_themselves(start: Start, run: Run) -> None:
     one = Told([[tool("a")]], said={"instructions": "Ask one.", "capabilities": {"tools": {}, "odd": {}}})
     two = Told([[tool("b")]], modern=True, said={"instructions": "Ask two."})
@@ -440,6 +444,7 @@ def test_a_servers_messages_to_one_user_do_not_reach_another(start: Start, run: 
     assert said[1]() == ""
 
 
+@pytest.mark.full
 def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
     """The deciding statement's reads do not grow with the number of sessions."""
     client = work.client()
@@ -494,6 +499,7 @@ def keys(settings: Settings) -> Iterator[Settings]:
     cipher.cache_clear()
 
 
+@pytest.mark.full
 def test_a_session_outlasts_the_key_its_id_was_sealed_with(work: Work, keys: Settings) -> None:
     older, newer = keys.ENCRYPTION_KEYS[0], Fernet.generate_key()
     client = work.client()
@@ -508,6 +514,7 @@ def test_a_session_outlasts_the_key_its_id_was_sealed_with(work: Work, keys: Set
     assert client.count(again)[0] == 2
 
 
+@pytest.mark.full
 def test_a_session_whose_key_is_lost_is_opened_anew(work: Work) -> None:
     client = work.client()
     client.initialize()
@@ -519,6 +526,7 @@ def test_a_session_whose_key_is_lost_is_opened_anew(work: Work) -> None:
     assert [client.count(again)[0], client.count(again)[0]] == [1, 2]
 
 
+@pytest.mark.full
 def test_a_server_that_keeps_no_state_is_introduced_once(start: Start, run: Run) -> None:
     script = Told([[tool("it")]])
     upstream = run(script.app())

@@ -144,6 +144,7 @@ def test_a_token_that_has_ended_is_renewed_before_the_call(github: Github, ann: 
     assert github.issuer.refreshes == 1
 
 
+@pytest.mark.full
 def test_a_token_that_has_ended_is_renewed_before_the_server_is_asked_outside_of_calls(
     github: Github, ann: User
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_token_that_has_ended_is_renewed_before_the_server_is_asked_outside_of
     assert github.issuer.refreshes == 1
 
 
+@pytest.mark.full
 def test_a_token_that_is_about_to_end_is_renewed_beside_the_call(github: Github, ann: User) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)
@@ -169,6 +171,7 @@ def test_a_token_that_is_about_to_end_is_renewed_beside_the_call(github: Github,
     assert github.issuer.refreshes == 1
 
 
+@pytest.mark.full
 def test_a_token_that_is_refused_is_renewed_for_the_next_call_and_the_refused_one_not_repeated(
     github: Github, ann: User
 ) -> None:
@@ -223,6 +226,7 @@ def test_a_refused_renewal_ends_one_person_s_sign_in_and_nobody_else_s(github: G
     assert github.issuer.refreshes == 1, "a dead grant was tried again"
 
 
+@pytest.mark.full
 def test_signing_in_again_heals_every_connection_that_carried_the_identity(github: Github, ann: User) -> None:
     agents = [github.agent(ann), github.agent(ann)]
     identity = github.sign_in(ann)
@@ -237,6 +241,7 @@ def test_signing_in_again_heals_every_connection_that_carried_the_identity(githu
     assert Event.objects.filter(action="identity.signed_in").count() == 1
 
 
+@pytest.mark.full
 def test_a_page_holds_no_connection_while_another_process_renews(
     github: Github, ann: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +261,7 @@ def test_a_page_holds_no_connection_while_another_process_renews(
     assert github.issuer.refreshes == 1
 
 
+@pytest.mark.full
 def test_an_issuer_out_of_order_for_a_moment_ends_no_sign_in(github: Github, ann: User) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)
@@ -265,6 +271,7 @@ def test_an_issuer_out_of_order_for_a_moment_ends_no_sign_in(github: Github, ann
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
 
 
+@pytest.mark.full
 def test_an_issuer_that_a_public_server_named_is_not_called_at_a_private_address(github: Github, ann: User) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)
@@ -281,6 +288,7 @@ def test_an_issuer_that_a_public_server_named_is_not_called_at_a_private_address
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
 
 
+@pytest.mark.full
 def test_an_issuer_out_of_order_for_longer_is_asked_again_later(github: Github, ann: User) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)
@@ -296,6 +304,7 @@ def test_an_issuer_out_of_order_for_longer_is_asked_again_later(github: Github, 
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
 
 
+@pytest.mark.full
 def test_a_refresh_token_that_is_not_given_anew_stays_in_use(github: Github, ann: User) -> None:
     github.issuer.repeats_refresh = False
     agent = github.agent(ann)
@@ -307,6 +316,7 @@ def test_a_refresh_token_that_is_not_given_anew_stays_in_use(github: Github, ann
         assert github.issuer.refreshes == times
 
 
+@pytest.mark.full
 def test_without_anything_to_renew_it_an_ended_token_needs_a_new_sign_in(github: Github, ann: User) -> None:
     github.issuer.gives_refresh = False
     agent = github.agent(ann)
@@ -318,6 +328,7 @@ def test_without_anything_to_renew_it_an_ended_token_needs_a_new_sign_in(github:
     assert identity.sign_in_reason == "expired"
 
 
+@pytest.mark.full
 def test_a_token_of_unknown_life_is_used_until_it_is_refused(github: Github, ann: User) -> None:
     github.issuer.expires_in = None
     agent = github.agent(ann)
@@ -331,6 +342,7 @@ def test_a_token_of_unknown_life_is_used_until_it_is_refused(github: Github, ann
     assert github.issuer.refreshes == 1
 
 
+@pytest.mark.full
 def test_a_server_that_refuses_a_fresh_token_needs_a_new_sign_in_and_is_not_asked_in_a_circle(
     github: Github, ann: User
 ) -> None:
@@ -352,6 +364,7 @@ class _Forgetful(dict[str, Any]):
         return None
 
 
+@pytest.mark.full
 def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github: Github, ann: User) -> None:
     github.issuer.scopes = ("read",)
     agent = github.agent(ann)
@@ -408,6 +421,7 @@ WAITS: dict[str, Callable[..., object]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("reason", "ended"), [*((reason, "ended") for reason in WAITS), ("identity_off", "refused"), ("revoked", "refused")]
 )
@@ -433,6 +447,7 @@ def test_a_call_that_waited_for_a_renewal_looks_at_the_switches_again(
     assert "/mcp" not in github.issuer.asked[len(github.issuer.asked) - after :]
 
 
+@pytest.mark.full
 def test_tokens_that_come_for_an_identity_revoked_meanwhile_are_revoked_too(github: Github, ann: User) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)
@@ -444,6 +459,7 @@ def test_tokens_that_come_for_an_identity_revoked_meanwhile_are_revoked_too(gith
     eventually(lambda: {given[0].access_token, given[0].refresh_token} <= set(github.issuer.revoked))
 
 
+@pytest.mark.full
 def test_tokens_of_an_identity_revoked_while_a_page_renewed_it_are_revoked_too(github: Github, ann: User) -> None:
     identity = github.sign_in(ann)
     given = while_renewing(github.issuer, lambda: Identity.objects.get(pk=identity.pk).revoke(by=ann))
@@ -455,6 +471,7 @@ def test_tokens_of_an_identity_revoked_while_a_page_renewed_it_are_revoked_too(g
     eventually(lambda: {given[0].access_token, given[0].refresh_token} <= set(github.issuer.revoked))
 
 
+@pytest.mark.full
 def test_an_identity_disabled_during_a_renewal_keeps_the_new_tokens(github: Github, ann: User) -> None:
     identity = github.sign_in(ann)
     given = while_renewing(github.issuer, lambda: Identity.objects.get(pk=identity.pk).disable(by=ann))
@@ -506,6 +523,7 @@ def test_an_answer_of_another_issuer_is_refused_before_its_code_is_used(given: s
     assert "/token" not in github.issuer.asked
 
 
+@pytest.mark.full
 def test_an_answer_of_the_right_issuer_that_says_so_is_taken(github: Github, ann: User) -> None:
     github.issuer.metadata = {"authorization_response_iss_parameter_supported": True}
     client = browser(ann)
@@ -514,6 +532,7 @@ def test_an_answer_of_the_right_issuer_that_says_so_is_taken(github: Github, ann
     assert client.get(back).status_code == 302
 
 
+@pytest.mark.full
 def test_somebody_who_says_no_at_the_issuer_is_told_so(github: Github, ann: User) -> None:
     client = browser(ann)
     asked = query(github.begin(client))
@@ -527,6 +546,7 @@ def test_somebody_who_says_no_at_the_issuer_is_told_so(github: Github, ann: User
 # --- Accounts, shared identities, ends -------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_server_that_names_another_issuer_leads_nobody_there_before_an_administrator(
     github: Github, ann: User, ben: User
 ) -> None:
@@ -543,6 +563,7 @@ def test_a_server_that_names_another_issuer_leads_nobody_there_before_an_adminis
     assert github.sign_in(ben).issuer == identity.issuer
 
 
+@pytest.mark.full
 def test_two_accounts_of_one_person_stand_side_by_side(github: Github, ann: User) -> None:
     first, second = github.connection(ann), github.connection(ann)
     one = github.sign_in(ann, connection=first.pk)
@@ -554,6 +575,7 @@ def test_two_accounts_of_one_person_stand_side_by_side(github: Github, ann: User
     assert said(github.proxy.agent(second).call("github__whoami")) == f"Bearer {access_of(two)}"
 
 
+@pytest.mark.full
 def test_one_registration_serves_all_people_and_servers_of_an_issuer(github: Github, ann: User, ben: User) -> None:
     github.sign_in(ann)
     github.sign_in(ben)
@@ -587,6 +609,7 @@ def test_cutting_a_person_off_ends_their_sign_ins_at_the_issuers(github: Github,
     assert (identity.status, other.status) == ("revoked", "active")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("whose", "reason"), [("its owner's", "identity_off"), ("another's", "identity_disabled")])
 def test_a_disabled_identity_is_not_renewed(github: Github, ann: User, whose: str, reason: str) -> None:
     agent = github.agent(ann)
@@ -601,6 +624,7 @@ def test_a_disabled_identity_is_not_renewed(github: Github, ann: User, whose: st
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
 
 
+@pytest.mark.full
 def test_a_server_that_moves_ends_the_sign_ins_made_for_where_it_was(github: Github, ann: User) -> None:
     ana = make.user(*Capability, email="ana@example.com")
     agent = github.agent(ann)
@@ -628,6 +652,7 @@ def test_recorded_calls_hold_no_token_even_one_that_was_renewed_meanwhile(github
     assert recorded not in ("", "None")
 
 
+@pytest.mark.full
 def test_an_issuer_that_takes_no_clients_by_itself_gets_the_one_an_administrator_entered(
     github: Github, ann: User
 ) -> None:
@@ -655,6 +680,7 @@ def test_an_issuer_that_takes_no_clients_by_itself_gets_the_one_an_administrator
     assert "s3cret-of-ours" not in browser(ana).get("/servers/github/client/").content.decode()
 
 
+@pytest.mark.full
 def test_a_shared_identity_is_made_by_an_administrator_who_signs_in(github: Github) -> None:
     ana = make.user(*Capability, email="ana@example.com")
     client = browser(ana)

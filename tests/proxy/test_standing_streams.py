@@ -52,6 +52,7 @@ def listen(kinds: dict[str, Any], request_id: object = "sub") -> tuple[dict[str,
     return body | {"id": request_id}, headers
 
 
+@pytest.mark.full
 def test_a_get_stream_begins_at_once_and_pings(start: Start, run: Run) -> None:
     work = Work(lambda: start(ping_seconds=0.2), run)
     with listening(in_session(work.agent()), "GET") as stream:
@@ -72,6 +73,7 @@ def rows(work: Work) -> list[Any]:
     return [row for row in work.proxy.calls() if row.method in ("GET", "subscriptions/listen")]
 
 
+@pytest.mark.full
 def test_where_no_stream_is_offered_the_answer_is_405(start: Start, run: Run) -> None:
     agent = Work(start, run).agent()
     own = {"Authorization": f"Bearer {agent.secret}", "Accept": "text/event-stream"}
@@ -312,6 +314,7 @@ def test_a_session_that_is_ended_ends_its_stream(start: Start, run: Run) -> None
     assert unknown.status_code == 404
 
 
+@pytest.mark.full
 def test_the_end_of_a_session_that_nobody_was_told_of_ends_what_is_under_way_in_it(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +362,7 @@ def test_running_requests_of_a_lost_token_end(start: Start, run: Run, monkeypatc
         assert not others.over.is_set()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "fault",
     [DatabaseUnavailable("gone"), StatementRejected("42501", "no"), TypeError("a fault")],
@@ -393,6 +397,7 @@ def test_a_cut_is_found_although_the_database_did_not_answer_for_a_moment(
     assert "open streams" in [getattr(record, "task", "") for record in caplog.records]
 
 
+@pytest.mark.full
 def test_a_stream_about_which_nothing_can_be_decided_ends_and_the_others_are_decided_about(
     start: Start, run: Run, ana: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ async def test_a_stream_that_goes_on_here_is_not_forgotten_when_what_carried_it_
         assert [(each.number, each.data) for each in await come_back(events, after)] == [(6, b"said")]
 
 
+@pytest.mark.full
 async def test_messages_of_sessions_without_streams_are_all_written_and_few_held_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -105,6 +105,7 @@ def test_progress_comes_back_with_the_clients_own_token(work: Work, shape: Any) 
     assert {row.outcome for row in work.proxy.calls()} == {"ok"}
 
 
+@pytest.mark.full
 def test_clients_with_the_same_token_never_get_each_others_progress(work: Work) -> None:
     work.put(upstreams.docs())
 
@@ -185,6 +186,7 @@ def note(method: str, **params: object) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "method": method, "params": params}
 
 
+@pytest.mark.full
 def test_a_silent_stream_is_kept_alive(start: Start, run: Run) -> None:
     work = work_of(start(ping_seconds=0.1), run)
     work.put(upstreams.docs())

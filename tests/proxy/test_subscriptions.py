@@ -219,6 +219,7 @@ def test_unreadable_resources_cannot_be_subscribed_to(work: LibraryWork) -> None
     assert not heard_of(work.library)
 
 
+@pytest.mark.full
 def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: LibraryWork) -> None:
     body, headers = listen({"toolsListChanged": True})
     asked = len(work.library.of("tools/list"))
@@ -250,6 +251,7 @@ class SlowLists(Library):
         return later
 
 
+@pytest.mark.full
 def test_a_list_that_changes_again_while_it_is_asked_for_is_asked_for_once_more(start: Start, run: Run) -> None:
     library = SlowLists()
     work = LibraryWork(start, run, library=library)
@@ -268,6 +270,7 @@ def test_a_list_that_changes_again_while_it_is_asked_for_is_asked_for_once_more(
         eventually(lambda: len(library.of("tools/list")) == asked + 2)
 
 
+@pytest.mark.full
 def test_a_session_is_subscribed_to_a_bounded_number_of_resources(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +303,7 @@ def test_one_worker_listens_for_all_and_another_when_its_client_leaves(work: Lib
     eventually(lambda: work.library.open == 0)
 
 
+@pytest.mark.full
 def test_a_listen_that_nobody_needs_any_more_leaves_no_row(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=True)
     agent = in_session(work.client)
@@ -325,6 +329,7 @@ class Silent(Library):
         self.open -= 1
 
 
+@pytest.mark.full
 def test_listeners_of_a_silent_server_are_forgotten_with_their_stream(start: Start, run: Run) -> None:
     def known() -> int:
         gc.collect()
@@ -340,6 +345,7 @@ def test_listeners_of_a_silent_server_are_forgotten_with_their_stream(start: Sta
     eventually(lambda: known() == before)
 
 
+@pytest.mark.full
 def test_an_unsolicited_server_request_is_sent_on_the_stream_of_the_session(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=False)
     params = {
@@ -367,6 +373,7 @@ def test_a_subscription_without_a_session_is_answered_and_not_stored(start: Star
     assert set(map(tuple, Session.objects.values_list("subscriptions", flat=True))) == {()}
 
 
+@pytest.mark.full
 def test_subscribing_is_no_method_of_2026(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=True)
     body, headers = modern("resources/subscribe", {"uri": URI})
@@ -382,6 +389,7 @@ def session_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> Lib
     return LibraryWork(start, run, is_modern=False)
 
 
+@pytest.mark.full
 def test_a_client_that_listens_learns_that_a_server_lost_its_session(session_work: LibraryWork) -> None:
     library, agent = session_work.library, in_session(session_work.client)
     with listening(agent, "GET") as stream:
@@ -393,6 +401,7 @@ def test_a_client_that_listens_learns_that_a_server_lost_its_session(session_wor
     assert agent.ask("ping").status_code == 404
 
 
+@pytest.mark.full
 def test_a_client_whose_stream_is_opened_again_is_subscribed_and_told_what_may_have_changed(
     session_work: LibraryWork,
 ) -> None:
@@ -404,6 +413,7 @@ def test_a_client_whose_stream_is_opened_again_is_subscribed_and_told_what_may_h
         eventually(lambda: library.of("resources/subscribe") == [{"uri": URI}] * 2)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("gives_ids", [True, False], ids=["with ids", "without"])
 def test_the_stream_of_a_server_is_gone_on_with_where_it_broke_or_the_client_is_told_what_may_be(
     session_work: LibraryWork, gives_ids: bool

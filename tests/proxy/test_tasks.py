@@ -178,6 +178,7 @@ def test_a_task_is_polled_ended_and_read_at_any_worker_under_one_id(work: Work) 
     ]
 
 
+@pytest.mark.full
 def test_messages_of_a_task_carry_the_clients_id_and_back(work: Work) -> None:
     asks = [{**FORM, "params": {**FORM["params"], **related(OWN_ID)}}]
     server = Tasks(asks=asks)
@@ -198,6 +199,7 @@ def test_messages_of_a_task_carry_the_clients_id_and_back(work: Work) -> None:
     assert server.said[-1] == {"taskId": OWN_ID, **related(OWN_ID)}
 
 
+@pytest.mark.full
 def test_a_call_without_a_task_keeps_its_result_and_names_no_task_it_does_not_know(work: Work) -> None:
     server = Tasks()
     work.put(server)
@@ -209,6 +211,7 @@ def test_a_call_without_a_task_keeps_its_result_and_names_no_task_it_does_not_kn
     assert server.said[-1]["_meta"] == {"a": 1}
 
 
+@pytest.mark.full
 def test_the_capability_is_announced_without_the_list_and_that_of_clients_is_not_passed_on(work: Work) -> None:
     server = Tasks()
     work.put(server)
@@ -316,6 +319,7 @@ def test_a_revoked_connection_asks_about_its_tasks_no_more(work: Work) -> None:
     assert len(server.said) == 1
 
 
+@pytest.mark.full
 def test_the_tool_of_a_task_that_is_another_servers_by_now_has_no_such_task(work: Work) -> None:
     work.put(Tasks())
     person = work.person(work.start())
@@ -329,6 +333,7 @@ def test_the_tool_of_a_task_that_is_another_servers_by_now_has_no_such_task(work
     assert later.said == []
 
 
+@pytest.mark.full
 def test_the_servers_own_error_about_a_task_is_the_clients(work: Work) -> None:
     server = Tasks()
     work.put(server)
@@ -399,6 +404,7 @@ def test_a_task_of_2026_is_polled_given_input_and_ended_at_any_worker(work: Work
     assert {row.feature_name for row in first.calls() if row.method.startswith("tasks/")} == {"docs__it"}
 
 
+@pytest.mark.full
 def test_a_task_of_2026_belongs_to_its_connection_and_era(work: Work) -> None:
     docs = work.put(ModernTasks())
     proxy = work.start()

@@ -310,6 +310,7 @@ def slow(most: list[int]) -> App:
     return calling(call)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("workers", "most_of_one"), [(1, 4), (2, 2), (100, 1)])
 def test_a_slow_server_gets_no_more_calls_than_this_worker_s_and_this_connection_s_share(
     start: Start, run: Run, workers: int, most_of_one: int
@@ -368,6 +369,7 @@ def test_a_caller_without_a_slot_at_a_slow_server_gets_an_error_and_others_conti
     assert Server.objects.get(slug="docs").health_error == ""
 
 
+@pytest.mark.full
 def test_slow_calls_of_one_person_make_nobody_else_wait(start: Start, run: Run) -> None:
     work = work_of(start(queue_seconds=15), run)
     bob = make.user(email="bob@example.com")
@@ -394,6 +396,7 @@ def test_a_token_has_so_many_calls_under_way_and_no_more(start: Start, run: Run)
     assert "result" in work.agent.call("docs__it", {"quick": True}).json()
 
 
+@pytest.mark.full
 def test_members_unknown_to_older_clients_are_removed_and_newer_ones_added(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer({"content": [], "resultType": "complete"})
@@ -408,6 +411,7 @@ def test_members_unknown_to_older_clients_are_removed_and_newer_ones_added(work:
         assert result["resultType"] == "complete"
 
 
+@pytest.mark.full
 def test_a_result_that_wants_input_is_no_answer_for_a_client_that_cannot_give_it(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer({"resultType": "input_required", "inputRequests": {}, "requestState": "x"})
@@ -437,6 +441,7 @@ def test_a_name_the_database_cannot_hold_is_refused_and_means_no_other_tool(work
     assert work.agent.call("docs__it").json()["result"]["content"][0]["text"] == "it"
 
 
+@pytest.mark.full
 def test_a_tool_whose_name_no_row_can_hold_is_not_shown(work: Work) -> None:
     work.put(offering("it", "a\ud800b", "a\0b", "x" * 250))
 

@@ -84,6 +84,7 @@ def test_names_are_ones_that_model_providers_take_and_lead_back(work: Work) -> N
     assert [LEGAL(name) is not None for name in expected] == [True] * len(NAMES)
 
 
+@pytest.mark.full
 def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
     work.put("first", offering("echo", "add", "named__echo", "named__add"), alias="")
     work.put("named", offering("echo", "find"))
@@ -117,6 +118,7 @@ def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> No
     assert work.proxy.last().server_name == "named"
 
 
+@pytest.mark.full
 def test_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
     work.put("fine", offering("echo"))
     work.put("silent", upstreams.silent())
@@ -237,6 +239,7 @@ def test_servers_without_a_usable_identity_are_named(work: Work, run: Run) -> No
     assert result["_meta"] == {UNAVAILABLE: [told]}
 
 
+@pytest.mark.full
 def test_removed_assignments_and_archived_servers_are_gone(work: Work) -> None:
     work.put("docs", offering("echo"))
     work.put("crm", offering("find"))
@@ -249,6 +252,7 @@ def test_removed_assignments_and_archived_servers_are_gone(work: Work) -> None:
         assert error == {"code": -32602, "message": in_words(f"Unknown tool: {name}.")}
 
 
+@pytest.mark.full
 def test_tools_are_remembered_with_their_history(work: Work) -> None:
     script = Script(
         [[tool("echo", title="Echo", description="Say it."), tool("add"), tool("bad\0name"), tool("x" * 201)]]
@@ -310,6 +314,7 @@ def page(work: Work, cursor: object = None, method: str = "tools/list") -> tuple
     return [each["name"] for each in result[method.partition("/")[0]]], result.get("nextCursor", "")
 
 
+@pytest.mark.full
 def test_a_long_list_comes_in_pages_that_stay_in_order_while_tools_are_added(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +335,7 @@ def test_a_long_list_comes_in_pages_that_stay_in_order_while_tools_are_added(
     assert page(work, cursor)[0] == names[2:5]
 
 
+@pytest.mark.full
 def test_a_cursor_is_good_for_the_list_it_was_given_for(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.lists.PAGE", 1)
     work.put("beta", offering("a", "b"))

@@ -48,6 +48,7 @@ def issue(user: str, gateway: str, *more: str) -> dict[str, str]:
     return line
 
 
+@pytest.mark.full
 def test_no_command_looks_for_garbage_among_what_it_has_loaded(tmp_path: Path) -> None:
     code = "import gc; print(gc.isenabled(), gc.get_freeze_count() > 10 * len(gc.get_objects()))"
     database = {"DATABASE_URL": os.environ[cluster.ADDRESS], **cluster.keys()}
@@ -236,6 +237,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, str]:
     return out.getvalue(), err.getvalue()
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_housekeeping_asks_the_servers_nobody_has_heard_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "PRIVATE_UPSTREAMS", [ip_network("127.0.0.0/8")])

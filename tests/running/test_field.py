@@ -3,8 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 
 from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("clients")
 
 ROUNDS = 24
 

@@ -18,6 +18,8 @@ from tests.docs.pages import ROOT, first_column
 from tests.eventually import PATIENCE
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.xdist_group("clients")
+
 type Numbers = dict[tuple[str, ...], float]
 
 CALLS = 12
@@ -129,7 +131,8 @@ def test_printed_metrics_are_documented(live: Serve) -> None:
 
 def test_documented_metrics_exist() -> None:
     """A metric with labels is exported only once it counts something, so the code is searched."""
-    for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
+    serving = ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping")
+    for name in (*serving, "proxy.metrics", "wire.background"):
         import_module(name)  # Which enters its numbers.
     ours = [one for one in REGISTRY.collect() if one.name.startswith("gateway_")] + health.families([], 0.0, 0)
     counted = {f"{one.name}_total" if one.type == "counter" else one.name for one in ours}

@@ -107,6 +107,7 @@ def _runs_sql(path: Path) -> bool:
     )
 
 
+@pytest.mark.full
 def test_every_module_that_runs_sql_is_proven_on_the_oldest() -> None:
     assert modules_with_sql() == set(PROOFS)
     assert [proof for proof in proofs() if not (workspace.ROOT / proof).is_file()] == []

@@ -60,6 +60,7 @@ class Clients:
             writer.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("soft", "hard", "clients"),
     [

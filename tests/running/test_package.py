@@ -38,6 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / f"gateway_admin-{VERSION}-py3-none-any.whl"
 
 
+@pytest.mark.full
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
     packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert packages == PROJECT["tool"]["importlinter"]["root_packages"]

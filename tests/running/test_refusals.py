@@ -42,6 +42,7 @@ def taken() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+@pytest.mark.full
 def test_port_in_use(fresh: Path, taken: int) -> None:
     line = refusal(fresh, "serve", "--port", str(taken))
 
@@ -69,6 +70,7 @@ def test_a_python_that_is_not_ours_is_told_which_one_is(options: tuple[str, ...]
     assert ".venv/bin/python manage.py" in done.stderr
 
 
+@pytest.mark.full
 def test_port_that_is_none(fresh: Path) -> None:
     assert refusal(fresh, "serve", "--port=0").endswith("PORT must be a whole number from 1 to 65535, not '0'.")
 
@@ -95,6 +97,7 @@ def test_unreachable_database_for_a_command(fresh: Path) -> None:
     assert "The database cannot be reached" in refusal(fresh, *words, DATABASE_URL=NOWHERE, **KEYS)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("embedded", [False, full(True)])
 def test_command_before_the_first_start(fresh: Path, embedded: bool) -> None:
     settings = {} if embedded else {"DATABASE_URL": cluster.fresh_database(f"empty_{os.getpid()}"), **KEYS}
@@ -182,6 +185,7 @@ def test_the_memory_for_large_answers_has_room_for_one(fresh: Path) -> None:
     assert "GATEWAY_ANSWERS_MIB must be a whole number from 64 to 65536, not '32'." in said
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "value",
     first(1, ["mysql://localhost/gateway", "postgresql://localhost", "postgresql://h/d?nonsense=1", "localhost"]),

@@ -94,6 +94,7 @@ def test_a_client_has_one_session_at_the_server_whichever_replica_takes_its_call
     assert set(both.front.taken[taken:]) == {serve.port for serve in both.serves}
 
 
+@pytest.mark.full
 def test_calls_at_once_of_a_fresh_session_share_one_session_at_the_server(both: Replicas) -> None:
     agent = in_session(both.agent())
     counted: list[tuple[int, str]] = []
@@ -226,6 +227,7 @@ def test_a_restart_of_a_replica_loses_nothing_of_a_session(both: Replicas) -> No
     assert len({session for _, session in counted}) == 1
 
 
+@pytest.mark.full
 def test_a_request_the_client_cannot_answer_is_refused_for_it(both: Replicas) -> None:
     agent = in_session(both.agent())
     for asked in ("elicitation/create", "sampling/createMessage", "roots/list"):
@@ -377,6 +379,7 @@ def test_a_session_that_its_server_forgot_has_ended_at_all_replicas(both: Replic
     assert after[0][1] != before[0][1]
 
 
+@pytest.mark.full
 def test_a_lost_listen_loses_no_answer(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     with listening(both.at(0, agent), "POST", call("ask")) as answer:

@@ -137,7 +137,7 @@ def seal_and_send(drill: Drill, serve: Serve) -> None:
         numbers = [int(row["number"]) for rows in drill.received("checkpoint").values() for row in rows]
         return wanted <= drill.received("call").keys() and max(numbers, default=0) > last["number"]
 
-    eventually(has_all, 90)
+    eventually(has_all)
 
 
 class Before(NamedTuple):

@@ -166,6 +166,7 @@ def test_the_product_works_as_a_role_that_owns_nothing(roles: Roles, served: Ser
         assert strange.fetchone() == (0,)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("table", LOGS)
 @pytest.mark.parametrize(
     "change",

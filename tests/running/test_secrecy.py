@@ -1,8 +1,12 @@
 """The search for secrets at the end of a run finds planted ones."""
 
+import pytest
+
 from tests import secrecy
 from tests.workspace import Serve
 from wire import token_text
+
+pytestmark = pytest.mark.xdist_group("clients")
 
 
 def test_a_secret_in_a_table_is_found_as_text_and_as_bytes(live: Serve) -> None:

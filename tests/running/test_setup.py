@@ -158,6 +158,7 @@ def while_installing(clone: Clone) -> None:
     program(clone.programs / "uv", UV, uv, HANG.format(mark=clone.mark, first=first))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("moment", "stop"),
     first(1, product([while_making, before_installing, while_installing], [signal.SIGINT, signal.SIGKILL])),
@@ -214,6 +215,7 @@ def empty_lock(venv: Path) -> None:
     lock_of(venv).write_text("")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("spoil", first(1, [no_python, no_lock, half_a_lock, empty_lock]))
 def test_a_spoilt_environment_is_made_good(clone: Clone, spoil: Callable[[Path], None]) -> None:
     clone.set_up()

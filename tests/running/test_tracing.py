@@ -15,6 +15,8 @@ from tests.running.starts import environment
 from tests.running.test_refusals import refusal
 from tests.workspace import ROOT, Serve
 
+pytestmark = pytest.mark.xdist_group("clients")
+
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
@@ -63,6 +65,7 @@ def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it
     assert {headers["authorization"] for headers in collector.headers} == {"Bearer secret-word"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

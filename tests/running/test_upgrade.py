@@ -74,7 +74,7 @@ def test_an_index_whose_maker_is_killed_is_made_by_whoever_comes_next(tmp_path: 
         maker.communicate()
 
         meanwhile = migrating(served)
-        _, said = meanwhile.communicate(timeout=120)
+        _, said = meanwhile.communicate()
         assert meanwhile.returncode == 0
         assert "partitions of the log still lack an index" in said
         assert served.rows(INVALID)
@@ -82,7 +82,7 @@ def test_an_index_whose_maker_is_killed_is_made_by_whoever_comes_next(tmp_path: 
     eventually(lambda: not served.rows(LOCKED))
 
     last = migrating(served)
-    printed, said = last.communicate(timeout=120)
+    printed, said = last.communicate()
 
     assert (last.returncode, said) == (0, "")
     assert "The tables are ready." in printed
@@ -109,5 +109,5 @@ def test_a_gateway_that_serves_makes_the_indexes_that_its_log_lacks(live_alone: 
 
     live_alone.start(workers=1)
 
-    eventually(lambda: "a partition of the log was indexed" in live_alone.log(), seconds=120)
-    eventually(lambda: not live_alone.rows("SELECT 1 FROM pg_index WHERE NOT indisvalid"), seconds=60)
+    eventually(lambda: "a partition of the log was indexed" in live_alone.log())
+    eventually(lambda: not live_alone.rows("SELECT 1 FROM pg_index WHERE NOT indisvalid"))

@@ -19,11 +19,13 @@ def pk(directory: Directory) -> str:
     return str(directory.make("ana@example.com")["id"])
 
 
+@pytest.mark.full
 def test_okta_patches_without_a_path(directory: Directory, pk: str) -> None:
     assert directory.patch(f"/Users/{pk}", {"op": "replace", "value": {"active": False}}).status_code == 204
     assert not User.objects.get(pk=pk).is_active
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", [True, False])
 def test_entra_says_true_and_false_as_strings(directory: Directory, pk: str, path: bool) -> None:
     for said, active in (("False", False), ("True", True)):
@@ -47,6 +49,7 @@ def test_entra_takes_the_only_address_away_and_it_stays(directory: Directory, pk
     assert (told["displayName"], told["emails"][0]["value"]) == ("Ana", "ana@example.com")
 
 
+@pytest.mark.full
 def test_entra_sends_attributes_that_nobody_here_needs(directory: Directory, pk: str) -> None:
     changes: list[dict[str, Any]] = [
         {"op": "Add", "path": f"{ENTERPRISE}:department", "value": "R&D"},
@@ -58,6 +61,7 @@ def test_entra_sends_attributes_that_nobody_here_needs(directory: Directory, pk:
     assert not User.objects.get(pk=pk).is_active
 
 
+@pytest.mark.full
 def test_entra_removes_a_member_by_a_filter_and_by_a_value(directory: Directory, pk: str) -> None:
     group = directory.make_group("Finance", pk)["id"]
     team = Team.objects.get(pk=group)

@@ -68,6 +68,7 @@ def people(directory: Directory, member: Role) -> dict[str, Any]:
     return {pk: directory.get(f"/Users/{pk}").json() for pk in pks}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("said", FILTERS)
 def test_a_filter_finds_what_it_says_however_it_is_evaluated(
     said: str, directory: Directory, people: dict[str, Any]
@@ -84,6 +85,7 @@ def test_an_id_is_found(directory: Directory, people: dict[str, Any]) -> None:
     assert all(directory.found(f'id eq "{pk}"') == [pk] for pk in people)
 
 
+@pytest.mark.full
 def test_groups_are_found_by_name_and_by_member(directory: Directory, people: dict[str, Any]) -> None:
     (group,) = directory.found('displayName eq "FINANCE"', "Groups")
     members = [one["value"] for one in directory.get(f"/Groups/{group}").json()["members"]]
@@ -94,6 +96,7 @@ def test_groups_are_found_by_name_and_by_member(directory: Directory, people: di
     assert directory.found('displayName eq "None"', "Groups") == directory.found('externalId eq "x"', "Groups") == []
 
 
+@pytest.mark.full
 def test_pages_begin_where_they_are_asked_to_and_hold_each_person_once(
     directory: Directory, people: dict[str, Any]
 ) -> None:
@@ -108,6 +111,7 @@ def test_pages_begin_where_they_are_asked_to_and_hold_each_person_once(
     assert directory.get("/Users?count=0").json()["totalResults"] == len(people)
 
 
+@pytest.mark.full
 def test_a_search_at_the_root_finds_people_and_groups(directory: Directory, people: dict[str, Any]) -> None:
     body = {"schemas": ["urn:ietf:params:scim:api:messages:2.0:SearchRequest"], "startIndex": len(people), "count": 2}
     page = directory.ask("POST", "/.search", body).json()
@@ -115,12 +119,14 @@ def test_a_search_at_the_root_finds_people_and_groups(directory: Directory, peop
     assert [one["meta"]["resourceType"] for one in page["Resources"]] == ["User", "Group"]
 
 
+@pytest.mark.full
 def test_no_page_has_more_than_200(directory: Directory, member: Role) -> None:
     User.objects.bulk_create(User(email=f"p{number}@example.com", password="!", role=member) for number in range(205))
     page = directory.get("/Users?count=100000").json()
     assert (page["itemsPerPage"], page["totalResults"] > 205) == (200, True)
 
 
+@pytest.mark.full
 def test_the_number_of_statements_does_not_grow_with_the_people(directory: Directory, member: Role) -> None:
     def statements(query: str) -> int:
         with CaptureQueriesContext(connection) as made:
@@ -137,6 +143,7 @@ def test_the_number_of_statements_does_not_grow_with_the_people(directory: Direc
     assert [statements(query) for query in ("/Users", "/Groups", "/Users?filter=displayName pr")] == before
 
 
+@pytest.mark.full
 def test_a_filter_that_would_look_through_too_many_is_refused(
     directory: Directory, people: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

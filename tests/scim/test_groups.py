@@ -41,6 +41,7 @@ def test_reach_follows_the_members_of_a_group(directory: Directory, member: Role
     assert connection.blocked_by == "reach"
 
 
+@pytest.mark.full
 def test_a_group_is_renamed_and_deleted(directory: Directory) -> None:
     pk = directory.make_group("Finance")["id"]
     directory.patch(f"/Groups/{pk}", {"op": "replace", "value": {"id": pk, "displayName": "Money"}})
@@ -84,6 +85,7 @@ def test_a_deleted_person_is_in_no_team_after_returning(directory: Directory) ->
     assert told.changes["users"] == [["ben@example.com"], []]
 
 
+@pytest.mark.full
 def test_members_are_left_out_where_they_are_not_asked_for(directory: Directory) -> None:
     pk = directory.make("ana@example.com")["id"]
     group = directory.make_group("Finance", pk)
@@ -96,6 +98,7 @@ def test_members_are_left_out_where_they_are_not_asked_for(directory: Directory)
     assert directory.get("/Groups?attributes=members").json()["Resources"][0]["members"]
 
 
+@pytest.mark.full
 def test_an_event_of_a_large_group_tells_who_joined_and_who_left_and_not_everybody(
     directory: Directory, member: Role
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_key_that_cannot_be_is_refused_in_words(
     assert not ProvisioningKey.objects.exists()
 
 
+@pytest.mark.full
 def test_rolling_shows_the_new_secret_once_and_a_reload_makes_no_other(
     browser: Client, issued: IssuedProvisioningKey
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_revoked_key_lets_nobody_in_and_gives_its_role_and_name_back(
     assert "revoked" in text(browser.get("/settings/provisioning/"))
 
 
+@pytest.mark.full
 def test_names_are_unique_and_keys_are_few(member: Role) -> None:
     key_for(member, name="Okta")
     with pytest.raises(ProvisioningKeyNameTaken):

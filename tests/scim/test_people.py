@@ -57,6 +57,7 @@ def test_a_provisioned_person_is_not_called_invited(directory: Directory) -> Non
     assert person.status == "deactivated"
 
 
+@pytest.mark.full
 def test_a_provisioned_person_who_is_invited_joins_with_a_password_and_stays_when_that_is_taken_back(
     directory: Directory,
 ) -> None:
@@ -100,6 +101,7 @@ def test_active_true_lets_the_same_person_in_again(directory: Directory, member:
     assert events(ben.pk)[-2:] == ["user.deactivated", "user.reactivated"]
 
 
+@pytest.mark.full
 def test_delete_deactivates_and_forgets_and_a_person_of_that_name_comes_back_as_the_same(
     directory: Directory,
 ) -> None:
@@ -123,6 +125,7 @@ def test_existing_people_are_found_and_not_created_twice(directory: Directory, m
     assert directory.found('userName eq "Ben@Example.com"') == [str(ben.pk)]
 
 
+@pytest.mark.full
 def test_a_user_name_that_is_no_address_is_kept_beside_the_e_mail(directory: Directory) -> None:
     made = directory.make("aruiz", emails=[{"value": "Ana@Example.com", "type": "work", "primary": True}])
 
@@ -156,6 +159,7 @@ def test_a_new_user_name_is_a_new_e_mail(directory: Directory) -> None:
     assert directory.found('userName eq "ana.ruiz@example.com"') == [pk]
 
 
+@pytest.mark.full
 def test_every_change_is_an_event_with_the_key_as_its_actor(
     directory: Directory, issued: IssuedProvisioningKey
 ) -> None:
@@ -197,6 +201,7 @@ def test_nothing_is_kept_of_a_person_that_nobody_needs(directory: Directory) -> 
     assert not User.objects.get(pk=made["id"]).has_usable_password()
 
 
+@pytest.mark.full
 def test_a_change_made_meanwhile_is_seen_by_its_etag(directory: Directory) -> None:
     made = directory.make("ana@example.com")
     tag = directory.get(f"/Users/{made['id']}")["ETag"]

@@ -67,6 +67,7 @@ def test_a_page_that_still_names_the_member_is_out_of_date(team: Team, issued: I
     assert list(team.users.all()) == members[1:]
 
 
+@pytest.mark.full
 def test_a_directory_that_still_names_the_member_is_told_that_there_is_none(
     team: Team, issued: IssuedProvisioningKey, directory: Directory
 ) -> None:

@@ -66,6 +66,7 @@ def test_nothing_of_whom_a_directory_deleted_works_for_who_comes_after_them(dire
     assert not Account.objects.filter(user=ben).exists()
 
 
+@pytest.mark.full
 def test_an_invitation_of_whom_a_directory_deleted_is_over(directory: Directory) -> None:
     person = User.objects.get(pk=directory.make("ben@example.com")["id"])
     person.renew_invitation(by=None)
@@ -76,6 +77,7 @@ def test_an_invitation_of_whom_a_directory_deleted_is_over(directory: Directory)
     assert User.objects.get(pk=person.pk).status == "provisioned"
 
 
+@pytest.mark.full
 def test_a_returning_person_gets_the_role_of_the_key(directory: Directory, member: Role, ben: User) -> None:
     ben.give_role(make.role(Capability.HOSTS_READ, name="Reader"), by=None)
     directory.ask("DELETE", f"/Users/{ben.pk}")
@@ -83,6 +85,7 @@ def test_a_returning_person_gets_the_role_of_the_key(directory: Directory, membe
     assert User.objects.get(pk=ben.pk).role == member
 
 
+@pytest.mark.full
 def test_a_directory_that_says_it_is_somebody_else_is_told_what_to_do(directory: Directory) -> None:
     pk = directory.make("ben@example.com", externalId="00u1")["id"]
     directory.ask("DELETE", f"/Users/{pk}")
@@ -97,12 +100,14 @@ def test_a_directory_that_says_it_is_somebody_else_is_told_what_to_do(directory:
     assert post(directory, externalId="00u2").json()["id"] != pk
 
 
+@pytest.mark.full
 def test_a_user_name_of_whom_was_deleted_is_free_for_another_address(directory: Directory) -> None:
     pk = directory.make("ben", emails=[{"value": "ben@example.com"}])["id"]
     directory.ask("DELETE", f"/Users/{pk}")
     assert directory.make("ben", emails=[{"value": "other@example.com"}])["id"] != pk
 
 
+@pytest.mark.full
 def test_each_deletion_and_each_return_is_an_event(directory: Directory) -> None:
     pk = directory.make("ben@example.com", active=False)["id"]
 
@@ -156,6 +161,7 @@ def test_a_directory_still_describes_people_an_administrator_deactivated(directo
     assert User.objects.get(pk=ben.pk).display_name == "Ben"
 
 
+@pytest.mark.full
 def test_a_reactivation_by_an_administrator_ends_what_the_directory_may_undo(directory: Directory, ben: User) -> None:
     boss = make.user(*Capability)
     directory.deactivate(ben.pk)
@@ -166,6 +172,7 @@ def test_a_reactivation_by_an_administrator_ends_what_the_directory_may_undo(dir
     assert (activate(directory, ben).status_code, is_active(ben)) == (403, False)
 
 
+@pytest.mark.full
 def test_a_directory_reactivates_people_it_deactivated(directory: Directory) -> None:
     pk = directory.make("ann@example.com", active=False)["id"]
     person = User.objects.get(pk=pk)

@@ -53,6 +53,7 @@ def test_an_open_server_says_what_it_is_and_nothing_is_stored(run: Run, ana: Use
     assert not Server.objects.exists()
 
 
+@pytest.mark.full
 def test_one_that_wants_a_key_and_one_where_people_sign_in_are_told_apart(run: Run, ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     key, oauth = run(upstreams.github()), run(issuers.Issuer().app())
@@ -120,6 +121,7 @@ def test_each_tool_is_listed_with_what_it_says_it_does(run: Run, ana: User, sign
     }
 
 
+@pytest.mark.full
 def test_asking_again_with_a_credential_lists_the_tools_and_keeps_what_was_typed(
     run: Run, ana: User, work: Gateway, sign_in: SignIn
 ) -> None:
@@ -136,6 +138,7 @@ def test_asking_again_with_a_credential_lists_the_tools_and_keeps_what_was_typed
     assert kept == expected
 
 
+@pytest.mark.full
 def test_a_name_that_nobody_typed_becomes_what_the_server_says_once_it_answers(
     run: Run, ana: User, sign_in: SignIn
 ) -> None:
@@ -176,6 +179,7 @@ def test_a_server_takes_its_own_name_with_its_first_answer_unless_somebody_typed
     assert Event.objects.filter(action="server.updated").count() == (0 if typed else 1)
 
 
+@pytest.mark.full
 def test_a_made_name_stays_where_another_server_has_the_servers_own_name(run: Run, ana: User, sign_in: SignIn) -> None:
     make.server(name="Docs")
     down = make.server(url=run(upstreams.docs()).url, name="Server", name_is_made=True)
@@ -204,6 +208,7 @@ def test_a_bare_address_leads_to_the_usual_path_where_the_server_is(
     assert f"No server at <code>{bare}</code>." in text(page)
 
 
+@pytest.mark.full
 def test_the_first_real_server_gets_a_gateway_of_its_own_beside_the_demo(run: Run, ana: User, sign_in: SignIn) -> None:
     demo = make.gateway(make.server(url=BUILT_IN_URL, name="Quickstart"), name="Quickstart")
     client, url = sign_in(ana), run(upstreams.docs()).url
@@ -220,6 +225,7 @@ def test_the_first_real_server_gets_a_gateway_of_its_own_beside_the_demo(run: Ru
     assert again.context["form"].chosen_gateways == ["docs"]
 
 
+@pytest.mark.full
 def test_a_servers_own_gateway_is_open_to_the_teams_of_who_adds_it_and_the_page_says_so(
     run: Run, ana: User, ann: User, ben: User, sign_in: SignIn
 ) -> None:
@@ -252,6 +258,7 @@ def test_a_server_goes_behind_gateways_with_ones_own_identity_and_its_tools_at_o
     assert not hers.identities.exists()
 
 
+@pytest.mark.full
 def test_people_lacking_an_identity_are_led_to_its_row(ana: User, work: Gateway, sign_in: SignIn) -> None:
     link = make.connection(make.agent(by=ana), work, ana)
     values = filled(f"http://127.0.0.1:{free_port()}/mcp", auth_type="bearer", who="own", gateways=[work.slug])
@@ -275,6 +282,7 @@ def test_a_shared_identity_is_stored_and_allowed_on_the_chosen_gateways(
     assert Assignment.objects.get().shared_identity == identity
 
 
+@pytest.mark.full
 def test_sharing_on_a_gateway_takes_a_credential_and_the_management_of_identities(
     work: Gateway, sign_in: SignIn, ana: User
 ) -> None:
@@ -290,6 +298,7 @@ def test_sharing_on_a_gateway_takes_a_credential_and_the_management_of_identitie
     assert not Server.objects.exists()
 
 
+@pytest.mark.full
 def test_a_server_where_everybody_shares_a_sign_in_is_added_before_it_goes_behind_gateways(
     run: Run, ana: User, work: Gateway, sign_in: SignIn
 ) -> None:
@@ -342,6 +351,7 @@ def test_an_alias_that_is_taken_is_said_at_the_slug_and_nothing_is_stored(
     assert not Server.objects.filter(name="Docs").exists()
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_slug_that_somebody_else_takes_meanwhile_is_said_and_nothing_is_stored(
     ana: User, work: Gateway, sign_in: SignIn
@@ -366,6 +376,7 @@ def test_enter_adds_and_does_not_test(run: Run, ana: User, sign_in: SignIn) -> N
     assert "Add a server" in first  # The browser presses the first submit button of a form.
 
 
+@pytest.mark.full
 def test_a_tile_fills_in_what_is_known_and_when_it_was_looked_up(
     run: Run, ana: User, sign_in: SignIn, settings: Settings, tmp_path: Path
 ) -> None:
@@ -484,6 +495,7 @@ def test_a_registry_is_searched_where_one_is_set_and_nowhere_else(
     assert app.asked == [b"/v0.1/servers?search=notes&version=latest&limit=24"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.full
 def test_a_registry_that_fails_is_said_and_stops_nothing(
     run: Run, ana: User, sign_in: SignIn, settings: Settings
 ) -> None:

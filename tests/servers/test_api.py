@@ -144,12 +144,14 @@ def test_a_list_is_narrowed(ana: User, github: Server) -> None:
     assert set(errors(rest.get("/servers", health="fine"))) == {"health"}
 
 
+@pytest.mark.full
 def test_servers_are_seen_by_whoever_works_with_them(ann: User, github: Server) -> None:
     for capability in (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE):
         assert len(results(Rest.of(make.user(capability)).get("/servers"))) == 1
     assert problem(Rest.of(ann).get("/servers")) == (403, "capability_required")
 
 
+@pytest.mark.full
 def test_a_connection_is_tested(ana: User, run: Run, settings: LazySettings) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
     make.server(slug="docs", url=run(upstreams.docs()).url)
@@ -201,6 +203,7 @@ def test_a_server_without_authentication_takes_none(ann: User) -> None:
     assert set(errors(Rest.of(ann).post("/identities", body))) == {"server_id"}
 
 
+@pytest.mark.full
 def test_a_label_is_taken_once(ann: User, github: Server) -> None:
     body = {"server_id": str(github.pk), "label": "work", "secret": SECRET}
     rest = Rest.of(ann)

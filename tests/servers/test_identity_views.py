@@ -139,6 +139,7 @@ def test_a_server_without_authentication_takes_no_identity(ana: User, sign_in: S
     assert not Identity.objects.exists()
 
 
+@pytest.mark.full
 def test_the_tab_costs_the_same_for_one_row_and_for_many(
     github: Server, ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -150,6 +151,7 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
         client.get("/servers/github/identities/")
 
 
+@pytest.mark.full
 def test_a_full_tab_stays_light(github: Server, ana: User, sign_in: SignIn) -> None:
     for number in range(50):
         make.identity(github, label=f"service account number {number}", secret=SECRET)
@@ -207,6 +209,7 @@ def take_the_label(server: Server, by: User) -> None:
     make.identity(server, label="service")
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("act", "field", "words"),
@@ -291,6 +294,7 @@ def test_a_revoked_identity_is_not_confirmed_any_more(github: Server, ana: User,
     assert Identity.objects.get().unconfirmed_since is not None
 
 
+@pytest.mark.full
 def test_a_revoked_identity_takes_no_other_secret(github: Server, ana: User, sign_in: SignIn) -> None:
     identity = make.identity(github, ana)
     identity.revoke(by=ana)

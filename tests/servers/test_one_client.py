@@ -68,6 +68,7 @@ def refresh(client: Client, gateway: Gateway) -> set[str]:
     return set(Feature.objects.offered().values_list("name", flat=True))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sessions", [True, False], ids=["with a session", "without one"])
 def test_a_server_that_negotiates_2024_11_05_is_up_for_everybody(
     sessions: bool, proxy: Proxy, run: Run, ana: User, sign_in: SignIn
@@ -87,6 +88,7 @@ def test_a_server_that_negotiates_2024_11_05_is_up_for_everybody(
     assert (server.health, server.health_error) == (Health.OK, "")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("modern", [True, False], ids=["2026-07-28", "sessions"])
 def test_a_tool_that_cannot_be_used_is_nowhere(
     modern: bool, proxy: Proxy, run: Run, ana: User, sign_in: SignIn

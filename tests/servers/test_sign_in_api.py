@@ -58,6 +58,7 @@ def with_key(person: User) -> dict[str, str]:
     return {"Authorization": f"Bearer {make.api_key(person, Capability.SERVERS_MANAGE).secret}"}
 
 
+@pytest.mark.full
 def test_a_program_with_a_session_begins_what_its_browser_finishes(github: Server, upstream: Upstream) -> None:
     ann = make.user(email="ann@example.com")
     client, elsewhere = browser(ann), browser(ann)
@@ -90,6 +91,7 @@ def test_a_key_begins_what_its_owner_finishes_and_nobody_else(github: Server) ->
     assert browser(ana).get(back).status_code == 400, "it counted twice"
 
 
+@pytest.mark.full
 def test_a_sign_in_takes_the_place_of_one_s_own_identity_and_is_carried_where_one_says(github: Server) -> None:
     ann = make.user(email="ann@example.com")
     client = browser(ann)
@@ -131,6 +133,7 @@ def test_obstacles_to_a_sign_in_are_reported(run: Run, github: Server) -> None:
     assert "does not support automatic registration" in refused.json()["detail"]
 
 
+@pytest.mark.full
 def test_a_server_that_names_another_issuer_is_an_event_with_the_sign_ins_it_ended(github: Server) -> None:
     ana, ann = make.user(*Capability, email="ana@example.com"), make.user(email="ann@example.com")
     signing = browser(ann)
@@ -155,6 +158,7 @@ def signed_in(client: Client, server: Server) -> Any:
     return identity
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("scope", "status", "account"),
     [("openid", 200, "octo-ann"), ("openid", 403, ""), ("read", 200, "")],
@@ -180,6 +184,7 @@ def test_an_issuer_that_does_not_say_who_signed_in_keeps_nobody_from_it(issuer: 
     assert (identity["account"], identity["status"]) == ("", "active")
 
 
+@pytest.mark.full
 def test_a_key_that_is_changed_during_a_sign_in_has_it_begun_again(
     github: Server, issuer: Issuer, settings: Settings
 ) -> None:
@@ -196,6 +201,7 @@ def test_a_key_that_is_changed_during_a_sign_in_has_it_begun_again(
     assert not Identity.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("expires", "registered"), [(1, 2), (0, 1), (4_102_444_800, 1)], ids=["over", "never", "later"]
 )
@@ -212,6 +218,7 @@ def test_this_gateway_registers_anew_once_its_secret_at_an_issuer_has_ended(
     assert ClientRegistration.objects.filter(ended_at=None).count() == 1
 
 
+@pytest.mark.full
 def test_pages_say_of_a_sign_in_what_the_issuer_said_and_never_a_word_of_the_program(github: Server) -> None:
     ann = make.user(email="ann@example.com")
     client = browser(ann)

@@ -189,6 +189,7 @@ def test_changes_during_a_sign_in_are_seen_before_its_code_is_used(
     assert "/token" not in github.issuer.asked
 
 
+@pytest.mark.full
 def test_a_shared_sign_in_whose_person_lost_the_capability_leaves_no_identity(github: Github, boss: User) -> None:
     ana = make.user(Capability.SERVERS_MANAGE)
     client = browser(ana)
@@ -218,6 +219,7 @@ def test_a_disabled_identity_is_refused_before_the_issuer_is_asked(github: Githu
     assert "This credential is disabled. Ask an administrator to enable it first." in words(held)
 
 
+@pytest.mark.full
 def test_an_identity_disabled_during_its_sign_in_keeps_what_it_had_and_the_new_tokens_are_revoked(
     github: Github, ann: User, boss: User
 ) -> None:
@@ -237,6 +239,7 @@ def test_an_identity_disabled_during_its_sign_in_keeps_what_it_had_and_the_new_t
     assert github.issuer.issued[0].refresh_token not in github.issuer.revoked
 
 
+@pytest.mark.full
 def test_signing_in_again_revokes_the_tokens_of_before_and_only_once_the_new_ones_are_kept(
     github: Github, ann: User
 ) -> None:
@@ -252,6 +255,7 @@ def test_signing_in_again_revokes_the_tokens_of_before_and_only_once_the_new_one
     assert not {new.access_token, new.refresh_token} & set(github.issuer.revoked)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("gives", ["the same refresh token", "no refresh token"])
 def test_nothing_is_revoked_where_the_issuer_goes_on_with_the_same_grant(gives: str, github: Github, ann: User) -> None:
     identity = github.sign_in(ann)
@@ -272,6 +276,7 @@ def test_nothing_is_revoked_where_the_issuer_goes_on_with_the_same_grant(gives: 
     assert old.access_token not in github.issuer.revoked
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("change", [archive, paste_keys], ids=lambda change: change.__name__)
 def test_an_identity_of_a_server_where_nobody_signs_in_leads_to_no_issuer(
     change: Callable[..., None], github: Github, ann: User, boss: User
@@ -285,6 +290,7 @@ def test_an_identity_of_a_server_where_nobody_signs_in_leads_to_no_issuer(
     assert "Refresh" not in response
 
 
+@pytest.mark.full
 def test_a_key_that_is_pasted_in_place_of_a_sign_in_ends_what_the_issuer_granted(
     github: Github, ann: User, boss: User
 ) -> None:
@@ -301,6 +307,7 @@ def test_a_key_that_is_pasted_in_place_of_a_sign_in_ends_what_the_issuer_granted
     eventually(lambda: github.is_revoked(github.issuer.issued[0]))
 
 
+@pytest.mark.full
 def test_an_identity_that_is_revoked_while_one_signs_in_again_stays_revoked(github: Github, ann: User) -> None:
     identity = github.sign_in(ann)
     client = browser(ann)
@@ -314,6 +321,7 @@ def test_an_identity_that_is_revoked_while_one_signs_in_again_stays_revoked(gith
     assert len(github.issuer.issued) == 1, "the code was used"
 
 
+@pytest.mark.full
 def test_a_sign_in_whose_key_is_lost_is_revoked_here_and_nothing_is_sent(
     github: Github, ann: User, settings: Settings
 ) -> None:
@@ -329,6 +337,7 @@ def test_a_sign_in_whose_key_is_lost_is_revoked_here_and_nothing_is_sent(
     assert len(github.issuer.asked) == asked
 
 
+@pytest.mark.full
 def test_the_oldest_unfinished_sign_ins_of_a_person_end(github: Github, ann: User, boss: User) -> None:
     client, other = browser(ann), browser(boss)
     kept = consent(github.begin(other))
@@ -345,6 +354,7 @@ def test_the_oldest_unfinished_sign_ins_of_a_person_end(github: Github, ann: Use
 # --- Registrations ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_registration_that_fails_leaves_the_one_of_before_in_force(github: Github, ann: User) -> None:
     github.sign_in(ann)
     before = ClientRegistration.objects.get()
@@ -399,6 +409,7 @@ def test_a_code_of_one_issuer_is_never_sent_to_another(github: Github, evil: Git
     assert "/token" not in evil.issuer.asked
 
 
+@pytest.mark.full
 def test_an_issuer_does_not_send_a_code_to_the_address_of_another(github: Github, evil: Github, ann: User) -> None:
     github.sign_in(ann)
     client = browser(ann)
@@ -408,6 +419,7 @@ def test_an_issuer_does_not_send_a_code_to_the_address_of_another(github: Github
     assert httpx.get(asked_at_github, trust_env=False).status_code == 400
 
 
+@pytest.mark.full
 def test_a_client_entered_before_each_issuer_had_its_address_is_answered_at_the_common_one(
     github: Github, evil: Github, ann: User
 ) -> None:
@@ -431,6 +443,7 @@ def test_a_client_entered_before_each_issuer_had_its_address_is_answered_at_the_
     assert github.sign_in(ann).issuer == origin(github)
 
 
+@pytest.mark.full
 def test_one_that_registered_itself_for_the_common_address_registers_anew(github: Github, ann: User) -> None:
     github.sign_in(ann)
     ClientRegistration.objects.update(redirect_uri=common_redirect_uri())
@@ -440,6 +453,7 @@ def test_one_that_registered_itself_for_the_common_address_registers_anew(github
     assert ClientRegistration.objects.get(ended_at=None).redirect_uri == redirect_uri(origin(github))
 
 
+@pytest.mark.full
 def test_an_issuer_that_would_have_people_asked_at_another_one_s_is_refused(
     github: Github, evil: Github, ann: User
 ) -> None:
@@ -510,6 +524,7 @@ def test_a_client_that_was_entered_is_not_shown_to_another_issuer(github: Github
     assert not SignIn.objects.exists()
 
 
+@pytest.mark.full
 def test_a_client_whose_secret_no_key_opens_has_to_be_entered_again(
     github: Github, boss: User, settings: Settings
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_shared_sign_in_that_cannot_begin_says_why_beside_its_label(github: Gi
     assert not SignIn.objects.exists()
 
 
+@pytest.mark.full
 def test_an_issuer_may_name_itself_as_an_administrator_expects_and_in_no_other_way(github: Github, ann: User) -> None:
     github.issuer.metadata = {"issuer": KNOWN_AS}
     github.set(expected_issuer=KNOWN_AS)
@@ -156,6 +157,7 @@ def test_an_issuer_of_an_expected_name_does_not_share_the_address_of_our_documen
 # --- The resource -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("fields", "sent"),
     [
@@ -195,6 +197,7 @@ def test_fixed_scopes_take_the_place_of_what_the_server_asks_for_and_nothing_is_
     assert query(destination(github.begin(browser(ann))))["scope"] == "read"
 
 
+@pytest.mark.full
 def test_nobody_is_led_to_an_issuer_for_rights_that_may_not_be_asked_for(github: Github, ann: User) -> None:
     identity = github.sign_in(ann)
     Grant.objects.update(wanted_scope="read admin")
@@ -257,6 +260,7 @@ def test_each_door_sets_how_people_sign_in_and_it_is_an_event(door: str, github:
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("door", DOORS)
 def test_ending_sign_ins_is_announced_and_needs_a_confirmation(
     door: str, github: Github, ann: User, boss: User
@@ -375,6 +379,7 @@ FITS: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", FITS)
 def test_a_change_ends_what_would_not_be_granted_like_that_any_more_and_nothing_else(
     case: str, github: Github, ann: User, boss: User
@@ -404,6 +409,7 @@ def test_a_withdrawn_setting_ends_the_sign_ins_made_under_it(github: Github, ann
     assert github.server.sign_ins_ended_by({"expected_issuer": github.origin}).count() == 1
 
 
+@pytest.mark.full
 def test_a_sign_in_under_way_keeps_nothing_when_its_settings_change_meanwhile(
     github: Github, ann: User, boss: User
 ) -> None:
@@ -429,6 +435,7 @@ def lasting(github: Github) -> Github:
     return github
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("place", ["authorize", "token"])
 @pytest.mark.parametrize("door", ["page", "REST"])
 def test_one_whose_issuer_refuses_lasting_access_is_led_there_again_without_it(
@@ -460,6 +467,7 @@ def test_one_whose_issuer_refuses_lasting_access_is_led_there_again_without_it(
     assert not SignIn.objects.exists()
 
 
+@pytest.mark.full
 def test_that_happens_once(lasting: Github, ann: User) -> None:
     lasting.issuer.refuses_scope = "read"
     client = browser(ann)
@@ -472,6 +480,7 @@ def test_that_happens_once(lasting: Github, ann: User) -> None:
     assert not SignIn.objects.exists()
 
 
+@pytest.mark.full
 def test_a_refusal_without_offline_access_is_reported(github: Github, ann: User) -> None:
     github.issuer.refuses_scope = "read"
     client = browser(ann)
@@ -481,6 +490,7 @@ def test_a_refusal_without_offline_access_is_reported(github: Github, ann: User)
     assert (refused.status_code, "Unknown scope" in words(refused)) == (400, True)
 
 
+@pytest.mark.full
 def test_an_answer_of_another_issuer_leads_nobody_anywhere(lasting: Github, ann: User) -> None:
     client = browser(ann)
     back = consent(destination(lasting.begin(client)))
@@ -491,6 +501,7 @@ def test_an_answer_of_another_issuer_leads_nobody_anywhere(lasting: Github, ann:
     assert not SignIn.objects.exists()
 
 
+@pytest.mark.full
 def test_one_who_signs_in_again_keeps_the_place_when_lasting_access_is_refused(lasting: Github, ann: User) -> None:
     identity = make.identity(lasting.server, owner=ann)
     client = browser(ann)

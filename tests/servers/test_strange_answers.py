@@ -114,6 +114,7 @@ def test_a_flood_is_given_up_in_time(head: bytes, more: bytes, why: str) -> None
             discover_features(server, None)
 
 
+@pytest.mark.full
 def test_an_answer_of_too_many_values_is_not_read(run: Run) -> None:
     values = b"[]," * 600_000 + b"[]"
     app = garbage(b'{"jsonrpc":"2.0","id":1,"result":{"x":[' + values + b"]}}", kind="application/json")
@@ -122,6 +123,7 @@ def test_an_answer_of_too_many_values_is_not_read(run: Run) -> None:
         discover_features(make.server(url=run(app).url), None)
 
 
+@pytest.mark.full
 def test_a_list_without_end_is_given_up(run: Run) -> None:
     tools = {"result": {"tools": [{"name": f"t{n}", "inputSchema": {}} for n in range(5_001)]}}
 

@@ -104,6 +104,7 @@ def test_a_server_that_cannot_be_asked_refuses_no_key(ana: User, sign_in: SignIn
     assert Identity.objects.get().status == "active"
 
 
+@pytest.mark.full
 def test_a_refused_identity_is_never_preselected_and_is_tried_again_when_chosen(
     link: Connection, server: Server, ana: User, sign_in: SignIn
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_refused_identity_is_never_preselected_and_is_tried_again_when_chosen(
     assert bad.status == "active"
 
 
+@pytest.mark.full
 def test_a_refused_identity_is_made_whole_by_one_new_secret(
     link: Connection, server: Server, ana: User, sign_in: SignIn
 ) -> None:

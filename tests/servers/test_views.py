@@ -143,6 +143,7 @@ def test_archived_servers_are_gone_from_list_and_page(ana: User, sign_in: SignIn
     assert sign_in(ana).get(f"/servers/{server.slug}/").status_code == 404
 
 
+@pytest.mark.full
 def test_a_list_costs_the_same_for_one_row_and_for_many(
     ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_list_costs_the_same_for_one_row_and_for_many(
         client.get("/servers/")
 
 
+@pytest.mark.full
 def test_a_full_list_stays_light(ana: User, sign_in: SignIn) -> None:
     for number in range(50):
         name = f"Team server {number}"
@@ -285,6 +287,7 @@ def test_unknown_fields_change_nothing(ana: User, sign_in: SignIn) -> None:
     assert (server.enabled, server.max_concurrent, server.health, server.protocol_era) == (True, 64, "unknown", "")
 
 
+@pytest.mark.full
 def test_a_server_is_asked_live_where_its_form_says_so(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -296,6 +299,7 @@ def test_a_server_is_asked_live_where_its_form_says_so(ana: User, sign_in: SignI
     assert not Server.objects.get().lists_live
 
 
+@pytest.mark.full
 def test_how_many_calls_a_server_takes_at_once_is_said_on_its_form_and_stays_when_left_out(
     ana: User, sign_in: SignIn
 ) -> None:
@@ -510,6 +514,7 @@ def test_a_switch_answers_with_the_row_or_the_head_it_stands_in(ana: User, sign_
 # --- Its gateways -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_gateways_tab_lists_where_it_stands_and_how(ana: User, sign_in: SignIn) -> None:
     server = make.server(name="Docs")
     make.gateway(server, name="Engineering")

@@ -4,6 +4,7 @@ import gzip
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import boto3
@@ -40,12 +41,16 @@ class Bucket:
         )
         self.client.create_bucket(Bucket=BUCKET)
 
+    def close(self) -> None:
+        self.client.close()
+
     def names(self) -> list[str]:
         found = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
         return [one["Key"] for page in found for one in page.get("Contents", [])]
 
     def read(self, name: str) -> bytes:
-        return bytes(self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read())
+        with closing(self.client.get_object(Bucket=BUCKET, Key=name)["Body"]) as body:
+            return bytes(body.read())
 
     def rows(self, log: str = "call") -> list[dict[str, Any]]:
         """Return the rows of all objects, including duplicates."""
@@ -66,7 +71,8 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_server: str, loopback_is_allowed: None) -> Iterator[Bucket]:
     """An empty bucket."""
-    yield Bucket(s3_server)
+    with closing(Bucket(s3_server)) as made:
+        yield made
     httpx.post(f"{s3_server}/moto-api/reset").raise_for_status()
 
 

@@ -135,6 +135,7 @@ def test_rows_read_from_the_archive_have_the_digests_that_were_sealed(folder: Pa
     assert len(leaves) == 4
 
 
+@pytest.mark.full
 def test_partition_that_cannot_be_archived_is_kept_with_all_that_is_said_of_it(folder: Path) -> None:
     sealing.keep_up()
     Sink.objects.add(name="Paused", kind="stdout", by=None, from_beginning=True)
@@ -208,6 +209,7 @@ def test_archiving_that_was_cut_short_is_done_again(folder: Path, monkeypatch: p
     assert len(list(folder.rglob("*.parquet"))) == 1
 
 
+@pytest.mark.full
 def test_large_day_makes_several_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "PART_BYTES", 4000)
     monkeypatch.setattr(parquet, "GROUP_ROWS", 3)

@@ -108,6 +108,7 @@ def test_store_that_refuses_is_tried_later_and_loses_nothing(bucket: Bucket, s3_
     assert send_test_line(state, by=None).delivered
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -282,6 +282,7 @@ def test_headers_are_not_shown_to_another_place_than_they_were_entered_for(colle
     assert Sink.objects.get().secret() == "X=1"
 
 
+@pytest.mark.full
 def test_pages_and_rest_set_a_collector_up(collector: Collector) -> None:
     boss = make.user(*Capability)
     browser = browser_of(session_of(boss))

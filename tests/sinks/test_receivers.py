@@ -248,6 +248,7 @@ def test_test_line_tells_how_it_went_and_moves_nothing(to_hook: MakeSink, hook: 
     assert Sink.objects.get(pk=sink.pk).delivered == 0
 
 
+@pytest.mark.full
 def test_pages_set_up_test_pause_and_remove(hook: Webhook) -> None:
     browser = browser_of(session_of(make.user(*ALL)))
     form = {"name": "Archive", "address": hook.url, "secret": SECRET, "sends_calls": "on", "sends_events": "on"}

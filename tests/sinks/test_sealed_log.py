@@ -435,6 +435,7 @@ def test_log_is_proved_by_the_key_and_the_file_and_says_up_to_when(kept: tuple[s
     assert "Unproved" not in said
 
 
+@pytest.mark.full
 def test_drops_by_retention_are_sealed_and_other_drops_are_not(kept: tuple[str, Path]) -> None:
     words = ["--public-key", kept[0], "--received", str(kept[1])]
     assert sealing.drop_before(day(1).date()) >= 1
@@ -445,6 +446,7 @@ def test_drops_by_retention_are_sealed_and_other_drops_are_not(kept: tuple[str, 
         told(words)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("lines", ["nothing", "an export"])
 def test_file_without_a_checkpoint_is_refused(kept: tuple[str, Path], log: list[str], lines: str) -> None:
     rows = [line for line in log if json.loads(line)["log"] == "call"] if lines == "an export" else []
@@ -455,6 +457,7 @@ def test_file_without_a_checkpoint_is_refused(kept: tuple[str, Path], log: list[
     assert refusal.value.returncode == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("of", ["call", "event"])
 def test_rows_that_were_cut_from_the_file_are_named(of: str, log: list[str]) -> None:
     rows = [line for line in log if json.loads(line)["log"] == of]
@@ -475,6 +478,7 @@ def test_rows_of_the_file_that_are_other_than_here_are_named(log: list[str]) -> 
     ]
 
 
+@pytest.mark.full
 def test_file_that_begins_and_ends_somewhere_proves_what_it_has(log: list[str]) -> None:
     """For example the file of one day, or one still being written."""
     for part in (log[len(log) // 2 :], log[: len(log) // 2], log[10:-10]):
@@ -494,6 +498,7 @@ def test_checkpoint_that_does_not_follow_on_the_one_before_is_found_with_the_rig
     assert "does not start where the one before it ends" in finding.sentence
 
 
+@pytest.mark.full
 def test_checkpoints_that_were_cut_off_are_found_by_the_file_with_the_time_they_proved(log: list[str]) -> None:
     """The last checkpoint is newer than the file."""
     bodies = [orjson.loads(body) for body in Checkpoint.objects.order_by("number").values_list("body", flat=True)]
@@ -508,6 +513,7 @@ def test_checkpoints_that_were_cut_off_are_found_by_the_file_with_the_time_they_
         assert said[sentence] == (since, datetime.fromisoformat(body["sealed_at"]))
 
 
+@pytest.mark.full
 def test_chain_of_an_earlier_release_is_proved_and_says_when_events_are_not(log: list[str]) -> None:
     """It sealed calls only, and not the partitions dropped by retention."""
     by_hand("DELETE FROM auditlog_checkpoint WHERE body LIKE %s", '%"kind":"events"%')

@@ -435,6 +435,7 @@ def test_a_leased_sink_is_nobody_elses_until_the_lease_ends(
     assert sending.send_undelivered(sink.pk) == 1
 
 
+@pytest.mark.full
 def test_few_sinks_are_served_at_once(to_hook: MakeSink, hook: Webhook, eventually_sent: Any) -> None:
     over = threading.Event()
 

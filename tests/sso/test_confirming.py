@@ -50,6 +50,7 @@ def test_the_form_waits_until_the_organisation_was_asked_anew_and_is_acted_on_th
     assert rename(visit)["Location"] == "/settings/workspace"  # Not asked twice.
 
 
+@pytest.mark.full
 def test_somebody_else_at_the_organisation_confirms_nothing(visit: Visit, organisation: Organisation) -> None:
     rename(visit)
     away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))
@@ -68,6 +69,7 @@ def test_rest_asks_for_it_too(visit: Visit) -> None:
     assert (refused.status_code, refused.json()["code"]) == (403, "password_required")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("says_when", [True, False])
 def test_a_recent_sign_in_with_a_credential_at_the_provider_is_not_asked_again(
     says_when: bool,
@@ -103,6 +105,7 @@ def test_a_second_factor_is_added_only_after_a_confirmation(visit: Visit) -> Non
         assert asked["Location"].startswith(CONFIRM)
 
 
+@pytest.mark.full
 def test_parameters_of_the_authorization_url_cannot_be_removed(visit: Visit) -> None:
     rename(visit)
     away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))

@@ -120,6 +120,7 @@ def test_enforced_the_link_of_an_invitation_takes_no_password_and_leads_to_the_o
     assert (invited.status, invited.has_usable_password()) == ("invited", False)
 
 
+@pytest.mark.full
 def test_an_invited_person_joins_at_the_organisation_with_the_role_of_the_invitation(
     breaker: User, organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -144,6 +145,7 @@ def test_an_invited_person_joins_at_the_organisation_with_the_role_of_the_invita
     assert sign_in("mia").person == invited
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", ["revoked", "renewed"])
 def test_an_invitation_that_ended_while_they_signed_in_lets_nobody_in(
     breaker: User, organisation: Organisation, sign_in: SignIn, way: str
@@ -169,6 +171,7 @@ def test_the_mail_of_an_invitation_says_how_one_joins(breaker: User) -> None:
         assert said in mail.outbox[-1].body
 
 
+@pytest.mark.full
 def test_a_person_of_the_organisation_without_a_password_is_mailed_no_link_to_choose_one(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -212,6 +215,7 @@ def test_the_last_break_glass_owner_stays_one_while_it_is_enforced(breaker: User
     assert Event.objects.filter(action="user.break_glass_changed").count() == 3
 
 
+@pytest.mark.full
 def test_a_former_owner_loses_break_glass_and_does_not_regain_it(breaker: User) -> None:
     owners, other = breaker.role, owner("other@example.com")
     other.set_break_glass(True, by=breaker)
@@ -236,6 +240,7 @@ def test_only_an_owner_makes_a_break_glass_owner(provider: Provider) -> None:
         owner().set_break_glass(True, by=make.user(*Capability))
 
 
+@pytest.mark.full
 def test_the_organisation_takes_no_role_from_a_break_glass_owner(
     breaker: User, organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -261,6 +266,7 @@ def test_the_operator_can_end_the_enforcement(breaker: User) -> None:
     assert typed(mia.email)[1]["Location"] == "/"
 
 
+@pytest.mark.full
 def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -282,6 +288,7 @@ def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
     assert "their password sessions" in own.get("/settings/organisation/").content.decode()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", ["page", "rest"])
 def test_enforcing_it_without_break_glass_signs_oneself_out_too(provider: Provider, way: str) -> None:
     """Also if the form was held for a password confirmation, so that the session is saved again."""
@@ -305,6 +312,7 @@ def test_enforcing_it_without_break_glass_signs_oneself_out_too(provider: Provid
     assert client.get("/settings/profile").status_code == 302
 
 
+@pytest.mark.full
 def test_a_domain_that_is_added_ends_its_sessions_and_another_change_ends_none(breaker: User) -> None:
     outside = make.user(email="guest@partner.example.org")
     client = typed(outside.email)[0]
@@ -330,6 +338,7 @@ def test_a_password_that_was_right_before_it_was_enforced_opens_no_session_after
     assert client.get("/settings/profile").status_code == 302
 
 
+@pytest.mark.full
 def test_a_sign_in_that_the_organisation_began_before_hides_no_alarm(breaker: User) -> None:
     client = Client()
     session = client.session
@@ -361,6 +370,7 @@ def is_in(client: Client) -> bool:
     return bool(client.get("/settings/profile").status_code == 200)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", ["flag", "role"])
 def test_ending_break_glass_ends_sessions_that_began_with_the_password_and_no_others(
     breaker: User, organisation: Organisation, sign_in: SignIn, way: str
@@ -383,6 +393,7 @@ def test_ending_break_glass_ends_sessions_that_began_with_the_password_and_no_ot
     assert (ended.target_id, ended.actor_email, ended.changes["reason"]) == (str(other.pk), breaker.email, "enforced")
 
 
+@pytest.mark.full
 def test_ending_break_glass_ends_no_session_while_nothing_is_enforced(breaker: User) -> None:
     Provider.edit(by=None, mode="offered")
     other = owner("other@example.com")
@@ -394,6 +405,7 @@ def test_ending_break_glass_ends_no_session_while_nothing_is_enforced(breaker: U
     assert is_in(client)
 
 
+@pytest.mark.full
 def test_an_address_of_the_domain_ends_sessions_that_began_with_a_password(breaker: User) -> None:
     guest = make.user(email="guest@partner.example.org")
     client = typed(guest.email)[0]
@@ -405,6 +417,7 @@ def test_an_address_of_the_domain_ends_sessions_that_began_with_a_password(break
     assert not is_in(client)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", ["page", "rest"])
 def test_ending_ones_own_break_glass_signs_out_without_an_error(breaker: User, way: str) -> None:
     """Also if the form was held for a password confirmation, so that the session is saved again."""

@@ -99,12 +99,14 @@ def test_a_provider_encrypts_for_the_key_in_our_metadata_and_people_sign_in(
     assert visit.person == User.objects.get(email="mia@example.com")
 
 
+@pytest.mark.full
 def test_unencrypted_assertions_are_still_accepted(taking: Provider, saml_organisation: SamlOrganisation) -> None:
     saml_organisation.knows("mia")
 
     assert signs_in("mia").person == User.objects.get(email="mia@example.com")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("bits", [128, 192, 256])
 @pytest.mark.parametrize(
     "wrapping",
@@ -125,6 +127,7 @@ def test_aes_gcm_under_rsa_oaep_is_taken(bits: int, wrapping: dict[str, Any], an
     assert visit.person == User.objects.get(email="mia@example.com")
 
 
+@pytest.mark.full
 def test_whatever_our_metadata_announce_is_taken(answer: Answer) -> None:
     announced = re.findall(r'<md:EncryptionMethod Algorithm="([^"]+)"/>', metadata())
     ciphers = {each: int(bits[1]) for each in announced if (bits := re.search(r"#aes(\d+)", each))}
@@ -178,7 +181,7 @@ def other(answer: Answer) -> Answer:
     return Answer(answer.issuer, Pair.make(), answers=answer.answers)
 
 
-@pytest.mark.every_case  # Each is a rule of its own.
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("build", "named"),
     [
@@ -240,6 +243,7 @@ def test_a_response_may_be_signed_around_an_encrypted_assertion(answer: Answer) 
     assert visit.person == User.objects.get(email="mia@example.com")
 
 
+@pytest.mark.full
 def test_prefixes_of_the_response_leave_the_assertion_as_it_was_signed(answer: Answer) -> None:
     """Moved among elements with another prefix for the same namespace, its text would change."""
 
@@ -258,6 +262,7 @@ def test_a_response_whose_signature_is_wrong_is_refused_though_the_assertion_is_
     assert (visit.person, reason()) == (None, "wrong_signature")
 
 
+@pytest.mark.full
 @pytest.mark.every_case
 @pytest.mark.parametrize(
     "parts",
@@ -283,6 +288,7 @@ def nested(element: Any) -> Any:
     return holder
 
 
+@pytest.mark.full
 def test_an_assertion_is_taken_once_however_often_it_is_encrypted(answer: Answer) -> None:
     client = Client()
     answer.answers = query_id(asks(client))
@@ -347,6 +353,7 @@ def test_encrypted_data_is_never_fetched_by_reference(answer: Answer) -> None:
 # --- The keys ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_new_key_is_published_and_the_one_before_opens_until_there_is_another(answer: Answer) -> None:
     first = published()
     Provider.edit(by=None, new_decryption_key=True)
@@ -365,6 +372,7 @@ def test_a_new_key_is_published_and_the_one_before_opens_until_there_is_another(
     assert reason() == "not_decrypted"
 
 
+@pytest.mark.full
 def test_one_request_for_a_new_key_makes_one_however_often_it_is_sent(taking: Provider) -> None:
     """The previous key decrypts until the provider has the new one; another new key would end it."""
     boss = make.user(*Capability)
@@ -376,6 +384,7 @@ def test_one_request_for_a_new_key_makes_one_however_often_it_is_sent(taking: Pr
     assert DecryptionKey.objects.count() == 2
 
 
+@pytest.mark.full
 def test_switched_off_nothing_encrypted_is_taken_and_the_keys_are_gone(answer: Answer) -> None:
     certificate = published()
     Provider.edit(by=None, takes_encrypted=False)
@@ -414,6 +423,7 @@ def test_the_keys_are_sealed_and_move_to_the_newest_encryption_key(taking: Provi
         cipher.cache_clear()
 
 
+@pytest.mark.full
 def test_a_key_that_cannot_be_opened_keeps_out_only_what_is_encrypted(
     answer: Answer, saml_organisation: SamlOrganisation
 ) -> None:
@@ -426,6 +436,7 @@ def test_a_key_that_cannot_be_opened_keeps_out_only_what_is_encrypted(
     assert signs_in("ann").person == User.objects.get(email="ann@example.com")
 
 
+@pytest.mark.full
 def test_the_page_and_rest_turn_it_on_show_the_certificate_and_never_the_key() -> None:
     boss = make.user(*Capability)
     Provider.edit(by=None, protocol="saml", name="Example", metadata_xml=PASTED)

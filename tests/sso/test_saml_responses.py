@@ -452,6 +452,7 @@ def test_one_request_is_answered_once(answer: Answer) -> None:
     assert reason() == "not_begun_here"
 
 
+@pytest.mark.full
 def test_either_of_two_certificates_in_the_metadata_may_sign(
     answer: Answer, saml_organisation: SamlOrganisation
 ) -> None:
@@ -467,6 +468,7 @@ def test_either_of_two_certificates_in_the_metadata_may_sign(
     assert tried(answer, as_it_should_be).person is None
 
 
+@pytest.mark.full
 def test_allowed_name_formats_are_listed_in_the_settings(answer: Answer) -> None:
     """An address is the e-mail, too, which does not prove who had that address before."""
     Provider.edit(by=None, name_id_format="emailAddress", email_attribute="mail", domains=["example.com"])
@@ -479,6 +481,7 @@ def test_allowed_name_formats_are_listed_in_the_settings(answer: Answer) -> None
     assert tried(answer, as_it_should_be).person is not None
 
 
+@pytest.mark.full
 def test_attributes_are_found_by_either_of_their_names(answer: Answer) -> None:
     Provider.edit(by=None, email_attribute="urn:oid:0.9.2342.19200300.100.1.3", name_attribute="displayName")
     answer.email = "wrong@example.com"
@@ -506,6 +509,7 @@ def test_too_many_groups_to_be_said_are_not_taken_as_none(answer: Answer) -> Non
     assert reason() == "too_many_groups"
 
 
+@pytest.mark.full
 def test_a_thousand_groups_are_read(answer: Answer) -> None:
     """Some providers declare the same namespaces on each value."""
     value = (

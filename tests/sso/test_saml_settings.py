@@ -163,6 +163,7 @@ def test_metadata_that_cannot_be_used_are_refused_in_words_and_nothing_is_saved(
     assert Provider.load().protocol == "oidc"
 
 
+@pytest.mark.full
 def test_comments_in_metadata_are_left_out_in_time_and_keys_on_p256_sign(boss: Client) -> None:
     begun = time.process_time()
     refused = boss.post(PAGE, FORM | {"metadata_xml": "<!--" * 30_000})
@@ -187,6 +188,7 @@ def test_invalid_settings_are_refused_in_words(boss: Client, fields: dict[str, s
     assert words in refused.content.decode()
 
 
+@pytest.mark.full
 def test_without_the_packages_page_and_rest_say_what_installs_them(
     boss: Client, saml: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +277,7 @@ def test_a_key_is_made_for_signed_requests_held_sealed_and_gone_with_them(pasted
     assert (ended.has_secret, ended.own_certificate) == (False, "")
 
 
+@pytest.mark.full
 def test_a_provider_with_signed_requests_has_a_key(db: None, saml_organisation: SamlOrganisation) -> None:
     """Also if that was set before SAML was chosen; a row that lost its key gets a new one without an error."""
     Provider.edit(by=None, signs_requests=True)
@@ -289,6 +292,7 @@ def test_a_provider_with_signed_requests_has_a_key(db: None, saml_organisation: 
     assert asks(Client()).startswith(SSO)
 
 
+@pytest.mark.full
 def test_metadata_past_their_end_are_said_to_be_on_the_page_and_by_test(boss: Client) -> None:
     until = (timezone.now() + timedelta(days=1)).isoformat()
     Provider.edit(by=None, protocol="saml", name="Example", metadata_xml=metadata_of(ENTITY, SSO, PAIR, until=until))
@@ -300,6 +304,7 @@ def test_metadata_past_their_end_are_said_to_be_on_the_page_and_by_test(boss: Cl
     assert "The metadata were valid until 2026-01-01 00:00 UTC" in try_provider(Provider.load(), by=None).detail
 
 
+@pytest.mark.full
 def test_the_key_moves_to_the_newest_encryption_key_and_is_counted(pasted: Provider, settings: Settings) -> None:
     must_move_to_the_newest_key(settings, Provider.edit(by=None, signs_requests=True).secret)
 
@@ -311,6 +316,7 @@ def test_a_key_that_no_encryption_key_opens_ends_in_words_and_no_error(pasted: P
     assert Client().post("/accounts/organisation/").status_code == 502
 
 
+@pytest.mark.full
 def test_changing_the_protocol_takes_nothing_of_the_other_along(pasted: Provider) -> None:
     Provider.edit(by=None, signs_requests=True)
 
@@ -328,6 +334,7 @@ def test_metadata_belong_to_saml(db: None) -> None:
         Provider.edit(by=None, metadata_xml=PASTED)
 
 
+@pytest.mark.full
 def test_test_reads_the_metadata_anew_and_says_what_was_found(
     boss: Client, saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -345,6 +352,7 @@ def test_test_reads_the_metadata_anew_and_says_what_was_found(
     assert [event.changes["works"] for event in told] == [True, True, False]
 
 
+@pytest.mark.full
 def test_a_certificate_past_its_end_is_accepted_while_the_metadata_name_it_and_test_says_so(pasted: Provider) -> None:
     """The metadata establish trust, and nobody should be locked out at midnight."""
     old = Pair.make("old", until=timedelta(days=-1))
@@ -362,6 +370,7 @@ def test_metadata_that_do_not_answer_keep_nobody_out(saml: Provider, saml_organi
     assert asks(Client()).startswith(f"{saml_organisation.origin}/sso?")
 
 
+@pytest.mark.full
 def test_metadata_of_another_provider_at_the_address_change_nothing_by_themselves(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -374,6 +383,7 @@ def test_metadata_of_another_provider_at_the_address_change_nothing_by_themselve
         Provider.load().read_metadata_again(by=None)
 
 
+@pytest.mark.full
 def test_djangos_admin_shows_it_and_changes_it_by_the_same_verb(pasted: Provider) -> None:
     boss = make.user(*Capability, is_staff=True)
     client, path = confirmed(browser(boss)), "/admin/sso/provider/1/change/"
@@ -397,6 +407,7 @@ def test_the_form_of_openid_connect_is_as_it_was_with_saml_beside_it(boss: Clien
     assert (row.protocol, row.metadata_url, row.email_attribute) == ("oidc", "", "email")
 
 
+@pytest.mark.full
 def test_claims_of_a_browser_that_never_returns_are_deleted(saml: Provider) -> None:
     first = ReceivedAssertion.keep(saml.issuer, "_1", {"a": 1})
     assert ReceivedAssertion.keep(saml.issuer, "_1", {"a": 1}) == ""
@@ -417,6 +428,7 @@ def test_a_stranger_sends_no_more_answers_than_an_office_would(saml: Provider, m
     assert codes == [303, 303, 429]
 
 
+@pytest.mark.full
 def test_answers_that_are_accepted_are_not_counted(
     saml: Provider, saml_organisation: SamlOrganisation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

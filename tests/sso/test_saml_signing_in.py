@@ -68,6 +68,7 @@ def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
     assert (Account.objects.get().issuer, Account.objects.get().subject) == (f"saml:{saml.issuer}", "mia")
 
 
+@pytest.mark.full
 def test_groups_give_role_and_teams_at_every_sign_in_with_events(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_person_who_did_not_start_here_is_sent_to_the_button(
     assert Event.objects.get(action="user.sign_in_refused").changes["reason"] == "not_asked_for"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("to", "leads"), [("/logs/", "/logs/"), ("https://evil.example.com/", "/"), ("//evil.example.com", "/"), ("", "/")]
 )
@@ -179,6 +181,7 @@ def test_where_it_is_allowed_people_begin_there_once_and_are_led_to_own_addresse
     assert (again.response.status_code, again.person) == (400, None)
 
 
+@pytest.mark.full
 def test_a_person_who_did_not_start_here_is_asked_before_their_session_ends(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -200,6 +203,7 @@ def test_a_person_who_did_not_start_here_is_asked_before_their_session_ends(
     assert agrees(asked).person == User.objects.get(email="eve@example.com")
 
 
+@pytest.mark.full
 def test_an_answer_that_nobody_asked_for_takes_no_invitation_that_was_opened_here(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -219,6 +223,7 @@ def test_an_answer_that_nobody_asked_for_takes_no_invitation_that_was_opened_her
     assert not Account.objects.exists()
 
 
+@pytest.mark.full
 def test_a_certificate_that_was_withdrawn_is_not_believed_where_people_begin_at_the_provider(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -274,6 +279,7 @@ def test_a_person_refused_by_the_provider_learns_where_to_ask(
     assert event.changes == {"reason": "refused_there", "detail": "The provider said: AuthnFailed."}
 
 
+@pytest.mark.full
 def test_requests_are_signed_for_a_provider_that_insists(saml: Provider, saml_organisation: SamlOrganisation) -> None:
     saml_organisation.knows("mia")
     signed = Provider.edit(by=None, signs_requests=True)
@@ -289,6 +295,7 @@ def test_requests_are_signed_for_a_provider_that_insists(saml: Provider, saml_or
         sign_in("mia")
 
 
+@pytest.mark.full
 def test_a_response_that_is_signed_as_a_whole_too_is_accepted(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -298,6 +305,7 @@ def test_a_response_that_is_signed_as_a_whole_too_is_accepted(
     assert sign_in("mia").person == User.objects.get(email="mia@example.com")
 
 
+@pytest.mark.full
 def test_a_new_certificate_of_the_provider_is_found_where_its_metadata_are(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -358,6 +366,7 @@ def confirmation(visit: SamlVisit) -> str:
     return asks(visit.client, "/accounts/organisation/confirm/", next="/settings/second-factor/activate/")
 
 
+@pytest.mark.full
 def test_the_organisation_is_asked_anew_and_that_confirms(visit: SamlVisit) -> None:
     away = confirmation(visit)
 
@@ -367,6 +376,7 @@ def test_the_organisation_is_asked_anew_and_that_confirms(visit: SamlVisit) -> N
     assert visit.client.get("/settings/second-factor/activate/").status_code == 200
 
 
+@pytest.mark.full
 def test_without_signed_requests_nothing_is_confirmed_there_and_the_page_says_what_is(
     visit: SamlVisit, saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -391,6 +401,7 @@ def test_without_signed_requests_nothing_is_confirmed_there_and_the_page_says_wh
     assert visit.client.patch("/api/workspace", {"name": "x"}, content_type="application/json").status_code == 403
 
 
+@pytest.mark.full
 def test_an_open_session_there_or_somebody_else_confirms_nothing(
     visit: SamlVisit, saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:

@@ -74,6 +74,7 @@ def test_signing_out_at_the_organisation_ends_that_session_here_and_no_other(
     assert stays.person is not None
 
 
+@pytest.mark.full
 def test_a_session_that_began_with_a_password_is_not_the_organisations_to_end(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_session_that_began_with_a_password_is_not_the_organisations_to_end(
     assert UserSession.objects.get(session_key=own.session.session_key).data == {}
 
 
+@pytest.mark.full
 def test_an_answer_belongs_to_the_browser_that_asked_and_is_used_once(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -112,6 +114,7 @@ def test_while_it_is_off_nobody_signs_in_there_and_the_button_is_not_shown(provi
     assert Client().post(LOGOUT, {"logout_token": "x"}).status_code == 400
 
 
+@pytest.mark.full
 def test_a_provider_that_is_down_or_refuses_the_client_is_no_way_in_and_no_error_of_ours(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -126,6 +129,7 @@ def test_a_provider_that_is_down_or_refuses_the_client_is_no_way_in_and_no_error
     assert Client().post("/accounts/organisation/").status_code == 502
 
 
+@pytest.mark.full
 def test_a_person_of_the_organisation_has_no_password_to_change(organisation: Organisation, sign_in: SignIn) -> None:
     organisation.knows("mia")
     client = sign_in("mia").client
@@ -146,6 +150,7 @@ def test_deactivation_cuts_what_the_organisation_let_in(organisation: Organisati
     assert visit.person is None
 
 
+@pytest.mark.full
 def test_the_page_of_a_person_of_the_organisation_speaks_of_no_invitation(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -159,6 +164,7 @@ def test_the_page_of_a_person_of_the_organisation_speaks_of_no_invitation(
     assert "signs in at the organisation" in page
 
 
+@pytest.mark.full
 def test_changing_ones_password_leaves_the_session_the_organisations_to_end(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -185,6 +191,7 @@ def test_changing_ones_password_leaves_the_session_the_organisations_to_end(
 # --- Signing out here, and there too --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_signing_out_leads_on_to_the_provider_which_sends_people_back(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -213,6 +220,7 @@ def test_signing_out_leads_on_to_the_provider_which_sends_people_back(
     assert 'name="login"' in asked.text
 
 
+@pytest.mark.full
 def test_signing_out_leads_nowhere_else_unless_it_is_switched_on_and_one_signed_in_there(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -230,6 +238,7 @@ def test_signing_out_leads_nowhere_else_unless_it_is_switched_on_and_one_signed_
     assert elsewhere["Location"] == "/accounts/login/"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("place", [None, "javascript:alert(1)", "https://user@evil.example/", 7])
 def test_a_provider_without_a_usable_place_to_sign_out_is_not_led_to(
     provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, place: object
@@ -247,6 +256,7 @@ def test_a_provider_without_a_usable_place_to_sign_out_is_not_led_to(
     assert "no sign-out endpoint" in try_provider(Provider.load(), by=None).detail
 
 
+@pytest.mark.full
 def test_signing_out_works_while_the_provider_is_down(
     provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +274,7 @@ def test_signing_out_works_while_the_provider_is_down(
     assert visit.person is None
 
 
+@pytest.mark.full
 def test_people_still_sign_in_and_out_at_a_provider_with_unreadable_keys(
     provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +299,7 @@ def test_people_still_sign_in_and_out_at_a_provider_with_unreadable_keys(
     assert f"{keys} cannot be reached." in try_provider(provider, by=None).detail
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("within_one_minute")
 def test_sign_ins_that_succeed_use_up_nothing_of_an_address(
     organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
@@ -321,6 +333,7 @@ def test_malformed_tokens_cause_no_query(asked: list[str]) -> None:
     assert asked == []
 
 
+@pytest.mark.full
 def test_a_provider_that_is_down_is_asked_once_in_a_while_whoever_sends_tokens(
     provider: Provider, asked: list[str]
 ) -> None:

@@ -29,6 +29,7 @@ def boss(db: None) -> Client:
     return confirmed(browser(make.user(*Capability)))
 
 
+@pytest.mark.full
 def test_the_page_saves_rules_and_shows_the_addresses_but_never_the_secret(boss: Client) -> None:
     lead, team = make.role(name="Lead"), Team.objects.add(name="Platform", users=[], by=None)
     rules = {"rule-0-group": "leads", "rule-0-role": str(lead.pk), "rule-0-team": str(team.pk), "rule-1-group": ""}
@@ -48,6 +49,7 @@ def test_the_page_saves_rules_and_shows_the_addresses_but_never_the_secret(boss:
     assert SECRET not in str(event.changes)
 
 
+@pytest.mark.full
 def test_a_save_that_is_based_on_an_older_page_is_refused_with_what_changed(boss: Client) -> None:
     version = boss.get(PAGE).context["version"]
     Provider.edit(by=None, name="Other")
@@ -78,6 +80,7 @@ def test_invalid_settings_are_refused_in_words_and_not_saved(boss: Client, field
     assert not Event.objects.filter(action="organisation.updated").exists()
 
 
+@pytest.mark.full
 def test_a_provider_inside_the_network_takes_the_operators_consent(boss: Client, settings: Settings) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("10.0.0.0/8")]
 
@@ -136,6 +139,7 @@ def test_admission_terms_can_be_changed_only_with_every_capability(terms: dict[s
     assert allowed.status_code == 200, allowed.text
 
 
+@pytest.mark.full
 def test_the_page_says_what_somebody_lacks_to_set_it_up_and_saves_nothing_of_theirs(all_but_one: User) -> None:
     client = confirmed(browser(all_but_one))
     words = "takes all capabilities. You lack: View and export logs."
@@ -166,6 +170,7 @@ def test_another_issuer_is_never_told_the_secret_of_the_one_before() -> None:
     assert Provider.load().secret == "another-secret"
 
 
+@pytest.mark.full
 def test_djangos_admin_saves_it_only_after_the_password_was_confirmed() -> None:
     Provider.load()
     boss = make.user(*Capability, is_staff=True)
@@ -199,6 +204,7 @@ def test_rest_sets_it_up_and_says_what_has_to_be_entered_at_the_provider() -> No
     assert rest.patch("/organisation", {"issuer": "https://10.0.0.1"}).json()["code"] == "invalid"
 
 
+@pytest.mark.full
 def test_a_role_that_a_group_gives_cannot_be_removed() -> None:
     boss, role = make.user(*Capability), make.role(name="Lead")
     Provider.edit(by=None, rules=[GroupRule("leads", role)])
@@ -209,6 +215,7 @@ def test_a_role_that_a_group_gives_cannot_be_removed() -> None:
     assert Role.objects.filter(pk=role.pk).exists()
 
 
+@pytest.mark.full
 def test_test_says_in_words_what_is_wrong_and_what_was_found(
     boss: Client, provider: Provider, organisation: Organisation
 ) -> None:
@@ -225,5 +232,6 @@ def test_test_says_in_words_what_is_wrong_and_what_was_found(
     assert [event.changes["works"] for event in told] == [True, False, False]
 
 
+@pytest.mark.full
 def test_the_clients_secret_moves_to_the_newest_key_and_is_counted(provider: Provider, settings: Settings) -> None:
     must_move_to_the_newest_key(settings, SECRET)

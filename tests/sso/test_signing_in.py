@@ -49,6 +49,7 @@ def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
     assert Account.objects.get().subject == "mia"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -80,6 +81,7 @@ def test_provider_data_cached_by_another_release_is_not_read(
     assert visit.person.email == "mia@example.com"
 
 
+@pytest.mark.full
 def test_a_person_made_by_the_organisation_is_active_and_never_called_invited(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -93,6 +95,7 @@ def test_a_person_made_by_the_organisation_is_active_and_never_called_invited(
     assert mia.status == "deactivated"
 
 
+@pytest.mark.full
 def test_groups_give_role_and_teams_at_every_sign_in_with_events(
     organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
@@ -155,6 +158,7 @@ def test_with_the_workspaces_consent_a_verified_email_links(
     assert "user.linked" in actions(mia)
 
 
+@pytest.mark.full
 def test_signed_in_people_link_and_unlink_their_own_account(organisation: Organisation, sign_in: SignIn) -> None:
     mia = make.user(email="mia@example.com")
     organisation.knows("somebody", email="other@example.com")
@@ -169,6 +173,7 @@ def test_signed_in_people_link_and_unlink_their_own_account(organisation: Organi
     assert actions(mia) == ["user.linked", "user.unlinked"]
 
 
+@pytest.mark.full
 def test_a_disabled_person_reads_so_and_whom_to_ask(
     organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
@@ -199,6 +204,7 @@ def test_nobody_finds_out_by_an_address_that_they_cannot_prove_whether_it_has_an
     assert without_token(taken) == without_token(free)
 
 
+@pytest.mark.full
 def test_nor_does_somebody_who_gets_no_role_here(
     organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
@@ -230,6 +236,7 @@ def test_a_person_whom_the_organisation_refuses_reads_whom_to_ask(
     assert words in page.content.decode()
 
 
+@pytest.mark.full
 def test_the_last_owner_stays_one_whatever_the_groups_say(
     organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
@@ -270,6 +277,7 @@ def claims_of_mia(provider: Provider, *groups: str, says_groups: bool = True) ->
     return Claims(provider.issuer, "mia", "mia@example.com", True, "Mia", groups=said, says_groups=says_groups)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("says_groups", "default", "expected"),
     [(False, "Wide", "Guest"), (False, "Least", "Least"), (True, "Wide", "Wide"), (True, "Least", "Least")],

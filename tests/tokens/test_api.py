@@ -110,6 +110,7 @@ def test_no_expiry_needs_the_setting(ana: User, bot: Host, work: Gateway) -> Non
     assert Rest.of(ana).post("/tokens", body).json()["expires_at"] is None
 
 
+@pytest.mark.full
 def test_a_bad_address_is_named(ana: User, bot: Host, work: Gateway) -> None:
     refused = Rest.of(ana).post("/tokens", wanted(bot, work, allowed_ips=["198.51.100.7", "300.1.1.1"]))
 
@@ -163,6 +164,7 @@ def test_a_name_is_taken_once_per_connection(ana: User, link: Connection) -> Non
     assert problem(Rest.of(ana).post("/tokens", wanted(link.host, link.gateway))) == (409, "already_exists")
 
 
+@pytest.mark.full
 def test_identities_are_brought_along(ana: User, bot: Host, work: Gateway) -> None:
     github = make.server(auth_type=AuthType.BEARER)
     assignment = make.assignment(work, github, identity_scheme=IdentityScheme.PER_USER)
@@ -222,6 +224,7 @@ def test_everybodys_tokens_take_the_capability(ana: User, ann: User, link: Conne
     assert problem(Rest.of(ann).get("/tokens", scope="all")) == (403, "capability_required")
 
 
+@pytest.mark.full
 def test_a_list_is_narrowed(ana: User, ann: User, link: Connection) -> None:
     ours = make.token(link, name="nightly", expires_in_days=7).token
     theirs = make.token(make.connection(link.host, link.gateway, ann), name="other").token
@@ -260,6 +263,7 @@ def test_unknown_parameters_and_values_are_refused(ann: User, query: dict[str, s
     assert set(errors(Rest.of(ann).get("/tokens", **query))) == {field}
 
 
+@pytest.mark.full
 def test_pages_link_to_each_other_by_the_public_url(ana: User, link: Connection) -> None:
     names = [make.token(link, name=f"token {number}").token.name for number in range(3)]
 
@@ -299,6 +303,7 @@ def test_the_key_of_an_app_is_no_token(ana: User, link: Connection) -> None:
 # --- Edit and end ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_limit_is_set_and_taken_off(ana: User, bot: Host, work: Gateway) -> None:
     rest = Rest.of(ana)
     made = rest.post("/tokens", wanted(bot, work, calls_per_minute=600)).json()

@@ -118,6 +118,7 @@ def test_a_key_changes_no_rights_and_lets_nobody_in_again() -> None:
     assert not User.objects.filter(email="x@example.com").exists()
 
 
+@pytest.mark.full
 def test_an_object_created_by_a_key_names_it_and_outlives_it() -> None:
     """As documented in docs/explanation/security-model.md."""
     boss = make.user(*Capability)
@@ -390,6 +391,7 @@ def test_a_bad_form_comes_back(page: Client, wrong: dict[str, Any], words: str) 
     assert not ApiKey.objects.exists()
 
 
+@pytest.mark.full
 def test_a_name_serves_for_one_key_at_a_time(page: Client, eve: User) -> None:
     taken = make.api_key(eve, *READER, name="Nightly").key
 
@@ -402,6 +404,7 @@ def test_a_name_serves_for_one_key_at_a_time(page: Client, eve: User) -> None:
     assert [key.name for key in ApiKey.objects.live()] == ["nightly"]
 
 
+@pytest.mark.full
 def test_revoked_in_two_windows_it_is_revoked_once(page: Client, eve: User) -> None:
     key = make.api_key(eve, *READER).key
 
@@ -411,6 +414,7 @@ def test_revoked_in_two_windows_it_is_revoked_once(page: Client, eve: User) -> N
     assert Event.objects.filter(action="api_key.revoked").count() == 1
 
 
+@pytest.mark.full
 def test_the_page_lists_searches_and_pages(page: Client, eve: User) -> None:
     empty = text(page.get("/settings/api-keys"))
     make.api_key(eve, *READER, name="nightly")

@@ -55,6 +55,7 @@ def secrets_in(told: str) -> set[str]:
     return {found for found in token_text.PATTERN.findall(told) if token_text.well_formed(found)}
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_asking_ends_both_secrets_and_keeps_the_rest(issued: Issued, boss: User, ann: User) -> None:
     kept = ("pk", "name", "prefix", "expires_at", "allowed_ips", "scope_all", "connection_id", "generation")
@@ -153,6 +154,7 @@ def test_the_owner_is_told_on_their_page_and_collects_once(waiting: Token, ann: 
     assert events[0].changes["note"] == "acted on another user's token"
 
 
+@pytest.mark.full
 def test_without_script_the_owner_gets_a_page_and_a_reload_shows_nothing(
     waiting: Token, ann: User, sign_in: SignIn
 ) -> None:
@@ -165,6 +167,7 @@ def test_without_script_the_owner_gets_a_page_and_a_reload_shows_nothing(
     assert (again.status_code, secrets_in(text(again))) == (302, set())
 
 
+@pytest.mark.full
 def test_the_owner_collects_by_rest_and_by_a_key_that_may_make_tokens(waiting: Token, ann: User, boss: User) -> None:
     path = f"/tokens/{waiting.pk}/collect"
     answer = Rest.of(ann).post(path)
@@ -192,6 +195,7 @@ def test_nothing_is_collected_behind_the_break_glass_or_after_the_end(waiting: T
     assert problem(Rest.of(ann).post(path)) == (409, "token_revoked")
 
 
+@pytest.mark.full
 def test_on_its_page_too_and_that_it_has_ended_is_said_before_that_it_is_off(
     waiting: Token, ann: User, boss: User, sign_in: SignIn
 ) -> None:
@@ -275,6 +279,7 @@ def test_the_owner_is_mailed_without_a_secret(
     assert not secrets_in(str(sent.body))
 
 
+@pytest.mark.full
 def test_without_a_mail_server_the_secret_ends_all_the_same(
     issued: Issued, boss: User, settings: Any, caplog: pytest.LogCaptureFixture, django_capture_on_commit_callbacks: Any
 ) -> None:

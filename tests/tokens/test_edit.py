@@ -87,6 +87,7 @@ def test_a_limit_is_set_and_taken_off(ana: User, sign_in: SignIn) -> None:
     assert token.calls_per_minute is None
 
 
+@pytest.mark.full
 def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ann: User, sign_in: SignIn) -> None:
     token = make.token(a_connection(ann), name="ci", calls_per_minute=600).token
     client = sign_in(ann)
@@ -189,6 +190,7 @@ def test_a_row_that_ends_while_it_is_saved_is_not_edited(ana: User, token: Token
     assert Token.objects.get().name == "ci"
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_one_of_two_tokens_given_the_same_name_at_once_gets_it(ana: User, token: Token, sign_in: SignIn) -> None:
     client, other = sign_in(ana), make.token(token.connection, name="other").token
@@ -239,6 +241,7 @@ def test_a_stranger_is_asked_to_sign_in(token: Token) -> None:
     assert Client().post(path(token), KEPT)["Location"].startswith("/accounts/login/")
 
 
+@pytest.mark.full
 def test_on_a_connections_tab_the_connections_row_comes_back(ana: User, token: Token, sign_in: SignIn) -> None:
     link = token.connection
     tab = HTMX | {"HX-Current-URL": f"http://testserver/hosts/{link.host_id}/connections/"}

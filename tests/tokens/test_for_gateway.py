@@ -33,6 +33,7 @@ def test_the_key_icon_stands_on_the_list_and_on_the_page(ana: User, work: Gatewa
         assert 'aria-label="API Tokens"' in button
 
 
+@pytest.mark.full
 def test_it_lists_ones_own_tokens_on_this_gateway(
     ana: User, ann: User, work: Gateway, mine: Issued, sign_in: SignIn
 ) -> None:

@@ -139,6 +139,7 @@ def test_tokens_that_need_care_are_amber(ana: User, sign_in: SignIn) -> None:
     assert '">in 6d</time></span>' in row(page, soon)
 
 
+@pytest.mark.full
 def test_a_row_never_claims_to_work_when_it_cannot(ana: User, sign_in: SignIn) -> None:
     token = make.token(a_connection(ana)).token
     client = sign_in(ana)
@@ -176,6 +177,7 @@ def test_a_row_offers_what_its_token_allows(state: str, offered: set[str], ana: 
     assert ("Revoked <time" in seen) is (state == "revoked")
 
 
+@pytest.mark.full
 def test_a_manager_asks_for_a_new_token_of_others_and_regenerates_none(ann: User, sign_in: SignIn) -> None:
     token = make.token(a_connection(ann)).token
     manager = sign_in(make.user(Capability.API_TOKENS_MANAGE))
@@ -204,6 +206,7 @@ def test_an_empty_list_says_so(query: str, words: str, ana: User, sign_in: SignI
     assert words in text(sign_in(ana).get(PATH + query))
 
 
+@pytest.mark.full
 def test_the_list_costs_the_same_for_one_token_and_for_many(
     ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -218,6 +221,7 @@ def test_the_list_costs_the_same_for_one_token_and_for_many(
         client.get(PATH)
 
 
+@pytest.mark.full
 def test_a_full_page_stays_light(ana: User, sign_in: SignIn) -> None:
     for _ in range(7):
         connection = a_connection(ana)
@@ -233,6 +237,7 @@ def test_a_full_page_stays_light(ana: User, sign_in: SignIn) -> None:
 # --- Create Token -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_create_token_offers_the_agents_one_may_use(ana: User, ann: User, sign_in: SignIn) -> None:
     make.agent(by=ana, name="CI bot")
     make.agent(by=ana, name="Feedback bot").set_enrolment(True, by=ana)
@@ -246,6 +251,7 @@ def test_create_token_offers_the_agents_one_may_use(ana: User, ann: User, sign_i
     assert 'action="/connect/" target="_blank" rel="noopener"' in text(everything)
 
 
+@pytest.mark.full
 def test_the_button_is_there_for_those_it_leads_somewhere(ana: User, ann: User, sign_in: SignIn) -> None:
     assert "Create Token" in text(sign_in(ana).get(PATH))  # She names the first agent there.
     host = make.agent(by=ana)
@@ -271,6 +277,7 @@ def test_a_long_list_offers_a_few_agents_and_a_search_finds_the_rest(ana: User, 
     assert "No agent matches." in text(client.get(f"{PATH}/create", {"q": "x"}))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("words", "found_of"), [("", 16), ("ci", 8), ("ana's bot", 8), ("nobody", 0)])
 def test_as_many_are_told_as_are_found_by_every_filter(words: str, found_of: int, ana: User, ann: User) -> None:
     for person, agent in ((ana, "Ana's bot"), (ann, "Ann's bot")):
@@ -292,6 +299,7 @@ def test_as_many_are_told_as_are_found_by_every_filter(words: str, found_of: int
         assert of or everything.counted(tokens, of)[1] == found_of
 
 
+@pytest.mark.full
 def test_while_words_are_searched_for_no_numbers_of_all_tokens_stand_beside_them(ana: User, sign_in: SignIn) -> None:
     token = make.token(a_connection(ana), name="ci").token
     Token.objects.filter(pk=token.pk).update(expires_at=None)

@@ -60,6 +60,7 @@ def test_ones_own_acts_and_a_tokens_own_are_no_news(ann: User, link: Connection,
     assert told(sign_in(ann)) == ""
 
 
+@pytest.mark.full
 def test_dismissed_it_stays_away_and_what_comes_later_is_told(
     ana: User, ann: User, link: Connection, sign_in: SignIn
 ) -> None:

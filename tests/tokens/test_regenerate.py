@@ -140,6 +140,7 @@ def test_a_stranger_is_asked_to_sign_in(token: Token, app: Connection) -> None:
         assert Client().post(url)["Location"].startswith("/accounts/login/")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layer", ["connection", "host", "gateway"])
 def test_the_break_glass_covers_it_too(layer: str, ana: User, token: Token, app: Connection, sign_in: SignIn) -> None:
     for link in (token.connection, app):
@@ -152,6 +153,7 @@ def test_the_break_glass_covers_it_too(layer: str, ana: User, token: Token, app:
     assert set(Token.objects.values_list("generation", flat=True)) == {1}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("state", "words"),
     [("expired", "This token has expired. Create a new one."), ("revoked", "This token has been revoked before.")],
@@ -217,6 +219,7 @@ def test_an_owner_without_the_capability_keeps_the_key(ann: User, app: Connectio
     assert sign_in(ann).post(key_path(app)).status_code == 403
 
 
+@pytest.mark.full
 def test_an_agents_only_token_is_regenerated_by_the_same_button(ana: User, token: Token, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -228,6 +231,7 @@ def test_an_agents_only_token_is_regenerated_by_the_same_button(ana: User, token
     assert f'<tbody id="connection-{token.connection_id}" class="changed" hx-swap-oob="true">' in text(answer)
 
 
+@pytest.mark.full
 def test_several_tokens_need_a_choice_first(ana: User, token: Token, sign_in: SignIn) -> None:
     other = make.token(token.connection).token
     client = sign_in(ana)

@@ -6,11 +6,14 @@ import subprocess
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests import curl
 from tests.make import unique
 from tests.oauth.steps import minted
 from tests.workspace import OWNER, PASSWORD, Serve
+
+pytestmark = pytest.mark.xdist_group("clients")
 
 FIELD = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 SCRIPT = re.compile(r'id="p-rotate".*?<pre[^>]*><code>(.*?)</code>', re.DOTALL)

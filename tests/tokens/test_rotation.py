@@ -280,6 +280,7 @@ def test_one_of_two_concurrent_rotations_wins(ci: Issued) -> None:
     assert rotate(winner.json()["token"], ci.token.pk).status_code == 200
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_rotating_while_the_connection_is_revoked_never_locks_up(ana: User) -> None:
     for _ in range(10):

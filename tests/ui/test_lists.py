@@ -89,6 +89,7 @@ def test_the_order_is_in_the_address_and_its_head_leads_to_the_other_way_round(a
     assert names(client.get("/hosts/?sort=password")) == ["alpha", "beta", "gamma"]
 
 
+@pytest.mark.full
 def test_columns_are_chosen_in_the_address_and_kept_until_the_usual_ones_are_asked_for(
     ana: User, sign_in: SignIn
 ) -> None:
@@ -232,6 +233,7 @@ def test_an_act_of_the_palette_names_the_kind_and_an_app_that_names_itself_is_no
     assert f'"/hosts/{app.pk}/enable/"' in client.get(f"/hosts/{app.pk}/").content.decode()
 
 
+@pytest.mark.full
 def test_an_act_of_the_palette_tells_its_thing_from_others_of_the_same_name(ana: User, sign_in: SignIn) -> None:
     agents = make.agent(by=ana, name="Same"), make.agent(by=ana, name="Other")
     gateway = make.gateway(make.server(by=ana, name="Same", slug="same"), name="Same", slug="same-gateway")
@@ -251,6 +253,7 @@ def test_an_act_of_the_palette_tells_its_thing_from_others_of_the_same_name(ana:
     assert people == ["Person one@example.com", "Person two@example.com"]
 
 
+@pytest.mark.full
 def test_the_palette_shows_as_denied_what_the_dashboard_counts_as_denied(ana: User, sign_in: SignIn) -> None:
     for outcome in ("denied", "unauthorized", "rate_limited", "ok"):
         make.call(outcome=outcome)
@@ -400,6 +403,7 @@ def test_a_picked_token_that_was_revoked_before_is_named_and_the_others_end(ana:
     assert not Token.objects.filter(revoked_at=None).exists()
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_picked_token_that_somebody_revokes_at_that_moment_is_named_and_the_others_end(
     ana: User, sign_in: SignIn

@@ -84,6 +84,7 @@ def test_only_the_head_counts_as_head_however_an_answer_is_cut(
     assert answer_to(*cut(stream, list(range(0, len(stream), READ)))) == expected
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "stream",
     [

@@ -160,6 +160,7 @@ def grow_too_large(call: Call) -> None:
     call.connection._fail(Oversized("more than 10 MiB"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("end", [cut_off, leave, grow_too_large])
 @pytest.mark.parametrize("make", [as_json, as_event])
 async def test_there_is_room_again_however_an_answer_ends(
@@ -190,6 +191,7 @@ async def test_answers_of_unknown_size_take_no_more_than_all_may() -> None:
         assert late.sent <= WITHOUT_ROOM
 
 
+@pytest.mark.full
 async def test_one_server_leaves_half_of_the_room_to_others() -> None:
     async with calls(as_event, most=4) as begin:
         for number in range(2):
@@ -228,6 +230,7 @@ async def test_an_answer_that_stops_arriving_gives_its_room_to_one_that_waits(ma
         assert (await asyncio.wait_for(other.task, PATIENCE)).text == answer(1)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("soon_slow")
 @pytest.mark.parametrize("waiting", [False, True])
 async def test_a_slow_answer_is_read_to_its_end_when_others_wait_for_their_own_room_or_not_at_all(
@@ -250,6 +253,7 @@ async def test_a_slow_answer_is_read_to_its_end_when_others_wait_for_their_own_r
         del untaken
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("soon_slow")
 async def test_an_answer_that_arrives_fast_enough_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wire.http.LEAST_PACE", 0)

@@ -47,6 +47,7 @@ async def test_an_answer_comes_out_as_if_the_worker_had_rewritten_it(
     assert await reader.changed(text, 12_345, "mine", changes) == changed(text, jsonrpc.loads(text), "mine", changes)
 
 
+@pytest.mark.full
 async def test_an_outline_holds_what_decides_and_none_of_the_bulk(reader: ReaderProcess) -> None:
     outline = await reader.outline(text_of(RESULT, other=[1]))
 
@@ -70,6 +71,7 @@ async def test_an_incomplete_result_has_no_outline(reader: ReaderProcess, messag
     assert await reader.outline(json.dumps(message).encode()) is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
