@@ -126,7 +126,7 @@ class Parcel:
             with OutboundClient(self._guard(), MOST_READ, SECONDS) as client:
                 status = client.ask("POST", self.address, headers, body, needs_body=False).status
         except NoAnswer as failure:
-            raise Undelivered(f"It {failure}.") from None
+            raise Undelivered(f"It {str(failure).removesuffix('.')}.") from None
         if not 200 <= status < 300:
             raise Undelivered(f"It answered {status}.", for_good=status in (400, 404, 410))
 

@@ -40,7 +40,7 @@ OUTCOMES, ENDINGS = "outcomes", "endings"
 # What people are told besides MATTERS.
 PERSONAL = {
     OUTCOMES: "Answers to what you asked for",
-    ENDINGS: "Your tokens and sign-ins, 14, 3 and 1 days before they end",
+    ENDINGS: "Your tokens and sign-ins, before they end",
 }
 
 A_DAY = timedelta(days=1)

@@ -63,7 +63,7 @@ class ChannelForm(forms.Form):
         max_length=500,
         required=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        help_text="At least 24 random bytes, such as from “openssl rand -base64 32”. It signs every message.",
+        help_text="At least 24 bytes, made by “openssl rand”. It signs every message.",
     )
     enabled = forms.BooleanField(required=False, initial=True, label="On")
     matters = forms.MultipleChoiceField(required=False, widget=forms.CheckboxSelectMultiple, label="Tell about")

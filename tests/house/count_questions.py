@@ -952,7 +952,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "sinks.late": lambda ask: (
         ask.states(Sink.objects.all()).count("failing") + ask.states(Sink.objects.all()).count("behind")
     ),
-    "own.connections.lacking": lambda ask: 1,  # `asking` of the walk.
+    "own.connections.lacking": lambda ask: 2,  # The walk makes these on the gateway `asking`.
     "own.identities.needing": lambda ask: 0,
     "sinks.all": lambda ask: Sink.objects.count(),
     "role.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
