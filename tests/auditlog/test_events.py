@@ -77,7 +77,7 @@ def test_the_page_says_who_did_what_to_what_and_how_it_changed(chief: User, audi
     for words in (
         "chief@example.com",
         "Web",
-        '<span class="who">chief@example.com</span> disabled the host <b>CI bot</b>.',
+        '<span class="who">chief@example.com</span> disabled the agent <b>CI bot</b>.',
         "Role",
         "name: CI → <b>CI bot</b>;",
         "enabled: yes → <b>no</b>",

@@ -77,7 +77,7 @@ def of_switches(ana: User) -> dict[str, str]:
     gateway.edit(by=ana, name="Works")
     return {
         "host.created": f"{ANA} created the agent “CI bot”.",
-        "host.disabled": f"{ANA} disabled the host “CI bot”.",
+        "host.disabled": f"{ANA} disabled the agent “CI bot”.",
         "gateway.enabled": f"{ANA} enabled the gateway “Work”.",
         "gateway.updated": f"{ANA} renamed the gateway “Work” to “Works”.",
         "server.created": f"{ANA} added the server “GitHub”.",
@@ -139,7 +139,7 @@ def test_a_refused_attempt_names_the_person_and_the_key(sign_in: SignIn) -> None
     )
 
     assert last("attempt.refused") == f"{ANA} was refused: the capability “Basic gateway management” is missing."
-    assert sentence(link) == f"{ANA} disabled the host “CI” with the API key “cron”."
+    assert sentence(link) == f"{ANA} disabled the agent “CI” with the API key “cron”."
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_rest_tells_the_sentence(sign_in: SignIn) -> None:
 
     event = rest.get("/admin-events").json()["results"][0]
 
-    assert event["sentence"] == f"{ANA} disabled the host “CI bot”."
+    assert event["sentence"] == f"{ANA} disabled the agent “CI bot”."
     assert rest.get(f"/admin-events/{event['id']}").json()["sentence"] == event["sentence"]
 
 

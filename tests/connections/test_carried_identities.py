@@ -153,7 +153,7 @@ def test_another_of_ones_own_is_used_and_dropped_again(
     dropped = client.post(f"{url(link, place)}drop/", headers=OPEN)
 
     assert used == second
-    assert "CI bot loses the tools of GitHub on its next request." in asked
+    assert "It loses the tools of GitHub on its next request." in asked
     assert ">missing<" in row(dropped, link, place)
     assert carried(link) is None
     assert Identity.objects.usable().count() == 2
@@ -331,7 +331,7 @@ def test_a_new_per_user_server_puts_connections_on_needs_attention_and_says_so_t
     assigned = sign_in(ana).post(f"/gateways/{work.slug}/assign/", fields, follow=True)
 
     assert "needs attention" not in calm[0] + calm[1]
-    assert "1 connection needs an identity for it" in text(assigned)
+    assert "1 connection needs a credential for it" in text(assigned)
     for page in (tab, f"/hosts/{link.host_id}/connections/", "/settings/mcp-connections?type=all"):
         assert "needs attention" in text(sign_in(ana).get(page)), page
     told = text(sign_in(ann).get("/"))
@@ -409,5 +409,5 @@ def test_an_administrator_without_the_capability_to_see_connections_is_told_no_m
 
     page = text(sign_in(gina).post(f"/gateways/{work.slug}/assign/", fields, follow=True))
 
-    assert "1 connection needs an identity for it" in page
+    assert "1 connection needs a credential for it" in page
     assert ann.email not in page
