@@ -24,9 +24,9 @@ class CallsDescribed(NamedTuple):
 
 # Words for outcomes: the text of the entry, and the filters.
 _OUTCOMES: dict[str, tuple[str, dict[str, str]]] = {
-    "refused": ("Refused calls", {"q": "denied"}),
-    "denied": ("Refused calls", {"q": "denied"}),
-    "blocked": ("Refused calls", {"q": "denied"}),
+    "refused": ("Refused calls", {"q": "refused"}),
+    "denied": ("Refused calls", {"q": "refused"}),
+    "blocked": ("Refused calls", {"q": "refused"}),
     "failed": ("Failed calls", {"q": "error"}),
     "failures": ("Failed calls", {"q": "error"}),
     "errors": ("Failed calls", {"q": "error"}),

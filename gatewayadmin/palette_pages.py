@@ -39,6 +39,8 @@ TO_DO = (
 )
 PAGES = (
     Offer("Dashboard", "overview", "overview", words="home start", key="d"),
+    Offer("Needs attention", "attention:page", "warning", words="alerts waiting approve expiring failing", key="n"),
+    Offer("Notifications", "attention:notifications", "mail", words="slack teams webhook mail quiet hours alerts"),
     Offer("Apps & Agents", "hosts:list", "apps", SEES_HOSTS, "hosts clients bots kill switch disable", key="a"),
     Offer("Gateways", "gateways:list", "gateway", words="endpoint url", key="g"),
     Offer("Servers", "servers:list", "server", SEES_SERVERS, "upstream mcp health", key="s"),
