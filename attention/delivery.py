@@ -6,7 +6,7 @@ To add a kind, add its body here and its name to ChannelKind.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -19,7 +19,7 @@ from django.forms import ValidationError
 from django.utils import timezone
 
 from accounts.mail import reason
-from servers.upstream_guard import upstream_guard
+from servers.upstream_guard import guard_for_strangers, own_endpoints, upstream_guard
 from sinks.receivers import shown_origin, signature, signing_key, weakness
 from ui.rest import stamp
 from wire.cipher import Undecryptable
@@ -63,7 +63,7 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
         return False
     try:
         # What people set up for themselves never leads inside: only who manages the workspace may open that.
-        guard = upstream_guard() if channel.owner_id is None else upstream_guard().outside()
+        guard = upstream_guard() if channel.owner_id is None else _guard_for_people()
         is_private = guard.check_now(address)
     except UrlRefused as refusal:
         raise BadChannelAddress(str(refusal)) from None
@@ -73,6 +73,11 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
             "Make one with “openssl rand -base64 32”."
         )
     return is_private
+
+
+def _guard_for_people() -> Guard:
+    """Return the guard for addresses people set up for themselves: public, and never resolved by the proxy."""
+    return replace(guard_for_strangers(), own=own_endpoints())
 
 
 def origin(address: str) -> str:
@@ -94,6 +99,7 @@ class Parcel:
     link: str
     uid: str
     at: datetime
+    is_personal: bool
 
     @classmethod
     def of(cls, channel: Channel, message: Message) -> Parcel:
@@ -105,7 +111,7 @@ class Parcel:
         uid = f"msg_{message.pk or uuid4().hex}"
         at = timezone.now()
         content = (message.matter, message.subject, message.text, message.link)
-        return cls(channel.kind, address, secret, channel.private, *content, uid, at)
+        return cls(channel.kind, address, secret, channel.private, *content, uid, at, channel.owner_id is not None)
 
     def deliver(self) -> None:
         """Return when the receiver accepted the message. Raises Undelivered."""
@@ -131,6 +137,8 @@ class Parcel:
             raise Undelivered(f"It answered {status}.", for_good=status in (400, 404, 410))
 
     def _guard(self) -> Guard:
+        if self.is_personal:
+            return _guard_for_people()
         return upstream_guard() if self.private else upstream_guard().outside()
 
     def _signed(self, body: bytes) -> dict[str, str]:

@@ -48,6 +48,7 @@ PAUSE = timedelta(minutes=10)  # Between two messages of one matter that is told
 MOST_A_DAY = 8  # Messages of one matter to one channel; after that it is told once a day.
 STAGES = (14, 3, 1)  # Days before something ends.
 RECENT = timedelta(hours=1)  # Events whose outcome may not have been told yet.
+ASKED_WITHIN = timedelta(days=7)  # Of a role that may be the answer.
 KEPT = timedelta(days=30)
 LEASE = timedelta(minutes=2)  # Another process may deliver a message again after this.
 AT_ONCE, THREADS = 16, 4  # Messages delivered in one run, and at the same time.
@@ -159,7 +160,11 @@ def tell_outcomes() -> int:
     """Queue a message to everybody whose request was answered in the last hour and who does not know yet."""
     answers = {Action.HOST_APPROVED: _app_approved, Action.HOST_ARCHIVED: _app_refused}
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
-    events = Event.objects.filter(action__in=list(answers), created_at__gte=timezone.now() - RECENT)
+    since = timezone.now() - RECENT
+    # Roles may change by the thousand; only of people who asked is there something to tell.
+    asking = Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, created_at__gte=since - ASKED_WITHIN)
+    is_told = ~Q(action=Action.USER_ROLE_CHANGED) | Q(target_id__in=asking.values("target_id"))
+    events = Event.objects.filter(is_told, action__in=list(answers), created_at__gte=since)
     number = 0
     for event in events.order_by("id"):
         told = Message.objects.filter(key=f"event:{event.uid}").exists()
@@ -204,7 +209,7 @@ def _capability_given(event: Event) -> Answer:
     if person is None:
         return None
     asked = Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, target_id=event.target_id)
-    slugs = [one.changes["capability"][1] for one in asked.filter(created_at__gte=event.created_at - timedelta(days=7))]
+    slugs = [one.changes["capability"][1] for one in asked.filter(created_at__gte=event.created_at - ASKED_WITHIN)]
     labels = [one.label for one in Capability.named(slugs) if person.has_perm(one)]
     if not labels:
         return None

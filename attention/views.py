@@ -27,7 +27,7 @@ from ui.pages import AppRequest, confirm, leave, posted, seen_version, show
 from ui.viewset import form_page
 
 OWN = "one's own channels, and the workspace's for who manages it"
-MOST_TESTS = 10  # Test messages of one channel per hour.
+MOST_TESTS = 10  # Test messages of one person per hour; channels can be removed and added again.
 ADDRESSES = {
     ChannelKind.MAIL: ("E-mail", "ops@example.com", "Of a person or a list that is told everything ticked below."),
     ChannelKind.WEBHOOK: ("URL", "https://hooks.example.com/gateway", "Each message is a POST with a JSON body."),
@@ -115,8 +115,8 @@ class ChannelForm(forms.Form):
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")
         muted = {name for name in self._channel.muted if name not in self._offered}
-        if self._is_new and self._channel.owner_id is None:
-            # What the person who sets it up may not see is not sent to others either.
+        if (self._is_new or values.get("address")) and self._channel.owner_id is None:
+            # What the person who chooses the address may not see is not sent there either.
             muted |= {matter.name for matter in MATTERS if matter.name not in self._offered}
         return values | {"muted": sorted(muted | {name for name in self._offered if name not in ticked})}
 
@@ -208,7 +208,7 @@ def _form(
 def test(request: AppRequest, pk: UUID) -> HttpResponse:
     """Send a test message, and say what became of it."""
     channel = channel_or_404(request, pk)
-    if Attempt.objects.note(f"channel-test:{pk}"[:64], window=HOUR) > MOST_TESTS:
+    if Attempt.objects.note(f"channel-test:{request.user.pk}", window=HOUR) > MOST_TESTS:
         return leave(request, _home(), "Ten test messages an hour are enough. Try again later.")
     failure = send_test(channel)
     return leave(request, _home(), f"Not delivered. {failure}" if failure else "Test message delivered")

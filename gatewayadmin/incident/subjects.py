@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlencode
 from uuid import UUID
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
@@ -170,7 +170,14 @@ class Subject:
         carried = Identity.objects.live().filter(connection_identities__connection__in=self.live)
         shared = Identity.objects.live().filter(assignments__in=[one.pk for one in self.assignments])
         pks = {*carried.values_list("pk", flat=True), *shared.values_list("pk", flat=True)}
-        return Identity.objects.filter(pk__in=pks).select_related("server", "owner").order_by("server__name", "label")
+        seen = self._seen(Identity.objects.filter(pk__in=pks))
+        return seen.select_related("server", "owner").order_by("server__name", "label")
+
+    def _seen(self, rows: QuerySet[Identity]) -> QuerySet[Identity]:
+        """Return the shared credentials, one's own, and those of others for who manages these."""
+        if self.viewer.has_perm(Capability.IDENTITIES_MANAGE):
+            return rows
+        return rows.filter(Q(owner=None) | Q(owner=self.viewer))
 
 
 def _and(parts: Sequence[str]) -> str:
@@ -393,7 +400,7 @@ class ServerSubject(Subject):
 
     @property
     def identities(self) -> QuerySet[Identity]:
-        return self.row.identities.live().select_related("server", "owner").order_by("label")  # type: ignore[no-any-return]
+        return self._seen(self.row.identities.live()).select_related("server", "owner").order_by("label")
 
     @property
     def act(self) -> str:

@@ -55,7 +55,10 @@ def _reached(subject: Subject) -> list[Reached]:
     found = []
     for connection in subject.live:
         row = ConnectionRow(connection, subject.viewer)
-        mine = [one for one in assignments if one.gateway_id == connection.gateway_id and row.status == "active"]
+        # While its owner has not collected a new token, the old one may still work.
+        is_overlapping = row.status == "expired" and any(one.previous_works_until for one in row.tokens)
+        works = row.status == "active" or (is_overlapping and not connection.blocked_by)
+        mine = [one for one in assignments if one.gateway_id == connection.gateway_id and works]
         names = [one.server.name for one in mine]
         found.append(Reached(row, connection.gateway, names, sum(tools[one.pk] for one in mine)))
     return found
