@@ -92,7 +92,7 @@ def told(held: frozenset[Capability]) -> str:
 
 
 def stopped_by_csrf(answer: Any) -> bool:
-    return answer.status_code == 403 and b"open too long" in answer.content
+    return answer.status_code == 403 and b"open for too long" in answer.content
 
 
 # What strangers get of the pages without a rule, which are there for signing in or for programs.
