@@ -115,7 +115,7 @@ class Subject:
     def refused_url(self) -> str:
         """The log's URL for its calls that were refused in the last 24 hours."""
         words = self.log_query.get("q", "")
-        return self.log_url(q=f"{words} and denied" if words else "denied")
+        return self.log_url(q=f"{words} and refused" if words else "refused")
 
     @cached_property
     def live(self) -> list[Connection]:
