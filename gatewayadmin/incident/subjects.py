@@ -133,7 +133,7 @@ class Subject:
 
     @cached_property
     def sessions(self) -> int:
-        return Session.objects.filter(connection__in=self.live).count()
+        return Session.objects.filter(connection__in=self.live, lost_at=None).count()
 
     @property
     def ending(self) -> str:
