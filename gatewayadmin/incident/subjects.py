@@ -214,7 +214,8 @@ class HostSubject(Subject):
         was_on = self.row.enabled
         revoked = Connection.objects.stop_host(self.row, by=self.viewer)
         if revoked:
-            return Stopped(f"{self.name} disabled, {number_of(revoked, 'connection')} revoked")
+            disabled = f"{self.name} disabled" if was_on else self.name
+            return Stopped(f"{disabled}, {number_of(revoked, 'connection')} revoked")
         return Stopped(f"{self.name} disabled", reverse("hosts:enable", args=[self.row.pk]) if was_on else "")
 
 
