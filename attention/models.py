@@ -243,10 +243,10 @@ class Message(models.Model):
 
     class Meta:
         default_permissions = ()
-        constraints = (models.UniqueConstraint(fields=("channel", "key"), name="message_is_sent_once_by_key"),)
+        constraints = (models.UniqueConstraint(fields=("key", "channel"), name="message_is_sent_once_by_key"),)
         indexes = (
             models.Index(fields=("due_at",), condition=Q(due_at__isnull=False), name="message_due"),
-            models.Index(fields=("channel", "matter", "-id"), name="message_newest"),
+            models.Index(fields=("matter", "channel", "-id"), name="message_newest"),
         )
 
     def __str__(self) -> str:
