@@ -22,6 +22,7 @@ from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from ui.sealing import cipher
+from wire.cipher import Undecryptable
 
 LONGEST_ERROR = 300
 MOST_CHANNELS = 5  # Of one person, or of the workspace.
@@ -148,13 +149,20 @@ class Channel(Versioned, models.Model):
             setattr(self, name, value)
         if self.is_own_mail or not (address or secret or self.sealed is None):
             return
-        present = self.opened() if self.sealed is not None else ("", "")
+        present = self._present()
         if address and address != present[0] and self.kind == ChannelKind.WEBHOOK and not secret:
             raise BadChannelSecret("Enter the secret too: it belongs to the address it was made for.")
         address, secret = address.strip() or present[0], secret.strip() or present[1]
         self.private = delivery.checked(self, address, secret)
         self.origin = address if self.kind == ChannelKind.MAIL else delivery.origin(address)
         self.sealed, self.key_id = cipher().seal(orjson.dumps([address, secret]).decode()), cipher().key_id
+
+    def _present(self) -> tuple[str, str]:
+        """Return the address and the secret; both empty if there are none or no key decrypts them."""
+        try:
+            return self.opened() if self.sealed is not None else ("", "")
+        except Undecryptable:
+            return "", ""
 
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
         """Change what it is told, when and where. Raises ChannelError, CapabilityRequired or ChangedMeanwhile."""
@@ -235,10 +243,10 @@ class Message(models.Model):
 
     class Meta:
         default_permissions = ()
-        constraints = (models.UniqueConstraint(fields=("channel", "key"), name="message_is_sent_once_by_key"),)
+        constraints = (models.UniqueConstraint(fields=("key", "channel"), name="message_is_sent_once_by_key"),)
         indexes = (
             models.Index(fields=("due_at",), condition=Q(due_at__isnull=False), name="message_due"),
-            models.Index(fields=("channel", "matter", "-id"), name="message_newest"),
+            models.Index(fields=("matter", "channel", "-id"), name="message_newest"),
         )
 
     def __str__(self) -> str:

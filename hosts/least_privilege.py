@@ -80,7 +80,7 @@ class LeastPrivilege:
     unused: list[ConnectionRow] = field(default_factory=list)
     refused: list[Call] = field(default_factory=list)
     hideable: list[UnusedTools] = field(default_factory=list)
-    reaches_to: datetime | None = None
+    is_cut: bool = False  # There were more calls than MOST_READ.
 
     @property
     def used_tools(self) -> list[ToolOfAgent]:
@@ -117,8 +117,7 @@ class LeastPrivilege:
             cursor.execute(TOOLS_USED, parameters)
             rows = cursor.fetchall()
         called = {(gateway, server, name): (calls, last) for gateway, server, name, calls, last in rows}
-        if sum(calls for calls, _ in called.values()) == MOST_READ:
-            self.reaches_to = min(last for _, last in called.values())
+        self.is_cut = sum(calls for calls, _ in called.values()) == MOST_READ
         features = Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
         by_pk = {one.pk: one for one in assignments}
         offered = defaultdict[UUID, set[str]](set)

@@ -73,10 +73,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='message',
-            index=models.Index(fields=['channel', 'matter', '-id'], name='message_newest'),
+            index=models.Index(fields=['matter', 'channel', '-id'], name='message_newest'),
         ),
         migrations.AddConstraint(
             model_name='message',
-            constraint=models.UniqueConstraint(fields=('channel', 'key'), name='message_is_sent_once_by_key'),
+            constraint=models.UniqueConstraint(fields=('key', 'channel'), name='message_is_sent_once_by_key'),
         ),
     ]

@@ -115,7 +115,7 @@ class Subject:
     def refused_url(self) -> str:
         """The log's URL for its calls that were refused in the last 24 hours."""
         words = self.log_query.get("q", "")
-        return self.log_url(q=f"{words} and denied" if words else "denied")
+        return self.log_url(q=f"{words} and refused" if words else "refused")
 
     @cached_property
     def live(self) -> list[Connection]:
@@ -133,7 +133,7 @@ class Subject:
 
     @cached_property
     def sessions(self) -> int:
-        return Session.objects.filter(connection__in=self.live).count()
+        return Session.objects.filter(connection__in=self.live, lost_at=None).count()
 
     @property
     def ending(self) -> str:
@@ -221,7 +221,8 @@ class HostSubject(Subject):
         was_on = self.row.enabled
         revoked = Connection.objects.stop_host(self.row, by=self.viewer)
         if revoked:
-            return Stopped(f"{self.name} disabled, {number_of(revoked, 'connection')} revoked")
+            disabled = f"{self.name} disabled" if was_on else self.name
+            return Stopped(f"{disabled}, {number_of(revoked, 'connection')} revoked")
         return Stopped(f"{self.name} disabled", reverse("hosts:enable", args=[self.row.pk]) if was_on else "")
 
 

@@ -3,17 +3,19 @@
 
 -- name: tokens
 -- A token may have two secrets that work, told apart by their prefixes; `other` is the one used longer ago. The previous
--- one may end with the first use of the present one.
+-- one may end with the first use of the present one. A token that waits to be collected has no present secret, and keeps
+-- the prefix of the previous one until then.
 UPDATE tokens_token t SET
     last_used_at = greatest(t.last_used_at, m.at),
     last_used_ip = CASE WHEN t.last_used_at >= m.at THEN t.last_used_ip ELSE m.ip END,
     secret_last_used_at = greatest(
-        t.secret_last_used_at, CASE t.prefix WHEN m.prefix THEN m.at WHEN m.other THEN m.other_at END
+        t.secret_last_used_at,
+        CASE WHEN t.digest IS NOT NULL THEN CASE t.prefix WHEN m.prefix THEN m.at WHEN m.other THEN m.other_at END END
     ),
     previous_last_used_at = greatest(
         t.previous_last_used_at, CASE t.previous_prefix WHEN m.prefix THEN m.at WHEN m.other THEN m.other_at END
     ),
-    previous_ends_at = CASE WHEN t.previous_until_used AND t.prefix IN (m.prefix, m.other)
+    previous_ends_at = CASE WHEN t.previous_until_used AND t.digest IS NOT NULL AND t.prefix IN (m.prefix, m.other)
         THEN least(t.previous_ends_at, statement_timestamp()) ELSE t.previous_ends_at END
 FROM (
     SELECT r.id, v.at, v.ip, v.prefix, v.other, v.other_at FROM tokens_token r
