@@ -227,6 +227,8 @@ def _listed(
         result = newest_page(search, seen, size)
     else:
         result = search.slowest(size) if call_filter.values["order"] else search.page(cursor, size)
+    if is_live and not seen:  # A writer took too long: later calls of the same moment are new to the page.
+        seen = max((call.pk for call in result.page.rows), default=0)
     has_chart = options.chart != filters.NONE and result.page.rows
     shown = columns.shown_columns(options)
     return {

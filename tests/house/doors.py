@@ -150,7 +150,10 @@ INSTEAD = {
 }
 
 # Fields without which there is nothing to do.
-FIELDS = {"accounts:ask_for": "capability=api-tokens:manage"}
+FIELDS = {
+    "accounts:ask_for": "capability=api-tokens:manage",
+    "accounts:decline_request": "capability=api-tokens:manage",
+}
 
 
 class Site:
