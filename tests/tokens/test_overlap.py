@@ -84,6 +84,16 @@ def test_an_old_secret_ends_with_the_first_use_of_the_new_one(issued: Issued, an
     assert Event.objects.get(action="token.rotated").changes["until_used"] == [None, True]
 
 
+def test_the_old_secret_does_not_end_itself_before_the_new_one_is_collected(issued: Issued, boss: User) -> None:
+    issued.token.ask_for_new(by=boss, overlap_hours=24, until_used=True)
+
+    used(issued.token, issued.token.prefix)
+
+    token = Token.objects.get()
+    assert token.previous_works_until
+    assert token.secrets_in_use != "both"
+
+
 def test_without_that_choice_the_old_one_works_on(issued: Issued, ann: User) -> None:
     new = issued.token.rotate(by=ann, overlap_hours=24)
 
