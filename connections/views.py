@@ -67,7 +67,7 @@ MCP = Table(
         Column("connected", "Connected date", 7, priority=3, sorts=("connected_at",), most_first=True),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column("token", "Last token", 5.5, priority=3, hint=LAST_TOKEN),
-        Column("acts", "Actions", 7, kind="acts", said=False),
+        Column("acts", "Actions", 9, kind="acts", said=False),
     ),
 )
 
