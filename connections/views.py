@@ -60,7 +60,7 @@ MCP = Table(
         PICK,
         Column("name", "Client name"),
         Column("gateway", "Gateway", 6, priority=2, on_phone=True),
-        Column("user", "User email", 10.5, on_phone=True),
+        Column("user", "User email", 8.75, on_phone=True),
         Column("used", "Last used", 5.5, priority=5, kind="moment", on_phone=True),
         Column("status", "Status", 9, on_phone=True),
         Column("prefix", "API key prefix", 7.5, priority=3),
