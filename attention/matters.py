@@ -37,7 +37,7 @@ GROUPS = (FAILING, UNUSUAL, TO_DECIDE, TO_FIX, ENDS_SOON, TO_CLEAN_UP)  # Worst 
 
 
 class Found(NamedTuple):
-    """What waits: how many, the keys and names of the first ones, and the list with all of them."""
+    """Things that wait: their number, the keys and names of the first ones, and the list with all of them."""
 
     number: int
     things: dict[str, str]

@@ -1,4 +1,4 @@
-"""Who is told what: new matters, outcomes of what people asked for, and tokens and sign-ins that end.
+"""Messages to people: new matters, outcomes of what people asked for, and tokens and sign-ins that end.
 
 Messages are queued here as rows and delivered by the chores process, again if a receiver fails. A matter is told when
 something waits that its channel was not told of: at once for incidents and approvals, otherwise once a day at most.

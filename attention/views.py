@@ -56,7 +56,7 @@ def needs_attention(request: AppRequest) -> HttpResponse:
 
 
 class ChannelForm(forms.Form):
-    """What a channel is told, when and where; `viewer` sets it up."""
+    """The settings of a channel: its receiver, matters and times; `viewer` sets it up."""
 
     address = forms.CharField(max_length=1000, widget=forms.TextInput(attrs={"inputmode": "url"}))
     secret = forms.CharField(

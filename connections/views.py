@@ -59,14 +59,14 @@ MCP = Table(
     (
         PICK,
         Column("name", "Client name"),
-        Column("gateway", "Gateway", 6, priority=2, on_phone=True),
-        Column("user", "User email", 8.75, on_phone=True),
-        Column("used", "Last used", 5.5, priority=5, kind="moment", on_phone=True),
         Column("status", "Status", 9, on_phone=True),
+        Column("user", "User email", 8.75, on_phone=True),
+        Column("gateway", "Gateway", 6, priority=2, on_phone=True),
         Column("prefix", "API key prefix", 7.5, priority=3),
         Column("connected", "Connected date", 7, priority=3, sorts=("connected_at",), most_first=True),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column("token", "Last token", 5.5, priority=3, hint=LAST_TOKEN),
+        Column("used", "Last used", 5.5, priority=5, kind="moment", on_phone=True),
         Column("acts", "Actions", 9, kind="acts", said=False),
     ),
 )

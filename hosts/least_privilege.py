@@ -72,7 +72,7 @@ class UnusedTools:
 
 @dataclass
 class LeastPrivilege:
-    """What `host` may use, and what of it it used; for connections, what disabling the unused would have refused."""
+    """Used and unused tools and connections of `host`, and the calls that disabling the unused would have refused."""
 
     host: Host
     tools: list[ToolOfAgent] = field(default_factory=list)

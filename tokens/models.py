@@ -350,7 +350,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def secrets_in_use(self) -> str:
-        """Which of two valid secrets was used since the change: `both`, `new`, `old` or `none`."""
+        """The valid secrets used since the change: `both`, `new`, `old` or `none`."""
         since = self.asked_at or self.rotated_at
         is_old = bool(since and self.previous_last_used_at and self.previous_last_used_at > since)
         return {(True, True): "both", (True, False): "old", (False, True): "new"}.get(

@@ -1,4 +1,4 @@
-"""Which page of the documentation each page links to."""
+"""The page of the documentation that each page links to."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _TOPICS = {
 
 
 class Guide(NamedTuple):
-    """What a page links to: its page of the documentation, if it has one, and where to report a problem."""
+    """The links of a page to help: its page of the documentation, if it has one, and where to report a problem."""
 
     page: Document | None
     report_url: str

@@ -1,4 +1,4 @@
-"""What a subject did in the last 24 hours, against the usual: the days before, at most four weeks of them.
+"""The calls of a subject in the last 24 hours, against the usual: the days before, at most four weeks of them.
 
 Read from the newest calls of the log. Where these do not reach back far enough, totals come from the roll-ups.
 """
@@ -90,7 +90,7 @@ class ToolCount(Count):
 
     @property
     def times(self) -> int:
-        """How many times the usual; 0 if that is not odd."""
+        """The multiple of the usual; 0 if that is not odd."""
         return round(self.now / self.per_day) if self.is_odd and self.per_day else 0
 
 

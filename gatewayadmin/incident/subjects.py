@@ -150,7 +150,7 @@ class Subject:
 
     @property
     def effect(self) -> str:
-        """What the act ends, when, and whether it can be undone."""
+        """Sentences that say what the act ends, when, and whether it can be undone."""
         raise NotImplementedError
 
     def stop(self) -> Stopped:
@@ -257,9 +257,14 @@ class PersonSubject(Subject):
     def api_keys(self) -> int:
         return ApiKey.objects.filter(user=self.row).active().count()
 
+    @cached_property
+    def sign_ins(self) -> int:
+        """The number of sign-ins at issuers, which would be refreshed as long as they exist."""
+        return Identity.objects.own(self.row).live().exclude(issuer="").count()
+
     @property
     def act(self) -> str:
-        revoking = len(self.live) + self.api_keys
+        revoking = len(self.live) + self.api_keys + self.sign_ins
         if self.row.is_active:
             return f"Deactivate and revoke {revoking}" if revoking else "Deactivate"
         return f"Revoke {revoking}" if revoking else ""
@@ -267,15 +272,17 @@ class PersonSubject(Subject):
     @property
     def effect(self) -> str:
         keys = f"{number_of(self.api_keys, 'API key')} for the REST API {'ends' if self.api_keys == 1 else 'end'} too."
+        sign_ins = f"{number_of(self.sign_ins, 'sign-in')} at servers {'ends' if self.sign_ins == 1 else 'end'} too."
         signs_out = "Signs out of every browser." if self.row.is_active else ""
         undo = f"{NO_WAY_BACK}; the account can be reactivated."
-        return " ".join(filter(None, (signs_out, self.ending, keys if self.api_keys else "", undo)))
+        too = (keys if self.api_keys else "", sign_ins if self.sign_ins else "")
+        return " ".join(filter(None, (signs_out, self.ending, *too, undo)))
 
     def stop(self) -> Stopped:
-        was_on, keys = self.row.is_active, self.api_keys
+        was_on, others = self.row.is_active, self.api_keys + self.sign_ins
         revoked = Connection.objects.cut_off(self.row, by=self.viewer)
         words = f"{self.row.email} is deactivated, {number_of(revoked, 'connection')} revoked"
-        may_undo = was_on and not revoked and not keys
+        may_undo = was_on and not revoked and not others
         return Stopped(words, reverse("accounts:reactivate", args=[self.row.pk]) if may_undo else "")
 
 

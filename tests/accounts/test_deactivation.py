@@ -49,15 +49,13 @@ def test_cutting_off_says_what_ends_and_ends_it(chief: User, sign_in: SignIn) ->
         make.connection(make.agent(by=bo, name=f"bot {number}"), gateway, bo)
     client = sign_in(chief)
 
-    asked = text(client.get(f"/people/{bo.pk}/cut-off/"))
-    done = client.post(f"/people/{bo.pk}/cut-off/", {"typed": "bo@example.com"}, follow=True)
+    asked = text(client.get(f"/incident/people/{bo.pk}/stop/"))
+    done = client.post(f"/incident/people/{bo.pk}/stop/", follow=True)
 
-    assert "Cut bo@example.com off?" in asked
-    assert "7 hosts, 1 user, 0 calls in 24 h." in asked
-    assert "Revoked: bot 0 on Work, bot 1 on Work, bot 2 on Work, bot 3 on Work, bot 4 on Work and 2 more." in asked
-    assert "An API key ends too." in asked
-    assert "This cannot be undone." in asked
-    assert "bo@example.com is cut off, 7 connections revoked" in text(done)
+    assert "Deactivate and revoke 8" in asked
+    assert "Ends 7 connections with the next request. 1 API key for the REST API ends too." in asked
+    assert "Revoking cannot be undone; the account can be reactivated." in asked
+    assert "bo@example.com is deactivated, 7 connections revoked" in text(done)
     assert not bo.connections.filter(revoked_at=None).exists()
     assert set(bo.connections.values_list("revoke_reason", flat=True)) == {"user_deactivated"}
     assert not User.objects.get(pk=bo.pk).is_active
@@ -69,18 +67,35 @@ def test_deactivated_people_can_still_be_cut_off(chief: User, sign_in: SignIn) -
     connection = make.connection(make.agent(by=bo), make.gateway(), bo)
     bo.deactivate(by=chief)
 
-    done = sign_in(chief).post(f"/people/{bo.pk}/cut-off/", {"typed": bo.email}, follow=True)
+    done = sign_in(chief).post(f"/incident/people/{bo.pk}/stop/", follow=True)
 
     assert "1 connection revoked" in text(done)
     connection.refresh_from_db()
     assert not connection.is_live
 
 
-@pytest.mark.parametrize("act", ["deactivate", "cut-off"])
-def test_the_last_manager_of_people_stays(act: str, chief: User, sign_in: SignIn) -> None:
+def test_a_sign_in_at_a_server_is_left_to_cut_off(chief: User, sign_in: SignIn) -> None:
+    bo = make.user()
+    identity = make.identity(make.server(auth_type="oauth"), bo)
+    type(identity).objects.filter(pk=identity.pk).update(issuer="https://github.example")
+    bo.deactivate(by=chief)
+    client = sign_in(chief)
+
+    asked = text(client.get(f"/incident/people/{bo.pk}/stop/"))
+    done = client.post(f"/incident/people/{bo.pk}/stop/", follow=True)
+
+    assert "Revoke 1" in asked
+    assert "1 sign-in at servers ends too." in asked
+    identity.refresh_from_db()
+    assert identity.revoked_at
+    assert "There is nothing left to stop" in text(done)
+
+
+@pytest.mark.parametrize("path", ["/people/{}/deactivate/", "/incident/people/{}/stop/"])
+def test_the_last_manager_of_people_stays(path: str, chief: User, sign_in: SignIn) -> None:
     connection = make.connection(make.agent(by=chief), make.gateway(), chief)
 
-    response = sign_in(chief).post(f"/people/{chief.pk}/{act}/", {"typed": chief.email}, follow=True)
+    response = sign_in(chief).post(path.format(chief.pk), follow=True)
 
     assert "The last active person who can manage people must keep that capability." in text(response)
     connection.refresh_from_db()
@@ -89,10 +104,9 @@ def test_the_last_manager_of_people_stays(act: str, chief: User, sign_in: SignIn
 
 
 def test_names_on_the_way_stay_text(chief: User, sign_in: SignIn) -> None:
-    bo = make.user()
-    make.connection(make.agent(by=bo, name="<img src=x>"), make.gateway(), bo)
+    bo = make.user(display_name="<img src=x>")
 
-    asked = text(sign_in(chief).get(f"/people/{bo.pk}/cut-off/"))
+    asked = text(sign_in(chief).get(f"/incident/people/{bo.pk}/stop/"))
 
     assert "<img" not in asked
     assert "&lt;img src=x&gt;" in asked

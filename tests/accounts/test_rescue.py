@@ -66,7 +66,7 @@ def test_a_rescue_lets_in_who_lost_password_and_second_factor() -> None:
 def test_a_rescue_makes_a_person_only_when_told_to() -> None:
     with pytest.raises(CommandError, match=r"There is no person new@example\.com"):
         run("rescue", "new@example.com")
-    with pytest.raises(CommandError, match="nonsense is no e-mail address"):
+    with pytest.raises(CommandError, match="nonsense is not an e-mail address"):
         run("rescue", "nonsense", "--create")
     assert not User.objects.exists()
 
@@ -97,7 +97,7 @@ def test_nobody_unknown_or_deactivated_gets_a_link() -> None:
 
     with pytest.raises(CommandError, match="There is no person"):
         run("password_link", "new@example.com")
-    with pytest.raises(CommandError, match="Only an active person"):
+    with pytest.raises(CommandError, match="Only active people"):
         run("password_link", "gone@example.com")
 
 

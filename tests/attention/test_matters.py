@@ -1,4 +1,4 @@
-"""What waits for a person: each line leads to a list that counts the same, and only who can act sees it."""
+"""Matters that wait for a person: each line leads to a list that counts the same, and only who can act sees it."""
 
 import re
 from datetime import timedelta

@@ -22,6 +22,7 @@ from servers.resealing import reseal_servers
 from sinks.receivers import signature, signing_key
 from tests import make
 from tests.conftest import SignIn
+from tests.docs.pages import ROOT
 from tests.house.doors import browser, session_of
 from tests.sinks.receiver import SECRET
 from tokens.models import Token
@@ -164,6 +165,24 @@ def test_each_kind_is_told_in_its_form_and_names_cannot_act(chief: User, hook: H
     card = by_kind["teams"][1]["attachments"][0]["content"]
     assert {block["type"] for block in card["body"]} == {"RichTextBlock"}  # Text runs are no Markdown.
     assert not any(name.startswith("webhook-") for name in by_kind["slack"][0])
+
+
+def test_a_webhook_has_the_fields_the_page_shows(chief: User, hook: Hook) -> None:
+    page = (ROOT / "docs" / "how-to" / "needs-attention.md").read_text()
+    shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    add(chief, hook)
+    for name in ("Cursor", "Windsurf"):
+        make.app(name, needs_approval=True)
+
+    told()
+    [body] = hook.bodies
+
+    assert list(body) == list(shown)
+    assert list(body["data"]) == list(shown["data"])
+    for name in ("matter", "title", "text"):
+        assert body["data"][name] == shown["data"][name]
+    assert body["data"]["link"].endswith("/hosts/?status=pending")
+    assert shown["data"]["link"].endswith("/hosts/?status=pending")
 
 
 def test_a_failing_receiver_is_tried_again_and_its_channel_says_so(chief: User, hook: Hook) -> None:

@@ -57,7 +57,7 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
 
     assert [name in page for name in ("good", "bad", "lacking", "anns")] == [True, True, True, False]
     assert "An administrator disabled this app or agent." in page
-    assert f'/settings/identities?connection={link.pk}">Bring your identity' in page
+    assert f'/settings/identities?connection={link.pk}">Add your credential' in page
     assert "/logs/" not in page
 
 
@@ -156,8 +156,8 @@ def test_a_denied_call_is_named_with_its_cause_and_waited_past(link: Connection,
     received = text(wait(client))
 
     assert "Refused: echo from Codex" in denied
-    assert "The connection carries no identity for this server." in denied
-    assert "Bring your identity" in denied
+    assert "The connection has no identity for this server." in denied
+    assert "Add your credential" in denied
     assert "every 2s" in denied
     assert "Received: echo" in received
 

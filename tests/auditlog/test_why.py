@@ -334,7 +334,7 @@ def test_another_token_of_the_connection_answers_where_it_gets_further(scene: Sc
     answer = rest.get(f"/logs/{call.uid}/now").json()
 
     assert (answer["works"], answer["reason"]) == (True, None)
-    assert any("gets furthest" in note for note in answer["notes"])
+    assert any("passes the most checks" in note for note in answer["notes"])
 
 
 @pytest.mark.full
@@ -358,7 +358,7 @@ def test_a_call_of_somebody_who_is_gone_is_not_asked_about(viv: User, sign_in: S
     assert "Would it work now?" not in page(sign_in(viv), call)
     assert page(sign_in(viv), call, now=True)
     gone_too = Rest.of(viv).get(f"/logs/{call.uid}/now")
-    assert (gone_too.status_code, "is gone" in gone_too.json()["detail"]) == (404, True)
+    assert (gone_too.status_code, "no longer exists" in gone_too.json()["detail"]) == (404, True)
     assert Rest.of(viv).get(f"/logs/{uuid4()}/now").status_code == 404
 
 

@@ -182,7 +182,7 @@ def test_revoking_twice_says_so_and_writes_one_event(ana: User, sign_in: SignIn)
     client.post(f"/connections/{connection.pk}/revoke/", headers=HTMX)
     again = client.post(f"/connections/{connection.pk}/revoke/", headers=HTMX)
 
-    assert "revoked before" in again["HX-Trigger"]
+    assert "already revoked" in again["HX-Trigger"]
     assert Event.objects.filter(action="connection.revoked").count() == 1
 
 

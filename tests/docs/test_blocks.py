@@ -238,6 +238,11 @@ RUN_BY = (
         "docs/test_code.py::test_the_excerpt_of_an_operation_is_of_the_code",
     ),
     ("docs/explanation/architecture.md", "gatewayadmin/ ", "docs/test_code.py::test_the_folders_of_the_architecture"),
+    (
+        "docs/how-to/needs-attention.md",
+        '{"type": "attention"',
+        "attention/test_telling.py::test_a_webhook_has_the_fields_the_page_shows",
+    ),
     ("docs/reference/rest-api.md", '{"detail":', "docs/test_rest_reference.py::test_a_name_of_nothing_is_answered"),
     ("docs/reference/protocol.md", "gwa_ +", "docs/test_reference.py::test_a_token_is_made_as_its_formula_says"),
     ("docs/reference/protocol.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),

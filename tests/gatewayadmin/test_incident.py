@@ -87,6 +87,7 @@ def test_each_subject_shows_its_day_against_the_usual(kind: str, link: Connectio
         ("10.4.7.12", 1, False),
     ]
     assert "185.220.101.7" in text(page)
+    assert "refused" in page.context["refused_url"]  # The same outcomes as the count; `denied` is one of them.
 
 
 def test_where_there_is_nothing_before_nothing_is_called_new(link: Connection, boss: User, sign_in: SignIn) -> None:

@@ -156,7 +156,7 @@ def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: 
     Feature.objects.note_fault(docs, "timeout", FeatureKind.TOOL)
     page = text(client.get("/gateways/work/tools/"))
     assert ">unavailable<" in page
-    assert "The server did not answer in its time." in page
+    assert "The server did not answer in time." in page
     assert "Listed is its answer from" in page
     assert "Not asked for prompts yet." in text(client.get("/gateways/work/tools/?kind=prompt"))
 
@@ -265,7 +265,7 @@ def test_a_returning_viewer_sees_that_a_new_assignment_is_being_asked(run: Run, 
     client.post("/gateways/work/assign/", form)
     after = text(client.get("/gateways/work/tools/"))
 
-    assert "Being asked for tools." in seen[0]
+    assert "Fetching tools." in seen[0]
     assert "0 of 0" not in seen[0]
     assert 'hx-trigger="load delay' in seen[0]
     assert "Not asked" not in seen[0] + after
@@ -532,7 +532,7 @@ def test_quarantine_names_who_is_cut_and_accept_lifts_it(docs: Assignment, ana: 
     assert "Used in the last 7 days by Nightly report." in asked
     assert "1 call in 24 h" in asked
     assert feature.state == FeatureState.QUARANTINED
-    assert "shown to nobody" in page
+    assert "Quarantined: hidden from clients" in page
     assert "/quarantine/" not in page
     client.post(f"/features/{feature.pk}/accept/", {"definition": ""})
     feature.refresh_from_db()

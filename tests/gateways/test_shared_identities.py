@@ -51,7 +51,7 @@ def test_gateway_managers_cannot_use_an_identity_on_a_gateway_it_is_not_allowed_
 
     page = sign_in(gina).post(f"/gateways/{gateway.slug}/assign/", fields(server, shared))
     api = Rest.of(gina).post(f"/gateways/{gateway.slug}/servers", rest)
-    with pytest.raises(WrongIdentity, match="not for the gateway Of my own"):
+    with pytest.raises(WrongIdentity, match="may not be used on the gateway Of my own"):
         Assignment.objects.assign(
             gateway=gateway, server=server, identity_scheme="shared", shared_identity=shared, by=gina
         )
@@ -70,7 +70,7 @@ def test_a_shared_identity_that_is_not_allowed_there_yet_is_refused_with_the_rea
     refused = Rest.of(gina).post(f"/gateways/{gateway.slug}/servers", body)
 
     assert refused.status_code == 400
-    assert "may be used on Work. A person with Identity management can allow it" in refused.content.decode()
+    assert "may not be used on Work. A person with Identity management can allow it" in refused.content.decode()
     assert "Select a valid choice" not in refused.content.decode()
 
 

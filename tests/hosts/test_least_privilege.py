@@ -1,4 +1,4 @@
-"""What an agent used in 30 days against what it may use, and one act that takes the rest away."""
+"""The tools an agent used in 30 days against those it may use, and one act that takes the rest away."""
 
 from datetime import timedelta
 from typing import Any

@@ -192,7 +192,10 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
         'Disable this host? Every connection of "CI bot" stops on its next request. Nothing is deleted.',
         "Cancel OK",
     ),
-    "/hosts/{host}/": ("Overview Connections 1 Logs", "Rename", "Archive", "Created by", "Allow enrolment", "Type"),
+    "/hosts/{host}/": (
+        "Overview Connections 1 Least privilege Logs",
+        *("Rename", "Archive", "Created by", "Allow enrolment", "Type"),
+    ),
     "/hosts/{host}/connections/": (
         *("Connections 1", "Add a connection"),
         "Gateway User email Status API key prefix Connected date Last token Last used Enabled Actions",
@@ -244,7 +247,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
     "/settings/mcp-connections?type=all": (
         *("MCP Connections 1 connection, 1 active", "How to Connect", "Apps (OAuth) Agents (token) All"),
         *("Revoke connection", "Regenerate API key"),
-        "Client name Status User email Gateway API key prefix Connected date Last token Actions",
+        "Client name Status User email Gateway API key prefix Connected date Last token Last used Actions",
     ),
     "/settings/mcp-connections": (
         "No connections yet. Connections appear here when an MCP client completes the OAuth flow.",
@@ -284,7 +287,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
     "/servers/github/disable/": ("Disable this server? GitHub stops on 1 gateway on the next request.",),
     "/identities/{identity}/disable/": ("Disable this credential?",),
     "/settings/profile": ("My account", "change it"),
-    "/settings/": ("Settings", "My account", "API Tokens", "Workspace", "MCP", "People Who is here"),
+    "/settings/": ("Settings", "My account", "API Tokens", "Workspace", "MCP", "People People and invitations"),
     "/settings/sessions": ("Sessions", "Sign out everywhere"),
     "/settings/identities": ("My identities", "My connections 1", "Replace secret", "Revoke"),
     "/people/": (

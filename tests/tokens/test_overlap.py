@@ -39,7 +39,7 @@ def called(token: Token, *addresses: str) -> None:
 
 
 def used(token: Token, prefix: str) -> None:
-    """What the proxy writes a moment after a request with the secret of this prefix."""
+    """Write what the proxy writes a moment after a request with the secret of this prefix."""
     told: dict[str, Any] = {"ids": [token.pk], "at": [timezone.now()], "ip": ["10.0.0.1"], "prefix": [prefix]}
     with connection.cursor() as cursor:
         cursor.execute(STATEMENTS["tokens"], told | {"other": [None], "other_at": [None]})
@@ -117,7 +117,7 @@ def test_a_new_token_asked_for_with_an_overlap_leaves_the_old_one_until_it_is_co
     assert (token.status, token.previous_prefix) == ("waiting", issued.token.prefix)
     assert token.previous_works_until
     assert None not in ask(question)
-    assert "The old one works until" in mail.outbox[-1].body
+    assert "The old token works until" in mail.outbox[-1].body
     assert "The old one works until" in text(sign_in(ann).get("/"))
 
     new = token.collect(by=ann)
