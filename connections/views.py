@@ -67,7 +67,7 @@ MCP = Table(
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column("token", "Last token", 5.5, priority=3, hint=LAST_TOKEN),
         Column("used", "Last used", 5.5, priority=5, kind="moment", on_phone=True),
-        Column("acts", "Actions", 9, kind="acts", said=False),
+        Column("acts", "Actions", 8, kind="acts", said=False),
     ),
 )
 
