@@ -192,7 +192,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         reverse("hosts:enable", args=[pk]),
         _switched,
         text=f'Disable this host? Every connection of "{host.name}" stops on its next request. {NOTHING_IS_DELETED}',
-        more=lambda: sentences(cuts(host, request.user), "To end access for good, revoke the connections."),
+        more=lambda: sentences(cuts(host, request.user), "To end access permanently, revoke the connections."),
         further=revoking if request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE) else None,
         target=switch_target(request, "host", pk),
         back=page_url(host),

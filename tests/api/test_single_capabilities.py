@@ -54,6 +54,7 @@ OPENS: dict[str, set[Capability]] = {
     "POST connection-enable": {C.CONNECTIONS_TOGGLE},
     "POST connection-revoke": {C.MCP_CONNECTIONS_REVOKE},
     "POST connection-regenerate": {C.MCP_CONNECTIONS_REVOKE},
+    "DELETE connection-end-sessions": {C.CONNECTIONS_TOGGLE},
     "GET gateway-list": EVERYBODY,
     "POST gateway-list": {C.GATEWAYS_MANAGE},
     "GET gateway-detail": GATEWAYS,

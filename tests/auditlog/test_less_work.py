@@ -57,7 +57,8 @@ def test_the_oldest_call_is_found_where_the_first_partitions_hold_none() -> None
     assert Call.objects.oldest() == at
 
 
-BELOW = {4: 84, 3: 60, 2: 46}  # Columns of this priority step back on a list narrower than so many rem.
+# Columns of this priority step back in these steps, each on a list narrower than so many rem.
+BELOW = {4: (84, 61), 3: (44,), 2: (40,)}
 
 
 def test_the_style_sheet_knows_which_of_the_usual_columns_step_back() -> None:
@@ -69,9 +70,15 @@ def test_the_style_sheet_knows_which_of_the_usual_columns_step_back() -> None:
 
     assert are_usual(usual)
     for priority, expected in places.items():
-        stepping = rf"width < {BELOW[priority]}rem\) {{ \[data-calls=usual\] tr > ([^{{]*)\{{"
-        on_phones = rf'\[data-p="{priority}"\], \[data-calls=usual\] ([^{{]*)\{{'
-        rules = [*re.findall(stepping, css), *re.findall(on_phones, css)]
-        assert len(rules) == (2 if priority == LEAST else 1)
-        for rule in rules:
-            assert {int(number) for number in re.findall(r"nth-child\((\d+)\)", rule)} == expected
+        steps = [
+            re.findall(rf"width < {rem}rem\) {{ \[data-calls=usual\] tr > ([^{{]*)\{{ display: none", css)
+            for rem in BELOW[priority]
+        ]
+        assert [len(rules) for rules in steps] == [1] * len(steps)
+        assert sorted(n for [rule] in steps for n in places_in(rule)) == sorted(expected)
+        on_phones = re.findall(rf'\[data-p="{priority}"\], \[data-calls=usual\] ([^{{]*)\{{', css)
+        assert [set(places_in(rule)) for rule in on_phones] == ([expected] if priority == LEAST else [])
+
+
+def places_in(rule: str) -> list[int]:
+    return [int(number) for number in re.findall(r"nth-child\((\d+)\)", rule)]

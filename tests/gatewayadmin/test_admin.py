@@ -245,7 +245,8 @@ HIDDEN = {
     },
     "sso.provider": {"certificates", "key_id", "own_certificate", "secret_ciphertext"},
     "tokens.token": {
-        *("digest", "generation", "key_id", "previous_digest", "previous_key_id", "scope_all", "secret_last_used_at"),
+        *("digest", "generation", "key_id", "previous_digest", "previous_key_id", "previous_until_used"),
+        *("scope_all", "secret_last_used_at"),
     },
     "upstream_oauth.clientregistration": {"key_id", "other_auth_method", "secret_ciphertext", "secret_expires_at"},
     "upstream_oauth.signin": {

@@ -119,7 +119,7 @@ BEFORE = {
     "nothing behind": (
         lambda e: e.answer(502, "<h1>Bad gateway</h1>"),
         "Refusal without a token",
-        "502: what stands in front could not reach",
+        "502: the proxy in front could not reach",
         "error log",
     ),
     "well-known kept": (
@@ -132,7 +132,7 @@ BEFORE = {
         at("/.well-known/oauth-auth", lambda e: e.answer(200, "<html>", content_type="text/html")),
         "Authorization server metadata",
         "200 with text/html where JSON was expected",
-        "Let it pass",
+        "Let it forward this URL",
     ),
     "registration forbidden": (
         at("/oauth/register", lambda e: e.answer(403, "blocked by policy")),

@@ -115,8 +115,8 @@ def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("redirect", "the answer was 302"),
-        ("missing", "the answer was 404"),
+        ("redirect", "was answered with 302"),
+        ("missing", "was answered with 404"),
         ("huge", "larger than 16 KiB"),
         ("words", "not sent as JSON"),
         ("packed", "cannot be reached"),

@@ -117,7 +117,7 @@ def test_a_program_at_a_page_is_told_what_a_gateway_url_looks_like(path: str) ->
 
     for answer in (posted, got):
         assert answer.status_code == 404
-        assert "One ends in /mcp/ and the slug of the gateway" in answer.json()["error"]["message"]
+        assert "A gateway URL ends in /mcp/ and the slug of the gateway" in answer.json()["error"]["message"]
     assert "This page does not exist" in client.get("/mcp", headers={"Accept": "text/html"}).content.decode()
 
 

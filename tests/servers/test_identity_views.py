@@ -262,7 +262,7 @@ def test_a_switch_answers_with_its_row(github: Server, ana: User, sign_in: SignI
     dialog = text(sign_in(ana).get(f"/identities/{identity.pk}/disable/", headers=HTMX))
     row = text(sign_in(ana).post(f"/identities/{identity.pk}/disable/", headers=HTMX))
 
-    assert "Disable this identity? Calls to GitHub" in dialog
+    assert "Disable this credential? Calls to GitHub" in dialog
     assert row.lstrip().startswith(f'<tr id="identity-{identity.pk}" data-state="disabled" class="changed">')
 
 

@@ -273,7 +273,7 @@ def test_a_collector_is_where_servers_may_be(address: str) -> None:
 def test_headers_are_not_shown_to_another_place_than_they_were_entered_for(collector: Collector) -> None:
     """A person who may set up a sink may still not read its secret."""
     sink = to(collector, secret=HEADERS)
-    with pytest.raises(BadSinkSecret, match="Enter it again"):
+    with pytest.raises(BadSinkSecret, match="Enter the secret again"):
         sink.edit(address="http://127.0.0.1:9/v1/logs", by=None)
     sink.refresh_from_db()
     sink.edit(address=f"{collector.url}/v1/logs", by=None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils.html import escape
 from lxml import etree
 
 from accounts.models import User
@@ -101,7 +102,7 @@ def test_an_answer_that_is_signed_but_not_for_us_or_not_for_now_is_refused(
 
     assert (visit.response.status_code, visit.person) == (400, None)
     assert reason() == named
-    assert RESPONSE_ADVICE[named].text.split(":")[0] in visit.words
+    assert escape(RESPONSE_ADVICE[named].text) in visit.words
     assert not Account.objects.exists()
 
 

@@ -147,7 +147,7 @@ def test_a_ticket_is_used_once_and_an_assertion_too(saml: Provider, saml_organis
     again = brings(client, fields)
 
     assert again.response.status_code == 400
-    assert "used before" in again.words
+    assert "already used" in again.words
 
 
 def test_a_person_who_did_not_start_here_is_sent_to_the_button(
@@ -196,7 +196,7 @@ def test_a_person_who_did_not_start_here_is_asked_before_their_session_ends(
 
     assert (asked.response.status_code, asked.person) == (200, owner)
     assert "Sign in as eve@example.com?" in asked.words
-    assert "You are signed in as owner@example.com; that ends." in asked.words
+    assert "Your session as owner@example.com ends." in asked.words
     ticket = form_of(asked.words)["ticket"]
     forged: Any = victim.post(ANSWERED, {"ticket": ticket})
     assert (forged.status_code, asked.person) == (403, owner)

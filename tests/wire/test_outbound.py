@@ -113,7 +113,11 @@ def test_a_large_answer_is_not_read_to_its_end(name: str, server: Server, client
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("garbage", "not HTTP"), ("torn", "a broken encoding"), ("odd", "an encoding that was not requested")],
+    [
+        ("garbage", "does not answer in HTTP"),
+        ("torn", "a broken encoding"),
+        ("odd", "an encoding that was not requested"),
+    ],
 )
 def test_an_answer_that_cannot_be_read_is_said(name: str, words: str, server: Server, client: OutboundClient) -> None:
     with pytest.raises(NoAnswer, match=words):
