@@ -179,8 +179,9 @@ def test_a_webhook_has_the_fields_the_page_shows(chief: User, hook: Hook) -> Non
 
     assert list(body) == list(shown)
     assert list(body["data"]) == list(shown["data"])
-    for name in ("matter", "title", "text"):
+    for name in ("matter", "title"):
         assert body["data"][name] == shown["data"][name]
+    assert sorted(body["data"]["text"].splitlines()) == sorted(shown["data"]["text"].splitlines())
     assert body["data"]["link"].endswith("/hosts/?status=pending")
     assert shown["data"]["link"].endswith("/hosts/?status=pending")
 
