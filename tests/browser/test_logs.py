@@ -163,6 +163,7 @@ def test_dragging_over_the_chart_chooses_a_time_range(live: Serve, page: Page) -
 
 @pytest.mark.full
 def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
+    page.set_viewport_size({"width": 1680, "height": 900})  # Below 100rem the filters open over the list.
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
     for _ in range(2):
