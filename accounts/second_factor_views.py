@@ -30,7 +30,8 @@ from accounts.sign_in import ask_again, must_ask_again
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import NOBODY, own_resource
-from ui.pages import AppRequest, confirm, leave, posted, refuse, show
+from ui.pages import AppRequest, leave, posted, refuse, show
+from ui.viewset import confirmed
 
 OWN = "one's own second factor"
 
@@ -192,22 +193,24 @@ def rename_key(request: AppRequest, pk: int) -> HttpResponse:
 def remove_key(request: AppRequest, pk: int) -> HttpResponse:
     """Remove one of one's own security keys."""
     key = _own_key(request, pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Remove security key",
-            text=f"Remove {key}? You can no longer sign in with it.",
-            more="Without another key or app your second factor is then off, and your recovery codes stop working.",
-            icon="shield",
-            back=reverse("mfa_index"),
-        )
-    try:
-        second_factor.remove_key(request.user, pk, by=request.user)
-    except Authenticator.DoesNotExist as missing:
-        raise Http404 from missing
-    except LastBreakGlass as error:
-        return leave(request, reverse("mfa_index"), str(error))
-    return leave(request, reverse("mfa_index"), "Security key removed")
+
+    def act() -> None:
+        try:
+            second_factor.remove_key(request.user, pk, by=request.user)
+        except Authenticator.DoesNotExist as missing:
+            raise Http404 from missing
+
+    return confirmed(
+        request,
+        act,
+        "Security key removed",
+        back=reverse("mfa_index"),
+        faults=LastBreakGlass,
+        title="Remove security key",
+        text=f"Remove {key}? You can no longer sign in with it.",
+        more="Without another key or app your second factor is then off, and your recovery codes stop working.",
+        icon="shield",
+    )
 
 
 # --- Asked for --------------------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from attention.telling import choices_for, send_test
 from auditlog import replica
 from auditlog.filters import ListOptions, zone_of
 from capabilities import NOBODY, Capability, own_resource
-from ui.pages import AppRequest, confirm, leave, posted, seen_version, show
-from ui.viewset import form_page
+from ui.pages import AppRequest, leave, posted, seen_version, show
+from ui.viewset import confirmed, form_page
 
 OWN = "one's own channels, and the workspace's for who manages it"
 MOST_TESTS = 10  # Test messages of one person per hour; channels can be removed and added again.
@@ -219,16 +219,13 @@ def test(request: AppRequest, pk: UUID) -> HttpResponse:
 @ask_again
 def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     channel = channel_or_404(request, pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Remove channel",
-            text=f"Remove {channel}? Nothing more is sent there. This cannot be undone.",
-            icon="revoke",
-            back=_home(),
-        )
-    try:
-        channel.remove(by=request.user)
-    except ChannelError as refusal:
-        return leave(request, _home(), str(refusal))
-    return leave(request, _home(), "Channel removed")
+    return confirmed(
+        request,
+        lambda: channel.remove(by=request.user),
+        "Channel removed",
+        back=_home(),
+        faults=ChannelError,
+        title="Remove channel",
+        text=f"Remove {channel}? Nothing more is sent there. This cannot be undone.",
+        icon="revoke",
+    )

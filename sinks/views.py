@@ -38,6 +38,7 @@ from ui.pages import (
     show,
 )
 from ui.tables import Column, Table, show_list
+from ui.viewset import confirmed
 
 # The columns of the list of sinks.
 
@@ -243,14 +244,14 @@ def _switched(request: AppRequest, sink: Sink, toast: str, undo: Undo | None) ->
 @ask_again
 def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     sink = get_object_or_404(Sink, pk=pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Remove log sink",
-            text=f'Remove "{sink.name}"? This cannot be undone.',
-            more="Nothing more is sent to it. What was delivered stays there.",
-            icon="revoke",
-            back=page_url(sink) if request.user.has_perms(SENDING) else reverse("sinks:list"),
-        )
-    sink.remove(by=request.user)
-    return leave(request, reverse("sinks:list"), "Log sink removed")
+    return confirmed(
+        request,
+        lambda: sink.remove(by=request.user),
+        "Log sink removed",
+        back=page_url(sink) if request.user.has_perms(SENDING) else reverse("sinks:list"),
+        to=reverse("sinks:list"),
+        title="Remove log sink",
+        text=f'Remove "{sink.name}"? This cannot be undone.',
+        more="Nothing more is sent to it. What was delivered stays there.",
+        icon="revoke",
+    )
