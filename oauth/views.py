@@ -281,7 +281,7 @@ WAYS = ("browser", "token")
 def how_to_connect(request: AppRequest) -> HttpResponse:
     """Show how to connect to the gateway in `?gateway=`, or to the first enabled one the user may use."""
     gateways = list(Gateway.objects.reachable_by(request.user).demo_last("name"))
-    slug = request.GET.get("gateway")
+    slug = text_of(request.GET, "gateway")
     open_ones = (one for one in gateways if one.enabled)
     gateway = next((one for one in gateways if one.slug == slug), None) or next(open_ones, next(iter(gateways), None))
     context: dict[str, Any] = {"gateways": gateways, "gateway": gateway}

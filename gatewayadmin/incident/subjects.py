@@ -157,7 +157,7 @@ class Subject:
         """Do the act. Raises one of `faults`."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def assignments(self) -> Sequence[Assignment]:
         """The enabled servers that its live connections reach."""
         gateways = {connection.gateway_id for connection in self.live if connection.gateway.enabled}
@@ -303,7 +303,9 @@ class ConnectionSubject(Subject):
 
     @property
     def url(self) -> str:
-        return reverse("connections:for_host", args=[self.row.host_id])
+        if any(map(self.viewer.has_perm, SEES_HOSTS)):
+            return reverse("connections:for_host", args=[self.row.host_id])
+        return f"{reverse('connections:mcp')}?type=all"
 
     @property
     def connections(self) -> Any:
@@ -359,7 +361,7 @@ class TokenSubject(Subject):
     def tokens(self) -> int:
         return int(self.row.status in ("active", "waiting"))
 
-    @property
+    @cached_property
     def assignments(self) -> Sequence[Assignment]:
         if not self.tokens:
             return []
@@ -402,7 +404,7 @@ class ServerSubject(Subject):
         on = Assignment.objects.live().filter(server=self.row, gateway__archived_at=None)
         return list(on.select_related("server", "gateway", "shared_identity").order_by("gateway__name"))
 
-    @property
+    @cached_property
     def assignments(self) -> Sequence[Assignment]:
         return [one for one in self.placed if one.enabled and one.gateway.enabled] if self.row.enabled else []
 

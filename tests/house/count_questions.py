@@ -669,11 +669,17 @@ def _ended_keys(ask: Ask) -> int:
     return keys.filter(user=ask.path[2]).count() if ask.path[1] == "people" else 0
 
 
+def _ended_sign_ins(ask: Ask) -> int:
+    """Return the number of sign-ins at issuers that end with a person."""
+    own = Identity.objects.filter(owner=ask.path[2], revoked_at=None).exclude(issuer="")
+    return own.count() if ask.path[1] == "people" else 0
+
+
 def _act_ends(ask: Ask) -> int:
     """The number on the button of an act: that of an agent or person says one."""
     if ask.path[0] != "incident" or ask.path[1] not in ("hosts", "people"):
         return 0
-    return _stopped(ask).count() + _ended_keys(ask)
+    return _stopped(ask).count() + _ended_keys(ask) + _ended_sign_ins(ask)
 
 
 def _ask_stop(ask: Ask) -> tuple[float, ...]:
@@ -686,7 +692,8 @@ def _ask_stop(ask: Ask) -> tuple[float, ...]:
     tokens = Token.objects.filter(kind="access", connection__in=rows, **LIVE)
     lasting = tokens.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now())).count()
     sessions = Session.objects.filter(connection__in=rows).count()
-    return tuple(number for number in (rows.count(), lasting, sessions, _ended_keys(ask)) if number)
+    ends = (rows.count(), lasting, sessions, _ended_keys(ask), _ended_sign_ins(ask))
+    return tuple(number for number in ends if number)
 
 
 def _of_day(ask: Ask) -> "QuerySet[Call]":
@@ -995,6 +1002,7 @@ UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"
 FIXED = re.compile(
     rf"\b\d[\d,]* ({UNITS})\b|from \d+ to [\d,]+|\b\d+ to \d+ days|[\d,]+ at most|for more than \d+"
     r"|1Password|SAML 2\.0|fail with 401|get 403|get 429|±10 %"
+    r"|24 random bytes|https://93\.184\.216\.34"  # The address of the channel in the world.
     r"|\d{4}-\d\d-\d\d|gw[apk]_\w+|Adds “No expiry” to 7, 30 and 90 days"
 )
 

@@ -171,8 +171,10 @@ class Site:
     def knock(self, door: Door, client: Client) -> Any:
         """Return the response to somebody on this page; all changes are rolled back."""
         with transaction.atomic():
-            kind, fields = "application/x-www-form-urlencoded", FIELDS.get(door.name, "")
-            answer = client.generic(door.method, self.address(door), fields, content_type=kind)
+            kind, fields, address = "application/x-www-form-urlencoded", FIELDS.get(door.name, ""), self.address(door)
+            if fields and door.method == "GET":
+                address = f"{address}?{fields}"
+            answer = client.generic(door.method, address, fields, content_type=kind)
             if answer.streaming:
                 b"".join(answer)
             transaction.set_rollback(True)

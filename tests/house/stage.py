@@ -26,6 +26,7 @@ ROOMS = (
     "connections",
     "gateways",
     "hosts",
+    "proxy",
     "scim",
     "servers",
     "sinks",

@@ -4,8 +4,6 @@ import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.workspace import ROOT
 
 # The places, and who gets what such a task raises.
@@ -43,7 +41,6 @@ def functions(tree: ast.AST, fits: Callable[[ast.AST], bool], within: str = "") 
         yield from functions(node, fits, inside)
 
 
-@pytest.mark.full
 def test_tasks_are_begun_by_the_module_that_supervises_them() -> None:
     found = {f"{path}:{function}" for path, tree in modules() for function in functions(tree, begins_task)}
 

@@ -33,7 +33,6 @@ def citations(text: str) -> list[str]:
     return CITATION.findall(NO_CITATION.sub("", text))
 
 
-@pytest.mark.full
 def test_nothing_cites_a_paper_the_repository_does_not_hold() -> None:
     cited = {}
     for path in tracked("*.py", "*.md", "*.html", "*.sql", "Makefile"):

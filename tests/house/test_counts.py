@@ -58,6 +58,7 @@ OF_ALL = {
 }
 # Placeholders in braces are values named by the walk.
 QUERIES = {
+    "accounts:decline_request": ("?capability=api-tokens:manage",),
     "connections:mcp": (
         "",
         "?type=all",

@@ -45,7 +45,6 @@ def parsed_modules() -> Iterator[tuple[str, ast.Module]]:
                 yield str(path.relative_to(ROOT)), ast.parse(path.read_bytes())
 
 
-@pytest.mark.full
 def test_a_class_name_is_found_in_one_module() -> None:
     places = defaultdict(set)
     for module, tree in parsed_modules():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from django.utils import timezone
 
@@ -47,7 +48,11 @@ def off(model: Any, thing: str) -> Step:
 
 def with_a_session(stage: Stage) -> None:
     Session.objects.create(
-        digest=bytes(32), connection_id=stage.things["connection"], version="2025-11-25", client_name="Claude"
+        pk=UUID(int=1),
+        digest=bytes(32),
+        connection_id=stage.things["connection"],
+        version="2025-11-25",
+        client_name="Claude",
     )
 
 

@@ -216,8 +216,8 @@ REFUSALS: dict[str, tuple[Answer, str]] = {
     "500": (says(500), "It answered 500."),
     "unreadable": (unreadable(503), "It answered 503."),
     "redirect": (says(307, Location="http://127.0.0.1:9/"), "redirects are not followed"),
-    "garbage": (garbage, "not HTTP"),
-    "nothing": (nothing, "not HTTP"),
+    "garbage": (garbage, "does not answer in HTTP"),
+    "nothing": (nothing, "does not answer in HTTP"),
 }
 
 
