@@ -20,14 +20,14 @@ from django.utils import timezone
 
 from accounts.mail import reason
 from servers.upstream_guard import guard_for_strangers, own_endpoints, upstream_guard
-from sinks.receivers import shown_origin, signature, signing_key, weakness
+from sinks.receivers import Undelivered, shown_origin, signature, signing_key, weakness
 from ui.rest import stamp
 from wire.cipher import Undecryptable
 from wire.guard import Guard, UrlRefused
 from wire.outbound import NoAnswer, OutboundClient
 
 if TYPE_CHECKING:
-    from attention.models import Channel, Message
+    from attention.models import Channel, Notification
 
 SECONDS = 10.0
 MOST_READ = 16 * 1024  # Bytes of an answer that are read; its content does not matter.
@@ -43,14 +43,6 @@ class BadChannelAddress(ChannelError):
 
 class BadChannelSecret(ChannelError):
     """The secret is too weak to sign with."""
-
-
-class Undelivered(Exception):
-    """The message was not accepted; the text is a sentence. `for_good` if a retry would fail too."""
-
-    def __init__(self, sentence: str, *, for_good: bool = False) -> None:
-        super().__init__(sentence)
-        self.for_good = for_good
 
 
 def checked(channel: Channel, address: str, secret: str) -> bool:
@@ -102,7 +94,7 @@ class Parcel:
     is_personal: bool
 
     @classmethod
-    def of(cls, channel: Channel, message: Message) -> Parcel:
+    def of(cls, channel: Channel, message: Notification) -> Parcel:
         """Raises Undelivered if no key decrypts the address."""
         try:
             address, secret = channel.opened()

@@ -36,7 +36,7 @@ ENDS_SOON, TO_CLEAN_UP = "Ends soon", "To clean up"
 GROUPS = (FAILING, UNUSUAL, TO_DECIDE, TO_FIX, ENDS_SOON, TO_CLEAN_UP)  # Worst first.
 
 
-class Found(NamedTuple):
+class OpenMatter(NamedTuple):
     """Things that wait: their number, the keys and names of the first ones, and the list with all of them."""
 
     number: int
@@ -65,7 +65,7 @@ class Matter:
     group: str
     icon: str
     words: tuple[str, str]
-    find: Callable[[User | None], Found]
+    find: Callable[[User | None], OpenMatter]
     may: tuple[Capability, ...] = ()
     act: str = "Review"
     at_once: bool = False
@@ -86,19 +86,19 @@ class Matter:
         return self.words[number != 1].format(f"{number:,}")
 
 
-def waiting_for(person: User) -> Iterator[tuple[Matter, Found]]:
+def waiting_for(person: User) -> Iterator[tuple[Matter, OpenMatter]]:
     """Yield the matters that wait for `person`, worst first."""
     for matter in MATTERS:
         if matter.is_for(person) and (found := matter.find(person)).number:
             yield matter, found
 
 
-def _listed(page: str, rows: QuerySet[Any], name: str, **query: str) -> Found:
+def _listed(page: str, rows: QuerySet[Any], name: str, **query: str) -> OpenMatter:
     """Return these rows, of which the list `page` with `query` has the same."""
     first = dict(rows.values_list("pk", name)[: MOST_KEYS + 1])
     number = len(first) if len(first) <= MOST_KEYS else rows.count()
     things = {str(pk): str(words) for pk, words in [*first.items()][:MOST_KEYS]}
-    return Found(number, things, f"{reverse(page)}{'?' if query else ''}{urlencode(query)}")
+    return OpenMatter(number, things, f"{reverse(page)}{'?' if query else ''}{urlencode(query)}")
 
 
 # What waits, the same for everybody who can act on it; the rail counts these too.
@@ -117,7 +117,7 @@ def servers_down() -> QuerySet[Server]:
     return Server.objects.live().filter(enabled=True, health=Health.DOWN)
 
 
-def _shared_identities(person: User | None) -> Found:
+def _shared_identities(person: User | None) -> OpenMatter:
     return _listed(
         "servers:list",
         Server.objects.live().filter(shared_identity_to_renew()).order_by("name"),
@@ -126,39 +126,39 @@ def _shared_identities(person: User | None) -> Found:
     )
 
 
-def _own_connections(person: User | None) -> Found:
+def _own_connections(person: User | None) -> OpenMatter:
     assert person is not None
     return _listed("connections:mine", lacking_identity(person), "host__name", needs="1")
 
 
-def _own_identities(person: User | None) -> Found:
+def _own_identities(person: User | None) -> OpenMatter:
     assert person is not None
     return _listed("connections:mine", Identity.objects.own(person).needing_attention(), "label", needs="1")
 
 
-def _tokens(care: str, order: str) -> Callable[[User | None], Found]:
-    def find(person: User | None) -> Found:
+def _tokens(care: str, order: str) -> Callable[[User | None], OpenMatter]:
+    def find(person: User | None) -> OpenMatter:
         rows = Token.objects.filter(needing(care), kind=TokenKind.ACCESS).order_by(order, "pk")
         return _listed("tokens:list", rows, "name", owner="all", care=care)
 
     return find
 
 
-def _own_tokens(person: User | None) -> Found:
+def _own_tokens(person: User | None) -> OpenMatter:
     rows = Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS, connection__user=person)
     return _listed("tokens:list", rows.order_by("expires_at", "pk"), "name", care="expiring")
 
 
-def _requests(person: User | None) -> Found:
+def _requests(person: User | None) -> OpenMatter:
     asked = open_requests(MOST_OPEN)
     things = {f"{each.pk}:{capability.slug}": f"{each.email}: {capability.label}" for each, capability, _ in asked}
-    return Found(len(asked), things, f"{reverse('accounts:people')}?asking=1")
+    return OpenMatter(len(asked), things, f"{reverse('accounts:people')}?asking=1")
 
 
-def _refusals(person: User | None) -> Found:
+def _refusals(person: User | None) -> OpenMatter:
     found = unusual()
     things = {str(one.host): f"{one.name}: {one.refused}, usual: {one.usual}" for one in found.agents}
-    return Found(found.refused, things, f"{reverse('auditlog:calls')}?{found.query}")
+    return OpenMatter(found.refused, things, f"{reverse('auditlog:calls')}?{found.query}")
 
 
 MATTERS = (

@@ -205,7 +205,7 @@ class Channel(Versioned, models.Model):
         day = local.date() + timedelta(days=1) if clock >= end else local.date()
         return datetime.combine(day, end, ZoneInfo(self.zone))
 
-    def send(self, matter: str, subject: str, text: str, link: str, **more: Any) -> Message | None:
+    def send(self, matter: str, subject: str, text: str, link: str, **more: Any) -> Notification | None:
         """Queue a message; None if the channel is off, or is not told of the matter, or has no mail server.
 
         With a `key` a message is queued once. With `at_once` it does not wait for the end of quiet hours.
@@ -214,19 +214,21 @@ class Channel(Versioned, models.Model):
         if not self.enabled or matter in self.muted or (self.kind == ChannelKind.MAIL and not settings.MAIL_SERVER):
             return None
         now = timezone.now()
-        message = Message(channel=self, matter=matter, subject=subject[:200], text=text, link=link, key=key, **more)
+        message = Notification(
+            channel=self, matter=matter, subject=subject[:200], text=text, link=link, key=key, **more
+        )
         message.due_at = now if at_once else self.quiet_end(now)
         if key is None:
             message.save()
             return message
-        return Message.objects.bulk_create([message], ignore_conflicts=True)[0]
+        return Notification.objects.bulk_create([message], ignore_conflicts=True)[0]
 
 
 def _plain(value: Any) -> Any:
     return value.strftime("%H:%M") if isinstance(value, time) else value
 
 
-class Message(models.Model):
+class Notification(models.Model):
     """A message to one channel: queued until it is sent, or given up. The newest of a matter says what was told."""
 
     channel = models.ForeignKey(Channel, models.CASCADE, related_name="messages")

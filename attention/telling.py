@@ -22,15 +22,15 @@ from django.utils import timezone
 
 from accounts.models import User, permissions_of
 from accounts.queues import released_while_waiting
-from attention.delivery import Parcel, Undelivered
-from attention.matters import BY_NAME, MATTERS, NAMED, Found, Matter
-from attention.models import LONGEST_ERROR, Channel, Message
+from attention.delivery import Parcel
+from attention.matters import BY_NAME, MATTERS, NAMED, Matter, OpenMatter
+from attention.models import LONGEST_ERROR, Channel, Notification
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
 from hosts.models import Host
 from servers.models import Identity
-from sinks.receivers import backoff
+from sinks.receivers import Undelivered, backoff
 from tokens.models import Token, TokenKind
 from ui.templatetags.ui import marked
 
@@ -77,22 +77,22 @@ def _tell(matters: Iterable[Matter]) -> int:
     return sum(_tell_one(matter, matter.find(None)) for matter in matters)
 
 
-def _tell_one(matter: Matter, found: Found) -> int:
+def _tell_one(matter: Matter, found: OpenMatter) -> int:
     latest = _latest(matter)
     for message in latest.values():
         # What was dealt with is told again when it comes back.
         left = [thing for thing in message.things if thing in found.things]
         if left != message.things:
-            Message.objects.filter(pk=message.pk).update(things=left)
+            Notification.objects.filter(pk=message.pk).update(things=left)
             message.things = left
     if not found.number:
         return 0
     return sum(_tell_channel(channel, matter, found, latest.get(channel.pk)) for channel in _channels_for(matter))
 
 
-def _latest(matter: Matter) -> dict[UUID, Message]:
+def _latest(matter: Matter) -> dict[UUID, Notification]:
     """Return the newest message of this matter by channel."""
-    newest = Message.objects.filter(matter=matter.name).order_by("channel_id", "-id").distinct("channel_id")
+    newest = Notification.objects.filter(matter=matter.name).order_by("channel_id", "-id").distinct("channel_id")
     return {message.channel_id: message for message in newest}
 
 
@@ -123,7 +123,7 @@ def _missing_mail(people: Sequence[User], found: Sequence[Channel]) -> list[Chan
     return [Channel.objects.mail_of(person) for person in missing]
 
 
-def _tell_channel(channel: Channel, matter: Matter, found: Found, last: Message | None) -> int:
+def _tell_channel(channel: Channel, matter: Matter, found: OpenMatter, last: Notification | None) -> int:
     new = [thing for thing in found.things if last is None or thing not in last.things]
     if not new or not _is_due(channel, matter, last):
         return 0
@@ -140,7 +140,7 @@ def _tell_channel(channel: Channel, matter: Matter, found: Found, last: Message 
     return int(message is not None)
 
 
-def _is_due(channel: Channel, matter: Matter, last: Message | None) -> bool:
+def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool:
     """True if the channel may be told of the matter again."""
     if last is None:
         return True
@@ -164,13 +164,14 @@ def tell_outcomes() -> int:
     # Roles may change by the thousand; only of people who asked is there something to tell.
     asking = Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, created_at__gte=since - ASKED_WITHIN)
     is_told = ~Q(action=Action.USER_ROLE_CHANGED) | Q(target_id__in=asking.values("target_id"))
-    events = Event.objects.filter(is_told, action__in=list(answers), created_at__gte=since)
+    events = Event.objects.filter(is_told, action__in=list(answers), created_at__gte=since).order_by("id")
+    by_key = {f"event:{event.uid}": event for event in events}
+    told = set(Notification.objects.filter(key__in=by_key).values_list("key", flat=True))
     number = 0
-    for event in events.order_by("id"):
-        told = Message.objects.filter(key=f"event:{event.uid}").exists()
-        if not told and (answer := answers[Action(event.action)](event)):
+    for key, event in by_key.items():
+        if key not in told and (answer := answers[Action(event.action)](event)):
             person, subject, text, path = answer
-            number += send_to(person, OUTCOMES, subject, text, path, key=f"event:{event.uid}")
+            number += send_to(person, OUTCOMES, subject, text, path, key=key)
     return number
 
 
@@ -260,7 +261,7 @@ def tell_endings() -> int:
             subject = subject or f"{len(lines)} tokens and sign-ins end soon, the first in {days}"
             path = reverse("tokens:list")
             key = f"{ENDINGS}:{today}"
-            if not Message.objects.filter(channel__owner=person, key=key).exists():
+            if not Notification.objects.filter(channel__owner=person, key=key).exists():
                 number += send_to(person, ENDINGS, subject, "\n".join(lines), path, key=key)
     return number
 
@@ -305,18 +306,20 @@ def deliver_due() -> int:
     return results.count(None)
 
 
-def _claimed() -> Iterator[tuple[Message, Parcel]]:
+def _claimed() -> Iterator[tuple[Notification, Parcel]]:
     now = timezone.now()
     with transaction.atomic():
         due = (
-            Message.objects.filter(due_at__lte=now).order_by("due_at").select_for_update(skip_locked=True, of=("self",))
+            Notification.objects.filter(due_at__lte=now)
+            .order_by("due_at")
+            .select_for_update(skip_locked=True, of=("self",))
         )
         messages = list(due.select_related("channel__owner")[:AT_ONCE])
-        Message.objects.filter(pk__in=[message.pk for message in messages]).update(due_at=now + LEASE)
+        Notification.objects.filter(pk__in=[message.pk for message in messages]).update(due_at=now + LEASE)
     for message in messages:
         owner = message.channel.owner
         if not message.channel.enabled or (owner and not owner.is_active):
-            Message.objects.filter(pk=message.pk).update(due_at=None)
+            Notification.objects.filter(pk=message.pk).update(due_at=None)
             continue
         try:
             yield message, Parcel.of(message.channel, message)
@@ -335,11 +338,11 @@ def _delivered(parcel: Parcel) -> Undelivered | None:
     return None
 
 
-def _note(message: Message, failure: Undelivered | None) -> None:
+def _note(message: Notification, failure: Undelivered | None) -> None:
     """Record the outcome of a delivery, and when to try again."""
     now, rows, channel = (
         timezone.now(),
-        Message.objects.filter(pk=message.pk),
+        Notification.objects.filter(pk=message.pk),
         Channel.objects.filter(pk=message.channel_id),
     )
     if failure is None:
@@ -355,7 +358,7 @@ def _note(message: Message, failure: Undelivered | None) -> None:
 
 def send_test(channel: Channel) -> str:
     """Send a test message now; return why it was not accepted, or an empty text."""
-    message = Message(
+    message = Notification(
         matter="test", subject="Test message", text=f"From {settings.PUBLIC_URL}.", link=link_to("/attention/")
     )
     try:
@@ -369,7 +372,7 @@ def send_test(channel: Channel) -> str:
 
 def drop_old(now: datetime) -> int:
     """Delete messages older than 30 days; what still waits then is told again."""
-    return int(Message.objects.filter(created_at__lt=now - KEPT, due_at=None).delete()[0])
+    return int(Notification.objects.filter(created_at__lt=now - KEPT, due_at=None).delete()[0])
 
 
 def choices_for(person: User, *, for_workspace: bool) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ from ui.pages import AppRequest, answer, page_of, show, uuid_param
 from ui.viewset import confirmed
 
 
-class Stream(NamedTuple):
+class OpenStream(NamedTuple):
     """A session at a server; `is_open` if a worker reads the server's messages."""
 
     server: str
@@ -38,7 +38,7 @@ class SessionRow(NamedTuple):
     """An open session. `waits` are the methods of server requests that the client has not answered."""
 
     session: Session
-    streams: Sequence[Stream]
+    streams: Sequence[OpenStream]
     waits: Sequence[str]
     may_end: bool
 
@@ -48,9 +48,9 @@ def session_rows(sessions: Sequence[Session], viewer: User) -> list[SessionRow]:
     now, keys = timezone.now(), [session.pk for session in sessions]
     upstream = list(UpstreamSession.objects.filter(owner_id__in=keys)) if keys else []
     names = dict(Server.objects.filter(pk__in={one.server_id for one in upstream}).values_list("pk", "name"))
-    streams, waits = defaultdict[UUID, list[Stream]](list), defaultdict[UUID | None, list[str]](list)
+    streams, waits = defaultdict[UUID, list[OpenStream]](list), defaultdict[UUID | None, list[str]](list)
     for one in upstream:
-        streams[one.owner_id].append(Stream(names.get(one.server_id, ""), _is_after(one.leased_until, now)))
+        streams[one.owner_id].append(OpenStream(names.get(one.server_id, ""), _is_after(one.leased_until, now)))
     pending = PendingRequest.objects.filter(session_id__in=keys, answer=None, expires_at__gt=now) if keys else ()
     for request in pending:
         waits[request.session_id].append(request.method)

@@ -73,9 +73,9 @@ class LogLine(NamedTuple):
 
 
 class Undelivered(Exception):
-    """The lines were not acknowledged; the message continues "it". `wait` is the requested delay in seconds.
+    """A receiver did not acknowledge what it was sent. `wait` is the requested delay in seconds.
 
-    `for_good` if a retry of the same lines would fail too.
+    The text of a sink continues "it". `for_good` if a retry would fail too.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ class Migration(migrations.Migration):
             bases=(auditlog.versions.Versioned, models.Model),
         ),
         migrations.CreateModel(
-            name='Message',
+            name='Notification',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('matter', models.CharField(max_length=40)),
@@ -68,15 +68,15 @@ class Migration(migrations.Migration):
             constraint=models.UniqueConstraint(condition=models.Q(('kind', 'mail'), ('owner__isnull', False)), fields=('owner',), name='one_mail_channel_per_person'),
         ),
         migrations.AddIndex(
-            model_name='message',
+            model_name='notification',
             index=models.Index(condition=models.Q(('due_at__isnull', False)), fields=['due_at'], name='message_due'),
         ),
         migrations.AddIndex(
-            model_name='message',
+            model_name='notification',
             index=models.Index(fields=['matter', 'channel', '-id'], name='message_newest'),
         ),
         migrations.AddConstraint(
-            model_name='message',
+            model_name='notification',
             constraint=models.UniqueConstraint(fields=('key', 'channel'), name='message_is_sent_once_by_key'),
         ),
     ]

@@ -27,7 +27,7 @@ _WEIGHTS = {"how-to": 1.3, "reference": 1.0, "explanation": 0.9, "decisions": 0.
 
 
 @dataclass(frozen=True)
-class Document:
+class HelpPage:
     """One page of the documentation. `path` is that of its file below docs/, without `.md`."""
 
     path: str
@@ -66,13 +66,13 @@ class Group(NamedTuple):
     """Pages under one heading of docs/index.md."""
 
     title: str
-    documents: list[Document]
+    documents: list[HelpPage]
 
 
-class Found(NamedTuple):
+class FoundPage(NamedTuple):
     """A page that a search found, at its best section; `text` is the part of it with the words."""
 
-    document: Document
+    document: HelpPage
     title: str
     url: str
     text: str
@@ -104,14 +104,14 @@ def _images() -> dict[str, Path]:
 
 
 @cache
-def documents() -> dict[str, Document]:
+def documents() -> dict[str, HelpPage]:
     """Return all pages by path."""
     summaries = {path: summary for _, entries in _index() for path, summary in entries}
     paths = (file.relative_to(settings.DOCS).as_posix().removesuffix(".md") for file in settings.DOCS.rglob("*.md"))
-    return {path: Document(path, summaries.get(path, "")) for path in sorted(paths)}
+    return {path: HelpPage(path, summaries.get(path, "")) for path in sorted(paths)}
 
 
-def document(path: str) -> Document | None:
+def document(path: str) -> HelpPage | None:
     """Return the page of a URL below /help/; None if there is none."""
     return documents().get(path) or documents().get(f"{path}/README")
 
@@ -143,7 +143,7 @@ def _index() -> list[tuple[str, list[tuple[str, str]]]]:
 # --- Search --------------------------------------------------------------------------------------------------------
 
 
-def search(words: str, limit: int = FOUND) -> list[Found]:
+def search(words: str, limit: int = FOUND) -> list[FoundPage]:
     """Return the pages that contain all words, the best first."""
     wanted = [_stem(word) for word in words.lower().split()]
     if not wanted:
@@ -161,7 +161,7 @@ def _stem(word: str) -> str:
     return word
 
 
-def _best(page: Document, wanted: list[str]) -> list[tuple[float, Found]]:
+def _best(page: HelpPage, wanted: list[str]) -> list[tuple[float, FoundPage]]:
     """Return the best section of a page with its score; empty if the page lacks a word."""
     head = f"{page.title} {page.summary}".lower()
     scores = [(_score(head, section, wanted), section) for section in page.sections]
@@ -170,7 +170,7 @@ def _best(page: Document, wanted: list[str]) -> list[tuple[float, Found]]:
         return []
     url = f"{page.url}#{section.anchor}" if section.anchor else page.url
     title = section.title if section.anchor else ""
-    return [(score * page.weight, Found(page, title, url, _excerpt(page, section, wanted)))]
+    return [(score * page.weight, FoundPage(page, title, url, _excerpt(page, section, wanted)))]
 
 
 def _score(head: str, section: Section, wanted: list[str]) -> float:
@@ -191,7 +191,7 @@ def _begins(word: str, text: str) -> bool:
     return f" {word}" in f" {text}".replace("(", " ").replace("-", " ")
 
 
-def _excerpt(page: Document, section: Section, wanted: list[str]) -> str:
+def _excerpt(page: HelpPage, section: Section, wanted: list[str]) -> str:
     """Return the part of the section around the first word, or the page's summary."""
     text = section.text
     at = min((place for word in wanted if (place := text.lower().find(word)) >= 0), default=-1)

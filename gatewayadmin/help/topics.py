@@ -8,7 +8,7 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject
 
-from gatewayadmin.help.documents import Document, documents
+from gatewayadmin.help.documents import HelpPage, documents
 
 # By the name of the URL, or of all URLs of an app (with a colon at the end).
 _TOPICS = {
@@ -59,11 +59,11 @@ _TOPICS = {
 class Guide(NamedTuple):
     """The links of a page to help: its page of the documentation, if it has one, and where to report a problem."""
 
-    page: Document | None
+    page: HelpPage | None
     report_url: str
 
 
-def topic_of(view: str) -> Document | None:
+def topic_of(view: str) -> HelpPage | None:
     """Return the page of the documentation about the view of this name; None if there is none."""
     app, colon, _ = view.rpartition(":")
     path = _TOPICS.get(view) or _TOPICS.get(f"{app}{colon}")

@@ -18,6 +18,7 @@ from django.utils import timezone
 from auditlog.models import ENDINGS
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import range_start
+from gateways.usage import IN_ORDER
 
 DAY = timedelta(days=1)
 BEFORE = timedelta(days=28)
@@ -26,8 +27,6 @@ SHOWN = 12  # Tools, and addresses.
 ODD = 3  # Times the usual.
 FEWEST_ODD = 10
 
-# Reads an index in its order, as gateways.usage does.
-IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 CALLS = """
 SELECT tool, ip, created_at >= %s, denied, count(*), min(created_at), max(created_at), max(client)
 FROM (
@@ -39,7 +38,7 @@ FROM (
 BY_ROLLUP = ("host_id", "user_id", "server_id")
 
 
-class CallGroup(NamedTuple):
+class CallTally(NamedTuple):
     """Some calls counted together; `recent` are those of the last 24 hours."""
 
     tool: str
@@ -148,8 +147,8 @@ class Activity:
             activity._complete(columns)
         return activity
 
-    def _split(self, groups: list[CallGroup], days: int) -> None:
-        tools, addresses = defaultdict[str, list[CallGroup]](list), defaultdict[str, list[CallGroup]](list)
+    def _split(self, groups: list[CallTally], days: int) -> None:
+        tools, addresses = defaultdict[str, list[CallTally]](list), defaultdict[str, list[CallTally]](list)
         for group in groups:
             tools[group.tool].append(group)
             addresses[group.ip or ""].append(group)
@@ -182,15 +181,15 @@ def _recent[C: Count](counts: list[C]) -> list[C]:
     return sorted((one for one in counts if one.now), key=lambda one: -one.now)
 
 
-def _total(groups: list[CallGroup], days: int) -> Count:
+def _total(groups: list[CallTally], days: int) -> Count:
     now = sum(group.calls for group in groups if group.recent)
     return Count(now, sum(group.calls for group in groups) - now, days)
 
 
-def _read(columns: dict[str, UUID], since: datetime, until: datetime) -> list[CallGroup]:
+def _read(columns: dict[str, UUID], since: datetime, until: datetime) -> list[CallTally]:
     where = " AND ".join(f"{name} = %s" for name in columns)
     parameters: list[Any] = [since, list(ENDINGS["denied"]), *columns.values(), since - BEFORE, until + DAY, MOST_READ]
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(IN_ORDER)
         cursor.execute(CALLS.format(where=where), parameters)
-        return [CallGroup(*row) for row in cursor.fetchall()]
+        return [CallTally(*row) for row in cursor.fetchall()]

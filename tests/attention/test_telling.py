@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from attention import telling
-from attention.models import Channel, ChannelKind, Message
+from attention.models import Channel, ChannelKind, Notification
 from auditlog.models import Event
 from capabilities import Capability
 from servers.models import Health
@@ -256,7 +256,7 @@ def test_what_is_switched_off_is_not_sent(chief: User, settings: Any) -> None:
     told()
 
     assert mail.outbox == []
-    assert not Message.objects.filter(sent_at__isnull=False).exists()
+    assert not Notification.objects.filter(sent_at__isnull=False).exists()
 
 
 def test_who_asked_is_told_the_outcome_once(chief: User) -> None:
