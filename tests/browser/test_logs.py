@@ -132,7 +132,7 @@ def test_keys_move_open_and_close_and_are_listed(live: Serve, page: Page) -> Non
     page.keyboard.press("Escape")
     expect(page.locator(".drawer")).to_have_count(0)
     page.keyboard.press("?")
-    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    expect(page.locator("#keys:modal")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
     page.get_by_role("button", name="Keys").click()
