@@ -68,7 +68,11 @@ class Action(StrEnum):
     )
 
     CHANNEL_ADDED = "channel.added", "{actor} added the notification channel {target}."
-    CHANNEL_CHANGED = "channel.changed", "{actor} changed the {fields} of the notification channel {target}."
+    CHANNEL_CHANGED = (
+        "channel.changed",
+        "{actor} changed the {fields} of the notification channel {target}.",
+        "{actor} changed the notification channel {target}.",
+    )
     CHANNEL_REMOVED = "channel.removed", "{actor} removed the notification channel {target}."
 
     CONNECTION_DISABLED = (

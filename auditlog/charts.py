@@ -87,7 +87,7 @@ class Histogram:
     @property
     def label_format(self) -> str:
         """Return the Django date format of the bars' start times."""
-        if self.each * len(self.bars) <= timedelta(days=1):
+        if self.each * len(self.bars) < timedelta(days=1):
             return "H:i"
         return "M j" if self.each % timedelta(days=1) == timedelta(0) else "M j, H:i"
 

@@ -77,8 +77,7 @@ class Setup:
             SetupStep(
                 "gateway", "Put it on a gateway",
                 "A gateway is one address for its servers. You choose who can use it. Open one, or add one: its "
-                "tab Servers "
-                "has “Assign a server”.",
+                "tab Servers has “Assign a server”.",
                 facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
             ),
             SetupStep(

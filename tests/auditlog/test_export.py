@@ -227,7 +227,7 @@ def test_so_many_exports_of_a_person_run_at_once_and_the_next_is_told_when_to_co
     for path in ("/logs/export/?format=csv", "/settings/admin-events/export/?format=csv"):
         answer = client.get(path)
         assert (answer.status_code, answer["Retry-After"]) == (503, "30")
-        assert b"exports of yours are running." in answer.content
+        assert b"of your exports are running." in answer.content
     answer = rest.get("/logs/export")
     assert (answer.status_code, answer.json()["code"]) == (503, "too_many_exports")
     assert not Event.objects.filter(action__endswith=".exported").exists()

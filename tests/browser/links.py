@@ -21,4 +21,4 @@ def kind_of(url: str) -> str:
 def is_page(url: str) -> bool:
     """Return False for files, the Django admin and downloads, which other tests check."""
     path = urlsplit(url).path
-    return not path.startswith(NOT_PAGES) and not path.endswith("/export/")
+    return not path.startswith(NOT_PAGES) and not path.endswith("/export/") and "format=" not in urlsplit(url).query

@@ -35,7 +35,7 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
     assert refused.status_code == 403
     assert ">Permission Denied</h1>" in refused.text
     # 4
-    apps = viv.get("/hosts/").text
+    apps = viv.get("/hosts/?q=Journey").text
     assert "Journey bot" in apps
     assert ADD not in apps
     assert "/disable/" not in apps

@@ -127,8 +127,9 @@ CUT = "cell => [cell, ...cell.querySelectorAll('*')].some(one => one.scrollWidth
 def test_truncated_cells_show_their_text_on_hover_and_focus_and_tools_have_room(
     open_browser: Open, live: Serve, signed_in: Path
 ) -> None:
-    reason = "answered 401: it refused the credential, which its owner has to replace"
-    live.manage("shell", "--verbosity", "0", "-c", REASONS.replace("{reason}", reason))
+    stored = "answered 401: it refused the credential, which its owner has to replace"
+    live.manage("shell", "--verbosity", "0", "-c", REASONS.replace("{reason}", stored))
+    reason = "A" + stored[1:]
     page = open_browser(storage_state=signed_in, reduced_motion="reduce").new_page()
     tip = page.get_by_role("tooltip")
 

@@ -36,6 +36,7 @@ NEEDS_DIRECT = (
     "DATABASE_URL leads to a connection pooler in transaction mode, which can serve pages only: "
     f"set {DIRECT} to a URL that leads to PostgreSQL itself."
 )
+LOGS = "/logs/?order=slowest"  # Newest first is a live list, which is read from the primary.
 PAGES = ("/", "/logs/", "/logs/groups/", "/settings/admin-events/", "/gateways/", "/hosts/", "/servers/", "/admin/")
 OTHER = f"""
 from accounts.models import Role, User
@@ -285,7 +286,7 @@ def test_more_workers_than_the_server_has_connections_for_are_warned_of(server: 
             with serving(tmp_path, url) as served:
                 takes = "1 worker and the chores open up to 16 connections to the database"
                 assert f"{takes}, and for moments" in served.log()
-                warning = f"{takes}, which grants 14, and 5 more are needed at times"
+                warning = f"{takes}, which grants 14, and 5 more are needed temporarily"
                 assert f"Warning: {warning}: raise max_connections, or start fewer workers." in served.log()
         finally:
             with psycopg.connect(server, autocommit=True) as operator:
@@ -316,15 +317,15 @@ def test_logs_are_read_from_the_replica_and_decisions_are_not(server: str, tmp_p
         issued = served.issue_token(host="Bot", gateway="quickstart")
         assert called(issued) == OK
         with signed_in(served, OWNER) as browser:
-            assert "echo" in browser.get("/logs/").text
+            assert "echo" in browser.get(LOGS).text
             assert read_by_replica(served) == 0  # After signing in, a person reads the primary.
-            eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > 0)
-            assert "echo" in browser.get("/logs/").text
+            eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > 0)
+            assert "echo" in browser.get(LOGS).text
             replica.pause()
             assert called(issued) == OK
-            eventually(lambda: BEHIND in browser.get("/logs/").text)
+            eventually(lambda: BEHIND in browser.get(LOGS).text)
             eventually(lambda: "logs: primary, it is more than 5 s behind" in ready(served))
-            assert BEHIND not in browser.get("/logs/").text
+            assert BEHIND not in browser.get(LOGS).text
             eventually(lambda: number(served, "gateway_replica_unused") == 1)
             browser.post(f"/api/tokens/{issued['id']}/revoke")
             assert called(issued) == httpx.codes.UNAUTHORIZED
@@ -355,13 +356,13 @@ def test_a_person_reads_what_they_have_written_while_others_read_the_replica(ser
 @pytest.mark.full
 def test_a_replica_that_dies_costs_no_page_and_one_that_is_back_is_read_again(server: str, tmp_path: Path) -> None:
     with beside(server, tmp_path, 5) as (served, replica), signed_in(served, OWNER) as browser:
-        eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > 0)
+        eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > 0)
         for page in LOOKING_BACK:
             assert browser.get(page).status_code == OK, page
         assert "the replica could not be read" not in served.log()
         replica.kill()
         for _ in range(10):
-            for page in ("/", "/logs/", "/logs/groups/"):
+            for page in ("/", LOGS, "/logs/groups/"):
                 answer = browser.get(page)
                 assert answer.status_code == OK
                 assert BEHIND not in answer.text
@@ -370,19 +371,19 @@ def test_a_replica_that_dies_costs_no_page_and_one_that_is_back_is_read_again(se
         replica.start()
         eventually(lambda: "logs: replica" in ready(served))
         before = read_by_replica(served)
-        eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > before)
+        eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > before)
         replica.promote()
         eventually(lambda: "logs: primary, it is no replica" in ready(served))
-        assert browser.get("/logs/").status_code == OK
+        assert browser.get(LOGS).status_code == OK
 
 
 @pytest.mark.full
 def test_a_replica_that_hangs_fails_no_page(server: str, tmp_path: Path) -> None:
     with beside(server, tmp_path, 5) as (served, replica), signed_in(served, OWNER) as browser:
-        eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > 0)
+        eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > 0)
         replica.freeze()
         try:
-            assert browser.get("/logs/").status_code == OK
+            assert browser.get(LOGS).status_code == OK
             assert browser.get("/logs/groups/").status_code == OK
             eventually(lambda: "logs: primary" in ready(served))
         finally:
@@ -431,7 +432,7 @@ def test_calls_fail_closed_when_the_primary_is_lost_and_go_on_once_the_replica_i
             (after,) = served.rows(rows)
             assert after["number"] > before["number"]
             with signed_in(served, OWNER) as browser:
-                assert browser.get("/logs/").status_code == OK
+                assert browser.get(LOGS).status_code == OK
             # What follows nobody any more would look as if it were but a little behind.
             eventually(lambda: "logs: primary, it has not replayed from the current primary yet" in ready(served))
 

@@ -206,7 +206,7 @@ def test_nobody_is_led_to_an_issuer_for_rights_that_may_not_be_asked_for(github:
 
     refused = github.begin(browser(ann), f"/identities/{identity.pk}/authenticate/")
 
-    assert "does not let people ask for here: admin. Signing in again would not help." in words(refused)
+    assert "does not allow here: admin. Signing in again would not help." in words(refused)
 
 
 # --- By each door -----------------------------------------------------------------------------------------------------
