@@ -1,6 +1,6 @@
 """Exports of the logs: CSV for spreadsheets, JSON lines for programs. The last line says if the file is complete.
 
-docs/reference/exports.md describes the format and what readers must check.
+docs/how-to/read-the-log.md describes the format and what readers must check.
 """
 
 from __future__ import annotations
