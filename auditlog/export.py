@@ -203,7 +203,7 @@ def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) ->
 
 
 def too_many_response(refused: TooManyExports) -> HttpResponse:
-    """Return the 503 response of a page, with Retry-After."""
+    """Return the 503 response of a page for too many exports, with Retry-After."""
     headers = {"Retry-After": f"{refused.wait:.0f}"}
     return HttpResponse(refused.detail, status=refused.status_code, headers=headers, content_type="text/plain")
 

@@ -83,7 +83,7 @@ type SQL = tuple[str, list[Any]]
 
 
 def month() -> list[datetime]:
-    """Return the period in which calls are counted. Its end spares PostgreSQL future partitions."""
+    """Return the start and end of the last month. With an end, PostgreSQL skips future partitions."""
     now = timezone.now()
     return [now - SPAN.length, now + timedelta(hours=1)]  # An hour allows for clock skew.
 

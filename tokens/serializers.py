@@ -141,7 +141,9 @@ class TokenChanges(RequestBody):
 class Rotation(RequestBody):
     """Options for replacing a secret."""
 
-    overlap_hours = serializers.IntegerField(default=0, help_text="Hours the old secret works on: 0, 1, 24 or 168.")
+    overlap_hours = serializers.IntegerField(
+        default=0, help_text="Hours for which the old secret stays valid: 0, 1, 24 or 168."
+    )
     until_used = serializers.BooleanField(
         default=False, help_text="Whether the old secret ends earlier, with the first call of the new one."
     )
