@@ -155,8 +155,8 @@ def servers_seen_by(viewer: User) -> ServerQuerySet:
 class Catalogue:
     """The tools `viewer` may see, filtered and sorted: a lazy sequence of entries that supports slices.
 
-    Calls in the last SPAN are counted if `tells_use` and the viewer may read the log; otherwise nobody can sort or filter
-    by them. After reading, `is_cut` is True if there were more calls than could be counted.
+    Calls in the last SPAN are counted if `tells_use` and the viewer may read the log; only then the tools can be sorted
+    and filtered by them. After reading, `is_cut` is True if there were more calls than could be counted.
     """
 
     ordered = True
