@@ -60,9 +60,8 @@ compat: setup ## the newest uvicorn, Django and others whose private interfaces 
 matrix: setup ## real clients at real servers through the gateway; writes docs/reference/compatibility.md
 	@$(BIN)/python -m tests.matrix
 
-readme: setup ## the generated parts of README.md, connect-a-client.md and error-codes.md
+readme: setup ## the names of clients in README.md and connect-a-client.md
 	@$(BIN)/python -m tests.docs.client_section
-	@$(BIN)/python -m tests.docs.reasons_table
 
 contract: setup ## the REST API against its own description: more than 5,000 made-up requests
 	@CONTRACT_CASES=22 $(BIN)/pytest -n auto tests/api/test_contract.py

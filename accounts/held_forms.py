@@ -92,7 +92,7 @@ def _onward(request: HttpRequest) -> str:
     sent = {"person": str(request.user.pk), "address": address, "sent": request.POST.urlencode()}
     packed = zlib.compress(orjson.dumps(sent))
     if len(packed) > MOST_BYTES:
-        messages.warning(request, "The form is too large to be saved meanwhile. Fill it in again.")
+        messages.warning(request, "The form is too large to be saved while you confirm. Fill it in again.")
         return page
     key = secrets.token_urlsafe(9)
     sealed = cipher().seal(b64encode(packed).decode()).decode()

@@ -191,7 +191,7 @@ class ForgottenForm(ResetPasswordForm):  # type: ignore[misc]
 
 
 class HashedInTime(Form):
-    """A new password, hashed during validation: saving may run in a transaction, which must not wait for a hash."""
+    """Form that hashes the new password during validation, so that no transaction waits for the hash."""
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data

@@ -286,7 +286,7 @@ class StopSerializer(serializers.Serializer[Any]):
     sentence = serializers.CharField(source="text", help_text="Finding of the check.")
     since = UtcDateTimeField(source="cause.since", allow_null=True, help_text="When it began; null if unknown.")
     by = CauseField(
-        source="cause.by", help_text="E-mail address of the person who caused it, for `audit:read`; else null."
+        source="cause.by", help_text="E-mail address of the person who caused it, for `audit:read`; otherwise null."
     )
     act = CauseField(source="cause.act", help_text="Action that removes it, if you may do it; otherwise null.")
     about = CauseField(source="cause.subject", help_text="Id of the object of `act`; null if there is no `act`.")

@@ -1,6 +1,6 @@
 """Exports of the logs: CSV for spreadsheets, JSON lines for programs. The last line says if the file is complete.
 
-docs/reference/exports.md describes the format and what readers must check.
+docs/how-to/read-the-log.md describes the format and what readers must check.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) ->
 
 
 def too_many_response(refused: TooManyExports) -> HttpResponse:
-    """Return the 503 response of a page, with Retry-After."""
+    """Return the 503 response of a page for too many exports, with Retry-After."""
     headers = {"Retry-After": f"{refused.wait:.0f}"}
     return HttpResponse(refused.detail, status=refused.status_code, headers=headers, content_type="text/plain")
 

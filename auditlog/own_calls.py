@@ -119,7 +119,7 @@ def as_own(rows: Sequence[Call]) -> list[OwnCall]:
 
 @dataclass(frozen=True)
 class Wait:
-    """Waits for a call of one's own since a given time, on one gateway or connection or anywhere.
+    """A page's wait for the person's first call since a given time, on one gateway, on one connection, or anywhere.
 
     It ends when a call reached a server or a list, whatever its result. A denied call is shown while the wait
     continues.
@@ -140,7 +140,7 @@ class Wait:
 
     @classmethod
     def read(cls, request: AppRequest) -> Wait:
-        """Return the wait in the query string, limited to the person's own connections and reachable gateways."""
+        """Return the wait in the query string; others' connections and unreachable gateways are ignored."""
         query = request.GET
         connection = own_connection(request.user, query.get("connection", ""))
         gateway = Gateway.objects.reachable_by(request.user).filter(slug=text_of(query, "gateway")).first()

@@ -29,7 +29,7 @@ from ui import databases
 
 # Find the id up to which a log is complete: writers commit in any order, so rows become visible in any order.
 #
-# Readers that follow a log by id and must not miss rows stop there (docs/explanation/roll-ups.md).
+# Readers that follow a log by id and must not miss rows stop there (docs/decisions/0029-roll-ups-counted-by-id.md).
 
 # Rows are found by primary key, (created_at, id), and written when a call ends. Rows up to NEAR old by then are read at
 # once; those of longer calls about every LATE_EVERY, up to LATEST back.

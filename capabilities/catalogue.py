@@ -1,4 +1,4 @@
-"""The capabilities (docs/reference/capabilities.md), and the built-in roles."""
+"""The capabilities (docs/how-to/people-and-roles.md), and the built-in roles."""
 
 from collections.abc import Collection
 from enum import StrEnum

@@ -58,10 +58,11 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
         source="connection.enabled", help_text="Whether it is enabled itself; see `blocked_by`."
     )
     blocked_by = CauseField(
-        source="connection.blocked_by", help_text="What blocks it: `user`, `host`, `gateway` or `reach`; else null."
+        source="connection.blocked_by",
+        help_text="What blocks it: `user`, `host`, `gateway` or `reach`; otherwise null.",
     )
     blocked_reason = CauseField(
-        source="connection.blocked_reason", help_text="Why its calls are refused, as in the log; else null."
+        source="connection.blocked_reason", help_text="Why its calls are refused, as in the log; otherwise null."
     )
     needs_identity = serializers.BooleanField(help_text="Whether it works but lacks a credential for a server.")
     user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")

@@ -43,7 +43,7 @@ def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
 
 
 def counted_for(viewer: User, prefix: str = "connections__") -> Q:
-    """Match the related connections that `viewer` may see, for counts."""
+    """Match the related connections that `viewer` may see, as the filter of a Count."""
     sees_all = any(map(viewer.has_perm, SEES_CONNECTIONS))
     return Q(**{f"{prefix}isnull": False}) if sees_all else Q(**{f"{prefix}user": viewer})
 

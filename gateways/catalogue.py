@@ -83,7 +83,7 @@ type SQL = tuple[str, list[Any]]
 
 
 def month() -> list[datetime]:
-    """Return the period in which calls are counted. Its end spares PostgreSQL future partitions."""
+    """Return the start and end of the last month. With an end, PostgreSQL skips future partitions."""
     now = timezone.now()
     return [now - SPAN.length, now + timedelta(hours=1)]  # An hour allows for clock skew.
 
@@ -155,8 +155,8 @@ def servers_seen_by(viewer: User) -> ServerQuerySet:
 class Catalogue:
     """The tools `viewer` may see, filtered and sorted: a lazy sequence of entries that supports slices.
 
-    Use in the last SPAN is only shown to people who may read the log, and only if asked for (`tells_use`); others
-    cannot sort or filter by it. `is_cut` tells after reading that there were more calls than could be counted.
+    Calls in the last SPAN are counted if `tells_use` and the viewer may read the log; only then the tools can be sorted
+    and filtered by them. After reading, `is_cut` is True if there were more calls than could be counted.
     """
 
     ordered = True

@@ -340,10 +340,10 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
 def counted_assignments(
     assignments: AssignmentQuerySet, kind: FeatureKind | None = FeatureKind.TOOL
 ) -> AssignmentQuerySet:
-    """Annotate live assignments with the number of tools they offer, and of those that can be called.
+    """Annotate live assignments with the number of tools they offer, and the number that can be called.
 
-    `kind` counts another kind of features, None all kinds. `is_known` is False if the server has never answered, and
-    there is no number yet.
+    `kind` is the kind of feature to count, None for all kinds. `is_known` is False if the server has never answered:
+    then there is no number yet.
     """
     features = Feature.objects.filter(kind=kind) if kind else Feature.objects.all()
     answers = Listing.objects.filter(assignment=OuterRef("pk"), learnt_at__isnull=False)

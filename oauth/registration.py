@@ -114,9 +114,9 @@ def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple
 
 
 def app_fingerprint(application: Application) -> str:
-    """Return a digest that all registrations of one app share: of its name and redirect origins, or its document URL.
+    """Return a digest that is equal for all registrations of one app.
 
-    The prefix separates self-asserted names from documents, which have a publisher, and from apps registered by hand.
+    It is made of the name and redirect origins, of the document's URL, or of the client ID that an operator registered.
     """
     source = application.registration_source
     if source != Application.RegistrationSource.DCR:

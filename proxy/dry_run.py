@@ -60,7 +60,7 @@ class Verdict(NamedTuple):
 
 
 def wanted_for(feature: Named | None) -> Wanted:
-    """Return what to query for a verdict on this feature; `feature` None is a request without one."""
+    """Return which servers and features the query has to read for a verdict; `feature` is None for other requests."""
     if feature is None or not is_nameable(feature):
         return NOTHING
     return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))

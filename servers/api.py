@@ -56,7 +56,7 @@ class ServerSerializer(serializers.Serializer[Server]):
     fixed_scopes = serializers.CharField(help_text="Scopes to request, if not those of the server.")
     authorization_endpoint = serializers.CharField(help_text="Entered for an issuer without metadata.")
     token_endpoint = serializers.CharField(help_text="Entered with `authorization_endpoint`.")
-    revocation_endpoint = serializers.CharField(help_text="Entered with them (RFC 7009).")
+    revocation_endpoint = serializers.CharField(help_text="Entered with `authorization_endpoint`; optional (RFC 7009).")
     assume_pkce = serializers.BooleanField(help_text="Whether people sign in if the issuer does not announce PKCE.")
     private = serializers.BooleanField(
         allow_null=True,

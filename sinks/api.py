@@ -47,8 +47,12 @@ class SinkSerializer(serializers.Serializer[Sink]):
     last_delivered_at = UtcDateTimeField(allow_null=True, help_text="When it last acknowledged rows; null if never.")
     last_error = serializers.CharField(help_text="Last error in words; otherwise empty.")
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
-    retry_at = UtcDateTimeField(allow_null=True, help_text="Time of the next retry; null if it works.")
-    dropped_before = UtcDateTimeField(allow_null=True, help_text="Calls before this time were deleted undelivered.")
+    retry_at = UtcDateTimeField(
+        allow_null=True, help_text="Time of the next retry; null if the last delivery succeeded."
+    )
+    dropped_before = UtcDateTimeField(
+        allow_null=True, help_text="Calls before this time were deleted by retention before they were delivered."
+    )
     created_at = UtcDateTimeField(help_text="When it was created.")
 
     def get_lag_seconds(self, sink: Sink) -> float | None:

@@ -62,7 +62,7 @@ class Admission(models.Model):
         "groups claim or attribute",
         max_length=100,
         default="groups",
-        help_text="Claim or attribute with a person's groups; dots lead into a claim.",
+        help_text="Claim or attribute with a person's groups. A dot selects a member of a claim: realm_access.roles.",
     )
     domains = models.JSONField(
         "e-mail domains",

@@ -288,7 +288,7 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
         help_text="Slugs of its capabilities; those its owner no longer holds do not work.",
     )
     status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
-    blocked_by = CauseField(help_text="What blocks it: `user`; else null.")
+    blocked_by = CauseField(help_text="What blocks it: `user`; otherwise null.")
     blocked_reason = CauseField(help_text="Reason its requests are refused for; null if they are not.")
     user_email = serializers.EmailField(source="user.email", help_text="E-mail address of its owner.")
     expires_at = UtcDateTimeField(help_text="When it expires.")

@@ -250,7 +250,7 @@ _OFF = Q(enabled=False) | Q(revoked_at__isnull=False)
 
 
 def needing(care: str) -> Q:
-    """Match the tokens of a card of CARES."""
+    """Match the tokens that the card `care` counts; `care` is a key of CARES."""
     return of_status("active") & _means()[care]
 
 

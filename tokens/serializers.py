@@ -52,7 +52,9 @@ class TokenSerializer(serializers.Serializer[Token]):
     scopes = serializers.SerializerMethodField(help_text="Servers it reaches.")
     created_at = UtcDateTimeField(help_text="When it was created.")
     status = serializers.CharField(help_text="`active`, `waiting` (to be collected), `expired` or `revoked`.")
-    blocked_by = CauseField(help_text="What blocks it: `user`, `host`, `gateway`, `connection` or `reach`; else null.")
+    blocked_by = CauseField(
+        help_text="What blocks it: `user`, `host`, `gateway`, `connection` or `reach`; otherwise null."
+    )
     blocked_reason = CauseField(help_text="Reason its calls are refused for, as in the log; null if they are not.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     host = Reference(source="connection.host", help_text="The app or agent.")
@@ -141,7 +143,9 @@ class TokenChanges(RequestBody):
 class Rotation(RequestBody):
     """Options for replacing a secret."""
 
-    overlap_hours = serializers.IntegerField(default=0, help_text="Hours the old secret works on: 0, 1, 24 or 168.")
+    overlap_hours = serializers.IntegerField(
+        default=0, help_text="Hours for which the old secret stays valid: 0, 1, 24 or 168."
+    )
     until_used = serializers.BooleanField(
         default=False, help_text="Whether the old secret ends earlier, with the first call of the new one."
     )

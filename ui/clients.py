@@ -170,16 +170,3 @@ _LITERAL = re.compile(r"\{[a-z_]+\}")
 
 def _escaped(text: str) -> str:
     return html.escape(text, quote=False)
-
-
-def section() -> str:
-    """Return the section of docs/how-to/connect-a-client.md in Markdown."""
-    return "\n".join(
-        f"<details><summary><b>{client.name}</b></summary>\n\n{''.join(map(_markdown, client.blocks))}</details>\n"
-        for client in clients()
-    )
-
-
-def _markdown(block: Block) -> str:
-    title = "In the browser" if block.way == "browser" else "With a token"
-    return f"{title}. {block.where.rstrip(':')}:\n\n```{block.language}\n{block.text}```\n\n"

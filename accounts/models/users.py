@@ -492,7 +492,8 @@ class User(Versioned, AbstractBaseUser):
     def ask_for(self, capability: Capability) -> bool:
         """Ask the people who manage people for a capability; they are told (attention.matters).
 
-        Return False if nothing was done: this person has it, or asked for it or MOST_REQUESTS others within a day.
+        Return False, and do nothing, if this person has it, has asked for it within a day, or has asked for
+        MOST_REQUESTS capabilities within a day.
         """
         with transaction.atomic():
             self.lock()

@@ -3,7 +3,7 @@
 Each step is one transaction that locks the row of RollupState: only one process counts, and its progress and counts are
 committed together. Rows are counted by id and may become visible in any order: an id is used as the last one only when
 every transaction that was writing to the log at that time has ended, so no row is missed or counted twice
-(docs/explanation/roll-ups.md).
+(docs/decisions/0029-roll-ups-counted-by-id.md).
 """
 
 from __future__ import annotations

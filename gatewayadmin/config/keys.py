@@ -113,7 +113,7 @@ def _kept(folder: Path, name: str, *, begun: bool) -> str:
         if begun:
             raise Refused(
                 f"{path} is missing, and stored data needs it. Restore it from a backup; if it is lost, put"
-                " a new key there: docs/how-to/rotate-keys.md."
+                " a new key there: docs/how-to/back-up.md."
             )
         _write_once(path, _fresh(name))
     about = path.stat()

@@ -86,7 +86,7 @@ class JsonArgument(forms.Field):
 
 
 class ArgumentsForm(forms.Form):
-    """The form of a schema; with `as_json` its one field `arguments` takes all of them as JSON."""
+    """Form with a field for each argument of a schema; with `as_json`, one field for all arguments as JSON."""
 
     use_required_attribute = False  # The check needs no arguments.
 

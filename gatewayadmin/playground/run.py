@@ -19,7 +19,7 @@ from wire.background import spawn
 from wire.jsonrpc import MalformedMessage, Object
 
 RUN_SECONDS = 120  # Time limit of a run; then it is cancelled at its server.
-END_SECONDS = 10  # For which a run may go on that was cancelled, or whose page was left.
+END_SECONDS = 10  # How long a run may continue after it was cancelled or its page was left.
 RETRY_SECONDS = 5  # After which a run that was refused may be tried again.
 LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are kept; an agent gets more.
 MOST_STEPS = 200  # Notifications of one run that are shown.

@@ -46,7 +46,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('name', models.CharField(blank=True, help_text='Name on the sign-in button.', max_length=60)),
                 ('issuer', models.CharField(blank=True, help_text="The provider's issuer URL or entity ID. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.", max_length=500)),
-                ('groups_claim', models.CharField(default='groups', help_text="Claim or attribute with a person's groups; dots lead into a claim.", max_length=100, verbose_name='groups claim or attribute')),
+                ('groups_claim', models.CharField(default='groups', help_text="Claim or attribute with a person's groups. A dot selects a member of a claim: realm_access.roles.", max_length=100, verbose_name='groups claim or attribute')),
                 ('domains', models.JSONField(blank=True, default=list, help_text='Domains of your organisation. New people need an address in these, or a verified one. If sign-in is enforced, saving signs out everyone in these domains who used a password, you too unless you are break-glass.', verbose_name='e-mail domains')),
                 ('links_by_email', models.BooleanField(default=False, help_text='A verified address at the provider links to the person who has it here. Otherwise people link their account in their profile.', verbose_name='link people by a verified e-mail')),
                 ('protocol', models.CharField(choices=[('oidc', 'OpenID Connect'), ('saml', 'SAML 2.0')], db_default='oidc', default='oidc', help_text='Protocol of the provider.', max_length=4)),

@@ -195,7 +195,7 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
         onward = own_path(kept["onward"], reverse("overview"))
         begun = PendingSignIn(LOGIN, onward, "", "", provider.known_as, time.time(), is_unasked=True)
     else:
-        raise ResponseRefused("not_asked_for", "It was not started here, which is no longer allowed.")
+        raise ResponseRefused("not_asked_for", "The sign-in was started at the provider, which is no longer allowed.")
     if not begun.issuer == who.issuer == provider.known_as or kept["terms"] != provider.terms_digest:
         raise ResponseRefused("provider_changed", "The provider was changed meanwhile.")
     # Providers also report the time of sign-in if they only continued an open session. So it only counts as a

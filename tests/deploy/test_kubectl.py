@@ -1,4 +1,4 @@
-"""The commands of docs/how-to/kubernetes.md, upgrade.md and rotate-keys.md, run by kubectl on a cluster without nodes.
+"""The commands of docs/how-to/kubernetes.md, upgrade.md and back-up.md, run by kubectl on a cluster without nodes.
 
 Checks the resulting objects, and the order of changes (kubernetes_api.py).
 """
@@ -26,7 +26,7 @@ from wire.versions import VERSION
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("kubectl")]
 
 PAGE = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
-ROTATE = (ROOT / "docs" / "how-to" / "rotate-keys.md").read_text()
+ROTATE = (ROOT / "docs" / "how-to" / "back-up.md").read_text()
 OWNER, RUNNER = "postgresql://gateway:s@192.0.2.10/gateway", "postgresql://gateway_run:s@192.0.2.10/gateway"
 
 

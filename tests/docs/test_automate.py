@@ -1,4 +1,4 @@
-"""docs/how-to/automate.md, run as printed against two workers; its key can do nothing else."""
+"""docs/reference/rest-api.md, run as printed against two workers; its key can do nothing else."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from tests.conftest import Run
 from tests.docs.pages import ROOT
 from tests.workspace import OWNER, Serve
 
-PAGE = (ROOT / "docs/how-to/automate.md").read_text()
+PAGE = (ROOT / "docs/reference/rest-api.md").read_text()
 BLOCK = re.compile(r"<!-- script -->\n```bash\n(.*?)```", re.DOTALL)
 CAPABILITIES = re.compile(r"\*([A-Z][\w\s&]+?)\*")
 MCP_401 = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'

@@ -45,10 +45,10 @@ def block(page: str, mark: str) -> str:
 @pytest.mark.full
 def test_the_bridge_makes_a_stdio_server_callable_through_a_gateway(live: Serve, npm: Npm) -> None:
     port = free_port()
-    once = block("stdio-servers.md", "bridge: once").split()
+    once = block("add-a-server.md", "bridge: once").split()
     pinned = json.loads((FOLDER / "package.json").read_text())["dependencies"]
     assert once == ["npm", "install", "--prefix", "mcp-bridge", *named(pinned, "supergateway", MEMORY)]
-    command = block("stdio-servers.md", "bridge: start").replace("3002", str(port))
+    command = block("add-a-server.md", "bridge: start").replace("3002", str(port))
     (npm.home / "mcp-bridge").mkdir()
     (npm.home / "mcp-bridge" / "node_modules").symlink_to(MODULES)
     with (npm.home / "bridge.log").open("w") as log:
@@ -119,7 +119,7 @@ def test_an_export_is_taken_as_printed(live: Serve, tmp_path: Path) -> None:
     assert curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello").status == 200
     key = api_key(live, "export", "Capability.LOGS_READ")
 
-    printed = shell(block("../reference/exports.md", "export"), tmp_path, GATEWAY=live.url, API_KEY=key)
+    printed = shell(block("read-the-log.md", "export"), tmp_path, GATEWAY=live.url, API_KEY=key)
 
     assert printed == "true"
     rows = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]

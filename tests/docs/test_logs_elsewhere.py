@@ -1,4 +1,4 @@
-"""The commands of docs/how-to/send-the-logs.md, run as printed except for addresses and times."""
+"""The commands of docs/how-to/send-the-logs.md and those that verify the log, run as printed."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.xdist_group("clients")
 
 PAGE = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+AUDITOR = (ROOT / "docs" / "how-to" / "answer-an-auditor.md").read_text()
 # Addresses that need no look-up of a name.
 PLACES = {
     "https://logs.example.com": "https://93.184.215.14",
@@ -61,7 +62,7 @@ def test_a_sink_of_each_kind_is_made_as_printed(live: Serve, tmp_path: Path) -> 
 
 @pytest.mark.full
 def test_the_log_is_verified_as_printed(live: Serve, tmp_path: Path) -> None:
-    keep, verify, compare = (with_this_python(script) for script in BLOCKS if "verify_log" in script)
+    keep, verify, compare = map(with_this_python, re.findall(r"```bash\n([^\n]*verify_log.*?)```", AUDITOR, re.DOTALL))
     today = datetime.now(UTC).date()
     printed = {"2026-11-01": today - timedelta(days=1), "2026-12-01": today + timedelta(days=1)}
     for day, other in printed.items():

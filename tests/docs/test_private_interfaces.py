@@ -6,7 +6,7 @@ import pytest
 
 from tests.docs.pages import ROOT
 
-PAGE = ROOT / "docs" / "decisions" / "0027-private-interfaces.md"
+PAGE = ROOT / "docs" / "explanation" / "private-interfaces.md"
 ROWS = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ") and "`" in line]
 USES = [(path, cells[1]) for cells in ROWS for path in re.findall(r"`([^`]+\.py)`", cells[2])]
 

@@ -25,7 +25,7 @@ from tests.workspace import free_port
 pytestmark = pytest.mark.xdist_group("readme")
 
 PAGE = (ROOT / "docs" / "quickstart.md").read_text()
-BRIDGE = (ROOT / "docs" / "how-to" / "stdio-servers.md").read_text()
+BRIDGE = (ROOT / "docs" / "how-to" / "add-a-server.md").read_text()
 PASSWORD = "a horse, a battery, and a staple"
 CALLS = {
     "ann": ("everything__echo", {"message": "hello"}),

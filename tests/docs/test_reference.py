@@ -10,13 +10,13 @@ from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from gatewayadmin.config import environment
 from gatewayadmin.serving import health, housekeeping
-from proxy import metrics
+from proxy import app, metrics
 from proxy.access.decision import DENIALS
+from proxy.access.features import Refusal
 from sinks.receivers import KINDS
-from tests.docs import reasons_table
 from tests.docs.pages import ROOT, first_column
-from tests.docs.reasons_table import upstream_errors
-from wire import background, token_text
+from wire import background, jsonrpc, token_text
+from wire.errors import UpstreamError
 
 REFERENCE = ROOT / "docs" / "reference"
 
@@ -28,7 +28,7 @@ def test_every_setting_is_documented_and_no_other() -> None:
 
 
 def test_every_capability_is_documented_word_for_word() -> None:
-    text = (REFERENCE / "capabilities.md").read_text()
+    text = (REFERENCE.parent / "how-to" / "people-and-roles.md").read_text()
 
     for one in Capability:
         assert f"| `{one.name}` | `{one.slug}` | {one.label} | {one.allows} |" in text
@@ -56,29 +56,44 @@ def test_the_page_of_alerts_names_metrics_there_are() -> None:
 
 
 def test_every_kind_of_log_sink_is_documented() -> None:
-    page = (REFERENCE / "log-sinks.md").read_text().lower()
+    page = (REFERENCE.parent / "how-to" / "send-the-logs.md").read_text().lower()
 
     for kind in KINDS.values():
         assert f"\n| {kind.label.partition(',')[0].lower()}" in page, kind.name
 
 
-def test_the_table_of_reasons_says_what_the_code_says() -> None:
-    text = reasons_table.PAGE.read_text()
-
-    assert reasons_table.written(text) == text, "run `make readme`"
-    assert set(REASONS) <= set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+# Statuses other than 200 of errors that are no access rule's.
+STATUSES = {"session_lost": 404, "open_files": 503}
 
 
-def test_the_decision_order_names_the_reasons_of_the_code_and_no_other() -> None:
-    rows = re.findall(
-        r"^\| (\d+) \|.*\| (?:`(\w+)`)? *\|$", (REFERENCE / "decision-order.md").read_text(), re.MULTILINE
-    )
-    documented = {reason for _, reason in rows if reason}
+def upstream_errors() -> list[type[UpstreamError]]:
+    """Return all kinds of errors between the gateway and a server."""
+    assert callable(app.runtime)  # Importing it imports the modules that define them.
+    kinds = UpstreamError.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return kinds
+
+
+def answer_of(reason: str) -> str:
+    """Return the HTTP status unless 200, and the JSON-RPC code, of a refusal with this reason."""
+    codes = {kind.reason: kind.code for kind in upstream_errors() if kind is not Refusal}
+    codes["open_files"] = jsonrpc.INTERNAL_ERROR
+    status = REASONS[reason].status or STATUSES.get(reason)
+    code = jsonrpc.UNAUTHORIZED if status == 401 else codes.get(reason, jsonrpc.FORBIDDEN)
+    return f"{status}, {code}" if status else str(code)
+
+
+def test_the_decision_order_names_the_reasons_of_the_code_with_their_answers_and_no_other() -> None:
+    page = (REFERENCE / "decision-order.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|.*\| (?:`(\w+)`)? *\| (.*?) *\|$", page, re.MULTILINE)
+    documented = {reason: answer for _, reason, answer in rows if reason}
     raised = {error.reason for error in upstream_errors()} | {"open_files"}
 
-    assert [int(number) for number, _ in rows] == sorted(int(number) for number, _ in rows)
-    assert documented == set(REASONS) - {"internal_error"}  # No check: a fault of our own.
-    assert set(DENIALS) | raised <= documented
+    assert [int(number) for number, *_ in rows] == sorted(int(number) for number, *_ in rows)
+    assert documented.keys() == set(REASONS) - {"internal_error"}  # No check: a fault of our own.
+    assert documented == {reason: answer_of(reason) for reason in documented}
+    assert set(DENIALS) | raised <= documented.keys()
 
 
 def test_the_decision_order_quotes_every_body_of_a_refusal() -> None:

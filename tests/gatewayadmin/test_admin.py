@@ -396,15 +396,6 @@ def test_an_action_says_in_words_that_it_was_done(boss: Client) -> None:
     assert "“End staff” was done for 1 user." in done.text
 
 
-def test_the_how_to_of_people_names_every_table_of_staff() -> None:
-    page = (ROOT / "docs" / "how-to" / "people-and-roles.md").read_text()
-
-    documented = re.findall(r"^\| ([A-Z][^|]*?) \|", page, re.MULTILINE)
-
-    tables = [pages.opts.verbose_name_plural.lower() for pages in registered().values()]
-    assert sorted(name.lower() for name in documented) == sorted(tables)
-
-
 @pytest.mark.full
 def test_every_action_records_one_event_here_or_in_the_table_of_verbs(boss: Client) -> None:
     table = (ROOT / "tests" / "house" / "verbs.py").read_text()

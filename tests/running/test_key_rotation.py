@@ -1,4 +1,4 @@
-"""docs/how-to/rotate-keys.md, run as printed on two replicas under load: no call fails, and the old keys can be
+"""docs/how-to/back-up.md, run as printed on two replicas under load: no call fails, and the old keys can be
 removed.
 """
 
@@ -23,7 +23,7 @@ from wire import cipher, token_text
 
 pytestmark = pytest.mark.xdist_group("kill")
 
-PAGE = "rotate-keys.md"
+PAGE = "back-up.md"
 FILES = {"GATEWAY_ENCRYPTION_KEYS": "encryption_keys", "GATEWAY_TOKEN_KEYS": "token_keys"}
 
 

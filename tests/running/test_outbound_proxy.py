@@ -28,7 +28,7 @@ PUBLIC, NAMED = "93.184.215.14", "mcp.github.com"
 def started(directory: Path, proxy: str, **settings: str) -> Iterator[Serve]:
     """Yield a `serve` started by the commands of the page."""
     serve = workspace.new(directory, "outbound", SSL_CERT_FILE=str(directory / "end.pem"), **settings)
-    script = block("outbound-proxy.md", "outbound proxy: start")
+    script = block("deploy.md", "outbound proxy: start")
     assert "http://gateway:secret@proxy.example.com:3128" in script
     script = script.replace("http://gateway:secret@proxy.example.com:3128", proxy)
     script = script.replace("manage.py serve", f"manage.py serve --port {serve.port} --workers 1")
