@@ -62,6 +62,7 @@ CALL_HELP = {
     "token_id": "Id of the token.",
     "server_id": "Id of the server.",
     "identity_id": "Id of the credential that was sent to the server.",
+    "session_id": "Id of the MCP session: that of the `initialize` that opened it; null outside a session.",
     "host_name": "Name of the app or agent at the time.",
     "gateway_name": "Name of the gateway at the time.",
     "server_name": "Name of the server at the time.",
@@ -432,6 +433,7 @@ class OwnCallQuery(TimeRangeQuery, CursorQuery):
     """A page of one's own calls."""
 
     connection = subjects.by_connection()
+    session = serializers.UUIDField(required=False, help_text=CALL_HELP["session_id"])
 
 
 class OwnCalls(Log):
@@ -444,6 +446,7 @@ class OwnCalls(Log):
         """List your own calls."""
         asked = self.query_data
         names = {"from": "created_at__gte", "to": "created_at__lt", "connection": "connection_id__in"}
+        names |= {"session": "session_id"}
         rows = listed_calls(self.me).filter(**{column: asked[name] for name, column in names.items() if name in asked})
         return self.listed(page(rows, *self.place))
 

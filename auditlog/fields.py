@@ -160,6 +160,13 @@ _ROWS = (
         parameter=Parameter("connection"),
     ),
     LogField(
+        "session",
+        Comparison.ID,
+        "session_id",
+        label="Session",
+        parameter=Parameter("session"),
+    ),
+    LogField(
         "correlation",
         Comparison.ID,
         "correlation_id",

@@ -305,8 +305,8 @@ class CallFilter(forms.Form):
 
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
-        # Calls of one request, one trace or one id are found whatever the time range.
-        if self.values["correlation"] or self.values["trace"] or self.pasted_id:
+        # Calls of one request, trace, session or id are found whatever the time range.
+        if any(self.values[name] for name in ("correlation", "trace", "session")) or self.pasted_id:
             return None, None
         if self.is_between:
             return self.values["from"] or None, self.values["to"] or None

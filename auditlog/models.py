@@ -110,6 +110,8 @@ class Call(models.Model):
     token_id = models.UUIDField(null=True)
     server_id = models.UUIDField(null=True)
     identity_id = models.UUIDField(null=True)
+    # The MCP session: the uid of the `initialize` that opened it, not the id that its client sends. NULL outside one.
+    session_id = models.UUIDField(null=True)
     host_name = models.CharField(max_length=120, blank=True)
     gateway_name = models.CharField(max_length=120, blank=True)
     server_name = models.CharField(max_length=120, blank=True)

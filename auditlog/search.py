@@ -55,6 +55,11 @@ class Criterion:
     values: Mapping[str, Sequence[Any]] | None = None
 
     @property
+    def is_equality(self) -> bool:
+        """True if nothing but the values of one column is tested."""
+        return self.values is not None and any(self == equal(*one) for one in self.values.items())
+
+    @property
     def is_indexed(self) -> bool:
         """True if an index finds the rows; no index contains the most common values, nor empty ones."""
         return self.values is not None and all(
@@ -68,6 +73,22 @@ def equal(column: str, values: Iterable[Any]) -> Criterion:
     return Criterion(Q(**{f"{column}__in": listed}), {column: listed}) if listed else Criterion(NOTHING)
 
 
+def in_sessions(ids: Iterable[UUID]) -> Criterion:
+    """Match the calls of these sessions, in the indexes of the connections whose calls opened them.
+
+    If the log no longer has such a call, no index is used.
+    """
+    listed = list(dict.fromkeys(ids))
+    if not listed:
+        return Criterion(NOTHING)
+    opening = [Call.objects.filter(uid=pk, created_at__range=span_of_uid(pk)) for pk in listed]
+    connections = [pk for rows in opening for pk in rows.values_list("connection_id", flat=True) if pk]
+    test = Q(session_id__in=listed)
+    if len(connections) < len(listed):
+        return Criterion(test)
+    return Criterion(test & Q(connection_id__in=connections), {"connection_id": list(dict.fromkeys(connections))})
+
+
 def either(criteria: Sequence[Criterion]) -> Criterion:
     """Match rows that meet at least one of these."""
     test, values = reduce(or_, [each.test for each in criteria]), dict[str, list[Any]]()
@@ -76,7 +97,8 @@ def either(criteria: Sequence[Criterion]) -> Criterion:
             return Criterion(test)
         for column, more in each.values.items():
             values[column] = list(dict.fromkeys([*values.get(column, []), *more]))
-    return equal(*next(iter(values.items()))) if len(values) == 1 else Criterion(test, values)
+    same = next(iter(values)) if len(values) == 1 and all(each.is_equality for each in criteria) else ""
+    return equal(same, values[same]) if same else Criterion(test, values)
 
 
 def none_of(criteria: Sequence[Criterion]) -> Criterion:
@@ -107,7 +129,7 @@ def _of_field(condition: Condition) -> Criterion:
         case Comparison.NAME:
             found = _named(field, text, part=is_part)
         case Comparison.ID:
-            found = equal(field.column, uuids(values))
+            found = _with_ids(field, uuids(values))
         case Comparison.ADDRESS:
             found = Criterion(_address(field.column, text, part=is_part))
         case Comparison.NUMBER:
@@ -119,6 +141,10 @@ def _of_field(condition: Condition) -> Criterion:
         case _:
             found = equal(field.column, [str(value).lower() if field.column in ENDS else value for value in values])
     return found
+
+
+def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
+    return in_sessions(ids) if field.name == "session" else equal(field.column, ids)
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
@@ -148,6 +174,8 @@ def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
     """Convert a parameter of the API: exactly this value, or one of these; objects are given by id."""
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]
+    if field.comparison is Comparison.ID:
+        return [_with_ids(field, value if isinstance(value, list) else [value])]
     if field.column not in EXACT:
         return [Criterion(Q(**{field.column: value}))]
     condition = field.parameter.condition if field.parameter else None

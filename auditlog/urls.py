@@ -1,6 +1,6 @@
 from django.urls import path
 
-from auditlog import charts, events, own_calls, saved_views, views, what_if
+from auditlog import charts, events, own_calls, saved_views, views, waterfall, what_if
 
 app_name = "auditlog"
 
@@ -16,6 +16,7 @@ urlpatterns = [
     path("logs/views/<uuid:pk>/", saved_views.saved_view, name="view"),
     path("logs/what-if/", what_if.what_if, name="what_if"),
     path("logs/remedy/", what_if.remedy, name="remedy"),
+    path("logs/sessions/<uuid:pk>/", waterfall.session, name="session"),
     path("logs/<uuid:uid>/", views.call, name="call"),
     path("logs/<uuid:uid>/now/", views.now, name="now"),
     path("settings/calls", own_calls.listing, name="own"),

@@ -35,12 +35,16 @@ class OpenStream(NamedTuple):
 
 
 class SessionRow(NamedTuple):
-    """An open session. `waits` are the methods of server requests that the client has not answered."""
+    """An open session. `waits` are the methods of server requests that the client has not answered.
+
+    `may_read` is True if the viewer may see its calls.
+    """
 
     session: Session
     streams: Sequence[OpenStream]
     waits: Sequence[str]
     may_end: bool
+    may_read: bool
 
 
 def session_rows(sessions: Sequence[Session], viewer: User) -> list[SessionRow]:
@@ -54,8 +58,15 @@ def session_rows(sessions: Sequence[Session], viewer: User) -> list[SessionRow]:
     pending = PendingRequest.objects.filter(session_id__in=keys, answer=None, expires_at__gt=now) if keys else ()
     for request in pending:
         waits[request.session_id].append(request.method)
+    reads_all = viewer.has_perm(Capability.LOGS_READ)
     return [
-        SessionRow(one, sorted(streams[one.pk]), sorted(waits[one.pk]), _may_end(one.connection, viewer))
+        SessionRow(
+            one,
+            sorted(streams[one.pk]),
+            sorted(waits[one.pk]),
+            _may_end(one.connection, viewer),
+            reads_all or one.connection.user_id == viewer.pk,
+        )
         for one in sessions
     ]
 

@@ -164,11 +164,13 @@ class Handshake:
         version = versions.negotiated(message.params.get("protocolVersion"))
         request.row.protocol_version = version
         session_id = await self._keeper.open(
+            request.uid,  # So the log finds the calls of a session from the one that opened it.
             grant.connection_id,
             version,
             _kept(message.params.get("capabilities")),
             (storable(request.row.client_name)[:MOST_NAME], storable(request.row.client_version)[:MOST_NAME]),
         )
+        request.row.session_id = request.uid
         result = {"protocolVersion": version, **_said(grant, modern=False), "serverInfo": _server_info(grant)}
         header = (b"mcp-session-id", session_id.encode())
         return Response(200, jsonrpc.result(message.id, result), headers=(header,))

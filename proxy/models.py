@@ -43,8 +43,9 @@ class Cancellation(models.Model):
 class Session(models.Model):
     """A client's MCP session, opened by `initialize`; usable by its id with any token of its connection.
 
-    `digest` is SHA-256 of the id. `declared` are the client capabilities that servers are sent. An ended session has no
-    row. `lost_at` is when a server lost its own session: running calls continue, every further request gets 404.
+    Its id is that of the call that opened it; `digest` is SHA-256 of the id that the client sends, which is a secret.
+    `declared` are the client capabilities that servers are sent. An ended session has no row. `lost_at` is when a
+    server lost its own session: running calls continue, every further request gets 404.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

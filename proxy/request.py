@@ -334,6 +334,7 @@ class McpRequest:
         row.client_ip, row.user_agent = self.parsed_headers.client_ip, self.parsed_headers.user_agent
         if grant.session is not None:
             self.version = self.version or grant.session.version
+            row.session_id = grant.session.id
             row.client_name, row.client_version = grant.session.client_name, grant.session.client_version
         row.protocol_version = self.version
         row.request_bytes = len(self.body)

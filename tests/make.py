@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.db import connections
 from django.utils import timezone
@@ -160,3 +160,10 @@ def call(*, at: datetime | None = None, **fields: Any) -> Call:
         "duration_ms": 1.5,
     }
     return Call.objects.create(created_at=at, **({"uid": new_uid(at.timestamp())} | told | fields))
+
+
+def opening_call(*, at: datetime | None = None, **fields: Any) -> Call:
+    """Return the logged call that opened a session, whose id is its own."""
+    at = at or datetime.now(UTC)
+    uid = UUID(new_uid(at.timestamp()))
+    return call(at=at, uid=uid, session_id=uid, correlation_id=uid, **{"method": "initialize"} | fields)

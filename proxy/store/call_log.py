@@ -37,10 +37,10 @@ BATCH_ROWS = 500
 CONNECTIONS = 2  # While one waits for the disk, the other writes the next batch; more gain little.
 COLUMNS = (
     b"uid, created_at, correlation_id, feature_type, outcome, deny_reason, http_status, rpc_error_code, host_id,"
-    b" gateway_id, connection_id, user_id, token_id, server_id, identity_id, token_prefix, duration_ms, authorise_ms,"
-    b" upstream_ms, request_bytes, response_bytes, client_ip, trace_id, payload_truncated, request_payload,"
-    b" response_payload, method, feature_name, host_name, gateway_name, server_name, user_email, identity_label,"
-    b" token_name, user_agent, client_name, client_version, protocol_version, error_text"
+    b" gateway_id, connection_id, user_id, token_id, server_id, identity_id, session_id, token_prefix, duration_ms,"
+    b" authorise_ms, upstream_ms, request_bytes, response_bytes, client_ip, trace_id, payload_truncated,"
+    b" request_payload, response_payload, method, feature_name, host_name, gateway_name, server_name, user_email,"
+    b" identity_label, token_name, user_agent, client_name, client_version, protocol_version, error_text"
 )
 COPY = b"COPY auditlog_call (%s) FROM STDIN" % COLUMNS
 # Single rows are written by a prepared INSERT: one round trip instead of two, and 40 % less of PostgreSQL's time. For
@@ -110,6 +110,8 @@ class CallRow:
     correlation_id: str = ""
     # The trace id, 32 hexadecimal digits; empty if none.
     trace_id: str = ""
+    # The id of the session's row, which is not the id that its client sends; empty outside sessions.
+    session_id: str = ""
 
     def set_payload(self, request: bytes | None, response: bytes | None, *, cut: bool) -> None:
         """Set the redacted request and response, as JSON; `cut` if they are incomplete."""
@@ -144,9 +146,9 @@ class CallRow:
             f"\t{self.deny_reason}"
             f"\t{self.http_status}\t{_or_null(self.rpc_error_code)}\t{grant.host_id or _N}\t{grant.gateway_id or _N}"
             f"\t{grant.connection_id or _N}\t{grant.user_id or _N}\t{grant.token_id or _N}\t{self.server_id or _N}"
-            f"\t{self.identity_id or _N}\t{grant.token_prefix}\t{self.duration_ms:.3f}\t{_ms(self.authorise_ms)}"
-            f"\t{_ms(self.upstream_ms)}\t{self.request_bytes}\t{self.response_bytes}\t{self.client_ip or _N}"
-            f"\t{self.trace_id}\t{self.payload}"
+            f"\t{self.identity_id or _N}\t{self.session_id or _N}\t{grant.token_prefix}\t{self.duration_ms:.3f}"
+            f"\t{_ms(self.authorise_ms)}\t{_ms(self.upstream_ms)}\t{self.request_bytes}\t{self.response_bytes}"
+            f"\t{self.client_ip or _N}\t{self.trace_id}\t{self.payload}"
         )
         return f"{columns}\t{text}\n".encode(errors="replace")
 

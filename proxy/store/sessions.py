@@ -64,7 +64,7 @@ INSERT INTO proxy_session
     (id, digest, connection_id, version, capabilities, declared, client_name, client_version, log_level, created_at,
      last_used_at)
 VALUES (
-    gen_random_uuid(), %(digest)s, %(connection)s, %(version)s, %(capabilities)s, %(declared)s, %(client_name)s,
+    %(id)s, %(digest)s, %(connection)s, %(version)s, %(capabilities)s, %(declared)s, %(client_name)s,
     %(client_version)s, '', statement_timestamp(), statement_timestamp()
 )
 RETURNING EXISTS (SELECT FROM proxy_session WHERE connection_id = %(connection)s OFFSET %(most)s - 1)
@@ -318,11 +318,17 @@ class SessionKeeper:
     async def stop(self) -> None:
         await self._background.stop()
 
-    async def open(self, connection_id: str, version: str, capabilities: Object, client: tuple[str, str]) -> str:
-        """Open a session and return its id; surplus ones are ended in the background. Raises DatabaseUnavailable."""
+    async def open(
+        self, row: str, connection_id: str, version: str, capabilities: Object, client: tuple[str, str]
+    ) -> str:
+        """Open a session, whose row gets the id `row`, and return the id for the client. Raises DatabaseUnavailable.
+
+        Surplus sessions are ended in the background.
+        """
         session_id = token_text.mint(token_text.SESSION)
         name, client_version = client
         given = {
+            "id": row,
             "digest": session_digest(session_id),
             "connection": connection_id,
             "version": version,

@@ -148,8 +148,8 @@ class Walk:
         ]
         for connection, ended in ends:
             gateway = connection.gateway
-            make.call(
-                connection_id=connection.pk, gateway_id=gateway.pk, gateway_name=gateway.name,
+            make.opening_call(
+                method="tools/call", connection_id=connection.pk, gateway_id=gateway.pk, gateway_name=gateway.name,
                 host_id=connection.host_id, **said, **ended,
             )  # fmt: skip
 
@@ -181,6 +181,7 @@ class Walk:
             "team": ids(world.teams.values())[:2],
             "call": [*Call.objects.filter(outcome="ok").values_list("uid", flat=True)[:1], *refused],
             "own_call": list(Call.objects.filter(user_id=self.viewer.pk).values_list("uid", flat=True)[:1]),
+            "client_session": list(Call.objects.exclude(session_id=None).values_list("session_id", flat=True)[:1]),
             "event": [*newest, *Event.objects.filter(correlation_id=one_request).values_list("uid", flat=True)[:1]],
             "api_key": ids(ApiKey.objects.filter(user=world.boss, revoked_at=None))[:1],
             "security_key": [added(self.viewer).pk],
