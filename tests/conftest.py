@@ -89,9 +89,15 @@ def person(name: str, role: str, *capabilities: Capability, is_staff: bool = Fal
 
 
 @pytest.fixture(scope="session")
-def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> None:
-    """Create the test database as a copy of the migrated one, which is made once per run."""
-    connections["default"].settings_dict["TEST"]["TEMPLATE"] = cluster.tables()
+def migrated() -> str:
+    """The name of a database with only the migrated tables, made once per run, to copy."""
+    return cluster.tables()
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None, migrated: str) -> None:
+    """Create the test database as a copy of the migrated one."""
+    connections["default"].settings_dict["TEST"]["TEMPLATE"] = migrated
 
 
 @pytest.fixture

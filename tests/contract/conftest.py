@@ -14,11 +14,11 @@ type Run = Callable[[Server], Server]
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+def workspace(tmp_path_factory: pytest.TempPathFactory, migrated: str) -> Iterator[Workspace]:
     """A running workspace, shared by all tests of the folder: create your own rows."""
     folder = tmp_path_factory.mktemp("contract") / "data"
     folder.mkdir(mode=0o700)
-    with own_database() as database_url:
+    with own_database(migrated) as database_url:
         running = Workspace(folder, database_url, free_port())
         try:
             running.start()

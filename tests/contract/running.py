@@ -1,6 +1,7 @@
 """The workspace under test: a database, `manage.py serve` on it, and management commands beside it."""
 
 import base64
+import json
 import os
 import secrets
 import signal
@@ -40,6 +41,7 @@ class Workspace:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list, repr=False)
     _settings: dict[str, str] = field(default_factory=dict, repr=False)
     _owner: Browser | None = field(default=None, repr=False)
+    _clerk: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._settings = {
@@ -54,6 +56,7 @@ class Workspace:
             "GATEWAY_TOKEN_KEYS": secrets.token_hex(32),
             "GATEWAY_ENCRYPTION_KEYS": Fernet.generate_key().decode(),
             "GATEWAY_CHECKPOINT_KEY": base64.b64encode(self.checkpoint_key.private_bytes_raw()).decode(),
+            "DJANGO_SETTINGS_MODULE": "tests.quick_settings",  # The product's, with cheap password hashes.
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -96,9 +99,12 @@ class Workspace:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop every `serve`, the newest first."""
+        """Stop every `serve`, the newest first, and the process of commands."""
         while self.processes:
             self.stop_newest()
+        if self._clerk is not None:
+            self._clerk.kill()
+            self._clerk.communicate()  # Which closes its pipes too.
 
     def stop_newest(self) -> None:
         stop(self.processes.pop())
@@ -110,11 +116,22 @@ class Workspace:
         return inherited | self._settings | settings
 
     def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a management command to its end."""
-        command = [sys.executable, "manage.py", *arguments]
-        return subprocess.run(
-            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=120, check=False
-        )
+        """Run a management command to its end, in a process that runs them all (tests/clerk.py)."""
+        if self._clerk is None:
+            self._clerk = subprocess.Popen(
+                [sys.executable, "-m", "tests.clerk"],
+                cwd=ROOT,
+                env=self.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert self._clerk.stdin is not None
+        assert self._clerk.stdout is not None
+        self._clerk.stdin.write(f"{json.dumps(arguments)}\n")
+        self._clerk.stdin.flush()
+        done = json.loads(self._clerk.stdout.readline())
+        return subprocess.CompletedProcess(arguments, done["code"], done["printed"], done["told"])
 
     def sql(self, statement: str, *parameters: object, triggers: bool = True) -> list[tuple[Any, ...]]:
         """Run a statement as the owner of the database, if wanted without triggers."""
@@ -147,11 +164,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def own_database() -> Iterator[str]:
-    """Yield the address of an empty database, dropped at the end."""
+def own_database(template: str) -> Iterator[str]:
+    """Yield the address of a copy of the `template` database, dropped at the end."""
     run, name = os.environ[RUN_DATABASE], f"contract_{uuid4().hex[:12]}"
     with closing(psycopg.connect(run, autocommit=True)) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template1").format(sql.Identifier(name)))
+        names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
+        connection.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template}").format(**names))
     try:
         yield urlunsplit(urlsplit(run)._replace(path=f"/{name}"))
     finally:

@@ -1,4 +1,4 @@
-"""One workspace for all tests that follow the README: they have the same `xdist_group`, readme."""
+"""One workspace for all tests that follow the README: they have the same `xdist_group`, starts."""
 
 import os
 import re

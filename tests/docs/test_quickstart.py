@@ -22,7 +22,7 @@ from tests.docs.newcomer import Newcomer, Terminal
 from tests.docs.pages import ROOT
 from tests.workspace import free_port
 
-pytestmark = pytest.mark.xdist_group("readme")
+pytestmark = pytest.mark.xdist_group("starts")
 
 PAGE = (ROOT / "docs" / "quickstart.md").read_text()
 BRIDGE = (ROOT / "docs" / "how-to" / "add-a-server.md").read_text()

@@ -11,7 +11,7 @@ from tests.docs.newcomer import Newcomer, Terminal
 from tests.docs.pages import ROOT
 from tests.docs.test_quickstart import expect_in_log
 
-pytestmark = pytest.mark.xdist_group("readme")
+pytestmark = pytest.mark.xdist_group("starts")
 
 README = (ROOT / "README.md").read_text()
 

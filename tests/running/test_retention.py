@@ -9,7 +9,7 @@ import pytest
 from tests.running.load import Load
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("kill")  # With the others that keep both cores busy.
+pytestmark = pytest.mark.xdist_group("clients")
 
 WAITED = 9  # Seconds: so long no call takes that did not stand behind the reader's lock, however busy the machine.
 OLD = ("auditlog_call_2020_01", "auditlog_call_2020_02")
@@ -40,7 +40,7 @@ def test_dropping_old_partitions_loses_no_answered_call_and_delays_none(live: Se
     with (
         closing(psycopg.connect(live.database_url)) as reader,
         ThreadPoolExecutor(1) as beside,
-        Load(issued["gateway_url"], issued["token"], 2) as load,
+        Load(issued["gateway_url"], issued["token"], 2, pause=0.02) as load,
     ):
         reader.execute("SELECT count(*) FROM auditlog_call")  # And leaves its transaction open, as a long export does.
         chores = beside.submit(live.manage, "housekeeping")

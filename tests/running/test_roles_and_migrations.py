@@ -23,7 +23,7 @@ from tests.running.load import Load
 from tests.running.starts import environment, manage, signs_in
 from tests.workspace import OWNER, PASSWORD, Serve
 
-pytestmark = pytest.mark.xdist_group("roles")
+pytestmark = pytest.mark.xdist_group("starts")
 
 LOGS = ("auditlog_call", "auditlog_event")
 WAITED = 9  # Seconds: so long no call takes that did not stand behind a lock, however busy the machine.

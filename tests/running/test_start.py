@@ -17,6 +17,8 @@ from tests.running.conftest import FOREIGN, FirstStart, postmaster
 from tests.running.starts import manage, password_of, serving, signs_in, start
 from wire.versions import with_commit
 
+pytestmark = pytest.mark.xdist_group("starts")
+
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)

@@ -16,6 +16,8 @@ from tests.running.processes import chores, workers
 from tests.running.starts import manage, serving
 from tests.workspace import free_port
 
+pytestmark = pytest.mark.xdist_group("starts")
+
 CALL = (
     b"POST /mcp/quickstart HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
     b"Content-Length: 2\r\n\r\n{}"

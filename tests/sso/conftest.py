@@ -80,7 +80,7 @@ def provider_of(npm: Npm, redirect_uri: str) -> Iterator[Organisation]:
                 yield organisation
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def organisation(npm: Npm) -> Iterator[Organisation]:
     with provider_of(npm, callback_url()) as organisation:
         yield organisation
@@ -128,7 +128,7 @@ def signed_in_long_ago(client: Client) -> None:
     session.save()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def saml_organisation(npm: Npm) -> Iterator[SamlOrganisation]:
     with saml_provider_of(npm, consumer_url(), entity_id()) as organisation:
         yield organisation
