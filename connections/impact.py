@@ -1,8 +1,7 @@
-"""The impact of disabling or archiving, for confirmations: affected hosts, users and recent calls."""
+"""The impact of disabling or archiving, for confirmations: affected hosts, users, and the calls of seven days."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -11,16 +10,16 @@ from django.db import models
 from django.db.models import Count, Q
 from django.utils import timezone
 
-from accounts.models import User
-from auditlog.models import Call
+from accounts.models import Team, User
+from auditlog.over_time import would_refuse
+from auditlog.rollups.reading import Where
 from capabilities.catalogue import SEES_CONNECTIONS
-from connections.models import Connection
+from connections.models import Connection, uses_every_gateway
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
 from servers.models import Identity, Server
-from ui.pages import first_names
+from ui.pages import first_names, sentences
 
-WINDOW = timedelta(hours=24)
 COUNTED = {"connections": "pk", "hosts": "host", "users": "user"}
 
 
@@ -30,35 +29,31 @@ class NothingGoesThrough(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Impact:
-    """The number of live connections, hosts, users and identities that depend on an object, and its calls in 24 h."""
+    """The number of live connections, hosts, users and identities that depend on an object."""
 
     connections: int
     hosts: int
     users: int
     identities: int
-    calls: int
 
     def __str__(self) -> str:
         """Return the counts in words; identities only if there are any, because most servers need none."""
         parts = [(self.hosts, "host"), (self.users, "user")]
         if self.identities:
             parts.append((self.identities, "identities" if self.identities > 1 else "identity"))
-        parts.append((self.calls, "call"))
         words = (f"{n:,} {word}{'' if n == 1 or word.startswith('identit') else 's'}" for n, word in parts)
-        return ", ".join(words) + " in 24 h"
+        return ", ".join(words)
 
 
 def impact_of(target: models.Model) -> Impact:
     """The impact of disabling `target`, a row of any switchable model. Raises NothingGoesThrough."""
-    links, calls = _reached(target)
-    return _impact(links, calls, _identities(target, links))
+    links, _ = _reached(target)
+    return _impact(links, _identities(target, links))
 
 
-def _impact(links: Q, calls: Q, identities: int = 0) -> Impact:
+def _impact(links: Q, identities: int = 0) -> Impact:
     counts = {name: Count(of, distinct=True) for name, of in COUNTED.items()}
-    totals = Connection.objects.live().filter(links).aggregate(**counts)
-    recent = Call.objects.filter(calls, created_at__gte=timezone.now() - WINDOW)
-    return Impact(**totals, identities=identities, calls=recent.count())
+    return Impact(**Connection.objects.live().filter(links).aggregate(**counts), identities=identities)
 
 
 def _identities(target: models.Model, links: Q) -> int:
@@ -84,23 +79,55 @@ def _identities(target: models.Model, links: Q) -> int:
 
 
 def cuts(target: models.Model, viewer: User) -> str:
-    """Return the impact of disabling `target` as a sentence for the confirmation.
+    """Return the impact of disabling `target` for the confirmation, and the calls it would have refused in seven days.
 
-    Empty for viewers who may not see all connections and do not own `target`. Raises NothingGoesThrough.
+    The impact is left out for viewers who may not see all connections, the calls for those who may not read the log,
+    unless `target` is their own. Raises NothingGoesThrough.
     """
-    is_own = viewer.pk in (getattr(target, "user_id", None), getattr(target, "owner_id", None))
-    if not is_own and not any(map(viewer.has_perm, SEES_CONNECTIONS)):
+    return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
+
+
+def cuts_now(target: models.Model, viewer: User) -> str:
+    """Return the connections, hosts and people that disabling `target` cuts off; empty as in `cuts`."""
+    if not _is_own(target, viewer) and not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return ""
     return f"Cuts {impact_of(target)}."
 
 
+def _is_own(target: models.Model, viewer: User) -> bool:
+    return viewer.pk in (getattr(target, "user_id", None), getattr(target, "owner_id", None))
+
+
 def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
-    """Return the impact of disabling all `targets`, without counting anything twice; empty as in `cuts`."""
+    """Return the impact of disabling all `targets` of one model, without counting anything twice; as in `cuts`."""
+    lately = refused_lately(targets, viewer)
     if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
-        return ""
-    links, calls = zip(*map(_reached, targets), strict=True)
-    impact = _impact(reduce(or_, links), reduce(or_, calls))
-    return f"Cuts {impact.connections:,} connection{'' if impact.connections == 1 else 's'}, {impact}."
+        return lately
+    impact = _impact(reduce(or_, (_reached(target)[0] for target in targets)))
+    cut = f"Cuts {impact.connections:,} connection{'' if impact.connections == 1 else 's'}, {impact}."
+    return sentences(cut, lately)
+
+
+def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
+    """Return the calls of seven days that ending `targets` would have refused; empty as in `cuts`.
+
+    Several targets are of one model, whose calls have one column for it.
+    """
+    where: dict[str, list[Any]] = {}
+    for target in targets:
+        for column, values in _reached(target)[1].items():
+            where.setdefault(column, []).extend(values)
+    what = f"went through {'them' if targets[1:] else 'it'}"
+    if isinstance(targets[0], User):
+        what = "were made as this person"
+    return would_refuse(where, viewer, is_own=all(_is_own(target, viewer) for target in targets), what=what)
+
+
+def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
+    """Return the calls of seven days that opening `gateway` to these teams only would have refused; as in `cuts`."""
+    reaching = User.objects.filter(Q(teams__in=teams) | Q(pk__in=uses_every_gateway().values("pk")))
+    where, what = {"gateway_id": [gateway.pk]}, "came from outside these teams"
+    return would_refuse(where, viewer, not_of=reaching, what=what)
 
 
 def archived_with(target: Host | Gateway) -> str:
@@ -131,18 +158,18 @@ def ended_together(which: Q) -> str:
     return f"{words} of {people} end with the next request." if totals["links"] else "No connections end."
 
 
-def _reached(target: models.Model) -> tuple[Q, Q]:
-    """Return the conditions for connections and calls that depend on `target`."""
+def _reached(target: models.Model) -> tuple[Q, Where]:
+    """Return the condition for connections, and the columns of calls, that depend on `target`."""
     if type(target) not in REACHED:
         raise NothingGoesThrough(f"No call goes through a {type(target).__name__}.")
     return REACHED[type(target)](target)
 
 
-def _of_identity(identity: Identity) -> tuple[Q, Q]:
-    calls = Q(identity_id=identity.pk, server_id=identity.server_id)
+def _of_identity(identity: Identity) -> tuple[Q, Where]:
+    calls: Where = {"identity_id": [identity.pk], "server_id": [identity.server_id]}
     if identity.is_shared:
         return _through(shared_identity=identity), calls
-    return Q(identities__identity=identity), calls & Q(user_id=identity.owner_id)
+    return Q(identities__identity=identity), {**calls, "user_id": [identity.owner_id]}
 
 
 def _through(**assigned: models.Model) -> Q:
@@ -150,21 +177,21 @@ def _through(**assigned: models.Model) -> Q:
     return Q(gateway__in=Assignment.objects.live().filter(**assigned).values("gateway"))
 
 
-def _calls_of(assignment: Assignment) -> Q:
-    return Q(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
+def _calls_of(assignment: Assignment) -> dict[str, list[Any]]:
+    return {"gateway_id": [assignment.gateway_id], "server_id": [assignment.server_id]}
 
 
-def _of_tool(tool: Feature) -> tuple[Q, Q]:
+def _of_tool(tool: Feature) -> tuple[Q, Where]:
     place = tool.assignment
-    return Q(gateway=place.gateway_id), _calls_of(place) & Q(feature_name=tool.exposed_name)
+    return Q(gateway=place.gateway_id), {**_calls_of(place), "feature_name": [tool.exposed_name[:300]]}
 
 
-REACHED: dict[type, Callable[[Any], tuple[Q, Q]]] = {
-    Host: lambda host: (Q(host=host), Q(host_id=host.pk)),
-    Gateway: lambda gateway: (Q(gateway=gateway), Q(gateway_id=gateway.pk)),
-    Connection: lambda connection: (Q(pk=connection.pk), Q(connection_id=connection.pk)),
-    User: lambda user: (Q(user=user), Q(user_id=user.pk)),
-    Server: lambda server: (_through(server=server), Q(server_id=server.pk)),
+REACHED: dict[type, Callable[[Any], tuple[Q, Where]]] = {
+    Host: lambda host: (Q(host=host), {"host_id": [host.pk]}),
+    Gateway: lambda gateway: (Q(gateway=gateway), {"gateway_id": [gateway.pk]}),
+    Connection: lambda connection: (Q(pk=connection.pk), {"connection_id": [connection.pk]}),
+    User: lambda user: (Q(user=user), {"user_id": [user.pk]}),
+    Server: lambda server: (_through(server=server), {"server_id": [server.pk]}),
     Assignment: lambda place: (Q(gateway=place.gateway_id), _calls_of(place)),
     Feature: _of_tool,
     Identity: _of_identity,

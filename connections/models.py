@@ -66,6 +66,12 @@ def _uses_all() -> dict[str, str]:
     return {"permissions__codename": codename, "permissions__content_type__app_label": app}
 
 
+def uses_every_gateway() -> models.QuerySet[User]:
+    """Return the people who may use every gateway, whatever its reach."""
+    through_role = Q(role__in=Role.objects.filter(**_uses_all()).values("pk"))
+    return User.objects.filter(Q(is_superuser=True) | through_role).order_by()
+
+
 # Connections not blocked by their user, host, gateway or its reach; needs `with_reach`.
 UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True) & ~Q(
     host__needs_approval=True, host__approved_at=None
@@ -83,9 +89,7 @@ def stopped_above() -> Q:
     off = Q(host__in=hosts.order_by().values("pk")) | Q(user__in=people.order_by().values("pk"))
     off |= Q(gateway__in=Gateway.objects.filter(enabled=False).order_by().values("pk"))
     narrowed = Gateway.objects.exclude(reach=Reach.EVERYONE).order_by()
-    uses_all = Q(is_superuser=True) | Q(role__in=Role.objects.filter(**_uses_all()).values("pk"))
-    reaching = User.objects.filter(uses_all).order_by()
-    unreached = ~Q(user__in=reaching.values("pk")) & ~Q(Exists(_through_team()))
+    unreached = ~Q(user__in=uses_every_gateway().values("pk")) & ~Q(Exists(_through_team()))
     return off | (Q(gateway__in=narrowed.values("pk")) & unreached)
 
 

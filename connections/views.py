@@ -21,7 +21,7 @@ from accounts.models import User
 from capabilities import Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_HOSTS
 from connections.carried_identities import OwnConnection, with_carried
-from connections.impact import cut_together, cuts, ended_together
+from connections.impact import cut_together, cuts, ended_together, refused_lately
 from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet
 from connections.rows import (
     ConnectionFilter,
@@ -203,7 +203,7 @@ def revoke_picked(request: AppRequest) -> HttpResponse:
         ("Revoke", "revoked"),
         lambda connection: connection.revoke(by=request.user),
         ConnectionAlreadyRevoked,
-        lambda rows: ended_together(Q(pk__in=[row.pk for row in rows])),
+        lambda rows: sentences(ended_together(Q(pk__in=[row.pk for row in rows])), refused_lately(rows, request.user)),
     )
 
 
@@ -214,6 +214,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     if not connection.may_be_revoked_by(request.user):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     tokens = len(ConnectionRow(connection, request.user).tokens)
+    scene = f"{connection.host.name}, {connection.user.email}, {connection.gateway.name}."
 
     def act() -> HttpResponse:
         connection.revoke(by=request.user)
@@ -226,8 +227,9 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         refused=lambda _: changed(request, connection, "This connection was already revoked"),
         title="Revoke connection",
         text=REVOKE_TEXT,
-        more=f"{connection.host.name}, {connection.user.email}, {connection.gateway.name}. {_token_sentence(tokens)} "
-        "Cannot be undone.",
+        more=lambda: sentences(
+            scene, _token_sentence(tokens), refused_lately([connection], request.user), "Cannot be undone."
+        ),
         icon="revoke",
         target=f"#connection-{pk}",
         back=back_url(request, connection),

@@ -323,7 +323,7 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
         kind="primary",
         text=f"Quarantine {name}? It leaves {feature.assignment.gateway.name} on the next request, and its calls are "
         "refused until somebody accepts it.",
-        more=lambda: sentences(cuts(feature, request.user), _used(feature, request.user)),
+        more=lambda: cuts(feature, request.user),
         hidden=[("back", back)],
     )
 

@@ -20,7 +20,7 @@ from auditlog.charts import CallPlots
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_SERVERS
-from connections.impact import archived_with, cut_together, cuts
+from connections.impact import archived_with, cut_together, cuts, narrowed_to
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
 from gateways.feature_refresh import first_list
@@ -46,6 +46,7 @@ from gateways.models import (
     GatewayQuerySet,
     IdentityGateways,
     Listing,
+    Reach,
     WrongIdentity,
     allow_identity,
 )
@@ -57,6 +58,7 @@ from ui.pages import (
     AppRequest,
     Undo,
     answer,
+    is_for,
     leave,
     posted,
     seen_version,
@@ -231,8 +233,18 @@ def rename(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 def reach(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
+    if is_for(request, "would-refuse"):
+        return _reach_refused(request, gateway)
     form = ReachForm(posted(request), initial={"reach": gateway.reach, "teams": gateway.teams.all()})
     return _edit(request, gateway, form, "Change reach", "Reach changed")
+
+
+def _reach_refused(request: AppRequest, gateway: Gateway) -> HttpResponse:
+    """Show what the reach chosen in the form would have refused, while it is chosen."""
+    form, refused = ReachForm(request.GET), ""
+    if form.is_valid() and form.cleaned_data["reach"] == Reach.TEAMS:
+        refused = narrowed_to(gateway, form.cleaned_data["teams"], request.user)
+    return render(request, "gateways/form.html#refused", {"refused": refused})
 
 
 @require_http_methods(["GET", "POST"])
@@ -468,7 +480,7 @@ def remove_assignment(request: AppRequest, pk: UUID) -> HttpResponse:
         title="Remove server",
         text=f"Remove {row.server.name} from {row.gateway.name}? {_stopping_tools(row)} on the next request. "
         "Connections are not changed.",
-        more="Its tool settings and history on this gateway are lost.",
+        more=lambda: sentences(cuts(row, request.user), "Its tool settings and history on this gateway are lost."),
         icon="remove",
     )
 

@@ -19,6 +19,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from django_htmx.http import reswap, retarget
 
 from accounts.models import User
+from auditlog.over_time import would_refuse
 from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections import views as connection_views
@@ -75,6 +76,7 @@ from ui.pages import (
     posted,
     refuse,
     seen_version,
+    sentences,
     show,
     text_of,
     wants_fragment,
@@ -334,7 +336,10 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
         "Old token ended",
         title="End old token",
         text="End the old token? Requests using it will fail with 401 immediately.",
-        more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} still works.",
+        more=lambda: sentences(
+            f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} still works.",
+            _refused_lately([token], request.user, token_prefix=[token.previous_prefix]),
+        ),
         icon="revoke",
     )
 
@@ -414,7 +419,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         "Token revoked",
         title="Revoke token",
         text=REVOKE_TEXT,
-        more=f"{_named(token)}.",
+        more=lambda: sentences(f"{_named(token)}.", _refused_lately([token], request.user)),
         icon="revoke",
         choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
     )
@@ -433,13 +438,25 @@ def revoke_picked(request: AppRequest) -> HttpResponse:
     rows = with_scope(tokens_visible_to(request.user))
     picked = Picked(request, rows, ("token", "tokens"), back=reverse("tokens:list"), refused=refused)
     return end_picked(
-        picked, ("Revoke", "revoked"), lambda token: token.revoke(by=request.user), TokenAlreadyRevoked, _ended_with
+        picked,
+        ("Revoke", "revoked"),
+        lambda token: token.revoke(by=request.user),
+        TokenAlreadyRevoked,
+        lambda tokens: sentences(_ended_with(tokens), _refused_lately(tokens, request.user)),
     )
 
 
 def _ended_with(tokens: list[Token]) -> str:
     hosts = {token.connection.host_id for token in tokens}
     return f"Requests of {len(hosts)} host{'' if len(hosts) == 1 else 's'} with them fail with 401 immediately."
+
+
+def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
+    """Return the calls of seven days that revoking these would have refused; empty for who may not read these."""
+    # Calls are indexed by connection, not by token.
+    of = {"connection_id": [token.connection_id for token in tokens], "token_id": [token.pk for token in tokens]}
+    is_own = all(token.connection.user_id == viewer.pk for token in tokens)
+    return would_refuse({**of, **where}, viewer, is_own=is_own, what=f"used {'them' if tokens[1:] else 'it'}")
 
 
 def _find(request: AppRequest, pk: UUID) -> Token:

@@ -16,6 +16,7 @@ from django.urls import reverse
 from accounts.models import ApiKey, User
 from accounts.people_views import person_or_404
 from accounts.rules import PeopleError, missing_capabilities
+from auditlog.over_time import would_refuse
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection, ConnectionAlreadyRevoked
@@ -152,6 +153,12 @@ class Subject:
     def effect(self) -> str:
         """Sentences that say what the act ends, when, and whether it can be undone."""
         raise NotImplementedError
+
+    @property
+    def refused_lately(self) -> str:
+        """The calls of seven days that the act would have refused; empty for who may not read the log."""
+        where = {column: [pk] for column, pk in self.calls.items()}
+        return would_refuse(where, self.viewer, what=f"went through this {self.noun}")
 
     def stop(self) -> Stopped:
         """Do the act. Raises one of `faults`."""

@@ -27,7 +27,7 @@ from gatewayadmin.incident.activity import SHOWN, Activity
 from gatewayadmin.incident.subjects import Subject
 from gateways.models import Feature
 from servers.identity_views import IdentityRow
-from ui.pages import AppRequest, Undo, leave, show, text_of
+from ui.pages import AppRequest, Undo, leave, sentences, show, text_of
 from ui.viewset import confirmed
 
 EVENTS = 10
@@ -180,7 +180,7 @@ def stop(kind: type[Subject]) -> View:
             faults=kind.faults,
             title=f"Stop this {subject.noun}",
             text=f"Stop {subject.name}?",
-            more=subject.effect,
+            more=lambda: sentences(subject.effect, subject.refused_lately),
             icon="revoke",
             submit=subject.act,
             asks_why=True,

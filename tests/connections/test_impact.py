@@ -67,20 +67,20 @@ def test_each_layer_counts_what_goes_through_it(link: Connection) -> None:
     }
 
     assert told == {
-        "Host": "1 host, 2 users, 1 identity, 2 calls in 24 h",
-        "Gateway": "1 host, 2 users, 1 identity, 2 calls in 24 h",
-        "Connection": "1 host, 1 user, 1 identity, 1 call in 24 h",
-        "Server": "1 host, 2 users, 1 identity, 1 call in 24 h",
-        "Assignment": "1 host, 2 users, 1 identity, 1 call in 24 h",
-        "Feature": "1 host, 2 users, 1 identity, 1 call in 24 h",
-        "User": "1 host, 1 user, 1 identity, 1 call in 24 h",
+        "Host": "1 host, 2 users, 1 identity",
+        "Gateway": "1 host, 2 users, 1 identity",
+        "Connection": "1 host, 1 user, 1 identity",
+        "Server": "1 host, 2 users, 1 identity",
+        "Assignment": "1 host, 2 users, 1 identity",
+        "Feature": "1 host, 2 users, 1 identity",
+        "User": "1 host, 1 user, 1 identity",
     }
 
 
 def test_an_own_identity_carries_its_own_users_connections_only(link: Connection) -> None:
     identity = link.identities.get().identity
 
-    assert str(impact_of(identity)) == "1 host, 1 user, 1 call in 24 h"
+    assert str(impact_of(identity)) == "1 host, 1 user"
 
 
 def test_a_shared_identity_carries_all_of_its_gateways() -> None:
@@ -102,7 +102,7 @@ def test_people_who_may_not_see_connections_get_no_impact_of_several_servers(lin
     told = text(sign_in(seeing).post("/switch/servers/", picked, headers=HTMX))
     untold = text(sign_in(make.user(Capability.SERVERS_TOGGLE)).post("/switch/servers/", picked, headers=HTMX))
 
-    assert "Cuts 2 connections, 1 host, 2 users, 1 call in 24 h." in told
+    assert "Cuts 2 connections, 1 host, 2 users." in told
     assert "Disable 2 servers" in untold
     assert "Cuts" not in untold
 

@@ -4,9 +4,10 @@ The queries differ from those of the pages, and states are those the world was b
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from allauth.mfa.models import Authenticator
@@ -522,16 +523,12 @@ def _more_values(ask: Ask) -> int:
 
 
 def _links(ask: Ask) -> "tuple[Any, QuerySet[Connection], QuerySet[Call]]":
-    """Return the object, the live connections that depend on it, and its calls of a day."""
+    """Return the object, the live connections that depend on it, and its calls."""
     room, name = ask.path[0], ask.path[1]
     model, by_slug = MODELS[room]
     thing: Any = model.objects.get(**{"slug" if by_slug else "pk": name})
     rows, calls = OF[room](thing)
-    return thing, Connection.objects.filter(rows, **LIVE), Call.objects.filter(calls, created_at__gte=_a_day_ago())
-
-
-def _a_day_ago() -> datetime:
-    return timezone.now() - DAY
+    return thing, Connection.objects.filter(rows, **LIVE), Call.objects.filter(calls)
 
 
 def _gateways_of(**of: Any) -> Q:
@@ -576,11 +573,12 @@ OF: dict[str, "Callable[[Any], tuple[Q, Q]]"] = {
 
 
 def _cut(ask: Ask) -> tuple[float, ...]:
-    """Return hosts, people, identities if any, and calls; empty for viewers who see no connections."""
+    """Return hosts, people and identities if any, for viewers who see connections; then the calls of seven days."""
     thing, rows, calls = _links(ask)
     owner = getattr(thing, "user_id", None) or getattr(thing, "owner_id", None)
+    lately = _lately(ask, calls, is_own=owner == ask.viewer.pk)
     if not ask.sees_connections and owner != ask.viewer.pk:
-        return ()
+        return lately
     hosts = rows.values("host").distinct().count()
     people = rows.values("user").distinct().count()
     carried = Q(connection_identities__connection__in=rows)
@@ -601,7 +599,19 @@ def _cut(ask: Ask) -> tuple[float, ...]:
             identities = _distinct(Identity.objects.filter(carried, server=thing.assignment.server_id))
         case _:
             identities = _distinct(Identity.objects.filter(carried))
-    return (hosts, people, *([identities] if identities else []), calls.count())
+    return (hosts, people, *([identities] if identities else []), *lately)
+
+
+def _lately(ask: Ask, calls: "QuerySet[Call]", *, is_own: bool = False) -> tuple[float, ...]:
+    """Return the calls of seven days that were not refused, their callers, and the calls of each caller."""
+    if not is_own and not ask.viewer.has_perm(Capability.LOGS_READ):
+        return ()
+    today = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)
+    rows = calls.filter(created_at__gte=today - 7 * DAY).exclude(outcome__in=("denied", "unauthorized", "rate_limited"))
+    # All calls of the world are an agent's: only its own page tells the people apart.
+    caller = "user_id" if "hosts" in ask.path[:2] else "host_id"
+    by_caller = sorted(Counter(rows.values_list(caller, flat=True)).values(), reverse=True)
+    return (sum(by_caller), len(by_caller), *by_caller) if by_caller else ()
 
 
 def _distinct(*found: "QuerySet[Identity]") -> int:
@@ -646,7 +656,9 @@ def _first_names(number: int) -> tuple[float, ...]:
 
 def _ask_revoke(ask: Ask) -> tuple[float, ...]:
     tokens = Token.objects.filter(connection=ask.path[1], revoked_at=None).count()
-    return (tokens,) if tokens > 1 else ()
+    thing, _, calls = _links(ask)
+    lately = _lately(ask, calls, is_own=thing.user_id == ask.viewer.pk)
+    return (*((tokens,) if tokens > 1 else ()), *lately)
 
 
 def _ask_archive(ask: Ask) -> tuple[float, ...]:
@@ -683,6 +695,10 @@ def _act_ends(ask: Ask) -> int:
 
 
 def _ask_stop(ask: Ask) -> tuple[float, ...]:
+    return (*_act_effect(ask), *_lately(ask, Call.objects.filter(**{_stopped_column(ask): ask.path[2]})))
+
+
+def _act_effect(ask: Ask) -> tuple[float, ...]:
     """Connections, tokens, open sessions and API keys that end; of a server, its gateways. None is not told."""
     if ask.path[1] == "tokens":
         return ()
@@ -698,9 +714,13 @@ def _ask_stop(ask: Ask) -> tuple[float, ...]:
 
 def _of_day(ask: Ask) -> "QuerySet[Call]":
     """The calls of the subject of an incident in its last 24 hours."""
-    column = {"hosts": "host_id", "people": "user_id", "connections": "connection_id", "tokens": "token_id"}
     since = timezone.now().replace(minute=0, second=0, microsecond=0) - DAY
-    return Call.objects.filter(**{column.get(ask.path[1], "server_id"): ask.path[2]}, created_at__gte=since)
+    return Call.objects.filter(**{_stopped_column(ask): ask.path[2]}, created_at__gte=since)
+
+
+def _stopped_column(ask: Ask) -> str:
+    column = {"hosts": "host_id", "people": "user_id", "connections": "connection_id", "tokens": "token_id"}
+    return column.get(ask.path[1], "server_id")
 
 
 def _ask_narrow(ask: Ask) -> tuple[float, ...]:
@@ -720,7 +740,7 @@ ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
     "gateways:disable": _ask_gateway,
     "gateways:archive": _ask_archive,
     "gateways:disable_assignment": _ask_assignment,
-    "gateways:remove_assignment": lambda ask: _stops(_usable(ask, "tool", assignment=ask.path[1])),
+    "gateways:remove_assignment": _ask_assignment,
     "gateways:narrow": _ask_narrow,
     "gateways:disable_tool": _cut,
     "gateways:quarantine": _cut,
@@ -801,7 +821,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "ask": _asked,
     "act.ends": _act_ends,
     "incident.act": _act_ends,
-    "incident.effect": _ask_stop,
+    "incident.effect": _act_effect,
     "incident.calls": lambda ask: _of_day(ask).count(),
     "incident.refused": lambda ask: _of_day(ask).filter(outcome__in=("denied", "unauthorized", "rate_limited")).count(),
     "incident.tools": lambda ask: (

@@ -129,7 +129,7 @@ def test_picked_hosts_are_switched_off_after_one_question_one_event_each_and_bac
     asked = client.post("/switch/hosts/", {"act": "disable", "pick": picks})
     said = asked.content.decode()
     assert "Disable 2 hosts" in said
-    assert "Cuts 1 connection, 1 host, 1 user, 0 calls in 24 h." in said
+    assert "Cuts 1 connection, 1 host, 1 user." in said
     assert "Left alone: Newcomer (waits for approval)." in said
     assert Host.objects.filter(enabled=False, kind=bots[0].kind).count() == 0, "asking does nothing"
 
@@ -344,7 +344,8 @@ def test_picked_connections_are_revoked_once_their_number_is_typed_one_event_eac
     said, toast = asked_and_done(sign_in(ana), "/revoke/connections/", picks)
 
     assert "Revoke 2 connections" in said
-    assert "2 connections and 2 tokens of 1 user end with the next request. This cannot be undone." in said
+    assert "2 connections and 2 tokens of 1 user end with the next request. No call of the last 7 days would" in said
+    assert "This cannot be undone." in said
     assert "(revoked already)" in said
     assert "2 connections revoked" in toast
     assert Connection.objects.live().count() == 0

@@ -1,0 +1,163 @@
+"""The calls of the last seven days that a switch or a policy would have refused, and whose they were.
+
+Up to MOST_READ calls are counted in the log, by caller. Beyond that the number comes from the roll-ups, if they have
+these columns, and is called "about". Each statement has a time limit, so that no confirmation waits for a long log.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import OperationalError, connection, transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.models import ENDINGS, Call
+from auditlog.rollups.reading import Where, book
+from auditlog.rollups.schema import DIMENSIONS, range_start
+from capabilities import Capability
+from hosts.models import Host
+
+PERIOD = timedelta(days=7)
+MOST_READ = 10_000
+NAMED = 5
+LOG_MS, ROLLUPS_MS = 80, 35  # Per statement; the roll-ups take three. Together less than 200 ms.
+CANCELLED = "57014"
+
+# An index finds the calls: a bitmap of a busy gateway, or a scan of a day, would read far more than MOST_READ.
+_BOUND = "SET LOCAL statement_timeout = {}; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off"
+_BY_CALLER = "SELECT c.user_id, c.host_id, count(*) FROM ({calls}) c GROUP BY 1, 2"
+
+REFUSED = "would have been refused."
+
+type Caller = tuple[str, UUID | None]  # Its noun and its id.
+PLURALS = {"person": "people", "agent": "agents", "app": "apps"}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Calls that would have been refused; `calls` is None if they were not counted in time."""
+
+    calls: int | None
+    is_exact: bool = False
+    callers: Counter[Caller] = field(default_factory=Counter)
+
+    def sentence(self, what: str = "went through it") -> str:
+        """Return the number and the callers in words; `what` says what the calls did, such as "went through it"."""
+        if self.calls is None:
+            return "The calls of the last 7 days could not be counted in time."
+        if not self.calls:
+            return "No call of the last 7 days would have been refused."
+        named = _named(self.callers)
+        calls = f"{self.calls:,} {'call' if self.calls == 1 else 'calls'}"
+        if self.is_exact:
+            would = "It" if self.calls == 1 else "They"
+            return f"In the last 7 days {calls} of {_counted(self.callers)} {what}: {named}. {would} {REFUSED}"
+        about = f"more than {calls}" if self.calls == MOST_READ else f"about {calls}"
+        among = f" Among some {MOST_READ:,} of them: {named}." if self.callers else ""
+        return f"In the last 7 days {about} {what}.{among} They {REFUSED}"
+
+
+def would_refuse(
+    where: Where,
+    viewer: User,
+    *,
+    not_of: QuerySet[User] | None = None,
+    is_own: bool = False,
+    what: str = "went through it",
+) -> str:
+    """Return a sentence on the calls of the last seven days with these values of columns; see `refused`.
+
+    Empty for viewers who may not read the log, unless the calls are their own (`is_own`).
+    """
+    if not is_own and not viewer.has_perm(Capability.LOGS_READ):
+        return ""
+    return refused(where, not_of=not_of).sentence(what)
+
+
+def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> Refused:
+    """Count the answered calls of the last seven days with these values of columns, without those of `not_of`."""
+    since = range_start(timezone.now(), PERIOD)
+    read = _in_time(lambda: _callers(where, not_of, since), LOG_MS)
+    if read is not None and read.total() <= MOST_READ:
+        return Refused(read.total(), is_exact=True, callers=read)
+    if not_of is None and where.keys() <= {*DIMENSIONS}:
+        numbers = _in_time(lambda: _rolled_up(where, since), ROLLUPS_MS)
+        if numbers is not None:
+            return Refused(numbers, callers=read or Counter())
+    return Refused(None if read is None else MOST_READ, callers=read or Counter())
+
+
+def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:
+    """Count at most MOST_READ + 1 calls by caller.
+
+    The callers of an app or agent are people; those of a person are apps and agents. Otherwise an agent stands for
+    itself, and an app for the person who uses it.
+    """
+    columns = {f"{column}__in": values for column, values in where.items()}
+    rows = Call.objects.filter(created_at__gte=since, **columns).exclude(outcome__in=ENDINGS["denied"])
+    if not_of is not None:
+        rows = rows.exclude(user_id__in=not_of.order_by().values("pk"))
+    statement, parameters = rows.order_by().values("user_id", "host_id")[: MOST_READ + 1].query.sql_with_params()
+    with connection.cursor() as cursor:
+        cursor.execute(_BY_CALLER.format(calls=statement), parameters)
+        found: Sequence[tuple[UUID | None, UUID | None, int]] = cursor.fetchall()
+    hosts = Host.objects.filter(pk__in={host for _, host, _ in found if host})
+    kinds = {host.pk: "agent" if host.is_agent else "app" for host in hosts.only("kind")}
+    callers = Counter[Caller]()
+    for user, host, calls in found:
+        kind = kinds.get(host, "app") if host else "app"
+        is_person = "host_id" in where or (kind == "app" and "user_id" not in where)
+        callers["person" if is_person else kind, user if is_person else host] += calls
+    return callers
+
+
+def _rolled_up(where: Where, since: datetime) -> int | None:
+    with book() as rollups:
+        numbers = rollups.total(where, since, timezone.now(), timed=False)
+    return None if numbers is None else numbers.calls - numbers.denied
+
+
+def _in_time[T](work: Callable[[], T], milliseconds: int) -> T | None:
+    """Return the result of `work`, which only reads, or None if one of its statements takes longer than this."""
+    try:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute(_BOUND.format(milliseconds))
+            result = work()
+            transaction.set_rollback(True)  # The settings would last as long as an outer transaction.
+    except OperationalError as error:
+        if getattr(error.__cause__, "sqlstate", None) != CANCELLED:
+            raise
+        return None
+    return result
+
+
+def _counted(callers: Iterable[Caller]) -> str:
+    """Return numbers of callers in words, such as "2 people and 1 agent"."""
+    numbers = Counter(noun for noun, _ in callers)
+    *first, last = (
+        f"{numbers[noun]:,} {noun if numbers[noun] == 1 else plural}"
+        for noun, plural in PLURALS.items()
+        if numbers[noun]
+    )
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _named(callers: Counter[Caller]) -> str:
+    """Return the names of those with the most calls, with their numbers, and the number of others."""
+    most = callers.most_common(NAMED)
+    pks = {pk for (_, pk), _ in most if pk}
+    names: Mapping[Any, str] = {
+        **{row.pk: row.name for row in User.objects.filter(pk__in=pks)},
+        **{row.pk: row.name for row in Host.objects.filter(pk__in=pks).only("name")},
+    }
+    told = sorted((-calls, names.get(pk, "unknown")) for (_, pk), calls in most)
+    first, more = ", ".join(f"{name} ({-calls:,})" for calls, name in told), len(callers) - NAMED
+    return f"{first} and {more:,} more" if more > 0 else first

@@ -1,0 +1,45 @@
+"""A switch and a reach say in a real browser whose calls of the last seven days they would have refused."""
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests import curl
+from tests.browser.test_incident import host_of
+from tests.make import unique
+from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+A_TEAM_AND_SOMEBODY_ELSE = """
+from accounts.models import Role, Team, User
+Team.objects.add(name="{name}", users=(), by=None)
+User.objects.create_user("{name}@example.com", display_name="Ada", role=Role.objects.get(name="Member"))
+"""
+
+
+def test_disabling_an_agent_and_choosing_teams_say_what_they_would_have_refused(live: Serve, page: Page) -> None:
+    host, team = unique("build-bot"), unique("team")
+    live.manage("shell", "--verbosity", "0", "-c", A_TEAM_AND_SOMEBODY_ELSE.format(name=team))
+    issued = live.issue_token(host=host, gateway="quickstart", user=f"{team}@example.com")
+    for word in ("one", "two"):
+        assert curl.call_tool(issued["gateway_url"], issued["token"], "echo", text=word).status == 200
+
+    page.goto(f"{live.url}/hosts/{host_of(live, host)}/")
+    page.get_by_role("switch").first.click()
+    question = page.get_by_role("alertdialog")
+    expect(question).to_contain_text(
+        re.compile(r"In the last 7 days \d calls of 1 person went through it: Ada \(\d\)\.")
+    )
+    question.get_by_role("button", name="Cancel").click()
+
+    page.goto(f"{live.url}/gateways/quickstart/")
+    page.get_by_role("button", name="Change reach").click()
+    form = page.get_by_role("dialog", name="Change reach")
+    form.get_by_role("radio", name="Teams").check()
+    form.get_by_role("checkbox", name=team).check()
+    expect(form.get_by_role("status")).to_contain_text(re.compile(rf"came from outside these teams: .*{host} \(\d\)"))
+    expect(form.get_by_role("status")).to_contain_text("They would have been refused.")
+    form.get_by_role("radio", name="Everyone").check()
+    expect(form.get_by_role("status")).to_be_hidden()
