@@ -75,7 +75,7 @@ def test_a_statement_that_took_its_time_is_not_sent_again(play: Play) -> None:
         assert lost == [True]
         assert value(await connection.query(b"one", [b"2"])) == b"2"
 
-    play(scene, timeout=0.5)
+    play(scene, timeout=2)
 
 
 def test_rejected_statements_are_repeated_once_over_a_new_connection(play: Play) -> None:

@@ -135,14 +135,14 @@ def test_an_event_is_passed_on_when_it_comes(work: Work) -> None:
         await request.event(note("notifications/progress", progressToken=token, progress=1))
         await request.event(note("notifications/progress", progressToken="another's", progress=2))
         await request.event(note("notifications/roots/of_the_future", data="not known"))
-        await asyncio.to_thread(go_on.wait, 10)
+        await asyncio.to_thread(go_on.wait, PATIENCE)
         await request.event({"jsonrpc": "2.0", "id": 12345, "result": {"content": ["another's"]}})
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}, last=True)
 
     work.put(calling(slow))
     given = {"Authorization": f"Bearer {work.agent.secret}", "Accept": BOTH}
     with httpx.stream(
-        "POST", work.agent.url, json=call("docs__it", token=7), headers=given, timeout=5, trust_env=False
+        "POST", work.agent.url, json=call("docs__it", token=7), headers=given, timeout=PATIENCE, trust_env=False
     ) as answer:
         lines = (line for line in answer.iter_lines() if line.startswith("data: "))
         assert json.loads(next(lines)[6:]) == note("notifications/progress", progressToken=7, progress=1)
