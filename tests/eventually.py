@@ -12,11 +12,15 @@ PATIENCE = 120.0  # Seconds after which it will not become true any more, howeve
 
 
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """Return the first true value of `fact`; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
+    """Return the first true value of `fact`; fails after `seconds`.
+
+    It asks less often the longer it waits, because some facts take a request or a process to ask.
+    """
+    began = time.monotonic()
     while not (found := fact()):
-        assert time.monotonic() < deadline, f"it never came true: {found!r}"
-        time.sleep(0.02)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"it never came true: {found!r}"
+        time.sleep(max(0.02, min(waited / 8, 0.2)))
     return found
 
 

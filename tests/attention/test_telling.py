@@ -131,7 +131,7 @@ def test_what_is_no_incident_is_told_once_a_day(chief: User) -> None:
 def test_a_flapping_server_does_not_flood(chief: User) -> None:
     begin = datetime.now(UTC)
     for n in range(telling.MOST_A_DAY + 4):
-        with time_machine.travel(begin + timedelta(minutes=4 * n), tick=False):
+        with time_machine.travel(begin + timedelta(minutes=11 * n), tick=False):
             make.server(name=f"Server {n}").note_health(Health.DOWN, "timeout")
             told()
 

@@ -190,9 +190,10 @@ def result_of(answer: httpx.Response) -> Object:
 
 
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """Return the first true value of `fact`; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
+    """Return the first true value of `fact`, asked less often the longer it takes; fails after `seconds`."""
+    began = time.monotonic()
     while not (found := fact()):
-        assert time.monotonic() < deadline, f"it never came true: {found!r}"
-        time.sleep(0.02)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"it never came true: {found!r}"
+        time.sleep(max(0.02, min(waited / 8, 0.2)))
     return found

@@ -22,9 +22,12 @@ def fault(docstring: str) -> str:
 
 def docstrings(source: str) -> Iterator[tuple[str, str]]:
     """Yield name and docstring of the module, its classes and functions."""
-    for node in ast.walk(ast.parse(source)):
+    todo: list[ast.AST] = [ast.parse(source)]
+    while todo:
+        node = todo.pop()
         if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
             yield getattr(node, "name", "module"), text
+        todo += [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)]
 
 
 def test_no_docstring_is_a_riddle() -> None:
