@@ -15,6 +15,7 @@ from rest_framework.routers import SimpleRouter
 
 from accounts.api import CapabilityResource, Confirm, Me, UserResource
 from accounts.groups_api import RoleResource, TeamResource, Workspace
+from attention.api import ChannelResource
 from auditlog.api import CallResource, EventResource, OwnCalls
 from auditlog.saved_views import SavedViewResource
 from capabilities import own_resource
@@ -45,6 +46,7 @@ router.register("hosts", HostResource, "host")
 router.register("identities", IdentityResource, "identity")
 router.register("log-views", SavedViewResource, "savedview")
 router.register("logs", CallResource, "call")
+router.register("notification-channels", ChannelResource, "channel")
 router.register("provisioning-keys", ProvisioningKeyResource, "provisioning-key")
 router.register("roles", RoleResource, "role")
 router.register("servers", ServerResource, "server")

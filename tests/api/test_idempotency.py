@@ -46,6 +46,7 @@ CHANGING = {
     "provisioning-key-revoke",
     "sink-send-now",
     "sink-test",
+    "channel-test",
     "apikey-revoke",
     "assignment-disable",
     "assignment-enable",

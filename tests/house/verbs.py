@@ -8,6 +8,8 @@ from uuid import UUID
 from django.utils import timezone
 
 from accounts.models import Role, User, WorkspaceSettings
+from attention.matters import BY_NAME
+from attention.telling import PERSONAL
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
@@ -22,6 +24,7 @@ from tokens.models import Token
 NEW_SERVER = "https://93.184.216.34/mcp"
 NO_SCOPES = {"scopes-TOTAL_FORMS": 0, "scopes-INITIAL_FORMS": 0}
 TWO = ["hosts:read", "logs:read"]
+TOLD = [*(name for name, matter in BY_NAME.items() if not matter.is_own), *PERSONAL]
 
 
 @dataclass(frozen=True)
@@ -642,14 +645,33 @@ VERBS = [
     verb(
         "Channel.add",
         page("/settings/notifications/add?kind=slack", address="https://93.184.216.34/made", enabled="on", zone="UTC"),
+        rest("POST /notification-channels", kind="slack", address="https://93.184.216.34/made", matters=[]),
     ),
     verb(
         "Channel.edit",
         page("/settings/notifications/{channel}", enabled="on", zone="Europe/Berlin"),
+        rest("PATCH /notification-channels/{channel}", matters=[], zone="Europe/Berlin"),
+    ),
+    verb(
+        "Channel.edit",
+        page("/settings/notifications/{channel}", matters=[*TOLD], zone="UTC"),
+        rest("PATCH /notification-channels/{channel}", enabled=False),
+        admin("attention/channel", "disable", "channel"),
+        case="disabled",
+    ),
+    verb(
+        "Channel.edit",
+        page("/settings/notifications/{channel}", matters=[*TOLD], zone="UTC", enabled="on"),
+        rest("PATCH /notification-channels/{channel}", enabled=True),
+        admin("attention/channel", "enable", "channel"),
+        before=rest("PATCH /notification-channels/{channel}", enabled=False),
+        case="enabled",
     ),
     verb(
         "Channel.remove",
         page("/settings/notifications/{channel}/remove"),
+        rest("DELETE /notification-channels/{channel}"),
+        admin("attention/channel", "remove", "channel"),
     ),
     verb(
         "Sink.add",
