@@ -181,6 +181,7 @@ VERBS = [
         "Connection.cut_off",
         page("/incident/people/{owner}/stop/"),
         rest("POST /users/{owner}/cut-off"),
+        rest("POST /users/{owner}/stop"),
         admin("accounts/user", "cut_off", "owner"),
     ),
     verb(
@@ -208,10 +209,11 @@ VERBS = [
         page("/connections/{connection}/revoke/"),
         page("/incident/connections/{connection}/stop/"),
         rest("POST /connections/{connection}/revoke"),
+        rest("POST /connections/{connection}/stop"),
         last_token,
         admin("connections/connection", "revoke", "connection"),
     ),
-    verb("Connection.stop_host", page("/incident/hosts/{host}/stop/")),
+    verb("Connection.stop_host", page("/incident/hosts/{host}/stop/"), rest("POST /hosts/{host}/stop")),
     verb(
         "Connection.end_sessions",
         page("/connections/{connection}/sessions/end/"),
@@ -268,6 +270,7 @@ VERBS = [
         page("/incident/tokens/{token}/stop/"),
         rest("POST /tokens/{token}/revoke"),
         rest("DELETE /tokens/{token}"),
+        rest("POST /tokens/{token}/stop"),
         admin("tokens/token", "revoke", "token"),
     ),
     verb("Token.revoke_with_connection", last_token),
@@ -442,6 +445,7 @@ VERBS = [
         page("/servers/docs/disable/"),
         page("/incident/servers/{server}/stop/"),
         rest("POST /servers/docs/disable"),
+        rest("POST /servers/docs/stop"),
         admin("servers/server", "disable", "server"),
     ),
     verb(
