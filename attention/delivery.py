@@ -5,6 +5,7 @@ To add a kind, add its body here and its name to ChannelKind.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0
 MOST_READ = 16 * 1024  # Bytes of an answer that are read; its content does not matter.
+LINKING = re.compile(r"(?<=\w)[.:](?=[^\W\d]|//)")  # Numbers and times such as 12:30 stay as they are.
 
 
 class ChannelError(Exception):
@@ -114,7 +116,8 @@ class Parcel:
 
     def _mail(self) -> None:
         try:
-            EmailMessage(self.subject, f"{self.text}\n\n{self.link}\n", bcc=[self.address]).send()
+            text = f"{without_links(self.text)}\n\n{self.link}\n"
+            EmailMessage(without_links(self.subject), text, bcc=[self.address]).send()
         except OSError as error:  # Also covers smtplib's errors.
             raise Undelivered(reason(error)) from None
 
@@ -147,8 +150,17 @@ def _webhook(parcel: Parcel) -> dict[str, Any]:
 
 def _slack(parcel: Parcel) -> dict[str, Any]:
     """Return the body for Slack, whose control characters are escaped: names may contain `<!channel>`."""
-    subject, text = (_escaped(words) for words in (parcel.subject, parcel.text))
-    return {"text": f"{subject}\n{text}\n<{_escaped(parcel.link)}|Open>"}
+    subject, text = (_escaped(without_links(words)) for words in (parcel.subject, parcel.text))
+    link = f"<{_escaped(parcel.link)}|Open>"
+    return {"text": f"{subject}\n{text}\n{link}", "unfurl_links": False, "unfurl_media": False}
+
+
+def without_links(text: str) -> str:
+    """Return `text` so that no receiver turns a name in it, such as `evil.example`, into a link.
+
+    A zero-width space, which nobody sees, parts what would be read as a host or a scheme.
+    """
+    return LINKING.sub("\\g<0>\u200b", text)
 
 
 def _escaped(text: str) -> str:
@@ -157,7 +169,7 @@ def _escaped(text: str) -> str:
 
 def _teams(parcel: Parcel) -> dict[str, Any]:
     """Return an adaptive card. Text runs are not Markdown, so names cannot contain links."""
-    runs = [("Bolder", parcel.subject), ("Default", parcel.text)]
+    runs = [("Bolder", without_links(parcel.subject)), ("Default", without_links(parcel.text))]
     card = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
         "type": "AdaptiveCard",

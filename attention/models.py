@@ -42,15 +42,25 @@ class TooManyChannels(ChannelError):
 
 
 class SecondMailChannel(ChannelError):
-    """Mail is there already: it always goes to your own address."""
+    """You have a mail channel already: mail always goes to your own address."""
+
+
+class MailStays(ChannelError):
+    """Mail can be disabled, not removed."""
+
+
+class AddressChangedMeanwhile(ChannelError):
+    """Somebody changed the address meanwhile. Open the channel again."""
 
 
 class ChannelManager(models.Manager["Channel"]):
-    def add(self, *, by: User, kind: str, for_workspace: bool, **fields: Any) -> Channel:
+    def add(
+        self, *, by: User, kind: str, for_workspace: bool, address: str = "", secret: str = "", **fields: Any
+    ) -> Channel:
         """Add a channel of `by`, or of the workspace. Raises ChannelError or CapabilityRequired."""
         channel = Channel(kind=kind, owner=None if for_workspace else by)
         channel.must_be_open_to(by)
-        channel.set_up(**fields)
+        channel.set_up(fields | channel.sealed_address(address, secret))
         with transaction.atomic():
             User.objects.select_for_update(of=("self",)).get(pk=by.pk)
             present = list(self.filter(owner=channel.owner))
@@ -64,8 +74,15 @@ class ChannelManager(models.Manager["Channel"]):
         return channel
 
     def mail_of(self, person: User) -> Channel:
-        """Return the mail channel of `person`, made when first needed: mail is on until they switch it off."""
+        """Return the mail channel of `person`, made when first needed: mail is enabled until they disable it."""
         return self.get_or_create(owner=person, kind=ChannelKind.MAIL)[0]
+
+    def open_to(self, person: User) -> models.QuerySet[Channel]:
+        """Return the channels that `person` may change: their own, and the workspace's for who manages it."""
+        mine = Q(owner=person)
+        if person.has_perm(Capability.WORKSPACE_MANAGE):
+            mine |= Q(owner=None)
+        return self.filter(mine).select_related("owner")
 
 
 class Channel(Versioned, models.Model):
@@ -143,19 +160,27 @@ class Channel(Versioned, models.Model):
         if self.owner_id is not None and self.owner_id != by.pk:
             raise Channel.DoesNotExist
 
-    def set_up(self, *, address: str = "", secret: str = "", **fields: Any) -> None:
-        """Validate and set these values, and seal address and secret; empty ones stay. Raises ChannelError."""
+    def set_up(self, fields: dict[str, Any]) -> None:
         for name, value in fields.items():
             setattr(self, name, value)
+
+    def sealed_address(self, address: str, secret: str) -> dict[str, Any]:
+        """Return the columns for this address and secret; empty ones stay. Raises ChannelError.
+
+        It looks up the host of the address, which may take seconds: not within a transaction.
+        """
         if self.is_own_mail or not (address or secret or self.sealed is None):
-            return
+            return {}
         present = self._present()
         if address and address != present[0] and self.kind == ChannelKind.WEBHOOK and not secret:
             raise BadChannelSecret("Enter the secret too: it belongs to the address it was made for.")
         address, secret = address.strip() or present[0], secret.strip() or present[1]
-        self.private = delivery.checked(self, address, secret)
-        self.origin = address if self.kind == ChannelKind.MAIL else delivery.origin(address)
-        self.sealed, self.key_id = cipher().seal(orjson.dumps([address, secret]).decode()), cipher().key_id
+        return {
+            "private": delivery.checked(self, address, secret),
+            "origin": address if self.kind == ChannelKind.MAIL else delivery.origin(address),
+            "sealed": cipher().seal(orjson.dumps([address, secret]).decode()),
+            "key_id": cipher().key_id,
+        }
 
     def _present(self) -> tuple[str, str]:
         """Return the address and the secret; both empty if there are none or no key decrypts them."""
@@ -164,17 +189,21 @@ class Channel(Versioned, models.Model):
         except Undecryptable:
             return "", ""
 
-    def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
+    def edit(self, *, by: User, seen: Seen | None = None, address: str = "", secret: str = "", **fields: Any) -> None:
         """Change what it is told, when and where. Raises ChannelError, CapabilityRequired or ChangedMeanwhile."""
+        self.must_be_open_to(by)
+        place = self.sealed_address(address, secret)
         with transaction.atomic():
             row: Channel = self.lock()
             row.must_be_open_to(by)
-            before, origin, sealed = row.editable(), row.origin, row.sealed
+            before, origin = row.editable(), row.origin
             row.must_be(seen, [name for name in before if name in fields and before[name] != fields[name]])
-            row.set_up(**fields)
+            if place and bytes(row.sealed or b"") != bytes(self.sealed or b""):
+                raise AddressChangedMeanwhile(AddressChangedMeanwhile.__doc__)
+            row.set_up(fields | place)
             changes = {name: [_plain(before[name]), _plain(now)] for name, now in row.editable().items()}
             changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
-            if row.sealed != sealed:
+            if place:
                 changes["address"] = [origin, row.origin]
             if not changes:
                 return
@@ -183,12 +212,12 @@ class Channel(Versioned, models.Model):
         self.refresh_from_db()
 
     def remove(self, *, by: User) -> None:
-        """Delete it with the messages that wait. Raises CapabilityRequired, or ChannelError for a person's mail."""
+        """Delete it with the messages that wait. Raises CapabilityRequired, or MailStays."""
         with transaction.atomic():
             row: Channel = self.lock()
             row.must_be_open_to(by)
             if row.is_own_mail:  # It would be made anew when next needed.
-                raise ChannelError("Mail is switched off, not removed.")
+                raise MailStays(MailStays.__doc__)
             changes = {"address": [row.origin, None]}
             Event.objects.record(Action.CHANNEL_REMOVED, row, by=by, changes=changes)
             row.delete()
@@ -206,7 +235,7 @@ class Channel(Versioned, models.Model):
         return datetime.combine(day, end, ZoneInfo(self.zone))
 
     def send(self, matter: str, subject: str, text: str, link: str, **more: Any) -> Notification | None:
-        """Queue a message; None if the channel is off, or is not told of the matter, or has no mail server.
+        """Queue a message; None if the channel is disabled, or is not told of the matter, or has no mail server.
 
         With a `key` a message is queued once. With `at_once` it does not wait for the end of quiet hours.
         """

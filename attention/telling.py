@@ -20,9 +20,10 @@ from django.db.models import F, Q
 from django.urls import reverse
 from django.utils import timezone
 
-from accounts.models import User, permissions_of
+from accounts.models import Attempt, User, permissions_of
+from accounts.models.attempts import HOUR
 from accounts.queues import released_while_waiting
-from attention.delivery import Parcel
+from attention.delivery import ChannelError, Parcel
 from attention.matters import BY_NAME, MATTERS, NAMED, Matter, OpenMatter
 from attention.models import LONGEST_ERROR, Channel, Notification
 from auditlog.actions import Action
@@ -54,6 +55,7 @@ LEASE = timedelta(minutes=2)  # Another process may deliver a message again afte
 AT_ONCE, THREADS = 16, 4  # Messages delivered in one run, and at the same time.
 MOST_FAILURES = 24  # In about two hours.
 LONGEST_NAME = 80
+MOST_TESTS = 10  # Of one person in an hour.
 
 
 def link_to(path: str) -> str:
@@ -317,14 +319,22 @@ def _claimed() -> Iterator[tuple[Notification, Parcel]]:
         messages = list(due.select_related("channel__owner")[:AT_ONCE])
         Notification.objects.filter(pk__in=[message.pk for message in messages]).update(due_at=now + LEASE)
     for message in messages:
-        owner = message.channel.owner
-        if not message.channel.enabled or (owner and not owner.is_active):
+        if not _is_wanted(message):
             Notification.objects.filter(pk=message.pk).update(due_at=None)
             continue
         try:
             yield message, Parcel.of(message.channel, message)
         except Undelivered as failure:
             _note(message, failure)
+
+
+def _is_wanted(message: Notification) -> bool:
+    """True if the channel may still be told: a message may have waited for hours, in which people lose permissions."""
+    channel, matter = message.channel, BY_NAME.get(message.matter)
+    if not channel.enabled or message.matter in channel.muted:
+        return False
+    owner = channel.owner
+    return owner is None or (owner.is_active and (matter is None or matter.is_for(owner)))
 
 
 def _delivered(parcel: Parcel) -> Undelivered | None:
@@ -356,8 +366,19 @@ def _note(message: Notification, failure: Undelivered | None) -> None:
     channel.update(last_error=str(failure)[:LONGEST_ERROR], last_error_at=now)
 
 
-def send_test(channel: Channel) -> str:
-    """Send a test message now; return why it was not accepted, or an empty text."""
+class TooManyTests(ChannelError):
+    """Ten test messages an hour are enough. Try again later."""
+
+    seconds = int(HOUR.total_seconds())
+
+
+def send_test(channel: Channel, *, by: User) -> str:
+    """Send a test message now; return why it was not accepted, or an empty text. Raises TooManyTests.
+
+    `by` may send ten an hour, through all channels: these can be removed and added again.
+    """
+    if Attempt.objects.note(f"channel-test:{by.pk}", window=HOUR) > MOST_TESTS:
+        raise TooManyTests(TooManyTests.__doc__)
     message = Notification(
         matter="test", subject="Test message", text=f"From {settings.PUBLIC_URL}.", link=link_to("/attention/")
     )

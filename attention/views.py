@@ -13,13 +13,12 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts.models import Attempt
-from accounts.models.attempts import HOUR
+from accounts.models import User
 from accounts.sign_in import ask_again
 from attention.delivery import BadChannelAddress, BadChannelSecret, ChannelError
 from attention.matters import GROUPS, MATTERS, waiting_for
 from attention.models import Channel, ChannelKind
-from attention.telling import choices_for, send_test
+from attention.telling import TooManyTests, choices_for, send_test
 from auditlog import replica
 from auditlog.filters import ListOptions, zone_of
 from capabilities import NOBODY, Capability, own_resource
@@ -27,7 +26,6 @@ from ui.pages import AppRequest, leave, posted, seen_version, show
 from ui.viewset import confirmed, form_page
 
 OWN = "one's own channels, and the workspace's for who manages it"
-MOST_TESTS = 10  # Test messages of one person per hour; channels can be removed and added again.
 ADDRESSES = {
     ChannelKind.MAIL: ("E-mail", "ops@example.com", "Of a person or a list that is told everything ticked below."),
     ChannelKind.WEBHOOK: ("URL", "https://hooks.example.com/gateway", "Each message is a POST with a JSON body."),
@@ -65,7 +63,7 @@ class ChannelForm(forms.Form):
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
         help_text="At least 24 bytes, made by “openssl rand”. It signs every message.",
     )
-    enabled = forms.BooleanField(required=False, initial=True, label="On")
+    enabled = forms.BooleanField(required=False, initial=True, label="Enabled")
     matters = forms.MultipleChoiceField(required=False, widget=forms.CheckboxSelectMultiple, label="Tell about")
     quiet_from = forms.TimeField(required=False, label="Quiet from", widget=forms.TimeInput(attrs={"type": "time"}))
     quiet_until = forms.TimeField(
@@ -77,7 +75,7 @@ class ChannelForm(forms.Form):
     zone = forms.CharField(label="Time zone", max_length=64, help_text="Such as Europe/Berlin.")
 
     def __init__(self, data: Any, *, channel: Channel, viewer: Any) -> None:
-        self._channel, self._is_new = channel, not channel.is_stored
+        self._channel, self._viewer, self._is_new = channel, viewer, not channel.is_stored
         choices = choices_for(viewer, for_workspace=channel.owner_id is None)
         offered = [name for name, _ in choices]
         zone = channel.zone if not self._is_new else ListOptions.of(viewer.log_look).zone
@@ -115,8 +113,9 @@ class ChannelForm(forms.Form):
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")
         muted = {name for name in self._channel.muted if name not in self._offered}
-        if (self._is_new or values.get("address")) and self._channel.owner_id is None:
-            # What the person who chooses the address may not see is not sent there either.
+        is_lent = self._channel.owner_id is None or self._viewer.narrowed_to is not None  # By an API key.
+        if (self._is_new or values.get("address")) and is_lent:
+            # What the person, or the API key, that chooses the address may not see is not sent there either.
             muted |= {matter.name for matter in MATTERS if matter.name not in self._offered}
         return values | {"muted": sorted(muted | {name for name in self._offered if name not in ticked})}
 
@@ -129,12 +128,13 @@ def _home() -> str:
 @own_resource(OWN)
 def notifications(request: AppRequest) -> HttpResponse:
     """List one's own channels, and those of the workspace for who manages it."""
-    own = list(Channel.objects.filter(owner=request.user).select_related("owner"))
+    stored = list(Channel.objects.open_to(request.user))
+    own = [channel for channel in stored if channel.owner_id]
     if not any(channel.is_own_mail for channel in own):
         own.insert(0, Channel(owner=request.user, kind=ChannelKind.MAIL))
     groups = [("Yours", "", own)]
     if request.user.has_perm(Capability.WORKSPACE_MANAGE):
-        groups.append(("The workspace's", "workspace", list(Channel.objects.filter(owner=None))))
+        groups.append(("The workspace's", "workspace", [channel for channel in stored if not channel.owner_id]))
     context = {"groups": groups, "kinds": ChannelKind.choices, "mails": bool(settings.MAIL_SERVER)}
     return show(request, "attention/notifications.html", context)
 
@@ -171,14 +171,14 @@ def own_mail(request: AppRequest) -> HttpResponse:
 @own_resource(OWN, others=NOBODY)
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
-    return _edit(request, channel_or_404(request, pk))
+    return _edit(request, channel_or_404(request.user, pk))
 
 
-def channel_or_404(request: AppRequest, pk: UUID) -> Channel:
+def channel_or_404(viewer: User, pk: UUID) -> Channel:
     """Return one's own channel, or one of the workspace. Raises Http404, or CapabilityRequired."""
     channel = get_object_or_404(Channel.objects.select_related("owner"), pk=pk)
     try:
-        channel.must_be_open_to(request.user)
+        channel.must_be_open_to(viewer)
     except Channel.DoesNotExist:
         raise Http404 from None
     return channel
@@ -207,10 +207,10 @@ def _form(
 @own_resource(OWN, others=NOBODY)
 def test(request: AppRequest, pk: UUID) -> HttpResponse:
     """Send a test message, and say what became of it."""
-    channel = channel_or_404(request, pk)
-    if Attempt.objects.note(f"channel-test:{request.user.pk}", window=HOUR) > MOST_TESTS:
-        return leave(request, _home(), "Ten test messages an hour are enough. Try again later.")
-    failure = send_test(channel)
+    try:
+        failure = send_test(channel_or_404(request.user, pk), by=request.user)
+    except TooManyTests as refusal:
+        return leave(request, _home(), str(refusal))
     return leave(request, _home(), f"Not delivered. {failure}" if failure else "Test message delivered")
 
 
@@ -218,7 +218,7 @@ def test(request: AppRequest, pk: UUID) -> HttpResponse:
 @own_resource(OWN, others=NOBODY)
 @ask_again
 def remove(request: AppRequest, pk: UUID) -> HttpResponse:
-    channel = channel_or_404(request, pk)
+    channel = channel_or_404(request.user, pk)
     return confirmed(
         request,
         lambda: channel.remove(by=request.user),

@@ -125,6 +125,14 @@ class Host(Versioned, Switchable):
         return self.kind == HostKind.TOKEN
 
     @property
+    def stop_label(self) -> str:
+        """The label of the act that stops it, with the number that `hosts.views.counted` annotates; empty if none."""
+        revoking = self.connection_count  # type: ignore[attr-defined]
+        if not self.enabled:
+            return f"Revoke {revoking}" if revoking else ""
+        return f"Disable and revoke {revoking}" if revoking else "Disable"
+
+    @property
     def is_playground(self) -> bool:
         """True for the app that runs tools from the pages."""
         return self.dedupe_key == PLAYGROUND

@@ -28,6 +28,7 @@ from django.urls import reverse
 from accounts.models.api_keys import ApiKeyAlreadyRevoked
 from accounts.rules import PeopleError
 from accounts.sign_in import must_ask_again
+from attention.delivery import ChannelError
 from auditlog.versions import ChangedMeanwhile, ConflictingChange, FormSeen, Versioned
 from capabilities import Capability, CapabilityRequired
 from connections.impact import NothingGoesThrough, cuts, cuts_now
@@ -78,6 +79,7 @@ site = StaffSite(name="admin")
 REFUSALS = (
     ApiKeyAlreadyRevoked,
     CapabilityRequired,
+    ChannelError,
     ConnectionFault,
     GatewayError,
     HostError,

@@ -1,4 +1,4 @@
-"""Admin pages of calls, events, and the sinks and archive they are sent to."""
+"""Admin pages of calls, events, the sinks and archive they are sent to, and the channels that tell people."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from accounts.models import User
+from attention.models import Channel
 from auditlog.fields import PAYLOADS
 from auditlog.models import Call, Event
 from auditlog.paging import Cursor, page
@@ -162,3 +163,40 @@ class ArchivedPartitionPages(CapabilityAdmin):
     list_filter = ("archived_at",)
     search_fields = ("name",)
     fields = words("name begin end rows archived_at last_error failed_at")
+
+
+@register(Channel, site=site)
+class ChannelPages(CapabilityAdmin):
+    """Notification channels of the workspace, and one's own."""
+
+    seen_by = (Capability.WORKSPACE_MANAGE,)
+    acts = (
+        CapabilityAction(
+            "disable",
+            any_of(*seen_by),
+            Q(enabled=True),
+            "Nothing more is sent there until it is enabled again.",
+            does=lambda row, by: row.edit(enabled=False, by=by),
+            grave=True,
+        ),
+        CapabilityAction(
+            "enable",
+            any_of(*seen_by),
+            Q(enabled=False),
+            does=lambda row, by: row.edit(enabled=True, by=by),
+            asks=False,
+            grave=True,
+        ),
+        CapabilityAction("remove", any_of(*seen_by), Q(), FINAL, grave=True),
+    )
+    list_display = words("kind owner origin status last_sent_at last_error")
+    list_filter = ("enabled", "kind")
+    list_select_related = ("owner",)
+    search_fields = ("origin", "owner__email")
+    fields = words(
+        "kind owner origin private enabled muted quiet_from quiet_until zone last_sent_at last_error last_error_at"
+        " created_at"
+    )
+
+    def get_queryset(self, request: Any) -> Any:
+        return Channel.objects.open_to(request.user)

@@ -37,10 +37,10 @@ type Rule = tuple[tuple[Capability, ...], ...]
 
 
 class Stopped(NamedTuple):
-    """The result of an act in words, and the URL that undoes it; empty if it cannot be undone."""
+    """The result of an act in words."""
 
     words: str
-    undo: str = ""
+    may_undo: bool = False
 
 
 def number_of(number: int, noun: str) -> str:
@@ -61,6 +61,8 @@ class Subject:
     stops: ClassVar[Rule]
     faults: ClassVar[type[Exception] | tuple[type[Exception], ...]] = ()
     target_type: ClassVar[str] = ""
+    undone_by: ClassVar[str] = ""  # The page that undoes the act, and the operation of the REST API.
+    undone_by_api: ClassVar[str] = ""
 
     @classmethod
     def find(cls, viewer: User, pk: UUID) -> Any:
@@ -164,6 +166,19 @@ class Subject:
         """Do the act. Raises one of `faults`."""
         raise NotImplementedError
 
+    @property
+    def key(self) -> Any:
+        """Its key in the URLs of its own pages."""
+        return self.row.pk
+
+    @property
+    def undo_page(self) -> str:
+        return reverse(self.undone_by, args=[self.key]) if self.undone_by else ""
+
+    @property
+    def undo_operation(self) -> str:
+        return reverse(self.undone_by_api, args=[self.key])
+
     @cached_property
     def assignments(self) -> Sequence[Assignment]:
         """The enabled servers that its live connections reach."""
@@ -197,6 +212,7 @@ class HostSubject(Subject):
     sees = SEES_HOSTS
     stops = ((Capability.HOSTS_TOGGLE,), (Capability.MCP_CONNECTIONS_REVOKE,))
     target_type = "host"
+    undone_by, undone_by_api = "hosts:enable", "api:host-enable"
 
     @classmethod
     def find(cls, viewer: User, pk: UUID) -> Any:
@@ -212,10 +228,7 @@ class HostSubject(Subject):
 
     @property
     def act(self) -> str:
-        is_on, revoking = self.row.enabled, len(self.live)
-        if is_on:
-            return f"Disable and revoke {revoking}" if revoking else "Disable"
-        return f"Revoke {revoking}" if revoking else ""
+        return str(self.row.stop_label)
 
     @property
     def effect(self) -> str:
@@ -230,7 +243,7 @@ class HostSubject(Subject):
         if revoked:
             disabled = f"{self.name} disabled" if was_on else self.name
             return Stopped(f"{disabled}, {number_of(revoked, 'connection')} revoked")
-        return Stopped(f"{self.name} disabled", reverse("hosts:enable", args=[self.row.pk]) if was_on else "")
+        return Stopped(f"{self.name} disabled", may_undo=was_on)
 
 
 class PersonSubject(Subject):
@@ -239,6 +252,7 @@ class PersonSubject(Subject):
     stops = ((Capability.PEOPLE_MANAGE,), (Capability.MCP_CONNECTIONS_REVOKE,))
     faults = PeopleError
     target_type = "user"
+    undone_by, undone_by_api = "accounts:reactivate", "api:user-reactivate"
 
     @classmethod
     def find(cls, viewer: User, pk: UUID) -> Any:
@@ -289,8 +303,7 @@ class PersonSubject(Subject):
         was_on, others = self.row.is_active, self.api_keys + self.sign_ins
         revoked = Connection.objects.cut_off(self.row, by=self.viewer)
         words = f"{self.row.email} is deactivated, {number_of(revoked, 'connection')} revoked"
-        may_undo = was_on and not revoked and not others
-        return Stopped(words, reverse("accounts:reactivate", args=[self.row.pk]) if may_undo else "")
+        return Stopped(words, may_undo=was_on and not revoked and not others)
 
 
 class ConnectionSubject(Subject):
@@ -393,6 +406,11 @@ class ServerSubject(Subject):
     sees = SEES_SERVERS
     stops = ((Capability.SERVERS_TOGGLE,),)
     target_type = "server"
+    undone_by, undone_by_api = "servers:enable", "api:server-enable"
+
+    @property
+    def key(self) -> Any:
+        return self.row.slug
 
     @classmethod
     def find(cls, viewer: User, pk: UUID) -> Any:
@@ -400,7 +418,7 @@ class ServerSubject(Subject):
 
     @property
     def url(self) -> str:
-        return reverse("servers:detail", args=[self.row.slug])
+        return reverse("servers:detail", args=[self.key])
 
     @cached_property
     def live(self) -> list[Connection]:
@@ -429,7 +447,7 @@ class ServerSubject(Subject):
 
     def stop(self) -> Stopped:
         changed = self.row.disable(by=self.viewer)
-        return Stopped("Server disabled", reverse("servers:enable", args=[self.row.slug]) if changed else "")
+        return Stopped("Server disabled", may_undo=changed)
 
 
 SUBJECTS: tuple[type[Subject], ...] = (HostSubject, PersonSubject, ConnectionSubject, TokenSubject, ServerSubject)

@@ -171,7 +171,7 @@ def stop(kind: type[Subject]) -> View:
         def act() -> HttpResponse:
             with giving_reason(text_of(request.POST, "reason")):
                 done = subject.stop()
-            return leave(request, subject.back, done.words, Undo.if_changed(bool(done.undo), done.undo))
+            return leave(request, subject.back, done.words, Undo.if_changed(done.may_undo, subject.undo_page))
 
         return confirmed(
             request,

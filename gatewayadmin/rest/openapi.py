@@ -93,6 +93,7 @@ NAMES = {
     "identity_places_update": "identity_gateways_update",
     "regenerate_regenerate": "connection_regenerate",
     "server_archive_archive": "server_archive",
+    **{f"stops_{kind}": f"{kind}_stop" for kind in ("connection", "host", "server", "token", "user")},
 }
 PATH = {
     "alias": "Alias of the server at this gateway, or the id of its assignment.",

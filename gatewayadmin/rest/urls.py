@@ -15,10 +15,12 @@ from rest_framework.routers import SimpleRouter
 
 from accounts.api import CapabilityResource, Confirm, Me, UserResource
 from accounts.groups_api import RoleResource, TeamResource, Workspace
+from attention.api import ChannelResource
 from auditlog.api import CallResource, EventResource, OwnCalls
 from auditlog.saved_views import SavedViewResource
 from capabilities import own_resource
 from connections.api import ConnectionIdentities, ConnectionResource, Endings, GatewayConnections
+from gatewayadmin.incident.api import Stops
 from gatewayadmin.rest.docs_views import docs, docs_of
 from gatewayadmin.rest.openapi import Schema
 from gateways.api import AssignmentResource, GatewayResource, IdentityPlaces, ServerArchive
@@ -45,6 +47,7 @@ router.register("hosts", HostResource, "host")
 router.register("identities", IdentityResource, "identity")
 router.register("log-views", SavedViewResource, "savedview")
 router.register("logs", CallResource, "call")
+router.register("notification-channels", ChannelResource, "channel")
 router.register("provisioning-keys", ProvisioningKeyResource, "provisioning-key")
 router.register("roles", RoleResource, "role")
 router.register("servers", ServerResource, "server")
@@ -71,10 +74,15 @@ _below = [
         delete="destroy",
     ),
     at("connections/<uuid:pk>/regenerate", "connection-regenerate", Regenerate, post="regenerate"),
+    at("connections/<uuid:pk>/stop", "connection-stop", Stops, post="connection"),
     at("hosts/<uuid:pk>/archive", "host-archive", Endings, post="host"),
+    at("hosts/<uuid:pk>/stop", "host-stop", Stops, post="host"),
     at("identities/<uuid:pk>/gateways", "identity-gateways", IdentityPlaces, get="retrieve", put="update"),
     at("servers/<slug:slug>/archive", "server-archive", ServerArchive, post="archive"),
+    at("servers/<slug:slug>/stop", "server-stop", Stops, post="server"),
+    at("tokens/<uuid:pk>/stop", "token-stop", Stops, post="token"),
     at("users/<uuid:pk>/cut-off", "user-cut-off", Endings, post="user"),
+    at("users/<uuid:pk>/stop", "user-stop", Stops, post="user"),
     at("sign-ins", "sign-in", SignIns, post="create"),
     at("schema/", "schema", Schema, get="retrieve"),
     at("me", "me", Me, get="retrieve"),

@@ -48,6 +48,12 @@ OPENS: dict[str, set[Capability]] = {
     "DELETE apikey-detail": {C.PEOPLE_MANAGE},
     "POST apikey-revoke": {C.PEOPLE_MANAGE},
     "GET capability-list": EVERYBODY,
+    "GET channel-list": EVERYBODY,
+    "POST channel-list": EVERYBODY,  # One's own.
+    "GET channel-detail": {C.WORKSPACE_MANAGE},  # The workspace's.
+    "PATCH channel-detail": {C.WORKSPACE_MANAGE},
+    "DELETE channel-detail": {C.WORKSPACE_MANAGE},
+    "POST channel-test": {C.WORKSPACE_MANAGE},
     "GET connection-list": EVERYBODY,
     "GET connection-detail": CONNECTIONS,
     "POST connection-disable": {C.CONNECTIONS_TOGGLE},
@@ -152,6 +158,11 @@ OPENS: dict[str, set[Capability]] = {
     "POST user-revoke-invitation": {C.PEOPLE_MANAGE},
     "POST user-sign-out": {C.PEOPLE_MANAGE},
     "POST user-cut-off": NOBODY,
+    "POST user-stop": NOBODY,
+    "POST host-stop": NOBODY,
+    "POST connection-stop": {C.MCP_CONNECTIONS_REVOKE},
+    "POST token-stop": ENDING,
+    "POST server-stop": {C.SERVERS_TOGGLE},
     "GET schema": EVERYBODY,
     "GET me": EVERYBODY,
     "GET own-call-list": EVERYBODY,
@@ -189,6 +200,8 @@ OPENS: dict[str, set[Capability]] = {
 KEY_OPENS: dict[str, set[Capability]] = {
     "GET apikey-list": {C.PEOPLE_MANAGE},
     "GET own-call-list": {C.LOGS_READ},
+    "GET channel-list": {C.WORKSPACE_MANAGE},
+    "POST channel-list": {C.WORKSPACE_MANAGE},
     "GET connection-list": CONNECTIONS,
     "GET catalogue-list": GATEWAYS,
     "GET gateway-list": GATEWAYS,

@@ -8,6 +8,7 @@ from uuid import uuid4
 from django.utils import timezone
 
 from accounts.models import ApiKey, Role, SavedView, Team, User, permissions_of
+from attention.models import Channel
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
@@ -66,6 +67,7 @@ def build() -> World:
     newcomers = Role.objects.create(name="Newcomers")
     provisioning = ProvisioningKey.objects.issue(name="Okta", role=newcomers, capabilities=[], by=boss).key
     sink = Sink.objects.add(name="Output", kind="stdout", by=boss)
+    channel = Channel.objects.add(by=boss, kind="slack", for_workspace=True, address="https://93.184.216.34/hook")
     gateway = {"slug": "closed"}
     one_server = {**gateway, "alias": "docs"}
     return World(
@@ -76,6 +78,7 @@ def build() -> World:
             "apikey": {"pk": key.pk},
             "call-detail": {"pk": call().uid},
             "call-now": {"pk": call(host_id=bot.pk, user_id=owner.pk, gateway_id=link.gateway_id).uid},
+            "channel": {"pk": channel.pk},
             "event-detail": {"pk": event.uid},
             "host-approve": {"pk": waiting.pk},
             "provisioning": {"pk": provisioning.pk},
@@ -112,6 +115,7 @@ def build() -> World:
         },
         bodies={
             ("assignment-list", "post"): {"server_id": str(make.server().pk)},
+            ("channel-list", "post"): {"kind": "mail"},
             ("connection-identity", "put"): {"identity_id": str(identity.pk)},
             ("gateway-list", "post"): {"name": "Made"},
             ("host-list", "post"): {"name": "Made"},

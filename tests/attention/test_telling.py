@@ -1,6 +1,7 @@
 """People are told what they may act on, what became of their requests, and what of theirs ends soon."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, time, timedelta
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import time_machine
 from django.core import mail
+from django.db import connection
 from django.utils import timezone
 
 from accounts.models import User
-from attention import telling
+from attention import delivery, telling
+from attention.delivery import ChannelError
 from attention.models import Channel, ChannelKind, Notification
 from auditlog.models import Event
 from capabilities import Capability
@@ -24,6 +27,7 @@ from tests import make
 from tests.conftest import SignIn
 from tests.docs.pages import ROOT
 from tests.house.doors import browser, session_of
+from tests.rest import Rest
 from tests.sinks.receiver import SECRET
 from tokens.models import Token
 
@@ -394,3 +398,135 @@ def test_old_messages_are_dropped(chief: User) -> None:
 
     assert telling.drop_old(timezone.now()) == 0
     assert telling.drop_old(timezone.now() + timedelta(days=31)) == 1
+
+
+# Over REST, with the rules of the page.
+
+
+def test_over_rest_a_channel_is_added_tested_changed_and_removed(chief: User, hook: Hook) -> None:
+    api = Rest.of(chief)
+    new = {"kind": "webhook", "for_workspace": True, "address": hook.url, "secret": SECRET, "matters": ["apps"]}
+
+    made = api.post("/notification-channels", new)
+    path = f"/notification-channels/{made.json()['id']}"
+    hours = {"quiet_from": "22:00", "quiet_until": "07:00", "zone": "Europe/Berlin"}
+    changed = api.patch(path, hours)
+    sent = api.post(f"{path}/test")
+    hook.status = 500
+    failed = api.post(f"{path}/test")
+
+    assert (made.status_code, changed.status_code) == (201, 200), made.content
+    assert {**hours, "matters": ["apps"], "owner": None}.items() <= changed.json().items()
+    assert changed.json()["address"] == hook.url.removesuffix("/hook/a-secret-path")
+    assert not {"a-secret-path", SECRET} & set(re.split(r"[\"/]", made.text + changed.text))
+    assert (sent.json(), failed.json()) == (
+        {"delivered": True, "detail": ""},
+        {"delivered": False, "detail": "It answered 500."},
+    )
+    assert hook.bodies[0]["data"]["title"] == "Test message"
+    assert api.get("/notification-channels", kind="webhook").json()["count"] == 1
+    assert api.delete(path).status_code == 204
+    assert api.get(path).status_code == 404
+
+
+def test_over_rest_the_rules_of_the_page_hold(ann: User, hook: Hook, chief: User) -> None:
+    api, path = Rest.of(ann), "/notification-channels"
+    public = "https://93.184.216.34/hook"
+    of_workspace = add(chief, hook)
+    of_chief = Channel.objects.add(by=chief, kind="slack", for_workspace=False, address=public)
+    wrong = {
+        "address": {"kind": "slack", "address": hook.url},
+        "secret": {"kind": "webhook", "address": public, "secret": "short"},
+        "zone": {"kind": "mail", "zone": "Mars"},
+        "quiet_until": {"kind": "mail", "quiet_from": "22:00"},
+        "matters": {"kind": "mail", "matters": ["servers-down"]},  # Hers are outcomes and endings.
+    }
+
+    assert {name: [*api.post(path, body).json()["errors"]] for name, body in wrong.items()} == {
+        name: [name] for name in wrong
+    }
+    assert api.post(path, {"kind": "slack", "address": public, "for_workspace": True}).status_code == 403
+    assert api.get(f"{path}/{of_workspace.pk}").status_code == 403
+    for own in (Rest.of(ann), Rest.of(make.user(*Capability))):
+        assert own.patch(f"{path}/{of_chief.pk}", {"enabled": False}).status_code == 404
+    mine = api.post(path, {"kind": "mail", "enabled": False})
+    assert (mine.json()["address"], mine.json()["enabled"]) == (ann.email, False)
+    assert api.post(path, {"kind": "mail"}).json()["code"] == "already_exists"
+    assert api.delete(f"{path}/{mine.json()['id']}").status_code == 409
+    assert [one["id"] for one in api.get(path).json()["results"]] == [mine.json()["id"]]
+
+
+def test_a_key_sets_up_no_channel_that_is_told_more_than_the_key_may_see(chief: User) -> None:
+    key = make.api_key(chief, Capability.WORKSPACE_MANAGE, Capability.HOSTS_TOGGLE)
+    api = Rest.bearing(key.secret)
+
+    made = api.post("/notification-channels", {"kind": "slack", "address": "https://93.184.216.34/hook"})
+
+    assert made.json()["matters"] == ["apps", "outcomes", "endings"]
+    assert "servers-down" in Channel.objects.get(pk=made.json()["id"]).muted
+
+
+# What may change while a message waits.
+
+
+def test_who_lost_the_permission_while_a_message_waited_is_not_sent_it(chief: User) -> None:
+    now = timezone.now()
+    hours = {"quiet_from": (now - timedelta(hours=1)).time(), "quiet_until": (now + timedelta(hours=1)).time()}
+    for person in (chief, other := make.user(*Capability)):
+        Channel.objects.create(owner=person, kind="mail", **hours)
+    link = make.connection(make.agent(by=chief), make.gateway(), chief)
+    Token.objects.filter(pk=make.token(link).token.pk).update(expires_at=None)
+    told()
+    other.give_role(make.role(), by=chief)
+
+    with time_machine.travel(now + timedelta(hours=2)):
+        telling.deliver_due()
+
+    assert [one.bcc for one in mail.outbox if one.subject == "1 token never expires"] == [[chief.email]]
+
+
+def test_an_address_is_looked_up_before_the_channel_is_locked(
+    chief: User, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, during = add(chief, hook, "slack"), []
+    look_up = delivery.checked
+
+    def checked(*arguments: Any) -> bool:
+        during.append(len(connection.savepoint_ids))
+        Channel.objects.get(pk=channel.pk).edit(by=chief, zone="Europe/Berlin")
+        return look_up(*arguments)
+
+    monkeypatch.setattr(delivery, "checked", checked)
+    before = len(connection.savepoint_ids)
+    channel.edit(by=chief, address=f"{hook.url}/other", enabled=False)
+
+    assert during == [before]
+    assert (channel.opened()[0], channel.zone, channel.enabled) == (f"{hook.url}/other", "Europe/Berlin", False)
+
+
+def test_of_two_new_addresses_at_once_the_second_is_refused(chief: User, hook: Hook) -> None:
+    channel = add(chief, hook, "slack")
+    stale = Channel.objects.get(pk=channel.pk)
+    channel.edit(by=chief, address=f"{hook.url}/first")
+
+    with pytest.raises(ChannelError, match="changed the address"):
+        stale.edit(by=chief, address=f"{hook.url}/second")
+
+    assert channel.opened()[0] == f"{hook.url}/first"
+
+
+def test_names_do_not_become_links_at_the_receiver(chief: User, hook: Hook) -> None:
+    for kind in ("webhook", "slack", "teams"):
+        add(chief, hook, kind)
+    make.app("evil.example or https://evil.example/x", needs_approval=True)
+
+    told()
+
+    texts = [raw.decode() for _, raw in hook.requests if b'"attention"' not in raw] + [mail.outbox[0].body]
+    assert len(texts) == 3
+    for text in texts:
+        assert "evil.\u200bexample or https:\u200b//evil.\u200bexample/x" in text
+        assert "evil.example" not in text
+    [webhook] = [body["data"] for body in hook.bodies if body.get("type") == "attention"]
+    assert webhook["text"] == "evil.example or https://evil.example/x"  # Programs get it as it is.
+    assert all(one["unfurl_links"] is False for one in hook.bodies if "text" in one)

@@ -43,6 +43,7 @@ pytestmark = pytest.mark.django_db
 
 OURS = (
     "accounts",
+    "attention",
     "auditlog",
     "servers",
     "gateways",
@@ -58,6 +59,7 @@ OURS = (
 )
 # Read on the page of what they belong to.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
+BELOW |= {"attention.notification"}  # Messages to people.
 BELOW |= {"accounts.schemaversion"}  # Two version numbers, for the next start.
 BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
 BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # What directories call people and teams.
@@ -80,6 +82,7 @@ FROZEN = {
     "accounts.team": 5,
     "accounts.user": 6,
     "accounts.workspacesettings": 5,
+    "attention.channel": 5,
     "auditlog.call": 4,
     "auditlog.event": 4,
     "connections.connection": 7,
@@ -228,6 +231,7 @@ HIDDEN = {
     "accounts.apikey": {"digest", "key_id"},
     "accounts.role": {"permissions"},
     "accounts.user": {"is_active", "log_look", "notices_read_at", "password", "session_epoch"},
+    "attention.channel": {"key_id", "sealed"},
     "gateways.feature": {"definition_hash", "identities", "input_schema", "offered_hash", "position", "shown"},
     "hosts.host": {"dedupe_key", "enabled"},
     "oauth.authorizerequest": {"application", "browser_digest", "host", "identities", "parameters"},

@@ -16,6 +16,7 @@ from gateways.models import Feature
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import text
+from tests.rest import Rest
 from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
@@ -131,6 +132,53 @@ def test_one_act_says_what_it_ends_and_records_why(kind: str, link: Connection, 
     assert "There is nothing left to stop" in text(done)
     assert "Reason: Refunds to one card" in text(done)
     assert "There is nothing left to stop" in text(client.post(f"{page}stop/", follow=True))
+
+
+@pytest.mark.parametrize("kind", ACTS)
+def test_the_same_act_over_rest_answers_what_it_ended(kind: str, link: Connection, boss: User) -> None:
+    server = link.gateway.assignments.get().server
+    path = {
+        "host": f"/hosts/{link.host_id}",
+        "user": f"/users/{link.user_id}",
+        "connection": f"/connections/{link.pk}",
+        "token": f"/tokens/{link.tokens.get().pk}",
+        "server": f"/servers/{server.slug}",
+    }[kind]
+    api, before = Rest.of(boss), Event.objects.count()
+
+    done = api.post(f"{path}/stop", {"reason": "Refunds to one card"})
+
+    events = list(Event.objects.order_by("pk")[before:])
+    assert done.status_code == 200, done.content
+    assert {event.action for event in events} == ENDED[kind]
+    assert {event.changes["because"] for event in events} == {"Refunds to one card"}
+    assert (
+        done.json()
+        == {
+            "host": {"detail": "Refund bot disabled, 1 connection revoked", "undo": None},
+            "user": {"detail": f"{link.user.email} is deactivated, 1 connection revoked", "undo": None},
+            "connection": {"detail": "Connection revoked", "undo": None},
+            "token": {"detail": "Token revoked", "undo": None},
+            "server": {"detail": "Server disabled", "undo": f"/api/servers/{server.slug}/enable"},
+        }[kind]
+    )
+    assert api.post(f"{path}/stop").json()["code"] == "nothing_to_stop"
+
+
+@pytest.mark.parametrize("kind", ["host", "user"])
+def test_over_rest_an_act_that_revoked_nothing_is_undone_where_its_answer_says(
+    kind: str, link: Connection, boss: User
+) -> None:
+    link.revoke(by=boss)
+    row, path = (link.host, "hosts") if kind == "host" else (link.user, "users")
+    api = Rest.of(boss)
+
+    undo = api.post(f"/{path}/{row.pk}/stop").json()["undo"]
+    undone = api.post(undo.removeprefix("/api"))
+
+    assert undone.status_code == 200, undone.content
+    row.refresh_from_db()
+    assert row.enabled if kind == "host" else row.is_active
 
 
 def test_without_a_reason_none_is_recorded(link: Connection, boss: User, sign_in: SignIn) -> None:

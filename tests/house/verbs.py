@@ -8,6 +8,8 @@ from uuid import UUID
 from django.utils import timezone
 
 from accounts.models import Role, User, WorkspaceSettings
+from attention.matters import BY_NAME
+from attention.telling import PERSONAL
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
@@ -22,6 +24,7 @@ from tokens.models import Token
 NEW_SERVER = "https://93.184.216.34/mcp"
 NO_SCOPES = {"scopes-TOTAL_FORMS": 0, "scopes-INITIAL_FORMS": 0}
 TWO = ["hosts:read", "logs:read"]
+TOLD = [*(name for name, matter in BY_NAME.items() if not matter.is_own), *PERSONAL]
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ VERBS = [
         "Connection.cut_off",
         page("/incident/people/{owner}/stop/"),
         rest("POST /users/{owner}/cut-off"),
+        rest("POST /users/{owner}/stop"),
         admin("accounts/user", "cut_off", "owner"),
     ),
     verb(
@@ -205,10 +209,11 @@ VERBS = [
         page("/connections/{connection}/revoke/"),
         page("/incident/connections/{connection}/stop/"),
         rest("POST /connections/{connection}/revoke"),
+        rest("POST /connections/{connection}/stop"),
         last_token,
         admin("connections/connection", "revoke", "connection"),
     ),
-    verb("Connection.stop_host", page("/incident/hosts/{host}/stop/")),
+    verb("Connection.stop_host", page("/incident/hosts/{host}/stop/"), rest("POST /hosts/{host}/stop")),
     verb(
         "Connection.end_sessions",
         page("/connections/{connection}/sessions/end/"),
@@ -265,6 +270,7 @@ VERBS = [
         page("/incident/tokens/{token}/stop/"),
         rest("POST /tokens/{token}/revoke"),
         rest("DELETE /tokens/{token}"),
+        rest("POST /tokens/{token}/stop"),
         admin("tokens/token", "revoke", "token"),
     ),
     verb("Token.revoke_with_connection", last_token),
@@ -439,6 +445,7 @@ VERBS = [
         page("/servers/docs/disable/"),
         page("/incident/servers/{server}/stop/"),
         rest("POST /servers/docs/disable"),
+        rest("POST /servers/docs/stop"),
         admin("servers/server", "disable", "server"),
     ),
     verb(
@@ -642,14 +649,33 @@ VERBS = [
     verb(
         "Channel.add",
         page("/settings/notifications/add?kind=slack", address="https://93.184.216.34/made", enabled="on", zone="UTC"),
+        rest("POST /notification-channels", kind="slack", address="https://93.184.216.34/made", matters=[]),
     ),
     verb(
         "Channel.edit",
         page("/settings/notifications/{channel}", enabled="on", zone="Europe/Berlin"),
+        rest("PATCH /notification-channels/{channel}", matters=[], zone="Europe/Berlin"),
+    ),
+    verb(
+        "Channel.edit",
+        page("/settings/notifications/{channel}", matters=[*TOLD], zone="UTC"),
+        rest("PATCH /notification-channels/{channel}", enabled=False),
+        admin("attention/channel", "disable", "channel"),
+        case="disabled",
+    ),
+    verb(
+        "Channel.edit",
+        page("/settings/notifications/{channel}", matters=[*TOLD], zone="UTC", enabled="on"),
+        rest("PATCH /notification-channels/{channel}", enabled=True),
+        admin("attention/channel", "enable", "channel"),
+        before=rest("PATCH /notification-channels/{channel}", enabled=False),
+        case="enabled",
     ),
     verb(
         "Channel.remove",
         page("/settings/notifications/{channel}/remove"),
+        rest("DELETE /notification-channels/{channel}"),
+        admin("attention/channel", "remove", "channel"),
     ),
     verb(
         "Sink.add",
