@@ -105,7 +105,7 @@ class Traffic:
         return replica.read_from_replica(self._request, self._all.count)
 
     @cached_property
-    def denied(self) -> RowCount:
+    def refused(self) -> RowCount:
         return replica.read_from_replica(self._request, self._refused.count)
 
     @cached_property
@@ -114,8 +114,8 @@ class Traffic:
         return self._newest(self._all)
 
     @cached_property
-    def denials(self) -> Sequence[Call]:
-        """The newest denied calls."""
+    def refusals(self) -> Sequence[Call]:
+        """The newest refused calls."""
         return self._newest(self._refused)
 
     def _newest(self, search: Search) -> Sequence[Call]:
@@ -181,7 +181,7 @@ LATELY = timedelta(days=14)
 SERVERS = 12
 GATEWAYS = 20
 # Titles of plots on the dashboard, followed by their range.
-NAMED = {"plots.calls": "Requests", "plots.denied": "Denied"}
+NAMED = {"plots.calls": "Requests", "plots.denied": "Refused"}
 
 
 @require_GET

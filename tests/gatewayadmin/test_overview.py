@@ -80,7 +80,7 @@ def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in:
     response = sign_in(ana).get("/")
 
     traffic = response.context["traffic"]
-    assert (str(traffic.total), str(traffic.denied)) == ("3", "1")
+    assert (str(traffic.total), str(traffic.refused)) == ("3", "1")
     assert "CI bot" in text(response)
 
 
@@ -92,7 +92,7 @@ def test_calls_and_refusals_stand_in_one_column_and_what_else_there_is_in_the_ot
 
     page = text(sign_in(ana).get("/"))
 
-    titles = [page.index(f'id="{name}-title"') for name in ("recent", "denials", "expiring", "health")]
+    titles = [page.index(f'id="{name}-title"') for name in ("recent", "refusals", "expiring", "health")]
     assert titles == sorted(titles)
     assert page[titles[0] : titles[-1]].count('<div class="stack">') == 1
 
@@ -109,7 +109,7 @@ def test_each_figure_of_the_last_day_is_told_once(ana: User, sign_in: SignIn) ->
     with_plots = text(client.get("/"))
 
     for page in (without, with_plots):
-        for words in ("Requests 24 h", "Denied 24 h", "<span>Hosts</span>", "<span>Connections</span>"):
+        for words in ("Requests 24 h", "Refused 24 h", "<span>Hosts</span>", "<span>Connections</span>"):
             assert page.count(words) == 1
     assert "calls.day" in without
     assert "calls.day" not in with_plots
