@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 OPENS_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
+LIVE = "live"  # All statuses but the last.
 
 
 def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
@@ -185,17 +186,25 @@ class ConnectionRow:
 
 class ConnectionFilter(ListFilter):
     type = forms.ChoiceField(required=False, choices=[(name, name) for name in TYPES])
-    status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
+    status = forms.MultipleChoiceField(
+        required=False, choices=[(name, name.capitalize()) for name in (LIVE, *STATUSES)]
+    )
 
     def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
         if words := self.values.get("q"):
-            named = holds("user__email", words) | holds("host__name", words) | holds("gateway__name", words)
+            named = _of_person(words) | holds("host__name", words) | holds("gateway__name", words)
             rows = rows.filter(named | _holding(prefixed(words)))
         if kind := TYPES.get(self.values.get("type", "")):
             rows = rows.filter(host__kind=kind)
         if statuses := self.values.get("status"):
             rows = rows.with_reach().annotate(usable=_usable()).filter(_any_of(statuses))
         return rows
+
+
+def _of_person(words: str) -> Q:
+    """Match the connections of one person by their whole address, or of all whose address contains the words."""
+    person = User.objects.filter(email__iexact=words).first() if "@" in words else None
+    return Q(user=person) if person else holds("user__email", words)
 
 
 def connection_counts(rows: ConnectionQuerySet) -> dict[str, int]:
@@ -231,6 +240,7 @@ def _tokens_in_use() -> Any:
 def _any_of(statuses: Iterable[str]) -> Q:
     live = Q(revoked_at=None)
     means = {
+        LIVE: live,
         "active": live & Q(enabled=True, usable=True) & UNBLOCKED,
         "blocked": live & Q(enabled=True, usable=True) & ~UNBLOCKED,
         "disabled": live & Q(enabled=False),

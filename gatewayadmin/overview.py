@@ -105,7 +105,7 @@ class Traffic:
         return replica.read_from_replica(self._request, self._all.count)
 
     @cached_property
-    def denied(self) -> RowCount:
+    def refused(self) -> RowCount:
         return replica.read_from_replica(self._request, self._refused.count)
 
     @cached_property
@@ -114,8 +114,8 @@ class Traffic:
         return self._newest(self._all)
 
     @cached_property
-    def denials(self) -> Sequence[Call]:
-        """The newest denied calls."""
+    def refusals(self) -> Sequence[Call]:
+        """The newest refused calls."""
         return self._newest(self._refused)
 
     def _newest(self, search: Search) -> Sequence[Call]:
@@ -181,7 +181,7 @@ LATELY = timedelta(days=14)
 SERVERS = 12
 GATEWAYS = 20
 # Titles of plots on the dashboard, followed by their range.
-NAMED = {"plots.calls": "Requests", "plots.denied": "Denied"}
+NAMED = {"plots.calls": "Requests", "plots.denied": "Refused"}
 
 
 @require_GET
@@ -216,11 +216,13 @@ def overview(request: AppRequest) -> HttpResponse:
         "own_rows": [ConnectionRow(one, user) for one in newest],
         "own_count": len(links),
         "token_rows": [TokenRow(token, user) for token in tokens],
-        "token_count": len(tokens) if len(tokens) < SHOWN else own_tokens.count(),
+        "token_count": _active(tokens) if len(tokens) < SHOWN else own_tokens.active().count(),
     }
     if user.has_perm(Capability.LOGS_READ):
         context |= _traffic(request)
         context["tops"] = unread_tops(context["call_plots"].chosen)
+    else:
+        context |= _stock(user)
     return show(request, "overview.html", context | _numbers(request))
 
 
@@ -245,6 +247,10 @@ def _live_list(request: AppRequest) -> LiveList:
     return LiveList(
         request.path, f"range={chosen}", f"{request.path}?range={chosen}", "#traffic", "#main", is_apart=True
     )
+
+
+def _active(tokens: list[Token]) -> int:
+    return sum(token.status == "active" for token in tokens)
 
 
 def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
@@ -302,9 +308,9 @@ def _gateway_to_try(user: User) -> Gateway | None:
 
 
 def _numbers(request: AppRequest) -> dict[str, Any]:
-    """Return the numbers the user has the capabilities for."""
+    """Return the numbers the user has the capabilities for, without those of `_stock`."""
     user = request.user
-    numbers: dict[str, Any] = _stock(user)
+    numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_TOGGLE):
         numbers["pending_hosts"] = Host.objects.live().filter(PENDING).order_by("-first_seen_at")[:SHOWN]
     if user.has_perm(Capability.API_TOKENS_MANAGE):

@@ -234,6 +234,9 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
     page = page_of(request, features.order_by(*order))
     tabs = _tabs(gateway, kind)
     offered = next(tab.number for tab in tabs if tab.is_chosen)
+    missing = (
+        features.filter(missing_since__isnull=False).count() if filters.is_narrow else page.paginator.count - offered
+    )
     failed = {one.assignment.pk: one for one in refreshed if one.failure}
     with_empty = not filters.is_narrow and page.number == 1
     causes = {pk: one.cause for pk, one in failed.items() if one.is_noted}
@@ -253,7 +256,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
         "what": PLURALS[kind].lower() if kind else "features",
         "tabs": tabs,
         "offered": offered,
-        "missing": 0 if filters.is_narrow else page.paginator.count - offered,
+        "missing": missing,
         # Failures shown next to their server are not repeated.
         "failures": [one.failure for pk, one in failed.items() if pk not in said],
         "changed": False,

@@ -47,9 +47,7 @@ IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 
 # An index on names finds the newest allowed call of each tool.
 LAST_USES = """
-SELECT f.assignment_id, f.id, f.exposed_name, f.enabled, u.last_at,
-    CASE WHEN f.enabled AND a.enabled AND a.tool_policy IN ('allow_all', 'selected') AND f.state IN ('approved', 'held')
-        THEN octet_length(coalesce(f.shown, f.approved)) ELSE 0 END
+SELECT f.assignment_id, f.id, f.exposed_name, f.enabled, u.last_at, octet_length(coalesce(f.shown, f.approved))
 FROM gateways_feature f
 JOIN gateways_assignment a ON a.id = f.assignment_id
 LEFT JOIN LATERAL (
@@ -63,12 +61,12 @@ WHERE f.assignment_id = ANY(%s) AND f.kind = 'tool' AND f.missing_since IS NULL
 ORDER BY u.last_at DESC NULLS LAST, f.exposed_name
 """
 CALLERS = """
-SELECT host_name, user_email, connection_id, count(DISTINCT feature_name), count(*), max(created_at),
-    sum(count(*)) OVER ()
+SELECT host_name, user_email, connection_id,
+    count(DISTINCT feature_name) FILTER (WHERE is_use), count(*), max(created_at), sum(count(*)) OVER ()
 FROM (
-    SELECT host_name, user_email, connection_id, feature_name, created_at FROM auditlog_call
-    WHERE gateway_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
-        AND server_id IS NOT NULL AND outcome <> ALL(%s) AND deny_reason <> 'unknown_tool'
+    SELECT host_name, user_email, connection_id, feature_name, created_at, feature_name <> ''
+        AND server_id IS NOT NULL AND outcome <> ALL(%s) AND deny_reason <> 'unknown_tool' AS is_use FROM auditlog_call
+    WHERE gateway_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call'
     ORDER BY created_at DESC LIMIT %s
 ) c GROUP BY host_name, user_email, connection_id ORDER BY 5 DESC, 1, 2 LIMIT %s
 """
@@ -108,7 +106,7 @@ class ToolUse(NamedTuple):
 
 
 class GatewayCaller(NamedTuple):
-    """A caller of a gateway's tools: how many different tools, and how many calls."""
+    """A caller of a gateway's tools: how many different tools it used, and how many calls it made."""
 
     host: str
     email: str
@@ -156,8 +154,10 @@ def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
     rows = list(assignments)
     narrowed = narrowings(one.pk for one in rows)
     by_pk = {one.pk: ServerUse(one, narrowed=narrowed.get(str(one.pk))) for one in rows}
-    for pk, *told in _selected(LAST_USES, *month(), list(ENDINGS["denied"]), list(by_pk)):
-        by_pk[pk].tools.append(ToolUse(*told))
+    listed = {*Feature.objects.tools().callable().filter(assignment__in=by_pk).values_list("pk", flat=True)}
+    found = _selected(LAST_USES, *month(), list(ENDINGS["denied"]), list(by_pk))
+    for pk, tool, name, enabled, last_at, size in found:
+        by_pk[pk].tools.append(ToolUse(tool, name, enabled, last_at, size if tool in listed else 0))
     return list(by_pk.values())
 
 
@@ -169,7 +169,7 @@ def used_tools(assignment: Assignment) -> list[str]:
 def callers(gateway: Gateway) -> tuple[list[GatewayCaller], bool]:
     """Return the most frequent callers of the gateway's tools, and whether there were more calls than were read."""
     denied = list(ENDINGS["denied"])
-    rows = _selected(CALLERS, gateway.pk, *month(), denied, MOST_READ, MOST_CALLERS, before=IN_ORDER)
+    rows = _selected(CALLERS, denied, gateway.pk, *month(), MOST_READ, MOST_CALLERS, before=IN_ORDER)
     return [GatewayCaller(*told) for *told, _ in rows], bool(rows) and rows[0][-1] >= MOST_READ
 
 
@@ -228,12 +228,12 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     since = range_start(until, RANGES[chosen].length)
     found = _selected(BY_PERSON_AND_TOOL, gateway.pk, since, until, MOST_COUNTED + 1, before=IN_ORDER)
     are_more = bool(found) and found[0][-1] > MOST_COUNTED
-    calls = {(person, tool): number for person, tool, number, *_ in found if person and tool}
+    calls = {(person, tool): number for person, tool, number, *_ in found if person and tool is not None}
     people, tools = Counter[UUID](), Counter[str]()
     for (person, tool), number in calls.items():
         people[person] += number
-        tools[tool] += number
-    shown = [tool for tool, _ in tools.most_common(TOOLS)]
+        tools[tool] += number if tool else 0  # Calls that name no tool.
+    shown = [tool for tool, number in tools.most_common(TOOLS) if number]
     names = newest_names(FIELDS["user"], [person for person, _ in people.most_common(PEOPLE)])
     highest = max(calls.values(), default=1)
     narrowed = {"gateway": str(gateway.pk), "range": chosen, "method": "tools/call"}
@@ -248,7 +248,7 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
             person,
             names.get(person) or str(person),
             [cell(person, tool) for tool in shown],
-            sum(one == person for one, _ in calls),
+            sum(one == person and bool(tool) for one, tool in calls),
             number,
             urlencode({**narrowed, "user": str(person)}),
         )
@@ -311,7 +311,7 @@ def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
         return leave(request, back, f"{name}: {_tools(len(off))} disabled", undo)
 
     title = f"Hide unused tools of {name}" if is_dearest else f"Narrow {name}"
-    question = (_hiding if is_dearest else _narrowing)(assignment) if request.method == "GET" else {}
+    question = _question(assignment, is_dearest=is_dearest) if request.method == "GET" else {}
     return confirmed(request, act, back=back, title=title, kind="primary", icon="policy", **question)
 
 
@@ -322,40 +322,30 @@ def _without_dearest(assignment: Assignment) -> list[str]:
     return list(assignment.features.exclude(exposed_name__in=hidden).values_list("exposed_name", flat=True))
 
 
-def _hiding(assignment: Assignment) -> dict[str, Any]:
-    """Return what hiding the dearest unused tools would disable and save, in words."""
+def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
+    """Return what would be disabled, in words."""
     (use,) = uses([assignment])
-    hidden = use.dearest_unused
-    saved = sum(tool.tokens for tool in hidden)
-    number = "1 tool" if len(hidden) == 1 else f"{len(hidden)} tools"
-    return {
-        "text": f"Hide {number} that nobody used in {SPAN.length.days} days? "
-        f"The list of {assignment.gateway.name} gets about {saved:,} tokens shorter.",
-        "more": sentences(
-            f"Switched off: {', '.join(tool.name for tool in hidden)}." if hidden else "",
-            "New tools of this server start switched off." if hidden else "",
-            "You can undo this here.",
-        ),
-        "hidden": (("dearest", 1),),
-    }
-
-
-def _narrowing(assignment: Assignment) -> dict[str, Any]:
-    """Return what narrowing would disable, in words."""
-    (use,) = uses([assignment])
-    off, begun = [tool.name for tool in use.to_switch_off], assignment.created_at
-    live = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
-    connections = f"{live} {'connection' if live == 1 else 'connections'}"
-    return {
-        "text": f"Leave on the {len(use.used)} of {len(use.tools)} tools that were used in {SPAN.length.days} days? "
-        f"{_tools(len(off))} switched off for {connections} to {assignment.gateway.name}.",
-        "more": sentences(
-            f"Switched off: {first_names(off)}." if off else "",
-            "Tools its server adds later start disabled.",
-            f"It is here only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
-            "You can undo this on this page.",
-        ),
-    }
+    gateway, days, begun = assignment.gateway, SPAN.length.days, assignment.created_at
+    off = use.dearest_unused if is_dearest else use.to_switch_off
+    if is_dearest:
+        saved = sum(tool.tokens for tool in off)
+        text = (
+            f"Hide {len(off)} {'tool' if len(off) == 1 else 'tools'} that nobody used in {days} days? "
+            f"The list of {gateway.name} gets about {saved:,} tokens shorter."
+        )
+    else:
+        live = Connection.objects.live().filter(gateway=gateway).count()
+        text = (
+            f"Leave on the {len(use.used)} of {len(use.tools)} tools that were used in {days} days? {_tools(len(off))} "
+            f"switched off for {live} {'connection' if live == 1 else 'connections'} to {gateway.name}."
+        )
+    more = sentences(
+        f"Switched off: {first_names([tool.name for tool in off])}." if off else "",
+        "Tools its server adds later start disabled.",
+        f"It is here only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
+        "You can undo this on this page.",
+    )
+    return {"text": text, "more": more, "hidden": (("dearest", 1),) if is_dearest else ()}
 
 
 def _tools(number: int) -> str:

@@ -67,7 +67,7 @@ from ui.pages import (
     switch_target,
     text_of,
 )
-from ui.tables import WEEK, Column, Table
+from ui.tables import LIVE, WEEK, Column, Table
 from ui.viewset import Picked, archive_page, confirmed, form_page, list_page, switch_off, switch_on, switch_picked
 
 GATEWAYS = Table(
@@ -79,7 +79,7 @@ GATEWAYS = Table(
         Column("url", "Gateway URL", 20, priority=3),
         Column("servers", "Servers", 4, priority=2, kind="number"),
         Column("tools", "Tools", 4, priority=3, kind="number"),
-        Column("connections", "Connections", 6, priority=2, kind="number"),
+        Column("connections", "Connections", 6, priority=2, kind="number", hint=LIVE),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column("reach", "Reach", 7, priority=3, sorts=("reach", Lower("name")), on_phone=True),
         Column("enabled", "Enabled", 5, kind="switch"),

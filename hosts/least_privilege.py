@@ -6,7 +6,6 @@ per gateway, for everybody: those that nobody used are hidden there.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from capabilities.catalogue import SEES_HOSTS
 from connections.models import Connection
 from connections.rows import ConnectionRow, visible
 from gateways.models import Assignment, Feature
-from gateways.usage import IN_ORDER, uses
+from gateways.usage import IN_ORDER, ServerUse, uses
 from hosts.models import Host
 from hosts.views import host_or_404
 from ui.pages import AppRequest, show
@@ -39,6 +38,7 @@ MOST_READ = 20_000  # The newest calls of the agent.
 MOST_REFUSED = 1_000  # Counted at most.
 SHOWN = 10
 MOST_TOOLS = 50
+MOST_CONNECTIONS = 20
 MOST_ASSIGNMENTS = 20  # Servers on gateways whose tools are looked up for use by anybody.
 COLUMNS = ("uid", "created_at", "method", "feature_name", "user_email", "outcome")  # Not the payloads.
 TEXTS = ("description", "input_schema", "approved", "shown", "offered")  # Long, and not shown.
@@ -63,14 +63,6 @@ class ToolOfAgent(NamedTuple):
 
 
 @dataclass
-class UnusedTools:
-    """The enabled tools of a server on a gateway that nobody used in 30 days."""
-
-    assignment: Assignment
-    names: list[str]
-
-
-@dataclass
 class LeastPrivilege:
     """Used and unused tools and connections of `host`, and the calls that disabling the unused would have refused."""
 
@@ -79,7 +71,7 @@ class LeastPrivilege:
     used: list[ConnectionRow] = field(default_factory=list)
     unused: list[ConnectionRow] = field(default_factory=list)
     refused: list[Call] = field(default_factory=list)
-    hideable: list[UnusedTools] = field(default_factory=list)
+    hideable: list[ServerUse] = field(default_factory=list)
     is_cut: bool = False  # There were more calls than MOST_READ.
 
     @property
@@ -120,17 +112,14 @@ class LeastPrivilege:
         self.is_cut = sum(calls for calls, _ in called.values()) == MOST_READ
         features = Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
         by_pk = {one.pk: one for one in assignments}
-        offered = defaultdict[UUID, set[str]](set)
         for feature in features.defer(*TEXTS).order_by("exposed_name"):
             feature.assignment = one = by_pk[feature.assignment_id]
-            offered[one.pk].add(feature.exposed_name)
             calls, last = called.get((one.gateway_id, one.server_id, feature.exposed_name[:300]), (0, None))
             self.tools.append(ToolOfAgent(feature, calls, last))
         self.tools.sort(key=lambda tool: (-tool.calls, tool.feature.exposed_name))
         for use in uses(assignments[:MOST_ASSIGNMENTS]):
-            names = [tool.name for tool in use.to_switch_off if tool.name in offered[use.assignment.pk]]
-            if names:
-                self.hideable.append(UnusedTools(use.assignment, names))
+            if use.to_switch_off:
+                self.hideable.append(use)
 
 
 def _is_in_use(row: Connection, since: datetime) -> bool:
@@ -152,7 +141,11 @@ def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
         "tab": "least privilege",
         "page": page,
         "used_tools": page.used_tools[:MOST_TOOLS],
+        "more_used": len(page.used_tools[MOST_TOOLS:]),
         "unused_tools": page.unused_tools[:MOST_TOOLS],
+        "more_unused": len(page.unused_tools[MOST_TOOLS:]),
+        "unused": page.unused[:MOST_CONNECTIONS],
+        "more_connections": len(page.unused[MOST_CONNECTIONS:]),
         "refused": page.refused[:SHOWN],
         "is_more": len(page.refused) == MOST_REFUSED,
         "calls_url": f"{reverse('auditlog:calls')}?{urlencode({'host': host.pk, 'range': '30d'})}",

@@ -39,7 +39,7 @@ from ui.pages import (
     show,
     switch_target,
 )
-from ui.tables import WEEK, Column, Table
+from ui.tables import LIVE, WEEK, Column, Table
 from ui.viewset import (
     Picked,
     archive_page,
@@ -58,7 +58,7 @@ HOSTS = Table(
         Column("pick", "Pick", 2, kind="pick", needs=Capability.HOSTS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
         Column("type", "Type", 8, priority=3, sorts=("kind", Lower("name")), on_phone=True),
-        Column("connections", "Connections", 7, priority=2, kind="number"),
+        Column("connections", "Connections", 7, priority=2, kind="number", hint=LIVE),
         Column("users", "Users", 5, priority=3, kind="number"),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column(

@@ -88,7 +88,7 @@ class TokenKind(models.TextChoices):
     KEY = "key", "Connection key"
 
 
-MOST_CALLS_READ = 1_000
+MOST_CALLS_READ = 5_000  # The newest of a connection.
 ANOTHER_OWNER = "acted on another user's token"
 PREVIOUS = [*PREVIOUS_SECRET, "previous_until_used"]
 SECRET = [*PRESENT, "secret_last_used_at", *PREVIOUS]
@@ -537,12 +537,16 @@ class Token(HoldsPrevious, Versioned, models.Model):
             else:
                 raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
 
-    def recent_addresses(self, since: datetime | None = None, **of: Any) -> list[str]:
-        """Return the addresses of its newest calls since then, by default of the last 30 days."""
+    def recent_addresses(self, since: datetime | None = None, prefix: str = "") -> list[str]:
+        """Return the addresses of its calls since then, by default of the last 30 days, with any or this `prefix`.
+
+        Read from the newest calls of its connection: calls are indexed by connection, not by token.
+        """
         since = since or timezone.now() - timedelta(days=30)
-        calls = Call.objects.filter(connection_id=self.connection_id, token_id=self.pk, created_at__gte=since, **of)
-        newest = calls.exclude(client_ip=None).order_by("-created_at").values_list("client_ip", flat=True)
-        return sorted({address for address in newest[:MOST_CALLS_READ] if address})
+        calls = Call.objects.filter(connection_id=self.connection_id, created_at__gte=since)
+        newest = calls.order_by("-created_at").values_list("token_id", "token_prefix", "client_ip")[:MOST_CALLS_READ]
+        own = {(used, address) for pk, used, address in newest if pk == self.pk and address}
+        return sorted({address for used, address in own if prefix in ("", used)})
 
     def lock(self) -> "Token":
         """Return the current row, locked until the transaction ends."""

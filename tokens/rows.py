@@ -221,7 +221,7 @@ class TokenRow:
 
     def _addresses(self, prefix: str) -> list[str]:
         since = self.token.asked_at or self.token.rotated_at
-        return self.token.recent_addresses(since, token_prefix=prefix) if since else []
+        return self.token.recent_addresses(since, prefix) if since else []
 
     @property
     def may_revoke(self) -> bool:

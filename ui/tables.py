@@ -19,6 +19,7 @@ from ui.pages import AppRequest, show, wants_fragment
 
 YEAR = 365 * 86_400
 WEEK = "In the last seven days"
+LIVE = "Without revoked connections"
 
 
 # eq=False: hash by identity. Columns are cache keys, and hashing all fields is slow.

@@ -15,7 +15,7 @@ from uuid import UUID
 from django.db import connection, transaction
 from django.utils import timezone
 
-from auditlog.models import ENDINGS
+from auditlog.models import ENDINGS, Call
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import range_start
 from gateways.usage import IN_ORDER
@@ -138,7 +138,7 @@ class Activity:
             return activity
         oldest = min(group.first for group in groups)
         is_cut = sum(group.calls for group in groups) == MOST_READ
-        days = max(0, min(BEFORE.days, ceil((since - oldest) / DAY)))
+        days = _days(since, oldest)
         activity.reaches_to = oldest if is_cut else None
         activity.last_at = max(group.last for group in groups)
         activity.calls, activity.refused = _total(groups, days), _total([g for g in groups if g.denied], days)
@@ -172,8 +172,20 @@ class Activity:
             now = rollups.total(where, self.since, self.until, timed=False)
             before = rollups.total(where, self.since - BEFORE, self.since, timed=False)
         if now is not None and before is not None:
-            self.calls = Count(now.calls, before.calls, BEFORE.days)
-            self.refused = Count(now.denied, before.denied, BEFORE.days)
+            days = _days(self.since, _first_call(columns, self.since))
+            self.calls = Count(now.calls, before.calls, days)
+            self.refused = Count(now.denied, before.denied, days)
+
+
+def _days(since: datetime, first: datetime) -> int:
+    """Return the number of days before `since` to compare with, of a subject whose first call was then."""
+    return max(0, min(BEFORE.days, ceil((since - first) / DAY)))
+
+
+def _first_call(columns: dict[str, UUID], since: datetime) -> datetime:
+    """Return the time of its first call in the days to compare with; `since` if there is none."""
+    calls = Call.objects.filter(**columns, created_at__gte=since - BEFORE, created_at__lt=since)
+    return calls.order_by("created_at").values_list("created_at", flat=True).first() or since
 
 
 def _recent[C: Count](counts: list[C]) -> list[C]:

@@ -443,7 +443,8 @@ class ServerSubject(Subject):
 
     @property
     def effect(self) -> str:
-        return f"Refuses its calls on {number_of(len(self.placed), 'gateway')} {NEXT_REQUEST}. Undo at any time."
+        gateways = {one.gateway_id for one in self.placed}
+        return f"Refuses its calls on {number_of(len(gateways), 'gateway')} {NEXT_REQUEST}. Undo at any time."
 
     def stop(self) -> Stopped:
         changed = self.row.disable(by=self.viewer)

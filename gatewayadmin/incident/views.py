@@ -51,7 +51,11 @@ def _reached(subject: Subject) -> list[Reached]:
     offered = Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
     tools = Counter(dict(offered.order_by().values_list("assignment").annotate(Count("pk"))))
     if subject.kind == "server":
-        return [Reached(None, one.gateway, [one.server.name], tools[one.pk]) for one in assignments]
+        by_gateway = {one.gateway: [each for each in assignments if each.gateway == one.gateway] for one in assignments}
+        return [
+            Reached(None, gateway, [each[0].server.name], sum(tools[one.pk] for one in each))
+            for gateway, each in by_gateway.items()
+        ]
     found = []
     for connection in subject.live:
         row = ConnectionRow(connection, subject.viewer)

@@ -131,7 +131,7 @@ def learn_why_a_call_was_denied_and_undo_it(one: Person, stage: Stage) -> None:
     assert stage.call() == 403
     page = one.page
     page.reload()
-    one.press(page.get_by_role("region", name="Recent denials").get_by_role("link", name=stage.name))
+    one.press(page.get_by_role("region", name="Recent refusals").get_by_role("link", name=stage.name))
     expect(page.locator(".trail")).to_contain_text("An administrator switched this app or agent off.")
     one.press(page.locator(".trail").get_by_role("button", name="Enable agent"))
     expect(page.locator(".trail")).to_contain_text("This no longer applies.")

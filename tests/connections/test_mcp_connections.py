@@ -219,6 +219,17 @@ def test_an_agents_secret_regenerated_here_comes_with_its_row(ana: User, sign_in
     assert f'<tr id="connection-{link.pk}" data-state="active" class="changed" hx-swap-oob="true">' in text(answer)
 
 
+def test_a_whole_address_finds_the_connections_of_one_person(sign_in: SignIn) -> None:
+    sees = Capability.MCP_CONNECTIONS_READ
+    lee, marylee = (make.user(sees, email=f"{name}@example.com") for name in ("lee", "marylee"))
+    for person, name in ((lee, "Claude"), (marylee, "Cursor")):
+        make.app_connection(person, make.gateway(), name=name)
+    client = sign_in(lee)
+
+    assert names(client.get(PATH, {"q": "Lee@example.com"})) == ["Claude"]
+    assert names(client.get(PATH, {"q": "lee@example"})) == ["Cursor", "Claude"]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "expected", "counted"),
@@ -226,6 +237,7 @@ def test_an_agents_secret_regenerated_here_comes_with_its_row(ana: User, sign_in
         ("", ["Cursor", "Claude", "Ended"], "3 connections, 1 active"),
         ("?type=agent", ["CI bot"], "1 connection, 1 active"),
         ("?type=all", ["CI bot", "Cursor", "Claude", "Ended"], "4 connections, 2 active"),
+        ("?type=all&status=live", ["CI bot", "Cursor", "Claude"], "3 connections, 2 active"),
         ("?status=disabled", ["Cursor"], "1 connection, 0 active"),
         ("?status=revoked&status=active", ["Claude", "Ended"], "2 connections, 1 active"),
         ("?gateway=work", ["Claude"], "1 connection, 1 active"),

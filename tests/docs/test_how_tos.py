@@ -150,7 +150,7 @@ def test_an_auditor_is_answered_as_printed(live: Serve, tmp_path: Path) -> None:
 
     said = shell(script, tmp_path).splitlines()
 
-    assert any(re.fullmatch(rf"{OWNER}: \d+ calls, \d+ denied", line) for line in said)
+    assert any(re.fullmatch(rf"{OWNER}: \d+ calls, \d+ refused", line) for line in said)
     assert "Idle bot: last seen never" in said
     assert not any(line.startswith("Audited bot: last seen") for line in said)
     assert any(line.startswith(f"{issued['name']} of {OWNER}: since 20") for line in said)

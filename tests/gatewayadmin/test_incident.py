@@ -266,4 +266,5 @@ def test_totals_come_from_the_rollups_when_the_newest_calls_are_not_all(
     activity = page.context["activity"]
 
     assert (activity.calls.now, activity.calls.before, activity.tools[0].now) == (6, 1, 4)
+    assert activity.calls.usual == "1"  # The average of the days since its first call, not of 28.
     assert "Tools and addresses are those of the newest calls" in text(page)

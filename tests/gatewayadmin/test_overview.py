@@ -39,7 +39,7 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
     ("capabilities", "words"),
     [
         ((Capability.HOSTS_TOGGLE,), "<span>Hosts</span>"),
-        (SEES_CONNECTIONS, "<span>Connections</span>"),
+        (SEES_CONNECTIONS, "<span>Live connections</span>"),
         ((Capability.LOGS_READ,), "<span>Requests 24 h</span>"),
         ((Capability.API_TOKENS_MANAGE,), "Tokens expiring in 14 days"),
         ((Capability.SERVERS_TOGGLE, Capability.SERVERS_MANAGE), "Connect timeout"),
@@ -80,7 +80,7 @@ def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in:
     response = sign_in(ana).get("/")
 
     traffic = response.context["traffic"]
-    assert (str(traffic.total), str(traffic.denied)) == ("3", "1")
+    assert (str(traffic.total), str(traffic.refused)) == ("3", "1")
     assert "CI bot" in text(response)
 
 
@@ -92,7 +92,7 @@ def test_calls_and_refusals_stand_in_one_column_and_what_else_there_is_in_the_ot
 
     page = text(sign_in(ana).get("/"))
 
-    titles = [page.index(f'id="{name}-title"') for name in ("recent", "denials", "expiring", "health")]
+    titles = [page.index(f'id="{name}-title"') for name in ("recent", "refusals", "expiring", "health")]
     assert titles == sorted(titles)
     assert page[titles[0] : titles[-1]].count('<div class="stack">') == 1
 
@@ -109,7 +109,7 @@ def test_each_figure_of_the_last_day_is_told_once(ana: User, sign_in: SignIn) ->
     with_plots = text(client.get("/"))
 
     for page in (without, with_plots):
-        for words in ("Requests 24 h", "Denied 24 h", "<span>Hosts</span>", "<span>Connections</span>"):
+        for words in ("Requests 24 h", "Refused 24 h", "<span>Hosts</span>", "<span>Live connections</span>"):
             assert page.count(words) == 1
     assert "calls.day" in without
     assert "calls.day" not in with_plots
@@ -156,8 +156,8 @@ def test_the_page_costs_the_same_however_much_there_is(
     # first steps, the newest own connections with their tokens and what they carry (4), hosts, connections, expiring
     # tokens, definitions that wait, failing sinks, refused identities, servers and whether there are any; of
     # the log: how many, the newest, the refused (three outcomes in one) and their reach, how many of them, what is
-    # plotted, and whether there are roll-ups; what the rail counts.
-    with django_assert_num_queries(31):
+    # plotted, and whether there are roll-ups, and its newest id (2); what the rail counts.
+    with django_assert_num_queries(33):
         client.get("/")
 
 
@@ -168,7 +168,7 @@ def test_numbers_lead_to_the_lists_they_count(ana: User, sign_in: SignIn) -> Non
 
     for path in (
         "/hosts/",
-        "/settings/mcp-connections?type=all",
+        "/settings/mcp-connections?type=all&amp;status=live",
         "/logs/",
         "/logs/?q=refused",
     ):

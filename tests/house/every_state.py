@@ -96,8 +96,9 @@ def built() -> World:
 
 
 def _people(world: World) -> None:
+    """Add people in all states; so many that their list has two pages."""
     role = make.role(Capability.HOSTS_READ, name="Onlookers")
-    for state, number in {"invited": 2, "expired": 1, "revoked": 3, "deactivated": 2, "provisioned": 2}.items():
+    for state, number in {"invited": 2, "expired": 1, "revoked": 3, "deactivated": 2, "provisioned": 15}.items():
         for person in world.people(number, state):
             row = User.objects.filter(pk=person.pk)
             match state:
@@ -377,6 +378,12 @@ def _calls(world: World) -> None:
             make.call(at=now - timedelta(minutes=30), outcome=outcome, **(where | fields))
     for _ in range(7):
         make.call(at=now - 3 * DAY, **where)
+    unused = (
+        bot.connections.live().filter(gateway=wide, enabled=True).exclude(pk=connection.pk).earliest("connected_at")
+    )
+    Connection.objects.filter(pk=unused.pk).update(connected_at=now - 60 * DAY, last_used_at=now - 60 * DAY)
+    for _ in range(2):
+        make.call(at=now - 60 * DAY, **(where | {"connection_id": unused.pk}))
 
 
 def _refusals(world: World) -> None:

@@ -71,6 +71,7 @@ class Element:
     text: str = ""
     by_head: bool = False
     told: bool = False
+    muted: str = ""
     ticks: bool = False
 
 

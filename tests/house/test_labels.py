@@ -49,7 +49,7 @@ TEXTS = (
     "Done",
     "You can skip",
     "Tokens expiring in ",
-    "Recent denials",
+    "Recent refusals",
     "Server health",
     "Your connections",
     "Your API tokens",
@@ -178,7 +178,7 @@ TEXTS = (
 # The texts of each page, in the words and order a reader sees, for the world of `labelled`.
 ON_PAGES: dict[str, tuple[str, ...]] = {
     "/": (
-        *("Dashboard", "Hosts 2", "Connections 1", "1 active", "Requests 24 h", "Denied 24 h"),
+        *("Dashboard", "Hosts 2", "Live connections 1", "1 active", "Requests 24 h", "Refused 24 h"),
         *("Your connections", "Your API tokens", "Server health"),
     ),
     "/hosts/": (

@@ -18,6 +18,7 @@ from tests.conftest import SignIn
 from tests.proxy.test_access import ask
 from tests.rest import Rest
 from tests.tokens.rows import text
+from tokens import models
 from tokens.models import Issued, Token
 
 pytestmark = pytest.mark.django_db
@@ -69,6 +70,17 @@ def test_what_is_selected_depends_on_where_it_was_used(
 
     assert chosen(owners) == chosen(administrators) == offered
     assert 'value="24" checked' in owners or "USED" in offered
+
+
+def test_addresses_are_those_of_the_newest_calls_of_the_connection(
+    issued: Issued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "MOST_CALLS_READ", 3)
+    called(issued.token, "10.0.0.1")
+    called(make.token(issued.token.connection, name="other").token, "10.0.0.3")
+    called(issued.token, "10.0.0.2", "10.0.0.2")
+
+    assert issued.token.recent_addresses() == ["10.0.0.2"]
 
 
 def test_an_old_secret_ends_with_the_first_use_of_the_new_one(issued: Issued, ann: User) -> None:
