@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from email import utils
 from email.utils import getaddresses
 from functools import reduce
 from operator import or_
@@ -28,6 +29,8 @@ from ui.forms import ListFilter, holds
 
 MOST_INVITED = 50  # Per form.
 EMAIL_LENGTH, NAME_LENGTH = 254, 120
+# The first releases of Python 3.12 know no other way to parse.
+NOT_STRICT = {"strict": False} if hasattr(utils, "supports_strict_parsing") else {}
 
 STATUSES = ("active", "invited", "expired", "revoked", "deactivated", "provisioned")
 
@@ -132,7 +135,7 @@ class AddressesField(forms.CharField):
 def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
     """Yield name and address of each entry. An invalid entry is yielded as an address, to be refused by its text."""
     for line in lines:
-        found = getaddresses([line.strip(" ,")], strict=False)
+        found = getaddresses([line.strip(" ,")], **NOT_STRICT)
         if ("", "") in found:  # An entry is invalid; getaddresses() does not say which.
             found = [entry for text in line.split(",") if text.strip() for entry in _entries(text.split())]
         for name, address in found:
@@ -144,7 +147,7 @@ def _entries(words: list[str]) -> Iterable[tuple[str, str]]:
     if len(words) > 1 and all("@" in word[1:-1] for word in words):
         return [entry for word in words for entry in _entries([word])]
     text = " ".join(words)
-    found = getaddresses([text], strict=False)
+    found = getaddresses([text], **NOT_STRICT)
     return [("", text)] if ("", "") in found else found
 
 

@@ -170,15 +170,15 @@ def test_over_rest_an_act_that_revoked_nothing_is_undone_where_its_answer_says(
     kind: str, link: Connection, boss: User
 ) -> None:
     link.revoke(by=boss)
-    row, path = (link.host, "hosts") if kind == "host" else (link.user, "users")
+    path = f"/hosts/{link.host_id}" if kind == "host" else f"/users/{link.user_id}"
     api = Rest.of(boss)
 
-    undo = api.post(f"/{path}/{row.pk}/stop").json()["undo"]
+    undo = api.post(f"{path}/stop").json()["undo"]
     undone = api.post(undo.removeprefix("/api"))
 
     assert undone.status_code == 200, undone.content
-    row.refresh_from_db()
-    assert row.enabled if kind == "host" else row.is_active
+    link.refresh_from_db()
+    assert (link.host.enabled, link.user.is_active) == (True, True)
 
 
 def test_without_a_reason_none_is_recorded(link: Connection, boss: User, sign_in: SignIn) -> None:
