@@ -71,14 +71,16 @@ class NewChannel(ChannelChanges):
     """A channel to create. Yours of kind `mail` goes to your own address and takes no other."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
-        "address": "",
-        "secret": "",
         "enabled": True,
         "quiet_from": None,
         "quiet_until": None,
         "zone": "UTC",
     }
     kind = serializers.ChoiceField(ChannelKind.choices)
+    address = serializers.CharField(
+        max_length=1000, required=False, write_only=True, help_text="E-mail address, or webhook URL."
+    )
+    secret = serializers.CharField(max_length=500, required=False, write_only=True, help_text=SIGNING)
     for_workspace = serializers.BooleanField(default=False, help_text="Whether it belongs to the workspace.")
     matters = serializers.ListField(child=serializers.CharField(), required=False, help_text=MATTERS)
 

@@ -31,7 +31,7 @@ from ui.rest import ApiError, Problem, Resource
 
 
 class Reason(RequestBody):
-    """Why somebody stops it."""
+    """The reason of the person who stops it."""
 
     reason = serializers.CharField(
         max_length=LONGEST_REASON, default="", allow_blank=True, help_text="Recorded with the admin events."
@@ -39,7 +39,7 @@ class Reason(RequestBody):
 
 
 class StoppedSerializer(serializers.Serializer[Stopped]):
-    """What was ended."""
+    """The result of an act that stops something."""
 
     detail = serializers.CharField(source="words", help_text="What was ended, in words.")
     undo = serializers.CharField(

@@ -137,6 +137,8 @@ def enough_for(door: Door) -> list[set[Capability]]:
     # Managing identities opens other people's, managing servers the shared ones; this one is a person's.
     if door.name == "identity-confirm":
         return []  # Nobody but its person agrees to where a person's own one is sent.
+    if door.name.startswith("channel") and door.is_of_one_thing:
+        return []  # Nobody but its person changes it; the capability opens those of the workspace.
     persons = door.name.startswith("identity") and door.is_of_one_thing
     return [one for one in sufficient(door.rule) if not (persons and one == {Capability.SERVERS_MANAGE})]
 

@@ -50,10 +50,10 @@ OPENS: dict[str, set[Capability]] = {
     "GET capability-list": EVERYBODY,
     "GET channel-list": EVERYBODY,
     "POST channel-list": EVERYBODY,  # One's own.
-    "GET channel-detail": {C.WORKSPACE_MANAGE},  # The workspace's.
-    "PATCH channel-detail": {C.WORKSPACE_MANAGE},
-    "DELETE channel-detail": {C.WORKSPACE_MANAGE},
-    "POST channel-test": {C.WORKSPACE_MANAGE},
+    "GET channel-detail": NOBODY,
+    "PATCH channel-detail": NOBODY,
+    "DELETE channel-detail": NOBODY,
+    "POST channel-test": NOBODY,
     "GET connection-list": EVERYBODY,
     "GET connection-detail": CONNECTIONS,
     "POST connection-disable": {C.CONNECTIONS_TOGGLE},

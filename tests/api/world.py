@@ -67,7 +67,7 @@ def build() -> World:
     newcomers = Role.objects.create(name="Newcomers")
     provisioning = ProvisioningKey.objects.issue(name="Okta", role=newcomers, capabilities=[], by=boss).key
     sink = Sink.objects.add(name="Output", kind="stdout", by=boss)
-    channel = Channel.objects.add(by=boss, kind="slack", for_workspace=True, address="https://93.184.216.34/hook")
+    channel = Channel.objects.add(by=owner, kind="slack", for_workspace=False, address="https://93.184.216.34/hook")
     gateway = {"slug": "closed"}
     one_server = {**gateway, "alias": "docs"}
     return World(
