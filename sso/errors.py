@@ -27,26 +27,26 @@ class BadDomain(ProviderError):
 
 
 class BadScopes(ProviderError):
-    """Scopes are words with blanks between them, and `openid` is one of them."""
+    """Enter scopes with spaces between them; `openid` must be one of them."""
 
     field = "scopes"
 
 
 class Incomplete(ProviderError):
-    """Name the provider, its issuer and the client before sign-in is offered."""
+    """Enter the provider's name, issuer and client ID before sign-in is offered."""
 
     field = "mode"
 
 
 class NoBreakGlass(ProviderError):
-    """Nobody could sign in while the provider is down. Make an owner with a password and a second factor a break-glass
-    owner first, on their page."""
+    """Nobody could sign in while the provider is down. First make an owner with a password and a second factor a
+    break-glass owner, on their page."""
 
     field = "mode"
 
 
 class BadRules(ProviderError):
-    """A group rule names a group, and a role or a team."""
+    """Each group rule needs a group, and a role or a team."""
 
     field = "rules"
 
@@ -76,15 +76,15 @@ class SamlHasNoSecret(ProviderError):
 
 
 class ChangedThere(ProviderError):
-    """Somebody else changed the provider at this moment. Look at it, and try again."""
+    """Somebody else just changed the identity provider. Check the settings, and try again."""
 
 
 class AlreadyLinked(ProviderError):
-    """This account of the organisation belongs to somebody else here, or you are linked to another one."""
+    """This account is linked to somebody else here, or you are linked to another account. Ask an administrator."""
 
 
 class NeedsPassword(ProviderError):
-    """Without a password here, this account signs in at the organisation only. Choose a password first."""
+    """You have no password here, so you could no longer sign in. Set a password first."""
 
 
 class ProviderDown(ProviderError):
@@ -101,18 +101,44 @@ class Advice(NamedTuple):
     is_for_administrators: bool = False
 
 
+NOT_OFFERED = Advice(
+    "Single sign-on is disabled in this workspace. Sign in with your password, or ask an administrator of this "
+    "workspace."
+)
+UNAVAILABLE = Advice(
+    "Signing in with your organisation does not work at the moment. Try again in a few minutes. If it still fails, "
+    "tell an administrator of this workspace."
+)
+FAILED = Advice(
+    "This workspace could not use the answer of your organisation. Try again. If it fails again, tell an administrator "
+    "of this workspace."
+)
 AGAIN = Advice(
     "The sign-in took too long, was started in another browser, or was already used. Go back and sign in again."
 )
 HERE_FIRST = Advice(
     "Start signing in here, not on the page of your organisation. Go back and press the sign-in button."
 )
-ASK_THERE = Advice("Your organisation did not sign you in to this workspace. Ask its IT administrator.")
+ASK_THERE = Advice(
+    "Your organisation did not sign you in to this workspace. Ask its IT administrator for access to this application."
+)
 SET_UP = Advice(
-    "Your organisation's answer was not accepted: its settings and those of this workspace do not match. Tell a "
-    "workspace administrator; the admin events have the reason.",
+    "This workspace did not accept the answer of your organisation, because their settings do not match. Tell an "
+    "administrator of this workspace, who finds the details in the admin events.",
     is_for_administrators=True,
 )
+LINK_AGAIN = Advice(
+    "You are no longer signed in here, so nothing was linked. Sign in, and link it on your profile again."
+)
+OTHER_ACCOUNT = Advice(
+    "You signed in at your organisation with another account than here. Go back, and confirm with your own account."
+)
+CONFIRM_HERE = Advice("You have a password or a second factor here. Go back, and confirm with that.")
+NOT_ASKED = Advice(
+    "Your organisation did not ask you to sign in again, so nothing was confirmed. Try again. If it fails again, ask "
+    "an administrator of this workspace to check the settings of single sign-on."
+)
+CHANGED = "The settings of the provider changed during the sign-in."
 SET_UP_REASONS = (
     *("malformed", "too_large", "encrypted", "not_decrypted", "weak_encryption", "not_signed", "weak_signature"),
     *("wrong_signature", "wrapped", "other_issuer", "other_audience", "other_recipient", "not_yet_valid"),
@@ -129,10 +155,10 @@ RESPONSE_ADVICE = dict.fromkeys(SET_UP_REASONS, SET_UP) | {
     "refused_there": ASK_THERE,
 }
 _EMAIL = Advice(
-    "Your e-mail address cannot be used yet: your organisation does not confirm that it is yours, or somebody "
-    "else here uses it. If you were invited, open the link in the mail and sign in from there. If you have a "
-    "password here, "
-    "sign in with it and link your account on your profile. Otherwise ask an administrator of this workspace."
+    "Your e-mail address cannot be used here yet. Your organisation does not confirm that it is yours, or somebody "
+    "else here has it. If you were invited, open the link in the mail and sign in from there. If you have a "
+    "password here, sign in with it, and link your account on your profile. Otherwise ask an administrator of this "
+    "workspace."
 )
 # The last two are identical, so that nobody can find out which addresses have an account.
 ENTRY_ADVICE = {
@@ -141,11 +167,10 @@ ENTRY_ADVICE = {
     ),
     "no_role": Advice(
         "Your organisation signed you in, but none of your groups there has a role in this workspace. Ask an "
-        "administrator of this workspace for a role, or your organisation's IT administrator to add you to such a "
-        "group."
+        "administrator of this workspace for a role, or your organisation's IT administrator for such a group."
     ),
     "too_many_groups": Advice(
-        "Your organisation sent no list of your groups, because you are in too many. Ask an "
+        "You are in so many groups that your organisation did not send them, so you have no role here. Ask an "
         "administrator of this workspace to have it send only the groups of this application."
     ),
     "no_email": Advice("Your organisation sent no e-mail address for you. Ask its IT administrator to add one."),
@@ -155,7 +180,7 @@ ENTRY_ADVICE = {
 
 
 class SignInFailed(Exception):
-    """The sign-in failed. The message is for events and the log; `advice`, if any, is shown to the person."""
+    """The sign-in failed. The message is for events and the log; the person is shown `advice`, or FAILED."""
 
     reason = ""
 

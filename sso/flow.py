@@ -77,9 +77,11 @@ def take_pending_sign_in(request: HttpRequest, state: str) -> PendingSignIn:
     still_open: dict[str, list[Any]] = request.session.get(SESSION_KEY, {})
     found = still_open.pop(state, None)
     if found is None:
-        raise ResponseRefused("not_begun_here", "It was not started in this browser, or was used before.")
+        raise ResponseRefused(
+            "not_begun_here", "The sign-in was not started in this browser, or its answer was used before."
+        )
     request.session[SESSION_KEY] = still_open
     begun = PendingSignIn(*found)
     if time.time() - begun.at > LIVES_S:
-        raise ResponseRefused("took_too_long", "It took longer than ten minutes.")
+        raise ResponseRefused("took_too_long", "The sign-in took longer than ten minutes.")
     return begun

@@ -291,7 +291,9 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
             saml = "Enter the provider's name and metadata before sign-in is offered."
             raise Incomplete(saml if self.speaks_saml else Incomplete.__doc__)
         if self.speaks_saml and self.signs_requests and not (self.has_secret and self.own_certificate):
-            raise Incomplete("There is no key to sign requests with.")
+            raise Incomplete(
+                "There is no key to sign requests with. Disable and enable “Sign our requests” to make one."
+            )
         if self.mode == Mode.ENFORCED:
             if not self.domains:
                 raise BadDomain(BadDomain.__doc__)

@@ -17,7 +17,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
 from servers.oauth_client.discovery import Http
-from sso.errors import ASK_THERE, ProviderDown, SignInFailed
+from sso.errors import ASK_THERE, CHANGED, ProviderDown, ResponseRefused, SignInFailed
 from sso.flow import (
     CONFIRM,
     PendingSignIn,
@@ -131,15 +131,15 @@ def _cache_name(provider: Provider) -> str:
 def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
     """Read the provider's metadata. Raises ProviderDown."""
     if not provider.issuer:
-        raise ProviderDown("No issuer is set.")
+        raise ProviderDown("Enter the issuer first.")
     url = provider.issuer.rstrip("/") + DISCOVERY
     document = fetch_provider_json(provider, url)
     if document.get("issuer") != provider.issuer:
         said = printable(str(document.get("issuer")))[:200]
-        raise ProviderDown(f"{url} has metadata of another issuer than {provider.issuer}: {said}. Enter exactly that.")
+        raise ProviderDown(f"{url} names another issuer: {said}. Enter exactly that as the issuer.")
     methods = document.get("code_challenge_methods_supported")
     if methods is not None and "S256" not in as_list(methods):
-        raise ProviderDown(f"{provider.issuer} does not support PKCE with S256.")
+        raise ProviderDown(f"{provider.issuer} does not support PKCE with S256, which sign-in here needs.")
 
     def usable(name: str, *, needed: bool = True) -> str:
         """Return the URL if browsers may be sent to it."""
@@ -147,7 +147,7 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
         if isinstance(value, str) and is_https(value, like=provider.issuer):
             return value
         if needed:
-            raise ProviderDown(f"{provider.issuer} names no usable {name}.")
+            raise ProviderDown(f"The metadata of {provider.issuer} have no usable {name}: it must be an https URL.")
         return ""
 
     return OpenIdMetadata(
@@ -165,11 +165,11 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
 def read_provider_keys(provider: Provider, said: OpenIdMetadata) -> SigningKeys:
     """Read the keys that the provider signs with. Raises ProviderDown."""
     if not said.jwks_uri:
-        raise ProviderDown(f"{provider.issuer} names no usable jwks_uri.")
+        raise ProviderDown(f"The metadata of {provider.issuer} have no usable jwks_uri: it must be an https URL.")
     found = fetch_provider_json(provider, said.jwks_uri).get("keys")
     keys = [key for key in found if isinstance(key, dict)] if isinstance(found, list) else []
     if not keys:
-        raise ProviderDown(f"{said.jwks_uri} holds no keys.")
+        raise ProviderDown(f"{said.jwks_uri} has no keys.")
     return keys
 
 
@@ -247,7 +247,7 @@ def finish_oidc(request: HttpRequest, provider: Provider) -> tuple[PendingSignIn
     given = request.GET
     begun = take_pending_sign_in(request, given.get("state", ""))
     if begun.issuer != provider.known_as:
-        raise SignInFailed("The provider was changed meanwhile.")
+        raise ResponseRefused("provider_changed", CHANGED)
     said = provider_metadata(provider)
     try:
         check_iss(given.get("iss"), provider.issuer, advertised=said.says_iss)
@@ -255,7 +255,9 @@ def finish_oidc(request: HttpRequest, provider: Provider) -> tuple[PendingSignIn
         raise SignInFailed(str(mismatch)) from None
     if "error" in given or not given.get("code"):
         error = given.get("error", "no code")
-        raise SignInFailed(f"The provider said: {printable(error)[:80]}.", None if error in MAY_PASS else ASK_THERE)
+        raise SignInFailed(
+            f"The provider refused the sign-in: {printable(error)[:80]}.", None if error in MAY_PASS else ASK_THERE
+        )
     token, access = _exchange(provider, said, given["code"], begun.verifier)
     try:
         claims = verified(provider, id_token, token, nonce=begun.nonce)
@@ -271,7 +273,7 @@ def _exchange(provider: Provider, said: OpenIdMetadata, code: str, verifier: str
     try:
         secret = provider.secret
     except Undecryptable:
-        raise SignInFailed("No configured encryption key decrypts the client's secret.") from None
+        raise SignInFailed("The client secret cannot be decrypted. Enter it again.") from None
     client = RegisteredClient(provider.client_id, secret, auth_method(said.auth_methods, secret=bool(secret)))
     parameters = {
         "grant_type": "authorization_code",
@@ -285,7 +287,7 @@ def _exchange(provider: Provider, said: OpenIdMetadata, code: str, verifier: str
         answered = http.post(asked.url, asked.headers, asked.body)
         tokens = read_tokens(answered.status, answered.body)
     except TokenRefused as refusal:
-        raise SignInFailed(f"The provider does not accept the client or its code: {refusal}") from None
+        raise SignInFailed(f"The provider refused the client or its code: {refusal}") from None
     except (TokenUnavailable, NoAnswer) as error:
         raise ProviderDown(f"{asked.url} {error}.") from None
     if tokens.scope and provider.rows.exists():
@@ -301,14 +303,14 @@ def _must_be_granted(asked: str, granted: str) -> None:
     given = {SCOPES_CALLED.get(scope, scope) for scope in granted.split()}
     missing = set(asked.split()) - given - {"offline_access"}  # It gives no claims, and is often not reported.
     if missing:
-        raise SignInFailed(f"The provider did not grant the requested scopes: {' '.join(sorted(missing))}.")
+        raise SignInFailed(f"The provider did not grant these scopes: {' '.join(sorted(missing))}.")
 
 
 def _with_userinfo(claims: dict[str, Any], provider: Provider, url: str, access: str) -> dict[str, Any]:
     """Return the claims with those of userinfo, which must be of the same subject (OpenID Connect Core 5.3.2)."""
     found = fetch_provider_json(provider, url, {"Authorization": f"Bearer {access}"})
     if found.get("sub") != claims["sub"]:
-        raise SignInFailed("The provider's userinfo is of another person.")
+        raise SignInFailed("The provider's userinfo is about another person.")
     source = claims if "email" in claims else found  # Whether an address is verified comes with that address.
     return found | claims | {"email_verified": source.get("email_verified")}
 

@@ -51,7 +51,7 @@ def _saml_found(provider: Provider, by: Grantor | None) -> str:
     """Describe the provider's metadata, re-read if they have a URL. Raises ProviderError."""
     must_be_installed()
     if not provider.certificates:
-        raise BadSamlMetadata("No metadata of the provider are known yet.")
+        raise BadSamlMetadata("Enter the provider's metadata first.")
     if provider.metadata_url:
         provider.read_metadata_again(by=by)
         provider = Provider.load()

@@ -41,7 +41,7 @@ def id_token(
     """Return the claims of an ID token for this client and the request with this nonce. Raises TokenInvalid."""
     claims = _claims(token, keys, issuer=issuer, client_id=client_id)
     if claims.get("nonce") != nonce:
-        raise TokenInvalid("It answers another request (nonce).")
+        raise TokenInvalid("It belongs to another sign-in (nonce).")
     if not _is_later(claims.get("exp")):
         raise TokenInvalid("It has expired, or the clocks differ by more than a minute.")
     if not _text(claims.get("sub")):
@@ -71,7 +71,7 @@ def _claims(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, clien
     """Verify what both kinds of tokens have in common, and return the claims."""
     claims = _verified(token, keys)
     if claims.get("iss") != issuer:
-        raise TokenInvalid("It is another issuer's.")
+        raise TokenInvalid("It comes from another issuer.")
     audience = claims.get("aud")
     if client_id not in (audience if isinstance(audience, list) else [audience]):
         raise TokenInvalid("It is for another client.")
@@ -79,7 +79,7 @@ def _claims(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, clien
         raise TokenInvalid("It was issued to another client.")
     issued = claims.get("iat")
     if not isinstance(issued, int | float) or issued > time.time() + CLOCKS_DIFFER_S:
-        raise TokenInvalid("It is from the future: the clocks differ by more than a minute.")
+        raise TokenInvalid("It was issued in the future: the clocks differ by more than a minute.")
     return claims
 
 
@@ -117,7 +117,7 @@ def _verified(token: str, keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             continue
         if isinstance(claims, dict):
             return claims
-    raise TokenInvalid("Its signature is not the provider's.")
+    raise TokenInvalid("Its signature was not made with a key of the provider.")
 
 
 def _may_sign(key: Mapping[str, Any], kid: object) -> bool:

@@ -33,7 +33,21 @@ from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from sso import oidc, provider_test
 from sso.enforcement import end_sessions, is_signed_in_there, remember
-from sso.errors import RESPONSE_ADVICE, Advice, NeedsExtra, NoEntry, ProviderError, SignInFailed
+from sso.errors import (
+    CONFIRM_HERE,
+    FAILED,
+    LINK_AGAIN,
+    NOT_ASKED,
+    NOT_OFFERED,
+    OTHER_ACCOUNT,
+    RESPONSE_ADVICE,
+    UNAVAILABLE,
+    Advice,
+    NeedsExtra,
+    NoEntry,
+    ProviderError,
+    SignInFailed,
+)
 from sso.flow import CONFIRM, LINK, LOGIN, PendingSignIn
 from sso.forms import ProviderForm
 from sso.models import Account, Claims, Provider
@@ -64,14 +78,14 @@ def begin(request: HttpRequest) -> HttpResponse:
 def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
     provider = Provider.offered()
     if provider is None and act != LOGIN:
-        return leave(request, reverse("accounts:profile"), "Sign-in at the organisation is disabled here.")
+        return leave(request, reverse("accounts:profile"), NOT_OFFERED.text)
     if provider is None:
-        return sign_in_refused(request, HTTPStatus.NOT_FOUND)
+        return sign_in_refused(request, HTTPStatus.NOT_FOUND, NOT_OFFERED)
     try:
         leads_there = saml_flow.begin_saml if provider.speaks_saml else oidc.begin_oidc
         return leads_there(request, provider, act=act, onward=onward)
     except ProviderError as fault:
-        return _unavailable(request, provider, fault)
+        return _unavailable(request, fault)
 
 
 @never_cache
@@ -81,13 +95,13 @@ def callback(request: HttpRequest) -> HttpResponse:
     """Handle the redirect of a provider with OpenID Connect."""
     provider = Provider.offered()
     if provider is None or provider.speaks_saml:
-        return sign_in_refused(request, HTTPStatus.NOT_FOUND)
+        return sign_in_refused(request, HTTPStatus.NOT_FOUND, NOT_OFFERED)
     try:
         return _go_on(request, provider, *oidc.finish_oidc(request, provider))
     except SignInFailed as fault:
         return _failed(request, provider, fault)
     except ProviderError as fault:
-        return _unavailable(request, provider, fault)
+        return _unavailable(request, fault)
 
 
 @csrf_exempt
@@ -128,9 +142,9 @@ def saml_answered(request: HttpRequest) -> HttpResponse:
     """
     provider, reason = Provider.offered(), request.GET.get("refused", "")
     if provider is None or not provider.speaks_saml:
-        return sign_in_refused(request, HTTPStatus.NOT_FOUND)
+        return sign_in_refused(request, HTTPStatus.NOT_FOUND, NOT_OFFERED)
     if reason in RESPONSE_ADVICE:
-        return sign_in_refused(request, HTTPStatus.BAD_REQUEST, provider, RESPONSE_ADVICE[reason], reason)
+        return sign_in_refused(request, HTTPStatus.BAD_REQUEST, RESPONSE_ADVICE[reason], reason)
     ticket = request.POST.get("ticket") or request.GET.get("ticket", "")
     if request.method == "GET" and (who := saml_flow.unasked(provider, ticket)):
         context = {"provider": provider, "name": who.email or who.name or who.subject, "ticket": ticket}
@@ -169,12 +183,12 @@ def _note(request: HttpRequest, provider: Provider, fault: SignInFailed) -> None
 def _failed(request: HttpRequest, provider: Provider, fault: SignInFailed) -> HttpResponse:
     if not (provider.speaks_saml and fault.reason):
         logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
-    return sign_in_refused(request, HTTPStatus.BAD_REQUEST, provider, fault.advice, fault.reason)
+    return sign_in_refused(request, HTTPStatus.BAD_REQUEST, fault.advice or FAILED, fault.reason)
 
 
-def _unavailable(request: HttpRequest, provider: Provider, fault: ProviderError) -> HttpResponse:
+def _unavailable(request: HttpRequest, fault: ProviderError) -> HttpResponse:
     logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
-    return sign_in_refused(request, HTTPStatus.BAD_GATEWAY, provider)
+    return sign_in_refused(request, HTTPStatus.BAD_GATEWAY, UNAVAILABLE)
 
 
 def _go_on(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
@@ -191,7 +205,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
     except NoEntry as refusal:
         changes = {"reason": refusal.reason, "email": who.email, "groups": sorted(who.groups or ())[:20]}
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
-        return sign_in_refused(request, HTTPStatus.FORBIDDEN, provider, refusal.advice, refusal.reason)
+        return sign_in_refused(request, HTTPStatus.FORBIDDEN, refusal.advice or FAILED, refusal.reason)
     if request.user.is_authenticated:
         logout(request)  # Also if it is the same person: the session starts anew.
     request.session.pop(joining.SESSION_KEY, None)
@@ -207,7 +221,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
 def _linked(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
     """Link the account, for the person who started it in this session."""
     if not isinstance(request.user, User):
-        raise SignInFailed("The person who wanted to link their account is no longer signed in.")
+        raise SignInFailed("The person who wanted to link their account is no longer signed in.", LINK_AGAIN)
     try:
         provider.link(request.user, who)
     except ProviderError as error:
@@ -219,16 +233,18 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
     """Continue what waited for confirmation, if the same person has authenticated again."""
     account = Account.objects.filter(issuer=who.issuer, subject=who.subject).first()
     if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:
-        raise SignInFailed("Another person confirmed it.")
+        raise SignInFailed("Another person confirmed it.", OTHER_ACCOUNT)
     if not confirms_there(request.user):
-        raise SignInFailed("People with a password or a code here must confirm with that.")
+        raise SignInFailed("People with a password or a code here must confirm with that.", CONFIRM_HERE)
     if not provider.proves_presence:
-        raise SignInFailed("Requests are not signed, so the provider may not have asked for a credential.")
+        raise SignInFailed(
+            "Requests are not signed, so it is not known whether the provider asked for a credential.", NOT_ASKED
+        )
     # People can remove the requirement of a credential from the URL in their browser.
     if who.authenticated_at is None:
-        raise SignInFailed("The provider does not say when it asked for a credential (auth_time).")
+        raise SignInFailed("The provider does not say when it asked for a credential (auth_time).", NOT_ASKED)
     if who.authenticated_at < begun.at - CLOCKS_DIFFER_S:
-        raise SignInFailed("The provider did not ask for a credential again.")
+        raise SignInFailed("The provider did not ask for a credential again.", NOT_ASKED)
     request.session[SIGNED_IN_AT] = time.time()
     return send_again(request, begun.onward) or redirect(begun.onward)
 
@@ -236,12 +252,11 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
 def sign_in_refused(
     request: HttpRequest,
     status: HTTPStatus,
-    provider: Provider | None = None,
-    advice: Advice | None = None,
+    advice: Advice,
     reason: str = "",
 ) -> HttpResponse:
     """Show that the person is not signed in, and what to do."""
-    context = {"provider": provider, "advice": advice, "reason": reason}
+    context = {"advice": advice, "reason": reason}
     return _without_referrer(request, "sso/refused.html", context, status)
 
 

@@ -44,9 +44,9 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     try:
         text = document.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise MalformedXml("It is not written in UTF-8.") from None
+        raise MalformedXml("It is not encoded in UTF-8.") from None
     if "\0" in text:  # UTF-16 or UTF-32 that decodes as UTF-8.
-        raise MalformedXml("It is not written in UTF-8.")
+        raise MalformedXml("It is not encoded in UTF-8.")
     text = _declaration.sub("", text, count=1) if _declaration.match(text) else text
     forbidden = ("<!DOCTYPE", "<![", "<?") if comments else ("<!", "<?")
     if any(each in text for each in forbidden):
@@ -62,7 +62,7 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     try:
         root = etree.fromstring(text.encode(), parser)
     except (etree.LxmlError, ValueError):
-        raise MalformedXml("It is no XML.") from None
+        raise MalformedXml("It is not XML.") from None
     _must_be_small(root)
     return root
 
@@ -73,7 +73,7 @@ def _must_be_small(root: Element) -> None:
         raise MalformedXml("It has a document type.")
     for count, node in enumerate(root.iter(), 1):
         if not isinstance(node.tag, str):
-            raise MalformedXml("It has nodes other than elements.")
+            raise MalformedXml("It contains something other than elements and text.")
         if count > MOST_ELEMENTS or len(node.attrib) > MOST_ATTRIBUTES:
             raise MalformedXml(f"It has over {MOST_ELEMENTS} elements, or one with over {MOST_ATTRIBUTES} attributes.")
     _must_be_shallow(root)
@@ -86,7 +86,7 @@ def _must_be_shallow(root: Element) -> None:
         declared += {"start-ns": 1, "end-ns": -1}.get(event, 0)
         if depth > DEEPEST or declared > MOST_NAMESPACES:
             raise MalformedXml(
-                f"It is nested too deep, or over {MOST_NAMESPACES} namespaces are declared around a part."
+                f"It is nested too deeply, or declares over {MOST_NAMESPACES} namespaces around an element."
             )
 
 
@@ -128,10 +128,12 @@ def parse_saml_metadata(document: bytes) -> SamlMetadata:
     ends = [_must_be_valid(until) for each in (root, entity, role) if (until := each.get("validUntil")) is not None]
     entity_id = entity.get("entityID") or ""
     if not 0 < len(entity_id) <= LONGEST_ENTITY_ID or not entity_id.isprintable():
-        raise BadSamlMetadata(f"The entity ID of the provider has to have {LONGEST_ENTITY_ID} characters at most.")
+        raise BadSamlMetadata(f"The provider's entity ID must have 1 to {LONGEST_ENTITY_ID} printable characters.")
     places = [each for each in role.findall(tag(METADATA, "SingleSignOnService")) if each.get("Binding") == REDIRECT]
     if not places:
-        raise BadSamlMetadata("The metadata have no SingleSignOnService with the HTTP-Redirect binding.")
+        raise BadSamlMetadata(
+            "The metadata have no SingleSignOnService with the HTTP-Redirect binding. Enable it at the provider."
+        )
     return SamlMetadata(entity_id, places[0].get("Location") or "", _certificates(role), min(ends, default=None))
 
 
@@ -143,7 +145,9 @@ def _provider(root: Element) -> tuple[Element, Element]:
         if PROTOCOL in (role.get("protocolSupportEnumeration") or "").split()
     ]
     if len(found) != 1 or found[0][0] is None or found[0][0].tag != tag(METADATA, "EntityDescriptor"):
-        raise BadSamlMetadata(f"These are not the metadata of one identity provider of SAML 2.0, but of {len(found)}.")
+        raise BadSamlMetadata(
+            f"The metadata must describe one SAML 2.0 identity provider; these describe {len(found)}."
+        )
     return found[0]
 
 
@@ -153,9 +157,9 @@ def _must_be_valid(until: str) -> datetime:
         said = datetime.fromisoformat(until)
         moment = said.replace(tzinfo=said.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise BadSamlMetadata("The metadata have an unreadable end of validity (validUntil).") from None
+        raise BadSamlMetadata("The metadata's end of validity (validUntil) cannot be read.") from None
     if moment < datetime.now(UTC):
-        raise BadSamlMetadata(f"The metadata were valid until {until} only (validUntil).")
+        raise BadSamlMetadata(f"The metadata expired on {until} (validUntil). Enter newer ones.")
     return moment
 
 
@@ -165,7 +169,9 @@ def _certificates(role: Element) -> tuple[str, ...]:
     found = [each for key in keys for each in key.iter(tag(SIGNATURE, "X509Certificate"))]
     certificates = tuple(dict.fromkeys(_certificate("".join(element_text(each).split())) for each in found))
     if not 0 < len(certificates) <= MOST_CERTIFICATES:
-        raise BadSamlMetadata(f"The metadata have {len(certificates)} certificates that the provider signs with.")
+        raise BadSamlMetadata(
+            f"The metadata must have 1 to {MOST_CERTIFICATES} signing certificates; these have {len(certificates)}."
+        )
     return certificates
 
 
@@ -184,6 +190,6 @@ def _certificate(encoded: str) -> str:
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVES):
         return base64.b64encode(der).decode()
     raise BadSamlMetadata(
-        "A certificate in the metadata has a key that is neither EC on P-256, P-384 or P-521 nor RSA of"
-        f" {LEAST_RSA_BITS} bits."
+        f"A certificate in the metadata has a weak key. It must be RSA of {LEAST_RSA_BITS} bits or more, or EC on"
+        " P-256, P-384 or P-521."
     )

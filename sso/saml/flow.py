@@ -20,7 +20,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import escape
 
-from sso.errors import ProviderError, ResponseRefused
+from sso.errors import CHANGED, NeedsExtra, ProviderError, ResponseRefused
 from sso.flow import (
     CONFIRM,
     LOGIN,
@@ -49,6 +49,7 @@ ENCRYPTED_WITH = (
 )
 UNKNOWN_SIGNATURE = timedelta(minutes=1)  # Metadata at most this old are not read again for an unknown signature.
 VERIFIED = "email_verified"  # An attribute named like the OpenID Connect claim; SAML has no standard one.
+NEW_KEY = "Disable and enable “Sign our requests” to make a new one."
 TOO_MANY = "http://schemas.microsoft.com/claims/groups.link"  # Microsoft Entra, for people in more than 150 groups.
 
 
@@ -63,9 +64,9 @@ def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: st
     try:
         url = sign_in_url(provider, request_id, anew=act == CONFIRM)
     except Undecryptable:
-        raise ProviderError("No configured encryption key opens the key that requests are signed with.") from None
+        raise ProviderError(f"The key that signs requests cannot be decrypted. {NEW_KEY}") from None
     except (TypeError, ValueError):
-        raise ProviderError("There is no usable key to sign requests with. Save the settings again.") from None
+        raise ProviderError(f"There is no usable key to sign requests with. {NEW_KEY}") from None
     start_sign_in(request, provider, request_id, act=act, onward=onward)
     return leads_on(request, provider, url)
 
@@ -129,10 +130,10 @@ def _key(use: str, certificate: str, methods: str = "") -> str:
 def receive(provider: Provider, encoded: str, relay_state: str) -> str:
     """Verify an answer, and return a ticket for its claims. Raises ResponseRefused."""
     if not is_installed():
-        raise ResponseRefused("not_installed", "The extra “saml” is not installed any more.")
+        raise ResponseRefused("not_installed", str(NeedsExtra.__doc__))
     said, provider = _read(provider, encoded)
     if not said.in_response_to and not provider.takes_unsolicited:
-        raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken.")
+        raise ResponseRefused("not_asked_for", "The person started at the provider, which the settings do not allow.")
     who = _claims(provider, said)
     kept = {
         "answers": said.in_response_to,
@@ -142,7 +143,7 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
     }
     ticket = ReceivedAssertion.keep(provider.issuer, said.assertion_id, kept)
     if not ticket:
-        raise ResponseRefused("used_before", "The assertion was brought before.")
+        raise ResponseRefused("used_before", "The same assertion was used before.")
     return ticket
 
 
@@ -187,7 +188,7 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
     """Return the started sign-in and the claims. Raises ResponseRefused."""
     kept: Any = ReceivedAssertion.take(ticket)
     if kept is None:
-        raise ResponseRefused("used_before", "The answer was used before, or not within a quarter of an hour.")
+        raise ResponseRefused("used_before", "The answer was used before, or not within 15 minutes.")
     who = _claims_of(kept)
     if kept["answers"]:
         begun = take_pending_sign_in(request, kept["answers"])
@@ -195,9 +196,11 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
         onward = own_path(kept["onward"], reverse("overview"))
         begun = PendingSignIn(LOGIN, onward, "", "", provider.known_as, time.time(), is_unasked=True)
     else:
-        raise ResponseRefused("not_asked_for", "The sign-in was started at the provider, which is no longer allowed.")
+        raise ResponseRefused(
+            "not_asked_for", "The person started at the provider, which the settings no longer allow."
+        )
     if not begun.issuer == who.issuer == provider.known_as or kept["terms"] != provider.terms_digest:
-        raise ResponseRefused("provider_changed", "The provider was changed meanwhile.")
+        raise ResponseRefused("provider_changed", CHANGED)
     # Providers also report the time of sign-in if they only continued an open session. So it only counts as a
     # confirmation if one was requested.
     return begun, who if begun.act == CONFIRM else who._replace(authenticated_at=None)
@@ -207,7 +210,7 @@ def _claims(provider: Provider, said: Any) -> Claims:
     """Extract the attributes in use; the others are not stored."""
     wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
     if wanted and said.name_format != wanted:
-        raise ResponseRefused("no_name", f"The name of the person (NameID) is not of the format {wanted}.")
+        raise ResponseRefused("no_name", f"The NameID has another format than {wanted}, which the settings ask for.")
     attributes: Mapping[str, list[str]] = said.attributes
 
     def first(name: str) -> str:

@@ -94,7 +94,7 @@ def verify_response(encoded: str, expected: Expected) -> Assertion:
     signed = _signed(document, location, assertion, expected.certificates)
     now = datetime.now(UTC).timestamp()
     if element_text(signed.find(tag(ASSERTION, "Issuer"))) != expected.issuer:
-        raise ResponseRefused("other_issuer", f"The assertion is not from {expected.issuer}.")
+        raise ResponseRefused("other_issuer", f"The assertion comes from another issuer than {expected.issuer}.")
     _must_be_fresh(signed, now)
     _must_hold(signed, expected, now)
     answers = _confirmed(signed, expected, now)
@@ -113,7 +113,7 @@ def _parsed(encoded: str) -> Element:
     except MalformedXml as fault:
         raise ResponseRefused("malformed", f"The response cannot be read. {fault}") from None
     if root.tag != tag(PROTOCOL, "Response") or root.get("Version") != "2.0":
-        raise ResponseRefused("malformed", "It is not a SAML 2.0 response.")
+        raise ResponseRefused("malformed", "The message is not a SAML 2.0 response.")
     return root
 
 
@@ -121,14 +121,16 @@ def _must_be_about_us(root: Element, expected: Expected) -> None:
     """Refuse a response that is not for us. Its envelope may be unsigned, so it cannot make anything valid."""
     issuer = root.find(tag(ASSERTION, "Issuer"))
     if issuer is not None and element_text(issuer) != expected.issuer:
-        raise ResponseRefused("other_issuer", f"The response is not from {expected.issuer}.")
+        raise ResponseRefused("other_issuer", f"The response comes from another issuer than {expected.issuer}.")
     if root.get("Destination", expected.recipient) != expected.recipient:
-        raise ResponseRefused("other_recipient", f"The response is not for {expected.recipient} (Destination).")
+        raise ResponseRefused(
+            "other_recipient", f"The response is for another address than {expected.recipient} (Destination)."
+        )
     if root.find(f"{tag(PROTOCOL, 'Status')}/{tag(PROTOCOL, 'StatusCode')}[@Value='{SUCCESS}']") is None:
         given = [code.get("Value", "") for code in root.iter(tag(PROTOCOL, "StatusCode"))][:2]
         names = [code.removeprefix(STATUS) if code.startswith(STATUS) else "" for code in given]
-        words = ", ".join(name if name in CODES else "another code" for name in names) or "nothing of success"
-        raise ResponseRefused("refused_there", f"The provider said: {words}.")
+        words = ", ".join(name if name in CODES else "another code" for name in names) or "no status"
+        raise ResponseRefused("refused_there", f"The provider refused the sign-in: {words}.")
 
 
 def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> Element:
@@ -138,9 +140,9 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
     encrypted form.
     """
     if expected.keys is None:
-        raise ResponseRefused("encrypted", "The assertion is encrypted. Configure the provider to sign it only.")
+        raise ResponseRefused("encrypted", "The assertion is encrypted, which the settings do not allow.")
     if root.find(f".//{tag(ASSERTION, 'Assertion')}") is not None:
-        raise ResponseRefused("wrapped", "There is another assertion beside the encrypted one.")
+        raise ResponseRefused("wrapped", "The response has another assertion beside the encrypted one.")
     _must_be_one(root, encrypted)
     sealed = parse_encrypted(encrypted[0])
     _must_be_signed_as_a_whole(root, expected)
@@ -156,10 +158,10 @@ def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
 def _must_be_plain(root: Element) -> None:
     """Require exactly one assertion, in its place, and unique IDs, against signature wrapping."""
     if root.find(f".//{tag(ASSERTION, 'EncryptedAssertion')}") is not None:
-        raise ResponseRefused("wrapped", "There is an encrypted assertion in the encrypted one.")
+        raise ResponseRefused("wrapped", "The encrypted assertion contains another encrypted one.")
     everywhere = list(root.iter(tag(ASSERTION, "Assertion")))
     if not everywhere:
-        raise ResponseRefused("malformed", "There is no assertion in the response.")
+        raise ResponseRefused("malformed", "The response has no assertion.")
     _must_be_one(root, everywhere)
 
 
@@ -167,30 +169,33 @@ def _must_be_one(root: Element, everywhere: Sequence[Element]) -> None:
     names = [each.get("ID") for each in root.iter() if each.get("ID") is not None]
     is_there = everywhere[0] is root or everywhere[0].getparent() is root
     if len(everywhere) > 1 or not is_there or len(set(names)) != len(names):
-        raise ResponseRefused("wrapped", "There is more than one assertion, or it is in the wrong place.")
+        raise ResponseRefused("wrapped", "The response has more than one assertion, or one in the wrong place.")
 
 
 def _signed(root: Element, location: str, element: Element, certificates: Sequence[str]) -> Element:
     """Return the element as signed by one of these certificates."""
     signatures = element.findall(tag(SIGNATURE, "Signature"))
     if len(signatures) != 1:
-        raise ResponseRefused("not_signed", "The assertion has no signature of its own.")
+        raise ResponseRefused(
+            "not_signed", "The assertion has no signature of its own. Have the provider sign assertions."
+        )
     _must_be_usual(signatures[0])
     method = signatures[0].find(f"{tag(SIGNATURE, 'SignedInfo')}/{tag(SIGNATURE, 'SignatureMethod')}")
     digests = list(signatures[0].iter(tag(SIGNATURE, "DigestMethod")))
     used = [each.get("Algorithm") for each in digests]
     if method is None or method.get("Algorithm") not in {each.value for each in SIGNED_WITH}:
-        raise ResponseRefused("weak_signature", "It is not signed with RSA or ECDSA and SHA-256 or stronger.")
+        raise ResponseRefused("weak_signature", "The signature is not RSA or ECDSA with SHA-256 or stronger.")
     if not set(used) <= {each.value for each in DIGESTED_WITH}:
-        raise ResponseRefused("weak_signature", "Its digest is weaker than SHA-256.")
+        raise ResponseRefused("weak_signature", "The digest of the signature is weaker than SHA-256.")
     for certificate in certificates:
         signed = _verified(root, location, certificate)
         if signed is not None:
             if signed.tag != element.tag or signed.get("ID") != element.get("ID") or not element.get("ID"):
-                raise ResponseRefused("wrapped", "The signature does not cover its own element.")
+                raise ResponseRefused("wrapped", "The signature covers another element than the one it is in.")
             return signed
     raise ResponseRefused(
-        "wrong_signature", "It is not signed with a certificate of the provider's metadata, or was changed."
+        "wrong_signature",
+        "The signature matches no certificate in the provider's metadata, or the content was changed.",
     )
 
 
@@ -206,7 +211,7 @@ def _must_be_usual(part: Element) -> None:
     else:
         is_usual = not children
     if not is_usual or len(part.attrib) > 3:
-        raise ResponseRefused("malformed", f"A signature in it has content that SAML does not use ({name[:40]}).")
+        raise ResponseRefused("malformed", f"A signature has content that SAML does not use ({name[:40]}).")
     for child in children:
         if child.tag not in {INCLUSIVE, tag(SIGNATURE, "KeyInfo")}:
             _must_be_usual(child)
@@ -238,7 +243,9 @@ def _verified(root: Element, location: str, certificate: str) -> Element | None:
 def _must_be_fresh(signed: Element, now: float) -> None:
     made = _moment(signed.get("IssueInstant"), "IssueInstant")
     if made > now + CLOCKS_DIFFER_S:
-        raise ResponseRefused("not_yet_valid", "It is from the future: the clocks differ by more than a minute.")
+        raise ResponseRefused(
+            "not_yet_valid", "The assertion is from the future: the clocks differ by more than a minute."
+        )
     if made < now - OLDEST_S - CLOCKS_DIFFER_S:
         raise ResponseRefused("expired", "The assertion was made more than ten minutes ago.")
 
@@ -249,29 +256,33 @@ def _must_hold(signed: Element, expected: Expected, now: float) -> None:
     restrictions = conditions.findall(tag(ASSERTION, "AudienceRestriction")) if conditions is not None else []
     named = [{element_text(each) for each in one.findall(tag(ASSERTION, "Audience"))} for one in restrictions]
     if not named or not all(expected.audience in audiences for audiences in named):
-        raise ResponseRefused("other_audience", f"The assertion is not for {expected.audience} (Audience).")
+        raise ResponseRefused("other_audience", f"The assertion is for another audience than {expected.audience}.")
     _must_be_now(conditions, now)
 
 
 def _must_be_now(element: Element, now: float) -> None:
     begins, ends = element.get("NotBefore"), element.get("NotOnOrAfter")
     if begins is not None and _moment(begins, "NotBefore") > now + CLOCKS_DIFFER_S:
-        raise ResponseRefused("not_yet_valid", "It is not valid yet: the clocks differ by more than a minute.")
+        raise ResponseRefused(
+            "not_yet_valid", "The assertion is not valid yet: the clocks differ by more than a minute."
+        )
     if ends is not None and _moment(ends, "NotOnOrAfter") <= now - CLOCKS_DIFFER_S:
-        raise ResponseRefused("expired", "It has expired, or the clocks differ by more than a minute.")
+        raise ResponseRefused("expired", "The assertion has expired, or the clocks differ by more than a minute.")
 
 
 def _confirmed(signed: Element, expected: Expected, now: float) -> str:
     """Return the ID of the answered request, from a bearer confirmation (Profiles 4.1.4.2)."""
-    fault = ResponseRefused("not_confirmed", "It has no bearer SubjectConfirmation.")
+    fault = ResponseRefused("not_confirmed", "The assertion has no bearer SubjectConfirmation.")
     for confirmation in signed.findall(f"{tag(ASSERTION, 'Subject')}/{tag(ASSERTION, 'SubjectConfirmation')}"):
         data = confirmation.find(tag(ASSERTION, "SubjectConfirmationData"))
         if confirmation.get("Method") != BEARER or data is None:
             continue
         if data.get("Recipient") != expected.recipient:
-            fault = ResponseRefused("other_recipient", f"The assertion is not for {expected.recipient} (Recipient).")
+            fault = ResponseRefused(
+                "other_recipient", f"The assertion is for another address than {expected.recipient} (Recipient)."
+            )
         elif data.get("NotOnOrAfter") is None:
-            fault = ResponseRefused("not_confirmed", "It has no NotOnOrAfter.")
+            fault = ResponseRefused("not_confirmed", "The SubjectConfirmation has no NotOnOrAfter.")
         else:
             _must_be_now(data, now)
             return str(data.get("InResponseTo", ""))
@@ -284,10 +295,10 @@ def _said(signed: Element, expected: Expected, answers: str, now: float) -> Asse
         _must_be_a_name_for_us(name, expected)
     subject = "".join(name.itertext()) if name is not None else ""
     if not 0 < len(subject) <= 255 or not subject.isprintable() or name.get("Format") == TRANSIENT:
-        raise ResponseRefused("no_name", "It has no persistent NameID of at most 255 characters.")
+        raise ResponseRefused("no_name", "The assertion has no persistent NameID of at most 255 printable characters.")
     statement = signed.find(tag(ASSERTION, "AuthnStatement"))
     if statement is None:
-        raise ResponseRefused("not_confirmed", "It has no AuthnStatement.")
+        raise ResponseRefused("not_confirmed", "The assertion has no AuthnStatement.")
     ends, at = statement.get("SessionNotOnOrAfter"), statement.get("AuthnInstant")
     if ends is not None and _moment(ends, "SessionNotOnOrAfter") <= now - CLOCKS_DIFFER_S:
         raise ResponseRefused("expired", "The session at the provider has ended.")
@@ -306,7 +317,7 @@ def _must_be_a_name_for_us(name: Element, expected: Expected) -> None:
     """Refuse names qualified by another domain, which may mean somebody else (SAML Core 2.2.2)."""
     given = (name.get("NameQualifier") or expected.issuer, name.get("SPNameQualifier") or expected.audience)
     if given != (expected.issuer, expected.audience):
-        raise ResponseRefused("no_name", "The NameID belongs to another domain (its qualifiers).")
+        raise ResponseRefused("no_name", "The NameID belongs to another provider or workspace (its qualifiers).")
 
 
 def _attributes(signed: Element) -> dict[str, list[str]]:
@@ -325,7 +336,7 @@ def _moment(text: str | None, what: str) -> float:
     try:
         moment = datetime.fromisoformat(text or "")
     except ValueError:
-        raise ResponseRefused("malformed", f"It has an unreadable time ({what}).") from None
+        raise ResponseRefused("malformed", f"The assertion has an unreadable time ({what}).") from None
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
@@ -354,7 +365,7 @@ MASKS: dict[str, hashes.HashAlgorithm] = {
     f"{ENCRYPTION_11}mgf1sha512": hashes.SHA512(),
 }
 NONCE, CHECK = 12, 16  # Bytes of the nonce before, and the tag after, the ciphertext of AES-GCM.
-FAILED = "None of our keys decrypts an assertion in it. Let the provider read our metadata again."
+FAILED = "The assertion cannot be decrypted with our keys. Have the provider read our metadata again."
 
 
 class EncryptedAssertion(NamedTuple):
@@ -407,7 +418,7 @@ def _decrypted(sealed: EncryptedAssertion, key: rsa.RSAPrivateKey) -> bytes | No
 def _encryption_method(part: Element) -> Element:
     methods = part.findall(tag(ENCRYPTION, "EncryptionMethod"))
     if len(methods) != 1:
-        raise ResponseRefused("malformed", "It has no EncryptionMethod.")
+        raise ResponseRefused("malformed", "The encrypted assertion has no EncryptionMethod.")
     return methods[0]
 
 
@@ -418,7 +429,7 @@ def _value(part: Element) -> bytes:
         (value,) = values
         return base64.b64decode("".join((value.text or "").split()), validate=True)
     except (ValueError, binascii.Error):
-        raise ResponseRefused("malformed", "It has no CipherValue in base64.") from None
+        raise ResponseRefused("malformed", "The encrypted assertion has no CipherValue in base64.") from None
 
 
 def _wrapping(method: Element) -> padding.OAEP:
@@ -437,5 +448,7 @@ def _one_of(known: dict[str, hashes.HashAlgorithm], method: Element, name: str, 
     said = method.find(name)
     found = known.get(unsaid if said is None else said.get("Algorithm") or "")
     if found is None:
-        raise ResponseRefused("weak_encryption", "The key of the assertion is encrypted with an unknown digest.")
+        raise ResponseRefused(
+            "weak_encryption", "The key of the assertion is encrypted with an unknown digest or mask."
+        )
     return found

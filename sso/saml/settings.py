@@ -214,7 +214,7 @@ def with_dependent_settings(
         fields = _for_saml(present, fields, secret, pasted)
         return *_with_signing_key(present, fields), _decryption_key(present, fields, is_asked=wants_new_key)
     if pasted or fields.get("metadata_url"):
-        raise BadSamlMetadata("Metadata are for SAML only. Choose it as the protocol.")
+        raise BadSamlMetadata("Metadata are for SAML only. Choose SAML as the protocol.")
     if present.speaks_saml:
         fields = {"issuer": "", "client_id": ""} | fields | NO_SAML
     if issuer := str(fields.get("issuer", "")).strip():
@@ -234,7 +234,7 @@ def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: st
         fields |= NOTHING_READ | {"issuer": "", "signs_out_there": False}
     url = str(fields.get("metadata_url", present.metadata_url)).strip()
     if pasted and url:
-        raise BadSamlMetadata("Enter the address of the metadata or paste them, not both.")
+        raise BadSamlMetadata("Enter the address of the metadata, or paste them, not both.")
     if pasted:
         try:
             fields |= read_metadata(pasted.encode())
@@ -295,7 +295,7 @@ def read_metadata(document: bytes) -> dict[str, Any]:
     if len(url) > 1000 or "#" in url or not is_https(url, like="http://" if plain else ""):
         raise BadSamlMetadata("The metadata have no usable sign-in URL (SingleSignOnService).")
     if plain and not is_private(url, BadSamlMetadata):
-        raise BadSamlMetadata(f"People would sign in without TLS at {url}.")
+        raise BadSamlMetadata(f"The provider's sign-in URL has no TLS: {url}. It must begin with https.")
     return {
         "issuer": said.entity_id,
         "sso_url": url,

@@ -542,7 +542,7 @@ def test_untrusted_status_text_is_recorded_nowhere(answer: Answer) -> None:
     tried(answer, lambda _: sent(root))
 
     event = Event.objects.get(action="user.sign_in_refused")
-    assert event.changes["detail"] == "The provider said: Responder, another code."
+    assert event.changes["detail"] == "The provider refused the sign-in: Responder, another code."
 
 
 def test_events_say_what_was_wrong_and_nothing_of_the_answer(answer: Answer) -> None:
@@ -552,6 +552,6 @@ def test_events_say_what_was_wrong_and_nothing_of_the_answer(answer: Answer) -> 
     event = Event.objects.get(action="user.sign_in_refused")
     assert event.changes == {
         "reason": "expired",
-        "detail": "It has expired, or the clocks differ by more than a minute.",
+        "detail": "The assertion has expired, or the clocks differ by more than a minute.",
     }
     assert moment()[:4] not in str(event.changes)

@@ -136,21 +136,21 @@ BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ("<html></html>", "not the metadata of one identity provider"),
-        ("hello", "It is no XML"),
+        ("<html></html>", "must describe one SAML 2.0 identity provider"),
+        ("hello", "It is not XML"),
         (BOMB + PASTED.partition("-->")[2], "document type"),
-        (metadata_of(ENTITY, SSO), "have 0 certificates"),
+        (metadata_of(ENTITY, SSO), "these have 0"),
         (metadata_of(ENTITY, SSO, Pair.make(bits=1024)), "RSA of 2048 bits"),
         (metadata_of(ENTITY, "http://93.184.216.34/sso", PAIR), "GATEWAY_PRIVATE_UPSTREAMS"),
         (metadata_of(ENTITY, "javascript:alert(1)", PAIR), "no usable sign-in URL"),
-        (metadata_of(ENTITY, SSO, PAIR, until="2020-01-01T00:00:00Z"), "valid until 2020"),
-        (metadata_of("x" * 451, SSO, PAIR), "450 characters"),
+        (metadata_of(ENTITY, SSO, PAIR, until="2020-01-01T00:00:00Z"), "expired on 2020"),
+        (metadata_of("x" * 451, SSO, PAIR), "1 to 450 printable characters"),
         (PASTED.replace("HTTP-Redirect", "HTTP-POST"), "no SingleSignOnService with the HTTP-Redirect"),
         (PASTED.replace(PAIR.bare, "AAAA"), "A certificate in the metadata cannot be read"),
         (broken(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07"), "A certificate in the metadata cannot be read"),
         (broken(b"provider", b"\xffrovider"), "A certificate in the metadata cannot be read"),
-        (metadata_of(ENTITY, SSO, Pair.on(ec.SECP224R1())), "neither EC on P-256"),
-        (metadata_of(ENTITY, SSO, Pair.on(ec.SECP256K1())), "neither EC on P-256"),
+        (metadata_of(ENTITY, SSO, Pair.on(ec.SECP224R1())), "has a weak key"),
+        (metadata_of(ENTITY, SSO, Pair.on(ec.SECP256K1())), "has a weak key"),
     ],
 )
 def test_metadata_that_cannot_be_used_are_refused_in_words_and_nothing_is_saved(
@@ -168,7 +168,7 @@ def test_comments_in_metadata_are_left_out_in_time_and_keys_on_p256_sign(boss: C
     begun = time.process_time()
     refused = boss.post(PAGE, FORM | {"metadata_xml": "<!--" * 30_000})
     assert time.process_time() - begun < 2
-    assert "It is no XML" in refused.content.decode()
+    assert "It is not XML" in refused.content.decode()
 
     good = metadata_of(ENTITY, SSO, Pair.on(ec.SECP256R1())).replace(">", "><!-- x -->")
     assert boss.post(PAGE, FORM | {"metadata_xml": good}).status_code == 302
@@ -358,7 +358,7 @@ def test_a_certificate_past_its_end_is_accepted_while_the_metadata_name_it_and_t
     old = Pair.make("old", until=timedelta(days=-1))
     provider = Provider.edit(by=None, metadata_xml=metadata_of(ENTITY, SSO, old), domains=["example.com"])
 
-    assert "1 of them past its end" in try_provider(provider, by=None).detail
+    assert "1 of them expired" in try_provider(provider, by=None).detail
     client = Client()
 
     assert brings(client, Answer(ENTITY, old, query_id(asks(client))).fields()).person is not None

@@ -276,7 +276,7 @@ def test_a_person_refused_by_the_provider_learns_where_to_ask(
     assert visit.response.status_code == 400
     assert "did not sign you in" in visit.words
     event = Event.objects.get(action="user.sign_in_refused")
-    assert event.changes == {"reason": "refused_there", "detail": "The provider said: AuthnFailed."}
+    assert event.changes == {"reason": "refused_there", "detail": "The provider refused the sign-in: AuthnFailed."}
 
 
 @pytest.mark.full

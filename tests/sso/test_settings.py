@@ -63,11 +63,11 @@ def test_a_save_that_is_based_on_an_older_page_is_refused_with_what_changed(boss
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"mode": "offered"}, "Name the provider, its issuer and the client"),
+        ({"mode": "offered"}, "Enter the provider&#x27;s name, issuer and client ID"),
         ({"issuer": "http://93.184.216.34"}, "GATEWAY_PRIVATE_UPSTREAMS"),
         ({"issuer": "https://10.0.0.1"}, "GATEWAY_PRIVATE_UPSTREAMS does not allow it"),
-        ({"issuer": "https://93.184.216.34/?x=1"}, "no query"),
-        ({"scopes": "profile"}, "`openid` is one of them"),
+        ({"issuer": "https://93.184.216.34/?x=1"}, "must not have a query"),
+        ({"scopes": "profile"}, "`openid` must be one of them"),
         ({"domains": "not a domain"}, "such as example.com"),
         ({"rule-0-group": "leads"}, "a role or a team"),
     ],
@@ -142,7 +142,7 @@ def test_admission_terms_can_be_changed_only_with_every_capability(terms: dict[s
 @pytest.mark.full
 def test_the_page_says_what_somebody_lacks_to_set_it_up_and_saves_nothing_of_theirs(all_but_one: User) -> None:
     client = confirmed(browser(all_but_one))
-    words = "takes all capabilities. You lack: View and export logs."
+    words = "needs every capability. You lack: View and export logs."
 
     page = client.get(PAGE).content.decode()
     refused = client.post(PAGE, FORM | {"groups_claim": "other"})
@@ -226,7 +226,7 @@ def test_test_says_in_words_what_is_wrong_and_what_was_found(
     down = boss.post(f"{PAGE}test/").content.decode()
 
     assert "describes itself" in good
-    assert f"has metadata of another issuer than {organisation.origin}/" in renamed
+    assert f"names another issuer: {organisation.origin}" in renamed
     assert "cannot be reached" in down
     told = Event.objects.filter(action="organisation.tested").order_by("pk")
     assert [event.changes["works"] for event in told] == [True, False, False]
