@@ -41,7 +41,7 @@ PLURALS = {"person": "people", "agent": "agents", "app": "apps"}
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedCalls:
     """Calls that would have been refused; `calls` is None if they were not counted in time."""
 
     calls: int | None
@@ -81,17 +81,17 @@ def would_refuse(
     return refused(where, not_of=not_of).sentence(what)
 
 
-def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> Refused:
+def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
     """Count the answered calls of the last seven days with these values of columns, without those of `not_of`."""
     since = range_start(timezone.now(), PERIOD)
     read = _in_time(lambda: _callers(where, not_of, since), LOG_MS)
     if read is not None and read.total() <= MOST_READ:
-        return Refused(read.total(), is_exact=True, callers=read)
+        return RefusedCalls(read.total(), is_exact=True, callers=read)
     if not_of is None and where.keys() <= {*DIMENSIONS}:
         numbers = _in_time(lambda: _rolled_up(where, since), ROLLUPS_MS)
         if numbers is not None:
-            return Refused(numbers, callers=read or Counter())
-    return Refused(None if read is None else MOST_READ, callers=read or Counter())
+            return RefusedCalls(numbers, callers=read or Counter())
+    return RefusedCalls(None if read is None else MOST_READ, callers=read or Counter())
 
 
 def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:

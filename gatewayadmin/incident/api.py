@@ -30,7 +30,7 @@ from ui.operations import RequestBody, operation
 from ui.rest import ApiError, Problem, Resource
 
 
-class Reason(RequestBody):
+class ReasonGiven(RequestBody):
     """The reason of the person who stops it."""
 
     reason = serializers.CharField(
@@ -65,7 +65,7 @@ class Stops(Resource):
     }
     serializer_class = StoppedSerializer
 
-    @operation(needs=needed(HostSubject), body=Reason, if_match=True, conflicts=True)
+    @operation(needs=needed(HostSubject), body=ReasonGiven, if_match=True, conflicts=True)
     def host(self, request: Request, pk: UUID) -> Response:
         """Stop an app or agent.
 
@@ -73,7 +73,7 @@ class Stops(Resource):
         """
         return self._stop(HostSubject, HostSubject.find(self.me, pk))
 
-    @operation(needs=needed(PersonSubject), body=Reason, if_match=True, conflicts=True)
+    @operation(needs=needed(PersonSubject), body=ReasonGiven, if_match=True, conflicts=True)
     def user(self, request: Request, pk: UUID) -> Response:
         """Stop a person.
 
@@ -81,7 +81,7 @@ class Stops(Resource):
         """
         return self._stop(PersonSubject, PersonSubject.find(self.me, pk))
 
-    @operation(needs=needed(ConnectionSubject), body=Reason, if_match=True, conflicts=True)
+    @operation(needs=needed(ConnectionSubject), body=ReasonGiven, if_match=True, conflicts=True)
     def connection(self, request: Request, pk: UUID) -> Response:
         """Stop a connection.
 
@@ -89,7 +89,7 @@ class Stops(Resource):
         """
         return self._stop(ConnectionSubject, ConnectionSubject.find(self.me, pk))
 
-    @operation(needs=needed(TokenSubject), body=Reason, if_match=True, conflicts=True)
+    @operation(needs=needed(TokenSubject), body=ReasonGiven, if_match=True, conflicts=True)
     def token(self, request: Request, pk: UUID) -> Response:
         """Stop a token.
 
@@ -97,7 +97,7 @@ class Stops(Resource):
         """
         return self._stop(TokenSubject, TokenSubject.find(self.me, pk))
 
-    @operation(needs=needed(ServerSubject), body=Reason, if_match=True, conflicts=True)
+    @operation(needs=needed(ServerSubject), body=ReasonGiven, if_match=True, conflicts=True)
     def server(self, request: Request, slug: str) -> Response:
         """Stop a server.
 

@@ -67,6 +67,9 @@ def test_no_resource_can_forget_to_ask_for_it() -> None:
     assert {view.__name__ for view in every if RecentPassword not in view.permission_classes} == set()
     declared = {f"{view.__name__}.{name}": operation_of(view, name) for view in every for name in vars(view)}
     assert {name for name, operation in declared.items() if operation and operation.reauth} == {
+        "ChannelResource.create",
+        "ChannelResource.destroy",
+        "ChannelResource.partial_update",
         "UserResource.create",
         "UserResource.invite",
         "UserResource.partial_update",

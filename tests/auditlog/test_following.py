@@ -84,7 +84,7 @@ def test_counts_facets_and_bars_move_with_the_rows(ana: User, sign_in: SignIn) -
     for part in (
         '<span data-count="calls.listed" class="count" id="call-count" hx-swap-oob="true">2 in last hour</span>',
         '<span data-count="calls.exported" class="count">2 rows</span>',
-        'aria-label="Calls over time: 2 ok, 0 errors, 0 denied"',
+        'aria-label="Calls over time: 2 ok, 0 errors, 0 refused"',
         "checked><span>ok</span></label><span class=count>2</span>",
         "<span>denied</span></label><span class=count>1</span>",
     ):
