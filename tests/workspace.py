@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -18,6 +18,7 @@ import psycopg
 
 from bench.processes import free_port as free_port  # noqa: PLC0414  (tests take it from here)
 from tests import cluster
+from tests.commands import Commands
 
 ROOT = Path(__file__).resolve().parent.parent
 OWNER = "ana@example.com"
@@ -34,8 +35,6 @@ class Serve:
     port: int
     settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
-    clerk: subprocess.Popen[str] | None = None
-    turn: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def url(self) -> str:
@@ -90,15 +89,12 @@ class Serve:
             time.sleep(0.05)
         raise AssertionError(f"serve was not ready in {seconds} s:\n{self.log()}")
 
-    def stop_clerk(self) -> None:
-        """End the command process, so that the next command uses the current settings."""
-        if self.clerk is not None:
-            self.clerk.kill()
-            self.clerk.communicate()  # Which closes its pipes too.
-            self.clerk = None
+    @cached_property
+    def commands(self) -> Commands:
+        return Commands(self.environment)
 
     def stop(self) -> None:
-        self.stop_clerk()
+        self.commands.stop()
         if self.process is None:
             return
         self.process.terminate()
@@ -124,35 +120,15 @@ class Serve:
 
     def manage(self, *arguments: str) -> str:
         """Run a management command beside the running server, and return its output."""
-        done = self._run(arguments)
+        done = self.commands.run(*arguments)
         assert done["code"] == 0, done["told"]
         return str(done["printed"])
 
     def refusal(self, *arguments: str) -> str:
         """Run a management command that must fail, and return its error."""
-        done = self._run(arguments)
+        done = self.commands.run(*arguments)
         assert done["code"] != 0, done["printed"]
         return str(done["told"])
-
-    def _run(self, arguments: tuple[str, ...]) -> dict[str, Any]:
-        if self.clerk is None or self.clerk.poll() is not None:
-            self.clerk = subprocess.Popen(
-                [sys.executable, "-m", "tests.clerk"],
-                cwd=ROOT,
-                env=self.environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        return dict(json.loads(self._asked(self.clerk, json.dumps(arguments))))
-
-    def _asked(self, clerk: subprocess.Popen[str], line: str) -> str:
-        assert clerk.stdin is not None
-        assert clerk.stdout is not None
-        with self.turn:
-            clerk.stdin.write(f"{line}\n")
-            clerk.stdin.flush()
-            return clerk.stdout.readline()
 
     def issue_token(self, *, host: str, gateway: str, user: str = OWNER) -> dict[str, str]:
         """Return a token that acts as `user`, as printed by the command."""

@@ -1,7 +1,6 @@
 """The workspace under test: a database, `manage.py serve` on it, and management commands beside it."""
 
 import base64
-import json
 import os
 import secrets
 import signal
@@ -12,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -23,6 +23,7 @@ from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from psycopg import sql
 
+from tests.commands import Commands
 from tests.contract.web import TLS, Browser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -41,7 +42,6 @@ class Workspace:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list, repr=False)
     _settings: dict[str, str] = field(default_factory=dict, repr=False)
     _owner: Browser | None = field(default=None, repr=False)
-    _clerk: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._settings = {
@@ -102,9 +102,7 @@ class Workspace:
         """Stop every `serve`, the newest first, and the process of commands."""
         while self.processes:
             self.stop_newest()
-        if self._clerk is not None:
-            self._clerk.kill()
-            self._clerk.communicate()  # Which closes its pipes too.
+        self._commands.stop()
 
     def stop_newest(self) -> None:
         stop(self.processes.pop())
@@ -115,22 +113,13 @@ class Workspace:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return inherited | self._settings | settings
 
+    @cached_property
+    def _commands(self) -> Commands:
+        return Commands(self.environment)
+
     def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a management command to its end, in a process that runs them all (tests/clerk.py)."""
-        if self._clerk is None:
-            self._clerk = subprocess.Popen(
-                [sys.executable, "-m", "tests.clerk"],
-                cwd=ROOT,
-                env=self.environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        assert self._clerk.stdin is not None
-        assert self._clerk.stdout is not None
-        self._clerk.stdin.write(f"{json.dumps(arguments)}\n")
-        self._clerk.stdin.flush()
-        done = json.loads(self._clerk.stdout.readline())
+        """Run a management command to its end."""
+        done = self._commands.run(*arguments)
         return subprocess.CompletedProcess(arguments, done["code"], done["printed"], done["told"])
 
     def sql(self, statement: str, *parameters: object, triggers: bool = True) -> list[tuple[Any, ...]]:

@@ -101,7 +101,7 @@ def test_the_keys_are_rotated_under_load_as_printed_and_no_call_fails(tmp_path: 
 def end_the_old_token_key(ours: Installation, first: str, other: str, old_tokens: str) -> None:
     """Remove it once its last token is rotated or revoked, and replace the key of web sessions."""
     serve = ours.both.serves[0]
-    stop_the_clerk(serve)
+    serve.commands.stop()  # Commands read the keys at their start.
     made = serve.manage("shell", "--no-imports", "-c", ROTATE.format(pk=first)).split()[-1]
     assert f"{old_tokens}       0  may be removed" in serve.manage("keys")
     (ours.folder / "token_keys").write_bytes(ours.keys("token_keys")[0])
@@ -126,11 +126,3 @@ for other in Token.objects.exclude(pk=kept.pk):
     other.revoke(by=kept.connection.user)
 print(kept.rotate(by=kept.connection.user).secret)
 """
-
-
-def stop_the_clerk(serve: Serve) -> None:
-    """End the command process, because commands read the keys at their start."""
-    if serve.clerk is not None:
-        serve.clerk.kill()
-        serve.clerk.communicate()
-        serve.clerk = None

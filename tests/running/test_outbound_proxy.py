@@ -125,7 +125,7 @@ def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words()
         assert {f"{PUBLIC}:443", f"{NAMED}:443"} == set(beyond.asked)
 
         serve.settings["GATEWAY_PROXY_RESOLVES"] = "example.com"
-        serve.stop_clerk()
+        serve.commands.stop()
         code = (
             "from servers.oauth_client.discovery import Http\nfrom wire.outbound import NoAnswer\n"
             "try:\n Http(private=False, entered=[{0!r}]).get({0!r})\nexcept NoAnswer as error:\n print(error)"
@@ -136,7 +136,7 @@ def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words()
         }.items():
             assert words in serve.manage("shell", "--no-imports", "-c", code.format(url))
         serve.settings["GATEWAY_OUTBOUND_PROXY"] = f"http://{user}:wrong-of-secrecy@127.0.0.1:{between.port}"
-        serve.stop_clerk()
+        serve.commands.stop()
         said = serve.manage("shell", "--no-imports", "-c", code.format(f"https://{PUBLIC}/"))
         assert "requires a valid user and password (407)" in said
         assert "secrecy" not in said + serve.log()
