@@ -639,6 +639,11 @@ class Endpoint:
         fresh = await self._parts.refresher.fresh(resolved.assigned)
         if fresh is resolved.assigned:
             return resolved
+        await self._recheck(request, fresh)
+        return resolved._replace(assigned=fresh)
+
+    async def _recheck(self, request: McpRequest, fresh: AssignedServer) -> None:
+        """Re-check the access of a call that waited for a renewed token. Raises like `_refreshed`."""
         try:
             grant = await self._parts.streams.recheck(request)
         except DatabaseUnavailable as error:
@@ -648,7 +653,6 @@ class Endpoint:
         if all(each.identity_id != fresh.identity_id for each in grant.assignments if each.id == fresh.id):
             raise IdentityUnavailable(fresh.server_name, "the connection now uses another identity")
         _note_renewed(request, fresh)
-        return resolved._replace(assigned=fresh)
 
     async def _after(
         self, refusal: AccessRefused, request: McpRequest, resolved: Resolved, grant: AccessRow
@@ -656,18 +660,19 @@ class Endpoint:
         """Return the error of a call whose credential the server refused.
 
         An OAuth token is renewed and probed for later calls; the call itself is not sent again. Raises Refusal when a
-        person has to sign in again.
+        person has to sign in again, and CancelledError if access was lost meanwhile: then nothing is probed.
         """
         assigned, refresher = resolved.assigned, self._parts.refresher
         try:
             renewed = await refresher.after(refusal, assigned)
+            if renewed is not None:
+                await self._recheck(request, renewed)
         except IdentityUnavailable:
             renewed = None
         if renewed is None:
             failure = failure_text(refusal, assigned.url)
             self._parts.usage.server_contacted(assigned, failure, credential_refused=True)
             return refusal
-        _note_renewed(request, renewed)
         try:
             await self._parts.client.probe(target_of(renewed, grant, self._cipher, request.trace))
         except AccessRefused as again:

@@ -237,7 +237,7 @@ def test_a_tools_claimed_effect_is_shown_beside_it(
 # Places for runs
 
 
-BUSY_WITH_OWN = "3 runs of yours are under way here."
+BUSY_WITH_OWN = "3 of your runs are in progress."
 BUSY = "Too many runs are in progress at the moment."
 
 
