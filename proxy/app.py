@@ -107,7 +107,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             partial(getattr, transport, "idle"),
             client.at_servers,
         )
-        # Stopped in reverse order, even if one raises: the writer once nothing makes rows any more.
+        # Stopped in reverse order, even if one raises, so that the writer stops after all that creates rows.
         running.push_async_callback(state.stop)
         await state.start()
         for part in (usage, writer, limits, access, bus, streams):

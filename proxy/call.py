@@ -161,14 +161,14 @@ type Handler = Callable[[McpRequest, AccessRow, Message, Stream | None], Awaitab
 
 
 class TokenPlaces:
-    """Counts the calls, or the streams, of each token in this process; a token may have `most` at once."""
+    """Limits each token to `most` concurrent calls, or streams, in this process."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._taken: dict[str, int] = {}
 
     def take(self, token: str) -> None:
-        """Count one more, until `leave`. Raises TokenBusy."""
+        """Count one more. Raises TokenBusy at the limit."""
         taken = self._taken.get(token, 0)
         if taken >= self._most:
             raise TokenBusy(str(self._most), seconds=1)
@@ -211,7 +211,6 @@ class Endpoint:
         self._public_url = config.public_url
         self._cipher = Cipher(config.encryption_keys)
         self._header_reader = HeaderReader(config, parts.access)
-        # Calls, and standing streams, of one token in this process.
         self._calls = TokenPlaces(config.token_calls)
         self._standing = TokenPlaces(config.token_calls)
         self._handlers: dict[str, Handler] = {
@@ -273,10 +272,10 @@ class Endpoint:
     # Authorize: rows 1 to 11 of docs/reference/decision-order.md
 
     async def _authorize(self, request: McpRequest) -> tuple[AccessRow | None, Response | None]:
-        """Return the grant of a well-formed token, None if it is unknown, and the refusal of the request, if any."""
+        """Return the token's grant, or None if the token is unknown, and the refusal of the request, if any."""
         refusal = None if request.parsed_headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
         if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
-            # A large body is read only for a token that may call; with its message, the call is decided again.
+            # A large body is read only if the token is allowed. The request is decided again with its message.
             grant, refusal = await self._decide(request, None)
             if grant is None or refusal is not None:
                 return grant, refusal
@@ -376,7 +375,7 @@ class Endpoint:
             request.span = self._parts.tracer.begin(request, grant, told, refusal)
 
     async def _serve(self, request: McpRequest, grant: AccessRow, stream: Stream | None) -> Response:
-        """Return the response to a message; while it is served, it can be cancelled, also by a loss of access."""
+        """Return the response to a message. Its client, or a loss of access, can cancel it while it is served."""
         message = request.message
         if message is None or not message.is_request:
             return await self._take(request, grant)
@@ -579,7 +578,7 @@ class Endpoint:
         Rows 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
         """
         feature, task = request.feature, request.mcp_task
-        assert feature is not None  # `_form_refusal` has looked.
+        assert feature is not None  # Checked by `_form_refusal`.
         resolved = _resolve(request, grant, feature)
         if not isinstance(resolved, Resolved):
             grant, resolved = await self._find(request, grant, resolved, feature)
@@ -607,7 +606,7 @@ class Endpoint:
             except UnknownFeature:
                 if not may_be_own_name(grant, feature):
                     raise
-        # A tool or prompt called without its server's alias: decide as if it had the alias, which the log has then.
+        # A tool or prompt called without its server's alias is decided and logged with the alias.
         grant = await self._parts.lists.with_own_name(request, grant, feature)
         exposed = exposed_feature(grant, feature)
         request.rename(exposed, grant)
@@ -619,7 +618,7 @@ class Endpoint:
     async def _look_again(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer, feature: Named
     ) -> Resolved:
-        """Find a name without a row: a fresh list stores one if the server has the feature."""
+        """Request the server's list, which stores its new features, and find the feature in it."""
         request.set_server(assigned)
         wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, feature.name)
         grant, listed = await self._parts.lists.look_again(request, grant, assigned, wanted)
@@ -685,7 +684,7 @@ class Endpoint:
     async def _ask_server_traced(
         self, request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message, stream: Stream | None
     ) -> RpcResponse:
-        """Ask within a new span, whose id is sent to the server."""
+        """Run `_ask_server` in a new span, whose id is sent to the server."""
         assert request.span is not None
         hop = request.span.hop(resolved.assigned, message.method, request.feature, resolved.name)
         request.span.trace = hop.trace
@@ -706,7 +705,7 @@ class Endpoint:
             return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
         sent = _Sent(self._parts, request, grant, resolved, message, stream, target)
         if request.modern and "requestState" in message.params:
-            # A call that waits here is resumed, even if its server speaks 2026-07-28 by now.
+            # A suspended call is resumed, even if its server has changed to 2026-07-28 since.
             if target.era == SESSION or self._parts.suspended.has_given(message):
                 request.may_have_run = True
                 return await self._parts.suspended.resume(sent.asking, message)
@@ -777,9 +776,7 @@ class Endpoint:
             await self._parts.recorder.record(request, answer, request.grant.recorded)
 
     async def _send(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
-        """Send the answer on the call's stream if that is open, or the only format the client accepts; otherwise as
-        JSON.
-        """
+        """Send the answer on the call's stream if that is open or JSON is not accepted; otherwise as JSON."""
         if len(answer.body) > response.PIECE:  # Counts against the budget until the client has read it.
             if request.held is not None:
                 request.held.resize(len(answer.body))
@@ -797,7 +794,7 @@ class Endpoint:
     # Standing streams: a row when they begin, another when they end
 
     async def _stand(self, request: McpRequest, grant: AccessRow) -> Response | None:
-        """Serve a standing stream until it ends; return the refusal of one that does not begin."""
+        """Serve a standing stream until it ends, or return the refusal if it may not start."""
         if not request.parsed_headers.accepted.stream:
             return bad_request(406, "The Accept header must allow text/event-stream")
         try:
@@ -865,7 +862,7 @@ class Endpoint:
             await self._parts.writer.commit(row)
 
 
-# Which servers and features the statement looks up for a message
+# The servers and features that the access query returns for a message
 
 
 def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
@@ -875,7 +872,7 @@ def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
     if message is not None and is_modern(headers.protocol_version, message):
         request.modern = True
         session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
-    # Extensions are sent with each request. In the key of a shared session, each set would open another session.
+    # Extensions are sent with each request: in a session key, each set of them would open another session.
     offered = declared(told, with_extensions=False) if told and headers.accepted.stream else ""
     request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
     return request.query
@@ -1095,7 +1092,7 @@ NOTHING_MORE: Object = {}
 
 @dataclass(slots=True, eq=False)
 class _Sent:
-    """A request on its way to its server: its params there, and what to do with the server's messages about it."""
+    """A request to a server: its params as sent, and the handling of the server's messages during it."""
 
     parts: Parts
     request: McpRequest
@@ -1121,7 +1118,7 @@ class _Sent:
 
     @property
     def asking(self) -> InteractiveCall:
-        """The call for requests of its server to the client."""
+        """The call as ServerRequests needs it."""
         return InteractiveCall(self.request, self.grant, self.target, self.stream)
 
     async def ask(self, on_request: OnRequest, more: Object = NOTHING_MORE) -> RpcResponse:
@@ -1143,7 +1140,7 @@ class _Sent:
                 beside=beside,
             )
         except (DatabaseUnavailable, NotRecordable, Busy):
-            raise  # Before it was sent: sessions are looked up and opened first.
+            raise  # Raised before the request is sent, while its session is looked up or opened.
         except BaseException:
             request.may_have_run = True
             raise
@@ -1239,7 +1236,7 @@ NOT_FOUND = {True: jsonrpc.INVALID_PARAMS, False: jsonrpc.RESOURCE_NOT_FOUND}
 
 
 async def _result_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
-    """Return a server's result; byte for byte but for its id, if there is nothing to rewrite."""
+    """Return the response with a server's result. Only its id is replaced if nothing else has to change."""
     result: Object = answer.document["result"]
     if not request.modern and result.get("resultType", "complete") != "complete":
         raise BadAnswer(resolved.assigned.server_name, "it needs input, which this client does not support")

@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The reason it would be refused; empty if it would not."""
+        """The reason for refusing the request; empty if it would be allowed."""
         return self.obstacles[0].reason if self.obstacles else ""
 
 

@@ -22,15 +22,15 @@ from wire.jsonrpc import Message, Object, is_shallow, storable
 from wire.mcp import OFFERED, ServerDescription, Target, extensions_in
 from wire.sessions import BRIDGED
 
-# Find out which eras of MCP servers speak, by one worker at a time. Every decision reads them from the row.
+# Probe which eras of MCP each server speaks, in one worker at a time. Decisions read the eras from the server's row.
 #
-# A server is asked with `server/discover` and `initialize`, never by sending a call again. Its answer is written to
-# its row before anything is sent in that era; it is not cached in any process.
+# A probe sends `server/discover` and `initialize`, never a call again. The result is written to the row before anything
+# is sent in that era, and is not cached in any process.
 
 CLAIM_SECONDS = 5.0  # A claim lasts this long beyond the server's time limit.
 DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers contradict its row.
 REFRESH_SECONDS = 600.0  # Age at which the stored eras are probed again.
-ATTEMPTS = 3  # An attempt may join a running one that does not wait for the answer.
+ATTEMPTS = 3  # Of `find`: an attempt may join a background probe that gave way to another worker's.
 MOST_TIMES = 1_000  # Entries before old ones are removed.
 LOOK_SECONDS = 0.1  # Poll interval while another worker probes.
 
@@ -42,7 +42,7 @@ WHERE id = %(server)s AND url = %(url)s
     AND coalesce(protocol_probed_at < statement_timestamp() - make_interval(secs => %(age)s), true)
 RETURNING protocol_claimed_at
 """
-# As Spoken.eras_beside.
+# The CASE is Spoken.eras_beside in SQL.
 LEARN = """
 UPDATE servers_server SET protocol_era = CASE
         WHEN %(certain)s OR protocol_era IN ('', %(eras)s) THEN %(eras)s ELSE 'both'
@@ -104,7 +104,10 @@ class Eras:
         return task
 
     async def _look(self, target: Target, age: float) -> str:
-        """Probe the server, unless its eras are younger than `age` seconds, or another worker is probing."""
+        """Probe the server and return its eras; return the stored ones if recent or if another worker is probing.
+
+        Eras are recent for `age` seconds. With `age` 0 this waits until the other worker has stored some.
+        """
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}
         ends = asyncio.get_running_loop().time() + claim
@@ -132,7 +135,7 @@ class Eras:
 
 
 def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: float) -> bool:
-    """Return whether `key` was not due in the last `seconds`, and note that it is now; old entries are removed."""
+    """Return True at most once in `seconds` for each `key`. Removes old entries."""
     now = time.monotonic()
     if now - times.get(key, -seconds) < seconds:
         return False
@@ -144,7 +147,7 @@ def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: 
 
 
 def _neutral(target: Target) -> Target:
-    """Return the target without the client: a server's answer must not depend on who asked last."""
+    """Return the target without client data, because the stored answer is used for every client."""
     return target._replace(capabilities=ALL_BRIDGED, client_info=versions.INFO, session=None)
 
 

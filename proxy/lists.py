@@ -220,7 +220,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Return the grant with every server's feature of which this is the own name."""
+        """Re-read the grant with each server's feature whose own name is `feature.name`."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )
@@ -237,9 +237,9 @@ class Lists:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
-        """Return the grant with introductions of servers that had none: a client asks only once.
+        """Return the grant with the introductions of servers that had none, because a client requests them once.
 
-        Waits as long as for lists; a server that did not answer is waited for again after RETRY_SECONDS.
+        Waits as long as for lists. After a timeout, a server is not waited for again within RETRY_SECONDS.
         """
 
         async def introduce(assigned: AssignedServer) -> AssignedServer:
@@ -417,7 +417,7 @@ def _shown(
     kind: str,
     live: dict[str, list[Definition] | UpstreamError],
 ) -> dict[str, str]:
-    """Return the texts of all usable features, each name once: for the server that its requests go to."""
+    """Return the texts of all usable features by name. A name of several servers is listed for the one it calls."""
     shown: dict[str, str] = {}
     knows_dots = request.modern or request.version in versions.DOTTED
     for assigned in ready:

@@ -62,7 +62,7 @@ class SessionCall:
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Return when the call may be sent in this session: once the server's stream is open, if it has one."""
+        """Register the call, and return when it may be sent: once the server's stream is open, if it has one."""
         self.end()
         if not session.id or not session.row:
             return
@@ -86,7 +86,7 @@ class SessionUse:
     newest: SessionCall
     calls: list[SessionCall] = field(default_factory=list)
     ended: float = 0.0
-    in_doubt: bool = False  # Whether access was cut since.
+    in_doubt: bool = False  # True after access was cut, until the next call.
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     beginning: bool = False
 
@@ -132,7 +132,7 @@ class SessionCalls:
         return next((call for call in self.of(row) if call.token is not None and call.token == token), None)
 
     def doubt(self) -> None:
-        """After access was cut: treat each session as unused until its next call."""
+        """Treat each session as unused until its next call, because access was cut."""
         for use in self.uses.values():
             use.in_doubt = True
 
@@ -173,7 +173,7 @@ class Heard(NamedTuple):
 
 
 class Bid(NamedTuple):
-    """A worker's calls in a session, and whether it has a call's stream or a standing stream for it."""
+    """The number of a worker's calls in a session, and whether it has a call's stream or a standing stream."""
 
     calls: int
     has_stream: bool
@@ -225,7 +225,7 @@ class Courier:
             await self._bus.publish("interest", " ".join([self.name, *rows[first : first + 100]]))
 
     async def offer(self, heard: Heard, owner: Owner) -> Destination | None:
-        """Choose the destination, and hand over if it is another worker; None if no worker has a stream for it."""
+        """Choose the destination, and hand over if that is another worker. Return None if no worker has a stream."""
         uid, others = str(uuid4()), self._calls.others(heard.row)
         bids: dict[str, Bid] = {}
         news = asyncio.Event()
@@ -329,7 +329,7 @@ async def relay(
     progress_token: int | None,
     notification: Object,
 ) -> None:
-    """Forward a notification of a call to the client, rewritten, unless it is not meant for the client."""
+    """Rewrite a notification of a call and forward it to the client, if it is meant for the client."""
     own, method = notification.get("params"), notification.get("method")
     if not isinstance(own, dict) or not isinstance(method, str):
         return
@@ -383,7 +383,7 @@ def told_levels(level: str) -> frozenset[str]:
 
 
 def under_alias(alias: str, logger: object) -> str:
-    """Return the logger of a message with its server's alias before it."""
+    """Return the logger name of a message, prefixed with its server's alias."""
     own = logger if isinstance(logger, str) else ""
     return f"{alias}/{own}" if alias and own else alias or own
 
@@ -401,7 +401,7 @@ COMPLETED = "notifications/elicitation/complete"
 NO_STREAM: Object = {
     "error": {
         "code": jsonrpc.INTERNAL_ERROR,
-        "message": "The client cannot be asked: it has no open stream, and not exactly one running call here",
+        "message": "The client cannot be asked: it has no open stream, and no or several running calls here",
     }
 }
 
@@ -438,7 +438,7 @@ class Carrier:
         self._bus.on(WAITING, self.give_waiting)
 
     async def carry(self, held: OpenServerStream, asked: Object, answer: Answer) -> None:
-        """Forward a server request to the client wherever it has a stream, or refuse it at once."""
+        """Forward a server request to the worker with the client's stream, or refuse it if there is none."""
         if not can_answer(held.source.target.capabilities, asked):
             self._requests.in_background(answer(NOT_SUPPORTED))
             return
@@ -481,7 +481,7 @@ class Carrier:
             await self._deliver(self._heard(held, [message]), to_call)
 
     def _hand_over(self, held: OpenServerStream, message: Object) -> asyncio.Future[bool]:
-        """Queue this message for other workers, in order; the future gets whether a request was taken."""
+        """Queue this message for other workers, in order. The future's result is True if a worker took it."""
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         held.waiting_bytes += (size := len(jsonrpc.dumps(message)))
         if len(held.waiting) >= MOST_WAITING or held.waiting_bytes > MOST_WAITING_BYTES:
@@ -522,7 +522,7 @@ class Carrier:
         return Heard(held.row, audience.owner, *aliases, level, messages, is_of_session=grant.session is not None)
 
     def _own(self, row: str, owner: str) -> Bid:
-        """Return what this worker has for this session: calls, their streams and a standing stream."""
+        """Return this worker's bid for the session."""
         calls = self.calls.of(row)
         return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
 
@@ -541,7 +541,7 @@ class Carrier:
                 self._put(heard, message)
 
     def _put(self, heard: Heard, message: Object) -> None:
-        """Send this, rewritten for the client, on its standing stream, or store it until there is one."""
+        """Send a message, rewritten for the client, on its standing stream, or store it until there is one."""
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)
         if message["method"] == LOGGED:
@@ -576,7 +576,7 @@ class Carrier:
                     self._events.keep_waiting(session_id, message)
 
     async def _waiting(self, session_id: str) -> list[bytes]:
-        """Take the stored messages of this session; none while the database is unavailable."""
+        """Remove and return the stored messages of this session; empty if the database stays unavailable."""
         for _ in range(LOOKS):
             try:
                 return await self._events.take_waiting(session_id)

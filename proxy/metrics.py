@@ -71,7 +71,7 @@ class Names:
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 NAME_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)  # Fewer: there is a set of them for each name.
-# Maps the index of a bucket of BUCKETS, and that past the end, to the index in NAME_BUCKETS.
+# The index in NAME_BUCKETS for each index in BUCKETS, and for the one past its end.
 NAME_BUCKET_OF = [*map(partial(bisect_left, NAME_BUCKETS), BUCKETS), len(NAME_BUCKETS)]
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -80,7 +80,7 @@ class BatchedHistogram(Histogram):
     """A histogram that takes many observations at once."""
 
     def add(self, counts: Counts[int], total: float) -> None:
-        """Add observations: how many by number of bucket, and their sum."""
+        """Add observations: their number by bucket index, and the sum of their values."""
         self._sum.inc(total)
         for bucket, count in counts.items():
             self._buckets[bucket].inc(count)
@@ -93,7 +93,7 @@ def _durations(name: str, what: str) -> BatchedHistogram:
 CALLS = Counter("gateway_calls", "MCP requests with a known token", ("outcome", "deny_reason"))
 UNKNOWN_TOKENS = Counter("gateway_unknown_tokens", "MCP requests without a token, or with an unknown one")
 UNAVAILABLE = Counter("gateway_unavailable", "MCP requests answered 503", ("why",))
-# Series for immediate alerts exist from the start: Prometheus sees no increase in a series that begins with 1.
+# Created at the start, for alerts on the first event: Prometheus sees no increase in a series that begins with 1.
 CALLS.labels("rpc_error", "internal_error")
 for _why in ("access", "not_executed", "record", "sessions"):
     UNAVAILABLE.labels(_why)

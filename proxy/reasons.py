@@ -49,7 +49,7 @@ class Step(IntEnum):
 class Reason(NamedTuple):
     """The check that stops the call, its finding, and the page for the call's user.
 
-    `template` has the placeholders of GENERIC. `short` is the finding in rows of blocked objects: beside the state
+    `template` has the placeholders of GENERIC. `short` is the finding in rows of blocked objects: next to the state
     `blocked`, in a switch, in the Django admin. `status` is the HTTP status of the refusal of a whole request; 0 for
     reasons that are JSON-RPC errors of a call. `published` is its message where the exact body is documented.
     """

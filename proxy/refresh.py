@@ -295,18 +295,17 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
         way = {"registration": held.registration, "refused": held.auth_method}
         yield Statement(STATEMENTS["other_auth_method"], way)
     now = _now((yield Statement(STATEMENTS["look"], {"identity": parameters["identity"]})))
-    if now.refusal:  # It was disabled or ended meanwhile; an identity that is only disabled has stored its new tokens.
+    if now.refusal:  # Disabled or revoked meanwhile. A disabled identity has stored its new tokens.
         raise NotRenewed(now.refusal, "", () if stored else _revocations(held, tokens, cipher))
     if now.ciphertext is None:
         raise NotRenewed("identity_unavailable")
-    return now.ciphertext  # Not this one if the person has signed in again meanwhile.
+    return now.ciphertext  # Another token if the person has signed in again meanwhile.
 
 
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
-    """Note that a person has to sign in again, unless the token was renewed in the meantime: then return that one.
+    """Record that a person has to sign in again, and raise NotRenewed.
 
-    A process that was late loses its lease: then another one has renewed the token, or is about to, and its result
-    counts.
+    Nothing is recorded if the token was replaced or the lease lost meanwhile; return the new token if there is one.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)

@@ -1,9 +1,9 @@
--- Renewal of identities that came of a sign-in. Only the holder of the lease asks the issuer; whoever waits looks for
--- what the holder stored. The rows are locked for the length of one statement, never while an issuer is asked, so that
--- an administrator who disables or revokes an identity does not wait for it.
+-- Renewal of identities from a sign-in. Only the process with the lease asks the issuer; others poll for the tokens it
+-- stores. Rows are locked for one statement only, never while the issuer is asked, so that an administrator who
+-- disables or revokes an identity does not wait.
 
 -- name: take
--- The last column is what `Server.entered` of servers/models.py is.
+-- The last column is `Server.entered` of servers/models.py in SQL.
 WITH due AS (
     SELECT i.id, i.server_id FROM servers_identity i JOIN upstream_oauth_grant g ON g.identity_id = i.id
     WHERE i.id = %(identity)s::uuid
@@ -57,13 +57,13 @@ FROM mine WHERE g.identity_id = mine.id
 RETURNING true
 
 -- name: other_auth_method
--- The issuer has refused one way in which a client names itself, and taken the other.
+-- The issuer refused one client authentication method and accepted the other.
 UPDATE upstream_oauth_clientregistration SET auth_method = other_auth_method, other_auth_method = ''
 WHERE id = %(registration)s::uuid AND auth_method = %(refused)s::text AND other_auth_method <> ''
 RETURNING true
 
 -- name: wait
--- The issuer could not be asked, or was not clear: the next attempt is after a while that grows.
+-- The issuer gave no clear answer: retry after a growing delay, a minute at most.
 UPDATE upstream_oauth_grant SET
     lease = NULL, leased_until = NULL, failures = least(failures + 1, 1000),
     retry_at = statement_timestamp() + make_interval(secs => least(60, 2 ^ least(failures, 6)))

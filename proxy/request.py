@@ -122,7 +122,7 @@ class Origins:
         self._allowed = {*((scheme, name, port) for name in names), *map(hosts.origin_of, allowed)}
 
     def allows(self, origin: str | None) -> bool:
-        """Return whether this origin is allowed; None is: clients other than browsers send no origin."""
+        """Return whether this origin is allowed. None is allowed, because only browsers send an origin."""
         try:
             return origin is None or hosts.origin_of(origin) in self._allowed
         except ValueError:
@@ -287,7 +287,7 @@ class McpRequest:
     async def read(self, limit: int) -> bool:
         """Read the body; False when it is larger than `limit` bytes. Raises ClientLeft.
 
-        What was read is kept: call again with a higher limit to continue.
+        Call again with a higher `limit` to continue.
         """
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
@@ -373,7 +373,7 @@ class McpRequest:
             self.row.client_version = version if isinstance(version, str) else ""
 
 
-# The era of a request, and what it repeats of its body in headers (MCP 2026-07-28, Streamable HTTP).
+# The era of a request, and the headers that repeat parts of its body (MCP 2026-07-28, Streamable HTTP).
 
 ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
 
@@ -381,7 +381,7 @@ ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"
 def is_modern(version: str, message: Message) -> bool:
     """Return whether the rules of 2026-07-28 apply: for its version, unknown versions, and bodies with its envelope.
 
-    `initialize` negotiates the version, so only an envelope makes it a request of this era, which has no such method.
+    For `initialize` only an envelope counts: 2026-07-28 has no such method, and the version in it is a proposal.
     """
     if message.method == "initialize":
         return versions.MODERN_KEY in message.meta

@@ -275,7 +275,7 @@ class ServerRequests:
                 raise InputRefused(server, str(answered["error"].get("message"))[:200])
         return {key: answered["result"] for key, answered in zip(requests, replies, strict=True)}
 
-    # Beside the calls
+    # Background work
 
     def in_background(self, work: Awaitable[object]) -> None:
         """Run this in a background task for at most BACKGROUND_SECONDS; failures are logged."""
@@ -622,7 +622,7 @@ class SuspendedCalls:
         return RpcResponse(document, jsonrpc.dumps(document), MODERN, None)
 
     def has_given(self, message: Message) -> bool:
-        """Return whether the gateway issued this requestState, to whatever connection."""
+        """Return whether the gateway issued this requestState, to any connection."""
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:

@@ -97,7 +97,7 @@ class StandingStream:
 
     It sends the messages given to `put`, and pings. `subscription` is the request id that every message of a listen
     has; `lists` and `uris` are the lists and resources whose changes it reports. With a `history` its events have ids.
-    `feed` is a task that adds further messages; a stream that `repeats` only resumes the stream of a call.
+    `feed` is a task that adds further messages. With `repeats` the stream only resumes the stream of a call.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class Streams:
             timer.cancel()
         await self._background.stop()
 
-    # What is under way
+    # Running calls and standing streams
 
     async def serve(self, standing: StandingStream, ping_seconds: float) -> StopReason | None:
         """Serve this stream until it ends; return the reason if it was ended early."""

@@ -153,7 +153,7 @@ class Sender:
 # The spans of a call (docs/decisions/0036-spans-by-hand.md). Imported only by processes that trace.
 #
 # Names and attributes are those of OpenTelemetry's semantic conventions for MCP; ours begin with `gateway_admin.`. No
-# span has arguments, results, tokens, session ids, URIs of resources, or who called from where.
+# span has arguments, results, tokens, session ids, URIs of resources, or the caller's name or address.
 
 type Attributes = dict[str, str | int]
 
@@ -189,7 +189,7 @@ class Tracer:
         self.put = self._sender.put
 
     def stop(self) -> None:
-        """Post what waits, within seconds."""
+        """Post the queued spans for at most LAST_S seconds."""
         self._sender.stop()
 
     def begin(self, request: McpRequest, grant: AccessRow, told: Trace, refusal: Response | None) -> CallSpan | None:
@@ -255,7 +255,7 @@ class CallSpan:
         return Context(self._context.trace_id, _random(8))
 
     def recorded(self, began: float, seconds: float, outcome: str) -> None:
-        """Note the writing of the row: its start after the arrival and duration in seconds, and the call's outcome."""
+        """Add the span of writing the row. `began` is in seconds after the arrival; `outcome` is the call's."""
         self._outcome = outcome
         at = self.at(self._request.began + began)
         self._note("record", at, at + int(seconds * 1e9), {}, is_error=outcome == "unavailable")
@@ -277,7 +277,7 @@ class CallSpan:
         }
         attributes |= {name: value for name, value in said.items() if value}
         name = _method(row.method)
-        if row.server_id and row.feature_type in NAMED_BY:  # Only names that were found: others can be any text.
+        if row.server_id and row.feature_type in NAMED_BY:  # Only names of known features: clients can send any text.
             name = f"{name} {row.feature_name}"
         is_error = outcome not in FINE
         if is_error:

@@ -145,7 +145,7 @@ class ServerStreams:
         with suppress(TimeoutError):
             async with asyncio.timeout(LEASE_AGAIN_SECONDS):
                 await self.streams.changed.wait()
-        await asyncio.sleep(random.uniform(0.02, 0.06))  # noqa: S311 - many come at once
+        await asyncio.sleep(random.uniform(0.02, 0.06))  # noqa: S311 - collects simultaneous news
 
     async def _work(self) -> None:
         try:
@@ -414,7 +414,7 @@ class ServerStreams:
         return {row: _for_calls(self.calls.uses.get(row, uses[row])) for row in own if row in listened}
 
     async def _listen(self, row: str) -> None:
-        await asyncio.sleep(0)  # Until it is held.
+        await asyncio.sleep(0)  # Let `_hold` store the task.
         held = self._held[row]
         pause = AGAIN_SECONDS
         while True:
@@ -429,9 +429,9 @@ class ServerStreams:
                 pause = held.place.pause(AGAIN_SECONDS)
             except SessionLost:
                 self._begin(held)
-                if held.was_open:  # Let a worker whose client has a stream open another session now.
+                if held.was_open:  # So that a worker whose client has a stream opens another session now.
                     self._drop(row)
-                return  # The next call finds out whether the session is lost, and opens another.
+                return  # The next call checks whether the session is lost, and opens another.
             except UpstreamError as error:
                 logger.debug("the stream of a server ended", extra={"error": str(error)})
             except Exception:  # After any bad message the stream is opened again.

@@ -241,7 +241,7 @@ class AccessCondition(NamedTuple):
     reason: str
 
 
-# In their order: the first that fails is the one that the caller is told.
+# In order: the caller gets the reason of the first that fails.
 TOKEN_CONDITIONS = (
     AccessCondition("token_revoked", False, "revoked"),
     AccessCondition("token_stale", False, "stale_generation"),
@@ -250,7 +250,7 @@ TOKEN_CONDITIONS = (
     AccessCondition("user_active", True, "user_inactive"),
     AccessCondition("gateway_matches", True, "wrong_gateway"),
 )
-# After the address.
+# Checked after the address.
 LAYER_CONDITIONS = (
     AccessCondition("host_enabled", True, "host_disabled"),
     AccessCondition("host_pending", False, "host_pending"),
@@ -260,7 +260,7 @@ LAYER_CONDITIONS = (
 )
 
 
-# All conditions at once, since nearly every call meets them.
+# Compared all at once, because nearly every call passes.
 _token_fields = attrgetter(*(each.field for each in TOKEN_CONDITIONS))
 _token_allowed = tuple(each.allowed for each in TOKEN_CONDITIONS)
 _layer_fields = attrgetter(*(each.field for each in LAYER_CONDITIONS))
@@ -324,7 +324,7 @@ SETUP_TO_FIND_AGAIN = (
     b"SET plan_cache_mode = 'force_generic_plan'",
     b"SET enable_seqscan = off",
     b"SET enable_bitmapscan = off",
-    b"SET enable_memoize = off",  # Equal queries are sent once, and each hash table is made anew for each execution.
+    b"SET enable_memoize = off",  # Equal queries are sent once, and hash tables are rebuilt for each execution.
     b"SET jit = off",
     b"SET statement_timeout = '4s'",
     b"SET default_transaction_read_only = on",
@@ -349,7 +349,7 @@ class ServersNeeded(IntEnum):
     ALL = 1
     OF_FEATURE = 2  # Those that may have the named feature.
     INTRODUCED = 3  # All, with their introductions (capabilities, instructions) instead of their features.
-    BY_OWN_NAME = 4  # All, with the feature of which this is the server's own name.
+    BY_OWN_NAME = 4  # All, with the feature whose own name at the server was requested.
 
 
 class Wanted(NamedTuple):
@@ -484,7 +484,7 @@ def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
 
 @cache
 def _places(names: tuple[bytes, ...]) -> tuple[int, Callable[[Any], tuple[Any, ...]]]:
-    """Return the place of the query's number in a row with these columns, and what takes an AccessRow's fields."""
+    """Return the index of the query's number in a row with these columns, and a getter of AccessRow's fields."""
     place = {name.decode(): number for number, name in enumerate(names)}
     return place["n"], itemgetter(*map(place.__getitem__, AccessRow._fields))
 

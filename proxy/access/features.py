@@ -2,7 +2,7 @@
 
 Features are tools, prompts, resources and resource templates. Features that cannot be used are not listed: lists apply
 the same switches and policy in `access/query.sql`, and also leave out what the server does not currently offer. A tool
-or prompt the gateway does not know cannot be called.
+or prompt that is not stored cannot be called.
 """
 
 from collections.abc import Sequence
@@ -214,7 +214,7 @@ def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedSe
 
 
 def resolve(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
-    """Return the named feature and its server; the server alone if only a fresh list of its features can tell.
+    """Return the named feature and its server, or only the server if its list must be requested first.
 
     Raises OutOfScope, Refusal or UnknownFeature.
     """
@@ -234,7 +234,7 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
     resolved = resolve(grant, feature)
     schema = resolved.schema if isinstance(resolved, Resolved) else None
     if schema is not None and not mcp.has_sound_annotations(schema):
-        raise UnknownFeature(TOOL, feature.name)  # Nor is it listed.
+        raise UnknownFeature(TOOL, feature.name)  # It is not listed either.
     return resolved
 
 
@@ -379,8 +379,8 @@ def check_held(resolved: Resolved, arguments: object) -> None:
 
 
 def can_be_listed(assigned: AssignedServer) -> bool:
-    """Return whether a fresh list may show a tool without a row that may then be called."""
-    # A tool without a row can be called under `allow_all` only.
+    """Return whether a tool without a row could be called once a fresh list of the server has stored it."""
+    # New tools can be called under `allow_all` only.
     return is_usable(assigned) and not identity_refusal(assigned) and policy_allows(assigned.policy, None)
 
 
@@ -415,7 +415,7 @@ def target_of(
     capabilities = capabilities_of(told) if told else NOTHING
     if session is not None:
         extensions = extensions_in(session.capabilities) if told else NO_EXTENSIONS
-    if extensions and (session is not None or era == MODERN):  # A session of no client has no extensions.
+    if extensions and (session is not None or era == MODERN):  # Sessions that belong to no client have no extensions.
         capabilities = {**capabilities, **extensions}
     return Target(  # By position: keyword arguments cost a tenth of a call's decision.
         assigned.server_id,

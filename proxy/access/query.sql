@@ -1,29 +1,28 @@
--- Reads what decides a request, for all requests that wait together; equal ones share a query.
+-- The data for the decision about each request in a batch. Equal requests share one query.
 --
--- One row for each query whose token is known: an AccessRow, whose fields have the names of the columns, as have those
--- of its AssignedServers and FeatureRows. Every switch is read here, each time; nothing is
--- cached. `statement_timestamp()` judges expiry, so all workers agree. `OFFSET 0` keeps the order: from
--- the token along its keys, one index look-up each. The planner, who judges by how small the tables
--- were when it last looked, would begin elsewhere. The columns are named one by one: each that a table
--- has costs every execution its part of a row, whether it is used or not.
+-- Returns one row for each query whose token is known: an AccessRow, with AssignedServers and FeatureRows, whose fields
+-- have the names of the columns. Every switch is read at each execution; nothing is cached. Expiry is compared with
+-- `statement_timestamp()`, so that all workers agree. `OFFSET 0` fixes the join order: from the token along its keys,
+-- one index look-up each. Otherwise the planner chooses an order by table sizes that may be outdated. Columns are
+-- selected by name, because each further column of a table costs time in every execution.
 --
--- What stands between `/* not for calls */` and `/* end */` is left out of the statement for tools and prompts that are
--- called with API access tokens: most batches are, and each part of a statement is set up anew for each execution, so that
--- PostgreSQL takes a third less of its time for them.
--- What stands between `/* token */` and `/* end token */` finds the token and its connection; `query_of_triple.sql`
--- takes its place where it is asked what would be decided with a token that nobody has.
+-- The parts from `/* not for calls */` to `/* end */` are removed for tools and prompts called with API access tokens.
+-- Most batches have only such calls, and PostgreSQL sets up each part of a statement again for each execution: without
+-- these parts it takes a third less time.
+-- The part from `/* token */` to `/* end token */` finds the token and its connection. `query_of_triple.sql` replaces
+-- it for decisions about a host, a gateway and a person without a token.
 --
--- $1 n         number of the query; repeated where keys are being rotated
--- $2 digest    digest of its API access token, NULL for another kind
--- $3 checksum  checksum of its OAuth access token, NULL for another kind
+-- $1 n         number of the query; has several rows while keys are rotated
+-- $2 digest    digest of the API access token, NULL for other tokens
+-- $3 checksum  checksum of the OAuth access token, NULL for other tokens
 -- $4 slug      gateway in the URL
--- $5 servers   which servers it needs (ServersNeeded): 0 none, 1 all, 2 those `name` may lead to,
---              3 all, with what they said of themselves instead of their features,
+-- $5 servers   servers to return (ServersNeeded): 0 none, 1 all, 2 those that may have the feature `name`,
+--              3 all, with their introductions instead of their features,
 --              4 all, with the feature whose own name at its server is `name`
--- $6 name      exposed name of the tool or prompt it means; of a resource, the URIs it may be at its server, by lines
--- $7 kind      kind of feature it asks for: tool, prompt, resource, template
--- $8 session   digest of the id of the session it names, NULL without one
--- $9 declared  what servers are told of its client's capabilities, when it names no session
+-- $6 name      exposed name of the tool or prompt; for a resource, the URIs its server may use for it, one per line
+-- $7 kind      kind of the feature: tool, prompt, resource, template
+-- $8 session   digest of the session id in the request, NULL for none
+-- $9 declared  client capabilities that servers are sent, for a request without a session
 SELECT
     q.n,
     t.id::text AS token_id,
@@ -87,9 +86,9 @@ SELECT
                 'identity_enabled', i.enabled,
                 'ciphertext', encode(i.secret_ciphertext, 'escape'),
                 'features', CASE q.servers WHEN 3 THEN NULL /* not for calls */ WHEN 1 THEN (
-                    -- What clients are shown: approved, switched on, and offered to this identity.
+                    -- Features that clients can list: approved, enabled, and offered to this identity.
                     SELECT json_agg(
-                        json_build_array(  -- ListedFeature: a list may have thousands.
+                        json_build_array(  -- A ListedFeature, without names of members: a list may have thousands.
                             x.exposed_name, coalesce(x.shown, x.approved),
                             CASE WHEN strpos(x.name, '.') > 0 AND q.kind IN ('tool', 'prompt') THEN x.name END
                         ) ORDER BY x.position, x.name
@@ -125,7 +124,7 @@ SELECT
                             END
                             /* not for calls */ AND (q.servers <> 4 OR missing_since IS NULL) /* end */
                         UNION ALL
-                        -- A name that was shortened for its length ends like this.
+                        -- Names that were shortened end like this.
                         SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
                         WHERE q.name ~ '_[0-9a-f]{6}$' AND q.kind <> 'resource'
                             AND assignment_id = a.id AND kind = q.kind AND exposed_name = q.name
@@ -135,13 +134,13 @@ SELECT
                         WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'resource'
                             AND name = ANY (string_to_array(q.name, E'\n'))
                         UNION ALL
-                        -- What is not listed may be what a template means.
+                        -- A template may match a resource that is not listed.
                         SELECT name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
                         WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'template'
                         /* end */
                     ) x
                 ) END,
-                -- A shared identity serves the gateways it is said to be for, at this moment.
+                -- A shared identity may be used only on gateways that currently allow it.
                 'identity_allowed', a.identity_scheme <> 'shared' OR EXISTS (
                     SELECT FROM gateways_gateway_shared_identities
                     WHERE gateway_id = g.id AND identity_id = a.shared_identity_id OFFSET 0
@@ -155,7 +154,7 @@ SELECT
                     )
                 END,
                 'introduction', CASE WHEN false THEN NULL /* not for calls */ WHEN q.servers = 3 THEN json_build_object(
-                    -- What it said to this identity, else to another.
+                    -- Capabilities as sent to this identity, otherwise to another one; instructions only to this one.
                     'capabilities', (
                         SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id AND capabilities IS NOT NULL
                         ORDER BY told_to <> k.told_to LIMIT 1
@@ -167,7 +166,7 @@ SELECT
                         ORDER BY told_to <> k.told_to LIMIT 1
                     )
                 ) /* end */ END,
-                -- Asked only where it matters; of whom nothing is known, it may be.
+                -- Looked up only if the session has a log level. A server may log while its capabilities are unknown.
                 'logs', coalesce(ses.log_level, '') <> '' AND NOT EXISTS (
                     SELECT FROM proxy_serverinfo WHERE server_id = s.id AND NOT capabilities ? 'logging'
                 ),
@@ -183,8 +182,8 @@ SELECT
                 ) /* end */ END,
                 'lists_live', s.lists_live,
                 'identity_off_by_owner', i.disabled_by_id IS NOT NULL AND i.disabled_by_id = i.owner_id,
-                -- Of an identity that came of a sign-in: whether a person must sign in again, and when it is to be
-                -- renewed, the seconds until its end.
+                -- For identities from a sign-in: whether a person must sign in again and, once a renewal is due, the
+                -- seconds until expiry.
                 'sign_in', CASE WHEN i.issuer <> '' THEN json_build_object(
                     'is_needed', i.sign_in_needed_since IS NOT NULL,
                     'seconds_left', CASE WHEN i.renew_at <= statement_timestamp() THEN
@@ -214,11 +213,11 @@ SELECT
             OFFSET 0
         ) i ON i.server_id = s.id
             AND i.revoked_at IS NULL
-            -- A shared identity has no owner; any other is the connection's own user's.
+            -- A shared identity has no owner; any other belongs to the connection's user.
             AND i.owner_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN u.id END
         CROSS JOIN LATERAL (
-            -- A session was opened as somebody, at an address, for a client that can do certain things: with any
-            -- of that changed, it is another. The parts are apart by spaces, and sessions.py reads the first five.
+            -- A session at a server is reused only for the same identity, address and client capabilities. The parts of
+            -- the key are separated by spaces; sessions.py reads the first five.
             SELECT coalesce(i.id, s.id) AS told_to, concat_ws(
                 ' ', coalesce(i.id, s.id), coalesce(i.generation, 0), s.auth_type, s.header_name, md5(s.url),
                 coalesce(ses.declared, q.declared)
@@ -233,7 +232,7 @@ SELECT
             AND a.removed_at IS NULL
             AND (q.servers IN (1, 3 /* not for calls */, 4 /* end */) OR q.kind = 'resource' OR a.alias = '' OR a.alias = split_part(q.name, '__', 1))
     ) END::text AS assignments,
-    -- What is not limited is NULL. A token's own limit only narrows what the workspace gives to each.
+    -- NULL means no limit. A token's own limit applies only if it is lower than the workspace's limit for each token.
     least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1))
         AS token_limit,
     g.calls_per_minute AS gateway_limit,
@@ -259,14 +258,14 @@ CROSS JOIN LATERAL (
     FROM tokens_token
     WHERE digest = q.digest AND kind = 'access'
     UNION ALL
-    -- The secret before works on for a while when it was replaced so; what is logged is its own prefix.
+    -- A replaced secret may stay valid for a while; it is logged with its own prefix.
     SELECT id, name, previous_prefix, revoked_at, expires_at, allowed_ips, scope_all, connection_id,
         false, false, calls_per_minute
     FROM tokens_token
     WHERE previous_digest = q.digest AND previous_ends_at > statement_timestamp() AND kind = 'access'
     /* not for calls */
     UNION ALL
-    -- An OAuth token is as good as the key of the connection it is bound to, and as its generation.
+    -- An OAuth token has the state of its connection's key, and is stale if the key was regenerated.
     SELECT k.id, k.name, k.prefix, k.revoked_at, o.expires, NULL, true, b.connection_id,
         true, b.generation <> k.generation, k.calls_per_minute
     FROM oauth2_provider_accesstoken o

@@ -1,5 +1,5 @@
--- Instead of a token: a host, a gateway and a person, with their live connection or, when they have none, one that is
--- about to be opened. It reaches every server, as a new token does.
+-- Replaces the token by a host, a gateway and a person, with their live connection or, if they have none, a new one.
+-- Like a new token, it reaches every server.
 --
 -- $10, $11, $12  host, gateway, user
 CROSS JOIN (

@@ -68,7 +68,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Names the gateways whose lists a changed row may change.
+-- Notifies of the gateways whose lists the changed row may affect.
 CREATE FUNCTION proxy_tell_lists() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     row jsonb := to_jsonb(CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END);
@@ -93,8 +93,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Names the gateways and lists that changed features are in. Many rows are written at a time, most of them unchanged.
--- `effect` follows from the annotations, so a change of it alone is none.
+-- Notifies of the gateways and lists of changed features. Many rows are written at a time, most of them unchanged.
+-- `effect` follows from the annotations, so a change of `effect` alone does not count.
 CREATE FUNCTION proxy_tell_features() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     unsaid text[] := ARRAY['id', 'first_seen_at', 'last_seen_at', 'changed_at', 'updated_at', 'effect'];

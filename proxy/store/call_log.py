@@ -195,7 +195,7 @@ type Line = Waiting[bytes, None]
 class CallWriter(GroupCommit[bytes, None]):
     """Commits rows over `connections`; `observe` gets the size of each batch, `bus` notifies other processes of a hang.
 
-    It is also the circuit breaker of calls: unless `may_begin` is True, nothing may be sent to a server, because the
+    It is also the circuit breaker of calls: while `may_begin` is False, nothing may be sent to a server, because the
     row could not be written. It opens when a commit fails, hangs for a second (also in another process) or loses its
     connection, and closes once a test row was written and rolled back, which is tried continuously.
     """
@@ -269,7 +269,7 @@ class CallWriter(GroupCommit[bytes, None]):
 async def _insert_rows(
     connection: PgConnection, lines: list[bytes], *, singly: bool = False
 ) -> StatementRejected | None:
-    """Return the error of an invalid row, or None if all are committed; raise errors that concern no single row."""
+    """Return the error of an invalid row, or None if all are committed; raise errors not caused by a row."""
     try:
         if singly and len(lines) == 1:
             await connection.query(b"insert_one", _values_of(lines[0]))

@@ -37,7 +37,7 @@ MOST_FINISHED_BYTES = 32 << 20
 MOST_ROWS = 1_000  # Of one session.
 MOST_ROW_BYTES = 32 << 20
 MOST_WAITING = 1_000  # Sessions whose messages without a stream are being written, in this worker.
-LARGE = 64 << 10  # Sealed beside the loop.
+LARGE = 64 << 10  # Bytes; from this size on, events are sealed in a thread.
 RETRY_SECONDS = 0.5
 ATTEMPTS = 5
 LONGEST_REQUEST_ID = 64
@@ -68,7 +68,7 @@ WHERE session_id = %(session)s AND stream_id = %(stream)s AND number > %(after)s
     AND expires_at > statement_timestamp()
 ORDER BY number
 """
-# A stream that is resumed has not ended any more.
+# A resumed stream is no longer ended.
 TAKE = (
     "UPDATE proxy_streamevent SET is_last = false WHERE session_id = %(session)s AND stream_id = %(stream)s AND is_last"
 )
@@ -315,7 +315,7 @@ class StreamEvents:
         return self._background.spawn("events of a stream", work)
 
     def _wanted(self, told: str | None) -> None:
-        """Write and release a stream of this worker whose client has reconnected to any worker."""
+        """Write the events of a stream of this worker and release it, because its client has reconnected."""
         session_id, _, stream = (told or "").partition(" ")
         finished = self._finished.get((session_id, stream))
         history = self._histories.get((session_id, stream)) or (finished[1] if finished else None)
@@ -325,7 +325,7 @@ class StreamEvents:
         history.leave()
         history.taken()
 
-    # The rows of all
+    # The stored events of all workers
 
     async def keep(self, history: StreamHistory, kept: list[Kept]) -> None:
         """Write these events, and notify workers that wait for them; events that cannot be written are lost."""

@@ -79,10 +79,9 @@ class PgConnection:
 
     `timeout` is in seconds, for each statement. `on_lost` is called when the connection fails.
 
-    The loop watches a separate selector, never libpq's socket: libpq closes that by itself, so its number may be reused
-    before the loop forgets it, and libuv, on which uvloop runs, stops watching a socket after one event once it has an
-    error, such as a reset by a crashed server, although there may be more to read. A selector stays readable while
-    there is something to do, an error included.
+    The loop watches a selector instead of libpq's socket for two reasons. libpq may close the socket, and its number
+    may be reused before the loop forgets it. And uvloop stops watching a socket after one event once it has an error, such as
+    a reset by a crashed server, although there may be more to read. A selector stays readable until all is handled.
     """
 
     def __init__(self, conninfo: str, setup: Sequence[bytes], *, timeout: float = 5.0) -> None:
@@ -291,9 +290,9 @@ class GroupCommit[Item, Answer]:
     which are opened in advance and reopened when lost. A connection whose batch failed is reopened and checked before
     it is used again.
 
-    `fault` is why no batch can be handled now, or empty. With `rejects_when_full`, items added while a statement hangs,
-    or while `max_waiting` wait, fail at once with DatabaseUnavailable; so do those waiting when a statement begins to
-    hang, and those in its batch.
+    `fault` is the reason why no batch can be handled now, or empty. With `rejects_when_full`, items added while a
+    statement hangs, or while `max_waiting` wait, fail at once with DatabaseUnavailable; so do those waiting when a
+    statement begins to hang, and those in its batch.
     """
 
     def __init__(
@@ -443,7 +442,7 @@ class GroupCommit[Item, Answer]:
             worker.batch = ()
 
     async def _repair(self, worker: _Worker[Item, Answer]) -> bool:
-        """Connect and check; when no other worker is healthy, a failure fails the items that wait."""
+        """Connect and check. If this fails and no other connection is healthy, the waiting items fail."""
         if self._waiting:
             self._wake()  # Another worker may handle the items for which this one was woken.
         worker.ticks, worker.repairing = 0, True

@@ -1,20 +1,20 @@
--- Takes calls off the counters of a minute that all workers share, for all requests that wait together.
+-- Takes calls from the counters of the current minute, which all workers share, for all waiting requests.
 --
--- A minute begins with its first call. What is taken never exceeds the limit; `taken` is what this
--- very statement got. In order, so that no two workers wait for each other.
+-- A minute begins with its first call. No more calls are taken than the limit allows; `taken` is the number taken by
+-- this statement. Rows are written in order, so that workers do not deadlock.
 --
 -- $1 kind     workspace, gateway or token
 -- $2 id       of the gateway or token, NULL for the workspace
--- $3 most     the limit: calls a minute
+-- $3 most     limit: calls per minute
 -- $4 wanted   calls to take
--- $5 seconds  how long the minute is
+-- $5 seconds  length of the minute
 INSERT INTO proxy_ratecounter AS r (subject_type, subject_id, "window", most, calls, taken)
 SELECT q.kind, q.id, statement_timestamp(), q.most, least(q.wanted, q.most), least(q.wanted, q.most)
 FROM unnest($1, $2, $3, $4) AS q (kind, id, most, wanted)
 ORDER BY q.kind, q.id
 ON CONFLICT (subject_type, subject_id) DO UPDATE SET (most, "window", calls, taken) = (
     SELECT excluded.most, CASE WHEN runs THEN r."window" ELSE excluded."window" END, used + got, got
-    -- The aliases are for PostgreSQL 15: a subquery may go without from 16 on.
+    -- PostgreSQL 15 requires the aliases.
     FROM (SELECT r."window" + make_interval(secs => $5) > excluded."window" AS runs) AS a
     CROSS JOIN LATERAL (SELECT CASE WHEN runs THEN r.calls ELSE 0 END AS used) AS b
     CROSS JOIN LATERAL (SELECT greatest(0, least(excluded.taken, excluded.most - used)) AS got) AS c

@@ -279,7 +279,7 @@ def _any_form(letter: str) -> str:
 
 
 def _cores(value: bytes) -> set[str]:
-    """Return the base64 texts, one per alignment, of which any encoding that contains `value` contains one."""
+    """Return the base64 of `value` for each alignment; any encoded text that contains `value` has one of them."""
     cores = set()
     for before, mixed in enumerate((0, 2, 3)):
         encoded = b64encode(b"\0" * before + value).decode()

@@ -1,6 +1,6 @@
-"""Sessions in PostgreSQL: those of clients, and theirs at servers. Any worker can serve any request of a session.
+"""Sessions of clients, and their sessions at servers, in PostgreSQL. Any worker can serve any request of a session.
 
-Reading needs no extra statement: `query.sql` returns both. This module opens, loses and ends them.
+Reading needs no extra statement: `query.sql` returns both. This module opens them, ends them and marks them lost.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ LOSE = f"""
 WITH gone AS ({FORGET} RETURNING owner_id)
 UPDATE proxy_session s SET lost_at = statement_timestamp() FROM gone WHERE s.id = gone.owner_id AND s.lost_at IS NULL
 RETURNING pg_notify('gateway', 'lost ' || s.id)
-"""  # noqa: S608 - both texts stand here
+"""  # noqa: S608 - constant SQL
 
 OPEN = """
 INSERT INTO proxy_session
@@ -131,7 +131,7 @@ WITH held AS (
 ), taken AS (
     SELECT * FROM held WHERE id <> ALL(%(known)s::uuid[])
 ), used AS (
-    -- Who only listens uses the session too.
+    -- Listening counts as use of the session.
     UPDATE proxy_session SET last_used_at = now()
     WHERE id = ANY(%(owners)s::uuid[]) AND last_used_at < now() - interval '1 minute'
 )
@@ -149,7 +149,7 @@ SELECT '', '', u.id::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
 FROM proxy_upstreamsession u
 WHERE u.owner_id = ANY(%(owners)s::uuid[]) AND u.sealed_id <> '' AND u.leased_by <> %(worker)s
     AND u.leased_until > now()
-"""  # noqa: S608 - both texts stand here
+"""  # noqa: S608 - constant SQL
 
 
 # Sessions with running calls: whether this worker has the lease of each.
@@ -167,7 +167,7 @@ FROM proxy_upstreamsession u WHERE u.id = ANY(%(rows)s::uuid[])
 TARGET = f"""
 WITH taken AS (SELECT * FROM proxy_upstreamsession WHERE id = %(row)s)
 {TOLD.replace("SELECT t.id::text", "SELECT t.owner_id::text, t.key, t.id::text", 1)}
-"""  # noqa: S608 - both texts stand here
+"""  # noqa: S608 - constant SQL
 # Leases for `subscriptions/listen` at servers of 2026-07-28, which have no sessions: rows without a sealed id.
 LEASE_LISTENS = """
 INSERT INTO proxy_upstreamsession AS u

@@ -128,7 +128,7 @@ class UsageTracker:
 
     @staticmethod
     def write_infos(target: Target, infos: Iterable[ServerDescription]) -> tuple[str, dict[str, list[Any]]]:
-        """Return the statement and parameters to store at once what `introduced` stores within a second."""
+        """Return the statement and parameters that store these introductions at once."""
         by_era = {info.era: info for info in infos}
         return STATEMENTS["server_infos"], _info_columns(
             {(target.server_id, target.identity_id or target.server_id): by_era}
@@ -167,7 +167,7 @@ class UsageTracker:
         await self._flush_or_drop()
 
     async def _open_or_drop(self) -> None:
-        """Prepare the statements, so that a server that does not know their SQL is noticed at the start."""
+        """Prepare the statements, so that SQL the database does not support is detected at the start."""
         try:
             await self._open()
         except (psycopg.Error, OSError) as error:

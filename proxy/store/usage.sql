@@ -1,10 +1,10 @@
--- One row per thing that was used; ids in order, so that no two workers wait for each other, rows
--- that somebody else holds are left for the next second, and the newest mark wins.
+-- One row per object that was used. Rows are locked in the order of their ids, so that workers do not deadlock; rows
+-- locked by another transaction are skipped; the latest time wins.
 
 -- name: tokens
--- A token may have two secrets that work, told apart by their prefixes; `other` is the one used longer ago. The previous
--- one may end with the first use of the present one. A token that waits to be collected has no present secret, and keeps
--- the prefix of the previous one until then.
+-- A token may have two valid secrets, distinguished by prefix; `other` is the one used earlier. The previous one may
+-- end with the first use of the present one. A token that waits to be collected has no present secret, and has the
+-- prefix of the previous one until then.
 UPDATE tokens_token t SET
     last_used_at = greatest(t.last_used_at, m.at),
     last_used_ip = CASE WHEN t.last_used_at >= m.at THEN t.last_used_ip ELSE m.ip END,
@@ -55,8 +55,8 @@ FROM (
 ) m WHERE t.id = m.id
 
 -- name: server_infos
--- Said again at each session that is opened: written when it is something else. What it said in the other era stays,
--- and of instructions those of 2026-07-28.
+-- Servers introduce themselves with each new session; only changes are written. Capabilities are stored for each era.
+-- Instructions of 2026-07-28 are not replaced by those of sessions.
 INSERT INTO proxy_serverinfo AS t
     (server_id, told_to, version, capabilities, modern_capabilities, instructions, changed_at)
 SELECT v.server_id, v.told_to, v.version, v.capabilities, v.modern_capabilities, v.instructions, statement_timestamp()
@@ -114,7 +114,7 @@ INSERT INTO auditlog_event (
     correlation_id
 )
 SELECT gen_random_uuid(), statement_timestamp(), NULL, '', 'bearer', host(v.ip)::inet, 'proxy.unknown_tokens_refused',
-    -- An IPv6 host may call from any address of its /64, which is then what is named.
+    -- An IPv6 host may call from any address of its /64, so the event names the /64.
     'address', '', coalesce(CASE family(v.ip) WHEN 6 THEN v.ip::text ELSE host(v.ip) END, 'many addresses'),
     jsonb_build_object('requests', jsonb_build_array(NULL, v.requests)), gen_random_uuid()
 FROM unnest(%(ip)s::inet[], %(requests)s::int[]) AS v (ip, requests)
