@@ -26,7 +26,7 @@ PART = 16 * 1024  # Bytes written between two checks of the deadline.
 
 
 class Deadline:
-    """A deadline that can be set again; there is none until it is set."""
+    """A deadline that can be changed. Until `set` is called, time is unlimited."""
 
     def __init__(self) -> None:
         self._at = math.inf
@@ -45,7 +45,7 @@ class Deadline:
     def check(self) -> None:
         """Raise httpx.ReadTimeout when no time is left. Call it while processing data that was read."""
         if time.monotonic() >= self._at:
-            raise httpx.ReadTimeout("the time is over")
+            raise httpx.ReadTimeout("the deadline has passed")
 
 
 class TimedStream(httpcore.NetworkStream):

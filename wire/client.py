@@ -41,7 +41,7 @@ from wire.mcp import (
 from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
 
 SWEEP_SECONDS = 60
-INITIALIZE_SECONDS = 5  # For a server that speaks 2026-07-28 to say whether it opens sessions too.
+INITIALIZE_SECONDS = 5  # For a server of 2026-07-28 to answer `initialize`.
 RETRY_SECONDS = 2  # Retry-After for callers of a busy server.
 
 # Limits of one server's list of one kind of features.
@@ -81,7 +81,7 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store where `known` is stored: an era is removed only if that is certain."""
+        """Return the eras to store in place of `known`: an era is removed only if that is certain."""
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
 
@@ -429,7 +429,7 @@ def _contradicts(status: int, code: int | None, era: str) -> bool:
 
 
 def _is_lasting(error: Exception) -> bool:
-    """Return whether a server that answers a probe with this error does not speak the era."""
+    """Return whether this error of a probe shows that the server does not speak the era."""
     return isinstance(error, BadAnswer) and error.status not in PASSING_STATUSES
 
 

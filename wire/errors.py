@@ -11,8 +11,8 @@ MAX_QUOTED = 200  # Characters of a server's own text that administrators are sh
 class UpstreamError(Exception):
     """Base class: the call is answered with a JSON-RPC error of the gateway, in HTTP 200.
 
-    `reason` is the log's and is sent in `data`; `outcome` is the log's. `sentence` is for callers; `cause`, for
-    administrators, follows "The server".
+    `reason` and `outcome` are recorded in the log; `reason` is also sent in `data`. `sentence` is for callers. `cause`,
+    for administrators, follows "The server".
     """
 
     code = jsonrpc.INTERNAL_ERROR
@@ -43,7 +43,7 @@ class Unreachable(UpstreamError):
 
 
 class BadUrl(Unreachable):
-    """The URL is not one that can be called."""
+    """The URL cannot be called."""
 
     sentence = 'Server "{server}" has a URL that cannot be called.'
     cause = "has a URL that cannot be called; check it"
@@ -92,7 +92,7 @@ class TlsFailed(NotConnected):
 
 
 class CertificateRefused(TlsFailed):
-    """The server's certificate is not one that this machine trusts for its name; `detail` says why."""
+    """This machine does not trust the server's certificate for its name; `detail` says why."""
 
     sentence = 'The TLS certificate of server "{server}" is not trusted.'
     cause = "has a TLS certificate that this gateway does not trust: {0.detail}"
@@ -128,7 +128,7 @@ class TimedOut(UpstreamError):
 
 
 class AnswerTooSlow(UpstreamError):
-    """A large answer arrived too slowly while another one waited for the memory it took."""
+    """A large answer arrived too slowly while another one waited for room in the memory budget."""
 
     outcome = "timeout"
     reason = "timeout"
@@ -228,7 +228,7 @@ class Flooded(TooLarge):
 
 
 class NoMemory(TooLarge):
-    """Other large answers took the memory for as long as this one may wait for it."""
+    """A large answer found no room in the memory budget in time."""
 
     sentence = (
         'Server "{server}" sent a large answer, and other large answers left no memory to read it; it may have '

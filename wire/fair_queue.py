@@ -13,18 +13,18 @@ from typing import Any, NamedTuple, Self
 
 SHARES = 8  # A person may use 1/SHARES of the ceiling.
 SERVER_SHARES = 2  # The answers of one server that are being read may use 1/SERVER_SHARES.
-HOLD_SECONDS = 60.0  # To wait for room. A client that hardly reads its answer is cut off after half of that.
-# An answer that arrives more slowly is ended when another one has waited for `pace_seconds` for the room it takes.
+HOLD_SECONDS = 60.0  # Longest wait for room. A client that hardly reads its answer is cut off after half of this time.
+# A slower answer is cut off once another one has waited `pace_seconds` for its room.
 LEAST_PACE = 64 * 1024  # Bytes a second.
 PACE_SECONDS = 5.0
 
 PERSON, SERVER, ALL = "person", "server", "all"
 
-type Account = tuple[str, str]  # One of these, and the person's or server's name.
+type Account = tuple[str, str]  # One of the above, and the id of the person or the name of the server.
 
 
 class HeldBytes:
-    """Bytes that are counted for as long as this object exists, for each of these accounts."""
+    """Bytes counted for each of these accounts until this object is garbage-collected."""
 
     __slots__ = ("_budget", "counted")
 
@@ -57,7 +57,7 @@ class Claim(NamedTuple):
 class ByteBudget:
     """Memory budget for large answers, from the time they are partly read until their clients have received them.
 
-    A person, and a server, may have one answer of any size, and more within their share. A call waits at most `seconds`
+    Each person and server may have one answer of any size, and more within its share. A call waits at most `seconds`
     for room before it is sent to its server; an answer being read waits in its socket.
     """
 
@@ -374,7 +374,7 @@ class TimeLimit:
         self._moved = self._loop.time()
 
     def hold(self) -> None:
-        """Pause the idle limit until `go_on` was called as often."""
+        """Pause the idle limit until `go_on` has been called as many times."""
         self._held += 1
 
     def go_on(self) -> None:

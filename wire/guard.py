@@ -95,7 +95,7 @@ TRANSLATED = ip_network("::ffff:0:0:0/96")
 
 
 class AddressRefused(OSError):
-    """The server's address is not one that the gateway may call."""
+    """The gateway may not call the server's address."""
 
 
 class LeadsInside(AddressRefused):
@@ -107,7 +107,7 @@ class LeadsBack(AddressRefused):
 
 
 class UrlRefused(ValueError):
-    """The URL is not one that the gateway may call; the message says why."""
+    """The gateway may not call this URL; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

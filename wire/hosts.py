@@ -104,7 +104,7 @@ def _look_up(host: str, port: int) -> list[AddressInfo]:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
     except UnicodeError:  # Not a valid name.
-        raise socket.gaierror(socket.EAI_NONAME, f"{host} is no name") from None
+        raise socket.gaierror(socket.EAI_NONAME, f"{host} is not a host name") from None
 
 
 def is_address(host: str) -> bool:

@@ -463,7 +463,7 @@ class HttpConnection(asyncio.Protocol):
         self._wake()
 
     def _take_with_cached_headers(self, data: bytes) -> bool:
-        """Take `data` as the whole answer if its head is that of the last one; the parser does not see it then."""
+        """Take `data` as the whole answer, without the parser, if its headers equal the last ones."""
         if self._header_cache is None or len(data) > SLICE or (body := self._header_cache.body(data)) is None:
             return False
         if len(body) > self._limit:
@@ -475,7 +475,7 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[dict[bytes, bytes]] | None:
-        """Return the head of a small answer that arrived in one piece, on a connection that is kept."""
+        """Return a header cache for a small answer that arrived in one piece on a reusable connection, or None."""
         if self.status != 200 or len(data) > SLICE or not self.may_be_kept():
             return None
         assert self._body is not None
@@ -915,7 +915,7 @@ class Transport:
         except ValueError:
             port = 0
         if parts.scheme not in {"http", "https"} or not parts.hostname or not port:
-            raise BadUrl(server, "the URL leads nowhere")
+            raise BadUrl(server, "the URL has no valid scheme, host or port")
         if not own and self._guard.own.has(url):
             raise Loop(server, "the URL is one of this gateway's own")
         path = quote(parts.path or "/", safe=SAFE) + (f"?{quote(parts.query, safe=SAFE)}" if parts.query else "")

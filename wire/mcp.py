@@ -336,7 +336,7 @@ async def read_response(
 
 
 def _check_status(response: HttpResponse, target: Target) -> None:
-    """Raise the error that an HTTP status stands for, whatever the body."""
+    """Raise the error of statuses that are errors with any body: 401, 403 and redirects."""
     status = response.status
     if status in (401, 403):
         raise AccessRefused(target.server_name, status, response.header("www-authenticate"))
@@ -415,7 +415,7 @@ async def ignore(_: Object) -> None:
 
 
 async def refuse_server_request(message: Object, answer: Answer) -> None:
-    """Answer a server's request as a client without capabilities: pings succeed, all else is an error."""
+    """Answer a server's request as a client without capabilities: pings succeed, other requests fail."""
     if message.get("method") == "ping":
         await answer({"result": {}})
     else:
@@ -545,7 +545,7 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 
 
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
-    """Return the server's ServerDescription, or the answer by which it does not speak this version.
+    """Return the server's ServerDescription, or the error that shows that it does not speak this version.
 
     Raises UnknownVersion when it speaks no version we know, another UpstreamError when this cannot be determined.
     """

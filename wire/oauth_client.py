@@ -84,7 +84,7 @@ AUTH_METHODS = ("none", "client_secret_basic", "client_secret_post")
 _parameter = re.compile(r'([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))', re.IGNORECASE)
 _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # One scope (RFC 6749 section 3.3).
 
-# These refuse requests that have a `resource` parameter beside scopes.
+# These refuse requests with both scopes and a `resource` parameter.
 WITHOUT_RESOURCE = frozenset({"login.microsoftonline.com", "login.microsoftonline.us", "login.chinacloudapi.cn"})
 
 

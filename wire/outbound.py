@@ -1,4 +1,4 @@
-"""HTTP for all that is not MCP: issuers, receivers of the log, documents of apps, registries, the doctor.
+"""HTTP for everything except MCP: issuers, receivers of the log, documents of apps, registries, the doctor.
 
 One client over guarded sockets. It follows no redirect, keeps no cookies and no credentials, ignores proxies of the
 environment, and limits the time and size of every answer. Needs no Django.
@@ -51,7 +51,7 @@ class HttpAnswer:
 
 
 class NoAnswer(Exception):
-    """There was no usable answer; the message continues "it", without a full stop."""
+    """There was no usable answer. The message is a predicate, without a full stop, such as "did not answer in time"."""
 
 
 class MayNotBeCalled(NoAnswer):

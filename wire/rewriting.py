@@ -234,7 +234,7 @@ def _decoded(text: str) -> str:
     return "".join((*parts, rest if depth else unquote(rest, errors="surrogatepass")))
 
 
-# Rewrite a server's result for the client: its id, its URIs, and members and content that its version knows.
+# Rewrite a server's result for the client: its id, its URIs, and members and content that depend on the version.
 
 # Map task ids in messages: clients never see the server's own ids (MCP 2025-11-25 and 2026-07-28, Tasks).
 
@@ -267,7 +267,7 @@ def result_for_client(method: str, result: Object, task: TaskIds | None, alias: 
 
 
 def for_client(value: Object, task: TaskIds | None) -> Object:
-    """Return a result or params of the server with the client's id of the task in `_meta`, or no task."""
+    """Return a server's result or params with the client's id of `task` in `_meta`; other tasks are removed."""
     meta = value.get("_meta")
     if not isinstance(meta, dict) or RELATED not in meta:
         return value
@@ -275,13 +275,13 @@ def for_client(value: Object, task: TaskIds | None) -> Object:
 
 
 def for_server(value: Object, task: TaskIds | None) -> Object:
-    """Return a result or params of the client with the server's id of the task in `_meta`, or no task."""
+    """Return a client's result or params with the server's id of `task` in `_meta`; other tasks are removed."""
     meta = value.get("_meta")
     return {**value, "_meta": meta_for_server(meta, task)} if isinstance(meta, dict) and RELATED in meta else value
 
 
 def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
-    """Return the client's `_meta` with the server's id of the task, or without a task."""
+    """Return the client's `_meta` with the server's id of `task`; other tasks are removed."""
     return _renamed(meta, task.client_id if task else None, task.own_id if task else "") if RELATED in meta else meta
 
 

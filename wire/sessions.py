@@ -92,7 +92,7 @@ def capabilities_of(text: str) -> Object:
 
 
 def open_session(row: Any, cipher: Cipher) -> SessionHandle:
-    """Return the session stored in `row` (uid, sealed id, version, log level). Raises Unreadable."""
+    """Return the session stored in `row` (uid, sealed id, version, log level). Raises Undecryptable."""
     uid, sealed_id, version, log_level = row
     sealed = sealed_id.encode() if isinstance(sealed_id, str) else bytes(sealed_id)
     return SessionHandle(cipher.open(sealed) if sealed else "", version, uid, log_level)
@@ -172,11 +172,11 @@ class SessionWire:
         on_request: OnRequest | None = None,
         on_session: OnSession | None = None,
     ) -> RpcResponse:
-        """Send one request and return its answer. `on_session` is awaited before it is sent in a session.
+        """Send one request and return its answer. `on_session` is awaited before the request is sent.
 
-        It is sent again, in a new session, only if the server lost the session and the client has none of its own.
-        Raises an UpstreamError: EraLeft when the server opens no session, SessionEnded when the server lost the session
-        of a client that has its own.
+        The request is sent again, in a new session, only if the server lost the session and the client has none of its
+        own. Raises an UpstreamError: EraLeft when the server opens no session, SessionEnded when the server lost the
+        session of a client that has its own.
         """
         session = target.session or await self._session(target)
         if on_session is not None:
@@ -195,7 +195,7 @@ class SessionWire:
         try:
             return await self._ask(session, target, method, params, on_notification, on_request)
         except SessionLost:
-            raise BadAnswer(target.server_name, "the server forgets its sessions") from None
+            raise BadAnswer(target.server_name, "the server lost two sessions in a row") from None
 
     async def _ask(
         self,
@@ -288,7 +288,7 @@ class SessionWire:
     # Sessions
 
     async def _session(self, target: Target) -> SessionHandle:
-        """Return the session of this target. Without one, a single request of this process opens it."""
+        """Return the session of this target. If there is none, only one request of this process opens it."""
         key = _key(target)
         while (opening := self._opening.get(key)) is not None:
             if (opened := await asyncio.shield(opening)) is not None:
@@ -364,7 +364,7 @@ class SessionWire:
             self.start_background(self._end(target, session))
         await self._background.stop(CLOSE_SECONDS)
 
-    # Messages beside the request
+    # Other messages in a session
 
     async def _cancel(self, session: SessionHandle, target: Target, request_id: int) -> None:
         params = {"requestId": request_id, "reason": "The client left."}
@@ -542,7 +542,7 @@ async def _denies_session(response: HttpResponse) -> bool:
 
 
 async def _knows_no_ping(response: HttpResponse) -> bool:
-    """Return whether a ping was refused for its method, as by a server that knows the session and has no ping."""
+    """Return whether the server refused the ping only because it does not support pings."""
     try:
         document = jsonrpc.loads(await response.read())
     except ValueError:
