@@ -121,7 +121,7 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
     except AnswerTooLarge as large:
         _refuse_others(large.answer)
         raise UnreadableDocument(f"The app's metadata document is larger than {BIGGEST // 1024} KiB.") from None
-    except NoAnswer:  # Strangers are not told more.
+    except NoAnswer:  # The cause is not disclosed: anybody can send a client_id.
         raise UnreadableDocument("The app's metadata document cannot be reached.") from None
     except BadClientMetadata:
         raise UnreadableDocument("The app's metadata document is not a JSON object.") from None
@@ -190,7 +190,7 @@ def _is_stale(application: Application) -> bool:
 def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
     """Fetch the document. A failure is cached for a minute.
 
-    Except DocumentTooSlow, which may be caused by other requests that occupy the threads.
+    DocumentTooSlow is not cached, because other requests that occupy the threads may have caused it.
     """
     if not settings.CLIENT_DOCUMENTS:
         raise UnreadableDocument("This gateway does not fetch metadata documents. The app must register itself.")

@@ -26,7 +26,7 @@ from ui.pages import AppRequest
 
 @step
 def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # Possible from any step.
+    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # Allowed at any step.
     if flow.kind != Ending.OAUTH or (flow.gateway is None and not denies):
         return redirect("oauth:gateway", flow.pk)
     if request.method == "GET":
@@ -40,7 +40,7 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
-    """Allow or deny, once; None if the flow is over, as after a second submit."""
+    """Allow or deny, and return the redirect URL; None if the flow is over, as after a second submit."""
     if flow.is_over:
         return None
     flow.completed_at = timezone.now()

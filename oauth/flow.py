@@ -144,7 +144,7 @@ def choices(user: User) -> GatewayQuerySet:
 def connect_questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID, list[Assignment]]:
     """Return, for each gateway, the servers for which the person still has to choose an identity.
 
-    Not those for which the live connection has a usable identity.
+    Servers for which the live connection has a usable identity are left out.
     """
     missing: dict[UUID, list[Assignment]] = {gateway.pk: [] for gateway in gateways}
     bound = ConnectionIdentity.objects.filter(
@@ -165,7 +165,7 @@ def connect_questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> di
 
 
 def chosen_identities(flow: AuthorizeRequest) -> dict[Assignment, Identity]:
-    """Return the identity chosen for each server, without skipped ones; only usable identities of the person."""
+    """Return the person's chosen identity for each server; skipped servers and unusable identities are left out."""
     pks = {key: value for key, value in flow.identities.items() if value}
     identities = Identity.objects.usable().filter(owner=flow.user, pk__in=pks.values()).in_bulk()
     assignments = Assignment.objects.live().filter(gateway=flow.gateway, pk__in=pks).select_related("server")

@@ -70,8 +70,8 @@ class Binding(models.Model):
     """The connection a toolkit grant, access token or refresh token belongs to.
 
     Written in the transaction that creates the toolkit's row; without a binding there is no access. For an access token
-    it stores the generation of the connection's key, for a refresh token when it was superseded, and the digest of the
-    code that started its family.
+    it stores the generation of the connection's key; for a refresh token, the time it was superseded and the digest of
+    the code that started its family.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

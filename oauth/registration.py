@@ -128,7 +128,7 @@ def app_fingerprint(application: Application) -> str:
 
 
 def registration_of(application: Application) -> Registration:
-    """Return the registration row of a toolkit application, created for one that came by document or by hand."""
+    """Return the registration of a toolkit application; create it if the app came by document or by hand."""
     registration, _ = Registration.objects.get_or_create(
         application=application,
         defaults={"fingerprint": app_fingerprint(application), "client_name": application.name[:120]},

@@ -45,7 +45,7 @@ type Step = Callable[..., HttpResponse]
 ENDINGS = {Ending.TOKEN: "oauth:token", Ending.OAUTH: "oauth:consent"}
 REFUSED = "The gateway refused access."  # Sent to the app; the page tells the person the reason.
 READING_SECONDS = 20  # Time to read the page before the app gets its answer.
-CHECKED = own_resource("it checks what it may make, for oneself")
+CHECKED = own_resource("checks the capability itself, and acts for oneself")
 OWN = own_resource("a flow belongs to the browser and the person that began it", others=NOBODY)
 
 
