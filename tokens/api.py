@@ -102,7 +102,7 @@ class TokenResource(Resource):
     versioned = True
 
     def get_queryset(self) -> TokenQuerySet:
-        """The tokens this person may know of; keys of apps are none."""
+        """Return the tokens this person may see, without the keys of apps."""
         return with_reach(tokens_visible_to(self.me))
 
     @operation(
@@ -214,7 +214,7 @@ class TokenResource(Resource):
         return self.changed(token, token.end_previous)
 
     def _by_itself(self, presented: Presented, pk: UUID, terms: Mapping[str, Any]) -> Issued:
-        """A token rotates itself, and nothing else."""
+        """Rotate the token that authenticated this request. Raises ApiError for any other token."""
         token = presented.token
         if token.pk != pk:
             raise ApiError(HTTPStatus.FORBIDDEN, "not_own_token", "A token can rotate only itself.")
@@ -225,11 +225,11 @@ class TokenResource(Resource):
             try:
                 with self.unchanged(token):
                     return token.rotate(by=None, presented=presented.secret, **terms)
-            except (TokenAlreadyRevoked, AskedForNew, Expired, Superseded):  # Since it was presented a moment ago.
+            except (TokenAlreadyRevoked, AskedForNew, Expired, Superseded):  # It ended after authentication.
                 raise AuthenticationFailed(code="unauthorized") from None
 
     def _by_person(self, pk: UUID, terms: Mapping[str, Any]) -> Issued:
-        """One's own token."""
+        """Rotate a token for its owner."""
         token = self._find(pk)
         token.must_be_active()
         must_be_on(token.connection)
@@ -240,7 +240,7 @@ class TokenResource(Resource):
     def unchanged(self, row: Any) -> Iterator[None]:
         with transaction.atomic() if self.seen else nullcontext():
             if self.seen:
-                row.connection.lock()  # First, as the verbs of a token do.
+                row.connection.lock()  # First, in the lock order of Token's methods.
             with super().unchanged(row):
                 yield
 
@@ -248,24 +248,24 @@ class TokenResource(Resource):
         return self.answer(self._find(row.pk), status)
 
     def _find(self, pk: UUID) -> Token:
-        """The token, if its owner asks or the rule of the action allows it."""
+        """Return the token if the viewer owns it or the action allows other people's."""
         token = get_object_or_404(self.get_queryset(), pk=pk)
         self.must_own(token.connection.user_id)
         return token
 
     def _again(self, new: Issued) -> Issued:
-        """The token again, with all related rows the serializer needs."""
+        """Return the issued token, re-read with the related rows that the serializer needs."""
         return Issued(with_reach(Token.objects.all()).get(pk=new.token.pk), new.secret)
 
 
 def must_be_on(connection: Connection) -> None:
-    """Refuse while a layer is switched off: a stolen token must not renew itself past the break-glass."""
+    """Raise ApiError if agent, gateway or connection is disabled: a stolen token must not rotate itself then."""
     if not connection.is_on:
         raise ApiError(HTTPStatus.FORBIDDEN, "disabled", "The agent, the gateway or the connection is disabled.")
 
 
 def filter_tokens(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuerySet:
-    """The tokens that match the query."""
+    """Return the tokens that match the query."""
     columns = {"host": "connection__host__in", "gateway": "connection__gateway__in", "user": "connection__user__in"}
     tokens = matching(tokens.filter(of_status(query["status"])), query, **columns, expires_before="expires_at__lt")
     found: TokenQuerySet = tokens.matching(query.get("q", ""), of_many=query["scope"] == "all")
@@ -349,7 +349,7 @@ class ApiKeyResource(Resource):
         return self.removed(key, key.revoke)
 
     def _find(self, pk: UUID) -> ApiKey:
-        """The key, for its owner or a person who manages people."""
+        """Return the key for its owner or a person who manages people; 404 otherwise."""
         return get_object_or_404(keys_known_to(self.me), pk=pk)
 
 
@@ -386,15 +386,15 @@ class Regenerate(Connections):
         return self.changed(connection, partial(Token.objects.renew_key, connection))
 
     def _token(self, connection: Connection) -> Response:
-        """Return the only active token of an agent.
+        """Rotate the only active token of an agent, and return its secret.
 
-        Its secret is shown once to its owner; for another person's agent, the owner is asked to collect it.
+        For another person's agent the owner is asked to collect the secret, and the answer is the connection.
         """
         self.must_own(connection.user_id)
         is_own = connection.user_id == self.me.pk
         if is_own and getattr(self.request.auth, "is_api_key", False):
-            must_hold(self.me, Capability.API_TOKENS_MANAGE)  # A key that may make no token gets no secret of one.
-        if is_own or not connection.is_live:  # What is switched off may still lose its secret.
+            must_hold(self.me, Capability.API_TOKENS_MANAGE)  # The API key must be allowed to create tokens.
+        if is_own or not connection.is_live:  # The secret of a disabled connection may still be ended.
             _must_regenerate(connection)
         active = list(Token.objects.active().filter(connection=connection, kind=TokenKind.ACCESS)[:2])
         if not active:
@@ -411,7 +411,7 @@ class Regenerate(Connections):
 
 
 def _must_regenerate(connection: Connection) -> None:
-    """Refuse for what has ended or is switched off."""
+    """Raise ConnectionAlreadyRevoked, or ApiError if the connection is disabled."""
     if not connection.is_live:
         raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
     must_be_on(connection)

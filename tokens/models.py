@@ -128,19 +128,19 @@ def prefixed(words: str) -> Q:
 
 class TokenQuerySet(models.QuerySet["Token"]):
     def live(self) -> "TokenQuerySet":
-        """Tokens that have not been revoked; they may have expired."""
+        """Return the tokens that have not been revoked; they may have expired."""
         return self.filter(revoked_at=None)
 
     def active(self) -> "TokenQuerySet":
-        """Tokens that are neither revoked nor expired and have a secret; a layer above may still be disabled."""
+        """Return the unrevoked, unexpired tokens with a secret; their host, gateway or connection may be disabled."""
         return self.lasting().exclude(digest=None)
 
     def lasting(self) -> "TokenQuerySet":
-        """Tokens neither revoked nor expired, including those waiting for their owner to collect a new secret."""
+        """Return the unrevoked, unexpired tokens, including those whose owner has to collect a new secret."""
         return self.live().exclude(expires_at__lte=timezone.now())
 
     def overlapping(self) -> "TokenQuerySet":
-        """Unrevoked tokens whose previous secret is still valid beside the present one."""
+        """Return the unrevoked tokens whose previous secret is still valid beside the present one."""
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def matching(self, words: str, *, of_many: bool = False) -> "TokenQuerySet":
@@ -380,7 +380,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             return self._renew(row, Action.TOKEN_ROTATED, by=by, changes=changes, actor=actor)
 
     def _overlap(self, row: "Token", lasting: timedelta, *, until_used: bool) -> dict[str, Any]:
-        """Keep the secret of `row` valid beside the next one, and return what the event says of it."""
+        """Keep the secret of `row` valid beside the next one, and return the changes to record in the event."""
         self.keep_as_previous(row, lasting, row.secret_last_used_at)
         self.previous_until_used = until_used and bool(lasting)
         changes: dict[str, Any] = {"overlap_hours": [None, round(lasting / timedelta(hours=1))]} if lasting else {}
@@ -394,8 +394,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
         """End this token's secrets; its owner gets a new one on collecting it.
 
         They end now, or the present one stays valid for `overlap_hours`, and with `until_used` only until the new one
-        is used. Asking again changes nothing, but to ask without overlap ends what is left of one. Raises
-        BadTokenOverlap, TokenAlreadyRevoked or Expired, and TokenError for the key of an app.
+        is used. Asking again only ends a remaining overlap, if asked without one. Raises BadTokenOverlap,
+        TokenAlreadyRevoked or Expired, and TokenError for the key of an app.
         """
         lasting = overlap(overlap_hours)
         with self._locked() as row:
@@ -417,7 +417,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 transaction.on_commit(partial(mails.new_secret_asked_for, *told), robust=True)
 
     def _take_previous_of(self, row: "Token") -> None:
-        """Take over the previous secret that `row` has by now."""
+        """Copy the fields of the previous secret from the current `row`."""
         for name in PREVIOUS:
             setattr(self, name, getattr(row, name))
 
@@ -524,7 +524,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:
-        """Revoke the connection with its last token; only the token if there is another by now.
+        """Revoke the token and its connection, or only the token if the connection has another one.
 
         Raises TokenAlreadyRevoked, or CapabilityRequired: revoking a connection takes a capability of its own.
         """

@@ -106,12 +106,12 @@ class RotatedTokenSerializer(serializers.Serializer[Any]):
 
 
 def issued(new: Issued) -> dict[str, Any]:
-    """A new token with its secret, which is returned only here."""
+    """Return the fields of a new token with its secret, which no other answer has."""
     return {"token": new.secret, **TokenSerializer(new.token).data}
 
 
 def rotated(new: Issued) -> dict[str, Any]:
-    """Exactly the eight keys of a rotation."""
+    """Return the fields of RotatedTokenSerializer for a token with a new secret."""
     payload = issued(new)
     return {key: payload[key] for key in SHOWN_ONCE}
 
@@ -204,7 +204,7 @@ class NewToken(RequestBody):
 
 
 def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None:
-    """The assignments of the chosen servers; None is all of them, those added later included."""
+    """Return the assignments of the chosen servers; None for all, including those added later."""
     if servers is None:
         return None
     missing = set(servers) - {assignment.server_id for assignment in offered}
@@ -214,7 +214,7 @@ def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None
 
 
 def _brought(offered: Any, choices: dict[str, UUID], user: Any) -> dict[Assignment, Identity]:
-    """The user's own usable identity for each per-user server that was named."""
+    """Return the user's own usable identity for each per-user server in `choices`. Raises ValidationError."""
     per_user = [a for a in offered if a.identity_scheme == IdentityScheme.PER_USER]
     identities = Identity.objects.usable().own(user).in_bulk(list(choices.values()))
     bound: dict[Assignment, Identity] = {}

@@ -347,7 +347,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
 def _confirmed(
     request: AppRequest, token: Token, act: Callable[[], object], done: str, *, faults: Any = (), **question: Any
 ) -> HttpResponse:
-    """Ask, then act, and show the token as it is now, on whatever page it was asked from."""
+    """Ask for confirmation, run `act`, and show the token as it is then, on the page that sent the request."""
 
     def acted() -> HttpResponse:
         act()
@@ -426,7 +426,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_POST
-@own_resource("one's own tokens; each of others takes one of ENDING")
+@own_resource("one's own tokens; other people's need one of ENDING")
 def revoke_picked(request: AppRequest) -> HttpResponse:
     """Revoke the selected tokens; those the viewer may not revoke stay, with the reason shown."""
 
@@ -452,7 +452,7 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return the calls of seven days that revoking these would have refused; empty for who may not read these."""
+    """Return how many calls of the last 7 days used these tokens, in words; empty if the viewer may not read them."""
     # Calls are indexed by connection, not by token.
     of = {"connection_id": [token.connection_id for token in tokens], "token_id": [token.pk for token in tokens]}
     is_own = all(token.connection.user_id == viewer.pk for token in tokens)
@@ -549,7 +549,7 @@ IN_DIALOG = {"in": "gateway"}
 
 
 def hidden(request: AppRequest) -> dict[str, str]:
-    """Return the hidden fields with which a form tells where its answer is shown."""
+    """Return the hidden form fields that name the page on which the answer is shown."""
     return IN_DIALOG if _in_dialog(request) else {}
 
 
