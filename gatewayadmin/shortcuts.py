@@ -16,7 +16,7 @@ from ui.pages import AppRequest, show
 
 
 def letters(request: HttpRequest) -> dict[str, Any]:
-    """Context processor. `letters` are those that go to a page after G."""
+    """Context processor. `letters` are those that open a page after G."""
     return {"letters": SimpleLazyObject(lambda: "".join(page.key for page in _with_key(request)))}
 
 

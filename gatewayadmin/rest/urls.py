@@ -122,7 +122,7 @@ def nothing(request: HttpRequest) -> HttpResponse:
     return _problem(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this path.")
 
 
-# What PostgreSQL says when it cannot serve just now: connections, resources, an operator (SQLSTATE classes).
+# SQLSTATE classes of temporary failures: connections, resources, operator intervention.
 BUSY = ("08", "53", "57")
 RETRY_S = 2
 
