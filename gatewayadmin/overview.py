@@ -185,7 +185,7 @@ NAMED = {"plots.calls": "Requests", "plots.denied": "Refused"}
 
 
 @require_GET
-@own_resource("each part is one's own or asks for its capability")
+@own_resource("each part is the user's own or checks its capability")
 def overview(request: AppRequest) -> HttpResponse:
     user = request.user
     if wants_fragment(request) and user.has_perm(Capability.LOGS_READ):

@@ -65,7 +65,7 @@ class PaletteGroup:
 
 
 @require_GET
-@own_resource("each entry is one's own or asks for its capability")
+@own_resource("each entry is the user's own or checks its capability")
 def palette(request: AppRequest) -> HttpResponse:
     # Without NUL, which the database refuses.
     words = " ".join(text_of(request.GET, "q").split())[:LONGEST]

@@ -19,7 +19,7 @@ from capabilities import own_resource
 from gatewayadmin.rest.openapi import description
 from ui.pages import AppRequest, show
 
-WHY = "what the API says of itself"
+WHY = "the description of the API, the same for everybody"
 JSON = "application/json"
 PLACES = {"path": "In the address. ", "header": "A header. "}
 BOUNDS = {"minimum": "At least", "maximum": "At most", "maxLength": "Characters at most:", "default": "Default:"}

@@ -23,7 +23,7 @@ LOCK_TIMEOUT = "400ms"
 TRIES = 20
 PAUSE_S = 3.0
 NOT_FINISHED = (
-    "What was migrated before it stays, the rest waits: see who keeps the table "
+    "What was migrated before it stays, the rest waits: find the session that uses the table "
     "(SELECT pid, state, xact_start, query FROM pg_stat_activity), then try again."
 )
 NOT_INDEXED = "The tables are ready and can be served; run it again, or leave the rest to housekeeping."
