@@ -29,10 +29,10 @@ from ui.pages import AppRequest, show, wants_fragment
 
 # The histogram of a list: calls by outcome, and their latencies; each bar links to its time span.
 
-BARS = 31  # At most: the last one starts before the end of the search.
+BARS = 31  # Maximum; the last bar starts before the end of the search.
 WIDTHS = [timedelta(minutes=n) for n in (1, 2, 3, 5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, 1440)]
 FEWEST = 6  # The fewest bars that show a trend.
-MARKS = 5  # Times below the bars, besides the end.
+MARKS = 5  # Times on the axis, besides the end.
 HEIGHT, WIDTH, BODY = 64.0, 24, 18
 MINUTE = timedelta(minutes=1)
 
@@ -77,7 +77,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """All bars, of length `each` except perhaps the last. If `is_partial`, only the newest calls are counted."""
+    """Bars of length `each`; the last may differ. If `is_partial`, only the newest calls are counted."""
 
     bars: list[Bar]
     each: timedelta
@@ -114,7 +114,7 @@ class Histogram:
 
     @property
     def total_labels(self) -> dict[str, str]:
-        """Return the totals as text: at least so many if only the newest calls are counted."""
+        """Return the totals as text, with a `+` if only the newest calls are counted."""
         return {kind: f"{n:,}{'+' if self.is_partial and n else ''}" for kind, n in self.totals.items()}
 
     @property
@@ -161,9 +161,9 @@ class Histogram:
 
 
 def histogram(search: Search, *, timed: bool = False) -> Histogram:
-    """Return the bars of a search: of many calls from the roll-ups, otherwise from the newest that a page reads.
+    """Return the histogram of a search, from the roll-ups if it has too many calls to count one by one.
 
-    From the roll-ups, latencies are only read if `timed`.
+    If the roll-ups cannot answer, only the newest calls are counted. Latencies from roll-ups are only read if `timed`.
     """
     until = min(search.until or timezone.now(), timezone.now())
     since = search.since or Call.objects.oldest() or until - timedelta(hours=1)
@@ -184,7 +184,7 @@ def histogram(search: Search, *, timed: bool = False) -> Histogram:
 
 
 def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
-    """Return the shortest round width, of at least `least`, of which BARS cover `length`."""
+    """Return the shortest round bar width, at least `least`, with which BARS bars cover `length`."""
     day = WIDTHS[-1]
     widths = (width for width in WIDTHS if width >= least and width * BARS >= length)
     return next(widths, -(-length // (BARS * day)) * day)
@@ -196,7 +196,7 @@ def _end_of_last(search: Search, until: datetime) -> datetime:
 
 
 def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]]:
-    """Return counts and percentiles of the newest calls by bar. Rows that arrived meanwhile belong to the last one."""
+    """Return counts and percentiles of the newest calls by bar. Rows that arrive meanwhile are in the last bar."""
     rows = search.newest().order_by().values("created_at", "outcome", "duration_ms")
     (inner, parameters), (bar, span) = rows.query.sql_with_params(), bars.number_of("r.created_at")
     with connection.cursor() as cursor:
@@ -213,7 +213,7 @@ def _of_rollups(where: Where, search: Search, since: datetime, until: datetime, 
         return None  # A span this short may be counted row by row.
     edges = [since if grain is not MINUTES else begin, *(begin + n * width for n in range(1, -((begin - to) // width)))]
     if len(edges) < FEWEST:
-        return None  # Only days are kept of calls this old.
+        return None  # Calls this old are only rolled up by day.
     with book() as opened:
         found = opened.read(where, since, to, bars=Bars(begin, width), timed=timed)
     if found is None:
@@ -447,8 +447,8 @@ TOPS = ("tool", "user", "host")
 class Top:
     """The groups with the most calls, each with the query string of its calls and its size in per cent of the first.
 
-    `is_read` distinguishes unread groups from no calls. `chosen` is the range; `counted_from` is set if there were too
-    many calls to count them all.
+    `is_read` is False if the groups were not read yet. `chosen` is the range; `counted_from` is set if only calls from
+    this time on were counted.
     """
 
     by: str
@@ -495,7 +495,7 @@ def read_tops(chosen: str) -> list[Top]:
 @require_GET
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
-    """Render the panels, or without script a page of them."""
+    """Render the panels, or a whole page of them for browsers without JavaScript."""
     chosen = chosen_range(request.GET.get("range"))
     found = cached_answer(
         f"busiest {chosen}",

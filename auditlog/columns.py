@@ -31,8 +31,7 @@ NOTHING = mark_safe('<span class="muted">none</span>')
 class LogColumn(NamedTuple):
     """A column: its heading, width (rem) and priority.
 
-    Default columns with the highest number are hidden first; the style sheet finds them by position. Of chosen columns,
-    a phone hides those.
+    The style sheet hides default columns by position, the highest number first, and on phones those with `data-p`.
     """
 
     name: str
@@ -169,7 +168,7 @@ def _arguments(calls: Sequence[Call]) -> dict[int, str]:
     if not named:
         return {}
     arguments = Cast(KeyTransform("arguments", KeyTransform("params", F("request_payload"))), TextField())
-    # By time, the start of the primary key: rare values are spread over the whole log.
+    # Filter by created_at, the first column of the primary key; by id alone the whole log would be searched.
     rows = Call.objects.filter(created_at__in={*named.values()}, request_payload__isnull=False)
     found = rows.order_by().values_list("pk", Substr(arguments, 1, READ_ARGUMENTS))
     return {pk: text for pk, text in found if text and pk in named}

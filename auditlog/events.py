@@ -42,8 +42,7 @@ from servers.models import Identity, Server
 from tokens.models import Token
 from ui.pages import PAGE_SIZE, AppRequest, is_for, show, with_query
 
-# Links to the pages of objects in events, for viewers who may open them.
-
+# Names of kinds of objects in events.
 KINDS = {
     "apikey": "API key",
     "clientregistration": "OAuth client",
@@ -58,7 +57,7 @@ KINDS = {
 
 
 class TargetKind(NamedTuple):
-    """One kind of object: the rows with a page for a viewer, the page's name and argument, and its capabilities.
+    """A kind of object with a page: the rows a viewer may open, the page's URL name and argument, its capabilities.
 
     Any one of the capabilities suffices; none is needed if `rows` selects what the viewer may see.
     """
@@ -126,7 +125,7 @@ class TargetUrls:
 
 
 def target_urls(events: Iterable[Event], viewer: User) -> TargetUrls:
-    """Return the pages of these events' targets and actors, found in one statement."""
+    """Return the pages of these events' targets and actors. Makes one query."""
     wanted: dict[str, set[UUID]] = defaultdict(set)
     for event in events:
         for kind, pk in ((event.target_type, uuid_of(event.target_id)), ("user", event.actor_id)):
@@ -168,7 +167,7 @@ class EventFacet(NamedTuple):
 
 
 def first_of(values: Sequence[str]) -> str:
-    """Return the first value, and the number of other values."""
+    """Return the first value, with "+N" for N more."""
     return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
 
 
@@ -249,7 +248,7 @@ _ISO_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\
 
 
 class ChangedField(NamedTuple):
-    """One changed field. A mere fact has no `before`."""
+    """One changed field; `before` is None if the event has only one value of it."""
 
     field: str
     before: str | None
@@ -258,7 +257,7 @@ class ChangedField(NamedTuple):
 
 def changes_in_words(changes: Mapping[str, Any]) -> list[ChangedField]:
     """Return the changes of an event, one per field."""
-    return [_change(name, value) for name, value in masked(changes).items()]  # Older ones were stored unmasked.
+    return [_change(name, value) for name, value in masked(changes).items()]  # Older events were stored unmasked.
 
 
 def _change(name: str, value: Any) -> ChangedField:

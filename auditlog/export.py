@@ -61,7 +61,7 @@ class TooManyExports(ApiError):
 
 
 class IncompleteExport(Exception):
-    """The rows could not be read to their end; the last line says so, and the answer breaks off after it."""
+    """Reading the rows failed; the last line of the file says so, and the answer is cut off after it."""
 
 
 class AsItIs(Loader):
@@ -74,9 +74,9 @@ class AsItIs(Loader):
 class Export:
     """Rows as a file for one person, in pieces of a few thousand rows; `columns` maps fields to column names.
 
-    Each piece is one statement over its own connection, without the pages' time limit, and ends before the piece is
-    sent: a slow reader holds no database resources. `close` ends the export at any time, from any thread. Raises
-    TooManyExports, and IncompleteExport between two pieces.
+    Each piece is read by one statement over its own connection, without the pages' time limit, and the connection is
+    closed before the piece is sent: a slow reader holds no database resources. `close` may be called at any time, from
+    any thread. Raises TooManyExports, and IncompleteExport between two pieces.
     """
 
     def __init__(self, rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str], *, by: Any) -> None:
@@ -90,11 +90,11 @@ class Export:
         self._resources.enter_context(_place_of(by.pk))
         try:
             with self._reader():
-                """Fails here, before an answer has begun, if the database cannot be reached."""
+                """Fail here, before the answer begins, if the database cannot be reached."""
         except BaseException:
             self._resources.close()
             raise
-        weakref.finalize(self, self._resources.close)  # A response that nobody started to read.
+        weakref.finalize(self, self._resources.close)  # For a response that is never read.
         self._pieces = self._lines()
 
     def __iter__(self) -> Self:
@@ -161,7 +161,7 @@ class Export:
 
     @contextmanager
     def _reader(self) -> Iterator[psycopg.Connection[Any]]:
-        """Yield the export's own connection, to the replica if it started there; in a transaction, the current one."""
+        """Yield a new connection, to the replica if the export started there; inside a transaction, the current one."""
         if connection.in_atomic_block:
             connection.ensure_connection()
             yield connection.connection

@@ -31,7 +31,7 @@ class FacetValue(NamedTuple):
 
 
 class FacetValues(NamedTuple):
-    """The most frequent values. `distinct` is their total number; `partial` if only the newest calls were counted."""
+    """The most frequent values. `distinct` counts all values; `partial` means only the newest calls were counted."""
 
     values: Sequence[FacetValue]
     distinct: int
@@ -69,7 +69,7 @@ def _counted(number: int, field: LogField) -> str:
 
 
 class FacetLine(NamedTuple):
-    """One value beside the list; `share` in twentieths of the most frequent.
+    """One value beside the list; `share` is from 0 to 20, relative to the most frequent value.
 
     `calls` is empty for a selected value without calls among those counted.
     """
@@ -105,7 +105,7 @@ def facets(
 ) -> list[Facet]:
     """Return the filters beside the list; those that are set, opened, or in `first` have values.
 
-    Without `any_call`, the search is known to have no results.
+    `any_call=False` means that the search is known to have no results.
     """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]

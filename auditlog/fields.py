@@ -54,7 +54,7 @@ class Parameter:
 class LogField:
     """One field: `name` is its word in the search language and its parameter on the Logs page.
 
-    `column` is compared. For a NAME it has the name at the time, and `id_column` the id.
+    `column` is the compared column. For a NAME it has the name at the time of the call, and `id_column` the id.
     """
 
     name: str
@@ -204,7 +204,7 @@ UNLISTED = ("recorded_at", *PAYLOADS)
 EXPORT_COLUMNS = {"id": "uid"} | {
     field.attname: field.attname for field in Call._meta.concrete_fields if field.name not in ("id", "uid", *UNLISTED)
 }
-# The same for admin events.
+# The column of each field of an export of admin events.
 EVENT_EXPORT_COLUMNS = {
     "id": "uid",
     "time": "created_at",

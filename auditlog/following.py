@@ -1,7 +1,7 @@
 """Live lists of calls: a page asks every second which calls were recorded since it was read.
 
 Calls are found by id, up to an id below which all rows are visible (auditlog.replica), so that none is missed. A live
-list begins with the calls recorded last, however early they began.
+list starts with the most recently recorded calls, even if they began early.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from auditlog.replica import last_id
 from auditlog.search import Search, SearchPage
 from ui.pages import AppRequest
 
-SEEN, SHOWN, PAUSED = "seen", "shown", "paused"  # Parameters of a page that asks.
-MOST_NEW = 999  # New calls counted at most.
+SEEN, SHOWN, PAUSED = "seen", "shown", "paused"  # Query parameters of a polling page.
+MOST_NEW = 999  # New calls are counted up to this number.
 LONGEST_CALL = timedelta(minutes=5)  # Calls that took longer are not announced.
 WRITERS_S = 0.5  # Timeout for waiting for open transactions of writers.
 
 
 def newest_id() -> int:
-    """Return the id up to which a page that is read now has all calls; 0 if a writer does not finish."""
+    """Return an id up to which all calls are visible; 0 if a writer does not finish within WRITERS_S."""
     with connection.cursor() as cursor:
         return last_id(cursor, Call._meta.db_table, wait=WRITERS_S) or 0
 
@@ -39,7 +39,7 @@ def newest_id() -> int:
 class NewCalls(NamedTuple):
     """The calls an open page lacks: those with ids above `since`, up to `to`.
 
-    `is_paused` if the page only wants their number; `shown` is what it says of new calls already.
+    `is_paused` if the page only wants their number; `shown` is the `state` that the page displays.
     """
 
     since: int
@@ -50,7 +50,7 @@ class NewCalls(NamedTuple):
 
     @classmethod
     def asked(cls, query: Mapping[str, str], search: Search) -> Self | None:
-        """Return what the page that sent `query` lacks of a search; None for a page that does not follow it."""
+        """Return the calls of a search that the polling page lacks; None if `query` is not from a polling page."""
         seen = query.get(SEEN, "")
         if not (seen.isascii() and seen.isdecimal() and len(seen) <= len(str(LAST))):
             return None
@@ -61,20 +61,21 @@ class NewCalls(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Return what the page says of new calls, to detect changes."""
+        """Return what the page should display (mode and number), to detect changes."""
         return f"{'paused' if self.is_paused else 'live'}{self.number}"
 
     @property
     def is_shown(self) -> bool:
-        """True if the page shows this already."""
+        """True if the page displays this state already."""
         return self.state == self.shown
 
 
 class LiveList(NamedTuple):
     """A live list on a page, for auditlog/new_calls.html.
 
-    It asks `url` with the query string `followed`, and replaces `place`; `link` is the address of the page, whose part
-    `above` is shown when somebody asks for the new calls. The line of new calls is in `place` unless it `is_apart`.
+    It polls `url` with the query string `followed`, and replaces the element `place`. `link` is the page's own URL,
+    scrolled to `above` when a paused reader asks for the new calls. The line of new calls is in `place` unless it
+    `is_apart`.
     """
 
     url: str
@@ -86,7 +87,7 @@ class LiveList(NamedTuple):
 
 
 def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callable[[], HttpResponse]) -> HttpResponse:
-    """Return the list with its new calls, or only their number while somebody reads; 204 if the page shows this."""
+    """Return the list with its new calls, or only their number if the page is paused; 204 if nothing changed."""
     if new.number and not new.is_paused:
         return with_rows()
     if new.is_shown:

@@ -1,4 +1,4 @@
-"""Calls by the values of a column: groups with their failures and durations, and the numbers beside lists."""
+"""Calls grouped by a column, with failures and durations; and the weekly number of calls shown in lists."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from auditlog.rollups.schema import DIMENSIONS, range_start
 from auditlog.search import AHEAD, Criterion, RowCount, Search, equal
 from ui.pages import PAGE_SIZE
 
-LISTED = PAGE_SIZE  # Groups on a page,
-MOST = 1_000  # and in files and the API.
+LISTED = PAGE_SIZE  # Groups on a page.
+MOST = 1_000  # Groups in files and the API.
 PARTS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 SORTS = ("name", "calls", "errors", "error_rate", "denied", *PARTS)
 BY = {name: FIELDS[name] for name in ("host", "user", "gateway", "server", "tool", "reason")}
@@ -60,7 +60,7 @@ class CallGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups with the most calls. `more`: there are others; `since`: only calls from this time are counted."""
+    """The groups with the most calls; `more` if there are others, `since` if only calls from then on are counted."""
 
     rows: Sequence[CallGroup]
     more: bool
@@ -77,7 +77,7 @@ class Groups:
 def group_calls(search: Search, by: LogField, most: int = MOST) -> Groups:
     """Group the calls of a search; return at most `most` groups.
 
-    Counts all calls if the roll-ups can answer, otherwise the newest that a page reads.
+    Counts all calls if the roll-ups can answer, otherwise only the newest (`Search.newest`).
     """
     where = search.equalities()
     found = None if where is None else _of_rollups(where, search, by, most)
@@ -98,9 +98,9 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 
 
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
-    """Return the groups with the most calls, as `group_calls` does; None while the roll-ups are counted.
+    """Return the groups with the most calls, as `group_calls` does; None if the roll-ups cannot answer.
 
-    Of tools, names that no server has are left out: they are typing errors.
+    Tool names that no server has are left out, since clients may invent any.
     """
     of_tools = by.name == "tool"
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)
@@ -159,11 +159,11 @@ def _rounded(value: float | None) -> float | None:
 
 
 KEPT_SECONDS = 60
-KEPT_FROM = timedelta(days=2)  # Answers about a longer time are kept.
+KEPT_FROM = timedelta(days=2)  # Answers about periods this long or longer are cached.
 
 
 class CachedAnswer[T](NamedTuple):
-    """A cached answer, and the time it was read, if it is cached."""
+    """An answer, and the time it was read if it is cached."""
 
     answer: T
     read_at: datetime | None = None

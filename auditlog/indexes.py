@@ -130,8 +130,8 @@ def missing_indexes(partitions: Partitions) -> int:
 def complete(partitions: Partitions, *, seconds: float = inf, told: Callable[[Made], object] = str) -> int:
     """Create missing partition indexes, call `told` for each, and return how many. Starts none after `seconds`.
 
-    Calls are not blocked. One process does this at a time; for others, and for a role that does not own the table, this
-    does nothing. An index that cannot be attached because its partition is constantly read is left for the next run.
+    Calls are not blocked. Does nothing if another process is creating indexes, or if the role does not own the table.
+    An index that cannot be attached because its partition is constantly read is left for the next run.
     """
     if not (_missing(partitions) and partitions.is_owner()):
         return 0
@@ -157,9 +157,9 @@ def _missing(partitions: Partitions) -> list[_Missing]:
 def _alone(cursor: Any) -> Iterator[bool]:
     """Yield True if no other process creates indexes.
 
-    The lock belongs to the session that creates the indexes: PostgreSQL continues a statement whose client was killed,
-    and until it ends nobody may mistake its index for a leftover. The lock is only tried: a process waiting for it
-    would hold a snapshot, and CREATE INDEX CONCURRENTLY waits for snapshots to end.
+    The lock belongs to the database session that creates the indexes: PostgreSQL finishes a statement whose client was
+    killed, and until then its index must not be dropped as a leftover. Other processes do not wait for the lock: a
+    waiting process holds a snapshot, and CREATE INDEX CONCURRENTLY waits for snapshots to end.
     """
     cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
     alone = bool(cursor.fetchone()[0])
@@ -177,7 +177,7 @@ def _alone(cursor: Any) -> Iterator[bool]:
 def _make(cursor: Any, missing: _Missing) -> bool:
     """Create and attach the index of one partition; return False if that is not possible now."""
     try:
-        with limited_lock_wait(cursor, "0"):  # This waits for transactions, but nothing waits for it.
+        with limited_lock_wait(cursor, "0"):  # It waits for transactions, but blocks none.
             quoted = sql.Identifier(missing.name).as_string(cursor.connection)
             cursor.execute(_USABLE, [missing.definition, missing.definition, quoted])
             found = cursor.fetchone()

@@ -36,7 +36,7 @@ class Outcome(models.TextChoices):
     NOT_OFFERED = "not_offered", "not offered"
 
 
-# Outcomes grouped as in the search, the bars and their counts.
+# Groups of outcomes, for the search, charts and counts.
 # A cancelled call is no error: its caller disconnected. Nor is a request for something not offered, such as a method or
 # a stream without a session: clients probe for these.
 ENDINGS: dict[str, tuple[str, ...]] = {
@@ -202,7 +202,7 @@ class Rollup(models.Model):
     user_id = models.UUIDField(null=True)
     gateway_id = models.UUIDField(null=True)
     server_id = models.UUIDField(null=True)
-    method = models.CharField(max_length=64, null=True)  # noqa: DJ001  (NULL: not told apart)
+    method = models.CharField(max_length=64, null=True)  # noqa: DJ001  (NULL: not counted by it)
     feature_name = models.CharField(max_length=300, null=True)  # noqa: DJ001
     calls = models.BigIntegerField()
     duration_ms = models.FloatField()
@@ -297,7 +297,7 @@ class CheckpointKey(models.Model):
 
 
 class Via(models.TextChoices):
-    """The channel through which a change came."""
+    """The interface through which a change was made."""
 
     WEB = "web", "Web"
     API = "api", "API"
@@ -312,7 +312,7 @@ class Via(models.TextChoices):
 class EventContext:
     """The channel, client address and correlation id of the current request.
 
-    `through` names the API key of the request, if any; `reason` is why the person says they make the changes.
+    `through` names the API key of the request, if any; `reason` is the reason that the person gave for the changes.
     """
 
     via: Via = Via.SYSTEM
@@ -350,7 +350,7 @@ LONGEST_REASON = 300
 
 @contextmanager
 def giving_reason(text: str) -> Iterator[None]:
-    """Record changes inside the block with this reason; without a text as they are."""
+    """Record changes inside the block with this reason, which may be empty."""
     reason = text.replace("\0", "").strip()[:LONGEST_REASON]
     with use_context(replace(current_context(), reason=reason)):
         yield
@@ -363,7 +363,7 @@ class Actor(Protocol):
     email: str
 
 
-# Callers pass no secrets. Should one do so by mistake, it is not stored.
+# Callers should not pass secrets; this keeps one passed by mistake out of the database.
 SECRET_FIELDS = frozenset({"secret", "password", "token", "refresh", "authorization", "cookie", "api_key"})
 MASK = "***"
 

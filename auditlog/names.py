@@ -22,7 +22,7 @@ from tokens.models import Token
 
 MAX_IDS = 8  # If more objects share a name, the search uses the name in the row instead of ids.
 MAX_EXPOSED = 40
-RECENT = timedelta(days=7)  # Tried first: the database plans few partitions for it.
+RECENT = timedelta(days=7)  # Searched first, since it is in few partitions.
 
 # An index finds the newest call with each id.
 NEWEST_NAMES = """
@@ -33,7 +33,7 @@ SELECT v.id, c.name FROM unnest(%s::uuid[]) v (id) CROSS JOIN LATERAL (
 
 
 class NamedModel(NamedTuple):
-    """A model with its name's column, and the columns of a call that are equal to columns of the model."""
+    """A model, its column with the name, and its columns that columns of a call refer to."""
 
     model: type[Model]
     name: str
@@ -45,12 +45,12 @@ NAMED_MODELS = {
     "gateway": NamedModel(Gateway, "name", {"gateway_id": "pk"}),
     "server": NamedModel(Server, "name", {"server_id": "pk"}),
     "user": NamedModel(User, "email", {"user_id": "pk"}),
-    "token": NamedModel(Token, "name", {"token_id": "pk", "connection_id": "connection_id"}),  # No index is by token.
+    "token": NamedModel(Token, "name", {"token_id": "pk", "connection_id": "connection_id"}),  # No index by token.
 }
 
 
 def ids_named(kind: str, name: str, *, part: bool, called: bool = False) -> list[UUID]:
-    """Return the ids of objects called `name`, or with it as part of their name; at most MAX_IDS + 1.
+    """Return the ids of objects called `name` (if `part`: with it in their name); at most MAX_IDS + 1.
 
     `called` leaves out objects that occur in no call: they are not revealed to readers of the log.
     """
@@ -70,7 +70,7 @@ def exposed_names(name: str) -> list[str]:
 
 
 def newest_names(field: LogField, ids: Iterable[UUID]) -> dict[UUID, str]:
-    """Return the name of each object in its newest call, without those that were never called."""
+    """Return the name of each object in its newest call, without those that occur in no call."""
     found, left = dict[UUID, str](), list(ids)
     for since in (timezone.now() - RECENT, EPOCH):
         if left and field.id_column:

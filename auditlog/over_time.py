@@ -1,7 +1,7 @@
-"""The calls of the last seven days that a switch or a policy would have refused, and whose they were.
+"""The calls of the last seven days that a switch or a policy would have refused, and their callers.
 
 Up to MOST_READ calls are counted in the log, by caller. Beyond that the number comes from the roll-ups, if they have
-these columns, and is called "about". Each statement has a time limit, so that no confirmation waits for a long log.
+these columns, and is called "about". Each statement has a time limit, so that a confirmation is never slow.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_READ = 10_000
 NAMED = 5
 LOG_MS, ROLLUPS_MS = 80, 35  # Per statement; the roll-ups take three. Together less than 200 ms.
 
-# An index finds the calls: a bitmap of a busy gateway, or a scan of a day, would read far more than MOST_READ.
+# Force an index scan: a bitmap or sequential scan would read far more than MOST_READ rows of a busy gateway.
 _BOUND = "SET LOCAL statement_timeout = {}; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off"
 _BY_CALLER = "SELECT c.user_id, c.host_id, count(*) FROM ({calls}) c GROUP BY 1, 2"
 
@@ -72,7 +72,7 @@ def would_refuse(
     is_own: bool = False,
     what: str = "went through it",
 ) -> str:
-    """Return a sentence on the calls of the last seven days with these values of columns; see `refused`.
+    """Return a sentence about the calls that `refused` counts.
 
     Empty for viewers who may not read the log, unless the calls are their own (`is_own`).
     """
@@ -82,7 +82,7 @@ def would_refuse(
 
 
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
-    """Count the answered calls of the last seven days with these values of columns, without those of `not_of`."""
+    """Count the answered calls of the last seven days that match `where`, except those of the people `not_of`."""
     since = range_start(timezone.now(), PERIOD)
     read = _in_time(lambda: _callers(where, not_of, since), LOG_MS)
     if read is not None and read.total() <= MOST_READ:
@@ -97,8 +97,8 @@ def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCal
 def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:
     """Count at most MOST_READ + 1 calls by caller.
 
-    The callers of an app or agent are people; those of a person are apps and agents. Otherwise an agent stands for
-    itself, and an app for the person who uses it.
+    The callers of an app or agent are people; those of a person are apps and agents. Otherwise calls of an
+    agent are counted by agent, and calls of an app by person.
     """
     columns = {f"{column}__in": values for column, values in where.items()}
     rows = Call.objects.filter(created_at__gte=since, **columns).exclude(outcome__in=ENDINGS["denied"])
@@ -131,7 +131,7 @@ def _in_time[T](work: Callable[[], T], milliseconds: int) -> T | None:
             with connection.cursor() as cursor:
                 cursor.execute(_BOUND.format(milliseconds))
             result = work()
-            transaction.set_rollback(True)  # The settings would last as long as an outer transaction.
+            transaction.set_rollback(True)  # Otherwise the settings would last until an outer transaction ends.
     except OperationalError as error:
         if getattr(error.__cause__, "sqlstate", None) != CANCELLED:
             raise

@@ -29,7 +29,7 @@ from ui.pages import PAGE_SIZE, AppRequest, moment_of, show, text_of
 
 PATIENCE = timedelta(minutes=5)  # How long a page polls; then the person must confirm that they still wait.
 LOOKED_AT = timedelta(hours=1)  # How far back an open page looks.
-# Why a call was refused, if it is known whether a switch or a policy did it.
+# Texts for calls refused by the policy of an assignment or by a disabled feature.
 OF_POLICY = "The policy of this gateway blocks this server."
 SWITCHED_OFF = {
     "tool_disabled": "This tool is disabled on this gateway.",
@@ -51,7 +51,7 @@ def listed_calls(user: User) -> QuerySet[Call]:
 
 @dataclass(frozen=True)
 class OwnCall:
-    """One call as shown to the person it was made as."""
+    """One call as shown to its person."""
 
     call: Call
     policy: str = ""  # The server's policy on its gateway, if unchanged since the call.
@@ -96,7 +96,7 @@ class OwnCall:
 
     @property
     def identity_url(self) -> str:
-        """Return the page where the person can add the missing identity; empty if that did not stop the call."""
+        """Return the page for adding the missing credential; empty unless the call was refused for lack of one."""
         if not self.call.deny_reason.startswith("identity_") or not self.call.connection_id:
             return ""
         return f"{reverse('connections:mine')}?connection={self.call.connection_id}"

@@ -1,4 +1,4 @@
-"""Keyset pagination of a growing log: a cursor names the row where a page ends, so new rows shift nothing."""
+"""Keyset pagination of a growing log: a cursor names the row where a page ends, so new rows do not shift pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAST = 2**63 - 1
 
 
 class BadLogCursor(ValueError):
-    """This cursor was not made here."""
+    """This cursor is invalid; take it from `next` or `previous`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Page[M: Any]:
 
 
 def is_newer(cursor: Cursor | None) -> bool:
-    """True if pages are turned towards newer rows."""
+    """True if the cursor leads to newer rows."""
     return cursor is not None and cursor.way == NEWER
 
 
@@ -68,7 +68,7 @@ def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
     """Return the rows on the cursor's side, nearest first; without a cursor all rows, newest first."""
     if cursor is None:
         return rows.order_by("-created_at", "-pk")
-    # The limit of `created_at` alone lets PostgreSQL use the index and skip partitions.
+    # The separate condition on `created_at` lets PostgreSQL use the index and skip partitions.
     if is_newer(cursor):
         newer = Q(created_at__gt=cursor.at) | Q(pk__gt=cursor.pk)
         return rows.filter(newer, created_at__gte=cursor.at).order_by("created_at", "pk")

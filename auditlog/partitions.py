@@ -1,6 +1,6 @@
 """Time partitions of a log table: created in advance, dropped by retention. Rows are removed only by dropping.
 
-The length of a partition depends on retention (docs/decisions/0006): days while about a hundred suffice, because each
+The length of a partition depends on retention (docs/decisions/0006): days up to about a hundred of them, because each
 partition adds planning time and locks to every statement over the whole log.
 """
 
@@ -27,7 +27,7 @@ MOST_COUNTED = 100_000  # Rows counted in a partition without statistics.
 LOCK_TIMEOUT = "900ms"
 
 DAYS, WEEKS, MONTHS = 1, 7, 31  # The longest partition of each kind, in days.
-# Up to how many days of retention each length is used; beyond that, months.
+# The longest retention (days) for which each length is used; beyond that, months.
 LENGTHS = ((100, DAYS), (730, WEEKS))
 
 _NAME = re.compile(r"_(?P<year>\d{4})_(?:w(?P<week>\d\d)|(?P<month>\d\d)(?:_(?P<day>\d\d))?)$")
@@ -277,7 +277,7 @@ def _longest_free(day: date, longest: int, existing: Sequence[PartitionDays]) ->
 
 @contextmanager
 def limited_lock_wait(cursor: Any, longest: str) -> Iterator[None]:
-    """Limit the lock wait: later statements would queue behind ours. "0" means no limit."""
+    """Limit lock waits inside the block, because other statements queue behind a waiting one. "0" means no limit."""
     cursor.execute(f"SET lock_timeout = '{longest}'")
     try:
         yield

@@ -19,13 +19,12 @@ from auditlog.models import ENDINGS, Outcome
 MOST_CONDITIONS = 20  # Each is tested on up to ten thousand rows at a time.
 MAX_LENGTH = 500
 
-# Words that are conditions by themselves, with the outcomes they mean: `refused` is all that was not let through,
-# `denied` one kind of it.
+# Words that are conditions by themselves, with the outcomes they match. `denied` is only one outcome of `refused`.
 SUMS = {name: outcomes for name, outcomes in ENDINGS.items() if name != "denied"} | {"refused": ENDINGS["denied"]}
 WORDS = {**SUMS, **{outcome.value: (outcome,) for outcome in Outcome if outcome not in SUMS}}
 
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
-# The fields of conditions without one: text anywhere, or any id.
+# Stand-ins for the field in conditions without one: text in any name, or any id.
 ANY_NAME, ANY_ID = "", "id"
 JOINTS = ("and", ",", "or")
 OPERATORS = {"is": IS, "=": IS, ":": IS, "!=": IS_NOT, "contains": CONTAINS, "~": CONTAINS}
@@ -43,7 +42,7 @@ ALLOWED = {
 
 
 class SearchSyntaxError(ValueError):
-    """A search does not parse: why, and at which position; the first character has position 1."""
+    """A syntax error in a search, with its position; the first character has position 1."""
 
     def __init__(self, position: int, message: str) -> None:
         super().__init__(f"Position {position}: {message}")
@@ -52,7 +51,7 @@ class SearchSyntaxError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition; several values are alternatives. Without a field, a text that one of FREE_TEXT contains."""
+    """One condition; several values are alternatives. Without a field, it matches text in any of FREE_TEXT."""
 
     field: str
     operator: str

@@ -50,8 +50,8 @@ class Remedy(NamedTuple):
     """The action that resolves one kind of refusal, and its object (`subject`; empty if there is none).
 
     `began` are the events that cause it, `needs` is the capability required. `verb` is the method of the model that
-    resolves it; without one, `page` is where a person decides. With neither, only the call's owner can act: `owner`
-    says so, and `own_page` is where, if that is a page of theirs.
+    resolves it; without one, `page` is where a person decides. With neither, only the call's owner can act, as the
+    sentence `owner` says; `own_page` is True if they do so on My identities.
     """
 
     subject: str = ""
@@ -146,7 +146,7 @@ REMEDIES = {
     "no_token": Remedy(owner=_ANOTHER),
 }
 
-# The words for an event in a trail, where they are not those of its name.
+# Texts for events in a trail that are not derived from the name of the action.
 WORDS = {
     Action.FEATURE_HELD: "Changed by its server",
     Action.FEATURE_CHANGED: "Changed by its server",
@@ -229,9 +229,10 @@ def of_answer(answer: CurrentDecision, obstacle: Obstacle) -> Subjects:
 
 
 def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, still: bool = True) -> Cause:
-    """Return what `reader` may see of this obstacle, and can do about it; for a call, its state `before` the call.
+    """Return the cause of an obstacle as far as `reader` may see it, and the action they can take.
 
-    Without `still` the obstacle is over, and no action is offered.
+    For a logged call, the cause is searched `before` this time. Without `still` the obstacle no longer exists, and no
+    action is offered.
     """
     remedy = REMEDIES.get(reason)
     row = subjects.row(remedy.subject) if remedy and remedy.subject else None

@@ -2,7 +2,7 @@
 
 Only history is read there: lists, exports, numbers. No decision or write depends on it, and a person who has just
 changed something reads the primary. Each process measures the replica's lag once a second: the age of the last commit
-that it has replayed, by the primary's clock, unless it has replayed all of the primary's write-ahead log.
+that it has replayed, by the primary's clock, or 0 if it has replayed all of the primary's write-ahead log.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ui import databases
 #
 # Readers that follow a log by id and must not miss rows stop there (docs/decisions/0029-roll-ups-counted-by-id.md).
 
-# Rows are found by primary key, (created_at, id), and written when a call ends. Rows up to NEAR old by then are read at
-# once; those of longer calls about every LATE_EVERY, up to LATEST back.
+# Rows are read by primary key, (created_at, id), but written when their call ends. Calls that took up to NEAR are read
+# at once; longer ones about every LATE_EVERY, up to LATEST back.
 NEAR = timedelta(minutes=10)
 LATE_EVERY = timedelta(minutes=5)
 LATEST = timedelta(days=2)  # No call takes longer.
@@ -253,7 +253,7 @@ def _has_just_written(request: Any) -> bool:
 
 
 def _is_of_the_replica(error: BaseException) -> bool:
-    """True if the primary would not have failed: connection errors, conflicts with replay, writes."""
+    """True if only the replica fails like this: connection errors, conflicts with replay, writes."""
     state = getattr(error.__cause__ if error.__cause__ is not None else error, "sqlstate", None)
     return state is None or state == READ_ONLY or (state != CANCELLED and state[:2] in FAULTS_OF_SERVERS)
 

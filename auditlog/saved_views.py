@@ -174,5 +174,5 @@ class SavedViewResource(Resource):
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
-        """The view as it is now."""
+        """Return the current state of the view as an answer."""
         return self.answer(get_object_or_404(self.get_queryset(), pk=pk), status)

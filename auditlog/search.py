@@ -1,8 +1,8 @@
 """Search the calls, with a cost that does not grow with the log.
 
-A search is a list of criteria and a time range. What a page shows of it is read from the newest SEARCH_LIMIT rows that
-one index holds for it: where these end is asked first (`Search.floor`), then all conditions are tested on the rows
-since. A page with too few results shows how far it searched, and the next page continues from there.
+A search is a list of criteria and a time range. A page reads at most the newest SEARCH_LIMIT rows that one index finds:
+`Search.floor` is the time of the oldest of them, and all conditions are tested on the rows since. A page with too few
+results shows how far it searched, and the next page continues from there.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ AHEAD = timedelta(hours=1)  # Allows for clocks that are ahead.
 
 LOOKUPS = {"<": "__lt", "<=": "__lte", ">": "__gt", ">=": "__gte"}
 NOTHING = Q(pk=None)
-# The columns with an index, followed by the time, and the condition of a partial one.
+# Columns with an index on (column, created_at), and its condition if it is partial.
 INDEXES = {index.fields[0]: index.condition or Q() for index in Call._meta.indexes} | {"created_at": Q()}
-# Texts that are compared with regard to case: an index or a roll-up has them.
+# Columns compared case-sensitively, because an index or a roll-up has them.
 EXACT = {*INDEXES, *DIMENSIONS, *ENDS}
 POSITION = ("created_at", "id")
 
@@ -47,8 +47,7 @@ POSITION = ("created_at", "id")
 class Criterion:
     """A condition on a row.
 
-    If only rows with certain `values` in a column meet it (in one of these columns, if there are several), an index may
-    find them.
+    With `values`, only rows that have one of these values in one of these columns can meet it: an index may find them.
     """
 
     test: Q
@@ -56,7 +55,7 @@ class Criterion:
 
     @property
     def is_equality(self) -> bool:
-        """True if nothing but the values of one column is tested."""
+        """True if only the values of one column are tested."""
         return self.values is not None and any(self == equal(*one) for one in self.values.items())
 
     @property
@@ -68,15 +67,15 @@ class Criterion:
 
 
 def equal(column: str, values: Iterable[Any]) -> Criterion:
-    """Match rows with one of these values in a column; no row without values."""
+    """Match rows with one of these values in a column; without values, no row."""
     listed = list(dict.fromkeys(values))
     return Criterion(Q(**{f"{column}__in": listed}), {column: listed}) if listed else Criterion(NOTHING)
 
 
 def in_sessions(ids: Iterable[UUID]) -> Criterion:
-    """Match the calls of these sessions, in the indexes of the connections whose calls opened them.
+    """Match the calls of these sessions, found by the index of the connections that opened them.
 
-    If the log no longer has such a call, no index is used.
+    If the log no longer has an opening call, no index is used.
     """
     listed = list(dict.fromkeys(ids))
     if not listed:
@@ -253,21 +252,21 @@ class Search:
     ) -> None:
         self.criteria = [item if isinstance(item, Criterion) else criterion(item) for item in conditions]
         self._indexed = [each for each in self.criteria if each.is_indexed]
-        # No call is as new, so that nothing is read for a condition that no call can meet.
+        # If a condition can never be met, start after all calls, so that nothing is read.
         self.since = LAST_MOMENT if any(each.test == NOTHING for each in self.criteria) else since
         self.until = until
 
     def rows(self) -> QuerySet[Call]:
-        """Return all matching rows without their payloads as one query, whatever it costs."""
+        """Return all matching rows without their payloads as one query, without a limit."""
         return self._between().filter(*(each.test for each in self.criteria))
 
     @cached_property
     def floor(self) -> datetime | None:
-        """Return the time from which on rows are read for a page; None if all of the range are."""
+        """Return the time since which a page reads rows; None if it reads the whole range."""
         return self._reach(None)
 
     def newest(self) -> QuerySet[Call]:
-        """Return the matching rows among the newest that are read for a page."""
+        """Return the matching rows since `floor`."""
         return self.rows() if self.floor is None else self.rows().filter(created_at__gte=self.floor)
 
     def page(self, cursor: Cursor | None, size: int) -> SearchPage:
@@ -327,14 +326,14 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def _between(self) -> QuerySet[Call]:
-        # An index has the times: with one, no partition is read as a whole.
+        # With any limit of the time an index is used; without, whole partitions would be read.
         rows = Call.objects.defer(*PAYLOADS).filter(created_at__gte=self.since or EPOCH)
         return rows.filter(created_at__lt=self.until) if self.until else rows
 
     def _nearest(self, rows: QuerySet[Call], size: int) -> Sequence[Call]:
         """Return the first rows.
 
-        With several values in an index, the first of each are read: in order of time PostgreSQL would read all.
+        For several values in an index, reads the first rows of each: PostgreSQL would read all rows to sort them.
         """
         indexed = [dict(each.values or {}) for each in self._indexed]
         if not indexed or any(sum(map(len, values.values())) == 1 for values in indexed):
@@ -344,7 +343,7 @@ class Search:
         return list(Call.objects.raw(f"{statement} ORDER BY {order} LIMIT %s", [*parameters, size]))
 
     def _reach(self, cursor: Cursor | None) -> datetime | None:
-        """Return how far the rows next to the cursor go that a page may read; None if it may read all."""
+        """Return the time up to which the cursor's page may read; None if it may read all rows."""
         rows = paging.beyond(self._between(), cursor)
         recent = (cursor.at if cursor else timezone.now()) - RECENT
         if not is_newer(cursor) and (self.since is None or self.since < recent):

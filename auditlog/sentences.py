@@ -17,7 +17,7 @@ from capabilities import Capability
 MOST_NAMED = 3
 LONGEST_LABEL = 200  # A label this long may be truncated.
 ASIDE = frozenset({"through", "owner", "note", "because"})  # Facts besides the changed fields.
-# The values that sentences name, each with its kind, and those they only depend on, which add no text.
+# The values that sentences name, each with the kind of name it is ("" if it is none).
 STATED = {
     "role": "name",
     "security_key": "name",
@@ -36,7 +36,7 @@ JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "assignment": (" on ", ("server", "gateway")),
     "connection": (" / ", ("host", "user", "gateway")),
 }
-FACTS = ("is_staff", "sent", "break_glass")
+FACTS = ("is_staff", "sent", "break_glass")  # They only select a sentence, and add no text.
 UNQUOTED = ("user", "address")
 MARKS = (("“", "”"), ("«", "»"))
 NO_ADDRESS = frozenset(' “”«»"')  # Characters that no plain address contains.

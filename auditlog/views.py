@@ -75,7 +75,7 @@ def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
     """Render the log on a page that includes auditlog/log.html; for htmx, only its rows.
 
-    Live lists are read from the primary. They ask for their own address every second, with what they have.
+    Live lists are read from the primary. They poll their own URL every second.
     """
     if wants_fragment(request) and call_filter.is_live and (new := NewCalls.asked(request.GET, call_filter.search())):
 
@@ -218,7 +218,7 @@ def _listed(
 ) -> dict[str, Any]:
     cursor, search, options = Cursor.named(request.GET.get("cursor", "")), call_filter.search(), call_filter.options
     is_live = call_filter.is_live and cursor is None
-    # Before anything is counted.
+    # Read before anything is counted, so that no call is missed.
     seen = new.to if new else newest_id() if is_live else 0
     count = None if call_filter.error else search.count()
     if count is None or count.is_none:
@@ -227,7 +227,7 @@ def _listed(
         result = newest_page(search, seen, size)
     else:
         result = search.slowest(size) if call_filter.values["order"] else search.page(cursor, size)
-    if is_live and not seen:  # A writer took too long: later calls of the same moment are new to the page.
+    if is_live and not seen:  # A writer took too long: take the newest id on the page.
         seen = max((call.pk for call in result.page.rows), default=0)
     has_chart = options.chart != filters.NONE and result.page.rows
     shown = columns.shown_columns(options)

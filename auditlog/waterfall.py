@@ -1,4 +1,4 @@
-"""The calls of one MCP session as a waterfall: oldest first, a bar for each call and what it spent its time on."""
+"""The calls of one MCP session as a waterfall: oldest first, each with a bar that shows how it spent its time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Period(NamedTuple):
 
 
 class Timeline:
-    """The horizontal axis: from times to 0 .. WIDTH. Pauses without a call are shortened to half of it at most."""
+    """The horizontal axis: from times to 0 .. WIDTH. Pauses without calls take up at most half of it."""
 
     def __init__(self, calls: Iterable[Period]) -> None:
         self._busy = union(calls)
@@ -88,7 +88,7 @@ class WaterfallRow(NamedTuple):
 
     @property
     def bars(self) -> Sequence[TimingPart]:
-        """Return the parts to draw: of a bar that is too narrow to be seen only the longest, made wider."""
+        """Return the parts to draw; of a bar too narrow to see, only the longest part, widened."""
         if not self.parts or max(part.start + part.width for part in self.parts) - self.parts[0].start >= NARROWEST:
             return self.parts
         longest = max(self.parts, key=lambda part: part.ms)
@@ -150,7 +150,7 @@ def _period(call: Call, first: datetime) -> Period:
 
 
 def _waits(calls: Sequence[Call], first: datetime) -> Mapping[UUID, list[Period]]:
-    """Return when these calls waited for answers of their client, by call: their server requests on any page."""
+    """Return the periods in which each call waited for its client, from its server requests on all pages."""
     until = max(call.created_at + timedelta(milliseconds=call.duration_ms) for call in calls)
     rows = Call.objects.filter(
         correlation_id__in=[call.uid for call in calls], method__in=CAPABILITIES, created_at__range=(first, until)

@@ -44,8 +44,8 @@ NAMES = {step: step.name.capitalize() for step in Step} | {
     Step.GATEWAY: "Gateway and connection",
     Step.REACH: "Reach and limits",
 }
-# Answered by the gateway itself.
 NOT_REACHED = "Not reached"
+# Methods that the gateway answers itself.
 GATEWAY_METHODS = {name for name, method in METHODS.items() if not (method.lists or method.named_by)} | {
     "notifications/initialized"
 }
@@ -170,7 +170,7 @@ def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator
 
 
 def curl(call: Call, *, payload: bool) -> str:
-    """Return the curl command, with recorded params if `payload`. Empty without a gateway URL or a method."""
+    """Return a curl command that repeats the call, with recorded params if `payload`; empty if there can be none."""
     gateway = Gateway.objects.live().filter(pk=call.gateway_id).first() if call.gateway_id else None
     if gateway is None or not call.method:
         return ""
@@ -223,7 +223,7 @@ class Credential(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """May this person do this with this host at this gateway? `token` is the one a call used."""
+    """The question if `user` may use `feature` with `host` at `gateway`. `token` is the one a logged call used."""
 
     host: Host
     user: User

@@ -62,7 +62,7 @@ FULL, LISTENED, TRACED = "e  c with sessions stored", "f  c with streams open", 
 STREAMS_OF_A_TOKEN = 50
 TOKENS = 20
 
-# By kind the path of its server, the method, the tool, and what more is in its params.
+# By kind: the path of the server, the method, the tool, and further params.
 KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "json": ("mcp", "tools/call", "echo", {}),
     "session": ("sessions", "tools/call", "echo", {}),
@@ -73,7 +73,7 @@ KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """A measured endpoint, and the processes to watch during a run; `scripts` are by kind."""
+    """A measured endpoint, and the processes to watch during a run; `urls` and `scripts` are by kind."""
 
     name: str
     urls: dict[str, str]
@@ -260,7 +260,7 @@ def print_round(kind: str, connections: int, results: dict[str, list[Measured]])
     base = results.get(NGINX_BEFORE)
     for name, runs in results.items():
         rate = median(run.rate for run in runs)
-        # By rounds: what slows the machine for a while slows both of a pair.
+        # By round, since other load on the machine slows both of a pair.
         ratio = (
             f"{median(run.rate / other.rate for run, other in zip(runs, base, strict=True)):6.1%} of b" if base else ""
         )

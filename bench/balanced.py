@@ -1,7 +1,7 @@
 """Send calls continuously to several gateways, as agents behind a load balancer do.
 
 The balancer asks each gateway's /readyz and sends calls to ready ones. It repeats a call only where HTTP clients and
-nginx do: when no connection could be made, or when a kept connection was closed before any byte of the answer arrived.
+nginx do: when no connection could be made, or when a kept-alive connection was closed before any byte of the answer.
 The log of the gateways shows if such a call was executed after all.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx
 
-LOOK_S = 0.2  # Between two looks whether a process is ready.
+LOOK_S = 0.2  # Between two checks if a process is ready.
 CALL = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "echo", "arguments": {"text": "hello"}}}
 CLOSED = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
@@ -52,13 +52,13 @@ class Balanced(Agents):
     ports: list[int] = field(default_factory=list)
     ready: list[int] = field(default_factory=list)
     taken: list[tuple[float, float]] = field(default_factory=list)
-    """When each call ended, well or not, and the seconds it took."""
+    """The time when each call ended, also a failed one, and its seconds."""
     failed: list[str] = field(default_factory=list)
     sent_again: int = 0
     _turn: int = 0
 
     def since(self, began: float) -> list[float]:
-        """Return the seconds of each call that ended since then, shortest first."""
+        """Return the seconds of each call that ended since `began`, shortest first."""
         return sorted(seconds for came, seconds in list(self.taken) if came >= began)
 
     async def _work(self) -> None:

@@ -26,7 +26,7 @@ DAYS = 90
 EVENTS = 100_000
 TEAMS = 50
 
-# Most calls are of a few thousand connections, the others of any; each uses a few tools of one server or another.
+# Most calls use a few thousand of the connections, the others any. Each connection calls a few tools.
 CALLS = """
 INSERT INTO auditlog_call (
     uid, created_at, correlation_id, method, feature_type, feature_name, outcome, deny_reason, http_status,

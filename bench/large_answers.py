@@ -4,8 +4,8 @@ Part 1: a gateway with two servers and one worker. One client pings and calls a 
 then while other clients fetch answers of 30 MB with 100,000 URIs (40 KB compressed), each of which is rewritten. Fails
 if a figure grows by more than 50 ms.
 
-Part 2: as many sockets of one token request answers of 8 MB and never read them. Fails if the worker grows by more than
-100 MB meanwhile, or is larger by that afterwards than before.
+Part 2: sockets of one token (`--unread`) request answers of 8 MB and never read them. Fails if the worker grows by more
+than 100 MB meanwhile, or is more than 100 MB larger afterwards than before.
 
 Part 3: two servers trickle large answers to eight people each, which fills the memory budget, while another person
 fetches answers of 8 MB from a third server. Fails if one of these takes more than 15 s.
@@ -47,7 +47,7 @@ TRICKLES = 8  # Of each server, each to another person.
 TRICKLED_SIZE, TRICKLED_AT_ONCE = 10_000_000, 2_000_000
 MOST_WAITED_S = 15
 MOST_GROWN_MB = 100
-SETTLE_S = 5  # Until unneeded memory is released.
+SETTLE_S = 5  # Time to release unneeded memory.
 
 
 def main() -> None:
@@ -57,8 +57,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=SIZE, help="bytes of an answer (default: %(default)s)")
     parser.add_argument("--links", type=int, default=LINKS, help="in an answer (default: %(default)s)")
     parser.add_argument("--code", type=Path, default=ROOT, help="another checkout to measure")
-    parser.add_argument("--unread", type=int, default=40, help="sockets that take nothing (default: %(default)s)")
-    parser.add_argument("--unread-seconds", type=float, default=25, help="for so long (default: %(default)s)")
+    parser.add_argument("--unread", type=int, default=40, help="sockets that read nothing (default: %(default)s)")
+    parser.add_argument("--unread-seconds", type=float, default=25, help="of not reading (default: %(default)s)")
     parser.add_argument("--trickle-seconds", type=float, default=30, help="of trickling (default: %(default)s)")
     options = parser.parse_args()
     upstream, slow, slower, port = (free_port() for _ in range(4))
@@ -107,7 +107,7 @@ def leave_unread(url: str, tokens: list[str], worker: int, first: float, options
         each.close()
     time.sleep(SETTLE_S)
     after = memory([worker])
-    print(f"{options.unread} answers of {UNREAD_SIZE / 1e6:g} MB that nobody takes: {before:.0f} -> {most:.0f} MB")
+    print(f"{options.unread} answers of {UNREAD_SIZE / 1e6:g} MB that nobody reads: {before:.0f} -> {most:.0f} MB")
     print(f"the worker afterwards: {first:.0f} -> {after:.0f} MB", flush=True)
     return most - before <= MOST_GROWN_MB and after - first <= MOST_GROWN_MB
 
@@ -235,7 +235,7 @@ def fetch(url: str, token: str, clients: int, size: int, links: int, fetched: An
             client = await Client.connect(url, token)
             try:
                 answer = await client.ask(message("tools/call", params))
-            except Busy:  # Other answers of this token come first.
+            except Busy:  # Other answers of this token's person fill the budget.
                 await asyncio.sleep(1)
                 continue
             finally:
@@ -259,10 +259,10 @@ def fetch(url: str, token: str, clients: int, size: int, links: int, fetched: An
 
 
 def check(answer: bytes, links: int) -> None:
-    """Raise an error unless every link is one rewritten for clients."""
+    """Raise RuntimeError unless every link was rewritten for clients."""
     content = orjson.loads(answer)["result"]["content"]
     if [item["uri"] for item in content] != ["gateway://one/bench%3A%2F%2Fpages%2Fone%3Fx%3D%2520"] * links:
-        raise RuntimeError("not what the gateway gives out")
+        raise RuntimeError("links were not rewritten for clients")
 
 
 class Busy(Exception):

@@ -20,7 +20,7 @@ ALLOWED = 5
 
 
 class Asked(NamedTuple):
-    """The duration of the answers, and the number of statements of each."""
+    """The duration of the fastest answer, and the number of its statements."""
 
     milliseconds: float
     statements: int

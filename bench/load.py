@@ -20,7 +20,7 @@ end
 """
 
 
-# The processes of one name; asked before and after a run, for they come and go.
+# Process ids by name, read before and after a run, because processes come and go.
 type Watched = Mapping[str, Callable[[], Iterable[int]]]
 
 
@@ -41,7 +41,7 @@ class Measured:
 
 
 def measure(url: str, script: Path, *, connections: int, seconds: float, watched: Watched) -> Measured:
-    """Call `url` over so many connections for `seconds`, watching these processes."""
+    """Call `url` over `connections` connections for `seconds`; measure the processor time of `watched` processes."""
     before = {name: processor_seconds(pids()) for name, pids in watched.items()}
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), url]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

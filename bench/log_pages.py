@@ -1,8 +1,8 @@
 """Measure the Logs page with a large log: `python -m bench.log_pages`.
 
 A database on the embedded PostgreSQL gets two million calls over thirty days. Then a signed-in user requests each page
-several times, in this process. Printed are the median and the 95th percentile of the whole answer, and the median of
-its database time; first without roll-ups of the log, then with them.
+several times, in this process. It prints the median and the 95th percentile of the whole answer, and the median of its
+database time, first without roll-ups of the log, then with them.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.log_pages", description=__doc__)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--times", type=int, default=7, help="the median counts (default: %(default)s)")
-    parser.add_argument("--keep", type=Path, help="a folder to keep the database in, and to find it in again")
+    parser.add_argument("--keep", type=Path, help="a folder for the database, which the next run reuses")
     return parser.parse_args()
 
 
@@ -156,7 +156,7 @@ def fill(rows: int) -> None:
 
 
 def pages() -> Iterator[tuple[str, str]]:
-    """Yield the path and the name of each measured page."""
+    """Yield the name and the path of each measured page."""
 
     def pk(kind: str, number: int) -> str:
         return str(UUID(md5(f"{kind}{number}".encode(), usedforsecurity=False).hexdigest()))

@@ -6,11 +6,11 @@ the palette and the lists of the API.
 
 Work is measured, not elapsed time: the processor time of this process and of its database sessions. Other load on the
 machine slows that down too, sometimes by half. So a loop is timed before and after each answer, and times are scaled to
-the pace of the best twentieth of its runs; the slowdown is printed beside them. All of this is about one processor, so
+the pace of the best twentieth of its runs; the slowdown is printed beside them. This measures one processor only, so
 the database must run on the same one (`taskset`).
 
-More than 150 ms in one answer of twenty, or a page of more than 30 KB compressed, is marked and measured again at the
-end; the command fails for pages marked each time. Statistics of tables, and roll-ups, are updated first.
+An address is marked if its 95th percentile is above 150 ms or its page above 30 KB compressed. Marked ones are measured
+again at the end, and the command fails for those marked each time. Table statistics and roll-ups are updated first.
 """
 
 import argparse
@@ -78,7 +78,7 @@ class Measured:
     status: int = 0
 
     def at(self, part: float) -> float:
-        """Return the milliseconds of both together that this part of the answers did not exceed."""
+        """Return the quantile `part` (0 to 1) of the milliseconds of both together."""
         taken = sorted(a + b for a, b in zip(self.here, self.there, strict=True))
         return taken[round(part * (len(taken) - 1))]
 
@@ -127,10 +127,10 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.pages", description=__doc__)
     parser.add_argument("--keep", type=Path, required=True, help="the folder that bench.full_size filled")
-    parser.add_argument("--times", type=int, default=20, help="how often each is asked for (default: %(default)s)")
-    parser.add_argument("--again", type=int, default=3, help="how often what is marked is measured again (%(default)s)")
+    parser.add_argument("--times", type=int, default=20, help="requests per address (default: %(default)s)")
+    parser.add_argument("--again", type=int, default=3, help="repetitions for marked addresses (default: %(default)s)")
     parser.add_argument("--only", default="", help="only addresses that this regular expression finds")
-    parser.add_argument("--why", action="store_true", help="of what is marked, the slowest statement too")
+    parser.add_argument("--why", action="store_true", help="also print the slowest statement of slow addresses")
     return parser.parse_args()
 
 
@@ -142,9 +142,9 @@ def measure(options: argparse.Namespace) -> list[str]:
     call_command("migrate", verbosity=0)
     roll_up()
     signed_in().get("/")
-    gc.freeze()  # As a worker does, too.
+    gc.freeze()  # As in a worker.
     gc.set_threshold(20_000, 20, 20)
-    # What a worker of a parallel plan spends is not seen, and no core is idle on a busy machine.
+    # Workers of parallel plans would not be measured, and a busy machine has no idle core for them.
     settings.DATABASES["default"]["OPTIONS"]["options"] += " -c max_parallel_workers_per_gather=0"
     print(f"{'':4}{'p50':>7}{'p95':>8}{'slower':>8}{'python':>8}{'sql':>8}{'statements':>11}{'KB':>7}")
     pace = Pace()
@@ -192,7 +192,7 @@ def addresses(client: "Client", is_owner: bool) -> Iterator[str]:
 
 
 def crawled(client: "Client") -> Iterator[str]:
-    """Every page that links lead to, one of each kind."""
+    """Yield every page that links lead to, one of each kind."""
     waiting, kinds = [f"{SITE}/"], set[str]()
     while waiting:
         url = waiting.pop()
@@ -226,7 +226,7 @@ def large() -> Iterator[str]:
 
 
 def logs() -> Iterator[str]:
-    """The log by range, filter, search, group, and one call of it; exports up to their first byte."""
+    """Yield the log by range, filter, search and group, one call, and exports up to their first byte."""
     from auditlog.filters import COLUMN_NAMES as COLUMNS  # noqa: PLC0415
     from auditlog.filters import FACETS  # noqa: PLC0415
     from auditlog.models import Call  # noqa: PLC0415
@@ -309,7 +309,7 @@ def words() -> Iterator[str]:
 
 
 def ask(client: "Client", path: str, times: int, sessions: Sessions, pace: Pace) -> Measured:
-    """Request it `times` times, after one request to warm up."""
+    """Request `path` `times` times, after one request to warm up."""
     from django.db import connection  # noqa: PLC0415
 
     one, best = Measured(), pace.best

@@ -84,7 +84,7 @@ def session_at(url: str, headers: Mapping[str, str]) -> str:
 
 
 def standing(url: str, token: str, streams: int) -> list[socket.socket]:
-    """Open so many sessions of this token, each with a started event stream; close them to end them."""
+    """Open this many sessions with the token, and return an open event stream of each."""
     parts = urlsplit(url)
     assert parts.hostname
     opened = []

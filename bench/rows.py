@@ -27,7 +27,7 @@ from tokens.models import Token
 
 
 def make(servers: dict[str, str], tokens: int = 1) -> dict[str, Any]:
-    """Create for each name a server and a gateway, and on that so many agents with a token each."""
+    """Create a server and a gateway for each name, and `tokens` agents with a token for each gateway."""
     owner = User.objects.earliest("date_joined")
     hosts = [Host.objects.add_agent(name=f"Bench {number}", by=owner) for number in range(tokens)]
     made = {}
@@ -44,7 +44,7 @@ def make(servers: dict[str, str], tokens: int = 1) -> dict[str, Any]:
 
 
 def together(name: str, servers: dict[str, str], tokens: int) -> dict[str, Any]:
-    """Create one gateway with all these servers, and so many people with an agent and a token each."""
+    """Create one gateway with all these servers, and `tokens` people with an agent and a token each."""
     owner = User.objects.earliest("date_joined")
     gateway = Gateway.objects.add(name=name, slug=name, by=owner)
     for alias, url in servers.items():
@@ -82,10 +82,10 @@ def count(gateways: list[str]) -> int:
 
 
 def store(sessions: int) -> int:
-    """Store so many client sessions, each with one session at a server, a hundred per connection."""
+    """Store this many client sessions, each with one session at a server, a hundred per connection."""
     from django.db import connection  # noqa: PLC0415
 
-    from bench.many import Size, grow, key, series  # noqa: PLC0415 - older checkouts have another
+    from bench.many import Size, grow, key, series  # noqa: PLC0415 - older checkouts have another version
     from proxy.models import Session, UpstreamSession  # noqa: PLC0415
 
     connections = sessions // 100

@@ -1,7 +1,7 @@
 """Measure the size of the log on disk: `python -m bench.sizes`.
 
 A database on the embedded PostgreSQL gets calls of thirty days, by 200 people, 40 hosts and 60 tools, made like those
-of `bench.log_pages`. Printed are the bytes per call with indexes, in the write-ahead log, in roll-ups, in a dump and in
+of `bench.log_pages`. It prints the bytes per call with indexes, in the write-ahead log, in roll-ups, in a dump and in
 the archive. These are sizes, not times, so other load on the machine does not matter.
 """
 

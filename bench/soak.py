@@ -1,7 +1,7 @@
 """Look for failures and growth over days of use: `python -m bench.soak --minutes 120 --restart-every 15`.
 
 Two gateways with one worker each share one database, behind nginx as documented; both are replaced periodically, one
-after the other. Clients of both eras call tools, subscribe, listen, break streams in the middle, leave questions of
+after the other. Clients of both eras call tools, subscribe, listen, break streams in the middle, leave requests of
 servers unanswered and never end a session. With `--real`, the clients of the compatibility table also use its servers,
 one client after the other: everything that worked in a client's first round must work in each later one.
 
@@ -57,11 +57,11 @@ OWN_ROWS = dict.fromkeys(
         SELECT c.id FROM connections_connection c JOIN gateways_gateway g ON g.id = c.gateway_id
         WHERE g.slug IN ('bench', 'sessions'))""",
 )
-MOST_SESSIONS = 100  # The gateway keeps so many of a connection.
+MOST_SESSIONS = 100  # Stored by the gateway per connection.
 AT_ONCE = 4
 LISTENED_SECONDS = 2.0  # Enough for the gateway to listen to the server as well.
-KEPT_SECONDS = 300.0  # For so long rows are kept that nobody uses.
-# What may be between two figures without anything having grown: the part, and a few rows or files.
+KEPT_SECONDS = 300.0  # How long unused rows are stored.
+# Differences that do not count as growth: a factor, and a number of rows or files.
 ALLOWED, FEW = 1.05, 10
 MODERN = "2026-07-28"
 META = {
@@ -81,7 +81,7 @@ class Counted:
     failed: list[str] = field(default_factory=list)
     actions: int = 0
     answered: int = 0
-    """Plain calls, of all the time."""
+    """Plain calls since the start."""
     failures: int = 0
 
     def line_printed(self) -> None:
@@ -254,7 +254,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20, help="how long (default: %(default)s)")
     parser.add_argument("--pause", type=float, default=0.2, help="seconds between actions (default: %(default)s)")
     parser.add_argument("--restart-every", type=float, default=15, metavar="MINUTES", help="default: %(default)s")
-    parser.add_argument("--agents", type=int, default=4, help="of each era, which call without end (default: 4)")
+    parser.add_argument("--agents", type=int, default=4, help="of each era, which call continuously (default: 4)")
     parser.add_argument("--real", action="store_true", help="also the clients and servers of the compatibility table")
     return parser.parse_args()
 
@@ -300,7 +300,7 @@ class Site:
             if process.wait(timeout=60):
                 raise AssertionError(f"a gateway ended with {process.returncode}: {self._log(port)}")
             self._start(port)
-            time.sleep(11)  # nginx passes over one that was away for ten seconds.
+            time.sleep(11)  # nginx skips a failed gateway for ten seconds.
 
     def recorded(self) -> int:
         """Return the number of plain calls in the log."""
@@ -361,7 +361,7 @@ class Site:
 
 @contextmanager
 def real_targets(site: Site) -> Iterator[dict[str, Any]]:
-    """For each client of the compatibility table its targets through the gateway; their servers run meanwhile."""
+    """Yield the targets through the gateway of each client of the compatibility table; servers run during the block."""
     real_servers.install()
     with tempfile.TemporaryDirectory(prefix="gateway-soak-real-") as home, ExitStack() as stack:
         urls = {}
@@ -461,7 +461,7 @@ async def soak(options: argparse.Namespace, site: Site, real: dict[str, Any], co
         group.create_task(restart(site, options.restart_every, until))
         while (passed := time.monotonic() - began) < seconds:
             await asyncio.sleep(min(SAMPLE_SECONDS, seconds - passed))
-            with suppress(psutil.Error, psycopg.Error, OSError):  # One is being replaced.
+            with suppress(psutil.Error, psycopg.Error, OSError):  # A gateway is being replaced.
                 sample = await asyncio.to_thread(site.sample)
                 samples.append(replace(sample, at=time.monotonic() - began, actions=counted.actions))
                 print_line(samples[-1], counted)
@@ -492,7 +492,7 @@ def what_grew(samples: list[Sample]) -> Iterator[str]:
     for name, few in (("memory", 0), ("files", FEW)):
         sums = [sum(getattr(one, name)) for one in samples]
         third, fourth, fifth, sixth = (max(sums[cuts[part] : cuts[part + 1]]) for part in range(2, 6))
-        # A leak raises the most of each sixth; a spike raises one, and a step, as of more clients at once, ends.
+        # A leak raises the maximum of each sixth; a spike raises only one, and a step (more clients at once) ends.
         is_more = _grew(third, fifth, few) and _grew(fourth, sixth, few)
         if is_more and _grew(fifth, sixth, few / 4, 1 + (ALLOWED - 1) / 4):
             yield f"GREW: {name} of the gateways from {fourth:.1f} to {sixth:.1f} at the most"
@@ -500,7 +500,7 @@ def what_grew(samples: list[Sample]) -> Iterator[str]:
     counts = {f"rows of {name}": [one.rows[name] for one in samples] for name in TABLES}
     counts["sessions at the server"] = [one.at_server for one in samples]
     for name, numbers in counts.items():
-        # Where clients act faster in the last third than before, a leak still shows within it.
+        # If clients act faster in the last third than before, a leak still shows within that third.
         for start, middle in ((2, 4), (4, 5)):
             parts = slice(cuts[start], cuts[middle]), slice(cuts[middle], cuts[6])
             (before, after), (slow, fast) = ([median(each[part]) for part in parts] for each in (numbers, acted))

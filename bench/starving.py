@@ -43,7 +43,7 @@ class Site:
         return httpx.Client(base_url=base, headers={"Cookie": self._cookie}, timeout=60, trust_env=False)
 
     def unread(self, path: str) -> socket.socket:
-        """Request this path, and return the connection, whose answer nobody reads."""
+        """Request this path, and return the connection without reading the answer."""
         asked = socket.create_connection(("127.0.0.1", self.port))
         asked.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nCookie: {self._cookie}\r\n\r\n".encode())
         return asked
@@ -156,7 +156,7 @@ def is_bad(taken: list[float], failed: int) -> bool:
 
 
 def opened(site: Site, seconds: float) -> Iterator[tuple[float, int]]:
-    """The milliseconds and the status of each page that was opened in this time."""
+    """Open pages for `seconds`; yield the milliseconds and the status of each."""
     ends = time.monotonic() + seconds
     with site.client() as client:
         while time.monotonic() < ends:

@@ -38,7 +38,7 @@ from gatewayadmin.embedded.cluster import OWNER, cluster
 from wire.versions import VERSION
 
 MIGRATIONS = "*/migrations/0*.py"
-# What a release may bring: a column and an index of the log.
+# Changes that a release may contain: a column and an index of the log.
 NEXT_MIGRATION = """
 from django.db import migrations, models
 
@@ -80,8 +80,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--since", metavar="COMMIT", help="the release before (default: the newest tag)")
     parser.add_argument("--seconds", type=float, default=5, help="of calls before and after (default: %(default)s)")
     parser.add_argument("--longest", type=float, default=1, help="seconds a call may take (default: %(default)s)")
-    parser.add_argument("--database-url", help="a PostgreSQL where databases may be made, instead of the embedded one")
-    parser.add_argument("--keep", type=Path, help="a folder to keep the filled database in, and to find it in again")
+    parser.add_argument("--database-url", help="a PostgreSQL in which to create databases, instead of the embedded one")
+    parser.add_argument("--keep", type=Path, help="a folder for the filled database, which the next run reuses")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser.parse_args()
 
@@ -131,7 +131,7 @@ def next_release(folder: Path) -> Path:
 
 
 def previous(commit: str, folder: Path) -> Path:
-    """Return the files of this commit in a folder of their own. Exits if it is not in this clone."""
+    """Extract the files of this commit into `folder`, and return it. Exits if the commit is not in this clone."""
     folder.mkdir()
     archived = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
     if archived.returncode:
@@ -156,9 +156,9 @@ def embedded(home: Path) -> Iterator[str]:
 
 
 def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> dict[str, str]:
-    """Return the environment of a gateway whose own database has so many calls in the log of `code`.
+    """Return the environment of a gateway of the release `code`, whose new database has `rows` calls in its log.
 
-    With `again` the filled database is copied and reused by the next run, which needs disk space for both.
+    With `again` the filled database is copied and left for the next run, which needs disk space for both.
     """
     keys = {"GATEWAY_SECRET_KEY": uuid4().hex * 2, "GATEWAY_TOKEN_KEYS": uuid4().hex * 2}
     keys["GATEWAY_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
@@ -179,7 +179,7 @@ def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> d
         connection.execute(f"DROP DATABASE IF EXISTS {used} WITH (FORCE)")
         make = f"CREATE DATABASE {used} TEMPLATE {filled} STRATEGY FILE_COPY"
         connection.execute(make if again else f"ALTER DATABASE {filled} RENAME TO {used}")
-        connection.execute("CHECKPOINT")  # Otherwise calls wait for the disk behind the inserted rows.
+        connection.execute("CHECKPOINT")  # Otherwise calls wait until the inserted rows are on disk.
     return environment | {"DATABASE_URL": at(admin, used)}
 
 
@@ -220,7 +220,7 @@ def at_share(ordered: list[float], share: float) -> float:
 
 
 def fill(address: str, rows: int) -> None:
-    """Insert so many calls of the last thirty days into the log, two batches at a time."""
+    """Insert `rows` calls of the last thirty days into the log, two batches at a time."""
     began, today = time.monotonic(), datetime.now(UTC).date()
     with psycopg.connect(address, autocommit=True) as connection:
         for day in (today - timedelta(days=days) for days in range(DAYS + 1)):

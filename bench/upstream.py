@@ -1,7 +1,7 @@
 """Minimal MCP servers as a raw ASGI app, one per path.
 
 `/mcp` is stateless and speaks both eras; `/sessions` is of the session era and has a session for each client; `/many`
-lists fifty tools. The tool `large` answers with so many links to resources, highly compressed; `trickle` announces a
+lists fifty tools. The tool `large` answers with `count` links to resources, highly compressed; `trickle` announces a
 large answer, sends some of it, then continues slowly.
 """
 

@@ -1,4 +1,4 @@
-"""Every command of Gateway Admin: `gateway-admin help` lists them. In a checkout they are `python manage.py`'s."""
+"""Entry point of `gateway-admin` (in a checkout: `python manage.py`); `gateway-admin help` lists the commands."""
 
 import gc
 import os
@@ -14,7 +14,7 @@ def main() -> None:
     gc.disable()  # Nothing loaded here is garbage, and collecting took a sixth of the start time.
     from gatewayadmin.config.environment import Refused, commit, set_for_children
 
-    if sys.argv[1:] in (["--version"], ["version"]):  # Django would print its own, and settings would make keys.
+    if sys.argv[1:] in (["--version"], ["version"]):  # Django would print its own; settings would create keys.
         sys.stdout.write(f"{versions.NAME} {versions.with_commit(commit(Path(__file__).resolve().parent.parent))}\n")
         return
     if port := port_to_serve_at(sys.argv[1:]):

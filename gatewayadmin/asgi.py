@@ -45,7 +45,7 @@ SWITCH_S = 0.001  # Switch interval of the interpreter between threads.
 
 
 class Raw:
-    """An ASGI app as the endpoint of a route; a plain function would be taken for a view."""
+    """An ASGI app as the endpoint of a route; Starlette would call a plain function as a view."""
 
     def __init__(self, app: ASGIApp | None = None) -> None:
         self.app = app
@@ -100,7 +100,7 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         run.serve_by(endpoint)
         health.readiness.watch(endpoint.faults)
         gc.freeze()  # Loaded objects stay, so collections need not scan them while calls wait.
-        # Pages wait for the interpreter after each statement, and the event loop after each round.
+        # The longest wait for the interpreter, of a page after each statement and of the event loop after each round.
         sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # Calls create no reference cycles, so frequent collections are a waste.
         background = Background()

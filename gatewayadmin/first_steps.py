@@ -88,7 +88,7 @@ class Setup:
                 "call", "Make the first call", "Ask the client something that needs a tool. The call appears here.",
                 facts.has_call, reverse("oauth:client"), "Wait for it",
             ),
-            *mail,  # Before the invitations that it carries.
+            *mail,  # Before people, whose invitations are mailed.
             SetupStep(
                 "people", "Invite others", "With a role and a team they can connect at once.",
                 facts.has_others, reverse("accounts:invite"), "Invite", Capability.PEOPLE_MANAGE,
@@ -119,7 +119,7 @@ class Setup:
 
     @property
     def mark(self) -> str:
-        """A text that changes when the steps look different."""
+        """An identifier of the shown state, to detect changes."""
         return f"{'.'.join(step.name for step in self.steps if step.done)}{'z' if self.is_asleep else ''}"
 
     @property

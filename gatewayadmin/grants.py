@@ -17,7 +17,7 @@ MAKER = f"{Call.partitions.maker}(date, date)"
 LOGS = (Call._meta.db_table, Event._meta.db_table)
 INSERT_ONLY = (*LOGS, Checkpoint._meta.db_table)
 KEPT = (CheckpointKey._meta.db_table,)  # Re-encrypted when keys rotate, never deleted.
-# The owner migrates, and the archiving role records what was archived, since that may be dropped.
+# Written by the owner, who migrates, and by the archiving role: archived partitions may be dropped.
 READ_ONLY = ("django_migrations", SchemaVersion._meta.db_table, ArchivedPartition._meta.db_table)
 
 _TABLES = """

@@ -1,4 +1,4 @@
-"""Middleware: what every request passes before Django (ASGI), and what it passes inside."""
+"""Middleware around Django (ASGI, for every request) and inside it."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def _announced(headers: Headers) -> int:
     return int(length) if length.isascii() and length.isdecimal() else 0
 
 
-# Requests with made-up keys queue up here with their headers only. A thread for each would be expensive: a database
+# Requests with made-up keys wait here before their bodies are read. A thread for each would be expensive: a database
 # connection and memory that the process does not return. Senders take turns, each has a bounded number waiting.
 LOOKUPS_AT_ONCE = 2
 LOOKUP = "look-up"
@@ -386,8 +386,8 @@ class SenderBusy(Exception):
 class FairShares:
     """Lets `most` requests of each sender into `app` at a time, until their answers begin.
 
-    MOST_WAITING others wait, for at most LONGEST_WAIT_S; the rest get 429. Paths below `free` are not counted; of paths
-    that `heavy` matches, each sender has a single request inside.
+    MOST_WAITING others wait, for at most LONGEST_WAIT_S; the rest get 429. Paths below `free` are not counted. Of
+    paths that `heavy` matches, each sender may have one request in `app`.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:
@@ -436,7 +436,7 @@ class FairShares:
             del self._people[next(iter(self._people))]
 
     def _credentials(self, headers: Headers) -> Iterator[str]:
-        """Yield the session and the token. Both count, or a made-up one would add a separate share."""
+        """Yield the session and the token. Both count, so that adding a made-up one gains no share."""
         if session := parse_cookie("; ".join(headers.getlist("cookie"))).get(self._session_cookie):
             yield f"session {_digest(session)}"
         scheme, _, token = headers.get("authorization", "").partition(" ")

@@ -92,7 +92,7 @@ SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of 
 class Traffic:
     """The calls of the last day. Parts are read on access; the cost is independent of their number.
 
-    With `new`, the newest ones are those recorded last, read from the primary.
+    With `new`, `recent` and `refusals` are the calls recorded last, read from the primary.
     """
 
     def __init__(self, request: HttpRequest, new: NewCalls | None = None) -> None:
@@ -185,14 +185,14 @@ NAMED = {"plots.calls": "Requests", "plots.denied": "Refused"}
 
 
 @require_GET
-@own_resource("each part is one's own or asks for its capability")
+@own_resource("each part is the user's own or checks its capability")
 def overview(request: AppRequest) -> HttpResponse:
     user = request.user
     if wants_fragment(request) and user.has_perm(Capability.LOGS_READ):
         new = NewCalls.asked(request.GET, Search([], timezone.now() - DAY))
         if new is not None:
             return _new_calls(request, new)
-    # By key: for the newest tokens of a person, PostgreSQL would scan those of everybody.
+    # By key: with a join, PostgreSQL would scan the tokens of everybody.
     links = list(Connection.objects.own(user).live().order_by().values_list("pk", flat=True))
     own_tokens = Token.objects.live().filter(kind=TokenKind.ACCESS, connection__in=links)
     with_links = Prefetch("connection", Connection.objects.with_reach().select_related("host", "gateway", "user"))
@@ -227,14 +227,14 @@ def overview(request: AppRequest) -> HttpResponse:
 
 
 def _new_calls(request: AppRequest, new: NewCalls) -> HttpResponse:
-    """Render the parts of the dashboard that follow the calls, if there are new ones."""
+    """Render the live parts of the dashboard, if there are new calls."""
     return answer(
         request, _live_list(request), new, lambda: show(request, "overview.html#traffic", _traffic(request, new))
     )
 
 
 def _traffic(request: AppRequest, new: NewCalls | None = None) -> dict[str, Any]:
-    """Return the parts of the dashboard that follow the calls; of these, `new` are marked."""
+    """Return the context of the live parts of the dashboard, which mark the `new` calls."""
     seen = new.to if new else newest_id()
     asked = request.GET.get("range")
     plots = CallPlots({}, {}, asked, named=NAMED) if new else CallPlots.of(request, {}, {}, named=NAMED)
@@ -262,7 +262,7 @@ def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
     )
     listed: list[Any] = list(named[:GATEWAYS])
     tools = Feature.objects.tools().callable().filter(assignment__gateway__in=listed).order_by()
-    counted = dict(tools.values_list("assignment__gateway").annotate(number=Count("*")))  # Of an index alone.
+    counted = dict(tools.values_list("assignment__gateway").annotate(number=Count("*")))  # Reads only an index.
     for gateway in listed:
         gateway.usable_tools = counted.get(gateway.pk, 0)
     return listed
@@ -301,7 +301,7 @@ def _enrolling(user: User) -> list[Host]:
 
 
 def _gateway_to_try(user: User) -> Gateway | None:
-    """Return the gateway to try first: the oldest usable one, preferably with a server, the demo's only if no other."""
+    """Return the gateway to try first: the oldest usable one, preferably with a server, and the demo last."""
     on = Assignment.objects.live().filter(gateway=OuterRef("pk"))
     gateways = Gateway.objects.usable_by(user).annotate(has_server=Exists(on))
     return gateways.demo_last("-has_server", "created_at").first()
@@ -340,7 +340,7 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
 
 
 def _stock(user: User) -> dict[str, Any]:
-    """Return how many hosts and connections there are, for those who see all."""
+    """Return the numbers of hosts and connections, for users who may see all."""
     numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_TOGGLE):  # Not useful to members, who can only see hosts.
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}

@@ -65,7 +65,7 @@ class PaletteGroup:
 
 
 @require_GET
-@own_resource("each entry is one's own or asks for its capability")
+@own_resource("each entry is the user's own or checks its capability")
 def palette(request: AppRequest) -> HttpResponse:
     # Without NUL, which the database refuses.
     words = " ".join(text_of(request.GET, "q").split())[:LONGEST]
@@ -101,7 +101,7 @@ def _verb(words: str) -> tuple[str, str]:
 
 
 def _matching(offers: Iterable[Offer], user: User, words: str) -> Iterator[PaletteEntry]:
-    """Yield the offers with all words, those with them in the text first."""
+    """Yield the offers that match all words; those with all words in their text first."""
     wanted = words.lower().split()
     may = list(offered(offers, user))
     by_text = [one for one in may if all(word in one.text.lower() for word in wanted)]
@@ -117,7 +117,7 @@ def _is_about(offer: Offer, wanted: list[str]) -> bool:
 
 
 def _lists(user: User, words: str) -> Iterator[PaletteEntry]:
-    """Yield lists with a filter: calls of an outcome or a time, and those with the words in their name."""
+    """Yield filtered lists: calls by outcome or time, and lists whose names match."""
     if user.has_perm(Capability.LOGS_READ) and (found := calls_described(words, ListOptions.of(user.log_look).zone)):
         yield PaletteEntry(found.text, with_query(reverse("auditlog:calls"), found.query), "logs")
     yield from _matching(LISTS, user, words)
@@ -134,7 +134,7 @@ def _help(words: str) -> Iterator[PaletteEntry]:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A found thing: the entry of its page, and its actions."""
+    """An object found by name: the entry of its page, and its actions."""
 
     kind: str
     entry: PaletteEntry
@@ -145,7 +145,7 @@ KINDS = ("Apps & Agents", "Gateways", "Servers", "Tools", "Tokens", "People")
 
 
 def _things(user: User, name: str) -> list[Thing]:
-    """Return the things with this name, address or prefix; none for an empty name."""
+    """Return the objects with this name, address or prefix; none for an empty name."""
     looks = (_hosts, _gateways, _servers, _tools, _tokens, _people)
     return [thing for look in looks for thing in look(user, name)] if name else []
 

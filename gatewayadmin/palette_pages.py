@@ -13,7 +13,7 @@ from tokens.rows import SEES as SEES_TOKENS
 class Offer(NamedTuple):
     """An entry for people with the needed capabilities.
 
-    `words` find it beside its text, `query` is the list's filter, and `key` the letter that goes there after G.
+    `words` are further words that find it, `query` is the list's filter, and `key` the letter that opens it after G.
     """
 
     text: str

@@ -24,7 +24,7 @@ from wire import hosts
 
 PACKAGE = Path(__file__).resolve().parent
 BASE_DIR = PACKAGE.parent
-IS_INSTALLED = (PACKAGE / "templates").is_dir()  # From a wheel, which has the folders beside us here.
+IS_INSTALLED = (PACKAGE / "templates").is_dir()  # From a wheel, where the package contains the folders.
 FILES = PACKAGE if IS_INSTALLED else BASE_DIR
 DOCS = FILES / "docs"
 
@@ -92,7 +92,7 @@ DATABASES = {
         DATABASE_URL, DATA_DIR, web_connections=WEB_CONNECTIONS, direct_url=DIRECT_DATABASE_URL
     )
 }
-# What pages take instead, where they go through a pooler, and the replica that logs are read from.
+# The database of pages if they use a pooler, and the replica that logs are read from.
 PAGES_DATABASE = database.pages(DATABASE_URL, web_connections=WEB_CONNECTIONS) if DIRECT_DATABASE_URL else None
 READ_DATABASE = database.replica(READ_DATABASE_URL, web_connections=WEB_CONNECTIONS) if READ_DATABASE_URL else None
 
@@ -207,15 +207,15 @@ TEMPLATES = [
 ]
 
 CACHES = {
-    # Shared by all workers: codes that were used are there. Never read on the way of an MCP request.
+    # Shared by all workers, since it stores used codes. MCP requests never read it.
     "default": {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "cache",
-        "OPTIONS": {"MAX_ENTRIES": 20_000},  # Past it a third is forgotten.
+        "OPTIONS": {"MAX_ENTRIES": 20_000},  # Beyond that, a third is deleted.
     }
 }
 
-# What is still arriving waits on the disk beyond this; a stranger may send so many at once.
+# Larger uploads are written to disk as they arrive: unauthenticated clients may send many at once.
 FILE_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024
 
 LANGUAGE_CODE = "en-us"
@@ -224,7 +224,7 @@ USE_TZ = True
 USE_I18N = False
 
 STATIC_URL = "/static/"
-STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # Else found as the package's own.
+STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # In a wheel they are found in the package.
 SERVESTATIC_USE_FINDERS = True  # A fresh clone serves its files without a collecting step.
 SERVESTATIC_AUTOREFRESH = False
 
@@ -250,7 +250,7 @@ AUTH_PASSWORD_VALIDATORS = [
     },
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
-# The longest any link lives: an invitation's. accounts.password_links keeps a reset to one hour.
+# The longest lifetime of a link, that of an invitation; accounts.password_links limits resets to one hour.
 PASSWORD_RESET_TIMEOUT = int(timedelta(hours=72).total_seconds())
 LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "overview"
@@ -273,7 +273,7 @@ ACCOUNT_FORMS = {
 ACCOUNT_DEFAULT_HTTP_PROTOCOL = _public.scheme
 ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "accounts.password_links.LinkTokens"
 ACCOUNT_REAUTHENTICATION_TIMEOUT = int(timedelta(minutes=15).total_seconds())
-# Not allauth's: they wait for each other while they hold a database connection. Ours are in accounts.sign_in_limits.
+# allauth's limits wait for each other while holding a database connection. Ours are in accounts.sign_in_limits.
 ACCOUNT_RATE_LIMITS = False
 
 MFA_ADAPTER = "accounts.second_factor.Adapter"
@@ -288,7 +288,7 @@ MFA_FORMS = {
 }
 MFA_ALLOW_UNVERIFIED_EMAIL = True  # An administrator invited the address; nobody types in their own.
 MFA_RECOVERY_CODES_SHOW_ONCE = True
-MFA_TOTP_TOLERANCE = 1  # A code is typed more slowly than it changes, and clocks differ.
+MFA_TOTP_TOLERANCE = 1  # Steps before and after: typing takes time, and clocks differ.
 
 SESSION_COOKIE_NAME = "gateway_session"
 SESSION_COOKIE_AGE = int(timedelta(days=7).total_seconds())
@@ -301,7 +301,7 @@ CSRF_COOKIE_HTTPONLY = True
 CSRF_COOKIE_SAMESITE = "Lax"
 CSRF_FAILURE_VIEW = "ui.errors.csrf_failure"
 
-# --- What browsers are told ---------------------------------------------------------------------------------------
+# --- Security headers ---------------------------------------------------------------------------------------------
 
 SECURE_CSP = {
     "default-src": [CSP.SELF],
@@ -347,7 +347,7 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api/",
     "COMPONENT_SPLIT_REQUEST": True,
     "ENFORCE_NON_BLANK_FIELDS": True,
-    "ENABLE_DJANGO_DEPLOY_CHECK": False,  # It would draw the description at every start; a test does.
+    "ENABLE_DJANGO_DEPLOY_CHECK": False,  # It would generate the description at every start; a test does it.
     "POSTPROCESSING_HOOKS": ["gatewayadmin.rest.openapi.closed"],
 }
 
@@ -383,7 +383,7 @@ OAUTH2_PROVIDER = {
     "COMPLIANT_BCP_RFC9700_REFRESH_TOKEN": True,
     "COMPLIANT_BCP_RFC9700_REDIRECT_URI_MATCHING": True,
     "COMPLIANT_BCP_RFC9700_PKCE_REQUIRED": True,
-    # COMPLIANT_BCP_RFC9700_REDIRECT_URI_SCHEME stays off: apps on one's own machine listen on loopback http. Our
+    # COMPLIANT_BCP_RFC9700_REDIRECT_URI_SCHEME stays off: native apps listen on loopback http. Our
     # registration check refuses http everywhere else.
 }
 
@@ -402,12 +402,12 @@ LOGGING = {
     "loggers": {
         "django": {"handlers": [], "level": "INFO", "propagate": True},
         "django.server": {"handlers": [], "level": "WARNING", "propagate": True},
-        # Bad requests, which anybody can send as fast as the network carries them.
+        # Bad requests, which any client can send in large numbers.
         "django.security": {"handlers": ["stderr_one_line"], "level": "WARNING", "propagate": False},
-        "django.request": {"level": "ERROR"},  # A 404 is nothing a person must act upon; the edge notes it.
+        "django.request": {"level": "ERROR"},  # Nobody needs to act on a 404.
         "gatewayadmin.middleware": {"level": "INFO" if LOG_REQUESTS else "WARNING"},
-        "fido2": {"level": "WARNING"},  # Names every key that is used.
-        "httpx": {"level": "WARNING"},  # Names every URL it asks, with its query.
+        "fido2": {"level": "WARNING"},  # Logs every key that is used.
+        "httpx": {"level": "WARNING"},  # Logs every URL with its query.
         "psycopg.pool": {"level": "ERROR"},
     },
 }

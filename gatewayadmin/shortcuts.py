@@ -16,7 +16,7 @@ from ui.pages import AppRequest, show
 
 
 def letters(request: HttpRequest) -> dict[str, Any]:
-    """Context processor. `letters` are those that go to a page after G."""
+    """Context processor. `letters` are those that open a page after G."""
     return {"letters": SimpleLazyObject(lambda: "".join(page.key for page in _with_key(request)))}
 
 
@@ -28,7 +28,7 @@ def keys(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@own_resource("leads to a page that asks for its own capability")
+@own_resource("redirects to a page that checks its own capability")
 def go(request: AppRequest, key: str) -> HttpResponse:
     """Redirect to the page of a letter; to the list of keys if the person has none for it."""
     return redirect(next((reverse(page.view) for page in _with_key(request) if page.key == key), reverse("keys")))

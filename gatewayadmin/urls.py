@@ -32,11 +32,11 @@ _ROOMS = (
     "sso",
 )
 
-# What allauth offers beyond these (changing one's own e-mail, signing in by mailed code) is not ours.
+# allauth's other views (changing one's own e-mail, signing in by mailed code) are not offered.
 _signing_in = [
     path("login/", account.login, name="account_login"),
     path("logout/", SignOut.as_view(), name="account_logout"),
-    path("signup/", account.signup, name="account_signup"),  # Closed; the sign-in page asks for its address.
+    path("signup/", account.signup, name="account_signup"),  # Closed; the sign-in page needs its URL.
     path("inactive/", account.account_inactive, name="account_inactive"),
     path(
         "reauthenticate/",

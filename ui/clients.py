@@ -70,7 +70,7 @@ class Client:
     name: str
     blocks: tuple[Block, ...]
     call: dict[str, str]
-    click: OneClick | None = None  # Of the browser way.
+    click: OneClick | None = None  # For signing in with the browser.
 
     def by(self, way: str) -> Block | None:
         """Return the block for `browser` or `token`, if there is one."""

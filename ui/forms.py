@@ -23,7 +23,7 @@ class ExplainedChoice(forms.RadioSelect):
         self.sentences = {str(value): sentence for value, sentence in sentences.items()}
 
     def create_option(self, name: str, value: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        """One button; the sentence is in its attributes as `title`, which ui/field.html shows beside it."""
+        """Return one button; its attribute `title` is the sentence that ui/field.html shows beside it."""
         option = super().create_option(name, value, *args, **options)
         option["attrs"] |= {"title": self.sentences[str(value)], "data-explained": True}
         return option
@@ -103,7 +103,7 @@ class ListFilter(forms.Form):
 def holds(field: str, words: str) -> Q:
     """Match rows whose field contains these words, ignoring case.
 
-    For ASCII words the collation "C" is used: case rules of the C library take most of the time otherwise.
+    ASCII words are compared in the collation "C", because the case rules of the C library are slow.
     """
     if words.isascii():
         return Q(Contains(Upper(Collate(field, "C")), words.upper()))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class RequestBody(serializers.Serializer[Any]):
     """The accepted fields of a body: an unknown key is refused, not ignored.
 
-    `defaults` are the values of omitted fields, where a parent class has them without one.
+    `defaults` makes required fields of a parent class optional, with these values.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -198,8 +198,8 @@ class AnswerLost(APIException):
 class Afterwards(Response):
     """Answer of an operation that contacts another machine, such as a mail server, after its commit.
 
-    `done` does that and returns the final answer. `made` returns the answer to store before, for repeated requests if
-    the process ends in between.
+    `done` does that and returns the final answer. `made` returns the answer that is stored with the commit; repeated
+    requests get it if the process ends before `done`.
     """
 
     def __init__(self, made: Callable[[], Response], done: Callable[[], Response]) -> None:

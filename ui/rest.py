@@ -114,7 +114,7 @@ class ApiError(APIException):
 
 
 class Paging(PageNumberPagination):
-    """`?page=1&page_size=50`, at most 200 a page; a page that is not there is 404."""
+    """`?page=1&page_size=50`, at most 200 a page; a missing page is 404."""
 
     page_size = PAGE_SIZE
     page_size_query_param = "page_size"
@@ -160,9 +160,9 @@ def already_exists(detail: str) -> ApiError:
 
 
 class RateLimit(SimpleRateThrottle):
-    """A limit of an operation, with its state in the answers: draft-ietf-httpapi-ratelimit-headers-10.
+    """A rate limit of an operation, reported in response headers (draft-ietf-httpapi-ratelimit-headers-10).
 
-    `scope` is its name, `rate` how often, such as `60/h`.
+    `scope` is its name, `rate` its number of requests and period, such as `60/h`.
     """
 
     num_requests: int
@@ -215,7 +215,7 @@ class Resource(GenericViewSet[Any]):
         return cast("User", self.request.user)
 
     def must_own(self, owner: UUID | None) -> None:
-        """Raise CapabilityRequired for another person's thing unless what the operation needs, an `Own`, allows it."""
+        """Raise CapabilityRequired for another person's object, unless the operation's rule (`Own`) allows it."""
         rule = cast("Own", self.operation.needs)
         rule.check(self.me, owner)
 
@@ -228,7 +228,7 @@ class Resource(GenericViewSet[Any]):
         return super().handle_exception(exc)
 
     def body(self) -> dict[str, Any]:
-        """The body of this request as the operation's `body` lets it through. Raises ValidationError."""
+        """Return the body of this request, validated by the operation's `body`. Raises ValidationError."""
         kind, partial = cast("type[RequestBody]", self.operation.body), self.request.method == "PATCH"
         body = kind(data=self.request.data, partial=partial, context=self.get_serializer_context())
         body.is_valid(raise_exception=True)
@@ -247,8 +247,8 @@ class Resource(GenericViewSet[Any]):
     def unchanged(self, row: Any) -> Iterator[None]:
         """Lock `row` for the block. Raises ChangedMeanwhile when `If-Match` does not allow its version.
 
-        Without `If-Match` there is nothing to compare, and the verbs in the block lock for themselves. Those that ask
-        another machine run after the block: no row stays locked meanwhile.
+        Without `If-Match` nothing is locked here: verbs lock rows themselves. Verbs that contact another machine must
+        run after the block, so that no row stays locked meanwhile.
         """
         if self.seen is None:
             yield
@@ -258,17 +258,17 @@ class Resource(GenericViewSet[Any]):
             yield
 
     def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
-        """Respond with the row as it is now. Resources whose rows have counts read them again."""
+        """Respond with the current row. Resources whose rows have annotated counts override it to read them again."""
         return self.answer(row, status)
 
     def changed(self, row: Any, verb: Callable[..., object], **fields: Any) -> Response:
-        """Run a verb of `row` if `If-Match` allows it, and respond with the row as it is now."""
+        """Run a verb of `row` if `If-Match` allows it, and respond with the current row."""
         with self.unchanged(row):
             verb(**fields, by=self.me)
         return self.current(row)
 
     def removed(self, row: Any, verb: Callable[..., object], *arguments: Any) -> Response:
-        """Run a verb after which `row` is gone, if `If-Match` allows it."""
+        """Run a verb that removes `row`, if `If-Match` allows it, and respond with 204."""
         with self.unchanged(row):
             verb(*arguments, by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
@@ -420,7 +420,7 @@ def secret_answer(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Respo
     return Response(body, status=status, headers={"Cache-Control": "no-store"})
 
 
-# Filters that name a thing: by id, slug or name, in any case; what names nothing is an error, not an empty list.
+# Filters by an object: its id, slug or name, ignoring case. An unknown object is an error, not an empty list.
 
 MOST_COMPARED = 500  # Names searched for a suggestion.
 MOST_NAMED = 3
@@ -429,7 +429,7 @@ MOST_NAMED = 3
 class SubjectField(serializers.CharField):
     """A filter by an object; its value is the ids of the matching objects, archived ones included.
 
-    `things` are those the caller may know; others are treated as if they did not exist. `names` are the columns
+    `things` are the objects the caller may know; others are treated as if they did not exist. `names` are the columns
     compared without regard to case, `ids` those with the id. `listed` are those whose names the caller sees in lists:
     suggestions are limited to them; by default all `things`.
     """
@@ -451,7 +451,7 @@ class SubjectField(serializers.CharField):
 
     def to_internal_value(self, data: Any) -> Any:
         text = super().to_internal_value(data)
-        self.run_validators(text)  # Before the database is asked, which takes no NUL.
+        self.run_validators(text)  # Before the query: the database refuses NUL.
         view = self.context["view"]
         things = self.things(view)
         if pks := list(things.filter(self._called(text)).order_by().values_list("pk", flat=True).distinct()):

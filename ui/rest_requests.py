@@ -23,7 +23,7 @@ class RequestTooLarge(APIException):
 
 
 class Json(JSONParser):
-    """Reads JSON of at most 1 MiB, however deep it pretends to be, whose text is text."""
+    """Parses JSON of at most 1 MiB; refuses excessive nesting and lone surrogates."""
 
     def parse(self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None) -> Any:
         try:
@@ -35,7 +35,7 @@ class Json(JSONParser):
 
 
 def _must_be_text(data: Any) -> None:
-    """Refuse lone surrogates anywhere: no answer could repeat them, and no column store them."""
+    """Refuse lone surrogates anywhere: they can be neither stored nor sent in an answer."""
     match data:
         case str():
             if not data.isascii() and any("\ud800" <= character <= "\udfff" for character in data):
@@ -50,7 +50,7 @@ def _must_be_text(data: Any) -> None:
 
 
 class _Bounded:
-    """A stream that gives 1 MiB at most."""
+    """A stream that raises RequestTooLarge beyond 1 MiB."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -67,7 +67,7 @@ class SessionCookie(SessionAuthentication):
 
     def enforce_csrf(self, request: Any) -> None:
         try:
-            # Django's own request: ours would refuse the type of a form's body before it is known to be needed.
-            super().enforce_csrf(request._request)  # noqa: SLF001  (Django's check wants Django's request)
+            # DRF's request would parse the body, and refuse a form for its content type.
+            super().enforce_csrf(request._request)  # noqa: SLF001  (Django's check takes Django's request)
         except exceptions.PermissionDenied as denied:
             raise exceptions.PermissionDenied(str(denied.detail), code="csrf_failed") from None

@@ -1,4 +1,4 @@
-"""The words of states on pages and in the Django admin; REST has their codes, which most states are called by."""
+"""Display texts of states on pages and in the Django admin. A state without one is shown by its code, as in REST."""
 
 WORDS = {
     "host": {"pending": "Waiting for approval"},
@@ -10,5 +10,5 @@ WORDS = {
 
 
 def state_label(state: str, kind: str) -> str:
-    """The words for a state of a `host`, `identity`, `sink`, `token` or `user`."""
+    """Return the display text of a state; `kind` is `host`, `identity`, `sink`, `token` or `user`."""
     return WORDS[kind].get(state, state)

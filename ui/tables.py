@@ -30,11 +30,11 @@ class Column:
     `width` is in rem, None for the column that takes the remaining width. Columns with `priority` 4, then 3 and 2, are
     hidden in narrow lists; 0 is never hidden. `kind` is "number", "moment" (a phone shows its label), "acts" for the
     last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions to sort
-    by, empty where that would take too long: they have an index, or the list is short.
+    by; empty if there is no index and the list may be long.
 
-    `on_phone` keeps it in the second line of a row there. An `is_extra` column is shown only if chosen; one that
-    `stays` always. Its label is hidden visually without `said`, where the controls explain themselves. `needs` are
-    capabilities, of which the viewer needs one to see it.
+    `on_phone` shows it in the second line of a row on phones. An `is_extra` column is shown only if chosen; one that
+    `stays`, always. Without `said`, the label is for screen readers only. `needs` are capabilities, of which the viewer
+    needs one to see it.
     """
 
     name: str

@@ -42,7 +42,7 @@ class Seen(Protocol):
 
 
 class FormSeen(NamedTuple):
-    """The version a form was made from. It minds only the fields it would change."""
+    """The version that a form was opened with; only changes of fields that the form would write conflict."""
 
     version: str
 
@@ -58,7 +58,7 @@ def _parts(version: str) -> list[str]:
 
 
 class Precondition(NamedTuple):
-    """An If-Match field: the versions it names as strong tags, and what any of them would allow (RFC 9110 13.1.1)."""
+    """The versions in an If-Match header, from strong tags; one of them must be current (RFC 9110 13.1.1)."""
 
     tags: frozenset[str]
 

@@ -67,7 +67,7 @@ def list_page(
 ) -> HttpResponse:
     """Render one page of `rows`, narrowed by `filters`, in the order of the table; see `page_of` for `detail`.
 
-    `wrap` makes what the template shows of each row, in `rows`.
+    `wrap` converts each row for the template, which gets them as `rows`.
     """
     view = table.seen(request)
     page = page_of(request, view.ordered(filters.narrow(rows) if filters else rows), detail=detail, count=count)
@@ -86,8 +86,8 @@ def form_page(
 ) -> HttpResponse:
     """Show `form`; on POST return the response of `save`, which runs with valid data, or the form with its errors.
 
-    Exceptions of `errors` become an error of the named field, with their message or the one beside the field; None is
-    the whole form. ChangedMeanwhile shows what somebody else changed; pass the row's `version` for that.
+    `errors` maps exceptions to the field that shows their message (None: the whole form), or to a field and another
+    message. ChangedMeanwhile shows what somebody else changed; pass the row's `version` for that.
     """
     context |= {"form": form}
     if request.method == "GET":
@@ -116,10 +116,11 @@ def confirmed(
     typed: str = "",
     **question: Any,
 ) -> HttpResponse:
-    """Ask (see `confirm`), then `act` and return its response; or go `to` a page, or `back`, with the toast `done`.
+    """Show a confirmation (see `confirm`); on POST, run `act` and return its response.
 
-    If it raises one of `faults`, go back with its message, or return the response of `refused`. Values of `question`
-    that cost a query may be functions.
+    If `act` returns no response, redirect to `to` or `back` with the toast `done`. If it raises one of `faults`,
+    redirect to `back` with its message, or return the response of `refused`. Values of `question` that cost a query may
+    be functions.
     """
     if request.method == "GET" or (typed and not was_typed(request, typed)):
         told = {name: value() if callable(value) else value for name, value in question.items()}
@@ -157,7 +158,7 @@ def archive_page(
     back: str,
     to: str,
 ) -> HttpResponse:
-    """Archive `row` once its name was typed, then go `to` the list; a row still enabled goes `back` with the reason."""
+    """Archive `row` after its name was typed, and redirect to `to`; if it is refused (still enabled), to `back`."""
     return confirmed(
         request,
         archive,

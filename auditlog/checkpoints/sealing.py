@@ -113,7 +113,7 @@ TABLE = Call._meta.db_table
 
 
 def _texts(model: type[Model]) -> set[str]:
-    """Return the columns to select as text. UUIDs look the same in JSON; building objects takes a sixth of the time."""
+    """Return the columns to select as text: also UUIDs, which are the same in JSON and slow to parse."""
     return AS_TEXT | {
         str(field.column)
         for field in model._meta.concrete_fields
@@ -149,7 +149,7 @@ class _Leaves(NamedTuple):
 def keep_up(most: int = 100) -> int:
     """Make up to `most` checkpoints that are due, and return how many rows they cover.
 
-    Makes none while another process makes them, or while a writer takes too long.
+    Stops early if another process makes checkpoints, or a writer does not finish within WRITERS_S.
     """
     covered = 0
     for _ in range(most):
@@ -165,7 +165,7 @@ def keep_up(most: int = 100) -> int:
 def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> int:
     """Drop partitions with only calls older than `limit`, pass each to `note`, and return how many.
 
-    Requires the table's owner. A checkpoint records this first: `verify_log` reports a partition that is missing
+    Only the table's owner can do this. A checkpoint records the drop first; `verify_log` reports a partition missing
     without one. The digests of the rows are deleted too. The checkpoints stay: each is needed to prove the next.
     """
     kept_from = _seal_drop(limit)
@@ -177,7 +177,10 @@ def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> i
 
 @transaction.atomic
 def _seal_drop(limit: date) -> datetime | None:
-    """Seal which partitions are dropped. Return the start of the remaining rows, or None if nothing is sealed."""
+    """Record in a checkpoint which partitions will be dropped.
+
+    Returns the start of the remaining rows, or None if there is no checkpoint yet.
+    """
     expired = Call.partitions.expired(limit)
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
@@ -217,7 +220,7 @@ def _newest() -> Body | None:
     if text is None:
         return None
     body: Body = orjson.loads(text)
-    # Made by an earlier release, which sealed no events; a newer one, which does, may have run before.
+    # Earlier releases sealed no events. After a downgrade, an older checkpoint may have the missing fields.
     if "events_to" not in body:
         known: Body = orjson.loads(texts.filter(body__contains='"events_to":').first() or b"{}")
         body |= {"events_to": known.get("events_to", 0), "kept_from": known.get("kept_from") or _oldest_partition()}
@@ -274,7 +277,7 @@ def _make_events(cursor: Any, before: Body) -> Body | None:
     if last is None or last <= before["events_to"]:
         return None
     rows = _read(cursor, _EVENTS, [before["events_to"], last, MOST_ROWS])
-    if not rows.packed:  # Ids of events that were rolled back.
+    if not rows.packed:  # All these ids belong to rolled-back events.
         return None
     upto = rows.last_id if rows.last_id and len(rows.packed) == MOST_ROWS else last
     covers = {"after_id": before["events_to"], "upto_id": upto, "events_to": upto, "columns": NEWEST_OF_EVENTS}
@@ -296,7 +299,7 @@ def _read(cursor: Any, statement: str, parameters: list[Any]) -> _Leaves:
 def _keep(body: Body, leaves: _Leaves) -> Body:
     packed = leaves.packed
     body = {"columns": NEWEST, "version": 1, "rows": len(packed), "root": root_of(packed).hex(), **body}
-    # When the digests may be deleted: a call's uid starts with its time. Those of admin events are never deleted.
+    # The digests may be deleted with calls of this time (a uid starts with it); those of admin events never.
     forget_at = span_of_uid(UUID(bytes=max(packed)[:UID]))[0] if packed and body["kind"] != "events" else None
     body |= {"sealed_at": timezone.now(), "oldest_at": leaves.oldest, "newest_at": forget_at or leaves.newest}
     key = signing_key()

@@ -182,9 +182,9 @@ class CallPlaces(CheckpointIndex):
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
 
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
-        """Return the row's checkpoint. Without one, return whether the row may be in none.
+        """Return the row's checkpoint. If it has none, return True if that is legitimate, otherwise False.
 
-        It may if it predates the first checkpoint, or if its checkpoint is still to be made or is missing.
+        A row may have none if it predates the first checkpoint, or if its checkpoint is not made yet or is missing.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)
@@ -229,9 +229,9 @@ def verify(
 ) -> Report:
     """Compare calls dated from `since` to before `until`, and all admin events, with the checkpoints, in one snapshot.
 
-    `keys` are the trusted public keys (32 bytes each). Without them the keys named in the checkpoints are used, which
-    does not protect against someone who can sign again. Rows that a sink `received` must be the same here, whichever
-    key signed them, and the sink must have the rows of its checkpoints.
+    `keys` are the trusted public keys (32 bytes each). Without them, the keys named in the checkpoints are used, which
+    does not detect rows that were changed and signed again with another key. Rows that a sink `received` must equal
+    those here, whichever key signed them, and the sink must have all rows that its checkpoints cover.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")

@@ -1,8 +1,8 @@
-"""The logs are insert-only, and a function makes the partitions of the call log."""
+"""Make the logs insert-only, and add a function that creates the partitions of the call log."""
 
 from django.db import migrations
 
-# Row triggers on a partitioned table also apply to every partition, and to statements aimed at one.
+# Row triggers on a partitioned table also apply to statements on its partitions.
 REFUSE_CHANGES = """
 CREATE FUNCTION auditlog_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -24,8 +24,8 @@ DROP TRIGGER auditlog_call_is_insert_only ON auditlog_call;
 DROP FUNCTION auditlog_refuse_change();
 """
 
-# Partitions belong to the owner of the log, even if the serving role makes them. That role may make those of the coming
-# weeks only: it owns neither the table nor any partition.
+# Partitions belong to the owner of the log, even if the serving role creates them. That role owns neither the table nor
+# any partition, and may only create partitions of the coming weeks.
 MAKE_PARTITION = """
 CREATE FUNCTION auditlog_make_partition(starts date, ends date) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET lock_timeout = '2s' AS $make$
@@ -61,8 +61,8 @@ DO $$ BEGIN
 END $$;
 """
 
-# Rows are found by what they count, so `id` needs no index. Rows of the current period are updated again and again:
-# the new version fits into the same page, and no index changes.
+# Rows are found by their unique columns, so `id` needs no index. Rows of the current period are updated often: a new
+# version fits into the same page, so that no index changes.
 ROLLUP_STORAGE = """
 ALTER TABLE auditlog_rollup DROP CONSTRAINT auditlog_rollup_pkey;
 ALTER TABLE auditlog_rollup SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02);

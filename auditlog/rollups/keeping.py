@@ -36,7 +36,7 @@ from ui import databases
 
 STEP = 20_000  # Rows of the log counted per transaction, or slightly more.
 OLD_STEP = 60_000  # For rows from before counting began: days are completed in fewer steps.
-# The age up to which committed rows are found at once, and the interval at which older ones are found.
+# Rows up to NEAR old when they are committed are counted at once, older ones every LATE_EVERY.
 NEAR = timedelta(hours=1)
 LATE_EVERY = timedelta(minutes=15)
 WRITERS_S = 1.0  # How long a step waits for writers.
@@ -64,7 +64,7 @@ def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
 
 
 def drop_before(limit: date) -> int:
-    """Remove the calls that retention before `limit` will drop, and return how many roll-ups were deleted.
+    """Delete the roll-ups of calls that retention before `limit` will drop, and return how many were deleted.
 
     Call it before the partitions are dropped: until then these calls are counted from the log.
     """
@@ -172,7 +172,7 @@ def _count_late() -> tuple[int, bool]:
         for name, floor in _floors(now).items():
             setattr(state, name, max(getattr(state, name), floor))
         state.save()
-        for grain in (MINUTES, RECENT_HOURS):  # A whole day's would be many.
+        for grain in (MINUTES, RECENT_HOURS):  # Not left to the daily drop_before: a day's would be many.
             _delete_outdated(state, grain)
         return counted, False
 

@@ -33,10 +33,10 @@ from auditlog.rollups.schema import (
 # Limits on the rows and the period an answer may count from the log; beyond them there is no answer.
 MOST_FROM_LOG = 60_000
 LONGEST_FROM_LOG = timedelta(hours=48)  # The ends of periods kept by day only.
-A_MOMENT = timedelta(seconds=1)  # The maximum age of what a caller passes as now.
+A_MOMENT = timedelta(seconds=1)  # A caller's "now" is at most this old.
 # An index finds the calls of one of these, over any period.
 FOUND_BY_INDEX = ("user_id", "host_id", "feature_name", "server_id", "gateway_id")
-MOST_ROWS = 20_000  # Groups of an answer: clients choose the names they call.
+MOST_ROWS = 20_000  # Groups of an answer: clients may call any number of invented names.
 
 # The planner does not know that few roll-ups are days, and would scan the whole table.
 _BEGIN = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL enable_seqscan = off"
@@ -233,7 +233,7 @@ class Book:
     def _may_read(self, pieces: Sequence[SourcePeriod], where: Where) -> bool:
         """True if no piece of the log is too long to read."""
         long = [each for each in pieces if each.grain is None and each.until - each.since > LONGEST_FROM_LOG]
-        # An index may find few rows in all of that time, of which the other conditions leave some.
+        # Even a long piece can be read if an index finds few rows in it.
         indexed = [name for name in FOUND_BY_INDEX if name in where] if long else []
         found = (self._rows_of_log(long, _filters({name: where[name]})) for name in indexed)
         return not long or any(self._number_in_log(rows) <= MOST_FROM_LOG for rows in found)
@@ -250,13 +250,13 @@ class Book:
     def _pieces(
         self, columns: set[str], since: datetime, until: datetime, bars: Bars | None
     ) -> list[SourcePeriod] | None:
-        """Cut a period into pieces that one source has each; None if nothing is counted yet."""
+        """Cut a period into pieces, each read from one source; None if nothing is counted yet."""
         if self._state is None:
             return None
         if since < self._state.days_from and (days := Call.partitions.starts()):
             since = max(since, datetime.combine(days[0], datetime.min.time(), UTC))
         if until > self._now - A_MOMENT:
-            # There are no later calls: the count of today is complete.
+            # There are no later calls, so the whole current day can be read.
             until = DAYS.next(self._now + A_MOMENT)
         grains = [
             grain
@@ -379,7 +379,7 @@ def _filters(where: Where, *, named: bool = False) -> SQL:
 def array(values: Iterable[Any]) -> str:
     """Return these values as a PostgreSQL array literal: faster to pass than a list of hundreds.
 
-    Also, nested arrays must have equal lengths, texts need not.
+    Unlike nested lists, several of these texts may have different numbers of values.
     """
     quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
     return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
@@ -392,7 +392,7 @@ def _union(rows: Sequence[SQL], columns: str) -> SQL:
 
 
 def _keys(by: Sequence[str], bars: Bars | None, at: str) -> SQL:
-    """Return the key columns, after a NULL in case there are none, and their parameters."""
+    """Return SQL for the key columns, and its parameters. It begins with NULL, so that it is never empty."""
     number, parameters = bars.number_of(at) if bars else ("", [])
     return ", ".join(filter(None, ("NULL", *by, number))), parameters
 

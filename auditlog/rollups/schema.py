@@ -66,7 +66,7 @@ MINUTES = Grain(60, (*FEW, *MANY), timedelta(hours=4), "minutes_from")
 RECENT_HOURS = Grain(3600, MANY, timedelta(days=2), "recent_hours_from")
 HOURS = Grain(3600, FEW, timedelta(days=35), "hours_from")
 DAYS = Grain(86400, (*FEW, *MANY), None, "days_from")
-WEEKS = Grain(604800, MANY, None, "days_from")  # So that a month is summed of four rather than thirty.
+WEEKS = Grain(604800, MANY, None, "days_from")  # A month is the sum of four rather than thirty.
 GRAINS = (WEEKS, DAYS, HOURS, RECENT_HOURS, MINUTES)
 
 
@@ -105,9 +105,9 @@ TIME_RANGES = {
 
 
 def range_start(now: datetime, length: timedelta) -> datetime:
-    """Return where a range up to `now` begins, as roll-ups do.
+    """Return the start of a range up to `now`, aligned to the roll-ups.
 
-    A day begins with a whole hour, what is longer with a whole day (UTC), what is shorter `length` ago.
+    A day starts at a whole hour, a longer range at a whole day (UTC), a shorter one exactly `length` ago.
     """
     if length < timedelta(days=1):
         return now - length

@@ -93,7 +93,7 @@ REFUSALS = (
 MAX_ROWS = 500
 MAX_EXPLAINED = 20
 FINAL = "This cannot be undone."
-# The actions that refuse calls, whose confirmation names what they cut.
+# Actions after which calls are refused; their confirmation says which.
 REFUSES_CALLS = {"disable", "archive", "remove", "quarantine", "revoke", "deactivate", "cut_off"}
 
 type Rule = Callable[[Any], bool]
@@ -209,7 +209,7 @@ EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
 
 
 def words(names: str) -> tuple[str, ...]:
-    """Return the names of fields in a text."""
+    """Split a text into names of fields."""
     return tuple(names.split())
 
 

@@ -1,4 +1,4 @@
-"""Admin pages of calls, events, the sinks and archive they are sent to, and the channels that tell people."""
+"""Admin pages of calls, events, the sinks and archive they are sent to, and notification channels."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class ArchivedPartitionPages(CapabilityAdmin):
 
 @register(Channel, site=site)
 class ChannelPages(CapabilityAdmin):
-    """Notification channels of the workspace, and one's own."""
+    """Notification channels of the workspace, and the viewer's own."""
 
     seen_by = (Capability.WORKSPACE_MANAGE,)
     acts = (

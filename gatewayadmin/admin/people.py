@@ -244,7 +244,7 @@ class ProviderPages(CapabilityAdmin):
 
     def changeform_view(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
         if request.method == "POST" and must_ask_again(request):
-            raise ReauthenticationRequired  # As the product's page and REST ask.
+            raise ReauthenticationRequired  # As on the product's page and in REST.
         return super().changeform_view(request, *args, **options)
 
     def edit(self, row: Provider, values: dict[str, Any], by: Any) -> None:

@@ -101,7 +101,7 @@ class RegistrationPages(CapabilityAdmin):
 
 @register(Gateway, site=site)
 class GatewayPages(CapabilityAdmin):
-    """Read-only: names and reach have rules that the product's page asks."""
+    """Read-only: the product's page checks the rules for names and reach."""
 
     seen_by = SEES_GATEWAYS
     page = ("gateways:detail", "slug")
@@ -157,7 +157,7 @@ class AssignmentPages(CapabilityAdmin):
 
 @register(Feature, site=site)
 class FeaturePages(CapabilityAdmin):
-    """Features of every kind; the product's page shows the difference."""
+    """Features of every kind; the product's page shows how a definition changed."""
 
     seen_by = SEES_GATEWAYS
     page = ("gateways:feature", "pk")
@@ -261,7 +261,7 @@ class ServerPages(CapabilityAdmin):
 
 
 def _checked(identity: Identity, by: Any) -> Identity:
-    """Return the identity. Raises CapabilityRequired if `by` may not change it: shared ones take another capability."""
+    """Return the identity. Raises CapabilityRequired if `by` may not change it: shared ones need another capability."""
     identity.must_be_open_to(by)
     return identity
 

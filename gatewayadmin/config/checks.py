@@ -145,7 +145,7 @@ def default_workers() -> int:
 
 
 def budget(workers: int, *, pooled: bool) -> Budget:
-    """Return the maximum of connections of these workers and the chores process, without exports and sinks."""
+    """Return the maximum number of connections of these workers and the chores process, without exports and sinks."""
     direct = workers * (PROXY + settings.RECORD_CONNECTIONS) + settings.WEB_CONNECTIONS
     pages = workers * settings.WEB_CONNECTIONS
     return Budget(workers, direct, pages, workers * (1 + settings.WEB_CONNECTIONS), pooled)
@@ -198,7 +198,7 @@ def _look_at_pages(report: DatabaseReport, direct: psycopg.Connection[Any]) -> b
 def _look_at_replica(report: DatabaseReport, direct: psycopg.Connection[Any]) -> None:
     if settings.READ_DATABASE is None:
         return
-    # Modules with metrics are loaded when `serve` has set their directory.
+    # Imported late: modules with metrics need the directory that `serve` sets.
     from auditlog.replica import IDENTITY  # noqa: PLC0415
 
     query = f"SELECT pg_is_in_recovery(), {IDENTITY}".encode()

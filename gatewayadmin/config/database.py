@@ -167,7 +167,7 @@ def without_time_limit() -> Iterator[None]:
     """Lift the statement time limit of pages for this thread."""
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
-    connection.connection.longest_wait = None  # Of a PageConnection, where the process serves pages as well.
+    connection.connection.longest_wait = None  # Only a PageConnection uses it.
     try:
         yield
     finally:
@@ -192,7 +192,7 @@ def ensure() -> None:
 def require(*, tables: bool = True) -> None:
     """Check that the database answers and is new enough, and that this version may use its tables.
 
-    With `tables`, there must be some. Raises UnusableDatabase.
+    With `tables`, a database without tables is refused, too. Raises UnusableDatabase.
     """
     ensure()
     try:

@@ -24,7 +24,7 @@ _a_share = re.compile(r"[0-9]*\.?[0-9]+", re.ASCII).fullmatch
 
 
 class Refused(Exception):
-    """The environment, or the data directory, does not let us start; the message is one line."""
+    """The environment or the data directory is invalid; the message is one line."""
 
 
 def refuse(name: str, problem: str) -> NoReturn:
@@ -40,7 +40,7 @@ def text(name: str, default: str = "") -> str:
 def secret(name: str) -> str:
     """Return the variable, or the content of the file named by `<name>_FILE`, stripped; empty if both are unset.
 
-    Messages do not show the path: a user who confuses the two variables has put the secret there.
+    Messages do not show the path: a user who confuses the two variables may have put the secret there.
     """
     value, path = text(name), text(f"{name}{FROM_FILE}")
     if value and path:
@@ -229,7 +229,7 @@ def _secret_of_file(name: str, path: str) -> str:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 refuse(name, "must be the path of a regular file.")
             content = file.read(LARGEST_SECRET + 1)
-    except (OSError, RuntimeError) as error:  # Also no home for "~".
+    except (OSError, RuntimeError) as error:  # RuntimeError: "~" without a home directory.
         reason = error.strerror if isinstance(error, OSError) else "No home directory"
         raise Refused(f"{name} is the path of a file that cannot be read ({reason}).") from None
     if len(content) > LARGEST_SECRET:

@@ -35,7 +35,7 @@ def from_environment() -> Keys:
 
 
 def kept_in(folder: Path, *, begun: bool = False) -> Keys:
-    """Read the keys from the environment, and missing ones from `folder`, where they are generated at first.
+    """Read the keys from the environment, and missing ones from `folder`, where the first start generates them.
 
     Raises Refused for a file with wrong permissions or content, and for a missing one if the installation has `begun`:
     new keys could not read its data.

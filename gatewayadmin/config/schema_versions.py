@@ -12,7 +12,7 @@ from django.db import connection, transaction
 
 from wire.versions import VERSION
 
-OLDEST = "1.0.0"  # The oldest version that may use tables of this one: raise it when a migration takes something away.
+OLDEST = "1.0.0"  # The oldest version that may use tables of this one: raise it when a migration removes something.
 UPGRADES_FROM = "1.0.0"  # The oldest version whose tables this one can migrate.
 
 BEFORE_1_0 = (

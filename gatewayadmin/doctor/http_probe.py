@@ -79,7 +79,7 @@ def document_of(answer: HttpAnswer) -> dict[str, Any]:
 
 
 class HttpProbe:
-    """HTTP client of the steps: each has `seconds` in total, however slow its peer is.
+    """HTTP client of the steps. Each step has `seconds` in total, even if data arrives slowly.
 
     `asked` and `answered` describe the last exchange without secrets.
     """
@@ -209,7 +209,7 @@ def _redirected(answer: HttpAnswer) -> StepFailed:
 
 
 def said(answer: HttpAnswer) -> str:
-    """The error text of a response of the gateway, otherwise just a full stop."""
+    """Return ": " and the error text of a response of the gateway; a full stop for any other response."""
     try:
         document = document_of(answer)
     except StepFailed:

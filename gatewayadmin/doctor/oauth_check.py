@@ -84,7 +84,7 @@ def allow(user: User, gateway: Gateway, application: Application, parameters: di
 
 
 def _request(user: User) -> AppRequest:
-    """Return a request of this person that is never sent."""
+    """Build a request of this person for functions that need one."""
     request = HttpRequest()
     request.method = "POST"
     request.META = {"SERVER_NAME": "doctor", "SERVER_PORT": "0"}
@@ -167,7 +167,7 @@ class OAuthCheck:
         return CheckStep(title, StepState.OK, self.wire.asked, self.wire.answered, finding)
 
     def refusal(self) -> str:
-        """A request without a token gets the URL of the resource metadata (RFC 9728 section 5.1)."""
+        """Check that a request without a token gets the URL of the resource metadata (RFC 9728 section 5.1)."""
         answer = self.wire.ask("POST", self.url, json=LIST, headers=ACCEPT)
         if answer.status != 401:
             raise unexpected(answer, 401)

@@ -20,7 +20,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return super().get_new_connection(conn_params)
 
 
-@atexit.register  # Runs before the cluster's own farewell, which was registered earlier.
+@atexit.register  # Runs before the cluster's exit handler, which was registered earlier.
 def _close() -> None:
     """Close our connections before the server may stop."""
     connections.close_all()

@@ -109,7 +109,7 @@ logger = logging.getLogger(__name__)
 DATABASE = "gateway"
 OWNER = "postgres"
 SOCKET = ".s.PGSQL.5432"
-LONGEST_SOCKET_PATH = 100  # 108 bytes on Linux, 104 on macOS, one for the end, and the server's own lock file.
+LONGEST_SOCKET_PATH = 100  # The limit is 108 bytes on Linux, 104 on macOS, with the final NUL.
 RECOVERY_S = 600
 PATIENCE_S = 20
 
@@ -154,7 +154,7 @@ class Cluster:
     def _stop(self) -> None:
         if not self.folder.exists():  # The folder was deleted; the server notices and ends by itself.
             return
-        self._open_path()  # Somebody may have closed a folder above in the meantime.
+        self._open_path()  # Access to a parent folder may have been removed.
         result = run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
         if result.returncode:
             logger.warning("the embedded PostgreSQL was not stopped", extra={"output": result.stdout.strip()})
@@ -206,9 +206,9 @@ class Cluster:
             time.sleep(0.2)
 
     def _try_start(self) -> bool:
-        """Start the server, waiting for crash recovery; False when it did not start and may with another try.
+        """Start the server, waiting for crash recovery. Return False if it did not start, but may on a retry.
 
-        After a kill the last server's children may hold its shared memory for a moment longer.
+        For a moment after a server was killed, its children still hold its shared memory.
         """
         self._drop_stale_status()
         options = {

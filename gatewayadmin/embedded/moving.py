@@ -1,7 +1,7 @@
 """Moves the embedded database's rows to a PostgreSQL of the operator's own: all of them, or none.
 
 The rows are read in one snapshot and written in one transaction, as text, so the target may be of another version. The
-tables are those that `migrate` has made there; what it put into them gives way.
+tables are those that `migrate` has created there; the rows it put into them are replaced.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folde
 
 LOG = Call.partitions.table
 APPLIED = "SELECT app || '.' || name FROM django_migrations"
-# Filled by `migrate`, in every database alike; any other row is somebody's.
+# Filled by `migrate`, the same in every database. Rows in any other table belong to an installation.
 MADE_BY_MIGRATE = {"django_migrations", "django_content_type", "auth_permission", "accounts_schemaversion"}
 
 _TABLES = """
@@ -59,7 +59,7 @@ def source(data_dir: Path) -> Iterator[Connection]:
 
 
 def refuse_unless_empty(target: Connection) -> None:
-    """Raise Immovable if the target has other rows than those `migrate` makes, or tables of others."""
+    """Raise Immovable if the target has other rows than those `migrate` makes, or tables of other programs."""
     names = _names(target, _TABLES)
     if names and "django_migrations" not in names:
         raise Immovable(f"The database has tables that are not the gateway's, such as {names[0]}: use an empty one.")
@@ -86,7 +86,7 @@ def move(data_dir: Path, say: Say) -> int:
                 if rows:
                     say(f"{table} {rows}")
         _take_over_sequences(old, new)
-        _refuse_if_used(old, data_dir)  # What somebody wrote meanwhile would stay behind.
+        _refuse_if_used(old, data_dir)  # Rows written in the meantime would not be moved.
         return moved
 
 
@@ -98,7 +98,7 @@ def _refuse_if_used(old: Connection, data_dir: Path) -> None:
 
 @contextmanager
 def _connected(conninfo: str = "", **parameters: Any) -> Iterator[Connection]:
-    """Connect with settings that make rows as text readable by every server."""
+    """Connect with settings under which every server can read rows as text."""
     with psycopg.connect(conninfo, client_encoding="utf8", **parameters) as connection:
         for setting in ("datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'", "extra_float_digits = 3"):
             connection.execute(f"SET {setting}".encode())

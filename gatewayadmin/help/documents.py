@@ -70,7 +70,7 @@ class Group(NamedTuple):
 
 
 class FoundPage(NamedTuple):
-    """A page that a search found, at its best section; `text` is the part of it with the words."""
+    """A search result: a page, its best section, and an excerpt (`text`) with the words."""
 
     document: HelpPage
     title: str
@@ -174,7 +174,7 @@ def _best(page: HelpPage, wanted: list[str]) -> list[tuple[float, FoundPage]]:
 
 
 def _score(head: str, section: Section, wanted: list[str]) -> float:
-    """Return how well a section fits: words in titles count more, and 0 means that a word is missing."""
+    """Return the score of a section, in which words in titles count more; 0 if a word is missing."""
     title, text = section.title.lower(), section.text.lower()
     total = 0.0
     for word in wanted:

@@ -10,7 +10,7 @@ from django.utils.functional import SimpleLazyObject
 
 from gatewayadmin.help.documents import HelpPage, documents
 
-# By the name of the URL, or of all URLs of an app (with a colon at the end).
+# By URL name, or by app name and a colon for all other URLs of the app.
 _TOPICS = {
     "overview": "quickstart",
     "setup": "quickstart",

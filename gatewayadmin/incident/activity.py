@@ -1,6 +1,6 @@
-"""The calls of a subject in the last 24 hours, against the usual: the days before, at most four weeks of them.
+"""The calls of a subject in the last 24 hours, compared with the average day of up to four weeks before.
 
-Read from the newest calls of the log. Where these do not reach back far enough, totals come from the roll-ups.
+Read from the newest MOST_READ calls of the subject. If there are more, totals come from the roll-ups.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CallTally(NamedTuple):
 
 @dataclass
 class Count:
-    """A number of the last 24 hours, and the average number of a day before; None if there is none to compare with."""
+    """Calls of the last 24 hours (`now`) and of the `days` before; without these, `per_day` is None."""
 
     now: int = 0
     before: int = 0
@@ -72,7 +72,7 @@ class Count:
 
     @property
     def is_odd(self) -> bool:
-        """True if it is far more than usual."""
+        """True if the number is far above the usual one."""
         return self.per_day is not None and self.now >= max(FEWEST_ODD, ODD * self.per_day)
 
 
@@ -89,13 +89,13 @@ class ToolCount(Count):
 
     @property
     def times(self) -> int:
-        """The multiple of the usual; 0 if that is not odd."""
+        """The number as a multiple of the usual one; 0 if it is not odd."""
         return round(self.now / self.per_day) if self.is_odd and self.per_day else 0
 
 
 @dataclass
 class AddressCount(Count):
-    """The calls from one address, with the client that called last and the first call read."""
+    """The calls from one address, its newest client, and the time of its first call read."""
 
     ip: str = ""
     client: str = ""
@@ -108,7 +108,7 @@ class AddressCount(Count):
 
 @dataclass
 class Activity:
-    """The subject's calls since `since`; `reaches_to` is the oldest call read if there were more."""
+    """The subject's calls since `since`; `reaches_to` is the time of the oldest call read, or None if all were read."""
 
     since: datetime
     until: datetime
@@ -164,7 +164,7 @@ class Activity:
         self.addresses = _recent(self.addresses)
 
     def _complete(self, columns: dict[str, UUID]) -> None:
-        """Take the totals from the roll-ups, where these have the subject."""
+        """Take the totals from the roll-ups, if these have the subject."""
         if len(columns) > 1 or not columns.keys() <= {*BY_ROLLUP}:
             return
         where = {name: [value] for name, value in columns.items()}
@@ -178,12 +178,12 @@ class Activity:
 
 
 def _days(since: datetime, first: datetime) -> int:
-    """Return the number of days before `since` to compare with, of a subject whose first call was then."""
+    """Return the number of days before `since` to compare with; `first` is the time of the subject's first call."""
     return max(0, min(BEFORE.days, ceil((since - first) / DAY)))
 
 
 def _first_call(columns: dict[str, UUID], since: datetime) -> datetime:
-    """Return the time of its first call in the days to compare with; `since` if there is none."""
+    """Return the time of the first call in the four weeks before `since`; `since` if there is none."""
     calls = Call.objects.filter(**columns, created_at__gte=since - BEFORE, created_at__lt=since)
     return calls.order_by("created_at").values_list("created_at", flat=True).first() or since
 

@@ -32,7 +32,7 @@ from tokens.rows import SEES as SEES_TOKENS
 NEXT_REQUEST = "with the next request"
 NO_WAY_BACK = "Revoking cannot be undone"
 
-# Any one of each group of capabilities.
+# The required capabilities: one of each group.
 type Rule = tuple[tuple[Capability, ...], ...]
 
 
@@ -55,7 +55,7 @@ class Subject:
     viewer: User
 
     kind: ClassVar[str]
-    place: ClassVar[str]  # Of its URLs.
+    place: ClassVar[str]  # Part of its URLs.
     rail: ClassVar[str]
     sees: ClassVar[tuple[Capability, ...]]
     stops: ClassVar[Rule]
@@ -66,7 +66,7 @@ class Subject:
 
     @classmethod
     def find(cls, viewer: User, pk: UUID) -> Any:
-        """Return the row, or 404 if `viewer` may not see it."""
+        """Return the row. Raises Http404 if `viewer` may not see it."""
         raise NotImplementedError
 
     @property
@@ -75,7 +75,7 @@ class Subject:
 
     @property
     def noun(self) -> str:
-        """The word for it, after "this"."""
+        """The word for it, as in "this agent"."""
         return self.place.removesuffix("s")
 
     @property
@@ -93,7 +93,7 @@ class Subject:
 
     @property
     def back(self) -> str:
-        """The page to return to after the act: the *Incident* page, or the row's own for who may not see the log."""
+        """The page to show after the act: the *Incident* page, or the row's own for viewers who may not open it."""
         may_read = self.viewer.has_perm(Capability.LOGS_READ) and any(map(self.viewer.has_perm, self.sees))
         return self.page if may_read else self.url
 
@@ -116,7 +116,7 @@ class Subject:
 
     @property
     def refused_url(self) -> str:
-        """The log's URL for its calls that were refused in the last 24 hours."""
+        """The log's URL for the subject's refused calls of the last 24 hours."""
         words = self.log_query.get("q", "")
         return self.log_url(q=f"{words} and refused" if words else "refused")
 
@@ -158,7 +158,7 @@ class Subject:
 
     @property
     def refused_lately(self) -> str:
-        """The calls of seven days that the act would have refused; empty for who may not read the log."""
+        """The calls of seven days that the act would have refused; empty for viewers who may not read the log."""
         where = {column: [pk] for column, pk in self.calls.items()}
         return would_refuse(where, self.viewer, what=f"went through this {self.noun}")
 
@@ -196,7 +196,7 @@ class Subject:
         return seen.select_related("server", "owner").order_by("server__name", "label")
 
     def _seen(self, rows: QuerySet[Identity]) -> QuerySet[Identity]:
-        """Return the shared credentials, one's own, and those of others for who manages these."""
+        """Return the credentials the viewer may see: shared ones and their own; all if they manage credentials."""
         if self.viewer.has_perm(Capability.IDENTITIES_MANAGE):
             return rows
         return rows.filter(Q(owner=None) | Q(owner=self.viewer))
@@ -280,7 +280,7 @@ class PersonSubject(Subject):
 
     @cached_property
     def sign_ins(self) -> int:
-        """The number of sign-ins at issuers, which would be refreshed as long as they exist."""
+        """The number of sign-ins at issuers, which the gateway would keep refreshing."""
         return Identity.objects.own(self.row).live().exclude(issuer="").count()
 
     @property
@@ -422,7 +422,7 @@ class ServerSubject(Subject):
 
     @cached_property
     def live(self) -> list[Connection]:
-        return []  # None ends with it.
+        return []  # Disabling a server ends no connection.
 
     @cached_property
     def placed(self) -> list[Assignment]:

@@ -37,7 +37,7 @@ type View = Callable[..., HttpResponse]
 
 
 class Reached(NamedTuple):
-    """One way to tools that the subject still has: a connection, or for a server a gateway."""
+    """Access to tools that remains: through a connection, or to a server through a gateway."""
 
     row: ConnectionRow | None
     gateway: Any
@@ -46,7 +46,7 @@ class Reached(NamedTuple):
 
 
 def _reached(subject: Subject) -> list[Reached]:
-    """Return the ways that are left; connections that are blocked are among them, without tools."""
+    """Return the access that remains. Blocked connections are included, without tools."""
     assignments = subject.assignments
     offered = Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
     tools = Counter(dict(offered.order_by().values_list("assignment").annotate(Count("pk"))))
@@ -165,7 +165,7 @@ def _access(one: Reached) -> dict[str, Any]:
 
 
 def stop(kind: type[Subject]) -> View:
-    """Return the view that asks for the act of this kind, with an optional reason, and does it."""
+    """Return the view that confirms the act of this kind, with an optional reason, and does it."""
 
     def view(request: AppRequest, pk: UUID) -> HttpResponse:
         subject = kind(kind.find(request.user, pk), request.user)

@@ -15,7 +15,7 @@ from gatewayadmin.config.database import UnusableDatabase
 class WorkspaceCommand(BaseCommand):
     """A command that needs the tables of a workspace. Exceptions in `refusals` become errors of one line."""
 
-    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
+    requires_system_checks = ()  # `make check` has run them; they take longer than most commands.
     refusals: tuple[type[Exception], ...] = ()
 
     def execute(self, *args: Any, **options: Any) -> str | None:
@@ -31,7 +31,7 @@ class WorkspaceCommand(BaseCommand):
 
 
 class RefusedCommand(BaseCommand):
-    """Refused with the text `instead`, whatever the arguments."""
+    """A command that always fails with the text `instead`."""
 
     instead: str
     requires_system_checks = ()
@@ -40,14 +40,14 @@ class RefusedCommand(BaseCommand):
         parser.add_argument("anything", nargs="*")
 
     def run_from_argv(self, argv: list[str]) -> None:
-        super().run_from_argv(argv[:2])  # Django's options lead to the same words.
+        super().run_from_argv(argv[:2])  # Without arguments, which Django might act upon.
 
     def handle(self, *args: Any, **options: Any) -> None:
         raise CommandError(self.instead)
 
 
 def moment(text: str) -> datetime:
-    """Parse a date, or a date with a time; in UTC unless it has a zone. The type of an option."""
+    """Parse a date, or a date with a time; in UTC unless it has a zone. For `type` of an option."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The playground: a person runs a tool, prompt or resource as themselves, through every check an agent meets.
+"""The playground: a person runs a tool, prompt or resource as themselves, subject to the same checks as an agent.
 
-What it does with a call and why: docs/decisions/0030-the-playground-is-a-client.md.
+The reasons are in docs/decisions/0030-the-playground-is-a-client.md.
 """

@@ -32,7 +32,7 @@ class TextArgument(forms.CharField):
         return text and text.replace("\r\n", "\n")
 
     def text_of(self, value: Any) -> str:
-        """Return the text of this field that is read as `value`."""
+        """Return the text that this field parses as `value`."""
         return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -88,7 +88,7 @@ class JsonArgument(forms.Field):
 class ArgumentsForm(forms.Form):
     """Form with a field for each argument of a schema; with `as_json`, one field for all arguments as JSON."""
 
-    use_required_attribute = False  # The check needs no arguments.
+    use_required_attribute = False  # *Check* works without arguments.
 
     def __init__(self, schema: Any, posted: Mapping[str, str] | None = None, *, as_json: bool = False) -> None:
         super().__init__(posted)

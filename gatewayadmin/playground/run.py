@@ -104,7 +104,7 @@ class Run:
     def __init__(self, slug: str, asked: AgentRequest, address: str, person: object) -> None:
         self.slug, self.asked, self.address = slug, asked, address
         self.answer: AgentResponse | None = None
-        # Also for a page that nobody began to read. Without the lock: the garbage collector may run this at any time.
+        # Also for a page that is never read. Without the lock: the garbage collector may run this at any time.
         self._give_back = weakref.finalize(self, _running.pop, _take_place(person), None)
         self._secret = ""
         self._task: asyncio.Task[None] | None = None
@@ -143,7 +143,7 @@ class Run:
 
     async def _run(self) -> None:
         assert _endpoint is not None
-        # The endpoint logs its errors, and the call that was cancelled; here there is just no answer.
+        # The endpoint logs errors and cancelled calls; the page only shows that there is no answer.
         with suppress(Exception, asyncio.CancelledError):
             await _endpoint(self._scope(), self._receive, self._send)
         body = bytes(self._body)

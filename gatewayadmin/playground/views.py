@@ -216,7 +216,7 @@ def _prompt_schema(arguments: Any) -> dict[str, Any]:
 @never_cache
 @csp_override(DRAWS)
 @require_http_methods(["GET", "POST"])
-@own_resource("it runs as oneself, on gateways within one's reach")
+@own_resource("runs as the user, on gateways they can reach")
 def playground(request: AppRequest) -> HttpResponse:
     """Show the page. A POST checks or runs the request and shows the result."""
     chosen = Chosen.of(request.user, request.POST if request.method == "POST" else request.GET)

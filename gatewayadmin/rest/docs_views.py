@@ -19,7 +19,7 @@ from capabilities import own_resource
 from gatewayadmin.rest.openapi import description
 from ui.pages import AppRequest, show
 
-WHY = "what the API says of itself"
+WHY = "the description of the API, the same for everybody"
 JSON = "application/json"
 PLACES = {"path": "In the address. ", "header": "A header. "}
 BOUNDS = {"minimum": "At least", "maximum": "At most", "maxLength": "Characters at most:", "default": "Default:"}
@@ -35,7 +35,7 @@ def docs(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(WHY)
 def docs_of(request: AppRequest, group: str) -> HttpResponse:
-    """Show the operations of one group, and the objects they send and answer."""
+    """Show the operations of one group, and the objects they send and return."""
     if group not in operations_by_tag():
         raise Http404
     return show(
@@ -96,14 +96,14 @@ def _answered(response: dict[str, Any]) -> str:
 
 
 def _field(name: str, described: dict[str, Any], schema: dict[str, Any], required: bool) -> dict[str, Any]:
-    """Return a row of a table; the choices that end a description are left out, for its kind lists them."""
+    """Return a row of a table, without the choices at the end of the description: `kind` lists them."""
     bounds = (f"{word} `{json.dumps(schema[key])}`." for key, word in BOUNDS.items() if schema.get(key) is not None)
     words = [PLACES.get(described.get("in", ""), "") + described["description"].partition("\n\n* `")[0], *bounds]
     return {"name": name, "kind": _kind(schema), "required": required, "note": " ".join(words)}
 
 
 def _objects(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return every object that the operations of `group` refer to, those within others too."""
+    """Return every object that the operations of `group` refer to, including nested ones."""
     found: set[str] = set()
     names = _references(group["operations"])
     while new := names - found:

@@ -41,7 +41,7 @@ class ProblemSerializer(serializers.Serializer[Any]):
 class InvalidSerializer(ProblemSerializer):
     """A refusal of invalid input, with the errors by field or parameter."""
 
-    # DRF's serializers have an attribute of this name, so the field is put in by its own name.
+    # DRF serializers have an attribute `errors`, so a field of this name cannot be declared in the class.
     def get_fields(self) -> dict[str, Any]:
         errors = serializers.DictField(required=False, help_text="What is wrong, by field or parameter.")
         return {**super().get_fields(), "errors": errors}
@@ -217,10 +217,10 @@ class OperationSchema(AutoSchema):
         return [tag] if statuses else []
 
     def _is_list_view(self, serializer: Any = None) -> bool:
-        return False  # What a page holds is said in _page.
+        return False  # _page describes pages of lists.
 
     def _get_pagination_parameters(self) -> list[Any]:
-        return []  # Among the query's own parameters.
+        return []  # The query class has them.
 
     def get_request_serializer(self) -> Any:
         return self.operation.body
@@ -305,7 +305,7 @@ class OperationSchema(AutoSchema):
         if direction == "response" and isinstance(schema, dict):
             schema = {name: value for name, value in schema.items() if name != "minLength"}  # Only requests need it.
             if {} in schema.get("oneOf", ()):
-                del schema["oneOf"]  # Anything at all; null would be two of the choices.
+                del schema["oneOf"]  # Any value: null would match two choices.
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:

@@ -116,13 +116,13 @@ _below = [
 
 @csrf_exempt
 @login_not_required
-@own_resource("nothing is here; programs are told so in JSON and never redirected")
+@own_resource("answers 404 for everybody, in JSON and without a redirect to sign-in")
 def nothing(request: HttpRequest) -> HttpResponse:
     """Answer 404 to every unknown path of the API."""
     return _problem(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this path.")
 
 
-# What PostgreSQL says when it cannot serve just now: connections, resources, an operator (SQLSTATE classes).
+# SQLSTATE classes of temporary failures: connections, resources, operator intervention.
 BUSY = ("08", "53", "57")
 RETRY_S = 2
 

@@ -178,7 +178,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    """Return whether a local program asks, not a web page by DNS rebinding (Host must be ours)."""
+    """Return whether a local program sent the request. Host must be ours, to prevent DNS rebinding."""
     named = request.headers.getlist("host")
     if len(named) != 1 or of_header(named[0]) not in LOOPBACK.union(settings.ALLOWED_HOSTS):
         return False
@@ -233,7 +233,7 @@ def _read() -> list[Metric]:
             sinks, unsealed(), indexes.missing_indexes(Call.partitions), databases.clock_difference().total_seconds()
         )
     except Exception:  # A scrape still gets the other metrics.
-        logger.exception("numbers in the database could not be read")
+        logger.exception("metrics in the database could not be read")
         return []
     finally:
         _reading.release()

@@ -135,7 +135,7 @@ def _index() -> None:
 
 
 def _tell() -> None:
-    """Queue what is to be told at once, in one process at a time, and deliver what is due."""
+    """Queue immediate notifications (one process at a time), and deliver those that are due."""
     with databases.direct(), database.held_if_free(Lock.TELLING) as free:
         if free:
             telling.tell_at_once()
@@ -143,8 +143,8 @@ def _tell() -> None:
 
 
 # Frequent chores by name: least and most seconds between two runs, and function. One process at a time does each: roll
-# up new calls (after an upgrade, old ones too), send the log to sinks, seal checkpoints, create missing indexes, tell
-# people what waits for them.
+# up new calls (after an upgrade, old ones too), send the log to sinks, seal checkpoints, create missing indexes, send
+# notifications.
 STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
     "calls_rolled_up": (4.0, 6.0, _roll_up),
     "log_sent": (1.5, 3.0, sending.start_due),
@@ -213,12 +213,12 @@ def _note_dropped(name: str, span: PartitionDays, rows: int) -> None:
 
 
 def _beyond_retention(act: Callable[[date], int]) -> Callable[[datetime], int]:
-    """Return a chore that drops what may be dropped in this run; skipped by roles that cannot drop partitions."""
+    """Return a chore that calls `act` with the drop limit of the run; skipped by roles that cannot drop partitions."""
     return lambda now: act(_drop_limit(now)) if Call.partitions.is_owner() else 0
 
 
 def _make_indexes(now: datetime) -> int:
-    """Make indexes that partitions lack, with a line in the log for each."""
+    """Create missing indexes of partitions, and log each."""
 
     def tell(made: indexes.Made) -> None:
         extra = {"index": made.index, "partition": made.partition, "left": made.left}
@@ -228,7 +228,7 @@ def _make_indexes(now: datetime) -> int:
 
 
 def _note_addresses() -> int:
-    """Determine whether older servers, for which it is not stored, are at private addresses."""
+    """Find out and store if servers are at private addresses, where that is not known yet."""
     found = 0
     for server in Server.objects.live().filter(private=None).exclude(url=BUILT_IN_URL):
         inside = leads_inside(server.url)
@@ -309,7 +309,7 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "log_indexes_to_make": lambda now: indexes.missing_indexes(Call.partitions),
 }
 
-# Done while the clocks differ too: these delete nothing, and store no time of ours.
+# Also done while the clocks differ: these delete nothing and store no time of this process.
 SAFE_WHEN_CLOCKS_DIFFER = frozenset(
     {
         "partitions_made",

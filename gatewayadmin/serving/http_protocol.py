@@ -83,7 +83,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     without an accepted call; beyond that the oldest one that is not waiting for us is closed.
     """
 
-    # Beside uvicorn's own attributes these would be more than an object keeps well.
+    # Together with uvicorn's attributes there are too many for a compact instance dictionary.
     __slots__ = (
         "_body_bytes",
         "_body_clock",
@@ -106,7 +106,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     most_unauthenticated: int = 2048  # As many as the system hands over at once (gatewayadmin.serving.server.BACKLOG).
     unauthenticated: ClassVar[dict["LimitedHttpProtocol", None]] = {}  # The longest unanswered first.
 
-    is_authenticated = False  # Whether a call over this connection was let through.
+    is_authenticated = False  # True once a call over this connection was accepted.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -139,7 +139,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.unauthenticated.pop(self, None)
 
     def close_after_answer(self) -> None:
-        """Close after an answer, after a client that is still sending could read it (RFC 9112 section 9.6).
+        """Close after an answer, but give a client that is still sending time to read it (RFC 9112 section 9.6).
 
         If we closed at once, the client's system would discard the answer on its next write.
         """
@@ -174,7 +174,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        if self in self.unauthenticated:  # Now the one that was answered last.
+        if self in self.unauthenticated:  # Move to the end: answered last.
             self.unauthenticated[self] = self.unauthenticated.pop(self)
         super().on_response_complete()
 
@@ -209,27 +209,28 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._withheld = 0
         self._in_head = False
         self._head_clock.stop()
-        if self.url[:1] not in (b"/", b"*"):  # The absolute form, whose host counts (RFC 9112 section 3.2.2).
+        # In the absolute form, the host of the URL replaces the Host header (RFC 9112 section 3.2.2).
+        if self.url[:1] not in (b"/", b"*"):
             others = [pair for pair in self.headers if pair[0] != b"host"]
             if len(self.headers) - len(others) < 2:  # Several Host headers are refused later.
                 self.headers[:] = [*others, (b"host", urlsplit(self.url).netloc.rpartition(b"@")[2])]
         method, is_mcp = self.parser.get_method(), _is_call(self.url) is not None
         self._start_request(is_call=is_mcp and method == b"POST")
-        if is_mcp and method == b"GET":  # A stream that is let through keeps its connection, as a call does.
+        if is_mcp and method == b"GET":  # An accepted stream authenticates its connection, as a call does.
             self.cycle.transport = AnswerTransport(self, notes_success=True)  # type: ignore[assignment]
         if self.parser.should_upgrade():
-            # The parser does not read what follows as a body. We support no upgrades, and it must not be read as
-            # another request either.
+            # The parser does not read what follows as a body. We support no upgrades, and must not read it as another
+            # request either.
             self.cycle.keep_alive = False
             self._discard_input = True
 
     def _start_request(self, *, is_call: bool) -> None:
-        """Hand the request to the application; a call is a POST to `/mcp/<slug>`, spelled as everybody spells it."""
+        """Hand the request to the application; a call is a POST to `/mcp/<slug>` in its usual spelling."""
         if not self._may_stream:
             self.scope["extensions"] = {open_files.NO_STREAM: {}}
         super().on_headers_complete()
         if not is_call and _announced(self.headers) > MOST:
-            self.flow.pause_reading()  # Until the application asks for the body: first it judges whose it is.
+            self.flow.pause_reading()  # Until the application, which first checks the sender, reads the body.
         # The task of the cycle has not begun yet.
         self.cycle.transport = AnswerTransport(self, notes_success=is_call)  # type: ignore[assignment]
 
@@ -266,7 +267,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _judge_body(self) -> None:
         if self._discard_input:  # It is being closed already.
             return
-        if self.flow.read_paused or self.pipeline:  # We cause the wait: the application does not read, or answers.
+        if self.flow.read_paused or self.pipeline:  # We delay it: the application is not reading, or is answering.
             self._body_ends += self.body_window
             self._next_window()
         elif self.loop.time() < self._body_ends and self._body_bytes >= self.body_window * self.body_rate:
@@ -380,7 +381,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
             self._header_cache = self._cache_headers(data)
 
     def _serve_with_cached_headers(self, data: bytes) -> bool:
-        """Serve the request in `data` when its head is that of the last one; the parser does not see it then."""
+        """Serve the request in `data` without the parser if its headers equal the last ones. Return True if so."""
         if self._header_cache is None or not self._between_requests or self.is_answering:
             return False
         body = self._header_cache.body(data)
@@ -411,14 +412,14 @@ class McpHttpProtocol(LimitedHttpProtocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
-        """Return the head of a whole call with its scope and the index of its Content-Length, if more may follow."""
+        """Return the headers of a complete call, its scope and the index of Content-Length; None if not reusable."""
         cycle = self.cycle
         if not isinstance(cycle, McpCycle) or not cycle.keep_alive or cycle.more_body:
             return None
         length_index = next((n for n, (name, _) in enumerate(self.headers) if name == b"content-length"), None)
         if length_index is None:
             return None
-        # The application may note there what it concludes from such a head.
+        # The application may cache in SAME_HEAD what it derives from these headers.
         scope = {
             **self.scope,
             "headers": [*self.headers],
@@ -468,7 +469,7 @@ class McpCycle(RequestResponseCycle):
             self._finish()
 
     def _write_large(self, body: bytes, more: bool) -> None:
-        """Write a body without copying it, which takes long enough for others to notice."""
+        """Write a large body without copying it: a copy would delay other calls."""
         before = b"%x\r\n" % len(body) if self.chunked_encoding else b""
         if first := self._head + before:
             self.transport.write(first)
@@ -478,11 +479,11 @@ class McpCycle(RequestResponseCycle):
 
     def _start_answer(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         """Return the head of the answer, and decide how the answer ends."""
-        if self.more_body:  # Answered before all of it was here: the rest is not wanted.
+        if self.more_body:  # Answered before the whole request arrived: the rest is not read.
             self.keep_alive = False
         lines = [*self.default_headers, *headers]
         names = dict(headers)
-        if b"connection" in names:  # Nothing else is ever said of it than that it is closed.
+        if b"connection" in names:  # The application only ever sends "close".
             self.keep_alive = False
         elif not self.keep_alive:
             lines.append((b"connection", b"close"))

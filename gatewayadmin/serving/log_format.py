@@ -1,4 +1,4 @@
-"""Log lines as JSON, each with the id of the request it belongs to, none with a secret in its path."""
+"""Log lines as JSON, each with the id of its request. Secrets in paths are masked."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "co
 
 
 class JsonFormatter(logging.Formatter):
-    """One line per record: time, level, logger, message, request id, and whatever `extra` held."""
+    """One line per record: time, level, logger, message, request id, and the values of `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {

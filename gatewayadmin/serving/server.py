@@ -56,7 +56,7 @@ def reserve(host: str, port: int) -> socket.socket:
             if family == socket.AF_INET6 and socket.has_dualstack_ipv6():
                 reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
             reserved.bind(address[:2])
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # Nobody else can bind it meanwhile.
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # No other process can bind it now.
         except OSError:
             reserved.close()
             raise
@@ -72,7 +72,7 @@ def reserve(host: str, port: int) -> socket.socket:
 # malloc.h
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
-LARGE = 256 * 1024  # Bytes. With each large buffer that is freed, glibc raises its own limit, up to 32 MiB.
+LARGE = 256 * 1024  # Bytes. Otherwise glibc raises the limit with each freed buffer, up to 32 MiB.
 ARENAS = 2  # Instead of eight for each core; threads are few here and mostly wait.
 
 
@@ -107,7 +107,7 @@ def drop_new_connections(sockets: Iterable[socket.socket]) -> None:
 
 
 LOOK_S = 0.05
-HEARD_S = 2.0  # A proxy sends its call as soon as it has connected, once it has a processor to do it on.
+HEARD_S = 2.0  # Enough for a proxy to send its call after it has connected.
 BACKLOG = 2048  # Or a tenth of the files a worker may open, since it accepts all waiting connections first.
 DRAIN_S = 10
 CHORES_NICE = 5  # Calls have priority.
@@ -181,7 +181,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "lifespan": "on",
         "ws": "none",
         "proxy_headers": False,  # uvicorn believes X-Forwarded-For from loopback; we read it ourselves.
-        "access_log": False,  # Its line holds the query, and the query may hold a token.
+        "access_log": False,  # It logs the query, which may contain a token.
         "server_header": False,
         "timeout_graceful_shutdown": DRAIN_S,
         "timeout_notify": 1,
@@ -232,7 +232,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         os._exit(0)  # Do not wait for threads that are still working.
 
     def _install_sigquit_handler(self) -> None:
-        """Handle SIGQUIT, which gunicorn sends when interrupted alone, as SIGTERM: uvicorn ignores it otherwise."""
+        """Treat SIGQUIT, which an interrupted gunicorn sends, as SIGTERM: uvicorn ignores it otherwise."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, os.kill, os.getpid(), signal.SIGTERM)
 
     async def _serve(self) -> None:
@@ -252,7 +252,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
 
 class OrderlyArbiter(Arbiter):  # type: ignore[misc]
-    """gunicorn's main process, whose workers know whether all of them are to end."""
+    """gunicorn's main process, which tells its workers when the whole server stops."""
 
     def stop(self, graceful: bool = True) -> None:
         self.app.note_stop()
@@ -270,7 +270,7 @@ class PlainLogger(Logger):  # type: ignore[misc]
 class GunicornServer(BaseApplication):  # type: ignore[misc]
     """gunicorn on a socket that is bound already; `say_hello` is called when it listens.
 
-    One process more than `workers` does the chores.
+    One more process than `workers` is started, for the chores.
     """
 
     def __init__(self, listener: socket.socket, *, workers: int, metrics: Path, say_hello: Callable[[], None]) -> None:
@@ -333,7 +333,7 @@ def metrics_folder(data_dir: Path) -> Path:
 
 
 def _forget_metrics(folder: Path, pid: int) -> None:
-    """Delete the live gauges of a worker that ended. Its counters still count."""
+    """Delete the live gauges of a worker that ended. Its counters are kept."""
     for path in folder.glob(f"gauge_live*_{pid}.db"):
         with suppress(FileNotFoundError):
             path.unlink()

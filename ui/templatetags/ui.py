@@ -105,7 +105,7 @@ SHORTEST_MID = 24  # Characters; shorter names are seldom cut.
 
 @register.filter
 def mid(name: str) -> SafeString:
-    """Show a name that is cut in its middle where it lacks room, with the whole as its title."""
+    """Render a name that is shortened in its middle if there is no room; its title is the whole name."""
     if len(name) < SHORTEST_MID:
         return escape(name)
     return format_html('<span class="mid" title="{}"><span>{}</span><span>{}</span></span>', name, name[:-8], name[-8:])
@@ -286,9 +286,9 @@ def opens(
     of: str = "",
     **fields: str,
 ) -> SafeString:
-    """Render a button that opens the dialog at `url`; without script it goes there.
+    """Render a button that opens the dialog at `url`; without JavaScript it opens `url` as a page.
 
-    `alone` shows only the icon. `of` names the object for screen readers. Further names become the query string.
+    `alone` shows only the icon. `of` names the object for screen readers. Other arguments become the query string.
     Written in Python because a template takes several times as long, and rows have several buttons.
     """
     hidden = format_html_join("", '<input type="hidden" name="{}" value="{}">', fields.items())
@@ -300,7 +300,7 @@ def opens(
         which = format_html('<span class="visually-hidden"> {}</span>', of) if of else ""
         symbol = _silent(icon) if icon else ""
         face = format_html('<button class="button"{}{}>{}{}{}', said, size, symbol, text, which)
-    # The end of the line is a space between it and what stands beside it.
+    # The line break is the space before the next element.
     return format_html('<form class="opens" action="{}">{}{}</button></form>\n', url, hidden, face)
 
 
@@ -322,7 +322,7 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
 
     Disabling asks first; enabling acts at once. `target` is the element that the response replaces, `name`
     distinguishes the switches of a list. With `words` the state is shown beside it, as in the head of a page. `blocked`
-    says why an enabled row is not used. Without script a link or button does the same, unless the rows have checkboxes.
+    says why an enabled row is not used. Without JavaScript a link or button does it, except in lists with checkboxes.
     """
     return {
         "on": row.enabled,
@@ -341,7 +341,7 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
 def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, Any]:
     """Render a form field with label, control, help and error.
 
-    Further names become attributes of the control: `placeholder="Feedback bot" mono=True autofocus=True`.
+    Other keyword arguments become attributes of the control: `placeholder="Feedback bot" mono=True autofocus=True`.
     """
     widget = bound.field.widget
     many = isinstance(widget, (RadioSelect, CheckboxSelectMultiple))
@@ -366,7 +366,7 @@ def cell(context: RequestContext, content: str, name: str) -> SafeString:
     if column is None or not view.shows(name):
         return SafeString("")
     tag, attributes = _of_cell(column)
-    return SafeString(f"<{tag}{attributes}>{content.strip()}</{tag}>")  # The content is of a template, escaped there.
+    return SafeString(f"<{tag}{attributes}>{content.strip()}</{tag}>")  # The template has escaped the content.
 
 
 @register.filter

@@ -6,6 +6,6 @@ from gatewayadmin.management.base import RefusedCommand
 class Command(RefusedCommand):
     help = "Refused; manage.py password_link EMAIL prints a link with which the person chooses a password."
     instead = (
-        "People choose their passwords themselves. `manage.py password_link EMAIL` prints a link for one of them, "
-        "`manage.py rescue EMAIL --link` for who is to be a Super admin."
+        "People choose their passwords themselves. `manage.py password_link EMAIL` prints a link for that; "
+        "`manage.py rescue EMAIL --link` prints one and makes the person a Super admin."
     )

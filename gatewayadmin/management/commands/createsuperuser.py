@@ -1,4 +1,4 @@
-"""Django's own command, refused: it would make an account outside of every role, without an admin event."""
+"""Django's own command, refused: it would create an account without a role and without an admin event."""
 
 from gatewayadmin.management.base import RefusedCommand
 

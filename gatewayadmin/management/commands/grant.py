@@ -1,4 +1,4 @@
-"""Grants a role without tables of its own the rights to serve."""
+"""Grants the rights to serve to a role that owns no tables."""
 
 from argparse import ArgumentParser
 from typing import Any

@@ -19,7 +19,7 @@ class Command(WorkspaceCommand):
     refusals = (PeopleError,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("emails", nargs="+", metavar="EMAIL", help="whom to invite")
+        parser.add_argument("emails", nargs="+", metavar="EMAIL", help="address of a person to invite")
         parser.add_argument("--role", default="Member", help="their role (default: %(default)s)")
         parser.add_argument("--team", action="append", default=[], help="a team they join; may be given several times")
 

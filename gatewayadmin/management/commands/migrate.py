@@ -17,20 +17,20 @@ from gatewayadmin.config import database, schema_versions
 from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.serving.start import make_partitions
 
-# Statements that need a table after us wait behind us, so we wait only briefly for locks. A statement of a second is
-# taken to hang, and calls are refused until it ends.
+# Other statements queue behind one that waits for a lock, so we wait only briefly: the proxy refuses calls while one of
+# its statements takes longer than a second.
 LOCK_TIMEOUT = "400ms"
 TRIES = 20
 PAUSE_S = 3.0
 NOT_FINISHED = (
-    "What was migrated before it stays, the rest waits: see who keeps the table "
+    "What was migrated before it stays, the rest waits: find the session that uses the table "
     "(SELECT pid, state, xact_start, query FROM pg_stat_activity), then try again."
 )
 NOT_INDEXED = "The tables are ready and can be served; run it again, or leave the rest to housekeeping."
 
 
 class Command(migrate.Command):
-    """Migrate with short lock timeouts and retries, then create what else a server needs.
+    """Migrate with short lock timeouts and retries, then create everything else a server needs.
 
     Indexes of the log are created last; servers can start without them.
     """
@@ -59,7 +59,7 @@ class Command(migrate.Command):
                 if self._migrates(attempt, *args, **options):
                     break
         finally:
-            with suppress(DatabaseError), connection.cursor() as cursor:  # Lost, it has no setting left.
+            with suppress(DatabaseError), connection.cursor() as cursor:  # A lost connection has no setting.
                 cursor.execute("RESET lock_timeout")
         if options["database"] == DEFAULT_DB_ALIAS and _is_whole(options):
             self._make_the_rest()
@@ -97,7 +97,7 @@ class Command(migrate.Command):
             schema_versions.record()
 
     def _index_the_log(self, verbosity: int) -> None:
-        """Make the indexes of the log that were declared, with a line for each partition."""
+        """Create the declared indexes of the log, and print a line for each partition."""
         if not (todo := indexes.missing_indexes(Call.partitions)):
             return
         if verbosity:
@@ -121,7 +121,7 @@ def _is_whole(options: dict[str, Any]) -> bool:
 
 
 def _next_migration() -> str:
-    with suppress(OperationalError):  # The list of migrations may be what is in use.
+    with suppress(OperationalError):  # The table in use may be that of the migrations.
         return next(iter(database.missing()), "A migration")
     return "A migration"
 

@@ -22,7 +22,7 @@ class Command(BaseCommand):
     help = (
         "Move everything from the embedded database in the data directory to the empty one of DATABASE_URL, or nothing."
     )
-    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
+    requires_system_checks = ()  # `make check` has run them; they take longer than most commands.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--check", action="store_true", help="report whether it can be done, change nothing")
@@ -43,7 +43,7 @@ class Command(BaseCommand):
         except (UnusableDatabase, Immovable, Refused, ClusterError) as error:
             raise CommandError(str(error)) from error
         except psycopg.Error as error:
-            # The whole text may hold addresses, rows and what is in a connection string.
+            # The full text may contain addresses, rows or the connection string.
             said = error.diag.message_primary or f"the connection failed ({type(error).__name__})"
             raise CommandError(f"Nothing was moved: {said}.") from error
         self.stdout.write(
@@ -51,7 +51,7 @@ class Command(BaseCommand):
         )
 
     def _judge(self, data_dir: Path) -> None:
-        """Raises Immovable, Refused or ClusterError before anything is changed."""
+        """Raise Immovable, Refused or ClusterError if the move is not possible. Changes nothing."""
         with moving.source(data_dir), psycopg.connect(database.conninfo()) as target:
             moving.refuse_unless_empty(target)
         if strange := keys.not_of(data_dir / "keys"):

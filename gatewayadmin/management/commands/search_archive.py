@@ -14,7 +14,7 @@ from sinks import archive
 from sinks.archive import UnreadableArchive
 from wire.outbound import NoAnswer
 
-# What is compared, by the name of its option.
+# The column that each option is compared with.
 COLUMN_OF_OPTION = {
     "uid": "uid",
     "outcome": "outcome",
@@ -29,7 +29,7 @@ COLUMN_OF_OPTION = {
 
 class Command(BaseCommand):
     help = "Print matching calls of the archive as JSON lines. Needs no database."
-    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
+    requires_system_checks = ()  # `make check` has run them; they take longer than most commands.
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--from", dest="since", type=moment, required=True, help="such as 2026-11-20 (UTC)")

@@ -18,7 +18,7 @@ from wire import versions
 
 class Command(BaseCommand):
     help = "Update the database, create what a first start needs, and serve."
-    requires_system_checks = ()  # `make check` has judged the code, and settings the environment on the way in.
+    requires_system_checks = ()  # `make check` has run them, and the settings check the environment.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -63,13 +63,14 @@ class Command(BaseCommand):
         for warning in in_use.warnings:
             self.stderr.write(f"Warning: {warning}")
         processes = workers or default_workers()
-        environment.set_for_children("GATEWAY_WORKERS", str(processes))  # They share what servers may have under way.
+        # Workers divide the servers' limits of concurrent calls.
+        environment.set_for_children("GATEWAY_WORKERS", str(processes))
         GunicornServer(
             listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port, in_use)
         ).run()
 
     def _require_keys(self) -> None:
-        """Raise CommandError while stored data needs a missing key, unless that key is declared lost."""
+        """Raise CommandError if stored data needs a missing key that is not declared lost."""
         for keys in key_uses():
             lost = {key_id: keys.uses[key_id] for key_id in keys.missing if key_id not in settings.LOST_KEYS}
             if lost:
@@ -92,8 +93,8 @@ class Command(BaseCommand):
 
 
 def _reachable(host: str) -> str:
-    """An address at which this machine itself reaches a listener on `host`."""
-    if host in {"0.0.0.0", ""}:  # noqa: S104  (told apart, not listened at)
+    """Return the address at which this machine reaches a listener on `host`."""
+    if host in {"0.0.0.0", ""}:  # noqa: S104  (compared, not bound)
         return "127.0.0.1"
     if host == "::":
         return "[::1]"
