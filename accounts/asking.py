@@ -41,7 +41,7 @@ def asked_lately(events: Iterable[Event]) -> set[str]:
 
 
 def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:
-    """Return if it was requested within a day, and when it was declined (or None), from one person's `requests`."""
+    """Return whether one person's `requests` ask for it within a day, and when it was declined (None: it was not)."""
     of_it = [event for event in events if _slug(event) == capability.slug]
     declined = of_it and of_it[0].action == Action.USER_REQUEST_DECLINED
     return bool(asked_lately(of_it)), of_it[0].created_at if declined else None

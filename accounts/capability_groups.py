@@ -35,7 +35,7 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class CapabilityCheckbox:
-    """One line of the check-list: a capability, if it is ticked, and why it cannot be changed (or an empty text)."""
+    """One line of the check-list. `withheld` is why its tick cannot be changed; empty if it can."""
 
     capability: Capability
     ticked: bool
@@ -45,7 +45,7 @@ class CapabilityCheckbox:
 def check_list(
     editor: User, ticked: Collection[Capability], withheld: str = ""
 ) -> Iterator[tuple[str, list[CapabilityCheckbox]]]:
-    """Yield the check-list by area for `editor`; `withheld` is the reason if nothing may be changed."""
+    """Yield each area with its check-list for `editor`. A `withheld` reason disables every line."""
     for area, capabilities in CAPABILITY_GROUPS.items():
         yield (
             area,

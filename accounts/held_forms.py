@@ -29,11 +29,11 @@ from ui.pages import own_path, referring_page
 from ui.sealing import cipher
 
 SESSION_KEY = "held_forms"
-FIELD = "held_form"  # In a resubmitted form: its key.
-PAGE = "held_on"  # And the page it was on.
+FIELD = "held_form"  # Field of a resubmitted form: the key of the stored one.
+PAGE = "held_on"  # Field of a resubmitted form: the URL of the page it was on.
 HELD_S = 30 * 60.0  # How long a form is held.
 MOST_HELD = 3  # Per session; the oldest is dropped for a new one.
-MOST_BYTES = 32 * 1024  # Per form, compressed: every request of the session reads them.
+MOST_BYTES = 32 * 1024  # Per form, compressed. Every request of the session reads them.
 
 
 def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

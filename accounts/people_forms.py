@@ -29,7 +29,7 @@ from ui.forms import ListFilter, holds
 
 MOST_INVITED = 50  # Per form.
 EMAIL_LENGTH, NAME_LENGTH = 254, 120
-# The first releases of Python 3.12 know no other way to parse.
+# Early releases of Python 3.12 have no `strict` argument.
 NOT_STRICT = {"strict": False} if hasattr(utils, "supports_strict_parsing") else {}
 
 STATUSES = ("active", "invited", "expired", "revoked", "deactivated", "provisioned")
@@ -59,7 +59,7 @@ def matching_words(words: str) -> Q:
 
 class PeopleFilter(ListFilter):
     role = forms.ModelMultipleChoiceField(Role.objects.all(), required=False)
-    asking = forms.BooleanField(required=False)  # Only people who ask for a capability.
+    asking = forms.BooleanField(required=False)  # Only people with an open request for a capability.
     status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
 
     def narrow(self, rows: QuerySet[User]) -> QuerySet[User]:
@@ -133,7 +133,7 @@ class AddressesField(forms.CharField):
 
 
 def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Yield name and address of each entry. An invalid entry is yielded as an address, to be refused by its text."""
+    """Yield name and address of each entry. The text of an invalid entry is yielded as its address, to be refused."""
     for line in lines:
         found = getaddresses([line.strip(" ,")], **NOT_STRICT)
         if ("", "") in found:  # An entry is invalid; getaddresses() does not say which.

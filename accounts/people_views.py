@@ -69,7 +69,7 @@ def page_url(person: User) -> str:
 def _acted(
     request: AppRequest, person: User, act: Callable[[], object], done: str = "", to: str = "", **question: Any
 ) -> HttpResponse:
-    """Ask, then act on a person and go back to their page, with what was done or why not."""
+    """Ask for confirmation, act on a person, and redirect to their page with the outcome."""
     return confirmed(request, act, done, back=page_url(person), to=to, faults=PeopleError, **question)
 
 

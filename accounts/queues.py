@@ -1,8 +1,8 @@
-"""Queues for what anybody can cause: pages of sign-in, one at a time per process, and password hashes (argon2id).
+"""Queues for work that strangers can cause: sign-in pages, one at a time per process, and argon2id hashes.
 
 Threads share the interpreter evenly, so twenty concurrent attempts would leave one twentieth to a signed-in person's
-page. One hash takes 100 MiB and as much CPU time as several pages. So strangers take turns, and hashes run singly at
-low priority. A request that waits for a hash or another machine holds neither its turn nor a database connection.
+page. One hash takes 100 MiB and as much CPU time as several pages. So strangers take turns, and hashes run one at a
+time at low priority. A request waiting for a hash or another machine holds neither its turn nor a database connection.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Grantor(Actor, Protocol):
 def one_at_a_time() -> None:
     """Serialise changes to people until this transaction ends.
 
-    Row locks would not do: the checks for the last manager and owner read all people.
+    Row locks are not enough: the checks for the last manager and owner read all people.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PEOPLE_LOCK])
@@ -137,7 +137,7 @@ def one_at_a_time() -> None:
 def acting_now(by: Grantor | None) -> Any:
     """Return the actor as currently stored, restricted by the API key of the request, if any.
 
-    While a change waits for another one, its actor may lose capabilities; a deactivated actor has none. None is the
+    The actor may have lost capabilities while the change waited for a lock; a deactivated actor has none. None is the
     system.
     """
     if by is None:

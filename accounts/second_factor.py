@@ -283,7 +283,7 @@ def is_taken(credential: dict[str, Any]) -> bool:
 def verified_key(person: User, credential: dict[str, Any]) -> Authenticator:
     """Return the person's key that signed the session's challenge. Raises ValidationError.
 
-    A key whose signature count did not grow is refused too: it was copied, and either copy may be the thief's.
+    A key whose signature count did not grow is refused: it was copied, and this may be the thief's copy.
     """
     state, own = context.request.session.pop(STATE_SESSION_KEY, None), get_credentials(person)
     try:

@@ -77,7 +77,7 @@ def _options(context: dict[str, Any]) -> dict[str, Any]:
 
 
 class Confirmed:
-    """Requires confirmation, also from people with neither a password nor a code here."""
+    """View mixin that requires confirmation, even from people who have neither a password nor a code here."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if must_ask_again(request):
@@ -213,7 +213,7 @@ def remove_key(request: AppRequest, pk: int) -> HttpResponse:
     )
 
 
-# --- Asked for --------------------------------------------------------------------------------------------------------
+# --- Sign-in and confirmation -----------------------------------------------------------------------------------------
 
 
 class Authenticate(AuthenticateView):  # type: ignore[misc]
@@ -224,7 +224,7 @@ class Authenticate(AuthenticateView):  # type: ignore[misc]
         has_app = Authenticator.objects.filter(user=person, type=Authenticator.Type.TOTP).exists()
         keys = second_factor.keys_of(person)
         if not keys:
-            self.webauthn_form = None  # Nothing to ask the browser for.
+            self.webauthn_form = None  # Without keys there is no challenge.
         return _options(super().get_context_data(**kwargs)) | {"app": has_app, "keys": keys}
 
 

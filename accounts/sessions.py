@@ -102,7 +102,7 @@ def browser_of(user_agent: str) -> str:
 
 IDLE_S = timedelta(hours=12).total_seconds()
 LONGEST_S = timedelta(days=7).total_seconds()
-SEEN_INTERVAL_S = timedelta(minutes=5).total_seconds()  # Not on each request, which would need a write each time.
+SEEN_INTERVAL_S = timedelta(minutes=5).total_seconds()  # Spares a write on each request.
 
 BEGAN, SEEN = "began_at", "seen_at"
 

@@ -77,7 +77,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
             return  # They have no password to set.
         if isinstance(person, User) and not person.has_usable_password():
             if person.status != "invited":
-                return  # The invitation expired; only a manager of people can renew it.
+                return  # The invitation has expired; only a person who manages people can renew it.
             template_prefix = "account/email/invitation"
             context = {"person": person, "link": invitation_link(person), "by": None}
         super().send_mail(template_prefix, email, context)

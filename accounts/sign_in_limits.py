@@ -117,7 +117,7 @@ def try_as(person: User, action: str) -> Tries:
 
 
 def is_first_this_minute(request: HttpRequest, what: str) -> bool:
-    """True for the first time in a minute from this address; limits events that anybody can cause."""
+    """True for the first `what` in a minute from this address; limits events that anybody can cause."""
     return Attempt.objects.note(_key(what, sender_of(request))) == 1
 
 

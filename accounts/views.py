@@ -109,15 +109,13 @@ def sign_out_everywhere(request: AppRequest) -> HttpResponse:
     return leave(request, reverse("account_login"), "You are signed out everywhere")
 
 
-# Redirect people who are not signed in to sign-in, and back to their page afterwards.
-
 NOT_DONE = "not_done"  # In the sign-in URL: the submitted form was not processed.
 
 
 class SignInFirst(LoginRequiredMiddleware):
-    """Django's, except that a form of a person signed out in the meantime leads back to its page.
+    """Django's LoginRequiredMiddleware, but a form submitted after sign-out returns to its page after sign-in.
 
-    Many URLs accept only POST, so that opening them would fail.
+    Django would return to the form's own URL, which often accepts only POST.
     """
 
     def handle_no_permission(

@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 class WorkspaceForm(forms.Form):
-    """Every setting that may be changed while running; an empty limit is off."""
+    """The settings that can be changed while running; an empty limit means none."""
 
     name = forms.CharField(max_length=80, help_text="Shown in authenticator apps.")
     new_app_policy = forms.ChoiceField(

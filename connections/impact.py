@@ -46,7 +46,7 @@ class Impact:
 
 
 def impact_of(target: models.Model) -> Impact:
-    """The impact of disabling `target`, a row of any switchable model. Raises NothingGoesThrough."""
+    """Return the impact of disabling `target`, a row of any switchable model. Raises NothingGoesThrough."""
     links, _ = _reached(target)
     return _impact(links, _identities(target, links))
 
@@ -57,9 +57,9 @@ def _impact(links: Q, identities: int = 0) -> Impact:
 
 
 def _identities(target: models.Model, links: Q) -> int:
-    """Count the live identities no call could use any more: those of its connections, and shared ones.
+    """Count the live identities that no call could use any more: those of its connections, and shared ones.
 
-    An identity is not counted itself, because the sentence names it.
+    0 if `target` is itself an identity, because the sentence names it.
     """
     if isinstance(target, Identity):
         return 0
@@ -111,7 +111,7 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
 def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
     """Return the calls of seven days that ending `targets` would have refused; empty as in `cuts`.
 
-    Several targets are of one model, whose calls have one column for it.
+    All `targets` are of one model.
     """
     where: dict[str, list[Any]] = {}
     for target in targets:
@@ -173,7 +173,7 @@ def _of_identity(identity: Identity) -> tuple[Q, Where]:
 
 
 def _through(**assigned: models.Model) -> Q:
-    """Match connections of gateways that have such a live assignment."""
+    """Match connections of gateways that have a live assignment with these values."""
     return Q(gateway__in=Assignment.objects.live().filter(**assigned).values("gateway"))
 
 

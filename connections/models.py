@@ -21,7 +21,7 @@ from hosts.models import Host
 from proxy.models import Session, UpstreamSession
 from servers.models import Identity, Server
 
-LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)  # The last use of a session at a server that is to end.
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)  # As the last use of a session at a server, it makes workers end it.
 
 
 class ConnectionFault(Exception):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OPENS_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
-LIVE = "live"  # All statuses but the last.
+LIVE = "live"  # All statuses but `revoked`.
 
 
 def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
@@ -209,7 +209,7 @@ def _of_person(words: str) -> Q:
 
 def connection_counts(rows: ConnectionQuerySet) -> dict[str, int]:
     """Count `rows` by status, as a dict with the keys STATUSES."""
-    in_order = {  # Of precedence.
+    in_order = {  # By precedence: the first match counts.
         "revoked": Q(revoked_at__isnull=False),
         "disabled": Q(enabled=False),
         "expired": ~Q(pk__in=_tokens_in_use().values("connection")),
@@ -226,7 +226,7 @@ def _holding(credentials: Q) -> Q:
 
 
 def _usable() -> Exists:
-    """Return a subquery: does the connection have a usable credential?"""
+    """Return a condition for connections with a usable credential, as a subquery."""
     return Exists(_tokens_in_use().filter(connection=OuterRef("pk")))
 
 

@@ -90,7 +90,7 @@ class GatewayQuery(ListQuery):
     reach = serializers.ChoiceField(Reach.choices, required=False, help_text="Only gateways with this reach.")
 
 
-# The serializer alone checks these.
+# Fields that the page's form does not have; only the serializer validates them.
 WITHOUT_FORM = ("calls_per_minute", "new_definitions", "changed_definitions")
 
 
@@ -247,9 +247,9 @@ class AssignmentSerializer(serializers.Serializer[Assignment]):
 
 
 class AssignmentChanges(RequestBody):
-    """The place of a server behind a gateway. An empty alias leaves the names of its tools as they are.
+    """The settings of a server on a gateway. With an empty alias its tools keep their own names.
 
-    Only the one server of a gateway may be without one.
+    Only the sole server of a gateway may have no alias.
     """
 
     alias = serializers.CharField(max_length=16, allow_blank=True, required=False)

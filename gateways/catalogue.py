@@ -26,7 +26,7 @@ from ui.forms import holds
 
 SPAN = TIME_RANGES["30d"]  # The period in which calls are counted.
 NEW_FOR = timedelta(days=7)
-MOST_READ = 60_000  # The newest calls of the log, read where the roll-ups cannot tell.
+MOST_READ = 60_000  # The newest calls of the log, read if there are no roll-ups.
 
 # SQL of each sort order. Tools that were never used come last in both directions.
 SORTS = {
@@ -155,8 +155,8 @@ def servers_seen_by(viewer: User) -> ServerQuerySet:
 class Catalogue:
     """The tools `viewer` may see, filtered and sorted: a lazy sequence of entries that supports slices.
 
-    Calls in the last SPAN are counted if `tells_use` and the viewer may read the log; only then the tools can be sorted
-    and filtered by them. After reading, `is_cut` is True if there were more calls than could be counted.
+    Calls in the last SPAN are counted if `tells_use` is set and the viewer may read the log. Otherwise tools cannot be
+    sorted or filtered by use. After reading, `is_cut` is True if there were more calls than could be counted.
     """
 
     ordered = True
@@ -208,7 +208,7 @@ class Catalogue:
         return self[:1][0]
 
     def _read(self, start: int, most: int | None) -> tuple[list[tuple[UUID, str]], int]:
-        """Return these entries as (server, name), and the number of all; that is 0 if `start` is beyond them."""
+        """Return a slice of the entries as (server, name), and the total, which is 0 if `start` is beyond the end."""
         by = self.sort.removeprefix("-")
         by = "tool" if self.only_unused and by in BY_USE else by
         joins_use = self.only_unused or by in BY_USE
@@ -220,10 +220,10 @@ class Catalogue:
         if by == "effect":
             told[by] = "min(f.effect)"
         elif by == "gateways":
-            # DISTINCT makes PostgreSQL sort everything. It is only needed if a server is on a gateway twice: rare.
+            # DISTINCT makes PostgreSQL sort everything. Only needed if a gateway has a server twice, which is rare.
             twice = assigned.values("server", "gateway").annotate(times=Count("pk")).filter(times__gt=1)
             told[by] = f"count({'DISTINCT ' if twice.exists() else ''}p.gateway_id)"
-        most = most if most is None else most or 1  # One row tells the number of all.
+        most = most if most is None else most or 1  # The total is a column, so it needs a row.
         with book() as opened, connection.cursor() as cursor:
             rows, of_rows = self._calls(opened, {}) if joins_use else ("", [])
             statement = ENTRIES.format(
@@ -241,7 +241,7 @@ class Catalogue:
         return [(server, name) for server, name, _ in found], found[0][2] if found else 0
 
     def _calls(self, opened: Book, where: Where) -> SQL:
-        """Return a query for the calls of tools in the last SPAN: from the roll-ups, or the newest of the log."""
+        """Return a query for the calls of tools in the last SPAN, from roll-ups or else the newest in the log."""
         since, until = month()
         # Roll-ups that old exist for whole days only.
         if query := opened.query_of({**where, **TOOL_CALLS}, DAYS.begin(since), until, by=OF_TOOLS):

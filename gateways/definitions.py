@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 AROUND = 3  # Unchanged lines shown before and after changed ones.
 LONG = 160  # Characters; longer texts are split into sentences,
 LONGEST = 1000  # and longer sentences into pieces.
-MOST_COMPARED = 4000  # Lines; of longer definitions only the common beginning and end are left out, to bound the work.
+MOST_COMPARED = 4000  # Lines; longer definitions match only at their common beginning and end, to bound the work.
 MOST_MARKED = 20_000  # Characters; in longer definitions changed words are not marked, to bound the work.
 ROWS = 150  # Lines on a page.
 

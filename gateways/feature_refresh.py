@@ -60,7 +60,7 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """True if the outcome is worth storing: with per-user identities, only if there was one to ask with."""
+    """True if the outcome is stored: with per-user identities, only if there is one to ask with."""
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 
 

@@ -265,7 +265,7 @@ def _hosts(feature: Feature, viewer: User) -> list[RecentCaller] | None:
 
 
 def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
-    """Return the values of a column of the newest calls within a week, those with the most calls first."""
+    """Return the most frequent values of a column among the newest calls within a week."""
     since = timezone.now() - LATELY
     newest = calls.filter(created_at__gte=since).order_by("-created_at").values_list(column, "created_at")
     found: dict[str, RecentCaller] = {}

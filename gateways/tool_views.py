@@ -85,7 +85,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
     servers = list(servers_seen_by(request.user).values_list("slug", "name"))
     filters = CatalogueFilter(request.GET, servers=servers, may_read=request.user.has_perm(Capability.LOGS_READ))
     table = CATALOGUE.seen(request)
-    tools: Any = Catalogue(request.user, filters.values, table.sort.replace("name", "tool"))  # A sequence will do.
+    tools: Any = Catalogue(request.user, filters.values, table.sort.replace("name", "tool"))
     context: dict[str, Any] = {
         "page": Paginator(tools, PAGE_SIZE).get_page(request.GET.get("page")),
         "table": table,
@@ -101,7 +101,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def moved(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Redirect the former URL of a tool's page, because links to it exist, some of them to one version."""
+    """Redirect the former URL of a tool's page, with or without a version; old links lead to it."""
     page, version = reverse("gateways:feature", args=[pk]), request.GET.get("version")
     return redirect(f"{page}?{urlencode({'show': version})}#definition" if version else page, permanent=True)
 
@@ -109,7 +109,7 @@ def moved(request: AppRequest, pk: UUID) -> HttpResponse:
 # The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, and their switches.
 
 MOST_AWAITED = timedelta(seconds=60)  # Several times the timeout for asking a server.
-SAME_ATTEMPT = timedelta(seconds=10)  # One attempt records the server's health and its failure, one after the other.
+SAME_ATTEMPT = timedelta(seconds=10)  # Between an attempt's two records: the server's health and the failure.
 NAMES = {
     "tool": "Tool (exposed name)",
     "prompt": "Prompt (exposed name)",

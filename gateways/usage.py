@@ -101,7 +101,7 @@ class ToolUse(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """An estimate of what its definition costs a model."""
+        """The estimated tokens of its definition in a model's context."""
         return -(-self.listed_bytes // BYTES_PER_TOKEN)
 
 
@@ -139,7 +139,7 @@ class ServerUse:
 
     @property
     def tokens(self) -> int:
-        """An estimate of what its tools in a list cost a model."""
+        """The estimated tokens of its listed tools in a model's context."""
         return sum(tool.tokens for tool in self.tools)
 
     @property
@@ -222,7 +222,7 @@ class PersonUse(NamedTuple):
 def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     """Return calls by person and tool in the range `chosen` of RANGES, from the newest MOST_COUNTED calls.
 
-    `since` is the oldest call counted, if there were more.
+    `since` is the time of the oldest call counted, if there were more calls.
     """
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)
@@ -232,7 +232,7 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     people, tools = Counter[UUID](), Counter[str]()
     for (person, tool), number in calls.items():
         people[person] += number
-        tools[tool] += number if tool else 0  # Calls that name no tool.
+        tools[tool] += number if tool else 0  # Empty for calls without a tool name.
     shown = [tool for tool, number in tools.most_common(TOOLS) if number]
     names = newest_names(FIELDS["user"], [person for person, _ in people.most_common(PEOPLE)])
     highest = max(calls.values(), default=1)

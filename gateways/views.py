@@ -128,7 +128,7 @@ def _number(of: str, condition: Q) -> Subquery:
 
 
 def _number_of_features(features: FeatureQuerySet, by: str) -> Coalesce:
-    """Count `features` by a column of theirs, as a subquery of the rows it names."""
+    """Count `features` per row of the outer query, in a subquery; `by` is their foreign key to it."""
     rows = features.filter(**{by: OuterRef("pk")}).order_by().values(by).annotate(number=Count("pk"))
     return Coalesce(Subquery(rows.values("number")), 0)
 
@@ -240,7 +240,7 @@ def reach(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _reach_refused(request: AppRequest, gateway: Gateway) -> HttpResponse:
-    """Show what the reach chosen in the form would have refused, while it is chosen."""
+    """Show the recent calls that the reach selected in the form would have refused."""
     form, refused = ReachForm(request.GET), ""
     if form.is_valid() and form.cleaned_data["reach"] == Reach.TEAMS:
         refused = narrowed_to(gateway, form.cleaned_data["teams"], request.user)
@@ -438,7 +438,7 @@ def _assigned(assignment: Assignment, by: User) -> str:
 
 
 def _left_to_bring(assignment: Assignment) -> str:
-    """Return how many live connections need an identity for a newly assigned server, as a clause; empty if none."""
+    """Return a clause with the number of live connections that now need an identity; empty if none does."""
     if not Assignment.objects.per_user().filter(pk=assignment.pk).exists():
         return ""
     count = Connection.objects.live().filter(gateway=assignment.gateway_id).count()

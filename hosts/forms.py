@@ -13,8 +13,8 @@ from ui.forms import ListFilter
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 PENDING = Q(needs_approval=True, approved_at=None)
-# The app that runs tools from the pages, unless it is pending. It is recognised by its key, which no other app can
-# have: an app that only has a name like ours, such as that of the OAuth doctor, counts as any other app.
+# The app that runs tools from the pages, unless it is pending. It is recognised by its key, because other apps can
+# have the same name.
 OURS = Q(dedupe_key=PLAYGROUND) & ~PENDING
 STATUSES = {"enabled": Q(enabled=True) & ~PENDING, "disabled": Q(enabled=False) & ~PENDING, "pending": PENDING}
 
@@ -47,7 +47,7 @@ class HostFilter(ListFilter):
     status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
 
     def narrow(self, rows: HostQuerySet) -> HostQuerySet:
-        """Return the matching hosts; the playground only if searched for, or with the type `built-in`."""
+        """Return the matching hosts. Includes the playground only if searched for by name or with type `built-in`."""
         hosts = rows.matching(words := self.values.get("q", ""))
         if self.values.get("type") == "built-in":
             hosts = hosts.filter(OURS)

@@ -1,7 +1,7 @@
 """The tab *Least privilege* of an app or agent: what it used in 30 days against what it may use.
 
-Connections it did not use are disabled with one act, after the calls that this would have refused. Tools are switched
-per gateway, for everybody: those that nobody used are hidden there.
+One button disables its unused connections, after showing the calls this would have refused. Tools are enabled per
+gateway for everybody, so the page suggests only tools that nobody used.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from ui.viewset import MOST_PICKED
 USED_IN = timedelta(days=30)
 REPLAYED = timedelta(days=90)
 MOST_READ = 20_000  # The newest calls of the agent.
-MOST_REFUSED = 1_000  # Counted at most.
+MOST_REFUSED = 1_000  # Calls that disabling would have refused.
 SHOWN = 10
 MOST_TOOLS = 50
 MOST_CONNECTIONS = 20
-MOST_ASSIGNMENTS = 20  # Servers on gateways whose tools are looked up for use by anybody.
+MOST_ASSIGNMENTS = 20  # Assigned servers searched for tools that nobody used.
 COLUMNS = ("uid", "created_at", "method", "feature_name", "user_email", "outcome")  # Not the payloads.
 TEXTS = ("description", "input_schema", "approved", "shown", "offered")  # Long, and not shown.
 
@@ -90,7 +90,7 @@ class LeastPrivilege:
             (page.used if _is_in_use(row.connection, now - USED_IN) else page.unused).append(row)
         page.unused = page.unused[:MOST_PICKED]
         pks = [row.connection.pk for row in page.unused]
-        # Not sorted by the database, which would read all newer calls to find these. An unused one has none since.
+        # Sorted in Python: PostgreSQL would read all newer calls. Unused connections have no calls after this span.
         span = (now - REPLAYED, now - USED_IN)
         calls = Call.objects.filter(connection_id__in=pks, created_at__range=span).order_by()
         calls = calls.exclude(outcome__in=ENDINGS["denied"]).only(*COLUMNS)
@@ -123,7 +123,7 @@ class LeastPrivilege:
 
 
 def _is_in_use(row: Connection, since: datetime) -> bool:
-    """Return whether it was used since then, or is too new to tell."""
+    """Return whether the connection was used, or created, after `since`."""
     return max(row.connected_at, row.last_used_at or row.connected_at) >= since
 
 

@@ -234,7 +234,7 @@ def archive_picked(request: AppRequest) -> HttpResponse:
 @requires(Capability.HOSTS_TOGGLE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Archive a host. This also ends its connections, so it takes both capabilities."""
+    """Archive a host. Needs both capabilities, because it also ends its connections."""
     host = host_or_404(request.user, pk)
     return archive_page(
         request,

@@ -376,7 +376,7 @@ def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | N
 # The page: from a URL, or a well-known server, to tools on gateways.
 
 PAGE = "servers/add.html"
-TESTED = "tested_server"  # Session key for the outcome of asking a server that was not added yet.
+TESTED = "tested_server"  # Session key: the outcome of testing a server before it is added.
 
 
 @require_http_methods(["GET", "POST"])
@@ -454,14 +454,14 @@ def _asked(request: AppRequest) -> HttpResponse:
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
-    """Return what the page showed of the last test, if it was of the URL in the form."""
+    """Return the context that showed the last test, if it tested the URL in the form; {} otherwise."""
     tested: dict[str, Any] = request.session.get(TESTED) or {}
     shown: dict[str, Any] = tested.get("shown", {})
     return shown if tested.get("url") == request.POST.get("url") else {}
 
 
 def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | None:
-    """Return the outcome of the last test, if it was of the URL that is added now."""
+    """Return the outcome of the last test, or None if it tested another URL than the one in `values`."""
     tested = request.session.get(TESTED)
     return tested if tested and tested["url"] == values["url"] else None
 

@@ -71,7 +71,7 @@ class NoEndpoint(DiscoveryFailed):
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """The eras a server speaks, and the usable definitions it offers, by kind, as it sent them."""
+    """The eras a server speaks, and its usable definitions by kind, unchanged."""
 
     spoken: Spoken
     features: dict[str, list[Definition]]

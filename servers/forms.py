@@ -82,7 +82,7 @@ class SlugForm(forms.Form):
 
 
 class SignInSettings:
-    """Validation of sign-in settings, for a form that has these fields in this order."""
+    """Form mixin that validates the sign-in fields, which the form must declare in this order."""
 
     cleaned_data: dict[str, Any]
 
@@ -318,7 +318,7 @@ class ServerForm(SignInSettings, SlugForm):
         return values
 
     def _private(self, values: dict[str, Any]) -> bool | None:
-        """True if the server may be at a private address: from its URL when it was entered, or as set here."""
+        """True if the server may be at a private address: by its new URL, or as set here for an unchanged one."""
         if self.server is None or values["url"] != self.server.url:
             return self._leads_inside
         if self.server.private is not None or values.get("private"):
@@ -332,7 +332,7 @@ def _others(server: Server | None) -> ServerQuerySet:
 
 
 def is_taken(name: str) -> bool:
-    """Return whether another server has this name."""
+    """True if a live server has this name."""
     return _others(None).filter(name__iexact=name.strip()).exists()
 
 

@@ -157,7 +157,7 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
 
     @property
     def acting(self) -> User:
-        """Return the owner with only those of the key's capabilities that they still have."""
+        """Return the owner, limited to the key's capabilities that they still have."""
         owner = self.user
         owner.narrowed_to = frozenset(self.granted_capabilities)
         return owner

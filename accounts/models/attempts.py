@@ -13,7 +13,7 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
     def note(self, key: str, *, window: timedelta = MINUTE) -> int:
         """Count one more attempt of `key`, and return the number in this window (aligned to the clock).
 
-        A single statement that holds no lock beyond it: clients that are counted must not wait for each other.
+        Runs a single statement and holds no lock after it, so that counted clients do not wait for each other.
         """
         statement = """
             INSERT INTO oauth_attempt AS a (key, minute, count) VALUES (%s, %s, 1)

@@ -1,6 +1,6 @@
 """Stored bearer secrets: prefix and digest, and those of the previous secret while it is still valid.
 
-The columns belong to the models, whose frequency of use differs.
+The models declare the columns.
 """
 
 from datetime import timedelta

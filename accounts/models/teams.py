@@ -64,7 +64,7 @@ class Team(Versioned, models.Model):
         try:
             with transaction.atomic():
                 row = self.lock()
-                one_at_a_time()  # So that a member removed concurrently is not added back.
+                one_at_a_time()  # Otherwise a member removed concurrently would be added back.
                 before, users = row.editable(), list(users)
                 _must_match_all(by, {*row.users.values_list("pk", flat=True)} ^ {person.pk for person in users})
                 new_values = {"name": name.strip(), "users": sorted(person.email for person in users)}
@@ -95,7 +95,7 @@ class Team(Versioned, models.Model):
 
 
 def _differences(before: list[str], after: list[str]) -> list[list[str]]:
-    """Return who left and who joined; complete lists of a large team would fill the log."""
+    """Return the members who left and those who joined; complete lists of a large team would fill the log."""
     return [sorted({*before} - {*after}), sorted({*after} - {*before})]
 
 

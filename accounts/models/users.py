@@ -183,7 +183,7 @@ class User(Versioned, AbstractBaseUser):
     is_active = models.BooleanField(default=True)
     is_staff = models.BooleanField(default=False)
     is_superuser = models.BooleanField(default=False)
-    # Signs in at the organisation's identity provider, and so has joined even without a password here.
+    # Signs in at the organisation's identity provider, so needs no password here to have joined.
     by_organisation = models.BooleanField(default=False, db_default=False)
     # An owner whose password works even while sign-in by the organisation is enforced (docs/decisions/0034).
     break_glass = models.BooleanField(default=False, db_default=False)
@@ -194,7 +194,7 @@ class User(Versioned, AbstractBaseUser):
     log_look = models.JSONField(default=dict, db_default={}, blank=True, editable=False)
     date_joined = models.DateTimeField(default=timezone.now)
     invited_at = models.DateTimeField(null=True, blank=True, editable=False)
-    # Since when a directory manages this person; None if none does.
+    # When a directory began to manage this person; None if no directory does.
     provisioned_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     USERNAME_FIELD = "email"
@@ -307,7 +307,7 @@ class User(Versioned, AbstractBaseUser):
             present.must_be(seen, {"role"} if before != role else ())
             must_hold(by, role.capabilities)
             changes: dict[str, Any] = {"role": [before and before.name, role.name]} if before != role else {}
-            if present.is_superuser:  # Set by Django's createsuperuser; from now on the role alone counts.
+            if present.is_superuser:  # Set by Django's createsuperuser; the role replaces it.
                 changes["is_superuser"] = [True, False]
             breaks = present.break_glass and role.is_owners
             if present.break_glass and not breaks:  # Otherwise it would return when they become an owner again.
@@ -490,7 +490,7 @@ class User(Versioned, AbstractBaseUser):
         self.save(update_fields=["notices_read_at"])
 
     def ask_for(self, capability: Capability) -> bool:
-        """Ask the people who manage people for a capability; they are told (attention.matters).
+        """Ask the people who manage people for a capability; they are notified (attention.matters).
 
         Return False, and do nothing, if this person has it, has asked for it within a day, or has asked for
         MOST_REQUESTS capabilities within a day.
@@ -520,7 +520,7 @@ class User(Versioned, AbstractBaseUser):
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 
     def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
-        """Return if they requested it within a day, and when their last request in a week was declined (or None)."""
+        """Return whether they requested it within a day, and when their last request was declined, or None."""
         return state_of(capability, requests(of=self))
 
     @property

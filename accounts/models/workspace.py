@@ -17,7 +17,7 @@ RETENTION_NOTICE = timedelta(days=1)  # How long before a shorter retention take
 
 
 class Dropping(NamedTuple):
-    """A pending shorter retention (days): from `at`, calls before `before` are dropped, about `calls` of them."""
+    """A pending shorter retention (days): at `at`, about `calls` calls older than `before` are dropped."""
 
     days: int
     at: datetime

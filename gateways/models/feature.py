@@ -206,7 +206,7 @@ class Feature(Versioned, Switchable):
                 fields=("assignment", "kind", "name"), name="feature_name_is_unique_per_assignment"
             ),
         )
-        # Few rows among very many, counted on each page with a rail. The condition is that of `needing_attention`.
+        # Few of very many rows, counted on each page with a rail. Must have the condition of `needing_attention`.
         indexes = (
             models.Index(
                 fields=("changed_at",),

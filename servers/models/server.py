@@ -169,7 +169,7 @@ class Server(Versioned, Switchable):
     revocation_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
     # Use PKCE although the issuer's metadata do not list it.
     assume_pkce = models.BooleanField("assume PKCE", default=False, db_default=False)
-    # Sign-ins started since the issuer last returned somebody.
+    # Sign-ins started since the issuer last redirected a person back.
     sign_ins_begun = models.PositiveIntegerField(default=0, db_default=0, editable=False)
     # Whether the host resolved to a private address when registered, or was declared to; NULL if unknown.
     private = models.BooleanField("at a private address", null=True, blank=True)
@@ -278,7 +278,7 @@ class Server(Versioned, Switchable):
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
         """Return identities whose sign-in these changes invalidate.
 
-        It was made at another issuer or other endpoints, for another resource, or with more scopes than are now fixed.
+        They were made at another issuer or endpoint, for another resource, or with more scopes than are now fixed.
         """
         then = {name: fields.get(name, getattr(self, name)) for name in SIGN_IN_SETTINGS}
         if list(then.values()) == self.sign_in_settings:
@@ -289,7 +289,7 @@ class Server(Versioned, Switchable):
         return signed_in.filter(pk__in=ended)
 
     def _fits(self, then: Mapping[str, Any], issuer: str, resource: str, scope: str) -> bool:
-        """True if a grant with these facts would be the same with the settings `then`."""
+        """True if a grant for this issuer, resource and scope stays valid with the settings `then`."""
         if (self.expected_issuer or issuer) != (then["expected_issuer"] or issuer):
             return False
         if self.moves_issuer(then):
@@ -305,8 +305,8 @@ class Server(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
         """Change name, URL, authentication, sign-in settings or limits, and record what changed.
 
-        Another path or header suspends the server's identities until the person responsible for each confirms it.
-        Another endpoint of the issuer ends the client that was entered for the former endpoints.
+        A changed path or header suspends the server's identities until the person responsible for each confirms it.
+        Changed issuer endpoints end the OAuth client that was entered for the old ones.
         Raises AnotherPlace if the URL would send credentials to another server, WouldEndSignIns if sign-in settings end
         sign-ins without `end_sign_ins`, and ChangedMeanwhile if the row is no longer what was `seen`.
         """

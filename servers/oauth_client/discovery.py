@@ -35,10 +35,6 @@ from wire.oauth_client import (
 from wire.outbound import HttpAnswer, NoAnswer, OutboundClient, raising_no_answer
 from wire.versions import MODERN, NAME, NEWEST_SESSION
 
-# Requests to resource and authorization servers: guarded, limited in size and time, without redirects or cookies.
-#
-# A request that waits for its answer does not hold a database connection of the pages' pool.
-
 logger = logging.getLogger(__name__)
 
 REVOCATION_SECONDS = 5.0
@@ -48,6 +44,8 @@ _tellers = ThreadPoolExecutor(2, thread_name_prefix="revocation")
 
 class Http:
     """HTTP client for one task, which may take `seconds` in total. Its methods raise NoAnswer.
+
+    It ignores redirects and cookies, and holds no database connection while it waits.
 
     Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called, because what a public server names must be
     public. `entered` are URLs entered by an administrator; the addresses of all other hosts are resolved and checked
@@ -136,7 +134,7 @@ class AuthorizationServerMetadata:
     says_iss: bool = False
     says_pkce: bool = False  # Lists PKCE methods, S256 among them.
     private: bool = False  # Whether it may be at a private address.
-    entered: tuple[str, ...] = ()  # The URLs that an administrator entered for the server that led here.
+    entered: tuple[str, ...] = ()  # URLs an administrator entered for the server that names this issuer.
     takes_documents: bool = False
     name: str = ""
 
@@ -144,8 +142,8 @@ class AuthorizationServerMetadata:
     def registrations(self) -> tuple[str, ...]:
         """The methods to become its client, in the order they are tried; entering one by hand is always possible.
 
-        All issuers that read our document share our client id and redirect URI. So each has to name itself in its
-        answers, by its own URL.
+        Issuers that read our metadata document share one client id and redirect URI, so each must name itself in its
+        answers (RFC 9207).
         """
         own_name = self.says_iss and self.name in ("", self.issuer)
         readable = self.takes_documents and own_name and settings.PUBLIC_URL.startswith("https://")

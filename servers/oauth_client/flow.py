@@ -82,7 +82,7 @@ class LastingRefused(Exception):
 
 
 def sign_in_browser_digest(request: AppRequest) -> bytes:
-    """Return the digest that ties a sign-in to this browser, of a random value in its session (survives key rotation).
+    """Return a digest of a random value in the session: it ties a sign-in to this browser and survives key rotation.
 
     An API key has no browser. Its holder may store any credential for its owner anyway.
     """

@@ -184,8 +184,8 @@ MANY_UNFINISHED = 3  # In a row; from this number, pages say that the issuer may
 def unfinished_sign_ins(server: Server) -> int:
     """Return the number of consecutive sign-ins at this server from which the issuer did not return the person.
 
-    Some issuers forget their clients and show the person an error instead of redirecting. A sign-in of each person that
-    has not expired may still succeed and is not counted.
+    Some issuers forget their clients and show the person an error instead of redirecting. One unexpired sign-in of each
+    person is not counted, because it may still succeed.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:

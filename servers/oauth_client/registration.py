@@ -45,9 +45,8 @@ class NotRegistered(Exception):
 def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str = "") -> str:
     """Return the redirect URI for this issuer only (mix-up defence, RFC 9700 section 4.4.2.2).
 
-    The URI tells which issuer was asked, so an answer caused by another issuer arrives at the wrong URI. It also
-    depends on entered endpoints: the issuer does not redirect to a URI made for other endpoints, so entering another
-    token endpoint does not give access to the codes of a client without a secret.
+    An answer caused by another issuer arrives at the wrong URI. The URI also depends on entered endpoints, and issuers
+    redirect only to registered URIs: so another token endpoint never gets the codes of a client without a secret.
     """
     name = f"{issuer}\n{token_endpoint}\n{revocation_endpoint}" if token_endpoint else issuer
     key = hashlib.sha256(name.encode()).hexdigest()[:32]
@@ -129,7 +128,7 @@ def _addresses(client: ClientRegistration) -> tuple[str, ...]:
 
 
 def _usable(metadata: AuthorizationServerMetadata) -> Q:
-    """Match registrations usable for a new sign-in; with a shared redirect URI only the document's, if that is safe."""
+    """Match registrations usable for a new sign-in; a shared redirect URI only with the metadata document, if safe."""
     fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
     usable = Q(redirect_uri=redirect_uri(metadata.issuer))
     if "document" in metadata.registrations:

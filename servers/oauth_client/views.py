@@ -81,7 +81,7 @@ class NewSignIn(RequestBody):
 
 
 class SignIns(Resource):
-    """Signing in at the issuer of a server, by which an identity comes into being or works again."""
+    """Sign-ins at the issuer of a server; each creates an identity or renews one."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         SignInRefused: Problem(HTTPStatus.CONFLICT, "sign_in_refused")
