@@ -23,7 +23,7 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
         Capability.CONNECTIONS_TOGGLE,
     ),
     "Gateways": (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE),
-    "Servers and identities": (
+    "Servers and credentials": (
         Capability.SERVERS_MANAGE,
         Capability.SERVERS_TOGGLE,
         Capability.IDENTITIES_MANAGE,

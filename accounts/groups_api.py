@@ -144,7 +144,7 @@ class TeamBody(RequestBody):
     def validate_user_ids(self, pks: list[UUID]) -> list[User]:
         people = list(User.objects.filter(pk__in=pks))
         if missing := set(pks) - {person.pk for person in people}:
-            raise ValidationError([f"There is no user {pk}." for pk in sorted(missing)])
+            raise ValidationError([f"There is no person {pk}." for pk in sorted(missing)])
         return people
 
 

@@ -282,7 +282,7 @@ def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
         request,
         person,
         lambda: person.set_staff(staff, by=request.user),
-        f"{person.email} is {'staff' if staff else 'staff no more'}",
+        f"{person.email} is {'staff' if staff else 'no longer staff'}",
         title="Make staff" if staff else "End staff",
         text=f"Let {person.email} {'use' if staff else 'no longer use'} the Django admin?",
         more=shows if staff else "Their role stays as it is.",

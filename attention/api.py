@@ -25,7 +25,7 @@ from ui.rest import Id, Problem, Resource, UtcDateTimeField, checked
 # One's own channels; those of the workspace for who manages it. Other people's are 404 for everybody.
 OWN = Own(Capability.WORKSPACE_MANAGE)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
-MATTERS = "Matters it is told, by their names in *Needs attention*; you can choose those that you may act on."
+MATTERS = "Matters it gets messages about, by their names in *Needs attention*; only those you may act on."
 
 
 class ChannelSerializer(serializers.Serializer[Channel]):

@@ -195,19 +195,19 @@ MATTERS = (
         (Capability.GATEWAYS_MANAGE,), act="Compare",
     ),
     Matter(
-        "shared-identities", "Shared identities to renew", TO_FIX, "identity",
-        ("{} server refuses its shared identity or needs a new sign-in",
-         "{} servers refuse their shared identity or need a new sign-in"),
+        "shared-identities", "Shared credentials to renew", TO_FIX, "identity",
+        ("{} server refuses its shared credential or needs a new sign-in",
+         "{} servers refuse their shared credential or need a new sign-in"),
         _shared_identities, (Capability.SERVERS_MANAGE,), act="Open servers",
     ),
     Matter(
-        "own-connections", "Your connections without an identity", TO_FIX, "connection",
-        ("{} of your connections lacks your identity", "{} of your connections lack your identity"),
-        _own_connections, act="Add identity",
+        "own-connections", "Your connections without a credential", TO_FIX, "connection",
+        ("{} of your connections lacks a credential", "{} of your connections lack a credential"),
+        _own_connections, act="Add credential",
     ),
     Matter(
-        "own-identities", "Your identities to renew", TO_FIX, "identity",
-        ("{} of your identities needs a new sign-in or secret", "{} of your identities need a new sign-in or secret"),
+        "own-identities", "Your credentials to renew", TO_FIX, "identity",
+        ("{} of your credentials needs a new sign-in or secret", "{} of your credentials need a new sign-in or secret"),
         _own_identities, act="Renew",
     ),
     Matter(

@@ -27,7 +27,7 @@ from ui.viewset import confirmed, form_page
 
 OWN = "one's own channels, and the workspace's for who manages it"
 ADDRESSES = {
-    ChannelKind.MAIL: ("E-mail", "ops@example.com", "Of a person or a list that is told everything ticked below."),
+    ChannelKind.MAIL: ("E-mail", "ops@example.com", "Of a person or a mailing list. It gets everything ticked below."),
     ChannelKind.WEBHOOK: ("URL", "https://hooks.example.com/gateway", "Each message is a POST with a JSON body."),
     ChannelKind.SLACK: (
         "Webhook URL",
@@ -64,7 +64,7 @@ class ChannelForm(forms.Form):
         help_text="At least 24 bytes, made by “openssl rand”. It signs every message.",
     )
     enabled = forms.BooleanField(required=False, initial=True, label="Enabled")
-    matters = forms.MultipleChoiceField(required=False, widget=forms.CheckboxSelectMultiple, label="Tell about")
+    matters = forms.MultipleChoiceField(required=False, widget=forms.CheckboxSelectMultiple, label="Messages about")
     quiet_from = forms.TimeField(required=False, label="Quiet from", widget=forms.TimeInput(attrs={"type": "time"}))
     quiet_until = forms.TimeField(
         required=False,

@@ -210,13 +210,13 @@ class Action(StrEnum):
     SECOND_FACTOR_ADDED = (
         "user.second_factor_added",
         "{self} added the security key {security_key} as a second factor.",
-        "{self} turned their second factor on.",
-        "{actor} turned the second factor of {target} on.",
+        "{self} enabled their second factor.",
+        "{actor} enabled the second factor of {target}.",
     )
     SECOND_FACTOR_REMOVED = (
         "user.second_factor_removed",
         "{self} removed their security key {security_key}.",
-        "{self} turned their second factor off.",
+        "{self} disabled their second factor.",
         "{actor} removed the second factor of {target}.",
     )
     SECURITY_KEY_RENAMED = (

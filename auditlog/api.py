@@ -49,7 +49,7 @@ SUBJECTS = {
 CALL_HELP = {
     "correlation_id": "Header `X-Request-Id` of the request.",
     "method": "MCP method.",
-    "feature_type": "Kind of the feature that was used.",
+    "feature_type": "Kind of what was used, such as a tool.",
     "feature_name": "Tool, prompt or resource that was used, by its name for clients.",
     "outcome": "How the call ended.",
     "deny_reason": "Why the call was refused, as an error code; empty if it was not.",

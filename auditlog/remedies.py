@@ -337,7 +337,7 @@ def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: 
 
 def _words(action: Action) -> str:
     verb = action.partition(".")[2]
-    return WORDS.get(action) or ("Switched off" if verb == "disabled" else verb.capitalize())
+    return WORDS.get(action) or ("Disabled" if verb == "disabled" else verb.capitalize())
 
 
 def _narrowed(reason: str, subject: str, row: Any, subjects: Subjects) -> Iterator[tuple[str, str]]:

@@ -123,7 +123,7 @@ class Capability(StrEnum):
         "accounts.manage_people",
         "people:manage",
         "Manage people",
-        "Invite and deactivate users, edit roles and teams.",
+        "Invite and deactivate people, edit roles and teams.",
     )
     WORKSPACE_MANAGE = (
         "accounts.manage_workspace",

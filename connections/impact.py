@@ -37,12 +37,11 @@ class Impact:
     identities: int
 
     def __str__(self) -> str:
-        """Return the counts in words; identities only if there are any, because most servers need none."""
-        parts = [(self.hosts, "host"), (self.users, "user")]
+        """Return the counts in words; credentials only if there are any, because most servers need none."""
+        parts = [(self.hosts, "app or agent", "apps or agents"), (self.users, "person", "people")]
         if self.identities:
-            parts.append((self.identities, "identities" if self.identities > 1 else "identity"))
-        words = (f"{n:,} {word}{'' if n == 1 or word.startswith('identit') else 's'}" for n, word in parts)
-        return ", ".join(words)
+            parts.append((self.identities, "credential", "credentials"))
+        return ", ".join(f"{n:,} {one if n == 1 else many}" for n, one, many in parts)
 
 
 def impact_of(target: models.Model) -> Impact:
@@ -154,7 +153,7 @@ def ended_together(which: Q) -> str:
     )
     parts = [(totals["links"], "connection"), (totals["tokens"], "token")]
     words = " and ".join(f"{n:,} {word}{'' if n == 1 else 's'}" for n, word in parts)
-    people = f"{totals['users']:,} user{'' if totals['users'] == 1 else 's'}"
+    people = f"{totals['users']:,} {'person' if totals['users'] == 1 else 'people'}"
     return f"{words} of {people} end with the next request." if totals["links"] else "No connections end."
 
 

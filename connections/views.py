@@ -95,7 +95,7 @@ def _tab(key: str, name: str, *by: str) -> Table:
 TABS = {"host": _tab("of-host", "Gateway", "gateway__name"), "gateway": _tab("of-gateway", "Client name", "host__name")}
 OWN_IDENTITIES = Table(
     "own-identities",
-    "Stored identities",
+    "Stored credentials",
     (
         Column("name", "Label"),
         Column("server", "Server", 9, priority=2, on_phone=True),

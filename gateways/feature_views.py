@@ -244,7 +244,7 @@ def _obstacles(feature: Feature) -> list[str]:
         (feature.missing_since, f"{name} no longer offers it."),
         (
             _is_personal(feature) and not feature.missing_since,
-            "Only people see it whose own identity gets it from the server.",
+            "Only people whose own credential lists it see it.",
         ),
         (assignment.server.lists_live, f"{name} is asked for each list, and may omit it."),
     )
@@ -287,7 +287,7 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
             Assignment.objects.select_for_update(of=("self",)).get(pk=feature.assignment_id)
             feature.refresh_from_db()
             if request.POST.get("definition", "") != feature.offered_hash:
-                return leave(request, back, f"Nothing was accepted: {name} offers another definition since.")
+                return leave(request, back, f"Nothing was accepted: {name} offers another definition now.")
             feature.accept(by=request.user)
         return leave(request, back, f"{feature.exposed_name} accepted")
 

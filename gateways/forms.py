@@ -125,7 +125,7 @@ class AssignmentForm(forms.Form):
         help_text="Tools keep their own names. Only for the one server of a gateway.",
     )
     identity_scheme = forms.ChoiceField(choices=[(s.value, s.label) for s in SCHEMES], widget=forms.RadioSelect)
-    shared_identity = forms.ModelChoiceField(Identity.objects.none(), required=False, empty_label="Choose an identity")
+    shared_identity = forms.ModelChoiceField(Identity.objects.none(), required=False, empty_label="Choose a credential")
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class AssignmentForm(forms.Form):
             self.fields["shared_identity"].queryset = shared  # type: ignore[attr-defined]
             if self.absent:
                 self.fields["shared_identity"].error_messages["invalid_choice"] = (
-                    f"This shared identity may not be used on {gateway.name}. A person with Identity "
+                    f"This shared credential may not be used on {gateway.name}. A person with Identity "
                     f"management can allow it on the Identities tab of {server.name}."
                 )
             self.fields["shared_identity"].label_from_instance = lambda identity: identity.label  # type: ignore[attr-defined]
@@ -204,7 +204,7 @@ class AssignmentForm(forms.Form):
         if not server.needs_credential and scheme != IdentityScheme.NONE:
             self.add_error("identity_scheme", f"{server.name} takes no credential: its auth type is “No credential”.")
         elif scheme == IdentityScheme.SHARED and not values.get("shared_identity"):
-            self.add_error("shared_identity", "Choose the identity everyone uses.")
+            self.add_error("shared_identity", "Choose the credential everyone uses.")
         if scheme != IdentityScheme.SHARED:
             values["shared_identity"] = None
 

@@ -58,7 +58,7 @@ class ToolSerializer(serializers.Serializer[Feature]):
 class FeatureSerializer(ToolSerializer):
     """A tool, prompt, resource or template: the definition clients see, and the one its server offers."""
 
-    kind = serializers.ChoiceField(FeatureKind.choices, help_text="FeatureKind of the feature.")
+    kind = serializers.ChoiceField(FeatureKind.choices, help_text="Tool, prompt, resource or template.")
     state = serializers.ChoiceField(FeatureState.choices, help_text="Whether clients see it.")
     approved = serializers.CharField(help_text="The JSON text of the definition that clients see.")
     offered = serializers.CharField(
@@ -102,8 +102,8 @@ class ToolQuery(ListQuery):
 class FeatureQuery(ToolQuery):
     """Filters of the list of features."""
 
-    kind = serializers.ChoiceField(FeatureKind.choices, required=False, help_text="Only this kind of feature.")
-    state = serializers.ChoiceField(FeatureState.choices, required=False, help_text="Only features in this state.")
+    kind = serializers.ChoiceField(FeatureKind.choices, required=False, help_text="Only this kind.")
+    state = serializers.ChoiceField(FeatureState.choices, required=False, help_text="Only those in this state.")
 
 
 class ToolChanges(RequestBody):
@@ -248,7 +248,7 @@ class PlaceSerializer(serializers.Serializer[Feature]):
 class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
     """A tool of a server, with the gateways that have it."""
 
-    id = Id(source="feature.pk", help_text="Id of the feature on the first gateway that had it.")
+    id = Id(source="feature.pk", help_text="Its id on the first gateway that had it.")
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
     title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
     server = ServerReference()

@@ -336,13 +336,13 @@ def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
     else:
         live = Connection.objects.live().filter(gateway=gateway).count()
         text = (
-            f"Leave on the {len(use.used)} of {len(use.tools)} tools that were used in {days} days? {_tools(len(off))} "
-            f"switched off for {live} {'connection' if live == 1 else 'connections'} to {gateway.name}."
+            f"Keep only the {len(use.used)} of {len(use.tools)} tools that were used in {days} days? "
+            f"{_tools(len(off))} disabled for {live} {'connection' if live == 1 else 'connections'} to {gateway.name}."
         )
     more = sentences(
-        f"Switched off: {first_names([tool.name for tool in off])}." if off else "",
+        f"Disabled: {first_names([tool.name for tool in off])}." if off else "",
         "Tools its server adds later start disabled.",
-        f"It is here only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
+        f"On this gateway only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
         "You can undo this on this page.",
     )
     return {"text": text, "more": more, "hidden": (("dearest", 1),) if is_dearest else ()}

@@ -168,7 +168,7 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
 
     def save() -> HttpResponse:
         host.rename(**form.cleaned_data, by=request.user, seen=seen_version(request))
-        return leave(request, page_url(host), "Host renamed")
+        return leave(request, page_url(host), "Renamed")
 
     return form_page(request, "hosts/form.html", form, save, errors={AgentNameTaken: "name"}, **context)
 
@@ -207,7 +207,9 @@ def switch(request: AppRequest) -> HttpResponse:
     def refused(host: Host) -> str:
         return "waits for approval" if host.is_pending else ""
 
-    hosts = Picked(request, Host.objects.live(), ("host", "hosts"), back=reverse("hosts:list"), refused=refused)
+    hosts = Picked(
+        request, Host.objects.live(), ("app or agent", "apps or agents"), back=reverse("hosts:list"), refused=refused
+    )
     return switch_picked(hosts, partial(cut_together, viewer=request.user))
 
 
@@ -221,7 +223,13 @@ def archive_picked(request: AppRequest) -> HttpResponse:
         return "still enabled" if host.enabled else ""
 
     return end_picked(
-        Picked(request, Host.objects.live(), ("host", "hosts"), back=reverse("hosts:list"), refused=refused),
+        Picked(
+            request,
+            Host.objects.live(),
+            ("app or agent", "apps or agents"),
+            back=reverse("hosts:list"),
+            refused=refused,
+        ),
         ("Archive", "archived"),
         lambda host: Connection.objects.archive_host(host, by=request.user),
         StillEnabled,
@@ -268,7 +276,7 @@ def approve_picked(request: AppRequest) -> HttpResponse:
 
     apps = Picked(request, Host.objects.live(), ("app", "apps"), back=reverse("hosts:list"), refused=refused)
     if not apps.open:
-        return apps.leave(apps.left_alone or "Nothing was picked")
+        return apps.leave(apps.left_alone or "Nothing was selected")
     if not request.POST.get("sure"):
         return confirm(
             request,
@@ -295,5 +303,5 @@ def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
     host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=pk)
     host.set_enrolment(allow, by=request.user)
     context = {"host": host, "link": enrolment_url(host)}
-    toast = f"Enrolment {'on' if allow else 'off'}"
+    toast = f"Enrolment {'allowed' if allow else 'stopped'}"
     return answer(request, "hosts/overview.html#enrolment", context, to=page_url(host), toast=toast)

@@ -102,6 +102,6 @@ def _identity_words(assignment: Assignment, identities: dict[Assignment, Identit
         return (
             f"as {identities[assignment].label}"
             if assignment in identities
-            else "as the identity you chose before, or skipped"
+            else "as the credential you chose before, or skipped"
         )
-    return "shared identity" if assignment.identity_scheme == "shared" else "no credential"
+    return "shared credential" if assignment.identity_scheme == "shared" else "no credential"

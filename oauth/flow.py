@@ -99,7 +99,7 @@ def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
     needed = missing_capability(flow, user)
     if needed is None:
         return ""
-    closed = " Enrolment with this agent is off." if flow.kind == Ending.TOKEN else ""
+    closed = " Enrolment with this agent is disabled." if flow.kind == Ending.TOKEN else ""
     return f"Your role lacks {needed.label}.{closed}"
 
 

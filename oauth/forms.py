@@ -75,7 +75,7 @@ class IdentityForm(Trial):
             if not self.errors:
                 self.judge(refusal_of(self.server, cleaned["secret"]), "secret", self.server.name)
         elif not cleaned.get("identity") and "identity" not in self.errors:
-            self.add_error("identity", "Choose an identity, or skip this server.")
+            self.add_error("identity", "Choose a credential, or skip this server.")
         elif not self.errors and self.chosen.status == "refused":
             self.judge(self._tried_again(), "identity", self.server.name)
         return cleaned

@@ -633,7 +633,7 @@ class Endpoint:
         """Refresh the token if it has expired, then re-check access, because refreshing may take seconds.
 
         Raises CancelledError if access was lost (the request's `ending` has the reason), and IdentityUnavailable if
-        access cannot be checked or the connection now uses another identity.
+        access cannot be checked or the connection now uses another credential.
         """
         fresh = await self._parts.refresher.fresh(resolved.assigned)
         if fresh is resolved.assigned:
@@ -650,7 +650,7 @@ class Endpoint:
         if grant is None:
             raise asyncio.CancelledError
         if all(each.identity_id != fresh.identity_id for each in grant.assignments if each.id == fresh.id):
-            raise IdentityUnavailable(fresh.server_name, "the connection now uses another identity")
+            raise IdentityUnavailable(fresh.server_name, "the connection now uses another credential")
         _note_renewed(request, fresh)
 
     async def _after(

@@ -93,7 +93,12 @@ REASONS = {
     ),
     "expired": Reason(Step.TOKEN, "The token has expired.", page=TOKENS, status=401, published="Unauthorized"),
     "user_inactive": Reason(
-        Step.USER, "The user has been deactivated.", "user deactivated", SIGN_IN, status=401, published="Unauthorized"
+        Step.USER,
+        "The person has been deactivated.",
+        "person deactivated",
+        SIGN_IN,
+        status=401,
+        published="Unauthorized",
     ),
     "wrong_gateway": Reason(
         Step.ADDRESS, "The token belongs to another gateway.", page=TOKENS, status=403, published="Forbidden"
@@ -108,9 +113,11 @@ REASONS = {
     "origin": Reason(
         Step.ADDRESS, "The browser page that called is not on an allowed origin.", page=CONNECT, status=403
     ),
-    "host_disabled": Reason(Step.HOST, "An administrator disabled this app or agent.", "host disabled", status=403),
+    "host_disabled": Reason(
+        Step.HOST, "An administrator disabled this app or agent.", "app or agent disabled", status=403
+    ),
     "host_pending": Reason(
-        Step.HOST, "The app waits for an administrator's approval.", "host waiting for approval", status=403
+        Step.HOST, "The app waits for an administrator's approval.", "app waiting for approval", status=403
     ),
     "gateway_disabled": Reason(Step.GATEWAY, "An administrator disabled this gateway.", "gateway disabled", status=403),
     "connection_disabled": Reason(
@@ -118,8 +125,8 @@ REASONS = {
     ),
     "gateway_not_reachable": Reason(
         Step.REACH,
-        "The user's teams do not include this gateway.",
-        "user's teams do not include the gateway",
+        "The person's teams do not include this gateway.",
+        "person's teams do not include the gateway",
         CONNECT,
         status=403,
     ),
@@ -142,14 +149,16 @@ REASONS = {
         Step.TOOL, "The server changed or added {tool}, and nobody has accepted that yet.", "waiting to be accepted"
     ),
     "definition_quarantined": Reason(Step.TOOL, "An administrator put {tool} in quarantine.", "in quarantine"),
-    "identity_missing": Reason(Step.IDENTITY, "The connection has no identity for {server}.", page=IDENTITIES),
-    "identity_disabled": Reason(Step.IDENTITY, "An administrator disabled the identity for {server}.", page=IDENTITIES),
-    "identity_off": Reason(Step.IDENTITY, "Its owner disabled the identity for {server}.", page=IDENTITIES),
+    "identity_missing": Reason(Step.IDENTITY, "The connection has no credential for {server}.", page=IDENTITIES),
+    "identity_disabled": Reason(
+        Step.IDENTITY, "An administrator disabled the credential for {server}.", page=IDENTITIES
+    ),
+    "identity_off": Reason(Step.IDENTITY, "Its owner disabled the credential for {server}.", page=IDENTITIES),
     "identity_withdrawn": Reason(
-        Step.IDENTITY, "The shared identity for {server} may no longer be used on this gateway.", page=IDENTITIES
+        Step.IDENTITY, "The shared credential for {server} may no longer be used on this gateway.", page=IDENTITIES
     ),
     "identity_unconfirmed": Reason(
-        Step.IDENTITY, "The path or header of {server} changed; its identity waits to be confirmed.", page=IDENTITIES
+        Step.IDENTITY, "The path or header of {server} changed; its credential waits to be confirmed.", page=IDENTITIES
     ),
     "identity_sign_in": Reason(
         Step.IDENTITY, "The sign-in at {server} has ended; a person has to sign in again.", page=IDENTITIES
@@ -158,9 +167,9 @@ REASONS = {
         Step.IDENTITY, "The sign-in at {server} granted fewer scopes than the server requires now.", page=IDENTITIES
     ),
     "identity_unavailable": Reason(
-        Step.IDENTITY, "The issuer of the identity could not be asked for a new token.", page=IDENTITIES
+        Step.IDENTITY, "The issuer of the credential could not be asked for a new token.", page=IDENTITIES
     ),
-    "identity_unreadable": Reason(Step.IDENTITY, "No encryption key decrypts the stored identity.", page=IDENTITIES),
+    "identity_unreadable": Reason(Step.IDENTITY, "No encryption key decrypts the stored credential.", page=IDENTITIES),
     "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it.", page=IDENTITIES),
     "address_blocked": Reason(Step.UPSTREAM, "The server's address is one the gateway may not call."),
     "unreachable": Reason(

@@ -43,7 +43,7 @@ class IdentityUnavailable(UpstreamError):
     """The issuer of an identity cannot be asked just now for a fresh token."""
 
     reason = "identity_unavailable"
-    sentence = 'The identity for server "{server}" cannot be renewed at the moment; try again soon.'
+    sentence = 'The credential for server "{server}" cannot be renewed at the moment; try again soon.'
 
 
 class MoreRights(Refusal):
@@ -135,7 +135,7 @@ class Refresher:
     def _ended(self, key: tuple[str, str], task: asyncio.Task[str]) -> None:
         del self._under_way[key]
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.warning("an identity could not be renewed", extra={"identity": key[0], "error": str(error)})
+            logger.warning("a credential could not be renewed", extra={"identity": key[0], "error": str(error)})
             if isinstance(error, NotRenewed) and error.revocations:
                 self._background.spawn("revocation", self._tell(error.revocations))
 

@@ -58,7 +58,7 @@ class NewServerForm(Trial, ServerForm):
     who = forms.ChoiceField(
         label="Identity",
         required=False,
-        choices=[(OWN, "Each person brings their own identity"), (SHARED, "One shared identity for everybody")],
+        choices=[(OWN, "Each person adds their own credential"), (SHARED, "One shared credential for everybody")],
         initial=OWN,
         widget=forms.RadioSelect,
     )
@@ -118,7 +118,7 @@ class NewServerForm(Trial, ServerForm):
         if not self._shares(values):
             return
         if not self.user.has_perm(Capability.IDENTITIES_MANAGE):
-            who = "Only a person who manages identities can choose the gateways of a shared one"
+            who = "Only a person with Identity management can choose the gateways of a shared credential"
             self.add_error("gateways", f"{who}. Add the server without a gateway, and ask them.")
         elif values.get("auth_type") == AuthType.OAUTH:
             how = "Add the server without a gateway, sign in as the shared account on its page"

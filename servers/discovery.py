@@ -247,10 +247,10 @@ def _credential(server: Server, identity: Identity | None) -> tuple[str, str] | 
     try:
         secret = cipher().open(bytes(identity.secret_ciphertext))
     except Undecryptable:
-        reason = f"was not asked: no encryption key decrypts the identity “{identity.label}”"
+        reason = f"was not asked: no encryption key decrypts the credential “{identity.label}”"
         raise DiscoveryRefused(reason, "identity_unreadable") from None
     try:
         return header_of(server.auth_type, server.header_name, secret)
     except Unsendable as error:
-        reason = f"was not asked: the identity “{identity.label}” cannot be sent, {error}"
+        reason = f"was not asked: the credential “{identity.label}” cannot be sent, {error}"
         raise DiscoveryRefused(reason, "identity_unreadable") from None

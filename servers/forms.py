@@ -27,7 +27,7 @@ from ui.forms import ListFilter
 from wire.guard import UrlRefused
 from wire.oauth_client import fits_a_header, is_header_name, is_https, may_carry, scopes_of
 
-LABEL_TAKEN = "A shared identity with this label already exists."
+LABEL_TAKEN = "A shared credential with this label already exists."
 TAKEN = "This name or slug has just been taken. Choose another."
 
 
@@ -428,7 +428,7 @@ class SharedLabel(forms.Form):
     """The label of a shared identity, such as a service account."""
 
     server: Server
-    label = forms.CharField(max_length=80, help_text="Shown in logs and in lists of identities.")
+    label = forms.CharField(max_length=80, help_text="Shown in logs and in lists of credentials.")
 
     def clean_label(self) -> str:
         label = str(self.cleaned_data["label"])

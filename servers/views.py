@@ -72,7 +72,7 @@ GATEWAYS = Table(
 )
 IDENTITIES = Table(
     "identities",
-    "Identities of this server",
+    "Credentials of this server",
     (
         Column("name", "Label"),
         Column("owner", "Owner", 11, priority=2, on_phone=True),
@@ -210,7 +210,7 @@ def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[
     if identity is None or place_of(values["url"]) == place_of(server.url):
         return _test_result(values, identity)
     contact = _test_result(values)
-    return contact | {"text": f"{contact['text']} Tested without the stored identity: it is for {server.url} only."}
+    return contact | {"text": f"{contact['text']} Tested without the stored credential: it is for {server.url} only."}
 
 
 def _test_result(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:

@@ -89,7 +89,7 @@ class TokenKind(models.TextChoices):
 
 
 MOST_CALLS_READ = 5_000  # The newest of a connection.
-ANOTHER_OWNER = "acted on another user's token"
+ANOTHER_OWNER = "acted on another person's token"
 PREVIOUS = [*PREVIOUS_SECRET, "previous_until_used"]
 SECRET = [*PRESENT, "secret_last_used_at", *PREVIOUS]
 

@@ -448,7 +448,7 @@ def revoke_picked(request: AppRequest) -> HttpResponse:
 
 def _ended_with(tokens: list[Token]) -> str:
     hosts = {token.connection.host_id for token in tokens}
-    return f"Requests of {len(hosts)} host{'' if len(hosts) == 1 else 's'} with them fail with 401 immediately."
+    return f"Requests of {len(hosts)} agent{'' if len(hosts) == 1 else 's'} with them fail with 401 immediately."
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:

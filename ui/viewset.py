@@ -208,7 +208,7 @@ class Picked:
     def left_alone(self) -> str:
         """Return a sentence with the skipped rows and the reasons; empty if there are none."""
         names = [f"{row} ({reason})" for row, reason in self.apart]
-        return f"Left alone: {first_names(names)}." if names else ""
+        return f"Not changed: {first_names(names)}." if names else ""
 
     def leave(self, toast: str, undo: Undo | None = None) -> HttpResponse:
         """Go back to the list."""
@@ -240,7 +240,7 @@ def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> Htt
     # Others may have changed some rows meanwhile; our undo must not include those.
     changed = [row for row in changing if (row.enable(by=request.user) if on else row.disable(by=request.user))]
     if not changed:
-        nothing = f"All of them were {state} already" if picked.rows else "Nothing was picked"
+        nothing = f"All of them were {state} already" if picked.rows else "Nothing was selected"
         return picked.leave(picked.left_alone or nothing)
     done = f"{picked.number(changed)} {state}"
     fields = [("act", "disable" if on else "enable"), ("sure", "1"), *picked.fields(changed)]
@@ -262,7 +262,7 @@ def end_picked(
     act, done = verb
     ending = picked.open
     if not ending:
-        return picked.leave(picked.left_alone or "Nothing was picked")
+        return picked.leave(picked.left_alone or "Nothing was selected")
     if not was_typed(picked.request, number := picked.number(ending)):
         return confirm(
             picked.request,

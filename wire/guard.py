@@ -351,7 +351,7 @@ def _parts(url: str) -> Any:
     if not parts.hostname or not port_is_number:
         raise UrlRefused("The URL has no host.")
     if parts.username is not None or parts.password is not None:
-        raise UrlRefused("Leave credentials out of the URL; store them as an identity.")
+        raise UrlRefused("Leave credentials out of the URL; add them under Identities.")
     return parts
 
 

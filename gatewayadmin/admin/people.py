@@ -97,7 +97,7 @@ class UserPages(CapabilityAdmin):
             "cut_off",
             all_of(Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE),
             Q(),
-            f"The account is deactivated and every connection that acts as this user is revoked. {FINAL}",
+            f"The account is deactivated and every connection that acts as this person is revoked. {FINAL}",
             does=lambda user, by: Connection.objects.cut_off(user, by=by),
         ),
     )
@@ -220,7 +220,7 @@ class ProviderPages(CapabilityAdmin):
             EVERYTHING,
             ~Q(mode="off"),
             "People without a password here cannot sign in until it is offered again. Open sessions continue.",
-            label="Switch selected off",
+            label="Disable selected",
             does=lambda row, by: Provider.edit(by=by, mode="off"),
             grave=True,
         ),

@@ -370,7 +370,7 @@ class ConnectionPages(CapabilityAdmin):
         " revoked_by revoke_reason own_identities"
     )
 
-    @display(description="own identities it carries")
+    @display(description="its credentials")
     def own_identities(self, obj: Connection) -> str:
         rows = obj.identities.select_related("assignment__server", "assignment__gateway", "identity__server")
         return ", ".join(f"{row.identity.label} to {row.assignment.server}" for row in rows)

@@ -157,7 +157,7 @@ class Assignment(Versioned, Switchable):
         if identity and not identity.gateways.filter(pk=self.gateway_id).exists():
             raise WrongIdentity(
                 f"“{identity.label}” may not be used on the gateway {self.gateway.name}. "
-                "A person who manages identities can allow it on the server's page."
+                "A person with Identity management can allow it on the server's page."
             )
 
     def editable(self) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class IdentityUnreadable(UpstreamError):
     """No configured key decrypts the credential: the operator lost a key."""
 
     reason = "identity_unreadable"
-    sentence = 'The identity stored for server "{server}" can no longer be read.'
+    sentence = 'The credential stored for server "{server}" can no longer be read.'
 
 
 class OutOfScope(Exception):

@@ -372,7 +372,7 @@ class Server(Versioned, Switchable):
         """Raise AnotherPlace if `url` has another scheme, host or port and there are live identities."""
         if place_of(url) == place_of(self.url) or not (count := self.identities.filter(revoked_at=None).count()):
             return
-        were, them = ("1 identity was", "it") if count == 1 else (f"{count} identities were", "them")
+        were, them = ("1 credential was", "it") if count == 1 else (f"{count} credentials were", "them")
         raise AnotherPlace(
             f"{were} given for {place_in_words(self.url)}. "
             f"Revoke {them} first, or add the new address as another server."

@@ -124,7 +124,7 @@ class SignIns(Resource):
             return None
         found = rows.filter(pk=body[name]).first()
         if found is None:
-            raise ValidationError({name: ["You have no such identity."]})
+            raise ValidationError({name: ["You have no such credential."]})
         return found
 
 

@@ -34,7 +34,7 @@ def test_deactivating_says_what_stops_and_stops_it(chief: User, sign_in: SignIn)
         "Deactivate bo@example.com? All sessions end and every connection acting as this user stops on its next "
         "request."
     ) in asked
-    assert "1 host, 1 user." in asked
+    assert "1 app or agent, 1 person." in asked
     assert "bo@example.com is deactivated" in text(done)
     assert browser.get("/").status_code == 302
     connection.refresh_from_db()

@@ -156,7 +156,7 @@ def test_a_denied_call_is_named_with_its_cause_and_waited_past(link: Connection,
     received = text(wait(client))
 
     assert "Refused: echo from Codex" in denied
-    assert "The connection has no identity for this server." in denied
+    assert "The connection has no credential for this server." in denied
     assert "Add your credential" in denied
     assert "every 2s" in denied
     assert "Received: echo" in received

@@ -111,7 +111,7 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
     client = sign_in(judge)
 
     shown = page(client, refused[-1])
-    assert f"Switched off by {boss.email}" in shown
+    assert f"Disabled by {boss.email}" in shown
     assert "Refused 3 times since" in shown
     sent = {"reason": reason, "subject": str(thing(scene).pk), "back": f"/logs/{refused[-1].uid}/now/"}
     assert f'name="subject" value="{sent["subject"]}"' in shown
@@ -138,7 +138,7 @@ def test_people_who_may_not_end_it_learn_who_can(
     assert "auditlog:remedy" not in shown
     assert 'action="/logs/remedy/"' not in shown
     assert needed.label in shown or needed.label.replace("&", "&amp;") in shown
-    assert "Switched off by" not in shown  # Who did it is an admin event.
+    assert "Disabled by" not in shown  # Who did it is an admin event.
     assert holder.email not in shown
     assert holder.email in page(sign_in(auditor), call)
     sent = {"reason": reason, "subject": str(thing(scene).pk)}
@@ -309,7 +309,7 @@ def test_asking_again_says_the_next_obstacle_too(scene: Scene, viv: User, sign_i
     shown = page(sign_in(viv), scene.call("connection_disabled"), now=True)
 
     assert "No. It would stop at Gateway and connection." in shown
-    assert "The connection has no identity for this server." in shown
+    assert "The connection has no credential for this server." in shown
     assert f"Only {scene.owner.email} can fix this, on My identities." in shown
 
 

@@ -176,10 +176,10 @@ def test_rows_are_picked_switched_and_switched_back_and_the_palette_leads_to_the
     expect(page.get_by_text("2 selected")).to_be_visible()
     page.get_by_role("button", name="Disable", exact=True).click()
     page.get_by_role("button", name="OK", exact=True).click()
-    expect(page.get_by_text("2 hosts disabled")).to_be_visible()
+    expect(page.get_by_text("2 apps or agents disabled")).to_be_visible()
     assert [switch.is_checked() for switch in switches.all()] == [False, False]
     page.get_by_role("button", name="Undo").click()
-    expect(page.get_by_text("2 hosts enabled")).to_be_visible()
+    expect(page.get_by_text("2 apps or agents enabled")).to_be_visible()
     assert [switch.is_checked() for switch in switches.all()] == [True, True]
 
     page.keyboard.press("Control+k")

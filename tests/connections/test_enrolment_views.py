@@ -74,7 +74,7 @@ def test_a_person_whose_connection_was_revoked_is_not_listed_as_enrolled(
 ) -> None:
     enrol(ann, bot, work).revoke(by=ana)
 
-    assert "Nobody yet." in text(sign_in(ana).get(path(bot)))
+    assert "No people yet." in text(sign_in(ana).get(path(bot)))
 
 
 def test_others_are_seen_with_the_capability_only(

@@ -67,20 +67,20 @@ def test_each_layer_counts_what_goes_through_it(link: Connection) -> None:
     }
 
     assert told == {
-        "Host": "1 host, 2 users, 1 identity",
-        "Gateway": "1 host, 2 users, 1 identity",
-        "Connection": "1 host, 1 user, 1 identity",
-        "Server": "1 host, 2 users, 1 identity",
-        "Assignment": "1 host, 2 users, 1 identity",
-        "Feature": "1 host, 2 users, 1 identity",
-        "User": "1 host, 1 user, 1 identity",
+        "Host": "1 app or agent, 2 people, 1 credential",
+        "Gateway": "1 app or agent, 2 people, 1 credential",
+        "Connection": "1 app or agent, 1 person, 1 credential",
+        "Server": "1 app or agent, 2 people, 1 credential",
+        "Assignment": "1 app or agent, 2 people, 1 credential",
+        "Feature": "1 app or agent, 2 people, 1 credential",
+        "User": "1 app or agent, 1 person, 1 credential",
     }
 
 
 def test_an_own_identity_carries_its_own_users_connections_only(link: Connection) -> None:
     identity = link.identities.get().identity
 
-    assert str(impact_of(identity)) == "1 host, 1 user"
+    assert str(impact_of(identity)) == "1 app or agent, 1 person"
 
 
 def test_a_shared_identity_carries_all_of_its_gateways() -> None:
@@ -102,7 +102,7 @@ def test_people_who_may_not_see_connections_get_no_impact_of_several_servers(lin
     told = text(sign_in(seeing).post("/switch/servers/", picked, headers=HTMX))
     untold = text(sign_in(make.user(Capability.SERVERS_TOGGLE)).post("/switch/servers/", picked, headers=HTMX))
 
-    assert "Cuts 2 connections, 1 host, 2 users." in told
+    assert "Cuts 2 connections, 1 app or agent, 2 people." in told
     assert "Disable 2 servers" in untold
     assert "Cuts" not in untold
 

@@ -66,9 +66,9 @@ def app_connection(user: User) -> Connection:
         ("expire", "expired", ">expired<"),
         ("no token", "expired", ">no active token<"),
         ("revoke", "revoked", ">revoked<"),
-        ("host", "blocked", "host disabled"),
+        ("host", "blocked", "app or agent disabled"),
         ("gateway", "blocked", "gateway disabled"),
-        ("user", "blocked", "user deactivated"),
+        ("user", "blocked", "person deactivated"),
     ],
 )
 def test_the_status_never_claims_to_work_when_it_cannot(

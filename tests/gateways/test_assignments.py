@@ -153,7 +153,7 @@ def test_a_shared_scheme_takes_its_identity_and_others_drop_it(
         ({"identity_scheme": "per_user"}, "identity_scheme", "Docs takes no credential"),
         ({"identity_scheme": "shared"}, "identity_scheme", "Docs takes no credential"),
         ({"server": "github", "identity_scheme": "none"}, "identity_scheme", "GitHub needs a credential."),
-        ({"server": "github", "identity_scheme": "shared"}, "shared_identity", "Choose the identity everyone uses."),
+        ({"server": "github", "identity_scheme": "shared"}, "shared_identity", "Choose the credential everyone uses."),
         (
             {"server": "github", "identity_scheme": "shared", "shared_identity": "crm"},
             "shared_identity",

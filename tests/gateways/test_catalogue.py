@@ -515,10 +515,10 @@ def test_the_page_of_a_tool_shows_what_each_definition_changed(work: Assignment,
     changed, whole = (tool_page(client, tool, f"?show={one.pk}") for one in (newest, first))
     newest_whole = tool_page(client, tool, f"?show={newest.pk}&whole=1")
 
-    assert "says otherwise than" in changed
+    assert "compared with" in changed
     assert "<del>" in changed
     for page in (whole, newest_whole):
-        assert "says otherwise than" not in page
+        assert "compared with" not in page
         assert "<del>" not in page
     assert "send" in newest_whole
     assert "Its server changed it." in tool_page(client, tool, "?show=nonsense")

@@ -503,7 +503,7 @@ def test_only_what_the_person_was_shown_is_accepted(held: Feature, client: Clien
 
     held.refresh_from_db()
     assert held.state == FeatureState.HELD
-    assert "Nothing was accepted: Docs offers another definition since." in text(done)
+    assert "Nothing was accepted: Docs offers another definition now." in text(done)
 
 
 @pytest.mark.full

@@ -81,7 +81,7 @@ def test_narrowing_leaves_on_what_was_used_and_undo_restores_what_was(docs: Assi
     assert Event.objects.filter(action="feature.disabled", actor_email=ana.email).count() == 3
 
     assert docs.widen(by=ana) == ["docs__open", "docs__shut"]
-    assert on(docs) == {"find", "open", "shut"}  # What somebody had switched off before stays off.
+    assert on(docs) == {"find", "open", "shut"}  # Tools disabled before stay disabled.
     docs.refresh_from_db()
     assert docs.tool_policy == ToolPolicy.ALLOW_ALL
     assert docs.widen(by=ana) == []
@@ -117,12 +117,12 @@ def test_the_page_tells_what_was_used_and_asks_before_it_narrows(docs: Assignmen
     assert "used 1 of 4 tools in 30 d" in page
     assert "CI pipeline" in page
     question = client.get(f"/assignments/{docs.pk}/narrow/").content.decode()
-    assert "3 tools are switched off for 1 connection to work." in question.replace("\n", " ")
+    assert "3 tools are disabled for 1 connection to work." in question.replace("\n", " ")
     client.post(f"/assignments/{docs.pk}/narrow/")
     assert on(docs) == {"find"}
     page = client.get("/gateways/work/usage/").content.decode()
     assert "Undo" in page
-    assert "Narrow it" not in page
+    assert "</svg>Narrow" not in page
     client.post(f"/assignments/{docs.pk}/widen/")
     assert on(docs) == {"find", "open", "shut", "burn"}
 
@@ -133,7 +133,7 @@ def test_use_is_told_to_readers_of_the_log_and_narrowing_takes_managing_gateways
     reader, manager = make.user(Capability.LOGS_READ), make.user(Capability.GATEWAYS_MANAGE)
 
     assert sign_in(manager).get("/gateways/work/usage/").status_code == 403
-    assert "Narrow it" not in sign_in(reader).get("/gateways/work/usage/").content.decode()
+    assert "</svg>Narrow" not in sign_in(reader).get("/gateways/work/usage/").content.decode()
     for who in (reader, manager):
         assert sign_in(who).post(f"/assignments/{docs.pk}/narrow/").status_code == 403
     assert on(docs) == {"find", "open", "shut", "burn"}

@@ -360,7 +360,9 @@ def test_disabling_asks_first_and_names_what_stops(ana: User, sign_in: SignIn) -
     assert (
         "Disable this host? Every connection of &quot;CI bot&quot; stops on its next request. Nothing is deleted."
     ) in asked
-    assert "Cuts 1 host, 1 user. No call of the last 7 days would have been refused. To end access perm" in asked
+    assert (
+        "Cuts 1 app or agent, 1 person. No call of the last 7 days would have been refused. To end access perm" in asked
+    )
     host.refresh_from_db()
     assert host.enabled
 

@@ -1152,7 +1152,7 @@ STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
         ("ok", "usable") if (ask.view, ask.state) == ("oauth:identity", "active") else IDENTITY_BADGES[ask.state]
     },
     "person": lambda ask: {PERSON_BADGES[_person_state(ask, User.objects.get(pk=ask.pk))]},
-    "key": lambda ask: {(ask.state, "blocked: user deactivated" if ask.state == "blocked" else ask.state)},
+    "key": lambda ask: {(ask.state, "blocked: person deactivated" if ask.state == "blocked" else ask.state)},
     "assignment": _assignment_badges,
     "feature": _feature_badges,
     "call": lambda ask: _endings_of(_call(ask)),
@@ -1171,12 +1171,12 @@ def _switch_of_connection(ask: Ask) -> set[tuple[bool, str]]:
     if ask.state != "blocked":
         return {(ask.state != "disabled", "")}
     if not row.user.is_active:
-        return {(True, "user deactivated")}
+        return {(True, "person deactivated")}
     if not row.host.enabled:
-        return {(True, "host disabled")}
+        return {(True, "app or agent disabled")}
     if row.host.needs_approval:
-        return {(True, "host waiting for approval")}
-    return {(True, "user's teams do not include the gateway" if row.gateway.enabled else "gateway disabled")}
+        return {(True, "app waiting for approval")}
+    return {(True, "person's teams do not include the gateway" if row.gateway.enabled else "gateway disabled")}
 
 
 def _switch_of_feature(ask: Ask) -> set[tuple[bool, str]]:

@@ -31,7 +31,7 @@ from tokens.models import Token
 
 DAY = timedelta(days=1)
 SET = "set"  # A password that nobody signs in with.
-OUT_OF_REACH = "blocked: user's teams do not include the gateway"
+OUT_OF_REACH = "blocked: person's teams do not include the gateway"
 WORDS = map("".join, product(ascii_lowercase, repeat=4))
 
 
@@ -270,10 +270,10 @@ def _connections(world: World) -> None:
     closed.teams.add(world.teams["Design"])
     connect(1, "blocked", gateway="closed", people=[world.teams["Design"].users.first()], token=OUT_OF_REACH)
     closed.teams.remove(world.teams["Design"])
-    for connection in connect(2, "blocked", token="blocked: user deactivated"):
+    for connection in connect(2, "blocked", token="blocked: person deactivated"):
         User.objects.filter(pk=connection.user_id).update(is_active=False)
         world.put(connection.user, "deactivated")
-    connect(1, "blocked", "halted", token="blocked: host disabled")
+    connect(1, "blocked", "halted", token="blocked: app or agent disabled")
     connect(1, "blocked", "asker")
     Host.objects.filter(name__in=("asker", "waiter", "newcomer")).update(needs_approval=True)
     connect(1, "revoked", "past", token="revoked")[0].revoke(by=boss)

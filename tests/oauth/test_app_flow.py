@@ -398,7 +398,7 @@ def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> N
     for server, words in (
         ("Handbook", "no credential"),
         (brought.name, "as ann-work"),
-        (skipped.name, "as the identity you chose before, or skipped"),
+        (skipped.name, "as the credential you chose before, or skipped"),
     ):
         assert words in page.split(server)[1].split("</li>")[0], server
 

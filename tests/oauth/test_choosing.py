@@ -192,7 +192,7 @@ def test_back_from_the_second_server_leads_to_the_first(ana: User, sign_in: Sign
         ({"identity": "new", "secret": "ok", "label": "x" * 81}, "at most 80 characters"),
         ({"identity": "new", "secret": "ok", "label": "taken"}, "You already have a credential with this label."),
         ({"identity": "nonsense"}, "Select a valid choice"),
-        ({}, "Choose an identity, or skip this server."),
+        ({}, "Choose a credential, or skip this server."),
     ],
 )
 def test_a_bad_identity_is_refused_in_words(data: dict[str, str], words: str, ana: User, sign_in: SignIn) -> None:

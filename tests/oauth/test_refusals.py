@@ -28,7 +28,7 @@ def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: Si
     response = sign_in(ann).get("/connect/", {"host": str(host.pk)})
 
     assert response.status_code == 403
-    assert "Your role lacks Create and manage API tokens. Enrolment with this agent is off." in text(response)
+    assert "Your role lacks Create and manage API tokens. Enrolment with this agent is disabled." in text(response)
     assert not AuthorizeRequest.objects.exists()
 
 

@@ -195,7 +195,7 @@ SERVER = {"name": "Docs", "auth_type": AuthType.NONE.value, "timeout_seconds": 5
         ("mcp.example.com/mcp", "The URL must start with https://."),
         ("ftp://mcp.example.com/", "The URL must start with https://."),
         ("https://", "The URL has no host."),
-        ("https://ann:secret@mcp.example.com/", "Leave credentials out of the URL; store them as an identity."),
+        ("https://ann:secret@mcp.example.com/", "Leave credentials out of the URL; add them under Identities."),
         ("https://no-such-name.invalid/mcp", "cannot be found. Check the spelling."),
         ("https://10.0.0.5/mcp", "is private or reserved; GATEWAY_PRIVATE_UPSTREAMS does not allow it"),
         ("https://10.0.0.5/mcp", "as in GATEWAY_PRIVATE_UPSTREAMS=10.0.0.5/32, and starts the gateway again"),

@@ -436,7 +436,7 @@ def test_a_secret_no_key_opens_is_told_from_one_that_is_missing(identities: Iden
     error = identities.agents["ana"].call("github__whoami").json()["error"]
 
     assert error["message"] == in_words(
-        'The identity stored for server "github" can no longer be read.', "/settings/identities"
+        'The credential stored for server "github" can no longer be read.', "/settings/identities"
     )
     assert settings.ENCRYPTION_KEYS[0].decode() not in str(error)
 

@@ -270,7 +270,7 @@ def test_tokens_are_read_in_the_forms_they_come_in(kind: str, body: str, life: i
 # --- Renewal ---------------------------------------------------------------------------------------------------------
 
 UNAVAILABLE = in_words(
-    'The identity for server "GitHub" cannot be renewed at the moment; try again soon.', "/settings/identities"
+    'The credential for server "GitHub" cannot be renewed at the moment; try again soon.', "/settings/identities"
 )
 AGENT_GETS = {
     "no, in the right words": (failed(400, "invalid_grant"), "identity_sign_in", "refused"),

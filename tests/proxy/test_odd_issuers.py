@@ -44,7 +44,7 @@ JSON = "application/json"
 METADATA = "/.well-known/oauth-authorization-server"
 OPENID = "/.well-known/openid-configuration"
 UNAVAILABLE = in_words(
-    'The identity for server "GitHub" cannot be renewed at the moment; try again soon.', "/settings/identities"
+    'The credential for server "GitHub" cannot be renewed at the moment; try again soon.', "/settings/identities"
 )
 # What RFC 7591 (section 2) and OpenID Connect Registration (application_type) let a client say of itself.
 REGISTERED = {

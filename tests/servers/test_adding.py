@@ -293,7 +293,7 @@ def test_sharing_on_a_gateway_takes_a_credential_and_the_management_of_identitie
     unable = sign_in(builder).post(PATH, values | {"secret": "key"})
 
     assert "Paste the credential shared by everybody on these gateways." in text(without)
-    assert "Only a person who manages identities can choose the gateways of a shared one" in text(unable)
+    assert "Only a person with Identity management can choose the gateways of a shared credential" in text(unable)
     assert (without.status_code, unable.status_code) == (422, 422)
     assert not Server.objects.exists()
 

@@ -108,7 +108,7 @@ def test_credentials_do_not_follow_an_edited_url(ana: User, github: Server) -> N
     told = errors(rest.patch("/servers/github", {"url": PUBLIC}))
 
     assert set(told) == {"url"}
-    assert told["url"][0].startswith("1 identity was given for https://")
+    assert told["url"][0].startswith("1 credential was given for https://")
     assert Server.objects.get().url == before
     identity.revoke(by=ana)
     assert rest.patch("/servers/github", {"url": PUBLIC}).json()["url"] == PUBLIC

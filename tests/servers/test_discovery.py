@@ -260,7 +260,7 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
     Identity.objects.filter(pk=identity.pk).update(secret_ciphertext=b"sealed under a lost key")
     identity.refresh_from_db()
 
-    with pytest.raises(DiscoveryRefused, match="no encryption key decrypts the identity “my key”"):
+    with pytest.raises(DiscoveryRefused, match="no encryption key decrypts the credential “my key”"):
         discover_features(server, identity)
 
 

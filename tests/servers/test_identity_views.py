@@ -178,7 +178,7 @@ def test_a_shared_identity_is_stored_encrypted_and_recorded_without_its_secret(
     ("values", "field", "words"),
     [
         ({"label": ""}, "label", "This field is required."),
-        ({"label": "taken"}, "label", "A shared identity with this label already exists."),
+        ({"label": "taken"}, "label", "A shared credential with this label already exists."),
         ({"label": "x" * 81}, "label", "at most 80 characters"),
         ({"secret": ""}, "secret", "This field is required."),
         ({"secret": "two\nlines"}, "secret", "one line of printable ASCII characters"),
@@ -215,7 +215,7 @@ def take_the_label(server: Server, by: User) -> None:
     ("act", "field", "words"),
     [
         (move, "secret", "This server was moved to https://elsewhere.example.net just now. Reload the page."),
-        (take_the_label, "label", "A shared identity with this label already exists."),
+        (take_the_label, "label", "A shared credential with this label already exists."),
     ],
 )
 def test_a_concurrent_change_is_reported_while_adding_an_identity_and_the_secret_is_not_kept(

@@ -113,11 +113,11 @@ def test_credentials_do_not_follow_a_server_to_another_place(url: str) -> None:
     shared.disable(by=None)  # It may be enabled again.
 
     with pytest.raises(
-        AnotherPlace, match=r"^2 identities were given for https://old\.example\. Revoke them first, or "
+        AnotherPlace, match=r"^2 credentials were given for https://old\.example\. Revoke them first, or "
     ):
         server.edit(by=ana, url=url, name="Moved")
     own.revoke(by=ana)
-    with pytest.raises(AnotherPlace, match=r"^1 identity was given for https://old\.example\. Revoke it first, or "):
+    with pytest.raises(AnotherPlace, match=r"^1 credential was given for https://old\.example\. Revoke it first, or "):
         server.edit(by=ana, url=url)
     assert not Event.objects.filter(action="server.updated").exists()
 

@@ -334,7 +334,7 @@ def test_an_edit_that_would_take_credentials_elsewhere_is_refused_at_the_url(ana
 
     assert response.status_code == 422
     place = text(response).split('id="id_url_error"')[1].split("</span>")[0]
-    assert "1 identity was given for http://127.0.0.1:9. Revoke it first, or add the new address" in place
+    assert "1 credential was given for http://127.0.0.1:9. Revoke it first, or add the new address" in place
     server.refresh_from_db()
     assert server.url == "http://127.0.0.1:9/mcp"
 

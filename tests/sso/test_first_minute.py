@@ -81,10 +81,10 @@ def allows_after_signing_in(page: Page, asked: str, organisation: Organisation) 
 def breaks_glass(owner: Page, workspace: Serve) -> None:
     """Make the owner break-glass, as enforcing requires."""
     owner.goto(f"{workspace.url}/settings/second-factor/")
-    owner.get_by_role("link", name="Turn on").click()
+    owner.get_by_role("link", name="Enable").click()
     secret = owner.locator("#totp-secret").input_value()
     owner.get_by_label("Code", exact=True).fill(code_of(secret))
-    owner.get_by_role("button", name="Turn on").click()
+    owner.get_by_role("button", name="Enable").click()
     expect(owner.get_by_role("heading", name="Your recovery codes")).to_be_visible()
     owner.goto(f"{workspace.url}/people/")
     owner.get_by_role("link", name="Owner").first.click()

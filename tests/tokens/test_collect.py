@@ -151,7 +151,7 @@ def test_the_owner_is_told_on_their_page_and_collects_once(waiting: Token, ann: 
         ("token.asked_for_new", "boss@example.com"),
         ("token.collected", ann.email),
     ]
-    assert events[0].changes["note"] == "acted on another user's token"
+    assert events[0].changes["note"] == "acted on another person's token"
 
 
 @pytest.mark.full

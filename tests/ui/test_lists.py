@@ -128,9 +128,9 @@ def test_picked_hosts_are_switched_off_after_one_question_one_event_each_and_bac
 
     asked = client.post("/switch/hosts/", {"act": "disable", "pick": picks})
     said = asked.content.decode()
-    assert "Disable 2 hosts" in said
-    assert "Cuts 1 connection, 1 host, 1 user." in said
-    assert "Left alone: Newcomer (waits for approval)." in said
+    assert "Disable 2 apps or agents" in said
+    assert "Cuts 1 connection, 1 app or agent, 1 person." in said
+    assert "Not changed: Newcomer (waits for approval)." in said
     assert Host.objects.filter(enabled=False, kind=bots[0].kind).count() == 0, "asking does nothing"
 
     fields = dict.fromkeys(("act", "sure", "back"))
@@ -139,7 +139,7 @@ def test_picked_hosts_are_switched_off_after_one_question_one_event_each_and_bac
     assert set(Host.objects.filter(enabled=False).values_list("name", flat=True)) == {"bot a", "bot b"}
     assert Event.objects.filter(action="host.disabled").count() == 2
     toast = re.search(r'<div class="toast">.*?</div>', done.content.decode())[0]  # type: ignore[index]
-    assert "2 hosts disabled" in toast
+    assert "2 apps or agents disabled" in toast
 
     undo = re.findall(r'name="(act|sure|pick)" value="([^"]*)"', toast)
     client.post("/switch/hosts/", {"act": "enable", "pick": [value for name, value in undo if name == "pick"]})
@@ -344,7 +344,7 @@ def test_picked_connections_are_revoked_once_their_number_is_typed_one_event_eac
     said, toast = asked_and_done(sign_in(ana), "/revoke/connections/", picks)
 
     assert "Revoke 2 connections" in said
-    assert "2 connections and 2 tokens of 1 user end with the next request. No call of the last 7 days would" in said
+    assert "2 connections and 2 tokens of 1 person end with the next request. No call of the last 7 days would" in said
     assert "This cannot be undone." in said
     assert "(revoked already)" in said
     assert "2 connections revoked" in toast
@@ -363,9 +363,9 @@ def test_picked_hosts_are_archived_with_their_connections_but_none_that_is_still
 
     said, toast = asked_and_done(sign_in(ana), "/archive/hosts/", [str(host.pk) for host in (on, off, other)])
 
-    assert "Archive 2 hosts" in said
-    assert "1 connection and 0 tokens of 1 user end with the next request." in said
-    assert "Left alone: bot a (still enabled)." in toast
+    assert "Archive 2 apps or agents" in said
+    assert "1 connection and 0 tokens of 1 person end with the next request." in said
+    assert "Not changed: bot a (still enabled)." in toast
     assert set(Host.objects.live().values_list("name", flat=True)) == {"bot a"}
     link.refresh_from_db()
     assert not link.is_live
@@ -381,11 +381,11 @@ def test_picked_tokens_are_revoked_and_those_of_others_only_by_who_may_end_them(
     said, toast = asked_and_done(sign_in(viv), "/revoke/tokens/", picks)
 
     assert "Revoke 1 token?" not in said
-    assert "Requests of 1 host with them fail with 401 immediately." in said
+    assert "Requests of 1 agent with them fail with 401 immediately." in said
     assert "1 token revoked" in toast
     assert set(Token.objects.filter(revoked_at=None).values_list("pk", flat=True)) == {others.pk}
     nothing = sign_in(ann).post("/revoke/tokens/", {"pick": picks, "typed": "1 token"}, follow=True)
-    assert "Nothing was picked" in nothing.content.decode(), "she knows of neither"
+    assert "Nothing was selected" in nothing.content.decode(), "she knows of neither"
     asked_and_done(sign_in(ana), "/revoke/tokens/", [str(others.pk)])
     assert not Token.objects.filter(revoked_at=None).exists()
 
@@ -399,8 +399,8 @@ def test_a_picked_token_that_was_revoked_before_is_named_and_the_others_end(ana:
     said, toast = asked_and_done(sign_in(ana), "/revoke/tokens/", picks)
 
     assert "1 token revoked" in toast
-    assert f"Left alone: {ended} (revoked already)." in said
-    assert f"Left alone: {ended} (revoked already)." in toast
+    assert f"Not changed: {ended} (revoked already)." in said
+    assert f"Not changed: {ended} (revoked already)." in toast
     assert not Token.objects.filter(revoked_at=None).exists()
 
 
@@ -416,7 +416,7 @@ def test_a_picked_token_that_somebody_revokes_at_that_moment_is_named_and_the_ot
     done = meanwhile(lambda: client.post("/revoke/tokens/", picks, follow=True), lambda: ends.revoke(by=ana))
 
     told = html.unescape(done.content.decode())
-    assert f"1 token revoked. Left alone: {ends} (This token has been revoked before.)." in told
+    assert f"1 token revoked. Not changed: {ends} (This token has been revoked before.)." in told
     assert Event.objects.filter(action="token.revoked").count() == 2
     assert not Token.objects.filter(revoked_at=None).exists()
 
@@ -429,11 +429,11 @@ def test_ending_selected_rows_needs_the_single_capability_and_skips_invisible_on
     host.disable(by=ana)
     picks = {"pick": [str(link.pk), str(host.pk)]}
 
-    refused = sign_in(ann).post("/archive/hosts/", picks | {"typed": "1 host"})
+    refused = sign_in(ann).post("/archive/hosts/", picks | {"typed": "1 app or agent"})
     unseen = sign_in(ann).post("/revoke/connections/", picks | {"typed": "1 connection"}, follow=True)
 
     assert refused.status_code == 403
-    assert "Nothing was picked" in unseen.content.decode()
+    assert "Nothing was selected" in unseen.content.decode()
     link.refresh_from_db()
     assert link.is_live
     assert Host.objects.live().filter(pk=host.pk).exists()

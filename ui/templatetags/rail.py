@@ -46,7 +46,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         Setting("tokens:list", "API Tokens", "key", "What your agents call gateways with"),
         Setting("tokens:api_keys", "API keys", "key", "What your scripts call the REST API with"),
         Setting("auditlog:own", "My calls", "logs", "What was called as you"),
-        Setting("attention:notifications", "Notifications", "mail", "What you are told, where and when"),
+        Setting("attention:notifications", "Notifications", "mail", "What you get messages about, where and when"),
     ),
     "Workspace": (
         Setting(
