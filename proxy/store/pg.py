@@ -80,8 +80,9 @@ class PgConnection:
     `timeout` is in seconds, for each statement. `on_lost` is called when the connection fails.
 
     The loop watches a selector instead of libpq's socket for two reasons. libpq may close the socket, and its number
-    may be reused before the loop forgets it. And uvloop stops watching a socket after one event once it has an error, such as
-    a reset by a crashed server, although there may be more to read. A selector stays readable until all is handled.
+    may be reused before the loop forgets it. And uvloop stops watching a socket after one event once it has an error,
+    such as a reset by a crashed server, although there may be more to read. A selector stays readable until all is
+    handled.
     """
 
     def __init__(self, conninfo: str, setup: Sequence[bytes], *, timeout: float = 5.0) -> None:
