@@ -50,7 +50,7 @@ class GroupRule(NamedTuple):
 
 
 class Admission(models.Model):
-    """The settings that admit people, and their use."""
+    """Base of Provider: the settings that admit people, and the admission itself."""
 
     name = models.CharField(max_length=60, blank=True, help_text="Name on the sign-in button.")
     issuer = models.CharField(
@@ -136,7 +136,7 @@ class Admission(models.Model):
         return person
 
     def _note_silence(self, person: User, rules: Sequence[GroupRule]) -> None:
-        """Record that the provider sent no groups, if the person may lose a role or team of a rule by that."""
+        """Record that the provider sent no groups, if that may cost the person a role or team of a rule."""
         teams = person.teams.filter(pk__in=[rule.team.pk for rule in rules if rule.team])
         if person.role in [rule.role for rule in rules] or teams.exists():
             Event.objects.record(Action.USER_GROUPS_UNSAID, person, by=None, changes={"claim": self.groups_claim})

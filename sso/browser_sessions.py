@@ -16,7 +16,7 @@ BROWSER = "organisation"  # Key in the session and its row: the account at the o
 
 
 def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
-    """End those of these sessions that began with a password, and return their number.
+    """End the sessions matching `of` that began with a password, and return their number.
 
     Run it in the transaction of the change.
     """
@@ -31,8 +31,8 @@ def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
 def end_where_enforced(person: Model, *, by: Grantor | None) -> None:
     """End a person's password sessions if sign-in by the organisation is enforced for them now.
 
-    To be called after their e-mail address or break-glass right changed. The model is looked up by name, because
-    accounts may not import sso (docs/explanation/architecture.md).
+    Call it after their e-mail address or break-glass right changed. Looks the model up by name, because accounts may
+    not import sso (docs/explanation/architecture.md).
     """
     model: Any = apps.get_model("sso", "Provider")
     provider = model.offered()

@@ -49,7 +49,7 @@ def is_signed_in_there(request: HttpRequest, provider: Provider) -> bool:
 
 
 def came_too_late(request: HttpRequest, person: User) -> bool:
-    """True if the session began with a password, and signing in there was enforced before it was complete."""
+    """True if sign-in at the organisation became enforced while the person signed in with a password."""
     if request.session.get(BROWSER) or not Provider.objects.exclude(issuer="").exists():
         return False
     with transaction.atomic():

@@ -88,7 +88,7 @@ class NeedsPassword(ProviderError):
 
 
 class ProviderDown(ProviderError):
-    """The identity provider does not answer, or not validly; the message says what is wrong."""
+    """The identity provider gave no valid answer; the message says why."""
 
 
 # --- People who are not signed in -------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ SET_UP_REASONS = (
     *("wrong_signature", "wrapped", "other_issuer", "other_audience", "other_recipient", "not_yet_valid"),
     *("not_confirmed", "no_name", "not_installed"),
 )
-# By the reason that admin events have.
+# Keys are the reasons in admin events.
 RESPONSE_ADVICE = dict.fromkeys(SET_UP_REASONS, SET_UP) | {
     "not_begun_here": AGAIN,
     "took_too_long": AGAIN,

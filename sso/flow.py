@@ -46,7 +46,7 @@ def line_of(value: object) -> str:
 class PendingSignIn(NamedTuple):
     """A sign-in started in this browser: its purpose, the page to return to, and the values that tie the answer to it.
 
-    `is_unasked` if the person started at the provider. Then nothing proves that the answer belongs to this browser.
+    `is_unasked` is True if the person started at the provider; nothing proves then that the answer is this browser's.
     """
 
     act: str

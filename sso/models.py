@@ -70,8 +70,8 @@ SAML_SETTINGS = (
 )
 SETTINGS = ("name", "protocol", *OIDC_SETTINGS, *SAML_SETTINGS, "mode", "domains", "links_by_email", "groups_claim")
 SETS_UP = frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE})
-# Settings that decide who people of the organisation become, and who has to sign in there. Through these, the owner of
-# the provider, or of a group, could become anybody, so changing them needs every capability.
+# Settings that decide people's accounts, roles and teams, and who has to sign in at the organisation. With them, the
+# owner of a provider or group could become anybody, so changing them needs every capability.
 TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})
 TERMS |= {*SAML_TERMS, "certificates"}
 METADATA_AGE = timedelta(hours=1)  # Older metadata are read again when people sign in.
@@ -242,9 +242,9 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return row
 
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
-        """Use a new key for encrypted assertions instead of `replaced`, or delete all keys if they are not allowed.
+        """Replace the key for encrypted assertions, or delete all keys if the settings do not allow encryption.
 
-        Returns what changed, for the event.
+        Returns what changed, for the event. Raises ChangedThere if the key was changed meanwhile.
         """
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
@@ -323,9 +323,9 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
 
     def with_metadata_of(self, age: timedelta) -> Self:
-        """Return the provider with metadata at most this old, if they have a URL that can be read.
+        """Return the provider, with metadata read again if they are older than `age` and have a URL.
 
-        If it cannot be read the known metadata are used, so that people can still sign in.
+        If the URL cannot be read, the known metadata are used, so that people can still sign in.
         """
         read_at = self.metadata_read_at
         if not self.metadata_url or (read_at and timezone.now() - read_at < age):

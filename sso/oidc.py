@@ -73,7 +73,7 @@ class OpenIdMetadata(NamedTuple):
     token_endpoint: str
     userinfo_endpoint: str
     end_session_endpoint: str  # OpenID Connect RP-Initiated Logout 1.0; empty if not published.
-    jwks_uri: str  # Empty if not usable: people can still be led there, to sign in or out.
+    jwks_uri: str  # Empty if not usable; browsers can still be sent to the provider.
     auth_methods: tuple[str, ...]
     says_iss: bool
 
@@ -101,7 +101,7 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
 
 
 def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
-    """Return what `read` returned, or raise the ProviderDown it raised, in the last minutes; `anew` reads it again."""
+    """Return the cached result of `read`, or raise its cached ProviderDown; `anew` re-reads once a minute at most."""
     kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
         return kept
@@ -123,7 +123,7 @@ def forget_metadata(provider: Provider) -> None:
 
 
 def _cache_name(provider: Provider) -> str:
-    """Return a name of these fields too: during an upgrade, releases with other fields share the cache."""
+    """Return a cache key that includes the field names: releases with other fields share the cache in an upgrade."""
     named = "\n".join((provider.issuer, *OpenIdMetadata._fields))
     return f"organisation-provider:{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
@@ -311,7 +311,7 @@ def _with_userinfo(claims: dict[str, Any], provider: Provider, url: str, access:
     found = fetch_provider_json(provider, url, {"Authorization": f"Bearer {access}"})
     if found.get("sub") != claims["sub"]:
         raise SignInFailed("The provider's userinfo is about another person.")
-    source = claims if "email" in claims else found  # Whether an address is verified comes with that address.
+    source = claims if "email" in claims else found  # `email_verified` must come with the address.
     return found | claims | {"email_verified": source.get("email_verified")}
 
 

@@ -192,7 +192,7 @@ def _unavailable(request: HttpRequest, fault: ProviderError) -> HttpResponse:
 
 
 def _go_on(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
-    """Complete what the sign-in was started for. Raises SignInFailed."""
+    """Complete the sign-in by its purpose: sign the person in, link their account, or confirm. Raises SignInFailed."""
     act = {LOGIN: _let_in, LINK: _linked, CONFIRM: _confirmed}[begun.act]
     return act(request, provider, begun, who)
 
@@ -207,13 +207,13 @@ def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
         return sign_in_refused(request, HTTPStatus.FORBIDDEN, refusal.advice or FAILED, refusal.reason)
     if request.user.is_authenticated:
-        logout(request)  # Also if it is the same person: the session starts anew.
+        logout(request)  # Even for the same person: a sign-in starts a new session.
     request.session.pop(joining.SESSION_KEY, None)
     remember(request, who)
     # People with a second factor are asked for it, as after a password.
     response: HttpResponse = perform_login(request, person, redirect_url=begun.onward)
     take_back(request, BEGUN_THERE)
-    if request.user.is_authenticated:  # A confirmation as well only if the provider asked for a credential just now.
+    if request.user.is_authenticated:  # The provider's time: an open session there confirms nothing.
         request.session[SIGNED_IN_AT] = who.authenticated_at or 0
     return response
 
@@ -230,7 +230,7 @@ def _linked(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
 
 
 def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
-    """Continue what waited for confirmation, if the same person has authenticated again."""
+    """Continue the action that waited for confirmation, if the same person has authenticated again."""
     account = Account.objects.filter(issuer=who.issuer, subject=who.subject).first()
     if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:
         raise SignInFailed("Another person confirmed it.", OTHER_ACCOUNT)
@@ -289,7 +289,7 @@ def confirm(request: AppRequest) -> HttpResponse:
 class SignOut(LogoutView):  # type: ignore[misc]
     """End the session here, and, if configured, forward people who signed in at the organisation to sign out there.
 
-    Not if they continue here as somebody else.
+    With `next`, they continue here as somebody else and are not forwarded.
     """
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:

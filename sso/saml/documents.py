@@ -20,8 +20,8 @@ ASSERTION = "urn:oasis:names:tc:SAML:2.0:assertion"
 PROTOCOL = "urn:oasis:names:tc:SAML:2.0:protocol"
 METADATA = "urn:oasis:names:tc:SAML:2.0:metadata"
 SIGNATURE = "http://www.w3.org/2000/09/xmldsig#"
-# Far more than a provider's document has. Verifying a signature canonicalises what it covers, which costs elements
-# times namespaces in scope, and the square of the attributes of an element.
+# Far more than a provider's document has. The cost of verifying a signature grows with elements times namespaces in
+# scope, and with the square of an element's attributes.
 DEEPEST = 60
 MOST_ELEMENTS = 5000
 MOST_ATTRIBUTES = 20  # Per element, without namespace declarations.
@@ -37,9 +37,8 @@ class MalformedXml(Exception):
 def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     """Return the root element of `document`. Raises MalformedXml.
 
-    Whatever a document type could do (entities, files, defaults) is refused before parsing. `comments` removes
-    comments, which edited metadata contain. Responses with comments are refused, because a comment inside a name has
-    been parsed as its end by some implementations.
+    Document types, which can define entities and read files, are refused before parsing. `comments` removes comments,
+    which edited metadata contain. Otherwise comments are refused, because some parsers end a name at a comment in it.
     """
     try:
         text = document.decode("utf-8-sig")

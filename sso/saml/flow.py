@@ -53,7 +53,7 @@ NEW_KEY = "Disable and enable “Sign our requests” to make a new one."
 TOO_MANY = "http://schemas.microsoft.com/claims/groups.link"  # Microsoft Entra, for people in more than 150 groups.
 
 
-# --- What we send -----------------------------------------------------------------------------------------------------
+# --- Our requests and metadata ----------------------------------------------------------------------------------------
 
 
 def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
@@ -72,7 +72,7 @@ def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: st
 
 
 def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
-    """Return the URL at the provider that signs somebody in and answers this request.
+    """Return the provider's sign-in URL with this request.
 
     `anew` requires a credential, even if a session is open there. Raises wire.cipher.Undecryptable.
     """
@@ -124,7 +124,7 @@ def _key(use: str, certificate: str, methods: str = "") -> str:
     )
 
 
-# --- What the provider answers ----------------------------------------------------------------------------------------
+# --- The provider's answers -------------------------------------------------------------------------------------------
 
 
 def receive(provider: Provider, encoded: str, relay_state: str) -> str:
@@ -174,7 +174,7 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
 
 
 def unasked(provider: Provider, ticket: str) -> Claims | None:
-    """Return the claims of a ticket that was not requested here, or None."""
+    """Return the claims of a ticket for an unsolicited answer; None for other tickets, or if not allowed."""
     kept: Any = ReceivedAssertion.look(ticket) if provider.takes_unsolicited else None
     return None if kept is None or kept["answers"] else _claims_of(kept)
 

@@ -52,7 +52,7 @@ def load_key(pem: str) -> rsa.RSAPrivateKey:
     """Load a key created by `make_key`. Raises ValueError or TypeError if it is invalid."""
     key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # Created here.
     if not isinstance(key, rsa.RSAPrivateKey):
-        raise TypeError("Requests are signed, and answers opened, with RSA keys.")
+        raise TypeError("The key is not an RSA key.")
     return key
 
 
@@ -117,7 +117,7 @@ class DecryptionKey(models.Model):
 
     @classmethod
     def opening(cls) -> Sequence[rsa.RSAPrivateKey]:
-        """Return the private keys, without those that no configured encryption key decrypts."""
+        """Return the private keys that a configured encryption key decrypts."""
         return [key for row in cls.objects.all() if (key := row.private_key()) is not None]
 
     def private_key(self) -> rsa.RSAPrivateKey | None:

@@ -1,4 +1,4 @@
-"""Accepted answers of the provider, stored until the browser's next request, and then as used."""
+"""Accepted answers of the provider: claims until the browser's next request, and a digest against replay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEPT = timedelta(minutes=15)
 
 
 class ReceivedAssertion(models.Model):
-    """An assertion: its digest, stored until it can no longer be accepted, and its encrypted claims until taken."""
+    """The digest of an assertion, stored until it would have expired, and its encrypted claims until taken."""
 
     digest = models.CharField(max_length=64, primary_key=True)
     ticket = models.CharField(max_length=64, unique=True)

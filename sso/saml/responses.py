@@ -27,7 +27,7 @@ from sso.saml.documents import ASSERTION, PROTOCOL, SIGNATURE, Element, Malforme
 
 LONGEST = 256 * 1024  # Of an encoded answer.
 CLOCKS_DIFFER_S = 60
-OLDEST_S = 10 * 60  # Older assertions are refused, whatever they say themselves.
+OLDEST_S = 10 * 60  # Older assertions are refused, whatever their own conditions.
 STATUS = "urn:oasis:names:tc:SAML:2.0:status:"
 SUCCESS = f"{STATUS}Success"
 # Status codes of SAML Core 3.2.2.2. The status is not signed, so no other text of it is used.
@@ -134,10 +134,10 @@ def _must_be_about_us(root: Element, expected: Expected) -> None:
 
 
 def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> Element:
-    """Decrypt the assertion as a document of its own.
+    """Return the decrypted assertion as a document of its own.
 
-    With the namespaces of the response it would differ from what was signed. The response's signature covers the
-    encrypted form.
+    Inside the response it would inherit namespaces, and differ from the signed text. The response's signature covers
+    the encrypted form.
     """
     if expected.keys is None:
         raise ResponseRefused("encrypted", "The assertion is encrypted, which the settings do not allow.")
@@ -150,7 +150,7 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
 
 
 def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
-    """Refuse a response with an invalid signature. It is optional, and proves nothing about the assertion."""
+    """Refuse a response with an invalid signature. It is optional, and does not replace the assertion's."""
     if root.find(tag(SIGNATURE, "Signature")) is not None:
         _signed(root, "./", root, expected.certificates)
 
@@ -222,7 +222,7 @@ def _is_short(prefixes: Element) -> bool:
 
 
 def _verified(root: Element, location: str, certificate: str) -> Element | None:
-    """Return what this certificate's key signed there, or None.
+    """Return the element at `location` as signed by this certificate's key, or None if it was not.
 
     The metadata establish trust in the certificate, so its expiry does not matter.
     """
