@@ -1,4 +1,4 @@
-"""/api/provisioning-keys: what directories show to provision people here."""
+"""/api/provisioning-keys: credentials of directories that provision people."""
 
 from __future__ import annotations
 

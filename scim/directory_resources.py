@@ -159,10 +159,9 @@ class People:
         return user.pk
 
     def _forgotten(self, said: dict[str, Any]) -> User | None:
-        """Return the person with this address, deleted by the directory before; they are restored without former
-        access.
+        """Return the person with this address whom the directory deleted before, to restore them without access.
 
-        Raises UniquenessException if the directory's id is of somebody else.
+        Raises UniquenessException if the directory now has another externalId for them.
         """
         rows = User.objects.select_related("role", "directory_person")
         user = rows.filter(email=said["email"], directory_person__removed_at__isnull=False).first()
@@ -280,7 +279,7 @@ class Teams:
         return team.pk
 
     def update(self, by: Directory, team: Team, content: dict[str, Any]) -> None:
-        one_at_a_time()  # As above.
+        one_at_a_time()  # As in `create`.
         # The directory no longer names people it deleted; they stay in the team.
         forgotten = team.users.filter(directory_person__removed_at__isnull=False)
         team.edit(name=self._name(content), users=[*self._members(content), *forgotten], by=by)

@@ -107,7 +107,7 @@ def _http(response: ScimResponse) -> HttpResponse:
 
 
 def _told(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body; of an error only the first line, because the rest is about internals of a library."""
+    """Return the body, with only the first line of an error; the rest describes internals of a library."""
     if isinstance(detail := body.get("detail"), str) and body.get("status"):
         body["detail"] = detail.partition("\n    For further")[0]
     return body

@@ -108,8 +108,6 @@ def _narrowed(schema: Schema) -> Schema:
 
 
 # Translate SCIM filters (RFC 7644 section 3.4.2.2) to database conditions, where possible.
-#
-# Imports the optional package, so only imported where /scim/v2/ is served.
 
 NOBODY = Q(pk__in=[])
 ALL = Q()
@@ -149,7 +147,7 @@ def filter_condition(node: FilterNode, kind: str) -> Narrowed:
 
 
 def _by_id(column: str, **more: Any) -> Equals:
-    """Compare an id; text that is none matches nothing."""
+    """Return a comparison with an id; an invalid id matches nothing."""
 
     def equals(value: Any) -> Q | None:
         try:

@@ -160,8 +160,6 @@ def _asks_for_members(parameters: ResponseParameters[Any]) -> bool:
 
 
 # The SCIM protocol (RFC 7644), with defaults for required attributes that directories omit.
-#
-# Imports the optional package, so only imported where /scim/v2/ is served.
 
 MOST_OPERATIONS = 100  # Per PATCH; each searches the whole resource, but one may name thousands of members.
 LONGEST_FILTER = 10_000
