@@ -202,7 +202,7 @@ def _archive_day(store: Objects, partition: str, day: date) -> Manifest:
         name = _manifest_name(day, number)
         if store.put(name, made.written()):
             return made
-        # From an earlier attempt, or before a slow call's row was committed: then the whole day is written again.
+        # The manifest of an earlier attempt. If rows were committed since, the day gets another manifest.
         there = _read(store, name)
         if (there.rows, there.digest) == (made.rows, made.digest):
             _compare(store, there)

@@ -84,7 +84,7 @@ class SinkManager(models.Manager["Sink"]):
         behind = Q(failures__gt=0) | Q(waiting_since__lt=timezone.now() - LATE)
         return self.filter(behind, enabled=True)
 
-    def add(  # noqa: PLR0913  (what a sink is, all by name)
+    def add(  # noqa: PLR0913  (the fields of a sink, keyword-only)
         self,
         *,
         by: User | None,
@@ -116,12 +116,11 @@ class SinkManager(models.Manager["Sink"]):
 
 
 class Sink(Versioned, Switchable):
-    """A receiver of the logs, and its position.
+    """A receiver of the logs, and its position: the rows it has acknowledged.
 
-    Of calls dated from `near_from` on, it has those with ids up to `calls_to`, the newest id at the time `calls_at`; of
-    earlier calls those up to `late_calls_to`. In a round, of calls with ids up to `round_to`, it has those before
-    (`round_at`, `round_id`) in the order of the log. Of events it has those up to `events_to`, and of checkpoints,
-    which are sent with the calls, those up to `checkpoints_to`.
+    Calls dated from `near_from` on: ids up to `calls_to`, the newest id at the time `calls_at`. Earlier calls: ids up
+    to `late_calls_to`. During a round also the calls with ids up to `round_to` that precede (`round_at`, `round_id`) in
+    the order of the log. Events: up to `events_to`. Checkpoints, which are sent with calls: up to `checkpoints_to`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -25,7 +25,7 @@ from wire.outbound import HttpAnswer, NoAnswer, OutboundClient
 
 AMAZON = re.compile(r"(?:^|\.)s3[.-](?:dualstack\.)?([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com(?:\.cn)?$")
 ANY_REGION = "us-east-1"  # Expected by stores without regions.
-LARGEST = 1 << 30  # Bytes of an object that is read.
+LARGEST = 1 << 30  # Bytes read of an object at most.
 
 
 class Objects(Protocol):
@@ -36,17 +36,14 @@ class Objects(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def put(self, name: str, data: bytes) -> bool:
-        """Create an object; return False if the name exists, whose object is not changed.
-
-        Raises NoAnswer or OSError.
-        """
+        """Create an object. Return False, and change nothing, if the name exists. Raises NoAnswer or OSError."""
 
     def get(self, name: str) -> bytes | None:
         """Return the content of an object, or None if there is none. Raises as `put` does."""
 
 
 class NotKept(NoAnswer):
-    """The store answered an error, whose code is more specific than the status. `retry_after` is the header's value."""
+    """The store answered with an error: status and code. `retry_after` is the header's value."""
 
     def __init__(self, answer: HttpAnswer) -> None:
         found = re.search(rb"<Code>(\w{1,60})</Code>", answer.body[:4096])

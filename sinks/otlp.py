@@ -107,7 +107,7 @@ def _end_of(text: bytes, begin: int) -> int:
         depth += (sign in b"{[") - (sign in b"}]")
         if depth <= 0:
             return part.end() if sign in b'"}]' and depth == 0 else part.start()
-    raise ValueError("a line without an end")
+    raise ValueError("a value without an end")
 
 
 def _sentence(line: LogLine, told: Mapping[str, Any]) -> str:
@@ -166,4 +166,4 @@ def _varint_at(message: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at
         if shift > 63:
-            raise ValueError("no number")
+            raise ValueError("a varint of more than 64 bits")

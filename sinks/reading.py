@@ -177,9 +177,9 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _late(self, sink: Sink) -> Batch:
-        """Return the next batch of rows older than `near_from` when committed; after the last, `near_from` advances.
+        """Return the next batch of late rows: older than `near_from` when committed. After the last it advances.
 
-        Rows with ids above `calls_to` were committed after `calls_at`; those older by NEAR are late.
+        A row with an id above `calls_to` was committed after `calls_at`; it is late if it is older than that by NEAR.
         """
         asked = {
             "at": sink.round_at or _BEGINNING,
@@ -233,8 +233,8 @@ class SinkReader:
 def leased_reader(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
     """Take the lease of a sink and yield its reader, or None if another process has it.
 
-    It is kept after the block, until it is released or LOAN_S have passed. `claim` is this process's lease, if it has
-    one.
+    The lease lasts until it is released or LOAN_S have passed, also after the block. `claim` is the lease this process
+    already has, if any.
     """
     with databases.connect_direct() as own:
         own.adapters.register_loader("jsonb", AsItIs)

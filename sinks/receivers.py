@@ -1,4 +1,4 @@
-"""Kinds of receivers of log lines: one class for each, with all that forms, checks and deliveries need to know of it.
+"""Kinds of receivers of log lines: one class each, with its form texts, checks and delivery.
 
 A receiver gets lines of JSON and returns when all are acknowledged. Otherwise it raises Undelivered, and they are sent
 again. To add a kind, add a class here and to KINDS.
@@ -73,9 +73,9 @@ class LogLine(NamedTuple):
 
 
 class Undelivered(Exception):
-    """A receiver did not acknowledge what it was sent. `wait` is the requested delay in seconds.
+    """A receiver did not acknowledge its lines. `wait` is the requested delay in seconds.
 
-    The text of a sink continues "it". `for_good` if a retry would fail too.
+    A sink's message has no subject: "answered 500." `for_good` is True if a retry would fail too.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Undelivered(Exception):
 
 
 class Receiver:
-    """A receiver of one sink, opened for some deliveries; its class says what its kind is like."""
+    """Delivers lines to one sink while open. The class attributes describe its kind for forms and checks."""
 
     name: ClassVar[str]
     label: ClassVar[str]
@@ -244,7 +244,7 @@ class _Posts(Receiver):
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """Raise Undelivered for any failure to reach a receiver."""
+    """Raise Undelivered if a receiver cannot be reached in this block."""
     try:
         with raising_no_answer():
             yield
@@ -405,7 +405,7 @@ NO_PARQUET = (
 
 
 def _judge(answer: HttpAnswer) -> None:
-    """Return if the response is an acknowledgement. Raises Undelivered."""
+    """Raise Undelivered unless the response is an acknowledgement."""
     status = answer.status
     if 200 <= status < 300:
         return

@@ -49,7 +49,7 @@ def start_due() -> None:
         del _threads[pk]
     for pk in due():
         if pk not in _threads and len(_threads) < MOST_THREADS:
-            # Daemon threads: what is unacknowledged when the process ends is sent again.
+            # Daemon threads: rows that are unacknowledged when the process ends are sent again.
             _threads[pk] = threading.Thread(target=_serve_logged, args=(pk,), name=f"sink {pk}", daemon=True)
             _threads[pk].start()
 
@@ -182,7 +182,7 @@ class _Service:
         return partial(_note_delivery_failed, batch, refusal)
 
     def _takes_others(self) -> bool:
-        """True if only this row is refused: a wrong address would refuse a test line too."""
+        """True if the receiver accepts a test line, so that only this row is refused."""
         assert self._receiver is not None
         try:
             self._receiver.deliver([trial()])
