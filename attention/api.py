@@ -1,4 +1,4 @@
-"""/api/notification-channels: where people and the workspace are told what needs attention."""
+"""/api/notification-channels: channels that notify people and the workspace of what needs attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from capabilities.rest import Own
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField, checked
 
-# One's own channels; those of the workspace for who manages it. Other people's are 404 for everybody.
+# People's own channels, and the workspace's with the capability. Other people's are 404 for everybody.
 OWN = Own(Capability.WORKSPACE_MANAGE)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
 MATTERS = "Matters it gets messages about, by their names in *Needs attention*; only those you may act on."
@@ -68,7 +68,7 @@ class ChannelChanges(RequestBody):
 
 
 class NewChannel(ChannelChanges):
-    """A channel to create. Yours of kind `mail` goes to your own address and takes no other."""
+    """A channel to create. A `mail` channel of your own sends to your e-mail address and takes no other."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "enabled": True,
@@ -117,7 +117,7 @@ class ChannelResource(Resource):
     def list(self, request: Request) -> Response:
         """List notification channels.
 
-        Your mail is among them once you changed it or it was first needed.
+        Your own mail channel is listed once it was used or changed.
         """
         wanted = {name: self.query_data[name] for name in ("kind", "enabled") if name in self.query_data}
         channels = Channel.objects.open_to(self.me).filter(**wanted)

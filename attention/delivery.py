@@ -56,7 +56,7 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
             raise BadChannelAddress("Enter an e-mail address.") from None
         return False
     try:
-        # What people set up for themselves never leads inside: only who manages the workspace may open that.
+        # Only channels of the workspace may have private addresses, because only its managers may allow them.
         guard = upstream_guard() if channel.owner_id is None else _guard_for_people()
         is_private = guard.check_now(address)
     except UrlRefused as refusal:
@@ -70,7 +70,7 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
 
 
 def _guard_for_people() -> Guard:
-    """Return the guard for addresses people set up for themselves: public, and never resolved by the proxy."""
+    """Return the guard for people's own channels: public addresses only, resolved here even with an outbound proxy."""
     return replace(guard_for_strangers(), own=own_endpoints())
 
 
@@ -97,7 +97,7 @@ class Parcel:
 
     @classmethod
     def of(cls, channel: Channel, message: Notification) -> Parcel:
-        """Raises Undelivered if no key decrypts the address."""
+        """Return the message as a parcel. Raises Undelivered if no key decrypts the address."""
         try:
             address, secret = channel.opened()
         except Undecryptable:
@@ -156,10 +156,7 @@ def _slack(parcel: Parcel) -> dict[str, Any]:
 
 
 def without_links(text: str) -> str:
-    """Return `text` so that no receiver turns a name in it, such as `evil.example`, into a link.
-
-    A zero-width space, which nobody sees, parts what would be read as a host or a scheme.
-    """
+    """Return `text` with zero-width spaces, so that no receiver makes a link of a name such as `evil.example`."""
     return LINKING.sub("\\g<0>\u200b", text)
 
 

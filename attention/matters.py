@@ -1,7 +1,6 @@
-"""The matters that wait for a person: the one table for the page, the rail, mails, webhooks, Slack and Teams.
+"""Matters that wait for a person: one table for the page, the rail, mails, webhooks, Slack and Teams.
 
-To add a matter, add an entry to MATTERS. `find` returns what waits, the same rows and the same number as the list that
-`link` leads to, where all of it can be dealt with.
+To add a matter, add an entry to MATTERS. Its `find` must return the same rows and number as the list at `link`.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from sinks.models import Sink
 from tokens.models import Token, TokenKind
 from tokens.rows import needing
 
-NAMED = 5  # Things that are named.
-MOST_KEYS = 200  # Things that are recognised as new.
+NAMED = 5  # Names shown of each matter.
+MOST_KEYS = 200  # Things remembered for each message, to recognise new ones.
 
 FAILING, UNUSUAL, TO_DECIDE, TO_FIX = "Failing now", "Unusual", "To decide", "To fix"
 ENDS_SOON, TO_CLEAN_UP = "Ends soon", "To clean up"
@@ -37,7 +36,7 @@ GROUPS = (FAILING, UNUSUAL, TO_DECIDE, TO_FIX, ENDS_SOON, TO_CLEAN_UP)  # Worst 
 
 
 class OpenMatter(NamedTuple):
-    """Things that wait: their number, the keys and names of the first ones, and the list with all of them."""
+    """The things of one matter: their number, the first ones (name by id), and the URL of the list of all."""
 
     number: int
     things: dict[str, str]
@@ -49,15 +48,16 @@ class OpenMatter(NamedTuple):
 
     @property
     def unnamed(self) -> int:
-        """The number of those that `names` leaves out."""
+        """The number of things that are not in `names`."""
         return max(self.number - len(self.names), 0)
 
 
 @dataclass(frozen=True)
 class Matter:
-    """One kind of thing that waits. `may` are the capabilities to act on it, any of them; without, it is one's own.
+    """A kind of things that wait. Any capability of `may` allows acting on them; without `may` they are people's own.
 
-    `words` are for one and for several. `at_once`: people are told immediately, otherwise once a day at most.
+    `words` are the sentences for one and for several. With `at_once` people are notified immediately, otherwise once a
+    day at most.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Matter:
     may: tuple[Capability, ...] = ()
     act: str = "Review"
     at_once: bool = False
-    unless: Capability | None = None  # People with it see these among everybody's.
+    unless: Capability | None = None  # People with this capability see these things in the matter of all people's.
 
     @property
     def is_own(self) -> bool:
@@ -82,7 +82,7 @@ class Matter:
         return any(map(person.has_perm, self.may))
 
     def sentence(self, number: int) -> str:
-        """Return what waits in words, such as "2 apps wait for approval"."""
+        """Return the sentence for this number of things, such as "2 apps wait for approval"."""
         return self.words[number != 1].format(f"{number:,}")
 
 
@@ -94,14 +94,14 @@ def waiting_for(person: User) -> Iterator[tuple[Matter, OpenMatter]]:
 
 
 def _listed(page: str, rows: QuerySet[Any], name: str, **query: str) -> OpenMatter:
-    """Return these rows, of which the list `page` with `query` has the same."""
+    """Return `rows` as an open matter; the list `page` with `query` must have the same rows."""
     first = dict(rows.values_list("pk", name)[: MOST_KEYS + 1])
     number = len(first) if len(first) <= MOST_KEYS else rows.count()
     things = {str(pk): str(words) for pk, words in [*first.items()][:MOST_KEYS]}
     return OpenMatter(number, things, f"{reverse(page)}{'?' if query else ''}{urlencode(query)}")
 
 
-# What waits, the same for everybody who can act on it; the rail counts these too.
+# Rows that are the same for everybody who can act on them; the rail counts them too.
 
 
 def apps_to_approve() -> QuerySet[Host]:

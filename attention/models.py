@@ -1,4 +1,4 @@
-"""Channels that people and the workspace are told through, and the messages for them."""
+"""Notification channels of people and of the workspace, and their messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_CHANNELS = 5  # Of one person, or of the workspace.
 
 
 class ChannelKind(models.TextChoices):
-    """The form in which a channel is told."""
+    """The form of a channel's messages."""
 
     MAIL = "mail", "Mail"
     WEBHOOK = "webhook", "Webhook"
@@ -74,11 +74,11 @@ class ChannelManager(models.Manager["Channel"]):
         return channel
 
     def mail_of(self, person: User) -> Channel:
-        """Return the mail channel of `person`, made when first needed: mail is enabled until they disable it."""
+        """Return the mail channel of `person`, created when first needed: mail is enabled until they disable it."""
         return self.get_or_create(owner=person, kind=ChannelKind.MAIL)[0]
 
     def open_to(self, person: User) -> models.QuerySet[Channel]:
-        """Return the channels that `person` may change: their own, and the workspace's for who manages it."""
+        """Return the channels that `person` may change: their own, and the workspace's if they manage it."""
         mine = Q(owner=person)
         if person.has_perm(Capability.WORKSPACE_MANAGE):
             mine |= Q(owner=None)
@@ -86,22 +86,22 @@ class ChannelManager(models.Manager["Channel"]):
 
 
 class Channel(Versioned, models.Model):
-    """One way to tell a person, or everybody who reads a channel of the workspace (`owner` is None).
+    """A notification channel of a person, or of the workspace if `owner` is None.
 
-    The address of a webhook is a credential, so it is sealed; `origin` is the part that may be shown.
+    The address of a webhook is a credential, so it is encrypted; `origin` is the part that may be shown.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     owner = models.ForeignKey(User, models.PROTECT, null=True, related_name="channels")
     kind = models.CharField(max_length=10, choices=ChannelKind)
     origin = models.CharField(max_length=255, blank=True, default="")
-    # The address and the secret as sealed JSON; None for a person's own mail.
+    # Address and secret as encrypted JSON; None for a person's own mail.
     sealed = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, default="", editable=False)
     # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
     private = models.BooleanField(default=False, editable=False)
     enabled = models.BooleanField(default=True)
-    muted = ArrayField(models.CharField(max_length=40), default=list)  # Names of matters it is not told.
+    muted = ArrayField(models.CharField(max_length=40), default=list)  # Names of matters it is not notified of.
     quiet_from = models.TimeField(null=True)
     quiet_until = models.TimeField(null=True)
     zone = models.CharField(max_length=64, default="UTC")
@@ -143,7 +143,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return what events say of a new channel."""
+        """Return the changes for the event of a new channel."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:
@@ -154,7 +154,7 @@ class Channel(Versioned, models.Model):
         return str(address), str(secret)
 
     def must_be_open_to(self, by: User) -> None:
-        """Raise CapabilityRequired unless `by` may change it: its owner, or who manages the workspace."""
+        """Raise DoesNotExist for another person's channel, CapabilityRequired for the workspace's if `by` may not."""
         if self.owner_id is None and not by.has_perm(Capability.WORKSPACE_MANAGE):
             raise CapabilityRequired(Capability.WORKSPACE_MANAGE)
         if self.owner_id is not None and self.owner_id != by.pk:
@@ -165,9 +165,9 @@ class Channel(Versioned, models.Model):
             setattr(self, name, value)
 
     def sealed_address(self, address: str, secret: str) -> dict[str, Any]:
-        """Return the columns for this address and secret; empty ones stay. Raises ChannelError.
+        """Return the columns for this address and secret; an empty one keeps its current value. Raises ChannelError.
 
-        It looks up the host of the address, which may take seconds: not within a transaction.
+        Resolves the host of the address, which may take seconds, so do not call it in a transaction.
         """
         if self.is_own_mail or not (address or secret or self.sealed is None):
             return {}
@@ -190,7 +190,7 @@ class Channel(Versioned, models.Model):
             return "", ""
 
     def edit(self, *, by: User, seen: Seen | None = None, address: str = "", secret: str = "", **fields: Any) -> None:
-        """Change what it is told, when and where. Raises ChannelError, CapabilityRequired or ChangedMeanwhile."""
+        """Change its matters, times or address. Raises ChannelError, CapabilityRequired or ChangedMeanwhile."""
         self.must_be_open_to(by)
         place = self.sealed_address(address, secret)
         with transaction.atomic():
@@ -212,11 +212,11 @@ class Channel(Versioned, models.Model):
         self.refresh_from_db()
 
     def remove(self, *, by: User) -> None:
-        """Delete it with the messages that wait. Raises CapabilityRequired, or MailStays."""
+        """Delete the channel with its messages. Raises CapabilityRequired, or MailStays."""
         with transaction.atomic():
             row: Channel = self.lock()
             row.must_be_open_to(by)
-            if row.is_own_mail:  # It would be made anew when next needed.
+            if row.is_own_mail:  # It would be created again when next needed.
                 raise MailStays(MailStays.__doc__)
             changes = {"address": [row.origin, None]}
             Event.objects.record(Action.CHANNEL_REMOVED, row, by=by, changes=changes)
@@ -235,9 +235,9 @@ class Channel(Versioned, models.Model):
         return datetime.combine(day, end, ZoneInfo(self.zone))
 
     def send(self, matter: str, subject: str, text: str, link: str, **more: Any) -> Notification | None:
-        """Queue a message; None if the channel is disabled, or is not told of the matter, or has no mail server.
+        """Queue a message. Return None if the channel is disabled, mutes the matter, or lacks a mail server.
 
-        With a `key` a message is queued once. With `at_once` it does not wait for the end of quiet hours.
+        Messages with the same `key` are queued once. With `at_once` a message ignores quiet hours.
         """
         key, at_once = more.pop("key", None), more.pop("at_once", False)
         if not self.enabled or matter in self.muted or (self.kind == ChannelKind.MAIL and not settings.MAIL_SERVER):
@@ -258,12 +258,12 @@ def _plain(value: Any) -> Any:
 
 
 class Notification(models.Model):
-    """A message to one channel: queued until it is sent, or given up. The newest of a matter says what was told."""
+    """A message to one channel, queued until it is sent or given up. A matter's newest has all things reported."""
 
     channel = models.ForeignKey(Channel, models.CASCADE, related_name="messages")
     matter = models.CharField(max_length=40)
     key = models.CharField(max_length=80, null=True)  # noqa: DJ001  (unique unless NULL)
-    things = ArrayField(models.CharField(max_length=64), default=list)  # Keys of what waits, of which it told.
+    things = ArrayField(models.CharField(max_length=64), default=list)  # Ids of the things reported.
     subject = models.CharField(max_length=200)
     text = models.TextField()
     link = models.CharField(max_length=1000)

@@ -1,4 +1,4 @@
-"""Refused calls of the last hour that are out of the ordinary: against the same hour of the last four weeks."""
+"""Agents with unusually many refused calls in the last hour, compared with that hour in the last four weeks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hosts.models import Host
 HOUR, WEEK, WEEKS = timedelta(hours=1), timedelta(weeks=1), 4
 REFUSED = {"outcome": ENDINGS["denied"]}
 LEAST = 10  # Fewer refusals are never unusual.
-TIMES = 3  # Unusual is more than so many times the most of the same hour.
+TIMES = 3  # Unusual is more than this many times `Agent.usual`.
 
 
 class Agent(NamedTuple):
@@ -42,14 +42,14 @@ class Unusual(NamedTuple):
 
 
 def unusual() -> Unusual:
-    """Return the agents with unusually many refused calls in the last 60 minutes; none until the log is counted."""
+    """Return the agents with unusually many refused calls in the last 60 minutes; none if too many to count."""
     until = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
     since = until - HOUR
     with book() as opened:
         now = opened.read(REFUSED, since, until, by=("host_id",), timed=False) or {}
         high = {host: numbers.denied for (host,), numbers in now.items() if host and numbers.denied >= LEAST}
         weeks = [_most_in_an_hour(opened, list(high), since - n * WEEK) for n in range(1, WEEKS + 1)] if high else []
-    if None in weeks:  # What is usual is not known.
+    if None in weeks:  # The usual number is unknown.
         return Unusual([], "")
     usual = {host: max(week.get(host, 0) for week in weeks if week is not None) for host in high}
     strange = {host: number for host, number in high.items() if number > TIMES * usual[host]}
@@ -61,9 +61,9 @@ def unusual() -> Unusual:
 
 
 def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:
-    """Return the refusals of these agents in the higher of the two clock hours from `since` on.
+    """Return each agent's refusals in the worse of two clock hours: that of `since`, and the next.
 
-    None if there are too many to count: roll-ups by agent and hour are not kept for weeks, so the log is read.
+    None if there are too many to count: there are no roll-ups by agent and hour that old, so the log is read.
     """
     begin = since.replace(minute=0)
     where = {**REFUSED, "host_id": hosts}

@@ -1,7 +1,7 @@
-"""Messages to people: new matters, outcomes of what people asked for, and tokens and sign-ins that end.
+"""Notifications of new matters, of answers to requests, and of tokens and sign-ins that end.
 
-Messages are queued here as rows and delivered by the chores process, again if a receiver fails. A matter is told when
-something waits that its channel was not told of: at once for incidents and approvals, otherwise once a day at most.
+Messages are queued as rows, and delivered by the chores process, which retries failures. A channel is notified of a
+matter with things it was not notified of before: at once for incidents and approvals, otherwise once a day at most.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ from ui.templatetags.ui import marked
 logger = logging.getLogger(__name__)
 
 OUTCOMES, ENDINGS = "outcomes", "endings"
-# What people are told besides MATTERS.
+# Notifications besides MATTERS.
 PERSONAL = {
     OUTCOMES: "Answers to what you asked for",
     ENDINGS: "Your tokens and sign-ins, before they end",
 }
 
 A_DAY = timedelta(days=1)
-PAUSE = timedelta(minutes=10)  # Between two messages of one matter that is told at once.
-MOST_A_DAY = 8  # Messages of one matter to one channel; after that it is told once a day.
+PAUSE = timedelta(minutes=10)  # Between two messages of one matter that is reported at once.
+MOST_A_DAY = 8  # Messages of one matter to one channel; after that one a day.
 STAGES = (14, 3, 1)  # Days before something ends.
-RECENT = timedelta(hours=1)  # Events whose outcome may not have been told yet.
-ASKED_WITHIN = timedelta(days=7)  # Of a role that may be the answer.
+RECENT = timedelta(hours=1)  # Age of events that may not have been reported yet.
+ASKED_WITHIN = timedelta(days=7)  # Age of requests that a change of role may answer.
 KEPT = timedelta(days=30)
 LEASE = timedelta(minutes=2)  # Another process may deliver a message again after this.
 AT_ONCE, THREADS = 16, 4  # Messages delivered in one run, and at the same time.
-MOST_FAILURES = 24  # In about two hours.
+MOST_FAILURES = 24  # Reached in about two hours.
 LONGEST_NAME = 80
-MOST_TESTS = 10  # Of one person in an hour.
+MOST_TESTS = 10  # Per person and hour.
 
 
 def link_to(path: str) -> str:
@@ -66,12 +66,12 @@ def link_to(path: str) -> str:
 
 
 def tell_at_once() -> int:
-    """Queue messages on incidents and approvals, and on outcomes; return their number."""
+    """Queue messages on incidents, approvals and answers to requests; return their number."""
     return _tell(matter for matter in MATTERS if matter.at_once) + tell_outcomes()
 
 
 def tell_daily() -> int:
-    """Queue messages on all other matters, and on what ends soon; return their number."""
+    """Queue messages on all other matters, and on tokens and sign-ins that end; return their number."""
     return _tell(matter for matter in MATTERS if not matter.at_once and not matter.is_own) + tell_endings()
 
 
@@ -82,7 +82,7 @@ def _tell(matters: Iterable[Matter]) -> int:
 def _tell_one(matter: Matter, found: OpenMatter) -> int:
     latest = _latest(matter)
     for message in latest.values():
-        # What was dealt with is told again when it comes back.
+        # Forget resolved things, so that they are reported again if they recur.
         left = [thing for thing in message.things if thing in found.things]
         if left != message.things:
             Notification.objects.filter(pk=message.pk).update(things=left)
@@ -119,7 +119,7 @@ def channels_of(person: User) -> list[Channel]:
 
 
 def _missing_mail(people: Sequence[User], found: Sequence[Channel]) -> list[Channel]:
-    """Make the mail channel of people who have none yet."""
+    """Create and return the mail channels that people lack; none without a mail server."""
     having = {channel.owner_id for channel in found if channel.is_own_mail}
     missing = [person for person in people if person.pk not in having] if settings.MAIL_SERVER else []
     return [Channel.objects.mail_of(person) for person in missing]
@@ -143,7 +143,7 @@ def _tell_channel(channel: Channel, matter: Matter, found: OpenMatter, last: Not
 
 
 def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool:
-    """True if the channel may be told of the matter again."""
+    """True if the channel may be notified of the matter again."""
     if last is None:
         return True
     now = timezone.now()
@@ -155,15 +155,15 @@ def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool
     return now - last.created_at >= A_DAY or day.count() < MOST_A_DAY
 
 
-# Outcomes: who asked is told what became of it.
+# Outcomes: answers to people's requests.
 
 
 def tell_outcomes() -> int:
-    """Queue a message to everybody whose request was answered in the last hour and who does not know yet."""
+    """Queue a message on each request answered in the last hour and not reported yet; return the number of messages."""
     answers = {Action.HOST_APPROVED: _app_approved, Action.HOST_ARCHIVED: _app_refused}
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
     since = timezone.now() - RECENT
-    # Roles may change by the thousand; only of people who asked is there something to tell.
+    # Roles may change by the thousand, but only people who asked are notified.
     asking = Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, created_at__gte=since - ASKED_WITHIN)
     is_told = ~Q(action=Action.USER_ROLE_CHANGED) | Q(target_id__in=asking.values("target_id"))
     events = Event.objects.filter(is_told, action__in=list(answers), created_at__gte=since).order_by("id")
@@ -178,7 +178,7 @@ def tell_outcomes() -> int:
 
 
 def send_to(person: User, matter: str, subject: str, text: str, path: str, *, key: str | None = None) -> int:
-    """Queue a message to all channels of a person, and return how many there are."""
+    """Queue a message to all channels of a person, and return how many were queued."""
     sent = [channel.send(matter, subject, text, link_to(path), key=key) for channel in channels_of(person)]
     return len([message for message in sent if message])
 
@@ -228,7 +228,7 @@ def _capability_declined(event: Event) -> Answer:
 
 
 def _other_than_actor(event: Event, pk: UUID | str | None) -> User | None:
-    """Return the active person `pk`, unless they did it themselves."""
+    """Return the active person `pk`, or None if they are the event's actor."""
     if not pk or str(pk) == str(event.actor_id):
         return None
     return User.objects.filter(pk=pk, is_active=True).first()
@@ -247,7 +247,7 @@ def _plain(name: str) -> str:
 
 
 def tell_endings() -> int:
-    """Queue a message to each owner of tokens or sign-ins that end in 14, 3 or 1 days: one a day for each owner."""
+    """Queue a message to each owner of tokens or sign-ins that end in 14, 3 or 1 days, one a day for each owner."""
     today = timezone.now().date()
     ending: dict[UUID, list[tuple[datetime, str]]] = {}
     for owner, at, name in [*_ending(_tokens_with_expiry(), "connection__user"), *_ending(_sign_ins(), "owner")]:
@@ -274,15 +274,15 @@ def _tokens_with_expiry() -> models.QuerySet[Token]:
 
 
 def _sign_ins() -> models.QuerySet[Identity]:
-    """Return people's sign-ins at servers that nothing renews."""
+    """Return people's sign-ins at servers that have no refresh token."""
     mine = Identity.objects.usable().filter(owner__isnull=False, grant__refresh_ciphertext=None)
     return mine.annotate(named=F("server__name"), begun=F("updated_at"))
 
 
 def _ending(rows: models.QuerySet[Any], owner: str) -> list[tuple[UUID, datetime, str]]:
-    """Return owner, end and name of rows that end so many days from today as STAGES says.
+    """Return owner, end and name of the rows that end one of STAGES days from today.
 
-    What lasts no longer than the stage is left out: a token for 7 days is not announced 14 days before.
+    Leaves out rows with a shorter life than that: a token for 7 days is not announced 14 days before.
     """
     today, found = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0), []
     for days in STAGES:
@@ -329,7 +329,7 @@ def _claimed() -> Iterator[tuple[Notification, Parcel]]:
 
 
 def _is_wanted(message: Notification) -> bool:
-    """True if the channel may still be told: a message may have waited for hours, in which people lose permissions."""
+    """True if the channel may still be notified: its owner may have lost permissions while the message waited."""
     channel, matter = message.channel, BY_NAME.get(message.matter)
     if not channel.enabled or message.matter in channel.muted:
         return False
@@ -375,7 +375,7 @@ class TooManyTests(ChannelError):
 def send_test(channel: Channel, *, by: User) -> str:
     """Send a test message now; return why it was not accepted, or an empty text. Raises TooManyTests.
 
-    `by` may send ten an hour, through all channels: these can be removed and added again.
+    The limit is per person, because channels can be removed and added again.
     """
     if Attempt.objects.note(f"channel-test:{by.pk}", window=HOUR) > MOST_TESTS:
         raise TooManyTests(TooManyTests.__doc__)
@@ -392,11 +392,11 @@ def send_test(channel: Channel, *, by: User) -> str:
 
 
 def drop_old(now: datetime) -> int:
-    """Delete messages older than 30 days; what still waits then is told again."""
+    """Delete messages older than 30 days; things that still wait are then reported again."""
     return int(Notification.objects.filter(created_at__lt=now - KEPT, due_at=None).delete()[0])
 
 
 def choices_for(person: User, *, for_workspace: bool) -> list[tuple[str, str]]:
-    """Return the matters a channel of `person`, or one they set up for the workspace, can be told of."""
+    """Return name and title of the matters for a channel of `person`, or one they set up for the workspace."""
     acting = [(name, matter.title) for name, matter in BY_NAME.items() if not matter.is_own and matter.is_for(person)]
     return acting if for_workspace else [*acting, *PERSONAL.items()]

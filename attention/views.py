@@ -109,13 +109,13 @@ class ChannelForm(forms.Form):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values for the model: what is not ticked is muted, what is not offered stays as it is."""
+        """The values for the model: unticked matters are muted; matters that are not offered keep their state."""
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")
         muted = {name for name in self._channel.muted if name not in self._offered}
         is_lent = self._channel.owner_id is None or self._viewer.narrowed_to is not None  # By an API key.
         if (self._is_new or values.get("address")) and is_lent:
-            # What the person, or the API key, that chooses the address may not see is not sent there either.
+            # A new address must not receive matters that the person or API key that chose it may not see.
             muted |= {matter.name for matter in MATTERS if matter.name not in self._offered}
         return values | {"muted": sorted(muted | {name for name in self._offered if name not in ticked})}
 
@@ -127,7 +127,7 @@ def _home() -> str:
 @require_GET
 @own_resource(OWN)
 def notifications(request: AppRequest) -> HttpResponse:
-    """List one's own channels, and those of the workspace for who manages it."""
+    """List one's own channels, and the workspace's for people who manage it."""
     stored = list(Channel.objects.open_to(request.user))
     own = [channel for channel in stored if channel.owner_id]
     if not any(channel.is_own_mail for channel in own):
@@ -162,7 +162,7 @@ def add(request: AppRequest) -> HttpResponse:
 @own_resource(OWN)
 @ask_again
 def own_mail(request: AppRequest) -> HttpResponse:
-    """Change what one is mailed; the row is made when it is first changed."""
+    """Change one's own mail channel; the first change creates its row."""
     stored = Channel.objects.filter(owner=request.user, kind=ChannelKind.MAIL).select_related("owner").first()
     return _edit(request, stored or Channel(owner=request.user, kind=ChannelKind.MAIL))
 
@@ -206,7 +206,7 @@ def _form(
 @require_POST
 @own_resource(OWN, others=NOBODY)
 def test(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Send a test message, and say what became of it."""
+    """Send a test message, and show the outcome."""
     try:
         failure = send_test(channel_or_404(request.user, pk), by=request.user)
     except TooManyTests as refusal:
