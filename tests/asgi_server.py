@@ -49,7 +49,7 @@ class Upstream:
 
 
 class Server(uvicorn.Server):
-    """Stops at once; uvicorn's own polls, which took most of a test's time."""
+    """Stops at once when told; uvicorn's own server polls, which took most of a test's time."""
 
     def __init__(self, config: uvicorn.Config, patience: float) -> None:
         super().__init__(config)
@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
             task.cancel()
         await self.lifespan.shutdown()
         for connection in list(self.server_state.connections):
-            connection.transport.abort()  # uvloop's loop does not close while one is open.
+            connection.transport.abort()  # uvloop does not close its loop while a connection is open.
         await asyncio.sleep(0)
 
 

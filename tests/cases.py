@@ -29,9 +29,9 @@ def every(step: int, values: Iterable[Any]) -> list[Any]:
 
 
 def leave_first_cases(items: Iterable[pytest.Item]) -> None:
-    """Mark all cases but the first of a slow test `full`.
+    """Mark all cases but the first of each slow test `full`.
 
-    Not where parameters are marked `full` already, nor of a test marked `every_case`.
+    Skips tests with parameters marked `full` already, and tests marked `every_case`.
     """
     tests = defaultdict[str, list[pytest.Item]](list)
     for item in items:

@@ -35,7 +35,7 @@ HOME = reaper.MARK
 ADDRESS = "TEST_RUN_DATABASE"
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = Path(sys.prefix) / "tables"  # What the migrations make, as SQL, for runs to come.
+KEPT = Path(sys.prefix) / "tables"  # The migrated tables as SQL, for later runs.
 CODE = {".py", ".sql", ".toml", ".json"}
 
 # Allocated objects before a collection of the youngest generation, and collections before one of older ones.
@@ -87,7 +87,7 @@ def begin() -> None:
 
 @contextmanager
 def run_of_ones_own() -> Iterator[None]:
-    """A run for a program that is no test; within a test run, that run, which continues afterwards."""
+    """Start a run for a program other than pytest, and end it after the block; within a test run, use that."""
     if HOME in os.environ:
         yield
         return
@@ -114,13 +114,13 @@ def watch(home: Path) -> None:
 
 def start(home: Path) -> str:
     """Start the embedded server in `home` and return its address."""
-    cluster = cluster_of(home.resolve())  # The one Django's connections use: one process, one place in the queue.
+    cluster = cluster_of(home.resolve())  # The same instance as Django's connections use.
     cluster.ensure()
     _own.append(cluster)
     address = f"postgresql://{OWNER}@/postgres?host={quote(str(cluster.socket_folder), safe='')}"
     with psycopg.connect(address, autocommit=True) as connection:
-        # These tests may lose the database with the machine. What must survive a kill is proven
-        # against servers of their own, which keep the defaults.
+        # These tests may lose the database with the machine. Tests of durability start their own servers, with the
+        # defaults.
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("ALTER SYSTEM SET full_page_writes = off")
         connection.execute("ALTER SYSTEM SET synchronous_commit = off")
@@ -159,7 +159,7 @@ def tables() -> str:
 
 def make_tables(address: str) -> None:
     """Run the migrations in this empty database, or restore the last run's result if nothing has changed."""
-    of_ours = "TEST_DATABASE_URL" not in os.environ  # Others may be older than our pg_dump.
+    of_ours = "TEST_DATABASE_URL" not in os.environ  # Our pg_dump may not suit another server's version.
     kept = KEPT / f"{state_of_the_code()}.sql"
     if of_ours and kept.exists():
         run_program("psql", "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", address, text=kept.read_text())
@@ -172,7 +172,7 @@ def make_tables(address: str) -> None:
 
 
 def keep(address: str, kept: Path) -> None:
-    """Write the database to this file atomically, and delete those of other code states."""
+    """Dump the database to this file atomically, and delete the dumps of other code states."""
     dumped = run("pg_dump", address)
     assert dumped.returncode == 0, dumped.stdout
     kept.parent.mkdir(exist_ok=True)
@@ -185,9 +185,9 @@ def keep(address: str, kept: Path) -> None:
 
 
 def state_of_the_code(root: Path = ROOT, today: date | None = None) -> str:
-    """Return a text that changes with everything migrations depend on: our code, the packages and the day.
+    """Return a text that changes with all that migrations depend on: our code, the packages and the day.
 
-    The day, because they create the partitions of the coming days.
+    The day matters because migrations create the partitions of the coming days.
     """
     digest = sha256(f"{today or datetime.now(UTC).date()} {sys.version}".encode())
     packages = sorted(path.parent for path in root.glob("*/__init__.py") if path.parent.name not in ("tests", "bench"))

@@ -108,7 +108,7 @@ class Collector:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector, until the block ends."""
+    """Yield a running collector until the block ends."""
     collector = Collector()
     with running(collector.app()) as upstream:
         collector.url = f"http://127.0.0.1:{upstream.port}"

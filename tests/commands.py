@@ -20,7 +20,7 @@ class Commands:
         self._turn = threading.Lock()
 
     def run(self, *arguments: str) -> dict[str, Any]:
-        """Return what a command `printed` and `told` (its errors), and its exit status as `code`."""
+        """Return a command's output as `printed`, its errors as `told`, and its exit status as `code`."""
         with self._turn:
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
@@ -41,5 +41,5 @@ class Commands:
         """End the process, so that the next command uses the current settings and keys."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()  # Which closes its pipes too.
+            self._process.communicate()  # Also closes its pipes.
             self._process = None

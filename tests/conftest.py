@@ -34,15 +34,15 @@ pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients
 # No time limits: a busy machine says nothing about the code; benchmarks measure time.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
-# Of `make test`: few examples, always the same ones.
+# For `make test`: few examples, always the same ones.
 few = {"max_examples": 10, "derandomize": True}
 hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("suite"), **few)
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_metadata.ClientSecretHasher"]
-settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner keeps in an outbox what would go there.
-# It scans every static file again for each `Client`; running workspaces prove that files are served.
+settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner puts mails in an outbox instead.
+# This middleware scans all static files for each `Client`; tests of running workspaces cover it.
 settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]
-# Each client of httpx reads every certificate there is, which takes longer than what a test then asks it for.
+# Otherwise each httpx client reads all certificates, which takes longer than the test's request.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 TransactionTestCase._fixture_teardown = emptying.empty  # type: ignore[attr-defined]
 DatabaseCreation._destroy_test_db = emptying.drop  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Count the deselected tests of this worker, for the process that prints the summary."""
+    """Count this worker's deselected tests, for the process that prints the summary."""
     output: dict[str, int] = getattr(items[0].config, "workeroutput", {})
     output["deselected"] = output.get("deselected", 0) + len(items)
 
@@ -102,13 +102,13 @@ def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: N
 
 @pytest.fixture
 def ana(db: None) -> User:
-    """Manages the gateways: every capability except managing people."""
+    """A manager of gateways, with every capability except managing people."""
     return person("ana", "Operator", *(set(Capability) - {Capability.PEOPLE_MANAGE}))
 
 
 @pytest.fixture
 def viv(db: None) -> User:
-    """May view everything and change nothing."""
+    """A person who may view everything and change nothing."""
     seeing = (
         Capability.MCP_CONNECTIONS_READ,
         Capability.HOSTS_READ,
@@ -137,7 +137,7 @@ def ben(db: None) -> User:
 
 @pytest.fixture
 def sam(db: None) -> User:
-    """Staff: may open the Django admin, where the role decides what is visible."""
+    """A staff member, who may open the Django admin; the role decides what is visible there."""
     seeing = (
         Capability.HOSTS_READ,
         Capability.MCP_CONNECTIONS_READ,
@@ -188,7 +188,7 @@ def run() -> Iterator[Run]:
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[workspace.Serve]:
     """A running workspace with two workers, shared by the tests of this process: create your own rows.
 
-    At the end it must not contain a secret in plain text.
+    Fails at the end if it contains a secret in plain text.
     """
     folder = tmp_path_factory.mktemp("live")
     tiles = shutil.copy(workspace.ROOT / "servers" / "well_known.json", folder / "tiles.json")

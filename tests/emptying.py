@@ -1,7 +1,7 @@
 """Empty the database after a test with committed rows, at a cost proportional to those rows.
 
-Django empties every table, however few have rows, and then creates content types and permissions again. These and the
-version of the tables come from `migrate`, and no test changes them.
+Django truncates every table and creates content types and permissions again. Here these stay, as does the version of
+the tables, because no test changes them.
 """
 
 import time
@@ -17,15 +17,15 @@ from psycopg import sql
 from gatewayadmin.config.database import conninfo
 
 KEPT = {"auth_permission", "django_content_type", "accounts_schemaversion"}
-# Tables whose rows nobody may delete; they may be emptied. Triggers that only tell of a deletion guard nothing.
+# Tables with a trigger that forbids DELETE but not TRUNCATE. Triggers named `tell...` only notify.
 GUARDED = """
 SELECT tgrelid::regclass::text FROM pg_trigger
 WHERE NOT tgisinternal AND tgtype & 8 > 0 AND tgname NOT LIKE 'tell%'
 """
 
 
-# By the name of its database, the session that empties it. In one of Django's own its plans would last for one test:
-# to leave triggers out throws all plans of a session away.
+# The emptying session by database name. It is not one of Django's, because setting session_replication_role discards
+# all prepared plans of a session.
 _sweepers: dict[str, psycopg.Connection[Any]] = {}
 
 
@@ -45,7 +45,7 @@ def _sweeper(name: str) -> psycopg.Connection[Any]:
         return _sweepers[name]
     session = psycopg.connect(conninfo(), dbname=name, application_name="sweeper", autocommit=True)
     session.prepare_threshold = 0
-    # A test that left a transaction open gets an error, and nobody waits for it.
+    # A test that leaves a transaction open causes an error instead of a hang.
     session.execute("SET lock_timeout = '60s'")
     if session.execute("SELECT usesuper FROM pg_user WHERE usename = current_user").fetchone() == (True,):
         session.execute("SET session_replication_role = replica")
@@ -93,7 +93,7 @@ def drop(creation: Any, name: str, verbosity: int, seconds: float = 2) -> None:
     for session in _sweepers.values():
         session.close()
     _sweepers.clear()
-    creation.connection.close_pool()  # As Django does here: what waits in a pool is a session that never ends.
+    creation.connection.close_pool()  # As in Django: sessions that wait in a pool never end.
     deadline = time.monotonic() + seconds
     with creation._nodb_cursor() as cursor:
         while time.monotonic() < deadline:

@@ -16,7 +16,7 @@ type Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[N
 
 @dataclass
 class ForwardProxy:
-    """A CONNECT proxy that leads every host to the server behind `to`, except those with a port in `ways`.
+    """A CONNECT proxy that connects every host to port `to`, or to its own port in `ways`.
 
     `says` replaces its answer. `asked` are the requested hosts as spelled, and `heads` the complete requests.
     """
@@ -81,7 +81,7 @@ def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int
                 writer.close()
                 await writer.wait_closed()
         finally:
-            writer.transport.abort()  # TLS takes leave of the other side for longer than the loop lasts.
+            writer.transport.abort()  # The closing handshake of TLS may outlast the loop.
 
     async def run() -> None:
         over = asyncio.Event()
@@ -90,7 +90,7 @@ def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int
         ready.set()
         await over.wait()
         server.close()
-        await asyncio.sleep(0)  # A connection accepted this moment has a task that, ended before its start, leaks it.
+        await asyncio.sleep(0)  # Cancelling a task that has not started would leak its connection.
         mine = asyncio.current_task()
         rest = [task for task in asyncio.all_tasks() if task is not mine]
         for task in rest:

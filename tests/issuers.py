@@ -44,15 +44,15 @@ class Issuer:
     challenge: bool = True
     prm: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
-    refusal: str = ""  # With what the next refreshes are refused.
-    broken: int = 0  # How many of the next requests to the token endpoint are answered with 503.
+    refusal: str = ""  # The error code for the next refreshes.
+    broken: int = 0  # The number of next requests to the token endpoint that get 503.
     gives_refresh: bool = True
     repeats_refresh: bool = True
     needs_scope: str = ""
-    refuses_scope: str = ""  # Who asks for it is refused, at this place: "authorize" or "token".
-    refuses_at: str = "authorize"
-    forms: list[dict[str, str]] = field(default_factory=list)  # What the token endpoint was sent.
-    registrations: list[dict[str, Any]] = field(default_factory=list)  # What the registration endpoint was sent.
+    refuses_scope: str = ""  # Requests for this scope are refused at `refuses_at`.
+    refuses_at: str = "authorize"  # Or "token".
+    forms: list[dict[str, str]] = field(default_factory=list)  # Received by the token endpoint.
+    registrations: list[dict[str, Any]] = field(default_factory=list)  # Received by the registration endpoint.
     clients: dict[str, OAuthClientInformationFull] = field(default_factory=dict)
     codes: dict[str, AuthorizationCode] = field(default_factory=dict)
     access: dict[str, AccessToken] = field(default_factory=dict)
@@ -60,10 +60,10 @@ class Issuer:
     revoked: list[str] = field(default_factory=list)
     refreshes: int = 0
     asked: list[str] = field(default_factory=list)
-    slow: float = 0.0  # How long it takes to renew, so that others come meanwhile.
+    slow: float = 0.0  # Seconds a refresh takes, so that others arrive meanwhile.
     answers: dict[str, tuple[int, str, str]] = field(
         default_factory=dict
-    )  # By path, in place of its answer; for a redirect, the target.
+    )  # Status, media type and body (or redirect target) by path, instead of the issuer's answer.
 
     # What the SDK asks of a provider
 
@@ -181,7 +181,7 @@ class Issuer:
         return again
 
     async def _answers_itself(self, origin: str, path: str, send: Send) -> bool:
-        """Answer requests that are not for the SDK's endpoints; return True if it did."""
+        """Answer a request that is not for the SDK's endpoints, and return True; otherwise False."""
         if path in self.answers:
             status, kind, text = self.answers[path]
             place = [(b"location", text.encode())] if 300 <= status < 400 else []

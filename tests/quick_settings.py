@@ -1,7 +1,7 @@
 """Settings of running workspaces that tests share: the product's, with argon2 at its lowest cost.
 
-A real hash takes a quarter of a second, and each person of a workspace has one. Tests of starts use the product's own
-settings.
+A real hash takes a quarter of a second, and each person of a workspace has one. Tests of starting the product use its
+own settings.
 """
 
 from gatewayadmin.settings import *  # noqa: F403

@@ -16,7 +16,7 @@ MARK = "TEST_RUN_FOLDER"
 
 def main(home: Path) -> None:
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sig, signal.SIG_IGN)  # What ends the run must not end us first.
+        signal.signal(sig, signal.SIG_IGN)  # A signal that ends the run must not end this process first.
     sys.stdin.buffer.read()
     psutil.wait_procs(ended(home), timeout=10)
     shutil.rmtree(home, ignore_errors=True)

@@ -16,10 +16,10 @@ from wire import token_text
 
 TOKEN = re.compile(r"gw[a-z]_[0-9A-Za-z]{44}")
 
-# The key of a browser's session is the session: Django keeps it, and allauth's list of one's browsers.
+# These tables store session keys in plain text: Django's, and allauth's list of a person's browsers.
 HOLD_SESSIONS = {"django_session", "usersessions_usersession"}
 
-# Rendered beside the running server, by the same code from the same rows: signing in is counted, this is not.
+# Rendered beside the running server from the same rows, because sign-ins are rate-limited.
 PAGES = """
 import re
 from django.test import Client

@@ -12,7 +12,7 @@ from tests.forward_proxy import listening
 
 @dataclass
 class MailServer:
-    """Listens at `port`.
+    """A mail server on `port`.
 
     `mails` are the received mails and `logins` the users who sent them; `plain` are the commands received without TLS.
     `meanwhile` is called before it accepts a mail.

@@ -22,7 +22,7 @@ from tests.commands import Commands
 
 ROOT = Path(__file__).resolve().parent.parent
 OWNER = "ana@example.com"
-TRUSTED_PROXY = "127.0.0.9"  # A peer of the loopback that is no other test's.
+TRUSTED_PROXY = "127.0.0.9"  # A loopback address that no test uses otherwise.
 PASSWORD = "correct horse battery staple"
 
 
@@ -146,7 +146,7 @@ def new(directory: Path, name: str, **settings: str) -> Serve:
 
 def is_ready(port: int) -> bool:
     """Return True if the server on this port is ready."""
-    # Asked so often that httpx will not do: it reads the machine's certificates each time.
+    # Not httpx, which reads the machine's certificates each time: this is called very often.
     with closing(HTTPConnection("localhost", port, timeout=2)) as asked, suppress(OSError, HTTPException):
         asked.request("GET", "/readyz")
         return asked.getresponse().status == HTTPStatus.OK

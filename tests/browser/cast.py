@@ -63,7 +63,7 @@ print(json.dumps({{
 
 @dataclass
 class Cast:
-    """The actors of a journey and their workspace. `ids` are of kim's bot on `work`, `tokens` the agents' own."""
+    """The actors of a journey and their workspace. `ids` are of kim's bot on `work`, `tokens` are the agents'."""
 
     live: Serve
     github: Upstream
@@ -83,7 +83,7 @@ class Cast:
         return self._browsers[name]
 
     def members(self, table: str) -> int:
-        """Return the number of rows of a table: nothing is ever deleted."""
+        """Return the number of rows in a table."""
         return int(self.live.rows(f"SELECT count(*) FROM {table}")[0]["count"])
 
 

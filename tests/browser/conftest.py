@@ -10,7 +10,7 @@ from tests import workspace
 from tests.browser.fixtures import Open, chromium, cookies_of_owner
 
 
-# No test here is async or opens the database in its own process: neither could while a browser is open.
+# While a browser is open, a test can neither be async nor open the database in its own process.
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     with chromium() as opened:

@@ -31,11 +31,11 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # Processes that keep the pages of strangers apart: starting them took a tenth of what a browser took.
+    # No processes for site isolation: starting them took a tenth of a browser's start.
     "--disable-site-isolation-trials",
     "--renderer-process-limit=1",
 )
-# On a busy machine Chromium gives up a transition between two pages, and complains of it on the console.
+# On a busy machine Chromium aborts view transitions and logs that on the console.
 STILL: dict[str, Any] = {"reduced_motion": "reduce"}
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -109,7 +109,7 @@ def cookies_of_owner(browser: Browser, live: workspace.Serve, folder: Path) -> P
     return cookies
 
 
-# Not for the session: async tests of this process have event loops of their own.
+# Not session-scoped: async tests of the same process need their own event loops.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as opened:
@@ -125,7 +125,7 @@ def trouble() -> Iterator[Trouble]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let fixtures see if their test failed."""
+    """Store whether a test failed, for its fixtures."""
     report = yield
     item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
     return report

@@ -1,4 +1,4 @@
-"""Classify links: those that lead to pages, and pages of the same kind."""
+"""Classify links: which lead to pages, and which pages are of the same kind."""
 
 import re
 from urllib.parse import urlsplit
@@ -11,7 +11,7 @@ NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/", "/help/
 def kind_of(url: str) -> str:
     """Return the kind of a page, without identifiers and values of the query."""
     parts = urlsplit(url)
-    # Each bar of a chart leads to its moments, and each filter keeps the others: one after another will do.
+    # The bars of a chart differ only in their times, and filters are combined: neither makes another kind of page.
     named = {pair.partition("=")[0] for pair in parts.query.split("&")} - {"from", "to", ""}
     query = next(iter(named)) if len(named) == 1 else "several" if named else ""
     path = IDENTIFIER.sub("*", parts.path)

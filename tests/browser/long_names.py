@@ -1,6 +1,6 @@
 """Create a workspace in which every name has the maximum length: run inside it by `manage.py shell`.
 
-Names are made of `TEXT`, which the first line of a run sets.
+The test replaces `TEXT`, of which names are made, and `KEY`, with which they end.
 """
 
 import json
@@ -14,11 +14,11 @@ from servers.models import AuthType, Health
 from tests import make
 
 TEXT = "m"
-KEY = "k"  # The program that runs this replaces both.
+KEY = "k"
 
 
 def longest(length: int, *, end: str = "") -> str:
-    """Return a name of `length` characters that no other style of names uses."""
+    """Return a name of `length` characters that ends with KEY and `end`."""
     return (TEXT * length)[: length - len(KEY) - len(end)] + KEY + end
 
 

@@ -13,24 +13,24 @@ PHONE: ViewportSize = {"width": 380, "height": 800}
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A way to look at a page, and the axe rules that can fail only there; empty for all rules."""
+    """A window size and colour scheme, and the axe rules that depend on them; empty for all rules."""
 
     size: ViewportSize
     scheme: Literal["light", "dark"]
     rules: tuple[str, ...] = ()
 
 
-# Style sheets alone know width and scheme, no script does: the same markup changes its look without another load.
+# Only style sheets depend on width and scheme, so a loaded page can change its look.
 LOOKS = {
     "light": Look(DESK, "light"),
-    # In other colours it needs no rule but those of colour.
+    # Only the rules that depend on colours.
     "dark": Look(DESK, "dark", ("color-contrast", "link-in-text-block")),
-    # Nor in another width, but for what moves, shrinks or scrolls there.
+    # Only the rules that depend on layout.
     "phone": Look(PHONE, "light", ("color-contrast", "target-size", "scrollable-region-focusable", "meta-viewport")),
 }
 
-# A page has some ten colours, and axe would work out each of them again for every element on top of another:
-# a third of its time.
+# Cache parsed colours: a page has about ten, and parsing them for every overlapping element took a third of axe's
+# time.
 EACH_COLOUR_ONCE = """;(() => {
   const {prototype} = axe.commons.color.Color, {parseString} = prototype, known = new Map();
   prototype.parseString = function (text) {
@@ -43,7 +43,7 @@ EACH_COLOUR_ONCE = """;(() => {
 })()"""
 AXE = Axe().axe_script + EACH_COLOUR_ONCE
 
-# Without `resultTypes` axe describes every element that is in order, too.
+# `resultTypes` spares the report of elements that pass.
 FIND = """async rules => {
   const chosen = rules.length ? {runOnly: rules} : {};
   const {violations} = await axe.run(document, {resultTypes: ["violations"], ...chosen});
@@ -54,7 +54,7 @@ WIDER = "() => document.documentElement.scrollWidth - document.documentElement.c
 
 
 def faults_of(page: Page, name: str, looks: Iterable[str] = LOOKS) -> list[str]:
-    """Return the faults of the page in these looks, including overflow; afterwards it is shown as on a phone."""
+    """Return the faults of the page in these looks, and overflow. Leaves the window at the size of a phone."""
     page.evaluate(AXE)
     faults = []
     for words in looks:
@@ -70,7 +70,7 @@ def faults_of(page: Page, name: str, looks: Iterable[str] = LOOKS) -> list[str]:
 
 
 def too_small(page: Page) -> list[str]:
-    """Return the controls that are too small for a thumb on the page as shown, where its bar may cover some."""
+    """Return the controls too small for a thumb on the page as shown, including those its bar covers in part."""
     page.evaluate("scrollTo(0, 0)")
     page.evaluate(AXE)
     return list(page.evaluate(FIND, ["target-size"]))

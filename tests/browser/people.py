@@ -6,7 +6,7 @@ from playwright.sync_api import Page, expect
 
 from tests.workspace import OWNER, PASSWORD, Serve
 
-# A member is the owner under another name and role: the same password, and no process to start.
+# Copies the owner under another name and role: same password, and no process to start.
 JOIN = """
 INSERT INTO accounts_user
 SELECT (jsonb_populate_record(NULL::accounts_user, to_jsonb(owner) || jsonb_build_object(
@@ -17,7 +17,7 @@ FROM accounts_user AS owner, accounts_role AS role WHERE owner.email = %s AND ro
 
 
 def join(live: Serve, name: str) -> str:
-    """Create a member of this name, and return the address to sign in with."""
+    """Create a member with this name, and return the e-mail address to sign in with."""
     email = f"{name}@example.com"
     live.rows(JOIN, email, name.title(), OWNER)
     return email
