@@ -342,7 +342,7 @@ class Confirmation(RequestBody):
 
 
 class Confirm(Resource):
-    """For 15 minutes, this session may do what takes a confirmed password."""
+    """Confirms the password in this session, for 15 minutes."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         TryLater: Problem(HTTPStatus.TOO_MANY_REQUESTS, "throttled"),

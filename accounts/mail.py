@@ -115,7 +115,7 @@ class TooManyTestMails(PeopleError):
 
 @dataclass(frozen=True, slots=True)
 class MailTestResult:
-    """Result of a test mail: if it was sent, to whom, and what happened in words."""
+    """The result of a test mail: whether it was sent, its address, and an explanation."""
 
     sent: bool
     to: str

@@ -53,7 +53,7 @@ class CapabilityRequired(PermissionDenied):
 
 
 def meets(holder: Holder, needs: Held) -> bool:
-    """Return whether the holder has what `needs` requires."""
+    """Return whether the holder has the capabilities that `needs` requires."""
     if needs is None or isinstance(needs, Capability):
         return needs is None or holder.has_perm(needs)
     return (all if isinstance(needs, frozenset) else any)(map(holder.has_perm, needs))

@@ -71,7 +71,7 @@ class HasCapability(BasePermission):
 
 
 def must_hold(user: Any, needed: Held) -> None:
-    """Raise CapabilityRequired unless `user` holds what is needed."""
+    """Raise CapabilityRequired unless `user` has the capabilities of `needed`."""
     match needed:
         case None:
             return

@@ -241,7 +241,7 @@ def filter_connections(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> Co
     return rows.order_by(F("revoked_at").desc(nulls_first=True), "-connected_at", "pk")
 
 
-# /api/connections/{id}/identities: what connections carry to the servers that ask for a person's own identity.
+# /api/connections/{id}/identities: the identities connections use for servers that need a person's own.
 
 OWN = Own(NOBODY, by_key=Capability.SERVERS_MANAGE)
 

@@ -106,7 +106,7 @@ class ConnectionRow:
 
     @property
     def status_text(self) -> str:
-        """The status in words; also tells if there is no token, or one waits to be collected."""
+        """The status in words, also that there is no token, or that one waits to be collected."""
         if self.status != "expired":
             return self.status
         if any(token.status == "waiting" for token in self.tokens):

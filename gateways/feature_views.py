@@ -46,7 +46,7 @@ from ui.viewset import confirmed
 
 # The list of changed definitions of all gateways, each with its difference and the two decisions.
 
-SHOWN = 8  # Definitions a page; each is shown with what differs.
+SHOWN = 8  # Definitions per page, each with its differences.
 MOST_LINES = 40
 MOST_QUARANTINED = 30
 

@@ -75,7 +75,7 @@ class PeopleForm(forms.Form):
 
 
 class TeamGatewaysForm(forms.Form):
-    """The gateways open to `team`, of those whose reach is teams."""
+    """The gateways with reach `teams` that are open to `team`."""
 
     gateways = forms.ModelMultipleChoiceField(
         Gateway.objects.none(), required=False, widget=forms.CheckboxSelectMultiple, label="Gateways for teams"

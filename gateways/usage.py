@@ -323,7 +323,7 @@ def _without_dearest(assignment: Assignment) -> list[str]:
 
 
 def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
-    """Return what would be disabled, in words."""
+    """Return the texts of the confirmation, with the tools it would disable."""
     (use,) = uses([assignment])
     gateway, days, begun = assignment.gateway, SPAN.length.days, assignment.created_at
     off = use.dearest_unused if is_dearest else use.to_switch_off

@@ -186,7 +186,7 @@ class ServerTrial:
 
     @property
     def wants(self) -> str:
-        """A sentence on what the server requires from callers."""
+        """The server's requirements for callers, as a sentence."""
         if self.found:
             if self.with_credential:
                 return "It accepts this credential."

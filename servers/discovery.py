@@ -169,7 +169,7 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
 
 
 def _note_info(server: Server, identity: Identity | None, info: ServerDescription) -> None:
-    """Store what the server says about itself to this identity; clients are shown it."""
+    """Store the description of itself that the server sent to this identity; clients get it."""
     said = {
         "version": info.version,
         "modern_capabilities" if info.era == MODERN else "capabilities": info.capabilities,

@@ -43,7 +43,7 @@ class FeatureKind(models.TextChoices):
 
 
 class FeatureState(models.TextChoices):
-    """The approval of a feature: what clients see of it, and whether the server still offers that."""
+    """The approval of a feature, compared with the definition its server offers."""
 
     APPROVED = "approved", "Approved"
     HELD = "held", "Held"  # Clients see the approved definition; the server offers another one.

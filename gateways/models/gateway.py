@@ -87,7 +87,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return gateway
 
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
-        """Open exactly the gateways `wanted` to `team`, of those whose reach is teams, and record each change.
+        """Of the gateways with reach `teams`, open exactly `wanted` to `team`, and record each change.
 
         Raises ChangedMeanwhile if they are no longer those that were `seen`.
         """
