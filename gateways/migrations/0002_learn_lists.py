@@ -1,4 +1,4 @@
-"""Shared identities fit their server, a function learns the lists of servers, and a trigger sets the effect of tools."""
+"""Check shared identities, apply the lists of servers by a function, and set the effect of tools by a trigger."""
 
 from django.db import migrations
 
@@ -32,12 +32,12 @@ DECLARE
     r record;
     f gateways_feature;
     moment timestamptz := clock_timestamp();
-    is_fresh boolean;      -- There is no row of it yet.
-    is_first boolean;      -- Nothing of it was ever approved.
-    is_same boolean;       -- It is what is approved, but for `_meta`.
-    is_taken boolean;      -- It becomes what clients are shown.
-    is_another boolean;    -- It is not what the server said last.
-    is_unheard boolean;    -- It was never said before.
+    is_fresh boolean;      -- The feature has no row yet.
+    is_first boolean;      -- No definition of it was ever approved.
+    is_same boolean;       -- The definition equals the approved one, except `_meta`.
+    is_taken boolean;      -- The definition becomes the one clients see.
+    is_another boolean;    -- The definition differs from the server's last one.
+    is_unheard boolean;    -- The definition is not in the feature's history.
     state_now text;
     state_before text;
     last_hash text;
@@ -52,11 +52,11 @@ BEGIN
     JOIN gateways_gateway g ON g.id = x.gateway_id
     JOIN servers_server s ON s.id = x.server_id
     WHERE x.id = for_assignment AND x.removed_at IS NULL
-    FOR NO KEY UPDATE OF x;  -- One list of an assignment after the other.
+    FOR NO KEY UPDATE OF x;  -- Serialises the lists of an assignment.
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    -- Only where each person uses an identity of their own may what is listed differ from one to the next.
+    -- Lists differ between identities only if each person uses their own.
     IF a.identity_scheme <> 'per_user' THEN
         for_identity := NULL;
     END IF;
@@ -86,11 +86,11 @@ BEGIN
         is_same := NOT is_first AND f.definition_hash = r.hash;
         last_hash := CASE WHEN is_fresh THEN '' WHEN f.offered_hash <> '' THEN f.offered_hash ELSE f.definition_hash END;
         is_another := last_hash NOT IN ('', r.hash);
-        -- Hidden characters are never taken over, whatever the gateway says; nor is anything that is quarantined.
+        -- Definitions with hidden characters, and those of quarantined features, always wait for a decision.
         is_taken := r.hidden = '' AND state_before IS DISTINCT FROM 'quarantined' AND CASE
             WHEN is_same THEN true
             WHEN is_fresh OR f.state = 'new' THEN a.new_definitions = 'approve'
-            WHEN is_first THEN true  -- A row of an earlier version, which kept no text.
+            WHEN is_first THEN true  -- A row of an earlier version, without text.
             ELSE a.changed_definitions = 'accept'
         END;
         state_now := CASE
@@ -102,7 +102,7 @@ BEGIN
         IF is_fresh THEN
             INSERT INTO gateways_feature AS x (
                 id, assignment_id, kind, name, exposed_name, title, description, input_schema, annotations, position,
-                -- Under `selected` a feature that appears later is not selected.
+                -- Under `selected` new features start disabled.
                 enabled, state, approved, shown, definition_hash, offered, offered_hash, first_seen_at, last_seen_at
             ) VALUES (
                 gen_random_uuid(), for_assignment, of_kind, r.name, r.exposed_name, r.title, r.description,
@@ -149,7 +149,7 @@ BEGIN
                 WHERE w.feature_id = f.id AND w.hash NOT IN (f.definition_hash, r.hash)
                 ORDER BY w.first_seen_at DESC, w.id OFFSET kept
             );
-            -- What comes and goes is told once, but each time that clients are shown something else.
+            -- One event for each definition, and one each time it replaces what clients see.
             IF state_now = 'new' AND (is_fresh OR is_another AND is_unheard)
                 OR is_another AND (is_unheard OR is_taken AND NOT is_same)
             THEN
@@ -187,7 +187,7 @@ BEGIN
         WHERE x.id = for_assignment;
     END IF;
 
-    -- A server whose list differs by session does not say with one of them what is gone.
+    -- If lists differ by session, a single one does not show which features are gone.
     IF a.lists_live THEN
         RETURN;
     END IF;
@@ -208,7 +208,7 @@ END $$
 """
 DROP_LEARN = "DROP FUNCTION gateways_learn(uuid, uuid, text, jsonb, text)"
 
-# The same rule as `Effect.of`: a hint is true or false, and nothing else.
+# The same rule as `Effect.of`: hints other than true and false are ignored.
 SET_EFFECT = """
 CREATE FUNCTION gateways_work_out_effect() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
