@@ -73,9 +73,9 @@ class NewCalls(NamedTuple):
 class LiveList(NamedTuple):
     """A live list on a page, for auditlog/new_calls.html.
 
-    It polls `url` with the query string `followed`, and replaces the element `place`. `link` is the page's own URL,
-    scrolled to `above` when a paused reader asks for the new calls. The line of new calls is in `place` unless it
-    `is_apart`.
+    It polls `url` with the query string `followed`, and replaces the element `place`. `link` is the page's own URL.
+    The page is scrolled to `above` when a paused reader asks for the new calls. The line of new calls is in `place`
+    unless it `is_apart`.
     """
 
     url: str

@@ -98,7 +98,7 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 
 
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
-    """Return the groups with the most calls, as `group_calls` does; None if the roll-ups cannot answer.
+    """Return the groups with the most calls, as `group_calls` does; None without `where` if the roll-ups cannot answer.
 
     Tool names that no server has are left out, since clients may invent any.
     """

@@ -33,7 +33,7 @@ SELECT v.id, c.name FROM unnest(%s::uuid[]) v (id) CROSS JOIN LATERAL (
 
 
 class NamedModel(NamedTuple):
-    """A model, its column with the name, and its columns that columns of a call refer to."""
+    """A model, its column with the name, and by column of a call the column of the model that it refers to."""
 
     model: type[Model]
     name: str

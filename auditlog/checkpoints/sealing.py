@@ -299,7 +299,7 @@ def _read(cursor: Any, statement: str, parameters: list[Any]) -> _Leaves:
 def _keep(body: Body, leaves: _Leaves) -> Body:
     packed = leaves.packed
     body = {"columns": NEWEST, "version": 1, "rows": len(packed), "root": root_of(packed).hex(), **body}
-    # The digests may be deleted with calls of this time (a uid starts with it); those of admin events never.
+    # When calls up to this time are dropped, the digests may be deleted; those of admin events never.
     forget_at = span_of_uid(UUID(bytes=max(packed)[:UID]))[0] if packed and body["kind"] != "events" else None
     body |= {"sealed_at": timezone.now(), "oldest_at": leaves.oldest, "newest_at": forget_at or leaves.newest}
     key = signing_key()

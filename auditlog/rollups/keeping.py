@@ -172,7 +172,7 @@ def _count_late() -> tuple[int, bool]:
         for name, floor in _floors(now).items():
             setattr(state, name, max(getattr(state, name), floor))
         state.save()
-        for grain in (MINUTES, RECENT_HOURS):  # Not left to the daily drop_before: a day's would be many.
+        for grain in (MINUTES, RECENT_HOURS):  # Deleted often, since they are many.
             _delete_outdated(state, grain)
         return counted, False
 

@@ -1,6 +1,6 @@
 """The calls of a subject in the last 24 hours, compared with the average day of up to four weeks before.
 
-Read from the newest MOST_READ calls of the subject. If there are more, totals come from the roll-ups.
+Read from the newest MOST_READ calls of the subject. If there are more, totals come from the roll-ups if possible.
 """
 
 from __future__ import annotations
