@@ -90,7 +90,7 @@ def cuts_now(target: models.Model, viewer: User) -> str:
     """Return the connections, hosts and people that disabling `target` cuts off; empty as in `cuts`."""
     if not _is_own(target, viewer) and not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return ""
-    return f"Cuts {impact_of(target)}."
+    return f"Cuts off {impact_of(target)}."
 
 
 def _is_own(target: models.Model, viewer: User) -> bool:
@@ -103,7 +103,7 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
     if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return lately
     impact = _impact(reduce(or_, (_reached(target)[0] for target in targets)))
-    cut = f"Cuts {impact.connections:,} connection{'' if impact.connections == 1 else 's'}, {impact}."
+    cut = f"Cuts off {impact.connections:,} connection{'' if impact.connections == 1 else 's'}, {impact}."
     return sentences(cut, lately)
 
 

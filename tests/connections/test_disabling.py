@@ -18,8 +18,8 @@ from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
 
-CUT = "Cuts 1 app or agent, 1 person, 1 credential."
-CUT_WITH_IT = "Cuts 1 app or agent, 1 person."  # The identity itself is named before.
+CUT = "Cuts off 1 app or agent, 1 person, 1 credential."
+CUT_WITH_IT = "Cuts off 1 app or agent, 1 person."  # The identity itself is named before.
 BOTH = (Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
 
 

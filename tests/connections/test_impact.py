@@ -102,7 +102,7 @@ def test_people_who_may_not_see_connections_get_no_impact_of_several_servers(lin
     told = text(sign_in(seeing).post("/switch/servers/", picked, headers=HTMX))
     untold = text(sign_in(make.user(Capability.SERVERS_TOGGLE)).post("/switch/servers/", picked, headers=HTMX))
 
-    assert "Cuts 2 connections, 1 app or agent, 2 people." in told
+    assert "Cuts off 2 connections, 1 app or agent, 2 people." in told
     assert "Disable 2 servers" in untold
     assert "Cuts" not in untold
 

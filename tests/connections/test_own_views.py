@@ -81,7 +81,7 @@ def test_a_member_switches_and_ends_their_own_without_any_capability(
     assert f"Revoke this credential? {stops}, and its secret is wiped." in warned
     for question in (asked, warned):
         assert "1 connection uses it." in question
-        assert "Cuts 1 app or agent, 1 person." in question
+        assert "Cuts off 1 app or agent, 1 person." in question
     assert 'data-state="disabled"' in row(off, identity)
     assert 'data-state="active"' in row(on, identity)
     assert "CI bot on Work" in row(on, identity)

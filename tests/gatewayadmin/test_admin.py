@@ -380,7 +380,7 @@ def test_an_action_says_what_it_cuts_before_it_acts(boss: Client) -> None:
 
     asked = act(boss, "disable", host, sure=False)
 
-    assert "Cuts 1 app or agent, 1 person." in asked.text
+    assert "Cuts off 1 app or agent, 1 person." in asked.text
     host.refresh_from_db()
     assert host.enabled
 

@@ -361,7 +361,8 @@ def test_disabling_asks_first_and_names_what_stops(ana: User, sign_in: SignIn) -
         "Disable this host? Every connection of &quot;CI bot&quot; stops on its next request. Nothing is deleted."
     ) in asked
     assert (
-        "Cuts 1 app or agent, 1 person. No call of the last 7 days would have been refused. To end access perm" in asked
+        "Cuts off 1 app or agent, 1 person. No call of the last 7 days would have been refused. To end access perm"
+        in asked
     )
     host.refresh_from_db()
     assert host.enabled

@@ -129,7 +129,7 @@ def test_picked_hosts_are_switched_off_after_one_question_one_event_each_and_bac
     asked = client.post("/switch/hosts/", {"act": "disable", "pick": picks})
     said = asked.content.decode()
     assert "Disable 2 apps or agents" in said
-    assert "Cuts 1 connection, 1 app or agent, 1 person." in said
+    assert "Cuts off 1 connection, 1 app or agent, 1 person." in said
     assert "Not changed: Newcomer (waits for approval)." in said
     assert Host.objects.filter(enabled=False, kind=bots[0].kind).count() == 0, "asking does nothing"
 
