@@ -18,6 +18,7 @@ from django.utils.safestring import SafeString, mark_safe
 from auditlog.filters import DEFAULT_COLUMNS, ListOptions
 from auditlog.models import Call
 from auditlog.templatetags.calls import moment, ms, size
+from ui.templatetags.ui import mid
 
 LONGEST_ARGUMENTS = 160  # Characters of arguments shown in a row.
 LONGEST_ARGUMENT = 48
@@ -44,7 +45,7 @@ class LogColumn(NamedTuple):
 
 def _server(call: Call, _: str) -> SafeString | str:
     if call.server_name:
-        return call.server_name
+        return mid(call.server_name)
     if call.deny_reason:
         return mark_safe('<span class="muted" title="Refused before any server">—</span>')
     return mark_safe('<span class="muted">gateway</span>')
@@ -95,9 +96,9 @@ def _tenths(call: Call) -> int:
 
 TOOL = LogColumn("tool", "Tool", "16", 0, _tool)
 COLUMNS = (
-    LogColumn("host", "Host", "6.5", 2, lambda call, _: call.host_name),
+    LogColumn("host", "Host", "6.5", 2, lambda call, _: mid(call.host_name)),
     LogColumn("user", "User email", "9", 3, lambda call, _: call.user_email),
-    LogColumn("gateway", "Gateway", "7", 4, lambda call, _: call.gateway_name),
+    LogColumn("gateway", "Gateway", "7", 4, lambda call, _: mid(call.gateway_name)),
     LogColumn("server", "Server", "7", 4, _server),
     LogColumn("method", "Method", "6.5", 4, lambda call, _: call.method),
     TOOL,

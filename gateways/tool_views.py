@@ -61,9 +61,9 @@ CATALOGUE = Table(
     (
         Column("name", "Tool", sorts=("name",)),
         Column("server", "Server", 9, priority=2, sorts=("server",), on_phone=True),
-        Column("effect", "Effect", 7, priority=2, sorts=("effect",), on_phone=True),
+        Column("effect", "Effect", 7, priority=3, sorts=("effect",), on_phone=True),
         Column("state", "State", 9, on_phone=True),
-        Column("gateways", "Gateways", 12, priority=3, sorts=("gateways",)),
+        Column("gateways", "Gateways", 9, priority=3, sorts=("gateways",)),
         Column(
             "calls",
             f"Calls {SPAN.label}",

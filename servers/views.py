@@ -51,7 +51,7 @@ SERVERS = Table(
         Column("pick", "Pick", 2, kind="pick", needs=Capability.SERVERS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
         Column("url", "URL", 16, priority=3),
-        Column("auth", "Auth", 8, priority=2, sorts=("auth_type", Lower("name")), on_phone=True),
+        Column("auth", "Auth", 8, priority=3, sorts=("auth_type", Lower("name")), on_phone=True),
         Column("gateways", "Gateways", 6, priority=2, kind="number"),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column("health", "Health", 16, sorts=("health", Lower("name")), on_phone=True),
@@ -65,7 +65,7 @@ GATEWAYS = Table(
     (
         Column("name", "Gateway"),
         Column("alias", "Alias", 8, priority=2, on_phone=True),
-        Column("scheme", "Identity scheme", 14, priority=3),
+        Column("scheme", "Identity scheme", 20, priority=3),
         Column("shared", "Shared identity", 12, priority=4),
         Column("status", "Status", 10, on_phone=True),
     ),

@@ -105,14 +105,14 @@ TOKENS = Table(
         Column("pick", "Pick", 2, kind="pick"),
         Column("name", "Name"),
         Column("prefix", "Prefix", 7, priority=2, on_phone=True),
-        Column("host", "Host", 5.5, on_phone=True),
+        Column("host", "Host", 6.5, on_phone=True),
         Column("gateway", "Gateway", 5.5, priority=3),
         Column("servers", "Servers", 5, priority=3),
         Column("created", "Created", 6.5, sorts=("created_at",), most_first=True, is_extra=True),
         Column("expires", "Expiration date", 7.5, sorts=("expires_at",), on_phone=True),
         Column("used", "Last used date", 6.5, priority=3),
-        Column("status", "Status", 8, on_phone=True),
-        Column("acts", "Actions", 7.5, kind="acts", said=False),
+        Column("status", "Status", 7.5, on_phone=True),
+        Column("acts", "Actions", 7, kind="acts", said=False),
     ),
 )
 API_KEYS = Table(

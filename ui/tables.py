@@ -27,10 +27,10 @@ LIVE = "Without revoked connections"
 class Column:
     """A column of a list.
 
-    `width` is in rem, None for the column that takes the remaining width. Columns with `priority` 4, then 3 and 2, are
-    hidden in narrow lists; 0 is never hidden. `kind` is "number", "moment" (a phone shows its label), "acts" for the
-    last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions to sort
-    by; empty if there is no index and the list may be long.
+    `width` is in rem, None for the column that takes the remaining width. Columns with `priority` 4, then 5, 3 and 2,
+    are hidden in narrow lists; 0 is never hidden. `kind` is "number", "moment" (a phone shows its label), "acts" for
+    the last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions to
+    sort by; empty if there is no index and the list may be long.
 
     `on_phone` shows it in the second line of a row on phones. An `is_extra` column is shown only if chosen; one that
     `stays`, always. Without `said`, the label is for screen readers only. `needs` are capabilities, of which the viewer

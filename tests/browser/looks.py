@@ -1,4 +1,4 @@
-"""A loaded page in light, in dark and on a phone: axe's findings, and overflow."""
+"""A loaded page in light, in dark and on a phone: axe's findings, overflow, and cut texts that nothing shows whole."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, ViewportSize
 
 DESK: ViewportSize = {"width": 1440, "height": 900}
+TABLET: ViewportSize = {"width": 768, "height": 1024}
 PHONE: ViewportSize = {"width": 380, "height": 800}
 
 
@@ -51,10 +52,25 @@ FIND = """async rules => {
   return violations.map(({id, nodes}) => `${id}: ${places(nodes)}`);
 }"""
 WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+# Texts that are cut, and that neither a title nor the tooltip shows whole.
+CUT = """() => {
+  const found = new Set(), whole = node => node.textContent.replace(/\\s+/g, " ").trim();
+  for (const node of document.querySelectorAll("main *:not(svg *)")) {
+    if (node.scrollWidth <= node.clientWidth + 1 || !node.clientWidth || !node.checkVisibility()) continue;
+    const {display, overflowX} = getComputedStyle(node);
+    if (display === "inline" || !["hidden", "clip"].includes(overflowX)) continue;
+    if (node.closest("[title], thead, .visually-hidden") || node.querySelector("[title]") || !whole(node)) continue;
+    node.dispatchEvent(new PointerEvent("pointerover", {bubbles: true, pointerType: "mouse"}));
+    const tip = document.querySelector(".tip:popover-open");
+    if (!tip?.textContent.includes(whole(node))) found.add(whole(node).slice(0, 60));
+    tip?.hidePopover();
+  }
+  return [...found];
+}"""
 
 
 def faults_of(page: Page, name: str, looks: Iterable[str] = LOOKS) -> list[str]:
-    """Return the faults of the page in these looks, and overflow. Leaves the window at the size of a phone."""
+    """Return the faults of the page in these looks and sizes. Leaves the window at the size of a phone."""
     page.evaluate(AXE)
     faults = []
     for words in looks:
@@ -62,10 +78,11 @@ def faults_of(page: Page, name: str, looks: Iterable[str] = LOOKS) -> list[str]:
         page.emulate_media(color_scheme=look.scheme, reduced_motion="reduce")
         page.set_viewport_size(look.size)
         faults += [f"{name} ({words}): {fault}" for fault in page.evaluate(FIND, look.rules)]
-    for size in (DESK, PHONE):
+    for size in (DESK, TABLET, PHONE):
         page.set_viewport_size(size)
         if (wider := page.evaluate(WIDER)) > 0:
             faults.append(f"{name}: {wider} px wider than a window of {size['width']}")
+        faults += [f"{name} at {size['width']}: {text} is cut" for text in page.evaluate(CUT)]
     return faults
 
 

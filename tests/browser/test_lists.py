@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.fixtures import Open
-from tests.browser.looks import PHONE, too_small
+from tests.browser.looks import CUT, PHONE, too_small
 from tests.workspace import ROOT, Serve
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -120,7 +120,9 @@ for day in (0, 1):
         feature_name="github__search_repositories", duration_ms=12345,
     )
 """
-CUT = "cell => [cell, ...cell.querySelectorAll('*')].some(one => one.scrollWidth > one.clientWidth && one.clientWidth)"
+IS_CUT = (
+    "cell => [cell, ...cell.querySelectorAll('*')].some(one => one.scrollWidth > one.clientWidth && one.clientWidth)"
+)
 
 
 @pytest.mark.full
@@ -144,7 +146,7 @@ def test_truncated_cells_show_their_text_on_hover_and_focus_and_tools_have_room(
         cut.focus()
         expect(tip).to_have_text(reason)
         page.set_viewport_size({"width": 380, "height": 900})
-        assert not cut.evaluate(CUT), "a phone has neither"
+        assert not cut.evaluate(IS_CUT), "a phone has neither"
         page.set_viewport_size({"width": 1200, "height": 900})
     page.set_viewport_size({"width": 1280, "height": 900})
     page.goto(f"{live.url}/logs/?range=7d&tool=github__search_repositories")
@@ -152,7 +154,7 @@ def test_truncated_cells_show_their_text_on_hover_and_focus_and_tools_have_room(
     expect(rows).to_have_count(2)
     for number, name in ((0, "Created at"), (6, "Tool"), (7, "Outcome"), (9, "Duration")):
         cells = [row.locator("th, td").nth(number) for row in rows.all()]
-        assert not any(cell.evaluate(CUT) for cell in cells), name
+        assert not any(cell.evaluate(IS_CUT) for cell in cells), name
 
 
 BOTS = """
@@ -201,6 +203,7 @@ def faults_of(page: Page, url: str) -> list[tuple[int, str]]:
         found = page.evaluate(FIND)
         assert found["rows"], f"{url} lists nothing"
         faults += [(width, fault) for fault in found["faults"]]
+        faults += [(width, f"{text} is cut, and nothing shows it whole") for text in page.evaluate(CUT)]
         if found["wide"] > 0:
             faults.append((width, f"the page is {found['wide']} px wider than the window"))
         if width == PHONE["width"]:

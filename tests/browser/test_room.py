@@ -83,6 +83,33 @@ def test_no_state_of_a_list_is_cut_on_a_desk(page: Page, lived_in: Serve, path: 
     assert [html for column, html in asked if page.evaluate(CUT, [column, html])] == []
 
 
+# For each list: a width, and columns that are shown there.
+KEPT = [
+    ("/settings/mcp-connections?type=all", 1280, "Client name, Status, User email, Gateway, Last used"),
+    ("/settings/mcp-connections?type=all", 768, "Client name, Status, User email, Gateway, Last used"),
+    ("/settings/api-tokens", 1280, "Name, Prefix, Host, Gateway, Servers, Expiration date, Last used date, Status"),
+    ("/settings/api-tokens", 768, "Name, Prefix, Host, Expiration date, Status"),
+    ("/logs/?range=all", 1280, "Created at, Host, User email, Gateway, Server, Tool, Outcome, Duration"),
+    ("/logs/?range=all", 768, "Created at, Host, User email, Tool, Outcome, Duration"),
+    ("/gateways/", 768, "Name, Servers, Connections, Enabled"),
+    ("/servers/", 768, "Name, Gateways, Health"),
+    ("/people/", 768, "Name, Email, Status"),
+    ("/tools/", 768, "Tool, Server, State"),
+]
+SHOWN = """heads => heads.filter(head => head.checkVisibility() && head.getBoundingClientRect().width > 16)
+  .map(head => head.innerText.trim())"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("path", "width", "columns"), KEPT)
+def test_columns_that_identify_a_row_stay(page: Page, lived_in: Serve, path: str, width: int, columns: str) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(lived_in.url + path)
+
+    shown = page.locator("main .table thead th").evaluate_all(SHOWN)
+    assert [name for name in shown if name in columns.split(", ")] == columns.split(", ")
+
+
 BESIDE = """list => {
   const {left, right} = list.getBoundingClientRect(), box = document.activeElement.getBoundingClientRect();
   return {scrolls: list.scrollWidth > list.clientWidth, sign: getComputedStyle(list).backgroundAttachment,

@@ -254,11 +254,11 @@ def test_an_act_of_the_palette_tells_its_thing_from_others_of_the_same_name(ana:
 
 
 @pytest.mark.full
-def test_the_palette_shows_as_denied_what_the_dashboard_counts_as_denied(ana: User, sign_in: SignIn) -> None:
+def test_the_palette_lists_as_refused_what_the_dashboard_counts_as_refused(ana: User, sign_in: SignIn) -> None:
     for outcome in ("denied", "unauthorized", "rate_limited", "ok"):
         make.call(outcome=outcome)
     client = sign_in(ana)
-    counted = client.get("/").context["traffic"].denied
+    counted = client.get("/").context["traffic"].refused
 
     listed = client.get(dict(found(client, "denied"))["Refused calls"]).context["page"]
 

@@ -107,8 +107,9 @@ SHORTEST_MID = 24  # Characters; shorter names are seldom cut.
 def mid(name: str) -> SafeString:
     """Render a name that is shortened in its middle if there is no room; its title is the whole name."""
     if len(name) < SHORTEST_MID:
-        return escape(name)
-    return format_html('<span class="mid" title="{}"><span>{}</span><span>{}</span></span>', name, name[:-8], name[-8:])
+        return visible(name)
+    first, last = visible(name[:-8]), visible(name[-8:])
+    return format_html('<span class="mid" title="{}"><span>{}</span><span>{}</span></span>', name, first, last)
 
 
 @register.filter
