@@ -130,12 +130,27 @@ class Action(StrEnum):
         "{actor} changed the gateway {target}.",
     )
 
+    HOST_ALLOWED_AT_GATEWAY = (
+        "host_at_gateway.allowed",
+        "{actor} allowed {host} on the gateway {gateway}.",
+        "{actor} allowed {target}.",
+    )
     HOST_APPEARED = "host.appeared", "The app {target} appeared: {actor} connected it."
     HOST_APPROVED = "host.approved", "{actor} approved the app {target}."
     HOST_ARCHIVED = "host.archived", "{actor} archived the agent {target}."
+    HOST_BLOCKED_AT_GATEWAY = (
+        "host_at_gateway.blocked",
+        "{actor} blocked {host} on the gateway {gateway}.",
+        "{actor} blocked {target}.",
+    )
     HOST_CREATED = "host.created", "{actor} created the agent {target}."
     HOST_DISABLED = "host.disabled", "{actor} disabled the agent {target}."
     HOST_ENABLED = "host.enabled", "{actor} enabled the agent {target}."
+    HOST_RESET_AT_GATEWAY = (
+        "host_at_gateway.reset",
+        "{actor} neither lists nor blocks {host} on the gateway {gateway} any more.",
+        "{actor} neither lists nor blocks {target} any more.",
+    )
     HOST_UPDATED = (
         "host.updated",
         "{actor} renamed the agent {old_name} to {target}.",

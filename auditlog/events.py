@@ -33,8 +33,8 @@ from auditlog.paging import Cursor, page
 from auditlog.search import count_rows, uuid_of
 from auditlog.sentences import parts
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_HOSTS, SEES_SERVERS
-from connections.models import Connection
+from capabilities.catalogue import SEES_GATEWAYS, SEES_HOSTS, SEES_SERVERS
+from connections.models import Connection, HostAtGateway
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
 from scim.models import ProvisioningKey
@@ -47,6 +47,7 @@ KINDS = {
     "apikey": "API key",
     "clientregistration": "OAuth client",
     "feature": "Definition",
+    "hostatgateway": "App or agent on a gateway",
     "provisioningkey": "Provisioning key",
     "registration": "OAuth client",
     "savedview": "Saved view",
@@ -88,6 +89,12 @@ _PAGES = {
     ),
     "feature": TargetKind(_features, "gateways:feature"),
     "gateway": TargetKind(_gateways, "gateways:detail", "slug"),
+    "hostatgateway": TargetKind(
+        lambda viewer: HostAtGateway.objects.filter(gateway__in=_gateways(viewer)),
+        "connections:gateway_hosts",
+        "gateway__slug",
+        SEES_GATEWAYS,
+    ),
     "host": TargetKind(lambda viewer: Host.objects.live(), "hosts:detail", needs=SEES_HOSTS),
     "identity": TargetKind(
         lambda viewer: Identity.objects.filter(server__archived_at=None),

@@ -12,6 +12,7 @@ LAYERS = {
     "gateway_disabled": "gateway",
     "user_inactive": "user",
     "gateway_not_reachable": "reach",
+    "host_not_allowed_here": "gateway",
 }
 
 

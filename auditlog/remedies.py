@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from django.db.models import Model, Q
+from django.db.models import Model, Q, QuerySet
 from django.http import QueryDict
 from django.urls import reverse
 
@@ -18,7 +18,7 @@ from auditlog.filters import CallFilter, stamp
 from auditlog.models import Call, Event
 from auditlog.why import CurrentDecision, feature_of
 from capabilities import Capability, CapabilityRequired
-from connections.models import Connection
+from connections.models import Connection, HostAtGateway
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host, NotPending
 from proxy.access.features import Named
@@ -103,6 +103,13 @@ REMEDIES = {
     "gateway_not_reachable": Remedy(
         "gateway", (), Capability.GATEWAYS_MANAGE, "Choose who may use it", page=_at("gateways:reach", "slug")
     ),
+    "host_not_allowed_here": Remedy(
+        "connection",
+        (Action.HOST_BLOCKED_AT_GATEWAY,),
+        Capability.GATEWAYS_MANAGE,
+        "Allow on this gateway",
+        "allow_host",
+    ),
     "rate_limited": Remedy(
         "gateway", (), Capability.GATEWAYS_MANAGE, "Open the gateway's limit", page=_at("gateways:limit", "slug")
     ),
@@ -151,6 +158,7 @@ WORDS = {
     Action.FEATURE_HELD: "Changed by its server",
     Action.FEATURE_CHANGED: "Changed by its server",
     Action.FEATURE_QUARANTINED: "Put in quarantine",
+    Action.GATEWAY_UPDATED: "Limited to listed ones",
     Action.IDENTITY_SIGN_IN_NEEDED: "Ended",
     Action.TOKEN_UPDATED: "Changed",
 }
@@ -261,6 +269,13 @@ def mend(reason: str, pk: Any, *, by: User) -> Model:
     return row
 
 
+def done(row: Model, reason: str) -> str:
+    """Return the text of the toast after `mend`."""
+    if reason == "host_not_allowed_here":
+        return "Allowed on this gateway"
+    return f"{str(row._meta.verbose_name).capitalize()} enabled"
+
+
 def is_a_switch(reason: str) -> bool:
     """True if one action resolves this refusal for everyone affected."""
     return reason in REMEDIES and REMEDIES[reason].verb != ""
@@ -321,7 +336,7 @@ def _who(needs: Capability, reader: User) -> str:
 
 def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:
     """Return the causing event and the calls refused since; the actor only if the reader may read events."""
-    events = Event.objects.filter(target_type=row._meta.model_name, target_id=str(row.pk), action__in=remedy.began)
+    events = _events(reason, remedy, row)
     event = (events.filter(created_at__lte=before) if before else events).first() if remedy.began else None
     if event is None:
         return {}
@@ -335,6 +350,16 @@ def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: 
     }
 
 
+def _events(reason: str, remedy: Remedy, row: Any) -> QuerySet[Event]:
+    """Return the events that may have caused this, newest first."""
+    target, caused = row, Q(action__in=remedy.began)
+    if reason == "host_not_allowed_here":
+        target = HostAtGateway.objects.filter(gateway=row.gateway_id, host=row.host_id).first()
+        if target is None:  # It is refused because it is not listed.
+            target, caused = row.gateway, Q(action=Action.GATEWAY_UPDATED, changes__has_key="hosts_allowed")
+    return Event.objects.filter(caused, target_type=target._meta.model_name, target_id=str(target.pk))
+
+
 def _words(action: Action) -> str:
     verb = action.partition(".")[2]
     return WORDS.get(action) or ("Disabled" if verb == "disabled" else verb.capitalize())
@@ -342,6 +367,10 @@ def _words(action: Action) -> str:
 
 def _narrowed(reason: str, subject: str, row: Any, subjects: Subjects) -> Iterator[tuple[str, str]]:
     yield "q", f"reason is {reason}"
+    if reason == "host_not_allowed_here":
+        yield "gateway", str(row.gateway_id)
+        yield "host", str(row.host_id)
+        return
     match subject:
         case "host" | "gateway" | "server" | "user" | "connection":
             yield subject, str(row.pk)

@@ -34,6 +34,7 @@ STATED = {
 # Labels that name several objects: the separator, and their kinds.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "assignment": (" on ", ("server", "gateway")),
+    "hostatgateway": (" on ", ("host", "gateway")),
     "connection": (" / ", ("host", "user", "gateway")),
 }
 FACTS = ("is_staff", "sent", "break_glass")  # They only select a sentence, and add no text.

@@ -16,7 +16,7 @@ from rest_framework import serializers
 
 from accounts.models import User
 from auditlog.outcomes import Step
-from auditlog.remedies import CannotMend, Cause, cause, mend, of_answer
+from auditlog.remedies import CannotMend, Cause, cause, done, mend, of_answer
 from auditlog.why import NAMES, CurrentDecision, Question, current_decision, near_tools
 from capabilities import Capability, requires
 from connections.subjects import FilterViewer, listed_gateway, listed_host, listed_person
@@ -111,7 +111,7 @@ def _texts(answer: CurrentDecision, reader: User) -> Iterator[tuple[Step, str]]:
     yield Step.ADDRESS, f"{question.address or 'An address that the token allows'} may use it"
     yield Step.HOST, f"{question.host.name} is enabled"
     yield Step.GATEWAY, f"{gateway} and the connection are enabled"
-    yield Step.REACH, f"{person} reaches {gateway}; rate limits are not checked here"
+    yield Step.REACH, f"{person} and {question.host.name} may use {gateway}; rate limits are not checked here"
     if question.feature is not None:
         its = server.server_name if server else "Its server"
         yield Step.SERVER, f"{its} is assigned, enabled and within the token's scope"
@@ -281,4 +281,4 @@ def remedy(request: AppRequest) -> HttpResponse:
         return leave(request, back, str(refused))
     except (KeyError, ValidationError, ObjectDoesNotExist, ValueError):
         return leave(request, back, "There is nothing like this to enable")
-    return leave(request, back, f"{str(row._meta.verbose_name).capitalize()} enabled")
+    return leave(request, back, done(row, request.POST["reason"]))

@@ -143,7 +143,7 @@ class Detail:
         yield Step.ADDRESS, f"{call.client_ip or 'The caller'} may use the token, which is for {call.gateway_name}"
         yield Step.HOST, f"{call.host_name} is enabled"
         yield Step.GATEWAY, f"{call.gateway_name} and this connection are enabled"
-        yield Step.REACH, f"{call.user_email} reaches {call.gateway_name}, within all limits"
+        yield Step.REACH, f"{call.user_email} and {call.host_name} may use {call.gateway_name}, within all limits"
         yield Step.REQUEST, f"One message: {call.method}" if call.method else ""
         yield Step.SERVER, self._server()
         yield Step.TOOL, f"{call.feature_name} may be used" if call.feature_name and call.server_id else ""

@@ -75,7 +75,7 @@ class Capability(StrEnum):
         "gateways.manage_gateway",
         "gateways:manage",
         "Basic gateway management",
-        "Create and rename gateways, assign servers, choose identity schemes and tools, accept definitions.",
+        "Create and rename gateways, assign servers, choose identity schemes, tools and agents, accept definitions.",
     )
     GATEWAYS_TOGGLE = (
         "gateways.toggle_gateway",

@@ -19,16 +19,23 @@ from rest_framework.response import Response
 from accounts.api import PROBLEMS as PEOPLE_PROBLEMS
 from accounts.models import User
 from capabilities import NOBODY, Capability
-from capabilities.catalogue import SEES_CONNECTIONS
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
 from capabilities.rest import Own, capabilities_in
 from connections.carried_identities import CarriedIdentities, CarriedRow
-from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet, ConnectionRefused, StillEnabled
+from connections.models import (
+    Connection,
+    ConnectionAlreadyRevoked,
+    ConnectionQuerySet,
+    ConnectionRefused,
+    HostAtGateway,
+    StillEnabled,
+)
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from connections.subjects import by_gateway, by_host, by_person
 from gateways.api import WITHIN_REACH, GatewayReference
 from gateways.models import Assignment
 from gateways.views import gateway_or_404 as find_gateway
-from hosts.models import HostKind
+from hosts.models import Host, HostKind
 from hosts.views import host_or_404 as find_host
 from servers.api import ServerReference
 from servers.models import Identity
@@ -180,6 +187,72 @@ class GatewayConnections(Connections):
         """List the connections of a gateway."""
         gateway = find_gateway(self.me, slug)
         return self.page(filter_connections(visible(self.me).filter(gateway=gateway.pk), self.query_data), _detailed)
+
+
+# /api/gateways/{slug}/hosts: the apps and agents that are listed or blocked on a gateway.
+
+
+class HostAtGatewaySerializer(serializers.Serializer[HostAtGateway]):
+    """An app or agent that is listed or blocked on a gateway."""
+
+    host = Reference(help_text="The app or agent.")
+    allowed = serializers.BooleanField(help_text="Whether it is listed (true) or blocked (false).")
+    set_by = serializers.EmailField(source="set_by.email", help_text="E-mail address of the person who set this.")
+    set_at = UtcDateTimeField(help_text="When it was set.")
+
+
+class HostAtGatewayQuery(ListQuery):
+    """Filters of the apps and agents of a gateway."""
+
+    allowed = serializers.BooleanField(required=False, help_text="Only listed ones, or only blocked ones.")
+    q = serializers.CharField(required=False, help_text="Text contained in the name.")
+
+
+class HostAtGatewayBody(RequestBody):
+    """The decision of a gateway about an app or agent."""
+
+    allowed = serializers.BooleanField(required=True, help_text="True lists it, false blocks it.")
+
+
+class GatewayHosts(Resource):
+    """The apps and agents that are listed or blocked on a gateway. Others follow its `hosts_allowed`."""
+
+    serializer_class = HostAtGatewaySerializer
+    versioned = True
+
+    @operation(needs=SEES_GATEWAYS, query=HostAtGatewayQuery, orderings=("set_at",))
+    def list(self, request: Request, slug: str) -> Response:
+        """List the apps and agents that are listed or blocked on a gateway."""
+        rows = HostAtGateway.objects.filter(gateway=find_gateway(self.me, slug).pk, host__archived_at=None)
+        if words := self.query_data.get("q"):
+            rows = rows.filter(host__in=Host.objects.matching(words).values("pk"))
+        rows = matching(rows, self.query_data, allowed="allowed").order_by("host__name", "pk")
+        return self.page(rows, lambda rows: rows.select_related("host", "set_by"))
+
+    @operation(needs=SEES_GATEWAYS)
+    def retrieve(self, request: Request, slug: str, host: UUID) -> Response:
+        """Get an app or agent of a gateway."""
+        return self.answer(self._saved(slug, host))
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=HostAtGatewayBody, if_match=True)
+    def update(self, request: Request, slug: str, host: UUID) -> Response:
+        """List or block an app or agent on a gateway."""
+        app = get_object_or_404(Host.objects.live(), pk=host)
+        row = HostAtGateway.objects.at(find_gateway(self.me, slug), app)
+        return self.changed(row, row.allow if self.body()["allowed"] else row.block)
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
+    def destroy(self, request: Request, slug: str, host: UUID) -> Response:
+        """Neither list nor block an app or agent on a gateway."""
+        row = self._saved(slug, host)
+        return self.removed(row, row.reset)
+
+    def _saved(self, slug: str, host: UUID) -> HostAtGateway:
+        rows = HostAtGateway.objects.select_related("gateway", "host", "set_by")
+        return get_object_or_404(rows, gateway=find_gateway(self.me, slug).pk, host=host)
+
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(HostAtGateway.objects.at(row.gateway, row.host), status)
 
 
 class CutOffSerializer(serializers.Serializer[Any]):

@@ -14,7 +14,7 @@ from accounts.models import Team, User
 from auditlog.over_time import would_refuse
 from auditlog.rollups.reading import Where
 from capabilities.catalogue import SEES_CONNECTIONS
-from connections.models import Connection, uses_every_gateway
+from connections.models import Connection, HostAtGateway, uses_every_gateway
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
 from servers.models import Identity, Server
@@ -129,6 +129,22 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
     return would_refuse(where, viewer, not_of=reaching, what=what)
 
 
+def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
+    """Return which apps and agents in use are refused once `gateway` allows only listed ones; empty as in `cuts`.
+
+    With `list_used` they are listed first.
+    """
+    if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
+        return ""
+    hosts = list(HostAtGateway.objects.undecided(gateway))
+    if list_used or not hosts:
+        names = f" It lists {first_names([host.name for host in hosts])}." if hosts else ""
+        return f"Refuses nothing that is connected now.{names}"
+    where: Where = {"gateway_id": [gateway.pk], "host_id": [host.pk for host in hosts]}
+    cut = f"Refuses {first_names([host.name for host in hosts])}: {_impact(Q(gateway=gateway, host__in=hosts))}."
+    return sentences(cut, would_refuse(where, viewer, what="came from them"))
+
+
 def archived_with(target: Host | Gateway) -> str:
     """Return a sentence naming the connections that are revoked when `target` is archived."""
     if isinstance(target, Host):
@@ -188,6 +204,10 @@ def _of_tool(tool: Feature) -> tuple[Q, Where]:
 REACHED: dict[type, Callable[[Any], tuple[Q, Where]]] = {
     Host: lambda host: (Q(host=host), {"host_id": [host.pk]}),
     Gateway: lambda gateway: (Q(gateway=gateway), {"gateway_id": [gateway.pk]}),
+    HostAtGateway: lambda row: (
+        Q(gateway=row.gateway_id, host=row.host_id),
+        {"gateway_id": [row.gateway_id], "host_id": [row.host_id]},
+    ),
     Connection: lambda connection: (Q(pk=connection.pk), {"connection_id": [connection.pk]}),
     User: lambda user: (Q(user=user), {"user_id": [user.pk]}),
     Server: lambda server: (_through(server=server), {"server_id": [server.pk]}),

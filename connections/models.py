@@ -1,12 +1,13 @@
 """Connections: one host on one gateway acting as one user. A connection can be disabled and revoked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 from django.db import models, transaction
-from django.db.models import BooleanField, Exists, ExpressionWrapper, OuterRef, Q
+from django.db.models import BooleanField, Exists, ExpressionWrapper, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from accounts.models import ApiKey, KeyEnd, Role, Team, User
@@ -14,10 +15,10 @@ from accounts.rules import Grantor
 from auditlog.actions import Action
 from auditlog.models import Actor, Event, Switchable
 from auditlog.outcomes import LAYERS
-from auditlog.versions import Versioned
+from auditlog.versions import Seen, Versioned
 from capabilities import Capability
-from gateways.models import Assignment, Gateway, IdentityScheme, Reach
-from hosts.models import Host
+from gateways.models import Assignment, Gateway, HostsAllowed, IdentityScheme, Reach
+from hosts.models import Host, HostQuerySet
 from proxy.models import Session, UpstreamSession
 from servers.models import Identity, Server
 
@@ -72,14 +73,28 @@ def uses_every_gateway() -> models.QuerySet[User]:
     return User.objects.filter(Q(is_superuser=True) | through_role).order_by()
 
 
-# Connections not blocked by their user, host, gateway or its reach; needs `with_reach`.
-UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True) & ~Q(
+def _host_allowed() -> Coalesce:
+    """Return whether a connection's gateway allows its host, as SQL. Must match `allowing`."""
+    decided = HostAtGateway.objects.filter(gateway=OuterRef("gateway"), host=OuterRef("host")).values("allowed")
+    otherwise = ExpressionWrapper(Q(gateway__hosts_allowed=HostsAllowed.ALL), output_field=BooleanField())
+    return Coalesce(Subquery(decided), otherwise)
+
+
+def allowing(host: Host | None) -> Q:
+    """Match the gateways that allow `host`; None is an app that never connected."""
+    here = HostAtGateway.objects.filter(host=host).order_by()
+    listed, blocked = (here.filter(allowed=allowed).values("gateway") for allowed in (True, False))
+    return (Q(hosts_allowed=HostsAllowed.ALL) | Q(pk__in=listed)) & ~Q(pk__in=blocked)
+
+
+# Connections not blocked by their user, host, gateway, its reach or its choice of hosts; needs `with_reach`.
+UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True, host_allowed=True) & ~Q(
     host__needs_approval=True, host__approved_at=None
 )
 
 
 def stopped_above() -> Q:
-    """Match connections blocked by their user, host, gateway or its reach; the opposite of UNBLOCKED.
+    """Match connections blocked by their user, host, gateway, its reach or its choice of hosts; unlike UNBLOCKED.
 
     Meant for queries over very many connections: few users, hosts and gateways are disabled, so these are looked up
     once instead of joining every connection.
@@ -90,7 +105,11 @@ def stopped_above() -> Q:
     off |= Q(gateway__in=Gateway.objects.filter(enabled=False).order_by().values("pk"))
     narrowed = Gateway.objects.exclude(reach=Reach.EVERYONE).order_by()
     unreached = ~Q(user__in=uses_every_gateway().values("pk")) & ~Q(Exists(_through_team()))
-    return off | (Q(gateway__in=narrowed.values("pk")) & unreached)
+    off |= Q(gateway__in=narrowed.values("pk")) & unreached
+    here = HostAtGateway.objects.filter(gateway=OuterRef("gateway"), host=OuterRef("host"))
+    listing = Gateway.objects.filter(hosts_allowed=HostsAllowed.LISTED).order_by()
+    unlisted = Q(gateway__in=listing.values("pk")) & ~Q(Exists(here.filter(allowed=True)))
+    return off | unlisted | Q(Exists(here.filter(allowed=False)))
 
 
 class ConnectionQuerySet(models.QuerySet["Connection"]):
@@ -101,8 +120,8 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return self.filter(user=user)
 
     def with_reach(self) -> "ConnectionQuerySet":
-        """Annotate `reaches`: whether the user may use the gateway."""
-        return self.annotate(reaches=_reaches())
+        """Annotate `reaches` and `host_allowed`: whether the user, and the host, may use the gateway."""
+        return self.annotate(reaches=_reaches(), host_allowed=_host_allowed())
 
     def with_details(self) -> "ConnectionQuerySet":
         """Load everything a row shows; live ones first, then the newest."""
@@ -120,7 +139,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         """Return the live connection of host, gateway and user, created if there is none, and bind `identities` to it.
 
         Raises ConnectionRefused, with a message for the person, if the host, gateway or connection is disabled, or the
-        user may not use the gateway.
+        user or host may not use the gateway.
         """
         with transaction.atomic():
             _refuse_unless_open(host, gateway, user)
@@ -247,16 +266,22 @@ def host_refusal(host: Host) -> str:
     return "This app is waiting for an administrator's approval." if host.is_pending else ""
 
 
-def gateway_refusal(gateway: Gateway, user: User) -> str:
-    """Return the reason why `user` may not connect to this gateway; without access they learn nothing more about it."""
+def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
+    """Return the reason why `user` may not connect `host` to this gateway; None is an app that never connected.
+
+    Without access they learn nothing more about the gateway.
+    """
     if gateway.archived_at is None and not gateway.is_reachable_by(user):
         return "Your teams do not include this gateway."
-    return "An administrator has disabled this gateway." if gateway.archived_at or not gateway.enabled else ""
+    if gateway.archived_at or not gateway.enabled:
+        return "An administrator has disabled this gateway."
+    is_allowed = Gateway.objects.filter(allowing(host), pk=gateway.pk).exists()
+    return "" if is_allowed else "This gateway does not allow this app or agent. Ask an administrator to allow it."
 
 
 def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
     host, gateway = host.lock(), gateway.lock()
-    if reason := host_refusal(host) or gateway_refusal(gateway, user):
+    if reason := host_refusal(host) or gateway_refusal(gateway, host, user):
         raise ConnectionRefused(reason)
 
 
@@ -323,7 +348,7 @@ class Connection(Versioned, Switchable):
 
     @property
     def blocked_reason(self) -> str:
-        """The error code of the log if its user, host, gateway or reach blocks it; empty if it is not blocked."""
+        """The error code of the log if anything but its own switch blocks it; empty if it is not blocked."""
         return self.refused_for(own_switch=False)
 
     def refused_for(self, *, own_switch: bool = True) -> str:
@@ -331,17 +356,16 @@ class Connection(Versioned, Switchable):
 
         Without `own_switch` the connection itself counts as enabled.
         """
-        if not self.user.is_active:
-            return "user_inactive"
-        if not self.host.enabled:
-            return "host_disabled"
-        if self.host.is_pending:
-            return "host_pending"
-        if not self.gateway.enabled:
-            return "gateway_disabled"
-        if own_switch and not self.enabled:
-            return "connection_disabled"
-        return "" if self.is_in_reach else "gateway_not_reachable"
+        return next((reason for passed, reason in self._checks(own_switch) if not passed), "")
+
+    def _checks(self, own_switch: bool) -> Iterator[tuple[bool, str]]:
+        yield self.user.is_active, "user_inactive"
+        yield self.host.enabled, "host_disabled"
+        yield not self.host.is_pending, "host_pending"
+        yield self.gateway.enabled, "gateway_disabled"
+        yield self.enabled or not own_switch, "connection_disabled"
+        yield self.is_in_reach, "gateway_not_reachable"
+        yield self.is_host_allowed, "host_not_allowed_here"
 
     @property
     def blocked_by(self) -> str:
@@ -357,6 +381,12 @@ class Connection(Versioned, Switchable):
         return self.gateway.is_reachable_by(self.user) if known is None else known
 
     @property
+    def is_host_allowed(self) -> bool:
+        """True if its gateway allows its host. Queries the database unless it was loaded `with_reach`."""
+        known: bool | None = self.__dict__.get("host_allowed")
+        return Gateway.objects.filter(allowing(self.host), pk=self.gateway_id).exists() if known is None else known
+
+    @property
     def refusal(self) -> str:
         """The reason why it accepts no new token, in words for the person; empty if it does."""
         return "" if self.enabled else "This connection has been disabled by an administrator."
@@ -364,6 +394,10 @@ class Connection(Versioned, Switchable):
     def may_be_revoked_by(self, user: User) -> bool:
         """True if `user` may revoke it: their own, or with the capability."""
         return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
+
+    def allow_host(self, *, by: User) -> bool:
+        """List its host on its gateway, which also unblocks it for everybody. Returns False if it was listed."""
+        return HostAtGateway.objects.at(self.gateway, self.host).allow(by=by)
 
     @property
     def is_on(self) -> bool:
@@ -484,3 +518,89 @@ class ConnectionIdentity(models.Model):
 
     def __str__(self) -> str:
         return f"{self.identity} for {self.connection}"
+
+
+class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
+    def at(self, gateway: Gateway, host: Host) -> "HostAtGateway":
+        """Return the row of an app or agent on `gateway`; an unsaved one if it is neither listed nor blocked."""
+        here = self.select_related("gateway", "host").filter(gateway=gateway, host=host)
+        return here.first() or HostAtGateway(gateway=gateway, host=host)
+
+    def undecided(self, gateway: Gateway) -> HostQuerySet:
+        """Return the hosts with a live connection to `gateway` that are neither listed nor blocked there."""
+        used = Connection.objects.live().filter(gateway=gateway).order_by().values("host")
+        decided = self.filter(gateway=gateway).order_by().values("host")
+        return Host.objects.live().filter(pk__in=used).exclude(pk__in=decided).order_by("name", "pk")
+
+    def restrict(
+        self, gateway: Gateway, hosts_allowed: str, *, list_used: bool, by: User, seen: Seen | None = None
+    ) -> None:
+        """Let all apps and agents use `gateway`, or only listed ones; with `list_used` list those in use.
+
+        Raises ChangedMeanwhile.
+        """
+        with transaction.atomic():
+            gateway.edit(hosts_allowed=hosts_allowed, by=by, seen=seen)
+            if hosts_allowed == HostsAllowed.LISTED and list_used:
+                for host in self.undecided(gateway):
+                    self.at(gateway, host).allow(by=by)
+
+
+class HostAtGateway(Versioned, models.Model):
+    """An app or agent that is listed or blocked on a gateway; one without a row follows `gateway.hosts_allowed`."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)  # The constraint has one.
+    host = models.ForeignKey(Host, models.PROTECT, related_name="+")
+    allowed = models.BooleanField()
+    set_by = models.ForeignKey(User, models.PROTECT, related_name="+")
+    set_at = models.DateTimeField(default=timezone.now)
+
+    objects = HostAtGatewayQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = "host at gateway"
+        verbose_name_plural = "hosts at gateways"
+        ordering = ("-set_at",)
+        constraints = (
+            # Covers the lookup of each request.
+            models.UniqueConstraint(
+                fields=("gateway", "host"), include=("allowed",), name="one_row_per_gateway_and_host"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.host} on {self.gateway}"
+
+    def editable(self) -> dict[str, Any]:
+        return {"allowed": self.allowed}
+
+    def lock(self) -> "HostAtGateway":
+        """Return the current row, or an unsaved one; its gateway is locked, as while a connection is opened."""
+        return HostAtGateway.objects.at(self.gateway.lock(), self.host)
+
+    def block(self, *, by: User) -> bool:
+        """Block it for everybody, from the next request on. Returns False if it was blocked already."""
+        return self._decide(Action.HOST_BLOCKED_AT_GATEWAY, allowed=False, by=by)
+
+    def allow(self, *, by: User) -> bool:
+        """List it, which also unblocks it. Returns False if it was listed already."""
+        return self._decide(Action.HOST_ALLOWED_AT_GATEWAY, allowed=True, by=by)
+
+    def reset(self, *, by: User) -> bool:
+        """Neither list nor block it. Returns False if it was neither."""
+        return self._decide(Action.HOST_RESET_AT_GATEWAY, allowed=None, by=by)
+
+    def _decide(self, action: Action, *, allowed: bool | None, by: User) -> bool:
+        with transaction.atomic():
+            row = self.lock()
+            before = row.allowed
+            if before == allowed:
+                return False
+            Event.objects.record(action, row, by=by, changes={"allowed": [before, allowed]})
+            if allowed is None:
+                row.delete()
+            else:
+                row.allowed, row.set_by, row.set_at = allowed, by, timezone.now()
+                row.save()
+        return True

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from connections import carried_identities, sessions, views
+from connections import carried_identities, gateway_hosts, sessions, views
 
 app_name = "connections"
 
@@ -11,6 +11,11 @@ urlpatterns = [
     path("hosts/<uuid:pk>/enrolled/", views.enrolments, name="enrolled"),
     path("hosts/<uuid:pk>/sessions/", sessions.of_host, name="sessions"),
     path("gateways/<slug:slug>/connections/", views.for_gateway, name="for_gateway"),
+    path("gateways/<slug:slug>/access/", gateway_hosts.listing, name="gateway_hosts"),
+    path("gateways/<slug:slug>/access/hosts/", gateway_hosts.restrict, name="restrict_hosts"),
+    path("gateways/<slug:slug>/access/hosts/<uuid:host>/allow/", gateway_hosts.allow, name="allow_host"),
+    path("gateways/<slug:slug>/access/hosts/<uuid:host>/block/", gateway_hosts.block, name="block_host"),
+    path("gateways/<slug:slug>/access/hosts/<uuid:host>/reset/", gateway_hosts.reset, name="reset_host"),
     path("switch/connections/", views.switch, name="switch"),
     path("revoke/connections/", views.revoke_picked, name="revoke_picked"),
     path("connections/<uuid:pk>/disable/", views.disable, name="disable"),

@@ -37,7 +37,7 @@ from tokens.rows import ENDING, of_status, tokens_visible_to
 from ui.pages import AppRequest, show, text_of, with_query
 
 SHOWN = 5  # Of each kind; a longer search text finds the others.
-VERBS = ("disable", "enable", "rename", "revoke", "regenerate", "deactivate", "reactivate")
+VERBS = ("block", "disable", "enable", "rename", "revoke", "regenerate", "deactivate", "reactivate")
 LONGEST = 100
 
 
@@ -183,6 +183,8 @@ def _gateways(user: User, name: str) -> Iterator[Thing]:
             acts.append(_switch("gateways", gateway.enabled, gateway.name, gateway.slug, kind))
         if user.has_perm(Capability.GATEWAYS_MANAGE):
             acts.append(_to("gateways:edit", gateway.slug, f"Rename {gateway.name}", "edit", kind))
+            text = f"Block or allow agents on {gateway.name}"
+            acts.append(_to("connections:gateway_hosts", gateway.slug, text, "apps", kind))
         yield Thing("Gateways", _to("gateways:detail", gateway.slug, gateway.name, "gateway", gateway.slug), acts)
 
 

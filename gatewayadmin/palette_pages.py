@@ -29,6 +29,13 @@ TO_DO = (
     Offer("Connect an agent", "oauth:connect", "connection", words="client claude cursor vscode new app"),
     Offer("Add API access token-based host", "hosts:add", "add", Capability.API_TOKENS_MANAGE, "agent bot new"),
     Offer("Add a gateway", "gateways:add", "add", Capability.GATEWAYS_MANAGE, "new create"),
+    Offer(
+        "Block an agent on a gateway",
+        "hosts:list",
+        "denied",
+        Capability.GATEWAYS_MANAGE,
+        "allow app apps agents gateways only these kill switch",
+    ),
     Offer("Add a server", "servers:add", "add", Capability.SERVERS_MANAGE, "new create register upstream"),
     Offer("Invite somebody", "accounts:invite", "add", Capability.PEOPLE_MANAGE, "add person member user"),
     Offer("Run a tool", "playground", "play", words="test try call"),

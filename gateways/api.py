@@ -28,6 +28,7 @@ from gateways.models import (
     Assignment,
     Gateway,
     GatewayQuerySet,
+    HostsAllowed,
     IdentityGateways,
     IdentityScheme,
     OnArrival,
@@ -69,6 +70,9 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
     reach = serializers.CharField(help_text="`everyone` or `teams`: who may use it.")
     teams = Reference(many=True, help_text="Teams that may use it.")
+    hosts_allowed = serializers.CharField(
+        help_text="`all` (but blocked ones) or `listed`: which apps and agents may use it."
+    )
     calls_per_minute = Limit()
     new_definitions = serializers.CharField(help_text="`approve` or `wait`: what happens with a new definition.")
     changed_definitions = serializers.CharField(
@@ -91,7 +95,7 @@ class GatewayQuery(ListQuery):
 
 
 # Fields that the page's form does not have; only the serializer validates them.
-WITHOUT_FORM = ("calls_per_minute", "new_definitions", "changed_definitions")
+WITHOUT_FORM = ("hosts_allowed", "calls_per_minute", "new_definitions", "changed_definitions")
 
 
 class GatewayChanges(RequestBody):
@@ -102,6 +106,9 @@ class GatewayChanges(RequestBody):
     reach = serializers.ChoiceField(Reach.choices)
     team_ids = serializers.ListField(
         child=serializers.UUIDField(), help_text="Teams that may use the gateway, for `reach` `teams`."
+    )
+    hosts_allowed = serializers.ChoiceField(
+        HostsAllowed.choices, help_text="Which apps and agents may use it; `listed` are those with `allowed` true."
     )
     calls_per_minute = Limit()
     new_definitions = serializers.ChoiceField(OnArrival.choices)
@@ -122,6 +129,7 @@ class NewGateway(GatewayChanges):
         "description": "",
         "reach": Reach.EVERYONE,
         "team_ids": list,
+        "hosts_allowed": HostsAllowed.ALL,
         "calls_per_minute": None,
         "new_definitions": OnArrival.APPROVE,
         "changed_definitions": OnChange.HOLD,

@@ -15,7 +15,7 @@ from oauth2_provider.models import Application
 
 from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from capabilities import Capability
-from connections.models import Connection, ConnectionIdentity, gateway_refusal, host_refusal
+from connections.models import Connection, ConnectionIdentity, allowing, gateway_refusal, host_refusal
 from gateways.models import Assignment, Gateway, GatewayQuerySet
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
@@ -126,7 +126,7 @@ def _gateway_refusal(flow: AuthorizeRequest, user: User) -> str:
     if gateway is None:
         return ""
     connection = live_connection(flow)
-    return gateway_refusal(gateway, user) or (connection.refusal if connection else "")
+    return gateway_refusal(gateway, flow.host, user) or (connection.refusal if connection else "")
 
 
 def live_connection(flow: AuthorizeRequest) -> Connection | None:
@@ -134,9 +134,12 @@ def live_connection(flow: AuthorizeRequest) -> Connection | None:
     return Connection.objects.live().filter(host=flow.host, gateway=flow.gateway, user=flow.user).first()
 
 
-def choices(user: User) -> GatewayQuerySet:
-    """Return the gateways `user` may choose, with the number of enabled servers of each."""
-    reachable = Gateway.objects.usable_by(user)
+def choices(user: User, host: Host | None) -> GatewayQuerySet:
+    """Return the gateways `user` may choose for `host`, with the number of enabled servers of each.
+
+    None is an app that never connected.
+    """
+    reachable = Gateway.objects.usable_by(user).filter(allowing(host))
     on = Count("assignments", filter=Q(assignments__in=Assignment.objects.on()))
     return Gateway.objects.filter(pk__in=reachable.values("pk")).annotate(server_count=on)
 

@@ -61,7 +61,7 @@ def connect(request: AppRequest) -> HttpResponse:
     if "host" not in request.GET:
         return redirect(reverse("tokens:create", query=request.GET))
     host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET["host"]))
-    gateway = flows.choices(request.user).filter(slug=text_of(request.GET, "gateway")).first()
+    gateway = flows.choices(request.user, host).filter(slug=text_of(request.GET, "gateway")).first()
     flow = flows.draft(request, host, gateway, client=text_of(request.GET, "client"))
     if reason := flows.refusal(flow, request.user):
         return forbidden(request, flow, reason)
@@ -108,7 +108,7 @@ def _approval(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 @step
 def gateway(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    offered = list(flows.choices(request.user))
+    offered = list(flows.choices(request.user, flow.host))
     if flow.is_locked:
         offered = [gateway for gateway in offered if gateway.pk == flow.gateway_id]
     questions = flows.connect_questions(flow, offered)

@@ -130,6 +130,13 @@ REASONS = {
         CONNECT,
         status=403,
     ),
+    "host_not_allowed_here": Reason(
+        Step.REACH,
+        "The gateway does not allow this app or agent.",
+        "app or agent not allowed on this gateway",
+        CONNECT,
+        status=403,
+    ),
     "rate_limited": Reason(Step.REACH, "There were more calls than the limit allows.", status=429),
     "out_of_scope": Reason(
         Step.SERVER, "The token does not reach {server}.", page=TOKENS, status=403, published="Forbidden"

@@ -53,6 +53,23 @@ class Migration(migrations.Migration):
                 'verbose_name_plural': 'connection identities',
             },
         ),
+        migrations.CreateModel(
+            name='HostAtGateway',
+            fields=[
+                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
+                ('allowed', models.BooleanField()),
+                ('set_at', models.DateTimeField(default=django.utils.timezone.now)),
+                ('gateway', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='gateways.gateway')),
+                ('host', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='hosts.host')),
+                ('set_by', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
+            ],
+            options={
+                'verbose_name': 'host at gateway',
+                'verbose_name_plural': 'hosts at gateways',
+                'ordering': ('-set_at',),
+                'constraints': [models.UniqueConstraint(fields=('gateway', 'host'), include=('allowed',), name='one_row_per_gateway_and_host')],
+            },
+        ),
         migrations.AddIndex(
             model_name='connection',
             index=models.Index(fields=['gateway', 'revoked_at'], name='connection_by_gateway'),

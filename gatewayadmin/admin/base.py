@@ -94,7 +94,7 @@ MAX_ROWS = 500
 MAX_EXPLAINED = 20
 FINAL = "This cannot be undone."
 # Actions after which calls are refused; their confirmation says which.
-REFUSES_CALLS = {"disable", "archive", "remove", "quarantine", "revoke", "deactivate", "cut_off"}
+REFUSES_CALLS = {"block", "disable", "archive", "remove", "quarantine", "revoke", "deactivate", "cut_off"}
 
 type Rule = Callable[[Any], bool]
 

@@ -14,7 +14,7 @@ from accounts.sign_in import must_ask_again
 from auditlog.outcomes import in_short
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_HOSTS, SEES_SERVERS
-from connections.models import Connection
+from connections.models import Connection, HostAtGateway
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow
 from gatewayadmin.admin.base import (
     FINAL,
@@ -119,9 +119,31 @@ class GatewayPages(CapabilityAdmin):
     list_filter = ("enabled", "reach", "created_at")
     search_fields = ("name", "slug", "description")
     fields = words(
-        "name slug description enabled reach teams shared_identities calls_per_minute new_definitions"
+        "name slug description enabled reach teams hosts_allowed shared_identities calls_per_minute new_definitions"
         " changed_definitions archived_at created_by created_at updated_at"
     )
+
+
+@register(HostAtGateway, site=site)
+class HostAtGatewayPages(CapabilityAdmin):
+    """Apps and agents that are listed or blocked on a gateway; they are added on the gateway's page."""
+
+    seen_by = SEES_GATEWAYS
+    acts = (
+        CapabilityAction("block", any_of(Capability.GATEWAYS_MANAGE), Q(allowed=True)),
+        CapabilityAction("allow", any_of(Capability.GATEWAYS_MANAGE), Q(allowed=False), asks=False),
+        CapabilityAction(
+            "reset",
+            any_of(Capability.GATEWAYS_MANAGE),
+            Q(),
+            "It is neither listed nor blocked: what the gateway allows decides.",
+        ),
+    )
+    list_display = words("host gateway allowed set_by set_at")
+    list_filter = ("allowed", ("gateway", RelatedOnlyFieldListFilter))
+    list_select_related = ("host", "gateway", "set_by")
+    search_fields = ("host__name", "gateway__name")
+    fields = words("gateway host allowed set_by set_at")
 
 
 @register(Assignment, site=site)

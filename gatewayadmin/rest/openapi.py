@@ -98,6 +98,7 @@ NAMES = {
 PATH = {
     "alias": "Alias of the server at this gateway, or the id of its assignment.",
     "assignment": "Id of the server's assignment to the gateway.",
+    "host": "Id of the app or agent.",
     "id": "Id of the object.",
     "slug": "Slug of the object.",
 }

@@ -19,7 +19,7 @@ from attention.api import ChannelResource
 from auditlog.api import CallResource, EventResource, OwnCalls
 from auditlog.saved_views import SavedViewResource
 from capabilities import own_resource
-from connections.api import ConnectionIdentities, ConnectionResource, Endings, GatewayConnections
+from connections.api import ConnectionIdentities, ConnectionResource, Endings, GatewayConnections, GatewayHosts
 from gatewayadmin.incident.api import Stops
 from gatewayadmin.rest.docs_views import docs, docs_of
 from gatewayadmin.rest.openapi import Schema
@@ -98,6 +98,15 @@ _below = [
     at("tools/<uuid:pk>", "catalogue-detail", CatalogueResource, get="retrieve"),
     at(f"{_gateway}/archive", "gateway-archive", Endings, post="gateway"),
     at(f"{_gateway}/connections", "gateway-connections", GatewayConnections, get="list"),
+    at(f"{_gateway}/hosts", "gatewayhost-list", GatewayHosts, get="list"),
+    at(
+        f"{_gateway}/hosts/<uuid:host>",
+        "gatewayhost-detail",
+        GatewayHosts,
+        get="retrieve",
+        put="update",
+        delete="destroy",
+    ),
     at(f"{_gateway}/servers", "assignment-list", AssignmentResource, get="list", post="create"),
     at(_server, "assignment-detail", AssignmentResource, get="retrieve", patch="partial_update", delete="destroy"),
     at(f"{_server}/disable", "assignment-disable", AssignmentResource, post="disable"),

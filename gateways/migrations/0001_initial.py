@@ -93,6 +93,7 @@ class Migration(migrations.Migration):
                 ('slug', models.CharField(max_length=40, unique=True, validators=[django.core.validators.RegexValidator('\\A[a-z0-9](?:-?[a-z0-9])*\\Z', 'Use lower-case letters, digits and single hyphens, for example “my-server”.')])),
                 ('description', models.TextField(blank=True, max_length=1000)),
                 ('reach', models.CharField(choices=[('everyone', 'Everyone'), ('teams', 'Teams')], default='everyone', max_length=10)),
+                ('hosts_allowed', models.CharField(choices=[('all', 'All'), ('listed', 'Only these')], db_default='all', default='all', max_length=10)),
                 ('calls_per_minute', models.PositiveIntegerField(blank=True, null=True)),
                 ('new_definitions', models.CharField(choices=[('approve', 'Approve on arrival'), ('wait', 'Wait for approval')], db_default='approve', default='approve', max_length=10)),
                 ('changed_definitions', models.CharField(choices=[('hold', 'Hold back'), ('warn', 'Warn'), ('accept', 'Accept')], db_default='hold', default='hold', max_length=10)),

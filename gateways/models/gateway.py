@@ -27,6 +27,13 @@ class Reach(models.TextChoices):
     TEAMS = "teams", "Teams"
 
 
+class HostsAllowed(models.TextChoices):
+    """The apps and agents that may use a gateway."""
+
+    ALL = "all", "All"
+    LISTED = "listed", "Only these"
+
+
 class OnArrival(models.TextChoices):
     """The treatment of definitions that were never approved."""
 
@@ -158,6 +165,9 @@ class Gateway(Versioned, Switchable):
     description = models.TextField(max_length=1000, blank=True)
     reach = models.CharField(max_length=10, choices=Reach, default=Reach.EVERYONE)
     teams = models.ManyToManyField(Team, blank=True, related_name="gateways")
+    hosts_allowed = models.CharField(
+        max_length=10, choices=HostsAllowed, default=HostsAllowed.ALL, db_default=HostsAllowed.ALL
+    )
     # Edited on the identity's page.
     shared_identities = models.ManyToManyField(Identity, blank=True, related_name="gateways")
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
@@ -205,6 +215,7 @@ class Gateway(Versioned, Switchable):
             "name",
             "description",
             "reach",
+            "hosts_allowed",
             "calls_per_minute",
             "new_definitions",
             "changed_definitions",
@@ -213,7 +224,7 @@ class Gateway(Versioned, Switchable):
         return {name: getattr(self, name) for name in names} | {"teams": self.team_names()}
 
     def edit(self, *, by: User, teams: Iterable[Team] | None = None, seen: Seen | None = None, **fields: Any) -> None:
-        """Change the name, reach, teams, limit or pinning, and record it. Raises ChangedMeanwhile."""
+        """Change the name, reach, teams, hosts, limit or pinning, and record it. Raises ChangedMeanwhile."""
         with transaction.atomic():
             row = self.lock()
             changes = {

@@ -184,6 +184,7 @@ class AccessRow(NamedTuple):
     user_email: str
     user_active: bool
     reaches: bool
+    host_allowed: bool
     # The servers that were asked for (see ServersNeeded), ordered by alias.
     assignments: Sequence[AssignedServer]
     token_limit: int | None = None
@@ -257,6 +258,7 @@ LAYER_CONDITIONS = (
     AccessCondition("gateway_enabled", True, "gateway_disabled"),
     AccessCondition("connection_enabled", True, "connection_disabled"),
     AccessCondition("reaches", True, "gateway_not_reachable"),
+    AccessCondition("host_allowed", True, "host_not_allowed_here"),
 )
 
 

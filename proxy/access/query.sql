@@ -61,6 +61,10 @@ SELECT
         JOIN django_content_type ct ON ct.id = p.content_type_id
         WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways' OFFSET 0
     ) AS reaches,
+    coalesce(
+        (SELECT allowed FROM connections_hostatgateway WHERE gateway_id = g.id AND host_id = h.id OFFSET 0),
+        g.hosts_allowed = 'all'
+    ) AS host_allowed,
     CASE WHEN q.servers > 0 AND g.slug = q.slug THEN (
         SELECT json_agg(
             json_build_object(
@@ -284,7 +288,8 @@ CROSS JOIN LATERAL (
 ) c
 /* end token */
 CROSS JOIN LATERAL (
-    SELECT id, name, description, slug, enabled, archived_at, reach, changed_definitions, calls_per_minute
+    SELECT id, name, description, slug, enabled, archived_at, reach, hosts_allowed, changed_definitions,
+        calls_per_minute
     FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0
 ) g
 CROSS JOIN LATERAL (

@@ -21,7 +21,7 @@ DECIDING = {
     ),
     "connections_connection": ("enabled", "revoked_at"),
     "hosts_host": ("enabled", "archived_at", "needs_approval", "approved_at"),
-    "gateways_gateway": ("enabled", "archived_at", "slug", "reach"),
+    "gateways_gateway": ("enabled", "archived_at", "slug", "reach", "hosts_allowed"),
     "accounts_user": ("is_active", "is_superuser", "role_id"),
     "servers_server": ("enabled", "archived_at"),
     "servers_identity": ("enabled", "revoked_at", "unconfirmed_since", "generation"),
@@ -37,6 +37,8 @@ GIVING = (
     "connections_connectionidentity",
     "tokens_tokenscope",
 )
+# Tables whose new rows may end access as well.
+ENDING = ("connections_hostatgateway",)
 # Columns and rows that decide what a gateway lists.
 LISTED = {
     "gateways_assignment": ("enabled", "removed_at", "tool_policy", "identity_scheme", "shared_identity_id", "alias"),
@@ -142,6 +144,8 @@ def triggers() -> Iterator[tuple[str, str, str]]:
         yield table, "tell_cut", f"AFTER UPDATE ON {table} FOR EACH ROW {changed(columns)} {cut}"
     for table in GIVING:
         yield table, "tell_cut_of_row", f"AFTER UPDATE OR DELETE ON {table} FOR EACH ROW {cut}"
+    for table in ENDING:
+        yield table, "tell_cut_of_row", f"AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW {cut}"
     for table, columns in LISTED.items():
         yield table, "tell_lists", f"AFTER UPDATE ON {table} FOR EACH ROW {changed(columns)} {lists}"
     for table, events in LISTED_ROWS.items():

@@ -12,6 +12,7 @@ from attention.models import Channel
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
+from connections.models import HostAtGateway
 from gateways.models import Feature, IdentityScheme
 from hosts.models import Host
 from scim.models import ProvisioningKey
@@ -56,6 +57,7 @@ def build() -> World:
     bot, waiting = make.agent(by=boss), Host.objects.create(kind="headed", name="App", needs_approval=True)
     link = make.connection(bot, closed, owner)
     token, secret = make.token(link)
+    HostAtGateway.objects.at(closed, bot).allow(by=boss)
     identity = make.identity(server, owner)
     event = Event.objects.record(Action.HOST_CREATED, bot, by=boss)
     key = ApiKey.objects.create(user=owner, name="Owner's", digest=b"none", expires_at=timezone.now() + YEAR)
@@ -104,6 +106,8 @@ def build() -> World:
             "connection": {"pk": link.pk},
             "connection-identity": {"pk": link.pk, "assignment": assignment.pk},
             "gateway": gateway,
+            "gatewayhost-list": gateway,
+            "gatewayhost-detail": {**gateway, "host": bot.pk},
             "host": {"pk": bot.pk},
             "identity": {"pk": identity.pk},
             "identity-gateways": {"pk": make.identity(server, label="service account").pk},
@@ -117,6 +121,7 @@ def build() -> World:
             ("assignment-list", "post"): {"server_id": str(make.server().pk)},
             ("channel-list", "post"): {"kind": "mail"},
             ("connection-identity", "put"): {"identity_id": str(identity.pk)},
+            ("gatewayhost-detail", "put"): {"allowed": True},
             ("gateway-list", "post"): {"name": "Made"},
             ("host-list", "post"): {"name": "Made"},
             ("identity-list", "post"): {"server_id": str(server.pk), "label": "Made", "secret": "s3cret"},

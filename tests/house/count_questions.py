@@ -24,7 +24,7 @@ from auditlog.outcomes import REASONS, Step
 from auditlog.templatetags.calls import ms
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
-from connections.models import Connection
+from connections.models import Connection, HostAtGateway
 from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy
 from hosts.models import Host
 from oauth.models import Registration
@@ -617,7 +617,7 @@ def _lately(ask: Ask, calls: "QuerySet[Call]", *, is_own: bool = False) -> tuple
     today = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)
     rows = calls.filter(created_at__gte=today - 7 * DAY).exclude(outcome__in=("denied", "unauthorized", "rate_limited"))
     # All calls of the world are an agent's: only its own page tells the people apart.
-    caller = "user_id" if "hosts" in ask.path[:2] else "host_id"
+    caller = "user_id" if "hosts" in ask.path[:4] else "host_id"
     by_caller = sorted(Counter(rows.values_list(caller, flat=True)).values(), reverse=True)
     return (sum(by_caller), len(by_caller), *by_caller) if by_caller else ()
 
@@ -629,6 +629,16 @@ def _distinct(*found: "QuerySet[Identity]") -> int:
 def _stops(number: int) -> tuple[float, ...]:
     """Return a number that a sentence mentions only from one on."""
     return (number,) if number else ()
+
+
+def _ask_block(ask: Ask) -> tuple[float, ...]:
+    """Return the hosts and people that blocking an app or agent on a gateway cuts off; then the calls of seven days."""
+    here = {"gateway_id": Gateway.objects.get(slug=ask.path[1]).pk, "host_id": ask.path[4]}
+    rows = Connection.objects.filter(**here, **LIVE)
+    people = (rows.values("host").distinct().count(), rows.values("user").distinct().count())
+    carried = _distinct(Identity.objects.filter(connection_identities__connection__in=rows))
+    cut = (*people, *_stops(carried)) if ask.sees_connections else ()
+    return *cut, *_lately(ask, Call.objects.filter(**here))
 
 
 def _ask_gateway(ask: Ask) -> tuple[float, ...]:
@@ -756,6 +766,7 @@ ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
     "servers:archive": _ask_archive,
     "servers:disable_identity": _ask_identity,
     "servers:revoke_identity": _ask_identity,
+    "connections:block_host": _ask_block,
     "connections:disable": _cut,
     "connections:revoke": _ask_revoke,
     "accounts:deactivate": _cut,
@@ -843,6 +854,9 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "host in Connections": lambda ask: ask.connections(host=ask.pk, **LIVE).count(),
     "host in Users": lambda ask: (
         (ask.connections(host=ask.pk, **LIVE).values("user").distinct().count(),) if ask.sees_connections else ()
+    ),
+    "hostatgateway in People": lambda ask: (
+        ask.connections(host=ask.pk, gateway__slug=ask.path[1], **LIVE).values("user").distinct().count()
     ),
     "gateway in Servers": _gateway_servers,
     "gateway in Tools": lambda ask: _offered(ask, "tool", assignment__gateway=ask.pk),
@@ -1141,9 +1155,16 @@ def _endings_of(call: Call) -> set[tuple[str, str]]:
     return {(call.outcome, label), (call.outcome, f"{label}: {why}" if why else label)}
 
 
+def _at_gateway_badges(ask: Ask) -> set[tuple[str, str]]:
+    """Return how the gateway of the page treats an app or agent; none of this world allows only listed ones."""
+    blocked = HostAtGateway.objects.filter(host=ask.pk, gateway__slug=ask.path[1], allowed=False).exists()
+    return {("disabled", "Blocked") if blocked else ("enabled", "Allowed")}
+
+
 STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
     "gateway": lambda ask: {(ask.state, ask.state.capitalize())},
     "host": _host_badges,
+    "hostatgateway": _at_gateway_badges,
     "server": _server_badges,
     "connection": _connection_badges,
     "carried": _carried_badges,
@@ -1176,6 +1197,8 @@ def _switch_of_connection(ask: Ask) -> set[tuple[bool, str]]:
         return {(True, "app or agent disabled")}
     if row.host.needs_approval:
         return {(True, "app waiting for approval")}
+    if HostAtGateway.objects.filter(host=row.host, gateway=row.gateway, allowed=False).exists():
+        return {(True, "app or agent not allowed on this gateway")}
     return {(True, "person's teams do not include the gateway" if row.gateway.enabled else "gateway disabled")}
 
 

@@ -185,6 +185,7 @@ class Site:
         start = next((start for start in PLACES if door.path.startswith(start)), "")
         kwargs = {
             "assignment": self.things["assignment"],
+            "host": self.things["host"],
             "name": "gateway",
             "group": "tokens",
             "key": "0" * 32,

@@ -19,7 +19,7 @@ from accounts.models import ApiKey, Team, User
 from auditlog.actions import Action
 from auditlog.models import Event, EventContext, use_context
 from capabilities import Capability
-from connections.models import Connection
+from connections.models import Connection, HostAtGateway
 from gateways.models import Assignment, Feature, FeatureKind, FeatureState, Gateway, Listing, Reach, ToolPolicy
 from hosts.models import Host
 from oauth.models import Registration
@@ -225,6 +225,7 @@ def _hosts(world: World) -> None:
     world.hosts["idle"].set_enrolment(True, by=world.boss)
     for name in ("halted", "stopped"):
         host(name, make.agent(by=world.boss, name=name), "disabled")
+    host("barred", make.agent(by=world.boss, name="barred"))
     host("app", make.app("App"))
     for name in ("asker", "waiter", "newcomer"):
         host(name, make.app(name), "pending")
@@ -274,6 +275,8 @@ def _connections(world: World) -> None:
         User.objects.filter(pk=connection.user_id).update(is_active=False)
         world.put(connection.user, "deactivated")
     connect(1, "blocked", "halted", token="blocked: app or agent disabled")
+    connect(1, "blocked", "barred", token="blocked: app or agent not allowed on this gateway")
+    HostAtGateway.objects.at(world.gateways["wide"], world.hosts["barred"]).block(by=boss)
     connect(1, "blocked", "asker")
     Host.objects.filter(name__in=("asker", "waiter", "newcomer")).update(needs_approval=True)
     connect(1, "revoked", "past", token="revoked")[0].revoke(by=boss)

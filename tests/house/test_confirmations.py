@@ -20,6 +20,7 @@ UNDONE = {  # By the switch or the button beside it, or at once replaced by a ne
     "accounts:decline_request",
     "accounts:send_reset",
     "accounts:staff_on",
+    "connections:block_host",
     "connections:disable",
     "gateways:accept",
     "gateways:disable",

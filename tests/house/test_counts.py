@@ -69,6 +69,7 @@ QUERIES = {
     ),
     "connections:for_gateway": ("", "?status=disabled"),
     "connections:for_host": ("", "?status=blocked&status=expired"),
+    "connections:gateway_hosts": ("", "?show=others"),
     "hosts:list": ("", "?status=pending", "?type=agent", "?columns=calls"),
     "gateways:list": ("", "?columns=calls"),
     "servers:list": ("", "?health=down", "?columns=calls"),
@@ -201,6 +202,7 @@ class Walk:
         things = self.things[PLACES[start]] if start and "<" in door.path else [None]
         for thing in things if every or door.name in OF_ALL else things[: 2 if door.name in ASKS else 1]:
             values = {"pk": thing, "slug": thing, "uid": thing, "name": "outcome", "user_pk": self.viewer.pk}
+            values["host"] = self.world.hosts["bot"].pk
             values["assignment"] = self.world.assignments["asking/mail"].pk
             if ":assignment>" in door.path:
                 values["pk"] = self.asking.pk

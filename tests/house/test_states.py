@@ -98,14 +98,14 @@ def test_a_connections_blocked_reason_equals_the_refusal_of_its_calls() -> None:
     user, host, gateway = User(), Host(kind="headed"), Gateway(reach=Reach.TEAMS)
     connection = Connection(user=user, host=host, gateway=gateway)
     token = Token(connection=connection, digest=b"", expires_at=None)
-    for active, on, let_in, opened, enabled, reaches in product((True, False), repeat=6):
+    for active, on, let_in, opened, enabled, reaches, allowed in product((True, False), repeat=7):
         user.is_active, host.enabled, host.needs_approval = active, on, not let_in
         gateway.enabled, connection.enabled = opened, enabled
-        connection.__dict__["reaches"] = reaches
+        connection.__dict__ |= {"reaches": reaches, "host_allowed": allowed}
         denied = decide(
             GOOD._replace(
                 user_active=active, host_enabled=on, host_pending=not let_in, gateway_enabled=opened,
-                connection_enabled=enabled, reaches=reaches,
+                connection_enabled=enabled, reaches=reaches, host_allowed=allowed,
             ),
             "203.0.113.7",
         )  # fmt: skip

@@ -11,6 +11,7 @@ from django.db.models import Model
 
 from accounts.models import SavedView, User, WorkspaceSettings
 from capabilities import Capability
+from connections.models import HostAtGateway
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
 from scim.models import ProvisioningKey
@@ -85,6 +86,7 @@ def staged() -> Stage:
         "first": first.pk,
         "gateway": assignment.gateway_id,
         "host": known["host"],
+        "host_at_gateway": HostAtGateway.objects.get().pk,
         "host_name": Host.objects.get(pk=known["host"]).name,
         "gateway_name": Gateway.objects.get(slug="closed").name,
         "server_name": Server.objects.get(slug="docs").name,

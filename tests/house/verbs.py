@@ -11,7 +11,7 @@ from accounts.models import Role, User, WorkspaceSettings
 from attention.matters import BY_NAME
 from attention.telling import PERSONAL
 from capabilities import Capability
-from connections.models import Connection
+from connections.models import Connection, HostAtGateway
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
 from proxy.models import Session
@@ -47,6 +47,10 @@ def verb(name: str, *surfaces: Step, before: Step | None = None, case: str = "")
 def off(model: Any, thing: str) -> Step:
     """Return a step that disables an object beforehand."""
     return lambda stage: stage.row(model, thing).disable(by=None)
+
+
+def blocked_there(stage: Stage) -> None:
+    stage.row(HostAtGateway, "host_at_gateway").block(by=stage.boss)
 
 
 def with_a_session(stage: Stage) -> None:
@@ -161,6 +165,37 @@ VERBS = [
         page("/hosts/{host}/enrolment/on/"),
         rest("PATCH /hosts/{host}", allow_enrolment=True),
         admin_form("hosts/host/{host}/change", name="{host_name}", description="", allow_enrolment="on"),
+    ),
+    # Hosts at gateways
+    verb(
+        "HostAtGateway.block",
+        page("/gateways/closed/access/hosts/{host}/block/"),
+        rest("PUT /gateways/closed/hosts/{host}", allowed=False),
+        admin("connections/hostatgateway", "block", "host_at_gateway"),
+    ),
+    verb(
+        "HostAtGateway.allow",
+        page("/gateways/closed/access/hosts/{host}/allow/"),
+        page("/logs/remedy/", reason="host_not_allowed_here", subject="{connection}"),
+        rest("PUT /gateways/closed/hosts/{host}", allowed=True),
+        admin("connections/hostatgateway", "allow", "host_at_gateway"),
+        before=blocked_there,
+    ),
+    verb(
+        "Connection.allow_host",
+        page("/logs/remedy/", reason="host_not_allowed_here", subject="{connection}"),
+        before=blocked_there,
+    ),
+    verb(
+        "HostAtGateway.reset",
+        page("/gateways/closed/access/hosts/{host}/reset/"),
+        rest("DELETE /gateways/closed/hosts/{host}"),
+        admin("connections/hostatgateway", "reset", "host_at_gateway"),
+    ),
+    verb(
+        "HostAtGateway.restrict",
+        page("/gateways/closed/access/hosts/", hosts_allowed="listed"),
+        rest("PATCH /gateways/closed", hosts_allowed="listed"),
     ),
     # Connections
     verb(

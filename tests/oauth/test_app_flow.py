@@ -15,7 +15,7 @@ from accounts.models import User, WorkspaceSettings
 from attention import telling
 from auditlog.models import Event
 from capabilities import Capability
-from connections.models import Connection
+from connections.models import Connection, HostAtGateway
 from gateways.models import Gateway
 from hosts.models import Host
 from oauth.models import Binding, Registration
@@ -250,6 +250,39 @@ def test_the_app_itself_ends_one_family_only(app: App, member: User, gateway: Ga
     assert gone.status_code == 200
     assert app.refresh(one["refresh_token"]).json()["error"] == "invalid_grant"
     assert app.refresh(other["refresh_token"]).status_code == 200
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["blocked", "never seen"])
+def test_an_app_that_the_gateway_does_not_allow_is_refused_to_a_newcomer_before_anything_is_made(
+    is_known: bool, app: App, member: User, gateway: Gateway
+) -> None:
+    if is_known:
+        connect(app, make.user(Capability.OAUTH_CONNECT), gateway)
+        HostAtGateway.objects.at(gateway, Host.objects.get()).block(by=member)
+    else:
+        Gateway.objects.update(hosts_allowed="listed")
+    other = make.gateway()
+    Gateway.objects.filter(pk=other.pk).update(hosts_allowed="all")
+    before, person = (Host.objects.count(), Connection.objects.count(), Token.objects.count()), browser(member)
+
+    refused = person.get(person.get(app.question(gateway))["Location"])
+    offered = person.get(person.get(app.question(None))["Location"]).context["offered"]
+
+    assert refused.status_code == 403
+    assert "This gateway does not allow this app or agent." in refused.content.decode()
+    assert [one for one, _ in offered] == [other]
+    assert (Host.objects.count(), Connection.objects.count(), Token.objects.count()) == before
+
+
+def test_a_block_during_the_consent_makes_neither_host_nor_connection(app: App, member: User, gateway: Gateway) -> None:
+    person = browser(member)
+    page = person.post(person.get(app.question(gateway))["Location"], {"gateway": gateway.slug})["Location"]
+    assert person.get(page).status_code == 200
+    Gateway.objects.update(hosts_allowed="listed")
+
+    assert person.post(page, {"decision": "allow"}).status_code == 403
+    assert not Host.objects.exists()
+    assert not Connection.objects.exists()
 
 
 def test_denying_goes_back_with_error_state_and_issuer(app: App, member: User, gateway: Gateway) -> None:

@@ -8,6 +8,7 @@ from django.test import Client
 
 from accounts.models import User
 from capabilities import Capability
+from connections.models import HostAtGateway
 from gateways.models import Gateway
 from hosts.models import Host
 from oauth.models import AuthorizeRequest
@@ -62,6 +63,7 @@ def test_an_agent_open_for_enrolment_needs_no_capability(ann: User, sign_in: Sig
         ("gateway", "An administrator has disabled this gateway."),
         ("connection", "This connection has been disabled by an administrator."),
         ("reach", "Your teams do not include this gateway."),
+        ("host at gateway", "This gateway does not allow this app or agent."),
     ],
 )
 @pytest.mark.parametrize("method", ["get", "post"])
@@ -80,6 +82,8 @@ def test_objects_disabled_meanwhile_refuse_at_every_step(off: str, words: str, m
             connection.disable(by=person)
         case "reach":
             Gateway.objects.update(reach="teams")
+        case "host at gateway":
+            HostAtGateway.objects.at(gateway, host).block(by=person)
 
     response = getattr(client, method)(page, {"name": "x", "scope": "all"})
 

@@ -69,6 +69,7 @@ GOOD = AccessRow(
     user_email="ana@example.com",
     user_active=True,
     reaches=True,
+    host_allowed=True,
     assignments=(),
 )
 
@@ -86,6 +87,7 @@ ORDER = (
     ("gateway_enabled", False, "gateway_disabled"),
     ("connection_enabled", False, "connection_disabled"),
     ("reaches", False, "gateway_not_reachable"),
+    ("host_allowed", False, "host_not_allowed_here"),
 )
 
 UNAUTHORIZED = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
@@ -127,7 +129,15 @@ def test_an_address_outside_the_allowlist_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", ["host_disabled", "host_pending", "gateway_disabled", "connection_disabled", "gateway_not_reachable"]
+    "reason",
+    [
+        "host_disabled",
+        "host_pending",
+        "gateway_disabled",
+        "connection_disabled",
+        "gateway_not_reachable",
+        "host_not_allowed_here",
+    ],
 )
 def test_a_switch_is_named(reason: str) -> None:
     error = jsonrpc.loads(DENIALS[reason].body(PUBLIC_URL))["error"]
@@ -267,6 +277,10 @@ def test_a_token_nobody_knows_has_none(known: Known) -> None:
     assert ask([(token_text.mint(token_text.ACCESS), "work", ServersNeeded.NONE, "")]) == [None]
 
 
+DECIDE = """
+    INSERT INTO connections_hostatgateway (id, gateway_id, host_id, allowed, set_by_id, set_at)
+    SELECT gen_random_uuid(), gateway_id, host_id, {}, user_id, now() FROM connections_connection
+"""
 FLIPS = [
     ("UPDATE tokens_token SET revoked_at = now(), revoke_reason = 'manual'", "revoked"),
     ("UPDATE connections_connection SET revoked_at = now(), revoke_reason = 'manual'", "connection_revoked"),
@@ -287,6 +301,9 @@ FLIPS = [
     ("UPDATE gateways_gateway SET reach = 'teams'", "gateway_not_reachable"),
     ("UPDATE gateways_gateway SET reach = 'nonsense'", "gateway_not_reachable"),
     ("UPDATE gateways_gateway SET reach = 'teams'; UPDATE accounts_user SET is_superuser = true", None),
+    ("UPDATE gateways_gateway SET hosts_allowed = 'listed'", "host_not_allowed_here"),
+    (f"UPDATE gateways_gateway SET hosts_allowed = 'listed'; {DECIDE.format('true')}", None),
+    (DECIDE.format("false"), "host_not_allowed_here"),
 ]
 
 
@@ -295,7 +312,8 @@ RESTORE = """
     UPDATE tokens_token SET allowed_ips = NULL;
     UPDATE connections_connection SET revoked_at = NULL, revoke_reason = '', enabled = true;
     UPDATE accounts_user SET is_active = true, is_superuser = false;
-    UPDATE gateways_gateway SET archived_at = NULL, enabled = true, reach = 'everyone';
+    UPDATE gateways_gateway SET archived_at = NULL, enabled = true, reach = 'everyone', hosts_allowed = 'all';
+    DELETE FROM connections_hostatgateway;
     UPDATE hosts_host SET enabled = true, archived_at = NULL, needs_approval = false, approved_at = NULL;
 """
 

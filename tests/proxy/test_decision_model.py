@@ -22,7 +22,7 @@ from django.utils import timezone
 from accounts.models import Team
 from auditlog import why as today
 from capabilities import Capability
-from connections.models import Connection, ConnectionIdentity
+from connections.models import Connection, ConnectionIdentity, HostAtGateway
 from gatewayadmin.config import database
 from gateways.models import Assignment, Feature
 from proxy.access.decision import Access, ServersNeeded, Wanted, decide
@@ -59,7 +59,7 @@ seldom = (*[False] * 5, True)
 
 DRAWN: dict[str, dict[str, Sequence[Any]]] = {
     "User": {"is_active": yes, "is_superuser": no, "reads_all": no, "in_team": yes},
-    "Gateway": {"enabled": yes, "archived": no, "reach": ("everyone", "teams"), "has_team": yes},
+    "Gateway": {"enabled": yes, "archived": no, "reach": ("everyone", "teams"), "has_team": yes, "listed": seldom},
     "Host": {"enabled": yes, "archived": no, "needs_approval": (*[False] * 5, True), "approved": (True, False)},
     "Server": {"enabled": yes, "archived": no, "auth_type": ("bearer", "bearer", "header", "none")},
     "Assignment": {
@@ -73,6 +73,7 @@ DRAWN: dict[str, dict[str, Sequence[Any]]] = {
     "Tool": {"enabled": yes},
     "Identity": {"enabled": (True, False), "revoked": seldom, "unconfirmed": seldom},
     "Connection": {"enabled": yes, "revoked": no},
+    "HostAtGateway": {"allowed": (None, None, None, None, True, True, False)},
     "Carried": {"bound": (True, True, True, False)},
     "Token": {
         "revoked": no,
@@ -131,6 +132,7 @@ def skeleton() -> Skeleton:
             ],
             "Identity": [*own, *(make.identity(server) for server in servers)],
             "Connection": links,
+            "HostAtGateway": list(product(hosts, gateways)),
             "Carried": list(product(links[:2], assignments)),
             "Token": [one.token for one in issued],
         },
@@ -168,7 +170,9 @@ class Painter:
         return {"is_active": told["is_active"], "is_superuser": told["is_superuser"], "role": role}
 
     def gateway(self, told: dict[str, Any], _: int) -> dict[str, Any]:
-        return {"enabled": told["enabled"], "archived_at": self._at(told["archived"]), "reach": told["reach"]}
+        return {"enabled": told["enabled"], "archived_at": self._at(told["archived"]), "reach": told["reach"]} | {
+            "hosts_allowed": "listed" if told["listed"] else "all"
+        }
 
     def host(self, told: dict[str, Any], _: int) -> dict[str, Any]:
         return {
@@ -230,6 +234,12 @@ class Painter:
         for number, (assignment, told) in enumerate(zip(self.rows["Assignment"], drawn["Assignment"], strict=True)):
             allowed = [assignment.gateway_id] if told["allowed"] else []
             self.rows["Identity"][4 + number].gateways.set(allowed)
+        HostAtGateway.objects.all().delete()
+        HostAtGateway.objects.bulk_create(
+            HostAtGateway(host=host, gateway=gateway, allowed=told["allowed"], set_by=self.rows["User"][0])
+            for (host, gateway), told in zip(self.rows["HostAtGateway"], drawn["HostAtGateway"], strict=True)
+            if told["allowed"] is not None
+        )
         ConnectionIdentity.objects.all().delete()
         ConnectionIdentity.objects.bulk_create(
             ConnectionIdentity(connection=link, assignment=assignment, identity=self.own(link, assignment))
@@ -277,6 +287,7 @@ class Plain:
             (not gateway["enabled"], "gateway_disabled"),
             (not self.of(link)["enabled"], "connection_disabled"),
             (not self.reaches(user, gateway), "gateway_not_reachable"),
+            (not self.allows(link), "host_not_allowed_here"),
         )
         first = next((reason for refuses, reason in refusals if refuses), None)
         return first or self.tool(token, tool)
@@ -284,6 +295,15 @@ class Plain:
     def reaches(self, user: dict[str, Any], gateway: dict[str, Any]) -> bool:
         in_team = user["in_team"] and gateway["has_team"]
         return any((gateway["reach"] == "everyone", in_team, user["reads_all"], user["is_superuser"]))
+
+    def at_gateway(self, link: Connection) -> dict[str, Any]:
+        """Return what the link's gateway says of its host."""
+        pairs = self.rows["HostAtGateway"]
+        return self.drawn["HostAtGateway"][pairs.index((link.host, link.gateway))]
+
+    def allows(self, link: Connection) -> bool:
+        told = self.at_gateway(link)["allowed"]
+        return not self.of(link.gateway)["listed"] if told is None else bool(told)
 
     def tool(self, token: Token, exposed: str) -> str:
         alias, _, name = exposed.partition("__")
@@ -426,6 +446,7 @@ MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
     "gateway_disabled": lambda world, token, _: world.of(token.connection.gateway).update(enabled=True),
     "connection_disabled": lambda world, token, _: world.of(token.connection).update(enabled=True),
     "gateway_not_reachable": lambda world, token, _: world.of(token.connection.gateway).update(reach="everyone"),
+    "host_not_allowed_here": lambda world, token, _: world.at_gateway(token.connection).update(allowed=True),
     "server_disabled": lambda world, _, number: world.drawn["Server"][number].update(enabled=True),
     "assignment_disabled": lambda world, _, number: world.drawn["Assignment"][number].update(enabled=True),
     "tool_disabled": lambda world, _, number: (
@@ -493,6 +514,7 @@ EVERY_REASON = {
     "gateway_disabled",
     "gateway_not_reachable",
     "host_disabled",
+    "host_not_allowed_here",
     "host_pending",
     "identity_disabled",
     "identity_missing",

@@ -57,6 +57,7 @@ SWITCHES = {
     "gateway_disabled": "UPDATE gateways_gateway SET enabled = false",
     "connection_disabled": "UPDATE connections_connection SET enabled = false",
     "gateway_not_reachable": "UPDATE gateways_gateway SET reach = 'teams'",
+    "host_not_allowed_here": "UPDATE gateways_gateway SET hosts_allowed = 'listed'",
     "rate_limited": "UPDATE gateways_gateway SET calls_per_minute = 1",
 }
 

@@ -15,7 +15,7 @@ import pytest
 from psycopg.pq.abc import PGresult
 
 from accounts.models import User
-from connections.models import Connection
+from connections.models import Connection, HostAtGateway
 from proxy.access.decision import AccessQuery, find_again
 from proxy.models import Session
 from proxy.request import McpRequest
@@ -166,6 +166,9 @@ CUTS: dict[str, Callable[[Any, Any], object]] = {
     "connection_disabled": lambda connection, ana: connection.disable(by=ana),
     "host_disabled": lambda connection, ana: connection.host.disable(by=ana),
     "gateway_disabled": lambda connection, ana: connection.gateway.disable(by=ana),
+    "host_not_allowed_here": lambda connection, ana: HostAtGateway.objects.at(
+        connection.gateway, connection.host
+    ).block(by=ana),
     "user_inactive": lambda connection, _: User.objects.filter(pk=connection.user_id).update(is_active=False),
 }
 

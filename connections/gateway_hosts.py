@@ -1,0 +1,205 @@
+"""The Access tab of a gateway: the apps and agents that may use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from django import forms
+from django.db.models import Count, Exists, OuterRef, Q, Subquery
+from django.db.models.functions import Lower
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404, render
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.models import User
+from capabilities import Capability, requires
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
+from connections.impact import cuts, refused_unlisted
+from connections.models import HostAtGateway
+from connections.rows import connections_visible_to
+from gateways.models import Gateway, HostsAllowed
+from gateways.views import gateway_or_404
+from hosts.models import Host, HostQuerySet
+from ui.forms import ExplainedChoice, ListFilter
+from ui.pages import NOTHING_IS_DELETED, AppRequest, Undo, is_for, leave, own_path, posted, seen_version, sentences
+from ui.tables import LIVE, Column, Table
+from ui.viewset import confirmed, form_page, list_page
+
+TABLE = Table(
+    "hosts-of-gateway",
+    "Apps and agents of this gateway",
+    (
+        Column("name", "App or agent", sorts=(Lower("name"),)),
+        Column("type", "Type", 8, priority=3, on_phone=True),
+        Column("state", "State", 9, on_phone=True),
+        Column("users", "People", 6, priority=2, kind="number", hint=LIVE, needs=SEES_CONNECTIONS),
+        Column("acts", "Actions", 7, kind="acts", said=False),
+    ),
+    order="name",
+)
+EXPLAINED = {
+    HostsAllowed.ALL: "Also those that connect for the first time. Blocked ones are refused.",
+    HostsAllowed.LISTED: "Others are refused, also when somebody signs in with them for the first time.",
+}
+
+
+@dataclass(frozen=True)
+class HostRow:
+    """An app or agent as the gateway treats it; needs `_with_state`."""
+
+    host: Any
+    gateway: Gateway
+
+    @property
+    def state(self) -> str:
+        """`allowed`, `blocked` or `unlisted`."""
+        if self.host.decided is None:
+            return "allowed" if self.gateway.hosts_allowed == HostsAllowed.ALL else "unlisted"
+        return "allowed" if self.host.decided else "blocked"
+
+
+class GatewayHostFilter(ListFilter):
+    """Filter by name, and by whether the gateway knows the app or agent."""
+
+    show = forms.ChoiceField(required=False, choices=[("others", "Others")])
+
+    def narrow(self, rows: HostQuerySet) -> HostQuerySet:
+        is_here = Q(is_used=True) | Q(decided__isnull=False)
+        return rows.matching(self.values.get("q", "")).filter(~is_here if self.values.get("show") else is_here)
+
+    @property
+    def is_narrow(self) -> bool:
+        return bool(self.values.get("q"))
+
+
+class HostsAllowedForm(forms.Form):
+    """The apps and agents that may use a gateway."""
+
+    hosts_allowed = forms.ChoiceField(
+        label="Who may use it", choices=HostsAllowed.choices, widget=ExplainedChoice(EXPLAINED)
+    )
+    list_used = forms.BooleanField(
+        label="List those with connections now",
+        required=False,
+        initial=True,
+        help_text="For “Only these”. Blocked ones stay blocked.",
+    )
+
+
+def _with_state(rows: HostQuerySet, gateway: Gateway, viewer: User) -> HostQuerySet:
+    """Annotate how `gateway` treats each host, and whether and by how many people the viewer sees it used there."""
+    decided = HostAtGateway.objects.filter(gateway=gateway, host=OuterRef("pk"))
+    links = connections_visible_to(viewer).live().filter(gateway=gateway, host=OuterRef("pk"))
+    people = links.order_by().values("host").annotate(number=Count("user", distinct=True)).values("number")
+    return rows.annotate(
+        decided=Subquery(decided.values("allowed")), is_used=Exists(links), user_count=Subquery(people)
+    )
+
+
+def _page_url(gateway: Gateway) -> str:
+    return reverse("connections:gateway_hosts", args=[gateway.slug])
+
+
+@require_GET
+@requires(*SEES_GATEWAYS)
+def listing(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = gateway_or_404(request.user, slug)
+    filters = GatewayHostFilter(request.GET)
+    if filters.values.get("show") and not request.user.has_perm(Capability.GATEWAYS_MANAGE):
+        filters = GatewayHostFilter({"q": filters.values.get("q", "")})
+    with_state = partial(_with_state, gateway=gateway, viewer=request.user)
+    return list_page(
+        request,
+        "connections/gateway_hosts.html#hosts",
+        with_state(Host.objects.live()),
+        table=TABLE,
+        filters=filters,
+        detail=with_state,
+        wrap=lambda host: HostRow(host, gateway),
+        gateway=gateway,
+        tab="access",
+    )
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def restrict(request: AppRequest, slug: str) -> HttpResponse:
+    """Let all apps and agents use the gateway, or only listed ones."""
+    gateway = gateway_or_404(request.user, slug)
+    if is_for(request, "would-refuse"):
+        return _would_refuse(request, gateway)
+    form = HostsAllowedForm(posted(request), initial={"hosts_allowed": gateway.hosts_allowed})
+    back, before = _page_url(gateway), gateway.hosts_allowed
+
+    def save() -> HttpResponse:
+        HostAtGateway.objects.restrict(gateway, **form.cleaned_data, by=request.user, seen=seen_version(request))
+        undo = Undo.if_changed(before != gateway.hosts_allowed, request.path, [("hosts_allowed", before)])
+        return leave(request, back, "Apps and agents changed", undo)
+
+    context = {"gateway": gateway, "heading": "Change apps & agents", "submit": "Save", "version": gateway.version}
+    return form_page(request, "connections/hosts_allowed.html", form, save, back=back, **context)
+
+
+def _would_refuse(request: AppRequest, gateway: Gateway) -> HttpResponse:
+    """Show whom the choice in the form would refuse, while it is made."""
+    form, refused = HostsAllowedForm(request.GET), ""
+    if form.is_valid() and form.cleaned_data["hosts_allowed"] == HostsAllowed.LISTED:
+        refused = refused_unlisted(gateway, request.user, list_used=form.cleaned_data["list_used"])
+    return render(request, "connections/hosts_allowed.html#refused", {"refused": refused})
+
+
+def _find(request: AppRequest, slug: str, host: UUID) -> tuple[HostAtGateway, str]:
+    """Return the app or agent on the gateway, and the page to go back to."""
+    gateway = gateway_or_404(request.user, slug)
+    row = HostAtGateway.objects.at(gateway, get_object_or_404(Host.objects.live(), pk=host))
+    return row, own_path((request.POST or request.GET).get("back", ""), _page_url(gateway))
+
+
+def _undo(row: HostAtGateway, changed: bool, back: str) -> Undo | None:
+    """Return the request that makes the row again what it was."""
+    name = {None: "reset_host", True: "allow_host", False: "block_host"}[row.allowed]
+    url = reverse(f"connections:{name}", args=[row.gateway.slug, row.host.pk])
+    return Undo.if_changed(changed, url, [("back", back)])
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def block(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
+    row, back = _find(request, slug, host)
+
+    def act() -> HttpResponse:
+        undo = _undo(row, row.block(by=request.user), back)
+        return leave(request, back, f"{row.host} blocked on {row.gateway}", undo)
+
+    return confirmed(
+        request,
+        act,
+        back=back,
+        title="Block on this gateway",
+        text=f"Block {row.host} on {row.gateway}? Its calls are refused from the next request on, and nobody can "
+        f"connect it there. {NOTHING_IS_DELETED}",
+        more=lambda: sentences(cuts(row, request.user), "Other gateways are not affected."),
+        kind="primary",
+        hidden=[("back", back)],
+    )
+
+
+@require_POST
+@requires(Capability.GATEWAYS_MANAGE)
+def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
+    row, back = _find(request, slug, host)
+    undo = _undo(row, row.allow(by=request.user), back)
+    return leave(request, back, f"{row.host} allowed on {row.gateway}", undo)
+
+
+@require_POST
+@requires(Capability.GATEWAYS_MANAGE)
+def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
+    """Neither list nor block it: the undo of the first act."""
+    row, back = _find(request, slug, host)
+    undo = _undo(row, row.reset(by=request.user), back)
+    return leave(request, back, f"{row.host} is neither listed nor blocked on {row.gateway}", undo)
