@@ -49,7 +49,7 @@ LIMITS = {
     "messages a client may be behind on a stream": streams.MOST_PENDING,
     "MiB these messages may be in all": streams.MOST_PENDING_BYTES >> 20,
     "standing streams of servers read for calls alone, in each worker": upstream_streams.MOST_FOR_CALLS,
-    "features (tools, prompts, resources) of one list of a server": client.MOST_FEATURES,
+    "tools, prompts or resources of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
     "characters of a tool's or prompt's name as clients see it": definitions.MAX_NAME,
     "characters of a tool's or prompt's name as its server has it": definitions.LONGEST_NAME,
