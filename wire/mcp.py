@@ -3,10 +3,12 @@
 import base64
 import binascii
 import itertools
+import os
 import random
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -95,10 +97,6 @@ OFFERED = {
     "completions": (),
     "logging": (),
 }
-
-# Ids of our requests to servers; a client's id is never sent to a server. They start at random
-# and have ten digits, so that the same digits hardly ever occur elsewhere in an answer.
-_ids = itertools.count(random.randrange(1_000_000_000, 2_000_000_000))  # noqa: S311 - an id, no secret
 
 type OnNotification = Callable[[Object], Awaitable[None]]
 
@@ -310,8 +308,17 @@ class StreamBroke(Unreachable):
 
 
 def next_request_id() -> int:
-    """Return a new id for a request to a server."""
-    return next(_ids)
+    """Return a new id for a request to a server; a client's id is never sent to a server."""
+    return next(_ids(os.getpid()))
+
+
+@cache
+def _ids(process: int) -> Iterator[int]:
+    """Return the ids of this process. Workers are forks and share sessions, so each starts at an id of its own.
+
+    They start at random and have ten digits, so that the same digits hardly ever occur elsewhere in an answer.
+    """
+    return itertools.count(random.randrange(1_000_000_000, 9_000_000_000))  # noqa: S311 - an id, no secret
 
 
 async def read_response(

@@ -14,7 +14,7 @@ import psutil
 import psycopg
 
 from tests.eventually import eventually
-from tests.running.debian import as_account
+from tests.running.debian import UNSYNCED, as_account
 from tests.workspace import free_port
 
 
@@ -36,10 +36,10 @@ class Standby:
 
     def copy(self, server: str) -> None:
         """Start as a copy of the primary."""
-        self._run("pg_basebackup", "-D", self._data, "-d", server, "-R", "-X", "stream", "-c", "fast")
+        self._run("pg_basebackup", "-D", self._data, "-d", server, "-R", "-X", "stream", "-c", "fast", "--no-sync")
 
     def start(self) -> None:
-        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder}"
+        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder} {UNSYNCED}"
         self._run("pg_ctl", "start", "-w", "-D", self._data, "-l", str(self.folder / "log"), "-o", options)
 
     def kill(self) -> None:

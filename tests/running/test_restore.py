@@ -57,7 +57,7 @@ def later(*way: str) -> Any:
     return pytest.param(Way(*way), marks=pytest.mark.full)
 
 
-@pytest.fixture(params=[Way("18", "18"), later("15", "15"), later("15", "18")], ids=" to ".join)
+@pytest.fixture(params=[Way("18", "18"), later("15", "18")], ids=" to ".join)
 def way(request: pytest.FixtureRequest) -> Way:
     return Way(*request.param)
 
@@ -246,8 +246,12 @@ def test_a_copy_of_the_data_directory_starts_elsewhere_with_its_tokens_and_its_l
     with serving(other) as served:
         assert password_of(served.greeting()) is None  # It is no first start.
         assert call(served.url, token).status_code == httpx.codes.OK
-        verified = manage(other, "verify_log")
-        assert verified.returncode == 0, verified.stdout + verified.stderr
+
+        def is_sealed() -> bool:
+            manage(other, "housekeeping")  # Not only every minute or so.
+            return manage(other, "verify_log").returncode == 0
+
+        eventually(is_sealed)
         assert served.stop() == 0
 
 

@@ -179,7 +179,7 @@ def test_a_link_leads_to_where_the_running_server_is(home: Path) -> None:
     printed = manage(home, "rescue", "new@example.com", "--create").stdout
     again = manage(home, "password_link", "new@example.com").stdout
 
-    link = re.compile(r"^(?:They set a password at )?(http://localhost:\d+)/accounts/join/", re.MULTILINE)
+    link = re.compile(r"^(?:They choose a password at )?(http://localhost:\d+)/accounts/join/", re.MULTILINE)
     addresses = [found[1] for one in (printed, again) if (found := link.search(one))]
     assert len(addresses) == 2
     assert "new@example.com is an active Super admin now" in printed

@@ -1,6 +1,8 @@
 """The MCP client: it limits what it reads and how long it waits, and detects each server's era correctly."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
@@ -13,6 +15,7 @@ from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of, liv
 from tests.conftest import Run
 from tests.eventually import PATIENCE, until
 from tests.proxy.scripted import Request, Script, failing, tool
+from tests.workspace import ROOT
 from wire.client import McpClient
 from wire.errors import (
     BadAnswer,
@@ -356,3 +359,24 @@ async def test_a_stream_that_breaks_again_and_again_is_gone_on_with_so_many_time
             await asyncio.wait_for(asking.ask(target(server.url), "tools/call", {"name": "it"}, ignore), PATIENCE)
     assert script.went_on == times
     assert len(server.asked("tools/call")) == 1
+
+
+FORKS = """
+import os
+from wire.mcp import next_request_id
+
+next_request_id()
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.write(writing, str(next_request_id()).encode())
+    os._exit(0)
+print(os.read(reading, 20).decode(), next_request_id())
+"""
+
+
+def test_workers_send_other_ids_in_the_sessions_that_they_share() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    first, second = map(int, done.stdout.split())
+    assert abs(first - second) > 1
+    assert len(str(first)) == len(str(second)) == 10
