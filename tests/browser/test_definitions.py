@@ -100,7 +100,7 @@ def test_a_changed_definition_reaches_agents_only_after_a_person_accepted_it(
     assert handbook.shown == {"docs__search": AFTER}
 
     decide(page, "Quarantine")
-    expect(page.get_by_text(re.compile("shown to nobody")).first).to_be_visible()
+    expect(page.get_by_text(re.compile("hidden from clients")).first).to_be_visible()
     assert handbook.shown == {}
     refused = handbook.call().json
     assert "error" in refused or refused["result"]["isError"]
