@@ -114,7 +114,7 @@ def test_the_busiest_come_to_the_dashboard_once_it_is_there(ana: User, max: User
     alone = sign_in(ana).get("/logs/busiest/?range=7d").content.decode()
 
     assert 'hx-get="/logs/busiest/?range=7d" hx-trigger="load"' in page
-    assert '<a href="/logs/busiest/?range=7d">Show</a>' in page, "Without script a link leads there."
+    assert '<a href="/logs/busiest/?range=7d">Show busiest tools</a>' in page, "Without script a link leads there."
     assert re.findall(r"Busiest (\w+)s<", page) == re.findall(r"Busiest (\w+)s<", part) == ["tool", "user", "host"]
     assert 'data-count="plots.top"' not in page
     assert re.findall(r'data-count="plots.top">(\d+)<', part) == ["3", "3"]
