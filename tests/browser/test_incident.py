@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests import curl
-from tests.browser.test_tasks import Mouse
+from tests.browser.tasks import Mouse
 from tests.eventually import eventually
 from tests.make import unique
 from tests.workspace import Serve

@@ -36,15 +36,18 @@ class App:
         kept = {name: value for name, value in (asked | more).items() if value is not None}
         return f"/oauth/authorize?{urlencode(kept)}"
 
-    def exchange(self, code: str, **more: Any) -> Any:
-        body = {
+    def exchange_form(self, code: str) -> dict[str, str]:
+        """Return the form that exchanges this code for tokens."""
+        return {
             "grant_type": "authorization_code",
             "code": code,
             "client_id": self.client_id,
             "redirect_uri": self.redirect_uri,
             "code_verifier": self.verifier,
         }
-        return Client().post("/oauth/token", body | more)
+
+    def exchange(self, code: str, **more: Any) -> Any:
+        return Client().post("/oauth/token", self.exchange_form(code) | more)
 
     def refresh(self, refresh_token: str, **more: Any) -> Any:
         body = {"grant_type": "refresh_token", "refresh_token": refresh_token, "client_id": self.client_id}
