@@ -2,7 +2,7 @@
 
 import gzip
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import cache
@@ -48,10 +48,13 @@ TransactionTestCase._fixture_teardown = emptying.empty  # type: ignore[attr-defi
 DatabaseCreation._destroy_test_db = emptying.drop  # type: ignore[attr-defined]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave all but the first case of a slow test to `make test-all`."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+    """Leave all but the first case of a slow test to `make test-all`, and run long modules first."""
     cases.leave_first_cases(items)
+    yield
+    if hasattr(config, "workerinput"):
+        groups.put_long_ones_first(items)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

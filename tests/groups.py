@@ -4,21 +4,46 @@
 """
 
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = re.compile(r'xdist_group\("([^"]+)"\)')
+# A test of these takes seconds, of others a fraction of one.
+LONG = ("apps", "browser", "clients", "conformance", "contract", "deploy", "docs", "matrix", "running")
 
 
 class LoadGroups(LoadScopeScheduling):  # type: ignore[misc]
-    """Sends whole modules to the processes, like `--dist loadfile`, and the modules of a group to the same one."""
+    """Sends whole modules to the processes, like `--dist loadfile`, and the modules of a group to the same one.
+
+    In the order of `put_long_ones_first`: xdist's own begins with those of most tests, so that one process still ran a
+    few long tests for a quarter of an hour after the others had ended.
+    """
+
+    def __init__(self, config: pytest.Config, log: Any) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        return group_of(path) or path
+        return scope_of(nodeid)
+
+
+def put_long_ones_first(items: list[pytest.Item]) -> None:
+    """Sort the groups: those of long tests first, then by the number of tests."""
+    counts = Counter(scope_of(item.nodeid) for item in items)
+    long = {scope_of(item.nodeid) for item in items if item.nodeid.split("/")[1] in LONG}
+    items.sort(key=lambda item: ((scope := scope_of(item.nodeid)) not in long, -counts[scope], scope))
+
+
+def scope_of(nodeid: str) -> str:
+    """Return what is run in one process: the test's group, or its module."""
+    path = nodeid.partition("::")[0]
+    return group_of(path) or path
 
 
 @cache

@@ -359,7 +359,7 @@ def test_a_client_waits_a_moment_for_a_server_that_never_answered(start: Start, 
     gateway = make.gateway(slug="work")
     agent = start(list_seconds=600).agent(make.connection(make.agent(by=user), gateway, user))
     for slug, app in (("fine", Offers([[tool("echo")]]).app()), ("silent", upstreams.silent())):
-        make.assignment(gateway, make.server(slug=slug, url=run(app).url))
+        make.assignment(gateway, make.server(slug=slug, url=run(app).url, timeout_seconds=2))
 
     answer = agent.listed()
 

@@ -53,7 +53,7 @@ class Roles(NamedTuple):
 
 
 # Tables that were copied, or in which PostgreSQL the owner has migrated.
-TABLES = ["copied", full("embedded"), full("debian")]
+TABLES = ["copied", full("debian")]
 # The types of relations that have an owner of their own, and of routines.
 OWNED = """
 SELECT format('ALTER TABLE %s OWNER TO {name}', oid::regclass) FROM pg_class
@@ -71,14 +71,10 @@ def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """
     owner, runner, base = (f"{name}_{os.getpid()}_{request.param}" for name in ("owner", "runner", "roles"))
     with ExitStack() as stack:
-        if request.param != "debian":
-            address = cluster.fresh_database(base, cluster.tables() if request.param == "copied" else "template1")
+        if request.param == "copied":
+            address = cluster.fresh_database(base, cluster.tables())
         else:
-            binaries = programs()
-            if binaries is None and not os.environ.get("CI"):
-                pytest.skip("needs a PostgreSQL server, such as Debian's package postgresql; CI installs it")
-            assert binaries is not None
-            address = stack.enter_context(postgres(binaries))
+            address = stack.enter_context(postgres(programs()))
         with psycopg.connect(address, autocommit=True) as admin:
             for name in (owner, runner):
                 admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'".encode())

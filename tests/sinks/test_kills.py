@@ -31,6 +31,7 @@ from tests.workspace import ROOT
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("kill")]
 
+KILLS = 8
 WRITERS = 3
 WHOLE = {"SENDER_MOST_ROWS": str(reading.MOST_ROWS)}  # At once, of the rows left at the end.
 
@@ -75,9 +76,8 @@ def writing(chance: random.Random) -> Iterator[set[str]]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_out_no_row(
-    kills: int, to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Senders die at any time: before an acknowledgement, or with rows lost on the way. Duplicates are found by id."""
     chance = random.Random(request.node.name)
@@ -98,7 +98,7 @@ def test_killed_senders_leave_out_no_row(
         running[-1].wait()
 
     with writing(chance) as committed:
-        for number in range(kills):
+        for number in range(KILLS):
             wanted = len(hook.requests) + chance.randint(2, 9)
             running.append(sender(SENDER_LOAN_S="0.5"))
             eventually(partial(came, wanted), 120)
@@ -123,17 +123,17 @@ def test_killed_senders_leave_out_no_row(
     twice = len(calls) - len(committed)
     assert twice < len(calls)
     with capsys.disabled():
-        print(f"\n{kills} kills, {len(committed)} rows written, 0 missing, {twice} came twice")  # noqa: T201
+        print(f"\n{KILLS} kills, {len(committed)} rows written, 0 missing, {twice} came twice")  # noqa: T201
 
 
-def kill_senders(kills: int, name: str, deliveries: Callable[[], int], arrived: Callable[[], list[str]]) -> str:
+def kill_senders(name: str, deliveries: Callable[[], int], arrived: Callable[[], list[str]]) -> str:
     """Kill senders at any time after `deliveries`, until all committed rows have `arrived`; return the figures.
 
     Rows received but not recorded are sent again, and recognised by id.
     """
     chance = random.Random(name)
     with writing(chance) as committed:
-        for _ in range(kills):
+        for _ in range(KILLS):
             wanted = deliveries() + chance.randint(1, 5)
             one = sender(SENDER_LOAN_S="0.5")
             eventually(lambda wanted=wanted: deliveries() >= wanted, 120)  # type: ignore[misc]
@@ -150,34 +150,29 @@ def kill_senders(kills: int, name: str, deliveries: Callable[[], int], arrived: 
         last.wait()
     came = arrived()
     assert set(came) == committed
-    return f"{kills} kills, {len(committed)} rows written, 0 missing, {len(came) - len(committed)} came twice"
+    return f"{KILLS} kills, {len(committed)} rows written, 0 missing, {len(came) - len(committed)} came twice"
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_no_row_out_of_a_bucket(
-    kills: int, bucket: Bucket, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    bucket: Bucket, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Objects written but not recorded are written again, under the same or another name."""
     Call.partitions.make_for(datetime.now(UTC).date())
     Sink.objects.add(name="Bucket", kind="s3", address=bucket.url, secret=KEYS, sends_events=False, by=None)
-    said = kill_senders(
-        kills, request.node.name, lambda: len(bucket.names()), lambda: [row["id"] for row in bucket.rows()]
-    )
+    said = kill_senders(request.node.name, lambda: len(bucket.names()), lambda: [row["id"] for row in bucket.rows()])
     with capsys.disabled():
         print(f"\n{said}")  # noqa: T201
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_no_row_out_of_a_collector(
-    kills: int, loopback_is_allowed: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    loopback_is_allowed: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Call.partitions.make_for(datetime.now(UTC).date())
     with collecting() as collector:
         Sink.objects.add(name="Collector", kind="otlp", address=collector.url, sends_events=False, by=None)
         said = kill_senders(
-            kills,
             request.node.name,
             lambda: len(collector.tried),
             lambda: [one.attributes["id"] for one in [*collector.logs] if one.event == "gateway_admin.call"],
