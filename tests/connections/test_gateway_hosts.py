@@ -76,7 +76,7 @@ def test_each_act_returns_to_the_page_and_its_undo_restores_what_was(boss: User,
     blocked = client.post(f"{base}hosts/{host.pk}/block/", {"back": tab})
 
     assert blocked["Location"] == tab
-    assert list(pair) == [False]
+    assert list(pair.all()) == [False]
     assert state(client.get(base), host) == "Blocked"
     seen = row(client.get(tab), link)
     assert "blocked: app or agent not allowed on this gateway" in seen
@@ -84,12 +84,12 @@ def test_each_act_returns_to_the_page_and_its_undo_restores_what_was(boss: User,
     assert sentence(Event.objects.first()) == f"{boss.email} blocked “CI bot” on the gateway “{gateway.name}”."  # type: ignore[arg-type]
     back = undo_of(blocked)
     client.post(back.url, dict(back.fields))
-    assert list(pair) == []
+    assert list(pair.all()) == []
 
     client.post(f"{base}hosts/{host.pk}/block/")
     again = client.post(f"{base}hosts/{host.pk}/allow/")
     client.post(undo_of(again).url)
-    assert list(pair) == [False]
+    assert list(pair.all()) == [False]
 
 
 def test_choosing_only_listed_ones_shows_whom_it_refuses_and_lists_those_in_use(boss: User, sign_in: SignIn) -> None:
@@ -111,7 +111,7 @@ def test_choosing_only_listed_ones_shows_whom_it_refuses_and_lists_those_in_use(
 
     assert re.search(r'name="list_used"[^>]*checked', form)
     assert "Refuses nothing that is connected now. It lists Used." in keeping
-    assert "Refuses Used: 1 host, 1 user." in refusing
+    assert "Refuses Used: 1 app or agent, 1 person." in refusing
     assert "1 call of 1 person came from them" in refusing
     page = client.get(f"/gateways/{gateway.slug}/access/")
     assert (state(page, used), state(page, blocked)) == ("Allowed", "Blocked")
