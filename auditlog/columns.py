@@ -97,7 +97,7 @@ def _tenths(call: Call) -> int:
 TOOL = LogColumn("tool", "Tool", "16", 0, _tool)
 COLUMNS = (
     LogColumn("host", "Host", "6.5", 2, lambda call, _: mid(call.host_name)),
-    LogColumn("user", "User email", "9", 3, lambda call, _: call.user_email),
+    LogColumn("user", "User email", "11", 3, lambda call, _: call.user_email),
     LogColumn("gateway", "Gateway", "7", 4, lambda call, _: mid(call.gateway_name)),
     LogColumn("server", "Server", "7", 4, _server),
     LogColumn("method", "Method", "6.5", 4, lambda call, _: call.method),
