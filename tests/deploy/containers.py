@@ -107,9 +107,10 @@ class Machine:
 @contextmanager
 def machine(images: Images) -> Iterator[Machine]:
     """A machine with a copy of this checkout, on which nothing runs yet."""
-    missing = [name for name in ("podman", "runc") if shutil.which(name, path=PATH) is None]
+    # netavark runs iptables without depending on its package.
+    missing = [name for name in ("podman", "runc", "iptables") if shutil.which(name, path=PATH) is None]
     missing += [name for name in ("netavark", "aardvark-dns") if not any(Path(at, name).exists() for at in HELPERS)]
-    assert not missing, "These tests need Debian's packages podman, runc, netavark and aardvark-dns."
+    assert not missing, "These tests need Debian's packages podman, runc, iptables, netavark and aardvark-dns."
     home, folder = images.home, images.home / "checkout"
     _copy_checkout(folder)
     (home / "networks").mkdir(exist_ok=True)
