@@ -72,7 +72,7 @@ MCP = Table(
 )
 
 
-def _tab(key: str, name: str, *by: str) -> Table:
+def _tab(key: str, name: str, *by: str, acts: int) -> Table:
     return Table(
         key,
         "Connections",
@@ -86,13 +86,17 @@ def _tab(key: str, name: str, *by: str) -> Table:
             Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
             Column("used", "Last used", 6.5, priority=3, kind="moment", on_phone=True),
             Column("enabled", "Enabled", 5, kind="switch"),
-            Column("acts", "Actions", 7, kind="acts", said=False),
+            Column("acts", "Actions", acts, kind="acts", said=False),
         ),
         fit="spanned",
     )
 
 
-TABS = {"host": _tab("of-host", "Gateway", "gateway__name"), "gateway": _tab("of-gateway", "Client name", "host__name")}
+# A row of a host has a fourth act: to block the host on its gateway.
+TABS = {
+    "host": _tab("of-host", "Gateway", "gateway__name", acts=9),
+    "gateway": _tab("of-gateway", "Client name", "host__name", acts=7),
+}
 OWN_IDENTITIES = Table(
     "own-identities",
     "Stored credentials",
