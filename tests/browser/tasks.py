@@ -17,7 +17,7 @@ from tests.upstreams import App as Asgi
 from tests.upstreams import Upstream, docs
 from tests.workspace import OWNER, PASSWORD, Serve
 
-MOST_STEPS = 150
+MOST_STEPS = 400  # The row may be the last of a page.
 ARRIVED = '<link rel="icon" href="data:,"><h1>Arrived</h1>'
 ROWS = """
 import json

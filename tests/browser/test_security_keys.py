@@ -87,7 +87,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     page.get_by_role("link", name="remove Old key").click()
     page.get_by_role("button", name="OK").click()
     expect(page.get_by_text("Security key removed")).to_be_visible()
-    expect(page.get_by_text("Off", exact=True)).to_be_visible()
+    expect(page.get_by_text("Disabled", exact=True)).to_be_visible()
     page.context.clear_cookies()
     steps.sign_in(page, live.url, email)
 
