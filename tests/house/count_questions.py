@@ -1180,7 +1180,9 @@ STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
     "session": lambda ask: {("active", "This one")},
     "sink": lambda ask: {SINK_BADGES[ask.state]},
     "provisioning-key": lambda ask: {(ask.state, ask.state)},
-    "factor": lambda ask: {("enabled", "On") if Authenticator.objects.filter(user=ask.viewer) else ("disabled", "Off")},
+    "factor": lambda ask: {
+        ("enabled", "Enabled") if Authenticator.objects.filter(user=ask.viewer) else ("disabled", "Disabled")
+    },
 }
 
 
