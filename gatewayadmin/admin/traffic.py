@@ -432,7 +432,7 @@ class TokenPages(CapabilityAdmin):
     )
     list_display = words("name prefix kind connection status expires_at last_used_at revoked_at")
     list_filter = ("kind", "revoke_reason", "expires_at", "created_at")
-    list_select_related = ("connection__host", "connection__user", "connection__gateway")
+    list_select_related = ()  # The connections are prefetched, with what their status depends on.
     search_fields = ("name", "prefix__startswith", "connection__host__name", "connection__user__email")
     fields = words(
         "name prefix kind connection reaches status expires_at allowed_ips calls_per_minute last_used_at last_used_ip"
@@ -441,7 +441,7 @@ class TokenPages(CapabilityAdmin):
     )
 
     def get_queryset(self, request: Any) -> Any:
-        """Annotate whether each user can reach the gateway, which the status depends on."""
+        """Annotate whether the user and the host may use the gateway, which the status depends on."""
         connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
         return super().get_queryset(request).prefetch_related(Prefetch("connection", connections))
 

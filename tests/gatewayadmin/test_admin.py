@@ -21,7 +21,7 @@ from oauth2_provider.models import Application, Grant
 from accounts.models import ApiKey, Role, Team, User
 from auditlog.models import Call, Event
 from capabilities import Capability
-from connections.models import Connection
+from connections.models import Connection, HostAtGateway
 from gatewayadmin.admin.base import site
 from gateways.models import Feature
 from hosts.models import Host, HostKind
@@ -86,6 +86,7 @@ FROZEN = {
     "auditlog.call": 4,
     "auditlog.event": 4,
     "connections.connection": 7,
+    "connections.hostatgateway": 6,
     "gateways.assignment": 6,
     "gateways.gateway": 5,
     "gateways.feature": 6,
@@ -101,7 +102,7 @@ FROZEN = {
     "sinks.sink": 5,
     "sso.account": 6,
     "sso.provider": 5,
-    "tokens.token": 5,
+    "tokens.token": 6,
     "upstream_oauth.clientregistration": 5,
     "upstream_oauth.signin": 6,
 }
@@ -126,6 +127,7 @@ def world(by: User) -> World:
     Feature.objects.create(assignment=assignment, name="search", exposed_name=make.unique("tool"))
     host = make.agent(by=by)
     link = make.connection(host, gateway, make.user())
+    HostAtGateway.objects.at(gateway, host).allow(by=by)
     issued = make.token(link, servers=[assignment])
     Team.objects.create(name=make.unique("team")).users.add(by)
     key = ApiKey.objects.create(
