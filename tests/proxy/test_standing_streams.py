@@ -16,7 +16,7 @@ from psycopg.pq.abc import PGresult
 
 from accounts.models import User
 from connections.models import Connection, HostAtGateway
-from proxy.access.decision import AccessQuery, find_again
+from proxy.access.decision import DENIALS, AccessQuery, find_again
 from proxy.models import Session
 from proxy.request import McpRequest
 from proxy.store.bus import Bus
@@ -202,12 +202,12 @@ def test_a_cut_ends_every_stream_of_it_and_nobody_elses(
     count = 5 if reason == "gateway_disabled" else 4  # The other client's stream ends too.
     eventually(lambda: len([row for row in work.proxy.calls() if row.deny_reason == reason]) >= count)
     denied = [row for row in work.proxy.calls() if row.deny_reason == reason]
-    assert {row.outcome for row in denied} == {"denied" if "disabled" in reason else "unauthorized"}
+    assert {row.outcome for row in denied} == {"denied" if DENIALS[reason].status == 403 else "unauthorized"}
     assert {row.method for row in denied} == {"GET", "subscriptions/listen", "tools/call"}
 
 
 def cut_reason_is_told(get: Listener, of_2026: Listener, call: Listener, json_call: Listener, reason: str) -> None:
-    code = -32003 if "disabled" in reason else -32001
+    code = -32003 if DENIALS[reason].status == 403 else -32001
     last = get.events[-1]
     assert (last["error"]["code"], last["error"]["data"], last["id"]) == (code, {"reason": reason}, None)
     last = call.events[-1]
