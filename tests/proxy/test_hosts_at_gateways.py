@@ -38,7 +38,7 @@ def test_a_blocked_agent_is_refused_for_everybody_there_until_the_page_of_its_ca
     question = client.get(block).content.decode()
     client.post(block)
 
-    assert "Cuts 1 app or agent, 2 people." in question
+    assert "Cuts off 1 app or agent, 2 people." in question
     assert "2 calls of 2 people went through it" in question
     assert [answer(one) for one in (of_boss, of_ann, at_home, of_other)] == [REFUSED, REFUSED, 200, 200]
     refused = next(call for call in proxy.calls() if call.deny_reason)
