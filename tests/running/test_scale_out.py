@@ -423,7 +423,7 @@ def test_calls_fail_closed_when_the_primary_is_lost_and_go_on_once_the_replica_i
             rows = "SELECT count(*) AS number FROM auditlog_call WHERE method = 'tools/call' AND outcome = 'ok'"
             (before,) = served.rows(rows)
             eventually(lambda: replica.execute(rows) == before["number"])
-            assert "logs: replica" in ready(served)
+            eventually(lambda: "logs: replica" in ready(served))
             stop(binaries, url)
             eventually(lambda: called(issued) == UNAVAILABLE)
             assert [called(issued) for _ in range(3)] == [UNAVAILABLE] * 3
