@@ -374,7 +374,7 @@ def test_a_replica_that_dies_costs_no_page_and_one_that_is_back_is_read_again(se
         before = read_by_replica(served)
         eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > before)
         replica.promote()
-        eventually(lambda: "logs: primary, it is no replica" in ready(served))
+        eventually(lambda: "logs: primary, it is not a replica" in ready(served))
         assert browser.get(LOGS).status_code == OK
 
 
