@@ -16,7 +16,7 @@ from django.db.models import QuerySet
 from django.http import HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
-from django_htmx.http import retarget
+from django_htmx.http import reselect, retarget
 
 from auditlog.models import Call
 from auditlog.paging import LAST, OLDER, Cursor, Page
@@ -93,7 +93,7 @@ def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callab
     if new.is_shown:
         return HttpResponse(status=204)
     context = {"live": live._replace(is_apart=False), "new": new, "seen": new.since, "most_new": MOST_NEW}
-    return retarget(render(request, "auditlog/new_calls.html", context), "#tail")
+    return reselect(retarget(render(request, "auditlog/new_calls.html", context), "#tail"), "#tail")
 
 
 def newest_page(search: Search, to: int, size: int) -> SearchPage:

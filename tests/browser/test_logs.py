@@ -83,14 +83,16 @@ def test_live_misses_no_call_and_the_page_does_not_grow(live: Serve, page: Page)
     expect(page).to_have_url(re.compile("live=1"))
     page.evaluate(COLLECT)
 
-    elements = []
+    elements, beside = [], []
     for number in range(1, 6):
         for _ in range(20):
             curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
         eventually(partial(has_collected, page, 20 * number))
         elements.append(page.evaluate("document.querySelectorAll('*').length"))
+        beside.append(page.evaluate("document.querySelector('#entries').parentNode.childNodes.length"))
     expect(rows).to_have_count(50)
     assert elements[-1] <= elements[-2] + 20  # Bars may come, rows do not.
+    assert beside[-1] == beside[0], "each answer left the space between its parts on the page"
 
     page.mouse.wheel(0, 2000)  # Away from the first row: new ones wait.
     for _ in range(12):
