@@ -540,10 +540,12 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
         Raises ChangedMeanwhile.
         """
         with transaction.atomic():
+            # Hosts are locked before the gateway, as while a connection is opened.
+            is_listing = hosts_allowed == HostsAllowed.LISTED and list_used
+            used = [host.lock() for host in self.undecided(gateway).order_by("pk")] if is_listing else []
             gateway.edit(hosts_allowed=hosts_allowed, by=by, seen=seen)
-            if hosts_allowed == HostsAllowed.LISTED and list_used:
-                for host in self.undecided(gateway):
-                    self.at(gateway, host).allow(by=by)
+            for host in used:
+                self.at(gateway, host).allow(by=by)
 
 
 class HostAtGateway(Versioned, models.Model):
@@ -576,8 +578,9 @@ class HostAtGateway(Versioned, models.Model):
         return {"allowed": self.allowed}
 
     def lock(self) -> "HostAtGateway":
-        """Return the current row, or an unsaved one; its gateway is locked, as while a connection is opened."""
-        return HostAtGateway.objects.at(self.gateway.lock(), self.host)
+        """Return the current row, or an unsaved one. Locks the host, then the gateway, as opening a connection does."""
+        host = self.host.lock()
+        return HostAtGateway.objects.at(self.gateway.lock(), host)
 
     def block(self, *, by: User) -> bool:
         """Block it for everybody, from the next request on. Returns False if it was blocked already."""

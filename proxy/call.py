@@ -664,14 +664,16 @@ class Endpoint:
         assigned, refresher = resolved.assigned, self._parts.refresher
         try:
             renewed = await refresher.after(refusal, assigned)
-            if renewed is not None:
-                await self._recheck(request, renewed)
         except IdentityUnavailable:
             renewed = None
         if renewed is None:
             failure = failure_text(refusal, assigned.url)
             self._parts.usage.server_contacted(assigned, failure, credential_refused=True)
             return refusal
+        try:
+            await self._recheck(request, renewed)
+        except IdentityUnavailable:
+            return refusal  # Nothing is known of the renewed token.
         try:
             await self._parts.client.probe(target_of(renewed, grant, self._cipher, request.trace))
         except AccessRefused as again:

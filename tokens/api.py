@@ -259,8 +259,11 @@ class TokenResource(Resource):
 
 
 def must_be_on(connection: Connection) -> None:
-    """Raise ApiError if agent, gateway or connection is disabled: a stolen token must not rotate itself then."""
-    if not connection.is_on:
+    """Raise ApiError if agent, gateway or connection is disabled, or the gateway does not allow the agent.
+
+    A stolen token must not rotate itself then.
+    """
+    if not (connection.is_on and connection.is_host_allowed):
         raise ApiError(HTTPStatus.FORBIDDEN, "disabled", "The agent, the gateway or the connection is disabled.")
 
 

@@ -316,9 +316,10 @@ def next_request_id() -> int:
 def _ids(process: int) -> Iterator[int]:
     """Return the ids of this process. Workers are forks and share sessions, so each starts at an id of its own.
 
-    They start at random and have ten digits, so that the same digits hardly ever occur elsewhere in an answer.
+    They start at random and have ten digits, so that the same digits hardly ever occur elsewhere in an answer. They
+    stay below 2**31, because some servers read ids as 32 bits.
     """
-    return itertools.count(random.randrange(1_000_000_000, 9_000_000_000))  # noqa: S311 - an id, no secret
+    return itertools.count(random.randrange(1_000_000_000, 2_000_000_000))  # noqa: S311 - an id, no secret
 
 
 async def read_response(

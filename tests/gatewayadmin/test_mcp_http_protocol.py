@@ -131,6 +131,7 @@ async def _checked_talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIEN
 
 def talk_in_time(way: Way, *pieces: bytes, keep_alive: float) -> bytes:
     """Like `talk`, again where a busy machine sent a request so late that the connection was idle before it."""
+    heard = b""
     for _ in range(20):
         heard, _, heads = asyncio.run(_talk(way, [*pieces], keep_alive, PATIENCE))
         if heads == len(pieces):
