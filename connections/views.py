@@ -84,7 +84,7 @@ def _tab(key: str, name: str, *by: str, acts: int) -> Table:
             Column("prefix", "API key prefix", 7.5, priority=3),
             Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
             Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
-            Column("used", "Last used", 6.5, priority=3, kind="moment", on_phone=True),
+            Column("used", "Last used", 5.5, priority=3, kind="moment", on_phone=True),
             Column("enabled", "Enabled", 5, kind="switch"),
             Column("acts", "Actions", acts, kind="acts", said=False),
         ),
