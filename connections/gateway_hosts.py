@@ -159,11 +159,11 @@ def _find(request: AppRequest, slug: str, host: UUID) -> tuple[HostAtGateway, st
     return row, own_path((request.POST or request.GET).get("back", ""), _page_url(gateway))
 
 
-def _undo(row: HostAtGateway, changed: bool, back: str) -> Undo | None:
-    """Return the request that makes the row again what it was."""
+def _leave(request: AppRequest, row: HostAtGateway, changed: bool, back: str, state: str) -> HttpResponse:
+    """Go back and say the new state; the undo makes the row again what it was when it was read."""
     name = {None: "reset_host", True: "allow_host", False: "block_host"}[row.allowed]
     url = reverse(f"connections:{name}", args=[row.gateway.slug, row.host.pk])
-    return Undo.if_changed(changed, url, [("back", back)])
+    return leave(request, back, f"{row.host} {state} on {row.gateway}", Undo.if_changed(changed, url, [("back", back)]))
 
 
 @require_http_methods(["GET", "POST"])
@@ -171,13 +171,9 @@ def _undo(row: HostAtGateway, changed: bool, back: str) -> Undo | None:
 def block(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
     row, back = _find(request, slug, host)
 
-    def act() -> HttpResponse:
-        undo = _undo(row, row.block(by=request.user), back)
-        return leave(request, back, f"{row.host} blocked on {row.gateway}", undo)
-
     return confirmed(
         request,
-        act,
+        lambda: _leave(request, row, row.block(by=request.user), back, "blocked"),
         back=back,
         title="Block on this gateway",
         text=f"Block {row.host} on {row.gateway}? Its calls are refused from the next request on, and nobody can "
@@ -192,8 +188,7 @@ def block(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
     row, back = _find(request, slug, host)
-    undo = _undo(row, row.allow(by=request.user), back)
-    return leave(request, back, f"{row.host} allowed on {row.gateway}", undo)
+    return _leave(request, row, row.allow(by=request.user), back, "allowed")
 
 
 @require_POST
@@ -201,5 +196,4 @@ def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
     """Neither list nor block it: the undo of the first act."""
     row, back = _find(request, slug, host)
-    undo = _undo(row, row.reset(by=request.user), back)
-    return leave(request, back, f"{row.host} is neither listed nor blocked on {row.gateway}", undo)
+    return _leave(request, row, row.reset(by=request.user), back, "is neither listed nor blocked")

@@ -87,6 +87,11 @@ def allowing(host: Host | None) -> Q:
     return (Q(hosts_allowed=HostsAllowed.ALL) | Q(pk__in=listed)) & ~Q(pk__in=blocked)
 
 
+def is_allowed_at(gateway: Gateway, host: Host | None) -> bool:
+    """True if the gateway, as stored, allows the host; None is an app that never connected."""
+    return Gateway.objects.filter(allowing(host), pk=gateway.pk).exists()
+
+
 # Connections not blocked by their user, host, gateway, its reach or its choice of hosts; needs `with_reach`.
 UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True, host_allowed=True) & ~Q(
     host__needs_approval=True, host__approved_at=None
@@ -275,8 +280,11 @@ def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
         return "Your teams do not include this gateway."
     if gateway.archived_at or not gateway.enabled:
         return "An administrator has disabled this gateway."
-    is_allowed = Gateway.objects.filter(allowing(host), pk=gateway.pk).exists()
-    return "" if is_allowed else "This gateway does not allow this app or agent. Ask an administrator to allow it."
+    return (
+        ""
+        if is_allowed_at(gateway, host)
+        else "This gateway does not allow this app or agent. Ask an administrator to allow it."
+    )
 
 
 def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
@@ -384,7 +392,7 @@ class Connection(Versioned, Switchable):
     def is_host_allowed(self) -> bool:
         """True if its gateway allows its host. Queries the database unless it was loaded `with_reach`."""
         known: bool | None = self.__dict__.get("host_allowed")
-        return Gateway.objects.filter(allowing(self.host), pk=self.gateway_id).exists() if known is None else known
+        return is_allowed_at(self.gateway, self.host) if known is None else known
 
     @property
     def refusal(self) -> str:
@@ -541,10 +549,11 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
         """
         with transaction.atomic():
             # Hosts are locked before the gateway, as while a connection is opened.
-            is_listing = hosts_allowed == HostsAllowed.LISTED and list_used
-            used = [host.lock() for host in self.undecided(gateway).order_by("pk")] if is_listing else []
+            hosts: list[Host] = []
+            if hosts_allowed == HostsAllowed.LISTED and list_used:
+                hosts += self.undecided(gateway).order_by("pk").select_for_update(of=("self",))
             gateway.edit(hosts_allowed=hosts_allowed, by=by, seen=seen)
-            for host in used:
+            for host in hosts:
                 self.at(gateway, host).allow(by=by)
 
 

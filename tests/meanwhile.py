@@ -14,8 +14,8 @@ WAITED_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backe
 
 
 @contextmanager
-def just_before(act: Callable[[], object]) -> Iterator[None]:
-    """Run `act` in a concurrent transaction, which commits when the block waits for its locks.
+def just_before(act: Callable[[], object], then: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Run `act` in a concurrent transaction, which runs `then` and commits when the block waits for its locks.
 
     Fails if the block never waits. The test needs `django_db(transaction=True)`.
     """
@@ -27,6 +27,7 @@ def just_before(act: Callable[[], object]) -> Iterator[None]:
                 act()
                 acted.set()
                 eventually(_is_waited_for)
+                then()
         finally:
             connections.close_all()
 

@@ -18,6 +18,7 @@ from hosts.models import Host
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import row, text
+from tests.meanwhile import just_before
 from tests.rest import Rest
 from ui.templatetags.ui import undo
 
@@ -161,3 +162,18 @@ def test_the_list_has_fifty_rows_and_a_member_sees_no_tab(boss: User, ann: User,
     member = sign_in(ann)
     assert "/access/" not in text(member.get(f"/gateways/{gateway.slug}/"))
     assert member.get(f"/gateways/{gateway.slug}/access/").status_code == 403
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("decision", ["block", "only listed ones"])
+def test_a_decision_waits_for_a_connection_that_is_being_opened(decision: str, boss: User) -> None:
+    gateway, host = make.gateway(), make.agent(by=boss)
+    make.connection(host, gateway, boss)
+
+    with just_before(host.lock, then=gateway.lock):  # In the order of Connection.objects.open.
+        if decision == "block":
+            HostAtGateway.objects.at(gateway, host).block(by=boss)
+        else:
+            HostAtGateway.objects.restrict(gateway, "listed", list_used=True, by=boss)
+
+    assert HostAtGateway.objects.at(gateway, host).allowed is (decision != "block")

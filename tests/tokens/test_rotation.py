@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
-from connections.models import Connection
+from connections.models import Connection, HostAtGateway
 from hosts.models import Host
 from tests import make
 from tests.rest import Rest, problem
@@ -247,8 +247,14 @@ def test_an_api_key_rotates_its_owners_tokens_when_it_may_make_some(ana: User, l
     assert Rest.bearing(making).post(path).status_code == 200
 
 
-def test_a_person_cannot_rotate_behind_the_break_glass_either(ana: User, link: Connection, ci: Issued) -> None:
-    link.gateway.disable(by=ana)
+@pytest.mark.parametrize("act", ["disable", "block"])
+def test_a_person_cannot_rotate_behind_the_break_glass_either(
+    act: str, ana: User, link: Connection, ci: Issued
+) -> None:
+    if act == "disable":
+        link.gateway.disable(by=ana)
+    else:
+        HostAtGateway.objects.at(link.gateway, link.host).block(by=ana)
 
     assert problem(Rest.of(ana).post(f"/tokens/{ci.token.pk}/rotate")) == (403, "disabled")
 
