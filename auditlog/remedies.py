@@ -52,6 +52,10 @@ class Remedy(NamedTuple):
     `began` are the events that cause it, `needs` is the capability required. `verb` is the method of the model that
     resolves it; without one, `page` is where a person decides. With neither, only the call's owner can act, as the
     sentence `owner` says; `own_page` is True if they do so on My identities.
+
+    `done` is the toast afterwards, unless it is "<object> enabled". `causes` returns the events that may have caused
+    it, unless they are all of `began` on the object. `narrowed_by` are the objects that select the calls refused since,
+    unless they follow from `subject`.
     """
 
     subject: str = ""
@@ -62,6 +66,22 @@ class Remedy(NamedTuple):
     page: Callable[[Any], str] | None = None
     owner: str = ""
     own_page: bool = False
+    done: str = ""
+    causes: Callable[[Any], QuerySet[Event]] | None = None
+    narrowed_by: tuple[str, ...] = ()
+
+
+def _events(row: Model, caused: Q) -> QuerySet[Event]:
+    """Return the events on `row` that meet `caused`, newest first."""
+    return Event.objects.filter(caused, target_type=row._meta.model_name, target_id=str(row.pk))
+
+
+def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
+    """Return the events that block the host on the gateway; if it is just not listed, those that limit the gateway."""
+    decided = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id).first()
+    if decided:
+        return _events(decided, Q(action=Action.HOST_BLOCKED_AT_GATEWAY))
+    return _events(connection.gateway, Q(action=Action.GATEWAY_UPDATED, changes__has_key="hosts_allowed"))
 
 
 def _at(name: str, field: str = "pk") -> Callable[[Any], str]:
@@ -109,6 +129,9 @@ REMEDIES = {
         Capability.GATEWAYS_MANAGE,
         "Allow on this gateway",
         "allow_host",
+        done="Allowed on this gateway",
+        causes=_choice_of_gateway,
+        narrowed_by=("gateway", "host"),
     ),
     "rate_limited": Remedy(
         "gateway", (), Capability.GATEWAYS_MANAGE, "Open the gateway's limit", page=_at("gateways:limit", "slug")
@@ -271,9 +294,7 @@ def mend(reason: str, pk: Any, *, by: User) -> Model:
 
 def done(row: Model, reason: str) -> str:
     """Return the text of the toast after `mend`."""
-    if reason == "host_not_allowed_here":
-        return "Allowed on this gateway"
-    return f"{str(row._meta.verbose_name).capitalize()} enabled"
+    return REMEDIES[reason].done or f"{str(row._meta.verbose_name).capitalize()} enabled"
 
 
 def is_a_switch(reason: str) -> bool:
@@ -336,11 +357,11 @@ def _who(needs: Capability, reader: User) -> str:
 
 def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:
     """Return the causing event and the calls refused since; the actor only if the reader may read events."""
-    events = _events(reason, remedy, row)
+    events = remedy.causes(row) if remedy.causes else _events(row, Q(action__in=remedy.began))
     event = (events.filter(created_at__lte=before) if before else events).first() if remedy.began else None
     if event is None:
         return {}
-    narrowed = urlencode([*_narrowed(reason, remedy.subject, row, subjects), ("from", stamp(event.created_at))])
+    narrowed = urlencode([*_narrowed(reason, remedy, row, subjects), ("from", stamp(event.created_at))])
     return {
         "event": event,
         "words": _words(Action(event.action)),
@@ -350,28 +371,17 @@ def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: 
     }
 
 
-def _events(reason: str, remedy: Remedy, row: Any) -> QuerySet[Event]:
-    """Return the events that may have caused this, newest first."""
-    target, caused = row, Q(action__in=remedy.began)
-    if reason == "host_not_allowed_here":
-        target = HostAtGateway.objects.filter(gateway=row.gateway_id, host=row.host_id).first()
-        if target is None:  # It is refused because it is not listed.
-            target, caused = row.gateway, Q(action=Action.GATEWAY_UPDATED, changes__has_key="hosts_allowed")
-    return Event.objects.filter(caused, target_type=target._meta.model_name, target_id=str(target.pk))
-
-
 def _words(action: Action) -> str:
     verb = action.partition(".")[2]
     return WORDS.get(action) or ("Disabled" if verb == "disabled" else verb.capitalize())
 
 
-def _narrowed(reason: str, subject: str, row: Any, subjects: Subjects) -> Iterator[tuple[str, str]]:
+def _narrowed(reason: str, remedy: Remedy, row: Any, subjects: Subjects) -> Iterator[tuple[str, str]]:
     yield "q", f"reason is {reason}"
-    if reason == "host_not_allowed_here":
-        yield "gateway", str(row.gateway_id)
-        yield "host", str(row.host_id)
+    if remedy.narrowed_by:
+        yield from ((name, str(getattr(row, f"{name}_id"))) for name in remedy.narrowed_by)
         return
-    match subject:
+    match subject := remedy.subject:
         case "host" | "gateway" | "server" | "user" | "connection":
             yield subject, str(row.pk)
         case "token":
