@@ -66,8 +66,8 @@ LASTING = "offline_access"  # The scope for a refresh token; some issuers advert
 LIFETIME = timedelta(minutes=10)
 MOST_OPEN = 20  # Unfinished sign-ins per person; the oldest are deleted.
 UNNAMED = (
-    "The answer names its issuer, but nobody has entered the name of the issuer of {server} is. An administrator "
-    "can enter it as the expected issuer, in the settings of the server."
+    "The answer names its issuer, but nobody has entered the expected issuer of {server}. An administrator can enter "
+    "it in the settings of the server."
 )
 BROWSER = "sign_in_browser"
 ANY_BROWSER = b""  # Started with an API key: the person may continue in any browser.
