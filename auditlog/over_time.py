@@ -24,6 +24,7 @@ from auditlog.rollups.reading import Where, book
 from auditlog.rollups.schema import DIMENSIONS, range_start
 from capabilities import Capability
 from hosts.models import Host
+from ui.pages import number_of
 
 PERIOD = timedelta(days=7)
 MOST_READ = 10_000
@@ -55,7 +56,7 @@ class RefusedCalls:
         if not self.calls:
             return "No call of the last 7 days would have been refused."
         named = _named(self.callers)
-        calls = f"{self.calls:,} {'call' if self.calls == 1 else 'calls'}"
+        calls = number_of(self.calls, "call")
         if self.is_exact:
             would = "It" if self.calls == 1 else "They"
             return f"In the last 7 days {calls} of {_counted(self.callers)} {what}: {named}. {would} {REFUSED}"
@@ -142,11 +143,7 @@ def _in_time[T](work: Callable[[], T], milliseconds: int) -> T | None:
 def _counted(callers: Iterable[Caller]) -> str:
     """Return numbers of callers in words, such as "2 people and 1 agent"."""
     numbers = Counter(noun for noun, _ in callers)
-    *first, last = (
-        f"{numbers[noun]:,} {noun if numbers[noun] == 1 else plural}"
-        for noun, plural in PLURALS.items()
-        if numbers[noun]
-    )
+    *first, last = (number_of(numbers[noun], noun, plural) for noun, plural in PLURALS.items() if numbers[noun])
     return f"{', '.join(first)} and {last}" if first else last
 
 

@@ -18,7 +18,7 @@ from connections.models import Connection, HostAtGateway, uses_every_gateway
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
 from servers.models import Identity, Server
-from ui.pages import first_names, sentences
+from ui.pages import first_names, number_of, sentences
 
 COUNTED = {"connections": "pk", "hosts": "host", "users": "user"}
 
@@ -41,7 +41,7 @@ class Impact:
         parts = [(self.hosts, "app or agent", "apps or agents"), (self.users, "person", "people")]
         if self.identities:
             parts.append((self.identities, "credential", "credentials"))
-        return ", ".join(f"{n:,} {one if n == 1 else many}" for n, one, many in parts)
+        return ", ".join(number_of(*part) for part in parts)
 
 
 def impact_of(target: models.Model) -> Impact:
@@ -103,8 +103,7 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
     if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return lately
     impact = _impact(reduce(or_, (_reached(target)[0] for target in targets)))
-    cut = f"Cuts off {impact.connections:,} connection{'' if impact.connections == 1 else 's'}, {impact}."
-    return sentences(cut, lately)
+    return sentences(f"Cuts off {number_of(impact.connections, 'connection')}, {impact}.", lately)
 
 
 def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
@@ -168,8 +167,8 @@ def ended_together(which: Q) -> str:
         tokens=Count("tokens", filter=now, distinct=True),
     )
     parts = [(totals["links"], "connection"), (totals["tokens"], "token")]
-    words = " and ".join(f"{n:,} {word}{'' if n == 1 else 's'}" for n, word in parts)
-    people = f"{totals['users']:,} {'person' if totals['users'] == 1 else 'people'}"
+    words = " and ".join(number_of(*part) for part in parts)
+    people = number_of(totals["users"], "person", "people")
     return f"{words} of {people} end with the next request." if totals["links"] else "No connections end."
 
 

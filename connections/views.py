@@ -40,6 +40,7 @@ from ui.pages import (
     Undo,
     answer,
     leave,
+    number_of,
     open_page,
     open_query,
     page_of,
@@ -370,7 +371,7 @@ class ConnectionCounts:
 
     def __str__(self) -> str:
         blocked = f", {self.blocked:,} blocked" if self.blocked else ""
-        return f"{self.rows:,} connection{'' if self.rows == 1 else 's'}, {self.active:,} active{blocked}"
+        return f"{number_of(self.rows, 'connection')}, {self.active:,} active{blocked}"
 
 
 def number(viewer: User, filters: McpFilter) -> ConnectionCounts:

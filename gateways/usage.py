@@ -30,7 +30,7 @@ from gateways.catalogue import SPAN, month
 from gateways.models import Assignment, Feature, Gateway
 from gateways.models.assignment import narrowings
 from gateways.views import assignment_or_404, gateway_or_404
-from ui.pages import AppRequest, Undo, first_names, leave, sentences, show
+from ui.pages import AppRequest, Undo, first_names, leave, number_of, sentences, show
 from ui.viewset import confirmed
 
 PEOPLE, TOOLS = 10, 12  # Those with the most calls; more would make the page too heavy.
@@ -330,14 +330,14 @@ def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
     if is_dearest:
         saved = sum(tool.tokens for tool in off)
         text = (
-            f"Hide {len(off)} {'tool' if len(off) == 1 else 'tools'} that nobody used in {days} days? "
+            f"Hide {number_of(len(off), 'tool')} that nobody used in {days} days? "
             f"The list of {gateway.name} gets about {saved:,} tokens shorter."
         )
     else:
         live = Connection.objects.live().filter(gateway=gateway).count()
         text = (
             f"Keep only the {len(use.used)} of {len(use.tools)} tools that were used in {days} days? "
-            f"{_tools(len(off))} disabled for {live} {'connection' if live == 1 else 'connections'} to {gateway.name}."
+            f"{_tools(len(off))} disabled for {number_of(live, 'connection')} to {gateway.name}."
         )
     more = sentences(
         f"Disabled: {first_names([tool.name for tool in off])}." if off else "",

@@ -60,6 +60,7 @@ from ui.pages import (
     answer,
     is_for,
     leave,
+    number_of,
     posted,
     seen_version,
     sentences,
@@ -434,7 +435,7 @@ def _assigned(assignment: Assignment, by: User) -> str:
     if isinstance(asked.outcome, DiscoveryFailed):
         return f"{name} assigned, but it {asked.outcome}. Its tools are not known yet."
     count = len(asked.outcome.tools)
-    return f"{name} assigned, {count:,} tool{'' if count == 1 else 's'} known"
+    return f"{name} assigned, {number_of(count, 'tool')} known"
 
 
 def _left_to_bring(assignment: Assignment) -> str:

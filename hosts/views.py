@@ -51,6 +51,7 @@ from ui.viewset import (
     switch_picked,
 )
 
+NOUNS = ("app or agent", "apps or agents")
 HOSTS = Table(
     "hosts",
     "Apps and agents",
@@ -207,9 +208,7 @@ def switch(request: AppRequest) -> HttpResponse:
     def refused(host: Host) -> str:
         return "waits for approval" if host.is_pending else ""
 
-    hosts = Picked(
-        request, Host.objects.live(), ("app or agent", "apps or agents"), back=reverse("hosts:list"), refused=refused
-    )
+    hosts = Picked(request, Host.objects.live(), NOUNS, back=reverse("hosts:list"), refused=refused)
     return switch_picked(hosts, partial(cut_together, viewer=request.user))
 
 
@@ -223,13 +222,7 @@ def archive_picked(request: AppRequest) -> HttpResponse:
         return "still enabled" if host.enabled else ""
 
     return end_picked(
-        Picked(
-            request,
-            Host.objects.live(),
-            ("app or agent", "apps or agents"),
-            back=reverse("hosts:list"),
-            refused=refused,
-        ),
+        Picked(request, Host.objects.live(), NOUNS, back=reverse("hosts:list"), refused=refused),
         ("Archive", "archived"),
         lambda host: Connection.objects.archive_host(host, by=request.user),
         StillEnabled,

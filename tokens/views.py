@@ -71,6 +71,7 @@ from ui.pages import (
     confirm,
     leave,
     moment_of,
+    number_of,
     open_page,
     open_query,
     posted,
@@ -448,7 +449,7 @@ def revoke_picked(request: AppRequest) -> HttpResponse:
 
 def _ended_with(tokens: list[Token]) -> str:
     hosts = {token.connection.host_id for token in tokens}
-    return f"Requests of {len(hosts)} agent{'' if len(hosts) == 1 else 's'} with them fail with 401 immediately."
+    return f"Requests of {number_of(len(hosts), 'agent')} with them fail with 401 immediately."
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:

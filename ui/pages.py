@@ -260,6 +260,11 @@ def sentences(*parts: str) -> str:
     return " ".join(filter(None, parts))
 
 
+def number_of(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun, such as "1 call" and "2,000 calls"; `many` is a plural not formed with "s"."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def first_names(names: list[str]) -> str:
     """Return the first names, and the number of others."""
     more = len(names) - NAMED_FIRST

@@ -28,6 +28,7 @@ from servers.models import Identity, Server
 from tokens.models import Token, TokenAlreadyRevoked
 from tokens.rows import ENDING, tokens_visible_to, with_scope
 from tokens.rows import SEES as SEES_TOKENS
+from ui.pages import number_of
 
 NEXT_REQUEST = "with the next request"
 NO_WAY_BACK = "Revoking cannot be undone"
@@ -41,10 +42,6 @@ class Stopped(NamedTuple):
 
     words: str
     may_undo: bool = False
-
-
-def number_of(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
