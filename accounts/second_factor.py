@@ -128,7 +128,7 @@ class CodeForm(OnceForm, AuthenticateForm):  # type: ignore[misc]
 
 
 class CodeAgainForm(OnceForm, ReauthenticateForm):  # type: ignore[misc]
-    """The code as confirmation before a sensitive change."""
+    """Confirm a sensitive change with a code."""
 
     def count(self) -> Tries:
         return try_as(self.user, "code again")
@@ -369,7 +369,7 @@ class SecurityKeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
 
 
 class KeyAgainForm(SecurityKeyForm):
-    """The key as confirmation before a sensitive change."""
+    """Confirm a sensitive change with a security key."""
 
     reauthenticated = True
 

@@ -238,15 +238,15 @@ class SendsAgain:
 
 
 class PasswordAgain(SendsAgain, ReauthenticateByPassword):  # type: ignore[misc]
-    """The password as confirmation before a sensitive change."""
+    """Confirm a sensitive change with the password."""
 
 
 class CodeAgain(SendsAgain, ReauthenticateByCode):  # type: ignore[misc]
-    """A code as confirmation before a sensitive change."""
+    """Confirm a sensitive change with a code."""
 
 
 class KeyAgain(SendsAgain, ReauthenticateWebAuthnView):  # type: ignore[misc]
-    """The security key as confirmation before a sensitive change."""
+    """Confirm a sensitive change with a security key."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         form = kwargs.get("form") or self.get_form()

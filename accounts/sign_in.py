@@ -210,7 +210,7 @@ class NewPasswordForm(HashedInTime, ResetPasswordKeyForm):  # type: ignore[misc]
 
 
 class ConfirmPasswordForm(ReauthenticateForm):  # type: ignore[misc]
-    """The password as confirmation before a sensitive change."""
+    """Confirm a sensitive change with the password."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

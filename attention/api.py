@@ -117,7 +117,7 @@ class ChannelResource(Resource):
     def list(self, request: Request) -> Response:
         """List notification channels.
 
-        Your own mail channel is listed once it was used or changed.
+        Your own mail channel is listed only after it has been used or changed.
         """
         wanted = {name: self.query_data[name] for name in ("kind", "enabled") if name in self.query_data}
         channels = Channel.objects.open_to(self.me).filter(**wanted)

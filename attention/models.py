@@ -190,7 +190,10 @@ class Channel(Versioned, models.Model):
             return "", ""
 
     def edit(self, *, by: User, seen: Seen | None = None, address: str = "", secret: str = "", **fields: Any) -> None:
-        """Change its matters, times or address. Raises ChannelError, CapabilityRequired or ChangedMeanwhile."""
+        """Change matters, times or address of the channel.
+
+        Raises ChannelError, CapabilityRequired or ChangedMeanwhile.
+        """
         self.must_be_open_to(by)
         place = self.sealed_address(address, secret)
         with transaction.atomic():
@@ -223,7 +226,7 @@ class Channel(Versioned, models.Model):
             row.delete()
 
     def quiet_end(self, now: datetime) -> datetime:
-        """Return when its quiet hours end if `now` is in them, otherwise `now`."""
+        """Return when the channel's quiet hours end if `now` is in them, otherwise `now`."""
         if self.quiet_from is None or self.quiet_until is None or not self.has_quiet_hours:
             return now
         local = now.astimezone(ZoneInfo(self.zone))

@@ -61,9 +61,9 @@ def unusual() -> Unusual:
 
 
 def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:
-    """Return each agent's refusals in the worse of two clock hours: that of `since`, and the next.
+    """Return each agent's refusals in the clock hour of `since` or in the next one, whichever has more.
 
-    None if there are too many to count: there are no roll-ups by agent and hour that old, so the log is read.
+    None if there are too many to count: roll-ups by agent and hour are not kept that long, so the log is read.
     """
     begin = since.replace(minute=0)
     where = {**REFUSED, "host_id": hosts}

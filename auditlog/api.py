@@ -174,7 +174,7 @@ def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field
 
 
 class CallFilters(TimeRangeQuery):
-    """The filters of the log: a parameter for each field of auditlog.fields that has one."""
+    """Query parameters that filter the log: `q`, and those that auditlog.fields declares."""
 
     q = serializers.CharField(
         required=False, max_length=MAX_LENGTH, help_text="A search, as on the page Logs: conditions joined by `and`."

@@ -60,7 +60,7 @@ class CallGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups with the most calls; `more` if there are others, `since` if only calls from then on are counted."""
+    """The groups with the most calls. `more`: there are others; `since`: only later calls are counted."""
 
     rows: Sequence[CallGroup]
     more: bool

@@ -39,8 +39,9 @@ DETACHING = {True: "CONCURRENTLY", False: "FINALIZE", None: ""}
 
 
 def longest_partition(kept_days: int) -> int:
-    """Return the maximum days per partition if rows are retained for `kept_days`; rows may be retained that much
-    longer.
+    """Return the maximum days per partition for a retention of `kept_days`.
+
+    A partition is dropped as a whole, so rows may be retained that many days longer.
     """
     return next((length for most, length in LENGTHS if kept_days <= most), MONTHS)
 

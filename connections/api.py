@@ -180,7 +180,7 @@ class ConnectionResource(Connections):
 
 
 class GatewayConnections(Connections):
-    """The connections of one gateway; those of others need a capability that shows connections."""
+    """Connections to one gateway. Listing those of other people needs a capability that shows connections."""
 
     @operation(needs=WITHIN_REACH, query=GatewayConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request, slug: str) -> Response:
@@ -393,7 +393,7 @@ class ConnectionIdentities(Resource):
         return get_object_or_404(rows if everybodys else rows.own(self.me), pk=pk)
 
     def _place(self, pk: UUID, assignment: UUID) -> tuple[CarriedIdentities, Assignment]:
-        """Return the identities of this person's own connection, and the assignment that needs one."""
+        """Return the identities of the caller's connection `pk`, and a per-user assignment of its gateway."""
         connection = self._find(pk)
         self.must_own(connection.user_id)
         asking = Assignment.objects.per_user().filter(gateway=connection.gateway_id).select_related("server")

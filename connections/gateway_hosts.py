@@ -145,7 +145,7 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _would_refuse(request: AppRequest, gateway: Gateway) -> HttpResponse:
-    """Show whom the choice in the form would refuse, while it is made."""
+    """Show the agents and apps that the current choice in the form would refuse."""
     form, refused = HostsAllowedForm(request.GET), ""
     if form.is_valid() and form.cleaned_data["hosts_allowed"] == HostsAllowed.LISTED:
         refused = refused_unlisted(gateway, request.user, list_used=form.cleaned_data["list_used"])

@@ -396,7 +396,7 @@ class Connection(Versioned, Switchable):
 
     @property
     def refusal(self) -> str:
-        """The reason why it accepts no new token, in words for the person; empty if it does."""
+        """The reason why the connection accepts no new token, in words for the person; empty if it accepts one."""
         return "" if self.enabled else "This connection has been disabled by an administrator."
 
     def may_be_revoked_by(self, user: User) -> bool:
@@ -404,7 +404,7 @@ class Connection(Versioned, Switchable):
         return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     def allow_host(self, *, by: User) -> bool:
-        """List its host on its gateway, which also unblocks it for everybody. Returns False if it was listed."""
+        """List the connection's host on its gateway, and unblock it for everyone. Returns False if it was listed."""
         return HostAtGateway.objects.at(self.gateway, self.host).allow(by=by)
 
     @property
@@ -592,11 +592,11 @@ class HostAtGateway(Versioned, models.Model):
         return HostAtGateway.objects.at(self.gateway.lock(), host)
 
     def block(self, *, by: User) -> bool:
-        """Block it for everybody, from the next request on. Returns False if it was blocked already."""
+        """Block the host for everyone, from the next request on. Returns False if it was blocked already."""
         return self._decide(Action.HOST_BLOCKED_AT_GATEWAY, allowed=False, by=by)
 
     def allow(self, *, by: User) -> bool:
-        """List it, which also unblocks it. Returns False if it was listed already."""
+        """List the host, and unblock it. Returns False if it was listed already."""
         return self._decide(Action.HOST_ALLOWED_AT_GATEWAY, allowed=True, by=by)
 
     def reset(self, *, by: User) -> bool:

@@ -106,7 +106,7 @@ class ConnectionRow:
 
     @property
     def status_text(self) -> str:
-        """The status in words, also that there is no token, or that one waits to be collected."""
+        """The status in words, including a missing token and a token that waits to be collected."""
         if self.status != "expired":
             return self.status
         if any(token.status == "waiting" for token in self.tokens):
@@ -120,7 +120,7 @@ class ConnectionRow:
 
     @property
     def needs_identity(self) -> bool:
-        """True if it works, but lacks its person's identity for a server of its gateway."""
+        """True if the connection works, but lacks its person's identity for a server of its gateway."""
         lacks = bool(getattr(self.connection, "needs_identity", False))
         return lacks and self.status == "active" and not self.blocked
 

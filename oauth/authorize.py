@@ -35,7 +35,7 @@ CHALLENGE = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 
 
 class SentBack(HttpResponseRedirect):
-    """A redirect to an app, which may use a URL scheme of its own."""
+    """A redirect to an app. Besides http and https it may use the schemes of APP_SCHEMES, such as `cursor:`."""
 
     allowed_schemes: ClassVar[list[str]] = ["https", "http", *sorted(APP_SCHEMES)]  # type: ignore[misc]
 

@@ -374,12 +374,12 @@ class RegistrationRow:
 
     @property
     def is_by_hand(self) -> bool:
-        """True if an operator registered it."""
+        """True if an operator registered the app."""
         return bool(self.application.registration_source == Application.RegistrationSource.MANUAL)
 
     @property
     def way(self) -> str:
-        """The method by which it was registered."""
+        """The method by which the app was registered."""
         match self.application.registration_source:
             case Application.RegistrationSource.CIMD:
                 return "by document"

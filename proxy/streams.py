@@ -405,7 +405,7 @@ class Streams:
         return grant
 
     async def _decide_anew(self, part: int, parts: int) -> None:
-        """Re-check one part of the calls and streams; those of one owner are in the same part."""
+        """Re-check one of `parts` parts of the calls and streams; an owner's are all in one part."""
         requests = [
             request
             for request in self.calls.values()

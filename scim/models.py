@@ -91,7 +91,7 @@ class Directory:
         return perm in self.key.granted
 
     def as_stored(self) -> Directory:
-        """Return it with its current capabilities from the database; none if the key was revoked."""
+        """Return the key with its current capabilities from the database; without any if it was revoked."""
         key = ProvisioningKey.objects.live().filter(pk=self.key.pk).first()
         return Directory(key or ProvisioningKey(name=self.key.name))
 

@@ -220,7 +220,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def sends(self) -> str:
-        """The logs it gets, in words."""
+        """The logs the sink gets, in words."""
         calls = "calls with payloads" if self.sends_payloads else "calls"
         return " and ".join([calls] * self.sends_calls + ["admin events"] * self.sends_events)
 
@@ -232,7 +232,7 @@ class Sink(Versioned, Switchable):
         return {name: getattr(self, name) for name in ("name", "kind", "address", *CONTENT, "enabled")}
 
     def told(self) -> dict[str, Any]:
-        """Return its editable values as events store them."""
+        """Return the sink's editable values as events store them."""
         return self.editable() | {"address": shown_origin(self.address)}
 
     @property
@@ -392,7 +392,7 @@ class Sink(Versioned, Switchable):
         return super().enable(by=by)
 
     def disable(self, *, by: Actor | None, seen: Seen | None = None) -> bool:
-        """Pause it and notify the receiver. Returns False if it was paused. Raises ChangedMeanwhile."""
+        """Pause the sink and notify the receiver. Returns False if it was paused. Raises ChangedMeanwhile."""
         if self.enabled:
             self._announce(
                 Action.SINK_DISABLED, "Paused by {}: nothing will be sent until it is enabled again.", by, seen

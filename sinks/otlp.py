@@ -138,7 +138,10 @@ def rejected(media_type: str, body: bytes) -> int:
 
 
 def _fields(message: bytes) -> dict[int, int | bytes]:
-    """Return the last value of each field of a message. Raises IndexError or ValueError."""
+    """Return the last value of each field of a protobuf message, by field number.
+
+    Raises IndexError or ValueError if it is malformed.
+    """
     found: dict[int, int | bytes] = {}
     at = 0
     while at < len(message):

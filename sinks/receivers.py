@@ -556,7 +556,7 @@ def _secret(sink: Sink) -> str:
 
 
 def backoff(failures: int, chance: float) -> float:
-    """Return the delay in seconds after so many consecutive failures: doubled each time, five minutes at most.
+    """Return the delay in seconds after consecutive `failures`: doubled each time, five minutes at most.
 
     `chance` from 0 to 1 spreads it over the upper half, so that sinks do not retry at the same time.
     """

@@ -335,10 +335,10 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
-        """Set or clear break-glass: sign-in with password and second factor although the provider is enforced.
+        """Set or clear break-glass, which permits sign-in with a password although the provider is enforced.
 
-        Clearing it ends sessions that began with a password where sign-in by the organisation is enforced. Raises
-        NotOwner unless `by` is an owner, NotBreakGlass if the person lacks a requirement, LastBreakGlass, or Outranked.
+        Clearing it ends the person's password sessions if their domain must sign in at the provider. Raises NotOwner
+        unless `by` is an owner, NotBreakGlass unless `can_break_glass`, LastBreakGlass, or Outranked.
         """
         with self.changed_by(by) as present:
             actor = acting_now(by)
@@ -520,7 +520,7 @@ class User(Versioned, AbstractBaseUser):
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 
     def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
-        """Return whether they requested it within a day, and when their last request was declined, or None."""
+        """Return whether the person requested it within a day, and when their last request was declined, or None."""
         return state_of(capability, requests(of=self))
 
     @property

@@ -399,7 +399,7 @@ def _keys(by: Sequence[str], bars: Bars | None, at: str) -> SQL:
 
 @contextmanager
 def book() -> Iterator[Book]:
-    """Yield the roll-ups and the log in one snapshot; inside a transaction, in that one."""
+    """Yield the roll-ups and the log in one snapshot; inside a transaction, in its snapshot."""
     if connection.in_atomic_block:
         yield Book(RollupState.objects.first())
         return

@@ -123,7 +123,7 @@ class Budget:
 
     @property
     def to_server(self) -> int:
-        """Connections to the primary, including those of pages unless pooled."""
+        """Connections to the primary. Those of pages count too, unless they use the pooler."""
         return self.direct + (0 if self.pooled else self.pages)
 
     def __str__(self) -> str:

@@ -72,7 +72,7 @@ class Subject:
 
     @property
     def noun(self) -> str:
-        """The word for it, as in "this agent"."""
+        """The noun for the object, as in "this agent"."""
         return self.place.removesuffix("s")
 
     @property
@@ -165,7 +165,7 @@ class Subject:
 
     @property
     def key(self) -> Any:
-        """Its key in the URLs of its own pages."""
+        """The object's key in the URLs of its own pages."""
         return self.row.pk
 
     @property

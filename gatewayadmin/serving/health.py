@@ -166,7 +166,7 @@ class _OfReplica:
 
 
 async def metrics(request: Request) -> Response:
-    """Answer with the counters of all workers, to this machine itself or with GATEWAY_METRICS_TOKEN."""
+    """Return the metrics of all workers. Requires a loopback address or GATEWAY_METRICS_TOKEN."""
     if not (_is_local(request) or _has_token(request)):
         return PlainTextResponse("Only from the loopback address, or with GATEWAY_METRICS_TOKEN as bearer.\n", 403)
     registry = CollectorRegistry()

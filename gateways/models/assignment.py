@@ -138,7 +138,7 @@ class Assignment(Versioned, Switchable):
         return self.tool_policy == ToolPolicy.BLOCK_ALL
 
     def check_alias(self) -> None:
-        """Raise AliasRequired unless it has an alias or is the only server of its gateway.
+        """Raise AliasRequired unless the assignment has an alias or is the only server of its gateway.
 
         Without aliases a server could list a tool under another server's name and receive its calls.
         """

@@ -288,7 +288,7 @@ class Feature(Versioned, Switchable):
         self.refresh_from_db()
 
     def quarantine(self, *, by: User | None) -> None:
-        """Hide it from clients and refuse its calls from the next request on, until somebody accepts it."""
+        """Hide the feature from clients and refuse its calls from the next request on, until somebody accepts it."""
         with transaction.atomic():
             row = self.lock()
             if row.state != FeatureState.QUARANTINED:

@@ -94,9 +94,9 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return gateway
 
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
-        """Of the gateways with reach `teams`, open exactly `wanted` to `team`, and record each change.
+        """Open `wanted` to `team`, close other gateways with reach `teams` to it, and record each change.
 
-        Raises ChangedMeanwhile if they are no longer those that were `seen`.
+        Raises ChangedMeanwhile if the team's gateways are no longer those in `seen`.
         """
         pks = {gateway.pk for gateway in wanted}
         with transaction.atomic():

@@ -239,7 +239,7 @@ class PendingRequests:
         self._cipher = cipher
 
     async def add(self, uid: str, owner: Owner, asked: Object, seconds: float) -> None:
-        """Let `owner` answer for so many seconds. Raises DatabaseUnavailable."""
+        """Store the request, so that `owner` can answer it for `seconds`. Raises DatabaseUnavailable."""
         self._bell.listen(uid)
         given = {
             "id": uid,

@@ -197,7 +197,10 @@ class Identity(Versioned, Switchable):
         return ones_own or user.has_perm(self.needed)
 
     def enable(self, *, by: Actor | None) -> bool:
-        """Enable it; return False if it already was. Raises HeldDisabled if its owner may not enable it again."""
+        """Enable the identity; return False if it was enabled already.
+
+        Raises HeldDisabled if its owner may not enable it again.
+        """
         with transaction.atomic():
             row = self.lock()
             if isinstance(by, User) and not (row.enabled or row.may_be_enabled_by(by)):

@@ -102,7 +102,7 @@ class ClientRegistration(models.Model):
         self.key_id = cipher().key_id if secret else ""
 
     def end(self, *, by: User | None = None) -> None:
-        """End it for new sign-ins; existing grants are still refreshed with it."""
+        """End the registration for new sign-ins; existing grants are still refreshed with it."""
         with transaction.atomic():
             if type(self).objects.filter(pk=self.pk, ended_at=None).update(ended_at=timezone.now()):
                 changes = {"client": [self.client_id, None], "issuer": [self.issuer, None]}
