@@ -105,7 +105,7 @@ def loops_in(*packages: str) -> set[str]:
     def begins(node: ast.AST) -> bool:
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "forever"
 
-    own = [(path, tree) for path, tree in modules() if path.startswith(packages)]
+    own = [(path, tree) for path, tree in modules({"forever"}) if path.startswith(packages)]
     return {f"{path}:{function}" for path, tree in own for function in functions(tree, begins)}
 
 
