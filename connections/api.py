@@ -223,7 +223,7 @@ class GatewayHosts(Resource):
     @operation(needs=SEES_GATEWAYS, query=HostAtGatewayQuery, orderings=("set_at",))
     def list(self, request: Request, slug: str) -> Response:
         """List the apps and agents that are listed or blocked on a gateway."""
-        rows = HostAtGateway.objects.filter(gateway=find_gateway(self.me, slug).pk, host__archived_at=None)
+        rows = HostAtGateway.objects.live().filter(gateway=find_gateway(self.me, slug).pk)
         if words := self.query_data.get("q"):
             rows = rows.filter(host__in=Host.objects.matching(words).values("pk"))
         rows = matching(rows, self.query_data, allowed="allowed").order_by("host__name", "pk")
@@ -248,7 +248,7 @@ class GatewayHosts(Resource):
         return self.removed(row, row.reset)
 
     def _saved(self, slug: str, host: UUID) -> HostAtGateway:
-        rows = HostAtGateway.objects.select_related("gateway", "host", "set_by")
+        rows = HostAtGateway.objects.live().select_related("gateway", "host", "set_by")
         return get_object_or_404(rows, gateway=find_gateway(self.me, slug).pk, host=host)
 
     def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django import forms
+from django.db import transaction
 from django.db.models import Count, Exists, OuterRef, Q, Subquery
 from django.db.models.functions import Lower
 from django.http import HttpResponse
@@ -88,6 +89,7 @@ class HostsAllowedForm(forms.Form):
         initial=True,
         help_text="For “Only these”. Blocked ones stay blocked.",
     )
+    unlist = forms.DateTimeField(required=False, widget=forms.HiddenInput)  # Sent by the undo alone.
 
 
 def _with_state(rows: HostQuerySet, gateway: Gateway, viewer: User) -> HostQuerySet:
@@ -136,8 +138,11 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
     back, before = _page_url(gateway), gateway.hosts_allowed
 
     def save() -> HttpResponse:
-        HostAtGateway.objects.restrict(gateway, **form.cleaned_data, by=request.user, seen=seen_version(request))
-        undo = Undo.if_changed(before != gateway.hosts_allowed, request.path, [("hosts_allowed", before)])
+        listed_at = HostAtGateway.objects.restrict(
+            gateway, **form.cleaned_data, by=request.user, seen=seen_version(request)
+        )
+        fields = [("hosts_allowed", before), ("unlist", listed_at.isoformat() if listed_at else "")]
+        undo = Undo.if_changed(before != gateway.hosts_allowed, request.path, fields)
         return leave(request, back, "Apps and agents changed", undo)
 
     context = {"gateway": gateway, "heading": "Change apps & agents", "submit": "Save", "version": gateway.version}
@@ -159,10 +164,13 @@ def _find(request: AppRequest, slug: str, host: UUID) -> tuple[HostAtGateway, st
     return row, own_path((request.POST or request.GET).get("back", ""), _page_url(gateway))
 
 
-def _leave(request: AppRequest, row: HostAtGateway, changed: bool, back: str, state: str) -> HttpResponse:
-    """Go back and say the new state; the undo makes the row again what it was when it was read."""
-    name = {None: "reset_host", True: "allow_host", False: "block_host"}[row.allowed]
-    url = reverse(f"connections:{name}", args=[row.gateway.slug, row.host.pk])
+def _decide(row: HostAtGateway, verb: str, state: str, *, back: str, request: AppRequest) -> HttpResponse:
+    """Call `verb` of the row, and go back with the new state; the undo makes the row what it was under its lock."""
+    with transaction.atomic():
+        before = row.lock().allowed
+        changed = getattr(row, verb)(by=request.user)
+    undo = {None: "reset_host", True: "allow_host", False: "block_host"}[before]
+    url = reverse(f"connections:{undo}", args=[row.gateway.slug, row.host.pk])
     return leave(request, back, f"{row.host} {state} on {row.gateway}", Undo.if_changed(changed, url, [("back", back)]))
 
 
@@ -173,7 +181,7 @@ def block(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 
     return confirmed(
         request,
-        lambda: _leave(request, row, row.block(by=request.user), back, "blocked"),
+        lambda: _decide(row, "block", "blocked", back=back, request=request),
         back=back,
         title="Block on this gateway",
         text=f"Block {row.host} on {row.gateway}? Its calls are refused from the next request on, and nobody can "
@@ -188,7 +196,7 @@ def block(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
     row, back = _find(request, slug, host)
-    return _leave(request, row, row.allow(by=request.user), back, "allowed")
+    return _decide(row, "allow", "allowed", back=back, request=request)
 
 
 @require_POST
@@ -196,4 +204,4 @@ def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
     """Neither list nor block it: the undo of the first act."""
     row, back = _find(request, slug, host)
-    return _leave(request, row, row.reset(by=request.user), back, "is neither listed nor blocked")
+    return _decide(row, "reset", "is neither listed nor blocked", back=back, request=request)

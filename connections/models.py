@@ -529,6 +529,10 @@ class ConnectionIdentity(models.Model):
 
 
 class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
+    def live(self) -> "HostAtGatewayQuerySet":
+        """Return the rows of hosts that are not archived."""
+        return self.filter(host__archived_at=None)
+
     def at(self, gateway: Gateway, host: Host) -> "HostAtGateway":
         """Return the row of an app or agent on `gateway`; an unsaved one if it is neither listed nor blocked."""
         here = self.select_related("gateway", "host").filter(gateway=gateway, host=host)
@@ -541,11 +545,19 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
         return Host.objects.live().filter(pk__in=used).exclude(pk__in=decided).order_by("name", "pk")
 
     def restrict(
-        self, gateway: Gateway, hosts_allowed: str, *, list_used: bool, by: User, seen: Seen | None = None
-    ) -> None:
+        self,
+        gateway: Gateway,
+        hosts_allowed: str,
+        *,
+        list_used: bool,
+        unlist: datetime | None = None,
+        by: User,
+        seen: Seen | None = None,
+    ) -> datetime | None:
         """Let all apps and agents use `gateway`, or only listed ones; with `list_used` list those in use.
 
-        Raises ChangedMeanwhile.
+        Returns the time at which these were listed, or None if none was. `unlist` is such a time: what was listed then
+        is listed no longer. Raises ChangedMeanwhile.
         """
         with transaction.atomic():
             # Hosts are locked before the gateway, as while a connection is opened.
@@ -553,8 +565,22 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
             if hosts_allowed == HostsAllowed.LISTED and list_used:
                 hosts += self.undecided(gateway).order_by("pk").select_for_update(of=("self",))
             gateway.edit(hosts_allowed=hosts_allowed, by=by, seen=seen)
-            for host in hosts:
-                self.at(gateway, host).allow(by=by)
+            gateway.lock()
+            decided = {*self.filter(gateway=gateway).values_list("host", flat=True)}
+            now = timezone.now()
+            listed = [
+                HostAtGateway(gateway=gateway, host=host, allowed=True, set_by=by, set_at=now)
+                for host in hosts
+                if host.pk not in decided
+            ]
+            for row in self.bulk_create(listed):
+                Event.objects.record(Action.HOST_ALLOWED_AT_GATEWAY, row, by=by, changes={"allowed": [None, True]})
+            if unlist:
+                rows = self.filter(gateway=gateway, allowed=True, set_at=unlist)
+                for row in rows.select_related("gateway", "host"):
+                    Event.objects.record(Action.HOST_RESET_AT_GATEWAY, row, by=by, changes={"allowed": [True, None]})
+                rows.delete()
+        return now if listed else None
 
 
 class HostAtGateway(Versioned, models.Model):

@@ -39,6 +39,7 @@ from tokens.models import Token, TokenKind
 NOT_ARCHIVED = Q(archived_at=None)
 NOT_REVOKED = Q(revoked_at=None)
 PLACED = Q(removed_at=None)
+OF_LIVE = Q(host__archived_at=None)
 ARCHIVED = f"It is removed from all lists, and its connections are revoked. {FINAL}"
 
 
@@ -130,12 +131,12 @@ class HostAtGatewayPages(CapabilityAdmin):
 
     seen_by = SEES_GATEWAYS
     acts = (
-        CapabilityAction("block", any_of(Capability.GATEWAYS_MANAGE), Q(allowed=True)),
-        CapabilityAction("allow", any_of(Capability.GATEWAYS_MANAGE), Q(allowed=False), asks=False),
+        CapabilityAction("block", any_of(Capability.GATEWAYS_MANAGE), Q(allowed=True) & OF_LIVE),
+        CapabilityAction("allow", any_of(Capability.GATEWAYS_MANAGE), Q(allowed=False) & OF_LIVE, asks=False),
         CapabilityAction(
             "reset",
             any_of(Capability.GATEWAYS_MANAGE),
-            Q(),
+            OF_LIVE,
             "It is neither listed nor blocked: what the gateway allows decides.",
         ),
     )

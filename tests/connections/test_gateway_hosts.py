@@ -177,3 +177,37 @@ def test_a_decision_waits_for_a_connection_that_is_being_opened(decision: str, b
             HostAtGateway.objects.restrict(gateway, "listed", list_used=True, by=boss)
 
     assert HostAtGateway.objects.at(gateway, host).allowed is (decision != "block")
+
+
+def test_the_undo_of_only_these_forgets_what_it_listed_and_nothing_else(boss: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    used, blocked, listed = (make.agent(by=boss, name=name) for name in ("Used", "Blocked", "Listed"))
+    for host in (used, blocked):
+        make.connection(host, gateway, boss)
+    HostAtGateway.objects.at(gateway, blocked).block(by=boss)
+    HostAtGateway.objects.at(gateway, listed).allow(by=boss)
+
+    def decisions() -> dict[str, bool]:
+        return dict(HostAtGateway.objects.filter(gateway=gateway).values_list("host__name", "allowed"))
+
+    browser, form = sign_in(boss), f"/gateways/{gateway.slug}/access/hosts/"
+    changed = browser.post(form, {"hosts_allowed": "listed", "list_used": "on"})
+    assert decisions() == {"Used": True, "Blocked": False, "Listed": True}
+    taken_back = next(filter(None, map(undo, get_messages(changed.wsgi_request))))
+
+    browser.post(taken_back.url, dict(taken_back.fields))
+
+    assert decisions() == {"Blocked": False, "Listed": True}
+    gateway.refresh_from_db()
+    assert gateway.hosts_allowed == "all"
+
+
+def test_a_row_of_an_archived_host_is_not_found(boss: User) -> None:
+    gateway, host = make.gateway(), make.agent(by=boss)
+    HostAtGateway.objects.at(gateway, host).block(by=boss)
+    host.disable(by=boss)
+    Connection.objects.archive_host(host, by=boss)
+    one = f"/gateways/{gateway.slug}/hosts/{host.pk}"
+
+    assert Rest.of(boss).get(one).status_code == 404
+    assert Rest.of(boss).send("delete", one, None).status_code == 404
