@@ -31,6 +31,7 @@ DIRECT, READ = "GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"
 REPLICA_URL = "postgresql://gateway:secret@replica.internal:5432/gateway"
 PAGE = ROOT / "docs" / "how-to" / "scale-out.md"
 BEHIND = "Read from a database replica that is"
+TABLES, EMPTY = "tables", "template1"  # Databases to copy.
 OK, UNAVAILABLE = httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE
 NEEDS_DIRECT = (
     "DATABASE_URL leads to a connection pooler in transaction mode, which can serve pages only: "
@@ -73,29 +74,37 @@ def documented(beginning: str, places: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield a superuser's URL of an operator's PostgreSQL with a connection limit for pages."""
     with postgres(programs()) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE ROLE app LOGIN PASSWORD 'p@ss/word'")
             connection.execute(block("sql").replace("gateway", "app").encode())
+            connection.execute(f"CREATE DATABASE {TABLES} OWNER app")
+        made = manage(tmp_path_factory.mktemp("tables"), "migrate", DATABASE_URL=_as_app(url, TABLES), **KEYS)
+        assert made.returncode == 0, made.stderr
         yield url
 
 
+def _as_app(server: str, name: str) -> str:
+    """Return the URL of this database for its owner, a role without other rights."""
+    parts = urlsplit(server)
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace("gateway", "app", 1), path=f"/{name}"))
+
+
 @contextmanager
-def database(server: str) -> Iterator[str]:
-    """Yield the URL of an empty database for its owner, a role without other rights."""
+def database(server: str, template: str = TABLES) -> Iterator[str]:
+    """Yield the owner's URL of a new database, by default with migrated tables."""
     name = f"d{uuid4().hex[:8]}"
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} OWNER app".encode())
-        parts = urlsplit(server)
-        yield urlunsplit(parts._replace(netloc=parts.netloc.replace("gateway", "app", 1), path=f"/{name}"))
+        connection.execute(f"CREATE DATABASE {name} OWNER app TEMPLATE {template}".encode())
+        yield _as_app(server, name)
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
 
 
 @contextmanager
 def serving(directory: Path, url: str, **settings: str) -> Iterator[Serve]:
-    """Yield a `serve` on this database, which creates its tables itself."""
+    """Yield a `serve` on this database, which creates missing tables itself."""
     data_dir = directory / "var"
     data_dir.mkdir(mode=0o700, exist_ok=True)
     served = Serve(data_dir, url, free_port(), {**cluster.keys(), **settings})
@@ -134,7 +143,7 @@ def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: s
     mode = documented["pgbouncer"]["pool_mode"]
     # Of so few sessions each is used by everything.
     with (
-        database(server) as direct,
+        database(server, EMPTY) as direct,
         pooler(direct, mode, size=3) as pooled,
         serving(tmp_path, pooled, **{DIRECT: direct}) as served,
     ):
