@@ -190,14 +190,14 @@ def ensure() -> None:
 
 
 def require(*, tables: bool = True) -> None:
-    """Check that the database answers and is new enough, and that this version may use its tables.
+    """Check that the database answers, is new enough and in UTF-8, and that this version may use its tables.
 
     With `tables`, a database without tables is refused, too. Raises UnusableDatabase.
     """
     ensure()
     try:
         with psycopg.connect(conninfo(), connect_timeout=5, autocommit=True) as probe:
-            fault = pooling_fault(probe, direct_name()) or schema_versions.fault(probe)
+            fault = encoding_fault(probe) or pooling_fault(probe, direct_name()) or schema_versions.fault(probe)
             version = probe.info.server_version
             row = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
     except psycopg.errors.InsufficientPrivilege as error:
@@ -210,6 +210,12 @@ def require(*, tables: bool = True) -> None:
         raise UnusableDatabase(f"The database is PostgreSQL {version // 10000}; the minimum is 15.")
     if tables and (row is None or row[0] is None):
         raise UnusableDatabase("The database is empty: start `manage.py serve` once to create the tables.")
+
+
+def encoding_fault(probe: psycopg.Connection[Any]) -> str:
+    """Return why names cannot be stored in this database; empty if they can."""
+    encoding = probe.info.parameter_status("server_encoding")
+    return "" if encoding == "UTF8" else f"The database has the encoding {encoding}: create one with ENCODING 'UTF8'."
 
 
 def direct_name() -> str:
