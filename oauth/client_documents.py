@@ -156,7 +156,7 @@ type Fetch = Callable[[str], Document]
 def needs_sign_in(request: AppRequest, client_id: str) -> bool:
     """True if this app is unknown, so that the user must sign in before its document is fetched.
 
-    Anonymous requests cause no fetch. Raises UnreadableDocument for a URL that may never be fetched.
+    Anonymous requests cause no fetch. Raises UnreadableDocument for a URL that must not be fetched.
     """
     if not is_address(client_id) or Application.objects.filter(client_id=client_id).exists():
         return False

@@ -418,7 +418,10 @@ def _shown(
     kind: str,
     live: dict[str, list[Definition] | UpstreamError],
 ) -> dict[str, str]:
-    """Return the texts of all usable features by name. If servers share a tool name, the called server's is listed."""
+    """Return the texts of all usable features by name.
+
+    If servers share the name of a tool or prompt, only the server that gets the calls is listed.
+    """
     shown: dict[str, str] = {}
     knows_dots = request.modern or request.version in versions.DOTTED
     for assigned in ready:

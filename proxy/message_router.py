@@ -551,7 +551,7 @@ class Carrier:
                 self._put(heard, message)
 
     def _put(self, heard: Heard, message: Object) -> None:
-        """Rewrite a message and send it on the client's standing stream; store it if there is no stream."""
+        """Rewrite a message and send it on the client's standing stream. Without a stream, store or drop it."""
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)
         if message["method"] == LOGGED:

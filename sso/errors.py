@@ -160,7 +160,7 @@ _EMAIL = Advice(
     "password here, sign in with it, and link your account on your profile. Otherwise ask an administrator of this "
     "workspace."
 )
-# The last two advices are identical, so that nobody can find out which addresses have an account.
+# The last two texts are identical, so that nobody can find out which addresses have an account.
 ENTRY_ADVICE = {
     "deactivated": Advice(
         "Your account in this workspace is disabled. Ask an administrator of this workspace to enable it."

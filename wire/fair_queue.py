@@ -254,7 +254,7 @@ class FairQueue:
         of_person = self._held.get(person, 0)
         if free <= 0 or not of_person:
             return free > 0
-        # If nobody else has calls, a person can take two thirds of the slots, and a connection half of them.
+        # If nobody else has calls, a person can take two thirds of all slots, and one connection half of all slots.
         return of_person < 2 * (free - 1) and self._held.get(connection, 0) < free - 1
 
     def _start(self, person: str, connection: str) -> None:

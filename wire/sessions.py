@@ -236,7 +236,7 @@ class SessionWire:
         return answer
 
     def _doubt(self, session: SessionHandle, target: Target, status: int) -> None:
-        """After a 400 or 404, check by a ping whether the session still exists, as statuses of servers differ."""
+        """After a 400 or 404, check by a ping whether the session still exists, because not all servers conform."""
         if status in (400, 404) and session.id and (key := _key(target)) not in self._doubted:
             self._doubted.add(key)
             self.start_background(self._check(session, target, key))
@@ -390,7 +390,7 @@ class SessionWire:
         place: StreamPlace | None = None,
         asked: Callable[[], object] = bool,
     ) -> bool:
-        """Read the standing stream of the session of `target` until it ends. Return False if not offered.
+        """Read the standing stream of the target's session until it ends. Return False if the server offers no stream.
 
         Calls `asked` when the request was sent and `begun` when the stream is open. Resumes from the position `place`
         and updates `place`; if the server refuses to resume, `place` is reset for the next try.

@@ -24,7 +24,7 @@ SETUP = (
     b"SET synchronous_commit = off",
     b"PREPARE take (text[], uuid[], int[], int[], float) AS " + STATEMENT,
 )
-PREFETCH = 100  # A lease is at least 1/PREFETCH of the limit, more than the waiting requests need.
+PREFETCH = 100  # A lease takes at least 1/PREFETCH of the limit, even if fewer requests wait.
 
 
 class RateLimited(NamedTuple):
