@@ -38,7 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = Path(sys.prefix) / "tables"  # The migrated tables as SQL, for later runs.
 CODE = {".py", ".sql", ".toml", ".json"}
 
-# Allocated objects before a collection of the youngest generation, and collections before one of older ones.
+# Arguments of gc.set_threshold: objects allocated before the youngest generation is collected, and the number of
+# collections of a generation before the next older one is collected.
 GARBAGE = (50_000, 20, 50)
 
 _own: list[Cluster] = []
