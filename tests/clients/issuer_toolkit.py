@@ -45,7 +45,7 @@ def configure(folder: Path) -> None:
             "django.contrib.auth.middleware.AuthenticationMiddleware",
         ],
         ROOT_URLCONF="__main__",
-        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],  # For client secrets, which are checked at every request.
+        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],  # For client secrets: fast.
         LOGIN_URL="/login/",
         USE_TZ=True,
         TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}],

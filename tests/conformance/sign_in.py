@@ -18,7 +18,7 @@ import httpx
 
 from tests import curl
 
-ROUNDS = 3  # The gateway asks for no sign-in by itself; this is how often the person gives in.
+ROUNDS = 3  # Most sign-ins per run; the gateway never starts a sign-in by itself.
 SIGN_IN = ("identity_missing", "identity_sign_in", "identity_scope")
 
 
@@ -59,7 +59,7 @@ class Gateway:
         assert done.status_code == httpx.codes.FOUND, words(done)
 
     def _place(self, slug: str) -> str:
-        """Return the page to sign in from: again for the existing identity, else for a new one."""
+        """Return the path of the sign-in page: that of the person's existing identity, otherwise that of the server."""
         identities = self.http.get("/api/identities", params={"page_size": 200}).json()["results"]
         own = [one["id"] for one in identities if one["server"]["slug"] == slug]
         return f"/identities/{own[0]}/authenticate/" if own else f"/servers/{slug}/authenticate/"

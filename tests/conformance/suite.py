@@ -48,7 +48,7 @@ def scored(revision: str) -> list[str]:
 
 
 def run(url: str, revision: str) -> Outcomes:
-    """Return the result of each scored scenario of `revision` at `url`, without checks if it did not run.
+    """Return the result of each scored scenario of `revision` at `url`, which has no checks if it did not run.
 
     Takes 5 to 60 s.
     """
@@ -70,7 +70,7 @@ def run(url: str, revision: str) -> Outcomes:
 
 
 def outcome(results: Path, scenario: str) -> Outcome:
-    """Read the checks of one scenario from the suite's folder, named for the scenario and the time."""
+    """Read the checks of one scenario from its folder in `results`, whose name has the scenario and the time."""
     folders = [
         folder for folder in results.glob("server-*") if re.fullmatch(rf"server-{scenario}-\d{{4}}-.+", folder.name)
     ]

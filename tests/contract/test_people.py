@@ -96,7 +96,7 @@ def test_passwords_cannot_be_tried_without_end(workspace: Workspace) -> None:
 
     assert refused == [False] * 5 + [True]
     assert not guesser.is_signed_in()
-    # Only the guesser is stopped.
+    # Other browsers can still sign in.
     elsewhere = Browser.at(workspace.url)
     elsewhere.sign_in(person.email, NEW_PASSWORD)
     assert elsewhere.is_signed_in()

@@ -174,7 +174,7 @@ def running(name: str, folder: Path) -> Iterator[str]:
     environment = dict(os.environ) | {"PATH": f"{npm.MODULES / '.bin'}{os.pathsep}{os.environ['PATH']}"}
     with tempfile.TemporaryFile() as log:
         command = SERVERS[name].command(port, str(folder))
-        # A bridge starts child processes: a session of their own allows to end all of them together.
+        # A bridge starts child processes, so it runs in a new process session, which is ended as a whole.
         process = subprocess.Popen(
             command,
             cwd=ROOT,

@@ -17,14 +17,14 @@ from tests import cluster
 from tests.running.starts import password_of, serving, signs_in
 
 
-# Not pytest's own folder, which each run closes to others, including the account of PostgreSQL.
+# Not pytest's temporary folder, which other accounts, including PostgreSQL's, cannot read.
 @contextmanager
 def folder() -> Iterator[Path]:
     with TemporaryDirectory(prefix="gateway-admin-", ignore_cleanup_errors=True) as path:
         yield Path(path)
 
 
-# Each of these alone would make libpq connect elsewhere, or fail.
+# Each of these variables alone would make libpq connect elsewhere, or fail.
 FOREIGN = {
     "PGPORT": "1",
     "PGHOST": "db.invalid",

@@ -10,7 +10,7 @@ from tests.running.debian import postgres, programs
 from tests.running.starts import manage, password_of, serving, signs_in
 from tests.running.test_refusals import KEYS
 
-# In `make test` the oldest PostgreSQL is the operator's own: see test_oldest_postgresql.
+# `make test` covers an operator's own PostgreSQL in test_oldest_postgresql only.
 pytestmark = pytest.mark.full
 
 

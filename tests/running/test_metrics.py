@@ -130,10 +130,10 @@ def test_printed_metrics_are_documented(live: Serve) -> None:
 
 
 def test_documented_metrics_exist() -> None:
-    """A metric with labels is exported only once it counts something, so the code is searched."""
+    """Read the registry, not /metrics, which exports a metric with labels only once it has counted something."""
     serving = ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping")
     for name in (*serving, "proxy.metrics", "wire.background"):
-        import_module(name)  # Which enters its numbers.
+        import_module(name)  # Importing registers the module's metrics.
     ours = [one for one in REGISTRY.collect() if one.name.startswith("gateway_")] + health.families([], 0.0, 0)
     counted = {f"{one.name}_total" if one.type == "counter" else one.name for one in ours}
 

@@ -69,8 +69,8 @@ class Call:
         self._reads = True
 
     async def send(self, upto: int) -> None:
-        """Send the first `upto` bytes of the answer, or fewer if nobody reads on for a while."""
-        await asyncio.sleep(0)  # The request goes first.
+        """Send the first `upto` bytes of the answer, or fewer if the client pauses reading for 0.2 seconds."""
+        await asyncio.sleep(0)  # Let the task send its request first.
         idle = 0
         while self.sent < upto and idle < 200 and not self.task.done():
             if self._reads:
@@ -244,7 +244,7 @@ async def test_a_slow_answer_is_read_to_its_end_when_others_wait_for_their_own_r
         untaken = budget.take("ana", 2 * LIMIT)
         other = asyncio.create_task(budget.hold("ana" if waiting else "ben", LIMIT))
 
-        await asyncio.sleep(0.2)  # It has stopped for many times as long as it may where others wait.
+        await asyncio.sleep(0.2)  # The slow answer pauses much longer than is allowed while other answers wait.
         await slow.send(2 * SIZE)
 
         assert (await asyncio.wait_for(slow.task, PATIENCE)).text == answer(1)

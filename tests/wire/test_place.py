@@ -18,7 +18,7 @@ def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
 
             with place:
                 assert queue.enter_now("bob", "c2")
-                await asyncio.sleep(0.2)  # Longer than the server itself may be silent.
+                await asyncio.sleep(0.2)  # Longer than the limit for a silent server.
                 queue.leave("bob", "c2")
             assert not queue.enter_now("bob", "c2")
         place.end()

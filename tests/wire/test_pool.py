@@ -431,7 +431,7 @@ async def test_the_builtin_url_leads_to_the_own_listener_with_the_secret_of_this
     async with serving(whole(b"x")) as (server, _):
         async with client(Guard(), listener=f"http://127.0.0.1:{server.port}") as transport:
             assert await fetch(transport, "builtin:quickstart") == (200, b"x")
-            # The exception is for this URL alone, not for the address.
+            # Only the builtin: URL is exempt from the address check; the listener's own URL is not.
             with pytest.raises(AddressBlocked):
                 await fetch(transport, f"http://127.0.0.1:{server.port}/builtin/quickstart")
 

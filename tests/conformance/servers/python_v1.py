@@ -79,7 +79,7 @@ class Call:
             await self.context.close_sse_stream()
 
     async def announce(self, what) -> None:
-        """Notify on the standing stream of this session, or of each that subscribed to the resource."""
+        """Notify on this session's standing stream; for a resource, on the streams of all sessions subscribed to it."""
         if what == "tools":
             await self.session.send_tool_list_changed()
         elif what == "prompts":
