@@ -68,7 +68,7 @@ class Asker(Script):
             case "hasty":
                 await request.open_stream()
                 await request.event({"jsonrpc": "2.0", "id": "late", **self.asks[0]})
-                await asyncio.sleep(1)  # So long the client may take to be asked.
+                await asyncio.sleep(1)  # Time for the request to reach the client.
                 await self._finish(request, [])
                 return
         await request.open_stream()
@@ -109,7 +109,7 @@ class Person:
         return {"Mcp-Session-Id": self.session} if self.session else {}
 
     def say(self, message: Object, agent: Agent | None = None) -> int:
-        """Post a message without an answer, through `agent`'s worker."""
+        """Post a message that has no answer, through `agent` (default: the client's own); return the HTTP status."""
         return (agent or self.agent).post({"jsonrpc": "2.0", **message}, **self.headers).status_code
 
     def call(self, name: str, reply: Reply = lambda _: None, accept: str = BOTH) -> Object:

@@ -29,7 +29,7 @@ from tests.workspace import ROOT
 from wire import background
 from wire.background import Background, every
 
-# Those whose failure is 503 at /readyz: without them access is not taken away, or not decided.
+# Loops whose failure makes /readyz answer 503: without them, access is not revoked or not decided.
 GUARDS = {"access", "access, clock", "bus", "call log", "call log, clock", "limits", "limits, clock", "open streams"}
 OTHERS = {
     "idle queues",
@@ -40,7 +40,7 @@ OTHERS = {
     "suspended calls",
     "usage",
 }
-# Begun by the application around the proxy, and by the process that does the chores.
+# Loops started by the application around the proxy, and by the chores process.
 AROUND = {"database watch", "replica lag", "chores", *(f"chore {name}" for name in housekeeping.STEADY)}
 
 
@@ -70,7 +70,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
 
         async def round_() -> None:
             nonlocal failing
-            if failing:  # The first round after the failure: it is not over yet.
+            if failing:  # The round after the failure: the failure still counts.
                 failing = False
                 killer.seen[name] = await readyz()
             elif name in killer.victims:

@@ -37,7 +37,7 @@ def text(response: Any) -> str:
     return re.sub(r"\s+", " ", str(response.content.decode()))
 
 
-# --- At the gateway: what the program that calls is told ------------------------------------------------------------
+# --- At the gateway: errors for the calling program -----------------------------------------------------------------
 
 
 def asked(world: World, authorization: str | None, **more: str) -> httpx.Response:

@@ -13,7 +13,7 @@ from tests.proxy.scripted import Script, tool
 
 @pytest.mark.full
 def test_two_accounts_at_one_provider_stand_under_two_prefixes(start: Start, run: Run) -> None:
-    """Complaint 6."""
+    """Complaint 6: a person has two accounts at one provider."""
     crm = make.server(url=run(upstreams.crm()).url, auth_type=AuthType.HEADER, header_name="X-Api-Key")
     gateway, user = make.gateway(), make.user()
     for alias in ("north", "south"):

@@ -127,7 +127,7 @@ def test_a_call_that_ran_keeps_its_answer_although_its_row_cannot_be_deleted(
 
     async def noted(pending: PendingRequests, uid: str, *given: Any) -> None:
         await add(pending, uid, *given)
-        server.answers.append({})  # Upon which the server ends the call.
+        server.answers.append({})  # The server then ends the call.
 
     monkeypatch.setattr(PendingRequests, "add", noted)
     fail_statements(monkeypatch, END)
@@ -170,7 +170,7 @@ def test_a_question_that_ended_before_its_client_was_asked_is_not_put(
     class Patient(Asker):
         async def _finish(self, request: Request, answers: list[Object]) -> None:
             told.extend(answers)
-            await asyncio.sleep(1)  # Longer than the client's questions are gathered.
+            await asyncio.sleep(1)  # Longer than the gateway collects questions for the client.
             await super()._finish(request, answers)
 
     work.put(Patient(asks=[FORM]).app())

@@ -133,7 +133,7 @@ def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
     assert outcome(world.bot.call("github__whoami")) == 200
 
 
-# From the last check to the first, so that each earlier reason appears next.
+# Ordered from the last check to the first, so that each new reason takes precedence over the one before.
 LAYERS = {
     "servers_identity": "identity_disabled",
     "gateways_assignment": "assignment_disabled",

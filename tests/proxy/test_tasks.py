@@ -1,4 +1,4 @@
-"""Tasks: the gateway issues their ids, routes requests to their server, and decides them as calls of their tool."""
+"""Tasks: the gateway issues task ids, routes task requests to the server, and decides them as calls of the tool."""
 
 import base64
 from collections.abc import Callable
@@ -379,7 +379,7 @@ def made(agent: Agent) -> str:
 
 def test_a_task_of_2026_is_polled_given_input_and_ended_at_any_worker(work: Work) -> None:
     docs = work.put(ModernTasks())
-    work.put(Script([[]], modern=True), "more")  # With several servers, URIs are mapped.
+    work.put(Script([[]], modern=True), "more")  # With several servers, the gateway maps URIs.
     first, second = work.start(), work.start()
     agent = first.agent(work.connection)
     elsewhere = Agent(second.url("work"), agent.secret)

@@ -28,7 +28,7 @@ PAGE = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 PRINTED = "postgresql://gateway:secret@db.internal:5432/gateway"
 OWNER_OF_ALL = {"GATEWAY_ADMIN_EMAIL": "ops@example.com", "GATEWAY_ADMIN_PASSWORD": "a password of the operator's"}
 NOW = datetime.now(UTC).date()
-MONDAY = NOW - timedelta(days=42 + NOW.weekday())  # Within retention; older calls have one partition per week.
+MONDAY = NOW - timedelta(days=42 + NOW.weekday())  # Within retention; calls of that age have weekly partitions.
 COLUMNS = """
 SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute
 WHERE attrelid = 'auditlog_call'::regclass AND attnum > 0 AND attname NOT IN ('id', 'created_at')
