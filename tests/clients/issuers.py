@@ -1,6 +1,6 @@
 """Third-party authorization servers, each a separate process, and the server `github` they protect.
 
-`tests.issuers` has the scriptable one of the Python SDK.
+`tests.issuers` has the scriptable authorization server of the Python SDK.
 """
 
 import json
@@ -116,7 +116,7 @@ def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0
 
 
 class Page(HTMLParser):
-    """The first form of a page, and its links."""
+    """The first form of an HTML page, and the page's links."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

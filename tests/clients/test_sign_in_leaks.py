@@ -52,7 +52,7 @@ class Life:
         self.noted.add(secrecy.note(secret))
 
     def begin(self, path: str = "") -> str:
-        """Start a sign-in, and return the URL at the issuer; its state is a secret."""
+        """Start a sign-in, and return the URL at the issuer; note the URL's `state` as a secret."""
         path = path or f"/servers/{self.told['slug']}/authenticate/"
         page = self.http.get("/settings/profile")
         form = {"connection": self.told["connection"], "csrfmiddlewaretoken": secret_of_form(page)}

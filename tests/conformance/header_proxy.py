@@ -1,8 +1,8 @@
 """A loopback proxy that adds a bearer token, for programs that cannot send one.
 
-It passes bytes, not messages: Host, Origin, repeated headers, their spelling and white space arrive as sent, and each
-byte of an answer is passed on when it arrives. Only Authorization is added and Connection replaced: every request has
-its own connection, so there is one header block.
+The proxy passes bytes, not messages: Host, Origin, repeated headers, their spelling and white space arrive as sent,
+and each byte of an answer is passed on when it arrives. Only Authorization is added and Connection replaced: every
+request has its own connection, so there is one header block.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class HeaderProxy:
 
 
 class Relay:
-    """Joins each client's connection to one of its own to the target."""
+    """Opens a connection to the target for each client's connection, and copies bytes in both directions."""
 
     def __init__(self, port: int, token: str) -> None:
         self._port = port

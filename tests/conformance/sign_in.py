@@ -1,8 +1,8 @@
 """Client for the suite's authorization scenarios: signs in through the pages of a running gateway.
 
-Takes the address of a server. It registers the server at the gateway of GATEWAY_URL, behind the gateway that SLOTS
-names for the scenario, and calls its first tool with that gateway's token. Whenever a refusal asks for it, it signs in
-at the issuer and continues. Exits with an error if no tool could be called. WHO has the cookies and the form token of a
+Takes the address of a server. The client registers the server in the workspace at GATEWAY_URL, behind the gateway that SLOTS
+names for the scenario, and calls the server's first tool with the gateway's token. When a refusal asks for a sign-in,
+the client signs in at the issuer and continues. Exits with an error if no tool could be called. WHO has the cookies and the form token of a
 signed-in person.
 """
 

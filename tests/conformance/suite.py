@@ -1,8 +1,8 @@
 """Runs the MCP conformance suite against a server's address, and returns the result of each scenario.
 
-It counts checks, not the suite's own verdicts. The suite passes every scenario without a fault, including those that
-checked nothing: `server-sse-multiple-streams` ends with a single warning and no passed check if the server gave no
-session id. Here a scenario passes only if at least one of its own checks passed and none failed or warned. The check
+The result counts checks, not the suite's verdicts. The suite passes every scenario without a fault, even if nothing was
+checked: `server-sse-multiple-streams` ends with a single warning and no passed check if the server gave no session id.
+Here a scenario passes only if at least one of the scenario's own checks passed and none failed or warned. The check
 `wire-schema-valid`, which the suite adds to every scenario that exchanged a message, does not count as its own.
 """
 

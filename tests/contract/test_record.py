@@ -101,7 +101,7 @@ def test_no_credential_is_in_the_record(workspace: Workspace, run: Run) -> None:
     _, other = new_token(owner, new_host(owner), gateway)
     secrets = [agent.secret, secret, named, nested, encoded, other.secret]
 
-    assert text(agent.call("whoami")) == f"Bearer {secret}"  # The server repeats it.
+    assert text(agent.call("whoami")) == f"Bearer {secret}"  # The result contains the credential.
     agent.call("echo", text=f"my token is {agent.secret}", password=named, deep=[{"api_key": {"value": nested}}])
     agent.call("echo", text=f"Authorization: Basic {encoded}")
     agent.call("echo", text=f"of somebody else: {other.secret}.")

@@ -56,7 +56,7 @@ class Agent:
         return self.ask("tools/list", **headers)
 
     def tools(self) -> list[str]:
-        """Return the names of its listed tools."""
+        """Return the names of the tools in the agent's list."""
         return [tool["name"] for tool in self.listed().json()["result"]["tools"]]
 
     def call(self, tool: str, arguments: object = None, **headers: str) -> httpx.Response:
@@ -177,7 +177,7 @@ def proxy_(start: Start) -> Proxy:
 
 @pytest.fixture
 def issuer() -> Issuer:
-    """An issuer, which protects a server once its app is served."""
+    """An issuer with the MCP server that it protects; a test serves `issuer.app()`."""
     return Issuer()
 
 

@@ -1,4 +1,4 @@
-"""A server that counts its calls, and answers each as the call requests."""
+"""A server that records its calls, and answers each call as prescribed for the case that the call names."""
 
 import json
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Rows of features, and two servers behind one gateway."""
+"""Rows of features, and servers whose methods a test provides."""
 
 from typing import Any
 

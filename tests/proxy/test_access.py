@@ -392,7 +392,7 @@ ASKED = [(ServersNeeded.NONE, ""), (ServersNeeded.OF_FEATURE, "a__b"), (ServersN
 
 
 def test_equal_concurrent_queries_are_sent_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Concurrent calls of one agent share a query; another gateway or tool has its own."""
+    """Concurrent calls of one tool by one agent share a query; calls at another gateway or of another tool do not."""
     assignment = make.assignment(known.connection.gateway, make.server(), alias="a")
     for name in ("b", "c"):
         Feature.objects.create(assignment=assignment, name=name, exposed_name=f"a__{name}")

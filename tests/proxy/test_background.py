@@ -150,7 +150,7 @@ async def test_every_loop_around_the_proxy_that_raises_is_seen_and_back(killer: 
 def test_a_stop_that_raises_ends_no_other_and_the_call_log_is_written_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All components raise on stop, except the one that writes the rows."""
+    """Let all components raise on stop, except the component that writes the rows of the call log."""
     Call.partitions.make_ahead()
     parts = (
         "proxy.store.events.StreamEvents",

@@ -49,7 +49,7 @@ class Work:
         return self.start(**changes).agent(self.connection)
 
     def elsewhere(self, agent: Agent) -> Agent:
-        """Return the same token at another worker."""
+        """Return a client with this agent's token at another worker."""
         return Agent(self.start().url(self.gateway.slug), agent.secret)
 
 
@@ -604,5 +604,5 @@ def test_a_suspended_call_whose_access_is_cut_is_cancelled_at_its_server(work: W
     else:
         Server.objects.get(slug="docs").disable(by=work.connection.user)
 
-    eventually(lambda: docs.asked("notifications/cancelled"), seconds=5)  # It should take a second.
+    eventually(lambda: docs.asked("notifications/cancelled"), seconds=5)  # It should take about one second.
     eventually(lambda: not SuspendedCall.objects.exists())

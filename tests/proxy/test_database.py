@@ -1,4 +1,4 @@
-"""A PostgreSQL connection: a statement gets its own answer, or an error that says it has none."""
+"""A PostgreSQL connection: each statement gets its own answer, or an error that says that there is no answer."""
 
 import asyncio
 import socket

@@ -17,7 +17,7 @@ type Load = list[Waiting[int, int]]
 
 
 class Carrier:
-    """Doubles each number; `open` holds it back, `fails` makes it raise."""
+    """Batch handler that doubles each number; waits until `open` is set, and raises if `fails`."""
 
     def __init__(self) -> None:
         self.loads: list[list[int]] = []
@@ -44,7 +44,7 @@ class Lost(Exception):
 
 
 def batches_of(carriers: list[Carrier], conninfo: str = "", **more: Any) -> GroupCommit[int, int]:
-    """Return batches handled by these carriers, each over its own connection."""
+    """Return a GroupCommit whose batches these carriers handle, each over a connection of its own."""
     connections = [PgConnection(conninfo or database.conninfo(), ()) for _ in carriers]
     carried = [carrier.carry for carrier in carriers]
     return GroupCommit("numbers", carried, connections, to_error=lambda error: Lost(str(error)), max_batch=20, **more)

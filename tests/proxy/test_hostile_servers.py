@@ -29,7 +29,7 @@ PROGRESS = b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{
 
 
 class Peer:
-    """One connection from the gateway, with every way to answer on it."""
+    """A connection from the gateway, with methods for every kind of answer."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

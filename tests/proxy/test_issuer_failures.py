@@ -352,7 +352,7 @@ NOT_CALLED = "may not be called"
 
 @pytest.fixture
 def _one_address(loopback_is_allowed: None, settings: Settings) -> None:
-    """Allow only this one private address."""
+    """Allow 127.0.0.1 as the only private address."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.1/32")]
 
 

@@ -36,7 +36,7 @@ def a_token(slug: str = "work", url: str = "https://docs.example.com/mcp") -> Is
 
 
 def limit(**limits: int) -> None:
-    """Return a function that sets limits per minute: `limit(workspace=10, tokens=5, gateway=7, token=3)`."""
+    """Set limits per minute: `limit(workspace=10, tokens=5, gateway=7, token=3)`."""
     WorkspaceSettings.load()
     for name, most in limits.items():
         table, column = {

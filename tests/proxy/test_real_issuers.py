@@ -1,4 +1,4 @@
-"""Sign-in at third-party authorization servers: every step of its life, at each of them."""
+"""Sign-in at third-party authorization servers: from sign-in over renewal to revocation, at each server."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Place:
         return Identity.objects.own(person).order_by("-updated_at")[0]
 
     def end(self, identity: Identity, hint: str) -> None:
-        """Let the issuer revoke a token, as its own pages would (RFC 7009)."""
+        """Revoke a token at the issuer (RFC 7009), as the issuer's own pages would."""
         grant = Grant.objects.get(identity=identity)
         client, endpoint = grant.registration.client, grant.revocation_endpoint
         form = {"token": tokens(identity)[hint], "token_type_hint": hint, "client_id": client.client_id}

@@ -1,4 +1,4 @@
-"""Resources: every listed URI can be read, under one rule, by its own URI at its server."""
+"""Resources: every listed URI can be read, under the same rules as tools, by the server's own URI."""
 
 from typing import Any
 from urllib.parse import quote

@@ -1,4 +1,4 @@
-"""A call is sent once: whatever its server answers, it is not repeated, and the answer is logged."""
+"""A call is sent once: whatever the server answers, the gateway does not repeat the call, and logs the answer."""
 
 import asyncio
 import json

@@ -36,7 +36,7 @@ ON_ITS_STREAM = {**NOTE, "params": {"level": "info", "data": "hello", "logger": 
 
 @dataclass
 class StandingAsker(Asker):
-    """Sends requests on each session's one standing stream; messages before it opens are lost, as in SDKs.
+    """A server that sends its requests on each session's standing stream; earlier messages are lost, as in SDKs.
 
     `slow` sends `said` and then waits for `go`.
     """

@@ -38,7 +38,7 @@ def agent_of(proxy: Proxy, upstream: Upstream, slug: str = "docs") -> Agent:
 
 
 def spans_of(collector: Collector, name: str) -> list[Posted]:
-    """Return the spans of the last call, once its own has arrived, which ends last."""
+    """Wait for the span called `name`, which ends last in its trace, and return the spans of that trace."""
     whole = eventually(lambda: collector.named(name))[-1]
     return [span for span in collector.spans if span.trace == whole.trace]
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @asynccontextmanager
 async def worker(key: bytes = b"") -> AsyncIterator[StreamEvents]:
-    """Yield the events of one worker, which hears the others."""
+    """Yield the StreamEvents of one worker, connected to the bus of all workers."""
     async with hearing(lambda state, bus: StreamEvents(state, bus, Cipher([key or Fernet.generate_key()]))) as events:
         try:
             yield events
@@ -109,7 +109,7 @@ async def test_messages_of_sessions_without_streams_are_all_written_and_few_held
                 events.keep_waiting(session, text)
         await events.stop()
 
-        gc.collect()  # Drop lazy objects of other tests, which `type` could evaluate.
+        gc.collect()  # Below, `type`: isinstance would evaluate lazy objects of other tests, in the database.
         held = [each for each in gc.get_objects() if type(each) is StreamHistory and each.session_id in sessions]
         assert len(held) == 2
         for session in sessions:

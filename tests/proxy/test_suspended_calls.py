@@ -24,7 +24,7 @@ NOT_FOUND = -32601
 
 
 class Hasty(Asker):
-    """Answers so many seconds after its request, whatever the client says."""
+    """A server that answers `seconds` after it has sent its request, whatever the client answers."""
 
     seconds = 0.0
 
@@ -57,7 +57,7 @@ def work(start: Start, run: Run) -> Work:
 
 
 def refused(answered: Object) -> Any:
-    """Return the code of the error its server got instead of an answer."""
+    """Return the code of the error that the server got instead of the client's answer."""
     return answers_of({"result": answered})[0]["error"]["code"]
 
 

@@ -145,7 +145,7 @@ LAYERS = {
 
 
 def test_the_current_decision_equals_the_answer_to_the_next_call(world: World) -> None:
-    """Each logged call is checked again by the dry run: first its own reason, then the earlier ones."""
+    """Disable one layer after the other: calls are refused for the newest, and the dry run lists all in order."""
     told: list[str] = []
     for table, reason in LAYERS.items():
         sql(f"UPDATE {table} SET enabled = false WHERE id = %s", world.ids[table])

@@ -229,7 +229,7 @@ def test_the_capability_is_announced_without_the_list_and_that_of_clients_is_not
 
 
 def broken(task: str) -> dict[str, object]:
-    """Return ids that look like this one and are invalid."""
+    """Return ids that look like this task id but are invalid."""
     keys = Cipher(settings.ENCRYPTION_KEYS)
     other = Cipher([base64.urlsafe_b64encode(b"k" * 32)])
     facts = keys.open(task.encode())

@@ -1,4 +1,4 @@
-"""Metric labels of gateways and servers: at most so many names, whatever is called."""
+"""Metric labels of gateways and servers: the number of names is limited, whatever is called."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -31,7 +31,7 @@ def issued(live: Serve) -> Iterator[dict[str, str]]:
 
 
 def numbers(live: Serve) -> Numbers:
-    """Return every sample by its name and the values of its labels, in the order of their names."""
+    """Return the value of every sample, by metric name and label values (in the order of the label names)."""
     families = text_string_to_metric_families(httpx.get(f"{live.url}/metrics").text)
     return {
         (one.name, *(value for name, value in sorted(one.labels.items()) if name != "replica")): one.value
@@ -41,7 +41,7 @@ def numbers(live: Serve) -> Numbers:
 
 
 def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Numbers:
-    """Return the growth of the metrics, once it is `enough`: workers write them once a second."""
+    """Wait until the growth of the metrics since `before` is `enough`, and return it; workers write once a second."""
     deadline = time.monotonic() + PATIENCE
     while True:
         after = {name: value - before.get(name, 0) for name, value in numbers(live).items()}

@@ -59,12 +59,12 @@ SELECT (SELECT count(*) FROM pg_prepared_statements),
 
 
 def block(language: str, number: int = 0) -> str:
-    """Return one of the blocks in this language on the page."""
+    """Return the page's code block with this language and index."""
     return str(re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)[number])
 
 
 def documented(beginning: str, places: dict[str, str]) -> dict[str, str]:
-    """Return the variables set by a block of the page, with its addresses replaced."""
+    """Return the variables that the page's block `export {beginning}` sets, with printed addresses replaced."""
     (script,) = re.findall(rf"```bash\n(export {beginning}.*?)```", PAGE.read_text(), re.DOTALL)
     for printed, place in places.items():
         assert printed in script
@@ -95,7 +95,7 @@ def database(server: str) -> Iterator[str]:
 
 @contextmanager
 def serving(directory: Path, url: str, **settings: str) -> Iterator[Serve]:
-    """Yield a `serve` on this database, which creates its tables itself."""
+    """Yield a `serve` on this database, which creates the tables itself."""
     data_dir = directory / "var"
     data_dir.mkdir(mode=0o700, exist_ok=True)
     served = Serve(data_dir, url, free_port(), {**cluster.keys(), **settings})
@@ -111,7 +111,7 @@ def called(issued: dict[str, str]) -> int:
 
 
 def number(served: Serve, metric: str) -> float:
-    """Return a sample of /metrics with its labels, except that of the replica of the gateway; 0 if it is missing."""
+    """Return the value of the sample `metric` in /metrics, ignoring the label `replica`; 0 if it is missing."""
     told = httpx.get(f"{served.url}/metrics", trust_env=False).text
     told = re.sub(r',?replica="[^"]*"', "", told).replace("{}", "")
     found = re.search(rf"^{re.escape(metric)} (\S+)$", told, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""A call's concurrency slot and time limit while its client is asked something."""
+"""A call's concurrency slot and time limit while the server waits for the client's input."""
 
 import asyncio
 from contextlib import suppress

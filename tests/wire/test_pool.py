@@ -320,7 +320,7 @@ async def test_a_server_that_writes_faster_than_we_read_has_to_wait() -> None:
 
 
 async def test_a_connection_that_waits_for_its_reader_is_not_used_again() -> None:
-    """The stream was complete before the reader reached its end."""
+    """Receive a whole event stream whose reader has not yet reached the end."""
     waiting = b"data: 1\n\n" + b":" * (1 << 20) + b"\n\n"
 
     async def handler(reader: Reader, writer: Writer) -> None:

@@ -42,7 +42,7 @@ def related_to(request_id):
 
 
 class Announcing(Server):
-    """Declares that its lists may change and that its resources can be subscribed to."""
+    """A low-level server that declares that its lists may change and its resources can be subscribed to."""
 
     def create_initialization_options(self, *args, **options):
         changes = NotificationOptions(prompts_changed=True, resources_changed=True, tools_changed=True)
