@@ -1,9 +1,9 @@
 """Client for the suite's authorization scenarios: signs in through the pages of a running gateway.
 
-Takes the address of a server. The client registers the server in the workspace at GATEWAY_URL, behind the gateway that SLOTS
-names for the scenario, and calls the server's first tool with the gateway's token. When a refusal asks for a sign-in,
-the client signs in at the issuer and continues. Exits with an error if no tool could be called. WHO has the cookies and the form token of a
-signed-in person.
+Takes the address of a server. The client registers the server in the workspace at GATEWAY_URL, behind the gateway
+that SLOTS names for the scenario, and calls the server's first tool with the gateway's token. When a refusal asks for a
+sign-in, the client signs in at the issuer and continues. Exits with an error if no tool could be called. WHO has the
+cookies and the form token of a signed-in person.
 """
 
 import json
