@@ -39,7 +39,7 @@ def empty(*_: object) -> None:
 
 
 def _sweeper(name: str) -> psycopg.Connection[Any]:
-    """Return the session that empties this database, reconnected if lost; a superuser's session disables triggers."""
+    """Return the session that empties this database, reconnected if lost; if superuser, it skips triggers."""
     with suppress(KeyError, psycopg.OperationalError):
         _sweepers[name].execute("SELECT")
         return _sweepers[name]

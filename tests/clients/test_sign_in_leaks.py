@@ -48,7 +48,7 @@ class Life:
         self.noted: set[str] = {self.told["token"]}
 
     def note(self, secret: str) -> None:
-        """Add a secret: the rows and logs are searched for it now, and at the end the pages are searched too."""
+        """Add a secret: this test searches rows and log for it, the fixture `live` also the pages at the end."""
         self.noted.add(secrecy.note(secret))
 
     def begin(self, path: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Credentials for servers: the right person's is sent, or none."""
+"""Credentials for servers: the gateway sends the credential of the right person, or none."""
 
 from typing import Any
 

@@ -46,7 +46,7 @@ AROUND = {"database watch", "replica lag", "chores", *(f"chore {name}" for name 
 
 @dataclass
 class Killer:
-    """Lets each loop in `victims` fail once; `seen` are the resulting /readyz answers and metrics, by loop."""
+    """Test double that lets each loop in `victims` fail once; `seen` has the resulting /readyz and metrics by loop."""
 
     victims: set[str] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)

@@ -149,7 +149,7 @@ def test_a_handler_that_fails_or_waits_keeps_nothing_from_the_others() -> None:
 
 @pytest.fixture
 def told() -> Iterator[Callable[[], set[str]]]:
-    """Yield a function that returns the notifications since its last call."""
+    """Yield a function that returns the database's notifications since the previous call of the function."""
     with listening() as look:
         yield look
 

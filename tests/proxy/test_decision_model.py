@@ -144,7 +144,7 @@ def skeleton() -> Skeleton:
 
 
 class Painter:
-    """Sets the rows of a skeleton to the drawn values."""
+    """Writer that sets a skeleton's rows in the database to the values drawn for a world."""
 
     def __init__(self, bones: Skeleton) -> None:
         self.rows = bones.rows

@@ -1,4 +1,4 @@
-"""Both eras on both sides, changing sessions, and separate identities."""
+"""Clients and servers of both protocol eras, changing sessions, and separate identities."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace

@@ -350,7 +350,7 @@ def sent(github: Place) -> Callable[[], list[str]]:
 
 
 def theirs(github: Place, where: str, name: str = "token") -> str:
-    """Return an attacker's address: on another host, or on the issuer's shared host."""
+    """Return a URL of an attacker, who has another host or shares the issuer's host (`where`)."""
     origin = github.origin if where == "the same host" else github.origin.replace("127.0.0.1", "localhost")
     return f"{origin}/theirs/{name}"
 

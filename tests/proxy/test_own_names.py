@@ -1,4 +1,4 @@
-"""Tools called by their server's own name, as MCP Apps do: one server has it, or the call is refused."""
+"""Tools called by the server's own tool name, as by MCP Apps: refused unless exactly one server has the tool."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event

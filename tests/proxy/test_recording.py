@@ -1,4 +1,4 @@
-"""Every answered call is in the log, and one statement decides."""
+"""Every answered call is in the log, and one SQL statement decides access."""
 
 import asyncio
 import contextlib

@@ -34,7 +34,7 @@ SECRET = "what-the-call-found"
 
 @dataclass
 class Slow:
-    """A tool that reports progress, waits for the test, reports once more and answers."""
+    """A server whose tool reports progress, waits for the test, reports progress once more and answers."""
 
     begun: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)

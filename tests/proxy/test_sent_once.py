@@ -60,7 +60,7 @@ class Reply(NamedTuple):
 
 @dataclass
 class HttpConnection:
-    """Sends one request after the other: a general HTTP client takes several times as long as the gateway."""
+    """A minimal HTTP client with one connection; a general client would take several times as long as the gateway."""
 
     host: str
     path: str

@@ -190,7 +190,7 @@ def test_one_of_two_workers_that_open_a_session_at_once_wins_and_the_other_ends_
 
 
 class SlowInitialize:
-    """Answers `initialize` only when two are waiting."""
+    """Handler that answers `initialize` only once two such requests are waiting."""
 
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
@@ -369,7 +369,7 @@ def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, mon
     eventually_unused("proxy_upstreamsession", "61 minutes", lambda: work.counter.events("delete"))
     assert [event.session for event in work.counter.events("delete")] == [upstream]
     assert client.count()[0] == 1
-    assert with_own.count() == (2, own)  # It lasts as long as the client's session.
+    assert with_own.count() == (2, own)  # Not ended: the client's own session still exists.
 
 
 @pytest.mark.full

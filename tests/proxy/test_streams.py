@@ -1,4 +1,4 @@
-"""Progress is streamed as it happens, and a disconnect has its meaning in each era."""
+"""Progress is streamed as it happens; a client's disconnect cancels its call in 2026-07-28, not in the session era."""
 
 import asyncio
 import json

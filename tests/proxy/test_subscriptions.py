@@ -232,7 +232,7 @@ def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: Libra
 
 
 class SlowLists(Library):
-    """Answers tools/list on a test's command."""
+    """A server that delays answers to tools/list until `go` is set, which it is at first."""
 
     def __init__(self) -> None:
         super().__init__(is_modern=False)
@@ -320,7 +320,7 @@ def test_a_listen_that_nobody_needs_any_more_leaves_no_row(start: Start, run: Ru
 
 
 class Silent(Library):
-    """Never answers a subscription, not even with an acknowledgement."""
+    """A server that never answers a subscription, not even with an acknowledgement."""
 
     async def _talk(self, method: str, receive: Receive, send: Send) -> None:
         self.open += 1

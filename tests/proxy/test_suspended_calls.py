@@ -1,4 +1,4 @@
-"""Suspended calls of 2026-07-28: what is held, for how long, and what remains after failures."""
+"""Suspended calls of 2026-07-28: the stored state, its lifetime, and what remains after failures."""
 
 import asyncio
 from typing import Any
@@ -39,7 +39,7 @@ class Hasty(Asker):
 
 
 class ByCall(Asker):
-    """Sends one request in each call, so that calls of one session wait concurrently."""
+    """A server that sends one request in each call, so that several calls of one session wait at the same time."""
 
     async def _call(self, request: Request) -> None:
         waiting = asyncio.get_running_loop().create_future()

@@ -32,7 +32,7 @@ ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
 def module_of(code: CodeType) -> str:
     """Return the module of proxy/ or wire/ with this code; empty for any other."""
     path = Path(code.co_filename)
-    beside = path == ROOT / "wire" / "background.py"  # Its loops may run during any call.
+    beside = path == ROOT / "wire" / "background.py"  # Background loops may run during any call.
     is_ours = (path.is_relative_to(ROOT / "proxy") or path.is_relative_to(ROOT / "wire")) and not beside
     return ".".join(path.relative_to(ROOT).with_suffix("").parts) if is_ours else ""
 

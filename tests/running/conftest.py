@@ -80,13 +80,13 @@ def finished() -> Path:
 
 @pytest.fixture(scope="session")
 def first(finished: Path) -> FirstStart:
-    """The first start of `finished`."""
+    """Observations of the first start in the data directory `finished`."""
     return FirstStart(*json.loads(finished.with_name("seen.json").read_text()))
 
 
 @pytest.fixture
 def home(finished: Path) -> Iterator[Path]:
-    """A copy of `finished` for one test; its PostgreSQL ends with the test."""
+    """A copy of the directory `finished` for one test; a PostgreSQL still running there is ended with the test."""
     with folder() as path:
         copy = path / "var"
         subprocess.run(["cp", "-a", str(finished), str(copy)], check=True)

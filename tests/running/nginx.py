@@ -44,7 +44,7 @@ def started(home: Path, http: str) -> subprocess.Popen[bytes]:
     version = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr
     if tuple(map(int, re.findall(r"\d+", version)[:3])) < (1, 25, 1):
         http = http.replace("    http2 on;\n", "")
-    home.chmod(0o755)  # Its workers run as another user.
+    home.chmod(0o755)  # nginx's workers run as another user.
     configuration = home / "nginx.conf"
     configuration.write_text(RUN.format(home=home, http=http))
     process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)

@@ -223,7 +223,7 @@ class Replicas:
     made: int = field(default=0)
 
     def agent(self, upstream_url: str = "") -> Agent:
-        """Return a client with its own token, at its own gateway with the server."""
+        """Create a gateway with the upstream server, and a token for it; return a client with that token."""
         url = upstream_url or self.upstream_url
         self.made += 1
         name = f"work{self.made}"
@@ -245,7 +245,7 @@ class Replicas:
         return Agent(agent.url.replace(self.url, door), agent.secret, agent.headers)
 
     def rows(self, agent: Agent) -> list[Json]:
-        """Return the log rows of this client, oldest first."""
+        """Return the rows of this client's gateway in the log, oldest first."""
         slug = agent.url.rsplit("/", 1)[1]
         return self.serves[0].rows("SELECT * FROM auditlog_call WHERE gateway_name = %s ORDER BY created_at", slug)
 

@@ -35,7 +35,7 @@ never_direct allow all
 
 
 class Squid:
-    """Listens at `port`; allowed requests go to its parent."""
+    """A squid process that listens at `port`; allowed requests are forwarded to the parent proxy."""
 
     def __init__(self, parent: int, user: str, secret: str) -> None:
         program = shutil.which("squid", path="/usr/sbin:/usr/bin:/usr/local/sbin")

@@ -74,7 +74,7 @@ def documented(beginning: str, places: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Yield a superuser's URL of an operator's PostgreSQL with a connection limit for pages."""
+    """Yield a superuser's URL of an operator's PostgreSQL, with a limited role `app` made by the page's SQL."""
     with postgres(programs()) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE ROLE app LOGIN PASSWORD 'p@ss/word'")

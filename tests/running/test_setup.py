@@ -20,7 +20,7 @@ import pytest
 from tests.cases import first
 from tests.workspace import ROOT
 
-# Hang in the first run, as if interrupted at this step; do nothing in the second run. Like many interrupted programs,
+# Bash: hang in the first run, to be interrupted there; do nothing in the second run. Like many interrupted programs,
 # this one exits with a status when it gets a signal, instead of dying of the signal.
 HANG = f"""
 if [ ! -e "{{mark}}" ]; then {{first}} exec "{sys.executable}" -c '

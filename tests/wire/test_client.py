@@ -329,7 +329,7 @@ async def test_a_level_is_told_once_in_a_session_whether_its_server_can_log_or_n
 
 
 class Breaking(Script):
-    """Breaks off the stream of each call and of each resumption, with or without new events."""
+    """A server that breaks off the stream of each call and of each resumption, with or without new events."""
 
     def __init__(self, *, new: bool) -> None:
         super().__init__([[tool("it")]], sessions=True)

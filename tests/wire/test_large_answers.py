@@ -170,7 +170,7 @@ async def test_there_is_room_again_however_an_answer_ends(
         holders = await taking_all(begin)
         late, gone = begin("ana"), begin("ana")
         await asyncio.gather(late.send(SIZE), gone.send(SIZE))
-        gone.task.cancel()  # While it waits.
+        gone.task.cancel()  # While the call waits for room in the budget.
         assert late.sent <= WITHOUT_ROOM
         for call in holders:
             end(call)
