@@ -358,7 +358,7 @@ def test_a_server_that_refuses_a_fresh_token_needs_a_new_sign_in_and_is_not_aske
 
 
 class _Forgetful(dict[str, Any]):
-    """A token verifier that knows no token."""
+    """A token store in which no token is found."""
 
     def get(self, *_: Any) -> None:
         return None
