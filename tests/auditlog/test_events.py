@@ -46,7 +46,7 @@ def event(
     label: str = "thing",
     **changes: Any,
 ) -> Event:
-    """Create an event about a role of this name."""
+    """Create an event about a role with the name `label`."""
     with use_context(EventContext(via, "203.0.113.9", correlation_id or uuid4())):
         return Event.objects.record(action, Role(name=label), by=by, changes=changes)
 

@@ -28,7 +28,7 @@ def text(response: Any) -> str:
 
 
 class Talk:
-    """A session of this connection in the log, opened by its first call."""
+    """A session of a connection in the log, which starts with the session's first call."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

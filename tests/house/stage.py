@@ -34,7 +34,7 @@ ROOMS = (
     "tokens",
     "upstream_oauth",
 )
-SECRET = re.compile(r"gw[adkp]_\w{8}|^!\w{40}$")  # What is shown of one; a password nobody has.
+SECRET = re.compile(r"gw[adkp]_\w{8}|^!\w{40}$")  # The displayed prefix of a secret; an unusable password.
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00|Z)")
 
 type Seen = dict[tuple[str, str], dict[str, Any]]
@@ -142,7 +142,7 @@ def undone() -> Iterator[None]:
 
 
 def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:
-    """Return the rows changed and created by `act`, and its events, without values that differ each time."""
+    """Return the rows changed and created by `act`, and its events, without values that differ on each run."""
     with undone():
         if before:
             before(stage)
@@ -185,7 +185,7 @@ def _changed(before: Seen, after: Seen, known: set[str]) -> Any:
 
 
 def _plain(value: Any, known: set[str]) -> Any:
-    """Return a value without parts that differ each time: times, secrets, and keys of new rows."""
+    """Return a value without parts that differ on each run: times, secrets, and keys of new rows."""
     match value:
         case datetime():
             plain: Any = "a moment"

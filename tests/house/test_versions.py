@@ -167,7 +167,7 @@ def test_the_second_to_save_a_form_is_told_what_changed_and_may_save_on_top(
 
 
 def version_of(answer: Any) -> str:
-    """Return the version of the editable values, without the rest of the tag."""
+    """Return the part of the ETag that is the version of the editable values."""
     version, dot, _ = answer["ETag"].partition(".")
     assert dot
     return f'{version}"'
@@ -341,7 +341,7 @@ def test_the_version_is_compared_under_the_lock_of_the_row() -> None:
         writer = threading.Thread(target=late)
         writer.start()
         writer.join(0.3)
-        assert outcome == []  # It waits for the row.
+        assert outcome == []  # The writer waits for the row's lock.
     writer.join()
 
     assert outcome == [["name"]]
