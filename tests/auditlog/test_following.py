@@ -24,7 +24,7 @@ def ago(**span: float) -> datetime:
 
 
 class OpenPage:
-    """A page with a live list: asks as its script does, from the address in its last answer."""
+    """A page with a live list, which asks for new rows at the address in its last answer, as the script does."""
 
     def __init__(self, client: Client, path: str = "/logs/?live=1") -> None:
         self.client = client

@@ -84,13 +84,13 @@ def partitions(days: int) -> None:
 def moments(chance: random.Random, now: datetime, days: float) -> datetime:
     """Return a random time of the last days, mostly of the last hours."""
     span = chance.choice([0.01, 0.1, 1.0, days])
-    return now - timedelta(days=span * chance.random(), seconds=2)  # Not of now: that is a question of its own.
+    return now - timedelta(days=span * chance.random(), seconds=2)  # Never now: other tests cover that.
 
 
 def check(chance: random.Random, now: datetime, days: float) -> None:
     """Compare a random query on the roll-ups and on the log."""
     since, until = sorted(moments(chance, now, days + 2) + timedelta(minutes=5) for _ in range(2))
-    if until > timezone.now() - 2 * A_MOMENT:  # Read as "until now", including rows written since.
+    if until > timezone.now() - 2 * A_MOMENT:  # Means "until now", including rows written since.
         until = timezone.now() + HOUR
     columns = [*IDS, "method", "feature_name", "outcome", "deny_reason"]
     by = chance.sample(columns, chance.randrange(3))
@@ -123,7 +123,7 @@ def check(chance: random.Random, now: datetime, days: float) -> None:
 
 
 def drop(writers: list[psycopg.Connection[Any]], limit: date, between: Callable[[], None]) -> None:
-    """Drop the calls before a day while no writer is active, because active writers would prevent it."""
+    """Drop the calls before a day, after committing all writers, whose transactions would keep the partitions."""
     for each in writers:
         each.commit()
     keeping.drop_before(limit)

@@ -441,7 +441,7 @@ def test_unreadable_objects_answer_like_missing_ones(scene: Scene, sign_in: Sign
     shown = text(sign_in(reader).get("/logs/what-if/"))
     assert not any(name in shown for name in (scene.host.name, scene.owner.email, scene.gateway.slug))
 
-    Connection.objects.filter(pk=scene.link.pk).update(last_used_at=scene.link.connected_at)  # It called.
+    Connection.objects.filter(pk=scene.link.pk).update(last_used_at=scene.link.connected_at)  # The app made a call.
     assert rest.get("/logs/what-if", **scene.query).json()["works"] is True
 
 

@@ -18,7 +18,7 @@ KEY = "k"
 
 
 def longest(length: int, *, end: str = "") -> str:
-    """Return a name of `length` characters that ends with KEY and `end`."""
+    """Return a name of `length` characters that ends with KEY and `end`, so that each name is unique."""
     return (TEXT * length)[: length - len(KEY) - len(end)] + KEY + end
 
 

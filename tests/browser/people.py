@@ -1,4 +1,4 @@
-"""People of a running workspace, and their answers on the authorize pages."""
+"""Create people in a running workspace, and answer the authorize pages for them."""
 
 import re
 
@@ -6,7 +6,7 @@ from playwright.sync_api import Page, expect
 
 from tests.workspace import OWNER, PASSWORD, Serve
 
-# Copies the owner under another name and role: same password, and no process to start.
+# Copy the owner under another name and role: the password stays, and no process has to be started.
 JOIN = """
 INSERT INTO accounts_user
 SELECT (jsonb_populate_record(NULL::accounts_user, to_jsonb(owner) || jsonb_build_object(

@@ -1,4 +1,4 @@
-"""Steps of a person on the pages, one function per step, found by the visible words."""
+"""Steps of a person on the pages, one function per step; controls are found by their visible text."""
 
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -32,7 +32,7 @@ def press(page: Page | Locator, label: str) -> None:
 
 
 def add_host(page: Page, url: str, name: str) -> None:
-    """Create a host by Apps & Agents, *Add API access token-based host*; ends on its Connections tab."""
+    """Create a host by *Add API access token-based host* in Apps & Agents; ends on the host's Connections tab."""
     page.goto(f"{url}/hosts/")
     press(page, "Add API access token-based host")
     dialog = page.get_by_role("dialog", name="Add API access token-based host")
@@ -42,7 +42,7 @@ def add_host(page: Page, url: str, name: str) -> None:
 
 
 def add_connection(page: Page, gateway: str) -> Page:
-    """Go from a host's Connections tab to the show-once dialog, and return the page in which it is open."""
+    """Create a connection from a host's Connections tab; return the page with the open show-once dialog."""
     flow = start_connection(page)
     choose_gateway(flow, gateway)
     generate(flow)

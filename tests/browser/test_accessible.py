@@ -1,4 +1,4 @@
-"""axe on pages that people open first, in light, in dark and on a phone; test_pages.py opens all.
+"""axe on the pages that people open first, in light, in dark and on a phone; test_pages.py checks all pages.
 
 What a screen reader lists of the main pages, too: no link or button without a name, or with one that says nothing.
 """

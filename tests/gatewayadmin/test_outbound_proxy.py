@@ -153,7 +153,7 @@ def test_a_proxy_that_wants_another_password_is_named_wherever_an_administrator_
             said = str(error)
 
     words = "requires a valid user and password (407)"
-    if what == "document":  # Which a stranger reads.
+    if what == "document":  # An anonymous person may read this error.
         assert said == "The app's metadata document cannot be reached."
     else:
         assert words in said
