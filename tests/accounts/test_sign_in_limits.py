@@ -1,4 +1,4 @@
-"""Sign-in attempts are limited by sender, so that the owner's password or a known browser still signs in."""
+"""Sign-in attempts of known browsers are limited separately, so strangers' attempts never lock their owners out."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta

@@ -27,7 +27,7 @@ def refused(reason: str) -> Seen:
 
 
 def failing(reason: str, listed: object = WITHOUT) -> Seen:
-    """Return what a bot gets if one server of a working gateway fails: an error for its call, other calls work."""
+    """Return a bot's answers if one server of its gateway fails: an error from that server, success from the other."""
     return (listed, (200, reason), 200)
 
 

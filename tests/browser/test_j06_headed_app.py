@@ -74,7 +74,7 @@ def appears_without_an_administrator(page: Page, live: Serve, email: str) -> Non
 
     mcp_connections(page, live, email)
     connection = steps.row(page, APP, email)
-    today, before = datetime.now(UTC), datetime.now(UTC) - timedelta(hours=1)  # It may have been before midnight.
+    today, before = datetime.now(UTC), datetime.now(UTC) - timedelta(hours=1)  # Midnight may have just passed.
     days = "|".join(f"{day:%b} {day.day}, {day.year}" for day in (today, before))
     for words in ("active", "Quickstart", re.compile(days), "Never"):
         expect(connection).to_contain_text(words)

@@ -49,7 +49,7 @@ def statuses(claude: KeptApp, *tokens: str) -> list[int]:
 
 
 def asked_for_a_link(browser: Page, live: Serve, email: str) -> str:
-    """Get a link from the operator, because there is no mail server; the log does not contain it."""
+    """Get a reset link from the operator's command, because there is no mail server; the log must not have the link."""
     browser.goto(f"{live.url}/accounts/login/")
     browser.get_by_role("link", name="Forgot your password?").click()
     expect(browser.get_by_text("Ask an administrator for a reset link")).to_be_visible()

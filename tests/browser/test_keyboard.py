@@ -90,7 +90,7 @@ def walk(page: Page, url: str) -> dict[str, Any]:
     for _ in range(MOST_STEPS // STRIDE):
         for _ in range(STRIDE):
             page.keyboard.press("Tab")
-        if page.evaluate("() => window.left") > 1:  # Once from where the page puts the focus, once from its top.
+        if page.evaluate("() => window.left") > 1:  # Focus has passed the end of the page twice.
             break
     return dict(page.evaluate(MISSED))
 

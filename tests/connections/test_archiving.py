@@ -1,4 +1,4 @@
-"""Archiving gateways and servers; hosts are in test_views."""
+"""Archiving gateways and servers; archiving hosts is tested in tests/hosts/test_views.py."""
 
 import pytest
 

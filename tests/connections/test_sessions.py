@@ -1,4 +1,4 @@
-"""The open MCP sessions of an app or agent: who sees them, their streams, and how they end."""
+"""The open MCP sessions of an app or agent: who sees them, their streams, and ways to end them."""
 
 import secrets
 from datetime import timedelta

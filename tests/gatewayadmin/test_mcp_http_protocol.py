@@ -119,7 +119,7 @@ async def _until_answered(
 
 
 def talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIENCE, wait: float = PATIENCE) -> bytes:
-    """Return the response to these pieces, with PATH replaced by the path, and whether the server closed."""
+    """Send the pieces, with PATH replaced by the path; return the response, with a note if the server closed."""
     return asyncio.run(_checked_talk(way, *pieces, keep_alive=keep_alive, wait=wait))
 
 

@@ -54,7 +54,7 @@ def test_a_server_of_the_session_era_is_asked_within_a_session_that_is_ended(run
     assert listed.headers["mcp-session-id"]
     assert listed.headers["mcp-protocol-version"] == "2025-11-25"
     assert upstream.seen[-1].verb == "DELETE"
-    for greeted in upstream.asked("initialize"):  # To find out what it is, and to list.
+    for greeted in upstream.asked("initialize"):  # Once to detect the protocol version, and once to list.
         assert greeted.body["params"]["clientInfo"] == {"name": "gateway-admin", "version": VERSION}
 
 

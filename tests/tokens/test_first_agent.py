@@ -30,7 +30,7 @@ def work() -> Gateway:
 
 @pytest.fixture
 def maker(sign_in: SignIn) -> Client:
-    """A browser of a person who may add agents and see nothing."""
+    """The browser of a person who may add agents, but sees none."""
     return sign_in(make.user(Capability.API_TOKENS_MANAGE))
 
 
@@ -52,7 +52,7 @@ def test_from_connecting_a_client_to_a_token_of_a_new_agent_without_script(work:
     assert begun.redirect_chain[0] == (f"/connect/?host={host.pk}&gateway=work&client=python", 302)
     assert (host.name, host.kind, host.allow_enrolment) == ("CI bot", HostKind.TOKEN, False)
     assert Event.objects.filter(action=Action.HOST_CREATED).count() == 1
-    last = begun.redirect_chain[1][0]  # The gateway was chosen before, and is not asked again.
+    last = begun.redirect_chain[1][0]  # The gateway was chosen earlier, so the flow skips that page.
 
     assert "Token for CI bot on" in text(begun)
     made = text(maker.post(last, {"name": "ci", "scope": "all", "expires_in_days": "90"}))
