@@ -405,7 +405,7 @@ def test_another_loopback_port_is_the_same_address(member: User, gateway: Gatewa
 
 
 def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, member: User) -> None:
-    """The app and its unverified name, the person, the gateway, its servers, the redirect URI."""
+    """The page shows the app's name as unverified, the person, the gateway, its servers and the redirect URI."""
     gateway = make.gateway(make.server(name="Handbook"), name="Work")
     client = browser(member)
     begun = client.get(app.question(gateway))["Location"]

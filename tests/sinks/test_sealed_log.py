@@ -1,6 +1,6 @@
 """Two hundred attacks on a sealed log of four days: `verify_log` finds each attack, and names the unproved period.
 
-Each is tried with the public key stored elsewhere and a sink's copy, and with only one of them.
+Each attack is tried with a public key stored elsewhere and a copy of a sink, and with only one of the two.
 """
 
 import io

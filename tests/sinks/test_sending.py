@@ -370,7 +370,7 @@ def test_event_that_a_row_was_refused_makes_no_further_one(to_hook: MakeSink, ho
 
     sending.send_undelivered(sink.pk)
 
-    assert Event.objects.filter(action="sink.row_refused").count() == 1  # The other event is from creating the sink.
+    assert Event.objects.filter(action="sink.row_refused").count() == 1  # About the event of creating the sink.
     assert now(sink).refused == 2
 
 

@@ -122,7 +122,7 @@ def test_where_there_are_agents_one_is_chosen_and_the_rest_goes_along(work: Gate
     shown = text(maker.get(PAGE, CHOSEN))
 
     assert "Name your agent" not in shown
-    assert shown.count('<input type="hidden" name="client" value="python">') == 2  # Searching, and going on.
+    assert shown.count('<input type="hidden" name="client" value="python">') == 2  # In both forms: search and continue.
 
 
 def test_a_search_that_empties_meanwhile_leads_to_naming_one(work: Gateway, maker: Client) -> None:

@@ -216,7 +216,7 @@ def test_the_list_costs_the_same_for_one_token_and_for_many(
         make.token(connection)
     client = sign_in(ana)
 
-    # Session, user, permissions, count, keys, rows, connections, scopes, numbers, notices (2)
+    # For the session, user, permissions, count, keys, rows, connections, scopes, numbers, notices (2)
     with django_assert_num_queries(12):
         client.get(PATH)
 
