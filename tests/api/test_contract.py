@@ -76,7 +76,7 @@ def operations() -> dict[str, Any]:
 
 LABELS = sorted({f"{door.method.upper()} {door.template}" for door in DOORS})
 # The owner calls each operation by session or by key in turn, and a key with one capability calls each operation.
-# Anonymous callers always get the same answer, so a few operations are enough for them.
+# Anonymous callers get the same answer everywhere, so a few operations are enough for them.
 ASKED = [
     *((label, ACTORS[place % 2]) for place, label in enumerate(LABELS)),
     *((label, "key for this") for label in LABELS),

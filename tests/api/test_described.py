@@ -14,7 +14,7 @@ from gatewayadmin.rest.openapi import description
 from tests.cases import full
 
 LINT = Path(__file__).parent / "lint"
-CHOICES = "* `"  # Begins the lists of choices that drf-spectacular generates, without the choices' meaning.
+CHOICES = "* `"  # Begins the lists of choices that drf-spectacular generates: allowed values without their meaning.
 
 
 def operations() -> Iterator[dict[str, Any]]:

@@ -185,7 +185,7 @@ def people(world: World, django_db_blocker: Any) -> People:
 
 
 def answer(door: Door, world: World, somebody: Rest) -> int:
-    """Return the status of one request, sent with an empty cache and rolled back."""
+    """Return the status of one request; its changes are rolled back."""
     with for_a_moment():
         return door.knock(world, somebody)
 

@@ -93,7 +93,7 @@ def test_a_query_with_nonsense_is_no_error_of_ours(door: Door, world: World, res
 
 
 def fault(answer: Any, what: str, sent: Any) -> list[str]:
-    """Return the faults of an answer: a server error, or a refusal without a reason."""
+    """Return the faults of an answer: a server error, or a refusal without detail and code."""
     if answer.status_code < 300:
         return []
     is_told = answer.status_code < 500 and {"detail", "code"} <= set(answer.json())

@@ -214,7 +214,7 @@ KEY_OPENS: dict[str, set[Capability]] = {
     "POST sign-in": {C.SERVERS_MANAGE},
     "GET token-list": {C.API_TOKENS_MANAGE},
 }
-# No API key may invite people, grant capabilities, or create and revoke keys.
+# Refused to every API key: operations that let people in, grant capabilities, or manage other keys.
 NO_KEYS = {
     "POST me-ask-for",
     "DELETE apikey-detail",

@@ -128,7 +128,7 @@ def test_a_statement_the_server_refuses_to_prepare_is_said_when_the_lane_connect
 
 
 class Numbers(GroupCommit[int, int]):
-    """A query that selects numbers from the database."""
+    """Answers each request with its own number, after one database statement per batch of requests."""
 
     def __init__(self, url: str, max_waiting: int) -> None:
         self.connection = PgConnection(url, SETUP, timeout=2 * PATIENCE)

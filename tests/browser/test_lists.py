@@ -79,7 +79,7 @@ FIND = """() => {
 
 @pytest.fixture
 def places(live: Serve, style: str, part: int) -> dict[str, str]:
-    """Create objects with names of this style, and return the URLs of their lists."""
+    """Create objects with names of this style; return the URLs of the lists that show them."""
     script = MAKE.replace('TEXT = "m"', f"TEXT = {NAMES[style]!r}").replace(
         'KEY = "k"', f"KEY = 'k{list(NAMES).index(style)}{part}'"
     )

@@ -128,7 +128,7 @@ def must_be_confined(host: Machine) -> None:
 
 
 def upgrade_under_load(host: Machine, site: Site) -> None:
-    """Upgrade while agents call, and pause them only while nginx has no replica."""
+    """Upgrade while agents call: no call fails or is repeated, and none waits longer than SLOWEST_S."""
     release(host, "0.1.2")
     build, migrate, _ = block(UPGRADE, "docker compose build").splitlines()
     with calls_of(host, site) as calls:
@@ -165,7 +165,7 @@ def logged(host: Machine) -> int:
 
 
 def release(host: Machine, version: str) -> None:
-    """Change the version in the Containerfile and in the checked-out files that the image contains."""
+    """Change the version label in the Containerfile, as a new release would."""
     file = host.folder / "Containerfile"
     text, count = re.subn(r'(image\.version)="[^"]*"', rf'\1="{version}"', file.read_text())
     assert count == 1

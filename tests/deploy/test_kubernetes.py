@@ -232,7 +232,7 @@ def test_all_replicas_fit_into_the_connections_that_postgresql_grants_unless_tol
     pods_at_once = one(manifests, "HorizontalPodAutoscaler")["spec"]["maxReplicas"] + 1
     workers = int(one(manifests, "ConfigMap")["data"]["GATEWAY_WORKERS"])
 
-    assert pods_at_once * connections_of(workers) + CONNECTIONS_OF_OTHERS <= 97  # 100, without those of superusers.
+    assert pods_at_once * connections_of(workers) + CONNECTIONS_OF_OTHERS <= 97  # 100 less the superusers' connections.
 
 
 def test_a_pod_can_be_scraped_with_the_token_of_a_secret_and_runs_without_it() -> None:

@@ -42,7 +42,7 @@ def with_this_python(script: str) -> str:
 
 @contextmanager
 def shell(script: str, home: Path, port: int, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the script in a separate shell until the block ends; yields once its `serve` answers."""
+    """Run the script in a separate shell until the block ends, then wait until its `serve` has stopped."""
     with (home / f"{port}.log").open("wb") as log:
         process = subprocess.Popen(
             ["bash", "-ec", with_this_python(script)],

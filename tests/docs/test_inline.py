@@ -38,7 +38,7 @@ COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) .+")
 RUN_BY = {
     "docker compose up --detach --scale gateway=3": ("deploy/test_containers.py", "docker compose up --detach --scale"),
     "docker compose exec database pg_dump": ("deploy/test_containers.py", "docker compose exec database"),
-    "docker stop": ("deploy/test_containers.py", "old=$(docker compose ps"),  # The first line of the block with it.
+    "docker stop": ("deploy/test_containers.py", "old=$(docker compose ps"),  # The block's first line.
     "kubectl --namespace nginx-ingress get pods": ("deploy/test_kubectl.py", "kubectl --namespace nginx-ingress"),
     "kubectl rollout restart deployment/gateway-admin": ("deploy/test_kubectl.py", "kubectl rollout restart"),
     "pip wheel --no-deps --wheel-dir dist .": ("running/test_package.py", "pip wheel --no-deps"),

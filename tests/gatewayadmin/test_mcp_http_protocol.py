@@ -130,7 +130,7 @@ async def _checked_talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIEN
 
 
 def talk_in_time(way: Way, *pieces: bytes, keep_alive: float) -> bytes:
-    """Call `talk` again if a busy machine sent a request so late that the connection had become idle."""
+    """Return the response of a `talk` in which the machine sent no request too late; repeat slower attempts."""
     heard = b""
     for _ in range(20):
         heard, _, heads = asyncio.run(_talk(way, [*pieces], keep_alive, PATIENCE))

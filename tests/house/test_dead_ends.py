@@ -98,7 +98,7 @@ class Follower:
                 yield f"{address} leads to {target}: {refused}"
 
     def _refused(self, target: str) -> int:
-        """Return the status with which the target refuses the reader; 0 if it does not."""
+        """Return the status if the link leads to a refusal; 0 if it does not, or is not followed."""
         parts = urlsplit(target)
         if parts.netloc or NOT_FOLLOWED.search(parts.path):
             return 0

@@ -205,7 +205,7 @@ class Walk:
         return found - {"csrfmiddlewaretoken"}
 
     def filled(self) -> dict[str, Any]:
-        """Return the form's initial values."""
+        """Return the fields of the page's form with their initial values; empty if the page has no form to submit."""
         page = self.client.get(self.path)
         if self.method == "GET" or page.status_code != 200 or page.streaming:
             return {}

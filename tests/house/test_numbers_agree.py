@@ -107,7 +107,7 @@ class Lists:
         return self.known[address]
 
     def exported(self, address: str) -> int:
-        """Return the number of calls in an exported file, after checking that its last line says it is complete."""
+        """Return the number of calls in an exported file, without the last line, which says if the file is complete."""
         lines = b"".join(self.client.get(address).streaming_content).decode().splitlines()  # type: ignore[attr-defined]
         return len(lines) - 1 - ("format=csv" in address)
 

@@ -50,7 +50,7 @@ FILTERS = [
 
 @pytest.fixture
 def people(directory: Directory, member: Role) -> dict[str, Any]:
-    """Return people by name with their ids; one person is not from the directory."""
+    """Return people, as SCIM describes them, by id; one of them was not created by the directory."""
     cat = User.objects.create_user("cat@example.com", make.PASSWORD, role=member)
     ana = directory.make(
         "ana@example.com",

@@ -23,7 +23,7 @@ def test_every_check_of_the_tester_succeeds(issued: IssuedProvisioningKey) -> No
         headers={"Authorization": f"Bearer {issued.secret}"},
     )
 
-    # One kind at a time, because each check deletes everything that earlier checks of its kind created.
+    # One kind at a time, because before each check the tester again deletes everything that its earlier checks created.
     kinds = (["User"], ["Group"])
     results = [one for kind in kinds for one in check_server(SyncSCIMClient(http), resource_types=kind)]
 
