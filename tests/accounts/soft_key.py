@@ -1,4 +1,4 @@
-"""A software security key, with the browser around it."""
+"""A software security key, which responds as the browser would."""
 
 from __future__ import annotations
 

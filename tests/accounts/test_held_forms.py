@@ -1,4 +1,4 @@
-"""A form that needs a password confirmation is held until then, and stored nowhere else."""
+"""A form that needs a password confirmation is stored until the confirmation, and nowhere else."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The users of the People pages: the list, one person, inviting, roles, resets."""
+"""The People pages: the list, one person, inviting, roles, resets."""
 
 import re
 from collections.abc import Iterator

@@ -61,7 +61,7 @@ def api() -> Any:
 
 
 def exact(node: Any) -> Any:
-    """Return the description with unknown members of answers forbidden, so that every member must be described."""
+    """Return the description with unknown members of answers forbidden, so undescribed members fail the test."""
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         exact(child)
     if isinstance(node, dict) and isinstance(node.get("properties"), dict) and "allOf" not in node:

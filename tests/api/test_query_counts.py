@@ -1,6 +1,6 @@
 """The number of statements per list does not depend on the number of rows, and has not grown.
 
-Each count includes two for the session and its user, and one for the role's capabilities.
+Each count includes two statements for the session and its user, and one for the role's capabilities.
 """
 
 import pytest

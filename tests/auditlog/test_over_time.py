@@ -1,4 +1,4 @@
-"""A switch or a policy says which calls of the last seven days it would have refused, and whose, before it is saved."""
+"""Before a switch or policy is saved, the page shows which calls of the last seven days would have been refused."""
 
 from dataclasses import dataclass
 from datetime import timedelta

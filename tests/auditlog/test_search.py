@@ -1,4 +1,4 @@
-"""Searching, facets, bars and files of the Logs page; and what all of it may cost."""
+"""The Logs page: search, facets, bars and files, and the maximum cost of each."""
 
 import html
 import re

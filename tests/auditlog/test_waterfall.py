@@ -1,4 +1,4 @@
-"""The page of a session: who may read it, its order and pages, and the bars."""
+"""The page of a session: who may read it, the order and pages of its calls, and the bars."""
 
 import re
 from datetime import UTC, datetime, timedelta

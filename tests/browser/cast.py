@@ -63,7 +63,7 @@ print(json.dumps({{
 
 @dataclass
 class Cast:
-    """The people and agents of a journey, and their workspace. `ids` belong to kim's bot on the gateway `work`."""
+    """The people and agents of a journey; `ids` are of kim's bot on the gateway `work`, `tokens` are of the agents."""
 
     live: Serve
     github: Upstream

@@ -1,4 +1,4 @@
-"""Create a workspace in which every name has the maximum length: run inside it by `manage.py shell`.
+"""Create a workspace in which every name has the maximum length: run in the workspace by `manage.py shell`.
 
 The test replaces `TEXT`, of which names are made, and `KEY`, with which they end.
 """

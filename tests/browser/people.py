@@ -30,7 +30,7 @@ def sign_in_where_asked(page: Page, email: str, password: str = PASSWORD) -> Non
 
 
 def allow(page: Page, question: str, *, app: str, gateway: str = "Quickstart", email: str = "") -> str:
-    """Allow an app on the pages it opened, signing in first as `email`; return the final URL."""
+    """Allow an app on the pages that the app opened, signing in first as `email`; return the final URL."""
     page.goto(question)
     if email:
         sign_in_where_asked(page, email)

@@ -26,7 +26,7 @@ def sign_in(page: Page, url: str, email: str = workspace.OWNER, password: str = 
 
 
 def press(page: Page | Locator, label: str) -> None:
-    """Press the button with this label, or a link that looks like one."""
+    """Press the button with this label, or a link styled as a button."""
     button = page.get_by_role("button", name=label, exact=True)
     button.or_(page.get_by_role("link", name=label, exact=True)).first.click()
 
@@ -99,7 +99,7 @@ def open_connections(page: Page, url: str, host: str) -> None:
 
 
 def revoke(page: Page, *words: str) -> None:
-    """Revoke the connection whose row contains these words, and check that it ended."""
+    """Revoke the connection whose row contains these words, and check that the row shows it as revoked."""
     connection = row(page, *words)
     connection.get_by_role("button", name="Revoke").first.click()
     page.get_by_role("alertdialog").get_by_role("button", name="OK").click()

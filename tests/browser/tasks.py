@@ -1,4 +1,4 @@
-"""Tasks of a person, each from the dashboard, done with a mouse that counts its clicks or by keyboard alone."""
+"""Tasks of a person, starting at the dashboard, done with a mouse whose clicks are counted, or by keyboard alone."""
 
 import re
 from collections.abc import Callable
@@ -259,7 +259,7 @@ def bring_a_member_from_invitation_to_a_first_call(one: Person, stage: Stage) ->
 
 
 def connect_an_app(one: Person, stage: Stage) -> str:
-    """Allow an app that opens the browser, and return its access token."""
+    """Allow an app that opens the browser, and return the access token that the app gets."""
     said = {"client_name": stage.name, "redirect_uris": [CALLBACK], "token_endpoint_auth_method": "none"}
     app = App(httpx.post(f"{stage.live.url}/oauth/register", json=said).json()["client_id"])
     one.page.route(f"{CALLBACK}**", lambda route: route.fulfill(body=ARRIVED, content_type="text/html"))

@@ -1,4 +1,4 @@
-"""Journey J3: a second token, the agent moved to it, the first one revoked; no call fails."""
+"""Journey J3: create a second token, move the agent to the new token, and revoke the first; no call fails."""
 
 import threading
 from dataclasses import dataclass, field

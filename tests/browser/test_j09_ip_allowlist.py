@@ -1,4 +1,4 @@
-"""Journey J9: an allowlist of IPv4 and IPv6, through a trusted proxy and through untrusted ones."""
+"""Journey J9: an allowlist of IPv4 and IPv6 addresses, through a trusted proxy and through untrusted proxies."""
 
 import httpx
 import pytest

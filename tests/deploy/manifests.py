@@ -17,7 +17,7 @@ type Manifest = dict[str, Any]
 
 
 class Pod(NamedTuple):
-    """The template of a pod, and its manifest."""
+    """The template of a pod, and the manifest that contains the template."""
 
     of: str
     spec: dict[str, Any]

@@ -1,4 +1,4 @@
-"""compose.yaml and its files, and the Containerfile, checked without building it."""
+"""compose.yaml and the files it uses, and the Containerfile, checked without building the image."""
 
 import json
 import re

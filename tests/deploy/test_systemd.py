@@ -1,4 +1,4 @@
-"""The systemd unit: it waits for its database indefinitely, and its settings are readable."""
+"""The systemd unit: the gateway waits indefinitely for its database, and the unit's settings are readable."""
 
 from collections import defaultdict
 

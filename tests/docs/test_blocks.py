@@ -1,6 +1,6 @@
 """Each fenced block in the documents is run by a test, or listed here with a test and the reason.
 
-A block without an entry fails, and so does an entry without its block or its test.
+A block without an entry fails the test, and so does an entry without its block or its test.
 """
 
 import ast

@@ -128,7 +128,7 @@ def help_of(module: str) -> set[str]:
 
 
 def of_pip(command: str) -> None:
-    """Check a `pip install` argument: our package in this version with an existing extra; or an extra's requirement; or
+    """Check the argument of `pip install`: our package in this version with an existing extra, an extra's package, or
     a lock.
     """
     what = shlex.split(command)[-1]

@@ -1,4 +1,4 @@
-"""The numbers of the navigation: what waits for the viewer, limited to what they may see and act on."""
+"""The numbers in the navigation count what waits for the viewer, limited to objects the viewer may see and act on."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Excess requests of one sender wait for each other, and delay nobody else's."""
+"""Excess requests of one sender wait for each other, and do not delay other senders' requests."""
 
 import asyncio
 import re

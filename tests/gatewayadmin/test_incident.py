@@ -1,4 +1,4 @@
-"""The Incident pages: the last 24 hours against the usual, the access that is left, and one act that ends it."""
+"""The Incident pages: the last 24 hours compared with the usual, the remaining access, and one action that ends it."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -29,7 +29,7 @@ def boss() -> User:
 
 @pytest.fixture
 def link(ann: User) -> Connection:
-    """An agent of Ann's on a gateway with one tool, with a token."""
+    """A connection with a token, of Ann's agent to a gateway with one tool."""
     gateway, docs = make.gateway(), make.server(name="Docs")
     assigned = make.assignment(gateway, docs)
     Feature.objects.learn(assigned, [{"name": "search"}])

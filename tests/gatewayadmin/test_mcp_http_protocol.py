@@ -264,7 +264,7 @@ def test_unusual_calls_use_uvicorns_own_path(request_line: bytes) -> None:
 
 @every_way
 class TestIdle:
-    """Idle connections are closed, busy ones are not."""
+    """Idle connections are closed, and busy connections are not."""
 
     def test_closed_once_nothing_has_come_for_so_long(self, way: Way) -> None:
         assert talk(way, post(b"hello"), keep_alive=0.2).endswith(b"<closed>")

@@ -109,7 +109,7 @@ def provider() -> Provider:
 
 
 def ask_for(what: str, settings: Settings) -> Any:  # noqa: PLR0911  (a table)
-    """Let Django fetch something; return its result or the failure's message."""
+    """Let Django make the outbound request `what`; return the result or the failure's message."""
     match what:
         case "server":
             return probe(server(), by=make.user())

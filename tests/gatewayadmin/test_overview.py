@@ -1,4 +1,4 @@
-"""The dashboard: one's own objects, and the numbers visible to one's role."""
+"""The dashboard: the viewer's own objects, and the numbers visible to the viewer's role."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The playground: a run is a call like an agent's, and its result is only text."""
+"""The playground: a run is a call like an agent's, and the result is shown only as text."""
 
 import asyncio
 import base64
@@ -242,7 +242,7 @@ BUSY = "Too many runs are in progress at the moment."
 
 
 class Held:
-    """A server that answers on command, and the pages with runs on it."""
+    """A server that answers on command, and the pages that wait for its answers."""
 
     def __init__(self, run: Run) -> None:
         self.may_answer = threading.Event()

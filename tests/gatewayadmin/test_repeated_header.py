@@ -1,4 +1,4 @@
-"""A repeated header block is recognised by its bytes, with the result of the parser."""
+"""A repeated header block is recognised by its bytes, and gives the same result as the parser."""
 
 import httptools
 import pytest

@@ -1,4 +1,4 @@
-"""Each version knows the tables it may use, and upgrades roll in both directions."""
+"""Each version knows which database versions it can use, and rolling upgrades work in both directions."""
 
 import psycopg
 import pytest

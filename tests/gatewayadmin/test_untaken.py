@@ -1,4 +1,4 @@
-"""A client that reads almost nothing of a response is disconnected; a slow one is not."""
+"""A client that reads almost nothing of a response is disconnected; a slow reader is not disconnected."""
 
 import asyncio
 import socket

@@ -1,6 +1,6 @@
 """Compute the number expected for each key on a page by a query for the rows the viewer may see.
 
-The queries differ from those of the pages, and states are those the world was built with.
+The queries differ from the queries of the pages, and the states are the states in which the world was created.
 """
 
 import re
@@ -172,7 +172,7 @@ def _token_states(ask: Ask) -> list[str]:
 
 
 def _active_tokens(ask: Ask) -> int:
-    """Count active tokens, including those blocked elsewhere."""
+    """Count active tokens, including active tokens that are blocked for another reason."""
     states = _token_states(ask)
     return states.count("active") + states.count("blocked")
 
@@ -362,7 +362,7 @@ def _gateway_servers(ask: Ask) -> int:
 
 
 def _servers_on(ask: Ask) -> int:
-    """Count the enabled servers of a gateway that are also enabled there."""
+    """Count the servers of a gateway that are enabled, and whose assignment to the gateway is enabled."""
     rows = Assignment.objects.filter(gateway=ask.pk, removed_at=None, enabled=True)
     return rows.filter(server__enabled=True, server__archived_at=None).count()
 
@@ -399,7 +399,7 @@ SPANS = {"7d": 7 * DAY, "24h": DAY, "30d": 30 * DAY}
 
 
 def _calls(ask: Ask) -> "QuerySet[Call]":
-    """Return the calls of the page: its object, time range and search."""
+    """Return the calls that a page is about, limited to the page's object, time range and search."""
     rows = Call.objects.filter(created_at__gte=timezone.now() - SPANS[ask.query.get("range", "24h")])
     if ask.query.get("q") == "error":
         rows = rows.filter(outcome__in=ERRORS)
@@ -522,7 +522,7 @@ def _facet_calls(ask: Ask) -> int:
 
 
 def _more_values(ask: Ask) -> int:
-    """Count the values of a filter that are not listed beside the table."""
+    """Count the values of a filter beyond those listed beside the table."""
     column = FIELDS[ask.pk].group_column
     return int(_calls(ask).exclude(**{column: None}).values(column).distinct().count()) - AT_FIRST
 
@@ -531,7 +531,7 @@ def _more_values(ask: Ask) -> int:
 
 
 def _links(ask: Ask) -> "tuple[Any, QuerySet[Connection], QuerySet[Call]]":
-    """Return the object, the live connections that depend on it, and its calls."""
+    """Return the page's object, the live connections that depend on the object, and the object's calls."""
     room, name = ask.path[0], ask.path[1]
     model, by_slug = MODELS[room]
     thing: Any = model.objects.get(**{"slug" if by_slug else "pk": name})
@@ -819,7 +819,7 @@ def _limits(ask: Ask) -> tuple[float, ...]:
 
 
 def _hours(ask: Ask) -> tuple[float, ...]:
-    """Return the hours of a day in which a server only answered, and those in which it failed."""
+    """Count the hours of the last day in which a server answered without a failure, and the hours with a failure."""
     since = (timezone.now() - 23 * timedelta(hours=1)).replace(minute=0, second=0, microsecond=0)
     calls = Call.objects.filter(server_id=ask.pk, created_at__gte=since).values_list("created_at", "outcome")
     called = {at.replace(minute=0, second=0, microsecond=0) for at, _ in calls}

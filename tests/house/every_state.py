@@ -1,6 +1,6 @@
 """One world with objects in every state, in a different number for each state, so that any mix-up is noticed.
 
-No name contains a digit: every digit on its pages is a counted number.
+No name contains a digit, so every digit on a page belongs to a counted number.
 """
 
 from collections.abc import Iterable
@@ -295,7 +295,7 @@ def _switch_off(world: World) -> None:
 
 
 def _tokens(world: World) -> None:
-    """Add tokens to one connection, in every state a token can have by itself."""
+    """Add tokens to one connection, in every state that does not depend on other objects."""
     connection = make.connection(world.hosts["bot"], world.gateways["wide"], world.boss)
     world.put(connection, "active")
     soon, now = timezone.now() + 3 * DAY, timezone.now()

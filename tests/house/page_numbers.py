@@ -42,7 +42,7 @@ class Counted(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A state on a page: its object, mark and text."""
+    """A state on a page: the object, the machine-readable state (`data-state`), and the visible text."""
 
     of: str
     state: str
@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
 
 class Switch(NamedTuple):
-    """A switch on a page: its object, its state, and the displayed obstacle."""
+    """A switch on a page: the object, the state, and the displayed obstacle to switching."""
 
     of: str
     on: bool

@@ -42,7 +42,7 @@ type Seen = dict[tuple[str, str], dict[str, Any]]
 
 @dataclass
 class Stage:
-    """A world whose objects have names, and a person who may do everything to them."""
+    """A world of objects found by name, and a person who may do everything to the objects."""
 
     boss: User
     session: str
@@ -50,7 +50,7 @@ class Stage:
 
     @property
     def page(self) -> Client:
-        """Return a browser in which the boss has just confirmed the password; each action has its own."""
+        """Return a new browser for each action, in which the boss has just confirmed the password."""
         return browser(self.session)
 
     def row(self, model: type[Model], name: str) -> Any:
@@ -89,7 +89,7 @@ def rest(request: str, /, **body: Any) -> Step:
 
 
 def admin(path: str, action: str, thing: str) -> Step:
-    """Return a step that runs a Django admin action on one row, and confirms it."""
+    """Return a step that runs a Django admin action on one row and confirms the action."""
 
     def send(stage: Stage) -> object:
         fields = {"action": action, "_selected_action": stage.things[thing], "sure": "yes"}

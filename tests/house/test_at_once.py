@@ -138,7 +138,7 @@ def same(name: str, verb: str, answers: set[tuple[str, ...]], /, events: int = 1
 
 
 def mixed(one: tuple[str, str], other: tuple[str, str], answers: set[tuple[str, ...]], *events: int) -> Race:
-    """Return a race of two different actions."""
+    """Return a race of two different actions on the same rows."""
     return Race(
         f"{' '.join(one)}, {' '.join(other)}", lambda rows: (rows.does(*one), rows.does(*other)), answers, {*events}
     )

@@ -16,7 +16,7 @@ PACKAGES = [each.parent.name for each in ROOT.glob("*/__init__.py") if each.pare
 
 
 def modules(names: Set[str]) -> Iterator[tuple[str, ast.Module]]:
-    """Yield the modules whose text has one of the names."""
+    """Yield the modules whose text contains at least one of the names."""
     for path in (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
         text = path.read_text()
         if any(name in text for name in names):

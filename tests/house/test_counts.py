@@ -297,7 +297,7 @@ def wrong_number(one: Counted, ask: Ask) -> Iterator[str]:
 
 
 def wrong_total(one: Counted, page: Page) -> Iterator[str]:
-    """Check that a truncated list shows the total of its heading."""
+    """Yield a fault if no other number on the page equals the total of a truncated list."""
     if one.numbers[-1] not in {number for other in page.counted if other.key != one.key for number in other.numbers}:
         yield f"{one.text!r}, but none of the lists has as many"
 
@@ -325,7 +325,7 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
 
 
 # Keys built by the page from parts: a kind of feature, a list of tokens or keys, a confirmation. Checkboxes of filters
-# name what is counted beside them.
+# name the value that the number beside them counts.
 MADE = {
     "ask",
     "facet.calls",

@@ -180,7 +180,7 @@ def test_only_programs_post_without_csrf(site: Site) -> None:
 
 
 def test_csrf_is_asked_for_everywhere_but_where_programs_post() -> None:
-    """REST views check it themselves, only for requests with a session."""
+    """REST views check the CSRF token themselves, and only for requests with a session."""
     exempt = {name for name, route in routes() if getattr(route.callback, "csrf_exempt", False)}
 
     assert {name for name in exempt if not name.startswith("api:") or name == "api:nothing"} == NO_COOKIE

@@ -1,4 +1,4 @@
-"""Concurrent edits: the second person sees the first one's changes, loses nothing, and may save on top."""
+"""Concurrent edits: the second person sees the first person's changes, loses no input, and may save anyway."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from tests.rest import Rest
 
 @dataclass
 class Edited:
-    """An object with a form: its page, two changes to it, and its REST path."""
+    """A model with a form: the page, two changes to the object, and the REST path."""
 
     thing: Any
     form: str

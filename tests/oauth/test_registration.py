@@ -168,7 +168,7 @@ def test_a_flood_of_registrations_is_throttled() -> None:
 
 
 def test_an_app_reads_and_deletes_its_own_registration_and_changes_nothing() -> None:
-    """Changed redirect URIs would bypass our rules, so a change is a new registration (RFC 7592)."""
+    """Changed redirect URIs would bypass our checks, so an app must register again to change them (RFC 7592)."""
     said = register({"client_name": "X", **REAL["Claude Code"]}).json()
     path = said["registration_client_uri"].removeprefix("http://localhost:8000")
     proof = {"Authorization": f"Bearer {said['registration_access_token']}"}

@@ -1,4 +1,4 @@
-"""*Test connection*, with real servers of both eras and with broken ones."""
+"""*Test connection*, with real servers of both MCP eras (with and without sessions), and with broken servers."""
 
 import json
 from ipaddress import ip_network
@@ -265,7 +265,7 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
 
 
 def paged(count: int, *, stuck: bool = False, error: int = 0) -> upstreams.App:
-    """Return a 2026-07-28 server that lists one tool per page."""
+    """Return a server of the protocol version 2026-07-28 that lists one tool per page."""
 
     def tool(number: int) -> dict[str, Any]:
         return {"name": f"tool_{number}", "inputSchema": {"type": "object"}}

@@ -1,4 +1,4 @@
-"""The Identities tab of a server: shared ones are added, secrets are never shown, all can be revoked."""
+"""The Identities tab of a server: it adds shared identities, never shows a secret, and can revoke all identities."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""A new credential is tested at its server; a refused one is shown as refused, never as active."""
+"""A new credential is tested at its server; a refused credential is shown as refused, never as active."""
 
 from typing import Any
 

@@ -308,7 +308,7 @@ REGULAR = "this one is too regular"
         ("correct horse battery", "of such characters as in this one it takes 30"),
         ("a" * 64, REGULAR),
         ("0123456789abcdef" * 4, REGULAR),  # The hexadecimal alphabet, repeated.
-        ("9f86d081884c7d659a2feaa0c55ad015", "of such characters as in this one it takes 48"),  # 16 bytes.
+        ("9f86d081884c7d659a2feaa0c55ad015", "of such characters as in this one it takes 48"),  # 16 random bytes.
         ("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822c", ""),
         ("whsec_" + "AAEC" * 8, REGULAR),
         ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", ""),

@@ -72,7 +72,7 @@ class Pair:
 
     @property
     def bare(self) -> str:
-        """Return the certificate as metadata have it."""
+        """Return the certificate in base64 without header lines, as in metadata."""
         return "".join(self.certificate.splitlines()[1:-1])
 
 

@@ -432,7 +432,7 @@ def test_a_stranger_sends_no_more_answers_than_an_office_would(saml: Provider, m
 def test_answers_that_are_accepted_are_not_counted(
     saml: Provider, saml_organisation: SamlOrganisation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole office may use one address."""
+    """Accepted responses are not counted, because a whole office may share one address."""
     limit = sign_in_limits.MOST["organisation answer, from one address"]
     monkeypatch.setitem(sign_in_limits.MOST, "organisation answer, from one address", (2, limit[1]))
 

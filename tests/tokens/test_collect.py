@@ -1,4 +1,4 @@
-"""Requested replacement of another person's token: the owner collects the new secret, and nobody else sees it."""
+"""Replacing another person's token on request: the owner collects the new secret, and nobody else sees it."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
