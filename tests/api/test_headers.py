@@ -1,4 +1,4 @@
-"""ETags of read objects, and rate limit headers."""
+"""ETags of objects, and rate limit headers."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_every_single_thing_is_304_for_who_has_it() -> None:
 
 
 def test_other_changes_alter_the_tag_without_a_conflict(boss: User) -> None:
-    """Readers see that something changed, but writers get no conflict."""
+    """The tag changes, but a writer who read the object before gets no conflict."""
     gateway, rest = make.gateway(slug="work"), Rest.of(boss)
     tag = rest.get("/gateways/work")["ETag"]
 
@@ -62,7 +62,7 @@ def test_a_rotation_tells_how_many_are_left(boss: User) -> None:
 
     assert answer["RateLimit-Policy"] == '"rotation";q=60;w=3600'
     assert answer["RateLimit"] == '"rotation";r=59;t=3600'
-    assert "RateLimit" not in Rest.of(boss).post(f"/tokens/{token.pk}/rotate")  # A person is not counted.
+    assert "RateLimit" not in Rest.of(boss).post(f"/tokens/{token.pk}/rotate")  # Only the token itself is limited.
 
 
 @pytest.mark.full

@@ -38,7 +38,7 @@ def test_j8_regenerate_a_key(live: Serve, page: Page, open_browser: Open, deskto
 
 
 def regenerated(page: Page, connection: Locator) -> None:
-    """Cancel changes nothing; OK changes the prefix, and shows no secret."""
+    """Check that Cancel changes nothing, and that OK changes the prefix and shows no secret."""
     before, cells = connection.locator("code").inner_text(), connection.get_by_role("cell").all_inner_texts()
     button, dialog = connection.get_by_role("button", name="Regenerate API key"), page.get_by_role("alertdialog")
     button.click()
@@ -58,7 +58,7 @@ def regenerated(page: Page, connection: Locator) -> None:
 
 
 def the_app_goes_on(claude: KeptApp) -> None:
-    """The old access token is refused; the refresh token gets a new one without a browser."""
+    """Check that the old access token is refused, and that the refresh token gets a new one without a browser."""
     old = claude.tokens["access_token"]
     refused = curl.list_tools(claude.gateway_url, old)
     assert refused.status == 401

@@ -1,4 +1,4 @@
-"""A switch and a reach say in a real browser whose calls of the last seven days they would have refused."""
+"""Changing a switch or a gateway's reach shows, in a real browser, which calls of the last week would be refused."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Tasks from the dashboard: eight within 29 clicks and 5 fields, and each without a mouse. `-rP` prints the table."""
+"""Tasks from the dashboard: eight within 29 clicks and 5 fields, and all without a mouse. `-rP` prints the counts."""
 
 import json
 import sys
@@ -15,12 +15,12 @@ from tests.workspace import Serve
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
 
-MOST_CLICKS, MOST_FIELDS = 29, 5  # Of all eight.
+MOST_CLICKS, MOST_FIELDS = 29, 5  # For all eight tasks together.
 
 
 @pytest.fixture
 def set_stage(live: Serve, page: Page, run: Callable[[App], Upstream], open_browser: Open) -> Callable[[], Stage]:
-    """Return a function that makes a task's own rows and opens the dashboard."""
+    """Return a function that creates a task's rows and opens the dashboard."""
 
     def made() -> Stage:
         name = unique("task")
@@ -44,7 +44,7 @@ def test_eight_tasks_take_few_clicks_and_fields(set_stage: Callable[[], Stage], 
 
 
 def counted(task: Task, mouse: Mouse, stage: Stage) -> tuple[int, int]:
-    """Do the task, and return its clicks and fields."""
+    """Do the task, and return the number of clicks and of filled fields."""
     task(mouse, stage)
     return mouse.clicks, mouse.fields
 

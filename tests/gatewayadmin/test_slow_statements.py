@@ -84,7 +84,7 @@ def test_an_exhausted_pool_is_told_in_words_and_when_to_come_again(
 
 @pytest.fixture
 def sleepers(db: None) -> Iterator[None]:
-    """End statements that continue at the server: their transactions block concurrent index creation."""
+    """Afterwards end statements still running on the server, whose transactions block concurrent index creation."""
     yield
     with psycopg.connect(database.conninfo(), autocommit=True) as other:
         other.execute(

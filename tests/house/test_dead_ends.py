@@ -27,8 +27,8 @@ from tests.house.test_counts import NOT_PAGES, VIEWERS, Walk, capabilities_of
 pytestmark = pytest.mark.django_db
 
 SENTENCE = 6  # Words; a shorter text states a fact without a reason or advice.
-EACH = 1  # As many links to one kind of page are followed.
-# Files, and what signs out or begins something elsewhere.
+EACH = 1  # The number of links followed to each kind of page.
+# Files, and links that sign out or start something elsewhere.
 NOT_FOLLOWED = re.compile(r"^/(admin|static|api|accounts/logout)/|/export/")
 
 
@@ -98,7 +98,7 @@ class Follower:
                 yield f"{address} leads to {target}: {refused}"
 
     def _refused(self, target: str) -> int:
-        """Return the status of a refusal, or 0."""
+        """Return the status if the link leads to a refusal; 0 if it does not, or is not followed."""
         parts = urlsplit(target)
         if parts.netloc or NOT_FOLLOWED.search(parts.path):
             return 0

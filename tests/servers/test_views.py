@@ -399,7 +399,7 @@ def test_a_failed_test_says_why_with_and_without_script(ana: User, sign_in: Sign
     )
     assert (
         page.count("The server refused the connection: nothing listens at the port;") == 2
-    )  # the toast, and what the page remembers
+    )  # in the toast, and in the stored result
 
 
 def test_a_server_that_wants_a_credential_is_no_failure(run: Run, ana: User, sign_in: SignIn) -> None:
