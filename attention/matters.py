@@ -76,7 +76,7 @@ class Matter:
         return not self.may
 
     def is_for(self, person: User) -> bool:
-        """True if `person` may act on it."""
+        """True if `person` may act on this matter."""
         if self.is_own:
             return self.unless is None or not person.has_perm(self.unless)
         return any(map(person.has_perm, self.may))

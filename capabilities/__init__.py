@@ -118,12 +118,12 @@ class Can:
 
     @property
     def sees_connections(self) -> bool:
-        """True if they may see everyone's connections, not only their own."""
+        """True if the viewer may see everyone's connections, not only their own."""
         return any(self._holder.has_perm(capability) for capability in SEES_CONNECTIONS)
 
     @property
     def sees_hosts(self) -> bool:
-        """True if they may open Apps & Agents."""
+        """True if the viewer may open the page Apps & Agents."""
         return any(map(self._holder.has_perm, SEES_HOSTS))
 
     def __getitem__(self, name: str) -> bool:

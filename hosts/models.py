@@ -121,7 +121,7 @@ class Host(Versioned, Switchable):
 
     @property
     def is_agent(self) -> bool:
-        """True if it authenticates with API access tokens instead of OAuth."""
+        """True if the host authenticates with API access tokens instead of OAuth."""
         return self.kind == HostKind.TOKEN
 
     @property
@@ -144,7 +144,7 @@ class Host(Versioned, Switchable):
 
     @property
     def is_pending(self) -> bool:
-        """True if it still waits for an administrator's approval."""
+        """True if the host still waits for an administrator's approval."""
         return self.needs_approval and self.approved_at is None
 
     @property
