@@ -39,8 +39,12 @@ class ChannelSerializer(serializers.Serializer[Channel]):
     address = serializers.SerializerMethodField(help_text="Where messages go, without the path, which may be a secret.")
     enabled = serializers.BooleanField(help_text="Whether messages are sent.")
     matters = serializers.SerializerMethodField(help_text=MATTERS)
-    quiet_from = serializers.TimeField(format="%H:%M", help_text="Begin of its quiet hours; null if it has none.")
-    quiet_until = serializers.TimeField(format="%H:%M", help_text="End of its quiet hours; null if it has none.")
+    quiet_from = serializers.TimeField(
+        format="%H:%M", allow_null=True, help_text="Begin of its quiet hours; null if it has none."
+    )
+    quiet_until = serializers.TimeField(
+        format="%H:%M", allow_null=True, help_text="End of its quiet hours; null if it has none."
+    )
     zone = serializers.CharField(help_text="Time zone of its quiet hours, such as `Europe/Berlin`.")
     last_sent_at = UtcDateTimeField(allow_null=True, help_text="When it last accepted a message; null if never.")
     last_error = serializers.CharField(help_text="Last error in words; empty once a message is accepted.")

@@ -311,8 +311,8 @@ class EnrolmentRow(ConnectionRow):
         ]
 
 
-def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:
-    return with_carried(rows.select_related("host", "gateway", "user").prefetch_related("tokens"))
+def _detailed(rows: ConnectionQuerySet) -> QuerySet[Connection]:
+    return with_carried(rows.with_reach().select_related("host", "gateway", "user").prefetch_related("tokens"))
 
 
 @require_GET

@@ -31,7 +31,7 @@ TO_DO = (
     Offer("Add a gateway", "gateways:add", "add", Capability.GATEWAYS_MANAGE, "new create"),
     Offer(
         "Block an agent on a gateway",
-        "hosts:list",
+        "gateways:list",
         "denied",
         Capability.GATEWAYS_MANAGE,
         "allow app apps agents gateways only these kill switch",

@@ -466,7 +466,7 @@ def test_times_are_shown_and_read_in_the_zone_of_the_address(ana: User, sign_in:
     assert 'name="from" value="2026-03-05T08:00"' in text(listed)
     assert "from=2026-03-04T23%3A00Z" in listed.context["query"]
     assert shown(client.get("/logs/?from=2026-03-05T08:00&to=2026-03-05T09:00")) == []
-    assert "Times are UTC." in text(client.get("/logs/?zone=Mars/Olympus"))
+    assert "Times are UTC." in text(client.get("/logs/?range=all&zone=Mars/Olympus"))
 
 
 @pytest.mark.full

@@ -557,7 +557,7 @@ def test_an_issuer_without_metadata_that_names_itself_has_to_be_expected(github:
 
     refused = client.get(f"{consent(destination(github.begin(client)))}&iss={github.origin}")
 
-    assert "enter it as the expected issuer" in words(refused)
+    assert "nobody has entered the expected issuer of" in words(refused)
     assert "/token" not in github.issuer.asked
     github.set(expected_issuer=github.origin)
     assert client.get(f"{consent(destination(github.begin(client)))}&iss={github.origin}").status_code == 302

@@ -474,7 +474,7 @@ def test_a_stored_secret_is_not_sent_to_a_place_that_was_merely_typed(
     page = text(sign_in(ana).post("/servers/github/edit/", values))
 
     assert {seen.headers.get("authorization") for seen in upstream.seen} == {"Bearer ana-secret" if sent else None}
-    assert ("Tested without the stored identity" in page) is not sent
+    assert ("Tested without the stored credential" in page) is not sent
 
 
 # --- The switch ---------------------------------------------------------------------------------------------------
