@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
-from tests.browser.fixtures import Open
+from tests import secrecy, workspace
+from tests.browser.fixtures import Open, cookies_of_owner
 from tests.browser.tasks import EIGHT, MORE, ROWS, Keys, Mouse, Stage, Task
 from tests.make import unique
 from tests.upstreams import App, Upstream
@@ -16,6 +18,19 @@ from tests.workspace import Serve
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
 
 MOST_CLICKS, MOST_FIELDS = 29, 5  # For all eight tasks together.
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """A workspace of this module only: with gateways of other tests, more choices would have to be made."""
+    served = workspace.new(tmp_path_factory.mktemp("tasks"), "tasks")
+    with secrecy.keeping_secrets(served):
+        yield served
+
+
+@pytest.fixture(scope="module")
+def signed_in(browser: Browser, live: Serve, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cookies_of_owner(browser, live, tmp_path_factory.mktemp("browser"))
 
 
 @pytest.fixture
