@@ -21,7 +21,7 @@ _PORTS = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
 
 
 def mailers(url: str) -> dict[str, dict[str, Any]]:
-    """Django's MAILERS for smtp://, smtp+tls:// (STARTTLS) or smtps:// user:password@host:port.
+    """Return Django's MAILERS for smtp://, smtp+tls:// (STARTTLS) or smtps:// user:password@host:port.
 
     Without `url`, mails are discarded.
     """
@@ -116,7 +116,7 @@ def _is_url(value: str) -> bool:
         return False
 
 
-# Tracing settings, from the OpenTelemetry variables. Those not read here are read by its SDK.
+# Tracing settings, from the OpenTelemetry variables. Variables not read here are read by the OpenTelemetry SDK.
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PACKAGE = "opentelemetry.exporter.otlp.proto.http"
