@@ -136,13 +136,12 @@ class OuterMiddleware:
     """Wraps the whole application.
 
     Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the actual
-    client, `scope["scheme"]` to that of the public URL, and `scope["peer"]` to the address of the connection (maybe
-    a proxy's).
-    A Host that is not ours gets 400, except at `unchecked` paths. A body above LARGEST_BODY gets 413, because Django
-    would write it to disk first. Without session and token, the limit is LARGEST_ANONYMOUS_BODY, or at some paths
-    one of SMALLER_ANONYMOUS_BODIES. With a session or token and a body above this limit, `is_known` checks the credential
-    before the body is read (Django would read the whole body first): an unknown credential gets 401. If `is_known`
-    raises SenderBusy, the answer is 429.
+    client, `scope["scheme"]` to that of the public URL, and `scope["peer"]` to the address of the connection, which may
+    be a proxy's. A Host that is not ours gets 400, except at `unchecked` paths. A body above LARGEST_BODY gets 413,
+    because Django would write it to disk first. Without a session or token, the limit is LARGEST_ANONYMOUS_BODY, or at
+    some paths one of SMALLER_ANONYMOUS_BODIES. With a session or token and a body above this limit, `is_known` checks
+    the credential before the body is read, since Django would read the whole body first: an unknown credential gets
+    401. If `is_known` raises SenderBusy, the answer is 429.
     """
 
     def __init__(

@@ -94,7 +94,7 @@ def _always(_: datetime) -> dict[str, str]:
 
 
 def _outcome(word: str) -> str:
-    """Return the first key of _OUTCOMES that begins with `word`, which needs four letters; otherwise an empty string."""
+    """Return the first key of _OUTCOMES that begins with `word` (four letters or more), or an empty string."""
     if len(word) < 4:
         return ""
     return next((key for key in _OUTCOMES if key.startswith(word)), "")

@@ -260,7 +260,7 @@ def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
 
 
 def _form_again(chosen: Chosen, uid: str) -> ArgumentsForm | None:
-    """Return the form with the arguments of an earlier run, or None if they are not recorded or not visible to the user."""
+    """Return the form with the arguments of an earlier run, or None if the user cannot see them in the log."""
     call = _row(uid)
     if call is None or call.user_id != chosen.user.pk or not chosen.user.has_perm(Capability.LOGS_PAYLOADS):
         return None

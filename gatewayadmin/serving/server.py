@@ -116,7 +116,7 @@ CHORES_END_S = 2.0  # Longer chores are aborted: each is one transaction or can 
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn that serves for DRAIN_SECONDS after SIGTERM, but reports not ready, so that load balancers stop using it."""
+    """A uvicorn that serves for DRAIN_SECONDS after SIGTERM but is not ready, so that load balancers stop using it."""
 
     _is_asked = False
 
@@ -147,7 +147,7 @@ class DrainingServer(uvicorn.Server):
         if self._all_stop():  # Otherwise other workers accept new connections.
             drop_new_connections(sockets or [])
             await self._accept_all()
-        # uvicorn would close these sockets and all connections at once; we wait in between for requests of new connections.
+        # uvicorn would close these sockets and all connections at once; wait in between for requests of new ones.
         for server in self.servers:
             server.close()
         for each in sockets or []:
