@@ -88,7 +88,7 @@ class Matter:
 
 
 def waiting_for(person: User) -> Iterator[tuple[Matter, OpenMatter]]:
-    """Yield the matters that wait for `person`, worst first."""
+    """Yield the matters that need the attention of `person`, worst first, with their things."""
     for matter in MATTERS:
         if matter.is_for(person) and (found := matter.find(person)).number:
             yield matter, found

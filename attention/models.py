@@ -154,7 +154,7 @@ class Channel(Versioned, models.Model):
         return str(address), str(secret)
 
     def must_be_open_to(self, by: User) -> None:
-        """Raise DoesNotExist for another person's channel, CapabilityRequired if `by` lacks it for the workspace's."""
+        """Raise CapabilityRequired unless `by` may manage the workspace's channel, DoesNotExist for other people's."""
         if self.owner_id is None and not by.has_perm(Capability.WORKSPACE_MANAGE):
             raise CapabilityRequired(Capability.WORKSPACE_MANAGE)
         if self.owner_id is not None and self.owner_id != by.pk:

@@ -42,7 +42,10 @@ class Unusual(NamedTuple):
 
 
 def unusual() -> Unusual:
-    """Return the agents with unusually many refused calls in the last 60 minutes; no agents if not countable."""
+    """Return the agents with unusually many refused calls in the last 60 minutes.
+
+    The result has no agents if there are too many calls to count.
+    """
     until = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
     since = until - HOUR
     with book() as opened:

@@ -248,7 +248,7 @@ def _plain(name: str) -> str:
 
 
 def tell_endings() -> int:
-    """Queue a message to each owner of tokens or sign-ins that end in 14, 3 or 1 days, at most one per day."""
+    """Queue a message to each owner of tokens or sign-ins that end in 14, 3 or 1 days, once a day at most."""
     today = timezone.now().date()
     ending: dict[UUID, list[tuple[datetime, str]]] = {}
     for owner, at, name in [*_ending(_tokens_with_expiry(), "connection__user"), *_ending(_sign_ins(), "owner")]:

@@ -322,7 +322,7 @@ def _announced(headers: Headers) -> int:
 
 
 # Requests with unverified keys wait in this queue before their bodies are read. A thread for each would be expensive:
-# a database connection, and memory that is never freed. Senders take turns; each may have a limited number waiting.
+# a database connection, and memory that the process keeps. Senders take turns; each may have a limited number waiting.
 LOOKUPS_AT_ONCE = 2
 LOOKUP = "look-up"
 _lookups = FairQueue(LOOKUPS_AT_ONCE)

@@ -224,7 +224,7 @@ USE_TZ = True
 USE_I18N = False
 
 STATIC_URL = "/static/"
-STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # In a wheel they are found in the package.
+STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # In a wheel, the package contains the files.
 SERVESTATIC_USE_FINDERS = True  # A fresh clone serves its files without a collecting step.
 SERVESTATIC_AUTOREFRESH = False
 
@@ -373,7 +373,7 @@ OAUTH2_PROVIDER = {
     "DCR_ENABLED": True,
     "DCR_REGISTRATION_PERMISSION_CLASSES": ("oauth2_provider.dcr.AllowAllDCRPermission",),
     "CLIENT_SECRET_HASHER": "client_secret",
-    "CIMD_ENABLED": False,  # oauth.client_documents reads these, but not for strangers and not in every request.
+    "CIMD_ENABLED": False,  # oauth.client_documents fetches documents when a person connects an app, and caches them.
     "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
     "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
     "COMPLIANT_BCP_RFC9700_PKCE_METHOD": True,

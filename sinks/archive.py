@@ -274,7 +274,7 @@ def _compare(store: Objects, manifest: Manifest) -> None:
 
 
 def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the archived rows of a day whose columns equal `equal`.
+    """Yield the archived rows of a day, or only those whose columns equal `equal`.
 
     Raises UnreadableArchive if a file is missing or was changed.
     """

@@ -177,7 +177,7 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _late(self, sink: Sink) -> Batch:
-        """Return the next batch of late rows, older than `near_from` when committed. The last batch advances it.
+        """Return the next batch of late rows, older than `near_from` when committed; the last advances `near_from`.
 
         A row with an id above `calls_to` was committed after `calls_at`; such a row is late if it is dated more than
         NEAR before `calls_at`.
@@ -232,7 +232,7 @@ class SinkReader:
 
 @contextmanager
 def leased_reader(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
-    """Take the lease of a sink and yield its reader, or None if another process has it.
+    """Take the lease of a sink and yield its reader, or None if another process has the lease.
 
     After the block, the lease lasts until it is released or LOAN_S have passed. `claim` is the id of a lease that this
     process already has, if any.

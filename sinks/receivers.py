@@ -51,7 +51,7 @@ SECONDS = 10.0  # Timeout of a delivery.
 GOODBYE_S = 2.0  # Time for a syslog receiver to close the connection after us.
 HUNG_UP = "closed the connection before it had received all lines."
 MOST_WAIT = 3600.0  # Maximum of Retry-After, in seconds.
-MOST_READ = 64 * 1024  # Bytes of a response that are read; its content does not matter.
+MOST_READ = 64 * 1024  # Bytes of a response that are read; the content does not matter.
 FOR_NOW = {401, 403, 408, 429}  # Refusals that do not depend on the content.
 # RFC 5424 section 6.2.1: the facility of audit logs, and severities by the outcome of a call.
 AUDIT = 13 * 8
@@ -320,7 +320,7 @@ class Collector(_Posts):
     def deliver(self, lines: Sequence[LogLine]) -> None:
         body = gzip.compress(otlp.of_lines(lines, settings.OTEL_RESOURCE), compresslevel=5, mtime=0)
         answer = self.post(body, {**self._headers, "Content-Type": "application/x-protobuf"})
-        if number := otlp.rejected(answer.media_type, answer.body):  # The response does not tell which.
+        if number := otlp.rejected(answer.media_type, answer.body):  # The response does not say which records.
             raise Undelivered(f"rejected {number} of {len(lines)} log records.", for_good=True)
 
 
@@ -432,7 +432,7 @@ def _seconds(retry_after: str) -> float | None:
 class Syslog(Receiver):
     """A message of RFC 5424 for each line, with octet counting (RFC 6587 section 3.4.1), over TLS (RFC 5425) or TCP.
 
-    Syslog has no acknowledgement, so that of TCP is used: the receiver's machine has every byte.
+    Syslog has no acknowledgement, so TCP's is used: the receiver's machine has every byte.
     """
 
     name = "syslog"

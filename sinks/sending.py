@@ -1,4 +1,4 @@
-"""Sends the logs: the chores process checks every few seconds which sinks are due. One process serves a sink.
+"""Sends the logs: the chores process checks every few seconds which sinks are due. Each has one process at a time.
 
 The proxy is not involved. A slow sink delays few others, for a delivery's timeout at most, because each sink has its
 own thread. A thread that waits for a receiver holds no database connection and only one delivery in memory; undelivered

@@ -58,7 +58,7 @@ SINKS = Table(
 
 
 class SinkForm(forms.Form):
-    """The settings of a sink of one kind. `sink` is the sink being edited, or None for a new one, by `viewer`."""
+    """The settings of a sink of one kind. `sink` is the sink that `viewer` edits, or None for a new sink."""
 
     name = forms.CharField(max_length=80)
     address = forms.CharField(max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))

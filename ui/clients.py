@@ -35,7 +35,7 @@ class Block:
     runs: bool = False
 
     def for_gateway(self, url: str, name: str, token: str = "") -> str:
-        """Return the text for this gateway; if `token` is given, it replaces the variable."""
+        """Return the text for this gateway, with `token`, if given, in place of its placeholder or variable."""
         text = self.text
         if token:
             for before, after in self.fill:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ui.operations import Operation, RequestBody
 
 
-# An entity tag, and one that is strong: RFC 9110 section 8.8.3.
+# An entity tag, and a strong entity tag: RFC 9110 section 8.8.3.
 TAG = re.compile(r'"([\x21\x23-\x7e\x80-\xff]*)"')
 STRONG_TAG = re.compile(rf"(?<!W/){TAG.pattern}")
 LOOKING = ("GET", "HEAD")
@@ -145,9 +145,7 @@ def matching(rows: Any, query: Mapping[str, Any], **columns: str) -> Any:
 def checked(form: BaseForm, **called: str) -> dict[str, Any]:
     """Return the data cleaned by the form of a page, so that page and API agree.
 
-    `called` maps form fields to API names.
-
-    Raises ValidationError.
+    `called` maps form fields to API names. Raises ValidationError.
     """
     if form.is_valid():
         return form.cleaned_data
@@ -263,13 +261,13 @@ class Resource(GenericViewSet[Any]):
         return self.answer(row, status)
 
     def changed(self, row: Any, verb: Callable[..., object], **fields: Any) -> Response:
-        """Call a method of `row` if `If-Match` allows it, and respond with the current row."""
+        """Call `verb`, a method of `row`, if `If-Match` allows it, and respond with the current row."""
         with self.unchanged(row):
             verb(**fields, by=self.me)
         return self.current(row)
 
     def removed(self, row: Any, verb: Callable[..., object], *arguments: Any) -> Response:
-        """Call a method that removes `row`, if `If-Match` allows it, and respond with 204."""
+        """Call `verb`, a method that removes `row`, if `If-Match` allows it, and respond with 204."""
         with self.unchanged(row):
             verb(*arguments, by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)

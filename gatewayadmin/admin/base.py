@@ -114,8 +114,7 @@ class CapabilityAction:
     """An admin action on the selected rows that match `on`, for users who satisfy `is_open_to`.
 
     `does` is called with row and user; if it is None, the row's method `name` is called. `label` is the
-    label for a single row,
-    `more` explains the action on the confirmation page, `grave` actions ask for the password.
+    label for a single row, `more` explains the action on the confirmation page, `grave` actions ask for the password.
     """
 
     name: str

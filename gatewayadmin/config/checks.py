@@ -123,7 +123,7 @@ class Budget:
 
     @property
     def to_server(self) -> int:
-        """Connections to the primary. Those of pages count too, unless they use the pooler."""
+        """Connections to the primary. Connections of pages count too, unless pages use the pooler."""
         return self.direct + (0 if self.pooled else self.pages)
 
     def __str__(self) -> str:

@@ -79,7 +79,7 @@ class UnusableDatabase(Exception):
 def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url: str = "") -> dict[str, Any]:
     """Return Django's settings for the default database, with `web_connections` per process for pages and REST.
 
-    With `direct_url`, they are those of the direct connection, used by commands and by all of `serve` except pages.
+    With `direct_url`, return the settings of the direct connection, used by commands and all of `serve` except pages.
     Nothing is started or connected. For the embedded database, the variables of libpq (PGPORT, ...) are removed from
     the environment of this process.
     """

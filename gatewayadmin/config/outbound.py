@@ -101,7 +101,7 @@ def _proxy(value: str, direct: list[Place], resolved: list[Place]) -> OutboundPr
 
 
 def _parts(value: str) -> SplitResult:
-    """Parse the URL. Error messages do not show it, since it may contain a password."""
+    """Parse the URL. Error messages do not show the URL, since it may contain a password."""
     parts = urlsplit(value) if _is_url(value) else None
     if parts is None or not value.isascii() or " " in value or parts.path.strip("/") or parts.query or parts.fragment:
         refuse(PROXY, "must be a URL such as http://user:password@proxy.example.com:3128, without a path.")

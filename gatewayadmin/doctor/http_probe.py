@@ -57,7 +57,7 @@ SECONDS = 10.0
 LARGEST = 5 * 1024 * 1024
 AS_CLIENTS = {"User-Agent": f"{versions.NAME}-doctor", "Accept-Encoding": "gzip, deflate"}
 REPORTED_HEADERS = ("www-authenticate", "location", "content-type", "server", "via")
-HIDDEN = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
+HIDDEN = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens, and query strings, which may contain a code.
 # Our own public address may be private and without TLS. Cloud metadata services are still refused.
 ANYWHERE = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 

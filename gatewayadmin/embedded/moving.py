@@ -71,7 +71,7 @@ def refuse_unless_empty(target: Connection) -> None:
 def move(data_dir: Path, say: Say) -> int:
     """Move all rows to the database of the settings, where the tables exist, and return the number of rows.
 
-    `say` gets a line for each table. Raises Immovable; then the target is unchanged.
+    `say` gets a line for each table. Raises Immovable, and leaves the target unchanged then.
     """
     with source(data_dir) as old, _connected(database.conninfo()) as new:
         new.execute("LOCK TABLE accounts_user IN ACCESS EXCLUSIVE MODE")  # A gateway that starts now waits.

@@ -128,7 +128,7 @@ class Subject:
 
     @cached_property
     def tokens(self) -> int:
-        """The number of active API access tokens that the act ends; keys of apps are not counted."""
+        """The number of unrevoked, unexpired API access tokens that the act ends, without the keys of apps."""
         return Token.objects.lasting().filter(connection__in=self.live, kind="access").count()
 
     @cached_property

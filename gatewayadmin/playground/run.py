@@ -19,8 +19,8 @@ from wire.background import spawn
 from wire.jsonrpc import MalformedMessage, Object
 
 RUN_SECONDS = 120  # Time limit of a run; then the call is cancelled at its server.
-END_SECONDS = 10  # How long a run may continue after it was cancelled or its page was left.
-RETRY_SECONDS = 5  # After which a run that was refused may be tried again.
+END_SECONDS = 10  # Longest time a run continues after it was cancelled or its page was left.
+RETRY_SECONDS = 5  # Retry-After of a refused run.
 LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are stored; agents get longer answers.
 MOST_STEPS = 200  # Notifications of one run that are shown.
 MOST_RUNS = 16  # Concurrent, in this process: each keeps a response open.

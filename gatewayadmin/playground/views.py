@@ -110,7 +110,7 @@ def _others(user: User, gateway: Gateway | None) -> list[Connection]:
     return list(rows.select_related("host", "gateway", "user").order_by("host__name", "connected_at")[:50])
 
 
-# What to run
+# The selection of a feature
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ def _again(call: Call, slug: str) -> str:
     return f"{reverse('playground')}?{urlencode(query)}"
 
 
-# Would it work now?
+# Check: the access decision, without a call
 
 
 def _checked(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:
@@ -352,7 +352,7 @@ def _cause_for(known: Cause, reader: User) -> Cause:
     return replace(known, event=None, subject="", count="", calls="", act=known.act if known.link else "")
 
 
-# Run it
+# Run: a call, and its result
 
 
 def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:

@@ -310,7 +310,7 @@ class OperationSchema(AutoSchema):
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
-        """Return the help text of the same field in the response; or the docstring of a nested serializer, or None."""
+        """Return the help text of the same field in the response, or the docstring of a nested serializer, or None."""
         declared: Any = self.operation.answer
         answer = declared if isinstance(declared, type) else self.view.serializer_class
         if direction == "request" and answer and (same := answer().fields.get(field.field_name)):

@@ -96,7 +96,7 @@ async def readyz(request: Request) -> Response:
 
 
 def _details() -> str:
-    """Return the version, failing loops, and the databases of pages and logs if they have their own."""
+    """Return the version, failing loops, and the databases of pages and logs if configured separately."""
     standing = replica.gauging.standing
     used = f"primary, {standing.fault}" if standing.fault else f"replica, {standing.lag:.0f} s behind"
     lines = [f"version: {versions.with_commit(settings.COMMIT)}\n"]
@@ -151,8 +151,8 @@ def _size(path: Path) -> int:
 class _OfReplica:
     """Adds the label `replica` to the metrics of a registry.
 
-    If several gateway processes are scraped at one address, each needs its own series: a series that jumps between
-    their counters would look like thousands of failures.
+    If several replicas of the gateway are scraped at one address, each needs its own series: a series that jumps
+    between their counters would look like thousands of failures.
     """
 
     def __init__(self, registry: CollectorRegistry, replica: str) -> None:

@@ -381,7 +381,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
             self._header_cache = self._cache_headers(data)
 
     def _serve_with_cached_headers(self, data: bytes) -> bool:
-        """Serve the request in `data` without the parser if its headers equal the cached ones, else return False."""
+        """Serve the request in `data` without the parser if its headers are cached. Return whether it was served."""
         if self._header_cache is None or not self._between_requests or self.is_answering:
             return False
         body = self._header_cache.body(data)

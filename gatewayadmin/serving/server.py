@@ -69,7 +69,7 @@ def reserve(host: str, port: int) -> socket.socket:
 
 # glibc settings for returning memory to the system.
 
-# malloc.h
+# Constants of malloc.h
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 LARGE = 256 * 1024  # Bytes. Otherwise glibc raises the limit with each freed buffer, up to 32 MiB.
