@@ -30,8 +30,7 @@ INVITED = Q(is_active=True, password__startswith=UNUSABLE_PASSWORD_PREFIX, by_or
 
 @register(User, site=site)
 class UserPages(CapabilityAdmin):
-    """Role and password are set only on the person's page, which checks that editors grant only
-    capabilities that they have."""
+    """Role and password are set only on the person's page, where editors can grant only capabilities they have."""
 
     seen_by = (Capability.PEOPLE_MANAGE,)
     page = ("accounts:person", "pk")
@@ -114,8 +113,7 @@ class UserPages(CapabilityAdmin):
 
 @register(Role, site=site)
 class RolePages(CapabilityAdmin):
-    """Read-only: roles are edited on the product's page, which checks that editors grant only
-    capabilities that they have."""
+    """Read-only: roles are edited on the product's page, where editors can grant only capabilities they have."""
 
     seen_by = (Capability.PEOPLE_MANAGE,)
     page = ("accounts:role", "pk")
