@@ -22,7 +22,7 @@ from capabilities.rest import Own
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField, checked
 
-# People's own channels, and the workspace's with the capability. Other people's are 404 for everybody.
+# A person's own channels, and with the capability also the workspace's. Other people's channels are 404 for everybody.
 OWN = Own(Capability.WORKSPACE_MANAGE)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
 MATTERS = "Matters it gets messages about, by their names in *Needs attention*; only those you may act on."
@@ -171,7 +171,7 @@ class ChannelResource(Resource):
         return Response(TestMessageSerializer({"delivered": not failure, "detail": failure}).data)
 
     def _settings(self, channel: Channel, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return the values for the model, validated by the form of the page; omitted ones stay."""
+        """Return the values for the model, validated by the form of the page; omitted fields are not changed."""
         empty = ChannelForm(None, channel=channel, viewer=self.me)
         unused = [name for name in ("address", "secret") if fields.get(name) and name not in empty.fields]
         if unused:
