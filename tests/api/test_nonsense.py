@@ -64,7 +64,8 @@ def test_a_body_with_nonsense_is_no_error_of_ours(door: Door, world: World, rest
     right = world.bodies.get((door.name, door.method), {})
     faults = []
 
-    for what, value in {**VALUES, "somebody else's": foreign}.items():
+    # Half of the values in turn: each is sent to every second operation.
+    for what, value in [*{**VALUES, "somebody else's": foreign}.items()][WITH_FIELDS.index(door) % 2 :: 2]:
         for body in (*({**right, name: value} for name in fields(door)), dict.fromkeys(fields(door), value), value):
             with for_a_moment():
                 answer = rest.client.generic(

@@ -33,6 +33,7 @@ from servers.models import Identity
 from tests import make, upstreams
 from tests.accounts.soft_key import added
 from tests.house.count_questions import ASKS, FIXED, NOT_STORED, QUESTIONS, STATES, SWITCHED_ON, Ask
+from tests.house.dead_ends import Follower
 from tests.house.doors import PLACES, Door, browser, channel_of, doors, session_of
 from tests.house.every_state import SET, World, built, ids
 from tests.house.page_numbers import NUMBER, Counted, Page, Shown, Switch
@@ -246,9 +247,8 @@ class Walk:
         for view in ("mfa_index", "mfa_activate_totp"):
             yield view, reverse(view), self.client.get(reverse(view)).content.decode()
 
-    def pages(self) -> Iterator[tuple[str, str, Page]]:
-        for view, address, html in chain(self.acts(), self.open_pages(), self.without_factor()):
-            yield view, address, Page.read(html)
+    def pages(self) -> Iterator[tuple[str, str, str]]:
+        return chain(self.acts(), self.open_pages(), self.without_factor())
 
     def open_pages(self) -> Iterator[tuple[str, str, str]]:
         """Yield the pages in order, without the pages of a flow."""
@@ -339,7 +339,9 @@ ENOUGH = (frozenset(Capability), frozenset({Capability.PEOPLE_MANAGE}))
 
 @pytest.mark.full
 @pytest.mark.parametrize("who", [who for who in VIEWERS if capabilities_of(who) not in ENOUGH])
-def test_every_number_and_state_on_every_page_is_what_the_database_holds(who: str | Capability, world: World) -> None:
+def test_every_number_and_state_on_every_page_is_what_the_database_holds_and_no_link_is_refused(
+    who: str | Capability, world: World
+) -> None:
     seen, _, wrong = walked(world, capabilities_of(who))
 
     assert "overview" in seen
@@ -349,9 +351,12 @@ def test_every_number_and_state_on_every_page_is_what_the_database_holds(who: st
 def walked(world: World, held: frozenset[Capability]) -> tuple[set[str], set[str], list[str]]:
     """Return the pages that a person with these capabilities gets, the keys found on them, and the faults."""
     person = Walk(world, held)
+    follower = Follower(person.client)
     seen, met, wrong = set(), set(), []
-    for view, address, page in person.pages():
+    for view, address, html in person.pages():
+        page = Page.read(html)
         seen.add(view)
+        wrong += follower.faults(address, html)
         met |= {one.key for one in page.counted}
         wrong += [f"{address}: {fault}" for fault in wrong_in(page, Ask(world, person.viewer, address, view))]
     return seen, met, wrong
