@@ -147,7 +147,7 @@ class ProvisioningKeyResource(Resource):
     def roll(self, request: Request, pk: UUID) -> Response:
         """Replace the secret of a provisioning key.
 
-        The previous one works for another `overlap_hours`: 0, 1, 24 or 168.
+        The previous secret works for another `overlap_hours`: 0, 1, 24 or 168.
         """
         key, hours = self._find(pk), self.body()["overlap_hours"]
         with self.unchanged(key):

@@ -207,14 +207,14 @@ def weakness(secret: str) -> str:
     key = signing_key(secret)
     if secret.startswith(PREFIX) and key != secret.encode():
         least, different, is_repeated = LEAST_SECRET, len(set(key)), False
-        too_short = f"after “{PREFIX}” this one holds {len(key)}" if len(key) < least else ""
+        too_short = f"this one has {len(key)} after “{PREFIX}”" if len(key) < least else ""
     else:
         size = next((len(one) for one in ALPHABETS if set(secret) <= set(one)), 95)
         least, different = math.ceil(8 * LEAST_SECRET / math.log2(size)), len(set(secret))
         is_repeated = secret in (secret + secret)[1:-1]
-        too_short = f"of such characters as in this one it takes {least}" if len(secret) < least else ""
+        too_short = f"a secret of these characters needs {least} of them" if len(secret) < least else ""
     is_regular = different < LEAST_DIFFERENT or is_repeated
-    return "this one is too regular" if is_regular and not too_short else too_short
+    return "this one repeats itself" if is_regular and not too_short else too_short
 
 
 def signature(key: bytes, named: str, moment: str, body: bytes) -> str:

@@ -56,7 +56,7 @@ class StaffSite(AdminSite):
 
     site_header = "Gateway Admin"
     site_title = "Gateway Admin"
-    index_title = "Everything there is"
+    index_title = "All data"
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Redirect to the product's sign-in; a signed-in user without the staff flag is refused."""

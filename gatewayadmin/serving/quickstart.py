@@ -199,7 +199,7 @@ TOOLS = [
 ]
 CALLS = {"echo": _echo, "add": _add, "current_time": _current_time, "slow": _slow, "fail": _fail}
 CAPABILITIES: Object = {"tools": {}, "resources": {}, "prompts": {}}
-_NAME = {"name": "name", "description": "Whom to greet", "required": True}
+_NAME = {"name": "name", "description": "The name to greet", "required": True}
 # Results that do not depend on the request, by method.
 FIXED: dict[str, Object] = {
     "ping": {},

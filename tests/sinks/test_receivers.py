@@ -299,20 +299,20 @@ def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
     assert signing_key("whsec_not base64!") == b"whsec_not base64!"
 
 
-REGULAR = "this one is too regular"
+REGULAR = "this one repeats itself"
 
 
 @pytest.mark.parametrize(
     ("secret", "reason"),
     [
-        ("correct horse battery", "of such characters as in this one it takes 30"),
+        ("correct horse battery", "a secret of these characters needs 30 of them"),
         ("a" * 64, REGULAR),
         ("0123456789abcdef" * 4, REGULAR),  # The hexadecimal alphabet, repeated.
-        ("9f86d081884c7d659a2feaa0c55ad015", "of such characters as in this one it takes 48"),  # 16 random bytes.
+        ("9f86d081884c7d659a2feaa0c55ad015", "a secret of these characters needs 48 of them"),  # 16 random bytes.
         ("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822c", ""),
         ("whsec_" + "AAEC" * 8, REGULAR),
         ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", ""),
-        ("whsec_C2FVsBQIhrscChlQ", "after “whsec_” this one holds 12"),
+        ("whsec_C2FVsBQIhrscChlQ", "this one has 12 after “whsec_”"),
         ("C2FVsBQIhrscChlQIMV+b5sSYspob7oDx2k=", ""),
     ],
 )
