@@ -236,7 +236,7 @@ class UserResource(Resource):
         role, staff = changes.pop("role", None), changes.pop("is_staff", None)
         break_glass = changes.pop("break_glass", None)
         with transaction.atomic():
-            one_at_a_time()  # Before the row's lock, in the same order as the verbs below.
+            one_at_a_time()  # Before locking the row, in the same order as the methods below, to avoid deadlocks.
             person.lock().must_be(self.seen)
             if changes:
                 person.edit(**{"email": person.email, "display_name": person.display_name} | changes, by=self.me)

@@ -113,7 +113,7 @@ class RoleResource(Resource):
         return role
 
 
-MEMBERS = Prefetch("users", User.objects.only("email"))  # The only field of members in answers.
+MEMBERS = Prefetch("users", User.objects.only("email"))  # Answers contain no other field of members.
 
 
 class Member(serializers.Serializer[User]):

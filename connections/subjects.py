@@ -30,7 +30,7 @@ def _holds(view: Resource, *capabilities: Capability) -> bool:
 
 
 def _listed_connections(view: Resource) -> QuerySet[Any]:
-    """Return all connections with a capability for them; otherwise one's own, and used ones for log readers."""
+    """Return all connections if the caller has a capability; otherwise their own, and with calls for log readers."""
     if _holds(view, *SEES_CONNECTIONS, Capability.API_TOKENS_MANAGE):
         return Connection.objects.all()
     return Connection.objects.filter(_own_or_logged(view, Q(user=view.me)))
@@ -41,7 +41,7 @@ def _own_or_logged(view: Resource, own: Q) -> Q:
 
 
 def _listed_people(view: Resource) -> QuerySet[Any]:
-    """Return all people if permitted; otherwise oneself, and owners of visible connections and identities."""
+    """Return all people if permitted; otherwise the caller, and owners of visible connections and identities."""
     if _holds(view, Capability.PEOPLE_MANAGE, Capability.AUDIT_READ):
         return User.objects.all()
     listed = Q(pk=view.me.pk) | Q(pk__in=_listed_connections(view).values("user"))
@@ -51,21 +51,21 @@ def _listed_people(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_tokens(view: Resource) -> QuerySet[Any]:
-    """Return all tokens with a capability for them; otherwise one's own, and used ones for log readers."""
+    """Return all tokens if the caller has a capability; otherwise their own, and with calls for log readers."""
     if _holds(view, *SEES_TOKENS):
         return Token.objects.all()
     return Token.objects.filter(_own_or_logged(view, Q(connection__user=view.me)))
 
 
 def _listed_hosts(view: Resource) -> QuerySet[Any]:
-    """Return all hosts with a capability for them; otherwise those of visible connections."""
+    """Return all hosts if the caller has a capability; otherwise the hosts of visible connections."""
     if _holds(view, *SEES_HOSTS):
         return Host.objects.all()
     return Host.objects.filter(pk__in=_listed_connections(view).values("host"))
 
 
 def _listed_gateways(view: Resource) -> QuerySet[Any]:
-    """Return all gateways with a capability for them; otherwise those one may use, and those of visible connections."""
+    """Return all gateways if the caller has a capability; otherwise usable ones and those of visible connections."""
     if _holds(view, *_GATEWAYS):
         return Gateway.objects.all()
     within_reach = Q(pk__in=Gateway.objects.visible_to(view.me).values("pk"))
@@ -73,7 +73,7 @@ def _listed_gateways(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_servers(view: Resource) -> QuerySet[Any]:
-    """Return all servers with a capability for them; otherwise those of visible gateways and own identities."""
+    """Return all servers if the caller has a capability; otherwise servers of visible gateways and own identities."""
     if _holds(view, *SEES_SERVERS, Capability.GATEWAYS_MANAGE):
         return Server.objects.all()
     placed = Assignment.objects.filter(removed_at=None, gateway__in=Gateway.objects.visible_to(view.me).values("pk"))
@@ -85,7 +85,7 @@ def _listed_servers(view: Resource) -> QuerySet[Any]:
 def _known(
     listed: Callable[[Resource], QuerySet[Any]], column: str, *shared: str
 ) -> Callable[[Resource], QuerySet[Any]]:
-    """Return the lookup of a filter by id or exact name: `listed` objects, and for log readers all in logged calls.
+    """Return a function that returns the objects a filter may name: `listed`, for log readers also those with calls.
 
     `column` is the call's column with the object's id; `shared` are columns that have the same value in both tables.
     """
