@@ -50,7 +50,7 @@ class NewCalls(NamedTuple):
 
     @classmethod
     def asked(cls, query: Mapping[str, str], search: Search) -> Self | None:
-        """Return the calls of `search` that the polling page does not show yet; None if `query` is from another page."""
+        """Return the calls of `search` that the polling page does not show yet; None if `query` is not from a poll."""
         seen = query.get(SEEN, "")
         if not (seen.isascii() and seen.isdecimal() and len(seen) <= len(str(LAST))):
             return None

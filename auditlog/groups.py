@@ -60,7 +60,7 @@ class CallGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups with the most calls. `more` is True if there are others; if `since` is set, older calls do not count."""
+    """The groups with the most calls. `more`: there are other groups; `since`: only calls from this time on count."""
 
     rows: Sequence[CallGroup]
     more: bool

@@ -128,10 +128,11 @@ def missing_indexes(partitions: Partitions) -> int:
 
 
 def complete(partitions: Partitions, *, seconds: float = inf, told: Callable[[Made], object] = str) -> int:
-    """Create missing partition indexes, call `told` for each, and return the number created. Start none after `seconds`.
+    """Create missing partition indexes, call `told` for each, and return the number of created indexes.
 
-    Calls are not blocked. Does nothing if another process is creating indexes, or if the database role does not own the
-    table. An index that cannot be attached because its partition is constantly read is left for the next run.
+    No index is started after `seconds`. Calls are not blocked. Does nothing if another process is creating indexes, or
+    if the database role does not own the table. An index that cannot be attached because its partition is constantly
+    read is left for the next run.
     """
     if not (_missing(partitions) and partitions.is_owner()):
         return 0
@@ -194,7 +195,7 @@ def _make(cursor: Any, missing: _Missing) -> bool:
 
 
 def _attach(cursor: Any, missing: _Missing) -> bool:
-    """Attach the index to the table's index, which is instant but needs an exclusive lock; False if not possible now."""
+    """Attach the index to the table's index, briefly under an exclusive lock; return False if not possible now."""
     for attempt in range(ATTEMPTS):
         time.sleep(attempt)
         try:

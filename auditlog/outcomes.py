@@ -1,4 +1,5 @@
 """Texts for the outcomes of logged calls, and for the reasons that block a connection before any call."""
+
 from proxy.reasons import REASONS, Reason, Step
 
 __all__ = ["LAYERS", "OUTCOMES", "REASONS", "Reason", "Step", "in_short", "reason_of"]

@@ -29,9 +29,9 @@ from ui.pages import number_of
 PERIOD = timedelta(days=7)
 MOST_READ = 10_000
 NAMED = 5
-LOG_MS, ROLLUPS_MS = 80, 35  # Per statement; the roll-ups take three. Together less than 200 ms.
+LOG_MS, ROLLUPS_MS = 80, 35  # Limits per statement; the roll-ups need three. In all less than 200 ms.
 
-# Force an index scan: a bitmap or sequential scan would read far more than MOST_READ rows of a busy gateway.
+# Force an index scan, because a bitmap or sequential scan would read far more than MOST_READ rows of a busy gateway.
 _BOUND = "SET LOCAL statement_timeout = {}; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off"
 _BY_CALLER = "SELECT c.user_id, c.host_id, count(*) FROM ({calls}) c GROUP BY 1, 2"
 
@@ -83,7 +83,7 @@ def would_refuse(
 
 
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
-    """Count the calls of the last seven days that match `where` and were not denied, except those of people `not_of`."""
+    """Count the calls of the last seven days that match `where` and were not denied, except calls of `not_of`."""
     since = range_start(timezone.now(), PERIOD)
     read = _in_time(lambda: _callers(where, not_of, since), LOG_MS)
     if read is not None and read.total() <= MOST_READ:
@@ -148,7 +148,7 @@ def _counted(callers: Iterable[Caller]) -> str:
 
 
 def _named(callers: Counter[Caller]) -> str:
-    """Return the names of the callers with the most calls, with the number of calls, and the number of other callers."""
+    """Return the names of the callers with the most calls, each with its number of calls, and the number of others."""
     most = callers.most_common(NAMED)
     pks = {pk for (_, pk), _ in most if pk}
     names: Mapping[Any, str] = {

@@ -152,7 +152,7 @@ class Partitions:
         with connection.cursor() as cursor:
             cursor.execute("SELECT relname, reltuples FROM pg_class WHERE relname = ANY(%s)", [names])
             estimates = dict(cursor.fetchall())
-            for name in (name for name, rows in estimates.items() if rows < 0):  # No statistics yet, so it has few rows.
+            for name in (name for name, rows in estimates.items() if rows < 0):  # Not analyzed yet, so with few rows.
                 few = sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT %s) rows").format(sql.Identifier(name))
                 cursor.execute(few, [MOST_COUNTED])
                 estimates[name] = cursor.fetchone()[0]

@@ -29,7 +29,7 @@ from ui import databases
 
 # Find the id up to which a log is complete: writers commit in any order, so rows become visible in any order.
 #
-# Readers that follow a log by id and must not miss rows stop there (docs/decisions/0029-roll-ups-counted-by-id.md).
+# Readers that must not miss rows stop at this id (docs/decisions/0029-roll-ups-counted-by-id.md).
 
 # Rows are read by primary key, (created_at, id), but written when their call ends. Calls that took up to NEAR are read
 # at once; longer ones about every LATE_EVERY, up to LATEST back.
