@@ -29,8 +29,8 @@ _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django's tokens count second
 class LinkTokens(PasswordResetTokenGenerator):
     """Single-use tokens, valid for one hour, for a person who has a password.
 
-    Deactivating a person, or signing them out everywhere, invalidates their links. No link works for people whose
-    e-mail domain must sign in at the organisation.
+    Deactivating a person, or signing them out everywhere, invalidates their links. No link works for a person who must
+    sign in at the organisation.
     """
 
     def _make_hash_value(self, user: Any, timestamp: int) -> str:

@@ -38,7 +38,7 @@ _for_a_stranger: ContextVar[bool] = ContextVar("_for_a_stranger", default=False)
 
 
 def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Serve one request to PATH at a time among those that are not signed in; 429 after LONGEST_TURN_WAIT_S.
+    """Serve requests to PATH from people who are not signed in one at a time; 429 after LONGEST_TURN_WAIT_S.
 
     Place this middleware after authentication, and before slow middleware.
     """

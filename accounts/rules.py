@@ -1,7 +1,7 @@
 """Rules for every change to people and roles, called by pages, REST and commands.
 
-Whoever changes a person or a role needs at least the capabilities of that person or role, and one active Super admin
-always remains; see docs/explanation/security-model.md.
+To change a person or a role, an actor needs at least the capabilities of that person or role, and one active Super
+admin always remains; see docs/explanation/security-model.md.
 """
 
 from collections.abc import Iterable

@@ -61,7 +61,7 @@ class TooManyExports(ApiError):
 
 
 class IncompleteExport(Exception):
-    """Reading the rows failed. The last line of the file is "incomplete", and the response is aborted after it."""
+    """Reading the rows failed; the last line of the file says so, and the answer is cut off after it."""
 
 
 class AsItIs(Loader):

@@ -77,9 +77,9 @@ class CallManager(models.Manager["Call"]):
 
 
 def span_of_uid(uid: UUID) -> tuple[datetime, datetime]:
-    """Return the period in which the call with this uid was made; for ids of other objects, any period."""
+    """Return the period in which the call with this uid was made; for ids of other objects, a period without calls."""
     at = LAST_MOMENT
-    with suppress(ValueError, OverflowError):  # Ids of other objects do not contain a valid time.
+    with suppress(ValueError, OverflowError):  # Ids of other objects may contain any number.
         at = min(datetime.fromtimestamp((uid.int >> 80) / 1000, tz=UTC), LAST_MOMENT)
     return at - timedelta(milliseconds=1), at + timedelta(milliseconds=2)
 

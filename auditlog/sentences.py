@@ -1,4 +1,4 @@
-"""Describe admin events in sentences, for all pages and the API.
+"""Admin events as sentences, for all pages and the API.
 
 A sentence uses only values stored in the event, so it stays the same after an object is renamed or removed.
 """

@@ -103,7 +103,7 @@ def _near(answer: CurrentDecision, reader: User) -> list[str]:
 
 
 def _texts(answer: CurrentDecision, reader: User) -> Iterator[tuple[Step, str]]:
-    """Yield each check with its text for the case that it is passed."""
+    """Yield each check with the text to show if the check is passed."""
     question, server = answer.question, answer.verdict.assigned
     person, gateway = question.user.email, question.gateway.name
     yield Step.TOKEN, _token_text(answer, reader)

@@ -223,7 +223,7 @@ class Credential(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """The question if `user` may use `feature` with `host` at `gateway`. `token` is the token of a logged call."""
+    """The question whether `user` may use `feature` with `host` at `gateway`; `token` is the token of a logged call."""
 
     host: Host
     user: User

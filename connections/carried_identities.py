@@ -323,7 +323,7 @@ def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
 
 
 def _others(row: CarriedRow) -> int:
-    """Count the person's other connections to this server that have no identity, or the same identity as `row`."""
+    """Count the person's other connections that have no identity for this server, or the same identity as `row`."""
     places = Assignment.objects.per_user().filter(server=row.server)
     rest = Connection.objects.own(row.viewer).live().filter(gateway__in=places.values("gateway"))
     rest = rest.exclude(pk=row.connection.pk)

@@ -56,7 +56,7 @@ def _impact(links: Q, identities: int = 0) -> Impact:
 
 
 def _identities(target: models.Model, links: Q) -> int:
-    """Count the live identities of `target`, personal and shared, that no call could use once it is disabled.
+    """Count the live identities, personal and shared, that no call could use once `target` is disabled.
 
     Returns 0 if `target` is itself an identity, because the sentence already names that identity.
     """
@@ -78,10 +78,10 @@ def _identities(target: models.Model, links: Q) -> int:
 
 
 def cuts(target: models.Model, viewer: User) -> str:
-    """Return sentences for the confirmation: the impact of disabling `target`, and the calls of seven days it affects.
+    """Return sentences for a confirmation: the impact of disabling `target`, and the calls it would have refused.
 
-    Viewers who may not see all connections get no impact, and viewers who may not read the log get no calls, unless
-    `target` is their own. Raises NothingGoesThrough.
+    The calls are those of the last seven days. Viewers who may not see all connections get no impact, and viewers who
+    may not read the log get no calls, unless `target` is their own. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 
@@ -110,7 +110,7 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
-    """Return a sentence with the calls of seven days that would have been refused without `targets` (of one model).
+    """Return a sentence with the calls of seven days that disabling `targets` (of one model) would have refused.
 
     Empty if the viewer may not read these calls.
     """

@@ -141,7 +141,7 @@ def is_offered(place: Feature) -> bool:
 
 
 def is_new(feature: Feature) -> bool:
-    """True if the feature was first seen in the last days, and not with the first list of its server."""
+    """True if the feature was first seen within NEW_FOR, and not with the first list of its server."""
     since = feature.first_seen_at - feature.assignment.created_at
     return since > FIRST_LIST and timezone.now() - feature.first_seen_at < NEW_FOR
 

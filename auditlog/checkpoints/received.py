@@ -86,7 +86,7 @@ class Received:
         return max(self.checkpoints.values(), default=None)
 
     def may_come(self, row: Mapping[str, Any]) -> bool:
-        """True if the sink may still receive this call, because the call was long and ended shortly before `newest`."""
+        """True if the sink may still receive this call, because the call was long and ended recently."""
         ended = row.get("recorded_at")
         if ended is None or ended - row["created_at"] <= NEAR:
             return False

@@ -28,7 +28,7 @@ from auditlog.replica import LATEST, newest_id
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
-UNSEALED = timedelta(minutes=15)  # Longer waits are reported; a running gateway makes a checkpoint every minute.
+UNSEALED = timedelta(minutes=15)  # Longer waits are reported; a running gateway covers rows within a minute.
 # By kind of checkpoint, the field of the previous checkpoint with the last id covered so far.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}

@@ -213,8 +213,8 @@ class Assignment(Versioned, Switchable):
     def widen(self, *, by: User) -> list[str]:
         """Undo the last `narrow`: enable the tools it disabled, and return their names.
 
-        Tools that somebody disabled again since are not enabled, and a policy that somebody changed since is not
-        restored. Returns an empty list if there is nothing to undo.
+        Tools that somebody has disabled again since then are not enabled, and a policy that somebody has changed since
+        then is not restored. Returns an empty list if there is nothing to undo.
         """
         with transaction.atomic():
             self.lock()

@@ -338,7 +338,7 @@ class Listing(models.Model):
     """The last request to a server for its list of one kind of features with one identity, and the outcome.
 
     `identity` is NULL if all connections share one list. `learnt_at` is NULL if the server has never answered. `error`
-    is the error code if the last request failed, empty if it succeeded or the first request is unanswered.
+    is the error code if that request failed, empty if it succeeded or is not answered yet.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

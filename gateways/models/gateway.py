@@ -35,14 +35,14 @@ class HostsAllowed(models.TextChoices):
 
 
 class OnArrival(models.TextChoices):
-    """The setting for definitions that were never approved."""
+    """The setting that decides about definitions that were never approved."""
 
     APPROVE = "approve", "Approve on arrival"
     WAIT = "wait", "Wait for approval"
 
 
 class OnChange(models.TextChoices):
-    """The setting for definitions that the server changed after they were approved."""
+    """The setting that decides about definitions that the server changed after they were approved."""
 
     HOLD = "hold", "Hold back"
     WARN = "warn", "Warn"
