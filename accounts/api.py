@@ -351,7 +351,7 @@ class Confirm(Resource):
     @operation(needs=None, body=Confirmation, answer=HTTPStatus.NO_CONTENT, conflicts=True)
     def confirm(self, request: Request) -> Response:
         """Confirm your password."""
-        try_as(self.me, "password again")  # Shares its limit with the page.
+        try_as(self.me, "password again")  # The page that confirms a password shares this limit.
         typed = self.body()
         if getattr(request.auth, "is_api_key", False) or not self.me.has_usable_password():
             raise ApiError(HTTPStatus.CONFLICT, "no_password", "There is no password to confirm.")

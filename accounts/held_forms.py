@@ -33,7 +33,7 @@ SESSION_KEY = "held_forms"
 FIELD = "held_form"  # Field of a resubmitted form: the key of the stored form.
 PAGE = "held_on"  # Field of a resubmitted form: the URL of the page with the original form.
 HELD_S = 30 * 60.0  # Seconds that a form is stored.
-MOST_HELD = 3  # Per session; the oldest is dropped for a new one.
+MOST_HELD = 3  # Forms per session; a new form replaces the oldest.
 MOST_BYTES = 32 * 1024  # Per form, compressed. Every request of the session reads all stored forms.
 
 

@@ -59,7 +59,7 @@ class TooManyTries(TryLater):
 
 @dataclass(slots=True)
 class Tries:
-    """The counters of one attempt, which can be taken back if it succeeds."""
+    """The counters of one attempt; `take_back` subtracts the attempt again after a success."""
 
     is_known: bool = False
     _keys: list[str] = field(default_factory=list)
@@ -123,7 +123,7 @@ def is_first_this_minute(request: HttpRequest, what: str) -> bool:
 
 
 def posts_from_one_address(action: str) -> Callable[[View], View]:
-    """Limit how often a form is sent from one address."""
+    """Decorate a view to limit how often its form is sent from one address."""
     return _posts(action, sender_of)
 
 
@@ -133,7 +133,7 @@ def take_back(request: HttpRequest, action: str) -> None:
 
 
 def posts_of_one_person(action: str) -> Callable[[View], View]:
-    """Limit how often a signed-in user submits a form."""
+    """Decorate a view to limit how often a signed-in user submits its form."""
     return _posts(action, lambda request: str(request.user.pk))
 
 

@@ -54,7 +54,7 @@ class OwnCall:
     """One call as shown to the person who made it."""
 
     call: Call
-    policy: str = ""  # The server's policy on its gateway, if unchanged since the call.
+    policy: str = ""  # Tool policy of the server on the gateway, if unchanged since the call.
 
     @property
     def what(self) -> str:
@@ -103,7 +103,7 @@ class OwnCall:
 
 
 def as_own(rows: Sequence[Call]) -> list[OwnCall]:
-    """Return the calls as shown to the person who made them, with the policy that explains a refusal if it is known."""
+    """Return the calls as shown to the person who made them, with the tool policy that explains a refusal, if known."""
     off = [row for row in rows if row.deny_reason in SWITCHED_OFF]
     found = Assignment.objects.live().filter(
         gateway__in={row.gateway_id for row in off}, server__in={row.server_id for row in off}
@@ -150,9 +150,10 @@ class Wait:
 
     @cached_property
     def found(self) -> OwnCall | None:
-        """Return the call to show, or None: the first one allowed, otherwise the last denied, otherwise the last hello.
+        """Return the call to show; None if there is none.
 
-        Of allowed calls, successful ones come first.
+        This is the first successful call, otherwise the first failed call, otherwise the last denied call, otherwise
+        the last call with which a client only introduced itself.
         """
         rows = own_calls(self.user).filter(self._where, created_at__gte=self.since)
         came = [OwnCall(row) for row in rows.order_by("created_at")[:PAGE_SIZE]]

@@ -30,7 +30,7 @@ from auditlog.query_language import CONTAINS, IS, IS_NOT, Condition, Either
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import DIMENSIONS, ENDS
 
-SEARCH_LIMIT = 10_000  # Rows that one page reads at most; beyond, "10,000+" is shown unless the roll-ups can count.
+SEARCH_LIMIT = 10_000  # Rows that one page reads at most; a larger count is shown as "10,000+" without roll-ups.
 DAYS_AT_ONCE = 8  # Partitions per statement of an export, because each partition costs a dozen locks.
 AHEAD = timedelta(hours=1)  # Allows for other machines' clocks that are ahead.
 

@@ -1,4 +1,4 @@
-"""Load by wrk, and the processor time of other processes under it."""
+"""Load from wrk, and the processor time that other processes use under this load."""
 
 import json
 import os

@@ -165,7 +165,7 @@ def asked(only: str) -> Iterator[Asked]:
 
 
 def too_much(pages: Iterable[Asked], pace: Pace, options: argparse.Namespace) -> Iterator[Asked]:
-    """Yield the marked addresses, and print a line for each measured one."""
+    """Measure the addresses, print a line for each, and yield the marked ones (too slow or too large)."""
     sessions = Sessions()
     for one in pages:
         measured = ask(one.client, one.path, options.times, sessions, pace)

@@ -173,7 +173,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     ) -> Identity:
         """Store a person's own credential for `server`, and use it on their connections as `carry` does.
 
-        Raises IntegrityError if the label is taken, or AnotherPlace.
+        Raises IntegrityError if the label is taken, or AnotherPlace if the server's address has just been changed.
         """
         with transaction.atomic():
             new = {"label": label, "secret": secret, "refusal": refusal}

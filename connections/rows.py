@@ -120,7 +120,7 @@ class ConnectionRow:
 
     @property
     def needs_identity(self) -> bool:
-        """True if the connection works, but lacks its person's identity for a server of its gateway."""
+        """True if the connection works, but has no usable identity for a server of the gateway that needs one."""
         lacks = bool(getattr(self.connection, "needs_identity", False))
         return lacks and self.status == "active" and not self.blocked
 
@@ -161,7 +161,7 @@ class ConnectionRow:
 
     @property
     def may_ask_for_new(self) -> bool:
-        """True if the viewer may end another person's token secrets, so that the owner collects new ones."""
+        """True if the viewer may end the token secrets of another person, who then has to collect new ones."""
         return not self.is_own and self.connection.is_live and self.connection.host.is_agent and self.may_end_tokens
 
     @property

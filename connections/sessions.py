@@ -37,7 +37,7 @@ class OpenStream(NamedTuple):
 class SessionRow(NamedTuple):
     """An open session. `waits` are the methods of server requests that the client has not answered.
 
-    `may_read` is True if the viewer may see its calls.
+    `may_read` is True if the viewer may see the session's calls.
     """
 
     session: Session

@@ -101,9 +101,10 @@ def _listed_servers(view: Resource) -> QuerySet[Any]:
 def _known(
     listed: Callable[[Resource], QuerySet[Any]], column: str, *shared: str
 ) -> Callable[[Resource], QuerySet[Any]]:
-    """Return a function that returns the objects a filter may name: `listed`, for log readers also those with calls.
+    """Return a function that returns the objects a filter may name, given the API view.
 
-    `column` is the call's column with the object's id; `shared` are columns that have the same value in both tables.
+    These are the `listed` objects, and for people who may read the log also objects in logged calls. `column` is the
+    call's column with the object's id; `shared` are columns that have the same value in both tables.
     """
 
     def things(view: Resource) -> QuerySet[Any]:

@@ -1,4 +1,4 @@
-"""The Connections tabs of hosts and gateways, one's own connections, and the actions on a connection."""
+"""The Connections tabs of hosts and gateways, the page MCP Connections, and the actions on a connection."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
-    """Return the connection, or 404 if the user may neither see nor change it."""
+    """Return the connection, or 404 unless the user may see it or has the capability `opening`."""
     return get_object_or_404(visible(request.user, opening), pk=pk)
 
 
@@ -363,7 +363,7 @@ class McpFilter(ConnectionFilter):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionCounts:
-    """The number of connections in a list, and of active and blocked ones, as shown in its header."""
+    """The numbers of all, active and blocked connections in a list, as shown in the header of the list."""
 
     rows: int
     active: int

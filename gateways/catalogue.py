@@ -1,4 +1,4 @@
-"""The catalogue: one entry for each tool of a server, across all gateways the viewer may see, and the use of tools."""
+"""The catalogue: one entry per tool of a server, across all gateways the viewer may see, with the number of calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SORTS = {
     "last": "t.used {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
-# Assignments and servers are few: assignments are joined before grouping, servers after it.
+# There are few assignments and servers: assignments are joined before grouping, servers after it.
 ENTRIES = """
 WITH p (id, server_id, gateway_id) AS MATERIALIZED ({assignments})
 SELECT t.server_id, t.name, count(*) OVER ()

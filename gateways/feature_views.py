@@ -1,7 +1,7 @@
 """The page of one feature, the list of changed definitions, and the decisions on them.
 
-The page shows the definition clients see, and the server's current one; for tools also other gateways that have the
-tool, and its use.
+The page shows the definition that clients see, and the server's current definition; for tools also other gateways that
+have the tool, and the recent calls of the tool.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def inbox(request: AppRequest) -> HttpResponse:
     return show(request, "gateways/changed.html", context)
 
 
-# The page of one feature: the definition clients see, the server's current one, and the decision between them.
+# The page of one feature: the definition that clients see, the server's current definition, and the decision on it.
 
 LATELY = timedelta(days=7)
 WORDS = "words"  # The description and the arguments of a tool, in readable form.

@@ -106,7 +106,7 @@ def moved(request: AppRequest, pk: UUID) -> HttpResponse:
     return redirect(f"{page}?{urlencode({'show': version})}#definition" if version else page, permanent=True)
 
 
-# The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, and their switches.
+# The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, to enable and disable.
 
 MOST_AWAITED = timedelta(seconds=60)  # Several times the timeout for asking a server.
 SAME_ATTEMPT = timedelta(seconds=10)  # The most time between an attempt's two records: server health and failure.

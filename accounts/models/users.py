@@ -521,7 +521,7 @@ class User(Versioned, AbstractBaseUser):
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 
     def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
-        """Return True if the person requested it in the last day, and when their last request was declined, or None."""
+        """Return True if the person requested `capability` in the last day, and the time of a refusal or None."""
         return state_of(capability, requests(of=self))
 
     @property

@@ -400,7 +400,7 @@ def _keys(by: Sequence[str], bars: Bars | None, at: str) -> SQL:
 
 @contextmanager
 def book() -> Iterator[Book]:
-    """Yield the roll-ups and the log in one new snapshot, or inside a transaction in the snapshot of that."""
+    """Yield the roll-ups and the log in one database snapshot: a new one, or that of the current transaction."""
     if connection.in_atomic_block:
         yield Book(RollupState.objects.first())
         return

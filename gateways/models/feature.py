@@ -160,7 +160,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 
 
 class Feature(Versioned, Switchable):
-    """A tool, prompt, resource or template of an assigned server: its switch, its definition and its history.
+    """A tool, prompt, resource or template of an assigned server, enabled or disabled, with its definition.
 
     `name` is the name at the server: a URI for a resource, a URI template for a template. Under the policy `allow_all`
     a feature without a row is allowed; under `selected` only features with an enabled row are.
