@@ -143,7 +143,7 @@ def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _entries(words: list[str]) -> Iterable[tuple[str, str]]:
-    """Parse the text between two commas: one address, or several separated by blanks."""
+    """Parse the text between two commas: one address, or several addresses separated by blanks."""
     if len(words) > 1 and all("@" in word[1:-1] for word in words):
         return [entry for word in words for entry in _entries([word])]
     text = " ".join(words)

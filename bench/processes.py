@@ -142,7 +142,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -
 
 
 def free_port() -> int:
-    """Return a free port below the range of ephemeral ports, so that it stays free until it is used."""
+    """Return a free port below the range of ephemeral ports, so that no other process is given the port."""
     while True:
         port = 10_000 + secrets.randbelow(22_000)
         with suppress(OSError), socket.socket() as probe:

@@ -126,7 +126,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return self.filter(user=user)
 
     def with_reach(self) -> "ConnectionQuerySet":
-        """Annotate `reaches` and `host_allowed`: whether the user, and the host, may use the gateway."""
+        """Annotate `reaches` (the user may use the gateway) and `host_allowed` (the gateway allows the host)."""
         return self.annotate(reaches=_reaches(), host_allowed=_host_allowed())
 
     def with_details(self) -> "ConnectionQuerySet":
@@ -413,7 +413,7 @@ class Connection(Versioned, Switchable):
         return self.enabled and self.host.enabled and not self.host.is_pending and self.gateway.enabled
 
     def bind(self, identities: Mapping[Assignment, Identity]) -> None:
-        """Use these identities for the connection. Raises ConnectionRefused unless each is its user's own."""
+        """Use these identities for the connection. Raises ConnectionRefused if one is not its user's own."""
         for assignment, identity in identities.items():
             self.check_identity(assignment, identity)
             ConnectionIdentity.objects.update_or_create(

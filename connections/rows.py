@@ -106,7 +106,7 @@ class ConnectionRow:
 
     @property
     def status_text(self) -> str:
-        """The status in words, including a missing token and a token that waits to be collected."""
+        """The status in words; instead of `expired`, says if a new token was not collected or none is active."""
         if self.status != "expired":
             return self.status
         if any(token.status == "waiting" for token in self.tokens):

@@ -48,7 +48,7 @@ class SessionRow(NamedTuple):
 
 
 def session_rows(sessions: Sequence[Session], viewer: User) -> list[SessionRow]:
-    """Return the rows of these sessions, with three statements."""
+    """Return the rows of these sessions, read with three SQL statements."""
     now, keys = timezone.now(), [session.pk for session in sessions]
     upstream = list(UpstreamSession.objects.filter(owner_id__in=keys)) if keys else []
     names = dict(Server.objects.filter(pk__in={one.server_id for one in upstream}).values_list("pk", "name"))

@@ -265,7 +265,7 @@ def _hosts(feature: Feature, viewer: User) -> list[RecentCaller] | None:
 
 
 def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
-    """Return the most frequent values of a column among the newest calls within a week."""
+    """Return the values of `column` in the newest calls of the last week, the most frequent first."""
     since = timezone.now() - LATELY
     newest = calls.filter(created_at__gte=since).order_by("-created_at").values_list(column, "created_at")
     found: dict[str, RecentCaller] = {}

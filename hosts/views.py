@@ -83,7 +83,7 @@ def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
 
 
 def host_or_404(viewer: User, pk: UUID) -> Host:
-    """Return the live host with the counts of `counted` and `row_count`, which includes ended connections. Or 404."""
+    """Return the live host with its counts (see `counted`), or 404; `row_count` also counts ended connections."""
     hosts = counted(Host.objects.live().select_related("created_by", "approved_by"), viewer)
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
 

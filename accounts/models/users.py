@@ -175,7 +175,7 @@ class UserManager(BaseUserManager["User"]):
 
 
 class User(Versioned, AbstractBaseUser):
-    """A person who signs in with an e-mail. Connections act as this person. Never deleted."""
+    """A person who signs in with an e-mail. Connections act as this person. Rows are never deleted."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     email = models.EmailField(max_length=254, unique=True)
@@ -526,7 +526,7 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """Return the capabilities this person has while active, whether they are active now or not."""
+        """Return the capabilities of this person's role (all for a superuser), even while the person is inactive."""
         return frozenset(capability for capability in Capability if self.is_superuser or capability in self.permissions)
 
     def editable(self) -> dict[str, Any]:

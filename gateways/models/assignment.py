@@ -67,7 +67,7 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
         return self.placed().filter(identity_scheme=IdentityScheme.PER_USER).exclude(server__auth_type=AuthType.NONE)
 
     def assign(self, *, gateway: Gateway, server: Server, by: User | None, **fields: Any) -> "Assignment":
-        """Put `server` behind `gateway`. Raises AliasRequired or WrongIdentity."""
+        """Assign `server` to `gateway`, and return the assignment. Raises AliasRequired or WrongIdentity."""
         with transaction.atomic():
             gateway.lock()  # So that two concurrent requests cannot both add a server without an alias.
             assignment = Assignment(gateway=gateway, server=server, **fields)
