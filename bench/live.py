@@ -2,12 +2,12 @@
 
 A gateway with two workers answers real calls at each rate, while one Chromium shows the log, an agent's calls and the
 dashboard. Every half second the rows on each page are read. A line for each rate and page says how many calls were
-recorded, how many of them the page showed, how many it left out while saying so ("80 new at once: the newest 50 are
+recorded, how many of them the page showed, how many it left out with a notice ("80 new at once: the newest 50 are
 shown"), and the most nodes, listeners and memory of the page in each third of the time. Half-way the pointer rests
-on the log for twenty seconds: its rows must stay, and it must count the calls recorded meanwhile.
+on the log for twenty seconds: its rows must not move, and the log must count the calls recorded meanwhile.
 
-Fails if a call failed or was not recorded, if a call was left out without a word, if a page grew, or if the console
-was not silent. The browser runs at a lower priority, so that calls keep their rate on a small machine.
+Fails if a call failed or was not recorded, if a call was left out without a notice, if a page grew, or if the browser
+console has messages. The browser runs at a lower priority, so that calls keep their rate on a small machine.
 """
 
 import argparse
@@ -37,9 +37,9 @@ CLIENTS = 4
 SAMPLE_S = 0.5
 PAUSE_S = 20.0
 SIZES = 12  # Measurements of each page at each rate.
-SAYS_SO_S = 4.0  # How long before a page says so it may have left calls out.
+SAYS_SO_S = 4.0  # A page may leave a call out if it shows a notice within this time.
 GROWTH = 1.1
-# The log names a call by its link, the dashboard by the call of the row.
+# Rows of the log link to their call; rows of the dashboard have its uid in `data-of`.
 SHOWN = r"""() => ({
   uids: [...document.querySelectorAll("#entries a.row-link, #traffic [data-of^='call:'] a")]
     .map(link => link.getAttribute("href").match(/\/logs\/([0-9a-f-]{36})\//)?.[1]).filter(Boolean),
@@ -53,7 +53,7 @@ WHERE id > %s AND method = 'tools/call' AND outcome = 'ok'
 
 @dataclass
 class Followed:
-    """A live page, and what it showed."""
+    """A live page, with the calls it showed, the times of its notices, and its sizes."""
 
     name: str
     page: Page
@@ -75,14 +75,14 @@ class Followed:
         self.sizes.append({name: metrics[name] for name in ("Nodes", "JSEventListeners", "JSHeapUsedSize")})
 
     def judge(self, recorded: dict[str, float]) -> list[str]:
-        """Print what the page showed of the recorded calls and how its size changed, and return its faults."""
+        """Print how many recorded calls the page left out and how its size changed; return the faults found."""
         missing = [at for uid, at in recorded.items() if uid not in self.shown]
         silent = [at for at in missing if not any(at <= said <= at + SAYS_SO_S for said in self.said_so)]
         thirds = [self.sizes[at : at + SIZES // 3] for at in range(0, SIZES, SIZES // 3)]
         largest = {name: [max(one[name] for one in third) for third in thirds if third] for name in self.sizes[0]}
         sizes = ", ".join(f"{name} {' '.join(f'{each:,.0f}' for each in most)}" for name, most in largest.items())
         print(f"  {self.name}: {len(missing)} left out, {len(silent)} without a word; largest of each third: {sizes}")
-        # The first third loads the charts, and the second begins to answer the pointer.
+        # Growth is counted from the second third: until then the page loads charts and adds pointer handlers.
         grown = [f"{name} grew" for name, most in largest.items() if most[-1] > most[1] * GROWTH]
         return [*([f"{len(silent)} calls left out without a word"] if silent else []), *grown]
 
@@ -93,7 +93,7 @@ def value(served: Serve, query: str, *parameters: object) -> Any:
 
 
 def call_at(rate: float, seconds: float, url: str, token: str, counts: Any) -> None:
-    """Call a tool at this rate; `counts` are the answered and the failed calls."""
+    """Call a tool at this rate; count answered calls in `counts[0]` and failed calls in `counts[1]`."""
     parts = urlsplit(url)
     params = {"name": "echo", "arguments": {"text": "x"}}
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
@@ -156,14 +156,14 @@ def follow(served: Serve, pages: list[Followed], rate: float, seconds: float, is
     if failed or answered != len(recorded):
         faults.append(f"{rate:g}/s: {answered} answered, {failed} failed, {len(recorded)} recorded")
     for one in pages:
-        # The log stands still while somebody reads, and says so.
+        # Calls recorded while the log was paused do not have to be on it.
         counted = {uid: at for uid, at in recorded.items() if one is not log or not paused[0] <= at <= paused[1]}
         faults += [f"{one.name} at {rate:g}/s: {fault}" for fault in one.judge(counted)]
     return faults
 
 
 def pause(served: Serve, log: Followed, others: list[Followed]) -> list[str]:
-    """Rest the pointer on the log, and return what is wrong with its pause."""
+    """Rest the pointer on the log, and return the faults of its pause; an empty list if there are none."""
     log.page.locator("#entries tbody tr").nth(5).hover()
     log.page.wait_for_timeout(1500)
     before = log.page.evaluate(SHOWN)["uids"]
@@ -184,7 +184,7 @@ def pause(served: Serve, log: Followed, others: list[Followed]) -> list[str]:
 
 @contextmanager
 def opened(served: Serve, noticed: Trouble) -> Iterator[list[Followed]]:
-    """Yield the pages, each in a renderer of its own, so that sizes are of one page."""
+    """Open the pages in separate renderer processes, so that sizes are measured per page."""
     host = value(served, "SELECT id::text AS value FROM hosts_host WHERE name = 'Live bot'")
     paths = {"log": "/logs/?live=1", "agent's calls": f"/hosts/{host}/logs/?live=1", "dashboard": "/"}
     flags = [flag for flag in FLAGS if not flag.startswith("--renderer-process-limit")]
