@@ -52,7 +52,7 @@ class Balanced(Agents):
     ports: list[int] = field(default_factory=list)
     ready: list[int] = field(default_factory=list)
     taken: list[tuple[float, float]] = field(default_factory=list)
-    """The time when each call ended, also a failed one, and its seconds."""
+    """For each call, failed ones included: the time when it ended, and its duration in seconds."""
     failed: list[str] = field(default_factory=list)
     sent_again: int = 0
     _turn: int = 0

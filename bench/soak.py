@@ -101,7 +101,7 @@ class Sample:
     at: float = 0.0
     """Seconds since the beginning."""
     actions: int = 0
-    """Since the line before."""
+    """The number of actions since the previous line."""
 
 
 @dataclass

@@ -62,9 +62,9 @@ class Counter:
     eras: tuple[str, ...] = (*SESSION_ERA, MODERN)
     seen: list[Event] = field(default_factory=list)
     counts: dict[str | None, int] = field(default_factory=dict)
-    """Calls of `count` so far by session id; sessions that were deleted are gone."""
+    """The number of calls of `count` so far, by session id; deleted sessions are removed."""
     lists: set[str] = field(default_factory=set)
-    """Sessions that the gateway opened to find out what there is, which `seen` leaves out."""
+    """Ids of the sessions that the gateway opened to list features; `seen` leaves these sessions out."""
     _waiting: dict[tuple[str | None, Any], asyncio.Event] = field(default_factory=dict)
 
     def events(self, what: str) -> list[Event]:

@@ -35,9 +35,9 @@ class Server:
     """One server of the table."""
 
     command: Callable[[int, str], list[str]]
-    """From the port and a folder it may write to."""
+    """Returns the command that starts the server, from the port and a folder the server may write to."""
     asks: dict[str, Any]
-    """By ability; what the server does not offer is absent. `session` and `cancel` are calls on one connection."""
+    """The request for each ability that the server offers. `session` and `cancel` send calls on one connection."""
     version: Callable[[], str]
 
 

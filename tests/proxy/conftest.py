@@ -70,7 +70,7 @@ class Proxy:
     upstream: Upstream
     stop: Callable[[], None] = lambda: None
     soon: Callable[[Callable[[], object]], None] = lambda _: None
-    """Has something called in its event loop."""
+    """Calls a function in the proxy's event loop."""
 
     def url(self, slug: str) -> str:
         return f"http://127.0.0.1:{self.upstream.port}/mcp/{slug}"

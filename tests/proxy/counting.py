@@ -64,7 +64,7 @@ class Counting(Script):
     answers: dict[str, Said] = field(default_factory=dict)
     arrivals: dict[str, list[Arrival]] = field(default_factory=lambda: defaultdict(list))
     denied: set[str] = field(default_factory=set)
-    """Sessions of which it said that they are unknown; it says so to a ping, too."""
+    """Ids of the sessions that the server said it does not know; it answers their pings with 404, too."""
 
     def __post_init__(self) -> None:
         self.pages = [[tool("it")]]

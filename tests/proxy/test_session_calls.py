@@ -43,17 +43,17 @@ class StandingAsker(Asker):
 
     said: list[Object] = field(default_factory=list)
     gets: list[str] = field(default_factory=list)
-    """The sessions whose stream was asked for."""
+    """Ids of the sessions for which a client opened a stream."""
     refused: int = 0
     go: threading.Event = field(default_factory=threading.Event)
     offers_stream: bool = True
     has_head: bool = True
     head_seconds: float = 0.0
     pour: bytes = b""
-    """What is said on each stream as soon as it is open."""
+    """The bytes sent on each stream as soon as it is open."""
     open: dict[str, Request] = field(default_factory=dict)
     poured: dict[str, bytes] = field(default_factory=dict)
-    """What was poured into the stream that is open."""
+    """The bytes sent on the open stream, by session id."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,7 +36,7 @@ class Tasks(Asker):
 
     status: str = "working"
     said: list[Object] = field(default_factory=list)
-    """The params of all that was asked about the task."""
+    """The params of all requests about the task."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
