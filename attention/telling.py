@@ -1,8 +1,8 @@
 """Notifications of new matters, of answers to requests, and of tokens and sign-ins that end.
 
-Messages are queued as rows, and delivered by the chores process, which retries failures. A channel gets a
-message when a matter has things not reported to the channel before: at once for incidents and approvals,
-otherwise once a day at most.
+Messages are queued as rows, and delivered by the chores process, which retries failures. A channel gets a message
+about a matter only if something in it is new to that channel: at once for incidents and approvals, otherwise at most
+once a day.
 """
 
 from __future__ import annotations

@@ -100,7 +100,10 @@ class Position(NamedTuple):
     digest: str
 
     def next_in(self, keys: Sequence[str]) -> int:
-        """Return the index where the next page starts: after the last definition, or at its old index if it is gone."""
+        """Return the index where the next page starts: one after the last definition sent.
+
+        If that definition was removed, the page starts at the index that it had.
+        """
         if self.at < len(keys) and _digest(keys[self.at]) == self.digest:
             return self.at + 1
         return next((now + 1 for now, key in enumerate(keys) if _digest(key) == self.digest), self.at)

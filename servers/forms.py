@@ -204,8 +204,8 @@ class ServerForm(SignInSettings, SlugForm):
     )
     expected_issuer = address(
         "Expected issuer",
-        "Only if sign-in fails because the issuer uses another name than its address: that exact name, if you "
-        "know that it is right. Empty: both must match.",
+        "Leave empty unless sign-in fails because the issuer names itself otherwise than its address. Then "
+        "enter that name exactly, if you are sure that it is right. If empty, name and address must match.",
     )
     resource_sent = forms.ChoiceField(
         label="Resource",

@@ -303,7 +303,7 @@ class Busy(UpstreamError):
 class AnswersNotTaken(Busy):
     """The unread large answers of this person have used up their share of the memory budget."""
 
-    sentence = "This person must read earlier large answers first, so this call was not executed."
+    sentence = "This call was not executed: this person's clients have not yet read earlier large answers."
 
     def __init__(self, *, seconds: int) -> None:
         super().__init__(

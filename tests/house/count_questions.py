@@ -255,7 +255,7 @@ def _listed_features(ask: Ask) -> int:
 
 
 def _catalogue(ask: Ask) -> int:
-    """Count the tools of servers, each once, on visible gateways."""
+    """Count the tools on visible gateways; a server's tool that is on several gateways counts once."""
     rows = _features(ask, missing_since=None, kind="tool", assignment__server__archived_at=None)
     if not any(map(ask.viewer.has_perm, SEES_GATEWAYS)):
         rows = rows.filter(assignment__gateway__reach="everyone")

@@ -304,7 +304,7 @@ def owners() -> tuple[User, User]:
 
 @pytest.mark.parametrize("rounds", [8, full(40)])
 def test_one_of_two_owners_who_leave_at_once_stays(two: Two, rounds: int) -> None:
-    """Each of the two has read the other's role as owner before either of them leaves."""
+    """Both users were loaded as owners before either change begins; afterwards exactly one is still an owner."""
     Role.objects.make_built_in()
     member, seen = Role.objects.get(name=MEMBER.name), Counter[tuple[str, ...]]()
     for number in range(rounds):

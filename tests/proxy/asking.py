@@ -144,7 +144,10 @@ def answers_of(response: Object) -> Any:
 
 
 def late_reply(person: Person, result: Object, quick: list[Object]) -> Callable[[Object], None]:
-    """Return a `reply` that makes another call in the session, adds that call's answer to `quick`, then answers."""
+    """Return a `reply` that waits, makes another call in the same session, and only then answers the server.
+
+    The answer to the other call is appended to `quick`.
+    """
 
     def reply(asked: Object) -> None:
         time.sleep(1.5)

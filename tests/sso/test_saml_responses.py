@@ -429,7 +429,10 @@ def test_an_answer_to_another_request_than_this_browsers_is_refused(answer: Answ
 
 
 def test_response_and_assertion_have_to_answer_the_same_request(answer: Answer) -> None:
-    """Only the assertion is signed, so an attacker could make the response name any request of this browser."""
+    """The response around the assertion is unsigned, so an attacker can write this browser's request id into it.
+
+    The signed assertion inside answers another request, and must be refused.
+    """
     client = Client()
     answer.answers = "_somebody-elses"
     assertion = answer.signed()
