@@ -3,8 +3,9 @@
 A gateway with two workers answers real calls at each rate, while one Chromium shows the log, an agent's calls and the
 dashboard. Every half second the rows on each page are read. A line for each rate and page says how many calls were
 recorded, how many of them the page showed, how many it left out with a notice ("80 new at once: the newest 50 are
-shown"), and the most nodes, listeners and memory of the page in each third of the time. Half-way the pointer rests
-on the log for twenty seconds: its rows must not move, and the log must count the calls recorded meanwhile.
+shown"), and the smallest numbers of nodes and listeners and the least memory of the page in each third of the time,
+because a page that replaces its rows has old and new ones for a moment. Half-way the pointer rests on the log for
+twenty seconds: its rows must not move, and the log must count the calls recorded meanwhile.
 
 Fails if a call failed or was not recorded, if a call was left out without a notice, if a page grew, or if the browser
 console has messages. The browser runs at a lower priority, so that calls keep their rate on a small machine.
@@ -79,11 +80,11 @@ class Followed:
         missing = [at for uid, at in recorded.items() if uid not in self.shown]
         silent = [at for at in missing if not any(at <= said <= at + SAYS_SO_S for said in self.said_so)]
         thirds = [self.sizes[at : at + SIZES // 3] for at in range(0, SIZES, SIZES // 3)]
-        largest = {name: [max(one[name] for one in third) for third in thirds if third] for name in self.sizes[0]}
-        sizes = ", ".join(f"{name} {' '.join(f'{each:,.0f}' for each in most)}" for name, most in largest.items())
-        print(f"  {self.name}: {len(missing)} left out, {len(silent)} without a word; largest of each third: {sizes}")
+        smallest = {name: [min(one[name] for one in third) for third in thirds if third] for name in self.sizes[0]}
+        sizes = ", ".join(f"{name} {' '.join(f'{each:,.0f}' for each in least)}" for name, least in smallest.items())
+        print(f"  {self.name}: {len(missing)} left out, {len(silent)} without a word; smallest of each third: {sizes}")
         # Growth is counted from the second third: until then the page loads charts and adds pointer handlers.
-        grown = [f"{name} grew" for name, most in largest.items() if most[-1] > most[1] * GROWTH]
+        grown = [f"{name} grew" for name, least in smallest.items() if least[-1] > least[1] * GROWTH]
         return [*([f"{len(silent)} calls left out without a word"] if silent else []), *grown]
 
 
