@@ -115,7 +115,7 @@ def test_reading_alone_shows_rows_without_a_button(viv: User, sign_in: SignIn) -
 
 
 def buttons(response: object, connection: Connection) -> list[str]:
-    return re.findall(r'<button[^>]* aria-label="([^"]+)"', row(response, connection))
+    return re.findall(r'<button[^>]* data-tip="([^"]+)"', row(response, connection))
 
 
 @pytest.mark.parametrize(

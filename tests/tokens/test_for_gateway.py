@@ -30,7 +30,7 @@ def test_the_key_icon_stands_on_the_list_and_on_the_page(ana: User, work: Gatewa
 
     for path in ("/gateways/", "/gateways/work/"):
         button = text(client.get(path)).split('action="/gateways/work/tokens/"')[1].split("</form>")[0]
-        assert 'aria-label="API Tokens"' in button
+        assert 'data-tip="API Tokens"' in button
 
 
 @pytest.mark.full

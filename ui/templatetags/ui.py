@@ -289,13 +289,16 @@ def opens(
 ) -> SafeString:
     """Render a button that opens the dialog at `url`; without JavaScript it opens `url` as a page.
 
-    `alone` shows only the icon. `of` names the object for screen readers. Other arguments become the query string.
+    `alone` shows only the icon. `of` names the object for screen readers, so that buttons of rows differ. Other arguments become the query string.
     Written in Python because a template takes several times as long, and rows have several buttons.
     """
     hidden = format_html_join("", '<input type="hidden" name="{}" value="{}">', fields.items())
     said = format_html(' data-kind="{}"', kind) if kind else SafeString("")
     if alone:
-        face = format_html('<button class="icon-button"{} aria-label="{}" data-tip>{}', said, text, _silent(icon))
+        whole = f"{text}: {of}" if of else text
+        face = format_html(
+            '<button class="icon-button"{} aria-label="{}" data-tip="{}">{}', said, whole, text, _silent(icon)
+        )
     else:
         size = SafeString(' data-size="small"' if small else "")
         which = format_html('<span class="visually-hidden"> {}</span>', of) if of else ""
