@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import sys
 import threading
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator
@@ -97,6 +98,9 @@ def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+        if sys.version_info >= (3, 13):
+            server.abort_clients()  # Those in the middle of a TLS handshake have no task yet.
+            await asyncio.sleep(0)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
