@@ -35,7 +35,7 @@ class AlreadyInvited(EmailTaken):
 
 
 class InvitationsRefused(PeopleError):
-    """Nobody was invited: some of the addresses cannot be. `reasons` says why, by address."""
+    """Nobody was invited, because some addresses were refused. `reasons` says why, by address."""
 
     def __init__(self, reasons: dict[str, str]) -> None:
         super().__init__(" ".join(f"{email}: {reason}" for email, reason in reasons.items()))
@@ -99,8 +99,8 @@ class NotBreakGlass(PeopleError):
 
 
 class LastBreakGlass(PeopleError):
-    """The last break-glass owner must remain one while sign-in by the organisation is enforced. Make somebody else one
-    first."""
+    """The last break-glass owner must remain one while sign-in by the organisation is enforced. Make somebody else "
+    "a break-glass owner first."""
 
 
 class NotOwner(BeyondYours):
@@ -112,7 +112,7 @@ class RoleLocked(PeopleError):
 
 
 class RoleInUse(PeopleError):
-    """People still have this role. Give them another one first."""
+    """People still have this role. Give them another role first."""
 
 
 class RoleGiven(RoleInUse):

@@ -70,7 +70,8 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
 
 
 def _guard_for_people() -> Guard:
-    """Return the guard for people's own channels: public addresses only, resolved by us even with an outbound proxy."""
+    """Return the guard for people's own channels: public addresses only, resolved by us even with an outbound "
+    "proxy."""
     return replace(guard_for_strangers(), own=own_endpoints())
 
 
@@ -101,7 +102,9 @@ class Parcel:
         try:
             address, secret = channel.opened()
         except Undecryptable:
-            raise Undelivered("Its address cannot be decrypted. Enter it again.", for_good=True) from None
+            raise Undelivered(
+                "The channel's address cannot be decrypted. Enter the address again.", for_good=True
+            ) from None
         uid = f"msg_{message.pk or uuid4().hex}"
         at = timezone.now()
         content = (message.matter, message.subject, message.text, message.link)

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 OUTCOMES, ENDINGS = "outcomes", "endings"
 # Notifications besides MATTERS.
 PERSONAL = {
-    OUTCOMES: "Answers to what you asked for",
+    OUTCOMES: "Answers to your requests",
     ENDINGS: "Your tokens and sign-ins, before they end",
 }
 
@@ -160,7 +160,8 @@ def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool
 
 
 def tell_outcomes() -> int:
-    """Queue a message on each request answered in the last hour and not reported yet; return the number of messages."""
+    """Queue a message on each request answered in the last hour and not reported yet; return the number of "
+    "messages."""
     answers = {Action.HOST_APPROVED: _app_approved, Action.HOST_ARCHIVED: _app_refused}
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
     since = timezone.now() - RECENT
@@ -218,7 +219,7 @@ def _capability_given(event: Event) -> Answer:
     if not labels:
         return None
     text = f"{event.actor_email} gave you a role with: {', '.join(sorted(labels))}."
-    return person, "You have what you asked for", text, reverse("overview")
+    return person, "Your request was granted", text, reverse("overview")
 
 
 def _capability_declined(event: Event) -> Answer:
@@ -330,7 +331,8 @@ def _claimed() -> Iterator[tuple[Notification, Parcel]]:
 
 
 def _is_wanted(message: Notification) -> bool:
-    """True if the message may still be sent: the channel's owner may have lost permissions while the message waited."""
+    """True if the message may still be sent: the channel's owner may have lost permissions while the message "
+    "waited."""
     channel, matter = message.channel, BY_NAME.get(message.matter)
     if not channel.enabled or message.matter in channel.muted:
         return False
@@ -368,7 +370,7 @@ def _note(message: Notification, failure: Undelivered | None) -> None:
 
 
 class TooManyTests(ChannelError):
-    """Ten test messages an hour are enough. Try again later."""
+    """At most ten test messages can be sent in an hour. Try again later."""
 
     seconds = int(HOUR.total_seconds())
 

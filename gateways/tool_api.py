@@ -65,7 +65,8 @@ class FeatureSerializer(ToolSerializer):
         allow_null=True, help_text="The JSON text of the server's current definition; null if it is approved."
     )
     hidden_characters = serializers.ListField(
-        child=serializers.CharField(), help_text="Invisible and bidirectional characters in the last of both."
+        child=serializers.CharField(),
+        help_text="Invisible and bidirectional characters in `offered`, or in `approved` if `offered` is null.",
     )
 
 
@@ -248,7 +249,7 @@ class PlaceSerializer(serializers.Serializer[Feature]):
 class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
     """A tool of a server, with the gateways that have it."""
 
-    id = Id(source="feature.pk", help_text="Its id on the first gateway that had it.")
+    id = Id(source="feature.pk", help_text="Id of the tool on the first gateway that had it.")
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
     title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
     server = ServerReference()

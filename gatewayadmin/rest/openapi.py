@@ -333,7 +333,12 @@ class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
     def get_security_definition(self, auto_schema: AutoSchema) -> Any:
         return [
             {"type": "apiKey", "in": "cookie", "name": settings.SESSION_COOKIE_NAME},
-            {"type": "apiKey", "in": "header", "name": "X-CSRFToken", "description": "Goes with the session cookie."},
+            {
+                "type": "apiKey",
+                "in": "header",
+                "name": "X-CSRFToken",
+                "description": "Must be sent with the session cookie.",
+            },
         ]
 
 

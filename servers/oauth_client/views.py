@@ -190,7 +190,7 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
 
 
 FORGOTTEN = "Client forgotten. The next sign-in registers this gateway again"
-NOTHING_STORED = "Nothing was stored. If that is where the client was registered, enter it again."
+NOTHING_STORED = "Nothing was stored. If the client was registered with that issuer, enter it again."
 
 
 class ClientForm(forms.Form):

@@ -53,7 +53,7 @@ def test_who_may_make_no_token_asks_for_it_and_those_who_give_roles_see_it_until
     assert ">Ask for it</button>" in before
     assert sent["Location"] == page
     assert ">Ask for it</button>" not in after
-    assert "You asked for it." in after
+    assert "You asked for this capability." in after
     assert "dev@example.com asks for Create and manage API tokens" in dashboard
     assert f"/people/{person.pk}/role/" in dashboard
     [letter] = mail.outbox

@@ -270,7 +270,7 @@ def test_an_act_for_what_is_not_there_does_nothing(sent: dict[str, str], ana: Us
     answer = sign_in(ana).post("/logs/remedy/", sent, follow=True)
 
     assert answer.redirect_chain == [("/logs/", 302)]
-    assert "There is nothing like this to enable" in answer.content.decode()
+    assert "This cannot be enabled" in answer.content.decode()
     assert not Event.objects.exists()
 
 

@@ -619,7 +619,7 @@ def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, memb
 
     begun = client.get(app.question(gateway))["Location"]
     asked = client.get(begun)
-    assert b"an administrator approves new apps" in asked.content
+    assert b"An administrator must approve new apps" in asked.content
     assert not Host.objects.exists()  # Opening the page does not request approval.
     assert client.post(begun, {"gateway": gateway.slug}).status_code == 200
     assert not Host.objects.exists()
