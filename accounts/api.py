@@ -320,7 +320,7 @@ class Me(Resource):
 
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
-        """Get who is asking."""
+        """Get yourself and what you may do."""
         return self.answer(self.me)
 
     @operation(needs=None, body=Asking, answer=HTTPStatus.NO_CONTENT, api_keys=False)

@@ -277,7 +277,7 @@ def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
     """Set or clear the staff flag."""
     person = person_or_404(pk)
-    shows = "It shows the tables behind these pages, within their role."
+    shows = "The Django admin shows the tables behind these pages, limited by the person's role."
     return _acted(
         request,
         person,

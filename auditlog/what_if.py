@@ -178,7 +178,7 @@ class WhatIfQuery(Query):
 
 
 def _several(pks: list[Any]) -> str:
-    return f"{len(pks)} have this name. Give the id of one."
+    return f"{len(pks)} objects have this name. Enter the id of the right one."
 
 
 def asked(data: dict[str, Any]) -> Question:

@@ -59,7 +59,9 @@ class FeatureSerializer(ToolSerializer):
     """A tool, prompt, resource or template: the definition clients see, and the one its server offers."""
 
     kind = serializers.ChoiceField(FeatureKind.choices, help_text="Tool, prompt, resource or template.")
-    state = serializers.ChoiceField(FeatureState.choices, help_text="Whether clients see it.")
+    state = serializers.ChoiceField(
+        FeatureState.choices, help_text="Review state, which decides whether clients see it."
+    )
     approved = serializers.CharField(help_text="The JSON text of the definition that clients see.")
     offered = serializers.CharField(
         allow_null=True, help_text="The JSON text of the server's current definition; null if it is approved."
@@ -239,7 +241,9 @@ class PlaceSerializer(serializers.Serializer[Feature]):
     id = Id()
     gateway = GatewayReference(source="assignment.gateway")
     exposed_name = serializers.CharField(help_text="Name for clients: alias of the server, `__`, name of the tool.")
-    state = serializers.ChoiceField(FeatureState.choices, help_text="Whether clients see it.")
+    state = serializers.ChoiceField(
+        FeatureState.choices, help_text="Review state, which decides whether clients see it."
+    )
     offered = serializers.SerializerMethodField(help_text="Whether clients can call it on this gateway.")
 
     def get_offered(self, place: Feature) -> bool:

@@ -191,7 +191,7 @@ REASONS = {
         Step.UPSTREAM,
         "A server lost its session, so the client's session ended too; the client has to initialize again.",
     ),
-    "call_lost": Reason(Step.UPSTREAM, "The worker that held the call for its client has ended."),
+    "call_lost": Reason(Step.UPSTREAM, "The worker that kept the call open for the client's answer has ended."),
     "input_refused": Reason(Step.UPSTREAM, "The client did not give the input the server asked for."),
     "loop": Reason(Step.UPSTREAM, "A server's address leads back to this gateway."),
     "internal_error": Reason(

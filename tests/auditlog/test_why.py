@@ -424,7 +424,7 @@ def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> No
 
     told = rest.get("/logs/what-if", **scene.query)
 
-    assert "Give the id of one." in str(told.json()["errors"]["host"])
+    assert "Enter the id of the right one." in str(told.json()["errors"]["host"])
     assert rest.get("/logs/what-if", **scene.query | {"host": str(scene.host.pk)}).json()["works"] is True
 
 

@@ -431,7 +431,7 @@ def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> N
     for server, words in (
         ("Handbook", "no credential"),
         (brought.name, "as ann-work"),
-        (skipped.name, "as the credential you chose before, or skipped"),
+        (skipped.name, "with the credential you chose before, if any"),
     ):
         assert words in page.split(server)[1].split("</li>")[0], server
 

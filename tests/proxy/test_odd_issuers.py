@@ -240,7 +240,7 @@ def test_an_issuer_that_does_not_say_that_it_knows_the_proof_is_signed_in_to_whe
     refused = github.begin(browser(ann))
 
     assert refused.status_code == 400
-    told = "does not announce PKCE with S256 (code_challenge_methods_supported). If the issuer does support PKCE, an administrator"
+    told = "PKCE with S256 (code_challenge_methods_supported). If the issuer does support PKCE, an administrator"
     assert told in words(refused)
     assert not ClientRegistration.objects.exists()
     assert Rest.of(boss).patch("/servers/github", {"assume_pkce": True}).status_code == 200
