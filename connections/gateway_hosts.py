@@ -184,8 +184,8 @@ def block(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
         lambda: _decide(row, "block", "blocked", back=back, request=request),
         back=back,
         title="Block on this gateway",
-        text=f"Block {row.host} on {row.gateway}? Its calls are refused from the next request on, and nobody can connect it "
-        f"to this gateway. {NOTHING_IS_DELETED}",
+        text=f"Block {row.host} on {row.gateway}? Its calls are refused from the next request on, and nobody can "
+        f"connect it to this gateway. {NOTHING_IS_DELETED}",
         more=lambda: sentences(cuts(row, request.user), "Other gateways are not affected."),
         kind="primary",
         hidden=[("back", back)],
