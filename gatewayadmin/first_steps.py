@@ -76,8 +76,8 @@ class Setup:
             ),
             SetupStep(
                 "gateway", "Put the server on a gateway",
-                "A gateway is one address for its servers. You choose who can use it. Open one, or add one: its "
-                "tab Servers has “Assign a server”.",
+                "A gateway is one address for its servers. You choose who can use the gateway. Open "
+                "or add one, and press “Assign a server” on its Servers tab.",
                 facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
             ),
             SetupStep(
