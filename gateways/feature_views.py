@@ -292,7 +292,7 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
         return leave(request, back, f"{feature.exposed_name} accepted")
 
     hidden = feature.hidden_characters
-    text = f"Accept what {name} offers now? Clients get it with their next list"
+    text = f"Accept the definition that {name} offers now? Clients get it with their next list"
     return confirmed(
         request,
         act,
@@ -321,8 +321,8 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
         back=back,
         title=f"Quarantine {feature.get_kind_display().lower()}",
         kind="primary",
-        text=f"Quarantine {name}? It leaves {feature.assignment.gateway.name} on the next request, and its calls are "
-        "refused until somebody accepts it.",
+        text=f"Quarantine {name}? It disappears from {feature.assignment.gateway.name} on the next request, and its "
+        "calls are refused until somebody accepts it.",
         more=lambda: cuts(feature, request.user),
         hidden=[("back", back)],
     )
