@@ -99,8 +99,7 @@ class NotBreakGlass(PeopleError):
 
 
 class LastBreakGlass(PeopleError):
-    """The last break-glass owner must remain one while sign-in by the organisation is enforced. Make somebody else "
-    "a break-glass owner first."""
+    """While sign-in by the organisation is enforced, the last break-glass owner must remain. Make another one first."""
 
 
 class NotOwner(BeyondYours):

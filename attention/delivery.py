@@ -70,8 +70,7 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
 
 
 def _guard_for_people() -> Guard:
-    """Return the guard for people's own channels: public addresses only, resolved by us even with an outbound "
-    "proxy."""
+    """Return the guard for people's own channels: public addresses only, resolved by us even with an outbound proxy."""
     return replace(guard_for_strangers(), own=own_endpoints())
 
 

@@ -160,8 +160,7 @@ def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool
 
 
 def tell_outcomes() -> int:
-    """Queue a message on each request answered in the last hour and not reported yet; return the number of "
-    "messages."""
+    """Queue a message on each request answered in the last hour and not reported yet; return the number of messages."""
     answers = {Action.HOST_APPROVED: _app_approved, Action.HOST_ARCHIVED: _app_refused}
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
     since = timezone.now() - RECENT
@@ -331,8 +330,7 @@ def _claimed() -> Iterator[tuple[Notification, Parcel]]:
 
 
 def _is_wanted(message: Notification) -> bool:
-    """True if the message may still be sent: the channel's owner may have lost permissions while the message "
-    "waited."""
+    """True if the message may still be sent: the channel's owner may have lost permissions while the message waited."""
     channel, matter = message.channel, BY_NAME.get(message.matter)
     if not channel.enabled or message.matter in channel.muted:
         return False

@@ -345,8 +345,7 @@ def _owner_only(remedy: Remedy, subjects: Subjects) -> str:
 
 
 def _who(needs: Capability, reader: User) -> str:
-    """Return who can act, as a sentence: people if the reader may see them, otherwise the roles with the "
-    "capability."""
+    """Return who can act, as a sentence: people if the reader may see them, otherwise the roles with the capability."""
     granting = permissions_of([needs])
     if any(map(reader.has_perm, (Capability.PEOPLE_MANAGE, Capability.AUDIT_READ))):
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))

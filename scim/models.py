@@ -53,8 +53,7 @@ class MakesOwners(ProvisioningError):
 
 
 class RoleBeyond(ProvisioningError):
-    """New people would have more capabilities than the key may act on. Tick the capabilities of their role, or "
-    "choose another role."""
+    """New people would have capabilities that the key may not act on. Tick these too, or choose another role."""
 
     field = "capabilities"
 
@@ -74,8 +73,8 @@ class NoPreviousKey(ProvisioningError):
 
 
 class DeactivatedByOthers(Exception):
-    """An administrator has deactivated this person or revoked their invitation. An administrator must undo that on "
-    "the person's page. Nothing was changed."""
+    """An administrator has deactivated this person or revoked their invitation. An administrator must undo that on the
+    person's page. Nothing was changed."""
 
 
 class Directory:
@@ -92,8 +91,7 @@ class Directory:
         return perm in self.key.granted
 
     def as_stored(self) -> Directory:
-        """Return this actor with the key's current capabilities from the database; with none if the key was "
-        "revoked."""
+        """Return this actor with the key's current capabilities from the database; with none if the key was revoked."""
         key = ProvisioningKey.objects.live().filter(pk=self.key.pk).first()
         return Directory(key or ProvisioningKey(name=self.key.name))
 
@@ -299,8 +297,7 @@ class IssuedProvisioningKey(NamedTuple):
 
 
 class DirectoryPerson(models.Model):
-    """A directory's data about a person: the directory's ids for the person, and attributes to return to the "
-    "directory.
+    """A directory's data about a person: the directory's ids for the person, and attributes to return to the directory.
 
     `addresses` are the values of `emails` in lower case. `user_name` is empty if it equals the person's e-mail. `email`
     is the address the directory sent last; an administrator's later correction is not overwritten. If `removed_at` is
@@ -354,8 +351,7 @@ class DirectoryPerson(models.Model):
         return not self.user.is_active and self.deactivated_epoch == self.user.session_epoch
 
     def set_active(self, active: bool, *, by: Directory) -> None:
-        """Deactivate this person, or reactivate a person whom a directory deactivated. Call `describe` to save the "
-        "row.
+        """Deactivate this person, or reactivate a person whom a directory deactivated. Call `describe` to save the row.
 
         Raises DeactivatedByOthers, and the errors of User.deactivate and User.reactivate.
         """

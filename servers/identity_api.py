@@ -234,8 +234,7 @@ class IdentityResource(Resource):
         return self.changed(identity, identity.revoke)
 
     def _instead_of(self, pk: UUID | None, server: Server) -> Identity | None:
-        """Return the person's own identity for this server that the new identity replaces; None if it replaces "
-        "none."""
+        """Return the person's own identity for this server that the new identity replaces; None if it replaces none."""
         if pk is None:
             return None
         old = Identity.objects.own(self.me).filter(pk=pk, server=server).first()

@@ -250,8 +250,7 @@ class Server(Versioned, Switchable):
         return any(name in fields and fields[name] != getattr(self, name) for name in ENDPOINTS)
 
     def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
-        """True if these changes require the password: they redirect credentials or affect OAuth clients or "
-        "sign-ins."""
+        """True if these changes require the password: they redirect credentials or affect OAuth clients or sign-ins."""
         if self.would_redirect(fields):
             return True
         stored = self.client_registrations.filter(ended_at=None), self.identities.live().exclude(issuer="")
@@ -273,8 +272,7 @@ class Server(Versioned, Switchable):
 
     @property
     def entered(self) -> tuple[str, ...]:
-        """URLs entered by an administrator: of the server and its issuer. All other hosts are checked more "
-        "strictly."""
+        """URLs entered by an administrator: of the server and its issuer. All other hosts are checked more strictly."""
         return self.url, *self.endpoints
 
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
