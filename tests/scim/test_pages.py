@@ -76,7 +76,7 @@ def test_the_form_begins_with_what_members_hold_and_offers_no_owners(browser: Cl
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"capabilities": []}, "would have more capabilities than the key may act on"),
+        ({"capabilities": []}, "would have capabilities that the key may not act on"),
         ({"name": ""}, "required"),
         ({"role": uuid4()}, "Select a valid choice"),
     ],
