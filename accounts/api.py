@@ -84,7 +84,7 @@ class InvitationSerializer(serializers.Serializer[Any]):
 class InvitedSerializer(UserSerializer):
     """A person who was just invited."""
 
-    invitation = InvitationSerializer(help_text="The link that lets the person in.")
+    invitation = InvitationSerializer(help_text="Link with which the person joins.")
 
 
 class UserQuery(ListQuery):
@@ -136,7 +136,9 @@ class NewUser(UserChanges):
 class Asking(RequestBody):
     """A capability to ask for."""
 
-    capability = serializers.ChoiceField([capability.slug for capability in Capability], help_text="Its slug.")
+    capability = serializers.ChoiceField(
+        [capability.slug for capability in Capability], help_text="Slug of the capability."
+    )
 
 
 class UserResource(Resource):
@@ -209,7 +211,7 @@ class UserResource(Resource):
     def decline_request(self, request: Request, pk: UUID) -> Response:
         """Decline a person's request for a capability.
 
-        They see that it was declined. Nothing happens if they do not ask for it.
+        They see that it was declined. Does nothing if there is no such request.
         """
         [capability] = Capability.named([self.body()["capability"]])
         self._find(pk).decline_request(capability, by=self.me)
@@ -318,14 +320,14 @@ class Me(Resource):
 
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
-        """Get who is asking."""
+        """Get yourself and what you may do."""
         return self.answer(self.me)
 
     @operation(needs=None, body=Asking, answer=HTTPStatus.NO_CONTENT, api_keys=False)
     def ask_for(self, request: Request) -> Response:
         """Ask for a capability that you lack.
 
-        The people who can grant it get a mail, at most once a day. Nothing happens if you hold it already.
+        The people who can grant it get a mail, at most once a day. Does nothing if you have it already.
         """
         [capability] = Capability.named([self.body()["capability"]])
         self.me.ask_for(capability)

@@ -108,7 +108,7 @@ class NoMailServer(PeopleError):
 
 
 class TooManyTestMails(PeopleError):
-    """Five test mails in ten minutes are enough. Wait a little."""
+    """At most five test mails can be sent in ten minutes. Try again later."""
 
     seconds = WITHIN_S
 
@@ -150,7 +150,7 @@ def _count(by: User) -> None:
 # The reason why a mail was refused, by exception; the first matching class is used.
 REASONS: dict[type[OSError], str] = {
     smtplib.SMTPAuthenticationError: "{server} refused the user name or the password: {said}",
-    smtplib.SMTPSenderRefused: "{server} does not send for {sender} (GATEWAY_EMAIL_FROM): {said}",
+    smtplib.SMTPSenderRefused: "{server} refuses the sender {sender} (GATEWAY_EMAIL_FROM): {said}",
     smtplib.SMTPRecipientsRefused: "{server} refused the recipient: {said}",
     smtplib.SMTPResponseException: "{server} refused the mail: {said}",
     smtplib.SMTPNotSupportedError: "{server} does not support what GATEWAY_EMAIL_URL requires: {said}",
@@ -162,7 +162,7 @@ REASONS: dict[type[OSError], str] = {
     ConnectionRefusedError: "Nothing listens at {server}.",
     OSError: "{server} could not be reached: {said}",
 }
-SCHEMES = "smtps:// is TLS from the start, smtp+tls:// is STARTTLS, smtp:// is neither."
+SCHEMES = "Use smtps:// for TLS from the start, smtp+tls:// for STARTTLS, smtp:// for no TLS."
 
 
 def reason(error: OSError) -> str:

@@ -128,7 +128,7 @@ class AddressesField(forms.CharField):
         if reasons := list(_bad_addresses(people)):
             raise ValidationError(" ".join(reasons))
         if len(people) > MOST_INVITED:
-            raise ValidationError(f"{MOST_INVITED} addresses at once at most; these are {len(people)}.")
+            raise ValidationError(f"{MOST_INVITED} addresses can be entered at once; these are {len(people)}.")
         return list(people.items())
 
 
@@ -208,7 +208,7 @@ class PersonForm(forms.Form):
 
     display_name = forms.CharField(label="Name", max_length=120, required=False)
     email = forms.EmailField(
-        label="E-mail", max_length=254, help_text="They sign in with it, and reset mails are sent to it from now on."
+        label="E-mail", max_length=254, help_text="The person signs in with this address and gets reset mails there."
     )
 
 

@@ -234,8 +234,8 @@ def decline_request(request: AppRequest, pk: UUID) -> HttpResponse:
         person,
         act,
         title="Decline request",
-        text=f"Decline that {person.email} gets “{capability.label}”?",
-        more="They see that it was declined, and may ask again a day after they asked.",
+        text=f"Decline the request of {person.email} for “{capability.label}”?",
+        more="The person sees this, and can ask again one day after the request.",
         kind="primary",
         hidden=[("capability", capability.slug)],
     )
@@ -277,7 +277,7 @@ def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
     """Set or clear the staff flag."""
     person = person_or_404(pk)
-    shows = "It shows the tables behind these pages, within their role."
+    shows = "The Django admin shows the tables behind these pages, limited by the person's role."
     return _acted(
         request,
         person,
@@ -304,7 +304,10 @@ def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
         f"{person.email} is {'a' if on else 'no'} break-glass owner",
         title="Make break-glass owner" if on else "End break-glass",
         text=f"Let {person.email} {'always' if on else 'no longer always'} use their password?",
-        more="With a second factor. Each use while sign-in by the organisation is enforced is an admin event."
+        more=(
+            "A second factor is required. While sign-in by the organisation is enforced, each use is recorded as an "
+            "admin event."
+        )
         if on
         else "Where sign-in by the organisation is enforced, they must sign in there, and their password "
         "sessions end at once.",

@@ -35,7 +35,7 @@ class AlreadyInvited(EmailTaken):
 
 
 class InvitationsRefused(PeopleError):
-    """Nobody was invited: some of the addresses cannot be. `reasons` says why, by address."""
+    """Nobody was invited, because some addresses were refused. `reasons` says why, by address."""
 
     def __init__(self, reasons: dict[str, str]) -> None:
         super().__init__(" ".join(f"{email}: {reason}" for email, reason in reasons.items()))
@@ -99,8 +99,7 @@ class NotBreakGlass(PeopleError):
 
 
 class LastBreakGlass(PeopleError):
-    """The last break-glass owner must remain one while sign-in by the organisation is enforced. Make somebody else one
-    first."""
+    """While sign-in by the organisation is enforced, the last break-glass owner must remain. Make another one first."""
 
 
 class NotOwner(BeyondYours):
@@ -112,7 +111,7 @@ class RoleLocked(PeopleError):
 
 
 class RoleInUse(PeopleError):
-    """People still have this role. Give them another one first."""
+    """People still have this role. Give them another role first."""
 
 
 class RoleGiven(RoleInUse):

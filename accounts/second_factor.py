@@ -46,7 +46,7 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
     error_messages: ClassVar[dict[str, Any]] = {
         **DefaultMFAAdapter.error_messages,
         "incorrect_code": "This code is wrong, or was used before.",
-        "unreadable": "Your second factor cannot be checked: its encryption key is gone. Ask an administrator.",
+        "unreadable": "Your second factor cannot be checked: its encryption key is missing. Ask an administrator.",
     }
 
     def encrypt(self, text: str) -> str:
@@ -336,7 +336,7 @@ class CredentialField(forms.CharField):
 class KeyNameForm(forms.Form):
     """The form for the name of a security key."""
 
-    name = forms.CharField(max_length=60, help_text="To recognise it, such as “Blue key” or “Laptop”.")
+    name = forms.CharField(max_length=60, help_text="To recognise the key, such as “Blue key” or “Laptop”.")
 
 
 class AddKeyForm(KeyNameForm):

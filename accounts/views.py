@@ -41,7 +41,7 @@ class ProfileForm(forms.Form):
     """Name and theme. Only an administrator can change the e-mail."""
 
     display_name = forms.CharField(label="Name", max_length=120, required=False)
-    theme = forms.ChoiceField(choices=THEMES, help_text="Kept in this browser.")
+    theme = forms.ChoiceField(choices=THEMES, help_text="Saved in this browser only.")
 
 
 @require_GET

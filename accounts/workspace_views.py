@@ -42,12 +42,15 @@ class WorkspaceForm(forms.Form):
     setup_steps = forms.BooleanField(
         label="Show the first steps",
         required=False,
-        help_text="On the dashboard of administrators, until all are done.",
+        help_text="On the dashboard of administrators, until all steps are done.",
     )
     allow_non_expiring_tokens = forms.BooleanField(
         label="Allow tokens that never expire",
         required=False,
-        help_text="Adds “No expiry” to 7, 30 and 90 days. If disabled again, such tokens keep working but are marked.",
+        help_text=(
+            "Adds “No expiry” to 7, 30 and 90 days. If you disable this later, tokens without expiry keep working "
+            "but are marked."
+        ),
     )
     oauth_access_token_seconds = forms.IntegerField(
         label="Lifetime of an app's access token",
@@ -59,14 +62,17 @@ class WorkspaceForm(forms.Form):
         label="An unused app must sign in again after",
         min_value=1,
         max_value=365,
-        help_text="Days without a refresh, from 1 to 365.",
+        help_text="Days without a token refresh, from 1 to 365.",
     )
     log_retention_days = forms.IntegerField(
         label="Keep logs for",
         min_value=1,
         max_value=3650,
-        help_text="Days, from 1 to 3650. Calls are deleted by whole days; by whole weeks when kept for more than 100, "
-        "by months for more than 730. Admin events are kept for ever. A shorter time takes effect after a day.",
+        help_text=(
+            "Days, from 1 to 3650. Calls are deleted by whole days; by whole weeks when kept for more than 100 "
+            "days, by whole months for more than 730. Admin events are kept for ever. A shorter time takes effect "
+            "after a day."
+        ),
     )
     record_payloads = forms.BooleanField(
         label="Record payloads",
@@ -80,11 +86,11 @@ class WorkspaceForm(forms.Form):
         label="Largest payload recorded",
         min_value=LEAST_PAYLOAD,
         max_value=MOST_PAYLOAD,
-        help_text="Bytes, from 256 to 65,536; longer ones are cut.",
+        help_text="Bytes, from 256 to 65,536; longer payloads are cut.",
     )
     calls_per_minute = LimitField(
         "Calls a minute, all together",
-        "Empty: no limit. Above it, callers get 429 with Retry-After.",
+        "Empty: no limit. Above the limit, callers get 429 with Retry-After.",
     )
     token_calls_per_minute = LimitField(
         "Calls per minute and token",

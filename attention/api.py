@@ -102,7 +102,7 @@ class TestMessageSerializer(serializers.Serializer[Any]):
     """The result of a test message."""
 
     delivered = serializers.BooleanField(help_text="Whether the receiver accepted the message.")
-    detail = serializers.CharField(help_text="Why it did not, in words; otherwise empty.")
+    detail = serializers.CharField(help_text="Reason why it was not accepted, in words; otherwise empty.")
 
 
 class ChannelResource(Resource):

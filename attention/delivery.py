@@ -101,7 +101,9 @@ class Parcel:
         try:
             address, secret = channel.opened()
         except Undecryptable:
-            raise Undelivered("Its address cannot be decrypted. Enter it again.", for_good=True) from None
+            raise Undelivered(
+                "The channel's address cannot be decrypted. Enter the address again.", for_good=True
+            ) from None
         uid = f"msg_{message.pk or uuid4().hex}"
         at = timezone.now()
         content = (message.matter, message.subject, message.text, message.link)

@@ -38,7 +38,7 @@ class ChannelKind(models.TextChoices):
 
 
 class TooManyChannels(ChannelError):
-    """There are five channels. Remove one first."""
+    """At most five channels are possible. Remove one first."""
 
 
 class SecondMailChannel(ChannelError):
@@ -50,7 +50,7 @@ class MailStays(ChannelError):
 
 
 class AddressChangedMeanwhile(ChannelError):
-    """Somebody changed the address meanwhile. Open the channel again."""
+    """Somebody else has changed the address. Open the channel again."""
 
 
 class ChannelManager(models.Manager["Channel"]):
@@ -173,7 +173,7 @@ class Channel(Versioned, models.Model):
             return {}
         present = self._present()
         if address and address != present[0] and self.kind == ChannelKind.WEBHOOK and not secret:
-            raise BadChannelSecret("Enter the secret too: it belongs to the address it was made for.")
+            raise BadChannelSecret("Enter a secret too: the saved one belongs to the old address.")
         address, secret = address.strip() or present[0], secret.strip() or present[1]
         return {
             "private": delivery.checked(self, address, secret),

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 OUTCOMES, ENDINGS = "outcomes", "endings"
 # Notifications besides MATTERS.
 PERSONAL = {
-    OUTCOMES: "Answers to what you asked for",
+    OUTCOMES: "Answers to your requests",
     ENDINGS: "Your tokens and sign-ins, before they end",
 }
 
@@ -218,7 +218,7 @@ def _capability_given(event: Event) -> Answer:
     if not labels:
         return None
     text = f"{event.actor_email} gave you a role with: {', '.join(sorted(labels))}."
-    return person, "You have what you asked for", text, reverse("overview")
+    return person, "Your request was granted", text, reverse("overview")
 
 
 def _capability_declined(event: Event) -> Answer:
@@ -368,7 +368,7 @@ def _note(message: Notification, failure: Undelivered | None) -> None:
 
 
 class TooManyTests(ChannelError):
-    """Ten test messages an hour are enough. Try again later."""
+    """At most ten test messages can be sent in an hour. Try again later."""
 
     seconds = int(HOUR.total_seconds())
 

@@ -27,7 +27,11 @@ from ui.viewset import confirmed, form_page
 
 OWN = "one's own channels, and the workspace's for who manages it"
 ADDRESSES = {
-    ChannelKind.MAIL: ("E-mail", "ops@example.com", "Of a person or a mailing list. It gets everything ticked below."),
+    ChannelKind.MAIL: (
+        "E-mail",
+        "ops@example.com",
+        "Address of a person or a mailing list, which gets everything ticked below.",
+    ),
     ChannelKind.WEBHOOK: ("URL", "https://hooks.example.com/gateway", "Each message is a POST with a JSON body."),
     ChannelKind.SLACK: (
         "Webhook URL",
@@ -70,7 +74,7 @@ class ChannelForm(forms.Form):
         required=False,
         label="Quiet until",
         widget=forms.TimeInput(attrs={"type": "time"}),
-        help_text="Messages wait until then, except incidents and approvals. Empty: no quiet hours.",
+        help_text="Until this time messages wait, except incidents and approvals. Empty: no quiet hours.",
     )
     zone = forms.CharField(label="Time zone", max_length=64, help_text="Such as Europe/Berlin.")
 
@@ -89,7 +93,7 @@ class ChannelForm(forms.Form):
         address.required = self._is_new
         if not self._is_new:
             address.help_text = f"Empty: {channel.origin} stays."
-            self.fields["secret"].help_text = "Empty: the saved secret stays. A new URL needs a new secret."
+            self.fields["secret"].help_text = "Leave empty to keep the saved secret. A new URL needs a new secret."
         if channel.is_own_mail:
             del self.fields["address"]
         if channel.kind != ChannelKind.WEBHOOK:
@@ -104,7 +108,7 @@ class ChannelForm(forms.Form):
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}
         if (cleaned.get("quiet_from") is None) != (cleaned.get("quiet_until") is None):
-            self.add_error("quiet_until", "Quiet hours need a beginning and an end.")
+            self.add_error("quiet_until", "Enter both the beginning and the end of the quiet hours.")
         return cleaned
 
     @property

@@ -42,8 +42,8 @@ class Action(StrEnum):
     )
     ASSIGNMENT_NARROWED = (
         "assignment.narrowed",
-        "{actor} left only the tools in use of the server {server} on the gateway {gateway}.",
-        "{actor} left only the tools in use of {target}.",
+        "{actor} disabled the unused tools of the server {server} on the gateway {gateway}.",
+        "{actor} disabled the unused tools of {target}.",
     )
     ASSIGNMENT_REMOVED = (
         "assignment.removed",
@@ -111,7 +111,7 @@ class Action(StrEnum):
     FEATURE_ACCEPTED = "feature.accepted", "{actor} accepted the definition of {target}."
     FEATURE_CHANGED = (
         "feature.changed",
-        "Definitions changed on {target}, {more} more than are listed.",
+        "{more} more definitions changed on {target} than are listed.",
         "The definition of {target} was changed by its server.",
     )
     FEATURE_DISABLED = "feature.disabled", "{actor} disabled {target}."
@@ -148,8 +148,8 @@ class Action(StrEnum):
     HOST_ENABLED = "host.enabled", "{actor} enabled the agent {target}."
     HOST_RESET_AT_GATEWAY = (
         "host_at_gateway.reset",
-        "{actor} neither lists nor blocks {host} on the gateway {gateway} any more.",
-        "{actor} neither lists nor blocks {target} any more.",
+        "{actor} no longer lists or blocks {host} on the gateway {gateway}.",
+        "{actor} no longer lists or blocks {target}.",
     )
     HOST_UPDATED = (
         "host.updated",
@@ -286,7 +286,7 @@ class Action(StrEnum):
         "The log sink {target} permanently refused the row {row}, which was left out.",
         "The log sink {target} permanently refused a row, which was left out.",
     )
-    SINK_ROWS_DROPPED = "sink.rows_dropped", "Calls were dropped before the log sink {target} had them."
+    SINK_ROWS_DROPPED = "sink.rows_dropped", "Calls were deleted before the log sink {target} received them."
     SINK_SENT_NOW = "sink.sent_now", "{actor} tried the log sink {target} again without waiting for its next retry."
     SINK_TESTED = "sink.tested", "{actor} sent a test line to the log sink {target}."
     SINK_UPDATED = (
@@ -433,12 +433,12 @@ class Action(StrEnum):
     )
     CALLS_DROPPED = (
         "workspace.calls_dropped",
-        "Retention dropped {calls} calls with the partition {partition}.",
-        "Retention dropped a partition of calls.",
+        "Retention deleted {calls} calls with the partition {partition}.",
+        "Retention deleted a partition of calls.",
     )
     RETENTION_ASKED = (
         "workspace.shorter_retention_asked",
-        "{actor} shortened the retention of calls, which drops about {calls} calls a day later.",
+        "{actor} shortened the retention of calls, which deletes about {calls} calls a day later.",
         "{actor} shortened the retention of calls, effective a day later.",
     )
     RETENTION_REVOKED = (

@@ -49,7 +49,7 @@ SUBJECTS = {
 CALL_HELP = {
     "correlation_id": "Header `X-Request-Id` of the request.",
     "method": "MCP method.",
-    "feature_type": "Kind of what was used, such as a tool.",
+    "feature_type": "Kind of feature that was used, such as a tool.",
     "feature_name": "Tool, prompt or resource that was used, by its name for clients.",
     "outcome": "How the call ended.",
     "deny_reason": "Why the call was refused, as an error code; empty if it was not.",
@@ -62,7 +62,8 @@ CALL_HELP = {
     "token_id": "Id of the token.",
     "server_id": "Id of the server.",
     "identity_id": "Id of the credential that was sent to the server.",
-    "session_id": "Id of the MCP session: that of the `initialize` that opened it; null outside a session.",
+    "session_id": "Id of the MCP session, which is the id of the `initialize` call that opened it; null outside a "
+    "session.",
     "host_name": "Name of the app or agent at the time.",
     "gateway_name": "Name of the gateway at the time.",
     "server_name": "Name of the server at the time.",
@@ -89,7 +90,7 @@ CALL_HELP = {
 EVENT_HELP = {
     "actor_id": "Id of the person who did it; null for the system and for tokens.",
     "actor_email": "E-mail address of the person at the time; for a token its name.",
-    "via": "Where it was done.",
+    "via": "Interface it was done by, such as a page or the API.",
     "ip": "Address the request came from.",
     "action": "What was done.",
     "target_type": "Kind of object it was done to.",

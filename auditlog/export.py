@@ -56,7 +56,7 @@ class TooManyExports(ApiError):
     wait = 30.0  # Seconds, for Retry-After.
 
     def __init__(self) -> None:
-        detail = f"{MAX_EXPORTS} of your exports are running. Try again when one has ended."
+        detail = f"{MAX_EXPORTS} of your exports are running. Try again when an export has ended."
         super().__init__(503, "too_many_exports", detail)
 
 

@@ -389,7 +389,7 @@ def _criterion(field: LogField, value: str) -> Criterion:
 
 def _unknown(condition: Condition) -> str:
     if condition.field == ANY_ID:
-        return "No call has this id, and no object with this id has made one."
+        return "No call has this id, and no object with this id has made a call."
     if condition.field == ANY_NAME or condition.operator == IS_NOT:
         return ""
     field, text = FIELDS[condition.field], str(condition.values[0])
@@ -401,7 +401,7 @@ def _unknown(condition: Condition) -> str:
     if part:
         return f"No {field.name} of any call has “{text}” in its name."
     near = ids_named(field.name, text, part=True, called=True)
-    hint = f" Some have it in their name: {field.name} contains {text}." if near else ""
+    hint = f" Some names contain it; search for: {field.name} contains {text}." if near else ""
     return f"No {field.name} of any call is called “{text}”.{hint}"
 
 

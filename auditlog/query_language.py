@@ -197,7 +197,7 @@ class _Reader:
             operator = IS_NOT
         if operator not in allowed:
             raise SearchSyntaxError(
-                sign.position, f"“{sign.text}” does not go with {field.name}. Expected: {', '.join(allowed)}."
+                sign.position, f"“{sign.text}” does not work with {field.name}. Expected: {', '.join(allowed)}."
             )
         value = self._next(f"A value is missing after “{sign.text}”.")
         return Condition(field.name, operator, tuple(self._values(field, value)))

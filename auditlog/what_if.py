@@ -124,7 +124,9 @@ def _line(answer: CurrentDecision, step: Step, text: str) -> TrailLine:
     server, feature = answer.verdict.assigned, answer.question.feature
     if step != Step.TOOL or not answer.verdict.unlisted or server is None or feature is None:
         return TrailLine(NAMES[step], "pass", text)
-    asked = f"No list of {server.server_name} has had {feature.name} so far; a call would make the gateway refresh it"
+    asked = (
+        f"No list of {server.server_name} has contained {feature.name} so far; a call would make the gateway refresh it"
+    )
     return TrailLine(NAMES[step], "open", asked)
 
 
@@ -142,7 +144,10 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
     if came_with is not None and came_with.kind == TokenKind.ACCESS and answer.token != came_with:
         yield "This is for the token that passes the most checks; the token of the call passes fewer."
     if answer.verdict.by_arguments:
-        yield "Its server changed the definition; until that is accepted, the arguments must fit both versions."
+        yield (
+            "Its server changed the definition; until somebody accepts the change, the arguments must fit both "
+            "versions."
+        )
 
 
 # The What-if page: the current decision for an app, person, gateway and tool, and actions that resolve obstacles.
@@ -173,7 +178,7 @@ class WhatIfQuery(Query):
 
 
 def _several(pks: list[Any]) -> str:
-    return f"{len(pks)} have this name. Give the id of one."
+    return f"{len(pks)} objects have this name. Enter the id of the right one."
 
 
 def asked(data: dict[str, Any]) -> Question:
@@ -280,5 +285,5 @@ def remedy(request: AppRequest) -> HttpResponse:
     except CannotMend as refused:
         return leave(request, back, str(refused))
     except (KeyError, ValidationError, ObjectDoesNotExist, ValueError):
-        return leave(request, back, "There is nothing like this to enable")
+        return leave(request, back, "This cannot be enabled")
     return leave(request, back, done(row, request.POST["reason"]))

@@ -355,7 +355,7 @@ class IdentityToCarry(RequestBody):
 
 
 class ConnectionIdentities(Resource):
-    """Identities that a connection uses for servers that need its person's own.
+    """Identities that a connection uses at servers where each person has their own.
 
     Changing them needs no capability and creates no new token.
     """

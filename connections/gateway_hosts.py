@@ -43,7 +43,7 @@ TABLE = Table(
     order="name",
 )
 EXPLAINED = {
-    HostsAllowed.ALL: "Also those that connect for the first time. Blocked ones are refused.",
+    HostsAllowed.ALL: "Includes those that connect for the first time. Blocked ones are refused.",
     HostsAllowed.LISTED: "Others are refused, also when somebody signs in with them for the first time.",
 }
 
@@ -84,7 +84,7 @@ class HostsAllowedForm(forms.Form):
         label="Who may use it", choices=HostsAllowed.choices, widget=ExplainedChoice(EXPLAINED)
     )
     list_used = forms.BooleanField(
-        label="List those with connections now",
+        label="List those that have connections now",
         required=False,
         initial=True,
         help_text="For “Only these”. Blocked ones stay blocked.",
@@ -188,7 +188,7 @@ def block(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
         back=back,
         title="Block on this gateway",
         text=f"Block {row.host} on {row.gateway}? Its calls are refused from the next request on, and nobody can "
-        f"connect it there. {NOTHING_IS_DELETED}",
+        f"connect it to this gateway. {NOTHING_IS_DELETED}",
         more=lambda: sentences(cuts(row, request.user), "Other gateways are not affected."),
         kind="primary",
         hidden=[("back", back)],

@@ -75,9 +75,9 @@ class Setup:
                 reverse("servers:add"), "Add a server", Capability.SERVERS_MANAGE,
             ),
             SetupStep(
-                "gateway", "Put it on a gateway",
-                "A gateway is one address for its servers. You choose who can use it. Open or add a "
-                "gateway, and press “Assign a server” on its tab Servers.",
+                "gateway", "Put the server on a gateway",
+                "A gateway is one address for its servers. You choose who can use the gateway. Open "
+                "or add one, and press “Assign a server” on its Servers tab.",
                 facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
             ),
             SetupStep(
@@ -86,7 +86,7 @@ class Setup:
             ),
             SetupStep(
                 "call", "Make the first call", "Ask the client something that needs a tool. The call appears here.",
-                facts.has_call, reverse("oauth:client"), "Wait for it",
+                facts.has_call, reverse("oauth:client"), "Wait for the call",
             ),
             *mail,  # Before people, whose invitations are mailed.
             SetupStep(
@@ -153,7 +153,7 @@ def _is_local() -> bool:
 
 def _mail_step() -> SetupStep:
     return SetupStep(
-        "mail", "Name a mail server", "Set GATEWAY_EMAIL_URL, so that invitations and password links are mailed.",
+        "mail", "Set a mail server", "Set GATEWAY_EMAIL_URL, so that invitations and password links are mailed.",
         bool(settings.MAIL_SERVER), reverse("accounts:workspace"), "Workspace settings", Capability.WORKSPACE_MANAGE,
     )  # fmt: skip
 

@@ -225,7 +225,7 @@ def _why(feature: Feature) -> str:
         case FeatureState.NEW:
             arrives = gateway.new_definitions == OnArrival.APPROVE
             because = "it contains hidden characters" if hidden and arrives else "nobody has accepted it yet"
-            return f"Clients are not shown it, and calls of it are refused: {because}."
+            return f"Clients do not see it, and calls to it are refused: {because}."
         case FeatureState.QUARANTINED:
             return "Quarantined: hidden from clients, and its calls are refused until somebody accepts it."
     return "Its server offers another definition now." if feature.offered else ""
@@ -244,9 +244,9 @@ def _obstacles(feature: Feature) -> list[str]:
         (feature.missing_since, f"{name} no longer offers it."),
         (
             _is_personal(feature) and not feature.missing_since,
-            "Only people whose own credential lists it see it.",
+            "Visible only to people whose own credential lists it.",
         ),
-        (assignment.server.lists_live, f"{name} is asked for each list, and may omit it."),
+        (assignment.server.lists_live, f"{name} is asked again for each list, and may leave it out."),
     )
     return [sentence for holds, sentence in found if holds]
 
@@ -292,7 +292,7 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
         return leave(request, back, f"{feature.exposed_name} accepted")
 
     hidden = feature.hidden_characters
-    text = f"Accept what {name} offers now? Clients get it with their next list"
+    text = f"Accept the definition that {name} offers now? Clients get it with their next list"
     return confirmed(
         request,
         act,
@@ -321,8 +321,8 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
         back=back,
         title=f"Quarantine {feature.get_kind_display().lower()}",
         kind="primary",
-        text=f"Quarantine {name}? It leaves {feature.assignment.gateway.name} on the next request, and its calls are "
-        "refused until somebody accepts it.",
+        text=f"Quarantine {name}? It disappears from {feature.assignment.gateway.name} on the next request, and its "
+        "calls are refused until somebody accepts it.",
         more=lambda: cuts(feature, request.user),
         hidden=[("back", back)],
     )

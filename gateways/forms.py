@@ -39,7 +39,7 @@ NEW = {
 CHANGED = {
     OnChange.HOLD: "Clients still see the approved definition. Calls that no longer fit the change are refused.",
     OnChange.WARN: "Clients still see the approved definition. Every call goes through, and the change is listed here.",
-    OnChange.ACCEPT: "Clients are shown the change at once. Only one with hidden characters is held back.",
+    OnChange.ACCEPT: "Clients are shown the change at once. Only changes with hidden characters are held back.",
 }
 SCHEMES = (IdentityScheme.PER_USER, IdentityScheme.SHARED, IdentityScheme.NONE)
 
@@ -56,7 +56,7 @@ class ReachForm(forms.Form):
         super().__init__(*args, **options)
         if not Team.objects.exists():
             del self.fields["teams"]
-            self.fields["reach"].help_text = "There is no team yet; until there is one, everyone is the only choice."
+            self.fields["reach"].help_text = "There is no team yet, so “Everyone” is the only choice."
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data

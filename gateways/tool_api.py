@@ -59,13 +59,16 @@ class FeatureSerializer(ToolSerializer):
     """A tool, prompt, resource or template: the definition clients see, and the one its server offers."""
 
     kind = serializers.ChoiceField(FeatureKind.choices, help_text="Tool, prompt, resource or template.")
-    state = serializers.ChoiceField(FeatureState.choices, help_text="Whether clients see it.")
+    state = serializers.ChoiceField(
+        FeatureState.choices, help_text="Review state, which decides whether clients see it."
+    )
     approved = serializers.CharField(help_text="The JSON text of the definition that clients see.")
     offered = serializers.CharField(
         allow_null=True, help_text="The JSON text of the server's current definition; null if it is approved."
     )
     hidden_characters = serializers.ListField(
-        child=serializers.CharField(), help_text="Invisible and bidirectional characters in the last of both."
+        child=serializers.CharField(),
+        help_text="Invisible and bidirectional characters in `offered`, or in `approved` if `offered` is null.",
     )
 
 
@@ -238,7 +241,9 @@ class PlaceSerializer(serializers.Serializer[Feature]):
     id = Id()
     gateway = GatewayReference(source="assignment.gateway")
     exposed_name = serializers.CharField(help_text="Name for clients: alias of the server, `__`, name of the tool.")
-    state = serializers.ChoiceField(FeatureState.choices, help_text="Whether clients see it.")
+    state = serializers.ChoiceField(
+        FeatureState.choices, help_text="Review state, which decides whether clients see it."
+    )
     offered = serializers.SerializerMethodField(help_text="Whether clients can call it on this gateway.")
 
     def get_offered(self, place: Feature) -> bool:
@@ -248,7 +253,7 @@ class PlaceSerializer(serializers.Serializer[Feature]):
 class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
     """A tool of a server, with the gateways that have it."""
 
-    id = Id(source="feature.pk", help_text="Its id on the first gateway that had it.")
+    id = Id(source="feature.pk", help_text="Id of the tool on the first gateway that had it.")
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
     title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
     server = ServerReference()

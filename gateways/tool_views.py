@@ -351,7 +351,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         reverse("gateways:enable_tool", args=[pk]),
         _switched,
         title=f"Disable {what}",
-        text=f"Disable this {what}? {name} leaves {gateway.name} on the next request. {NOTHING_IS_DELETED}",
+        text=f"Disable this {what}? {name} disappears from {gateway.name} on the next request. {NOTHING_IS_DELETED}",
         more=lambda: cuts(feature, request.user),
         target="#feature-head" if _is_open(request, feature) else f"#tool-{pk}",
         back=_tools_url(gateway),

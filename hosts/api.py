@@ -110,7 +110,7 @@ class HostResource(Resource):
         changes = self.body()
         allow = changes.pop("allow_enrolment", None)
         if allow and not host.is_agent:
-            raise ValidationError({"allow_enrolment": ["Only agents with tokens take enrolment."]})
+            raise ValidationError({"allow_enrolment": ["Only agents with tokens can allow enrolment."]})
         with transaction.atomic():
             host.lock().must_be(self.seen)
             if changes:

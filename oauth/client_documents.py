@@ -216,7 +216,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
 def _judge(client_id: str, metadata: dict[str, Any]) -> None:
     """Check the document by the rules of registration for an app without a secret. Raises UnreadableDocument."""
     if metadata.get("client_id") != client_id:
-        raise UnreadableDocument("The app's metadata document has another client_id.")
+        raise UnreadableDocument("The app's metadata document names another client_id than its own address.")
     if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:
         raise UnreadableDocument("The app's metadata document mentions a secret; apps with a document cannot have one.")
     try:

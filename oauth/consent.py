@@ -102,6 +102,6 @@ def _identity_words(assignment: Assignment, identities: dict[Assignment, Identit
         return (
             f"as {identities[assignment].label}"
             if assignment in identities
-            else "as the credential you chose before, or skipped"
+            else "with the credential you chose before, if any"
         )
     return "shared credential" if assignment.identity_scheme == "shared" else "no credential"

@@ -63,7 +63,7 @@ class IdentityForm(Trial):
         if self.server.auth_type == AuthType.BEARER:
             secret = SCHEME.sub("", secret)
         if not (secret.isascii() and secret.isprintable()):
-            raise ValidationError("This cannot be sent in a header. Copy it again, without line breaks.")
+            raise ValidationError("This credential cannot be sent in a header. Copy it again, without line breaks.")
         return secret
 
     def clean(self) -> dict[str, Any]:

@@ -411,7 +411,7 @@ COMPLETED = "notifications/elicitation/complete"
 NO_STREAM: Object = {
     "error": {
         "code": jsonrpc.INTERNAL_ERROR,
-        "message": "The client cannot be asked: it has no open stream, and no or several running calls here",
+        "message": "The client cannot be asked: it has no open stream and not exactly one running call here",
     }
 }
 

@@ -186,11 +186,12 @@ REASONS = {
     "timeout": Reason(Step.UPSTREAM, "The server did not answer in time."),
     "bad_answer": Reason(Step.UPSTREAM, "The server answered with something that is not MCP."),
     "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway allows."),
-    "request_state": Reason(Step.UPSTREAM, "Its requestState belongs to another call, is too old, or was used before."),
+    "request_state": Reason(Step.UPSTREAM, "The requestState belongs to another call, is too old, or was used before."),
     "session_lost": Reason(
-        Step.UPSTREAM, "A server lost its session, which ended the client's; the client has to initialize again."
+        Step.UPSTREAM,
+        "A server lost its session, so the client's session ended too; the client has to initialize again.",
     ),
-    "call_lost": Reason(Step.UPSTREAM, "The worker that held the call for its client has ended."),
+    "call_lost": Reason(Step.UPSTREAM, "The worker that kept the call open for the client's answer has ended."),
     "input_refused": Reason(Step.UPSTREAM, "The client did not give the input the server asked for."),
     "loop": Reason(Step.UPSTREAM, "A server's address leads back to this gateway."),
     "internal_error": Reason(
@@ -199,8 +200,8 @@ REASONS = {
     "open_files": Reason(Step.REQUEST, "Too many files were open to open another stream."),
     "busy": Reason(
         Step.UPSTREAM,
-        "Too many calls of the token or to the server were under way, or large answers to the token were not read; it"
-        " was not executed.",
+        "Too many calls of the token or to the server were running, or large answers to the token were not "
+        "read; the call was not executed.",
     ),
 }
 

@@ -46,7 +46,8 @@ class ProvisioningKeySerializer(serializers.Serializer[ProvisioningKey]):
     prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
     role = Reference(allow_null=True, help_text="Role of the people it creates; null if the key is revoked.")
     capabilities = serializers.ListField(
-        child=serializers.CharField(), help_text="Slugs of capabilities; it changes only people who hold no others."
+        child=serializers.CharField(),
+        help_text="Slugs of capabilities; the key changes only people who have no others.",
     )
     status = serializers.ChoiceField([(state, state) for state in ("active", "revoked")], help_text="Whether it works.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")

@@ -53,7 +53,7 @@ class MakesOwners(ProvisioningError):
 
 
 class RoleBeyond(ProvisioningError):
-    """New people would have more capabilities than the key may act on. Tick those of their role, or choose another."""
+    """New people would have capabilities that the key may not act on. Tick these too, or choose another role."""
 
     field = "capabilities"
 
@@ -73,8 +73,8 @@ class NoPreviousKey(ProvisioningError):
 
 
 class DeactivatedByOthers(Exception):
-    """An administrator has deactivated this person, or revoked their invitation, and must undo that, on the person's
-    page. Nothing was changed."""
+    """An administrator has deactivated this person or revoked their invitation. An administrator must undo that on the
+    person's page. Nothing was changed."""
 
 
 class Directory:

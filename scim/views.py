@@ -143,7 +143,7 @@ def create(request: AppRequest) -> HttpResponse:
         data = dict(form.cleaned_data)
         existing = ProvisioningKey.objects.filter(pk=data["id"], created_by=request.user).first()
         if existing:
-            return leave(request, page_url(existing), "Its secret is no longer shown")
+            return leave(request, page_url(existing), "The secret is no longer shown")
         data["pk"] = data.pop("id")
         try:
             return _shown(request, ProvisioningKey.objects.issue(**data, by=request.user))
@@ -172,7 +172,7 @@ def roll(request: AppRequest, pk: UUID) -> HttpResponse:
     key, form = get_object_or_404(ProvisioningKey, pk=pk), OverlapForm(posted(request))
     if request.method == "POST" and form.is_valid():
         if request.POST.get("prefix") != key.prefix:  # The page was reloaded, which repeats the POST.
-            return leave(request, page_url(key), "Its secret is no longer shown")
+            return leave(request, page_url(key), "The secret is no longer shown")
         try:
             return _shown(request, key.roll(by=request.user, overlap_hours=form.cleaned_data["overlap_hours"]))
         except (ProvisioningError, BeyondYours) as error:
@@ -207,7 +207,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Revoke provisioning key",
             text=f"Revoke {key}? The directory that uses it is refused at once. This cannot be undone.",
-            more="People and teams it created stay. It can no longer deactivate anybody.",
+            more="People and teams that the directory created stay. The directory can no longer deactivate anybody.",
             icon="revoke",
             back=page_url(key),
         )

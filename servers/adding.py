@@ -195,7 +195,11 @@ class ServerTrial:
             return "Unknown until the server answers."
         if self.signs_in:
             return f"People sign in at {self.signs_in.issuer}."
-        return "Enter another, or add the server without one." if self.with_credential else "Choose its auth type."
+        return (
+            "Enter another credential, or add the server without one."
+            if self.with_credential
+            else "Choose its auth type."
+        )
 
     @property
     def said(self) -> str:

@@ -44,20 +44,29 @@ class ServerSerializer(serializers.Serializer[Server]):
     timeout_seconds = serializers.IntegerField(help_text="Maximum seconds without data during a call.")
     total_seconds = serializers.IntegerField(help_text="Maximum seconds of a call.")
     max_concurrent = serializers.IntegerField(help_text="Maximum concurrent calls.")
-    lists_live = serializers.BooleanField(help_text="Whether its lists differ by session and are fetched in each.")
+    lists_live = serializers.BooleanField(
+        help_text="Whether its lists differ by session and are fetched for each session."
+    )
     key_help = serializers.CharField(help_text="How people get a credential, in the administrator's words.")
     key_url = serializers.CharField(help_text="Page where people get a credential; empty if none.")
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
     expected_issuer = serializers.CharField(help_text="The issuer's name for itself, if it differs from its URL.")
     resource_sent = serializers.CharField(
-        help_text="`server` (its address), `omit` or `fixed` (`fixed_resource`): `resource` for the issuer (RFC 8707)."
+        help_text=(
+            "`resource` (RFC 8707) sent to the issuer: `server` (its address), `omit` (none) or `fixed` "
+            "(`fixed_resource`)."
+        )
     )
     fixed_resource = serializers.CharField(help_text="The `resource` to send, for `resource_sent` `fixed`.")
     fixed_scopes = serializers.CharField(help_text="Scopes to request, if not those of the server.")
-    authorization_endpoint = serializers.CharField(help_text="Entered for an issuer without metadata.")
-    token_endpoint = serializers.CharField(help_text="Entered with `authorization_endpoint`.")
-    revocation_endpoint = serializers.CharField(help_text="Entered with `authorization_endpoint`; optional (RFC 7009).")
-    assume_pkce = serializers.BooleanField(help_text="Whether people sign in if the issuer does not announce PKCE.")
+    authorization_endpoint = serializers.CharField(help_text="Set only for an issuer without metadata.")
+    token_endpoint = serializers.CharField(help_text="Set together with `authorization_endpoint`.")
+    revocation_endpoint = serializers.CharField(
+        help_text="Set together with `authorization_endpoint`; optional (RFC 7009)."
+    )
+    assume_pkce = serializers.BooleanField(
+        help_text="Whether people can sign in although the issuer does not announce PKCE."
+    )
     private = serializers.BooleanField(
         allow_null=True,
         help_text="Whether it may have a private address within `GATEWAY_PRIVATE_UPSTREAMS`; null if not known yet.",
@@ -117,7 +126,9 @@ class ServerChanges(RequestBody):
     revocation_endpoint = serializers.CharField(max_length=500, allow_blank=True)
     assume_pkce = serializers.BooleanField()
     private = serializers.BooleanField()
-    end_sign_ins = serializers.BooleanField(help_text="Confirms that sign-ins end; otherwise the change is refused.")
+    end_sign_ins = serializers.BooleanField(
+        help_text="Confirms a change that ends sign-ins, which is refused otherwise."
+    )
 
 
 class NewServer(ServerChanges):

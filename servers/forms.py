@@ -200,12 +200,12 @@ class ServerForm(SignInSettings, SlugForm):
         assume_scheme="https",
         validators=[page_validator],
         widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="A link beside that text to the page with the keys.",
+        help_text="Link to the page with the keys, shown next to the text above.",
     )
     expected_issuer = address(
         "Expected issuer",
-        "Leave empty unless sign-in fails because the issuer names itself otherwise than its address. Then "
-        "enter that name exactly, if you are sure that it is right. If empty, name and address must match.",
+        "Enter the issuer's exact name only if sign-in fails because it differs from the issuer's address, and you "
+        "know that it is right. Empty: name and address must match.",
     )
     resource_sent = forms.ChoiceField(
         label="Resource",
@@ -229,12 +229,12 @@ class ServerForm(SignInSettings, SlugForm):
     )
     authorization_endpoint = address(
         "Authorization endpoint",
-        "Only for issuers without metadata: the sign-in page. Metadata are then not read, and the client is "
-        "entered on the page of the server.",
+        "The sign-in page, only for issuers without metadata. Metadata are then not read: enter the client on the "
+        "server's page.",
     )
     token_endpoint = address(
         "Token endpoint",
-        "Issues and renews tokens. Needed with the authorization endpoint.",
+        "Issues and renews tokens. Required if you enter an authorization endpoint.",
     )
     revocation_endpoint = address(
         "Revocation endpoint",
@@ -244,7 +244,8 @@ class ServerForm(SignInSettings, SlugForm):
         label="Assume PKCE",
         required=False,
         help_text=(
-            "Allow sign-in although the issuer does not announce PKCE. Only if you know that it supports it, as "
+            "Allow sign-in although the issuer does not announce PKCE. Only if you know that the issuer supports "
+            "PKCE, as "
             "Microsoft Entra and Amazon Cognito do."
         ),
     )
@@ -252,7 +253,8 @@ class ServerForm(SignInSettings, SlugForm):
         label="At a private address",
         required=False,
         help_text=(
-            "Its name may resolve to the networks of GATEWAY_PRIVATE_UPSTREAMS. Set automatically from the URL; "
+            "The server's name may resolve to the networks of GATEWAY_PRIVATE_UPSTREAMS. Set automatically from the "
+            "URL; "
             "tick it if the server moved there later."
         ),
     )
@@ -399,7 +401,7 @@ class Trial(forms.Form):
     """Form that tests a credential at its server. A refused credential is stored only if the person confirms."""
 
     keep = forms.BooleanField(
-        label="Keep it anyway", required=False, help_text="Paste the new one again: it was not stored."
+        label="Keep it anyway", required=False, help_text="Paste the new credential again: it was not stored."
     )
 
     refusal = ""  # The server's reason for refusing the credential.
@@ -408,7 +410,7 @@ class Trial(forms.Form):
         """Store the refusal of the credential in `field`. Add a form error unless the credential is to be kept."""
         self.refusal = refusal
         if refusal and not self.cleaned_data.get("keep"):
-            self.add_error(field, f"{server} {refusal}. Use another one, or keep it anyway.")
+            self.add_error(field, f"{server} {refusal}. Use another credential, or keep this one anyway.")
 
 
 class TriedSecretForm(Trial, SecretForm):

@@ -91,7 +91,10 @@ class NewIdentity(RequestBody):
     shared = serializers.BooleanField(default=False)
     everywhere = serializers.BooleanField(
         default=True,
-        help_text="Use it on your connections without a credential for the server or with `instead_of`; not if shared.",
+        help_text=(
+            "Use it on your connections that have no credential for the server, or that use `instead_of`; not for "
+            "shared ones."
+        ),
     )
     instead_of = serializers.UUIDField(
         required=False, allow_null=True, help_text="Your credential that it replaces on your connections; null if none."
@@ -102,7 +105,7 @@ class NewIdentity(RequestBody):
         if server is None:
             raise ValidationError("There is no such server.")
         if not server.takes_secret:
-            raise ValidationError("This server takes no credential that can be given here.")
+            raise ValidationError("This server needs no credential, or a sign-in in the browser instead.")
         return server
 
 

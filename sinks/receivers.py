@@ -344,7 +344,7 @@ class Bucket(Receiver):
         "Add “?region=” if the host does not contain the region."
     )
     key_label = "Access key"
-    key_help = "The id of an access key that may put objects, a colon, and its secret."
+    key_help = "An access key that may put objects: its id, a colon, and its secret."
     every = timedelta(minutes=1)  # So that objects are few and not too small.
     most_lines = 10_000
     suffix = "jsonl.gz"

@@ -182,7 +182,7 @@ def _context(sink: Sink, form: SinkForm) -> dict[str, Any]:
 
 
 def _lacking(lacking: CapabilityRequired) -> str:
-    return f"It would send data you may not see yourself. You need “{lacking.capability.label}”."
+    return f"This sink would send data that you may not see yourself. You need “{lacking.capability.label}”."
 
 
 @require_POST
@@ -214,7 +214,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Pause log sink",
             text=f'Pause "{sink.name}"? {PAUSE_TEXT}',
-            more="Rows deleted by retention meanwhile are not sent.",
+            more="Rows that retention deletes before you resume are not sent.",
             kind="primary",
             icon="pause",
             target=f"#sink-{sink.pk}",
@@ -252,6 +252,6 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
         to=reverse("sinks:list"),
         title="Remove log sink",
         text=f'Remove "{sink.name}"? This cannot be undone.',
-        more="Nothing more is sent to it. What was delivered stays there.",
+        more="Nothing more is sent to this sink. Delivered rows stay at the receiver.",
         icon="revoke",
     )

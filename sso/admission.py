@@ -87,7 +87,8 @@ class Admission(models.Model):
         "link people by a verified e-mail",
         default=False,
         help_text=(
-            "A verified address at the provider links to the person who has it here. Otherwise people link their "
+            "A verified address at the provider links to the person with this address here. Otherwise people link "
+            "their "
             "account in their profile."
         ),
     )

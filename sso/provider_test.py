@@ -42,8 +42,8 @@ def _oidc_found(provider: Provider) -> str:
     tells = not provider.signs_out_there or said.end_session_endpoint
     out = "" if tells else " It publishes no sign-out endpoint (end_session_endpoint)."
     return (
-        f"{said.issuer} describes itself, asks people at {said.authorization_endpoint} and publishes "
-        f"{_count(keys, 'key')}.{needs}{out} Only a sign-in shows if it knows the client."
+        f"{said.issuer} describes itself, signs people in at {said.authorization_endpoint} and publishes "
+        f"{_count(keys, 'key')}.{needs}{out} Only a sign-in shows whether it knows the client."
     )
 
 
@@ -61,8 +61,9 @@ def _saml_found(provider: Provider, by: Grantor | None) -> str:
         past += f" The metadata were valid until {provider.metadata_end_at:%Y-%m-%d %H:%M} UTC: enter new ones."
     source = f"{provider.metadata_url} was read." if provider.metadata_url else "The metadata were pasted."
     return (
-        f"{provider.issuer} asks people at {provider.sso_url} and signs with {_count(provider.signing, 'certificate')}."
-        f"{past} {source} Only a sign-in shows if it knows this workspace."
+        f"{provider.issuer} signs people in at {provider.sso_url} "
+        f"and signs answers with {_count(provider.signing, 'certificate')}."
+        f"{past} {source} Only a sign-in shows whether it knows this workspace."
     )
 
 

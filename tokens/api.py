@@ -314,7 +314,7 @@ class ApiKeyQuery(ListQuery):
 
 
 class ApiKeyResource(Resource):
-    """API keys of people. Creating, changing or revoking one takes a person's session."""
+    """API keys of people. Creating, changing or revoking a key requires a person's session."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         ApiKeyAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "api_key_revoked"),

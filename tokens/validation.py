@@ -56,7 +56,7 @@ class BadTokenOverlap(TokenError):
 
 
 class AskedForNew(TokenError):
-    """A new token was asked for in place of this one. Collect it instead."""
+    """A new token was requested to replace this one. Collect the new token instead."""
 
 
 class NothingToCollect(TokenError):

@@ -310,7 +310,7 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
             title="Ask for a new token",
             text=f"The current token stops working now, and {owner} collects a new one after signing in.",
             text_with_overlap=f"The current token keeps working as chosen below, and {owner} collects a new one.",
-            more=f"{_named(token)}. You cannot see the new one.",
+            more=f"{_named(token)}. You cannot see the new token.",
             kind="danger",
             target=target(request, token),
         )
@@ -393,7 +393,7 @@ def _named(token: Token) -> str:
 def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> HttpResponse:
     """Show the new secret; without `new`, show a message that the secret is no longer shown."""
     if new is None and wants_fragment(request):
-        return changed(request, token, "This token was regenerated already. The new one is no longer shown.")
+        return changed(request, token, "This token was regenerated already. The new token is no longer shown.")
     context: dict[str, Any] = {"token": token, "row": TokenRow(token, request.user), "back": back_url(request, token)}
     response = show(request, "tokens/issued.html#once", context | (new_secret_context(new) if new else {}))
     response["Referrer-Policy"] = "no-referrer"

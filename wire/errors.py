@@ -253,8 +253,9 @@ class AddressInside(AddressBlocked):
     """The name of a server that is not registered as private resolves to a private address."""
 
     cause = (
-        "has a name that now resolves to a private address, but is registered as a public server; if this is intended, "
-        "set in its settings that it is at a private address"
+        "has a name that now resolves to a private address, but is registered as a public server; if this is "
+        "intended, "
+        "tick “At a private address” in its settings"
     )
 
 

@@ -117,7 +117,9 @@ class OutboundProxy:
             case 407:
                 words = "requires a valid user and password (407); check GATEWAY_OUTBOUND_PROXY"
             case 401 | 403 | 405:
-                words = f"refuses to connect to {target} ({int(found[1])}); its rules decide that{self._hint(target)}"
+                words = (
+                    f"refuses to connect to {target} ({int(found[1])}); its rules do not allow that{self._hint(target)}"
+                )
             case status if status >= 500:
                 words = f"could not connect to {target} ({status})"
             case status:
@@ -127,7 +129,7 @@ class OutboundProxy:
     def _hint(self, target: str) -> str:
         if _address(target) is None:
             return ""
-        return ". For domains in GATEWAY_PROXY_RESOLVES it gets the name instead"
+        return ". For domains in GATEWAY_PROXY_RESOLVES the proxy gets the name instead"
 
     def failure(self, words: str) -> ProxyFailed:
         """Return ProxyFailed with this text, and log the text at most every LOG_EVERY_S."""

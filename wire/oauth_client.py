@@ -242,7 +242,7 @@ def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
     """Raise Mismatch unless the `iss` of an answer fits this issuer (RFC 9207 section 2.4)."""
     if given is None:
         if advertised:
-            raise Mismatch("The answer does not say which issuer it is from, so it may be another issuer's.")
+            raise Mismatch("The answer does not name its issuer, so it may come from another issuer.")
         return
     if given != issuer and not _is_tenant(given, issuer):
         raise Mismatch("The answer came from another issuer than the requested one.")

@@ -236,7 +236,7 @@ class VersionedForm(AnyForm):
 
 def _in_words(change: ConflictingChange) -> str:
     by = f", set by {change.by} at {change.at:%Y-%m-%d %H:%M} UTC" if change.at else ""
-    return f"{change.name.capitalize()} is now “{change.now}”{by}. Save once more to keep what is typed."
+    return f"{change.name.capitalize()} is now “{change.now}”{by}. Save again to replace it with what you entered."
 
 
 class CapabilityAdmin(ModelPages):

@@ -137,7 +137,7 @@ class HostAtGatewayPages(CapabilityAdmin):
             "reset",
             any_of(Capability.GATEWAYS_MANAGE),
             OF_LIVE,
-            "It is neither listed nor blocked: what the gateway allows decides.",
+            "It is neither listed nor blocked any more: the gateway's rule for all apps and agents applies.",
         ),
     )
     list_display = words("host gateway allowed set_by set_at")
@@ -218,7 +218,9 @@ class ServerSettings(SignInSettings, VersionedForm):
     """Sign-in settings of a server. Changes that end sign-ins must be confirmed."""
 
     end_sign_ins = BooleanField(
-        label="End sign-ins", required=False, help_text="Tick this only if a change reports that it ends sign-ins."
+        label="End sign-ins",
+        required=False,
+        help_text="Tick this only if saving reports that your change ends sign-ins.",
     )
 
     class Meta:
@@ -303,7 +305,7 @@ class IdentityPages(CapabilityAdmin):
             "enable", any_of(*seen_by), NOT_REVOKED, does=lambda row, by: _checked(row, by).enable(by=by), asks=False
         ),
         CapabilityAction(
-            "confirm", any_of(*seen_by), NOT_REVOKED, "Its secret is sent to its server's current address."
+            "confirm", any_of(*seen_by), NOT_REVOKED, "The secret is sent to the server's current address."
         ),
         CapabilityAction(
             "revoke",

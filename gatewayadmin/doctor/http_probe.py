@@ -139,7 +139,7 @@ def belongs(url: str, base: str, source: str) -> str:
     """Return `url` if it is under `base`, the URL clients use. Otherwise raise StepFailed about the field `source`."""
     if _place(url) == _place(base) and not urlsplit(base).path:
         return url
-    raise StepFailed(f"{source} leads to {url}, but clients come by {base}.", _public_url_advice(url, base))
+    raise StepFailed(f"{source} leads to {url}, but clients use {base}.", _public_url_advice(url, base))
 
 
 def _place(url: str) -> tuple[str, str, int] | None:
@@ -178,8 +178,9 @@ def unexpected(answer: HttpAnswer, expected: int) -> StepFailed:
     if answer.status == 404:
         return StepFailed(
             f"404: {path} does not arrive at the gateway.",
-            "Pass /mcp/, /oauth/, /.well-known/oauth-* and the pages on with their paths unchanged, at the root of the "
-            "host name. Certificate tools often keep /.well-known/ for themselves.",
+            "Pass /mcp/, /oauth/, /.well-known/oauth-* and the pages on with their paths unchanged, at the root of "
+            "the "
+            "host name. Certificate tools often answer /.well-known/ themselves.",
         )
     if answer.status in UNAVAILABLE:
         return StepFailed(

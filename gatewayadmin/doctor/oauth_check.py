@@ -115,7 +115,10 @@ REDIRECT = "http://127.0.0.1:33418/callback"
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 METADATA = re.compile(r'resource_metadata="?([^",\s]+)')
-ELSEWHERE = "Another installation answers here, or a proxy in front invents answers. Check where the name leads."
+ELSEWHERE = (
+    "Another installation answers here, or a proxy in front invents answers. Check which machine the host name "
+    "leads to."
+)
 FILTERED = "A proxy in front changes or filters this. Let it pass unchanged in both directions."
 
 

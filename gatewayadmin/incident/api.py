@@ -31,7 +31,7 @@ from ui.rest import ApiError, Problem, Resource
 
 
 class ReasonGiven(RequestBody):
-    """The reason of the person who stops it."""
+    """The reason for stopping something."""
 
     reason = serializers.CharField(
         max_length=LONGEST_REASON, default="", allow_blank=True, help_text="Recorded with the admin events."

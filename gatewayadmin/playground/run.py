@@ -85,8 +85,8 @@ def _take_place(person: object) -> object:
     with _lock:
         if list(_running.values()).count(person) >= MOST_RUNS_OF_ONE:
             raise TooManyRuns(
-                f"{MOST_RUNS_OF_ONE} of your runs are in progress. Nothing was sent: stop one, or try again when one "
-                "has ended."
+                f"{MOST_RUNS_OF_ONE} of your runs are in progress. Nothing was sent: stop a run, or try again when "
+                "one has ended."
             )
         if len(_running) >= MOST_RUNS:
             raise TooManyRuns("Too many runs are in progress at the moment. Nothing was sent; try again soon.")

@@ -178,10 +178,14 @@ class OperationSchema(AutoSchema):
         needed = sorted(capability.slug for capability in capabilities_in(self.rule))
         held = self.rule.others if isinstance(self.rule, Own) else self.rule
         join = " and " if isinstance(held, frozenset) else " or "
-        takes = f"Takes {join.join(f'`{slug}`' for slug in needed)}" if needed else "Open to everybody who is signed in"
-        own = "; without it only for your own objects, and not by API key" if isinstance(self.rule, Own) else ""
+        takes = (
+            f"Requires {join.join(f'`{slug}`' for slug in needed)}" if needed else "Open to everybody who is signed in"
+        )
+        own = (
+            "; without it you can reach only your own objects, and not by API key" if isinstance(self.rule, Own) else ""
+        )
         if isinstance(self.rule, Own) and self.rule.others == NOBODY:
-            takes, own = f"Only for its owner. {takes} of their API key", ""
+            takes, own = f"Only for its owner. {takes} in the owner's API key", ""
         lines = " ".join(line.strip() for line in doc.strip().splitlines())
         return f"{lines}\n\n{takes}{own}."
 
@@ -333,7 +337,12 @@ class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
     def get_security_definition(self, auto_schema: AutoSchema) -> Any:
         return [
             {"type": "apiKey", "in": "cookie", "name": settings.SESSION_COOKIE_NAME},
-            {"type": "apiKey", "in": "header", "name": "X-CSRFToken", "description": "Goes with the session cookie."},
+            {
+                "type": "apiKey",
+                "in": "header",
+                "name": "X-CSRFToken",
+                "description": "Must be sent with the session cookie.",
+            },
         ]
 
 

@@ -54,7 +54,9 @@ REPLICA_LAG = Gauge(
 REPLICA_UNUSED = Gauge(
     "gateway_replica_unused", "Workers that read the primary instead of the replica", multiprocess_mode="livesum"
 )
-REPLICA_READS = Counter("gateway_replica_reads", "Reads that a replica may answer, by the database that did", ("by",))
+REPLICA_READS = Counter(
+    "gateway_replica_reads", "Reads that a replica may answer, by the database that answered", ("by",)
+)
 _told: dict[str, int] = {}
 
 

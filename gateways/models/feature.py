@@ -32,7 +32,7 @@ LEARN = "SELECT gateways_learn(%s, %s, %s, %s, %s)"
 
 
 class NothingToAccept(GatewayError):
-    """Its server offers nothing that is not approved."""
+    """There is nothing to accept: the definition that its server offers is approved."""
 
 
 class FeatureKind(models.TextChoices):

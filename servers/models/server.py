@@ -44,7 +44,7 @@ class IdentityAlreadyRevoked(ServerError):
 
 
 class HeldDisabled(ServerError):
-    """An administrator has disabled this identity; only one can enable it again."""
+    """An administrator has disabled this identity; only an administrator can enable it again."""
 
 
 class LabelTaken(ServerError):

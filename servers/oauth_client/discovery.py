@@ -286,7 +286,7 @@ def _needs(http: Http, url: str, challenge: Challenge, expected: str, *, assume_
     if not (metadata.says_pkce or assume_pkce):
         raise UnusableIssuer(
             f"The issuer {metadata.issuer} does not announce PKCE with S256 (code_challenge_methods_supported). "
-            "An administrator who knows that it supports it can say so in the settings of the server."
+            "If the issuer does support PKCE, an administrator can tick “Assume PKCE” in the settings of the server."
         )
     scopes = scopes_of(challenge.scope) or resource.scopes
     if "offline_access" in metadata.scopes and scopes and "offline_access" not in scopes:
@@ -352,8 +352,8 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = 
         if document.get("issuer") != (expected or issuer):
             said = printable(str(document.get("issuer")))[:200]
             fault = (
-                f"{address} has metadata of another issuer than {expected or issuer}: {said}. If it is the right one, "
-                "an administrator can enter it in the settings of the server."
+                f"{address} has metadata of another issuer than {expected or issuer}: {said}. If that issuer is "
+                f"right, an administrator can enter it in the settings of the server."
             )
             continue
         return replace(_metadata(document, issuer, like), private=http.private, name=expected or issuer)

@@ -65,7 +65,7 @@ class SignInSerializer(serializers.Serializer[StartedSignIn]):
 
     server = ServerReference()
     issuer = serializers.CharField(help_text="Issuer where the person signs in.")
-    expires_at = UtcDateTimeField(help_text="When it must be finished.")
+    expires_at = UtcDateTimeField(help_text="When the sign-in must be finished.")
     authorization_url = serializers.CharField(help_text="Address where the person continues.")
     unfinished = serializers.IntegerField(
         help_text="Unfinished sign-ins in a row at this server; from 3 on, its issuer may have forgotten this gateway."
@@ -76,7 +76,9 @@ class NewSignIn(RequestBody):
     """A sign-in to start, for a new identity or to replace one."""
 
     server_id = serializers.UUIDField(help_text="Server with sign-in at an issuer.")
-    connection_id = serializers.UUIDField(required=False, allow_null=True, help_text="First connection to use it.")
+    connection_id = serializers.UUIDField(
+        required=False, allow_null=True, help_text="First connection to use the credential."
+    )
     identity_id = serializers.UUIDField(required=False, allow_null=True, help_text="Your credential to replace.")
 
 
@@ -190,7 +192,7 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
 
 
 FORGOTTEN = "Client forgotten. The next sign-in registers this gateway again"
-NOTHING_STORED = "Nothing was stored. If that is where the client was registered, enter it again."
+NOTHING_STORED = "Nothing was stored. If the client was registered with that issuer, enter it again."
 
 
 class ClientForm(forms.Form):

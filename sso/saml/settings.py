@@ -68,7 +68,7 @@ def _attribute(label: str, usual: str) -> models.CharField[str, str]:
         blank=True,
         default=usual,
         db_default=usual,
-        help_text="By either name that the provider gives it (SAML).",
+        help_text="Name or friendly name of the attribute (SAML).",
     )
 
 
@@ -115,15 +115,17 @@ class SamlSettings(models.Model):
         "let people start at the provider",
         default=False,
         db_default=False,
-        help_text="From a tile on its page. They confirm the sign-in here.",
+        help_text="From a tile on the provider's page. People confirm the sign-in here.",
     )
     # The private key is stored in the column of the OpenID Connect client secret.
     signs_requests = models.BooleanField(
         "sign our requests",
         default=False,
         db_default=False,
-        help_text="Its certificate is in our metadata. Only with it, and if the provider refuses unsigned ones, can "
-        "people confirm sensitive changes there. Disabling and enabling creates a new key.",
+        help_text=(
+            "The certificate is in our metadata. People can confirm sensitive changes there only if our requests "
+            "are signed and the provider refuses unsigned ones. Disabling and enabling creates a new key."
+        ),
     )
     own_certificate = models.TextField(blank=True, default="", db_default="", editable=False)
     takes_encrypted = models.BooleanField(

@@ -9,7 +9,7 @@ const asks = {
 const words = {
   InvalidStateError: "This security key was added already.",
   NotAllowedError: "The key did not answer. Try again.",
-  SecurityError: "Open Gateway Admin at its own address: security keys work nowhere else.",
+  SecurityError: "Open Gateway Admin at its own address: security keys work only there.",
 };
 
 document.addEventListener("submit", async (event) => {
@@ -23,7 +23,7 @@ document.addEventListener("submit", async (event) => {
     form.elements.credential.value = JSON.stringify(said);
     form.submit();
   } catch (error) {
-    notice.querySelector("span").textContent = words[error.name] ?? "This browser has no use for security keys. Try another one.";
+    notice.querySelector("span").textContent = words[error.name] ?? "This browser does not support security keys. Try another browser.";
     notice.hidden = false;
   }
 });

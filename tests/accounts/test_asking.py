@@ -53,7 +53,7 @@ def test_who_may_make_no_token_asks_for_it_and_those_who_give_roles_see_it_until
     assert ">Ask for it</button>" in before
     assert sent["Location"] == page
     assert ">Ask for it</button>" not in after
-    assert "You asked for it." in after
+    assert "You asked for this capability." in after
     assert "dev@example.com asks for Create and manage API tokens" in dashboard
     assert f"/people/{person.pk}/role/" in dashboard
     [letter] = mail.outbox
@@ -102,7 +102,7 @@ def test_a_page_that_refuses_offers_to_ask_for_the_capability(sign_in: SignIn) -
     assert '<input type="hidden" name="next" value="/people/?q=ann">' in text(refused)
     assert '<button class="button" data-kind="primary">Ask for it</button>' in text(refused)
     assert sent["Location"] == "/people/?q=ann"
-    assert "You asked for it." in text(browser.get("/people/"))
+    assert "You asked for this capability." in text(browser.get("/people/"))
     assert browser.post("/settings/ask-for", {"capability": "no:such"}).status_code == 404
     assert asked() == 1
 

@@ -163,7 +163,7 @@ def test_a_test_mail_that_is_not_taken_says_why(chief: User, settings: Any) -> N
         (smtplib.SMTPRecipientsRefused({"a@b.c": (550, b"unknown")}), "refused the recipient: 550 unknown"),
         (smtplib.SMTPDataError(554, b"spam" * 500), "refused the mail: 554 spam"),
         (smtplib.SMTPNotSupportedError("STARTTLS extension not supported by server."), "STARTTLS extension not"),
-        (smtplib.SMTPServerDisconnected("gone"), "closed the connection. smtps:// is TLS from the start"),
+        (smtplib.SMTPServerDisconnected("gone"), "closed the connection. Use smtps:// for TLS from the start"),
         (ssl.SSLError("wrong version"), "does not speak TLS as expected"),
         (socket.gaierror(-2, "unknown"), "does not resolve"),
         (TimeoutError("timed out"), "did not answer in time"),
@@ -184,7 +184,7 @@ def test_test_mails_are_limited_and_gated(chief: User, sign_in: SignIn) -> None:
 
     assert statuses == [200] * AT_MOST
     assert problem(over) == (429, "throttled")
-    assert "Five test mails in ten minutes are enough." in page
+    assert "At most five test mails can be sent in ten minutes." in page
     assert stranger.post("/settings/workspace/test-mail").status_code == 403
     assert len(mail.outbox) == AT_MOST
 

@@ -247,9 +247,9 @@ def test_a_role_in_use_is_not_deleted_and_an_unused_one_is(chief: User, sign_in:
     refused = client.post(f"/people/roles/{used.pk}/delete/", follow=True)
     done = client.post(f"/people/roles/{free.pk}/delete/", follow=True)
 
-    assert "1 people hold it" not in asked
-    assert "1 person holds it; give them another role first." in asked
-    assert "People still have this role. Give them another one first." in text(refused)
+    assert "1 people hold this role" not in asked
+    assert "1 person holds this role; give them another one first." in asked
+    assert "People still have this role. Give them another role first." in text(refused)
     assert "Role deleted" in text(done)
     assert set(Role.objects.filter(name__in=("Used", "Free")).values_list("name", flat=True)) == {"Used"}
 

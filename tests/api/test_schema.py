@@ -35,7 +35,7 @@ def test_every_door_says_who_may_enter_and_how_it_refuses() -> None:
     for operation in operations():
         assert {"400", "401", "403"} <= set(operation["responses"]), operation["operationId"]
         assert operation["security"]
-        assert "Takes `" in operation["description"] or "Open to everybody" in operation["description"]
+        assert "Requires `" in operation["description"] or "Open to everybody" in operation["description"]
 
 
 # Operations that list objects, with their filters; all other operations act on one object.

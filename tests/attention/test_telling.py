@@ -280,7 +280,7 @@ def test_who_asked_is_told_the_outcome_once(chief: User) -> None:
 
     assert [(one.subject, one.bcc) for one in mail.outbox] == [
         ("Your request was declined", [person.email]),
-        ("You have what you asked for", [person.email]),
+        ("Your request was granted", [person.email]),
     ]
     assert Capability.LOGS_READ.label in mail.outbox[1].body
 

@@ -126,7 +126,7 @@ def test_probes_of_clients_are_not_among_my_calls(link: Connection, max: User, s
 def test_without_calls_the_page_leads_to_connecting(max: User, sign_in: SignIn) -> None:
     page = text(sign_in(max).get("/settings/calls"))
 
-    assert "No calls as you yet." in page
+    assert "No calls made as you yet." in page
     assert 'href="/connect/client/"' in page
 
 

@@ -174,7 +174,7 @@ def test_the_name_of_more_tokens_than_are_looked_up_finds_the_calls_that_bear_it
     ("query", "said"),
     [
         ("user is carl", "No user of any call is called “carl”."),
-        ("user is ana", "No user of any call is called “ana”. Some have it in their name: user contains ana."),
+        ("user is ana", "No user of any call is called “ana”. Some names contain it; search for: user contains ana."),
         ("host contains nothing-like-it", "No host of any call has “nothing-like-it” in its name."),
         ("gateway is x and error", "No gateway of any call is called “x”."),
         ("019362f0-0000-7000-8000-000000000001", "No call has this id"),

@@ -142,7 +142,11 @@ def test_a_filter_without_values_says_why(ana: User, sign_in: SignIn) -> None:
     make.call(at=ago(days=3), host_name="CI bot")
     assert said() == ["None in this time range.", "None in this time range.", "No call matches."]
     make.call(user_email="ana@example.com")
-    assert said() == ["None of these calls has one.", "None of these calls has one.", "No call matches."]
+    assert said() == [
+        "None of these calls has a value here.",
+        "None of these calls has a value here.",
+        "No call matches.",
+    ]
 
 
 @pytest.mark.parametrize(

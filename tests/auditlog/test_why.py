@@ -270,7 +270,7 @@ def test_an_act_for_what_is_not_there_does_nothing(sent: dict[str, str], ana: Us
     answer = sign_in(ana).post("/logs/remedy/", sent, follow=True)
 
     assert answer.redirect_chain == [("/logs/", 302)]
-    assert "There is nothing like this to enable" in answer.content.decode()
+    assert "This cannot be enabled" in answer.content.decode()
     assert not Event.objects.exists()
 
 
@@ -424,7 +424,7 @@ def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> No
 
     told = rest.get("/logs/what-if", **scene.query)
 
-    assert "Give the id of one." in str(told.json()["errors"]["host"])
+    assert "Enter the id of the right one." in str(told.json()["errors"]["host"])
     assert rest.get("/logs/what-if", **scene.query | {"host": str(scene.host.pk)}).json()["works"] is True
 
 

@@ -41,7 +41,7 @@ PROGRAMS = {
         python("issuer_toolkit.py"),
         "/introspect/",
         ("/authorize/", "/token/", "/revoke_token/"),
-        denial="The answer does not say which issuer it is from",
+        denial="The answer does not name its issuer",
     ),
     "oidc-provider": Program(
         node("issuer_oidc_provider.mjs"),

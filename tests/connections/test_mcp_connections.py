@@ -68,7 +68,7 @@ def test_the_page_says_that_agents_are_listed_elsewhere_and_leads_there(ana: Use
     page = client.get(PATH)
 
     assert names(page) == []
-    assert 'Agents, which carry tokens, are listed under <a href="?type=agent">' in text(page)
+    assert 'Agents, which use tokens, are listed under <a href="?type=agent">' in text(page)
     assert names(client.get(f"{PATH}?type=agent")) == ["Nightly"]
 
 

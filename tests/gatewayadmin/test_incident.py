@@ -203,7 +203,7 @@ def test_the_act_takes_what_its_verbs_take(link: Connection, sign_in: SignIn) ->
     toggles = sign_in(make.user(Capability.LOGS_READ, Capability.HOSTS_TOGGLE))
     page = places(link)["host"]
 
-    assert "Your role cannot stop it." in text(looks.get(page))
+    assert "Your role cannot stop this agent." in text(looks.get(page))
     assert {client.post(f"{page}stop/").status_code for client in (looks, toggles)} == {403}
     link.refresh_from_db()
     assert link.is_live
@@ -213,7 +213,7 @@ def test_nobody_stops_a_person_who_may_do_more(link: Connection, ana: User, sign
     """As on the person's page, the missing capability is named, and nothing is stopped."""
     clerk = sign_in(make.user(Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE, Capability.LOGS_READ))
 
-    assert "Your role cannot stop it." in text(clerk.get(f"/incident/people/{ana.pk}/"))
+    assert "Your role cannot stop this person." in text(clerk.get(f"/incident/people/{ana.pk}/"))
     clerk.post(f"/incident/people/{ana.pk}/stop/")
 
     ana.refresh_from_db()

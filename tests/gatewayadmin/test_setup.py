@@ -79,7 +79,7 @@ def test_the_way_from_a_server_to_a_gateway_is_named_at_the_step_and_on_the_page
     client = sign_in(owner)
     server, gateway = make.server(name="Handbook"), make.gateway()
 
-    assert "press “Assign a server” on its tab Servers" in text(client.get("/"))
+    assert "press “Assign a server” on its Servers tab" in text(client.get("/"))
     assert 'href="/gateways/">Open gateways<' in text(client.get(f"/servers/{server.slug}/gateways/"))
     assert "Assign a server" in text(client.get(f"/gateways/{gateway.slug}/servers/"))
 

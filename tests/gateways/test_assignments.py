@@ -71,7 +71,7 @@ def test_a_server_that_is_down_is_named_above_the_list(work: Gateway, ana: User,
     page = text(sign_in(ana).get("/gateways/work/servers/"))
 
     assert "Jira is down</b><small>Did not answer within 5 s" in page
-    assert "Its tools stay listed; calls of them fail until it answers." in page
+    assert "Its tools stay listed; calls to them fail until it answers." in page
     assert "Off is down" not in page
     assert "server disabled" in page
 
@@ -100,7 +100,7 @@ def test_the_dialog_offers_the_three_schemes_in_their_own_words(
         "Per-user identity (bring your own identity)",
         "Shared identity (service account)",
         "No credential",
-        "Saving fetches its tools and adds them to Work.",
+        "Saving fetches the server's tools and adds them to Work.",
     ):
         assert words in dialog
 

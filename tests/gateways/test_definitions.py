@@ -157,7 +157,7 @@ def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: 
     page = text(client.get("/gateways/work/tools/"))
     assert ">unavailable<" in page
     assert "The server did not answer in time." in page
-    assert "Listed is its answer from" in page
+    assert "The list is its answer from" in page
     assert "Not asked for prompts yet." in text(client.get("/gateways/work/tools/?kind=prompt"))
 
 
@@ -512,7 +512,7 @@ def test_accepting_what_is_approved_says_so(docs: Assignment, client: Client) ->
 
     done = client.post(f"/features/{docs.features.get().pk}/accept/", {"definition": ""}, follow=True)
 
-    assert "offers nothing that is not approved" in text(done)
+    assert "the definition that its server offers is approved" in text(done)
 
 
 def test_quarantine_names_who_is_cut_and_accept_lifts_it(docs: Assignment, ana: User, client: Client) -> None:

@@ -366,7 +366,7 @@ def test_switching_a_tool_off_asks_first(docs: Assignment, ana: User, sign_in: S
 
     asked = text(sign_in(ana).get(f"/tools/{tool.pk}/disable/", headers=HTMX))
 
-    assert "Disable this tool? docs__echo leaves Work on the next request. Nothing is deleted." in asked
+    assert "Disable this tool? docs__echo disappears from Work on the next request. Nothing is deleted." in asked
     assert f'hx-target="#tool-{tool.pk}"' in asked
     tool.refresh_from_db()
     assert tool.enabled

@@ -431,7 +431,7 @@ def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> N
     for server, words in (
         ("Handbook", "no credential"),
         (brought.name, "as ann-work"),
-        (skipped.name, "as the credential you chose before, or skipped"),
+        (skipped.name, "with the credential you chose before, if any"),
     ):
         assert words in page.split(server)[1].split("</li>")[0], server
 
@@ -619,7 +619,7 @@ def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, memb
 
     begun = client.get(app.question(gateway))["Location"]
     asked = client.get(begun)
-    assert b"an administrator approves new apps" in asked.content
+    assert b"An administrator must approve new apps" in asked.content
     assert not Host.objects.exists()  # Opening the page does not request approval.
     assert client.post(begun, {"gateway": gateway.slug}).status_code == 200
     assert not Host.objects.exists()

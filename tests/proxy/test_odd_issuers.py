@@ -240,7 +240,7 @@ def test_an_issuer_that_does_not_say_that_it_knows_the_proof_is_signed_in_to_whe
     refused = github.begin(browser(ann))
 
     assert refused.status_code == 400
-    told = "does not announce PKCE with S256 (code_challenge_methods_supported). An administrator who knows"
+    told = "PKCE with S256 (code_challenge_methods_supported). If the issuer does support PKCE, an administrator"
     assert told in words(refused)
     assert not ClientRegistration.objects.exists()
     assert Rest.of(boss).patch("/servers/github", {"assume_pkce": True}).status_code == 200
@@ -803,7 +803,7 @@ def test_after_several_sign_ins_without_an_answer_one_is_told_what_it_may_mean_a
     page = give_up(github, ben, 1)
 
     assert "Refresh" not in page
-    told = "If its page shows an error such as “unknown client”, it no longer knows this gateway."
+    told = "If the sign-in page shows an error such as “unknown client”, the issuer no longer knows this gateway."
     assert told in words(page)
     assert "ask an administrator to register this gateway again, on the page of the server GitHub" in words(page)
     assert "Register again" not in words(page)

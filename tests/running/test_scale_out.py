@@ -295,7 +295,7 @@ def test_more_workers_than_the_server_has_connections_for_are_warned_of(server: 
         try:
             with serving(tmp_path, url) as served:
                 takes = "1 worker and the chores open up to 16 connections to the database"
-                assert f"{takes}, and for moments" in served.log()
+                assert f"{takes}, and temporarily" in served.log()
                 warning = f"{takes}, which grants 14, and 5 more are needed temporarily"
                 assert f"Warning: {warning}: raise max_connections, or start fewer workers." in served.log()
         finally:

@@ -57,7 +57,7 @@ def test_a_key_is_made_shown_once_and_works(browser: Client, member: Role, boss:
     secret = secret_in(text(made))
     assert Directory(secret).get("/Users").status_code == 200
     assert (made["Referrer-Policy"], "no-store" in made["Cache-Control"]) == ("no-referrer", True)
-    assert "Its secret is no longer shown" in text(again)
+    assert "The secret is no longer shown" in text(again)
     assert secret_in(text(again)) == ""
     key = ProvisioningKey.objects.get()
     assert secret not in text(browser.get(f"/settings/provisioning/{key.pk}/"))
@@ -76,7 +76,7 @@ def test_the_form_begins_with_what_members_hold_and_offers_no_owners(browser: Cl
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"capabilities": []}, "would have more capabilities than the key may act on"),
+        ({"capabilities": []}, "would have capabilities that the key may not act on"),
         ({"name": ""}, "required"),
         ({"role": uuid4()}, "Select a valid choice"),
     ],
@@ -101,7 +101,7 @@ def test_rolling_shows_the_new_secret_once_and_a_reload_makes_no_other(
 
     secret = secret_in(text(rolled))
     assert [Directory(one).get("/Users").status_code for one in (secret, issued.secret)] == [200, 200]
-    assert "Its secret is no longer shown" in text(again)
+    assert "The secret is no longer shown" in text(again)
     assert issued.key.prefix in text(again)  # The previous secret, which still works.
     browser.post(f"/settings/provisioning/{issued.key.pk}/end-previous/")
     assert [Directory(one).get("/Users").status_code for one in (secret, issued.secret)] == [200, 401]

@@ -18,7 +18,7 @@ from tests.rest import Rest
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 
 RIGHT, WRONG = "notes-key-that-works", "notes-key-mistyped"
-REFUSED = "Notes answered 401: it refused the credential. Use another one, or keep it anyway."
+REFUSED = "Notes answered 401: it refused the credential. Use another credential, or keep this one anyway."
 
 
 def notes() -> App:

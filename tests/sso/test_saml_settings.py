@@ -345,7 +345,9 @@ def test_test_reads_the_metadata_anew_and_says_what_was_found(
     Provider.objects.update(issuer="https://other.example.com")
     other = boss.post(f"{PAGE}test/").content.decode()
 
-    assert f"{saml.issuer} asks people at {saml_organisation.origin}/sso and signs with 1 certificate." in good
+    assert (
+        f"{saml.issuer} signs people in at {saml_organisation.origin}/sso and signs answers with 1 certificate." in good
+    )
     assert renewed == "CN=new"
     assert "now has metadata of another provider" in other
     told = Event.objects.filter(action="organisation.tested").order_by("pk")

@@ -42,11 +42,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         Setting("accounts:profile", "Profile & password", "user", "Your name, password and theme"),
         Setting("mfa_index", "Second factor", "shield", "A code or a security key besides the password"),
         Setting("accounts:sessions", "Sessions", "lock", "Where you are signed in"),
-        Setting("connections:mine", "My identities", "identity", "What your connections carry to servers"),
-        Setting("tokens:list", "API Tokens", "key", "What your agents call gateways with"),
-        Setting("tokens:api_keys", "API keys", "key", "What your scripts call the REST API with"),
-        Setting("auditlog:own", "My calls", "logs", "What was called as you"),
-        Setting("attention:notifications", "Notifications", "mail", "What you get messages about, where and when"),
+        Setting("connections:mine", "My identities", "identity", "Credentials your connections use at servers"),
+        Setting("tokens:list", "API Tokens", "key", "Tokens your agents use at gateways"),
+        Setting("tokens:api_keys", "API keys", "key", "Keys your scripts use at the REST API"),
+        Setting("auditlog:own", "My calls", "logs", "Calls made as you"),
+        Setting(
+            "attention:notifications", "Notifications", "mail", "Channels, topics and quiet hours of your messages"
+        ),
     ),
     "Workspace": (
         Setting(
@@ -82,7 +84,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE}),
         ),
         Setting("sinks:list", "Log sinks", "logs", "Receivers of the log", Capability.SINKS_MANAGE),
-        Setting("doctor", "OAuth doctor", "trace", "Whether apps can sign in here", Capability.GATEWAYS_MANAGE),
+        Setting("doctor", "OAuth doctor", "trace", "Tests whether apps can sign in", Capability.GATEWAYS_MANAGE),
     ),
 }
 

@@ -12,7 +12,10 @@ from gatewayadmin.management.base import WorkspaceCommand
 
 
 class Command(WorkspaceCommand):
-    help = "Let a database role serve: it may read and add to the logs and change all else. Run as the owner."
+    help = (
+        "Let a database role serve: it may read the logs, add to them, and change everything else. Run this as the "
+        "owner of the tables."
+    )
 
     refusals = (Ungrantable,)
 

@@ -33,7 +33,9 @@ class Command(WorkspaceCommand):
             help="remove the second factor, for people who lost phone and codes",
         )
         parser.add_argument(
-            "--end-enforcement", action="store_true", help="accept passwords again beside the organisation's sign-in"
+            "--end-enforcement",
+            action="store_true",
+            help="accept passwords again in addition to the organisation's sign-in",
         )
 
     def handle(self, *args: Any, email: str, **options: Any) -> None:
