@@ -23,6 +23,7 @@ STATED = {
     "security_key": "name",
     "more": "",
     "requests": "",
+    "tool_set": "name",
     "row": "",
     "reason": "",
     "owner": "person",
@@ -36,6 +37,8 @@ JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "assignment": (" on ", ("server", "gateway")),
     "hostatgateway": (" on ", ("host", "gateway")),
     "connection": (" / ", ("host", "user", "gateway")),
+    "toolgrant": (" / ", ("tool_set", "subject", "gateway")),
+    "toolset": (" on ", ("tool_set", "gateway")),
 }
 FACTS = ("is_staff", "sent", "break_glass")  # They only select a sentence, and add no text.
 UNQUOTED = ("user", "address")

@@ -30,11 +30,25 @@ from gateways.models.gateway import (
     OnChange,
     Reach,
     TeamGateways,
+    ToolsGiven,
     allow_identity,
+)
+from gateways.models.tool_sets import (
+    ASKED_EFFECTS,
+    AlreadyGiven,
+    StillInUse,
+    ToolGrant,
+    ToolGrantQuerySet,
+    ToolSet,
+    ToolSetQuerySet,
+    fitting,
+    in_sets,
 )
 
 __all__ = [
+    "ASKED_EFFECTS",
     "AliasRequired",
+    "AlreadyGiven",
     "Assignment",
     "AssignmentQuerySet",
     "Effect",
@@ -55,9 +69,17 @@ __all__ = [
     "OnChange",
     "Reach",
     "ServerStillEnabled",
+    "StillInUse",
     "TeamGateways",
+    "ToolGrant",
+    "ToolGrantQuerySet",
     "ToolPolicy",
+    "ToolSet",
+    "ToolSetQuerySet",
+    "ToolsGiven",
     "WrongIdentity",
     "alias_validator",
     "allow_identity",
+    "fitting",
+    "in_sets",
 ]

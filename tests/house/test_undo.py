@@ -21,11 +21,13 @@ TAKEN_BACK = {
     "Feature.disable",
     "Feature.enable",
     "Gateway.disable",
+    "Gateway.edit",
     "Gateway.enable",
     "Host.disable",
     "Host.enable",
     "HostAtGateway.allow",
     "HostAtGateway.block",
+    "HostAtGateway.limit",
     "HostAtGateway.reset",
     "HostAtGateway.restrict",
     "Identity.disable",
@@ -34,6 +36,8 @@ TAKEN_BACK = {
     "Server.enable",
     "Sink.disable",
     "Sink.enable",
+    "ToolGrant.end",
+    "ToolGrant.give",
     "User.deactivate",
 }
 
