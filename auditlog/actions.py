@@ -115,6 +115,11 @@ class Action(StrEnum):
         "The definition of {target} was changed by its server.",
     )
     FEATURE_DISABLED = "feature.disabled", "{actor} disabled {target}."
+    FEATURE_EFFECT_SAID = (
+        "feature.effect_said",
+        "{actor} said what {target} does: {effect}.",
+        "{actor} left it to its server to say what {target} does.",
+    )
     FEATURE_ENABLED = "feature.enabled", "{actor} enabled {target}."
     FEATURE_HELD = "feature.held", "{target} is new at its server and waits for a decision."
     FEATURE_QUARANTINED = "feature.quarantined", "{actor} put {target} in quarantine."

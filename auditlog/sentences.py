@@ -24,6 +24,7 @@ STATED = {
     "more": "",
     "requests": "",
     "tool_set": "name",
+    "effect": "",
     "row": "",
     "reason": "",
     "owner": "person",

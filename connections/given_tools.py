@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
 from django.db import connection
+from django.db.models import Q
 from django.utils import timezone
 
 from accounts.models import Team, User
@@ -16,7 +17,7 @@ from auditlog.over_time import LOG_MS, MOST_READ, PERIOD, Caller, RefusedCalls, 
 from auditlog.rollups.schema import range_start
 from capabilities import Capability
 from connections.models import HostAtGateway
-from gateways.models import Feature, FeatureKind, Gateway, ToolGrant, ToolSet, ToolsGiven
+from gateways.models import Feature, FeatureKind, Gateway, ToolGrant, ToolSet, ToolsGiven, fits
 from hosts.models import Host
 
 _IN_SETS = """
@@ -32,7 +33,7 @@ class GivenTools:
     """The tools and prompts of a gateway that people and hosts may use, by exposed name."""
 
     asks_grants: bool
-    names: dict[UUID, Collection[str]]  # Of each set.
+    names: Mapping[UUID, Collection[str]]  # Of each set.
     everyone: frozenset[UUID]  # Sets.
     teams: dict[UUID, frozenset[UUID]]
     people: dict[UUID, frozenset[UUID]]
@@ -141,7 +142,19 @@ def limited_to(host: Host, tool_set: ToolSet) -> Callable[[GivenTools], GivenToo
     return lambda given: replace(given, limits=given.limits | {host.pk: tool_set.pk})
 
 
+def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTools]:
+    """Return the change of sets if `effect` were that of this tool."""
+    sets, name = ToolSet.objects.live().filter(gateway=feature.assignment.gateway_id), feature.exposed_name[:300]
+    having = {*sets.filter(Q(members=feature) | fits(feature, effect)).values_list("pk", flat=True)}
+
+    def change(given: GivenTools) -> GivenTools:
+        names = {pk: {*found} | {name} if pk in having else {*found} - {name} for pk, found in given.names.items()}
+        return replace(given, names=names)
+
+    return change
+
+
 def with_features(tool_set: ToolSet, features: Iterable[Feature]) -> Callable[[GivenTools], GivenTools]:
     """Return the change that leaves a set with just these features."""
     names = {feature.exposed_name[:300] for feature in features}
-    return lambda given: replace(given, names=given.names | {tool_set.pk: names})
+    return lambda given: replace(given, names={**given.names, tool_set.pk: names})

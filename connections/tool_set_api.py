@@ -18,7 +18,7 @@ from accounts.models import Team, User
 from capabilities import Capability
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.tool_sets import features_at, sets_at, with_holders
-from gateways.models import ASKED_EFFECTS, AlreadyGiven, Gateway, GatewayError, StillInUse, ToolGrant, ToolSet
+from gateways.models import STATED_EFFECTS, AlreadyGiven, Gateway, GatewayError, StillInUse, ToolGrant, ToolSet
 from gateways.views import gateway_or_404
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField
@@ -58,7 +58,7 @@ class ToolSetBody(RequestBody):
 
     name = serializers.CharField(max_length=80)
     patterns = serializers.ListField(child=serializers.CharField(max_length=200), default=list, max_length=100)
-    effects = serializers.ListField(child=serializers.ChoiceField(ASKED_EFFECTS), default=list)
+    effects = serializers.ListField(child=serializers.ChoiceField(STATED_EFFECTS), default=list)
     members = serializers.ListField(
         child=serializers.CharField(), default=list, max_length=500, help_text="Exposed names."
     )

@@ -22,7 +22,7 @@ from capabilities.catalogue import SEES_GATEWAYS
 from connections.given_tools import asking_grants, limited_to, refused_by, with_features, without_grant
 from connections.models import HostAtGateway
 from gateways.models import (
-    ASKED_EFFECTS,
+    STATED_EFFECTS,
     Feature,
     FeatureQuerySet,
     Gateway,
@@ -98,7 +98,7 @@ class ToolSetForm(forms.Form):
     )
     effects = forms.MultipleChoiceField(
         required=False,
-        choices=ASKED_EFFECTS,
+        choices=STATED_EFFECTS,
         widget=forms.CheckboxSelectMultiple,
         help_text="Only tools with one of these. Not said counts as destructive; prompts and resources have no effect.",
     )
@@ -265,7 +265,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     gateway = gateway_or_404(request.user, tool_set.gateway.slug)
     features = in_sets(features_at(gateway), [tool_set])
     context = {"gateway": gateway, "tab": "access", "tool_set": tool_set}
-    context["effects"] = [label for effect, label in ASKED_EFFECTS if effect in tool_set.effects]
+    context["effects"] = [label for effect, label in STATED_EFFECTS if effect in tool_set.effects]
     context["members"] = {*tool_set.members.values_list("pk", flat=True)}
     return list_page(request, "connections/tool_set.html#tools", features, table=TOOLS, **context)
 

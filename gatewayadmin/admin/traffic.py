@@ -235,8 +235,8 @@ class FeaturePages(CapabilityAdmin):
     list_select_related = ("assignment__server", "assignment__gateway")
     search_fields = ("exposed_name", "title")
     fields = words(
-        "kind exposed_name name title description state enabled assignment annotations effect approved offered"
-        " first_seen_at last_seen_at changed_at missing_since"
+        "kind exposed_name name title description state enabled assignment annotations effect said_effect approved"
+        " offered first_seen_at last_seen_at changed_at missing_since"
     )
 
     def status(self, obj: Feature) -> str:

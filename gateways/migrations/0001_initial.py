@@ -52,6 +52,7 @@ class Migration(migrations.Migration):
                 ('input_schema', models.JSONField(default=dict)),
                 ('annotations', models.JSONField(default=dict)),
                 ('effect', models.CharField(choices=[('read_only', 'Read only'), ('writes', 'Writes'), ('destructive', 'Destructive'), ('unknown', 'Not said')], db_default='unknown', default='unknown', editable=False, max_length=12)),
+                ('said_effect', models.CharField(blank=True, choices=[('', 'As its server says'), ('read_only', 'Read only'), ('writes', 'Writes'), ('destructive', 'Destructive')], db_default='', default='', max_length=12)),
                 ('state', models.CharField(choices=[('approved', 'Approved'), ('held', 'Held'), ('quarantined', 'Quarantined'), ('new', 'Waiting')], default='approved', max_length=12)),
                 ('approved', models.TextField(blank=True, default='')),
                 ('shown', models.TextField(editable=False, null=True)),

@@ -11,6 +11,8 @@ from gateways.models.assignment import (
     alias_validator,
 )
 from gateways.models.feature import (
+    SAID_EFFECTS,
+    STATED_EFFECTS,
     Effect,
     Feature,
     FeatureKind,
@@ -34,19 +36,20 @@ from gateways.models.gateway import (
     allow_identity,
 )
 from gateways.models.tool_sets import (
-    ASKED_EFFECTS,
     AlreadyGiven,
     StillInUse,
     ToolGrant,
     ToolGrantQuerySet,
     ToolSet,
     ToolSetQuerySet,
+    fits,
     fitting,
     in_sets,
 )
 
 __all__ = [
-    "ASKED_EFFECTS",
+    "SAID_EFFECTS",
+    "STATED_EFFECTS",
     "AliasRequired",
     "AlreadyGiven",
     "Assignment",
@@ -80,6 +83,7 @@ __all__ = [
     "WrongIdentity",
     "alias_validator",
     "allow_identity",
+    "fits",
     "fitting",
     "in_sets",
 ]

@@ -75,6 +75,11 @@ class Effect(models.TextChoices):
         return "" if self is Effect.UNKNOWN else str(self.label)
 
 
+# Effects an administrator can state: one whose effect nobody states counts as destructive in sets of tools.
+STATED_EFFECTS = [(effect.value, effect.label) for effect in Effect if effect != Effect.UNKNOWN]
+SAID_EFFECTS = [("", "As its server says"), *STATED_EFFECTS]
+
+
 class FeatureQuerySet(models.QuerySet["Feature"]):
     def tools(self) -> "FeatureQuerySet":
         return self.filter(kind=FeatureKind.TOOL)
@@ -168,7 +173,8 @@ class Feature(Versioned, Switchable):
     `approved` is the JSON text of the approved definition, under the server's own name; `shown` is the definition that
     clients get, NULL if equal. `offered` is the server's current definition, NULL if it is the approved one.
     Title, description, schema and annotations are those of the approved definition, or of the first while it waits.
-    `effect` is computed from the annotations by the database, whenever either is written.
+    `effect` is computed by the database whenever it is written: what an administrator said, otherwise what the
+    annotations claim.
     `identities` are those the server offers it to, if each person has their own.
     """
 
@@ -184,6 +190,7 @@ class Feature(Versioned, Switchable):
     effect = models.CharField(
         max_length=12, choices=Effect, default=Effect.UNKNOWN, db_default=Effect.UNKNOWN, editable=False
     )
+    said_effect = models.CharField(max_length=12, choices=SAID_EFFECTS, default="", db_default="", blank=True)
     state = models.CharField(max_length=12, choices=FeatureState, default=FeatureState.APPROVED)
     approved = models.TextField(blank=True, default="")
     shown = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL is "as approved"
@@ -227,8 +234,13 @@ class Feature(Versioned, Switchable):
 
     @property
     def claim(self) -> str:
-        """The effect the server claims, as text; empty if it does not state one."""
+        """The effect that an administrator or the server states, as text; empty if nobody states one."""
         return Effect(self.effect).claim
+
+    @property
+    def claim_of_server(self) -> str:
+        """The effect the server claims, as text; empty if it does not state one."""
+        return Effect.of(self.annotations).claim
 
     @property
     def hidden_characters(self) -> list[str]:
@@ -254,7 +266,7 @@ class Feature(Versioned, Switchable):
 
     def editable(self) -> dict[str, Any]:
         hashes = {"definition": self.definition_hash, "offered": self.offered_hash}
-        return {"enabled": self.enabled, "state": self.state, **hashes}
+        return {"enabled": self.enabled, "state": self.state, "said_effect": self.said_effect, **hashes}
 
     def expose(self, alias: str) -> None:
         """Set the exposed name and shown definition for `alias`, without saving."""
@@ -286,6 +298,18 @@ class Feature(Versioned, Switchable):
             }
             Event.objects.record(Action.FEATURE_ACCEPTED, row, by=by, changes=changes)
         self.refresh_from_db()
+
+    def say_effect(self, effect: str, *, by: User) -> bool:
+        """State what a tool does, instead of its server; empty leaves it to the server. Returns False if unchanged."""
+        with transaction.atomic():
+            row = self.lock()
+            if row.said_effect == effect:
+                return False
+            changes = {"effect": [row.said_effect or None, effect or None]}
+            type(self).objects.filter(pk=self.pk).update(said_effect=effect)
+            Event.objects.record(Action.FEATURE_EFFECT_SAID, row, by=by, changes=changes)
+        self.refresh_from_db()
+        return True
 
     def quarantine(self, *, by: User | None) -> None:
         """Hide the feature from clients and refuse its calls from the next request on, until somebody accepts it."""

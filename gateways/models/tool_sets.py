@@ -12,7 +12,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import IntegrityError, models, transaction
 from django.db.models import Func, Q
 from django.db.models.expressions import RawSQL
-from django.db.models.functions import Lower
+from django.db.models.functions import Cast, Lower
 from django.utils import timezone
 
 from accounts.models import Team, User
@@ -20,12 +20,9 @@ from accounts.rules import NameTaken
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
-from gateways.models.feature import Effect, Feature, FeatureQuerySet
+from gateways.models.feature import STATED_EFFECTS, Feature, FeatureQuerySet
 from gateways.models.gateway import Gateway, GatewayError
 from ui.forms import holds
-
-# Effects that a set can ask for: a tool whose effect nobody states counts as destructive.
-ASKED_EFFECTS = [(effect.value, effect.label) for effect in Effect if effect != Effect.UNKNOWN]
 
 
 class AlreadyGiven(GatewayError):
@@ -46,8 +43,17 @@ def fitting(patterns: Iterable[str], effects: Iterable[str]) -> Q:
     """Match the features that fit these patterns and effects; none without either."""
     likes = models.Value([*map(like, patterns)], ArrayField(models.TextField()))
     asked = models.Value([*effects], ArrayField(models.TextField()))
-    columns = (models.F("kind"), models.F("exposed_name"), models.F("effect"))
-    return Q(Func(*columns, likes, asked, function="gateways_fits", output_field=models.BooleanField()))
+    return _fits(models.F("kind"), models.F("exposed_name"), models.F("effect"), likes, asked)
+
+
+def fits(feature: Feature, effect: str) -> Q:
+    """Match the sets whose patterns and effects a feature fits if it has this effect."""
+    values = (models.Value(text, models.TextField()) for text in (feature.kind, feature.exposed_name, effect))
+    return _fits(*values, models.F("likes"), Cast("effects", ArrayField(models.TextField())))
+
+
+def _fits(*arguments: models.expressions.Combinable) -> Q:
+    return Q(Func(*arguments, function="gateways_fits", output_field=models.BooleanField()))
 
 
 class ToolSetQuerySet(models.QuerySet["ToolSet"]):
@@ -93,7 +99,7 @@ class ToolSet(Versioned, models.Model):
     name = models.CharField(max_length=80)
     patterns = ArrayField(models.CharField(max_length=200), default=list, blank=True)
     likes = ArrayField(models.TextField(), default=list, editable=False)
-    effects = ArrayField(models.CharField(max_length=12, choices=ASKED_EFFECTS), default=list, blank=True)
+    effects = ArrayField(models.CharField(max_length=12, choices=STATED_EFFECTS), default=list, blank=True)
     members = models.ManyToManyField(Feature, blank=True, related_name="+")
     created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)

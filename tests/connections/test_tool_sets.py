@@ -224,3 +224,35 @@ def test_rest_makes_gives_limits_and_ends(work: Gateway, boss: User, sign_in: Si
     assert rest.send("delete", f"/gateways/work/tool-sets/{made['id']}").status_code == 204
     assert rest.get("/gateways/work/grants").json()["results"] == []
     assert len(rest.get("/gateways/work/grants", ended="true").json()["results"]) == 1
+
+
+def test_what_an_administrator_says_of_a_tool_counts_in_sets(
+    work: Gateway, boss: User, ann: User, sign_in: SignIn
+) -> None:
+    reading = ToolSet.objects.add(gateway=work, name="Reading", effects=["read_only"], by=boss)
+    breaking = ToolSet.objects.add(gateway=work, name="Breaking", effects=["destructive"], by=boss)
+    ToolGrant.objects.give(reading, by=boss)
+    work.edit(tools_given="granted", by=boss)
+    called(work, ann, "docs__get")
+    get = Feature.objects.get(name="get")
+    client, url = sign_in(boss), f"/features/{get.pk}/effect/"
+
+    def names(tool_set: ToolSet) -> list[str]:
+        return [*tool_set.features.order_by("name").values_list("name", flat=True)]
+
+    assert (names(reading), names(breaking)) == (["get"], ["drop"])
+    harmless = text(client.get(url, {"said_effect": "read_only"}, headers=WOULD_REFUSE))
+    asked = text(client.get(url, {"said_effect": "destructive"}, headers=WOULD_REFUSE))
+    said = client.post(url, {"said_effect": "destructive"})
+
+    assert "No call of the last 7 days would have been refused." in harmless
+    assert "1 call of 1 person used what this takes away" in asked
+    assert (names(reading), names(breaking)) == ([], ["drop", "get"])
+    assert told() == "boss@example.com said what “docs__get” does: destructive."
+    assert "Its server: Read only" in client.get(f"/features/{get.pk}/").content.decode()
+    undone(client, said)
+    assert (names(reading), names(breaking)) == (["get"], ["drop"])
+    prompt = Feature.objects.create(assignment=get.assignment, kind="prompt", name="p", exposed_name="docs__p")
+    assert client.get(f"/features/{prompt.pk}/effect/").status_code == 404
+    refused = Rest(client).send("patch", f"/gateways/work/features/{prompt.pk}", {"said_effect": "writes"})
+    assert refused.json()["errors"] == {"said_effect": ["Only tools have an effect."]}

@@ -20,6 +20,7 @@ TAKEN_BACK = {
     "Connection.enable",
     "Feature.disable",
     "Feature.enable",
+    "Feature.say_effect",
     "Gateway.disable",
     "Gateway.edit",
     "Gateway.enable",

@@ -492,6 +492,12 @@ VERBS = [
         before=off(Feature, "tool"),
     ),
     verb(
+        "Feature.say_effect",
+        page("/features/{tool}/effect/", said_effect="read_only"),
+        rest("PATCH /gateways/closed/tools/{tool}", said_effect="read_only"),
+        rest("PATCH /gateways/closed/features/{tool}", said_effect="read_only"),
+    ),
+    verb(
         "Feature.accept",
         page("/features/{tool}/accept/", definition=""),
         rest("POST /gateways/closed/features/{tool}/accept"),
