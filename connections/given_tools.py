@@ -22,7 +22,8 @@ from hosts.models import Host
 
 _IN_SETS = """
 SELECT s.tool_set_id, f.exposed_name FROM gateways_features_of(%s::uuid[]) s
-JOIN gateways_feature f ON f.id = s.feature_id WHERE f.kind IN ('tool', 'prompt')
+JOIN gateways_feature f ON f.id = s.feature_id
+WHERE f.kind IN ('tool', 'prompt') AND left(f.exposed_name, 300) = ANY(%s)
 """
 _BY_TOOL = "SELECT c.user_id, c.host_id, c.feature_name, count(*) FROM ({calls}) c GROUP BY 1, 2, 3"
 NAMED_KINDS = (FeatureKind.TOOL, FeatureKind.PROMPT)
@@ -51,14 +52,14 @@ class GivenTools:
         return host not in self.limits or name in self.names[self.limits[host]]
 
 
-def given_tools(gateway: Gateway) -> GivenTools:
-    """Return what the sets, grants and limits of `gateway` give now."""
+def given_tools(gateway: Gateway, asked: Iterable[str]) -> GivenTools:
+    """Return what the sets, grants and limits of `gateway` give now, as to the tools and prompts `asked`."""
     grants = list(ToolGrant.objects.live().filter(gateway=gateway))
     limits = HostAtGateway.objects.filter(gateway=gateway, tool_set__isnull=False)
     sets = [*ToolSet.objects.live().filter(gateway=gateway).values_list("pk", flat=True)]
     names: dict[UUID, set[str]] = {pk: set() for pk in sets}
     with connection.cursor() as cursor:
-        cursor.execute(_IN_SETS, [sets])
+        cursor.execute(_IN_SETS, [sets, [name[:300] for name in asked]])
         for pk, name in cursor.fetchall():
             names[pk].add(name[:300])
     by_team, by_person = defaultdict[UUID, set[UUID]](set), defaultdict[UUID, set[UUID]](set)
@@ -91,11 +92,11 @@ def refused_by(gateway: Gateway, viewer: User, change: Callable[[GivenTools], Gi
     """
     if not viewer.has_perm(Capability.LOGS_READ):
         return ""
-    now = given_tools(gateway)
-    after = change(now)
     read = in_time(lambda: _calls(gateway), LOG_MS)
     if read is None:
         return RefusedCalls(None).sentence()
+    now = given_tools(gateway, {name for _, _, name, _ in read})
+    after = change(now)
     callers = Counter[Caller]()
     hosts = Host.objects.filter(pk__in={host for _, host, _, _ in read}).only("kind")
     agents = {host.pk for host in hosts if host.is_agent}

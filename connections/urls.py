@@ -1,6 +1,6 @@
 from django.urls import path
 
-from connections import carried_identities, gateway_hosts, sessions, tool_sets, views
+from connections import carried_identities, gateway_hosts, sessions, tool_matrix, tool_sets, views
 
 app_name = "connections"
 
@@ -17,6 +17,7 @@ urlpatterns = [
     path("gateways/<slug:slug>/access/hosts/<uuid:host>/block/", gateway_hosts.block, name="block_host"),
     path("gateways/<slug:slug>/access/hosts/<uuid:host>/reset/", gateway_hosts.reset, name="reset_host"),
     path("gateways/<slug:slug>/access/hosts/<uuid:host>/limit/", tool_sets.limit, name="limit_host"),
+    path("gateways/<slug:slug>/access/matrix/", tool_matrix.matrix, name="tool_matrix"),
     path("gateways/<slug:slug>/access/tools/", tool_sets.listing, name="tool_sets"),
     path("gateways/<slug:slug>/access/tools/given/", tool_sets.restrict, name="restrict_tools"),
     path("gateways/<slug:slug>/access/tools/add/", tool_sets.add, name="add_tool_set"),

@@ -256,3 +256,35 @@ def test_what_an_administrator_says_of_a_tool_counts_in_sets(
     assert client.get(f"/features/{prompt.pk}/effect/").status_code == 404
     refused = Rest(client).send("patch", f"/gateways/work/features/{prompt.pk}", {"said_effect": "writes"})
     assert refused.json()["errors"] == {"said_effect": ["Only tools have an effect."]}
+
+
+def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User, ann: User, sign_in: SignIn) -> None:
+    team, bot = Team.objects.create(name="Writers"), make.agent(by=boss, name="CI bot")
+    team.users.add(ann)
+    reading = ToolSet.objects.add(gateway=work, name="Reading", effects=["read_only"], by=boss)
+    chosen = ToolSet.objects.add(gateway=work, name="Chosen", members=Feature.objects.filter(name="drop"), by=boss)
+    ToolGrant.objects.give(reading, by=boss)
+    ToolGrant.objects.give(chosen, team=team, by=boss)
+    HostAtGateway.objects.at(work, bot).limit(reading, by=boss)
+    work.edit(tools_given="granted", by=boss)
+    client, url = sign_in(boss), "/gateways/work/access/matrix/"
+
+    def cells(**query: str) -> set[str]:
+        return {*re.findall(r'aria-label="(docs__[^"]+)"', client.get(url, query).content.decode())}
+
+    get = {f"docs__get, {who}: yes" for who in ("Everybody", "Writers", "CI bot")}
+    drop = {"docs__drop, Everybody: no, not granted", "docs__drop, Writers: yes"}
+    assert cells() == get | drop | {"docs__drop, CI bot: no, beyond its limit"}
+    assert cells(person=ann.email, q="drop") == {f"docs__drop, {ann.email}: yes"}
+    assert cells(person=boss.email, q="drop") == {f"docs__drop, {boss.email}: no, not granted"}
+    assert cells(agent=str(bot.pk), q="get") == {"docs__get, CI bot: yes"}
+
+    dropping = str(Feature.objects.get(name="drop").pk)
+    why = text(client.get(url, {"tool": dropping, "of": f"person:{ann.pk}"}))
+    assert "Chosen , given to Writers" in why
+    assert "The set Chosen has it, chosen one by one." in why
+    assert "No grant gives it." in text(client.get(url, {"tool": dropping, "of": "everybody"}))
+    assert "Limited to Reading , which does not have it." in text(
+        client.get(url, {"tool": dropping, "of": f"agent:{bot.pk}"})
+    )
+    assert client.get(url, {"tool": dropping, "of": "nonsense"}).status_code == 404
