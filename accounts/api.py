@@ -236,7 +236,7 @@ class UserResource(Resource):
         role, staff = changes.pop("role", None), changes.pop("is_staff", None)
         break_glass = changes.pop("break_glass", None)
         with transaction.atomic():
-            one_at_a_time()  # Before the row's lock, in the same order as the verbs below.
+            one_at_a_time()  # Before locking the row, in the same order as the methods below, to avoid deadlocks.
             person.lock().must_be(self.seen)
             if changes:
                 person.edit(**{"email": person.email, "display_name": person.display_name} | changes, by=self.me)
@@ -351,7 +351,7 @@ class Confirm(Resource):
     @operation(needs=None, body=Confirmation, answer=HTTPStatus.NO_CONTENT, conflicts=True)
     def confirm(self, request: Request) -> Response:
         """Confirm your password."""
-        try_as(self.me, "password again")  # Shares its limit with the page.
+        try_as(self.me, "password again")  # The page that confirms a password shares this limit.
         typed = self.body()
         if getattr(request.auth, "is_api_key", False) or not self.me.has_usable_password():
             raise ApiError(HTTPStatus.CONFLICT, "no_password", "There is no password to confirm.")

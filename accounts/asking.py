@@ -27,28 +27,31 @@ MOST_OPEN = 500
 
 
 def requests(of: Any = None) -> QuerySet[Event]:
-    """Return the last week's requests for capabilities and their refusals, of everyone or one person, newest first."""
+    """Return last week's requests for capabilities and their refusals, newest first: of everyone or of person `of`."""
     actions = (Action.USER_ASKED_FOR_CAPABILITY, Action.USER_REQUEST_DECLINED)
     events = Event.objects.filter(action__in=actions, created_at__gte=timezone.now() - OPEN).order_by("-id")
     return events.filter(target_type="user", target_id=str(of.pk)) if of else events
 
 
 def asked_lately(events: Iterable[Event]) -> set[str]:
-    """Return the capabilities requested within a day, declined or not, from one person's `requests`."""
+    """Return the slugs of capabilities requested in the last day, declined or not, in one person's `requests`."""
     since = timezone.now() - ASK_AGAIN
     asked = (one for one in events if one.action == Action.USER_ASKED_FOR_CAPABILITY and one.created_at >= since)
     return {_slug(event) for event in asked}
 
 
 def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:
-    """Return whether one person's `requests` ask for it within a day, and when it was declined (None: it was not)."""
+    """Return True if the person asked for `capability` in the last day, and the time it was declined or None.
+
+    `events` are the person's `requests`.
+    """
     of_it = [event for event in events if _slug(event) == capability.slug]
     declined = of_it and of_it[0].action == Action.USER_REQUEST_DECLINED
     return bool(asked_lately(of_it)), of_it[0].created_at if declined else None
 
 
 def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, datetime]]:
-    """Yield the open requests (person, capability, time) among `requests`; declined ones are left out."""
+    """Yield the requests in `events` that were not declined, as (person, capability, time)."""
     met: set[tuple[str, str]] = set()
     for event in events:
         slug = _slug(event)

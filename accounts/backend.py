@@ -1,4 +1,4 @@
-"""The authentication backend. Sessions store its dotted path, so moving it would sign everybody out."""
+"""The authentication backend. Sessions store the dotted path of the class, so moving it would sign everybody out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accounts.models import User
 
 
 class RoleBackend(BaseBackend):
-    """Authenticates active users by e-mail and password. Their permissions come only from their role."""
+    """Authenticates active users by e-mail and password. Users get permissions only through their role."""
 
     def authenticate(
         self,
@@ -25,7 +25,7 @@ class RoleBackend(BaseBackend):
             return None
         user = User.objects.filter(email=email.strip().lower()).first()
         if user is None:
-            User().set_password(password)  # Takes as long as a real check, so that response times reveal nothing.
+            User().set_password(password)  # Takes as long as a real check, so response times do not reveal accounts.
             return None
         return user if user.check_password(password) and user.is_active else None
 

@@ -1,4 +1,4 @@
-"""Capabilities as grouped on pages, and which of them a person may grant."""
+"""Check-lists of capabilities, grouped as on pages, with the capabilities that a person may grant."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class CapabilityCheckbox:
-    """One line of the check-list. `withheld` is why its tick cannot be changed; empty if it can."""
+    """One line of the check-list. `withheld` is the reason why it cannot be ticked or unticked; empty if it can be."""
 
     capability: Capability
     ticked: bool
@@ -45,7 +45,7 @@ class CapabilityCheckbox:
 def check_list(
     editor: User, ticked: Collection[Capability], withheld: str = ""
 ) -> Iterator[tuple[str, list[CapabilityCheckbox]]]:
-    """Yield each area with its check-list for `editor`. A `withheld` reason disables every line."""
+    """Yield each area of capabilities with the check-list for `editor`. A `withheld` reason disables every line."""
     for area, capabilities in CAPABILITY_GROUPS.items():
         yield (
             area,
@@ -61,7 +61,7 @@ def _withheld(editor: User, capability: Capability) -> str:
 
 
 class ChecksCapabilities(forms.Form):
-    """A form with the check-list. `at_first` is ticked before the form is posted."""
+    """A form with the check-list. The capabilities in `at_first` are ticked until the form is posted."""
 
     at_first: frozenset[Capability] = frozenset()
     capabilities = forms.MultipleChoiceField(

@@ -113,7 +113,7 @@ class RoleResource(Resource):
         return role
 
 
-MEMBERS = Prefetch("users", User.objects.only("email"))  # The only field of members in answers.
+MEMBERS = Prefetch("users", User.objects.only("email"))  # Answers contain no other field of members.
 
 
 class Member(serializers.Serializer[User]):
@@ -123,7 +123,7 @@ class Member(serializers.Serializer[User]):
     email = serializers.EmailField(help_text="E-mail address of the person.")
 
     def to_representation(self, instance: User) -> dict[str, str]:
-        # An answer may have thousands of members, and the serializer's fields would take most of its time.
+        # An answer may have thousands of members, and the serializer's fields would take most of the response time.
         return {"id": str(instance.pk), "email": instance.email}
 
 

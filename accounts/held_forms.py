@@ -1,9 +1,10 @@
-"""Hold forms submitted when a password confirmation is required, and resubmit them after it.
+"""Store a form that is submitted when a password confirmation is required, and resubmit it after the confirmation.
 
-The session stores the submitted form, encrypted, for one person and one URL. `next` is the page with the form, and its
-fragment is the key of the stored form, so that two tabs do not mix up theirs. After the confirmation the browser
-submits the form again, to its own URL and through every check, with the key instead of the data: no secret appears in a
-page, a URL, a log or, in plain text, in the database. If the stored form is gone, the page is opened or linked instead.
+The session stores the submitted form, encrypted, for one person and one URL. `next` is the page with the form, and the
+fragment of `next` is the key of the stored form, so that two tabs do not mix up their forms. After the confirmation the
+browser submits the form again, to the same URL and through every check, with the key instead of the data: no secret
+appears in a page, a URL, a log or, in plain text, in the database. If the stored form is gone, the page with the form
+is opened or linked instead.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from ui.pages import own_path, referring_page
 from ui.sealing import cipher
 
 SESSION_KEY = "held_forms"
-FIELD = "held_form"  # Field of a resubmitted form: the key of the stored one.
-PAGE = "held_on"  # Field of a resubmitted form: the URL of the page it was on.
-HELD_S = 30 * 60.0  # How long a form is held.
-MOST_HELD = 3  # Per session; the oldest is dropped for a new one.
-MOST_BYTES = 32 * 1024  # Per form, compressed. Every request of the session reads them.
+FIELD = "held_form"  # Field of a resubmitted form: the key of the stored form.
+PAGE = "held_on"  # Field of a resubmitted form: the URL of the page with the original form.
+HELD_S = 30 * 60.0  # Seconds that a form is stored.
+MOST_HELD = 3  # Forms per session; a new form replaces the oldest.
+MOST_BYTES = 32 * 1024  # Per form, compressed. Every request of the session reads all stored forms.
 
 
 def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Hold the form when a view raises ReauthenticationRequired, and restore its data when it is resubmitted.
+    """Store the form when a view raises ReauthenticationRequired, and restore its data when it is resubmitted.
 
-    Place this middleware after AccountMiddleware, which would store the data unencrypted; its process_view then runs
-    after the CSRF check and after sign-in.
+    Place this middleware after AccountMiddleware, which would otherwise handle the exception and store the data
+    unencrypted. In this place, process_view runs after the CSRF check and after sign-in.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -55,7 +56,7 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
         sent, page = _taken(request, request.POST[FIELD]), own_path(request.POST.get(PAGE, ""), request.get_full_path())
         if sent is None:
             return _answer(request, {"page": page}, status=410)
-        request.POST = sent  # type: ignore[assignment]  # As the browser sent it, immutable.
+        request.POST = sent  # type: ignore[assignment]  # Immutable, like the data of every request.
         request.held_on = page  # type: ignore[attr-defined]
         return None
 
@@ -72,7 +73,7 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 
 def send_again(request: HttpRequest, onward: str) -> HttpResponse | None:
-    """Return a page that resubmits the confirmed form, or None if there was only a page to open."""
+    """Return a page that resubmits the stored form named in `onward`, or None if `onward` names no stored form."""
     page, key = urldefrag(own_path(onward))
     sent = _sent(request, key)
     return _answer(request, {"address": sent["address"], "fields": {FIELD: key, PAGE: page}}) if sent else None
@@ -85,7 +86,10 @@ def _answer(request: HttpRequest, context: dict[str, Any], status: int = 200) ->
 
 
 def _onward(request: HttpRequest) -> str:
-    """Hold the posted form, and return the page to open after the confirmation, with the form's key as fragment."""
+    """Store the posted form; return the URL to open after the confirmation, with the form's key as fragment.
+
+    Without a form to store, the URL has no fragment.
+    """
     if request.method != "POST" or not request.user.is_authenticated:
         return request.get_full_path()
     page, address = getattr(request, "held_on", "") or referring_page(request), request.get_full_path()
@@ -108,10 +112,9 @@ def _held(request: HttpRequest) -> dict[str, Any]:
 
 
 def _is_sent_again(request: HttpRequest, view: object) -> bool:
-    """True if the request names a held form.
+    """True if a signed-in person's POST names a stored form.
 
-    Only for signed-in people, since strangers hold nothing, and for views with a CSRF check, since programs post
-    without one.
+    False for views without a CSRF check: programs post to them, not forms on pages.
     """
     if request.method != "POST" or getattr(view, "csrf_exempt", False):
         return False
@@ -125,7 +128,7 @@ def _forget(request: HttpRequest) -> None:
 
 
 def _taken(request: HttpRequest, key: str) -> QueryDict | None:
-    """Remove and return the form held under `key`; None unless this person sent it to this URL recently."""
+    """Remove and return the form stored under `key`, or None if this person did not send it to this URL recently."""
     sent = _sent(request, key)
     if key in (held := _held(request)):
         del held[key]
@@ -136,11 +139,11 @@ def _taken(request: HttpRequest, key: str) -> QueryDict | None:
 
 
 def _sent(request: HttpRequest, key: str) -> dict[str, str] | None:
-    """Return the form held under `key`, or None if there is none for this person."""
+    """Return the form stored under `key`, or None if there is none for this person."""
     if key not in (held := _held(request)):
         return None
     try:
         sent: dict[str, str] = orjson.loads(zlib.decompress(b64decode(cipher().open(held[key][1].encode()))))
-    except ValueError:  # Its encryption key is gone.
+    except ValueError:  # The encryption key was removed from the settings.
         return None
     return sent if sent["person"] == str(request.user.pk) else None

@@ -28,7 +28,7 @@ SESSION_KEY = "invitation"  # The key is stored in the session, so that the URL 
 @require_GET
 @login_not_required
 def open_invitation(request: HttpRequest, key: str) -> HttpResponse:
-    """Open an invitation link. This does not use it up, because mail programs open links too."""
+    """Open an invitation link. The link stays valid, because mail programs open links too."""
     if _invited(key) is None:
         return _no_longer(request)
     request.session[SESSION_KEY] = key
@@ -40,7 +40,7 @@ def open_invitation(request: HttpRequest, key: str) -> HttpResponse:
 @login_not_required
 @posts_from_one_address("link, from one address")
 def join(request: HttpRequest) -> HttpResponse:
-    """Set name and password and sign in; people who must sign in at the identity provider are sent there."""
+    """Set name and password and sign in. People who must sign in at the identity provider get a link to it instead."""
     person = invited(request)
     if person is None:
         return _no_longer(request)
@@ -66,7 +66,7 @@ def invited(request: HttpRequest) -> User | None:
 
 
 def _invited(key: str) -> User | None:
-    """Return the person whose valid invitation this key belongs to, or None."""
+    """Return the person whose invitation has this key, or None if there is none or it is not valid."""
     uid, _, token = key.partition("-")
     try:
         person = User.objects.select_related("role").filter(pk=UUID(uid)).first()

@@ -1,4 +1,4 @@
-"""Mail: how it is sent, and the test from the settings."""
+"""Sending mail, and the test mail of the settings page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from auditlog.models import Event
 from wire.background import Deadline
 from wire.guard import Guard, open_for_tls, tls
 
-# Networks of an installation's own mail server: allowed, since the operator named it, and reached without the proxy.
+# Private networks. A mail server here is allowed, because the operator configured it, and is reached without the proxy.
 INSIDE = tuple(
     map(
         ip_network,
@@ -57,7 +57,7 @@ class EmailBackend(smtp.EmailBackend):
             return super().send_messages(email_messages)
 
     def open(self) -> bool | None:
-        """Open a connection if there is none, and return whether a new one was made; closes it if the setup fails."""
+        """Open a connection unless one is open; return True if it is new. Close it if the setup fails."""
         try:
             return super().open()
         except OSError:
@@ -115,7 +115,7 @@ class TooManyTestMails(PeopleError):
 
 @dataclass(frozen=True, slots=True)
 class MailTestResult:
-    """The result of a test mail: whether it was sent, its address, and an explanation."""
+    """The result of a test mail: `sent` is True if it was accepted, `detail` is an explanation in words."""
 
     sent: bool
     to: str
@@ -147,7 +147,7 @@ def _count(by: User) -> None:
         raise TooManyTestMails(TooManyTestMails.__doc__)
 
 
-# Why a mail was refused, by exception; the first match is used.
+# The reason why a mail was refused, by exception; the first matching class is used.
 REASONS: dict[type[OSError], str] = {
     smtplib.SMTPAuthenticationError: "{server} refused the user name or the password: {said}",
     smtplib.SMTPSenderRefused: "{server} does not send for {sender} (GATEWAY_EMAIL_FROM): {said}",
@@ -166,7 +166,7 @@ SCHEMES = "smtps:// is TLS from the start, smtp+tls:// is STARTTLS, smtp:// is n
 
 
 def reason(error: OSError) -> str:
-    """Return why a mail was refused, as a sentence that includes the mail server's reply."""
+    """Return the reason why a mail was refused, as a sentence that includes the mail server's reply."""
     words = next(words for kind, words in REASONS.items() if isinstance(error, kind))
     reply, sender = _server_reply(error), settings.DEFAULT_FROM_EMAIL
     return words.format(server=settings.MAIL_SERVER, sender=sender, said=reply, schemes=SCHEMES)

@@ -1,4 +1,4 @@
-"""Links for setting a password, from an invitation or a reset."""
+"""Links with which people set a password: in an invitation, or to reset a forgotten password."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 RESET = timedelta(hours=1)
 NO_MAIL = "This installation has no mail server, so nothing can be mailed."
 
-_BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django counts the seconds from here, without a zone)
+_BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django's tokens count seconds from this date, without a zone)
 
 
 class LinkTokens(PasswordResetTokenGenerator):
     """Single-use tokens, valid for one hour, for a person who has a password.
 
-    Deactivating a person, or signing them out everywhere, invalidates their links. While people with their address must
-    sign in at the organisation, no link works.
+    Deactivating a person, or signing them out everywhere, invalidates their links. No link works for a person who must
+    sign in at the organisation.
     """
 
     def _make_hash_value(self, user: Any, timestamp: int) -> str:
@@ -53,8 +53,8 @@ class LinkTokens(PasswordResetTokenGenerator):
 class JoinTokens(LinkTokens):
     """Single-use tokens of invitations, valid until the person's `invitation_expires_at`.
 
-    A person who must sign in at the organisation joins there: the link only identifies the invitation, and no password
-    is set.
+    A person who must sign in at the organisation joins by doing so: the link only identifies the invitation, and no
+    password is set.
     """
 
     key_salt = "accounts.password_links.JoinTokens"
@@ -75,7 +75,7 @@ def link_at(key: str, base: str = "") -> str:
 def password_link(person: User, base: str = "") -> str:
     """Return a person's single-use link for setting a password.
 
-    It works for 72 hours if it is their first (an invitation), otherwise for one hour.
+    The link works for 72 hours if the person has not joined yet (an invitation), otherwise for one hour.
     """
     if not person.has_joined:
         return invitation_link(person, base)
@@ -83,13 +83,13 @@ def password_link(person: User, base: str = "") -> str:
 
 
 def invitation_link(person: User, base: str = "") -> str:
-    """Return an invited person's single-use link for joining; it works until the invitation expires."""
+    """Return an invited person's single-use link for joining, which works until the invitation expires."""
     path = reverse("accounts:invitation", args=[f"{person.pk.hex}-{JoinTokens().make_token(person)}"])
     return f"{base or settings.PUBLIC_URL}{path}"
 
 
 def mail_invitation(person: User, link: str, *, by: User) -> bool:
-    """Mail the link to its person, and return whether a mail server accepted it."""
+    """Mail the link to `person`; return True if a mail server accepted the mail."""
     context = {"person": person, "link": link, "by": by, "joins_there": must_sign_in_there(person)}
     subject = render_to_string("account/email/invitation_subject.txt", context).strip()
     try:

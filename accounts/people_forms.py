@@ -103,7 +103,7 @@ class RoleChoice(forms.Form):
 
 
 def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
-    """Return why roles cannot be given, by role id."""
+    """Return, by role id, the reason why a role cannot be given; roles that can be given are left out."""
     return {
         str(role.pk): f"You lack: {', '.join(beyond)}."
         for role in roles
@@ -133,7 +133,7 @@ class AddressesField(forms.CharField):
 
 
 def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Yield name and address of each entry. The text of an invalid entry is yielded as its address, to be refused."""
+    """Yield name and address of each entry. An invalid entry has its text as address, which is refused later."""
     for line in lines:
         found = getaddresses([line.strip(" ,")], **NOT_STRICT)
         if ("", "") in found:  # An entry is invalid; getaddresses() does not say which.
@@ -143,7 +143,7 @@ def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _entries(words: list[str]) -> Iterable[tuple[str, str]]:
-    """Parse the text between two commas: one address, or several separated by blanks."""
+    """Parse the text between two commas: one address, or several addresses separated by blanks."""
     if len(words) > 1 and all("@" in word[1:-1] for word in words):
         return [entry for word in words for entry in _entries([word])]
     text = " ".join(words)
@@ -165,7 +165,7 @@ def _bad_addresses(people: Mapping[str, str]) -> Iterable[str]:
 
 
 class InviteForm(RoleChoice):
-    """Invites people, several at once, into the same teams with the same role."""
+    """Invites one or more people, all with the same role and teams."""
 
     emails = AddressesField(
         label="E-mail addresses",
@@ -186,7 +186,7 @@ class InviteForm(RoleChoice):
             del self.fields["teams"]
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
-        """Add an error naming each refused address; the input is kept."""
+        """Add an error with each refused address and the reason; the form shows the entered text again."""
         told = " ".join(f"{email}: {reason}" for email, reason in reasons.items())
         self.add_error("emails", f"Nobody was invited. {told}")
 
@@ -213,7 +213,7 @@ class PersonForm(forms.Form):
 
 
 class ResendInvitationForm(forms.Form):
-    """Confirms a new invitation link; `epoch` identifies the replaced one, so that a resubmit creates no second."""
+    """Confirms a new invitation link. `epoch` identifies the link to replace, so that a second submit has no effect."""
 
     epoch = forms.IntegerField(widget=forms.HiddenInput)
 

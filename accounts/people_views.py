@@ -69,7 +69,7 @@ def page_url(person: User) -> str:
 def _acted(
     request: AppRequest, person: User, act: Callable[[], object], done: str = "", to: str = "", **question: Any
 ) -> HttpResponse:
-    """Ask for confirmation, act on a person, and redirect to their page with the outcome."""
+    """Ask for confirmation, call `act`, and redirect to the person's page (or `to`) with the outcome."""
     return confirmed(request, act, done, back=page_url(person), to=to, faults=PeopleError, **question)
 
 
@@ -295,7 +295,7 @@ def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
-    """Set or clear that an owner's password works while sign-in by the organisation is enforced."""
+    """Set or clear break-glass: the owner may use a password while sign-in by the organisation is enforced."""
     person = person_or_404(pk)
     return _acted(
         request,
@@ -330,7 +330,7 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _reset_sent(request: AppRequest, person: User) -> str:
-    """Mail the link to its owner only, and return the result as a sentence."""
+    """Mail a reset link to the person only, without showing it, and return the result as a sentence."""
     if not settings.MAIL_SERVER:
         return password_links.NO_MAIL
     form = ForgottenForm({"email": person.email})

@@ -1,8 +1,9 @@
-"""Queues for work that strangers can cause: sign-in pages, one at a time per process, and argon2id hashes.
+"""Queues for work that people who are not signed in can cause: sign-in pages and argon2id password hashes.
 
-Threads share the interpreter evenly, so twenty concurrent attempts would leave one twentieth to a signed-in person's
-page. One hash takes 100 MiB and as much CPU time as several pages. So strangers take turns, and hashes run one at a
-time at low priority. A request waiting for a hash or another machine holds neither its turn nor a database connection.
+Threads share the interpreter evenly, so twenty concurrent attempts would leave one twentieth of the processor to a
+signed-in person's page. One hash takes 100 MiB and as much CPU time as several pages. So each process serves one
+sign-in page at a time, and hashes run one at a time at low priority. A request waiting for a hash or another machine
+holds neither its turn nor a database connection.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from ui.errors import TryLater
 PATH = "/accounts/"
 STRANGERS_AT_ONCE = 1
 LONGEST_TURN_WAIT_S = 10.0
-CONCURRENT_HASHES = 1  # One hash has a thread for each of its eight lanes, which fills a small machine.
+CONCURRENT_HASHES = 1  # One hash runs eight threads, which fills a small machine.
 WAITING = 16
-UNKNOWN_WAITING = 8  # Queue slots for clients neither signed in nor in a known browser.
+UNKNOWN_WAITING = 8  # Queue slots for clients that are neither signed in nor use a known browser.
 LONGEST_HASH_WAIT_S = 5.0
 LOWER_PRIORITY = 10
 
@@ -37,7 +38,7 @@ _for_a_stranger: ContextVar[bool] = ContextVar("_for_a_stranger", default=False)
 
 
 def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Make strangers' requests to PATH wait for each other; 429 after LONGEST_TURN_WAIT_S.
+    """Serve requests to PATH from people who are not signed in one at a time; 429 after LONGEST_TURN_WAIT_S.
 
     Place this middleware after authentication, and before slow middleware.
     """
@@ -61,9 +62,9 @@ def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[Ht
 
 @contextmanager
 def released_while_waiting() -> Iterator[None]:
-    """Release this thread's turn and its database connection while the block waits for something else.
+    """Release this thread's turn and database connection while the block waits for something else.
 
-    A transaction keeps its connection.
+    Inside a transaction the connection is not released.
     """
     databases.give_back()
     if not _has_turn.get():
@@ -77,7 +78,7 @@ def released_while_waiting() -> Iterator[None]:
 
 
 def _too_many() -> HttpResponse:
-    """Return 429 as plain text: rendering a page would take time that is scarce."""
+    """Return 429 as plain text, because rendering a page would take scarce processor time."""
     text = "Many people are signing in at the moment. Wait a few seconds, then try again.\n"
     response = HttpResponse(text, "text/plain; charset=utf-8", 429, headers={"Retry-After": "5"})
     add_never_cache_headers(response)
@@ -132,7 +133,7 @@ _queue = Queue(at_once=CONCURRENT_HASHES, waiting=WAITING, of_strangers=UNKNOWN_
 
 @contextmanager
 def for_a_stranger() -> Iterator[None]:
-    """Treat hashes in this block as an unknown client's, which may use only part of the queue."""
+    """Treat hashes in this block as those of an unknown client, which may use only a part of the queue."""
     before = _for_a_stranger.set(True)
     try:
         yield
@@ -141,18 +142,19 @@ def for_a_stranger() -> Iterator[None]:
 
 
 def apart[R](work: Callable[[], R]) -> R:
-    """Return the result of `work`, run in turn at low priority, without holding a database connection.
+    """Run `work` in the queue at low priority, without holding a database connection, and return its result.
 
-    A transaction keeps its connection, so requests must not hash inside one. Raises HashingBusy.
+    Inside a transaction the connection is not released, so requests must not hash there. Raises HashingBusy.
     """
     with released_while_waiting(), _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
         return thread.submit(work).result()
 
 
 def _step_back() -> None:
-    """Lower this thread's priority. Only Linux has priorities per thread; elsewhere this does nothing.
+    """Lower this thread's priority. Only Linux has priorities per thread; on other systems this does nothing.
 
-    The service may run at a lower priority already, and only root may raise it; a sandbox may forbid both.
+    If the service already runs at a lower priority, that is not raised, because only root may. A sandbox may forbid any
+    change, which is ignored.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
@@ -161,7 +163,7 @@ def _step_back() -> None:
 
 
 class QueuedArgon2Hasher(Argon2PasswordHasher):
-    """Django's argon2id with Django's costs, run through the queue."""
+    """Django's argon2id hasher with Django's parameters, run through the queue."""
 
     def encode(self, password: str, salt: str) -> str:
         return apart(lambda: super(QueuedArgon2Hasher, self).encode(password, salt))

@@ -36,7 +36,7 @@ OUTRANKED = "This role has capabilities that you lack."
 
 
 def role_or_404(pk: UUID) -> Any:
-    """Return the role with the number of its people, or 404."""
+    """Return the role with the number of people who have it, or 404."""
     return get_object_or_404(Role.objects.with_capabilities().annotate(user_count=Count("users")), pk=pk)
 
 
@@ -119,7 +119,7 @@ def _held_by(count: int) -> str:
 @require_GET
 @own_resource("what the words on these pages mean")
 def reference(request: AppRequest) -> HttpResponse:
-    """List every capability: its names, what it allows, and which roles have it."""
+    """List every capability with its names, a description, and the roles that have it."""
     roles = [(role.name, role.capabilities) for role in Role.objects.with_capabilities()]
     areas = {
         area: [

@@ -1,7 +1,7 @@
 """Rules for every change to people and roles, called by pages, REST and commands.
 
-Changing a person or a role requires at least their capabilities, and one active Super admin always remains; see
-docs/explanation/security-model.md.
+To change a person or a role, an actor needs at least the capabilities of that person or role, and one active Super
+admin always remains; see docs/explanation/security-model.md.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from capabilities.catalogue import SUPER_ADMIN
 
 PEOPLE_LOCK = 0x6F65_6F70  # An arbitrary key for pg_advisory_xact_lock.
 
-SECOND_FACTORS = ("totp", "webauthn")  # allauth's names. Recovery codes are only a substitute for these.
+SECOND_FACTORS = ("totp", "webauthn")  # allauth's names. Recovery codes do not count as a second factor.
 
 
 class PeopleError(Exception):
@@ -120,7 +120,7 @@ class RoleGiven(RoleInUse):
 
 
 class Grantor(Actor, Protocol):
-    """An actor who changes people and roles: a person, or an actor with its own capabilities (`as_stored`)."""
+    """An actor who changes people and roles: a person, or an actor that defines `as_stored`, such as a directory."""
 
     def has_perm(self, perm: str) -> bool: ...
 
@@ -137,8 +137,8 @@ def one_at_a_time() -> None:
 def acting_now(by: Grantor | None) -> Any:
     """Return the actor as currently stored, restricted by the API key of the request, if any.
 
-    The actor may have lost capabilities while the change waited for a lock; a deactivated actor has none. None is the
-    system.
+    The actor may have lost capabilities while the change waited for a lock; a deactivated actor has none. None means
+    the system, and is returned as None.
     """
     if by is None:
         return None
@@ -151,21 +151,21 @@ def acting_now(by: Grantor | None) -> Any:
 
 
 def must_match(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
-    """Raise Outranked unless `by` has at least `capabilities`, those of the person or role to be changed."""
+    """Raise Outranked unless `by` has all of `capabilities`, which the person or role to be changed has."""
     missing = missing_capabilities(acting_now(by), capabilities)
     if missing:
         raise Outranked(f"{Outranked.__doc__} You lack: {', '.join(missing)}.")
 
 
 def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
-    """Raise BeyondYours unless `by` has all of `capabilities`; None is the system and has all."""
+    """Raise BeyondYours unless `by` has all of `capabilities`; None means the system, which has all."""
     missing = missing_capabilities(acting_now(by), capabilities)
     if missing:
         raise BeyondYours(f"{BeyondYours.__doc__} You lack: {', '.join(missing)}.")
 
 
 def missing_capabilities(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
-    """Return the labels of `capabilities` that `by` lacks, in catalogue order."""
+    """Return the labels of `capabilities` that `by` lacks, in the order of Capability."""
     required = frozenset(capabilities)
     return [
         capability.label
@@ -212,7 +212,7 @@ def has_break_glass_owner() -> bool:
 
 
 def must_keep_break_glass() -> None:
-    """Raise LastBreakGlass unless a break-glass owner remains, while sign-in by the organisation is enforced."""
+    """Raise LastBreakGlass if sign-in by the organisation is enforced and no break-glass owner remains."""
     model: Any = apps.get_model("sso", "Provider")
     provider = model.offered()
     if provider is not None and provider.is_enforced and not has_break_glass_owner():

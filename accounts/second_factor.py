@@ -37,7 +37,7 @@ from ui.sealing import Resealed, cipher
 from wire.hosts import is_address
 
 SEALED = ("secret", "seed")  # The secrets that allauth stores for an app and for recovery codes.
-CODE_LIVES_S = 90  # A code's own 30 seconds, and one interval before and after.
+CODE_LIVES_S = 90  # A code's interval of 30 seconds, and the intervals before and after it.
 
 
 class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
@@ -65,7 +65,7 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
         return relying_party(WorkspaceSettings.load().name)
 
     def build_totp_svg(self, url: str) -> str:
-        """Return the QR code as inline markup: the CSP forbids data: images."""
+        """Return the QR code as inline SVG, because the CSP forbids data: images."""
         code = qrcode.QRCode(border=4)
         code.add_data(url)
         rows = code.get_matrix()
@@ -78,7 +78,7 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
 
 
 class ActivateForm(ActivateTOTPForm):  # type: ignore[misc]
-    """Takes the first code of a new authenticator app, whose encrypted secret is in the session until then."""
+    """Takes the first code of a new authenticator app. Until then the app's encrypted secret is in the session."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.user = kwargs.pop("user")
@@ -101,7 +101,7 @@ def _style_code_field(form: forms.Form) -> None:
 
 
 class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
-    """Takes a code of the app or a recovery code; a code is accepted only once while it is valid."""
+    """Base of forms that take a code of the app or a recovery code; each code is accepted only once."""
 
     def count(self) -> Tries:
         """Count this attempt. Raises TooManyTries."""
@@ -121,7 +121,7 @@ class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
 
 
 class CodeForm(OnceForm, AuthenticateForm):  # type: ignore[misc]
-    """The code at sign-in."""
+    """The form for the code at sign-in."""
 
     def count(self) -> Tries:
         return try_code(context.request, self.user)
@@ -141,9 +141,9 @@ def has_second_factor(person: User) -> bool:
 
 
 def remove(person: User, *, by: Grantor | None) -> None:
-    """Remove the second factor of a person who lost their app or keys, and recovery codes.
+    """Remove the app, security keys and recovery codes of a person who lost their second factor.
 
-    Raises Outranked: it weakens the protection of their account.
+    Raises Outranked, because this weakens the protection of the person's account.
     """
     with person.changed_by(by):
         removed, _ = Authenticator.objects.filter(user=person).delete()
@@ -152,7 +152,7 @@ def remove(person: User, *, by: Grantor | None) -> None:
 
 
 def remove_key(person: User, pk: int, *, by: User) -> None:
-    """Remove a security key of this person; recovery codes are removed with the last factor.
+    """Remove a security key of this person. If no app or key is left, the recovery codes are removed too.
 
     Raises Authenticator.DoesNotExist, or LastBreakGlass.
     """
@@ -168,7 +168,7 @@ def remove_key(person: User, pk: int, *, by: User) -> None:
 def rename_key(person: User, pk: int, name: str, *, by: User) -> None:
     """Rename a security key of this person. Raises Authenticator.DoesNotExist."""
     with person.changed_by(by):
-        # Locked, because sign-in updates the signature count in the same column.
+        # Lock the row, because sign-in updates the signature count in the same column.
         key = Authenticator.objects.select_for_update().get(user=person, type=Authenticator.Type.WEBAUTHN, pk=pk)
         before = str(key)
         if name == before:
@@ -179,20 +179,20 @@ def rename_key(person: User, pk: int, name: str, *, by: User) -> None:
 
 
 def second_factor_key_uses() -> Counter[str]:
-    """Return the number of secrets by encryption key id."""
+    """Return the number of second-factor secrets encrypted with each key, by key id."""
     rows = Authenticator.objects.values_list("data", flat=True)
     return Counter(data[name].partition(":")[0] for data in rows for name in SEALED if name in data)
 
 
 def reseal_second_factors() -> Resealed:
-    """Re-encrypt secrets of older keys with the newest, one authenticator at a time."""
+    """Re-encrypt secrets that use older encryption keys with the newest key, one authenticator at a time."""
     pks = list(Authenticator.objects.order_by("pk").values_list("pk", flat=True))
     results = [result for pk in pks for result in _moved(pk)]
     return Resealed(moved=results.count(True), unreadable=results.count(False))
 
 
 def _moved(pk: int) -> list[bool]:
-    """Re-encrypt this authenticator's secrets with the newest key; return for each if it was readable."""
+    """Re-encrypt this authenticator's older secrets with the newest key; return True for each that was readable."""
     newest = f"{cipher().key_id}:"
     results: list[bool] = []
     with transaction.atomic():
@@ -224,21 +224,21 @@ REFUSED = "This security key is unknown, or it took too long. Try again."
 
 
 def is_offered() -> bool:
-    """True if browsers offer WebAuthn here: under a host name, over TLS or on localhost."""
+    """True if browsers support WebAuthn at the public URL: it needs https and a host name, or localhost."""
     url = urlsplit(settings.PUBLIC_URL)
     host = url.hostname or ""
     return (url.scheme == "https" and not is_address(host)) or host == "localhost"
 
 
 def relying_party(name: str) -> dict[str, str]:
-    """Return the relying party: the host of the public URL, whatever the request's host."""
+    """Return the WebAuthn relying party: always the host of the public URL, not the request's host."""
     return {"id": urlsplit(settings.PUBLIC_URL).hostname or "", "name": name}
 
 
 def _server() -> Fido2Server:
     url = urlsplit(settings.PUBLIC_URL)
     port = "" if url.port in (None, {"http": 80, "https": 443}.get(url.scheme)) else f":{url.port}"
-    origin = f"{url.scheme}://{url.hostname}{port}"  # As formatted by browsers.
+    origin = f"{url.scheme}://{url.hostname}{port}"  # In the format that browsers send.
     # By default fido2 also accepts subdomains.
     return Fido2Server(PublicKeyCredentialRpEntity(**relying_party("")), verify_origin=lambda said: said == origin)
 
@@ -249,7 +249,7 @@ def keys_of(person: User) -> list[Any]:
 
 
 def new_key_data(credential: dict[str, Any]) -> dict[str, Any]:
-    """Return a new key's data to store if it answers the session's challenge. Raises ValidationError."""
+    """Return the data to store for a new key. Raises ValidationError if it does not answer the session's challenge."""
     state = context.request.session.pop(STATE_SESSION_KEY, None)
     try:
         response = RegistrationResponse.from_dict(credential)
@@ -283,7 +283,7 @@ def is_taken(credential: dict[str, Any]) -> bool:
 def verified_key(person: User, credential: dict[str, Any]) -> Authenticator:
     """Return the person's key that signed the session's challenge. Raises ValidationError.
 
-    A key whose signature count did not grow is refused: it was copied, and this may be the thief's copy.
+    A key whose signature count did not grow is refused: the key was copied, and a thief may be using the copy.
     """
     state, own = context.request.session.pop(STATE_SESSION_KEY, None), get_credentials(person)
     try:
@@ -303,7 +303,7 @@ def verified_key(person: User, credential: dict[str, Any]) -> Authenticator:
 
 
 def _takes(key: Any, count: int) -> bool:
-    """Store the new signature count; return False if it did not grow. Keys without a counter always send 0."""
+    """Store the key's new signature count; return False if it did not grow. Keys without a counter always send 0."""
     before = key.data.get("sign_count", key.wrap().authenticator_data.counter)
     if (before or count) and count <= before:
         return False
@@ -316,7 +316,7 @@ def _takes(key: Any, count: int) -> bool:
 
 
 class CredentialField(forms.CharField):
-    """The browser's WebAuthn response as JSON, in a field filled by script."""
+    """Hidden field with the browser's WebAuthn response as JSON, which a script fills in."""
 
     widget = forms.HiddenInput
 
@@ -334,13 +334,13 @@ class CredentialField(forms.CharField):
 
 
 class KeyNameForm(forms.Form):
-    """The name of a key."""
+    """The form for the name of a security key."""
 
     name = forms.CharField(max_length=60, help_text="To recognise it, such as “Blue key” or “Laptop”.")
 
 
 class AddKeyForm(KeyNameForm):
-    """The name of a new key, and its WebAuthn response."""
+    """The form for the name of a new key, and the browser's WebAuthn response."""
 
     credential = CredentialField()
 
@@ -353,7 +353,7 @@ class AddKeyForm(KeyNameForm):
 
 
 class SecurityKeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
-    """The key at sign-in."""
+    """The form for the security key at sign-in."""
 
     credential = CredentialField()
 

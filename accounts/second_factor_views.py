@@ -1,4 +1,4 @@
-"""Pages for a user's own second factor: allauth's, with admin events, and with codes shown once."""
+"""Pages for a user's own second factor: allauth's views, extended to record events and to show codes only once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OWN = "one's own second factor"
 @require_GET
 @own_resource(OWN)
 def index(request: AppRequest) -> HttpResponse:
-    """Show the second factors, and how many recovery codes are left."""
+    """Show the user's second factors, and the number of unused recovery codes."""
     kinds = {authenticator.type: authenticator for authenticator in Authenticator.objects.filter(user=request.user)}
     codes = kinds.get(Authenticator.Type.RECOVERY_CODES)
     context = {
@@ -71,13 +71,13 @@ def _record(request: HttpRequest, action: Action, **changes: Any) -> None:
 
 
 def _options(context: dict[str, Any]) -> dict[str, Any]:
-    """Return the context of allauth's pages, with its data for scripts as JSON for an attribute."""
+    """Return the context of an allauth page, plus `options`: the page's data for scripts as JSON for an attribute."""
     asked = context.get("js_data") or {}
     return context | {"options": json.dumps(asked.get("creation_options") or asked.get("request_options"))}
 
 
 class Confirmed:
-    """View mixin that requires confirmation, even from people who have neither a password nor a code here."""
+    """View mixin that requires a confirmation, from people without password and second factor at their provider."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if must_ask_again(request):
@@ -88,7 +88,7 @@ class Confirmed:
 
 @method_decorator(never_cache, name="dispatch")
 class Activate(Confirmed, ActivateTOTPView):  # type: ignore[misc]
-    """Adds the app; the response shows the recovery codes."""
+    """Adds the authenticator app; the response shows new recovery codes."""
 
     def get_success_url(self) -> str:
         return reverse("mfa_index")
@@ -97,13 +97,13 @@ class Activate(Confirmed, ActivateTOTPView):  # type: ignore[misc]
         with transaction.atomic():
             response: HttpResponse = super().form_valid(form)
             _record(self.request, Action.SECOND_FACTOR_ADDED)
-        # A person with a security key has seen their codes already.
+        # A person who already has a security key has seen their recovery codes before.
         return _codes(self.request) if self.did_generate_recovery_codes else response
 
 
 @method_decorator(never_cache, name="dispatch")
 class NewCodes(Confirmed, GenerateRecoveryCodesView):  # type: ignore[misc]
-    """Creates new recovery codes; the previous ones stop working."""
+    """Creates new recovery codes; the previous codes stop working."""
 
     def get_success_url(self) -> str:
         return reverse("mfa_index")
@@ -116,14 +116,14 @@ class NewCodes(Confirmed, GenerateRecoveryCodesView):  # type: ignore[misc]
 
 
 class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
-    """Removes the app; without a security key, the second factor is then off."""
+    """Removes the authenticator app. A person without a security key then has no second factor."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return {**super().get_context_data(**kwargs), "keys": second_factor.keys_of(self.request.user)}
 
     def form_valid(self, form: Any) -> HttpResponse:
         try:
-            with self.request.user.changed_by(self.request.user):  # The same lock as for removing a key.
+            with self.request.user.changed_by(self.request.user):  # Takes the lock that removing a key takes too.
                 response: HttpResponse = super().form_valid(form)
                 must_keep_break_glass()
                 _record(self.request, Action.SECOND_FACTOR_REMOVED)
@@ -134,7 +134,7 @@ class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
 
 @method_decorator(never_cache, name="dispatch")
 class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
-    """Adds a security key; the response shows the recovery codes if it is the first factor."""
+    """Adds a security key; the response shows new recovery codes if the key is the person's first second factor."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if not second_factor.is_offered():
@@ -172,7 +172,7 @@ def _own_key(request: AppRequest, pk: int) -> Authenticator:
 @own_resource(OWN, others=NOBODY)
 @ask_again
 def rename_key(request: AppRequest, pk: int) -> HttpResponse:
-    """Rename one of one's own security keys."""
+    """Rename one of the user's own security keys."""
     key, back = _own_key(request, pk), reverse("mfa_index")
     form = KeyNameForm(posted(request), initial={"name": str(key)})
     context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back}
@@ -191,7 +191,7 @@ def rename_key(request: AppRequest, pk: int) -> HttpResponse:
 @own_resource(OWN, others=NOBODY)
 @ask_again
 def remove_key(request: AppRequest, pk: int) -> HttpResponse:
-    """Remove one of one's own security keys."""
+    """Remove one of the user's own security keys."""
     key = _own_key(request, pk)
 
     def act() -> None:
@@ -224,12 +224,12 @@ class Authenticate(AuthenticateView):  # type: ignore[misc]
         has_app = Authenticator.objects.filter(user=person, type=Authenticator.Type.TOTP).exists()
         keys = second_factor.keys_of(person)
         if not keys:
-            self.webauthn_form = None  # Without keys there is no challenge.
+            self.webauthn_form = None  # Send no challenge to a person without security keys.
         return _options(super().get_context_data(**kwargs)) | {"app": has_app, "keys": keys}
 
 
 class SendsAgain:
-    """Resubmits the held form after the confirmation."""
+    """View mixin that resubmits the stored form after the confirmation (accounts.held_forms)."""
 
     def form_valid(self, form: Any) -> HttpResponse:
         response: HttpResponse = super().form_valid(form)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Web sessions of a person: validity, ending, and time limits."""
+"""Web sessions: the list of a person's browsers, signing out of one, and time limits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class WebSession:
 
 
 def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
-    """Return the person's open sessions, last used first; `this` is the key of the current one."""
+    """Return the person's open sessions, last used first; `this` is the key of the current session."""
     rows = list(UserSession.objects.filter(user=person).order_by("-last_seen_at"))
     good = _good_keys(person, [session.session_key for session in rows])
     return [
@@ -79,7 +79,7 @@ def _good_keys(person: User, keys: list[str]) -> set[str]:
 
 
 def _is_good(person: User, data: dict[str, Any]) -> bool:
-    """True if this session data still signs `person` in."""
+    """True if a session with this data still signs `person` in."""
     same = constant_time_compare(data.get(HASH_SESSION_KEY, ""), person.get_session_auth_hash())
     return same and data.get(SESSION_KEY) == str(person.pk) and not is_over(data)
 
@@ -102,16 +102,16 @@ def browser_of(user_agent: str) -> str:
 
 IDLE_S = timedelta(hours=12).total_seconds()
 LONGEST_S = timedelta(days=7).total_seconds()
-SEEN_INTERVAL_S = timedelta(minutes=5).total_seconds()  # Spares a write on each request.
+SEEN_INTERVAL_S = timedelta(minutes=5).total_seconds()  # Avoids writing the session on each request.
 
 BEGAN, SEEN = "began_at", "seen_at"
 
 
 def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """End expired sessions, and store when the others were last used.
+    """End expired sessions, and store when the other sessions were last used.
 
-    A request that ends its own session continues signed out; saving the session would raise an error. Place this
-    middleware between AuthenticationMiddleware and SignInFirst.
+    If a session is deleted during its request, sign the request out, because saving the session would raise an error.
+    Place this middleware between AuthenticationMiddleware and SignInFirst.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -142,7 +142,7 @@ def is_over(session: Mapping[str, Any]) -> bool:
 def _note(request: HttpRequest) -> None:
     session, now = request.session, int(time.time())
     if BEGAN not in session:
-        if session.modified:  # Only when saved anyway, as at sign-in.
+        if session.modified:  # Only if the session is saved anyway, as at sign-in.
             session[BEGAN] = session[SEEN] = now
     elif now - session[SEEN] > SEEN_INTERVAL_S:
         session[SEEN] = now

@@ -53,7 +53,7 @@ SIGNED_IN_AT = "signed_in_at"  # Session key: the time of the last sign-in with 
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
-    """No sign-up; a wrong e-mail, a wrong password and a deactivated account give the same error."""
+    """allauth adapter without sign-up. Wrong e-mails, wrong passwords and deactivated accounts give the same error."""
 
     error_messages: ClassVar[dict[str, Any]] = {
         **DefaultAccountAdapter.error_messages,
@@ -65,7 +65,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def is_safe_url(self, url: Any) -> bool:
         try:
             return bool(super().is_safe_url(url))
-        except ValueError:  # E.g. for `//[`, which is no URL.
+        except ValueError:  # Raised for invalid URLs such as `//[`.
             return False
 
     def is_open_for_signup(self, request: HttpRequest) -> bool:
@@ -94,7 +94,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         tries = _try(request, email)
         with nullcontext() if tries.is_known else for_a_stranger():
             person: User | None = super().authenticate(request, **credentials)
-        # The password is checked anyway, and all refusals are alike: nobody can find out who is a break-glass owner.
+        # The password is checked first, and all refusals are alike, so that nobody can find out the break-glass owners.
         if sign_in_there(email) and not (person and person.break_glass and has_second_factor(person)):
             raise self.validation_error("sign_in_there")
         if person:
@@ -103,11 +103,11 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return person
 
     def reauthenticate(self, user: User, password: str) -> bool:
-        """True if this is the signed-in user's password; counted separately from sign-in attempts."""
+        """True if this is the signed-in user's password. Attempts are counted separately from sign-in attempts."""
         return user.check_password(password)
 
     def get_reauthentication_methods(self, user: User) -> list[dict[str, Any]]:
-        """Return the ways to confirm; people with neither password nor code here confirm at the identity provider."""
+        """Return the methods of confirmation; people without password and second factor use the identity provider."""
         methods: list[dict[str, Any]] = super().get_reauthentication_methods(user)
         return methods or ([{"id": "organisation", "url": reverse("sso:confirm")}] if confirms_there(user) else [])
 
@@ -123,25 +123,25 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return response
 
     def respond_user_inactive(self, request: HttpRequest, user: User) -> HttpResponse:
-        """Redirect to the sign-in page like any other refusal, without a reason."""
+        """Redirect a deactivated user to the sign-in page without a reason, like any other refusal."""
         return redirect("account_login")
 
     def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
-        """Not required in the first minutes after sign-in, which counts as a confirmation."""
+        """Return False in the first minutes after a sign-in with a password, which counts as a confirmation."""
         age = time.time() - self.request.session.get(SIGNED_IN_AT, 0)
         required: bool = super().is_reauthentication_required(app=app, **kwargs)
         return required and not 0 <= age < settings.ACCOUNT_REAUTHENTICATION_TIMEOUT
 
 
 def confirms_there(user: User) -> bool:
-    """True if only the identity provider can confirm this person, who has neither a password nor a code here."""
+    """True if the person signs in at the identity provider and has neither a password nor a second factor here."""
     return user.by_organisation and not user.has_usable_password() and not has_second_factor(user)
 
 
 def store_password(user: User, encoded: str) -> None:
-    """Set the user's password to this hash."""
+    """Save `encoded`, a password hash, as the user's password."""
     user.password, user.password_changed_at = encoded, timezone.now()
-    # Not the whole row: an administrator may be deactivating this person at the same time.
+    # Only these columns, because an administrator may be deactivating this person at the same time.
     user.save(update_fields=["password", "password_changed_at"])
 
 
@@ -154,7 +154,7 @@ def _try(request: HttpRequest, email: str) -> Tries:
 
 
 def _note_burst(request: HttpRequest, email: str) -> None:
-    """Record password guessing, once a minute per client address."""
+    """Record an event about refused passwords, at most once a minute per client address."""
     if is_first_this_minute(request, "sign-in refused"):
         person = User.objects.filter(email=email.lower()).first()
         changes = {"email": email[:254]}
@@ -200,7 +200,7 @@ class HashedInTime(Form):
         return cleaned
 
     def save(self) -> None:
-        store_password(self.user, self.encoded)  # type: ignore[attr-defined]  # Both forms below have one.
+        store_password(self.user, self.encoded)  # type: ignore[attr-defined]  # The forms that use this class have a user.
 
 
 class NewPasswordForm(HashedInTime, ResetPasswordKeyForm):  # type: ignore[misc]
@@ -236,15 +236,15 @@ type View = Callable[..., HttpResponse]
 
 
 def ask_again(view: View) -> View:
-    """Require confirmation for submitted forms, which are held and resubmitted afterwards (accounts.held_forms)."""
+    """Require confirmation for submitted forms, which are stored and resubmitted afterwards (accounts.held_forms)."""
     return _asking(view, free=("GET",))
 
 
 def ask_first(view: View) -> View:
-    """Require confirmation before a form opens; for long forms that show nothing to read.
+    """Require confirmation before a form is shown; for long forms on pages that show no data.
 
-    A person who takes longer to fill one in than a confirmation lasts is asked again, as in `ask_again`, and loses
-    nothing.
+    A person who takes longer to fill in the form than a confirmation lasts is asked again, as in `ask_again`, and the
+    entered data is not lost.
     """
     return _asking(view, free=())
 
@@ -268,7 +268,7 @@ def must_ask_again(request: Any) -> bool:
 
 
 def confirm_first(request: Request) -> None:
-    """Raise PermissionDenied unless the person confirmed recently, or an API key acts, which has no password."""
+    """Raise PermissionDenied unless the person confirmed recently, or the request uses an API key."""
     if not getattr(request.auth, "is_api_key", False) and must_ask_again(request):
         raise PermissionDenied("Confirm your password first: POST /api/me/confirm.", code="password_required")
 
@@ -276,7 +276,7 @@ def confirm_first(request: Request) -> None:
 class RecentPassword(BasePermission):
     """Refuses operations declared with `reauth=True` unless the person confirmed recently.
 
-    API keys are exempt: their capabilities were chosen, and confirmed, when the key was created.
+    API keys are exempt, because a person chose a key's capabilities, and confirmed, when creating the key.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:

@@ -1,7 +1,8 @@
 """Limits on attempts with passwords and codes, and known browsers (docs/explanation/security-model.md).
 
-An attempt is counted before anything is checked, and uncounted if it succeeds. Nothing is ever locked: an attacker uses
-up the attempts of their own address only, and a browser in which the user signed in before has its own count.
+An attempt is counted before anything is checked, and subtracted again if it succeeds. No account is ever locked: an
+attacker uses up the attempts of their own address only, and a browser in which the user signed in before has a separate
+count.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ MOST = {
     "password again": (10, MINUTE),
     "password change": (5, MINUTE),
     "code, from one address": (20, MINUTE),
-    "code, for one account": (5, MINUTE),  # From all addresses together: a code has only six digits.
+    "code, for one account": (5, MINUTE),  # From all addresses together, because a code has only six digits.
     "code, in a known browser": (10, MINUTE),
     "code again": (5, MINUTE),
     "reset, from one address": (20, HOUR),
     "reset, for one account": (3, HOUR),
     "link, from one address": (20, MINUTE),
-    "organisation, from one address": (120, MINUTE),  # Unfinished ones; an office shares an address.
-    "organisation answer, from one address": (60, MINUTE),  # Refused ones; an office shares an address.
-    "organisation logout, from one address": (600, MINUTE),  # They all come from the provider.
+    "organisation, from one address": (120, MINUTE),  # Counts unfinished sign-ins; an office shares an address.
+    "organisation answer, from one address": (60, MINUTE),  # Counts refused answers; an office shares an address.
+    "organisation logout, from one address": (600, MINUTE),  # All requests come from the provider's address.
 }
 
 
 class TooManyTries(TryLater):
-    """Too many attempts; their number and senders are not disclosed."""
+    """Too many attempts. The message does not tell how many attempts were made or from where."""
 
     def __init__(self, window: timedelta) -> None:
         wait = "Wait a minute, then try again." if window == MINUTE else "Try again in an hour."
@@ -58,13 +59,13 @@ class TooManyTries(TryLater):
 
 @dataclass(slots=True)
 class Tries:
-    """The counters of one attempt, which can be taken back if it succeeds."""
+    """The counters of one attempt; `take_back` subtracts the attempt again after a success."""
 
     is_known: bool = False
     _keys: list[str] = field(default_factory=list)
 
     def count(self, action: str, of: str) -> None:
-        """Count the attempt. Raises TooManyTries above the limit."""
+        """Count an attempt of the kind `action` by `of`. Raises TooManyTries above the limit of this kind."""
         most, window = MOST[action]
         key = _key(action, of)
         if Attempt.objects.note(key, window=window) > most:
@@ -110,29 +111,29 @@ def try_code(request: HttpRequest, person: User) -> Tries:
 
 
 def try_as(person: User, action: str) -> Tries:
-    """Count an attempt of a signed-in user. Raises TooManyTries."""
+    """Count an attempt of the kind `action` by a signed-in user. Raises TooManyTries."""
     tries = Tries()
     tries.count(action, str(person.pk))
     return tries
 
 
 def is_first_this_minute(request: HttpRequest, what: str) -> bool:
-    """True for the first `what` in a minute from this address; limits events that anybody can cause."""
+    """True if this is the first `what` in this minute from this address. Limits events that anybody can cause."""
     return Attempt.objects.note(_key(what, sender_of(request))) == 1
 
 
 def posts_from_one_address(action: str) -> Callable[[View], View]:
-    """Limit how often a form is sent from one address."""
+    """Decorate a view to limit how often its form is sent from one address."""
     return _posts(action, sender_of)
 
 
 def take_back(request: HttpRequest, action: str) -> None:
-    """Uncount a form sent from this address, because it succeeded."""
+    """Subtract one from the forms counted for this address, after a form that succeeded."""
     Attempt.objects.take_back(_key(action, sender_of(request)))
 
 
 def posts_of_one_person(action: str) -> Callable[[View], View]:
-    """Limit how often a signed-in user submits a form."""
+    """Decorate a view to limit how often a signed-in user submits its form."""
     return _posts(action, lambda request: str(request.user.pk))
 
 
@@ -153,12 +154,12 @@ def _posts(action: str, sender: Callable[[HttpRequest], str]) -> Callable[[View]
 
 
 def _signer(person: User) -> TimestampSigner:
-    """Return a signer whose signatures end with the person's sessions: on a new password or sign-out everywhere."""
+    """Return a signer whose signatures become invalid with a new password or when the person signs out everywhere."""
     return TimestampSigner(salt=f"accounts.known-browser {person.pk} {person.get_session_auth_hash()}")
 
 
 def _device(request: HttpRequest, person: User) -> str:
-    """Return this browser's random name if `person` signed in with it before, otherwise an empty string."""
+    """Return this browser's random id if `person` signed in with the browser before, otherwise an empty string."""
     try:
         return _signer(person).unsign(request.COOKIES.get(COOKIE, ""), max_age=DEVICE_LIFETIME)
     except BadSignature:
@@ -166,7 +167,7 @@ def _device(request: HttpRequest, person: User) -> str:
 
 
 def remember_browser(request: HttpRequest, response: HttpResponse, person: User) -> None:
-    """Set the cookie of a known browser, which has its own count of attempts for `person`; it gives no access."""
+    """Set the cookie of a known browser, whose attempts for `person` are counted separately. It gives no access."""
     device = _device(request, person) or secrets.token_urlsafe(12)
     response.set_cookie(
         COOKIE,

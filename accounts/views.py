@@ -38,7 +38,7 @@ THEMES = (("system", "Same as system"), ("light", "Light"), ("dark", "Dark"))
 
 
 class ProfileForm(forms.Form):
-    """Name and theme; the e-mail is changed by an administrator."""
+    """Name and theme. Only an administrator can change the e-mail."""
 
     display_name = forms.CharField(label="Name", max_length=120, required=False)
     theme = forms.ChoiceField(choices=THEMES, help_text="Kept in this browser.")
@@ -109,13 +109,13 @@ def sign_out_everywhere(request: AppRequest) -> HttpResponse:
     return leave(request, reverse("account_login"), "You are signed out everywhere")
 
 
-NOT_DONE = "not_done"  # In the sign-in URL: the submitted form was not processed.
+NOT_DONE = "not_done"  # Parameter of the sign-in URL: the submitted form was not processed.
 
 
 class SignInFirst(LoginRequiredMiddleware):
-    """Django's LoginRequiredMiddleware, but a form submitted after sign-out returns to its page after sign-in.
+    """LoginRequiredMiddleware that, for a form submitted after sign-out, returns to the page with the form.
 
-    Django would return to the form's own URL, which often accepts only POST.
+    Django would return to the URL the form was sent to, which often accepts only POST.
     """
 
     def handle_no_permission(

@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 class WorkspaceForm(forms.Form):
-    """The settings that can be changed while running; an empty limit means none."""
+    """The settings that can be changed while the gateway runs. An empty limit means no limit."""
 
     name = forms.CharField(max_length=80, help_text="Shown in authenticator apps.")
     new_app_policy = forms.ChoiceField(
@@ -139,7 +139,7 @@ def test_mail(request: AppRequest) -> HttpResponse:
 
 
 def _context() -> dict[str, Any]:
-    """Return the settings fixed at startup, and what a shorter retention drops."""
+    """Return the settings fixed at startup, and the pending shorter retention."""
     return {
         "dropping": WorkspaceSettings.load().dropping,
         "private": settings.PRIVATE_UPSTREAMS,

@@ -22,10 +22,12 @@ from capabilities.rest import Own
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField, checked
 
-# People's own channels, and the workspace's with the capability. Other people's are 404 for everybody.
+# A person's own channels, and with the capability also the workspace's. Other people's channels are 404 for everybody.
 OWN = Own(Capability.WORKSPACE_MANAGE)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
-MATTERS = "Matters it gets messages about, by their names in *Needs attention*; only those you may act on."
+MATTERS = (
+    "Matters to send messages about, by their names in *Needs attention*; only matters on which the owner may act."
+)
 
 
 class ChannelSerializer(serializers.Serializer[Channel]):
@@ -39,9 +41,13 @@ class ChannelSerializer(serializers.Serializer[Channel]):
     address = serializers.SerializerMethodField(help_text="Where messages go, without the path, which may be a secret.")
     enabled = serializers.BooleanField(help_text="Whether messages are sent.")
     matters = serializers.SerializerMethodField(help_text=MATTERS)
-    quiet_from = serializers.TimeField(format="%H:%M", help_text="Begin of its quiet hours; null if it has none.")
-    quiet_until = serializers.TimeField(format="%H:%M", help_text="End of its quiet hours; null if it has none.")
-    zone = serializers.CharField(help_text="Time zone of its quiet hours, such as `Europe/Berlin`.")
+    quiet_from = serializers.TimeField(
+        format="%H:%M", allow_null=True, help_text="Start of the channel's quiet hours; null without quiet hours."
+    )
+    quiet_until = serializers.TimeField(
+        format="%H:%M", allow_null=True, help_text="End of the channel's quiet hours; null without quiet hours."
+    )
+    zone = serializers.CharField(help_text="Time zone of the quiet hours, such as `Europe/Berlin`.")
     last_sent_at = UtcDateTimeField(allow_null=True, help_text="When it last accepted a message; null if never.")
     last_error = serializers.CharField(help_text="Last error in words; empty once a message is accepted.")
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
@@ -62,8 +68,8 @@ class ChannelChanges(RequestBody):
     secret = serializers.CharField(max_length=500, write_only=True, help_text=SIGNING)
     enabled = serializers.BooleanField()
     matters = serializers.ListField(child=serializers.CharField(), help_text=MATTERS)
-    quiet_from = serializers.TimeField(allow_null=True, help_text="Begin of its quiet hours; null for none.")
-    quiet_until = serializers.TimeField(allow_null=True, help_text="End of its quiet hours; null for none.")
+    quiet_from = serializers.TimeField(allow_null=True, help_text="Start of the quiet hours; null for none.")
+    quiet_until = serializers.TimeField(allow_null=True, help_text="End of the quiet hours; null for none.")
     zone = serializers.CharField(max_length=64)
 
 
@@ -167,7 +173,7 @@ class ChannelResource(Resource):
         return Response(TestMessageSerializer({"delivered": not failure, "detail": failure}).data)
 
     def _settings(self, channel: Channel, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return the values for the model, validated by the form of the page; omitted ones stay."""
+        """Return the values for the model, validated by the form of the page; omitted fields are not changed."""
         empty = ChannelForm(None, channel=channel, viewer=self.me)
         unused = [name for name in ("address", "secret") if fields.get(name) and name not in empty.fields]
         if unused:

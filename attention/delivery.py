@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from attention.models import Channel, Notification
 
 SECONDS = 10.0
-MOST_READ = 16 * 1024  # Bytes of an answer that are read; its content does not matter.
-LINKING = re.compile(r"(?<=\w)[.:](?=[^\W\d]|//)")  # Numbers and times such as 12:30 stay as they are.
+MOST_READ = 16 * 1024  # Bytes of an answer that are read; the content does not matter.
+LINKING = re.compile(r"(?<=\w)[.:](?=[^\W\d]|//)")  # Does not match numbers and times such as 12:30.
 
 
 class ChannelError(Exception):
@@ -56,7 +56,7 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
             raise BadChannelAddress("Enter an e-mail address.") from None
         return False
     try:
-        # Only channels of the workspace may have private addresses, because only its managers may allow them.
+        # Only channels of the workspace may have private addresses, because only workspace managers may allow these.
         guard = upstream_guard() if channel.owner_id is None else _guard_for_people()
         is_private = guard.check_now(address)
     except UrlRefused as refusal:
@@ -70,7 +70,7 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
 
 
 def _guard_for_people() -> Guard:
-    """Return the guard for people's own channels: public addresses only, resolved here even with an outbound proxy."""
+    """Return the guard for people's own channels: public addresses only, resolved by us even with an outbound proxy."""
     return replace(guard_for_strangers(), own=own_endpoints())
 
 
@@ -81,7 +81,7 @@ def origin(address: str) -> str:
 
 @dataclass(frozen=True)
 class Parcel:
-    """One message with everything its delivery needs, so that it needs no database."""
+    """One message with everything needed to deliver it without the database."""
 
     kind: str
     address: str
@@ -108,7 +108,7 @@ class Parcel:
         return cls(channel.kind, address, secret, channel.private, *content, uid, at, channel.owner_id is not None)
 
     def deliver(self) -> None:
-        """Return when the receiver accepted the message. Raises Undelivered."""
+        """Send the message, and return once the receiver has accepted it. Raises Undelivered."""
         if self.kind == "mail":
             self._mail()
         else:
@@ -149,7 +149,7 @@ def _webhook(parcel: Parcel) -> dict[str, Any]:
 
 
 def _slack(parcel: Parcel) -> dict[str, Any]:
-    """Return the body for Slack, whose control characters are escaped: names may contain `<!channel>`."""
+    """Return the body for Slack, with Slack's control characters escaped: names may contain `<!channel>`."""
     subject, text = (_escaped(without_links(words)) for words in (parcel.subject, parcel.text))
     link = f"<{_escaped(parcel.link)}|Open>"
     return {"text": f"{subject}\n{text}\n{link}", "unfurl_links": False, "unfurl_media": False}

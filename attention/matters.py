@@ -1,4 +1,4 @@
-"""Matters that wait for a person: one table for the page, the rail, mails, webhooks, Slack and Teams.
+"""Kinds of things that need attention ("matters"): one table for the page, the rail, mails, webhooks and chats.
 
 To add a matter, add an entry to MATTERS. Its `find` must return the same rows and number as the list at `link`.
 """
@@ -28,7 +28,7 @@ from tokens.models import Token, TokenKind
 from tokens.rows import needing
 
 NAMED = 5  # Names shown of each matter.
-MOST_KEYS = 200  # Things remembered for each message, to recognise new ones.
+MOST_KEYS = 200  # Ids stored with each message, to recognise new things later.
 
 FAILING, UNUSUAL, TO_DECIDE, TO_FIX = "Failing now", "Unusual", "To decide", "To fix"
 ENDS_SOON, TO_CLEAN_UP = "Ends soon", "To clean up"
@@ -54,10 +54,11 @@ class OpenMatter(NamedTuple):
 
 @dataclass(frozen=True)
 class Matter:
-    """A kind of things that wait. Any capability of `may` allows acting on them; without `may` they are people's own.
+    """A kind of things that need attention. Each capability in `may` allows acting on them; if `may` is empty, people
+    see and act on their own things only.
 
-    `words` are the sentences for one and for several. With `at_once` people are notified immediately, otherwise once a
-    day at most.
+    `words` are the sentences for one thing and for several. With `at_once` people are notified immediately, otherwise
+    once a day at most.
     """
 
     name: str
@@ -69,14 +70,14 @@ class Matter:
     may: tuple[Capability, ...] = ()
     act: str = "Review"
     at_once: bool = False
-    unless: Capability | None = None  # People with this capability see these things in the matter of all people's.
+    unless: Capability | None = None  # People with this capability have another matter, with all people's things.
 
     @property
     def is_own(self) -> bool:
         return not self.may
 
     def is_for(self, person: User) -> bool:
-        """True if `person` may act on it."""
+        """True if `person` may act on this matter."""
         if self.is_own:
             return self.unless is None or not person.has_perm(self.unless)
         return any(map(person.has_perm, self.may))
@@ -87,21 +88,21 @@ class Matter:
 
 
 def waiting_for(person: User) -> Iterator[tuple[Matter, OpenMatter]]:
-    """Yield the matters that wait for `person`, worst first."""
+    """Yield the matters that need the attention of `person`, worst first, with their things."""
     for matter in MATTERS:
         if matter.is_for(person) and (found := matter.find(person)).number:
             yield matter, found
 
 
 def _listed(page: str, rows: QuerySet[Any], name: str, **query: str) -> OpenMatter:
-    """Return `rows` as an open matter; the list `page` with `query` must have the same rows."""
+    """Return `rows` as an open matter; the page `page`, filtered by `query`, must list the same rows."""
     first = dict(rows.values_list("pk", name)[: MOST_KEYS + 1])
     number = len(first) if len(first) <= MOST_KEYS else rows.count()
     things = {str(pk): str(words) for pk, words in [*first.items()][:MOST_KEYS]}
     return OpenMatter(number, things, f"{reverse(page)}{'?' if query else ''}{urlencode(query)}")
 
 
-# Rows that are the same for everybody who can act on them; the rail counts them too.
+# Querysets that do not depend on the viewer; the rail counts their rows too.
 
 
 def apps_to_approve() -> QuerySet[Host]:

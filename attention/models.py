@@ -98,10 +98,10 @@ class Channel(Versioned, models.Model):
     # Address and secret as encrypted JSON; None for a person's own mail.
     sealed = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, default="", editable=False)
-    # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
+    # True if the host had a private address when the channel was set up; otherwise the guard refuses private addresses.
     private = models.BooleanField(default=False, editable=False)
     enabled = models.BooleanField(default=True)
-    muted = ArrayField(models.CharField(max_length=40), default=list)  # Names of matters it is not notified of.
+    muted = ArrayField(models.CharField(max_length=40), default=list)  # Names of matters without messages.
     quiet_from = models.TimeField(null=True)
     quiet_until = models.TimeField(null=True)
     zone = models.CharField(max_length=64, default="UTC")
@@ -131,7 +131,7 @@ class Channel(Versioned, models.Model):
 
     @property
     def is_stored(self) -> bool:
-        """False for a new channel, and for mail until it is changed or first needed."""
+        """False for a new channel, and for a mail channel until it is first changed or needed."""
         return not self._state.adding
 
     @property
@@ -143,18 +143,18 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return the changes for the event of a new channel."""
+        """Return the address as the `changes` of a new channel's event; empty if there is no address to show."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:
-        """Return the address and the secret, empty where it has none. Raises wire.cipher.Undecryptable."""
+        """Return the decrypted address and secret (empty if there is none). Raises wire.cipher.Undecryptable."""
         if self.is_own_mail and self.owner:
             return self.owner.email, ""
         address, secret = orjson.loads(cipher().open(bytes(self.sealed or b"")))
         return str(address), str(secret)
 
     def must_be_open_to(self, by: User) -> None:
-        """Raise DoesNotExist for another person's channel, CapabilityRequired for the workspace's if `by` may not."""
+        """Raise CapabilityRequired unless `by` may manage the workspace's channel, DoesNotExist for other people's."""
         if self.owner_id is None and not by.has_perm(Capability.WORKSPACE_MANAGE):
             raise CapabilityRequired(Capability.WORKSPACE_MANAGE)
         if self.owner_id is not None and self.owner_id != by.pk:
@@ -165,7 +165,7 @@ class Channel(Versioned, models.Model):
             setattr(self, name, value)
 
     def sealed_address(self, address: str, secret: str) -> dict[str, Any]:
-        """Return the columns for this address and secret; an empty one keeps its current value. Raises ChannelError.
+        """Return the columns for this address and secret; empty values keep the current ones. Raises ChannelError.
 
         Resolves the host of the address, which may take seconds, so do not call it in a transaction.
         """
@@ -219,7 +219,7 @@ class Channel(Versioned, models.Model):
         with transaction.atomic():
             row: Channel = self.lock()
             row.must_be_open_to(by)
-            if row.is_own_mail:  # It would be created again when next needed.
+            if row.is_own_mail:  # A removed mail channel would be created again when next needed.
                 raise MailStays(MailStays.__doc__)
             changes = {"address": [row.origin, None]}
             Event.objects.record(Action.CHANNEL_REMOVED, row, by=by, changes=changes)
@@ -261,7 +261,9 @@ def _plain(value: Any) -> Any:
 
 
 class Notification(models.Model):
-    """A message to one channel, queued until it is sent or given up. A matter's newest has all things reported."""
+    """A message to one channel, queued until it is sent or given up.
+
+    The newest message of a matter lists all things reported."""
 
     channel = models.ForeignKey(Channel, models.CASCADE, related_name="messages")
     matter = models.CharField(max_length=40)
@@ -271,7 +273,7 @@ class Notification(models.Model):
     text = models.TextField()
     link = models.CharField(max_length=1000)
     created_at = models.DateTimeField(auto_now_add=True, db_index=True)
-    due_at = models.DateTimeField(null=True)  # None once it is sent or given up.
+    due_at = models.DateTimeField(null=True)  # None once the message is sent or given up.
     sent_at = models.DateTimeField(null=True)
     failures = models.PositiveIntegerField(default=0)
 

@@ -22,7 +22,7 @@ TIMES = 3  # Unusual is more than this many times `Agent.usual`.
 
 
 class Agent(NamedTuple):
-    """An agent with unusually many refusals; `usual` is the most in an hour at that time in the last weeks."""
+    """An agent with unusually many refusals; `usual` is the most in an hour at that time of the last four weeks."""
 
     host: UUID
     name: str
@@ -31,7 +31,7 @@ class Agent(NamedTuple):
 
 
 class Unusual(NamedTuple):
-    """The agents, most refusals first, and the query string of the log that lists these calls."""
+    """The agents, most refusals first, and the query string that lists their refused calls in the log."""
 
     agents: Sequence[Agent]
     query: str
@@ -42,14 +42,17 @@ class Unusual(NamedTuple):
 
 
 def unusual() -> Unusual:
-    """Return the agents with unusually many refused calls in the last 60 minutes; none if too many to count."""
+    """Return the agents with unusually many refused calls in the last 60 minutes.
+
+    The result has no agents if there are too many calls to count.
+    """
     until = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
     since = until - HOUR
     with book() as opened:
         now = opened.read(REFUSED, since, until, by=("host_id",), timed=False) or {}
         high = {host: numbers.denied for (host,), numbers in now.items() if host and numbers.denied >= LEAST}
         weeks = [_most_in_an_hour(opened, list(high), since - n * WEEK) for n in range(1, WEEKS + 1)] if high else []
-    if None in weeks:  # The usual number is unknown.
+    if None in weeks:  # A week has too many calls to count, so the usual number is unknown.
         return Unusual([], "")
     usual = {host: max(week.get(host, 0) for week in weeks if week is not None) for host in high}
     strange = {host: number for host, number in high.items() if number > TIMES * usual[host]}
@@ -63,7 +66,8 @@ def unusual() -> Unusual:
 def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:
     """Return each agent's refusals in the clock hour of `since` or in the next one, whichever has more.
 
-    None if there are too many to count: roll-ups by agent and hour are not kept that long, so the log is read.
+    Return None if there are too many calls to count. The log is read, because roll-ups by agent and hour are deleted
+    earlier.
     """
     begin = since.replace(minute=0)
     where = {**REFUSED, "host_id": hosts}

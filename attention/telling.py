@@ -1,7 +1,8 @@
 """Notifications of new matters, of answers to requests, and of tokens and sign-ins that end.
 
-Messages are queued as rows, and delivered by the chores process, which retries failures. A channel is notified of a
-matter with things it was not notified of before: at once for incidents and approvals, otherwise once a day at most.
+Messages are queued as rows, and delivered by the chores process, which retries failures. A channel gets a message
+about a matter only if something in it is new to that channel: at once for incidents and approvals, otherwise at most
+once a day.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ PERSONAL = {
 
 A_DAY = timedelta(days=1)
 PAUSE = timedelta(minutes=10)  # Between two messages of one matter that is reported at once.
-MOST_A_DAY = 8  # Messages of one matter to one channel; after that one a day.
+MOST_A_DAY = 8  # Messages of one matter to one channel; further ones wait for a day.
 STAGES = (14, 3, 1)  # Days before something ends.
-RECENT = timedelta(hours=1)  # Age of events that may not have been reported yet.
+RECENT = timedelta(hours=1)  # Older events are not reported.
 ASKED_WITHIN = timedelta(days=7)  # Age of requests that a change of role may answer.
 KEPT = timedelta(days=30)
 LEASE = timedelta(minutes=2)  # Another process may deliver a message again after this.
 AT_ONCE, THREADS = 16, 4  # Messages delivered in one run, and at the same time.
-MOST_FAILURES = 24  # Reached in about two hours.
+MOST_FAILURES = 24  # Reached after about 70 minutes.
 LONGEST_NAME = 80
 MOST_TESTS = 10  # Per person and hour.
 
@@ -113,7 +114,7 @@ def people_with(capabilities: Sequence[Capability]) -> list[User]:
 
 
 def channels_of(person: User) -> list[Channel]:
-    """Return the channels of a person; mail is one of them."""
+    """Return the channels of a person, and create their mail channel if it is missing."""
     found = list(Channel.objects.filter(owner=person).select_related("owner"))
     return [*found, *_missing_mail([person], found)]
 
@@ -163,7 +164,7 @@ def tell_outcomes() -> int:
     answers = {Action.HOST_APPROVED: _app_approved, Action.HOST_ARCHIVED: _app_refused}
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
     since = timezone.now() - RECENT
-    # Roles may change by the thousand, but only people who asked are notified.
+    # Thousands of roles may change, but only people who asked for a capability are notified.
     asking = Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, created_at__gte=since - ASKED_WITHIN)
     is_told = ~Q(action=Action.USER_ROLE_CHANGED) | Q(target_id__in=asking.values("target_id"))
     events = Event.objects.filter(is_told, action__in=list(answers), created_at__gte=since).order_by("id")
@@ -193,7 +194,7 @@ def _app_approved(event: Event) -> Answer:
 
 
 def _app_refused(event: Event) -> Answer:
-    """Return the answer for an app that was archived before anybody approved it."""
+    """Return the answer for an app that was archived before anybody approved it, otherwise None."""
     if not Host.objects.filter(pk=event.target_id, needs_approval=True, approved_at=None).exists():
         return None
     name = _name(event)
@@ -207,7 +208,7 @@ def _to_who_asked(event: Event, subject: str, text: str) -> Answer:
 
 
 def _capability_given(event: Event) -> Answer:
-    """Return the answer if the new role has a capability that the person asked for in the last week."""
+    """Return the answer if the new role has a capability asked for in the last week, otherwise None."""
     person = _other_than_actor(event, event.target_id)
     if person is None:
         return None
@@ -228,7 +229,7 @@ def _capability_declined(event: Event) -> Answer:
 
 
 def _other_than_actor(event: Event, pk: UUID | str | None) -> User | None:
-    """Return the active person `pk`, or None if they are the event's actor."""
+    """Return the person `pk`, or None if they are inactive, unknown or the event's actor."""
     if not pk or str(pk) == str(event.actor_id):
         return None
     return User.objects.filter(pk=pk, is_active=True).first()
@@ -239,7 +240,7 @@ def _name(event: Event) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name on one line, its invisible characters as code points."""
+    """Return a name shortened to one line, with invisible characters shown as code points."""
     return " ".join(marked(name).split())[:LONGEST_NAME]
 
 
@@ -247,7 +248,7 @@ def _plain(name: str) -> str:
 
 
 def tell_endings() -> int:
-    """Queue a message to each owner of tokens or sign-ins that end in 14, 3 or 1 days, one a day for each owner."""
+    """Queue a message to each owner of tokens or sign-ins that end in 14, 3 or 1 days, once a day at most."""
     today = timezone.now().date()
     ending: dict[UUID, list[tuple[datetime, str]]] = {}
     for owner, at, name in [*_ending(_tokens_with_expiry(), "connection__user"), *_ending(_sign_ins(), "owner")]:
@@ -274,7 +275,7 @@ def _tokens_with_expiry() -> models.QuerySet[Token]:
 
 
 def _sign_ins() -> models.QuerySet[Identity]:
-    """Return people's sign-ins at servers that have no refresh token."""
+    """Return people's sign-ins at servers, without those that a refresh token renews."""
     mine = Identity.objects.usable().filter(owner__isnull=False, grant__refresh_ciphertext=None)
     return mine.annotate(named=F("server__name"), begun=F("updated_at"))
 
@@ -282,7 +283,7 @@ def _sign_ins() -> models.QuerySet[Identity]:
 def _ending(rows: models.QuerySet[Any], owner: str) -> list[tuple[UUID, datetime, str]]:
     """Return owner, end and name of the rows that end one of STAGES days from today.
 
-    Leaves out rows with a shorter life than that: a token for 7 days is not announced 14 days before.
+    Leaves out rows whose lifetime is shorter than the stage: a token for 7 days is not announced 14 days ahead.
     """
     today, found = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0), []
     for days in STAGES:
@@ -297,7 +298,7 @@ def _ending(rows: models.QuerySet[Any], owner: str) -> list[tuple[UUID, datetime
 
 
 def deliver_due() -> int:
-    """Deliver messages that are due, and return how many were accepted. Holds no database connection meanwhile."""
+    """Deliver messages that are due, and return how many were accepted. Holds no database connection while sending."""
     claimed = list(_claimed())
     if not claimed:
         return 0
@@ -329,7 +330,7 @@ def _claimed() -> Iterator[tuple[Notification, Parcel]]:
 
 
 def _is_wanted(message: Notification) -> bool:
-    """True if the channel may still be notified: its owner may have lost permissions while the message waited."""
+    """True if the message may still be sent: the channel's owner may have lost permissions while the message waited."""
     channel, matter = message.channel, BY_NAME.get(message.matter)
     if not channel.enabled or message.matter in channel.muted:
         return False
@@ -373,7 +374,7 @@ class TooManyTests(ChannelError):
 
 
 def send_test(channel: Channel, *, by: User) -> str:
-    """Send a test message now; return why it was not accepted, or an empty text. Raises TooManyTests.
+    """Send a test message now; return the reason if it was refused, otherwise an empty string. Raises TooManyTests.
 
     The limit is per person, because channels can be removed and added again.
     """
@@ -397,6 +398,6 @@ def drop_old(now: datetime) -> int:
 
 
 def choices_for(person: User, *, for_workspace: bool) -> list[tuple[str, str]]:
-    """Return name and title of the matters for a channel of `person`, or one they set up for the workspace."""
+    """Return name and title of the matters that `person` may choose for their own or the workspace's channel."""
     acting = [(name, matter.title) for name, matter in BY_NAME.items() if not matter.is_own and matter.is_for(person)]
     return acting if for_workspace else [*acting, *PERSONAL.items()]

@@ -45,7 +45,7 @@ ADDRESSES = {
 @require_GET
 @own_resource("each matter is one's own or asks for its capability")
 def needs_attention(request: AppRequest) -> HttpResponse:
-    """Show everything that waits for the person, worst first."""
+    """Show all matters that need the person's attention, worst first."""
     waiting = replica.read_from_replica(request, lambda: list(waiting_for(request.user)))
     lines = [(matter, found, matter.sentence(found.number)) for matter, found in waiting]
     groups = [(title, [line for line in lines if line[0].group == title]) for title in GROUPS]
@@ -54,7 +54,7 @@ def needs_attention(request: AppRequest) -> HttpResponse:
 
 
 class ChannelForm(forms.Form):
-    """The settings of a channel: its receiver, matters and times; `viewer` sets it up."""
+    """The settings of a channel: its receiver, matters and times; `viewer` is the person who edits them."""
 
     address = forms.CharField(max_length=1000, widget=forms.TextInput(attrs={"inputmode": "url"}))
     secret = forms.CharField(
@@ -113,7 +113,7 @@ class ChannelForm(forms.Form):
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")
         muted = {name for name in self._channel.muted if name not in self._offered}
-        is_lent = self._channel.owner_id is None or self._viewer.narrowed_to is not None  # By an API key.
+        is_lent = self._channel.owner_id is None or self._viewer.narrowed_to is not None  # Not None for API keys.
         if (self._is_new or values.get("address")) and is_lent:
             # A new address must not receive matters that the person or API key that chose it may not see.
             muted |= {matter.name for matter in MATTERS if matter.name not in self._offered}
@@ -127,7 +127,7 @@ def _home() -> str:
 @require_GET
 @own_resource(OWN)
 def notifications(request: AppRequest) -> HttpResponse:
-    """List one's own channels, and the workspace's for people who manage it."""
+    """List the person's own channels, and the workspace's if they manage the workspace."""
     stored = list(Channel.objects.open_to(request.user))
     own = [channel for channel in stored if channel.owner_id]
     if not any(channel.is_own_mail for channel in own):
@@ -162,7 +162,7 @@ def add(request: AppRequest) -> HttpResponse:
 @own_resource(OWN)
 @ask_again
 def own_mail(request: AppRequest) -> HttpResponse:
-    """Change one's own mail channel; the first change creates its row."""
+    """Change the person's own mail channel; the first change creates its row."""
     stored = Channel.objects.filter(owner=request.user, kind=ChannelKind.MAIL).select_related("owner").first()
     return _edit(request, stored or Channel(owner=request.user, kind=ChannelKind.MAIL))
 
@@ -175,7 +175,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def channel_or_404(viewer: User, pk: UUID) -> Channel:
-    """Return one's own channel, or one of the workspace. Raises Http404, or CapabilityRequired."""
+    """Return a channel of `viewer` or of the workspace. Raises Http404, or CapabilityRequired."""
     channel = get_object_or_404(Channel.objects.select_related("owner"), pk=pk)
     try:
         channel.must_be_open_to(viewer)

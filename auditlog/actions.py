@@ -5,10 +5,10 @@ from typing import Self
 
 
 class Action(StrEnum):
-    """The action of an Event, and its sentences: the first whose fields all have values is used.
+    """The action of an Event, with sentences to describe it. The first sentence whose fields all have values is used.
 
-    `self` is the target if it is also the actor, `fields` are the changed fields; the others are values of
-    auditlog.sentences. A retired name stays here as a comment, so that old events stay readable.
+    The field `self` is the target if the target is also the actor, `fields` are the changed fields; other fields are
+    values of auditlog.sentences. A name that is no longer used stays here as a comment, so that old events can be read.
     """
 
     sentences: tuple[str, ...]

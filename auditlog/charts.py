@@ -27,12 +27,12 @@ from auditlog.templatetags.calls import ms
 from capabilities import Capability, requires
 from ui.pages import AppRequest, show, wants_fragment
 
-# The histogram of a list: calls by outcome, and their latencies; each bar links to its time span.
+# The histogram above a list: calls by outcome, and their latencies; each bar links to its time span.
 
 BARS = 31  # Maximum; the last bar starts before the end of the search.
 WIDTHS = [timedelta(minutes=n) for n in (1, 2, 3, 5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, 1440)]
-FEWEST = 6  # The fewest bars that show a trend.
-MARKS = 5  # Times on the axis, besides the end.
+FEWEST = 6  # The least number of bars that shows a trend.
+MARKS = 5  # Number of times on the axis, besides the end.
 HEIGHT, WIDTH, BODY = 64.0, 24, 18
 MINUTE = timedelta(minutes=1)
 
@@ -77,7 +77,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars of length `each`; the last may differ. If `is_partial`, only the newest calls are counted."""
+    """Bars of length `each`; the last bar may be shorter or longer. If `is_partial`, only the newest calls count."""
 
     bars: list[Bar]
     each: timedelta
@@ -98,7 +98,7 @@ class Histogram:
         return [path for path in paths if path.path]
 
     def _parts(self) -> Iterator[BarPath]:
-        """Yield the parts of each bar from the bottom; any non-zero part is visible."""
+        """Yield the parts of each bar, one per outcome, from the bottom. A non-zero part is never too low to see."""
         highest = max((bar.total for bar in self.bars), default=0) or 1
         for bar in self.bars:
             y = HEIGHT
@@ -131,7 +131,7 @@ class Histogram:
 
     @property
     def marks(self) -> list[datetime]:
-        """Return evenly spaced times for the axis, and the end; none is in the future."""
+        """Return evenly spaced times for the axis, and the end time. No time is in the future."""
         shown = self.each * len(self.bars) / MARKS
         return [*(self.since + shown * n for n in range(MARKS)), self.until]
 
@@ -191,12 +191,12 @@ def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
 
 
 def _end_of_last(search: Search, until: datetime) -> datetime:
-    """Return the end of the last bar; its link includes calls that arrive in this minute."""
+    """Return the end of the last bar: of this minute if the search has no end, so that its link includes new calls."""
     return until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
 
 
 def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]]:
-    """Return counts and percentiles of the newest calls by bar. Rows that arrive meanwhile are in the last bar."""
+    """Return counts and percentiles of the newest calls by bar. Calls after the last bar are counted in that bar."""
     rows = search.newest().order_by().values("created_at", "outcome", "duration_ms")
     (inner, parameters), (bar, span) = rows.query.sql_with_params(), bars.number_of("r.created_at")
     with connection.cursor() as cursor:
@@ -205,15 +205,18 @@ def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]
 
 
 def _of_rollups(where: Where, search: Search, since: datetime, until: datetime, *, timed: bool) -> Histogram | None:
-    """Return the histogram from the roll-ups, with bars of whole hours or days where only these are kept."""
+    """Return the histogram from the roll-ups; None if they cannot answer or the period is short.
+
+    Bars have whole hours or days if roll-ups of the period exist only by hour or day.
+    """
     grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)
     width, to = bar_width(end - begin, grain.length), _end_of_last(search, until)
     if to - begin < BARS * MINUTE:
-        return None  # A span this short may be counted row by row.
+        return None  # Calls of such a short period can be counted row by row.
     edges = [since if grain is not MINUTES else begin, *(begin + n * width for n in range(1, -((begin - to) // width)))]
     if len(edges) < FEWEST:
-        return None  # Calls this old are only rolled up by day.
+        return None  # Roll-ups of such old calls exist only by day, which gives too few bars.
     with book() as opened:
         found = opened.read(where, since, to, bars=Bars(begin, width), timed=timed)
     if found is None:
@@ -231,7 +234,7 @@ LISTED = 5
 
 
 class PlotRange(NamedTuple):
-    """A time range up to now, shown as bars of `number` grains."""
+    """A time range up to now, shown as bars of `number` grains (minutes, hours or days) each."""
 
     time: TimeRange
     grain: Grain
@@ -270,7 +273,7 @@ class PlotLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot: a number, its comparison with the period before, and its lines."""
+    """One plot: a number, a comparison with the previous period, and the lines."""
 
     key: str
     label: str
@@ -291,10 +294,10 @@ class PlotBar(NamedTuple):
 
 
 class CallPlots:
-    """The calls of one object, or of all, over a range; false if the roll-ups cannot answer yet or there were no calls.
+    """The calls of one object, or all calls, over a range; false if there were none or the roll-ups cannot answer yet.
 
-    `where` are columns of the log, `filters` the same as filters of the Logs page, `tops` the groupings to list.
-    `named` overrides plot labels, by key; these include the range.
+    `where` limits the calls by columns of the log, `filters` are the equivalent filters of the Logs page, and `tops`
+    are the groupings to list. `named` overrides labels of plots, by key; an overriding label includes the range.
     """
 
     def __init__(
@@ -422,7 +425,7 @@ class CallPlots:
 
 
 def _change(now: int, before: float) -> str:
-    """Return the change since the period before, in per cent."""
+    """Return the change since the previous period in per cent, as text; empty if there is nothing to compare."""
     if not before:
         return ""
     change = round(100 * (now - before) / before)
@@ -438,14 +441,14 @@ def _line(name: str, values: Sequence[float], highest: float) -> PlotLine:
     return PlotLine(name, line, f"M 0,{PLOT_HEIGHT:g}{steps} L{points[-1][0]:g},{PLOT_HEIGHT:g} Z")
 
 
-# Panels of the busiest tools, people and apps; on the dashboard they are loaded after the page.
+# Panels of the busiest tools, people and apps. The dashboard loads these panels after the page.
 
 TOPS = ("tool", "user", "host")
 
 
 @dataclass(frozen=True)
 class Top:
-    """The groups with the most calls, each with the query string of its calls and its size in per cent of the first.
+    """The groups with the most calls, each with its query string and its calls in per cent of the first group's.
 
     `is_read` is False if the groups were not read yet. `chosen` is the range; `counted_from` is set if only calls from
     this time on were counted.
@@ -479,12 +482,12 @@ class Top:
 
 
 def unread_tops(chosen: str) -> list[Top]:
-    """Return the panels of this range, without data."""
+    """Return the panels for the range `chosen`, without data."""
     return [Top(by, chosen, urlencode({"range": chosen, "by": by})) for by in TOPS]
 
 
 def read_tops(chosen: str) -> list[Top]:
-    """Return the panels that the roll-ups can answer."""
+    """Return the panels for the range `chosen`, without those that the roll-ups cannot answer."""
     until = timezone.now()
     since = range_start(until, RANGES[chosen].time.length)
     with book() as opened:
@@ -495,7 +498,7 @@ def read_tops(chosen: str) -> list[Top]:
 @require_GET
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
-    """Render the panels, or a whole page of them for browsers without JavaScript."""
+    """Render the panels; for browsers without JavaScript, a whole page with the panels."""
     chosen = chosen_range(request.GET.get("range"))
     found = cached_answer(
         f"busiest {chosen}",

@@ -1,4 +1,4 @@
-"""The cells of a row of the log. The names in them come from outside, so they are escaped."""
+"""The cells of a row of the log. Names in cells come from clients and servers, so they are escaped."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ LONGEST_ARGUMENTS = 160  # Characters of arguments shown in a row.
 LONGEST_ARGUMENT = 48
 READ_ARGUMENTS = 2000  # Characters of arguments fetched from the database.
 SLOW_MS = 2000
-LONGEST_MS = 30_000  # A full bar.
-LEAST = 4  # The priority of columns hidden first.
+LONGEST_MS = 30_000  # The duration shown as a full bar.
+LEAST = 4  # The priority of the columns that are hidden first.
 NOTHING = mark_safe('<span class="muted">none</span>')
 
 
 class LogColumn(NamedTuple):
     """A column: its heading, width (rem) and priority.
 
-    The style sheet hides default columns by position, the highest number first, and on phones those with `data-p`.
+    The style sheet hides default columns by position, those with the highest priority number first. On phones it hides
+    the columns with `data-p`.
     """
 
     name: str
@@ -90,7 +91,7 @@ def _outcome(call: Call, _: str) -> SafeString:
 
 
 def _tenths(call: Call) -> int:
-    """Return the length of the duration bar: tenths of LONGEST_MS, logarithmic."""
+    """Return the length of the duration bar from 0 to 10 (LONGEST_MS), on a logarithmic scale."""
     return min(round(10 * log10(1 + call.duration_ms) / log10(1 + LONGEST_MS)), 10)
 
 
@@ -127,7 +128,7 @@ class LogRow(NamedTuple):
 
 
 def log_rows(calls: Sequence[Call], options: ListOptions, zone: tzinfo = UTC, *, with_arguments: bool) -> list[LogRow]:
-    """Return the rows of a page; `with_arguments` for people who may see recorded payloads."""
+    """Return the rows of a page; with `with_arguments` (for people who may see payloads) including arguments."""
     columns, arguments = shown_columns(options), _arguments(calls) if with_arguments else {}
     usual = are_usual(columns)
     today = timezone.now().astimezone(zone).date()
@@ -149,12 +150,12 @@ def log_rows(calls: Sequence[Call], options: ListOptions, zone: tzinfo = UTC, *,
 
 
 def are_usual(columns: Sequence[LogColumn]) -> bool:
-    """True if these are the default columns; the style sheet hides some of them by position."""
+    """True if these are the default columns, some of which the style sheet hides by position."""
     return [column.name for column in columns if column is not TOOL] == list(DEFAULT_COLUMNS)
 
 
 def _attributes(column: LogColumn, call: Call, *, usual: bool) -> SafeString:
-    # Kept short: a page has five hundred cells.
+    # The attributes are short, because a page has five hundred cells.
     text = f" data-p={LEAST}" if column.priority == LEAST and not usual else ""
     if column.is_number:
         text += " class=number"

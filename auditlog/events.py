@@ -60,9 +60,9 @@ KINDS = {
 
 
 class TargetKind(NamedTuple):
-    """A kind of object with a page: the rows a viewer may open, the page's URL name and argument, its capabilities.
+    """A kind of object with a page: the rows a viewer may open, and the page's URL name, argument and capabilities.
 
-    Any one of the capabilities suffices; none is needed if `rows` selects what the viewer may see.
+    Any one of the capabilities suffices; `needs` is empty if `rows` selects only rows that the viewer may see.
     """
 
     rows: Callable[[User], QuerySet[Any]]
@@ -139,14 +139,14 @@ class TargetUrls:
         self._urls, self._viewer = urls, viewer
 
     def of(self, kind: str, pk: str) -> str:
-        """Return the object's page; empty if it has none, is deleted, or is not visible to the viewer."""
+        """Return the URL of the object's page; empty if there is none, or the viewer may not see the object."""
         if kind == "workspacesettings":
             return reverse("accounts:workspace") if self._viewer.has_perm(Capability.WORKSPACE_MANAGE) else ""
         return self._urls.get((kind, pk), "")
 
 
 def target_urls(events: Iterable[Event], viewer: User) -> TargetUrls:
-    """Return the pages of these events' targets and actors. Makes one query."""
+    """Return the page URLs of these events' targets and actors, with one query."""
     wanted: dict[str, set[UUID]] = defaultdict(set)
     for event in events:
         for kind, pk in ((event.target_type, uuid_of(event.target_id)), ("user", event.actor_id)):
@@ -178,7 +178,7 @@ TEXTS = {"actor": "Actor", "target": "Target", "correlation": "Correlation id"}
 
 
 class EventFacet(NamedTuple):
-    """One filter: a list to select from if it has `choices`, otherwise a text field."""
+    """One filter: a list to select from if there are `choices`, otherwise a text field."""
 
     name: str
     label: str
@@ -188,7 +188,7 @@ class EventFacet(NamedTuple):
 
 
 def first_of(values: Sequence[str]) -> str:
-    """Return the first value, with "+N" for N more."""
+    """Return the first value, with "+N" if there are N more; empty if there are no values."""
     return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
 
 
@@ -263,13 +263,13 @@ class EventFilter(forms.Form):
         ]
 
 
-ROWS_BESIDE = 25  # Rows beside an open event.
+ROWS_BESIDE = 25  # Rows in the list beside an open event.
 IN_ROW = 3
 _ISO_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
 class ChangedField(NamedTuple):
-    """One changed field; `before` is None if the event has only one value of it."""
+    """One changed field; `before` is None if the event has only one value for the field."""
 
     field: str
     before: str | None
@@ -310,7 +310,7 @@ def _in_words(value: Any) -> str:
 
 
 class SentencePiece(NamedTuple):
-    """A part of a sentence, with the link if it is the name of an object."""
+    """A part of a sentence, with a link if the part is the name of an object."""
 
     text: str
     of: str
@@ -319,7 +319,7 @@ class SentencePiece(NamedTuple):
 
 @dataclass(frozen=True)
 class EventRow:
-    """An event as the viewer sees it; `places` are the pages they may open."""
+    """An event as the viewer sees it; `places` are the pages that the viewer may open."""
 
     event: Event
     places: TargetUrls
@@ -338,12 +338,12 @@ class EventRow:
 
     @property
     def target_url(self) -> str:
-        """Return the target's page; empty if it has none, is deleted, or is not visible to the viewer."""
+        """Return the URL of the target's page; empty if there is none, or the viewer may not see the target."""
         return self.places.of(self.event.target_type, self.event.target_id)
 
     @property
     def actor_url(self) -> str:
-        """Return the actor's page, or an empty string as for `target_url`."""
+        """Return the URL of the actor's page; empty if there is none, or the viewer may not see the actor."""
         return self.places.of("user", str(self.event.actor_id))
 
     @property
@@ -366,7 +366,7 @@ def listing(request: AppRequest) -> HttpResponse:
     context = _listed(request, EventFilter(request.GET))
     response = show(request, "auditlog/events.html#entries", context)
     if request.htmx:
-        # htmx would push every empty field of the form.
+        # Otherwise htmx would push a URL with every empty field of the form.
         response["HX-Push-Url"] = with_query(request.path, context["query"])
     return response
 

@@ -1,4 +1,4 @@
-"""Exports of the logs: CSV for spreadsheets, JSON lines for programs. The last line says if the file is complete.
+"""Exports of the logs: CSV for spreadsheets, JSON lines for programs. The last line shows if the file is complete.
 
 docs/how-to/read-the-log.md describes the format and what readers must check.
 """
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 CHUNK = 2_000  # Rows in memory at once.
 MAX_EXPORTS = 2  # Per person and process.
-READERS = 4  # Exports of one process that query the database at once, each over its own connection.
+READERS = 4  # Exports in one process that may query the database at once, each over a separate connection.
 
 _FORMULA = frozenset("=+-@")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
@@ -74,9 +74,9 @@ class AsItIs(Loader):
 class Export:
     """Rows as a file for one person, in pieces of a few thousand rows; `columns` maps fields to column names.
 
-    Each piece is read by one statement over its own connection, without the pages' time limit, and the connection is
-    closed before the piece is sent: a slow reader holds no database resources. `close` may be called at any time, from
-    any thread. Raises TooManyExports, and IncompleteExport between two pieces.
+    Each piece is read by one statement over a separate connection, without the time limit of pages. The connection is
+    closed before the piece is sent, so that a slow client holds no database resources. `close` may be called at any
+    time, from any thread. Creating an Export raises TooManyExports; iterating raises IncompleteExport.
     """
 
     def __init__(self, rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str], *, by: Any) -> None:
@@ -94,7 +94,7 @@ class Export:
         except BaseException:
             self._resources.close()
             raise
-        weakref.finalize(self, self._resources.close)  # For a response that is never read.
+        weakref.finalize(self, self._resources.close)  # Releases the slot if the response is never read.
         self._pieces = self._lines()
 
     def __iter__(self) -> Self:
@@ -111,7 +111,7 @@ class Export:
             try:
                 return next(self._pieces)
             except BaseException:
-                self._resources.close()  # At the end or after an error, close() need not be called.
+                self._resources.close()  # So that close() need not be called at the end or after an error.
                 raise
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class Export:
 
     @contextmanager
     def _reader(self) -> Iterator[psycopg.Connection[Any]]:
-        """Yield a new connection, to the replica if the export started there; inside a transaction, the current one."""
+        """Yield a new connection, to the replica if the export began there. In a transaction yield the current one."""
         if connection.in_atomic_block:
             connection.ensure_connection()
             yield connection.connection
@@ -187,11 +187,11 @@ def _place_of(person: object) -> Iterator[None]:
     try:
         yield
     finally:
-        _running.pop(key, None)  # Without the lock: the garbage collector may run this at any time.
+        _running.pop(key, None)  # Without the lock, because the garbage collector may run this at any time.
 
 
 def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) -> StreamingHttpResponse:
-    """Return the export as a download, named `name` plus the time."""
+    """Return the export as a download whose file name is `name` plus the time."""
     return StreamingHttpResponse(
         stream_export(pieces) if isinstance(request, ASGIRequest) else pieces,
         content_type=TYPES[kind],
@@ -203,13 +203,13 @@ def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) ->
 
 
 def too_many_response(refused: TooManyExports) -> HttpResponse:
-    """Return the 503 response of a page for too many exports, with Retry-After."""
+    """Return a plain-text 503 response with Retry-After, for pages that cannot start an export."""
     headers = {"Retry-After": f"{refused.wait:.0f}"}
     return HttpResponse(refused.detail, status=refused.status_code, headers=headers, content_type="text/plain")
 
 
 async def stream_export(pieces: Export) -> AsyncIterator[str]:
-    """Stream the export asynchronously, read in a thread; stops when the client disconnects."""
+    """Yield the pieces of the export, read in a thread; close the export when the client disconnects."""
 
     @sync_to_async
     def take() -> str | None:
@@ -223,7 +223,7 @@ async def stream_export(pieces: Export) -> AsyncIterator[str]:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a few rows as a whole CSV file with a header line, with cells escaped as in exports."""
+    """Return a few rows as a whole CSV file with a header line and escaped cells; empty if there are no rows."""
     return _csv([list(rows[0]), *(list(row.values()) for row in rows)]) if rows else ""
 
 
@@ -245,9 +245,10 @@ def _cell(value: Any) -> Any:
 
 
 def _is_formula(value: str) -> bool:
-    """True if a spreadsheet might run this: a formula sign after optional blanks, quotes and invisible characters.
+    """True if a spreadsheet might run `value`: a formula sign after optional blanks, quotes and invisible characters.
 
-    Full-width signs count. A cell that starts with a line break or tab always counts, since these may start a new cell.
+    Full-width signs count too. A value that starts with a line break or tab always counts, because a spreadsheet may
+    start a new cell there.
     """
     if not value or (value[0].isalnum() and value[0].isascii()):
         return False

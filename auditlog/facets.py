@@ -1,6 +1,6 @@
-"""The values of the filters beside the list, with the number of calls of each.
+"""The values of the filters beside the list, with the number of calls of each value.
 
-Only `facet_values` counts them.
+Only `facet_values` counts calls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FIRST = ("outcome", "host", "user")
 
 
 class FacetValue(NamedTuple):
-    """One value of a filter, and the number of calls it would leave."""
+    """One value of a filter, and the number of calls with this value."""
 
     value: str
     label: str
@@ -69,9 +69,9 @@ def _counted(number: int, field: LogField) -> str:
 
 
 class FacetLine(NamedTuple):
-    """One value beside the list; `share` is from 0 to 20, relative to the most frequent value.
+    """One value in a filter beside the list; `share` is from 0 to 20, relative to the most frequent value.
 
-    `calls` is empty for a selected value without calls among those counted.
+    `calls` is empty for a selected value that none of the counted calls has.
     """
 
     key: str
@@ -84,9 +84,9 @@ class FacetLine(NamedTuple):
 
 
 class Facet(NamedTuple):
-    """One filter beside the list. `lines` is None until its values are requested; `why_none` explains an empty list.
+    """One filter beside the list. `lines` is None until the values are requested; `why_none` explains an empty list.
 
-    `opens` is the query string that shows more of its values.
+    `opens` is the query string that shows more values.
     """
 
     name: str
@@ -103,9 +103,9 @@ class Facet(NamedTuple):
 def facets(
     call_filter: CallFilter, search: Search, first: Sequence[str] = FIRST, *, any_call: bool = True
 ) -> list[Facet]:
-    """Return the filters beside the list; those that are set, opened, or in `first` have values.
+    """Return the filters beside the list, with values for filters that are set, opened, or in `first`.
 
-    `any_call=False` means that the search is known to have no results.
+    `any_call=False` means that the search is known to have no results, so nothing is counted.
     """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]
@@ -142,7 +142,7 @@ def _is_open(call_filter: CallFilter, name: str) -> bool:
     return name in values["open"] or bool(values[name] or values[NOT + name])
 
 
-CLOSED = ("method", "reason")  # Filters with few, known values: selected, never typed.
+CLOSED = ("method", "reason")  # Filters with few, known values, which have no text field.
 
 
 def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Facet:

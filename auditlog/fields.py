@@ -1,8 +1,8 @@
 """The searchable fields of a call: one row per field.
 
 The search language, the filters and facets of the Logs page, the parameters of the REST API and the columns of an
-export are read from this table. A field added here is searchable; with a `label` it is a filter of the page, with a
-`parameter` the API accepts it.
+export are read from this table. A field added here is searchable; a field with a `label` is a filter of the page, and a
+field with a `parameter` is a parameter of the API.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from auditlog.models import Call, Outcome
 class Comparison(Enum):
     """Type of comparison between a value and the field's column."""
 
-    ENUM = auto()  # One of a fixed set of values.
-    TEXT = auto()  # Case-insensitive, unless an index is used.
-    NAME = auto()  # An object: by id, or by its name at the time of the call.
+    ENUM = auto()  # The value is one of a fixed set.
+    TEXT = auto()  # Compared without regard to case, unless an index is used.
+    NAME = auto()  # An object, compared by id or by the object's name at the time of the call.
     ID = auto()
     ADDRESS = auto()  # An IP address.
     NUMBER = auto()
 
 
 class Unit(NamedTuple):
-    """The factors of the units a number may have, and an example."""
+    """The units that may follow a number, with their factors, and an example."""
 
     factors: Mapping[str, float]
     example: str
@@ -42,7 +42,7 @@ BYTES = Unit({"": 1.0, "b": 1.0, "kb": 1000.0, "mb": 1_000_000.0}, "2 kB")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A query parameter of `GET /api/logs`; `condition` narrows its results further."""
+    """A query parameter of `GET /api/logs`; `condition` is an additional condition while the parameter is used."""
 
     name: str
     max_length: int | None = None
@@ -52,18 +52,18 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class LogField:
-    """One field: `name` is its word in the search language and its parameter on the Logs page.
+    """One field: `name` is the field's word in the search language and its URL parameter on the Logs page.
 
-    `column` is the compared column. For a NAME it has the name at the time of the call, and `id_column` the id.
+    `column` is the compared column. For a NAME, `column` contains the name at the time of the call, `id_column` the id.
     """
 
     name: str
     comparison: Comparison
     column: str
     id_column: str = ""
-    also: str = ""  # A second column with a name.
+    also: str = ""  # A second column to compare with the value.
     is_free_text: bool = False  # Included in searches for free text, on the Logs page and by the API's `q`.
-    label: str = ""  # On the Logs page; if empty, it has no filter there.
+    label: str = ""  # Label of the filter on the Logs page; if empty, there is no filter.
     choices: Sequence[tuple[str, str]] = ()  # The only values of the filter.
     unit: Unit = NO_UNIT
     parameter: Parameter | None = None
@@ -74,7 +74,7 @@ class LogField:
 
     @property
     def group_column(self) -> str:
-        """Return the column by which the values of its facet are grouped."""
+        """Return the column by which calls are grouped to count the field's values."""
         return self.id_column or self.column
 
     @property
@@ -196,9 +196,9 @@ FILTERS = {name: field for name, field in FIELDS.items() if field.label}
 PARAMETERS = {field.parameter.name: field for field in _ROWS if field.parameter}
 FREE_TEXT = tuple(field for field in _ROWS if field.is_free_text)
 
-# The payloads, which may be large and require their own capability.
+# The payloads, which may be large and require a separate capability.
 PAYLOADS = ("request_payload", "response_payload")
-# Left out of lists and files: the payloads, and when the row was committed.
+# Columns left out of lists and files: the payloads, and the time when the row was committed.
 UNLISTED = ("recorded_at", *PAYLOADS)
 # The column of each field of an export. The names are those of the API.
 EXPORT_COLUMNS = {"id": "uid"} | {

@@ -40,7 +40,7 @@ ID_LENGTH = 40
 SLOWEST = "slowest"
 NOT = "not_"
 _WALL = "%Y-%m-%dT%H:%M"
-# Filters with several values, which may also be excluded, in the order beside the list.
+# Filters that take several values and can also exclude values, in the order in which they are beside the list.
 FACETS = ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity")
 RANGES: dict[str, tuple[str, timedelta | None]] = {
     **{name: (TIME_RANGES[name].words, TIME_RANGES[name].length) for name in ("15m", "1h", "24h", "7d", "30d")},
@@ -48,7 +48,7 @@ RANGES: dict[str, tuple[str, timedelta | None]] = {
 }
 DEFAULT_RANGE = "24h"
 
-SCOPES = ("host", "gateway", "server", "connection")  # The possible subjects of a tab of the log.
+SCOPES = ("host", "gateway", "server", "connection")  # Kinds of objects that can have a tab with their calls.
 
 # The selectable columns of the list, in order. Time and tool are always shown.
 COLUMN_NAMES = (
@@ -85,7 +85,7 @@ DEFAULT_OPTIONS = ListOptions()
 
 
 def stamp(at: datetime) -> str:
-    """Format a time for a query string, with seconds if it has any."""
+    """Format a time for a query string, without seconds if they are zero."""
     at = at.astimezone(UTC)
     return f"{at:%Y-%m-%dT%H:%M:%SZ}" if at.second else f"{at:%Y-%m-%dT%H:%MZ}"
 
@@ -101,9 +101,9 @@ class Chip(NamedTuple):
 
 
 class TimeField(forms.DateTimeField):
-    """A time as written by users and chart links, in `zone` unless it has its own. Invalid values are ignored.
+    """A time as written by users and chart links, in `zone` unless it names a zone. Invalid values are ignored.
 
-    Times outside YEARS are ignored too: near the first and last year, adding an hour would overflow.
+    Times outside YEARS are ignored too, because near the first and last year adding an hour would overflow.
     """
 
     zone: tzinfo = UTC
@@ -118,9 +118,9 @@ class TimeField(forms.DateTimeField):
 
 
 class Texts(forms.Field):
-    """Several short texts without duplicates; those too long or not storable are left out.
+    """Several short texts without duplicates. Texts that are too long or contain NUL are left out.
 
-    With `are_ids`, ids are normalised.
+    With `are_ids`, UUIDs are converted to their usual form.
     """
 
     widget = forms.SelectMultiple
@@ -152,16 +152,17 @@ def _zones() -> frozenset[str]:
 
 
 def zone_of(name: str) -> tzinfo | None:
-    """Return the time zone of this name, or None if this machine does not know it."""
+    """Return the time zone of this name, or None if it is unknown on this machine."""
     return UTC if name == "UTC" else ZoneInfo(name) if name in _zones() else None
 
 
 class CallFilter(forms.Form):
     """The filters and display options of the Logs page. Unknown values are ignored.
 
-    A search with a syntax error finds nothing. Several values of one filter are alternatives; those of `not_host` and
-    the like are excluded. Host, gateway, server and user are names or ids; ids survive a rename. `scope` is the subject
-    of a tab and not part of the query string; nor are values equal to the user's own display options, `usual`.
+    A search with a syntax error finds nothing. Several values of one filter are alternatives; values of filters such as
+    `not_host` are excluded. Host, gateway, server and user are names or ids; an id also finds calls from before a
+    rename. `scope` is the filter of a tab, which is not in the query string. Display options equal to the user's saved
+    options, `usual`, are not in the query string either.
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
@@ -213,7 +214,7 @@ class CallFilter(forms.Form):
 
     @property
     def options(self) -> ListOptions:
-        """Return the requested display options, with the user's own as default."""
+        """Return the requested display options, with the user's saved options as default."""
         chosen = self.values["columns"]
         return ListOptions(
             tuple(name for name in COLUMN_NAMES if name in chosen) or self.usual.columns,
@@ -228,11 +229,11 @@ class CallFilter(forms.Form):
 
     @property
     def narrowing(self) -> set[str]:
-        """Return the names of the values that exclude calls, rather than only change the display."""
+        """Return the names of the given values that exclude calls, without those that only change the display."""
         return self.asked.keys() - {"live", "order", "open", "zone", "chart", "columns"}
 
     def link(self, **changes: Any) -> str:
-        """Return the query string of this list with other values of some filters; an empty value removes a filter."""
+        """Return the query string of this list with changed values of some filters; an empty value removes a filter."""
         return urlencode({name: value for name, value in (self.asked | changes).items() if value}, doseq=True)
 
     def link_elsewhere(self, **more: Any) -> str:
@@ -245,7 +246,7 @@ class CallFilter(forms.Form):
 
     @property
     def followed(self) -> str:
-        """Return the query string with which a live list asks for new calls; the page adds its open filters."""
+        """Return the query string with which a live list polls for new calls; the page adds the open filters to it."""
         return self.link(open="")
 
     @property
@@ -281,7 +282,7 @@ class CallFilter(forms.Form):
         return [sentence for condition in asked if (sentence := _unknown(condition))]
 
     def has_calls(self) -> bool:
-        """True if there is any call in the time range and scope, whatever the other filters."""
+        """True if there is any call in the time range and scope, without regard to other filters."""
         of_scope = [one for name in self.scope for one in self._of_filters[name]]
         return bool(Search(of_scope, *self._between).count().number)
 
@@ -305,7 +306,7 @@ class CallFilter(forms.Form):
 
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
-        # Calls of one request, trace, session or id are found whatever the time range.
+        # A search for one request, trace, session or id ignores the time range.
         if any(self.values[name] for name in ("correlation", "trace", "session")) or self.pasted_id:
             return None, None
         if self.is_between:
@@ -413,7 +414,7 @@ def _form_field(field: LogField) -> forms.Field:
 
 
 def display_names(field: LogField, values: Sequence[str]) -> dict[str, str]:
-    """Return display texts: for an id, the name in its newest call, or its first characters."""
+    """Return a display text for each value: for an id, the object's name in its newest call, or the id's beginning."""
     ids = {value: uuid_of(value) for value in values} if field.id_column else {}
     named = newest_names(field, [pk for pk in ids.values() if pk])
     if field.comparison is Comparison.ID:

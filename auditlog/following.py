@@ -1,7 +1,7 @@
-"""Live lists of calls: a page asks every second which calls were recorded since it was read.
+"""Live lists of calls: a page asks every second which calls were recorded since the last answer.
 
 Calls are found by id, up to an id below which all rows are visible (auditlog.replica), so that none is missed. A live
-list starts with the most recently recorded calls, even if they began early.
+list starts with the most recently recorded calls, even if these began earlier than others.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from auditlog.replica import last_id
 from auditlog.search import Search, SearchPage
 from ui.pages import AppRequest
 
-SEEN, SHOWN, PAUSED = "seen", "shown", "paused"  # Query parameters of a polling page.
+SEEN, SHOWN, PAUSED = "seen", "shown", "paused"  # Query parameters that a polling page sends.
 MOST_NEW = 999  # New calls are counted up to this number.
-LONGEST_CALL = timedelta(minutes=5)  # Calls that took longer are not announced.
+LONGEST_CALL = timedelta(minutes=5)  # Calls that took longer do not appear as new calls.
 WRITERS_S = 0.5  # Timeout for waiting for open transactions of writers.
 
 
@@ -37,9 +37,9 @@ def newest_id() -> int:
 
 
 class NewCalls(NamedTuple):
-    """The calls an open page lacks: those with ids above `since`, up to `to`.
+    """The calls that an open page does not show yet: the calls with ids above `since`, up to `to`.
 
-    `is_paused` if the page only wants their number; `shown` is the `state` that the page displays.
+    `is_paused` is True if the page only wants their number; `shown` is the `state` that the page displays.
     """
 
     since: int
@@ -50,7 +50,7 @@ class NewCalls(NamedTuple):
 
     @classmethod
     def asked(cls, query: Mapping[str, str], search: Search) -> Self | None:
-        """Return the calls of a search that the polling page lacks; None if `query` is not from a polling page."""
+        """Return the calls of `search` that the polling page does not show yet; None if `query` is not from a poll."""
         seen = query.get(SEEN, "")
         if not (seen.isascii() and seen.isdecimal() and len(seen) <= len(str(LAST))):
             return None
@@ -61,7 +61,7 @@ class NewCalls(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Return what the page should display (mode and number), to detect changes."""
+        """Return a text with the mode and number that the page should display, to detect changes."""
         return f"{'paused' if self.is_paused else 'live'}{self.number}"
 
     @property
@@ -73,9 +73,9 @@ class NewCalls(NamedTuple):
 class LiveList(NamedTuple):
     """A live list on a page, for auditlog/new_calls.html.
 
-    It polls `url` with the query string `followed`, and replaces the element `place`. `link` is the page's own URL.
-    The page is scrolled to `above` when a paused reader asks for the new calls. The line of new calls is in `place`
-    unless it `is_apart`.
+    The list polls `url` with the query string `followed`, and replaces the element `place`. `link` is the URL of the
+    page. The page is scrolled to the element `above` when a paused reader asks for the new calls. The line with the
+    number of new calls is inside `place` unless `is_apart` is True.
     """
 
     url: str
@@ -87,7 +87,7 @@ class LiveList(NamedTuple):
 
 
 def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callable[[], HttpResponse]) -> HttpResponse:
-    """Return the list with its new calls, or only their number if the page is paused; 204 if nothing changed."""
+    """Return the list with the new calls, or only their number if the page is paused; 204 if nothing changed."""
     if new.number and not new.is_paused:
         return with_rows()
     if new.is_shown:
@@ -97,9 +97,9 @@ def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callab
 
 
 def newest_page(search: Search, to: int, size: int) -> SearchPage:
-    """Return the first page of a live list: the calls recorded last, then the newest others.
+    """Return the first page of a live list: the calls recorded last, then other calls, newest first.
 
-    The next page begins with the newest call that is not on this one.
+    The next page begins with the newest call that is not on this page.
     """
     latest = list(_recent(search, to).order_by("-pk")[:size])
     found = search.page(None, size)

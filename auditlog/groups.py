@@ -38,7 +38,7 @@ FROM ({rows}) c WHERE {column}::text <> '' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %
 
 @dataclass(frozen=True)
 class CallGroup:
-    """The calls of one value. Durations in milliseconds, `error_rate` from 0 to 1; `value` is the filter's value."""
+    """The calls with one value of a column. Durations are in milliseconds; `value` is the value of the Logs filter."""
 
     value: str
     name: str
@@ -60,7 +60,7 @@ class CallGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups with the most calls. `more`: there are others; `since`: only later calls are counted."""
+    """The groups with the most calls. `more`: there are other groups; `since`: only calls from this time on count."""
 
     rows: Sequence[CallGroup]
     more: bool
@@ -77,7 +77,7 @@ class Groups:
 def group_calls(search: Search, by: LogField, most: int = MOST) -> Groups:
     """Group the calls of a search; return at most `most` groups.
 
-    Counts all calls if the roll-ups can answer, otherwise only the newest (`Search.newest`).
+    Counts all calls if the roll-ups can answer, otherwise only the newest calls (`Search.newest`).
     """
     where = search.equalities()
     found = None if where is None else _of_rollups(where, search, by, most)
@@ -98,9 +98,10 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 
 
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
-    """Return the groups with the most calls, as `group_calls` does; None without `where` if the roll-ups cannot answer.
+    """Return the groups with the most calls, from the roll-ups, or if these cannot answer, from the newest calls.
 
-    Tool names that no server has are left out, since clients may invent any.
+    Returns None if the roll-ups cannot answer and `where` is empty. Tool names that no server has are left out, because
+    clients may invent any name.
     """
     of_tools = by.name == "tool"
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)
@@ -170,8 +171,9 @@ class CachedAnswer[T](NamedTuple):
 
 
 def cached_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) -> CachedAnswer[T]:
-    """Return an answer about a period of this `length` (None: all time), cached for KEPT_SECONDS if the period is
-    long.
+    """Return the answer of `read` about a period of this `length` (None is all time).
+
+    If the period is long, the answer is cached under `key` for KEPT_SECONDS.
     """
     if length is not None and length < KEPT_FROM:
         return CachedAnswer(read())
@@ -184,7 +186,7 @@ def cached_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) 
 
 
 WEEK = timedelta(days=7)
-MOST_OF_WEEK = 1_000  # Rows read per object if the roll-ups lack the column.
+MOST_OF_WEEK = 1_000  # Rows read per object if the roll-ups do not have the column.
 OF_WEEK = """
 SELECT k.id, (SELECT count(*) FROM (
     SELECT FROM auditlog_call c WHERE c.{column} = k.id AND c.created_at >= %s LIMIT %s
@@ -193,9 +195,9 @@ SELECT k.id, (SELECT count(*) FROM (
 
 
 def calls_of_week(column: str, keys: Sequence[UUID]) -> dict[Any, RowCount]:
-    """Return the calls of the last seven days by value of a column, for people who may read the whole log.
+    """Return the number of calls of the last seven days by value of a column, for people who may read the whole log.
 
-    From the roll-ups if they have the column, otherwise from the log, at most MOST_OF_WEEK per value.
+    Numbers come from the roll-ups if they have the column, otherwise from the log, up to MOST_OF_WEEK per value.
     """
     now = timezone.now()
     since = range_start(now, WEEK)

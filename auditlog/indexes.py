@@ -1,7 +1,7 @@
 """Create indexes of tables in use, without locks that calls wait for.
 
-A migration declares an index of the log with `DeclareIndex`; new partitions have it from the start. Existing partitions
-get it later, one at a time, and an interrupted run is resumed by the next
+A migration declares an index of the log with `DeclareIndex`; new partitions have the index from the start. Existing
+partitions get it later, one at a time, and the next run continues an interrupted one
 (docs/decisions/0038-upgrades-without-an-outage.md).
 """
 
@@ -23,8 +23,8 @@ from auditlog.partitions import Partitions, limited_lock_wait
 logger = logging.getLogger(__name__)
 
 LOCK = 0x67776107  # An arbitrary key for pg_try_advisory_lock.
-ATTACH_TIMEOUT = "300ms"  # Calls queue behind us for at most this long; they are refused after a second.
-BUILD_TIMEOUT = "30s"  # A migration that indexes a table in use waits at most this long for each transaction.
+ATTACH_TIMEOUT = "300ms"  # Calls wait for the lock at most this long; after a second they would be refused.
+BUILD_TIMEOUT = "30s"  # The time a migration that indexes a table in use waits for each other transaction.
 ATTEMPTS = 5
 # Raised for a partition that retention has detached or dropped in the meantime.
 DROPPED = (errors.UndefinedTable, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
@@ -51,7 +51,7 @@ FROM pg_index i WHERE i.indexrelid = to_regclass(%s)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One partition's index was created; `left` partitions still lack one."""
+    """The index of one partition was created; `left` partition indexes are still missing."""
 
     index: str
     partition: str
@@ -81,9 +81,9 @@ class _Missing:
 
 
 class DeclareIndex(AddIndex):
-    """Declare an index of a partitioned table instantly: new partitions have it, existing ones get it later.
+    """Declare an index of a partitioned table instantly: new partitions have the index, existing ones get it later.
 
-    Use it in migrations instead of `AddIndex`, which would block all calls while it reads the whole log.
+    Use this in migrations instead of `AddIndex`, which would block all calls while it reads the whole log.
     """
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
@@ -98,9 +98,9 @@ class DeclareIndex(AddIndex):
 
 
 class AddIndexInUse(AddIndexConcurrently):
-    """Add an index to any other table without blocking reads and writes. Requires `atomic = False`.
+    """Add an index to a table that is not partitioned, without blocking reads and writes. Requires `atomic = False`.
 
-    An incomplete index left by an interrupted run is rebuilt; a complete one stays.
+    An incomplete index left by an interrupted run is rebuilt; a complete index is not changed.
     """
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
@@ -109,7 +109,7 @@ class AddIndexInUse(AddIndexConcurrently):
             found = cursor.fetchone()
             if found == (True,):
                 return
-            # Longer than in other migrations: no call queues behind a concurrent build.
+            # The timeout is longer than in other migrations, because no call waits for a concurrent build.
             cursor.execute("SELECT current_setting('lock_timeout')")
             (before,) = cursor.fetchone()
             cursor.execute("SELECT set_config('lock_timeout', %s, false)", [BUILD_TIMEOUT])
@@ -123,15 +123,16 @@ class AddIndexInUse(AddIndexConcurrently):
 
 
 def missing_indexes(partitions: Partitions) -> int:
-    """Return how many partition indexes are missing."""
+    """Return the number of missing partition indexes."""
     return len(_missing(partitions))
 
 
 def complete(partitions: Partitions, *, seconds: float = inf, told: Callable[[Made], object] = str) -> int:
-    """Create missing partition indexes, call `told` for each, and return how many. Starts none after `seconds`.
+    """Create missing partition indexes, call `told` for each, and return the number of created indexes.
 
-    Calls are not blocked. Does nothing if another process is creating indexes, or if the role does not own the table.
-    An index that cannot be attached because its partition is constantly read is left for the next run.
+    No index is started after `seconds`. Calls are not blocked. Does nothing if another process is creating indexes, or
+    if the database role does not own the table. An index that cannot be attached because its partition is constantly
+    read is left for the next run.
     """
     if not (_missing(partitions) and partitions.is_owner()):
         return 0
@@ -155,11 +156,11 @@ def _missing(partitions: Partitions) -> list[_Missing]:
 
 @contextmanager
 def _alone(cursor: Any) -> Iterator[bool]:
-    """Yield True if no other process creates indexes.
+    """Yield True if no other process creates indexes, otherwise False.
 
     The lock belongs to the database session that creates the indexes: PostgreSQL finishes a statement whose client was
-    killed, and until then its index must not be dropped as a leftover. Other processes do not wait for the lock: a
-    waiting process holds a snapshot, and CREATE INDEX CONCURRENTLY waits for snapshots to end.
+    killed, and until then the statement's index must not be dropped as a leftover. Other processes do not wait for the
+    lock, because a waiting process holds a snapshot, and CREATE INDEX CONCURRENTLY waits for snapshots to end.
     """
     cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
     alone = bool(cursor.fetchone()[0])
@@ -177,11 +178,11 @@ def _alone(cursor: Any) -> Iterator[bool]:
 def _make(cursor: Any, missing: _Missing) -> bool:
     """Create and attach the index of one partition; return False if that is not possible now."""
     try:
-        with limited_lock_wait(cursor, "0"):  # It waits for transactions, but blocks none.
+        with limited_lock_wait(cursor, "0"):  # The statements below wait for transactions, but block none.
             quoted = sql.Identifier(missing.name).as_string(cursor.connection)
             cursor.execute(_USABLE, [missing.definition, missing.definition, quoted])
             found = cursor.fetchone()
-            if found is not None and not found[0]:  # Left incomplete by a process that was killed.
+            if found is not None and not found[0]:  # A process that was killed left an incomplete index.
                 cursor.execute(missing.statement("DROP INDEX CONCURRENTLY {name}"))
             if found is None or not found[0]:
                 cursor.execute(missing.statement("CREATE INDEX CONCURRENTLY {name} ON {partition}{definition}"))
@@ -194,7 +195,7 @@ def _make(cursor: Any, missing: _Missing) -> bool:
 
 
 def _attach(cursor: Any, missing: _Missing) -> bool:
-    """Attach the index to the table's index: instant, but under an exclusive lock."""
+    """Attach the index to the table's index, briefly under an exclusive lock; return False if not possible now."""
     for attempt in range(ATTEMPTS):
         time.sleep(attempt)
         try:

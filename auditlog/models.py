@@ -37,8 +37,8 @@ class Outcome(models.TextChoices):
 
 
 # Groups of outcomes, for the search, charts and counts.
-# A cancelled call is no error: its caller disconnected. Nor is a request for something not offered, such as a method or
-# a stream without a session: clients probe for these.
+# A cancelled call is no error, because the client disconnected. A request for a method or stream that is not offered is
+# no error either, because clients probe for these.
 ENDINGS: dict[str, tuple[str, ...]] = {
     "ok": (Outcome.OK, Outcome.NOT_OFFERED),
     "error": (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT, Outcome.BAD_REQUEST),
@@ -47,8 +47,8 @@ ENDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-# The value of most calls, by column. It is left out of the index: almost every row matches, and an entry for each would
-# be expensive. A search for it scans the rows (docs/decisions/0024).
+# By column, the value that most calls have. Indexes leave out rows with this value, because almost every row has it and
+# an entry for each would be expensive. A search for the value scans the rows (docs/decisions/0024).
 COMMON = {"method": "tools/call", "outcome": Outcome.OK.value}
 
 
@@ -68,7 +68,7 @@ class CallManager(models.Manager["Call"]):
     def oldest(self) -> datetime | None:
         """Return the arrival time of the oldest recorded call, or None if there is none."""
         moments = self.order_by("created_at").values_list("created_at", flat=True)
-        # The first partition usually has rows, and planning over all of them is slower than looking there.
+        # The first partition usually has rows, and reading only that is faster than planning over all partitions.
         if first := Call.partitions.starts()[:1]:
             near = datetime.combine(first[0], datetime.min.time(), UTC) + timedelta(days=2)
             if (found := moments.filter(created_at__lt=near).first()) is not None:
@@ -77,9 +77,9 @@ class CallManager(models.Manager["Call"]):
 
 
 def span_of_uid(uid: UUID) -> tuple[datetime, datetime]:
-    """Return the period in which the call with this uid was made. Ids of other things map to a time without calls."""
+    """Return the period in which the call with this uid was made; for ids of other objects, a period without calls."""
     at = LAST_MOMENT
-    with suppress(ValueError, OverflowError):  # Ids of other things may contain any time.
+    with suppress(ValueError, OverflowError):  # Ids of other objects may contain any number.
         at = min(datetime.fromtimestamp((uid.int >> 80) / 1000, tz=UTC), LAST_MOMENT)
     return at - timedelta(milliseconds=1), at + timedelta(milliseconds=2)
 
@@ -110,7 +110,7 @@ class Call(models.Model):
     token_id = models.UUIDField(null=True)
     server_id = models.UUIDField(null=True)
     identity_id = models.UUIDField(null=True)
-    # The MCP session: the uid of the `initialize` that opened it, not the id that its client sends. NULL outside one.
+    # The MCP session: the uid of the `initialize` call that opened it, not the Mcp-Session-Id. NULL without a session.
     session_id = models.UUIDField(null=True)
     host_name = models.CharField(max_length=120, blank=True)
     gateway_name = models.CharField(max_length=120, blank=True)
@@ -132,7 +132,7 @@ class Call(models.Model):
     client_version = models.CharField(max_length=60, blank=True)
     protocol_version = models.CharField(max_length=20, blank=True)
 
-    # The error message, truncated and without secrets; stored whether payloads are recorded or not.
+    # The error message, truncated and without secrets. It is stored even if payloads are not recorded.
     error_text = models.CharField(max_length=300, blank=True, default="", db_default="")
 
     # The W3C Trace Context trace id, 32 hexadecimal digits.
@@ -156,7 +156,7 @@ class Call(models.Model):
         default_permissions = ("view",)
         permissions = (("view_payload", "See recorded payloads"),)
         indexes = (
-            # Ascending: new rows are appended to their group, which fills the pages. PostgreSQL scans them backwards.
+            # Ascending, so that new rows are appended to their group and pages are full. PostgreSQL scans backwards.
             *(
                 models.Index(fields=(name, "created_at"), name=f"call_by_{name.removesuffix('_id')}")
                 for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id")
@@ -177,7 +177,7 @@ class Call(models.Model):
 
     @property
     def why(self) -> str:
-        """Return why the call was stopped, in a few words."""
+        """Return the reason why the call was stopped, in a few words; for other calls the outcome."""
         return self.deny_reason.replace("_", " ") or self.get_outcome_display()
 
     @property
@@ -187,10 +187,10 @@ class Call(models.Model):
 
 
 class Rollup(models.Model):
-    """Number of calls of one kind that began in one period, and their durations in total and by class.
+    """The number of calls with the same dimensions that began in one period, and their durations in total and by class.
 
-    `cube` says which dimensions are set (auditlog.rollups.schema); the others are NULL. `last_at` is the start of the
-    newest call.
+    `cube` is a number for the dimensions that are set (auditlog.rollups.schema); other dimensions are NULL. `last_at`
+    is the start of the newest call.
     """
 
     seconds = models.IntegerField()
@@ -225,10 +225,10 @@ for _name in CLASS_COLUMNS:
 
 
 class RollupState(models.Model):
-    """Progress of counting the log: the table's only row, locked by the process that counts.
+    """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    Of rows from `near_from`, those with ids up to `counted_to` are counted; of earlier rows those up to
-    `late_counted_to`. Rows that existed when counting began (up to `began_at_id`) are counted from `counted_from`.
+    Rows from `near_from` on are counted up to the id `counted_to`, earlier rows up to the id `late_counted_to`. Of the
+    rows that existed when counting began (ids up to `began_at_id`), those from the time `counted_from` on are counted.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)
@@ -258,9 +258,9 @@ class RollupState(models.Model):
 
 
 class Checkpoint(models.Model):
-    """A signed list of rows of the call log, with the digest of each (auditlog.checkpoints).
+    """A signed list of rows of the logs, with the digest of each row (auditlog.checkpoints).
 
-    Only `body`, canonical JSON, is signed. `leaves` are deleted when retention drops their rows.
+    Only `body`, canonical JSON, is signed. `leaves` are deleted when retention drops the rows.
     """
 
     number = models.BigIntegerField(primary_key=True)
@@ -310,7 +310,7 @@ class Via(models.TextChoices):
 
 @dataclass(frozen=True, slots=True)
 class EventContext:
-    """The channel, client address and correlation id of the current request.
+    """The interface (`via`), client address and correlation id of the current request.
 
     `through` names the API key of the request, if any; `reason` is the reason that the person gave for the changes.
     """
@@ -326,7 +326,7 @@ _context: ContextVar[EventContext | None] = ContextVar("event_context", default=
 
 
 def current_context() -> EventContext:
-    """Return the context of the current request; outside of requests, the system's."""
+    """Return the context of the current request; outside of requests, a new context of the system."""
     return _context.get() or EventContext()
 
 
@@ -363,7 +363,7 @@ class Actor(Protocol):
     email: str
 
 
-# Callers should not pass secrets; this keeps one passed by mistake out of the database.
+# Callers should not pass secrets. If one is passed by mistake, masking these fields keeps it out of the database.
 SECRET_FIELDS = frozenset({"secret", "password", "token", "refresh", "authorization", "cookie", "api_key"})
 MASK = "***"
 
@@ -387,10 +387,10 @@ class EventManager(models.Manager["Event"]):
         changes: dict[str, Any] | None = None,
         actor: str = "",
     ) -> "Event":
-        """Record that `by` (None: the system) did `action` to `target`.
+        """Record that `by` (None is the system) did `action` to `target`.
 
-        Call it inside the transaction of the change. `changes` maps a field to [before, after]; values of fields named
-        like secrets are masked. `actor` names an actor other than a person, such as a token.
+        Call this inside the transaction of the change. `changes` maps a field to [before, after]; values of
+        SECRET_FIELDS are masked. `actor` is the name of an actor that is not a person, such as a token.
         """
         context = current_context()
         aside = {"through": context.through, "because": context.reason}
@@ -409,7 +409,7 @@ class EventManager(models.Manager["Event"]):
 
 
 class Event(models.Model):
-    """One administrative action, written in the transaction of its change."""
+    """One administrative action, written in the transaction of the change it describes."""
 
     id = models.BigAutoField(primary_key=True)
     uid = models.UUIDField(unique=True, default=uuid4, editable=False)
@@ -437,7 +437,7 @@ class Event(models.Model):
 
 
 class Switchable(models.Model):
-    """Base of models that can be disabled and enabled; the proxy reads the switch on every request."""
+    """Base of models that can be disabled and enabled; the proxy reads `enabled` on every request."""
 
     enabled = models.BooleanField(default=True)
 
@@ -445,14 +445,14 @@ class Switchable(models.Model):
         abstract = True
 
     def disable(self, *, by: Actor | None) -> bool:
-        """Disable the row: the next request that depends on it is refused. It can be enabled again.
+        """Disable the row: the next request that depends on the row is refused, until it is enabled again.
 
-        Returns False if it was disabled already.
+        Returns False if the row was disabled already.
         """
         return self._set_enabled(on=False, by=by)
 
     def enable(self, *, by: Actor | None) -> bool:
-        """Enable the row again. Returns False if it was enabled already."""
+        """Enable the row again. Returns False if the row was enabled already."""
         return self._set_enabled(on=True, by=by)
 
     def _set_enabled(self, *, on: bool, by: Actor | None) -> bool:

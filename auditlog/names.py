@@ -20,9 +20,9 @@ from hosts.models import Host
 from servers.models import Server
 from tokens.models import Token
 
-MAX_IDS = 8  # If more objects share a name, the search uses the name in the row instead of ids.
+MAX_IDS = 8  # If more objects have the name, the search compares the name in each call instead of ids.
 MAX_EXPOSED = 40
-RECENT = timedelta(days=7)  # Searched first, since it is in few partitions.
+RECENT = timedelta(days=7)  # This period is searched first, because it is in few partitions.
 
 # An index finds the newest call with each id.
 NEWEST_NAMES = """
@@ -33,7 +33,7 @@ SELECT v.id, c.name FROM unnest(%s::uuid[]) v (id) CROSS JOIN LATERAL (
 
 
 class NamedModel(NamedTuple):
-    """A model, its column with the name, and by column of a call the column of the model that it refers to."""
+    """A model, its column with the name, and a map from columns of a call to the columns of the model they refer to."""
 
     model: type[Model]
     name: str
@@ -50,9 +50,9 @@ NAMED_MODELS = {
 
 
 def ids_named(kind: str, name: str, *, part: bool, called: bool = False) -> list[UUID]:
-    """Return the ids of objects called `name` (if `part`: with it in their name); at most MAX_IDS + 1.
+    """Return the ids of objects called `name`, or with `part` those with `name` in their name; at most MAX_IDS + 1.
 
-    `called` leaves out objects that occur in no call: they are not revealed to readers of the log.
+    `called` leaves out objects that occur in no call, so that they are not revealed to readers of the log.
     """
     if kind not in NAMED_MODELS:
         return []
@@ -64,13 +64,13 @@ def ids_named(kind: str, name: str, *, part: bool, called: bool = False) -> list
 
 
 def exposed_names(name: str) -> list[str]:
-    """Return the names under which clients know the tools, prompts and resources of this name: `docs__echo`."""
+    """Return the exposed names, such as `docs__echo`, of the tools, prompts and resources called `name` (`echo`)."""
     rows = Feature.objects.filter(name__iexact=name).exclude(exposed_name=name)
     return sorted(set(rows.values_list("exposed_name", flat=True)[:MAX_EXPOSED]))
 
 
 def newest_names(field: LogField, ids: Iterable[UUID]) -> dict[UUID, str]:
-    """Return the name of each object in its newest call, without those that occur in no call."""
+    """Return the name of each object in its newest call; objects that occur in no call are left out."""
     found, left = dict[UUID, str](), list(ids)
     for since in (timezone.now() - RECENT, EPOCH):
         if left and field.id_column:

@@ -1,10 +1,10 @@
-"""Texts for the outcomes of logged calls, and for obstacles before any call."""
+"""Texts for the outcomes of logged calls, and for the reasons that block a connection before any call."""
 
 from proxy.reasons import REASONS, Reason, Step
 
 __all__ = ["LAYERS", "OUTCOMES", "REASONS", "Reason", "Step", "in_short", "reason_of"]
 
-# Obstacles of a connection before any call, with their layer (`blocked_by`).
+# The reasons that block a connection before any call, with the object that blocks it (`blocked_by`).
 LAYERS = {
     "connection_disabled": "connection",
     "host_disabled": "host",
@@ -17,7 +17,7 @@ LAYERS = {
 
 
 def in_short(reason: str) -> str:
-    """Return the short text of what blocks an object, for its row; empty if nothing does."""
+    """Return the short text of the reason that blocks an object, for the object's row; empty if `reason` is empty."""
     return REASONS[reason].short if reason else ""
 
 
@@ -39,5 +39,5 @@ OUTCOMES = {
 
 
 def reason_of(outcome: str, deny_reason: str) -> Reason | None:
-    """Return why a call with this outcome was stopped, or None if it was not."""
+    """Return the reason why a call with this outcome was stopped, or None if it was not stopped."""
     return REASONS.get(deny_reason) or OUTCOMES.get(outcome)

@@ -1,7 +1,7 @@
-"""The calls of the last seven days that a switch or a policy would have refused, and their callers.
+"""The calls of the last seven days that disabling an object or a stricter policy would have refused, and their callers.
 
 Up to MOST_READ calls are counted in the log, by caller. Beyond that the number comes from the roll-ups, if they have
-these columns, and is called "about". Each statement has a time limit, so that a confirmation is never slow.
+the columns, and is shown as "about". Each statement has a time limit, so that a confirmation is never slow.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from ui.pages import number_of
 PERIOD = timedelta(days=7)
 MOST_READ = 10_000
 NAMED = 5
-LOG_MS, ROLLUPS_MS = 80, 35  # Per statement; the roll-ups take three. Together less than 200 ms.
+LOG_MS, ROLLUPS_MS = 80, 35  # Limits per statement; the roll-ups need three. In all less than 200 ms.
 
-# Force an index scan: a bitmap or sequential scan would read far more than MOST_READ rows of a busy gateway.
+# Force an index scan, because a bitmap or sequential scan would read far more than MOST_READ rows of a busy gateway.
 _BOUND = "SET LOCAL statement_timeout = {}; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off"
 _BY_CALLER = "SELECT c.user_id, c.host_id, count(*) FROM ({calls}) c GROUP BY 1, 2"
 
 REFUSED = "would have been refused."
 
-type Caller = tuple[str, UUID | None]  # Its noun and its id.
+type Caller = tuple[str, UUID | None]  # "person", "agent" or "app", and the id.
 PLURALS = {"person": "people", "agent": "agents", "app": "apps"}
 
 
@@ -50,7 +50,7 @@ class RefusedCalls:
     callers: Counter[Caller] = field(default_factory=Counter)
 
     def sentence(self, what: str = "went through it") -> str:
-        """Return the number and the callers in words; `what` says what the calls did, such as "went through it"."""
+        """Return a sentence with the number of calls and the callers; `what` is the sentence's verb phrase."""
         if self.calls is None:
             return "The calls of the last 7 days could not be counted in time."
         if not self.calls:
@@ -73,7 +73,7 @@ def would_refuse(
     is_own: bool = False,
     what: str = "went through it",
 ) -> str:
-    """Return a sentence about the calls that `refused` counts.
+    """Return a sentence about the calls of the last seven days that `refused` counts.
 
     Empty for viewers who may not read the log, unless the calls are their own (`is_own`).
     """
@@ -83,7 +83,7 @@ def would_refuse(
 
 
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
-    """Count the answered calls of the last seven days that match `where`, except those of the people `not_of`."""
+    """Count the calls of the last seven days that match `where` and were not denied, except calls of `not_of`."""
     since = range_start(timezone.now(), PERIOD)
     read = in_time(lambda: _callers(where, not_of, since), LOG_MS)
     if read is not None and read.total() <= MOST_READ:
@@ -98,8 +98,8 @@ def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCal
 def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:
     """Count at most MOST_READ + 1 calls by caller.
 
-    The callers of an app or agent are people; those of a person are apps and agents. Otherwise calls of an
-    agent are counted by agent, and calls of an app by person.
+    The callers of an app or agent are people; the callers of a person are apps and agents. For other objects, calls of
+    an agent are counted by agent, and calls of an app by person.
     """
     columns = {f"{column}__in": values for column, values in where.items()}
     rows = Call.objects.filter(created_at__gte=since, **columns).exclude(outcome__in=ENDINGS["denied"])
@@ -126,7 +126,7 @@ def _rolled_up(where: Where, since: datetime) -> int | None:
 
 
 def in_time[T](work: Callable[[], T], milliseconds: int) -> T | None:
-    """Return the result of `work`, which only reads, or None if one of its statements takes longer than this."""
+    """Return the result of `work`, which only reads, or None if a statement takes longer than `milliseconds`."""
     try:
         with transaction.atomic():
             with connection.cursor() as cursor:
@@ -148,7 +148,7 @@ def _counted(callers: Iterable[Caller]) -> str:
 
 
 def _named(callers: Counter[Caller]) -> str:
-    """Return the names of those with the most calls, with their numbers, and the number of others."""
+    """Return the names of the callers with the most calls, each with its number of calls, and the number of others."""
     most = callers.most_common(NAMED)
     pks = {pk for (_, pk), _ in most if pk}
     names: Mapping[Any, str] = {

@@ -1,4 +1,4 @@
-"""A person's own calls, visible without any capability: the list, and waiting for a new client's first call."""
+"""A person's own calls, visible without any capability: the list, and pages that wait for a new client's first call."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from connections.models import Connection
 from gateways.models import Assignment, Gateway, ToolPolicy
 from ui.pages import PAGE_SIZE, AppRequest, moment_of, show, text_of
 
-PATIENCE = timedelta(minutes=5)  # How long a page polls; then the person must confirm that they still wait.
-LOOKED_AT = timedelta(hours=1)  # How far back an open page looks.
+PATIENCE = timedelta(minutes=5)  # A page polls for this time; then the person must confirm that they still wait.
+LOOKED_AT = timedelta(hours=1)  # Older calls do not end a wait.
 # Texts for calls refused by the policy of an assignment or by a disabled feature.
 OF_POLICY = "The policy of this gateway blocks this server."
 SWITCHED_OFF = {
@@ -36,7 +36,7 @@ SWITCHED_OFF = {
     "prompt_disabled": "This prompt is disabled on this gateway.",
     "resource_disabled": "This resource or its template is disabled on this gateway.",
 }
-# Sent by clients to introduce themselves or to discover features; not calls of anything.
+# Methods that clients send to introduce themselves or to discover features, not to call anything.
 HELLOS = ("initialize", "ping", "server/discover")
 
 
@@ -45,20 +45,20 @@ def own_calls(user: User) -> QuerySet[Call]:
 
 
 def listed_calls(user: User) -> QuerySet[Call]:
-    """Return the person's calls, without requests for unsupported features: clients probe for streams by themselves."""
+    """Return the person's calls, without requests for unsupported features, which clients send to probe for them."""
     return own_calls(user).exclude(outcome=Outcome.NOT_OFFERED)
 
 
 @dataclass(frozen=True)
 class OwnCall:
-    """One call as shown to its person."""
+    """One call as shown to the person who made it."""
 
     call: Call
-    policy: str = ""  # The server's policy on its gateway, if unchanged since the call.
+    policy: str = ""  # Tool policy of the server on the gateway, if unchanged since the call.
 
     @property
     def what(self) -> str:
-        """Return the tool, prompt or resource, otherwise the method."""
+        """Return the name of the called tool, prompt or resource, otherwise the method."""
         return self.call.feature_name or self.call.method
 
     @property
@@ -71,7 +71,7 @@ class OwnCall:
 
     @property
     def cause(self) -> str:
-        """Return why the call was stopped, as a sentence; empty if it was not."""
+        """Return the reason why the call was stopped, as a sentence; empty if it was not stopped."""
         reason = None if self.is_ok else reason_of(self.call.outcome, self.call.deny_reason)
         if reason and self.policy and self.call.deny_reason in SWITCHED_OFF:
             return OF_POLICY if self.policy == ToolPolicy.BLOCK_ALL else SWITCHED_OFF[self.call.deny_reason]
@@ -91,19 +91,19 @@ class OwnCall:
 
     @property
     def client(self) -> str:
-        """Return the client's own name, otherwise the app or agent it is connected as."""
+        """Return the name that the client gave, otherwise the name of the app or agent."""
         return self.call.client_name or self.call.host_name or "an app or agent"
 
     @property
     def identity_url(self) -> str:
-        """Return the page for adding the missing credential; empty unless the call was refused for lack of one."""
+        """Return the URL for adding the missing credential; empty unless the call was refused without a credential."""
         if not self.call.deny_reason.startswith("identity_") or not self.call.connection_id:
             return ""
         return f"{reverse('connections:mine')}?connection={self.call.connection_id}"
 
 
 def as_own(rows: Sequence[Call]) -> list[OwnCall]:
-    """Return the calls as shown to their person, with the reason of each refusal if it is known."""
+    """Return the calls as shown to the person who made them, with the tool policy that explains a refusal, if known."""
     off = [row for row in rows if row.deny_reason in SWITCHED_OFF]
     found = Assignment.objects.live().filter(
         gateway__in={row.gateway_id for row in off}, server__in={row.server_id for row in off}
@@ -121,8 +121,7 @@ def as_own(rows: Sequence[Call]) -> list[OwnCall]:
 class Wait:
     """A page's wait for the person's first call since a given time, on one gateway, on one connection, or anywhere.
 
-    It ends when a call reached a server or a list, whatever its result. A denied call is shown while the wait
-    continues.
+    The wait ends with a call that was not denied, even if it failed. A denied call is shown while the wait continues.
     """
 
     user: User
@@ -130,7 +129,7 @@ class Wait:
     until: datetime
     gateway: Gateway | None = None
     connection: Connection | None = None
-    apart: bool = False  # True if links open another tab, because the page shows something only once.
+    apart: bool = False  # True if links open another tab, because the page shows a secret only once.
 
     @classmethod
     def begin(cls, user: User, since: datetime | None = None, **where: Any) -> Wait:
@@ -140,7 +139,7 @@ class Wait:
 
     @classmethod
     def read(cls, request: AppRequest) -> Wait:
-        """Return the wait in the query string; others' connections and unreachable gateways are ignored."""
+        """Return the wait in the query string; other people's connections and unreachable gateways are ignored."""
         query = request.GET
         connection = own_connection(request.user, query.get("connection", ""))
         gateway = Gateway.objects.reachable_by(request.user).filter(slug=text_of(query, "gateway")).first()
@@ -151,7 +150,11 @@ class Wait:
 
     @cached_property
     def found(self) -> OwnCall | None:
-        """Return the call to show: the first that got through, otherwise the last denied, otherwise the last hello."""
+        """Return the call to show; None if there is none.
+
+        This is the first successful call, otherwise the first failed call, otherwise the last denied call, otherwise
+        the last call with which a client only introduced itself.
+        """
         rows = own_calls(self.user).filter(self._where, created_at__gte=self.since)
         came = [OwnCall(row) for row in rows.order_by("created_at")[:PAGE_SIZE]]
         arrived = [one for one in came if not one.is_hello]
@@ -185,12 +188,12 @@ class Wait:
 
     @property
     def mark(self) -> str:
-        """Return an identifier of the shown state, to detect changes."""
+        """Return a text that identifies the shown state, to detect changes."""
         return f"{self.found.call.uid if self.found else ''}{'z' if self.is_asleep else ''}"
 
     @property
     def url(self) -> str:
-        """Return the URL to poll; it answers 204 if nothing has changed."""
+        """Return the URL to poll, which answers 204 if nothing has changed."""
         return self._url(until=self.until.isoformat(), seen=self.mark)
 
     @property
@@ -217,7 +220,7 @@ def own_connection(user: User, pk: str) -> Connection | None:
 @require_GET
 @own_resource("one's own calls")
 def waiting(request: AppRequest) -> HttpResponse:
-    """Render the state of the wait; 204 if the page shows it already."""
+    """Render the state of the wait; return 204 if the page shows this state already."""
     wait = Wait.read(request)
     if request.htmx and request.GET.get("seen") == wait.mark and "until" in request.GET:
         return HttpResponse(status=204)

@@ -21,7 +21,7 @@ class BadLogCursor(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A position in the log, and the paging direction."""
+    """A position in the log, and the paging direction (`way`)."""
 
     way: str
     at: datetime
@@ -52,7 +52,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Page[M: Any]:
-    """Rows, newest first, and the cursors of the neighbouring pages; None at an end of the log."""
+    """Rows, newest first, and the cursors of the neighbouring pages; a cursor is None at an end of the log."""
 
     rows: Sequence[M]
     older: Cursor | None
@@ -77,12 +77,12 @@ def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
 
 
 def page[M: Any](rows: QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]:
-    """Return the cursor's page, or the newest one without a cursor."""
+    """Return the page at `cursor`, or the newest page without a cursor."""
     return page_beside(beyond(rows, cursor)[: size + 1], cursor, size)
 
 
 def page_beside[M: Any](nearest: Sequence[M] | QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]:
-    """Return a page of the `size` + 1 rows next to a cursor."""
+    """Return a page of up to `size` rows from `nearest`, the `size` + 1 rows next to `cursor`."""
     rows = list(nearest)
     more, rows = len(rows) > size, rows[:size]
     if is_newer(cursor):

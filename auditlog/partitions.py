@@ -1,7 +1,7 @@
-"""Time partitions of a log table: created in advance, dropped by retention. Rows are removed only by dropping.
+"""Time partitions of a log table, created in advance and dropped by retention. Rows are only removed with partitions.
 
-The length of a partition depends on retention (docs/decisions/0006): days up to about a hundred of them, because each
-partition adds planning time and locks to every statement over the whole log.
+The length of a partition depends on the retention (docs/decisions/0006): days for up to a hundred days, then weeks or
+months, because each partition adds planning time and locks to every statement over the whole log.
 """
 
 import logging
@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 AHEAD = timedelta(days=10)
 DAY = timedelta(days=1)
 ATTEMPTS = 3
-MOST_COUNTED = 100_000  # Rows counted in a partition without statistics.
+MOST_COUNTED = 100_000  # In a partition without statistics, rows are counted up to this number.
 LOCK_TIMEOUT = "900ms"
 
 DAYS, WEEKS, MONTHS = 1, 7, 31  # The longest partition of each kind, in days.
-# The longest retention (days) for which each length is used; beyond that, months.
+# The longest retention in days for which each length is used. For a longer retention, partitions are months.
 LENGTHS = ((100, DAYS), (730, WEEKS))
 
 _NAME = re.compile(r"_(?P<year>\d{4})_(?:w(?P<week>\d\d)|(?P<month>\d\d)(?:_(?P<day>\d\d))?)$")
@@ -39,9 +39,9 @@ DETACHING = {True: "CONCURRENTLY", False: "FINALIZE", None: ""}
 
 
 def longest_partition(kept_days: int) -> int:
-    """Return the maximum days per partition for a retention of `kept_days`.
+    """Return the maximum number of days per partition for a retention of `kept_days`.
 
-    A partition is dropped as a whole, so rows may be retained that many days longer.
+    A partition is dropped as a whole, so rows may be retained longer by this number of days.
     """
     return next((length for most, length in LENGTHS if kept_days <= most), MONTHS)
 
@@ -73,7 +73,7 @@ class PartitionDays:
 
     @classmethod
     def named(cls, name: str) -> "PartitionDays | None":
-        """Return the span in a partition's name, or None for any other table."""
+        """Return the days in a partition's name, or None if `name` is of another table."""
         match = _NAME.search(name)
         if match is None:
             return None
@@ -99,7 +99,7 @@ class Partitions:
         """Create missing partitions from yesterday to ten days ahead, and return their names.
 
         Without a partition a call cannot be recorded, and an unrecorded call is not answered. Empty future partitions
-        that are longer than those for `kept_days` are replaced.
+        that are too long for a retention of `kept_days` are replaced.
         """
         today = today or datetime.now(UTC).date()
         longest = longest_partition(kept_days)
@@ -123,9 +123,9 @@ class Partitions:
     def drop_before(self, limit: date, note: Dropped = lambda name, span, rows: None) -> list[str]:
         """Drop the partitions with only rows older than `limit`, and return their names.
 
-        Calls are not blocked. If a partition is read for too long, it and later ones stay until the next run. Does
-        nothing for a role that does not own the table: see `is_owner`. In the transaction that drops a partition,
-        `note` is called with its name, its span and its number of rows.
+        Calls are not blocked. If a partition is read for too long, that partition and later ones are left for the next
+        run. Does nothing if the database role does not own the table (see `is_owner`). In the transaction that drops a
+        partition, `note` is called with the partition's name, days and number of rows.
         """
         if not self.is_owner():
             return []
@@ -133,7 +133,7 @@ class Partitions:
         return [name for name, _ in dropped]
 
     def has_rows_since(self, name: str, moment: datetime) -> bool:
-        """True if the partition has rows recorded since `moment`, whatever their date."""
+        """True if the partition has rows that were recorded since `moment`, even if the calls began earlier."""
         with connection.cursor() as cursor:
             since = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE recorded_at >= %s)").format(sql.Identifier(name))
             cursor.execute(since, [moment])
@@ -147,19 +147,19 @@ class Partitions:
         ]
 
     def estimate_before(self, limit: date) -> int:
-        """Return about how many rows `drop_before(limit)` would drop, from the planner's statistics."""
+        """Return the approximate number of rows that `drop_before(limit)` would drop, from the planner's statistics."""
         names = [name for name, _ in self.expired(limit)]
         with connection.cursor() as cursor:
             cursor.execute("SELECT relname, reltuples FROM pg_class WHERE relname = ANY(%s)", [names])
             estimates = dict(cursor.fetchall())
-            for name in (name for name, rows in estimates.items() if rows < 0):  # Not analyzed yet: it has few rows.
+            for name in (name for name, rows in estimates.items() if rows < 0):  # Not analyzed yet, so with few rows.
                 few = sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT %s) rows").format(sql.Identifier(name))
                 cursor.execute(few, [MOST_COUNTED])
                 estimates[name] = cursor.fetchone()[0]
         return int(sum(estimates.values()))
 
     def kept_from(self, limit: date) -> datetime:
-        """Return the start of the remaining rows once `drop_before(limit)` has dropped what it can."""
+        """Return the start of the partitions that remain once `drop_before(limit)` has dropped the expired ones."""
         return midnight(min((span.start for span in self.spans() if span.end > limit), default=limit))
 
     def is_owner(self) -> bool:
@@ -204,7 +204,7 @@ class Partitions:
             return str(cursor.fetchone()[0])
 
     def _drop_too_long(self, today: date, longest: int) -> None:
-        """Drop empty partitions from the day after tomorrow that are longer than wanted."""
+        """Drop empty partitions that begin after tomorrow and are longer than `longest` days."""
         spans = self._attached_spans()
         ahead = [name for name, span in spans.items() if span.start > today + DAY and span.days > longest]
         if ahead and self.is_owner():
@@ -220,7 +220,7 @@ class Partitions:
     def _drop(self, name: str, *, keep_rows: bool = False, note: Callable[[int], object] = lambda rows: None) -> bool:
         """Detach a partition and drop it; return False if it stayed in use.
 
-        A killed process may have left it detached, half detached, or detached but not dropped. With `keep_rows`, a
+        Continues if a killed process left the partition half detached, or detached but not dropped. With `keep_rows`, a
         partition that received a row at the last moment is attached again.
         """
         names = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
@@ -229,8 +229,8 @@ class Partitions:
             try:
                 with connection.cursor() as cursor, limited_lock_wait(cursor, LOCK_TIMEOUT):
                     if statement := DETACHING[self._attached(name)]:
-                        # Outside of any transaction: CONCURRENTLY waits for readers of the table, and meanwhile
-                        # holds no lock that a COPY or a reader would wait for.
+                        # Run outside of any transaction: CONCURRENTLY waits for readers of the table, and while it
+                        # waits holds no lock that would block a COPY or a reader.
                         cursor.execute(
                             sql.SQL(f"ALTER TABLE {{table}} DETACH PARTITION {{name}} {statement}").format(**names)
                         )
@@ -271,14 +271,14 @@ class Partitions:
 
 
 def _longest_free(day: date, longest: int, existing: Sequence[PartitionDays]) -> PartitionDays:
-    """Return the longest span around a day, at most `longest` days, that overlaps no other."""
+    """Return the longest partition around `day`, at most `longest` days long, that overlaps no existing partition."""
     candidates = [PartitionDays.around(day, length) for length in (MONTHS, WEEKS, DAYS) if length <= longest]
     return next(span for span in candidates if not any(span.overlaps(other) for other in existing))
 
 
 @contextmanager
 def limited_lock_wait(cursor: Any, longest: str) -> Iterator[None]:
-    """Limit lock waits inside the block, because other statements queue behind a waiting one. "0" means no limit."""
+    """Limit lock waits inside the block, because other statements queue behind a waiting statement; "0" is no limit."""
     cursor.execute(f"SET lock_timeout = '{longest}'")
     try:
         yield

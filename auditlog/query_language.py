@@ -1,8 +1,8 @@
 """Parser of the log's search language: `error and duration > 500 and host is ci-bot`.
 
-A condition is a word on its own, or a field of auditlog.fields, an operator and a value. `and` or a comma joins
-conditions; `or` separates alternatives and binds less. Any other text is searched in all names; an id finds the calls
-with it.
+A condition is a single word such as `error`, or a field of auditlog.fields, an operator and a value. `and` or a comma
+joins conditions; `or` separates alternatives and binds less tightly. Any other text is searched in all names; an id
+finds the calls that contain it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from uuid import UUID
 from auditlog.fields import FIELDS, Comparison, LogField
 from auditlog.models import ENDINGS, Outcome
 
-MOST_CONDITIONS = 20  # Each is tested on up to ten thousand rows at a time.
+MOST_CONDITIONS = 20  # Each condition is tested on up to ten thousand rows at a time.
 MAX_LENGTH = 500
 
-# Words that are conditions by themselves, with the outcomes they match. `denied` is only one outcome of `refused`.
+# Words that are conditions by themselves, with the outcomes they match. `denied` is one of the outcomes of `refused`.
 SUMS = {name: outcomes for name, outcomes in ENDINGS.items() if name != "denied"} | {"refused": ENDINGS["denied"]}
 WORDS = {**SUMS, **{outcome.value: (outcome,) for outcome in Outcome if outcome not in SUMS}}
 
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
-# Stand-ins for the field in conditions without one: text in any name, or any id.
+# Used as the field of conditions without a field: text in any name, or any id.
 ANY_NAME, ANY_ID = "", "id"
 JOINTS = ("and", ",", "or")
 OPERATORS = {"is": IS, "=": IS, ":": IS, "!=": IS_NOT, "contains": CONTAINS, "~": CONTAINS}
@@ -51,7 +51,7 @@ class SearchSyntaxError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition; several values are alternatives. Without a field, it matches text in any of FREE_TEXT."""
+    """One condition; several values are alternatives. Without a field, the text is searched in all of FREE_TEXT."""
 
     field: str
     operator: str
@@ -72,7 +72,7 @@ class QueryToken(NamedTuple):
 
     @property
     def word(self) -> str:
-        """Return the text as a word of the language; empty for a quoted text."""
+        """Return the text in lower case as a word of the language; empty for a quoted text."""
         return "" if self.quoted else self.text.lower()
 
 
@@ -102,7 +102,7 @@ def _tokens(text: str) -> Iterator[QueryToken]:
     at = 0
     while at < end:
         match = _TOKEN.match(text, at)
-        if match is None:  # Impossible: the last alternative matches anything.
+        if match is None:  # Never happens, because the last alternative of the pattern matches anything.
             return
         quoted, operator, word, stray = match.groups()
         position = match.start(match.lastindex or 0) + 1
@@ -124,7 +124,7 @@ def _tokens(text: str) -> Iterator[QueryToken]:
 
 
 def _begins(word: str) -> bool:
-    """True if a condition can start with this word, ignoring parentheses."""
+    """True if a condition can start with this word, without its parentheses."""
     word = word.strip("()")
     return word in WORDS or word in FIELDS
 
@@ -217,7 +217,7 @@ class _Reader:
         return text
 
     def _phrase(self, first: QueryToken) -> Iterator[str]:
-        """Yield the words of a text; without quotes it extends to the next `and`, `or` or comma."""
+        """Yield the words of a text. A text without quotes extends to the next `and`, `or` or comma."""
         yield first.text
         while not first.quoted and self._at < len(self._tokens) and self._peek() not in JOINTS:
             if (token := self._next("")).quoted or token.text in OPERATORS or token.text in COMPARISONS:

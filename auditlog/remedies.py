@@ -1,4 +1,4 @@
-"""The cause of a refusal, how often it has refused since, and the one action that resolves it."""
+"""The cause of a refusal, the number of calls refused since, and the one action that resolves it."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class CannotMend(Exception):
 
 
 class Remedy(NamedTuple):
-    """The action that resolves one kind of refusal, and its object (`subject`; empty if there is none).
+    """The action that resolves one kind of refusal, and the kind of object to act on (`subject`, empty if none).
 
-    `began` are the events that cause it, `needs` is the capability required. `verb` is the method of the model that
-    resolves it; without one, `page` is where a person decides. With neither, only the call's owner can act, as the
-    sentence `owner` says; `own_page` is True if they do so on My identities.
+    `began` are the events that cause the refusal, `needs` is the capability required. `verb` is the method of the model
+    that resolves the refusal; without `verb`, `page` returns the URL where a person decides. With neither, only the
+    owner of the call can act, as the sentence `owner` explains; `own_page` is True if they do so on My identities.
 
-    `done` is the toast afterwards, unless it is "<object> enabled". `causes` returns the events that may have caused
-    it, unless they are all of `began` on the object. `narrowed_by` are the objects that select the calls refused since,
-    unless they follow from `subject`.
+    `done` is the toast afterwards, by default "<object> enabled". `causes` returns the events that may have caused the
+    refusal, by default all events in `began` on the object. `narrowed_by` are the objects that select the calls refused
+    since, by default the object itself.
     """
 
     subject: str = ""
@@ -77,7 +77,7 @@ def _events(row: Model, caused: Q) -> QuerySet[Event]:
 
 
 def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
-    """Return the events that block the host on the gateway; if it is just not listed, those that limit the gateway."""
+    """Return the events that blocked the host on the gateway; for an unlisted host, those that limited the gateway."""
     decided = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id).first()
     if decided:
         return _events(decided, Q(action=Action.HOST_BLOCKED_AT_GATEWAY))
@@ -181,7 +181,7 @@ REMEDIES = {
     "no_token": Remedy(owner=_ANOTHER),
 }
 
-# Texts for events in a trail that are not derived from the name of the action.
+# Texts for causing events, where the text is not derived from the name of the action.
 WORDS = {
     Action.FEATURE_HELD: "Changed by its server",
     Action.FEATURE_CHANGED: "Changed by its server",
@@ -194,10 +194,10 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Cause:
-    """The cause of one obstacle, limited to what the reader may see.
+    """The cause of one obstacle (a reason that stops a call), limited to data that the reader may see.
 
-    `event` caused it; `count` calls were refused since, linked by `calls`. `act` is the label of the action that
-    resolves it: a verb sent with `subject`, or the page `link`. `who` says who can act if the reader cannot.
+    `event` caused the obstacle; `count` calls were refused since, linked by `calls`. `act` is the label of the action
+    that resolves it: either a POST with `subject`, or the page `link`. `who` names who can act if the reader cannot.
     """
 
     reason: str
@@ -218,7 +218,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Subjects:
-    """The objects an obstacle may concern."""
+    """The objects that an obstacle may be about: ids by kind, the feature, and the owner of the call."""
 
     ids: dict[str, Any]
     feature: Named | None
@@ -265,10 +265,10 @@ def of_answer(answer: CurrentDecision, obstacle: Obstacle) -> Subjects:
 
 
 def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, still: bool = True) -> Cause:
-    """Return the cause of an obstacle as far as `reader` may see it, and the action they can take.
+    """Return the cause of an obstacle as far as `reader` may see it, and the action that `reader` can take.
 
-    For a logged call, the cause is searched `before` this time. Without `still` the obstacle no longer exists, and no
-    action is offered.
+    For a logged call, only events until `before` can be the cause. `still` is False if the obstacle no longer exists;
+    then no action is offered.
     """
     remedy = REMEDIES.get(reason)
     row = subjects.row(remedy.subject) if remedy and remedy.subject else None
@@ -280,7 +280,7 @@ def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, 
 
 
 def mend(reason: str, pk: Any, *, by: User) -> Model:
-    """Resolve an obstacle with the object's own verb, and return the object.
+    """Resolve an obstacle by calling the remedy's method (`verb`) on the object, and return the object.
 
     Raises KeyError or Model.DoesNotExist for an unknown obstacle or object, CapabilityRequired, or CannotMend.
     """
@@ -308,13 +308,13 @@ def is_a_switch(reason: str) -> bool:
 
 
 def _rows(subject: str) -> Any:
-    """Return the objects an action may apply to: those not archived or revoked."""
+    """Return the objects that an action may apply to: those that are not archived, removed or revoked."""
     rows: Any = MODELS[subject]._default_manager
     return rows.filter(assignment__removed_at=None) if subject == "feature" else rows.live()
 
 
 def _missing(remedy: Remedy, row: Any, reader: User) -> Capability | None:
-    """Return the capability that `reader` lacks for the action, or None if they may act."""
+    """Return the capability that `reader` lacks for the action, or None if `reader` may act."""
     if isinstance(row, Identity) and remedy.verb:
         return None if row.may_be_enabled_by(reader) else row.needed
     return None if remedy.needs is None or reader.has_perm(remedy.needs) else remedy.needs
@@ -350,7 +350,7 @@ def _owner_only(remedy: Remedy, subjects: Subjects) -> str:
 
 
 def _who(needs: Capability, reader: User) -> str:
-    """Return who can act, as a sentence: people if the reader may see them, otherwise the roles with the capability."""
+    """Return a sentence that names the people who can act; for readers who may not see people, the roles instead."""
     granting = permissions_of([needs])
     if any(map(reader.has_perm, (Capability.PEOPLE_MANAGE, Capability.AUDIT_READ))):
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))
@@ -361,7 +361,7 @@ def _who(needs: Capability, reader: User) -> str:
 
 
 def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:
-    """Return the causing event and the calls refused since; the actor only if the reader may read events."""
+    """Return the causing event and the calls refused since; the event's actor only if `reader` may read events."""
     events = remedy.causes(row) if remedy.causes else _events(row, Q(action__in=remedy.began))
     event = (events.filter(created_at__lte=before) if before else events).first() if remedy.began else None
     if event is None:

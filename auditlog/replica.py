@@ -1,8 +1,8 @@
 """Read the logs from a replica of the database (DATABASE_READ_URL), as docs/how-to/scale-out.md describes.
 
-Only history is read there: lists, exports, numbers. No decision or write depends on it, and a person who has just
-changed something reads the primary. Each process measures the replica's lag once a second: the age of the last commit
-that it has replayed, by the primary's clock, or 0 if it has replayed all of the primary's write-ahead log.
+Only history is read from the replica: lists, exports, numbers. No decision or write depends on it, and a person who has
+just changed something reads the primary. Each process measures the replica's lag once a second: the age of the last
+commit that the replica has replayed, by the primary's clock, or 0 if it has replayed all of the write-ahead log.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ui import databases
 
 # Find the id up to which a log is complete: writers commit in any order, so rows become visible in any order.
 #
-# Readers that follow a log by id and must not miss rows stop there (docs/decisions/0029-roll-ups-counted-by-id.md).
+# Readers that must not miss rows stop at this id (docs/decisions/0029-roll-ups-counted-by-id.md).
 
 # Rows are read by primary key, (created_at, id), but written when their call ends. Calls that took up to NEAR are read
 # at once; longer ones about every LATE_EVERY, up to LATEST back.
 NEAR = timedelta(minutes=10)
 LATE_EVERY = timedelta(minutes=5)
-LATEST = timedelta(days=2)  # No call takes longer.
+LATEST = timedelta(days=2)  # No call takes longer than this.
 
 # Each writer holds this lock from before its first id is assigned until its rows are committed or rolled back.
 WRITERS = """
@@ -54,7 +54,7 @@ LAST_ID = "SELECT pg_sequence_last_value(pg_get_serial_sequence(%s, 'id')::regcl
 def last_id(cursor: Any, table: str, *, wait: float) -> int | None:
     """Return an id up to which all rows of `table` are visible to this cursor or never will be.
 
-    None if a writer has not finished after `wait` seconds.
+    Returns None if a writer has not finished after `wait` seconds.
     """
     last = newest_id(cursor, table)
     writers, until = _writers(cursor, table), time.monotonic() + wait
@@ -67,7 +67,7 @@ def last_id(cursor: Any, table: str, *, wait: float) -> int | None:
 
 
 def newest_id(cursor: Any, table: str) -> int:
-    """Return the newest id assigned in `table`, even if its row was rolled back; 0 if none was."""
+    """Return the newest id assigned in `table`, even if its row was rolled back; 0 if no id was assigned."""
     cursor.execute(LAST_ID, [table])
     return int(cursor.fetchone()[0] or 0)
 
@@ -82,20 +82,20 @@ logger = logging.getLogger(__name__)
 ALIAS = "replica"
 SAFE = {"GET", "HEAD", "OPTIONS"}
 WROTE = "gateway_wrote"  # Cookie of a browser that has just changed something.
-# How long a measurement is valid. With the limit, it bounds the age of the newest row a replica may lack.
+# Seconds for which a measurement is valid. READ_LAG_SECONDS and this time limit the delay of rows on the replica.
 FRESH_S = 3.0
 MARGIN_S = 5
-TELLS_FROM_S = 3.0  # The page shows a lag of this length or more.
+TELLS_FROM_S = 3.0  # Pages show the lag from this number of seconds on.
 READ_ONLY, CANCELLED = "25006", "57014"
 FAULTS_OF_SERVERS = {"08", "40", "53", "55", "57", "58", "XX"}
 
-# Identifies the database and cluster: the same on a replica and its primary.
+# Identifies the database and cluster; equal on a replica and its primary.
 IDENTITY = """
 (SELECT system_identifier FROM pg_control_system()),
 (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-# A replica that did not follow a promotion stays on the previous timeline. Without pg_read_all_stats, the timeline is
-# that of the last checkpoint: then no replica is used for a while after a promotion.
+# A replica that did not follow a promotion stays on the previous timeline. Without pg_read_all_stats, the timeline read
+# here is that of the last checkpoint, so that no replica is used for a while after a promotion.
 _AT_REPLICA = f"""
 SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn() >= %s::pg_lsn, pg_last_xact_replay_timestamp(),
     coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint())),
@@ -109,7 +109,7 @@ SELECT pg_current_wal_flush_lsn()::text, clock_timestamp(),
 
 
 class Standing(NamedTuple):
-    """Status of the replica at the time of a measurement; `fault` is why it may not be read, or empty."""
+    """Status of the replica at the time of a measurement; `fault` is the reason why it may not be read, or empty."""
 
     fault: str
     lag: float
@@ -117,36 +117,36 @@ class Standing(NamedTuple):
 
 
 class Gauging:
-    """Measures the lag of the replica over its own connection."""
+    """Measures the lag of the replica, over a separate connection."""
 
     def __init__(self) -> None:
         self._own: psycopg.Connection[Any] | None = None
         self._standing = Standing("not asked yet", 0.0, float("-inf"))
-        self.reads = {"replica": 0, "primary": 0}  # Of this process, by database.
+        self.reads = {"replica": 0, "primary": 0}  # Number of reads in this process, by database.
         self.readers: set[BaseDatabaseWrapper] = set()  # Connections that pages are reading over.
         self._began: float | None = None
 
     @property
     def standing(self) -> Standing:
-        """Return the last measurement; an outdated one counts as a fault."""
+        """Return the last measurement, with a fault if it is outdated."""
         if time.monotonic() - self._standing.at > FRESH_S:
             return self._standing._replace(fault=self._standing.fault or "it was not measured recently")
         return self._standing
 
     def measure(self) -> None:
-        """Measure once. Never raises database errors: a replica that cannot be measured is not used."""
+        """Measure once. Never raises database errors; a replica that cannot be measured is not used."""
         self._began = time.monotonic()
         try:
             fault, lag = self._measured()
         except (DatabaseError, InterfaceError, psycopg.Error, OSError):
-            # Not the server's own text: it contains addresses, and /readyz is public.
+            # The server's error text is not used, because it contains addresses and /readyz is public.
             self.close()
             fault, lag = "it cannot be reached", 0.0
         self._began = None
         self._standing = Standing(fault, lag, time.monotonic())
 
     def cut_if_stuck(self) -> None:
-        """Close the sockets to a replica that does not answer, so that its readers do not hang."""
+        """Close the sockets to a replica that does not answer, so that pages reading from it do not hang."""
         if self._began is None or time.monotonic() - self._began < FRESH_S:
             return
         reading = [reader.connection for reader in tuple(self.readers)]
@@ -164,7 +164,7 @@ class Gauging:
             own.close()
 
     def _measured(self) -> tuple[str, float]:
-        """Return why the replica may not be used (or an empty text), and its lag in seconds."""
+        """Return the reason why the replica may not be used (empty if it may), and the lag in seconds."""
         with connection.cursor() as cursor:
             cursor.execute(_AT_PRIMARY)
             position, now, timeline, *primary = cursor.fetchone()
@@ -208,7 +208,7 @@ def connector() -> Callable[[], psycopg.Connection[Any]] | None:
 
 
 def read_from_replica[T](request: Any, work: Callable[[], T]) -> T:
-    """Return the result of `work`, which must not write, from the replica if this request may read there.
+    """Return the result of `work`, which must not write, run on the replica if this request may read from it.
 
     If the replica fails, `work` is repeated on the primary.
     """
@@ -243,7 +243,7 @@ def _read[T](request: Any, work: Callable[[], T], standing: Standing) -> T:
 
 
 def _has_just_written(request: Any) -> bool:
-    """True if this browser, or this person anywhere, changed something the replica may lack."""
+    """True if this browser, or this person anywhere, made a change that may not be on the replica yet."""
     if WROTE in request.COOKIES:
         return True
     if not hasattr(request, "wrote_lately"):
@@ -253,13 +253,13 @@ def _has_just_written(request: Any) -> bool:
 
 
 def _is_of_the_replica(error: BaseException) -> bool:
-    """True if only the replica fails like this: connection errors, conflicts with replay, writes."""
+    """True if the error is one that the primary would not raise: connection error, conflict with replay, or write."""
     state = getattr(error.__cause__ if error.__cause__ is not None else error, "sqlstate", None)
     return state is None or state == READ_ONLY or (state != CANCELLED and state[:2] in FAULTS_OF_SERVERS)
 
 
 def from_replica(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Let a view without writes read from the replica. Apply it below the capability check."""
+    """Decorate a view that does not write, so that it reads from the replica. Apply below the capability check."""
 
     @wraps(view)
     def reading(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -269,7 +269,7 @@ def from_replica(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
 
 
 def note_writes(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware that makes a browser read the primary after a change, until the replica must have it."""
+    """Middleware that makes a browser read the primary after a change, until the replica must have the change."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
@@ -288,5 +288,5 @@ def note_writes(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
 
 
 def lag(request: HttpRequest) -> dict[str, Any]:
-    """Add the replica's lag (seconds) to the template context if it is to be shown."""
+    """Context processor: add the replica's lag in seconds, or None if the page must not show it."""
     return {"replica_lag": getattr(request, "replica_lag", None)}

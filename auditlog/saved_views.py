@@ -1,4 +1,4 @@
-"""Saved views of the log: a query string under a name. On the Logs page, and over REST at /api/log-views."""
+"""Saved views of the log (a query string under a name), on the Logs page and over REST at /api/log-views."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ui.operations import ListQuery, RequestBody, operation
 from ui.pages import AppRequest, leave, with_query
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
-MOST_LISTED = 50  # Views above the list.
+MOST_LISTED = 50  # Number of views shown above the list.
 LONGEST_NAME = 80
 LONGEST_QUERY = 2000
 
 
 class ListedView(NamedTuple):
-    """A saved view above the list, and whether the person owns it and may remove it."""
+    """A saved view above the list; the flags are True if the person owns the view, and if they may remove it."""
 
     view: SavedView
     link: str
@@ -39,7 +39,7 @@ class ListedView(NamedTuple):
 
 
 def listed(user: User, call_filter: CallFilter) -> list[ListedView]:
-    """Return the saved views this person may open; none on a tab."""
+    """Return the saved views that this person may open; none on the log tab of another page."""
     if call_filter.scope:
         return []
     return [
@@ -76,7 +76,7 @@ def save(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.LOGS_READ)
 def saved_view(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Share a view, unshare it, or remove it."""
+    """Share, unshare or remove a view."""
     view = get_object_or_404(SavedView.objects.seen_by(request.user), pk=pk)
     act, name = request.POST.get("act", ""), view.name
     said = {"share": "is shared", "keep": "is no longer shared", "remove": "removed"}.get(act, "")

@@ -1,8 +1,8 @@
 """Search the calls, with a cost that does not grow with the log.
 
 A search is a list of criteria and a time range. A page reads at most the newest SEARCH_LIMIT rows that one index finds:
-`Search.floor` is the time of the oldest of them, and all conditions are tested on the rows since. A page with too few
-results shows how far it searched, and the next page continues from there.
+`Search.floor` is the time of the oldest of these rows, and all conditions are tested on the rows since that time. A
+page with too few results shows how far back it searched, and the next page continues from that time.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from auditlog.query_language import CONTAINS, IS, IS_NOT, Condition, Either
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import DIMENSIONS, ENDS
 
-SEARCH_LIMIT = 10_000  # Rows that one page reads at most; beyond, "10,000+" is shown unless the roll-ups can count.
-DAYS_AT_ONCE = 8  # Partitions per statement of an export: each costs it a dozen locks.
-AHEAD = timedelta(hours=1)  # Allows for clocks that are ahead.
+SEARCH_LIMIT = 10_000  # Rows that one page reads at most; a larger count is shown as "10,000+" without roll-ups.
+DAYS_AT_ONCE = 8  # Partitions per statement of an export, because each partition costs a dozen locks.
+AHEAD = timedelta(hours=1)  # Allows for other machines' clocks that are ahead.
 
 LOOKUPS = {"<": "__lt", "<=": "__lte", ">": "__gt", ">=": "__gte"}
 NOTHING = Q(pk=None)
-# Columns with an index on (column, created_at), and its condition if it is partial.
+# Columns with an index on (column, created_at), and the condition of the index if it is partial.
 INDEXES = {index.fields[0]: index.condition or Q() for index in Call._meta.indexes} | {"created_at": Q()}
-# Columns compared case-sensitively, because an index or a roll-up has them.
+# Columns that are compared case-sensitively, so that an index or a roll-up can be used.
 EXACT = {*INDEXES, *DIMENSIONS, *ENDS}
 POSITION = ("created_at", "id")
 
@@ -47,7 +47,8 @@ POSITION = ("created_at", "id")
 class Criterion:
     """A condition on a row.
 
-    With `values`, only rows that have one of these values in one of these columns can meet it: an index may find them.
+    With `values`, only rows that have one of these values in one of these columns can meet the condition, so that an
+    index may find them.
     """
 
     test: Q
@@ -55,19 +56,19 @@ class Criterion:
 
     @property
     def is_equality(self) -> bool:
-        """True if only the values of one column are tested."""
+        """True if the condition only compares one column with values."""
         return self.values is not None and any(self == equal(*one) for one in self.values.items())
 
     @property
     def is_indexed(self) -> bool:
-        """True if an index finds the rows; no index contains the most common values, nor empty ones."""
+        """True if indexes find the rows. Indexes contain neither the most common value of a column nor empty values."""
         return self.values is not None and all(
             column in INDEXES and not {COMMON.get(column), ""} & {*values} for column, values in self.values.items()
         )
 
 
 def equal(column: str, values: Iterable[Any]) -> Criterion:
-    """Match rows with one of these values in a column; without values, no row."""
+    """Match rows with one of these values in a column; without values, match no row."""
     listed = list(dict.fromkeys(values))
     return Criterion(Q(**{f"{column}__in": listed}), {column: listed}) if listed else Criterion(NOTHING)
 
@@ -89,7 +90,7 @@ def in_sessions(ids: Iterable[UUID]) -> Criterion:
 
 
 def either(criteria: Sequence[Criterion]) -> Criterion:
-    """Match rows that meet at least one of these."""
+    """Match rows that meet at least one of these criteria."""
     test, values = reduce(or_, [each.test for each in criteria]), dict[str, list[Any]]()
     for each in criteria:
         if each.values is None:
@@ -101,12 +102,12 @@ def either(criteria: Sequence[Criterion]) -> Criterion:
 
 
 def none_of(criteria: Sequence[Criterion]) -> Criterion:
-    """Match rows that meet none of these."""
+    """Match rows that meet none of these criteria."""
     return Criterion(reduce(and_, [~each.test for each in criteria]))
 
 
 def criterion(condition: Condition | Either) -> Criterion:
-    """Convert a condition of the search language."""
+    """Convert a condition of the search language to a criterion."""
     if isinstance(condition, Either):
         alternatives = [reduce(and_, [criterion(one).test for one in each]) for each in condition.alternatives]
         return Criterion(reduce(or_, alternatives))
@@ -147,7 +148,7 @@ def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
-    """Match rows of objects that have this name today, or if there are none, rows recorded with this name."""
+    """Match calls of objects that have this name today, or without such objects, calls recorded with this name."""
     pks = uuids([text]) or names.ids_named(field.name, text, part=part)
     if pks and len(pks) <= names.MAX_IDS:
         return equal(field.id_column, pks)
@@ -155,7 +156,7 @@ def _named(field: LogField, text: str, *, part: bool) -> Criterion:
 
 
 def _of_anything(pk: UUID) -> Criterion:
-    """Match the call with this id, the calls of its request or trace, and those of the object with this id."""
+    """Match the call with this id, and the calls of the request, trace or object with this id."""
     ids = {name: pk for name in INDEXES if isinstance(Call._meta.get_field(name), UUIDField)} | {"trace_id": pk.hex}
     newest = [
         Call.objects.filter(INDEXES[name], **{name: value}).order_by("-created_at").values_list(Value(name))[:1]
@@ -170,7 +171,7 @@ def _of_anything(pk: UUID) -> Criterion:
 
 
 def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
-    """Convert a parameter of the API: exactly this value, or one of these; objects are given by id."""
+    """Convert a parameter of the API to criteria that match exactly this value, or one of a list; objects are ids."""
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]
     if field.comparison is Comparison.ID:
@@ -200,7 +201,7 @@ def _any_of(tests: Sequence[Q]) -> Q:
 
 
 def uuid_of(text: str) -> UUID | None:
-    """Return `text` as an id, or None if it is something else, such as a name."""
+    """Return `text` as an id, or None if it is not an id, but for example a name."""
     try:
         return UUID(text)
     except ValueError:
@@ -213,7 +214,7 @@ def uuids(values: Sequence[str | float]) -> list[UUID]:
 
 
 class RowCount(NamedTuple):
-    """A number of rows; there may be more unless `is_all`."""
+    """A number of rows. Unless `is_all`, there may be more rows."""
 
     number: int
     is_all: bool
@@ -235,7 +236,7 @@ def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
 
 @dataclass(frozen=True)
 class SearchPage:
-    """A page, and how far back the search went if it did not reach the end."""
+    """A page, and the time back to which the search looked if it did not reach the end of the log."""
 
     page: Page[Call]
     looked_to: datetime | None = None
@@ -252,7 +253,7 @@ class Search:
     ) -> None:
         self.criteria = [item if isinstance(item, Criterion) else criterion(item) for item in conditions]
         self._indexed = [each for each in self.criteria if each.is_indexed]
-        # If a condition can never be met, start after all calls, so that nothing is read.
+        # If a condition can never be met, the search begins after all calls, so that nothing is read.
         self.since = LAST_MOMENT if any(each.test == NOTHING for each in self.criteria) else since
         self.until = until
 
@@ -262,7 +263,7 @@ class Search:
 
     @cached_property
     def floor(self) -> datetime | None:
-        """Return the time since which a page reads rows; None if it reads the whole range."""
+        """Return the time back to which the first page reads rows; None if it reads the whole range."""
         return self._reach(None)
 
     def newest(self) -> QuerySet[Call]:
@@ -270,7 +271,7 @@ class Search:
         return self.rows() if self.floor is None else self.rows().filter(created_at__gte=self.floor)
 
     def page(self, cursor: Cursor | None, size: int) -> SearchPage:
-        """Return the cursor's page, or the newest page without a cursor."""
+        """Return the page at `cursor`, or the newest page without a cursor."""
         reach = self.floor if cursor is None else self._reach(cursor)
         rows = paging.beyond(self.rows(), cursor)
         if reach is not None:
@@ -287,9 +288,9 @@ class Search:
         return SearchPage(Page(list(self.newest().order_by("-duration_ms", "-pk")[:size]), None, None), self.floor)
 
     def count(self) -> RowCount:
-        """Return the number of calls, cached; beyond SEARCH_LIMIT only if the roll-ups can answer.
+        """Return the number of calls, cached. Numbers above SEARCH_LIMIT are exact only if the roll-ups can answer.
 
-        Small numbers are counted in the log itself: rows of long calls reach the roll-ups up to a quarter of an hour
+        Small numbers are counted in the log itself, because long calls reach the roll-ups up to a quarter of an hour
         later.
         """
         return self._count
@@ -304,7 +305,7 @@ class Search:
         return RowCount(min(self.newest().count(), SEARCH_LIMIT), is_all=self.floor is None)
 
     def equalities(self) -> dict[str, list[Any]] | None:
-        """Return the conditions as values of columns, or None if the roll-ups cannot answer them."""
+        """Return the conditions as values by column, or None if the roll-ups do not have a column."""
         where: dict[str, list[Any]] = {}
         for values in (each.values for each in self.criteria):
             if values is None or len(values) != 1 or not values.keys() <= {*DIMENSIONS, *ENDS}:
@@ -314,7 +315,7 @@ class Search:
         return where
 
     def by_time(self) -> Iterator[QuerySet[Call]]:
-        """Yield queries of a few partitions each, newest first."""
+        """Yield queries that together return all rows, each for a few partitions, newest first."""
         rows, later = self.rows(), None
         for start in sorted(Call.partitions.starts(), reverse=True)[DAYS_AT_ONCE - 1 :: DAYS_AT_ONCE]:
             since = datetime.combine(start, time.min, UTC)
@@ -326,14 +327,15 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def _between(self) -> QuerySet[Call]:
-        # With any limit of the time an index is used; without, whole partitions would be read.
+        # With any limit on the time PostgreSQL uses an index; without a limit, it would read whole partitions.
         rows = Call.objects.defer(*PAYLOADS).filter(created_at__gte=self.since or EPOCH)
         return rows.filter(created_at__lt=self.until) if self.until else rows
 
     def _nearest(self, rows: QuerySet[Call], size: int) -> Sequence[Call]:
-        """Return the first rows.
+        """Return the first `size` rows.
 
-        For several values in an index, reads the first rows of each: PostgreSQL would read all rows to sort them.
+        For several values in an index, this reads the first rows of each value, because PostgreSQL would read all rows
+        to sort them.
         """
         indexed = [dict(each.values or {}) for each in self._indexed]
         if not indexed or any(sum(map(len, values.values())) == 1 for values in indexed):
@@ -343,7 +345,7 @@ class Search:
         return list(Call.objects.raw(f"{statement} ORDER BY {order} LIMIT %s", [*parameters, size]))
 
     def _reach(self, cursor: Cursor | None) -> datetime | None:
-        """Return the time up to which the cursor's page may read; None if it may read all rows."""
+        """Return the time up to which the page at `cursor` may read rows; None if it may read all rows."""
         rows = paging.beyond(self._between(), cursor)
         recent = (cursor.at if cursor else timezone.now()) - RECENT
         if not is_newer(cursor) and (self.since is None or self.since < recent):
@@ -355,7 +357,7 @@ class Search:
     def _end(self, rows: QuerySet[Call], cursor: Cursor | None) -> datetime | None:
         """Return the time of row SEARCH_LIMIT in the index that reaches furthest; None if an index has fewer rows.
 
-        Several values of one criterion share the limit, and all are read up to the nearest of their ends.
+        Several values of one criterion share the limit, and all values are read up to the nearest of their end times.
         """
         rows = rows.order_by("created_at" if is_newer(cursor) else "-created_at")
         near, far = (min, max) if is_newer(cursor) else (max, min)

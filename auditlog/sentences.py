@@ -1,6 +1,6 @@
-"""Admin events as sentences. Events are worded only here.
+"""Admin events as sentences, for all pages and the API.
 
-A sentence uses only values stored in the event, so it stays the same after its object is renamed or removed.
+A sentence uses only values stored in the event, so it stays the same after an object is renamed or removed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from auditlog.models import Event
 from capabilities import Capability
 
 MOST_NAMED = 3
-LONGEST_LABEL = 200  # A label this long may be truncated.
-ASIDE = frozenset({"through", "owner", "note", "because"})  # Facts besides the changed fields.
-# The values that sentences name, each with the kind of name it is ("" if it is none).
+LONGEST_LABEL = 200  # A label of this length may be truncated.
+ASIDE = frozenset({"through", "owner", "note", "because"})  # Keys of `changes` that are not changed fields.
+# Keys of `changes` whose values appear in sentences, each with the kind of name ("" if the value is no name).
 STATED = {
     "role": "name",
     "security_key": "name",
@@ -33,7 +33,7 @@ STATED = {
     "to": "person",
     "email": "person",
 }
-# Labels that name several objects: the separator, and their kinds.
+# Labels that name several objects: the separator, and the kinds of the objects.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "assignment": (" on ", ("server", "gateway")),
     "hostatgateway": (" on ", ("host", "gateway")),
@@ -41,7 +41,7 @@ JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "toolgrant": (" / ", ("tool_set", "subject", "gateway")),
     "toolset": (" on ", ("tool_set", "gateway")),
 }
-FACTS = ("is_staff", "sent", "break_glass")  # They only select a sentence, and add no text.
+FACTS = ("is_staff", "sent", "break_glass")  # Changes that only select a sentence, and add no text.
 UNQUOTED = ("user", "address")
 MARKS = (("“", "”"), ("«", "»"))
 NO_ADDRESS = frozenset(' “”«»"')  # Characters that no plain address contains.
@@ -56,17 +56,17 @@ UNKNOWN = ("{actor} did something unknown to this version, to {target}.",)
 
 
 class SentencePart(NamedTuple):
-    """A part of a sentence: text, or a name chosen by a user; `of` says whose."""
+    """A part of a sentence: our text, or a name chosen by a user; `of` is the kind of object with this name."""
 
     text: str
-    of: str = ""  # "actor", "target", "name", "person", or "" for our own words.
+    of: str = ""  # "actor", "target", "name", "person", or "" for our own text.
 
 
 def sentence(event: Event) -> str:
     """Return the event as a sentence of plain text. Names are quoted, except people's e-mail addresses.
 
-    The quotation marks depend on the name, so that no name can end its quotation early: “…”, then «…», then "…" with
-    JSON escapes.
+    The quotation marks depend on the name, so that no name can end the quotation early: “…” if the name allows, else
+    «…», else "…" with JSON escapes.
     """
     plain = {"actor", "person"} | ({"target"} if event.target_type in UNQUOTED else set())
     return "".join(_quoted(part.text) if _is_quoted(part, plain) else part.text for part in parts(event))
@@ -85,7 +85,7 @@ def _quoted(name: str) -> str:
 
 
 def parts(event: Event) -> list[SentencePart]:
-    """Return the sentence in parts, for a page that links and marks the names."""
+    """Return the sentence about an event in parts, for pages that link or mark the names."""
     values = dict(_values(event))
     alternatives = _ACTIONS.get(event.action) or RETIRED.get(event.action) or UNKNOWN
     found = next((words for words in alternatives if _fields(words) <= values.keys()), UNKNOWN[0])
@@ -109,7 +109,7 @@ def _fields(words: str) -> set[str]:
 
 
 def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
-    """Yield the values that sentences may use; missing ones are left out."""
+    """Yield the values of an event that sentences may use, by field name; missing values are left out."""
     target = SentencePart(event.target_label or "something", "target")
     by_itself = event.target_type == "token" and event.actor_email.endswith("(self)")
     yield (
@@ -124,7 +124,7 @@ def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
 
 
 def _of_label(event: Event) -> Iterator[tuple[str, SentencePart]]:
-    """Yield the objects in a label; none if a name contains the separator."""
+    """Yield the objects that the event's label names; none if the label may be cut or a name contains the separator."""
     if len(event.target_label) >= LONGEST_LABEL:
         return
     joint, kinds = JOINED.get(event.target_type, ("", ()))
@@ -143,7 +143,7 @@ def _of_changes(event: Event) -> Iterator[tuple[str, SentencePart]]:
         if value and not (name == "owner" and value == event.actor_email):
             yield name, SentencePart(value, of)
     yield from ((name, SentencePart("")) for name in FACTS if _after(changes.get(name)) is True)
-    asked = changes.get("capability")  # A request has the requested capability, a declined one the previous value.
+    asked = changes.get("capability")  # [None, capability] for a request, [capability, None] for a declined request.
     if slug := _plain(next(filter(None, asked), "") if isinstance(asked, list) else asked):
         yield "capability", SentencePart(next((one.label for one in Capability if one.slug == slug), slug), "name")
     fields = [name for name in changes if name not in ASIDE]
@@ -178,7 +178,7 @@ def _plain(value: Any) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    """List the first names, and how many more there are."""
+    """Return the first names and the number of other names, as a phrase."""
     named, more = list(names[:MOST_NAMED]), len(names) - MOST_NAMED
     named += [f"{more} more"] if more > 0 else []
     return " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))

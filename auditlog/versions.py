@@ -1,8 +1,8 @@
 """Optimistic locking of editable rows: a save based on an outdated version is refused, with the changes since then.
 
 A version is a digest of each editable value, in the order of `editable()`. Forms submit the version they were opened
-with, and the API returns it as the ETag of a resource (RFC 9110, section 8.8.3). The verb that writes compares it under
-the lock of the row.
+with, and the API returns the version as the ETag of a resource (RFC 9110, section 8.8.3). The model method that writes
+compares the version while it has the row locked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["ChangedMeanwhile", "ConflictingChange", "FormSeen", "Precondition", 
 
 
 class Versioned(HasVersion):
-    """Base of editable models, whose verbs refuse a save based on an outdated version."""
+    """Base of editable models, whose methods refuse a save based on an outdated version."""
 
     def lock(self) -> Any:
         """Return the current row, locked until the transaction ends."""
@@ -27,9 +27,9 @@ class Versioned(HasVersion):
         return type(row)._base_manager.select_for_update(of=("self",)).get(pk=row.pk)
 
     def must_be(self, seen: Seen | None, changed: Collection[str] | None = None) -> None:
-        """Raise ChangedMeanwhile if this row, read under its lock, differs from the version the writer has `seen`.
+        """Raise ChangedMeanwhile if this row differs from the version the writer has `seen`. The row must be locked.
 
-        `changed` are the fields that would be written with another value; a form ignores changes of others.
+        `changed` are the fields that would get another value; for a form, changes of other fields are ignored.
         """
         if seen is None:
             return

@@ -38,7 +38,7 @@ from capabilities.catalogue import SEES_SERVERS
 from connections.models import Connection
 from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
 
-ROWS_BESIDE = 25  # Rows beside an open call: enough for its context.
+ROWS_BESIDE = 25  # Rows of the list beside an open call.
 
 
 @require_GET
@@ -54,7 +54,7 @@ def calls(request: AppRequest) -> HttpResponse:
 
 
 def _filter(request: AppRequest, scope: dict[str, str] | None = None) -> CallFilter:
-    """Return the request's filters, within the `scope` of a tab."""
+    """Return the filters in the request; `scope` is the filter of the log tab of another page."""
     return CallFilter(request.GET, scope, ListOptions.of(request.user.log_look))
 
 
@@ -63,9 +63,9 @@ def _address(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
-    """Return the only call a pasted id leads to, or None if there are several or none."""
+    """Return the call if the pasted id `uid` leads to exactly one, otherwise None."""
     search = call_filter.search()
-    # Usually it is a call's id, whose time selects the partition; otherwise the matches are counted, as in the list.
+    # Usually `uid` is the id of a call, which contains the time. Other ids take longer: the matches are counted.
     if not Call.objects.filter(uid=uid, created_at__range=span_of_uid(uid)).exists() and search.count().number != 1:
         return None
     rows = search.page(None, 2).page.rows
@@ -73,9 +73,9 @@ def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
 
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
-    """Render the log on a page that includes auditlog/log.html; for htmx, only its rows.
+    """Render the log on a page that includes auditlog/log.html; for htmx, only the rows of the log.
 
-    Live lists are read from the primary. They poll their own URL every second.
+    A live list is read from the primary, and polls the URL of its page every second.
     """
     if wants_fragment(request) and call_filter.is_live and (new := NewCalls.asked(request.GET, call_filter.search())):
 
@@ -94,7 +94,7 @@ def _listing(request: AppRequest, template: str, context: dict[str, Any], call_f
     if not wants_fragment(request):
         return show(request, template, context)
     response = show(request, "auditlog/log.html#entries", context)
-    # htmx would push every empty field of the form.
+    # Otherwise htmx would push a URL with every empty field of the form.
     response["HX-Push-Url"] = _address(request, call_filter)
     return response
 
@@ -111,7 +111,7 @@ def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
 
 
 def log_alone(kind: str, pk: UUID) -> HttpResponse:
-    """Redirect to the Logs page filtered to one row, for users who may not open the page with the tab."""
+    """Redirect to the Logs page filtered by one object, for users who may not open the object's page with its tab."""
     return redirect(f"{reverse('auditlog:calls')}?{urlencode({kind: pk})}")
 
 
@@ -125,7 +125,7 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
 @require_GET
 @requires(Capability.LOGS_READ)
 def now(request: AppRequest, uid: UUID) -> HttpResponse:
-    """Show a call, and the current decision for it."""
+    """Show a call, and whether it would be allowed now."""
     return _call(request, uid, asks=True)
 
 
@@ -168,7 +168,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 @replica.from_replica
 def facet(request: AppRequest, name: str) -> HttpResponse:
-    """Render the values of one filter, counted under all other filters."""
+    """Render the values of one filter, with the numbers of calls that match all other filters."""
     tab = request.GET.get("tab", "")
     scope = {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None
     call_filter = _filter(request, scope)
@@ -181,7 +181,7 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
 @require_POST
 @requires(Capability.LOGS_READ)
 def keep_look(request: AppRequest) -> HttpResponse:
-    """Save the list's current display options for this person."""
+    """Save the current display options of the list of calls as this person's default."""
     usual = ListOptions.of(request.user.log_look)
     call_filter = CallFilter(QueryDict(request.POST.get("query", "")), usual=usual)
     request.user.keep_log_look(call_filter.options.as_query())
@@ -218,7 +218,7 @@ def _listed(
 ) -> dict[str, Any]:
     cursor, search, options = Cursor.named(request.GET.get("cursor", "")), call_filter.search(), call_filter.options
     is_live = call_filter.is_live and cursor is None
-    # Read before anything is counted, so that no call is missed.
+    # Read the newest id before anything is counted, so that no call is missed.
     seen = new.to if new else newest_id() if is_live else 0
     count = None if call_filter.error else search.count()
     if count is None or count.is_none:
@@ -227,7 +227,7 @@ def _listed(
         result = newest_page(search, seen, size)
     else:
         result = search.slowest(size) if call_filter.values["order"] else search.page(cursor, size)
-    if is_live and not seen:  # A writer took too long: take the newest id on the page.
+    if is_live and not seen:  # A writer took too long, so use the newest id on the page.
         seen = max((call.pk for call in result.page.rows), default=0)
     has_chart = options.chart != filters.NONE and result.page.rows
     shown = columns.shown_columns(options)
@@ -281,7 +281,7 @@ def _list_url(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:
-    """Return the cause of a denied call, and if `asks` the current decision."""
+    """Return the template context with the cause of a denied call, and if `asks` with the current decision."""
     reason, question = row.deny_reason, question_of(row)
     is_judged = row.outcome in ENDINGS["denied"] or reason == "unknown_tool"
     answer = current_decision(question) if question and (asks or is_judged) else None
@@ -304,7 +304,7 @@ def _is_recording() -> bool:
 
 
 def _neighbour(row: Call, call_filter: CallFilter, way: str) -> Call | None:
-    """Return the next call on one side in the list."""
+    """Return the call before or after `row` in the list (`way` is OLDER or NEWER), or None."""
     if call_filter.error:
         return None
     rows = call_filter.search().page(Cursor(way, row.created_at, row.pk), 1).page.rows
@@ -312,7 +312,7 @@ def _neighbour(row: Call, call_filter: CallFilter, way: str) -> Call | None:
 
 
 def _same_request(row: Call) -> int:
-    """Count the calls with the same correlation id; all of one request are within a day."""
+    """Count the calls with the same correlation id. Calls of one request are at most a day apart."""
     time_range = (row.created_at - timedelta(days=1), row.created_at + timedelta(days=1))
     return Call.objects.filter(correlation_id=row.correlation_id, created_at__range=time_range).count()
 
@@ -399,7 +399,7 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
 
 
 def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
-    """Return the query string of one group's calls, or an empty string if the search cannot be narrowed in words."""
+    """Return the query string of one group's calls; empty if the search text cannot be extended by a condition."""
     if by != "reason":
         return call_filter.link(**{by: row.value, "live": ""})
     if any(isinstance(one, Either) for one in call_filter.conditions):
@@ -409,7 +409,7 @@ def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
 
 
 def _column(call_filter: CallFilter, by: str, sort: str, name: str, label: str, first: str) -> dict[str, str]:
-    """Return the heading of a column; its link sorts by the column or reverses the order."""
+    """Return the heading of a column, with a link that sorts by the column or reverses the order."""
     other = name if first else f"-{name}"
     wanted = other if sort == f"{first}{name}" else f"{first}{name}"
     told = {name: "ascending", f"-{name}": "descending"}.get(sort, "")

@@ -1,4 +1,4 @@
-"""The calls of one MCP session as a waterfall: oldest first, each with a bar that shows how it spent its time."""
+"""The calls of one MCP session as a waterfall: oldest first, each with a bar that shows where the time was spent."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from proxy.models import Session
 from proxy.server_requests import CAPABILITIES
 from ui.pages import PAGE_SIZE, AppRequest, show
 
-SKEW = timedelta(minutes=1)  # Clocks of other workers may be behind.
-MOST_WAITS = 1000  # Server requests that are read for the bars of one page.
+SKEW = timedelta(minutes=1)  # The clocks of other workers may be behind by this much.
+MOST_WAITS = 1000  # Server requests that are read at most for the bars of one page.
 WIDTH = 1000.0
-NARROWEST = 8.0  # Visible on a phone.
+NARROWEST = 8.0  # The narrowest bar that is visible on a phone.
 PARTS = (
     ("auth", "authorise"),
     ("rules", "rules"),
@@ -37,14 +37,14 @@ PARTS = (
 
 
 class Period(NamedTuple):
-    """A period, in milliseconds since the first call of the page."""
+    """A period in milliseconds since the first call of the page."""
 
     begin: float
     end: float
 
 
 class Timeline:
-    """The horizontal axis: from times to 0 .. WIDTH. Pauses without calls take up at most half of it."""
+    """The horizontal axis, which maps times to 0 .. WIDTH. Pauses without calls take up at most half of the axis."""
 
     def __init__(self, calls: Iterable[Period]) -> None:
         self._busy = union(calls)
@@ -56,7 +56,7 @@ class Timeline:
         self.is_shortened = self._pauses != pauses
 
     def x(self, at: float) -> float:
-        """Return the position of a time; times outside of all calls are at the nearest one."""
+        """Return the position of a time from 0 to WIDTH; a time outside of all calls is put at a call's edge."""
         x = 0.0
         for number, period in enumerate(self._busy):
             if at <= period.end:
@@ -69,7 +69,7 @@ class Timeline:
 
 
 def union(periods: Iterable[Period]) -> list[Period]:
-    """Return the union of the periods, in order."""
+    """Return the periods in order, with overlapping periods merged."""
     joined: list[Period] = []
     for period in sorted(periods):
         if joined and period.begin <= joined[-1].end:
@@ -80,7 +80,7 @@ def union(periods: Iterable[Period]) -> list[Period]:
 
 
 class WaterfallRow(NamedTuple):
-    """A call, and the parts of its bar; `waited_ms` is how long it waited for answers of its client."""
+    """A call, and the parts of its bar; `waited_ms` is the time that the call waited for answers of the client."""
 
     call: Call
     parts: Sequence[TimingPart]
@@ -88,7 +88,7 @@ class WaterfallRow(NamedTuple):
 
     @property
     def bars(self) -> Sequence[TimingPart]:
-        """Return the parts to draw; of a bar too narrow to see, only the longest part, widened."""
+        """Return the parts to draw. If the bar is too narrow to see, return only the longest part, widened."""
         if not self.parts or max(part.start + part.width for part in self.parts) - self.parts[0].start >= NARROWEST:
             return self.parts
         longest = max(self.parts, key=lambda part: part.ms)
@@ -96,7 +96,7 @@ class WaterfallRow(NamedTuple):
 
     @property
     def is_asked(self) -> bool:
-        """True if this is a request of a server to the client, during a call."""
+        """True if this row is a request of a server to the client during a call."""
         return is_asked(self.call)
 
     @property
@@ -109,7 +109,7 @@ def is_asked(call: Call) -> bool:
 
 
 def is_end_of_stream(call: Call) -> bool:
-    """True for the second row of a stream: it is written when the stream ends, and has its whole duration."""
+    """True for the second row of a stream, which is written when the stream ends and has the stream's duration."""
     return call.correlation_id != call.uid and call.method == "GET"
 
 
@@ -150,7 +150,7 @@ def _period(call: Call, first: datetime) -> Period:
 
 
 def _waits(calls: Sequence[Call], first: datetime) -> Mapping[UUID, list[Period]]:
-    """Return the periods in which each call waited for its client, from its server requests on all pages."""
+    """Return, by uid, the periods in which each call waited for the client to answer a server's request."""
     until = max(call.created_at + timedelta(milliseconds=call.duration_ms) for call in calls)
     rows = Call.objects.filter(
         correlation_id__in=[call.uid for call in calls], method__in=CAPABILITIES, created_at__range=(first, until)
@@ -164,7 +164,7 @@ def _waits(calls: Sequence[Call], first: datetime) -> Mapping[UUID, list[Period]
 @require_GET
 @own_resource("one's own calls", others=Capability.LOGS_READ)
 def session(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Show the calls of one session, open or ended; to people who may not read logs, only if they are their own."""
+    """Show the calls of one session, open or ended. People who may not read logs see only their own calls."""
     criteria = [in_sessions([pk])]
     if not request.user.has_perm(Capability.LOGS_READ):
         criteria.append(equal("user_id", [request.user.pk]))

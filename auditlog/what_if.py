@@ -1,4 +1,4 @@
-"""The trail of the current decision, worded for one reader; for pages and the API."""
+"""The checks of the current decision about a call, in words for one reader (a trail), on pages and in the API."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from wire.mcp import TOOL
 
 
 class TrailLine(NamedTuple):
-    """One check: `result` is pass, stop or open; a stop has its cause."""
+    """One check: `result` is pass, stop or open (unknown); `cause` is set for a stop."""
 
     name: str
     result: str
@@ -42,7 +42,7 @@ class TrailLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Trail:
-    """An answer as shown to `reader`."""
+    """The current decision (`answer`) as shown to `reader`: the checks, further obstacles, and similar tool names."""
 
     answer: CurrentDecision
     reader: User
@@ -95,7 +95,7 @@ def trail_of(answer: CurrentDecision, reader: User) -> Trail:
 
 
 def _near(answer: CurrentDecision, reader: User) -> list[str]:
-    """Return similar tool names if the gateway does not know the tool."""
+    """Return similar tool names if the gateway does not know the tool, otherwise an empty list."""
     feature = answer.question.feature
     if feature is None or feature.kind != "tool" or not answer.is_unknown:
         return []
@@ -103,7 +103,7 @@ def _near(answer: CurrentDecision, reader: User) -> list[str]:
 
 
 def _texts(answer: CurrentDecision, reader: User) -> Iterator[tuple[Step, str]]:
-    """Yield the text of each check when passed."""
+    """Yield each check with the text to show if the check is passed."""
     question, server = answer.question, answer.verdict.assigned
     person, gateway = question.user.email, question.gateway.name
     yield Step.TOKEN, _token_text(answer, reader)
@@ -153,7 +153,7 @@ THINGS = ("host", "user", "gateway")
 
 
 class WhatIfQuery(Query):
-    """A what-if question: person, app, gateway, and tool. Without a tool only the access is checked."""
+    """A what-if question: person, app, gateway, and tool. Without a tool, only access to the gateway is checked."""
 
     host = listed_host()
     user = listed_person()
@@ -212,7 +212,7 @@ PICKERS = (
 @require_GET
 @requires(Capability.LOGS_READ)
 def what_if(request: AppRequest) -> HttpResponse:
-    """Show the current trail; the question is in the page's URL."""
+    """Show the checks of the current decision for the question in the page's URL."""
     values = {picker.name: text for picker in PICKERS if (text := request.GET.get(picker.name, "").strip())}
     query = WhatIfQuery(data=values, context={"view": FilterViewer(request.user)})
     trail, errors = None, {}
@@ -244,7 +244,7 @@ def what_if_url(question: Question) -> str:
 
 
 def _named(trail: Trail | None) -> dict[str, str]:
-    """Return names for objects given by id, where a name is unique."""
+    """Return the form's values with names instead of ids; a host whose name is not unique keeps its id."""
     if trail is None:
         return {}
     question = trail.answer.question
@@ -254,7 +254,7 @@ def _named(trail: Trail | None) -> dict[str, str]:
 
 
 def _offers(reader: FilterViewer, trail: Trail | None) -> dict[str, list[str]]:
-    """Return the pickers' suggestions: the first rows this reader sees in lists."""
+    """Return the suggestions of each field: the names of the first rows that this reader sees in lists."""
     offers = {
         name: _first(field, reader) for name, field in WhatIfQuery().fields.items() if isinstance(field, SubjectField)
     }
@@ -273,7 +273,7 @@ def _first(field: SubjectField, reader: FilterViewer) -> list[str]:
 @require_POST
 @requires(Capability.LOGS_READ)
 def remedy(request: AppRequest) -> HttpResponse:
-    """Resolve one obstacle with its object's verb, and return to the trail."""
+    """Resolve one obstacle, such as a disabled object, and return to the page that showed it."""
     back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
     try:
         row = mend(request.POST.get("reason", ""), request.POST.get("subject", ""), by=request.user)

@@ -53,7 +53,7 @@ CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"
 
 
 class TimingPart(NamedTuple):
-    """A segment of the timing bar; `start` and `width` in per cent."""
+    """A segment of the timing bar; `start` and `width` are in per cent."""
 
     name: str
     label: str
@@ -72,13 +72,13 @@ class DecisionLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Detail:
-    """One call, explained."""
+    """One call, with the reason of its outcome, its timing and the checks it passed."""
 
     call: Call
 
     @property
     def reason(self) -> Reason | None:
-        """Return why the call was stopped, or None if it was not."""
+        """Return the reason why the call was stopped, or None if it was not stopped."""
         entry = reason_of(self.call.outcome, self.call.deny_reason)
         if entry and not self.call.deny_reason and self.call.outcome == Outcome.RPC_ERROR and not self.call.upstream_ms:
             return Reason(Step.REQUEST, entry.sentence)
@@ -107,7 +107,7 @@ class Detail:
 
     @property
     def record_ms(self) -> float | None:
-        """Return how long the row waited to be written (ms), or None if the two clocks cannot be compared."""
+        """Return the ms that the row waited to be written; None if unknown or if the two clocks differ too much."""
         if self.call.recorded_at is None:
             return None
         waited = (self.call.recorded_at - self.call.created_at).total_seconds() * 1000 - self.call.duration_ms
@@ -136,7 +136,7 @@ class Detail:
         return [check.name for check in self.checks if check.text == NOT_REACHED]
 
     def _steps(self) -> Iterator[tuple[Step, str]]:
-        """Yield each check with its result; the text is empty if the call did not need it."""
+        """Yield each check with the text of its result; the text is empty if the call did not need the check."""
         call = self.call
         yield Step.TOKEN, f"{call.token_prefix or 'The token'} is known, not revoked, not expired"
         yield Step.USER, f"{call.user_email} is active"
@@ -170,7 +170,7 @@ def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator
 
 
 def curl(call: Call, *, payload: bool) -> str:
-    """Return a curl command that repeats the call, with recorded params if `payload`; empty if there can be none."""
+    """Return a curl command that repeats the call, with recorded params if `payload`; empty if that is impossible."""
     gateway = Gateway.objects.live().filter(pk=call.gateway_id).first() if call.gateway_id else None
     if gateway is None or not call.method:
         return ""
@@ -207,15 +207,15 @@ def _params(call: Call, payload: bool) -> Any:
 
 # The gateway's current decision for a host, person, gateway and tool.
 
-MOST_TOKENS = 50  # Per connection, last used first.
+MOST_TOKENS = 50  # Tokens to test per connection, last used first.
 MOST_NAMED = 3
-MOST_COMPARED = 2000  # Tool names searched for similar ones.
-CUT_NAME = 300  # A name this long may be truncated.
+MOST_COMPARED = 2000  # Number of tool names among which similar names are searched.
+CUT_NAME = 300  # A name of this length may be truncated.
 NO_TOKEN = TokenDigests((None,), (None,))
 
 
 class Credential(NamedTuple):
-    """A credential to test: the token (its secret is not needed), and its digests for the statement."""
+    """A credential to test: a token, whose secret is not needed, and its digests for the SQL statement."""
 
     token: Token | None
     digests: TokenDigests
@@ -223,7 +223,7 @@ class Credential(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """The question if `user` may use `feature` with `host` at `gateway`. `token` is the one a logged call used."""
+    """The question whether `user` may use `feature` with `host` at `gateway`; `token` is the token of a logged call."""
 
     host: Host
     user: User
@@ -235,7 +235,7 @@ class Question:
 
 @dataclass(frozen=True)
 class CurrentDecision:
-    """The current decision for the token that gets furthest; `token` is None if there is none."""
+    """The current decision for the token that passes the most checks; `token` is None if there is no token."""
 
     question: Question
     verdict: Verdict
@@ -244,7 +244,7 @@ class CurrentDecision:
 
     @property
     def works(self) -> bool | None:
-        """Return whether the call would reach its server; None if only the server knows if the tool exists."""
+        """True if the call would reach its server, False if not; None if only the server knows if the tool exists."""
         if self.verdict.obstacles:
             return False
         return None if self.verdict.unlisted else True
@@ -260,11 +260,11 @@ class CurrentDecision:
 
     @property
     def stops_at(self) -> Step | None:
-        """Return the check that would stop the call, or None."""
+        """Return the check that would stop the call, or None if no check would."""
         return reason_text(self.verdict.reason).step if self.verdict.obstacles else None
 
 
-# Obstacles before there is a token to test.
+# Obstacles that apply if there is no token to test.
 UNCONNECTED = {
     "not_connected": Reason(Step.TOKEN, "This person has not connected this app or agent to the gateway."),
     "no_token": Reason(Step.TOKEN, "The connection has no token that could be used."),
@@ -278,7 +278,7 @@ def reason_text(reason: str) -> Reason:
 
 
 def current_decision(question: Question) -> CurrentDecision:
-    """Return the current decision, made by the same statement and checks as for requests."""
+    """Return the current decision, made by the SQL statement and checks that requests to /mcp use."""
     live = Connection.objects.live().filter(host=question.host, gateway=question.gateway, user=question.user).first()
     if live is not None and question.host.is_playground:
         return _without_token(question, live)  # Each run gets a temporary token.
@@ -293,7 +293,7 @@ def current_decision(question: Question) -> CurrentDecision:
 
 
 def _reach(answer: CurrentDecision, preferred: Token | None) -> tuple[bool, int, bool]:
-    """Rank an answer by how far it gets; on a tie, the call's own token wins."""
+    """Return a sort key: answers that pass more checks rank higher; on a tie, the `preferred` token wins."""
     is_preferred = preferred is not None and answer.token is not None and answer.token.pk == preferred.pk
     return not answer.verdict.obstacles, answer.stops_at or 0, is_preferred
 
@@ -306,7 +306,7 @@ def _with_tokens(question: Question, live: Connection | None) -> Iterator[Curren
 
 
 def verdicts(question: Question, tokens: Sequence[TokenDigests]) -> list[Verdict | None]:
-    """Return the verdict for each token; None for tokens unknown to the database."""
+    """Return the verdict for each token; None for a token that is not in the database."""
     if not tokens:
         return []
     wanted = wanted_for(question.feature)
@@ -359,7 +359,7 @@ def _judge(grant: AccessRow, question: Question) -> Verdict:
 
 
 def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> dict[int, Any]:
-    """Return the grants by query number, read over the page's connection."""
+    """Run the access statement over the page's database connection, and return the grants by query number."""
     with database.cursor() as cursor, psycopg.RawCursor(cursor.connection) as raw:
         raw.execute(statement, [*(each.decode() for each in queried), *further])
         assert raw.pgresult is not None
@@ -387,7 +387,7 @@ def feature_of(call: Call) -> Named | None:
 
 
 def near_tools(reader: User, gateway: Gateway, name: str) -> list[str]:
-    """Return tools of the gateway with a similar name; none if `reader` may not see its tools."""
+    """Return tools of the gateway with a name similar to `name`; none if `reader` may not see the gateway's tools."""
     shown = Feature.objects.tools_seen_by(reader).filter(assignment__gateway=gateway)
     names = shown.order_by("exposed_name").values_list("exposed_name", flat=True)[:MOST_COMPARED]
     known = {each.lower(): each for each in names}

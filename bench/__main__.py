@@ -1,16 +1,16 @@
 """Measure a server alone, nginx in front of it, and this gateway in front of it, in one run on one machine.
 
-The gateway is a real one: `manage.py serve` with one worker and its embedded PostgreSQL. Every call is authorised by
-the statement and committed to the log before it is answered. `--against CHECKOUT` also measures the gateway of another
-checkout, in turn with this one, to compare a change with the state before it.
+The gateway is a real one: `manage.py serve` with one worker and its embedded PostgreSQL. Every call is authorised by an
+SQL statement and committed to the log before it is answered. `--against CHECKOUT` also measures the gateway of another
+checkout, alternating with this one, to compare a change with the code before the change.
 
-`--kinds` names the requests, measured one after the other: `json` is a tool of a server without sessions; `session` the
-same in a session of the client at a server that has sessions too; `sse` a tool that reports progress and answers in
-events; `list` the stored list of fifty tools.
+`--kinds` names the requests, measured one after the other: `json` calls a tool of a server without sessions; `session`
+calls the tool in a client session, at a server that has sessions too; `sse` calls a tool that reports progress and
+answers in events; `list` reads the stored list of fifty tools.
 
-`--stored-sessions N` measures the gateway once more with N other sessions stored. `--idle-streams N` does so with N
-clients that have an open, silent stream, and prints their memory. `--tracing SHARE` does so with that share of calls
-traced; a collector receives and discards the spans.
+Three options measure the gateway once more: `--stored-sessions N` with N other sessions stored, `--idle-streams N` with
+N open, silent client streams, whose memory is printed, and `--tracing SHARE` with this share of calls traced; a
+collector receives and discards the spans.
 """
 
 import argparse
@@ -73,7 +73,7 @@ KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """A measured endpoint, and the processes to watch during a run; `urls` and `scripts` are by kind."""
+    """A measured endpoint, and the processes to watch during a run; `urls` and `scripts` have one value per kind."""
 
     name: str
     urls: dict[str, str]
@@ -91,7 +91,7 @@ def main() -> None:
     print(f"Python {platform.python_version()} on {os.cpu_count()} cores; median of {options.rounds} rounds\n")
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
+        home.chmod(0o755)  # If root runs this, the embedded PostgreSQL runs as another user.
         places = list(started(stack, home, options, with_nginx=not missing))
         for kind in options.kinds:
             for place in places:
@@ -118,7 +118,7 @@ def parsed() -> argparse.Namespace:
 
 
 def checkout(path: str) -> Path:
-    """Return the folder of a checkout that can be started. Raises argparse's error for any other folder."""
+    """Return the folder of a checkout. Raises ArgumentTypeError if manage.py or .venv is missing."""
     folder = Path(path).resolve()
     for part in ("manage.py", ".venv/bin/python"):
         if not (folder / part).exists():
@@ -197,9 +197,9 @@ class Gateway:
         self._made = rows(code, self.environment, "make", servers=self._addresses, tokens=TOKENS)
 
     def workers(self) -> list[int]:
-        """Return the process ids of the workers and of the chores process.
+        """Return the process ids of the workers and of the process for background chores.
 
-        Older checkouts do their chores in the workers.
+        In older checkouts the workers also do the chores.
         """
         return descendants(self._process.pid)
 
@@ -239,7 +239,7 @@ def script(path: Path, kind: str, url: str, token: str = "", prefix: str = "") -
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
     if server == "sessions" and (session := session_at(url, headers)):
         headers["Mcp-Session-Id"] = session
-    asked(url, headers, body)  # Learning about a server on the first request is not measured.
+    asked(url, headers, body)  # Not measured, because the gateway first has to learn about the server.
     return script_for(path, body, {**headers, "Accept": "application/json, text/event-stream"})
 
 
@@ -260,7 +260,7 @@ def print_round(kind: str, connections: int, results: dict[str, list[Measured]])
     base = results.get(NGINX_BEFORE)
     for name, runs in results.items():
         rate = median(run.rate for run in runs)
-        # By round, since other load on the machine slows both of a pair.
+        # The runs of one round are compared, because other load on the machine slows both of them.
         ratio = (
             f"{median(run.rate / other.rate for run, other in zip(runs, base, strict=True)):6.1%} of b" if base else ""
         )

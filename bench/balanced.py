@@ -2,7 +2,7 @@
 
 The balancer asks each gateway's /readyz and sends calls to ready ones. It repeats a call only where HTTP clients and
 nginx do: when no connection could be made, or when a kept-alive connection was closed before any byte of the answer.
-The log of the gateways shows if such a call was executed after all.
+The gateways' log shows if the first attempt of a repeated call was executed after all.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx
 
-LOOK_S = 0.2  # Between two checks if a process is ready.
+LOOK_S = 0.2  # Pause between two readiness checks.
 CALL = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "echo", "arguments": {"text": "hello"}}}
 CLOSED = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
@@ -52,7 +52,7 @@ class Balanced(Agents):
     ports: list[int] = field(default_factory=list)
     ready: list[int] = field(default_factory=list)
     taken: list[tuple[float, float]] = field(default_factory=list)
-    """The time when each call ended, also a failed one, and its seconds."""
+    """For each call, failed ones included: the time when it ended, and its duration in seconds."""
     failed: list[str] = field(default_factory=list)
     sent_again: int = 0
     _turn: int = 0
@@ -83,7 +83,7 @@ class Balanced(Agents):
                 await asyncio.sleep(self.pause)
 
     async def _ask(self, client: httpx.AsyncClient, message: dict[str, Any]) -> str:
-        """Send a call, and return its error or "". If the connection was closed, send it once to the next gateway."""
+        """Send a call, once more to the next gateway if the connection was closed; return the error, or "" if none."""
         for is_last in (False, True):
             try:
                 answer = await client.post(self._url(), json=message)

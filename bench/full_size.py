@@ -1,9 +1,9 @@
 """Fill a workspace to its maximum supported size, and count its calls: `python -m bench.full_size --keep FOLDER`.
 
-The database is its own, on the embedded PostgreSQL in that folder, or the empty one of DATABASE_URL. It gets ten
+The database is a new one on the embedded PostgreSQL in that folder, or the empty one of DATABASE_URL. It gets ten
 million calls over ninety days, 5,000 hosts, 50,000 connections, 5,000 people, 200 gateways, 100 servers of 50 tools
 each with their definitions, and events. SQL statements generate all rows, one day of calls per transaction; then the
-roll-ups are counted as a server does it. A second run continues where the first stopped.
+roll-ups are computed as in a running server. A second run continues where the first stopped.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from bench.log_pages import SETTINGS, roll_up
 from bench.many import Size, grow, key, series
 
 WHOLE = Size(hosts=5_000, connections=50_000, tokens=200_000, gateways=200, servers=100, users=5_000)
-TOOLS = 50  # Of each server.
-MORE_SERVERS = 4  # Of each gateway, besides the first.
+TOOLS = 50  # Per server.
+MORE_SERVERS = 4  # Per gateway, in addition to the first server.
 ROWS = 10_000_000
 DAYS = 90
 EVENTS = 100_000
 TEAMS = 50
 
-# Most calls use a few thousand of the connections, the others any. Each connection calls a few tools.
+# Most calls use a few thousand of the connections, the other calls any connection. Each connection calls a few tools.
 CALLS = """
 INSERT INTO auditlog_call (
     uid, created_at, correlation_id, method, feature_type, feature_name, outcome, deny_reason, http_status,
@@ -102,7 +102,7 @@ def parsed() -> argparse.Namespace:
 @contextmanager
 def workspace(home: Path) -> Iterator[None]:
     """Set up Django for the workspace in this folder; the embedded database runs until the block ends."""
-    home.mkdir(mode=0o755, exist_ok=True)  # The embedded PostgreSQL of root runs as another user.
+    home.mkdir(mode=0o755, exist_ok=True)  # If root runs this, the embedded PostgreSQL runs as another user.
     data = home / "data"
     data.mkdir(mode=0o700, exist_ok=True)
     os.environ |= {"GATEWAY_DATA_DIR": str(data), "GATEWAY_QUICKSTART": "0", "DJANGO_SETTINGS_MODULE": SETTINGS}
@@ -160,7 +160,7 @@ def furnish() -> None:
 
 
 def _offers() -> Iterator[tuple[str, list[Any]]]:
-    """Yield the further servers of each gateway, all tools, and people's credentials for the servers."""
+    """Yield statements that insert each gateway's further servers, all tools and people's credentials for servers."""
     from connections.models import Connection  # noqa: PLC0415
     from gateways.models import Assignment, Feature, FeatureVersion  # noqa: PLC0415
 
@@ -177,7 +177,7 @@ def _offers() -> Iterator[tuple[str, list[Any]]]:
     )
     name = f"'tool_' || n %% {TOOLS}"
     definition = DEFINITION.format(name=name, tools=TOOLS)
-    of_first = WHOLE.gateways * 5  # Those made by `grow`.
+    of_first = WHOLE.gateways * 5  # The tools that `grow` creates.
     told = {
         "assignment_id": key("Assignment", f"(n - {of_first}) / {TOOLS}"),
         "name": f"'page_tool_' || n %% {TOOLS}",
@@ -210,7 +210,7 @@ def _offers() -> Iterator[tuple[str, list[Any]]]:
         first_seen_at="now() - interval '60 days'",
         approved_at="now() - interval '60 days'",
     )
-    # An app that everybody has.
+    # Connect every person with the same app.
     made = series(
         Connection,
         WHOLE.connections,
@@ -231,7 +231,7 @@ def _offers() -> Iterator[tuple[str, list[Any]]]:
 
 
 def _people() -> Iterator[tuple[str, list[Any]]]:
-    """Yield roles, teams, API keys and saved views."""
+    """Yield statements that set people's roles and insert teams, API keys and saved views."""
     from accounts.models import ApiKey, Role, SavedView, Team  # noqa: PLC0415
 
     member = Role.objects.get(name="Member").pk

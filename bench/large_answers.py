@@ -2,13 +2,13 @@
 
 Part 1: a gateway with two servers and one worker. One client pings and calls a small tool. Its p99 is measured alone,
 then while other clients fetch answers of 30 MB with 100,000 URIs (40 KB compressed), each of which is rewritten. Fails
-if a figure grows by more than 50 ms.
+if the p99 of pings or calls grows by more than 50 ms.
 
-Part 2: sockets of one token (`--unread`) request answers of 8 MB and never read them. Fails if the worker grows by more
-than 100 MB meanwhile, or is more than 100 MB larger afterwards than before.
+Part 2: `--unread` sockets with one token request answers of 8 MB and never read them. Fails if the worker's memory
+grows by more than 100 MB meanwhile, or is more than 100 MB larger afterwards than before.
 
 Part 3: two servers trickle large answers to eight people each, which fills the memory budget, while another person
-fetches answers of 8 MB from a third server. Fails if one of these takes more than 15 s.
+fetches answers of 8 MB from a third server. Fails if an answer of 8 MB takes more than 15 s.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PROBES = 4  # Clients that ping and call.
 PAUSE_S = 0.01
 SIZE, LINKS = 30_000_000, 100_000
 UNREAD_SIZE = 8_000_000
-TRICKLES = 8  # Of each server, each to another person.
+TRICKLES = 8  # Per server, each for a different person.
 TRICKLED_SIZE, TRICKLED_AT_ONCE = 10_000_000, 2_000_000
 MOST_WAITED_S = 15
 MOST_GROWN_MB = 100
@@ -95,7 +95,7 @@ def serving(server: int, port: int) -> int:
 
 
 def leave_unread(url: str, tokens: list[str], worker: int, first: float, options: argparse.Namespace) -> bool:
-    """Print the worker's memory while answers are not read, and afterwards; return False if either is too much."""
+    """Print the worker's memory while answers are unread, and afterwards; return True if both are within the limit."""
     before = memory([worker])
     arguments = {"count": 1, "size": UNREAD_SIZE}
     sockets = [unread(url, tokens[1], "one__large", arguments) for _ in range(options.unread)]
@@ -113,11 +113,11 @@ def leave_unread(url: str, tokens: list[str], worker: int, first: float, options
 
 
 def beside_trickles(url: str, tokens: list[str], seconds: float) -> bool:
-    """Print the duration of large answers while servers trickle others; return False if one took too long."""
+    """Print the duration of large answers while servers trickle others; return True if all arrived in time."""
     arguments = {"size": TRICKLED_SIZE, "at_once": TRICKLED_AT_ONCE, "seconds": seconds}
     tools = ["slow__trickle", "slower__trickle"] * TRICKLES
     sockets = [unread(url, token, tool, arguments) for tool, token in zip(tools, tokens[2:], strict=True)]
-    time.sleep(1)  # Until these are being read.
+    time.sleep(1)  # Until the gateway is reading the trickled answers.
     try:
         taken = asyncio.run(fetch_in_turn(url, tokens[0], seconds))
     except (RuntimeError, TimeoutError) as error:
@@ -130,7 +130,7 @@ def beside_trickles(url: str, tokens: list[str], seconds: float) -> bool:
 
 
 async def fetch_in_turn(url: str, token: str, seconds: float) -> list[float]:
-    """Return the seconds that each large answer took. Raises TimeoutError, or RuntimeError for one that failed."""
+    """Fetch large answers for `seconds`; return the seconds each took. Raises TimeoutError or RuntimeError."""
     taken = []
     ends = time.monotonic() + seconds
     while (began := time.monotonic()) < ends:
@@ -147,7 +147,7 @@ async def fetch_in_turn(url: str, token: str, seconds: float) -> list[float]:
 
 
 def received(sock: socket.socket) -> bytes:
-    """Close the socket and return the data it received."""
+    """Close the socket and return up to 4,096 bytes that it received; b"" if there are none."""
     sock.setblocking(False)
     with sock, suppress(OSError):
         return sock.recv(4096)
@@ -165,7 +165,7 @@ def unread(url: str, token: str, tool: str, arguments: dict[str, Any]) -> socket
 
 
 def measure(url: str, tokens: list[str], options: argparse.Namespace) -> bool:
-    """Print p99 alone and beside large answers; return False if one grew too much."""
+    """Print latencies without and with large answers; return True if no p99 grew by more than the limit."""
     context, fine = get_context("spawn"), True
     alone = asyncio.run(probe(url, tokens[0], options.seconds))
     print(f"{'':34}{'ping p50':>10}{'p99':>9}{'most':>9}{'call p50':>12}{'p99':>9}{'most':>9}", flush=True)
@@ -207,7 +207,7 @@ def message(method: str, params: dict[str, Any]) -> dict[str, Any]:
 
 
 async def probe(url: str, token: str, seconds: float) -> dict[str, list[float]]:
-    """Return the milliseconds of pings and calls during this time."""
+    """Ping and call for `seconds`; return the milliseconds of each request, by method."""
     taken: dict[str, list[float]] = {"ping": [], "tools/call": []}
     ends = time.monotonic() + seconds
 
@@ -235,7 +235,7 @@ def fetch(url: str, token: str, clients: int, size: int, links: int, fetched: An
             client = await Client.connect(url, token)
             try:
                 answer = await client.ask(message("tools/call", params))
-            except Busy:  # Other answers of this token's person fill the budget.
+            except Busy:  # Other answers for the same person fill the budget.
                 await asyncio.sleep(1)
                 continue
             finally:
@@ -266,7 +266,7 @@ def check(answer: bytes, links: int) -> None:
 
 
 class Busy(Exception):
-    """The gateway refused a call unexecuted, because its person's answers fill their share of the memory budget."""
+    """The gateway refused a call, because other answers for the same person fill that person's memory budget."""
 
 
 class Client:

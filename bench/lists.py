@@ -20,7 +20,7 @@ ALLOWED = 5
 
 
 class Asked(NamedTuple):
-    """The duration of the fastest answer, and the number of its statements."""
+    """The duration of the fastest answer, and the number of SQL statements for one answer."""
 
     milliseconds: float
     statements: int
@@ -65,7 +65,7 @@ def measure(times: int) -> list[str]:
 
 
 def told(path: str, few: Asked, many: Asked) -> bool:
-    """Print a line; return True if the growth is too much."""
+    """Print a line for a list; return True if its duration grew too much or its number of statements changed."""
     grown = many.milliseconds / few.milliseconds
     bad = grown > ALLOWED or many.statements != few.statements
     print(
@@ -77,7 +77,7 @@ def told(path: str, few: Asked, many: Asked) -> bool:
 
 
 def lists() -> list[str]:
-    """Return every page and every answer of the API that lists rows."""
+    """Return the paths of all pages and API endpoints that list rows."""
     from gatewayadmin.rest.urls import router  # noqa: PLC0415
 
     host, gateway, server = pk("Host", 0), "gateway-0", "server-0"
@@ -162,7 +162,7 @@ def ask(client: "Client", path: str, times: int) -> Asked:
         taken.append((perf_counter() - began) * 1000)
         if answer.status_code != 200:
             sys.exit(f"{path}: {answer.status_code}")
-    return Asked(min(taken[1:] or taken), statements)  # The first one warms up.
+    return Asked(min(taken[1:] or taken), statements)  # The first request warms up.
 
 
 if __name__ == "__main__":

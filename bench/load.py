@@ -1,4 +1,4 @@
-"""Load by wrk, and the processor time of other processes under it."""
+"""Load from wrk, and the processor time that other processes use under this load."""
 
 import json
 import os
@@ -20,7 +20,7 @@ end
 """
 
 
-# Process ids by name, read before and after a run, because processes come and go.
+# By name, a function that lists process ids. It is called before and after a run, because processes start and end.
 type Watched = Mapping[str, Callable[[], Iterable[int]]]
 
 
@@ -82,7 +82,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def named(name: str, marker: str) -> list[int]:
-    """Return the processes of this name with `marker` in their command line or that of their parent."""
+    """Return the ids of processes called `name` that have `marker` in their own or their parent's command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:

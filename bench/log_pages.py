@@ -1,8 +1,8 @@
 """Measure the Logs page with a large log: `python -m bench.log_pages`.
 
 A database on the embedded PostgreSQL gets two million calls over thirty days. Then a signed-in user requests each page
-several times, in this process. It prints the median and the 95th percentile of the whole answer, and the median of its
-database time, first without roll-ups of the log, then with them.
+several times, in this process. For each page the command prints the median and the 95th percentile of the answer time,
+and the median of the database time, first without roll-ups of the log, then with them.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def parsed() -> argparse.Namespace:
 @contextmanager
 def place(keep: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
-        Path(folder).chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
+        Path(folder).chmod(0o755)  # If root runs this, the embedded PostgreSQL runs as another user.
         home = keep or Path(folder) / "data"
         home.mkdir(mode=0o700, exist_ok=True)
         yield home
@@ -115,7 +115,7 @@ def measure_pages(head: str, times: int) -> None:
 
 
 def roll_up() -> None:
-    """Count the whole log, in the steps of a server."""
+    """Compute the roll-ups of the whole log, in the same steps as a running server."""
     from django.db import connection  # noqa: PLC0415
 
     from auditlog.models import Rollup  # noqa: PLC0415
@@ -242,7 +242,7 @@ def timed(client: "Client", path: str, times: int) -> tuple[float, float, float,
         asked.append(sum(spent) * 1000)
         if answer.status_code != 200:
             sys.exit(f"{path}: {answer.status_code}")
-    # The first one warms up.
+    # The first request warms up.
     taken = sorted(wholes[1:])
     return median(taken), taken[round(0.95 * (len(taken) - 1))], median(asked[1:]), size
 

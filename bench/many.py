@@ -66,7 +66,7 @@ def _statements(had: Size, size: Size) -> list[tuple[str, list[Any]]]:
     role = str(Role.objects.order_by("pk").values_list("pk", flat=True)[0])
     host, layer = f"(n %% {size.hosts})", f"(n / {size.hosts})"
     link = f"(n %% {size.connections})"
-    # If there are few connections, all are to the first gateway.
+    # The connections of the smaller size (`FEW`) all use the first gateway.
     spread = key("Gateway", f"(n + {layer}) %% {size.gateways}")
     gateway = f"CASE WHEN n < {FEW.connections} THEN {key('Gateway', '0')} ELSE {spread} END"
     ago = "now() - n * interval '1 minute'"

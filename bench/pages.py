@@ -1,16 +1,17 @@
 """Measure every page with a full workspace: `python -m bench.pages --keep FOLDER`.
 
-The workspace is one made by `python -m bench.full_size` in that folder. An owner and a member request, in this process,
+The workspace was made by `python -m bench.full_size` in that folder. An owner and a member request, in this process,
 every page that links lead to, the log with its filters, groups, searches and ranges, exports up to their first byte,
 the palette and the lists of the API.
 
 Work is measured, not elapsed time: the processor time of this process and of its database sessions. Other load on the
-machine slows that down too, sometimes by half. So a loop is timed before and after each answer, and times are scaled to
-the pace of the best twentieth of its runs; the slowdown is printed beside them. This measures one processor only, so
-the database must run on the same one (`taskset`).
+machine lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer, and the
+times are scaled to the fastest twentieth of all runs of the loop; the slowdown has its own column. The loop measures
+one processor only, so the database must run on the same processor (`taskset`).
 
-An address is marked if its 95th percentile is above 150 ms or its page above 30 KB compressed. Marked ones are measured
-again at the end, and the command fails for those marked each time. Table statistics and roll-ups are updated first.
+An address is marked if its 95th percentile is above 150 ms or its page above 30 KB compressed. Marked addresses are
+measured again at the end; the command fails if one is marked each time. Table statistics and roll-ups are updated
+first.
 """
 
 import argparse
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from django.test import Client
 
 MOST_MS, MOST_BYTES = 150, 30 * 1024
-STEPS = 200_000  # Of the loop that measures the pace: some milliseconds.
+STEPS = 200_000  # Iterations of the loop that measures the processor's pace; they take some milliseconds.
 SITE = "http://localhost:8000"
 MEMBER = "person1@example.com"
 NO_PAGE = re.compile("^/api/|/export/")  # Data and files may be larger.
@@ -46,7 +47,7 @@ SLUG = re.compile(r"(?<=^/gateways/)(?!(?:add|find)/)[^/?]+|(?<=^/servers/)(?!(?
 
 
 class Pace:
-    """The current speed of this processor: the milliseconds of a loop, now and in the best twentieth of its runs."""
+    """The speed of this processor: milliseconds of a fixed loop, now and in its fastest twentieth of runs."""
 
     def __init__(self) -> None:
         self._taken = list[float]()
@@ -78,7 +79,7 @@ class Measured:
     status: int = 0
 
     def at(self, part: float) -> float:
-        """Return the quantile `part` (0 to 1) of the milliseconds of both together."""
+        """Return the quantile `part` (0 to 1) of the milliseconds of process and database together."""
         taken = sorted(a + b for a, b in zip(self.here, self.there, strict=True))
         return taken[round(part * (len(taken) - 1))]
 
@@ -99,7 +100,7 @@ class Sessions:
         self._spent = {pid: _spent(pid) for pid in self._spent}
 
     def spent(self) -> float:
-        """Return the milliseconds since `begin`."""
+        """Return the processor milliseconds that the sessions used since `begin`."""
         return sum(max(_spent(pid) - before, 0) for pid, before in self._spent.items() if before) / 1e6
 
 
@@ -144,7 +145,7 @@ def measure(options: argparse.Namespace) -> list[str]:
     signed_in().get("/")
     gc.freeze()  # As in a worker.
     gc.set_threshold(20_000, 20, 20)
-    # Workers of parallel plans would not be measured, and a busy machine has no idle core for them.
+    # PostgreSQL's parallel workers would not be measured, and a busy machine has no idle core for them.
     settings.DATABASES["default"]["OPTIONS"]["options"] += " -c max_parallel_workers_per_gather=0"
     print(f"{'':4}{'p50':>7}{'p95':>8}{'slower':>8}{'python':>8}{'sql':>8}{'statements':>11}{'KB':>7}")
     pace = Pace()
@@ -158,13 +159,13 @@ def measure(options: argparse.Namespace) -> list[str]:
 
 
 def asked(only: str) -> Iterator[Asked]:
-    """Yield the addresses to measure, of the owner and of the member."""
+    """Yield the addresses that match `only`, first for the owner, then for the member."""
     for who, client in (("owner", signed_in()), ("member", signed_in_as(MEMBER))):
         yield from (Asked(who, client, path) for path in addresses(client, who == "owner") if re.search(only, path))
 
 
 def too_much(pages: Iterable[Asked], pace: Pace, options: argparse.Namespace) -> Iterator[Asked]:
-    """Yield the marked addresses, and print a line for each measured one."""
+    """Measure the addresses, print a line for each, and yield the marked ones (too slow or too large)."""
     sessions = Sessions()
     for one in pages:
         measured = ask(one.client, one.path, options.times, sessions, pace)
@@ -183,7 +184,7 @@ def signed_in_as(email: str) -> "Client":
 
 
 def addresses(client: "Client", is_owner: bool) -> Iterator[str]:
-    """Yield the addresses to request, each once; of a member only what they may see."""
+    """Yield each address to request once; for a member only the addresses the member may see."""
     known = set[str]()
     for path in (*crawled(client), *large(), *logs(), *words(), *lists()):
         if path not in known and (is_owner or client.get(path).status_code == 200):
@@ -342,7 +343,7 @@ def ask(client: "Client", path: str, times: int, sessions: Sessions, pace: Pace)
 
 
 def told(path: str, one: Measured, *, why: bool) -> bool:
-    """Print a line; return True if it is marked."""
+    """Print a line for the address; return True if it is too slow or too large."""
     slow, big = one.at(0.95) > MOST_MS, one.size > MOST_BYTES and not NO_PAGE.search(path)
     middle = len(one.here) // 2
     mark = f"{'  SLOW' if slow else ''}{'  LARGE' if big else ''}{'' if one.status == 200 else f'  {one.status}'}"

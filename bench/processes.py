@@ -71,7 +71,7 @@ def asked(url: str, headers: Mapping[str, str], message: Mapping[str, Any]) -> M
 
 
 def session_at(url: str, headers: Mapping[str, str]) -> str:
-    """Return the id of a new session; "" for servers without sessions, such as older checkouts."""
+    """Return the id of a new session; "" if the server (or the gateway of an older checkout) has no sessions."""
     info = {"name": "bench", "version": "1"}
     params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info}
     body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
@@ -111,7 +111,7 @@ def memory(pids: Iterable[int]) -> float:
 def running(
     command: list[str], port: int, environment: dict[str, str] | None = None, *, path: str = "/", folder: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that answers on `port`, and stop it at the end."""
+    """Start a process, wait until it answers on `port`, and stop it when the block ends."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -142,7 +142,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -
 
 
 def free_port() -> int:
-    """Return a free port below the range of ephemeral ports, so that it stays free until it is used."""
+    """Return a free port below the range of ephemeral ports, so that no other process is given the port."""
     while True:
         port = 10_000 + secrets.randbelow(22_000)
         with suppress(OSError), socket.socket() as probe:

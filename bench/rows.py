@@ -1,4 +1,4 @@
-"""Create the rows for calls in the database of a running gateway, or count its calls: `rows.py VERB '{...}'`.
+"""Create the rows that calls need in the database of a running gateway, or count its calls: `rows.py VERB '{...}'`.
 
 Run by the Python of the checkout whose models are used; prints JSON.
 """

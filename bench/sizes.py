@@ -1,8 +1,8 @@
 """Measure the size of the log on disk: `python -m bench.sizes`.
 
-A database on the embedded PostgreSQL gets calls of thirty days, by 200 people, 40 hosts and 60 tools, made like those
-of `bench.log_pages`. It prints the bytes per call with indexes, in the write-ahead log, in roll-ups, in a dump and in
-the archive. These are sizes, not times, so other load on the machine does not matter.
+A database on the embedded PostgreSQL gets calls of thirty days, by 200 people, 40 hosts and 60 tools, generated like
+the calls of `bench.log_pages`. The command prints the bytes per call with indexes, in the write-ahead log, in roll-ups,
+in a dump and in the archive. These are sizes, not times, so other load on the machine does not matter.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def tell_tables(rows: int) -> None:
 
 
 def dumped() -> int:
-    """Return the size of the dump of the log as made in docs/how-to/back-up.md."""
+    """Return the bytes of a dump of the log, made with the options of docs/how-to/back-up.md."""
     from gatewayadmin.config import database  # noqa: PLC0415
     from gatewayadmin.embedded.cluster import binaries  # noqa: PLC0415
 

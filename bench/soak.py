@@ -1,17 +1,17 @@
 """Look for failures and growth over days of use: `python -m bench.soak --minutes 120 --restart-every 15`.
 
 Two gateways with one worker each share one database, behind nginx as documented; both are replaced periodically, one
-after the other. Clients of both eras call tools, subscribe, listen, break streams in the middle, leave requests of
-servers unanswered and never end a session. With `--real`, the clients of the compatibility table also use its servers,
+after the other. Clients of both protocol eras call tools, subscribe, listen, break off streams, leave servers' requests
+unanswered and never end a session. With `--real`, the clients of the compatibility table also use its servers,
 one client after the other: everything that worked in a client's first round must work in each later one.
 
 Every half minute a line reports memory and open files of the gateways, rows of the session tables, open sessions at the
 server and the median of a call.
 
 Fails if a call failed, if an answered call is missing in the log or logged twice, or if memory, files or rows grew
-after the first third of the time. Rows are compared with the actions of the five minutes for which they are stored,
-because clients act faster on an idle machine; memory and files by the maximum of each sixth. So a run needs at least
-fifteen minutes.
+after the first third of the time. The number of rows is compared with the number of client actions in the five minutes
+for which rows are stored, because clients act faster on an idle machine; memory and files are compared by their maximum
+in each sixth of the time. So a run needs at least fifteen minutes.
 """
 
 import argparse
@@ -49,7 +49,7 @@ SAMPLE_SECONDS = 30.0
 REAL_PAUSE_S = 20.0
 TABLES = ("session", "upstreamsession", "pendingrequest", "suspendedcall", "cancellation")
 ROWS = "SELECT count(*) FROM proxy_{}"
-# Real clients never end their sessions, and the gateway keeps up to 100 of each connection.
+# Sessions of real clients are not counted: they never end, and the gateway stores up to 100 per connection.
 OWN_ROWS = dict.fromkeys(
     ("session", "upstreamsession"),
     ROWS
@@ -101,7 +101,7 @@ class Sample:
     at: float = 0.0
     """Seconds since the beginning."""
     actions: int = 0
-    """Since the line before."""
+    """The number of actions since the previous line."""
 
 
 @dataclass
@@ -159,7 +159,7 @@ class Client:
 
 
 async def session_life(client: Client) -> None:
-    """Act as one client of the session era, which never ends its session."""
+    """Act as one client of protocol 2025-11-25, which never ends its session."""
     info = {"name": "soak", "version": "1"}
     params = {"protocolVersion": "2025-11-25", "capabilities": {"elicitation": {}}, "clientInfo": info}
     body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
@@ -230,7 +230,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended before its time."))
     with tempfile.TemporaryDirectory(prefix="gateway-soak-") as folder, ExitStack() as stack:
         home = Path(folder)
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
+        home.chmod(0o755)  # If root runs this, the embedded PostgreSQL runs as another user.
         site = stack.enter_context(Site.running(home))
         real = stack.enter_context(real_targets(site)) if options.real else {}
         counted = Counted()
@@ -293,7 +293,7 @@ class Site:
             yield site
 
     def replace(self) -> None:
-        """Replace each gateway: start it again, and end the old process once the other gateway serves."""
+        """Restart the gateways one after the other, so that nginx always has one that serves."""
         for port in self._ports:
             process = self._serves.pop(port)
             process.terminate()
@@ -392,7 +392,7 @@ def _any_number(ask: Any) -> Any:
 
 
 async def live_really(targets: dict[str, Any], counted: Counted, until: float) -> None:
-    """Let one real client after the other use all servers; later rounds must do all that the first could."""
+    """Run the real clients in turn; record a failure if an ability of a client's first round fails in a later round."""
     first: dict[str, Found] = {}
     while time.monotonic() < until:
         for client, target in targets.items():
@@ -418,7 +418,7 @@ async def restart(site: Site, minutes: float, until: float) -> None:
 
 
 async def fill(url: str, token: str, tool: str) -> None:
-    """Open the maximum number of stored sessions, each of which has called and listened once."""
+    """Open as many sessions as the gateway stores per connection; call and listen once in each."""
     at_once = asyncio.Semaphore(AT_ONCE)
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": {"text": "hello"}}}
@@ -436,7 +436,7 @@ async def fill(url: str, token: str, tool: str) -> None:
 
 
 async def agent(client: Client) -> None:
-    """Call the plain tool, in either era."""
+    """Call the echo tool, at random without protocol headers or as a client of 2026-07-28."""
     if client.pause and random.random() < 0.5:
         await client.post(client.call("echo", text="hello"), client.headers(), plain=True)
         return
@@ -484,7 +484,7 @@ def print_line(sample: Sample, counted: Counted) -> None:
 
 
 def what_grew(samples: list[Sample]) -> Iterator[str]:
-    """Yield a sentence for each value that grew from the second to the last third, or within the last."""
+    """Yield a sentence for each value that grew from the second to the last third, or within the last third."""
     if len(samples) < 6:
         yield "Too short to tell."
         return

@@ -1,7 +1,8 @@
 """Measure pages while another person sends excessive requests: `python -m bench.starving`.
 
 A gateway has two workers, an embedded PostgreSQL and a log of thirty days. One person opens pages, one after the other.
-Meanwhile another runs eight exports that nobody reads, eight sign-ins at an issuer that never answers, or 32 searches.
+Meanwhile another person runs eight exports without reading them, eight sign-ins at an issuer that never answers, or 32
+searches.
 A line for each load reports the duration of the first person's pages, and the number of failures. Exits with 1 if a
 page failed, or if the 99th percentile is 500 ms or more. `--code` measures another checkout.
 """
@@ -32,7 +33,7 @@ type Load = Callable[["Site", threading.Event], None]
 
 
 class Site:
-    """A running gateway, and the session of each person."""
+    """A running gateway, and the session of one signed-in person."""
 
     def __init__(self, port: int, session: str) -> None:
         self.port = port
@@ -54,7 +55,7 @@ def nothing(site: Site, stop: threading.Event) -> None:
 
 
 def exports(site: Site, stop: threading.Event) -> None:
-    """Run eight exports that nobody reads."""
+    """Start eight exports and never read them."""
     with ExitStack() as stack:
         for _ in range(8):
             stack.enter_context(site.unread("/logs/export/?range=all&format=csv"))
@@ -121,7 +122,7 @@ def parsed() -> argparse.Namespace:
 def workspace(code: Path, number: int) -> Iterator[tuple[Site, Site]]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
+        home.chmod(0o755)  # If root runs this, the embedded PostgreSQL runs as another user.
         environment, port = gateway_environment(home), free_port()
         silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
         stack.enter_context(
@@ -162,7 +163,7 @@ def opened(site: Site, seconds: float) -> Iterator[tuple[float, int]]:
         while time.monotonic() < ends:
             for path in PAGES:
                 began = time.perf_counter()
-                # Over a connection of its own, so that either worker may serve it.
+                # Over a new connection each time, so that either worker may serve the page.
                 status = client.get(path, headers={"Connection": "close"}).status_code
                 yield (time.perf_counter() - began) * 1000, status
                 time.sleep(0.02)

@@ -1,13 +1,13 @@
 """Measure an upgrade of a gateway in use: `python -m bench.upgrade --rows 10000000`.
 
 The release before this one (the newest tag, or `--since`) gets a log of thirty days and serves from two processes,
-while agents call a tool all the time. Then this checkout migrates, and its processes replace the old ones: each is
-ready before an old one is asked to end. Finally the old release is put back in the same way. Without migrations since
-the newest tag, this checkout is the old release, and the new one is a copy of it with one more migration.
+while agents call a tool all the time. Then this checkout migrates, and its processes replace the old processes: each is
+ready before an old process is asked to end. Finally the old release is put back in the same way. Without migrations
+since the newest tag, this checkout is the old release, and the new release is a copy of it with one more migration.
 
-For each step it prints the duration, the number of calls that ended during it, and the longest of them. Fails if a call
-failed, if the log has more or fewer calls than were answered, or if a call took `--longest` seconds. bench/balanced.py
-is the load balancer.
+For each step the command prints the duration, the number of calls that ended during the step, and the longest of these
+calls. Fails if a call failed, if the log has more or fewer calls than were answered, or if a call took `--longest`
+seconds. bench/balanced.py is the load balancer.
 """
 
 import argparse
@@ -54,14 +54,14 @@ class Migration(migrations.Migration):
 """
 DAYS = 30
 SHOWN = 12
-DRAIN_S = 2  # How long an ending process still serves, until the balancer has noticed.
+DRAIN_S = 2  # Seconds an ending process still serves, so that the balancer notices in time.
 
 
 def main() -> None:
     options = parsed()
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-upgrade-")))
-        home.chmod(0o755)  # The embedded PostgreSQL of root runs as another user.
+        home.chmod(0o755)  # If root runs this, the embedded PostgreSQL runs as another user.
         old, new = releases(options.since, home)
         admin = options.database_url or stack.enter_context(embedded(options.keep or home / "database"))
         again = bool(options.database_url or options.keep)
@@ -92,7 +92,7 @@ def newest_release() -> str:
 
 
 def migrations_of(release: str) -> set[str]:
-    """Return the paths of the migrations of a tag or commit; raises CalledProcessError if it is not in this clone."""
+    """Return the paths of the migrations of `release`. Raises CalledProcessError if this clone does not have it."""
     return {
         name for name in _git("ls-tree", "-r", "--name-only", release).decode().split() if Path(name).match(MIGRATIONS)
     }
@@ -103,7 +103,7 @@ def _git(*words: str) -> bytes:
 
 
 def releases(since: str | None, home: Path) -> tuple[Path, Path]:
-    """Return the folders of the release before and of this one."""
+    """Return the folders of the old and the new release."""
     newest = newest_release()
     if since is None and (not newest or migrations_of(newest) >= set(_files(MIGRATIONS))):
         return ROOT, next_release(home / "next")
@@ -116,7 +116,7 @@ def _files(*patterns: str) -> list[str]:
 
 
 def next_release(folder: Path) -> Path:
-    """Copy this checkout, with a higher version and one more migration."""
+    """Copy this checkout to `folder` with a higher version and one more migration, and return `folder`."""
     folder.mkdir()
     for name in _files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def previous(commit: str, folder: Path) -> Path:
 
 @contextmanager
 def embedded(home: Path) -> Iterator[str]:
-    """Yield the address of an embedded PostgreSQL with the settings of `serve`."""
+    """Yield the address of an embedded PostgreSQL that runs with the settings of `manage.py serve`."""
     home.mkdir(mode=0o755, exist_ok=True)
     server = cluster(home.resolve())
     server.ensure()
@@ -156,9 +156,9 @@ def embedded(home: Path) -> Iterator[str]:
 
 
 def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> dict[str, str]:
-    """Return the environment of a gateway of the release `code`, whose new database has `rows` calls in its log.
+    """Create a database of the release in `code` with `rows` calls in the log; return the environment of its gateway.
 
-    With `again` the filled database is copied and left for the next run, which needs disk space for both.
+    With `again` a copy is used and the filled database stays for the next run, so there must be disk space for both.
     """
     keys = {"GATEWAY_SECRET_KEY": uuid4().hex * 2, "GATEWAY_TOKEN_KEYS": uuid4().hex * 2}
     keys["GATEWAY_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
@@ -188,7 +188,7 @@ def at(address: str, database: str) -> str:
 
 
 def manage(code: Path, environment: dict[str, str], *words: str) -> str:
-    """Run a command of this code and return its output; ends the program when it fails."""
+    """Run a manage.py command of the release in `code` and return the output; exit if the command fails."""
     done = subprocess.run(
         [sys.executable, "manage.py", *words], cwd=code, env=environment, capture_output=True, text=True, check=False
     )
@@ -202,7 +202,7 @@ type Part = tuple[str, float]
 
 
 def timed(code: Path, environment: dict[str, str], *words: str) -> list[Part]:
-    """Run a command of this code and return its lines with their times; ends the program when it fails."""
+    """Run a manage.py command; return each printed line with its duration in seconds. Exit if the command fails."""
     began, parts = time.monotonic(), list[Part]()
     command = [sys.executable, "-u", "manage.py", *words]
     with subprocess.Popen(command, cwd=code, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -215,7 +215,7 @@ def timed(code: Path, environment: dict[str, str], *words: str) -> list[Part]:
 
 
 def at_share(ordered: list[float], share: float) -> float:
-    """Return the value that this share of the sorted values does not exceed."""
+    """Return the quantile `share` (0 to 1) of the sorted values; 0.0 if there are none."""
     return ordered[round(share * (len(ordered) - 1))] if ordered else 0.0
 
 
@@ -246,7 +246,7 @@ def make_partition(connection: psycopg.Connection, day: date) -> None:
 
 
 class Upgrade:
-    """The processes of both releases on one database, and the measurements of each step."""
+    """The gateway processes of both releases on one database, and the measurements of each step."""
 
     def __init__(self, old: Path, new: Path, home: Path, environment: dict[str, str]) -> None:
         self._old, self._new, self._home, self._environment = old, new, home, environment
@@ -263,7 +263,7 @@ class Upgrade:
             process.wait(timeout=60)
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """Upgrade and go back; return the measurements."""
+        """Upgrade, return to the old release, and return the measurements."""
         old = [self._start(self._old), self._start(self._old)]
         words = ("issue_token", "--user", "admin@localhost", "--host", "Load", "--gateway", "quickstart")
         issued = json.loads(manage(self._old, self._environment, *words))
@@ -289,7 +289,7 @@ class Upgrade:
             parts.extend(timed(self._new, self._environment, "migrate"))
 
     def _replace(self, load: Balanced, port: int, code: Path) -> None:
-        """Replace a process like an orchestrator: start a new one, and end the old one when that is ready."""
+        """Replace a process like an orchestrator: start the new process, and end the old process when it is ready."""
         load.ports.append(self._start(code))
         until = time.monotonic() + 30
         while load.ports[-1] not in load.ready:
@@ -323,7 +323,7 @@ class Upgrade:
         return self._home / f"{port}.log"
 
     def _refused(self) -> str:
-        """Return what `serve --no-migrate` of the new release prints about the old tables."""
+        """Return the last line that `serve --no-migrate` of the new release prints on the old tables."""
         words = ("serve", "--no-migrate", "--port", str(free_port()))
         done = subprocess.run(
             [sys.executable, "manage.py", *words],
@@ -339,7 +339,7 @@ class Upgrade:
 
     @contextmanager
     def _step(self, load: Balanced, name: str) -> Iterator[list[Part]]:
-        """Measure a step; the `parts` added by the block are reported with it."""
+        """Measure the block as a step; report the `parts` that the block appends to the yielded list."""
         began, parts, failed = time.monotonic(), list[Part](), len(load.failed)
         yield parts
         taken, calls = time.monotonic() - began, load.since(began)

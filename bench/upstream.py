@@ -1,8 +1,8 @@
 """Minimal MCP servers as a raw ASGI app, one per path.
 
-`/mcp` is stateless and speaks both eras; `/sessions` is of the session era and has a session for each client; `/many`
-lists fifty tools. The tool `large` answers with `count` links to resources, highly compressed; `trickle` announces a
-large answer, sends some of it, then continues slowly.
+`/mcp` is stateless and speaks the protocol versions with and without sessions; `/sessions` has a session for each
+client; `/many` lists fifty tools. The tool `large` answers with `count` resource links, highly compressed; `trickle`
+announces a large answer, sends a part, then continues slowly.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ async def post(path: str, session: str, message: Json, receive: Receive, send: S
 
 
 def result(path: str, method: str) -> object:
-    """Return the result of a method; None if this server does not know it."""
+    """Return the result of `method`; None if the server at `path` does not have the method."""
     if method == "tools/list":
         return {"tools": MANY if path == "/many" else TOOLS}
     return None if (path, method) == ("/sessions", "server/discover") else RESULTS.get(method)
@@ -138,7 +138,7 @@ def links(count: int, size: int) -> bytes:
 
 
 async def trickle(receive: Receive, send: Send, size: int, at_once: int, seconds: float) -> None:
-    """Announce `size` bytes, send `at_once` of them, then ten per second for `seconds` or until the client leaves."""
+    """Announce `size` bytes, send `at_once` of them, then ten per second for `seconds` or until a disconnect."""
     leaves = asyncio.create_task(left(receive))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % size)]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -159,7 +159,7 @@ def packed(text: bytes, end: int = zlib.Z_FULL_FLUSH) -> bytes:
 
 
 async def ask(receive: Receive, send: Send) -> None:
-    """Send an elicitation request, and wait until the client answers or leaves."""
+    """Send an elicitation request, and wait until the client answers or disconnects."""
     uid, waiting = uuid4().hex, asyncio.Event()
     _waiting[uid] = waiting
     await say(send, {"id": uid, "method": "elicitation/create", "params": FORM})
@@ -172,7 +172,7 @@ async def ask(receive: Receive, send: Send) -> None:
 
 
 async def stand(receive: Receive, send: Send) -> None:
-    """Keep a silent stream open until the client leaves."""
+    """Keep a silent stream open until the client disconnects."""
     await send({"type": "http.response.start", "status": 200, "headers": STREAM})
     await send({"type": "http.response.body", "body": b": \n\n", "more_body": True})
     await left(receive)

@@ -69,8 +69,8 @@ def capability_or_404(slug: str) -> Capability:
 def requires(*capabilities: Capability) -> Callable[[View], View]:
     """Require any one of `capabilities` for a view; others get CapabilityRequired.
 
-    If used twice on a view, one of each is required. `view.rule` has a set for each use; a test checks it on all
-    routes.
+    If used twice on a view, each use requires one of its capabilities. `view.rule` has a set for each use; a test
+    checks `rule` on all routes.
     """
 
     def guard(view: View) -> View:
@@ -87,10 +87,10 @@ def requires(*capabilities: Capability) -> Callable[[View], View]:
 
 
 def own_resource(why: str, *, others: Held = None) -> Callable[[View], View]:
-    """Open a view to every active user; `why` states how it is limited to the user's own objects.
+    """Open a view to every active user; `why` states how the view is limited to the user's own objects.
 
-    If the URL names an object, the view itself checks its owner. `others` are the capabilities it requires for other
-    people's objects; a test checks them on all routes.
+    If the URL names an object, the view itself checks its owner. `others` are the capabilities that the view
+    requires for other people's objects; a test checks `others` on all routes.
     """
 
     def mark(view: View) -> View:
@@ -118,12 +118,12 @@ class Can:
 
     @property
     def sees_connections(self) -> bool:
-        """True if they may see everyone's connections, not only their own."""
+        """True if the viewer may see everyone's connections, not only their own."""
         return any(self._holder.has_perm(capability) for capability in SEES_CONNECTIONS)
 
     @property
     def sees_hosts(self) -> bool:
-        """True if they may open Apps & Agents."""
+        """True if the viewer may open the page Apps & Agents."""
         return any(map(self._holder.has_perm, SEES_HOSTS))
 
     def __getitem__(self, name: str) -> bool:

@@ -163,7 +163,7 @@ SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability
 
 
 class BuiltIn(NamedTuple):
-    """A role created at startup; a locked one is reset at every startup."""
+    """A role created at startup; a locked role is reset at every startup."""
 
     name: str
     capabilities: frozenset[Capability]

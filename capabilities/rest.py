@@ -16,9 +16,10 @@ type Rule = Held | Own
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Open to every signed-in user for their own objects; other people's require `others`, which may be NOBODY.
+    """Rule that allows every signed-in user to act on their own objects.
 
-    An API key requires `by_key` even for its owner's objects; `others` if not given.
+    Other people's objects require `others`, which may be NOBODY. An API key requires `by_key` even for its owner's
+    objects, or `others` if `by_key` is None.
     """
 
     others: Held
@@ -40,8 +41,8 @@ class Own:
 class HasCapability(BasePermission):
     """Checks the rule of a REST operation.
 
-    A method declares it with `@operation(needs=Capability.HOSTS_READ)`: one capability, a tuple of alternatives, a
-    frozenset of which all are required, None for every signed-in user, or `Own`. A method without a declaration is
+    A method declares its rule with `@operation(needs=Capability.HOSTS_READ)`: one capability, a tuple of alternatives,
+    a frozenset of which all are required, None for every signed-in user, or `Own`. A method without a declaration is
     refused. API access tokens (`request.auth.is_data_plane`) are accepted only with `access_tokens=True`. API keys
     (`request.auth.is_api_key`) are refused with `api_keys=False`, and for `Own` they need the capability even for
     their owner's objects: a key can do only what it was created with.

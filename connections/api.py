@@ -114,7 +114,7 @@ class Connections(Resource):
     versioned = True
 
     def get_queryset(self) -> ConnectionQuerySet:
-        """Return the connections this person may see or act on: their own, or all with a capability."""
+        """Return the connections the caller may see or act on: their own, or all if they have a capability."""
         opening = {*SEES_CONNECTIONS} | capabilities_in(self.operation.needs)
         rows = Connection.objects.with_details()
         return rows if any(map(self.me.has_perm, opening)) else rows.own(self.me)
@@ -341,7 +341,7 @@ def filter_connections(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> Co
     return rows.order_by(F("revoked_at").desc(nulls_first=True), "-connected_at", "pk")
 
 
-# /api/connections/{id}/identities: the identities connections use for servers that need a person's own.
+# /api/connections/{id}/identities: the identities that connections use for servers that need each person's credential.
 
 OWN = Own(NOBODY, by_key=Capability.SERVERS_MANAGE)
 

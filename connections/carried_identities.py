@@ -1,4 +1,4 @@
-"""The identities a connection uses for servers that need a person's own, each with one state."""
+"""The identities (credentials) that a connection uses for servers that need each person's own, with their state."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CarriedRow:
 
     @property
     def name(self) -> str:
-        """The accessible suffix that distinguishes the buttons of this row."""
+        """The suffix of accessible labels that distinguishes the buttons of this row from those of other rows."""
         return f"for {self.assignment.server.name} on {self.connection.host.name}"
 
     @property
@@ -72,7 +72,7 @@ class CarriedRow:
 
     @property
     def state(self) -> str:
-        """A key of WORDS: the first reason that would stop a call."""
+        """The state as a key of WORDS: the first reason that would stop a call, "active" if there is none."""
         if not (self.assignment.enabled and self.server.enabled):
             return "blocked"
         if self.identity is None or self.is_missing:
@@ -83,7 +83,7 @@ class CarriedRow:
 
     @property
     def word(self) -> str:
-        """The state in a word or two, with the person who disabled it."""
+        """The text of the badge; "disabled by you" if the viewer disabled the identity."""
         if self.state == "disabled" and self.identity:
             return "disabled by you" if self.identity.disabled_by_id == self.viewer.pk else WORDS["disabled"]
         return "refused" if self.state == "attention" and self.is_refused else WORDS[self.state]
@@ -111,7 +111,7 @@ class CarriedRow:
         return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
 
     def _fault_of(self, identity: Identity) -> str:
-        """Return the reason why the identity cannot be used."""
+        """Return why the identity cannot be used; empty if the viewer disabled it."""
         if not identity.enabled:
             if identity.disabled_by_id == self.viewer.pk:
                 return ""
@@ -133,7 +133,7 @@ class CarriedRow:
 
     @property
     def may_bring(self) -> bool:
-        """True if a credential can be entered; otherwise people sign in at the server's issuer."""
+        """True if the server takes a credential that people enter; False if they sign in at the server's issuer."""
         return self.server.takes_secret
 
     @property
@@ -143,7 +143,7 @@ class CarriedRow:
 
     @property
     def may_authenticate(self) -> bool:
-        """True if the person can sign in at the server's issuer, and need not enable an identity first."""
+        """True if the person can sign in at the server's issuer now, without enabling an identity first."""
         return self.server.auth_type == AuthType.OAUTH and self.state in ("missing", "attention")
 
     @property
@@ -158,7 +158,7 @@ class OwnConnection(ConnectionRow):
 
     @property
     def carried(self) -> list[CarriedRow]:
-        """One row for each server that needs an identity, by name."""
+        """One row for each server that needs an identity, sorted by the server's name."""
         bound = {row.assignment_id: row.identity for row in self.connection.identities.all()}
         gateway: Any = self.connection.gateway
         return [
@@ -168,13 +168,13 @@ class OwnConnection(ConnectionRow):
 
     @property
     def servers_without(self) -> str:
-        """The servers for which it lacks an identity, by name."""
+        """The names of servers for which the connection has no usable identity, as a phrase."""
         waiting = ("missing", "disabled", "attention")
         return first_names([one.server.name for one in self.carried if one.state in waiting and not one.is_refused])
 
 
 def with_carried(rows: QuerySet[Connection]) -> QuerySet[Connection]:
-    """Prefetch the assignments that need an identity, and the identities the connections use."""
+    """Prefetch the assignments that need an identity, and the identities that the connections use."""
     asking = Assignment.objects.per_user().select_related("server").order_by("server__name", "alias")
     return rows.prefetch_related(
         Prefetch("gateway__assignments", asking, to_attr="asking"),
@@ -189,7 +189,7 @@ class CarriedIdentities(Versioned):
 
     @property
     def identities(self) -> list[CarriedRow]:
-        """The current rows, one for each server that needs an identity."""
+        """The rows as now stored in the database, one for each server that needs an identity."""
         rows = with_carried(Connection.objects.with_details().filter(pk=self.pk))
         return OwnConnection(rows.get(), self._viewer).carried
 
@@ -210,11 +210,11 @@ def lacking_identity(user: User) -> ConnectionQuerySet:
 
 
 def newest_lacking_identity(user: User, most: int = 3) -> list[OwnConnection]:
-    """Return the newest of `lacking_identity`."""
+    """Return the newest connections of `lacking_identity`, at most `most`."""
     return [OwnConnection(connection, user) for connection in with_carried(lacking_identity(user)[:most])]
 
 
-# The page My identities, and adding, changing and removing the identities of one's own connections.
+# The page My identities, where people add, change and remove the identities of their own connections.
 
 LABEL_TAKEN = "You already have a credential with this label."
 
@@ -222,7 +222,7 @@ LABEL_TAKEN = "You already have a credential with this label."
 @require_GET
 @own_resource("one's own identities and connections")
 def own(request: AppRequest) -> HttpResponse:
-    """Show one's own connections and identities; with `?needs=1` only those that wait for their owner."""
+    """Show the person's own connections and identities; with `?needs=1` only those that need the person's action."""
     needs = request.GET.get("needs") == "1"
     if needs:
         live, stored = lacking_identity(request.user), own_identities(request.user).needing_attention()
@@ -246,7 +246,7 @@ def _detailed(rows: ConnectionQuerySet) -> Any:
 
 
 def _order(first: str) -> list[Any]:
-    """Return the sort order: the newest first, but before them the connection linked from an agent's error."""
+    """Return the sort order: the connection with the id `first` (linked from an agent's error), then the newest."""
     try:
         named = [Case(When(pk=UUID(first), then=Value(0)), default=Value(1))]
     except ValueError:
@@ -259,7 +259,7 @@ def own_connection(user: User, pk: UUID) -> OwnConnection:
 
 
 def _find(user: User, pk: UUID, assignment: UUID) -> CarriedRow:
-    """Return the row of one's own connection for this server, or 404."""
+    """Return the row of this connection of `user` and this assigned server, or 404."""
     connection = own_connection(user, pk).connection
     gateway: Any = connection.gateway
     asking = get_object_or_404(Assignment.objects.per_user().select_related("server", "gateway"), pk=assignment)
@@ -269,7 +269,7 @@ def _find(user: User, pk: UUID, assignment: UUID) -> CarriedRow:
 
 
 def row_url(row: CarriedRow) -> str:
-    """Return the URL of the page with the row's connection first."""
+    """Return the URL of My identities with the row's connection at the top."""
     return f"{reverse('connections:mine')}?connection={row.connection.pk}"
 
 
@@ -308,7 +308,7 @@ class BringForm(IdentityForm):
 @require_http_methods(["GET", "POST"])
 @own_resource("own connections", others=NOBODY)
 def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
-    """Add an identity to one's own connection, or use another. Needs no capability, token or enrolment."""
+    """Add an identity to the person's own connection, or choose another. Needs no capability, token or enrolment."""
     row = _find(request.user, pk, assignment)
     form = BringForm(posted(request), row=row)
 
@@ -323,7 +323,7 @@ def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
 
 
 def _others(row: CarriedRow) -> int:
-    """Count the person's other connections that could use the identity: they lack one, or use the same as this one."""
+    """Count the person's other connections that have no identity for this server, or the same identity as `row`."""
     places = Assignment.objects.per_user().filter(server=row.server)
     rest = Connection.objects.own(row.viewer).live().filter(gateway__in=places.values("gateway"))
     rest = rest.exclude(pk=row.connection.pk)
@@ -336,7 +336,7 @@ def _others(row: CarriedRow) -> int:
 @require_http_methods(["GET", "POST"])
 @own_resource("own connections", others=NOBODY)
 def drop(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
-    """Remove the identity from the connection; it stays stored."""
+    """Remove the identity from the connection; the identity itself is not deleted."""
     row = _find(request.user, pk, assignment)
     host, name = row.connection.host.name, row.server.name
 

@@ -51,21 +51,21 @@ EXPLAINED = {
 
 @dataclass(frozen=True)
 class HostRow:
-    """An app or agent as the gateway treats it; needs `_with_state`."""
+    """An app or agent, and whether the gateway allows it; `host` needs the annotations of `_with_state`."""
 
     host: Any
     gateway: Gateway
 
     @property
     def state(self) -> str:
-        """`allowed`, `blocked` or `unlisted`."""
+        """`allowed`, `blocked`, or `unlisted` if the gateway allows only listed hosts and this host is not listed."""
         if self.host.decided is None:
             return "allowed" if self.gateway.hosts_allowed == HostsAllowed.ALL else "unlisted"
         return "allowed" if self.host.decided else "blocked"
 
 
 class GatewayHostFilter(ListFilter):
-    """Filter by name, and by whether the gateway knows the app or agent."""
+    """Filter by name, and by whether the app or agent is used, listed or blocked on the gateway."""
 
     show = forms.ChoiceField(required=False, choices=[("others", "Others")])
 
@@ -90,11 +90,14 @@ class HostsAllowedForm(forms.Form):
         initial=True,
         help_text="For “Only these”. Blocked ones stay blocked.",
     )
-    unlist = forms.DateTimeField(required=False, widget=forms.HiddenInput)  # Sent by the undo alone.
+    unlist = forms.DateTimeField(required=False, widget=forms.HiddenInput)  # Sent only by the Undo button.
 
 
 def _with_state(rows: HostQuerySet, gateway: Gateway, viewer: User) -> HostQuerySet:
-    """Annotate how `gateway` treats each host, and whether and by how many people the viewer sees it used there."""
+    """Annotate each host with the decision of `gateway`, if the host is used there, and its number of users there.
+
+    Only connections that `viewer` may see are counted.
+    """
     decided = HostAtGateway.objects.filter(gateway=gateway, host=OuterRef("pk"))
     links = connections_visible_to(viewer).live().filter(gateway=gateway, host=OuterRef("pk"))
     people = links.order_by().values("host").annotate(number=Count("user", distinct=True)).values("number")
@@ -154,7 +157,7 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _would_refuse(request: AppRequest, gateway: Gateway) -> HttpResponse:
-    """Show the agents and apps that the current choice in the form would refuse."""
+    """Show the apps and agents that the choice made in the form would refuse."""
     form, refused = HostsAllowedForm(request.GET), ""
     if form.is_valid() and form.cleaned_data["hosts_allowed"] == HostsAllowed.LISTED:
         refused = refused_unlisted(gateway, request.user, list_used=form.cleaned_data["list_used"])
@@ -162,14 +165,14 @@ def _would_refuse(request: AppRequest, gateway: Gateway) -> HttpResponse:
 
 
 def _find(request: AppRequest, slug: str, host: UUID) -> tuple[HostAtGateway, str]:
-    """Return the app or agent on the gateway, and the page to go back to."""
+    """Return the app or agent on the gateway, and the URL of the page to return to."""
     gateway = gateway_or_404(request.user, slug)
     row = HostAtGateway.objects.at(gateway, get_object_or_404(Host.objects.live(), pk=host))
     return row, own_path((request.POST or request.GET).get("back", ""), _page_url(gateway))
 
 
 def _decide(row: HostAtGateway, verb: str, state: str, *, back: str, request: AppRequest) -> HttpResponse:
-    """Call `verb` of the row, and go back with the new state; the undo makes the row what it was under its lock."""
+    """Call the row's method `verb`, and return to `back` with a message; its Undo restores the row's previous state."""
     with transaction.atomic():
         before = row.lock().allowed
         changed = getattr(row, verb)(by=request.user)
@@ -206,6 +209,6 @@ def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
-    """Neither list nor block it: the undo of the first act."""
+    """Neither list nor block the app or agent (Undo of the first time it was listed or blocked)."""
     row, back = _find(request, slug, host)
     return _decide(row, "reset", "is neither listed nor blocked", back=back, request=request)

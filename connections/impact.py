@@ -29,7 +29,7 @@ class NothingGoesThrough(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Impact:
-    """The number of live connections, hosts, users and identities that depend on an object."""
+    """The numbers of live connections, hosts, users and identities that depend on an object."""
 
     connections: int
     hosts: int
@@ -56,9 +56,9 @@ def _impact(links: Q, identities: int = 0) -> Impact:
 
 
 def _identities(target: models.Model, links: Q) -> int:
-    """Count the live identities that no call could use any more: those of its connections, and shared ones.
+    """Count the live identities, personal and shared, that no call could use once `target` is disabled.
 
-    0 if `target` is itself an identity, because the sentence names it.
+    Returns 0 if `target` is itself an identity, because the sentence already names that identity.
     """
     if isinstance(target, Identity):
         return 0
@@ -78,16 +78,19 @@ def _identities(target: models.Model, links: Q) -> int:
 
 
 def cuts(target: models.Model, viewer: User) -> str:
-    """Return the impact of disabling `target` for the confirmation, and the calls it would have refused in seven days.
+    """Return sentences for a confirmation: the impact of disabling `target`, and the calls it would have refused.
 
-    The impact is left out for viewers who may not see all connections, the calls for those who may not read the log,
-    unless `target` is their own. Raises NothingGoesThrough.
+    The calls are those of the last seven days. Viewers who may not see all connections get no impact, and viewers who
+    may not read the log get no calls, unless `target` is their own. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 
 
 def cuts_now(target: models.Model, viewer: User) -> str:
-    """Return the connections, hosts and people that disabling `target` cuts off; empty as in `cuts`."""
+    """Return a sentence with the hosts and people that disabling `target` cuts off.
+
+    Empty if the viewer may not see all connections and `target` is not their own.
+    """
     if not _is_own(target, viewer) and not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return ""
     return f"Cuts off {impact_of(target)}."
@@ -98,7 +101,7 @@ def _is_own(target: models.Model, viewer: User) -> bool:
 
 
 def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
-    """Return the impact of disabling all `targets` of one model, without counting anything twice; as in `cuts`."""
+    """Return the sentences of `cuts` for disabling all `targets` (of one model) together, each row counted once."""
     lately = refused_lately(targets, viewer)
     if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return lately
@@ -107,9 +110,9 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
-    """Return the calls of seven days that ending `targets` would have refused; empty as in `cuts`.
+    """Return a sentence with the calls of seven days that disabling `targets` (of one model) would have refused.
 
-    All `targets` are of one model.
+    Empty if the viewer may not read these calls.
     """
     where: dict[str, list[Any]] = {}
     for target in targets:
@@ -122,16 +125,20 @@ def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
-    """Return the calls of seven days that opening `gateway` to these teams only would have refused; as in `cuts`."""
+    """Return a sentence with the calls of seven days that opening `gateway` only to these teams would have refused.
+
+    Empty if the viewer may not read these calls.
+    """
     reaching = User.objects.filter(Q(teams__in=teams) | Q(pk__in=uses_every_gateway().values("pk")))
     where, what = {"gateway_id": [gateway.pk]}, "came from outside these teams"
     return would_refuse(where, viewer, not_of=reaching, what=what)
 
 
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
-    """Return which apps and agents in use are refused once `gateway` allows only listed ones; empty as in `cuts`.
+    """Return sentences about the apps and agents in use that are refused once `gateway` allows only listed ones.
 
-    With `list_used` they are listed first.
+    With `list_used` the apps and agents in use are listed, so none is refused. Empty if the viewer may not see all
+    connections.
     """
     if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return ""
@@ -158,7 +165,7 @@ def archived_with(target: Host | Gateway) -> str:
 
 
 def ended_together(which: Q) -> str:
-    """Return a sentence with the number of live connections and tokens that are revoked together."""
+    """Return a sentence with the numbers of live connections matching `which`, and their tokens, that will end."""
     live = Connection.objects.live().filter(which)
     now = Q(tokens__revoked_at=None) & (Q(tokens__expires_at=None) | Q(tokens__expires_at__gt=timezone.now()))
     totals = live.aggregate(

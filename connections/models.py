@@ -22,7 +22,7 @@ from hosts.models import Host, HostQuerySet
 from proxy.models import Session, UpstreamSession
 from servers.models import Identity, Server
 
-LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)  # As the last use of a session at a server, it makes workers end it.
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)  # Workers end a session at a server that was last used so long ago.
 
 
 class ConnectionFault(Exception):
@@ -50,7 +50,7 @@ class RevokeReason(models.TextChoices):
 
 
 def _reaches() -> "ExpressionWrapper[Any]":
-    """Return whether a connection's user may use its gateway, as SQL. Must match `Gateway.objects.reachable_by`."""
+    """Return SQL that is true if a connection's user may use its gateway. Must match `Gateway.objects.reachable_by`."""
     through_role = Role.objects.filter(pk=OuterRef("user__role"), **_uses_all())
     told = Q(gateway__reach=Reach.EVERYONE) | Q(user__is_superuser=True)
     told |= Exists(_through_team()) | Exists(through_role)
@@ -74,35 +74,36 @@ def uses_every_gateway() -> models.QuerySet[User]:
 
 
 def _host_allowed() -> Coalesce:
-    """Return whether a connection's gateway allows its host, as SQL. Must match `allowing`."""
+    """Return SQL that is true if a connection's gateway allows its host. Must match `allowing`."""
     decided = HostAtGateway.objects.filter(gateway=OuterRef("gateway"), host=OuterRef("host")).values("allowed")
     otherwise = ExpressionWrapper(Q(gateway__hosts_allowed=HostsAllowed.ALL), output_field=BooleanField())
     return Coalesce(Subquery(decided), otherwise)
 
 
 def allowing(host: Host | None) -> Q:
-    """Match the gateways that allow `host`; None is an app that never connected."""
+    """Match the gateways that allow `host`; a `host` of None is an app that never connected."""
     here = HostAtGateway.objects.filter(host=host).order_by()
     listed, blocked = (here.filter(allowed=allowed).values("gateway") for allowed in (True, False))
     return (Q(hosts_allowed=HostsAllowed.ALL) | Q(pk__in=listed)) & ~Q(pk__in=blocked)
 
 
 def is_allowed_at(gateway: Gateway, host: Host | None) -> bool:
-    """True if the gateway, as stored, allows the host; None is an app that never connected."""
+    """True if the stored settings of `gateway` allow `host`; a `host` of None is an app that never connected."""
     return Gateway.objects.filter(allowing(host), pk=gateway.pk).exists()
 
 
-# Connections not blocked by their user, host, gateway, its reach or its choice of hosts; needs `with_reach`.
+# Matches connections not blocked by their user, host or gateway, nor by the gateway's reach or its allowed hosts.
+# Needs `with_reach`.
 UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True, host_allowed=True) & ~Q(
     host__needs_approval=True, host__approved_at=None
 )
 
 
 def stopped_above() -> Q:
-    """Match connections blocked by their user, host, gateway, its reach or its choice of hosts; unlike UNBLOCKED.
+    """Match the connections that UNBLOCKED does not match. Works without `with_reach`.
 
-    Meant for queries over very many connections: few users, hosts and gateways are disabled, so these are looked up
-    once instead of joining every connection.
+    Meant for queries over very many connections: few users, hosts and gateways are disabled, so the disabled ones are
+    looked up once instead of joining every connection.
     """
     hosts = Host.objects.filter(Q(enabled=False) | Q(needs_approval=True, approved_at=None))
     people = User.objects.filter(is_active=False)
@@ -125,11 +126,11 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return self.filter(user=user)
 
     def with_reach(self) -> "ConnectionQuerySet":
-        """Annotate `reaches` and `host_allowed`: whether the user, and the host, may use the gateway."""
+        """Annotate `reaches` (the user may use the gateway) and `host_allowed` (the gateway allows the host)."""
         return self.annotate(reaches=_reaches(), host_allowed=_host_allowed())
 
     def with_details(self) -> "ConnectionQuerySet":
-        """Load everything a row shows; live ones first, then the newest."""
+        """Load everything that a row of a list shows; live connections first, then the newest."""
         return (
             self.with_reach()
             .annotate(needs_identity=Exists(_lacking()))
@@ -172,7 +173,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     ) -> Identity:
         """Store a person's own credential for `server`, and use it on their connections as `carry` does.
 
-        Raises IntegrityError if the label is taken, or AnotherPlace.
+        Raises IntegrityError if the label is taken, or AnotherPlace if the server's address has just been changed.
         """
         with transaction.atomic():
             new = {"label": label, "secret": secret, "refusal": refusal}
@@ -181,7 +182,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return identity
 
     def carry(self, identity: Identity, *, by: User, instead_of: Identity | None = None) -> int:
-        """Use `identity` on its owner's connections, where they lack one or use `instead_of`.
+        """Use `identity` on the owner's connections that have no identity for its server, or that use `instead_of`.
 
         Returns the number of changed connections. Their tokens continue to work.
         """
@@ -245,7 +246,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         with transaction.atomic():
             user.deactivate(by=by)
             for identity in Identity.objects.own(user).live().exclude(issuer="").order_by("pk"):
-                identity.revoke(by=by)  # Otherwise its tokens would be refreshed as long as it exists.
+                identity.revoke(by=by)  # Otherwise the issuer's tokens would continue to be refreshed.
             return self.end_all_of(user, by=by, reason=KeyEnd.USER_DEACTIVATED)
 
     def end_all_of(self, user: User, *, by: Grantor, reason: KeyEnd = KeyEnd.MANUAL) -> int:
@@ -256,7 +257,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
 
 
 def _lacking() -> models.QuerySet[Assignment]:
-    """Return, per connection, the enabled assignments for which it lacks a usable identity."""
+    """Return a subquery of the enabled per-user assignments for which a connection has no usable identity."""
     carried = ConnectionIdentity.objects.filter(
         connection=OuterRef(OuterRef("pk")), identity__in=Identity.objects.usable()
     )
@@ -265,16 +266,16 @@ def _lacking() -> models.QuerySet[Assignment]:
 
 
 def host_refusal(host: Host) -> str:
-    """Return the reason why this host accepts no connections, in words for the person; empty if it does."""
+    """Return the reason why this host accepts no connections, in words for the person; empty if it accepts them."""
     if host.archived_at or not host.enabled:
         return "An administrator has disabled this app."
     return "This app is waiting for an administrator's approval." if host.is_pending else ""
 
 
 def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
-    """Return the reason why `user` may not connect `host` to this gateway; None is an app that never connected.
+    """Return the reason why `user` may not connect `host` to this gateway; empty if there is none.
 
-    Without access they learn nothing more about the gateway.
+    A `host` of None is an app that never connected. A user without access to the gateway gets no other reason.
     """
     if gateway.archived_at is None and not gateway.is_reachable_by(user):
         return "Your teams do not include this gateway."
@@ -356,11 +357,11 @@ class Connection(Versioned, Switchable):
 
     @property
     def blocked_reason(self) -> str:
-        """The error code of the log if anything but its own switch blocks it; empty if it is not blocked."""
+        """The log's error code if anything except the connection's own `enabled` blocks it; empty if nothing does."""
         return self.refused_for(own_switch=False)
 
     def refused_for(self, *, own_switch: bool = True) -> str:
-        """Return the first reason why its calls are refused (docs/reference/decision-order.md); empty if there is none.
+        """Return the first reason why calls are refused (docs/reference/decision-order.md); empty if there is none.
 
         Without `own_switch` the connection itself counts as enabled.
         """
@@ -382,7 +383,7 @@ class Connection(Versioned, Switchable):
 
     @property
     def is_in_reach(self) -> bool:
-        """True if its user may use its gateway. Queries the database unless it was loaded `with_reach`."""
+        """True if the connection's user may use its gateway. Queries the database unless loaded `with_reach`."""
         if self.gateway.reach == Reach.EVERYONE:
             return True
         known: bool | None = self.__dict__.get("reaches")
@@ -390,7 +391,7 @@ class Connection(Versioned, Switchable):
 
     @property
     def is_host_allowed(self) -> bool:
-        """True if its gateway allows its host. Queries the database unless it was loaded `with_reach`."""
+        """True if the connection's gateway allows its host. Queries the database unless loaded `with_reach`."""
         known: bool | None = self.__dict__.get("host_allowed")
         return is_allowed_at(self.gateway, self.host) if known is None else known
 
@@ -400,7 +401,7 @@ class Connection(Versioned, Switchable):
         return "" if self.enabled else "This connection has been disabled by an administrator."
 
     def may_be_revoked_by(self, user: User) -> bool:
-        """True if `user` may revoke it: their own, or with the capability."""
+        """True if `user` may revoke the connection: it is their own, or they have the capability."""
         return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     def allow_host(self, *, by: User) -> bool:
@@ -412,7 +413,7 @@ class Connection(Versioned, Switchable):
         return self.enabled and self.host.enabled and not self.host.is_pending and self.gateway.enabled
 
     def bind(self, identities: Mapping[Assignment, Identity]) -> None:
-        """Use these identities of the connection's user."""
+        """Use these identities for the connection. Raises ConnectionRefused if one is not its user's own."""
         for assignment, identity in identities.items():
             self.check_identity(assignment, identity)
             ConnectionIdentity.objects.update_or_create(
@@ -461,10 +462,10 @@ class Connection(Versioned, Switchable):
         Event.objects.record(Action.CONNECTION_IDENTITY_CHANGED, self, by=by, changes=changes)
 
     def end_sessions(self, *sessions: UUID, by: User) -> int:
-        """End these MCP sessions of its client, or all; return their number.
+        """End these MCP sessions of the connection's client, or all if none is given; return the number ended.
 
-        Their calls and streams end at once, and the client has to initialize again. The workers end the sessions at
-        servers that belonged to them within two minutes.
+        Calls and streams of the sessions end at once, and the client has to initialize again. Workers end the
+        corresponding sessions at servers within two minutes.
         """
         with transaction.atomic():
             rows = Session.objects.select_for_update().filter(connection=self)
@@ -556,11 +557,11 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
     ) -> datetime | None:
         """Let all apps and agents use `gateway`, or only listed ones; with `list_used` list those in use.
 
-        Returns the time at which these were listed, or None if none was. `unlist` is such a time: what was listed then
-        is listed no longer. Raises ChangedMeanwhile.
+        Returns the time at which hosts were listed, or None if none was. `unlist` is such a time: hosts listed at that
+        time are removed from the list. Raises ChangedMeanwhile.
         """
         with transaction.atomic():
-            # Hosts are locked before the gateway, as while a connection is opened.
+            # Lock hosts before the gateway, in the same order as opening a connection, to avoid deadlocks.
             hosts: list[Host] = []
             if hosts_allowed == HostsAllowed.LISTED and list_used:
                 hosts += self.undecided(gateway).order_by("pk").select_for_update(of=("self",))
@@ -588,7 +589,7 @@ class HostAtGateway(Versioned, models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)  # The constraint has one.
+    gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)  # The constraint is indexed.
     host = models.ForeignKey(Host, models.PROTECT, related_name="+")
     allowed = models.BooleanField(null=True)
     tool_set = models.ForeignKey(ToolSet, models.PROTECT, null=True, blank=True, related_name="limited")
@@ -631,7 +632,7 @@ class HostAtGateway(Versioned, models.Model):
         return self._decide(Action.HOST_ALLOWED_AT_GATEWAY, allowed=True, by=by)
 
     def reset(self, *, by: User) -> bool:
-        """Neither list nor block it. Returns False if it was neither."""
+        """Neither list nor block the host. Returns False if it was neither listed nor blocked before."""
         return self._decide(Action.HOST_RESET_AT_GATEWAY, allowed=None, by=by)
 
     def _decide(self, action: Action, *, allowed: bool | None, by: User) -> bool:

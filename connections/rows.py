@@ -50,13 +50,13 @@ def counted_for(viewer: User, prefix: str = "connections__") -> Q:
 
 
 def blocked(connection: Connection) -> str:
-    """Return the reason why `connection` is blocked, in words; empty if it is not."""
+    """Return the reason why `connection` is blocked, in words; empty if it is not blocked."""
     return in_short(connection.blocked_reason)
 
 
 @dataclass(frozen=True)
 class ConnectionRow:
-    """One connection as `viewer` sees it; needs its details fetched (`with_details`)."""
+    """One connection as `viewer` sees it; the connection must be loaded `with_details`."""
 
     connection: Connection
     viewer: User
@@ -68,7 +68,7 @@ class ConnectionRow:
 
     @property
     def may_open_gateway(self) -> bool:
-        """True if the viewer may open the page of its gateway."""
+        """True if the viewer may open the page of the connection's gateway."""
         gateway = self.connection.gateway
         sees_all = any(map(self.viewer.has_perm, OPENS_GATEWAYS))
         within_reach = gateway.reach == Reach.EVERYONE or (self.is_own and getattr(self.connection, "reaches", False))
@@ -106,7 +106,7 @@ class ConnectionRow:
 
     @property
     def status_text(self) -> str:
-        """The status in words, including a missing token and a token that waits to be collected."""
+        """The status in words; instead of `expired`, says if a new token was not collected or none is active."""
         if self.status != "expired":
             return self.status
         if any(token.status == "waiting" for token in self.tokens):
@@ -115,12 +115,12 @@ class ConnectionRow:
 
     @property
     def blocked(self) -> str:
-        """The reason why an enabled connection with a credential is blocked, in words."""
+        """The reason why an enabled connection with a credential is blocked, in words; empty for other connections."""
         return blocked(self.connection) if self.status == "blocked" else ""
 
     @property
     def needs_identity(self) -> bool:
-        """True if the connection works, but lacks its person's identity for a server of its gateway."""
+        """True if the connection works, but has no usable identity for a server of the gateway that needs one."""
         lacks = bool(getattr(self.connection, "needs_identity", False))
         return lacks and self.status == "active" and not self.blocked
 
@@ -145,9 +145,10 @@ class ConnectionRow:
 
     @property
     def may_regenerate(self) -> bool:
-        """True if the viewer may replace its secret.
+        """True if the viewer may replace the connection's secret.
 
-        An agent's secret acts as its owner and is shown to no other person. An app's key is never shown.
+        Only the owner may for an agent, because the new secret is shown and lets its holder act as the owner. An app's
+        key is never shown, so the capability to revoke connections is enough.
         """
         if self.connection.host.is_agent:
             return self.is_own
@@ -160,12 +161,12 @@ class ConnectionRow:
 
     @property
     def may_ask_for_new(self) -> bool:
-        """True if the viewer may end another person's token secrets, so that the owner collects new ones."""
+        """True if the viewer may end the token secrets of another person, who then has to collect new ones."""
         return not self.is_own and self.connection.is_live and self.connection.host.is_agent and self.may_end_tokens
 
     @property
     def offers_asking(self) -> bool:
-        """True if the row itself offers that, not only the line of each token."""
+        """True if the row, not only each token's line, has the button to ask the owner for new token secrets."""
         return self.may_ask_for_new and bool(self.active) and self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property
@@ -202,7 +203,7 @@ class ConnectionFilter(ListFilter):
 
 
 def _of_person(words: str) -> Q:
-    """Match the connections of one person by their whole address, or of all whose address contains the words."""
+    """Match connections of the person with the e-mail address `words`, or else of all whose address contains them."""
     person = User.objects.filter(email__iexact=words).first() if "@" in words else None
     return Q(user=person) if person else holds("user__email", words)
 

@@ -37,7 +37,7 @@ class OpenStream(NamedTuple):
 class SessionRow(NamedTuple):
     """An open session. `waits` are the methods of server requests that the client has not answered.
 
-    `may_read` is True if the viewer may see its calls.
+    `may_read` is True if the viewer may see the session's calls.
     """
 
     session: Session
@@ -48,7 +48,7 @@ class SessionRow(NamedTuple):
 
 
 def session_rows(sessions: Sequence[Session], viewer: User) -> list[SessionRow]:
-    """Return the rows of these sessions, with three statements."""
+    """Return the rows of these sessions, read with three SQL statements."""
     now, keys = timezone.now(), [session.pk for session in sessions]
     upstream = list(UpstreamSession.objects.filter(owner_id__in=keys)) if keys else []
     names = dict(Server.objects.filter(pk__in={one.server_id for one in upstream}).values_list("pk", "name"))
@@ -82,7 +82,7 @@ def _may_end(connection: Connection, viewer: User) -> bool:
 @require_GET
 @requires(*SEES_HOSTS)
 def of_host(request: AppRequest, pk: UUID) -> HttpResponse:
-    """List the open sessions of an app or agent; `?connection=` only those of one connection."""
+    """List the open sessions of an app or agent; with `?connection=` only the sessions of this connection."""
     host = host_or_404(request.user, pk)
     return show(request, "connections/sessions.html#sessions", _context(request, host))
 
@@ -106,7 +106,7 @@ def _context(request: AppRequest, host: Host) -> dict[str, Any]:
 @require_http_methods(["GET", "POST"])
 @own_resource("own connections", others=Capability.CONNECTIONS_TOGGLE)
 def end(request: AppRequest, pk: UUID) -> HttpResponse:
-    """End one session of a connection (`session`), or all."""
+    """End one session of a connection (parameter `session`), or all its sessions if none is given."""
     connection = get_object_or_404(visible(request.user, Capability.CONNECTIONS_TOGGLE), pk=pk)
     if not _may_end(connection, request.user):
         raise CapabilityRequired(Capability.CONNECTIONS_TOGGLE)

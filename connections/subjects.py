@@ -30,7 +30,10 @@ def _holds(view: Resource, *capabilities: Capability) -> bool:
 
 
 def _listed_connections(view: Resource) -> QuerySet[Any]:
-    """Return all connections with a capability for them; otherwise one's own, and used ones for log readers."""
+    """Return all connections if the caller has a capability for that; otherwise only some of them.
+
+    These are the caller's own connections, and for people who may read the log also connections in logged calls.
+    """
     if _holds(view, *SEES_CONNECTIONS, Capability.API_TOKENS_MANAGE):
         return Connection.objects.all()
     return Connection.objects.filter(_own_or_logged(view, Q(user=view.me)))
@@ -41,7 +44,11 @@ def _own_or_logged(view: Resource, own: Q) -> Q:
 
 
 def _listed_people(view: Resource) -> QuerySet[Any]:
-    """Return all people if permitted; otherwise oneself, and owners of visible connections and identities."""
+    """Return all people if the caller has a capability for that; otherwise only some of them.
+
+    These are the caller, the owners of connections that the caller may see, and, for people who manage identities, the
+    owners of identities.
+    """
     if _holds(view, Capability.PEOPLE_MANAGE, Capability.AUDIT_READ):
         return User.objects.all()
     listed = Q(pk=view.me.pk) | Q(pk__in=_listed_connections(view).values("user"))
@@ -51,21 +58,27 @@ def _listed_people(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_tokens(view: Resource) -> QuerySet[Any]:
-    """Return all tokens with a capability for them; otherwise one's own, and used ones for log readers."""
+    """Return all tokens if the caller has a capability for that; otherwise only some of them.
+
+    These are the caller's own tokens, and for people who may read the log also tokens in logged calls.
+    """
     if _holds(view, *SEES_TOKENS):
         return Token.objects.all()
     return Token.objects.filter(_own_or_logged(view, Q(connection__user=view.me)))
 
 
 def _listed_hosts(view: Resource) -> QuerySet[Any]:
-    """Return all hosts with a capability for them; otherwise those of visible connections."""
+    """Return all hosts if the caller has a capability for that; otherwise the hosts of visible connections."""
     if _holds(view, *SEES_HOSTS):
         return Host.objects.all()
     return Host.objects.filter(pk__in=_listed_connections(view).values("host"))
 
 
 def _listed_gateways(view: Resource) -> QuerySet[Any]:
-    """Return all gateways with a capability for them; otherwise those one may use, and those of visible connections."""
+    """Return all gateways if the caller has a capability for that; otherwise only some of them.
+
+    These are the gateways that the caller may use, and the gateways of connections that the caller may see.
+    """
     if _holds(view, *_GATEWAYS):
         return Gateway.objects.all()
     within_reach = Q(pk__in=Gateway.objects.visible_to(view.me).values("pk"))
@@ -73,7 +86,10 @@ def _listed_gateways(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_servers(view: Resource) -> QuerySet[Any]:
-    """Return all servers with a capability for them; otherwise those of visible gateways and own identities."""
+    """Return all servers if the caller has a capability for that; otherwise only some of them.
+
+    These are the servers of gateways that the caller may see, and the servers of the caller's own identities.
+    """
     if _holds(view, *SEES_SERVERS, Capability.GATEWAYS_MANAGE):
         return Server.objects.all()
     placed = Assignment.objects.filter(removed_at=None, gateway__in=Gateway.objects.visible_to(view.me).values("pk"))
@@ -85,9 +101,10 @@ def _listed_servers(view: Resource) -> QuerySet[Any]:
 def _known(
     listed: Callable[[Resource], QuerySet[Any]], column: str, *shared: str
 ) -> Callable[[Resource], QuerySet[Any]]:
-    """Return the lookup of a filter by id or exact name: `listed` objects, and for log readers all in logged calls.
+    """Return a function that returns the objects a filter may name, given the API view.
 
-    `column` is the call's column with the object's id; `shared` are columns that have the same value in both tables.
+    These are the `listed` objects, and for people who may read the log also objects in logged calls. `column` is the
+    call's column with the object's id; `shared` are columns that have the same value in both tables.
     """
 
     def things(view: Resource) -> QuerySet[Any]:

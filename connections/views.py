@@ -1,4 +1,4 @@
-"""The Connections tabs of hosts and gateways, one's own connections, and the actions on a connection."""
+"""The Connections tabs of hosts and gateways, the page MCP Connections, and the actions on a connection."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _tab(key: str, name: str, *by: str, acts: int) -> Table:
     )
 
 
-# A row of a host has a fourth act: to block the host on its gateway.
+# Rows on the tab of a host have one more button: to block the host on the row's gateway.
 TABS = {
     "host": _tab("of-host", "Gateway", "gateway__name", acts=9),
     "gateway": _tab("of-gateway", "Client name", "host__name", acts=7),
@@ -149,7 +149,7 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
-    """Return the connection, or 404 if the user may neither see nor change it."""
+    """Return the connection, or 404 unless the user may see it or has the capability `opening`."""
     return get_object_or_404(visible(request.user, opening), pk=pk)
 
 
@@ -246,7 +246,7 @@ def _token_sentence(tokens: int) -> str:
 
 
 def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
-    """Return the current row of `connection` for the open page."""
+    """Return the current row of `connection`, in the layout of the page that the browser shows."""
     page = open_page(request)
     row = ConnectionRow(get_object_or_404(visible(request.user), pk=connection.pk), request.user)
     if page == reverse("connections:mine"):
@@ -262,7 +262,7 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
 def changed(
     request: AppRequest, row: Connection, toast: str, undo: Undo | None = None, *, stays: bool = False
 ) -> HttpResponse:
-    """Answer an action with the current row, and a toast or a persistent notice."""
+    """Answer an action with the current row and a toast; with `stays`, with a notice that does not disappear."""
     back = back_url(request, row)
     if not wants_fragment(request):
         return leave(request, back, toast, undo)
@@ -275,13 +275,13 @@ def changed(
 
 
 def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
-    """Render a row next to another fragment; without a template element the browser would drop it."""
+    """Render a row to send with another fragment, in a template element: browsers drop a bare table row."""
     row = render_to_string(fragment.template, {**fragment.context, "changed": True, "aside": True}, request)
     return f"<template>{row}</template>"
 
 
 def back_url(request: AppRequest, connection: Connection) -> str:
-    """Return the page to go to without script: the host's tab, or the list of one's own connections."""
+    """Return the page to show without script: the host's tab, or the list of the person's own connections."""
     if any(map(request.user.has_perm, SEES_HOSTS)):
         return reverse("connections:for_host", args=[connection.host_id])
     return reverse("connections:mine")
@@ -311,8 +311,8 @@ class EnrolmentRow(ConnectionRow):
         ]
 
 
-def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:
-    return with_carried(rows.select_related("host", "gateway", "user").prefetch_related("tokens"))
+def _detailed(rows: ConnectionQuerySet) -> QuerySet[Connection]:
+    return with_carried(rows.with_reach().select_related("host", "gateway", "user").prefetch_related("tokens"))
 
 
 @require_GET
@@ -332,12 +332,12 @@ def enrolments(request: AppRequest, pk: UUID) -> HttpResponse:
 
 # The MCP Connections page: all connections with host, gateway and user, with filters and counts.
 
-GATEWAYS = 40  # Choices of the filter; more would make the page too heavy. The search finds the others.
+GATEWAYS = 40  # Gateways in the filter; more would make the page too heavy. Others are found by the search.
 KINDS = ("app", "agent", "all")
 
 
 class McpFilter(ConnectionFilter):
-    """The filters of the page, by default apps only."""
+    """The filters of the MCP Connections page; by default only apps are shown."""
 
     gateway = forms.MultipleChoiceField(required=False)
 
@@ -363,7 +363,7 @@ class McpFilter(ConnectionFilter):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionCounts:
-    """The number of connections in a list, and of active and blocked ones, as shown in its header."""
+    """The numbers of all, active and blocked connections in a list, as shown in the header of the list."""
 
     rows: int
     active: int

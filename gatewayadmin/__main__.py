@@ -14,7 +14,7 @@ def main() -> None:
     gc.disable()  # Nothing loaded here is garbage, and collecting took a sixth of the start time.
     from gatewayadmin.config.environment import Refused, commit, set_for_children
 
-    if sys.argv[1:] in (["--version"], ["version"]):  # Django would print its own; settings would create keys.
+    if sys.argv[1:] in (["--version"], ["version"]):  # Without settings, which would create keys.
         sys.stdout.write(f"{versions.NAME} {versions.with_commit(commit(Path(__file__).resolve().parent.parent))}\n")
         return
     if port := port_to_serve_at(sys.argv[1:]):
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def port_to_serve_at(arguments: list[str]) -> str | None:
-    """Return the value of `serve --port`, if given. The settings need it, because links are built from it."""
+    """Return the value of `serve --port`, or None. The settings need the port, because links contain it."""
     if arguments[:1] != ["serve"]:
         return None
     parser = ArgumentParser(add_help=False)

@@ -99,8 +99,8 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         _mcp.app = endpoint
         run.serve_by(endpoint)
         health.readiness.watch(endpoint.faults)
-        gc.freeze()  # Loaded objects stay, so collections need not scan them while calls wait.
-        # The longest wait for the interpreter, of a page after each statement and of the event loop after each round.
+        gc.freeze()  # Loaded objects are never freed, so garbage collections need not scan them while calls wait.
+        # Limits the wait for the GIL: of a page after each statement, and of the event loop after each iteration.
         sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # Calls create no reference cycles, so frequent collections are a waste.
         background = Background()
@@ -167,9 +167,11 @@ edge = OuterMiddleware(
 
 @markcoroutinefunction
 def application(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-    """Pass calls directly to the proxy, which checks the Host, determines the sender and logs each call itself.
+    """Pass MCP requests directly to the proxy, and all other requests to `edge`.
 
-    Repeating that in middleware and router would cost half as much as a call.
+    The proxy itself checks the Host header, determines the client address and logs each call.
+
+    Middleware and router would repeat this, at half the cost of a call.
     """
     mcp = scope["type"] == "http" and scope["path"].startswith(proxy.PREFIX)
     return (_mcp if mcp else edge)(scope, receive, send)

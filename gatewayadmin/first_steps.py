@@ -33,7 +33,7 @@ SETS_UP = (Capability.SERVERS_MANAGE, Capability.GATEWAYS_MANAGE, Capability.PEO
 
 @dataclass(frozen=True)
 class SetupStep:
-    """One step: its texts, whether it is done, and the page and capability to do it."""
+    """One step: its texts, whether it is done, and the page and capability needed to do it."""
 
     name: str
     title: str
@@ -54,7 +54,7 @@ class Setup:
 
     @classmethod
     def of(cls, viewer: User, until: datetime | None = None) -> Setup | None:
-        """Return the steps; None if the viewer can do none, or all are done or dismissed."""
+        """Return the steps; None if the viewer can do no step, or all steps are done or dismissed."""
         if not any(map(viewer.has_perm, SETS_UP)):
             return None
         facts: Any = WorkspaceSettings.objects.annotate(**_facts(viewer)).filter(pk=1, setup_steps=True).first()
@@ -76,8 +76,8 @@ class Setup:
             ),
             SetupStep(
                 "gateway", "Put it on a gateway",
-                "A gateway is one address for its servers. You choose who can use it. Open one, or add one: its "
-                "tab Servers has “Assign a server”.",
+                "A gateway is one address for its servers. You choose who can use it. Open or add a "
+                "gateway, and press “Assign a server” on its tab Servers.",
                 facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
             ),
             SetupStep(
@@ -108,7 +108,7 @@ class Setup:
         return sum(step.done for step in self.steps)
 
     def first_call(self) -> OwnCall | None:
-        """Return the oldest logged call that was not denied."""
+        """Return the oldest logged call that was not denied, or None."""
         row = _answered().order_by("created_at").first()
         return OwnCall(row) if row else None
 
@@ -131,7 +131,7 @@ class Setup:
 def _facts(viewer: User) -> dict[str, Exists]:
     """Return annotations for the state of the steps, queried together with the settings."""
     placed = Assignment.objects.live().filter(gateway__archived_at=None)
-    # Recent partitions first: planning a query for all of them takes longer than the rest.
+    # Recent partitions first: planning a query over all partitions takes longer than all these facts.
     lately = _answered().filter(created_at__gte=timezone.now() - RECENT)
     return {
         "has_server": Exists(Server.objects.live().exclude(url=BUILT_IN_URL)),

@@ -24,7 +24,7 @@ _TABLES = """
 SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition
 AND relnamespace = current_schema()::regnamespace AND relname !~ '^auditlog_call_' ORDER BY 1
 """
-# Roles with an explicit grant to create partitions are those `grant` was run for.
+# Roles with an explicit grant to create partitions are the roles that `grant` was run for.
 _GRANTED = """
 SELECT r.rolname FROM pg_proc p, aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee
 WHERE p.oid = %s::regprocedure AND a.grantee <> p.proowner AND a.privilege_type = 'EXECUTE' ORDER BY 1
@@ -40,7 +40,7 @@ class Ungrantable(Exception):
 
 
 def statements(role: str) -> list[str]:
-    """Return the SQL that grants `role` what a serving process needs and revokes all other rights."""
+    """Return the SQL that grants `role` the rights a serving process needs and revokes all other rights."""
     with connection.cursor() as cursor:
         return [statement.as_string(cursor.connection) for statement in _statements(role)]
 

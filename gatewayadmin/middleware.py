@@ -50,7 +50,7 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Networ
     """Return the right-most hop that is not a trusted proxy. IPv4-mapped addresses are returned as IPv4.
 
     `forwarded` are the values of all X-Forwarded-For headers in order. They are used only if the peer is trusted, and
-    only back to the first untrusted hop: everything to its left may be forged.
+    only from the right to the first untrusted hop: everything left of that hop may be forged.
     """
     address = _parsed_address(peer)
     if address is None:
@@ -136,11 +136,12 @@ class OuterMiddleware:
     """Wraps the whole application.
 
     Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the actual
-    client, `scope["scheme"]` to the public one, and `scope["peer"]` to the address of the connection, perhaps a proxy.
-    A Host that is not ours gets 400, except at `unchecked` paths. A body above LARGEST_BODY gets 413, because Django
-    would write it to disk first. So does one without session or token above LARGEST_ANONYMOUS_BODY (at some paths
-    SMALLER_ANONYMOUS_BODIES). For larger bodies, `is_known` checks the credential before the body is read, and unknown
-    ones get 401; Django would check only after reading all of it. Where it raises SenderBusy, the answer is 429.
+    client, `scope["scheme"]` to that of the public URL, and `scope["peer"]` to the address of the connection, which may
+    be a proxy's. A Host that is not ours gets 400, except at `unchecked` paths. A body above LARGEST_BODY gets 413,
+    because Django would write it to disk first. Without a session or token, the limit is LARGEST_ANONYMOUS_BODY, or at
+    some paths one of SMALLER_ANONYMOUS_BODIES. With a session or token and a body above this limit, `is_known` checks
+    the credential before the body is read, since Django would read the whole body first: an unknown credential gets
+    401. If `is_known` raises SenderBusy, the answer is 429.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class OuterMiddleware:
 
 
 class _LimitedBody:
-    """Limits the request body. After `largest` bytes it reports a disconnect, so that readers drop their data.
+    """Limits the request body. After `largest` bytes, `receive` reports a disconnect, so that readers drop their data.
 
     `may_send_more` is called once, for a body above the anonymous limit.
     """
@@ -216,7 +217,7 @@ class _LimitedBody:
         return self._size > self.largest
 
     async def may_grow(self) -> bool:
-        """Return whether the body may exceed the anonymous limit; sets `is_busy` if that could not be looked up."""
+        """Return whether the body may exceed the anonymous limit; sets `is_busy` if the look-up was refused."""
         if self._may_send_more is not None:
             ask, self._may_send_more = self._may_send_more, None
             try:
@@ -290,7 +291,7 @@ class _RequestLog:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            # A call already has an id, that of its row in the log.
+            # An MCP call already has an id: the id of its row in the log.
             request_id.set(MutableHeaders(scope=message).setdefault("x-request-id", str(self._id)))
         await self._send(message)
 
@@ -320,19 +321,19 @@ def _announced(headers: Headers) -> int:
     return int(length) if length.isascii() and length.isdecimal() else 0
 
 
-# Requests with made-up keys wait here before their bodies are read. A thread for each would be expensive: a database
-# connection and memory that the process does not return. Senders take turns, each has a bounded number waiting.
+# Requests with unverified keys wait in this queue before their bodies are read. A thread for each would be expensive:
+# a database connection, and memory that the process keeps. Senders take turns; each may have a limited number waiting.
 LOOKUPS_AT_ONCE = 2
 LOOKUP = "look-up"
 _lookups = FairQueue(LOOKUPS_AT_ONCE)
-_background = Background(DatabaseError)  # Which the request gets as well.
+_background = Background(DatabaseError)  # The request gets this error as well.
 
 
 async def is_known(headers: Headers, sender: str) -> bool:
     """Return whether the API key, token or session in these headers is currently valid.
 
     At most LOOKUPS_AT_ONCE look-ups run at a time in this process, of different senders. Raises SenderBusy when too
-    many of the sender wait, or this one has waited for LONGEST_WAIT_S.
+    many look-ups of the sender wait, or this look-up has waited for LONGEST_WAIT_S.
     """
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":  # A bearer token takes precedence over a session.
@@ -380,14 +381,14 @@ PERSON = "person"  # Scope key of the person, set by note_person.
 
 
 class SenderBusy(Exception):
-    """Too many requests of this sender wait already, or this one has waited for too long."""
+    """Too many requests of this sender wait already, or this request has waited for too long."""
 
 
 class FairShares:
     """Lets `most` requests of each sender into `app` at a time, until their answers begin.
 
-    MOST_WAITING others wait, for at most LONGEST_WAIT_S; the rest get 429. Paths below `free` are not counted. Of
-    paths that `heavy` matches, each sender may have one request in `app`.
+    MOST_WAITING further requests of the sender wait, for at most LONGEST_WAIT_S; all others get 429. Paths below `free`
+    are not counted. If `heavy` matches the path, the sender may have only one such request in `app`.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:
@@ -436,7 +437,7 @@ class FairShares:
             del self._people[next(iter(self._people))]
 
     def _credentials(self, headers: Headers) -> Iterator[str]:
-        """Yield the session and the token. Both count, so that adding a made-up one gains no share."""
+        """Yield the session and the token. Both count, so that adding a made-up credential gives no extra share."""
         if session := parse_cookie("; ".join(headers.getlist("cookie"))).get(self._session_cookie):
             yield f"session {_digest(session)}"
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -472,20 +473,20 @@ def _digest(credential: str) -> str:
 
 
 class _Share:
-    """Running and waiting requests of one sender, and the semaphore of running ones."""
+    """Running and waiting requests of one sender, and the semaphore that limits the running requests."""
 
     def __init__(self, most: int) -> None:
         self.places = asyncio.Semaphore(most)
         self.requests = 0
 
 
-# Django's: context of events, and events for refused attempts
+# Django middleware: the context of admin events, and admin events for refused attempts
 
 SAFE = {"GET", "HEAD", "OPTIONS"}
 
 
 def note_origin(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Add interface, sender address and request id to events."""
+    """Add interface, client address and request id to the admin events of the request."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         scope = getattr(request, "scope", {})

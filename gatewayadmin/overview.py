@@ -90,9 +90,9 @@ SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of 
 
 
 class Traffic:
-    """The calls of the last day. Parts are read on access; the cost is independent of their number.
+    """The calls of the last day. Parts are read on access; the cost does not depend on the number of calls.
 
-    With `new`, `recent` and `refusals` are the calls recorded last, read from the primary.
+    If `new` is given, `recent` and `refusals` are read from the primary, which has the newest calls.
     """
 
     def __init__(self, request: HttpRequest, new: NewCalls | None = None) -> None:
@@ -125,7 +125,7 @@ class Traffic:
 
 
 class Hour(NamedTuple):
-    """One hour of a server."""
+    """The results of a server in one hour."""
 
     called: bool
     failed: bool
@@ -133,7 +133,7 @@ class Hour(NamedTuple):
 
 @dataclass(frozen=True)
 class ServerTraffic:
-    """A server and its last day."""
+    """A server and its results in the last 24 hours, by hour."""
 
     server: Server
     hours: Sequence[Hour]
@@ -290,7 +290,7 @@ def _last_calls(user: User) -> list[OwnCall]:
 
 
 def _refused(user: User) -> list[Identity]:
-    """Return identities refused by their server: all if the user sees connections, otherwise their own."""
+    """Return identities refused by their server: all if the user sees connections, otherwise the user's."""
     refused = Identity.objects.refused().select_related("server", "owner")
     return list((refused if any(map(user.has_perm, SEES_CONNECTIONS)) else refused.own(user))[:SHOWN])
 
@@ -301,14 +301,14 @@ def _enrolling(user: User) -> list[Host]:
 
 
 def _gateway_to_try(user: User) -> Gateway | None:
-    """Return the gateway to try first: the oldest usable one, preferably with a server, and the demo last."""
+    """Return the gateway to try first: the oldest usable one, preferably with a server, the demo last; or None."""
     on = Assignment.objects.live().filter(gateway=OuterRef("pk"))
     gateways = Gateway.objects.usable_by(user).annotate(has_server=Exists(on))
     return gateways.demo_last("-has_server", "created_at").first()
 
 
 def _numbers(request: AppRequest) -> dict[str, Any]:
-    """Return the numbers the user has the capabilities for, without those of `_stock`."""
+    """Return the numbers the user has the capabilities for, without the numbers of `_stock`."""
     user = request.user
     numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_TOGGLE):
@@ -340,7 +340,7 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
 
 
 def _stock(user: User) -> dict[str, Any]:
-    """Return the numbers of hosts and connections, for users who may see all."""
+    """Return the numbers of hosts and connections, for users who may see all of them."""
     numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_TOGGLE):  # Not useful to members, who can only see hosts.
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}

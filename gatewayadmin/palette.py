@@ -1,10 +1,10 @@
 """The command palette: pages, lists, actions and help by name, within the user's capabilities.
 
-Each search queries the database for what the user may see. Actions that need confirmation lead to its page; others are
-executed at once.
+Each search queries the database for what the user may see. Actions that need confirmation open the confirmation page;
+other actions are executed at once.
 
 Things of several kinds may have the same name, so each action shows the kind. Apps choose their own names, so they
-cannot be enabled here, where they might be confused; the entry leads to their page.
+cannot be enabled in the palette, where a name might deceive; the entry opens the app's page.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LONGEST = 100
 
 @dataclass(frozen=True, slots=True)
 class PaletteEntry:
-    """A page or an action; with `posts` the action is executed at once. `tile` is the name for a letter tile.
+    """A page or an action; if `posts` is True, the action is executed at once. `tile` is the name for a letter tile.
 
     `note` distinguishes entries of the same text; for actions it begins with the kind of the thing.
     """
@@ -111,7 +111,7 @@ def _matching(offers: Iterable[Offer], user: User, words: str) -> Iterator[Palet
 
 
 def _is_about(offer: Offer, wanted: list[str]) -> bool:
-    """Return whether all words begin a word of the offer."""
+    """Return whether each wanted word is the beginning of a word of the offer."""
     known = f"{offer.text} {offer.words}".lower().split()
     return all(any(one.startswith(word) for one in known) for word in wanted)
 

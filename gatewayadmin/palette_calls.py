@@ -40,7 +40,7 @@ _OUTCOMES: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def _days(before: int, length: int) -> Callable[[datetime], dict[str, str]]:
-    """Return the filter of `length` whole days, the first of them `before` today."""
+    """Return a function for the filter of `length` whole days, the first of them `before` days ago."""
 
     def between(midnight: datetime) -> dict[str, str]:
         begin = midnight - before * _DAY
@@ -70,7 +70,7 @@ _FILLERS = {"calls", "in", "the", "of", "from", "logs", "log", "and"}
 def calls_described(words: str, zone: str) -> CallsDescribed | None:
     """Return the calls that the words describe: an outcome, a time, or both, and a name.
 
-    Days begin at midnight in `zone`. None if the words name neither an outcome nor a time.
+    Days begin at midnight in `zone`. Return None if the words name neither an outcome nor a time.
     """
     text = " ".join(words.lower().replace('"', "").split())
     time = next((name for name in _TIMES if re.search(rf"\b{name}\b", text)), "")
@@ -94,7 +94,7 @@ def _always(_: datetime) -> dict[str, str]:
 
 
 def _outcome(word: str) -> str:
-    """Return the key of the outcome that a word means, from four letters on; otherwise an empty text."""
+    """Return the first key of _OUTCOMES that begins with `word` (four letters or more), or an empty string."""
     if len(word) < 4:
         return ""
     return next((key for key in _OUTCOMES if key.startswith(word)), "")

@@ -1,4 +1,4 @@
-"""Pages, lists and actions that the palette offers without a name of a thing, with the words that find them."""
+"""Pages, lists and actions that the palette offers besides named objects, with the words that find them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tokens.rows import SEES as SEES_TOKENS
 class Offer(NamedTuple):
     """An entry for people with the needed capabilities.
 
-    `words` are further words that find it, `query` is the list's filter, and `key` the letter that opens it after G.
+    `words` are further words that find the entry, `query` is the list's filter, and `key` the letter that opens the
+    page after G.
     """
 
     text: str
@@ -31,7 +32,7 @@ TO_DO = (
     Offer("Add a gateway", "gateways:add", "add", Capability.GATEWAYS_MANAGE, "new create"),
     Offer(
         "Block an agent on a gateway",
-        "hosts:list",
+        "gateways:list",
         "denied",
         Capability.GATEWAYS_MANAGE,
         "allow app apps agents gateways only these kill switch",

@@ -36,7 +36,7 @@ class AskForReset(PasswordResetView):  # type: ignore[misc]
 
 
 class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]
-    """Set a password by a link. All connections of the person end, since more than the password may be lost."""
+    """Set a password by a link. All connections of the person end, since other secrets may be compromised too."""
 
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():

@@ -24,7 +24,7 @@ from wire import hosts
 
 PACKAGE = Path(__file__).resolve().parent
 BASE_DIR = PACKAGE.parent
-IS_INSTALLED = (PACKAGE / "templates").is_dir()  # From a wheel, where the package contains the folders.
+IS_INSTALLED = (PACKAGE / "templates").is_dir()  # True in a wheel, whose package contains these folders.
 FILES = PACKAGE if IS_INSTALLED else BASE_DIR
 DOCS = FILES / "docs"
 
@@ -37,7 +37,7 @@ READ_DATABASE_URL = secret("DATABASE_READ_URL")
 READ_LAG_SECONDS = number("GATEWAY_READ_LAG_SECONDS", 10, low=1, high=600)
 COMMIT = environment.commit(BASE_DIR)
 PORT = number("PORT", 8000, low=1, high=65535)
-WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core but one.
+WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: the number of cores minus one.
 DRAIN_SECONDS = number("GATEWAY_DRAIN_SECONDS", 0, low=0, high=300)
 RECORD_CONNECTIONS = number("GATEWAY_RECORD_CONNECTIONS", 2, low=1, high=16)
 WEB_CONNECTIONS = number("GATEWAY_WEB_CONNECTIONS", 4, low=1, high=64)
@@ -108,7 +108,7 @@ CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 # --- Mail ---------------------------------------------------------------------------------------------------------
 
 MAILERS = outbound.mailers(secret("GATEWAY_EMAIL_URL"))
-MAIL_SERVER = outbound.server_of(MAILERS)  # Without one, no page says that a link is mailed.
+MAIL_SERVER = outbound.server_of(MAILERS)  # Without a mail server, no page says that a link is mailed.
 EMAIL_FROM_IS_SET = bool(text("GATEWAY_EMAIL_FROM"))
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = outbound.sender(text("GATEWAY_EMAIL_FROM"), str(_public.hostname))
 
@@ -224,7 +224,7 @@ USE_TZ = True
 USE_I18N = False
 
 STATIC_URL = "/static/"
-STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # In a wheel they are found in the package.
+STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # In a wheel, the package contains the files.
 SERVESTATIC_USE_FINDERS = True  # A fresh clone serves its files without a collecting step.
 SERVESTATIC_AUTOREFRESH = False
 
@@ -250,7 +250,7 @@ AUTH_PASSWORD_VALIDATORS = [
     },
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
-# The longest lifetime of a link, that of an invitation; accounts.password_links limits resets to one hour.
+# The lifetime of an invitation link, the longest of all links; accounts.password_links limits resets to one hour.
 PASSWORD_RESET_TIMEOUT = int(timedelta(hours=72).total_seconds())
 LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "overview"
@@ -315,8 +315,8 @@ SECURE_CSP = {
     "form-action": [CSP.SELF],
     "frame-ancestors": [CSP.NONE],
 }
-# TLS ends at the operator's proxy, which also redirects from http; subdomains and preloading are the domain owner's
-# to decide. oauth2_provider.W008: see the last lines of OAUTH2_PROVIDER.
+# TLS ends at the operator's proxy, which also redirects from http; whether HSTS includes subdomains and
+# preloading is for the domain's owner to decide. oauth2_provider.W008: see the last lines of OAUTH2_PROVIDER.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W008", "security.W021", "oauth2_provider.W008"]
 X_FRAME_OPTIONS = "DENY"
 SECURE_CONTENT_TYPE_NOSNIFF = True
@@ -373,7 +373,7 @@ OAUTH2_PROVIDER = {
     "DCR_ENABLED": True,
     "DCR_REGISTRATION_PERMISSION_CLASSES": ("oauth2_provider.dcr.AllowAllDCRPermission",),
     "CLIENT_SECRET_HASHER": "client_secret",
-    "CIMD_ENABLED": False,  # oauth.client_documents reads documents: not for strangers, not in every request.
+    "CIMD_ENABLED": False,  # oauth.client_documents fetches documents when a person connects an app, and caches them.
     "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
     "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
     "COMPLIANT_BCP_RFC9700_PKCE_METHOD": True,

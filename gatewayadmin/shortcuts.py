@@ -1,4 +1,4 @@
-"""Keys that go to pages: G, then a letter. The list of all keys."""
+"""Keyboard shortcuts that open pages (G, then a letter), and the list of all keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ui.pages import AppRequest, show
 
 
 def letters(request: HttpRequest) -> dict[str, Any]:
-    """Context processor. `letters` are those that open a page after G."""
+    """Context processor. `letters` are the letters that open a page after G."""
     return {"letters": SimpleLazyObject(lambda: "".join(page.key for page in _with_key(request)))}
 
 
@@ -30,7 +30,7 @@ def keys(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("redirects to a page that checks its own capability")
 def go(request: AppRequest, key: str) -> HttpResponse:
-    """Redirect to the page of a letter; to the list of keys if the person has none for it."""
+    """Redirect to the page of a letter; to the list of keys if the letter opens no page of this person."""
     return redirect(next((reverse(page.view) for page in _with_key(request) if page.key == key), reverse("keys")))
 
 

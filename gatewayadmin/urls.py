@@ -36,7 +36,7 @@ _ROOMS = (
 _signing_in = [
     path("login/", account.login, name="account_login"),
     path("logout/", SignOut.as_view(), name="account_logout"),
-    path("signup/", account.signup, name="account_signup"),  # Closed; the sign-in page needs its URL.
+    path("signup/", account.signup, name="account_signup"),  # Sign-up is closed, but the sign-in page needs its URL.
     path("inactive/", account.account_inactive, name="account_inactive"),
     path(
         "reauthenticate/",

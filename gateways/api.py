@@ -387,7 +387,7 @@ class AssignmentResource(Resource):
 
 
 def matching_reference(alias: str) -> Q:
-    """Match the alias or id in a URL; ids are longer than any alias. NUL matches nothing."""
+    """Match assignments by the alias or id in a URL; no alias is as long as an id. NUL characters match nothing."""
     try:
         return Q(pk=UUID(alias))
     except ValueError:

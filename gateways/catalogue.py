@@ -1,4 +1,4 @@
-"""The catalogue: one entry for each tool of a server, across all gateways the viewer may see, and the use of tools."""
+"""The catalogue: one entry per tool of a server, across all gateways the viewer may see, with the number of calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ui.forms import holds
 
 SPAN = TIME_RANGES["30d"]  # The period in which calls are counted.
 NEW_FOR = timedelta(days=7)
-MOST_READ = 60_000  # The newest calls of the log, read if there are no roll-ups.
+MOST_READ = 60_000  # The number of newest calls to read from the log if there are no roll-ups.
 
 # SQL of each sort order. Tools that were never used come last in both directions.
 SORTS = {
@@ -38,7 +38,7 @@ SORTS = {
     "last": "t.used {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
-# Assignments and servers are few: assignments are joined before grouping, servers after it.
+# There are few assignments and servers: assignments are joined before grouping, servers after it.
 ENTRIES = """
 WITH p (id, server_id, gateway_id) AS MATERIALIZED ({assignments})
 SELECT t.server_id, t.name, count(*) OVER ()
@@ -90,9 +90,9 @@ def month() -> list[datetime]:
 
 @dataclass
 class CatalogueEntry:
-    """One tool of a server. `feature` is the oldest of its features, `places` are those on all gateways.
+    """One tool of a server: `places` are its features on all gateways, `found` the places that match the filters.
 
-    Its use is counted for `found`: the features that match the filters.
+    `feature` is the oldest of `found`; calls are counted for `found`.
     """
 
     feature: Feature
@@ -136,12 +136,12 @@ class CatalogueEntry:
 
 
 def is_offered(place: Feature) -> bool:
-    """True if clients of its gateway can call it."""
+    """True if clients of the feature's gateway can call the feature."""
     return place.assignment.gateway.enabled and place.enabled and not place.blocked
 
 
 def is_new(feature: Feature) -> bool:
-    """True if it was first seen recently, and not with the first list of its server."""
+    """True if the feature was first seen within NEW_FOR, and not with the first list of its server."""
     since = feature.first_seen_at - feature.assignment.created_at
     return since > FIRST_LIST and timezone.now() - feature.first_seen_at < NEW_FOR
 
@@ -163,7 +163,7 @@ class Catalogue:
 
     def __init__(self, viewer: User, values: dict[str, Any], sort: str = "", *, tells_use: bool = True) -> None:
         self._viewer = viewer
-        self._chosen = self._narrowed(values)  # Not limited to the viewer: a join does that.
+        self._chosen = self._narrowed(values)  # Not limited to what the viewer may see: a join does that.
         self._is_narrowed = any(values.get(name) for name in ("name", "q", "effect", "server", "server_ids", "show"))
         self.tells_use = tells_use and viewer.has_perm(Capability.LOGS_READ)
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
@@ -223,7 +223,7 @@ class Catalogue:
             # DISTINCT makes PostgreSQL sort everything. Only needed if a gateway has a server twice, which is rare.
             twice = assigned.values("server", "gateway").annotate(times=Count("pk")).filter(times__gt=1)
             told[by] = f"count({'DISTINCT ' if twice.exists() else ''}p.gateway_id)"
-        most = most if most is None else most or 1  # The total is a column, so it needs a row.
+        most = most if most is None else most or 1  # The total is a column of the rows, so at least one is read.
         with book() as opened, connection.cursor() as cursor:
             rows, of_rows = self._calls(opened, {}) if joins_use else ("", [])
             statement = ENTRIES.format(
@@ -241,7 +241,7 @@ class Catalogue:
         return [(server, name) for server, name, _ in found], found[0][2] if found else 0
 
     def _calls(self, opened: Book, where: Where) -> SQL:
-        """Return a query for the calls of tools in the last SPAN, from roll-ups or else the newest in the log."""
+        """Return a query for the calls of tools in the last SPAN: from roll-ups, or without them the newest calls."""
         since, until = month()
         # Roll-ups that old exist for whole days only.
         if query := opened.query_of({**where, **TOOL_CALLS}, DAYS.begin(since), until, by=OF_TOOLS):

@@ -31,7 +31,7 @@ class DiffPart(NamedTuple):
 
 
 class DiffLine(NamedTuple):
-    """One line: in both versions, in the old one, in the new one, or the number of lines left out."""
+    """A line of both versions, of only the old or only the new version, or the number of omitted lines."""
 
     mark: Mark
     parts: Sequence[DiffPart]
@@ -105,7 +105,7 @@ def _quoted(value: Any) -> str:
 
 
 def _pieces(line: str) -> Iterator[str]:
-    """Split a long line into sentences, and these at fixed lengths, so that growing text keeps its breaks."""
+    """Split a long line into sentences, and long sentences at fixed lengths, so that added text moves few breaks."""
     if len(line) <= LONG:
         yield line
         return
@@ -114,7 +114,7 @@ def _pieces(line: str) -> Iterator[str]:
 
 
 def difference(old: str, new: str) -> list[DiffLine]:
-    """Return the lines that differ between two definitions (JSON text), with a few unchanged ones around each."""
+    """Return the lines that differ between two definitions (JSON text), with a few unchanged lines around each."""
     before, after = lines_of(old), lines_of(new)
     found: list[DiffLine] = []
     blocks = [*_blocks(before, after)]
@@ -160,7 +160,7 @@ def _shortened(lines: list[str], *, is_first: bool, is_last: bool) -> Iterator[D
 
 
 def _replaced(old: list[str], new: list[str], *, marked: bool) -> Iterator[DiffLine]:
-    """Yield the old lines, then the new ones. If they pair up, the words that differ are marked."""
+    """Yield the old lines, then the new lines. If there are as many of both, mark the words that differ."""
     if not marked or len(old) != len(new):
         yield from (DiffLine.of("old", line) for line in old)
         yield from (DiffLine.of("new", line) for line in new)
@@ -197,7 +197,7 @@ LIMITS = (
 
 
 class Argument(NamedTuple):
-    """One argument, or a member of one; `depth` is its nesting level."""
+    """An argument of a tool, or a member of an argument; `depth` is the nesting level."""
 
     name: str
     type: str

@@ -20,28 +20,28 @@ class Refreshed:
 
     assignment: Assignment
     outcome: Discovered | DiscoveryFailed
-    is_noted: bool  # Whether the outcome is stored for the tab; not if there was no identity to ask with.
+    is_noted: bool  # True if the outcome is stored for the Tools tab; False if there was no identity to send.
 
     @property
     def failure(self) -> str:
-        """The failure and its consequence as sentences, empty if there is none."""
+        """The failure and its consequence as sentences; empty if there was no failure."""
         return f"{self.cause} Its last known tools are listed." if self.cause else ""
 
     @property
     def cause(self) -> str:
-        """The failure alone as a sentence, empty if there is none."""
+        """The failure alone as a sentence; empty if there was no failure."""
         return f"{self.assignment.server.name} {self.outcome}." if isinstance(self.outcome, DiscoveryFailed) else ""
 
 
 def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
-    """Ask all enabled servers of `gateway` at once and store what they offer. Servers that fail keep their rows."""
+    """List and store the features of all enabled servers of `gateway` in parallel. Failures change no stored rows."""
     return _refreshed(_targets(gateway.assignments.live().filter(server__enabled=True), by))
 
 
 def first_list(assignment: Assignment, *, by: User) -> Refreshed | None:
-    """Ask the server of a new assignment what it offers, so that its tools are listed immediately.
+    """List and store the features of the server of a new assignment, so that its tools are shown immediately.
 
-    Until it answers, the page shows that it is being asked. Returns None if the server is disabled.
+    Until the server answers, the page shows that it is being asked. Returns None if the server is disabled.
     """
     targets = _targets(Assignment.objects.filter(pk=assignment.pk, server__enabled=True), by)
     for target, identity in targets:
@@ -60,7 +60,7 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """True if the outcome is stored: with per-user identities, only if there is one to ask with."""
+    """True if the outcome is stored: always, except for a per-user server without an identity to send."""
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 
 

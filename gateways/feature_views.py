@@ -1,7 +1,7 @@
 """The page of one feature, the list of changed definitions, and the decisions on them.
 
-The page shows the definition clients see, and the server's current one; for tools also other gateways that have the
-tool, and its use.
+The page shows the definition that clients see, and the server's current definition; for tools also other gateways that
+have the tool, and the recent calls of the tool.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from gateways.views import WITHIN_REACH, gateway_or_404, sees_servers
 from ui.pages import AppRequest, Undo, first_names, is_for, leave, own_path, page_of, posted, sentences, show
 from ui.viewset import confirmed, form_page
 
-# The list of changed definitions of all gateways, each with its difference and the two decisions.
+# The list of changed definitions of all gateways, each with its difference and the buttons to accept or quarantine it.
 
 SHOWN = 8  # Definitions per page, each with its differences.
 MOST_LINES = 40
@@ -109,7 +109,7 @@ def inbox(request: AppRequest) -> HttpResponse:
     return show(request, "gateways/changed.html", context)
 
 
-# The page of one feature: the definition clients see, the server's current one, and the decision between them.
+# The page of one feature: the definition that clients see, the server's current definition, and the decision on it.
 
 LATELY = timedelta(days=7)
 WORDS = "words"  # The description and the arguments of a tool, in readable form.
@@ -153,7 +153,7 @@ def feature(request: AppRequest, pk: UUID) -> HttpResponse:
     context = {
         "row": ToolRow(feature),
         "gateway": gateway,
-        "rail_entry": "" if feature.kind == FeatureKind.TOOL else "gateways:list",  # The first level of its breadcrumb.
+        "rail_entry": "" if feature.kind == FeatureKind.TOOL else "gateways:list",  # The first level of the breadcrumb.
         "why": _why(feature),
         "obstacles": _obstacles(feature),
         "views": views,
@@ -175,7 +175,7 @@ def feature(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
-    """Return the gateways that have the same tool, and its use; {} for other kinds and tools no longer offered."""
+    """Return the gateways that have the same tool, and the tool's use; {} for other kinds and tools not offered now."""
     seen = Feature.objects.tools_seen_by(request.user).filter(pk=feature.pk)
     if not seen.exists():
         return {}
@@ -193,12 +193,12 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 
 
 def _views(feature: Feature) -> Iterator[DefinitionView]:
-    """Yield the views of `feature`; the default is the first: the one to decide on, otherwise the readable one."""
+    """Yield the views of `feature`, the default first: the definition to decide on, otherwise the readable text."""
     if feature.approved and feature.offered:
         yield DefinitionView("difference", "Difference")
     if feature.offered:
         yield DefinitionView("offered", "Offered now")
-    # Readable text is shortened and shows the approved definition: not enough to decide about another one.
+    # Readable text is shortened and shows the approved definition: not enough to decide about a new definition.
     has_words = feature.kind == FeatureKind.TOOL and not (feature.approved and feature.offered)
     words = [DefinitionView(WORDS, "In words")] if has_words else []
     approved = [DefinitionView("approved", "Approved")] if feature.approved else []
@@ -249,7 +249,7 @@ def _why(feature: Feature) -> str:
 
 
 def _obstacles(feature: Feature) -> list[str]:
-    """Return the reasons, other than its state, why clients cannot see it."""
+    """Return the reasons, other than its state, why clients cannot see the feature."""
     assignment, name = feature.assignment, feature.assignment.server.name
     blocked = assignment.tool_policy == ToolPolicy.BLOCK_ALL
     found = (
@@ -273,7 +273,7 @@ def _is_personal(feature: Feature) -> bool:
 
 
 def _hosts(feature: Feature, viewer: User) -> list[RecentCaller] | None:
-    """Return the hosts that called it within a week, or None if `viewer` may not read the log."""
+    """Return the hosts that called the feature in the last week, or None if `viewer` may not read the log."""
     if not viewer.has_perm(Capability.LOGS_READ):
         return None
     assignment, name = feature.assignment, feature.exposed_name[:300]
@@ -282,7 +282,7 @@ def _hosts(feature: Feature, viewer: User) -> list[RecentCaller] | None:
 
 
 def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
-    """Return the most frequent values of a column among the newest calls within a week."""
+    """Return the values of `column` in the newest calls of the last week, the most frequent first."""
     since = timezone.now() - LATELY
     newest = calls.filter(created_at__gte=since).order_by("-created_at").values_list(column, "created_at")
     found: dict[str, RecentCaller] = {}
@@ -352,7 +352,7 @@ def _back(request: AppRequest, feature: Feature) -> str:
 
 
 def _used(feature: Feature, viewer: User) -> str:
-    """Return a sentence naming its recent callers, empty if `viewer` may not read the log."""
+    """Return a sentence naming the feature's recent callers; empty if `viewer` may not read the log."""
     callers = _hosts(feature, viewer)
     if callers is None:
         return ""

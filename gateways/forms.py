@@ -72,7 +72,7 @@ class LimitForm(forms.Form):
 
 
 class DefinitionsForm(forms.Form):
-    """The treatment of definitions that were not approved."""
+    """Settings for new and changed definitions of tools, prompts and resources: approve, hold back or wait."""
 
     new_definitions = forms.ChoiceField(label="New definitions", choices=OnArrival.choices, widget=ExplainedChoice(NEW))
     changed_definitions = forms.ChoiceField(
@@ -81,7 +81,7 @@ class DefinitionsForm(forms.Form):
 
 
 class NameForm(forms.Form):
-    """Name and description. `gateway` is the one being renamed, None for a new one."""
+    """Name and description of `gateway`, or of a new gateway if it is None."""
 
     name = forms.CharField(max_length=80)
     description = forms.CharField(
@@ -109,7 +109,7 @@ class GatewayForm(SlugForm, NameForm, ReachForm):
 
 
 class AssignmentForm(forms.Form):
-    """The settings of a server on `gateway`; `assignment` is the one being edited, None for a new one."""
+    """The settings of a server on `gateway`; `assignment` is None if the server is not assigned yet."""
 
     server = forms.ModelChoiceField(Server.objects.none(), to_field_name="slug", empty_label=None)
     alias = forms.CharField(
@@ -169,7 +169,7 @@ class AssignmentForm(forms.Form):
         return {"server": server.slug, "identity_scheme": scheme}
 
     def _alias(self, values: dict[str, Any]) -> str:
-        """Return the alias to save. Raises ValidationError if it is taken, or missing where one is required."""
+        """Return the alias to save. Raises ValidationError if the alias is taken, or is required and missing."""
         alias, bare = values["alias"], values.pop("bare", False)
         others = self._others()
         if bare and alias:
@@ -228,7 +228,7 @@ class GatewayFilter(ListFilter):
 
 
 def listed_kind(asked: str) -> FeatureKind | None:
-    """Return the requested kind of features, tools by default; None for all of them."""
+    """Return the kind of features that a page was asked for: tools by default, None for all kinds."""
     if asked == "all":
         return None
     return FeatureKind(asked) if asked in FeatureKind.values else FeatureKind.TOOL
@@ -249,7 +249,7 @@ class FeatureFilter(ListFilter):
 
     @property
     def facets(self) -> list[FilterMenu]:
-        """The menus; that of servers has counts, and is in the template."""
+        """The filter menus except the server menu, which the template renders with counts."""
         return [facet for facet in super().facets if facet.name != "server"]
 
     @property

@@ -62,7 +62,7 @@ class PeopleForm(forms.Form):
     )
 
     def clean_emails(self) -> list[User]:
-        """Return the people with these addresses. The error names an unknown address."""
+        """Return the people with these addresses. Raises ValidationError if an address is unknown."""
         emails = list(dict.fromkeys(re.findall(r"[^\s,;]+", str(self.cleaned_data["emails"]).lower())))
         if not emails:
             raise ValidationError("Enter at least one e-mail.")
@@ -241,7 +241,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _closed_gateways(team: Team) -> str:
-    """Return a sentence naming the gateways its members may no longer reach."""
+    """Return a sentence naming the gateways that the team's members may no longer use once the team is removed."""
     names = [gateway.name for gateway in _live(team)]
     if not names:
         return "No gateway is limited to this team."

@@ -163,7 +163,7 @@ class ToolResource(Resource):
         """
         gateway = gateway_or_404(self.me, slug)
         with self.unchanged(gateway):
-            pass  # Its servers are asked without a lock.
+            pass  # Release the lock before the servers are asked, which takes seconds.
         servers = [serialize_refresh(row) for row in refresh(gateway, by=self.me)]
         return Response({"tools_count": gateway_or_404(self.me, slug).tool_count, "servers": servers})
 
@@ -234,7 +234,7 @@ def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
 
 
 def features_of(viewer: User, slug: str) -> FeatureQuerySet:
-    """Return the features of a gateway's servers, or 404 if `viewer` may not see it."""
+    """Return the features of a gateway's servers, or 404 if `viewer` may not see the gateway."""
     gateway = gateway_or_404(viewer, slug)
     features = Feature.objects.filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
     return features.select_related("assignment__server").order_by("exposed_name", "pk")
@@ -252,7 +252,7 @@ def serialize_refresh(row: Refreshed) -> dict[str, object]:
     }
 
 
-# /api/tools: the tools of all servers on the gateways one may see, each tool once.
+# /api/tools: the tools of all servers on the gateways the caller may see, each tool once.
 
 
 class PlaceSerializer(serializers.Serializer[Feature]):

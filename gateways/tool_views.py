@@ -1,4 +1,4 @@
-"""The Tools page, and the Tools tab of a gateway: what its servers offer, with the switches."""
+"""The Tools page, and the Tools tab of a gateway, where the features of its servers are enabled and disabled."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from ui.pages import (
 from ui.tables import Column, Table, show_list
 from ui.viewset import switch_off, switch_on
 
-# The Tools page: all tools on the gateways the viewer may see, each once.
+# The Tools page: all tools on the gateways the viewer may see, each tool once.
 
 CATALOGUE = Table(
     "catalogue",
@@ -101,15 +101,15 @@ def catalogue(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def moved(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Redirect the former URL of a tool's page, with or without a version; old links lead to it."""
+    """Redirect from the former URL of a tool's page, with or without a version, which old links still use."""
     page, version = reverse("gateways:feature", args=[pk]), request.GET.get("version")
     return redirect(f"{page}?{urlencode({'show': version})}#definition" if version else page, permanent=True)
 
 
-# The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, and their switches.
+# The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, to enable and disable.
 
 MOST_AWAITED = timedelta(seconds=60)  # Several times the timeout for asking a server.
-SAME_ATTEMPT = timedelta(seconds=10)  # Between an attempt's two records: the server's health and the failure.
+SAME_ATTEMPT = timedelta(seconds=10)  # The most time between an attempt's two records: server health and failure.
 NAMES = {
     "tool": "Tool (exposed name)",
     "prompt": "Prompt (exposed name)",
@@ -175,7 +175,7 @@ class RefreshSummary(NamedTuple):
 
     @property
     def is_awaited(self) -> bool:
-        """True if it was asked for the first time and has not answered yet; `is_lost` if that took too long."""
+        """True if the server was asked for the first time and has not answered yet (see also `is_lost`)."""
         return not (self.failing or self.learnt_at)
 
     @property
@@ -184,7 +184,7 @@ class RefreshSummary(NamedTuple):
 
     @classmethod
     def of(cls, listings: list[Listing], server: Server, cause: str = "") -> RefreshSummary | None:
-        """Summarise `listings`, or return None if there are none. `cause` is the reason of a failure just now."""
+        """Summarise `listings`; return None if there are none. `cause` is the reason if the server failed just now."""
         if not listings:
             return None
         latest = max(listings, key=lambda one: one.asked_at)
@@ -197,7 +197,7 @@ class RefreshSummary(NamedTuple):
 
 
 def _why(told: Listing, server: Server) -> str:
-    """Return the reason of the failure, worded as on the server's page if both are of the same attempt."""
+    """Return the reason of a failure, in the words of the server's page if that shows the same attempt."""
     checked, reason = server.health_checked_at, REASONS.get(told.error)
     if server.health_error and checked and abs(checked - told.asked_at) < SAME_ATTEMPT:
         return f"{server.name} {server.health_error}."
@@ -206,7 +206,7 @@ def _why(told: Listing, server: Server) -> str:
 
 @dataclass(frozen=True)
 class ServerGroup:
-    """A server on the page, its features shown there, and the outcome of asking it."""
+    """A server on the page, its features, and the outcome of the last requests for its features."""
 
     assignment: Any
     rows: list[ToolRow]
@@ -278,7 +278,7 @@ def _grouped(
     *,
     with_empty: bool,
 ) -> list[ServerGroup]:
-    """Group features by server; `with_empty` includes servers without any. `causes` are failures of this refresh."""
+    """Group features by server; `with_empty` adds servers without features. `causes` are failures of this refresh."""
     said: dict[Any, list[Listing]] = {}
     listings = Listing.objects.filter(assignment__in=assignments)
     for one in listings.filter(kind=kind) if kind else listings:
@@ -359,7 +359,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def feature_or_404(request: AppRequest, pk: UUID) -> Feature:
-    """Return the feature, or 404 if the user may not see its gateway."""
+    """Return the feature, or 404 if the user may not see the feature's gateway."""
     rows = Feature.objects.select_related("assignment__gateway", "assignment__server").filter(
         assignment__removed_at=None, assignment__gateway__in=Gateway.objects.visible_to(request.user)
     )
@@ -376,7 +376,7 @@ def _is_open(request: AppRequest, feature: Feature) -> bool:
 
 
 def _switched(request: AppRequest, feature: Feature, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Render the part of the page with the switch: the head of the feature's page, or its row."""
+    """Render the part of the page with the on/off switch: the head of the feature's page, or its row in the list."""
     template = "gateways/feature.html#head" if _is_open(request, feature) else "gateways/tools.html#row"
     gateway = feature.assignment.gateway
     context = {"row": ToolRow(feature), "gateway": gateway}

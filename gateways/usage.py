@@ -33,7 +33,7 @@ from gateways.views import assignment_or_404, gateway_or_404
 from ui.pages import AppRequest, Undo, first_names, leave, number_of, sentences, show
 from ui.viewset import confirmed
 
-PEOPLE, TOOLS = 10, 12  # Those with the most calls; more would make the page too heavy.
+PEOPLE, TOOLS = 10, 12  # Only people and tools with the most calls; more would make the page too heavy.
 RANGES = {name: TIME_RANGES[name] for name in ("24h", "7d", "30d")}
 DEFAULT = "30d"
 LEVELS = 4
@@ -42,7 +42,7 @@ DEAREST = 5
 MOST_READ = 5_000  # The newest calls of a gateway, read to find its callers.
 MOST_CALLERS = 20
 MOST_COUNTED = 20_000  # The newest calls of a gateway, counted by person and tool.
-# Read an index in its order: otherwise PostgreSQL reads and sorts all calls of a month and discards most of them.
+# Make PostgreSQL read an index in order. Otherwise it reads and sorts all calls of a month and discards most of them.
 IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 
 # An index on names finds the newest allowed call of each tool.
@@ -90,7 +90,7 @@ SELECT count(DISTINCT (server_id, feature_name)) FROM (
 class ToolUse(NamedTuple):
     """A tool offered on a gateway, and the time of its last call within the period searched.
 
-    `listed_bytes` is the size of its definition in the lists that clients get; 0 if it is not in them.
+    `listed_bytes` is the size of the tool's definition in the lists that clients get; 0 if the tool is not listed.
     """
 
     pk: UUID
@@ -101,12 +101,12 @@ class ToolUse(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """The estimated tokens of its definition in a model's context."""
+        """The estimated number of LLM tokens that the tool's definition takes in a model's context."""
         return -(-self.listed_bytes // BYTES_PER_TOKEN)
 
 
 class GatewayCaller(NamedTuple):
-    """A caller of a gateway's tools: how many different tools it used, and how many calls it made."""
+    """A caller of a gateway's tools: a host and user, with the numbers of different tools used and of calls."""
 
     host: str
     email: str
@@ -118,7 +118,7 @@ class GatewayCaller(NamedTuple):
 
 @dataclass
 class ServerUse:
-    """The tools of one assigned server; `narrowed` is its last narrowing that was not undone."""
+    """The tools of one assigned server; `narrowed` is the event that disabled unused tools, if it was not undone."""
 
     assignment: Assignment
     tools: list[ToolUse] = field(default_factory=list)
@@ -139,7 +139,7 @@ class ServerUse:
 
     @property
     def tokens(self) -> int:
-        """The estimated tokens of its listed tools in a model's context."""
+        """The estimated number of LLM tokens that the server's listed tools take in a model's context."""
         return sum(tool.tokens for tool in self.tools)
 
     @property
@@ -150,7 +150,7 @@ class ServerUse:
 
 
 def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
-    """Return the use of the tools of each assignment in the last SPAN, in order."""
+    """Return the use of each assignment's tools in the last SPAN, in the order of `assignments`."""
     rows = list(assignments)
     narrowed = narrowings(one.pk for one in rows)
     by_pk = {one.pk: ServerUse(one, narrowed=narrowed.get(str(one.pk))) for one in rows}
@@ -167,14 +167,14 @@ def used_tools(assignment: Assignment) -> list[str]:
 
 
 def callers(gateway: Gateway) -> tuple[list[GatewayCaller], bool]:
-    """Return the most frequent callers of the gateway's tools, and whether there were more calls than were read."""
+    """Return the most frequent callers of the gateway's tools, and True if there were more calls than were read."""
     denied = list(ENDINGS["denied"])
     rows = _selected(CALLERS, denied, gateway.pk, *month(), MOST_READ, MOST_CALLERS, before=IN_ORDER)
     return [GatewayCaller(*told) for *told, _ in rows], bool(rows) and rows[0][-1] >= MOST_READ
 
 
 def _selected(statement: str, *parameters: Any, before: str = "") -> list[tuple[Any, ...]]:
-    """Return the rows of a statement, run after the settings `before`."""
+    """Run a statement after the SET statements in `before`, and return its rows."""
     with transaction.atomic(), connection.cursor() as cursor:
         if before:
             cursor.execute(before)
@@ -184,7 +184,7 @@ def _selected(statement: str, *parameters: Any, before: str = "") -> list[tuple[
 
 
 class TokenUse(NamedTuple):
-    """The number of different tools a token called recently, and the number its servers offer."""
+    """The number of different tools called with a token in the last SPAN, and the number its servers offer."""
 
     used: int
     offered: int
@@ -192,7 +192,7 @@ class TokenUse(NamedTuple):
 
     @classmethod
     def of(cls, token: UUID, connected: UUID, servers: Iterable[UUID], gateway: UUID) -> TokenUse:
-        """Return the use of `token` of the connection `connected`, which includes `servers` of `gateway`."""
+        """Return the use of `token`, a token of the connection `connected` that may call `servers` of `gateway`."""
         places = {"assignment__gateway": gateway, "assignment__server__in": list(servers)}
         offered = Feature.objects.tools().offered().filter(**places, assignment__removed_at=None).count()
         ((used,),) = _selected(CALLED_WITH, connected, token, *month(), list(ENDINGS["denied"]), MOST_READ)
@@ -296,9 +296,9 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 @requires(Capability.LOGS_READ)
 def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Confirm, then disable the tools that were not used; with `dearest`, only those with the longest definitions.
+    """Confirm, then disable the unused tools; with `dearest`, only the unused tools with the longest definitions.
 
-    Use is looked up again on POST.
+    The use of tools is looked up again after the confirmation.
     """
     assignment = assignment_or_404(request.user, pk)
     back, name = _tab_url(assignment.gateway), assignment.server.name
@@ -316,14 +316,14 @@ def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _without_dearest(assignment: Assignment) -> list[str]:
-    """Return the names of all tools except the dearest unused ones."""
+    """Return the names of all tools except the unused ones with the longest definitions."""
     (use,) = uses([assignment])
     hidden = [tool.name for tool in use.dearest_unused]
     return list(assignment.features.exclude(exposed_name__in=hidden).values_list("exposed_name", flat=True))
 
 
 def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
-    """Return the texts of the confirmation, with the tools it would disable."""
+    """Return the texts of the confirmation, and the tools that would be disabled."""
     (use,) = uses([assignment])
     gateway, days, begun = assignment.gateway, SPAN.length.days, assignment.created_at
     off = use.dearest_unused if is_dearest else use.to_switch_off

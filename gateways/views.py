@@ -112,7 +112,7 @@ WITHIN_REACH = "lists only gateways within one's reach"
 
 
 def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
-    """Annotate gateways with the number of servers, tools and live connections that `viewer` may see."""
+    """Annotate gateways with the numbers of servers, tools and live connections that `viewer` may see."""
     assigned = Q(assignments__removed_at=None, assignments__isnull=False)
     tools = Q(assignments__features__kind=FeatureKind.TOOL, assignments__features__missing_since=None)
     return gateways.annotate(
@@ -123,22 +123,22 @@ def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
 
 
 def _number(of: str, condition: Q) -> Subquery:
-    """Count in a subquery: joining several relations would multiply the counts."""
+    """Return the count of the relation `of` as a subquery, because joining several relations multiplies counts."""
     rows = Gateway.objects.filter(pk=OuterRef("pk")).annotate(number=Count(of, filter=condition))
     return Subquery(rows.order_by().values("number"), output_field=IntegerField())
 
 
 def _number_of_features(features: FeatureQuerySet, by: str) -> Coalesce:
-    """Count `features` per row of the outer query, in a subquery; `by` is their foreign key to it."""
+    """Return the count of `features` per row of the outer query as a subquery; `by` is the foreign key to that row."""
     rows = features.filter(**{by: OuterRef("pk")}).order_by().values(by).annotate(number=Count("pk"))
     return Coalesce(Subquery(rows.values("number")), 0)
 
 
 def gateway_or_404(viewer: User, slug: str) -> Any:
-    """Return the live gateway with its counts, or 404 if `viewer` may not see it.
+    """Return the live gateway with its counts, or 404 if `viewer` may not see the gateway.
 
-    `row_count` includes ended connections, as their tab does. `waiting_count` counts definitions that wait for a
-    decision.
+    `row_count` counts live and ended connections, like the Connections tab. `waiting_count` counts definitions that
+    somebody has to accept or quarantine.
     """
     rows = counted(Gateway.objects.visible_to(viewer).select_related("created_by"), viewer)
     waiting = Feature.objects.needing_attention().placed()
@@ -150,7 +150,7 @@ def gateway_or_404(viewer: User, slug: str) -> Any:
 
 
 def offered_by_kind(gateway: Gateway) -> dict[str, int]:
-    """Count the features its servers offer, by kind."""
+    """Count the features that the gateway's servers offer, by kind."""
     features = Feature.objects.offered().filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
     return dict(features.order_by().values_list("kind").annotate(Count("pk")))
 
@@ -160,7 +160,7 @@ def page_url(gateway: Gateway) -> str:
 
 
 def _switched(request: AppRequest, gateway: Gateway, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Render the part of the page with the switch: the head of the gateway's page, or its row."""
+    """Render the part of the page with the on/off switch: the head of the gateway's page, or its row in the list."""
     fragment = "gateways/base.html#head" if request.htmx.target == "gateway-head" else "gateways/list.html#row"
     return answer(request, fragment, {"gateway": gateway}, to=page_url(gateway), toast=toast, undo=undo)
 
@@ -195,7 +195,7 @@ def add(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.GATEWAYS_MANAGE)
 def slug(request: AppRequest) -> HttpResponse:
-    """Suggest a slug, and show the URL it makes, while the name is typed."""
+    """Suggest a slug while the name is typed, and show the resulting URL."""
     suggestion = request.GET.get("slug") or suggest(request.GET.get("name", ""), Gateway.objects.all(), 40)
     return render(request, "gateways/form.html#slug", {"made": Gateway(slug=suggestion) if suggestion else None})
 
@@ -259,14 +259,14 @@ def limit(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def definitions(request: AppRequest, slug: str) -> HttpResponse:
-    """Change how new and changed definitions are treated."""
+    """Change whether new and changed definitions are approved automatically."""
     gateway = gateway_or_404(request.user, slug)
     form = DefinitionsForm(posted(request), initial=_present(gateway, DefinitionsForm))
     return _edit(request, gateway, form, "Change what is approved", "Definitions changed")
 
 
 def _present(gateway: Gateway, form: type[Form]) -> dict[str, Any]:
-    """Return the current values of the fields of a form."""
+    """Return the gateway's current values for the fields of a form."""
     return {name: getattr(gateway, name) for name in form.base_fields}
 
 
@@ -334,7 +334,7 @@ def switch(request: AppRequest) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive(request: AppRequest, slug: str) -> HttpResponse:
-    """Archive the gateway. Needs both capabilities, because it ends its connections."""
+    """Archive the gateway. Needs two capabilities, because archiving also revokes the gateway's connections."""
     gateway = gateway_or_404(request.user, slug)
     return archive_page(
         request,
@@ -353,10 +353,10 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
 def counted_assignments(
     assignments: AssignmentQuerySet, kind: FeatureKind | None = FeatureKind.TOOL
 ) -> AssignmentQuerySet:
-    """Annotate live assignments with the number of tools they offer, and the number that can be called.
+    """Annotate live assignments with the number of features they offer, and the number that can be called.
 
-    `kind` is the kind of feature to count, None for all kinds. `is_known` is False if the server has never answered:
-    then there is no number yet.
+    `kind` is the kind of feature to count, None for all kinds. `is_known` is False if the server has never answered, so
+    that the number is not known yet.
     """
     features = Feature.objects.filter(kind=kind) if kind else Feature.objects.all()
     answers = Listing.objects.filter(assignment=OuterRef("pk"), learnt_at__isnull=False)
@@ -373,7 +373,7 @@ def counted_assignments(
 
 
 def assignment_or_404(viewer: User, pk: UUID) -> Any:
-    """Return the live assignment with its counts, or 404 if `viewer` may not see its gateway."""
+    """Return the live assignment with its counts, or 404 if `viewer` may not see the assignment's gateway."""
     rows = counted_assignments(Assignment.objects.filter(gateway__in=Gateway.objects.visible_to(viewer)))
     return get_object_or_404(rows, pk=pk)
 
@@ -428,7 +428,7 @@ def _assignment_form(
 
 
 def _assigned(assignment: Assignment, by: User) -> str:
-    """Ask the server for its tools, and describe the outcome in words."""
+    """Ask the newly assigned server for its tools, and describe the outcome in words."""
     asked, name = first_list(assignment, by=by), assignment.server.name
     if asked is None:
         return f"{name} assigned. It is disabled, so it was not asked for its tools."
@@ -439,7 +439,7 @@ def _assigned(assignment: Assignment, by: User) -> str:
 
 
 def _left_to_bring(assignment: Assignment) -> str:
-    """Return a clause with the number of live connections that now need an identity; empty if none does."""
+    """Return the end of a sentence with the number of live connections that now need an identity; empty if none."""
     if not Assignment.objects.per_user().filter(pk=assignment.pk).exists():
         return ""
     count = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
@@ -447,7 +447,10 @@ def _left_to_bring(assignment: Assignment) -> str:
 
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
-    """Return the server the form is about: the requested one, or one not yet on this gateway, or any."""
+    """Return the server to preselect: the requested one, otherwise one not yet on this gateway, otherwise any.
+
+    None if there is no such server.
+    """
     reference = text_of(request.POST, "server") or text_of(request.GET, "server")
     live = Server.objects.live()
     if reference:

@@ -1,4 +1,4 @@
-"""The tab *Least privilege* of an app or agent: what it used in 30 days against what it may use.
+"""The tab *Least privilege* of an app or agent: tools and connections used in 30 days compared with those allowed.
 
 One button disables its unused connections, after showing the calls this would have refused. Tools are enabled per
 gateway for everybody, so the page suggests only tools that nobody used.
@@ -34,7 +34,7 @@ from ui.viewset import MOST_PICKED
 
 USED_IN = timedelta(days=30)
 REPLAYED = timedelta(days=90)
-MOST_READ = 20_000  # The newest calls of the agent.
+MOST_READ = 20_000  # Only this many of the agent's newest calls are read.
 MOST_REFUSED = 1_000  # Calls that disabling would have refused.
 SHOWN = 10
 MOST_TOOLS = 50
@@ -64,7 +64,7 @@ class ToolOfAgent(NamedTuple):
 
 @dataclass
 class LeastPrivilege:
-    """Used and unused tools and connections of `host`, and the calls that disabling the unused would have refused."""
+    """Used and unused tools and connections of `host`, and calls refused if the unused ones had been disabled."""
 
     host: Host
     tools: list[ToolOfAgent] = field(default_factory=list)
@@ -72,7 +72,7 @@ class LeastPrivilege:
     unused: list[ConnectionRow] = field(default_factory=list)
     refused: list[Call] = field(default_factory=list)
     hideable: list[ServerUse] = field(default_factory=list)
-    is_cut: bool = False  # There were more calls than MOST_READ.
+    is_cut: bool = False  # True if there were more calls than MOST_READ.
 
     @property
     def used_tools(self) -> list[ToolOfAgent]:
@@ -123,7 +123,7 @@ class LeastPrivilege:
 
 
 def _is_in_use(row: Connection, since: datetime) -> bool:
-    """Return whether the connection was used, or created, after `since`."""
+    """Return True if the connection was used or created after `since`."""
     return max(row.connected_at, row.last_used_at or row.connected_at) >= since
 
 

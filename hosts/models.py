@@ -39,13 +39,14 @@ class HostQuerySet(models.QuerySet["Host"]):
         return self.filter(archived_at=None)
 
     def matching(self, words: str) -> "HostQuerySet":
-        """Hosts with `words` in their name; all hosts if `words` is empty."""
+        """Return the hosts with `words` in their name; all hosts if `words` is empty."""
         return self.filter(holds("name", words)) if words else self
 
     def add_agent(self, *, name: str, description: str = "", allow_enrolment: bool = False, by: User) -> "Host":
         """Create the token-based host of an agent, shared by all its connections.
 
-        With `allow_enrolment` everyone who reaches a gateway may create their own token for it. Raises AgentNameTaken.
+        With `allow_enrolment` every person may create their own token for the agent, on each gateway they may use.
+        Raises AgentNameTaken.
         """
         try:
             with transaction.atomic():
@@ -65,7 +66,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         return host
 
     def appear(self, *, name: str, dedupe_key: str, needs_approval: bool, by: User) -> "Host":
-        """Return the host of an OAuth app, created when someone first connects it; one per `dedupe_key`."""
+        """Return the host of the OAuth app with this `dedupe_key`; create it if this is the app's first connection."""
         with transaction.atomic():
             now = timezone.now()
             defaults = {"kind": HostKind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
@@ -121,12 +122,15 @@ class Host(Versioned, Switchable):
 
     @property
     def is_agent(self) -> bool:
-        """True if it authenticates with API access tokens instead of OAuth."""
+        """True if the host authenticates with API access tokens instead of OAuth."""
         return self.kind == HostKind.TOKEN
 
     @property
     def stop_label(self) -> str:
-        """The label of the act that stops it, with the number that `hosts.views.counted` annotates; empty if none."""
+        """The label of the button that stops the host, with its number of connections; empty if nothing can be stopped.
+
+        Needs the annotations of `hosts.views.counted`.
+        """
         revoking = self.connection_count  # type: ignore[attr-defined]
         if not self.enabled:
             return f"Revoke {revoking}" if revoking else ""
@@ -139,12 +143,12 @@ class Host(Versioned, Switchable):
 
     @property
     def names_itself(self) -> bool:
-        """True if the app chose its name itself: it is unverified, and may imitate another app's."""
+        """True if the app chose its name itself, so that the name is unverified and may imitate another app."""
         return not self.is_agent and not self.is_playground
 
     @property
     def is_pending(self) -> bool:
-        """True if it still waits for an administrator's approval."""
+        """True if the host still waits for an administrator's approval."""
         return self.needs_approval and self.approved_at is None
 
     @property
@@ -155,7 +159,7 @@ class Host(Versioned, Switchable):
         return "enabled" if self.enabled else "disabled"
 
     def approve(self, *, by: User) -> None:
-        """Approve a pending app. Raises NotPending when it is not pending any more."""
+        """Approve a pending app. Raises NotPending if the app is not pending any more."""
         with transaction.atomic():
             if not self.lock().is_pending:
                 raise NotPending(NotPending.__doc__)
@@ -168,7 +172,7 @@ class Host(Versioned, Switchable):
         return {name: getattr(self, name) for name in names}
 
     def set_enrolment(self, allow: bool, *, by: User, seen: Seen | None = None) -> None:
-        """Allow or stop enrolment with this agent by every active user who reaches a gateway."""
+        """Set whether every active user may create their own token for this agent (enrolment)."""
         with transaction.atomic():
             row = self.lock()
             row.must_be(seen, {"allow_enrolment"})

@@ -1,4 +1,4 @@
-"""Apps & Agents: the list, the page of one host with its log, enabling, disabling and archiving it."""
+"""Apps & Agents: the list, the page and log of one host; enabling, disabling and archiving hosts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ HOSTS = Table(
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
-    """Annotate hosts with the numbers of live connections and their users that `viewer` may see."""
+    """Annotate hosts with the number of live connections that `viewer` may see, and of their users."""
     visible = Q(connections__revoked_at=None) & counted_for(viewer)
     return hosts.annotate(
         connection_count=Count("connections", filter=visible),
@@ -83,7 +83,7 @@ def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
 
 
 def host_or_404(viewer: User, pk: UUID) -> Host:
-    """Return the live host with its counts, or 404; `row_count` includes ended connections."""
+    """Return the live host with its counts (see `counted`), or 404; `row_count` also counts ended connections."""
     hosts = counted(Host.objects.live().select_related("created_by", "approved_by"), viewer)
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
 
@@ -93,7 +93,7 @@ def page_url(host: Host) -> str:
 
 
 def _switched(request: AppRequest, host: Host, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Render the part of the page with the switch: the head of the host's page, or its row."""
+    """Render the part of the page with the on/off switch: the head of the host's page, or its row in the list."""
     fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
     context = {"host": host, "table": HOSTS.seen(request)}
     return answer(request, fragment, context, to=page_url(host), toast=toast, undo=undo)
@@ -115,7 +115,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.API_TOKENS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
-    """Create a token-based host; with `connect` the flow that creates its first token follows."""
+    """Create a token-based host. If the form was sent with `connect`, continue with creating the host's first token."""
     form = NewAgentForm(posted(request))
 
     def save() -> HttpResponse:
@@ -147,7 +147,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def enrolment_url(host: Host) -> str:
-    """Return the URL where people create their own token for `host`, if it allows enrolment."""
+    """Return the URL where people create their own token for `host` (works only while it allows enrolment)."""
     return f"{settings.PUBLIC_URL}{reverse('oauth:connect')}?{urlencode({'host': host.pk})}"
 
 
@@ -235,7 +235,7 @@ def archive_picked(request: AppRequest) -> HttpResponse:
 @requires(Capability.HOSTS_TOGGLE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Archive a host. Needs both capabilities, because it also ends its connections."""
+    """Archive a host. Needs two capabilities, because archiving also revokes the host's connections."""
     host = host_or_404(request.user, pk)
     return archive_page(
         request,

@@ -30,7 +30,7 @@ from ui.pages import AppRequest
 KEPT = ("client_id", "redirect_uri", "response_type", "state", "code_challenge", "code_challenge_method")
 
 
-# From the length of an S256 challenge up to the maximum of RFC 7636.
+# The length is at least that of an S256 challenge, and at most the maximum of RFC 7636.
 CHALLENGE = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 
 
@@ -64,7 +64,7 @@ def authorize(request: AppRequest) -> HttpResponse:
 
 
 def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpResponse:
-    """Redirect to the flow's first page, or back to the app. The redirect URI is verified at this point."""
+    """Redirect to the flow's first page, or answer with an error. The redirect URI was already verified."""
     if parameters["code_challenge_method"] != "S256" or not CHALLENGE.fullmatch(parameters["code_challenge"] or ""):
         return _answer(
             request, parameters, {"error": "invalid_request", "error_description": "PKCE with S256 is needed."}
@@ -94,8 +94,8 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
 def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
     """Redirect to an approved app with the error; for other apps, show the error on a page.
 
-    Otherwise anybody could register an app and send people a deliberately wrong link, which would redirect them to the
-    app's URL (open redirector, RFC 9700 section 4.11.2).
+    If other apps got a redirect, anybody could register an app and send people an invalid link, which would redirect
+    them to the app's URL (open redirector, RFC 9700 section 4.11.2).
     """
     application = Application.objects.filter(client_id=request.GET.get("client_id", "")).first()
     if application and is_approved(application):

@@ -32,10 +32,10 @@ from wire.outbound import AnswerTooLarge, HttpAnswer, MayNotBeCalled, NoAnswer, 
 # Fetch a client metadata document from an untrusted URL.
 #
 # Does not touch the database. The address must be public, even if GATEWAY_PRIVATE_UPSTREAMS allows private servers:
-# administrators choose those, but anybody can send a client_id.
+# administrators choose servers, but anybody can send a client_id.
 
 SECONDS = 5.0
-READERS = 2  # Per process, so that many slow documents cannot fill it with waiting threads.
+READERS = 2  # Threads per process, so that many slow documents cannot block more threads.
 BIGGEST = 16 * 1024
 LONGEST_ADDRESS = 255
 FRESH_AT_LEAST, FRESH_AT_MOST = timedelta(minutes=5), timedelta(days=1)
@@ -44,7 +44,7 @@ PUBLIC = Guard()
 
 ACCEPT = {"Accept": "application/json, application/*+json"}
 
-# Stricter than the URL syntax: nothing that two parsers could read as different hosts.
+# Stricter than the URL syntax: refuses URLs in which two parsers could find different hosts.
 _address = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?(?P<path>/[!-~]*)", re.ASCII)
 _dots = re.compile(r"/(?:\.|%2e){1,2}(?:[/?]|\Z)", re.IGNORECASE)
 _max_age = re.compile(r"(?:\A|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
@@ -89,14 +89,14 @@ def check_document_url(client_id: str) -> None:
 
 
 def fetch_client_document(url: str, *, guard: Guard | None = None, seconds: float = SECONDS) -> Document:
-    """Return the document at `url` within `seconds`, including waiting for a thread.
+    """Return the document at `url` within `seconds`, which includes waiting for a thread.
 
     Raises UnreadableDocument or DocumentTooSlow.
     """
     guard = guard or guard_for_strangers()
     deadline = Deadline()
     deadline.set(seconds)
-    # In a thread, because name resolution cannot be interrupted; in a pool, to limit their number.
+    # Name resolution cannot be interrupted, so it needs a thread; a pool limits the number of threads.
     reading = _readers.submit(_read, url, guard, deadline)
     try:
         return reading.result(seconds)
@@ -121,14 +121,14 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
     except AnswerTooLarge as large:
         _refuse_others(large.answer)
         raise UnreadableDocument(f"The app's metadata document is larger than {BIGGEST // 1024} KiB.") from None
-    except NoAnswer:  # The cause is not disclosed: anybody can send a client_id.
+    except NoAnswer:  # The cause is not shown, because anybody can send a client_id.
         raise UnreadableDocument("The app's metadata document cannot be reached.") from None
     except BadClientMetadata:
         raise UnreadableDocument("The app's metadata document is not a JSON object.") from None
 
 
 def _refuse_others(answer: HttpAnswer) -> None:
-    """Accept only a 200 with JSON. A redirect would let one URL speak for another."""
+    """Raise UnreadableDocument unless the answer is a 200 with JSON. Redirects would let one URL pose as another."""
     if answer.status != HTTPStatus.OK:
         raise UnreadableDocument(f"The request for the app's metadata document was answered with {answer.status}.")
     if not re.fullmatch(r"application/(?:json|.*\+json)", answer.media_type):
@@ -136,7 +136,7 @@ def _refuse_others(answer: HttpAnswer) -> None:
 
 
 def _fresh_for(cache_control: str) -> timedelta:
-    """Return the cache lifetime of the document (RFC 9111), limited on both sides; a day if not stated."""
+    """Return the cache lifetime of the document (RFC 9111), within limits; a day if the header states none."""
     rules = cache_control.lower()
     if "no-store" in rules or "no-cache" in rules:
         return FRESH_AT_LEAST
@@ -156,7 +156,7 @@ type Fetch = Callable[[str], Document]
 def needs_sign_in(request: AppRequest, client_id: str) -> bool:
     """True if this app is unknown, so that the user must sign in before its document is fetched.
 
-    Anonymous requests cause no fetch. Raises UnreadableDocument for a URL that is never fetched.
+    Anonymous requests cause no fetch. Raises UnreadableDocument for a URL that must not be fetched.
     """
     if not is_address(client_id) or Application.objects.filter(client_id=client_id).exists():
         return False
@@ -167,8 +167,8 @@ def needs_sign_in(request: AppRequest, client_id: str) -> bool:
 def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch_client_document) -> None:
     """Fetch the document of this client_id if needed, and store the application. Raises UnreadableDocument.
 
-    It is cached for as long as it says, a day at most. If it cannot be fetched again, the stored one is used for
-    another week, because the publisher may be down temporarily.
+    The document is cached as long as its headers allow, a day at most. If it cannot be fetched again, the stored
+    application is used for another week, because the publisher may be down temporarily.
     """
     if not is_address(client_id):
         return
@@ -188,7 +188,7 @@ def _is_stale(application: Application) -> bool:
 
 
 def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
-    """Fetch the document. A failure is cached for a minute.
+    """Fetch and check the document. A failure is cached for AGAIN_AFTER_S.
 
     DocumentTooSlow is not cached, because other requests that occupy the threads may have caused it.
     """
@@ -214,7 +214,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
 
 
 def _judge(client_id: str, metadata: dict[str, Any]) -> None:
-    """Apply the rules of registration to the document of an app without a secret. Raises UnreadableDocument."""
+    """Check the document by the rules of registration for an app without a secret. Raises UnreadableDocument."""
     if metadata.get("client_id") != client_id:
         raise UnreadableDocument("The app's metadata document has another client_id.")
     if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:

@@ -35,7 +35,7 @@ def check_redirect_uri(uri: str) -> None:
         raise BadRedirect(f"{uri}: a redirect URI must not have a user name.")
     if parts.scheme in APP_SCHEMES:
         return
-    if not addresses.parts(uri).domain:  # Otherwise no page could show reliably where people are sent.
+    if not addresses.parts(uri).domain:  # Pages have to show reliably to which host people are redirected.
         raise BadRedirect(f"{uri}: a redirect URI must have a valid host.")
     if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
         return
@@ -54,7 +54,7 @@ def _split(uri: str) -> SplitResult:
 
 
 def origin(uri: str) -> str:
-    """Return scheme and host of a redirect URI, and the port unless it is loopback, where it changes each time.
+    """Return scheme, host and port of a redirect URI; without the port for loopback, where the port changes each time.
 
     For display only: redirect URIs are compared as strings (RFC 6749 section 3.1.2.3).
     """
@@ -71,7 +71,7 @@ def origins(uris: Iterable[str]) -> list[str]:
 
 
 def only_loopback(uris: Iterable[str]) -> bool:
-    """True if all URIs are loopback, so that any program on the person's machine could receive the code."""
+    """True if all URIs are loopback: then any program on the person's machine could receive the code."""
     return all(urlsplit(uri).hostname in LOOPBACK for uri in uris)
 
 
@@ -96,9 +96,9 @@ class UnknownResource(Exception):
 
 
 def same_resource(first: str, second: str) -> bool:
-    """Return whether both URLs name the same resource, ignoring the host's spelling and one final slash.
+    """Return whether both URLs name one resource. The host's spelling and one final slash do not matter.
 
-    URLs with a user name or control characters match no gateway.
+    Return False if `first` has a user name or control characters.
     """
     try:
         if "@" in urlsplit(first).netloc or not first.isprintable():
@@ -114,9 +114,9 @@ def _path(uri: str) -> tuple[str, str, str]:
 
 
 def gateway_of(resources: Sequence[str]) -> Gateway | None:
-    """Return the gateway that the resource indicators name, or None if there are none.
+    """Return the gateway that the resource indicators name; None if there are no resource indicators.
 
-    Raises UnknownResource unless they name exactly one gateway of this installation.
+    Raises UnknownResource unless there is exactly one indicator and it names a gateway of this installation.
     """
     if not resources:
         return None
@@ -152,7 +152,7 @@ def parse_client_metadata(body: bytes, *, biggest: int) -> dict[str, Any]:
 
 
 def validated_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate the metadata, and return the part the toolkit uses. Only code and refresh grants are accepted.
+    """Validate the metadata, and return the part that the toolkit uses. Only code and refresh grants are allowed.
 
     Raises BadClientMetadata.
     """
@@ -179,7 +179,7 @@ def validated_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def words(metadata: Mapping[str, Any], key: str, most: int) -> str:
-    """Return a self-asserted text on one line, without control characters, truncated."""
+    """Return the text that the app claims under `key`: on one line, printable, and at most `most` characters."""
     value = metadata.get(key)
     if not isinstance(value, str):
         return ""

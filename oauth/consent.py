@@ -26,7 +26,7 @@ from ui.pages import AppRequest
 
 @step
 def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # Allowed at any step.
+    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # Allowed at any step of the flow.
     if flow.kind != Ending.OAUTH or (flow.gateway is None and not denies):
         return redirect("oauth:gateway", flow.pk)
     if request.method == "GET":
@@ -40,7 +40,7 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
-    """Allow or deny, and return the redirect URL; None if the flow is over, as after a second submit."""
+    """Allow or deny, and return the redirect URL; return None if the flow is over, as after a second submit."""
     if flow.is_over:
         return None
     flow.completed_at = timezone.now()
@@ -54,7 +54,7 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
 
 
 def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
-    """Open the connection this flow was allowed, with its key. Call it inside a transaction."""
+    """Open the connection that the person has allowed, and create its key. Call this inside a transaction."""
     assert flow.application
     assert flow.gateway
     flow.host = host_of_app(flow.application, by=request.user)

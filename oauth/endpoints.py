@@ -28,7 +28,7 @@ from oauth.validator import SCOPES, has_readable_query
 
 
 def _public(document: dict[str, object]) -> HttpResponse:
-    """Return a document that any web page may read."""
+    """Return a JSON document that any web page may read (CORS)."""
     return JsonResponse(document, headers={"Access-Control-Allow-Origin": "*", "Cache-Control": "max-age=60"})
 
 
@@ -61,7 +61,7 @@ def authorization_server(request: HttpRequest) -> HttpResponse:
 @login_not_required
 @require_safe
 def protected_resource(request: HttpRequest, slug: str) -> HttpResponse:
-    """Serve protected resource metadata of one gateway; 404 if it does not exist."""
+    """Serve protected resource metadata of one gateway; 404 if the gateway does not exist."""
     gateway = Gateway.objects.live().filter(slug=slug).first()
     if gateway is None:
         raise Http404
@@ -107,7 +107,7 @@ def readable(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
 
 
 def a_form(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Refuse a body that is not a form. Apply it outermost, before anything reads the body."""
+    """Refuse a body that is not a form. Must be the outermost decorator, before any other code reads the body."""
 
     @wraps(view)
     def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:

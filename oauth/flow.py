@@ -29,7 +29,7 @@ BROWSER = "authorize_browser"
 
 
 def flow_browser_digest(request: AppRequest) -> bytes:
-    """Return the digest that ties a flow to this browser, of a random value in its session (survives sign-in)."""
+    """Return the digest that ties a flow to this browser: of a random session value that survives sign-in."""
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
@@ -38,7 +38,7 @@ def flow_browser_digest(request: AppRequest) -> bytes:
 def draft(request: AppRequest, host: Host, gateway: Gateway | None, *, client: str = "") -> AuthorizeRequest:
     """Return an unsaved flow for the signed-in person that ends with a token.
 
-    `client` is the slug of the client chosen before; unknown ones are ignored.
+    `client` is the slug of the client chosen before; an unknown slug is ignored.
     """
     return AuthorizeRequest(
         kind=Ending.TOKEN,
@@ -56,7 +56,7 @@ def begin_app(
 ) -> AuthorizeRequest:
     """Start a flow for the signed-in person that ends with a redirect to an app.
 
-    It creates no host for an unknown app, so that following a link adds nothing that others can see.
+    For an unknown app, no host is created yet, so that merely following a link adds nothing that others can see.
     """
     return AuthorizeRequest.objects.create(
         kind=Ending.OAUTH,
@@ -82,14 +82,14 @@ def flow_or_404(request: AppRequest, pk: UUID, *, lock: bool = False) -> Authori
 
 
 def refusal(flow: AuthorizeRequest, user: User) -> str:
-    """Return the reason why this flow must not continue, in words; empty if it may."""
+    """Return in words why this flow must not continue; empty if it may continue."""
     if flow.host is None and flow.application:
-        flow.host = known_host(flow.application)  # Another flow may have created it meanwhile.
+        flow.host = known_host(flow.application)  # Another flow may have created the host meanwhile.
     return _capability_refusal(flow, user) or _host_refusal(flow.host) or _gateway_refusal(flow, user)
 
 
 def missing_capability(flow: AuthorizeRequest, user: User) -> Capability | None:
-    """Return the capability this flow needs, if `user` lacks it."""
+    """Return the capability that this flow needs and `user` lacks; None if `user` may continue."""
     needed = Capability.OAUTH_CONNECT if flow.kind == Ending.OAUTH else Capability.API_TOKENS_MANAGE
     enrolling = flow.kind == Ending.TOKEN and flow.host is not None and flow.host.allow_enrolment
     return None if enrolling or user.has_perm(needed) else needed
@@ -104,7 +104,7 @@ def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def needs_approval(flow: AuthorizeRequest) -> bool:
-    """True if this app needs an administrator's approval that was not requested yet."""
+    """True if this app needs an administrator's approval, and the approval was not requested yet."""
     is_new = flow.kind == Ending.OAUTH and flow.host is None
     return is_new and WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
 
@@ -117,7 +117,7 @@ def ask_approval(flow: AuthorizeRequest, *, by: User) -> None:
 
 
 def _host_refusal(host: Host | None) -> str:
-    """Return the host's refusal; a new app has no host yet and is not refused."""
+    """Return the refusal for the host, in words; empty if it is allowed, or a new app has no host yet."""
     return host_refusal(host) if host else ""
 
 
@@ -130,14 +130,14 @@ def _gateway_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def live_connection(flow: AuthorizeRequest) -> Connection | None:
-    """Return the existing live connection of this host, gateway and user, which a new token joins."""
+    """Return the live connection of this host, gateway and user, to which a new token is added; None if none."""
     return Connection.objects.live().filter(host=flow.host, gateway=flow.gateway, user=flow.user).first()
 
 
 def choices(user: User, host: Host | None) -> GatewayQuerySet:
     """Return the gateways `user` may choose for `host`, with the number of enabled servers of each.
 
-    None is an app that never connected.
+    `host` is None for an app that never connected.
     """
     reachable = Gateway.objects.usable_by(user).filter(allowing(host))
     on = Count("assignments", filter=Q(assignments__in=Assignment.objects.on()))

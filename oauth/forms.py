@@ -15,11 +15,11 @@ from servers.forms import Trial
 from servers.models import AnotherPlace, AuthType, Identity, Server
 
 NEW = "new"
-SCHEME = re.compile(r"\Abearer(\s+|\Z)", re.IGNORECASE)  # Removed if pasted with the token; we add it ourselves.
+SCHEME = re.compile(r"\Abearer(\s+|\Z)", re.IGNORECASE)  # Removed from pasted tokens; the gateway adds it itself.
 
 
 class IdentityForm(Trial):
-    """One of the person's own identities for a server, or a new one."""
+    """A choice between the person's own identities for a server, and a new identity."""
 
     identity = forms.ChoiceField(required=False)
     label = forms.CharField(required=False, max_length=80)
@@ -85,7 +85,7 @@ class IdentityForm(Trial):
         return next(one for one in self.usable if str(one.pk) == self.cleaned_data["identity"])
 
     def _tried_again(self) -> str:
-        """Test the chosen identity again, which its server refused before, and return the current refusal."""
+        """Test the chosen identity again, which its server refused before. Return the refusal; empty if accepted."""
         try:
             contact(self.server, self.chosen, TRIAL_SECONDS)
         except DiscoveryRefused as refusal:
@@ -95,7 +95,7 @@ class IdentityForm(Trial):
         return ""
 
     def bring(self) -> str | None:
-        """Return the id of the chosen or new identity, or None, with a form error, if it could not be stored."""
+        """Return the id of the chosen or new identity; if it could not be stored, add a form error and return None."""
         if self.cleaned_data["identity"] != NEW:
             return str(self.cleaned_data["identity"])
         new = {"label": self.cleaned_data["label"], "secret": self.cleaned_data["secret"], "refusal": self.refusal}

@@ -45,7 +45,7 @@ def limit_exceeded(sentence: str) -> HttpResponse:
 def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
     """Limit token requests from one address, per client and in total.
 
-    A limit per client alone would be useless, because anybody may register clients.
+    A limit per client alone would have no effect, because anybody may register more clients.
     """
 
     @wraps(view)
@@ -60,7 +60,7 @@ def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
 
 
 def _client(request: HttpRequest) -> str:
-    """Return the claimed client_id if it is known; unknown ones are counted together as ""."""
+    """Return the claimed client_id if it is known; otherwise "", under which all unknown clients are counted."""
     client_id = _claimed_client_id(request)
     if "\x00" in client_id or not Application.objects.filter(client_id=client_id).exists():
         return ""
@@ -68,7 +68,7 @@ def _client(request: HttpRequest) -> str:
 
 
 def _claimed_client_id(request: HttpRequest) -> str:
-    """Return the client_id in the body or in HTTP Basic, not verified."""
+    """Return the client_id from the body or HTTP Basic, without verifying it."""
     scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
     if scheme == "Basic":
         try:

@@ -1,4 +1,4 @@
-"""Our data about the toolkit's rows: the host of an application, the connection of a token, and authorize flows."""
+"""Data about rows of Django OAuth Toolkit: an application's host, a token's connection; and authorize flows."""
 
 from datetime import timedelta
 from urllib.parse import urlencode
@@ -19,7 +19,7 @@ from wire import token_text
 
 
 class Registration(models.Model):
-    """A registration of a headed app with the toolkit, and the host it belongs to."""
+    """A registration of an app (an application of Django OAuth Toolkit), and the host the app belongs to."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     application = models.OneToOneField(
@@ -47,8 +47,8 @@ class BindingQuerySet(models.QuerySet["Binding"]):
     def lend(self, connection: Connection, *, by: User, seconds: int) -> str:
         """Create an access token for an app's `connection`, and return its text; only a digest is stored.
 
-        Like an app's own tokens it is bound to the generation of the connection's key. Raises NotYourToken if the
-        connection does not act as `by`, and TokenAlreadyRevoked.
+        Like the app's other tokens, the token is bound to the generation of the connection's key. Raises NotYourToken
+        if the connection does not act as `by`, and TokenAlreadyRevoked.
         """
         if by.pk != connection.user_id:
             raise NotYourToken(NotYourToken.__doc__)
@@ -67,11 +67,11 @@ class BindingQuerySet(models.QuerySet["Binding"]):
 
 
 class Binding(models.Model):
-    """The connection a toolkit grant, access token or refresh token belongs to.
+    """The connection to which a grant, access token or refresh token of Django OAuth Toolkit belongs.
 
-    Written in the transaction that creates the toolkit's row; without a binding there is no access. For an access token
-    it stores the generation of the connection's key; for a refresh token, the time it was superseded and the digest of
-    the code that started its family.
+    The binding is written in the transaction that creates the toolkit's row; without a binding there is no access. For
+    an access token it stores the generation of the connection's key; for a refresh token, the time when the token was
+    superseded and the digest of the code that started the token's family.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -149,7 +149,7 @@ class AuthorizeRequest(models.Model):
 
     @property
     def app_name(self) -> str:
-        """The name on the page: the agent's, or the one the app registered."""
+        """The name shown on the page: the agent's name, or the name that the app registered."""
         if self.host:
             return self.host.name
         return (self.application.name if self.application else "") or "MCP Client"
@@ -177,5 +177,5 @@ class AuthorizeRequest(models.Model):
 
     @property
     def is_over(self) -> bool:
-        """True if it was completed, refused or has expired."""
+        """True if the flow was completed or refused, or has expired."""
         return self.completed_at is not None or self.expires_at <= timezone.now()

@@ -1,6 +1,6 @@
 """Delete expired codes, ended tokens, and unused registrations.
 
-Each function is one housekeeping chore: it deletes a limited number of rows and returns the number.
+Each function is one housekeeping chore: it deletes a limited number of rows and returns how many it deleted.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from accounts.models.attempts import HOUR
 from oauth.models import AuthorizeRequest
 
 MAX_ROWS = 5_000
-UNUSED = timedelta(days=1)  # For registrations that were never connected.
+UNUSED = timedelta(days=1)  # Registrations that were never connected are deleted after this time.
 KEPT_AFTER_END = timedelta(days=1)  # Ended tokens stay this long, so that the log can name the reason.
 
 SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.CIMD)
 
 
 def codes(now: datetime) -> int:
-    """Delete expired codes. Used ones are already deleted; their digest is stored with their tokens."""
+    """Delete expired codes. Used codes are already deleted; a digest of each is stored with its tokens."""
     return _delete(Grant.objects.filter(expires__lt=now))
 
 
 def refresh_tokens(now: datetime) -> int:
-    """Delete refresh tokens that are too old, of ended families, or of revoked connections.
+    """Delete refresh tokens that are too old, belong to ended families, or belong to revoked connections.
 
-    Used tokens of live families are not deleted: reusing one ends the family.
+    Used tokens of live families are not deleted, because reusing a used token must end its family.
     """
     alive = RefreshToken.objects.filter(token_family=OuterRef("token_family"), revoked=None)
     is_ended = Q(revoked__lt=now - KEPT_AFTER_END) & ~Exists(alive)
@@ -39,7 +39,7 @@ def refresh_tokens(now: datetime) -> int:
 
 
 def access_tokens(now: datetime) -> int:
-    """Delete expired access tokens, except the last of each live family, which an app may use to revoke the family."""
+    """Delete expired access tokens, except the last of each live family: an app may revoke the family with it."""
     last = Q(refresh_token__isnull=False, refresh_token__revoked=None)
     return _delete(AccessToken.objects.filter(expires__lt=now - KEPT_AFTER_END).exclude(last))
 
@@ -47,7 +47,8 @@ def access_tokens(now: datetime) -> int:
 def registrations(now: datetime) -> int:
     """Delete registrations that were not connected within a day, or whose tokens ended long ago.
 
-    A registration that was connected once is deleted after the lifetime of a refresh token, since its app may return.
+    A registration that was connected once is deleted only after the lifetime of a refresh token without use, since its
+    app may return.
     """
     of_this = {"application": OuterRef("pk")}
     last_used = Coalesce(F("registration__last_used_at"), F("created"))

@@ -31,7 +31,7 @@ BIGGEST = 16 * 1024
 
 @cross_origin
 class Register(DynamicClientRegistrationView):  # type: ignore[misc]
-    """POST /oauth/register: the toolkit's registration, with our rules and a complete response."""
+    """POST /oauth/register: Django OAuth Toolkit's registration, with our rules and a complete response."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if not limits.allows(request, "register"):
@@ -51,7 +51,7 @@ class Register(DynamicClientRegistrationView):  # type: ignore[misc]
 
 @cross_origin
 class Manage(DynamicClientRegistrationManagementView):  # type: ignore[misc]
-    """GET and DELETE of a client's own registration (RFC 7592). Changes need a new registration."""
+    """GET and DELETE of a client's own registration (RFC 7592). A registration cannot be changed."""
 
     http_method_names = ("get", "delete", "options")
 
@@ -92,7 +92,7 @@ def _complete_response(answer: dict[str, Any], metadata: Mapping[str, Any]) -> d
 
 
 def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple[Registration, str]:
-    """Register an app by hand, and return it with its secret, empty for a public client.
+    """Register an app by hand. Return the registration and the client secret, which is empty for a public client.
 
     Raises BadClientMetadata.
     """
@@ -116,7 +116,8 @@ def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple
 def app_fingerprint(application: Application) -> str:
     """Return a digest that is equal for all registrations of one app.
 
-    It is made of the name and redirect origins, of the document's URL, or of the client ID that an operator registered.
+    The digest is made from the name and redirect origins; for an app with a document, from the document's URL; for an
+    app registered by an operator, from the client ID.
     """
     source = application.registration_source
     if source != Application.RegistrationSource.DCR:
@@ -128,7 +129,7 @@ def app_fingerprint(application: Application) -> str:
 
 
 def registration_of(application: Application) -> Registration:
-    """Return the registration of a toolkit application; create it if the app came by document or by hand."""
+    """Return the registration of an application; create it if the app has a document or was registered by hand."""
     registration, _ = Registration.objects.get_or_create(
         application=application,
         defaults={"fingerprint": app_fingerprint(application), "client_name": application.name[:120]},
@@ -139,7 +140,8 @@ def registration_of(application: Application) -> Registration:
 def is_approved(application: Application) -> bool:
     """True if this app and its redirect URIs are approved.
 
-    Either an operator registered it, or a person connected this registration.
+    That is the case if an operator registered the app, or if a person connected this registration and the app's host is
+    not refused.
     """
     if application.registration_source == Application.RegistrationSource.MANUAL:
         return True
@@ -148,12 +150,12 @@ def is_approved(application: Application) -> bool:
 
 
 def known_host(application: Application) -> Host | None:
-    """Return the host this app belongs to, if any of its registrations was connected before."""
+    """Return the host of this app; None if no registration of the app was ever connected."""
     return Host.objects.filter(dedupe_key=app_fingerprint(application)).first()
 
 
 def host_of_app(application: Application, *, by: User) -> Host:
-    """Return the host of this app; it is created when somebody first connects the app."""
+    """Return the host of this app, creating it when the app is connected for the first time."""
     waits = WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
     host = Host.objects.appear(
         name=application.name[:120] or NAMELESS, dedupe_key=app_fingerprint(application), needs_approval=waits, by=by

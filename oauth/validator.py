@@ -1,4 +1,4 @@
-"""The toolkit's validator with our rules: every credential belongs to one live connection."""
+"""Django OAuth Toolkit's validator with our rules: every credential belongs to one live connection."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ RESPONSES = ("code",)
 class AuthorizationServer(OAuthServer):  # type: ignore[misc]
     """Issues access tokens with the lifetime set for the workspace, an hour at most.
 
-    Supports only the grants and responses in our metadata; others are refused (RFC 6749 sections 4.1.2.1 and 5.2).
+    Only the grant and response types in our metadata are supported; others are refused (RFC 6749 sections 4.1.2.1 and
+    5.2).
     """
 
     def __init__(self, request_validator: Any, **options: Any) -> None:
@@ -47,7 +48,7 @@ class AuthorizationServer(OAuthServer):  # type: ignore[misc]
 
 
 def has_readable_query(request: HttpRequest) -> bool:
-    """True if the toolkit can parse the query: it fails on an invalid % escape, and the database on NUL."""
+    """True if the query can be used: the toolkit fails on an invalid % escape, and the database on NUL."""
     query = request.META.get("QUERY_STRING", "")
     return "%00" not in query and not BROKEN_ESCAPE.search(query)
 
@@ -70,9 +71,9 @@ GRACE = timedelta(seconds=60)
 
 
 class Validator(OAuth2Validator):  # type: ignore[misc]
-    """Issues and refreshes tokens for live connections and their own gateway only.
+    """Issues and refreshes tokens only for live connections, and only for the gateway of the connection.
 
-    A grant gets its connection from `request.connection`; later steps find it through the grant's binding.
+    A grant gets its connection from `request.connection`; later steps find the connection by the grant's binding.
     """
 
     def _load_application(self, client_id: str, request: Request) -> Any:
@@ -80,11 +81,11 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return super()._load_application(client_id, request) if "\x00" not in (client_id or "") else None
 
     def _extract_basic_auth(self, request: Request) -> str | None:
-        """Return the Basic credentials, or None unless they are ASCII; the toolkit fails on others."""
+        """Return the Basic credentials; None if they are not ASCII, on which the toolkit fails."""
         credentials: str | None = super()._extract_basic_auth(request)
         return credentials if credentials and credentials.isascii() else None
 
-    # --- One scope: what may be done is decided in the database ---------------------------------------------------
+    # --- One scope: access is decided by the database ---------------------------------------------------
 
     def validate_scopes(self, client_id: str, scopes: Any, client: Any, request: Request, *_: Any, **__: Any) -> bool:
         """Grant the only scope, whichever was requested."""
@@ -111,9 +112,9 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return grant
 
     def validate_code(self, client_id: str, code: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
-        """Return whether the code is unused and its connection live.
+        """Return whether the code is unused and its connection is live.
 
-        A reused code revokes the tokens it was exchanged for (OAuth 2.1 section 4.1.3).
+        If a used code is presented again, the tokens issued for it are revoked (OAuth 2.1 section 4.1.3).
         """
         if not super().validate_code(client_id, code, client, request):
             _end_family_of_code(code, client)
@@ -122,7 +123,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return request.binding is not None and _is_usable(request.binding.connection)
 
     def confirm_redirect_uri(self, client_id: str, code: str, redirect_uri: str, client: Any, *rest: Any) -> bool:
-        """Check that the code was issued for this redirect URI; the error is that of RFC 6749 section 5.2."""
+        """Return True if the code was issued for this redirect URI. Raises InvalidGrantError (RFC 6749 section 5.2)."""
         if super().confirm_redirect_uri(client_id, code, redirect_uri, client, *rest):
             return True
         raise errors.InvalidGrantError("The code was issued for another redirect URI.")
@@ -135,8 +136,8 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     def validate_refresh_token(self, refresh_token: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
         """Return whether this refresh token may be used now.
 
-        A used one still works for 60 s, because several processes of a client may share it; reusing it later revokes
-        the whole family. Tokens unused for too long have expired.
+        A used token still works for 60 s, because several processes of a client may share it. Using it again later
+        revokes the whole family. A token that was not used for too long has expired.
         """
         row = _refresh_token(refresh_token, client)
         if row is None or not _is_usable(row.binding.connection):
@@ -154,7 +155,8 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     def _save_bearer_token(self, token: dict[str, Any], request: Request, *_: Any, **__: Any) -> None:
         """Store a pair of tokens, bound to the connection and the current generation of its key.
 
-        Locks the connection's row first, as everywhere, so that revocation and refresh cannot overlap.
+        Locks the connection's row first, like all code that changes tokens, so that revocation and refresh cannot
+        overlap.
         """
         connection = Connection.objects.select_for_update(of=("self",)).get(pk=request.binding.connection_id)
         key = Token.objects.live_key(connection)
@@ -195,7 +197,7 @@ def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
     """Mark the refresh token of the request as used, or delete its code and return the code's digest."""
     if request.grant_type == "refresh_token":
         row = RefreshToken.objects.select_for_update().get(pk=request.refresh_token_instance.pk)
-        if row.revoked is not None and not _is_in_grace(row):  # Its family was revoked meanwhile.
+        if row.revoked is not None and not _is_in_grace(row):  # The token's family was revoked meanwhile.
             raise errors.InvalidGrantError(request=request)
         if row.revoked is None:
             row.revoked = timezone.now()
@@ -216,7 +218,7 @@ def _note_use(client: Any) -> None:
 
 
 def _refresh_token(text: str, client: Any) -> RefreshToken | None:
-    """Return this client's refresh token with this text, if it is bound to a connection."""
+    """Return this client's refresh token with this text; None if there is none or it has no connection."""
     return (
         RefreshToken.objects.filter(token_checksum=_sha256(text), application=client, binding__isnull=False)
         .select_related("user", "binding__connection__user", "binding__connection__gateway")
@@ -226,12 +228,12 @@ def _refresh_token(text: str, client: Any) -> RefreshToken | None:
 
 
 def _is_usable(connection: Connection) -> bool:
-    """True if tokens may be issued. Disabled layers do not matter here; each MCP request checks them."""
+    """True if tokens may be issued. Each MCP request checks whether host, gateway and connection are enabled."""
     return connection.revoked_at is None and connection.user.is_active
 
 
 def _is_in_grace(row: RefreshToken) -> bool:
-    """True if the token was superseded within GRACE, and its family is live."""
+    """True if the token was superseded at most GRACE ago and its family is live."""
     superseded = row.binding.superseded_at
     family = RefreshToken.objects.filter(token_family=row.token_family, revoked=None)
     return superseded is not None and timezone.now() - superseded <= GRACE and family.exists()
@@ -240,7 +242,7 @@ def _is_in_grace(row: RefreshToken) -> bool:
 def _end_family(row: RefreshToken, reason: str) -> None:
     """Revoke all refresh and access tokens of one authorization; the connection stays live."""
     with transaction.atomic():
-        # Lock the connection first, as everywhere: a concurrent refresh is then complete, or sees the revocation.
+        # Lock the connection first: then a concurrent refresh has either completed, or it will see the revocation.
         connection = row.binding.connection.lock()
         if RefreshToken.objects.filter(token_family=row.token_family, revoked=None).exists():
             RefreshToken.revoke_family(row.token_family)

@@ -55,8 +55,8 @@ OWN = own_resource("a flow belongs to the browser and the person that began it",
 def connect(request: AppRequest) -> HttpResponse:
     """Start the flow for the agent `?host=`. `?gateway=` preselects the gateway, `?client=` the instructions.
 
-    Also the enrolment link: people who may not create tokens are refused, unless the agent allows enrolment. Without
-    `?host=`, redirects to the page that asks for an agent.
+    This URL is also the enrolment link: people who may not create tokens are refused, unless the agent allows
+    enrolment. Without `?host=`, redirects to the page that asks for an agent.
     """
     if "host" not in request.GET:
         return redirect(reverse("tokens:create", query=request.GET))
@@ -137,7 +137,7 @@ def _choose(flow: AuthorizeRequest, gateway: Gateway) -> HttpResponse:
 
 
 def _next(flow: AuthorizeRequest, questions: list[Assignment]) -> HttpResponse:
-    """Redirect to the page of the first server in `questions`, or to the last step when there is none."""
+    """Redirect to the page of the first server in `questions`, or to the last step if `questions` is empty."""
     if questions:
         return redirect("oauth:identity", flow.pk, questions[0].pk)
     return redirect(ENDINGS[Ending(flow.kind)], flow.pk)
@@ -196,7 +196,7 @@ def token(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _generate(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    """Open the connection and issue its token; the lock on the flow makes a second submit fail."""
+    """Open the connection and issue its token. The flow is locked, so that submitting twice issues one token."""
     if flow.completed_at:
         return _finished(request, flow)
     form = _form(flow, request.POST)
@@ -259,7 +259,7 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 
 
 def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
-    """Return 403 with the reason. Approved apps get `access_denied`; for others the person has to follow a link."""
+    """Return 403 with the reason. The page forwards to an approved app by itself, to other apps by a link."""
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
     if flow.kind == Ending.OAUTH:
         context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})
@@ -279,7 +279,7 @@ WAYS = ("browser", "token")
 @require_GET
 @own_resource("it names only gateways within reach")
 def how_to_connect(request: AppRequest) -> HttpResponse:
-    """Show how to connect to the gateway in `?gateway=`, or to the first enabled one the user may use."""
+    """Show how to connect to the gateway in `?gateway=`, or to the first enabled gateway the user may use."""
     gateways = list(Gateway.objects.reachable_by(request.user).demo_last("name"))
     slug = text_of(request.GET, "gateway")
     open_ones = (one for one in gateways if one.enabled)
@@ -304,7 +304,7 @@ def how_to_connect(request: AppRequest) -> HttpResponse:
 def client(request: AppRequest) -> HttpResponse:
     """Show how to connect a client, in the browser or with a token, and whether its first call arrived.
 
-    `?connection=` limits the page to one of one's own connections.
+    `?connection=` limits the page to one of the person's connections.
     """
     asked = request.GET
     connection = own_connection(request.user, asked.get("connection", ""))
@@ -326,7 +326,7 @@ def _usable(request: AppRequest) -> list[Gateway]:
 
 
 def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, Any]:
-    """Return the instructions for the chosen client, by a method it supports."""
+    """Return the instructions for the chosen client, by a method that the client supports."""
     chosen = client_of(request.GET.get("client", ""))
     ways = [way for way in WAYS if chosen.by(way)]
     may = {"browser": request.user.has_perm(Capability.OAUTH_CONNECT), "token": may_create(request.user)}
@@ -367,7 +367,7 @@ class RegistrationRow:
 
     @property
     def published_by(self) -> str:
-        """The host name of the app's document; empty if it has none."""
+        """The host name of the app's document; empty if the app has no document."""
         if self.application.registration_source != Application.RegistrationSource.CIMD:
             return ""
         return urlsplit(self.application.client_id).hostname or ""
@@ -389,7 +389,7 @@ class RegistrationRow:
 
     @property
     def origins(self) -> list[str]:
-        """The origins of its redirect URIs, without loopback ports."""
+        """The origins of the app's redirect URIs, without loopback ports."""
         return client_metadata.origins(self.application.redirect_uris.split())
 
 

@@ -91,7 +91,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         lists = Lists(client, access, state, cipher, usage, config.list_seconds, refresher, eras)
         bell = Bell(bus)
         pending = PendingRequests(state, bell, cipher)
-        redactor = ReaderProcess()  # A second one: payloads should not wait for large answers.
+        redactor = ReaderProcess()  # A second reader process: redacting payloads should not wait for large answers.
         running.callback(redactor.close)
         recorder = PayloadRecorder(cipher, redactor)
         requests = ServerRequests(client, pending, writer, recorder, cipher, config.answer_seconds)
@@ -107,7 +107,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             partial(getattr, transport, "idle"),
             client.at_servers,
         )
-        # Stopped in reverse order, even if one raises, so that the writer stops after all that creates rows.
+        # Components stop in reverse order, even if one raises: the writer stops after everything that creates rows.
         running.push_async_callback(state.stop)
         await state.start()
         for part in (usage, writer, limits, access, bus, streams):

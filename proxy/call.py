@@ -126,7 +126,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
-# Outcomes whose rows include the error text.
+# Outcomes for which the row in the log includes the error text.
 FAILED = frozenset({"tool_error", "rpc_error", "upstream_error", "timeout", "bad_request"})
 
 NO_SESSION = "The gateway could not read its sessions; nothing was executed."
@@ -138,7 +138,7 @@ NOT_RECORDED = "The gateway could not record this call; the server may have exec
 TOO_MANY_FILES = "The gateway has reached its limit of open streams; try again later."
 NOT_FINISHED = "The gateway could not read its sessions during this call; the server may have executed it."
 
-# Not recorded as server failures: the request was never sent, or the client or we caused the error.
+# Errors not recorded as server failures: the request was never sent, or the client or the gateway caused the error.
 NOT_OF_THE_SERVER = (
     Busy,
     InputRefused,
@@ -151,7 +151,7 @@ NOT_OF_THE_SERVER = (
     tasks.UnknownTask,
 )
 
-# 2026-07-28 has no such methods: the worker with the client's stream subscribes by `subscriptions/listen`.
+# Servers of 2026-07-28 have no such methods: for them the worker with the client's stream sends `subscriptions/listen`.
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
 SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
 
@@ -161,21 +161,21 @@ type Handler = Callable[[McpRequest, AccessRow, Message, Stream | None], Awaitab
 
 
 class TokenPlaces:
-    """Limits each token to `most` concurrent calls, or streams, in this process."""
+    """Limits how many calls (or, in a second instance, streams) each token may have open in this process."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._taken: dict[str, int] = {}
 
     def take(self, token: str) -> None:
-        """Count one more. Raises TokenBusy at the limit."""
+        """Count one more call or stream of this token. Raises TokenBusy at the limit."""
         taken = self._taken.get(token, 0)
         if taken >= self._most:
             raise TokenBusy(str(self._most), seconds=1)
         self._taken[token] = taken + 1
 
     def leave(self, token: str) -> None:
-        """Count one less."""
+        """Count one call or stream of this token less."""
         self._taken[token] -= 1
         if not self._taken[token]:
             del self._taken[token]
@@ -233,7 +233,7 @@ class Endpoint:
         """Serve one HTTP request."""
         request = McpRequest(self._header_reader.read(scope), scope, receive, send)
         answer = self._answer_to_headers(request)
-        if answer is not None:  # Nothing of the body is read.
+        if answer is not None:  # The body is not read at all.
             await response.send(request, answer)
             return
         try:
@@ -254,7 +254,7 @@ class Endpoint:
                 request.span.end()
 
     def _answer_to_headers(self, request: McpRequest) -> Response | None:
-        """Return the response if path and headers are enough to decide; None if the token has to be looked up."""
+        """Return the response if path and headers alone decide the request; None if the token has to be looked up."""
         headers = request.parsed_headers
         if not headers.slug:
             return Response(404, response.NO_GATEWAY_URL)
@@ -272,7 +272,7 @@ class Endpoint:
     # Authorize: rows 1 to 11 of docs/reference/decision-order.md
 
     async def _authorize(self, request: McpRequest) -> tuple[AccessRow | None, Response | None]:
-        """Return the token's grant, or None if the token is unknown, and the refusal of the request, if any."""
+        """Return the token's grant (None: unknown token), and the refusal of the request (None: allowed)."""
         refusal = None if request.parsed_headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
         if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
             # A large body is read only if the token is allowed. The request is decided again with its message.
@@ -291,7 +291,7 @@ class Endpoint:
         return grant, refusal
 
     async def _decide(self, request: McpRequest, refusal: Response | None) -> tuple[AccessRow | None, Response | None]:
-        """Look the token up, and decide whether it may be used here. Raises DatabaseUnavailable."""
+        """Look up the token. Return its grant and `refusal`, or the refusal found here. Raises DatabaseUnavailable."""
         assert request.parsed_headers.token_digests is not None
         request.asked_at = began = time.perf_counter()
         grant = await self._parts.access.put(_query(request, request.parsed_headers.token_digests))
@@ -328,7 +328,7 @@ class Endpoint:
         return Response(401, body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
 
     async def _rate_limited(self, grant: AccessRow) -> Response | None:
-        """Return the refusal of a call above its rate limit (row 11 of the decision order), or None."""
+        """Return the refusal of a call above its rate limit (row 11 of the decision order); None if it is allowed."""
         seconds = await self._parts.limits.wait(grant)
         if not seconds:
             return None
@@ -337,7 +337,7 @@ class Endpoint:
         body = denied.body(self._public_url)
         return Response(denied.status, body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
 
-    # Serve: every request of a known token is a call, whose row is committed before its response is sent
+    # Serve: every request of a known token is a call; its row in the log is committed before its response is sent
 
     async def _serve_known(self, request: McpRequest, grant: AccessRow, refusal: Response | None) -> None:
         if not self._parts.writer.may_begin():
@@ -375,7 +375,7 @@ class Endpoint:
             request.span = self._parts.tracer.begin(request, grant, told, refusal)
 
     async def _serve(self, request: McpRequest, grant: AccessRow, stream: Stream | None) -> Response:
-        """Return the response to a message. Its client, or a loss of access, can cancel it while it is served."""
+        """Return the response to a message. The client or a loss of access can cancel the call while it is served."""
         message = request.message
         if message is None or not message.is_request:
             return await self._take(request, grant)
@@ -392,7 +392,7 @@ class Endpoint:
             if request.ending is not None and request.task is not None:
                 request.task.uncancel()
                 return self._ended(request, request.ending, stream)
-            # The process is being stopped: the client gets no response, the log gets the row.
+            # The process is being stopped: the client gets no response, but the row is still written.
             await self._finish(request, Response(CLIENT_LEFT, b"", "cancelled"), None)
             raise
         except NotRecordable:
@@ -583,7 +583,7 @@ class Endpoint:
         if not isinstance(resolved, Resolved):
             grant, resolved = await self._find(request, grant, resolved, feature)
         request.set_server(resolved.assigned)
-        if "." in feature.name and feature.kind in (TOOL, PROMPT):  # The log has one name for a tool.
+        if "." in feature.name and feature.kind in (TOOL, PROMPT):  # The log uses one spelling for each name.
             request.rename(Named(feature.kind, exposed_name(resolved.assigned.alias, resolved.name)), grant)
         if task is not None and task.assignment_id != resolved.assigned.id:
             raise tasks.UnknownTask
@@ -596,7 +596,7 @@ class Endpoint:
     async def _find(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Find a feature without a row: in a fresh list of its server, or by its server's own name for it.
+        """Find a feature that has no row: in a fresh list of `assigned`, or by a server's own name for the feature.
 
         Raises OutOfScope or UpstreamError.
         """
@@ -673,7 +673,7 @@ class Endpoint:
         try:
             await self._recheck(request, renewed)
         except IdentityUnavailable:
-            return refusal  # Nothing is known of the renewed token.
+            return refusal  # It is unknown whether the server accepts the renewed token.
         try:
             await self._parts.client.probe(target_of(renewed, grant, self._cipher, request.trace))
         except AccessRefused as again:
@@ -721,7 +721,7 @@ class Endpoint:
         if wants_input and not request.modern:
             try:
                 return await self._parts.requests.give_input(sent.asking, answer, partial(sent.ask, sent.on_request))
-            except (NotRecordable, Busy) as error:  # This round was not sent, but the first one was.
+            except (NotRecordable, Busy) as error:  # This round was not sent, but the first request was.
                 raise CallLost(target.server_name, str(error)) from error
         return answer
 
@@ -778,8 +778,8 @@ class Endpoint:
             await self._parts.recorder.record(request, answer, request.grant.recorded)
 
     async def _send(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
-        """Send the answer on the call's stream if that is open or JSON is not accepted; otherwise as JSON."""
-        if len(answer.body) > response.PIECE:  # Counts against the budget until the client has read it.
+        """Send the answer on the call's stream if the stream is open or the client refuses JSON; otherwise as JSON."""
+        if len(answer.body) > response.PIECE:  # A large answer counts against the budget until the client has read it.
             if request.held is not None:
                 request.held.resize(len(answer.body))
             elif request.grant is not None:
@@ -793,10 +793,10 @@ class Endpoint:
             stream.close()
         await response.send(request, answer)
 
-    # Standing streams: a row when they begin, another when they end
+    # Standing streams (long-lived event streams): one row in the log when they begin, another when they end
 
     async def _stand(self, request: McpRequest, grant: AccessRow) -> Response | None:
-        """Serve a standing stream until it ends, or return the refusal if it may not start."""
+        """Serve a standing stream until it ends, and return None; return the refusal if the stream may not start."""
         if not request.parsed_headers.accepted.stream:
             return bad_request(406, "The Accept header must allow text/event-stream")
         try:
@@ -851,7 +851,7 @@ class Endpoint:
             await self._record_end(request, ending, standing.sent)
 
     async def _record_end(self, request: McpRequest, ending: StopReason | None, sent: int) -> None:
-        """Write the row of the end of a standing stream; its correlation id is the id of the first row."""
+        """Write the row for the end of a standing stream; the correlation id is the id of the row for its beginning."""
         now = time.time()
         denied = ending.denied if ending is not None else None
         row = replace(request.row, uid=new_uid(now), created_at=now, correlation_id=request.uid, response_bytes=sent)
@@ -860,7 +860,7 @@ class Endpoint:
         if denied is not None:
             row.outcome, row.deny_reason = "unauthorized" if denied.status == 401 else "denied", denied.reason
             row.rpc_error_code = jsonrpc.UNAUTHORIZED if denied.status == 401 else jsonrpc.FORBIDDEN
-        with suppress(NotRecorded):  # It has been logged, and nobody waits for an answer.
+        with suppress(NotRecorded):  # The writer has logged the failure, and nobody waits for an answer.
             await self._parts.writer.commit(row)
 
 
@@ -874,7 +874,7 @@ def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
     if message is not None and is_modern(headers.protocol_version, message):
         request.modern = True
         session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
-    # Extensions are sent with each request: in a session key, each set of them would open another session.
+    # Without extensions, which each request may set differently: each set would lead to another session key.
     offered = declared(told, with_extensions=False) if told and headers.accepted.stream else ""
     request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
     return request.query
@@ -903,7 +903,7 @@ def wanted(message: Message | None, feature: Named | None) -> Wanted:
 
 
 def _protocol_refusal(request: McpRequest, public_url: str) -> Response | None:
-    """Return the refusal of an invalid HTTP, JSON-RPC or MCP request, or None."""
+    """Return the refusal of an invalid HTTP, JSON-RPC or MCP request; None for a valid request."""
     headers = request.parsed_headers
     if headers.http_method != "POST":
         return _verb_refusal(request, public_url)
@@ -917,7 +917,7 @@ def _protocol_refusal(request: McpRequest, public_url: str) -> Response | None:
 
 
 def _verb_refusal(request: McpRequest, public_url: str) -> Response | None:
-    """Return the refusal of an invalid request that is not a POST, or None."""
+    """Return the refusal of an invalid request that is not a POST; None for a POST or a valid request."""
     headers = request.parsed_headers
     if headers.http_method == "DELETE" and headers.protocol_version != versions.MODERN:
         if headers.session_digest is None:
@@ -968,7 +968,10 @@ def _is_standing(request: McpRequest) -> bool:
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
-    """Return the refusal of malformed params of a request that names a feature. Raises UnknownTask."""
+    """Return the refusal if the request needs a feature's name and its params are malformed, otherwise None.
+
+    Raises UnknownTask.
+    """
     params = message.params
     if message.method in tasks.TASK_METHODS:
         if request.mcp_task is None:
@@ -980,7 +983,7 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
         if message.method not in {"tools/call", "prompts/get"}:
             text = "Invalid params: a uri" if feature is None or feature.kind == RESOURCE else "Invalid params: a ref"
         return error_response(request, jsonrpc.INVALID_PARAMS, text)
-    if request.query is not None and request.query.wanted is NOTHING:  # The database cannot hold the name.
+    if request.query is not None and request.query.wanted is NOTHING:  # The database cannot store the name.
         what = "uri" if feature.kind == RESOURCE else "name"
         text = f"Invalid params: a {what} must not contain NUL or a lone surrogate"
         return error_response(request, jsonrpc.INVALID_PARAMS, text)
@@ -988,7 +991,7 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 
 
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
-    """Resolve like `resolve_call`, but return None for a name that may be a server's own."""
+    """Resolve like `resolve_call`, but return None for a name without alias that a server may use for a feature."""
     try:
         return resolve_call(grant, feature)
     except UnknownFeature:
@@ -1001,14 +1004,14 @@ def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved 
 
 
 def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:
-    """Note this renewed identity in the grant, so that its secret is redacted from the payloads."""
+    """Put the renewed identity into the request's grant, so that the new secret is redacted from payloads."""
     if request.grant is not None:
         others = [each for each in request.grant.assignments if each.id != assigned.id]
         request.grant = request.grant._replace(assignments=(*others, assigned))
 
 
 def _identity_row(request: McpRequest, error: UpstreamError) -> str:
-    """Return the page where the user can fix the identity; empty if the identity is not theirs."""
+    """Return the page where the user can fix the identity; empty if that does not help or the identity is shared."""
     assigned = error.assigned if isinstance(error, Refusal) else request.assigned
     if error.reason not in reasons.AT_IDENTITY_ROW or assigned is None or assigned.scheme != "per_user":
         return ""
@@ -1032,7 +1035,7 @@ def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
-    """Refuse a call whose row could not be written; the refusal has no row either."""
+    """Refuse a call whose row could not be written. The refusal is not logged either."""
     metrics.UNAVAILABLE.labels("not_executed").inc()
     answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
     if stream is not None and stream.opened:
@@ -1042,7 +1045,7 @@ async def _send_not_executed(request: McpRequest, stream: Stream | None = None) 
 
 
 def _unavailable(request: McpRequest, text: str, data: Object | None = None, *, retry: bool = True) -> Response:
-    """Return a 503. `retry` adds Retry-After; a call that may have been executed must not have it."""
+    """Return a 503. `retry` adds Retry-After; pass False for a call that may have been executed."""
     body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text, data)
     headers = (response.RETRY_AFTER,) if retry else ()
     return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, headers)
@@ -1075,7 +1078,7 @@ async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[R
 
 # The request to the server
 
-# Members of a client's `_meta` that are for the gateway; all others are forwarded to the server.
+# Members of a client's `_meta` that are meant for the gateway; all other members are forwarded to the server.
 GATEWAY_META = frozenset(
     {
         "progressToken",
@@ -1114,13 +1117,13 @@ class _Sent:
             request, self.message, self.resolved.name, self.progress_token, in_modern_era=in_modern_era
         )
         if "task" in self.params and request.modern != in_modern_era:
-            del self.params["task"]  # The server's era has no such member.
+            del self.params["task"]  # In the server's era, params have no `task`.
         if request.span is not None:
             self.params = _with_trace(self.params, self.target.trace, in_modern_era=in_modern_era)
 
     @property
     def asking(self) -> InteractiveCall:
-        """The call as ServerRequests needs it."""
+        """The call, in the form that ServerRequests takes."""
         return InteractiveCall(self.request, self.grant, self.target, self.stream)
 
     async def ask(self, on_request: OnRequest, more: Object = NOTHING_MORE) -> RpcResponse:
@@ -1154,7 +1157,7 @@ class _Sent:
         await self.parts.requests.carry(self.asking, asked, answer)
 
     async def on_notification(self, notification: Object) -> None:
-        """Forward a notification: list changes to all clients, others to this one."""
+        """Forward a notification of the server: list changes to all clients, other notifications to this client."""
         if (changed := LIST_OF.get(str(notification.get("method")))) is not None:
             self.parts.server_streams.list_changed(self.resolved.assigned, self.grant, changed)
         elif self.stream is not None:
@@ -1170,7 +1173,7 @@ class _Sent:
 
 
 async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Message) -> Message:
-    """Replace this server's exposed URIs in the arguments by the server's own."""
+    """Replace the URIs that clients see for this server by the server's own URIs, in the arguments."""
     alias, body = resolved.alias, request.body
     given = {name: message.params[name] for name in ARGUMENTS if name in message.params}
     own = (
@@ -1184,7 +1187,7 @@ async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Messa
 def _params(
     request: McpRequest, message: Message, name: str, progress_token: int | None, *, in_modern_era: bool
 ) -> Object:
-    """Return the params for the server, with its own name of the feature and without the gateway's `_meta` members."""
+    """Return the params for the server: `name` is its own name of the feature; `_meta` has no GATEWAY_META."""
     match METHODS[message.method].named_by:
         case "ref":
             ref = message.params["ref"]
@@ -1199,7 +1202,7 @@ def _params(
         return params
     own = rewriting.meta_for_server(message.meta, request.task_ids)
     meta = {key: value for key, value in own.items() if key not in GATEWAY_META}
-    if not in_modern_era:  # A session got the client's info when it was opened.
+    if not in_modern_era:  # A server with sessions got the client's info in `initialize`.
         meta.pop(versions.CLIENT_INFO_KEY, None)
     if progress_token is not None:
         meta["progressToken"] = progress_token
@@ -1230,7 +1233,7 @@ LINKLESS = ("2024-11-05", "2025-03-26")
 # The result when the server has no completions (MCP 2025-11-25, Completion).
 NO_COMPLETION: Object = {"completion": {"values": []}}
 
-# Server errors that get the HTTP status of the client's era; others are about the gateway's own request.
+# Server errors that get the HTTP status of the client's era. Other codes are about the gateway's own request.
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 # The code for a missing resource, by whether the receiver speaks 2026-07-28.
@@ -1238,7 +1241,7 @@ NOT_FOUND = {True: jsonrpc.INVALID_PARAMS, False: jsonrpc.RESOURCE_NOT_FOUND}
 
 
 async def _result_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
-    """Return the response with a server's result. Only its id is replaced if nothing else has to change."""
+    """Return the response with a server's result. If nothing has to be rewritten, only the id is replaced."""
     result: Object = answer.document["result"]
     if not request.modern and result.get("resultType", "complete") != "complete":
         raise BadAnswer(resolved.assigned.server_name, "it needs input, which this client does not support")

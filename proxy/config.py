@@ -1,4 +1,4 @@
-"""The settings of the proxy, given by the application it is mounted in."""
+"""Settings of the proxy, passed in by the application that mounts the proxy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ type ClientAddress = Callable[[str, Sequence[str]], str]
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """Trace export (OTLP over HTTP): the endpoint, the share of calls, and whether callers' own decision counts."""
+    """Trace export (OTLP over HTTP): the endpoint, the share of calls, and whether callers may request traces."""
 
     endpoint: str
     headers: str = field(default="", repr=False)  # As in OTEL_EXPORTER_OTLP_HEADERS.
@@ -27,10 +27,10 @@ class Config:
     `client_address(peer, values of X-Forwarded-For)` returns the client's address. `listener` is the origin at which
     this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is the number of
     processes that share each server's concurrency limit, `token_calls` the number of concurrent calls of a token in
-    this process. A client has `answer_seconds` to answer a server's request; its session expires after `session_hours`
-    without use. Large answers in this process take `answers_limit` bytes at most, those of one person an eighth, those
-    being read from one server half. `log_connections` write the log; `max_waiting` requests may wait for each kind of
-    statement.
+    this process. A client has `answer_seconds` to answer a server's request; the client's session expires after
+    `session_hours` without use. Large answers in this process take `answers_limit` bytes at most; the answers of one
+    person take an eighth of this limit, and answers being read from one server half of it. `log_connections` database
+    connections write the log; `max_waiting` requests may wait for each kind of statement.
     """
 
     conninfo: str

@@ -34,7 +34,7 @@ from wire.mcp import TOOL
 
 
 class Obstacle(NamedTuple):
-    """A failed check: its reason as in the log, and the server it concerns, if any."""
+    """A failed check: the reason as recorded in the log, and the server concerned, if any."""
 
     reason: str
     assigned: AssignedServer | None = None
@@ -43,9 +43,9 @@ class Obstacle(NamedTuple):
 class Verdict(NamedTuple):
     """The failed checks of a request, in order; the first one is the error a client would get.
 
-    Some obstacles, such as an unknown tool, end the checks. `assigned` is the server the request would go to.
-    `unlisted`: no list of that server has the tool yet, so only a call can tell whether it exists. `by_arguments`: the
-    definition is held back, and the call is allowed only if its arguments fit the offered one.
+    Some obstacles, such as an unknown tool, end the checks. `assigned` is the server the request would go to. With
+    `unlisted`, no stored list of that server has the tool, so only a call can show whether the tool exists. With
+    `by_arguments`, a changed definition awaits approval: a call is allowed only if its arguments fit the new one.
     """
 
     obstacles: tuple[Obstacle, ...]
@@ -55,19 +55,19 @@ class Verdict(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The reason for refusing the request; empty if it would be allowed."""
+        """The reason for refusing the request; empty if the request would be allowed."""
         return self.obstacles[0].reason if self.obstacles else ""
 
 
 def wanted_for(feature: Named | None) -> Wanted:
-    """Return which servers and features the query has to read for a verdict; `feature` is None for other requests."""
+    """Return the servers and features to query for a verdict; `feature` is None if the request names no feature."""
     if feature is None or not is_nameable(feature):
         return NOTHING
     return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
 
 
 def verdict(grant: AccessRow, feature: Named | None, address: str | None, cipher: Cipher) -> Verdict:
-    """Return what the gateway would decide now; with `address` None any address of the token's allowlist counts."""
+    """Return what the gateway would decide now. With `address` None the token's IP allow-list is not checked."""
     grant = grant if address is not None else grant._replace(allowed_ips=None)
     obstacles: list[Obstacle] = []
     while denied := decide(grant, address or ""):
@@ -110,7 +110,7 @@ def _resolved(
     return Verdict(tuple(obstacles), resolved.assigned, by_arguments=is_held)
 
 
-# The fields of the grant as if the obstacle were gone.
+# Changes to the grant that remove each obstacle, so that the later checks can run.
 _PASSED: dict[str, dict[str, Any]] = {
     "ip": {"allowed_ips": None},
     **{reason: {field: allowed} for field, allowed, reason in (*TOKEN_CONDITIONS, *LAYER_CONDITIONS)},

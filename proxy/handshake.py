@@ -24,14 +24,14 @@ from wire.sessions import BRIDGED
 
 # Probe which eras of MCP each server speaks, in one worker at a time. Decisions read the eras from the server's row.
 #
-# A probe sends `server/discover` and `initialize`, never a call again. The result is written to the row before anything
-# is sent in that era, and is not cached in any process.
+# A probe sends `server/discover` and `initialize`; it never repeats a call. The result is written to the server's row
+# before anything is sent in the era found, and is not cached in any process.
 
 CLAIM_SECONDS = 5.0  # A claim lasts this long beyond the server's time limit.
 DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers contradict its row.
 REFRESH_SECONDS = 600.0  # Age at which the stored eras are probed again.
-ATTEMPTS = 3  # Of `find`: an attempt may join a background probe that gave way to another worker's.
-MOST_TIMES = 1_000  # Entries before old ones are removed.
+ATTEMPTS = 3  # Attempts of `find`: a background probe ends without a result if another worker is probing.
+MOST_TIMES = 1_000  # Old entries are removed when a table of times has this many.
 LOOK_SECONDS = 0.1  # Poll interval while another worker probes.
 
 READ = "SELECT protocol_era FROM servers_server WHERE id = %(server)s AND url = %(url)s"
@@ -42,7 +42,7 @@ WHERE id = %(server)s AND url = %(url)s
     AND coalesce(protocol_probed_at < statement_timestamp() - make_interval(secs => %(age)s), true)
 RETURNING protocol_claimed_at
 """
-# The CASE is Spoken.eras_beside in SQL.
+# The CASE expression does the same as Spoken.eras_beside.
 LEARN = """
 UPDATE servers_server SET protocol_era = CASE
         WHEN %(certain)s OR protocol_era IN ('', %(eras)s) THEN %(eras)s ELSE 'both'
@@ -62,8 +62,8 @@ class Eras:
         self._usage = usage
         self._background = Background(UpstreamError, DatabaseUnavailable)
         self._looking: dict[tuple[str, str], asyncio.Task[str]] = {}
-        self._doubted: dict[tuple[str, str], float] = {}  # By server and URL,
-        self._refreshed: dict[tuple[str, str], float] = {}  # and by server and identity.
+        self._doubted: dict[tuple[str, str], float] = {}  # When each server and URL was last probed for a doubt.
+        self._refreshed: dict[tuple[str, str], float] = {}  # When each server and identity was last refreshed.
 
     async def stop(self) -> None:
         """Stop running probes."""
@@ -90,7 +90,7 @@ class Eras:
     def refresh(self, target: Target) -> None:
         """Probe the server in the background if its eras were not probed recently.
 
-        Each identity is probed separately: a server's answer, above all its instructions, may depend on it.
+        Each identity is probed separately: a server's answer, above all its instructions, may depend on the identity.
         """
         if _is_due(self._refreshed, (target.server_id, target.identity_id), REFRESH_SECONDS):
             self._start(target, 0.0 if target.identity_id else REFRESH_SECONDS)
@@ -104,9 +104,10 @@ class Eras:
         return task
 
     async def _look(self, target: Target, age: float) -> str:
-        """Probe the server and return its eras; return the stored ones if recent or if another worker is probing.
+        """Probe the server and return its eras; return stored eras if they are recent or another worker is probing.
 
-        Eras are recent for `age` seconds. With `age` 0 this waits until the other worker has stored some.
+        Stored eras are recent for `age` seconds. While another worker is probing, `age` 0 waits for its result; any
+        other `age` returns the stored eras, which may be empty. Raises TimedOut after waiting too long.
         """
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}
@@ -167,7 +168,7 @@ class Handshake:
         version = versions.negotiated(message.params.get("protocolVersion"))
         request.row.protocol_version = version
         session_id = await self._keeper.open(
-            request.uid,  # So the log finds the calls of a session from the one that opened it.
+            request.uid,  # The session's id is that of this call, so that the log links all calls of a session to it.
             grant.connection_id,
             version,
             _kept(message.params.get("capabilities")),
@@ -196,12 +197,12 @@ class Handshake:
         return Response(200, jsonrpc.result(message.id, {}))
 
     async def note_subscription(self, grant: AccessRow, message: Message) -> bool:
-        """Store or remove the session's subscription to a resource; False if there are too many.
+        """Store or remove the session's subscription to a resource. Return False if there are too many, otherwise True.
 
         Raises DatabaseUnavailable.
         """
         if grant.session is None:
-            return True  # Without a session there is no stream to notify it on.
+            return True  # Without a session the client has no stream for notifications.
         if message.method == "resources/subscribe":
             return await self._keeper.subscribe(grant.session.id, message.params["uri"])
         await self._keeper.unsubscribe(grant.session.id, message.params["uri"])
@@ -224,7 +225,7 @@ def _said(grant: AccessRow, *, modern: bool) -> Object:
 
 
 def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
-    """Return the union of the servers' capabilities; the gateway itself always has tools, and reports list changes."""
+    """Return the union of the servers' capabilities. The gateway always offers tools and reports list changes."""
     union: dict[str, set[str]] = {"tools": set()}
     extensions: Object = {}
     for capabilities in offered:
@@ -239,7 +240,7 @@ def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
     }
     if not modern:
         extensions.pop(tasks.EXTENSION, None)
-        # Servers refuse what they do not support of tasks.
+        # A server refuses those task requests that it does not support itself.
         found = [capabilities["tasks"] for capabilities in offered if "tasks" in capabilities]
         if merged := {name: settings for each in found for name, settings in each.items()}:
             served["tasks"] = merged
@@ -261,7 +262,7 @@ def instructions(description: str, assignments: Sequence[AssignedServer]) -> str
 
 
 def _kept(capabilities: object) -> Object:
-    """Return a client's capabilities for storage; if they are too large, only the known ones."""
+    """Return a client's capabilities for storage; if they are too large, only those passed to servers."""
     if not isinstance(capabilities, dict):
         return {}
     if is_shallow(capabilities) and len(jsonrpc.dumps(capabilities)) <= MOST_CAPABILITIES:

@@ -1,8 +1,8 @@
-"""Lists of tools, prompts, resources and templates: the stored and approved ones, read by the one statement.
+"""Lists of tools, prompts, resources and templates: stored, approved features, read by the access query.
 
-Servers are asked in the background when the stored list is older than a minute and in use, or when they report a
-change. The client waits a moment only for servers that have never answered. Their lists are judged and stored by one
-database function, `gateways_learn`, which the pages use too.
+A server is asked for its list in the background when the stored list is in use and older than a minute, or when the
+server reports a change. A client waits, briefly, only for servers that have never answered. One database function,
+`gateways_learn`, compares and stores the lists; the pages use it too.
 """
 
 import asyncio
@@ -37,12 +37,12 @@ logger = logging.getLogger(__name__)
 
 # `_meta` key under which a list names the servers that could not be asked, and why.
 UNAVAILABLE = "gateway-admin/unavailable"
-PARTIAL = "gateway-admin/partial"  # Nothing is stored for one of them, so the list is incomplete.
+PARTIAL = "gateway-admin/partial"  # Nothing is stored for one of these servers, so the list is incomplete.
 
 FRESH_SECONDS = 60.0  # Stored lists are not requested again for this long,
 RETRY_SECONDS = 10.0  # or for this long if the server could not be asked.
 WAIT_SECONDS = 1.5  # How long a client waits for a server without a stored list,
-LIVE_SECONDS = 3.0  # and for one whose lists differ by session.
+LIVE_SECONDS = 3.0  # and for a server whose lists differ by session.
 
 PAGE = 1_000  # Definitions.
 CURSOR = "cursor"
@@ -52,13 +52,13 @@ KEEP_TTL = """
 UPDATE gateways_listing SET ttl_ms = %s
 WHERE assignment_id = %s AND identity_id IS NOT DISTINCT FROM %s AND kind = %s AND ttl_ms <> %s
 """
-MOST_TTL_MS = 60_000  # A list depends on switches, too, which may change at any moment.
+MOST_TTL_MS = 60_000  # Not longer: lists also depend on switches here, which may change at any moment.
 
 type Lookup = Callable[[], Awaitable[AccessRow | None]]
 
 
 class Unavailable(NamedTuple):
-    """A server that could not be asked; its stored features are listed."""
+    """A server that could not be asked for its list, and why. Its stored features are listed nevertheless."""
 
     assigned: AssignedServer
     reason: str
@@ -74,7 +74,7 @@ class ListPage(NamedTuple):
     ttl_ms: int = 0
 
     def response(self, request_id: Id | None, more: Object) -> bytes:
-        """Return the response with `more` members in its result; definitions are not parsed and dumped again."""
+        """Return the response, with the members `more` in the result. Definitions are inserted as stored texts."""
         if self.unavailable:
             named = [{"server": a.server_name, "alias": a.alias, "reason": reason} for a, reason in self.unavailable]
             meta: Object = {UNAVAILABLE: named}
@@ -100,7 +100,10 @@ class Position(NamedTuple):
     digest: str
 
     def next_in(self, keys: Sequence[str]) -> int:
-        """Return the start of the next page: after that definition, or its old index if it is gone."""
+        """Return the index where the next page starts: one after the last definition sent.
+
+        If that definition was removed, the page starts at the index that it had.
+        """
         if self.at < len(keys) and _digest(keys[self.at]) == self.digest:
             return self.at + 1
         return next((now + 1 for now, key in enumerate(keys) if _digest(key) == self.digest), self.at)
@@ -117,7 +120,7 @@ class ListKey(NamedTuple):
 
     assignment_id: str
     identity_id: str | None
-    owner_id: str | None  # Only where lists differ by session.
+    owner_id: str | None  # Set only if the server's lists differ by session.
     kind: str
 
 
@@ -145,7 +148,7 @@ class Lists:
         self._seconds = seconds
         self._asking: dict[ListKey, asyncio.Task[list[Definition]]] = {}
         self._again: set[ListKey] = set()
-        # Time and task of the last introduction, by server and identity.
+        # `_introducing`: time and task of the last introduction, by server and identity.
         self._background = Background(UpstreamError, DatabaseUnavailable)
         self._introducing: dict[tuple[str, str], tuple[float, asyncio.Task[Sequence[ServerDescription] | None]]] = {}
 
@@ -154,9 +157,10 @@ class Lists:
         await self._background.stop()
 
     async def answer(self, request: McpRequest, grant: AccessRow, kind: str, cursor: object = None) -> ListPage:
-        """Return a page of the features this connection may use; the first one if there is no cursor.
+        """Return a page of the features this connection may use; the first page if there is no cursor.
 
-        Raises BadListCursor, and NoServerAnswered or the one server's error when nothing is known.
+        Raises BadListCursor. If nothing is stored and all servers failed, raises NoServerAnswered; for a single server,
+        raises the error of that server.
         """
         after = self._position(cursor, grant, kind) if cursor is not None else None
         ready, unavailable = _split_by_readiness(grant.assignments)
@@ -205,7 +209,7 @@ class Lists:
         """Return the position sealed in a cursor. Raises BadListCursor."""
         try:
             facts = json.loads(self._cipher.open(cursor.encode("ascii") if isinstance(cursor, str) else b""))
-        except ValueError:  # Unreadable is a ValueError too.
+        except ValueError:  # Includes Undecryptable.
             raise BadListCursor from None
         if not isinstance(facts, list) or facts[:3] != [CURSOR, grant.gateway_id, kind]:
             raise BadListCursor
@@ -237,9 +241,9 @@ class Lists:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
-        """Return the grant with the introductions of servers that had none, because a client requests them once.
+        """Return the grant, adding the introductions of servers that had none: clients request introductions only once.
 
-        Waits as long as for lists. After a timeout, a server is not waited for again within RETRY_SECONDS.
+        Waits up to WAIT_SECONDS per server. After a timeout, does not wait for the server again within RETRY_SECONDS.
         """
 
         async def introduce(assigned: AssignedServer) -> AssignedServer:
@@ -267,7 +271,7 @@ class Lists:
             task = self._background.spawn("introduction of a server", work)
             fresh = {each: held for each, held in self._introducing.items() if now - held[0] < FRESH_SECONDS}
             self._introducing = fresh | {key: (now, task)}
-        with suppress(TimeoutError):  # All requests wait until the deadline of the first.
+        with suppress(TimeoutError):  # All requests share the deadline of the first one.
             return await asyncio.wait_for(asyncio.shield(task), max(asked_at + WAIT_SECONDS - now, 0))
         return None
 
@@ -276,7 +280,7 @@ class Lists:
     ) -> Sequence[ServerDescription] | None:
         try:
             upstream = target_for_lists(assigned, grant, self._cipher, trace)
-            # Clients rely on these capabilities at once: the rows decide which servers are subscribed to.
+            # Stored, not only returned: the stored capabilities decide to which servers the gateway subscribes.
             return await self.eras.introduce(upstream)
         except (UpstreamError, DatabaseUnavailable) as error:
             logger.debug(
@@ -292,14 +296,14 @@ class Lists:
     async def _wait_for(
         self, assignments: Sequence[AssignedServer], grant: AccessRow, kind: str, request: McpRequest
     ) -> Sequence[list[Definition] | UpstreamError]:
-        """Return the lists of these servers, or their errors within the client's waiting time; requests continue."""
+        """Return each server's list or error, after the client's waiting time at most; requests to servers continue."""
 
         async def ask(assigned: AssignedServer) -> list[Definition] | UpstreamError:
             hop = None if request.span is None else request.span.hop(assigned, CATALOGUES[kind].method)
             fault: BaseException | None = None
             try:
                 seconds = LIVE_SECONDS if assigned.lists_live else WAIT_SECONDS
-                if assigned.listing is None:  # Never asked before: the first list should be complete.
+                if assigned.listing is None:  # The server was never asked: the first list should be complete.
                     seconds = assigned.timeout_s
                 return await self._ask(assigned, grant, kind, request.trace if hop is None else hop.trace, seconds)
             except UpstreamError as error:
@@ -351,7 +355,7 @@ class Lists:
                 if renewed is None:
                     raise
                 listed = await self._list(asked, renewed, grant, trace, seconds)
-        except (Busy, Refusal, IdentityUnavailable):  # It was not asked.
+        except (Busy, Refusal, IdentityUnavailable):  # The server was not asked.
             raise
         except UpstreamError as error:
             self._usage.server_contacted(
@@ -393,7 +397,7 @@ class Lists:
     async def _look_up(
         self, request: McpRequest, grant: AccessRow, kind: str, wanted: Wanted | None = None
     ) -> AccessRow:
-        """Return the grant as re-read from the database, or the old one if it is gone."""
+        """Return the grant re-read from the database; the old grant if the token no longer exists."""
         if request.query is None:
             return grant
         again = request.query._replace(wanted=wanted or Wanted(ServersNeeded.ALL, kind))
@@ -417,7 +421,10 @@ def _shown(
     kind: str,
     live: dict[str, list[Definition] | UpstreamError],
 ) -> dict[str, str]:
-    """Return the texts of all usable features by name. A name of several servers is listed for the one it calls."""
+    """Return the texts of all usable features by name.
+
+    If servers share the name of a tool or prompt, only the server that gets the calls is listed.
+    """
     shown: dict[str, str] = {}
     knows_dots = request.modern or request.version in versions.DOTTED
     for assigned in ready:

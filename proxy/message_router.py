@@ -1,9 +1,10 @@
 """Running calls in sessions at servers, and the messages those servers send for them on the standing stream.
 
-A server of the session era may send a request for a call on the session's standing stream: its SDK does so when the
-author names no related request. So that stream is read from before the first call in a session until IDLE_SECONDS after
-the last one. One worker reads it, and passes messages to the worker that has the call or the client's standing stream,
-in a sealed row. The bus carries ids only.
+A server of the session era may send its request about a call on the session's standing stream instead of the call's
+stream; SDKs do so if the author of a tool names no related request. So the gateway reads the standing stream from
+before the first call in a session until IDLE_SECONDS after the last call. One worker reads the stream, and passes each
+message, in an encrypted row, to the worker that runs the call or has the client's standing stream. The bus carries ids
+only.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ PROGRESS = "notifications/progress"
 
 @dataclass(eq=False, slots=True)
 class SessionCall:
-    """A running call; `row` is the session at the server in which it was sent."""
+    """A running call; `row` is the id of the session at the server in which the call was sent."""
 
     calls: SessionCalls
     grant: AccessRow
@@ -62,7 +63,7 @@ class SessionCall:
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Register the call, and return when it may be sent: once the server's stream is open, if it has one."""
+        """Register the call, and return when the call may be sent: once the server's stream, if any, is open."""
         self.end()
         if not session.id or not session.row:
             return
@@ -81,7 +82,7 @@ class SessionCall:
 
 @dataclass(eq=False, slots=True)
 class SessionUse:
-    """A session at a server with running or recent calls of this worker; `newest` is the last of them."""
+    """A session at a server with running or recent calls of this worker; `newest` is the latest call."""
 
     newest: SessionCall
     calls: list[SessionCall] = field(default_factory=list)
@@ -92,9 +93,9 @@ class SessionUse:
 
 
 class SessionCalls:
-    """The sessions at servers that calls of this worker use, by row.
+    """The sessions at servers that calls of this worker use, by row id.
 
-    `listen` returns once a session's stream is open, or will not be opened.
+    `listen` is called before a call is sent, and returns once the session's stream is open or will not be opened.
     """
 
     def __init__(self, listen: Callable[[str, SessionUse], Awaitable[None]]) -> None:
@@ -126,7 +127,7 @@ class SessionCalls:
         return (use := self.uses.get(row)) is not None and use.beginning
 
     def by_token(self, row: str, message: Object) -> SessionCall | None:
-        """Return the call with the progress token of this message."""
+        """Return the running call with the progress token of this message, or None."""
         params = message.get("params")
         token = params.get("progressToken") if isinstance(params, dict) else None
         return next((call for call in self.of(row) if call.token is not None and call.token == token), None)
@@ -173,7 +174,7 @@ class Heard(NamedTuple):
 
 
 class Bid(NamedTuple):
-    """The number of a worker's calls in a session, and whether it has a call's stream or a standing stream."""
+    """A worker's offer to take a session's messages: its number of calls, and the kinds of client streams it has."""
 
     calls: int
     has_stream: bool
@@ -225,7 +226,10 @@ class Courier:
             await self._bus.publish("interest", " ".join([self.name, *rows[first : first + 100]]))
 
     async def offer(self, heard: Heard, owner: Owner) -> Destination | None:
-        """Choose the destination, and hand over if that is another worker. Return None if no worker has a stream."""
+        """Choose the destination and return it, or None if no worker has a stream.
+
+        If another worker is chosen, the messages are handed over to that worker.
+        """
         uid, others = str(uuid4()), self._calls.others(heard.row)
         bids: dict[str, Bid] = {}
         news = asyncio.Event()
@@ -298,7 +302,10 @@ class Courier:
 
 
 def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
-    """Choose the only call of all workers, if it has a stream; otherwise a standing stream, preferably our own."""
+    """Choose the session's call, if there is exactly one and it has a stream; otherwise a standing stream.
+
+    A standing stream of this worker (`own`) is preferred. Return None if there is no stream.
+    """
     if sum(bid.calls for bid in bids.values()) == 1:
         (worker,) = (worker for worker, bid in bids.items() if bid.calls)
         if bids[worker].has_stream:
@@ -307,11 +314,11 @@ def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
     return Destination(own if own in standing else standing[0], to_call=False) if standing else None
 
 
-# Routes messages from the standing stream of a server's session to the call they are for, or the client's stream.
+# Routes messages from the standing stream of a server's session to the call concerned, or to the client's stream.
 
 # Notifications that a server sends during a call, rewritten for the client.
 
-# Notifications that belong to the request on whose stream they arrive; only their URIs are rewritten.
+# Notifications about the request on whose stream they arrive. Nothing but their URIs is rewritten.
 PASSED_ON = frozenset({"notifications/resources/updated", "notifications/elicitation/complete"})
 
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
@@ -329,7 +336,7 @@ async def relay(
     progress_token: int | None,
     notification: Object,
 ) -> None:
-    """Rewrite a notification of a call and forward it to the client, if it is meant for the client."""
+    """Rewrite a notification that arrived during a call and forward it to the client; drop it if not for the client."""
     own, method = notification.get("params"), notification.get("method")
     if not isinstance(own, dict) or not isinstance(method, str):
         return
@@ -359,7 +366,7 @@ def _is_passed_on(request: McpRequest, method: str, params: Object) -> bool:
 
 
 def _level(request: McpRequest, grant: AccessRow, message: Message) -> str:
-    """Return the minimum level of log messages for this client; empty if it set none."""
+    """Return the minimum level of log messages for this client; empty if the client set none."""
     if not request.modern:
         return grant.session.log_level if grant.session is not None else ""
     level = message.meta.get(versions.LOG_LEVEL_KEY)
@@ -367,12 +374,15 @@ def _level(request: McpRequest, grant: AccessRow, message: Message) -> str:
 
 
 def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message) -> str:
-    """Return the log level to send to the server; empty if it cannot log, or no level is needed."""
+    """Return the log level to send to the server; empty if the server cannot log or the client set no level."""
     return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
 
 
 def _levels(request: McpRequest, grant: AccessRow, message: Message) -> frozenset[str]:
-    """Return the log levels sent to this client: in 2026-07-28 none unless the request sets a level."""
+    """Return the levels of log messages to send to this client.
+
+    A client of 2026-07-28 gets none unless the request sets a level; other clients get all unless they set a level.
+    """
     level = _level(request, grant, message)
     return NO_LEVELS if request.modern and not level else told_levels(level)
 
@@ -433,12 +443,12 @@ class Carrier:
         self.streams, self._keeper, self._client, self._bus, self._requests, pending, self._events = parts
         self._run = run
         self.courier = Courier(name, self._bus, pending, calls, self._own, self._deliver)
-        self.refused: dict[str, frozenset[str]] = {}  # URIs that the clients of sessions may not read, by owner.
+        self.refused: dict[str, frozenset[str]] = {}  # Subscribed URIs that the client may not read, by owner.
         self._handed_over: dict[str, int] = {}  # Running requests that other workers received, by session.
         self._bus.on(WAITING, self.give_waiting)
 
     async def carry(self, held: OpenServerStream, asked: Object, answer: Answer) -> None:
-        """Forward a server request to the worker with the client's stream, or refuse it if there is none."""
+        """Forward a server request to the client, in this worker or another; refuse it if the client has no stream."""
         if not can_answer(held.source.target.capabilities, asked):
             self._requests.in_background(answer(NOT_SUPPORTED))
             return
@@ -452,7 +462,7 @@ class Carrier:
             self._requests.in_background(answer(NO_STREAM))
 
     async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
-        """Send the request on the stream of the session's call here; False if it has none."""
+        """Send the request on the stream of the session's call here. Return False if no call here has a stream."""
         call = next(iter(self.calls.of(heard.row)), None)
         if call is None or call.on_request is None or not call.has_stream:
             return False
@@ -468,20 +478,20 @@ class Carrier:
         return True
 
     async def tell(self, held: OpenServerStream, message: Object) -> None:
-        """Forward a notification: progress to its call, others to the only call or a standing stream."""
+        """Forward a notification: progress to the call concerned, others to the only call or a standing stream."""
         if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)
             return
         own = self._own(held.row, held.source.audience.owner)
         to_call = own[:2] == (1, True)
-        # Calls without a stream cannot take it; the client may have a stream at another worker.
+        # A call without a stream cannot take the message; the client may have a stream at another worker.
         if self.calls.others(held.row) or not (to_call or own.has_standing):
             self._hand_over(held, message)
         elif message["method"] != PROGRESS:
             await self._deliver(self._heard(held, [message]), to_call)
 
     def _hand_over(self, held: OpenServerStream, message: Object) -> asyncio.Future[bool]:
-        """Queue this message for other workers, in order. The future's result is True if a worker took it."""
+        """Queue this message for other workers, in order. The future's result is True if a worker took the message."""
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         held.waiting_bytes += (size := len(jsonrpc.dumps(message)))
         if len(held.waiting) >= MOST_WAITING or held.waiting_bytes > MOST_WAITING_BYTES:
@@ -541,7 +551,7 @@ class Carrier:
                 self._put(heard, message)
 
     def _put(self, heard: Heard, message: Object) -> None:
-        """Send a message, rewritten for the client, on its standing stream, or store it until there is one."""
+        """Rewrite a message and send it on the client's standing stream. Without a stream, store or drop it."""
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)
         if message["method"] == LOGGED:
@@ -559,9 +569,9 @@ class Carrier:
             self._events.keep_waiting(heard.owner, jsonrpc.dumps(message))
 
     def give_waiting(self, session_id: str | None) -> None:
-        """Send the stored messages of this session (None: of all) on its standing stream, if that is here.
+        """Send the stored messages of this session (None: of all) on its standing stream, if this worker has one.
 
-        Call it when the stream has begun. Messages stored after that are announced on the bus.
+        Call this when the stream has begun. Messages stored later are announced on the bus.
         """
         streams = self.streams.standing() if session_id is None else self.streams.of_owner(session_id)
         if found := {each.owner: None for each in streams if each.is_listening}:
@@ -572,7 +582,7 @@ class Carrier:
             for message in await self._waiting(session_id):
                 if listening := self._standing_of_session(session_id):
                     listening[0].put(jsonrpc.loads(message))
-                else:  # The stream has ended in between.
+                else:  # The stream ended while the messages were read.
                     self._events.keep_waiting(session_id, message)
 
     async def _waiting(self, session_id: str) -> list[bytes]:

@@ -1,8 +1,8 @@
 """Metrics of the proxy for /metrics, in prometheus-client's multi-process mode.
 
-Durations are collected and written once a second: each sample is a write to a file that the workers share, and a call
-has a dozen. Durations of calls with the same outcome, gateway and server are collected in one list, from which all
-their metrics are computed. Gauges are read at the same time.
+Durations are collected and written once a second, because each sample is a write to a file that the workers share, and
+a call has a dozen samples. Durations of calls with the same outcome, gateway and server are collected in one list, from
+which all metrics of these calls are computed. Gauges are read when durations are written.
 """
 
 import fcntl
@@ -19,13 +19,13 @@ from prometheus_client import Counter, Gauge, Histogram
 from proxy import open_files
 from proxy.store.call_log import CallRow
 
-# Caps the number of distinct values per metric label, shared by all workers of one `serve`.
+# Caps the number of distinct values of each metric label. All workers of one `serve` share the values.
 
 OTHER = "other"
 
 
 class Names:
-    """The names of one kind that have their own label; all others are counted as `other`.
+    """The names of one kind (gateways or servers) with their own label value; other names are counted as `other`.
 
     At the start the most used names are admitted (see `admit`), then each name that is called while there is room. No
     name is removed before `serve` restarts, because counters never decrease. Workers share the names in a file in
@@ -50,7 +50,7 @@ class Names:
         return name if name in self._known else OTHER
 
     def admit(self, names: Iterable[str]) -> None:
-        """Give these names labels of their own, in this order, while there is room."""
+        """Give these names their own label values, in this order, while there is room."""
         if self._path is None:
             self._add(names)
             return
@@ -70,8 +70,8 @@ class Names:
 
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-NAME_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)  # Fewer: there is a set of them for each name.
-# The index in NAME_BUCKETS for each index in BUCKETS, and for the one past its end.
+NAME_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)  # Fewer than BUCKETS: each name has a set of buckets.
+# The index in NAME_BUCKETS for each index in BUCKETS, and for the index past the end of BUCKETS.
 NAME_BUCKET_OF = [*map(partial(bisect_left, NAME_BUCKETS), BUCKETS), len(NAME_BUCKETS)]
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -93,7 +93,7 @@ def _durations(name: str, what: str) -> BatchedHistogram:
 CALLS = Counter("gateway_calls", "MCP requests with a known token", ("outcome", "deny_reason"))
 UNKNOWN_TOKENS = Counter("gateway_unknown_tokens", "MCP requests without a token, or with an unknown one")
 UNAVAILABLE = Counter("gateway_unavailable", "MCP requests answered 503", ("why",))
-# Created at the start, for alerts on the first event: Prometheus sees no increase in a series that begins with 1.
+# Created with the value 0 at the start: in a series that begins with 1, Prometheus sees no increase to alert on.
 CALLS.labels("rpc_error", "internal_error")
 for _why in ("access", "not_executed", "record", "sessions"):
     UNAVAILABLE.labels(_why)
@@ -141,19 +141,19 @@ RECORD = _durations("record", "Time until the row of a call was committed")
 _lanes: dict[str, Callable[[], int]] = {}
 _faults: dict[str, Callable[[], str]] = {}
 _idle: list[Callable[[], int]] = []
-_spans: list[tuple[Counts[str], Counts[str]]] = []  # Counts by result, and those already written.
+_spans: list[tuple[Counts[str], Counts[str]]] = []  # Current counts by result, and the counts already written.
 _at_servers: list[Callable[[], Mapping[str, int]]] = []
 
-# Names with labels of their own.
+# Names with their own label value.
 GATEWAYS, SERVERS = Names("gateways"), Names("servers")
 
-# Durations since the last flush, in seconds: of calls in total and at servers, by gateway, server, outcome and
-# deny_reason; of the decision; and of writing the row.
+# Durations since the last flush, in seconds. `_took`: calls in total and at servers, by gateway, server, outcome and
+# deny_reason. `_authorise`: the access decision. `_record`: writing the row.
 _took: defaultdict[tuple[str, str, tuple[str, str]], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
 _authorise: list[float] = []
 _record: list[float] = []
 
-# Numbers of open things, counted where they are opened and closed.
+# Numbers of open streams and connections, counted where they are opened and closed.
 open_counts = Counts[str]()
 
 
@@ -182,9 +182,9 @@ def watch(
 
 
 def tell_apart(most: int, folder: Path | None, gateways: Iterable[str], servers: Iterable[str]) -> None:
-    """Give up to `most` gateways and `most` servers labels of their own, beginning with these.
+    """Give up to `most` gateways and `most` servers their own label values, the given names first.
 
-    Workers of one `serve` share the names in `folder`; None for a single process.
+    Workers of one `serve` share the names in `folder`; with None, the process does not share them.
     """
     for names, first in ((GATEWAYS, gateways), (SERVERS, servers)):
         names.set_up(most, folder)

@@ -6,9 +6,9 @@ from django.db import models
 
 
 class RateCounter(models.Model):
-    """Calls that all workers took in the current minute of a workspace, gateway or token with a rate limit.
+    """Calls that all workers have leased in the current minute, of a workspace, gateway or token with a rate limit.
 
-    `window` is the start of that minute, `most` the limit in the last request, `taken` the calls last taken.
+    `window` is the start of that minute, `most` the limit in the last request, `taken` the calls last leased.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -44,8 +44,8 @@ class Session(models.Model):
     """A client's MCP session, opened by `initialize`; usable by its id with any token of its connection.
 
     Its id is that of the call that opened it; `digest` is SHA-256 of the id that the client sends, which is a secret.
-    `declared` are the client capabilities that servers are sent. An ended session has no row. `lost_at` is when a
-    server lost its own session: running calls continue, every further request gets 404.
+    `declared` are the client capabilities that are sent to servers. The row of an ended session is deleted. `lost_at`
+    is when a server lost its session with the gateway: running calls continue, every further request gets 404.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -57,7 +57,7 @@ class Session(models.Model):
     client_name = models.CharField(max_length=200, blank=True)
     client_version = models.CharField(max_length=200, blank=True)
     log_level = models.CharField(max_length=12, blank=True)
-    # The client's URIs of the resources it is subscribed to.
+    # URIs, as the client sees them, of the resources the client has subscribed to.
     subscriptions = models.JSONField(default=list, db_default=[])
     lost_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -71,7 +71,7 @@ class Session(models.Model):
 
 
 class UpstreamSession(models.Model):
-    """A session at a server, for one client's session, or for a connection whose client has none.
+    """A session at a server, for one client's session, or for a connection whose client has no session.
 
     `key` is made by query.sql and identifies its purpose. `sealed_id` is the server's id, empty for a stateless server.
     """
@@ -104,9 +104,9 @@ class UpstreamSession(models.Model):
 class ServerInfo(models.Model):
     """A server's last answer to `initialize` or `server/discover`.
 
-    Instructions may be meant for one user only, so each identity has a row; `told_to` is the identity, or the server
-    if it was asked without one. `capabilities` are those in sessions, `modern_capabilities` those in 2026-07-28; null
-    until the server sent them.
+    Instructions may be meant for one user only, so each identity has a row; `told_to` is the id of the identity, or of
+    the server if it was asked without an identity. `capabilities` are those in the session era, `modern_capabilities`
+    those in 2026-07-28; each is null until the server has sent it.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -130,7 +130,7 @@ class ServerInfo(models.Model):
 class PendingRequest(models.Model):
     """A server's request to a client, waiting for an answer until `expires_at`; `asked` and `answer` are sealed.
 
-    It is answered by `session_id` of the connection, or by the retry of the suspended call `call_id`.
+    The answer comes from the session `session_id` of the connection, or with the retry of the suspended call `call_id`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -149,8 +149,8 @@ class PendingRequest(models.Model):
 class SuspendedCall(models.Model):
     """A call whose server waits while the client collects the answers; `outcome` is sealed.
 
-    `turn` counts the times the client was asked; each requestState is valid for one of them. The worker that has the
-    call updates `beat_at` until it is over.
+    `turn` counts how often the client was asked for input; each requestState is valid for one turn. The worker that
+    runs the call updates `beat_at` until the call is over.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -167,7 +167,7 @@ class SuspendedCall(models.Model):
 class StreamEvent(models.Model):
     """An event of a session's stream that the client may not have received, until `expires_at`; `data` is sealed.
 
-    Without data it only marks the position of the stream; `is_last` marks its end.
+    An event without data only marks the position of the stream; `is_last` marks the end of the stream.
     """
 
     id = models.BigAutoField(primary_key=True)

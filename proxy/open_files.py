@@ -1,7 +1,7 @@
 """Limits on the open files of this process, mostly sockets. A process at its limit cannot accept connections.
 
-The system gives a new socket the lowest free number. So if streams are refused above a number, the numbers above it
-remain for calls, and nothing has to be counted.
+The system gives a new socket the lowest free file number. So if streams are refused when this number is above a bound,
+the numbers above the bound remain free for calls, and no open streams have to be counted.
 """
 
 import logging
@@ -14,9 +14,9 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-MOST = 1 << 20  # Used if there is no limit: "unlimited" cannot be set.
-FOR_STREAMS = 0.8  # Share of the numbers that standing streams may use,
-FOR_CONNECTIONS = 0.9  # and client connections of any kind. The rest is for the database, servers and files.
+MOST = 1 << 20  # Used if the hard limit is "unlimited", which cannot be set as soft limit.
+FOR_STREAMS = 0.8  # Share of the file numbers that standing streams may use,
+FOR_CONNECTIONS = 0.9  # and share that all client connections may use. The rest is for the database, servers and files.
 RETRY_AFTER = (b"retry-after", b"10")
 LOG_SECONDS = 10.0
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from wire import jsonrpc
 
-# Pages that each signed-in person has.
+# Pages that every signed-in person may open.
 CALLS = "/settings/calls"
 IDENTITIES = "/settings/identities"
 TOKENS = "/settings/api-tokens"
@@ -15,7 +15,7 @@ SIGN_IN = "/accounts/login/"
 GENERIC = {"server": "this server", "tool": "this tool", "prompt": "this prompt", "resource": "this resource"}
 
 
-# Page where a person adds the identity that a call lacks: the row of their connection and this server.
+# Page where a person adds the identity that a call lacks: the table row of the call's connection and server.
 IDENTITY_ROW = IDENTITIES + "?connection={connection}#carried-{connection}-{assignment}"
 AT_IDENTITY_ROW = frozenset(
     {
@@ -47,11 +47,12 @@ class Step(IntEnum):
 
 
 class Reason(NamedTuple):
-    """The check that stops the call, its finding, and the page for the call's user.
+    """A reason for refusing a call: the check, the sentence about its result, and the page where the user can act.
 
-    `template` has the placeholders of GENERIC. `short` is the finding in rows of blocked objects: next to the state
-    `blocked`, in a switch, in the Django admin. `status` is the HTTP status of the refusal of a whole request; 0 for
-    reasons that are JSON-RPC errors of a call. `published` is its message where the exact body is documented.
+    `template` is the sentence, with the placeholders of GENERIC. `short` is a short form for rows of blocked objects:
+    next to the state `blocked`, in a switch, in the Django admin. `status` is the HTTP status if the whole request is
+    refused; 0 for reasons sent as JSON-RPC errors of a call. `published` is the message of the refusal if its exact
+    body is documented.
     """
 
     step: Step
@@ -63,17 +64,17 @@ class Reason(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """The finding, without naming a server or feature."""
+        """The sentence, without names of a server or feature."""
         return self.template.format_map(GENERIC)
 
     @property
     def published_body(self) -> bytes:
-        """The documented body of the refusal; empty if its message is a sentence."""
+        """The documented body of the refusal; empty if its exact body is not documented."""
         code = jsonrpc.UNAUTHORIZED if self.status == 401 else jsonrpc.FORBIDDEN
         return jsonrpc.error(None, code, self.published) if self.published else b""
 
     def naming(self, server: str, feature: str = "") -> str:
-        """Return the finding with the names of this server and of this tool, prompt or resource."""
+        """Return the sentence with the names of this server and of this tool, prompt or resource."""
         server = f'server "{server}"'
         return self.template.format_map(dict.fromkeys(GENERIC, f"{feature} of {server}") | {"server": server})
 
@@ -206,6 +207,6 @@ REASONS = {
 
 
 def message(reason: str, public_url: str, sentence: str = "", page: str = "") -> str:
-    """Return the error message for the client: one sentence and a URL, by default those of the reason."""
+    """Return the error message for the client: a sentence and the URL of a page, by default those of the reason."""
     found = REASONS[reason]
     return f"{(sentence or found.sentence).removesuffix('.')}. {public_url}{page or found.page}"

@@ -35,12 +35,12 @@ from wire.oauth_client import (
 
 logger = logging.getLogger(__name__)
 
-STORE_ATTEMPTS = 5  # The issuer gives a token only once, so storing it is retried.
+STORE_ATTEMPTS = 5  # Storing a token is retried, because the issuer sends each token only once.
 STORE_PAUSE = 0.5
 
 
 class IdentityUnavailable(UpstreamError):
-    """The issuer of an identity cannot be asked just now for a fresh token."""
+    """The issuer of an identity cannot renew the token at the moment."""
 
     reason = "identity_unavailable"
     sentence = 'The credential for server "{server}" cannot be renewed at the moment; try again soon.'
@@ -51,11 +51,11 @@ class MoreRights(Refusal):
 
 
 class Refresher:
-    """Renews identities from sign-ins. Concurrent calls with the same identity share one renewal."""
+    """Renews identities obtained by sign-in. Concurrent calls with the same identity share one renewal."""
 
     def __init__(self, state: StatePool, entered: Transport, named: Transport, cipher: Cipher) -> None:
         self._state = state
-        self._transports = {True: entered, False: named}  # Whether an administrator entered the issuer's URL.
+        self._transports = {True: entered, False: named}  # Key: whether an administrator entered the issuer's URL.
         self._cipher = cipher
         self._under_way: dict[tuple[str, str], asyncio.Task[str]] = {}
         self._background = Background(NotRenewed, DatabaseUnavailable)
@@ -65,7 +65,7 @@ class Refresher:
         await self._background.stop(patience=SECONDS)
 
     async def fresh(self, assigned: AssignedServer) -> AssignedServer:
-        """Return the server with an unexpired token; waits only if the present one has expired.
+        """Return the server with an unexpired token; wait for a renewal only if the present token has expired.
 
         Raises Refusal or IdentityUnavailable.
         """
@@ -89,7 +89,7 @@ class Refresher:
         return assigned._replace(ciphertext=ciphertext, sign_in=SignInState(False, None))
 
     async def after(self, refusal: AccessRefused, assigned: AssignedServer) -> AssignedServer | None:
-        """Return the server with a renewed token after it refused the present one, or None if that cannot help.
+        """Return the server with a renewed token after it refused the present token; None if renewing cannot help.
 
         Raises Refusal when a person has to sign in again.
         """
@@ -187,17 +187,17 @@ def _in_order(request: TokenRequest) -> tuple[str, Mapping[str, str], bytes]:
 
 # Renew the access token of an identity, once for all processes: the steps, without network or database access.
 #
-# `renewal` is a generator. It yields a Statement of refresh.sql, and is sent its rows; a TokenRequest, and is sent
-# status and body, or None if there was no answer; or a number of seconds to wait. The driver may be asynchronous, as
-# in the proxy, or synchronous, as in the pages.
+# `renewal` is a generator whose driver does the work. For a yielded Statement of refresh.sql the driver sends the rows;
+# for a TokenRequest, the status and body of the answer, or None if there was no answer. A yielded number is the seconds
+# to wait. The driver may be asynchronous, as in the proxy, or synchronous, as in the pages.
 
 STATEMENTS = load_statements(Path(__file__).with_name("refresh.sql"))
 
-LONGEST_WAIT = 25.0  # For another process that is renewing the token.
-LOOK_SECONDS = (0.05, 0.5)  # First and longest poll interval meanwhile.
-ATTEMPTS = 2  # In one renewal, if the issuer gives no answer.
+LONGEST_WAIT = 25.0  # Seconds to wait for another process that is renewing the token.
+LOOK_SECONDS = (0.05, 0.5)  # First and longest poll interval while waiting for another process.
+ATTEMPTS = 2  # Requests in one renewal, if the issuer does not answer.
 PAUSE_SECONDS = 0.5
-UNCLEAR_REFUSALS = 3  # Consecutive refusals without a final error code before they count as final.
+UNCLEAR_REFUSALS = 3  # After so many consecutive refusals without a final error code, the refusal counts as final.
 
 
 class Statement(NamedTuple):
@@ -212,9 +212,10 @@ type Renewal = Generator[Step, Any, str]
 
 
 class NotRenewed(Exception):
-    """The token was not renewed; `reason` is the deny reason of calls, or `identity_unavailable`.
+    """The token was not renewed; `reason` is the reason for refusing calls, or `identity_unavailable`.
 
-    `revocations` are requests to send to the issuer: they revoke tokens issued for an identity that ended meanwhile.
+    `revocations` are requests to send to the issuer. They revoke new tokens of an identity that was disabled or revoked
+    during the renewal.
     """
 
     def __init__(self, reason: str, detail: str = "", revocations: Sequence[TokenRequest] = ()) -> None:
@@ -237,13 +238,13 @@ class RenewalData(NamedTuple):
     registration: str
     revocation_endpoint: str
     private: bool
-    entered: list[str]  # The URLs that an administrator entered for its server.
+    entered: list[str]  # The URLs that an administrator entered for the identity's server.
 
 
 def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
-    """Yield the steps to a token newer than `ciphertext`, from this process or another; return its ciphertext.
+    """Yield the steps of a renewal, and return the ciphertext of a token newer than `ciphertext`.
 
-    Raises NotRenewed.
+    This process or another one renews the token. Raises NotRenewed.
     """
     waited, pause = 0.0, LOOK_SECONDS[0]
     while True:
@@ -270,7 +271,7 @@ class Now(NamedTuple):
     """The current state of an identity whose lease this process does not have."""
 
     ciphertext: str | None
-    refusal: str  # The reason why it may not be used, or empty.
+    refusal: str  # The reason why the identity may not be used; empty if it may be used.
     has_refresh: bool
     is_leased: bool
 
@@ -295,17 +296,18 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
         way = {"registration": held.registration, "refused": held.auth_method}
         yield Statement(STATEMENTS["other_auth_method"], way)
     now = _now((yield Statement(STATEMENTS["look"], {"identity": parameters["identity"]})))
-    if now.refusal:  # Disabled or revoked meanwhile. A disabled identity has stored its new tokens.
+    if now.refusal:  # The identity was disabled or revoked meanwhile; if disabled, the new tokens were stored.
         raise NotRenewed(now.refusal, "", () if stored else _revocations(held, tokens, cipher))
     if now.ciphertext is None:
         raise NotRenewed("identity_unavailable")
-    return now.ciphertext  # Another token if the person has signed in again meanwhile.
+    return now.ciphertext  # Not the renewed token if the person has signed in again meanwhile.
 
 
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
     """Record that a person has to sign in again, and raise NotRenewed.
 
-    Nothing is recorded if the token was replaced or the lease lost meanwhile; return the new token if there is one.
+    If the token was replaced meanwhile, record nothing and return the new ciphertext. If only the lease was lost,
+    record nothing and raise NotRenewed.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)
@@ -344,7 +346,7 @@ def _request(held: RenewalData, cipher: Cipher) -> TokenRequest:
         "grant_type": "refresh_token",
         "refresh_token": cipher.open(held.refresh.encode()),
         "resource": held.resource,
-        # Without a resource the issuer may need the scope again.
+        # Without the parameter `resource`, the issuer may need the scope again.
         "scope": "" if held.resource else held.scope,
     }
     client = RegisteredClient(held.client_id, _secret(held, cipher), held.auth_method)
@@ -352,7 +354,7 @@ def _request(held: RenewalData, cipher: Cipher) -> TokenRequest:
 
 
 def _ask_in_either_way(held: RenewalData, cipher: Cipher) -> Generator[Step, Any, tuple[Tokens, str]]:
-    """Return the tokens and the accepted auth method; if the issuer refuses one method, try the other once."""
+    """Return the tokens and the accepted auth method; if the issuer refuses one method, try the other method once."""
     try:
         return (yield from _ask(_request(held, cipher))), held.auth_method
     except TokenRefused as refusal:
@@ -382,7 +384,7 @@ def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generat
     rows = yield Statement(STATEMENTS["wait"], parameters)
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:
         raise NotRenewed("identity_unavailable", str(refusal)) from None
-    parameters["lease"] = None  # It was just released.
+    parameters["lease"] = None  # The statement `wait` has just released the lease.
 
 
 def _refused(parameters: dict[str, Any], reason: str, detail: str) -> Generator[Step, Any, None]:

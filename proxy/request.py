@@ -41,7 +41,7 @@ ACCEPT_BOTH = b"application/json, text/event-stream"
 
 
 class Accepted(NamedTuple):
-    """The response formats the client accepts; an event stream only if it is named explicitly."""
+    """The response formats the client accepts. `*/*` alone does not count as accepting an event stream."""
 
     json: bool
     stream: bool
@@ -52,7 +52,7 @@ class RequestHeaders(NamedTuple):
 
     http_method: str
     slug: str  # Empty if the path is not that of a gateway.
-    host_is_known: bool  # The Host header is one of our names.
+    host_is_known: bool  # The Host header is one of the gateway's host names.
     origin: str | None
     origin_is_allowed: bool  # Also True without an Origin.
     presents_bearer: bool
@@ -75,7 +75,7 @@ class HeaderReader:
         self._origins = Origins(config.public_url, config.allowed_origins)
 
     def read(self, scope: Scope) -> RequestHeaders:
-        """Parse the headers, or reuse the result if they equal the previous ones on the same connection."""
+        """Parse the headers; reuse the previous result if the connection's last request had the same header block."""
         noted = scope.get("extensions", {}).get(SAME_HEAD)
         if noted is None:
             return self._read(scope)
@@ -114,7 +114,7 @@ class HeaderReader:
 
 
 class Origins:
-    """The allowed browser origins: our own, and those the operator configured."""
+    """The allowed browser origins: the gateway's own, and the origins that the operator configured."""
 
     def __init__(self, public_url: str, allowed: Iterable[str]) -> None:
         scheme, host, port = hosts.origin_of(public_url)
@@ -147,14 +147,14 @@ def accepted_formats(value: bytes | None) -> Accepted:
 
 
 def _token(header_pairs: Iterable[Pair]) -> str | None:
-    """Return the bearer token if there is exactly one and it is well-formed."""
+    """Return the bearer token if there is exactly one and it is well-formed, otherwise None."""
     values = [value for name, value in header_pairs if name == b"authorization"]
     text = values[0][7:].strip().decode("latin-1")
     return text if len(values) == 1 and token_text.well_formed(text, MCP_TOKEN_KINDS) else None
 
 
 def _session_digest(header_pairs: Iterable[Pair]) -> bytes:
-    """Return the digest of the session id; several headers give a digest that matches no session."""
+    """Return the digest of the session id. Several session headers give a digest that matches no session."""
     return sessions.session_digest(
         "".join(value.decode("latin-1") for name, value in header_pairs if name == SESSION_ID)
     )
@@ -170,7 +170,7 @@ type Send = Callable[[Event], Awaitable[None]]
 type App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-# Bytes of a body that are read before the token is authorized; the rest only after.
+# Bytes of a body that are read before the token is authorized; the rest is read only after that.
 UNAUTHENTICATED_BODY = 64 * 1024
 
 
@@ -234,7 +234,7 @@ class McpRequest:
         self.message: Message | None = None
         self.feature: Named | None = None  # The feature the message names.
         self.mcp_task: Task | None = None  # The task the message is about.
-        # The client's protocol version; that of the session, once it is known.
+        # The protocol version from the client's header; without the header, that of the session once it is known.
         self.version = request_headers.protocol_version
         self.malformed: MalformedMessage | None = None
         self.modern = False
@@ -249,7 +249,7 @@ class McpRequest:
         self.query: AccessQuery | None = None
         self.task: asyncio.Task[Any] | None = None
         self.ending: Any = None
-        # The share of the budget its large answer takes until the client has read it.
+        # The share of the memory budget that a large answer takes until the client has read the answer.
         self.held: HeldBytes | None = None
         # Time of the access query, and the span of the call; None if the call is not traced.
         self.asked_at = 0.0
@@ -257,7 +257,7 @@ class McpRequest:
 
     @property
     def task_ids(self) -> TaskIds | None:
-        """The ids of the request's task, if it has one."""
+        """The ids of the task that the request is about; None if it is not about a task."""
         return None if self.mcp_task is None else self.mcp_task.ids
 
     @property
@@ -285,9 +285,9 @@ class McpRequest:
         return self.trace
 
     async def read(self, limit: int) -> bool:
-        """Read the body; False when it is larger than `limit` bytes. Raises ClientLeft.
+        """Read the body and return True; return False if the body is larger than `limit` bytes. Raises ClientLeft.
 
-        Call again with a higher `limit` to continue.
+        After False, call `read` again with a higher `limit` to continue.
         """
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
@@ -309,7 +309,7 @@ class McpRequest:
         return True
 
     def parse(self) -> None:
-        """Parse the body; errors are kept in `malformed` and reported after authentication."""
+        """Parse the body. An error is stored in `malformed`, and reported only after authentication."""
         if len(self.body) > LARGE and jsonrpc.has_more_values(self.body, MOST_VALUES):
             self.malformed = MalformedMessage(jsonrpc.INVALID_REQUEST, f"The body has more than {MOST_VALUES:,} values")
             return
@@ -321,12 +321,12 @@ class McpRequest:
             self.feature = named(message)
 
     def set_task(self, task: Task | None) -> None:
-        """Set the task of the message; the request is decided as a call of the tool that created it."""
+        """Set the task of the message. Access is then decided as for a call of the tool that created the task."""
         if task is not None:
             self.mcp_task, self.feature = task, task.feature
 
     def set_grant(self, grant: AccessRow) -> None:
-        """Set the grant of the known token: from here on the request is a call and gets a row."""
+        """Set the grant of the known token. From now on the request counts as a call, which gets a row in the log."""
         row, task = self.row, self.mcp_task
         if task is not None and (task.connection_id, task.is_modern) != (grant.connection_id, self.modern):
             self.mcp_task = self.feature = None  # Another connection's task must not be revealed, not even in the log.
@@ -348,7 +348,7 @@ class McpRequest:
             row.method = jsonrpc.method_in(self.body)
 
     def rename(self, feature: Named, grant: AccessRow) -> None:
-        """Continue as a request of `feature` under `grant`, in the log and when access is re-checked.
+        """Continue as a request for `feature` under `grant`; the log and later re-checks of access use both.
 
         The credentials of the grant's servers are redacted from recorded payloads.
         """
@@ -379,9 +379,10 @@ ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"
 
 
 def is_modern(version: str, message: Message) -> bool:
-    """Return whether the rules of 2026-07-28 apply: for its version, unknown versions, and bodies with its envelope.
+    """Return whether the rules of MCP 2026-07-28 apply to a message.
 
-    For `initialize` only an envelope counts: 2026-07-28 has no such method, and the version in it is a proposal.
+    They apply if `version` is 2026-07-28 or unknown, or if the `_meta` of the message names a protocol version. For
+    `initialize` only `_meta` counts: 2026-07-28 has no such method, and the version in its params is a proposal.
     """
     if message.method == "initialize":
         return versions.MODERN_KEY in message.meta

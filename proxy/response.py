@@ -18,7 +18,7 @@ CORS_REQUEST_HEADERS = (
 )
 CORS_EXPOSED_HEADERS = b"Mcp-Session-Id, MCP-Protocol-Version, WWW-Authenticate, X-Request-Id, Retry-After"
 
-PIECE = 64 * 1024  # Bytes; larger bodies are sent in pieces of this size, and count against the budget.
+PIECE = 64 * 1024  # Bytes; larger bodies are sent in pieces of this size, and count against the memory budget.
 
 CONTENT_TYPE_JSON = (b"content-type", b"application/json")
 NO_STORE = (b"cache-control", b"no-store")
@@ -31,7 +31,7 @@ STREAM_HEADERS = (
     (b"x-accel-buffering", b"no"),
 )
 
-# The HTTP status of a JSON-RPC error in 2026-07-28; other codes get 200.
+# The HTTP status for each JSON-RPC error code in MCP 2026-07-28; errors with other codes get 200.
 MODERN_STATUS = {
     jsonrpc.PARSE_ERROR: 400,
     jsonrpc.INVALID_REQUEST: 400,
@@ -47,7 +47,7 @@ _is_param_header = re.compile(r"mcp-param-[!#$%&'*+\-.^_`|~0-9a-z]{1,80}", re.IG
 
 
 class Response(NamedTuple):
-    """A response, and its outcome for the log."""
+    """A response to the client, and the outcome of the call for the log."""
 
     status: int
     body: bytes = b""
@@ -121,7 +121,7 @@ def for_browser(public_url: str, *headers: Pair) -> "Response":
 
 
 def cors_headers(origin: str | None) -> tuple[Pair, ...]:
-    """Return the CORS headers for an allowed origin; credentials are never allowed."""
+    """Return the CORS headers for an allowed origin; empty without an origin. Credentials are never allowed."""
     if origin is None:
         return ()
     return (
@@ -160,7 +160,7 @@ async def send(request: McpRequest, response: Response) -> None:
 
 
 async def _send_pieces(request: McpRequest, body: bytes) -> bytes:
-    """Send a body in pieces, each after the client has read the previous one; return an empty body."""
+    """Send a body in pieces, each after the client has read the previous piece; return the rest to send: b""."""
     for start in range(0, len(body), PIECE):
         piece = body[start : start + PIECE]
         await request.send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -168,15 +168,15 @@ async def _send_pieces(request: McpRequest, body: bytes) -> bytes:
 
 
 def is_primed(version: str) -> bool:
-    """Return whether clients of this version understand an initial event without data, which carries the id."""
+    """Return whether clients of this version understand an initial event that has an id but no data."""
     return version == versions.NEWEST_SESSION
 
 
 class Stream:
     """The client's event stream, opened by the first notification or ping that precedes the response.
 
-    A silent stream gets a comment every `ping_seconds`, because proxies close idle connections. In a session its events
-    have ids, and `events` stores those that follow after the client has disconnected.
+    While the stream is silent, a comment is sent every `ping_seconds`, because proxies close idle connections. In a
+    session, events have ids, and `events` stores the events that follow after the client has disconnected.
     """
 
     __slots__ = (
@@ -206,7 +206,7 @@ class Stream:
 
     @property
     def is_over(self) -> bool:
-        """True if the response was sent, or is about to be."""
+        """True if the response was sent or is being sent, so that nothing may follow on the stream."""
         return self._ended
 
     async def notify(self, message: jsonrpc.Object) -> None:
@@ -214,7 +214,10 @@ class Stream:
         await self._write(jsonrpc.dumps(message))
 
     async def finish(self, body: bytes, headers: tuple[Pair, ...] = ()) -> None:
-        """Send the response as the last event, or just end; `headers` go along if none have been sent yet."""
+        """Send the response as the last event; an empty `body` just ends the stream.
+
+        `headers` are added to the headers of the stream if these have not been sent yet.
+        """
         self.stop_pings()
         self._headers = headers
         if self._watcher is not None:
@@ -222,11 +225,11 @@ class Stream:
         await self._write(body, last=True)
 
     def close(self) -> None:
-        """Ignore further notifications, because the response is sent without the stream: its call may still run."""
+        """Ignore further notifications: the response is sent as JSON, while the call may still be running."""
         self._ended = True
 
     def forget(self) -> None:
-        """Drop the history of this stream."""
+        """Drop the stored events of this stream, so that it cannot be resumed."""
         if self._history is not None:
             self._history.drop()
 

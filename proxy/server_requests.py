@@ -1,8 +1,9 @@
 """Requests of servers to clients during a call: elicitation, sampling, roots.
 
-In the session era such a request is sent on the stream of the call, under an id of the gateway, and the client posts
-its answer to any worker. A server of 2026-07-28 asks in the result of the call instead: a client of the session era is
-still asked on its stream, and the call is sent again with its answers. The opposite case is further below.
+In the session era a server's request is sent to the client on the stream of the call, with an id of the gateway, and
+the client posts the answer to any worker. A server of 2026-07-28 asks in the result of the call instead: a client of
+the session era is then asked on its stream, and the call is sent to the server again with the answers. SuspendedCalls
+below is for clients of 2026-07-28 and servers of the session era.
 """
 
 import asyncio
@@ -40,8 +41,8 @@ CAPABILITIES = {"elicitation/create": "elicitation", "sampling/createMessage": "
 
 ROOTS_CHANGED = "notifications/roots/list_changed"
 
-MOST_ROUNDS = 10  # Times a server of 2026-07-28 may ask in one call; the SDKs have the same limit.
-MOST_ASKED = 8  # Requests of one round.
+MOST_ROUNDS = 10  # How often a server of 2026-07-28 may ask in one call; the SDKs have this limit too.
+MOST_ASKED = 8  # Requests in one result of a server.
 STATE_ONLY_SECONDS = 0.1  # Pause before a call is sent again when the server asked nothing.
 PURGE_SECONDS = 60.0
 BACKGROUND_SECONDS = 5.0
@@ -50,18 +51,18 @@ NOT_SUPPORTED: Object = {"error": {"code": jsonrpc.METHOD_NOT_FOUND, "message": 
 
 
 class ClientStream(Protocol):
-    """Protocol for an event stream to a client: that of a call, or a standing one."""
+    """Protocol for an event stream to a client: the stream of a call, or a standing stream."""
 
     @property
     def is_over(self) -> bool:
-        """True if nothing can be sent on it any more."""
+        """True if nothing can be sent on the stream any more."""
 
     async def notify(self, message: Object) -> None:
         """Send a message."""
 
 
 class StreamOver(Exception):
-    """The client's stream ended before it could be asked on it."""
+    """The client's stream ended before the request could be sent on it."""
 
 
 class InteractiveCall(NamedTuple):
@@ -74,7 +75,7 @@ class InteractiveCall(NamedTuple):
 
 
 class InputRefused(UpstreamError):
-    """The client did not give the input the server asked for; not the server's fault."""
+    """The client did not give the input the server asked for. Not counted as a failure of the server."""
 
     outcome = "rpc_error"
     reason = "input_refused"
@@ -82,7 +83,7 @@ class InputRefused(UpstreamError):
 
 
 def can_be_asked(capabilities: Mapping[str, Any]) -> bool:
-    """Return whether a client of these capabilities can be asked anything during a call."""
+    """Return whether a client with these capabilities supports any request of a server."""
     return any(name in capabilities for name in BRIDGED)
 
 
@@ -99,7 +100,7 @@ def can_answer(capabilities: Mapping[str, Any], asked: Object) -> bool:
 
 
 class ServerRequests:
-    """Forwards requests of servers to clients and returns the answers; each has a row in the log, linked to its call.
+    """Forwards requests of servers to clients and returns the answers. Each request is logged, linked to its call.
 
     A client has `seconds` to answer.
     """
@@ -131,9 +132,9 @@ class ServerRequests:
     # From a session server to a session client
 
     async def carry(self, asking: InteractiveCall, asked: Object, answer: Answer) -> None:
-        """Forward the request to the client, and its answer to the server.
+        """Forward the server's request to the client, and the client's answer to the server.
 
-        If cancelled because the call is over, the server gets an error.
+        If this is cancelled because the call is over, the server gets an error as answer.
         """
         session, stream = asking.grant.session, asking.stream
         if session is None or stream is None or not can_answer(asking.target.capabilities, asked):
@@ -147,7 +148,7 @@ class ServerRequests:
         await answer(answered)
 
     async def ask_client(self, asking: InteractiveCall, asked: Object) -> Object:
-        """Return the client's answer, `{"result": ...}` or `{"error": ...}`; an error too if none came in time."""
+        """Return the client's answer, `{"result": ...}` or `{"error": ...}`; an error if none came in time."""
         stream, session = asking.stream, asking.grant.session
         assert stream is not None
         assert session is not None
@@ -167,7 +168,10 @@ class ServerRequests:
     async def wait(
         self, asking: InteractiveCall, asked: Object, uid: str, owner: Owner, send: Callable[[], Awaitable[None]]
     ) -> Object:
-        """Send the request by `send` and wait for `owner` to answer; return the answer once its row is written."""
+        """Call `send`, wait for the answer of `owner`, log the request, and return the answer.
+
+        Returns an error if the client cannot be asked, does not answer in time, or the row cannot be written.
+        """
         row = _row(asking, asked)
         began = time.perf_counter()
         answered: Object | None = None
@@ -183,7 +187,7 @@ class ServerRequests:
         except DatabaseUnavailable:
             answered = _error("The gateway could not ask the client")
         finally:
-            # Not answered: the call was cancelled, so this must not wait.
+            # `answered` is None only if the call was cancelled; then the row is written in the background.
             row.duration_ms = (time.perf_counter() - began) * 1000
             if answered is None:
                 row.outcome = "cancelled"
@@ -215,7 +219,7 @@ class ServerRequests:
         return answered or {}
 
     async def take_answer(self, request: McpRequest, grant: AccessRow) -> None:
-        """Store a response that a client posted for the worker that waits for it; drop it if none does.
+        """Store a response posted by a client, for the worker that waits for it; ignore it if no worker does.
 
         Raises DatabaseUnavailable.
         """
@@ -278,7 +282,7 @@ class ServerRequests:
     # Background work
 
     def in_background(self, work: Awaitable[object]) -> None:
-        """Run this in a background task for at most BACKGROUND_SECONDS; failures are logged."""
+        """Run `work` in a background task for at most BACKGROUND_SECONDS; failures are logged."""
 
         async def run() -> None:
             async with asyncio.timeout(BACKGROUND_SECONDS):
@@ -340,11 +344,12 @@ def _row(asking: InteractiveCall, asked: Object) -> CallRow:
     )
 
 
-# Calls of 2026-07-28 clients to servers of the session era that ask something: the client gets `input_required`.
+# Calls of 2026-07-28 clients during which a server of the session era asks something. The client gets the result
+# `input_required`, and retries the call with the answers.
 #
 # The worker keeps the call to the server open while the client collects the answers. The `requestState` the client
-# returns is sealed, names the call, is bound to the connection and the request, and works once. The retry, in any
-# worker, stores the answers in rows and waits for the outcome, which the call's worker stores sealed in another row.
+# returns is encrypted, names the call, is bound to the connection and the request, and works once. The retry, in any
+# worker, stores the answers in rows and waits for the outcome, which the call's worker stores encrypted in another row.
 
 
 KIND = "requestState"
@@ -352,7 +357,7 @@ STATE_SECONDS = 300.0
 GATHER_SECONDS = 0.02  # Requests of a server within this time are sent to the client together.
 BEAT_SECONDS = 2.0
 DEAD_SECONDS = 10.0  # A call without a heartbeat for this long is considered lost.
-LOOK_SECONDS = 1.0  # Poll interval of the row while no notification arrives.
+LOOK_SECONDS = 1.0  # How often a retry polls the call's row while no notification arrives.
 MOST_SUSPENDED = 64  # Calls of one connection in one worker.
 
 HOLD = """
@@ -364,7 +369,7 @@ UPDATE proxy_suspendedcall SET beat_at = statement_timestamp(),
     expires_at = greatest(expires_at, statement_timestamp() + make_interval(secs => 60))
 WHERE id = ANY(%s::uuid[]) RETURNING id::text
 """
-# The retry is notified in the same transaction that makes the outcome readable.
+# One transaction stores the outcome and notifies the retry, so that the retry finds the outcome.
 FINISH = """
 WITH finished AS (
     UPDATE proxy_suspendedcall SET outcome = %(outcome)s,
@@ -424,7 +429,7 @@ class SuspendedCallFailed(Exception):
 
 @dataclass(eq=False)
 class _Call:
-    """A call that may be suspended, in the worker that holds it."""
+    """A call that may be suspended, in the worker that runs it."""
 
     asking: InteractiveCall
     uid: str = field(default_factory=lambda: str(uuid4()))
@@ -434,7 +439,7 @@ class _Call:
 
 
 class SuspendedCalls:
-    """Holds the calls of this worker that wait for input, and returns their outcomes to retries."""
+    """Keeps the calls of this worker that wait for input running, and returns their outcomes to retries."""
 
     def __init__(
         self,
@@ -450,15 +455,15 @@ class SuspendedCalls:
         self._pending = pending
         self._requests = requests
         self._cipher = cipher
-        self._held: dict[str, tuple[str, asyncio.Task[RpcResponse]]] = {}  # Connection and task, by id.
-        self._streams = streams  # Held calls end like others when access is cut.
+        self._held: dict[str, tuple[str, asyncio.Task[RpcResponse]]] = {}  # Connection id and task, by id of the call.
+        self._streams = streams  # Registers suspended calls, so that they end when access is lost.
         self._background = Background(DatabaseUnavailable)
 
     def start(self) -> None:
         self._background.forever("suspended calls", self._beat, every(BEAT_SECONDS))
 
     async def stop(self) -> None:
-        """End the held calls; their retries get CallLost."""
+        """End the suspended calls of this worker; retries of these calls get CallLost."""
         await self._background.stop()
         tasks = [task for _, task in self._held.values()]
         for task in tasks:
@@ -472,7 +477,7 @@ class SuspendedCalls:
     async def call(
         self, asking: InteractiveCall, message: Message, ask: Callable[[OnRequest], Coroutine[Any, Any, RpcResponse]]
     ) -> RpcResponse:
-        """Return the answer of `ask`, or `input_required` once the server asks something. Raises what `ask` does."""
+        """Return the answer of `ask`, or `input_required` once the server asks something. Raises errors of `ask`."""
         call = _Call(asking)
 
         async def on_request(asked: Object, answer: Answer) -> None:
@@ -487,7 +492,7 @@ class SuspendedCalls:
                     asking.request.may_have_run = True  # The server has asked something.
                     await asyncio.wait((task,), timeout=GATHER_SECONDS)
                 if task.done():
-                    # In the background, so that a failing clean-up does not affect the answer.
+                    # Clean up in the background, so that a failure does not affect the answer.
                     self._requests.in_background(self._forget(call))
                     return task.result()
                 if asked := await self._pending.open(call.uid):
@@ -504,7 +509,7 @@ class SuspendedCalls:
         return self._input_required(asking.request, message, call.uid, 0, asked)
 
     async def resume(self, asking: InteractiveCall, message: Message) -> RpcResponse:
-        """Return the outcome of the call that this request retries, or `input_required` again.
+        """Return the outcome of the call that this request retries, or `input_required` if the server asks again.
 
         Raises BadState, CallLost, or the error of the call.
         """
@@ -512,7 +517,7 @@ class SuspendedCalls:
         uid, turn = self._checked_state(message, grant.connection_id)
         if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
             raise BadState("this requestState was used before, or its call is over")
-        news = self._bell.listen(uid)  # Not before: a repeated retry must not take the wake-up of the first.
+        news = self._bell.listen(uid)  # Only now: a second retry with this state must not take the first one's wake-up.
         try:
             await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
             while True:
@@ -529,7 +534,7 @@ class SuspendedCalls:
                     await asyncio.wait_for(news.wait(), LOOK_SECONDS)
                 news.clear()
         except asyncio.CancelledError:
-            # The client left, which cancels the call; its worker notices at the next beat.
+            # The client left, which cancels the call: its worker sees at the next heartbeat that the row is gone.
             self._requests.in_background(self._state.fetch(END, (uid,)))
             raise
         finally:
@@ -538,7 +543,7 @@ class SuspendedCalls:
     # In the worker that holds the call
 
     async def _carry(self, call: _Call, asked: Object, answer: Answer) -> None:
-        """Forward this server request to the client by `input_required`, and the retry's answer to the server."""
+        """Forward this server request to the client by `input_required`, and the answer in the retry to the server."""
         asking = call.asking
 
         async def send() -> None:
@@ -576,7 +581,7 @@ class SuspendedCalls:
     def _hold(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
         assert isinstance(task, asyncio.Task)
         self._held[call.uid] = call.asking.grant.connection_id, task
-        # A copy, because the request that began the call has been answered.
+        # A copy, because the original request ends with the answer `input_required`.
         held = self._streams.calls[call.uid] = copy.copy(call.asking.request)
         held.uid, held.task = call.uid, task
         task.add_done_callback(lambda done: self._requests.in_background(self._finish(call, done)))
@@ -595,7 +600,7 @@ class SuspendedCalls:
             self._streams.calls.pop(call.uid, None)
 
     async def _beat(self) -> None:
-        """Update the heartbeat of the calls held here; cancel those whose row is gone."""
+        """Update the heartbeat of the calls suspended here; cancel the calls whose row is gone."""
         if not self._held:
             return
         uids = list(self._held)
@@ -665,7 +670,7 @@ def _answers(responses: object) -> Iterable[tuple[str, Object]]:
 
 
 def _digest(message: Message) -> str:
-    """Return a digest of what a retry repeats: method and params, regardless of the order of members."""
+    """Return a digest of the method and of the params that a retry repeats, regardless of the order of members."""
     params = {name: value for name, value in message.params.items() if name not in _OF_ONE_TURN}
     return hashlib.sha256(json.dumps([message.method, params], sort_keys=True).encode()).hexdigest()
 
@@ -673,13 +678,13 @@ def _digest(message: Message) -> str:
 _OF_ONE_TURN = frozenset({"_meta", "inputResponses", "requestState"})
 
 
-# Outcomes of calls that failed in the gateway; the reason is in the log of the process that held the call.
+# Outcomes of calls that failed in the gateway; the process that ran the call has logged the reason.
 UNAVAILABLE = b"unavailable"
 FAILED = b"failed"
 
 
 def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
-    """Return the outcome of a call as text, or None if it was cancelled and nobody waits for it."""
+    """Return the outcome of a call as text; None if the call was cancelled, so that nobody waits for the outcome."""
     if task.cancelled():
         return None
     error = task.exception()
@@ -694,7 +699,7 @@ def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
 
 
 def _opened_outcome(text: bytes, server: str) -> RpcResponse:
-    """Return the answer stored by `_sealable`.
+    """Return the answer in a text made by `_sealable`.
 
     Raises Ended, DatabaseUnavailable or SuspendedCallFailed if the call failed.
     """

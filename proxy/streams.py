@@ -1,8 +1,8 @@
-"""Running calls and standing streams of this worker.
+"""Running calls and standing streams (long-lived event streams) of this worker.
 
-Their access is re-checked every 10 seconds, and at once after any revocation, by the rules that admitted them: up to
-100 in one statement, spread over that time. Those that lost access end with an error, and their requests to servers
-are cancelled.
+The access of each is re-checked every 10 seconds, and at once after any revocation, by the rules that admitted it. Up
+to 100 are checked by one statement, and the statements are spread over the 10 seconds. A call or stream that lost
+access ends with an error, and its request to a server is cancelled.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 RECHECK_SECONDS = 10.0
 RECHECK_PAUSE = 0.1  # Least time between two full re-checks.
-DECIDED_AT_ONCE = 100  # Per statement, so that no call waits for all of them.
+DECIDED_AT_ONCE = 100  # Calls and streams re-checked by one statement: larger statements would delay other calls.
 LISTS_SECONDS = 1.0  # How long list changes are collected before clients are notified,
-SAID_SECONDS = 0.25  # and if a server reported the change, which it does once.
+SAID_SECONDS = 0.25  # and for how long if a server reported the change: servers report each change once.
 BEGIN_SECONDS = 0.5  # How long a listen waits for the servers' streams before it is acknowledged.
 MOST_PENDING = 1000  # Messages a client may be behind,
 MOST_PENDING_BYTES = 4 * MOST_BYTES  # and their total size; a single message may be larger.
@@ -52,13 +52,13 @@ LIST_CHANGED = {
     "resources": "notifications/resources/list_changed",
 }
 
-# The lists whose changes `initialize` and `server/discover` promise to report.
+# The lists whose changes the gateway promises to report, in `initialize` and `server/discover`.
 LISTS = ("tools", "prompts", "resources")
 LISTS_ARE_TOLD: Object = {"listChanged": True}
 
 UPDATED = "notifications/resources/updated"
 
-# Their names in `subscriptions/listen`, and its first notification.
+# The names of the lists in `subscriptions/listen`, and the first notification on its stream.
 LISTEN_KINDS = {"tools": "toolsListChanged", "prompts": "promptsListChanged", "resources": "resourcesListChanged"}
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
@@ -83,7 +83,11 @@ type Feed = Callable[[StandingStream], Coroutine[None, None, None]]
 
 
 class StopReason(NamedTuple):
-    """The reason to end a call or stream early: denied, its server or feature refused, or, with neither, cancelled."""
+    """The reason to end a call or stream early.
+
+    `denied` is set if the whole request is now denied, `refusal` if its server or feature is now refused; if neither is
+    set, the call or stream was cancelled.
+    """
 
     denied: Denied | None = None
     refusal: UpstreamError | None = None
@@ -95,9 +99,10 @@ CANCELLED = StopReason()
 class StandingStream:
     """A long-lived event stream: a GET of a session, or `subscriptions/listen`.
 
-    It sends the messages given to `put`, and pings. `subscription` is the request id that every message of a listen
-    has; `lists` and `uris` are the lists and resources whose changes it reports. With a `history` its events have ids.
-    `feed` is a task that adds further messages. With `repeats` the stream only resumes the stream of a call.
+    The stream sends the messages given to `put`, and pings. `subscription` is the request id that every message of a
+    `subscriptions/listen` carries; `lists` and `uris` are the lists and resources whose changes the stream reports.
+    With a `history`, events have ids. `feed` is a coroutine function that adds further messages. With `repeats`, the
+    stream only resumes the stream of a call.
     """
 
     def __init__(
@@ -145,7 +150,7 @@ class StandingStream:
 
     @property
     def is_listening(self) -> bool:
-        """True for an open stream of a session, which takes its servers' messages."""
+        """True for an open stream of a session: messages of servers may be sent on it."""
         return self.subscription is None and not self._over
 
     async def notify(self, message: Object) -> None:
@@ -153,7 +158,7 @@ class StandingStream:
         self.put(message)
 
     def put(self, message: Object, *, first: bool = False) -> None:
-        """Queue this message; the stream of a client that is too far behind is ended."""
+        """Queue this message. If the client is too far behind in reading, end the stream."""
         if self._over:
             return
         if self.subscription is not None:
@@ -180,7 +185,7 @@ class StandingStream:
             self.end(b"")
 
     def end(self, last: bytes) -> None:
-        """End with this message, if any, as the last event; the client gets a moment to read it."""
+        """End the stream with the message `last`, if not empty; the client has END_SECONDS to read the rest."""
         if self._over:
             return
         self._over = True
@@ -254,7 +259,8 @@ class StandingStream:
 class Streams:
     """The calls and standing streams of one worker.
 
-    `calls` are the running ones by id; the code that serves a call adds it, with its task, and removes it.
+    `calls` has the running calls and streams by id. The code that serves a call adds the call, with its task, to
+    `calls` and removes it at the end.
     """
 
     def __init__(self, bus: Bus, statements: Statements, public_url: str) -> None:
@@ -265,7 +271,7 @@ class Streams:
         self._standing: dict[str, StandingStream] = {}
         self._due: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._cut = asyncio.Event()
-        self._left: list[tuple[int, int]] = []  # The parts of this round that remain to be checked.
+        self._left: list[tuple[int, int]] = []  # The parts that remain to be checked in this round.
         self._background = Background(DatabaseUnavailable, StatementRejected)
         self.changed = asyncio.Event()  # Set when there is news about standing streams.
         self._changed: set[str] = set()
@@ -290,7 +296,7 @@ class Streams:
     # Running calls and standing streams
 
     async def serve(self, standing: StandingStream, ping_seconds: float) -> StopReason | None:
-        """Serve this stream until it ends; return the reason if it was ended early."""
+        """Serve this stream until it ends. Return the reason if the gateway ended it early, otherwise None."""
         request = standing.request
         self.calls[request.uid] = request
         self._standing[request.uid] = standing
@@ -316,14 +322,14 @@ class Streams:
         self.changed.set()
 
     def news(self) -> tuple[set[str], dict[AccessQuery, AccessRow]]:
-        """Return the owners noted and the grants of standing streams re-read since the last call."""
+        """Return the owners given to `note`, and the grants of standing streams re-read since the last call."""
         self.changed.clear()
         news = self._changed, self._granted
         self._changed, self._granted = set(), {}
         return news
 
     def of_owner(self, owner: str) -> list[StandingStream]:
-        """Return the standing streams of this session, or of a connection without one, newest first."""
+        """Return the standing streams of `owner`, a session or a connection without a session, newest first."""
         return [standing for standing in reversed(self.standing()) if standing.owner == owner]
 
     def sessions(self) -> set[str]:
@@ -336,7 +342,7 @@ class Streams:
         return [standing for standing in self._standing.values() if not standing.repeats]
 
     def end_standing(self) -> None:
-        """End all standing streams because this process stops; clients reconnect to another."""
+        """End all standing streams because this process stops; clients reconnect to another process."""
         for standing in self._standing.values():
             standing.end(_result(standing))
 
@@ -368,7 +374,7 @@ class Streams:
                 await self._cut.wait()
 
     async def _check(self) -> None:
-        """Re-check one part; after a cut or a failure, everything."""
+        """Re-check the next part of the calls and streams, or all parts after access was cut or a check failed."""
         is_about_all = self._cut.is_set() or not self._left
         self._cut.clear()
         try:
@@ -386,9 +392,9 @@ class Streams:
         return [(part, parts) for part in range(parts)]
 
     async def recheck(self, request: McpRequest) -> AccessRow | None:
-        """Re-check a call that has waited: return its current grant, or None if it may not continue.
+        """Re-check a call that has waited: return its current grant, or None if the call may not continue.
 
-        The reason is then in its `ending`, and becomes its response. Raises DatabaseUnavailable.
+        With None, `request.ending` has the reason, which becomes the response. Raises DatabaseUnavailable.
         """
         if request.query is None:
             return request.grant
@@ -405,7 +411,7 @@ class Streams:
         return grant
 
     async def _decide_anew(self, part: int, parts: int) -> None:
-        """Re-check one of `parts` parts of the calls and streams; an owner's are all in one part."""
+        """Re-check part number `part` of the calls and streams. All calls and streams of an owner are in one part."""
         requests = [
             request
             for request in self.calls.values()
@@ -419,7 +425,7 @@ class Streams:
             try:
                 self._apply(request, grant)
             except Exception as error:  # noqa: BLE001 - raised after the others have been checked
-                self._end(request, CANCELLED)  # It must not continue unchecked.
+                self._end(request, CANCELLED)  # A call or stream must not continue unchecked.
                 failures.append(error)
         if self._granted:
             self.changed.set()
@@ -427,7 +433,7 @@ class Streams:
             raise failures[0]
 
     def _apply(self, request: McpRequest, grant: AccessRow | DatabaseUnavailable | None) -> None:
-        """End this call or stream if it lost access; note the new grant of a standing stream."""
+        """End this call or stream if it lost access; otherwise note the new grant if it is a standing stream."""
         if isinstance(grant, DatabaseUnavailable) or request.uid not in self.calls:
             return
         if (ending := self._verdict(request, grant)) is not None:
@@ -449,9 +455,9 @@ class Streams:
         if (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
             return StopReason(denied=denied)
         if request.grant is not None and grant.owner_id != request.grant.owner_id:
-            return CANCELLED  # Its session has ended.
+            return CANCELLED  # The session of the call or stream has ended.
         if is_standing and grant.session is not None and grant.session.is_lost:
-            return CANCELLED  # The client should reconnect and get the 404.
+            return CANCELLED  # The session is lost: the client should reconnect, which is answered with 404.
         refusal = None if is_standing else refusal_now(grant, request.feature)
         return None if refusal is None else StopReason(refusal=refusal)
 
@@ -469,9 +475,9 @@ class Streams:
     # Cancelling
 
     async def cancel(self, owner: str, request_id: object) -> None:
-        """Cancel the call with this id of this session, or of a connection without one, in any worker.
+        """Cancel the call with this request id of `owner`, a session or a connection without a session, in any worker.
 
-        Does nothing if there is none, or if several calls without a session have the id.
+        Does nothing if there is no such call, or if several calls of the connection have the id.
         """
         if type(request_id) is not int and not isinstance(request_id, str):
             return
@@ -502,7 +508,10 @@ class Streams:
     # Notifications
 
     def _lists_changed(self, changed: str | None) -> None:
-        """Schedule notifications; `changed` is a gateway id, then maybe a list, and `said` if a server reported it."""
+        """Schedule notifications. `changed` is a gateway's id, optionally followed by the name of a list and `said`.
+
+        `said` means that a server reported the change. None notifies all clients of all lists.
+        """
         gateway_id, *more = (changed or "").split(" ")
         kinds = [more[0]] if more else LISTS
         seconds = SAID_SECONDS if "said" in more else LISTS_SECONDS
@@ -547,7 +556,7 @@ def end_standing() -> None:
 
 
 def _last_message(standing: StandingStream, ending: StopReason, public_url: str) -> bytes:
-    """Return the last message of a standing stream: the result of a listen, or the error of a denied GET, if any."""
+    """Return the last message: the result of `subscriptions/listen`, or the error of a denied GET; otherwise empty."""
     if standing.subscription is not None:
         return _result(standing)
     if ending.denied is None:
@@ -589,13 +598,13 @@ def update(uri: str) -> Object:
 
 # Resume standing streams and streams of calls for clients that reconnect with `Last-Event-ID`.
 
-ALIVE_SECONDS = 3.0  # The worker with the stream of a call answers within this time.
+ALIVE_SECONDS = 3.0  # If no worker answers within this time, the call is considered lost.
 LISTENING_SECONDS = 2.0  # How long to wait for the servers' streams before reporting possible changes.
-HANDED_OVER_SECONDS = 1.0  # The worker that had a standing stream writes its events within this time.
+HANDED_OVER_SECONDS = 1.0  # How long to wait until the previous worker of a standing stream has written the events.
 
 CALL_LOST = "The call was lost; its outcome is unknown."
 
-# The streams that resume a call's stream here, by session and stream.
+# The standing streams of this worker that resume a call's stream, by session and stream id.
 type Repeats = dict[tuple[str, str], StandingStream]
 
 
@@ -609,7 +618,7 @@ class Resumption:
         self._repeats: Repeats = {}
 
     async def standing(self, request: McpRequest, grant: AccessRow) -> StandingStream:
-        """Return the stream for this GET in a session. Raises DatabaseUnavailable."""
+        """Return the stream with which to answer this GET in a session. Raises DatabaseUnavailable."""
         assert grant.session is not None, "refused before"
         name = EventId.read(request.header(b"last-event-id")) if b"last-event-id" in request.headers else None
         if name is not None and name.kind == CALL:
@@ -648,7 +657,10 @@ class Resumption:
         return standing
 
     async def _take(self, session_id: str, name: EventId) -> list[Kept]:
-        """Take over a standing stream: end it elsewhere and return its later events. Raises DatabaseUnavailable."""
+        """Take over a standing stream: end it in its worker, and return the events after `name`.
+
+        Raises DatabaseUnavailable.
+        """
         news = self.events.listen(name.stream)
         try:
             missed = await self.events.read(session_id, name)
@@ -683,9 +695,9 @@ class Resumption:
 
 
 class _Repeat:
-    """Sends the events of a call's stream after a given one, until the call is over.
+    """Sends the events of a call's stream that follow the event `name`, until the call is over.
 
-    If the client resumes the same call again, the earlier repeat ends.
+    If the client resumes the stream again, the earlier repeat ends.
     """
 
     def __init__(self, events: StreamEvents, name: EventId, repeats: Repeats) -> None:
@@ -694,7 +706,7 @@ class _Repeat:
         self._repeats = repeats
 
     async def feed(self, standing: StandingStream) -> None:
-        """Fill this stream, and end it."""
+        """Send the events on `standing`, and end it after the last event."""
         key = standing.owner, self._name.stream
         if (earlier := self._repeats.get(key)) is not None:
             earlier.end(b"")
@@ -703,7 +715,7 @@ class _Repeat:
         try:
             await self._follow(standing, news)
         except DatabaseUnavailable:
-            standing.end(b"")  # The client reconnects with the id of its last event.
+            standing.end(b"")  # The client reconnects with the id of the last event it received.
         finally:
             self._events.forget(self._name.stream, news)
             if self._repeats.get(key) is standing:
@@ -731,7 +743,7 @@ class _Repeat:
                 if not is_alive:
                     self._lose(standing)
                     return
-                is_alive = False  # Ask once more.
+                is_alive = False  # Ask the worker once more.
 
     def _lose(self, standing: StandingStream) -> None:
         """End the stream of a call that no worker has, or that never belonged to this session."""

@@ -1,11 +1,12 @@
 """Tasks: calls that a server answers with a task, whose state and result the client requests later.
 
-MCP 2025-11-25 has them in the core, 2026-07-28 as the extension `io.modelcontextprotocol/tasks`. A client never gets
-a server's own task id. It gets that id sealed together with the connection, the assignment, the tool and the era, so
-every worker can route a request about the task without a table. Such a request is decided like a call of that tool.
+MCP 2025-11-25 has tasks in the core, 2026-07-28 as the extension `io.modelcontextprotocol/tasks`. A client never gets a
+server's own task id. The client's id is an encrypted text with the server's id, the connection, the assignment, the
+tool and the era, so every worker can route a request about the task without a table. Access to such a request is
+decided as for a call of the tool.
 
-A task's id is sealed once, in the answer that creates the task: clients compare ids, and sealing it again would give a
-different one.
+The client's id is made once, in the answer that creates the task: clients compare ids, and encrypting again would give
+a different id.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from wire.rewriting import TaskIds
 if TYPE_CHECKING:
     from proxy.request import McpRequest
 
-KIND = "task"  # Distinguishes task ids from other texts sealed with the same keys.
+KIND = "task"  # Distinguishes task ids from other texts encrypted with the same keys.
 TASK_METHODS = frozenset(name for name, method in METHODS.items() if method.capability == "tasks")
 STATUS = "notifications/tasks/status"
 EXTENSION = "io.modelcontextprotocol/tasks"
 
-LONGEST_ID = 1_024  # Characters of a server's id.
+LONGEST_ID = 1_024  # Characters of a server's task id.
 LONGEST_SEALED = 16_384
 
 
 class UnknownTask(UpstreamError):
-    """This connection was given no such id in this era, or the tool now belongs to another server.
+    """This connection got no such task id in this era, or the tool now belongs to another server.
 
     The error is the same in all cases, so that clients cannot find out which ids exist.
     """
@@ -54,28 +55,30 @@ class UnknownTask(UpstreamError):
 
 
 class Task(NamedTuple):
-    """A task: its id at the server, the client's id, and the other facts sealed in the latter."""
+    """A task: its id at the server, its id for the client, and the other facts encrypted in the client's id."""
 
     own_id: str
     client_id: str
     connection_id: str
     assignment_id: str
-    tool: str  # As clients call it.
+    tool: str  # The tool's name as clients use it.
     is_modern: bool
 
     @property
     def feature(self) -> Named:
-        """The tool that made the task."""
+        """The tool whose call created the task."""
         return Named(TOOL, self.tool)
 
     @property
     def ids(self) -> TaskIds:
-        """Both ids, for rewriting messages."""
+        """The task's id at the server and for the client, for rewriting messages."""
         return TaskIds(self.own_id, self.client_id, self.is_modern)
 
 
 def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
-    """Return `target` without the tasks extension if the eras differ: tasks are not translated between eras.
+    """Return `target`, without the tasks extension if client and server speak different eras of MCP.
+
+    Tasks are not translated between eras.
 
     Raises UnknownTask if the server no longer speaks the era of `task`.
     """
@@ -89,7 +92,7 @@ def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
 
 
 def open_task(cipher: Cipher, message: Message) -> Task | None:
-    """Return the task that a request of TASK_METHODS names; None for an id that was not sealed here."""
+    """Return the task that a request of TASK_METHODS names; None if the gateway did not issue the id."""
     sealed = message.params.get("taskId")
     if not isinstance(sealed, str) or len(sealed) > LONGEST_SEALED:
         return None
@@ -105,7 +108,7 @@ def created(
 ) -> Task | None:
     """Return the task that this result of a call announces; None for any other result. Raises BadAnswer.
 
-    In the session era only a call that asked for a task gets one.
+    In the session era a task is accepted only if the call asked for a task.
     """
     result, era = answer.document["result"], answer.era
     if era == MODERN:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 # Encode spans for OTLP: messages of opentelemetry.proto.trace.v1 (1.10), in the binary form of Protocol Buffers.
 #
-# By hand, since a span has few kinds of fields and mostly the same attributes as the previous one: OpenTelemetry's
-# SDK takes eight times the processor time, half of it in a thread that keeps calls waiting.
+# Written by hand, since a span has few kinds of fields and mostly the attributes of the previous span: OpenTelemetry's
+# SDK takes eight times the processor time, half of it in a thread that blocks calls.
 
 INTERNAL, SERVER, CLIENT = 1, 2, 3  # Span.SpanKind.
 ERROR = b"\x7a\x02\x18\x02"  # Span.status with Status.code = STATUS_CODE_ERROR.
@@ -85,13 +85,13 @@ def _attribute(key: str, value: str | int) -> bytes:
     return field(0x4A, key_value(key, value))
 
 
-# Post spans to a collector from a thread of its own, so that calls neither wait for it nor fail with it.
+# Post spans to a collector from a separate thread, so that calls neither wait for the collector nor fail with it.
 #
-# Spans are already encoded: encoding them in the thread would block calls for a millisecond each time.
+# Spans are encoded before they are queued: encoding a batch in the thread would block calls for a millisecond.
 
 logger = logging.getLogger(__name__)
 
-MOST_WAITING = 8192  # Spans, of two thousand calls. Further ones are dropped and counted.
+MOST_WAITING = 8192  # Spans, about those of two thousand calls. Further spans are dropped and counted.
 MOST_AT_ONCE = 512
 EVERY_S = 2.0
 SCOPE = "gateway_admin", versions.VERSION
@@ -99,7 +99,7 @@ LAST_S = 5.0  # Time limit for posting the last spans when the process ends.
 
 
 class Sender:
-    """Queues ended spans until they are posted; `counts` are the numbers `sent`, `failed` and `dropped`."""
+    """Queues ended spans until they are posted; `counts` has the numbers of spans `sent`, `failed` and `dropped`."""
 
     def __init__(self, exporter: OTLPSpanExporter, resource: Resource) -> None:
         self._exporter = exporter
@@ -115,7 +115,7 @@ class Sender:
         self._thread.start()
 
     def put(self, span: bytes) -> None:
-        """Queue an encoded span; returns at once."""
+        """Queue an encoded span, or drop it if too many are queued. Returns at once."""
         if len(self._waiting) >= MOST_WAITING:
             self.counts["dropped"] += 1
             return
@@ -124,7 +124,7 @@ class Sender:
             self._wake.set()
 
     def stop(self) -> None:
-        """Post the queued spans for at most LAST_S seconds; the rest is dropped."""
+        """Post the queued spans for at most LAST_S seconds, and drop the rest."""
         self._ends = time.monotonic() + LAST_S
         self._wake.set()
         self._thread.join(LAST_S)
@@ -150,7 +150,7 @@ class Sender:
         self.counts["sent" if is_sent else "failed"] += len(spans)
 
 
-# The spans of a call (docs/decisions/0036-spans-by-hand.md). Imported only by processes that trace.
+# The spans of a call (docs/decisions/0036-spans-by-hand.md). Only processes with tracing enabled import this module.
 #
 # Names and attributes are those of OpenTelemetry's semantic conventions for MCP; ours begin with `gateway_admin.`. No
 # span has arguments, results, tokens, session ids, URIs of resources, or the caller's name or address.
@@ -160,7 +160,7 @@ type Attributes = dict[str, str | int]
 SAMPLED = 1  # A flag of traceparent.
 FINE = frozenset({"ok", "not_offered", "cancelled"})
 NAMED_BY = {"tool": "gen_ai.tool.name", "prompt": "gen_ai.prompt.name"}
-# Clients can send any method, but span names should be few.
+# Methods used in span names. Clients can send any method, but span names should be few.
 KNOWN = {
     *METHODS,
     *("notifications/initialized", "notifications/cancelled", "notifications/progress", "response"),
@@ -172,8 +172,8 @@ OTHER = "other"
 class Tracer:
     """Starts spans for a share of the calls, and posts them. Create it after the process has forked.
 
-    It decides at random which calls are sampled. A caller's trace is continued, but its sampled flag counts only if
-    callers are trusted: otherwise anyone could have every call traced.
+    The tracer decides at random which calls are sampled. A caller's trace is continued, but the caller's sampled flag
+    counts only if callers are trusted: otherwise anyone could have every call traced.
     """
 
     def __init__(self, config: Traces) -> None:
@@ -193,7 +193,7 @@ class Tracer:
         self._sender.stop()
 
     def begin(self, request: McpRequest, grant: AccessRow, told: Trace, refusal: Response | None) -> CallSpan | None:
-        """Return the span of a call after its decision, or None if not sampled. `told` is the caller's trace."""
+        """Return the span of a call whose access was decided; None if not sampled. `told` is the caller's trace."""
         parent = told.get(trace_context.PARENT, "")
         if self._trusts_callers and parent:
             is_sampled = bool(int(parent[53:55], 16) & SAMPLED)
@@ -251,17 +251,17 @@ class CallSpan:
         return Hop(self, self.inner(), title, attributes)
 
     def inner(self) -> Context:
-        """Return the ids of a new child span."""
+        """Return ids for a new child span."""
         return Context(self._context.trace_id, _random(8))
 
     def recorded(self, began: float, seconds: float, outcome: str) -> None:
-        """Add the span of writing the row. `began` is in seconds after the arrival; `outcome` is the call's."""
+        """Add the span of writing the row. `began` is in seconds after the request's arrival, `outcome` the call's."""
         self._outcome = outcome
         at = self.at(self._request.began + began)
         self._note("record", at, at + int(seconds * 1e9), {}, is_error=outcome == "unavailable")
 
     def end(self) -> None:
-        """End the span; further calls do nothing."""
+        """End the span and queue it for posting. Does nothing if the span has ended."""
         if self._is_over:
             return
         self._is_over = True
@@ -277,7 +277,7 @@ class CallSpan:
         }
         attributes |= {name: value for name, value in said.items() if value}
         name = _method(row.method)
-        if row.server_id and row.feature_type in NAMED_BY:  # Only names of known features: clients can send any text.
+        if row.server_id and row.feature_type in NAMED_BY:  # Names of known features only: clients can send any text.
             name = f"{name} {row.feature_name}"
         is_error = outcome not in FINE
         if is_error:
@@ -288,7 +288,7 @@ class CallSpan:
         self.put(span(self._context, parent, name, SERVER, began, ended, attributes, is_error=is_error, links=links))
 
     def note_hop(self, hop: Hop, *, is_error: bool) -> None:
-        """Send the span of a request to a server."""
+        """Queue the span of a request to a server for posting."""
         ended, parent = self.at(time.perf_counter()), self._context.span_id
         attributes = hop.attributes
         self.put(span(hop.context, parent, hop.name, CLIENT, hop.began, ended, attributes, is_error=is_error))
@@ -332,7 +332,7 @@ class Hop:
 
 
 def _reason_of(error: BaseException) -> str:
-    """Return the reason of an error, as in the log."""
+    """Return the reason of an error, as the log records it."""
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
     return error.reason if isinstance(error, UpstreamError) else type(error).__name__
@@ -348,7 +348,7 @@ def _session(proxy: str) -> requests.Session:
 
 
 class _ThroughProxy(HTTPAdapter):
-    """Replaces the proxy's error messages, which may contain the password."""
+    """Sends through the outbound proxy, and replaces its error messages, which may contain the password."""
 
     def send(self, *request: Any, **how: Any) -> requests.Response:
         try:
@@ -387,7 +387,7 @@ def _context_of(parent: str) -> Context:
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """Return a link to the HTTP request's trace, if the message belongs to a different one."""
+    """Return a link to the HTTP request's trace if the message belongs to a different trace, otherwise nothing."""
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)
 

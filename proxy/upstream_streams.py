@@ -1,8 +1,8 @@
 """Subscribe to the notifications of servers for the clients of this worker.
 
-A server of the session era sends them on the standing stream of a session, which is opened for clients with a stream
-and for running calls in that session; one of 2026-07-28 on a `subscriptions/listen`. Each of these is read by one
-worker, under a lease.
+A server of the session era sends notifications on the standing stream (the GET) of a session. The gateway opens this
+stream for clients that have a stream, and for running calls in the session. A server of 2026-07-28 sends notifications
+on the stream of a `subscriptions/listen`. Each stream is read by one worker, under a lease.
 """
 
 from __future__ import annotations
@@ -73,26 +73,26 @@ logger = logging.getLogger(__name__)
 LEASE_AGAIN_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 15.0  # An owner's subscriptions are checked at least this often.
 AGAIN_SECONDS = 2.0  # Pause before a stream that ended is reopened,
-MOST_AGAIN_SECONDS = 60.0  # doubled each time up to this.
+MOST_AGAIN_SECONDS = 60.0  # which is doubled each time, up to this.
 SESSION_SECONDS = 0.3  # How long to wait for newly opened sessions.
 
-READY_SECONDS = 1.0  # How long a call waits until its server's stream was requested,
-OPEN_SECONDS = 0.1  # and then until the stream is open.
+READY_SECONDS = 1.0  # How long a call waits, in total, for the stream of its session at the server;
+OPEN_SECONDS = 0.1  # after the stream was requested, it waits only this long for the stream to open.
 SILENT_SECONDS = 60.0  # A server without a stream is not asked again for this long.
 MOST_FOR_CALLS = 256  # Sessions whose stream this worker reads only for their calls.
-LOST = "lost"  # In place of a session's row.
+LOST = "lost"  # Stands for the row id of a session that was lost.
 
 
 class ServerStreams:
-    """Reads the streams of servers for the clients of this worker; each session is read by one worker."""
+    """Reads the streams of servers for the clients of this worker. Each stream is read by one worker."""
 
     def __init__(self, parts: RouterParts, access: Access, lists: Lists, cipher: Cipher) -> None:
         self.streams, self._keeper, self._client, self._bus = parts.streams, parts.keeper, parts.client, parts.bus
         self._lists = lists
         self._cipher = cipher
         self._name = str(uuid4())
-        self._held: dict[str, OpenServerStream] = {}  # By row.
-        # The sessions opened for client streams, by owner and assignment: the row, and the subscribed URIs.
+        self._held: dict[str, OpenServerStream] = {}  # By row id of the session or listen.
+        # The sessions opened for client streams, by owner and assignment: the row id, and the subscribed URIs.
         self._sessions: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
         self._background = Background(UpstreamError, DatabaseUnavailable)
         self._audiences = Audiences(access, parts.bus, parts.keeper)
@@ -101,7 +101,7 @@ class ServerStreams:
         self._carrier = Carrier(self._name, parts, self.calls, self._run)
         self.give_waiting = self._carrier.give_waiting
         self._courier = self._carrier.courier
-        self._silent: dict[tuple[str, str], float] = {}  # Servers without such a stream, and when that was found.
+        self._silent: dict[tuple[str, str], float] = {}  # Servers that offer no stream, and when this was found out.
         self._beginning: set[str] = set()  # The sessions whose stream is about to be opened for calls.
         self._looked: dict[str, float] = {}  # When the subscriptions of each owner were last checked.
         self._calls_due = 0.0  # When all sessions of calls are checked again.
@@ -122,7 +122,7 @@ class ServerStreams:
                 await self._keeper.release(self._name, [*held])
 
     def _look_again(self, owner: str | None) -> None:
-        """Note that the servers to subscribe to for this owner (None: for all) may have changed."""
+        """Note that the servers to subscribe to for this owner (None: for all owners) may have changed."""
         for standing in self.streams.standing():
             if not owner or standing.owner == owner:
                 self.streams.note(standing.owner)
@@ -151,7 +151,7 @@ class ServerStreams:
         try:
             await self._follow(*self.streams.news())
         except BaseException:
-            self._look_again(None)  # The news are consumed, so the next round checks everything.
+            self._look_again(None)  # `news` returned and forgot the changes, so the next round must check everything.
             raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
@@ -191,7 +191,7 @@ class ServerStreams:
         for row, source in wanted.items():
             held = self._held.get(row)
             if held is not None and held.task.done() and held.is_for_calls and source.audience.standing:
-                del self._held[row]  # The task ended when only calls used it; a client stream is worth a new attempt.
+                del self._held[row]  # The task ended while only calls needed the stream. Now a client does: try again.
                 held = None
             if held is not None:
                 held.source = source
@@ -224,11 +224,12 @@ class ServerStreams:
     # Sessions and leases
 
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
-        """Open a session at each of these servers, subscribed to the resources of the audience.
+        """Open a session at each of these servers, and subscribe it to the resources of the audience.
 
-        The client of a session sends its own subscriptions; they are renewed if the server may have lost them: at the
-        first check, and in a session that replaced another. In the session of a connection nothing is unsubscribed:
-        clients at other workers may need it, and unwanted notifications are dropped here.
+        If the client has a session, its own requests subscribe at the server. They are repeated here only if the server
+        may have lost the subscriptions: at the first check, and in a session that replaced another. In a session for a
+        connection nothing is unsubscribed: clients at other workers may need the subscription, and unwanted
+        notifications are dropped here.
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
@@ -270,14 +271,17 @@ class ServerStreams:
             for uri in named:
                 await self._client.ask(upstream, "resources/subscribe", {"uri": uri}, ignore)
         except UpstreamError:
-            if key in self._sessions:  # Retried at the next check; until then notifications may be missed.
+            if key in self._sessions:  # The next check tries again; until then notifications may be missed.
                 self._sessions[key] = LOST, frozenset()
             raise
         if tell:
             self._tell_what_may_be(source)
 
     async def _leased_listens(self, sources: Sequence[Source]) -> dict[str, Source]:
-        """Return the leased listens at servers of 2026-07-28, by row. Raises DatabaseUnavailable."""
+        """Lease `subscriptions/listen` at servers of 2026-07-28; return the leased sources by row id.
+
+        Raises DatabaseUnavailable.
+        """
         keyed = {listen_key(source): source for source in sources}
         keyed = {key: source for key, source in keyed.items() if wishes(source)}
         if not keyed:
@@ -289,7 +293,10 @@ class ServerStreams:
         return {row: keyed[key] for key, row in (await self._keeper.lease_listens(self._name, rows)).items()}
 
     async def _leased_sessions(self, audiences: Sequence[Audience]) -> dict[str, Source]:
-        """Return the leased sessions whose streams this worker reads, by row. Raises DatabaseUnavailable."""
+        """Lease the sessions of these audiences; return the sources whose streams this worker reads, by row id.
+
+        Raises DatabaseUnavailable.
+        """
         by_owner = {audience.owner: audience for audience in audiences}
         if not by_owner:
             return {}
@@ -312,7 +319,7 @@ class ServerStreams:
             held = self._held[row] = OpenServerStream(
                 source, self._background.spawn("stream of a server", self._listen(row))
             )
-            held.task.add_done_callback(lambda _: held.has_begun())  # Wake waiters even if it was cancelled.
+            held.task.add_done_callback(lambda _: held.has_begun())  # Wake waiters even if the task was cancelled.
         return self._held[row]
 
     # For calls
@@ -346,15 +353,15 @@ class ServerStreams:
             use.settled.set()
 
     def _is_silent(self, use: SessionUse) -> bool:
-        """Return whether this server recently had no stream."""
+        """Return whether the server was recently found to offer no stream."""
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """Return how many more sessions this worker may read only for their calls."""
+        """Return for how many more sessions this worker may read the stream only for their calls."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Return whether there is room for `wanted` more sessions, after closing the longest idle ones if needed."""
+        """Make room for `wanted` more sessions by closing the streams idle longest. Return whether there is room."""
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -379,13 +386,13 @@ class ServerStreams:
     async def _leased_for_calls(
         self, held_anyway: Collection[str], owners: Collection[str] | None
     ) -> dict[str, Source]:
-        """Return the leased sessions in use by calls, of these owners or all, by row.
+        """Lease the sessions that calls of these owners (None: of all) use; return the leased sources by row id.
 
         Raises DatabaseUnavailable.
         """
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
-        self._make_room(0)  # Client streams may have ended, so that only calls use their sessions.
+        self._make_room(0)  # After client streams ended, more sessions may be read only for their calls.
         has_room = self._room() > 0
         uses = {
             row: use
@@ -399,7 +406,7 @@ class ServerStreams:
             return {}
         leased = await self._keeper.lease_rows(self._name, [*uses])
         for row in uses.keys() - leased.keys():
-            self.calls.uses.pop(row, None)  # It is over.
+            self.calls.uses.pop(row, None)  # The session has ended.
         if elsewhere := [row for row, is_own in leased.items() if not is_own]:
             for row in elsewhere:  # The lease was lost to another worker.
                 if row in self._held and self._held[row].since < now:
@@ -425,16 +432,16 @@ class ServerStreams:
                         self._silent[_server(held.source.target)] = time.monotonic()
                         del self._held[row]
                         self._run(self._keeper.release(self._name, [row]))
-                    return  # The entry stays, so that a server without a stream is not asked again and again.
+                    return  # The entry stays in `_held`, so that this server is not asked again and again.
                 pause = held.place.pause(AGAIN_SECONDS)
             except SessionLost:
                 self._begin(held)
-                if held.was_open:  # So that a worker whose client has a stream opens another session now.
+                if held.was_open:  # Releasing the lease makes a worker whose client has a stream open a new session.
                     self._drop(row)
-                return  # The next call checks whether the session is lost, and opens another.
+                return  # The next call checks whether the session is lost, and opens a new one if so.
             except UpstreamError as error:
                 logger.debug("the stream of a server ended", extra={"error": str(error)})
-            except Exception:  # After any bad message the stream is opened again.
+            except Exception:  # Whatever a server sent, open the stream again.
                 logger.exception("a server's message could not be forwarded")
             self._begin(held)
             await asyncio.sleep(pause)
@@ -442,7 +449,7 @@ class ServerStreams:
             await self._renew(held)
 
     async def _renew(self, held: OpenServerStream) -> None:
-        """Reload the session's target, with its current credential, before its stream is opened again."""
+        """Reload the session's target, with the current credential, before the stream is opened again."""
         if held.source.target.session is None:
             return
         with suppress(DatabaseUnavailable):
@@ -450,14 +457,17 @@ class ServerStreams:
                 held.source = held.source._replace(target=upstream)
 
     async def _listen_once(self, held: OpenServerStream) -> bool:
-        """Forward the server's messages until its stream ends; False if it has none. Raises an UpstreamError."""
+        """Forward the server's messages until the stream ends. Return False if the server offers no stream.
+
+        Raises an UpstreamError, or SessionLost.
+        """
         source = held.source
 
         async def on_request(asked: Object, answer: Answer) -> None:
             await self._carrier.carry(held, asked, answer)
 
         async def on_notification(message: Object) -> None:
-            if message["method"] == ACKNOWLEDGED:  # The first message of a listen.
+            if message["method"] == ACKNOWLEDGED:  # The first message of a `subscriptions/listen`.
                 self._opened(held)
             else:
                 self._begin(held)
@@ -472,7 +482,7 @@ class ServerStreams:
         except SessionLost:
             if held.is_for_calls:
                 raise
-            return not await self._is_alive(source)  # Some servers answer like this if they have no stream.
+            return not await self._is_alive(source)  # Servers without streams may answer like this too.
 
     def _opened(self, held: OpenServerStream) -> None:
         self._begin(held)
@@ -481,14 +491,14 @@ class ServerStreams:
         held.was_open = True
 
     async def _is_alive(self, source: Source) -> bool:
-        """Return whether the server still knows the session; if not, a new one replaces it."""
+        """Return whether the server still knows the session. If not, the ping opens a new session in its place."""
         with suppress(UpstreamError):
             await self._client.ask(source.target, "ping", {}, ignore)
         kept = await self._keeper.kept(source.target)
         return kept is not None and source.target.session is not None and kept == source.target.session.row
 
     def _tell_what_may_be(self, source: Source) -> None:
-        """Refresh the lists and report each subscribed resource once: notifications may have been missed."""
+        """Refresh the lists and report each subscribed resource as updated: notifications may have been missed."""
         audience, assigned, _ = source
         for name, kinds in KINDS.items():
             if audience.offers(assigned, name, "listChanged"):
@@ -506,7 +516,7 @@ class ServerStreams:
         self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
-        """Wake the audience's streams once all server streams for them have opened."""
+        """Wake the audience's client streams once all server streams for them have opened."""
         if not all(standing.heard.is_set() for standing in audience.standing) and all(
             held.begun.is_set() for held in self._held.values() if held.source.audience is audience
         ):
@@ -520,7 +530,7 @@ class ServerStreams:
             if (name := LIST_OF.get(method)) is not None:
                 await self._list_changed(assigned, audience.grant, name)
             elif method == UPDATED and isinstance(uri := params_of(message).get("uri"), str):
-                # Use the URI that the client has subscribed to, which may be the server's own.
+                # Report the URI that the client has subscribed to, which may be the server's own URI.
                 subscribed = audience.heard.get(assigned.id, {}).get(uri)
                 exposed = subscribed or rewriting.exposed_uri(audience.alias(assigned), uri)
                 await self._carrier.updated(held, message, exposed)
@@ -558,7 +568,7 @@ def _let_know(audience: Audience) -> None:
 
 
 def _for_calls(use: SessionUse) -> Source:
-    """Return the source for a stream that only calls need."""
+    """Return the source for a stream that is read only for calls."""
     call = use.newest
     return Source(Audience([], call.grant), call.assigned, call.target)
 
@@ -572,10 +582,10 @@ LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 
 @dataclass
 class Audience:
-    """The streams and calls of one token, in one session if any, and their current grant.
+    """The client streams of one token, in one session if any, and their current grant. For calls there are no streams.
 
-    `heard` are their resource subscriptions by assignment: the server's URI of each, and the client's. `refused` are
-    the URIs they subscribed to but may not read.
+    `heard` has the resource subscriptions by assignment: the client's URI by the server's URI. `refused` has the
+    subscribed URIs that may not be read.
     """
 
     standing: list[StandingStream]
@@ -593,11 +603,11 @@ class Audience:
         return any(standing.request.modern for standing in self.standing)
 
     def era(self, assigned: AssignedServer) -> str:
-        """Return the era in which the gateway subscribes to this server for them."""
+        """Return the era in which the gateway subscribes to this server for the audience."""
         return era_for(assigned.eras, MODERN if self.modern else SESSION)
 
     def offers(self, assigned: AssignedServer, name: str, member: str) -> bool:
-        """Return whether the server has this capability."""
+        """Return whether the server has the member `member` of the capability `name`."""
         return offers(assigned, name, member, modern=self.modern)
 
     def alias(self, assigned: AssignedServer) -> str:
@@ -618,13 +628,13 @@ class OpenServerStream:
 
     source: Source
     task: asyncio.Task[None]
-    # Set when the stream was requested; some servers send no headers until their first message.
+    # Set when the stream was requested. Some servers send no response headers before their first message.
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     place: StreamPlace = field(default_factory=StreamPlace)
     was_open: bool = False
     since: float = field(default_factory=time.monotonic)
-    # Messages to offer to other workers; the future of a request gets whether one took it.
+    # Messages to offer to other workers. The result of each future is whether a worker took the message.
     waiting: list[tuple[Object, asyncio.Future[bool]]] = field(default_factory=list)
     waiting_bytes: int = 0
     handing_over: asyncio.Task[None] | None = None
@@ -641,7 +651,7 @@ class OpenServerStream:
 
     @property
     def is_for_calls(self) -> bool:
-        """True if only calls need this stream, and no client has a stream open for it."""
+        """True if only calls need this stream: no client has an open stream that gets its messages."""
         return not self.source.audience.standing
 
 
@@ -668,7 +678,10 @@ class Audiences:
     async def find(
         self, standing: Iterable[StandingStream], granted: Mapping[AccessQuery, AccessRow]
     ) -> list[Audience]:
-        """Return the audiences of these streams, as the database grants them now. Raises DatabaseUnavailable."""
+        """Return the audiences of these streams, with current grants; streams without access are left out.
+
+        Raises DatabaseUnavailable.
+        """
         by_query: dict[AccessQuery, list[StandingStream]] = {}
         for each in standing:
             if each.request.query is not None:
@@ -697,7 +710,7 @@ class Audiences:
     async def _grants(
         self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, AccessRow]
     ) -> list[AccessRow | None]:
-        """Return the grants of these queries; those not in `granted` are queried. Raises DatabaseUnavailable."""
+        """Return the grant of each query, from `granted` or from the database. Raises DatabaseUnavailable."""
         found: dict[AccessQuery, AccessRow | None] = dict(granted)
         unknown = [query for query in queries if query not in found]
         for first in range(0, len(unknown), DECIDED_AT_ONCE):
@@ -711,7 +724,7 @@ class Audiences:
         return [found[query] for query in queries]
 
     async def _resolved(self, query: AccessQuery, named: Sequence[str]) -> dict[str, Resolved | None]:
-        """Resolve these URIs, to None where one may not be read. Raises DatabaseUnavailable."""
+        """Resolve these URIs; the value is None for a URI that may not be read. Raises DatabaseUnavailable."""
 
         async def look_up(uri: str) -> Resolved | None:
             feature = Named(RESOURCE, uri)
@@ -740,13 +753,13 @@ def heeded(audience: Audience) -> list[AssignedServer]:
 
 
 def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
-    """Return whether the server has this member of a capability for clients of this era."""
+    """Return whether the server has the member `member` of the capability `name`, in the era for these clients."""
     capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())
 
 
 def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
-    """Return the server of this session as currently granted; None if not usable, or only with another identity."""
+    """Return the session's server from the grant; None if it is not usable, or only with another identity."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(
         (
@@ -771,6 +784,6 @@ def wishes(source: Source) -> Object:
 
 
 def listen_key(source: Source) -> str:
-    """Return the key of a `subscriptions/listen` at a server: identity, owner, assignment and wishes."""
+    """Return the key of a `subscriptions/listen` at a server: identity, owner, assignment and notifications."""
     named = " ".join((source.audience.owner, source.assigned.id, *sorted(map(str, wishes(source).items()))))
     return f"{source.assigned.upstream_key} listen {grants_digest(named)}"

@@ -34,7 +34,7 @@ from tokens.serializers import PreviousSecret, Rotation
 from ui.operations import ListQuery, operation
 from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, secret_answer
 
-# Somebody who has the secret can do what the key may.
+# Both are needed, because a person who has the secret can do everything the key may do.
 ISSUING = frozenset({Capability.PROVISIONING_MANAGE, Capability.PEOPLE_MANAGE})
 
 
@@ -147,7 +147,7 @@ class ProvisioningKeyResource(Resource):
     def roll(self, request: Request, pk: UUID) -> Response:
         """Replace the secret of a provisioning key.
 
-        The previous one works for another `overlap_hours`: 0, 1, 24 or 168.
+        The previous secret works for another `overlap_hours`: 0, 1, 24 or 168.
         """
         key, hours = self._find(pk), self.body()["overlap_hours"]
         with self.unchanged(key):
@@ -176,7 +176,7 @@ class ProvisioningKeyResource(Resource):
         return self.answer(self._find(pk))
 
     def _told(self, new: IssuedProvisioningKey, status: int = HTTPStatus.OK) -> Response:
-        """Return the key with its secret, which is only in this response."""
+        """Return the response with the key and its new secret, which no other response contains."""
         return secret_answer(self.serialize(self._find(new.key.pk)) | {"secret": new.secret}, status)
 
     def _find(self, pk: UUID) -> ProvisioningKey:

@@ -1,6 +1,7 @@
-"""People and teams as SCIM resources: serialising them, and applying what directories send.
+"""People and teams as SCIM resources: serialising them, and applying changes that directories send.
 
-Every change uses the methods of the models. Imports the optional package, so only imported where /scim/v2/ is served.
+Every change uses the methods of the models. This module imports the optional SCIM package, so it is imported only where
+/scim/v2/ is served.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from sso.models import Account
 
 LONGEST = {"displayName": 120, "externalId": 200, "userName": 254}
 LONGEST_TEAM_NAME = 80
-LONGEST_NAME = 200  # Per part.
+LONGEST_NAME = 200  # Characters of each part of a name.
 LONGEST_IN_EMAILS = {"value": 254, "type": 40}
 LONGEST_OTHER = 300
 MOST_EMAILS = 20
-NOBODY = UUID(int=0)  # The id of no row.
+NOBODY = UUID(int=0)  # An id that no row has.
 
 
 def people() -> QuerySet[User]:
-    """Return all people except those a directory deleted."""
+    """Return all people except people that a directory has deleted."""
     return User.objects.filter(directory_person__removed_at__isnull=True).order_by("date_joined", "pk")
 
 
 def teams() -> QuerySet[Team]:
-    """Return all teams; `lower_name` allows to find one by the unique index."""
+    """Return all teams, with the alias `lower_name` for finding a team by the unique index."""
     return Team.objects.alias(lower_name=Lower("name")).order_by("name", "pk")
 
 
@@ -54,7 +55,7 @@ def _uuid(text: str) -> UUID:
 
 
 def _moments(kind: str) -> dict[str, Any]:
-    """Return annotations with the times of the first and last event of a row; every change has an event."""
+    """Return annotations with the times of the first and last event of each row, since every change has an event."""
     events = Event.objects.filter(target_type=kind, target_id=Cast(OuterRef("pk"), CharField())).order_by()
     return {
         name: Subquery(
@@ -140,7 +141,7 @@ class People:
         said = self._said(content)
         one_at_a_time()
         role = by.key.role
-        assert role is not None  # Its key is live.
+        assert role is not None  # A live key always has a role.
         user = self._forgotten(said)
         if user is not None:
             if user.role != role:
@@ -182,7 +183,7 @@ class People:
         entry = DirectoryPerson.objects.filter(user=user).first() or DirectoryPerson(user=user)
         entry.user = user
         if email == entry.email:
-            email = user.email  # Unchanged by the directory: keep an administrator's correction.
+            email = user.email  # The directory sent its former address: keep an administrator's correction.
         elif email != user.email or not entry.email:
             entry.email = email
         with user.changed_by(by):
@@ -192,7 +193,7 @@ class People:
             entry.describe(by=by, **said)
 
     def _said(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Return a directory's attributes of a person. Raises InvalidValueException without an e-mail address."""
+        """Return the attributes a directory sent for a person. Raises InvalidValueException if there is no e-mail."""
         user_name = _text(content, "userName").lower()
         emails = [one for one in content.get("emails") or () if one.get("value")]
         if len(emails) > MOST_EMAILS:
@@ -273,14 +274,14 @@ class Teams:
         return _resource(model, "Group", team, content, versioned)
 
     def create(self, by: Directory, content: dict[str, Any]) -> UUID:
-        one_at_a_time()  # Look up members under the lock, so that none is deleted meanwhile.
+        one_at_a_time()  # Lock before looking up members, so that no member is deleted meanwhile.
         team = Team.objects.add(name=self._name(content), users=self._members(content), by=by)
         self._describe(by, team, content)
         return team.pk
 
     def update(self, by: Directory, team: Team, content: dict[str, Any]) -> None:
-        one_at_a_time()  # As in `create`.
-        # The directory no longer names people it deleted; they stay in the team.
+        one_at_a_time()  # Lock before looking up members, as in `create`.
+        # A directory does not list people it has deleted, but they stay in the team.
         forgotten = team.users.filter(directory_person__removed_at__isnull=False)
         team.edit(name=self._name(content), users=[*self._members(content), *forgotten], by=by)
         self._describe(by, team, content)

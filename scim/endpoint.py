@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 ROOT = "/scim/v2"
 MOST_BYTES = 1024 * 1024
-A_MINUTE = 1500  # Requests per key.
+A_MINUTE = 1500  # Requests per minute and key.
 LOOKING = {"GET", "HEAD"}
 
 
@@ -68,7 +68,7 @@ def answer(request: HttpRequest) -> HttpResponse:
         if isinstance(refusal, ForbiddenException):
             _note_refusal(request, key)
         return _http(service.error_response(refusal))
-    except Exception as error:  # Directories get errors in SCIM's format.
+    except Exception as error:  # Directories get all errors in SCIM's format.
         logger.exception("a SCIM request failed")
         return _http(service.error_response(error))
 
@@ -107,7 +107,7 @@ def _http(response: ScimResponse) -> HttpResponse:
 
 
 def _told(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body, with only the first line of an error; the rest describes internals of a library."""
+    """Return the body with only the first line of an error's text: further lines describe internals of a library."""
     if isinstance(detail := body.get("detail"), str) and body.get("status"):
         body["detail"] = detail.partition("\n    For further")[0]
     return body

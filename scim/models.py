@@ -1,4 +1,4 @@
-"""Provisioning: keys of directories, and what directories store about people and teams (RFC 7643).
+"""Provisioning: keys of directories, and the data that directories store about people and teams (RFC 7643).
 
 Needs no SCIM package; the protocol is in `scim.endpoint` and the modules it imports (docs/decisions/0035).
 """
@@ -78,20 +78,20 @@ class DeactivatedByOthers(Exception):
 
 
 class Directory:
-    """The actor of changes by a provisioning key: not a person, but with capabilities (accounts.rules.Grantor)."""
+    """The actor of changes made with a provisioning key: no person, but with capabilities (accounts.rules.Grantor)."""
 
     is_directory = True
 
     def __init__(self, key: ProvisioningKey) -> None:
         self.key = key
         self.pk: Any = None
-        self.email = f"provisioning key {key}"  # Its name in events.
+        self.email = f"provisioning key {key}"  # The actor's name in events.
 
     def has_perm(self, perm: str) -> bool:
         return perm in self.key.granted
 
     def as_stored(self) -> Directory:
-        """Return the key with its current capabilities from the database; without any if it was revoked."""
+        """Return this actor with the key's current capabilities from the database; with none if the key was revoked."""
         key = ProvisioningKey.objects.live().filter(pk=self.key.pk).first()
         return Directory(key or ProvisioningKey(name=self.key.name))
 
@@ -106,7 +106,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def find(self, secret: str) -> ProvisioningKey | None:
-        """Return the live key with this secret, current or previous while that works."""
+        """Return the live key with this current or still working previous secret; None if there is none."""
         if not token_text.well_formed(secret, {token_text.DIRECTORY}):
             return None
         digests = token_text.candidates(secret, settings.TOKEN_KEYS)
@@ -116,7 +116,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
     def issue(
         self, *, name: str, role: Role, capabilities: Collection[Capability], by: User, pk: UUID | None = None
     ) -> IssuedProvisioningKey:
-        """Create a key: people it creates get `role`, and it can change only people without further `capabilities`.
+        """Create a key. People created with it get `role`; it can change only people who have no other `capabilities`.
 
         Raises ProvisioningError, or BeyondYours for capabilities `by` does not have. The secret is not stored.
         """
@@ -132,7 +132,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         key.set_secret(secret)
         try:
             with transaction.atomic():
-                one_at_a_time()  # Nobody loses a capability or creates another key meanwhile.
+                one_at_a_time()  # Locks, so that nobody loses a capability or creates another key meanwhile.
                 must_hold(by, capabilities)
                 if self.live().count() >= MOST_KEYS:
                     raise TooManyProvisioningKeys(TooManyProvisioningKeys.__doc__)
@@ -145,15 +145,16 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
 
 
 class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
-    """The credential of a directory that provisions people through SCIM (`gwd_`), and of nothing else.
+    """The credential (`gwd_`) of a directory that provisions people through SCIM; good for nothing else.
 
-    It belongs to nobody: it works until it is revoked, even if its creator has left. Only its prefix and digest
-    (HMAC-SHA-256) are stored, also of a previous secret until `previous_ends_at`. Each secret has its own last use.
+    The key belongs to no person: it works until it is revoked, even if its creator has left. Only prefix and digest
+    (HMAC-SHA-256) of the secret are stored; for a previous secret too, until `previous_ends_at`. The last use is stored
+    separately for each of the two secrets.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
-    role = models.ForeignKey(Role, models.PROTECT, null=True, related_name="+")  # NULL if revoked.
+    role = models.ForeignKey(Role, models.PROTECT, null=True, related_name="+")  # NULL if the key was revoked.
     capabilities = ArrayField(models.CharField(max_length=80), default=list)  # Slugs.
     prefix = models.CharField(max_length=12, editable=False)
     digest = models.BinaryField(unique=True, max_length=32, editable=False)
@@ -194,17 +195,17 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         return "revoked" if self.revoked_at else "active"
 
     def editable(self) -> dict[str, Any]:
-        """Return the values that concurrent edits are checked against: its secrets and status."""
+        """Return the values that detect concurrent edits: the prefixes of the secrets, and the status."""
         return {"prefix": self.prefix, "previous_prefix": self.previous_prefix, "status": self.status}
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """Its capabilities: it can change people, and teams of people, who have no others. Empty if revoked."""
+        """The key's capabilities; empty if revoked. It can change people, and teams of people, who have no others."""
         return Capability.named(self.capabilities)
 
     @property
     def acts_on(self) -> str:
-        """The capabilities it may act on, in words."""
+        """The capabilities that people whom the key may change can have, in words."""
         labels = [capability.label for capability in Capability if capability in self.granted]
         return "Everything" if len(labels) == len(Capability) else ", ".join(labels) or "Nothing"
 
@@ -215,7 +216,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
 
     @property
     def previous_works_until(self) -> datetime | None:
-        """The time until which the previous secret works; None if it does not."""
+        """The time until which the previous secret works; None if there is none or it does not work any more."""
         ends = self.previous_ends_at
         return ends if ends and not self.revoked_at and ends > timezone.now() else None
 
@@ -225,7 +226,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         return self.previous_digest is not None and bytes(self.previous_digest) in digests
 
     def _locked(self) -> ProvisioningKey:
-        """Return this row, locked and live. Raises ProvisioningKeyAlreadyRevoked."""
+        """Lock and return the current row of this key. Raises ProvisioningKeyAlreadyRevoked."""
         row = type(self).objects.select_for_update(of=("self",)).select_related("role").get(pk=self.pk)
         if row.revoked_at:
             raise ProvisioningKeyAlreadyRevoked(ProvisioningKeyAlreadyRevoked.__doc__)
@@ -234,8 +235,8 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     def roll(self, *, by: User, overlap_hours: int = 0) -> IssuedProvisioningKey:
         """Replace the secret; the old one works for another `overlap_hours`, one of OVERLAP_HOURS.
 
-        Raises BadKeyOverlap, ProvisioningKeyAlreadyRevoked, or BeyondYours, because somebody who reads the secret can
-        do what the key may.
+        Raises BadKeyOverlap, ProvisioningKeyAlreadyRevoked, or BeyondYours if `by` lacks a capability of the key: `by`
+        sees the secret, and could do with it everything that the key may do.
         """
         if overlap_hours not in OVERLAP_HOURS:
             raise BadKeyOverlap(BadKeyOverlap.__doc__)
@@ -278,13 +279,13 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         with transaction.atomic():
             row = self._locked()
             row.forget_previous()
-            row.revoked_at, row.role = timezone.now(), None  # So that the role can be deleted.
+            row.revoked_at, row.role = timezone.now(), None  # Without the reference, the role can be deleted.
             row.save(update_fields=["revoked_at", "role", *PREVIOUS])
             Event.objects.record(Action.PROVISIONING_KEY_REVOKED, row, by=by)
         self.refresh_from_db()
 
     def note_use_of(self, secret: str) -> None:
-        """Record the use of the key with this secret."""
+        """Record that the key was used with this secret, current or previous."""
         self.note_use("previous_last_used_at" if self.is_previous(secret) else "last_used_at")
 
 
@@ -296,12 +297,12 @@ class IssuedProvisioningKey(NamedTuple):
 
 
 class DirectoryPerson(models.Model):
-    """A directory's own data about a person: its ids for them, and attributes to return to it.
+    """A directory's data about a person: the directory's ids for the person, and attributes to return to the directory.
 
-    `addresses` are the values of `emails` in lower case. `user_name` is empty if it is the person's e-mail. `email` is
-    the address the directory sent last; an administrator's later correction is not overwritten. With `removed_at` the
-    directory has deleted them: they are deactivated and no SCIM resource. `deactivated_epoch` is the session epoch
-    after the directory's own deactivation; a later one means that an administrator acted.
+    `addresses` are the values of `emails` in lower case. `user_name` is empty if it equals the person's e-mail. `email`
+    is the address the directory sent last; an administrator's later correction is not overwritten. If `removed_at` is
+    set, the directory has deleted the person, who is deactivated and no SCIM resource. `deactivated_epoch` is the
+    session epoch after the directory deactivated the person; a later epoch means that an administrator acted.
     """
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")
@@ -332,7 +333,7 @@ class DirectoryPerson(models.Model):
     DESCRIBED: ClassVar[Sequence[str]] = ("external_id", "user_name", "name", "emails")
 
     def describe(self, *, by: Directory, **said: Any) -> None:
-        """Apply the attributes (of DESCRIBED) a directory sent, and record what changed."""
+        """Store the attributes in DESCRIBED that a directory sent, and record the changes."""
         changes = {name: [getattr(self, name), value] for name, value in said.items() if getattr(self, name) != value}
         if self.removed_at is not None:
             changes["removed_at"] = [self.removed_at.isoformat(), None]
@@ -346,13 +347,13 @@ class DirectoryPerson(models.Model):
 
     @property
     def is_deactivated_by_directory(self) -> bool:
-        """True if the directory deactivated this person, and no administrator acted since."""
+        """True if the directory deactivated this person, and no administrator changed that since."""
         return not self.user.is_active and self.deactivated_epoch == self.user.session_epoch
 
     def set_active(self, active: bool, *, by: Directory) -> None:
-        """Deactivate this person, or reactivate them if a directory deactivated them. `describe` saves the row.
+        """Deactivate this person, or reactivate a person whom a directory deactivated. Call `describe` to save the row.
 
-        Raises DeactivatedByOthers, and what the methods of User raise.
+        Raises DeactivatedByOthers, and the errors of User.deactivate and User.reactivate.
         """
         if active == self.user.is_active:
             return
@@ -362,12 +363,12 @@ class DirectoryPerson(models.Model):
         self._note_epoch()
 
     def remove(self, *, by: Directory) -> None:
-        """Delete the person for the directory: their access ends, and they are no SCIM resource any more.
+        """Delete the person for the directory: access ends, and the person is no SCIM resource any more.
 
-        Raises as `User.end_access` does. Connections and other things that act for them are ended by that method.
+        `User.end_access` also ends connections and everything that acts for the person. Raises its errors.
         """
         is_theirs = self.user.is_active or self.is_deactivated_by_directory
-        self._keep()  # Before the password ends: without one they would look invited.
+        self._keep()  # Before the password is removed: a person without a password would count as invited.
         self.user.end_access(by=by)
         if is_theirs:
             self._note_epoch()
@@ -388,7 +389,7 @@ class DirectoryPerson(models.Model):
 
 
 class DirectoryTeam(models.Model):
-    """A directory's own id of a team."""
+    """A directory's id for a team."""
 
     team = models.OneToOneField(Team, models.CASCADE, primary_key=True, related_name="directory_team")
     external_id = models.CharField(max_length=200, blank=True)
@@ -401,7 +402,7 @@ class DirectoryTeam(models.Model):
         return self.external_id or str(self.team_id)
 
     def describe(self, *, by: Directory, external_id: str) -> None:
-        """Store the directory's id of this team, and record the change."""
+        """Store the directory's id for this team, and record the change."""
         before, self.external_id = self.external_id, external_id
         self.save()
         if before != external_id:

@@ -1,6 +1,6 @@
 """The SCIM schemas of this service, and the deviations it accepts from directories (RFC 7643).
 
-Imports the optional package, so only imported where /scim/v2/ is served.
+This module imports the optional SCIM package, so it is imported only where /scim/v2/ is served.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from scim2_server.utils import load_default_schemas
 
 USER = "urn:ietf:params:scim:schemas:core:2.0:User"
 GROUP = "urn:ietf:params:scim:schemas:core:2.0:Group"
-MOST_RESULTS = 200  # Per page.
+MOST_RESULTS = 200  # Resources per page.
 
-# The attributes of RFC 7643 section 4 in use. Others that directories send are dropped, to store no unneeded personal
-# data.
+# The attributes of RFC 7643 section 4 that are used. Other attributes that directories send are dropped, so that no
+# unneeded personal data is stored.
 _KEPT = {
     USER: {"userName", "name", "displayName", "active", "emails", "groups"},
     GROUP: {"displayName", "members"},
 }
 _ALWAYS_THERE = {"active", "emails"}
-_LEFT_OUT = {"display"}  # Of members and emails; it would duplicate names.
+_LEFT_OUT = {"display"}  # Left out of members and emails, where it would repeat names.
 
 # Deviations of Microsoft Entra ID and Okta from the RFC.
 FORGIVING = ScimPolicy(
@@ -90,7 +90,7 @@ def _resource_type(name: str, description: str, urn: str) -> ResourceType:
 
 
 def _narrowed(schema: Schema) -> Schema:
-    """Limit the schema of the RFC to the attributes in use; `active` and `emails` are required."""
+    """Return the schema of the RFC with only the attributes that are used; `active` and `emails` become required."""
     schema.attributes = [one for one in schema.attributes or [] if one.name in _KEPT[str(schema.id)]]
     for attribute in schema.attributes:
         if attribute.name in _ALWAYS_THERE:
@@ -118,7 +118,7 @@ type Equals = Callable[[Any], Q | None]
 
 
 def filter_condition(node: FilterNode, kind: str) -> Narrowed:
-    """Return a condition that all matching rows fulfil, and whether it is exact."""
+    """Return a condition that all matching rows fulfil, and whether only matching rows fulfil it."""
     match node:
         case Comparison() if node.op == CompareOperator.eq:
             path = node.attr_path
@@ -147,7 +147,7 @@ def filter_condition(node: FilterNode, kind: str) -> Narrowed:
 
 
 def _by_id(column: str, **more: Any) -> Equals:
-    """Return a comparison with an id; an invalid id matches nothing."""
+    """Return a comparison of an id column for equality; an invalid id matches no row."""
 
     def equals(value: Any) -> Q | None:
         try:
@@ -174,7 +174,7 @@ def _emails(address: str) -> Q:
 
 
 _members = _by_id("users", users__directory_person__removed_at__isnull=True)
-# The condition for equality with each attribute; None if the value has another type.
+# The condition for equality, by attribute. It is None if the value in the filter has another type than the attribute.
 CONDITIONS: dict[str, dict[str, Equals]] = {
     "User": {
         "id": _by_id("pk"),

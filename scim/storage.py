@@ -1,6 +1,6 @@
 """Reads and changes for one SCIM request, in one transaction.
 
-Imports the optional package, so only imported where /scim/v2/ is served.
+This module imports the optional SCIM package, so it is imported only where /scim/v2/ is served.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from scim.directory_resources import KINDS
 from scim.models import DeactivatedByOthers, ProvisioningKey
 from scim.schemas import filter_condition, provider
 
-MOST_LOOKED_THROUGH = 1000  # Rows for which a filter is evaluated in Python.
+MOST_LOOKED_THROUGH = 1000  # Most rows for which a filter is evaluated in Python.
 REFUSALS = (BeyondYours, LastOwner, LastManager, LastBreakGlass, NotByDirectory, DeactivatedByOthers)
 
 
@@ -50,11 +50,11 @@ class Storage(ScimStorage):
     def __init__(self, key: ProvisioningKey, *, writes: bool) -> None:
         self.by = key.actor
         self.writes = writes
-        self.latest_active = True  # The value for a replacement without `active`.
+        self.latest_active = True  # The value of `active` for a replacement that leaves it out.
 
     @contextmanager
     def operation(self) -> Iterator[None]:
-        """Run in one transaction, and translate refusals to SCIM errors."""
+        """Run the block in one transaction, and translate the errors of models and database to SCIM errors."""
         try:
             with transaction.atomic():
                 yield
@@ -62,7 +62,7 @@ class Storage(ScimStorage):
             raise ForbiddenException(detail=" ".join(str(refusal).split())) from refusal
         except (EmailTaken, NameTaken) as taken:
             raise UniquenessException(detail=str(taken)) from taken
-        except (DataError, UnicodeEncodeError) as error:  # NUL or a lone surrogate, escaped in a filter or path.
+        except (DataError, UnicodeEncodeError) as error:  # A filter or path has an escaped NUL or lone surrogate.
             raise InvalidValueException(detail="Text must not contain NUL or a lone surrogate.") from error
         except IntegrityError as taken:
             raise UniquenessException(detail="Another resource has this value already.") from taken
@@ -161,12 +161,12 @@ def _asks_for_members(parameters: ResponseParameters[Any]) -> bool:
 
 # The SCIM protocol (RFC 7644), with defaults for required attributes that directories omit.
 
-MOST_OPERATIONS = 100  # Per PATCH; each searches the whole resource, but one may name thousands of members.
+MOST_OPERATIONS = 100  # Per PATCH. Each operation searches the whole resource, but may add thousands of members.
 LONGEST_FILTER = 10_000
 
 
 class Service(ScimService):
-    """The protocol for one request to `storage`."""
+    """The SCIM protocol for one request, which reads and changes `storage`."""
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(provider())
@@ -179,9 +179,9 @@ class Service(ScimService):
         return super().read_replacement(resource_type, self._complete(resource_type, body, content_type), content_type)
 
     def _complete(self, resource_type: ResourceType, body: bytes, content_type: str | None) -> bytes:
-        """Add required attributes that the body omits.
+        """Return the body with the required attributes of a User that it omits.
 
-        A replacement without `active` does not change whether the person is active.
+        In a replacement without `active`, the value is the present one, so that the person stays active or inactive.
         """
         sent = self.decode_body(body, content_type)
         if not isinstance(sent, dict):
@@ -197,14 +197,14 @@ class Service(ScimService):
         return json.dumps(sent).encode()
 
     def read_search(self, resource_types: list[ResourceType], payload: Any) -> tuple[SearchRequest[Any], Any]:
-        """Read a search, refusing long filters, which are slow to parse."""
+        """Read a search; refuse a filter longer than LONGEST_FILTER, which would be slow to parse."""
         for name, value in payload.items() if isinstance(payload, dict) else ():
             if name.casefold() == "filter" and isinstance(value, str) and len(value) > LONGEST_FILTER:
                 raise InvalidFilterException(detail=f"A filter has at most {LONGEST_FILTER:,} characters.")
         return super().read_search(resource_types, payload)
 
     def read_patch(self, resource_type: ResourceType, body: bytes, content_type: str | None) -> PatchOp[Any]:
-        """Read a PATCH, refusing too many operations."""
+        """Read a PATCH; refuse more than MOST_OPERATIONS operations and long paths."""
         sent = self.decode_body(body, content_type)
         for name, value in sent.items() if isinstance(sent, dict) else ():
             if name.casefold() == "operations" and isinstance(value, list):
@@ -214,7 +214,7 @@ class Service(ScimService):
     def apply_patch(
         self, current: Resource[Any], patch_op: PatchOp[Any], conditions: Conditions
     ) -> Resource[Any] | None:
-        """Apply a PATCH. Removing a person's last address is ignored, because everybody needs one."""
+        """Apply a PATCH. Ignore an operation that removes a person's last e-mail address, because one is required."""
         untouched = current.model_copy(deep=True)
         try:
             return super().apply_patch(current, patch_op, conditions)

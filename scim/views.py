@@ -65,7 +65,7 @@ KEYS = Table(
 
 
 class ProvisioningKeyForm(ChecksCapabilities):
-    """A new provisioning key. The form contains its id, so that submitting it again creates no second key."""
+    """Form for a new provisioning key. It contains the key's id, so that submitting it twice creates one key."""
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
     name = forms.CharField(max_length=80, help_text="Shown in admin events.")
@@ -85,7 +85,7 @@ class ProvisioningKeyForm(ChecksCapabilities):
             self.fields["role"].initial, self.at_first = usual.pk, usual.capabilities
 
     def refuse(self, error: ProvisioningError) -> None:
-        """Show the error next to its field."""
+        """Show the error next to the field concerned."""
         self.add_error(error.field or None, str(error))
 
 
@@ -137,7 +137,7 @@ def _context(key: ProvisioningKey, new: IssuedProvisioningKey | None = None) -> 
 @requires(Capability.PEOPLE_MANAGE)
 @ask_first
 def create(request: AppRequest) -> HttpResponse:
-    """Create a key, whose secret is only in the response to this POST."""
+    """Create a key. Only the response to this POST shows its secret."""
     form = ProvisioningKeyForm(posted(request))
     if request.method == "POST" and form.is_valid():
         data = dict(form.cleaned_data)
@@ -168,7 +168,7 @@ def _shown(request: AppRequest, new: IssuedProvisioningKey) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def roll(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Replace the secret; the new one is only in the response to this POST."""
+    """Replace the secret of a key. Only the response to this POST shows the new secret."""
     key, form = get_object_or_404(ProvisioningKey, pk=pk), OverlapForm(posted(request))
     if request.method == "POST" and form.is_valid():
         if request.POST.get("prefix") != key.prefix:  # The page was reloaded, which repeats the POST.
@@ -193,7 +193,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="revoke",
             back=page_url(key),
         )
-    with suppress(NoPreviousKey, ProvisioningKeyAlreadyRevoked):  # Already ended.
+    with suppress(NoPreviousKey, ProvisioningKeyAlreadyRevoked):  # The secret has already ended.
         key.end_previous(by=request.user)
     return leave(request, page_url(key), "Old secret ended")
 

@@ -1,4 +1,4 @@
-"""The page *Add a server*: ask a server, then store it with a credential and assign it to gateways in one step."""
+"""The page *Add a server*: test a server, then store it with a credential and assign it to gateways in one step."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class NewServerForm(Trial, ServerForm):
             self.add_error("secret", list(errors))
 
     def accepts_credential(self) -> bool:
-        """Test the credential at the server. False, with a form error, if it was refused and is not to be kept."""
+        """Test the credential at the server. If refused and not to be kept, add a form error and return False."""
         if secret := self.cleaned_data["secret"]:
             server = Server(**self.server_fields())
             self.judge(refusal_of(server, secret), "secret", server.name)
@@ -156,7 +156,7 @@ class NewServerForm(Trial, ServerForm):
 
 @dataclass(frozen=True)
 class ServerTrial:
-    """The outcome of asking a server that is not stored yet."""
+    """The outcome of testing a server that is not stored yet."""
 
     url: str
     outcome: Discovered | DiscoveryFailed
@@ -165,7 +165,7 @@ class ServerTrial:
 
     @property
     def health(self) -> dict[str, str]:
-        """The outcome as JSON for the session, from which the health of the added server is set."""
+        """The outcome as JSON for the session. When the server is added, its health is set from this."""
         error = "" if self.kind != "bad" else str(self.outcome)
         spoken = self.found.spoken if self.found else None
         return {"error": error, "era": spoken.eras if spoken else "", "evidence": spoken.evidence if spoken else ""}
@@ -181,12 +181,12 @@ class ServerTrial:
 
     @property
     def kind(self) -> str:
-        """The severity of the outcome; a server that asks for a credential is up."""
+        """The severity of the outcome: `good`, `warn` or `bad`. A server that asks for a credential is not `bad`."""
         return "good" if self.found else "warn" if isinstance(self.outcome, DiscoveryRefused) else "bad"
 
     @property
     def wants(self) -> str:
-        """The server's requirements for callers, as a sentence."""
+        """A sentence on whether the server requires a credential."""
         if self.found:
             if self.with_credential:
                 return "It accepts this credential."
@@ -199,12 +199,12 @@ class ServerTrial:
 
     @property
     def said(self) -> str:
-        """The outcome in a sentence."""
+        """The outcome as a sentence."""
         return str(self.outcome) if self.found else f"The server {self.outcome}."
 
     @property
     def causes(self) -> list[dict[str, str]]:
-        """The three most likely causes of a failure, each with an act: a URL to `try`, or a part of the form `at`."""
+        """The three most likely causes of a failure. Each has a URL to `try`, or the id `at` of a part of the form."""
         if self.kind != "bad":
             return []
         parts = urlsplit(self.url)
@@ -223,7 +223,7 @@ class ServerTrial:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """The outcome as JSON for the session, to show it again beside a form with an error."""
+        """The outcome as JSON for the session, so that a form with an error can show the outcome again."""
         needs = self.signs_in
         return {
             "said": self.said,
@@ -240,7 +240,7 @@ class ServerTrial:
 
     @property
     def tools(self) -> list[dict[str, Any]]:
-        """The first of its tools, with their claimed effects."""
+        """The server's first tools, with the effects that the server claims for them."""
         shown = self.found.tools[:SHOWN_TOOLS] if self.found else []
         return [
             {
@@ -262,9 +262,9 @@ def _line(text: Any) -> str:
 
 
 def try_server(values: dict[str, Any], secret: str) -> ServerTrial:
-    """Ask the server described by `values`, with `secret` if given. Nothing is stored.
+    """Test the server described by `values`, with `secret` if given. Nothing is stored.
 
-    If there is no MCP endpoint at the root of a host, the usual paths are tried; `ServerTrial.url` is the URL that
+    If there is no MCP endpoint at the root of a host, the usual paths are tried too; `ServerTrial.url` is the URL that
     worked.
     """
     asked, parts = _ask(values, secret), urlsplit(values["url"])
@@ -301,8 +301,8 @@ def add_server(
 ) -> Server:
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
-    If it has gateways or a credential, it is asked for its tools immediately, so that gateways show them and the
-    credential is tested. Otherwise its health is taken from `tested`, the `ServerTrial.health` of an earlier test.
+    A server with gateways or a credential is asked for its tools immediately, so that gateways show the tools and the
+    credential is tested. Otherwise the health is taken from `tested`, the `ServerTrial.health` of an earlier test.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
@@ -321,7 +321,7 @@ def add_server(
 
 
 def _own_gateway(server: Server, form: NewServerForm, by: User) -> list[Gateway]:
-    """Create the gateway if one was requested, open to the teams of `by`, or to everyone if they are in no team."""
+    """Create the gateway if one was requested: for the teams of `by`, or for everyone if `by` is in no team."""
     if not form.cleaned_data.get("own_gateway"):
         return []
     slug = suggest(server.name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
@@ -358,7 +358,7 @@ def _assign(server: Server, gateway: Gateway, form: NewServerForm, identity: Ide
 
 
 def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | None, tools: str, by: User) -> None:
-    """List the server's tools. If that fails, they are listed when the server is first used."""
+    """List the server's tools and store them. If that fails, they are listed when the server is first used."""
     try:
         discovered = discover_features(server, identity, tuple(FeatureKind))
     except DiscoveryFailed as failure:
@@ -382,7 +382,7 @@ TESTED = "tested_server"  # Session key: the outcome of testing a server before 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
-    """GET: choose a server. POST with `check`, `tile`, `test` or `try`: ask it. Other POST: add it."""
+    """GET: choose a server. POST with `check`, `tile`, `test` or `try`: test the server. Any other POST: add it."""
     if request.method == "GET":
         return show(request, f"{PAGE}#tiles" if request.htmx.target == "tiles" else f"{PAGE}#flow", _choice(request))
     if {"check", "tile", "test", "try"} & request.POST.keys():
@@ -418,7 +418,7 @@ def _choice(request: AppRequest) -> dict[str, Any]:
 
 
 def _asked(request: AppRequest) -> HttpResponse:
-    """Ask the server, and show the second step with the answer and everything entered so far."""
+    """Test the server, and show the second step with the outcome and everything entered so far."""
     posted = {name: request.POST[name] for name in request.POST if name not in ("csrfmiddlewaretoken", "gateways")}
     tile = well_known.find_known_server(request.POST.get("tile", ""))
     if tile:
@@ -454,20 +454,20 @@ def _asked(request: AppRequest) -> HttpResponse:
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
-    """Return the context that showed the last test, if it tested the URL in the form; {} otherwise."""
+    """Return the context that showed the last test, if that tested the URL in the form; otherwise {}."""
     tested: dict[str, Any] = request.session.get(TESTED) or {}
     shown: dict[str, Any] = tested.get("shown", {})
     return shown if tested.get("url") == request.POST.get("url") else {}
 
 
 def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | None:
-    """Return the outcome of the last test, or None if it tested another URL than the one in `values`."""
+    """Return the outcome of the last test; None if there was none or it tested another URL than that in `values`."""
     tested = request.session.get(TESTED)
     return tested if tested and tested["url"] == values["url"] else None
 
 
 def _suggested(request: AppRequest, posted: dict[str, str], asked: ServerTrial) -> dict[str, Any]:
-    """Return the initial values of the form: those entered, then those of the server or its tile."""
+    """Return the initial values of the form: entered values first, then values from the server or its tile."""
     values: dict[str, Any] = {
         "timeout_seconds": 30,
         "total_seconds": 600,
@@ -518,7 +518,7 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
 
 
 def _next(server: Server, form: NewServerForm, user: User) -> str:
-    """Return the next page: the person's connection that needs an identity, or the server."""
+    """Return the URL of the next page: the person's connection that needs an identity, otherwise the server."""
     if form.scheme == IdentityScheme.PER_USER and not form.cleaned_data["secret"]:
         own = Connection.objects.own(user).live().filter(gateway__in=form.cleaned_data["gateways"])
         if first := own.order_by("-connected_at").first():

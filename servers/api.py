@@ -216,7 +216,7 @@ class ServerResource(Resource):
         """
         server = server_or_404(slug)
         with self.unchanged(server):
-            pass  # Checks the version; the server is asked without a lock.
+            pass  # Only checks the version: the lock must not be held while the server is tested.
         try:
             discovered = probe(server, by=self.me)
         except DiscoveryFailed as failure:

@@ -45,13 +45,13 @@ __all__ = [
 ]
 
 DISCOVERY_SECONDS = 10
-TRIAL_SECONDS = 5  # Short, because a person waits for the page.
+TRIAL_SECONDS = 5  # Time limit of a test, short because a person waits for the page.
 MOST_TRIALS = 20  # New credentials tested per server and minute.
 MAX_SENTENCE = 300
 
 
 class DiscoveryFailed(Exception):
-    """The server gave no usable answer; the message continues "The server".
+    """The server gave no usable answer. The message is a predicate for "The server".
 
     The message may quote the server, but is safe to store and show. `reason` is the error code for the log.
     """
@@ -88,12 +88,12 @@ class Discovered:
 
     @property
     def version(self) -> str:
-        """The newest version of MCP it speaks."""
+        """The newest version of MCP that the server speaks."""
         return self.info.version
 
     @property
     def versions(self) -> str:
-        """The newest version of each era it speaks, in words."""
+        """The newest version of each era that the server speaks, as text."""
         return " and ".join(info.version for info in reversed(self.spoken.infos))
 
     @property
@@ -119,8 +119,8 @@ def identity_for(server: Server, user: User) -> Identity | None:
 def refusal_of(server: Server, secret: str) -> str:
     """Test a secret that is not stored yet, and return the refusal as text that follows the server's name.
 
-    Empty if the server accepts it, is disabled, cannot be reached, or was asked more than MOST_TRIALS times in this
-    minute, so that nobody can guess credentials through the gateway.
+    Return "" if the server accepts the secret, is disabled or cannot be reached; also after more than MOST_TRIALS tests
+    in this minute, so that nobody can guess credentials through the gateway.
     """
     if not server.enabled or Attempt.objects.note(f"trial {server.pk}") > MOST_TRIALS:
         return ""
@@ -159,7 +159,7 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
             server.take_name(outcome.info.name)
             for info in outcome.spoken.infos:
                 _note_info(server, identity, info)
-        case DiscoveryRefused():  # A server that asks for a credential is up.
+        case DiscoveryRefused():  # A server that asks for a credential is working.
             server.note_health(Health.OK)
         case DiscoveryFailed():
             server.note_health(Health.DOWN, str(outcome))
@@ -169,7 +169,7 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
 
 
 def _note_info(server: Server, identity: Identity | None, info: ServerDescription) -> None:
-    """Store the description of itself that the server sent to this identity; clients get it."""
+    """Store the description that the server sent of itself when asked with this identity. Clients get it."""
     said = {
         "version": info.version,
         "modern_capabilities" if info.era == MODERN else "capabilities": info.capabilities,
@@ -188,7 +188,7 @@ def discover_features(
     *,
     seconds: float = DISCOVERY_SECONDS,
 ) -> Discovered:
-    """Ask `server` for all features of these kinds, in whichever era it speaks. Raises DiscoveryFailed."""
+    """Ask `server` for all features of these kinds, in the era it speaks. Raises DiscoveryFailed."""
     started = time.monotonic()
     try:
         found = _ask(server, identity, kinds, seconds)
@@ -224,7 +224,7 @@ def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: 
 
 
 def _target(server: Server, identity: Identity | None) -> Target:
-    """Return the target of the request, without an era, so that it is determined again."""
+    """Return the target of the request, without an era, so that the eras are determined again."""
     return Target(
         server_id=str(server.pk),
         server_name=server.name,
@@ -241,7 +241,7 @@ def _target(server: Server, identity: Identity | None) -> Target:
 
 
 def _credential(server: Server, identity: Identity | None) -> tuple[str, str] | None:
-    """Return the name and value of the header that carries `identity`."""
+    """Return the name and value of the header that carries the credential of `identity`; None without identity."""
     if identity is None or identity.secret_ciphertext is None or not server.needs_credential:
         return None
     try:

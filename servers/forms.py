@@ -35,7 +35,7 @@ RESERVED = frozenset({"add", "find", "slug"})  # Path segments of our own URLs.
 
 
 def suggest(name: str, given_out: models.QuerySet[Any], longest: int) -> str:
-    """Return a free slug made of the first words of `name`, empty if the name has no usable character."""
+    """Return an unused slug made of the first words of `name`; empty if the name has no usable character."""
     base = slugify(name).replace("_", "-").strip("-")
     if len(base) > longest:
         base = base[:longest] if "-" not in base[:longest] else base[: longest + 1].rpartition("-")[0]
@@ -53,7 +53,7 @@ def address(label: str, help_text: str) -> forms.CharField:
 
 
 class SlugField(forms.CharField):
-    """A slug; left empty, it is made from the name."""
+    """Field for a slug. If it is left empty, the slug is made from the name."""
 
     def __init__(self, given_out: models.QuerySet[Any], **options: Any) -> None:
         super().__init__(required=False, validators=[slug_validator], **options)
@@ -69,7 +69,7 @@ class SlugField(forms.CharField):
 
 
 class SlugForm(forms.Form):
-    """A form whose slug, left empty, is made from the name."""
+    """Form with a name and a slug. If the slug is left empty, it is made from the name."""
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
@@ -148,13 +148,13 @@ class SignInSettings:
 
 
 class ServerForm(SignInSettings, SlugForm):
-    """The settings of an upstream server. `server` is the one being edited, None for a new one."""
+    """The settings of an upstream server. `server` is the edited server, None for a new server."""
 
     name = forms.CharField(max_length=80)
     slug = SlugField(
         Server.objects.all(), max_length=16, help_text="Prefix of this server's tool names; cannot be changed."
     )
-    # Not type="url": browsers would reject a command, or a host without https://, before our better message.
+    # Not type="url": browsers would refuse a command, or a host without https://, with a less helpful message.
     url = forms.CharField(label="URL", max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))
     auth_type = forms.ChoiceField(label="Auth type", choices=AuthType.choices, initial=AuthType.NONE)
     header_name = forms.CharField(required=False, max_length=80, help_text="For “Own header” only.")
@@ -204,8 +204,8 @@ class ServerForm(SignInSettings, SlugForm):
     )
     expected_issuer = address(
         "Expected issuer",
-        "Only if sign-in fails because the issuer uses another name than its address: that exact name, if you "
-        "know that it is right. Empty: both must match.",
+        "Leave empty unless sign-in fails because the issuer names itself otherwise than its address. Then "
+        "enter that name exactly, if you are sure that it is right. If empty, name and address must match.",
     )
     resource_sent = forms.ChoiceField(
         label="Resource",
@@ -261,7 +261,7 @@ class ServerForm(SignInSettings, SlugForm):
     def __init__(self, *args: Any, server: Server | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.server = server
-        self.ends = 0  # The number of sign-ins that saving would end, to be confirmed.
+        self.ends = 0  # How many sign-ins saving would end; the person has to confirm.
         self._leads_inside: bool | None = None
         if server is None:
             del self.fields["private"], self.fields["end_sign_ins"]
@@ -275,7 +275,7 @@ class ServerForm(SignInSettings, SlugForm):
 
     @property
     def shows_sign_in(self) -> bool:
-        """True if the sign-in settings are expanded: one is set, or has an error."""
+        """True if the sign-in settings are shown expanded, because one of them is set or has an error."""
         return any(name in self.errors for name in SIGN_IN_SETTINGS) or any(
             self[name].value() not in ("", None, False, ResourceSent.SERVER) for name in SIGN_IN_SETTINGS
         )
@@ -318,7 +318,7 @@ class ServerForm(SignInSettings, SlugForm):
         return values
 
     def _private(self, values: dict[str, Any]) -> bool | None:
-        """True if the server may be at a private address: by its new URL, or as set here for an unchanged one."""
+        """Return whether the server may be at a private address, as found for a new URL or as set here."""
         if self.server is None or values["url"] != self.server.url:
             return self._leads_inside
         if self.server.private is not None or values.get("private"):
@@ -352,7 +352,7 @@ def _is_command(text: str) -> bool:
 
 
 def _callable(url: str) -> tuple[str, bool]:
-    """Validate a server's URL; return it with its scheme in lower case, and whether it is at a private address.
+    """Validate a server's URL. Return the URL with a lower-case scheme, and whether it is at a private address.
 
     Raises ValidationError if the gateway may not call it.
     """
@@ -396,7 +396,7 @@ class SecretForm(forms.Form):
 
 
 class Trial(forms.Form):
-    """A form that tests credentials at their server; a refused one is stored only if the person confirms."""
+    """Form that tests a credential at its server. A refused credential is stored only if the person confirms."""
 
     keep = forms.BooleanField(
         label="Keep it anyway", required=False, help_text="Paste the new one again: it was not stored."
@@ -405,14 +405,14 @@ class Trial(forms.Form):
     refusal = ""  # The server's reason for refusing the credential.
 
     def judge(self, refusal: str, field: str, server: str) -> None:
-        """Record the refusal of the credential in `field`; a form error unless it is to be kept."""
+        """Store the refusal of the credential in `field`. Add a form error unless the credential is to be kept."""
         self.refusal = refusal
         if refusal and not self.cleaned_data.get("keep"):
             self.add_error(field, f"{server} {refusal}. Use another one, or keep it anyway.")
 
 
 class TriedSecretForm(Trial, SecretForm):
-    """A credential that is tested before it is stored; `refusal` is the server's reason if it is kept anyway."""
+    """A credential that is tested before it is stored. `refusal` is set if a refused credential is kept anyway."""
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
@@ -438,13 +438,13 @@ class SharedLabel(forms.Form):
 
 
 class SharedIdentityForm(SharedLabel, TriedSecretForm):
-    """A service account: a credential shared by everybody."""
+    """Form for a service account: a credential that all people share."""
 
     field_order = ("label", "secret", "keep")
 
 
 class SharedSignInForm(SharedLabel):
-    """A service account of a server that uses sign-in."""
+    """Form for a service account of a server at whose issuer people sign in."""
 
     def __init__(self, *args: Any, server: Server, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -452,19 +452,19 @@ class SharedSignInForm(SharedLabel):
 
 
 def shared_identity_to_renew() -> models.Q:
-    """Match servers with a shared identity that was refused, or needs a new sign-in or a confirmation."""
+    """Match servers with a shared identity that was refused, or that needs a new sign-in or a confirmation."""
     return models.Q(pk__in=Identity.objects.shared().needing_attention().values("server"))
 
 
 class ServerFilter(ListFilter):
     health = forms.MultipleChoiceField(required=False, choices=Health.choices)
     auth = forms.MultipleChoiceField(required=False, choices=AuthType.choices)
-    identities = forms.BooleanField(required=False)  # Only servers whose shared identity has to be renewed.
+    identities = forms.BooleanField(required=False)  # If set, only servers whose shared identity has to be renewed.
 
     def narrow(self, rows: ServerQuerySet) -> ServerQuerySet:
         servers = rows.matching(self.values.get("q", ""))
         if health := self.values.get("health"):
-            servers = servers.filter(enabled=True, health__in=health)  # The health of disabled servers is out of date.
+            servers = servers.filter(enabled=True, health__in=health)  # For disabled servers it is out of date.
         if auth := self.values.get("auth"):
             servers = servers.filter(auth_type__in=auth)
         if self.values.get("identities"):

@@ -231,7 +231,7 @@ class IdentityResource(Resource):
         return self.changed(identity, identity.revoke)
 
     def _instead_of(self, pk: UUID | None, server: Server) -> Identity | None:
-        """Return the person's own identity for this server that the new one replaces."""
+        """Return the person's own identity for this server that the new identity replaces; None if it replaces none."""
         if pk is None:
             return None
         old = Identity.objects.own(self.me).filter(pk=pk, server=server).first()
@@ -243,13 +243,13 @@ class IdentityResource(Resource):
         return get_object_or_404(self.get_queryset(), pk=pk)
 
     def _changeable(self, pk: UUID) -> Identity:
-        """Return the identity if it is live and the person may switch and revoke it."""
+        """Return the identity, which must be live and open to the person for disabling, enabling and revoking."""
         identity = self._find(pk)
         identity.must_be_open_to(self.me)
         return _live(identity)
 
     def _replaceable(self, pk: UUID) -> Identity:
-        """Return the identity if it is live and the person's own, or shared and managed by them."""
+        """Return the identity, which must be live, and the person's own or shared and managed by the person."""
         identity = self._find(pk)
         if identity.owner_id != self.me.pk:
             must_hold(self.me, Capability.SERVERS_MANAGE)

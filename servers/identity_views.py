@@ -71,13 +71,13 @@ class IdentityRow:
 
     @property
     def calls_query(self) -> str:
-        """The query of the log for calls that used it."""
+        """The query string that filters the log by this identity."""
         label = self.identity.label.replace("\\", "\\\\").replace('"', '\\"')
         return urlencode({"server": self.identity.server_id, "q": f'identity is "{label}"'})
 
     @property
     def may_change(self) -> bool:
-        """True if the viewer may disable, enable and revoke it."""
+        """True if the viewer may disable, enable and revoke the identity."""
         return self.identity.is_open_to(self.viewer)
 
     @property
@@ -93,28 +93,28 @@ class IdentityRow:
 
     @property
     def blocked(self) -> str:
-        """The reason why it is not used although it is enabled."""
+        """The reason why the identity is not used although it is enabled; otherwise empty."""
         return "it waits for confirmation" if self.identity.status == "unconfirmed" else ""
 
     @property
     def may_replace(self) -> bool:
-        """True if the viewer may replace the secret; never that of another person."""
+        """True if the viewer may replace the secret: of an own identity, or of a shared one with the capability."""
         return self.viewer.has_perm(Capability.SERVERS_MANAGE) if self.identity.is_shared else self.is_own
 
     @property
     def may_sign_in(self) -> bool:
-        """True if the viewer may sign in at its issuer again."""
+        """True if the viewer may sign in at the identity's issuer again."""
         return self.may_replace and self.identity.by_oauth and self.identity.revoked_at is None
 
     @property
     def may_confirm(self) -> bool:
-        """True if it waits for the viewer to confirm the changed server."""
+        """True if the identity waits for a confirmation of the changed server, and the viewer may confirm."""
         waits = self.identity.unconfirmed_since is not None and self.identity.revoked_at is None
         return waits and self.identity.may_be_confirmed_by(self.viewer)
 
     @property
     def may_place(self) -> bool:
-        """True if the viewer may choose the gateways that may use it."""
+        """True if the viewer may choose which gateways may use the shared identity."""
         shared = self.identity.is_shared and self.identity.revoked_at is None
         return shared and self.viewer.has_perm(Capability.IDENTITIES_MANAGE)
 
@@ -163,7 +163,7 @@ def tab_url(server: Server) -> str:
 
 
 def page_url(viewer: User, identity: Identity) -> str:
-    """Return the page that lists `identity`: the tab of its server, or My identities if they may not open it."""
+    """Return the URL of the page that lists `identity`: the server's tab, or My identities if that is not allowed."""
     return tab_url(identity.server) if any(map(viewer.has_perm, SEES_SERVERS)) else reverse("connections:mine")
 
 
@@ -255,7 +255,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = identity_to_change(request, pk)
     try:
         return switch_on(request, identity, "Identity", reverse("servers:disable_identity", args=[pk]), _changed)
-    except HeldDisabled:  # An administrator had disabled it.
+    except HeldDisabled:  # An administrator had disabled the identity.
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE) from None
 
 
@@ -304,7 +304,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         text=f"Revoke this credential? {_impact(identity)}, and its secret is wiped.",
         more=lambda: sentences(cuts(identity, request.user), _uses(identity), "Cannot be undone."),
         icon="revoke",
-        typed=identity.label if identity.is_shared else "",  # Revoking it affects everyone on its gateways.
+        typed=identity.label if identity.is_shared else "",  # Revoking this affects everyone on its gateways.
         target=f"#identity-{pk}",
         back=page_url(request.user, identity),
     )
@@ -315,7 +315,7 @@ def _impact(identity: Identity) -> str:
 
 
 def _uses(identity: Identity) -> str:
-    """Return a sentence with the number of gateways, or for a person's own identity connections, that use it."""
+    """Return a sentence with the number of gateways or, for a person's identity, of connections that use it."""
     if identity.is_shared:
         count, word = identity.assignments.filter(removed_at=None).count(), "gateway"
     else:
@@ -324,7 +324,7 @@ def _uses(identity: Identity) -> str:
 
 
 def _changed(request: AppRequest, identity: Identity, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Answer an action with the identity's row on the open page."""
+    """Return the response to an action: the identity's row on the page that sent the action."""
     back = page_url(request.user, identity)
     if not wants_fragment(request):
         return leave(request, back, toast, undo)

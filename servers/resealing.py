@@ -30,11 +30,11 @@ SEALED: dict[str, tuple[type[Any], str]] = {
 
 
 def reseal_servers() -> dict[str, Resealed]:
-    """Re-encrypt everything that an older key encrypted, and return the numbers by the names of SEALED.
+    """Re-encrypt everything that an older key encrypted, and return the results by the names in SEALED.
 
     Each row has its own transaction, so calls, replacements and revocations continue meanwhile, and an interrupted run
-    can be repeated. Upstream sessions continue, because secrets do not change and session ids are re-encrypted too. A
-    session id that no key decrypts is deleted; the session is opened again when needed.
+    can be repeated. Sessions at servers continue, because secrets do not change and session ids are re-encrypted too.
+    A session id that no key decrypts is deleted; the session is opened again when needed.
     """
     _reseal_sessions()
     return {name: _reseal_rows(model, field) for name, (model, field) in SEALED.items()}
@@ -57,14 +57,14 @@ def _reseal_rows(model: type[Any], field: str) -> Resealed:
 
 
 def _moved(model: type[Any], field: str, pk: object) -> bool | None:
-    """Re-encrypt one row. Returns False if no key decrypts it, None if that was no longer needed."""
+    """Re-encrypt one row and return True. Return False if no key decrypts it, None if that is no longer needed."""
     with transaction.atomic():
         row = model.objects.select_for_update(of=("self",)).filter(pk=pk).first()
         if row is None:
-            return None  # Deleted meanwhile.
+            return None  # The row was deleted meanwhile.
         sealed = getattr(row, field)
         if sealed is None or row.key_id == cipher().key_id:
-            return None  # Replaced or revoked meanwhile.
+            return None  # The secret was replaced or revoked meanwhile.
         try:
             secret = cipher().reseal(bytes(sealed))
         except Undecryptable:

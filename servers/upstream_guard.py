@@ -1,4 +1,4 @@
-"""The address guard of this installation: its allowed private networks and its own endpoints."""
+"""The address guard of this installation, with the allowed private networks and the gateway's own endpoints."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def guard_for_strangers() -> Guard:
 
 
 def leads_inside(url: str) -> bool | None:
-    """True if `url` resolves to an allowed private address; None if it does not resolve or is not allowed."""
+    """Return whether `url` resolves to an allowed private address; None if it does not resolve or is refused."""
     try:
         return upstream_guard().check_now(url)
     except UrlRefused:

@@ -102,7 +102,7 @@ def page_url(server: Server) -> str:
 
 
 def _switched(request: AppRequest, server: Server, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Render the part of the page with the switch: the head of the server's page, or its row."""
+    """Render the part of the page with the switch: the head of the server's page, or the server's row in the list."""
     fragment = "servers/base.html#head" if request.htmx.target == "server-head" else "servers/list.html#row"
     return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast, undo=undo)
 
@@ -117,7 +117,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(*SEES_SERVERS)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Redirect to the page of the server with this id; logs contain the id, not the slug."""
+    """Redirect to the page of the server with this id. Links in logs have the id instead of the slug."""
     return redirect(page_url(get_object_or_404(Server.objects.live(), pk=pk)))
 
 
@@ -224,7 +224,7 @@ def _test_result(values: dict[str, Any], identity: Identity | None = None) -> di
 
 
 def _failure_text(failure: DiscoveryFailed) -> tuple[str, str]:
-    """Return a failure as a sentence, and its severity; a server that asks for a credential is up."""
+    """Return a failure as a sentence, and its severity: lower if the server only asks for a credential."""
     return f"The server {failure}.", "warn" if isinstance(failure, DiscoveryRefused) else "bad"
 
 
@@ -281,7 +281,7 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _removed_from(server: Server) -> str:
-    """Return a sentence naming the gateways the server is removed from."""
+    """Return a sentence with the gateways from which the server is removed."""
     live = server.assignments.filter(removed_at=None, gateway__archived_at=None).order_by("gateway__name")
     names = list(live.values_list("gateway__name", flat=True))
     return f"It is removed from {first_names(names)}. Connections are not changed." if names else "It is on no gateway."

@@ -1,7 +1,7 @@
-"""Well-known servers: the tiles of *Add a server*, from a file, and from a registry if one is set.
+"""Well-known servers: the tiles of *Add a server*, from a file, and from a registry if one is configured.
 
-A registry has the API of the official MCP registry (`GET /v0.1/servers`). It is not authoritative about the owner of a
-server, so its data only prefill a form that an administrator reviews.
+A registry has the API of the official MCP registry (`GET /v0.1/servers`). A registry does not prove who owns a server,
+so its data only prefill a form that an administrator reviews.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Tile:
 
     @property
     def takes(self) -> str:
-        """The auth type preselected in its form."""
+        """The auth type that is preselected in the form of *Add a server*."""
         return next((kind for kind in ("bearer", "header") if kind in self.auth), "none")
 
 
 def tiles() -> tuple[Tile, ...]:
-    """Return the well-known servers: from the operator's file if one is set, otherwise ours. Raises BadTiles."""
+    """Return the well-known servers, from the operator's file if one is set, otherwise from ours. Raises BadTiles."""
     path = settings.WELL_KNOWN_SERVERS or BUILT_IN
     try:
         return _read(path, path.stat().st_mtime_ns)
@@ -68,7 +68,7 @@ def tiles() -> tuple[Tile, ...]:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, _changed: int) -> tuple[Tile, ...]:
-    """Read the tiles of a file; `_changed` makes a changed file a cache miss."""
+    """Read the tiles of a file. `_changed`, the time of the last change, is only a part of the cache key."""
     try:
         entries = json.loads(path.read_text())
         return tuple(Tile(**entry | {"auth": tuple(entry.get("auth", ()))}) for entry in entries)
@@ -108,7 +108,7 @@ def search_registry(words: str) -> list[Tile]:
 
 
 def _tiles_in(listed: Mapping[str, Any]) -> list[Tile]:
-    """Return the entries that can be called over HTTP, without malformed and deleted ones."""
+    """Return the registry's entries that can be called over HTTP, without malformed and deleted entries."""
     entries = listed.get("servers")
     found = [_tile(entry) for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
     return [tile for tile in found if tile][:MOST]

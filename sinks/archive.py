@@ -1,4 +1,4 @@
-"""The archive of old calls: before retention drops a partition, its rows are written to Parquet files elsewhere.
+"""The archive of old calls: before retention drops a partition, its rows are written to Parquet files.
 
 Each day has its own files and a manifest with their names, row counts and a digest of the rows. Every file is read back
 and compared with the rows that were read. A partition that is not completely archived is not dropped. Days are found by
@@ -34,7 +34,7 @@ from sinks.objects import S3, Folder, Objects
 from wire.outbound import NoAnswer
 
 PART_BYTES = 32 << 20  # Compressed size of a file.
-FETCHED = 200  # Rows at a time.
+FETCHED = 200  # Rows fetched at a time.
 REQUEST_S = 120.0
 NEEDS_EXTRA = "The archive needs the extra “archive”: pip install 'gateway-admin[archive]'."
 
@@ -105,11 +105,11 @@ def open_archive() -> Objects:
 def archive_before(limit: date) -> int:
     """Archive the partitions that may be dropped before `limit`, oldest first, and return how many were new.
 
-    Does nothing if the archive is off. Raises NotArchived at the first that fails, and records the failure.
+    Does nothing if the archive is off. Raises NotArchived at the first partition that fails, and records the failure.
     """
     number = 0
     if not archive_enabled():
-        ArchivedPartition.objects.filter(archived_at=None).delete()  # They are dropped without being archived.
+        ArchivedPartition.objects.filter(archived_at=None).delete()  # Dropped without being archived.
     else:
         for name, span in Call.partitions.expired(limit):
             try:
@@ -124,7 +124,7 @@ def archive_before(limit: date) -> int:
 def keep_from(limit: date) -> date:
     """Return the day from which calls must be retained, if they may be dropped before `limit`.
 
-    With the archive on this is the start of the oldest partition that is not archived.
+    If the archive is on, this is the start of the oldest partition that is not archived.
     """
     if not archive_enabled():
         return limit
@@ -145,7 +145,7 @@ def waiting() -> Any:
 
 
 def archive(name: str, span: PartitionDays) -> bool:
-    """Archive the current rows of a partition. Returns False if that was already done.
+    """Archive the current rows of a partition and return True, or return False if they are archived already.
 
     Raises NotArchived.
     """
@@ -195,7 +195,7 @@ def _manifest_name(day: date, number: int) -> str:
 
 
 def _archive_day(store: Objects, partition: str, day: date) -> Manifest:
-    """Write the rows of a day and their manifest, unless there is an equal one."""
+    """Write the rows of a day and their manifest, unless an equal manifest exists; return the manifest."""
     made = _written(store, partition, day)
     _compare(store, made)
     for number in count(1):
@@ -261,7 +261,7 @@ def _rows(partition: str, day: date) -> Iterator[dict[str, Any]]:
 
 
 def _compare(store: Objects, manifest: Manifest) -> None:
-    """Read back the archived rows. Raises NotArchived unless they equal those of the partition, row by row."""
+    """Read back the archived rows. Raises NotArchived unless their number and digest equal the manifest's."""
     digest, rows = sha256(), 0
     try:
         for row in archived_rows(store, manifest):
@@ -274,7 +274,7 @@ def _compare(store: Objects, manifest: Manifest) -> None:
 
 
 def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the archived rows of a day whose columns equal `equal`.
+    """Yield the archived rows of a day, or only those whose columns equal `equal`.
 
     Raises UnreadableArchive if a file is missing or was changed.
     """
@@ -308,7 +308,7 @@ def search_archive(since: datetime, until: datetime, equal: dict[str, Any]) -> I
 
 
 def _manifests(store: Objects, day: date) -> Iterator[Manifest]:
-    """Yield the manifests of a day, newest first: it contains all rows of the earlier ones."""
+    """Yield the manifests of a day, newest first: the newest one contains all rows of the earlier ones."""
     found: list[Manifest] = []
     for number in count(1):
         text = store.get(_manifest_name(day, number))

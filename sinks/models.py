@@ -118,16 +118,17 @@ class SinkManager(models.Manager["Sink"]):
 class Sink(Versioned, Switchable):
     """A receiver of the logs, and its position: the rows it has acknowledged.
 
-    Calls dated from `near_from` on: ids up to `calls_to`, the newest id at the time `calls_at`. Earlier calls: ids up
-    to `late_calls_to`. During a round also the calls with ids up to `round_to` that precede (`round_at`, `round_id`) in
-    the order of the log. Events: up to `events_to`. Checkpoints, which are sent with calls: up to `checkpoints_to`.
+    Of calls dated `near_from` or later, it has acknowledged ids up to `calls_to`, the newest id at the time `calls_at`;
+    of earlier calls, ids up to `late_calls_to`. During a round it has also acknowledged the calls with ids up to
+    `round_to` that precede (`round_at`, `round_id`) in the order of the log. It has acknowledged events up to
+    `events_to`, and checkpoints, which are sent with calls, up to `checkpoints_to`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
     kind = models.CharField(max_length=10, choices=KIND_CHOICES)
     address = models.CharField(max_length=500, blank=True)
-    # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
+    # True if the host had a private address when the sink was set up; otherwise the guard refuses private addresses.
     private = models.BooleanField(default=False)
     secret_ciphertext = models.BinaryField(null=True)
     key_id = models.CharField(max_length=8, blank=True)
@@ -146,15 +147,15 @@ class Sink(Versioned, Switchable):
     events_to = models.BigIntegerField(default=0)
     checkpoints_to = models.BigIntegerField(default=0)
 
-    # The lease: which process delivers rows, and until when no other may.
+    # The lease: the process that delivers rows, and the time until which no other process may.
     claim = models.UUIDField(null=True, editable=False)
     claimed_until = models.DateTimeField(null=True, editable=False)
-    looked_at = models.DateTimeField(null=True)  # When it was last checked for rows to send.
+    looked_at = models.DateTimeField(null=True)  # Time of the last check for rows to send.
     retry_at = models.DateTimeField(null=True)
     failures = models.PositiveIntegerField(default=0)  # Consecutive.
     last_error = models.CharField(max_length=LONGEST_ERROR, blank=True)
     last_error_at = models.DateTimeField(null=True)
-    delivered = models.BigIntegerField(default=0)  # Rows; repeated ones count again.
+    delivered = models.BigIntegerField(default=0)  # Rows; a row that is sent twice counts twice.
     # Rows left out because the receiver refuses them permanently.
     refused = models.BigIntegerField(default=0, db_default=0)
     last_delivered_at = models.DateTimeField(null=True)
@@ -258,11 +259,11 @@ class Sink(Versioned, Switchable):
         return KINDS[self.kind]
 
     def receiver(self) -> Receiver:
-        """Return the receiver that delivers to it. Raises Undelivered if its secret cannot be read."""
+        """Return the receiver that delivers to this sink. Raises Undelivered if the secret cannot be read."""
         return self.receiver_kind(self)
 
     def must_be_open_to(self, by: User | None) -> None:
-        """Raise CapabilityRequired unless `by` may see all logs it sends, so that a sink cannot bypass capabilities."""
+        """Raise CapabilityRequired unless `by` may see all logs this sink sends: sinks must not bypass capabilities."""
         for name, capability in CONTENT.items():
             if by is not None and getattr(self, name) and not by.has_perm(capability):
                 raise CapabilityRequired(capability)
@@ -317,8 +318,8 @@ class Sink(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
         """Change name, address or content, and record what changed.
 
-        Newly selected logs are sent from now on. The old receiver is notified if it will get less. An address equal to
-        `place` means the current one. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
+        Of newly selected logs, only new rows are sent. The old receiver is notified if it will get less. An address
+        equal to `place` means the current address. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
         """
         if fields.get("address") == self.place:
             del fields["address"]
@@ -387,12 +388,12 @@ class Sink(Versioned, Switchable):
         self.events_to = events
 
     def enable(self, *, by: Any) -> bool:
-        """Resume at the last position. Returns False if it was enabled. Raises CapabilityRequired."""
+        """Resume at the last position. Return False if the sink was enabled already. Raises CapabilityRequired."""
         self.must_be_open_to(by)
         return super().enable(by=by)
 
     def disable(self, *, by: Actor | None, seen: Seen | None = None) -> bool:
-        """Pause the sink and notify the receiver. Returns False if it was paused. Raises ChangedMeanwhile."""
+        """Pause the sink and notify the receiver. Return False if it was paused already. Raises ChangedMeanwhile."""
         if self.enabled:
             self._announce(
                 Action.SINK_DISABLED, "Paused by {}: nothing will be sent until it is enabled again.", by, seen
@@ -429,7 +430,9 @@ class Sink(Versioned, Switchable):
             self.delete()
 
     def note_refused(self, line: LogLine, answer: str) -> None:
-        """Record that a row was left out because it is refused permanently, unless it is such a record itself."""
+        """Record that a row was left out because the receiver refuses it permanently.
+
+        A refused row that is itself such a record of this sink gets no further record."""
         said = orjson.loads(line.text)
         if said.get("action") != Action.SINK_ROW_REFUSED or said.get("target_id") != str(self.pk):
             told = {"log": line.log, "row": line.uid, "answer": answer}
@@ -447,9 +450,9 @@ class Sink(Versioned, Switchable):
 
 
 class ArchivedPartition(models.Model):
-    """A partition of the call log that was archived, or the error why not (sinks.archive).
+    """A partition of the call log that was archived or could not be archived (sinks.archive).
 
-    The row stays when the partition is dropped. Database roles that only serve requests can only read it.
+    The row stays when the partition is dropped. Database roles that only serve requests can only read this table.
     """
 
     name = models.CharField(max_length=63, primary_key=True)

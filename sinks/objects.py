@@ -39,7 +39,7 @@ class Objects(Protocol):
         """Create an object. Return False, and change nothing, if the name exists. Raises NoAnswer or OSError."""
 
     def get(self, name: str) -> bytes | None:
-        """Return the content of an object, or None if there is none. Raises as `put` does."""
+        """Return the content of an object, or None if there is none. Raises NoAnswer or OSError."""
 
 
 class NotKept(NoAnswer):

@@ -89,7 +89,7 @@ def record(line: LogLine) -> bytes:
 
 
 def fields_of(text: bytes) -> Iterator[tuple[str, Value | None]]:
-    """Yield the fields of a line. Nested values stay JSON text, so that numbers and depth do not matter."""
+    """Yield the fields of a line. Nested values are not parsed, but yielded as JSON text."""
     at = 1
     while name := _text(text, at):
         begin = name.end() + 1
@@ -111,7 +111,7 @@ def _end_of(text: bytes, begin: int) -> int:
 
 
 def _sentence(line: LogLine, told: Mapping[str, Any]) -> str:
-    """Return the body of the record, which lists of log records show."""
+    """Return the body of the record, which log viewers show in lists."""
     match line.log:
         case "call":
             said = (told.get("method"), told.get("feature_name"), told.get("outcome"))

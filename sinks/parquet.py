@@ -1,4 +1,4 @@
-"""Rows of the logs as Parquet, zstd compressed. Needs pyarrow (extra `archive`), so imported only where needed."""
+"""Rows of the logs as Parquet, zstd compressed. Needs pyarrow (extra `archive`), so import it only where needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.db.models import Field, ForeignKey
 from auditlog.checkpoints.sealing import AS_TEXT, CALL_COLUMNS
 from auditlog.models import Call
 
-GROUP_ROWS, GROUP_BYTES = 2000, 8 << 20  # Limits of a row group, which is in memory at a time.
+GROUP_ROWS, GROUP_BYTES = 2000, 8 << 20  # Limits of a row group; one is in memory at a time.
 MOMENT = pa.timestamp("us", tz="UTC")
 WHOLE = (
     *("AutoField", "BigAutoField", "BigIntegerField", "IntegerField", "SmallIntegerField"),
@@ -81,7 +81,7 @@ class Writer:
 
 
 def parquet_rows(data: bytes, equal: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file whose columns equal `equal`, in chunks."""
+    """Yield the rows of a file, or only those whose columns equal `equal`. Reads the file in chunks."""
     file = pq.ParquetFile(pa.BufferReader(data))
     for batch in file.iter_batches(batch_size=500):
         for row in batch.to_pylist():
@@ -90,7 +90,7 @@ def parquet_rows(data: bytes, equal: Mapping[str, Any] | None = None) -> Iterato
 
 
 def of_lines(lines: Sequence[bytes]) -> bytes:
-    """Return a file of JSON lines, with the union of their columns."""
+    """Convert JSON lines to a Parquet file with the union of their columns."""
     rows = [orjson.loads(line) for line in lines]
     names = dict.fromkeys(name for row in rows for name in row)
     table = pa.table({name: _column(name, (row.get(name) for row in rows)) for name in names})

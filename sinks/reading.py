@@ -1,9 +1,9 @@
 """Reads the logs for a sink: each committed row once, in batches, and stores the acknowledged position.
 
 A round consists of the rows with ids between the sink's position and an id up to which the log is complete
-(auditlog.replica), so no row can be added to it later. Rows are sent in the order of the log's primary key, and the
-last one is stored after each batch. Rows older than `near_from`, of slow calls, have a separate round from time to
-time.
+(auditlog.replica), so no row can be added to the round later. Rows are sent in the order of the log's primary key, and
+the key of the last row is stored after each batch. Late rows, which are older than `near_from` because their calls were
+slow, are read in a separate round from time to time.
 
 One process at a time reads and delivers, under a lease (`claim`) longer than the delivery timeout. A process that lost
 the lease cannot advance the position.
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
 
 
 class SinkReader:
-    """Reads the rows one sink lacks, under its lease. `most` limits the rows of a batch."""
+    """Reads the undelivered rows of one sink, under the sink's lease. `most` limits the rows of a batch."""
 
     def __init__(self, own: psycopg.Connection[Any], pk: UUID, claim: UUID) -> None:
         self._own = own
@@ -88,7 +88,7 @@ class SinkReader:
 
     def next(self, sink: Sink) -> Batch | None:
         """Return the next batch, or None if there is nothing to send."""
-        found = self._checkpoints(sink)  # First, because calls may never stop.
+        found = self._checkpoints(sink)  # Checkpoints first, because new calls may never stop.
         if sink.sends_events:
             found = found or self._events(sink)
         if sink.sends_calls:
@@ -96,7 +96,7 @@ class SinkReader:
         return found
 
     def move(self, sink: Sink, to: dict[str, Any], **noted: Any) -> bool:
-        """Store the new position. Returns False if the sink was changed meanwhile."""
+        """Store the new position and return True, or return False if the sink or its lease has changed."""
         sets = sql.SQL(", ").join(
             sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(f"to_{name}")) for name in (*to, *noted)
         )
@@ -116,7 +116,7 @@ class SinkReader:
         return moved
 
     def take(self) -> bool:
-        """Take the lease or prolong it. Returns False if another process has it."""
+        """Take or prolong the lease and return True, or return False if another process has the lease."""
         taken = self._own.execute(
             "UPDATE sinks_sink SET looked_at = clock_timestamp(), claim = %(claim)s,"
             " claimed_until = clock_timestamp() + make_interval(secs => %(seconds)s)"
@@ -177,9 +177,10 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _late(self, sink: Sink) -> Batch:
-        """Return the next batch of late rows: older than `near_from` when committed. After the last it advances.
+        """Return the next batch of late rows, older than `near_from` when committed; the last advances `near_from`.
 
-        A row with an id above `calls_to` was committed after `calls_at`; it is late if it is older than that by NEAR.
+        A row with an id above `calls_to` was committed after `calls_at`; such a row is late if it is dated more than
+        NEAR before `calls_at`.
         """
         asked = {
             "at": sink.round_at or _BEGINNING,
@@ -196,7 +197,7 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[LogLine], datetime | None, int | None]:
-        """Return the next calls, and the key of the last one if there may be more."""
+        """Return the next calls, and the key of the last call if there may be more calls, otherwise None."""
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
         lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)
         return lines, last["created_at"] if last else None, last["row_id"] if last else None
@@ -208,7 +209,7 @@ class SinkReader:
         asked: dict[str, Any],
         line: Callable[[dict[str, Any]], LogLine],
     ) -> tuple[list[LogLine], dict[str, Any] | None]:
-        """Return the lines of one delivery, and its last row if there may be more."""
+        """Return the lines of one delivery, and the last row if there may be more rows, otherwise None."""
         lines: list[LogLine] = []
         size, last, number = 0, None, 4
         with self._own.transaction(), self._own.cursor("sink", row_factory=dict_row) as cursor:
@@ -231,10 +232,10 @@ class SinkReader:
 
 @contextmanager
 def leased_reader(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
-    """Take the lease of a sink and yield its reader, or None if another process has it.
+    """Take the lease of a sink and yield its reader, or None if another process has the lease.
 
-    The lease lasts until it is released or LOAN_S have passed, also after the block. `claim` is the lease this process
-    already has, if any.
+    After the block, the lease lasts until it is released or LOAN_S have passed. `claim` is the id of a lease that this
+    process already has, if any.
     """
     with databases.connect_direct() as own:
         own.adapters.register_loader("jsonb", AsItIs)
@@ -283,5 +284,5 @@ def _plain(value: Any) -> Any:
 
 
 def oldest(lines: Sequence[LogLine]) -> datetime | None:
-    """Return the date of the oldest line."""
+    """Return the date of the oldest line, or None if there are no lines."""
     return min((line.at for line in lines), default=None)

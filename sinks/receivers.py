@@ -1,7 +1,7 @@
 """Kinds of receivers of log lines: one class each, with its form texts, checks and delivery.
 
-A receiver gets lines of JSON and returns when all are acknowledged. Otherwise it raises Undelivered, and they are sent
-again. To add a kind, add a class here and to KINDS.
+`deliver` gets lines of JSON and returns when all lines are acknowledged. Otherwise it raises Undelivered, and the lines
+are sent again. To add a kind, add a class here and to KINDS.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SECONDS = 10.0  # Timeout of a delivery.
 GOODBYE_S = 2.0  # Time for a syslog receiver to close the connection after us.
 HUNG_UP = "closed the connection before it had received all lines."
 MOST_WAIT = 3600.0  # Maximum of Retry-After, in seconds.
-MOST_READ = 64 * 1024  # Bytes of a response that are read; its content does not matter.
+MOST_READ = 64 * 1024  # Bytes of a response that are read; the content does not matter.
 FOR_NOW = {401, 403, 408, 429}  # Refusals that do not depend on the content.
 # RFC 5424 section 6.2.1: the facility of audit logs, and severities by the outcome of a call.
 AUDIT = 13 * 8
@@ -61,7 +61,7 @@ ERROR, WARNING, NOTICE, INFORMATIONAL = 3, 4, 5, 6
 class LogLine(NamedTuple):
     """One row as JSON, without line end; `log` is "call", "event", "checkpoint", "notice" or "test".
 
-    `uid` identifies a row that is sent twice, `row` is its number in the log.
+    `uid` is the same when a row is sent again; `row` is the number of the row in the log.
     """
 
     log: str
@@ -75,7 +75,8 @@ class LogLine(NamedTuple):
 class Undelivered(Exception):
     """A receiver did not acknowledge its lines. `wait` is the requested delay in seconds.
 
-    A sink's message has no subject: "answered 500." `for_good` is True if a retry would fail too.
+    The message about a sink is a sentence without subject, such as "answered 500." `for_good` is True if a retry would
+    fail too.
     """
 
     def __init__(
@@ -92,17 +93,17 @@ class Receiver:
 
     name: ClassVar[str]
     label: ClassVar[str]
-    example: ClassVar[str] = ""  # Of an address; empty if it has none.
+    example: ClassVar[str] = ""  # Of an address; empty if this kind has no address.
     address_help: ClassVar[str] = ""
-    key_label: ClassVar[str] = ""  # Empty if it has no secret.
+    key_label: ClassVar[str] = ""  # Empty if this kind has no secret.
     key_help: ClassVar[str] = ""
-    shows_secret: ClassVar[bool] = False  # Sends its secret to the receiver; it is optional.
+    shows_secret: ClassVar[bool] = False  # The secret is optional, and sent to the receiver.
     every: ClassVar[timedelta] = timedelta(seconds=2)  # Minimum interval between two checks of a sink.
     most_lines: ClassVar[int] = 0  # Of one delivery; 0 for `reading.MOST_ROWS`.
-    package: ClassVar[str] = ""  # The optional package that it needs.
+    package: ClassVar[str] = ""  # The optional package that this kind needs.
 
     def __init__(self, sink: Sink) -> None:
-        """Raises Undelivered if the secret of the sink cannot be read."""
+        """Raise Undelivered if the secret of the sink cannot be read."""
 
     def __enter__(self) -> Self:
         return self
@@ -111,10 +112,10 @@ class Receiver:
         self.close()
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections to the receiver."""
 
     def deliver(self, lines: Sequence[LogLine]) -> None:
-        """Return when all lines are acknowledged. Raises Undelivered."""
+        """Send the lines, and return when all are acknowledged. Raises Undelivered."""
         raise NotImplementedError
 
     @classmethod
@@ -138,7 +139,7 @@ def trial() -> LogLine:
 
 
 def notice(sink: Sink, action: str, actor: str, message: str) -> LogLine:
-    """Return a line that announces a change to the sink it is sent to."""
+    """Return a line that tells the receiver of `sink` about a change of the sink."""
     told = {"sink": sink.name, "action": action, "actor": actor, "gateway": settings.PUBLIC_URL, "message": message}
     return _line_of_ours("notice", WARNING, told)
 
@@ -173,7 +174,7 @@ def shown_origin(address: str) -> str:
 
 
 def _guard(sink: Sink) -> Guard:
-    """Return the guard for its sockets: private addresses only if it had one when set up (DNS rebinding)."""
+    """Return the guard for sockets: it allows private addresses only if the sink was set up with one."""
     return upstream_guard() if sink.private else upstream_guard().outside()
 
 
@@ -194,7 +195,7 @@ PREFIX = "whsec_"  # Prefix of base64 secrets (Standard Webhooks).
 
 
 def signing_key(secret: str) -> bytes:
-    """Return the key: the decoded bytes of a `whsec_` secret, or the characters of any other."""
+    """Return the key: the decoded bytes of a `whsec_` secret, or the characters of any other secret."""
     if secret.startswith(PREFIX):
         with suppress(ValueError):
             return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
@@ -206,14 +207,14 @@ def weakness(secret: str) -> str:
     key = signing_key(secret)
     if secret.startswith(PREFIX) and key != secret.encode():
         least, different, is_repeated = LEAST_SECRET, len(set(key)), False
-        too_short = f"after “{PREFIX}” this one holds {len(key)}" if len(key) < least else ""
+        too_short = f"this one has {len(key)} after “{PREFIX}”" if len(key) < least else ""
     else:
         size = next((len(one) for one in ALPHABETS if set(secret) <= set(one)), 95)
         least, different = math.ceil(8 * LEAST_SECRET / math.log2(size)), len(set(secret))
         is_repeated = secret in (secret + secret)[1:-1]
-        too_short = f"of such characters as in this one it takes {least}" if len(secret) < least else ""
+        too_short = f"a secret of these characters needs {least} of them" if len(secret) < least else ""
     is_regular = different < LEAST_DIFFERENT or is_repeated
-    return "this one is too regular" if is_regular and not too_short else too_short
+    return "this one repeats itself" if is_regular and not too_short else too_short
 
 
 def signature(key: bytes, named: str, moment: str, body: bytes) -> str:
@@ -223,7 +224,7 @@ def signature(key: bytes, named: str, moment: str, body: bytes) -> str:
 
 
 class _Posts(Receiver):
-    """Compressed POSTs to one URL."""
+    """A receiver of compressed POSTs to one URL."""
 
     def __init__(self, sink: Sink, url: str) -> None:
         self._url = url
@@ -233,7 +234,7 @@ class _Posts(Receiver):
         self._client.close()
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> HttpAnswer:
-        """Return an acknowledgement. Raises Undelivered."""
+        """Send a POST, and return the acknowledgement. Raises Undelivered."""
         with _in_words():
             # The status decides: an acknowledgement counts without its body.
             told = {"Content-Encoding": "gzip", **headers}
@@ -319,12 +320,12 @@ class Collector(_Posts):
     def deliver(self, lines: Sequence[LogLine]) -> None:
         body = gzip.compress(otlp.of_lines(lines, settings.OTEL_RESOURCE), compresslevel=5, mtime=0)
         answer = self.post(body, {**self._headers, "Content-Type": "application/x-protobuf"})
-        if number := otlp.rejected(answer.media_type, answer.body):  # The response does not tell which.
+        if number := otlp.rejected(answer.media_type, answer.body):  # The response does not say which records.
             raise Undelivered(f"rejected {number} of {len(lines)} log records.", for_good=True)
 
 
 def compressed(lines: Sequence[LogLine]) -> bytes:
-    """Return the compressed lines, deterministically."""
+    """Compress the lines with gzip; equal lines give equal bytes."""
     return gzip.compress(b"".join(line.text + b"\n" for line in lines), compresslevel=5, mtime=0)
 
 
@@ -417,7 +418,7 @@ def _judge(answer: HttpAnswer) -> None:
 
 
 def _seconds(retry_after: str) -> float | None:
-    """Return the seconds of `Retry-After` (RFC 9110 section 10.2.3), an hour at most, or None."""
+    """Return the seconds of `Retry-After` (RFC 9110 section 10.2.3), an hour at most; None if missing or invalid."""
     said = retry_after.strip()
     if said.isascii() and said.isdecimal():
         return min(float(said[:9]), MOST_WAIT)
@@ -431,7 +432,7 @@ def _seconds(retry_after: str) -> float | None:
 class Syslog(Receiver):
     """A message of RFC 5424 for each line, with octet counting (RFC 6587 section 3.4.1), over TLS (RFC 5425) or TCP.
 
-    Syslog has no acknowledgement. TCP's is used: the receiver's machine has got every byte.
+    Syslog has no acknowledgement, so TCP's is used: the receiver's machine has every byte.
     """
 
     name = "syslog"
@@ -491,7 +492,7 @@ def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
     """Wait until the receiver's machine has acknowledged every byte, and briefly for it to close the connection.
 
     Closing with unread data would reset the connection and discard what the receiver has not read. Raises Undelivered
-    if it closed earlier, and httpcore.ReadTimeout.
+    if the receiver closed the connection earlier, and httpcore.ReadTimeout.
     """
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
         _must_be_open(sock)  # A reset connection never sends the rest.
@@ -502,13 +503,13 @@ def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
     try:
         plain = sock.unwrap() if isinstance(sock, ssl.SSLSocket) else sock
     except (TimeoutError, ssl.SSLError):
-        return  # No TLS close_notify, as with many receivers, but it has every byte.
+        return  # No TLS close_notify, as with many receivers, but the receiver has every byte.
     try:
         plain.shutdown(socket.SHUT_WR)
         while plain.recv(MOST_READ):
             pass
     except TimeoutError:
-        return  # It does not close the connection, but has every byte.
+        return  # The receiver does not close the connection, but has every byte.
     except ConnectionResetError:
         raise Undelivered(HUNG_UP) from None
     finally:
@@ -558,7 +559,7 @@ def _secret(sink: Sink) -> str:
 def backoff(failures: int, chance: float) -> float:
     """Return the delay in seconds after consecutive `failures`: doubled each time, five minutes at most.
 
-    `chance` from 0 to 1 spreads it over the upper half, so that sinks do not retry at the same time.
+    `chance` from 0 to 1 spreads the delay over its upper half, so that sinks do not retry at the same time.
     """
     return min(300.0, math.ldexp(2.0, min(failures - 1, 10))) * (0.5 + chance / 2)
 

@@ -1,8 +1,8 @@
-"""Sends the logs: the chores process checks every few seconds which sinks are due. Only one process serves each.
+"""Sends the logs: the chores process checks every few seconds which sinks are due. Each has one process at a time.
 
-The proxy is not involved. A slow sink delays few others, for a delivery's timeout at most, because each has its own
-thread. While waiting for a receiver there is no database connection and only one delivery in memory; undelivered rows
-stay in the log.
+The proxy is not involved. A slow sink delays few others, for a delivery's timeout at most, because each sink has its
+own thread. A thread that waits for a receiver holds no database connection and only one delivery in memory; undelivered
+rows stay in the log.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _serve_logged(pk: UUID) -> None:
 def send_undelivered(pk: UUID, seconds: float = PASS_S) -> int:
     """Send undelivered rows of this sink for about `seconds`, and return how many were acknowledged.
 
-    Does nothing if another process serves it. Failures are stored on its row and retried later.
+    Does nothing if another process serves the sink. Failures are stored on the sink and retried later.
     """
     service = _Service(pk, time.monotonic() + seconds)
     try:
@@ -93,7 +93,7 @@ def send_undelivered(pk: UUID, seconds: float = PASS_S) -> int:
 
 
 class _Service:
-    """Serves one sink for a while: batches are read with a database connection, and delivered without."""
+    """Serves one sink for a while: batches are read with a database connection, and delivered without one."""
 
     def __init__(self, pk: UUID, until: float) -> None:
         self.sent = 0
@@ -130,7 +130,7 @@ class _Service:
                 _note_failure(sink, reader, Undelivered(said), None)
 
     def _next(self, reader: SinkReader) -> tuple[Sink | None, Batch | None]:
-        """Return the current sink and the batch to deliver."""
+        """Return the current sink and the batch to deliver; None and None if there is nothing to deliver."""
         sink = _loaded(self._pk)
         while sink is not None and not self._is_over(sink):
             try:
@@ -163,7 +163,7 @@ class _Service:
             self._receiver = sink.receiver()
 
     def _deliver(self, sink: Sink, batch: Batch) -> Note:
-        """Deliver, and return what to record."""
+        """Deliver the batch, and return the function that records the outcome."""
         assert self._receiver is not None
         try:
             self._receiver.deliver(batch.lines)
@@ -182,7 +182,7 @@ class _Service:
         return partial(_note_delivery_failed, batch, refusal)
 
     def _takes_others(self) -> bool:
-        """True if the receiver accepts a test line, so that only this row is refused."""
+        """True if the receiver accepts a test line, which means that only this row is refused."""
         assert self._receiver is not None
         try:
             self._receiver.deliver([trial()])
@@ -207,7 +207,7 @@ _FREE: dict[str, Any] = {"claim": None, "claimed_until": None}
 
 
 def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: SinkReader) -> bool:
-    """Leave out a row that the sink refuses permanently, and record it."""
+    """Leave out a row that the sink refuses permanently, and record the refusal."""
     [line] = batch.lines
     sink.note_refused(line, f"It {refusal}")
     now, said = timezone.now(), f"It {refusal.args[0].removesuffix('.')} to {line.log} {line.uid}, which was left out."
@@ -252,7 +252,7 @@ def _loaded(pk: UUID) -> Sink | None:
 def drop_before(limit: date) -> int:
     """Record for each sink which undelivered calls are lost when partitions before `limit` are dropped.
 
-    Returns their number. Call it before dropping. Sinks continue after the lost rows.
+    Return the number of lost calls. Call this before dropping. Sinks continue after the lost rows.
     """
     begin = Call.partitions.kept_from(limit)
     lost = 0

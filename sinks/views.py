@@ -1,4 +1,4 @@
-"""The pages of sinks: the list, the state of one, and setting up, testing, pausing and removing them."""
+"""The pages of sinks: the list, and pages to show, set up, test, pause and remove a sink."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SINKS = Table(
 
 
 class SinkForm(forms.Form):
-    """The settings of a sink of one kind. `sink` is the one being edited, None for a new one; `viewer` edits it."""
+    """The settings of a sink of one kind. `sink` is the sink that `viewer` edits, or None for a new sink."""
 
     name = forms.CharField(max_length=80)
     address = forms.CharField(max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))

@@ -1,4 +1,4 @@
-"""Admission of people who signed in at the organisation: their account, role and teams, by group rules.
+"""Admission of people who signed in at the organisation (its identity provider): account, role and teams by rules.
 
 The rules are in docs/decisions/0034-sign-in-by-the-organisation.md.
 """
@@ -25,9 +25,9 @@ MOST_RULES, LONGEST_GROUP = 200, 200
 class Claims(NamedTuple):
     """Claims about a person who has just signed in.
 
-    `email_verified` is None if the provider does not say. `groups` is None if there are too many for a token.
-    `says_groups` is False if the provider sent no groups, which differs from an empty list. `authenticated_at` is None
-    if it does not say when the person authenticated.
+    `email_verified` is None if the provider does not state it. `groups` is None if the groups are too many for a token.
+    `says_groups` is False if the provider sent no groups at all, True for an empty list. `authenticated_at` is None if
+    the provider does not state when the person authenticated.
     """
 
     issuer: str
@@ -104,9 +104,9 @@ class Admission(models.Model):
         ]
 
     def admit(self, who: Claims, *, invited: User | None = None) -> User:
-        """Return the person with these claims, created at the first sign-in, with role and teams from their groups.
+        """Return the person with these claims, after setting role and teams by the groups; create a new person.
 
-        `invited` is the person whose invitation was opened in this browser. Records what changed. Raises NoEntry.
+        `invited` is the person whose invitation was opened in this browser. Records the changes. Raises NoEntry.
         """
         with transaction.atomic():
             rules = self.rules
@@ -152,7 +152,7 @@ class Admission(models.Model):
                 self._bind(person, who, by=person)
 
     def unlink(self, person: User) -> None:
-        """Unlink the person at their own request; they sign in with their password then. Raises NeedsPassword."""
+        """Unlink the person, who then signs in with a password. Raises NeedsPassword if the person has none."""
         with transaction.atomic(), person.changed_by(person) as present:
             if not present.has_usable_password():
                 raise NeedsPassword(NeedsPassword.__doc__)
@@ -172,10 +172,10 @@ class Admission(models.Model):
             raise
 
     def _named(self, who: Claims, invited: User | None) -> User | None:
-        """Return the person with this e-mail, if the provider may vouch for them; None if there is nobody yet.
+        """Return the existing person with this e-mail address; None if a new person may be created. Raises NoEntry.
 
-        An e-mail address alone proves nothing. Taking over an existing person needs the workspace's consent and a
-        verified address, or, if they have not joined yet, the invitation mailed to it.
+        An e-mail address alone proves nothing. To take over an existing person, the workspace must allow linking by
+        e-mail and the address must be verified; or the person must have opened the invitation mailed to the address.
         """
         email = who.email.strip().lower()
         try:
@@ -186,7 +186,7 @@ class Admission(models.Model):
             raise NoEntry("email_not_verified")
         person = User.objects.select_related("role").filter(email=email).first()
         if person is None:
-            # Otherwise people who can set their own address at the provider could claim that of a future colleague.
+            # People who can set their address at the provider must not claim the address of a future colleague.
             if not who.email_verified and email.rpartition("@")[2] not in self.domains:
                 raise NoEntry("email_not_verified")
             return None
@@ -202,9 +202,10 @@ class Admission(models.Model):
     def _role(
         self, who: Claims, groups: frozenset[str], person: User | None, rules: Sequence[GroupRule]
     ) -> Role | None:
-        """Return the role of the first matching rule, or the default role.
+        """Return the role of the first matching rule, otherwise the default role, which may be None.
 
-        If no rule gives roles, people have the role they were given here. Withholding groups never gives a higher role.
+        If no rule gives roles, people keep the role they were given here. If the provider sends no groups, the role
+        never gets more capabilities.
         """
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role
@@ -229,7 +230,7 @@ class Admission(models.Model):
             Event.objects.record(Action.USER_LINKED, person, by=by, changes={"issuer": [None, who.issuer]})
 
     def _give(self, person: User, role: Role | None) -> None:
-        """Give the role, unless the workspace would lose its last owner or last manager of people."""
+        """Give the person this role, unless the workspace would lose its last owner or last manager of people."""
         if role is None or role == person.role:
             return
         try:
@@ -239,7 +240,7 @@ class Admission(models.Model):
 
 
 def _joins(person: User, invited: User | None) -> bool:
-    """True if `person` is the one invited, and the invitation still works."""
+    """True if `person` is the invited person and the invitation still works."""
     return invited == person and (person.status, person.session_epoch) == ("invited", invited.session_epoch)
 
 
@@ -249,7 +250,7 @@ class RuleRow(models.Model):
     provider = models.ForeignKey("sso.Provider", models.CASCADE, related_name="rows")
     position = models.PositiveSmallIntegerField()
     group = models.CharField(max_length=LONGEST_GROUP)
-    # Such a role cannot be deleted: its people would silently get another one.
+    # A role in a rule cannot be deleted: people with the role would silently get another role.
     role = models.ForeignKey(Role, models.PROTECT, null=True, related_name="+")
     team = models.ForeignKey(Team, models.SET_NULL, null=True, related_name="+")
 
@@ -283,7 +284,7 @@ class Account(models.Model):
 
 
 def _put(person: User, team: Team, *, is_member: bool) -> None:
-    """Add the person to the team, or remove them, and record a change."""
+    """Add the person to the team or remove the person, as `is_member` says, and record a change."""
     if team.users.filter(pk=person.pk).exists() != is_member:
         users = set(team.users.all())
         team.edit(name=team.name, users=users | {person} if is_member else users - {person}, by=None)

@@ -1,4 +1,4 @@
-"""Browser sessions: mark those signed in through the organisation, and end password sessions where not allowed."""
+"""Browser sessions: mark sessions that began at the organisation, and end password sessions that are not allowed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from accounts.rules import Grantor
 from auditlog.actions import Action
 from auditlog.models import Event
 
-BROWSER = "organisation"  # Key in the session and its row: the account at the organisation.
+BROWSER = "organisation"  # Key for the account at the organisation, in the session and in its row.
 
 
 def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
-    """End the sessions matching `of` that began with a password, and return their number.
+    """End the sessions matching `of` that began with a password, and return how many were ended.
 
     Run it in the transaction of the change.
     """
@@ -29,10 +29,10 @@ def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
 
 
 def end_where_enforced(person: Model, *, by: Grantor | None) -> None:
-    """End a person's password sessions if sign-in by the organisation is enforced for them now.
+    """End a person's password sessions if sign-in by the organisation is now enforced for the person.
 
-    Call it after their e-mail address or break-glass right changed. Looks the model up by name, because accounts may
-    not import sso (docs/explanation/architecture.md).
+    Call this after the person's e-mail address or break-glass right was changed. The model is looked up by name,
+    because accounts may not import sso (docs/explanation/architecture.md).
     """
     model: Any = apps.get_model("sso", "Provider")
     provider = model.offered()

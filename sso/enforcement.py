@@ -1,4 +1,4 @@
-"""Enforced sign-in by the organisation: who may not use a password, and which sessions began at the provider."""
+"""Enforced sign-in by the organisation: people who may not use a password, and sessions that began at the provider."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def came_too_late(request: HttpRequest, person: User) -> bool:
     if request.session.get(BROWSER) or not Provider.objects.exclude(issuer="").exists():
         return False
     with transaction.atomic():
-        one_at_a_time()  # Enforcing ends existing sessions under the same lock; this one exists by now.
+        one_at_a_time()  # Enforcing takes this lock and ends existing sessions; this session exists by now.
         return must_sign_in_there(User.objects.get(pk=person.pk))
 
 
 def keep(request: HttpRequest) -> bool:
-    """Copy the organisation's account to the session's row. Return whether there is one."""
+    """Copy the organisation's account, if any, from the session to its row. Return whether there is an account."""
     known = request.session.get(BROWSER)
     if known:
         UserSession.objects.filter(session_key=request.session.session_key).update(data={BROWSER: known})
@@ -66,7 +66,7 @@ def keep(request: HttpRequest) -> bool:
 
 
 def note_sign_in(request: HttpRequest, person: User) -> None:
-    """Copy the organisation's account to the session's row, and record and log the use of a break-glass password."""
+    """Copy the organisation's account to the session's row; without one, record the use of a break-glass password."""
     if keep(request):
         return
     if person.break_glass and sign_in_there(person.email):
@@ -75,7 +75,7 @@ def note_sign_in(request: HttpRequest, person: User) -> None:
 
 
 def end_sessions(issuer: str, claims: dict[str, Any]) -> int:
-    """End the browser sessions named by a logout token, and return their number. Tokens and connections continue."""
+    """End the browser sessions named by a logout token; return how many. Tokens and connections are not changed."""
     spoken_of = {"issuer": issuer} | {name: claims[name] for name in ("sub", "sid") if claims.get(name)}
     ended = 0
     with transaction.atomic():

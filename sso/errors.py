@@ -160,7 +160,7 @@ _EMAIL = Advice(
     "password here, sign in with it, and link your account on your profile. Otherwise ask an administrator of this "
     "workspace."
 )
-# The last two are identical, so that nobody can find out which addresses have an account.
+# The last two texts are identical, so that nobody can find out which addresses have an account.
 ENTRY_ADVICE = {
     "deactivated": Advice(
         "Your account in this workspace is disabled. Ask an administrator of this workspace to enable it."
@@ -180,7 +180,7 @@ ENTRY_ADVICE = {
 
 
 class SignInFailed(Exception):
-    """The sign-in failed. The message is for events and the log; the person is shown `advice`, or FAILED."""
+    """The sign-in failed. The message is for events and the log; `advice` is shown to the person, or FAILED if None."""
 
     reason = ""
 
@@ -192,7 +192,7 @@ class SignInFailed(Exception):
 class ResponseRefused(SignInFailed):
     """The provider's answer is refused: `reason` is a key of RESPONSE_ADVICE, the message is for administrators.
 
-    Neither contains personal data of the answer.
+    Neither the reason nor the message contains personal data from the answer.
     """
 
     def __init__(self, reason: str, words: str) -> None:

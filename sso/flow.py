@@ -1,4 +1,4 @@
-"""Sign-ins at the organisation that were started in this browser, and claims of people, of either protocol."""
+"""Sign-ins at the organisation that were started in this browser, and reading of claims, for both protocols."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from sso.models import Provider
 from ui.pages import lead_on
 from wire.oauth_client import printable
 
-LONGEST_EMAIL = 254  # Longer ones are rejected: truncated, they might be somebody else's address.
+LONGEST_EMAIL = 254  # Longer addresses are refused: a truncated address might be somebody else's.
 SESSION_KEY = "organisation_sign_ins"
-MOST_OPEN = 5  # Unfinished sign-ins per browser; the oldest are dropped.
+MOST_OPEN = 5  # Unfinished sign-ins per browser; older ones are dropped.
 LIVES_S = 10 * 60
 LOGIN, LINK, CONFIRM = "login", "link", "confirm"
 
 
 def email_of(value: object) -> str:
-    """Return an ASCII e-mail address or "". Lower-casing other letters could produce another person's address."""
+    """Return an ASCII e-mail address, otherwise "": lower-casing other letters could make another person's address."""
     email = value.strip() if isinstance(value, str) else ""
     return email if len(email) <= LONGEST_EMAIL and email.isascii() and email.isprintable() else ""
 
 
 def groups_of(values: Iterable[object]) -> frozenset[str]:
-    """Return the printable group names. Without a hidden character a name might be that of another group."""
+    """Return the names that are printable: a name with a hidden character might look like the name of another group."""
     return frozenset(group for group in values if isinstance(group, str) and group.isprintable())
 
 
 def is_true(value: object) -> bool | None:
-    """Return a boolean, also from "true" or "false" as some providers send it; None for anything else."""
+    """Return a boolean, also from the texts "true" and "false", which some providers send; otherwise None."""
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value.lower())
     return value if isinstance(value, bool) else None
@@ -44,9 +44,9 @@ def line_of(value: object) -> str:
 
 
 class PendingSignIn(NamedTuple):
-    """A sign-in started in this browser: its purpose, the page to return to, and the values that tie the answer to it.
+    """A sign-in started in this browser: its purpose, the page to return to, and the values expected in the answer.
 
-    `is_unasked` is True if the person started at the provider; nothing proves then that the answer is this browser's.
+    `is_unasked` is True if the person started at the provider: then nothing ties the answer to this browser.
     """
 
     act: str

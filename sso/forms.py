@@ -67,7 +67,7 @@ class ProviderForm(forms.Form):
         )
         initial = {name: getattr(provider, name) for name in fields} | {"domains": ", ".join(provider.domains)}
         if provider.speaks_saml:
-            initial |= {"issuer": "", "client_id": ""}  # With SAML these are shown next to its other fields.
+            initial |= {"issuer": "", "client_id": ""}  # With SAML, both are shown next to the SAML fields instead.
         super().__init__(data, initial=initial)
         self.fields |= fields
         for name in ("protocol", "scopes", "name_id_format"):
@@ -100,7 +100,7 @@ class ProviderForm(forms.Form):
         return values
 
     def refuse(self, error: ProviderError) -> None:
-        """Show the error next to its field."""
+        """Show the error next to the field concerned."""
         self.add_error(error.field if error.field in self.fields else None, str(error))
 
     def parts(self) -> dict[str, list[forms.BoundField]]:

@@ -70,11 +70,11 @@ SAML_SETTINGS = (
 )
 SETTINGS = ("name", "protocol", *OIDC_SETTINGS, *SAML_SETTINGS, "mode", "domains", "links_by_email", "groups_claim")
 SETS_UP = frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE})
-# Settings that decide people's accounts, roles and teams, and who has to sign in at the organisation. With them, the
-# owner of a provider or group could become anybody, so changing them needs every capability.
+# Settings that decide people's accounts, roles and teams, and who has to sign in at the organisation. By changing them,
+# a person who owns a provider or group could sign in as anybody, so a change needs every capability.
 TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})
 TERMS |= {*SAML_TERMS, "certificates"}
-METADATA_AGE = timedelta(hours=1)  # Older metadata are read again when people sign in.
+METADATA_AGE = timedelta(hours=1)  # When people sign in, older metadata are read again.
 METADATA_ASKED_AGAIN_S = 30
 _domain = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}").fullmatch
 _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # RFC 6749 section 3.3.
@@ -99,7 +99,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         default=Mode.OFF,
         help_text="Whether people may, or have to, sign in at the provider.",
     )
-    # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
+    # Whether the provider's host resolved to a private address when it was set up. If not, such addresses are refused.
     private = models.BooleanField(default=False, editable=False)
     client_id = models.CharField(
         "client ID", max_length=255, blank=True, help_text="Client ID of this workspace at the provider."
@@ -148,7 +148,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
 
     @property
     def secret(self) -> str:
-        """The client secret, or the key that signs requests; empty if none. Raises wire.cipher.Undecryptable."""
+        """The client secret, or the key that signs SAML requests; empty if none. Raises wire.cipher.Undecryptable."""
         return cipher().open(bytes(self.secret_ciphertext)) if self.secret_ciphertext else ""
 
     def editable(self) -> dict[str, Any]:
@@ -165,13 +165,13 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def known_as(self) -> str:
         """The issuer under which accounts are stored.
 
-        It includes the protocol, because some providers use one name for both, with different subjects.
+        The name includes the protocol: some providers have one issuer for both protocols, but different subjects.
         """
         return f"saml:{self.issuer}" if self.speaks_saml else self.issuer
 
     @property
     def terms_digest(self) -> str:
-        """A digest of all TERMS: it changes when one of them changes."""
+        """A digest of all settings in TERMS."""
         terms = {name: value for name, value in self._entered().items() if name in TERMS}
         return hashlib.sha256(orjson.dumps(terms, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
@@ -186,7 +186,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
 
     @property
     def sessions_enforced(self) -> Q:
-        """Match the browser sessions of people whose address it `enforces`, except break-glass owners."""
+        """Match the browser sessions of people who have to sign in at the organisation."""
         domains = self.domains if self.is_enforced else ()
         addresses = (Q(user__email__iendswith=f"@{domain}") for domain in domains)
         return reduce(or_, addresses, Q(pk__in=())) & Q(user__break_glass=False)
@@ -195,17 +195,17 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
 
     @classmethod
     def edit(cls, *, by: Grantor | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> Self:
-        """Change the settings, from the next sign-in on, and record what changed.
+        """Change the settings, which apply from the next sign-in on, and record the changes.
 
-        `rules` is a list of GroupRule. `secret` replaces the current one; another issuer ends it. Raises ProviderError,
-        ChangedMeanwhile, BeyondYours, or Outranked if somebody without every capability changes TERMS. When sign-in
-        becomes enforced, affected sessions that began with a password end.
+        `rules` is a list of GroupRule. `secret` replaces the current secret; changing the issuer removes it. Raises
+        ProviderError, ChangedMeanwhile, BeyondYours, or Outranked if somebody without every capability changes TERMS.
+        When sign-in becomes enforced, affected sessions that began with a password end.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.
         known = cls.load()
         if changes_metadata(known, fields):
-            must_match(by, Capability)  # Otherwise people without the right to change it could have any URL fetched.
+            must_match(by, Capability)  # People who may not change TERMS must not have URLs fetched.
         known_key = known.decryption_key
         fields, secret, pair = with_dependent_settings(known, fields, secret)
         with transaction.atomic():
@@ -244,12 +244,12 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
         """Replace the key for encrypted assertions, or delete all keys if the settings do not allow encryption.
 
-        Returns what changed, for the event. Raises ChangedThere if the key was changed meanwhile.
+        Returns the changes to record in the event. Raises ChangedThere if the key was changed meanwhile.
         """
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
         present = self.decryption_key
-        if (present != replaced) if pair else not present:  # Another request changed or ended it meanwhile.
+        if (present != replaced) if pair else not present:  # Another request changed or deleted the key.
             raise ChangedThere(ChangedThere.__doc__)
         if pair:
             DecryptionKey.add(*pair)
@@ -263,15 +263,15 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def ends_secret(self, changed: Collection[str]) -> bool:
         """True if this change ends the current secret.
 
-        A client secret belongs to the old provider, and must not be sent to the new one. A signing key is ours, and is
-        used while requests are signed.
+        A client secret belongs to the old provider, and must not be sent to the new provider. The key that signs SAML
+        requests is ours, and is used as long as requests are signed.
         """
         if self.speaks_saml:
             return "protocol" in changed or not self.signs_requests
         return not {"protocol", "issuer"}.isdisjoint(changed)
 
     def take(self, fields: dict[str, Any], secret: str) -> None:
-        """Set these values, normalised, and encrypt the secret."""
+        """Set these values in normalised form, and encrypt the secret if it is not empty."""
         for name, value in fields.items():
             setattr(self, name, value.strip() if isinstance(value, str) else value)
         self.domains = sorted({str(each).strip().lower().lstrip("@") for each in self.domains if str(each).strip()})
@@ -303,7 +303,8 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def read_metadata_again(self, *, by: Grantor | None) -> None:
         """Apply the provider's current SAML metadata (certificates, sign-in URL), and record what changed.
 
-        Raises BadSamlMetadata, and changes nothing, also if they are of another provider; only `edit` can change that.
+        Raises BadSamlMetadata, without changing anything, if the metadata cannot be used or are those of another
+        provider: only `edit` can change the provider.
         """
         said = fetch_metadata(self.metadata_url, private=self.private)
         with transaction.atomic():

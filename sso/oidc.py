@@ -1,7 +1,7 @@
 """Sign-in at the organisation with OpenID Connect: discovery, the request and the callback (Core 3.1, with PKCE).
 
-The provider is asked through the address guard only. Its metadata and keys are cached for ten minutes, and failures for
-half a minute, so that strangers cannot trigger requests as often as they like.
+All requests to the provider go through the address guard. Metadata and keys are cached for ten minutes, and failures
+for half a minute, so that strangers cannot trigger requests to the provider as often as they like.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from wire.outbound import NoAnswer
 
 KEPT_S = 10 * 60
 FAILURE_KEPT_S = 30
-KEYS_ASKED_AGAIN_S = 60  # Minimum interval for re-reading keys, however many tokens have unknown keys.
+KEYS_ASKED_AGAIN_S = 60  # Least time between two reads of the keys, even if many tokens have unknown keys.
 DISCOVERY = "/.well-known/openid-configuration"
 # Google's names for scopes in token responses.
 SCOPES_CALLED = {
@@ -73,7 +73,7 @@ class OpenIdMetadata(NamedTuple):
     token_endpoint: str
     userinfo_endpoint: str
     end_session_endpoint: str  # OpenID Connect RP-Initiated Logout 1.0; empty if not published.
-    jwks_uri: str  # Empty if not usable; browsers can still be sent to the provider.
+    jwks_uri: str  # Empty if not usable: a sign-in can then be started, but not completed.
     auth_methods: tuple[str, ...]
     says_iss: bool
 
@@ -84,7 +84,7 @@ type SigningKeys = list[dict[str, Any]]
 def provider_metadata(provider: Provider) -> OpenIdMetadata:
     """Return the provider's metadata, cached. Raises ProviderDown."""
 
-    def read() -> tuple[Any, ...]:  # Stored without the class, which another release may have elsewhere.
+    def read() -> tuple[Any, ...]:  # Cached as a tuple: in another release, the class may be in another module.
         return tuple(read_provider_metadata(provider))
 
     return OpenIdMetadata(*_cached(_cache_name(provider), read))
@@ -94,14 +94,14 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
     """Return the provider's keys, cached; `anew` re-reads them for a token with an unknown key. Raises ProviderDown."""
 
     def read() -> SigningKeys:
-        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # They may have moved.
+        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # Their URL may be new.
         return read_provider_keys(provider, said)
 
     return _cached(f"{_cache_name(provider)}:keys", read, anew=anew)
 
 
 def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
-    """Return the cached result of `read`, or raise its cached ProviderDown; `anew` re-reads once a minute at most."""
+    """Return the cached result of `read`, or raise its cached ProviderDown. `anew` reads again, once a minute."""
     kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
         return kept
@@ -123,7 +123,7 @@ def forget_metadata(provider: Provider) -> None:
 
 
 def _cache_name(provider: Provider) -> str:
-    """Return a cache key that includes the field names: releases with other fields share the cache in an upgrade."""
+    """Return a cache key with the field names: during an upgrade, releases with other fields share the cache."""
     named = "\n".join((provider.issuer, *OpenIdMetadata._fields))
     return f"organisation-provider:{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
@@ -142,7 +142,7 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256, which sign-in here needs.")
 
     def usable(name: str, *, needed: bool = True) -> str:
-        """Return the https URL `name`, or "" if there is none. Raises ProviderDown if it is `needed`."""
+        """Return the https URL `name`; without one return "", or raise ProviderDown if the URL is `needed`."""
         value = document.get(name)
         if isinstance(value, str) and is_https(value, like=provider.issuer):
             return value
@@ -187,7 +187,7 @@ def fetch_provider_json(provider: Provider, url: str, headers: Mapping[str, str]
 
 
 def verified(provider: Provider, verify: Callable[..., dict[str, Any]], token: str, **expected: str) -> dict[str, Any]:
-    """Return the claims of a token, re-reading the provider's keys once for an unknown one.
+    """Return the claims of a token. If its key is unknown, re-read the provider's keys and try once more.
 
     Raises TokenInvalid or ProviderDown.
     """
@@ -214,8 +214,9 @@ def signed_out_url() -> str:
 def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | None:
     """Return a page that forwards to the provider's logout (OpenID Connect RP-Initiated Logout 1.0), or None.
 
-    None if the provider publishes no such endpoint. Sends the client id instead of an ID token, which would have to be
-    stored for the whole session and would appear in a URL; so the provider asks the person. Raises ProviderDown.
+    Return None if the provider has no such endpoint. The client id is sent instead of an ID token, which would have to
+    be stored for the whole session and would appear in a URL; without an ID token the provider asks the person for
+    confirmation. Raises ProviderDown.
     """
     place = "" if provider.speaks_saml else provider_metadata(provider).end_session_endpoint
     if not place:
@@ -243,7 +244,7 @@ def begin_oidc(request: HttpRequest, provider: Provider, *, act: str, onward: st
 
 
 def finish_oidc(request: HttpRequest, provider: Provider) -> tuple[PendingSignIn, Claims]:
-    """Return the started sign-in and the claims of who signed in. Raises SignInFailed or ProviderDown."""
+    """Return the started sign-in, and the claims of the person who signed in. Raises SignInFailed or ProviderDown."""
     given = request.GET
     begun = take_pending_sign_in(request, given.get("state", ""))
     if begun.issuer != provider.known_as:
@@ -301,13 +302,13 @@ def _must_be_granted(asked: str, granted: str) -> None:
     People could remove a scope from the authorization URL to leave out the groups that come with it.
     """
     given = {SCOPES_CALLED.get(scope, scope) for scope in granted.split()}
-    missing = set(asked.split()) - given - {"offline_access"}  # It gives no claims, and is often not reported.
+    missing = set(asked.split()) - given - {"offline_access"}  # Gives no claims; often not reported.
     if missing:
         raise SignInFailed(f"The provider did not grant these scopes: {' '.join(sorted(missing))}.")
 
 
 def _with_userinfo(claims: dict[str, Any], provider: Provider, url: str, access: str) -> dict[str, Any]:
-    """Return the claims with those of userinfo, which must be of the same subject (OpenID Connect Core 5.3.2)."""
+    """Return the claims, completed by userinfo. Raises SignInFailed if that is about another subject (Core 5.3.2)."""
     found = fetch_provider_json(provider, url, {"Authorization": f"Bearer {access}"})
     if found.get("sub") != claims["sub"]:
         raise SignInFailed("The provider's userinfo is about another person.")
@@ -316,15 +317,15 @@ def _with_userinfo(claims: dict[str, Any], provider: Provider, url: str, access:
 
 
 def extract_claims(claims: Mapping[str, Any], provider: Provider) -> Claims:
-    """Extract the claims in use; the others are not stored."""
+    """Return the claims that are used. All other claims are dropped."""
     name = provider.groups_claim
     groups, elsewhere = _value(claims, name), claims.get("_claim_names")
-    # Microsoft Entra refers to groups elsewhere, for people in more than 200.
+    # For people in more than 200 groups, Microsoft Entra sends a reference instead of the groups.
     are_too_many = groups is None and isinstance(elsewhere, dict) and name in elsewhere
     signed_in = claims.get("auth_time")
     return Claims(
         issuer=provider.known_as,
-        subject=claims["sub"],  # Unchanged: subjects that differ only in spaces are different people.
+        subject=claims["sub"],  # Not stripped: subjects that differ only in spaces are different people.
         email=email_of(claims.get("email")),
         email_verified=is_true(claims.get("email_verified")),
         name=line_of(claims.get("name")),

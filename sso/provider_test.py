@@ -1,4 +1,4 @@
-"""The *Test* of the identity provider."""
+"""Test of the identity provider: the button *Test* and its REST operation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ProviderTestResult(NamedTuple):
 
 
 def test_provider(provider: Provider, *, by: Grantor | None) -> ProviderTestResult:
-    """Test the provider, explain what is wrong or missing, and record the test."""
+    """Test the provider, record the test, and return the result with an explanation of anything wrong or missing."""
     try:
         outcome = ProviderTestResult(True, _saml_found(provider, by) if provider.speaks_saml else _oidc_found(provider))
     except ProviderError as fault:
@@ -48,7 +48,7 @@ def _oidc_found(provider: Provider) -> str:
 
 
 def _saml_found(provider: Provider, by: Grantor | None) -> str:
-    """Describe the provider's metadata, re-read if they have a URL. Raises ProviderError."""
+    """Re-read the provider's metadata if they have a URL, and describe the metadata. Raises ProviderError."""
     must_be_installed()
     if not provider.certificates:
         raise BadSamlMetadata("Enter the provider's metadata first.")

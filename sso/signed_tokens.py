@@ -1,6 +1,6 @@
 """Tokens signed by an identity provider: ID tokens (OpenID Connect Core 3.1.3.7) and logout tokens.
 
-For the latter see Back-Channel Logout 2.4 and 2.6.
+For logout tokens see OpenID Connect Back-Channel Logout 2.4 and 2.6.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def logout_token(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, 
 
 
 def _claims(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, client_id: str) -> dict[str, Any]:
-    """Verify what both kinds of tokens have in common, and return the claims."""
+    """Verify the parts that ID tokens and logout tokens have in common, and return the claims."""
     claims = _verified(token, keys)
     if claims.get("iss") != issuer:
         raise TokenInvalid("It comes from another issuer.")

@@ -1,4 +1,4 @@
-"""Pages to sign in at the organisation with either protocol, its settings, and linking of one's own account."""
+"""Pages to sign in at the organisation with either protocol, to change its settings, and to link an account."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def callback(request: HttpRequest) -> HttpResponse:
 def saml_consumer(request: HttpRequest) -> HttpResponse:
     """Receive the answer of a provider with SAML, a cross-site POST.
 
-    Neither session nor cookie is read or set; the page that follows does that.
+    Session and cookies are neither read nor set here; the page `saml_answered`, which follows, does that.
     """
     provider = Provider.offered()
     if provider is None or not provider.speaks_saml:
@@ -138,7 +138,7 @@ def saml_consumer(request: HttpRequest) -> HttpResponse:
 def saml_answered(request: HttpRequest) -> HttpResponse:
     """Complete the sign-in with a ticket, in the browser's session, or show why the answer was refused.
 
-    People who did not start here are asked first, so that a link cannot replace their session.
+    People who started at the provider are asked first, so that a link cannot replace their session.
     """
     provider, reason = Provider.offered(), request.GET.get("refused", "")
     if provider is None or not provider.speaks_saml:
@@ -192,7 +192,7 @@ def _unavailable(request: HttpRequest, fault: ProviderError) -> HttpResponse:
 
 
 def _go_on(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
-    """Complete the sign-in by its purpose: sign the person in, link their account, or confirm. Raises SignInFailed."""
+    """Complete a sign-in as its purpose requires: sign in, link the account, or confirm. Raises SignInFailed."""
     act = {LOGIN: _let_in, LINK: _linked, CONFIRM: _confirmed}[begun.act]
     return act(request, provider, begun, who)
 
@@ -207,19 +207,19 @@ def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
         return sign_in_refused(request, HTTPStatus.FORBIDDEN, refusal.advice or FAILED, refusal.reason)
     if request.user.is_authenticated:
-        logout(request)  # Even for the same person: a sign-in starts a new session.
+        logout(request)  # Even if the person is signed in already: a sign-in starts a new session.
     request.session.pop(joining.SESSION_KEY, None)
     remember(request, who)
     # People with a second factor are asked for it, as after a password.
     response: HttpResponse = perform_login(request, person, redirect_url=begun.onward)
     take_back(request, BEGUN_THERE)
-    if request.user.is_authenticated:  # The provider's time: an open session there confirms nothing.
+    if request.user.is_authenticated:  # Use the provider's time: a session that was open there confirms nothing.
         request.session[SIGNED_IN_AT] = who.authenticated_at or 0
     return response
 
 
 def _linked(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
-    """Link the account, for the person who started it in this session."""
+    """Link the account to the person who is signed in to this session and started the linking."""
     if not isinstance(request.user, User):
         raise SignInFailed("The person who wanted to link their account is no longer signed in.", LINK_AGAIN)
     try:
@@ -230,7 +230,7 @@ def _linked(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
 
 
 def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
-    """Continue the action that waited for confirmation, if the same person has authenticated again."""
+    """Continue the action that waited for confirmation, if the signed-in person has authenticated again."""
     account = Account.objects.filter(issuer=who.issuer, subject=who.subject).first()
     if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:
         raise SignInFailed("Another person confirmed it.", OTHER_ACCOUNT)
@@ -240,7 +240,7 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
         raise SignInFailed(
             "Requests are not signed, so it is not known whether the provider asked for a credential.", NOT_ASKED
         )
-    # People can remove the requirement of a credential from the URL in their browser.
+    # Check the time, because people can remove the required credential from the URL in their browser.
     if who.authenticated_at is None:
         raise SignInFailed("The provider does not say when it asked for a credential (auth_time).", NOT_ASKED)
     if who.authenticated_at < begun.at - CLOCKS_DIFFER_S:
@@ -255,7 +255,7 @@ def sign_in_refused(
     advice: Advice,
     reason: str = "",
 ) -> HttpResponse:
-    """Show that the person is not signed in, and what to do."""
+    """Show that the person is not signed in, with advice on what to do."""
     context = {"advice": advice, "reason": reason}
     return _without_referrer(request, "sso/refused.html", context, status)
 
@@ -289,7 +289,7 @@ def confirm(request: AppRequest) -> HttpResponse:
 class SignOut(LogoutView):  # type: ignore[misc]
     """End the session here, and, if configured, forward people who signed in at the organisation to sign out there.
 
-    With `next`, they continue here as somebody else and are not forwarded.
+    People with `next` in the form continue here as somebody else, and are not forwarded.
     """
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:

@@ -49,7 +49,7 @@ class Upstream:
 
 
 class Server(uvicorn.Server):
-    """Stops at once when told; uvicorn's own server polls, which took most of a test's time."""
+    """Uvicorn server that stops as soon as `stop` is called; uvicorn's own polls a flag, which took most of a test."""
 
     def __init__(self, config: uvicorn.Config, patience: float) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""The cases that `make test` runs of a test that has many. The others are marked `full`, for `make test-all`."""
+"""Choice of the parametrized cases that `make test` runs. All others are marked `full` and run in `make test-all`."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ SLOW = {"db", "transactional_db", "django_db_setup", "live", "live_alone"}
 
 
 def full(value: Any) -> Any:
-    """Mark a parameter, or a tuple of them, `full`."""
+    """Return this parameter (or tuple of parameters) with the mark `full`."""
     if hasattr(value, "marks"):
         return pytest.param(*value.values, id=value.id, marks=[*value.marks, pytest.mark.full])
     values = value if isinstance(value, tuple) else (value,)
@@ -19,17 +19,17 @@ def full(value: Any) -> Any:
 
 
 def first(count: int, values: Iterable[Any]) -> list[Any]:
-    """Mark all parameters but the first `count` `full`."""
+    """Mark all parameters except the first `count` as `full`."""
     return [value if number < count else full(value) for number, value in enumerate(values)]
 
 
 def every(step: int, values: Iterable[Any]) -> list[Any]:
-    """Mark all parameters but one in `step` `full`."""
+    """Mark all parameters except every `step`-th as `full`; the first is not marked."""
     return [full(value) if number % step else value for number, value in enumerate(values)]
 
 
 def leave_first_cases(items: Iterable[pytest.Item]) -> None:
-    """Mark all cases but the first of each slow test `full`.
+    """Mark all cases of each slow test except the first as `full`.
 
     Skips tests with parameters marked `full` already, and tests marked `every_case`.
     """
@@ -51,5 +51,5 @@ def is_marked(case: pytest.Item, *names: str) -> bool:
 
 
 def number(case: pytest.Item) -> tuple[int, ...]:
-    """Return the indices of the parameters; the order of the items is random."""
+    """Return the indices of the case's parameters, as a sort key: pytest's items are in random order."""
     return tuple(case.callspec.indices.values()) if hasattr(case, "callspec") else ()

@@ -38,7 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = Path(sys.prefix) / "tables"  # The migrated tables as SQL, for later runs.
 CODE = {".py", ".sql", ".toml", ".json"}
 
-# Allocated objects before a collection of the youngest generation, and collections before one of older ones.
+# Arguments of gc.set_threshold: objects allocated before the youngest generation is collected, and the number of
+# collections of a generation before the next older one is collected.
 GARBAGE = (50_000, 20, 50)
 
 _own: list[Cluster] = []
@@ -71,7 +72,7 @@ def pytest_unconfigure() -> None:
 
 
 def begin() -> None:
-    """Set the environment of this run; the developer's own is ignored."""
+    """Set the environment variables of this run; the developer's own values are ignored."""
     for name in [name for name in os.environ if name.startswith(("GATEWAY_", "DATABASE_", "PG"))]:
         del os.environ[name]
     keep_compiled()
@@ -87,7 +88,7 @@ def begin() -> None:
 
 @contextmanager
 def run_of_ones_own() -> Iterator[None]:
-    """Start a run for a program other than pytest, and end it after the block; within a test run, use that."""
+    """Start a test run for a program other than pytest, and end it after the block; inside a run, use that run."""
     if HOME in os.environ:
         yield
         return
@@ -130,7 +131,7 @@ def start(home: Path) -> str:
 
 
 def keys() -> dict[str, str]:
-    """Return new keys, as an operator would set them."""
+    """Return newly generated keys as environment variables, as an operator would set them."""
     return {
         "GATEWAY_SECRET_KEY": uuid4().hex * 2,
         "GATEWAY_TOKEN_KEYS": uuid4().hex * 2,
@@ -139,7 +140,7 @@ def keys() -> dict[str, str]:
 
 
 def fresh_database(name: str, template: str = "template1") -> str:
-    """Create a database like `template` (by default an empty one) beside the tests' own, and return its address."""
+    """Create a database like `template` (by default an empty one) on the run's server, and return its URL."""
     address = os.environ[ADDRESS]
     with psycopg.connect(address, autocommit=True) as connection:
         names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
@@ -185,7 +186,7 @@ def keep(address: str, kept: Path) -> None:
 
 
 def state_of_the_code(root: Path = ROOT, today: date | None = None) -> str:
-    """Return a text that changes with all that migrations depend on: our code, the packages and the day.
+    """Return a digest that changes with everything migrations depend on: our code, the packages and the day.
 
     The day matters because migrations create the partitions of the coming days.
     """
@@ -200,7 +201,7 @@ def state_of_the_code(root: Path = ROOT, today: date | None = None) -> str:
 
 @contextmanager
 def once(what: str) -> Iterator[bool]:
-    """Yield True in the first process of this run to enter; others wait for the end of the block."""
+    """Yield True in the run's first process to enter; others wait until that block ends, and then get False."""
     mark = Path(os.environ[HOME]) / f"{what}.made"
     with mark.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

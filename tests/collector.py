@@ -49,10 +49,10 @@ type Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
 
 @dataclass
 class Collector:
-    """Collects posts; `status` is its answer.
+    """OTLP collector that answers posted spans with HTTP `status`.
 
-    Posts of log records, all counted as `tried`, are answered by `script` while it has entries; afterwards all are
-    stored except those it `rejects`.
+    Posted log records are all appended to `tried`. The functions in `script` answer the first posts; later records are
+    stored in `logs`, except those for which `rejects` is true.
     """
 
     spans: list[Posted] = field(default_factory=list)

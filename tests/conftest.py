@@ -64,7 +64,7 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_testnodedown(node: Any) -> None:
-    """Report the number of deselected tests in the summary; it is the same in all workers."""
+    """Report the number of deselected tests in the summary; all workers deselect the same tests."""
     left_out = getattr(node, "workeroutput", {}).get("deselected", 0)
     node.config.pluginmanager.getplugin("terminalreporter").stats["deselected"] = [node] * left_out
 
@@ -134,7 +134,7 @@ def ann(db: None) -> User:
 
 @pytest.fixture
 def ben(db: None) -> User:
-    """The other member who enrols."""
+    """A second member who enrols with a multi-user agent."""
     return person("ben", MEMBER.name, *MEMBER.capabilities)
 
 
@@ -151,7 +151,7 @@ def sam(db: None) -> User:
 
 @pytest.fixture(autouse=True)
 def export_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test all export slots: the test client keeps unread responses in reference cycles."""
+    """Free all export slots before each test; unread responses of earlier tests would still occupy slots."""
     monkeypatch.setattr(export, "_running", {})
 
 

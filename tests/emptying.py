@@ -1,7 +1,7 @@
 """Empty the database after a test with committed rows, at a cost proportional to those rows.
 
-Django truncates every table and creates content types and permissions again. Here these stay, as does the version of
-the tables, because no test changes them.
+Django truncates every table, and then creates content types and permissions again. This module leaves content types,
+permissions and the recorded migrations in place, because no test changes them.
 """
 
 import time
@@ -24,8 +24,8 @@ WHERE NOT tgisinternal AND tgtype & 8 > 0 AND tgname NOT LIKE 'tell%'
 """
 
 
-# The emptying session by database name. It is not one of Django's, because setting session_replication_role discards
-# all prepared plans of a session.
+# The database session that deletes the rows, by database name. Django's own session is not used, because setting
+# session_replication_role discards all prepared plans of a session.
 _sweepers: dict[str, psycopg.Connection[Any]] = {}
 
 
@@ -39,7 +39,7 @@ def empty(*_: object) -> None:
 
 
 def _sweeper(name: str) -> psycopg.Connection[Any]:
-    """Return the session that empties this database, reconnected if lost; as superuser without triggers."""
+    """Return the session that empties this database, reconnected if lost; if superuser, it skips triggers."""
     with suppress(KeyError, psycopg.OperationalError):
         _sweepers[name].execute("SELECT")
         return _sweepers[name]
@@ -54,9 +54,9 @@ def _sweeper(name: str) -> psycopg.Connection[Any]:
 
 
 def _empty(session: psycopg.Connection[Any], filled: list[str]) -> None:
-    """Delete the rows without guards, because TRUNCATE creates new files for each partition and index.
+    """Delete the rows of these tables; TRUNCATE would create new files for each partition and index.
 
-    Like TRUNCATE, it waits for writers. Foreign keys are not checked: no row will remain.
+    Like TRUNCATE, this function waits for writers. Foreign keys are not checked: no row will remain.
     """
     guarded = {name for (name,) in session.execute(GUARDED)}
     to_empty = [name for name in filled if name in guarded]

@@ -8,13 +8,13 @@ import asyncio
 import time
 from collections.abc import Callable
 
-PATIENCE = 120.0  # Seconds after which it will not become true any more, however busy the machine is.
+PATIENCE = 120.0  # Seconds after which a fact will not become true any more, however busy the machine is.
 
 
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:
     """Return the first true value of `fact`; fails after `seconds`.
 
-    It asks less often the longer it waits, because some facts take a request or a process to ask.
+    Calls `fact` less often the longer it waits, because some facts take a request or a process to check.
     """
     began = time.monotonic()
     while not (found := fact()):

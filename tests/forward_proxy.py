@@ -16,9 +16,10 @@ type Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[N
 
 @dataclass
 class ForwardProxy:
-    """A CONNECT proxy that connects every host to port `to`, or to its own port in `ways`.
+    """A CONNECT proxy that connects every host to the local port `to`, or to the port that `ways` has for this host.
 
-    `says` replaces its answer. `asked` are the requested hosts as spelled, and `heads` the complete requests.
+    If `says` is set, the proxy answers with these bytes instead of connecting. `asked` has the requested hosts as
+    spelled by the client, `heads` the complete request headers.
     """
 
     to: int

@@ -14,15 +14,15 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = re.compile(r'xdist_group\("([^"]+)"\)')
-# A test of these takes seconds, of others a fraction of one.
+# A test in these folders takes seconds, a test in any other folder a fraction of a second.
 LONG = ("apps", "browser", "clients", "conformance", "contract", "deploy", "docs", "matrix", "running")
 
 
 class LoadGroups(LoadScopeScheduling):  # type: ignore[misc]
-    """Sends whole modules to the processes, like `--dist loadfile`, and the modules of a group to the same one.
+    """Sends whole modules to the processes, like `--dist loadfile`, and all modules of a group to one process.
 
-    In the order of `put_long_ones_first`: xdist's own begins with those of most tests, so that one process still ran a
-    few long tests for a quarter of an hour after the others had ended.
+    Uses the order of `put_long_ones_first`. xdist's own order begins with the groups of most tests: one process then
+    still ran a few long tests for a quarter of an hour after the other processes had ended.
     """
 
     def __init__(self, config: pytest.Config, log: Any) -> None:

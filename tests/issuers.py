@@ -1,6 +1,6 @@
 """A protected MCP server with its own authorization server: the Python SDK's endpoints, over in-memory tokens.
 
-A test controls, at any time, what it issues, refuses and counts.
+A test can change at any time what the authorization server issues and refuses, and can read what it has counted.
 """
 
 import html
@@ -60,7 +60,7 @@ class Issuer:
     revoked: list[str] = field(default_factory=list)
     refreshes: int = 0
     asked: list[str] = field(default_factory=list)
-    slow: float = 0.0  # Seconds a refresh takes, so that others arrive meanwhile.
+    slow: float = 0.0  # Seconds a refresh takes, so that other requests arrive during it.
     answers: dict[str, tuple[int, str, str]] = field(
         default_factory=dict
     )  # Status, media type and body (or redirect target) by path, instead of the issuer's answer.
@@ -168,7 +168,7 @@ class Issuer:
         return door
 
     async def _noted(self, path: str, receive: Receive) -> Receive:
-        """Record the request's form or document, and let it be read again."""
+        """Record the request's form or JSON document, and return a `receive` that returns the body again."""
         body = await read(receive)
         if path == "/token":
             self.forms.append(dict(parse_qsl(body.decode())))

@@ -38,7 +38,7 @@ def role(*capabilities: Capability, name: str = "") -> Role:
 
 
 def grant(role: Role, capabilities: Iterable[Capability]) -> None:
-    """Give a new role these capabilities, without comparing them to earlier ones, which is slow."""
+    """Add these capabilities to a role that has none, without the slow comparison with the role's current ones."""
     if granted := set(capabilities):
         known = permission_keys(connections["default"].settings_dict["NAME"])
         through = Role.permissions.through
@@ -79,7 +79,7 @@ def server(*, by: User | None = None, **fields: Any) -> Server:
 
 
 def introduced(server: Server, **capabilities: Any) -> Server:
-    """Return this server, with its description of itself (`capabilities`) stored."""
+    """Store the server's declared `capabilities` (always with tools), and return the server."""
     ServerInfo.objects.create(
         server_id=server.pk, told_to=server.pk, capabilities={"tools": {}, **capabilities}, changed_at=timezone.now()
     )
@@ -163,7 +163,7 @@ def call(*, at: datetime | None = None, **fields: Any) -> Call:
 
 
 def opening_call(*, at: datetime | None = None, **fields: Any) -> Call:
-    """Return the logged call that opened a session, whose id is its own."""
+    """Return the logged `initialize` call that opened a session; the session id equals the call's own id."""
     at = at or datetime.now(UTC)
     uid = UUID(new_uid(at.timestamp()))
     return call(at=at, uid=uid, session_id=uid, correlation_id=uid, **{"method": "initialize"} | fields)

@@ -15,7 +15,7 @@ WAITED_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backe
 
 @contextmanager
 def just_before(act: Callable[[], object], then: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Run `act` in a concurrent transaction, which runs `then` and commits when the block waits for its locks.
+    """Run `act` in a concurrent transaction; once the block waits for its locks, run `then` in it and commit.
 
     Fails if the block never waits. The test needs `django_db(transaction=True)`.
     """
@@ -39,7 +39,10 @@ def just_before(act: Callable[[], object], then: Callable[[], object] = lambda: 
 
 
 def meanwhile(ask: Callable[[], Any], act: Callable[[], object]) -> Any:
-    """Return the result of `ask`, which reads the state before `act` and must wait for its commit."""
+    """Return the result of `ask`, which runs while a concurrent transaction has run `act` and not yet committed.
+
+    Fails if `ask` never waits for that commit.
+    """
     with just_before(act):
         return ask()
 

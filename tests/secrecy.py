@@ -1,7 +1,7 @@
 """Search a running workspace for secrets in plain text: every secret that its tests used.
 
-Tests `note` secrets without a recognisable format. Tokens of every kind are found by theirs, including the checksum,
-created by any code.
+Tests call `note` for secrets without a recognisable format. Tokens of every kind are recognised by their format and
+checksum, whichever code created them.
 """
 
 import re
@@ -19,7 +19,7 @@ TOKEN = re.compile(r"gw[a-z]_[0-9A-Za-z]{44}")
 # These tables store session keys in plain text: Django's, and allauth's list of a person's browsers.
 HOLD_SESSIONS = {"django_session", "usersessions_usersession"}
 
-# Rendered beside the running server from the same rows, because sign-ins are rate-limited.
+# Runs in a separate process on the server's database: signing in to the running server is rate-limited.
 PAGES = """
 import re
 from django.test import Client
@@ -73,7 +73,7 @@ def leaks(live: Serve) -> list[str]:
 
 
 def clear(text: str, secrets: set[str]) -> set[str]:
-    """Return the secrets in `text`."""
+    """Return the tokens, and those of the `secrets`, that are in `text`."""
     tokens = {found for found in TOKEN.findall(text) if token_text.well_formed(found, token_text.PREFIXES)}
     return tokens | {one for one in secrets if one in text}
 
@@ -89,7 +89,7 @@ def tables(live: Serve) -> Iterator[tuple[str, str]]:
 
 
 def pages(live: Serve) -> dict[str, str]:
-    """Return the pages the owner sees."""
+    """Return the HTML of all pages that the workspace's owner can open."""
     shown = live.manage("shell", "--verbosity", "0", "-c", PAGES)
     statuses = re.findall(r"^PAGE (\d+) (\S+)", shown, re.MULTILINE)
     assert len(statuses) > 20

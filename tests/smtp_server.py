@@ -15,7 +15,7 @@ class MailServer:
     """A mail server on `port`.
 
     `mails` are the received mails and `logins` the users who sent them; `plain` are the commands received without TLS.
-    `meanwhile` is called before it accepts a mail.
+    `meanwhile` is called before the server accepts a mail.
     """
 
     tls: ssl.SSLContext

@@ -35,7 +35,7 @@ def docs(*, json_response: bool = False, stateless: bool = False) -> App:
 
 
 def github() -> App:
-    """Return a server with a bearer token per user; `whoami` returns the received one."""
+    """Return a server with a bearer token per user; `whoami` returns the received token."""
     server = MCPServer("github", version="1.0", log_level="WARNING")
     for tool in (whoami, create_issue):
         server.add_tool(tool)
@@ -157,7 +157,7 @@ def session_era(app: App) -> App:
 
 
 def modern_era(app: App) -> App:
-    """Return a 2026-07-28 server that refuses `initialize` and requests without its header."""
+    """Return a 2026-07-28 server that refuses `initialize` and requests without the MCP-Protocol-Version header."""
 
     async def judge(scope: Scope, send: Send) -> bool:
         version = headers_of(scope).get("mcp-protocol-version", "")

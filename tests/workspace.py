@@ -45,7 +45,7 @@ class Serve:
         return self.data_dir.with_suffix(".log")
 
     def start(self, *more: str, workers: int = 2, files: tuple[int, int] | None = None) -> Self:
-        """Start with `more` options, and wait until it is ready; fails with its output otherwise.
+        """Start with `more` options, and wait until the server is ready; fails with the server's output otherwise.
 
         `files` are the soft and the hard limit of open files.
         """

@@ -1,4 +1,4 @@
-"""/api/tokens: a user's own API access tokens, or everybody's for those who manage them."""
+"""/api/tokens: a user's own API access tokens; everybody's tokens for people who manage tokens."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
 
 
 class RotationLimit(RateLimit):
-    """A token may rotate itself 60 times an hour: once a minute for a job that does so on every run."""
+    """A token may rotate itself 60 times an hour: enough for a job that runs every minute and rotates on each run."""
 
     scope = "rotation"
     rate = "60/h"
@@ -170,7 +170,7 @@ class TokenResource(Resource):
         """Replace the secret of a token.
 
         Done by its owner, or by the token itself as Bearer. The previous secret works for another `overlap_hours`: 0,
-        1, 24 or 168, with `until_used` only until the new one is used; without a body it stops at once. Nothing else
+        1, 24 or 168; with `until_used` only until the new secret is used; without a body it stops at once. Nothing else
         of the token changes. A previous secret cannot rotate the token.
         """
         presented: Any = request.auth
@@ -184,8 +184,9 @@ class TokenResource(Resource):
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
         """End a token's secrets and ask its owner to collect a new one.
 
-        The present secret works for another `overlap_hours`, with `until_used` only until the new one is used; without
-        a body it stops at once. Only the owner can collect the new one. Asking again changes nothing.
+        The present secret works for another `overlap_hours`, with `until_used` only until the new secret is used;
+        without a body it stops at once. Only the owner can collect the new secret. Asking again only ends a remaining
+        overlap, if `overlap_hours` is 0.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))
@@ -225,7 +226,7 @@ class TokenResource(Resource):
             try:
                 with self.unchanged(token):
                     return token.rotate(by=None, presented=presented.secret, **terms)
-            except (TokenAlreadyRevoked, AskedForNew, Expired, Superseded):  # It ended after authentication.
+            except (TokenAlreadyRevoked, AskedForNew, Expired, Superseded):  # The token ended after authentication.
                 raise AuthenticationFailed(code="unauthorized") from None
 
     def _by_person(self, pk: UUID, terms: Mapping[str, Any]) -> Issued:
@@ -240,7 +241,7 @@ class TokenResource(Resource):
     def unchanged(self, row: Any) -> Iterator[None]:
         with transaction.atomic() if self.seen else nullcontext():
             if self.seen:
-                row.connection.lock()  # First, in the lock order of Token's methods.
+                row.connection.lock()  # Before the token, because Token's methods lock in this order.
             with super().unchanged(row):
                 yield
 
@@ -248,7 +249,7 @@ class TokenResource(Resource):
         return self.answer(self._find(row.pk), status)
 
     def _find(self, pk: UUID) -> Token:
-        """Return the token if the viewer owns it or the action allows other people's."""
+        """Return the token. 404 if the viewer may not see it; refused if the action is for the owner only."""
         token = get_object_or_404(self.get_queryset(), pk=pk)
         self.must_own(token.connection.user_id)
         return token
@@ -261,7 +262,7 @@ class TokenResource(Resource):
 def must_be_on(connection: Connection) -> None:
     """Raise ApiError if agent, gateway or connection is disabled, or the gateway does not allow the agent.
 
-    A stolen token must not rotate itself then.
+    While access is disabled, a token, which may be stolen, must not rotate itself.
     """
     if not (connection.is_on and connection.is_host_allowed):
         raise ApiError(HTTPStatus.FORBIDDEN, "disabled", "The agent, the gateway or the connection is disabled.")
@@ -275,7 +276,7 @@ def filter_tokens(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuery
     return found
 
 
-# /api/api-keys: lists and revokes people's API keys; they are created on their page only.
+# /api/api-keys: lists and revokes people's API keys. API keys are created on the API keys page only.
 
 OTHERS = Own(Capability.PEOPLE_MANAGE)
 
@@ -366,7 +367,7 @@ class Regenerate(Connections):
     answer is the connection.
     """
 
-    versioned = False  # Its answer may be a token.
+    versioned = False  # The response may be a token instead of the connection.
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **CONNECTION_PROBLEMS}
 
     @operation(
@@ -383,7 +384,7 @@ class Regenerate(Connections):
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 
     def _key(self, connection: Connection) -> Response:
-        """Regenerate an app's key, which is never shown; needs the capability also for one's own connection."""
+        """Regenerate an app's key, which is never shown. Takes the capability even for the person's own connection."""
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
         _must_regenerate(connection)
         return self.changed(connection, partial(Token.objects.renew_key, connection))

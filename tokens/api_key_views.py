@@ -1,4 +1,4 @@
-"""The API keys page: a user's own keys for the REST API, or everybody's for those who manage people."""
+"""The API keys page: a user's own keys for the REST API; everybody's keys for people who manage people."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STATUSES = ("active", "expired", "revoked", "all")
 
 
 def keys_known_to(viewer: User) -> ApiKeyQuerySet:
-    """Return the viewer's own API keys, or all for viewers with `people:manage`."""
+    """Return all API keys for a viewer with `people:manage`, otherwise the viewer's own keys."""
     keys = ApiKey.objects.select_related("user")
     return keys if viewer.has_perm(Capability.PEOPLE_MANAGE) else keys.filter(user=viewer)
 
@@ -129,7 +129,7 @@ def _issued(form: ApiKeyForm, request: AppRequest) -> IssuedApiKey | None:
 
 
 def _shown(request: AppRequest, key: ApiKey, new: IssuedApiKey | None = None) -> HttpResponse:
-    """Show the new secret, or without one, a message that it is no longer shown."""
+    """Show the new secret; without `new`, show a message that the secret is no longer shown."""
     context: dict[str, Any] = {"key": key, "secret": new.secret if new else "", "url": f"{settings.PUBLIC_URL}/api"}
     response = show(request, "tokens/api_key_issued.html", context)
     response["Referrer-Policy"] = "no-referrer"
@@ -146,7 +146,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             key.revoke(by=request.user)
         except ApiKeyAlreadyRevoked:
-            key.refresh_from_db()  # It has already ended, as requested.
+            key.refresh_from_db()  # The key has already ended, as requested.
         context = {"key": key, "counts": KeyFilter(open_query(request)).listed(request.user).numbers()}
         return answer(request, "tokens/api_keys.html#row", context, to=back, toast="API key revoked")
 

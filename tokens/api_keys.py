@@ -55,7 +55,7 @@ def issue(
 ) -> IssuedApiKey:
     """Create an API key that acts as `by` with at most `capabilities`, for `days` from now.
 
-    Raises KeyNameTaken, TooManyApiKeys, BadDays, NoCapability, or BeyondYours for what `by` does not hold.
+    Raises KeyNameTaken, TooManyApiKeys, BadDays, NoCapability, or BeyondYours for a capability that `by` does not have.
     """
     if not 1 <= days <= LONGEST_DAYS:
         raise BadDays(BadDays.__doc__)
@@ -88,7 +88,7 @@ def _must_have_room(owner: User, name: str) -> None:
 
 
 def find_api_key(secret: str) -> ApiKey | None:
-    """Return the API key with this secret, if it is active and so is its owner."""
+    """Return the API key with this secret if both key and owner are active, otherwise None."""
     if not token_text.well_formed(secret, {token_text.PERSONAL}):
         return None
     digests = token_text.candidates(secret, settings.TOKEN_KEYS)

@@ -1,4 +1,4 @@
-"""Bearer credentials at the REST API: API keys, and tokens, which only rotate themselves."""
+"""Bearer credentials at the REST API: API keys, and API access tokens, which may only rotate themselves."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -42,9 +42,10 @@ class ByKey:
 
 
 class BearerAuthentication(BaseAuthentication):
-    """Authenticates requests with a Bearer credential; their session cookie is ignored.
+    """Authenticates requests that have a Bearer credential. The session cookie of such requests is ignored.
 
-    Returns the credential's user, with a `Presented` or a `ByKey` as `request.auth`. Unknown, expired or revoked: 401.
+    Returns the credential's user, with a `Presented` or a `ByKey` as `request.auth`. An
+    unknown, expired or revoked credential gets 401.
     """
 
     def authenticate(self, request: Request) -> tuple[User, Presented | ByKey] | None:
@@ -68,7 +69,7 @@ class BearerAuthentication(BaseAuthentication):
 
 
 def find_token(secret: str) -> Token | None:
-    """Return the API access token with this secret, if it is active and so is its user."""
+    """Return the API access token with this secret if both token and user are active, otherwise None."""
     if not token_text.well_formed(secret, {token_text.ACCESS}):
         return None
     digests = token_text.candidates(secret, settings.TOKEN_KEYS)

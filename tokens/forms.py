@@ -42,7 +42,7 @@ class Preset:
 
     @classmethod
     def after(cls, value: object, words: str, length: timedelta | None, selected: object) -> Preset:
-        """Return the choice of a time that begins now; without `length` it has no end."""
+        """Return the choice of a time that begins now and lasts `length`; with None the time has no end."""
         return cls(str(value), words, timezone.now() + length if length else None, str(selected) == str(value))
 
 
@@ -156,7 +156,7 @@ def _numbered(name: str, number: int) -> str:
 
 
 class OverlapForm(forms.Form):
-    """Form for how long the old secret stays valid beside the new one; by default it ends at once."""
+    """Form for how long the old secret stays valid after a new one is made; by default the old secret ends at once."""
 
     overlap_hours = forms.TypedChoiceField(
         choices=[(hours, OVERLAPS[hours]) for hours in OVERLAP_HOURS],
@@ -180,8 +180,8 @@ UNTIL_USED = "used"
 class TokenOverlapForm(OverlapForm):
     """Form for how long the old secret of `token` stays valid: 24 hours, unless another choice is made.
 
-    If all its recent calls came from one address, it may also end with the first call of the new secret, which is then
-    selected.
+    If all recent calls of the token came from one address, the form also offers, and preselects, that the old secret
+    ends when the new secret is first used.
     """
 
     overlap_hours = forms.ChoiceField(required=False)  # type: ignore[assignment]
@@ -195,7 +195,7 @@ class TokenOverlapForm(OverlapForm):
         self.initial = {"overlap_hours": choices[0][0]}
 
     def clean_overlap_hours(self) -> Any:
-        """Return the choice; an empty one is 0."""
+        """Return the choice; an empty choice is 0."""
         return self.cleaned_data["overlap_hours"] or "0"
 
     def terms(self) -> dict[str, Any]:

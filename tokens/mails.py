@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 def new_secret_asked_for(owner: str, token: str, by: str, works_until: datetime | None) -> None:
     """Mail the owner that `by` requested a new secret for `token`, which the owner has to collect.
 
-    The mail does not contain the secret, and its link requires a sign-in. `works_until` is the end of the old secret;
-    None if it has ended already.
+    The mail does not contain the secret, and its link requires a sign-in. `works_until` is when the old secret ends;
+    None if the old secret has already ended.
     """
     until = f"{works_until.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if works_until else ""
     context = {"token": token, "by": by, "until": until, "link": f"{settings.PUBLIC_URL}{reverse('tokens:list')}"}

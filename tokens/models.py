@@ -88,19 +88,19 @@ class TokenKind(models.TextChoices):
     KEY = "key", "Connection key"
 
 
-MOST_CALLS_READ = 5_000  # The newest of a connection.
+MOST_CALLS_READ = 5_000  # Newest calls of a connection that are read to find addresses.
 ANOTHER_OWNER = "acted on another person's token"
 PREVIOUS = [*PREVIOUS_SECRET, "previous_until_used"]
 SECRET = [*PRESENT, "secret_last_used_at", *PREVIOUS]
 
 
 def called(words: str) -> Q:
-    """Match tokens with `words` in their name, or as prefix."""
+    """Match tokens whose name contains `words`, or whose prefix starts with `words`."""
     return holds("name", words) | prefixed(words)
 
 
 def sought(words: str, *, of_many: bool = False) -> Q:
-    """Match tokens with `words` in their name, their host's name, or as prefix; with `of_many`, also in the e-mail.
+    """Match tokens with `words` in their name, host's name or prefix; with `of_many`, also in the owner's e-mail.
 
     Empty words match all tokens.
     """
@@ -116,9 +116,10 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 
 
 def prefixed(words: str) -> Q:
-    """Match tokens whose prefix, or that of a previous secret still valid, starts with `words`.
+    """Match tokens whose prefix starts with `words`; the prefix of a previous secret that still works counts too.
 
-    Empty unless `words` start with a complete kind, since a shorter text would match all tokens of that kind.
+    Return an empty Q unless `words` start with a complete kind of credential (PREFIXES): a shorter text would match all
+    tokens of the kind.
     """
     if not words.startswith(tuple(token_text.PREFIXES)):
         return Q()
@@ -140,7 +141,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return self.live().exclude(expires_at__lte=timezone.now())
 
     def overlapping(self) -> "TokenQuerySet":
-        """Return the unrevoked tokens whose previous secret is still valid beside the present one."""
+        """Return the unrevoked tokens whose previous secret still works."""
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def matching(self, words: str, *, of_many: bool = False) -> "TokenQuerySet":
@@ -157,7 +158,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         calls_per_minute: int | None = None,
         servers: Iterable[Assignment] | None = None,
     ) -> Issued:
-        """Create an API access token of `connection`; `servers` None reaches all, including those added later.
+        """Create an API access token of `connection`. With `servers` None it reaches all servers, also later ones.
 
         The secret is not stored. Raises NotYourToken, TooMany, TokenNameTaken, BadLifetime or BadAllowlistEntry.
         """
@@ -183,11 +184,11 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return Issued(token, secret)
 
     def live_key(self, connection: Connection) -> "Token | None":
-        """Return the unrevoked key behind an app's OAuth tokens on this connection, if any."""
+        """Return the unrevoked key behind an app's OAuth tokens on this connection; None if there is none."""
         return self.live().filter(connection=connection, kind=TokenKind.KEY).first()
 
     def provide_key(self, connection: Connection, *, by: User) -> "Token":
-        """Return the live key of an app's connection, created if there is none; its secret is never shown."""
+        """Return the live key of an app's connection; create one if there is none. The key's secret is never shown."""
         with transaction.atomic():
             connection.lock()
             key = self.live_key(connection)
@@ -228,10 +229,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
     """A bearer credential of a connection: an agent's token, or the key behind an app's OAuth tokens.
 
     Only the prefix and the digest (HMAC-SHA-256) of the secret are stored. A token without a digest has no secret: a
-    new one was requested (`asked_at`, `asked_by`), and is made when the owner collects it. A replaced secret may stay
-    valid until `previous_ends_at`; its prefix and digest are stored too. With `previous_until_used` it ends earlier,
-    when the proxy notes the first use of the present one. `last_used_at` is of either secret, `secret_last_used_at` of
-    the present one.
+    new secret was requested (`asked_at`, `asked_by`), and is made when the owner collects it. A replaced secret may
+    stay valid until `previous_ends_at`; its prefix and digest are stored too. With `previous_until_used` the replaced
+    secret ends earlier, when the proxy notes the first use of the present secret. `last_used_at` is the last use of
+    either secret, `secret_last_used_at` the last use of the present secret.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -294,7 +295,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             models.Index(fields=("connection", "revoked_at"), name="token_by_connection"),
             models.Index(fields=("expires_at",), name="token_by_expiry"),
             models.Index(fields=("-created_at", "id"), name="token_by_age"),
-            # For whether a connection has an active token.
+            # For checking whether a connection has an active token.
             models.Index(
                 fields=("connection", "expires_at"),
                 name="token_in_use",
@@ -307,7 +308,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 name="token_by_end",
                 condition=models.Q(kind=TokenKind.ACCESS, revoked_at=None, digest__isnull=False),
             ),
-            # For the palette: an index-only search.
+            # For the command palette, whose search reads the index only.
             models.Index(
                 Lower("name"),
                 "id",
@@ -331,17 +332,17 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def blocked_reason(self) -> str:
-        """The deny reason of an active token's calls, as in the log; empty if they are allowed."""
+        """The reason why calls of an active token are refused, as in the log; empty if they are allowed."""
         return self.connection.refused_for() if self.status == "active" else ""
 
     @property
     def blocked_by(self) -> str:
-        """The layer that blocks it: `connection`, `host`, `gateway`, `user`, `reach` or an empty string."""
+        """The layer that blocks the token: `connection`, `host`, `gateway`, `user` or `reach`; empty if none does."""
         return LAYERS.get(self.blocked_reason, "")
 
     @property
     def previous_works_until(self) -> datetime | None:
-        """The end of the replaced secret, never later than the token's own; None if it is not valid any more."""
+        """The time when the replaced secret ends, at the latest with the token; None if it does not work any more."""
         if self.status not in ("active", "waiting"):
             return None
         if self.previous_ends_at is None or self.previous_ends_at <= timezone.now():
@@ -350,7 +351,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def secrets_in_use(self) -> str:
-        """The valid secrets used since the change: `both`, `new`, `old` or `none`."""
+        """The secrets used since the secret was replaced or a new one requested: `both`, `new`, `old` or `none`."""
         since = self.asked_at or self.rotated_at
         is_old = bool(since and self.previous_last_used_at and self.previous_last_used_at > since)
         return {(True, True): "both", (True, False): "old", (False, True): "new"}.get(
@@ -360,12 +361,12 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def rotate(
         self, *, by: User | None, presented: str | None = None, overlap_hours: int = 0, until_used: bool = False
     ) -> Issued:
-        """Replace this token's secret. Only its owner may, because the secret acts as them.
+        """Replace this token's secret. Only the owner may do this, because the secret acts as the owner.
 
-        The old secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS, and with `until_used`
-        only until the new one is used; the one before it ends at once. `presented` is the secret with which a token
-        rotates itself. Of two concurrent rotations one wins, the other gets Superseded. Raises NotYourToken,
-        BadTokenOverlap, TokenAlreadyRevoked, Expired or AskedForNew.
+        The old secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS; with `until_used` it
+        ends earlier, when the new secret is first used. A secret replaced before ends at once. `presented` is the
+        secret with which a token rotates itself. Of two concurrent rotations one succeeds, the other raises Superseded.
+        Raises NotYourToken, BadTokenOverlap, TokenAlreadyRevoked, Expired or AskedForNew.
         """
         lasting = overlap(overlap_hours)
         if presented is None and (by is None or by.pk != self.connection.user_id):
@@ -380,7 +381,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             return self._renew(row, Action.TOKEN_ROTATED, by=by, changes=changes, actor=actor)
 
     def _overlap(self, row: "Token", lasting: timedelta, *, until_used: bool) -> dict[str, Any]:
-        """Keep the secret of `row` valid beside the next one, and return the changes to record in the event."""
+        """Keep the secret of `row` valid for `lasting`, and return the changes to record in the event."""
         self.keep_as_previous(row, lasting, row.secret_last_used_at)
         self.previous_until_used = until_used and bool(lasting)
         changes: dict[str, Any] = {"overlap_hours": [None, round(lasting / timedelta(hours=1))]} if lasting else {}
@@ -391,11 +392,12 @@ class Token(HoldsPrevious, Versioned, models.Model):
         self.previous_until_used = False
 
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
-        """End this token's secrets; its owner gets a new one on collecting it.
+        """End this token's secrets. The owner gets a new secret by collecting it.
 
-        They end now, or the present one stays valid for `overlap_hours`, and with `until_used` only until the new one
-        is used. Asking again only ends a remaining overlap, if asked without one. Raises BadTokenOverlap,
-        TokenAlreadyRevoked or Expired, and TokenError for the key of an app.
+        The secrets end now, or the present secret stays valid for `overlap_hours`; with `until_used` it ends earlier,
+        when the new secret is first used. If a new secret was already requested, only a remaining overlap is ended, and
+        only if `overlap_hours` is 0. Raises BadTokenOverlap, TokenAlreadyRevoked or Expired, and TokenError for the key
+        of an app.
         """
         lasting = overlap(overlap_hours)
         with self._locked() as row:
@@ -422,7 +424,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             setattr(self, name, getattr(row, name))
 
     def collect(self, *, by: User) -> Issued:
-        """Create the requested secret for the token's owner; of two concurrent requests one gets it.
+        """Create the requested secret for the token's owner. Of two concurrent requests, one gets the secret.
 
         Raises NotYourToken for anyone except an active owner, TokenAlreadyRevoked, Expired or NothingToCollect.
         """
@@ -435,9 +437,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
             return self._renew(row, Action.TOKEN_COLLECTED, by=by)
 
     def end_previous(self, *, by: User) -> None:
-        """End the previous secret early; the present one stays valid.
+        """End the previous secret early; the present secret stays valid.
 
-        Raises NoPreviousToken if none is valid any more, TokenAlreadyRevoked or Expired.
+        Raises NoPreviousToken if the previous secret does not work any more, TokenAlreadyRevoked or Expired.
         """
         with self._locked() as row:
             if row.previous_works_until is None:
@@ -452,9 +454,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @contextmanager
     def _locked(self) -> Iterator["Token"]:
-        """Lock the row and check that it is active. Raises TokenAlreadyRevoked or Expired."""
+        """Lock and yield the current row if the token is active. Raises TokenAlreadyRevoked or Expired."""
         with transaction.atomic():
-            self.connection.lock()  # First, in the order of the connection's revocation, to avoid a deadlock.
+            self.connection.lock()  # Before the token, as when a connection is revoked, to avoid a deadlock.
             row = self.lock()
             row.must_be_active()
             yield row
@@ -462,7 +464,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def _renew(
         self, row: "Token", action: Action, *, by: User | None, changes: dict[str, Any] | None = None, actor: str = ""
     ) -> Issued:
-        """Replace the secret of `row` by a new one, and record that as `action`."""
+        """Replace the secret of `row`, record the event `action`, and return the new secret."""
         secret = token_text.mint(self.kind_prefix)
         self.generation, self.rotated_at = row.generation + 1, timezone.now()
         self.asked_at = self.asked_by = self.secret_last_used_at = None
@@ -495,7 +497,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             new_values["allowed_ips"] = canonical_allowlist(fields["allowed_ips"])
         if "calls_per_minute" in fields:
             new_values["calls_per_minute"] = fields["calls_per_minute"]
-        with self._locked() as row:  # Locks the connection too, so that no other of its tokens takes the name.
+        with self._locked() as row:  # Locks the connection too, so that no other token of it can take the name.
             if "name" in new_values:
                 row.must_be_free(new_values["name"])
             loosens = "calls_per_minute" in new_values and row.is_loosened_by(new_values["calls_per_minute"])
@@ -520,16 +522,16 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def is_last(self) -> bool:
-        """True if its connection has no other unrevoked, unexpired token, waiting ones included."""
+        """True if the connection has no other unrevoked, unexpired token. Tokens that wait to be collected count."""
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:
         """Revoke the token and its connection, or only the token if the connection has another one.
 
-        Raises TokenAlreadyRevoked, or CapabilityRequired: revoking a connection takes a capability of its own.
+        Raises TokenAlreadyRevoked, or CapabilityRequired if `by` may not revoke the connection.
         """
         with transaction.atomic():
-            connection = self.connection.lock()  # Tokens are created under this lock, so the last one stays the last.
+            connection = self.connection.lock()  # No token can be created meanwhile, because that takes this lock.
             if not connection.is_live or not self.is_last:
                 self.revoke(by=by)
             elif connection.may_be_revoked_by(by):
@@ -538,9 +540,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
 
     def recent_addresses(self, since: datetime | None = None, prefix: str = "") -> list[str]:
-        """Return the addresses of its calls since then, by default of the last 30 days, with any or this `prefix`.
+        """Return the client addresses of this token's calls after `since`, by default those of the last 30 days.
 
-        Read from the newest calls of its connection: calls are indexed by connection, not by token.
+        With `prefix`, only calls with the secret of that prefix count. Only the newest calls of the connection are
+        read, because calls are indexed by connection, not by token.
         """
         since = since or timezone.now() - timedelta(days=30)
         calls = Call.objects.filter(connection_id=self.connection_id, created_at__gte=since)
@@ -557,7 +560,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return token_text.ACCESS if self.kind == TokenKind.ACCESS else token_text.KEY
 
     def is_held_by(self, secret: str) -> bool:
-        """Return whether `secret` is this token's present secret; a previous one that is still valid is not."""
+        """Return whether `secret` is this token's present secret; False for a previous secret that still works."""
         if self.digest is None:
             return False
         stored = bytes(self.digest)
@@ -573,13 +576,13 @@ class Token(HoldsPrevious, Versioned, models.Model):
             raise Expired(Expired.__doc__)
 
     def is_loosened_by(self, calls_per_minute: int | None) -> bool:
-        """Return whether this limit allows more calls than the present one."""
+        """Return whether the limit `calls_per_minute` allows more calls than the present limit."""
         if self.calls_per_minute is None:
             return False
         return calls_per_minute is None or calls_per_minute > self.calls_per_minute
 
     def must_be_free(self, name: str) -> None:
-        """Raise TokenNameTaken when a sibling has this name."""
+        """Raise TokenNameTaken if another unrevoked token of the connection has this name."""
         siblings = Token.objects.live().filter(connection=self.connection_id, name__iexact=name).exclude(pk=self.pk)
         if siblings.exists():
             raise TokenNameTaken(TokenNameTaken.__doc__)
@@ -591,7 +594,7 @@ def _plain(value: Any) -> Any:
 
 
 class TokenScope(models.Model):
-    """One server that a narrowed token may reach; fixed when the token is created."""
+    """One server that a token limited to certain servers may reach; fixed when the token is created."""
 
     token = models.ForeignKey(Token, models.CASCADE, related_name="scopes")
     assignment = models.ForeignKey(Assignment, models.PROTECT, related_name="+")

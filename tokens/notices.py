@@ -48,7 +48,10 @@ def notices(user: User) -> list[Notice]:
 
 
 def _touched(user: User, since: datetime) -> Q | None:
-    """Match the events since `since` of objects that changed since then: events are looked up by object."""
+    """Match the events after `since` of the user's tokens and connections that changed after `since`; None if none did.
+
+    The objects are found first, because events are indexed by object.
+    """
     changed = Q(rotated_at__gt=since) | Q(revoked_at__gt=since)
     tokens = list(
         Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:MAX_NOTICES]

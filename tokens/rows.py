@@ -27,12 +27,12 @@ from ui.tables import Column, Table
 
 # The tokens a person may see and change, and the servers a token reaches; shared by pages and REST.
 
-# Capabilities for other people's tokens; one's own need none. No capability gives access to another person's secret.
+# Capabilities for other people's tokens; own tokens need none. No capability gives access to another person's secret.
 EDITING = Capability.API_TOKENS_MANAGE
 ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
 SEES = (*ENDING, Capability.MCP_CONNECTIONS_READ)  # A connection's row shows its tokens' names and prefixes.
 
-NOTICES = 3  # Waiting tokens shown, as in the template, before "more".
+NOTICES = 3  # Waiting tokens that the template shows before "more".
 STATUSES = ("active", "waiting", "expired", "revoked", "all")
 
 
@@ -49,7 +49,7 @@ def hosts_for(viewer: User) -> HostQuerySet:
 
 
 def may_create(viewer: User) -> bool:
-    """Return whether `viewer` may create a token, for an existing agent or one they may add."""
+    """Return whether `viewer` may create a token, for an existing agent or an agent that `viewer` may add."""
     return viewer.has_perm(Capability.API_TOKENS_MANAGE) or hosts_for(viewer).exists()
 
 
@@ -74,7 +74,7 @@ def of_status(status: str) -> Q:
 
 
 def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
-    """Prefetch everything shown of tokens, except the servers of tokens that reach all."""
+    """Prefetch everything shown of tokens, except the servers of tokens that reach all servers."""
     offered = Assignment.objects.placed()
     narrowed = TokenScope.objects.filter(assignment__in=offered).select_related("assignment__server")
     connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
@@ -88,7 +88,10 @@ def with_reach(tokens: TokenQuerySet) -> TokenQuerySet:
 
 
 def servers_of(token: Token) -> list[Server]:
-    """Return the servers `token` now reaches, each once; needs `with_reach`, or `with_scope` for a narrowed token."""
+    """Return the servers `token` now reaches, each once.
+
+    `token` must be loaded by `with_reach`, or by `with_scope` if it is limited to certain servers.
+    """
     if token.scope_all:
         assignments = list(token.connection.gateway.assignments.all())
     else:
@@ -135,7 +138,7 @@ IDLE = timedelta(days=90)
 
 
 class SecretUse(NamedTuple):
-    """One of a token's two valid secrets, and its use since the other was made."""
+    """One of a token's two valid secrets, and its use since the newer secret was made or requested."""
 
     name: str
     prefix: str
@@ -145,7 +148,7 @@ class SecretUse(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One token as `viewer` sees it; needs `with_scope`."""
+    """One token as `viewer` sees it. The token must be loaded by `with_scope`."""
 
     token: Token
     viewer: User
@@ -160,7 +163,7 @@ class TokenRow:
 
     @property
     def servers(self) -> str:
-        """The names of the servers it may reach."""
+        """The names of the servers that the token may reach."""
         return (
             "All servers"
             if self.token.scope_all
@@ -174,7 +177,7 @@ class TokenRow:
 
     @property
     def soon(self) -> str:
-        """The remaining time, if it is within EXPIRES_SOON; otherwise empty."""
+        """The time until the token expires, if it is less than EXPIRES_SOON; otherwise empty."""
         remaining = self.token.expires_at - timezone.now() if self.token.expires_at else None
         if remaining is None or self.token.status != "active" or remaining > EXPIRES_SOON:
             return ""
@@ -182,7 +185,7 @@ class TokenRow:
 
     @property
     def blocked(self) -> str:
-        """The reason why an active token is blocked, in words."""
+        """The reason why an active token is blocked, in words; empty if it is not blocked."""
         return in_short(self.token.blocked_reason)
 
     @property
@@ -191,7 +194,7 @@ class TokenRow:
 
     @property
     def may_regenerate(self) -> bool:
-        """True if the viewer may regenerate it and see the new secret."""
+        """True if the viewer may regenerate the token and see the new secret."""
         return self.token.status == "active" and self.token.connection.is_on and self.connection.may_regenerate
 
     @property
@@ -209,7 +212,10 @@ class TokenRow:
 
     @cached_property
     def secrets(self) -> list[SecretUse]:
-        """The present and the previous secret, while both are valid, with the addresses that used them since."""
+        """The previous and the present secret, with their use since the change; empty if no secret was replaced.
+
+        While a new secret waits to be collected, only the previous secret.
+        """
         token, since = self.token, self.token.asked_at or self.token.rotated_at
         old = SecretUse(
             "Old", token.previous_prefix, token.previous_last_used_at, self._addresses(token.previous_prefix)
@@ -243,7 +249,7 @@ CARES = {
 }
 
 
-# The statuses that are counted; each excludes the others.
+# The statuses that are counted; a token has exactly one of them.
 TOLD = ("revoked", "expired", "waiting", "active")
 
 _OFF = Q(enabled=False) | Q(revoked_at__isnull=False)
@@ -266,7 +272,7 @@ def _means() -> dict[str, Q]:
 
 
 def owner_of_listed(viewer: User, query: QueryDict) -> User | None:
-    """Return the owner of the listed tokens: the viewer, or None for everyone's with `?owner=all`."""
+    """Return the owner of the listed tokens: the viewer; None with `?owner=all`, which lists everyone's tokens."""
     return None if query.get("owner") == "all" else viewer
 
 
@@ -301,9 +307,9 @@ class TokenFilter(ListFilter):
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
 
     def counted(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
-        """Return `token_counts` of `tokens`, and the number of matches; for a search only the latter.
+        """Return `token_counts` of `tokens`, and the number of matches. For a search the counts are empty.
 
-        A search uses other indexes, and scanning all tokens for both would take twice as long.
+        A search uses other indexes, so counting all tokens too would take twice as long.
         """
         if "q" in self.values:
             return {}, self.narrow(tokens).count()
@@ -315,7 +321,7 @@ class TokenFilter(ListFilter):
 def token_counts(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
     """Count `tokens` by status, and the active ones by card and whether they are blocked.
 
-    If all are one person's, `owner` limits the scan of connections to theirs.
+    If all tokens belong to one person, pass the person as `owner`, so that only their connections are scanned.
     """
     stopped = Connection.objects.filter(_OFF | stopped_above(), **({"user": owner} if owner else {})).order_by()
     told = {name: of_status(name) for name in TOLD} | {name: needing(name) for name in CARES}

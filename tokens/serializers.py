@@ -106,7 +106,7 @@ class RotatedTokenSerializer(serializers.Serializer[Any]):
 
 
 def issued(new: Issued) -> dict[str, Any]:
-    """Return the fields of a new token with its secret, which no other answer has."""
+    """Return the fields of a new token, including the secret, which no other response contains."""
     return {"token": new.secret, **TokenSerializer(new.token).data}
 
 
@@ -204,7 +204,7 @@ class NewToken(RequestBody):
 
 
 def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None:
-    """Return the assignments of the chosen servers; None for all, including those added later."""
+    """Return the assignments of the chosen servers; None for all servers, including servers added later."""
     if servers is None:
         return None
     missing = set(servers) - {assignment.server_id for assignment in offered}

@@ -1,4 +1,4 @@
-"""Example calls for a new token; they must work when pasted."""
+"""Example calls for a new token, to paste into a shell."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def new_secret_context(new: Issued) -> dict[str, Any]:
 
 
 class ToolCall(NamedTuple):
-    """A tool of the gateway and arguments it accepts, as JSON fit for a single-quoted shell word."""
+    """A tool of the gateway, and arguments the tool accepts, as JSON that fits into a single-quoted shell word."""
 
     name: str
     arguments: str
@@ -62,7 +62,7 @@ def _arguments(schema: Any) -> dict[str, Any]:
 
 
 def _required(schema: Any) -> list[str]:
-    """Return the required names of a schema, which may be malformed: a server can send anything."""
+    """Return the names of required arguments in a schema, which may be malformed: a server can send anything."""
     names = schema.get("required") if isinstance(schema, dict) else None
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 

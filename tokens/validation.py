@@ -1,4 +1,4 @@
-"""Rules of a token: its lifetime, its allowed addresses, and the errors of its verbs."""
+"""Rules for tokens: lifetime and allowed addresses, and the errors of changing a token."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -86,9 +86,9 @@ def overlap(hours: int) -> timedelta:
 
 
 def canonical_allowlist(entries: Sequence[str] | None) -> list[str] | None:
-    """Return the allowlist as canonical CIDR ranges without duplicates, or None if it is empty.
+    """Return the allowlist as canonical CIDR ranges without duplicates, or None if the list is empty.
 
-    Raises BadAllowlistEntry naming the entry.
+    Raises BadAllowlistEntry, whose message names the entry.
     """
     ranges = dict.fromkeys(_network(entry) for entry in entries or () if entry.strip())
     if len(ranges) > MOST_ADDRESSES:

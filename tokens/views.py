@@ -121,7 +121,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_POST
 @own_resource("one's own notices")
 def dismiss(request: AppRequest) -> HttpResponse:
-    """Dismiss the notices that were shown; later ones remain."""
+    """Dismiss the notices that were shown; notices that came later remain."""
     if shown := moment_of(request.POST, "until"):
         request.user.dismiss_notices(shown)
     return leave(request, reverse("overview"))
@@ -130,9 +130,9 @@ def dismiss(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
-    """Choose the agent; the authorize flow follows, with `?gateway=` and `?client=`.
+    """Choose the agent for a new token; the authorize flow follows, with `?gateway=` and `?client=`.
 
-    If there is no agent yet, viewers who may add agents enter the name of the first one instead.
+    If there is no agent yet, viewers who may add agents enter the name of the first agent instead.
     """
     words = text_of(request.GET, "q")
     hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))
@@ -213,7 +213,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _use(token: Token, viewer: User) -> TokenUse | None:
-    """Return the token's use of tools, for its owner and viewers of the log; otherwise None."""
+    """Return the token's use of tools for its owner and for viewers of the log; None for anybody else."""
     if token.connection.user_id != viewer.pk and not viewer.has_perm(Capability.LOGS_READ):
         return None
     servers = [server.pk for server in servers_of(token)]
@@ -236,7 +236,7 @@ def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def regenerated(request: AppRequest, token: Token) -> HttpResponse:
-    """Confirm, then replace the secret of `token` and show the new one once, in this response."""
+    """Ask for confirmation, replace the secret of `token`, and show the new secret once, in this response."""
     if problem := _ended_reason(token):
         return changed(request, token, problem)
     if not token.connection.is_on:
@@ -264,7 +264,7 @@ def _regenerate(request: AppRequest, token: Token, form: TokenOverlapForm) -> Ht
 @require_http_methods(["GET", "POST"])
 @own_resource("one's own tokens", others=NOBODY)
 def collect(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Create the requested secret and show it to the owner once, in this response."""
+    """Create the requested secret, and show it to the owner once, in this response."""
     token = _own(request, pk)
     if problem := _ended_reason(token):
         return changed(request, token, problem)
@@ -298,7 +298,7 @@ def ask_for_new(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def asked(request: AppRequest, token: Token) -> HttpResponse:
-    """Ask how long the secret of `token` stays valid, then have its owner collect a new one; only they get it."""
+    """Ask how long the secret of `token` stays valid, then request a new secret, which only the owner can collect."""
     if problem := _ended_reason(token):
         return changed(request, token, problem)
     form, owner = TokenOverlapForm(posted(request), token=token), token.connection.user.email
@@ -327,7 +327,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _to_end(request, pk)
 
     def act() -> None:
-        with suppress(NoPreviousToken, TokenAlreadyRevoked, Expired):  # It has already ended, as requested.
+        with suppress(NoPreviousToken, TokenAlreadyRevoked, Expired):  # The secret has already ended, as requested.
             token.end_previous(by=request.user)
 
     return _confirmed(
@@ -348,7 +348,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
 def _confirmed(
     request: AppRequest, token: Token, act: Callable[[], object], done: str, *, faults: Any = (), **question: Any
 ) -> HttpResponse:
-    """Ask for confirmation, run `act`, and show the token as it is then, on the page that sent the request."""
+    """Ask for confirmation, run `act`, and show the changed token on the page that sent the request."""
 
     def acted() -> HttpResponse:
         act()
@@ -391,7 +391,7 @@ def _named(token: Token) -> str:
 
 
 def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> HttpResponse:
-    """Show the new secret, or without one, a message that it is no longer shown."""
+    """Show the new secret; without `new`, show a message that the secret is no longer shown."""
     if new is None and wants_fragment(request):
         return changed(request, token, "This token was regenerated already. The new one is no longer shown.")
     context: dict[str, Any] = {"token": token, "row": TokenRow(token, request.user), "back": back_url(request, token)}
@@ -409,7 +409,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _to_end(request, pk)
 
     def act() -> None:
-        with suppress(TokenAlreadyRevoked):  # It has already ended, as requested.
+        with suppress(TokenAlreadyRevoked):  # The token has already ended, as requested.
             (token.revoke_with_connection if "connection" in request.POST else token.revoke)(by=request.user)
 
     offered = request.method == "GET" and token.is_last and TokenRow(token, request.user).connection.may_revoke
@@ -429,7 +429,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @own_resource("one's own tokens; other people's need one of ENDING")
 def revoke_picked(request: AppRequest) -> HttpResponse:
-    """Revoke the selected tokens; those the viewer may not revoke stay, with the reason shown."""
+    """Revoke the selected tokens. Tokens that the viewer may not revoke are not changed, and the reason is shown."""
 
     def refused(token: Token) -> str:
         if token.revoked_at:
@@ -453,7 +453,7 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return how many calls of the last 7 days used these tokens, in words; empty if the viewer may not read them."""
+    """Return in words how many calls used these tokens in 7 days; empty if the viewer may not read the calls."""
     # Calls are indexed by connection, not by token.
     of = {"connection_id": [token.connection_id for token in tokens], "token_id": [token.pk for token in tokens]}
     is_own = all(token.connection.user_id == viewer.pk for token in tokens)
@@ -466,7 +466,7 @@ def _find(request: AppRequest, pk: UUID) -> Token:
 
 
 def _own(request: AppRequest, pk: UUID) -> Token:
-    """Return the viewer's own token: no capability gives access to another person's secret, which acts as them."""
+    """Return the viewer's own token. Raises PermissionDenied for other people's tokens: a secret acts as its owner."""
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk:
         raise PermissionDenied("Only the owner may see a token's secret. Ask for a new one instead.")
@@ -497,7 +497,7 @@ def regenerate_key(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _key(request: AppRequest, connection: Connection) -> HttpResponse:
-    """Regenerate an app's key, which is never shown; needs the capability also for one's own connection."""
+    """Regenerate an app's key, which is never shown. Takes the capability even for the person's own connection."""
     if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     if not connection.is_live:
@@ -526,7 +526,10 @@ def _key(request: AppRequest, connection: Connection) -> HttpResponse:
 
 
 def _token(request: AppRequest, connection: Connection) -> HttpResponse:
-    """Regenerate the only active token, or choose one first. For another person's token, ask for a new one."""
+    """Regenerate the connection's active token; if there are several, show a choice first.
+
+    For another person's token, the owner is asked to collect a new secret instead.
+    """
     is_own = connection.user_id == request.user.pk
     if not is_own and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
@@ -544,7 +547,7 @@ def _token(request: AppRequest, connection: Connection) -> HttpResponse:
     return show(request, "tokens/choose.html", context)
 
 
-# The fragments to replace after an action on a token, depending on the page that sent it.
+# The fragments to replace after an action on a token; they depend on the page that sent the action.
 
 IN_DIALOG = {"in": "gateway"}
 
@@ -555,7 +558,7 @@ def hidden(request: AppRequest) -> dict[str, str]:
 
 
 def target(request: AppRequest, token: Token) -> str:
-    """Return the selector of the element that shows `token`."""
+    """Return the CSS selector of the element that shows `token` on the page."""
     if _in_dialog(request):
         return "#dialog"
     return f"#token-{token.pk}" if _on_list(request) else f"#connection-{token.connection_id}"
@@ -610,7 +613,7 @@ def without_notice(request: AppRequest, token: Token) -> str:
 
 
 def back_url(request: AppRequest, token: Token) -> str:
-    """Return the URL to redirect to without script."""
+    """Return the URL to redirect to after an action if the browser runs no script."""
     if _in_dialog(request):
         return reverse("tokens:for_gateway", args=[token.connection.gateway.slug])
     if token.connection.user_id == request.user.pk:

@@ -35,7 +35,7 @@ class Block:
     runs: bool = False
 
     def for_gateway(self, url: str, name: str, token: str = "") -> str:
-        """Return the text for this gateway; with a token, the secret replaces the variable."""
+        """Return the text for this gateway, with `token`, if given, in place of its placeholder or variable."""
         text = self.text
         if token:
             for before, after in self.fill:
@@ -73,7 +73,7 @@ class Client:
     click: OneClick | None = None  # For signing in with the browser.
 
     def by(self, way: str) -> Block | None:
-        """Return the block for `browser` or `token`, if there is one."""
+        """Return the block for `browser` or `token`, or None."""
         return next((block for block in self.blocks if block.way == way), None)
 
     @property
@@ -120,7 +120,7 @@ def client_of(slug: str) -> Client:
 
 
 def client_block(client: Client, way: str, *, url: str, name: str, token: str = "") -> Shown | None:
-    """Return the block of a client for this gateway, if the client supports `way`."""
+    """Return the block of a client for this gateway; None if the client does not support `way`."""
     if (block := client.by(way)) is None:
         return None
     code = _escaped(block.for_gateway(url, name, token).strip())

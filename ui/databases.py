@@ -19,12 +19,12 @@ from django.db.utils import ConnectionHandler, load_backend
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 
-# Settings of the direct connection, if pages of this process use another one.
+# Settings of the direct connection, if pages of this process use other settings.
 _direct: dict[str, Any] = {}
 
 
 def take_pages_through(pages: dict[str, Any]) -> None:
-    """Use these settings for new connections of pages. The former settings become the direct ones."""
+    """Use these settings for new connections of pages. The previous settings become those of the direct connection."""
     present = connections.settings[DEFAULT_DB_ALIAS]
     if not _direct:
         _direct.update(deepcopy(present))
@@ -102,9 +102,9 @@ def direct() -> Iterator[None]:
 
 @contextmanager
 def swapped(other: BaseDatabaseWrapper) -> Iterator[None]:
-    """Replace this thread's default connection in the block, and close the other one at the end."""
+    """Replace this thread's default connection by `other` in the block, and close `other` at the end."""
     usual = connections[DEFAULT_DB_ALIAS]
-    connections[other.alias] = connections[DEFAULT_DB_ALIAS] = other  # Signal receivers look it up by alias.
+    connections[other.alias] = connections[DEFAULT_DB_ALIAS] = other  # Signal receivers look connections up by alias.
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ class TryLater(Exception):
 
 @requires_csrf_token
 def permission_denied(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    """403, naming the missing capability when the exception carries one."""
+    """Return 403, naming the missing capability if the exception has one."""
     capability = getattr(exception, "capability", None)
     response = _denied(request, {"capability": capability, "reason": str(exception or "")})
     response.missing = capability  # type: ignore[attr-defined]  # Recorded by gatewayadmin.middleware.
@@ -34,7 +34,7 @@ def permission_denied(request: HttpRequest, exception: Exception | None = None) 
 
 @requires_csrf_token
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """403 for a form whose page is too old or not ours; 404 for MCP clients."""
+    """Return 403 for a form whose page is too old or not ours; 404 for MCP clients."""
     if _is_mcp_client(request):
         return _no_gateway()
     return _denied(request, {"reason": "This page was open for too long. Reload it and try again."})
@@ -50,7 +50,7 @@ def _denied(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
 
 @requires_csrf_token
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    """404, or a redirect if the URL exists without its last slash (CommonMiddleware adds missing ones)."""
+    """Return 404, or a redirect if the URL exists without its last slash (CommonMiddleware adds missing slashes)."""
     if _is_mcp_client(request):
         return _no_gateway()
     if request.method == "GET" and (shorter := _without_last_slash(request)):
@@ -59,7 +59,7 @@ def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpR
 
 
 def _without_last_slash(request: HttpRequest) -> str:
-    """Return the URL without its last slash if only that is a page; otherwise an empty text."""
+    """Return the URL without its last slash if only that URL is a page, otherwise an empty string."""
     if request.resolver_match or not request.path.endswith("/") or not is_valid_path(request.path_info[:-1]):
         return ""
     path, mark, query = request.get_full_path().partition("?")
@@ -78,7 +78,7 @@ def _no_gateway() -> HttpResponse:
 
 @requires_csrf_token
 def forms_only(request: HttpRequest, refusal: HttpResponseNotAllowed) -> HttpResponse:
-    """405 page for a browser that opens a URL which accepts only forms."""
+    """Return the 405 page for a browser that opens a URL which accepts only forms."""
     response = render(request, "405.html", status=405)
     response["Allow"] = refusal["Allow"]
     add_never_cache_headers(response)
@@ -87,7 +87,7 @@ def forms_only(request: HttpRequest, refusal: HttpResponseNotAllowed) -> HttpRes
 
 @requires_csrf_token
 def too_many(request: HttpRequest, refusal: TryLater) -> HttpResponse:
-    """429 page with Retry-After and a link back to the form."""
+    """Return the 429 page with Retry-After and a link back to the form."""
     asked_for = request.POST.get("next", "")
     back = f"{request.path}?{urlencode({'next': asked_for})}" if asked_for else request.get_full_path()
     template = "429.html#notice" if wants_fragment(request) else "429.html"

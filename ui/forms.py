@@ -23,7 +23,7 @@ class ExplainedChoice(forms.RadioSelect):
         self.sentences = {str(value): sentence for value, sentence in sentences.items()}
 
     def create_option(self, name: str, value: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        """Return one button; its attribute `title` is the sentence that ui/field.html shows beside it."""
+        """Return one button; its attribute `title` is the sentence that ui/field.html shows next to it."""
         option = super().create_option(name, value, *args, **options)
         option["attrs"] |= {"title": self.sentences[str(value)], "data-explained": True}
         return option
@@ -80,7 +80,7 @@ class ListFilter(forms.Form):
 
     @property
     def facets(self) -> list[FilterMenu]:
-        """The menus that offer a choice."""
+        """The menus that have more than one option."""
         several = (forms.MultipleChoiceField, forms.ModelMultipleChoiceField)
         menus = (bound for bound in self if isinstance(bound.field, several) or bound.name in self.radios)
         return [facet for facet in map(self._facet, menus) if len(facet.options) > 1]

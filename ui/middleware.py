@@ -22,8 +22,8 @@ SMALLEST = 1024
 class Compression(GZipMiddleware):
     """gzip for answers of SMALLEST bytes and more, with Django's padding against BREACH.
 
-    Streams arrive as they are written, so they are left alone. So is an answer with an ETag: compressed, it would need
-    a weak one, which If-Match does not take.
+    Streams are not compressed, so that each part arrives when it is written. Answers with an ETag are not compressed:
+    they would need a weak ETag, which If-Match does not accept.
     """
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
@@ -33,7 +33,7 @@ class Compression(GZipMiddleware):
 
 
 def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Turn a redirect into HX-Redirect: followed by htmx itself, the new page would land inside the old one.
+    """Turn redirects into HX-Redirect: htmx would follow a redirect and insert the new page into the old one.
 
     Place it after HtmxMiddleware and before SignInFirst, so that an expired session goes to sign-in.
     """
@@ -50,7 +50,7 @@ def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
 
 
 def _destination(request: HttpRequest, location: str) -> str:
-    """After sign-in, return to the open page, not to the fragment that htmx requested."""
+    """Return `location`; for sign-in, with the open page as `next` instead of the fragment that htmx requested."""
     to = urlsplit(location)
     htmx: HtmxDetails = request.htmx  # type: ignore[attr-defined]
     if to.path != resolve_url(settings.LOGIN_URL) or not htmx.current_url_abs_path:
@@ -59,7 +59,7 @@ def _destination(request: HttpRequest, location: str) -> str:
 
 
 def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer 404 below STATIC_URL. Place it after the middleware for files, before all that uses the database."""
+    """Answer 404 below STATIC_URL. Place it after the middleware for files, before others that use the database."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         if request.path.startswith(settings.STATIC_URL):
@@ -72,8 +72,8 @@ def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Ca
 def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Show a page to browsers that open a URL which accepts only POST, by a copied link or by going back.
 
-    CSRF-exempt views, which are for programs, are not changed. Place it last: the page has messages and headers like
-    any other.
+    CSRF-exempt views, which are for programs, are not changed. Place it last, so that the page has messages and
+    headers like any other page.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

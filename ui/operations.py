@@ -52,11 +52,11 @@ class RequestBody(serializers.Serializer[Any]):
 
 
 class Query(serializers.Serializer[Any]):
-    """The query parameters an operation knows; any other is refused."""
+    """The query parameters an operation accepts; any other parameter is refused."""
 
 
 class ListQuery(Query):
-    """The query parameters every list with page numbers knows."""
+    """The query parameters of every list with page numbers."""
 
     page = serializers.IntegerField(min_value=1, required=False, help_text="Number of the page, from 1.")
     page_size = serializers.IntegerField(min_value=1, required=False, help_text="Rows on a page, 200 at most.")
@@ -90,7 +90,7 @@ class Operation:
 
     @property
     def has_page_numbers(self) -> bool:
-        """True if it lists by page number; logs list by cursor."""
+        """True if the operation lists rows by page number; logs are listed by cursor."""
         return issubclass(self.query, ListQuery)
 
 
@@ -110,15 +110,15 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
 ) -> Callable[[Method], Method]:
     """Declare a method of a resource as an API operation. Methods without declaration are always refused.
 
-    Enforced before the method runs: `needs`, the capabilities (see capabilities.rest); `query`, its query parameters,
+    Enforced before the method runs: `needs`, the capabilities (see capabilities.rest); `query`, the query parameters,
     and for lists the `orderings` allowed in `?ordering=`; `reauth`, a recent re-authentication of the person (see
-    accounts.sign_in); `api_keys`, whether API keys are accepted; `access_tokens`, whether tokens for the proxy
-    are. `body` is the class that `Resource.body()` uses. With `makes`, for operations that create an object or a
+    accounts.sign_in); `api_keys`, whether API keys are accepted; `access_tokens`, whether API access tokens are
+    accepted. `body` is the class that `Resource.body()` uses. With `makes`, for operations that create an object or a
     secret, a request may have an Idempotency-Key, and the method may return Afterwards.
 
-    Only for the description: `answer`, if it is not the resource's serializer; `conflicts`, if it can answer 409 for
-    more than the resource's `problems`; and `if_match`, if it checks `If-Match` (`Resource.unchanged` or
-    `Resource.seen`) and can answer 412.
+    Only for the OpenAPI description: `answer`, if it is not the resource's serializer; `conflicts`, if the operation
+    can answer 409 for more than the resource's `problems`; and `if_match`, if the operation checks `If-Match`
+    (`Resource.unchanged` or `Resource.seen`) and can answer 412.
     """
     declared = Operation(
         needs=needs,
@@ -188,7 +188,7 @@ class KeyReused(APIException):
 
 
 class AnswerLost(APIException):
-    """The encryption key of the kept answer is gone."""
+    """The encryption key of the stored answer is missing."""
 
     status_code = HTTPStatus.CONFLICT
     default_detail = "The answer to the first request can no longer be read. Look up what it created."
@@ -198,8 +198,8 @@ class AnswerLost(APIException):
 class Afterwards(Response):
     """Answer of an operation that contacts another machine, such as a mail server, after its commit.
 
-    `done` does that and returns the final answer. `made` returns the answer that is stored with the commit; repeated
-    requests get it if the process ends before `done`.
+    `done` contacts the machine and returns the final answer. `made` returns the answer that is stored with the commit;
+    repeated requests get that answer if the process ends before `done`.
     """
 
     def __init__(self, made: Callable[[], Response], done: Callable[[], Response]) -> None:
@@ -208,7 +208,7 @@ class Afterwards(Response):
 
 
 def stored_answer(request: Request, make: Callable[[], Response]) -> Response:
-    """Return the answer of `make`, or the stored one for the same credential, key and request.
+    """Return the answer of `make`, or the stored answer for the same credential, key and request.
 
     Errors are not stored: a corrected request may use the same key. Raises InProgress, KeyReused, AnswerLost, or
     ValidationError for an invalid key.
@@ -278,7 +278,7 @@ def _alone_for_longer(key: str) -> Iterator[None]:
         own.execute("SELECT pg_advisory_lock(%s)", [_later_lock(key)])
         try:
             yield
-        finally:  # Explicitly: the server releases it slightly later when a connection closes.
+        finally:  # Explicitly: when a connection closes, the server releases its locks slightly later.
             own.execute("SELECT pg_advisory_unlock(%s)", [_later_lock(key)])
 
 

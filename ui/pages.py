@@ -56,7 +56,7 @@ class Undo(NamedTuple):
 
     @classmethod
     def if_changed(cls, changed: bool, url: str, fields: Sequence[tuple[str, str]] = ()) -> Undo | None:
-        """Return an Undo if the action `changed` something. Otherwise it could undo another person's action."""
+        """Return an Undo if the action `changed` something, otherwise None: it could undo another person's action."""
         return cls(url, fields) if changed else None
 
 
@@ -68,7 +68,7 @@ class Fragment(NamedTuple):
 
 
 def open_page(request: AppRequest) -> str:
-    """Return the path of the page open in the browser, as sent by htmx; empty otherwise."""
+    """Return the path of the page open in the browser, as sent by htmx; empty without htmx."""
     return (request.htmx.current_url_abs_path or "").partition("?")[0]
 
 
@@ -96,7 +96,7 @@ def clash_context(clash: ChangedMeanwhile) -> dict[str, Any]:
 def show(request: HttpRequest, template: str, context: dict[str, Any] | None = None, status: int = 200) -> HttpResponse:
     """Render `page.html#fragment`: the fragment for htmx, the whole page otherwise.
 
-    The context variable `fragment` says which; templates that extend ui/dialog.html use it.
+    The context variable `fragment` is True for a fragment; templates that extend ui/dialog.html use it.
     """
     fragment = wants_fragment(request)
     name = template if fragment else template.partition("#")[0]
@@ -137,7 +137,7 @@ def referring_page(request: HttpRequest) -> str:
     own = request.get_full_path()
     try:
         page = urlsplit(request.headers.get("Referer", ""))
-    except ValueError:  # Programs send anything.
+    except ValueError:  # Programs may send any text.
         return own
     return own_path(with_query(page.path, page.query), own) if page.netloc == request.get_host() else own
 
@@ -195,8 +195,8 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     fields. `asks_why` adds an optional field `reason`.
 
     Use `kind="primary"` for actions that can be undone by a switch or button, and the red default for others. Actions
-    that end many objects for good, or one that everybody depends on, require typing a name (`typed`, `was_typed`). If
-    a POST shows the confirmation first, pass `is_asked_first`, so that it shows no error yet.
+    that end many objects for good, or an object that everybody depends on, require typing a name (`typed`,
+    `was_typed`). If a POST shows the confirmation first, pass `is_asked_first`, so that no error is shown yet.
     """
     context = {
         "title": title,
@@ -266,7 +266,7 @@ def number_of(number: int, one: str, many: str = "") -> str:
 
 
 def first_names(names: list[str]) -> str:
-    """Return the first names, and the number of others."""
+    """Return the first names, and the number of the other names."""
     more = len(names) - NAMED_FIRST
     return ", ".join(names[:NAMED_FIRST]) + (f" and {more} more" if more > 0 else "")
 

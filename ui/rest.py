@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ui.operations import Operation, RequestBody
 
 
-# An entity tag, and one that is strong: RFC 9110 section 8.8.3.
+# An entity tag, and a strong entity tag: RFC 9110 section 8.8.3.
 TAG = re.compile(r'"([\x21\x23-\x7e\x80-\xff]*)"')
 STRONG_TAG = re.compile(rf"(?<!W/){TAG.pattern}")
 LOOKING = ("GET", "HEAD")
@@ -96,7 +96,7 @@ class Reference(serializers.Serializer[Any]):
 
 
 class Problem(NamedTuple):
-    """The API error for an exception of a verb: status, code, and the field concerned, if any."""
+    """The API error for an exception of a model method: status, code, and the field concerned, if any."""
 
     status: int
     code: str
@@ -143,9 +143,9 @@ def matching(rows: Any, query: Mapping[str, Any], **columns: str) -> Any:
 
 
 def checked(form: BaseForm, **called: str) -> dict[str, Any]:
-    """Validate by the form of a page, so that page and API agree. `called` maps form fields to API names.
+    """Return the data cleaned by the form of a page, so that page and API agree.
 
-    Raises ValidationError.
+    `called` maps form fields to API names. Raises ValidationError.
     """
     if form.is_valid():
         return form.cleaned_data
@@ -155,14 +155,14 @@ def checked(form: BaseForm, **called: str) -> dict[str, Any]:
 
 
 def already_exists(detail: str) -> ApiError:
-    """409: this name is in use."""
+    """Return a 409 error for a name that is in use."""
     return ApiError(HTTPStatus.CONFLICT, "already_exists", detail)
 
 
 class RateLimit(SimpleRateThrottle):
     """A rate limit of an operation, reported in response headers (draft-ietf-httpapi-ratelimit-headers-10).
 
-    `scope` is its name, `rate` its number of requests and period, such as `60/h`.
+    `scope` is the name of the limit, `rate` its number of requests and period, such as `60/h`.
     """
 
     num_requests: int
@@ -182,10 +182,9 @@ class RateLimit(SimpleRateThrottle):
 
 
 class Resource(GenericViewSet[Any]):
-    """The base of every resource: its methods declare themselves with `@operation`, and every refusal has a readable
-    text.
+    """The base of every resource: methods are declared with `@operation`, and every refusal has a readable text.
 
-    `problems` maps exceptions of models' methods to answers; `taken` is the answer for a row that is not unique.
+    `problems` maps exceptions of models' methods to answers; `taken` is the message for a row that is not unique.
     `query_data` has the query parameters of this request. With `versioned`, the objects its serializer writes have a
     version (ui.versions), which `answer` sends as their ETag.
     """
@@ -206,12 +205,12 @@ class Resource(GenericViewSet[Any]):
 
     @property
     def operation(self) -> Operation:
-        """The operation of this request. It exists, since permissions have been checked."""
+        """The operation of this request; never None, because permissions have been checked."""
         return cast("Operation", operation_of(self, self.action))
 
     @property
     def me(self) -> User:
-        """The user of the request; permissions have been checked."""
+        """The user of the request; never anonymous, because permissions have been checked."""
         return cast("User", self.request.user)
 
     def must_own(self, owner: UUID | None) -> None:
@@ -247,8 +246,8 @@ class Resource(GenericViewSet[Any]):
     def unchanged(self, row: Any) -> Iterator[None]:
         """Lock `row` for the block. Raises ChangedMeanwhile when `If-Match` does not allow its version.
 
-        Without `If-Match` nothing is locked here: verbs lock rows themselves. Verbs that contact another machine must
-        run after the block, so that no row stays locked meanwhile.
+        Without `If-Match` nothing is locked here: model methods lock rows themselves. Methods that contact another
+        machine must run after the block, so that no row stays locked meanwhile.
         """
         if self.seen is None:
             yield
@@ -258,23 +257,23 @@ class Resource(GenericViewSet[Any]):
             yield
 
     def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
-        """Respond with the current row. Resources whose rows have annotated counts override it to read them again."""
+        """Respond with the current row. Resources whose rows have annotated counts override this."""
         return self.answer(row, status)
 
     def changed(self, row: Any, verb: Callable[..., object], **fields: Any) -> Response:
-        """Run a verb of `row` if `If-Match` allows it, and respond with the current row."""
+        """Call `verb`, a method of `row`, if `If-Match` allows it, and respond with the current row."""
         with self.unchanged(row):
             verb(**fields, by=self.me)
         return self.current(row)
 
     def removed(self, row: Any, verb: Callable[..., object], *arguments: Any) -> Response:
-        """Run a verb that removes `row`, if `If-Match` allows it, and respond with 204."""
+        """Call `verb`, a method that removes `row`, if `If-Match` allows it, and respond with 204."""
         with self.unchanged(row):
             verb(*arguments, by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def page(self, rows: QuerySet[Any], detail: Callable[[Any], QuerySet[Any]] = lambda rows: rows) -> Response:
-        """Return one page of `rows` in the requested order. `detail` extends the queryset of its rows.
+        """Return one page of `rows` in the requested order. `detail` extends the queryset of the page's rows.
 
         The keys of the page are queried first, so that joins and counts run only for those rows.
         """
@@ -289,15 +288,15 @@ class Resource(GenericViewSet[Any]):
         return self.get_serializer(thing, many=many).data
 
     def answer(self, thing: Any, status: int = HTTPStatus.OK) -> Response:
-        """Return a response with `thing`; its ETag begins with the version of its editable values, if it has one."""
+        """Return a response with `thing`. If the resource is versioned, the ETag begins with the version of `thing`."""
         data = self.serialize(thing)
         if self.versioned:
             return self.tagged(data, f"{thing.version}.", status)
         return self.tagged(data) if self.request.method in LOOKING else Response(data, status=status)
 
     def tagged(self, data: Any, version: str = "", status: int = HTTPStatus.OK) -> Response:
-        """Return a response with an ETag of its content; 304 without content if If-None-Match has it (RFC 9110
-        13.1.2).
+        """Return a response with an ETag of its content; 304 without content if If-None-Match has that ETag
+        (RFC 9110 13.1.2).
         """
         tag = version + hashlib.sha256(JSONRenderer().render(data)).hexdigest()[:TAG_DIGITS]
         headers, known = {"ETag": f'"{tag}"'}, self.request.headers.get("If-None-Match", "")
@@ -332,7 +331,7 @@ class Resource(GenericViewSet[Any]):
 
 
 def _validated_query(request: Request, query: Query, view: Resource) -> dict[str, Any]:
-    """Validate the query parameters. Empty ones count as missing."""
+    """Validate the query parameters. Empty parameters count as missing."""
     parameters = request.query_params
     unknown = sorted(set(parameters) - set(query.fields))
     if unknown:
@@ -361,7 +360,7 @@ NO_CREDENTIAL = "No credential was sent. Send the header Authorization: Bearer a
 
 
 def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
-    """DRF's exception handler: every refusal has `detail` and `code`, and `errors` for bad input."""
+    """Handle an exception for DRF: every refusal has `detail` and `code`, and `errors` for bad input."""
     if isinstance(exc, PermissionDenied):
         return _denied(exc)
     if isinstance(exc, ChangedMeanwhile):
@@ -390,7 +389,7 @@ def _throttled(refusal: TryLater) -> exceptions.Throttled:
 
 
 def _changed(clash: ChangedMeanwhile) -> Response:
-    """412, with the changes made after the version in `If-Match`."""
+    """Return 412 with the changes made after the version in `If-Match`."""
     set_rollback()
     changed = [
         {"field": change.field, "value": change.now, "by": change.by or None, "at": stamp(change.at)}
@@ -401,7 +400,7 @@ def _changed(clash: ChangedMeanwhile) -> Response:
 
 
 def _denied(denied: PermissionDenied) -> Response:
-    """403, naming the missing capability when the exception carries one."""
+    """Return 403, naming the missing capability if the exception has one."""
     capability = getattr(denied, "capability", None)
     body = {"detail": str(denied) or "Forbidden.", "code": "capability_required" if capability else "forbidden"}
     response = Response(body | ({"capability": capability.slug} if capability else {}), status=HTTPStatus.FORBIDDEN)
@@ -427,11 +426,11 @@ MOST_NAMED = 3
 
 
 class SubjectField(serializers.CharField):
-    """A filter by an object; its value is the ids of the matching objects, archived ones included.
+    """A filter by an object; its value is the list of ids of the matching objects, including archived objects.
 
-    `things` are the objects the caller may know; others are treated as if they did not exist. `names` are the columns
-    compared without regard to case, `ids` those with the id. `listed` are those whose names the caller sees in lists:
-    suggestions are limited to them; by default all `things`.
+    `things` are the objects the caller may know; other objects are treated as if they did not exist. `names` are the
+    columns compared without regard to case, `ids` the columns compared if the value is an id. `listed` are the objects
+    whose names the caller sees in lists, which alone are suggested; by default all `things`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Authentication and parsing of REST requests; apart from ui.rest, whose views are built on these."""
+"""Authentication and parsing of REST requests; separate from ui.rest, whose views use them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Json(JSONParser):
 
 
 def _must_be_text(data: Any) -> None:
-    """Refuse lone surrogates anywhere: they can be neither stored nor sent in an answer."""
+    """Raise ValidationError for lone surrogates, which can be neither stored nor sent in an answer."""
     match data:
         case str():
             if not data.isascii() and any("\ud800" <= character <= "\udfff" for character in data):

@@ -11,7 +11,7 @@ from wire.cipher import Cipher
 
 
 class Resealed(NamedTuple):
-    """Numbers of secrets moved to the newest key, and of those no configured key decrypts (left unchanged)."""
+    """Numbers of secrets moved to the newest key, and of secrets that no configured key decrypts (left unchanged)."""
 
     moved: int
     unreadable: int

@@ -32,9 +32,9 @@ class Column:
     the last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions to
     sort by; empty if there is no index and the list may be long.
 
-    `on_phone` shows it in the second line of a row on phones. An `is_extra` column is shown only if chosen; one that
-    `stays`, always. Without `said`, the label is for screen readers only. `needs` are capabilities, of which the viewer
-    needs one to see it.
+    `on_phone` shows the column in the second line of a row on phones. An `is_extra` column is shown only if chosen; a
+    column that `stays` is always shown. Without `said`, the label is for screen readers only. `needs` are capabilities,
+    of which the viewer needs one to see the column.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Table:
         _TABLES[self.key] = self
 
     def seen(self, request: HttpRequest) -> TableView:
-        """Return the view for a request: order and columns; the same one for the whole request."""
+        """Return the view for a request: order and columns; the same object for the whole request."""
         known: dict[str, TableView] = request.__dict__.setdefault("lists", {})
         if self.key not in known:
             known[self.key] = self._seen(request)
@@ -151,7 +151,7 @@ class TableView:
         return column is not None and (column.chosen_by_nobody or name in self.chosen)
 
     def column(self, name: str) -> Column | None:
-        """Return the column with this name, if the user may see it."""
+        """Return the column with this name; None if the user may not see it."""
         return next((column for column in self.columns if column.name == name), None)
 
     @property
@@ -165,7 +165,7 @@ class TableView:
 
     @property
     def heads(self) -> list[Head]:
-        """The heads of the shown columns. The link of the sorted one reverses the order."""
+        """The heads of the shown columns. The link of the sorted column reverses the order."""
         return [self._head(column) for column in self.shown]
 
     def _head(self, column: Column) -> Head:
@@ -177,7 +177,7 @@ class TableView:
 
     @property
     def fit(self) -> str:
-        """The layout: `scroll` if extra columns are chosen, so that each keeps its width."""
+        """The layout: `scroll` if extra columns are chosen, so that each column keeps its width."""
         more = any(column.is_extra and column.name in self.chosen for column in self.columns)
         return "scroll" if more and self.table.fit == "fixed" else self.table.fit
 
@@ -194,7 +194,7 @@ class TableView:
 
     @property
     def orders(self) -> list[Choice]:
-        """The options for the order. The current one keeps its direction."""
+        """The options for the order. The option of the current order keeps its direction."""
         found = [] if self.table.order else [Choice("", "Usual order", not self.sort)]
         for head in (self._head(column) for column in self.columns if column.sorts):
             name = head.column.name
@@ -227,7 +227,7 @@ class TableView:
 
 
 def _by(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> OrderBy:
-    """Return the ordering. NULLS LAST only for nullable fields: it prevents the use of an index."""
+    """Return the ordering. NULLS LAST is used only for nullable fields, because it prevents the use of an index."""
     by: F | Expression = F(field) if isinstance(field, str) else field
     if not most_first:
         return by.asc()
@@ -236,7 +236,7 @@ def _by(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> Order
 
 
 def _asked(request: HttpRequest) -> QueryDict:
-    """Return the query of the list. For actions on a row, it is that of the page open in the browser."""
+    """Return the query of the list. For actions on a row, return the query of the page open in the browser."""
     htmx = getattr(request, "htmx", None)
     if request.method == "GET" or not htmx:
         return request.GET

@@ -48,7 +48,7 @@ class FormSeen(NamedTuple):
 
     def stale(self, now: str) -> bool | list[int]:
         if len(self.version) != len(now):
-            return True  # Of another release: nothing can be compared.
+            return True  # The version is of another release: nothing can be compared.
         pairs = zip(_parts(self.version), _parts(now), strict=True)
         return [index for index, (before, after) in enumerate(pairs) if before != after]
 
@@ -81,7 +81,7 @@ class HasVersion:
     """An editable row: `editable` returns its values in the form in which events store them."""
 
     def editable(self) -> dict[str, Any]:
-        """The values that may be edited, by field, always in the same order."""
+        """Return the values that may be edited, by field, always in the same order."""
         raise NotImplementedError
 
     @property

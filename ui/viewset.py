@@ -140,7 +140,7 @@ def switch_on(request: AppRequest, row: SwitchableRow, noun: str, undo: str, sho
 def switch_off(
     request: AppRequest, row: SwitchableRow, noun: str, undo: str, shown: ShowRow, **question: Any
 ) -> HttpResponse:
-    """Ask, then disable `row`; `undo` is the URL that enables it again. The question is that of `confirmed`."""
+    """Ask, then disable `row`; `undo` is the URL that enables it again. `question` is passed to `confirmed`."""
 
     def act() -> HttpResponse:
         return shown(request, row, f"{noun} disabled", Undo.if_changed(row.disable(by=request.user), undo))
@@ -158,7 +158,7 @@ def archive_page(
     back: str,
     to: str,
 ) -> HttpResponse:
-    """Archive `row` after its name was typed, and redirect to `to`; if it is refused (still enabled), to `back`."""
+    """Archive `row` after its name was typed, and redirect to `to`; redirect to `back` if it is still enabled."""
     return confirmed(
         request,
         archive,
@@ -174,11 +174,11 @@ def archive_page(
     )
 
 
-# Acts on the rows picked in a list: one confirmation, then the model's verb for each row.
+# Actions on the rows selected in a list: one confirmation, then the model's method for each row.
 
 
 class Picked:
-    """The rows picked in a list, of those in `rows`; `refused` returns why a row must be skipped, or an empty text."""
+    """The selected rows of `rows`; `refused` returns the reason why a row must be skipped, or an empty string."""
 
     def __init__(
         self,
@@ -206,12 +206,12 @@ class Picked:
 
     @property
     def left_alone(self) -> str:
-        """Return a sentence with the skipped rows and the reasons; empty if there are none."""
+        """A sentence with the skipped rows and the reasons; empty if there are none."""
         names = [f"{row} ({reason})" for row, reason in self.apart]
         return f"Not changed: {first_names(names)}." if names else ""
 
     def leave(self, toast: str, undo: Undo | None = None) -> HttpResponse:
-        """Go back to the list."""
+        """Redirect to the list."""
         return leave(self.request, self.back, toast, undo)
 
     def fields(self, rows: Sequence[Any]) -> list[tuple[str, str]]:
@@ -219,7 +219,7 @@ class Picked:
 
 
 def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> HttpResponse:
-    """Enable or disable the picked rows, depending on `act`; disabling asks first, with what it `cuts`.
+    """Enable or disable the selected rows, depending on `act`; disabling asks first, with the consequences from `cuts`.
 
     Rows that already have the state get no event.
     """
@@ -255,7 +255,7 @@ def end_picked(
     ends: Callable[[list[Any]], str],
     icon: str = "revoke",
 ) -> HttpResponse:
-    """End the picked rows for good after their number was typed; `verb` is such as ("Revoke", "revoked").
+    """End the selected rows for good after their number was typed; `verb` is such as ("Revoke", "revoked").
 
     `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence.
     """

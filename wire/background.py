@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # A total deadline for httpx: every wait on a socket is limited to the time that is left.
 #
-# httpx limits each wait separately, so a peer that sends a byte now and then could hold a connection for ever.
+# httpx limits each wait separately, so a peer that sends a byte now and then could keep a connection open for ever.
 
 PART = 16 * 1024  # Bytes written between two checks of the deadline.
 
@@ -36,7 +36,7 @@ class Deadline:
         self._at = time.monotonic() + seconds
 
     def left(self, most: float | None) -> float:
-        """Return the seconds left, `most` at most. Raises httpcore.ReadTimeout when none are left."""
+        """Return the seconds left, `most` at most. Raises httpcore.ReadTimeout when no time is left."""
         left = min(self._at - time.monotonic(), math.inf if most is None else most)
         if left <= 0:
             raise httpcore.ReadTimeout
@@ -51,7 +51,7 @@ class Deadline:
 class TimedStream(httpcore.NetworkStream):
     """A network stream whose reads and writes end at the deadline.
 
-    `leads_to` is the address at the end of a tunnel, which its socket does not know.
+    `leads_to` is the address at the far end of a tunnel; the socket itself only knows the address of the proxy.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class TimedStream(httpcore.NetworkStream):
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 0.25  # Between a failed round of a loop and the next.
+RETRY_SECONDS = 0.25  # Pause between a failed round of a loop and the next round.
 STOP_SECONDS = 1.0  # How long stop() waits for cancelled tasks.
 
 
 class LoopFault(NamedTuple):
-    """A loop whose last round failed, and the type of the error; its message is for the log."""
+    """A loop whose last round failed, and the type of the error. The message of the error is only logged."""
 
     task: str
     error: str
@@ -103,7 +103,7 @@ _faults: dict[object, LoopFault] = {}
 
 
 def faults() -> list[LoopFault]:
-    """Return the loops of this process that have not completed a round since one failed."""
+    """Return the loops of this process that have not completed a round since their last failure."""
     return [*_faults.values()]
 
 
@@ -151,7 +151,7 @@ class Background:
         return task
 
     def spawn[T](self, name: str, work: Coroutine[Any, Any, T], *, eager: bool = False) -> asyncio.Task[T]:
-        """Run `work` once as a task; `eager` runs it up to its first wait before this returns.
+        """Run `work` once as a task. With `eager`, `work` runs up to its first wait before `spawn` returns.
 
         `expected` errors are only logged at debug level: they are common in work for a server or a client.
         """
@@ -161,13 +161,13 @@ class Background:
         return task
 
     async def stop(self, patience: float = 0.0) -> None:
-        """Cancel the loops at once, and the tasks that have not ended in `patience` seconds."""
+        """Cancel the loops at once, and after `patience` seconds the tasks that have not ended."""
         loops = [*self._loops]
         for loop in loops:
             loop.cancel()
         ends = asyncio.get_running_loop().time() + patience
         while self._tasks and (left := ends - asyncio.get_running_loop().time()) > 0:
-            await asyncio.wait(self._tasks, timeout=left)  # Ending tasks may spawn others.
+            await asyncio.wait(self._tasks, timeout=left)  # A task may spawn another task while it ends.
         for task in self._tasks:
             task.cancel()
         if ending := [*loops, *self._tasks]:
@@ -225,7 +225,7 @@ def every(seconds: float) -> Callable[[], Awaitable[object]]:
 
 
 def _is_cancelled() -> bool:
-    """Return whether the running task itself was cancelled, not something it awaits."""
+    """Return whether the running task itself was cancelled, rather than something that the task awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

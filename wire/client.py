@@ -1,4 +1,4 @@
-"""The MCP client: sends one request to one server, within its concurrency and time limits, in the era it speaks."""
+"""The MCP client: sends requests to servers, in the era each server speaks and within its limits of calls and time."""
 
 import asyncio
 import time
@@ -41,10 +41,10 @@ from wire.mcp import (
 from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
 
 SWEEP_SECONDS = 60
-INITIALIZE_SECONDS = 5  # For a server of 2026-07-28 to answer `initialize`.
+INITIALIZE_SECONDS = 5  # How long a probe waits for a server of 2026-07-28 to answer `initialize`.
 RETRY_SECONDS = 2  # Retry-After for callers of a busy server.
 
-# Limits of one server's list of one kind of features.
+# Limits for reading one server's list of one kind of features.
 MOST_PAGES = 100
 MOST_BYTES = 10 << 20
 MOST_FEATURES = 5_000
@@ -54,7 +54,7 @@ OLD_STATUSES = frozenset({400, 404, 405, 406, 415, 501})
 OLD_SECONDS = 3
 LARGEST_FIRST_EVENT = 64 << 10
 
-# Statuses that say nothing of the era: access, size, time and load.
+# Statuses that do not depend on the era: they concern access, size, time or load.
 NEUTRAL_STATUSES = frozenset({401, 403, 408, 413, 429})
 PASSING_STATUSES = frozenset({408, 425, 429, 502, 503, 504})
 
@@ -63,16 +63,16 @@ type Introduced = Callable[[Target, ServerDescription], None]
 
 
 class Listed(NamedTuple):
-    """A server's list of one kind, and how long it may be cached (MCP 2026-07-28, Caching)."""
+    """A server's list of features of one kind, and how long the list may be cached (MCP 2026-07-28, Caching)."""
 
     definitions: list[Definition]
     ttl_ms: int = 0
 
 
 class Spoken(NamedTuple):
-    """The eras a server speaks, its ServerDescription in each, and a readable text of how that was determined.
+    """The eras a server speaks, its ServerDescription in each, and the evidence as text.
 
-    `is_certain` is False if it may speak the other era too, because it was overloaded or silent when asked.
+    `is_certain` is False if the server may speak the other era too, because it was overloaded or silent when asked.
     """
 
     eras: str
@@ -81,24 +81,27 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store in place of `known`: an era is removed only if that is certain."""
+        """Return the eras to store in place of the stored ones, `known`. An era is removed only if that is certain."""
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
 
 class Beside(Protocol):
-    """Observer of the session a request uses: the server may send messages about it on another stream."""
+    """Observer of a request and its session: the server may send messages about the request on another stream."""
 
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Called before the request is sent; the callbacks handle its messages that arrive on other streams."""
+        """Handle the start, before the request is sent. Pass messages from other streams to the callbacks."""
 
     def end(self) -> None:
-        """Called when the request is over, even if begin() was not called."""
+        """Handle the end of the request. Called even if `begin` was not called."""
 
 
 class QueueSlot:
-    """A concurrency slot and its time limit. As a context, both pause while the server waits for client input."""
+    """A call's concurrency slot and time limit.
+
+    Enter the context while the server waits for client input: the slot is released and the idle limit paused meanwhile.
+    """
 
     __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")
 
@@ -139,7 +142,7 @@ class McpClient:
     longer speak its era.
 
     `workers` processes divide the concurrency limit of a server, with at least one slot each. A call waits at most
-    `queue_seconds` for a slot. While `may_begin()` is false no request is sent, because it could not be logged.
+    `queue_seconds` for a slot. While `may_begin()` is false no request is sent, because the call could not be logged.
     """
 
     def __init__(
@@ -189,7 +192,7 @@ class McpClient:
         server, in a task that ends with this request; without `on_request` pings are answered and other requests
         refused. `person` is used for fair sharing of the server; `schema` is that of the called tool; `seconds`
         shortens the server's time limits and then includes the time in the queue. While the server waits for an answer
-        of `on_request`, other calls may use the slot of this one. `beside` is informed of the session, if any.
+        of `on_request`, other calls may use the slot of this call. `beside` is informed of the session, if any.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -284,15 +287,15 @@ class McpClient:
         place: StreamPlace | None = None,
         asked: Callable[[], object] = bool,
     ) -> bool:
-        """Read the server's standing stream of this session until it ends. Return False if the server offers none.
+        """Read the server's standing stream of a session until it ends. Return False if the server offers no stream.
 
-        Calls `asked` when the request for the stream was sent and `begun` when it is open. `place` is the position to
-        resume from and is updated. Raises an UpstreamError, or SessionLost.
+        Calls `asked` when the request for the stream was sent and `begun` when the stream is open. `place` is the
+        position to resume from, and is updated. Raises an UpstreamError, or SessionLost.
         """
         return await self._sessions.listen(target, on_notification, on_request, begun, place, asked)
 
     async def subscribe(self, target: Target, wishes: Object, on_notification: OnNotification) -> bool:
-        """Run `subscriptions/listen` at a server of 2026-07-28. Return False if it does not know the method.
+        """Run `subscriptions/listen` at a server of 2026-07-28 until the stream ends. Return False if refused.
 
         The server's acknowledgement is the first notification. Raises an UpstreamError.
         """
@@ -306,14 +309,14 @@ class McpClient:
         return answer.error is None
 
     def at_servers(self) -> dict[str, int]:
-        """Return the number of calls `under_way` at servers, and of those `waiting` for a slot."""
+        """Return the number of calls `under_way` at servers, and of calls `waiting` for a slot."""
         queues = self._queues.values()
         return {"under_way": sum(each.under_way for each in queues), "waiting": sum(each.waiting for each in queues)}
 
     async def probe(self, target: Target) -> Spoken:
         """Find out which eras a server speaks, by `server/discover` and `initialize`; no session stays open.
 
-        Raises an UpstreamError when it speaks neither, or this cannot be determined.
+        Raises an UpstreamError when the server speaks neither era, or the eras cannot be determined.
         """
         try:
             with TimeLimit(target.timeout_s):
@@ -342,7 +345,7 @@ class McpClient:
         return Spoken(SESSION, evidence, (session,), _is_lasting(modern))
 
     async def post(self, target: Target, message: Object) -> None:
-        """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""
+        """Send a message that gets no answer, in the session of `target` (required). Raises an UpstreamError."""
         await self._sessions.post(target, message)
 
     async def end(self, target: Target) -> None:
@@ -397,7 +400,7 @@ class McpClient:
             return False
 
     def _queue(self, target: Target) -> FairQueue:
-        """Return the queue of this server: a slow server must not block calls to others."""
+        """Return the queue of this server. Each server has a queue, so that a slow server does not block the others."""
         bound = max(1, target.max_concurrent // self._workers)
         queue = self._queues.get(target.server_id)
         if queue is None:
@@ -419,7 +422,7 @@ class McpClient:
 def _contradicts(status: int, code: int | None, era: str) -> bool:
     """Return whether an answer with this HTTP status and JSON-RPC code suggests that the server does not speak `era`.
 
-    `code` is None without a JSON-RPC error.
+    `code` is None if the answer is not a JSON-RPC error.
     """
     if code == jsonrpc.UNSUPPORTED_VERSION:
         return True
@@ -442,7 +445,7 @@ async def _names_an_endpoint(response: HttpResponse) -> bool:
 
 
 def _page(answer: RpcResponse, target: Target, catalogue: ListMethod) -> Object:
-    """Return the result of a list request. Raises BadAnswer when it has no list."""
+    """Return the result of a list request. Raises BadAnswer when the result has no list."""
     page: Object = answer.whole.get("result", {})
     if not isinstance(page.get(catalogue.member), list):
         message = (answer.error or {}).get("message")
@@ -456,7 +459,7 @@ def _page(answer: RpcResponse, target: Target, catalogue: ListMethod) -> Object:
 
 
 class Discovery(NamedTuple):
-    """The eras a server speaks and its features by kind. Kinds that could not be listed are missing."""
+    """The eras a server speaks, and its features by kind. Kinds that could not be listed are missing."""
 
     spoken: Spoken
     features: dict[str, list[Definition]]
@@ -487,5 +490,5 @@ async def _discover(target: Target, transport: Transport, seconds: float, kinds:
             except UpstreamError:
                 if kind == kinds[0]:
                     raise
-                # The server lists its tools, so failing at another kind is not an error.
+                # The first kind could be listed, so failing to list another kind is not an error.
         return Discovery(spoken, features)

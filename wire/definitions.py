@@ -1,7 +1,7 @@
 """Definitions of tools, prompts, resources and templates: parse, validate, compare and store them.
 
 A definition is stored as the JSON text its server sent, so that clients get exact values: the spelling of numbers and
-duplicate keys are preserved. Used by the proxy and the pages.
+duplicate keys are preserved. The proxy and the pages use this module.
 """
 
 import hashlib
@@ -45,17 +45,18 @@ class Definition(NamedTuple):
 
 
 def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
-    """Return the objects among the parsed `items` of a list answer, each with its own text."""
+    """Return the objects among the parsed `items` of a list answer `text`, each with its part of the text."""
     texts = _item_texts(text.decode(), member)
-    if len(texts) != len(items):  # Duplicate member: parsers use the last one, and so do we.
+    if len(texts) != len(items):  # A member is duplicated; the parser has used the last one.
         texts = [json.dumps(item, separators=(",", ":")) for item in items]
     return [Definition(item, own) for item, own in zip(items, texts, strict=True) if isinstance(item, dict)]
 
 
 def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = True) -> list[Definition]:
-    """Return the definitions that clients are offered and pages show: valid ones, the first of each name.
+    """Return the valid definitions, only the first of each name: these are offered to clients and shown on pages.
 
-    Others could neither be disabled nor called. `annotated` is False when no tool has header annotations.
+    Invalid or repeated definitions could neither be disabled nor called. `annotated` is False if the caller knows that
+    no tool has header annotations.
     """
     named: dict[str, Definition] = {}
     for definition in definitions:
@@ -65,7 +66,7 @@ def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = Tr
 
 
 def name_of(kind: str, definition: Definition) -> str:
-    """Return the name or URI its server uses."""
+    """Return the name or URI that the server uses for this feature."""
     name: str = definition.value[CATALOGUES[kind].key]
     return name
 
@@ -111,7 +112,7 @@ def row(kind: str, alias: str, definition: Definition) -> Object:
 
 
 def exposed(kind: str, alias: str, name: str) -> str:
-    """Return the name clients use. URIs stay as they are: they are mapped when they are sent to a client."""
+    """Return the name clients use for a tool or prompt. URIs are returned unchanged: they are mapped when sent."""
     return exposed_name(alias, name) if kind in (TOOL, PROMPT) else name
 
 
@@ -126,13 +127,13 @@ def digest(definition: Definition) -> str:
 
 
 def hidden_characters(definition: Definition) -> list[str]:
-    """Return the invisible and direction-changing characters in it, such as "U+202E RIGHT-TO-LEFT OVERRIDE"."""
+    """Return the definition's invisible and direction-changing characters: "U+202E RIGHT-TO-LEFT OVERRIDE"."""
     found = {text[at] for text in _texts(definition.value) for at in hidden_places(text)}
     return [f"U+{ord(char):04X} {unicodedata.name(char, '')}".strip() for char in sorted(found)]
 
 
-# Control and format characters (including bidirectional, zero-width and tag characters), and other invisible ones:
-# line and paragraph separators, fillers, and the variation selectors that can carry bytes.
+# Control and format characters (including bidirectional, zero-width and tag characters), and other invisible
+# characters: line and paragraph separators, fillers, and the variation selectors that can encode hidden bytes.
 _hidden = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
     "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb"
@@ -221,7 +222,7 @@ def definition_in(text: str) -> Definition:
 
 # Exposed names of tools and prompts, and fingerprints of definitions. Needs no Django.
 #
-# Used by the proxy and the pages, which must agree.
+# The proxy and the pages use these functions, because their names must agree.
 
 MAX_NAME = 64
 LONGEST_NAME = 200  # Characters of a tool or prompt name at its server.
@@ -250,7 +251,7 @@ _dotted = re.compile(r"[A-Za-z0-9_.-]+").fullmatch
 
 
 def dotted_name(alias: str, tool: str) -> str:
-    """Return the exposed name for clients that allow dots in names; empty if it is not valid even so."""
+    """Return the exposed name for clients that allow dots in names; empty if the name has other invalid characters."""
     name = f"{alias}{SEPARATOR}{tool}" if alias else tool
     return name if len(name) <= MAX_NAME and _dotted(name) else ""
 
@@ -269,7 +270,7 @@ def is_tool_name(value: Any) -> TypeGuard[str]:
 # Check whether a call still fits a tool whose changed definition has not been approved yet.
 #
 # Schemas come from servers and are untrusted: a validation takes a bounded number of steps, fetches nothing and runs no
-# regular expression. If that is not enough to decide, the arguments are not accepted.
+# regular expression. If the validation cannot decide within these bounds, the arguments are not accepted.
 
 MOST_STEPS = 20_000
 LONGEST_UNIQUE = 1_000
@@ -278,11 +279,14 @@ type Rule = Callable[[Any, Any, Any, Any], Any]
 
 
 class _CannotTell(Exception):
-    """The schema would take too long to evaluate, or uses a keyword that is not evaluated."""
+    """The schema takes too many steps, or uses a keyword that is not evaluated for safety."""
 
 
 def still_accepts(approved: str, offered: str, arguments: object) -> bool:
-    """Return whether these arguments fit the offered definition. Both definitions are JSON texts."""
+    """Return whether these arguments fit the schema in `offered`; True if the schema is that of `approved`.
+
+    `approved` and `offered` are JSON texts of definitions.
+    """
     before, now = (jsonrpc.loads(text.encode()).get("inputSchema") for text in (approved, offered))
     if before == now:
         return True  # Only the description or annotations changed.

@@ -4,8 +4,8 @@ from http import HTTPStatus
 
 from wire import jsonrpc
 
-CONNECT_SECONDS = 5.0  # To connect to a server.
-MAX_QUOTED = 200  # Characters of a server's own text that administrators are shown.
+CONNECT_SECONDS = 5.0  # Time limit for connecting to a server.
+MAX_QUOTED = 200  # Characters of a server's own text that are shown to administrators.
 
 
 class UpstreamError(Exception):
@@ -33,11 +33,11 @@ class UpstreamError(Exception):
 
 
 class NotRecordable(Exception):
-    """Nothing is sent to any server, because calls cannot be logged now. Answered with 503, without a row."""
+    """Nothing is sent to any server, because calls cannot be logged now. Answered with 503; no row is written."""
 
 
 class Unreachable(UpstreamError):
-    """No connection could be made, or it ended before the answer."""
+    """No connection could be made, or the connection ended before the answer."""
 
     cause = "closed the connection without an answer"
 
@@ -64,7 +64,7 @@ class NotConnected(Unreachable):
 
 
 class NoRoute(NotConnected):
-    """No network leads to the address from here."""
+    """This machine has no network route to the address."""
 
     sentence = 'Server "{server}" cannot be reached from the gateway: no network leads to its address.'
     cause = "cannot be reached from here: no network leads to its address"
@@ -106,7 +106,7 @@ class NotTls(TlsFailed):
 
 
 class TimedOut(UpstreamError):
-    """The server sent nothing for `seconds` or, if `in_all`, the whole call took longer than that."""
+    """The server sent nothing for `seconds`; or, if `in_all`, the whole call took longer than `seconds`."""
 
     outcome = "timeout"
     reason = "timeout"
@@ -128,7 +128,7 @@ class TimedOut(UpstreamError):
 
 
 class AnswerTooSlow(UpstreamError):
-    """A large answer arrived too slowly while another one waited for room in the memory budget."""
+    """A large answer arrived too slowly while another answer waited for room in the memory budget."""
 
     outcome = "timeout"
     reason = "timeout"
@@ -144,7 +144,7 @@ class AnswerTooSlow(UpstreamError):
 
 
 class BadAnswer(UpstreamError):
-    """The answer is not MCP. `status` is its HTTP status, `error` its JSON-RPC error if it has one."""
+    """The answer is not valid MCP. `status` is its HTTP status, `error` its JSON-RPC error or None."""
 
     reason = "bad_answer"
     sentence = 'Server "{server}" answered with something that is not MCP.'
@@ -172,7 +172,7 @@ class Redirected(BadAnswer):
 
 
 class UnknownVersion(BadAnswer):
-    """The server speaks no version of MCP that the gateway knows; `detail` names those it speaks."""
+    """The server speaks no version of MCP that the gateway knows; `detail` has the server's versions."""
 
     sentence = 'Server "{server}" speaks no version of MCP that this gateway knows.'
     cause = "{0.detail}, which this gateway does not know"
@@ -198,7 +198,7 @@ class EraLeft(BadAnswer):
 
 
 class SessionEnded(UpstreamError):
-    """The server lost its session, so the client's own session ends too. Nothing was executed."""
+    """The server lost its session with the gateway, so the client's session ends too. Nothing was executed."""
 
     code = jsonrpc.UNKNOWN_SESSION
     reason = "session_lost"
@@ -238,7 +238,7 @@ class NoMemory(TooLarge):
 
 
 class TooManyFeatures(TooLarge):
-    """A list is longer than the gateway reads."""
+    """A server's list has more features than the gateway reads."""
 
     cause = "lists {0.detail}"
 
@@ -265,7 +265,7 @@ class Loop(UpstreamError):
 
 
 class AccessRefused(UpstreamError):
-    """The server answered 401 or 403, which is `status`; `challenge` is its WWW-Authenticate."""
+    """The server answered 401 or 403. `challenge` is the WWW-Authenticate header."""
 
     reason = "credential_refused"
     sentence = 'Server "{server}" refused the credential stored for it.'
@@ -284,7 +284,7 @@ class CredentialRenewed(AccessRefused):
 
 
 class Busy(UpstreamError):
-    """Too many calls are running or waiting; this one was not executed. Retry after `seconds`."""
+    """Too many calls are running or waiting, so the call was not executed. Retry after `seconds`."""
 
     outcome = "rate_limited"
     reason = "busy"
@@ -303,7 +303,7 @@ class Busy(UpstreamError):
 class AnswersNotTaken(Busy):
     """The unread large answers of this person have used up their share of the memory budget."""
 
-    sentence = "This person must read earlier large answers first, so this call was not executed."
+    sentence = "This call was not executed: this person's clients have not yet read earlier large answers."
 
     def __init__(self, *, seconds: int) -> None:
         super().__init__(
@@ -344,7 +344,7 @@ def _in_words(error: UpstreamError, url: str) -> str:
 
 
 def _refused_in_words(error: BadAnswer) -> str:
-    """Return the message for a JSON-RPC error, or for an HTTP status without one."""
+    """Return the message for a JSON-RPC error, or for an HTTP status without a JSON-RPC error."""
     if error.error:
         message, code = error.error.get("message"), error.error.get("code")
         quoted = message[:MAX_QUOTED] if isinstance(message, str) else ""

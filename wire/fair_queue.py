@@ -1,4 +1,4 @@
-"""Fair turns of a worker's loop, and the byte budget for answers in memory."""
+"""Fair sharing of a worker: concurrency slots per server, time slices, and the memory budget for large answers."""
 
 import asyncio
 import math
@@ -11,20 +11,20 @@ from typing import Any, NamedTuple, Self
 
 # Limits the memory a worker uses for large answers: in total, per person, and per server.
 
-SHARES = 8  # A person may use 1/SHARES of the ceiling.
-SERVER_SHARES = 2  # The answers of one server that are being read may use 1/SERVER_SHARES.
+SHARES = 8  # The answers for one person may use 1/SHARES of the memory budget.
+SERVER_SHARES = 2  # The answers that are being read from one server may use 1/SERVER_SHARES of the budget.
 HOLD_SECONDS = 60.0  # Longest wait for room. A client that hardly reads its answer is cut off after half of this time.
-# A slower answer is cut off once another one has waited `pace_seconds` for its room.
+# An answer slower than LEAST_PACE is cut off once another answer has waited `pace_seconds` for room.
 LEAST_PACE = 64 * 1024  # Bytes a second.
 PACE_SECONDS = 5.0
 
 PERSON, SERVER, ALL = "person", "server", "all"
 
-type Account = tuple[str, str]  # One of the above, and the id of the person or the name of the server.
+type Account = tuple[str, str]  # PERSON, SERVER or ALL, and the id of the person or the name of the server.
 
 
 class HeldBytes:
-    """Bytes counted for each of these accounts until this object is garbage-collected."""
+    """Bytes reserved in the budget, by account, until this object is garbage-collected."""
 
     __slots__ = ("_budget", "counted")
 
@@ -38,7 +38,7 @@ class HeldBytes:
         return self.counted[ALL, ""]
 
     def resize(self, size: int) -> None:
-        """Count `size` bytes instead, and none for the server: the answer has been read."""
+        """Reserve `size` bytes instead. Nothing is reserved for the server any more: the answer has been read."""
         counted = {account: size for account in self.counted if account[0] != SERVER}
         self._budget.change(self.counted, counted)
         self.counted = counted
@@ -48,7 +48,7 @@ class HeldBytes:
 
 
 class Claim(NamedTuple):
-    """Room that an answer or a call waits for, and the time it began to wait. A call to be sent takes no bytes."""
+    """Bytes per account that an answer or a call waits for, and since when. A call that waits takes 0 bytes."""
 
     counted: dict[Account, int]
     began: float
@@ -57,8 +57,8 @@ class Claim(NamedTuple):
 class ByteBudget:
     """Memory budget for large answers, from the time they are partly read until their clients have received them.
 
-    Each person and server may have one answer of any size, and more within its share. A call waits at most `seconds`
-    for room before it is sent to its server; an answer being read waits in its socket.
+    Each person and each server may have one answer of any size, and more answers within the share. A call waits at most
+    `seconds` for room before it is sent to its server. While an answer waits for room, its data stays in the socket.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:
@@ -71,7 +71,7 @@ class ByteBudget:
 
     @property
     def total(self) -> int:
-        """Number of bytes held."""
+        """Number of reserved bytes."""
         return self._held.get((ALL, ""), 0)
 
     @property
@@ -80,13 +80,13 @@ class ByteBudget:
         return len(self._waiting)
 
     async def admit(self, person: str) -> None:
-        """Wait until another call of this person may start. Raises QueueFull or TimeoutError."""
+        """Wait until this person's share has room for another call. Raises QueueFull or TimeoutError."""
         if self.total:
             async with asyncio.timeout(self._seconds):
                 await self._enter({(PERSON, person): 0})
 
     async def hold(self, person: str, size: int, server: str = "") -> HeldBytes:
-        """Wait for room to read an answer of `size` bytes at most, and reserve it.
+        """Wait for room to read an answer of `size` bytes at most, and reserve the bytes.
 
         Raises QueueFull or, after HOLD_SECONDS, TimeoutError.
         """
@@ -96,17 +96,17 @@ class ByteBudget:
         return await self._enter({**counted, (ALL, ""): size})
 
     def take(self, person: str, size: int) -> HeldBytes:
-        """Count `size` bytes for this person without waiting for room."""
+        """Reserve `size` bytes for this person without waiting for room."""
         return HeldBytes(self, {(PERSON, person): size, (ALL, ""): size})
 
     def is_short_of(self, held: HeldBytes) -> bool:
-        """Return whether an answer has waited for `pace_seconds` for room that `held` takes."""
+        """Return whether another answer has waited for `pace_seconds` for room that `held` takes."""
         latest = time.monotonic() - self.pace_seconds
         claims = (claim for claim in self._waiting.values() if (ALL, "") in claim.counted and claim.began <= latest)
         return any(self._full(claim) in held.counted for claim in claims)
 
     def change(self, before: dict[Account, int], after: dict[Account, int]) -> None:
-        """Count the bytes of `after` instead of those of `before`."""
+        """Reserve the bytes of `after` instead of the bytes of `before`."""
         self._loop = self._loop or asyncio.get_running_loop()
         for account in before | after:
             held = self._held.pop(account, 0) + after.get(account, 0) - before.get(account, 0)
@@ -146,7 +146,7 @@ class ByteBudget:
         return len(self._waiting) > MOST_WAITING or of_person > MOST_WAITING_OF_ONE
 
     def _let_in(self) -> None:
-        """Give room to waiting calls and answers; those that wait for the same account in order of arrival."""
+        """Give room to waiting calls and answers. Those that wait for the same account get room in order of arrival."""
         blocked: set[Account] = set()
         for turn, claim in list(self._waiting.items()):
             if turn.done():
@@ -161,12 +161,12 @@ class ByteBudget:
 
 # Fair scheduling: concurrency slots per server, time slices for parsing, and time limits.
 
-REST_SECONDS = 0.001  # Between two slices of large answers.
+REST_SECONDS = 0.001  # Pause between two slices of large answers.
 # The pause after unsliced work, as a multiple of its duration: other calls need several turns of the loop.
 REST_SHARE = 4
 
-MOST_WAITING = 1024  # In one queue.
-MOST_WAITING_OF_ONE = 128  # Of one person, in one queue.
+MOST_WAITING = 1024  # Calls that wait in one queue.
+MOST_WAITING_OF_ONE = 128  # Calls of one person that wait in one queue.
 
 type Turn = asyncio.Future[None]
 
@@ -176,11 +176,11 @@ class QueueFull(Exception):
 
 
 class FairQueue:
-    """Concurrency slots of one server, shared fairly by people. Enter before a call, leave after it.
+    """Concurrency slots of one server, shared fairly by people. Call `enter` before a call and `leave` after it.
 
-    A person with slots may take another only while enough are free, and the last free one is for somebody without any.
-    So slow calls of one person, or of one connection, never delay another's first call. Waiting calls take turns:
-    person by person, and connection by connection within a person.
+    A person who has slots may take another slot only while enough are free; the last free slot is for a person who has
+    none. So slow calls of one person never delay the first call of another person. Waiting calls take turns: person by
+    person, and connection by connection within a person.
     """
 
     __slots__ = ("_held", "_under_way", "_waiting", "_waiting_count", "bound")
@@ -188,9 +188,9 @@ class FairQueue:
     def __init__(self, bound: int) -> None:
         self.bound = bound
         self._under_way = 0
-        # Slots per person and per connection; those without any are not in here.
+        # Slots per person and per connection; people and connections without slots are missing.
         self._held: dict[str, int] = {}
-        # People in the order of their turns, their connections likewise, and the waiting calls of each.
+        # People in the order of their turns, the connections of each person in that order, and their waiting calls.
         self._waiting: dict[str, dict[str, deque[Turn]]] = {}
         self._waiting_count = 0
 
@@ -229,12 +229,12 @@ class FairQueue:
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._withdraw(person, connection, turn)
-            else:  # It got a slot at the moment it was cancelled.
+            else:  # The call got a slot at the moment it was cancelled.
                 self.leave(person, connection)
             raise
 
     def come_back(self, person: str, connection: str) -> None:
-        """Take back a slot that was released temporarily, without waiting: the call is still running."""
+        """Take back a temporarily released slot without waiting, even above the limit: the call is still running."""
         self._start(person, connection)
 
     def leave(self, person: str, connection: str) -> None:
@@ -254,7 +254,7 @@ class FairQueue:
         of_person = self._held.get(person, 0)
         if free <= 0 or not of_person:
             return free > 0
-        # Alone, a person can take two thirds of the slots, a connection half.
+        # If nobody else has calls, a person can take two thirds of all slots, and one connection half of all slots.
         return of_person < 2 * (free - 1) and self._held.get(connection, 0) < free - 1
 
     def _start(self, person: str, connection: str) -> None:
@@ -264,7 +264,7 @@ class FairQueue:
         held[connection] = held.get(connection, 0) + 1
 
     def _start_next(self) -> bool:
-        """Give a slot to the next waiting call that may have one. Return False if there is none."""
+        """Give a slot to the next waiting call that may have one. Return whether there was such a call."""
         for person, connections in self._waiting.items():
             for connection, turns in connections.items():
                 # A call cancelled in this round of the loop is still in the queue.
@@ -300,8 +300,8 @@ class FairQueue:
 class Slices:
     """Turns of answers that take long to read: one slice of one answer at a time, with a rest after each.
 
-    However many large answers arrive, other calls wait for one slice, and have half of the loop's time
-    (`python -m bench.large_answers` fails without either).
+    However many large answers arrive, other calls wait for one slice at most, and get half of the event loop's time.
+    `python -m bench.large_answers` checks both.
     """
 
     def __init__(self) -> None:
@@ -339,9 +339,9 @@ class Slices:
 
 
 class TimeLimit:
-    """Context that raises TimeoutError after `seconds` without a `touch`, or `total` in all. Not reentrant.
+    """Context that raises TimeoutError after `seconds` without a `touch`, or after `total` seconds. Not reentrant.
 
-    `exceeded` is the limit that was exceeded.
+    `exceeded` tells which limit was exceeded.
     """
 
     __slots__ = (
@@ -418,9 +418,9 @@ class TimeLimit:
         return self._task is task
 
 
-# One timer for all limits of a loop: a timer for each costs as much as the rest of a limit.
+# One timer for all limits of an event loop: a timer per limit would double the cost of a limit.
 LIMITS_SECONDS = 0.05
-_limits: dict[asyncio.AbstractEventLoop, set[TimeLimit]] = {}  # The running ones.
+_limits: dict[asyncio.AbstractEventLoop, set[TimeLimit]] = {}  # The limits that are running, by event loop.
 
 
 def _enforce_limits(loop: asyncio.AbstractEventLoop) -> None:
@@ -435,7 +435,7 @@ def _enforce_limits(loop: asyncio.AbstractEventLoop) -> None:
 
 @contextmanager
 def without_idle_limits() -> Iterator[None]:
-    """Pause the idle limits of the current task while it waits for us, not for the server."""
+    """Pause the idle limits of the current task while the task waits for the gateway itself, not for the server."""
     task = asyncio.current_task()
     limits = [limit for limit in _limits.get(asyncio.get_running_loop(), ()) if limit.is_of(task)]
     for limit in limits:

@@ -1,6 +1,6 @@
 """Outbound HTTP proxy: which hosts are reached through it, and the CONNECT request for a tunnel.
 
-Only TLS is tunnelled: plain HTTP is allowed only to servers in allowed networks, which are reached without a proxy.
+Only TLS is tunnelled: plain HTTP is allowed only for servers in allowed networks, which are reached without a proxy.
 Needs no Django.
 """
 
@@ -36,7 +36,7 @@ _logged_at: dict[str, float] = {}
 
 
 class ProxyFailed(OSError):
-    """No tunnel through the outbound proxy. The message says why; it follows "cannot be reached:"."""
+    """No tunnel through the outbound proxy. The message says why, and is shown after "cannot be reached:"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ NO_PLACES = HostSet()
 class OutboundProxy:
     """An HTTP proxy that opens tunnels. Hosts in `direct` are reached without it.
 
-    The proxy is given the address that was checked here. It is given a host name only where the operator has listed the
-    host in `resolved`; the proxy itself is then responsible for the address.
+    The proxy gets the IP address that the gateway has checked. It gets a host name only if the operator has listed the
+    host in `resolved`; then the proxy is responsible for the address.
     """
 
     host: str
@@ -86,11 +86,11 @@ class OutboundProxy:
         return f"{host}:{self.port}"
 
     def resolves(self, host: str) -> bool:
-        """Return whether the proxy is given the name of this host instead of an address."""
+        """Return whether the proxy gets the name of this host instead of an IP address."""
         return self.resolved.has_name(host) and not self.direct.has_name(host)
 
     def for_hosts_of_others(self) -> OutboundProxy:
-        """Return a copy for hosts not entered by an administrator: it does not resolve subdomains of listed names."""
+        """Return a copy for hosts not entered by an administrator: it sends listed names, but no subdomains of them."""
         return replace(self, resolved=replace(self.resolved, below=False))
 
     def request(self, target: str, port: int) -> bytes:
@@ -104,7 +104,7 @@ class OutboundProxy:
     def judge(self, answered: bytes, target: str) -> None:
         """Check the answer to CONNECT: return if the tunnel is open, otherwise raise ProxyFailed.
 
-        The error contains only the status of the answer, which may echo our credentials.
+        The error contains only the status: the rest of the answer may echo our credentials.
         """
         found = _status(answered)
         if not answered:
@@ -113,7 +113,7 @@ class OutboundProxy:
             raise self.failure("does not answer as an HTTP proxy does")
         match int(found[1]):
             case status if 200 <= status < 300 and answered.endswith(END):
-                return  # The server sends nothing before our TLS handshake.
+                return  # Nothing may follow the head: a server sends nothing before our TLS handshake.
             case 407:
                 words = "requires a valid user and password (407); check GATEWAY_OUTBOUND_PROXY"
             case 401 | 403 | 405:
@@ -130,7 +130,7 @@ class OutboundProxy:
         return ". For domains in GATEWAY_PROXY_RESOLVES it gets the name instead"
 
     def failure(self, words: str) -> ProxyFailed:
-        """Return ProxyFailed with this text, and log it at most every LOG_EVERY_S."""
+        """Return ProxyFailed with this text, and log the text at most every LOG_EVERY_S."""
         said = f"the outbound proxy {self.place} {words}"
         now = time.monotonic()
         if now - _logged_at.get(said, -LOG_EVERY_S) >= LOG_EVERY_S:
@@ -142,7 +142,7 @@ class OutboundProxy:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Raise ProxyFailed for errors of the connection to the proxy itself."""
+        """Turn errors of the connection to the proxy itself into ProxyFailed."""
         try:
             yield
         except ProxyFailed:
@@ -154,7 +154,7 @@ class OutboundProxy:
 
 
 def connect_failure_text(error: Exception) -> str:
-    """Return why a connection failed, by the first telling cause of `error`, as a predicate for "it"."""
+    """Return why a connection failed, by the first known cause of `error`, as a predicate for "it"."""
     cause: BaseException | None = error
     while cause is not None:
         match cause:
@@ -171,7 +171,7 @@ def connect_failure_text(error: Exception) -> str:
 
 
 def spelled(host: str) -> str:
-    """Return the canonical host name; empty for anything that is not a name, such as an address."""
+    """Return the canonical host name; empty if `host` is not a host name but, for example, an IP address."""
     name = hosts.canonical_host(host)
     return name if len(name) <= 253 and _name(name) else ""
 
@@ -205,6 +205,6 @@ def parse_host_or_network(text: str) -> Place:
 
 
 def places(found: Sequence[Place]) -> HostSet:
-    """Split a mixed list into names and networks."""
+    """Return the HostSet of a list of host names and networks."""
     names = tuple(each for each in found if isinstance(each, str))
     return HostSet(names, tuple(each for each in found if not isinstance(each, str)))

@@ -73,7 +73,7 @@ METADATA = frozenset(
     )
 )
 
-# Networks that `is_global` includes although they are internal or unused.
+# Networks that `is_global` counts as public although they are internal or unused.
 NOT_PUBLIC: tuple[Network, ...] = tuple(
     ip_network(text)
     for text in (
@@ -116,19 +116,19 @@ class OwnEndpoints:
 
     # Host and port pairs of the public URL and the listener, for each host name.
     places: frozenset[tuple[str, int]] = frozenset()
-    # Ports it listens at, on this machine.
+    # Ports at which the gateway listens on this machine.
     ports: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, public_url: str, listener: str, *, hosts: Iterable[str]) -> OwnEndpoints:
-        """Build from the public URL, the listener's origin ("" for none) and the host names it answers to."""
+        """Build from the public URL, the listener's origin ("" for none) and the gateway's host names."""
         ports = {_port(parts) for parts in map(urlsplit, filter(None, (public_url, listener)))}
         names = {*(host.strip("[]").lower() for host in hosts), urlsplit(public_url).hostname or ""}
         listening = frozenset({_port(urlsplit(listener))} if listener else ())
         return cls(frozenset((name, port) for name in names for port in ports), listening)
 
     def has(self, url: str) -> bool:
-        """Return whether this is the URL of one of our own gateways, in any spelling."""
+        """Return whether this is a URL of this gateway itself, in any spelling."""
         parts = urlsplit(url)
         host, port = canonical_host(parts.hostname or "").strip("[]"), _port(parts)
         if port in self.ports and (host == "localhost" or (_is_literal(host) and self._is_here(_literal(host)))):
@@ -170,7 +170,10 @@ def _literal(host: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Decides by address. `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` our own addresses."""
+    """Decides which addresses may be called.
+
+    `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` the addresses of this gateway.
+    """
 
     allowed: tuple[Network, ...] = ()
     own: OwnEndpoints = NOWHERE
@@ -179,7 +182,7 @@ class Guard:
     proxy: OutboundProxy | None = None
 
     def admits(self, address: str, *, encrypted: bool = True) -> bool:
-        """Return whether this literal address may be called; without TLS only in the allowed ranges."""
+        """Return whether this IP address may be called. Without TLS only the allowed ranges may be called."""
         try:
             target = _plain(ip_address(address))
         except ValueError:
@@ -192,45 +195,47 @@ class Guard:
         return encrypted and all(map(_is_public, (target, *wrapped)))
 
     def is_inside(self, address: str) -> bool:
-        """Return whether this literal address is in one of the allowed ranges."""
+        """Return whether this IP address is in one of the allowed ranges; False for a host name."""
         try:
             target = _plain(ip_address(address))
         except ValueError:
-            return False  # A host name: the address is resolved by the proxy.
+            return False  # `address` is a host name, which the proxy resolves.
         return any(target in network for network in self.allowed)
 
     def way(self, host: str, address: str) -> OutboundProxy | None:
-        """Return the proxy for this address of this host; None to connect directly, as to the allowed ranges."""
+        """Return the proxy for this host and IP address; None to connect directly, as to allowed ranges."""
         proxy = self.proxy
         return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
 
     def way_by_name(self, host: str) -> OutboundProxy | None:
-        """Return the proxy if it resolves this host itself, so that no address is resolved or checked here.
+        """Return the proxy if it resolves this host itself, so that no address is checked here; otherwise None.
 
-        The operator lists such hosts or their domains. Use it with TLS only, which authenticates the host.
+        The operator lists such hosts or their domains. Use the proxy like this with TLS only, which authenticates the
+        host.
         """
         return self.proxy if self.proxy is not None and self.proxy.resolves(host) else None
 
     def outside(self) -> Guard:
-        """Return a guard for public servers and the URLs they name: it admits no private address.
+        """Return a guard that admits no private address, for public servers and the URLs they send.
 
-        The owner of a public name can point it anywhere at any time (DNS rebinding), so ranges that are allowed for
-        private servers must not apply to it.
+        The owner of a public name can point the name anywhere at any time (DNS rebinding), so ranges that are allowed
+        for private servers must not apply to public names.
         """
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """Return a guard for hosts named by a server or an issuer: resolved and checked here unless listed exactly.
+        """Return a guard for hosts named by a server or an issuer, which resolves and checks hosts not listed exactly.
 
-        A third party could name an internal host below a listed domain, and hosts that the proxy resolves are not
-        checked.
+        Hosts that the proxy resolves are not checked, and a third party could name an internal host below a domain that
+        the operator has listed.
         """
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 
     def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
         """Raise AddressRefused unless the guard admits the address.
 
-        Raises LeadsBack when it is our own at this port, LeadsInside when only private servers may use the address."""
+        Raises LeadsBack if a socket to this address and port would reach this gateway, and LeadsInside if only private
+        servers may use the address."""
         if self.own.has_address(address, port):
             raise LeadsBack(LeadsBack.__doc__)
         if not self.admits(address, encrypted=encrypted):
@@ -274,9 +279,9 @@ class Guard:
         return all(map(self.is_inside, addresses))
 
     def _what_to_set(self, address: str) -> str:
-        """Return how the operator can allow this private address; empty if it can never be allowed.
+        """Return how the operator can allow this private address; empty if the address can never be allowed.
 
-        Only for literal addresses: the internal address of a name is not disclosed.
+        Call it only with an address from the URL itself: the internal address of a host name must not be disclosed.
         """
         network = ip_network(_plain(ip_address(_literal(address))))
         if _is_public(network.network_address) or not replace(self, allowed=(network,)).admits(str(network[0])):
@@ -318,7 +323,7 @@ def _plain(address: Address) -> Address:
 
 
 def _wrapped(address: Address) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses that a router or tunnel may extract from an IPv6 address and connect to.
+    """Return the IPv4 addresses that a router or tunnel may extract from an IPv6 address to connect to them.
 
     ISATAP (RFC 5214) under any prefix, Teredo (RFC 4380), IPv4-compatible (RFC 4291), IPv4-translated (RFC 7915), and
     NAT64 of the local network (RFC 8215) in the forms of RFC 6052. Those handled by _plain are not included.
@@ -365,13 +370,13 @@ def _is_literal(host: str) -> bool:
 
 
 class _GuardedBackend(httpcore.NetworkBackend):
-    """Resolves a name, and connects to the first of its addresses that is admitted and answers."""
+    """Resolves a host name, and connects to its first address that the guard admits and that answers."""
 
     def __init__(self, guard: Guard, deadline: Deadline, *, encrypted: bool, is_greeted: bool = False) -> None:
         self._guard = guard
         self._deadline = deadline
         self._encrypted = encrypted
-        self._head_read = 1 if is_greeted else LARGEST_HEAD  # Do not read the greeting of the server, which may follow.
+        self._head_read = 1 if is_greeted else LARGEST_HEAD  # 1 byte per read, to leave a greeting unread.
         self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -400,7 +405,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         raise failure
 
     def _through(self, proxy: OutboundProxy, target: str, port: int, timeout: float | None) -> httpcore.NetworkStream:
-        """Open a tunnel through the proxy to a checked address or a name it resolves. Raises ProxyFailed."""
+        """Open a tunnel through the proxy to a checked address, or a name the proxy resolves. Raises ProxyFailed."""
         own = Deadline()
         own.set(self._deadline.left(timeout))
         with proxy.told():

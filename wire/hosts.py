@@ -41,7 +41,7 @@ def canonical_host(host: str) -> str:
 
 def origin_of(url: str) -> tuple[str, str, int]:
     """Return scheme, canonical host and port of a URL. Raises ValueError."""
-    parts = urlsplit(url.strip().replace("\\", "/"))  # Browsers read backslashes in http URLs as slashes.
+    parts = urlsplit(url.strip().replace("\\", "/"))  # Browsers read a backslash in an http URL as a slash.
     return parts.scheme, canonical_host(parts.hostname or ""), parts.port or _PORTS.get(parts.scheme, 443)
 
 
@@ -65,7 +65,7 @@ def address_group(ip: str) -> str | None:
 
 # DNS look-ups in separate threads, so that one silent name server does not block all look-ups.
 #
-# The event loop's own look-ups share a few threads, and a cancelled wait leaves its thread occupied.
+# The event loop's own look-ups share a few threads, and a cancelled look-up keeps its thread busy.
 
 AT_ONCE = 32
 
@@ -80,7 +80,7 @@ class Resolver:
         self._asking: dict[tuple[str, int], asyncio.Future[list[AddressInfo]]] = {}
 
     async def find(self, host: str, port: int) -> list[AddressInfo]:
-        """Return the addresses of `host`. Raises OSError when it has none."""
+        """Return the addresses of `host`. Raises OSError when the host has no address."""
         if is_address(host):
             return _look_up(host, port)
         place = host, port
@@ -97,7 +97,7 @@ class Resolver:
     def _forget(self, place: tuple[str, int], done: "asyncio.Future[list[AddressInfo]]") -> None:
         self._asking.pop(place, None)
         if not done.cancelled():
-            done.exception()  # Mark the error as retrieved: all waiters may be gone.
+            done.exception()  # Mark the error as retrieved, because all waiters may be gone.
 
 
 def _look_up(host: str, port: int) -> list[AddressInfo]:

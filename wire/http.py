@@ -1,8 +1,8 @@
 """HTTP/1.1 to upstream servers: guarded connections parsed by llhttp, kept open between calls.
 
-This is a small client of our own. A general one takes four times the processor time per call and has features that a
-gateway must disable: a cookie jar shared by users, redirects, proxies from the environment, and a connection limit that
-one hanging server can exhaust. Other HTTP clients of the gateway use `BodyReader` too.
+This is a small client of our own. A general HTTP client takes four times the processor time per call and has features
+that a gateway must disable: a cookie jar shared by users, redirects, proxies from the environment, and a connection
+limit that one hanging server can exhaust. Other HTTP clients of the gateway use `BodyReader` too.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SLICE = 1 << 14
 SLICE_SECONDS = 0.001
 IDLE_SECONDS = 15.0
 
-# An event stream may be twice as large as an answer: notifications before the answer may take as much as the answer.
+# An event stream may be twice as large as an answer: the notifications before the answer may be as large as the answer.
 STREAM_SHARE = 2
 
 # Bytes on the wire per byte of the body's limit: bounds the framing overhead of tiny chunks.
@@ -72,7 +72,7 @@ class ConnectionBroken(Exception):
 
 
 class Oversized(Exception):
-    """The answer is larger than a limit; the message says which."""
+    """The answer is larger than a limit; the message names the limit."""
 
 
 class WithoutRoom(Exception):
@@ -80,7 +80,7 @@ class WithoutRoom(Exception):
 
 
 class Slow(Exception):
-    """A large answer arrived too slowly while another one waited for its room in the memory budget."""
+    """A large answer arrived too slowly while another answer waited for the room it took in the memory budget."""
 
 
 def more_than(limit: int) -> str:
@@ -88,11 +88,11 @@ def more_than(limit: int) -> str:
     return f"more than {limit / (1 << 20):g} MiB"
 
 
-# Bounded decompression of a body: feed bytes as they arrive and take the pieces.
+# Bounded decompression of a body: pass bytes to `feed` as they arrive, and use the pieces it yields.
 
 PIECE = 64 * 1024
 
-# Compressed bytes per byte of the limit: compression makes incompressible data slightly larger.
+# How many compressed bytes may arrive per byte of the limit: compression makes some data slightly larger.
 _PACKED_SHARE = 2
 
 _PACKED = frozenset({b"gzip", b"x-gzip", b"deflate"})
@@ -109,7 +109,7 @@ class BodyBroken(Exception):
 class BodyReader:
     """Reads one body of at most `limit` decompressed bytes (inclusive).
 
-    `encoding` is the Content-Encoding header. Raises BodyBroken for one that is neither gzip, deflate nor identity.
+    `encoding` is the Content-Encoding header. Raises BodyBroken for an encoding other than gzip, deflate and identity.
     """
 
     __slots__ = ("_arrived", "_kind", "_limit", "_unpacker", "is_packed", "size")
@@ -128,7 +128,7 @@ class BodyReader:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the decoded data, compressed data in pieces of at most PIECE bytes. Raises BodyTooLarge or BodyBroken.
 
-        Never holds more than one piece beyond the limit, even for decompression bombs.
+        Never decompresses more than one piece beyond the limit, even for decompression bombs.
         """
         if not data:
             return
@@ -148,8 +148,8 @@ class BodyReader:
             bare = self._kind == b"deflate" and data[0] & 0x0F != zlib.DEFLATED
             unpacker = zlib.decompressobj(wbits=-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
             self._unpacker = unpacker
-        # A full piece may leave more output inside the unpacker, even when it has consumed all data.
-        # The bound is never 0, which means no bound to zlib.
+        # After a full piece the decompressor may have more output, even if it has consumed all data.
+        # PIECE is never 0, which zlib would take as unlimited.
         full = True
         while full and not unpacker.eof:
             try:
@@ -168,12 +168,12 @@ class BodyReader:
 # A header name follows the line break directly; folded lines begin with a blank and do not match.
 _lengths = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE).finditer
 _HEAD_END = b"\r\n\r\n"
-_LONGEST_KEPT_HEAD = 8 * 1024  # Longer header blocks are not cached, because idle connections keep theirs in memory.
+_LONGEST_KEPT_HEAD = 8 * 1024  # Longer header blocks are not cached: idle connections keep them in memory.
 _MOST_DIGITS = 9
 
 
 class HeaderCache[Read]:
-    """A parsed header block: its bytes around the Content-Length, and the parsed result `read`."""
+    """A parsed header block: the bytes before and after the digits of Content-Length, and the parsed result `read`."""
 
     __slots__ = ("_after", "_before", "read")
 
@@ -197,7 +197,8 @@ class HeaderCache[Read]:
 def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read] | None:
     """Return a cache for the header block of `data`: one complete message with this body.
 
-    None if the block does not have exactly one Content-Length or is too long, or if `data` is more than one message.
+    Return None if the block does not have exactly one Content-Length or is too long, or if `data` has more than one
+    message.
     """
     end = data.find(_HEAD_END, 0, _LONGEST_KEPT_HEAD) + len(_HEAD_END)
     lengths = list(_lengths(data, 0, end))
@@ -210,11 +211,11 @@ def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read
 class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
-    Received data are parsed by the waiting task, in slices between which other calls run. Event streams are passed on
-    piece by piece, other answers when complete. A large answer of `server` is read on once `budget` has room for it.
+    The waiting task parses received data, in slices between which other calls run. Event streams are passed on piece by
+    piece, other answers when complete. The rest of a large answer of `server` is read once `budget` has room for it.
     """
 
-    # Without slots, objects of more than thirty attributes do not share the keys of their dicts.
+    # Slots save memory: with more than thirty attributes, objects do not share the keys of their dicts.
     __slots__ = (
         "_arrived",
         "_arrived_size",
@@ -277,7 +278,7 @@ class HttpConnection(asyncio.Protocol):
         self._body: BodyReader | None = None
         self._wire_size = self._wire_limit = self._head_size = self._framing_size = self._trailer_size = 0
         self._slice_ends = 0.0
-        # Seconds that we have waited for a large answer since its pace was last judged, and its size then.
+        # For a large answer: seconds waited since its pace was last checked, and its size at that check.
         self._waited, self._window_size = 0.0, 0
         self._idle_since = 0.0
         self._keep = True
@@ -322,14 +323,14 @@ class HttpConnection(asyncio.Protocol):
         """Return the body of a complete answer."""
         if len(self._parts) != 1:
             is_large = self._body is not None and self._body.size > LARGE
-            # In a thread, which does not hold up the event loop while it copies.
+            # Join a large body in a thread, so that copying does not block the event loop.
             self._parts = [await asyncio.to_thread(b"".join, self._parts) if is_large else b"".join(self._parts)]
         return self._parts[0]
 
     async def reserve(self) -> None:
-        """Wait until the budget has room for this large answer before more of it is read; the server waits meanwhile.
+        """Wait until the budget has room for this large answer. Nothing is read meanwhile, so the server has to wait.
 
-        Raises WithoutRoom when too many answers wait, or this one has waited too long.
+        Raises WithoutRoom when too many answers wait, or this answer has waited too long.
         """
         if self.held is not None or self._budget is None:
             return
@@ -399,7 +400,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport = None
 
     def discard(self) -> None:
-        """Close and drop all data. Parser and failure reference this object, so the cycle would delay collection."""
+        """Close and drop all data. Parser and failure refer back to this object, which would delay its collection."""
         self.close()
         self._parser = self._body = self._failure = self.held = None
         self._parts, self._raw = [], []
@@ -414,9 +415,9 @@ class HttpConnection(asyncio.Protocol):
         self._slice_ends = time.perf_counter() + SLICE_SECONDS
 
     async def _wait_for_large(self, budget: ByteBudget) -> None:
-        """Wait for more of a large answer. Raises Slow if it arrives slowly while another waits for its room.
+        """Wait for more of a large answer. Raises Slow if it arrives slowly while another answer waits for its room.
 
-        Only the time that we wait for the server counts, not the time that we or the client take.
+        Only the time spent waiting for the server counts, not the time that the gateway or the client takes.
         """
         began = time.monotonic()
         with suppress(TimeoutError):
@@ -444,7 +445,7 @@ class HttpConnection(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports have the methods without the class.
+        # uvloop's transports have the methods of asyncio.Transport, but are no instances of it.
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -457,13 +458,13 @@ class HttpConnection(asyncio.Protocol):
         self._arrived.append(data)
         self._arrived_size += len(data)
         if self._arrived_size >= AHEAD_LIMIT and self._transport is not None and not self._paused:
-            # Backpressure: the client reads more slowly than the server writes.
+            # Stop reading for now: the server sends faster than the data is used.
             self._transport.pause_reading()
             self._paused = True
         self._wake()
 
     def _take_with_cached_headers(self, data: bytes) -> bool:
-        """Take `data` as the whole answer, without the parser, if its headers equal the last ones."""
+        """If `data` is a whole answer with the cached header block, take it without parsing and return True."""
         if self._header_cache is None or len(data) > SLICE or (body := self._header_cache.body(data)) is None:
             return False
         if len(body) > self._limit:
@@ -475,7 +476,7 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[dict[bytes, bytes]] | None:
-        """Return a header cache for a small answer that arrived in one piece on a reusable connection, or None."""
+        """Return a header cache if a small answer arrived in one piece on a reusable connection, otherwise None."""
         if self.status != 200 or len(data) > SLICE or not self.may_be_kept():
             return None
         assert self._body is not None
@@ -489,7 +490,7 @@ class HttpConnection(asyncio.Protocol):
     # What has arrived, parsed slice by slice
 
     async def _advance(self) -> None:
-        """Parse a slice of the received data, or wait for more. Raises the failure of the answer."""
+        """Parse a slice of the received data, or wait for more data. Raises the error of the answer, if any."""
         if self._arrived:
             self._parse()
             await self.give_way()
@@ -520,7 +521,7 @@ class HttpConnection(asyncio.Protocol):
                 self._fail(ConnectionBroken("an unexpected answer"))
 
     def _slice(self) -> bytes | memoryview:
-        """Return the next slice of the received data, within HEAD_LIMIT while the headers are incomplete."""
+        """Return the next slice of the received data. While headers are incomplete, slices stay within HEAD_LIMIT."""
         room = SLICE if self.status else min(SLICE, HEAD_LIMIT - self._head_size)
         first, start = self._arrived[0], self._parsed
         if start == 0 and len(first) <= room:
@@ -540,7 +541,7 @@ class HttpConnection(asyncio.Protocol):
         return data
 
     def _bound(self, size: int) -> None:
-        """Fail on endless headers, interim answers, chunk extensions or trailers, and on mostly framing."""
+        """Fail on endless headers, interim answers, chunk extensions or trailers, and on too many framing bytes."""
         if self.status == 0:
             if self._head_size >= HEAD_LIMIT:
                 self._fail(Oversized("headers without end"))
@@ -553,7 +554,7 @@ class HttpConnection(asyncio.Protocol):
     def _end_or_fail(self, error: Exception | None) -> None:
         framed = b"content-length" in self.headers or b"transfer-encoding" in self.headers
         if error is None and self.status and not framed:
-            # A body without a length ends where the connection does (RFC 9112 section 6.3).
+            # A body without a length ends when the connection is closed (RFC 9112 section 6.3).
             self._keep = False
             self.complete = True
         else:
@@ -567,7 +568,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.status:
-            # A trailer; the head itself is counted as it arrives.
+            # This is a trailer. The size of the header block is counted elsewhere, as it arrives.
             self._trailer_size += len(name) + len(value)
             if self._trailer_size > HEAD_LIMIT:
                 raise Oversized("headers without end")
@@ -597,13 +598,13 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self.status == 0:
-            # An interim answer (1xx); the final one follows.
+            # This was an interim answer (1xx); the final answer follows.
             self.headers = {}
             return
         self.complete = True
 
 
-# The pool of connections, and the answers read from them.
+# The pool of connections, and the answers read from the connections.
 
 PROXY_SECONDS = 4.0  # Less than CONNECT_SECONDS, to distinguish a silent proxy from a silent server.
 MOST_IDLE = 64
@@ -629,7 +630,7 @@ class Origin(NamedTuple):
 
 
 class ParsedUrl(NamedTuple):
-    """A parsed URL: its origin, and the request head after the verb."""
+    """A parsed URL: its origin, and the request head that follows the verb (path, version, Host)."""
 
     origin: Origin
     head: str
@@ -680,7 +681,7 @@ class HttpResponse:
         return b"".join(parts)
 
     def held(self, size: int) -> HeldBytes | None:
-        """Return the memory share of this answer, of which `size` bytes were read; None if the answer is not large."""
+        """Return the reserved memory of this answer, whose `size` was read; None if the answer is not large."""
         if (held := self._connection.held) is not None:
             held.resize(size)
         return held
@@ -690,9 +691,9 @@ class HttpResponse:
         await self._connection.give_way()
 
     async def note_kept(self, size: int) -> None:
-        """Report how many bytes of a stream are in memory. Above LARGE, wait until the budget has room for them.
+        """Report how many bytes of a stream are in memory. Above LARGE, wait until the budget has room for the bytes.
 
-        Raises NoMemory when too many wait.
+        Raises NoMemory when too many answers wait.
         """
         if size <= LARGE:
             self._connection.held = None
@@ -708,7 +709,7 @@ class HttpResponse:
         return self._transport.reader
 
     def alone(self) -> AbstractAsyncContextManager[None]:
-        """Return a context for parsing a large message, in which no other large one is parsed."""
+        """Return a context for parsing a large message. No other large message is parsed meanwhile."""
         return self._connection.alone()
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -720,7 +721,7 @@ class HttpResponse:
             raise _upstream_error(error)(self._server, str(error)) from error
 
 
-# Maps exceptions to upstream errors; the first match counts.
+# The upstream error for each class of exceptions; the first matching class counts.
 FAILURES: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
     (LeadsBack, Loop),
     (LeadsInside, AddressInside),
@@ -756,7 +757,7 @@ class Transport:
         self, guard: Guard, *, limit: int, listener: str = "", secret: str = "", budget: ByteBudget | None = None
     ) -> None:
         self._budget = budget
-        self._guards = {True: guard, False: guard.outside()}  # By whether a private address may be called.
+        self._guards = {True: guard, False: guard.outside()}  # Key: whether a private address may be called.
         self._guard = guard
         self._listener = listener
         self._secret = secret
@@ -810,7 +811,7 @@ class Transport:
         parsed = self._parsed_urls[private].get(url) or self._parse_url(server, url, private)
         lines = "".join(map("%s: %s\r\n".__mod__, headers.items()))
         head = f"{verb} {parsed.head}{lines}Content-Length: {len(body)}\r\n\r\n"
-        # A value with a line break in it would begin another header, or another request.
+        # A header value with a line break would begin another header, or another request.
         count = parsed.head.count("\n") + len(headers) + 2
         if not (head.isascii() and head.count("\r") == head.count("\n") == count and "\0" not in head):
             raise BadAnswer(server, "a header that cannot be sent")
@@ -826,7 +827,7 @@ class Transport:
         return HttpResponse(self, parsed.origin, connection, server)
 
     def _idle_connection(self, origin: Origin) -> HttpConnection | None:
-        """Take a usable idle connection from the pool; None if there is none."""
+        """Take a usable idle connection from the pool; return None if there is none."""
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
@@ -934,7 +935,7 @@ class Transport:
 
 
 class _Answer(asyncio.Protocol):
-    """Collects the proxy's answer to CONNECT, up to the end of its headers or of the connection."""
+    """Collects the proxy's answer to CONNECT, up to the end of the headers or of the connection."""
 
     def __init__(self) -> None:
         self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -956,7 +957,7 @@ class _Answer(asyncio.Protocol):
 async def open_tunnel(
     proxy: OutboundProxy, resolver: Resolver, target: str, port: int, seconds: float
 ) -> tuple[socket.socket, asyncio.Transport]:
-    """Open a tunnel to an address or a name the proxy resolves, within `seconds`. Raises ProxyFailed."""
+    """Open a tunnel to an address, or to a name that the proxy resolves, within `seconds`. Raises ProxyFailed."""
     with proxy.told():
         async with asyncio.timeout(seconds):
             sock, transport, answer = await _connected(proxy, resolver)

@@ -18,12 +18,12 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 
 UNAUTHORIZED = -32001
-UNKNOWN_SESSION = -32001  # The session era defines no code for it; this is the one its SDKs use.
+UNKNOWN_SESSION = -32001  # The session era defines no code for an unknown session; its SDKs use this code.
 FORBIDDEN = -32003
 
-RESOURCE_NOT_FOUND = -32002  # In the session era.
-URL_ELICITATION_REQUIRED = -32042  # In 2025-11-25.
-# Answer to a request that its client cancelled; code of the Language Server Protocol.
+RESOURCE_NOT_FOUND = -32002  # In the session era only.
+URL_ELICITATION_REQUIRED = -32042  # In MCP 2025-11-25 only.
+# Code of the answer to a request that its client cancelled, taken from the Language Server Protocol.
 CANCELLED = -32800
 
 HEADER_MISMATCH = -32020
@@ -33,7 +33,7 @@ UNSUPPORTED_VERSION = -32022
 # Message for requests with a wrong path.
 NO_GATEWAY_URL = "This is not a gateway URL. A gateway URL ends in /mcp/ and the slug of the gateway."
 
-# Parsing JSON cannot be interrupted: this many values take 0.1 s. A message of `LARGE` bytes has fewer.
+# Parsing JSON cannot be interrupted. So many values take 0.1 s; a message of `LARGE` bytes has fewer values.
 MOST_VALUES = 500_000
 LARGE = 1 << 20
 
@@ -42,7 +42,7 @@ type Object = dict[str, Any]
 
 
 class MalformedMessage(Exception):
-    """The body is not one JSON-RPC message, or contradicts its headers. Answer with `code` and `data`."""
+    """The body is not one JSON-RPC message, or contradicts the headers. Answer with `code` and `data`."""
 
     def __init__(self, code: int, message: str, data: "Object | None" = None) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class MalformedMessage(Exception):
 class Message:
     """One message of a client: a request has a method and an id, a notification no id, a response no method.
 
-    `meta` is the `_meta` of its params, empty when they have none.
+    `meta` is the `_meta` of the params, empty when the params have none.
     """
 
     method: str
@@ -119,14 +119,14 @@ def method_in(body: bytes) -> str:
     return method if isinstance(method, str) else ""
 
 
-# Reading and writing without changing a value
+# Reading and writing JSON without changing values
 
 # Maps digits to 0 and all other bytes to blanks, to find long numbers with one fast search.
 _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG_INTEGER = b"0" * 19
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}").search
-# Limit for integers beyond the range of a float: converting longer ones is slow, and a text may have thousands.
+# Digits of an integer beyond the range of a float. Converting longer ones is slow, and a text may have thousands.
 MOST_DIGITS = 1_000
 
 
@@ -160,7 +160,7 @@ def _refuse_constant(name: str) -> Never:
 def _finite(text: str) -> float | int:
     if math.isfinite(number := float(text)):
         return number
-    exact = Decimal(text)  # So large that it is an integer; JSON has no limit for these.
+    exact = Decimal(text)  # A number of this size is an integer; JSON does not limit integers.
     return int(exact) if exact.adjusted() < MOST_DIGITS else _refuse_constant(text)
 
 
@@ -183,16 +183,16 @@ def error(request_id: Id | None, code: int, message: str, data: Any = None) -> b
 
 
 def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
-    """Return `text` with its id replaced, and nothing else changed where the id can be located.
+    """Return `text` with the id replaced by `request_id`.
 
-    An integer has one spelling in JSON, so a single occurrence of its digits is the id itself.
+    If the digits of the id occur once in `text`, nothing else changes; otherwise `document` is serialised again.
     """
     text_with_id = with_sole_id(text, document.get("id"), request_id)
     return dumps({**document, "id": request_id}) if text_with_id is None else text_with_id
 
 
 def with_sole_id(text: bytes, own_id: object, request_id: Id | None) -> bytes | None:
-    """Return `text` with its id replaced, without parsing it; None when that is not safe."""
+    """Return `text` with the id replaced, without parsing; None if the digits of the id do not occur exactly once."""
     if type(own_id) is not int or own_id <= 0:
         return None
     digits = b"%d" % own_id
@@ -222,8 +222,8 @@ def with_members(
         return dumps({**document, "id": request_id, "result": changed})
 
 
-# Positions of values in a JSON text that was parsed before, so it is well formed. Values are not converted: that is
-# slow for long numbers, and fails for very long ones.
+# Find the positions of values in a JSON text that was parsed before, and is therefore well formed. Values are not
+# converted: converting long numbers is slow, and very long numbers fail.
 _scan = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str).scan_once  # type: ignore[attr-defined]
 _blank = re.compile(r"[ \t\n\r]*").match
 
@@ -282,8 +282,8 @@ def has_more_values(text: bytes, most: int) -> bool:
     # Strings may contain commas and brackets too, so count outside of quotes.
     unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in text else text
     marks = unescaped.translate(None, _NEITHER_THAT_NOR_QUOTES)
-    found = inside = 0  # Whether a piece begins inside a string.
-    for start in range(0, len(marks), _PIECE):  # A piece at a time: splitting all of it at once takes much memory.
+    found = inside = 0  # `inside` is 1 if a piece begins inside a string.
+    for start in range(0, len(marks), _PIECE):  # In pieces: splitting the whole text takes much memory.
         between_quotes = marks[start : start + _PIECE].split(b'"')
         found += _structure(b"".join(between_quotes[inside::2]))
         if found > most:
@@ -293,11 +293,11 @@ def has_more_values(text: bytes, most: int) -> bool:
 
 
 def may_have_more_values(text: bytes, most: int) -> bool:
-    """Estimate quickly: False is certain; True may be due to commas and brackets in strings."""
+    """Estimate whether the text has more than `most` values. False is certain; True may be due to text in strings."""
     return _structure(text) > most
 
 
-# Smaller answers are for the reader process too if they may have many values: rewriting each takes microseconds.
+# Answers above MEDIUM bytes are for the reader process too if they may have so many values, which are slow to rewrite.
 MEDIUM, MEDIUM_VALUES = 1 << 16, 5_000
 
 
@@ -308,7 +308,7 @@ def is_large(text: bytes) -> bool:
 
 
 def _structure(text: bytes) -> int:
-    return len(text) - len(text.translate(None, _STRUCTURE))  # Three counts take three times as long.
+    return len(text) - len(text.translate(None, _STRUCTURE))  # Three calls of `count` take three times as long.
 
 
 _unstorable = re.compile("[\x00\ud800-\udfff]")

@@ -24,14 +24,14 @@ from wire.trace_context import NONE, Trace
 
 ACCEPT = "application/json, text/event-stream"
 
-# The two wires, and a server that speaks both of them.
+# The two eras of MCP, and the value for a server that speaks both.
 SESSION, MODERN, BOTH = "session", "modern", "both"
 
 
 def era_for(eras: str, own: str) -> str:
-    """Return the era in which to call a server that speaks `eras`: the client's `own` era where the server has it.
+    """Return the era in which to call a server that speaks `eras`: the client's era `own` if the server speaks it.
 
-    Empty while the eras of the server are unknown.
+    Otherwise return the era of the server; empty while the eras of the server are unknown.
     """
     return own if eras == BOTH else eras
 
@@ -41,19 +41,19 @@ TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
 
 
 class Method(NamedTuple):
-    """A request of clients: the eras that have it, the capability that announces it, and what it is about."""
+    """A method of client requests: the eras that have it, the capability that announces it, and its subject."""
 
     session: bool = True
     modern: bool = True
-    capability: str = ""  # Under which `initialize` and `server/discover` announce it.
-    introduces: bool = False  # Whether its result merges the introductions of all servers.
-    lists: str = ""  # The kind of features it lists.
-    kind: str = ""  # The kind of the feature it names, if that follows from the method.
-    # The member of its params that names a feature or a task; such requests are forwarded to its server.
+    capability: str = ""  # The capability in `initialize` and `server/discover` that announces the method.
+    introduces: bool = False  # Whether the result merges the introductions of all servers.
+    lists: str = ""  # The kind of features that the method lists.
+    kind: str = ""  # The kind of the feature named in the params, if all requests of the method have one kind.
+    # The member of the params that names a feature or a task. Such requests are forwarded to a server.
     named_by: str = ""
 
 
-# Every request of clients that is served; docs/reference/protocol.md shows this table.
+# Every method of client requests that the gateway serves; docs/reference/protocol.md shows this table.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "initialize": Method(modern=False, introduces=True),
@@ -82,7 +82,7 @@ NAMED_BY = {
     name: method.named_by for name, method in METHODS.items() if method.modern and method.named_by not in {"", "ref"}
 }
 
-# Bounds of the pause before a broken stream is reopened, whatever its server asks for.
+# Bounds of the pause before a broken stream is reopened, even if the server asks for another pause.
 LEAST_PAUSE, MOST_PAUSE = 0.05, 30.0
 
 LONGEST_NAME = 80  # Characters of a server's name that are stored,
@@ -100,7 +100,7 @@ OFFERED = {
 
 type OnNotification = Callable[[Object], Awaitable[None]]
 
-# Posts `{"result": ...}` or `{"error": ...}` back to the server whose request is answered.
+# Posts `{"result": ...}` or `{"error": ...}` to the server, as the answer to its request.
 type Answer = Callable[[Object], Awaitable[None]]
 type OnRequest = Callable[[Object, Answer], Awaitable[None]]
 
@@ -120,7 +120,7 @@ class SessionHandle(NamedTuple):
 
 
 def offered(capabilities: object) -> Object:
-    """Return the server capabilities that the gateway serves, with the members that are true, and all extensions."""
+    """Return those of the server's capabilities that the gateway serves, with members that are true; all extensions."""
     declared = capabilities if isinstance(capabilities, dict) else {}
     known: Object = {
         name: {member: True for member in members if declared[name].get(member) is True}
@@ -131,9 +131,9 @@ def offered(capabilities: object) -> Object:
 
 
 def extensions_in(capabilities: object) -> Object:
-    """Return `{"extensions": ...}` as a client or server declares them; empty for none, too large or too deep ones.
+    """Return `{"extensions": ...}` from capabilities of a client or server; empty if none, too large or too deep.
 
-    An extension is data here: its settings pass to the other side as they are (MCP 2025-11-25 and 2026-07-28).
+    Settings of extensions are forwarded unchanged (MCP 2025-11-25 and 2026-07-28).
     """
     found = capabilities.get("extensions") if isinstance(capabilities, dict) else None
     if not isinstance(found, dict):
@@ -147,7 +147,7 @@ def extensions_in(capabilities: object) -> Object:
 def tasks_in(capabilities: Object) -> Object:
     """Return the `tasks` capability of a session server that runs calls as tasks, with the members we support.
 
-    2026-07-28 has an extension instead.
+    MCP 2026-07-28 has an extension instead of this capability.
     """
     declared = capabilities.get("tasks")
     requests = declared.get("requests") if isinstance(declared, dict) else None
@@ -185,7 +185,7 @@ class ServerDescription(NamedTuple):
 
 
 def _name_in(result: Object) -> str:
-    """Return the server's title or name; in the modern era it is in `_meta`."""
+    """Return the server's title or name. In 2026-07-28 both are in `_meta`."""
     meta = result.get("_meta")
     info = result.get("serverInfo") or (meta.get(versions.SERVER_INFO_KEY) if isinstance(meta, dict) else None)
     said = [info.get("title"), info.get("name")] if isinstance(info, dict) else []
@@ -193,11 +193,12 @@ def _name_in(result: Object) -> str:
 
 
 class Target(NamedTuple):
-    """A server, the connection and credential it is called with, and the trace of the request it is called for.
+    """A server, the connection and credential for calling the server, and the trace of the client's request.
 
-    `era` is the era to call it in. `capabilities` and `client_info` of the client are sent to the server. Sessions are
-    stored by `owner_id` (by default the connection) and `session_key`; `session` is the one that existed when the
-    request arrived. If the client `has_own_session`, that ends when the server loses its session.
+    `era` is the era in which to call the server. `capabilities` and `client_info` of the client are sent to the server.
+    Sessions are stored by `owner_id` (by default the connection) and `session_key`; `session` is the session that
+    existed when the request arrived. If the client `has_own_session`, the client's session ends when the server loses
+    its session.
     """
 
     server_id: str
@@ -223,7 +224,7 @@ class Target(NamedTuple):
     private: bool = True
     client_info: Object = versions.INFO
     has_own_session: bool = False
-    person_id: str = ""  # The person whose budget large answers count against.
+    person_id: str = ""  # The person whose memory budget large answers count against.
 
     def headers(self) -> dict[str, str]:
         """Return the headers of every request to this server. Only the trace context is taken from the client."""
@@ -235,7 +236,7 @@ class Target(NamedTuple):
 
 
 class RpcResponse(NamedTuple):
-    """A server's answer: the parsed message, its text, the era, and the error if it is one.
+    """A server's answer: the parsed message, its text, the era, and the JSON-RPC error or None.
 
     `status` is the HTTP status. For a large result, `document` is only an outline, `reader` the process that can parse
     `text`, and `held` the reserved memory.
@@ -260,12 +261,12 @@ class RpcResponse(NamedTuple):
 
     @property
     def whole(self) -> Object:
-        """The complete message. A large one is parsed on access."""
+        """The complete message. A large message is parsed on each access."""
         return self.document if self.reader is None else jsonrpc.loads(self.text)
 
     @property
     def error_code(self) -> int | None:
-        """The code of an error answer, 0 if it has no valid code; None for a result."""
+        """The code of an error answer, 0 if the error has no valid code; None for a result."""
         if self.error is None:
             return None
         code = self.error.get("code")
@@ -308,15 +309,15 @@ class StreamBroke(Unreachable):
 
 
 def next_request_id() -> int:
-    """Return a new id for a request to a server; a client's id is never sent to a server."""
+    """Return a new id for a request to a server. Ids of clients' requests are never sent to servers."""
     return next(_ids(os.getpid()))
 
 
 @cache
 def _ids(process: int) -> Iterator[int]:
-    """Return the ids of this process. Workers are forks and share sessions, so each starts at an id of its own.
+    """Yield the request ids of this process. Workers are forks and share sessions, so each starts at a different id.
 
-    They start at random and have ten digits, so that the same digits hardly ever occur elsewhere in an answer. They
+    Ids start at random and have ten digits, so that the digits of an id hardly ever occur elsewhere in an answer. Ids
     stay below 2**31, because some servers read ids as 32 bits.
     """
     return itertools.count(random.randrange(1_000_000_000, 2_000_000_000))  # noqa: S311 - an id, no secret
@@ -325,7 +326,7 @@ def _ids(process: int) -> Iterator[int]:
 async def read_response(
     response: HttpResponse, target: Target, request_id: int, era: str, on_notification: OnNotification
 ) -> RpcResponse:
-    """Read the answer to request `request_id`; other messages of its stream go to `on_notification`.
+    """Read the answer to request `request_id`; pass other messages of the stream to `on_notification`.
 
     Raises BadAnswer, AccessRefused, TooLarge or Unreachable.
     """
@@ -344,7 +345,7 @@ async def read_response(
 
 
 def _check_status(response: HttpResponse, target: Target) -> None:
-    """Raise the error of statuses that are errors with any body: 401, 403 and redirects."""
+    """Raise an error if the status is an error whatever the body is: 401, 403 and redirects."""
     status = response.status
     if status in (401, 403):
         raise AccessRefused(target.server_name, status, response.header("www-authenticate"))
@@ -454,7 +455,7 @@ async def _read_large(
 
 
 async def _parse_alone(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
-    """Parse a large message while no other one is parsed. Counting values and parsing are separate turns."""
+    """Parse a large message while no other large message is parsed; count the values first, in a separate turn."""
     async with response.alone():
         if has_more_values(text, MOST_VALUES):
             raise TooLarge(target.server_name, f"more than {MOST_VALUES:,} JSON values")
@@ -484,7 +485,7 @@ def is_answer(document: Object, request_id: int) -> bool:
 
 
 def _is_refusal(document: Object, status: int) -> bool:
-    """Return whether this is an error without id, which servers send for requests they refuse unread."""
+    """Return whether this is an error without id, which servers send when they refuse a request before reading it."""
     return status >= 400 and document.get("id") is None and isinstance(document.get("error"), dict)
 
 
@@ -498,7 +499,7 @@ ENVELOPE: Object = {
     versions.CAPABILITIES_KEY: {},
 }
 
-# Error codes of this era; any other in a 4xx suggests a server of another era.
+# Error codes of this era. Any other code in a 4xx answer suggests a server of another era.
 OWN_CODES = frozenset(
     {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.HEADER_MISMATCH, jsonrpc.MISSING_CAPABILITY}
 )
@@ -520,7 +521,7 @@ async def send_request(
     *,
     schema: object = None,
 ) -> RpcResponse:
-    """Send one request once and return its answer. `schema` is that of the called tool, for Mcp-Param headers.
+    """Send one request once and return its answer. `schema` is the called tool's schema, for Mcp-Param headers.
 
     Raises an UpstreamError.
     """
@@ -553,9 +554,10 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 
 
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
-    """Return the server's ServerDescription, or the error that shows that it does not speak this version.
+    """Return the server's ServerDescription, or the error that shows that the server does not speak 2026-07-28.
 
-    Raises UnknownVersion when it speaks no version we know, another UpstreamError when this cannot be determined.
+    Raises UnknownVersion when the server speaks no version we know, and another UpstreamError when this cannot be
+    determined.
     """
     try:
         answer = await send_request(transport, target, "server/discover", {}, ignore)
@@ -592,7 +594,7 @@ def encoded_value(value: str) -> str:
 
 
 def decoded_value(value: str) -> str | None:
-    """Decode a value of `encoded_value`; None if its base64 is invalid."""
+    """Decode a value made by `encoded_value`; return None if its base64 is invalid."""
     wrapped = _SENTINEL(value)
     if wrapped is None:
         return value
@@ -619,7 +621,7 @@ def param_headers(schema: Any, arguments: Any) -> dict[str, str]:
 
 
 def has_sound_annotations(schema: Any) -> bool:
-    """Return whether all header annotations in the schema are valid. Tools with invalid ones are hidden."""
+    """Return whether all header annotations in the schema are valid. Tools with invalid annotations are hidden."""
     names = [annotated for _, annotated in _annotated(schema)]
     spelled = [each[ANNOTATION] for each in names]
     if len(names) != _count(schema) or not all(isinstance(name, str) and is_header_name(name) for name in spelled):

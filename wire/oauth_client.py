@@ -1,4 +1,4 @@
-"""OAuth client messages, and the header of a stored credential. No network, no storage, no Django.
+"""OAuth client messages, and the header for a stored credential. No network, no storage, no Django.
 
 RFC 6749 with PKCE (7636), resource indicators (8707), `iss` (9207), protected resource metadata (9728), authorization
 server metadata (8414, and OpenID Connect Discovery), registration (7591), revocation (7009), and the authorization part
@@ -18,7 +18,7 @@ import orjson
 from wire import hosts
 from wire.forward_proxy import is_at_host_of
 
-# The header of a stored credential of any kind, for the forms, *Test connection* and the proxy.
+# The header that carries a stored credential; used by the forms, *Test connection* and the proxy.
 
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch  # RFC 9110 section 5.6.2
 _visible = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?").fullmatch
@@ -40,7 +40,7 @@ def is_header_name(text: str) -> bool:
 
 
 def may_carry(header: str) -> bool:
-    """Return whether this header may carry a credential: a valid name that the gateway does not set itself."""
+    """Return whether a header of this name may carry a credential: a valid name that the gateway does not set."""
     return is_header_name(header) and _ours(header) is None
 
 
@@ -74,22 +74,22 @@ def header_of(auth_type: str, header_name: str, secret: str) -> tuple[str, str]:
 MOST_BYTES = 128 << 10  # Largest document or answer of an authorization server.
 SECONDS = 10.0  # Timeout of each request.
 
-MARGIN_SECONDS = 60.0  # A token is renewed this long before it expires, or after 90 % of its lifetime if that is later.
+MARGIN_SECONDS = 60.0  # A token is renewed this long before it expires; a short-lived one after 90 % of its lifetime.
 LONGEST_LIFE = 10 * 365 * 86_400
 
-# Default of RFC 7591 section 2.
+# The auth method if none is advertised (RFC 7591 section 2).
 DEFAULT_AUTH_METHOD = "client_secret_basic"
 AUTH_METHODS = ("none", "client_secret_basic", "client_secret_post")
 
 _parameter = re.compile(r'([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))', re.IGNORECASE)
 _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # One scope (RFC 6749 section 3.3).
 
-# These refuse requests with both scopes and a `resource` parameter.
+# Issuers that refuse requests with both scopes and a `resource` parameter.
 WITHOUT_RESOURCE = frozenset({"login.microsoftonline.com", "login.microsoftonline.us", "login.chinacloudapi.cn"})
 
 
 class TokenRefused(Exception):
-    """The authorization server refused. `error` is its code; `final` means that a retry cannot help."""
+    """The authorization server refused. `error` is its error code; `final` means that a retry cannot help."""
 
     def __init__(self, error: str, description: str = "", *, final: bool) -> None:
         super().__init__(f"{error}: {description}" if description else error)
@@ -156,12 +156,12 @@ def default_issuer(url: str) -> str:
 
 
 def issuer_host(issuer: str) -> str:
-    """Return host and port, if any, of an issuer."""
+    """Return the host of an issuer, with the port if the issuer has one."""
     return issuer.partition("://")[2].partition("/")[0]
 
 
 def covers(resource: str, url: str) -> bool:
-    """Return whether metadata of `resource` applies to `url`: the same origin, and the same or a parent path."""
+    """Return whether metadata of `resource` applies to `url`: origins are equal, and the path is equal or a parent."""
     if not resource.isprintable() or urlsplit(resource).fragment:
         return False
     try:
@@ -187,7 +187,7 @@ def is_https(url: object, *, like: str = "") -> bool:
 
 
 def scopes_of(text: object) -> tuple[str, ...]:
-    """Return the scopes in a text or a list, without duplicates and invalid ones."""
+    """Return the scopes in a text or a list, without duplicates and invalid scopes."""
     found = text.split() if isinstance(text, str) else text if isinstance(text, list) else []
     return tuple(dict.fromkeys(each for each in found if isinstance(each, str) and _scope(each)))[:200]
 
@@ -231,7 +231,7 @@ def pkce() -> tuple[str, str]:
 
 
 def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
-    """Return the authorization URL. Empty parameters are left out; those of the endpoint are kept."""
+    """Return the authorization URL. Empty parameters are left out; parameters in the endpoint's URL are kept."""
     parts = urlsplit(endpoint)
     query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in parameters]
     query += [(name, value) for name, value in parameters.items() if value]
@@ -249,7 +249,7 @@ def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
 
 
 def _is_tenant(given: str, issuer: str) -> bool:
-    """Return whether `issuer` is the multi-tenant issuer of Microsoft Entra and `given` that of one tenant.
+    """Return whether `issuer` is the multi-tenant issuer of Microsoft Entra and `given` the issuer of one tenant.
 
     Multi-tenant metadata name the issuer with the placeholder `{tenantid}`; answers name the actual tenant.
     """
@@ -289,7 +289,7 @@ def revocations(
     private: bool = False,
     entered: Iterable[str] = (),
 ) -> list[TokenRequest]:
-    """Build revocation requests (RFC 7009), the refresh token first, since that may revoke the access token too.
+    """Build revocation requests (RFC 7009). The first is for the refresh token: it may revoke the access token too.
 
     Empty tokens are left out. Without an endpoint the list is empty."""
     tokens = (("refresh_token", refresh), ("access_token", access))
@@ -299,10 +299,10 @@ def revocations(
 
 
 def replaces(new_refresh: str, new_access: str, old_refresh: str, old_access: str) -> bool:
-    """Return whether the old tokens can be revoked without revoking the new ones too.
+    """Return whether the old tokens can be revoked without revoking the new tokens too.
 
-    Revoking a token may end all tokens of its grant (RFC 7009 section 2.1). An issuer that returns the same refresh
-    token, or none, has continued the same grant.
+    Revoking a token may end all tokens of its grant (RFC 7009 section 2.1). An issuer that returns the old refresh
+    token, or none, has continued the old grant.
     """
     if old_refresh:
         return bool(new_refresh) and new_refresh != old_refresh
@@ -310,7 +310,7 @@ def replaces(new_refresh: str, new_access: str, old_refresh: str, old_access: st
 
 
 class Tokens(NamedTuple):
-    """A token response. `expires_in` is None when not given; `scope` and `refresh` may be empty."""
+    """A token response. `expires_in` is None if the issuer did not send it; `scope` and `refresh` may be empty."""
 
     access: str
     refresh: str
@@ -388,7 +388,7 @@ def _document(body: bytes) -> dict[str, Any]:
 def claims_of(id_token: str) -> dict[str, Any]:
     """Return the unverified claims of an ID token received directly from the token endpoint over TLS.
 
-    That is allowed by OpenID Connect Core 3.1.3.7. The claims are only displayed, never used for decisions.
+    OpenID Connect Core 3.1.3.7 allows this. The claims are only displayed, never used for decisions.
     """
     try:
         _, payload, _ = id_token.split(".")
@@ -399,7 +399,7 @@ def claims_of(id_token: str) -> dict[str, Any]:
 
 
 def account_name(claims: Mapping[str, Any]) -> str:
-    """Return a readable account name from claims; empty if there is none."""
+    """Return a readable account name from claims; empty if the claims have no name."""
     for name in ("email", "preferred_username", "login", "name", "sub"):
         value = claims.get(name)
         if isinstance(value, str) and value.strip():
@@ -408,7 +408,7 @@ def account_name(claims: Mapping[str, Any]) -> str:
 
 
 def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
-    """Choose the client authentication method: the first advertised one that we support."""
+    """Choose the client authentication method: the first advertised method that the gateway supports."""
     if not secret:
         return "none"
     known = (way for way in advertised if way in AUTH_METHODS and way != "none")
@@ -418,7 +418,7 @@ def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
 def other_auth_method(method: str, advertised: Sequence[str]) -> str:
     """Return the other client authentication method with a secret that the issuer supports; "" for none.
 
-    An issuer that advertises none supports client_secret_basic (RFC 8414 section 2).
+    An issuer that advertises no methods supports client_secret_basic (RFC 8414 section 2).
     """
     ways = ("client_secret_basic", "client_secret_post")
     if method not in ways:

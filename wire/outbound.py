@@ -51,7 +51,7 @@ class HttpAnswer:
 
 
 class NoAnswer(Exception):
-    """There was no usable answer. The message is a predicate, without a full stop, such as "did not answer in time"."""
+    """There was no usable answer. The message is a predicate without a full stop, as in "did not answer in time"."""
 
 
 class MayNotBeCalled(NoAnswer):
@@ -63,7 +63,7 @@ class TooSlow(NoAnswer):
 
 
 class AnswerTooLarge(NoAnswer):
-    """The body is larger than the limit; `answer` has none of it."""
+    """The body is larger than the limit; `answer` has an empty body."""
 
     def __init__(self, most_bytes: int, answer: HttpAnswer) -> None:
         super().__init__(f"answered with more than {most_bytes >> 10} KiB")
@@ -91,7 +91,7 @@ def raising_no_answer() -> Iterator[None]:
 
 
 class OutboundClient:
-    """An HTTP client whose answers have at most `most_bytes`, each in `seconds`, or all until `deadline`."""
+    """An HTTP client that limits answers to `most_bytes`, each request to `seconds`, or all to `deadline`."""
 
     def __init__(self, guard: Guard, most_bytes: int, seconds: float = 0.0, deadline: Deadline | None = None) -> None:
         self._guard, self._most, self._seconds = guard, most_bytes, None if deadline else seconds
@@ -125,8 +125,8 @@ class OutboundClient:
     ) -> HttpAnswer:
         """Send a request and return its answer; `more` are parameters of httpx. Raises NoAnswer.
 
-        An event stream may never end: without `reads_streams` its body is empty. Without `needs_body`, a body that
-        cannot be read is empty too.
+        Without `reads_streams`, an event stream is not read, because it may never end: the body is empty. Without
+        `needs_body`, a body that cannot be read is empty too.
         """
         if self._seconds is not None:
             self._deadline.set(self._seconds)
@@ -155,10 +155,10 @@ class OutboundClient:
     def _body(self, response: httpx.Response, answer: HttpAnswer) -> bytes:
         parts: list[bytes] = []
         try:
-            # Unpacked here: httpx unpacks without a limit.
+            # Decompress here, because httpx decompresses without a limit.
             reader = BodyReader(self._most, response.headers.get("content-encoding", "").encode())
             for chunk in response.iter_raw():
-                self._deadline.check()  # One read of the socket can contain thousands of chunks.
+                self._deadline.check()  # One read from the socket may contain thousands of chunks.
                 parts += reader.feed(chunk)
         except BodyTooLarge:
             raise AnswerTooLarge(self._most, answer) from None

@@ -31,12 +31,12 @@ from wire.rewriting import Changes, TaskIds, changed
 
 NICE = 5  # Calls have priority.
 IDLE_SECONDS = 60.0
-MOST_SECONDS = 20.0  # Per order.
+MOST_SECONDS = 20.0  # Time limit for one order.
 MOST_MEMORY = 2 << 30  # Bytes of address space; an answer of 64 MiB with the most values takes a quarter of it.
 PIPE_BYTES = 1 << 20
 
-MOST_MEMBERS = 1_000  # Of a result, not counting nested ones.
-LONGEST_OUTLINED = 1_000  # Characters.
+MOST_MEMBERS = 1_000  # Members of a result, not counting members of nested objects.
+LONGEST_OUTLINED = 1_000  # Characters of a string in an outline.
 
 
 class UnreadableAnswer(Exception):
@@ -44,7 +44,7 @@ class UnreadableAnswer(Exception):
 
 
 class ReaderProcess:
-    """Client of the process, in the worker. One order runs at a time; waiting people take turns."""
+    """The worker's side of the child process. One order runs at a time; the orders of people take turns."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-answers")
@@ -53,9 +53,9 @@ class ReaderProcess:
         self._closed = False
 
     async def outline(self, text: bytes, person: str = "") -> Object | None:
-        """Return a result with truncated strings and empty lists and objects.
+        """Return the outline of a result: strings are truncated, nested lists and objects empty.
 
-        None for messages other than complete results, which must be parsed whole. Raises UnreadableAnswer, or
+        Return None if the message is not a complete result and must be parsed whole. Raises UnreadableAnswer, or
         ValueError if the text is not JSON.
         """
         told, _ = await self._order({"work": "outline"}, text, person)
@@ -75,7 +75,7 @@ class ReaderProcess:
         return await self._order({"work": work, **given}, text, person)
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process, even while it carries out an order."""
         self._closed = True
         if self._process is not None:
             self._process.kill()
@@ -91,7 +91,7 @@ class ReaderProcess:
         loop, leave = asyncio.get_running_loop(), partial(self._lane.leave, person, person)
         try:
             carried_out = self._thread.submit(self._carry_out, order, text)
-        except RuntimeError:  # It is closed.
+        except RuntimeError:  # The executor was shut down.
             leave()
             raise
         # An order runs to its end even if its caller was cancelled; the next one starts only then.
@@ -117,7 +117,7 @@ class ReaderProcess:
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        watch = threading.Timer(MOST_SECONDS, process.kill)  # Other orders are waiting.
+        watch = threading.Timer(MOST_SECONDS, process.kill)  # Other orders must not wait longer.
         watch.start()
         try:
             _write(process.stdin, order, text)
@@ -162,7 +162,7 @@ def _write(pipe: IO[bytes], told: Object, text: bytes) -> None:
 
 
 def _read(pipe: IO[bytes]) -> tuple[Object, bytes]:
-    """Return the next message and its text. Raises EOFError at the end of the pipe."""
+    """Read the next message and the text that follows it. Raises EOFError at the end of the pipe."""
     line = pipe.readline()
     if not line.endswith(b"\n"):
         raise EOFError

@@ -3,7 +3,7 @@
 A URI does not name its server, so with several servers clients get `gateway://<alias>/<the URI, percent-encoded>`. URIs
 of the scheme `ui`, by which hosts recognise pages to show (MCP Apps), become `ui://gateway/<alias>/...`.
 In a template (RFC 6570), expressions must not be encoded: they are put in parentheses, and text in parentheses is not
-decoded when a client sends the URI. So values that a client encoded into the template stay encoded.
+decoded when a client sends the URI. So values that a client has percent-encoded stay encoded.
 """
 
 import re
@@ -38,7 +38,7 @@ def exposed_uri(alias: str, uri: str) -> str:
 
 
 def exposed_template(alias: str, template: str) -> str:
-    """Return the template for clients. Its expansions map back to those of `template`."""
+    """Return the template for clients. Its expansions can be mapped back to expansions of `template`."""
     if not alias:
         return template
     parts = _EXPRESSION.split(template)
@@ -51,12 +51,12 @@ def _prefix(uri: str) -> str:
 
 
 def alias_and_uri(exposed: str) -> tuple[str, str]:
-    """Split a client's URI into alias and the server's own URI; the alias is empty if there is none."""
+    """Split a client's URI into alias and the server's own URI; without an alias, return "" and the URI."""
     mapped = _MAPPED(exposed)
     return (mapped[1], _decoded(mapped[2])) if mapped else ("", exposed)
 
 
-# Members of results, prompts and notifications to search, and those of `_meta` that are URIs.
+# Members of results, prompts and notifications in which to look for URIs, and members of `_meta` that are URIs.
 _CONTAINERS = ("content", "contents", "messages", "resource")
 _UI, _UI_FLAT = "ui", "ui/resourceUri"
 
@@ -64,7 +64,7 @@ _is_web = re.compile(r"https?://", re.IGNORECASE).match
 
 
 def with_exposed_uris(value: Any, alias: str, level: int = 0) -> Any:
-    """Return a result, or a part of one, with all URIs mapped for clients; `value` itself if it has none.
+    """Return a result, or a part of a result, with all URIs mapped for clients; `value` itself if there are none.
 
     URIs are in links, embedded resources, contents of resources, and the page of a tool (`_meta.ui.resourceUri`). Links
     to the web are not mapped, since clients may open them themselves.
@@ -106,12 +106,12 @@ def own_uri(value: Any, alias: str, level: int = 0) -> Any:
 
 
 def may_hold_exposed(body: bytes) -> bool:
-    """Return whether this JSON text may contain an exposed URI, unless its letters are escaped."""
+    """Return whether this JSON text may contain an exposed URI. URIs with escaped letters are not found."""
     return b"gateway" in body
 
 
 def exposed_meta(meta: dict[str, Any], alias: str) -> dict[str, Any]:
-    """Return a `_meta` with the page URI of a tool (MCP Apps) mapped; `meta` itself if it has none."""
+    """Return a `_meta` with the page URI of a tool (MCP Apps) mapped; `meta` itself if it has no such URI."""
     changed: dict[str, Any] = {}
     ui = meta.get(_UI)
     if isinstance(ui, dict) and isinstance(ui.get("resourceUri"), str):
@@ -122,18 +122,18 @@ def exposed_meta(meta: dict[str, Any], alias: str) -> dict[str, Any]:
 
 
 def literal_length(template: str) -> int:
-    """Return the length of the literal parts. Of two matching templates, the longer one is more specific."""
+    """Return the length of a template's literal parts. Of two matching templates, the longer is more specific."""
     return len(_EXPRESSION.sub("", template))
 
 
 class MatchBudget:
-    """Limits the steps of finding the template of one URI (about 30 ms): servers may list thousands."""
+    """Limits the steps for finding the template of one URI (about 30 ms): servers may list thousands of templates."""
 
     def __init__(self, steps: int = 200_000) -> None:
         self._left = steps
 
     def spend(self, steps: int) -> bool:
-        """Use up `steps`. Return whether as many were left."""
+        """Subtract `steps` from the budget. Return False if fewer were left."""
         self._left -= steps
         return self._left >= 0
 
@@ -198,7 +198,7 @@ def _encoded(text: str) -> str:
     unsafe = set(text) - _SAFE
     if len(unsafe) > FEW_MARKS:
         return _quoted(text)
-    # Faster than `quote`, which handles each character by itself, for the few distinct ones of a usual URI.
+    # Usual URIs have few distinct characters to encode, so this is faster than `quote`, which handles each character.
     if "%" in unsafe:
         unsafe.discard("%")
         text = text.replace("%", "%25")
@@ -234,7 +234,7 @@ def _decoded(text: str) -> str:
     return "".join((*parts, rest if depth else unquote(rest, errors="surrogatepass")))
 
 
-# Rewrite a server's result for the client: its id, its URIs, and members and content that depend on the version.
+# Rewrite a server's result for the client: the id, the URIs, and members and content that depend on the version.
 
 # Map task ids in messages: clients never see the server's own ids (MCP 2025-11-25 and 2026-07-28, Tasks).
 
@@ -242,7 +242,7 @@ RELATED = "io.modelcontextprotocol/related-task"
 
 
 class TaskIds(NamedTuple):
-    """A task's id at the server and its id for the client. `is_modern` if its era is 2026-07-28."""
+    """A task's id at the server and its id for the client. `is_modern` is True if the task's era is 2026-07-28."""
 
     own_id: str
     client_id: str
@@ -299,7 +299,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Changes(NamedTuple):
-    """Changes to a result. `drop` and `add` name members of the result; an empty alias leaves URIs unchanged.
+    """Changes to a result: members to `drop` and to `add`, and ids and URIs. An empty alias leaves URIs unchanged.
 
     `own_uri` is the server's URI of the resource that was read, `asked_uri` the client's URI for it.
     """
@@ -311,7 +311,7 @@ class Changes(NamedTuple):
     drop: Collection[str] = NO_MEMBERS
     add: Mapping[str, Any] = NOTHING
     method: str = ""
-    task: TaskIds | None = None  # The task that the request of this `method` is about, or created.
+    task: TaskIds | None = None  # The task that the request is about or has created.
 
     @property
     def are_none(self) -> bool:
@@ -341,7 +341,7 @@ def changed(text: bytes, document: Object, request_id: Id | None, changes: Chang
 
 
 def _as_asked(shown: Object, result: Object, changes: Changes) -> Object:
-    """Replace the server's URI of the resource that was read by the URI the client asked for."""
+    """Replace the server's URI of the resource that was read by the URI in the client's request."""
     old, new = result.get("contents"), shown.get("contents")
     if not isinstance(old, list) or not isinstance(new, list):
         return shown

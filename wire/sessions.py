@@ -45,16 +45,16 @@ from wire.oauth_client import fits_a_header
 
 logger = logging.getLogger(__name__)
 
-MOST_SERVER_REQUESTS = 8  # Concurrent, per request of ours; each answer needs a connection.
+MOST_SERVER_REQUESTS = 8  # Concurrent requests of a server during one of our requests; each answer needs a connection.
 LONGEST_ID = 1_024  # Characters, or bits, of the id of a server's request.
 LONGEST_VERSION = 40
 CLOSE_SECONDS = 2
 BACKGROUND_SECONDS = 10
-RESUME_SECONDS = 1.0  # Pause before a broken stream is resumed, unless its server sets one.
-MOST_TIMES = 1_000  # The time limits of the call end it before that.
+RESUME_SECONDS = 1.0  # Pause before a broken stream is resumed, unless the server sets a pause.
+MOST_TIMES = 1_000  # How often a stream is resumed; usually the time limits end the call earlier.
 FRUITLESS_TIMES = 3
 
-# Client capabilities that are passed to servers, and the members of each. Extensions are passed unchanged.
+# Client capabilities that are passed to servers, and the members of each capability. Extensions are passed unchanged.
 BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
 
 type Key = tuple[str, ...]
@@ -62,9 +62,9 @@ type OnSession = Callable[[SessionHandle], Awaitable[None]]
 
 
 def declared(capabilities: object, *, with_extensions: bool = True) -> str:
-    """Return a client's capabilities as passed to servers, as a short text that is independent of their order.
+    """Return a client's capabilities as passed to servers, as a short text that does not depend on their order.
 
-    It names each capability and member. Extensions are included as a digest, if at all.
+    The text names each capability and member. Extensions are included as a digest if `with_extensions`.
     """
     if not isinstance(capabilities, dict):
         return ""
@@ -101,7 +101,7 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 class SessionLost(Exception):
     """The server does not know the session: HTTP 404 to a request that named it, and no answer to that request.
 
-    The specification's "session not found" (MCP 2025-11-25, Session Management): the request was not processed.
+    MCP 2025-11-25 (Session Management) calls this "session not found": the request was not processed.
     """
 
 
@@ -109,16 +109,16 @@ class SessionStore(Protocol):
     """Storage of sessions between requests."""
 
     async def find(self, target: Target) -> SessionHandle | None:
-        """Return the session for this target, if any."""
+        """Return the session for this target; None if there is none."""
 
     async def keep(self, target: Target, session: SessionHandle) -> SessionHandle:
-        """Store a new session. Return the stored one, which is another worker's if that was first."""
+        """Store a new session, unless another worker has stored one first. Return the stored session."""
 
     async def note_level(self, target: Target, session: SessionHandle) -> None:
         """Store the log level that was set in this session."""
 
     async def forget(self, target: Target, session: SessionHandle) -> None:
-        """Delete this session if it is still the stored one. The client's own session ends with it."""
+        """Delete this session if it is still the stored one. The client's session, if any, ends with it."""
 
     def take_all(self) -> list[tuple[Target, SessionHandle]]:
         """Remove and return the sessions that end with this process."""
@@ -174,9 +174,9 @@ class SessionWire:
     ) -> RpcResponse:
         """Send one request and return its answer. `on_session` is awaited before the request is sent.
 
-        The request is sent again, in a new session, only if the server lost the session and the client has none of its
-        own. Raises an UpstreamError: EraLeft when the server opens no session, SessionEnded when the server lost the
-        session of a client that has its own.
+        The request is sent again, in a new session, only if the server lost the session and the client itself has no
+        session. Raises an UpstreamError: EraLeft when the server opens no session, SessionEnded when the server lost
+        the session of a client that has one.
         """
         session = target.session or await self._session(target)
         if on_session is not None:
@@ -184,7 +184,7 @@ class SessionWire:
         try:
             return await self._ask(session, target, method, params, on_notification, on_request)
         except SessionLost:
-            if not await self._is_lost(session, target):  # Not an MCP answer; the call may have been executed.
+            if not await self._is_lost(session, target):  # The call may have been executed.
                 raise BadAnswer(target.server_name, "HTTP 404 in a session that it knows", status=404) from None
             await self._store.forget(target, session)
             if target.has_own_session:
@@ -236,7 +236,7 @@ class SessionWire:
         return answer
 
     def _doubt(self, session: SessionHandle, target: Target, status: int) -> None:
-        """After a 400 or 404, check by a ping whether the session still exists: not all servers conform."""
+        """After a 400 or 404, check by a ping whether the session still exists, because not all servers conform."""
         if status in (400, 404) and session.id and (key := _key(target)) not in self._doubted:
             self._doubted.add(key)
             self.start_background(self._check(session, target, key))
@@ -279,7 +279,7 @@ class SessionWire:
         raise broke
 
     async def _set_level(self, session: SessionHandle, target: Target) -> None:
-        """Set the log level at the server. An error answer is ignored."""
+        """Set the log level of the session at the server, and store the level. An error answer is ignored."""
         told = session._replace(log_level=target.log_level)
         params = {"level": target.log_level}
         await self._ask(told, target, "logging/setLevel", params, ignore, None)
@@ -288,7 +288,7 @@ class SessionWire:
     # Sessions
 
     async def _session(self, target: Target) -> SessionHandle:
-        """Return the session of this target. If there is none, only one request of this process opens it."""
+        """Return the session of this target. Concurrent requests of this process open one session only."""
         key = _key(target)
         while (opening := self._opening.get(key)) is not None:
             if (opened := await asyncio.shield(opening)) is not None:
@@ -311,7 +311,7 @@ class SessionWire:
         except BaseException:
             self.start_background(self._end(target, session))
             raise
-        if kept.id != session.id:  # Another worker was first.
+        if kept.id != session.id:  # Another worker has stored a session first.
             self.start_background(self._end(target, session))
         return kept
 
@@ -327,7 +327,7 @@ class SessionWire:
     async def _initialize(
         self, target: Target, proposed: str = versions.NEWEST_SESSION
     ) -> tuple[SessionHandle, ServerDescription]:
-        """Open a session in the version `proposed`, or in the newest common one that the server lists."""
+        """Open a session in the version `proposed`, or in the newest common version that the server lists."""
         request_id = next_request_id()
         params = {
             "protocolVersion": proposed,
@@ -359,7 +359,7 @@ class SessionWire:
         return SessionHandle(session_id, version), ServerDescription.of(result, version)
 
     async def close(self) -> None:
-        """End the sessions that end with this process, within CLOSE_SECONDS."""
+        """End the sessions that must not outlive this process, within CLOSE_SECONDS."""
         for target, session in self._store.take_all():
             self.start_background(self._end(target, session))
         await self._background.stop(CLOSE_SECONDS)
@@ -372,7 +372,7 @@ class SessionWire:
 
     async def _end(self, target: Target, session: SessionHandle) -> None:
         if session.id:
-            # The session outlives the request that opened it, so the trace of that request does not apply.
+            # The trace of the request that opened the session does not apply: the session outlived the request.
             with await self._send("DELETE", session, target._replace(trace=trace_context.NONE)) as response:
                 await response.read()
 
@@ -390,10 +390,10 @@ class SessionWire:
         place: StreamPlace | None = None,
         asked: Callable[[], object] = bool,
     ) -> bool:
-        """Read the standing stream of the session of `target` until it ends. Return False if the server offers none.
+        """Read the standing stream of the target's session until it ends. Return False if the server offers no stream.
 
-        Calls `asked` when the request was sent and `begun` when the stream is open. Resumes from `place` and updates
-        it; if the server refuses to resume, the position is reset for the next try.
+        Calls `asked` when the request was sent and `begun` when the stream is open. Resumes from the position `place`
+        and updates `place`; if the server refuses to resume, `place` is reset for the next try.
 
         Raises an UpstreamError, or SessionLost.
         """
@@ -465,7 +465,7 @@ class SessionWire:
 
 
 class IncomingRequests:
-    """Requests a server sends during one of ours. Each is answered by `on_request` in a task of its own."""
+    """Answers the requests that a server sends during one of our requests, each by `on_request` in a separate task."""
 
     def __init__(self, wire: SessionWire, session: SessionHandle, target: Target, on_request: OnRequest | None) -> None:
         self._wire = wire
@@ -476,7 +476,7 @@ class IncomingRequests:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, message: Object) -> None:
-        """Answer a request. Pings always succeed; requests without a handler, or too many at once, are refused."""
+        """Answer a request. Pings always succeed; without `on_request`, or with too many, requests fail."""
         if not _is_valid_id(message["id"]):
             return
 
@@ -486,7 +486,7 @@ class IncomingRequests:
 
         taken = self._on_request is not None and message["method"] != "ping"
         if self._on_request is not None and taken and len(self._tasks) < MOST_SERVER_REQUESTS:
-            # Eager: a task cancelled with the call before its first step would never answer.
+            # Eager: a task that is cancelled before its first step could not send an answer.
             task = spawn("request of a server", _log_failure(self._on_request(message, answer)), eager=True)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -519,7 +519,7 @@ async def _log_failure(work: Awaitable[None]) -> None:
 
 
 def _key(target: Target) -> Key:
-    # A session opened without the credential, or with it in another header, is another session.
+    # The header is in the key: a session opened without the credential, or with another header, must not be used.
     header = target.credential[0] if target.credential else ""
     owner = target.owner_id or target.connection_id
     return owner, target.server_id, target.url, target.generation, header, target.session_key
@@ -530,14 +530,14 @@ def _request(request_id: int, method: str, params: Object) -> bytes:
 
 
 def _is_valid_id(request_id: object) -> bool:
-    """Return whether the id of a server's request is valid. Huge ids are not, since answers repeat them."""
+    """Return whether the id of a server's request is valid. Huge ids are refused, since the answer repeats the id."""
     if isinstance(request_id, str):
         return len(request_id) <= LONGEST_ID
     return type(request_id) is int and request_id.bit_length() <= LONGEST_ID
 
 
 async def _denies_session(response: HttpResponse) -> bool:
-    """Return whether a GET was refused for its session: 404, or 400 with words about it, as some SDKs answer."""
+    """Return whether a GET was refused for its session: 404, or a 400 whose text mentions the session (some SDKs)."""
     return response.status == 404 or (response.status == 400 and b"session" in (await response.read()).lower())
 
 
@@ -552,7 +552,7 @@ async def _knows_no_ping(response: HttpResponse) -> bool:
 
 
 async def _holds_answer(response: HttpResponse, request_id: int) -> bool:
-    """Return whether this 404 may answer the request after all: a JSON-RPC answer to its id, or an event stream."""
+    """Return whether this 404 may answer the request after all: a JSON-RPC answer with its id, or an event stream."""
     if response.media_type == "text/event-stream":
         return True
     try:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 PING = b": ping\r\n\r\n"
 
 
-# Limits of one stream: a burst of events, then a rate per second, and a total. An event has at most three lines beside
-# its data (name, id, blank line); the number of lines is limited accordingly.
+# Limits of one stream: a burst of events, then a rate per second, and a total. An event has at most three lines besides
+# its data (name, id, blank line), so the number of lines is limited to a multiple of the events.
 BURST = 5_000
 PER_SECOND = 1_000
 MOST_EVENTS = 100_000
 LINES_PER_EVENT = 4
-LONGEST_RETRY = 10  # Digits.
+LONGEST_RETRY = 10  # Digits of a `retry` field.
 
 
 class EventTooLarge(Exception):
@@ -80,7 +80,7 @@ class EventParser:
 
     @property
     def event_id(self) -> str:
-        """The last event id, including events without data; empty if there was none."""
+        """The last event id, including events without data; empty if no event had an id."""
         return self._event_id
 
     @property
@@ -116,7 +116,7 @@ class EventParser:
         return events
 
     def _count(self, events: int, others: int) -> None:
-        """Subtract from the budget, which refills over time. Raises TooManyEvents."""
+        """Subtract events and other lines from the budget, which refills over time. Raises TooManyEvents."""
         now = time.monotonic()
         refill = PER_SECOND * (now - self._counted_at)
         self._counted_at = now
@@ -130,17 +130,17 @@ class EventParser:
 
     def _lines(self, chunk: bytes) -> list[bytes]:
         if self._after_cr and chunk:
-            # The CR that ended the last chunk has ended its line already.
+            # The CR at the end of the last chunk has already ended the line, so this LF belongs to it.
             chunk = chunk.removeprefix(b"\n")
             self._after_cr = False
         if b"\n" not in chunk and b"\r" not in chunk:
-            # A long line arrives in many chunks: join them once, not at each.
+            # A long line arrives in many chunks: join the chunks once at the end, not for each chunk.
             self._open.append(chunk)
             return []
         self._after_cr = chunk.endswith(b"\r")
         *lines, rest = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         if self._open:
-            lines[0] = b"".join((*self._open, lines[0]))  # The one copy of a long line.
+            lines[0] = b"".join((*self._open, lines[0]))  # A long line is copied only here.
         if self._first:
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
             self._first = False

@@ -1,7 +1,7 @@
 """Format of bearer credentials: create, validate and digest them.
 
-A credential is `<prefix>_` + 38 random base62 characters + 6 base62 characters of CRC-32 over everything
-before: 48 characters, about 226 bits. Needs no Django, so the proxy may use it.
+A credential is `<prefix>_` + 38 random base62 characters + 6 base62 characters of the CRC-32 over everything
+before: 48 characters, about 226 bits. Needs no Django, so the proxy may use this module.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def well_formed(text: str, prefixes: Iterable[str] = PREFIXES) -> bool:
 
 
 def prefix_of(secret: str) -> str:
-    """Return the part of a credential that may be shown and stored: its first 12 characters."""
+    """Return the part of a credential that may be shown and stored: the first 12 characters."""
     return secret[:SHOWN]
 
 

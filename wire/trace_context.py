@@ -1,8 +1,8 @@
 """Headers of a call that are forwarded to servers: the trace context, and the number of gateways passed.
 
-The trace context (W3C) joins the traces of both ends. The number of gateways stops loops
-(docs/reference/protocol.md): each gateway increments it. It has its own header because proxies add to or remove
-`Via` (RFC 9110 section 7.6.3).
+The trace context (W3C) joins the traces of caller and server. The number of gateways stops loops
+(docs/reference/protocol.md): each gateway adds 1. The number has its own header because proxies add to or remove `Via`
+(RFC 9110 section 7.6.3).
 """
 
 import re
@@ -14,11 +14,11 @@ from wire.errors import UpstreamError
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 _PLAIN = re.compile(rb"[\x20-\x7e]+").fullmatch
 
-# Headers beside traceparent, and their longest values (W3C Trace Context 3.3.1.5, Baggage 3.3.2).
+# Headers besides traceparent, and the maximum length of their values (W3C Trace Context 3.3.1.5, Baggage 3.3.2).
 _BESIDE = ((b"tracestate", 512), (b"baggage", 8192))
 
 PARENT = "traceparent"
-FIELDS = (PARENT, "tracestate", "baggage")  # Same names in headers and in the `_meta` of a message.
+FIELDS = (PARENT, "tracestate", "baggage")  # Headers and the `_meta` of a message use these names.
 
 HOPS_HEADER = "Gateway-Hops"
 MOST_HOPS = 4
@@ -55,7 +55,7 @@ def check_hops(headers: Mapping[bytes, bytes]) -> None:
 
 
 def _hops_sent_on(headers: Mapping[bytes, bytes]) -> dict[str, str]:
-    """Return the hops header for requests to servers, one more than in these headers."""
+    """Return the header with the number of gateways for requests to servers: one more than in `headers`."""
     return {HOPS_HEADER: str(hops_passed(headers) + 1)}
 
 
@@ -65,8 +65,8 @@ NONE: Trace = MappingProxyType(_hops_sent_on({}))
 def forwarded_headers(headers: Mapping[bytes, bytes]) -> Trace:
     """Return the headers to forward for a request with these headers: trace context and hops.
 
-    With an invalid traceparent the others are dropped too (W3C Trace Context 3.2.2.5.1). The context is passed with
-    each request and not stored, because one connection is used for many traces.
+    With an invalid traceparent the other trace headers are dropped too (W3C Trace Context 3.2.2.5.1). The context is
+    passed with each request and not stored, because one connection is used for many traces.
     """
     parent, passed = headers.get(b"traceparent"), headers.get(HOPS_KEY)
     if parent is None and passed is None:

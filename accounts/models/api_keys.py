@@ -32,7 +32,7 @@ class ApiKeyAlreadyRevoked(Exception):
 
 
 def _with_status() -> dict[str, Q]:
-    """Return the condition for each status at this moment."""
+    """Return the current condition for each status, by status."""
     now = timezone.now()
     return {
         "active": Q(revoked_at=None, expires_at__gt=now),
@@ -55,15 +55,15 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self.filter(_with_status().get(status, Q()))
 
     def numbers(self) -> dict[str, int]:
-        """Return the number of keys by status, and of active ones whose owner is deactivated (`blocked`)."""
+        """Return the number of keys by status, and as `blocked` the number of active keys of deactivated people."""
         means = _with_status()
         means["blocked"] = means["active"] & Q(user__is_active=False)
         return self.aggregate(**{name: models.Count("pk", filter=which) for name, which in means.items()})
 
     def matching(self, words: str, *, of_many: bool = False) -> "ApiKeyQuerySet":
-        """Return keys with `words` in their name or prefix, with `of_many` also in the owner's e-mail.
+        """Return keys with `words` in the name or at the start of the prefix; all keys if `words` is empty.
 
-        Without words, all keys.
+        With `of_many`, also return keys with `words` in the owner's e-mail.
         """
         matches = Q(name__icontains=words) | Q(prefix__startswith=words)
         matches |= Q(user__email__icontains=words) if of_many else Q()
@@ -78,7 +78,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self
 
     def revoke_all(self, *, by: Actor | None, reason: str = KeyEnd.MANUAL) -> int:
-        """Revoke all these live keys in one transaction, and return how many there were."""
+        """Revoke all keys of this queryset in one transaction, and return the number of revoked keys."""
         with transaction.atomic():
             ending = list(self.live().select_for_update(of=("self",)).order_by("pk"))
             for key in ending:
@@ -137,7 +137,7 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
 
     @property
     def blocked_reason(self) -> str:
-        """Return the log's reason why an active key is refused: its owner is deactivated. Otherwise empty."""
+        """Return the log's error code if the key is active and its owner is deactivated, otherwise an empty string."""
         return "user_inactive" if self.status == "active" and not self.user.is_active else ""
 
     @property
@@ -147,7 +147,7 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
 
     @property
     def blocked(self) -> str:
-        """Return `blocked_reason` in words, for the key's row."""
+        """Return `blocked_reason` in words, for the key's row in a list."""
         return in_short(self.blocked_reason)
 
     @property
@@ -157,7 +157,7 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
 
     @property
     def acting(self) -> User:
-        """Return the owner, limited to the key's capabilities that they still have."""
+        """Return the owner with permissions limited to the key's capabilities that the owner still has."""
         owner = self.user
         owner.narrowed_to = frozenset(self.granted_capabilities)
         return owner

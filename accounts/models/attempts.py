@@ -6,14 +6,14 @@ from django.db import connection, models
 from django.utils import timezone
 
 MINUTE = timedelta(minutes=1)
-HOUR = timedelta(hours=1)  # The longest window: older rows no longer count.
+HOUR = timedelta(hours=1)  # The longest window; older rows are not needed.
 
 
 class AttemptQuerySet(models.QuerySet["Attempt"]):
     def note(self, key: str, *, window: timedelta = MINUTE) -> int:
-        """Count one more attempt of `key`, and return the number in this window (aligned to the clock).
+        """Count one attempt of `key`, and return the number of attempts in the current window (aligned to the clock).
 
-        Runs a single statement and holds no lock after it, so that counted clients do not wait for each other.
+        Runs a single statement and holds no lock after it, so that requests with the same key do not wait for long.
         """
         statement = """
             INSERT INTO oauth_attempt AS a (key, minute, count) VALUES (%s, %s, 1)
@@ -27,7 +27,7 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
             return int(cursor.fetchone()[0])
 
     def take_back(self, key: str) -> None:
-        """Uncount the last attempt of `key`, because it succeeded."""
+        """Subtract one from the attempts of `key`, after an attempt that succeeded."""
         self.filter(key=key, count__gt=0).update(count=models.F("count") - 1)
 
 
@@ -52,7 +52,7 @@ class Attempt(models.Model):
     objects = AttemptQuerySet.as_manager()
 
     class Meta:
-        db_table = "oauth_attempt"  # Named after its first use, for OAuth clients.
+        db_table = "oauth_attempt"  # The table's first use was for OAuth clients.
 
     def __str__(self) -> str:
         return f"{self.count} since {self.since}"

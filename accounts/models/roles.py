@@ -37,7 +37,7 @@ def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permis
 
 class RoleManager(models.Manager["Role"]):
     def make_built_in(self) -> None:
-        """Create missing built-in roles, and reset the locked one to all capabilities."""
+        """Create missing built-in roles, and give locked roles all capabilities of their definition again."""
         for built_in in BUILT_IN:
             role, created = self.get_or_create(name=built_in.name, defaults={"locked": built_in.locked})
             if created or built_in.locked:
@@ -90,13 +90,13 @@ class Role(Versioned, models.Model):
         return frozenset(capability for capability in Capability if capability in permissions)
 
     def _held(self) -> frozenset[str]:
-        """Return the permissions as `app.codename`; no query after `with_capabilities`."""
+        """Return the role's permissions as `app.codename`, without a query if loaded by `with_capabilities`."""
         fetched = "permissions" in getattr(self, "_prefetched_objects_cache", {})
         rows = self.permissions.all() if fetched else self.permissions.select_related("content_type")
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
 
     def lock(self) -> "Role":
-        """Return the current row, locked until the transaction ends. Takes the lock on changes to people first."""
+        """Return the current row, locked until the transaction ends, after taking the lock of `one_at_a_time`."""
         one_at_a_time()
         return Role.objects.select_for_update().get(pk=self.pk)
 
@@ -106,10 +106,10 @@ class Role(Versioned, models.Model):
     def edit(
         self, *, name: str, capabilities: Iterable[Capability], by: Grantor | None, seen: Seen | None = None
     ) -> None:
-        """Rename the role and set its capabilities; takes effect on its people's next request.
+        """Rename the role and set its capabilities, for people with the role from their next request on.
 
-        Raises RoleLocked, NameTaken, BeyondYours for added capabilities, Outranked for a role with more capabilities
-        than `by`, LastManager, or ChangedMeanwhile.
+        Raises RoleLocked, NameTaken, BeyondYours if `by` lacks an added capability, Outranked if the role has more
+        capabilities than `by`, LastManager, or ChangedMeanwhile.
         """
         requested = frozenset(capabilities)
         try:
@@ -137,8 +137,8 @@ class Role(Versioned, models.Model):
     def remove(self, *, by: Grantor | None) -> None:
         """Delete the role.
 
-        Raises RoleLocked, RoleInUse while people have it or sign-in by the organisation assigns it, or Outranked for a
-        role with more capabilities than `by`.
+        Raises RoleLocked, RoleInUse while people have the role, RoleGiven while sign-in by the organisation assigns it,
+        or Outranked if the role has more capabilities than `by`.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -161,7 +161,7 @@ class Role(Versioned, models.Model):
 
 
 def _capability_changes(before: frozenset[Capability], after: frozenset[Capability]) -> dict[str, list[Any]]:
-    """Return the change of capabilities for an event, as slugs; empty if nothing changed."""
+    """Return the entry `capabilities` for an event's changes, as slugs before and after; {} if nothing changed."""
     if before == after:
         return {}
     return {"capabilities": [sorted(c.slug for c in before), sorted(c.slug for c in after)]}

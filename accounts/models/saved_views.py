@@ -19,14 +19,14 @@ MOST_VIEWS = 50  # Per person.
 
 class SavedViewQuerySet(models.QuerySet["SavedView"]):
     def seen_by(self, viewer: User) -> "SavedViewQuerySet":
-        """Return this person's own views, and the shared ones if they may read the log."""
+        """Return the viewer's own views, and all shared views if the viewer may read the log."""
         shared = Q(is_shared=True) if viewer.has_perm(Capability.LOGS_READ) else Q(pk=None)
         return self.filter(Q(owner=viewer.pk) | shared)
 
 
 class SavedViewManager(models.Manager["SavedView"].from_queryset(SavedViewQuerySet)):  # type: ignore[misc]
     def add(self, *, name: str, query: str, is_shared: bool = False, by: User) -> "SavedView":
-        """Save a view of `by`. Raises NameTaken or TooManyViews."""
+        """Save a view owned by `by`. Raises NameTaken or TooManyViews."""
         try:
             with transaction.atomic():
                 if self.filter(owner=by).count() >= MOST_VIEWS:
@@ -42,8 +42,8 @@ class SavedViewManager(models.Manager["SavedView"].from_queryset(SavedViewQueryS
 class SavedView(Versioned, models.Model):
     """A named query string of the Logs page.
 
-    It stores a query, not results: readers see only what they may see anyway. Everyone who may read the log may share
-    their views; a shared view can be removed by its owner and by people who manage the workspace.
+    A view stores a query, not results, so it shows nobody more calls than they may see anyway. Everyone who may read
+    the log may share their views; a shared view can be removed by its owner and by people who manage the workspace.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -88,7 +88,7 @@ class SavedView(Versioned, models.Model):
     def remove(self, *, by: User) -> None:
         """Delete the view.
 
-        Raises NotYourView for another person's, unless it is shared and `by` manages the workspace.
+        Raises NotYourView if the view is another person's, unless it is shared and `by` manages the workspace.
         """
         with transaction.atomic():
             if not self.lock().may_remove(by):

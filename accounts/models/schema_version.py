@@ -1,11 +1,11 @@
-"""The version of the tables."""
+"""The version of the gateway that created the current database tables."""
 
 from django.db import models
 from django.db.models import Q
 
 
 class SchemaVersion(models.Model):
-    """The version that migrated the tables last, and the oldest that may use them: a single row.
+    """The version that last migrated the tables, and the oldest version that may use them; a single row.
 
     Written by `migrate` and read at each start (gatewayadmin/config/schema_versions.py).
     """

@@ -1,4 +1,4 @@
-"""Stored bearer secrets: prefix and digest, and those of the previous secret while it is still valid.
+"""Stored bearer secrets: prefix and digest of the current secret, and of the previous one while it is still valid.
 
 The models declare the columns.
 """
@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from wire import token_text
 
-OVERLAP_HOURS = (0, 1, 24, 168)  # Hours a replaced secret may stay valid.
+OVERLAP_HOURS = (0, 1, 24, 168)  # Choices for the hours that a replaced secret stays valid.
 SEEN_EVERY = timedelta(minutes=1)
 SECRET = ["prefix", "digest", "key_id"]
 PREVIOUS = ["previous_prefix", "previous_digest", "previous_key_id", "previous_ends_at", "previous_last_used_at"]
@@ -47,12 +47,12 @@ class HoldsPrevious(HoldsSecret):
     previous_last_used_at: Any
 
     def forget_previous(self) -> None:
-        """Clear the previous secret; it ends when the row is saved."""
+        """Clear the previous secret, without saving. It is valid until the row is saved."""
         self.previous_prefix = self.previous_key_id = ""
         self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
 
     def keep_as_previous(self, row: HoldsSecret, lasting: timedelta, last_used_at: Any) -> None:
-        """Keep the secret of `row` valid for `lasting` beside the next one; any earlier previous secret ends."""
+        """Make the secret of `row` the previous secret, valid for `lasting`, without saving; drop any earlier one."""
         self.forget_previous()
         if lasting:
             self.previous_prefix, self.previous_digest, self.previous_key_id = row.prefix, row.digest, row.key_id

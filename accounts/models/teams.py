@@ -18,7 +18,7 @@ MOST_TOLD = 100  # For larger teams, events list only the members who changed.
 
 class TeamManager(models.Manager["Team"]):
     def add(self, *, name: str, users: Iterable[User], by: Grantor | None) -> "Team":
-        """Create a team. Raises NameTaken, or Outranked for people with more capabilities than `by`."""
+        """Create a team. Raises NameTaken, or Outranked if a member has more capabilities than `by`."""
         users = list(users)
         try:
             with transaction.atomic():
@@ -33,7 +33,7 @@ class TeamManager(models.Manager["Team"]):
 
 
 class Team(Versioned, models.Model):
-    """A named set of users; a gateway may be open to some teams only."""
+    """A named set of users. A gateway may be open to certain teams only."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
@@ -56,10 +56,10 @@ class Team(Versioned, models.Model):
         return list(self.users.order_by("email").values_list("email", flat=True))
 
     def edit(self, *, name: str, users: Iterable[User], by: Grantor | None, seen: Seen | None = None) -> bool:
-        """Rename the team and set its members from their next request; return whether anything changed.
+        """Rename the team and set its members; return True if anything changed.
 
-        Raises NameTaken, ChangedMeanwhile, or Outranked: members gain or lose gateways, so `by` must have at least the
-        capabilities of everyone added or removed. Members who stay do not matter.
+        Access to gateways changes from the members' next request on. Raises NameTaken, ChangedMeanwhile, or Outranked
+        unless `by` has at least the capabilities of everyone added or removed. Members who stay are not checked.
         """
         try:
             with transaction.atomic():
@@ -83,7 +83,7 @@ class Team(Versioned, models.Model):
         return bool(changes)
 
     def remove(self, *, by: Grantor | None) -> None:
-        """Delete the team; its members lose gateways that are open to it only.
+        """Delete the team; its members lose access to gateways that are open to this team only.
 
         Raises Outranked if any member has more capabilities than `by`.
         """
@@ -95,14 +95,15 @@ class Team(Versioned, models.Model):
 
 
 def _differences(before: list[str], after: list[str]) -> list[list[str]]:
-    """Return the members who left and those who joined; complete lists of a large team would fill the log."""
+    """Return the members who left and the members who joined; complete lists of a large team would fill the log."""
     return [sorted({*before} - {*after}), sorted({*after} - {*before})]
 
 
 def _must_match_all(by: Grantor | None, pks: Collection[UUID]) -> None:
-    """Raise Outranked unless `by` has at least these people's capabilities; their roles are locked in this transaction.
+    """Raise Outranked unless `by` has at least the capabilities of these people.
 
-    Lock order everywhere: first the team's row, then changes to people.
+    Takes the lock of `one_at_a_time`, so that their roles cannot change until the transaction ends. Lock the team's row
+    first, as everywhere.
     """
     if not pks:
         return

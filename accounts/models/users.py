@@ -51,9 +51,9 @@ from sso.browser_sessions import end_where_enforced
 if TYPE_CHECKING:
     from accounts.models.teams import Team
 
-GRANTS = Capability.PEOPLE_MANAGE  # Grants people roles, and is asked for capabilities.
+GRANTS = Capability.PEOPLE_MANAGE  # People with this capability give roles, and receive requests for capabilities.
 MOST_REQUESTS = 5  # Capabilities one person may request per day.
-INVITATION = timedelta(hours=72)  # How long the link of an invitation works.
+INVITATION = timedelta(hours=72)  # Lifetime of the link of an invitation.
 
 
 class UserManager(BaseUserManager["User"]):
@@ -68,8 +68,8 @@ class UserManager(BaseUserManager["User"]):
     ) -> "User":
         """Create a person without a password, in these teams; the invitation link lets them set one.
 
-        Raises EmailTaken, AlreadyInvited, or BeyondYours for a role with more capabilities than `by`, or than an API
-        key may give.
+        Raises EmailTaken, AlreadyInvited, BeyondYours if the role has more capabilities than `by`, or InvitesOthers if
+        `by` acts through an API key and the role could invite people.
         """
         email = email.strip().lower()
         with transaction.atomic():
@@ -97,9 +97,9 @@ class UserManager(BaseUserManager["User"]):
     def provision(
         self, *, email: str, display_name: str, role: Role, by: Grantor | None, is_active: bool = True
     ) -> "User":
-        """Create a person for a directory, without a password and without an invitation.
+        """Create a person at the request of a directory (SCIM), without a password and without an invitation.
 
-        Raises EmailTaken, or BeyondYours for a role with more capabilities than `by`.
+        Raises EmailTaken, or BeyondYours if the role has more capabilities than `by`.
         """
         email = email.strip().lower()
         with transaction.atomic():
@@ -144,8 +144,8 @@ class UserManager(BaseUserManager["User"]):
     def rescue(self, email: str, *, create: bool = False) -> "tuple[User, str]":
         """Make the person with this e-mail an active Super admin; for operators with shell access.
 
-        Returns the person, and their previous status in words. With `create`, a missing person is created. Links and
-        sessions of a deactivated person stay invalid. Raises User.DoesNotExist.
+        Returns the person, and a text with the previous role and status. With `create`, a missing person is created.
+        Links and sessions of a deactivated person stay invalid. Raises User.DoesNotExist.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -175,7 +175,7 @@ class UserManager(BaseUserManager["User"]):
 
 
 class User(Versioned, AbstractBaseUser):
-    """A person who signs in with an e-mail. Connections act as this person. Never deleted."""
+    """A person who signs in with an e-mail. Connections act as this person. Rows are never deleted."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     email = models.EmailField(max_length=254, unique=True)
@@ -183,7 +183,7 @@ class User(Versioned, AbstractBaseUser):
     is_active = models.BooleanField(default=True)
     is_staff = models.BooleanField(default=False)
     is_superuser = models.BooleanField(default=False)
-    # Signs in at the organisation's identity provider, so needs no password here to have joined.
+    # True if the person has signed in at the organisation's identity provider, and so has joined without a password.
     by_organisation = models.BooleanField(default=False, db_default=False)
     # An owner whose password works even while sign-in by the organisation is enforced (docs/decisions/0034).
     break_glass = models.BooleanField(default=False, db_default=False)
@@ -221,7 +221,7 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def status(self) -> str:
-        """Return `active`, `deactivated`, or before they joined: `invited`, `expired` or `revoked`.
+        """Return `active` or `deactivated`; for people who have not joined `invited`, `expired` or `revoked`.
 
         People managed by a directory, who have no password, are `provisioned` until they are invited or first sign in
         through the organisation.
@@ -247,7 +247,7 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def invitation_expires_at(self) -> datetime:
-        """Return when the invitation link expires."""
+        """Return the time when the invitation link expires."""
         return (self.invited_at or self.date_joined) + INVITATION
 
     @cached_property
@@ -263,7 +263,7 @@ class User(Versioned, AbstractBaseUser):
         self.password_changed_at = timezone.now()
 
     def _get_session_auth_hash(self, secret: str | bytes | None = None) -> str:
-        """Return the hash that sessions must match; it changes with the password and with the epoch."""
+        """Return the hash that sessions must match; it changes with the password and with `session_epoch`."""
         session_state = f"{self.password}:{self.session_epoch}"
         return salted_hmac("accounts.User.session", session_state, secret=secret, algorithm="sha256").hexdigest()
 
@@ -271,9 +271,10 @@ class User(Versioned, AbstractBaseUser):
     def changed_by(self, by: Grantor | None) -> Iterator["User"]:
         """Yield this person's current row, locked for a change in the block.
 
-        All checks of who may change whom are here. Raises Outranked unless `by` has at least this person's capabilities
-        (people may always change themselves); LastOwner, LastManager or LastBreakGlass if the block removes the last of
-        these; and NotByDirectory if a directory would change the last owner, even just their name.
+        Every check whether `by` may change this person is here. Raises Outranked unless `by` has at least this person's
+        capabilities (people may always change themselves); LastOwner, LastManager or LastBreakGlass if the block leaves
+        no owner, manager of people or break-glass owner; and NotByDirectory if a directory would change anything of the
+        last owner.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -298,7 +299,7 @@ class User(Versioned, AbstractBaseUser):
         return self.status == "active" and self.role is not None and self.role.is_owners
 
     def give_role(self, role: Role, *, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Give this person `role` as their only role from the next request; a person no longer owner loses break-glass.
+        """Set this person's role, from their next request on. A person who is no longer an owner loses break-glass.
 
         Raises BeyondYours, Outranked, LastOwner, LastManager, LastBreakGlass or ChangedMeanwhile.
         """
@@ -310,7 +311,7 @@ class User(Versioned, AbstractBaseUser):
             if present.is_superuser:  # Set by Django's createsuperuser; the role replaces it.
                 changes["is_superuser"] = [True, False]
             breaks = present.break_glass and role.is_owners
-            if present.break_glass and not breaks:  # Otherwise it would return when they become an owner again.
+            if present.break_glass and not breaks:  # Otherwise the flag would apply if they become an owner again.
                 changes["break_glass"] = [True, False]
             User.objects.filter(pk=self.pk).update(role=role, is_superuser=False, break_glass=breaks)
             if changes:
@@ -321,7 +322,7 @@ class User(Versioned, AbstractBaseUser):
         self.__dict__.pop("permissions", None)
 
     def set_staff(self, staff: bool, *, by: Grantor | None) -> None:
-        """Set or clear the staff flag, which opens the Django admin; the role decides what they see there.
+        """Set or clear the staff flag, which permits the Django admin; the person's role decides what is visible there.
 
         Raises NotStaff unless `by` is staff or an owner, or Outranked.
         """
@@ -335,10 +336,10 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
-        """Set or clear break-glass, which permits sign-in with a password although the provider is enforced.
+        """Set or clear break-glass, which permits sign-in with a password although the identity provider is enforced.
 
-        Clearing it ends the person's password sessions if their domain must sign in at the provider. Raises NotOwner
-        unless `by` is an owner, NotBreakGlass unless `can_break_glass`, LastBreakGlass, or Outranked.
+        Clearing the flag ends the person's password sessions if people of their domain must sign in at the provider.
+        Raises NotOwner unless `by` is an owner, NotBreakGlass unless `can_break_glass`, LastBreakGlass, or Outranked.
         """
         with self.changed_by(by) as present:
             actor = acting_now(by)
@@ -360,9 +361,9 @@ class User(Versioned, AbstractBaseUser):
         return self.is_owner and self.has_usable_password() and factors.exists()
 
     def renew_invitation(self, *, by: Grantor | None) -> None:
-        """Invalidate the invitation's links, so that a new one can be sent; also after it was revoked.
+        """Invalidate the links of the invitation, so that a new link can be sent, even if the invitation was revoked.
 
-        Raises AlreadyJoined, or Outranked: the link gives access as that person.
+        Raises AlreadyJoined, or Outranked, because the new link gives access as this person.
         """
         self._change_invitation(Action.USER_INVITATION_RENEWED, by, is_active=True, invited_at=timezone.now())
 
@@ -401,15 +402,15 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(Action.USER_JOINED, self, by=self)
 
     def must_be_resettable(self, *, by: Grantor | None) -> None:
-        """Raise NotActive unless this person has a password to reset, or Outranked."""
+        """Raise NotActive unless this person is active, or Outranked if `by` may not change them."""
         with self.changed_by(by) as present:
             if present.status != "active":
                 raise NotActive(NotActive.__doc__)
 
     def note_password_link(self, *, by: Grantor | None) -> int:
-        """Record that a password link was created, and return how many hours it works.
+        """Record that a password link was created, and return the number of hours for which it is valid.
 
-        Raises NotActive for a deactivated person, or Outranked: the link gives access as that person.
+        Raises NotActive for a deactivated person, or Outranked, because the link gives access as this person.
         """
         with self.changed_by(by) as present:
             if not present.is_active:
@@ -424,12 +425,12 @@ class User(Versioned, AbstractBaseUser):
     def deactivate(self, *, by: Grantor | None) -> bool:
         """Deactivate this person: sessions end, agents and apps get 401. Return False if they were inactive already.
 
-        Nothing is revoked. Raises Outranked, LastOwner or LastManager.
+        Tokens and connections are not revoked. Raises Outranked, LastOwner or LastManager.
         """
         return self._set_active(False, by)
 
     def reactivate(self, *, by: Grantor | None) -> bool:
-        """Reactivate this person; their tokens work again. Return False if active already. Raises Outranked."""
+        """Reactivate this person; their tokens work again. Return False if already active. Raises Outranked."""
         return self._set_active(True, by)
 
     def _set_active(self, active: bool, by: Grantor | None) -> bool:
@@ -440,16 +441,16 @@ class User(Versioned, AbstractBaseUser):
                 action = Action.USER_REACTIVATED if active else Action.USER_DEACTIVATED
                 Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
             elif not active and not getattr(by, "is_directory", False):
-                # An administrator repeats a directory's deactivation: the directory can no longer undo it.
+                # An administrator confirms a directory's deactivation: the directory can no longer undo it.
                 User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
         self.is_active = active
         return changed
 
     def end_access(self, *, by: Grantor | None) -> None:
-        """Deactivate this person, and remove password, invitation, link to the organisation, flags and teams.
+        """Deactivate this person, and remove password, invitation, organisation sign-in, flags and teams.
 
-        Flags are staff and break-glass. Anyone who later gets this account starts afresh. Raises Outranked, LastOwner,
-        LastManager or LastBreakGlass.
+        The flags are staff and break-glass. If the account is given to somebody later, it has none of these. Raises
+        Outranked, LastOwner, LastManager or LastBreakGlass.
         """
         with self.changed_by(by) as present:
             self.deactivate(by=by)
@@ -485,12 +486,12 @@ class User(Versioned, AbstractBaseUser):
         self.save(update_fields=["log_look"])
 
     def dismiss_notices(self, until: datetime) -> None:
-        """Dismiss the notices up to this time; later ones are still shown."""
+        """Dismiss the notices up to `until`; later notices are still shown."""
         self.notices_read_at = min(until, timezone.now())
         self.save(update_fields=["notices_read_at"])
 
     def ask_for(self, capability: Capability) -> bool:
-        """Ask the people who manage people for a capability; they are notified (attention.matters).
+        """Record a request for a capability. People with PEOPLE_MANAGE are notified (attention.matters).
 
         Return False, and do nothing, if this person has it, has asked for it within a day, or has asked for
         MOST_REQUESTS capabilities within a day.
@@ -505,7 +506,7 @@ class User(Versioned, AbstractBaseUser):
         return True
 
     def decline_request(self, capability: Capability, *, by: Grantor | None) -> bool:
-        """Decline this person's request. Return False if it is not open."""
+        """Decline this person's request for `capability`. Return False if there is no open request for it."""
         with transaction.atomic():
             self.lock()
             is_open = capability in dict(self.open_requests())
@@ -515,17 +516,17 @@ class User(Versioned, AbstractBaseUser):
         return is_open
 
     def open_requests(self) -> list[tuple[Capability, datetime]]:
-        """Return the capabilities this person requested in the last week and still lacks, with times."""
+        """Return the capabilities this person requested in the last week and still lacks, with the time of request."""
         asked = still_open(requests(of=self))
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 
     def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
-        """Return whether the person requested it within a day, and when their last request was declined, or None."""
+        """Return True if the person requested `capability` in the last day, and the time of a refusal or None."""
         return state_of(capability, requests(of=self))
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """Return this person's capabilities while active."""
+        """Return the capabilities of this person's role (all for a superuser), even while the person is inactive."""
         return frozenset(capability for capability in Capability if self.is_superuser or capability in self.permissions)
 
     def editable(self) -> dict[str, Any]:
@@ -533,9 +534,9 @@ class User(Versioned, AbstractBaseUser):
         return {"email": self.email, "display_name": self.display_name, "role": role, "is_active": self.is_active}
 
     def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Change name and e-mail. Ends sessions begun with a password if the new address may not use passwords.
+        """Change name and e-mail. Ends password sessions if people with the new address must sign in at the provider.
 
-        Raises EmailTaken, ChangedMeanwhile, or Outranked: the owner of the mailbox can reset the password.
+        Raises EmailTaken, ChangedMeanwhile, or Outranked, because the owner of the mailbox can reset the password.
         """
         new_values = {"email": email.strip().lower(), "display_name": display_name.strip()}
         changes = {
@@ -554,7 +555,7 @@ class User(Versioned, AbstractBaseUser):
         self.refresh_from_db(fields=list(new_values))
 
     def lock(self) -> "User":
-        """Return the current row, locked until the transaction ends. Takes the lock on changes to people first."""
+        """Return the current row, locked until the transaction ends, after taking the lock of `one_at_a_time`."""
         one_at_a_time()
         return User.objects.select_for_update(of=("self",)).get(pk=self.pk)
 

@@ -11,13 +11,13 @@ from auditlog.models import Actor, Call, Event
 from auditlog.versions import Seen, Versioned
 from ui import databases
 
-LEAST_PAYLOAD, MOST_PAYLOAD = 256, 64 * 1024  # Limits of the recorded bytes per message.
+LEAST_PAYLOAD, MOST_PAYLOAD = 256, 64 * 1024  # The least and the most bytes per message that can be chosen.
 
-RETENTION_NOTICE = timedelta(days=1)  # How long before a shorter retention takes effect.
+RETENTION_NOTICE = timedelta(days=1)  # Time until a shorter retention takes effect.
 
 
 class Dropping(NamedTuple):
-    """A pending shorter retention (days): at `at`, about `calls` calls older than `before` are dropped."""
+    """A pending shorter retention of `days`: at `at`, about `calls` calls older than `before` are dropped."""
 
     days: int
     at: datetime
@@ -76,7 +76,7 @@ class WorkspaceSettings(Versioned, models.Model):
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
         """Change settings from the next request, and record the changes. Raises ChangedMeanwhile.
 
-        A shorter log retention takes effect a day later and can be revoked until then; a longer one revokes it.
+        A shorter log retention takes effect a day later and can be revoked until then; a longer retention revokes it.
         """
         with transaction.atomic():
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)
@@ -97,7 +97,7 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @property
     def dropping(self) -> Dropping | None:
-        """Return the pending shorter retention and what it will drop, or None if none is pending."""
+        """Return the pending shorter retention with the calls it will drop, or None if none is pending."""
         if self.shorter_retention_days is None or self.shorter_retention_at is None:
             return None
         days, at = self.shorter_retention_days, self.shorter_retention_at

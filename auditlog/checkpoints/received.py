@@ -19,15 +19,15 @@ from ui.rest import stamp
 # For each log, the database column of each field of a line.
 FIELDS = {"call": EXPORT_COLUMNS | dict(zip(PAYLOADS, PAYLOADS, strict=True)), "event": EVENT_EXPORT_COLUMNS}
 AT = {"call": "created_at", "event": "time"}
-# For each log, the kinds of checkpoints that cover new rows, and the state field with the last id they cover.
+# For each log, the kinds of checkpoints that cover new rows, and the field of a checkpoint with the last covered id.
 STATES = {"call": (("first", "near"), "near_to"), "event": (("events",), "events_to")}
 NESTED = {*PAYLOADS, "changes"}
 ADDRESSES = {"client_ip", "ip"}
-LATE = timedelta(minutes=30)  # After this long, a sink has also received calls longer than NEAR.
+LATE = timedelta(minutes=30)  # Time after which a sink has also received calls longer than NEAR.
 
 
 class ReceivedRow(NamedTuple):
-    """One row as a sink received it: its time, its end (calls), its fields, and their digest."""
+    """One row as a sink received it: time, end time (of a call), names of the fields, and digest of the fields."""
 
     at: datetime
     ended: datetime
@@ -37,7 +37,7 @@ class ReceivedRow(NamedTuple):
 
 @dataclass
 class Received:
-    """Lines received by a sink: the time of each checkpoint by number and body, and rows not compared yet.
+    """The lines received by a sink: the time of each checkpoint by number and body, and the rows not compared yet.
 
     Checkpoints made after `until` are left out.
     """
@@ -49,7 +49,7 @@ class Received:
 
     @classmethod
     def read(cls, lines: Iterable[str], until: datetime | None = None) -> Received:
-        """Read JSON lines. Raises ValueError, KeyError, TypeError or AttributeError for lines no sink received."""
+        """Read JSON lines. Raises ValueError, KeyError, TypeError or AttributeError for lines in another format."""
         received = cls(until)
         known: dict[tuple[str, ...], tuple[str, ...]] = {}
         for line in lines:
@@ -58,9 +58,9 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by checkpoint number, the id after which the file must contain every row of `log` it covers.
+        """Return, by checkpoint number, the id after which the file must contain every row of `log` in the checkpoint.
 
-        A file may start, or resume after a gap, between the rows of a checkpoint; earlier rows are not required.
+        A file may start, or resume after a gap, between the rows of a checkpoint; rows before that are not required.
         """
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}
@@ -77,7 +77,7 @@ class Received:
         return first_required_ids
 
     def is_same(self, log: str, row: Mapping[str, Any]) -> bool | None:
-        """Remove the received row and return whether it equals this one; None if it was not received."""
+        """Remove the received copy of `row`, and return True if it equals `row`; None if `row` was not received."""
         line = self.rows[log].pop(row["uid"], None)
         return None if line is None else line.digest == _digest(_told(row, FIELDS[log], line.fields))
 
@@ -86,7 +86,7 @@ class Received:
         return max(self.checkpoints.values(), default=None)
 
     def may_come(self, row: Mapping[str, Any]) -> bool:
-        """True if the sink may receive this call after its checkpoint, because the call was long and ended recently."""
+        """True if the sink may still receive this call, because the call was long and ended recently."""
         ended = row.get("recorded_at")
         if ended is None or ended - row["created_at"] <= NEAR:
             return False

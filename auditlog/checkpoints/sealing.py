@@ -1,9 +1,9 @@
 """Make signed checkpoints of the rows the logs received since the last checkpoint, in one process.
 
-A checkpoint covers rows of one kind, from the end of the one before to an id up to which the log is complete
+A checkpoint covers rows of one kind, from the end of the previous checkpoint to an id up to which the log is complete
 (auditlog.replica): `near` calls, `late` calls (older than NEAR when they arrived, as in roll-ups and sinks), and
-`events`. A checkpoint of kind `dropped` covers no rows; it names the partitions that retention drops. Each contains the
-digest of the one before, so that none can be removed or inserted.
+`events`. A checkpoint of kind `dropped` covers no rows; it names the partitions that retention drops. Each checkpoint
+contains the digest of the previous one, so that none can be removed or inserted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ui.sealing import cipher
 
 # Merkle trees (RFC 9162, section 2.1), and the leaf of a log row.
 
-# The columns in a leaf, by version. A column that is added later needs a new version; existing checkpoints name the
-# version they were made with.
+# The columns in a leaf, by version. A column that is added later needs a new version; each checkpoint names the version
+# with which it was made.
 CALL_COLUMNS: dict[int, tuple[str, ...]] = {
     1: (
         *("id", "uid", "created_at", "correlation_id", "method", "feature_type", "feature_name", "outcome"),
@@ -53,7 +53,7 @@ EVENT_COLUMNS: dict[int, tuple[str, ...]] = {
     )
 }
 NEWEST_OF_EVENTS = max(EVENT_COLUMNS)
-AS_TEXT = {"client_ip", "request_payload", "response_payload", "ip", "changes"}  # As PostgreSQL formats them.
+AS_TEXT = {"client_ip", "request_payload", "response_payload", "ip", "changes"}  # Read as text, cast by PostgreSQL.
 UID, DIGEST = 16, 32
 CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
 
@@ -72,7 +72,7 @@ class Leaf(NamedTuple):
 def columns_of(
     version: int, as_text: Collection[str] = AS_TEXT, columns: Mapping[int, tuple[str, ...]] = CALL_COLUMNS
 ) -> str:
-    """Return a version's columns for a SELECT, those in `as_text` cast to text by PostgreSQL."""
+    """Return the columns of a version for a SELECT; PostgreSQL casts the columns in `as_text` to text."""
     return ", ".join(f"{name}::text AS {name}" if name in as_text else name for name in columns[version])
 
 
@@ -92,7 +92,7 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
     """Return the Merkle tree hash of these entries: MTH of RFC 9162, section 2.1.1."""
     if not leaves:
         return sha256().digest()
-    # Subtrees from left to right, each at least twice as large as the next; two of equal size are merged.
+    # Subtrees from left to right, each at least twice as large as the next; two subtrees of equal size are merged.
     stack: list[tuple[int, bytes]] = []
     for entry in leaves:
         size, node = 1, sha256(b"\x00" + entry).digest()
@@ -113,7 +113,7 @@ TABLE = Call._meta.db_table
 
 
 def _texts(model: type[Model]) -> set[str]:
-    """Return the columns to select as text: also UUIDs, which are the same in JSON and slow to parse."""
+    """Return the columns to select as text: AS_TEXT, and UUIDs, which JSON has as text anyway and are slow to parse."""
     return AS_TEXT | {
         str(field.column)
         for field in model._meta.concrete_fields
@@ -147,7 +147,7 @@ class _Leaves(NamedTuple):
 
 
 def keep_up(most: int = 100) -> int:
-    """Make up to `most` checkpoints that are due, and return how many rows they cover.
+    """Make up to `most` checkpoints that are due, and return the number of covered rows.
 
     Stops early if another process makes checkpoints, or a writer does not finish within WRITERS_S.
     """
@@ -163,10 +163,11 @@ def keep_up(most: int = 100) -> int:
 
 
 def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> int:
-    """Drop partitions with only calls older than `limit`, pass each to `note`, and return how many.
+    """Drop partitions with only calls older than `limit`, pass each to `note`, and return the number of partitions.
 
-    Only the table's owner can do this. A checkpoint records the drop first; `verify_log` reports a partition missing
-    without one. The digests of the rows are deleted too. The checkpoints stay: each is needed to prove the next.
+    Only the table's owner can do this. A checkpoint records the drop first; `verify_log` reports missing partitions
+    that no checkpoint records. The digests of the dropped rows are deleted too. Checkpoints are not deleted, because
+    each is needed to prove the next.
     """
     kept_from = _seal_drop(limit)
     dropped = Call.partitions.drop_before(limit, note)
@@ -228,17 +229,17 @@ def _newest() -> Body | None:
 
 
 def _oldest_partition() -> str:
-    """Return the start of the oldest partition: earlier releases did not seal drops."""
+    """Return the start of the oldest partition, because earlier releases did not record drops in checkpoints."""
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()
 
 
 def _first(cursor: Any) -> Body:
-    """Return the first checkpoint. It covers no existing calls, but all admin events."""
+    """Return the first checkpoint. Existing calls are covered by no checkpoint, admin events by the next ones."""
     now, last = timezone.now(), newest_id(cursor, TABLE)
     covers = {"from": now - NEAR, "before": None, "after_id": last, "upto_id": last}
     state = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}
-    # No sealed row was dropped yet. A call that began before today may still arrive and create its partition.
+    # No covered row was dropped yet. A call that began before today may still arrive and create a partition.
     state |= {"events_to": 0, "kept_from": min(_oldest_partition(), (now - LATEST).isoformat())}
     return {"number": 1, "kind": "first", "previous": "", **covers, **state}
 
@@ -258,7 +259,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
-    # With more rows left, the next one's time is unknown, except that it is later than the previous checkpoint's.
+    # If more rows are left, the time of the next row is only known to be later than that of the previous checkpoint.
     at = before["near_at"] if row else now
     covers = {"from": since, "after_id": after, "upto_id": upto}
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}
@@ -299,7 +300,7 @@ def _read(cursor: Any, statement: str, parameters: list[Any]) -> _Leaves:
 def _keep(body: Body, leaves: _Leaves) -> Body:
     packed = leaves.packed
     body = {"columns": NEWEST, "version": 1, "rows": len(packed), "root": root_of(packed).hex(), **body}
-    # When calls up to this time are dropped, the digests may be deleted; those of admin events never.
+    # When calls up to this time are dropped, their digests may be deleted. Digests of admin events are never deleted.
     forget_at = span_of_uid(UUID(bytes=max(packed)[:UID]))[0] if packed and body["kind"] != "events" else None
     body |= {"sealed_at": timezone.now(), "oldest_at": leaves.oldest, "newest_at": forget_at or leaves.newest}
     key = signing_key()
@@ -316,7 +317,7 @@ def _keep(body: Body, leaves: _Leaves) -> Body:
 
 
 def signing_key() -> Ed25519PrivateKey:
-    """Return the key of GATEWAY_CHECKPOINT_KEY, or one generated once and stored encrypted in the database."""
+    """Return the key of GATEWAY_CHECKPOINT_KEY, otherwise a key generated once and stored encrypted in the database."""
     if settings.CHECKPOINT_KEY:
         return Ed25519PrivateKey.from_private_bytes(settings.CHECKPOINT_KEY)
     kept = CheckpointKey.objects.first()

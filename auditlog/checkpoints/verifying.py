@@ -1,6 +1,6 @@
 """Compare both logs with their checkpoints, and with a sink's copy, and report every difference.
 
-It needs only a database to read and the public key, not a running gateway.
+The comparison needs only read access to a database and the public key, not a running gateway.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from auditlog.replica import LATEST, newest_id
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
-UNSEALED = timedelta(minutes=15)  # A running gateway seals within a minute.
-# By kind of checkpoint, the field of the previous one with the last id sealed before.
+UNSEALED = timedelta(minutes=15)  # Longer waits are reported; a running gateway covers rows within a minute.
+# By kind of checkpoint, the field of the previous checkpoint with the last id covered so far.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 
@@ -42,7 +42,7 @@ class LogPeriod(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A difference from what was sealed, and the period it leaves unproved; `uid` is set if it concerns one row."""
+    """A difference from the checkpoints, and the period it leaves unproved; `uid` is set if it is about one row."""
 
     what: str
     uid: UUID | None
@@ -54,9 +54,9 @@ class Finding(NamedTuple):
 class Report:
     """Result of a comparison.
 
-    `calls` and `events` match their checkpoints, `uncovered` are in no checkpoint yet or predate the first, and
-    `dropped` were removed with their partitions, from before `kept_from`. `unsealed` are the periods of the uncovered
-    rows, by log, `late` the periods in which rows waited long for a checkpoint.
+    These are numbers of rows: `calls` and `events` match their checkpoints, `uncovered` are in no checkpoint yet or are
+    older than the first, and `dropped` were removed with partitions from before `kept_from`. `unsealed` are the periods
+    of the uncovered rows, by log; `late` are the periods in which rows waited long for a checkpoint.
     """
 
     checkpoints: int = 0
@@ -74,12 +74,12 @@ class Report:
         self.findings.append(Finding(what, uid, sentence, unproved))
 
     def unproved(self) -> list[LogPeriod]:
-        """Return the periods that the findings leave unproved, sorted; those less than ROUGHLY apart are merged."""
+        """Return the periods that the findings leave unproved, sorted; periods less than ROUGHLY apart are merged."""
         return merged(one.unproved for one in self.findings)
 
 
 def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
-    """Sort the periods, and merge those less than ROUGHLY apart."""
+    """Return the periods sorted, with periods less than ROUGHLY apart merged."""
     joined: list[LogPeriod] = []
     for span in sorted(spans):
         if joined and span.since - ROUGHLY <= joined[-1].until:
@@ -91,9 +91,9 @@ def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
 
 @dataclass
 class SignedCheckpoint:
-    """A checkpoint with a valid signature, and once opened, the digests of its rows not yet matched.
+    """A checkpoint with a valid signature. After `open`, `leaves` are the digests of its rows not yet matched.
 
-    `after` is the time of the checkpoint before.
+    `after` is the time of the previous checkpoint.
     """
 
     body: dict[str, Any]
@@ -117,7 +117,7 @@ class SignedCheckpoint:
 
     @property
     def span(self) -> LogPeriod:
-        """Return the period in which its rows were made."""
+        """Return the period in which the covered rows were made."""
         oldest = self.body.get("oldest_at")
         return LogPeriod(datetime.fromisoformat(oldest) if oldest else self.after, self.sealed_at)
 
@@ -128,7 +128,7 @@ class SignedCheckpoint:
         return since <= at < (datetime.fromisoformat(before) if before else END)
 
     def open(self, report: Report) -> dict[UUID, bytes] | None:
-        """Return the digests of its rows if they match the signature; None if they were deleted with their rows."""
+        """Return the digests of the covered rows; None if they were deleted or do not match the signature."""
         if not self.is_open:
             self.is_open = True
             kept = Checkpoint.objects.values_list("leaves", flat=True).get(pk=self.number)
@@ -139,7 +139,7 @@ class SignedCheckpoint:
         return self.leaves
 
     def _must_have_leaves(self, kept_from: datetime) -> bool:
-        """True if the checkpoint must still have its digests: they are deleted only with the last of their rows."""
+        """True if the checkpoint must still have its digests, because its last row has not been dropped yet."""
         newest = self.body["newest_at"]
         return newest is not None and (self.kind == "events" or datetime.fromisoformat(newest) >= kept_from)
 
@@ -153,7 +153,7 @@ class SignedCheckpoint:
 
 
 class CheckpointIndex:
-    """Finds the checkpoint of a row by its id; `newest` is the newest id the log assigned."""
+    """Finds the checkpoint of a row by the row's id; `newest` is the last id that the database assigned."""
 
     def __init__(self, sealed: Sequence[SignedCheckpoint], newest: int) -> None:
         self._sealed = sealed
@@ -162,11 +162,11 @@ class CheckpointIndex:
 
     @property
     def last(self) -> int:
-        """Return the last sealed id."""
+        """Return the last id that a checkpoint covers; 0 without checkpoints."""
         return int(self._ends[-1]) if self._ends else 0
 
     def find(self, number: int) -> SignedCheckpoint | None:
-        """Return the checkpoint that covers this id, or None if it is before the first, after the last or in a gap."""
+        """Return the checkpoint that covers the id `number`, or None if no checkpoint does."""
         place = bisect_left(self._ends, number)
         return (
             self._sealed[place] if place < len(self._sealed) and number > self._sealed[place].body["after_id"] else None
@@ -174,7 +174,7 @@ class CheckpointIndex:
 
 
 class CallPlaces(CheckpointIndex):
-    """Finds the checkpoint of a call by its id and date."""
+    """Finds the checkpoint of a call by the call's id and date."""
 
     def __init__(self, sealed: Sequence[SignedCheckpoint], newest: int) -> None:
         super().__init__([one for one in sealed if one.kind in ("first", "near")], newest)
@@ -182,9 +182,9 @@ class CallPlaces(CheckpointIndex):
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
 
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
-        """Return the row's checkpoint. If it has none, return True if that is legitimate, otherwise False.
+        """Return the row's checkpoint. For a row without a checkpoint return True if that is legitimate, else False.
 
-        A row may have none if it predates the first checkpoint, or if its checkpoint is not made yet or is missing.
+        A row may have none if it is older than the first checkpoint, or if its checkpoint is not made yet or missing.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)
@@ -198,10 +198,11 @@ class CallPlaces(CheckpointIndex):
         return bool(at >= self._oldest)
 
     def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
-        """True if a row whose id is in no range is legitimate.
+        """True if a row whose id no checkpoint covers is legitimate.
 
-        Rows with ids up to that of the first checkpoint are older than it. Rows after the last are newer, and the next
-        checkpoint covers them; one recorded before the last checkpoint, or with an id never assigned, was added later.
+        Rows with ids up to the first checkpoint's must be older than that checkpoint. Rows with higher ids than the
+        last checkpoint's must be newer; the next checkpoint covers them. A row with a higher id that was recorded
+        before the last checkpoint, or whose id was never assigned, was added later.
         """
         if not self._sealed:
             return True
@@ -215,7 +216,7 @@ class CallPlaces(CheckpointIndex):
 
 
 class EventPlaces(CheckpointIndex):
-    """Finds the checkpoint of an admin event; all events are sealed, from the first."""
+    """Finds the checkpoint of an admin event. Checkpoints cover all events from the first."""
 
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
         return self.find(row["id"]) or 0 < row["id"] <= self.newest
@@ -227,11 +228,11 @@ def verify(
     until: datetime | None = None,
     received: Received | None = None,
 ) -> Report:
-    """Compare calls dated from `since` to before `until`, and all admin events, with the checkpoints, in one snapshot.
+    """Compare calls from `since` until before `until`, and all admin events, with the checkpoints, in one snapshot.
 
     `keys` are the trusted public keys (32 bytes each). Without them, the keys named in the checkpoints are used, which
-    does not detect rows that were changed and signed again with another key. Rows that a sink `received` must equal
-    those here, whichever key signed them, and the sink must have all rows that its checkpoints cover.
+    does not detect rows that were changed and signed again with another key. Rows that a sink `received` must equal the
+    rows in the database, whichever key signed them, and the sink must have all rows that its checkpoints cover.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")
@@ -258,7 +259,7 @@ def compare(cursor: Any, keys: Sequence[bytes] | None, span: LogPeriod, received
 
 
 def _chain(report: Report, keys: Sequence[bytes] | None) -> list[SignedCheckpoint]:
-    """Return the checkpoints with a valid signature, in order, and report what is wrong with the others."""
+    """Return the checkpoints with a valid signature, in order, and report the faults of the other checkpoints."""
     sealed: list[SignedCheckpoint] = []
     broken: list[str] = []
     previous, expected, after = "", 1, BEGINNING
@@ -279,7 +280,7 @@ def _chain(report: Report, keys: Sequence[bytes] | None) -> list[SignedCheckpoin
 def _break(
     one: Checkpoint, body: dict[str, Any] | None, sealed: Sequence[SignedCheckpoint], previous: str, expected: int
 ) -> str | None:
-    """Return what is wrong with this checkpoint, or with its link to the one before."""
+    """Return a sentence on the fault of this checkpoint or of its link to the previous one; None if there is none."""
     name = f"Checkpoint {one.number}"
     if body is None:
         return f"{name} was rewritten: its signature is invalid, or made with another key."
@@ -312,7 +313,10 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
 
 
 def _kept_from(sealed: Sequence[SignedCheckpoint]) -> datetime:
-    """Return the start of retained calls, as sealed. Earlier releases did not seal what was dropped."""
+    """Return the start of the retained calls according to the checkpoints, or of the oldest partition.
+
+    Checkpoints of earlier releases do not contain this time.
+    """
     said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]
     starts = Call.partitions.starts()
     return max(said) if said else midnight(starts[0]) if starts else BEGINNING
@@ -351,7 +355,7 @@ class _Comparison:
     ) -> None:
         """Compare the rows of one log."""
         first_required_ids = self._received.first_required_ids(log)
-        # Periods of rows without a checkpoint: True for rows after the last one, False for others.
+        # Periods of rows without a checkpoint; the key is True for rows after the last checkpoint, False for others.
         outside: dict[bool, LogPeriod] = {}
         for row in rows:
             place = places.of(row)
@@ -373,7 +377,7 @@ class _Comparison:
             one.leaves = None
 
     def leftovers(self) -> None:
-        """Report rows that were received and are not in the database."""
+        """Report rows that the sink received and that are not in the database."""
         named = {one.uid for one in self._report.findings}
         last = self._span.until if self._span.until == END else self._span.until - ROUGHLY
         for log, lines in self._received.rows.items():

@@ -1,8 +1,8 @@
 """Update the roll-ups with new rows of the log, in small steps outside the request path.
 
-Each step is one transaction that locks the row of RollupState: only one process counts, and its progress and counts are
-committed together. Rows are counted by id and may become visible in any order: an id is used as the last one only when
-every transaction that was writing to the log at that time has ended, so no row is missed or counted twice
+Each step is one transaction that locks the row of RollupState, so that only one process counts, and progress and counts
+are committed together. Rows are counted by id but may become visible in any order. So a step counts only up to an id
+for which every transaction that was writing to the log has ended, and no row is missed or counted twice
 (docs/decisions/0029-roll-ups-counted-by-id.md).
 """
 
@@ -34,13 +34,13 @@ from auditlog.rollups.schema import (
 )
 from ui import databases
 
-STEP = 20_000  # Rows of the log counted per transaction, or slightly more.
-OLD_STEP = 60_000  # For rows from before counting began: days are completed in fewer steps.
-# Rows up to NEAR old when they are committed are counted at once, older ones every LATE_EVERY.
+STEP = 20_000  # Rows of the log to count per transaction; some transactions count slightly more.
+OLD_STEP = 60_000  # The same for rows from before counting began; larger, so that a day takes fewer steps.
+# Rows up to NEAR old when they are committed are counted at once, older rows every LATE_EVERY.
 NEAR = timedelta(hours=1)
 LATE_EVERY = timedelta(minutes=15)
-WRITERS_S = 1.0  # How long a step waits for writers.
-AGAIN_AFTER = timedelta(seconds=3)  # Skip if another process has just counted.
+WRITERS_S = 1.0  # Seconds that a step waits for writers.
+AGAIN_AFTER = timedelta(seconds=3)  # Do not count again if another process has counted within this time.
 
 NTH_OLDER = "SELECT created_at FROM auditlog_call WHERE created_at < %s ORDER BY created_at DESC OFFSET %s LIMIT 1"
 
@@ -48,9 +48,10 @@ type Condition = tuple[str, list[Any]]
 
 
 def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
-    """Count new rows for about `seconds`, and return how many rows were counted.
+    """Count new rows for about `seconds`, and return the number of counted rows.
 
-    Does nothing while another process counts, or shortly after it did unless `even_if_fresh`.
+    Does nothing while another process counts. Unless `even_if_fresh`, also does nothing if another process has just
+    counted.
     """
     end, counted = time.monotonic() + seconds, 0
     if not even_if_fresh and _is_fresh():
@@ -64,9 +65,9 @@ def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
 
 
 def drop_before(limit: date) -> int:
-    """Delete the roll-ups of calls that retention before `limit` will drop, and return how many were deleted.
+    """Delete the roll-ups of calls that retention before `limit` will drop, and return the number of deleted rows.
 
-    Call it before the partitions are dropped: until then these calls are counted from the log.
+    Call this before the partitions are dropped; until then these calls are counted from the log.
     """
     begin = Call.partitions.kept_from(limit)
     with transaction.atomic(), _state() as state:
@@ -83,7 +84,7 @@ def _delete_outdated(state: RollupState, grain: Grain) -> int:
 
 
 def days_left() -> int:
-    """Return how many days of the log are still to be counted after an upgrade."""
+    """Return the number of days of the log that are still to be counted after an upgrade; 0 if none."""
     state = RollupState.objects.first()
     if state is None or state.counted_from <= BEGINNING:
         return 0
@@ -102,14 +103,14 @@ def _is_fresh() -> bool:
 
 @contextmanager
 def _state() -> Iterator[RollupState | None]:
-    """Yield the state, locked until the transaction ends; None if another process holds it or counting cannot start."""
+    """Yield the state, locked until the transaction ends; None if another process locks it or counting cannot start."""
     if not RollupState.objects.exists():
         _begin()
     yield RollupState.objects.select_for_update(skip_locked=True).first()
 
 
 def _begin() -> None:
-    """Start counting: new rows from now, existing ones later, newest first."""
+    """Start counting: new rows from now on; existing rows later, newest first."""
     last = _last_id()
     if last is None:
         return
@@ -130,19 +131,19 @@ def _begin() -> None:
 
 
 def _floors(now: datetime) -> dict[str, datetime]:
-    """Return the start of each grain with limited retention, by field name."""
+    """Return the start of the roll-ups of each grain with limited retention, by name of the RollupState field."""
     return {grain.floor: (DAYS if grain is HOURS else HOURS).begin(now - grain.kept) for grain in GRAINS if grain.kept}
 
 
 def _last_id() -> int | None:
-    """Return an id up to which every row is visible or never will be, or None if a writer takes too long."""
+    """Return an id up to which all rows are visible or rolled back, or None if a writer takes too long."""
     with connection.cursor() as cursor:
         return last_id(cursor, Call._meta.db_table, wait=WRITERS_S)
 
 
 @transaction.atomic
 def _count_new() -> tuple[int, bool]:
-    """Count the newest rows; return how many, and whether there are more."""
+    """Count the newest rows; return the number of counted rows, and True if there are more to count."""
     with _state() as state:
         last = None if state is None else _last_id()
         if state is None or last is None or last <= state.counted_to:
@@ -160,7 +161,7 @@ def _count_new() -> tuple[int, bool]:
 
 @transaction.atomic
 def _count_late() -> tuple[int, bool]:
-    """Count rows that were older than NEAR when they arrived, if it is time, and advance `near_from`."""
+    """If LATE_EVERY has passed, count rows that were older than NEAR when they arrived, and advance `near_from`."""
     with _state() as state:
         now = databases.database_now()
         if state is None or now - state.near_from < NEAR + LATE_EVERY:
@@ -172,14 +173,14 @@ def _count_late() -> tuple[int, bool]:
         for name, floor in _floors(now).items():
             setattr(state, name, max(getattr(state, name), floor))
         state.save()
-        for grain in (MINUTES, RECENT_HOURS):  # Deleted often, since they are many.
+        for grain in (MINUTES, RECENT_HOURS):  # These have many rows, so outdated ones are deleted often.
             _delete_outdated(state, grain)
         return counted, False
 
 
 @transaction.atomic
 def _count_old() -> tuple[int, bool]:
-    """Count some rows from before counting began, newest first; return how many, and whether there are more."""
+    """Count some rows from before counting began, newest first; return their number, and True if there are more."""
     with _state() as state:
         if state is None or state.counted_from <= BEGINNING:
             return 0, False
@@ -195,7 +196,7 @@ def _count_old() -> tuple[int, bool]:
 
 
 def _add(state: RollupState, rows: Condition) -> int:
-    """Add these rows to the roll-ups of all grains, and return how many there were."""
+    """Add these rows of the log to the roll-ups of all grains, and return the number of rows."""
     counted = 0
     with connection.cursor() as cursor:
         for grain, statement in _STATEMENTS:
@@ -208,7 +209,7 @@ def _statement(grain: Grain) -> str:
     known = [name for name in DIMENSIONS if any(name in cube for cube in grain.cubes)]
     keys = ", ".join((*ENDS, *known))
     sets = ", ".join(f"(at, {', '.join((*ENDS, *cube))})" for cube in grain.cubes)
-    # `grouping` is 1 for a column outside the combination.
+    # `grouping` is 1 for a column that is not in the combination.
     cube = " + ".join(f"{cube_number([name])} * (1 - grouping({name}))" for name in known)
     numbers = ", ".join(f"nullif(sum(n) FILTER (WHERE class = {n}), 0)" for n in range(len(CLASS_COLUMNS)))
     added = ", ".join(

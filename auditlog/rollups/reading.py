@@ -1,7 +1,8 @@
-"""Answer from the roll-ups, and from the log where they do not reach, with the same numbers as counting the log.
+"""Answer from the roll-ups, and from the log where there are none, with the same numbers as counting the log.
 
-A period is cut into whole days, hours and minutes, where these are kept. The rest at both ends, and calls since the
+A period is cut into whole days, hours and minutes for which roll-ups exist. The rest at both ends, and calls since the
 last count, are counted from the log. A period up to now is not cut at its end: the current day is read whole.
+
 Everything is read in one database snapshot.
 """
 
@@ -30,15 +31,15 @@ from auditlog.rollups.schema import (
     quantile,
 )
 
-# Limits on the rows and the period an answer may count from the log; beyond them there is no answer.
+# Limits on the rows and the period that may be counted from the log for an answer; beyond them there is no answer.
 MOST_FROM_LOG = 60_000
-LONGEST_FROM_LOG = timedelta(hours=48)  # The ends of periods kept by day only.
+LONGEST_FROM_LOG = timedelta(hours=48)  # Enough for both ends of a period with roll-ups by day only.
 A_MOMENT = timedelta(seconds=1)  # A caller's "now" is at most this old.
-# An index finds the calls of one of these, over any period.
+# Columns with an index that finds the calls with one value, over any period.
 FOUND_BY_INDEX = ("user_id", "host_id", "feature_name", "server_id", "gateway_id")
-MOST_ROWS = 20_000  # Groups of an answer: clients may call any number of invented names.
+MOST_ROWS = 20_000  # Limit on the groups of an answer, because clients may call any number of invented names.
 
-# The planner does not know that few roll-ups are days, and would scan the whole table.
+# The planner does not know that few roll-ups are of days, and would scan the whole table.
 _BEGIN = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL enable_seqscan = off"
 _OF_LOG = """
 SELECT {keys}, outcome, {class_of} AS class, count(*), sum(duration_ms)
@@ -49,9 +50,9 @@ _ROWS_OF_ROLLUPS = """
 SELECT {columns}, outcome AS ended FROM auditlog_rollup
 WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
 """
-# Outcomes are columns: one row per outcome would repeat all duration classes.
+# Outcomes are columns, because one row per outcome would repeat all duration classes.
 _OF_ROLLUPS = "SELECT {keys}, {calls}, sum(duration_ms){classes} FROM ({rows}) c {groups} LIMIT %s"
-# Outcomes are summed for the busiest only. Names are sorted by their bytes; ids have no collation.
+# Outcomes are summed only for the values with the most calls. Names are sorted by their bytes; ids have no collation.
 _BUSIEST = """
 WITH c AS MATERIALIZED (SELECT * FROM ({rows}) r WHERE {named}), best AS (
     SELECT {by}, sum(calls) AS most, count(*) OVER () AS number FROM c
@@ -60,7 +61,7 @@ WITH c AS MATERIALIZED (SELECT * FROM ({rows}) r WHERE {named}), best AS (
 SELECT b.{by}, {calls}, max(number) FROM best b JOIN c ON c.{by} = b.{by}
 GROUP BY b.{by}, most ORDER BY most DESC, b.{by}{collation}
 """
-# `ended` is the outcome, by which calls may be grouped as well.
+# `ended` is the outcome under another name, because calls may be grouped by `outcome` too.
 _CALLS = ", ".join(
     f"coalesce(sum(calls) FILTER (WHERE ended IN ({', '.join(f"'{one}'" for one in outcomes)})), 0)::bigint"
     for outcomes in ENDINGS.values()
@@ -76,7 +77,7 @@ type SQL = tuple[str, list[Any]]
 
 @dataclass
 class Numbers:
-    """Numbers of some calls: outcomes and durations; `classes` is empty if durations were not requested."""
+    """Counts of calls by outcome and by duration class; `classes` is empty if durations were not requested."""
 
     endings: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
     classes: list[int] = field(default_factory=list)
@@ -113,7 +114,7 @@ class Numbers:
         return self.quantile(0.95)
 
     def quantile(self, part: float) -> float | None:
-        """Return the duration (ms) within which this share of calls ended, within ±10 %."""
+        """Return the duration in ms within which this share of calls ended, ±10 %; None without calls."""
         return quantile(self.classes, part)
 
     def add(self, other: Numbers) -> None:
@@ -135,7 +136,7 @@ class SourcePeriod(NamedTuple):
 
 @dataclass(frozen=True)
 class Bars:
-    """Equal periods from `since`, counted separately."""
+    """Consecutive periods of equal length from `since`, counted separately."""
 
     since: datetime
     width: timedelta
@@ -162,10 +163,10 @@ class Book:
         bars: Bars | None = None,
         timed: bool = True,
     ) -> dict[Key, Numbers] | None:
-        """Return the numbers of the calls between two times, by values of `by` and the number of the bar.
+        """Return the numbers of the calls between two times, by values of the columns `by` and number of the bar.
 
-        None if that would read more than a page may, or if nothing is counted yet. Without `timed` durations are left
-        out, which is faster.
+        Returns None if too much of the log would have to be read, or if no roll-ups exist yet. Without `timed`,
+        durations are left out, which is faster.
         """
         pieces = self._pieces({*where, *by}, since, until, bars)
         if pieces is None or not self._may_read(pieces, where):
@@ -184,9 +185,9 @@ class Book:
     def busiest(
         self, where: Where, since: datetime, until: datetime, by: str, most: int, *, named: bool = False
     ) -> dict[Any, Numbers] | None:
-        """Return the values of a column with the most calls between two times, in that order, with their outcomes.
+        """Return the values of the column `by` with the most calls between two times, most first, with their outcomes.
 
-        The empty value is left out; `named` also leaves out calls of unknown tools. None as in `read`.
+        The empty value is left out; `named` also leaves out calls of unknown tools. Returns None if `read` would.
         """
         query = self.query_of(where, since, until, by=(by,), named=named)
         if query is None:
@@ -209,9 +210,9 @@ class Book:
     def query_of(
         self, where: Where, since: datetime, until: datetime, *, by: Sequence[str], named: bool = False
     ) -> SQL | None:
-        """Return a query for `calls` by columns and `ended`, with several rows per key; None as in `read`.
+        """Return a query for `calls` by the columns `by` and `ended`, with several rows per key; None if `read` would.
 
-        `last_at` is the start of a row's newest call.
+        The column `last_at` is the start of the newest call of a row.
         """
         pieces = self._pieces({*where, *by}, since, until, None)
         if pieces is None or not self._may_read(pieces, where):
@@ -227,11 +228,11 @@ class Book:
         return " UNION ALL ".join([*log, rollups]), [*(value for _, bounds in rows for value in bounds), *parameters]
 
     def knows_days_from(self, moment: datetime) -> bool:
-        """True if all days since this time are counted."""
+        """True if all days since `moment` are in the roll-ups."""
         return self._state is not None and self._state.counted_from <= DAYS.begin(moment)
 
     def _may_read(self, pieces: Sequence[SourcePeriod], where: Where) -> bool:
-        """True if no piece of the log is too long to read."""
+        """True if no piece to read from the log is too long, or an index finds few rows in the long pieces."""
         long = [each for each in pieces if each.grain is None and each.until - each.since > LONGEST_FROM_LOG]
         # Even a long piece can be read if an index finds few rows in it.
         indexed = [name for name in FOUND_BY_INDEX if name in where] if long else []
@@ -239,7 +240,7 @@ class Book:
         return not long or any(self._number_in_log(rows) <= MOST_FROM_LOG for rows in found)
 
     def _number_in_log(self, rows: Sequence[SQL]) -> int:
-        """Return how many rows of the log these are, up to one more than allowed."""
+        """Return the number of these rows in the log, counted up to one more than allowed."""
         if not rows:
             return 0
         statement, parameters = _union(rows, "")
@@ -250,7 +251,7 @@ class Book:
     def _pieces(
         self, columns: set[str], since: datetime, until: datetime, bars: Bars | None
     ) -> list[SourcePeriod] | None:
-        """Cut a period into pieces, each read from one source; None if nothing is counted yet."""
+        """Cut a period into pieces that are each read from one source; None if no roll-ups exist yet."""
         if self._state is None:
             return None
         if since < self._state.days_from and (days := Call.partitions.starts()):
@@ -288,7 +289,7 @@ class Book:
         return max(self._state.floor(grain), self._state.days_from, self._state.counted_from)
 
     def _rows_of_log(self, pieces: Sequence[SourcePeriod], filters: SQL) -> list[SQL]:
-        """Return the conditions for the rows of each piece to read from the log: all, or those not counted yet."""
+        """Return, per piece, the conditions for rows to read from the log: all, or only rows not counted yet."""
         assert self._state is not None
         rows = []
         for piece in pieces:
@@ -304,7 +305,7 @@ class Book:
     def _add_log(
         found: dict[Key, Numbers], rows: Sequence[SQL], by: Sequence[str], bars: Bars | None, *, timed: bool
     ) -> bool:
-        """Add the numbers from the log; return False if there were too many rows."""
+        """Add the numbers from the log to `found`; return False if there were too many rows, otherwise True."""
         if not rows:
             return True
         columns = ", ".join(dict.fromkeys(("outcome", "duration_ms", "created_at", *by)))
@@ -330,7 +331,7 @@ class Book:
 
 
 def _add_rollups(found: dict[Key, Numbers], rollups: SQL, by: Sequence[str], bars: Bars | None, *, timed: bool) -> bool:
-    """Add the numbers from the roll-ups; return False if there were too many groups."""
+    """Add the numbers from the roll-ups to `found`; return False if there were too many groups, otherwise True."""
     keys, at = _keys(by, bars, "at")
     begin = 1 + len(by) + (bars is not None)
     statement = _OF_ROLLUPS.format(
@@ -358,7 +359,7 @@ def _add_rollups(found: dict[Key, Numbers], rollups: SQL, by: Sequence[str], bar
 def _rollups(
     pieces: Sequence[SourcePeriod], where: Where, by: Sequence[str], columns: str, *, named: bool = False
 ) -> SQL:
-    """Return SQL for columns of the roll-ups of these pieces, and their outcome as `ended`."""
+    """Return SQL for `columns` of the roll-ups of these pieces, and for the outcome as `ended`."""
     dimensions = {*where, *by} & {*DIMENSIONS}
     filters, values = _filters(where, named=named)
     read = [(piece.grain, piece.since, piece.until) for piece in pieces if piece.grain]
@@ -377,9 +378,9 @@ def _filters(where: Where, *, named: bool = False) -> SQL:
 
 
 def array(values: Iterable[Any]) -> str:
-    """Return these values as a PostgreSQL array literal: faster to pass than a list of hundreds.
+    """Return these values as a PostgreSQL array literal, which is faster to pass than a list of hundreds.
 
-    Unlike nested lists, several of these texts may have different numbers of values.
+    In a list of such literals, unlike in a list of lists, each may have a different number of values.
     """
     quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
     return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
@@ -392,14 +393,14 @@ def _union(rows: Sequence[SQL], columns: str) -> SQL:
 
 
 def _keys(by: Sequence[str], bars: Bars | None, at: str) -> SQL:
-    """Return SQL for the key columns, and its parameters. It begins with NULL, so that it is never empty."""
+    """Return SQL for the key columns, and the parameters. The first column is NULL, so that the SQL is never empty."""
     number, parameters = bars.number_of(at) if bars else ("", [])
     return ", ".join(filter(None, ("NULL", *by, number))), parameters
 
 
 @contextmanager
 def book() -> Iterator[Book]:
-    """Yield the roll-ups and the log in one snapshot; inside a transaction, in its snapshot."""
+    """Yield the roll-ups and the log in one database snapshot: a new one, or that of the current transaction."""
     if connection.in_atomic_block:
         yield Book(RollupState.objects.first())
         return

@@ -10,19 +10,19 @@ from itertools import accumulate
 from math import ceil, log
 from typing import NamedTuple
 
-# Dimensions besides outcome and reason, which every roll-up has. Named like the columns of the log.
+# Dimensions besides outcome and reason, which every roll-up has. The names are those of the log's columns.
 DIMENSIONS = ("host_id", "user_id", "gateway_id", "server_id", "method", "feature_name")
 ENDS = ("outcome", "deny_reason")
 
-# Durations are counted in classes, each a tenth longer than the one before: a percentile is within ±10 %, on average
-# half of that. The first contains all below 1.1 ms, the last all from three minutes.
+# Durations are counted in classes, each a tenth longer than the previous class, so that a percentile is within ±10 %,
+# on average ±5 %. The first class contains all durations below 1.1 ms, the last all from three minutes.
 CLASSES = 128
 RATIO = 1.1
 CLASS_COLUMNS = tuple(f"ms_{n}" for n in range(CLASSES))
 CLASS_OF = f"least(floor(ln(greatest(duration_ms, 1)) / {log(RATIO)!r}), {CLASSES - 1})::int"
 
 _TOOL = ("gateway_id", "server_id", "method", "feature_name")
-# FEW have few rows in any period; MANY, with thousands of people, nearly one for each call.
+# Combinations in FEW have few rows in any period; with thousands of people, those in MANY have nearly one per call.
 FEW: tuple[tuple[str, ...], ...] = ((), ("gateway_id",), ("method",), ("server_id",))
 MANY: tuple[tuple[str, ...], ...] = (("host_id",), ("user_id",), _TOOL)
 
@@ -34,10 +34,10 @@ def cube_number(dimensions: Iterable[str]) -> int:
 
 @dataclass(frozen=True)
 class Grain:
-    """A period length, the combinations counted for it (smallest first), and how long these are kept.
+    """A period length, the combinations of dimensions counted for it (smallest first), and their retention.
 
-    `kept` None: as long as the calls themselves. `floor` names the field of RollupState with the start of complete
-    roll-ups.
+    If `kept` is None, roll-ups are retained as long as the calls. `floor` is the name of the RollupState field with the
+    time from which the roll-ups are complete.
     """
 
     seconds: int
@@ -58,7 +58,7 @@ class Grain:
         return datetime.fromtimestamp(ceil(at.timestamp() / self.seconds) * self.seconds, UTC)
 
     def cube(self, dimensions: set[str]) -> int | None:
-        """Return the smallest combination with all these dimensions, or None."""
+        """Return the number of the smallest combination that has all these dimensions, or None if there is none."""
         return next((cube_number(one) for one in self.cubes if dimensions <= set(one)), None)
 
 
@@ -66,14 +66,14 @@ MINUTES = Grain(60, (*FEW, *MANY), timedelta(hours=4), "minutes_from")
 RECENT_HOURS = Grain(3600, MANY, timedelta(days=2), "recent_hours_from")
 HOURS = Grain(3600, FEW, timedelta(days=35), "hours_from")
 DAYS = Grain(86400, (*FEW, *MANY), None, "days_from")
-WEEKS = Grain(604800, MANY, None, "days_from")  # A month is the sum of four rather than thirty.
+WEEKS = Grain(604800, MANY, None, "days_from")  # So a month is the sum of four rows, not of thirty.
 GRAINS = (WEEKS, DAYS, HOURS, RECENT_HOURS, MINUTES)
 
 
 def finest(dimensions: set[str], length: timedelta) -> Grain:
-    """Return the grain for bars of the last `length` of time: the shortest that is retained that long.
+    """Return the grain for bars of the last `length` of time: the shortest with roll-ups that are retained that long.
 
-    If no roll-up has the dimensions, any grain will do: the log is counted.
+    If no roll-up has the dimensions, the shortest grain retained that long is returned, and the log is counted.
     """
     known = [grain for grain in reversed(GRAINS) if grain.kept is None or length <= grain.kept]
     return next((grain for grain in known if grain.cube(dimensions) is not None), known[0])
@@ -86,14 +86,14 @@ TOOL_CALLS = {"method": ["tools/call"]}
 
 
 class TimeRange(NamedTuple):
-    """A time range that pages offer: short label, words, and length."""
+    """A time range that pages offer: a short label, a label in words, and the length."""
 
     label: str
     words: str
     length: timedelta
 
 
-# By their names in URLs.
+# Time ranges by their names in URLs.
 TIME_RANGES = {
     "5m": TimeRange("5 min", "Last 5 minutes", timedelta(minutes=5)),
     "15m": TimeRange("15 min", "Last 15 minutes", timedelta(minutes=15)),
@@ -107,7 +107,7 @@ TIME_RANGES = {
 def range_start(now: datetime, length: timedelta) -> datetime:
     """Return the start of a range up to `now`, aligned to the roll-ups.
 
-    A day starts at a whole hour, a longer range at a whole day (UTC), a shorter one exactly `length` ago.
+    A range of one day starts at a whole hour, a longer range at a whole day (UTC), a shorter one exactly `length` ago.
     """
     if length < timedelta(days=1):
         return now - length
@@ -115,7 +115,7 @@ def range_start(now: datetime, length: timedelta) -> datetime:
 
 
 def quantile(classes: Sequence[int], part: float) -> float | None:
-    """Return the duration (ms) within which this share of calls ended, or None without calls.
+    """Return the duration in ms within which the share `part` (0 to 1) of calls ended, or None without calls.
 
     `classes` are the numbers of calls by duration class. The result is within ±10 %.
     """

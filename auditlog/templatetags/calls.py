@@ -23,15 +23,15 @@ register = template.Library()
 
 @register.simple_tag
 def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | None = None) -> SafeString:
-    """Format a time of day with milliseconds, and its date unless it is today."""
+    """Format a time of day with milliseconds, and with the date unless that is today."""
     exact = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
     at = at.astimezone(zone)
     text = f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
     if today is not None and at.date() == today:
-        return format_html("<time>{}</time>", text)  # HTML: a plain time needs no datetime attribute.
+        return format_html("<time>{}</time>", text)  # In HTML, a plain time needs no datetime attribute.
     if full or today is not None or at.date() != timezone.now().astimezone(zone).date():
         text = f"{at:%b} {at.day}{f', {at.year}' if full else ''} {text}"
-    return format_html("<time datetime={}>{}</time>", exact, text)  # Unquoted: it occurs in each row.
+    return format_html("<time datetime={}>{}</time>", exact, text)  # Unquoted to save bytes in each row.
 
 
 @register.simple_tag
@@ -41,10 +41,9 @@ def group_links(call_filter: CallFilter) -> list[tuple[str, str]]:
 
 @register.simple_tag(takes_context=True)
 def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
-    """Link to the calls of the last seven days of a host, gateway, server or connection, showing their number.
+    """Link to the calls of the last seven days of a host, gateway, server or connection, with their number as text.
 
-    The rows of a list are counted together, once per request. Only for people who may read logs: their lists have the
-    column.
+    All rows of a list are counted together, once per request. Use only in lists for people who may read logs.
     """
     known: dict[str, dict[Any, RowCount]] = context["request"].__dict__.setdefault("weeks", {})
     if pk not in known.get(kind, {}):
@@ -57,7 +56,7 @@ def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
 
 @register.filter
 def ms(value: float | None) -> str:
-    """Format a duration: "212 ms", "0.4 ms"."""
+    """Format a duration in milliseconds, such as "212 ms" or "0.4 ms"; empty for None."""
     if value is None:
         return ""
     return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
@@ -65,11 +64,11 @@ def ms(value: float | None) -> str:
 
 @register.filter
 def size(value: int) -> str:
-    """Format a number of bytes: "812 B", "14.2 KB"."""
+    """Format a number of bytes, such as "812 B" or "14.2 KB"."""
     return f"{value:,} B" if value < 1000 else f"{value / 1000:,.1f} KB"
 
 
 @register.filter
 def cut_at(value: int, most: int) -> str:
-    """Format a number; above `most` as "`most`+"."""
+    """Format a number; a number above `most` as `most` with a plus sign, such as "999+"."""
     return f"{most}+" if value > most else str(value)

@@ -1,6 +1,6 @@
-"""The Django admin: all models, changed through the same verbs as on the pages.
+"""The Django admin: all models, changed through the same model methods as on the pages.
 
-The admin classes of all apps are here, above the apps, because the impact of an action is counted in connections.
+The admin classes of all apps are in this package, not in the apps: to count an action's impact takes several apps.
 """
 
 from gatewayadmin.admin import logs, people, traffic

@@ -1,4 +1,4 @@
-"""Base of all Django admin pages: capabilities decide access, models' verbs make the changes."""
+"""Base of all Django admin pages: capabilities decide access, and model methods make the changes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StaffSite(AdminSite):
 
     site_header = "Gateway Admin"
     site_title = "Gateway Admin"
-    index_title = "Everything there is"
+    index_title = "All data"
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Redirect to the product's sign-in; a signed-in user without the staff flag is refused."""
@@ -73,9 +73,9 @@ class StaffSite(AdminSite):
 site = StaffSite(name="admin")
 
 
-# Actions: a confirmation page with the impact, then the model's verb for each row.
+# Actions: a confirmation page with the impact, then the model's method for each row.
 
-# Refusals of verbs, whose text is for the user.
+# Errors of model methods, with a message for the user.
 REFUSALS = (
     ApiKeyAlreadyRevoked,
     CapabilityRequired,
@@ -93,7 +93,7 @@ REFUSALS = (
 MAX_ROWS = 500
 MAX_EXPLAINED = 20
 FINAL = "This cannot be undone."
-# Actions after which calls are refused; their confirmation says which.
+# Actions after which calls are refused; the confirmation page says which calls.
 REFUSES_CALLS = {"block", "disable", "archive", "remove", "quarantine", "revoke", "deactivate", "cut_off"}
 
 type Rule = Callable[[Any], bool]
@@ -111,10 +111,10 @@ def any_of(*capabilities: Capability) -> Rule:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityAction:
-    """A verb as an action on the selected rows that match `on`, for users who satisfy `is_open_to`.
+    """An admin action on the selected rows that match `on`, for users who satisfy `is_open_to`.
 
-    `does` is called with row and user; by default it calls the row's method `name`. `label` is that of a single row,
-    `more` explains the action on the confirmation page, `grave` actions ask for the password.
+    `does` is called with row and user; if it is None, the row's method `name` is called. `label` is the
+    label for a single row, `more` explains the action on the confirmation page, `grave` actions ask for the password.
     """
 
     name: str
@@ -136,7 +136,7 @@ class CapabilityAction:
         return self.label if "selected" in self.label else f"{self.one} selected"
 
     def run(self, pages: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
-        """Ask for confirmation, then act. None returns to the list."""
+        """Ask for confirmation, then act. Return None, which shows the list again, if no row can be changed."""
         selected = list(queryset.order_by("pk")[: MAX_ROWS + 1])
         if len(selected) > MAX_ROWS:
             pages.message_user(request, f"Select {MAX_ROWS} at most.", messages.WARNING)
@@ -168,7 +168,9 @@ class CapabilityAction:
         return TemplateResponse(request, "admin/ask.html", context)
 
     def _impact(self, row: Any, viewer: Any, rows: list[Any]) -> str:
-        """Return what the action cuts; calls are counted for a single row only, because that takes a while."""
+        """Return a sentence about the access that the action ends; empty if there is none.
+
+        Calls are counted for a single row only, because counting takes a while."""
         if self.name not in REFUSES_CALLS:
             return ""
         try:
@@ -191,7 +193,7 @@ class CapabilityAction:
 
 
 def switches(needed: Rule, on: Q) -> tuple[CapabilityAction, CapabilityAction]:
-    """Return *Disable selected* and *Enable selected*."""
+    """Return the actions *Disable selected* and *Enable selected*."""
     return CapabilityAction("disable", needed, on), CapabilityAction("enable", needed, on, asks=False)
 
 
@@ -202,7 +204,7 @@ def _list_url(pages: Any, request: HttpRequest) -> str:
 
 # Pages
 
-PATTERNS = {"regex", "iregex"}  # Invalid patterns fail only when rows are read, and valid ones may be slow.
+PATTERNS = {"regex", "iregex"}  # Invalid patterns fail only when rows are read, and valid patterns may be slow.
 # Timestamps that mark a row as ended, with the resulting state.
 ENDED = {"archived_at": "archived", "revoked_at": "revoked", "removed_at": "removed"}
 EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
@@ -214,7 +216,7 @@ def words(names: str) -> tuple[str, ...]:
 
 
 class VersionedForm(AnyForm):
-    """A form that shows an edit conflict; submitting it again overwrites the other change."""
+    """A form that shows an edit conflict; submitting the form again overwrites the other user's change."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -238,11 +240,11 @@ def _in_words(change: ConflictingChange) -> str:
 
 
 class CapabilityAdmin(ModelPages):
-    """The pages of one model: readable with any capability of `seen_by`, read-only but for `acts`.
+    """The admin pages of one model, for users with any capability in `seen_by`.
 
-    Users with a capability of `changed_by` can change the fields in `editable`, which needs `edit`; those with one of
-    `added_by` can add rows, which needs `add`. `page` is the URL name of the row's page in the product, and the
-    attribute it takes.
+    Users with a capability in `changed_by` can change the fields in `editable`, users with one in `added_by` can add
+    rows; subclasses then implement `edit` and `add`. All other changes are the actions in `acts`. `page` is the URL
+    name of the row's page in the product, and the attribute of the row that the URL contains.
     """
 
     seen_by: tuple[Capability, ...] = ()
@@ -255,8 +257,8 @@ class CapabilityAdmin(ModelPages):
     form = VersionedForm
     change_form_template = "admin/versioned_form.html"
     list_per_page = PAGE_SIZE
-    show_full_result_count = False  # A second count of the whole table.
-    show_facets = ShowFacets.NEVER  # One more count for each filter.
+    show_full_result_count = False  # Would count the whole table again.
+    show_facets = ShowFacets.NEVER  # Would add a count for each filter.
 
     # Access
 
@@ -276,14 +278,14 @@ class CapabilityAdmin(ModelPages):
         return False
 
     def is_open(self, obj: Any) -> bool:
-        """Return whether the row can be changed: not after it was archived, revoked or removed."""
+        """Return whether the row can be changed: False once the row is archived, revoked or removed."""
         return all(getattr(obj, name, None) is None for name in ENDED)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return [name for name in self.fields or () if name not in self.editable]
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
-        """Allow only shown columns: filters on hidden ones would disclose them letter by letter."""
+        """Allow only shown columns: filters on hidden ones would disclose their values letter by letter."""
         first, *further = lookup.split(LOOKUP_SEP)
         if first not in self._shown or PATTERNS.intersection(further) or "\x00" in str(value):
             return False
@@ -310,26 +312,26 @@ class CapabilityAdmin(ModelPages):
     def view_on_site(self, obj: Any) -> str | None:
         return reverse(self.page[0], args=[getattr(obj, self.page[1])]) if self.page else None
 
-    # Verbs
+    # Changes
 
     def edit(self, row: Any, values: dict[str, Any], by: Any) -> None:
-        """Change `row` by its verb; `values` are the fields that differ."""
+        """Change `row` by calling its model's method; `values` are the changed fields."""
         raise PermissionDenied
 
     def add(self, values: dict[str, Any], by: Any) -> Model:
-        """Create a row by its verb."""
+        """Create a row by calling its model's method."""
         raise PermissionDenied
 
     def save_model(self, request: HttpRequest, obj: Model, form: ModelForm[Any], change: bool) -> None:
         if change:
-            # The form has changed `obj` already, but the verb compares with the stored row.
+            # The form has changed `obj` already, but `edit` compares with the stored row.
             row = self.model._default_manager.get(pk=obj.pk)
             self.edit(row, {name: form.cleaned_data[name] for name in form.changed_data}, request.user)
         else:
             obj.pk = self.add(form.cleaned_data, request.user).pk
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """Do nothing: the verb has saved related rows."""
+        """Do nothing: `edit` or `add` has saved the related rows."""
 
     def changeform_view(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
         try:
@@ -344,7 +346,7 @@ class CapabilityAdmin(ModelPages):
         allowed = [action for action in self.acts if action.is_open_to(request.user)]
         return {one.name: AdminAction(one.run, one.name, one.one, one.several, EVERYWHERE) for one in allowed}
 
-    # The verbs record admin events, so the admin's own history stays empty.
+    # Model methods record admin events, so Django's admin history stays empty.
 
     def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> None: ...  # type: ignore[override]
 

@@ -1,4 +1,4 @@
-"""Admin pages of calls, events, the sinks and archive they are sent to, and notification channels."""
+"""Admin pages of calls, events, log sinks, archived partitions and notification channels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SEND = all_of(Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_RE
 
 
 class LogList(ChangeList):
-    """A list with keyset pagination: no query grows with the table, and rows are not counted."""
+    """A list with keyset pagination: no query gets slower as the table grows, and rows are not counted."""
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
         parameters: dict[str, Any] = super().get_filters_params(params)
@@ -51,7 +51,7 @@ class LogList(ChangeList):
 
 
 class LogPages(CapabilityAdmin):
-    """Base of the logs: no form, no action. `where` limits the search to indexed columns."""
+    """Base of the log pages, without forms and actions. `where` limits the search to indexed columns."""
 
     change_list_template = "admin/log.html"
     list_display_links = None
@@ -69,7 +69,7 @@ class LogPages(CapabilityAdmin):
         return (queryset.filter(self.where(term)) if term else queryset), False
 
     def where(self, term: str) -> Q:
-        """Return the condition for rows that `term` names."""
+        """Return the condition for rows that match the search term."""
         raise NotImplementedError
 
     @display(description="time")
@@ -97,12 +97,12 @@ class CallPages(LogPages):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Call]:
         rows: QuerySet[Call] = super().get_queryset(request)
-        return rows.defer(*PAYLOADS)  # Large, and not shown.
+        return rows.defer(*PAYLOADS)  # Payloads are large, and not shown.
 
     def where(self, term: str) -> Q:
         if pk := uuid_of(term):
             return Q(correlation_id=pk)
-        # By id, which has an index; names in the log have none.
+        # By id, because the log has an index on ids and not on names.
         if "@" in term:
             return Q(user_id__in=list(User.objects.filter(email=term.lower()).values_list("pk", flat=True)))
         return Q(host_id__in=list(Host.objects.filter(name__iexact=term).values_list("pk", flat=True)))

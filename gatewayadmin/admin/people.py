@@ -1,4 +1,4 @@
-"""Admin pages of people, roles, teams, their keys, and sign-in by the organisation."""
+"""Admin pages of people, roles, teams, their keys, and single sign-on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INVITED = Q(is_active=True, password__startswith=UNUSABLE_PASSWORD_PREFIX, by_or
 
 @register(User, site=site)
 class UserPages(CapabilityAdmin):
-    """Role and password are set only on the person's page, which checks the rules about granting."""
+    """Role and password are set only on the person's page, where editors can grant only capabilities they have."""
 
     seen_by = (Capability.PEOPLE_MANAGE,)
     page = ("accounts:person", "pk")
@@ -113,7 +113,7 @@ class UserPages(CapabilityAdmin):
 
 @register(Role, site=site)
 class RolePages(CapabilityAdmin):
-    """Read-only: roles are edited on the product's page, which checks that editors grant only what they hold."""
+    """Read-only: roles are edited on the product's page, where editors can grant only capabilities they have."""
 
     seen_by = (Capability.PEOPLE_MANAGE,)
     page = ("accounts:role", "pk")

@@ -202,7 +202,7 @@ class AssignmentPages(CapabilityAdmin):
         return super().get_queryset(request).select_related("server", "gateway")
 
     def status(self, obj: Assignment) -> str:
-        """Return the state; *blocked* while its server or gateway is disabled."""
+        """Return the state; *blocked* while the server or the gateway is disabled."""
         own = super().status(obj)
         above = {"server": obj.server.enabled, "gateway": obj.gateway.enabled}
         off = next((name for name, enabled in above.items() if not enabled), "")
@@ -315,7 +315,9 @@ class ServerPages(CapabilityAdmin):
 
 
 def _checked(identity: Identity, by: Any) -> Identity:
-    """Return the identity. Raises CapabilityRequired if `by` may not change it: shared ones need another capability."""
+    """Return the identity. Raises CapabilityRequired if `by` may not change it.
+
+    Shared identities need another capability than those of people."""
     identity.must_be_open_to(by)
     return identity
 
@@ -380,7 +382,7 @@ class ClientRegistrationPages(CapabilityAdmin):
 
 @register(SignIn, site=site)
 class SignInPages(CapabilityAdmin):
-    """Sign-ins in progress; each ends within ten minutes."""
+    """Sign-ins in progress; each expires within ten minutes."""
 
     seen_by = (Capability.IDENTITIES_MANAGE,)
     list_display = words("user server identity created_at expires_at")
@@ -464,7 +466,7 @@ class TokenPages(CapabilityAdmin):
     )
     list_display = words("name prefix kind connection status expires_at last_used_at revoked_at")
     list_filter = ("kind", "revoke_reason", "expires_at", "created_at")
-    list_select_related = ()  # The connections are prefetched, with what their status depends on.
+    list_select_related = ()  # `get_queryset` prefetches the connections.
     search_fields = ("name", "prefix__startswith", "connection__host__name", "connection__user__email")
     fields = words(
         "name prefix kind connection reaches status expires_at allowed_ips calls_per_minute last_used_at last_used_ip"

@@ -1,4 +1,4 @@
-"""Checks of the installation: by `manage.py check`, at the start, and by the doctor."""
+"""Checks of the installation, run by `manage.py check`, at the start, and by the doctor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ui import databases
 
 @checks.register("capabilities")
 def every_capability_is_a_permission(**kwargs: Any) -> list[CheckMessage]:
-    """A capability without a Django permission behind it could never be granted."""
+    """Report capabilities without a Django permission, which could never be granted."""
     declared = {permission for model in apps.get_models() for permission in permissions_of(model)}
     return [
         checks.Error(f"No model declares the permission {capability}.", obj=capability.name, id="gatewayadmin.E001")
@@ -37,7 +37,7 @@ def every_capability_is_a_permission(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("security", deploy=True)
 def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
-    """Bearer tokens travel to the public address."""
+    """Warn if the public URL is not https: clients send bearer tokens to it."""
     if settings.PUBLIC_URL.startswith("https://"):
         return []
     hint = "Set GATEWAY_PUBLIC_URL to the https address your proxy serves."
@@ -46,7 +46,7 @@ def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("mail", deploy=True)
 def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
-    """Mail servers refuse mail of unknown senders, or treat it as spam."""
+    """Warn about a missing or local sender, whose mail other servers refuse or treat as spam."""
     if not settings.MAIL_SERVER:
         return []
     hint = "Set GATEWAY_EMAIL_FROM to an address your mail server accepts as sender."
@@ -88,7 +88,7 @@ def permissions_of(model: type[Model]) -> set[str]:
 
 # The database URLs, and the number of connections.
 
-PROXY = 6  # Connections of the proxy in each worker, except those that write the log.
+PROXY = 6  # Connections of the proxy in each worker, without the connections that write the log.
 SINKS = 8  # Two for each sink that the chores process serves at once.
 SPARE = 5  # For starts, commands and administrators.
 TRIPS = 5
@@ -113,7 +113,7 @@ class DatabaseReport:
 
 @dataclass(frozen=True)
 class Budget:
-    """Connections that one `serve` with `workers` opens, including its chores, by target."""
+    """Maximum numbers of connections that one `serve` opens, including its chores process, by target."""
 
     workers: int
     direct: int
@@ -123,7 +123,7 @@ class Budget:
 
     @property
     def to_server(self) -> int:
-        """Connections to the primary. Those of pages count too, unless they use the pooler."""
+        """Connections to the primary. Connections of pages count too, unless pages use the pooler."""
         return self.direct + (0 if self.pooled else self.pages)
 
     def __str__(self) -> str:
@@ -138,7 +138,7 @@ class Budget:
 def default_workers() -> int:
     """Return one less than the available processor cores: the database and the chores need one.
 
-    On two cores beside their PostgreSQL one worker served 6,248 calls a second, two 4,878 and four 4,046.
+    On two cores that PostgreSQL used too, one worker served 6,248 calls a second, two served 4,878, four 4,046.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)
@@ -152,7 +152,7 @@ def budget(workers: int, *, pooled: bool) -> Budget:
 
 
 def survey(workers: int) -> DatabaseReport:
-    """Check the database URLs for a `serve` with `workers`. Raises UnusableDatabase if it must not start."""
+    """Check the database URLs for a `serve` with `workers`. Raises UnusableDatabase if `serve` must not start."""
     report = DatabaseReport()
     database.ensure()
     try:
@@ -169,7 +169,7 @@ def survey(workers: int) -> DatabaseReport:
 
 
 def _look_at_pages(report: DatabaseReport, direct: psycopg.Connection[Any]) -> bool:
-    """Check the connections of pages. Return whether they use a pooler."""
+    """Check the database connections of pages. Return whether they use a pooler."""
     if settings.PAGES_DATABASE is None:
         report.uses.append("Pages, calls and chores connect to the database directly.")
         return False

@@ -26,9 +26,9 @@ from ui import databases
 OLDEST = 150000
 POOL = {"min_size": 1, "timeout": 10}
 
-# Compiling a statement takes longer than any of ours runs.
+# JIT compilation takes longer than any of our statements.
 NO_JIT = "-c jit=off"
-READ_ONLY = "-c default_transaction_read_only=on"  # A replica may have been promoted.
+READ_ONLY = "-c default_transaction_read_only=on"  # Also if the replica was promoted.
 # Time limit for statements of pages: users do not wait longer, and others need the connection.
 LIMITED = " -c statement_timeout=15s"
 UNLIMITED = "-c statement_timeout=0"
@@ -46,7 +46,7 @@ IMPATIENT = {
 
 # Longest wait of a request for a connection from the pool of its process; then the answer is 503.
 POOL_WAIT_S = 1.5
-# The server ends statements of pages after 15 s, so one that is silent for longer hangs.
+# The server ends statements of pages after 15 s, so a server that is silent for longer hangs.
 SILENCE_S = 20.0
 CHECK_S = 1.0
 
@@ -79,7 +79,7 @@ class UnusableDatabase(Exception):
 def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url: str = "") -> dict[str, Any]:
     """Return Django's settings for the default database, with `web_connections` per process for pages and REST.
 
-    With `direct_url`, they are those of the direct connection, used by commands and by all of `serve` except pages.
+    With `direct_url`, return the settings of the direct connection, used by commands and all of `serve` except pages.
     Nothing is started or connected. For the embedded database, the variables of libpq (PGPORT, ...) are removed from
     the environment of this process.
     """
@@ -111,7 +111,7 @@ def pages(url: str, *, web_connections: int) -> dict[str, Any]:
 
 
 def replica(url: str, *, web_connections: int) -> dict[str, Any]:
-    """Return Django's settings for a read replica, with short timeouts to detect an unreachable one."""
+    """Return Django's settings for a read replica, with short timeouts to detect an unreachable replica."""
     parameters = _parsed(READ, url)
     parameters["options"] = f"{parameters.get('options', '')} {NO_JIT}{LIMITED} {READ_ONLY}".strip()
     pool = {"min_size": 0, "max_size": web_connections, "timeout": 2}
@@ -190,14 +190,14 @@ def ensure() -> None:
 
 
 def require(*, tables: bool = True) -> None:
-    """Check that the database answers and is new enough, and that this version may use its tables.
+    """Check that the database answers, is new enough and in UTF-8, and that this version may use its tables.
 
     With `tables`, a database without tables is refused, too. Raises UnusableDatabase.
     """
     ensure()
     try:
         with psycopg.connect(conninfo(), connect_timeout=5, autocommit=True) as probe:
-            fault = pooling_fault(probe, direct_name()) or schema_versions.fault(probe)
+            fault = encoding_fault(probe) or pooling_fault(probe, direct_name()) or schema_versions.fault(probe)
             version = probe.info.server_version
             row = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
     except psycopg.errors.InsufficientPrivilege as error:
@@ -210,6 +210,12 @@ def require(*, tables: bool = True) -> None:
         raise UnusableDatabase(f"The database is PostgreSQL {version // 10000}; the minimum is 15.")
     if tables and (row is None or row[0] is None):
         raise UnusableDatabase("The database is empty: start `manage.py serve` once to create the tables.")
+
+
+def encoding_fault(probe: psycopg.Connection[Any]) -> str:
+    """Return why names cannot be stored in this database; empty if they can."""
+    encoding = probe.info.parameter_status("server_encoding")
+    return "" if encoding == "UTF8" else f"The database has the encoding {encoding}: create one with ENCODING 'UTF8'."
 
 
 def direct_name() -> str:
@@ -241,13 +247,13 @@ def _parsed(name: str, url: str) -> dict[str, Any]:
 
 # Detects connection poolers in front of a database, and their mode.
 #
-# A pooler makes up the process id that clients get when they connect, so it differs from that of the server. In
-# transaction mode, two clients share a session, or one client has several.
+# A pooler invents the process id that clients get when they connect, so this id differs from the server's. In
+# transaction mode, two clients share a server session, or one client uses several.
 
 DIRECT = "GATEWAY_DIRECT_DATABASE_URL"
 ROUNDS = 5
-WAIT_S = 3.0  # Longest wait for a session; in session mode a client already has one.
-REFUSED_OPTIONS = "unsupported startup parameter"  # PgBouncer's words for `options`.
+WAIT_S = 3.0  # Longest wait for a session; in session mode the first client may have the last.
+REFUSED_OPTIONS = "unsupported startup parameter"  # PgBouncer's error for `options`.
 
 
 class Pooling(StrEnum):

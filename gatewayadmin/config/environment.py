@@ -32,13 +32,13 @@ def refuse(name: str, problem: str) -> NoReturn:
 
 
 def text(name: str, default: str = "") -> str:
-    """Return the variable, stripped. Empty counts as unset."""
+    """Return the value of the variable, stripped; `default` if it is unset or empty."""
     _seen.add(name)
     return os.environ.get(name, "").strip() or default
 
 
 def secret(name: str) -> str:
-    """Return the variable, or the content of the file named by `<name>_FILE`, stripped; empty if both are unset.
+    """Return the variable's value, or the content of the file in `<name>_FILE`, stripped; empty if both are unset.
 
     Messages do not show the path: a user who confuses the two variables may have put the secret there.
     """
@@ -166,7 +166,7 @@ def origin(value: str) -> str:
 
 
 def commit(checkout: Path) -> str:
-    """Return the commit of this program: GATEWAY_COMMIT, or that of the checkout; empty if neither is known."""
+    """Return the commit of this program: GATEWAY_COMMIT, or the HEAD of the checkout; empty if neither is known."""
     if (given := text("GATEWAY_COMMIT")) or not (checkout / ".git").exists():
         return given
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
@@ -221,7 +221,7 @@ def misspelled() -> str | None:
 
 
 def _secret_of_file(name: str, path: str) -> str:
-    """Read one line of text. Refuses other files, without showing their content."""
+    """Read a file with one line of text. Raises Refused for other files, without showing their content."""
     try:
         # Opening a pipe without a writer would block for ever.
         descriptor = os.open(Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Counts the stored data that depends on each key. Without the key, it would be unusable."""
+"""Counts of the stored data that depends on each key, and is unusable without that key."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -37,8 +37,8 @@ def from_environment() -> Keys:
 def kept_in(folder: Path, *, begun: bool = False) -> Keys:
     """Read the keys from the environment, and missing ones from `folder`, where the first start generates them.
 
-    Raises Refused for a file with wrong permissions or content, and for a missing one if the installation has `begun`:
-    new keys could not read its data.
+    Raises Refused for a file with wrong permissions or content, and for a missing file if the installation has
+    `begun`: new keys could not decrypt the existing data.
     """
     try:
         if not begun:
@@ -50,7 +50,7 @@ def kept_in(folder: Path, *, begun: bool = False) -> Keys:
 
 
 def not_of(folder: Path) -> list[str]:
-    """Return the variables that lack a key stored in `folder`. Raises Refused when a file cannot be read."""
+    """Return the variables whose value lacks a key stored in `folder`. Raises Refused when a file cannot be read."""
     strange = []
     for name in NAMES:
         try:

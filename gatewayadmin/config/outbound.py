@@ -21,7 +21,7 @@ _PORTS = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
 
 
 def mailers(url: str) -> dict[str, dict[str, Any]]:
-    """Django's MAILERS for smtp://, smtp+tls:// (STARTTLS) or smtps:// user:password@host:port.
+    """Return Django's MAILERS for smtp://, smtp+tls:// (STARTTLS) or smtps:// user:password@host:port.
 
     Without `url`, mails are discarded.
     """
@@ -101,7 +101,7 @@ def _proxy(value: str, direct: list[Place], resolved: list[Place]) -> OutboundPr
 
 
 def _parts(value: str) -> SplitResult:
-    """Parse the URL. Error messages do not show it, since it may contain a password."""
+    """Parse the URL. Error messages do not show the URL, since it may contain a password."""
     parts = urlsplit(value) if _is_url(value) else None
     if parts is None or not value.isascii() or " " in value or parts.path.strip("/") or parts.query or parts.fragment:
         refuse(PROXY, "must be a URL such as http://user:password@proxy.example.com:3128, without a path.")
@@ -116,7 +116,7 @@ def _is_url(value: str) -> bool:
         return False
 
 
-# Tracing settings, from the OpenTelemetry variables. Those not read here are read by its SDK.
+# Tracing settings, from the OpenTelemetry variables. Variables not read here are read by the OpenTelemetry SDK.
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PACKAGE = "opentelemetry.exporter.otlp.proto.http"

@@ -1,7 +1,7 @@
 """Compatibility of this version with the tables of the database.
 
-`migrate` records its version and the oldest that may use the tables it made. A version refuses tables that are too new
-for it, and tables that are too old to be upgraded (docs/how-to/upgrade.md).
+`migrate` records its version and the oldest version that may use the resulting tables. A version refuses tables that
+are too new for it, and tables that are too old to be upgraded (docs/how-to/upgrade.md).
 """
 
 import re
@@ -12,8 +12,8 @@ from django.db import connection, transaction
 
 from wire.versions import VERSION
 
-OLDEST = "1.0.0"  # The oldest version that may use tables of this one: raise it when a migration removes something.
-UPGRADES_FROM = "1.0.0"  # The oldest version whose tables this one can migrate.
+OLDEST = "1.0.0"  # The oldest version that may use this version's tables: raise it when a migration removes something.
+UPGRADES_FROM = "1.0.0"  # The oldest version whose tables this version can migrate.
 
 BEFORE_1_0 = (
     "The tables were made by a version before 1.0.0 and cannot be upgraded: export what you need with that version, "
@@ -21,7 +21,7 @@ BEFORE_1_0 = (
 )
 
 _TABLES = "SELECT to_regclass('django_migrations') IS NOT NULL, to_regclass('accounts_schemaversion') IS NOT NULL"
-# Migrations of all other apps of ours depend on these.
+# The migrations of our other apps depend on these apps.
 _MIGRATED = "SELECT EXISTS (SELECT FROM django_migrations WHERE app IN ('accounts', 'auditlog', 'ui'))"
 _VERSION = "SELECT made_by, oldest FROM accounts_schemaversion"
 _RECORD = """
@@ -31,7 +31,7 @@ ON CONFLICT (id) DO UPDATE SET made_by = excluded.made_by, oldest = excluded.old
 
 
 def fault(probe: psycopg.Connection[Any]) -> str:
-    """Return why this version cannot use the tables; empty if it can, or if a first `migrate` has not ended."""
+    """Return why this version cannot use the tables; empty if it can, or if the first `migrate` has not finished."""
     has_migrations, has_version = _row(probe, _TABLES)
     if not has_version:
         return BEFORE_1_0 if has_migrations and _row(probe, _MIGRATED)[0] else ""
@@ -50,7 +50,7 @@ def fault(probe: psycopg.Connection[Any]) -> str:
 
 
 def record() -> None:
-    """Record that this version has migrated the tables, unless a newer one has."""
+    """Record that this version has migrated the tables, unless a newer version has."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(f"{_VERSION} FOR UPDATE")
         current = cursor.fetchone()

@@ -57,13 +57,13 @@ SECONDS = 10.0
 LARGEST = 5 * 1024 * 1024
 AS_CLIENTS = {"User-Agent": f"{versions.NAME}-doctor", "Accept-Encoding": "gzip, deflate"}
 REPORTED_HEADERS = ("www-authenticate", "location", "content-type", "server", "via")
-HIDDEN = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
+HIDDEN = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens, and query strings, which may contain a code.
 # Our own public address may be private and without TLS. Cloud metadata services are still refused.
 ANYWHERE = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
 def document_of(answer: HttpAnswer) -> dict[str, Any]:
-    """Return the JSON object in the body or in its last event. Raises StepFailed if there is none."""
+    """Return the JSON object in the body, or in its last server-sent event. Raises StepFailed if there is none."""
     lines = [line.removeprefix("data:") for line in answer.text.splitlines() if line.startswith("data:")]
     try:
         value = json.loads(lines[-1] if lines else answer.text)
@@ -93,7 +93,7 @@ class HttpProbe:
         self._client.close()
 
     def begin(self) -> None:
-        """Start the timer of the next step, with no request noted yet."""
+        """Start the timer of the next step, and clear the report of the last request."""
         self._deadline.set(self._seconds)
         self.note("")
 
@@ -103,7 +103,7 @@ class HttpProbe:
     def ask(
         self, verb: str, url: str, *, telling: str = "", headers: Mapping[str, str] | None = None, **body: Any
     ) -> HttpAnswer:
-        """Send a request; the report quotes `telling` of it. Raises StepFailed when there is no response."""
+        """Send a request; the report shows `telling` as its content. Raises StepFailed when there is no response."""
         self.note(f"{verb} {url}" + (f"\n{telling}" if telling else ""))
         try:
             with released_while_waiting():
@@ -136,7 +136,7 @@ UNAVAILABLE = {502, 503, 504}
 
 
 def belongs(url: str, base: str, source: str) -> str:
-    """Return `url` if it is under `base`, the URL clients use; `source` names its field. Raises StepFailed."""
+    """Return `url` if it is under `base`, the URL clients use. Otherwise raise StepFailed about the field `source`."""
     if _place(url) == _place(base) and not urlsplit(base).path:
         return url
     raise StepFailed(f"{source} leads to {url}, but clients come by {base}.", _public_url_advice(url, base))

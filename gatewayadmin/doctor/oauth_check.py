@@ -51,12 +51,12 @@ class Allowed:
 
 
 def newest_registration() -> int:
-    """Return the key of the newest application; those registered later have higher ones."""
+    """Return the key of the newest application; applications registered later have higher keys."""
     return Application.objects.aggregate(newest=Max("pk"))["newest"] or 0
 
 
 def registered(client_id: str, *, name: str, redirect: str, after: int) -> Application | None:
-    """Return the application with this id if it registered itself under that name after `after`."""
+    """Return the application `client_id` if it registered itself as `name` after the key `after`, otherwise None."""
     if "\x00" in client_id:
         return None
     source = Application.RegistrationSource.DCR
@@ -65,7 +65,7 @@ def registered(client_id: str, *, name: str, redirect: str, after: int) -> Appli
 
 
 def allow(user: User, gateway: Gateway, application: Application, parameters: dict[str, str]) -> Allowed:
-    """Start the flow and allow it as `user`, as the pages do. Raises StepFailed if they would refuse."""
+    """Start the flow and allow it as `user`, as the pages do. Raises StepFailed if the pages would refuse."""
     request = _request(user)
     flow = flows.begin_app(request, application, gateway, {**parameters})
     try:
@@ -84,7 +84,7 @@ def allow(user: User, gateway: Gateway, application: Application, parameters: di
 
 
 def _request(user: User) -> AppRequest:
-    """Build a request of this person for functions that need one."""
+    """Build an HTTP request of this person, for functions that need a request."""
     request = HttpRequest()
     request.method = "POST"
     request.META = {"SERVER_NAME": "doctor", "SERVER_PORT": "0"}
@@ -122,8 +122,8 @@ FILTERED = "A proxy in front changes or filters this. Let it pass unchanged in b
 class OAuthCheck:
     """Runs the OAuth flow of a client for one gateway and person, over the URL clients use.
 
-    `run` returns all steps; each may take `seconds`, and those after the first failure are not run. What the check
-    created is removed. Other hosts than this installation get no valid secrets.
+    `run` returns all steps; each may take `seconds`, and steps after the first failure are not run. Everything the
+    check created is removed. Hosts other than this installation get no valid secrets.
     """
 
     def __init__(self, base: str, gateway: Gateway, person: User, *, seconds: float = SECONDS) -> None:
@@ -349,5 +349,5 @@ class OAuthCheck:
 
 
 def _list(value: Any) -> list[Any]:
-    """Return `value` if it is a list, otherwise an empty one."""
+    """Return `value` if it is a list, otherwise an empty list."""
     return value if isinstance(value, list) else []

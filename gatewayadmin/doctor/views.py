@@ -1,4 +1,4 @@
-"""The doctor's page, for users who manage gateways. It runs as the current user."""
+"""The doctor's page, for users who manage gateways. The check runs as the current user."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def doctor(request: AppRequest) -> HttpResponse:
 
 
 def _other_host(request: AppRequest) -> str:
-    """Return the host of this request if it is not the public one, otherwise an empty text."""
+    """Return the host of this request if it is not the public one, otherwise an empty string."""
     host = request.headers.get("X-Forwarded-Host") or request.get_host()
     return "" if host.lower() == urlsplit(settings.PUBLIC_URL).netloc.lower() else host

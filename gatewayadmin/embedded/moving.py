@@ -1,7 +1,7 @@
 """Moves the embedded database's rows to a PostgreSQL of the operator's own: all of them, or none.
 
 The rows are read in one snapshot and written in one transaction, as text, so the target may be of another version. The
-tables are those that `migrate` has created there; the rows it put into them are replaced.
+tables are those that `migrate` has created in the target; the rows that `migrate` put into them are replaced.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,9 +69,9 @@ def refuse_unless_empty(target: Connection) -> None:
 
 
 def move(data_dir: Path, say: Say) -> int:
-    """Move all rows to the database of the settings, which has its tables, and return their number.
+    """Move all rows to the database of the settings, where the tables exist, and return the number of rows.
 
-    `say` gets a line for each table. Raises Immovable; then the target is unchanged.
+    `say` gets a line for each table. Raises Immovable, and leaves the target unchanged then.
     """
     with source(data_dir) as old, _connected(database.conninfo()) as new:
         new.execute("LOCK TABLE accounts_user IN ACCESS EXCLUSIVE MODE")  # A gateway that starts now waits.

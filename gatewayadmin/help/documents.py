@@ -28,7 +28,7 @@ _WEIGHTS = {"how-to": 1.3, "reference": 1.0, "explanation": 0.9, "decisions": 0.
 
 @dataclass(frozen=True)
 class HelpPage:
-    """One page of the documentation. `path` is that of its file below docs/, without `.md`."""
+    """One page of the documentation. `path` is the path of its file below docs/, without `.md`."""
 
     path: str
     summary: str = ""
@@ -93,7 +93,7 @@ def _page_url(path: str) -> str:
 
 
 def image(path: str) -> Path | None:
-    """Return the file of an image below docs/."""
+    """Return the file of an image below docs/; None if there is none."""
     return _images().get(path)
 
 
@@ -192,7 +192,7 @@ def _begins(word: str, text: str) -> bool:
 
 
 def _excerpt(page: HelpPage, section: Section, wanted: list[str]) -> str:
-    """Return the part of the section around the first word, or the page's summary."""
+    """Return the part of the section around the first search word, or the page's summary."""
     text = section.text
     at = min((place for word in wanted if (place := text.lower().find(word)) >= 0), default=-1)
     if at < 0:

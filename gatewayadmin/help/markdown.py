@@ -22,7 +22,7 @@ _COPY = (
     ' data-size="small" data-copy=""><span>Copy</span></button></figcaption>'
     '<pre tabindex="0"><code>{}</code></pre></figure>'
 )
-_DIAGRAM = "mermaid"  # Left out: drawing it takes a script of another origin.
+_DIAGRAM = "mermaid"  # Left out: to draw diagrams takes a script of another origin.
 
 # Returns the URL of a path below docs/, or None if nothing is served there.
 type UrlOf = Callable[[str], str | None]
@@ -82,7 +82,7 @@ def _change_inline(token: Token, path: str, url_of: UrlOf) -> None:
 
 
 def _absolute(link: str, path: str, url_of: UrlOf) -> str | None:
-    """Return the URL of a link on a page."""
+    """Return the URL of a link on a page; None if nothing is served there."""
     parts = urlsplit(link)
     if parts.scheme or parts.netloc or not parts.path:
         return link
@@ -115,7 +115,7 @@ def plain(markdown: str) -> str:
 
 def sections_of(source: str) -> list[Section]:
     """Return the sections of a page that begins with its title."""
-    # Code is blanked out first: a comment in it looks like a heading.
+    # Code is blanked out first: a comment in code looks like a heading.
     masked = _FENCED.sub(lambda found: " " * len(found[0]), source)
     heads = list(_HEADING.finditer(masked))
     ends = [head.start() for head in heads[1:]] + [len(source)]

@@ -1,1 +1,1 @@
-"""Incidents: what a subject did, what it still may do, and the act that stops it."""
+"""The *Incident* pages: calls and remaining access of an app, a person or a token, and a button to stop it."""

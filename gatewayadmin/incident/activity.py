@@ -1,6 +1,6 @@
 """The calls of a subject in the last 24 hours, compared with the average day of up to four weeks before.
 
-Read from the newest MOST_READ calls of the subject. If there are more, totals come from the roll-ups if possible.
+The counts are of the subject's newest MOST_READ calls. If there are more calls, totals come from roll-ups if possible.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from gateways.usage import IN_ORDER
 DAY = timedelta(days=1)
 BEFORE = timedelta(days=28)
 MOST_READ = 10_000  # The newest calls of a subject.
-SHOWN = 12  # Tools, and addresses.
-ODD = 3  # Times the usual.
+SHOWN = 12  # Tools shown, and addresses.
+ODD = 3  # Unusual is this many times the usual number.
 FEWEST_ODD = 10
 
 CALLS = """
@@ -39,7 +39,7 @@ BY_ROLLUP = ("host_id", "user_id", "server_id")
 
 
 class CallTally(NamedTuple):
-    """Some calls counted together; `recent` are those of the last 24 hours."""
+    """Calls with these values, counted together; `recent` is True for calls of the last 24 hours."""
 
     tool: str
     ip: str | None
@@ -53,7 +53,7 @@ class CallTally(NamedTuple):
 
 @dataclass
 class Count:
-    """Calls of the last 24 hours (`now`) and of the `days` before; without these, `per_day` is None."""
+    """Numbers of calls in the last 24 hours (`now`) and in the `days` before; `per_day` is None if `days` is 0."""
 
     now: int = 0
     before: int = 0
@@ -72,7 +72,7 @@ class Count:
 
     @property
     def is_odd(self) -> bool:
-        """True if the number is far above the usual one."""
+        """True if the number is far above the usual number."""
         return self.per_day is not None and self.now >= max(FEWEST_ODD, ODD * self.per_day)
 
 
@@ -89,7 +89,7 @@ class ToolCount(Count):
 
     @property
     def times(self) -> int:
-        """The number as a multiple of the usual one; 0 if it is not odd."""
+        """The number as a multiple of the usual number; 0 unless `is_odd`."""
         return round(self.now / self.per_day) if self.is_odd and self.per_day else 0
 
 
@@ -129,7 +129,7 @@ class Activity:
 
     @classmethod
     def of(cls, columns: dict[str, UUID]) -> Activity:
-        """Return the activity of the calls with these values of columns, the first of which has an index."""
+        """Return the activity of the calls whose columns have these values; the first column must have an index."""
         until = timezone.now()
         since = range_start(until, DAY)
         groups = _read(columns, since, until)
@@ -164,7 +164,7 @@ class Activity:
         self.addresses = _recent(self.addresses)
 
     def _complete(self, columns: dict[str, UUID]) -> None:
-        """Take the totals from the roll-ups, if these have the subject."""
+        """Take the totals from the roll-ups, if there are roll-ups by this kind of subject."""
         if len(columns) > 1 or not columns.keys() <= {*BY_ROLLUP}:
             return
         where = {name: [value] for name, value in columns.items()}
@@ -189,7 +189,7 @@ def _first_call(columns: dict[str, UUID], since: datetime) -> datetime:
 
 
 def _recent[C: Count](counts: list[C]) -> list[C]:
-    """Return those with calls in the last 24 hours, most calls first."""
+    """Return the counts with calls in the last 24 hours, most calls first."""
     return sorted((one for one in counts if one.now), key=lambda one: -one.now)
 
 

@@ -48,7 +48,7 @@ class StoppedSerializer(serializers.Serializer[Stopped]):
 
 
 def needed(kind: type[Subject]) -> Held:
-    """Return the capabilities that the act of this kind takes."""
+    """Return the capabilities required to stop a subject of this kind."""
     return frozenset(group[0] for group in kind.stops) if len(kind.stops) > 1 else kind.stops[0]
 
 

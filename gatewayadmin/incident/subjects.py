@@ -1,4 +1,4 @@
-"""The subjects of incidents: the rows that have an *Incident* page, and the act that stops each."""
+"""The subjects of incidents: the rows that have an *Incident* page, and the act that stops each row."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ type Rule = tuple[tuple[Capability, ...], ...]
 
 
 class Stopped(NamedTuple):
-    """The result of an act in words."""
+    """The result of stopping a subject, in words."""
 
     words: str
     may_undo: bool = False
@@ -52,13 +52,13 @@ class Subject:
     viewer: User
 
     kind: ClassVar[str]
-    place: ClassVar[str]  # Part of its URLs.
+    place: ClassVar[str]  # Part of the subject's URLs.
     rail: ClassVar[str]
     sees: ClassVar[tuple[Capability, ...]]
     stops: ClassVar[Rule]
     faults: ClassVar[type[Exception] | tuple[type[Exception], ...]] = ()
     target_type: ClassVar[str] = ""
-    undone_by: ClassVar[str] = ""  # The page that undoes the act, and the operation of the REST API.
+    undone_by: ClassVar[str] = ""  # URL names of the page and of the REST operation that undo the act.
     undone_by_api: ClassVar[str] = ""
 
     @classmethod
@@ -77,7 +77,7 @@ class Subject:
 
     @property
     def url(self) -> str:
-        """The row's own page."""
+        """The URL of the row's own page."""
         raise NotImplementedError
 
     @property
@@ -90,7 +90,7 @@ class Subject:
 
     @property
     def back(self) -> str:
-        """The page to show after the act: the *Incident* page, or the row's own for viewers who may not open it."""
+        """The page to show after the act: the *Incident* page, or the row's page if the viewer may not open it."""
         may_read = self.viewer.has_perm(Capability.LOGS_READ) and any(map(self.viewer.has_perm, self.sees))
         return self.page if may_read else self.url
 
@@ -119,7 +119,7 @@ class Subject:
 
     @cached_property
     def live(self) -> list[Connection]:
-        """The unrevoked connections through which it acts, newest use first."""
+        """The unrevoked connections through which the subject acts, newest use first."""
         return list(self.connections.live().order_by("-last_used_at", "pk"))
 
     @property
@@ -128,7 +128,7 @@ class Subject:
 
     @cached_property
     def tokens(self) -> int:
-        """The number of unrevoked, unexpired tokens that end with it, without the keys of apps."""
+        """The number of unrevoked, unexpired API access tokens that the act ends, without the keys of apps."""
         return Token.objects.lasting().filter(connection__in=self.live, kind="access").count()
 
     @cached_property
@@ -160,7 +160,7 @@ class Subject:
         return would_refuse(where, self.viewer, what=f"went through this {self.noun}")
 
     def stop(self) -> Stopped:
-        """Do the act. Raises one of `faults`."""
+        """Stop the subject. Raises one of `faults`."""
         raise NotImplementedError
 
     @property
@@ -178,14 +178,14 @@ class Subject:
 
     @cached_property
     def assignments(self) -> Sequence[Assignment]:
-        """The enabled servers that its live connections reach."""
+        """The assignments of the enabled servers that the subject's live connections reach."""
         gateways = {connection.gateway_id for connection in self.live if connection.gateway.enabled}
         on = Assignment.objects.on().filter(gateway__in=gateways)
         return list(on.select_related("server", "gateway", "shared_identity").order_by("gateway__name", "alias", "pk"))
 
     @property
     def identities(self) -> QuerySet[Identity]:
-        """The credentials that its calls are sent with."""
+        """The credentials that are sent with the subject's calls."""
         carried = Identity.objects.live().filter(connection_identities__connection__in=self.live)
         shared = Identity.objects.live().filter(assignments__in=[one.pk for one in self.assignments])
         pks = {*carried.values_list("pk", flat=True), *shared.values_list("pk", flat=True)}
@@ -193,7 +193,7 @@ class Subject:
         return seen.select_related("server", "owner").order_by("server__name", "label")
 
     def _seen(self, rows: QuerySet[Identity]) -> QuerySet[Identity]:
-        """Return the credentials the viewer may see: shared ones and their own; all if they manage credentials."""
+        """Return the credentials the viewer may see: shared and their own; all if they manage credentials."""
         if self.viewer.has_perm(Capability.IDENTITIES_MANAGE):
             return rows
         return rows.filter(Q(owner=None) | Q(owner=self.viewer))

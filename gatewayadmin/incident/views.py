@@ -59,7 +59,7 @@ def _reached(subject: Subject) -> list[Reached]:
     found = []
     for connection in subject.live:
         row = ConnectionRow(connection, subject.viewer)
-        # While its owner has not collected a new token, the old one may still work.
+        # The old token may still work while its owner has not collected the new token.
         is_overlapping = row.status == "expired" and any(one.previous_works_until for one in row.tokens)
         works = row.status == "active" or (is_overlapping and not connection.blocked_by)
         mine = [one for one in assignments if one.gateway_id == connection.gateway_id and works]
@@ -75,7 +75,7 @@ def _events(subject: Subject) -> list[Event]:
 
 
 def page(kind: type[Subject]) -> View:
-    """Return the view of the *Incident* page of this kind; with `?format=json` it is a file."""
+    """Return the view of the *Incident* page of this kind; with `?format=json` the view returns a file."""
 
     @require_GET
     @requires(Capability.LOGS_READ)
@@ -165,7 +165,7 @@ def _access(one: Reached) -> dict[str, Any]:
 
 
 def stop(kind: type[Subject]) -> View:
-    """Return the view that confirms the act of this kind, with an optional reason, and does it."""
+    """Return the view that asks for confirmation and an optional reason, then stops a subject of this kind."""
 
     def view(request: AppRequest, pk: UUID) -> HttpResponse:
         subject = kind(kind.find(request.user, pk), request.user)

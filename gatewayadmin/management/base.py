@@ -1,4 +1,4 @@
-"""Bases of the commands: those that use the database of a workspace, and Django's own that are refused."""
+"""Base classes of commands that use the workspace's database, and of Django's commands that are refused."""
 
 import argparse
 from argparse import ArgumentParser
@@ -15,7 +15,7 @@ from gatewayadmin.config.database import UnusableDatabase
 class WorkspaceCommand(BaseCommand):
     """A command that needs the tables of a workspace. Exceptions in `refusals` become errors of one line."""
 
-    requires_system_checks = ()  # `make check` has run them; they take longer than most commands.
+    requires_system_checks = ()  # `make check` runs the checks, which take longer than most commands.
     refusals: tuple[type[Exception], ...] = ()
 
     def execute(self, *args: Any, **options: Any) -> str | None:
@@ -47,7 +47,7 @@ class RefusedCommand(BaseCommand):
 
 
 def moment(text: str) -> datetime:
-    """Parse a date, or a date with a time; in UTC unless it has a zone. For `type` of an option."""
+    """Parse an option's date, or date and time, which is in UTC unless it has a zone. Use as argparse `type`."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

@@ -1,7 +1,7 @@
 """The arguments of a run: a form made of their JSON schema, or one field with all of them as JSON.
 
-Schemas come from servers and are untrusted. Strings, numbers, choices and lists of strings have a field of their kind,
-other values are entered as JSON.
+Schemas come from servers and are untrusted. Strings, numbers, choices and lists of strings have a field of their own
+kind, other values are entered as JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MISSING = "This is required."
 
 
 class TextArgument(forms.CharField):
-    """A text; browsers send CRLF for line breaks."""
+    """A text field that converts the CRLF line breaks of browsers to LF."""
 
     def to_python(self, value: Any) -> Any:
         text = super().to_python(value)
@@ -37,7 +37,7 @@ class TextArgument(forms.CharField):
 
 
 class LinesArgument(TextArgument):
-    """A list of texts, one a line."""
+    """A field for a list of texts, one per line."""
 
     def clean(self, value: Any) -> Any:
         text = super().clean(value)
@@ -48,7 +48,7 @@ class LinesArgument(TextArgument):
 
 
 class NumberArgument(forms.FloatField):
-    """A number; whole ones stay integers."""
+    """A number field that returns whole numbers as int."""
 
     def to_python(self, value: Any) -> Any:
         try:
@@ -58,7 +58,7 @@ class NumberArgument(forms.FloatField):
 
 
 class JsonArgument(forms.Field):
-    """Any value as JSON, or with `is_object` an object."""
+    """A field for any value as JSON, or for an object if `is_object` is True."""
 
     widget = forms.Textarea
 
@@ -95,7 +95,7 @@ class ArgumentsForm(forms.Form):
         fields = None if schema is None else _fields(schema)
         self.can_be_form = fields is not None
         self.as_json = as_json or fields is None
-        self._names: dict[str, str] = {}  # Arguments by the names of their controls.
+        self._names: dict[str, str] = {}  # Argument names by the names of their form fields.
         if fields is None or as_json:
             options = {"label": "Arguments as JSON", "required": False, "initial": pretty(_defaults(fields or {}))}
             self.fields["arguments"] = JsonArgument(is_object=True, **options)
@@ -109,7 +109,7 @@ class ArgumentsForm(forms.Form):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The valid arguments of the submitted form, or the defaults; empty fields are left out."""
+        """The valid arguments of the submitted form, or the defaults before that. Empty fields are left out."""
         if not self.is_bound:
             return _defaults({self._names.get(name, name): field for name, field in self.fields.items()})
         self.is_valid()
@@ -120,7 +120,7 @@ class ArgumentsForm(forms.Form):
 
 
 def form_of(schema: Any, arguments: Any, *, as_json: bool = False) -> ArgumentsForm:
-    """Return a form filled in with these arguments; as JSON if the fields cannot represent exactly these."""
+    """Return a form filled in with `arguments`, as one JSON field if separate fields cannot represent them exactly."""
     form = ArgumentsForm(schema)
     if not (as_json or form.as_json) and isinstance(arguments, dict):
         fields: Any = form.fields
@@ -144,7 +144,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _control(name: str) -> str:
-    """Return the name of the control of an argument."""
+    """Return the name of the form field of an argument."""
     return f"a{hashlib.sha256(json.dumps(name).encode()).hexdigest()[:12]}"
 
 
@@ -153,7 +153,7 @@ def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fields(schema: Any) -> dict[str, Any] | None:
-    """Return the fields by argument; None if there are too many."""
+    """Return the form fields by argument name; None if there are too many."""
     outer = resolved(schema, schema)
     properties, required = outer.get("properties"), outer.get("required")
     if not isinstance(properties, dict):
@@ -165,7 +165,7 @@ def _fields(schema: Any) -> dict[str, Any] | None:
 
 
 def _single(member: Any, whole: Any) -> dict[str, Any]:
-    """Return the schema of an argument without the alternative null, which some servers use for optional values."""
+    """Return the schema of an argument without the alternative `null`, which some servers use for optional values."""
     schema = resolved(member, whole)
     for several in ("anyOf", "oneOf"):
         if isinstance(schema.get(several), list):
@@ -179,7 +179,7 @@ def _single(member: Any, whole: Any) -> dict[str, Any]:
 
 
 def _field(name: str, schema: dict[str, Any], required: bool) -> Any:
-    """Return the field of an argument, with the default of the schema if that is valid."""
+    """Return the field of an argument, with the default of the schema if the default is valid."""
     about, default = schema.get("description"), schema.get("default")
     field = _typed(
         schema,
@@ -222,7 +222,7 @@ def _typed(schema: dict[str, Any], **options: Any) -> Any:
 
 
 class ChoiceArgument(forms.TypedChoiceField):
-    """One of the values a schema lists."""
+    """A field to choose one of the values that a schema lists."""
 
     def __init__(self, choices: list[tuple[str, str]], *, required: bool, **options: Any) -> None:
         none = ("", "Choose" if required else "not given")

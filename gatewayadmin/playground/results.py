@@ -1,4 +1,4 @@
-"""Renders the result of a run. It is untrusted: nothing in it is interpreted as markup.
+"""Renders the result of a run. The result is untrusted: nothing in it is interpreted as markup.
 
 Text is escaped, with invisible characters marked. Only pictures of four types with matching first bytes are shown.
 Links lead only to our own pages. All texts of an answer share one size limit, and no more is serialised than is shown,
@@ -77,7 +77,7 @@ class Result:
             yield part._replace(title=title, uri=uri, text=text, is_cut=len(text) < len(part.text))
 
     def _take(self, text: str, longest: int = LONGEST_TEXT) -> str:
-        """Return the part of the text to show, and subtract its markup from the limit."""
+        """Return the part of the text to show, and subtract the size of its markup from the limit."""
         longest = min(longest, self._left)
         self.is_cut = self.is_cut or len(text) > longest
         self._left = max(self._left - len(visible(text[:longest])), 0)

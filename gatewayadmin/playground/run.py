@@ -18,10 +18,10 @@ from wire import jsonrpc, mcp, sse, versions
 from wire.background import spawn
 from wire.jsonrpc import MalformedMessage, Object
 
-RUN_SECONDS = 120  # Time limit of a run; then it is cancelled at its server.
-END_SECONDS = 10  # How long a run may continue after it was cancelled or its page was left.
-RETRY_SECONDS = 5  # After which a run that was refused may be tried again.
-LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are kept; an agent gets more.
+RUN_SECONDS = 120  # Time limit of a run; then the call is cancelled at its server.
+END_SECONDS = 10  # Longest time a run continues after it was cancelled or its page was left.
+RETRY_SECONDS = 5  # Retry-After of a refused run.
+LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are stored; agents get longer answers.
 MOST_STEPS = 200  # Notifications of one run that are shown.
 MOST_RUNS = 16  # Concurrent, in this process: each keeps a response open.
 MOST_RUNS_OF_ONE = 3  # Concurrent, per person.
@@ -66,7 +66,7 @@ class AgentRequest(NamedTuple):
 
 
 class AgentResponse(NamedTuple):
-    """The answer an agent would get. `message` is None if it is not JSON-RPC or too large to keep."""
+    """The answer an agent would get. `message` is None if the body is not JSON-RPC or too large to store."""
 
     status: int
     uid: str
@@ -95,16 +95,16 @@ def _take_place(person: object) -> object:
 
 
 class Run:
-    """A request of `person`, counted from here until it has ended. Raises TooManyRuns.
+    """A request of `person`, counted as running from its creation until its end. Raises TooManyRuns.
 
-    `steps` sends it with a token and yields its progress; then `answer` is set. `close` ends it at any time, from any
-    thread.
+    `steps` sends the request with a token and yields its progress; then `answer` is set. `close` ends the run at any
+    time, from any thread.
     """
 
     def __init__(self, slug: str, asked: AgentRequest, address: str, person: object) -> None:
         self.slug, self.asked, self.address = slug, asked, address
         self.answer: AgentResponse | None = None
-        # Also for a page that is never read. Without the lock: the garbage collector may run this at any time.
+        # Also if the page is never read. It takes no lock, because the garbage collector may call it at any time.
         self._give_back = weakref.finalize(self, _running.pop, _take_place(person), None)
         self._secret = ""
         self._task: asyncio.Task[None] | None = None
@@ -136,7 +136,7 @@ class Run:
             self._task.get_loop().call_soon_threadsafe(self._leave)
 
     def _leave(self) -> None:
-        """Close the request: the call is cancelled and logged, as for an agent; at the latest after END_SECONDS."""
+        """Disconnect, so that the call is cancelled and logged as for an agent; cancel the task after END_SECONDS."""
         self._gone.set()
         if self._task is not None and not self._task.done():
             self._task.get_loop().call_later(END_SECONDS, self._task.cancel)

@@ -61,15 +61,15 @@ OF_KIND = {
 }
 # Pictures of results are inline; nothing is fetched.
 DRAWS: dict[str, Any] = {**settings.SECURE_CSP, "img-src": [CSP.SELF, "data:"]}
-CUT = "<!-- run -->"  # The page up to here is sent at once, the rest after the run.
+CUT = "<!-- run -->"  # The page up to this mark is sent at once, the rest after the run.
 UNSERVED = "This process has no MCP endpoint, so nothing can be run here."
 
 
-# The user's own connection of the app Playground, opened by the same verbs as for other apps.
+# The user's own connection of the app Playground, opened by the same model methods as those of other apps.
 
 
 def live_connection(user: User, gateway: Gateway | None) -> Connection | None:
-    """Return the user's playground connection to this gateway, if any."""
+    """Return the user's playground connection to this gateway, or None."""
     rows = Connection.objects.own(user).live().filter(host__dedupe_key=PLAYGROUND, gateway=gateway)
     return rows.select_related("host", "gateway", "user").first() if gateway else None
 
@@ -77,14 +77,14 @@ def live_connection(user: User, gateway: Gateway | None) -> Connection | None:
 def connect(user: User, gateway: Gateway) -> Connection:
     """Return the user's playground connection to this gateway, opening one if needed.
 
-    For servers with personal identities it carries the newest usable one. An existing connection may still be blocked;
-    its calls check that. Raises ConnectionRefused if the user cannot connect apps.
+    A new connection gets the user's newest usable identity for each server with personal identities. An existing
+    connection may be blocked, which is checked at each call. Raises ConnectionRefused if the user cannot connect apps.
     """
     if (live := live_connection(user, gateway)) is not None:
         return live
     if not user.has_perm(Capability.OAUTH_CONNECT):
         raise ConnectionRefused(f"Your role lacks {Capability.OAUTH_CONNECT.label}.")
-    # Outside the transaction: an app that waits for approval must remain.
+    # Outside the transaction: the app must be stored even if it waits for approval.
     waits = WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
     app = Host.objects.playground(needs_approval=waits, by=user)
     with transaction.atomic():
@@ -110,7 +110,7 @@ def _others(user: User, gateway: Gateway | None) -> list[Connection]:
     return list(rows.select_related("host", "gateway", "user").order_by("host__name", "connected_at")[:50])
 
 
-# What to run
+# The selection of a feature
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Chosen:
 
     @cached_property
     def feature(self) -> Feature | None:
-        """The selected feature, if known. Names that are not in any list can be called too."""
+        """The selected feature; None if unknown. Names that are not in any list can be called too."""
         if self.gateway is None or not self.name:
             return None
         rows = Feature.objects.placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
@@ -250,7 +250,7 @@ def _done(request: AppRequest, chosen: Chosen, form: ArgumentsForm, act: str) ->
 
 
 def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
-    """Switch between form and JSON; keep the current one if arguments would be lost."""
+    """Switch between form and JSON; keep the current form if arguments would be lost."""
     if not form.is_valid():
         return form
     turned = form_of(chosen.schema, form.arguments, as_json=to == "json")
@@ -260,7 +260,7 @@ def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
 
 
 def _form_again(chosen: Chosen, uid: str) -> ArgumentsForm | None:
-    """Return the form with the arguments of an earlier run, if they were recorded and the user can view them."""
+    """Return the form with the arguments of an earlier run, or None if the user cannot see them in the log."""
     call = _row(uid)
     if call is None or call.user_id != chosen.user.pk or not chosen.user.has_perm(Capability.LOGS_PAYLOADS):
         return None
@@ -321,11 +321,11 @@ def _again(call: Call, slug: str) -> str:
     return f"{reverse('playground')}?{urlencode(query)}"
 
 
-# Would it work now?
+# Check: the access decision, without a call
 
 
 def _checked(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:
-    """Show the access decision for the playground or another connection of the user. Nothing is sent."""
+    """Show the access decision for the playground or another connection of the user. Nothing is sent to a server."""
     through = request.POST.get("through", "")
     live: Connection | None = next((one for one in _others(request.user, gateway) if str(one.pk) == through), None)
     try:
@@ -339,7 +339,7 @@ def _checked(request: AppRequest, chosen: Chosen, gateway: Gateway, form: Argume
 
 
 def _for_reader(trail: Trail) -> Trail:
-    """Remove from a trail what requires access to the log."""
+    """Remove the parts of a trail that require access to the log."""
     for lines in (trail.lines, trail.further):
         lines[:] = [line._replace(cause=line.cause and _cause_for(line.cause, trail.reader)) for line in lines]
     return trail
@@ -352,7 +352,7 @@ def _cause_for(known: Cause, reader: User) -> Cause:
     return replace(known, event=None, subject="", count="", calls="", act=known.act if known.link else "")
 
 
-# Run it
+# Run: a call, and its result
 
 
 def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:

@@ -1,4 +1,4 @@
-"""The reference of the REST API for people, drawn from its OpenAPI description.
+"""The reference of the REST API for people, rendered from its OpenAPI description.
 
 It replaces Swagger UI: same design as all pages, light and dark, readable without script and by a screen reader, and no
 exception in the Content Security Policy.
@@ -96,7 +96,7 @@ def _answered(response: dict[str, Any]) -> str:
 
 
 def _field(name: str, described: dict[str, Any], schema: dict[str, Any], required: bool) -> dict[str, Any]:
-    """Return a row of a table, without the choices at the end of the description: `kind` lists them."""
+    """Return a table row. The choices at the end of the description are left out, because `kind` lists them."""
     bounds = (f"{word} `{json.dumps(schema[key])}`." for key, word in BOUNDS.items() if schema.get(key) is not None)
     words = [PLACES.get(described.get("in", ""), "") + described["description"].partition("\n\n* `")[0], *bounds]
     return {"name": name, "kind": _kind(schema), "required": required, "note": " ".join(words)}
@@ -128,7 +128,7 @@ def _schemas() -> dict[str, Any]:
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """Return which values a schema allows, in words."""
+    """Return a description of the values that a schema allows."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     for several in ("oneOf", "anyOf", "allOf"):

@@ -140,7 +140,7 @@ ERRORS: dict[int, list[tuple[str, str, dict[str, Any]]]] = {
 
 
 class OperationSchema(AutoSchema):
-    """One operation, as its view declares it."""
+    """Description of one operation, generated from the declaration of its view."""
 
     view: Resource  # type: ignore[override]  # No other view is described.
 
@@ -173,7 +173,7 @@ class OperationSchema(AutoSchema):
         return get_doc(getattr(self.view, self.action)).partition("\n")[0].rstrip(".")
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
-        """Return the rest of the method's docstring, or that of its class, and the capabilities it takes."""
+        """Return the rest of the method's docstring, or the docstring of its class, and the required capabilities."""
         doc = get_doc(getattr(self.view, self.action)).partition("\n\n")[2] or get_doc(type(self.view))
         needed = sorted(capability.slug for capability in capabilities_in(self.rule))
         held = self.rule.others if isinstance(self.rule, Own) else self.rule
@@ -199,7 +199,7 @@ class OperationSchema(AutoSchema):
         return [OpenApiParameter("ordering", description=note, enum=[*names, *(f"-{name}" for name in names)])]
 
     def _headers(self) -> list[OpenApiParameter]:
-        """Return the headers of a request, except those of its credential."""
+        """Return the headers of a request, except the headers of its credential."""
         taken = {
             "If-Match": self.operation.if_match,
             "If-None-Match": self.action == "retrieve",
@@ -208,7 +208,7 @@ class OperationSchema(AutoSchema):
         return [OpenApiParameter(name, location="header", **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
-        """Return the ETag of responses that are the object itself, and of 412."""
+        """Return the ETag header of 412, and of responses whose body is the object."""
         looks = self.action == "retrieve"
         is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
         tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}
@@ -310,7 +310,7 @@ class OperationSchema(AutoSchema):
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
-        """Return the help text of the same field in the response; otherwise the docstring of a nested serializer."""
+        """Return the help text of the same field in the response, or the docstring of a nested serializer, or None."""
         declared: Any = self.operation.answer
         answer = declared if isinstance(declared, type) else self.view.serializer_class
         if direction == "request" and answer and (same := answer().fields.get(field.field_name)):
@@ -325,7 +325,7 @@ class OperationSchema(AutoSchema):
 
 
 class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    """A person's session."""
+    """Authentication by a person's session."""
 
     target_class = "ui.rest_requests.SessionCookie"
     name = ["session", "csrf"]  # noqa: RUF012  (so named by the extension)
@@ -338,7 +338,7 @@ class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
 
 
 class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    """API keys, and tokens that rotate themselves."""
+    """Authentication by API key, or by an API access token that rotates itself."""
 
     target_class = "tokens.authentication.BearerAuthentication"
     name = ["apiKey", "accessToken"]  # noqa: RUF012
@@ -351,7 +351,7 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 
 
 def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    """Forbid unknown members in request bodies; responses may get more in later releases."""
+    """Forbid unknown members in request bodies; responses may get more members in later releases."""
     for name, schema in result["components"]["schemas"].items():
         schema.setdefault("description", "One of these objects.")  # Only a choice of objects has none.
         if "properties" in schema and name.endswith("Request"):

@@ -59,7 +59,7 @@ router.register("users", UserResource, "user")
 
 
 def at(route: str, name: str, view: type[Resource], **actions: Any) -> URLPattern:
-    """Route methods to `actions` of `view`, at a path that the router does not make."""
+    """Route methods to `actions` of `view`, at a path that the router does not generate."""
     return path(route, view.as_view(actions), name=name)
 
 
@@ -149,7 +149,7 @@ RETRY_S = 2
 
 
 def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
-    """Answer 500, or 503 if the database is slow, busy or away: JSON below /api/, elsewhere a page."""
+    """Answer 500, or 503 if the database is slow, busy or unreachable: JSON below /api/, elsewhere a page."""
     is_program = request.path.startswith("/api/")
     cause = getattr(sys.exception(), "__cause__", None)
     if isinstance(cause, QueryCanceled):

@@ -66,7 +66,7 @@ class Readiness:
         self._is_draining = False
 
     def watch(self, faults: Callable[[], Mapping[str, str]]) -> None:
-        """Set the function that returns what keeps this process from serving, by component."""
+        """Set the function that returns the faults that keep this process from serving, by component."""
         self._faults = faults
 
     def drain(self) -> None:
@@ -90,13 +90,13 @@ async def livez(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Answer 200 and the version while calls can be decided and logged; otherwise, or draining, 503 and the reason."""
+    """Answer 200 and the version while calls can be authorized and logged, otherwise 503 and the reason."""
     problem = readiness.problem()
     return PlainTextResponse(problem or f"ok\n{_details()}", 503 if problem else 200)
 
 
 def _details() -> str:
-    """Return the version, the databases of pages and logs if not the primary, and failing loops."""
+    """Return the version, failing loops, and the databases of pages and logs if configured separately."""
     standing = replica.gauging.standing
     used = f"primary, {standing.fault}" if standing.fault else f"replica, {standing.lag:.0f} s behind"
     lines = [f"version: {versions.with_commit(settings.COMMIT)}\n"]
@@ -131,8 +131,8 @@ def _sample_replica() -> None:
 class _Counters(MultiProcessCollector):
     """Collects the counters of all workers, skipping empty files.
 
-    The Prometheus client creates a file before it sets its size, and cannot read an empty one. A worker killed in
-    between leaves such a file until the next start.
+    The Prometheus client creates a file before it sets its size, and cannot read an empty file. A worker killed
+    in between leaves such a file until the next start.
     """
 
     def collect(self) -> Iterable[Metric]:
@@ -151,8 +151,8 @@ def _size(path: Path) -> int:
 class _OfReplica:
     """Adds the label `replica` to the metrics of a registry.
 
-    If several replicas are scraped at one address, each needs its own series: one that jumps between their counters
-    would look like thousands of failures.
+    If several replicas of the gateway are scraped at one address, each needs its own series: a series that jumps
+    between their counters would look like thousands of failures.
     """
 
     def __init__(self, registry: CollectorRegistry, replica: str) -> None:
@@ -195,7 +195,7 @@ def _has_token(request: Request) -> bool:
 
 # Metrics read from the database on each scrape: sinks, unsealed calls and missing indexes.
 #
-# Workers cannot count them: a sink is served by changing workers and can be removed.
+# Workers cannot count these: a sink is served by changing workers and can be removed.
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ _reading = threading.Lock()
 
 
 class Stored:
-    """Collector of metrics that were read before."""
+    """Collector of metrics that were read in advance."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -260,7 +260,7 @@ def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int, apa
 
 
 def unsealed() -> float:
-    """Seconds since the newest checkpoint, if there are calls it does not cover; otherwise 0."""
+    """Return the seconds since the newest checkpoint if it does not cover all calls, otherwise 0."""
     newest = Checkpoint.objects.order_by("-number").values_list("body", flat=True).first()
     if newest is None:
         return 0.0
@@ -276,7 +276,7 @@ def busiest() -> tuple[list[str], list[str]]:
     try:
         most = settings.METRICS_NAMES
         return _busiest("gateway_id", Gateway, most), _busiest("server_id", Server, most)
-    except Exception:  # Then the first ones called get labels.
+    except Exception:  # Then the objects that are called first get labels.
         logger.exception("the most called objects could not be read")
         return [], []
     finally:

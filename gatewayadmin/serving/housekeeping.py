@@ -47,7 +47,7 @@ from wire.background import Background
 logger = logging.getLogger(__name__)
 
 EVERY_S = 900.0
-FIRST_S = (20.0, 60.0)  # Random, so that not all `serve` run at the same time.
+FIRST_S = (20.0, 60.0)  # Random, so that several servers do not run at the same time.
 CHORE_ROLL_UP_S = 30.0
 INDEX_AT_ONCE_S = 30.0  # Time limit of one run.
 ROLL_UP_AT_ONCE_S = 2.0  # Time limit of one run.
@@ -74,7 +74,7 @@ def do_chores() -> dict[str, int] | None:
 
 
 def start(background: Background) -> None:
-    """Start the loops: one for all chores, and one for each of STEADY."""
+    """Start the loops: one for all of CHORES, and one for each chore of STEADY."""
     pauses = chain([random.uniform(*FIRST_S)], repeat(EVERY_S))  # noqa: S311  no secret
     background.forever("chores", partial(asyncio.to_thread, _once_logged), lambda: asyncio.sleep(next(pauses)))
     for chore, (least, most, work) in STEADY.items():
@@ -192,8 +192,8 @@ def _kept_since(now: datetime) -> datetime:
 def _drop_limit(now: datetime) -> date:
     """Return the day before which partitions may be dropped in this run.
 
-    Partitions must be archived first if archiving is on. Those with rows inserted within the retention are kept,
-    whatever the dates of the rows; and at most MOST_DROPPED are dropped per run.
+    Partitions must be archived first if archiving is on. Partitions with rows inserted within the retention
+    period are kept, whatever the dates of the rows. At most MOST_DROPPED partitions are dropped per run.
     """
     limit = archive.keep_from(_kept_since(now).date())
     for number, (name, span) in enumerate(Call.partitions.expired(limit)):
@@ -218,7 +218,7 @@ def _beyond_retention(act: Callable[[date], int]) -> Callable[[datetime], int]:
 
 
 def _make_indexes(now: datetime) -> int:
-    """Create missing indexes of partitions, and log each."""
+    """Create missing indexes of partitions, and log each new index."""
 
     def tell(made: indexes.Made) -> None:
         extra = {"index": made.index, "partition": made.partition, "left": made.left}
@@ -228,7 +228,7 @@ def _make_indexes(now: datetime) -> int:
 
 
 def _note_addresses() -> int:
-    """Find out and store if servers are at private addresses, where that is not known yet."""
+    """Look up and store whether servers have private addresses, for servers where this is unknown."""
     found = 0
     for server in Server.objects.live().filter(private=None).exclude(url=BUILT_IN_URL):
         inside = leads_inside(server.url)

@@ -80,7 +80,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     Limits: headers of `MOST` bytes within `seconds`, including data the parser still buffers; a body within
     `body_seconds`, and at least `body_rate` bytes per second in each `body_window`; a client must read LEAST_TAKEN
     bytes, or all that is pending, within `untaken_seconds`. Each worker keeps `most_unauthenticated` connections
-    without an accepted call; beyond that the oldest one that is not waiting for us is closed.
+    without an accepted call; beyond that the oldest one that is not waiting for our answer is closed.
     """
 
     # Together with uvicorn's attributes there are too many for a compact instance dictionary.
@@ -103,7 +103,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     body_window: float = 5
     body_rate: float = 1024
     untaken_seconds: float = 30
-    most_unauthenticated: int = 2048  # As many as the system hands over at once (gatewayadmin.serving.server.BACKLOG).
+    most_unauthenticated: int = 2048  # As many as the system queues (gatewayadmin.serving.server.BACKLOG).
     unauthenticated: ClassVar[dict["LimitedHttpProtocol", None]] = {}  # The longest unanswered first.
 
     is_authenticated = False  # True once a call over this connection was accepted.
@@ -139,7 +139,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.unauthenticated.pop(self, None)
 
     def close_after_answer(self) -> None:
-        """Close after an answer, but give a client that is still sending time to read it (RFC 9112 section 9.6).
+        """Close after an answer, but give a client that is still sending time to read the answer (RFC 9112, 9.6).
 
         If we closed at once, the client's system would discard the answer on its next write.
         """
@@ -219,8 +219,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if is_mcp and method == b"GET":  # An accepted stream authenticates its connection, as a call does.
             self.cycle.transport = AnswerTransport(self, notes_success=True)  # type: ignore[assignment]
         if self.parser.should_upgrade():
-            # The parser does not read what follows as a body. We support no upgrades, and must not read it as another
-            # request either.
+            # The parser does not read the following bytes as a body. We support no upgrades, and must not read these
+            # bytes as another request either.
             self.cycle.keep_alive = False
             self._discard_input = True
 
@@ -253,7 +253,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().send_400_response(msg)
 
     def _refuse(self) -> None:
-        if not self.is_answering:  # Otherwise it would be written into another answer.
+        if not self.is_answering:  # Otherwise this answer would be written into another one.
             self.transport.write(
                 b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
                 b"content-length: %d\r\n\r\n%s" % (len(TOO_LARGE), TOO_LARGE.encode())
@@ -265,9 +265,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._body_clock.start(self.body_window, self._judge_body)
 
     def _judge_body(self) -> None:
-        if self._discard_input:  # It is being closed already.
+        if self._discard_input:  # The connection is being closed already.
             return
-        if self.flow.read_paused or self.pipeline:  # We delay it: the application is not reading, or is answering.
+        if self.flow.read_paused or self.pipeline:  # The delay is ours: the application is not reading, or answers.
             self._body_ends += self.body_window
             self._next_window()
         elif self.loop.time() < self._body_ends and self._body_bytes >= self.body_window * self.body_rate:
@@ -381,7 +381,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
             self._header_cache = self._cache_headers(data)
 
     def _serve_with_cached_headers(self, data: bytes) -> bool:
-        """Serve the request in `data` without the parser if its headers equal the last ones. Return True if so."""
+        """Serve the request in `data` without the parser if its headers are cached. Return whether it was served."""
         if self._header_cache is None or not self._between_requests or self.is_answering:
             return False
         body = self._header_cache.body(data)
@@ -438,11 +438,11 @@ class McpHttpProtocol(LimitedHttpProtocol):
     def _start_request(self, *, is_call: bool) -> None:
         super()._start_request(is_call=is_call)
         if is_call:
-            self.cycle.__class__ = McpCycle  # Its task has not begun yet.
+            self.cycle.__class__ = McpCycle  # The task of the cycle has not begun yet.
 
 
 class McpCycle(RequestResponseCycle):
-    """A call and its answer, which either is complete and has a Content-Length, or is a stream."""
+    """A call and its answer, which is either complete, with a Content-Length, or a stream."""
 
     _head = b""
 

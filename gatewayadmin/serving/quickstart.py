@@ -1,7 +1,7 @@
 """The bundled Quickstart server: a few harmless tools, so that a new workspace has something to call.
 
 A stateless MCP server of both eras in this process. The gateway calls it over the network like any other server. It
-accepts only requests with a secret made at this start: only our own proxy can call it.
+accepts only requests with a secret generated at each start, which only our own proxy has.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ async def _respond(body: bytes) -> Response:
 async def _events(message: Message) -> AsyncIterator[bytes]:
     """Yield progress notifications of the tool `slow`, then its result."""
     arguments = message.params.get("arguments")
-    with suppress(ToolFailed):  # It fails again below.
+    with suppress(ToolFailed):  # `_answer` below raises it again.
         async for step in _steps(arguments if isinstance(arguments, dict) else {}):
             params = {"progressToken": message.meta["progressToken"], "progress": step, "total": STEPS}
             yield sse.event(jsonrpc.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}))
@@ -199,7 +199,7 @@ TOOLS = [
 ]
 CALLS = {"echo": _echo, "add": _add, "current_time": _current_time, "slow": _slow, "fail": _fail}
 CAPABILITIES: Object = {"tools": {}, "resources": {}, "prompts": {}}
-_NAME = {"name": "name", "description": "Whom to greet", "required": True}
+_NAME = {"name": "name", "description": "The name to greet", "required": True}
 # Results that do not depend on the request, by method.
 FIXED: dict[str, Object] = {
     "ping": {},

@@ -45,8 +45,8 @@ class PortTaken(Exception):
 def reserve(host: str, port: int) -> socket.socket:
     """Return a socket bound to this address. Raises PortTaken.
 
-    It does not listen yet: connections before we can serve are refused, so clients try another process. Otherwise they
-    would wait for the whole start, or be reset if it fails.
+    The socket does not listen yet: connections are refused until we can serve, so that clients try another process.
+    Otherwise clients would wait for the whole start, or be reset if the start fails.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -56,7 +56,7 @@ def reserve(host: str, port: int) -> socket.socket:
             if family == socket.AF_INET6 and socket.has_dualstack_ipv6():
                 reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
             reserved.bind(address[:2])
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # No other process can bind it now.
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # No other process can bind the port now.
         except OSError:
             reserved.close()
             raise
@@ -69,7 +69,7 @@ def reserve(host: str, port: int) -> socket.socket:
 
 # glibc settings for returning memory to the system.
 
-# malloc.h
+# Constants of malloc.h
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 LARGE = 256 * 1024  # Bytes. Otherwise glibc raises the limit with each freed buffer, up to 32 MiB.
@@ -85,8 +85,9 @@ def return_large_buffers() -> None:
 
 
 # A filter of the kernel (classic BPF) for a listening socket: it drops attempts to connect (SYN), whose senders try
-# again a second later, and are refused once nobody listens. Without it, closing the socket resets connections that
-# nobody has accepted yet: their proxy cannot know whether the call was made, and answers 502 instead of asking another.
+# again a second later, and are refused once nobody listens. Without this filter, closing the socket would reset
+# connections that no worker has accepted yet: a proxy cannot know whether its call was made, and answers 502 instead of
+# trying another server.
 SO_ATTACH_FILTER = 26
 DROP_SYN = (
     (0x30, 0, 0, 13),  # Load the flags of the TCP header.
@@ -102,7 +103,7 @@ def drop_new_connections(sockets: Iterable[socket.socket]) -> None:
     program = struct.pack("HP", len(DROP_SYN), code.buffer_info()[0])
     for each in sockets:
         if sys.platform == "linux":
-            with suppress(OSError):  # Kernels may be built without.
+            with suppress(OSError):  # Kernels may be built without filters.
                 each.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
@@ -115,7 +116,7 @@ CHORES_END_S = 2.0  # Longer chores are aborted: each is one transaction or can 
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn that still serves for a while after SIGTERM but is not ready, so that load balancers move on."""
+    """A uvicorn that serves for DRAIN_SECONDS after SIGTERM but is not ready, so that load balancers stop using it."""
 
     _is_asked = False
 
@@ -138,7 +139,7 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer the connected clients, then stop.
 
-        Standing streams are ended; their clients reconnect to another process.
+        Open event streams are ended; their clients reconnect to another process.
         """
         from proxy import streams  # noqa: PLC0415  In the worker, as below.
 
@@ -146,7 +147,7 @@ class DrainingServer(uvicorn.Server):
         if self._all_stop():  # Otherwise other workers accept new connections.
             drop_new_connections(sockets or [])
             await self._accept_all()
-        # uvicorn would close these and all connections at once; wait in between for requests of new connections.
+        # uvicorn would close these sockets and all connections at once; wait in between for requests of new ones.
         for server in self.servers:
             server.close()
         for each in sockets or []:
@@ -158,7 +159,7 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _accept_all(self) -> None:
-        """Let the event loop accept, or read, what has arrived: it looks at its sockets after each sleep."""
+        """Let the event loop accept connections and read data that have arrived, which it does after each sleep."""
         for _ in range(4):
             await asyncio.sleep(LOOK_S)
 
@@ -167,7 +168,7 @@ class DrainingServer(uvicorn.Server):
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]
-    """A process that serves requests, or the one that does the chores instead.
+    """A process that serves requests, or the one process that does the chores instead.
 
     Chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md). The process with the lock does them;
     when it ends, gunicorn starts another one, which takes the lock.
@@ -181,7 +182,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "lifespan": "on",
         "ws": "none",
         "proxy_headers": False,  # uvicorn believes X-Forwarded-For from loopback; we read it ourselves.
-        "access_log": False,  # It logs the query, which may contain a token.
+        "access_log": False,  # An access log contains the query, which may contain a token.
         "server_header": False,
         "timeout_graceful_shutdown": DRAIN_S,
         "timeout_notify": 1,
@@ -264,7 +265,7 @@ class PlainLogger(Logger):  # type: ignore[misc]
 
     def setup(self, cfg: Any) -> None:
         self.error_log.propagate = True
-        self.error_log.setLevel(logging.ERROR)  # It logs a warning for every Ctrl-C.
+        self.error_log.setLevel(logging.ERROR)  # gunicorn logs a warning for every Ctrl-C.
 
 
 class GunicornServer(BaseApplication):  # type: ignore[misc]
@@ -321,7 +322,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 
 
 def metrics_folder(data_dir: Path) -> Path:
-    """Create an empty folder for the counters of this start, and delete those of ended ones."""
+    """Create an empty folder for the counters of this start, and delete the folders of ended processes."""
     parent = data_dir / "metrics"
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for entry in parent.iterdir():

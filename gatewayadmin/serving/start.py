@@ -1,4 +1,4 @@
-"""Prepares the database at each start: tables, roles, first owner, Quickstart. Idempotent, and safe to run at once."""
+"""Prepares the database at each start: tables, roles, first owner, Quickstart. Idempotent and concurrency-safe."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Welcome:
 
 
 def prepare(*, migrate: bool = True) -> Welcome:
-    """Update the database. If several processes start at once, one does it and the others wait.
+    """Update the database. If several processes start at once, one updates it and the others wait.
 
     Without `migrate`, the tables must already be those of this version. New indexes of the log are created later, while
     serving.
     """
     with advisory_lock(Lock.FIRST_START):
         if migrate:
-            # Others that start wait for this; indexes of the log may take an hour.
+            # Other starting processes wait for this, and indexes of the log may take an hour.
             call_command("migrate", verbosity=0, interactive=False, log_indexes=False)
         else:
             make_partitions()
@@ -72,7 +72,7 @@ def _welcome() -> Welcome:
 
 
 def _make_quickstart() -> None:
-    """Create the bundled server and its gateway, unless that name is or was in use."""
+    """Create the bundled server and its gateway, unless the name Quickstart is or was in use."""
     named = Q(slug=QUICKSTART) | Q(name__iexact=QUICKSTART)
     if Server.objects.filter(named | Q(url=BUILT_IN_URL)).exists() or Gateway.objects.filter(named).exists():
         return

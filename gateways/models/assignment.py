@@ -59,7 +59,7 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
         return self.placed().filter(gateway__in=Gateway.objects.visible_to(viewer))
 
     def on(self) -> "AssignmentQuerySet":
-        """Return assignments that can take calls: they and their servers are enabled."""
+        """Return assignments that can take calls: both the assignment and its server are enabled."""
         return self.placed().filter(enabled=True, server__enabled=True)
 
     def per_user(self) -> "AssignmentQuerySet":
@@ -67,7 +67,7 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
         return self.placed().filter(identity_scheme=IdentityScheme.PER_USER).exclude(server__auth_type=AuthType.NONE)
 
     def assign(self, *, gateway: Gateway, server: Server, by: User | None, **fields: Any) -> "Assignment":
-        """Put `server` behind `gateway`. Raises AliasRequired or WrongIdentity."""
+        """Assign `server` to `gateway`, and return the assignment. Raises AliasRequired or WrongIdentity."""
         with transaction.atomic():
             gateway.lock()  # So that two concurrent requests cannot both add a server without an alias.
             assignment = Assignment(gateway=gateway, server=server, **fields)
@@ -187,14 +187,14 @@ class Assignment(Versioned, Switchable):
             if "alias" in changes:
                 self.features.rename(self)
             if "shared_identity" in changes or "identity_scheme" in changes:
-                self.listings.all().delete()  # Another identity may be offered other tools: ask the server again.
+                self.listings.all().delete()  # The server may list other tools for another identity: ask again.
             if changes:
                 Event.objects.record(Action.ASSIGNMENT_UPDATED, self, by=by, changes=changes)
 
     def narrow(self, used: Collection[str], *, by: User) -> list[str]:
-        """Disable all tools except those in `used` (exposed names), and return the names of those disabled.
+        """Disable all tools except those in `used` (exposed names), and return the names of the disabled tools.
 
-        The policy becomes Allow selected, so that tools the server adds later start disabled. `widen` undoes it.
+        The policy becomes Allow selected, so that tools the server adds later start disabled. `widen` undoes this.
         """
         with transaction.atomic():
             policy = self.lock().tool_policy
@@ -213,7 +213,8 @@ class Assignment(Versioned, Switchable):
     def widen(self, *, by: User) -> list[str]:
         """Undo the last `narrow`: enable the tools it disabled, and return their names.
 
-        Tools and a policy that somebody changed since are left alone. Does nothing if there is nothing to undo.
+        Tools that somebody has disabled again since then are not enabled, and a policy that somebody has changed since
+        then is not restored. Returns an empty list if there is nothing to undo.
         """
         with transaction.atomic():
             self.lock()
@@ -234,7 +235,7 @@ class Assignment(Versioned, Switchable):
         return names
 
     def last_narrowed(self) -> Event | None:
-        """Return the event of the last narrowing, or None if there is none or it was undone."""
+        """Return the event of the last call of `narrow`, or None if there is none or it was undone."""
         return narrowings([self.pk]).get(str(self.pk))
 
     def remove(self, *, by: User) -> None:
@@ -247,7 +248,7 @@ class Assignment(Versioned, Switchable):
 
 
 def narrowings(assignments: Iterable[UUID]) -> dict[str, Event]:
-    """Return the event of each assignment's last narrowing that was not undone, by assignment id."""
+    """Return the event of each assignment's last `narrow`, by assignment id, without those that were undone."""
     told = Event.objects.filter(target_type="assignment", target_id__in=list(map(str, assignments)))
     acts = told.filter(action__in=(Action.ASSIGNMENT_NARROWED, Action.ASSIGNMENT_WIDENED))
     last = {event.target_id: event for event in reversed(acts)}
@@ -255,5 +256,5 @@ def narrowings(assignments: Iterable[UUID]) -> dict[str, Event]:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` as events store it."""
+    """Return `value` in the form that events store: rows as their text."""
     return str(value) if isinstance(value, models.Model) else value

@@ -1,8 +1,8 @@
 """Features of an assigned server: tools, prompts, resources and templates, and the definitions clients see.
 
-Definitions are pinned. The first one is approved on arrival or waits for approval. When the server changes it, the new
-one is held back and clients continue to see the approved one, depending on the gateway's settings
-(docs/concepts.md). The database function `gateways_learn` applies a list, for the proxy and the pages.
+Definitions are pinned. A first definition is approved on arrival or waits for approval. When the server changes an
+approved definition, the new one is held back and clients continue to see the approved one, depending on the gateway's
+settings (docs/concepts.md). The proxy and the pages store a server's list with the database function `gateways_learn`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ from ui.forms import holds
 from wire import definitions, mcp
 from wire.definitions import LONGEST_URI, Definition
 
-FIRST_LIST = timedelta(hours=1)  # Features found this soon after the assignment do not count as new.
+FIRST_LIST = timedelta(hours=1)  # Features first seen within this time of the assignment do not count as new.
 LEARN = "SELECT gateways_learn(%s, %s, %s, %s, %s)"
 
 
@@ -43,16 +43,16 @@ class FeatureKind(models.TextChoices):
 
 
 class FeatureState(models.TextChoices):
-    """The approval of a feature, compared with the definition its server offers."""
+    """The state of approval of the definition that a server offers for a feature."""
 
     APPROVED = "approved", "Approved"
-    HELD = "held", "Held"  # Clients see the approved definition; the server offers another one.
+    HELD = "held", "Held"  # Clients see the approved definition; the server offers a changed one.
     QUARANTINED = "quarantined", "Quarantined"
     NEW = "new", "Waiting"  # No definition has been approved yet.
 
 
 class Effect(models.TextChoices):
-    """The effect of a tool according to its annotations. The server's claim; not verified."""
+    """The effect of a tool according to its annotations, as claimed by its server and not verified."""
 
     READ_ONLY = "read_only", "Read only"
     WRITES = "writes", "Writes"
@@ -61,7 +61,7 @@ class Effect(models.TextChoices):
 
     @classmethod
     def of(cls, annotations: Any) -> "Effect":
-        """Return the effect that `annotations` (any JSON) claim. For stored features the database computes it."""
+        """Return the effect that `annotations` (any JSON) claim. The database computes it for stored features."""
         hints = annotations if isinstance(annotations, dict) else {}
         if hints.get("readOnlyHint") is True:
             return cls.READ_ONLY
@@ -71,7 +71,7 @@ class Effect(models.TextChoices):
 
     @property
     def claim(self) -> str:
-        """The claimed effect as text, empty if the server does not state it."""
+        """The claimed effect as text; empty if the server does not state it."""
         return "" if self is Effect.UNKNOWN else str(self.label)
 
 
@@ -101,12 +101,12 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         return usable.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
 
     def new_since(self, moment: datetime) -> "FeatureQuerySet":
-        """Return features first seen after `moment`, without those of the first list after the assignment."""
+        """Return features first seen after `moment`, except features found soon after their server was assigned."""
         late = self.filter(first_seen_at__gt=F("assignment__created_at") + FIRST_LIST)
         return late.filter(first_seen_at__gt=moment)
 
     def needing_attention(self) -> "FeatureQuerySet":
-        """Return features with an offered definition that waits for a decision."""
+        """Return features with an offered definition that somebody has to accept or quarantine."""
         return self.offered().exclude(offered=None).exclude(state=FeatureState.QUARANTINED)
 
     def placed(self) -> "FeatureQuerySet":
@@ -117,12 +117,12 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         return self.placed().filter(assignment__gateway__in=Gateway.objects.visible_to(viewer))
 
     def waiting_for(self, viewer: User) -> "FeatureQuerySet":
-        """Return features that wait for a decision on the gateways `viewer` may open, newest change first."""
+        """Return the features of `needing_attention` on gateways that `viewer` may open, newest change first."""
         waiting = self.needing_attention().seen_by(viewer)
         return waiting.order_by(F("changed_at").desc(nulls_last=True), "-first_seen_at", "pk")
 
     def matching(self, words: str) -> "FeatureQuerySet":
-        """Return features with `words` in their exposed name, title or description; all without words."""
+        """Return features with `words` in their exposed name, title or description; all if `words` is empty."""
         matches = holds("exposed_name", words) | holds("title", words) | holds("description", words)
         return self.filter(matches) if words else self
 
@@ -140,7 +140,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         kind: str = FeatureKind.TOOL,
         identity: Identity | None = None,
     ) -> None:
-        """Apply the complete list a server gave to `identity`: new, changed and missing features.
+        """Store the complete list a server returned for `identity`: new, changed and missing features.
 
         Under the policy `selected` new features start disabled. Unusable definitions are left out.
         """
@@ -149,11 +149,11 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         self._learn(assignment, kind, identity, said=Jsonb(said), fault="")
 
     def note_fault(self, assignment: Assignment, fault: str, kind: str, identity: Identity | None = None) -> None:
-        """Record that a server could not be asked, and the reason. Its known features are not changed."""
+        """Record that asking a server for its list failed with the error code `fault`. Known features are unchanged."""
         self._learn(assignment, kind, identity, said=None, fault=fault)
 
     def note_asking(self, assignment: Assignment, kind: str, identity: Identity | None = None) -> None:
-        """Record that a server is being asked. Until it answers there is neither an error nor a list."""
+        """Record that a server is being asked for its list. Until it answers there is neither an error nor a list."""
         self._learn(assignment, kind, identity, said=None, fault="")
 
     def _learn(
@@ -165,17 +165,17 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 
 
 class Feature(Versioned, Switchable):
-    """A tool, prompt, resource or template of an assigned server: its switch, its definition and its history.
+    """A tool, prompt, resource or template of an assigned server, enabled or disabled, with its definition.
 
-    `name` is the server's own: a URI for a resource, a URI template for a template. Under `allow_all` a feature without
-    a row is allowed; under `selected` only one whose row is enabled is.
+    `name` is the name at the server: a URI for a resource, a URI template for a template. Under the policy `allow_all`
+    a feature without a row is allowed; under `selected` only features with an enabled row are.
 
-    `approved` is the JSON text of the approved definition, under the server's own name; `shown` is the definition that
-    clients get, NULL if equal. `offered` is the server's current definition, NULL if it is the approved one.
-    Title, description, schema and annotations are those of the approved definition, or of the first while it waits.
-    `effect` is computed by the database whenever it is written: what an administrator said, otherwise what the
-    annotations claim.
-    `identities` are those the server offers it to, if each person has their own.
+    `approved` is the JSON text of the approved definition, with the name at the server; `shown` is the definition that
+    clients get, NULL if equal to `approved`. `offered` is the server's current definition, NULL if it is approved.
+    Title, description, schema and annotations are taken from the approved definition, or from the first definition
+    while that waits for approval. The database computes `effect` on every write: what an administrator said, otherwise
+    what the annotations claim.
+    If each person has their own identity, `identities` are those for which the server lists the feature.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -213,7 +213,8 @@ class Feature(Versioned, Switchable):
                 fields=("assignment", "kind", "name"), name="feature_name_is_unique_per_assignment"
             ),
         )
-        # Few of very many rows, counted on each page with a rail. Must have the condition of `needing_attention`.
+        # Each page with a navigation bar counts these few of very many rows. The index needs the condition of
+        # `needing_attention`.
         indexes = (
             models.Index(
                 fields=("changed_at",),
@@ -250,7 +251,7 @@ class Feature(Versioned, Switchable):
 
     @property
     def blocked(self) -> str:
-        """The reason why an enabled feature cannot be called, in words; empty if it can."""
+        """The reason why an enabled feature cannot be called, in words; empty if it can be called."""
         assignment = self.assignment
         if not assignment.server.enabled:
             return in_short("server_disabled")
@@ -330,7 +331,7 @@ class Feature(Versioned, Switchable):
         self.offered, self.offered_hash = None, ""
 
     def lock(self) -> Self:
-        """Return the current row, locked after its assignment: the order in which `gateways_learn` locks."""
+        """Lock the assignment, then the feature, in the order of `gateways_learn`; return the current row."""
         assignment = Assignment.objects.select_for_update(of=("self",)).get(pk=self.assignment_id)
         row = type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)
         row.assignment = assignment
@@ -338,7 +339,7 @@ class Feature(Versioned, Switchable):
 
 
 class FeatureVersion(models.Model):
-    """A definition a server gave a feature. The last twenty and the approved one are stored."""
+    """A definition that a server offered for a feature. The last twenty and the approved definition are stored."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     feature = models.ForeignKey(Feature, models.CASCADE, related_name="versions")
@@ -346,7 +347,7 @@ class FeatureVersion(models.Model):
     definition = models.TextField()
     first_seen_at = models.DateTimeField(default=timezone.now)
     approved_at = models.DateTimeField(null=True, blank=True)
-    # NULL if it was approved by the gateway's settings.
+    # NULL if the gateway's settings approved the definition automatically.
     approved_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
 
     class Meta:
@@ -358,10 +359,10 @@ class FeatureVersion(models.Model):
 
 
 class Listing(models.Model):
-    """The last time a server was asked for one kind of features as one identity, and the outcome.
+    """The last request to a server for its list of one kind of features with one identity, and the outcome.
 
     `identity` is NULL if all connections share one list. `learnt_at` is NULL if the server has never answered. `error`
-    is the error code of the last failure, empty if the server answered or is asked for the first time.
+    is the error code if that request failed, empty if it succeeded or is not answered yet.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -42,14 +42,14 @@ class ToolsGiven(models.TextChoices):
 
 
 class OnArrival(models.TextChoices):
-    """The treatment of definitions that were never approved."""
+    """The setting that decides about definitions that were never approved."""
 
     APPROVE = "approve", "Approve on arrival"
     WAIT = "wait", "Wait for approval"
 
 
 class OnChange(models.TextChoices):
-    """The treatment of definitions that the server changed after they were approved."""
+    """The setting that decides about definitions that the server changed after they were approved."""
 
     HOLD = "hold", "Hold back"
     WARN = "warn", "Warn"
@@ -61,10 +61,10 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.filter(archived_at=None)
 
     def reachable_by(self, user: User) -> "GatewayQuerySet":
-        """Return live gateways `user` may use: open to everyone or their teams, or all with GATEWAYS_READ."""
+        """Return live gateways `user` may use: open to everyone or to their teams, or all with GATEWAYS_READ."""
         if user.has_perm(Capability.GATEWAYS_READ):
             return self.live()
-        # A subquery, not a join: a join needs DISTINCT, which would compute the annotations of every row first.
+        # A subquery, because a join needs DISTINCT, which would compute the annotations of every row first.
         through_teams = Gateway.objects.filter(teams__in=user.teams.all()).order_by().values("pk")
         return self.live().filter(Q(reach=Reach.EVERYONE) | Q(pk__in=through_teams))
 
@@ -79,7 +79,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.reachable_by(user)
 
     def demo_last(self, *order: str) -> "GatewayQuerySet":
-        """Order by `order`, those without any server but the built-in one last."""
+        """Order by `order`, but put gateways that have no server except the built-in one last."""
         real = Gateway.objects.filter(
             pk=OuterRef("pk"),
             assignments__removed_at=None,
@@ -89,11 +89,11 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.annotate(is_real=Exists(real)).order_by("-is_real", *order)
 
     def matching(self, words: str) -> "GatewayQuerySet":
-        """Return gateways with `words` in their name or slug; all without words."""
+        """Return gateways with `words` in their name or slug; all if `words` is empty."""
         return self.filter(holds("name", words) | holds("slug", words)) if words else self
 
     def add(self, *, by: User | None, teams: Iterable[Team] = (), **fields: Any) -> "Gateway":
-        """Create a gateway. Its slug, and so its URL, cannot be changed later."""
+        """Create a gateway. The slug cannot be changed later, because it is part of the gateway's URL."""
         with transaction.atomic():
             gateway = self.create(created_by=by, **fields)
             gateway.teams.set(teams)
@@ -101,7 +101,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return gateway
 
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
-        """Open `wanted` to `team`, close other gateways with reach `teams` to it, and record each change.
+        """Open the gateways in `wanted` to `team`, close other gateways with reach `teams`, and record each change.
 
         Raises ChangedMeanwhile if the team's gateways are no longer those in `seen`.
         """
@@ -127,7 +127,7 @@ class TeamGateways(Versioned):
 
 
 class IdentityGateways(Versioned):
-    """The gateways that may use a shared identity, versioned for its form."""
+    """The gateways that may use a shared identity, versioned for the form that edits them."""
 
     def __init__(self, identity: Identity) -> None:
         self.pk, self._meta, self._identity = identity.pk, identity._meta, identity
@@ -176,7 +176,7 @@ class Gateway(Versioned, Switchable):
         max_length=10, choices=HostsAllowed, default=HostsAllowed.ALL, db_default=HostsAllowed.ALL
     )
     tools_given = models.CharField(max_length=10, choices=ToolsGiven, default=ToolsGiven.ALL, db_default=ToolsGiven.ALL)
-    # Edited on the identity's page.
+    # Identities that this gateway may use; edited on the page of each identity.
     shared_identities = models.ManyToManyField(Identity, blank=True, related_name="gateways")
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
     new_definitions = models.CharField(
@@ -211,7 +211,7 @@ class Gateway(Versioned, Switchable):
 
     @property
     def url_parts(self) -> tuple[str, str]:
-        """The URL in two parts: the one all gateways share, and the path of this gateway."""
+        """The URL in two parts: the public URL, which all gateways share, and the path of this gateway."""
         return settings.PUBLIC_URL, f"/mcp/{self.slug}"
 
     def is_reachable_by(self, user: User) -> bool:
@@ -233,7 +233,7 @@ class Gateway(Versioned, Switchable):
         return {name: getattr(self, name) for name in names} | {"teams": self.team_names()}
 
     def edit(self, *, by: User, teams: Iterable[Team] | None = None, seen: Seen | None = None, **fields: Any) -> None:
-        """Change the name, reach, teams, hosts, tools, limit or pinning, and record it. Raises ChangedMeanwhile."""
+        """Change the gateway's settings or teams, and record an event of the changes. Raises ChangedMeanwhile."""
         with transaction.atomic():
             row = self.lock()
             changes = {
@@ -253,7 +253,7 @@ class Gateway(Versioned, Switchable):
                 Event.objects.record(Action.GATEWAY_UPDATED, self, by=by, changes=changes)
 
     def team_names(self) -> list[str]:
-        """Return the sorted names of the teams it is open to, as events store them."""
+        """Return the sorted names of the teams that the gateway is open to, as events store them."""
         return sorted(team.name for team in self.teams.all())
 
     def _open_to(self, teams: Iterable[Team]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class FeatureRow(NamedTuple):
 
 
 class ListedFeature(NamedTuple):
-    """A feature that this connection can see: its definition, and its own name if that has dots."""
+    """A feature listed for this connection: its definition, and the name the server uses for it if that has dots."""
 
     exposed_name: str
     text: str
@@ -49,7 +49,7 @@ class ListedFeature(NamedTuple):
 
 
 class StoredSession(NamedTuple):
-    """The existing session at a server: its row, and its id, which is sealed."""
+    """An existing session at a server: the id of the row, and the encrypted session id of the server."""
 
     row: str
     sealed_id: str
@@ -58,7 +58,7 @@ class StoredSession(NamedTuple):
 
 
 class Introduction(NamedTuple):
-    """Capabilities and instructions that a server stated in either era; None for each that it never sent."""
+    """A server's capabilities in each era, and its instructions; a field is None if the server never sent it."""
 
     capabilities: dict[str, Any] | None
     instructions: str | None
@@ -75,12 +75,13 @@ class ListingState(NamedTuple):
 
 
 class SignInState(NamedTuple):
-    """State of an identity from a sign-in: whether a person must sign in again, and seconds until a renewal is too
-    late.
+    """State of an identity obtained by signing in at an issuer.
+
+    `is_needed` is True if the person must sign in again; `seconds_left` counts down to the last moment for a renewal.
     """
 
     is_needed: bool
-    seconds_left: float | None  # None if it is not due for renewal.
+    seconds_left: float | None  # None if the identity is not due for renewal.
 
 
 class AssignedServer(NamedTuple):
@@ -104,13 +105,13 @@ class AssignedServer(NamedTuple):
     header_name: str
     timeout_s: int
     max_concurrent: int
-    eras: str  # SESSION, MODERN or BOTH; empty while not known.
+    eras: str  # SESSION, MODERN or BOTH; empty while the eras are unknown.
     identity_id: str | None
     identity_label: str | None
     identity_enabled: bool | None
     ciphertext: str | None
     features: Sequence[Any] | None
-    # Whether a shared identity may be used at this gateway; whether its server has moved since it was confirmed.
+    # Whether a shared identity may be used at this gateway; whether the server's URL changed after it was confirmed.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
     # Key of the session at this server, and the existing session.
@@ -121,7 +122,8 @@ class AssignedServer(NamedTuple):
     # Whether the client's session has a log level that can be sent to this server.
     logs: bool = False
     total_s: int = 600
-    # With ServersNeeded.ALL; None if it was never asked. Then whether its lists differ by session.
+    # `listing` is set with ServersNeeded.ALL only; None if the server was never asked for this list. `lists_live` is
+    # True if the server's lists differ by session.
     listing: ListingState | None = None
     lists_live: bool = False
     # Whether the identity was disabled by its owner.
@@ -134,7 +136,7 @@ class AssignedServer(NamedTuple):
     restricted: bool = False
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
-        """Return the server's capabilities in the era used for such clients, or None if it never sent any."""
+        """Return the server's capabilities in the era used for clients of this era; None if the server sent none."""
         in_sessions, _, in_modern = self.introduction or NOT_INTRODUCED
         era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
         own, other = (in_modern, in_sessions) if era == MODERN else (in_sessions, in_modern)
@@ -145,9 +147,10 @@ NOT_INTRODUCED = Introduction(None, None, None)
 
 
 class SessionGrant(NamedTuple):
-    """The session a request names; `capabilities` are the client's, `declared` those of them that servers are sent.
+    """The client's session that a request names.
 
-    It `is_lost` if a server lost its own session: the client has to open a new one.
+    `capabilities` are all capabilities of the client, `declared` the subset that is sent to servers. `is_lost` is True
+    if a server has lost its session with the gateway: then the client has to open a new session.
     """
 
     id: str
@@ -193,7 +196,7 @@ class AccessRow(NamedTuple):
     token_limit: int | None = None
     gateway_limit: int | None = None
     workspace_limit: int | None = None
-    # How many bytes of each body are recorded; None: none.
+    # Bytes of each body to record; None records no bodies.
     recorded: int | None = None
     # The session the request names, if it exists and belongs to this connection.
     session: SessionGrant | None = None
@@ -212,7 +215,7 @@ class AccessRow(NamedTuple):
 
 
 class Denied(NamedTuple):
-    """A refusal of the whole request. `published` is the body where its exact bytes are documented."""
+    """A refusal of the whole request. `published` is the response body if its exact bytes are documented."""
 
     reason: str
     status: int
@@ -238,14 +241,14 @@ WRONG_AUDIENCE = DENIALS["unknown"]._replace(reason="wrong_gateway")
 
 
 class AccessCondition(NamedTuple):
-    """A field of the grant, its value where calls are allowed, and the reason of the refusal otherwise."""
+    """A field of the grant, the value that allows calls, and the reason for refusing calls with any other value."""
 
     field: str
     allowed: bool
     reason: str
 
 
-# In order: the caller gets the reason of the first that fails.
+# Checked in this order: the caller gets the reason of the first condition that fails.
 TOKEN_CONDITIONS = (
     AccessCondition("token_revoked", False, "revoked"),
     AccessCondition("token_stale", False, "stale_generation"),
@@ -254,7 +257,7 @@ TOKEN_CONDITIONS = (
     AccessCondition("user_active", True, "user_inactive"),
     AccessCondition("gateway_matches", True, "wrong_gateway"),
 )
-# Checked after the address.
+# Checked after the client's IP address.
 LAYER_CONDITIONS = (
     AccessCondition("host_enabled", True, "host_disabled"),
     AccessCondition("host_pending", False, "host_pending"),
@@ -265,7 +268,7 @@ LAYER_CONDITIONS = (
 )
 
 
-# Compared all at once, because nearly every call passes.
+# All fields are compared in one step, because nearly every call passes.
 _token_fields = attrgetter(*(each.field for each in TOKEN_CONDITIONS))
 _token_allowed = tuple(each.allowed for each in TOKEN_CONDITIONS)
 _layer_fields = attrgetter(*(each.field for each in LAYER_CONDITIONS))
@@ -309,7 +312,7 @@ STATEMENTS = {
     b"decide": STATEMENT,
     b"decide_calls": re.sub(rb"/\* not for calls \*/.*?/\* end \*/", b"", STATEMENT, flags=re.DOTALL),
 }
-# The statement for a host, a gateway and a person instead of a token.
+# The same SELECT, but it finds the grant by host, gateway and person instead of by token.
 STATEMENT_OF_TRIPLE = re.sub(
     rb"^/\* token \*/.*?/\* end token \*/",
     lambda _: Path(__file__).with_name("query_of_triple.sql").read_bytes(),
@@ -352,9 +355,9 @@ class ServersNeeded(IntEnum):
 
     NONE = 0
     ALL = 1
-    OF_FEATURE = 2  # Those that may have the named feature.
-    INTRODUCED = 3  # All, with their introductions (capabilities, instructions) instead of their features.
-    BY_OWN_NAME = 4  # All, with the feature whose own name at the server was requested.
+    OF_FEATURE = 2  # The servers that may have the named feature.
+    INTRODUCED = 3  # All servers, with their introductions (capabilities, instructions) instead of their features.
+    BY_OWN_NAME = 4  # All servers, with the feature whose own name at the server was requested.
 
 
 class Wanted(NamedTuple):
@@ -374,14 +377,14 @@ FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 
 
 class TokenDigests(NamedTuple):
-    """The digests or checksums a token may be stored under, one for each key; each of them is looked up."""
+    """The digests or checksums under which a token may be stored, one per key; the query looks up all of them."""
 
     digests: tuple[bytes | None, ...]
     checksums: tuple[str | None, ...]
 
 
 class AccessQuery(NamedTuple):
-    """One request's parameters of the statement; equal ones are sent once."""
+    """The statement's parameters for one request; equal queries of a batch are sent once."""
 
     token: TokenDigests
     slug: str
@@ -459,10 +462,10 @@ def statement_for(queries: Iterable[AccessQuery]) -> bytes:
 async def find_again(
     query: Callable[[bytes, Sequence[bytes]], Awaitable[PGresult]], queries: Sequence[AccessQuery]
 ) -> list[AccessRow | DatabaseUnavailable | None]:
-    """Return the current grants of these queries, by one statement that `query` runs over its own connection.
+    """Return the current grant for each query, read by one statement; `query` runs it over a separate connection.
 
-    None for an unknown token, DatabaseUnavailable for a row that cannot be read. Raises DatabaseUnavailable or
-    StatementRejected.
+    The entry is None for an unknown token, and DatabaseUnavailable for a row that cannot be read. Raises
+    DatabaseUnavailable or StatementRejected if the statement itself fails.
     """
     numbers = {each: number for number, each in enumerate(dict.fromkeys(queries))}
     grants = read_grants(await query(b"decide", parameters([*numbers])))
@@ -470,7 +473,7 @@ async def find_again(
 
 
 def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
-    """Return the grants by query number. A row that cannot be read fails its own query only."""
+    """Return the grants by query number; for a row that cannot be read, DatabaseUnavailable instead of a grant."""
     number, columns = _places(tuple(map(result.fname, range(result.nfields))))
     transformer = Transformer()
     transformer.set_pgresult(result)
@@ -495,7 +498,7 @@ def _places(names: tuple[bytes, ...]) -> tuple[int, Callable[[Any], tuple[Any, .
 
 
 _ASSIGNMENTS, _SESSION = AccessRow._fields.index("assignments"), AccessRow._fields.index("session")
-# By name, in the order of the fields: keyword arguments take ten times as long for so many.
+# Getters of the values by name, in the order of the fields. Keyword arguments would take ten times as long.
 _members_of_server, _members_of_feature = itemgetter(*AssignedServer._fields), itemgetter(*FeatureRow._fields)
 
 

@@ -50,7 +50,7 @@ class Named(NamedTuple):
 
 
 def named(message: Message) -> Named | None:
-    """Return the feature this request names, or None if it names none or the name is malformed."""
+    """Return the feature this request names; None if the request names no feature or the name is malformed."""
     method = METHODS.get(message.method)
     if method is None or not method.named_by:
         return None
@@ -68,7 +68,7 @@ def _completed(ref: object) -> tuple[str, object]:
 
 
 def is_nameable(feature: Named) -> bool:
-    """Return whether the database can store this name; no feature has a name it cannot store."""
+    """Return whether the database can store this name. If not, no feature can have the name."""
     if feature.kind == RESOURCE:
         return 0 < len(feature.name) <= 4 * LONGEST_URI and is_storable(feature.name) and "\n" not in feature.name
     return feature.name != "" and is_storable(feature.name)
@@ -83,7 +83,7 @@ def lookup_key(feature: Named) -> str:
 
 
 class Refusal(UpstreamError):
-    """A switch, a policy or the identity forbids this server or tool; a JSON-RPC error with HTTP 200."""
+    """A switch, a policy or the identity forbids this server or tool. Answered with a JSON-RPC error in HTTP 200."""
 
     code = jsonrpc.FORBIDDEN
     outcome = "denied"
@@ -104,7 +104,7 @@ def _literal(text: str) -> str:
 class UnknownFeature(UpstreamError):
     """No server behind the gateway has a tool, prompt or resource of this name.
 
-    For a resource, clients of the session era get -32002, which 2026-07-28 has dropped.
+    For a resource, clients of the session era get the code -32002, which MCP 2026-07-28 no longer has.
     """
 
     code = jsonrpc.INVALID_PARAMS
@@ -141,8 +141,8 @@ class OutOfScope(Exception):
 class Resolved(NamedTuple):
     """The server a request goes to, the feature's own name there, and a tool's schema when headers repeat arguments.
 
-    `alias` is the prefix of the server's URIs for clients; empty if they are not rewritten. `row` is set only where a
-    changed definition is held back: then `check_held` decides.
+    `alias` is the prefix of the server's URIs for clients; empty if URIs are not rewritten. `row` is set only if a
+    changed definition of the tool awaits approval: then `check_held` decides whether the call is allowed.
     """
 
     assigned: AssignedServer
@@ -157,14 +157,14 @@ HIDDEN_STATES = {"new": "definition_held", "quarantined": "definition_quarantine
 
 
 def server_refusal(assigned: AssignedServer) -> str:
-    """Return the reason why this server may not be used at this gateway, or an empty string."""
+    """Return the reason why this server may not be used at this gateway; empty if it may be used."""
     if not assigned.server_enabled:
         return "server_disabled"
     return "" if assigned.enabled else "assignment_disabled"
 
 
 def identity_refusal(assigned: AssignedServer) -> str:
-    """Return the reason why this connection has no usable identity at the server; empty if it has, or needs none."""
+    """Return why this connection has no usable identity at the server; empty if it has one, or needs none."""
     if assigned.scheme == "none" or assigned.auth_type == "none":
         return ""
     needs_sign_in = assigned.sign_in is not None and assigned.sign_in.is_needed
@@ -192,7 +192,7 @@ def policy_allows(policy: str, enabled: bool | None) -> bool:
 
 
 def is_usable(assigned: AssignedServer) -> bool:
-    """Return whether any tool of this server may be used here, apart from the identity."""
+    """Return whether this server may be used at this gateway, regardless of the identity."""
     return assigned.in_scope and not server_refusal(assigned) and policy_allows(assigned.policy, enabled=True)
 
 
@@ -234,14 +234,14 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
     resolved = resolve(grant, feature)
     schema = resolved.schema if isinstance(resolved, Resolved) else None
     if schema is not None and not mcp.has_sound_annotations(schema):
-        raise UnknownFeature(TOOL, feature.name)  # It is not listed either.
+        raise UnknownFeature(TOOL, feature.name)  # Tools with unsound annotations are not listed either.
     return resolved
 
 
 def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str = TOOL) -> Resolved | AssignedServer:
     """Return the server and the tool or prompt of this name, like `resolve`.
 
-    A tool that is not listed cannot be called: it has no row that could disable it.
+    A tool that is not listed cannot be called, because without a row nobody could have disabled the tool.
     """
     assigned = server_of(assignments, exposed)
     if assigned is None:
@@ -259,7 +259,8 @@ def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str 
 def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, several: bool) -> Resolved:
     """Return the server and the resource of this URI, like `resolve`.
 
-    A resource that is not listed can be read; its template governs it, or the policy if no template matches.
+    A resource that is not listed can be read if the switch of the matching template allows it; if no template matches,
+    the server's policy decides.
     """
     budget = MatchBudget()
     assigned, uri = _owner_of_uri(assignments, exposed, budget, several=several)
@@ -282,20 +283,21 @@ def _owner_of_uri(
     alias, uri = alias_and_uri(exposed)
     if alias and (owner := next((each for each in assignments if each.alias == alias), None)) is not None:
         return owner, uri
-    if alias:  # Perhaps of a removed server: only the server without an alias may get the request.
+    if alias:  # Perhaps the alias of a removed server: only the server without an alias may get the request.
         return _without_alias(assignments), exposed
     return _owner_of_bare_uri(assignments, exposed, budget), exposed
 
 
 def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
-    """Return the server that lists this URI, or has a template for it, or has no alias, in this order.
+    """Return a server that lists this URI; otherwise one with a template for the URI; otherwise the one without alias.
 
-    A server without an alias is preferred. Raises UnknownFeature when several others match.
+    If several servers match in one of these steps, the server without an alias is returned. Raises UnknownFeature if
+    several servers match and all of them have an alias. Returns None if no server is left.
     """
     usable = [assigned for assigned in assignments if is_usable(assigned)]
     for fits in (_lists, partial(_has_template_for, budget)):
         fitting = [(assigned, row) for assigned in usable if (row := fits(assigned, uri)) is not None]
-        # Hidden rows count only if nothing else matches: then the refusal gives the reason.
+        # Rows hidden from lists count only if no other row matches: then the refusal can give the reason.
         owners = [assigned for assigned, row in fitting if _is_shown(assigned, row)] or [each for each, _ in fitting]
         if owner := _without_alias(owners):
             return owner
@@ -321,10 +323,10 @@ def _is_shown(assigned: AssignedServer, row: FeatureRow) -> bool:
 
 
 def _governing_template(policy: str, rows: Sequence[FeatureRow], uri: str, budget: MatchBudget) -> FeatureRow | None:
-    """Return the template whose switch applies to an unlisted resource: the most exact one that matches.
+    """Return the template whose switch applies to an unlisted resource, the most exact match; None if none matches.
 
-    Servers match templates differently. Under `allow_all`, a template that may match the URI governs it; otherwise
-    only one that certainly does.
+    Servers match templates differently. Under the policy `allow_all`, a template that only may match the URI counts
+    too; under other policies only templates that certainly match do.
     """
     matching = [
         (narrowly, literal_length(row.name), not row.enabled, row)
@@ -364,7 +366,7 @@ def _hidden_because(assigned: AssignedServer, row: FeatureRow | None) -> str:
 
 
 def refusal_now(grant: AccessRow, feature: Named | None) -> UpstreamError | None:
-    """Return why a running call of this feature may not continue under its current grant, or None if it may."""
+    """Return why a running call of this feature may not continue under its current grant; None if it may continue."""
     if feature is None:
         return None
     try:
@@ -412,9 +414,9 @@ def target_of(
 ) -> Target:
     """Return the server's address, credential, era and session for one request.
 
-    A client of 2026-07-28 (`modern`) is served in its own era where the server supports it, and sends its `extensions`
-    with each request. `authorize` has decided whether the identity may be used; here it is decrypted. Raises
-    IdentityUnreadable.
+    For a client of MCP 2026-07-28 (`modern`), the server is called in that era if it supports it; such a client sends
+    its `extensions` with each request. `authorize` has already checked that the identity may be used; this function
+    decrypts the credential. Raises IdentityUnreadable.
     """
     session = grant.session
     told = assigned.upstream_key.rpartition(" ")[2]
@@ -457,7 +459,7 @@ def target_for_lists(assigned: AssignedServer, grant: AccessRow, cipher: Cipher,
     """Return the target for requesting this server's lists, the same for all clients. Raises IdentityUnreadable.
 
     Some servers list certain tools only to clients with elicitation or sampling, so every capability that can be
-    bridged is declared. Its session belongs to the assignment.
+    bridged is declared. The session for lists belongs to the assignment, not to a client.
     """
     upstream = target_of(assigned, grant, cipher, trace, modern=True)
     return upstream._replace(
@@ -508,11 +510,11 @@ class AmbiguousName(UnknownFeature):
 def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
     """Return whether an unknown name may be a server's own name for a tool or prompt.
 
-    A name with an alias belongs to the server of that alias. A name without one belongs to the server without an alias
-    if that has or had such a feature, or if its list cannot be requested to find out.
+    A name with an alias belongs to the server of that alias. A name without an alias belongs to the server without an
+    alias if that server has or had such a feature, or if the server's list cannot be requested to find out.
     """
     if feature.kind not in (TOOL, PROMPT) or SEPARATOR in feature.name:
-        return False  # The alias may be of a removed server; no other server may get its calls.
+        return False  # The alias may be that of a removed server, whose calls no other server may get.
     owner = server_of(grant.assignments, feature.name)
     return owner is None or (not owner.alias and not owner.features and can_be_listed(owner))
 
@@ -520,8 +522,8 @@ def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
 def exposed_feature(grant: AccessRow, feature: Named) -> Named:
     """Return the feature by its exposed name, from a grant queried with BY_OWN_NAME.
 
-    A feature that is disabled or held counts, and so does one of a disabled server: disabling one must never send its
-    calls to another server. Only servers outside the token's scope do not count when there are others.
+    Disabled or held features, and features of disabled servers, count as matches too: otherwise disabling a feature
+    would send its calls to another server. Servers outside the token's scope count only if no server in scope matches.
 
     Raises UnknownFeature.
     """

@@ -21,7 +21,7 @@ from wire.jsonrpc import Object
 logger = logging.getLogger(__name__)
 
 CHANNEL = "gateway"
-# A connection that was cut silently is detected by a statement that gets no answer.
+# Seconds between checks of the connection by a statement: a connection may break without any event on the socket.
 BEAT_SECONDS = 5.0
 BEAT_TIMEOUT = 2.0
 
@@ -33,7 +33,7 @@ type Handler = Callable[[str | None], Coroutine[Any, Any, None] | None]
 
 
 class Statements(Protocol):
-    """Protocol for running one statement in a short transaction of its own."""
+    """Protocol for running one statement in a separate short transaction."""
 
     async def fetch(self, sql: str, params: Any = ..., /) -> list[tuple[Any, ...]]: ...
 
@@ -55,8 +55,8 @@ class Bus:
     """Receives the messages of all workers, this one included.
 
     Topics: `cut` (someone's access may have ended), `lists` (the lists of the gateway with this id have changed),
-    `unwritable` (a row of the log could not be written in time), and internal ones of the proxy. Its connection also
-    runs the statements that `setup` prepares, one at a time.
+    `unwritable` (a row of the log could not be written in time), and internal topics of the proxy. The bus connection
+    also runs the statements that `setup` prepares, one at a time.
     """
 
     def __init__(self, conninfo: str, statements: Statements, setup: Sequence[bytes] = ()) -> None:
@@ -75,7 +75,7 @@ class Bus:
         self._handlers.setdefault(topic, []).append(handler)
 
     async def publish(self, topic: str, told: str) -> None:
-        """Send a message to all workers, in a transaction of its own. Raises DatabaseUnavailable."""
+        """Send a message to all workers, in a separate transaction. Raises DatabaseUnavailable."""
         await self._statements.fetch("SELECT pg_notify(%s, %s)", [CHANNEL, f"{topic} {told}"])
 
     def publish_soon(self, topic: str, told: str = "") -> None:
@@ -85,7 +85,7 @@ class Bus:
     async def query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
         """Run a statement that the setup prepared. Raises DatabaseUnavailable or StatementRejected.
 
-        It is completed even if the caller is cancelled, since abandoning it would close the shared connection.
+        The statement is completed even if the caller is cancelled: abandoning it would close the shared connection.
         """
         return await asyncio.shield(self._background.spawn("bus, statement", self._query(name, parameters)))
 
@@ -99,7 +99,7 @@ class Bus:
         self._background.forever("bus", self._stay_connected, self._wait_for_beat, guards_access=True)
 
     async def first_attempt(self) -> None:
-        """Return after the first connection attempt; `fault` is its error, if it failed."""
+        """Return after the first connection attempt. If it failed, `fault` is the error; otherwise `fault` is empty."""
         await self._first_attempt.wait()
 
     async def stop(self) -> None:
@@ -114,7 +114,7 @@ class Bus:
                 await asyncio.wait_for(self._gone.wait(), BEAT_SECONDS)
 
     async def _stay_connected(self) -> None:
-        """Check the connection; if it is lost, reconnect and have the handlers read what they may have missed."""
+        """Check the connection. If it is lost, reconnect and call every handler with None: messages may be missing."""
         self._gone.clear()
         async with self._one:
             if self._listener.connected:
@@ -154,18 +154,18 @@ class Bus:
 
 # Unanswered requests of servers to clients, in rows shared by all workers.
 #
-# The worker that runs a call waits for the answers; a client may post them to any worker. Requests and answers are
-# sealed in the rows; the bus carries ids only. After a lost bus connection the rows are read again.
+# The worker that runs a call waits for the answers; a client may post answers to any worker. Requests and answers are
+# encrypted in the rows; the bus carries ids only. After a lost bus connection the rows are read again.
 
 TOPIC = "answer"
-RETRY_SECONDS = 0.5  # After the database was unavailable.
+RETRY_SECONDS = 0.5  # Pause after the database was unavailable.
 
 ADD = """
 INSERT INTO proxy_pendingrequest (id, connection_id, session_id, call_id, method, asked, expires_at)
 VALUES (%(id)s, %(connection)s, %(session)s, %(call)s, %(method)s, %(asked)s,
     statement_timestamp() + make_interval(secs => %(seconds)s))
 """
-# The first answer counts. Answer and notification are one transaction, so that the notified worker finds it.
+# The first answer counts. One transaction stores the answer and notifies, so that the notified worker finds it.
 ANSWER = """
 WITH answered AS (
     UPDATE proxy_pendingrequest SET answer = %(answer)s
@@ -181,7 +181,7 @@ SELECT id::text, asked FROM proxy_pendingrequest
 WHERE call_id = %s AND answer IS NULL AND expires_at > statement_timestamp() ORDER BY expires_at
 """
 DROP = "DELETE FROM proxy_pendingrequest WHERE id = %s"
-# A text from one worker for another; it is not answered.
+# A text from one worker for another worker. It is not a request and gets no answer.
 LEAVE = """
 INSERT INTO proxy_pendingrequest (id, connection_id, session_id, method, asked, expires_at)
 VALUES (%(id)s, %(connection)s, %(session)s, '', %(asked)s, statement_timestamp() + interval '30 seconds')
@@ -201,7 +201,7 @@ class Subscribable(Protocol):
 
 
 class Owner(NamedTuple):
-    """The client that may answer: a session of a connection, or the retry of one of its suspended calls."""
+    """The client that may answer: a session of a connection, or the retry of a suspended call of the connection."""
 
     connection_id: str
     session_id: str | None = None
@@ -216,7 +216,7 @@ class Bell:
         told.on(TOPIC, self._ring)
 
     def listen(self, uid: str) -> asyncio.Event:
-        """Return an event that is set at news of `uid`, and when news may have been missed. End with `forget`."""
+        """Return an event that is set when there is news of `uid`, or news may have been missed. End with `forget`."""
         return self._waiting.setdefault(uid, asyncio.Event())
 
     def forget(self, uid: str) -> None:
@@ -254,14 +254,17 @@ class PendingRequests:
         await self._state.fetch(ADD, given)
 
     async def answer(self, uid: str, owner: Owner, answer: bytes) -> None:
-        """Store the answer, if `owner` was asked this and has not answered yet. Raises DatabaseUnavailable."""
+        """Store the answer if the request `uid` is for `owner` and unanswered; otherwise ignore the answer.
+
+        Raises DatabaseUnavailable.
+        """
         given = {"id": uid, "answer": self.seal(answer)}
         await self._state.fetch(
             ANSWER, given | {"connection": owner.connection_id, "session": owner.session_id, "call": owner.call_id}
         )
 
     async def wait(self, uid: str) -> Object:
-        """Wait for the answer to a request that was added here."""
+        """Wait for the answer to a request that this worker has added, and return it."""
         event = self._bell.listen(uid)
         while True:
             await event.wait()
@@ -287,7 +290,7 @@ class PendingRequests:
         await self._state.fetch(DROP, (uid,))
 
     async def leave(self, uid: str, owner: Owner, text: bytes) -> None:
-        """Store this text, sealed, for another worker. Raises DatabaseUnavailable."""
+        """Store this text, encrypted, for another worker. Raises DatabaseUnavailable."""
         given = {"id": uid, "asked": self.seal(text), "connection": owner.connection_id, "session": owner.session_id}
         await self._state.fetch(LEAVE, given)
 

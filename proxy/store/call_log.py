@@ -1,6 +1,6 @@
-"""Writes the rows of answered calls: those of concurrent requests share one COPY and one commit.
+"""Writes the rows of calls to the log: rows of concurrent requests share one COPY and one commit.
 
-The audit promise: an answer is sent only after `commit` has returned.
+The audit promise: an answer is sent to the client only after `commit` has returned.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COMMIT_SECONDS = 10.0  # After this the client gets an error that the call could not be recorded.
+COMMIT_SECONDS = 10.0  # After this time the client gets an error: the call could not be recorded.
 BATCH_ROWS = 500
-CONNECTIONS = 2  # While one waits for the disk, the other writes the next batch; more gain little.
+CONNECTIONS = 2  # While one waits for the disk, the other writes the next batch. More connections gain little.
 COLUMNS = (
     b"uid, created_at, correlation_id, feature_type, outcome, deny_reason, http_status, rpc_error_code, host_id,"
     b" gateway_id, connection_id, user_id, token_id, server_id, identity_id, session_id, token_prefix, duration_ms,"
@@ -60,7 +60,7 @@ SETUP = (
 _N = "\\N"
 _NO_PAYLOAD = f"f\t{_N}\t{_N}"
 
-# Errors of single rows (bad data, a broken constraint): the other rows of the batch are written one by one.
+# SQLSTATE classes of errors in one row (bad data, a violated constraint). Then the rows are written one by one.
 _ROW_ERRORS = ("22", "23")
 CHECK_VIOLATION = "23514"
 
@@ -69,7 +69,7 @@ class NotRecorded(Exception):
     """The gateway could not record this call."""
 
 
-# The grant of a row without a caller.
+# The grant for a row whose caller is unknown.
 NOBODY = AccessRow._make([""] * len(AccessRow._fields))
 
 
@@ -106,7 +106,7 @@ class CallRow:
     protocol_version: str = ""
     error_text: str = ""
     payload: str = _NO_PAYLOAD
-    # The row this one belongs to; empty means its own.
+    # The id of the row that this row belongs to; empty for a row that belongs to no other.
     correlation_id: str = ""
     # The trace id, 32 hexadecimal digits; empty if none.
     trace_id: str = ""
@@ -114,7 +114,7 @@ class CallRow:
     session_id: str = ""
 
     def set_payload(self, request: bytes | None, response: bytes | None, *, cut: bool) -> None:
-        """Set the redacted request and response, as JSON; `cut` if they are incomplete."""
+        """Set the redacted request and response, as JSON. `cut` is True if a part was left out."""
         parts = (_N if part is None else part.decode().replace("\\", "\\\\") for part in (request, response))
         self.payload = "\t".join(("t" if cut else "f", *parts))
 
@@ -195,9 +195,10 @@ type Line = Waiting[bytes, None]
 class CallWriter(GroupCommit[bytes, None]):
     """Commits rows over `connections`; `observe` gets the size of each batch, `bus` notifies other processes of a hang.
 
-    It is also the circuit breaker of calls: while `may_begin` is False, nothing may be sent to a server, because the
-    row could not be written. It opens when a commit fails, hangs for a second (also in another process) or loses its
-    connection, and closes once a test row was written and rolled back, which is tried continuously.
+    The writer is also the circuit breaker of calls: while `may_begin` is False, nothing may be sent to a server,
+    because the row could not be written. The breaker opens when a commit fails, hangs for a second (also in another
+    process) or loses its connection. The breaker closes once a test row was written and rolled back, which is tried
+    continuously.
     """
 
     def __init__(
@@ -242,7 +243,7 @@ class CallWriter(GroupCommit[bytes, None]):
             await self._write_each(connection, batch, error)
 
     async def _write_each(self, connection: PgConnection, batch: list[Line], error: StatementRejected) -> None:
-        """Write the rows of a refused batch one by one, so that only invalid ones are lost."""
+        """Write the rows of a refused batch one by one, so that only invalid rows are lost."""
         lasting_error = None
         for copy_line, future in batch:
             refusal = await _insert_rows(connection, [copy_line]) if len(batch) > 1 else error
@@ -257,7 +258,7 @@ class CallWriter(GroupCommit[bytes, None]):
             raise lasting_error
 
     async def _check(self, connection: PgConnection) -> None:
-        """Write a row, roll it back, and commit: needs the same locks, table and disk as a batch."""
+        """Write a test row, roll it back, and commit. This needs the same locks, table and disk as a batch."""
         now = time.time()
         line = CallRow(new_uid(now), now, method="ping").copy_line()
         await connection.run(b"BEGIN; SAVEPOINT before")
@@ -282,7 +283,7 @@ async def _insert_rows(
     return None
 
 
-# Request and response payloads for the log: only where the workspace records them, and without secrets.
+# Request and response payloads for the log: redacted, and recorded only if the workspace has enabled it.
 
 
 MODULE = "proxy.store.redaction"
@@ -295,8 +296,8 @@ INLINE_BYTES = 4096  # Payloads up to this size are redacted on the event loop, 
 class PayloadRecorder:
     """Puts redacted payloads into rows.
 
-    Large ones are redacted by `process`. If that fails, a note is recorded instead and the error is logged: a call that
-    ran must get its row and its answer.
+    Large payloads are redacted by `process`. If redacting fails, a note is recorded instead and the error is logged: a
+    call that ran must get its row and its answer.
     """
 
     def __init__(self, cipher: Cipher, process: ReaderProcess) -> None:
@@ -311,7 +312,7 @@ class PayloadRecorder:
         """Record the error text, even if payloads are not recorded, and redact the name of an unknown feature."""
         with _logged(request):
             secrets = self._secrets(request)
-            if request.row.deny_reason == UnknownFeature.reason:  # The client may have put anything there.
+            if request.row.deny_reason == UnknownFeature.reason:  # The unknown name may be any text, even a secret.
                 name, request.row.feature_name = request.row.feature_name, ""
                 request.row.feature_name = redact_text(name, MAX_NAME, secrets)
             if _is_quick(body):
@@ -323,7 +324,7 @@ class PayloadRecorder:
                 request.row.error_text = told["text"]
 
     async def keep(self, request: McpRequest, row: CallRow, bodies: tuple[bytes, bytes], limit: int) -> None:
-        """Record these two bodies in a row that belongs to `request`."""
+        """Put these two bodies, redacted, into `row`, which belongs to `request`."""
         row.set_payload(NOT_REDACTED, NOT_REDACTED, cut=True)
         with _logged(request):
             secrets = self._secrets(request)
@@ -368,7 +369,7 @@ def _logged(request: McpRequest) -> Iterator[None]:
 
 
 def credential_parts(request_payload: str) -> list[str]:
-    """Return the texts to redact for a credential: with and without its scheme, and the login of Basic."""
+    """Return the texts to redact for a credential: with and without its scheme; for Basic, also login and password."""
     scheme, _, value = request_payload.rpartition(" ")
     parts = [value, request_payload] if scheme else [value]
     if scheme.lower() != "basic":

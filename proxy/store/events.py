@@ -30,11 +30,11 @@ WAITING = "waiting"  # Bus topic: a message was stored for a session without a s
 
 KEPT_SECONDS = 300.0  # How long a client may resume after its stream broke,
 FINISHED_SECONDS = 60.0  # and after it ended, in case the client missed the end.
-MOST_EVENTS = 256  # The last events of one stream;
-MOST_BYTES = 1 << 20  # the answer to a call counts, and is always stored.
-MOST_FINISHED = 1_000  # Streams that ended, in this worker,
+MOST_EVENTS = 256  # The last events of one stream that are kept,
+MOST_BYTES = 1 << 20  # and their total size. The answer to a call is always kept, even if it is larger.
+MOST_FINISHED = 1_000  # Ended streams whose events this worker keeps in memory,
 MOST_FINISHED_BYTES = 32 << 20
-MOST_ROWS = 1_000  # Of one session.
+MOST_ROWS = 1_000  # Stored events of one session.
 MOST_ROW_BYTES = 32 << 20
 MOST_WAITING = 1_000  # Sessions whose messages without a stream are being written, in this worker.
 LARGE = 64 << 10  # Bytes; from this size on, events are sealed in a thread.
@@ -42,7 +42,7 @@ RETRY_SECONDS = 0.5
 ATTEMPTS = 5
 LONGEST_REQUEST_ID = 64
 
-# Reconnection delay in the first event of a stream, which has an id but no data, so that it can be resumed at once.
+# Reconnection delay, sent in a stream's first event. That event has an id but no data: a stream can be resumed at once.
 RETRY_MS = 1000
 
 KEEP = """
@@ -68,7 +68,7 @@ WHERE session_id = %(session)s AND stream_id = %(stream)s AND number > %(after)s
     AND expires_at > statement_timestamp()
 ORDER BY number
 """
-# A resumed stream is no longer ended.
+# A resumed stream no longer counts as ended.
 TAKE = (
     "UPDATE proxy_streamevent SET is_last = false WHERE session_id = %(session)s AND stream_id = %(stream)s AND is_last"
 )
@@ -83,7 +83,7 @@ SELECT data FROM taken WHERE expires_at > statement_timestamp() ORDER BY id
 
 
 class EventId(NamedTuple):
-    """A parsed event id: kind and id of the stream, number of the event, and the request id of a call's stream."""
+    """A parsed event id: kind and id of the stream, number of the event, and, for a call's stream, the request id."""
 
     kind: str
     stream: str
@@ -92,14 +92,14 @@ class EventId(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "EventId | None":
-        """Parse an event id; None if it was not issued by the gateway."""
+        """Parse an event id. Return None if the gateway did not issue it."""
         if (found := _is_event_id(text)) is None:
             return None
         kind, stream, number, spelled = found.groups()
         return cls(kind, str(UUID(stream)), int(number), _request_id(spelled) if spelled else None)
 
     def text(self) -> bytes:
-        """Return the id for clients; it contains the request id only if that is short."""
+        """Return the event id for clients. A long request id is left out."""
         spelled = jsonrpc.dumps(self.request_id) if self.request_id is not None else b""
         named = b"-" + base64.urlsafe_b64encode(spelled) if 0 < len(spelled) <= LONGEST_REQUEST_ID else b""
         return b"%b-%b-%d%b" % (self.kind.encode(), UUID(self.stream).hex.encode(), self.number, named)
@@ -117,7 +117,7 @@ def _request_id(spelled: str) -> jsonrpc.Id | None:
 
 
 class Kept(NamedTuple):
-    """A stored event; without data it only marks the position of the stream."""
+    """A stored event. An event without data only marks the position of the stream."""
 
     number: int
     data: bytes
@@ -171,13 +171,13 @@ class StreamHistory:
         return self._name._replace(number=number).text()
 
     def add(self, data: bytes) -> bytes:
-        """Add an event, and return it encoded."""
+        """Add an event, and return the encoded event."""
         self.number += 1
         self._note(Kept(self.number, data, is_last=False))
         return sse.event(data, self.event_id(self.number))
 
     def end(self, data: bytes = b"") -> bytes:
-        """End the stream, and return its last event encoded; empty if there is no data."""
+        """End the stream, and return the encoded last event; empty if there is no data."""
         if self.ended:
             return b""
         self.ended = True
@@ -187,7 +187,7 @@ class StreamHistory:
         return sse.event(data, self.event_id(self.number)) if data else b""
 
     def drop(self) -> None:
-        """Drop the stream without an end, if it has not ended."""
+        """Drop a stream that has not ended, without storing an end; do nothing if it has ended."""
         if not self.ended:
             self.ended = True
             self._events.drop(self)
@@ -201,7 +201,7 @@ class StreamHistory:
         self.flush()
 
     def flush(self) -> None:
-        """Write the pending events, and notify workers that wait for them, even if there are none."""
+        """Write the pending events, and notify workers that wait for events, even if none are pending."""
         if self._writing is None or self._writing.done():
             self._writing = self._events.run(self._write())
 
@@ -209,7 +209,7 @@ class StreamHistory:
         if self.away:
             self._pending.append(event)
             size = sum(len(each.data) for each in self._pending)
-            # Drop the oldest if the database does not keep up; an end without data drops nothing.
+            # Drop the oldest events if the database does not keep up. An end without data drops nothing for its size.
             while len(self._pending) > MOST_EVENTS or (event.data and size > MOST_BYTES and len(self._pending) > 1):
                 size -= len(self._pending.pop(0).data)
             self.flush()
@@ -240,7 +240,7 @@ class StreamEvents:
         self._state = state
         self._bus = bus
         self._cipher = cipher
-        # By session and stream, so that a client cannot reach the stream of another session.
+        # Keyed by session and stream, so that a client cannot reach the stream of another session.
         self._histories: dict[tuple[str, str], StreamHistory] = {}
         self._finished: OrderedDict[tuple[str, str], tuple[float, StreamHistory]] = OrderedDict()
         self._finished_bytes = 0
@@ -257,7 +257,7 @@ class StreamEvents:
     # The streams of this worker
 
     def begin(self, session_id: str, name: EventId) -> StreamHistory:
-        """Create the history of a stream, starting after the event `name`."""
+        """Create the history of a stream. New events get numbers after that of the event id `name`."""
         history = self._histories[session_id, name.stream] = StreamHistory(self, session_id, name)
         return history
 
@@ -311,11 +311,11 @@ class StreamEvents:
             self._finished_bytes -= history.size
 
     def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run this in a background task."""
+        """Run `work` in a background task."""
         return self._background.spawn("events of a stream", work)
 
     def _wanted(self, told: str | None) -> None:
-        """Write the events of a stream of this worker and release it, because its client has reconnected."""
+        """Write a stream's events and release the stream, because its client has reconnected to another worker."""
         session_id, _, stream = (told or "").partition(" ")
         finished = self._finished.get((session_id, stream))
         history = self._histories.get((session_id, stream)) or (finished[1] if finished else None)
@@ -328,7 +328,7 @@ class StreamEvents:
     # The stored events of all workers
 
     async def keep(self, history: StreamHistory, kept: list[Kept]) -> None:
-        """Write these events, and notify workers that wait for them; events that cannot be written are lost."""
+        """Write these events and notify workers that wait for them. Events that still fail after ATTEMPTS are lost."""
         sealed = self._seal(kept) if sum(len(each.data) for each in kept) < LARGE else None
         given = {
             "session": history.session_id,
@@ -355,19 +355,19 @@ class StreamEvents:
         return [self._cipher.seal(each.data.decode(errors="replace")) if each.data else b"" for each in kept]
 
     async def read(self, session_id: str, name: EventId) -> list[Kept]:
-        """Return the stored events after this one on its stream. Raises DatabaseUnavailable."""
+        """Return the stored events that follow the event `name` on its stream. Raises DatabaseUnavailable."""
         given = {"session": session_id, "stream": name.stream, "after": name.number}
         rows = [(number, bytes(data), is_last) for number, data, is_last in await self._state.fetch(READ, given)]
         if sum(len(data) for _, data, _ in rows) < jsonrpc.LARGE:
             return self._open(rows)
-        return await asyncio.to_thread(self._open, rows)  # So that the loop is not blocked.
+        return await asyncio.to_thread(self._open, rows)  # Decrypting many bytes would block the event loop.
 
     def _open(self, rows: list[tuple[int, bytes, bool]]) -> list[Kept]:
         kept = []
         for number, data, is_last in rows:
             try:
                 kept.append(Kept(number, self._cipher.open(data).encode() if data else b"", is_last))
-            except Undecryptable:  # The operator has removed the key.
+            except Undecryptable:  # The operator has removed the encryption key.
                 kept.append(Kept(number, b"", is_last))
         return kept
 

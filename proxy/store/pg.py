@@ -1,8 +1,8 @@
 """Fast database access for the proxy: a connection driven by the event loop itself, and group commit.
 
 The two statements of a proxied request, the decision before and the row after, are most of the proxy's own cost.
-psycopg connects; the statements then go through libpq directly, without the cost of a cursor, a lock and psycopg's
-waiting in each `execute`. Group commit: items that arrive together go to the database in one batch.
+psycopg connects; the statements then go through libpq directly, which saves the cursor, the lock and the waiting code
+of psycopg's `execute`. Group commit: items that arrive together go to the database in one batch.
 """
 
 import asyncio
@@ -24,21 +24,21 @@ from wire.background import Background, every
 
 logger = logging.getLogger(__name__)
 
-# Classes of SQLSTATE that concern the server, not the statement: lost, out of resources, shutting down.
+# Classes of SQLSTATE that concern the server, not the statement: connection lost, out of resources, shutting down.
 _SERVER_ERRORS = ("08", "53", "57", "58", "XX")
 CONNECT_SECONDS = 3.0
 _SUCCESS = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 
-# A batch is sent when FULL_BATCH items wait, or after LOOP_TURNS turns of the loop; after SINGLES batches of one item,
-# at once. A round trip and a commit cost as much as a dozen more items; in a larger batch items wait for each other
-# while the loop is idle.
+# A batch is sent when FULL_BATCH items wait, or after LOOP_TURNS turns of the event loop; after SINGLES batches of one
+# item in a row, a batch is sent at once. A round trip and a commit cost as much as a dozen items in a batch; with a
+# larger FULL_BATCH, items would wait for each other while the event loop is idle.
 FULL_BATCH = 16
 LOOP_TURNS = 3
 SINGLES = 16
 LOG_SECONDS = 1.0
 
-# A statement is considered hanging after this many ticks. Ticks are counted instead of seconds: if this process itself
-# was paused, that is one tick, and not the fault of the database.
+# A statement counts as hanging after HANGING_TICKS. Ticks are counted instead of seconds: if this process itself was
+# paused, only one tick is counted, because the pause is not the database's fault.
 TICK_SECONDS = 0.2
 HANGING_TICKS = 5
 
@@ -46,7 +46,7 @@ STOP_SECONDS = 1.0  # How long stop() waits for a connection attempt when no ite
 
 NO_CONNECTION = "08000"  # The SQLSTATE of a connection that could not be made.
 
-RETRY_SECONDS = 0.25  # Between two attempts to connect while nothing waits,
+RETRY_SECONDS = 0.25  # Pause between two attempts to connect while no items wait,
 URGENT_RETRY_SECONDS = 0.05  # and while items wait.
 
 type Waiting[Item, Answer] = tuple[Item, asyncio.Future[Answer]]
@@ -58,7 +58,7 @@ class DatabaseUnavailable(Exception):
 
 
 class DatabaseFault(DatabaseUnavailable):
-    """The database answered that it cannot serve; the message is its own: "No space left on device"."""
+    """The database answered with an error of the server, such as "No space left on device", which is the message."""
 
 
 class StatementTimeout(DatabaseUnavailable):
@@ -66,7 +66,7 @@ class StatementTimeout(DatabaseUnavailable):
 
 
 class StatementRejected(Exception):
-    """The database refused the statement, with this `sqlstate`; `of_constraint` if a named constraint failed."""
+    """The database refused the statement, with `sqlstate`; `of_constraint` is True if a named constraint failed."""
 
     def __init__(self, sqlstate: str, message: str, *, of_constraint: bool = False) -> None:
         super().__init__(message)
@@ -79,10 +79,10 @@ class PgConnection:
 
     `timeout` is in seconds, for each statement. `on_lost` is called when the connection fails.
 
-    The loop watches a selector instead of libpq's socket for two reasons. libpq may close the socket, and its number
-    may be reused before the loop forgets it. And uvloop stops watching a socket after one event once it has an error,
-    such as a reset by a crashed server, although there may be more to read. A selector stays readable until all is
-    handled.
+    The event loop watches a selector instead of libpq's socket for two reasons. First, libpq may close the socket, and
+    the file number may be reused before the loop stops watching it. Second, uvloop stops watching a socket that has an
+    error, such as a reset by a crashed server, after one event, although there may be more to read. A selector stays
+    readable until everything is read.
     """
 
     def __init__(self, conninfo: str, setup: Sequence[bytes], *, timeout: float = 5.0) -> None:
@@ -106,7 +106,10 @@ class PgConnection:
         await self._ensure_connected()
 
     async def query(self, name: bytes, parameters: Sequence[bytes | None]) -> PGresult:
-        """Run a statement that the setup prepared, all in text. Raises DatabaseUnavailable or StatementRejected."""
+        """Run a statement that the setup prepared. Parameters and results are in text format.
+
+        Raises DatabaseUnavailable or StatementRejected.
+        """
         pgconn = await self._ensure_connected()
         waiter = self._start_statement()
         try:
@@ -119,7 +122,7 @@ class PgConnection:
     async def query_with_retry(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
         """Run `query`, and retry once over a new connection unless it timed out.
 
-        That is needed after a restart of the server, and after a migration that changed a table.
+        The retry is needed after a restart of the database, and after a migration that changed a table.
         """
         try:
             return await self.query(name, parameters)
@@ -134,9 +137,9 @@ class PgConnection:
         await self.copy(statements, b"")
 
     async def copy(self, statement: bytes, data: bytes) -> None:
-        """COPY `data`; it is committed on return.
+        """Run `statement`, a COPY, with `data`; the rows are committed on return.
 
-        Raises DatabaseUnavailable if the outcome is unknown, or StatementRejected if it is not committed.
+        Raises DatabaseUnavailable if the outcome is unknown, or StatementRejected if the rows are not committed.
         """
         pgconn = await self._ensure_connected()
         self._copy_data = data
@@ -196,7 +199,7 @@ class PgConnection:
         try:
             return _checked(await waiter)
         except asyncio.CancelledError:
-            # The answer to an abandoned statement must not be taken for the next one's.
+            # The answer to an abandoned statement must not be read as the answer to the next statement.
             self.close()
             raise
         finally:
@@ -270,8 +273,8 @@ def _error(sqlstate: str, message: str, *, of_constraint: bool = False) -> Datab
 class _Worker[Item, Answer]:
     """A task that handles batches over one connection.
 
-    `ticks` have passed since its statement began (-1: none is running); `first_attempt` is set after the first attempt
-    to connect and check.
+    `ticks` counts the ticks since the running statement began (-1: no statement is running). `first_attempt` is set
+    after the first attempt to connect and check.
     """
 
     handle: HandleBatch[Item, Answer]
@@ -291,9 +294,9 @@ class GroupCommit[Item, Answer]:
     which are opened in advance and reopened when lost. A connection whose batch failed is reopened and checked before
     it is used again.
 
-    `fault` is the reason why no batch can be handled now, or empty. With `rejects_when_full`, items added while a
-    statement hangs, or while `max_waiting` wait, fail at once with DatabaseUnavailable; so do those waiting when a
-    statement begins to hang, and those in its batch.
+    `fault` is the reason why no batch can be handled now; empty otherwise. With `rejects_when_full`, items added while
+    a statement hangs, or while `max_waiting` items wait, fail at once with DatabaseUnavailable. Items that wait when a
+    statement begins to hang fail too, and so do the items in the batch of that statement.
     """
 
     def __init__(
@@ -385,7 +388,7 @@ class GroupCommit[Item, Answer]:
         return future
 
     async def _check(self, connection: PgConnection) -> None:
-        """Check that an open connection can handle a batch; raise the errors of a batch if not."""
+        """Check that an open connection can handle a batch; raise the error that a batch would get if it cannot."""
 
     def _wake(self) -> None:
         if self._idle:
@@ -413,7 +416,7 @@ class GroupCommit[Item, Answer]:
             await self._wait_for_work()
 
     async def _work(self, worker: _Worker[Item, Answer]) -> None:
-        """Handle a batch, if any item waits; the connection may have been lost before."""
+        """Repair the connection if needed, then handle a batch if any item waits."""
         if (not worker.healthy and not await self._repair(worker)) or not self._waiting:
             return
         await self._gather_batch()
@@ -430,7 +433,7 @@ class GroupCommit[Item, Answer]:
         try:
             await worker.handle(batch)
         except Exception as error:  # noqa: BLE001 - a dead worker would leave every later item waiting
-            fail(batch, self._to_error(error))  # First, so that no item waits forever.
+            fail(batch, self._to_error(error))  # Before anything else, so that no item waits forever.
             self._log_failure(len(batch), error)
             self._mark_broken(worker, error)
         else:
@@ -445,7 +448,7 @@ class GroupCommit[Item, Answer]:
     async def _repair(self, worker: _Worker[Item, Answer]) -> bool:
         """Connect and check. If this fails and no other connection is healthy, the waiting items fail."""
         if self._waiting:
-            self._wake()  # Another worker may handle the items for which this one was woken.
+            self._wake()  # Let another worker handle the waiting items during the repair.
         worker.ticks, worker.repairing = 0, True
         try:
             await worker.connection.connect()
@@ -532,7 +535,7 @@ class GroupCommit[Item, Answer]:
             fail(batch, self._to_error(error))
 
     def _log_failure(self, requests: int, error: Exception) -> None:
-        """Log failed batches, at most once a second."""
+        """Log failed batches, at most once a second, with the number of requests since the last entry."""
         self._unlogged += requests
         now = time.monotonic()
         if now - self._logged_at >= LOG_SECONDS:
@@ -541,7 +544,7 @@ class GroupCommit[Item, Answer]:
             self._logged_at, self._unlogged = now, 0
 
     async def _gather_batch(self) -> None:
-        """Let requests that the event loop has already received join the batch; skipped if batches have one item."""
+        """Let requests that the event loop has already received join the batch; return at once if items come singly."""
         for _ in range(0 if self.comes_singly else LOOP_TURNS):
             if len(self._waiting) >= FULL_BATCH:
                 return
@@ -563,7 +566,7 @@ def fail[Item, Answer](batch: Sequence[Waiting[Item, Answer]], error: Exception)
 
 # Connections for state that outlives requests: sessions, pending requests, sealed results.
 #
-# Everything except the access query, the call log and the usage uses this pool, so that neither waits for the other.
+# The access query, the call log and the usage have separate connections, so that they never wait for this pool.
 
 CONNECTIONS = 2
 POOL_SECONDS = 5.0
@@ -574,7 +577,7 @@ type Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 class StatePool:
-    """A small pool of connections; each statement is a transaction of its own."""
+    """A small pool of connections; each statement runs in a separate transaction."""
 
     def __init__(self, conninfo: str) -> None:
         self._pool = AsyncConnectionPool(
@@ -585,13 +588,13 @@ class StatePool:
             timeout=POOL_SECONDS,
             kwargs={"autocommit": True, "connect_timeout": int(POOL_SECONDS)},
             configure=_configure,
-            check=AsyncConnectionPool.check_connection,  # A server that restarted is noticed before the statement.
+            check=AsyncConnectionPool.check_connection,  # Replaces connections broken by a restart of the database.
             open=False,
             name="state",
         )
 
     async def start(self) -> None:
-        """Start connecting; retried while the database is unavailable."""
+        """Start connecting in the background; the pool retries while the database is unavailable."""
         await self._pool.open()
 
     async def stop(self) -> None:
@@ -601,7 +604,7 @@ class StatePool:
     async def fetch(self, sql: str, params: Parameters = ()) -> list[tuple[Any, ...]]:
         """Run one statement with psycopg parameters; return its rows, if any.
 
-        Raises DatabaseUnavailable, also if it is unknown whether the statement was executed.
+        Raises DatabaseUnavailable; the statement may then have been executed nevertheless.
         """
         try:
             async with self._pool.connection() as connection:

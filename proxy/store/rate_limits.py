@@ -20,11 +20,11 @@ STATEMENT = Path(__file__).with_name("rate_limits.sql").read_bytes()
 SETUP = (
     b"SET application_name = 'gateway limits'",
     b"SET statement_timeout = '4s'",
-    # Losing a count in a crash of the database only lets a few more calls through.
+    # If a crash of the database loses a count, a few more calls are let through, which is acceptable.
     b"SET synchronous_commit = off",
     b"PREPARE take (text[], uuid[], int[], int[], float) AS " + STATEMENT,
 )
-PREFETCH = 100  # A lease takes a hundredth of the limit ahead of need.
+PREFETCH = 100  # A lease takes at least 1/PREFETCH of the limit, even if fewer requests wait.
 
 
 class RateLimited(NamedTuple):
@@ -36,7 +36,10 @@ class RateLimited(NamedTuple):
 
 
 class Lease:
-    """Calls this worker may still let through until `until` (monotonic clock); `last` when the counter has no more."""
+    """Calls that this worker may still let through before `until` (monotonic clock).
+
+    `last` is True if the counter had no more calls to lease.
+    """
 
     __slots__ = ("last", "left", "until")
 
@@ -92,7 +95,7 @@ class Limits(GroupCommit[list[RateLimited], None]):
             await self.put(missing)
 
     async def _handle(self, batch: list[WaitingCall]) -> None:
-        """Lease calls for all waiting requests; each then checks the leases again."""
+        """Lease calls for all waiting requests; then each request checks the leases again."""
         wanted = calls_to_lease(batch)
         result = await self._connection.query_with_retry(b"take", parameters(wanted.items(), self._seconds))
         now = time.monotonic()
@@ -113,7 +116,8 @@ class Limits(GroupCommit[list[RateLimited], None]):
 def calls_to_lease(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
     """Return the number of calls to lease for each subject: for the waiting requests, and some ahead.
 
-    Each subject appears once: if its limit has just changed, the other version is leased in the next batch.
+    Each subject appears once. If requests of a batch disagree on its limit, because the limit has just changed, those
+    with the other limit get a lease in the next batch.
     """
     waiting = Counter(subject for missing, _ in batch for subject in missing)
     once = {(subject.kind, subject.id): subject for subject in waiting}

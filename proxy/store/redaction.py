@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 
 import orjson
 
-# Redact texts in the form of a credential, and the values of keys that name a secret.
+# Redact texts that have the form of a credential, and the values of keys whose name denotes a secret (`password`).
 #
 # Every step takes time linear in the length of the text, even for hostile input.
 
@@ -26,7 +26,7 @@ _secret_name = re.compile(
     r"(?:api|access|private|signing|encryption)[_\- ]?key|session[_\- ]?id|client[_\- ]?assertion",
     re.IGNORECASE,
 ).search
-# Only as whole words: not in author, compass, spinning.
+# These count only as whole words of a key, not as a part of "author", "compass" or "spinning".
 _SECRET_WORDS = frozenset({"auth", "pass", "pin", "otp", "totp", "jwt", "signature", "sig", "creds"})
 _MEASURE_WORDS = frozenset(
     {"tokens", "maxtokens", "count", "limit", "length", "len", "size", "max", "min", "total", "used", "usage", "budget"}
@@ -80,13 +80,13 @@ _BRACKETS = re.compile(r"[\[\]{}]")
 
 @lru_cache(1024)
 def names_a_secret(key: str) -> bool:
-    """Return whether this key names a secret."""
+    """Return whether the name of this key denotes a secret, such as `password`."""
     key = key[:MAX_KEY].replace("\0", "")
     return _secret_name(key) is not None or any(word.lower() in _SECRET_WORDS for word in _words(key))
 
 
 def is_measure(key: str) -> bool:
-    """Return whether a number under this key is a count or a limit, although the key names a secret."""
+    """Return whether a number under this key is a count or a limit (`max_tokens`), although the key names a secret."""
     words = [word.lower() for word in _words(key[:MAX_KEY])]
     return any(word in _MEASURE_WORDS for word in words)
 
@@ -136,7 +136,7 @@ def _names_secret_at(text: str, key: str, start: int) -> bool:
 
 
 def _value(text: str, begins: re.Match[str], key: str) -> tuple[int, int]:
-    """Return start and end of the value; equal if it need not be redacted."""
+    """Return start and end of the value; both are equal if the value need not be redacted."""
     start, sign = begins.end(), begins["sign"] or ""
     if begins["tag"]:
         return start, start if begins[0].endswith("/>") else _find_or_end(text, f"</{begins['tag']}", start)
@@ -168,7 +168,7 @@ def _find_or_end(text: str, part: str, start: int) -> int:
 
 
 def _closing_quote(text: str, quote: str, start: int) -> int:
-    """Return the end of a quoted value; a quote after a further backslash is part of it."""
+    """Return the end of a quoted value. A quote escaped by one more backslash is part of the value."""
     end = _find_or_end(text, quote, start)
     while start < end < len(text) and text[end - 1] == "\\":
         end = _find_or_end(text, quote, end + 1)
@@ -177,7 +177,7 @@ def _closing_quote(text: str, quote: str, start: int) -> int:
 
 
 def _closing_bracket(text: str, start: int) -> int:
-    """Return the end of a list or object: exact for JSON, otherwise the end of the line of its last bracket."""
+    """Return the end of a list or object: exact for JSON; otherwise the end of the line with the closing bracket."""
     try:
         return _decoder.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
@@ -191,10 +191,10 @@ def _closing_bracket(text: str, start: int) -> int:
 
 # Redact known secret values from texts, in plain or encoded form.
 
-MIN_LENGTH = 4  # A shorter value would redact ordinary words.
+MIN_LENGTH = 4  # Redacting shorter values would redact ordinary words.
 MIN_CORE = 5
 BEGINNING = 8  # Characters by which a truncated secret is recognised.
-PERCENT_ROUNDS = 3  # Times a text may be percent-encoded.
+PERCENT_ROUNDS = 3  # How many times over a text may be percent-encoded.
 
 _encoded_run = re.compile(r"[0-9A-Za-z+/=_\-]{8,}+")
 
@@ -210,7 +210,7 @@ class KnownSecrets:
         return bool(self._values)
 
     def hide(self, text: str) -> str:
-        """Replace the values in `text`."""
+        """Replace the known secrets in `text`."""
         if not self._values or len(text) < self._min_length:
             return text
         lower = text.lower()
@@ -279,7 +279,7 @@ def _any_form(letter: str) -> str:
 
 
 def _cores(value: bytes) -> set[str]:
-    """Return the base64 of `value` for each alignment; any encoded text that contains `value` has one of them."""
+    """Return base64 parts of `value`, one per alignment: the base64 of any text with `value` contains one of them."""
     cores = set()
     for before, mixed in enumerate((0, 2, 3)):
         encoded = b64encode(b"\0" * before + value).decode()
@@ -291,32 +291,32 @@ def _cores(value: bytes) -> set[str]:
 
 # Redact messages: replace secrets, then cut to size.
 #
-# Secrets are the values of keys that name one, texts in the form of a credential, and the values passed by the
-# caller. Other secrets look like any other word and are not recognised.
+# Secrets are the values of keys whose name denotes a secret, texts in the form of a credential, and the values passed
+# by the caller. Other secrets look like ordinary words and are not recognised.
 
 CUT_MARK = "[cut]"
-ERROR_TEXT = 300  # Characters of what an error says.
+ERROR_TEXT = 300  # Characters of an error message.
 
 MAX_MESSAGE = 1024 * 1024  # Larger messages are not parsed; only their size is recorded.
 MAX_DEPTH = 40
 READ_AHEAD = 4096  # Characters read beyond the cut, so that a secret across it is recognised.
 CACHED_TEXT = 64  # Texts up to this length are cached: keys and short words repeat.
-READ_FACTOR = 2  # At most this many times the limit is read.
+READ_FACTOR = 2  # At most READ_FACTOR times the limit is read of a message.
 
-# `{"name": "DB_PASSWORD", "value": "x"}`: members that name another one, and members that are named.
+# `{"name": "DB_PASSWORD", "value": "x"}`: keys of members that hold a name, and of members that hold its value.
 _NAMING = frozenset({"name", "key", "id", "label", "field", "variable", "header"})
 _NAMED = frozenset({"value", "values", "val", "default", "data", "stringvalue", "string_value"})
 
 
 class RedactedMessage(NamedTuple):
-    """A redacted message as JSON; `cut` if parts are missing."""
+    """A redacted message as JSON; `cut` is True if parts are missing."""
 
     json: bytes
     cut: bool
 
 
 def redact_message(message: bytes, limit: int, secrets: Iterable[str] = ()) -> RedactedMessage | None:
-    """Redact a message, to at most `limit` bytes of JSON. Return None if it is empty."""
+    """Redact a message and cut it to at most `limit` bytes of JSON. Return None if the message is empty."""
     if not message:
         return None
     if len(message) > MAX_MESSAGE:
@@ -333,7 +333,7 @@ def redact_message(message: bytes, limit: int, secrets: Iterable[str] = ()) -> R
 
 
 def redact_text(text: str, limit: int, secrets: Iterable[str] = ()) -> str:
-    """Redact a text, to at most `limit` characters."""
+    """Redact a text and cut it to at most `limit` characters."""
     redacted = _Redactor(limit - len(CUT_MARK), KnownSecrets(secrets)).text(text, 0)
     return redacted if len(redacted) <= limit else redacted[: limit - len(CUT_MARK)] + CUT_MARK
 
@@ -383,7 +383,7 @@ def _read(message: bytes) -> object:
 
 
 class _Redactor:
-    """Redacts a JSON document, reading not much more than fits."""
+    """Redacts a JSON document, and stops reading soon after the limit is reached."""
 
     def __init__(self, limit: int, known: KnownSecrets) -> None:
         self._left = limit
@@ -430,7 +430,7 @@ class _Redactor:
         return self._short_texts[text]
 
     def _document(self, text: str, depth: int) -> str | None:
-        """Redact a text that is JSON. Return None if it is not JSON or has no secrets."""
+        """Redact a text that is a JSON document. Return None if the text is not JSON or has no secrets."""
         try:
             inner = json.loads(text)
         except (ValueError, RecursionError):
@@ -466,7 +466,7 @@ class _Redactor:
                 self.cut = True
                 return
             yield REDACTED if option else self.value(element, depth + 1)
-            # `["--password", "x"]`: a command line in pieces.
+            # An option may name the next element, as in the command line `["--password", "x"]`.
             option = isinstance(element, str) and element[:1] == "-" and "=" not in element and names_a_secret(element)
 
     @property

@@ -1,6 +1,7 @@
 """Sessions of clients, and their sessions at servers, in PostgreSQL. Any worker can serve any request of a session.
 
-Reading needs no extra statement: `query.sql` returns both. This module opens them, ends them and marks them lost.
+Reading needs no extra statement: `query.sql` returns both sessions. This module opens sessions, ends them and marks
+them as lost.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ FIND = """
 SELECT id::text, sealed_id, version, log_level FROM proxy_upstreamsession
 WHERE owner_id = %(owner)s AND server_id = %(server)s AND key = %(key)s
 """
-# If two workers open one concurrently, the second gets the row of the first.
+# If two workers open a session concurrently, the second worker gets the row of the first.
 KEEP = """
 INSERT INTO proxy_upstreamsession AS u
     (id, owner_id, connection_id, server_id, key, sealed_id, version, log_level, opened_at, last_used_at)
@@ -52,7 +53,7 @@ SUBSCRIPTIONS = """
 SELECT id::text, subscriptions FROM proxy_session WHERE id = ANY(%(sessions)s::uuid[]) AND subscriptions <> '[]'
 """
 FORGET = "DELETE FROM proxy_upstreamsession WHERE id = %(row)s"
-# The client's own session is lost too. Its standing streams end, so that the client reconnects and gets the 404.
+# The client's session is lost too. Its standing streams end, so that the client reconnects and gets the 404.
 LOSE = f"""
 WITH gone AS ({FORGET} RETURNING owner_id)
 UPDATE proxy_session s SET lost_at = statement_timestamp() FROM gone WHERE s.id = gone.owner_id AND s.lost_at IS NULL
@@ -77,7 +78,7 @@ WITH gone AS (
     ) RETURNING id
 ), """
 END = "WITH gone AS (DELETE FROM proxy_session WHERE id = %(session)s RETURNING id), "
-# SKIP LOCKED: rows that another worker is ending are left to it.
+# SKIP LOCKED leaves out rows that another worker is ending.
 END_IDLE = """
 WITH gone AS (
     DELETE FROM proxy_session WHERE id IN (
@@ -94,7 +95,7 @@ taken AS (
     ) RETURNING id, connection_id, server_id, key, sealed_id, version
 )
 """
-# A session at a server that belongs to a client's session lasts as long as that one.
+# Not for sessions at servers that belong to a client's session: they end with the client's session.
 UNUSED = """
 WITH taken AS (
     DELETE FROM proxy_upstreamsession WHERE id IN (
@@ -152,7 +153,7 @@ WHERE u.owner_id = ANY(%(owners)s::uuid[]) AND u.sealed_id <> '' AND u.leased_by
 """  # noqa: S608 - constant SQL
 
 
-# Sessions with running calls: whether this worker has the lease of each.
+# Leases the sessions of running calls. Returns, for each session, whether this worker has the lease.
 LEASE_ROWS = """
 WITH taken AS (
     UPDATE proxy_upstreamsession SET
@@ -182,7 +183,7 @@ ON CONFLICT (owner_id, server_id, key) DO UPDATE SET
 WHERE u.leased_by = excluded.leased_by OR coalesce(u.leased_until <= now(), true)
 RETURNING id::text, owner_id::text, server_id::text, key
 """
-# Other workers that want the same stream are notified. The row of a listen is deleted.
+# Notifies other workers, which may want to read the streams. Deletes the rows of `subscriptions/listen`.
 RELEASE = """
 WITH released AS (
     UPDATE proxy_upstreamsession SET leased_by = NULL, leased_until = NULL
@@ -217,16 +218,16 @@ class Taken(NamedTuple):
 
 
 class Leased(NamedTuple):
-    """Leased sessions: owners and targets by row, owners of those already known, and rows leased by other workers."""
+    """Result of `lease`, by row: owners and targets; owners of known rows; then the rows leased by other workers."""
 
     targets: dict[str, tuple[str, Target]]
     known: dict[str, str]
     elsewhere: list[str]
 
 
-MOST_SESSIONS = 100  # Of one connection.
-SETTLE_SECONDS = 1.0  # How long workers get to write the last use of sessions.
-MOST_SUBSCRIPTIONS = 100  # Of one session.
+MOST_SESSIONS = 100  # Sessions of one connection.
+SETTLE_SECONDS = 1.0  # How long to wait for other workers to write the last use of sessions.
+MOST_SUBSCRIPTIONS = 100  # Subscriptions of one session.
 UPSTREAM_IDLE_SECONDS = 3600.0
 SWEEP_SECONDS = 60.0
 MOST_AT_A_SWEEP = 200
@@ -248,7 +249,7 @@ class StoredSessions:
         self._cipher = cipher
 
     async def find(self, target: Target) -> SessionHandle | None:
-        """Return the stored session for this target, if any. Raises DatabaseUnavailable."""
+        """Return the stored session for this target; None if there is none. Raises DatabaseUnavailable."""
         rows = await self._state.fetch(FIND, _identity(target))
         try:
             return open_session(rows[0], self._cipher) if rows else None
@@ -277,7 +278,7 @@ class StoredSessions:
             await self._state.fetch(NOTE_LEVEL, {"row": session.row, "level": session.log_level})
 
     async def forget(self, target: Target, session: SessionHandle) -> None:
-        """Delete this session, but not a newer one. The client's own session is lost with it.
+        """Delete this session, but not a newer one for the target. The client's session, if any, is marked as lost.
 
         Raises DatabaseUnavailable.
         """
@@ -302,14 +303,14 @@ def _identity(target: Target) -> dict[str, str]:
 
 
 class SessionKeeper:
-    """Opens and ends the sessions of clients, and ends those unused for `hours`."""
+    """Opens and ends the sessions of clients, and ends sessions unused for `hours`."""
 
     def __init__(self, state: StatePool, cipher: Cipher, client: McpClient, hours: float) -> None:
         self._state = state
         self._cipher = cipher
         self._client = client
         self._idle_seconds = hours * 3600
-        self._ending: set[str] = set()  # Connections.
+        self._ending: set[str] = set()  # Connections whose surplus sessions are being ended.
         self._background = Background(DatabaseUnavailable)
 
     def start(self) -> None:
@@ -323,7 +324,7 @@ class SessionKeeper:
     ) -> str:
         """Open a session, whose row gets the id `row`, and return the id for the client. Raises DatabaseUnavailable.
 
-        Surplus sessions are ended in the background.
+        If the connection has more than MOST_SESSIONS, the surplus is ended in the background.
         """
         session_id = token_text.mint(token_text.SESSION)
         name, client_version = client
@@ -347,7 +348,7 @@ class SessionKeeper:
     async def _end_surplus(self, connection_id: str) -> None:
         """End the surplus sessions of a connection, the least recently used ones.
 
-        Their use is written only once a minute, so every worker is first asked to write it now.
+        The last use is written only once a minute, so all workers are first asked to write it now.
         """
         try:
             await self._state.fetch("SELECT pg_notify('gateway', 'sessions ')")
@@ -364,7 +365,7 @@ class SessionKeeper:
         await self._state.fetch(SET_LEVEL, {"session": session, "level": level})
 
     async def subscribe(self, session: str, uri: str) -> bool:
-        """Add `uri` to the session's subscriptions; False if there are too many.
+        """Add `uri` to the session's subscriptions. Return False if there are too many, otherwise True.
 
         Raises DatabaseUnavailable.
         """
@@ -376,20 +377,20 @@ class SessionKeeper:
         await self._state.fetch(UNSUBSCRIBE, {"session": session, "uri": uri})
 
     async def kept(self, target: Target) -> str | None:
-        """Return the row id of the session at this server, if any. Raises DatabaseUnavailable."""
+        """Return the row id of the session for this target; None if there is none. Raises DatabaseUnavailable."""
         rows = await self._state.fetch(FIND, _identity(target))
         return rows[0][0] if rows else None
 
     async def subscriptions(self, sessions: Sequence[str]) -> dict[str, list[str]]:
-        """Return the subscribed URIs of these sessions. Raises DatabaseUnavailable."""
+        """Return the subscribed URIs by session, without sessions that have none. Raises DatabaseUnavailable."""
         return dict(await self._state.fetch(SUBSCRIPTIONS, {"sessions": list(sessions)}))
 
     async def end(self, session: str) -> None:
-        """End a client's session, and its sessions at servers. Raises DatabaseUnavailable."""
+        """End a client's session, and the sessions at servers that belong to it. Raises DatabaseUnavailable."""
         await self._end_in_background(await self._state.fetch(f"{END}{OF_GONE}{TOLD}", {"session": session}))
 
     async def sweep(self) -> int:
-        """End idle sessions; return the number of those at servers. Raises DatabaseUnavailable."""
+        """End idle sessions. Return the number of sessions at servers that were ended. Raises DatabaseUnavailable."""
         idle = {"seconds": self._idle_seconds, "most": MOST_AT_A_SWEEP}
         rows = await self._state.fetch(f"{END_IDLE}{OF_GONE}{TOLD}", idle)
         unused = {"seconds": UPSTREAM_IDLE_SECONDS, "most": MOST_AT_A_SWEEP}
@@ -425,7 +426,7 @@ class SessionKeeper:
         )
 
     async def lease_rows(self, worker: str, rows: Sequence[str]) -> dict[str, bool]:
-        """Lease these sessions; return whether this worker has the lease of each that still exists.
+        """Lease these sessions. Return, for each session that still exists, whether this worker has the lease.
 
         See `lease`. Raises DatabaseUnavailable.
         """
@@ -433,7 +434,10 @@ class SessionKeeper:
         return dict(await self._state.fetch(LEASE_ROWS, given))
 
     async def target_of(self, row: str) -> Target | None:
-        """Return the target of this session, with its credential; None if it has ended. Raises DatabaseUnavailable."""
+        """Return the target of this session, with the credential; None if the session or its access has ended.
+
+        Raises DatabaseUnavailable.
+        """
         found = self._owned(await self._state.fetch(TARGET, {"row": row}))
         return found[row][1] if row in found else None
 
@@ -450,7 +454,7 @@ class SessionKeeper:
         return found
 
     async def lease_listens(self, worker: str, wanted: Sequence[tuple[str, str, str, str]]) -> dict[str, str]:
-        """Lease listens, each given as owner, connection, server and key; return the leased rows by key.
+        """Lease `subscriptions/listen` streams, given as owner, connection, server and key; return leased rows by key.
 
         See `lease`, which is for sessions. Raises DatabaseUnavailable.
         """
@@ -460,7 +464,7 @@ class SessionKeeper:
         return {key: row for row, _, _, key in await self._state.fetch(LEASE_LISTENS, given)}
 
     async def release(self, worker: str, rows: Sequence[str]) -> None:
-        """Release these leases to other workers. Raises DatabaseUnavailable."""
+        """Release these leases, so that other workers can take them. Raises DatabaseUnavailable."""
         await self._state.fetch(RELEASE, {"worker": worker, "rows": list(rows)})
 
     def _targets(self, rows: list[tuple[Any, ...]]) -> list[Target]:
@@ -468,7 +472,7 @@ class SessionKeeper:
         for row in rows:
             try:
                 targets.append(self._target(Taken._make(row)))
-            except (Undecryptable, oauth_client.Unsendable):  # The server cannot be called; the session expires there.
+            except (Undecryptable, oauth_client.Unsendable):  # The session then expires at the server.
                 continue
         return targets
 

@@ -1,7 +1,7 @@
 """Usage of tokens, hosts and servers: last used, health, introductions, unknown tokens.
 
-Written in the background, once a second, in a transaction of its own. Unwritten data is lost if the process is killed;
-none of it is part of the audit log.
+Usage is written in the background, once a second, in a separate transaction. Unwritten data is lost if the process is
+killed; usage is not part of the audit log.
 """
 
 import asyncio
@@ -37,9 +37,9 @@ def load_statements(path: Path) -> dict[str, str]:
 
 STATEMENTS = load_statements(Path(__file__).with_name("usage.sql"))
 FLUSH_SECONDS = 1.0
-LEAST_SECONDS = 0.05  # Between two flushes.
-MAX_ADDRESS_GROUPS = 1000  # Address groups with counts of their own;
-MAX_EVENTS = 20  # the busiest ones get an event each, the rest share one.
+LEAST_SECONDS = 0.05  # Least time between two flushes.
+MAX_ADDRESS_GROUPS = 1000  # Address groups that are counted separately.
+MAX_EVENTS = 20  # The busiest address groups get one event each; all others share one event.
 SESSION_SECONDS = 60.0  # Least time between two writes of a session's use.
 
 type RowUpdates = dict[str, dict[str, Any]]
@@ -47,7 +47,7 @@ type Infos = dict[tuple[str, str], dict[str, ServerDescription]]  # By server an
 
 
 class Contact(NamedTuple):
-    """The last result of calling a server; `fault` is empty when it answered."""
+    """The last result of calling a server; `fault` is empty if the server answered."""
 
     assigned: AssignedServer
     at: float
@@ -56,7 +56,7 @@ class Contact(NamedTuple):
 
 
 class UsageTracker:
-    """Collects what was used and writes it once a second. Its methods return at once and never fail a call.
+    """Collects usage and writes it once a second. The methods called during calls return at once and never fail.
 
     `in_use` returns the sessions with running calls or streams.
     """
@@ -70,8 +70,8 @@ class UsageTracker:
         self._tokens_used: dict[tuple[str, str], tuple[AccessRow, str, float]] = {}
         self._contacts: dict[tuple[str, str | None], Contact] = {}
         self._sessions_used: dict[tuple[str, str], float] = {}
-        self._sessions_noted: dict[tuple[str, str], float] = {}  # Of the last minute or two.
-        self._sessions_last: dict[tuple[str, str], float] = {}  # When each of these was used last.
+        self._sessions_noted: dict[tuple[str, str], float] = {}  # When the use of each session was last written.
+        self._sessions_last: dict[tuple[str, str], float] = {}  # When each session was last used.
         self._sessions_looked_through = 0.0
         self._exactly = asyncio.Event()
         self._in_use = in_use
@@ -87,11 +87,11 @@ class UsageTracker:
         self._background.forever("usage", self._work, self._wait_for_flush)
 
     async def first_attempt(self) -> None:
-        """Return after the first attempt to prepare the statements; `fault` names the refused one, if any."""
+        """Return after the first attempt to prepare the statements; `fault` names the refused statement, if any."""
         await self._first_attempt.wait()
 
     async def stop(self) -> None:
-        """Flush a last time and stop."""
+        """Write everything collected, and stop."""
         await self._background.stop()
         self._unknown_tokens_written_at = float("-inf")
         _flush_metrics()
@@ -108,7 +108,7 @@ class UsageTracker:
             self._sessions_used["sessions", grant.session.id] = at
 
     def server_contacted(self, assigned: AssignedServer, fault: str = "", *, credential_refused: bool = False) -> None:
-        """Note a server's answer or failure; a server that refuses a credential is not down."""
+        """Note a server's answer, or its `fault`. A server that only refuses a credential does not count as down."""
         self._contacts[assigned.server_id, assigned.identity_id] = Contact(
             assigned, time.time(), fault, down=bool(fault) and not credential_refused
         )
@@ -116,7 +116,7 @@ class UsageTracker:
             self._sessions_used["upstream_sessions", assigned.upstream_session.row] = time.time()
 
     def write_sessions(self, _: str | None) -> None:
-        """Write the exact last use of each session now, because surplus ones are about to be ended."""
+        """Write the exact last use of each session now, because the least recently used ones are about to be ended."""
         now = time.time()
         for session in self._in_use():
             self._sessions_used["sessions", session] = now
@@ -144,7 +144,7 @@ class UsageTracker:
         self._pending.setdefault(kind, {})[key] = values
 
     def _set_token(self, grant: AccessRow, at: datetime, ip: str | None) -> None:
-        """Set the update of a token; if both its secrets were used, `other` is the one used earlier."""
+        """Set the row update of a token. If two secrets of the token were used, `other` is the one used earlier."""
         use = {"at": at, "ip": ip, "prefix": grant.token_prefix, "other": None, "other_at": None}
         if before := self._pending.get("tokens", {}).get(grant.token_id):
             older, newer = sorted((before, use), key=lambda update: update["at"])
@@ -186,7 +186,7 @@ class UsageTracker:
             self._connection = None
 
     def _collect(self) -> None:
-        """Turn the collected data into row updates; dates are created here because that is too slow per call."""
+        """Turn the collected data into row updates. Datetimes are created here: one per call would be slow."""
         tokens_used, self._tokens_used = self._tokens_used, {}
         contacts, self._contacts = self._contacts, {}
         for grant, ip, at in tokens_used.values():
@@ -275,7 +275,7 @@ def _numbered(statement: str) -> str:
 def _flush_metrics() -> None:
     try:
         metrics.flush()
-    except (OSError, ValueError) as error:  # The disk may be full; the next second tries again.
+    except (OSError, ValueError) as error:  # The disk may be full. Writing is tried again in the next second.
         logger.warning("metrics not written", extra={"error": str(error)})
 
 

@@ -48,9 +48,9 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return on.filter(stopped | ~Q(last_error=""))
 
     def need_sign_in(self, reason: SignInNeeded) -> int:
-        """Mark these identities as needing a new sign-in, wipe their tokens, and return their number.
+        """Mark these identities as needing a new sign-in, wipe their tokens, and return how many were marked.
 
-        Call it in a transaction that records the reason.
+        Call this in the transaction that records the reason.
         """
         rows = list(self.select_for_update(of=("self",)).order_by("pk"))
         for identity in rows:
@@ -69,16 +69,16 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return self.filter(owner=None)
 
     def not_refused_first(self) -> "IdentityQuerySet":
-        """Sort identities whose last use was refused after the others."""
+        """Sort identities whose last use was refused after all other identities."""
         return self.order_by(Case(When(last_error="", then=0), default=1), "label", "pk")
 
     def bring(
         self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None, refusal: str = ""
     ) -> "Identity":
-        """Store an encrypted credential for `server`; without `owner` it is shared.
+        """Store an encrypted credential for `server`; with `owner` None it is shared.
 
-        `refusal` is the server's answer when the secret was tested, if it is stored although it was refused.
-        Raises AnotherPlace if the server was moved since `server` was read.
+        `refusal` is the server's answer to a test of the secret, if a refused secret is stored nevertheless.
+        Raises AnotherPlace if the server got another origin after `server` was read.
         """
         with transaction.atomic():
             now = server.lock()
@@ -109,7 +109,7 @@ class Identity(Versioned, Switchable):
     disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     # Set when the path or header of its server changes, until somebody agrees to send the secret there.
     unconfirmed_since = models.DateTimeField(null=True, blank=True, editable=False)
-    # Only for identities that came from a sign-in at an issuer; they are renewed with their `grant`.
+    # Set only for identities that came from a sign-in at an issuer. They are renewed by their `grant`.
     issuer = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
     account = models.CharField(max_length=200, blank=True, default="", db_default="", editable=False)
     expires_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -164,42 +164,42 @@ class Identity(Versioned, Switchable):
 
     @property
     def is_usable(self) -> bool:
-        """True if calls use it. Includes refused ones, because the server may accept them again."""
+        """True if calls use the identity. Refused identities are used too: the server may accept them again."""
         return self.status in ("active", "refused")
 
     @property
     def by_oauth(self) -> bool:
-        """True if it came from a sign-in at an issuer."""
+        """True if the identity came from a sign-in at an issuer."""
         return self.issuer != ""
 
     @property
     def sign_in_words(self) -> str:
-        """The reason why a new sign-in is needed, as a sentence; empty if none is."""
+        """The reason why a new sign-in is needed, as a sentence; empty if no sign-in is needed."""
         return str(SignInNeeded(self.sign_in_reason).label)
 
     @property
     def needed(self) -> Capability:
-        """The capability that others than its owner need to change it."""
+        """The capability that people other than the owner need to change the identity."""
         return Capability.SERVERS_MANAGE if self.is_shared else Capability.IDENTITIES_MANAGE
 
     def is_open_to(self, user: User) -> bool:
-        """True if `user` may disable, enable and revoke it."""
+        """True if `user` may disable, enable and revoke the identity."""
         return self.owner_id == user.pk or user.has_perm(self.needed)
 
     def must_be_open_to(self, user: User) -> None:
-        """Raise CapabilityRequired unless `user` may disable, enable and revoke it."""
+        """Raise CapabilityRequired unless `user` may disable, enable and revoke the identity."""
         if not self.is_open_to(user):
             raise CapabilityRequired(self.needed)
 
     def may_be_enabled_by(self, user: User) -> bool:
-        """True if `user`, who may switch it, may enable it again; an owner only if they disabled it themselves."""
+        """True if `user` may enable the disabled identity; an owner may only if the owner disabled it."""
         ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
         return ones_own or user.has_perm(self.needed)
 
     def enable(self, *, by: Actor | None) -> bool:
         """Enable the identity; return False if it was enabled already.
 
-        Raises HeldDisabled if its owner may not enable it again.
+        Raises HeldDisabled if `by` is the owner but somebody else has disabled the identity.
         """
         with transaction.atomic():
             row = self.lock()
@@ -215,7 +215,7 @@ class Identity(Versioned, Switchable):
         return {"label": self.label, "enabled": self.enabled}
 
     def may_be_confirmed_by(self, user: User) -> bool:
-        """True if `user` may confirm it: its owner, or for shared ones a person with *Identity management*."""
+        """True if `user` may confirm the identity: its owner, or if shared, a person with *Identity management*."""
         return user.has_perm(Capability.IDENTITIES_MANAGE) if self.is_shared else self.owner_id == user.pk
 
     def confirm(self, *, by: User) -> None:
@@ -250,7 +250,7 @@ class Identity(Versioned, Switchable):
             raise LabelTaken(LabelTaken.__doc__) from None
 
     def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
-        """Store another secret; sessions opened with the old one are not used again.
+        """Store another secret. Sessions that were opened with the old secret are not used again.
 
         `refusal` is as in `bring`. Raises IdentityAlreadyRevoked, or AnotherPlace if the server was changed meanwhile.
         """
@@ -303,6 +303,6 @@ class Identity(Versioned, Switchable):
         return {"account": [None, self.account], "issuer": [None, self.issuer]} if self.by_oauth else {}
 
     def seal(self, secret: str) -> None:
-        """Encrypt and set `secret`, with its last four characters as a hint if it has at least 16."""
+        """Encrypt and set `secret`; keep its last four characters as a hint if it has at least 16 characters."""
         self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
         self.secret_hint = secret[-4:] if len(secret) >= 16 else ""

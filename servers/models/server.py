@@ -22,8 +22,8 @@ from wire.oauth_client import WITHOUT_RESOURCE, covers, issuer_host, place_in_wo
 if TYPE_CHECKING:
     from servers.models.identity import IdentityQuerySet
 
-CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # Where and how a stored credential is sent.
-ENDPOINTS = ("authorization_endpoint", "token_endpoint", "revocation_endpoint")  # Of an issuer without metadata.
+CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # Where and how stored credentials are sent.
+ENDPOINTS = ("authorization_endpoint", "token_endpoint", "revocation_endpoint")  # For an issuer without metadata.
 SIGN_IN_SETTINGS = ("expected_issuer", "resource_sent", "fixed_resource", "fixed_scopes", *ENDPOINTS, "assume_pkce")
 BUILT_IN_URL = "builtin:quickstart"
 HIDDEN = "***"
@@ -75,7 +75,7 @@ class ResourceSent(models.TextChoices):
 
 
 class AuthType(models.TextChoices):
-    """Kind of credential a server wants. docs/explanation/architecture.md lists what a new kind needs."""
+    """Kind of credential a server requires. docs/explanation/architecture.md has the steps for adding a kind."""
 
     NONE = "none", "No credential"
     BEARER = "bearer", "Bearer token"
@@ -124,7 +124,7 @@ class ServerQuerySet(models.QuerySet["Server"]):
         return self.filter(archived_at=None)
 
     def matching(self, words: str) -> "ServerQuerySet":
-        """Return servers with `words` in their name or URL; all without words."""
+        """Return servers with `words` in their name or URL; all servers if `words` is empty."""
         return self.filter(Q(name__icontains=words) | Q(url__icontains=words)) if words else self
 
     def add(self, *, by: User | None, **fields: Any) -> "Server":
@@ -140,7 +140,7 @@ class Server(Versioned, Switchable):
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
-    # The name was derived from the URL; the server's own name replaces it once it answers.
+    # The name was derived from the URL. When the server first answers, its own name replaces the derived name.
     name_is_made = models.BooleanField(default=False, db_default=False, editable=False)
     slug = models.CharField(max_length=16, unique=True, validators=[slug_validator])
     url = models.CharField("URL", max_length=500)
@@ -149,7 +149,7 @@ class Server(Versioned, Switchable):
     timeout_seconds = models.PositiveSmallIntegerField(default=30)
     total_seconds = models.PositiveSmallIntegerField(default=600, db_default=600)
     max_concurrent = models.PositiveSmallIntegerField(default=64)
-    # Its lists differ by session: the server is asked for each list, and stored features only limit what is shown.
+    # The server's lists differ by session: it is asked for each list, and stored features only limit the list shown.
     lists_live = models.BooleanField(default=False, db_default=False)
     # Shown to people who have to add a credential.
     key_help = models.CharField("where to get a key", max_length=300, blank=True, default="", db_default="")
@@ -163,7 +163,7 @@ class Server(Versioned, Switchable):
     )
     fixed_resource = models.CharField(max_length=500, blank=True, default="", db_default="")
     fixed_scopes = models.CharField(max_length=1000, blank=True, default="", db_default="")
-    # For issuers without metadata; if these are set, metadata are not fetched.
+    # Endpoints of an issuer without metadata. If they are set, metadata are not fetched.
     authorization_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
     token_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
     revocation_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
@@ -171,7 +171,7 @@ class Server(Versioned, Switchable):
     assume_pkce = models.BooleanField("assume PKCE", default=False, db_default=False)
     # Sign-ins started since the issuer last redirected a person back.
     sign_ins_begun = models.PositiveIntegerField(default=0, db_default=0, editable=False)
-    # Whether the host resolved to a private address when registered, or was declared to; NULL if unknown.
+    # Whether the host resolved to a private address when registered, or was declared private; NULL if unknown.
     private = models.BooleanField("at a private address", null=True, blank=True)
     health = models.CharField(max_length=10, choices=Health, default=Health.UNKNOWN)
     health_checked_at = models.DateTimeField(null=True, blank=True)
@@ -180,7 +180,7 @@ class Server(Versioned, Switchable):
     protocol_probed_at = models.DateTimeField(null=True, blank=True)
     # The server's answers from which its eras were determined.
     protocol_evidence = models.CharField(max_length=300, blank=True, default="", db_default="")
-    # When a worker started to determine them, so that no other does at the same time.
+    # When a worker started to determine the eras, so that no other worker does so at the same time.
     protocol_claimed_at = models.DateTimeField(null=True, blank=True, editable=False)
     archived_at = models.DateTimeField(null=True, blank=True)
     created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
@@ -250,7 +250,7 @@ class Server(Versioned, Switchable):
         return any(name in fields and fields[name] != getattr(self, name) for name in ENDPOINTS)
 
     def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
-        """True if these changes need the password: they redirect credentials or affect the OAuth client or sign-ins."""
+        """True if these changes require the password: they redirect credentials or affect OAuth clients or sign-ins."""
         if self.would_redirect(fields):
             return True
         stored = self.client_registrations.filter(ended_at=None), self.identities.live().exclude(issuer="")
@@ -272,13 +272,14 @@ class Server(Versioned, Switchable):
 
     @property
     def entered(self) -> tuple[str, ...]:
-        """URLs entered by an administrator: the server's and its issuer's. Other hosts are checked more strictly."""
+        """URLs entered by an administrator: of the server and its issuer. All other hosts are checked more strictly."""
         return self.url, *self.endpoints
 
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
         """Return identities whose sign-in these changes invalidate.
 
-        They were made at another issuer or endpoint, for another resource, or with more scopes than are now fixed.
+        Those are sign-ins at another issuer or endpoint, for another resource, or with more scopes than the changes
+        fix.
         """
         then = {name: fields.get(name, getattr(self, name)) for name in SIGN_IN_SETTINGS}
         if list(then.values()) == self.sign_in_settings:
@@ -306,9 +307,9 @@ class Server(Versioned, Switchable):
         """Change name, URL, authentication, sign-in settings or limits, and record what changed.
 
         A changed path or header suspends the server's identities until the person responsible for each confirms it.
-        Changed issuer endpoints end the OAuth client that was entered for the old ones.
+        Changed issuer endpoints end the OAuth client that was entered for the old endpoints.
         Raises AnotherPlace if the URL would send credentials to another server, WouldEndSignIns if sign-in settings end
-        sign-ins without `end_sign_ins`, and ChangedMeanwhile if the row is no longer what was `seen`.
+        sign-ins without `end_sign_ins`, and ChangedMeanwhile if the row differs from `seen`.
         """
         with transaction.atomic():
             row = self.lock()
@@ -344,9 +345,10 @@ class Server(Versioned, Switchable):
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
 
     def take_name(self, name: str) -> None:
-        """Adopt the server's name from its first answer, unless somebody entered one or the name is taken.
+        """Replace a derived name by the name in the server's first answer, unless another server has that name.
 
-        Later answers change nothing. The slug stays as it is, because it is in tool names and URLs.
+        Do nothing if a person entered the name, or for later answers. The slug never changes, because it is in tool
+        names and URLs.
         """
         if not self.name_is_made:
             return
@@ -362,7 +364,7 @@ class Server(Versioned, Switchable):
     def end_client_of_other_endpoints(self, fields: Mapping[str, Any], *, by: User | None) -> None:
         """End the entered OAuth client if these changes give the issuer other endpoints.
 
-        Its secret belongs to the former endpoints. Call it in the transaction of the changes.
+        The client's secret belongs to the former endpoints. Call this in the transaction of the changes.
         """
         if self.moves_issuer(fields):
             for registration in self.client_registrations.filter(ended_at=None):
@@ -379,7 +381,7 @@ class Server(Versioned, Switchable):
         )
 
     def note_health(self, health: Health, error: str = "", era: Era | None = None, evidence: str = "") -> None:
-        """Record the outcome of the last contact, and with `era` and `evidence` the eras found."""
+        """Store the outcome of the last contact; with `era`, also the eras found and the evidence for them."""
         self.health, self.health_error, self.health_checked_at = health, error[:300], timezone.now()
         fields = ["health", "health_error", "health_checked_at"]
         if era:

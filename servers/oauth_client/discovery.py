@@ -45,9 +45,9 @@ _tellers = ThreadPoolExecutor(2, thread_name_prefix="revocation")
 class Http:
     """HTTP client for one task, which may take `seconds` in total. Its methods raise NoAnswer.
 
-    It ignores redirects and cookies, and holds no database connection while it waits.
+    The client ignores redirects and cookies, and keeps no database connection while it waits.
 
-    Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called, because what a public server names must be
+    Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called: URLs named by a public server must be
     public. `entered` are URLs entered by an administrator; the addresses of all other hosts are resolved and checked
     here, even if the outbound proxy resolves names.
     """
@@ -78,7 +78,7 @@ class Http:
 
 
 def for_request(request: TokenRequest, seconds: float = SECONDS) -> Http:
-    """Return the client for one request to an authorization server."""
+    """Return the HTTP client for one request to an authorization server."""
     return Http(seconds, private=request.private, entered=[request.url] if request.entered else ())
 
 
@@ -119,8 +119,9 @@ class UnusableIssuer(Exception):
 class AuthorizationServerMetadata:
     """Authorization server metadata.
 
-    `issuer` is the URL under which they were found; grants and clients belong to it. `name` is the issuer's name for
-    itself, also in its answers. The two may differ only if an administrator set an expected issuer.
+    `issuer` is the URL under which the metadata were found; grants and clients belong to this URL. `name` is the
+    issuer's name for itself, in metadata and answers. `issuer` and `name` may differ only if an administrator set an
+    expected issuer.
     """
 
     issuer: str
@@ -133,14 +134,14 @@ class AuthorizationServerMetadata:
     auth_methods: tuple[str, ...] = ()
     says_iss: bool = False
     says_pkce: bool = False  # Lists PKCE methods, S256 among them.
-    private: bool = False  # Whether it may be at a private address.
+    private: bool = False  # Whether the issuer may be at a private address.
     entered: tuple[str, ...] = ()  # URLs an administrator entered for the server that names this issuer.
     takes_documents: bool = False
     name: str = ""
 
     @property
     def registrations(self) -> tuple[str, ...]:
-        """The methods to become its client, in the order they are tried; entering one by hand is always possible.
+        """The methods by which the gateway can become a client of the issuer, in the order of attempts; last `manual`.
 
         Issuers that read our metadata document share one client id and redirect URI, so each must name itself in its
         answers (RFC 9207).
@@ -153,7 +154,7 @@ class AuthorizationServerMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ProtectedResource:
-    """Protected resource metadata: the issuers of tokens for it, its name, and its scopes."""
+    """Protected resource metadata: the issuers of tokens for the resource, its name, and its scopes."""
 
     issuers: tuple[str, ...] = ()
     name: str = ""
@@ -194,14 +195,13 @@ def discover_sign_in(
     assume_pkce: bool = False,
     private: bool = True,
 ) -> Needs:
-    """Ask the server at `url` without a credential, and read the metadata it refers to, in ten seconds at most.
+    """Ask the server at `url` without a credential, and read the metadata named in the answer, within ten seconds.
 
-    `expected_issuer` is the issuer's name for itself, if it differs from its URL. `fixed_scopes` replace the scopes the
-    server asks for. `endpoints` (authorization, token, revocation) replace the metadata of an issuer that has none.
-    Otherwise the metadata have to list PKCE, unless `assume_pkce` is set. Without `private` only public addresses are
-    called.
+    `expected_issuer` is the issuer's name for itself, if that differs from the issuer's URL. `fixed_scopes` replace the
+    scopes the server asks for. `endpoints` (authorization, token, revocation) replace missing metadata of an issuer.
+    Metadata have to list PKCE, unless `assume_pkce` is set. Without `private` only public addresses are called.
     """
-    entered = (url, *endpoints)  # As `Server.entered`, of a server that may not be stored yet.
+    entered = (url, *endpoints)  # Like `Server.entered`, but the server may not be stored yet.
     http = Http(private=private, entered=entered)
     try:
         answer = _unknown(http, url)
@@ -211,7 +211,7 @@ def discover_sign_in(
     challenge = read_challenge(answer.headers.get_list("www-authenticate"))
     closed = answer.status == 401 or (answer.status == 403 and challenge.resource_metadata)
     if not closed and not endpoints[0]:
-        # A server that rejects the content of the message does not require authentication.
+        # A server that answers with a JSON-RPC error has read the message, so it requires no authentication.
         speaks = 200 <= answer.status < 300 or (answer.document or {}).get("jsonrpc") == "2.0"
         return Needs(AuthType.NONE) if speaks else Needs(problem=f"The server answered {answer.status}.")
     try:
@@ -252,7 +252,8 @@ def _unknown(http: Http, url: str) -> HttpAnswer:
 def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, str, str], expected: str) -> Needs:
     """Return the needs of a server whose issuer has no metadata and was entered by an administrator.
 
-    The authorization endpoint serves as the issuer's name. It is unique, so the redirect URI made from it is too.
+    The authorization endpoint serves as the issuer's name. The endpoint is unique, and so is the redirect URI that is
+    made from it.
     """
     authorization, token, revocation = endpoints
     resource = _resource(http, url, challenge, issuers_needed=False) or ProtectedResource()
@@ -265,7 +266,7 @@ def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, s
         auth_methods=(
             "client_secret_basic",
             "client_secret_post",
-        ),  # Unknown: the second is tried if the first fails.
+        ),  # The supported methods are unknown: the second is tried if the first fails.
         private=http.private or named,
         name=expected or authorization,
     )
@@ -289,12 +290,12 @@ def _needs(http: Http, url: str, challenge: Challenge, expected: str, *, assume_
         )
     scopes = scopes_of(challenge.scope) or resource.scopes
     if "offline_access" in metadata.scopes and scopes and "offline_access" not in scopes:
-        scopes = (*scopes, "offline_access")  # Some issue no refresh token otherwise.
+        scopes = (*scopes, "offline_access")  # Without it, some issuers issue no refresh token.
     return Needs(AuthType.OAUTH, metadata.issuer, scopes, metadata.registrations, "", resource, metadata)
 
 
 def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: bool = True) -> ProtectedResource | None:
-    """Return the protected resource metadata (RFC 9728), or None if there are none. Raises UnusableIssuer."""
+    """Return the protected resource metadata (RFC 9728); None if the server has none. Raises UnusableIssuer."""
     for address in resource_metadata_urls(url, challenge):
         if not is_https(address, like=url):
             continue
@@ -311,9 +312,9 @@ def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: boo
 
 
 def _legacy(http: Http, url: str, expected: str) -> AuthorizationServerMetadata | None:
-    """Return the metadata of a server that is its own issuer (MCP 2025-03-26, before RFC 9728), or None."""
+    """Return the metadata of a server that is its own issuer (MCP 2025-03-26, before RFC 9728); otherwise None."""
     origin = default_issuer(url)
-    for issuer in (origin, f"{origin}/"):  # Either may be its name for itself.
+    for issuer in (origin, f"{origin}/"):  # The server may use either as its issuer name.
         try:
             return issuer_metadata(http, issuer, like=url, expected=expected)
         except UnusableIssuer:
@@ -322,7 +323,10 @@ def _legacy(http: Http, url: str, expected: str) -> AuthorizationServerMetadata 
 
 
 def _document(http: Http, address: str) -> Mapping[str, Any] | None:
-    """Return the JSON object at `address`, or None if it is refused. Raises UnusableIssuer for temporary failures."""
+    """Return the JSON object at `address`; None if the answer is no JSON object or not 200.
+
+    Raises UnusableIssuer for temporary failures.
+    """
     try:
         answer = http.get(address)
     except NoAnswer as error:
@@ -335,7 +339,7 @@ def _document(http: Http, address: str) -> Mapping[str, Any] | None:
 def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = "") -> AuthorizationServerMetadata:
     """Return the issuer's metadata from the first well-known URL that has them. Raises UnusableIssuer.
 
-    They have to name the issuer as `expected`, or by its URL (RFC 8414 section 3.3).
+    The metadata have to name the issuer as `expected`, or by its URL (RFC 8414 section 3.3).
     """
     if not is_https(issuer, like=like):
         raise UnusableIssuer("The server names an issuer that is not an https:// URL.")

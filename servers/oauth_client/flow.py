@@ -64,13 +64,13 @@ logger = logging.getLogger(__name__)
 
 LASTING = "offline_access"  # The scope for a refresh token; some issuers advertise it but refuse requests for it.
 LIFETIME = timedelta(minutes=10)
-MOST_OPEN = 20  # Unfinished sign-ins per person; the oldest are deleted.
+MOST_OPEN = 20  # Unfinished sign-ins per person; older ones are deleted.
 UNNAMED = (
     "The answer names its issuer, but nobody has entered the expected issuer of {server}. An administrator can enter "
     "it in the settings of the server."
 )
 BROWSER = "sign_in_browser"
-ANY_BROWSER = b""  # Started with an API key: the person may continue in any browser.
+ANY_BROWSER = b""  # For a sign-in started with an API key: the person may continue in any browser.
 
 
 class SignInRefused(Exception):
@@ -82,9 +82,10 @@ class LastingRefused(Exception):
 
 
 def sign_in_browser_digest(request: AppRequest) -> bytes:
-    """Return a digest of a random value in the session: it ties a sign-in to this browser and survives key rotation.
+    """Return a digest of a random value in the session. It ties a sign-in to this browser and survives key rotation.
 
-    An API key has no browser. Its holder may store any credential for its owner anyway.
+    Return ANY_BROWSER for a request with an API key, which has no browser. With an API key, any credential can be
+    stored for the owner of the key anyway.
     """
     if getattr(request, "auth", None) is not None:
         return ANY_BROWSER
@@ -94,7 +95,7 @@ def sign_in_browser_digest(request: AppRequest) -> bytes:
 
 
 def begin_server_sign_in(request: AppRequest, server: Server, **chosen: Any) -> HttpResponse:
-    """Start a sign-in, and return a page that forwards the browser to the issuer. Options are those of `authorization`.
+    """Start a sign-in, and return a page that forwards the browser to the issuer. `chosen` is as in `authorization`.
 
     Raises SignInRefused or CapabilityRequired.
     """
@@ -128,7 +129,7 @@ def authorization(
     needs = needs_of(server)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer to sign in at.")
-    if not server.authorization_endpoint:  # Otherwise the issuer was entered by an administrator.
+    if not server.authorization_endpoint:  # Not if an administrator entered the issuer.
         _must_be_known(request, server, needs.issuer)
     scope = " ".join(each for each in _scope(server, needs, identity).split() if each != refused_scope)
     try:
@@ -177,9 +178,9 @@ def authorization(
 
 
 def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, shared: bool) -> None:
-    """Check that `user` may sign in: for themselves, where a gateway they may use needs it, or for a shared identity.
+    """Raise unless `user` may sign in: for an own identity that a usable gateway needs, or for a shared identity.
 
-    Raises CapabilityRequired, or a ServerError if something is archived, revoked or disabled.
+    Raises CapabilityRequired, or a ServerError if server or identity is archived, revoked or disabled.
     """
     if shared or (identity is not None and identity.is_shared):
         if not user.has_perm(Capability.SERVERS_MANAGE):
@@ -198,7 +199,7 @@ def _end_oldest(user: User) -> None:
 
 
 def open_to(user: User) -> QuerySet[Server]:
-    """Return the servers where `user` may sign in: on a gateway they may use, with per-user identities."""
+    """Return the servers where `user` may sign in: those with per-user identities on a gateway `user` may use."""
     asking = Assignment.objects.per_user().filter(gateway__in=Gateway.objects.reachable_by(user).values("pk"))
     return Server.objects.live().filter(auth_type=AuthType.OAUTH, pk__in=asking.values("server"))
 
@@ -206,7 +207,7 @@ def open_to(user: User) -> QuerySet[Server]:
 def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
     """Raise SignInRefused if the server names another issuer than before, unless the person manages servers.
 
-    A malicious server could collect tokens of that issuer, so an administrator has to sign in there first.
+    A malicious server could name an issuer to collect its tokens, so an administrator has to sign in there first.
     """
     known = set(server.identities.exclude(issuer="").values_list("issuer", flat=True))
     if known and issuer not in known and not request.user.has_perm(Capability.SERVERS_MANAGE):
@@ -217,7 +218,7 @@ def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
 
 
 def _end_others(server: Server, issuer: str, *, by: User) -> None:
-    """Invalidate identities of this server from other issuers; their tokens are not sent any more."""
+    """Invalidate identities of this server that came from other issuers, so that their tokens are not sent any more."""
     with transaction.atomic():
         others = server.identities.live().exclude(issuer__in=("", issuer)).filter(sign_in_needed_since=None)
         before = ", ".join(sorted(set(others.values_list("issuer", flat=True))))
@@ -227,7 +228,7 @@ def _end_others(server: Server, issuer: str, *, by: User) -> None:
 
 
 def _resource(server: Server, needs: Needs) -> str:
-    """Return the `resource` (RFC 8707): the one set by an administrator, or the server's name for itself."""
+    """Return the `resource` (RFC 8707): the value set by an administrator, otherwise the server's name for itself."""
     match server.resource_sent:
         case ResourceSent.FIXED:
             return server.fixed_resource
@@ -239,7 +240,8 @@ def _resource(server: Server, needs: Needs) -> str:
 def _scope(server: Server, needs: Needs, identity: Identity | None) -> str:
     """Return the scopes to request. Raises SignInRefused if `identity` lacks scopes that may not be requested.
 
-    These are the fixed scopes, or those the server asks for together with those `identity` was granted and lacked.
+    If scopes are fixed, return the fixed scopes; otherwise the scopes that the server asks for, together with the
+    scopes that `identity` was granted and those it lacked.
     """
     grant = Grant.objects.filter(identity=identity).first() if identity else None
     if server.fixed_scopes:
@@ -268,7 +270,7 @@ def _endpoints(metadata: AuthorizationServerMetadata) -> dict[str, str | bool]:
 def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
     """Return a page that forwards the browser; our CSP would block a redirect after a form.
 
-    After several unfinished sign-ins in a row it explains what that may mean, and waits for a click.
+    After several unfinished sign-ins in a row, the page explains the likely cause, and waits for a click.
     """
     waits = unfinished_sign_ins(sign_in.server) >= MANY_UNFINISHED
     context = {"server": sign_in.server, "registration": sign_in.registration, "url": url, "waits": waits}
@@ -276,7 +278,7 @@ def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
 
 
 def take_sign_in(request: AppRequest) -> SignIn:
-    """Return the sign-in of this callback, and delete it: it works once, for this person in this browser.
+    """Return the sign-in of this callback, and delete it: a sign-in works once, for this person in this browser.
 
     Raises SignInRefused.
     """
@@ -303,7 +305,7 @@ def finish_server_sign_in(request: AppRequest, sign_in: SignIn) -> Identity:
     """Complete the sign-in and return its identity. Raises SignInRefused, or LastingRefused (see `begin_again`)."""
     given, issuer = request.GET, str(sign_in.endpoints.get("iss") or sign_in.registration.issuer)
     try:
-        # Check this first: messages of another issuer are not even displayed.
+        # Check the issuer first: not even an error message of another issuer may be displayed.
         check_iss(given.get("iss"), issuer, advertised=bool(sign_in.endpoints.get("says_iss")))
     except Mismatch as mismatch:
         unnamed = sign_in.server.authorization_endpoint and not sign_in.server.expected_issuer
@@ -311,7 +313,7 @@ def finish_server_sign_in(request: AppRequest, sign_in: SignIn) -> Identity:
     if "code" not in given or "error" in given:
         _must_not_be_of_lasting_access(sign_in, given.get("error", ""))
         raise SignInRefused(_in_words(sign_in, given.get("error", ""), given.get("error_description", "")))
-    # Check before the code is used, so that no tokens are requested that would not be stored.
+    # Check before the code is used, so that tokens are requested only if they may be stored.
     _must_still_be_open(request, sign_in)
     tokens = _exchange(sign_in, given["code"])
     try:
@@ -324,7 +326,7 @@ def finish_server_sign_in(request: AppRequest, sign_in: SignIn) -> Identity:
 
 
 def _must_not_be_of_lasting_access(sign_in: SignIn, error: str) -> None:
-    """Raise LastingRefused if scopes were refused and `offline_access`, which is optional, was one of them."""
+    """Raise LastingRefused if the issuer refused scopes that include `offline_access`, which is optional."""
     if error == "invalid_scope" and LASTING in sign_in.scope.split():
         raise LastingRefused
 
@@ -332,7 +334,8 @@ def _must_not_be_of_lasting_access(sign_in: SignIn, error: str) -> None:
 def begin_again(request: AppRequest, sign_in: SignIn) -> HttpResponse:
     """Start the sign-in again without `offline_access`, and return a page that forwards to the issuer.
 
-    This happens once, because the new request does not contain that scope. Raises SignInRefused or CapabilityRequired.
+    This happens once only, because the new request does not contain `offline_access`. Raises SignInRefused or
+    CapabilityRequired.
     """
     told = {"server": str(sign_in.server), "issuer": sign_in.registration.issuer, "scope": LASTING}
     logger.info("an issuer refused a scope; retrying without it", extra=told)
@@ -364,7 +367,7 @@ def _keep(request: AppRequest, sign_in: SignIn, tokens: Tokens) -> Identity:
 
 
 def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
-    """Check again what may have changed since the start. Raises SignInRefused or CapabilityRequired."""
+    """Check again everything that may have changed since the start. Raises SignInRefused or CapabilityRequired."""
     try:
         with transaction.atomic():
             user = sign_in.lock()
@@ -377,7 +380,7 @@ def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
 
 
 def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
-    """Revoke tokens that are not stored, in the background, unless that would end the stored ones."""
+    """Revoke tokens that are not stored, in the background, unless that would end the stored tokens too."""
     grant = Grant.objects.filter(identity=sign_in.identity_id).first() if sign_in.identity_id else None
     with suppress(Undecryptable):
         held = cipher().open(bytes(grant.refresh_ciphertext)) if grant and grant.refresh_ciphertext else ""
@@ -453,9 +456,9 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Use the identity on the connection it was made for, and on all connections of the person without one.
+    """Use the identity on the connection it was made for, and on all connections of the person that lack one.
 
-    Nothing changes if the connection or the identity was revoked or disabled meanwhile.
+    Do nothing if the connection or the identity was revoked or disabled meanwhile.
     """
     if identity.is_shared:
         return

@@ -43,17 +43,17 @@ class RegistrationMethod(models.TextChoices):
 
 
 class ClientRegistration(models.Model):
-    """This gateway as a client of one issuer, and of no other.
+    """The registration of this gateway as a client of one issuer.
 
-    A client entered by an administrator is for one server and for the endpoints its issuer had then. Others serve every
-    server of the issuer.
+    A client entered by an administrator is for one server, and for the endpoints that its issuer had then. All other
+    registrations are for every server of the issuer.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     issuer = models.CharField(max_length=500)
     server = models.ForeignKey(Server, models.PROTECT, null=True, blank=True, related_name="client_registrations")
     kind = models.CharField(max_length=10, choices=RegistrationMethod)
-    # Endpoints entered by an administrator (`issuer` is the authorization endpoint then); empty if the issuer has
+    # Endpoints entered by an administrator; then `issuer` is the authorization endpoint. Empty if the issuer has
     # metadata.
     token_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
     revocation_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
@@ -61,10 +61,10 @@ class ClientRegistration(models.Model):
     client_id = models.CharField(max_length=1000)
     secret_ciphertext = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, editable=False)
-    # The scopes it registered with; empty if there is no limit.
+    # The scopes named at registration, to which the client is limited; empty if there is no limit.
     scope = models.TextField(blank=True, default="")
     auth_method = models.CharField(max_length=30, choices=[(name, name) for name in AUTH_METHODS])
-    # Another method the issuer accepts, tried once if `auth_method` is refused; empty if none, or already tried.
+    # Another method that the issuer accepts, tried once if `auth_method` is refused; empty if none or already tried.
     other_auth_method = models.CharField(max_length=30, blank=True, default="", db_default="", editable=False)
     secret_expires_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
@@ -97,12 +97,12 @@ class ClientRegistration(models.Model):
         rows.update(auth_method=self.auth_method, other_auth_method="")
 
     def seal(self, secret: str) -> None:
-        """Encrypt and set the client's secret; an empty one means none."""
+        """Encrypt and set the client's secret; an empty `secret` means that the client has none."""
         self.secret_ciphertext = cipher().seal(secret) if secret else None
         self.key_id = cipher().key_id if secret else ""
 
     def end(self, *, by: User | None = None) -> None:
-        """End the registration for new sign-ins; existing grants are still refreshed with it."""
+        """End the registration for new sign-ins. Existing grants are still refreshed with this client."""
         with transaction.atomic():
             if type(self).objects.filter(pk=self.pk, ended_at=None).update(ended_at=timezone.now()):
                 changes = {"client": [self.client_id, None], "issuer": [self.issuer, None]}
@@ -139,11 +139,11 @@ class SignIn(models.Model):
 
     @property
     def private(self) -> bool:
-        """True if its issuer may be at a private address."""
+        """True if the issuer may be at a private address."""
         return bool(self.endpoints.get("private"))
 
     def must_be_as_set(self) -> None:
-        """Raise NoSignIn if the sign-in settings of its server were changed meanwhile."""
+        """Raise NoSignIn if the sign-in settings of the server were changed meanwhile."""
         now = self.server.sign_in_settings
         if self.endpoints.get("settings", now) != now:
             raise NoSignIn(f"The sign-in settings of {self.server} were changed while you signed in. Start again.")
@@ -151,8 +151,8 @@ class SignIn(models.Model):
     def lock(self) -> User:
         """Lock the person, server and identity until the transaction ends, and return the current person.
 
-        The order is that of deactivating a person, to avoid deadlocks. The locks allow new references to the rows, so
-        connections that start to use the identity do not wait.
+        The rows are locked in the order in which deactivating a person locks them, to avoid deadlocks. The locks allow
+        new references to the rows, so connections that start to use the identity do not wait.
         """
         user = User.objects.select_for_update(of=("self",), no_key=True).get(pk=self.user_id)
         self.server = Server.objects.select_for_update(of=("self",), no_key=True).get(pk=self.server_id)
@@ -163,22 +163,22 @@ class SignIn(models.Model):
 
 
 def live_registration_of(server: Server, issuer: str = "") -> ClientRegistration | None:
-    """Return the live registration for this server: the client entered for it, or the one its issuer knows.
+    """Return the live registration for this server: the client entered for the server, otherwise that of its issuer.
 
-    Without `issuer`, registrations are found by grants and current sign-ins.
+    Without `issuer`, the registration is found by grants and current sign-ins. None if there is none.
     """
     return live_registrations(server, issuer).order_by("server", "-created_at").first()
 
 
 def live_registrations(server: Server, issuer: str = "") -> models.QuerySet[ClientRegistration]:
-    """Return the registrations in use for this server: its own, and one shared by all servers of its issuer."""
+    """Return the live registrations for this server: its own, and the one for all servers of its issuer."""
     granted = Grant.objects.filter(identity__server=server).values("registration")
     asked = SignIn.objects.filter(server=server).values("registration")
     known = Q(pk__in=granted) | Q(pk__in=asked) | (Q(issuer=issuer) if issuer else Q(pk=None))
     return ClientRegistration.objects.filter(Q(server=server) | Q(server=None) & known, ended_at=None)
 
 
-MANY_UNFINISHED = 3  # In a row; from this number, pages say that the issuer may have forgotten this gateway.
+MANY_UNFINISHED = 3  # After so many in a row, pages say that the issuer may have forgotten this gateway.
 
 
 def unfinished_sign_ins(server: Server) -> int:
@@ -195,7 +195,7 @@ def unfinished_sign_ins(server: Server) -> int:
 
 
 def must_take_sign_ins(server: Server, identity: Identity | None, user: User) -> None:
-    """Refuse servers without sign-in, and an `identity` that cannot be used for it.
+    """Raise an error if the server has no sign-in, or `identity` cannot be renewed by one.
 
     Raises IdentityAlreadyRevoked or NoSignIn.
     """
@@ -215,9 +215,9 @@ def must_take_sign_ins(server: Server, identity: Identity | None, user: User) ->
 
 class GrantManager(models.Manager["Grant"]):
     def store(self, sign_in: SignIn, tokens: Tokens, *, account: str, subject: str) -> Identity:
-        """Store the tokens of a sign-in in the identity it was started for, or in a new one.
+        """Store the tokens of a sign-in in the identity it was started for, or in a new identity.
 
-        Former tokens are revoked at their issuer after the transaction, unless that would end the new ones. Raises
+        Former tokens are revoked at their issuer after the transaction, unless that would end the new tokens. Raises
         AnotherPlace if the server was moved meanwhile, IdentityAlreadyRevoked, and NoSignIn.
         """
         with transaction.atomic():
@@ -234,7 +234,7 @@ class GrantManager(models.Manager["Grant"]):
             outdated = [] if created else self._outdated(identity, tokens)
             identity.issuer, identity.account = sign_in.registration.issuer, account
             identity.seal(tokens.access)
-            identity.secret_hint = ""  # It would change with each refresh and mean nothing to people.
+            identity.secret_hint = ""  # A hint would change with each refresh and mean nothing to people.
             identity.expires_at, identity.renew_at = _moment(tokens.expires_in), _moment(tokens.renew_in)
             identity.save(force_insert=created)
             self._store_grant(identity, sign_in, tokens, subject)
@@ -279,7 +279,7 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def _identity_for(sign_in: SignIn, account: str) -> Identity:
-    """Return the identity of a sign-in, new or reset, not saved yet."""
+    """Return the identity of a sign-in: a new one, or the existing one reset; not saved yet."""
     if sign_in.identity is None:
         owner = None if sign_in.shared else sign_in.user
         identity = Identity(server=sign_in.server, owner=owner, kind=IdentityKind.OAUTH)
@@ -294,7 +294,7 @@ def _identity_for(sign_in: SignIn, account: str) -> Identity:
 
 
 def _free_label(identity: Identity, wish: str) -> str:
-    """Return `wish`, with a number if another identity of the owner at this server has that label."""
+    """Return the label `wish`, with a number added if another identity of the owner at this server has the label."""
     others = Identity.objects.live().filter(server=identity.server, owner=identity.owner)
     taken = set(others.values_list("label", flat=True))
     names = chain([wish[:80]], (f"{wish[:74]} {number}" for number in count(2)))
@@ -312,11 +312,11 @@ class Grant(models.Model):
     wanted_scope = models.TextField(blank=True, default="")
     token_endpoint = models.CharField(max_length=500)
     revocation_endpoint = models.CharField(max_length=500, blank=True)
-    # Whether its endpoints may be at private addresses; endpoints named by a public server may not.
+    # Whether the endpoints may be at private addresses; endpoints named by a public server may not.
     private = models.BooleanField(default=False, db_default=False, editable=False)
     refresh_ciphertext = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, editable=False)
-    # The process that refreshes the token has the lease, so that no other does. It expires if the process dies.
+    # Only the process with the lease refreshes the token. The lease expires if the process dies.
     lease = models.UUIDField(null=True, editable=False)
     leased_until = models.DateTimeField(null=True, editable=False)
     failures = models.PositiveSmallIntegerField(default=0, editable=False)
@@ -341,7 +341,7 @@ class Grant(models.Model):
             transaction.on_commit(lambda: send_soon(requests))
 
     def revocations(self, identity: Identity, *, instead: Tokens | None = None) -> list[TokenRequest]:
-        """Return the revocation requests (RFC 7009); none if they could end the new tokens, `instead`."""
+        """Return the revocation requests (RFC 7009); an empty list if they could end the new tokens `instead`."""
         try:
             refresh, access = (
                 cipher().open(bytes(sealed)) if sealed else ""

@@ -43,10 +43,11 @@ class NotRegistered(Exception):
 
 
 def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str = "") -> str:
-    """Return the redirect URI for this issuer only (mix-up defence, RFC 9700 section 4.4.2.2).
+    """Return the redirect URI that only this issuer has (mix-up defence, RFC 9700 section 4.4.2.2).
 
-    An answer caused by another issuer arrives at the wrong URI. The URI also depends on entered endpoints, and issuers
-    redirect only to registered URIs: so another token endpoint never gets the codes of a client without a secret.
+    An answer caused by another issuer arrives at another URI, and is refused. The URI also depends on entered
+    endpoints, and issuers redirect only to registered URIs: so codes of a client without a secret never reach another
+    token endpoint.
     """
     name = f"{issuer}\n{token_endpoint}\n{revocation_endpoint}" if token_endpoint else issuer
     key = hashlib.sha256(name.encode()).hexdigest()[:32]
@@ -56,8 +57,8 @@ def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str
 def common_redirect_uri() -> str:
     """Return the redirect URI that several issuers share.
 
-    It is used by issuers that read our metadata document, which must name themselves in answers (RFC 9207), and by
-    clients that an administrator registered before each issuer had its own.
+    Issuers that read our metadata document use this URI, so they must name themselves in answers (RFC 9207). Clients
+    that an administrator registered before each issuer had its own URI use it too.
     """
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 
@@ -89,8 +90,8 @@ def registration_for(
 ) -> ClientRegistration:
     """Return the registration for a sign-in with this scope, creating it if necessary. Raises NotRegistered.
 
-    Some issuers limit a client to the scopes it named when it registered. For further scopes the gateway registers
-    again; existing grants are refreshed with the client they were granted to.
+    Some issuers limit a client to the scopes named when it registered. For further scopes the gateway registers again;
+    existing grants are refreshed with the client to which they were granted.
     """
     _must_ask_at_home(server, metadata)
     live = ClientRegistration.objects.filter(ended_at=None)
@@ -107,7 +108,7 @@ def registration_for(
                 "an administrator has to enter it again."
             )
         return own
-    # Clients that registered themselves used the issuer's metadata, and their secrets belong to those endpoints.
+    # Dynamically registered clients used the endpoints in the issuer's metadata; their secrets must not go elsewhere.
     usable = live.none() if server.authorization_endpoint else live.filter(_usable(metadata), server=None)
     shared = usable.filter(issuer=metadata.issuer).first()
     if shared is not None and (not shared.scope or set(scope.split()) <= set(shared.scope.split())):
@@ -117,18 +118,21 @@ def registration_for(
     registration = _made(metadata, scope, redirect_uri(metadata.issuer, *server.endpoints[1:]))
     try:
         return _switch(server, registration, by=by)
-    except IntegrityError:  # Another request registered it at the same moment.
+    except IntegrityError:  # Another request has just registered a client.
         return _switch(server, registration, by=by)
 
 
 def _addresses(client: ClientRegistration) -> tuple[str, ...]:
-    """Return the redirect URIs that `client` may be registered with: its own, and those used by earlier versions."""
+    """Return the redirect URIs with which `client` may be registered: its own, and those of earlier versions."""
     own = redirect_uri(client.issuer, client.token_endpoint, client.revocation_endpoint)
     return own, redirect_uri(client.issuer), common_redirect_uri()
 
 
 def _usable(metadata: AuthorizationServerMetadata) -> Q:
-    """Match registrations usable for a new sign-in; a shared redirect URI only with the metadata document, if safe."""
+    """Match registrations usable for a new sign-in.
+
+    The shared redirect URI is usable only for registration by document, and only if the issuer names itself in answers.
+    """
     fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
     usable = Q(redirect_uri=redirect_uri(metadata.issuer))
     if "document" in metadata.registrations:
@@ -137,7 +141,7 @@ def _usable(metadata: AuthorizationServerMetadata) -> Q:
 
 
 def _switch(server: Server, registration: ClientRegistration, *, by: User) -> ClientRegistration:
-    """Use `registration` for new sign-ins at its issuer, instead of the former one."""
+    """Use `registration` for new sign-ins at its issuer, and end the former registration."""
     before = ClientRegistration.objects.filter(issuer=registration.issuer, server=None, ended_at=None)
     with transaction.atomic():
         before.update(ended_at=timezone.now())
@@ -149,14 +153,14 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
 def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> None:
     """Raise NotRegistered if the issuer has some, but not all, endpoints at another issuer (RFC 9700 section 4.4).
 
-    Codes or tokens of the one issuer would be sent to the other.
+    Otherwise codes or tokens of one issuer would be sent to the other issuer.
     """
     home, asks = place_of(metadata.issuer), place_of(metadata.authorization_endpoint)
     endpoints = (metadata.authorization_endpoint, metadata.token_endpoint, metadata.revocation_endpoint)
     places = {home, *(place_of(each) for each in endpoints if each)}
     if places == {home}:
         return
-    # Metadata were read at the issuer's own origin, which vouches for them; nobody vouches for entered endpoints.
+    # Metadata come from the issuer's origin, which proves that this origin is right; entered endpoints have no proof.
     claimed = places if server.authorization_endpoint else places - {home}
     same = Q(
         issuer=metadata.issuer, token_endpoint=server.token_endpoint, revocation_endpoint=server.revocation_endpoint
@@ -204,7 +208,7 @@ def _register(row: ClientRegistration, metadata: AuthorizationServerMetadata, sc
     wanted = "none" if "none" in methods else auth_method(methods, secret=True)
     described = _described(wanted, row.redirect_uri)
     status, document = _post(metadata, described | ({"scope": scope} if scope else {}))
-    if scope and status == 400:  # Some issuers accept no scope here, or not all of these.
+    if scope and status == 400:  # Some issuers accept no scope at registration, or not all of these.
         status, document = _post(metadata, described)
         scope = ""
     client_id = document.get("client_id")
@@ -239,7 +243,7 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Use a client that an administrator registered for this server, while it has the endpoints of `server`."""
+    """Store a client that an administrator registered, for this server and its endpoints; end former clients."""
     with transaction.atomic():
         server.lock()
         reset(server, by=None)
@@ -256,7 +260,7 @@ def enter(
         row.other_auth_method = other_auth_method(row.auth_method, metadata.auth_methods)
         row.seal(secret)
         row.save(force_insert=True)
-        # If only the secret is new, existing grants are refreshed with it.
+        # If only the secret is new, existing grants are refreshed with the new secret.
         same = ClientRegistration.objects.filter(
             server=server,
             issuer=row.issuer,
@@ -270,10 +274,10 @@ def enter(
 
 
 def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
-    """Forget the live registrations for this server, so that the next sign-in creates one. Return how many ended.
+    """End the live registrations for this server, so that the next sign-in creates one. Return how many were ended.
 
-    `issuer` is the server's issuer if nobody has completed a sign-in there yet. Existing grants are refreshed with the
-    client they were granted to.
+    Pass the server's `issuer` if nobody has completed a sign-in there yet. Existing grants are still refreshed with the
+    client to which they were granted.
     """
     with transaction.atomic():
         ended = live_registrations(server, issuer).update(ended_at=timezone.now())
@@ -283,11 +287,11 @@ def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
     return int(ended)
 
 
-# Refresh an identity's tokens for pages, the REST API and chores: the proxy's steps, run synchronously.
+# Refresh an identity's tokens for pages, the REST API and chores: runs `proxy.refresh.renewal` synchronously.
 
 
 def keep_fresh(identity: Identity) -> None:
-    """Refresh the identity if its token has expired. A failure is ignored: the server's answer will show it."""
+    """Refresh the identity if its token has expired. Ignore a failure, because the server's answer will show it."""
     if identity.expires_at is None or identity.expires_at > timezone.now():
         return
     try:

@@ -130,7 +130,7 @@ class SignIns(Resource):
 
 logger = logging.getLogger(__name__)
 
-# Codes, tokens and secrets that an issuer may quote in an error. Words and addresses do not match.
+# Matches codes, tokens and secrets that an issuer may quote in an error, but not words and addresses.
 QUOTED = re.compile(r"(?=[a-z_~-]*[A-Z0-9])[A-Za-z0-9_~-]{20,}")
 
 RULE = "for oneself, at servers within one's reach"
@@ -174,7 +174,7 @@ def authenticate_identity(request: AppRequest, pk: UUID) -> HttpResponse:
 @never_cache
 @own_resource("a sign-in that the same person began in the same browser")
 def callback(request: AppRequest, key: str = "") -> HttpResponse:
-    """Handle the issuer's redirect, at the URI that belongs to this issuer only."""
+    """Handle the issuer's redirect, at the redirect URI of this issuer (`key`), or at the shared URI."""
     back = reverse("connections:mine")
     try:
         sign_in = take_sign_in(request)
@@ -194,7 +194,7 @@ NOTHING_STORED = "Nothing was stored. If that is where the client was registered
 
 
 class ClientForm(forms.Form):
-    """A client that an administrator registered at the issuer of a server; hidden fields repeat the issuer seen."""
+    """Form for a client that an administrator registered at a server's issuer. Hidden fields repeat the issuer."""
 
     issuer = forms.CharField(required=False, max_length=2000, widget=forms.HiddenInput)
     token_endpoint = forms.CharField(required=False, max_length=500, widget=forms.HiddenInput)
@@ -212,7 +212,7 @@ class ClientForm(forms.Form):
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def client(request: AppRequest, slug: str) -> HttpResponse:
-    """Show the client at the issuer of the server: enter one, or forget the current one."""
+    """Show this gateway's client at the server's issuer. POST enters a client, or forgets the current client."""
     server = find_server(slug)
     if server.auth_type != AuthType.OAUTH:
         raise Http404

@@ -1,4 +1,4 @@
-"""Read XML from strangers safely, and the metadata of an identity provider. Needs the extra `saml`."""
+"""Parse untrusted XML safely, and the metadata of an identity provider. Needs the extra `saml`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ASSERTION = "urn:oasis:names:tc:SAML:2.0:assertion"
 PROTOCOL = "urn:oasis:names:tc:SAML:2.0:protocol"
 METADATA = "urn:oasis:names:tc:SAML:2.0:metadata"
 SIGNATURE = "http://www.w3.org/2000/09/xmldsig#"
-# Far more than a provider's document has. The cost of verifying a signature grows with elements times namespaces in
-# scope, and with the square of an element's attributes.
+# Limits of a document; the documents of providers stay far below. The cost of verifying a signature grows with elements
+# times namespaces in scope, and with the square of an element's attributes.
 DEEPEST = 60
 MOST_ELEMENTS = 5000
-MOST_ATTRIBUTES = 20  # Per element, without namespace declarations.
-MOST_NAMESPACES = 60  # In scope of an element; redeclarations count again.
+MOST_ATTRIBUTES = 20  # Attributes of one element, not counting namespace declarations.
+MOST_NAMESPACES = 60  # Namespaces in scope of one element; each redeclaration counts.
 
 _declaration = re.compile(r"\s*<\?xml\s[^<>]*\?>")
 
@@ -37,14 +37,15 @@ class MalformedXml(Exception):
 def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     """Return the root element of `document`. Raises MalformedXml.
 
-    Document types, which can define entities and read files, are refused before parsing. `comments` removes comments,
-    which edited metadata contain. Otherwise comments are refused, because some parsers end a name at a comment in it.
+    Document types, which can define entities and read files, are refused before parsing. With `comments`, comments are
+    removed, because edited metadata contain some. Otherwise documents with comments are refused, because some parsers
+    cut a name off at a comment inside it.
     """
     try:
         text = document.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise MalformedXml("It is not encoded in UTF-8.") from None
-    if "\0" in text:  # UTF-16 or UTF-32 that decodes as UTF-8.
+    if "\0" in text:  # Probably UTF-16 or UTF-32, which can decode as UTF-8.
         raise MalformedXml("It is not encoded in UTF-8.")
     text = _declaration.sub("", text, count=1) if _declaration.match(text) else text
     forbidden = ("<!DOCTYPE", "<![", "<?") if comments else ("<!", "<?")
@@ -56,7 +57,7 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
         load_dtd=False,
         huge_tree=False,
         remove_comments=comments,
-        encoding="utf-8",  # Do not detect the encoding.
+        encoding="utf-8",  # Given, so that lxml does not guess the encoding.
     )
     try:
         root = etree.fromstring(text.encode(), parser)
@@ -67,7 +68,7 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
 
 
 def _must_be_small(root: Element) -> None:
-    """Raise MalformedXml unless the tree consists of elements only and has the size of a provider's document."""
+    """Raise MalformedXml unless the tree consists of elements only and is within the limits above."""
     if root.getroottree().docinfo.doctype:
         raise MalformedXml("It has a document type.")
     for count, node in enumerate(root.iter(), 1):
@@ -90,7 +91,7 @@ def _must_be_shallow(root: Element) -> None:
 
 
 def tag(namespace: str, name: str) -> str:
-    """Return a qualified name as lxml writes it."""
+    """Return a qualified name in the notation of lxml: `{namespace}name`."""
     return f"{{{namespace}}}{name}"
 
 
@@ -109,7 +110,7 @@ CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
 class SamlMetadata(NamedTuple):
-    """The metadata in use. With two certificates, as during a rollover, either may sign."""
+    """The used parts of metadata. If there are several certificates, as during a rollover, each may sign."""
 
     entity_id: str
     sso_url: str
@@ -137,7 +138,7 @@ def parse_saml_metadata(document: bytes) -> SamlMetadata:
 
 
 def _provider(root: Element) -> tuple[Element, Element]:
-    """Return the entity, and its identity provider role."""
+    """Return the EntityDescriptor, and its identity provider role (IDPSSODescriptor)."""
     found = [
         (role.getparent(), role)
         for role in root.iter(tag(METADATA, "IDPSSODescriptor"))
@@ -151,7 +152,7 @@ def _provider(root: Element) -> tuple[Element, Element]:
 
 
 def _must_be_valid(until: str) -> datetime:
-    """Parse a validUntil, which must be in the future. Raises BadSamlMetadata."""
+    """Return the time in a `validUntil`. Raises BadSamlMetadata unless the time is in the future."""
     try:
         said = datetime.fromisoformat(until)
         moment = said.replace(tzinfo=said.tzinfo or UTC).astimezone(UTC)
@@ -175,12 +176,12 @@ def _certificates(role: Element) -> tuple[str, ...]:
 
 
 def _certificate(encoded: str) -> str:
-    """Normalise a certificate. Raises BadSamlMetadata if its key is too weak."""
+    """Return a certificate in normal form. Raises BadSamlMetadata if the certificate is invalid or its key too weak."""
     try:
         der = base64.b64decode(encoded, validate=True)
         certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key()
-        certificate_properties(certificate, der)  # Parsing is lazy, so some errors only appear when a part is read.
+        certificate_properties(certificate, der)  # Parsing is lazy: some errors are raised only when a part is read.
         certificate.not_valid_before_utc  # noqa: B018  (used as verification time)
     except Exception:  # noqa: BLE001  (parsers raise their own exceptions, for versions, encodings and keys)
         raise BadSamlMetadata("A certificate in the metadata cannot be read.") from None

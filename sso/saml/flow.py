@@ -1,8 +1,9 @@
 """Sign-in at the organisation with SAML: the request (HTTP-Redirect binding), the answer, and our own metadata.
 
-The provider's page posts the answer as a cross-site form, so the session cookie (SameSite=Lax) is missing, and no
-cookie is set in return, as it would replace the session. Instead the claims are stored under a ticket, and the browser
-is forwarded to a page of ours, now with its cookie. There the answered request must be one that this session started.
+The provider's page posts the answer as a cross-site form, so the browser does not send the session cookie
+(SameSite=Lax). No cookie is set in return, because it would replace the session. Instead the claims are stored under a
+ticket, and the browser is forwarded to a page of ours, to which it sends the cookie. That page checks that this session
+started the request that was answered.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from ui.pages import own_path
 from wire.cipher import Undecryptable
 
 POST = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-POST"
-# The strongest supported ciphers (responses.CIPHERS); for key wrapping, the most widely supported first.
+# The strongest supported ciphers (responses.CIPHERS), then methods of key wrapping, the most widely supported first.
 ENCRYPTED_WITH = (
     "http://www.w3.org/2009/xmlenc11#aes256-gcm",
     "http://www.w3.org/2009/xmlenc11#aes128-gcm",
     "http://www.w3.org/2001/04/xmlenc#rsa-oaep-mgf1p",
     "http://www.w3.org/2009/xmlenc11#rsa-oaep",
 )
-UNKNOWN_SIGNATURE = timedelta(minutes=1)  # Metadata at most this old are not read again for an unknown signature.
-VERIFIED = "email_verified"  # An attribute named like the OpenID Connect claim; SAML has no standard one.
+UNKNOWN_SIGNATURE = timedelta(minutes=1)  # For an unknown signature, metadata older than this are read again.
+VERIFIED = "email_verified"  # An attribute with the name of the OpenID Connect claim: SAML has no standard attribute.
 NEW_KEY = "Disable and enable “Sign our requests” to make a new one."
 TOO_MANY = "http://schemas.microsoft.com/claims/groups.link"  # Microsoft Entra, for people in more than 150 groups.
 
@@ -74,7 +75,8 @@ def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: st
 def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
     """Return the provider's sign-in URL with this request.
 
-    `anew` requires a credential, even if a session is open there. Raises wire.cipher.Undecryptable.
+    With `anew`, the provider must ask for a credential even if the person has an open session there. Raises
+    wire.cipher.Undecryptable.
     """
     wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
     request = (
@@ -96,7 +98,7 @@ def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
 
 
 def own_metadata(provider: Provider) -> str:
-    """Return our metadata, which the provider needs."""
+    """Return our metadata as XML, for setting up the provider."""
     signing = encryption = wanted = ""
     if provider.own_certificate:
         signing = _key("signing", provider.own_certificate)
@@ -128,7 +130,7 @@ def _key(use: str, certificate: str, methods: str = "") -> str:
 
 
 def receive(provider: Provider, encoded: str, relay_state: str) -> str:
-    """Verify an answer, and return a ticket for its claims. Raises ResponseRefused."""
+    """Verify an answer, store its claims, and return the ticket for them. Raises ResponseRefused."""
     if not is_installed():
         raise ResponseRefused("not_installed", str(NeedsExtra.__doc__))
     said, provider = _read(provider, encoded)
@@ -148,9 +150,9 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
 
 
 def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
-    """Verify an answer, with metadata at most an hour old, and return it with the provider.
+    """Verify an answer with metadata at most an hour old; return the verified content, and the provider as re-read.
 
-    Metadata are read again here, because nobody has read them if the person started at the provider.
+    Old metadata are re-read here, because no sign-in has re-read them if the person started at the provider.
     """
     from sso.saml.responses import Expected, verify_response  # noqa: PLC0415  (the optional packages)
 
@@ -174,7 +176,7 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
 
 
 def unasked(provider: Provider, ticket: str) -> Claims | None:
-    """Return the claims of a ticket for an unsolicited answer; None for other tickets, or if not allowed."""
+    """Return the claims of a ticket for an unsolicited answer; None for other tickets, or if such are not allowed."""
     kept: Any = ReceivedAssertion.look(ticket) if provider.takes_unsolicited else None
     return None if kept is None or kept["answers"] else _claims_of(kept)
 
@@ -192,7 +194,7 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
     who = _claims_of(kept)
     if kept["answers"]:
         begun = take_pending_sign_in(request, kept["answers"])
-    elif provider.takes_unsolicited and request.method == "POST":  # A link must not be able to replace a session.
+    elif provider.takes_unsolicited and request.method == "POST":  # POST only, so that a link cannot replace a session.
         onward = own_path(kept["onward"], reverse("overview"))
         begun = PendingSignIn(LOGIN, onward, "", "", provider.known_as, time.time(), is_unasked=True)
     else:
@@ -201,13 +203,13 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
         )
     if not begun.issuer == who.issuer == provider.known_as or kept["terms"] != provider.terms_digest:
         raise ResponseRefused("provider_changed", CHANGED)
-    # Providers also report the time of sign-in if they only continued an open session. So it only counts as a
-    # confirmation if one was requested.
+    # Providers report a time of sign-in even if they only continued an open session. So the time counts only if the
+    # sign-in was started to confirm an action, which requires a credential.
     return begun, who if begun.act == CONFIRM else who._replace(authenticated_at=None)
 
 
 def _claims(provider: Provider, said: Any) -> Claims:
-    """Extract the attributes in use; the others are not stored."""
+    """Return the claims made from the attributes that are used. All other attributes are dropped."""
     wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
     if wanted and said.name_format != wanted:
         raise ResponseRefused("no_name", f"The NameID has another format than {wanted}, which the settings ask for.")

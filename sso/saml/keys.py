@@ -1,4 +1,4 @@
-"""Our SAML keys and certificates: one signs requests, others decrypt assertions. Our metadata have the certificates."""
+"""Our SAML keys: one signs requests, others decrypt assertions. Our metadata contain their certificates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from wire.cipher import Undecryptable
 
 BITS = 3072
 LIVES = timedelta(days=3650)
-KEPT_KEYS = 2  # The newest is in our metadata; the previous one still decrypts.
+KEPT_KEYS = 2  # The certificate of the newest key is in our metadata; the previous key still decrypts.
 ALGORITHM = "http://www.w3.org/2001/04/xmldsig-more#rsa-sha256"
 
 
@@ -50,14 +50,14 @@ def make_key() -> tuple[str, str]:
 
 def load_key(pem: str) -> rsa.RSAPrivateKey:
     """Load a key created by `make_key`. Raises ValueError or TypeError if it is invalid."""
-    key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # Created here.
+    key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # Our own key.
     if not isinstance(key, rsa.RSAPrivateKey):
         raise TypeError("The key is not an RSA key.")
     return key
 
 
 def sign_request(pem: str, what: str) -> str:
-    """Return the signature (base64) of `what`, with ALGORITHM."""
+    """Return the signature (base64) of the text `what`, made with ALGORITHM."""
     key = load_key(pem)
     return base64.b64encode(key.sign(what.encode(), padding.PKCS1v15(), hashes.SHA256())).decode()
 
@@ -71,7 +71,7 @@ class Certificate(NamedTuple):
 
 
 def certificate_fingerprint(der: bytes) -> str:
-    """Return the SHA-256 fingerprint, as browsers and openssl print it."""
+    """Return the SHA-256 fingerprint in the format of browsers and openssl."""
     return hashlib.sha256(der).digest().hex(":").upper()
 
 
@@ -106,18 +106,18 @@ class DecryptionKey(models.Model):
 
     @classmethod
     def newest(cls) -> DecryptionKey | None:
-        """Return the key that is in our metadata."""
+        """Return the key whose certificate is in our metadata; None if there is none."""
         return cls.objects.first()
 
     @classmethod
     def add(cls, pem: str, certificate: str) -> None:
-        """Add a key to our metadata; the previous one still decrypts, older ones are deleted."""
+        """Add a key, whose certificate is then in our metadata. The previous key still decrypts; delete older ones."""
         cls.objects.create(certificate=certificate, sealed=cipher().seal(pem), key_id=cipher().key_id)
         cls.objects.exclude(pk__in=cls.objects.values_list("pk")[:KEPT_KEYS]).delete()
 
     @classmethod
     def opening(cls) -> Sequence[rsa.RSAPrivateKey]:
-        """Return the private keys that a configured encryption key decrypts."""
+        """Return the private keys that decrypt assertions, without those that no configured encryption key decrypts."""
         return [key for row in cls.objects.all() if (key := row.private_key()) is not None]
 
     def private_key(self) -> rsa.RSAPrivateKey | None:

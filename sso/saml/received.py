@@ -14,7 +14,7 @@ from django.utils import timezone
 from ui.sealing import cipher
 from wire.cipher import Undecryptable
 
-# Replay protection: longer than an assertion can be accepted (responses.OLDEST_S plus clock difference).
+# Longer than an assertion is accepted (responses.OLDEST_S plus clock difference), for replay protection.
 KEPT = timedelta(minutes=15)
 
 
@@ -37,7 +37,7 @@ class ReceivedAssertion(models.Model):
 
     @classmethod
     def keep(cls, issuer: str, assertion_id: str, what: dict[str, object]) -> str:
-        """Store the claims of an assertion and return a ticket; empty if the assertion was used before."""
+        """Store the claims of an assertion and return a ticket; return "" if the assertion was used before."""
         ticket = secrets.token_urlsafe(32)
         row = cls(
             digest=_digest(f"{issuer}\0{assertion_id}"),
@@ -54,7 +54,7 @@ class ReceivedAssertion(models.Model):
 
     @classmethod
     def look(cls, ticket: str) -> dict[str, object] | None:
-        """Return the claims stored under this ticket without removing them, or None."""
+        """Return the claims stored under this ticket without removing them; None if there are none."""
         found = cls._kept(ticket).first()
         try:
             return orjson.loads(cipher().open(bytes(found.sealed or b""))) if found else None
@@ -63,9 +63,9 @@ class ReceivedAssertion(models.Model):
 
     @classmethod
     def take(cls, ticket: str) -> dict[str, object] | None:
-        """Remove and return the claims stored under this ticket, or None."""
+        """Remove and return the claims stored under this ticket; return None if there are none."""
         what = cls.look(ticket)
-        return what if cls._kept(ticket).update(sealed=None) else None  # Of two at once, one updates the row.
+        return what if cls._kept(ticket).update(sealed=None) else None  # Only one of two requests updates it.
 
 
 def _digest(text: str) -> str:

@@ -1,7 +1,7 @@
 """Verify the provider's answers (SAML 2.0 Profiles 4.1.4): signature, audience, recipient and time.
 
-Everything used is read from what the verified signature covers, as it was signed. The rest of the document, and the
-element's position in it, are ignored. Needs the extra `saml`.
+All values are read from the signed element as the signature's verification returns it. The rest of the document is not
+used, and neither is the element's position in the document. Needs the extra `saml`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from signxml.verifier import SignatureConfiguration, VerifyResult, XMLVerifier
 from sso.errors import ResponseRefused
 from sso.saml.documents import ASSERTION, PROTOCOL, SIGNATURE, Element, MalformedXml, element_text, parse_xml, tag
 
-LONGEST = 256 * 1024  # Of an encoded answer.
+LONGEST = 256 * 1024  # Characters of an encoded answer.
 CLOCKS_DIFFER_S = 60
-OLDEST_S = 10 * 60  # Older assertions are refused, whatever their own conditions.
+OLDEST_S = 10 * 60  # Older assertions are refused, even if their own conditions allow more time.
 STATUS = "urn:oasis:names:tc:SAML:2.0:status:"
 SUCCESS = f"{STATUS}Success"
-# Status codes of SAML Core 3.2.2.2. The status is not signed, so no other text of it is used.
+# Status codes of SAML Core 3.2.2.2. The status is not signed, so none of its other texts is used.
 CODES = (
     *("Success", "Requester", "Responder", "VersionMismatch", "AuthnFailed", "InvalidAttrNameOrValue"),
     *("InvalidNameIDPolicy", "NoAuthnContext", "NoAvailableIDP", "NoPassive", "NoSupportedIDP", "PartialLogout"),
@@ -49,7 +49,7 @@ SIGNED_WITH = frozenset(
 DIGESTED_WITH = frozenset(DigestAlgorithm[f"SHA{bits}"] for bits in BITS)
 INCLUSIVE = "{http://www.w3.org/2001/10/xml-exc-c14n#}InclusiveNamespaces"
 LONGEST_PREFIXES = 500
-# The children of a signature, in order (SAML Core 5.4). Others are refused before anything is processed.
+# The children of a signature, in order (SAML Core 5.4). A signature with other children is refused before it is used.
 PARTS = {
     "Signature": (("SignedInfo", "SignatureValue"), ("SignedInfo", "SignatureValue", "KeyInfo")),
     "SignedInfo": (("CanonicalizationMethod", "SignatureMethod", "Reference"),),
@@ -59,7 +59,7 @@ PARTS = {
 
 
 class Expected(NamedTuple):
-    """The expected issuer, audience and recipient; `keys` are ours, for encrypted assertions."""
+    """The expected issuer, audience and recipient; `keys` returns our private keys for encrypted assertions."""
 
     issuer: str
     audience: str
@@ -69,7 +69,7 @@ class Expected(NamedTuple):
 
 
 class Assertion(NamedTuple):
-    """The verified content of an assertion. `in_response_to` is empty if it was not requested."""
+    """The verified content of an assertion. `in_response_to` is empty if no request was answered."""
 
     assertion_id: str
     in_response_to: str
@@ -118,7 +118,7 @@ def _parsed(encoded: str) -> Element:
 
 
 def _must_be_about_us(root: Element, expected: Expected) -> None:
-    """Refuse a response that is not for us. Its envelope may be unsigned, so it cannot make anything valid."""
+    """Refuse a response that is not for us. The envelope may be unsigned, so passing this check proves nothing."""
     issuer = root.find(tag(ASSERTION, "Issuer"))
     if issuer is not None and element_text(issuer) != expected.issuer:
         raise ResponseRefused("other_issuer", f"The response comes from another issuer than {expected.issuer}.")
@@ -134,10 +134,10 @@ def _must_be_about_us(root: Element, expected: Expected) -> None:
 
 
 def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> Element:
-    """Return the decrypted assertion as a document of its own.
+    """Return the decrypted assertion as a separate document.
 
-    Inside the response it would inherit namespaces, and differ from the signed text. The response's signature covers
-    the encrypted form.
+    Inside the response, the assertion would inherit namespaces and so differ from the signed text. A signature of the
+    response covers the encrypted form.
     """
     if expected.keys is None:
         raise ResponseRefused("encrypted", "The assertion is encrypted, which the settings do not allow.")
@@ -150,13 +150,13 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
 
 
 def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
-    """Refuse a response with an invalid signature. It is optional, and does not replace the assertion's."""
+    """Refuse a response whose own signature is invalid. It is optional; the assertion must be signed in any case."""
     if root.find(tag(SIGNATURE, "Signature")) is not None:
         _signed(root, "./", root, expected.certificates)
 
 
 def _must_be_plain(root: Element) -> None:
-    """Require exactly one assertion, in its place, and unique IDs, against signature wrapping."""
+    """Refuse a response unless it has exactly one assertion, as its child, and unique IDs (signature wrapping)."""
     if root.find(f".//{tag(ASSERTION, 'EncryptedAssertion')}") is not None:
         raise ResponseRefused("wrapped", "The encrypted assertion contains another encrypted one.")
     everywhere = list(root.iter(tag(ASSERTION, "Assertion")))
@@ -173,7 +173,7 @@ def _must_be_one(root: Element, everywhere: Sequence[Element]) -> None:
 
 
 def _signed(root: Element, location: str, element: Element, certificates: Sequence[str]) -> Element:
-    """Return the element as signed by one of these certificates."""
+    """Return the element as signed with one of these certificates. Raises ResponseRefused."""
     signatures = element.findall(tag(SIGNATURE, "Signature"))
     if len(signatures) != 1:
         raise ResponseRefused(
@@ -200,7 +200,7 @@ def _signed(root: Element, location: str, element: Element, certificates: Sequen
 
 
 def _must_be_usual(part: Element) -> None:
-    """Refuse a signature with unusual content, because it is canonicalised before its signer is known."""
+    """Refuse a signature with unusual content, because it is processed before the signer is known."""
     name, children = part.tag.removeprefix(tag(SIGNATURE, "")), [*part]
     if name in PARTS:
         is_usual = tuple(each.tag for each in children) in [
@@ -222,7 +222,7 @@ def _is_short(prefixes: Element) -> bool:
 
 
 def _verified(root: Element, location: str, certificate: str) -> Element | None:
-    """Return the element at `location` as signed by this certificate's key, or None if it was not.
+    """Return the element at `location` as signed by this certificate's key; None if the signature does not match.
 
     The metadata establish trust in the certificate, so its expiry does not matter.
     """
@@ -251,7 +251,7 @@ def _must_be_fresh(signed: Element, now: float) -> None:
 
 
 def _must_hold(signed: Element, expected: Expected, now: float) -> None:
-    """Check the conditions, which must name us as the audience."""
+    """Refuse an assertion whose conditions do not name us as the audience, or do not hold now."""
     conditions = signed.find(tag(ASSERTION, "Conditions"))
     restrictions = conditions.findall(tag(ASSERTION, "AudienceRestriction")) if conditions is not None else []
     named = [{element_text(each) for each in one.findall(tag(ASSERTION, "Audience"))} for one in restrictions]
@@ -314,14 +314,14 @@ def _said(signed: Element, expected: Expected, answers: str, now: float) -> Asse
 
 
 def _must_be_a_name_for_us(name: Element, expected: Expected) -> None:
-    """Refuse names qualified by another domain, which may mean somebody else (SAML Core 2.2.2)."""
+    """Refuse a NameID qualified for another provider or workspace, which may mean somebody else (SAML Core 2.2.2)."""
     given = (name.get("NameQualifier") or expected.issuer, name.get("SPNameQualifier") or expected.audience)
     if given != (expected.issuer, expected.audience):
         raise ResponseRefused("no_name", "The NameID belongs to another provider or workspace (its qualifiers).")
 
 
 def _attributes(signed: Element) -> dict[str, list[str]]:
-    """Return attribute values by name, and by friendly name where that is not another attribute's name."""
+    """Return attribute values by name, and by friendly name unless another attribute has it as its name."""
     found: dict[str, list[str]] = {}
     friendly: dict[str, list[str]] = {}
     for each in signed.iterfind(f"{tag(ASSERTION, 'AttributeStatement')}/{tag(ASSERTION, 'Attribute')}"):
@@ -344,7 +344,7 @@ def _moment(text: str | None, what: str) -> float:
 #
 # Anybody who has our metadata can encrypt for us, so the content is checked as if it had been sent in the clear.
 # Unauthenticated ciphers (CBC) and RSA with PKCS #1 v1.5 are refused, because they allow oracle attacks on captured
-# answers. For the same reason all failures look the same and take the same work.
+# answers. For this reason, too, all failures look alike and take equal work.
 
 ENCRYPTION = "http://www.w3.org/2001/04/xmlenc#"
 ENCRYPTION_11 = "http://www.w3.org/2009/xmlenc11#"
@@ -369,7 +369,7 @@ FAILED = "The assertion cannot be decrypted with our keys. Have the provider rea
 
 
 class EncryptedAssertion(NamedTuple):
-    """An encrypted assertion; `length` is that of the key in `wrapped`."""
+    """An encrypted assertion. `wrapped` is the wrapped key, `length` the length of the key in bytes."""
 
     nonce: bytes
     data: bytes
@@ -393,7 +393,7 @@ def parse_encrypted(encrypted: Element) -> EncryptedAssertion:
 
 
 def decrypt_assertion(sealed: EncryptedAssertion, keys: Sequence[rsa.RSAPrivateKey]) -> Element:
-    """Decrypt the assertion. Raises ResponseRefused with the same message for every error."""
+    """Decrypt the assertion. Raises ResponseRefused with one message for all errors."""
     found = [each for key in keys if (each := _decrypted(sealed, key)) is not None]
     try:
         assertion = parse_xml(found[0])
@@ -405,7 +405,7 @@ def decrypt_assertion(sealed: EncryptedAssertion, keys: Sequence[rsa.RSAPrivateK
 
 
 def _decrypted(sealed: EncryptedAssertion, key: rsa.RSAPrivateKey) -> bytes | None:
-    """Decrypt with this key. If unwrapping fails, a random key is used, so that it takes as long."""
+    """Return the decrypted data, or None. If unwrapping the key fails, decrypt with a random key to take equal time."""
     unwrapped = another = os.urandom(sealed.length)
     with suppress(ValueError, UnsupportedAlgorithm):
         unwrapped = key.decrypt(sealed.wrapped, sealed.wrapping)

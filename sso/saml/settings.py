@@ -1,4 +1,4 @@
-"""The SAML settings of the sign-in, in addition to those shared with OpenID Connect, and their validation.
+"""The SAML settings of the sign-in, besides the settings shared with OpenID Connect, and their validation.
 
 Metadata are fetched, and keys created, before the row is locked.
 """
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 LONGEST_ATTRIBUTE = 200
 ACCEPT = {"Accept": "application/samlmetadata+xml, application/xml, text/xml"}
-# Settings that decide who people become (sso.models.TERMS), in the order of the settings page.
+# SAML settings that decide as which person somebody signs in (sso.models.TERMS), in the order of the settings page.
 SAML_TERMS = (
     *("protocol", "metadata_url", "sso_url", "name_id_format", "email_attribute", "name_attribute"),
     *("takes_unsolicited", "signs_requests", "takes_encrypted"),
 )
 NOTHING_READ: dict[str, Any] = {"sso_url": "", "certificates": "", "metadata_read_at": None, "metadata_end_at": None}
-# Columns that OpenID Connect does not use.
+# Values of the SAML columns while OpenID Connect is used.
 NO_SAML = NOTHING_READ | {"metadata_url": "", "signs_requests": False, "own_certificate": "", "takes_encrypted": False}
 
 
@@ -91,7 +91,7 @@ class SamlSettings(models.Model):
         help_text="Read when you save, and hourly when people sign in, so new certificates are picked up.",
     )
     metadata_read_at = models.DateTimeField(null=True, editable=False, help_text="When the metadata were last read.")
-    metadata_end_at = models.DateTimeField(null=True, editable=False)  # Their validUntil.
+    metadata_end_at = models.DateTimeField(null=True, editable=False)  # The validUntil of the metadata.
     sso_url = models.CharField(
         max_length=1000,
         blank=True,
@@ -155,14 +155,14 @@ class SamlSettings(models.Model):
     def proves_presence(self) -> bool:
         """True if the provider can be made to require a credential.
 
-        In an unsigned SAML request people can remove that requirement in their browser, and providers report the
-        current time as the time of sign-in nevertheless.
+        With unsigned SAML requests the answer is False: people can remove the requirement in their browser, and
+        providers report the current time as the time of sign-in nevertheless.
         """
         return not self.speaks_saml or self.signs_requests
 
     @property
     def own_fingerprint(self) -> str:
-        """The fingerprint of the certificate that signs our requests; empty if they are not signed."""
+        """The fingerprint of the certificate of the key that signs our requests; empty if requests are not signed."""
         return certificate_fingerprint(base64.b64decode(self.own_certificate)) if self.own_certificate else ""
 
     @property
@@ -204,7 +204,7 @@ def changes_metadata(present: Provider, fields: Mapping[str, Any]) -> bool:
 def with_dependent_settings(
     present: Provider, fields: dict[str, Any], secret: str
 ) -> tuple[dict[str, Any], str, tuple[str, str] | None]:
-    """Return the fields with all dependent ones, the secret to encrypt, and a new decryption key, if one is needed.
+    """Return the fields with all dependent fields, the secret to encrypt, and a new decryption key or None.
 
     Raises ProviderError.
     """
@@ -247,7 +247,7 @@ def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: st
 
 
 def _with_signing_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the fields and a new signing key, if requests are to be signed and there is none yet."""
+    """Return the fields, and a new signing key if requests are to be signed and no key exists, otherwise ""."""
     if not fields.get("signs_requests", present.signs_requests):
         return fields | {"own_certificate": ""}, ""
     if present.speaks_saml and present.signs_requests and present.has_secret and present.own_certificate:
@@ -264,7 +264,7 @@ def _decryption_key(present: Provider, fields: dict[str, Any], *, is_asked: bool
 
 
 def is_private(url: str, error: type[BadProviderUrl | BadSamlMetadata]) -> bool:
-    """True if this URL of the provider resolves to a private address. Raises `error` if it may not be called."""
+    """True if this URL of the provider resolves to a private address. Raises `error` if the URL may not be called."""
     try:
         return upstream_guard().check_now(url)
     except UrlRefused as refusal:
@@ -290,7 +290,7 @@ def read_metadata(document: bytes) -> dict[str, Any]:
     from sso.saml.documents import parse_saml_metadata  # noqa: PLC0415  (the optional packages)
 
     said = parse_saml_metadata(document)
-    # The sign-in URL need not be reachable from here, only from browsers; without TLS it must be private.
+    # Browsers, not the gateway, have to reach the sign-in URL. A URL without TLS must be at a private address.
     url, plain = said.sso_url, said.sso_url.startswith("http://")
     if len(url) > 1000 or "#" in url or not is_https(url, like="http://" if plain else ""):
         raise BadSamlMetadata("The metadata have no usable sign-in URL (SingleSignOnService).")

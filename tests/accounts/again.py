@@ -19,24 +19,24 @@ def confirmed(client: Client) -> Client:
 
 
 def onward(asked: Any) -> str:
-    """Return the page that opens after the confirmation required by this response."""
+    """Return the URL to which the required confirmation leads afterwards."""
     address = asked.get("HX-Redirect") or asked["Location"]
     return str(parse_qs(urlsplit(address).query)["next"][0])
 
 
 def confirm(client: Client, asked: Any) -> Any:
-    """Type the required password, resubmit the held form as a browser does, and return the response to that."""
+    """Type the required password, resubmit the held form as the browser's script does, and return the response."""
     return sent_again(client, client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)}))
 
 
 def sent_again(client: Client, page: Any) -> Any:
-    """Return the response to the form that this page submits by script."""
+    """Submit the form that the page's script submits; return the response."""
     address, fields = form_of(page)
     return client.post(address, fields)
 
 
 def form_of(page: Any) -> tuple[str, dict[str, str]]:
-    """Return the address and the fields of the form that submits itself."""
+    """Return the address and the fields of the form that the page's script submits."""
     text = page.content.decode()
     action = re.search(r'<form method="post" action="([^"]*)" data-sends>(.*?)</form>', text, re.DOTALL)
     assert action, text

@@ -1,4 +1,4 @@
-"""A software security key, with the browser around it."""
+"""A software security key, which responds as the browser would."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def options_of(page: str) -> dict[str, Any]:
 
 @dataclass
 class SoftKey:
-    """One credential. `counts` is the increment of its signature counter; 0 for a key without a counter."""
+    """One WebAuthn credential. `counts` is the increment of the signature counter; 0 for a key without a counter."""
 
     counts: int = 1
     origin: str = field(default_factory=lambda: settings.PUBLIC_URL)
@@ -43,7 +43,7 @@ class SoftKey:
     private: Any = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
 
     def create(self, page: str, **changed: Any) -> str:
-        """Return the response to a page that adds a key."""
+        """Return the browser's response to a page that adds a key."""
         data, told = self._said(page, "webauthn.create", changed), self._count()
         public = ES256.from_cryptography_key(self.private.public_key())  # type: ignore[no-untyped-call]
         credential = AttestedCredentialData.create(bytes(16), self.identifier, public)
@@ -52,7 +52,7 @@ class SoftKey:
         return self._answer({"attestationObject": websafe_encode(attestation)}, data)
 
     def get(self, page: str, **changed: Any) -> str:
-        """Return the response to a page that asks for a key."""
+        """Return the browser's response to a page that asks for a key."""
         data = self._said(page, "webauthn.get", changed)
         authenticator = AuthenticatorData.create(self._rp(), FLAG.UP, self._count())
         signature = self.private.sign(authenticator + sha256(data).digest(), ec.ECDSA(hashes.SHA256()))

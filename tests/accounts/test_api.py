@@ -61,7 +61,7 @@ def test_people_roles_and_settings_ask_for_the_password_again(boss: User, ann: U
 
 
 def test_no_resource_can_forget_to_ask_for_it() -> None:
-    """Declaring an operation is enough: the permission classes apply to all of them."""
+    """All REST resources have the permission classes, and all their methods declare an operation."""
     every: set[Any] = {view for _, view, _ in router.registry} | set(Resource.__subclasses__())
 
     assert {view.__name__ for view in every if RecentPassword not in view.permission_classes} == set()
@@ -205,7 +205,7 @@ def test_nobody_grants_what_they_do_not_hold(people: Rest, boss: User, ann: User
 
 
 def test_nobody_acts_against_who_may_do_more(people: Rest, boss: User) -> None:
-    """Changing an e-mail address allows a password reset, so it needs as much as demoting or deactivating."""
+    """Changing an e-mail address allows a password reset, so the same rule applies as to deactivating a person."""
     member = str(make.role(*MEMBER.capabilities).pk)
     acts: list[tuple[str, str, Any]] = [
         ("patch", f"/users/{boss.pk}", {"email": "mine@example.com"}),
@@ -231,7 +231,7 @@ def test_the_last_owner_stays_and_a_second_one_sets_them_free(boss: User) -> Non
     owners = Role.objects.get(name="Super admin")
     owner, rest = make.user(email="owner@example.com"), Rest.of(boss)
     owner.give_role(owners, by=None)
-    User.objects.create_user("invited@example.com", None, role=owners)  # Nobody yet.
+    User.objects.create_user("invited@example.com", None, role=owners)  # Invited, but not yet accepted.
     make.user(email="gone@example.com", is_active=False).give_role(owners, by=None)
     to_member = {"role_id": str(make.role().pk)}
 
@@ -264,7 +264,7 @@ def test_staff_is_given_by_staff_and_by_owners(boss: User, ann: User) -> None:
 
 
 def test_an_api_key_acts_against_people_with_its_own_subset(boss: User, ann: User) -> None:
-    """The key belongs to a person with every capability, but has only some itself."""
+    """The key's owner has every capability, but the key has only some of them."""
     narrow = Rest.bearing(make.api_key(boss, Capability.PEOPLE_MANAGE).secret)
     wide = Rest.bearing(make.api_key(boss, Capability.PEOPLE_MANAGE, *MEMBER.capabilities).secret)
 

@@ -75,7 +75,7 @@ DOORS: dict[str, tuple[Door, int]] = {
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each hash, True if the waiting thread had a database connection."""
+    """Record, for each hash, if the waiting thread held a database connection."""
     seen: list[bool] = []
     wrapper = connections["default"]
 
@@ -106,7 +106,7 @@ def test_waiting_for_a_hash_holds_no_connection(door: str, held: list[bool], sig
 
 @pytest.mark.django_db
 def test_every_refused_sign_in_costs_one_hash(held: list[bool]) -> None:
-    """Otherwise the response time would reveal if an account exists."""
+    """A faster refusal would reveal that an account does not exist."""
     person, gone = make.user(), make.user(is_active=False)
     invited = User.objects.create_user("invited@example.com", None, role=person.role)
 
@@ -160,7 +160,7 @@ def test_no_more_work_at_once_than_there_are_turns() -> None:
             with lock:
                 at_work += 1
                 most = max(most, at_work)
-            both.wait(60)  # Two do get in together.
+            both.wait(60)  # Blocks unless two threads hash at the same time.
             with lock:
                 at_work -= 1
 
@@ -205,7 +205,7 @@ def test_a_password_set_before_is_checked_as_it_stands() -> None:
     assert sign_in_with(person.email, make.PASSWORD).status_code == 302
 
 
-if sys.platform == "linux":  # Elsewhere a thread has no priority of its own.
+if sys.platform == "linux":  # On other systems, threads have no priority of their own.
 
     @pytest.mark.parametrize(("before", "after"), [(19, 19), (0, queues.LOWER_PRIORITY)])
     def test_a_hash_never_asks_for_a_higher_priority_than_the_service_has(before: int, after: int) -> None:
@@ -216,7 +216,7 @@ if sys.platform == "linux":  # Elsewhere a thread has no priority of its own.
             os.setpriority(os.PRIO_PROCESS, own, max(before, os.getpriority(os.PRIO_PROCESS, own)))
             seen.append(queues.apart(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
 
-        thread = threading.Thread(target=hash_in_a_service_of_lower_priority)  # A new thread has that of its maker.
+        thread = threading.Thread(target=hash_in_a_service_of_lower_priority)  # It inherits its creator's priority.
         thread.start()
         thread.join()
 

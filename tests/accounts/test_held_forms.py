@@ -1,4 +1,4 @@
-"""A form that needs a password confirmation is held until then, and stored nowhere else."""
+"""A form that needs a password confirmation is stored until the confirmation, and nowhere else."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -130,7 +130,7 @@ def test_it_is_held_for_half_an_hour(client: Client) -> None:
 
 
 def test_an_expired_held_form_leads_to_its_page(client: Client) -> None:
-    """Many URLs accept only POST, so that opening them would fail."""
+    """The page is opened instead, because many forms are sent to URLs that accept only POST."""
     with time_machine.travel(datetime.now(UTC), tick=False) as clock:
         asked = client.post(reverse("sso:unlink"), headers={"Referer": "http://testserver/settings/profile?from=mail"})
         where = onward(asked)

@@ -32,7 +32,7 @@ SCHEMES = {"smtps": 465, "smtp+tls": 587}
 
 @pytest.fixture
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
-    """TLS certificates of the mail server and the proxy, trusted by this machine."""
+    """Create TLS certificates for the mail server and the proxy, and trust their authority."""
     context = certificate(tmp_path / "end.pem", NAME, "127.0.0.1", "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "end.pem"))
     tls.cache_clear()

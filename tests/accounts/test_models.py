@@ -70,7 +70,7 @@ def test_nobody_changes_or_deletes_a_role_that_holds_more(chief: User) -> None:
 
 
 def test_people_who_lost_their_role_meanwhile_cannot_act(chief: User) -> None:
-    """A request has the capabilities its author had at its start; the rule reads the database again."""
+    """The request cached the author's capabilities at its start; the model reads them from the database again."""
     eve, bo = make.user(*Capability), make.user(Capability.LOGS_READ)
     assert eve.has_perm(Capability.LOGS_READ)
 
@@ -83,7 +83,7 @@ def test_people_who_lost_their_role_meanwhile_cannot_act(chief: User) -> None:
 
 
 def test_a_role_says_all_of_what_a_person_may_do(chief: User) -> None:
-    """Even if the account was a superuser before it got a role."""
+    """The account was a superuser before it got a role."""
     old = make.user(is_superuser=True)
 
     old.give_role(make.role(Capability.LOGS_READ), by=chief)

@@ -1,4 +1,4 @@
-"""The users of the People pages: the list, one person, inviting, roles, resets."""
+"""The People pages: the list, one person, inviting, roles, resets."""
 
 import re
 from collections.abc import Iterator
@@ -231,7 +231,7 @@ def test_the_page_of_a_person_costs_the_same_however_much_they_have(
         Team.objects.add(name=make.unique("team"), users=[bo], by=chief)
     client = sign_in(chief)
 
-    # Session, user, person, teams, second factor, sessions, two permissions, requests, how far calls are rolled up.
+    # Session, user, person, teams, second factor, sessions, two permissions, requests, roll-up state.
     with django_assert_num_queries(11):
         client.get(f"/people/{bo.pk}/")
 
@@ -300,7 +300,7 @@ def test_the_invitation_is_mailed_to_the_person_it_is_for(chief: User, sign_in: 
 
 @pytest.fixture
 def no_mail(settings: Any) -> None:
-    """A mail server that does not listen."""
+    """Configure a mail server that does not listen."""
     options = {"host": "127.0.0.1", "port": 1, "timeout": 1}
     settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
 

@@ -121,5 +121,5 @@ def test_every_setting_that_is_shown_opens(capability: Capability, sign_in: Sign
 
     for url in chain(*groups.values()):
         assert client.get(url).status_code == 200
-        assert f'<a href="{url}"' in rail or url in ("/people/roles/", "/people/teams/")  # Tabs of People.
+        assert f'<a href="{url}"' in rail or url in ("/people/roles/", "/people/teams/")  # Reached by tabs of People.
     assert ("Workspace" in groups) == (capability != Capability.LOGS_READ)

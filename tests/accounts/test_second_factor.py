@@ -31,7 +31,7 @@ NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def noon(db: None) -> Iterator[Any]:
-    """A frozen clock, with no attempts of other tests counted."""
+    """A fixed time, with no earlier sign-in attempts counted."""
     cache.clear()
     with time_machine.travel(NOON, tick=False) as clock:
         yield clock
@@ -43,12 +43,12 @@ def text(response: Any) -> str:
 
 
 def code_of(secret: str, ahead: int = 0) -> str:
-    """Return the app's code now, or `ahead` half minutes from now."""
+    """Return the authenticator app's code for the current 30 seconds, or `ahead` periods later."""
     return str(format_hotp_value(hotp_value(secret, int(datetime.now(UTC).timestamp()) // 30 + ahead)))
 
 
 def confirm(client: Client, path: str) -> Any:
-    """Type the password again on the way to `path`."""
+    """Type the password again, and return the page at `path` that it leads to."""
     return client.post("/accounts/reauthenticate/", {"password": make.PASSWORD, "next": path}, follow=True)
 
 

@@ -29,7 +29,7 @@ REFUSED = "This security key is unknown"
 
 @pytest.fixture(autouse=True)
 def fresh(settings: Settings) -> None:
-    """A workspace at a local address, with no attempts of other tests counted."""
+    """A workspace at a local address, with no earlier sign-in attempts counted."""
     settings.PUBLIC_URL = "http://localhost:8000"
     cache.clear()
 
@@ -51,7 +51,7 @@ def client_of(person: User, sign_in: SignIn) -> Client:
 
 @pytest.fixture
 def key(client_of: Client) -> SoftKey:
-    """Add a security key as the only second factor of `person`."""
+    """Add a security key as the only second factor of a person."""
     key = SoftKey()
     add(client_of, key)
     return key

@@ -112,7 +112,7 @@ def test_noting_the_last_use_costs_a_write_every_five_minutes_only(
         client = signed_in(make.user())
         is_in(client)
         clock.shift(timedelta(minutes=4))
-        with django_assert_num_queries(5):  # session, user, second factor, the organisation's provider, permissions
+        with django_assert_num_queries(5):  # session, user, second factor, sign-in provider, permissions
             is_in(client)
         clock.shift(timedelta(minutes=2))
         is_in(client)
@@ -140,7 +140,7 @@ def test_the_page_lists_the_browsers_one_is_signed_in_with() -> None:
     assert "Firefox on Linux" in page
     assert "Safari on iPhone" in page
     assert page.count("This one") == 1
-    assert page.count("<tr>") == 3  # the head and two
+    assert page.count("<tr>") == 3  # The header and two rows.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Attempts of strangers are limited separately: a right password or a known browser always gets in."""
+"""Sign-in attempts of known browsers are limited separately, so strangers' attempts never lock their owners out."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -85,7 +85,7 @@ def test_a_known_browser_has_tries_of_its_own_and_not_more() -> None:
     known = known_browser(person, FAR)
 
     assert guess(known, person.email, 11) == [200] * 10 + [429]
-    assert enter(at(FAR), person.email).status_code == 302  # What it tried counts for no stranger.
+    assert enter(at(FAR), person.email).status_code == 302  # Its failed attempts count for no other browser.
 
 
 @pytest.mark.full
@@ -153,7 +153,7 @@ def test_one_address_tries_twenty_times_in_a_minute_at_whatever_accounts(clock: 
 
 @pytest.mark.full
 def test_right_sign_ins_use_nothing_up() -> None:
-    """A whole office may sign in from one address at the same time."""
+    """Many people of an office may sign in at the same time from one address."""
     assert {enter(at(FAR), make.user().email).status_code for _ in range(25)} == {302}
 
 

@@ -1,4 +1,4 @@
-"""Requests of strangers wait for each other; signed-in users never wait for them."""
+"""Requests of anonymous visitors wait for each other; signed-in users never wait for them."""
 
 import threading
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def request(path: str = SIGN_IN, *, signed_in: bool = False) -> HttpRequest:
 
 
 class View:
-    """Counts concurrent requests, and answers none before `go`."""
+    """A view that counts concurrent requests, and answers none of them before `go` is set."""
 
     def __init__(self) -> None:
         self.inside = self.most = 0

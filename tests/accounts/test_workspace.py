@@ -169,7 +169,7 @@ def test_shorter_retention_says_what_it_drops_and_can_be_revoked(keeper: User, s
     client.post(PATH, FORM | {"log_retention_days": "30"})
     asked = WorkspaceSettings.load()
     page = text(client.get(PATH))
-    client.post(PATH, FORM | {"log_retention_days": "90", "name": "Other"})  # Another change meanwhile.
+    client.post(PATH, FORM | {"log_retention_days": "90", "name": "Other"})  # Another change at the same time.
     pending = WorkspaceSettings.load()
     client.post(f"{PATH}/keep-logs")
     revoked = WorkspaceSettings.load()

@@ -1,4 +1,4 @@
-"""A person's browser session as used by a program: the cookie, and the CSRF token from the pages."""
+"""A person's browser session as a program uses it: with the session cookie, and the CSRF token from the pages."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def signed_in(live: Serve, email: str) -> Iterator[httpx.Client]:
 
 
 def confirm(browser: httpx.Client) -> None:
-    """Confirm the password, as sensitive changes require."""
+    """Confirm the signed-in person's password, as sensitive changes require."""
     page = browser.get("/accounts/reauthenticate/")
     form = {"password": PASSWORD, "csrfmiddlewaretoken": FIELD.findall(page.text)[0]}
     assert browser.post("/accounts/reauthenticate/", data=form, headers={"Referer": str(browser.base_url)}).is_success

@@ -1,4 +1,4 @@
-"""The owner of the running workspace, as a program."""
+"""An API client of the running workspace's owner, and a summary of the generated requests."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ def owner(live: Serve) -> Iterator[httpx.Client]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print how many requests were generated from the description of the API."""
+    """Print how many requests were generated from the API description."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
     cases = [count for report in reports for name, count in report.user_properties if name == "cases"]
     if cases:

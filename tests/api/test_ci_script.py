@@ -12,7 +12,7 @@ from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("clients")
 
-# As another product's documents print it, but for the host.
+# As in the documents of another product, except for the host name.
 SCRIPT = r"""#!/bin/bash
 set -euo pipefail
 
@@ -38,7 +38,7 @@ def job(live: Serve, pk: str, secret: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_script_renews_its_own_token_on_every_run(live: Serve) -> None:
-    """The new secret works and the old one fails immediately."""
+    """The new secret works, and the old secret fails immediately."""
     issued = live.issue_token(host=unique("ci"), gateway="quickstart")
     pk, url, secret = issued["id"], issued["gateway_url"], issued["token"]
 

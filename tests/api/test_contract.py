@@ -46,7 +46,7 @@ CHECKS: list[Any] = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-# A key with the one capability the operation needs shows what the owner's rights would hide.
+# An API key with only the required capability reveals checks that the owner's other capabilities would hide.
 ACTORS = ("owner", "owner's key", "key for this", "nobody")
 
 
@@ -61,7 +61,7 @@ def api() -> Any:
 
 
 def exact(node: Any) -> Any:
-    """Return the description with unknown members of answers forbidden, so that every member must be described."""
+    """Return the description with unknown members of answers forbidden, so undescribed members fail the test."""
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         exact(child)
     if isinstance(node, dict) and isinstance(node.get("properties"), dict) and "allOf" not in node:
@@ -69,14 +69,14 @@ def exact(node: Any) -> Any:
     return node
 
 
-@cache  # Not when this module is read, which every process of a run does, and one of them runs these tests.
+@cache  # Not at import time, because every test process imports this module but only one runs it.
 def operations() -> dict[str, Any]:
     return {operation.ok().label: operation.ok() for operation in api().get_all_operations()}
 
 
 LABELS = sorted({f"{door.method.upper()} {door.template}" for door in DOORS})
-# Each operation by an owner, in turn with session and key, and by the key with its one capability. Nobody gets the same
-# answer everywhere: a few are enough.
+# The owner calls each operation by session or by key in turn, and a key with one capability calls each operation.
+# Anonymous callers get the same answer everywhere, so a few operations are enough for them.
 ASKED = [
     *((label, ACTORS[place % 2]) for place, label in enumerate(LABELS)),
     *((label, "key for this") for label in LABELS),
@@ -86,9 +86,9 @@ ASKED = [
 
 @pytest.fixture(scope="module")
 def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
-    """One world for all tests; each request is undone."""
+    """Create one world for all tests; each request is rolled back."""
     for signal in (request_started, request_finished):
-        signal.disconnect(close_old_connections)  # As Django's own test client does: all share one transaction.
+        signal.disconnect(close_old_connections)  # All requests share one transaction, as in Django's test client.
     with django_db_blocker.unblock(), for_a_moment():
         yield build()
     for signal in (request_started, request_finished):
@@ -97,7 +97,7 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def credentials(world: World) -> dict[str, dict[str, Any]]:
-    """Return the credentials of each kind of caller; keys with one capability are under its name."""
+    """Return the credentials of each kind of caller; the key with one capability is named after the capability."""
     return {
         "owner": session(world.boss),
         "owner's key": bearing(world.boss, *Capability),
@@ -107,12 +107,12 @@ def credentials(world: World) -> dict[str, dict[str, Any]]:
 
 
 def bearing(person: Any, *capabilities: Capability) -> dict[str, Any]:
-    """Return the headers of an API key of `person` with these capabilities."""
+    """Return the headers with an API key of `person` that has these capabilities."""
     return {"headers": {"Authorization": f"Bearer {make.api_key(person, *capabilities).secret}"}}
 
 
 def caller(actor: str, door: Door) -> str:
-    """Return the caller whose credentials `actor` uses for this operation."""
+    """Return the entry of `credentials` for this actor and operation."""
     if actor != "key for this":
         return actor
     enough = next(iter(sufficient(door.rule)), {Capability.HOSTS_READ})
@@ -129,7 +129,7 @@ def session(person: Any) -> dict[str, Any]:
 
 
 def cases(operation: Any) -> Any:
-    """Return valid requests, and invalid ones for operations with input."""
+    """Return a strategy for valid requests, and for invalid requests if the operation takes input."""
     good = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
     if not (operation.query or operation.body or operation.path_parameters):
         return good
@@ -164,7 +164,7 @@ def test_an_operation_answers_as_described(
             about(case, door, world, with_body=real == "body")
         with for_a_moment():
             own = credentials[caller(actor, door)]
-            # The checks read the answer as it is sent, and know of no compression.
+            # The checks need an uncompressed answer.
             answer = case.call(**own | {"headers": {"Accept-Encoding": "identity", **own.get("headers", {})}})
             case.validate_response(answer, checks=CHECKS)
         sent += 1
@@ -174,7 +174,7 @@ def test_an_operation_answers_as_described(
 
 
 def about(case: Case[Any], door: Door, world: World, *, with_body: bool) -> None:
-    """Point a generated request at an existing object, sometimes with a valid body."""
+    """Point a generated request at an existing object, sometimes replacing the body with a valid one."""
     names = {"pk": "id"}
     case.path_parameters = {names.get(name, name): str(value) for name, value in door.kwargs(world).items()}
     if with_body and (door.name, door.method) in world.bodies:

@@ -14,7 +14,7 @@ from gatewayadmin.rest.openapi import description
 from tests.cases import full
 
 LINT = Path(__file__).parent / "lint"
-CHOICES = "* `"  # How a list of choices begins, which has the allowed values without their meaning.
+CHOICES = "* `"  # Begins the lists of choices that drf-spectacular generates: allowed values without their meaning.
 
 
 def operations() -> Iterator[dict[str, Any]]:
@@ -52,13 +52,13 @@ def test_every_operation_says_what_it_does_in_words_of_its_own() -> None:
     summaries = [operation["summary"] for operation in operations()]
 
     assert all(" " in one for one in summaries)
-    # Some things are done by two methods: DELETE is an alias of a POST, or has the same effect.
+    # Two methods may have one summary: DELETE is an alias of a POST, or has the same effect.
     assert {one for one in summaries if summaries.count(one) > 1} == {"Revoke an API key", "Revoke an API access token"}
     assert all(operation["description"] for operation in operations())
 
 
 def contents() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every JSON body and answer, by operation and status."""
+    """Yield every JSON request body and answer, by operation and status."""
     for operation in operations():
         said = {"body": operation.get("requestBody", {}), **operation["responses"]}
         for status, each in said.items():

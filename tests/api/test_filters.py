@@ -103,7 +103,7 @@ SINGLE_ROWS = (
 def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
     capability: Capability, boss: User
 ) -> None:
-    """Neither its id nor its name is confirmed to users who may only see unrelated rows."""
+    """Users who may only see unrelated rows get the same answer for an invisible object as for a missing one."""
     things: dict[str, Any] = {
         "user": make.user(email="zoe@zz.io"),
         "gateway": make.gateway(name="Unknown gateway", slug="unknown", reach="teams"),
@@ -111,7 +111,7 @@ def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
         "server": make.server(name="Unknown server", slug="unseen"),
     }
     names = {"user": "zoe@zz.io", "gateway": "unknown", "host": "Unknown bot", "server": "unseen"}
-    # Capabilities whose lists show it: creating tokens includes choosing an agent, seeing identities includes servers.
+    # Capabilities whose lists show the object: creating tokens lists agents, and seeing identities lists servers.
     readable = {
         Capability.API_TOKENS_MANAGE: {"host"},
         Capability.IDENTITIES_MANAGE: {"server"},
@@ -135,7 +135,7 @@ def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
 
 
 def test_the_log_is_filtered_by_all_that_calls_name(boss: User) -> None:
-    """Includes deleted connections, and a token whose calls were all refused."""
+    """Deleted connections can be filtered by, and so can a token whose calls were all refused."""
     gateway, server, host = make.gateway(slug="gone"), make.server(slug="gone-server"), make.agent(by=boss, name="Gone")
     token = make.token(make.connection(host, gateway, boss), name="refused").token
     one = call(

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.django_db
 
 POSTS = [door for door in DOORS if door.method == "post"]
 MAKING = {door.name: door for door in POSTS if door.operation.makes}
-# These change existing objects; repeated, they report that or change nothing.
+# These change existing objects; a repeated request reports the earlier change or changes nothing.
 CHANGING = {
     "sink-disable",
     "sink-enable",
@@ -233,7 +233,7 @@ def test_one_of_many_concurrent_requests_wins_over_two_workers(owner: httpx.Clie
 
 
 class Crashing(BaseEmailBackend):
-    """A mail server whose client process crashes on connect."""
+    """A mail server at which the client's process crashes on connecting."""
 
     def send_messages(self, messages: Any) -> int:
         raise SystemError

@@ -1,4 +1,4 @@
-"""The API over real HTTP, served by real processes."""
+"""The API over real HTTP, served by two real worker processes."""
 
 import json
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def test_an_export_streams_all_rows(live: Serve, owner: httpx.Client) -> None:
 
 @pytest.mark.full
 def test_two_workers_agree_on_who_was_first(owner: httpx.Client) -> None:
-    """Of many concurrent revocations, toggles and approvals one takes effect; the others get a clear error."""
+    """Of many concurrent revocations, switches and approvals, one takes effect; the others get a clear error."""
     host = owner.post("/api/hosts", json={"name": unique("bot")}).json()["id"]
     gateway = owner.get("/api/gateways/quickstart").json()["id"]
     body = {"host_id": host, "gateway_id": gateway, "name": "ci"}
@@ -121,9 +121,9 @@ def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> Non
     logged = len(live.log())
 
     with owner.stream("GET", "/api/logs/export", params={"format": "jsonl"}) as answer:
-        pieces = answer.iter_raw()  # Held: without it the answer is closed.
+        pieces = answer.iter_raw()  # Referenced, because otherwise the answer is closed.
         next(pieces)
-        eventually(lambda: not live.rows(RUNNING))  # Nobody reads on, so nothing is asked of the database.
+        eventually(lambda: not live.rows(RUNNING))  # While the client reads nothing, the export runs no query.
 
     eventually(lambda: not live.rows(RUNNING))
     assert "Traceback" not in live.log()[logged:]

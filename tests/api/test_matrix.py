@@ -27,9 +27,9 @@ from ui.operations import Operation, operation_of
 
 pytestmark = pytest.mark.django_db
 
-# What a person may not see is not there; what they see and may not touch is refused.
+# An invisible object answers 404; a visible one that the person may not change answers 403.
 HIDDEN = {403, 404}
-# The state of a thing may stand against it; that is no question of permission.
+# The object's state may prevent the change (409), which is not a matter of permission.
 LET_IN = {200, 201, 204, 409}
 METHODS = ("get", "post", "put", "patch", "delete")
 ALL, NONE = frozenset(Capability), frozenset[Capability]()
@@ -62,23 +62,23 @@ class Door:
 
     @property
     def let_in(self) -> set[int]:
-        """Return the statuses for allowed callers; some must confirm their password first."""
+        """Return the statuses that mean the caller was allowed; 400 if a required query parameter is missing."""
         asks = any(field.required for field in self.operation.query().fields.values())
         return LET_IN | {400} if asks else LET_IN
 
     @property
     def template(self) -> str:
-        """Return its path template as in the description."""
+        """Return the route's path template as in the API description."""
         route = re.sub(r"<\w+:(\w+)>", r"{\1}", self.route)
         return f"/api/{route}".replace("{pk}", "{id}")
 
     @property
     def described(self) -> Any:
-        """Return its part of the description."""
+        """Return the route's entry in the API description."""
         return description()["paths"][self.template][self.method]
 
     def ask(self, world: World, rest: Rest, **headers: str) -> Any:
-        """Send a request, with a valid body if it takes one, and return the response."""
+        """Send a request, with a valid body if the operation takes a body; return the response."""
         body = world.bodies.get((self.name, self.method))
         if body is None and self.method in ("patch", "put"):
             body = {}
@@ -88,7 +88,7 @@ class Door:
         return int(self.ask(world, rest).status_code)
 
     def kwargs(self, world: World) -> dict[str, Any]:
-        """Return the values of its path parameters."""
+        """Return the values of the route's path parameters."""
         address = world.addresses
         if self.name not in address and (self.name.endswith("-list") or self.name == "call-export"):
             return {}
@@ -113,7 +113,7 @@ every_route = pytest.mark.parametrize("route", every(36, ROUTES))
 
 @contextmanager
 def for_a_moment() -> Iterator[None]:
-    """Roll everything back at the end, so that each caller finds the same world."""
+    """Roll everything back at the end of the block, so that each caller finds the same world."""
     with transaction.atomic():
         yield
         transaction.set_rollback(True)
@@ -133,19 +133,19 @@ def sufficient(rule: Any) -> list[set[Capability]]:
 
 
 def enough_for(door: Door) -> list[set[Capability]]:
-    """Return the smallest sets of capabilities that are enough for this operation in this world."""
-    # Managing identities opens other people's, managing servers the shared ones; this one is a person's.
+    """Return the smallest sets of capabilities that allow this operation on the world's objects."""
+    # IDENTITIES_MANAGE opens other people's identities, SERVERS_MANAGE the shared ones; the world's is personal.
     if door.name == "identity-confirm":
-        return []  # Nobody but its person agrees to where a person's own one is sent.
+        return []  # Only its owner may confirm the new address of a personal identity.
     if door.name.startswith("channel") and door.is_of_one_thing:
-        return []  # Nobody but its person changes it; the capability opens those of the workspace.
+        return []  # Only its owner may change it; WORKSPACE_MANAGE opens the workspace's channels.
     persons = door.name.startswith("identity") and door.is_of_one_thing
     return [one for one in sufficient(door.rule) if not (persons and one == {Capability.SERVERS_MANAGE})]
 
 
 @pytest.fixture(scope="module")
 def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
-    """One world for all tests of this module; each leaves it unchanged."""
+    """Create one world for all tests of this module; each test leaves it unchanged."""
     with django_db_blocker.unblock(), for_a_moment():
         yield build()
 
@@ -160,17 +160,17 @@ class People:
         lacking = {one - {needed} for one in enough for needed in one}
         self._sessions = {one: session_of(holder(*one)) for one in {NONE, ALL} | enough | others | lacking}
         self._owner = session_of(world.owner)
-        # Each of another person, because a person may have only a few.
+        # Each key belongs to a different person, because a person may have only a few keys.
         self._keys = {one: make.api_key(holder(*ALL), *one).secret for one in enough | others}
 
     def holding(self, capabilities: Iterable[Capability], *, csrf: bool = True) -> Rest:
-        """Return a person with exactly these capabilities, in a browser that sends the CSRF token or not."""
+        """Return the browser of a person with exactly these capabilities, which sends the CSRF token only if `csrf`."""
         rest = Rest(browser(self._sessions[frozenset(capabilities)]))
         rest.client.handler.enforce_csrf_checks = not csrf
         return rest
 
     def owning(self) -> Rest:
-        """Return the owner of every owned object, in a browser."""
+        """Return the browser of the owner of every owned object."""
         return Rest(browser(self._owner))
 
     def key(self, capabilities: Iterable[Capability]) -> Rest:
@@ -185,7 +185,7 @@ def people(world: World, django_db_blocker: Any) -> People:
 
 
 def answer(door: Door, world: World, somebody: Rest) -> int:
-    """Return the status of one request, sent from a fresh state."""
+    """Return the status of one request; its changes are rolled back."""
     with for_a_moment():
         return door.knock(world, somebody)
 
@@ -194,9 +194,9 @@ type Expected = Iterator[tuple[str, Rest, set[int]]]
 
 
 def sessions(door: Door, people: People) -> Expected:
-    """Return the expected statuses of people in a browser, by capabilities."""
+    """Yield the expected statuses of people in a browser, by capabilities."""
     own, open_to_all = isinstance(door.rule, Own), door.rule is None
-    lists = open_to_all or (own and not door.is_of_one_thing)  # Everybody's, or one's own among others'.
+    lists = open_to_all or (own and not door.is_of_one_thing)  # A list for everybody, or of own objects.
     refused = door.let_in if lists else HIDDEN if own else {403}
     yield "no capability", people.holding(NONE), refused
     yield "every other capability", people.holding(ALL - capabilities_in(door.rule)), refused
@@ -210,7 +210,7 @@ def sessions(door: Door, people: People) -> Expected:
 
 
 def programs(door: Door, world: World, people: People) -> Expected:
-    """Return the expected statuses of API keys: their own capabilities decide, even for their owner's objects."""
+    """Yield the expected statuses of API keys: only the key's capabilities count, even for the owner's objects."""
     for_people = not door.operation.api_keys
     for enough in enough_for(door):
         yield f"a key for {slugs(enough)}", people.key(enough), {403} if for_people else door.let_in
@@ -249,7 +249,7 @@ def test_every_change_to_a_thing_compares_its_version() -> None:
 
     ignoring = {name for name, door in changes.items() if not door.operation.if_match}
 
-    # They change nothing that has a version.
+    # These operations change nothing that has a version.
     assert ignoring == {"post me-ask-for", "post me-confirm", "post user-decline-request"}
 
 

@@ -50,7 +50,7 @@ HEADERS = [
 
 
 def ask(live: Serve, method: str, path: str, headers: str = "") -> tuple[str, str]:
-    """Return status and media type of the raw answer, and its body."""
+    """Send a raw request; return the answer's status and media type, and its body."""
     url = urlsplit(live.url)
     with socket.create_connection((url.hostname or "", url.port or 0), timeout=60) as wire:
         head = (

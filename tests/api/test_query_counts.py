@@ -1,6 +1,6 @@
 """The number of statements per list does not depend on the number of rows, and has not grown.
 
-Each count includes two for the session and its user, and one for the role's capabilities.
+Each count includes two statements for the session and its user, and one for the role's capabilities.
 """
 
 import pytest
@@ -31,13 +31,13 @@ FROZEN = {
     "/gateways/busy/tools": 7,
     "/hosts": 6,
     "/identities?scope=all": 6,
-    "/logs": 6,  # Two for where the newest 10,000 rows end: of the last week, then of the whole log.
+    "/logs": 6,  # Two find the end of the newest 10,000 rows: of the last week, and of the whole log.
     "/log-views": 6,
     "/provisioning-keys": 6,
     "/roles": 8,
     "/servers": 6,
     "/teams": 7,
-    "/tokens?scope=all": 9,  # One for the connections, with whether their users reach the gateway.
+    "/tokens?scope=all": 9,  # One reads the connections, with whether each user still reaches the gateway.
     "/users": 7,
 }
 
@@ -48,7 +48,7 @@ def boss(db: None) -> User:
 
 
 def one_more_of_everything(boss: User) -> None:
-    """Add rows to every list, each with child rows."""
+    """Add rows to every list, and child rows to each of them."""
     busy = Gateway.objects.filter(slug="busy").first() or make.gateway(slug="busy", by=boss)
     server = make.server(by=boss, auth_type=AuthType.BEARER)
     assignment = make.assignment(busy, server, identity_scheme="shared", shared_identity=make.identity(server))
@@ -68,7 +68,7 @@ def one_more_of_everything(boss: User) -> None:
 
 
 def counted(rest: Rest, path: str) -> tuple[int, int]:
-    """Return the number of statements and of rows."""
+    """Return the number of statements and the number of rows of a list."""
     with CaptureQueriesContext(
         connection,
     ) as queries:

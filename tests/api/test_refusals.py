@@ -1,4 +1,4 @@
-"""A refused change names the missing capability, and the attempt is recorded."""
+"""A refused change names the missing capability, and is recorded as an admin event."""
 
 import pytest
 

@@ -38,7 +38,7 @@ def test_every_door_says_who_may_enter_and_how_it_refuses() -> None:
         assert "Takes `" in operation["description"] or "Open to everybody" in operation["description"]
 
 
-# Lists and their filters; the others act on one object.
+# Operations that list objects, with their filters; all other operations act on one object.
 LISTS = {
     "tokens": "scope status host gateway user q expires_before",
     "hosts": "kind enabled q",

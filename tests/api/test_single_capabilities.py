@@ -39,17 +39,17 @@ ENDING = {C.API_TOKENS_MANAGE, C.MCP_CONNECTIONS_REVOKE}
 EVERYBODY = set(C)
 NOBODY: set[Capability] = set()  # One capability alone is not enough.
 
-# What each single capability opens, by method and name of the route.
+# The single capabilities that each open an operation, by method and name of the route.
 OPENS: dict[str, set[Capability]] = {
     "GET event-list": {C.AUDIT_READ},
     "GET event-detail": {C.AUDIT_READ},
-    "GET apikey-list": EVERYBODY,  # One's own.
+    "GET apikey-list": EVERYBODY,  # A person's own keys.
     "GET apikey-detail": {C.PEOPLE_MANAGE},
     "DELETE apikey-detail": {C.PEOPLE_MANAGE},
     "POST apikey-revoke": {C.PEOPLE_MANAGE},
     "GET capability-list": EVERYBODY,
     "GET channel-list": EVERYBODY,
-    "POST channel-list": EVERYBODY,  # One's own.
+    "POST channel-list": EVERYBODY,  # A person's own channels.
     "GET channel-detail": NOBODY,
     "PATCH channel-detail": NOBODY,
     "DELETE channel-detail": NOBODY,
@@ -200,7 +200,7 @@ OPENS: dict[str, set[Capability]] = {
     "POST sink-test": {C.SINKS_MANAGE},
 }
 
-# For an API key a list or an act that is free to people takes the capability that others' things take.
+# People may call these for their own objects; an API key needs the capability required for other people's objects.
 KEY_OPENS: dict[str, set[Capability]] = {
     "GET apikey-list": {C.PEOPLE_MANAGE},
     "GET own-call-list": {C.LOGS_READ},
@@ -214,7 +214,7 @@ KEY_OPENS: dict[str, set[Capability]] = {
     "POST sign-in": {C.SERVERS_MANAGE},
     "GET token-list": {C.API_TOKENS_MANAGE},
 }
-# Letting people in, handing out rights and other keys are nothing a key does.
+# Refused to every API key: operations that let people in, grant capabilities, or manage other keys.
 NO_KEYS = {
     "POST me-ask-for",
     "DELETE apikey-detail",
@@ -231,7 +231,7 @@ NO_KEYS = {
     "POST user-revoke-invitation",
 }
 
-# Changes to what somebody may do, or whether they are there.
+# Operations that change a person's capabilities or access.
 AGAINST = {
     "PATCH user-detail",
     "POST user-deactivate",
@@ -248,25 +248,25 @@ AGAINST = {
     "POST apikey-revoke",
 }
 REFUSED = {403, 404}
-# Operations on a credential: only for its owner if it is personal, for identity managers if it is shared.
+# Operations on a credential: for a personal one only by its owner, for a shared one by identity managers.
 FOR_SHARED = {"POST identity-confirm", "GET identity-gateways", "PUT identity-gateways"}
 OWNERS_ALONE = {"PATCH identity-detail", "PUT identity-secret", *FOR_SHARED}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target of an operation, and the capabilities needed to change it."""
+    """An object that an operation changes, and the capabilities needed to change it."""
 
     name: str
     kwargs: dict[str, Any]
     holds: frozenset[Capability] = frozenset()
     owned: bool = False  # Another person's credential, which nobody else may change.
-    shared: bool = False  # A credential of the servers' keepers.
-    body: Any = None  # The body, if it depends on the target.
+    shared: bool = False  # A shared credential, managed with SERVERS_MANAGE.
+    body: Any = None  # The request body, if it depends on the object.
 
 
 class Cast(dict[str, list[Target]]):
-    """The targets, by the prefix of operation names."""
+    """The targets of operations, by the prefix of operation names."""
 
     def __init__(self, world: World) -> None:
         Role.objects.make_built_in()
@@ -320,7 +320,7 @@ class Cast(dict[str, list[Target]]):
         )
 
     def of(self, door: Door, world: World) -> list[Target]:
-        """Return the targets of this operation; one object of the world if no others are declared."""
+        """Return the targets of this operation; an object of the world if none are declared."""
         kind = door.name.partition("-")[0]
         match door.method, door.name:
             case "post", "team-list":
@@ -336,7 +336,7 @@ def person(role: Role, *, active: bool = True) -> User:
     return User.objects.create_user(f"{make.unique('p')}@example.com", "a password", role=role, is_active=active)
 
 
-OUT: dict[str, Any] = {"user_ids": []}  # Everybody out of the team.
+OUT: dict[str, Any] = {"user_ids": []}  # Removes everybody from the team.
 
 
 def team(*people: User) -> Team:
@@ -346,7 +346,7 @@ def team(*people: User) -> Team:
 
 
 def joined(*people: User) -> dict[str, Any]:
-    """Return the body of a team with these people."""
+    """Return a request body that puts these people into a team."""
     return {"name": make.unique("Joined"), "user_ids": [str(one.pk) for one in people]}
 
 
@@ -358,7 +358,7 @@ def stage(django_db_setup: None, django_db_blocker: Any) -> Iterator[tuple[World
 
 
 def opens(name: str, capability: Capability, target: Target, *, key: bool) -> bool:
-    """Return True if this one capability allows the operation on the target, by the written rules."""
+    """Return True if this one capability allows the operation on the target, by the rules in this module."""
     if key and name in NO_KEYS:
         return False
     wanted = KEY_OPENS.get(name, OPENS[name]) if key else OPENS[name]
@@ -366,7 +366,7 @@ def opens(name: str, capability: Capability, target: Target, *, key: bool) -> bo
         return False
     if name in AGAINST and not target.holds <= {capability}:
         return False
-    if target.owned:  # Another's own credential: looked at and switched by who manages identities, changed by nobody.
+    if target.owned:  # Others' credential: identity managers see and switch it.
         return capability == C.IDENTITIES_MANAGE and name not in OWNERS_ALONE
     if target.shared and name not in FOR_SHARED and not name.startswith("GET"):
         return capability == C.SERVERS_MANAGE
@@ -388,7 +388,7 @@ def bodies(door: Door, target: Target, world: World, capability: Capability) -> 
 
 
 def nothing() -> Role:
-    """Return a role without capabilities."""
+    """Return the role without capabilities."""
     return Role.objects.get(name="Nobody's")
 
 
@@ -432,7 +432,7 @@ def test_one_capability_opens_what_it_says_against_who_holds_no_more(
     with for_a_moment():
         somebody = holder(capability)
         rest = Rest(browser(session_of(somebody)))
-        if key:  # Of somebody who may do everything: what counts is the key.
+        if key:  # The key's owner may do everything; only the key counts.
             rest = Rest.bearing(make.api_key(world.boss, capability).secret)
         before = rights()
         for door in DOORS:
@@ -449,7 +449,7 @@ def test_one_capability_opens_what_it_says_against_who_holds_no_more(
 
 
 def oneself(door: Door, somebody: User, cast: Cast) -> list[Target]:
-    """Return the caller, their role and teams, which hold no more than the caller."""
+    """Return the caller and the caller's role and teams, which have no more capabilities than the caller."""
     assert somebody.role
     match door.name.partition("-")[0]:
         case "user" if not door.name.endswith("list"):
@@ -472,7 +472,7 @@ def test_the_matrix_speaks_of_every_operation() -> None:
 
 
 def test_the_last_owner_stays_whatever_is_tried(stage: tuple[World, Cast]) -> None:
-    """The caller has every capability; still one owner remains."""
+    """Even a caller with every capability cannot remove the last owner."""
     world, cast = stage
     (owner,) = (one for one in cast["user"] if one.name == "the last owner")
     with for_a_moment():

@@ -9,7 +9,7 @@ from tests.rest import Rest, problem
 
 pytestmark = pytest.mark.django_db
 
-# What programs get wrong in their encoding, and what only a hostile one sends.
+# Requests with encoding mistakes of programs, and requests that only an attacker sends.
 STRANGE = [
     ("get", "/gateways/work/servers/%00", None, 404),
     ("get", "/gateways/work/servers/%00/disable", None, 405),

@@ -44,8 +44,8 @@ class World:
 
 
 def build() -> World:
-    """Create the rows behind every route; its servers are unreachable, so no test waits for the network."""
-    holder(Capability.PEOPLE_MANAGE)  # So that somebody else also manages people.
+    """Create the rows behind every route; the servers are unreachable, so no test waits for the network."""
+    holder(Capability.PEOPLE_MANAGE)  # A second person who manages people.
     owner, boss = holder(), holder(*Capability)
     server = make.server(slug="docs", url="https://127.0.0.1:9/mcp", auth_type=AuthType.BEARER)
     closed = make.gateway(slug="closed", reach="teams")
@@ -153,5 +153,5 @@ def build() -> World:
 
 
 def alive(secret: str) -> bool:
-    """Return True if the token of the world still has its secret."""
+    """Return True if the secret is still that of the world's token."""
     return Token.objects.get(prefix=secret[:12]).is_held_by(secret)

@@ -47,7 +47,7 @@ PAGE = """<!doctype html>
 
 @cache
 def bundled(name: str) -> bytes:
-    """Return the script of a host with everything it imports."""
+    """Return the script of a host bundled with all its imports."""
     install(FOLDER)
     command = [str(MODULES / ".bin" / "esbuild"), f"{name}.mjs", "--bundle", "--format=iife", "--log-level=warning"]
     production = '--define:process.env.NODE_ENV="production"'
@@ -55,7 +55,7 @@ def bundled(name: str) -> bytes:
 
 
 def policy(csp: dict[str, list[str]]) -> str:
-    """Return the content security policy of an app whose resource declares `csp`."""
+    """Return the content security policy for an app whose resource declares `csp`."""
     scripts = " ".join(csp.get("resourceDomains", ()))
     connects = " ".join(csp.get("connectDomains", ()))
     return "; ".join(
@@ -72,7 +72,7 @@ def policy(csp: dict[str, list[str]]) -> str:
 
 
 class Pages(BaseHTTPRequestHandler):
-    """The page and script of each host, and the sandbox."""
+    """Serves the page and script of each host, and the sandbox."""
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
@@ -113,7 +113,7 @@ class Hosts:
         return f"http://localhost:{self.port}/sandbox"
 
     def show(self, page: Page, host: str, tool: str, **options: Any) -> dict[str, Any]:
-        """Have this host list the tools at `url`, call one and show its app; return what the host saw."""
+        """Have a host list the tools, call `tool` and show its app; return the data that the host received."""
         page.route(f"{CESIUM}**", _cesium)
         page.route(TILES, _tile)
         page.goto(f"{self.origin}/{host}")

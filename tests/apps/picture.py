@@ -14,7 +14,7 @@ from tests.browser.fixtures import chromium
 from tests.workspace import ROOT, Serve
 
 PICTURE = ROOT / "docs" / "images" / "mcp-app.png"
-# Only the part of the app that the page in docs describes.
+# The part of the app that the page in the documentation describes.
 FRAME = "document.querySelector('main iframe').style.height = '155px'"
 
 

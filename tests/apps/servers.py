@@ -1,4 +1,4 @@
-"""Published servers with MCP Apps, behind a gateway that a host's page may call."""
+"""Published servers with MCP Apps, behind a gateway that the pages of hosts may call."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""MCP Apps of published servers behind one gateway, in two hosts in a browser: listed, called, shown, calling back."""
+"""MCP Apps of published servers behind one gateway, in two browser hosts: listed, called, shown, and calling tools."""
 
 import re
 from collections.abc import Iterator
@@ -43,9 +43,9 @@ def issued(gateway: Serve) -> dict[str, str]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page that fails on any script error, the app's included."""
+    """A page on which any script error, also of the app, fails the test."""
     errors: list[str] = []
-    # Few pixels: without a graphics card, drawing the globe is most of the time these tests take.
+    # A small window, because without a graphics card most of the test's time is spent drawing the globe.
     with browser.new_context(viewport={"width": 360, "height": 640}, device_scale_factor=0.5) as context:
         context.set_default_timeout(4_000 * PATIENCE)
         page = context.new_page()
@@ -55,7 +55,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def calls(gateway: Serve, since: int) -> list[tuple[str, str, str]]:
-    """Return the rows of the log after this id that name a tool."""
+    """Return the rows of the log after the id `since` that name a tool."""
     query = "SELECT server_name, feature_name, outcome FROM auditlog_call WHERE id > %s AND feature_type = 'tool'"
     rows = gateway.rows(f"{query} ORDER BY id", since)
     return [(row["server_name"], row["feature_name"], row["outcome"]) for row in rows]
@@ -110,7 +110,7 @@ def test_an_app_draws_the_place_it_is_given_and_loads_only_from_where_its_resour
     assert seen["resource"] == {"uri": "ui://gateway/map/ui%3A%2F%2Fcesium-map%2Fmcp-app.html", "mimeType": HTML}
     expect(app_in(page).get_by_text("Loading globe")).to_be_hidden()
     canvas = app_in(page).locator("canvas")
-    eventually(lambda: middle_of(canvas) == LAND, 4 * PATIENCE)  # Each look waits for a picture drawn without a GPU.
+    eventually(lambda: middle_of(canvas) == LAND, 4 * PATIENCE)  # Drawing each frame without a GPU is slow.
     assert not canvas.evaluate("() => fetch('https://example.org/').then(() => true, () => false)")
     assert calls(gateway, before) == [("Map", "map__show-map", "ok")]
     if host == "host_bridge":

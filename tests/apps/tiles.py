@@ -18,8 +18,8 @@ type Point = tuple[float, float]
 
 
 def tile(zoom: int, column: int, row: int) -> bytes:
-    """Return this tile of the web's usual map projection as a PNG."""
-    across = SIZE << zoom  # Pixels of the whole map.
+    """Return a tile as a PNG, in the Web Mercator projection."""
+    across = SIZE << zoom  # The width of the whole map in pixels.
     crossings: list[list[float]] = [[] for _ in range(SIZE)]
     for edge in coastline():
         ends = ((x * across - column * SIZE, y * across - row * SIZE) for x, y in edge)
@@ -41,7 +41,7 @@ def tile(zoom: int, column: int, row: int) -> bytes:
 
 @cache
 def coastline() -> list[tuple[Point, Point]]:
-    """Return the edges of all land on a map that is 1 wide and 1 high."""
+    """Return the edges of all land, on a map whose width and height are 1."""
     topology = json.loads(ATLAS.read_text())
     scale, translate = topology["transform"]["scale"], topology["transform"]["translate"]
     [land] = topology["objects"]["land"]["geometries"]
@@ -54,7 +54,7 @@ def coastline() -> list[tuple[Point, Point]]:
         for one, other in pairwise([*points, points[0]]):
             if abs(one[0] - other[0]) < 0.5:
                 edges.append((one, other))
-            else:  # Across the antimeridian: both ends of the map are closed down to its lower edge.
+            else:  # Across the antimeridian: close both ends of the map down to its lower edge.
                 edges += [(one, (one[0], 1)), (other, (other[0], 1))]
     return edges
 

@@ -1,4 +1,4 @@
-"""Matters that wait for a person: each line leads to a list that counts the same, and only who can act sees it."""
+"""Each line about a waiting matter links to a list with the same count, and only people who can act see the line."""
 
 import re
 from datetime import timedelta
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.django_db
 LINE = re.compile(
     r'<li[^>]*data-of="matter:([\w-]+)">.*?<a href="([^"]+)"><span data-count="matter.number">([^<]+)<', re.DOTALL
 )
-# The number of each list: of its heading, or of the connections or identities of My identities.
+# The pattern of the number in each list: in the heading, or on My identities.
 COUNTS = {
     "own-connections": r'data-count="own\.connections\.lacking"[^>]*>([\d,]+)',
     "own-identities": r'data-count="own\.identities\.needing"[^>]*>([\d,]+)',
@@ -51,7 +51,7 @@ def boss() -> User:
 
 @pytest.fixture
 def world(boss: User) -> Connection:
-    """Of each matter another number, so that no mix-up can pass; beside each something that does not wait."""
+    """Create a different number of rows for each matter, so that mix-ups fail, and rows that need no attention."""
     for name in ("Asks", "Asks too", "Asks as well"):
         make.app(name, needs_approval=True)
     make.app("Works")
@@ -79,7 +79,7 @@ def world(boss: User) -> Connection:
 
 
 def _identities(boss: User) -> None:
-    """Three of the boss's identities and one shared one to renew, and two connections that lack one."""
+    """Create three of the boss's identities and a shared one to renew, and two connections that lack an identity."""
     gateway = make.gateway(name="Asking")
     asking = make.server(name="Mail", auth_type=AuthType.BEARER)
     make.assignment(gateway, asking, identity_scheme=IdentityScheme.PER_USER)
@@ -92,7 +92,7 @@ def _identities(boss: User) -> None:
 
 
 def lines(client: Client) -> dict[str, tuple[str, int]]:
-    """The page by matter: where each line leads, and its number."""
+    """Return the lines of the page by matter: the link of each line, and the number."""
     page = client.get("/attention/").content.decode()
     found = {name: (unescape(link), words) for name, link, words in LINE.findall(page)}
     return {name: (link, _number(words)) for name, (link, words) in found.items()}

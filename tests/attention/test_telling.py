@@ -1,4 +1,4 @@
-"""People are told what they may act on, what became of their requests, and what of theirs ends soon."""
+"""People are notified of matters they can act on, of the outcome of their requests, and of access that ends soon."""
 
 import json
 import re
@@ -37,7 +37,7 @@ type AddChannel = Callable[..., Channel]
 
 
 class Hook:
-    """A receiver of JSON, which answers `status`."""
+    """A receiver of JSON that answers with `status`."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[dict[str, str], bytes]] = []
@@ -83,7 +83,7 @@ def add(chief: User, hook: Hook, kind: str = "webhook", **fields: Any) -> Channe
 
 
 def told() -> int:
-    """Look for what is to be told, and deliver it."""
+    """Create the due notifications and deliver them; return the number of delivered ones."""
     telling.tell_at_once()
     telling.tell_daily()
     return telling.deliver_due()
@@ -167,7 +167,7 @@ def test_each_kind_is_told_in_its_form_and_names_cannot_act(chief: User, hook: H
     assert "&lt;!channel&gt;" in slack
     assert "<!channel>" not in slack
     card = by_kind["teams"][1]["attachments"][0]["content"]
-    assert {block["type"] for block in card["body"]} == {"RichTextBlock"}  # Text runs are no Markdown.
+    assert {block["type"] for block in card["body"]} == {"RichTextBlock"}  # Text runs are not parsed as Markdown.
     assert not any(name.startswith("webhook-") for name in by_kind["slack"][0])
 
 
@@ -400,7 +400,7 @@ def test_old_messages_are_dropped(chief: User) -> None:
     assert telling.drop_old(timezone.now() + timedelta(days=31)) == 1
 
 
-# Over REST, with the rules of the page.
+# The REST API follows the rules of the page.
 
 
 def test_over_rest_a_channel_is_added_tested_changed_and_removed(chief: User, hook: Hook) -> None:
@@ -439,7 +439,7 @@ def test_over_rest_the_rules_of_the_page_hold(ann: User, hook: Hook, chief: User
         "secret": {"kind": "webhook", "address": public, "secret": "short"},
         "zone": {"kind": "mail", "zone": "Mars"},
         "quiet_until": {"kind": "mail", "quiet_from": "22:00"},
-        "matters": {"kind": "mail", "matters": ["servers-down"]},  # Hers are outcomes and endings.
+        "matters": {"kind": "mail", "matters": ["servers-down"]},  # She may choose only outcomes and endings.
     }
 
     assert {name: [*api.post(path, body).json()["errors"]] for name, body in wrong.items()} == {
@@ -466,7 +466,7 @@ def test_a_key_sets_up_no_channel_that_is_told_more_than_the_key_may_see(chief: 
     assert "servers-down" in Channel.objects.get(pk=made.json()["id"]).muted
 
 
-# What may change while a message waits.
+# Changes while a message waits
 
 
 def test_who_lost_the_permission_while_a_message_waited_is_not_sent_it(chief: User) -> None:
@@ -528,5 +528,5 @@ def test_names_do_not_become_links_at_the_receiver(chief: User, hook: Hook) -> N
         assert "evil.\u200bexample or https:\u200b//evil.\u200bexample/x" in text
         assert "evil.example" not in text
     [webhook] = [body["data"] for body in hook.bodies if body.get("type") == "attention"]
-    assert webhook["text"] == "evil.example or https://evil.example/x"  # Programs get it as it is.
+    assert webhook["text"] == "evil.example or https://evil.example/x"  # Programs get unescaped text.
     assert all(one["unfurl_links"] is False for one in hook.bodies if "text" in one)

@@ -32,7 +32,7 @@ def text(answer: Any) -> str:
 
 
 def test_pages_follow_each_other_without_gap_or_repeat(viv: User) -> None:
-    made = [call(NOON - timedelta(seconds=number // 2)) for number in range(7)]  # Two at a time.
+    made = [call(NOON - timedelta(seconds=number // 2)) for number in range(7)]  # Two calls share each second.
     newest_first = [str(one.uid) for one in sorted(made, key=lambda one: (one.created_at, one.pk), reverse=True)]
     rest = Rest.of(viv)
 
@@ -89,7 +89,7 @@ def test_a_page_looks_at_some_rows_only_and_the_next_looks_further(
 ) -> None:
     monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     slow = {"feature_type": "tool", "feature_name": "slow", "host_name": "CI bot", "http_status": 403}
-    other = {"outcome": "denied", "method": "ping"}  # What most calls are has no index, also where it is rare.
+    other = {"outcome": "denied", "method": "ping"}  # Frequent values have no index, even where they are rare.
     made = [call(NOON - timedelta(minutes=n), **(slow if n in (1, 13, 18) else other)) for n in range(20)]
     rest = Rest.of(viv)
 

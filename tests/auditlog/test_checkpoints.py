@@ -108,7 +108,7 @@ def test_row_added_among_sealed_ones_is_named(age: timedelta, sealed: list[Call]
     [(-5, timedelta()), (0, timedelta()), (1 << 60, timedelta()), (1 << 60, HOUR), (1 << 60, 9 * DAY)],
 )
 def test_row_added_outside_every_range_is_named(number: int, age: timedelta, sealed: list[Call]) -> None:
-    """No checkpoint can ever cover an id that the log did not assign."""
+    """The added row has an id that the log never assigned, so no checkpoint covers the row."""
     at = timezone.now() - age
     Call.partitions.make_for(at.date())
     known = {str(field.column) for field in Call._meta.concrete_fields}
@@ -128,7 +128,7 @@ def test_row_with_a_new_id_that_says_it_is_old_is_named(sealed: list[Call]) -> N
     forged = call(before, recorded_at=before)
 
     assert found() == [("added", forged.uid)]
-    late = call(timezone.now() - HOUR, recorded_at=timezone.now())  # One that took long, and was written just now.
+    late = call(timezone.now() - HOUR, recorded_at=timezone.now())  # A long call, recorded just now.
     assert late.uid not in [uid for _, uid in found()]
 
 
@@ -175,7 +175,7 @@ def test_checkpoint_signed_by_another_key_is_refused(sealed: list[Call]) -> None
         *(text.decode(), other.sign(text), sealing.public_bytes(other), kept, last.number),
     )
 
-    assert verify().findings == []  # The database alone cannot tell.
+    assert verify().findings == []  # The database alone does not reveal the attack.
     assert [finding.what for finding in verify(trusted).findings] == ["checkpoint"]
 
 
@@ -203,7 +203,7 @@ def test_calls_that_took_long_are_sealed_too() -> None:
     sealing.keep_up()
     first = Checkpoint.objects.get()
     body = orjson.loads(first.body)
-    before = timezone.now() - 3 * HOUR  # Time went by since.
+    before = timezone.now() - 3 * HOUR  # Simulate three hours passing.
     body |= {"near_from": before - NEAR, "near_at": before}
     text = orjson.dumps(body, option=sealing.CANONICAL)
     signed = sealing.signing_key().sign(text)
@@ -229,7 +229,7 @@ def test_span_is_compared_alone(sealed: list[Call]) -> None:
 
 
 def test_rows_whose_partition_was_dropped_are_counted_and_no_finding(sealed: list[Call]) -> None:
-    sealing.drop_before((timezone.now() - DAY).date())  # Of other tests.
+    sealing.drop_before((timezone.now() - DAY).date())  # Drop rows of other tests.
     assert verify().calls == len(sealed)
     tomorrow = (timezone.now() + DAY).date()
     assert sealing.drop_before(tomorrow) > 0
@@ -241,7 +241,7 @@ def test_rows_whose_partition_was_dropped_are_counted_and_no_finding(sealed: lis
     assert not Checkpoint.objects.exclude(newest_at=None).exclude(leaves=None).exists()
     assert sealing.drop_before(tomorrow) == 0
     assert Checkpoint.objects.filter(number__gt=body["number"]).count() == 0
-    Call.partitions.make_ahead()  # For other tests.
+    Call.partitions.make_ahead()  # Restore the partitions that other tests need.
 
 
 def test_row_whose_uid_tells_no_time_is_sealed_as_well() -> None:
@@ -267,7 +267,7 @@ def test_many_rows_make_several_checkpoints(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tree_is_that_of_the_standard() -> None:
-    """Compares with the definition of RFC 9162 section 2.1.1."""
+    """Compare the tree with the definition in RFC 9162 section 2.1.1."""
 
     def mth(entries: list[bytes]) -> bytes:
         if not entries:
@@ -289,7 +289,7 @@ def test_leaf_tells_every_column_of_a_row() -> None:
 
 
 def test_checkpoint_that_tells_of_fewer_columns_still_proves_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such checkpoints were made before the log stored traces."""
+    """Checkpoints made before the log stored traces cover fewer columns."""
     with monkeypatch.context() as before:
         newest, first = (sealing.columns_of(version, sealing.TEXTS) for version in (sealing.NEWEST, 1))
         before.setattr(sealing, "_ROWS", sealing._ROWS.replace(newest, first))

@@ -46,7 +46,7 @@ def event(
     label: str = "thing",
     **changes: Any,
 ) -> Event:
-    """Create an event about a role of this name."""
+    """Create an event about a role with the name `label`."""
     with use_context(EventContext(via, "203.0.113.9", correlation_id or uuid4())):
         return Event.objects.record(action, Role(name=label), by=by, changes=changes)
 
@@ -316,7 +316,7 @@ def test_the_csv_holds_what_is_filtered(chief: User, auditor: User, sign_in: Sig
 
 FORMULAS = [
     *("=", "+", "-", "@", "\t", "\r", "\n", "\r\n="),
-    *("\uff1d", "\uff0b", "\uff0d", "\uff20", "\u2212", "\ufe66"),  # Of full width, a minus, and a small equals.
+    *("\uff1d", "\uff0b", "\uff0d", "\uff20", "\u2212", "\ufe66"),  # Full-width forms, minus, small equals sign.
     *(" =", "\u00a0=", "\u3000\uff1d", "\ufeff=", "\u200b=", "\u202e=", "\x0b=", "\u2028="),
     *("'=", '"=', ' "=', "\u201c=", "`="),
 ]

@@ -97,13 +97,13 @@ def test_an_export_that_nobody_reads_holds_no_connection(
     client = sign_in(make.user(Capability.LOGS_READ))
 
     answer = client.get("/logs/export/?format=csv&range=all")
-    assert connection.connection is None  # Of the pages' pool.
+    assert connection.connection is None  # The connection of the pages' pool.
     pieces = iter(answer)
     for _ in range(3):
         assert next(pieces)
         assert connection.connection is None
         eventually(lambda: readers() == 0)
-        connection.close()  # What counted the readers.
+        connection.close()  # The connection that counted the readers.
 
 
 def test_an_answer_is_sent_after_its_connection_was_given_back(transactional_db: None, sign_in: SignIn) -> None:
@@ -231,7 +231,7 @@ def test_so_many_exports_of_a_person_run_at_once_and_the_next_is_told_when_to_co
     answer = rest.get("/logs/export")
     assert (answer.status_code, answer.json()["code"]) == (503, "too_many_exports")
     assert not Event.objects.filter(action__endswith=".exported").exists()
-    assert len(rows_of("".join(all_calls()))) == len(days)  # Somebody else's.
+    assert len(rows_of("".join(all_calls()))) == len(days)  # Another person's export still works.
 
     running.pop().close()
     assert len(rows_of("".join(all_calls(by=user)))) == len(days)

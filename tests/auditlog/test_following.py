@@ -24,7 +24,7 @@ def ago(**span: float) -> datetime:
 
 
 class OpenPage:
-    """A page with a live list: asks as its script does, from the address in its last answer."""
+    """A page with a live list, which asks for new rows at the address in its last answer, as the script does."""
 
     def __init__(self, client: Client, path: str = "/logs/?live=1") -> None:
         self.client = client
@@ -60,7 +60,7 @@ def test_calls_recorded_since_the_last_answer_are_first_and_marked(ana: User, si
     assert page.ask() == 204
 
     make.call(feature_name="short")
-    make.call(at=ago(minutes=2), feature_name="long")  # Recorded last: it took two minutes.
+    make.call(at=ago(minutes=2), feature_name="long")  # Recorded last, because the call took two minutes.
     page.ask()
 
     assert page.tools == ["long", "short", "before"]
@@ -89,7 +89,7 @@ def test_counts_facets_and_bars_move_with_the_rows(ana: User, sign_in: SignIn) -
         "<span>denied</span></label><span class=count>1</span>",
     ):
         assert part in page.text
-    assert 'id="range-fields"' not in page.text  # Nothing that somebody may be typing in.
+    assert 'id="range-fields"' not in page.text  # No field that somebody may be typing in is replaced.
 
 
 def test_while_somebody_reads_calls_are_counted_and_then_shown_all_at_once(ana: User, sign_in: SignIn) -> None:
@@ -136,7 +136,7 @@ def test_the_dashboard_follows_too(ana: User, sign_in: SignIn) -> None:
         "host disabled",
     ]
     assert re.search('id="plots"[^>]* hx-swap-oob="true"', page.text)
-    assert page.ask() == 200  # The line of new calls is empty again.
+    assert page.ask() == 200  # The notice of new calls is empty again.
     assert page.ask() == 204
 
 

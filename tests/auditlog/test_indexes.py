@@ -18,14 +18,14 @@ from tests.calls import call
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("declared")]
 
 TRIAL = models.Index(fields=["user_agent", "created_at"], name="call_by_trial", condition=~models.Q(user_agent=""))
-NOW = datetime.now(UTC)  # One day for all of it, also over midnight.
+NOW = datetime.now(UTC)  # One fixed day, also if the tests run over midnight.
 TODAY = f"auditlog_call_{NOW:%Y_%m_%d}"
 OF_TODAY = f"{TODAY}_call_by_trial"
 
 
 @pytest.fixture
 def declared() -> Iterator[None]:
-    """An index that no partition has yet; two partitions have rows."""
+    """Declare an index that no partition has yet; two partitions have rows."""
     for age in (0, 1):
         call(NOW - timedelta(days=age), user_agent="probe")
     state = MigrationLoader(connection).project_state()
@@ -96,7 +96,7 @@ def test_a_partition_made_meanwhile_has_it_from_the_beginning() -> None:
 @pytest.mark.full
 def test_an_incomplete_index_is_rebuilt() -> None:
     call(NOW, user_agent="probe")
-    with suppress(Exception):  # There are two rows alike: it ends in the middle, and leaves what it has.
+    with suppress(Exception):  # Two equal rows make the unique index fail midway and leave an invalid index.
         run(f"CREATE UNIQUE INDEX CONCURRENTLY {OF_TODAY} ON {TODAY} (user_agent)")
     assert not is_valid(OF_TODAY)
     leftover = oid_of(OF_TODAY)

@@ -36,7 +36,7 @@ def own_server() -> Iterator[str]:
 
 @pytest.fixture
 def server(own_server: str) -> str:
-    """A server that has recovered from the crash of the previous test."""
+    """Return the address of the server, once it has recovered from the crash of the previous test."""
     return _again(own_server)
 
 
@@ -66,7 +66,7 @@ async def came_back(connection: PgConnection) -> None:
 
 
 async def busy(connection: PgConnection, done: asyncio.Event) -> list[Exception]:
-    """Use the connection continuously; return the statements that were late."""
+    """Use the connection continuously until `done`; return the errors of late statements."""
     late: list[Exception] = []
     while not done.is_set():
         try:
@@ -128,7 +128,7 @@ def test_a_statement_the_server_refuses_to_prepare_is_said_when_the_lane_connect
 
 
 class Numbers(GroupCommit[int, int]):
-    """Selects numbers from the database."""
+    """Answers each request with its own number, after one database statement per batch of requests."""
 
     def __init__(self, url: str, max_waiting: int) -> None:
         self.connection = PgConnection(url, SETUP, timeout=2 * PATIENCE)
@@ -162,7 +162,7 @@ def test_new_requests_are_refused_while_the_database_hangs_and_served_when_it_re
             await asyncio.sleep(0.1)
             crowd = [numbers.put(number) for number in range(500)]
             assert numbers.waiting == 50
-            await asyncio.gather(*crowd[50:], return_exceptions=True)  # No room for these.
+            await asyncio.gather(*crowd[50:], return_exceptions=True)  # The queue is full for these.
             told = await asyncio.wait_for(asyncio.gather(*crowd, return_exceptions=True), PATIENCE)
             assert {type(each) for each in told} == {DatabaseUnavailable}
             assert numbers.waiting == 0
@@ -181,7 +181,7 @@ def test_new_requests_are_refused_while_the_database_hangs_and_served_when_it_re
 
 @pytest.fixture
 def log(server: str) -> Iterator[psycopg.Connection]:
-    """A table in place of the log, on the server of this module."""
+    """Create a table in place of the log, on the server of this module."""
     texts = (
         "method feature_type feature_name outcome deny_reason host_name gateway_name server_name user_email"
         " identity_label token_name token_prefix user_agent client_name client_version protocol_version"

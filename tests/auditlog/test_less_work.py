@@ -57,7 +57,7 @@ def test_the_oldest_call_is_found_where_the_first_partitions_hold_none() -> None
     assert Call.objects.oldest() == at
 
 
-# Columns of this priority step back in these steps, each on a list narrower than so many rem.
+# For each column priority: the list widths in rem below which such columns are hidden or moved.
 BELOW = {4: (84, 61), 3: (44,), 2: (40,)}
 
 

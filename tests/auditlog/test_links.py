@@ -23,7 +23,7 @@ LARGEST = 30 * 1024
 
 
 def hosts(number: int) -> list[str]:
-    """Return the ids of so many agents with two calls each, a minute apart."""
+    """Create `number` agents with two calls each, a minute apart; return their ids."""
     ids, now = [str(uuid4()) for _ in range(number)], timezone.now()
     for n in range(2 * number):
         make.call(
@@ -39,13 +39,13 @@ def hosts(number: int) -> list[str]:
 
 
 def links(page: str, begins: str, ends: str) -> list[str]:
-    """Return the targets of the links between two texts of a page."""
+    """Return the targets of the links between the texts `begins` and `ends` on a page."""
     part = page.split(begins, 1)[1].split(ends, 1)[0]
     return [html.unescape(href) for href in re.findall(r'href="([^"]*)"', part)]
 
 
 def sent(page: str) -> int:
-    """Return how many bytes of a page go over the wire, compressed."""
+    """Return the compressed size of a page in bytes."""
     return len(gzip.compress(page.encode()))
 
 

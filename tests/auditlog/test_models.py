@@ -57,7 +57,7 @@ def test_calls_stay_no_longer_than_a_partition_beyond_their_retention(kept_days:
         span for name in Call.partitions.names() if (span := PartitionDays.named(name)) and span.start.year == 2031
     ]
     assert max(span.days for span in spans) <= longest == longest_partition(kept_days)
-    # However long it is kept, a year's log has not so many partitions that a statement over all of it suffers.
+    # For any retention, a year's log has few enough partitions for a statement over the whole log.
     assert kept_days / longest <= 122
 
 
@@ -146,8 +146,8 @@ def test_a_partition_that_is_read_stays_and_is_taken_up_where_it_was_left(monkey
     with psycopg.connect(database.conninfo()) as reader:
         reader.execute("SELECT count(*) FROM auditlog_call")
         assert Call.partitions.drop_before(date(2002, 2, 1)) == []
-        call(datetime(2002, 3, 5, tzinfo=UTC))  # Others write on.
-    # One is half off now; another was taken off by a process that got no further.
+        call(datetime(2002, 3, 5, tzinfo=UTC))  # Other processes still write.
+    # One partition is half detached; another was detached by a process that stopped before dropping it.
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_inherits WHERE inhdetachpending")
         assert cursor.fetchone() == (1,)

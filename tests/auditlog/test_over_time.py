@@ -1,4 +1,4 @@
-"""A switch or a policy says which calls of the last seven days it would have refused, and whose, before it is saved."""
+"""Before a switch or policy is saved, the page shows which calls of the last seven days would have been refused."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,7 +27,7 @@ LATELY = "last 7 days"
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow a busy machine more time than people are kept waiting."""
+    """Raise the time limit of the query for busy test machines."""
     monkeypatch.setattr(over_time, "LOG_MS", 10_000)
     monkeypatch.setattr(over_time, "ROLLUPS_MS", 10_000)
 
@@ -59,7 +59,7 @@ class Used:
             make.call(**of | to | fields)
 
     def switches(self) -> dict[str, str]:
-        """Return the path of each switch by what it switches."""
+        """Return the URL that disables each kind of object, by kind."""
         place = self.assignment
         return {
             "host": f"/hosts/{self.ada.host_id}/disable/",
@@ -117,7 +117,7 @@ def test_each_switch_says_whose_calls_it_would_have_refused(used: Used, sign_in:
 
 
 def _lately(page: str) -> str:
-    """Return the sentence on the last seven days, without what all have in common."""
+    """Return the middle of the sentence on the last seven days, without its fixed beginning and end."""
     return page.partition("In the last 7 days ")[2].partition(" would have been refused.")[0]
 
 

@@ -29,7 +29,7 @@ def text(response: Any) -> str:
 
 @pytest.fixture
 def link(max: User) -> Connection:
-    """A connection of max, who has a member's capabilities."""
+    """A connection of max, who has only a member's capabilities."""
     return make.connection(make.agent(by=max, name="Codex"), make.gateway(slug="work", name="Work"), max)
 
 

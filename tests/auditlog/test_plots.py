@@ -45,14 +45,14 @@ def test_plots_count_the_calls_of_the_thing_and_lead_to_them(viv: User, ana: Use
     client = sign_in(viv)
     assert plotted(client.get(f"/hosts/{host.pk}/").content.decode()) == {}  # Nothing has been counted yet.
     keeping.keep_up(5)
-    call(now, **told)  # This one was not counted yet either, but is reported.
+    call(now, **told)  # The page includes this call, although no roll-up counts it yet.
 
     page = client.get(f"/hosts/{host.pk}/").content.decode()
     shown = plotted(page)
     assert shown["Calls"] == f"9 /logs/?host={host.pk}&range=24h"
     assert shown["Errors"] == f"1 /logs/?host={host.pk}&range=24h&q=error"
     assert shown["Refused"] == f"1 /logs/?host={host.pk}&range=24h&q=refused"
-    (change,) = re.findall(r">\+(\d+) %<", page)  # The range is up to an hour longer than the one before.
+    (change,) = re.findall(r">\+(\d+) %<", page)  # The plotted range is up to an hour longer than the range before it.
     assert 9 * 24 / 25 - 1 <= int(change) / 100 <= 8 + 0.01
     assert plotted(client.get(f"/hosts/{host.pk}/?range=7d").content.decode())["Calls"].startswith("10 ")
     assert plotted(client.get("/").content.decode())["Requests 24 h"].startswith("10 ")

@@ -25,7 +25,7 @@ def _no_partitions_of_other_modules() -> None:
 
 
 def drop() -> int:
-    """Run all chores as `serve` does, and return the number of dropped partitions."""
+    """Run all chores as `serve` does; return the number of dropped partitions."""
     counts = housekeeping._chores(databases.database_now())
     return counts.get("partitions_dropped", 0)
 

@@ -84,13 +84,13 @@ def partitions(days: int) -> None:
 def moments(chance: random.Random, now: datetime, days: float) -> datetime:
     """Return a random time of the last days, mostly of the last hours."""
     span = chance.choice([0.01, 0.1, 1.0, days])
-    return now - timedelta(days=span * chance.random(), seconds=2)  # Not of now: that is a question of its own.
+    return now - timedelta(days=span * chance.random(), seconds=2)  # Never now: other tests cover that.
 
 
 def check(chance: random.Random, now: datetime, days: float) -> None:
     """Compare a random query on the roll-ups and on the log."""
     since, until = sorted(moments(chance, now, days + 2) + timedelta(minutes=5) for _ in range(2))
-    if until > timezone.now() - 2 * A_MOMENT:  # Read as "until now", including rows written since.
+    if until > timezone.now() - 2 * A_MOMENT:  # Means "until now", including rows written since.
         until = timezone.now() + HOUR
     columns = [*IDS, "method", "feature_name", "outcome", "deny_reason"]
     by = chance.sample(columns, chance.randrange(3))
@@ -123,7 +123,7 @@ def check(chance: random.Random, now: datetime, days: float) -> None:
 
 
 def drop(writers: list[psycopg.Connection[Any]], limit: date, between: Callable[[], None]) -> None:
-    """Drop the calls before a day; active writers would keep their partitions."""
+    """Drop the calls before a day, after committing all writers, whose transactions would keep the partitions."""
     for each in writers:
         each.commit()
     keeping.drop_before(limit)
@@ -143,7 +143,7 @@ def rare(name: str) -> list[str]:
 def test_roll_ups_equal_a_count_of_the_log_in_any_order_of_rows(
     writers: list[psycopg.Connection[Any]], chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several writers commit rows of any time in any order, between steps of counting and dropped days."""
+    """Several writers commit rows in any order of time, between steps of counting and dropped days."""
     monkeypatch.setattr(keeping, "WRITERS_S", 0)
     monkeypatch.setattr(keeping, "STEP", 25)
     monkeypatch.setattr(keeping, "OLD_STEP", 25)
@@ -157,7 +157,7 @@ def test_roll_ups_equal_a_count_of_the_log_in_any_order_of_rows(
         one = chance.choice(writers)
         acts: list[Callable[[], object]] = [
             partial(write, one, [row(chance, timezone.now()) for _ in range(chance.randint(1, 9))]),
-            partial(write, one, [row(chance, timezone.now() - chance.random() * 0.8 * HOUR)]),  # It took long.
+            partial(write, one, [row(chance, timezone.now() - chance.random() * 0.8 * HOUR)]),  # A long call.
             one.commit,
             one.commit,
             one.rollback,
@@ -230,10 +230,10 @@ def test_several_count_while_several_write(
 
 
 def test_row_older_than_an_hour_is_counted_with_the_next_stretch(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that took longer is counted later, but only once."""
+    """A call recorded more than an hour after it began is counted with the next stretch, and only once."""
     now = timezone.now()
     keeping.keep_up(5)
-    monkeypatch.setattr(keeping, "NEAR", -keeping.LATE_EVERY)  # It is always time for the next one.
+    monkeypatch.setattr(keeping, "NEAR", -keeping.LATE_EVERY)  # The next late stretch is always due.
     RollupState.objects.update(near_from=now - HOUR)
     call(now - 5 * HOUR)
 
@@ -363,7 +363,7 @@ def test_dropped_days_are_forgotten_before_their_calls_are(db: None, monkeypatch
 
     days = Rollup.objects.filter(cube=0, seconds=DAYS.seconds).values_list("at", flat=True)
     assert sorted(at.date() for at in days) == [today - 5 * DAY, today]
-    assert total_since(today - 20 * DAY) == 3  # From the log, as long as it has them.
+    assert total_since(today - 20 * DAY) == 3  # Counted from the log while the log still has these days.
     assert total_since(date(1970, 1, 1)) == 3
 
 
@@ -385,8 +385,8 @@ def test_question_that_would_read_much_of_the_log_is_not_answered(db: None, monk
     keeping.keep_up(0)
     RollupState.objects.update(counted_from=now)
     with book() as opened:
-        assert opened.total({}, now - DAY, now) is None  # Too many,
-        assert opened.total({}, now - 30 * DAY, now - 2 * DAY) is None  # and too long.
+        assert opened.total({}, now - DAY, now) is None  # Too many calls to count without roll-ups,
+        assert opened.total({}, now - 30 * DAY, now - 2 * DAY) is None  # and too long a range.
     RollupState.objects.update(counted_from=BEGINNING)
     with book() as opened:
         assert opened.total({}, now - DAY, now) is not None

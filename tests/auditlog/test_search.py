@@ -1,4 +1,4 @@
-"""Searching, facets, bars and files of the Logs page; and what all of it may cost."""
+"""The Logs page: search, facets, bars and files, and the maximum cost of each."""
 
 import html
 import re
@@ -39,7 +39,7 @@ def ago(**span: float) -> datetime:
 
 
 def found(query: str) -> set[str]:
-    """Return the tools of the calls that match a search."""
+    """Return the tool names of the calls that match a search."""
     return {call.feature_name for call in Search(parse_search(query)).page(None, 50).page.rows}
 
 
@@ -257,7 +257,7 @@ def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
 def test_the_most_common_values_are_searched_row_by_row(
     common: str, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No index has the most common values, and where they are rare a page still reads no further than any other."""
+    """No index covers the most common values; where they are rare, a page still reads a limited number of rows."""
     monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     for minutes in range(20):
         rare = {} if minutes in (0, 11) else {"outcome": "denied", "method": "ping"}
@@ -296,7 +296,7 @@ def test_the_newest_of_a_kind_come_from_its_index(condition: str, index: str) ->
     scans = [line for line in plan if "Scan" in line]
     assert scans
     assert all("Index Scan Backward" in line for line in scans), "\n".join(plan)
-    # Of a partition that autovacuum has found nearly empty, one index is as cheap as another.
+    # In a partition that autovacuum considers nearly empty, any index is equally cheap.
     assert [index in line for line in scans].count(True) > len(scans) / 2, "\n".join(plan)
 
 
@@ -345,7 +345,7 @@ def test_no_list_reads_a_partition_from_end_to_end(path: str, ana: User, sign_in
     statements = [sql for sql in of_log if "pg_inherits" not in sql]  # Listing the partitions does not read the log.
     assert statements
     with connection.cursor() as cursor:
-        # So few rows are read at once whatever there is; what counts is that there is another way.
+        # Small tables are always read sequentially; the test checks that an index could be used instead.
         cursor.execute("SET LOCAL enable_seqscan = off")
         for statement in statements:
             assert "LIMIT" in statement or "GROUP BY" in statement or "COUNT(" in statement
@@ -450,7 +450,7 @@ def test_bars_count_every_call_once_and_lead_to_their_moments(ana: User, sign_in
 
     drawn = client.get("/logs/").context["histogram"]
 
-    assert len(drawn.bars) in {24, 25}  # An hour each; the first is whole.
+    assert len(drawn.bars) in {24, 25}  # One bar per hour; the first bar covers a whole hour.
     assert drawn.totals == {"ok": 3, "error": 1, "denied": 1, "cancelled": 0}
     for bar in drawn.bars:
         rows = client.get(f"/logs/?{bar.query}").context["page"].rows
@@ -482,7 +482,7 @@ def test_the_name_of_a_bar_says_its_day_where_days_are_drawn(
 
 @pytest.mark.parametrize("minutes", [0.6, 7, 29, 31, 60, 61, 100, 24 * 60, 7 * 24 * 60 + 1])
 def test_bars_and_the_times_below_them_end_now(minutes: float) -> None:
-    """No bar is empty because it lies in the future, whatever the range."""
+    """For any range, no bar is in the future and therefore empty."""
     now = ago(minutes=0)
     make.call(at=ago(seconds=1))
 
@@ -575,7 +575,7 @@ def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in:
 def test_the_command_asks_what_the_call_asked_and_no_payload_of_it(
     fields: dict[str, Any], params: str, sign_in: SignIn
 ) -> None:
-    """Users who may not see payloads get none in a command either."""
+    """Users who may not see payloads get no payload in a copied command either."""
     call = make.call(gateway_id=make.gateway().pk, **({"method": "tools/call", "feature_name": "add"} | fields))
 
     page = html.unescape(text(sign_in(make.user(Capability.LOGS_READ)).get(f"/logs/{call.uid}/")))

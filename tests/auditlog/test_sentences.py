@@ -33,7 +33,7 @@ def test_each_event_name_has_a_sentence_and_each_sentence_an_event_name() -> Non
 
 
 def test_statements_write_no_event_without_a_sentence() -> None:
-    """Some events are written by the database, which does not know the names in the code."""
+    """Some events are written by SQL statements, which do not use the event names defined in the code."""
     sources = [*ROOT.glob("*/migrations/*.py"), *ROOT.glob("proxy/**/*.sql")]
     texts = [text for path in sources if "INSERT INTO auditlog_event (" in (text := path.read_text())]
     subjects = "|".join(sorted({action.partition(".")[0] for action in Action}))
@@ -146,7 +146,7 @@ def test_a_refused_attempt_names_the_person_and_the_key(sign_in: SignIn) -> None
     "name", ["CI / boss@example.com / Payroll", "CI” was approved. The host “X", "a on b", "x" * 250]
 )
 def test_a_name_stays_one_name(name: str) -> None:
-    """Labels join several names; if a name contains the separator, no name is marked."""
+    """Labels join several names with a separator; if a name contains the separator, no name is highlighted."""
     label = f"{name} / {ANA} / Work"[:200]
     event = Event(action="connection.revoked", actor_email=ANA, target_type="connection", target_label=label)
 
@@ -202,7 +202,7 @@ def drawer(page: Any) -> str:
 
 
 def everything(by: User) -> dict[str, Any]:
-    """Create an object of each kind with a page, with an event about each."""
+    """Create an object with a page of each kind, and an event about each object."""
     host, gateway = make.agent(by=by), make.gateway(by=by)
     server = make.server(by=by, auth_type=AuthType.BEARER)
     assigned = make.assignment(gateway, server, identity_scheme="per_user")
@@ -225,7 +225,7 @@ def everything(by: User) -> dict[str, Any]:
 
 
 def leads(client: Client, kind: str) -> str:
-    """Return the link in the sentence of the newest event of this kind."""
+    """Return the link in the sentence of the newest event about this kind of object."""
     event = Event.objects.filter(target_type=kind).latest("id")
     found = re.search(r'<span class="sentence">.*?</h2>', drawer(client.get(f"{PATH}{event.uid}/")), re.DOTALL)
     assert found

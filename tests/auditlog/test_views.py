@@ -31,7 +31,7 @@ def ago(**span: float) -> datetime:
 
 
 def shown(response: Any) -> list[str]:
-    """Return the names of the listed features."""
+    """Return the names of the features listed in the response."""
     return [call.feature_name for call in response.context["page"].rows]
 
 
@@ -290,7 +290,7 @@ def test_the_list_costs_the_same_for_one_row_and_for_many(
         make.call()
     client = sign_in(ana)
 
-    # Session, user, permissions, rows, how far few reach (two), count, bars, values, saved views: and no roll-ups.
+    # Session, user, permissions, rows, search limits (two), count, bars, values, saved views; none for roll-ups.
     with django_assert_num_queries(10):
         client.get("/logs/")
 
@@ -466,7 +466,7 @@ def test_times_are_shown_and_read_in_the_zone_of_the_address(ana: User, sign_in:
     assert 'name="from" value="2026-03-05T08:00"' in text(listed)
     assert "from=2026-03-04T23%3A00Z" in listed.context["query"]
     assert shown(client.get("/logs/?from=2026-03-05T08:00&to=2026-03-05T09:00")) == []
-    assert "Times are UTC." in text(client.get("/logs/?zone=Mars/Olympus"))
+    assert "Times are UTC." in text(client.get("/logs/?range=all&zone=Mars/Olympus"))
 
 
 @pytest.mark.full

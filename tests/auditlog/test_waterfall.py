@@ -1,4 +1,4 @@
-"""The page of a session: who may read it, its order and pages, and the bars."""
+"""The page of a session: who may read it, the order and pages of its calls, and the bars."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -28,7 +28,7 @@ def text(response: Any) -> str:
 
 
 class Talk:
-    """A session of this connection in the log, opened by its first call."""
+    """A session of a connection in the log, which starts with the session's first call."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

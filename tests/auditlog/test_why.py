@@ -1,4 +1,4 @@
-"""A trail one can act on: who stopped a call, the act that ends it, whether it would work now, and what if."""
+"""The cause and remedy of a refused call: who stopped it, how to allow it, and whether it would work now."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -89,7 +89,7 @@ def page(client: Client, call: Call, *, now: bool = False) -> str:
     return text(client.get(f"/logs/{call.uid}/{'now/' if now else ''}"))
 
 
-# The switch that is off, the method that enables it, and the required capability.
+# The disabled object, by deny reason, with the capability required to enable it.
 SWITCHES: list[tuple[str, Callable[[Scene], Any], Capability]] = [
     ("host_disabled", lambda scene: scene.host, Capability.HOSTS_TOGGLE),
     ("gateway_disabled", lambda scene: scene.gateway, Capability.GATEWAYS_TOGGLE),
@@ -138,7 +138,7 @@ def test_people_who_may_not_end_it_learn_who_can(
     assert "auditlog:remedy" not in shown
     assert 'action="/logs/remedy/"' not in shown
     assert needed.label in shown or needed.label.replace("&", "&amp;") in shown
-    assert "Disabled by" not in shown  # Who did it is an admin event.
+    assert "Disabled by" not in shown  # The person who disabled it is in the admin events only.
     assert holder.email not in shown
     assert holder.email in page(sign_in(auditor), call)
     sent = {"reason": reason, "subject": str(thing(scene).pk)}
@@ -239,7 +239,7 @@ def test_an_app_that_waits_is_approved_from_its_refused_call(scene: Scene, sign_
     assert "Approve" in page(sign_in(judge), scene.call("host_pending"))
     assert sign_in(judge).post("/logs/remedy/", sent).status_code == 302
     assert Event.objects.filter(action=Action.HOST_APPROVED, actor_id=judge.pk).exists()
-    assert sign_in(judge).post("/logs/remedy/", sent).status_code == 302  # Somebody was quicker.
+    assert sign_in(judge).post("/logs/remedy/", sent).status_code == 302  # Another person was quicker.
 
 
 def test_an_owner_does_not_undo_what_an_administrator_did(scene: Scene, sign_in: SignIn) -> None:
@@ -414,7 +414,7 @@ def test_each_picker_says_what_is_wrong_with_it(
     assert (shown.status_code, told.status_code) == (422, 400)
     assert words in text(shown)
     assert words in str(told.json()["errors"][name])
-    assert TOOL in text(shown) or name == "tool"  # Text typed elsewhere stays as it is.
+    assert TOOL in text(shown) or name == "tool"  # Texts in other fields are preserved.
 
 
 def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> None:
@@ -429,7 +429,7 @@ def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> No
 
 
 def test_unreadable_objects_answer_like_missing_ones(scene: Scene, sign_in: SignIn) -> None:
-    """Readers of only the log see the objects of calls, and no objects that never appear in a call."""
+    """Readers who may see only the log can look up objects that occur in calls, and no other objects."""
     reader = make.user(Capability.LOGS_READ)
     rest = Rest.of(reader)
     Gateway.objects.update(reach=Reach.TEAMS)
@@ -441,7 +441,7 @@ def test_unreadable_objects_answer_like_missing_ones(scene: Scene, sign_in: Sign
     shown = text(sign_in(reader).get("/logs/what-if/"))
     assert not any(name in shown for name in (scene.host.name, scene.owner.email, scene.gateway.slug))
 
-    Connection.objects.filter(pk=scene.link.pk).update(last_used_at=scene.link.connected_at)  # It called.
+    Connection.objects.filter(pk=scene.link.pk).update(last_used_at=scene.link.connected_at)  # The app made a call.
     assert rest.get("/logs/what-if", **scene.query).json()["works"] is True
 
 
@@ -473,7 +473,7 @@ def test_near_tools_are_told_in_the_trail_and_in_what_if(scene: Scene, viv: User
 
     assert f"Similar: <code>{TOOL}</code>" in page(client, call)
     Assignment.objects.update(tool_policy=ToolPolicy.ALLOW_ALL)
-    assert "This no longer applies." not in page(client, call)  # Only the server knows.
+    assert "This no longer applies." not in page(client, call)  # Only the server can answer that.
     Assignment.objects.update(tool_policy=ToolPolicy.SELECTED)
     assert urlencode({"tool": TOOL}) in text(client.get("/logs/what-if/", query))
     answer = Rest.of(viv).get("/logs/what-if", **query).json()
@@ -520,7 +520,7 @@ def test_a_person_without_tokens_sees_that_and_the_next_step(ana: User) -> None:
 
 @pytest.fixture
 def app_question(ana: User) -> Question:
-    """Return a question about an app that connected an hour ago, so that its access token has just expired."""
+    """Return a question about an app that connected an hour ago, so that the app's access token has just expired."""
     link = make.app_connection(ana, make.gateway(slug="apps"))
     key = link.tokens.get()
     application = Application.objects.create(client_type="public", authorization_grant_type="authorization-code")

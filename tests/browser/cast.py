@@ -63,7 +63,7 @@ print(json.dumps({{
 
 @dataclass
 class Cast:
-    """The actors of a journey and their workspace. `ids` are of kim's bot on `work`, `tokens` are the agents'."""
+    """The people and agents of a journey; `ids` are of kim's bot on the gateway `work`, `tokens` are of the agents."""
 
     live: Serve
     github: Upstream
@@ -83,12 +83,12 @@ class Cast:
         return self._browsers[name]
 
     def members(self, table: str) -> int:
-        """Return the number of rows in a table."""
+        """Return the number of rows in a database table."""
         return int(self.live.rows(f"SELECT count(*) FROM {table}")[0]["count"])
 
 
 async def say_whose(request: Request) -> None:
-    """Answer each tool call with the credential it arrived with."""
+    """Answer each tool call with the credential that came with the call."""
     text = request.headers.get("authorization", "")
     await request.answer({"content": [{"type": "text", "text": text}]})
 

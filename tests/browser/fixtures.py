@@ -50,7 +50,7 @@ type Open = Callable[..., BrowserContext]
 
 @dataclass
 class Trouble:
-    """Errors in the browser; a test that provokes an error page lists it in `expected`."""
+    """Errors reported by the browser; a test that provokes an error page adds the expected text to `expected`."""
 
     expected: set[str] = field(default_factory=set)
     seen: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Trouble:
 
 
 def fill(live: workspace.Serve) -> None:
-    """Give a workspace rows of each kind in each state, as after some use."""
+    """Fill a workspace with rows of each kind in each state, as after some use."""
     live.manage("shell", "--verbosity", "0", "-c", ROWS.read_text())
 
 
@@ -133,7 +133,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def open_browser(browser: Browser, trouble: Trouble, request: pytest.FixtureRequest) -> Iterator[Open]:
-    """Return a function that opens a window with its own cookies, for one person; takes Playwright's options."""
+    """Return a function that opens a browser window with separate cookies; the function takes Playwright's options."""
     contexts: list[BrowserContext] = []
 
     def window(**options: Any) -> BrowserContext:

@@ -11,7 +11,7 @@ NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/", "/help/
 def kind_of(url: str) -> str:
     """Return the kind of a page, without identifiers and values of the query."""
     parts = urlsplit(url)
-    # The bars of a chart differ only in their times, and filters are combined: neither makes another kind of page.
+    # Bars of a chart differ only in their times, and filters can be combined, so neither counts as a new kind of page.
     named = {pair.partition("=")[0] for pair in parts.query.split("&")} - {"from", "to", ""}
     query = next(iter(named)) if len(named) == 1 else "several" if named else ""
     path = IDENTIFIER.sub("*", parts.path)
@@ -19,6 +19,6 @@ def kind_of(url: str) -> str:
 
 
 def is_page(url: str) -> bool:
-    """Return False for files, the Django admin and downloads, which other tests check."""
+    """Return True if the URL is a page; False for files, the Django admin and downloads, which other tests check."""
     path = urlsplit(url).path
     return not path.startswith(NOT_PAGES) and not path.endswith("/export/") and "format=" not in urlsplit(url).query

@@ -1,4 +1,4 @@
-"""Create a workspace in which every name has the maximum length: run inside it by `manage.py shell`.
+"""Create a workspace in which every name has the maximum length: run in the workspace by `manage.py shell`.
 
 The test replaces `TEXT`, of which names are made, and `KEY`, with which they end.
 """
@@ -18,7 +18,7 @@ KEY = "k"
 
 
 def longest(length: int, *, end: str = "") -> str:
-    """Return a name of `length` characters that ends with KEY and `end`."""
+    """Return a name of `length` characters that ends with KEY and `end`, so that each name is unique."""
     return (TEXT * length)[: length - len(KEY) - len(end)] + KEY + end
 
 

@@ -1,4 +1,4 @@
-"""A loaded page in light, in dark and on a phone: axe's findings, overflow, and cut texts that nothing shows whole."""
+"""Check a loaded page in light, in dark and on a phone: axe's findings, overflow, and texts cut without a tooltip."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ PHONE: ViewportSize = {"width": 380, "height": 800}
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A window size and colour scheme, and the axe rules that depend on them; empty for all rules."""
+    """A window size and colour scheme, with the axe rules that depend on them; no rules means all rules."""
 
     size: ViewportSize
     scheme: Literal["light", "dark"]
     rules: tuple[str, ...] = ()
 
 
-# Only style sheets depend on width and scheme, so a loaded page can change its look.
+# Only style sheets depend on width and colour scheme, so a loaded page can be checked in several looks.
 LOOKS = {
     "light": Look(DESK, "light"),
-    # Only the rules that depend on colours.
+    # The rules that depend on colours.
     "dark": Look(DESK, "dark", ("color-contrast", "link-in-text-block")),
-    # Only the rules that depend on layout.
+    # The rules that depend on layout.
     "phone": Look(PHONE, "light", ("color-contrast", "target-size", "scrollable-region-focusable", "meta-viewport")),
 }
 
@@ -44,7 +44,7 @@ EACH_COLOUR_ONCE = """;(() => {
 })()"""
 AXE = Axe().axe_script + EACH_COLOUR_ONCE
 
-# `resultTypes` spares the report of elements that pass.
+# `resultTypes` leaves elements that pass out of the report.
 FIND = """async rules => {
   const chosen = rules.length ? {runOnly: rules} : {};
   const {violations} = await axe.run(document, {resultTypes: ["violations"], ...chosen});
@@ -52,7 +52,7 @@ FIND = """async rules => {
   return violations.map(({id, nodes}) => `${id}: ${places(nodes)}`);
 }"""
 WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-# Texts that are cut, and that neither a title nor the tooltip shows whole.
+# Find texts that are cut, and that neither a title nor a tooltip shows in full.
 CUT = """() => {
   const found = new Set(), whole = node => node.textContent.replace(/\\s+/g, " ").trim();
   for (const node of document.querySelectorAll("main *:not(svg *)")) {
@@ -70,7 +70,7 @@ CUT = """() => {
 
 
 def faults_of(page: Page, name: str, looks: Iterable[str] = LOOKS) -> list[str]:
-    """Return the faults of the page in these looks and sizes. Leaves the window at the size of a phone."""
+    """Return the faults of the page in these looks, and leave the window at the size of a phone."""
     page.evaluate(AXE)
     faults = []
     for words in looks:
@@ -87,7 +87,7 @@ def faults_of(page: Page, name: str, looks: Iterable[str] = LOOKS) -> list[str]:
 
 
 def too_small(page: Page) -> list[str]:
-    """Return the controls too small for a thumb on the page as shown, including those its bar covers in part."""
+    """Return the controls too small for a thumb, including controls partly covered by the page's bar."""
     page.evaluate("scrollTo(0, 0)")
     page.evaluate(AXE)
     return list(page.evaluate(FIND, ["target-size"]))

@@ -1,4 +1,4 @@
-"""People of a running workspace, and their answers on the authorize pages."""
+"""Create people in a running workspace, and answer the authorize pages for them."""
 
 import re
 
@@ -6,7 +6,7 @@ from playwright.sync_api import Page, expect
 
 from tests.workspace import OWNER, PASSWORD, Serve
 
-# Copies the owner under another name and role: same password, and no process to start.
+# Copy the owner under another name and role: the password stays, and no process has to be started.
 JOIN = """
 INSERT INTO accounts_user
 SELECT (jsonb_populate_record(NULL::accounts_user, to_jsonb(owner) || jsonb_build_object(
@@ -30,7 +30,7 @@ def sign_in_where_asked(page: Page, email: str, password: str = PASSWORD) -> Non
 
 
 def allow(page: Page, question: str, *, app: str, gateway: str = "Quickstart", email: str = "") -> str:
-    """Allow an app on the pages it opened, signing in first as `email`; return the final URL."""
+    """Allow an app on the pages that the app opened, signing in first as `email`; return the final URL."""
     page.goto(question)
     if email:
         sign_in_where_asked(page, email)

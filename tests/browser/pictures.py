@@ -61,7 +61,7 @@ def running_workspace() -> Iterator[workspace.Serve]:
 
 
 def work(live: workspace.Serve) -> None:
-    """Make the calls of three agents, most of which succeed."""
+    """Make the calls of three agents; most calls succeed."""
     nightly = live.issue_token(host="Nightly report", gateway="work")
     feedback = live.issue_token(host="Feedback bot", gateway="work", user="max@example.com")
     ci = live.issue_token(host="CI bot", gateway="quickstart")
@@ -92,7 +92,7 @@ def signed_in(browser: Browser, live: workspace.Serve, look: Literal["light", "d
 
 
 def take(context: BrowserContext, live: workspace.Serve, look: str) -> None:
-    """Take a picture of the newest call, which was refused, with its cause and remedy."""
+    """Take a picture of the newest call, which was refused, with the cause and the remedy."""
     page = context.pages[0]
     page.goto(f"{live.url}/logs/")
     steps.row(page, "denied: host disabled").get_by_role("link").first.click()

@@ -1,4 +1,4 @@
-"""Create a workspace after some use: run inside it by `manage.py shell`."""
+"""Create rows as after some use of a workspace: run in the workspace by `manage.py shell`."""
 
 from accounts.models import Role, User
 from gateways.models import Feature

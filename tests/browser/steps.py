@@ -1,4 +1,4 @@
-"""Steps of a person on the pages, one function per step, found by the visible words."""
+"""Steps of a person on the pages, one function per step; controls are found by their visible text."""
 
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -26,13 +26,13 @@ def sign_in(page: Page, url: str, email: str = workspace.OWNER, password: str = 
 
 
 def press(page: Page | Locator, label: str) -> None:
-    """Press the button with this label, or a link that looks like one."""
+    """Press the button with this label, or a link styled as a button."""
     button = page.get_by_role("button", name=label, exact=True)
     button.or_(page.get_by_role("link", name=label, exact=True)).first.click()
 
 
 def add_host(page: Page, url: str, name: str) -> None:
-    """Create a host by Apps & Agents, *Add API access token-based host*; ends on its Connections tab."""
+    """Create a host by *Add API access token-based host* in Apps & Agents; ends on the host's Connections tab."""
     page.goto(f"{url}/hosts/")
     press(page, "Add API access token-based host")
     dialog = page.get_by_role("dialog", name="Add API access token-based host")
@@ -42,7 +42,7 @@ def add_host(page: Page, url: str, name: str) -> None:
 
 
 def add_connection(page: Page, gateway: str) -> Page:
-    """Go from a host's Connections tab to the show-once dialog, and return the page in which it is open."""
+    """Create a connection from a host's Connections tab; return the page with the open show-once dialog."""
     flow = start_connection(page)
     choose_gateway(flow, gateway)
     generate(flow)
@@ -99,7 +99,7 @@ def open_connections(page: Page, url: str, host: str) -> None:
 
 
 def revoke(page: Page, *words: str) -> None:
-    """Revoke the connection whose row contains these words, and check that it ended."""
+    """Revoke the connection whose row contains these words, and check that the row shows it as revoked."""
     connection = row(page, *words)
     connection.get_by_role("button", name="Revoke").first.click()
     page.get_by_role("alertdialog").get_by_role("button", name="OK").click()

@@ -1,4 +1,4 @@
-"""Tasks of a person, each from the dashboard, done with a mouse that counts its clicks or by keyboard alone."""
+"""Tasks of a person, starting at the dashboard, done with a mouse whose clicks are counted, or by keyboard alone."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.upstreams import App as Asgi
 from tests.upstreams import Upstream, docs
 from tests.workspace import OWNER, PASSWORD, Serve
 
-MOST_STEPS = 400  # The row may be the last of a page.
+MOST_STEPS = 400  # The row can be at the end of the page.
 ARRIVED = '<link rel="icon" href="data:,"><h1>Arrived</h1>'
 ROWS = """
 import json
@@ -52,7 +52,7 @@ class Person(Protocol):
 
 @dataclass
 class Mouse:
-    """Every click is counted, including the one that focuses a field, and every field."""
+    """A person with a mouse; counts every click, including the click that focuses a field, and every filled field."""
 
     page: Page
     clicks: int = 0
@@ -63,7 +63,7 @@ class Mouse:
         self.press(rail.get_by_role("link", name=re.compile(f"^{label}")))
 
     def follow(self, url: str) -> None:
-        """Open a link that came by mail, which is a click too."""
+        """Open a link from an e-mail, which counts as a click."""
         self.page.goto(url)
         self.clicks += 1
 
@@ -82,7 +82,7 @@ class Mouse:
 
 @dataclass
 class Keys:
-    """The palette goes to pages, Tab reaches a control, arrows choose a radio button, Enter presses, Space ticks."""
+    """A person with only a keyboard: palette, Tab, arrows for radio buttons, Enter to press, Space to tick."""
 
     page: Page
 
@@ -118,7 +118,7 @@ class Keys:
 
 @dataclass
 class Stage:
-    """A workspace with rows of one task only: all are called `name`, which sorts before the others."""
+    """A workspace with the rows of one task; all rows are called `name`, which sorts before other names."""
 
     live: Serve
     name: str
@@ -259,7 +259,7 @@ def bring_a_member_from_invitation_to_a_first_call(one: Person, stage: Stage) ->
 
 
 def connect_an_app(one: Person, stage: Stage) -> str:
-    """Allow an app that opens the browser, and return its access token."""
+    """Allow an app that opens the browser, and return the access token that the app gets."""
     said = {"client_name": stage.name, "redirect_uris": [CALLBACK], "token_endpoint_auth_method": "none"}
     app = App(httpx.post(f"{stage.live.url}/oauth/register", json=said).json()["client_id"])
     one.page.route(f"{CALLBACK}**", lambda route: route.fulfill(body=ARRIVED, content_type="text/html"))
@@ -282,7 +282,7 @@ EIGHT: tuple[Task, ...] = (
     see_who_uses_what,
     export_calls,
 )
-# With their clicks and fields.
+# Further tasks, each with the maximum number of clicks and fields.
 MORE: dict[Task, tuple[int, int]] = {
     stop_an_incident: (4, 0),
     take_unused_access_away: (4, 0),

@@ -1,6 +1,6 @@
-"""axe on pages that people open first, in light, in dark and on a phone; test_pages.py opens all.
+"""axe on the pages that people open first, in light, in dark and on a phone; test_pages.py checks all pages.
 
-What a screen reader lists of the main pages, too: no link or button without a name, or with one that says nothing.
+Also checks the links and buttons that a screen reader lists on the main pages: each has a meaningful name.
 """
 
 import re

@@ -53,7 +53,7 @@ def issuer() -> Iterator[Upstream]:
 
 @pytest.fixture
 def tile(live: workspace.Serve, issuer: Upstream) -> str:
-    """Return the name of a tile for a local server that could be another one."""
+    """Add a tile for a local server that stands in for a well-known one; return the name of the tile."""
     name = unique("Forge")
     known = {"key": name, "name": name, "about": "Standing in", "kind": "code", "url": issuer.url, "auth": ["oauth"]}
     Path(live.settings["GATEWAY_WELL_KNOWN_SERVERS"]).write_text(json.dumps([known]))
@@ -77,7 +77,7 @@ class Clicks:
 
 
 def begun(live: workspace.Serve, page: Page, tile: str) -> tuple[Clicks, str, str]:
-    """Add the tile to a gateway of its own, and return the page that asks to authenticate."""
+    """Add the tile's server to a new gateway, and return the page that asks to authenticate."""
     name = unique("forge")
     secret = live.manage("shell", "-c", MAKE.format(name=name)).split()[-1]
     page.goto(f"{live.url}/servers/add/")
@@ -118,22 +118,22 @@ def test_one_who_denies_leaves_and_comes_back_is_connected_in_the_end(
     clicks, name, secret = begun(live, page, tile)
     url, here = f"{live.url}/mcp/{name}", page.url
 
-    clicks.press(f"Authenticate with {tile}")  # Denies.
+    clicks.press(f"Authenticate with {tile}")  # The person denies.
     clicks.press("Deny")
     expect(page.locator("main")).to_contain_text(f"You did not sign in at {tile}.")
     page.goto(here)
-    clicks.press(f"Authenticate with {tile}")  # Closes the tab at the issuer.
+    clicks.press(f"Authenticate with {tile}")  # The person closes the tab at the issuer.
     expect(page.get_by_role("link", name="Allow")).to_be_visible()
     page.close()
     again = context.new_page()
     again.goto(here)
     expect(again.locator("main")).to_contain_text("missing")
     clicks = Clicks(again)
-    clicks.press(f"Authenticate with {tile}")  # Comes back.
+    clicks.press(f"Authenticate with {tile}")  # The person comes back.
     clicks.press("Allow")
     expect(again.locator("main")).to_contain_text("connected")
     first = curl.list_tools(url, secret).json["result"]["tools"]
-    clicks.press("Use another")  # Chooses another account.
+    clicks.press("Use another")  # The person chooses another account.
     again.get_by_role("dialog").get_by_role("button", name=f"Authenticate with {tile}").click()
     clicks.press("Allow")
     expect(again.locator("main")).to_contain_text("connected")

@@ -29,7 +29,7 @@ sys.stdout.write("made")
 
 @dataclass
 class Handbook:
-    """A server with one tool of a settable definition, on its own gateway."""
+    """A server with one tool, whose definition can be changed, on a separate gateway."""
 
     server: MCPServer
     url: str = ""
@@ -43,7 +43,7 @@ class Handbook:
 
     @property
     def shown(self) -> dict[str, str]:
-        """Return the tools that an agent sees, with their descriptions."""
+        """Return the tools that an agent sees, as names with descriptions."""
         return {tool["name"]: tool["description"] for tool in curl.list_tools(self.url, self.token).result["tools"]}
 
     def call(self) -> curl.Answer:
@@ -69,7 +69,7 @@ def refresh(page: Page, live: Serve, slug: str) -> None:
 
 
 def decide(page: Page, what: str) -> None:
-    """Press the button of the feature's page and confirm."""
+    """Press the button `what` on the feature's page, and confirm."""
     steps.press(page, what)
     page.get_by_role("alertdialog").get_by_role("button", name="OK").click()
 

@@ -29,7 +29,7 @@ def test_the_doctor_is_asked_from_how_to_connect(live: Serve, page: Page) -> Non
 
 @pytest.mark.full
 def test_a_temporary_refusal_is_shown_on_the_page(live: Serve, page: Page, trouble: Trouble) -> None:
-    """The doctor's form, sent by htmx, from a person with too many requests."""
+    """A person who sent too many requests submits the doctor's form by htmx, and sees the refusal on the page."""
     trouble.expected = {"a status of 429", "Error Code 429"}
     page.goto(f"{live.url}/settings/oauth-doctor/?gateway=quickstart")
     told = "Too many of your requests are running. Try again in a few seconds."

@@ -1,4 +1,4 @@
-"""A form that was open for longer than a confirmation lasts, in a real browser."""
+"""A form left open for longer than a password confirmation lasts, in a real browser."""
 
 import pytest
 from playwright.sync_api import Page, expect

@@ -107,7 +107,7 @@ def a_revocation_thought_over(page: Page, live: Serve, minted: Minted) -> None:
 
 
 def dead_on_the_next_request(page: Page, live: Serve, minted: Minted) -> None:
-    """Every worker gives the same refusal, and it is logged."""
+    """Check that every worker refuses the token with the same error, and logs the refusal."""
     for _ in range(6):
         refused = curl.list_tools(minted.gateway_url, minted.token)
         assert refused.status == 401
@@ -124,7 +124,7 @@ def dead_on_the_next_request(page: Page, live: Serve, minted: Minted) -> None:
 
 
 def assert_nowhere(token: str, live: Serve) -> None:
-    """Check that the plain text of this token is in no table and no log."""
+    """Check that the token's plain text is in no table and in no log."""
     secret = token[12:]
     assert secret not in live.log()
     for table in live.rows("SELECT relid::regclass::text AS name FROM pg_stat_user_tables"):

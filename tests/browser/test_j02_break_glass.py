@@ -18,7 +18,7 @@ type Seen = tuple[object, object, object]
 
 FINE: Seen = (200, 200, 200)
 WITHOUT = "without github's tools"
-ROUNDS = 3  # So that either worker is asked.
+ROUNDS = 3  # Enough requests to reach both workers.
 UNAUTHORIZED: Seen = ((401, "Unauthorized"),) * 3
 
 
@@ -27,13 +27,13 @@ def refused(reason: str) -> Seen:
 
 
 def failing(reason: str, listed: object = WITHOUT) -> Seen:
-    """Return what a bot gets if one server of a working gateway fails: an error for its call, other calls work."""
+    """Return a bot's answers if one server of its gateway fails: an error from that server, success from the other."""
     return (listed, (200, reason), 200)
 
 
 @dataclass(frozen=True)
 class Toggle:
-    """One switch: its column, its API call, and what both bots get while it is off."""
+    """One switch: its column, its API call, and the answers both bots get while the switch is off."""
 
     table: str
     subject: str
@@ -98,7 +98,7 @@ TOGGLES = {
 
 @pytest.fixture(scope="module")
 def ids(cast: Cast) -> dict[str, str]:
-    """Return the ids of the switched objects; the gateway knows a tool once it was listed."""
+    """Return the ids of the switched objects, after listing the tools so that the gateway stores them."""
     assert curl.list_tools(cast.url("work-j"), cast.tokens["token"]).status == 200
     query = "SELECT id::text FROM gateways_feature WHERE assignment_id = %s AND name = 'whoami'"
     eventually(lambda: cast.live.rows(query, cast.ids["assignment"]))
@@ -162,7 +162,7 @@ def both(cast: Cast) -> tuple[Seen, Seen]:
 
 
 def seen(cast: Cast, token: str) -> Seen:
-    """Return what a bot gets for a list, a call of github's tool, and a call of docs' tool."""
+    """Return the outcomes of a bot's tools/list, of a call of github's tool, and of a call of docs' tool."""
     url = cast.url("work-j")
     whoami = curl.call_tool(url, token, "github__whoami")
     return (
@@ -183,7 +183,7 @@ def listed(answer: curl.Answer) -> object:
 
 
 def outcome(answer: curl.Answer) -> object:
-    """Return the status with its reason, or that it worked."""
+    """Return the status with the reason of an error, or a marker of success."""
     body: dict[str, Any] = answer.json
     if "error" in body:
         return answer.status, body["error"].get("data", {}).get("reason", body["error"]["message"])

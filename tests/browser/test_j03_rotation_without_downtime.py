@@ -1,4 +1,4 @@
-"""Journey J3: a second token, the agent moved to it, the first one revoked; no call fails."""
+"""Journey J3: create a second token, move the agent to the new token, and revoke the first; no call fails."""
 
 import threading
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ def test_j3_rotation_with_zero_downtime(cast: Cast, boss: httpx.Client) -> None:
         before = last_used(boss, second["id"])
         loop.token = second["token"]
         eventually(lambda: last_used(boss, second["id"]) > before)
-        eventually(lambda: loop.calls_with(second["token"]))  # The call that was under way with the first has ended.
+        eventually(lambda: loop.calls_with(second["token"]))  # The last call with the first token has ended.
         # 5
         assert boss.post(f"/api/tokens/{first['id']}/revoke").status_code == 204
         assert curl.list_tools(url, first["token"]).status == 401

@@ -27,7 +27,7 @@ def test_j4_self_rotation_in_ci(live: Serve, boss: httpx.Client) -> None:
     sibling = boss.post("/api/tokens", json={**order, "name": "other"}).json()
     path, url = f"/api/tokens/{made['id']}/rotate", gateway["url"]
 
-    # 1: no cookie, and all but the secret stays.
+    # 1: rotating needs no cookie, and changes only the secret.
     rotated = rotate(live, made["id"], made["token"]).json
     kept = ("id", "name", "scopes", "expires_at", "allowed_ips", "created_at")
     assert len(rotated) == 8

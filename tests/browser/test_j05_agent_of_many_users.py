@@ -74,7 +74,7 @@ def test_j5_each_person_has_a_token_and_an_identity_of_their_own(cast: Cast, bos
 
 
 def enrolled(browser: httpx.Client, link: str, person: str) -> str:
-    """Go through the pages of the link: choose the gateway, add a credential, get a token."""
+    """Follow the enrolment link: choose the gateway, add a credential, and return the token."""
     begun = browser.get(link)
     assert (begun.status_code, "Ann" in begun.text) == (200, False)
     bring = submit(browser, begun.url, gateway="work-j")
@@ -91,7 +91,7 @@ def secret_of(person: str) -> str:
 
 
 def reason(url: str, token: str) -> object:
-    """Return the refusal reason of github's tool; None if it works."""
+    """Return the reason why github's tool is refused; None if the call succeeds."""
     told = curl.call_tool(url, token, "github__whoami").json
     return told["error"]["data"]["reason"] if "error" in told else None
 

@@ -1,4 +1,4 @@
-"""Journey J6: an app appears by itself, with the TypeScript SDK and a real browser."""
+"""Journey J6: an app registers itself, with the TypeScript SDK and a real browser."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -39,7 +39,7 @@ def test_j6_a_headed_app_appears_by_itself(
 
 
 def finds_its_way(url: str) -> None:
-    """The refusal leads to both metadata documents."""
+    """Check that the 401 response leads to both metadata documents."""
     refused = curl.list_tools(url, None)
     challenge = refused.headers["www-authenticate"]
     found = re.search(r'resource_metadata="([^"]+)"', challenge)
@@ -55,7 +55,7 @@ def finds_its_way(url: str) -> None:
 
 
 def a_person_allows(claude: KeptApp, browser: Page, email: str) -> None:
-    """A person signs in and presses Allow for the preselected gateway; code, state and issuer are returned."""
+    """Sign in as a person, press Allow for the preselected gateway, and check the returned code, state and issuer."""
     arrived = []
 
     said = claude.connects(lambda asked: arrived.append(people.allow(browser, asked, app=APP, email=email)))
@@ -74,7 +74,7 @@ def appears_without_an_administrator(page: Page, live: Serve, email: str) -> Non
 
     mcp_connections(page, live, email)
     connection = steps.row(page, APP, email)
-    today, before = datetime.now(UTC), datetime.now(UTC) - timedelta(hours=1)  # It may have been before midnight.
+    today, before = datetime.now(UTC), datetime.now(UTC) - timedelta(hours=1)  # Midnight may have just passed.
     days = "|".join(f"{day:%b} {day.day}, {day.year}" for day in (today, before))
     for words in ("active", "Quickstart", re.compile(days), "Never"):
         expect(connection).to_contain_text(words)
@@ -98,7 +98,7 @@ def refreshes_by_itself(claude: KeptApp, page: Page, live: Serve, email: str) ->
 
 
 def is_the_same_app_for_others(claude: KeptApp, browser: Page, page: Page, email: str) -> None:
-    """A registration by another person belongs to the same host."""
+    """Check that another person's registration of the app belongs to the same host."""
     claude.connects(lambda asked: people.allow(browser, asked, app=APP, email=email))
 
     page.goto(page.url.partition("?")[0] + f"?q={quote(APP)}")
@@ -108,7 +108,7 @@ def is_the_same_app_for_others(claude: KeptApp, browser: Page, page: Page, email
 
 
 def reaches_its_own_gateway_only(claude: KeptApp, page: Page, live: Serve) -> None:
-    """A token of another gateway is refused."""
+    """Check that another gateway refuses the app's token."""
     steps.add_gateway(page, live.url, "Elsewhere")
     token = claude.tokens["access_token"]
 
@@ -119,7 +119,7 @@ def reaches_its_own_gateway_only(claude: KeptApp, page: Page, live: Serve) -> No
 
 
 def needs_no_name(nameless: KeptApp, browser: Page, page: Page, live: Serve, email: str) -> None:
-    """A code used twice is refused, and its tokens are revoked."""
+    """Check that an app without a name connects, and that using a code twice revokes its tokens."""
     arrived = []
     nameless.connects(lambda asked: arrived.append(people.allow(browser, asked, app="MCP Client", email=email)))
 

@@ -41,7 +41,7 @@ def test_j7_revoke_401_and_authorise_again(
 
 
 def an_administrator_revokes(page: Page, live: Serve) -> str:
-    """Check the confirmation text; return the key's prefix of the revoked row."""
+    """Revoke as an administrator, check the confirmation text, and return the prefix of the revoked key."""
     page.goto(f"{live.url}/settings/mcp-connections?q=Revoked")
     connection = steps.row(page, APP)
     prefix = connection.locator("code").inner_text()
@@ -54,7 +54,7 @@ def an_administrator_revokes(page: Page, live: Serve) -> str:
 
 
 def dead_at_once(claude: KeptApp, live: Serve) -> None:
-    """Every worker refuses the next call."""
+    """Check that every worker refuses the next call."""
     for _ in range(4):
         refused = curl.list_tools(claude.gateway_url, claude.tokens["access_token"])
         assert refused.status == 401
@@ -63,14 +63,14 @@ def dead_at_once(claude: KeptApp, live: Serve) -> None:
 
 
 def refresh_is_dead(claude: KeptApp, live: Serve, token: str) -> None:
-    """The refresh token is refused, before and after the app authorises again."""
+    """Check that the refresh token is refused, before and after the app authorises again."""
     told = {"client_id": claude.kept["client"]["client_id"], "refresh_token": token}
     refreshed = httpx.post(f"{live.url}/oauth/token", data={"grant_type": "refresh_token", **told})
     assert (refreshed.status_code, refreshed.json()["error"]) == (400, "invalid_grant")
 
 
 def a_new_row_beside_the_old(page: Page, first: str) -> None:
-    """The revoked row stays beside the new one, without a way to restore it."""
+    """Check that the revoked row stays beside the new row and cannot be restored."""
     page.reload()
     rows = page.get_by_role("row").filter(has_text=APP)
     expect(rows).to_have_count(2)

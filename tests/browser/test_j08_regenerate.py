@@ -9,6 +9,7 @@ from tests import curl
 from tests.browser import people, steps
 from tests.browser.fixtures import Open
 from tests.clients.apps import Desktop, KeptApp
+from tests.eventually import eventually
 from tests.workspace import OWNER, Serve
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -17,12 +18,17 @@ APP = "Regenerated Desktop"
 QUESTION = "Regenerate the API key for this connection? The old key will be deactivated immediately."
 
 
+def has_been_used(page: Page) -> bool:
+    """Return whether the first use of the connection, which is stored a moment later, is on the page."""
+    return steps.row(page, APP).get_by_text("just now").count() > 0
+
+
 @pytest.mark.full
 def test_j8_regenerate_a_key(live: Serve, page: Page, open_browser: Open, desktop: Desktop, tmp_path: Path) -> None:
     email = people.join(live, "max-j8")
     claude = KeptApp(desktop, f"{live.url}/mcp/quickstart", tmp_path / "store.json", APP)
     claude.connects(lambda asked: people.allow(open_browser().new_page(), asked, app=APP, email=email))
-    page.goto(f"{live.url}/settings/mcp-connections?q=Regenerated")
+    eventually(lambda: page.goto(f"{live.url}/settings/mcp-connections?q=Regenerated") and has_been_used(page))
 
     regenerated(page, steps.row(page, APP))
     the_app_goes_on(claude)
@@ -38,7 +44,7 @@ def test_j8_regenerate_a_key(live: Serve, page: Page, open_browser: Open, deskto
 
 
 def regenerated(page: Page, connection: Locator) -> None:
-    """Cancel changes nothing; OK changes the prefix, and shows no secret."""
+    """Check that Cancel changes nothing, and that OK changes the prefix and shows no secret."""
     before, cells = connection.locator("code").inner_text(), connection.get_by_role("cell").all_inner_texts()
     button, dialog = connection.get_by_role("button", name="Regenerate API key"), page.get_by_role("alertdialog")
     button.click()
@@ -58,7 +64,7 @@ def regenerated(page: Page, connection: Locator) -> None:
 
 
 def the_app_goes_on(claude: KeptApp) -> None:
-    """The old access token is refused; the refresh token gets a new one without a browser."""
+    """Check that the old access token is refused, and that the refresh token gets a new one without a browser."""
     old = claude.tokens["access_token"]
     refused = curl.list_tools(claude.gateway_url, old)
     assert refused.status == 401

@@ -1,4 +1,4 @@
-"""Journey J9: an allowlist of IPv4 and IPv6, through a trusted proxy and through untrusted ones."""
+"""Journey J9: an allowlist of IPv4 and IPv6 addresses, through a trusted proxy and through untrusted proxies."""
 
 import httpx
 import pytest
@@ -31,7 +31,7 @@ def test_j9_ip_allowlist(live: Serve, boss: httpx.Client) -> None:
     # 2
     denied = curl.list_tools(url, secret)
     assert (denied.status, denied.body) == (403, MCP_IP)
-    # 3: forwarded addresses count only from a trusted proxy, and only those it added itself.
+    # 3: a forwarded address counts only if a trusted proxy added it.
     assert forwarded(live, secret, "198.51.100.7", through=TRUSTED_PROXY) == 200
     assert forwarded(live, secret, "2001:db8::17", through=TRUSTED_PROXY) == 200
     assert forwarded(live, secret, "198.51.100.7, 203.0.113.9", through=TRUSTED_PROXY) == 403

@@ -62,7 +62,7 @@ def test_j10_expiry(live: Serve, boss: httpx.Client) -> None:
 
 
 def soon(boss: httpx.Client) -> str:
-    """The dashboard's list of tokens that expire within two weeks."""
+    """Return the dashboard's list of tokens that expire within two weeks."""
     return boss.get("/").text.partition("Tokens expiring in 14 days")[2].partition("</section>")[0]
 
 

@@ -1,4 +1,4 @@
-"""Journey J11: a password reset ends everything that acts as the person, apps included, and nothing of others."""
+"""Journey J11: a password reset ends all access of the person, including apps, and no access of other people."""
 
 import re
 from pathlib import Path
@@ -49,7 +49,7 @@ def statuses(claude: KeptApp, *tokens: str) -> list[int]:
 
 
 def asked_for_a_link(browser: Page, live: Serve, email: str) -> str:
-    """Get a link from the operator, because there is no mail server; the log does not contain it."""
+    """Get a reset link from the operator's command, because there is no mail server; the log must not have the link."""
     browser.goto(f"{live.url}/accounts/login/")
     browser.get_by_role("link", name="Forgot your password?").click()
     expect(browser.get_by_text("Ask an administrator for a reset link")).to_be_visible()
@@ -58,7 +58,7 @@ def asked_for_a_link(browser: Page, live: Serve, email: str) -> str:
 
 
 def a_new_password(browser: Page, link: str) -> None:
-    """Set the password on a page that warns of the consequences."""
+    """Set the new password on the page, which warns of the consequences."""
     browser.goto(link)
     expect(browser.get_by_text(WARNING)).to_be_visible()
     for label in ("New password", "New password, again"):

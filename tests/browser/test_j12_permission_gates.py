@@ -1,4 +1,4 @@
-"""Journey J12: a page neither shows nor does what the role does not allow.
+"""Journey J12: a page shows and does only what the viewer's role allows.
 
 Every URL for every role is tested in tests/api/test_matrix.py and tests/house/test_page_matrix.py.
 """
@@ -44,11 +44,11 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
     role = f"/api/roles/{cast.ids['viewer']}"
     held = boss.get(role).json()["capabilities"]
     assert boss.patch(role, json={"capabilities": [*held, "api-keys:revoke"]}).status_code == 200
-    # Regenerating an agent's token asks its owner to collect a new one.
+    # For an agent, an administrator can only request a new token, which its owner collects.
     assert offered(connections_page(viv), connection) == ["regenerate", "revoke"]
     boss.patch(role, json={"capabilities": held})
     assert not offered(connections_page(viv), connection)
-    # 6: the role is called Administrator, but has no capabilities.
+    # 6: a role named Administrator that has no capabilities.
     eve = cast.browser("eve")
     assert eve.get("/api/me").json()["capabilities"] == []
     assert [eve.get(path).status_code for path in ("/settings/mcp-connections", "/people/", "/logs/")] == [403] * 3
@@ -56,7 +56,7 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
 
 
 def decided(cast: Cast, connection: str) -> dict[str, Any]:
-    """Return the row of a connection, without its last use, which is written later."""
+    """Return the row of a connection without `last_used_at`, which is written with a delay."""
     [row] = cast.live.rows("SELECT * FROM connections_connection WHERE id = %s", connection)
     return {name: value for name, value in row.items() if name != "last_used_at"}
 
@@ -71,7 +71,7 @@ def offered(page: str, connection: str) -> list[str]:
 
 
 def attempts(browser: httpx.Client, connection: str) -> list[int]:
-    """Return the statuses of every way to revoke, regenerate and disable: by the page, then by the API."""
+    """Try to revoke, regenerate and disable by the pages, then by the API; return the statuses."""
     paths = [f"/connections/{connection}/{verb}/" for verb in ("revoke", "regenerate", "disable")]
     paths += [f"/api/connections/{connection}/{verb}" for verb in ("revoke", "regenerate", "disable")]
     return [browser.post(path, headers={"Referer": str(browser.base_url)}).status_code for path in paths]

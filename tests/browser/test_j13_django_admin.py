@@ -1,4 +1,4 @@
-"""Journey J13: staff in the Django admin, where roles decide what is visible and models' verbs do the changes."""
+"""Journey J13: staff in the Django admin, which respects roles and uses the models' methods for changes."""
 
 import re
 
@@ -49,7 +49,7 @@ def signed_in(open_browser: Open, live: Serve, name: str) -> Page:
 
 
 def what_the_role_lets_see(page: Page, live: Serve, issued: dict[str, str]) -> None:
-    """Hosts, prefixes of tokens and logs are visible; no secret is in the HTML; nothing can be deleted."""
+    """Check that hosts, token prefixes and logs are visible, no secret is in the HTML, and nothing can be deleted."""
     page.goto(f"{live.url}/admin/")
     models = page.get_by_role("main").get_by_role("rowheader")
     for name in ("Hosts", "Tokens", "Connections", "Calls"):
@@ -78,7 +78,7 @@ def a_log_row_leads_to_its_page_and_has_no_form(page: Page, live: Serve) -> None
 
 
 def revoked_by_the_verb(page: Page, live: Serve, issued: dict[str, str]) -> None:
-    """*Revoke selected* asks first; the next call gets 401, and one admin event names the Django admin."""
+    """Revoke a token in the admin: a confirmation, 401 for the next call, and one event that names the Django admin."""
     page.goto(f"{live.url}/admin/tokens/token/?q={issued['prefix']}")
     steps.row(page, issued["prefix"]).get_by_role("checkbox").check()
     page.get_by_label("Action:").select_option(label="Revoke selected")
@@ -97,13 +97,13 @@ def revoked_by_the_verb(page: Page, live: Serve, issued: dict[str, str]) -> None
 
 
 def an_empty_admin(page: Page, live: Serve) -> None:
-    """The staff flag alone shows nothing."""
+    """Check that the staff flag alone shows nothing."""
     page.goto(f"{live.url}/admin/")
     expect(page.get_by_role("main")).to_contain_text("have permission to view or edit anything")
 
 
 def nobody_else_comes_in(stranger: BrowserContext, norma: Page, live: Serve, trouble: Trouble) -> None:
-    """Strangers are sent to the one sign-in page; signed-in users without the staff flag are refused."""
+    """Check that anonymous visitors are sent to the sign-in page, and users without the staff flag are refused."""
     page = stranger.new_page()
     page.goto(f"{live.url}/admin/hosts/host/")
     expect(page).to_have_url(f"{live.url}/accounts/login/?next=/admin/hosts/host/")

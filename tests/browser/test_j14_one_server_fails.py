@@ -28,7 +28,7 @@ print(make.token(make.connection(make.agent(by=owner, name={name!r}), gateway, o
 INSIDE = (
     "http://169.254.169.254/",
     "https://169.254.169.254/mcp",
-    "https://2852039166/mcp",  # The same address as a number.
+    "https://2852039166/mcp",  # 169.254.169.254 as a number.
     "https://[::ffff:169.254.169.254]/mcp",
     "https://10.0.0.5/mcp",
     "https://[fd00:ec2::254]/mcp",
@@ -53,7 +53,7 @@ def test_j14_one_server_fails_and_the_others_work_on(live: Serve, boss: httpx.Cl
         assert curl.call_tool(url, token, "docs__echo", text="a").text == "a"
         port = failing.port
 
-    # 1: it stops.
+    # 1: one server stops.
     listed = curl.list_tools(url, token)
     assert listed.status == 200
     assert "alive__echo" in listed.tools
@@ -72,16 +72,16 @@ def test_j14_one_server_fails_and_the_others_work_on(live: Serve, boss: httpx.Cl
     stack.enter_context(upstreams.running(upstreams.docs(), port=port))
     assert curl.call_tool(url, token, "docs__echo", text="c").text == "c"
 
-    # 2: nobody can register an address inside.
+    # 2: a server with an internal address is refused.
     for inside in INSIDE:
         answer = boss.post("/api/servers", json={"name": unique("inside"), "url": inside})
         assert (answer.status_code, list(answer.json()["errors"])) == (400, ["url"]), inside
 
-    # 3: a redirect leads nowhere.
+    # 3: redirects are not followed.
     assert "error" in curl.call_tool(url, token, "moved__echo", text="d").json
     assert moved.seen
     assert not target.seen
 
-    # 4: what the client shows the gateway, no server sees.
+    # 4: servers never receive the credential that the client sends to the gateway.
     seen = [request.headers for upstream in (failing, alive, moved) for request in upstream.seen]
     assert not any("authorization" in headers or token in str(headers) for headers in seen)

@@ -1,4 +1,4 @@
-"""Everything works by keyboard: controls are reachable, focus is visible, and dialogs trap and return it."""
+"""Everything works by keyboard: all controls are reachable, focus is visible, and dialogs trap and return the focus."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ PAGES = (
     "/help/",
 )
 MOST_STEPS = 1000
-STRIDE = 10  # Steps between two questions; past its end the page begins again.
+STRIDE = 10  # Tab presses between two checks; after the end of a page, focus starts again at its top.
 
 WATCH = """() => {
   const shows = one => one && (style => style.outlineStyle !== "none" && style.outlineWidth !== "0px"
@@ -84,13 +84,13 @@ def test_tab_comes_to_everything_and_shows_where_it_is(page: Page, live: Serve, 
 
 
 def walk(page: Page, url: str) -> dict[str, Any]:
-    """Press Tab until focus leaves the page; return the focused controls, and those that should have been."""
+    """Press Tab until focus leaves the page; return the focused controls, and the controls that were missed."""
     page.goto(url)
     page.evaluate(WATCH)
     for _ in range(MOST_STEPS // STRIDE):
         for _ in range(STRIDE):
             page.keyboard.press("Tab")
-        if page.evaluate("() => window.left") > 1:  # Once from where the page puts the focus, once from its top.
+        if page.evaluate("() => window.left") > 1:  # Focus has passed the end of the page twice.
             break
     return dict(page.evaluate(MISSED))
 
@@ -122,7 +122,7 @@ def test_a_dialog_keeps_focus_and_gives_it_back(page: Page, live: Serve) -> None
     page.keyboard.press("Escape")
 
     expect(dialog).to_be_hidden()
-    eventually(lambda: focused(page) == opener)  # Given back a moment after.
+    eventually(lambda: focused(page) == opener)  # Focus returns a moment after the dialog closes.
 
 
 @pytest.mark.full

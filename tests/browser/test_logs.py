@@ -1,4 +1,4 @@
-"""The Logs page in a real browser: new calls, values of a filter, bars, and a call beside the list."""
+"""The Logs page in a real browser: live calls, filter values, bars, and a call opened beside the list."""
 
 import re
 from functools import partial
@@ -17,10 +17,10 @@ from tests.workspace import OWNER, Serve
 
 pytestmark = pytest.mark.xdist_group("browser")
 
-SOON = 1000 * PATIENCE  # Milliseconds until a call is seen.
+SOON = 1000 * PATIENCE  # Milliseconds until a new call appears.
 
 
-# The addresses of all rows that were ever in the list.
+# Collect the addresses of all rows that were ever in the list.
 COLLECT = """() => {
     window.collected = new Set();
     const rows = () => [...document.querySelectorAll("[data-calls] .row-link")];
@@ -91,10 +91,10 @@ def test_live_misses_no_call_and_the_page_does_not_grow(live: Serve, page: Page)
         elements.append(page.evaluate("document.querySelectorAll('*').length"))
         beside.append(page.evaluate("document.querySelector('#entries').parentNode.childNodes.length"))
     expect(rows).to_have_count(50)
-    assert elements[-1] <= elements[-2] + 20  # Bars may come, rows do not.
+    assert elements[-1] <= elements[-2] + 20  # Bars may be added, rows may not.
     assert beside[-1] == beside[0], "each answer left the space between its parts on the page"
 
-    page.mouse.wheel(0, 2000)  # Away from the first row: new ones wait.
+    page.mouse.wheel(0, 2000)  # While the first row is out of view, new rows wait behind a link.
     for _ in range(12):
         curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
     page.get_by_role("link", name="12 new").click(timeout=SOON)
@@ -165,7 +165,7 @@ def test_dragging_over_the_chart_chooses_a_time_range(live: Serve, page: Page) -
 
 @pytest.mark.full
 def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
-    page.set_viewport_size({"width": 1680, "height": 900})  # Below 100rem the filters open over the list.
+    page.set_viewport_size({"width": 1680, "height": 900})  # Below 100rem, the filters open as an overlay.
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Every page that links lead to, in light, in dark and on a phone: accessible, without errors, small."""
+"""Every linked page, in light, in dark and on a phone: accessible, without errors, and small."""
 
 import gzip
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tests.workspace import Serve
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
 
-LARGEST = 30 * 1024  # Bytes on the wire.
+LARGEST = 30 * 1024  # Maximum compressed size in bytes.
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def lived_in(live: Serve) -> Serve:
 
 @pytest.fixture
 def page(open_browser: Open, lived_in: Serve, signed_in: Path) -> Page:
-    """The owner's page on a phone; journeys test the desktop."""
+    """A page on a phone, with the owner signed in; journeys test the desktop."""
     return phone(open_browser, storage_state=signed_in).new_page()
 
 
@@ -90,7 +90,7 @@ def test_dialogs_are_accessible(page: Page, lived_in: Serve) -> None:
 
 
 def crawl(page: Page, start: str) -> Iterator[str]:
-    """Open pages of the site that links lead to, one of each kind, and give the address."""
+    """Open one page of each kind by following links, and yield its address."""
     waiting, kinds = [f"{start}/"], set[str]()
     while waiting:
         url = waiting.pop()
@@ -110,7 +110,7 @@ def crawl(page: Page, start: str) -> Iterator[str]:
 
 
 def check(response: Response) -> None:
-    """Fail if it is no page or too large."""
+    """Fail if the response is an error or too large."""
     assert response.status == 200, f"{response.url}: {response.status}"
     size = len(gzip.compress(response.body()))
     assert size <= LARGEST, f"{response.url} has {size} bytes of compressed HTML"

@@ -76,7 +76,7 @@ def test_g_and_a_letter_goes_to_a_page_and_a_question_mark_lists_the_keys_but_no
     page.keyboard.press("?")
     keys = page.get_by_role("dialog", name="Keys")
     expect(keys.get_by_role("link", name="Logs")).to_be_visible()
-    expect(page.locator("#keys:modal")).to_be_visible()  # Shown by htmx, a moment later modal by script.
+    expect(page.locator("#keys:modal")).to_be_visible()  # Shown by htmx; a script makes it modal a moment later.
     page.keyboard.press("Escape")
     expect(keys).to_be_hidden()
     page.keyboard.type("gl")

@@ -31,7 +31,7 @@ def ends() -> list[str]:
     return badges(*said, "protocol error: unknown tool")
 
 
-# For each list: a column with states, and the longest state.
+# For each list: the columns with states, and their longest states.
 SAID = {
     "/settings/mcp-connections?type=all": {
         "Status": badges("needs attention", *SHORT),
@@ -83,7 +83,7 @@ def test_no_state_of_a_list_is_cut_on_a_desk(page: Page, lived_in: Serve, path: 
     assert [html for column, html in asked if page.evaluate(CUT, [column, html])] == []
 
 
-# For each list: a width, and columns that are shown there.
+# For each list: a window width, and the columns shown at that width.
 KEPT = [
     ("/settings/mcp-connections?type=all", 1280, "Client name, Status, User email, Gateway, Last used"),
     ("/settings/mcp-connections?type=all", 768, "Client name, Status, User email, Gateway, Last used"),

@@ -1,4 +1,4 @@
-"""Pages with scripts off: people read lists, a page, and the log with filters, and stop and restart what acts."""
+"""Pages without scripts: people read lists, pages and the filtered log, and disable and enable agents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ Feature.objects.learn(work.assignments.get(), [{{"name": "search"}}])
 
 @dataclass
 class Agent:
-    """An agent with a gateway and a server of its own; all three have this name."""
+    """An agent with a gateway and a server that have the agent's name."""
 
     name: str
     url: str
@@ -120,7 +120,7 @@ def test_a_row_is_disabled_in_its_list_and_enabled_again(live: Serve, page: Page
 
 
 def act_on(page: Page, agent: Agent, verb: str) -> None:
-    """Pick the agent's row, and press this button of the bar below the list."""
+    """Select the agent's row, and press the button `verb` below the list."""
     steps.row(page, agent.name).get_by_role("checkbox").check()
     page.locator("#bulk").get_by_role("button", name=verb).click()
 

@@ -61,7 +61,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     [credential] = cdp.send("WebAuthn.getCredentials", {"authenticatorId": authenticator})["credentials"]
     assert credential["signCount"] > 1
 
-    # Another key does not answer, and the page reports it.
+    # A different key does not answer, and the page reports the failure.
     page.context.clear_cookies()
     page.goto(f"{live.url}/")
     sign_in_where_asked(page, email)
@@ -70,7 +70,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     )
     page.get_by_role("button", name="Use security key").click()
     expect(page.get_by_text("The key did not answer. Try again.")).to_be_visible()
-    # Plugged in again, but as a copy that has signed less often.
+    # A copy of the key, with a lower signature counter.
     cdp.send("WebAuthn.addCredential", {"authenticatorId": authenticator, "credential": credential | {"signCount": 0}})
     page.get_by_role("button", name="Use security key").click()
     expect(page.get_by_text("This security key is unknown")).to_be_visible()

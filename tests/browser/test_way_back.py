@@ -43,7 +43,7 @@ def decide(page: Page, asked: str, decision: str) -> None:
 @pytest.mark.parametrize("decision", ["Allow", "Deny"])
 @pytest.mark.parametrize("address", ["https://app.example.com/cb?kept=1", "http://localhost:{port}/callback"])
 def test_the_browser_is_led_back(live: Serve, page: Page, trouble: Trouble, address: str, decision: str) -> None:
-    trouble.expected = {"Transition was aborted"}  # Chromium's word for leaving a page while it still fades in.
+    trouble.expected = {"Transition was aborted"}  # Chromium logs this when a page is left during its transition.
     redirect_uri = address.format(port=free_port())
     landing = redirect_uri.partition("?")[0]
     arrived: list[str] = []
@@ -69,7 +69,7 @@ def test_the_browser_is_led_back(live: Serve, page: Page, trouble: Trouble, addr
 @pytest.mark.full
 @pytest.mark.parametrize("scheme", ["cursor", "vscode", "vscode-insiders"])
 def test_an_app_with_a_scheme_of_its_own_is_called(live: Serve, page: Page, trouble: Trouble, scheme: str) -> None:
-    """This machine has no such app: the link stays for people whose browser did not ask."""
+    """No such app is installed here, so the page keeps a link for browsers that did not ask to open the app."""
     trouble.expected = {"does not have a registered handler"}
     decide(page, question(live, f"{scheme}://anysphere.cursor-mcp/oauth/callback"), "Allow")
 

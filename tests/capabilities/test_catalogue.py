@@ -1,4 +1,4 @@
-"""One enum names the capabilities of roles."""
+"""One enum lists the capabilities that roles can have."""
 
 import pytest
 from django.contrib.auth.models import Permission

@@ -1,4 +1,4 @@
-"""The declaration of a REST method is enforced; a method without one is refused to everybody."""
+"""The access rule that a REST method declares is enforced; a method without one is refused to everybody."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.django_db
 
 
 class Declared(Resource):
-    """A resource with one declared method."""
+    """A resource with one method that declares an access rule."""
 
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
@@ -24,14 +24,14 @@ class Declared(Resource):
 
 
 class Undeclared(Declared):
-    """A resource with the same method, undeclared."""
+    """A resource with the same method, but without a declaration."""
 
     def retrieve(self, request: Request) -> Response:
         return Response({})
 
 
 def answer_of(resource: Any) -> int:
-    """Return the status for a person with every capability."""
+    """Return the status of a request by a person with every capability."""
     request = APIRequestFactory().get("/api/thing")
     force_authenticate(request, make.user(*Capability))
     return int(resource.as_view({"get": "retrieve"})(request).status_code)

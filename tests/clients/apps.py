@@ -73,7 +73,7 @@ class App:
     pipe: int
 
     def opened(self) -> str:
-        """Return the URL it opens; fails with its output if it opens none."""
+        """Return the URL the program opens; fails with the program's output if it opens none."""
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             ready, _, _ = select.select([self.pipe], [], [], 0.2)
@@ -93,7 +93,7 @@ class App:
         self.process.stdin.flush()
 
     def answer(self, number: int) -> dict[str, Any]:
-        """Return its result for the message with this id."""
+        """Return the program's result for the JSON-RPC message with this id."""
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             for line in self.said().split("\n")[:-1]:
@@ -105,7 +105,7 @@ class App:
         raise AssertionError(f"no answer to {number}:\n{self.everything()}")
 
     def wait_for(self, pattern: str) -> str:
-        """Return the first line of its output that matches."""
+        """Return the first line of the program's output that matches the regular expression."""
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             if found := re.search(pattern, self.said()):
@@ -118,17 +118,17 @@ class App:
         return self.output.read_text(errors="replace")
 
     def everything(self) -> str:
-        """Return its whole output, for failure messages."""
+        """Return the program's whole output, for failure messages."""
         return self.said() + self.errors.read_text(errors="replace")
 
     def ended(self) -> str:
-        """Wait for a successful end, and return its output."""
+        """Wait until the program ends successfully, and return the program's output."""
         self.process.wait(timeout=SECONDS)
         assert self.process.returncode == 0, self.everything()
         return self.said()
 
     def result(self) -> dict[str, Any]:
-        """Return the last line of its output, which is JSON."""
+        """Return the last line of the program's output, parsed as JSON."""
         return dict(json.loads(self.ended().splitlines()[-1]))
 
 
@@ -169,7 +169,7 @@ class KeptApp:
 
     @property
     def kept(self) -> dict[str, Any]:
-        """Return its registration, tokens and last verifier."""
+        """Return the stored registration, tokens and last PKCE verifier."""
         return dict(json.loads(self.store.read_text()))
 
     @property
@@ -177,20 +177,20 @@ class KeptApp:
         return dict(self.kept["tokens"])
 
     def connects(self, answer: Callable[[str], object]) -> dict[str, Any]:
-        """Return its output after a person has answered the page it opens."""
+        """Start the app, let a person answer the page it opens, and return the app's output."""
         with self._start() as app:
             answer(app.opened())
             return app.result()
 
     def goes_on(self) -> dict[str, Any]:
-        """Return its output when no person helps."""
+        """Start the app again without a person to answer a page, and return the app's output."""
         with self._start() as app:
             said = app.result()
             assert app.opened_nothing()
             return said
 
     def forget_access(self) -> None:
-        """Invalidate its access token, as expiry does; its refresh token stays."""
+        """Invalidate the stored access token, as if it had expired; the refresh token stays valid."""
         spoiled = self.tokens | {"access_token": self.tokens["access_token"][:-1] + "!"}
         self.store.write_text(json.dumps(self.kept | {"tokens": spoiled}))
 

@@ -38,14 +38,14 @@ def configure(folder: Path) -> None:
         ALLOWED_HOSTS=["127.0.0.1"],
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "db.sqlite3")}},
         INSTALLED_APPS=[*(f"django.contrib.{app}" for app in APPS), "oauth2_provider"],
-        MIGRATION_MODULES=dict.fromkeys([*APPS, "oauth2_provider"]),  # Tables at once.
+        MIGRATION_MODULES=dict.fromkeys([*APPS, "oauth2_provider"]),  # Create the tables without migrations.
         MIDDLEWARE=[
             "django.contrib.sessions.middleware.SessionMiddleware",
             "django.middleware.csrf.CsrfViewMiddleware",
             "django.contrib.auth.middleware.AuthenticationMiddleware",
         ],
         ROOT_URLCONF="__main__",
-        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],  # Of client secrets, at each question.
+        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],  # For client secrets: fast.
         LOGIN_URL="/login/",
         USE_TZ=True,
         TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}],

@@ -1,6 +1,6 @@
 """Third-party authorization servers, each a separate process, and the server `github` they protect.
 
-`tests.issuers` has the scriptable one of the Python SDK.
+`tests.issuers` has the scriptable authorization server of the Python SDK.
 """
 
 import json
@@ -25,19 +25,19 @@ SECRET = "entered-0123456789-by-an-administrator"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The command of an authorization server, and how it differs from the others."""
+    """The command that starts an authorization server, and the properties in which the servers differ."""
 
     command: list[str]
     introspection: str
-    endpoints: tuple[str, str, str]  # Where it asks people, gives tokens and revokes them.
-    slash: str = ""  # What its name ends with, after its origin.
+    endpoints: tuple[str, str, str]  # Paths of the authorization, token and revocation endpoints.
+    slash: str = ""  # The path of the issuer identifier, after its origin.
     scopes: tuple[str, ...] = ("tools",)
     denial: str = "You did not sign in at GitHub."  # The message for a person who denies.
 
 
 PROGRAMS = {
     "django-oauth-toolkit": Program(
-        # Version 3.4.1 promises `iss` in every answer, and leaves it out of this one.
+        # Version 3.4.1 announces `iss` in every authorization response, but omits it when a person denies.
         python("issuer_toolkit.py"),
         "/introspect/",
         ("/authorize/", "/token/", "/revoke_token/"),
@@ -106,7 +106,7 @@ class RealIssuer:
 def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0) -> Iterator[RealIssuer]:
     """Run this authorization server, whose client `entered` redirects to `comes_back`.
 
-    It stores nothing: restarted on the same port, it has no accounts.
+    The server keeps its data in memory: after a restart on the same port, it has no accounts or tokens.
     """
     port = port or free_port()
     issuer = RealIssuer(PROGRAMS[name], f"http://127.0.0.1:{port}")
@@ -116,7 +116,7 @@ def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0
 
 
 class Page(HTMLParser):
-    """The first form of a page, and its links."""
+    """The first form of an HTML page, and the page's links."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Page(HTMLParser):
 
 
 class NoWayBack(AssertionError):
-    """The issuer shows a page of its own instead of redirecting back."""
+    """Raised when the issuer shows a page of its own instead of redirecting back to the client."""
 
 
 class Visitor:
@@ -171,7 +171,7 @@ class Visitor:
         raise NoWayBack(url)
 
     def _answer(self, response: httpx.Response) -> tuple[str, dict[str, str] | None]:
-        """Return the next URL, and the form to send there."""
+        """Return the next URL, and the form to post to that URL (None to GET it)."""
         if response.status_code != 200:
             raise NoWayBack(f"{response.status_code} {response.text}")
         page = Page(response.text)

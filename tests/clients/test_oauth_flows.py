@@ -56,7 +56,7 @@ def test_mcp_remote_signs_in_and_calls(live: Serve, desktop: Desktop, owner: Per
 
 
 def test_inspector_signs_in_and_calls(live: Serve, desktop: Desktop, owner: Person) -> None:
-    """It signs in only on a terminal, which `script` provides."""
+    """Inspector signs in only when run on a terminal, which the program `script` provides."""
     server = f"--cli --server-url {live.url}/mcp/quickstart --transport http --protocol-era auto"
     asked = "--method tools/call --tool-name add --tool-arg a=2 --tool-arg b=3 --format json"
 

@@ -65,7 +65,7 @@ def test_processes_that_refresh_at_once_all_go_on(live: Serve, signed_in: tuple[
     again = refresh_together(live.url, client_id, *[pair["refresh_token"] for pair in pairs])
     assert [status for status, _ in again] == [200] * PROCESSES
 
-    # A minute later, without the wait: the first token is one that somebody kept.
+    # Simulate that a minute has passed: from now on, use of the first refresh token counts as theft.
     live.rows("UPDATE oauth_binding SET superseded_at = superseded_at - interval '61 seconds'")
     [(status, body)] = refresh_together(live.url, client_id, first["refresh_token"])
     assert (status, body["error"]) == (400, "invalid_grant")

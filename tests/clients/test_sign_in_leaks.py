@@ -48,11 +48,11 @@ class Life:
         self.noted: set[str] = {self.told["token"]}
 
     def note(self, secret: str) -> None:
-        """Add a secret: the workspace is searched for it now, and at the end together with its pages."""
+        """Add a secret: this test searches rows and log for it, the fixture `live` also the pages at the end."""
         self.noted.add(secrecy.note(secret))
 
     def begin(self, path: str = "") -> str:
-        """Start a sign-in, and return the URL at the issuer; its state is a secret."""
+        """Start a sign-in, and return the URL at the issuer; note the URL's `state` as a secret."""
         path = path or f"/servers/{self.told['slug']}/authenticate/"
         page = self.http.get("/settings/profile")
         form = {"connection": self.told["connection"], "csrfmiddlewaretoken": secret_of_form(page)}
@@ -83,7 +83,7 @@ class Life:
         for client in self.issuer.clients.values():
             if client.client_secret:
                 self.note(client.client_secret)
-        for form in self.issuer.forms:  # The proof of who began it, which was sent with its code.
+        for form in self.issuer.forms:  # The PKCE verifier, sent with the authorization code.
             if "code_verifier" in form:
                 self.note(form["code_verifier"])
 
@@ -120,7 +120,7 @@ def life(live: Serve, owner: Person) -> Iterator[Life]:
 @pytest.mark.full
 def test_nothing_holds_in_clear_what_sign_ins_were_made_of(life: Life) -> None:
     issuer, live = life.issuer, life.live
-    # Badly: denied, another issuer's, too late, another's state, no token, an error that quotes what it was sent.
+    # Refused sign-ins: denied, another issuer's answer, an invalid state, no token, an error that quotes the request.
     asked = query(life.begin())
     life.back(f"{urlsplit(asked['redirect_uri']).path}?error=access_denied&state={asked['state']}", 400)
     life.back(f"{consent(life.begin())}&iss=https://evil.example.com", 400)
@@ -132,13 +132,13 @@ def test_nothing_holds_in_clear_what_sign_ins_were_made_of(life: Life) -> None:
     issuer.answers["/token"] = (400, "application/json", quoted)
     life.back(back, 400)
     issuer.answers.clear()
-    # To pieces: what came cannot be stored, and the database quotes the row.
+    # A broken sign-in: the tokens cannot be stored, and the database's error quotes the row.
     live.rows(f"{BROKEN.format('ADD')} CHECK (false) NOT VALID")
     try:
         life.back(consent(life.begin()), 500)
     finally:
         live.rows(BROKEN.format("DROP"))
-    # Well: signed in, called with payloads recorded, renewed, refused, signed in again, revoked.
+    # A successful sign-in: called with payloads recorded, renewed, refused, signed in again, revoked.
     life.back(consent(life.begin()), 302)
     assert "Bearer access-" in life.call().text
     life.expire()

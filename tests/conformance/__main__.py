@@ -42,7 +42,7 @@ def parsed() -> argparse.Namespace:
 def through_gateway(urls: dict[str, str]) -> Iterator[dict[str, str]]:
     """Run the suite through the gateway, on a database that is dropped at the end."""
     cluster.begin()
-    # What the settings ask for is given to each process by itself; none of it is this one's.
+    # For imports only: `workspace` gives each process it starts an environment of its own.
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
     try:
         with tempfile.TemporaryDirectory(prefix="gateway-conformance-") as home:

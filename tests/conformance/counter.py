@@ -40,7 +40,7 @@ TOOLS = [
 
 
 def is_for_lists(params: Json) -> bool:
-    """True if the gateway opened this session for a list: it then declares all capabilities."""
+    """Return True if the gateway opened this session for a list: the gateway then declares all capabilities."""
     return "io.modelcontextprotocol/ui" in params.get("capabilities", {}).get("extensions", {})
 
 
@@ -62,16 +62,16 @@ class Counter:
     eras: tuple[str, ...] = (*SESSION_ERA, MODERN)
     seen: list[Event] = field(default_factory=list)
     counts: dict[str | None, int] = field(default_factory=dict)
-    """Calls of `count` so far by session id; sessions that were deleted are gone."""
+    """The number of calls of `count` so far, by session id; deleted sessions are removed."""
     lists: set[str] = field(default_factory=set)
-    """Sessions that the gateway opened to find out what there is, which `seen` leaves out."""
+    """Ids of the sessions that the gateway opened to list features; `seen` leaves these sessions out."""
     _waiting: dict[tuple[str | None, Any], asyncio.Event] = field(default_factory=dict)
 
     def events(self, what: str) -> list[Event]:
         return [event for event in self.seen if event.what == what]
 
     def wait_for(self, what: str, times: int = 1, seconds: float = PATIENCE) -> list[Event]:
-        """Wait until there are so many events of this kind, and return them; called from a test's thread."""
+        """Wait until there are `times` events of the kind `what`, and return them; called from a test's thread."""
         deadline = time.monotonic() + seconds
         while len(found := self.events(what)) < times:
             assert time.monotonic() < deadline, f"saw {len(found)} of {times} {what} in {seconds} s: {self.seen}"

@@ -21,7 +21,7 @@ SERVERS = Path(__file__).resolve().parent / "servers"
 SESSION_ERA = "2025-11-25"
 MODERN = "2026-07-28"
 SCORED = {SESSION_ERA: 30, MODERN: 37}
-"""How many scenarios the suite requires."""
+"""The number of scenarios that the suite requires, by era."""
 V1_HOME = Path(sys.prefix) / "conformance-v1"
 FASTMCP_HOME = Path(sys.prefix) / "matrix-fastmcp"
 FASTMCP_LOCK = ROOT / "tests" / "matrix" / "fastmcp.lock"
@@ -29,7 +29,7 @@ PACKAGE = "tests.conformance.servers"
 NO_SUBSCRIPTIONS = frozenset({"resources-subscribe", "resources-unsubscribe"})
 """FastMCP has no handlers for these methods and does not declare the capability."""
 FASTMCP_LACKS = NO_SUBSCRIPTIONS | {"dns-rebinding-protection"}
-"""FastMCP checks neither Host nor Origin unless told to (`host_origin_protection`)."""
+"""FastMCP checks neither Host nor Origin unless `host_origin_protection` is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Fixture:
     program: tuple[str, ...]
     revisions: tuple[str, ...] = (SESSION_ERA, MODERN)
     lacks: frozenset[str] = frozenset()
-    """Scenarios that fail without a gateway, whatever is written with the library's public interface."""
+    """Scenarios that the library's public interface cannot pass, even without a gateway."""
 
 
 FIXTURES = {

@@ -1,8 +1,8 @@
 """A loopback proxy that adds a bearer token, for programs that cannot send one.
 
-It passes bytes, not messages: Host, Origin, repeated headers, their spelling and white space arrive as sent, and each
-byte of an answer is passed on when it arrives. Only Authorization is added and Connection replaced: every request has
-its own connection, so there is one header block.
+The proxy passes bytes, not messages: Host, Origin, repeated headers, their spelling and white space arrive as sent,
+and each byte of an answer is passed on when it arrives. Only Authorization is added and Connection replaced: every
+request has its own connection, so there is one header block.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ HEAD_END = b"\r\n\r\n"
 
 
 class HeaderProxy:
-    """Listens on creation, so that the gateway's settings can name its origin before the gateway starts."""
+    """A proxy that listens once created, so that the gateway's settings can name its origin before the gateway runs."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -53,7 +53,7 @@ class HeaderProxy:
 
 
 class Relay:
-    """Joins each client's connection to one of its own to the target."""
+    """Opens a connection to the target for each client's connection, and copies bytes in both directions."""
 
     def __init__(self, port: int, token: str) -> None:
         self._port = port
@@ -65,7 +65,7 @@ class Relay:
         assert task is not None
         self._open.add(task)
         try:
-            # A client that leaves in the middle of a head, or a target that is gone: nothing to pass on.
+            # If a client leaves in the middle of its headers, or the target is gone, there is nothing to forward.
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await self._join(reader, writer)
         finally:
@@ -77,7 +77,7 @@ class Relay:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             far_writer.write(head)
-            # Whichever side ends first takes the other with it, as a client that leaves must be felt behind the proxy.
+            # When either side closes, close the other side too: the target must notice that the client has left.
             both = [asyncio.create_task(copy(reader, far_writer)), asyncio.create_task(copy(far_reader, writer))]
             try:
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -1,9 +1,9 @@
 """Client for the suite's authorization scenarios: signs in through the pages of a running gateway.
 
-Takes the address of a server. It registers the server at the gateway of GATEWAY_URL, behind the gateway that SLOTS
-names for the scenario, and calls its first tool with that gateway's token. Whenever a refusal asks for it, it signs in
-at the issuer and continues. Exits with an error if no tool could be called. WHO has the cookies and the form token of a
-signed-in person.
+Takes the address of a server. The client registers the server in the workspace at GATEWAY_URL, behind the gateway
+that SLOTS names for the scenario, and calls the server's first tool with the gateway's token. When a refusal asks for a
+sign-in, the client signs in at the issuer and continues. Exits with an error if no tool could be called. WHO has the
+cookies and the form token of a signed-in person.
 """
 
 import json
@@ -18,7 +18,7 @@ import httpx
 
 from tests import curl
 
-ROUNDS = 3  # The gateway asks for no sign-in by itself; this is how often the person gives in.
+ROUNDS = 3  # Most sign-ins per run; the gateway never starts a sign-in by itself.
 SIGN_IN = ("identity_missing", "identity_sign_in", "identity_scope")
 
 
@@ -59,7 +59,7 @@ class Gateway:
         assert done.status_code == httpx.codes.FOUND, words(done)
 
     def _place(self, slug: str) -> str:
-        """Return the page to sign in from: again for the existing identity, else for a new one."""
+        """Return the path of the sign-in page: that of the person's existing identity, otherwise that of the server."""
         identities = self.http.get("/api/identities", params={"page_size": 200}).json()["results"]
         own = [one["id"] for one in identities if one["server"]["slug"] == slug]
         return f"/identities/{own[0]}/authenticate/" if own else f"/servers/{slug}/authenticate/"

@@ -1,8 +1,8 @@
 """Runs the MCP conformance suite against a server's address, and returns the result of each scenario.
 
-It counts checks, not the suite's own verdicts. The suite passes every scenario without a fault, including those that
-checked nothing: `server-sse-multiple-streams` ends with a single warning and no passed check if the server gave no
-session id. Here a scenario passes only if at least one of its own checks passed and none failed or warned. The check
+The result counts checks, not the suite's verdicts. The suite passes every scenario without a fault, even if nothing was
+checked: `server-sse-multiple-streams` ends with a single warning and no passed check if the server gave no session id.
+Here a scenario passes only if at least one of the scenario's own checks passed and none failed or warned. The check
 `wire-schema-valid`, which the suite adds to every scenario that exchanged a message, does not count as its own.
 """
 
@@ -48,7 +48,7 @@ def scored(revision: str) -> list[str]:
 
 
 def run(url: str, revision: str) -> Outcomes:
-    """Return the result of each scored scenario of `revision` at `url`, without checks if it did not run.
+    """Return the result of each scored scenario of `revision` at `url`, which has no checks if it did not run.
 
     Takes 5 to 60 s.
     """
@@ -70,7 +70,7 @@ def run(url: str, revision: str) -> Outcomes:
 
 
 def outcome(results: Path, scenario: str) -> Outcome:
-    """Read the checks of one scenario from the suite's folder, named for the scenario and the time."""
+    """Read the checks of one scenario from its folder in `results`, whose name has the scenario and the time."""
     folders = [
         folder for folder in results.glob("server-*") if re.fullmatch(rf"server-{scenario}-\d{{4}}-.+", folder.name)
     ]

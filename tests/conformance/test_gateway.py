@@ -14,7 +14,7 @@ from tests.conformance.through_gateway import gateway_before
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("conformance")]
 
-# What a server of the session era cannot ask for: under keys of its own, several things at once.
+# Scenarios in which a server asks under keys of its own, or for several inputs at once: impossible in the session era.
 ASKED_BY_MODERN_SERVERS = {
     "input-required-result-basic-elicitation",
     "input-required-result-ignore-extra-params",

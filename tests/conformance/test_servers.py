@@ -16,7 +16,7 @@ from tests.conformance import fixtures
 pytestmark = [
     pytest.mark.full,
     pytest.mark.xdist_group("conformance"),
-    # The session-era features that 2026-07-28 no longer has.
+    # SDK warnings about session-era features that 2026-07-28 no longer has.
     pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning"),
 ]
 
@@ -88,7 +88,7 @@ async def test_session_hears_of_changes_and_of_what_it_watches(server: str) -> N
         return before
 
     async with connected(server, message_handler=hear) as client:
-        while heard.empty():  # Messages sent before the client opened its standing stream are lost.
+        while heard.empty():  # Repeat: messages sent before the client opens its standing stream are lost.
             await client.call_tool("test_trigger_tool_change", {})
         await client.subscribe_resource(WATCHED)
         await client.call_tool("test_trigger_resource_update", {})

@@ -94,7 +94,7 @@ def test_a_list_is_narrowed(ana: User, ann: User, link: Connection, app: Connect
     def found(**query: Any) -> list[str]:
         return [row["id"] for row in results(rest.get("/connections", **query))]
 
-    assert found()[-1] == str(elsewhere.pk)  # What has ended comes last.
+    assert found()[-1] == str(elsewhere.pk)  # The ended connection is last.
     assert found(kind="headed") == found(user=ann.email) == found(q="claude") == [str(app.pk)]
     assert found(status="revoked") == found(gateway="other") == [str(elsewhere.pk)]
     assert set(found(status="active")) == {str(link.pk), str(app.pk)}

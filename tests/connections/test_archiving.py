@@ -1,4 +1,4 @@
-"""Archiving gateways and servers; hosts are in test_views."""
+"""Archiving gateways and servers; archiving hosts is tested in tests/hosts/test_views.py."""
 
 import pytest
 
@@ -56,7 +56,7 @@ def test_only_what_is_disabled_is_archived(path: str, ana: User, link: Connectio
     assert "Disable it first" in text(done)
     assert Gateway.objects.live().exists()
     assert link.gateway.assignments.live().exists()
-    assert "first" in text(client.get(path.removesuffix("archive/")))  # Why the button waits.
+    assert "first" in text(client.get(path.removesuffix("archive/")))  # The page explains why not.
 
 
 @pytest.mark.parametrize(

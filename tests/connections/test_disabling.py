@@ -1,4 +1,4 @@
-"""Each switch states its impact before it is pressed."""
+"""The confirmation of each switch states the impact."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,12 +19,12 @@ from tokens.models import Token
 pytestmark = pytest.mark.django_db
 
 CUT = "Cuts off 1 app or agent, 1 person, 1 credential."
-CUT_WITH_IT = "Cuts off 1 app or agent, 1 person."  # The identity itself is named before.
+CUT_WITH_IT = "Cuts off 1 app or agent, 1 person."  # The page names the identity separately.
 BOTH = (Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
 
 
 def path_of(layer: str, link: Connection) -> str:
-    """Return the page of the switch of this layer."""
+    """Return the URL of the page that disables this object."""
     assignment = link.gateway.assignments.get()
     paths: dict[str, Callable[[], str]] = {
         "host": lambda: f"/hosts/{link.host_id}",
@@ -51,7 +51,7 @@ LAYERS = {
 
 @pytest.fixture
 def link(ann: User) -> Connection:
-    """A connection that depends on every layer."""
+    """A connection that passes every object with a switch."""
     github = make.server(auth_type="bearer")
     gateway = make.gateway()
     assigned = make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)

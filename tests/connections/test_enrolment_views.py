@@ -1,4 +1,4 @@
-"""The people an agent acts for, with the state of their tokens and identities."""
+"""The people for whom an agent acts, with the state of their tokens and identities."""
 
 import pytest
 from django.test import Client
@@ -112,6 +112,6 @@ def test_it_costs_the_same_for_one_person_and_for_many(
         enrol(make.user(), bot, work)
     client = sign_in(ana)
 
-    # session, user, permissions, host, count, keys, rows, tokens, servers that ask, identities
+    # session, user, permissions, host, count, keys, rows, tokens, servers that require an identity, identities
     with django_assert_num_queries(11):
         client.get(path(bot))

@@ -170,7 +170,7 @@ def test_a_decision_waits_for_a_connection_that_is_being_opened(decision: str, b
     gateway, host = make.gateway(), make.agent(by=boss)
     make.connection(host, gateway, boss)
 
-    with just_before(host.lock, then=gateway.lock):  # In the order of Connection.objects.open.
+    with just_before(host.lock, then=gateway.lock):  # Locks in the order of Connection.objects.open.
         if decision == "block":
             HostAtGateway.objects.at(gateway, host).block(by=boss)
         else:

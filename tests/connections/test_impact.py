@@ -1,4 +1,4 @@
-"""The stated impact of a switch."""
+"""The impact that the confirmation of a switch states."""
 
 from typing import Any
 from uuid import uuid4

@@ -28,7 +28,7 @@ def row(response: object, connection: Connection) -> str:
 
 
 def number(response: object) -> str:
-    """Return the counts in the header."""
+    """Return the connection counts in the page's header."""
     (found,) = re.findall(r'id="connection-number"[^>]*>([^<]*)<', text(response))
     return str(found)
 
@@ -38,7 +38,7 @@ def names(response: object) -> list[str]:
 
 
 def test_a_row_says_everything_that_is_asked_for(ana: User, max: User, sign_in: SignIn) -> None:
-    """The row names the connection's person, for every viewer."""
+    """The row names the connection's person, even for that person."""
     with time_machine.travel(NOW - timedelta(days=5), tick=False):
         link = make.app_connection(max, make.gateway(name="Quickstart"), name="Claude Desktop")
     Connection.objects.filter(pk=link.pk).update(last_token_at=NOW - timedelta(hours=3))
@@ -61,7 +61,7 @@ def test_a_row_says_everything_that_is_asked_for(ana: User, max: User, sign_in: 
 
 @pytest.mark.full
 def test_the_page_says_that_agents_are_listed_elsewhere_and_leads_there(ana: User, sign_in: SignIn) -> None:
-    """By default only apps are listed, so people with agents only would see an unexplained empty list."""
+    """By default only apps are listed, so people who have only agents would see an unexplained empty list."""
     make.connection(make.agent(by=ana, name="Nightly"), make.gateway(), ana)
     client = sign_in(ana)
 
@@ -104,7 +104,7 @@ def test_settings_lead_to_it_as_mcp(ana: User, ann: User, sign_in: SignIn) -> No
 
 
 def test_reading_alone_shows_rows_without_a_button(viv: User, sign_in: SignIn) -> None:
-    """Includes one's own rows: on this page the capability decides."""
+    """Includes the viewer's own rows, because on this page buttons need the capability."""
     own, other = make.app_connection(viv, make.gateway()), make.app_connection(make.user(), make.gateway())
 
     page = sign_in(viv).get(PATH)

@@ -1,4 +1,4 @@
-"""A connection has one host, one gateway and one user."""
+"""A connection joins one host, one gateway and one user."""
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -157,7 +157,7 @@ def test_stopped_above_matches_every_blocked_connection() -> None:
 
 
 def test_another_persons_identity_is_never_bound() -> None:
-    """Both the model's method and the database refuse it."""
+    """Both the model's method and the database refuse another person's identity."""
     ann, ben = make.user(), make.user()
     github = make.server(auth_type="bearer")
     gateway = make.gateway()

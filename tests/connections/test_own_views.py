@@ -96,7 +96,7 @@ def test_a_replaced_secret_is_stored_and_leads_back_here(ann: User, link: Connec
 
     done = sign_in(ann).post(f"/identities/{mine(link).pk}/replace/", {"secret": new}, follow=True)
 
-    assert done.redirect_chain == [(PATH, 302)]  # A member has no page of the server to go back to.
+    assert done.redirect_chain == [(PATH, 302)]  # Members cannot see the server's page.
     assert cipher().open(bytes(mine(link).secret_ciphertext or b"")) == new
     assert new not in text(done)
 
@@ -143,7 +143,7 @@ def test_the_page_costs_the_same_for_one_row_and_for_many(
         make.connection(make.agent(by=ann), link.gateway, ann)
     client = sign_in(ann)
 
-    # session, user, permissions, count, keys, rows, tokens, identities with count and uses, what asks, what it has
+    # session, user, permissions, count, keys, rows, tokens, identities (count and uses), required and bound identities
     with django_assert_num_queries(12):
         client.get(PATH)
 

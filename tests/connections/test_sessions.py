@@ -1,4 +1,4 @@
-"""The open MCP sessions of an app or agent: who sees them, their streams, and how they end."""
+"""The open MCP sessions of an app or agent: who sees them, their streams, and ways to end them."""
 
 import secrets
 from datetime import timedelta
@@ -78,7 +78,7 @@ def test_one_session_ends_with_its_sessions_at_servers_and_the_others_stay(
 
     assert [*Session.objects.values_list("pk", flat=True)] == [staying.pk]
     used = {pk: UpstreamSession.objects.get(pk=row.pk).last_used_at for pk, row in at_servers.items()}
-    assert used[ending.pk] < timezone.now() - timedelta(days=1)  # The workers end it now.
+    assert used[ending.pk] < timezone.now() - timedelta(days=1)  # Backdated, so the workers end the session.
     assert used[staying.pk] > timezone.now() - timedelta(days=1)
     told = Event.objects.latest("pk")
     assert (told.action, told.changes) == (

@@ -234,7 +234,7 @@ def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
 
 
 def offered(response: object, connection: Connection) -> set[tuple[str, str]]:
-    """Return the actions offered in the rows of a connection, by the end of their URLs."""
+    """Return the actions in a connection's rows, as first and last part of their URLs."""
     return set(re.findall(r'action="/((?:connections|tokens)/)[0-9a-f-]{36}(/[\w-]+/)"', row(response, connection)))
 
 
@@ -346,7 +346,7 @@ def test_connections_are_picked_on_the_tab_and_switched_together_and_the_tab_fol
     picked = {"pick": [link.pk for link in links], "act": "disable", "sure": "1", "back": tab}
     done = client.post("/switch/connections/", picked)
 
-    assert shown.count('name="pick"') == 2  # One has ended.
+    assert shown.count('name="pick"') == 2  # The third connection has ended.
     assert f'<input type="hidden" name="back" value="{tab}">' in shown
     assert done["Location"] == tab
     assert [link.enabled for link in Connection.objects.filter(pk__in=[links[0].pk, links[1].pk])] == [False, False]

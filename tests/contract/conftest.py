@@ -43,5 +43,5 @@ def server(run: Run) -> Server:
 
 @pytest.fixture
 def place(workspace: Workspace, server: Server) -> Place:
-    """That server behind its own gateway, with a token."""
+    """The server of the fixture `server` behind a gateway of its own, with a token."""
     return new_place(workspace, server)

@@ -123,7 +123,7 @@ class Workspace:
         return subprocess.CompletedProcess(arguments, done["code"], done["printed"], done["told"])
 
     def sql(self, statement: str, *parameters: object, triggers: bool = True) -> list[tuple[Any, ...]]:
-        """Run a statement as the owner of the database, if wanted without triggers."""
+        """Run an SQL statement as the database's owner, without triggers if `triggers` is false; return the rows."""
         options = "" if triggers else "-c session_replication_role=replica"
         with closing(psycopg.connect(self.database_url, autocommit=True, options=options)) as connection:
             cursor = connection.execute(statement.encode(), parameters or None)

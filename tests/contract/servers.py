@@ -148,7 +148,7 @@ class Server:
             await self._one_way(request)
 
     async def _one_way(self, request: Request) -> None:
-        """Take a notification, or a client's response."""
+        """Handle a notification, or a client's response to a server request, and answer 202."""
         key = (request.headers.get("mcp-session-id", ""), request.message.get("id"))
         if waiting := self._answers.pop(key, None):
             waiting.set_result(request.message)
@@ -214,7 +214,7 @@ async def _gone(receive: Receive) -> None:
 
 @contextmanager
 def serving(server: Server) -> Iterator[Server]:
-    """Serve it until the block ends."""
+    """Serve `server` until the block ends."""
     with on_the_wire(server.app()) as upstream:
         server.upstream = upstream
         yield server

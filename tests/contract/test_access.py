@@ -65,7 +65,7 @@ def test_secret_is_known_by_all_of_it(place: Place, server: Server) -> None:
     assert with_checksum(secret[:-6]) == secret
     assert text(place.agent.call("echo", text="x")) == "x"
 
-    for shown in (4, 12, 41):  # The kind; the prefix, which pages show; all but the last.
+    for shown in (4, 12, 41):  # Lengths: the token's kind; the prefix that pages show; all characters but one.
         other = "".join("0" if letter != "0" else "1" for letter in secret[shown:-6])
         must_be_unauthorized(Agent(place.agent.url, with_checksum(secret[:shown] + other)).call("echo", text="y"))
 
@@ -96,7 +96,7 @@ def test_revoked_and_expired_tokens_are_refused(workspace: Workspace, place: Pla
     assert text(place.agent.call("echo", text="x")) == text(expired_agent.call("echo", text="x")) == "x"
 
     place.owner.post(f"/tokens/{place.token['id']}/revoke")
-    # Time passes.
+    # Simulate that the second token has expired.
     workspace.sql("UPDATE tokens_token SET expires_at = now() - interval '1 second' WHERE id = %s", expired["id"])
 
     must_be_unauthorized(place.agent.call("echo", text="x"))
@@ -169,7 +169,7 @@ def test_old_secret_works_during_the_overlap_and_not_after_it(
 
     newest = Agent(old.url, place.owner.post(f"{path}/rotate", overlap_hours=1)["token"])
     assert text(agents[2].call("echo", text="x")) == "x"
-    # An hour passes.
+    # Simulate that the hour of overlap is over.
     workspace.sql("UPDATE tokens_token SET previous_ends_at = now() WHERE id = %s", place.token["id"])
 
     must_be_unauthorized(agents[2].call("echo", text="over"))

@@ -140,7 +140,7 @@ def test_stream_of_a_revoked_token_is_told_nothing_more(place: Place) -> None:
 
         eventually(lambda: "notifications/tools/list_changed" in stays.methods())
         assert cut.over.wait(30)
-        assert not any(cut.methods())  # At most the refusal came, which has no method.
+        assert not any(cut.methods())  # At most the refusal arrived, which has no method.
 
 
 def subscribed(place: Place, agent: Agent) -> None:
@@ -162,7 +162,7 @@ def test_stream_whose_subscription_was_refused_gets_no_updates(place: Place, ser
 
         disable_gateway(place)
 
-        assert blind.over.wait(30)  # So that all that came before is read.
+        assert blind.over.wait(30)  # The stream has ended, so all earlier messages have been read.
         assert UPDATED not in blind.methods()
 
 

@@ -9,7 +9,7 @@ PRODUCT = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the full names of the modules that this one imports anywhere."""
+    """Return the full names of all modules that the file at `path` imports, also inside functions."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

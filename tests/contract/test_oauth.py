@@ -160,7 +160,7 @@ def test_refresh_token_used_again_ends_what_it_gave(workspace: Workspace, place:
     refreshed = app.refresh(first)
     agent, second = agent_of(place, refreshed), refreshed.json()["refresh_token"]
     assert text(agent.call("echo", text="x")) == "x"
-    # A minute passes, in which several processes of an app may use it.
+    # Simulate that the minute is over in which several processes of an app may reuse the first token.
     passes = "UPDATE oauth_binding SET superseded_at = superseded_at - interval '1 minute'"
     workspace.sql(
         f"{passes} FROM connections_connection c WHERE c.id = connection_id AND c.gateway_id = %s", place.gateway["id"]

@@ -76,7 +76,7 @@ def test_nobody_gives_a_role_what_they_do_not_hold(workspace: Workspace) -> None
 @pytest.mark.full
 def test_passwords_cannot_be_tried_without_end(workspace: Workspace) -> None:
     person = new_person(workspace, "hosts:read")
-    # A browser in which somebody has signed in has its own attempts; one with an invented cookie does not.
+    # Attempts in a browser in which somebody has signed in are counted separately; an invented cookie changes nothing.
     known, new = Browser.at(workspace.url), Browser.at(workspace.url)
     known.sign_in(person.email, NEW_PASSWORD)
     known.submit(known.http.get(PROFILE), "Sign out")
@@ -96,7 +96,7 @@ def test_passwords_cannot_be_tried_without_end(workspace: Workspace) -> None:
 
     assert refused == [False] * 5 + [True]
     assert not guesser.is_signed_in()
-    # Only the guesser is stopped.
+    # Other browsers can still sign in.
     elsewhere = Browser.at(workspace.url)
     elsewhere.sign_in(person.email, NEW_PASSWORD)
     assert elsewhere.is_signed_in()

@@ -40,7 +40,7 @@ def test_revoked_key_is_refused_on_its_next_request(workspace: Workspace) -> Non
     assert [scim(workspace, one, "GET", "Users?count=1").status_code for one in both] == [401, 200]
     newest = workspace.owner.post(f"/provisioning-keys/{key['id']}/roll", overlap_hours=1)["secret"]
     assert scim(workspace, rolled, "GET", "Users?count=1").status_code == 200
-    # An hour passes.
+    # Simulate that the hour of overlap is over.
     workspace.sql("UPDATE scim_provisioningkey SET previous_ends_at = now() WHERE id = %s", key["id"])
     both = (rolled, newest)
     assert [scim(workspace, one, "GET", "Users?count=1").status_code for one in both] == [401, 200]
@@ -70,7 +70,7 @@ def test_a_person_deactivated_by_a_directory_is_refused_at_once(workspace: Works
     assert text(agent.call("echo", text="x")) == "x"
     off = {"schemas": [PATCH], "Operations": [{"op": "replace", "path": "active", "value": False}]}
 
-    # Its key acts only on people without capabilities beyond the ticked ones.
+    # A provisioning key changes only people whose capabilities are all ticked on the key.
     assert scim(workspace, above["secret"], "PATCH", f"Users/{person.id}", off).status_code == 403
     assert text(agent.call("echo", text="x")) == "x"
     assert scim(workspace, key["secret"], "PATCH", f"Users/{person.id}", off).is_success

@@ -47,7 +47,7 @@ def test_call_that_cannot_be_recorded_is_not_answered_and_then_none_is_made(
         with log_unwritable(workspace):
             answers = [place.agent.call("echo", text="unrecorded") for _ in range(6)]
     finally:
-        # Both workers have to find out.
+        # Both workers must have noticed that the log is writable again.
         eventually(lambda: all(place.agent.call("echo", text="after").status_code == 200 for _ in range(12)))
 
     errors = [answer.json()["error"] for answer in answers]
@@ -57,7 +57,7 @@ def test_call_that_cannot_be_recorded_is_not_answered_and_then_none_is_made(
     reasons = [error.get("data", {}).get("reason") for error in errors]
     unsure = [one for one in errors if "may have executed it" in one["message"]]
     executed = [one for one in server.calls() if one.body["params"]["arguments"]["text"] == "unrecorded"]
-    # Each worker notices on its first call, after the server was called, and makes no calls from then on.
+    # Each worker notices the unwritable log only after its first call has reached the server, and sends no more.
     assert len(executed) <= len(unsure) <= 2
     assert reasons.count("log_unavailable") >= 4
     for answer, why in zip(answers, reasons, strict=True):
@@ -101,7 +101,7 @@ def test_no_credential_is_in_the_record(workspace: Workspace, run: Run) -> None:
     _, other = new_token(owner, new_host(owner), gateway)
     secrets = [agent.secret, secret, named, nested, encoded, other.secret]
 
-    assert text(agent.call("whoami")) == f"Bearer {secret}"  # The server repeats it.
+    assert text(agent.call("whoami")) == f"Bearer {secret}"  # The result contains the credential.
     agent.call("echo", text=f"my token is {agent.secret}", password=named, deep=[{"api_key": {"value": nested}}])
     agent.call("echo", text=f"Authorization: Basic {encoded}")
     agent.call("echo", text=f"of somebody else: {other.secret}.")
@@ -205,7 +205,7 @@ def test_forged_checkpoint_is_found(
     while len(Checkpoint.all(workspace)) < 3:
         assert text(place.agent.call("echo", text="x")) == "x"
         assert workspace.manage("housekeeping").returncode == 0
-    first, forged, *_ = Checkpoint.all(workspace)  # Not the newest: a running gateway adds one that follows on it.
+    first, forged, *_ = Checkpoint.all(workspace)  # Not the newest, to which a running gateway chains the next one.
     assert json.loads(forged.body)["previous"] == hashlib.sha256(first.body.encode()).hexdigest()
 
     try:
@@ -220,7 +220,7 @@ def test_forged_checkpoint_is_found(
 
 def test_row_that_was_changed_removed_or_added_is_found(workspace: Workspace, place: Place, kept_key: Path) -> None:
     assert workspace.manage("housekeeping").returncode == 0
-    eventually(lambda: Checkpoint.all(workspace))  # The first one covers no calls that were there before it.
+    eventually(lambda: Checkpoint.all(workspace))  # The first checkpoint covers no calls made before it.
     ids = [place.agent.call("echo", text="x").headers["x-request-id"] for _ in range(2)]
     changed, removed = (place.calls(correlation_id=one)[0]["id"] for one in ids)
     added = f"{removed[:24]}{uuid4().hex[:12]}"

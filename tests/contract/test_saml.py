@@ -138,7 +138,7 @@ class Organisation:
 
 @pytest.fixture
 def organisation(workspace: Workspace) -> Iterator[Organisation]:
-    """A provider offered beside the password, for everybody of a domain."""
+    """A SAML provider for everybody of a domain, who may also sign in with a password."""
     owner, name, domain, provider = workspace.owner, unique("Organisation"), f"{unique('d')}.example.com", Provider()
     owner.post("/me/confirm", password="correct horse battery staple")
     role = next(one["id"] for one in results(owner, "/roles") if one["name"] == "Member")

@@ -69,7 +69,7 @@ def test_cancelling_somebody_elses_call_does_nothing(place: Place, server: Serve
 
 
 def test_own_call_can_be_cancelled(place: Place, server: Server) -> None:
-    own, numbers = place.agent.initialize(), range(78, 86)  # So many that some are in another worker.
+    own, numbers = place.agent.initialize(), range(78, 86)  # Enough that some run in another worker.
     with ExitStack() as stack:
         calls = [stack.enter_context(own.under_way("slow", number)) for number in numbers]
         assert all(server.started.acquire(timeout=30) for _ in calls)
@@ -79,7 +79,7 @@ def test_own_call_can_be_cancelled(place: Place, server: Server) -> None:
             assert own.post(cancel).status_code == 202
 
         assert not [call for call in calls if "result" in call.answer()]
-    # And did not just take too long.
+    # The calls were cancelled, and did not time out.
     assert [row["outcome"] for row in place.calls() if row["feature_name"] == "slow"] == ["cancelled"] * len(calls)
     assert all(server.cancelled.acquire(timeout=30) for _ in calls)
 

@@ -27,7 +27,7 @@ def some_address() -> str:
 
 @dataclass
 class Browser:
-    """A browser with cookies, and REST with its session."""
+    """A browser with cookies, and a REST client that uses the browser's session."""
 
     http: httpx.Client
     address: str = field(default_factory=some_address)

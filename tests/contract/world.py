@@ -22,8 +22,9 @@ def unique(name: str) -> str:
 
 
 def within_a_minute[T](act: Callable[[], T]) -> T:
-    """Return the result of `act` once it began and ended in the same clock minute, by which calls and attempts are
-    counted.
+    """Repeat `act` until it begins and ends in the same clock minute, and return its result.
+
+    Calls and attempts are counted per clock minute.
     """
     for _ in range(5):
         while datetime.now(UTC).second > 40:
@@ -56,7 +57,7 @@ class Place:
         return f"/connections/{self.token['connection_id']}"
 
     def another(self, **more: Any) -> tuple[Object, Agent]:
-        """Return a token at the same gateway, of another host and so of another connection."""
+        """Create a token of another host, hence of another connection, at this gateway; return it with its agent."""
         return new_token(self.owner, new_host(self.owner), self.gateway, **more)
 
     def refresh(self) -> None:

@@ -14,7 +14,7 @@ from tests.eventually import eventually
 
 @dataclass
 class Calls(Agents):
-    """Agents that call in a thread until the block ends; no call is repeated."""
+    """Agents that call a tool in a thread until the block ends, and never repeat a call."""
 
     url: str
     token: str
@@ -26,7 +26,7 @@ class Calls(Agents):
     failed: list[str] = field(default_factory=list)
 
     def wait_for(self, more: int) -> None:
-        """Return after so many more successful calls."""
+        """Wait for this many more successful calls."""
         goal = self.answered + more
         eventually(lambda: self.answered >= goal)
 
@@ -47,7 +47,7 @@ class Calls(Agents):
             await asyncio.sleep(self.pause)
 
     async def _problem(self, client: httpx.AsyncClient, number: int) -> str:
-        """Make a call, and return its problem, or ""."""
+        """Make a call; return a description of the failure, or an empty string."""
         try:
             answer = await client.post(self.url, json=CALL | {"id": number})
         except httpx.HTTPError as error:

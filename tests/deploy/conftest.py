@@ -1,4 +1,4 @@
-"""Shared storage of images, so that each layer is built once."""
+"""Shared storage of container images, so that each layer is built only once."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,6 @@ from tests.deploy.images import Images, storage
 
 @pytest.fixture(scope="session")
 def images() -> Iterator[Images]:
-    """The storage of images."""
+    """The storage of container images."""
     with storage() as built:
         yield built

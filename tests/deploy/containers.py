@@ -33,7 +33,7 @@ PULSE_S = 1.0
 
 
 class Machine:
-    """Runs scripts in its own checkout, `folder`."""
+    """A machine that runs scripts in a copy of the checkout, `folder`."""
 
     def __init__(self, images: Images, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class Machine:
         self._pulse = threading.Thread(target=self._ask_how_they_are, daemon=True)
 
     def run(self, script: str, **variables: str) -> str:
-        """Run a script as a person types it, and return its output; it must succeed."""
+        """Run a script as typed by a person, which must succeed; return its output."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=self.folder,
@@ -63,11 +63,11 @@ class Machine:
         return sorted(found, key=lambda one: str(one["Created"]))
 
     def healthy(self, service: str) -> int:
-        """Return how many of them are healthy."""
+        """Return the number of healthy containers of a service."""
         return sum(one["State"].get("Health", {}).get("Status") == "healthy" for one in self.containers(service))
 
     def podman(self, *words: str) -> str:
-        """Run podman and return its output."""
+        """Run podman, which must succeed; return its output."""
         done = subprocess.run(
             [*self._podman, *words], env=self.environment, capture_output=True, text=True, check=False
         )
@@ -94,7 +94,7 @@ class Machine:
             self.podman(*words)
 
     def _ask_how_they_are(self) -> None:
-        """Run each container's health check, as systemd's timers do elsewhere."""
+        """Run each container's health check repeatedly, as systemd timers do on other machines."""
         while not self._ends.wait(PULSE_S):
             done = subprocess.run(
                 [*self._podman, "ps", "--quiet"], env=self.environment, capture_output=True, check=False

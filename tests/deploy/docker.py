@@ -1,4 +1,4 @@
-"""`docker` as in the documents, by Debian's programs: buildah builds, podman runs, and Compose is Compose.
+"""Run `docker` commands of the documents by Debian's programs: buildah for builds, podman, and Compose.
 
 Images are built without a registry, so builds get the base Debian and this machine's certificates.
 """
@@ -13,7 +13,7 @@ from tests.deploy.images import Images
 
 
 def main(words: list[str]) -> int:
-    """Do what `docker` with these words does."""
+    """Run the `docker` command with these arguments."""
     images = Images(Path(os.environ["CONTAINERS_HOME"]))
     match words:
         case ["build", *more]:
@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
 
 
 def _build_services(images: Images) -> int:
-    """Build the images of the Compose file, which Compose would leave to a daemon."""
+    """Build the images of the Compose file, because Compose would need a build daemon."""
     said = subprocess.run([os.environ["COMPOSE"], "config", "--format", "json"], check=True, capture_output=True)
     for service in json.loads(said.stdout)["services"].values():
         if build := service.get("build"):

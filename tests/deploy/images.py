@@ -17,7 +17,7 @@ CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 BUILD_OPTIONS = ("--isolation", "chroot", "--network", "host", "--format", "docker", "--layers")
 PYTHON = "python3,python3-venv,tini,ca-certificates"
 SERVERS = "postgresql,nginx-light,gettext-base"
-# What compose.yaml takes from a registry, as the scripts beside this file have Debian's packages run.
+# Images that compose.yaml gets from a registry, replaced by Debian's packages and the scripts in `standins`.
 STANDINS: dict[str, tuple[str, list[str], dict[str, str]]] = {
     "postgres": ("docker.io/library/postgres:18", ["postgres"], {"PGDATA": "/var/lib/postgresql/18/docker"}),
     "nginx": ("docker.io/library/nginx:1.30", ["nginx", "-g", "daemon off;"], {}),
@@ -25,21 +25,21 @@ STANDINS: dict[str, tuple[str, list[str], dict[str, str]]] = {
 
 
 class Images:
-    """A storage of images, and buildah on it."""
+    """Image storage, with buildah to build images in it."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.options = ["--root", str(home / "storage"), "--runroot", str(home / "run")]
 
     def run(self, *arguments: str, cwd: Path = ROOT) -> str:
-        """Run buildah and return its output; it must succeed."""
+        """Run buildah, which must succeed; return its output."""
         command = ["buildah", *self.options, *arguments]
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout.strip()
 
     def build(self, *arguments: str, cwd: Path = ROOT) -> str:
-        """Build with the options of `docker build`, on our Debian, with this machine's certificates."""
+        """Build with the options of `docker build`, on the local Debian image, with this machine's certificates."""
         trust = ["--volume", f"{os.environ.get('SSL_CERT_FILE') or CERTIFICATES}:{CERTIFICATES}:ro"]
         return self.run("bud", *BUILD_OPTIONS, *trust, "--build-arg", f"PYTHON={BASE}", *arguments, cwd=cwd)
 

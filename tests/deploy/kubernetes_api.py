@@ -19,7 +19,7 @@ import kubernetes_validate
 
 VERSION = "1.37"
 SPEC = {"title": "Kubernetes", "version": VERSION}
-# Of each group and version the resources: their name, their kind.
+# The resources of each API group and version, as name and kind.
 RESOURCES = {
     "v1": {
         "namespaces": "Namespace",
@@ -44,7 +44,7 @@ type Object = dict[str, Any]
 
 
 class Key(NamedTuple):
-    """The location of an object; a list has no name."""
+    """The location of an object or list; a list has no name."""
 
     version: str
     resource: str
@@ -62,14 +62,14 @@ class Refused(Exception):
 
 
 class Kubernetes:
-    """A cluster without nodes. `said` are the requested changes in order: verb, kind, name."""
+    """A cluster without nodes. `said` has the requested changes in order, as verb, kind and name."""
 
     def __init__(self) -> None:
         self.objects: dict[Key, Object] = {}
         self.said: list[tuple[str, str, str]] = []
         self.forwarded: list[str] = []
         self.url = ""
-        self.migrates = True  # Whether a Job ends.
+        self.migrates = True  # False: the Job never completes.
         self._changes: list[tuple[Key, Object]] = []
         self._changed = threading.Condition()
 
@@ -83,7 +83,7 @@ class Kubernetes:
         data = self.objects[Key("v1", "secrets", namespace, name)]["data"]
         return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
-    # What kubectl asks for
+    # Requests of kubectl
 
     def get(self, key: Key) -> Object:
         with self._changed:
@@ -123,7 +123,7 @@ class Kubernetes:
         return {"apiVersion": "v1", "kind": "Status", "status": "Success", "details": {"uid": gone["metadata"]["uid"]}}
 
     def watched(self, key: Key, fields: str, labels: str, since: int) -> Iterator[Object | None]:
-        """Yield changes from now on; sometimes None, so that closed connections are noticed."""
+        """Yield changes as they happen; sometimes None, so that the caller notices a closed connection."""
         self.wait_is_over(key)
         while True:
             with self._changed:
@@ -136,16 +136,16 @@ class Kubernetes:
             yield None
 
     def log(self, namespace: str, pod: str, container: str) -> str:
-        """Return the log of a pod's container. Following a Job's log completes the Job."""
+        """Return the log of a pod's container; following the log of a Job completes the Job."""
         owner = self.get(Key("v1", "pods", namespace, pod))["metadata"]["labels"]["app.kubernetes.io/component"]
         if owner == "migrate":
             self.wait_is_over(Key("batch/v1", "jobs", namespace, ""))
         return LOGS.get(container, "")
 
-    # What controllers do
+    # Actions of controllers
 
     def wait_is_over(self, key: Key) -> None:
-        """Complete whatever a client waits for."""
+        """Complete the Job or Deployment that a client waits for."""
         for at, one in list(self.objects.items()):
             if at._replace(name="") != key or key.resource not in ("jobs", "deployments"):
                 continue
@@ -163,7 +163,7 @@ class Kubernetes:
         return all(one.get("status") for one in jobs)
 
     def _begun(self, key: Key) -> Object:
-        """Return the object, with its pods."""
+        """Return the object after creating its pods."""
         one = self.objects[key]
         if key.resource == "jobs" and "selector" not in one["spec"]:
             own = {"controller-uid": one["metadata"]["uid"]}
@@ -235,7 +235,7 @@ def merged(old: Any, patch: Any) -> Any:
 
 
 def discovery(path: str) -> Object | None:  # noqa: PLR0911  (a table)
-    """Answer kubectl's discovery requests: the resources, and server-side validation of fields."""
+    """Answer kubectl's discovery requests: list the resources, and announce server-side field validation."""
     groups = [version.split("/") for version in RESOURCES if "/" in version]
     match path:
         case "/version":
@@ -278,7 +278,7 @@ def _place(version: str) -> str:
 
 
 def where(path: str) -> tuple[Key, str]:
-    """Return the object or list of a path, and its subresource."""
+    """Return the object or list that a path names, and the subresource."""
     parts = path.strip("/").split("/")
     version, rest = (parts[1], parts[2:]) if parts[0] == "api" else ("/".join(parts[1:3]), parts[3:])
     namespace = ""

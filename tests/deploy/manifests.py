@@ -1,4 +1,4 @@
-"""The manifests of an overlay as kustomize writes them, for the features that our files use."""
+"""Build an overlay's manifests as kustomize does, with the features that our files use."""
 
 import copy
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ type Manifest = dict[str, Any]
 
 
 class Pod(NamedTuple):
-    """The template of a pod, and its manifest."""
+    """The template of a pod, and the manifest that contains the template."""
 
     of: str
     spec: dict[str, Any]
@@ -59,7 +59,7 @@ def is_target(manifest: Manifest, target: dict[str, str]) -> bool:
 
 
 def change(manifest: Manifest, op: str, path: str, value: Any = None) -> None:
-    """Apply one operation of RFC 6902; a replaced or removed value must exist."""
+    """Apply one JSON Patch operation (RFC 6902); a replaced or removed value must exist."""
     *parents, last = path.strip("/").split("/")
     for parent in parents:
         within: Any = manifest

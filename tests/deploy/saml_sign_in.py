@@ -17,7 +17,7 @@ FIELD = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 
 
 def signs_in(open_client: Callable[[], httpx.Client], administrator: httpx.Client, email: str) -> int:
-    """Return the status of the profile page of the new person in the SAML response."""
+    """Sign in a new person with a SAML response; return the status of the person's profile page."""
     pair, url = Pair.make(), str(administrator.base_url).rstrip("/")
     set_up(administrator, metadata_of(ENTITY, SSO, pair), email.partition("@")[2])
     ours = administrator.get(f"{OURS}/metadata/")
@@ -44,7 +44,7 @@ def signs_in(open_client: Callable[[], httpx.Client], administrator: httpx.Clien
 
 
 def set_up(administrator: httpx.Client, metadata: str, domain: str) -> None:
-    """Set it up beside the password, for everybody of this domain."""
+    """Enable SAML beside passwords for everybody of this domain."""
     token = FIELD.findall(administrator.get("/settings/profile").text)[0]
     headers = {"X-CSRFToken": token, "Referer": str(administrator.base_url)}
     roles = administrator.get("/api/roles", params={"q": "Member"}).json()["results"]

@@ -1,4 +1,4 @@
-"""compose.yaml and its files, and the Containerfile, checked without building it."""
+"""compose.yaml and the files it uses, and the Containerfile, checked without building the image."""
 
 import json
 import re
@@ -25,7 +25,7 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 CONTAINERFILE = (ROOT / "Containerfile").read_text()
 OURS = {"gateway", "migrate", "housekeeping"}
-# The fields of the Compose Specification used in this file: any other is misspelt, or must be added here.
+# The fields of the Compose Specification used in this file; any other field is misspelt, or must be added here.
 FIELDS = {
     "build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image",
     "networks", "ports", "profiles", "read_only", "restart", "secrets", "security_opt", "shm_size",
@@ -80,7 +80,7 @@ def test_the_gateway_is_confined() -> None:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert set(service["tmpfs"]) == {"/tmp", "/data"}  # Each replica its own: their process ids are the same.
+        assert set(service["tmpfs"]) == {"/tmp", "/data"}  # Not shared: process ids repeat.
 
 
 def test_nobody_but_nginx_is_reached_from_outside() -> None:
@@ -117,7 +117,7 @@ def made(tmp_path: Path) -> Path:
 
 
 def make_secrets(folder: Path) -> Path:
-    """Return the folder of secrets that a copy of the script creates in `folder`."""
+    """Run a copy of the script in `folder`; return the folder with the secrets it creates."""
     script = shutil.copy(ROOT / "deploy" / "compose" / "make-secrets", folder)
     subprocess.run([script, "localhost"], check=True, capture_output=True)
     return folder / "secrets"

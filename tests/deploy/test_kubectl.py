@@ -1,6 +1,6 @@
 """The commands of docs/how-to/kubernetes.md, upgrade.md and back-up.md, run by kubectl on a cluster without nodes.
 
-Checks the resulting objects, and the order of changes (kubernetes_api.py).
+The tests check the resulting objects and the order of changes, as recorded by kubernetes_api.py.
 """
 
 import os
@@ -32,7 +32,7 @@ OWNER, RUNNER = "postgresql://gateway:s@192.0.2.10/gateway", "postgresql://gatew
 
 @pytest.fixture(scope="module")
 def kubectl() -> Iterator[str]:
-    """The folder of a kubectl that has the options in the documents (1.31 or newer)."""
+    """Return the folder of a kubectl with the options used in the documents (1.31 or newer)."""
     own = shutil.which("kubectl")
     knows = (
         own
@@ -108,7 +108,7 @@ def _by_name(manifests: list[Manifest]) -> dict[tuple[str, str], Manifest]:
 
 
 def has_what_its_pods_read(cluster: Kubernetes, namespace: str) -> list[Pod]:
-    """Check that each secret mounted by a pod exists, with each file named in a setting."""
+    """Check that each secret mounted by a pod exists, and has each file that a setting names."""
     manifests = cluster.all(namespace)
     maps = {one["metadata"]["name"]: one["data"] for one in manifests if one["kind"] == "ConfigMap"}
     found = list(pods(manifests))
@@ -196,7 +196,7 @@ def test_the_trial_is_installed_as_printed(cluster: Kubernetes, reader: Reader) 
         url = cluster.secret(namespace, f"gateway-admin-{secret}")["url"]
         assert url == f"postgresql://{user}:{passwords[f'{name}_password'].strip()}@postgresql:5432/gateway"
     assert cluster.secret(namespace, "gateway-admin-keys").keys() == {"secret_key", "token_keys", "encryption_keys"}
-    # It finds the pod by the service; what would go through needs a node.
+    # kubectl finds the pod by its service; forwarding itself would need a node.
     assert "nothing runs here" in reader.run(forward.replace("8000:80", ":80"), fails=True)
     assert set(cluster.forwarded) == {"gateway-admin-0"}
 

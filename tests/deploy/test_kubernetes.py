@@ -16,7 +16,7 @@ from tests.docs.test_blocks import parsed
 from tests.workspace import ROOT
 from wire.versions import VERSION
 
-# As in docs/how-to/deploy.md.
+# The value in docs/how-to/deploy.md.
 RELEASE = "1.37"
 CONNECTIONS_OF_OTHERS = 5
 
@@ -60,7 +60,7 @@ def test_every_manifest_is_built_by_an_overlay() -> None:
 
 
 def test_every_pod_is_restricted(manifests: list[Manifest]) -> None:
-    """As the Pod Security Standards require, plus a read-only root."""
+    """Pods meet the Pod Security Standard "restricted", and have a read-only root."""
     found = list(pods(manifests))
     assert len(ours(manifests)) == 3
     for pod in found:
@@ -162,7 +162,7 @@ def test_no_pod_reaches_what_tells_machines_secrets(place: str, manifests: list[
 
     assert blocks
     assert not [block for block in blocks if is_within(place, block)]
-    assert {port["port"] for rule in rules if "to" not in rule for port in rule["ports"]} == {53}  # Names alone.
+    assert {port["port"] for rule in rules if "to" not in rule for port in rule["ports"]} == {53}  # DNS only.
 
 
 def test_the_gateway_reaches_its_database_alone_by_postgresql(manifests: list[Manifest]) -> None:
@@ -170,7 +170,7 @@ def test_the_gateway_reaches_its_database_alone_by_postgresql(manifests: list[Ma
 
     [peer] = rules[5432]["to"]
     assert peer.get("podSelector") or peer["ipBlock"]["cidr"].endswith("/32")
-    assert rules[6514] == rules[443]  # Syslog over TLS, wherever servers may be.
+    assert rules[6514] == rules[443]  # Syslog over TLS, to the same addresses as servers.
 
 
 def test_the_database_of_the_trial_is_asked_by_the_gateway_alone() -> None:
@@ -199,7 +199,7 @@ def test_the_images_are_of_this_version(manifests: list[Manifest]) -> None:
 
 
 def connections_of(workers: int) -> int:
-    """Return the database connections of a `serve` with so many workers, counted as in docs/how-to/deploy.md."""
+    """Return the database connections of `serve` with `workers` workers, computed as in docs/how-to/deploy.md."""
     return workers * 12 + 4
 
 
@@ -232,7 +232,7 @@ def test_all_replicas_fit_into_the_connections_that_postgresql_grants_unless_tol
     pods_at_once = one(manifests, "HorizontalPodAutoscaler")["spec"]["maxReplicas"] + 1
     workers = int(one(manifests, "ConfigMap")["data"]["GATEWAY_WORKERS"])
 
-    assert pods_at_once * connections_of(workers) + CONNECTIONS_OF_OTHERS <= 97  # 100, without those of superusers.
+    assert pods_at_once * connections_of(workers) + CONNECTIONS_OF_OTHERS <= 97  # 100 less the superusers' connections.
 
 
 def test_a_pod_can_be_scraped_with_the_token_of_a_secret_and_runs_without_it() -> None:

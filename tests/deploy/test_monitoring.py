@@ -28,7 +28,7 @@ ASKED = [(panel["title"], target["expr"], target["legendFormat"]) for panel in P
 PAGE = ROOT / "docs" / "how-to" / "monitor.md"
 
 FUNCTIONS = {"absent", "histogram_quantile", "increase", "max", "min", "rate", "sum", "time"}
-# What Prometheus adds to whatever it scrapes.
+# Labels that Prometheus adds to every scraped metric.
 ADDED = {"job", "instance"}
 WORD = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 SELECTED = re.compile(r"\b(gateway_\w+|up)(?:\{([^}]*)\})?")
@@ -38,7 +38,7 @@ MATCHER = re.compile(r'\s*(\w+)(=~|!~|!=|=)"([^"]*)"\s*')
 def exported() -> dict[str, set[str]]:
     """Return the labels of each sample in /metrics, by name."""
     for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
-        import_module(name)  # Which enters its numbers.
+        import_module(name)  # The import registers the module's metrics.
     background.failures()
     found = {}
     for name, collector in REGISTRY._names_to_collectors.items():
@@ -118,7 +118,7 @@ def test_each_alert_has_a_test_of_when_it_fires_and_when_not() -> None:
 
 
 def test_series_of_immediate_alerts_exist_before_the_first_fault() -> None:
-    """Prometheus sees no increase in a series that starts with 1, so the first fault would raise no alert."""
+    """Prometheus sees no increase in a series that begins at 1, so without a 0 the first fault would raise no alert."""
     program = "import proxy.metrics, prometheus_client as p; print(p.generate_latest().decode())"
     fresh = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     at_once = [part for alert in ALERTS if "increase(" in alert["expr"] for part in parts(alert["expr"])]
@@ -130,7 +130,7 @@ def test_series_of_immediate_alerts_exist_before_the_first_fault() -> None:
 
 
 def promtool(*words: str) -> str:
-    """Run promtool, which must succeed, and return its output."""
+    """Run promtool, which must succeed; return its output."""
     program = shutil.which("promtool")
     assert program, "These tests need promtool: install Debian's package prometheus."
     done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
@@ -162,7 +162,7 @@ def test_prometheus_takes_the_documented_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_prometheus_reads_each_expression_of_the_dashboard(tmp_path: Path) -> None:
-    """As Grafana sends them, with its variables filled in."""
+    """The expressions are sent as Grafana sends them, with variables replaced by values."""
     rules = []
     for number, (_, expression, _) in enumerate(ASKED):
         asked = re.sub(r"\$\{?(?!__)\w+\}?", ".*", expression.replace("$__rate_interval", "5m"))

@@ -75,7 +75,7 @@ def test_the_secrets_are_those_the_manifests_name(overlay: str) -> None:
         needed["postgresql"] = {"owner_password", "run_password"}
 
     assert made == needed
-    assert {one["metadata"].get("namespace", "") for one in manifests} == {""}  # The kustomization's.
+    assert {one["metadata"].get("namespace", "") for one in manifests} == {""}  # The kustomization sets the namespace.
     assert (
         f"namespace: {re.findall(r'create namespace (.*)', script)[0]}\n"
         in (KUBERNETES / "overlays" / overlay / "kustomization.yaml").read_text()

@@ -1,4 +1,4 @@
-"""The systemd unit: it waits for its database indefinitely, and its settings are readable."""
+"""The systemd unit: the gateway waits indefinitely for its database, and the unit's settings are readable."""
 
 from collections import defaultdict
 
@@ -9,7 +9,7 @@ UNIT = FOLDER / "gateway-admin.service"
 
 
 def directives() -> dict[str, list[str]]:
-    """Return the values of each directive, in order."""
+    """Return the values of each directive of the unit file, in order."""
     found = defaultdict(list)
     for line in UNIT.read_text().splitlines():
         if line and line[0] not in "#[":

@@ -12,7 +12,7 @@ PLACE = re.compile(r"(<!-- clients: .*?-->\n).*?(?=<!-- end of clients -->)", re
 
 
 def written(page: Path) -> str:
-    """Return the page with the text between its two marks replaced by the generated one."""
+    """Return the page with the text between the two marks replaced by the generated text."""
     text, places = PLACE.subn(lambda found: f"{found[1]}\n{NAMES}\n", page.read_text())
     assert places == 1, page
     return text

@@ -1,4 +1,4 @@
-"""One workspace for all tests that follow the README: they have the same `xdist_group`, starts."""
+"""One workspace for all tests that follow the README, which share the `xdist_group` "starts"."""
 
 import os
 import re
@@ -18,7 +18,7 @@ QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
 
 @pytest.fixture(scope="session", params=["with tables", full("embedded")])
 def newcomer(request: pytest.FixtureRequest) -> Iterator[Newcomer]:
-    """A newcomer on a migrated database, for speed, and on none at all, as at a first start."""
+    """A newcomer's workspace: on a migrated database for speed; in the full tests also on a new embedded database."""
     start = re.search(r"^make run$", README, re.MULTILINE)
     again = re.search(r"^(GATEWAY_PRIVATE_UPSTREAMS)=(\S+) make run$", QUICKSTART, re.MULTILINE)
     assert start

@@ -1,4 +1,4 @@
-"""A newcomer: the README's own start command, and a terminal."""
+"""A newcomer, who has only the README's start command and a terminal."""
 
 import os
 import re
@@ -35,7 +35,7 @@ class Terminal:
         )
 
     def run(self, block: str, *typed: str) -> str:
-        """Return the output of the commands; `typed` are the person's inputs, one line for each prompt."""
+        """Return the output of the commands; `typed` has the person's input, one line for each prompt."""
         assert self.shell.stdin is not None
         assert self.shell.stdout is not None
         self.shell.stdin.write("\n".join([*block.splitlines(), *typed, "echo; echo end of block", ""]))
@@ -48,7 +48,7 @@ class Terminal:
 
 @dataclass(frozen=True, slots=True)
 class Newcomer:
-    """A workspace started by the README's own command, and the printed sign-in data."""
+    """A workspace started by the README's command, with the printed address, e-mail and password."""
 
     url: str
     email: str
@@ -77,7 +77,7 @@ def started(command: str, folder: Path, database: dict[str, str]) -> Iterator[Ne
 
 
 def welcome(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str, str]:
-    """Return address, e-mail and password as printed, once the server answers."""
+    """Return the printed address, e-mail and password, once the server answers."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         if found := WELCOME.search(log.read_text()):

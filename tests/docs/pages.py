@@ -15,7 +15,7 @@ ROW = re.compile(r"^\| <a id=\"([\w-]+)\"></a>", re.MULTILINE)
 
 
 def prose(page: Path) -> str:
-    """Return the page without its code blocks."""
+    """Return the text of the page without code blocks."""
     return FENCED.sub("", page.read_text())
 
 
@@ -32,7 +32,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def first_column(page: Path) -> list[str]:
-    """Return the code in the first cell of each table row; a cell may have several."""
+    """Return the code in the first cell of each table row; a cell may have several pieces of code."""
     cells = [line.split("|")[1] for line in page.read_text().splitlines() if line.startswith("| `")]
     return [code for cell in cells for code in re.findall(r"`([^`]+)`", cell)]
 

@@ -1,4 +1,4 @@
-"""docs/reference/rest-api.md, run as printed against two workers; its key can do nothing else."""
+"""docs/reference/rest-api.md, run as printed against two workers, with a key limited to what the page needs."""
 
 import re
 import subprocess

@@ -1,6 +1,6 @@
 """Each fenced block in the documents is run by a test, or listed here with a test and the reason.
 
-A block without an entry fails, and so does an entry without its block or its test.
+A block without an entry fails the test, and so does an entry without its block or its test.
 """
 
 import ast
@@ -22,7 +22,7 @@ from tests.docs.pages import PAGES, ROOT
 
 BLOCK = re.compile(r"^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
-# Who runs a block: the page, how the block begins, the test.
+# The test that runs each block: the page, the beginning of the block, and the test.
 RUN_BY = (
     ("README.md", "make run", "docs/test_readme.py::test_the_first_call_works_as_printed"),
     ("README.md", "issued=", "docs/test_readme.py::test_the_first_call_works_as_printed"),
@@ -248,7 +248,7 @@ RUN_BY = (
     ("docs/reference/protocol.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
     ("docs/reference/protocol.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
 )
-# Blocks that no test can run as they are: the page, how the block begins, why. They are parsed below.
+# Blocks that no test can run as printed: the page, the beginning, and the reason. They are parsed below.
 PARSED = (
     ("CONTRIBUTING.md", "make setup", "these are the tests; make is asked for each and does not begin"),
     ("README.md", "flowchart", "a picture"),
@@ -293,7 +293,7 @@ def test_every_block_is_run_or_read_by_a_test_and_it_is_said_by_which() -> None:
 
     assert [str(block) for block in BLOCKS if not any(block.is_of(*entry) for entry in known)] == []
     assert [entry for entry in known if not any(block.is_of(*entry) for block in BLOCKS)] == []
-    assert sum(page.read_text().count("\n```") for page in PAGES) == 2 * len(BLOCKS)  # None is missed by the pattern.
+    assert sum(page.read_text().count("\n```") for page in PAGES) == 2 * len(BLOCKS)  # The pattern finds every block.
 
 
 def test_the_tests_that_run_blocks_are_there() -> None:
@@ -314,7 +314,7 @@ def test_each_block_is_of_the_language_it_says() -> None:
 
 
 def parse(block: Block) -> None:  # noqa: C901  (a table)
-    """Raise an error if a block does not parse as its language; text and pictures are not checked."""
+    """Raise an error if a block does not parse in its language; plain text and pictures are not checked."""
     match block.language:
         case "json":
             json.loads(block.text)
@@ -337,13 +337,13 @@ def parse(block: Block) -> None:  # noqa: C901  (a table)
 
 
 def test_the_settings_a_document_names_exist() -> None:
-    known = set(environment._seen) | {"GATEWAY_URL"}  # The variable of the tutorial.
+    known = set(environment._seen) | {"GATEWAY_URL"}  # A variable of the tutorial.
     for page in PAGES:
         if page.name != "CHANGELOG.md":
             assert set(re.findall(r"\bGATEWAY_[A-Z]\w*", page.read_text())) - known <= OTHERS, page
 
 
-OTHERS = {"GATEWAY_TOKEN"}  # The variable of a copied call.
+OTHERS = {"GATEWAY_TOKEN"}  # A variable of copied calls.
 COMMAND = re.compile(r"(?:python )?manage\.py ([a-z_]+[^`\n|)]*)")
 
 
@@ -359,7 +359,7 @@ def test_every_command_a_document_names_takes_what_it_is_given() -> None:
 
 
 def parsed(line: str) -> str:
-    """Return the command's name, after its own parser has accepted the rest."""
+    """Return the command's name, after the command's own parser has accepted the arguments."""
     line = line.partition("manage.py ")[2].partition(" #")[0]
     name, *words = shlex.split(line.rstrip(" .,;:").replace("[", "").replace("]", "").replace("...", ""))
     command = load_command_class(get_commands()[name], name)

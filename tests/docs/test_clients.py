@@ -1,4 +1,4 @@
-"""Client instructions: one source for documents, How to Connect and the show-once dialog; each runs or parses."""
+"""Client instructions have one source for documents, How to Connect and the show-once dialog; each runs or parses."""
 
 import ast
 import json
@@ -45,7 +45,7 @@ def test_the_names_of_clients_are_their_own_and_each_has_a_way() -> None:
         assert len({block.way for block in client.blocks}) == len(client.blocks) > 0
 
 
-@pytest.mark.usefixtures("npm")  # Node comes with it.
+@pytest.mark.usefixtures("npm")  # The fixture brings Node.
 @pytest.mark.parametrize("block", BLOCKS)
 def test_each_block_parses_as_its_language_for_any_gateway_with_and_without_the_token(block: Block) -> None:
     for token in ("", TOKEN):
@@ -62,7 +62,7 @@ def test_each_block_parses_as_its_language_for_any_gateway_with_and_without_the_
 
 
 def placed(language: str, text: str) -> Iterator[str]:
-    """Yield the name a configuration gives the gateway; raises an error if the text does not parse."""
+    """Yield the name that a configuration gives the gateway; raises an error if the text does not parse."""
     match language:
         case "json":
             value: dict[str, Any] = json.loads(text)
@@ -87,7 +87,7 @@ PROGRAMS = {"curl": "bash", "python": "python", "typescript": "js"}
 
 @pytest.mark.parametrize("kind", ["tool", "prompt", "resource"])
 def test_a_call_is_copied_as_a_program_that_makes_it_whatever_is_called(kind: str, npm: Npm) -> None:
-    """The playground's programs, with names and arguments that contain special characters of shells and languages."""
+    """Run the playground's programs with names and arguments that contain special characters of shells or languages."""
     arguments = {ODD: [ODD, None, True, 1.5, 12345678901234567890]}
     texts = {each.slug: each.text for each in call_texts(LONG, "some-name", kind, ODD, arguments)}
 
@@ -122,7 +122,7 @@ def test_a_copied_call_runs(slug: str, issued: dict[str, str], npm: Npm) -> None
 
 @pytest.fixture(scope="module")
 def issued(live: Serve) -> dict[str, str]:
-    """A token for the Quickstart gateway, as shown to a person."""
+    """Create a token for the Quickstart gateway; return its data as shown to a person."""
     return dict(live.issue_token(host="Documented bot", gateway="quickstart"))
 
 
@@ -165,7 +165,7 @@ LINES = (
 
 
 def run(language: str, text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    for fetched, installed in NPX:  # The pinned package of the tests in place of the newest.
+    for fetched, installed in NPX:  # Use the installed package, not the newest.
         text = text.replace(fetched, installed)
     if "mcp-remote" in text:
         return piped(text, environment)
@@ -175,7 +175,7 @@ def run(language: str, text: str, environment: dict[str, str]) -> subprocess.Com
 
 
 def program(language: str, text: str) -> list[str]:
-    """Return the command that runs it; Node resolves packages from the working directory."""
+    """Return the command that runs the program; Node resolves packages from the working directory."""
     return {
         "bash": ["bash", "-c", text],
         "python": [sys.executable, "-c", text],
@@ -184,7 +184,7 @@ def program(language: str, text: str) -> list[str]:
 
 
 def piped(text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a client's stdio program: write lines to it, and read until the list has arrived."""
+    """Run a client's stdio program, send it lines, and read its output until the list of tools has arrived."""
     with subprocess.Popen(
         ["bash", "-c", f"exec {text.strip()}"],
         env=environment,

@@ -1,4 +1,4 @@
-"""Statements of the documents about the code: its folders, and an excerpt."""
+"""Statements in the documents about the code: its folders, and an excerpt."""
 
 import ast
 import re
@@ -60,7 +60,7 @@ def test_the_excerpt_of_an_operation_is_of_the_code() -> None:
 
 
 def operations(code: str) -> Iterator[str]:
-    """Yield each declared method, without its body."""
+    """Yield the source of each declared method, without the body."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.FunctionDef) and any("operation(" in ast.unparse(one) for one in node.decorator_list):
             decorators = [ast.unparse(one) for one in node.decorator_list]

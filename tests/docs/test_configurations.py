@@ -1,4 +1,4 @@
-"""Configurations in the documents, read by their programs: nginx, Prometheus, systemd, PostgreSQL."""
+"""Configurations in the documents, loaded by their programs: nginx, Prometheus, systemd, PostgreSQL."""
 
 import configparser
 import os
@@ -46,7 +46,7 @@ class Site(NamedTuple):
     metrics_token: str
 
     def client(self, address: str = "127.0.0.1") -> httpx.Client:
-        """Return a client with this address, which resolves that machine's name to the local nginx."""
+        """Return a client with this source address, which resolves the printed host name to the local nginx."""
         trust = ssl.create_default_context(cafile=str(self.certificate))
         transport = httpx.HTTPTransport(verify=trust, local_address=address)
         return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", transport=transport, headers={"Host": NAME})
@@ -74,7 +74,7 @@ def site() -> Iterator[Site]:
 
 @contextmanager
 def nginx(home: Path, server: str) -> Iterator[None]:
-    """Run nginx with this server only."""
+    """Run nginx with only this server block."""
     process = started(home, server)
     try:
         yield
@@ -106,7 +106,7 @@ def test_behind_the_nginx_of_the_page_the_gateway_knows_its_name_and_who_calls(s
     ("page", "beginning"),
     [
         ("monitor.md", "scrape_configs:\n  - job_name: gateway-admin\n    scheme:"),
-        # A collector passes the part under `config` to the same code, with its own names around it.
+        # An OpenTelemetry collector reads the part under `config` like Prometheus.
         ("monitor.md", "receivers:"),
     ],
 )
@@ -139,7 +139,7 @@ def test_prometheus_scrapes_the_gateway_as_printed(page: str, beginning: str, si
 
 
 def answer(port: int, query: str) -> list[str]:
-    """Return Prometheus's current values of this query."""
+    """Return Prometheus's current values for this query."""
     try:
         asked = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}, trust_env=False)
         return [one["value"][1] for one in asked.json()["data"]["result"]] if asked.is_success else []

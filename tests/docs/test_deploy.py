@@ -1,4 +1,4 @@
-"""The blocks of docs/how-to/deploy.md, run as printed except for addresses."""
+"""The blocks of docs/how-to/deploy.md, run as printed except for addresses and names."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from tests.eventually import eventually
 from tests.running.starts import environment
 from tests.workspace import free_port, is_ready
 
-# They start installations of their own; a few seconds each.
+# Each test starts an installation, which takes a few seconds.
 pytestmark = [pytest.mark.xdist_group("starts"), pytest.mark.full]
 
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
@@ -42,7 +42,7 @@ def with_this_python(script: str) -> str:
 
 @contextmanager
 def shell(script: str, home: Path, port: int, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the script in its own shell until the block ends; waits for its `serve`."""
+    """Run the script in a separate shell until the block ends, then wait until its `serve` has stopped."""
     with (home / f"{port}.log").open("wb") as log:
         process = subprocess.Popen(
             ["bash", "-ec", with_this_python(script)],
@@ -66,7 +66,7 @@ def ready(process: subprocess.Popen[bytes], port: int) -> bool:
 
 @pytest.fixture
 def database() -> Iterator[tuple[str, str]]:
-    """A suffix for the page's names, and the address of a database whose server allows new roles."""
+    """Yield a suffix for the page's role names, and the URL of a database whose server allows new roles."""
     suffix = str(os.getpid())
     address = os.environ[cluster.ADDRESS]
     yield suffix, address
@@ -80,7 +80,7 @@ def test_two_roles_as_printed(database: tuple[str, str], tmp_path: Path) -> None
     suffix, address = database
 
     def mine(text: str) -> str:
-        """Return the text with names of this run, because roles belong to the whole server, and its address."""
+        """Return the text with this run's database URL and role names; all databases of a server share its roles."""
         for printed in (OWNER_URL, RUNNER_URL):
             role = urlsplit(printed).username
             place = urlsplit(address)

@@ -1,4 +1,4 @@
-"""The commands of how-to pages, run as printed: each page's marked blocks."""
+"""The commands in the marked blocks of how-to pages, run as printed."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_the_bridge_makes_a_stdio_server_callable_through_a_gateway(live: Serve,
         live.manage("shell", "--verbosity", "0", "-c", ADD.format(owner=OWNER, url=f"http://127.0.0.1:{port}/mcp"))
         issued = live.issue_token(host="Bridge bot", gateway="bridged")
         url, token = issued["gateway_url"], issued["token"]
-        # The first list does without a server that is still starting its program.
+        # The first list lacks the server while its program is starting.
         eventually(lambda: "memory__read_graph" in curl.list_tools(url, token).body, seconds=60)
         eventually(lambda: "entities" in curl.call_tool(url, token, "memory__read_graph").body, seconds=60)
     finally:
@@ -87,7 +87,7 @@ def test_people_are_invited_by_the_command_as_printed_and_helped_in(live: Serve)
 
 
 def words(page: str, mark: str) -> list[str]:
-    """Return a printed command of manage.py, without the prefix that starts it."""
+    """Return the arguments of a printed manage.py command, without the prefix that starts manage.py."""
     start, _, command = block(page, mark).partition("manage.py ")
     assert start == ".venv/bin/python "
     return command.split()
@@ -169,12 +169,12 @@ def test_a_job_rotates_its_own_token_as_printed(live: Serve, tmp_path: Path) -> 
 
     rotated = json.loads(shell(command, tmp_path, ID=issued["id"], TOKEN=issued["token"]))
 
-    for secret in (issued["token"], rotated["token"]):  # Both, during the overlap.
+    for secret in (issued["token"], rotated["token"]):  # Both work during the overlap.
         assert curl.list_tools(issued["gateway_url"], secret).status == 200
 
 
 def shell(script: str, folder: Path, **variables: str) -> str:
-    """Run the script, which must succeed, and return its output."""
+    """Run the script, which must succeed; return its output."""
     environment = {**os.environ, **variables}
     done = subprocess.run(
         ["bash", "-ec", script], env=environment, cwd=folder, capture_output=True, text=True, check=False
@@ -202,7 +202,7 @@ def test_a_backup_is_restored_elsewhere_with_all_it_holds_and_its_modes(tmp_path
 
 def test_metadata_of_saml_are_fetched_as_printed(live: Serve, npm: Npm, tmp_path: Path) -> None:
     page, own = "single-sign-on.md", f"{live.url}/accounts/organisation/saml"
-    # Creates the row, if it is new.
+    # Creates the settings row, if there is none.
     subprocess.run(["curl", "-s", f"{own}/metadata/"], capture_output=True, check=True)
     live.rows("UPDATE sso_provider SET protocol = 'saml' RETURNING id")
     with saml_provider_of(npm, f"{own}/acs/", f"{own}/metadata/") as organisation:

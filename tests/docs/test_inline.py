@@ -34,27 +34,27 @@ PROGRAMS = (
     *("systemctl", "make", "python", "git", r"manage\.py", "serve", "apt", "apt-get", r"deploy/\S+", r"\.ci/\S+"),
 )
 COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) .+")
-# Which module runs the command, and the words of it there.
+# The module that runs each command, and a text of the command in that module.
 RUN_BY = {
     "docker compose up --detach --scale gateway=3": ("deploy/test_containers.py", "docker compose up --detach --scale"),
     "docker compose exec database pg_dump": ("deploy/test_containers.py", "docker compose exec database"),
-    "docker stop": ("deploy/test_containers.py", "old=$(docker compose ps"),  # The first line of the block with it.
+    "docker stop": ("deploy/test_containers.py", "old=$(docker compose ps"),  # The block's first line.
     "kubectl --namespace nginx-ingress get pods": ("deploy/test_kubectl.py", "kubectl --namespace nginx-ingress"),
     "kubectl rollout restart deployment/gateway-admin": ("deploy/test_kubectl.py", "kubectl rollout restart"),
     "pip wheel --no-deps --wheel-dir dist .": ("running/test_package.py", "pip wheel --no-deps"),
-    # By what Podman builds with, too.
+    # The images are built in this format.
     "podman build --format docker": ("deploy/images.py", '"--format", "docker"'),
-    # Another bridge: servers behind it are called by the matrix of clients and servers.
+    # A bridge like the documented one; the matrix of clients and servers calls servers behind it.
     "uvx mcp-proxy --port 3002 -- command arguments": ("matrix/servers.py", "mcp-proxy"),
 }
-# What no test runs, and why.
+# Commands that no test runs, with the reason.
 NOT_RUN = {
     "systemctl status": "systemd does not run where the tests do, as process 1",
 }
 
 
 def commands() -> set[str]:
-    """Return the inline code of pages that starts with a program."""
+    """Return the inline code of all pages that starts with a program's name."""
     pages = [page for page in PAGES if page.name != "CHANGELOG.md" and "decisions" not in page.parts]
     codes = {" ".join(code.split()) for page in pages for code in re.findall(r"`([^`]+)`", prose(page))}
     return {code for code in codes if COMMAND.fullmatch(code)}
@@ -85,7 +85,7 @@ def test_a_command_takes_what_it_is_given(command: str) -> None:
 
 
 def judge(command: str) -> Callable[[str], object] | None:
-    """Return the check for a command; None if no check knows it."""
+    """Return the function that checks a command; None if there is no check for it."""
     command = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", command)
     for pattern, judged in JUDGES.items():
         if re.match(pattern, command):
@@ -99,7 +99,7 @@ def of_manage(command: str) -> None:
 
 
 def of_make(command: str) -> None:
-    """Check that make has the target; for the bench, also its options."""
+    """Check that `make` has the target; for the bench, check the options, too."""
     target, *variables = shlex.split(command)[1:]
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
     for name, _, value in (variable.partition("=") for variable in variables):
@@ -120,7 +120,7 @@ def takes(module: str, words: list[str]) -> None:
 
 @cache
 def help_of(module: str) -> set[str]:
-    """Return the options in the help of a program of this checkout."""
+    """Return the options in the help text of a program in this repository."""
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -128,7 +128,7 @@ def help_of(module: str) -> set[str]:
 
 
 def of_pip(command: str) -> None:
-    """Check that the installed package is ours, in this version, with an existing extra; or an extra's requirement; or
+    """Check the argument of `pip install`: our package in this version with an existing extra, an extra's package, or
     a lock.
     """
     what = shlex.split(command)[-1]

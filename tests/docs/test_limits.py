@@ -1,4 +1,4 @@
-"""The page of limits has the numbers of the code, and names every setting."""
+"""The page of limits has the same numbers as the code, and names every setting."""
 
 import re
 from datetime import timedelta

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("clients")
 PAGE = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 AUDITOR = (ROOT / "docs" / "how-to" / "answer-an-auditor.md").read_text()
-# Addresses that need no look-up of a name.
+# Addresses that need no name resolution.
 PLACES = {
     "https://logs.example.com": "https://93.184.215.14",
     "https://s3.eu-central-1.amazonaws.com": "https://93.184.215.15",

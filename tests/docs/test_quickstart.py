@@ -42,7 +42,7 @@ def block(page: str, mark: str) -> str:
 
 @contextmanager
 def running(command: str, port: int, npm: Npm, folder: Path, **settings: str) -> Iterator[str]:
-    """Run a command as in a terminal of its own, and yield its address once it listens."""
+    """Run a command in its own terminal, and yield the server's address once the server listens."""
     with (folder / f"{port}.log").open("w") as log:
         process = subprocess.Popen(
             ["bash", "-c", f"exec env {command}"],

@@ -43,12 +43,12 @@ def test_every_metric_is_documented_and_no_other() -> None:
     families += health.families([], 0.0, 0)
 
     assert {f"{one.name}_total" if one.type == "counter" else one.name for one in families} == set(documented)
-    assert {metrics.UNAVAILABLE, health.POOL, housekeeping.FAILED}  # The places that make some.
+    assert {metrics.UNAVAILABLE, health.POOL, housekeeping.FAILED}  # Importing these modules registers their metrics.
 
 
 def test_the_page_of_alerts_names_metrics_there_are() -> None:
     asked = set(re.findall(r"gateway_[a-z0-9_]+_[a-z]+", (ROOT / "docs" / "how-to" / "monitor.md").read_text()))
-    asked -= {"gateway_disabled"}  # A reason.
+    asked -= {"gateway_disabled"}  # A deny reason, not a metric.
     documented = set(first_column(REFERENCE / "metrics.md"))
 
     assert asked
@@ -62,13 +62,13 @@ def test_every_kind_of_log_sink_is_documented() -> None:
         assert f"\n| {kind.label.partition(',')[0].lower()}" in page, kind.name
 
 
-# Statuses other than 200 of errors that are no access rule's.
+# Statuses other than 200 of errors that come from no access rule.
 STATUSES = {"session_lost": 404, "open_files": 503}
 
 
 def upstream_errors() -> list[type[UpstreamError]]:
-    """Return all kinds of errors between the gateway and a server."""
-    assert callable(app.runtime)  # Importing it imports the modules that define them.
+    """Return all classes of errors between the gateway and a server."""
+    assert callable(app.runtime)  # The import defines the error classes.
     kinds = UpstreamError.__subclasses__()
     for kind in kinds:
         kinds += kind.__subclasses__()
@@ -76,7 +76,7 @@ def upstream_errors() -> list[type[UpstreamError]]:
 
 
 def answer_of(reason: str) -> str:
-    """Return the HTTP status unless 200, and the JSON-RPC code, of a refusal with this reason."""
+    """Return the HTTP status (if not 200) and the JSON-RPC code of a refusal with this reason."""
     codes = {kind.reason: kind.code for kind in upstream_errors() if kind is not Refusal}
     codes["open_files"] = jsonrpc.INTERNAL_ERROR
     status = REASONS[reason].status or STATUSES.get(reason)
@@ -91,7 +91,7 @@ def test_the_decision_order_names_the_reasons_of_the_code_with_their_answers_and
     raised = {error.reason for error in upstream_errors()} | {"open_files"}
 
     assert [int(number) for number, *_ in rows] == sorted(int(number) for number, *_ in rows)
-    assert documented.keys() == set(REASONS) - {"internal_error"}  # No check: a fault of our own.
+    assert documented.keys() == set(REASONS) - {"internal_error"}  # An error of the gateway, not a check.
     assert documented == {reason: answer_of(reason) for reason in documented}
     assert set(DENIALS) | raised <= documented.keys()
 

@@ -10,7 +10,7 @@ from tests.asgi_server import Message, Receive, Scope, Send, answer, headers_of,
 
 @dataclass
 class Exchange:
-    """One request through the proxy, and its answer once there is one."""
+    """One request through the proxy, and the answer once the gateway has sent one."""
 
     path: str
     headers: dict[str, str]
@@ -29,12 +29,12 @@ type Mischief = Callable[[Exchange], None]
 
 
 def none(_: Exchange) -> None:
-    """Have no fault."""
+    """Do nothing: a proxy without a fault."""
 
 
 @dataclass
 class Front:
-    """In front of `target`: `before` gets requests and may answer them itself, `after` gets answers."""
+    """Proxies to `target`: `before` may change or answer a request, and `after` may change the gateway's answer."""
 
     target: str = ""
     before: Mischief = none

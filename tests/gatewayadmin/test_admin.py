@@ -57,24 +57,24 @@ OURS = (
     "scim",
     "sso",
 )
-# Read on the page of what they belong to.
+# Models shown on the page of their parent object.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
 BELOW |= {"attention.notification"}  # Messages to people.
-BELOW |= {"accounts.schemaversion"}  # Two version numbers, for the next start.
+BELOW |= {"accounts.schemaversion"}  # Two version numbers, read at the next start.
 BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
-BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # What directories call people and teams.
+BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # Ids and names that directories give people and teams.
 BELOW |= {"sso.rulerow"}  # On the settings page.
-BELOW |= {"sso.receivedassertion"}  # Kept for a quarter of an hour: digests and encrypted data.
-BELOW |= {"sso.decryptionkey"}  # Sealed keys of ours; the page of settings shows the certificate.
-BELOW |= {"auditlog.rollup", "auditlog.rollupstate"}  # Numbers of calls, which have their page.
+BELOW |= {"sso.receivedassertion"}  # Digests and encrypted data, stored for 15 minutes.
+BELOW |= {"sso.decryptionkey"}  # Our encrypted keys; the settings page shows the certificate.
+BELOW |= {"auditlog.rollup", "auditlog.rollupstate"}  # Call counts, which have their own page.
 BELOW |= {"auditlog.checkpoint", "auditlog.checkpointkey"}  # Signatures and a sealed key; `verify_log` reads them.
-# What the proxy keeps between requests: ids as digests, the rest sealed; nothing that staff would read or edit.
+# The proxy's state between requests: digests of ids and encrypted data, which staff can neither read nor edit.
 BELOW |= {f"proxy.{name}" for name in ("session", "upstreamsession", "serverinfo", "cancellation")}
 BELOW |= {f"proxy.{name}" for name in ("pendingrequest", "streamevent", "suspendedcall")}
 SECRET = re.compile(r"digest|ciphertext|password$|_payload$|^message$|parameters|code|fingerprint|secret|key_id|dedupe")
 PLANTED = "planted-upstream-secret-0123456789"
 
-# Two of each are the session and its user, one the role's capabilities.
+# Each count includes two statements for the session and its user, and one for the role's capabilities.
 FROZEN = {
     "accounts.apikey": 5,
     "accounts.role": 5,
@@ -159,7 +159,7 @@ def world(by: User) -> World:
 
 
 def passing(link: Connection) -> None:
-    """Create temporary rows: flows, OAuth bindings, and counters."""
+    """Create temporary rows, such as flows, OAuth bindings and counters."""
     now = timezone.now()
     app = Application.objects.create(
         name=make.unique("app"), client_type="public", authorization_grant_type="authorization-code"
@@ -231,7 +231,7 @@ def test_no_page_is_made_of_a_secret() -> None:
         assert pages.search_fields or name == "accounts.workspacesettings", name
 
 
-# Fields that pages never show: secrets and what leads to them, other people's messages, counters, and duplicates.
+# Fields that no page shows: secrets and data derived from them, other people's messages, counters, duplicates.
 HIDDEN = {
     "accounts.apikey": {"digest", "key_id"},
     "accounts.role": {"permissions"},
@@ -334,7 +334,7 @@ def test_a_list_takes_as_many_statements_as_ever(boss: Client, name: str) -> Non
     ],
 )
 def test_a_list_is_narrowed_by_what_it_shows_only(boss: Client, model: str, lookup: str) -> None:
-    """Otherwise a viewer of the rows could read hidden columns letter by letter."""
+    """Filtering by hidden columns would let a viewer of the rows guess their values letter by letter."""
     world(user_of(boss))
 
     assert boss.get(f"{listing(model)}?{lookup}").status_code == 400
@@ -415,7 +415,7 @@ def test_every_action_records_one_event_here_or_in_the_table_of_verbs(boss: Clie
     breaker, chief = make.user(), Role.objects.get(name="Super admin")
     User.objects.filter(pk__in=(breaker.pk, user_of(boss).pk)).update(role=chief)
     Authenticator.objects.create(user=breaker, type=Authenticator.Type.TOTP, data={})
-    # An address that is not even tried.
+    # An address that the test never connects to.
     Provider.objects.update(mode="offered", name="Example", issuer="https://127.0.0.1:9", client_id="gateway")
     provider = Provider.objects.get()
     here: dict[tuple[str, str], models.Model] = {

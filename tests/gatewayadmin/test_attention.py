@@ -1,4 +1,4 @@
-"""The numbers of the navigation: what waits for the viewer, limited to what they may see and act on."""
+"""The numbers in the navigation count what waits for the viewer, limited to objects the viewer may see and act on."""
 
 import re
 from typing import Any
@@ -21,7 +21,7 @@ HTMX = {"HX-Request": "true"}
 
 
 def rail(page: Any) -> dict[str, str]:
-    """Return the numbers in the navigation, with their meaning."""
+    """Return the numbers in the navigation with the hidden text that explains each."""
     nav = page.content.decode().split('id="rail"')[1].split("</nav>")[0]
     found = re.findall(
         r'data-count="rail\.(\w+)"><span class="dot"[^>]*></span>(\d+)<span class="visually-hidden"> ([^<]+)', nav

@@ -58,7 +58,7 @@ class Client:
 
 
 def talk(app: Any, conversation: Any, protocol: type[LimitedHttpProtocol]) -> Any:
-    """Return the result of `conversation`, which gets a function that connects."""
+    """Run a server and the coroutine `conversation`, which receives a function that connects; return its result."""
 
     async def main() -> Any:
         config = Config(app, log_config=None, ws="none")
@@ -71,7 +71,7 @@ def talk(app: Any, conversation: Any, protocol: type[LimitedHttpProtocol]) -> An
             clients.append(client)
             for piece in pieces:
                 client.writer.write(piece)
-            await asyncio.sleep(0.02)  # It has been accepted.
+            await asyncio.sleep(0.02)  # The server has accepted the connection.
             return client
 
         async with listener:
@@ -98,15 +98,15 @@ def test_a_body_that_stops_half_way_is_given_up_with_408(http_protocol: type[Lim
 def test_a_body_that_trickles_is_given_up_at_its_deadline(http_protocol: type[LimitedHttpProtocol]) -> None:
     async def conversation(connect: Any) -> bytes:
         client = await connect(HEAD % 100_000)
-        told = asyncio.create_task(client.reader.readline())  # What comes before the connection is reset.
+        told = asyncio.create_task(client.reader.readline())  # The answer precedes the connection reset.
         async with asyncio.timeout(PATIENCE):
             while not told.done():
                 client.writer.write(b"x" * 20)
                 await asyncio.sleep(0.02)
         return bytes((await told).strip())
 
-    # Bytes keep coming at 1 byte/s or more, so only the deadline can end this body; a window as long as the
-    # deadline is judged once, when a client that a busy machine held up has long sent something.
+    # The client sends more than 1 byte/s, so only the deadline can end this body. With a rate window as long as the
+    # deadline, the rate is checked once, when even a client on a busy machine has sent enough.
     steady = hasty(http_protocol, body_window=BODY_SECONDS, body_rate=1)
     assert talk(reader_of_all, conversation, steady) == b"HTTP/1.1 408 Request Timeout"
 
@@ -129,7 +129,7 @@ def test_a_client_that_is_refused_while_it_sends_can_read_why(http_protocol: typ
         heard = []
         for head in (HEAD, ELSEWHERE):
             client = await connect(head % 3_000_000, b"x" * 100_000)
-            for _ in range(20):  # Sent on after the answer: to a socket that was closed at once this would be a reset.
+            for _ in range(20):  # Sent after the answer; closing the socket at once would reset it.
                 client.writer.write(b"x" * 100_000)
                 await asyncio.sleep(0.005)
             heard.append(await client.rest())

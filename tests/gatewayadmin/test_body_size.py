@@ -50,8 +50,8 @@ def answer_to(
     path: str = "/",
     host: bytes = b"x",
 ) -> tuple[list[Message], int]:
-    """Return the messages of its answer, and the number of unread pieces; `known` is None if too many of the sender
-    wait.
+    """Return the messages of the answer, and the number of unread pieces; `known` is None if the sender already has too
+    many waiting requests.
     """
     left = [*pieces]
     sent: list[Message] = []
@@ -172,7 +172,7 @@ async def test_impossible_credentials_are_refused_without_the_database(headers: 
 
 
 class LookedUp:
-    """Look-ups that last until `may_end`: the running ones, and their maximum."""
+    """Session look-ups that block until `may_end`; counts the running look-ups and their maximum."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.most, self.may_end = 0, 0, threading.Event()
@@ -189,7 +189,7 @@ class LookedUp:
         return False
 
     def ask(self, sender: str) -> asyncio.Task[bool]:
-        """Look up an invented session of this sender."""
+        """Start to look up an unknown session for this sender."""
         headers = Headers({"cookie": f"{settings.SESSION_COOKIE_NAME}=invented"})
         return asyncio.create_task(middleware.is_known(headers, sender))
 

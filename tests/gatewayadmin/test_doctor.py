@@ -75,7 +75,7 @@ def clinic(proxied: Clinic) -> Iterator[Clinic]:
 
 
 def at(path: str, mischief: Callable[[Exchange], object]) -> Callable[[Exchange], None]:
-    """Return a fault for addresses that start with `path` only."""
+    """Return a fault that applies only to paths starting with `path`."""
 
     def picky(exchange: Exchange) -> None:
         if exchange.path.startswith(path):
@@ -244,7 +244,7 @@ def test_a_clear_way_passes_and_leaves_nothing(clinic: Clinic) -> None:
 
 
 def test_the_page_says_when_one_came_another_way(clinic: Clinic) -> None:
-    """The page is opened through the gateway's own port, while apps use the proxy."""
+    """The report names the opened port, because the page is opened at the gateway itself and apps use the proxy."""
     page = clinic.owner.http.get("/settings/oauth-doctor/").text
 
     assert f"You opened <code>localhost:{clinic.served.port}</code>" in page
@@ -261,7 +261,7 @@ def test_the_command_passes(clinic: Clinic) -> None:
 
 @pytest.mark.full
 def test_names_an_address_that_is_not_the_public_one(clinic: Clinic) -> None:
-    """As the command does with `--url`."""
+    """Run against an address other than the public URL, as `manage.py doctor --url` does."""
     failed = first_failure(f"http://127.0.0.1:{clinic.served.port}")
 
     assert failed.title == "Refusal without a token"

@@ -66,7 +66,7 @@ def stranger() -> Iterator[Stranger]:
 
 
 def walk(stranger: Stranger, seconds: float = 10) -> CheckStep:
-    """Return the step at which the doctor stops."""
+    """Run the doctor against the stranger, and return the failed step."""
     person = make.user()
     steps = OAuthCheck(stranger.base, make.gateway(by=person, slug="work"), person, seconds=seconds).run()
     [failed] = [step for step in steps if step.state == "failed"]
@@ -98,7 +98,7 @@ def test_a_host_under_another_name_is_not_even_asked_to_register(stranger: Stran
 def test_a_registration_that_is_not_the_doctors_own_stays_and_brings_nothing(
     client_id: str, stranger: Stranger, settings: Settings
 ) -> None:
-    """Includes a registration that looks like the doctor's, from an earlier run."""
+    """Registrations here survive, even one from an earlier run that looks like the doctor's."""
     settings.PUBLIC_URL, settings.PUBLIC_URL_IS_SET = stranger.base, True
     claude, earlier = application(client_id="claude", name="Claude"), application(client_id="doctor")
     AccessToken.objects.create(application=claude, user=make.user(), token="t", expires="2100-01-01T00:00Z")

@@ -1,4 +1,4 @@
-"""Excess requests of one sender wait for each other, and delay nobody else's."""
+"""Excess requests of one sender wait for each other, and do not delay other senders' requests."""
 
 import asyncio
 import re
@@ -59,7 +59,7 @@ async def _nothing() -> Any:
 
 
 async def settled() -> None:
-    """Return when every task that can continue has done so."""
+    """Let all tasks run until each of them waits."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -91,7 +91,7 @@ def test_the_ninth_request_of_one_person_waits_for_their_own_and_another_persons
             asking.create_task(browser.ask("/stranger"))
             await settled()
             assert pages.inside[2:] == ["/ben/0", "/static/app.css", "/stranger"]
-            pages.may_begin.set()  # Nobody reads an answer to its end yet.
+            pages.may_begin.set()  # The answers start but do not end yet.
             await settled()
             assert pages.inside[5:] == [f"/ann/{number}" for number in range(2, 9)]
             pages.may_end.set()

@@ -60,7 +60,7 @@ def test_a_large_body_is_no_large_head(answer_to: AnswerTo) -> None:
 
 
 async def _paused_and_kept(protocol: type[LimitedHttpProtocol], head: bytes, body: bytes) -> tuple[bool, int, int]:
-    """Return whether reading was paused when the application began, the bytes read by then, and its bytes."""
+    """Return if reading was paused when the app began, the bytes read by then, and the bytes the app received."""
     seen: list[tuple[bool, int]] = []
     got, began = 0, asyncio.Event()
 

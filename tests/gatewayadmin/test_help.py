@@ -65,7 +65,7 @@ def test_strangers_read_it_only_if_it_is_public(client: Client, settings: Settin
         assert answer.status_code == 200, path
         if path == "/help/":
             assert "Sign in" in answer.content.decode()
-        answer.close()  # The image stays open else.
+        answer.close()  # Otherwise the image file stays open.
     assert client.get("/hosts/").status_code == 302
 
 

@@ -1,4 +1,4 @@
-"""The Incident pages: the last 24 hours against the usual, the access that is left, and one act that ends it."""
+"""The Incident pages: the last 24 hours compared with the usual, the remaining access, and one action that ends it."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -29,7 +29,7 @@ def boss() -> User:
 
 @pytest.fixture
 def link(ann: User) -> Connection:
-    """An agent of Ann's on a gateway with one tool, with a token."""
+    """A connection with a token, of Ann's agent to a gateway with one tool."""
     gateway, docs = make.gateway(), make.server(name="Docs")
     assigned = make.assignment(gateway, docs)
     Feature.objects.learn(assigned, [{"name": "search"}])
@@ -54,7 +54,7 @@ def called(link: Connection, *, at: datetime | None = None, **fields: Any) -> Ca
 
 
 def places(link: Connection) -> dict[str, str]:
-    """The Incident page of everything the call of a connection passes."""
+    """Return the Incident page of each object involved in a call of the connection."""
     server = link.gateway.assignments.get().server
     return {
         "host": f"/incident/hosts/{link.host_id}/",
@@ -88,7 +88,7 @@ def test_each_subject_shows_its_day_against_the_usual(kind: str, link: Connectio
         ("10.4.7.12", 1, False),
     ]
     assert "185.220.101.7" in text(page)
-    assert "refused" in page.context["refused_url"]  # The same outcomes as the count; `denied` is one of them.
+    assert "refused" in page.context["refused_url"]  # Includes all outcomes the number counts.
 
 
 def test_where_there_is_nothing_before_nothing_is_called_new(link: Connection, boss: User, sign_in: SignIn) -> None:
@@ -210,7 +210,7 @@ def test_the_act_takes_what_its_verbs_take(link: Connection, sign_in: SignIn) ->
 
 
 def test_nobody_stops_a_person_who_may_do_more(link: Connection, ana: User, sign_in: SignIn) -> None:
-    """As on the person's page: the name of the rule is shown, and nothing is done."""
+    """As on the person's page, the missing capability is named, and nothing is stopped."""
     clerk = sign_in(make.user(Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE, Capability.LOGS_READ))
 
     assert "Your role cannot stop it." in text(clerk.get(f"/incident/people/{ana.pk}/"))
@@ -266,5 +266,5 @@ def test_totals_come_from_the_rollups_when_the_newest_calls_are_not_all(
     activity = page.context["activity"]
 
     assert (activity.calls.now, activity.calls.before, activity.tools[0].now) == (6, 1, 4)
-    assert activity.calls.usual == "1"  # The average of the days since its first call, not of 28.
+    assert activity.calls.usual == "1"  # The average counts only the days since the first call, not 28 days.
     assert "Tools and addresses are those of the newest calls" in text(page)

@@ -20,7 +20,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The key files of an installation."""
+    """Return the folder with an installation's key files."""
     for name in keys.NAMES:
         monkeypatch.delenv(name, raising=False)
     keys.kept_in(tmp_path / "keys")

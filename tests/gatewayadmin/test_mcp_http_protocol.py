@@ -15,11 +15,11 @@ from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpCycle, Mc
 from proxy.request import SAME_HEAD
 from tests.eventually import PATIENCE
 
-SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path, once as everybody writes it.
+SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path; the second is percent-encoded.
 
 
 class Way(NamedTuple):
-    """A protocol, and the spelling of the path in its requests."""
+    """An HTTP protocol, and the spelling of the path in requests."""
 
     protocol: type[LimitedHttpProtocol]
     path: bytes
@@ -33,7 +33,7 @@ every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with the received request; the first word of the body selects how."""
+    """Answer with the received request, in the manner selected by the first word of the body."""
     body, more = b"", True
     while more:
         event = await receive()
@@ -109,7 +109,7 @@ async def _talk(
 async def _until_answered(
     hearing: asyncio.Task[None], heard: bytearray, is_at_rest: Callable[[], bool], wait: float
 ) -> None:
-    """Return once the server has closed, or all requests are answered; at the latest after `wait` seconds."""
+    """Return once the server has closed the connection or answered all requests, at the latest after `wait` seconds."""
     known, deadline = -1, asyncio.get_running_loop().time() + wait
     while not hearing.done() and asyncio.get_running_loop().time() < deadline:
         if is_at_rest() and known == len(heard):
@@ -119,7 +119,7 @@ async def _until_answered(
 
 
 def talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIENCE, wait: float = PATIENCE) -> bytes:
-    """Return the response to these pieces, with PATH replaced by the path; notes a close by the server."""
+    """Send the pieces, with PATH replaced by the path; return the response, with a note if the server closed."""
     return asyncio.run(_checked_talk(way, *pieces, keep_alive=keep_alive, wait=wait))
 
 
@@ -130,17 +130,17 @@ async def _checked_talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIEN
 
 
 def talk_in_time(way: Way, *pieces: bytes, keep_alive: float) -> bytes:
-    """Like `talk`, again where a busy machine sent a request so late that the connection was idle before it."""
+    """Return what was answered. A slow machine may send a request too late, so up to twenty attempts are made."""
     heard = b""
     for _ in range(20):
-        heard, _, heads = asyncio.run(_talk(way, [*pieces], keep_alive, PATIENCE))
-        if heads == len(pieces):
+        heard = talk(way, *pieces, keep_alive=keep_alive)
+        if heard.count(b"HTTP/1.1 200") == len(pieces):
             break
     return heard
 
 
 def parsed(*pieces: bytes) -> int:
-    """Count the parsed header blocks while these requests were answered."""
+    """Count the header blocks that the server parsed to answer these requests."""
     return asyncio.run(_talk(FAST, [*pieces], 2 * PATIENCE, PATIENCE))[2]
 
 
@@ -201,7 +201,7 @@ def test_repeated_headers_are_parsed_once() -> None:
 
 
 def test_a_cached_head_is_not_changed_through_a_scope() -> None:
-    """Changes to a scope end with the call; notes for the headers stay."""
+    """Changes to a scope last for one call; only notes about the headers are reused."""
     seen: list[object] = []
 
     async def careless(scope: Scope, receive: Receive, send: Send) -> None:
@@ -221,7 +221,7 @@ def test_a_cached_head_is_not_changed_through_a_scope() -> None:
 @every_way
 @pytest.mark.parametrize("apart", [True, False])
 def test_the_body_of_an_offered_upgrade_never_becomes_a_request(way: Way, *, apart: bool) -> None:
-    """The parser takes what follows such headers for another protocol, or if sent later, for another request."""
+    """The parser would treat a body after such headers as another protocol or, if it comes later, as a new request."""
     inner = post(b"smuggled").replace(b"PATH", SHORT)
     head = post(b"x" * len(inner), b"Upgrade: h2c", b"Connection: Upgrade").removesuffix(b"x" * len(inner))
     heard = talk(way, *([head, inner, inner] if apart else [head + inner, inner]))
@@ -252,7 +252,7 @@ def test_after_its_body_a_call_hears_only_that_the_client_left(way: Way) -> None
 @every_way
 def test_a_header_with_a_line_break_never_leaves(way: Way) -> None:
     heard = talk(way, post(b"break \r\nx-forged: 1"))
-    assert heard.startswith(b"HTTP/1.1 500 ") is (way == FAST)  # uvicorn closes the connection without a word.
+    assert heard.startswith(b"HTTP/1.1 500 ") is (way == FAST)  # uvicorn closes the connection without a response.
     assert b"x-forged" not in heard
 
 
@@ -264,7 +264,7 @@ def test_unusual_calls_use_uvicorns_own_path(request_line: bytes) -> None:
 
 @every_way
 class TestIdle:
-    """Idle connections are closed, busy ones are not."""
+    """Idle connections are closed, and busy connections are not."""
 
     def test_closed_once_nothing_has_come_for_so_long(self, way: Way) -> None:
         assert talk(way, post(b"hello"), keep_alive=0.2).endswith(b"<closed>")

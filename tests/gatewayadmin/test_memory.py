@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-# The first buffer makes glibc take later ones from its heap, which cannot shrink below the data behind them.
+# Freeing the first buffer makes glibc allocate later ones on its heap, which cannot shrink below data in use.
 FLOOD = """
 import os
 from pathlib import Path

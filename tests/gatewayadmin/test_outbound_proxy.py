@@ -109,7 +109,7 @@ def provider() -> Provider:
 
 
 def ask_for(what: str, settings: Settings) -> Any:  # noqa: PLR0911  (a table)
-    """Let Django fetch something; return its result or the failure's message."""
+    """Let Django make the outbound request `what`; return the result or the failure's message."""
     match what:
         case "server":
             return probe(server(), by=make.user())
@@ -153,7 +153,7 @@ def test_a_proxy_that_wants_another_password_is_named_wherever_an_administrator_
             said = str(error)
 
     words = "requires a valid user and password (407)"
-    if what == "document":  # Which a stranger reads.
+    if what == "document":  # An anonymous person may read this error.
         assert said == "The app's metadata document cannot be reached."
     else:
         assert words in said

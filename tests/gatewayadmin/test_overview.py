@@ -1,4 +1,4 @@
-"""The dashboard: one's own objects, and the numbers visible to one's role."""
+"""The dashboard: the viewer's own objects, and the numbers visible to the viewer's role."""
 
 import re
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ def test_calls_and_refusals_stand_in_one_column_and_what_else_there_is_in_the_ot
 
 @pytest.mark.full
 def test_each_figure_of_the_last_day_is_told_once(ana: User, sign_in: SignIn) -> None:
-    """In the plots, or as plain numbers while there are no roll-ups."""
+    """The figures are in the plots, or are plain numbers while there are no roll-ups."""
     a_call(Outcome.OK)
     a_call(Outcome.DENIED)
     client = sign_in(ana)
@@ -152,11 +152,11 @@ def test_the_page_costs_the_same_however_much_there_is(
         a_call(Outcome.DENIED)
     client = sign_in(ana)
 
-    # Viewer (3), notices (2), own connections, those that lack an identity, own tokens and their connections, the
-    # first steps, the newest own connections with their tokens and what they carry (4), hosts, connections, expiring
-    # tokens, definitions that wait, failing sinks, refused identities, servers and whether there are any; of
-    # the log: how many, the newest, the refused (three outcomes in one) and their reach, how many of them, what is
-    # plotted, and whether there are roll-ups, and its newest id (2); what the rail counts.
+    # Viewer (3), notices (2), own connections, own connections without an identity, own tokens and their connections,
+    # first steps, newest own connections with their tokens, identities and servers (4), hosts, connections, expiring
+    # tokens, waiting definitions, failing sinks, refused identities, servers, and if any server exists; from the
+    # log: the count, the newest calls, refused calls (three outcomes in one) and their range, the number of others,
+    # plots, roll-ups, and the newest id (2); the counts in the navigation.
     with django_assert_num_queries(33):
         client.get("/")
 
@@ -291,7 +291,7 @@ def test_nothing_of_ones_own_looks_as_if_it_worked_when_it_does_not(max: User, s
 
 
 def test_a_server_that_is_down_has_its_effect_on_tools_explained(ana: User, sign_in: SignIn) -> None:
-    """Its approved definitions stay listed; only calls need the server."""
+    """The server's approved definitions stay listed; only calls fail while the server is down."""
     server = make.server(name="Docs")
     Server.objects.filter(pk=server.pk).update(health=Health.DOWN, health_error="refused the connection")
 

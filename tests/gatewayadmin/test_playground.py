@@ -1,4 +1,4 @@
-"""The playground: a run is a call like an agent's, and its result is only text."""
+"""The playground: a run is a call like an agent's, and the result is shown only as text."""
 
 import asyncio
 import base64
@@ -52,7 +52,7 @@ def partitions(transactional_db: None) -> None:
 
 @pytest.fixture
 def member() -> User:
-    """A member, without capabilities for other people's objects."""
+    """A member, who lacks capabilities for other people's objects."""
     return make.user(Capability.OAUTH_CONNECT)
 
 
@@ -61,7 +61,7 @@ def tool(name: str, **more: Any) -> dict[str, Any]:
 
 
 def gateway_of(run: Run, call: Answer, *tools: dict[str, Any], **fields: Any) -> Gateway:
-    """Return a gateway whose server has these tools and answers calls with `call`."""
+    """Return a gateway with one server, which lists these tools and answers calls with `call`."""
     upstream = run(Script([tools or (tool("say"),)], call=call).app())
     gateway = make.gateway(make.server(slug="s", url=upstream.url), slug="work", **fields)
     Feature.objects.learn(Assignment.objects.get(gateway=gateway), tools or (tool("say"),))
@@ -83,7 +83,7 @@ RUN = {
 
 
 def sent(user: User, **fields: str) -> tuple[int, str]:
-    """Return status and page of a run by this person."""
+    """Run a tool as this person; return the status and the page."""
 
     async def main() -> tuple[int, str]:
         async with runtime(config()) as endpoint:
@@ -197,7 +197,7 @@ def test_leaving_ends_the_run_and_its_call_is_logged_as_cancelled(
 
 
 def deaf(endpoint: App, over: asyncio.Event) -> App:
-    """Return the endpoint, which does not notice a disconnect before `over` is set."""
+    """Return the endpoint wrapped so that it does not notice a disconnect before `over` is set."""
 
     async def served(scope: Scope, receive: Receive, send: Send) -> None:
         async def heard() -> Any:
@@ -234,7 +234,7 @@ def test_a_tools_claimed_effect_is_shown_beside_it(
     assert re.findall(r'<span class="badge"[^>]*>([^<]*)</span>', about) == ([said] if said else [])
 
 
-# Places for runs
+# Limits on concurrent runs
 
 
 BUSY_WITH_OWN = "3 of your runs are in progress."
@@ -242,7 +242,7 @@ BUSY = "Too many runs are in progress at the moment."
 
 
 class Held:
-    """A server that answers on command, and the pages with runs on it."""
+    """A server that answers on command, and the pages that wait for its answers."""
 
     def __init__(self, run: Run) -> None:
         self.may_answer = threading.Event()
@@ -253,7 +253,7 @@ class Held:
         await request.answer({"content": [{"type": "text", "text": "here it is"}]})
 
     def asks(self, *people: User, leaving: bool = False) -> list[tuple[int, str]]:
-        """Return the response to each of these concurrent runs; `leaving` before the answer starts."""
+        """Start these runs concurrently, and return their responses; `leaving` disconnects before the answers start."""
 
         async def main() -> list[tuple[int, str]]:
             async with runtime(config()) as endpoint:
@@ -317,7 +317,7 @@ def test_a_run_for_which_there_is_no_place_makes_nothing_and_loses_nothing(
 ) -> None:
     make.gateway(slug="work")
     monkeypatch.setattr(runs, "MOST_RUNS", 0)
-    monkeypatch.setattr(runs, "_endpoint", runs.is_served)  # It is not asked.
+    monkeypatch.setattr(runs, "_endpoint", runs.is_served)  # The endpoint is not called.
 
     refused = sign_in(member).post(PATH, RUN)
 
@@ -339,7 +339,7 @@ def test_disconnecting_before_the_answer_frees_the_slot(run: Run, member: User) 
     assert Call.objects.count() == 1
 
 
-# Nobody gains a right by it
+# The playground gives nobody additional rights
 
 
 def test_a_gateway_out_of_reach_is_none_and_nothing_is_asked_of_it(run: Run, member: User) -> None:
@@ -426,7 +426,7 @@ def test_a_denial_shows_what_an_agent_gets_and_its_act_to_who_may(run: Run, memb
     for page in (mine, theirs):
         assert '"code": -32003' in page
         assert f'"reason": "{agent["reason"]}"' in page
-        assert page.count(">denied: tool disabled<") == 2  # Of the result, and of the run in the list.
+        assert page.count(">denied: tool disabled<") == 2  # Once in the result, and once in the list of runs.
     assert "Enable tool" in theirs
     assert "Enable tool" not in mine
     assert owner.email not in mine
@@ -461,7 +461,7 @@ def test_another_persons_arguments_are_not_filled_in(member: User, sign_in: Sign
 
     assert filled_in(reader, own.uid)
     assert not filled_in(reader, theirs.uid)
-    assert not filled_in(member, theirs.uid)  # A person without the capability to view payloads.
+    assert not filled_in(member, theirs.uid)  # The member may not view payloads.
     assert not filled_in(reader, uuid4())
     assert not filled_in(reader, "'; --")
 
@@ -483,7 +483,7 @@ def test_a_form_without_a_csrf_token_runs_nothing(run: Run, member: User, sign_i
     assert not Connection.objects.exists()
 
 
-# What comes back is hostile
+# The result is hostile
 
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\u202eexe.txt<!-- run -->"
@@ -536,7 +536,7 @@ def test_an_answer_too_large_for_a_page_is_cut_and_says_so(run: Run, member: Use
 
 
 def answer_of(structured: str, *texts: str) -> AgentResponse:
-    """Return a tool's answer with this structured content and these texts."""
+    """Return a tool's answer with `structured` as structured content and `texts` as text content."""
     content = json.dumps([{"type": "text", "text": text} for text in texts])
     body = f'{{"jsonrpc":"2.0","id":1,"result":{{"content":{content},"structuredContent":{structured}}}}}'.encode()
     return AgentResponse(200, "", body, len(body), json.loads(body), left=False)
@@ -547,7 +547,7 @@ def shown(answer: AgentResponse) -> str:
 
 
 def shown_and_peak(answer: AgentResponse) -> tuple[str, int]:
-    """Return how this answer is shown, and its peak memory."""
+    """Return the displayed form of an answer, and the peak memory needed to produce it."""
     tracemalloc.start()
     try:
         return shown(answer), tracemalloc.get_traced_memory()[1]
@@ -626,7 +626,7 @@ DEEP = {
 
 
 def posted(**values: str) -> ArgumentsForm:
-    """Return the form of DEEP with these values, by argument."""
+    """Return the arguments form of the schema DEEP, submitted with these values by argument."""
     controls = {argument: name for name, argument in ArgumentsForm(DEEP)._names.items()}
     return ArgumentsForm(DEEP, {controls[name]: value for name, value in values.items()})
 

@@ -1,4 +1,4 @@
-"""The bundled server: an MCP server of both eras that accepts only the secret of this start."""
+"""The bundled server speaks both MCP eras (with and without sessions), and accepts only the secret of this start."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A repeated header block is recognised by its bytes, with the result of the parser."""
+"""A repeated header block is recognised by its bytes, and gives the same result as the parser."""
 
 import httptools
 import pytest
@@ -11,7 +11,7 @@ REQUEST = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nAccept: *
 
 
 class Parsed:
-    """The result of llhttp for the bytes of one message."""
+    """The parts of one message, as llhttp parses them."""
 
     def __init__(self, data: bytes) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
@@ -90,7 +90,7 @@ def test_a_length_is_found_however_it_is_spelled(length: bytes) -> None:
 def test_it_finds_what_a_parser_finds(
     before: list[bytes], length: bytes, after: list[bytes], data: st.DataObject
 ) -> None:
-    """For any change to a parsed message, cached bytes mean the same as to the parser."""
+    """For any change to a parsed message, the header cache gives the parser's result or none."""
     lines = [b"POST /mcp/work HTTP/1.1", *before, length, *after, b"", b""]
     first = parsed(b"\r\n".join(lines) + b"abc")
     known = header_cache(b"\r\n".join(lines) + b"abc", first.body, None) if first else None

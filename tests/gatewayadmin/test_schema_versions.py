@@ -1,4 +1,4 @@
-"""Each version knows the tables it may use, and upgrades roll in both directions."""
+"""Each version knows which database versions it can use, and rolling upgrades work in both directions."""
 
 import psycopg
 import pytest
@@ -31,7 +31,7 @@ def probe() -> psycopg.Connection:
 
 @pytest.fixture
 def version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulate a later version that contracted since 1.9.0 and cannot upgrade from before 1.4.0."""
+    """Simulate a later version that dropped columns used before 1.9.0, and cannot upgrade from before 1.4.0."""
     for name, value in (("VERSION", "1.10.0"), ("OLDEST", "1.9.0"), ("UPGRADES_FROM", "1.4.0")):
         monkeypatch.setattr(schema_versions, name, value)
 

@@ -38,7 +38,7 @@ def neither_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of GATEWAY_METRICS_TOKEN_FILE; its name must not be shown, as it could be the secret itself."""
+    """The file of GATEWAY_METRICS_TOKEN_FILE; errors must not show the name, which could be the secret itself."""
     place = tmp_path / "confused-with-the-secret"
     monkeypatch.setenv(f"{NAME}_FILE", str(place))
     return place
@@ -52,7 +52,7 @@ def test_a_secret_is_the_line_of_its_file(path: Path, content: str) -> None:
 
 
 def test_a_linked_file_is_read(path: Path) -> None:
-    (path.parent / "..data").mkdir()  # As Kubernetes mounts a secret.
+    (path.parent / "..data").mkdir()  # The directory that Kubernetes adds to mounted secrets.
     (path.parent / "..data" / "token").write_text("word of secrecy")
     path.symlink_to("..data/token")
 
@@ -162,7 +162,7 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
         file.write_text(f"{value}\n")
         files[f"{name}_FILE"] = str(file)
 
-    assert "The database cannot be reached" in refusal(fresh_home, **files)  # Keys and all were taken.
+    assert "The database cannot be reached" in refusal(fresh_home, **files)  # All keys were accepted.
 
 
 @pytest.mark.full
@@ -192,5 +192,5 @@ def test_a_value_from_a_file_is_validated_like_a_variable(fresh_home: Path, name
 
 @pytest.fixture
 def fresh_home(tmp_path: Path) -> Path:
-    """An unused data directory, for starts that end before they create a database."""
+    """An unused data directory, for starts that fail before creating a database."""
     return tmp_path / "var"

@@ -75,11 +75,11 @@ def test_a_mail_server_is_a_step_where_people_are_elsewhere(owner: User, setting
 def test_the_way_from_a_server_to_a_gateway_is_named_at_the_step_and_on_the_page_of_the_server(
     owner: User, sign_in: SignIn
 ) -> None:
-    """Each page links to the next step, so that a person need not know it."""
+    """The first step and the server's page both link to the next step, so nobody needs to know the order."""
     client = sign_in(owner)
     server, gateway = make.server(name="Handbook"), make.gateway()
 
-    assert "its tab Servers has “Assign a server”" in text(client.get("/"))
+    assert "press “Assign a server” on its tab Servers" in text(client.get("/"))
     assert 'href="/gateways/">Open gateways<' in text(client.get(f"/servers/{server.slug}/gateways/"))
     assert "Assign a server" in text(client.get(f"/gateways/{gateway.slug}/servers/"))
 

@@ -20,7 +20,7 @@ def test_a_stranger_is_sent_to_our_sign_in() -> None:
 
 
 def test_a_password_alone_opens_nothing() -> None:
-    """Its own login would lack the second factor, the limits and the log."""
+    """Django's own admin login would lack the second factor, the rate limits and the log."""
     owner = make.user(is_staff=True)
     form = {"username": owner.email, "password": make.PASSWORD}
 

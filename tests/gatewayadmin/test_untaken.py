@@ -1,4 +1,4 @@
-"""A client that reads almost nothing of a response is disconnected; a slow one is not."""
+"""A client that reads almost nothing of a response is disconnected; a slow reader is not disconnected."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ from gatewayadmin.serving.http_protocol import LEAST_TAKEN, UNTAKEN_LOOKS, Limit
 from tests.eventually import PATIENCE
 from tests.gatewayadmin.test_body_clock import hasty, talk
 
-PIECE, PIECES = b"x" * (1 << 16), 500  # More than the buffers of the system can take.
+PIECE, PIECES = b"x" * (1 << 16), 500  # More than the system's buffers can hold.
 CALL = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
 
@@ -42,7 +42,7 @@ def test_a_client_that_takes_hardly_anything_is_cut_off(
         conversations.append(ended)
         loop, other = asyncio.get_running_loop(), await connect()
         with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # The system is to take little by itself.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # Keep the system's receive buffer small.
             sock.setblocking(False)
             await loop.sock_connect(sock, other.writer.get_extra_info("peername"))
             await loop.sock_sendall(sock, CALL)
@@ -85,7 +85,7 @@ def test_a_stream_with_little_to_send_is_not_cut_off(http_protocol: type[Limited
 
 @pytest.fixture
 def watched(http_protocol: type[LimitedHttpProtocol]) -> tuple[Any, Mock, Mock]:
-    """A protocol that watches a client; its mocked transport, which reports what the client read, and its loop."""
+    """Return a protocol that watches a client, a mocked transport that reports what the client read, and the loop."""
     loop: Mock = Mock(asyncio.AbstractEventLoop, now=0.0)
     loop.time = lambda: loop.now
     transport = Mock(asyncio.Transport, get_extra_info=lambda *_: None, is_closing=lambda: False)

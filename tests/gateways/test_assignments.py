@@ -219,7 +219,7 @@ def test_a_second_server_needs_an_alias(work: Gateway, docs: Server, ana: User, 
 
 
 def assigned_by_another(gateway: Gateway, alias: str) -> Callable[[], object]:
-    """Return an action by which somebody else assigns a server under this alias."""
+    """Return an action in which another person assigns a server under this alias."""
     other = make.server(slug="other")
     return lambda: make.assignment(Gateway.objects.get(pk=gateway.pk), other, alias=alias)
 

@@ -1,4 +1,4 @@
-"""The page Tools and /api/tools: the tools of all servers on visible gateways, each tool once."""
+"""The page Tools and /api/tools list the tools of all servers on visible gateways, and each tool once."""
 
 from datetime import timedelta
 from typing import Any
@@ -192,7 +192,7 @@ def test_calls_are_those_of_the_tool_on_all_gateways_and_no_others(
     assert listed(client, "?show=unused") == ["idle"]
     assert listed(client, "?sort=-calls") == ["search", "idle"]
     assert listed(client, "?sort=calls") == ["idle", "search"]
-    assert listed(client, "?sort=last") == ["search", "idle"]  # Never comes last, whichever way.
+    assert listed(client, "?sort=last") == ["search", "idle"]  # A tool without calls is last in either sort order.
 
 
 def test_people_who_may_not_read_the_log_see_no_calls(work: Assignment, max: User, sign_in: SignIn) -> None:
@@ -227,7 +227,7 @@ def test_roll_ups_tell_of_tools_what_the_log_tells(
 
     of_log = told()
     keeping.keep_up(5)
-    monkeypatch.setattr(catalogue, "MOST_READ", 0)  # The log alone would tell of none.
+    monkeypatch.setattr(catalogue, "MOST_READ", 0)  # Without roll-ups, no calls would be counted.
 
     assert told() == of_log
     assert [name for name, *_ in of_log[1]] == ["often", "seldom", "idle"]

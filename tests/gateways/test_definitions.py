@@ -175,7 +175,7 @@ def test_a_refresh_that_fails_is_told_on_the_tab_of_every_kind(work: Gateway, cl
 
 @pytest.mark.full
 def test_one_failure_has_one_cause_on_the_tab(work: Gateway, client: Client) -> None:
-    """Worded as on the server's page, with advice: right after *Refresh tools*, and on later visits."""
+    """The cause is worded as on the server's page, with advice, right after *Refresh tools* and on later visits."""
     server = make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp")
     dead = make.assignment(work, server)
     general = REASONS["unreachable"].sentence
@@ -185,7 +185,7 @@ def test_one_failure_has_one_cause_on_the_tab(work: Gateway, client: Client) -> 
 
     at_once = text(client.post("/gateways/work/tools/refresh/", headers={"HX-Request": "true"}))
     later = text(client.get("/gateways/work/tools/"))
-    # The current health is not the cause of a failure an hour ago.
+    # The server's current health does not explain a failure an hour ago.
     Listing.objects.filter(assignment=dead).update(asked_at=timezone.now() - timedelta(hours=1))
     old = text(client.get("/gateways/work/tools/"))
 
@@ -230,7 +230,7 @@ def test_a_credential_that_no_key_opens_is_told_as_the_cause(work: Gateway, clie
 
 @pytest.mark.full
 def test_a_server_never_asked_has_no_number(work: Gateway, client: Client) -> None:
-    """A server that answered without tools has 0; one that never answered has no number."""
+    """A server that answered without tools has the number 0; a server that never answered has no number."""
     silent = make.assignment(work, make.server(slug="silent", name="Silent"), alias="silent")
     empty = make.assignment(work, make.server(slug="empty", name="Empty"), alias="empty")
     Listing.objects.create(assignment=empty, kind="tool", asked_at=timezone.now(), learnt_at=timezone.now())
@@ -246,7 +246,7 @@ def test_a_server_never_asked_has_no_number(work: Gateway, client: Client) -> No
 @pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_returning_viewer_sees_that_a_new_assignment_is_being_asked(run: Run, work: Gateway, client: Client) -> None:
-    """The page polls until the answer is there."""
+    """The page polls until the server has answered."""
     docs, seen = upstreams.docs(), list[str]()
 
     def come_back() -> None:
@@ -274,7 +274,7 @@ def test_a_returning_viewer_sees_that_a_new_assignment_is_being_asked(run: Run, 
 
 
 def test_an_answer_that_was_not_kept_is_not_waited_for(docs: Assignment, client: Client) -> None:
-    """The process ended during the request."""
+    """The process ended during the request, so the page stops waiting for an answer."""
     Feature.objects.note_asking(docs, FeatureKind.TOOL)
     Listing.objects.update(asked_at=timezone.now() - timedelta(minutes=5))
 
@@ -337,7 +337,7 @@ def test_decided_definitions_are_no_longer_reported(end: str, held: Feature, ana
 
 @pytest.mark.full
 def test_words_are_shown_where_they_are_what_is_decided_about(held: Feature, ana: User, client: Client) -> None:
-    """The approved text is shown shortened; a changed one is decided on by its difference."""
+    """An approved definition is shortened unless asked for; a changed definition is shown as a difference."""
     page = f"/features/{held.pk}/"
     assert "In words" not in client.get(page).text
     assert "data-depth" not in client.get(f"{page}?show=words").text

@@ -1,4 +1,4 @@
-"""Changed definitions of all gateways in one list, with differences and both decisions."""
+"""Changed definitions of all gateways in one list, with their differences and both decisions on each."""
 
 import pytest
 

@@ -59,7 +59,7 @@ def test_an_alias_is_required_as_soon_as_a_gateway_has_another_server() -> None:
         second.edit(by=ana, alias="")
     second.refresh_from_db()
     assert second.alias == "second"
-    first.edit(by=ana, alias="", identity_scheme="none")  # It changes nothing about its alias.
+    first.edit(by=ana, alias="", identity_scheme="none")  # The alias stays empty.
 
     first.edit(by=ana, alias="first")
     with pytest.raises(AliasRequired):
@@ -152,7 +152,7 @@ def test_the_database_works_out_the_effect_as_it_is_told_before_a_server_is_adde
 
 
 def test_an_effect_follows_its_annotations_whoever_writes_them() -> None:
-    """`save` writes the effect it read, `update` writes none, and an older release does not know it."""
+    """The database derives the effect: `save` writes the old value, and `update` and older releases write no value."""
     assignment = make.assignment(make.gateway(), make.server())
     feature = Feature.objects.create(assignment=assignment, name="t", annotations={"readOnlyHint": True})
     for annotations in ({"destructiveHint": True}, {"readOnlyHint": False}):

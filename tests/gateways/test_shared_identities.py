@@ -1,4 +1,4 @@
-"""A shared identity states where it may be used, and no server can be moved with stored credentials."""
+"""Shared identities are limited to certain gateways, and a server with stored credentials cannot change its address."""
 
 from typing import Any
 
@@ -29,13 +29,13 @@ def shared(server: Server) -> Identity:
 
 @pytest.fixture
 def gina() -> User:
-    """May only manage gateways."""
+    """A person who may only manage gateways."""
     return make.user(Capability.GATEWAYS_MANAGE, Capability.SERVERS_TOGGLE)
 
 
 @pytest.fixture
 def ida() -> User:
-    """May only manage identities."""
+    """A person who may only manage identities."""
     return make.user(Capability.IDENTITIES_MANAGE, Capability.GATEWAYS_READ)
 
 

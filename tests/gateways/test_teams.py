@@ -25,7 +25,7 @@ def chief() -> User:
 
 @pytest.fixture
 def clerk() -> User:
-    """May manage people, but no gateways."""
+    """A person who may manage people, but no gateways."""
     return make.user(Capability.PEOPLE_MANAGE, email="clerk@example.com")
 
 
@@ -262,7 +262,7 @@ def test_deleting_says_what_its_people_lose(chief: User, sign_in: SignIn) -> Non
 
 @pytest.fixture
 def officer() -> User:
-    """Has more capabilities than the clerk."""
+    """A person with more capabilities than the clerk."""
     return make.user(Capability.PEOPLE_MANAGE, Capability.LOGS_READ, email="officer@example.com")
 
 

@@ -324,7 +324,7 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
         Feature.objects.learn(make.assignment(work, make.server()), [{"name": f"tool_{n}"} for n in range(5)])
     client = sign_in(ana)
 
-    # session, user, permissions, gateway, assignments, count, rows, number of each kind, how asking went
+    # session, user, permissions, gateway, assignments, count, rows, number of each kind, state of the last refresh
     with django_assert_num_queries(10):
         client.get("/gateways/work/tools/")
 

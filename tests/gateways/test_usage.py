@@ -1,4 +1,4 @@
-"""The use of tools, narrowing a server to the used ones, and undoing that."""
+"""The use of tools, limiting a server to the used tools, and undoing the limit."""
 
 import html
 import re
@@ -81,7 +81,7 @@ def test_narrowing_leaves_on_what_was_used_and_undo_restores_what_was(docs: Assi
     assert Event.objects.filter(action="feature.disabled", actor_email=ana.email).count() == 3
 
     assert docs.widen(by=ana) == ["docs__open", "docs__shut"]
-    assert on(docs) == {"find", "open", "shut"}  # Tools disabled before stay disabled.
+    assert on(docs) == {"find", "open", "shut"}  # Undo does not enable tools that were disabled before.
     docs.refresh_from_db()
     assert docs.tool_policy == ToolPolicy.ALLOW_ALL
     assert docs.widen(by=ana) == []

@@ -1,4 +1,4 @@
-"""The Playground, our own app, among apps and agents."""
+"""The Playground, the gateway's own app, in the list of apps and agents."""
 
 import re
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def keeper() -> User:
 
 
 def counts(response: Any) -> tuple[str, bool]:
-    """Return the count of a page, and whether it has a row named Playground."""
+    """Return the count that a page shows, and True if the page has a row named Playground."""
     page = response.content.decode()
     counted = re.search(r'data-count="hosts\.(?:listed|all)"[^>]*>(\d+)<', page)
     return counted[1] if counted else "", bool(re.search('class="row-link"[^>]*>Playground<', page))

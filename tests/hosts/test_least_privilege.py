@@ -1,4 +1,4 @@
-"""The tools an agent used in 30 days against those it may use, and one act that takes the rest away."""
+"""The tools an agent used in 30 days, compared with the tools it may use, and one action that removes unused ones."""
 
 from datetime import timedelta
 from typing import Any
@@ -40,7 +40,7 @@ def connected(bot: Host, gateway: Gateway, user: User, *, used: Any) -> Connecti
 
 @pytest.fixture
 def links(bot: Host, boss: User, ann: User) -> tuple[Connection, Connection]:
-    """One that is in use, on a gateway with three tools, and one that was used 60 days ago."""
+    """Create a connection in use, on a gateway with three tools, and a connection last used 60 days ago."""
     docs = make.server(name="Docs")
     work = make.gateway(name="Work")
     Feature.objects.learn(make.assignment(work, docs), [{"name": name} for name in ("search", "edit", "remove")])

@@ -1,4 +1,4 @@
-"""Hosts: the unit administrators allow or disable."""
+"""Hosts: the apps and agents that administrators allow or disable."""
 
 import pytest
 from django.db import IntegrityError, transaction

@@ -68,7 +68,7 @@ SEEN = ("/hosts/", "/hosts/{pk}/", "/hosts/{pk}/connections/", "/hosts/{pk}/enro
 def test_each_capability_to_see_or_change_hosts_opens_their_pages_and_the_menu(
     capability: Capability, sign_in: SignIn
 ) -> None:
-    """Without the other two, the page shows what this one allows, and no other controls."""
+    """With one of three capabilities, the pages show what that capability allows, and no other controls."""
     host = make.agent(by=make.user())
     client = sign_in(make.user(capability))
 

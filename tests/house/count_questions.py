@@ -1,6 +1,6 @@
-"""The expected numbers of pages: for each key a query for what that person may see.
+"""Compute the number expected for each key on a page by a query for the rows the viewer may see.
 
-The queries differ from those of the pages, and states are those the world was built with.
+The queries differ from the queries of the pages, and the states are the states in which the world was created.
 """
 
 import re
@@ -58,7 +58,7 @@ class Ask:
 
     @property
     def pk(self) -> Any:
-        """Return its id; rows of gateways and servers are named by slug."""
+        """Return the object's id; for gateways and servers, look the id up by slug."""
         kind, _, name = self.of.partition(":")
         named: Any = {"gateway": self.world.gateways, "server": self.world.servers}.get(kind, {})
         return str(named[name].pk) if name in named else name
@@ -81,11 +81,11 @@ class Ask:
         return rows if self.sees_connections else rows.filter(user=self.viewer)
 
     def states(self, rows: "QuerySet[Any]") -> list[str]:
-        """Return the states that the world gave these rows."""
+        """Return the states in which the test world created these rows."""
         return [self.world.states[str(pk)] for pk in rows.values_list("pk", flat=True)]
 
     def said(self, number: int) -> str:
-        """Return a number of connections as worded for viewers who see only their own."""
+        """Return the displayed count of connections: "3 of yours" for viewers who see only their own."""
         if self.sees_connections:
             return str(number)
         return f"{number} of yours" if number else "none of yours"
@@ -109,7 +109,7 @@ def _gateways(ask: Ask) -> int:
 
 
 def _strange_hosts() -> Any:
-    """Return all hosts except our own Playground, which counts while it waits for approval."""
+    """Return all hosts; include our own Playground only while it waits for approval."""
     ours = Host.objects.filter(dedupe_key="playground")
     return Host.objects.filter(**STILL).exclude(
         pk__in=[host.pk for host in ours if not host.needs_approval or host.approved_at]
@@ -172,7 +172,7 @@ def _token_states(ask: Ask) -> list[str]:
 
 
 def _active_tokens(ask: Ask) -> int:
-    """Count active tokens, including those blocked elsewhere."""
+    """Count active tokens, including active tokens that are blocked for another reason."""
     states = _token_states(ask)
     return states.count("active") + states.count("blocked")
 
@@ -233,7 +233,7 @@ def _assignment_features(ask: Ask) -> tuple[float, ...]:
 def _assignment_tools(ask: Ask) -> str:
     offered = _offered(ask, "tool", assignment=ask.pk)
     if not offered and not Listing.objects.filter(assignment=ask.pk, kind="tool", learnt_at__isnull=False).exists():
-        return "not yet"  # It has never answered, so there is no number.
+        return "not yet"  # The server has never answered, so there is no number.
     return f"{_usable(ask, 'tool', assignment=ask.pk)}/{offered}"
 
 
@@ -255,7 +255,7 @@ def _listed_features(ask: Ask) -> int:
 
 
 def _catalogue(ask: Ask) -> int:
-    """Count the tools of servers, each once, on visible gateways."""
+    """Count the tools on visible gateways; a server's tool that is on several gateways counts once."""
     rows = _features(ask, missing_since=None, kind="tool", assignment__server__archived_at=None)
     if not any(map(ask.viewer.has_perm, SEES_GATEWAYS)):
         rows = rows.filter(assignment__gateway__reach="everyone")
@@ -282,7 +282,7 @@ def _tool_of_person(ask: Ask) -> int:
 
 
 def _went_on(ask: Ask) -> QuerySet[Call]:
-    """Return the tool calls of a month that reached a server."""
+    """Return the tool calls of the last 30 days that reached a server."""
     since = timezone.now() - 30 * DAY
     rows = (
         Call.objects.filter(created_at__gte=since, method="tools/call").exclude(feature_name="").exclude(server_id=None)
@@ -291,7 +291,7 @@ def _went_on(ask: Ask) -> QuerySet[Call]:
 
 
 def _tools_used(ask: Ask) -> tuple[float, ...]:
-    """Return how many tools of a server on a gateway were called, and how many it offers there."""
+    """Return how many of a server's tools on a gateway were called, and how many tools the server offers there."""
     assignment = Assignment.objects.get(pk=ask.pk)
     tools = Feature.objects.filter(assignment=assignment, kind="tool", missing_since=None)
     called = _went_on(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
@@ -305,7 +305,7 @@ def _tools_unused(ask: Ask) -> Answer:
 
 
 def _tool_tokens(**where: Any) -> int:
-    """A token for each four bytes of each definition, a started one whole, of tools that are listed."""
+    """Estimate the tokens of all listed tool definitions: one per four bytes, rounded up for each definition."""
     tools = Feature.objects.filter(
         kind="tool", missing_since=None, enabled=True, state__in=("approved", "held"), **where
     )
@@ -331,7 +331,7 @@ def _used_by_token(ask: Ask) -> tuple[float, ...]:
 
 
 def _used_by(ask: Ask, rows: "QuerySet[Call]") -> "QuerySet[Call]":
-    """Return those of a connection's calls on the page's gateway."""
+    """Return the calls in `rows` that belong to the connection and to the page's gateway."""
     gateway = Gateway.objects.get(slug=ask.path[1])
     return rows.filter(connection_id=ask.pk, gateway_id=gateway.pk)
 
@@ -369,7 +369,7 @@ def _gateway_servers(ask: Ask) -> int:
 
 
 def _servers_on(ask: Ask) -> int:
-    """Count the enabled servers of a gateway that are also enabled there."""
+    """Count the servers of a gateway that are enabled, and whose assignment to the gateway is enabled."""
     rows = Assignment.objects.filter(gateway=ask.pk, removed_at=None, enabled=True)
     return rows.filter(server__enabled=True, server__archived_at=None).count()
 
@@ -406,7 +406,7 @@ SPANS = {"7d": 7 * DAY, "24h": DAY, "30d": 30 * DAY}
 
 
 def _calls(ask: Ask) -> "QuerySet[Call]":
-    """Return the calls of the page: its object, time range and search."""
+    """Return the calls that a page is about, limited to the page's object, time range and search."""
     rows = Call.objects.filter(created_at__gte=timezone.now() - SPANS[ask.query.get("range", "24h")])
     if ask.query.get("q") == "error":
         rows = rows.filter(outcome__in=ERRORS)
@@ -507,7 +507,7 @@ def _same_request(ask: Ask) -> int:
 
 
 def _refused_since(ask: Ask) -> str:
-    """Return the refusals caused by an event: calls of its object with that reason, from its second on."""
+    """Return "Refused … times since": calls of the event's object refused for the given reason since the event."""
     uid, _, reason = ask.pk.partition(":")
     event = Event.objects.get(uid=uid)
     named = {"feature": "feature_name", "assignment": "server_id"}.get(event.target_type, f"{event.target_type}_id")
@@ -520,7 +520,7 @@ def _refused_since(ask: Ask) -> str:
 
 
 def _not_reached(ask: Ask) -> int:
-    """Count the checks after the one that refused, of eleven."""
+    """Count the checks after the one that refused the call, out of eleven."""
     return sum(step > REASONS[_call(ask).deny_reason].step for step in Step)
 
 
@@ -529,7 +529,7 @@ def _facet_calls(ask: Ask) -> int:
 
 
 def _more_values(ask: Ask) -> int:
-    """Count the values of a filter that are not listed beside the table."""
+    """Count the values of a filter beyond those listed beside the table."""
     column = FIELDS[ask.pk].group_column
     return int(_calls(ask).exclude(**{column: None}).values(column).distinct().count()) - AT_FIRST
 
@@ -538,7 +538,7 @@ def _more_values(ask: Ask) -> int:
 
 
 def _links(ask: Ask) -> "tuple[Any, QuerySet[Connection], QuerySet[Call]]":
-    """Return the object, the live connections that depend on it, and its calls."""
+    """Return the page's object, the live connections that depend on the object, and the object's calls."""
     room, name = ask.path[0], ask.path[1]
     model, by_slug = MODELS[room]
     thing: Any = model.objects.get(**{"slug" if by_slug else "pk": name})
@@ -547,7 +547,7 @@ def _links(ask: Ask) -> "tuple[Any, QuerySet[Connection], QuerySet[Call]]":
 
 
 def _gateways_of(**of: Any) -> Q:
-    """Match the connections of gateways with such an assignment."""
+    """Match the connections of gateways that have an assignment with these values."""
     places = Assignment.objects.filter(removed_at=None, gateway__archived_at=None, **of)
     return Q(gateway__in=places.values("gateway"))
 
@@ -588,7 +588,7 @@ OF: dict[str, "Callable[[Any], tuple[Q, Q]]"] = {
 
 
 def _cut(ask: Ask) -> tuple[float, ...]:
-    """Return hosts, people and identities if any, for viewers who see connections; then the calls of seven days."""
+    """Return hosts, people and identities cut off, if the viewer sees connections; then the calls of seven days."""
     thing, rows, calls = _links(ask)
     owner = getattr(thing, "user_id", None) or getattr(thing, "owner_id", None)
     lately = _lately(ask, calls, is_own=owner == ask.viewer.pk)
@@ -618,12 +618,12 @@ def _cut(ask: Ask) -> tuple[float, ...]:
 
 
 def _lately(ask: Ask, calls: "QuerySet[Call]", *, is_own: bool = False) -> tuple[float, ...]:
-    """Return the calls of seven days that were not refused, their callers, and the calls of each caller."""
+    """Return how many calls of seven days were not refused, how many callers made them, and the calls per caller."""
     if not is_own and not ask.viewer.has_perm(Capability.LOGS_READ):
         return ()
     today = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)
     rows = calls.filter(created_at__gte=today - 7 * DAY).exclude(outcome__in=("denied", "unauthorized", "rate_limited"))
-    # All calls of the world are an agent's: only its own page tells the people apart.
+    # All calls in the world come from one agent, so only the agent's own page counts callers by person.
     caller = "user_id" if "hosts" in ask.path[:4] else "host_id"
     by_caller = sorted(Counter(rows.values_list(caller, flat=True)).values(), reverse=True)
     return (sum(by_caller), len(by_caller), *by_caller) if by_caller else ()
@@ -634,12 +634,12 @@ def _distinct(*found: "QuerySet[Identity]") -> int:
 
 
 def _stops(number: int) -> tuple[float, ...]:
-    """Return a number that a sentence mentions only from one on."""
+    """Return the number; empty if zero, because the page then leaves the number out."""
     return (number,) if number else ()
 
 
 def _ask_block(ask: Ask) -> tuple[float, ...]:
-    """Return the hosts and people that blocking an app or agent on a gateway cuts off; then the calls of seven days."""
+    """Return the hosts and people cut off by blocking an app or agent on a gateway, then the calls of seven days."""
     here = {"gateway_id": Gateway.objects.get(slug=ask.path[1]).pk, "host_id": ask.path[4]}
     rows = Connection.objects.filter(**here, **LIVE)
     people = (rows.values("host").distinct().count(), rows.values("user").distinct().count())
@@ -675,7 +675,7 @@ def _ask_identity(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_names(number: int) -> tuple[float, ...]:
-    """Return how many names are hidden after the first five."""
+    """Return how many names are hidden after the first five; empty if none are hidden."""
     return (number - 5,) if number > 5 else ()
 
 
@@ -695,13 +695,13 @@ def _ask_archive(ask: Ask) -> tuple[float, ...]:
 
 
 def _stopped(ask: Ask) -> "QuerySet[Connection]":
-    """The connections that the act of an incident ends."""
+    """Return the live connections that the incident's action ends; none if it ends no connections."""
     column = {"hosts": "host", "people": "user", "connections": "pk"}.get(ask.path[1])
     return Connection.objects.filter(**{column: ask.path[2]}, **LIVE) if column else Connection.objects.none()
 
 
 def _ended_keys(ask: Ask) -> int:
-    """The API keys that end with a person."""
+    """Count the API keys that end with a person."""
     keys = ApiKey.objects.filter(revoked_at=None, expires_at__gt=timezone.now())
     return keys.filter(user=ask.path[2]).count() if ask.path[1] == "people" else 0
 
@@ -713,7 +713,7 @@ def _ended_sign_ins(ask: Ask) -> int:
 
 
 def _act_ends(ask: Ask) -> int:
-    """The number on the button of an act: that of an agent or person says one."""
+    """Return the number on the action button of an agent's or person's incident page; 0 on all other pages."""
     if ask.path[0] != "incident" or ask.path[1] not in ("hosts", "people"):
         return 0
     return _stopped(ask).count() + _ended_keys(ask) + _ended_sign_ins(ask)
@@ -724,7 +724,7 @@ def _ask_stop(ask: Ask) -> tuple[float, ...]:
 
 
 def _act_effect(ask: Ask) -> tuple[float, ...]:
-    """Connections, tokens, open sessions and API keys that end; of a server, its gateways. None is not told."""
+    """Return the connections, tokens, sessions and API keys that end; for a server, only the number of gateways."""
     if ask.path[1] == "tokens":
         return ()
     if ask.path[1] == "servers":
@@ -738,7 +738,7 @@ def _act_effect(ask: Ask) -> tuple[float, ...]:
 
 
 def _of_day(ask: Ask) -> "QuerySet[Call]":
-    """The calls of the subject of an incident in its last 24 hours."""
+    """Return the last 24 hours of calls of the incident's subject."""
     since = timezone.now().replace(minute=0, second=0, microsecond=0) - DAY
     return Call.objects.filter(**{_stopped_column(ask): ask.path[2]}, created_at__gte=since)
 
@@ -749,7 +749,7 @@ def _stopped_column(ask: Ask) -> str:
 
 
 def _ask_narrow(ask: Ask) -> tuple[float, ...]:
-    """Return used tools, all tools, those to be disabled, live connections, and hidden names beyond five."""
+    """Return how many tools are used, exist and would be disabled, live connections, and names hidden after five."""
     assignment = Assignment.objects.get(pk=ask.path[1])
     tools = Feature.objects.filter(assignment=assignment, kind="tool", missing_since=None)
     called = _went_on(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
@@ -783,7 +783,7 @@ ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
 
 
 def _asked(ask: Ask) -> tuple[float, ...]:
-    """Return the numbers in a confirmation; most have none."""
+    """Return the numbers in a confirmation; empty for most confirmations."""
     question = ASKS.get(ask.view)
     return question(ask) if question else ()
 
@@ -792,14 +792,14 @@ def _asked(ask: Ask) -> tuple[float, ...]:
 
 
 def _calls_of_feature(ask: Ask) -> int:
-    """Count a week's calls of the feature by an app or agent; the key names both."""
+    """Count an app's or agent's calls of a feature in the last 7 days; the key names the feature and the caller."""
     tool = Feature.objects.get(pk=ask.kind)
     rows = Call.objects.filter(_of_feature(tool)[1], created_at__gte=timezone.now() - 7 * DAY)
     return rows.filter(host_name=ask.pk).count()
 
 
 def _week(ask: Ask, column: str) -> int:
-    """Count the calls of a list's row; viewers of this column read the whole log."""
+    """Count the calls of a list's row in the last 7 days; only viewers who may read the whole log see this column."""
     return Call.objects.filter(**{column: ask.pk}, created_at__gte=timezone.now() - 7 * DAY).count()
 
 
@@ -826,7 +826,7 @@ def _limits(ask: Ask) -> tuple[float, ...]:
 
 
 def _hours(ask: Ask) -> tuple[float, ...]:
-    """Return the hours of a day in which a server only answered, and those in which it failed."""
+    """Count the hours of the last day in which a server answered without a failure, and the hours with a failure."""
     since = (timezone.now() - 23 * timedelta(hours=1)).replace(minute=0, second=0, microsecond=0)
     calls = Call.objects.filter(server_id=ask.pk, created_at__gte=since).values_list("created_at", "outcome")
     called = {at.replace(minute=0, second=0, microsecond=0) for at, _ in calls}
@@ -837,7 +837,7 @@ def _hours(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_steps(ask: Ask) -> tuple[float, ...]:
-    """Return the first steps of the world: servers on gateways, connections and calls exist; a mail server does not."""
+    """Return 5 of 6 first steps: the world lacks only a mail server."""
     return (5, 6)
 
 
@@ -979,7 +979,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "server.hours": _hours,
     "carried.others": _others,
     "identity.uses.more": lambda ask: Connection.objects.filter(identities__identity=ask.pk, **LIVE).count() - 3,
-    "flow.step": lambda ask: (1, 1),  # Of the gateway of which one server asks for an identity.
+    "flow.step": lambda ask: (1, 1),  # On this gateway, one server asks for an identity.
     "gateway.servers.offered": _servers_on,
     "gateway.consent": lambda ask: (_servers_on(ask), _usable(ask, "tool", assignment__gateway=ask.pk)),
     "own.connections.live": lambda ask: Connection.objects.filter(user=ask.viewer, **LIVE).count(),
@@ -1010,7 +1010,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "sinks.late": lambda ask: (
         ask.states(Sink.objects.all()).count("failing") + ask.states(Sink.objects.all()).count("behind")
     ),
-    "own.connections.lacking": lambda ask: 2,  # The walk makes these on the gateway `asking`.
+    "own.connections.lacking": lambda ask: 2,  # The walk creates these connections on the gateway `asking`.
     "own.identities.needing": lambda ask: 0,
     "sinks.all": lambda ask: Sink.objects.count(),
     "role.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
@@ -1022,19 +1022,19 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
 }
 
 
-# Live answers of a server, and parts of pages that count no rows.
+# Numbers from a server's live answer, and parts of pages that count no rows.
 NOT_STORED = {
-    "attention.matters",  # These three: tests/attention compares them with the lists they lead to.
+    "attention.matters",  # The three `matter` numbers: tests/attention compares them with the lists they link to.
     "matter.number",
     "matter.unnamed",
-    "least.connections",  # These: tests/hosts/test_least_privilege.py.
+    "least.connections",  # All `least` numbers: tests/hosts/test_least_privilege.py.
     "least.more",
     "least.refused",
     "least.tool",
     "least.tools",
     "least.unused",
     "least.used",
-    "incident.reached",  # These: tests/gatewayadmin/test_incident.py.
+    "incident.reached",  # All `incident` numbers: tests/gatewayadmin/test_incident.py.
     "incident.tool",
     "incident.usual",
     "calls.group.took",
@@ -1164,7 +1164,7 @@ def _endings_of(call: Call) -> set[tuple[str, str]]:
 
 
 def _at_gateway_badges(ask: Ask) -> set[tuple[str, str]]:
-    """Return how the gateway of the page treats an app or agent; none of this world allows only listed ones."""
+    """Return whether the page's gateway blocks an app or agent; no gateway of the world has an allowlist of hosts."""
     blocked = HostAtGateway.objects.filter(host=ask.pk, gateway__slug=ask.path[1], allowed=False).exists()
     return {("disabled", "Blocked") if blocked else ("enabled", "Allowed")}
 

@@ -1,4 +1,4 @@
-"""Every page of the site: its methods, its rule, and an address with an object of a world."""
+"""Every page of the site: its methods, its access rule, and a URL with an object of the test world."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -35,7 +35,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 ALL = frozenset(Capability)
 DAY = 86400
-KEEPER = frozenset({Capability.SERVERS_MANAGE})  # Of identities that are shared.
+KEEPER = frozenset({Capability.SERVERS_MANAGE})  # Manages shared identities.
 
 type Wanted = list[frozenset[Capability]]
 
@@ -54,7 +54,7 @@ class Door:
 
     @property
     def wanted(self) -> Wanted:
-        """Return sets of capabilities, of each of which one is needed; nobody has one of an empty set."""
+        """Return sets of capabilities; a person needs at least one of each set, so an empty set admits nobody."""
         rule = getattr(self.view, "rule", "")
         if isinstance(rule, tuple):
             return list(rule)
@@ -70,17 +70,17 @@ class Door:
 
     @property
     def is_for_owners(self) -> bool:
-        """True if its object's owner needs no capability."""
+        """Return True if the owner of the page's object needs no capability."""
         return getattr(self.view, "others", None) is not None
 
     @property
     def is_open(self) -> bool:
-        """True if every signed-in user may open it."""
+        """Return True if every signed-in user may open the page."""
         return not self.wanted
 
     @property
     def knocking(self) -> dict[frozenset[Capability], bool]:
-        """Return the capabilities of test users, and whether they open the page."""
+        """Map the capabilities of each test user to whether that user may open the page."""
         named = frozenset[Capability]().union(*self.wanted)
         people = dict.fromkeys([frozenset(), ALL - named], self.is_open)
         for chosen in product(*self.wanted):
@@ -91,7 +91,7 @@ class Door:
 
 
 def doors() -> Iterator[Door]:
-    """Yield every page with each of its methods; the API and pages for strangers are tested elsewhere."""
+    """Yield every page with each method; the API and pages for signed-out visitors are tested elsewhere."""
     for name, route in routes():
         if not name.startswith("api:") and name not in PUBLIC | OWN | PROTOCOL:
             for method in methods(route):
@@ -99,7 +99,7 @@ def doors() -> Iterator[Door]:
 
 
 def methods(route: URLPattern) -> list[str]:
-    """Return the methods of a page, as listed when another is tried."""
+    """Return the methods that a page allows."""
     if shaped := getattr(route.callback, "view_class", None):
         return [one for one in METHODS if hasattr(shaped, one.lower())]
     answer = route.callback(RequestFactory().generic("TRACE", "/"))
@@ -145,14 +145,14 @@ PLACES = {
     "tools/": "tool",
 }
 
-# Pages of some things of a kind only.
+# Pages that exist only for some objects of a kind: the placeholder to use instead.
 INSTEAD = {
     "oauth:registered": "app",
     "servers:authenticate": "oauth_server_slug",
     "servers:client": "oauth_server_slug",
 }
 
-# Fields without which there is nothing to do.
+# Fields without which the page has nothing to do.
 FIELDS = {
     "accounts:ask_for": "capability=api-tokens:manage",
     "accounts:decline_request": "capability=api-tokens:manage",
@@ -160,7 +160,7 @@ FIELDS = {
 
 
 class Site:
-    """One world of rows, and people with exactly given capabilities."""
+    """A test world of rows, with users who have exactly the given capabilities."""
 
     def __init__(self, all_doors: Iterable[Door]) -> None:
         self.world: World = build()
@@ -172,7 +172,7 @@ class Site:
         self.things = self._things()
 
     def knock(self, door: Door, client: Client) -> Any:
-        """Return the response to somebody on this page; all changes are rolled back."""
+        """Return the response to this client on the page; all changes are rolled back."""
         with transaction.atomic():
             kind, fields, address = "application/x-www-form-urlencoded", FIELDS.get(door.name, ""), self.address(door)
             if fields and door.method == "GET":
@@ -201,7 +201,7 @@ class Site:
         return reverse(door.name, kwargs=taken) + query
 
     def holding(self, capabilities: frozenset[Capability]) -> Client:
-        """Return the browser of a person with exactly these capabilities."""
+        """Return the browser of a user with exactly these capabilities."""
         return browser(self._people[capabilities])
 
     def owning(self) -> Client:
@@ -253,7 +253,7 @@ class Site:
 
     @contextmanager
     def with_shared_identity(self) -> Iterator[None]:
-        """Make the identity of this world a service account without owner, during the block."""
+        """Make the world's identity a service account without an owner until the block ends."""
         own = self.things["identity"]
         server = Identity.objects.get(pk=own).server
         with transaction.atomic():
@@ -265,13 +265,13 @@ class Site:
 
 
 def channel_of(owner: User) -> Channel:
-    """A notification channel of this person."""
+    """Create a notification channel of this person."""
     address = "https://93.184.216.34/hook"
     return Channel.objects.add(by=owner, kind="slack", for_workspace=False, address=address)
 
 
 def session_of(user: User) -> str:
-    """Return a session in which `user` signed in, confirmed the password and has a second factor.
+    """Return the key of a session in which `user` signed in, confirmed the password and has a second factor.
 
     The confirmation lasts a day here, because one session serves many tests, which take longer than a confirmation
     lasts.

@@ -1,6 +1,6 @@
 """One world with objects in every state, in a different number for each state, so that any mix-up is noticed.
 
-No name contains a digit: every digit on its pages is a counted number.
+No name contains a digit, so every digit on a page belongs to a counted number.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ from tests import make
 from tokens.models import Token
 
 DAY = timedelta(days=1)
-SET = "set"  # A password that nobody signs in with.
+SET = "set"  # The stored password of users who never sign in by password.
 OUT_OF_REACH = "blocked: person's teams do not include the gateway"
 WORDS = map("".join, product(ascii_lowercase, repeat=4))
 
@@ -58,14 +58,14 @@ class World:
     hosts: dict[str, Host] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     searched: Any = None  # The feature that was called.
-    own: Any = None  # One that a server offers to some people.
-    refused: Any = None  # A call that a switch refused, and one of several of the same request.
+    own: Any = None  # A feature that a server offers only to some people.
+    refused: Any = None  # A call refused by a switch; below, a call of a request with several calls.
     same_request: Any = None
     lacking: set[str] = field(default_factory=set)
     expiring: set[str] = field(default_factory=set)
 
     def put[M: Model](self, thing: M, state: str) -> M:
-        """Return the object, whose pages must show this state."""
+        """Register the object with the state that pages must show for it; return the object."""
         self.states[str(thing.pk)] = state
         return thing
 
@@ -82,12 +82,12 @@ class World:
 
 
 def built() -> World:
-    """Return the world, created with the product's own methods by the boss."""
+    """Return the world, created by the boss with the product's own methods."""
     world = World(boss=User.objects.create_user("boss@example.com", None, role=make.role(*Capability, name="Boss")))
     world.boss.password = SET
     world.boss.save()
     world.put(world.boss, "active")
-    world.person(*Capability)  # So that the boss is not the last one of anything.
+    world.person(*Capability)  # A second person with every capability, so that the boss is not the last one.
     _people(world)
     _teams(world)
     _servers(world)
@@ -107,7 +107,7 @@ def built() -> World:
 
 
 def _people(world: World) -> None:
-    """Add people in all states; so many that their list has two pages."""
+    """Add people in all states, enough to fill two pages of their list."""
     role = make.role(Capability.HOSTS_READ, name="Onlookers")
     for state, number in {"invited": 2, "expired": 1, "revoked": 3, "deactivated": 2, "provisioned": 15}.items():
         for person in world.people(number, state):
@@ -248,7 +248,7 @@ def _hosts(world: World) -> None:
 
 @dataclass(frozen=True)
 class Connecting:
-    """Creates connections, each of its own person."""
+    """Creates connections, each belonging to a different person."""
 
     world: World
 
@@ -310,7 +310,7 @@ def _switch_off(world: World) -> None:
 
 
 def _tokens(world: World) -> None:
-    """Add tokens to one connection, in every state a token can have by itself."""
+    """Add tokens to one connection, in every state that does not depend on other objects."""
     connection = make.connection(world.hosts["bot"], world.gateways["wide"], world.boss)
     world.put(connection, "active")
     soon, now = timezone.now() + 3 * DAY, timezone.now()
@@ -405,7 +405,7 @@ def _calls(world: World) -> None:
 
 
 def _refusals(world: World) -> None:
-    """Add calls refused for a switch that has been off since, and changes and calls of one request."""
+    """Add calls refused because of an object disabled since then, and changes and calls that share one request."""
     halted = world.hosts["halted"]
     row = halted.connections.get()
     refused: dict[str, Any] = {

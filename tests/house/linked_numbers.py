@@ -1,4 +1,4 @@
-"""Numbers of a page with the links they are in or beside, and the rows of its list."""
+"""Numbers on a page that are inside or next to a link, and the rows of the page's list."""
 
 import re
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from tests.house.page_numbers import NUMBER, Element, Page
 
 WORDS = {"none": "0", "None": "0", "once": "1"}
 CLOCK = re.compile(r"([A-Z][a-z]{2} \d{1,2}, )?\d\d:\d\d:? ?")
-TOTAL = re.compile(rf"{NUMBER.pattern}(?: ?/ ?| of )([\d,]+)|({NUMBER.pattern})")  # Of "8 of 13", 13 are listed.
-PARTS = {"li", "header", "dd", "p", "div", "td", "th"}  # What is directly in one of these is of the same question.
+TOTAL = re.compile(rf"{NUMBER.pattern}(?: ?/ ?| of )([\d,]+)|({NUMBER.pattern})")  # In "8 of 13", the list has 13 rows.
+PARTS = {"li", "header", "dd", "p", "div", "td", "th"}  # Numbers and a link directly in one of these belong together.
 
 CHARTS = {"a", "g", "svg", "table"}
 
 
 class Linked(NamedTuple):
-    """A number in a link, or beside the only link of its part of a page; the link's address."""
+    """A number in a link, or next to the only link in its part of a page, with the link's address."""
 
     key: str
     of: str
@@ -26,7 +26,7 @@ class Linked(NamedTuple):
 
     @property
     def number(self) -> int | None:
-        """Return the number of rows that the text promises; None if it has none."""
+        """Return the number of rows that the text promises; None if the text contains no number."""
         text = CLOCK.sub("", FIXED.sub("", self.text))
         words = " ".join(WORDS.get(word, word) if self.key else word for word in text.split())
         found = TOTAL.search(words)
@@ -35,7 +35,7 @@ class Linked(NamedTuple):
 
 @dataclass
 class LinkedPage(Page):
-    """One parsed page with its menu: the linked numbers, the number of rows, and of items by the id around them."""
+    """One parsed page with its menu: linked numbers, number of rows, and number of items per enclosing element id."""
 
     linked: list[Linked] = field(default_factory=list)
     listed: int = 0
@@ -51,7 +51,7 @@ class LinkedPage(Page):
         return page
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_data(" ")  # Words in different elements are apart.
+        self.handle_data(" ")  # Separate the words of different elements.
         super().handle_starttag(tag, attrs)
 
     def _ended(self, element: Element) -> None:
@@ -81,7 +81,7 @@ class LinkedPage(Page):
             self.next_page = href
 
     def _together(self, element: Element) -> None:
-        """Note the numbers beside a link when their part of the page ends."""
+        """Link the numbers of a page part that ends here to its only link; ignore parts with several links."""
         numbers, links = self._parts.pop(id(element), ([], []))
         if len({*links}) == 1:
             self.linked += [one._replace(href=links[0]) for one in numbers]
@@ -96,7 +96,7 @@ class LinkedPage(Page):
             self.open[-1].muted = element.text
         if element.tag == "li":
             more = re.match(r"And ([\d,]+) more", element.text.strip())
-            is_none = element.muted.strip() == element.text.strip()  # It says that there are none.
+            is_none = element.muted.strip() == element.text.strip()  # The item says that there are none.
             number = int(more[1].replace(",", "")) if more else int(not is_none)
             for one in self.open:
                 named = one.attrs.get("aria-labelledby") or one.attrs.get("id")

@@ -14,8 +14,8 @@ from typing import NamedTuple
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr", "use"}
 # Numbers in quoted text are not counts: secrets, addresses, code, times, keys, and input of people.
 QUOTED = {"code", "time", "kbd", "pre", "option", "textarea", "title", "mark", "style", "script", "h1", "noscript"}
-APART = {"small", "label", "p", "li", "div", "h2", "dd", "td"}  # They stand apart from the words before them.
-# Cells with text of people, values before and after, or a time.
+APART = {"small", "label", "p", "li", "div", "h2", "dd", "td"}  # Separated from the preceding text.
+# Columns whose cells contain text typed by people, old and new values, or a time.
 DATA = {"Changes", "Target", "Last sign-in"}
 ROW = re.compile(r"(gateway|host|server|connection|token|key|identity|tool|assignment|sink)-(.+)")
 LEADS = (
@@ -25,11 +25,11 @@ LEADS = (
     ("call", re.compile(r"/logs/([\w-]{36})/(?:\?|$)")),
     ("event", re.compile(r"/settings/admin-events/([\w-]{36})/(?:\?|$)")),
 )
-NUMBER = re.compile(r"\b\d[\d,]*(?:\.\d+)?")  # The 95 of p95 is not a count.
+NUMBER = re.compile(r"\b\d[\d,]*(?:\.\d+)?")  # The digits of p95 are not a count.
 
 
 class Counted(NamedTuple):
-    """A number on a page, or several in one sentence: what it counts, the object, and its text."""
+    """A counted number on a page: its key, the object it is about, and the text with all numbers of the sentence."""
 
     key: str
     of: str
@@ -42,7 +42,7 @@ class Counted(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A state on a page: its object, mark and text."""
+    """A state on a page: the object, the machine-readable state (`data-state`), and the visible text."""
 
     of: str
     state: str
@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
 
 class Switch(NamedTuple):
-    """A switch on a page: its object, its state, and the displayed obstacle."""
+    """A switch on a page: the object, the state, and the displayed obstacle to switching."""
 
     of: str
     on: bool
@@ -76,12 +76,12 @@ class Element:
 
 
 def _is_dialog(tag: str, attrs: dict[str, str]) -> bool:
-    """Return True if a dialog begins here; the palette is not one."""
+    """Return True if the tag opens a dialog other than the palette."""
     return tag == "dialog" and attrs.get("id") != "palette"
 
 
 def _led_to(address: str) -> str:
-    """Return the object whose page this is, if rows are named by it."""
+    """Return the object whose page has this address; empty if rows are not identified by that kind of page."""
     found = [(kind, leads.search(address.partition("?")[0])) for kind, leads in LEADS]
     return next((f"{kind}:{match[1]}" for kind, match in found if match), "")
 
@@ -105,7 +105,7 @@ class Page(HTMLParser):
 
     @classmethod
     def read(cls, html: str) -> "Page":
-        """Parse the main part of a page and its dialogs without navigation; parse all of a fragment."""
+        """Parse the main part of a page and its dialogs, without the navigation; parse a fragment completely."""
         page = cls(is_part="<html" not in html)
         page.feed(html[html.index("<main") : html.find('<dialog class="palette"')] if "<main" in html else html)
         page.close()
@@ -138,7 +138,7 @@ class Page(HTMLParser):
             self._ended(element)
 
     def _end_before(self, tag: str) -> None:
-        """End an open cell or row before the next one: HTML allows to omit their closing tags."""
+        """End an open cell or row before the next one, because HTML allows closing tags to be omitted."""
         ended = {"tr": {"td", "th", "tr"}, "td": {"td", "th"}, "th": {"td", "th"}}.get(tag, set())
         table = max((place for place, one in enumerate(self.open) if one.tag == "table"), default=-1)
         while any(one.tag in ended for one in self.open[table + 1 :]):
@@ -166,18 +166,18 @@ class Page(HTMLParser):
             self.loose.append(" ".join(data.split()))
 
     def _head(self, tag: str) -> str:
-        """Return the column header of the cell that begins here."""
+        """Return the column header of the cell that begins here; empty if there is none."""
         return self.heads[self.column] if tag == "td" and self.column < len(self.heads) else ""
 
     def _row(self, tag: str, values: dict[str, str]) -> str:
-        """Return the object of the row that begins here, if its id names one."""
+        """Return the object of the row that begins here; empty if the row's id names no object."""
         named = ROW.fullmatch(values.get("id", "")) if tag in ("tr", "tbody", "section") else None
         if named is None or named[2] in ("head", "types"):
             return ""
         return f"{'feature' if named[1] == 'tool' else named[1]}:{named[2]}"
 
     def _placed(self, element: Element) -> None:
-        """Set the column of a cell, and the object of a row by its link."""
+        """Set the column of a cell, and the object of a row from the row's link."""
         if element.tag == "table":
             self.heads = []
         elif element.tag == "tr":
@@ -195,7 +195,7 @@ class Page(HTMLParser):
                 one.of = of
 
     def _ticked(self, element: Element) -> None:
-        """Set the object of a number beside a filter's checkbox: calls with that value."""
+        """Set the object of a number beside a filter's checkbox: calls that have the checkbox's value."""
         name, line = element.attrs.get("name", ""), next((one for one in reversed(self.open) if one.tag == "li"), None)
         if line and element.tag == "input" and element.attrs.get("form") == "log" and not name.startswith("not_"):
             line.of, line.ticks = f"{name}:{element.attrs.get('value', '')}", True
@@ -203,7 +203,7 @@ class Page(HTMLParser):
             element.key = "facet.calls"
 
     def _attributes(self, element: Element) -> None:
-        """Require a meaning for numbers that only screen readers announce, too."""
+        """Note a number that only screen readers announce, if it has no key."""
         label = element.attrs.get("aria-label", "")
         named = element.key or any(one.key for one in self.open)
         if element.inside and not (element.quoted or element.data) and NUMBER.search(label) and not named:

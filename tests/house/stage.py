@@ -34,7 +34,7 @@ ROOMS = (
     "tokens",
     "upstream_oauth",
 )
-SECRET = re.compile(r"gw[adkp]_\w{8}|^!\w{40}$")  # What is shown of one; a password nobody has.
+SECRET = re.compile(r"gw[adkp]_\w{8}|^!\w{40}$")  # The displayed prefix of a secret; an unusable password.
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00|Z)")
 
 type Seen = dict[tuple[str, str], dict[str, Any]]
@@ -42,7 +42,7 @@ type Seen = dict[tuple[str, str], dict[str, Any]]
 
 @dataclass
 class Stage:
-    """A world whose objects have names, and a person who may do everything to them."""
+    """A world of objects found by name, and a person who may do everything to the objects."""
 
     boss: User
     session: str
@@ -50,7 +50,7 @@ class Stage:
 
     @property
     def page(self) -> Client:
-        """Return a browser in which the boss has just confirmed the password; each action has its own."""
+        """Return a new browser for each action, in which the boss has just confirmed the password."""
         return browser(self.session)
 
     def row(self, model: type[Model], name: str) -> Any:
@@ -89,7 +89,7 @@ def rest(request: str, /, **body: Any) -> Step:
 
 
 def admin(path: str, action: str, thing: str) -> Step:
-    """Return a step that runs a Django admin action on one row, and confirms it."""
+    """Return a step that runs a Django admin action on one row and confirms the action."""
 
     def send(stage: Stage) -> object:
         fields = {"action": action, "_selected_action": stage.things[thing], "sure": "yes"}
@@ -142,7 +142,7 @@ def undone() -> Iterator[None]:
 
 
 def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:
-    """Return the rows changed and created by `act`, and its events, without values that differ each time."""
+    """Return the rows changed and created by `act`, and its events, without values that differ on each run."""
     with undone():
         if before:
             before(stage)
@@ -185,7 +185,7 @@ def _changed(before: Seen, after: Seen, known: set[str]) -> Any:
 
 
 def _plain(value: Any, known: set[str]) -> Any:
-    """Return a value without parts that differ each time: times, secrets, and keys of new rows."""
+    """Return a value without parts that differ on each run: times, secrets, and keys of new rows."""
     match value:
         case datetime():
             plain: Any = "a moment"

@@ -36,7 +36,7 @@ type Act = Callable[[], object]
 
 @dataclass
 class Rows:
-    """One of every object that two people may change."""
+    """One object of each kind that two people may change."""
 
     boss: User
     host: Host
@@ -53,7 +53,7 @@ class Rows:
     team: Team
 
     def fresh(self, name: str) -> Any:
-        """Return the row as read by somebody who is about to change it."""
+        """Return the row, read again from the database."""
         row = getattr(self, name)
         return type(row).objects.get(pk=row.pk)
 
@@ -64,7 +64,7 @@ class Rows:
 
 def made() -> Rows:
     boss, person = holder(*Capability), holder()
-    holder(Capability.PEOPLE_MANAGE)  # So that somebody else also manages people.
+    holder(Capability.PEOPLE_MANAGE)  # A second person who manages people, so that the first may lose that capability.
     server = make.server(auth_type=AuthType.BEARER)
     gateway, identity = make.gateway(), make.identity(server, boss)
     assignment = make.assignment(gateway, server, identity_scheme=IdentityScheme.PER_USER)
@@ -110,7 +110,7 @@ DONE = "done"
 
 
 def one_of(*answers: str) -> set[tuple[str, ...]]:
-    """Return the allowed outcomes: one wins and the other gets one of these answers."""
+    """Return the allowed outcomes of a race: one action succeeds, and the other gets one of these answers."""
     return {tuple(sorted((DONE, answer))) for answer in answers}
 
 
@@ -119,7 +119,7 @@ BOTH = one_of(DONE)
 
 @dataclass(frozen=True)
 class Race:
-    """Two concurrent actions: their allowed answers, and the number of events."""
+    """Two concurrent actions: their allowed answers, and the expected number of events."""
 
     name: str
     acts: Callable[[Rows], tuple[Act, Act]]
@@ -128,7 +128,7 @@ class Race:
 
 
 def same(name: str, verb: str, answers: set[tuple[str, ...]], /, events: int = 1, **values: Any) -> Race:
-    """Return a race of an action with itself."""
+    """Return a race of two identical actions."""
     return Race(
         f"{name} {verb}",
         lambda rows: (rows.does(name, verb, **values), rows.does(name, verb, **values)),
@@ -138,7 +138,7 @@ def same(name: str, verb: str, answers: set[tuple[str, ...]], /, events: int = 1
 
 
 def mixed(one: tuple[str, str], other: tuple[str, str], answers: set[tuple[str, ...]], *events: int) -> Race:
-    """Return a race of two different actions."""
+    """Return a race of two different actions on the same rows."""
     return Race(
         f"{' '.join(one)}, {' '.join(other)}", lambda rows: (rows.does(*one), rows.does(*other)), answers, {*events}
     )
@@ -295,7 +295,7 @@ def test_one_of_two_concurrent_changes_wins_and_the_other_gets_an_error(two: Two
 
 
 def owners() -> tuple[User, User]:
-    """The only two owners."""
+    """Create the only two owners."""
     role = Role.objects.get(name=SUPER_ADMIN.name)
     User.objects.filter(role=role).update(is_active=False)
     one, other = (User.objects.create_user(make.unique("owner") + "@example.com", "x", role=role) for _ in range(2))
@@ -304,7 +304,7 @@ def owners() -> tuple[User, User]:
 
 @pytest.mark.parametrize("rounds", [8, full(40)])
 def test_one_of_two_owners_who_leave_at_once_stays(two: Two, rounds: int) -> None:
-    """Each of them reads the other as an owner before either acts."""
+    """Both users were loaded as owners before either change begins; afterwards exactly one is still an owner."""
     Role.objects.make_built_in()
     member, seen = Role.objects.get(name=MEMBER.name), Counter[tuple[str, ...]]()
     for number in range(rounds):

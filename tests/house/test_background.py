@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Set
 
 from tests.workspace import ROOT
 
-# The places, and who gets what such a task raises.
+# The functions that start tasks, and who gets the exception of each task.
 OTHERS = {
     "wire/background.py:forever": "the module itself",
     "wire/background.py:spawn": "the module itself",
@@ -16,7 +16,7 @@ PACKAGES = [each.parent.name for each in ROOT.glob("*/__init__.py") if each.pare
 
 
 def modules(names: Set[str]) -> Iterator[tuple[str, ast.Module]]:
-    """Yield the modules whose text has one of the names."""
+    """Yield the modules whose text contains at least one of the names."""
     for path in (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
         text = path.read_text()
         if any(name in text for name in names):
@@ -35,7 +35,7 @@ def begins_task(node: ast.AST) -> bool:
 
 
 def functions(tree: ast.AST, fits: Callable[[ast.AST], bool], within: str = "") -> Iterator[str]:
-    """Yield the innermost functions around matching nodes."""
+    """Yield the name of the innermost function around each matching node."""
     for node in ast.iter_child_nodes(tree):
         if fits(node):
             yield within

@@ -15,7 +15,7 @@ CITATION = re.compile(
     r"|\b(?:field|protocol|architecture|requirements|decisions|data-plane|field-test)\.md,? (?:section )?\d"
     r"|\b[Tt]raps? [A-Z]\d+|\bfield test [A-Z]?\d"
 )
-# The browser's name for itself, and places of a picture, look alike.
+# The browser's user agent, and coordinates in a picture, look like citations.
 NO_CITATION = re.compile(r"\(X11; Linux|\bX11\b|%C3|protocol\.md, 3")
 
 NUMBERED_TEST = re.compile(r"^(?:async )?def (test_(?:[pxtmwcr]\d{1,3}_)\w*)", re.MULTILINE)

@@ -15,7 +15,7 @@ from tests.house.test_counts import Walk
 
 pytestmark = pytest.mark.django_db
 
-UNDONE = {  # By the switch or the button beside it, or at once replaced by a new secret.
+UNDONE = {  # Undone by the same switch or the button next to it, or replaced by a new secret at once.
     "accounts:break_glass_on",
     "accounts:decline_request",
     "accounts:send_reset",
@@ -38,7 +38,7 @@ UNDONE = {  # By the switch or the button beside it, or at once replaced by a ne
     "tokens:regenerate",
     "tokens:regenerate_key",
 }
-FOR_GOOD = {  # One credential, one session, one place: it can be made anew. An incident must not wait for typing.
+FOR_GOOD = {  # Irreversible for one replaceable object. In an incident, nobody should have to type.
     "accounts:break_glass_off",
     "accounts:deactivate",
     "accounts:end_sessions",
@@ -69,7 +69,7 @@ FOR_GOOD = {  # One credential, one session, one place: it can be made anew. An 
     "tokens:revoke",
     "tokens:revoke_api_key",
 }
-TYPED = {  # Many at once, or what everybody depends on.
+TYPED = {  # Irreversible for many objects at once, or for an object that everybody depends on.
     "gateways:archive",
     "hosts:archive",
     "servers:archive",
@@ -129,7 +129,7 @@ def test_irreversible_actions_are_red_and_large_ones_must_be_typed(world: World)
             assert weight == ("typed" if shared else "for good")
             weight = "for good"
         if door.name == "tokens:regenerate_key" and str(walk.own.pk) not in address:
-            assert weight == "for good"  # Of another's agent it is: the secret ends, and only its owner gets a new one.
+            assert weight == "for good"  # Another person's agent: only its owner gets a new secret.
             continue
         found.setdefault(door.name, set()).add(weight)
 
@@ -141,7 +141,7 @@ def test_irreversible_actions_are_red_and_large_ones_must_be_typed(world: World)
     assert (UNDONE | FOR_GOOD | TYPED) - found.keys() <= NOT_MET
 
 
-# Of things this world has none of, or that are the reader's own alone.
+# Confirmations about objects that the world lacks, or that only the viewer has.
 NOT_MET = {
     *("accounts:decline_request", "accounts:remove_second_factor", "accounts:revoke_invitation"),
     "servers:confirm_identity",
@@ -167,4 +167,4 @@ def test_nothing_that_is_to_be_typed_is_done_without(world: World) -> None:
     after = _rows()
     changed = {key for key in before if before[key] != after.get(key)}
 
-    assert {model for model, _ in changed} <= {"User"}  # When they were last seen.
+    assert {model for model, _ in changed} <= {"User"}  # Only `last_seen` changes.

@@ -33,6 +33,7 @@ from servers.models import Identity
 from tests import make, upstreams
 from tests.accounts.soft_key import added
 from tests.house.count_questions import ASKS, FIXED, NOT_STORED, QUESTIONS, STATES, SWITCHED_ON, Ask
+from tests.house.dead_ends import Follower
 from tests.house.doors import PLACES, Door, browser, channel_of, doors, session_of
 from tests.house.every_state import SET, World, built, ids
 from tests.house.page_numbers import NUMBER, Counted, Page, Shown, Switch
@@ -44,11 +45,11 @@ pytestmark = pytest.mark.django_db
 ROOT = Path(__file__).resolve().parents[2]
 
 VIEWERS = [*(role.name for role in BUILT_IN), *Capability]
-# Files, redirects, and pages of a flow that is begun elsewhere.
+# Files, redirects, and pages of a flow that starts elsewhere.
 NOT_PAGES = re.compile(
     r"export|live|slug|find|authenticate|callback|^go$|^gateways:tool$|^oauth:(?!registered|help|client)"
 )
-# Of everything that is there; of dialogs one or two are enough.
+# Pages visited for every object; for dialogs, one or two objects are enough.
 OF_ALL = {
     *("accounts:person", "connections:for_gateway", "connections:for_host", "connections:enrolled", "gateways:detail"),
     *("gateways:feature", "gateways:servers", "gateways:tools", "gateways:team", "hosts:detail", "oauth:registered"),
@@ -92,12 +93,12 @@ QUERIES = {
     "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
     "auditlog:busiest": ("", "?range=7d"),
 }
-# Counts that are truncated, change while a person looks, or belong to a dashboard without roll-ups.
+# Counts that are truncated, change while a person looks, or are on a dashboard without roll-ups.
 NOT_MET = {"facet.newest", "feature.parts", "calls.new", "calls.day", "calls.day.denied", "least.more"}
-# Pages that an act leads to.
+# Pages reached only after an action.
 BY_AN_ACT = {"oauth:gateway", "oauth:identity", "oauth:consent", "oauth:token"}
 WITHOUT_A_PASSWORD = {"sso:confirm"}  # People with a password are redirected to the password question.
-ELSEWHERE = "https://gateway.example.com"  # Mail is required there, so that one of the first steps remains.
+ELSEWHERE = "https://gateway.example.com"  # A public URL needs a mail server, so one first step remains.
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ class Walk:
         self.things = self._things()
 
     def _called(self) -> None:
-        """Make calls as this person: a successful one, and one that lacked an identity."""
+        """Log calls of this person: a successful one, and one refused for a missing identity."""
         said: dict[str, Any] = {"user_id": self.viewer.pk, "user_email": self.viewer.email, "host_name": "Bot"}
         ends: list[tuple[Connection, dict[str, Any]]] = [
             (self.own, {"outcome": "ok"}),
@@ -198,7 +199,7 @@ class Walk:
         return door.is_for_owners or all(self.held & one_of for one_of in door.wanted)
 
     def addresses(self, door: Door, *, every: bool = False) -> Iterator[str]:
-        """Yield the addresses of this page, for the objects visited, or for `every` one."""
+        """Yield this page's addresses for the objects visited so far, or for all objects if `every`."""
         start = next((start for start in PLACES if door.path.startswith(start)), "")
         things = self.things[PLACES[start]] if start and "<" in door.path else [None]
         for thing in things if every or door.name in OF_ALL else things[: 2 if door.name in ASKS else 1]:
@@ -213,13 +214,13 @@ class Walk:
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """Return the values named in QUERIES."""
+        """Return the values of the placeholders in QUERIES."""
         hosts = {name: self.world.hosts[name].pk for name in ("bot", "halted")}
         since = quote((timezone.now() - timedelta(minutes=10)).isoformat())
         return {"boss": self.world.boss.pk, "asking": self.asking.pk, "since": since, **hosts}
 
     def acts(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the pages after an action: a token of an agent with enrolment, an app, a new server."""
+        """Yield the pages shown after creating a token of an agent with enrolment, an app and a new server."""
         host = f"/connect/?host={self.world.hosts['idle'].pk}"
         gateway = self.client.get(host)["Location"]
         identity = self.client.post(gateway, {"gateway": "asking"})["Location"]
@@ -236,24 +237,23 @@ class Walk:
             yield "overview", "/", self.client.get("/").content.decode()
 
     def checked(self) -> str:
-        """Return the *Add a server* page after the server has answered."""
+        """Return the *Add a server* page after the server has answered the test."""
         loopback = [ip_network("127.0.0.0/8")]
         with upstreams.running(upstreams.docs()) as server, override_settings(PRIVATE_UPSTREAMS=loopback):
             page = self.client.post("/servers/add/", {"check": "1", "url": server.url})
         return str(page.content.decode())
 
     def without_factor(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the pages of a second factor that is off."""
+        """Yield the second-factor pages while the second factor is off."""
         Authenticator.objects.filter(user=self.viewer).delete()
         for view in ("mfa_index", "mfa_activate_totp"):
             yield view, reverse(view), self.client.get(reverse(view)).content.decode()
 
-    def pages(self) -> Iterator[tuple[str, str, Page]]:
-        for view, address, html in chain(self.acts(), self.open_pages(), self.without_factor()):
-            yield view, address, Page.read(html)
+    def pages(self) -> Iterator[tuple[str, str, str]]:
+        return chain(self.acts(), self.open_pages(), self.without_factor())
 
     def open_pages(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the pages in order, except those of a flow."""
+        """Yield the pages in order, without the pages of a flow."""
         for door in filter(self.may_enter, PAGES):
             for address in self.addresses(door):
                 response = self.client.get(address)
@@ -294,12 +294,12 @@ def wrong_number(one: Counted, ask: Ask) -> Iterator[str]:
     else:
         said = tuple(float(n.replace(",", "")) for n in NUMBER.findall(FIXED.sub("", one.text or one.label)))
         expected = expected if isinstance(expected, tuple) else (expected,)
-    if said != expected and (said, expected) != ((), (0,)):  # Zero may be a word.
+    if said != expected and (said, expected) != ((), (0,)):  # The page may write zero as a word.
         yield f"{one.key} of {one.of!r}: {one.text!r}, but {expected}"
 
 
 def wrong_total(one: Counted, page: Page) -> Iterator[str]:
-    """Check that a truncated list shows the total of its heading."""
+    """Yield a fault if no other number on the page equals the total of a truncated list."""
     if one.numbers[-1] not in {number for other in page.counted if other.key != one.key for number in other.numbers}:
         yield f"{one.text!r}, but none of the lists has as many"
 
@@ -327,7 +327,7 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
 
 
 # Keys built by the page from parts: a kind of feature, a list of tokens or keys, a confirmation. Checkboxes of filters
-# name what is counted beside them.
+# name the value that the number beside them counts.
 MADE = {
     "ask",
     "facet.calls",
@@ -341,7 +341,9 @@ ENOUGH = (frozenset(Capability), frozenset({Capability.PEOPLE_MANAGE}))
 
 @pytest.mark.full
 @pytest.mark.parametrize("who", [who for who in VIEWERS if capabilities_of(who) not in ENOUGH])
-def test_every_number_and_state_on_every_page_is_what_the_database_holds(who: str | Capability, world: World) -> None:
+def test_every_number_and_state_on_every_page_is_what_the_database_holds_and_no_link_is_refused(
+    who: str | Capability, world: World
+) -> None:
     seen, _, wrong = walked(world, capabilities_of(who))
 
     assert "overview" in seen
@@ -349,11 +351,15 @@ def test_every_number_and_state_on_every_page_is_what_the_database_holds(who: st
 
 
 def walked(world: World, held: frozenset[Capability]) -> tuple[set[str], set[str], list[str]]:
-    """Return the pages a person with these capabilities gets, the keys found there, and the faults."""
+    """Return the pages that a person with these capabilities gets, the keys found on them, and the faults."""
     person = Walk(world, held)
-    seen, met, wrong = set(), set(), []
-    for view, address, page in person.pages():
+    follower = Follower(person.client)
+    seen, met = set[str](), set[str]()
+    wrong: list[str] = []
+    for view, address, html in person.pages():
+        page = Page.read(html)
         seen.add(view)
+        wrong += follower.faults(address, html)
         met |= {one.key for one in page.counted}
         wrong += [f"{address}: {fault}" for fault in wrong_in(page, Ask(world, person.viewer, address, view))]
     return seen, met, wrong
@@ -361,7 +367,7 @@ def walked(world: World, held: frozenset[Capability]) -> tuple[set[str], set[str
 
 @pytest.mark.full
 def test_the_walks_reach_every_page_and_every_number(world: World) -> None:
-    """The walks of a person with every capability and of one who only manages people are enough."""
+    """Two people are enough: one with every capability, and one who only manages people."""
     (seen, met, wrong), (_, met_with_little, wrong_with_little) = (walked(world, held) for held in ENOUGH)
 
     assert seen == ({door.name for door in PAGES} | BY_AN_ACT) - WITHOUT_A_PASSWORD

@@ -15,13 +15,13 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def fault(docstring: str) -> str:
-    """Return the words by which a docstring has to be read twice; empty if there are none."""
+    """Return the first words that make a docstring hard to read; empty if there are none."""
     found = RIDDLE.match(docstring) or ODD_WORD.search(re.sub("`[^`]*`", "", docstring))
     return found[0].strip() if found else ""
 
 
 def docstrings(source: str) -> Iterator[tuple[str, str]]:
-    """Yield name and docstring of the module, its classes and functions."""
+    """Yield the name and docstring of the module, its classes and its functions."""
     todo: list[ast.AST] = [ast.parse(source)]
     while todo:
         node = todo.pop()

@@ -11,7 +11,7 @@ from tests.workspace import ROOT
 from wire import token_text
 
 LONG = 400
-ONE_THING = {"proxy/call.py", "wire/http.py"}  # A call, and the HTTP client, are read in one file.
+ONE_THING = {"proxy/call.py", "wire/http.py"}  # Long on purpose, to be read in one file.
 
 
 def tracked(*patterns: str) -> list[Path]:

@@ -22,7 +22,7 @@ PACKAGES = PROJECT["tool"]["importlinter"]["root_packages"]
 
 
 def test_no_module_imports_itself_in_the_end() -> None:
-    """Across all packages; import-linter's acyclic_siblings compares only modules with the same parent."""
+    """Check cycles across all packages; import-linter's acyclic_siblings compares only modules with the same parent."""
     graph = grimp.build_graph(
         *PACKAGES, exclude_type_checking_imports=True, cache_dir=str(ROOT / ".import_linter_cache")
     )
@@ -66,7 +66,7 @@ import gatewayadmin.asgi, gatewayadmin.urls
 
 @pytest.mark.full
 def test_the_application_loads_without_its_optional_packages(tmp_path: Path) -> None:
-    """`make run` and `make install` install none of them."""
+    """`make run` and `make install` do not install the optional packages."""
     extras = PROJECT["project"]["optional-dependencies"].items()
     wanted = {re.split(r"[^\w.-]", each)[0] for name, each_of in extras if name != "embedded" for each in each_of}
     names = sorted(name for name, packages in packages_distributions().items() if wanted & {*packages})

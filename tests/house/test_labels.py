@@ -175,7 +175,7 @@ TEXTS = (
 )
 
 
-# The texts of each page, in the words and order a reader sees, for the world of `labelled`.
+# The texts of each page in reading order, for the world of `labelled`.
 ON_PAGES: dict[str, tuple[str, ...]] = {
     "/": (
         *("Dashboard", "Hosts 2", "Live connections 1", "1 active", "Requests 24 h", "Refused 24 h"),
@@ -311,7 +311,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
 
 
 def plain(text: str) -> str:
-    """Return the text without line breaks, string joints and entities."""
+    """Return the text with line breaks, string concatenations and HTML entities resolved."""
     joined = re.sub(r'"\s*\n\s*f?"', "", text)
     return re.sub(r"\s+", " ", html.unescape(joined))
 
@@ -328,7 +328,7 @@ def test_a_label_stands_to_the_letter(text: str, sources: str) -> None:
 
 
 def seen_on(page: str) -> str:
-    """Return the visible and announced text of a page, without markup."""
+    """Return the visible text and the text for screen readers of a page, without markup."""
     page = re.sub(r"<(script|style|title)\b.*?</\1>", " ", page, flags=re.DOTALL)
     named = re.sub(r'<(?=[^>]*aria-label="([^"]*)")[^>]*>', r" \1 ", page)
     return re.sub(r" (?=[,.;:?)])|(?<=\() ", "", re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", named))))
@@ -336,7 +336,7 @@ def seen_on(page: str) -> str:
 
 @pytest.fixture
 def labelled(ana: User) -> dict[str, str]:
-    """The values in the addresses of ON_PAGES: one object of each kind, named as in the tutorials."""
+    """Create one object of each kind, named as in the tutorials, and return the values for ON_PAGES' addresses."""
     github = make.server(slug="github", name="GitHub", auth_type="bearer")
     quickstart, _ = make.gateway(slug="quickstart", name="Quickstart"), make.gateway(slug="empty", name="Empty")
     assignment = make.assignment(quickstart, github, identity_scheme="per_user")

@@ -1,4 +1,4 @@
-"""Migrations since the newest release keep its code able to serve, and hold no lock that grows with the log.
+"""Migrations since the newest release keep that release able to serve, and hold no lock that grows with the log.
 
 That release serves the new tables for a while (docs/how-to/upgrade.md), so everything it inserts and reads must exist.
 A column it no longer needs is removed one release later, and listed in CONTRACTED.
@@ -29,7 +29,7 @@ from bench.upgrade import MIGRATIONS, migrations_of, newest_release
 from tests.house.test_files import tracked
 from tests.workspace import ROOT
 
-# Operations that take something away, or do something that cannot be judged here: "app.0001_name", and why it is safe.
+# Operations that remove something, or cannot be judged here: "app.0001_name", and why each is safe.
 CONTRACTED: dict[str, str] = {}
 OF_THE_LOG = "call"
 
@@ -60,7 +60,7 @@ def flat(operations: Iterable[Operation]) -> Iterator[Operation]:
 
 
 def complaint(app: str, step: Step, made_here: set[tuple[str, str]]) -> str:
-    """Return why this step breaks the release before, which still serves; empty if it does not."""
+    """Return why this step breaks the previous release, which is still serving; empty if it does not."""
     operation = step[0]
     model = getattr(operation, "model_name", getattr(operation, "name", "")).lower()
     if isinstance(operation, CreateModel):
@@ -84,12 +84,12 @@ def complaint(app: str, step: Step, made_here: set[tuple[str, str]]) -> str:
 
 
 def is_as_wide(old: Any, new: Any) -> bool:
-    """Return True if everything the previous release writes into the column still fits."""
+    """Return True if every value that the previous release writes still fits into the column."""
     return bool(old.db_parameters(connection) == new.db_parameters(connection) and (new.null or not old.null))
 
 
 def test_the_newest_release_can_serve_what_the_migrations_since_make() -> None:
-    """Before the first release there is nothing to compare with."""
+    """Before the first release, there are no earlier migrations to compare with."""
     loader = MigrationLoader(None, replace_migrations=False)
     release, made_here, wrong = newest_release(), set[tuple[str, str]](), {}
     here = of_apps(str(path.relative_to(ROOT)) for path in tracked(MIGRATIONS))

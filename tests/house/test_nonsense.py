@@ -33,21 +33,21 @@ READ = [door for door in DOORS if door.method == "GET"]
 SENT = [door for door in DOORS if door.method == "POST"]
 REFUSED = {400, 403, 404, 409, 410, 413, 422, 429, 502}
 FORM = "application/x-www-form-urlencoded"
-ANEW = {"typed"}  # The name of an object that ends for good, which must be typed deliberately.
-# What a page that reads dozens of names in its address, such as the log, is sent in each of them by itself.
+ANEW = {"typed"}  # The name a person must type deliberately to end an object for good, so it is not refilled.
+# The invalid values tried one name at a time on pages that read dozens of query names, such as the log.
 ALONE = {"a NUL", "a lone surrogate", "a huge number", "a moment after all"}
 SCRIPT = "<script>alert"
 
 
 def of_doors(found: list[Door]) -> list[Any]:
-    """Return some pages, each with a part of the invalid values; in `make test-all` every page with more of them."""
+    """Return some pages, each with some of the invalid values; `make test-all` takes every page with more values."""
     thin = [pytest.param(door, 7, id=f"{door} in part") for door in found[::72]]
-    return thin + [full(pytest.param(door, 3, id=str(door))) for door in found]
+    return thin + [full(pytest.param(door, 5, id=str(door))) for door in found]
 
 
 @pytest.fixture(scope="module")
 def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
-    """One world for all tests of this module; each leaves it unchanged."""
+    """Create one world for all tests of this module; each test leaves it unchanged."""
     with django_db_blocker.unblock(), transaction.atomic():
         found = Site(DOORS)
         owner = make.user(email="else@example.com")
@@ -106,7 +106,7 @@ _watchers: list[dict[int, set[str]]] = []
 
 @pytest.fixture(scope="module", autouse=True)
 def noticed() -> Iterator[None]:
-    """Let forms and query strings report which names are read.
+    """Record which names are read from forms and query strings.
 
     Patched once: Python 3.13 calls the old methods of a class that was changed a thousand times.
     """
@@ -137,12 +137,12 @@ def noting(original: Any) -> Any:
 
 
 def foreign(site: Site) -> str:
-    """Return the id of somebody else's object."""
+    """Return the id of another person's object."""
     return str(site.things["foreign"])
 
 
 class Walk:
-    """One page, and a person who may open it."""
+    """One page, and a person who may open the page."""
 
     def __init__(self, client: Client, method: str, path: str, foreign: str) -> None:
         self.client, self.method, self.path, self.foreign = client, method, path, foreign
@@ -155,7 +155,7 @@ class Walk:
         return cls(client, door.method, site.address(door), foreign(site))
 
     def send(self, fields: dict[str, Any], what: str) -> None:
-        """Submit it, follow the redirect, and note faults; all changes are rolled back."""
+        """Submit the fields, follow the redirect, and note faults; all changes are rolled back."""
         cache.clear()
         try:
             with transaction.atomic():
@@ -205,7 +205,7 @@ class Walk:
         return found - {"csrfmiddlewaretoken"}
 
     def filled(self) -> dict[str, Any]:
-        """Return the form's values when the page is opened."""
+        """Return the fields of the page's form with their initial values; empty if the page has no form to submit."""
         page = self.client.get(self.path)
         if self.method == "GET" or page.status_code != 200 or page.streaming:
             return {}
@@ -213,13 +213,13 @@ class Walk:
 
 
 def encoded(fields: dict[str, Any]) -> str:
-    """Encode a form as browsers do, and with a lone surrogate, as none does."""
+    """Encode a form as browsers do, but allow a lone surrogate, which browsers never send."""
     pairs = ((name, one) for name, value in fields.items() for one in (value if isinstance(value, list) else [value]))
     return "&".join(f"{quote(name)}={quote(str(one).encode('utf-8', 'surrogatepass'))}" for name, one in pairs)
 
 
 def tidy(text: str) -> str:
-    """Return a text without what a page may change: surrounding blanks and line endings."""
+    """Return a text without surrounding blanks and with normalised line endings, which a page may change."""
     return " ".join(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").split())
 
 
@@ -269,7 +269,7 @@ def with_password(site: Site) -> tuple[Client, str]:
     return client, ""
 
 
-# Forms of other views and of people without an account yet, each with its sender, and its page if it is generated.
+# Forms of other views and of people without an account, each with a function that sends it.
 SIGNING_IN = {
     "account_login": nobody,
     "account_reset_password": nobody,

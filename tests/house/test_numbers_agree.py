@@ -20,7 +20,7 @@ from tests.house.test_counts import Walk, capabilities_of, world
 __all__ = ["world"]
 pytestmark = pytest.mark.django_db
 
-# The key of the number in the heading of each list; of the others, the tabs have the number.
+# The key of the number in each list's heading; lists that are not here have their number in a tab.
 LISTS = {
     "accounts:people": "people.listed",
     "accounts:roles": "roles.listed",
@@ -50,7 +50,7 @@ LISTS = {
     "tokens:api_keys": "",
     "tokens:list": "",
 }
-# Numbers that are linked, or beside a link, and are not the number of rows of a list.
+# Numbers in or next to a link that are not the number of rows of a list.
 APART = {
     "facet.more": "values of a filter that are not shown: the link shows them",
     "host.users": "the people of these connections",
@@ -61,15 +61,15 @@ APART = {
     "usage.caller.tools": "the tools of these calls",
 }
 APART_LISTS = {"connections:mine": "two lists: tests/attention compares them"}
-NOT_OFFERED = "features.missing"  # The tab counts what is offered, and its page says how many of its rows are not.
-# Numbers in the menu count what waits: the same as the list narrowed to that.
+NOT_OFFERED = "features.missing"  # The tab counts offered features, and the page says how many rows are not offered.
+# Each number in the menu counts what waits, and must equal the list with this filter.
 MENU = {"rail.apps": "/hosts/?status=pending", "rail.server": "/servers/?health=down", "rail.tool": "/tools/changed/"}
-# Sums of a chart of calls, and the search for each.
+# The totals in a chart of calls, and the log search for each.
 CHARTED = {"calls.ok": "ok", "calls.error": "error", "calls.denied": "refused", "calls.cancelled": "cancelled"}
 
 
 def leads(page: LinkedPage, address: str) -> Iterator[Linked]:
-    """Yield the numbers of a page with the addresses of what they count; also those of facets and charts."""
+    """Yield the numbers of a page with the addresses of the rows they count, including facets and charts."""
     for one in page.linked:
         yield one._replace(href=MENU.get(one.key, urljoin(address, one.href)))
     place = urlsplit(address)
@@ -88,7 +88,7 @@ def leads(page: LinkedPage, address: str) -> Iterator[Linked]:
 
 @dataclass
 class Lists:
-    """Counts the rows of lists as one viewer gets them."""
+    """Counts the rows of lists as one viewer sees them."""
 
     client: Client
     known: dict[str, set[int]] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Lists:
         return self.known[address]
 
     def exported(self, address: str) -> int:
-        """Return the number of calls in a file, whose last line says whether it is complete."""
+        """Return the number of calls in an exported file, without the last line, which says if the file is complete."""
         lines = b"".join(self.client.get(address).streaming_content).decode().splitlines()  # type: ignore[attr-defined]
         return len(lines) - 1 - ("format=csv" in address)
 
@@ -126,7 +126,7 @@ def view_of(address: str) -> str:
 
 @dataclass
 class Agreement:
-    """The numbers of all pages of one viewer, compared with the lists they lead to."""
+    """Compares the numbers on all pages of one viewer with the lists they link to."""
 
     walk: Walk
     lists: Lists = field(init=False)

@@ -31,16 +31,16 @@ ENTERED, REFUSED, ASKED_WHO = "entered", "refused", "asked to sign in"
 
 @pytest.fixture(scope="module")
 def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
-    """One world for all tests of this module; each leaves it unchanged."""
+    """Create one world for all tests of this module; each test leaves it unchanged."""
     with django_db_blocker.unblock(), transaction.atomic():
         yield Site(DOORS)
         transaction.set_rollback(True)
 
 
 def seen(response: Any) -> str:
-    """Return a response's meaning: invisible objects are 404, and an incomplete form is shown again."""
+    """Return the meaning of a response: entered, refused, or sent to sign in."""
     if response.status_code == 302:
-        # The page of those without a password leads the others to the question for theirs.
+        # The page for people without a password redirects people with one to the password question.
         is_for_others = response.wsgi_request.path == "/accounts/organisation/confirm/"
         assert is_for_others or not re.search("reauthenticate|again", response["Location"])
         return ASKED_WHO if response["Location"].startswith("/accounts/login/?next=") else ENTERED
@@ -50,7 +50,7 @@ def seen(response: Any) -> str:
 
 @pytest.mark.parametrize("page", every(36, PAGES))
 def test_a_page_opens_to_whom_its_rule_names(page: str, site: Site) -> None:
-    """Without a CSRF token nothing on it changes, for any user."""
+    """A user may open the page only with the declared capabilities; without a CSRF token, POSTs change nothing."""
     for door in PAGES[page]:
         people = {told(held): site.holding(held) for held in door.knocking}
         expected = {told(held): ENTERED if opens else REFUSED for held, opens in door.knocking.items()}
@@ -63,7 +63,7 @@ def test_a_page_opens_to_whom_its_rule_names(page: str, site: Site) -> None:
 
 
 def without_csrf(door: Door, site: Site) -> Client:
-    """Return a user who may open it, in a browser that sends no CSRF token."""
+    """Return a user who may open the page, in a browser that sends no CSRF token."""
     client = site.owning() if door.is_for_owners else site.holding(ALL)
     client.handler.enforce_csrf_checks = True
     return client
@@ -83,7 +83,7 @@ def test_a_shared_identity_is_changed_by_who_manages_servers_and_placed_by_who_m
         owner = seen(site.knock(door, site.owning()))
 
     assert got == {told(keeper): ENTERED, told(ALL - keeper): REFUSED}
-    assert owner == REFUSED  # Of another one.
+    assert owner == REFUSED  # The owner of another object is refused.
 
 
 def told(held: frozenset[Capability]) -> str:
@@ -95,7 +95,7 @@ def stopped_by_csrf(answer: Any) -> bool:
     return answer.status_code == 403 and b"open for too long" in answer.content
 
 
-# What strangers get of the pages without a rule, which are there for signing in or for programs.
+# Statuses for signed-out visitors, on pages that serve sign-in or programs and so declare no rule.
 STRANGERS = {
     "scim:endpoint": 401,
     "servers:client_document": 200,
@@ -134,7 +134,7 @@ STRANGERS = {
     "oauth2_provider:server-metadata": 200,
     "oauth2_provider:token": 405,
 }
-# Programs post here without a page of ours before them; each has a credential of its own, or none is needed.
+# Programs post here without opening a page first; each sends its own credential, or needs none.
 NO_COOKIE = {
     "api:nothing",
     "oauth2_provider:dcr-register",
@@ -149,7 +149,7 @@ OTHERS = [(name, route) for name, route in routes() if name in PUBLIC | OWN | PR
 
 
 def taken(route: URLPattern, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the items of `values` that the address needs."""
+    """Return the items of `values` that the route's address needs."""
     return {name: value for name, value in values.items() if re.search(rf"[<:]{name}>", str(route.pattern))}
 
 
@@ -180,7 +180,7 @@ def test_only_programs_post_without_csrf(site: Site) -> None:
 
 
 def test_csrf_is_asked_for_everywhere_but_where_programs_post() -> None:
-    """REST views check it themselves, only for requests with a session."""
+    """REST views check the CSRF token themselves, and only for requests with a session."""
     exempt = {name for name, route in routes() if getattr(route.callback, "csrf_exempt", False)}
 
     assert {name for name in exempt if not name.startswith("api:") or name == "api:nothing"} == NO_COOKIE

@@ -7,7 +7,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 from ui.operations import operation_of
 
-# Open to everybody: what one needs in order to sign in.
+# Open to everybody, because signing in needs them.
 PUBLIC = {
     "account_login",
     "account_logout",
@@ -19,7 +19,7 @@ PUBLIC = {
     "account_reset_password_from_key_done",
     "accounts:invitation",
     "accounts:join",
-    "help",  # These five ask for a sign-in themselves, unless the operator makes the documentation public.
+    "help",  # These five require a sign-in themselves, unless the operator makes the documentation public.
     "help_file",
     "help_page",
     "help_source",
@@ -30,7 +30,7 @@ PUBLIC = {
     "sso:saml_answered",
     "sso:saml_metadata",
 }
-# Pages of others about nothing but oneself; sign-in is required for every route.
+# Pages of third-party packages about the user's own account; every route requires sign-in.
 OWN = {
     "account_change_password",
     "account_reauthenticate",
@@ -38,8 +38,8 @@ OWN = {
     "mfa_reauthenticate_webauthn",
     "staff_password",
 }
-# What programs speak to: it knows clients and keys, not roles. Of the authorization server only `authorize` has a
-# person before it, and asks them to sign in; the token and registration endpoints judge the client.
+# Endpoints for programs, which identify clients and keys, not roles. Of the authorization server, only `authorize` has
+# a user, who is asked to sign in; the token and registration endpoints authenticate the client.
 PROTOCOL = {
     "oauth2_provider:authorize",
     "oauth2_provider:dcr-register",
@@ -48,10 +48,10 @@ PROTOCOL = {
     "oauth2_provider:revoke-token",
     "oauth2_provider:server-metadata",
     "oauth2_provider:token",
-    "scim:endpoint",  # Directories; their key decides whom they may act on.
+    "scim:endpoint",  # Directories call this; the key decides which people they may change.
     "sso:saml_consumer",  # A form of the identity provider, authenticated by its signature.
     "sso:backchannel_logout",  # Authenticated by the identity provider's signature.
-    "servers:client_document",  # Issuers read who this gateway is as a client.
+    "servers:client_document",  # Issuers fetch this document to identify the gateway as a client.
 }
 
 
@@ -67,7 +67,7 @@ def routes(resolver: URLResolver | None = None, prefix: str = "") -> Iterator[tu
 
 
 def nameless(resolver: URLResolver | None = None) -> Iterator[URLPattern]:
-    """Yield the routes that only repeat others under an older address."""
+    """Yield the nameless routes, which only repeat other routes at an older address."""
     for entry in (resolver or get_resolver()).url_patterns:
         if isinstance(entry, URLResolver):
             yield from nameless(entry) if entry.app_name != "admin" else ()
@@ -76,7 +76,7 @@ def nameless(resolver: URLResolver | None = None) -> Iterator[URLPattern]:
 
 
 def rule_of(view: Any) -> Any:
-    """Return the rule of a view: `@requires`, `@own_resource`, or the `@operation` of each method of a REST view."""
+    """Return a view's access rule: `@requires`, `@own_resource`, or each REST method's `@operation`."""
     if actions := getattr(view, "actions", None):
         return all(operation_of(view.cls, action) for action in actions.values())
     return getattr(view, "rule", None)

@@ -7,7 +7,7 @@ import pytest
 
 from bench.soak import KEPT_SECONDS, SAMPLE_SECONDS, TABLES, Sample, what_grew
 
-SAMPLES = 120  # An hour.
+SAMPLES = 120  # Samples in an hour.
 KEPT = int(KEPT_SECONDS / SAMPLE_SECONDS)
 
 type Series = Callable[[int], float]

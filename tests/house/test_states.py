@@ -39,7 +39,7 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 
 def in_admin(thing: models.Model) -> str:
-    """Return the Django admin's text in the column of its state."""
+    """Return the text in the state column of the Django admin."""
     pages: Any = site._registry[type(thing)]
     column = pages.status if hasattr(pages, "status") else pages.state
     return str(column(thing))

@@ -42,7 +42,7 @@ TAKEN_BACK = {
     "User.deactivate",
 }
 
-# Acts that no verb has to itself: on rows that were picked, and from the page of a person.
+# Actions that combine several methods: on selected rows, and from a person's page.
 FURTHER = {
     "picked": page("/switch/hosts/", act="disable", sure="1", pick="{host}"),
     "put in a team": page("/people/{boss_id}/team/", team="{team}"),
@@ -56,7 +56,7 @@ def stage(django_db_setup: None, django_db_blocker: Any) -> Iterator[Stage]:
 
 
 def offered(answer: Any) -> Undo | None:
-    """Return the undo offered in the toast of a response."""
+    """Return the undo offered in the toast of a response; None if none is offered."""
     return next(filter(None, map(undo, get_messages(answer.wsgi_request))), None)
 
 

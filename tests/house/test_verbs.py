@@ -45,7 +45,7 @@ OURS = {
 
 @pytest.fixture(scope="module")
 def stage(django_db_setup: None, django_db_blocker: Any) -> Iterator[Stage]:
-    """One world for all methods; each call is rolled back."""
+    """Create one world for all methods; each call is rolled back."""
     with django_db_blocker.unblock(), undone():
         yield staged()
 
@@ -126,7 +126,7 @@ def test_every_surface_does_the_same(verb: Verb, stage: Stage) -> None:
     outcomes = [outcome(stage, verb.before, act) for act in verb.surfaces]
 
     (changed, made, gone), events = outcomes[0]
-    assert changed or made or gone or verb.name == "User.decline_request"  # An event is all there is of a request.
+    assert changed or made or gone or verb.name == "User.decline_request"  # Declining a request writes only an event.
     assert events
     for other in outcomes[1:]:
         assert other == outcomes[0]

@@ -1,4 +1,4 @@
-"""Concurrent edits: the second person sees the first one's changes, loses nothing, and may save on top."""
+"""Concurrent edits: the second person sees the first person's changes, loses no input, and may save anyway."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from tests.rest import Rest
 
 @dataclass
 class Edited:
-    """An object with a form: its page, two changes to it, and its REST path."""
+    """A model with a form: the page, two changes to the object, and the REST path."""
 
     thing: Any
     form: str
@@ -167,7 +167,7 @@ def test_the_second_to_save_a_form_is_told_what_changed_and_may_save_on_top(
 
 
 def version_of(answer: Any) -> str:
-    """Return the version of the editable values, without the rest of the tag."""
+    """Return the part of the ETag that is the version of the editable values."""
     version, dot, _ = answer["ETag"].partition(".")
     assert dot
     return f'{version}"'
@@ -341,7 +341,7 @@ def test_the_version_is_compared_under_the_lock_of_the_row() -> None:
         writer = threading.Thread(target=late)
         writer.start()
         writer.join(0.3)
-        assert outcome == []  # It waits for the row.
+        assert outcome == []  # The writer waits for the row's lock.
     writer.join()
 
     assert outcome == [["name"]]

@@ -72,19 +72,19 @@ PROVIDER = PAGE | {"domains": "[]", "protocol": "oidc", "name_id_format": "persi
 
 
 def broke_the_glass(stage: Stage) -> None:
-    """Create a break-glass owner, and another owner who can end that."""
+    """Make the person and the boss break-glass owners, so that either can end the other's break-glass access."""
     Role.objects.make_built_in()
     owners = User.objects.filter(pk__in=(stage.things["person"], stage.things["boss_id"]))
     owners.update(break_glass=True, role=Role.objects.get(name="Super admin"), by_organisation=True)
 
 
 def flow_at(begun: Any) -> str:
-    """Return the first page of a flow, the prefix of its other addresses."""
+    """Return the URL of a flow's first page, which is also the prefix of the flow's other pages."""
     return "/connect/{}/".format(begun["Location"].split("/")[2])
 
 
 def flow(gateway: str, **fields: Any) -> Step:
-    """Return a step that completes the authorize flow that ends with a token."""
+    """Return a step that completes the authorize flow and creates a token."""
 
     def walk(stage: Stage) -> object:
         begun = stage.page.get("/connect/", {"host": stage.things["host"], "gateway": stage.things[gateway]})
@@ -94,7 +94,7 @@ def flow(gateway: str, **fields: Any) -> Step:
 
 
 def identity_in_flow(stage: Stage) -> object:
-    """Add one's own identity on the way to a token."""
+    """Add one's own identity during the authorize flow."""
     begun = stage.page.get("/connect/", {"host": stage.things["host"], "gateway": "closed"})
     return page(f"{flow_at(begun)}identity/{{assignment}}/", identity="new", label="Mine", secret="s3cret of mine")(
         stage
@@ -816,7 +816,7 @@ VERBS = [
         before=lambda stage: WorkspaceSettings.edit(by=None, log_retention_days=30),
     ),
 ]
-# Parts of other verbs, which nobody asks for by themselves: an app and its key come of the flow that an app begins.
+# Methods called only by other methods: for example, authorising an app creates the app and its key.
 INSIDE = {
     "ApiKey.end",
     "ApiKey.revoke_all",
@@ -824,14 +824,14 @@ INSIDE = {
     "Channel.must_be_open_to",
     "Connection.end_all_of",
     "Connection.revoke_all",
-    "DirectoryPerson.describe",  # This and the like are for directories: tests/scim.
+    "DirectoryPerson.describe",  # Methods of DirectoryPerson and DirectoryTeam serve directories: tests/scim.
     "DirectoryPerson.remove",
     "DirectoryPerson.set_active",
     "DirectoryTeam.describe",
     "Event.record",
     "Host.appear",
     "Host.playground",
-    "Provider.read_metadata_again",  # Provider metadata by now: read by *Test*, and as people sign in.
+    "Provider.read_metadata_again",  # Read by *Test* and during sign-in, to refresh the provider's metadata.
     "Server.end_client_of_other_endpoints",
     "Sink.must_be_open_to",
     "Sink.set_up",

@@ -74,7 +74,7 @@ def gateway_before(
 def _gateway_before(
     urls: dict[str, str], clients: list[str], home: Path
 ) -> Iterator[dict[str, dict[str, dict[str, object]]]]:
-    # What the settings ask for is given to each process by itself; none of it is this one's.
+    # For imports only: `workspace` gives each process it starts an environment of its own.
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
     serve = workspace.new(home, "matrix")
     try:

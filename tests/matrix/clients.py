@@ -18,9 +18,9 @@ SECONDS = 600
 INSPECTOR_SECONDS = 40
 
 type Targets = dict[str, dict[str, Any]]
-"""By server: its `url`, the `token` ("" for none) and what it is asked (`asks`)."""
+"""For each server: its `url`, the `token` ("" for none), and the requests to send (`asks`)."""
 type Found = dict[str, dict[str, str]]
-"""By server and ability why it does not work, "" where it does."""
+"""For each server and ability: why the ability does not work; "" if it works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def printed(command: list[str], given: str, **more: str) -> Found:
 
 
 def python(program: str, home: str = "", mode: str = "") -> Callable[[Targets], Found]:
-    """Return a runner of tests/matrix/programs.py, in the virtual environment `home` beside .venv's own packages."""
+    """Return a runner of tests/matrix/programs.py, in the virtual environment `home`, or in this one if empty."""
     command = [python_of(home) if home else sys.executable, "-m", "tests.matrix.programs", program]
     return lambda targets: printed(command, json.dumps({"mode": mode, "targets": targets}))
 

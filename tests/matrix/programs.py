@@ -93,7 +93,7 @@ class SessionOfSdk1(Host):
         return str(await self.session.read_resource(AnyUrl(uri)))
 
     async def tell_cancelled(self):
-        """Notify the server, which SDK 1 leaves to its user."""
+        """Send notifications/cancelled to the server; SDK 1 does not do so by itself."""
         from mcp import types
 
         params = types.CancelledNotificationParams(requestId=self.session._request_id - 1, reason="cancelled")
@@ -201,7 +201,7 @@ async def fastmcp(url, token, mode):
 
 
 class Langchain(Session):
-    """LangChain's tools, in one given session instead of one per call."""
+    """LangChain's tools, which all use one given MCP session instead of a new session per call."""
 
     def __init__(self, session, heard):
         super().__init__(session)
@@ -335,7 +335,7 @@ OWN_METHODS = {"list", "prompt", "resource", "progress", "cancel"}
 
 
 async def does(client, ability, ask):
-    """Perform the request; return the reason if the answer is unexpected, None if the client lacks the feature."""
+    """Perform the request; return "" on success, else the failure reason, or None if the client lacks the feature."""
     method = getattr(client, ability if ability in OWN_METHODS else "call")
     if method is None or getattr(client, ability, True) is None:
         return None

@@ -1,4 +1,4 @@
-"""Create in the database of a running gateway a gateway per server without prefix, and a token per client.
+"""Create the table's rows in a running workspace: per server a gateway without tool prefix, and a token per client.
 
 Reads `{"servers": {name: address}, "clients": [name]}` as JSON, prints `{server: {"slug", "tokens"}}`.
 """

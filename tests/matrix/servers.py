@@ -35,9 +35,9 @@ class Server:
     """One server of the table."""
 
     command: Callable[[int, str], list[str]]
-    """From the port and a folder it may write to."""
+    """Returns the command that starts the server, from the port and a folder the server may write to."""
     asks: dict[str, Any]
-    """By ability; what the server does not offer is absent. `session` and `cancel` are calls on one connection."""
+    """The request for each ability that the server offers. `session` and `cancel` send calls on one connection."""
     version: Callable[[], str]
 
 
@@ -76,7 +76,7 @@ def counted(says: str = "call") -> list[Ask]:
 
 
 def by_its_defaults(name: str, version: Callable[[], str], **more: Ask) -> Server:
-    """Return a server of tests/conformance: a library with its defaults, both eras."""
+    """Return a fixture server of tests/conformance: a library with default settings, which speaks both eras."""
     asks = {
         "list": {"says": "test_simple_text"},
         "call": asked("test_simple_text", says="simple text response"),
@@ -169,17 +169,17 @@ def install() -> None:
 
 @contextlib.contextmanager
 def running(name: str, folder: Path) -> Iterator[str]:
-    """Run this server, and yield its address; fails with its output if it does not start."""
+    """Run this server, and yield the server's address; fails with the server's output if the server does not start."""
     port = free_port()
     environment = dict(os.environ) | {"PATH": f"{npm.MODULES / '.bin'}{os.pathsep}{os.environ['PATH']}"}
     with tempfile.TemporaryFile() as log:
         command = SERVERS[name].command(port, str(folder))
-        # A bridge has children: all of a session of processes end together.
+        # A bridge starts child processes, so it runs in a new process session, which is ended as a whole.
         process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment,
-            stdin=subprocess.PIPE,  # supergateway ends with its standard input.
+            stdin=subprocess.PIPE,  # supergateway exits when its standard input is closed.
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

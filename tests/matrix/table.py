@@ -67,7 +67,7 @@ def explained(through: dict[str, Found], alone: dict[str, Found]) -> str:
 
 
 def cell(through: dict[str, str], alone: dict[str, str]) -> str:
-    """Return the letters of what works, adjacent ones with the same mark joined."""
+    """Return a table cell: the letters of the features, each run of letters with the same mark inside one mark."""
     letters = [
         (mark(through[name], alone[name]), letter)
         for name, letter in LETTERS.items()
@@ -78,7 +78,7 @@ def cell(through: dict[str, str], alone: dict[str, str]) -> str:
 
 
 def mark(through: str, alone: str) -> str:
-    """Return the mark around a letter, from the failure reasons ("" if it works)."""
+    """Return the Markdown mark around a letter: ~~ if it fails through the gateway, * if it fails only directly."""
     if through:
         return "~~"
     return "*" if alone else ""

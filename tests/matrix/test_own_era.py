@@ -29,7 +29,7 @@ from tests.workspace import ROOT, Serve
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
 
 SERVER = "fastmcp-4"
-# The last two answer with an error to a client that has no session.
+# The last two tools return an error to a client without a session.
 ASKS = {
     "session": counted(),
     "elicitation": asked("test_elicitation", {"message": "Who?"}, "accept.*Ana"),
@@ -99,7 +99,7 @@ def calling_on_each_worker(serve: Serve, target: dict[str, Any]) -> Iterator[dic
 
 
 def connected_to_each_worker(serve: Serve, stack: ExitStack) -> dict[int, httpx.Client]:
-    """Return a client per worker process id, whose kept connection is with that worker."""
+    """Return an HTTP client per worker process id; the client's keep-alive connection leads to that worker."""
     assert serve.process is not None
     processes = workers(serve.process.pid)
     clients: dict[int, httpx.Client] = {}

@@ -1,4 +1,4 @@
-"""A headed app, and the person who connects it in a browser without script."""
+"""A headed app, and a person who connects the app in a browser without scripts."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ CALLBACK = "http://127.0.0.1:33418/callback"
 
 @dataclass
 class App:
-    """A registered client with its own verifier."""
+    """A registered client with a PKCE verifier."""
 
     client_id: str
     verifier: str = field(default_factory=new_verifier)
@@ -72,7 +72,7 @@ def browser(user: User) -> Client:
 
 
 def decide(client: Client, question: str, decision: str = "allow") -> dict[str, str]:
-    """Go through the flow as a person does; return the app's answer as a dict."""
+    """Go through the flow as a person does; return the parameters of the redirect to the app."""
     begun = client.get(question)
     assert begun.status_code == 302, begun.content
     gateway_page = begun["Location"]
@@ -88,7 +88,7 @@ def decide(client: Client, question: str, decision: str = "allow") -> dict[str, 
 
 
 def connect(app: App, user: User, gateway: Gateway) -> dict[str, Any]:
-    """Go through the whole flow, and return a pair of tokens."""
+    """Go through the whole flow; return the token response."""
     answer = decide(browser(user), app.question(gateway))
     response = app.exchange(answer["code"])
     assert response.status_code == 200, response.content

@@ -1,4 +1,4 @@
-"""Steps of a person in the authorize flow, without script."""
+"""Steps of a person in the authorize flow, without scripts."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ def text(response: Any) -> str:
 
 
 def begin(client: Client, host: Host, **query: str) -> str:
-    """Start a flow, and return its first page, the prefix of its other addresses."""
+    """Start a flow; return the URL of its first page, which is also the prefix of the flow's other pages."""
     response = client.get("/connect/", {"host": str(host.pk), **query})
     assert response.status_code == 302, text(response)
     return "/connect/{}/".format(response["Location"].split("/")[2])
@@ -37,5 +37,5 @@ def per_user(gateway: Gateway, name: str = "GitHub", **fields: Any) -> Server:
 
 
 def options(client: Client, host: Host, gateway: Gateway) -> str:
-    """Choose the gateway, and return the address of the last page."""
+    """Choose the gateway, and return the URL of the flow's last page."""
     return f"{begin(client, host, gateway=gateway.slug)}token/"

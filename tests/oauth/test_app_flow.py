@@ -57,7 +57,7 @@ def test_no_secret_of_the_flow_is_stored_in_clear(app: App, member: User, gatewa
 
 @pytest.mark.full
 def test_a_second_registration_of_the_same_app_joins_its_host(app: App, member: User, gateway: Gateway) -> None:
-    """The port of the loopback redirect differs each time."""
+    """The host is the same, although the port of the loopback redirect differs each time."""
     connect(app, member, gateway)
     again = register(redirect_uris=["http://127.0.0.1:51000/callback"], client_name="claude desktop").json()
     other = App(again["client_id"], redirect_uri="http://127.0.0.1:51000/callback")
@@ -71,7 +71,7 @@ def test_a_second_registration_of_the_same_app_joins_its_host(app: App, member: 
 
 @pytest.mark.full
 def test_an_app_that_borrows_a_name_is_another_host(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: the same name with another redirect URI."""
+    """Attack: an app registers another app's name with a different redirect URI."""
     connect(app, member, gateway)
     thief = register(redirect_uris=["https://thief.example.com/cb"]).json()
 
@@ -91,7 +91,7 @@ def test_a_nameless_app_is_called_mcp_client(member: User, gateway: Gateway) -> 
 
 @pytest.mark.full
 def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gateway: Gateway) -> None:
-    """Same row, same key, one more token family."""
+    """A second authorisation keeps the connection and its key, and adds a token family."""
     connect(app, member, gateway)
     key = Token.objects.get().prefix
 
@@ -103,7 +103,7 @@ def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gatewa
 
 
 def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: code replay (OAuth 2.1 section 4.1.3)."""
+    """Attack: code replay (OAuth 2.1 section 4.1.3). The tokens issued for the code are revoked."""
     code = decide(browser(member), app.question(gateway))["code"]
     tokens = app.exchange(code).json()
 
@@ -157,7 +157,7 @@ def test_an_old_code_is_dead(app: App, member: User, gateway: Gateway) -> None:
 
 @pytest.mark.full
 def test_refreshing_moves_last_token_and_forgives_a_race(app: App, member: User, gateway: Gateway) -> None:
-    """The previous refresh token still works for a minute."""
+    """After a refresh, the previous refresh token still works for a minute."""
     first = connect(app, member, gateway)["refresh_token"]
 
     second = app.refresh(first).json()
@@ -170,7 +170,7 @@ def test_refreshing_moves_last_token_and_forgives_a_race(app: App, member: User,
 
 
 def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: refresh token replay. After a minute it counts as theft."""
+    """Attack: refresh token replay. After a minute, using the previous refresh token counts as theft."""
     first = connect(app, member, gateway)["refresh_token"]
     second = app.refresh(first).json()["refresh_token"]
     Binding.objects.filter(superseded_at__isnull=False).update(superseded_at=timezone.now() - timedelta(seconds=61))
@@ -189,7 +189,7 @@ def test_a_refresh_token_unused_for_a_month_is_dead(app: App, member: User, gate
 
 
 def test_revoking_the_connection_kills_everything_for_good(app: App, member: User, gateway: Gateway) -> None:
-    """Also after the person has authorised the same app again."""
+    """The old tokens stay revoked, even after the person has authorised the same app again."""
     tokens = connect(app, member, gateway)
     Connection.objects.get().revoke(by=member)
 
@@ -209,7 +209,7 @@ def test_a_code_of_a_revoked_connection_is_dead(app: App, member: User, gateway:
 
 @pytest.mark.full
 def test_regenerating_keeps_the_refresh_token(app: App, member: User, gateway: Gateway) -> None:
-    """The next access token has the new generation."""
+    """Only the access token becomes invalid; the next access token has the new generation."""
     tokens = connect(app, member, gateway)
     Token.objects.renew_key(Connection.objects.get(), by=member)
 
@@ -232,7 +232,7 @@ def test_a_deactivated_person_refreshes_nothing_until_reactivated(app: App, memb
 @pytest.mark.full
 @pytest.mark.parametrize("layer", ["host", "gateway", "connection"])
 def test_a_disabled_layer_does_not_stop_a_refresh(app: App, member: User, gateway: Gateway, layer: str) -> None:
-    """The proxy refuses calls; a failed refresh would only open browsers."""
+    """The proxy refuses calls of a disabled object; a failed refresh would only make apps open browsers."""
     refresh = connect(app, member, gateway)["refresh_token"]
     connection = Connection.objects.get()
     {"host": connection.host, "gateway": gateway, "connection": connection}[layer].disable(by=member)
@@ -242,7 +242,7 @@ def test_a_disabled_layer_does_not_stop_a_refresh(app: App, member: User, gatewa
 
 @pytest.mark.full
 def test_the_app_itself_ends_one_family_only(app: App, member: User, gateway: Gateway) -> None:
-    """RFC 7009."""
+    """An app revokes one token family; other families stay (RFC 7009)."""
     one, other = connect(app, member, gateway), connect(app, member, gateway)
 
     gone = Client().post("/oauth/revoke", {"token": one["access_token"], "client_id": app.client_id})
@@ -347,7 +347,7 @@ def test_an_app_that_nobody_connected_gets_that_answer_only_from_the_person(app:
 
 @pytest.mark.full
 def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gateway) -> None:
-    """Even if the toolkit's own shortcut is on."""
+    """Consent is asked for even if the OAuth toolkit's setting to skip it is on."""
     connect(app, member, gateway)
 
     begun = browser(member).get(app.question(gateway, approval_prompt="auto"))
@@ -382,7 +382,7 @@ def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gatewa
 def test_nothing_is_sent_to_an_address_that_is_not_the_apps(
     app: App, member: User, gateway: Gateway, change: dict[str, str]
 ) -> None:
-    """A page with 400 instead. Attack: redirect mix-ups and an open redirect, signed in or not."""
+    """Attack: redirect mix-ups and an open redirect, signed in or not. The answer is a page with status 400."""
     for somebody in (browser(member), Client()):
         response = somebody.get(app.question(gateway, **change))
 
@@ -394,7 +394,7 @@ def test_nothing_is_sent_to_an_address_that_is_not_the_apps(
 @pytest.mark.full
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
 def test_another_loopback_port_is_the_same_address(member: User, gateway: Gateway, host: str) -> None:
-    """RFC 8252 section 7.3."""
+    """A loopback redirect URI matches with any port (RFC 8252 section 7.3)."""
     registered = register(redirect_uris=[f"http://{host}:1024/callback"]).json()
     app = App(registered["client_id"], redirect_uri=f"http://{host}:50123/callback")
 
@@ -405,7 +405,7 @@ def test_another_loopback_port_is_the_same_address(member: User, gateway: Gatewa
 
 
 def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, member: User) -> None:
-    """The app and its unverified name, the person, the gateway, its servers, the redirect URI."""
+    """The page shows the app's name as unverified, the person, the gateway, its servers and the redirect URI."""
     gateway = make.gateway(make.server(name="Handbook"), name="Work")
     client = browser(member)
     begun = client.get(app.question(gateway))["Location"]
@@ -419,7 +419,7 @@ def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, me
 @pytest.mark.full
 def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> None:
     gateway = make.gateway(make.server(name="Handbook"))
-    # The servers are asked in the order of their aliases.
+    # The flow asks about servers in the order of their aliases.
     brought, skipped = sorted((per_user(gateway, "A"), per_user(gateway, "B")), key=lambda server: server.slug)
     own = make.identity(brought, member, label="ann-work")
     client = browser(member)
@@ -438,7 +438,7 @@ def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> N
 
 @pytest.mark.full
 def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App, member: User) -> None:
-    """Neither the server's nor the assignment's switch may be off."""
+    """Neither the server nor the assignment may be disabled."""
     off, gateway = make.server(name="Archive"), make.gateway(make.server(name="Handbook"), name="Work")
     make.assignment(gateway, make.server(name="Wiki")).disable(by=member)
     make.assignment(gateway, off)
@@ -472,7 +472,7 @@ def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App
 def test_a_wrong_question_goes_back_with_its_error_state_and_issuer(
     app: App, member: User, gateway: Gateway, change: dict[str, Any], error: str
 ) -> None:
-    """For an approved app only: links never redirect to a stranger's address."""
+    """Errors return only to an approved app, because links must never redirect to a stranger's address."""
     connect(app, member, gateway)
 
     response = browser(member).get(app.question(gateway, **change))
@@ -508,7 +508,7 @@ def test_without_a_resource_the_person_picks_the_gateway(app: App, member: User)
 
 
 def test_a_flow_belongs_to_the_person_and_browser_that_began_it(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: another person in the same browser, or the same person in another one."""
+    """Attack: another person in the same browser, or the same person in another browser, continues a flow."""
     mine = browser(member)
     page = mine.get(app.question(gateway))["Location"]
 
@@ -564,13 +564,13 @@ def test_a_connection_disabled_while_the_person_allows_gives_no_code(app: App, m
 
 
 def elsewhere(path: str, **body: str) -> Any:
-    """Return the response to the same app from another address, which has its own limits."""
+    """Return the response to a request from another address, which has separate rate limits."""
     return Client(REMOTE_ADDR="198.51.100.7").post(path, body)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_code_exchanged_twice_at_once_gives_one_pair_of_tokens(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: a stolen code, sent concurrently with the app."""
+    """Attack: a stolen code is sent at the same moment as the app's own request."""
     code = decide(browser(member), app.question(gateway))["code"]
     same = {"grant_type": "authorization_code", "code": code, "client_id": app.client_id}
 
@@ -620,7 +620,7 @@ def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, memb
     begun = client.get(app.question(gateway))["Location"]
     asked = client.get(begun)
     assert b"an administrator approves new apps" in asked.content
-    assert not Host.objects.exists()  # Looking asks nobody.
+    assert not Host.objects.exists()  # Opening the page does not request approval.
     assert client.post(begun, {"gateway": gateway.slug}).status_code == 200
     assert not Host.objects.exists()
 

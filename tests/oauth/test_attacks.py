@@ -1,4 +1,4 @@
-"""Attacks on the authorization server other than wrong steps of the flow: each is refused."""
+"""Attacks on the authorization server other than wrong steps of the flow: every attack is refused."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ WEB = "https://app.example.com/callback"
 
 
 def consent_page(client: Client, app: App, gateway: Gateway) -> str:
-    """Return the address of the page with Allow and Deny."""
+    """Start a flow and choose the gateway; return the URL of the page with Allow and Deny."""
     begun = client.get(app.question(gateway))["Location"]
     return str(client.post(begun, {"gateway": gateway.slug})["Location"])
 
@@ -43,7 +43,7 @@ def consent_page(client: Client, app: App, gateway: Gateway) -> str:
     ],
 )
 def test_an_app_on_the_web_is_sent_to_its_very_address_only(member: User, gateway: Gateway, uri: str) -> None:
-    """Attack: redirect mix-ups of scheme, host, port, path, userinfo and fragment."""
+    """Attack: a redirect URI that differs from the registered one in scheme, host, port, path, userinfo or fragment."""
     app = App(register(redirect_uris=[WEB]).json()["client_id"], redirect_uri=uri)
 
     response = browser(member).get(app.question(gateway))
@@ -53,7 +53,7 @@ def test_an_app_on_the_web_is_sent_to_its_very_address_only(member: User, gatewa
 
 
 def test_nobody_says_yes_from_another_site(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: a forged consent, posted by another site."""
+    """Attack: another site posts a forged consent."""
     client = browser(member)
     page = consent_page(client, app, gateway)
     forged = Client(enforce_csrf_checks=True, headers={"Origin": "https://evil.example"})
@@ -64,7 +64,7 @@ def test_nobody_says_yes_from_another_site(app: App, member: User, gateway: Gate
 
 
 def test_another_person_cannot_finish_what_somebody_began(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: the user is swapped between two steps, in a session that otherwise stays."""
+    """Attack: the session's user is replaced between two steps of the flow, and nothing else in the session changes."""
     client = browser(member)
     page = consent_page(client, app, gateway)
     bound = client.session["authorize_browser"]
@@ -81,7 +81,7 @@ def test_another_person_cannot_finish_what_somebody_began(app: App, member: User
 def test_going_back_after_the_end_shows_nothing_and_gives_nothing(
     app: App, member: User, gateway: Gateway, decision: str
 ) -> None:
-    """Attack: the Back button after completion, at every step."""
+    """Attack: the Back button after the end of a flow, at every step."""
     client = browser(member)
     page = consent_page(client, app, gateway)
     client.post(page, {"decision": decision})
@@ -97,7 +97,7 @@ def test_going_back_after_the_end_shows_nothing_and_gives_nothing(
 
 @pytest.mark.full
 def test_an_app_cannot_be_given_to_a_document_or_a_name(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: an app with another's name waits for approval like any unknown one."""
+    """Attack: an app borrows another app's name, and must wait for approval like any unknown app."""
     connect(app, member, gateway)
     known = Connection.objects.get().host
     borrowed = {"client_name": "CLAUDE  Desktop", "redirect_uris": ["http://127.0.0.1/callback", WEB]}
@@ -109,7 +109,7 @@ def test_an_app_cannot_be_given_to_a_document_or_a_name(app: App, member: User, 
 
 
 def test_an_api_token_is_nothing_at_the_oauth_endpoints(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: an agent's token in every place of an OAuth credential."""
+    """Attack: an agent's token is sent in place of each OAuth credential."""
     issued = make.token(make.connection(make.agent(by=member), gateway, member))
     bearer = {"Authorization": f"Bearer {issued.secret}"}
     registered = register().json()["registration_client_uri"].removeprefix("http://localhost:8000")
@@ -125,7 +125,7 @@ def test_an_api_token_is_nothing_at_the_oauth_endpoints(app: App, member: User, 
 
 
 def test_another_clients_tokens_are_nothing_to_an_app(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: a stolen code, refresh or access token in another client."""
+    """Attack: another client uses a stolen code, refresh token or access token."""
     tokens = connect(app, member, gateway)
     code = decide(browser(member), app.question(gateway))["code"]
     other = App(register().json()["client_id"], app.verifier)
@@ -136,7 +136,7 @@ def test_another_clients_tokens_are_nothing_to_an_app(app: App, member: User, ga
     assert app.refresh(tokens["refresh_token"]).status_code == 200
 
 
-# With the proxy beside it
+# With the running proxy
 
 
 def ask(port: int, gateway: Gateway, token: str) -> httpx.Response:
@@ -151,7 +151,7 @@ def is_dead(response: httpx.Response) -> bool:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_token_opens_its_own_gateway_and_lives_as_long_as_its_connection() -> None:
-    """Attacks: a token of gateway A at B, a refresh token as access token, and the reverse."""
+    """Attacks: a token of gateway A at B, a refresh token as access token, and an access token as refresh token."""
     Call.partitions.make_ahead()
     member: Any = make.user(Capability.OAUTH_CONNECT)
     own, other = make.gateway(), make.gateway()
@@ -168,14 +168,14 @@ def test_a_token_opens_its_own_gateway_and_lives_as_long_as_its_connection() -> 
         assert is_dead(ask(port, own, first["refresh_token"]))
         assert app.refresh(first["access_token"]).json()["error"] == "invalid_grant"
 
-        # A new key: tokens of the old one are invalid at once, and the app continues by itself.
+        # After a key renewal, old access tokens are invalid at once, and the app gets a new one with its refresh token.
         connection = Connection.objects.get()
         Token.objects.renew_key(connection, by=member)
         assert is_dead(ask(port, own, first["access_token"]))
         second = app.refresh(first["refresh_token"]).json()
         assert works(second)
 
-        # Revoked: dead on the next request, and for good, also when the same person comes back with the same app.
+        # After a revocation, the tokens are refused for good, even if the same person authorises the same app again.
         connection.revoke(by=member)
         for _ in range(2):
             assert is_dead(ask(port, own, second["access_token"]))

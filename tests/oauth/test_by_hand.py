@@ -25,7 +25,7 @@ def run(*arguments: str) -> dict[str, Any]:
 
 
 def test_an_app_without_a_secret_connects_and_is_no_others_namesake(viv: User, sign_in: SignIn) -> None:
-    """A registration by anybody with the same name and URI is another app."""
+    """Another registration with the same name and URI counts as a different app."""
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
     made = run()
     assert set(made) == {"client_id", "issuer"}

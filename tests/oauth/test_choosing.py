@@ -232,7 +232,7 @@ def test_a_page_opened_before_a_gateway_was_chosen_leads_to_the_choice(ana: User
 
 @pytest.mark.full
 def test_a_secret_for_the_servers_own_header_is_sent_as_pasted(ana: User, sign_in: SignIn) -> None:
-    """A pasted "Bearer" is removed only where we add the word ourselves."""
+    """A pasted "Bearer" is removed only for servers to which the gateway sends "Authorization: Bearer"."""
     gateway = make.gateway()
     crm = per_user(gateway, "CRM", auth_type=AuthType.HEADER, header_name="X-Api-Key")
     client = sign_in(ana)
@@ -248,7 +248,7 @@ def test_a_secret_for_the_servers_own_header_is_sent_as_pasted(ana: User, sign_i
 @pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_secret_is_not_kept_for_a_server_that_was_moved_while_it_was_sent(ana: User, sign_in: SignIn) -> None:
-    """The owner meant the old address; otherwise a person who moves servers could collect secrets."""
+    """The owner meant the old address; otherwise a person who changes a server's address could collect secrets."""
     gateway = make.gateway()
     github = per_user(gateway)
     client = sign_in(ana)

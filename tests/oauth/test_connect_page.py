@@ -1,4 +1,4 @@
-"""The page for connecting a client: client, gateway, method, and whether its call has arrived."""
+"""The page for connecting a client: choosing client, gateway and method, and waiting for the client's first call."""
 
 import base64
 import json

@@ -73,7 +73,7 @@ def web() -> Iterator[Upstream]:
 
 @pytest.fixture
 def dripping() -> Iterator[str]:
-    """The address of a server that sends its response headers byte by byte, for minutes."""
+    """Return the address of a server that sends its response headers byte by byte, for minutes."""
     listener = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
 
@@ -131,17 +131,17 @@ def test_large_or_other_documents_are_not_read(web: Upstream, name: str, why: st
 
 
 def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
-    """The time limit covers the whole response, however often a byte arrives."""
+    """The time limit is for the whole response, so a byte now and then does not extend it."""
     with pytest.raises(UnreadableDocument, match="too long"):
         client_documents.fetch_client_document(dripping, guard=NEAR, seconds=0.3)
 
 
 def test_waiting_for_a_free_reader_takes_no_longer_than_the_limit(web: Upstream) -> None:
-    """A process has two readers; time in the queue counts."""
+    """The process has only two reader threads, and time in their queue counts as well."""
     free = threading.Event()
     try:
         for _ in range(client_documents.READERS):
-            client_documents._readers.submit(free.wait)  # As one that looks up a name for ever.
+            client_documents._readers.submit(free.wait)  # Like a reader whose name look-up hangs.
         with pytest.raises(UnreadableDocument, match="too long"):
             client_documents.fetch_client_document(near(web, "good"), guard=NEAR, seconds=0.2)
     finally:
@@ -151,7 +151,7 @@ def test_waiting_for_a_free_reader_takes_no_longer_than_the_limit(web: Upstream)
 
 
 def test_a_private_address_is_never_called(web: Upstream) -> None:
-    """Attack: a metadata document at a private address, whatever is allowed for servers."""
+    """Attack: a metadata document at a private address, even if private addresses are allowed for servers."""
     before = len(web.seen)
 
     for host in ("127.0.0.1", "localhost"):
@@ -291,7 +291,7 @@ def test_after_a_failure_nobody_is_asked_for_a_minute(somebody: Any) -> None:
 
 
 def test_a_document_that_took_too_long_keeps_nobody_else_from_it(somebody: Any) -> None:
-    """Slowness may be due to other requests that occupy the readers, so it is not cached as a failure."""
+    """A timeout is not cached as a failure, because other requests may have occupied the readers."""
     with pytest.raises(UnreadableDocument, match="took too long"):
         learn(somebody, ID, fetch=slow)
 
@@ -363,7 +363,7 @@ def test_no_database_connection_is_held_while_a_stranger_is_read() -> None:
 
 
 def test_where_the_internet_is_out_of_reach_documents_are_switched_off(somebody: Any, settings: Any) -> None:
-    """Apps that know this register themselves instead."""
+    """The error asks the app to register itself instead."""
     settings.CLIENT_DOCUMENTS = False
 
     with pytest.raises(UnreadableDocument, match="register itself"):
@@ -372,12 +372,12 @@ def test_where_the_internet_is_out_of_reach_documents_are_switched_off(somebody:
     assert told["client_id_metadata_document_supported"] is False
 
 
-# The way of a person
+# A person's flow
 
 
 @pytest.mark.django_db
 def test_a_stranger_makes_us_read_nothing() -> None:
-    """Anonymous users are sent to sign in first; an address that is never fetched is refused at once."""
+    """Anonymous visitors must sign in first, and a URL that is no document URL is refused; both cause no request."""
     asked = Client().get(App(ID).question(None))
     refused = Client().get(App("https://10.0.0.5/client.json").question(None))
 
@@ -389,7 +389,7 @@ def test_a_stranger_makes_us_read_nothing() -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize("endpoint", ["/oauth/token", "/oauth/revoke"])
 def test_other_endpoints_read_no_documents(endpoint: str) -> None:
-    """They answer as to an unknown client, at once."""
+    """Other endpoints treat the URL as an unknown client, at once and without a request."""
     body = {"grant_type": "refresh_token", "refresh_token": "x", "token": "x", "client_id": "https://10.255.255.1/x"}
 
     assert Client().post(endpoint, body).json()["error"] == "invalid_client"
@@ -397,7 +397,7 @@ def test_other_endpoints_read_no_documents(endpoint: str) -> None:
 
 @pytest.mark.django_db
 def test_an_app_whose_document_cannot_be_read_is_refused_on_a_page() -> None:
-    """An error page, no redirect."""
+    """The person gets an error page, and no redirect."""
     client = browser(make.user(Capability.OAUTH_CONNECT))
 
     response = client.get(App("https://localhost/client.json").question(None))
@@ -407,7 +407,7 @@ def test_an_app_whose_document_cannot_be_read_is_refused_on_a_page() -> None:
 
 
 def test_an_app_with_a_document_is_connected_and_named_by_its_publisher(somebody: Any) -> None:
-    """Identified by its address, never merged with an app that only has the same name."""
+    """The app is identified by its document's address, and never merged with an app that only has an equal name."""
     learn(somebody, ID, fetch=telling())
     gateway = make.gateway()
     client = browser(somebody.user)

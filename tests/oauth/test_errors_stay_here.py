@@ -1,4 +1,4 @@
-"""Errors of an app nobody has approved stay on our page (RFC 9700 section 4.11.2)."""
+"""Errors of an unapproved app are shown on the gateway's own page, without a redirect (RFC 9700 section 4.11.2)."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def app_at(*uris: str, name: str = "Claude Desktop") -> App:
 
 
 def stays_here(response: Any) -> bool:
-    """Return True if the response redirects nowhere and explains the reason."""
+    """Return True if the response is a page that explains the error, without a redirect."""
     assert response.status_code == 400
     assert b"This app cannot be connected" in response.content
     return not {"Location", "Refresh"} & set(response.headers)
@@ -76,7 +76,7 @@ def test_an_app_registered_by_hand_is_told(gateway: Gateway) -> None:
 
 @pytest.mark.full
 def test_another_registration_under_a_known_name_is_a_stranger(member: User, gateway: Gateway) -> None:
-    """Its redirect URI may be another page of the same site, one that redirects further."""
+    """The new redirect URI may be a page of the same site that redirects further."""
     connect(app_at("https://app.example.com/cb"), member, gateway)
     borrowed = app_at("https://app.example.com/leave?to=evil")
 
@@ -95,7 +95,7 @@ def test_an_app_that_is_held_back_is_told_nothing(held_back: str, member: User, 
 
 @pytest.mark.full
 def test_a_person_who_says_no_is_brought_back_to_any_app(member: User, gateway: Gateway) -> None:
-    """The person acted on a page that names the redirect URI."""
+    """The person pressed Deny on a page that showed the redirect URI, so redirecting is safe."""
     answer = decide(browser(member), app_at(EVIL).question(gateway), "deny")
 
     assert (answer["to"], answer["error"]) == (EVIL, "access_denied")

@@ -1,4 +1,4 @@
-"""Rate limits of token requests, and their cost for the gateway."""
+"""Rate limits of token requests, and the work that a token request causes."""
 
 import base64
 import json
@@ -41,12 +41,12 @@ def asked_too_often(response: Any) -> bool:
 
 
 def used_up() -> None:
-    """Use up the limit of each client counted so far."""
+    """Use up the limit of each client that has made a request."""
     Attempt.objects.update(count=A_MINUTE["token"])
 
 
 def used_up_together() -> None:
-    """Use up the limit of each address for all its clients."""
+    """Use up the limit that all clients of an address share."""
     Attempt.objects.update(count=A_MINUTE["tokens"])
 
 
@@ -63,7 +63,7 @@ def test_a_client_asks_thirty_times_a_minute_from_one_address() -> None:
 
 
 def test_many_clients_of_one_address_share_a_limit() -> None:
-    """Registering a client per second gives no further requests."""
+    """Registering more clients allows no more requests."""
     clients = [register().json()["client_id"] for _ in range(3)]
     ask(clients[0])
     used_up_together()
@@ -102,7 +102,7 @@ def test_http_basic_and_root_aliases_count_alike() -> None:
 
 
 def test_made_up_clients_are_counted_together() -> None:
-    """Otherwise invented ids would fill the counters."""
+    """Otherwise made-up client ids would fill the table of counters."""
     assert ask("made-up").status_code == 401
     used_up()
 

@@ -1,4 +1,4 @@
-"""Clients discover us by metadata documents that agree with each other."""
+"""Clients discover the gateway by metadata documents that agree with each other."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def test_the_issuer_is_the_public_url_in_every_document() -> None:
 
 
 def test_documents_name_the_public_address_behind_a_proxy(settings: Any) -> None:
-    """The public URL is https, whatever this request looks like here."""
+    """The documents name the https public URL, although the proxied request has another host and scheme."""
     settings.PUBLIC_URL = "https://gateway.example.com"
     gateway = make.gateway()
 

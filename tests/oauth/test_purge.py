@@ -1,4 +1,4 @@
-"""Purging deletes unusable rows and no others."""
+"""Purging deletes only rows that can no longer be used."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -48,14 +48,14 @@ def test_a_registration_somebody_is_about_to_connect_stays(app: App, member: Use
 
 @pytest.mark.full
 def test_a_connected_app_stays_and_so_do_the_tokens_it_used_up(app: App, member: User, gateway: Gateway) -> None:
-    """Reusing one of them is what ends a stolen family."""
+    """Used refresh tokens stay, because a second use of one reveals a theft and ends the token family."""
     first = connect(app, member, gateway)["refresh_token"]
     second = app.refresh(first).json()["refresh_token"]
     assert Registration.objects.get().last_used_at is not None
 
     gone = sweep(after(20 * DAY))
 
-    assert gone == (0, 0, 1, 0)  # The first access token: the other is the family's last one.
+    assert gone == (0, 0, 1, 0)  # Only the first access token is deleted, because the second is the family's newest.
     Binding.objects.filter(superseded_at__isnull=False).update(superseded_at=timezone.now() - HOUR)
     assert app.refresh(first).json()["error"] == "invalid_grant"
     assert app.refresh(second).json()["error"] == "invalid_grant"
@@ -93,7 +93,7 @@ def test_tokens_of_a_revoked_connection_are_purged_and_its_app_may_return(
 
 @pytest.mark.full
 def test_a_month_of_silence_leaves_nothing(app: App, member: User, gateway: Gateway) -> None:
-    """Only the connection's row stays, as history."""
+    """After a month without use, only the connection's row remains, as history."""
     connect(app, member, gateway)
 
     assert sweep(after(31 * DAY)) == (0, 1, 1, 1)

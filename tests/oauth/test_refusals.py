@@ -1,4 +1,4 @@
-"""Owner, end and refusals of a flow."""
+"""Flows: who owns them, when they end, and when they are refused."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db
 
 
 def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: SignIn) -> None:
-    """The enrolment link answers 403 while enrolment is off, and starts nothing."""
+    """The start of a flow answers 403 and gives the reason, also by an enrolment link while enrolment is off."""
     host = make.agent(by=ann)
     make.gateway()
 
@@ -149,7 +149,7 @@ def test_signing_in_again_keeps_the_flow(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     first = begin(client, make.agent(by=ana))
 
-    client.force_login(ana)  # Signing in gives the session another key.
+    client.force_login(ana)  # Signing in changes the session key.
 
     assert client.get(first).status_code == 200
 

@@ -1,4 +1,4 @@
-"""An app's page: its origin, and which details are unverified."""
+"""An app's page: where its registration came from, and which details are unverified."""
 
 from datetime import timedelta
 from typing import Any
@@ -43,7 +43,7 @@ def published(address: str = "https://app.example.com/client.json") -> Applicati
 
 @pytest.mark.full
 def test_registrations_of_one_app_stand_under_its_host(viv: User, sign_in: SignIn) -> None:
-    """Each installation registers by itself; loopback ports do not distinguish them."""
+    """Each installation registers separately; registrations that differ only in the loopback port are one app."""
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
     ids = []
     for port in (1024, 2048):

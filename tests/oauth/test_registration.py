@@ -1,4 +1,4 @@
-"""Apps register themselves: bodies of real clients are accepted, risky ones are not."""
+"""Apps register themselves: real clients' requests are accepted, and risky requests are refused."""
 
 import json
 from datetime import UTC, datetime
@@ -157,7 +157,7 @@ def test_a_broken_registration_is_answered_in_plain_words(body: Any) -> None:
 
 
 def test_a_flood_of_registrations_is_throttled() -> None:
-    """Attack: a flood of registrations. 60 per minute and address are allowed."""
+    """Attack: a flood of registrations. An address may register 60 apps per minute."""
     with time_machine.travel(datetime(2026, 3, 2, 12, 0, 15, tzinfo=UTC), tick=False):
         assert register(REAL["Cursor"]).status_code == 201
         Attempt.objects.update(count=59)
@@ -168,7 +168,7 @@ def test_a_flood_of_registrations_is_throttled() -> None:
 
 
 def test_an_app_reads_and_deletes_its_own_registration_and_changes_nothing() -> None:
-    """Changed redirect URIs would bypass our rules, so a change is a new registration (RFC 7592)."""
+    """Changed redirect URIs would bypass our checks, so an app must register again to change them (RFC 7592)."""
     said = register({"client_name": "X", **REAL["Claude Code"]}).json()
     path = said["registration_client_uri"].removeprefix("http://localhost:8000")
     proof = {"Authorization": f"Bearer {said['registration_access_token']}"}
@@ -182,7 +182,7 @@ def test_an_app_reads_and_deletes_its_own_registration_and_changes_nothing() -> 
 
 
 def test_a_deleted_client_is_told_with_401() -> None:
-    """Claude registers again after exactly this response."""
+    """Claude registers again only after exactly this response."""
     body = {"grant_type": "refresh_token", "refresh_token": "x", "client_id": "gone"}
 
     response = Client().post("/oauth/token", body)

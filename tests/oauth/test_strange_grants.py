@@ -1,4 +1,4 @@
-"""Random requests to the OAuth endpoints get a 4xx error of ours, never a 500."""
+"""Random requests to the OAuth endpoints get a 4xx error, never a 500."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ TYPES = [
 
 @pytest.fixture(autouse=True)
 def _no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lift the limits, because the test sends many requests."""
+    """Lift the rate limits, because the test sends many requests."""
     monkeypatch.setattr(type(Attempt.objects), "note", lambda *_, **__: 1)
 
 
@@ -123,7 +123,7 @@ def test_no_token_or_revocation_request_is_an_error_of_ours(app: App, seed: int)
 
 @pytest.mark.parametrize("query", ["%", "a=%zz", "a=%0", "%00=a"])
 def test_a_query_that_is_none_is_refused_everywhere(app: App, member: User, gateway: Gateway, query: str) -> None:
-    """Otherwise a link could fill the error log with 500s."""
+    """A malformed query gets 400; otherwise a link could fill the error log with 500s."""
     for somebody in (Client(), browser(member)):
         for path in ("/oauth/authorize", "/authorize"):
             assert somebody.get(f"{path}?client_id={app.client_id}&{query}").status_code == 400
@@ -141,7 +141,7 @@ def test_other_methods_are_refused(method: str) -> None:
 def test_no_authorize_request_is_an_error_of_ours(app: App, member: User, gateway: Gateway, seed: int) -> None:
     chance = random.Random(seed)
     if seed % 2:
-        connect(app, member, gateway)  # Then errors go back to the app.
+        connect(app, member, gateway)  # For a connected app, errors redirect to the app.
     signed_in, stranger = browser(member), Client()
     good = {
         "response_type": "code",

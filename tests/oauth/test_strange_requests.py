@@ -60,7 +60,7 @@ def test_a_broken_authorization_header_is_no_error_of_ours(header: str) -> None:
 def test_a_challenge_that_is_none_is_refused_before_anybody_is_asked(
     app: App, member: User, gateway: Gateway, challenge: str
 ) -> None:
-    """It would be too long to store with its code."""
+    """The malformed PKCE challenge would be too long to store with its code."""
     connect(app, member, gateway)
 
     response = browser(member).get(app.question(gateway, code_challenge=challenge))

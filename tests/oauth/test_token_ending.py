@@ -1,4 +1,4 @@
-"""The authorize flow that ends with a token."""
+"""The authorize flow in which a person gets a token to copy."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ def test_the_bare_path_ends_with_a_token_shown_once(ana: User, sign_in: SignIn) 
     assert 'value="CI bot-quickstart"' in text(options)
     token = minted(issued)
     assert token_text.well_formed(token, {token_text.ACCESS})
-    assert text(issued).count(token) >= 4  # The field and three snippets.
+    assert text(issued).count(token) >= 4  # In the field and in three snippets.
     assert 'value="http://localhost:8000/mcp/quickstart"' in text(issued)
     row = Token.objects.get()
     assert (row.prefix, row.connection.host, row.connection.user) == (token[:12], host, ana)

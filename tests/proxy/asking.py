@@ -31,7 +31,7 @@ EVERYTHING: Object = {"elicitation": {"form": {}, "url": {}}, "sampling": {}, "r
 
 @dataclass
 class Asker(Script):
-    """Sends the requests `asks` in turn on the stream of each call; its result has the answers."""
+    """A server that sends the requests `asks` in turn on the stream of each call; the call's result has the answers."""
 
     sessions: bool = True
     asks: Sequence[Object] = ()
@@ -68,7 +68,7 @@ class Asker(Script):
             case "hasty":
                 await request.open_stream()
                 await request.event({"jsonrpc": "2.0", "id": "late", **self.asks[0]})
-                await asyncio.sleep(1)  # So long the client may take to be asked.
+                await asyncio.sleep(1)  # Time for the request to reach the client.
                 await self._finish(request, [])
                 return
         await request.open_stream()
@@ -109,15 +109,15 @@ class Person:
         return {"Mcp-Session-Id": self.session} if self.session else {}
 
     def say(self, message: Object, agent: Agent | None = None) -> int:
-        """Post a message without an answer, through `agent`'s worker."""
+        """Post a message that has no answer, through `agent` (default: the client's own); return the HTTP status."""
         return (agent or self.agent).post({"jsonrpc": "2.0", **message}, **self.headers).status_code
 
     def call(self, name: str, reply: Reply = lambda _: None, accept: str = BOTH) -> Object:
-        """Return the answer to a call, as `ask` does."""
+        """Call the tool `name`, and return the answer; see `ask` for the arguments."""
         return self.ask("tools/call", {"name": name, "arguments": {}}, reply, accept)
 
     def ask(self, method: str, params: Object, reply: Reply = lambda _: None, accept: str = BOTH) -> Object:
-        """Return the answer to a request; messages before it are recorded and passed to `reply`."""
+        """Send a request and return the answer; messages before the answer are recorded and passed to `reply`."""
         body = {"jsonrpc": "2.0", "id": 7, "method": method, "params": params}
         own = {"Authorization": f"Bearer {self.agent.secret}", "Content-Type": "application/json", "Accept": accept}
         content, given = json.dumps(body), own | self.headers
@@ -144,7 +144,10 @@ def answers_of(response: Object) -> Any:
 
 
 def late_reply(person: Person, result: Object, quick: list[Object]) -> Callable[[Object], None]:
-    """Return a reply that waits for another call of the same session, whose answer goes to `quick`."""
+    """Return a `reply` that waits, makes another call in the same session, and only then answers the server.
+
+    The answer to the other call is appended to `quick`.
+    """
 
     def reply(asked: Object) -> None:
         time.sleep(1.5)

@@ -56,7 +56,7 @@ class Agent:
         return self.ask("tools/list", **headers)
 
     def tools(self) -> list[str]:
-        """Return the names of its listed tools."""
+        """Return the names of the tools in the agent's list."""
         return [tool["name"] for tool in self.listed().json()["result"]["tools"]]
 
     def call(self, tool: str, arguments: object = None, **headers: str) -> httpx.Response:
@@ -70,7 +70,7 @@ class Proxy:
     upstream: Upstream
     stop: Callable[[], None] = lambda: None
     soon: Callable[[Callable[[], object]], None] = lambda _: None
-    """Has something called in its event loop."""
+    """Calls a function in the proxy's event loop."""
 
     def url(self, slug: str) -> str:
         return f"http://127.0.0.1:{self.upstream.port}/mcp/{slug}"
@@ -91,7 +91,7 @@ class Proxy:
 
 
 def sessions_of_clients() -> QuerySet[UpstreamSession]:
-    """Return the sessions at servers, except those for lists."""
+    """Return the sessions at servers that the gateway opened for clients, not for lists."""
     return UpstreamSession.objects.exclude(owner_id__in=Assignment.objects.values("pk"))
 
 
@@ -111,7 +111,7 @@ def config(**changes: Any) -> Config:
         "public_url": PUBLIC_URL,
         "private_upstreams": (ip_network("127.0.0.0/8"),),
         "list_seconds": 2.0,
-        "log_connections": 1,  # One is enough for a test's few calls; each takes a backend as long as a test.
+        "log_connections": 1,  # Enough for a test's few calls; each connection occupies a PostgreSQL backend.
     }
     return Config(**{**given, **changes})
 
@@ -177,7 +177,7 @@ def proxy_(start: Start) -> Proxy:
 
 @pytest.fixture
 def issuer() -> Issuer:
-    """An issuer, which protects a server once its app is served."""
+    """An issuer with the MCP server that it protects; a test serves `issuer.app()`."""
     return Issuer()
 
 
@@ -190,7 +190,7 @@ def sql(statement: str, *parameters: Any) -> None:
 def eventually_unused(table: str, age: str, fact: Callable[[], object]) -> None:
     """Set the last use of all rows of `table` back by `age` until `fact` is true.
 
-    Until then, because the gateway writes a use after its call was answered.
+    Repeats the update, because the gateway may still write the use of a call that was answered before.
     """
 
     def is_true() -> object:

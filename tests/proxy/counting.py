@@ -1,4 +1,4 @@
-"""A server that counts its calls, and answers each as the call requests."""
+"""A server that records its calls, and answers each call as prescribed for the case that the call names."""
 
 import json
 from collections import defaultdict
@@ -12,7 +12,7 @@ UNSUPPORTED_VERSION = -32022
 
 
 class Said(NamedTuple):
-    """An answer: plain text without a `code`, otherwise a JSON-RPC error.
+    """An answer of the server: a JSON-RPC error if it has a `code`, otherwise plain text.
 
     `has_id` is False for an error without an id, as servers send for requests they refuse unread.
     """
@@ -53,8 +53,8 @@ class Arrival(NamedTuple):
 class Counting(Script):
     """A server with one tool, `it`, whose calls name a `case`; `answers` has the answer of each case.
 
-    A call answered with an unknown session is not executed. The same call in another session is, unless the server is
-    `forgetful`.
+    A call answered with "unknown session" is not executed. If it is repeated in another session, it is executed there,
+    unless the server is `forgetful`.
     """
 
     version: str = SESSION_ERA
@@ -64,7 +64,7 @@ class Counting(Script):
     answers: dict[str, Said] = field(default_factory=dict)
     arrivals: dict[str, list[Arrival]] = field(default_factory=lambda: defaultdict(list))
     denied: set[str] = field(default_factory=set)
-    """Sessions of which it said that they are unknown; it says so to a ping, too."""
+    """Ids of the sessions that the server said it does not know; it answers their pings with 404, too."""
 
     def __post_init__(self) -> None:
         self.pages = [[tool("it")]]

@@ -1,4 +1,4 @@
-"""Rows of features, and two servers behind one gateway."""
+"""Rows of features, and servers whose methods a test provides."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tests.proxy.test_tools_call import Work
 
 
 def offer(name: str, kind: str, *, alias: str = "docs", enabled: bool = True) -> Feature:
-    """Create a known feature of the server `alias`."""
+    """Create the row of a feature that the server assigned under `alias` has listed."""
     return Feature.objects.create(
         assignment=Assignment.objects.get(alias=alias),
         kind=kind,

@@ -36,7 +36,7 @@ class Listener:
         return [event.get("method", "") for event in self.events]
 
     def wait_for(self, count: int, seconds: float = PATIENCE) -> list[Any]:
-        """Wait until there are so many events, and return them."""
+        """Wait until there are `count` events, and return them."""
         deadline = time.monotonic() + seconds
         while len(self.events) < count:
             assert time.monotonic() < deadline, f"{len(self.events)} of {count} events: {self.events} {self.body!r}"

@@ -12,7 +12,7 @@ from tests.conformance.counter import is_for_lists
 type Object = dict[str, Any]
 
 MODERN = "2026-07-28"
-FOR_LISTS = "lists-"  # How the sessions begin that the gateway opens to find out what there is; nothing counts them.
+FOR_LISTS = "lists-"  # Prefix of the ids of sessions that the gateway opens for lists; tests do not count them.
 NO_SESSION = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"Session not found"}}'
 
 
@@ -118,7 +118,7 @@ class Script:
 
     @property
     def capabilities(self) -> Object:
-        """Return its declared capabilities; without logging it gets no log level once that is known."""
+        """Return the server's declared capabilities; the gateway sends no log level to a server without `logging`."""
         return {"tools": {}, **({"logging": {}} if "logging/setLevel" in self.methods else {})}
 
     async def initialize(self, request: Request) -> None:

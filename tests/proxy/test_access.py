@@ -1,4 +1,4 @@
-"""Access decisions follow docs/reference/decision-order.md, based on the statement's result."""
+"""Access decisions, made from the result of one SQL statement, follow docs/reference/decision-order.md."""
 
 import asyncio
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ GOOD = AccessRow(
     assignments=(),
 )
 
-# Rows 4 to 10 of docs/reference/decision-order.md: the fact, the value that refuses, and the reason.
+# Rows 4 to 10 of docs/reference/decision-order.md: the field, its value that refuses, and the reason.
 ORDER = (
     ("token_revoked", True, "revoked"),
     ("token_stale", True, "stale_generation"),
@@ -168,12 +168,12 @@ def test_a_caller_without_an_address_is_outside_of_every_allowlist() -> None:
     assert decide(GOOD._replace(allowed_ips='["0.0.0.0/0"]'), "") == DENIALS["ip"]
 
 
-# The statement
+# The SQL statement
 
 
 @dataclass
 class Known:
-    """A stored token, and the query for it."""
+    """A stored token, and methods that decide requests with this token."""
 
     connection: Connection
     token_id: object
@@ -202,7 +202,7 @@ def ask(questions: Asked, keys: list[bytes] | None = None) -> list[AccessRow | N
 
 
 def put(questions: Asked, keys: list[bytes] | None = None) -> list[AccessRow | BaseException | None]:
-    """Return the results, with the errors of single queries.
+    """Return the result of each query, or its error.
 
     The smaller statement for calls must give the same results as the whole statement.
     """
@@ -366,7 +366,7 @@ def test_reach_follows_teams_and_capabilities(known: Known) -> None:
     user.role = make.role(*(set(Capability) - {Capability.GATEWAYS_READ}))
     user.save()
     assert known.reason() == "gateway_not_reachable"
-    assert gateway.reach == Reach.EVERYONE  # as the model was loaded: it was changed behind its back
+    assert gateway.reach == Reach.EVERYONE  # the loaded model is stale: the row was changed by SQL
 
 
 def test_tokens_stay_known_while_keys_are_rotated(known: Known) -> None:
@@ -392,7 +392,7 @@ ASKED = [(ServersNeeded.NONE, ""), (ServersNeeded.OF_FEATURE, "a__b"), (ServersN
 
 
 def test_equal_concurrent_queries_are_sent_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Concurrent calls of one agent share a query; another gateway or tool has its own."""
+    """Concurrent calls of one tool by one agent share a query; calls at another gateway or of another tool do not."""
     assignment = make.assignment(known.connection.gateway, make.server(), alias="a")
     for name in ("b", "c"):
         Feature.objects.create(assignment=assignment, name=name, exposed_name=f"a__{name}")
@@ -407,7 +407,7 @@ def test_equal_concurrent_queries_are_sent_once(known: Known, monkeypatch: pytes
 
     grants = ask([(known.secret, slug, servers, tool) for slug in ("work", "other") for servers, tool in ASKED] * 3)
 
-    assert put == [6, 6]  # Of calls; and of the whole statement, which must say the same.
+    assert put == [6, 6]  # Sent by the statement for calls, then by the whole statement.
     told = [
         (grant.gateway_matches, grant.gateway_description, [each.features for each in grant.assignments])
         for grant in grants
@@ -422,7 +422,7 @@ def test_equal_concurrent_queries_are_sent_once(known: Known, monkeypatch: pytes
 
 
 def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: pytest.LogCaptureFixture) -> None:
-    """Servers control the schemas of their tools, and requests of several users share a statement."""
+    """Let one of several queries in a statement fail, as a server can by a tool's schema: the others get results."""
     user = known.connection.user
     other = make.connection(make.agent(by=user), make.gateway(make.server(), slug="b"), user)
     Feature.objects.create(assignment=other.gateway.assignments.get(), name="bomb", exposed_name="b__bomb")

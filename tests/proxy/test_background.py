@@ -29,7 +29,7 @@ from tests.workspace import ROOT
 from wire import background
 from wire.background import Background, every
 
-# Those whose failure is 503 at /readyz: without them access is not taken away, or not decided.
+# Loops whose failure makes /readyz answer 503: without them, access is not revoked or not decided.
 GUARDS = {"access", "access, clock", "bus", "call log", "call log, clock", "limits", "limits, clock", "open streams"}
 OTHERS = {
     "idle queues",
@@ -40,13 +40,13 @@ OTHERS = {
     "suspended calls",
     "usage",
 }
-# Begun by the application around the proxy, and by the process that does the chores.
+# Loops started by the application around the proxy, and by the chores process.
 AROUND = {"database watch", "replica lag", "chores", *(f"chore {name}" for name in housekeeping.STEADY)}
 
 
 @dataclass
 class Killer:
-    """Lets each loop in `victims` fail once; `seen` are the resulting /readyz answers and metrics, by loop."""
+    """Test double that lets each loop in `victims` fail once; `seen` has the resulting /readyz and metrics by loop."""
 
     victims: set[str] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)
@@ -70,7 +70,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
 
         async def round_() -> None:
             nonlocal failing
-            if failing:  # The first round after the failure: it is not over yet.
+            if failing:  # The round after the failure: the failure still counts.
                 failing = False
                 killer.seen[name] = await readyz()
             elif name in killer.victims:
@@ -150,7 +150,7 @@ async def test_every_loop_around_the_proxy_that_raises_is_seen_and_back(killer: 
 def test_a_stop_that_raises_ends_no_other_and_the_call_log_is_written_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All components raise on stop, except the one that writes the rows."""
+    """Let all components raise on stop, except the component that writes the rows of the call log."""
     Call.partitions.make_ahead()
     parts = (
         "proxy.store.events.StreamEvents",

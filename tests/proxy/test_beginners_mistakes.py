@@ -1,4 +1,4 @@
-"""Beginners' mistakes: each is answered with what to do.
+"""Beginners' mistakes: each error message says what to do.
 
 Refused starts (a port in use, missing keys, an unknown setting) are in tests/running/test_refusals.py; interrupted
 set-ups in tests/running/test_setup.py, concurrent starts in tests/running/test_start.py, and missing mail servers in
@@ -37,7 +37,7 @@ def text(response: Any) -> str:
     return re.sub(r"\s+", " ", str(response.content.decode()))
 
 
-# --- At the gateway: what the program that calls is told ------------------------------------------------------------
+# --- At the gateway: errors for the calling program -----------------------------------------------------------------
 
 
 def asked(world: World, authorization: str | None, **more: str) -> httpx.Response:

@@ -49,7 +49,7 @@ class Work:
         return self.start(**changes).agent(self.connection)
 
     def elsewhere(self, agent: Agent) -> Agent:
-        """Return the same token at another worker."""
+        """Return a client with this agent's token at another worker."""
         return Agent(self.start().url(self.gateway.slug), agent.secret)
 
 
@@ -61,7 +61,7 @@ def work(start: Start, run: Run) -> Work:
 
 
 def ask(agent: Agent, name: str = "docs__it", capabilities: Object = EVERYTHING, **more: Any) -> httpx.Response:
-    """Make one call in 2026-07-28, with these members beside its name and arguments."""
+    """Make one 2026-07-28 call; `more` are further members of its params."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientCapabilities": capabilities,
@@ -85,7 +85,7 @@ def result_of(answer: httpx.Response) -> Object:
 
 
 def retry(agent: Agent, wanted: Object, answers: Any = GIVEN, **more: Any) -> httpx.Response:
-    """Repeat the call, with this answer to each request."""
+    """Repeat the call with `answers` as the answer to each server request in the result `wanted`."""
     responses = dict.fromkeys(wanted["inputRequests"], answers)
     return ask(agent, **{"inputResponses": responses, "requestState": wanted["requestState"], **more})
 
@@ -137,7 +137,7 @@ def test_a_server_of_2026_is_told_what_the_request_says_its_client_can(work: Wor
 
 
 def wanting(*rounds: Object) -> tuple[App, list[Object]]:
-    """Return a 2026-07-28 server that needs these inputs one after the other, and the params it gets."""
+    """Return a 2026-07-28 server that requires these inputs one after the other, and the list of params it gets."""
     got: list[Object] = []
 
     async def call(request: Request) -> None:
@@ -438,7 +438,7 @@ def test_a_call_that_waits_is_resumed_although_its_server_has_learnt_the_other_e
 def test_a_retry_that_is_repeated_is_refused_and_takes_no_news_from_the_first(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.server_requests.LOOK_SECONDS", 600)  # It must be notified, not poll.
+    monkeypatch.setattr("proxy.server_requests.LOOK_SECONDS", 600)  # The worker must be notified, not poll.
     released = threading.Event()
 
     class Slow(Asker):
@@ -479,7 +479,7 @@ def test_a_call_whose_worker_died_says_so(work: Work, monkeypatch: pytest.Monkey
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
     wanted = result_of(ask(agent))
-    # The rows of a killed worker, without further heartbeats.
+    # Make the row look like that of a killed worker, whose heartbeats have stopped.
     SuspendedCall.objects.update(beat_at="2026-01-01T00:00Z")
 
     lost = retry(agent, wanted, {"action": "cancel"}, inputResponses={})
@@ -510,7 +510,7 @@ def test_a_client_that_goes_away_while_it_waits_ends_the_call(work: Work) -> Non
 
 
 def leave(agent: Agent, wanted: Object) -> None:
-    """Retry, and close the connection after a second."""
+    """Send the retry of a call, and disconnect after a second."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientCapabilities": EVERYTHING,
@@ -604,5 +604,5 @@ def test_a_suspended_call_whose_access_is_cut_is_cancelled_at_its_server(work: W
     else:
         Server.objects.get(slug="docs").disable(by=work.connection.user)
 
-    eventually(lambda: docs.asked("notifications/cancelled"), seconds=5)  # The rule is a second.
+    eventually(lambda: docs.asked("notifications/cancelled"), seconds=5)  # It should take about one second.
     eventually(lambda: not SuspendedCall.objects.exists())

@@ -48,7 +48,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def end_connections(name: str) -> int:
-    """Kill the connections of this name, and return how many there were."""
+    """Kill all database connections with this application name, and return their number."""
     with psycopg.connect(database.conninfo(), autocommit=True) as connection:
         ended = connection.execute(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
@@ -74,7 +74,7 @@ def test_every_worker_hears_what_one_tells_the_one_that_tells_included() -> None
 def test_a_killed_connection_is_back_and_handlers_are_told_to_read_their_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.store.bus.BEAT_SECONDS", 600)  # It is noticed, not found.
+    monkeypatch.setattr("proxy.store.bus.BEAT_SECONDS", 600)  # The loss must be noticed without a heartbeat.
 
     async def work() -> None:
         heard: list[str | None] = []
@@ -115,7 +115,7 @@ def test_a_statement_whose_caller_leaves_keeps_the_connection_of_all(monkeypatch
         await state.stop()
 
     run(work)
-    assert heard == [None, "after"]  # It was connected all the time.
+    assert heard == [None, "after"]  # The bus stayed connected.
 
 
 def test_a_handler_that_fails_or_waits_keeps_nothing_from_the_others() -> None:
@@ -149,7 +149,7 @@ def test_a_handler_that_fails_or_waits_keeps_nothing_from_the_others() -> None:
 
 @pytest.fixture
 def told() -> Iterator[Callable[[], set[str]]]:
-    """Yield a function that returns the notifications since its last call."""
+    """Yield a function that returns the database's notifications since the previous call of the function."""
     with listening() as look:
         yield look
 

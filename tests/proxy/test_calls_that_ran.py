@@ -74,7 +74,7 @@ def test_a_server_that_changed_is_asked_what_it_speaks_and_its_next_call_works(
     agent = in_session(work.agent) if client == "session" else work.agent
     era = MODERN_ERA if client == "modern" else SESSION_ERA
     assert "result" in called(agent, "before", era).json()
-    Server.objects.update(protocol_probed_at=timezone.now() - timedelta(minutes=1))  # Soon after it would not be asked.
+    Server.objects.update(protocol_probed_at=timezone.now() - timedelta(minutes=1))  # A probe may run again.
 
     server.eras = after
     docs.seen.clear()
@@ -83,7 +83,7 @@ def test_a_server_that_changed_is_asked_what_it_speaks_and_its_next_call_works(
     if not is_served:
         eventually(Server.objects.filter(protocol_era=IN_THE_ROW[after]).exists)
     second = called(agent, "second", era)
-    if client == "session" and second.status_code == 404:  # Its server has no sessions any more.
+    if client == "session" and second.status_code == 404:  # The server no longer has sessions.
         second = called(in_session(work.agent), "second", era)
 
     arrived = {case: [each.executed for each in server.arrivals[case]] for case in ("first", "second")}
@@ -133,7 +133,7 @@ def test_a_call_whose_connection_broke_after_it_was_written_is_not_sent_again(st
     with hostile(counted) as url:
         agent = agent_of(proxy, url)
         Server.objects.update(protocol_era=Era.SESSION)
-        agent.call("docs__good")  # Whose connection is kept for the next.
+        agent.call("docs__good")  # Leaves a kept-alive connection for the next call.
 
         answer = agent.call("docs__bad")
 

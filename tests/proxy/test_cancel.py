@@ -34,7 +34,7 @@ class Work:
         return self.proxy.agent(make.connection(make.agent(by=user, name=name), self.gateway, user))
 
     def elsewhere(self, agent: Agent) -> Agent:
-        """Return the same client at the other worker."""
+        """Return this client at the other worker."""
         return Agent(self.proxies[1].url("work"), agent.secret, agent.headers)
 
 

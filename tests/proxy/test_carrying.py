@@ -33,7 +33,7 @@ def work(start: Start, run: Run) -> TalkingWork:
 
 
 def heard_by_the_first(work: TalkingWork) -> Person:
-    """Return a client with sampling, in a session whose server stream the first worker reads for calls."""
+    """Return a client that declares sampling, in a session whose stream at the server is read by the first worker."""
     person = Person(work.agent(), {"sampling": {}}).initialize()
     assert "result" in person.call("docs__count")
     eventually(lambda: work.talker.open == 1)
@@ -45,7 +45,7 @@ def asks(number: int) -> dict[str, Any]:
 
 
 def everything_that_began_is_over(streams: int = 1) -> bool:
-    """Return True if each standing stream has the row of its end."""
+    """Return True if the log has the row of the start and the row of the end of each standing stream."""
     return Call.objects.filter(method="GET").count() == 2 * streams
 
 

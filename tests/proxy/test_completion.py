@@ -1,4 +1,4 @@
-"""completion/complete goes to the server of its prompt or template; a server without completions gets none."""
+"""completion/complete is sent to the server of the prompt or template, unless the server has no completions."""
 
 import pytest
 

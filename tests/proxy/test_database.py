@@ -1,4 +1,4 @@
-"""A PostgreSQL connection: a statement gets its own answer, or an error that says it has none."""
+"""A PostgreSQL connection: each statement gets its own answer, or an error that says that there is no answer."""
 
 import asyncio
 import socket
@@ -23,7 +23,7 @@ SETUP = (
 )
 type Play = Callable[..., None]
 
-MOST_PARAMETERS = 65_535  # Of one statement, as PostgreSQL counts them.
+MOST_PARAMETERS = 65_535  # PostgreSQL's limit per statement.
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -52,7 +52,7 @@ def test_the_answer_to_an_abandoned_statement_is_not_taken_for_the_next_ones(pla
     async def scene(connection: PgConnection) -> None:
         await connection.connect()
         asked = asyncio.create_task(connection.query(b"one", [b"1"]))
-        await asyncio.sleep(0)  # It is sent; its answer is not read.
+        await asyncio.sleep(0)  # Let the statement be sent, and its answer stay unread.
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
@@ -70,7 +70,7 @@ def test_a_statement_that_took_its_time_is_not_sent_again(play: Play) -> None:
         await connection.connect()
         connection.on_lost = lambda: lost.append(True)
         with pytest.raises(StatementTimeout):
-            await connection.query_with_retry(b"wait", [b"3"])  # It continues there.
+            await connection.query_with_retry(b"wait", [b"3"])  # PostgreSQL continues it.
 
         assert lost == [True]
         assert value(await connection.query(b"one", [b"2"])) == b"2"
@@ -95,7 +95,7 @@ def test_the_databases_own_reason_is_reported_when_it_cannot_serve(play: Play) -
         with pytest.raises(DatabaseFault, match="No space left on device") as caught:
             await connection.run(full)
         batches._mark_broken(batches._workers[0], caught.value)
-        assert "No space left on device" in batches.fault  # Which /readyz shows.
+        assert "No space left on device" in batches.fault  # /readyz shows this text.
 
     play(scene)
 
@@ -115,7 +115,7 @@ def test_more_than_a_socket_takes_at_once_arrives_whole(play: Play) -> None:
     async def scene(connection: PgConnection) -> None:
         await connection.copy(b"COPY texts FROM STDIN", (row + b"\n") * rows)
         assert value(await connection.query(b"length", [])) == b"%d" % (rows * len(row))
-        # The connection is still watched: small results arrive too.
+        # The connection is still read: small results arrive too.
         assert value(await connection.query(b"one", [b"2"])) == b"2"
 
     play(scene)

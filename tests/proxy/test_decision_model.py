@@ -57,9 +57,9 @@ SCOPES: tuple[tuple[int, tuple[int, ...] | None], ...] = (
     (1, (0, 1)),
     (2, None),
 )
-WORLDS = 60  # Each reason is met in three of them at least.
+WORLDS = 60  # Each reason occurs in at least three worlds.
 
-# Mostly well, so that the last rows of 4.4 are reached as often as the first.
+# Most values let a check pass, so that the last checks of the decision order are reached as often as the first.
 yes = (*[True] * 9, False)
 no = (*[False] * 12, True)
 ends = (*ENDS[:3] * 5, *ENDS[3:])
@@ -170,7 +170,7 @@ def skeleton() -> Skeleton:
 
 
 class Painter:
-    """Sets the rows of a skeleton to the drawn values."""
+    """Writer that sets a skeleton's rows in the database to the values drawn for a world."""
 
     def __init__(self, bones: Skeleton) -> None:
         self.rows = bones.rows
@@ -356,7 +356,7 @@ class Plain:
         return any((gateway["reach"] == "everyone", in_team, user["reads_all"], user["is_superuser"]))
 
     def at_gateway(self, link: Connection) -> dict[str, Any]:
-        """Return what the link's gateway says of its host."""
+        """Return the values of the row for this connection's host at this connection's gateway."""
         pairs = self.rows["HostAtGateway"]
         return self.drawn["HostAtGateway"][pairs.index((link.host, link.gateway))]
 
@@ -382,7 +382,7 @@ class Plain:
             (not self.is_given(token.connection, None if switch is None else number, reason), "tool_not_granted"),
             (bool(reason), reason),
         )
-        # A tool without a row could not be switched off: whether there is such a tool, only its server can say.
+        # A tool without a row cannot be disabled; only the server knows if the tool exists.
         allowed = "the server is asked" if switch is None else "allowed"
         return next((reason for refuses, reason in refusals if refuses), allowed)
 
@@ -445,7 +445,7 @@ def _over(seconds: int | None) -> bool:
 
 
 def _inside(ranges: list[str] | None, address: str) -> bool:
-    """Compare bit by bit: the first bits of both are equal."""
+    """Return True if the address is in one of the ranges, by a comparison of the prefix bits."""
     if ranges is None:
         return True
     if not address:
@@ -521,9 +521,9 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
     assert rounds < WORLDS or reasons == EVERY_REASON
 
 
-# --- The trail, beside both
+# --- The dry run, compared with both
 
-# The changes to a world that let a check pass: of the token, or of the tool's object.
+# The change to a world that lets the check with this reason pass, in the token's or in the tool's rows.
 MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
     "revoked": lambda world, token, _: world.of(token).update(revoked=False),
     "connection_revoked": lambda world, token, _: world.of(token.connection).update(revoked=False),
@@ -549,12 +549,12 @@ MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
     "identity_missing": lambda world, _, number: world.drawn["Assignment"][number].update(scheme="none"),
     "identity_withdrawn": lambda world, _, number: world.drawn["Assignment"][number].update(allowed=True),
 }
-# The looked-up data do not tell the next check, or no row of the world can be changed that way.
+# Reasons after which no second obstacle is compared: the dry run has no data for it, or no change removes the first.
 LAST = {"wrong_gateway", "unknown_tool", "out_of_scope", "identity_disabled", "identity_unconfirmed"}
 
 
 def told(verdict: Verdict | None) -> str:
-    """Return the first obstacle of the dry run, in the words of the model."""
+    """Return the dry run's verdict as the model names it: a reason, "allowed", "the server is asked" or "unknown"."""
     if verdict is None:
         return "unknown"
     return verdict.reason or ("the server is asked" if verdict.unlisted else "allowed")
@@ -583,7 +583,7 @@ def test_the_trail_says_what_the_proxy_decides_and_what_would_be_next(transactio
 
 
 def _follows(plain: Plain, token: Token, slug: str, tool: str, address: str, verdict: Verdict | None) -> bool:
-    """Compare the second obstacle with the model's, once the first is removed; False if there is no second."""
+    """Remove the first obstacle and compare the second with the model's; return False if there is none to compare."""
     assert verdict is not None
     number = next((n for n, one in enumerate(plain.rows["Assignment"]) if tool.startswith(f"{one.alias}__")), 0)
     if verdict.reason not in MENDED:

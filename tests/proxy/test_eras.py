@@ -1,4 +1,4 @@
-"""Both eras on both sides, changing sessions, and separate identities."""
+"""Clients and servers of both protocol eras, changing sessions, and separate identities."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -219,7 +219,7 @@ def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
     assert [session(), session()] == ["session-1", "session-1"]
     assert [request.headers.get("mcp-protocol-version") for request in docs.asked("tools/call")] == ["2025-06-18"] * 5
 
-    # A server that never knows its sessions is asked at most twice.
+    # A call is sent at most twice to a server that never recognises its sessions.
     async def forget(request: Request) -> None:
         script.opened[:] = ["an older one"]
         await request.answer(NO_SESSION, status=404)
@@ -394,7 +394,7 @@ def test_a_call_that_lacks_an_identity_says_where_to_bring_one(identities: Ident
 
         assert error["data"]["url"].endswith(f"{reverse('connections:mine')}?connection={own.pk}#{row}")
         assert error["message"].endswith(error["data"]["url"])
-        assert "url" not in shared["data"]  # It is not theirs to mend.
+        assert "url" not in shared["data"]  # Only a manager can fix a shared credential.
 
 
 @pytest.mark.full
@@ -409,7 +409,7 @@ def test_a_replaced_secret_is_used_at_once_and_in_a_session_of_its_own(identitie
 
 
 def test_identities_of_others_are_never_used_whatever_the_rows_say(identities: Identities) -> None:
-    """Such rows cannot be created; even if they could, the statement would not read them."""
+    """Force other people's identities into the rows by SQL: the access statement ignores them."""
     ben = identities.users["ben"].identities.get()
     sql("ALTER TABLE connections_connectionidentity DISABLE TRIGGER USER")
     sql("ALTER TABLE gateways_assignment DISABLE TRIGGER USER")

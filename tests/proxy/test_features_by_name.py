@@ -1,4 +1,4 @@
-"""The server of a tool name: lists and calls use one function, and agree in every order of servers."""
+"""Resolution of a tool name to a server: lists and calls use one function, and agree for every order of servers."""
 
 from itertools import permutations, product
 
@@ -37,7 +37,7 @@ def assigned(slug: str, alias: str, rows: tuple[object, ...] = (), **changes: ob
 
 
 def called(servers: tuple[AssignedServer, ...], name: str) -> str:
-    """Return the server a call of this name goes to, or why there is none."""
+    """Return the id of the server to which a call of this tool is sent, or the name of the error if it is refused."""
     try:
         found = resolve_name(servers, name)
         return found.assigned.id if isinstance(found, Resolved) else found.id
@@ -46,7 +46,7 @@ def called(servers: tuple[AssignedServer, ...], name: str) -> str:
 
 
 def listed(servers: tuple[AssignedServer, ...], name: str) -> str:
-    """Return the server whose tool is listed under this name."""
+    """Return the id of the server whose tool is listed under this name, or "UnknownFeature" if none is."""
     found = server_of(servers, name)
     return found.id if found else "UnknownFeature"
 

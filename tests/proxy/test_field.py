@@ -13,7 +13,7 @@ from tests.proxy.scripted import Script, tool
 
 @pytest.mark.full
 def test_two_accounts_at_one_provider_stand_under_two_prefixes(start: Start, run: Run) -> None:
-    """Complaint 6."""
+    """Complaint 6: a person has two accounts at one provider."""
     crm = make.server(url=run(upstreams.crm()).url, auth_type=AuthType.HEADER, header_name="X-Api-Key")
     gateway, user = make.gateway(), make.user()
     for alias in ("north", "south"):
@@ -33,7 +33,7 @@ def test_two_accounts_at_one_provider_stand_under_two_prefixes(start: Start, run
 def test_sessions_at_servers_that_nobody_uses_are_given_back(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Complaint 13: a client that never ends its session leaves nothing behind."""
+    """Complaint 13: sessions at servers end although a client never ends its own session."""
     monkeypatch.setattr(sessions, "SWEEP_SECONDS", 0.05)
     monkeypatch.setattr(sessions, "UPSTREAM_IDLE_SECONDS", 0.5)
     script = Script([[tool("it")]], sessions=True)

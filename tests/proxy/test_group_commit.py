@@ -17,7 +17,7 @@ type Load = list[Waiting[int, int]]
 
 
 class Carrier:
-    """Doubles each number; `open` holds it back, `fails` makes it raise."""
+    """Batch handler that doubles each number; waits until `open` is set, and raises if `fails`."""
 
     def __init__(self) -> None:
         self.loads: list[list[int]] = []
@@ -35,7 +35,7 @@ class Carrier:
 
 
 def said(log: pytest.LogCaptureFixture) -> list[int]:
-    """Return the numbers of requests in the log."""
+    """Return the number of requests in each log line."""
     return [vars(record)["requests"] for record in log.records]
 
 
@@ -44,7 +44,7 @@ class Lost(Exception):
 
 
 def batches_of(carriers: list[Carrier], conninfo: str = "", **more: Any) -> GroupCommit[int, int]:
-    """Return batches handled by these carriers, each over its own connection."""
+    """Return a GroupCommit whose batches these carriers handle, each over a connection of its own."""
     connections = [PgConnection(conninfo or database.conninfo(), ()) for _ in carriers]
     carried = [carrier.carry for carrier in carriers]
     return GroupCommit("numbers", carried, connections, to_error=lambda error: Lost(str(error)), max_batch=20, **more)
@@ -53,7 +53,7 @@ def batches_of(carriers: list[Carrier], conninfo: str = "", **more: Any) -> Grou
 def run(
     scene: Callable[[GroupCommit[int, int], Carrier, Carrier], Coroutine[Any, Any, None]], *, connections: int = 1
 ) -> None:
-    """Run a scenario with so many carriers, and check that everything ends when stopped."""
+    """Run a scenario with a carrier per connection, and check that everything ends when stopped."""
 
     async def play() -> None:
         first, second = Carrier(), Carrier()
@@ -216,7 +216,7 @@ async def mute() -> AsyncIterator[Mute]:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let attempts to connect last longer than any test."""
+    """Set the timeout of connection attempts longer than any test."""
     monkeypatch.setattr("proxy.store.pg.CONNECT_SECONDS", 2 * PATIENCE)
     monkeypatch.setattr("proxy.store.pg.STOP_SECONDS", 0.02)
 
@@ -246,7 +246,7 @@ async def test_a_stop_lets_what_waits_have_the_attempt_to_connect_that_is_under_
         sent = batches.put(1)
         await until(lambda: away.callers)
         stopping = asyncio.create_task(batches.stop())
-        await asyncio.sleep(0.2)  # Several times what a stop would wait if nothing did.
+        await asyncio.sleep(0.2)  # Several times as long as a stop takes when nothing is pending.
         assert not sent.done()
 
         away.hang_up()
@@ -275,7 +275,7 @@ async def test_a_stop_lets_a_batch_that_is_under_way_arrive() -> None:
     assert sent.result() == 2
 
 
-# What hangs
+# Databases that hang
 
 
 async def test_items_are_refused_while_a_batch_hangs_waiting_or_new(

@@ -23,7 +23,7 @@ def behind_itself(proxy: Proxy) -> Agent:
     issued = make.token(make.connection(make.agent(by=user), gateway, user))
     shared = Identity.objects.bring(server=server, owner=None, label="own", secret=issued.secret, by=user)
     circle = make.assignment(gateway, server, alias="self", identity_scheme="shared", shared_identity=shared)
-    # As if it had listed the tool once, under the name it has after each turn of the circle.
+    # As if the server had listed the tool before, under the name it gets in each turn of the loop.
     Feature.objects.learn(circle, [{"name": "self__" * turns + "it"} for turns in range(6)])
     return proxy.holding(issued)
 
@@ -45,17 +45,17 @@ def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
     )
     assert error["data"] == {"reason": "loop"}
     forget_lists()
-    Server.objects.update(timeout_seconds=2)  # How long a first list is waited for.
+    Server.objects.update(timeout_seconds=2)  # The wait for a first list.
     assert agent.listed().json()["error"]["data"]["reason"] in {"bad_answer", "timeout"}
     asked = Counter(row.method for row in proxy.calls())
-    # A list that waits for itself to be asked is not asked again.
+    # A list request that waits for itself is not repeated.
     assert asked["tools/call"] == 5
     assert asked["tools/list"] <= 2
 
 
 def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> None:
     proxy = start()
-    # The other one gets the first one's address as its own; both use the same database.
+    # Configure a second gateway, on the same database, with the first gateway's address as its own.
     own = OwnEndpoints.of("https://gateway.example.com", f"http://127.0.0.1:{proxy.upstream.port}", hosts=[])
     other = start(own_endpoints=own)
     agent = Agent(other.url("circle"), behind_itself(proxy).secret)

@@ -29,7 +29,7 @@ PROGRESS = b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{
 
 
 class Peer:
-    """One connection from the gateway, with every way to answer on it."""
+    """A connection from the gateway, with methods for every kind of answer."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -358,14 +358,14 @@ def test_unusual_but_bounded_answers_are_accepted(start: Start, talk: Talk) -> N
     assert [row.outcome for row in proxy.calls()] == ["ok"] * 3
 
 
-# Turns
+# Fairness among streams
 
 
 @pytest.mark.full
 async def test_however_many_streams_pour_in_one_slice_is_read_in_each_round_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wire.http.SLICE_SECONDS", -1)  # Every event is a slice.
+    monkeypatch.setattr("wire.http.SLICE_SECONDS", -1)  # Each slice has one event.
     rounds = 0
     heard: list[int] = []
 
@@ -395,7 +395,7 @@ async def test_however_many_streams_pour_in_one_slice_is_read_in_each_round_of_t
         counting.cancel()
 
     assert len(heard) == 8 * 200
-    # An expected message is handled as it arrives; all others take their turn.
+    # Nearly all events are handled in a round of their own; only an awaited message is handled as it arrives.
     assert len(set(heard)) > 0.9 * len(heard)
 
 

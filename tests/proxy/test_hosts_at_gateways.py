@@ -1,4 +1,4 @@
-"""A gateway says which apps and agents may use it; calls, pages and the call's own page agree."""
+"""Gateways that only some apps and agents may use; calls, settings pages and the page of a call agree."""
 
 import pytest
 

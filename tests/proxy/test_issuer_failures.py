@@ -72,7 +72,7 @@ def failed(status: int, error: str, words: str = "") -> tuple[int, str, str]:
     return status, JSON, json.dumps({"error": error, "error_description": words or error})
 
 
-# --- Looking for the issuer, and becoming its client -----------------------------------------------------------------
+# --- Discovery of the issuer, and registration -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_lasting_access_is_asked_for_where_the_issuer_offers_it(
     assert query(destination(page))["scope"] == asked
 
 
-# --- The way back ----------------------------------------------------------------------------------------------------
+# --- The redirect back -----------------------------------------------------------------------------------------------
 
 
 def test_a_refusal_of_scopes_is_told_in_the_words_of_the_issuer(run: Run, ann: User) -> None:
@@ -337,7 +337,7 @@ def test_a_no_in_the_wrong_words_counts_after_it_has_come_three_times(proxy: Pro
     assert issuer.asked.count("/token") == asked, "a dead grant was tried again"
 
 
-# --- Addresses that lead inside, or elsewhere -------------------------------------------------------------------------
+# --- Addresses in the private network, or of other hosts --------------------------------------------------------------
 
 INSIDE = (
     "http://169.254.169.254",
@@ -352,7 +352,7 @@ NOT_CALLED = "may not be called"
 
 @pytest.fixture
 def _one_address(loopback_is_allowed: None, settings: Settings) -> None:
-    """Allow only this one private address."""
+    """Allow 127.0.0.1 as the only private address."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.1/32")]
 
 

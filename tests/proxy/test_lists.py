@@ -107,7 +107,7 @@ def test_a_changed_definition_is_shown_as_it_was_approved_until_somebody_accepts
     work.says(tool("echo", description="Send it elsewhere."), tool("add"))
 
     assert work.shown()["docs__echo"]["description"] == "Say it."
-    assert "result" in work.agent.call("docs__echo").json()  # The schema is the same.
+    assert "result" in work.agent.call("docs__echo").json()  # Only the description changed, so calls go on.
     echo = Feature.objects.get(name="echo")
     assert (echo.state, json.loads(echo.offered or "")["description"]) == ("held", "Send it elsewhere.")
     event = Event.objects.get(action="feature.changed")
@@ -377,7 +377,7 @@ def test_pages_and_proxy_learn_by_the_same_function_of_the_database(work: Work) 
     Feature.objects.learn(work.assignment, listed)
 
     by_page = list(Feature.objects.order_by("name").values("name", "approved", "shown", "definition_hash", "state"))
-    drop = ("approved", "shown")  # Stored as values, they are spelled differently.
+    drop = ("approved", "shown")  # The two paths store equal JSON with different spelling.
     assert [{k: v for k, v in row.items() if k not in drop} for row in by_page] == [
         {k: v for k, v in row.items() if k not in drop} for row in by_proxy
     ]

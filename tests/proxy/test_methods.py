@@ -49,7 +49,7 @@ def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work
     if name != "subscriptions/listen":
         answer = work.agent.post(body, **headers)
         new = answer.json().get("error", {}).get("code")
-        # Its parameter is missing, which is reported first.
+        # A missing parameter is reported before an unknown method.
         assert is_found(new) == (method is not None and method.modern) or new in MODERN_STATUS
         if not is_found(new):
             assert answer.status_code == 404
@@ -77,7 +77,7 @@ def test_initialize_and_discover_announce_what_servers_offer_and_is_served(work:
 
     eventually(lambda: announced() == CAPABILITIES)
     body, headers = modern("server/discover")
-    # There tasks are an extension.
+    # In 2026-07-28, tasks are an extension instead.
     assert set(work.agent.post(body, **headers).json()["result"]["capabilities"]) == CAPABILITIES - {"tasks"}
 
 

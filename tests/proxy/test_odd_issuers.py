@@ -1,4 +1,4 @@
-"""Issuers with bad or missing metadata, that forget clients, or share one client among servers.
+"""Issuers that have bad or no metadata, forget clients, or have one client for several servers.
 
 Checks the person's page, the agent's error, the requests sent to each host, and the log.
 """
@@ -46,7 +46,7 @@ OPENID = "/.well-known/openid-configuration"
 UNAVAILABLE = in_words(
     'The credential for server "GitHub" cannot be renewed at the moment; try again soon.', "/settings/identities"
 )
-# What RFC 7591 (section 2) and OpenID Connect Registration (application_type) let a client say of itself.
+# Client metadata fields of RFC 7591 (section 2) and OpenID Connect Registration (application_type).
 REGISTERED = {
     "redirect_uris",
     "token_endpoint_auth_method",
@@ -107,7 +107,7 @@ class Place:
         return browser(by).post(f"/servers/{self.server.slug}/client/", typed | shown)
 
     def with_entered_client(self, by: User, *, method: str = "client_secret_post") -> dict[str, str]:
-        """Return the issuer's former endpoints, entered by hand together with a known client."""
+        """Remove the issuer's metadata; enter its endpoints and a client known to it by hand; return the endpoints."""
         self.set(**(endpoints := undescribed(self)))
         authorize = endpoints["authorization_endpoint"]
         secret = "" if method == "none" else "s3cret-of-ours"
@@ -316,7 +316,7 @@ def test_a_servers_own_metadata_count_where_endpoints_are_entered(github: Place)
 def test_another_endpoint_ends_sign_ins_as_another_issuer_does(
     github: Place, ann: User, boss: User, proxy: Proxy
 ) -> None:
-    # The SDK's own revocation takes a secret in the form only.
+    # The SDK's revocation endpoint accepts a client secret in the form only.
     authorize = github.with_entered_client(boss, method="client_secret_post")["authorization_endpoint"]
     agent = proxy.agent(github.connection(ann))
     identity = github.sign_in(ann)
@@ -331,11 +331,11 @@ def test_another_endpoint_ends_sign_ins_as_another_issuer_does(
     identity.refresh_from_db()
     assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "settings")
     eventually(lambda: before in github.issuer.revoked)
-    # The client was entered for the issuer of before, and its secret is sent to no other.
+    # The client was entered for the former issuer, so its secret is not sent to another issuer.
     assert "and to enter the client here" in words(github.begin(browser(ann)))
 
 
-# --- Somebody who manages servers is after a client's secret, or what people are granted ------------------------------
+# --- A manager of servers tries to steal a client's secret, or people's tokens ----------------------------------------
 
 
 @pytest.fixture
@@ -345,12 +345,12 @@ def mallory(transactional_db: None) -> User:
 
 @pytest.fixture
 def sent(github: Place) -> Callable[[], list[str]]:
-    """Return a function that lists what was sent to the addresses of `theirs`."""
+    """Return a function that lists the paths requested at the attacker's addresses (see `theirs`)."""
     return lambda: [path for path in github.issuer.asked if path.startswith("/theirs/")]
 
 
 def theirs(github: Place, where: str, name: str = "token") -> str:
-    """Return an attacker's address: on another host, or on the issuer's shared host."""
+    """Return a URL of an attacker, who has another host or shares the issuer's host (`where`)."""
     origin = github.origin if where == "the same host" else github.origin.replace("127.0.0.1", "localhost")
     return f"{origin}/theirs/{name}"
 
@@ -379,11 +379,11 @@ def test_a_client_is_used_at_no_other_endpoints_than_those_it_was_entered_for(
     assert "does not support automatic registration" in words(begun)
     identity.refresh_from_db()
     assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "settings")
-    eventually(lambda: before in github.issuer.revoked)  # Where it was granted.
+    eventually(lambda: before in github.issuer.revoked)  # At the former issuer.
     assert not sent()
     ended = Event.objects.get(action="server.client_changed", actor_email=mallory.email)
     assert ended.changes == {"client": ["ours", None], "issuer": [endpoints["authorization_endpoint"], None]}
-    # Nor is it used again when everything is as before: who entered it is asked again.
+    # The client is not used again after the old endpoints are restored: it must be entered again.
     assert Rest.of(mallory).patch("/servers/github", endpoints).status_code == 200
     assert github.begin(browser(ann)).status_code == 400
 
@@ -414,7 +414,7 @@ def test_a_client_whose_address_did_not_depend_on_its_endpoints_is_used_until_th
     github.set(**endpoints)
     github.knows("ours", redirect_uri(authorize), method="none")
     assert github.enter(boss, "ours", authorize).status_code == 302
-    ClientRegistration.objects.update(redirect_uri=redirect_uri(authorize))  # As it was entered before.
+    ClientRegistration.objects.update(redirect_uri=redirect_uri(authorize))  # Older rows have this URI.
 
     assert github.sign_in(ann).issuer == authorize
 
@@ -547,7 +547,7 @@ def test_another_endpoint_under_a_client_or_a_sign_in_asks_for_the_password(
     assert same["Location"] == "/servers/github/"
 
 
-# --- An issuer that names itself --------------------------------------------------------------------------------------
+# --- An issuer that sends `iss` ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -557,7 +557,7 @@ def test_an_issuer_without_metadata_that_names_itself_has_to_be_expected(github:
 
     refused = client.get(f"{consent(destination(github.begin(client)))}&iss={github.origin}")
 
-    assert "enter it as the expected issuer" in words(refused)
+    assert "nobody has entered the expected issuer of" in words(refused)
     assert "/token" not in github.issuer.asked
     github.set(expected_issuer=github.origin)
     assert client.get(f"{consent(destination(github.begin(client)))}&iss={github.origin}").status_code == 302
@@ -597,7 +597,7 @@ def test_an_entered_endpoint_inside_is_not_called(
     assert identity.secret_ciphertext is None, "what cannot be revoked there is wiped here"
 
 
-# --- What an issuer is told of us, and how we name ourselves there ----------------------------------------------------
+# --- Client metadata that an issuer gets, and client authentication there ---------------------------------------------
 
 
 @pytest.mark.full
@@ -701,7 +701,7 @@ def test_a_renewal_without_a_resource_says_again_which_scopes_it_is_for(
     assert Grant.objects.get(identity=unnamed).scope == "read write"
 
 
-# --- Whose client, whose grant ----------------------------------------------------------------------------------------
+# --- Clients and grants belong to their issuer ------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -746,7 +746,7 @@ def test_a_client_that_is_replaced_leaves_what_was_granted_to_the_one_of_before_
 
     assert said(agents[0].call("github__whoami")) == f"Bearer {access_of(identities[0])}"
     assert github.issuer.forms[-1]["client_id"] == before.client_id
-    # The issuer forgets the client of before: each is asked once more to sign in, and nobody is tried in a circle.
+    # The issuer forgets the former client: each person is asked to sign in again, and renewal is not retried forever.
     del github.issuer.clients[before.client_id]
     expire(*identities)
     asked = len(github.issuer.forms)
@@ -780,7 +780,7 @@ def test_another_secret_of_the_same_client_ends_no_sign_in(github: Place, ann: U
 
 
 def give_up(github: Place, person: User, times: int) -> Any:
-    """Start so many sign-ins that end at the issuer; return the last page before that."""
+    """Start `times` sign-ins that end on an error page of the issuer; return the gateway's last page."""
     client = browser(person)
     pages = [github.begin(client) for _ in range(times)]
     for page in pages:

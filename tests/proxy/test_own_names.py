@@ -1,4 +1,4 @@
-"""Tools called by their server's own name, as MCP Apps do: one server has it, or the call is refused."""
+"""Tools called by the server's own tool name, as by MCP Apps: refused unless exactly one server has the tool."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -21,7 +21,7 @@ __all__ = ["work"]
 
 @pytest.fixture
 def clock(work: Work) -> Upstream:
-    """Add the server `clock` with `now` beside the server `docs` with `it`; both are listed once."""
+    """Add a server `docs` with the tools `it` and `both`, and `clock` with `now` and `both`; list all once."""
     work.put(offering("it", "both"))
     clock = work.put(offering("now", "both"), "clock")
     assert {"docs__it", "clock__now"} <= set(work.agent.tools())

@@ -101,7 +101,7 @@ def test_a_list_does_not_depend_on_what_the_client_that_asked_last_can_do(
     agent: Agent, gateway: Gateway, run: Run
 ) -> None:
     class Shy(Script):
-        """Lists an interactive tool only in sessions of clients with elicitation."""
+        """A server that lists an interactive tool only in sessions of clients that declare elicitation."""
 
         async def initialize(self, request: Request) -> None:
             can = "elicitation" in request.message["params"]["capabilities"]

@@ -176,7 +176,7 @@ def test_the_password_in_a_credential_is_known_too(sent: str) -> None:
 
 @pytest.fixture
 def redacting_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail if this process redacts a large payload."""
+    """Make the test fail if this process, instead of its reader process, redacts a large payload."""
 
     def redact(message: bytes, *_: object) -> None:
         assert len(message) <= INLINE_BYTES

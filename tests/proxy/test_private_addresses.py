@@ -55,7 +55,7 @@ def docs(run: Run) -> Upstream:
 
 
 def named(upstream: Upstream) -> str:
-    """Return its URL with a host name, as of a third party's server."""
+    """Return the server's URL with a host name instead of its address, like that of a third party's server."""
     return upstream.url.replace("127.0.0.1", "localhost")
 
 

@@ -36,7 +36,7 @@ def a_token(slug: str = "work", url: str = "https://docs.example.com/mcp") -> Is
 
 
 def limit(**limits: int) -> None:
-    """Return a function that sets limits per minute: `limit(workspace=10, tokens=5, gateway=7, token=3)`."""
+    """Set limits per minute: `limit(workspace=10, tokens=5, gateway=7, token=3)`."""
     WorkspaceSettings.load()
     for name, most in limits.items():
         table, column = {
@@ -107,7 +107,7 @@ def test_after_the_minute_it_goes_on_as_before(proxy: Proxy, monkeypatch: pytest
 
     assert statuses(agent, 3) == [200, 200, 429]
     monkeypatch.setattr("proxy.store.rate_limits.time", Later(61))
-    assert statuses(agent, 1) == [429]  # By the clock of the database, which all workers share.
+    assert statuses(agent, 1) == [429]  # The database's clock counts, not the worker's.
     sql("""UPDATE proxy_ratecounter SET "window" = "window" - interval '61 seconds'""")
     monkeypatch.setattr("proxy.store.rate_limits.time", Later(122))
     assert statuses(agent, 3) == [200, 200, 429]
@@ -131,7 +131,7 @@ def test_a_new_limit_acts_on_the_next_request(proxy: Proxy) -> None:
         ({"tokens": 2}, 2),
         ({"gateway": 2}, 2),
         ({"tokens": 2, "token": 1}, 1),
-        ({"tokens": 1, "token": 4}, 1),  # A token's owner cannot lift what the workspace set.
+        ({"tokens": 1, "token": 4}, 1),  # A token's owner cannot raise the workspace's limit.
         ({"workspace": 3, "gateway": 2, "token": 4}, 2),
         ({"workspace": 0}, 0),
     ],
@@ -198,7 +198,7 @@ def test_a_worker_forgets_whom_it_has_not_seen_for_a_minute() -> None:
 
 @pytest.mark.full
 def test_two_worker_processes_let_through_what_the_limit_says(live: Serve) -> None:
-    """Within 10 % across processes: only unused leased calls can be missing."""
+    """At least 90 % of the limit is let through: only calls leased to a worker and not used can be missing."""
     issued = live.issue_token(host=make.unique("limited"), gateway="quickstart")
     live.rows("UPDATE tokens_token SET calls_per_minute = 200 WHERE id = %s", issued["id"])
 

@@ -1,4 +1,4 @@
-"""Sign-in at third-party authorization servers: every step of its life, at each of them."""
+"""Sign-in at third-party authorization servers: from sign-in over renewal to revocation, at each server."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Place:
         return Identity.objects.own(person).order_by("-updated_at")[0]
 
     def end(self, identity: Identity, hint: str) -> None:
-        """Let the issuer revoke a token, as its own pages would (RFC 7009)."""
+        """Revoke a token at the issuer (RFC 7009), as the issuer's own pages would."""
         grant = Grant.objects.get(identity=identity)
         client, endpoint = grant.registration.client, grant.revocation_endpoint
         form = {"token": tokens(identity)[hint], "token_type_hint": hint, "client_id": client.client_id}
@@ -74,7 +74,7 @@ class Place:
 
 
 def tokens(identity: Identity) -> dict[str, str]:
-    """Return its stored tokens, decrypted."""
+    """Return the identity's stored tokens, decrypted."""
     identity.refresh_from_db()
     sealed = {
         "access_token": identity.secret_ciphertext,
@@ -99,7 +99,7 @@ def refusal(agent: Agent) -> str:
 
 
 def is_refused(place: Place, token: str) -> bool:
-    """Return True if the server refuses this token as unknown to its issuer."""
+    """Return True if the server answers 401 to this token."""
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     return httpx.post(place.url, json=ping, headers=headers, trust_env=False).status_code == 401
@@ -128,7 +128,7 @@ def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place,
     one, two = place.sign_in(ann), place.sign_in(ben)
     first = tokens(one)
 
-    # Each as oneself, under a name the issuer gave.
+    # Each person calls with their own token, through a client registered dynamically at the issuer.
     assert heard(ann_s) == f"Bearer {first['access_token']}"
     assert heard(ben_s) == f"Bearer {tokens(two)['access_token']}"
     assert one.issuer == two.issuer == place.issuer.name
@@ -136,7 +136,7 @@ def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place,
     assert registration.kind == "dynamic"
     assert registration == Grant.objects.get(identity=two).registration
 
-    # Renewed when it has ended.
+    # An expired token is renewed.
     expire(one)
     assert heard(ann_s) == f"Bearer {tokens(one)['access_token']}"
     assert tokens(one)["access_token"] != first["access_token"]
@@ -154,7 +154,7 @@ def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place,
     assert place.sign_in(ann, f"/identities/{one.pk}/authenticate/") == one
     assert heard(ann_s) == f"Bearer {tokens(one)['access_token']}"
 
-    # Revoked here, the issuer knows neither token any more.
+    # Revocation in the gateway revokes both tokens at the issuer.
     last = tokens(two)
     Identity.objects.get(pk=two.pk).revoke(by=ben)
     eventually(lambda: is_refused(place, last["access_token"]))

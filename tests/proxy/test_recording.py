@@ -1,4 +1,4 @@
-"""Every answered call is in the log, and one statement decides."""
+"""Every answered call is in the log, and one SQL statement decides access."""
 
 import asyncio
 import contextlib
@@ -80,7 +80,7 @@ class Relay:
                 end.shutdown(socket.SHUT_RDWR)
 
     def note(self, pending: bytes, started: bool) -> tuple[bytes, bool]:
-        """Consume whole messages; a Query, or the Bind of a prepared statement, is one statement."""
+        """Record a statement for each Query or Bind message in `pending`; return the rest, and the new `started`."""
         while True:
             skip = 0 if not started else 1
             if len(pending) < skip + 4:
@@ -111,7 +111,7 @@ class Relay:
             each.close()
 
     def run(self, start: int, end: int | None = None) -> list[str]:
-        """Return the statements of the requests in between, without connection set-up and best-effort writes."""
+        """Return the statements from index `start` to `end`, without connection set-up and best-effort writes."""
         beside = re.compile(r"(?:--[^\n]*\n)*(?:SET |PREPARE |UPDATE|INSERT|BEGIN|COMMIT|$)")
         return [each for each in self.statements[start:end] if not beside.match(each)]
 
@@ -145,7 +145,7 @@ def test_one_select_decides_and_nothing_else_is_read_before_the_hop(
         await request.answer({"content": []})
 
     agent = agent_at(start(conninfo=conninfo), run, calling(call, modern=True))
-    for _ in range(SINGLES + 1):  # Once it answers, all its statements are prepared; then it is known to call alone.
+    for _ in range(SINGLES + 1):  # Prepares all statements; then the agent counts as one that calls alone.
         agent.call("docs__it")
     for _ in range(4):
         mark = len(between.statements)
@@ -180,7 +180,7 @@ def test_a_connection_on_which_nonsense_came_is_given_up_and_the_next_statement_
         connection.on_lost = lost.set
         await connection.connect()
 
-        between.sockets[0].sendall(b"T" + bytes(4))  # A message is never shorter than its own length.
+        between.sockets[0].sendall(b"T" + bytes(4))  # Invalid: a length of 0 excludes its own 4 bytes.
         await asyncio.wait_for(lost.wait(), PATIENCE)
 
         assert not connection.connected
@@ -198,7 +198,7 @@ def test_a_call_that_cannot_be_recorded_is_not_answered(proxy: Proxy, run: Run) 
     try:
         answer = agent.call("docs__echo", {"text": "x"})
         assert (answer.status_code, answer.content) == (503, UNRECORDED)
-        assert "retry-after" not in answer.headers  # It may have been executed.
+        assert "retry-after" not in answer.headers  # The call may have been executed.
         assert agent.listed().status_code == 200
         heard = listen(agent, call("docs__slow", {"seconds": 0.1}, token=1))
         assert heard.events[-1]["error"]["message"].startswith("The gateway could not record this call")
@@ -246,7 +246,7 @@ def test_a_log_that_hangs_at_one_process_stops_all_others(start: Start, run: Run
         with psycopg.connect(database.conninfo()) as blocker:
             blocker.execute("LOCK auditlog_call")
             caught = pool.submit(agent.call, "docs__it")
-            eventually(metrics._faults["record"])  # Of the one that began last, which has nothing to write.
+            eventually(metrics._faults["record"])  # The fault of the worker started last, which has no rows to write.
             answer = elsewhere.call("docs__it")
             assert (answer.status_code, answer.content) == (503, UNEXECUTED)
             assert len(executed) == 3
@@ -266,7 +266,7 @@ def test_denials_are_recorded_before_they_are_told(proxy: Proxy, run: Run) -> No
 
 def test_the_row_is_there_when_the_answer_is(proxy: Proxy, run: Run) -> None:
     agent = agent_at(proxy, run, upstreams.docs(json_response=True, stateless=True))
-    eventually(lambda: "docs__echo" in agent.tools())  # A server that is slow at first is not waited for.
+    eventually(lambda: "docs__echo" in agent.tools())  # A list does not wait for a server that is slow at first.
 
     def recorded(number: int) -> bool:
         text = f"{number}"

@@ -31,7 +31,7 @@ from wire.mcp import TOOL
 
 ONE_SENTENCE = re.compile(rf"[A-Z\"](?:(?!\. ).)+\. {re.escape(PUBLIC_URL)}(/\S+)")
 
-# One error of each reason that is found after the decision; those of a server or tool are refusals.
+# An error for each reason that occurs after the access decision.
 FAULTS: dict[str, Exception] = {
     "unknown_tool": UnknownFeature(TOOL, "it"),
     "unknown_task": UnknownTask(),

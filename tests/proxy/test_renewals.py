@@ -209,6 +209,6 @@ def test_a_worker_that_stops_stores_the_token_that_was_being_renewed(
 
 
 def ended(call: Callable[[], object]) -> None:
-    """Make this call, which may be cut off."""
+    """Make this call, and ignore an HTTP error, because the call may be cut off."""
     with suppress(httpx.HTTPError):
         call()

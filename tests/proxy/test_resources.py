@@ -1,4 +1,4 @@
-"""Resources: every listed URI can be read, under one rule, by its own URI at its server."""
+"""Resources: every listed URI can be read, under the same rules as tools, by the server's own URI."""
 
 from typing import Any
 from urllib.parse import quote
@@ -33,7 +33,7 @@ def test_with_one_server_a_uri_passes_as_it_is(work: Work) -> None:
     put(work, resources_read=echo)
 
     assert read(work, "docs://a%20b")["result"] == {"contents": [{"uri": "docs://a%20b", "text": "docs://a%20b"}]}
-    # It may stand before a gateway that maps its own.
+    # The server may itself be a gateway that maps URIs.
     assert read(work, "gateway://inner/x")["result"]["contents"][0]["text"] == "gateway://inner/x"
     row = work.proxy.calls()[0]
     assert (row.method, row.feature_type, row.feature_name) == ("resources/read", "resource", "docs://a%20b")
@@ -202,7 +202,7 @@ def test_a_resource_that_is_switched_off_is_refused_whatever_it_is_called_by(wor
     [
         ("allow_all", True, "docs://page/1", "result"),
         ("allow_all", False, "docs://page/1", -32003),
-        # Servers differ in what an expression may stand for.
+        # Servers differ in which values a template's expression can have.
         ("allow_all", False, "docs://page/1/2", -32003),
         ("allow_all", False, "docs://elsewhere", "result"),
         ("selected", True, "docs://page/1", "result"),

@@ -34,7 +34,7 @@ SECRET = "what-the-call-found"
 
 @dataclass
 class Slow:
-    """A tool that reports progress, waits for the test, reports once more and answers."""
+    """A server whose tool reports progress, waits for the test, reports progress once more and answers."""
 
     begun: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -126,7 +126,7 @@ def test_a_client_that_lost_its_connection_unnoticed_gets_what_was_sent_into_it(
         stream.wait_for(1)
         work.slow.go_on.set()
         assert stream.over.wait(5)
-        # It ended for the gateway; had none of it arrived, the client would have known the first id only.
+        # The gateway has sent the whole stream; a client that got nothing else would resume from the first id.
         assert not StreamEvent.objects.exists()
         with resumed(work.at(1, agent), stream.ids[0]) as rest:
             assert missed(rest) == [progress(7, 1), progress(7, 2), ANSWERED]
@@ -265,7 +265,7 @@ def test_a_standing_stream_goes_on_where_it_broke(work: Work, ana: User, worker:
         assert stream.wait_for(1) == [TOOLS_CHANGED]
     with resumed(work.at(worker, agent), stream.ids[0]) as later:
         later.wait_for(4)
-        # The events sent into it, and then a note that anything may have changed meanwhile.
+        # The stored events, then notifications for every list, because changes may have been missed.
         assert later.ids[0] == stream.ids[1]
         assert sorted(later.methods()) == sorted(
             [
@@ -413,7 +413,7 @@ def test_missed_events_are_written_once_the_database_answers_or_logged_as_lost(
 
 
 class Rows:
-    """Answers every statement with these rows; `written` are the parameters of writing statements."""
+    """A database that answers every statement with `rows`; `written` has the parameters of writing statements."""
 
     def __init__(self, *rows: tuple[Any, ...]) -> None:
         self.rows = rows
@@ -449,7 +449,7 @@ def test_events_for_a_disconnected_client_are_limited_and_keep_its_last_message(
     async def leave() -> None:
         history = stream_events(rows, SimpleNamespace(seal=str.encode)).begin_standing("session")
         history.leave()
-        for _ in range(8):  # Nothing is written meanwhile.
+        for _ in range(8):  # The loop does not run, so nothing is written yet.
             history.add(b"x" * (MOST_BYTES // 4))
         history.add(b"y" * (2 * MOST_BYTES))
         history.end()

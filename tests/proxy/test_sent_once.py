@@ -1,4 +1,4 @@
-"""A call is sent once: whatever its server answers, it is not repeated, and the answer is logged."""
+"""A call is sent once: whatever the server answers, the gateway does not repeat the call, and logs the answer."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ SERVERS = {
     "modern": frozenset({MODERN_ERA}),
     "both": frozenset({SESSION_ERA, MODERN_ERA}),
 }
-# Advice that would have a call executed twice.
+# Advice in an error message after which an agent would repeat a call.
 ADVICE = ("nothing was executed", "not executed", "call again", "try again", "retry")
 AT_ONCE = 24
 
@@ -60,7 +60,7 @@ class Reply(NamedTuple):
 
 @dataclass
 class HttpConnection:
-    """Sends one request after the other: a general HTTP client takes several times as long as the gateway."""
+    """A minimal HTTP client with one connection; a general client would take several times as long as the gateway."""
 
     host: str
     path: str
@@ -156,7 +156,7 @@ def work(proxy: Proxy, run: Run, caplog: pytest.LogCaptureFixture) -> Work:
 
 
 def put(work: Work, server: Counting) -> None:
-    """Add this server to the gateway, listed and called before."""
+    """Add this server to the gateway, list its tool, and call it once."""
     work.put(server.app())
     offer("it", "tool")
     work.agent.listed()
@@ -205,7 +205,7 @@ def faults_of_answer(case: Case, row: Call, *, is_lost: bool, sessions: bool) ->
         yield f"recorded as {row.outcome} {row.deny_reason} {row.rpc_error_code}, not as {outcome} {code}"
     if error["code"] != code or words not in error["message"]:
         yield f"answered with {error}, not with {code} {words}"
-    # A client with a session takes 404 as the end of its session, whatever the body.
+    # A client with a session takes any 404 as the end of its session, so no other case may answer 404.
     if sessions and case.reply.status != (404 if is_lost else 200):
         yield f"answered with HTTP {case.reply.status}"
     if "retry-after" in case.reply.headers:
@@ -240,7 +240,7 @@ def test_a_call_is_executed_once_and_its_row_says_what_the_server_said(
     }
     lines = [f"{name}: {'; '.join(found)}" for name, found in faults.items()]
     assert not lines, "\n".join([f"{len(lines)} of {len(cases)} cases", *lines])
-    assert len(rows) == len(cases) + 1  # And that of the warm-up.
+    assert len(rows) == len(cases) + 1  # One more for the warm-up call.
 
 
 def test_a_call_is_sent_twice_at_most_to_a_server_that_forgets_each_session(work: Work) -> None:

@@ -280,7 +280,7 @@ def test_answers_are_sealed_where_they_wait(work: Work) -> None:
 
 
 def test_two_requests_of_one_server_are_open_at_once(work: Work) -> None:
-    """Each has its own id, in whatever order the answers come."""
+    """Answer two open requests in either order: each has an id of its own."""
     work.server.asks = [FORM]
     person = work.person()
     other = Person(person.agent).initialize()

@@ -65,7 +65,7 @@ class Talker(Counter):
 
     async def _talk(self, receive: Receive, send: Send) -> None:
         await read(receive)
-        said = len(self.say)  # Before the test can know of the stream, and say something on it.
+        said = len(self.say)  # Read before the test can see the stream and add messages.
         self.seen.append(Event("get", None))
         self.open += 1
         await begin_stream(send)
@@ -109,7 +109,7 @@ def test_one_worker_listens_to_a_server_while_a_client_listens_and_passes_its_ch
         eventually(lambda: work.talker.open == 1)
         time.sleep(1)
         assert work.talker.open == 1
-        assert len(work.talker.events("get")) <= 2  # The first may have been for the call.
+        assert len(work.talker.events("get")) <= 2  # The first stream may have been opened for the call.
         work.talker.say.append(CHANGED)
         assert stream.wait_for(1) == [TOOLS_CHANGED]
     eventually(lambda: work.talker.open == 0)
@@ -167,7 +167,7 @@ def test_a_client_that_left_before_it_could_be_asked_is_not_waited_for(
         eventually(lambda: work.talker.open == 1)
         work.talker.say.append({"jsonrpc": "2.0", "id": "r", "method": "roots/list"})
         assert asked.wait(PATIENCE)
-    eventually(lambda: Call.objects.filter(method="GET").count() == 2)  # It began, and ended.
+    eventually(lambda: Call.objects.filter(method="GET").count() == 2)  # The rows of its start and its end.
     left.set()
     eventually(lambda: work.talker.answers)
     assert [(answer["id"], answer["error"]["message"]) for answer in work.talker.answers] == [("r", "The call is over")]
@@ -319,7 +319,7 @@ def test_the_stream_of_a_server_is_read_again_after_what_it_said_could_not_be_pa
 
 
 def held(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> tuple[threading.Event, threading.Event]:
-    """Block this method; return the events of its start and of its release."""
+    """Block this method; return an event set when it is called, and an event that lets it continue when set."""
     goes_on, begun, may_go_on = getattr(owner, name), threading.Event(), threading.Event()
 
     async def slowly(*given: Any) -> Any:
@@ -352,7 +352,7 @@ def test_messages_while_a_clients_stream_begins_are_sent_on_it(
             work.talker.say.append(logged)
             eventually(waiting.exists)
         else:
-            eventually(lambda: stream.pings or stream.ids)  # It is known from before its first byte on.
+            eventually(lambda: stream.pings or stream.ids)  # The stream is registered before its first byte.
         may_go_on.set()
         assert stream.wait_for(1)[0]["params"]["data"] == "x"
     assert not waiting.exists()
@@ -416,7 +416,7 @@ def test_a_server_without_a_stream_is_asked_for_it_once_by_who_listens(
     person = standing_work(server, start, run).person()
     assert "result" in person.call("docs__quick")
     with listening(person.agent, "GET", **person.headers):
-        eventually(lambda: len(server.gets) == 2)  # The first was for the call.
+        eventually(lambda: len(server.gets) == 2)  # The first stream was for the call.
         before = looks[0]
         eventually(lambda: looks[0] > before + 5)
     assert len(server.gets) == 2
@@ -465,7 +465,7 @@ def test_an_update_is_told_once_to_who_listens_for_it_and_to_nobody_else(
         def told(stream: Listener, uri: str) -> int:
             return [event["params"].get("uri") for event in stream.events].count(uri)
 
-        library.update(f"{URI}-too")  # Earlier messages have arrived when this one has.
+        library.update(f"{URI}-too")  # When this message arrives, all earlier ones have.
         eventually(lambda: (told(of_another, also), told(bobs, also)) == (1, 1))
         before = told(mine, MAPPED), told(bobs, MAPPED)
         library.say.append({"jsonrpc": "2.0", "method": "notifications/of_the_future"})

@@ -36,24 +36,24 @@ ON_ITS_STREAM = {**NOTE, "params": {"level": "info", "data": "hello", "logger": 
 
 @dataclass
 class StandingAsker(Asker):
-    """Sends requests on each session's one standing stream; messages before it opens are lost, as in SDKs.
+    """A server that sends its requests on each session's standing stream; earlier messages are lost, as in SDKs.
 
     `slow` sends `said` and then waits for `go`.
     """
 
     said: list[Object] = field(default_factory=list)
     gets: list[str] = field(default_factory=list)
-    """The sessions whose stream was asked for."""
+    """Ids of the sessions for which a client opened a stream."""
     refused: int = 0
     go: threading.Event = field(default_factory=threading.Event)
     offers_stream: bool = True
     has_head: bool = True
     head_seconds: float = 0.0
     pour: bytes = b""
-    """What is said on each stream as soon as it is open."""
+    """The bytes sent on each stream as soon as it is open."""
     open: dict[str, Request] = field(default_factory=dict)
     poured: dict[str, bytes] = field(default_factory=dict)
-    """What was poured into the stream that is open."""
+    """The bytes sent on the open stream, by session id."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -385,7 +385,7 @@ def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, mon
 def test_a_session_dropped_for_another_is_not_listened_to_again(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slow scan of all sessions still has one that was dropped meanwhile."""
+    """Drop a session during a slow scan of all sessions, whose result still contains it."""
     looks: list[Sequence[str]] = []
     has_seen, go = threading.Event(), threading.Event()
     lease = SessionKeeper.lease_rows
@@ -441,7 +441,7 @@ def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
 def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each had a recent call, which alone would keep its stream open."""
+    """Make a recent call in each session: below the limit, such a call keeps the session's stream open."""
     monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 1)
     monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.05)
     first = work.person()
@@ -520,7 +520,7 @@ def test_a_stream_that_is_slow_to_open_is_let_open_whatever_else_is_looked_at(
 def test_a_stream_that_opens_in_silence_is_listened_to_before_the_first_call(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Node sends the response headers only with the first event."""
+    """Let the server send the response headers only with the first event, as servers on Node do."""
     monkeypatch.setattr("proxy.upstream_streams.OPEN_SECONDS", 0.05)
     work.server.has_head = False
     person = work.person()
@@ -548,7 +548,7 @@ def test_calls_in_a_session_that_is_listened_to_run_no_statements_for_it(
     monkeypatch.setattr(StatePool, "fetch", noted)
     assert all("result" in person.call("docs__quick") for _ in range(5))
 
-    # All sessions are looked at beside the calls, once in LEASE_AGAIN_SECONDS.
+    # Sessions are scanned in the background, once in LEASE_AGAIN_SECONDS.
     assert len([sql for sql in run if "proxy_upstreamsession" in sql or "pg_notify" in sql]) <= 1
 
 

@@ -173,7 +173,7 @@ def test_one_of_two_workers_that_open_a_session_at_once_wins_and_the_other_ends_
     client = work.client()
     elsewhere = Agent(work.start().url(work.connection.gateway.slug), client.agent.secret)
     client.initialize()
-    client.count()  # From here on nobody lists.
+    client.count()  # No list is requested after this.
     slow = SlowInitialize(work.counter)
     monkeypatch.setattr(Counter, "_initialize", slow.initialize)
     sql("DELETE FROM proxy_upstreamsession")
@@ -190,7 +190,7 @@ def test_one_of_two_workers_that_open_a_session_at_once_wins_and_the_other_ends_
 
 
 class SlowInitialize:
-    """Answers `initialize` only when two are waiting."""
+    """Handler that answers `initialize` only once two such requests are waiting."""
 
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
@@ -331,7 +331,7 @@ def test_a_connection_keeps_the_hundred_sessions_in_use(work: Work, monkeypatch:
     for client in clients[:3]:
         client.initialize()
     ended = clients[1].count()[1]
-    # All this is in one minute, in which the use of a session is written once; and at two workers.
+    # These calls, at two workers, are in one minute, for which a session's use is written only once.
     clients[0].count()
     clients[2].count()
     kept = clients[0].count(Agent(elsewhere, clients[0].agent.secret))[1]
@@ -369,12 +369,12 @@ def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, mon
     eventually_unused("proxy_upstreamsession", "61 minutes", lambda: work.counter.events("delete"))
     assert [event.session for event in work.counter.events("delete")] == [upstream]
     assert client.count()[0] == 1
-    assert with_own.count() == (2, own)  # It lasts as long as the client's.
+    assert with_own.count() == (2, own)  # Not ended: the client's own session still exists.
 
 
 @pytest.mark.full
 def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage, "SESSION_SECONDS", 0.0)  # Otherwise the first call may be the only one written.
+    monkeypatch.setattr(usage, "SESSION_SECONDS", 0.0)  # Write the use at every call.
     client = work.client()
     client.initialize()
     client.count()
@@ -390,7 +390,7 @@ def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work, monkeypatc
 
 @dataclass
 class Told(Script):
-    """A server that describes itself so."""
+    """A server that describes itself with `said` in its answer to `initialize`."""
 
     said: dict[str, Any] = field(default_factory=dict)
 
@@ -448,7 +448,7 @@ def test_a_servers_messages_to_one_user_do_not_reach_another(start: Start, run: 
 
 @pytest.mark.full
 def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
-    """The deciding statement's reads do not grow with the number of sessions."""
+    """Add many sessions: the access statement reads no more pages than before."""
     client = work.client()
     client.initialize()
     client.count()
@@ -540,7 +540,7 @@ def test_a_server_that_keeps_no_state_is_introduced_once(start: Start, run: Run)
     for agent in (first, second, first):
         assert agent.listed().status_code == 200
 
-    assert len(upstream.asked("initialize")) == 2  # To find out what it is, and to list.
+    assert len(upstream.asked("initialize")) == 2  # One to detect the protocol version, one to list.
 
 
 def test_an_ended_access_is_refused_before_its_session_is_looked_at(work: Work) -> None:

@@ -358,7 +358,7 @@ def test_a_server_that_refuses_a_fresh_token_needs_a_new_sign_in_and_is_not_aske
 
 
 class _Forgetful(dict[str, Any]):
-    """Knows no token."""
+    """A token store in which no token is found."""
 
     def get(self, *_: Any) -> None:
         return None
@@ -388,7 +388,7 @@ def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github:
     assert "Bearer" in said(agent.call("github__whoami"))
 
 
-# --- What changes while a call waits for a renewal -------------------------------------------------------------------
+# --- Changes while a call waits for a renewal ------------------------------------------------------------------------
 
 
 def while_renewing(issuer: Issuer, act: Callable[[], object]) -> list[OAuthToken]:
@@ -483,7 +483,7 @@ def test_an_identity_disabled_during_a_renewal_keeps_the_new_tokens(github: Gith
     assert access_of(identity) == given[0].access_token
 
 
-# --- The way back ----------------------------------------------------------------------------------------------------
+# --- The redirect back -----------------------------------------------------------------------------------------------
 
 
 def test_an_answer_counts_once_and_only_in_the_browser_and_for_the_person_it_was_begun_by(
@@ -543,7 +543,7 @@ def test_somebody_who_says_no_at_the_issuer_is_told_so(github: Github, ann: User
     assert "You did not sign in at GitHub." in page
 
 
-# --- Accounts, shared identities, ends -------------------------------------------------------------------------------
+# --- Accounts, shared identities, and the end of a sign-in -----------------------------------------------------------
 
 
 @pytest.mark.full

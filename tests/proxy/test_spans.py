@@ -38,7 +38,7 @@ def agent_of(proxy: Proxy, upstream: Upstream, slug: str = "docs") -> Agent:
 
 
 def spans_of(collector: Collector, name: str) -> list[Posted]:
-    """Return the spans of the last call, once its own has arrived, which ends last."""
+    """Wait for the span called `name`, which ends last in its trace, and return the spans of that trace."""
     whole = eventually(lambda: collector.named(name))[-1]
     return [span for span in collector.spans if span.trace == whole.trace]
 
@@ -138,7 +138,7 @@ def test_the_trace_in_a_message_goes_before_that_of_its_request(start: Start, ru
 
 
 def test_no_caller_can_have_its_calls_sampled(start: Start, run: Run, collector: Collector) -> None:
-    """A usual sampler would obey the caller's sampled flag."""
+    """The gateway's sampler ignores the caller's sampled flag, which OpenTelemetry's default sampler obeys."""
     upstream = run(offering("it"))
     never, always = start(traces=Traces(collector.url, ratio=0.0)), start(traces=Traces(collector.url))
     agent = agent_of(never, upstream)
@@ -206,7 +206,7 @@ def test_spans_say_why_a_call_failed(start: Start, run: Run, collector: Collecto
         ("tools/call it", "tool_error", True),
         ("tools/call refusing__it", "-32055", True),
         ("tools/call it", "-32055", True),
-        ("tools/call", "unknown_tool", True),  # Span names are few, so unknown names are not in them.
+        ("tools/call", "unknown_tool", True),  # Unknown tool names are left out: span names must be few.
         ("other", None, False),
         ("tools/call", "host_disabled", True),
     ]
@@ -229,7 +229,7 @@ def test_nobody_without_a_token_makes_spans(start: Start, run: Run, collector: C
 def test_a_collector_that_is_down_costs_no_call_and_is_counted(
     start: Start, run: Run, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collector.status = 400  # Which is not tried again.
+    collector.status = 400  # Not retried.
     proxy = start(traces=Traces(collector.url))
     agent = agent_of(proxy, run(offering("it")))
 
@@ -262,7 +262,7 @@ def test_a_queue_that_is_full_drops_spans_and_counts_them(
     eventually(lambda: dropped() == before + 2)
     assert collector.spans == []
 
-    proxy.stop()  # Which posts what waits.
+    proxy.stop()  # Posts the waiting spans.
     assert len(collector.spans) == 2
 
 
@@ -271,7 +271,7 @@ def test_a_collector_that_hangs_holds_up_no_stop(
 ) -> None:
     monkeypatch.setattr("proxy.tracing.LAST_S", 0.2)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "600")
-    collector.status = 503  # Which is tried again and again.
+    collector.status = 503  # Retried repeatedly.
     proxy = start(traces=Traces(collector.url))
     agent = agent_of(proxy, run(offering("it")))
     assert agent.call("docs__it").status_code == 200

@@ -177,7 +177,7 @@ CUTS: dict[str, Callable[[Any, Any], object]] = {
 def test_a_cut_ends_every_stream_of_it_and_nobody_elses(
     start: Start, run: Run, ana: User, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)  # It must be notified, not poll.
+    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)  # The worker must be notified, not poll.
     work = Work(start, run, workers=2)
     agent, other = work.agent("bob"), work.agent("eve")
     body, headers = listen({"toolsListChanged": True}, 5)
@@ -260,7 +260,7 @@ def test_a_token_has_a_bounded_number_of_standing_streams(start: Start, run: Run
 def test_streams_that_are_about_to_begin_count_among_those_of_their_token(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.streams.HANDED_OVER_SECONDS", 3)  # So long none of them has begun.
+    monkeypatch.setattr("proxy.streams.HANDED_OVER_SECONDS", 3)  # None of the resumed streams begins before.
     work = Work(lambda: start(token_calls=2), run)
     agent = in_session(work.agent())
     with ExitStack() as stack:
@@ -268,8 +268,8 @@ def test_streams_that_are_about_to_begin_count_among_those_of_their_token(
         eventually(lambda: sum(b'"busy"' in stream.body for stream in streams) == 1)
         assert all(stream.begun.wait(PATIENCE) for stream in streams)
         assert sum(stream.over.is_set() for stream in streams) == 1
-    eventually(lambda: len(rows(work)) == 5)  # Two that began and ended, and the refusal.
-    with listening(agent, "GET") as again:  # Their places are free.
+    eventually(lambda: len(rows(work)) == 5)  # Start and end of two streams, and the refusal.
+    with listening(agent, "GET") as again:  # The slots of the ended streams are free.
         eventually(lambda: again.ids)
 
 
@@ -293,7 +293,7 @@ def test_many_streams_are_decided_anew_in_few_statements_spread_over_the_time(
     with ExitStack() as stack:
         streams = [stack.enter_context(listening(agent, "GET")) for agent in agents]
         assert all(stream.begun.wait(PATIENCE) for stream in streams)
-        eventually(lambda: len(asked) >= 8)  # The newest are checked individually.
+        eventually(lambda: len(asked) >= 8)  # New streams are checked individually.
         asked.clear()
         eventually(lambda: sum(count for _, count in asked) >= 32)
         parts = 1 if at_once == 100 else 4
@@ -466,7 +466,7 @@ def test_listeners_get_changes_of_the_requested_lists_of_their_own_gateway(start
             stream.wait_for(1)
         work.assignment.features.get().disable(by=ana)
         assert of_tools.wait_for(2)[1]["method"] == TOOLS_CHANGED["method"]
-        work.assignment.disable(by=ana)  # Any list may have changed by that.
+        work.assignment.disable(by=ana)  # This may change any list.
         assert of_prompts.wait_for(2)[1]["method"] == "notifications/prompts/list_changed"
         assert len(others.events) == 1
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @asynccontextmanager
 async def worker(key: bytes = b"") -> AsyncIterator[StreamEvents]:
-    """Yield the events of one worker, which hears the others."""
+    """Yield the StreamEvents of one worker, connected to the bus of all workers."""
     async with hearing(lambda state, bus: StreamEvents(state, bus, Cipher([key or Fernet.generate_key()]))) as events:
         try:
             yield events
@@ -31,7 +31,7 @@ async def worker(key: bytes = b"") -> AsyncIterator[StreamEvents]:
 
 
 async def come_back(events: StreamEvents, history: StreamHistory) -> list[Kept]:
-    """Return what a client gets that resumes this stream from its beginning."""
+    """Return the events that a client gets when it resumes this stream from its beginning."""
     name = EventId("c", history.stream, 0)
     written = events.listen(history.stream)
     await events.want(history.session_id, name)
@@ -79,7 +79,7 @@ async def test_recently_ended_streams_can_be_resumed_within_the_memory_limit(
         last = events.begin_call(session, 3)
         for history in ended:
             await events.want(session, EventId("c", history.stream, 0))
-        # Requests for streams are handled in order: once this one was, the others were too.
+        # Requests for streams are handled in order: when this request is done, the earlier ones are.
         assert await come_back(events, last) == []
         await events.stop()
 
@@ -109,7 +109,7 @@ async def test_messages_of_sessions_without_streams_are_all_written_and_few_held
                 events.keep_waiting(session, text)
         await events.stop()
 
-        gc.collect()  # What another test left lazy reads the database when isinstance asks what it is.
+        gc.collect()  # Below, `type`: isinstance would evaluate lazy objects of other tests, in the database.
         held = [each for each in gc.get_objects() if type(each) is StreamHistory and each.session_id in sessions]
         assert len(held) == 2
         for session in sessions:
@@ -171,7 +171,7 @@ async def test_unwritten_rows_are_written_once_the_database_recovers(
             history.add(b"said")
             history.leave()
             await until(lambda: len(refused) > 1)
-        while not (kept := await come_back(events, history)):  # It is notified when the bus reconnects, too.
+        while not (kept := await come_back(events, history)):  # A reconnecting bus notifies, too.
             pass
         assert [each.data for each in kept] == [b"said"]
         assert "events that a client missed are lost" not in caplog.text

@@ -1,4 +1,4 @@
-"""Progress is streamed as it happens, and a disconnect has its meaning in each era."""
+"""Progress is streamed as it happens; a client's disconnect cancels its call in 2026-07-28, not in the session era."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ def work(proxy: Proxy, run: Run) -> Work:
 
 @dataclass
 class Heard:
-    """An answer in order of arrival."""
+    """A response: its parts in order of arrival."""
 
     kind: str
     events: list[Any] = field(default_factory=list)
@@ -221,7 +221,7 @@ def test_the_gateway_answers_server_requests_on_a_calls_stream(work: Work) -> No
 
 @dataclass
 class Leaving:
-    """A client that disconnects in the middle of a call of so many seconds."""
+    """A client that disconnects in the middle of a call that takes `seconds`."""
 
     seconds: float
     begun: threading.Event = field(default_factory=threading.Event)

@@ -103,7 +103,7 @@ class Library:
                 await answer(send, 202, b"")
 
     async def _talk(self, method: str, receive: Receive, send: Send) -> None:
-        said, begun = len(self.say), (self.session, self.cuts)  # Before a test can know of the stream.
+        said, begun = len(self.say), (self.session, self.cuts)  # Read before the test can see the stream.
         self.open += 1
         await begin_stream(send)
         if method != "GET":
@@ -157,7 +157,7 @@ def not_asked_any_more(library: Library) -> bool:
 
 
 def heard_of(library: Library) -> bool:
-    """Return True if the server was asked to notify of the resource, by its own URI, and its stream is read."""
+    """Return True if the gateway has subscribed to the resource at the server, by the server's URI, and listens."""
     if library.is_modern:
         asked = library.of("subscriptions/listen")
         return library.open > 0 and any(URI in each["notifications"].get("resourceSubscriptions", ()) for each in asked)
@@ -165,7 +165,7 @@ def heard_of(library: Library) -> bool:
 
 
 def updated(library: Library, stream: Listener, known: int) -> Json:
-    """Return the event received after so many updates by a server, sent until the gateway forwards one."""
+    """Send updates until the stream has more than `known` events, and return the first of the new events."""
 
     def is_told() -> bool:
         library.update()
@@ -204,7 +204,7 @@ def test_a_listen_is_told_of_updates_under_the_uri_it_knows(work: LibraryWork) -
         assert told["params"] == {"uri": MAPPED, "_meta": {SUBSCRIPTION: "sub"}}
     eventually(lambda: work.library.open == 0)
     if not work.library.is_modern:
-        # In the session of the connection listeners at other workers may want it too.
+        # Listeners at other workers share the connection's session, so it stays subscribed.
         assert work.library.of("resources/unsubscribe") == []
 
 
@@ -225,14 +225,14 @@ def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: Libra
     asked = len(work.library.of("tools/list"))
     with listening(work.client, "POST", body, **headers) as stream:
         stream.wait_for(1)
-        assert work.library.open == 1  # It was acknowledged when the server was listened to.
+        assert work.library.open == 1  # The gateway acknowledged once it listened to the server.
         work.library.say.append(TOOLS_CHANGED)
         assert stream.wait_for(2)[1]["method"] == TOOLS_CHANGED["method"]
         eventually(lambda: len(work.library.of("tools/list")) > asked)
 
 
 class SlowLists(Library):
-    """Answers tools/list on a test's command."""
+    """A server that delays answers to tools/list until `go` is set, which it is at first."""
 
     def __init__(self) -> None:
         super().__init__(is_modern=False)
@@ -320,7 +320,7 @@ def test_a_listen_that_nobody_needs_any_more_leaves_no_row(start: Start, run: Ru
 
 
 class Silent(Library):
-    """Never answers a subscription, not even with an acknowledgement."""
+    """A server that never answers a subscription, not even with an acknowledgement."""
 
     async def _talk(self, method: str, receive: Receive, send: Send) -> None:
         self.open += 1

@@ -1,4 +1,4 @@
-"""Suspended calls of 2026-07-28: what is held, for how long, and what remains after failures."""
+"""Suspended calls of 2026-07-28: the stored state, its lifetime, and what remains after failures."""
 
 import asyncio
 from typing import Any
@@ -24,7 +24,7 @@ NOT_FOUND = -32601
 
 
 class Hasty(Asker):
-    """Answers so many seconds after its request, whatever the client says."""
+    """A server that answers `seconds` after it has sent its request, whatever the client answers."""
 
     seconds = 0.0
 
@@ -39,7 +39,7 @@ class Hasty(Asker):
 
 
 class ByCall(Asker):
-    """Sends one request in each call, so that calls of one session wait concurrently."""
+    """A server that sends one request in each call, so that several calls of one session wait at the same time."""
 
     async def _call(self, request: Request) -> None:
         waiting = asyncio.get_running_loop().create_future()
@@ -57,7 +57,7 @@ def work(start: Start, run: Run) -> Work:
 
 
 def refused(answered: Object) -> Any:
-    """Return the code of the error its server got instead of an answer."""
+    """Return the code of the error that the server got instead of the client's answer."""
     return answers_of({"result": answered})[0]["error"]["code"]
 
 
@@ -127,7 +127,7 @@ def test_a_call_that_ran_keeps_its_answer_although_its_row_cannot_be_deleted(
 
     async def noted(pending: PendingRequests, uid: str, *given: Any) -> None:
         await add(pending, uid, *given)
-        server.answers.append({})  # Upon which the server ends the call.
+        server.answers.append({})  # The server then ends the call.
 
     monkeypatch.setattr(PendingRequests, "add", noted)
     fail_statements(monkeypatch, END)
@@ -170,7 +170,7 @@ def test_a_question_that_ended_before_its_client_was_asked_is_not_put(
     class Patient(Asker):
         async def _finish(self, request: Request, answers: list[Object]) -> None:
             told.extend(answers)
-            await asyncio.sleep(1)  # Longer than the client's questions are gathered.
+            await asyncio.sleep(1)  # Longer than the gateway collects questions for the client.
             await super()._finish(request, answers)
 
     work.put(Patient(asks=[FORM]).app())

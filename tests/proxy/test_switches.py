@@ -133,7 +133,7 @@ def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
     assert outcome(world.bot.call("github__whoami")) == 200
 
 
-# From the last check to the first, so that each earlier reason appears next.
+# Ordered from the last check to the first, so that each new reason takes precedence over the one before.
 LAYERS = {
     "servers_identity": "identity_disabled",
     "gateways_assignment": "assignment_disabled",
@@ -145,7 +145,7 @@ LAYERS = {
 
 
 def test_the_current_decision_equals_the_answer_to_the_next_call(world: World) -> None:
-    """Each logged call is checked again by the dry run: first its own reason, then the earlier ones."""
+    """Disable one layer after the other: calls are refused for the newest, and the dry run lists all in order."""
     told: list[str] = []
     for table, reason in LAYERS.items():
         sql(f"UPDATE {table} SET enabled = false WHERE id = %s", world.ids[table])

@@ -1,4 +1,4 @@
-"""Tasks: the gateway issues their ids, routes requests to their server, and decides them as calls of their tool."""
+"""Tasks: the gateway issues task ids, routes task requests to the server, and decides them as calls of the tool."""
 
 import base64
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Tasks(Asker):
 
     status: str = "working"
     said: list[Object] = field(default_factory=list)
-    """The params of all that was asked about the task."""
+    """The params of all requests about the task."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,7 +229,7 @@ def test_the_capability_is_announced_without_the_list_and_that_of_clients_is_not
 
 
 def broken(task: str) -> dict[str, object]:
-    """Return ids that look like this one and are invalid."""
+    """Return ids that look like this task id but are invalid."""
     keys = Cipher(settings.ENCRYPTION_KEYS)
     other = Cipher([base64.urlsafe_b64encode(b"k" * 32)])
     facts = keys.open(task.encode())
@@ -379,7 +379,7 @@ def made(agent: Agent) -> str:
 
 def test_a_task_of_2026_is_polled_given_input_and_ended_at_any_worker(work: Work) -> None:
     docs = work.put(ModernTasks())
-    work.put(Script([[]], modern=True), "more")  # With several servers, URIs are mapped.
+    work.put(Script([[]], modern=True), "more")  # With several servers, the gateway maps URIs.
     first, second = work.start(), work.start()
     agent = first.agent(work.connection)
     elsewhere = Agent(second.url("work"), agent.secret)

@@ -1,4 +1,4 @@
-"""Metric labels of gateways and servers: at most so many names, whatever is called."""
+"""Metric labels of gateways and servers: the number of names is limited, whatever is called."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_the_first_names_are_told_apart_and_all_others_are_one(tmp_path: Path) -
 
 
 def test_workers_agree_upon_the_names(tmp_path: Path) -> None:
-    """Each worker has room for one more, but together they must not exceed the limit."""
+    """Let two workers use up a limit of two names: both know both names, and a third counts as other."""
     first, second = names(2, tmp_path), names(2, tmp_path)
 
     assert first.label("one\nline") == "one\nline"

@@ -281,7 +281,7 @@ def test_arguments_are_repeated_in_headers_where_the_schema_says_so(work: Work) 
 
     docs = work.put(calling(call, modern=True, inputSchema=schema))
 
-    # A tool without a row is looked up in a fresh list, which has its schema.
+    # A tool without a row is looked up in a fresh list, which includes the schema.
     assert work.agent.call("docs__it", {"region": "eu"}).json()["result"] == {"content": []}
     assert refused == 0
     # When the schema changes, the refusal is the call's answer, and leads to a fresh list for the next one.
@@ -365,7 +365,7 @@ def test_a_caller_without_a_slot_at_a_slow_server_gets_an_error_and_others_conti
     assert "result" in fine
     [row] = [row for row in work.proxy.calls() if row.deny_reason]
     assert (row.outcome, row.deny_reason) == ("rate_limited", "busy")
-    # Nothing was sent to it, so nothing is known against it.
+    # Nothing was sent to the server, so it counts as healthy.
     assert Server.objects.get(slug="docs").health_error == ""
 
 

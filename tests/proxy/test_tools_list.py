@@ -76,7 +76,7 @@ def test_names_are_ones_that_model_providers_take_and_lead_back(work: Work) -> N
     def answers() -> list[str]:
         return [work.agent.call(name).json()["result"]["content"][0]["text"] for name in expected]
 
-    # Before any list there are no rows: each name is found by a fresh one.
+    # Before the first list there are no rows, so each name is looked up in a fresh list.
     assert answers() == NAMES
     assert work.agent.tools() == expected
     eventually(Feature.objects.filter(exposed_name=expected[0]).exists)
@@ -105,7 +105,7 @@ def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
 
 
 def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> None:
-    """A server lists another's tool name and removes it again: lists and calls agree on its server."""
+    """A server lists another server's tool name and removes it again: lists and calls agree whose tool it is."""
     work.put("sly", offering("named__it", "it"), alias="")
     work.put("named", offering("it"))
     work.agent.tools()
@@ -131,7 +131,7 @@ def test_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
     private = make.server(slug="private", url="http://10.0.0.5/mcp")
     for server in (gone, private):
         make.assignment(work.gateway, server)
-    Server.objects.filter(slug="silent").update(timeout_seconds=2)  # So long the first list waits for it.
+    Server.objects.filter(slug="silent").update(timeout_seconds=2)  # The first list waits that long for the server.
 
     listed = work.agent.listed()
 

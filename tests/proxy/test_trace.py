@@ -64,7 +64,7 @@ def test_a_browser_may_send_its_trace(proxy: Proxy) -> None:
 def test_the_trace_of_a_call_does_not_go_on_with_the_next_one_on_its_connection(
     proxy: Proxy, run: Run, modern: bool
 ) -> None:
-    """Two requests in one write: the second starts where the first ended, with any leftover context."""
+    """Send two requests in one write: the second is handled right after the first, with any context it left behind."""
     upstream = run(Script(pages=[[{"name": "it", "inputSchema": {"type": "object"}}]], modern=modern).app())
     user = make.user()
     gateway = make.gateway(make.server(slug="docs", url=upstream.url))
@@ -107,7 +107,7 @@ def test_a_session_does_not_remember_the_trace_it_was_opened_in(
 
 
 def test_nothing_in_the_proxy_is_kept_beside_its_request() -> None:
-    """A task's inherited context belongs to another request if both share a connection."""
+    """The proxy uses no context variables: tasks on one connection would inherit those of another request."""
     for path in Path(package.__file__ or package.__path__[0]).parent.glob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         imported = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}

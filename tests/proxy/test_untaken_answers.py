@@ -57,7 +57,7 @@ def test_a_client_that_reads_no_answers_gets_no_more_and_delays_nobody(start: St
         agent.listed()
 
     with left_unread(work.agent):
-        eventually(lambda: large_calls() == 1)  # It was executed, and has its row.
+        eventually(lambda: large_calls() == 1)  # The call was executed, and its row written.
         asked = len(upstream.asked("tools/call"))
 
         for agent in (work.agent, sibling):

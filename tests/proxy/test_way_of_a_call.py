@@ -20,7 +20,7 @@ from tests.proxy.scripted import Request, calling
 from tests.proxy.test_tools_call import work_of
 from tests.workspace import ROOT
 
-# What a reader of one call opens beside the server in front, and how often a function calls into another of them.
+# Limits for one call: modules entered, calls from one of these modules into another, and documented steps.
 MAX_MODULES = 16
 MAX_JUMPS = 80
 MAX_STEPS = 15
@@ -32,7 +32,7 @@ ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
 def module_of(code: CodeType) -> str:
     """Return the module of proxy/ or wire/ with this code; empty for any other."""
     path = Path(code.co_filename)
-    beside = path == ROOT / "wire" / "background.py"  # On a busy machine a loop turns during each of the calls.
+    beside = path == ROOT / "wire" / "background.py"  # Background loops may run during any call.
     is_ours = (path.is_relative_to(ROOT / "proxy") or path.is_relative_to(ROOT / "wire")) and not beside
     return ".".join(path.relative_to(ROOT).with_suffix("").parts) if is_ours else ""
 
@@ -70,7 +70,7 @@ def way_of_a_call(start: Start, run: Run, *, modern: bool) -> Counter[tuple[str,
     work = work_of(start(client_address=lambda peer, _: peer), run)
     work.put(calling(call, modern=modern))
     assert "result" in work.agent.call("docs__it").json()
-    eventually(Feature.objects.exists)  # Written beside the answer; until then each call lists first.
+    eventually(Feature.objects.exists)  # Written after the answer; until then each call lists first.
     assert "result" in work.agent.call("docs__it").json()
     calls = []
     for _ in range(3):

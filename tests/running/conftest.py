@@ -17,14 +17,14 @@ from tests import cluster
 from tests.running.starts import password_of, serving, signs_in
 
 
-# Not pytest's own folder, which each run closes to others, including the account of PostgreSQL.
+# Not pytest's temporary folder, which other accounts, including PostgreSQL's, cannot read.
 @contextmanager
 def folder() -> Iterator[Path]:
     with TemporaryDirectory(prefix="gateway-admin-", ignore_cleanup_errors=True) as path:
         yield Path(path)
 
 
-# Each of these alone would make libpq connect elsewhere, or fail.
+# Each of these variables alone would make libpq connect elsewhere, or fail.
 FOREIGN = {
     "PGPORT": "1",
     "PGHOST": "db.invalid",
@@ -80,13 +80,13 @@ def finished() -> Path:
 
 @pytest.fixture(scope="session")
 def first(finished: Path) -> FirstStart:
-    """The first start of `finished`."""
+    """Observations of the first start in the data directory `finished`."""
     return FirstStart(*json.loads(finished.with_name("seen.json").read_text()))
 
 
 @pytest.fixture
 def home(finished: Path) -> Iterator[Path]:
-    """A copy of `finished` for one test; its PostgreSQL ends with the test."""
+    """A copy of the directory `finished` for one test; a PostgreSQL still running there is ended with the test."""
     with folder() as path:
         copy = path / "var"
         subprocess.run(["cp", "-a", str(finished), str(copy)], check=True)

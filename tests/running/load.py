@@ -33,7 +33,7 @@ class Load(Agents):
     slowest: float = 0
 
     def wait_for(self, more: int, seconds: float = 60) -> None:
-        """Return after so many more answered calls."""
+        """Wait until `more` further calls have been answered."""
         goal, deadline = len(self.answered) + more, time.monotonic() + seconds
         while len(self.answered) < goal:
             assert time.monotonic() < deadline, f"{len(self.answered)} answers, {goal} wanted"
@@ -67,7 +67,7 @@ def on(served: Started) -> Load:
     words = ("issue_token", "--user", "admin@localhost", "--host", "Load", "--gateway", "quickstart")
     done = manage(served.home, *words)
     assert done.returncode == 0, done.stderr
-    # Without a pause they would keep both cores busy for as long as something takes to come back.
+    # Without a pause, the agents would keep the cores busy while a killed process restarts.
     return Load(f"{served.url}/mcp/quickstart", json.loads(done.stdout)["token"], pause=0.05)
 
 

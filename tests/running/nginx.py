@@ -25,7 +25,7 @@ http {{
 
 
 def program_of(package: str) -> str:
-    """Return the program of this name."""
+    """Return the path of the program, which has the same name as its Debian package."""
     program = shutil.which(package, path=f"{os.environ['PATH']}:/usr/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
     assert program, f"These tests need {package}: install Debian's package {package}."
     return program
@@ -44,7 +44,7 @@ def started(home: Path, http: str) -> subprocess.Popen[bytes]:
     version = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr
     if tuple(map(int, re.findall(r"\d+", version)[:3])) < (1, 25, 1):
         http = http.replace("    http2 on;\n", "")
-    home.chmod(0o755)  # Its workers run as another user.
+    home.chmod(0o755)  # nginx's workers run as another user.
     configuration = home / "nginx.conf"
     configuration.write_text(RUN.format(home=home, http=http))
     process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
@@ -54,7 +54,7 @@ def started(home: Path, http: str) -> subprocess.Popen[bytes]:
 
 
 class Nginx:
-    """Serves the next of `ports` at `port`, and at each of `doors` only the one with the same index."""
+    """nginx in front of `ports`: `port` uses them in turn, each of `doors` only the port with the same index."""
 
     def __init__(self, port: int, ports: list[int]) -> None:
         self.doors = [free_port() for _ in ports]

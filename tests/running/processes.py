@@ -17,7 +17,7 @@ def workers(pid: int) -> list[psutil.Process]:
 
 
 def chores(pid: int) -> list[psutil.Process]:
-    """Return its chores processes: one, except while another takes over."""
+    """Return the chores processes of the `serve` with this process id: one, or two while a new one takes over."""
     return [child for child in _children(pid) if _does_chores(child)]
 
 

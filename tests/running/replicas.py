@@ -97,9 +97,9 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 class Troubled(Counter):
-    """A counter that can also send requests to its client (`ask`; on the session's stream if `standing`).
+    """A counting server that can also send requests to its client (tool `ask`; on the session's stream if `standing`).
 
-    Its tool `bad` does what its argument `how` says.
+    The tool `bad` misbehaves in the manner that its argument `how` names (FAULTS).
     """
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ class Troubled(Counter):
         await send({"type": "http.response.body", "body": event(body)})
 
 
-# What `bad` does, and the reason in the error it ends in.
+# Values of `how` for the tool `bad`, and the reason in the gateway's error.
 FAULTS = {
     "hang": "timeout",
     "garbage": "bad_answer",
@@ -223,7 +223,7 @@ class Replicas:
     made: int = field(default=0)
 
     def agent(self, upstream_url: str = "") -> Agent:
-        """Return a client with its own token, at its own gateway with the server."""
+        """Create a gateway with the upstream server, and a token for it; return a client with that token."""
         url = upstream_url or self.upstream_url
         self.made += 1
         name = f"work{self.made}"
@@ -245,7 +245,7 @@ class Replicas:
         return Agent(agent.url.replace(self.url, door), agent.secret, agent.headers)
 
     def rows(self, agent: Agent) -> list[Json]:
-        """Return the log rows of this client, oldest first."""
+        """Return the rows of this client's gateway in the log, oldest first."""
         slug = agent.url.rsplit("/", 1)[1]
         return self.serves[0].rows("SELECT * FROM auditlog_call WHERE gateway_name = %s ORDER BY created_at", slug)
 
@@ -271,7 +271,7 @@ def call(name: str, request_id: object = 7, **arguments: Any) -> Json:
 
 
 def count(agent: Agent) -> tuple[int, str]:
-    """Return the number of this call in the session at the server, and that session."""
+    """Call `count`; return the number of this call in the server's session, and the id of that session."""
     counted = agent.call("count").json()["result"]["structuredContent"]
     return counted["count"], counted["session"]
 
@@ -292,7 +292,7 @@ def replicas(
     before: type[RoundRobin] | type[Nginx] = RoundRobin,
     **settings: str,
 ) -> Iterator[Replicas]:
-    """Yield the replicas, ready, behind this front; on a new database unless one is given."""
+    """Yield the ready replicas behind a front of the type `before`, on a new database unless a URL is given."""
     counter, port = Troubled(), free_port()
     url = f"http://localhost:{port}"
     if before is Nginx:
@@ -306,7 +306,7 @@ def replicas(
     front = before(port, [serve.port for serve in serves])
     try:
         with upstreams.running(counter) as upstream:
-            with ThreadPoolExecutor() as starts:  # At once, as an orchestrator does.
+            with ThreadPoolExecutor() as starts:  # Concurrently, as an orchestrator starts them.
                 list(starts.map(Serve.start, serves))
             yield Replicas(serves, front, url, counter, upstream.url)
             for serve in serves:

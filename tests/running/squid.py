@@ -35,14 +35,14 @@ never_direct allow all
 
 
 class Squid:
-    """Listens at `port`; allowed requests go to its parent."""
+    """A squid process that listens at `port`; allowed requests are forwarded to the parent proxy."""
 
     def __init__(self, parent: int, user: str, secret: str) -> None:
         program = shutil.which("squid", path="/usr/sbin:/usr/bin:/usr/local/sbin")
         assert program, "This test needs squid: install Debian's package squid."
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="gateway-squid-"))
-        self._home.chmod(0o777)  # It runs as another user.
+        self._home.chmod(0o777)  # squid runs as another user.
         hashed = subprocess.run(["openssl", "passwd", "-apr1", secret], check=True, capture_output=True, text=True)
         (self._home / "users").write_text(f"{user}:{hashed.stdout}")
         configuration = self._home / "squid.conf"
@@ -58,7 +58,7 @@ class Squid:
             return one.connect_ex(("127.0.0.1", self.port)) == 0
 
     def log(self) -> str:
-        """Return its logs."""
+        """Return the text of squid's logs."""
         files = [self._home / name for name in ("cache.log", "access.log")]
         return "\n".join(file.read_text() for file in files if file.exists())
 

@@ -20,7 +20,7 @@ from tests.workspace import free_port
 
 @dataclass
 class Standby:
-    """A running replica; `url` is that of its database of the same name."""
+    """A running replica; `url` is the URL of the replica's database, which has the primary database's name."""
 
     binaries: Path
     folder: Path
@@ -43,11 +43,11 @@ class Standby:
         self._run("pg_ctl", "start", "-w", "-D", self._data, "-l", str(self.folder / "log"), "-o", options)
 
     def kill(self) -> None:
-        """Kill it, like a machine that loses power."""
+        """Kill the replica, like a machine that loses power."""
         self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._data)
 
     def freeze(self) -> None:
-        """Freeze it, like a machine out of memory: it neither answers nor ends."""
+        """Freeze the replica, like a machine out of memory: it neither answers nor ends."""
         for process in self._processes():
             process.suspend()
 
@@ -60,7 +60,7 @@ class Standby:
         return [postmaster, *postmaster.children()]
 
     def pause(self) -> None:
-        """Let it fall behind: it receives data and does not replay it."""
+        """Let the replica fall behind: it receives data but does not replay them."""
         self.execute("SELECT pg_wal_replay_pause()")
         eventually(lambda: self.execute("SELECT pg_get_wal_replay_pause_state()") == "paused")
 
@@ -68,7 +68,7 @@ class Standby:
         self.execute("SELECT pg_wal_replay_resume()")
 
     def promote(self) -> None:
-        """Make it a primary."""
+        """Promote the replica to a primary."""
         self._run("pg_ctl", "promote", "-w", "-D", self._data)
 
     @property

@@ -63,7 +63,7 @@ class Started:
         return is_ready(self.port)
 
     def wait(self, seconds: float = 180) -> None:
-        """Wait until it is ready; fails with its output if it ends or takes longer."""
+        """Wait until the server is ready; fails with the server's output if it ends or takes longer."""
         deadline = time.monotonic() + seconds
         while not self.is_ready():
             assert self.process.poll() is None, f"serve ended with {self.process.returncode}:\n{self.log()}"
@@ -71,7 +71,7 @@ class Started:
             time.sleep(0.05)
 
     def stop(self) -> int:
-        """Ask it to end, like Ctrl-C or a service manager; return its exit code."""
+        """Ask the process to end, like Ctrl-C or a service manager; return its exit code."""
         self.process.terminate()
         return self.process.wait(timeout=90)
 

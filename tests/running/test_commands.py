@@ -196,7 +196,7 @@ def test_a_start_with_another_secret_key_says_that_everybody_signs_in_again(monk
 
 
 class FarAway(psycopg.Connection[Any]):
-    """A connection to a distant database."""
+    """A database connection that waits 20 ms longer for each result, as if the database were far away."""
 
     def wait(self, *args: Any, **options: Any) -> Any:
         time.sleep(0.02)
@@ -253,7 +253,7 @@ def test_housekeeping_asks_the_servers_nobody_has_heard_of(run: Run, monkeypatch
 
 
 def test_no_command_judges_the_code_again() -> None:
-    """`make check` has run Django's checks, which load every page and would double the time of most commands."""
+    """No command runs Django's system checks: `make check` runs them, and they would double most commands' time."""
     names = [name for name, app in get_commands().items() if app == "gatewayadmin"]
     commands = {name: load_command_class("gatewayadmin", name) for name in names}
     parsers = {name: command.create_parser("manage.py", name) for name, command in commands.items()}

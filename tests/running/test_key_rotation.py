@@ -99,7 +99,7 @@ def test_the_keys_are_rotated_under_load_as_printed_and_no_call_fails(tmp_path: 
 
 
 def end_the_old_token_key(ours: Installation, first: str, other: str, old_tokens: str) -> None:
-    """Remove it once its last token is rotated or revoked, and replace the key of web sessions."""
+    """Remove the old token key once its last token is rotated or revoked, and replace the key of web sessions."""
     serve = ours.both.serves[0]
     serve.commands.stop()  # Commands read the keys at their start.
     made = serve.manage("shell", "--no-imports", "-c", ROTATE.format(pk=first)).split()[-1]
@@ -108,7 +108,7 @@ def end_the_old_token_key(ours: Installation, first: str, other: str, old_tokens
     with httpx.Client(base_url=ours.both.url, timeout=30) as browser:
         assert sign_in(browser, PERSON, PASSWORD)
         assert browser.get("/").status_code == httpx.codes.OK
-        serve.settings["GATEWAY_SECRET_KEY"] = cluster.keys()["GATEWAY_SECRET_KEY"]  # Both have the same settings.
+        serve.settings["GATEWAY_SECRET_KEY"] = cluster.keys()["GATEWAY_SECRET_KEY"]  # Both replicas use these settings.
         for one in ours.both.serves:
             one.stop()
             one.start()

@@ -13,7 +13,7 @@ from tests.running.conftest import postmaster
 from tests.running.processes import runs, workers
 from tests.running.starts import serving
 
-pytestmark = pytest.mark.xdist_group("kill")  # Each of these keeps both cores busy.
+pytestmark = pytest.mark.xdist_group("kill")  # Each of these tests keeps both cores busy.
 
 
 def kill_postgres(home: Path) -> int:

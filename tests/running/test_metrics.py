@@ -31,7 +31,7 @@ def issued(live: Serve) -> Iterator[dict[str, str]]:
 
 
 def numbers(live: Serve) -> Numbers:
-    """Return every sample by its name and the values of its labels, in the order of their names."""
+    """Return the value of every sample, by metric name and label values (in the order of the label names)."""
     families = text_string_to_metric_families(httpx.get(f"{live.url}/metrics").text)
     return {
         (one.name, *(value for name, value in sorted(one.labels.items()) if name != "replica")): one.value
@@ -41,7 +41,7 @@ def numbers(live: Serve) -> Numbers:
 
 
 def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Numbers:
-    """Return the growth of the metrics, once it is `enough`: workers write them once a second."""
+    """Wait until the growth of the metrics since `before` is `enough`, and return it; workers write once a second."""
     deadline = time.monotonic() + PATIENCE
     while True:
         after = {name: value - before.get(name, 0) for name, value in numbers(live).items()}
@@ -130,10 +130,10 @@ def test_printed_metrics_are_documented(live: Serve) -> None:
 
 
 def test_documented_metrics_exist() -> None:
-    """A metric with labels is exported only once it counts something, so the code is searched."""
+    """Read the registry, not /metrics, which exports a metric with labels only once it has counted something."""
     serving = ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping")
     for name in (*serving, "proxy.metrics", "wire.background"):
-        import_module(name)  # Which enters its numbers.
+        import_module(name)  # Importing registers the module's metrics.
     ours = [one for one in REGISTRY.collect() if one.name.startswith("gateway_")] + health.families([], 0.0, 0)
     counted = {f"{one.name}_total" if one.type == "counter" else one.name for one in ours}
 

@@ -28,7 +28,7 @@ PAGE = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 PRINTED = "postgresql://gateway:secret@db.internal:5432/gateway"
 OWNER_OF_ALL = {"GATEWAY_ADMIN_EMAIL": "ops@example.com", "GATEWAY_ADMIN_PASSWORD": "a password of the operator's"}
 NOW = datetime.now(UTC).date()
-MONDAY = NOW - timedelta(days=42 + NOW.weekday())  # Within retention, and before the partitions of days begin.
+MONDAY = NOW - timedelta(days=42 + NOW.weekday())  # Within retention; calls of that age have weekly partitions.
 COLUMNS = """
 SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute
 WHERE attrelid = 'auditlog_call'::regclass AND attnum > 0 AND attname NOT IN ('id', 'created_at')
@@ -124,7 +124,7 @@ def test_everything_is_moved_as_printed_and_serves(fresh: Path, database_url: st
         assert contents(connection) == before
         partitions = connection.execute(f"SELECT count(*) FROM auditlog_call_{MONDAY:%G_w%V}".encode()).fetchone()
         assert partitions == (1,)
-        with pytest.raises(psycopg.errors.RestrictViolation):  # The logs are insert-only there too.
+        with pytest.raises(psycopg.errors.RestrictViolation):  # The moved logs are insert-only too.
             connection.execute("DELETE FROM auditlog_call")
     with embedded(fresh) as connection:
         assert contents(connection) == before
@@ -148,7 +148,7 @@ def test_a_failed_move_leaves_an_empty_target_and_can_be_repeated(home: Path, da
     assert manage(home, "migrate", **settings).returncode == 0
     with psycopg.connect(database_url, autocommit=True) as connection:
         made = contents(connection)
-        # One of the last tables takes no rows.
+        # One of the last tables to be moved accepts no rows.
         connection.execute("ALTER TABLE tokens_token ADD CONSTRAINT never CHECK (false)")
         connection.execute("ALTER TABLE servers_server ADD CONSTRAINT never CHECK (false)")
 

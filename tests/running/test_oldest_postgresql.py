@@ -29,7 +29,7 @@ pytestmark = pytest.mark.xdist_group("oldest PostgreSQL")
 
 LIMIT, CALLS = 60, 400
 
-# What runs SQL of its own, and the tests that run all of it. Migrations are run by all of them.
+# Modules that run SQL of their own, with the tests that run all of that SQL. Every test runs the migrations.
 PROOFS = {
     "accounts/models/attempts.py": "tests/oauth/test_limits.py",
     "accounts/rules.py": "tests/house/test_locks.py",
@@ -71,16 +71,16 @@ PROOFS = {
     "hosts/least_privilege.py": "tests/hosts/test_least_privilege.py",
     "gatewayadmin/incident/activity.py": "tests/gatewayadmin/test_incident.py",
 }
-# These start Debian's PostgreSQL themselves, so `make test-all` has run them on the oldest.
+# These tests start Debian's PostgreSQL themselves, so `make test-all` runs them on the oldest version anyway.
 ON_THE_OLDEST = {
     "tests/running/test_move_database.py",
     "tests/running/test_roles_and_migrations.py",
     "tests/running/test_scale_out.py",
 }
-# These take a workspace of their own, which is here the one of `served`.
+# Tests of a running workspace, which this module would run on the workspace of `served`.
 LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]
 RUNS_SQL = {"execute", "raw", "RawSQL", "PgConnection"}
-RUN_FOR_OTHERS = {"gatewayadmin/management/base.py"}  # Commands of Django.
+RUN_FOR_OTHERS = {"gatewayadmin/management/base.py"}  # Runs the SQL of Django's own commands.
 
 
 @pytest.fixture(scope="module")

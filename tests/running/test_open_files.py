@@ -72,7 +72,7 @@ class Clients:
 def test_every_call_is_answered_while_more_clients_listen_than_files_may_be_open(
     live_alone: Serve, soft: int, hard: int | None, clients: int
 ) -> None:
-    open_files.raise_limit()  # Of the clients.
+    open_files.raise_limit()  # For the clients in this process.
     live_alone.settings["GATEWAY_TOKEN_CALLS"] = "10000"
     serve = live_alone.start(files=(soft, hard or resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     issued = serve.issue_token(host="Listeners", gateway="quickstart")
@@ -91,7 +91,7 @@ def test_every_call_is_answered_while_more_clients_listen_than_files_may_be_open
 
 
 async def _listen_and_call(clients: Clients, number: int, agent: Agent, url: str) -> list[Counter[int]]:
-    """Open so many streams at once; return the answers to calls and /livez, meanwhile and afterwards."""
+    """Open `number` streams at once; return the statuses of calls and /livez while they open, and afterwards."""
     meanwhile, afterwards = Counter[int](), Counter[int]()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(clients.close)

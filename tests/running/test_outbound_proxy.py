@@ -64,8 +64,9 @@ def asked_for_calls(proxy: ForwardProxy) -> list[str]:
 
 @pytest.mark.full
 def test_everything_goes_out_through_the_proxy_as_printed() -> None:
-    """Includes servers at a checked address and at a name the proxy resolves, a private one without it, a webhook and
-    spans.
+    """Call servers at a checked address, at a name that the proxy resolves, and at a private address without the proxy.
+
+    A webhook and spans are sent through the proxy too.
     """
     with ExitStack() as stack:
         directory = stack.enter_context(folder())
@@ -109,7 +110,7 @@ def test_everything_goes_out_through_the_proxy_as_printed() -> None:
 
 @pytest.mark.full
 def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words() -> None:
-    """squid with its own user and rules for names and ports, with both HTTP clients."""
+    """Use both HTTP clients behind a squid that has a user, and rules for names and ports."""
     with ExitStack() as stack:
         directory = stack.enter_context(folder())
         end = certificate(directory / "end.pem", PUBLIC, NAMED, "banned.example.com")

@@ -25,7 +25,7 @@ from wire.versions import NAME, VERSION
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
-APART = {"docs", "static", "templates"}  # Beside the packages in a checkout, in one of them when installed.
+APART = {"docs", "static", "templates"}  # Top-level in a checkout; in a package when installed.
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +114,7 @@ class Installed:
         self._install("--no-deps", "--offline", str(wheel))
         if packages:
             self._install("--require-hashes", "-r", packages)
-        else:  # The packages of this environment, which are equal, without the checkout.
+        else:  # Use the same packages from this test environment, without the checkout.
             ours = sysconfig.get_path("purelib", vars={"base": str(self.folder)})
             (Path(ours) / "ours.pth").write_text(sysconfig.get_path("purelib"))
 

@@ -33,7 +33,7 @@ type Keys = Callable[..., None]
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keys]:
-    """Yield a function that restarts with these keys, newest first."""
+    """Yield a function that sets the encryption keys, newest first, and drops the cipher, as a restart does."""
 
     def restart(*newest_first: bytes) -> None:
         monkeypatch.setattr(settings, "ENCRYPTION_KEYS", list(newest_first))
@@ -85,7 +85,7 @@ def test_every_secret_moves_and_the_old_key_may_go(keys: Keys) -> None:
 
 
 def test_every_table_that_names_a_key_is_counted_by_keys() -> None:
-    """Uncounted data would be lost with a key that `keys` reports as removable."""
+    """Rows that `keys` does not count would be lost with a key that it reports as removable."""
     tables = {model._meta.db_table for model in apps.get_models() if "key_id" in {f.name for f in model._meta.fields}}
 
     with CaptureQueriesContext(database) as asked:
@@ -229,7 +229,7 @@ def test_a_revoked_identity_stays_wiped(keys: Keys) -> None:
 
 
 def test_replacing_meanwhile_loses_nothing(keys: Keys) -> None:
-    """In either order, the replaced secret is the one stored."""
+    """Replace secrets while `reencrypt` runs: whichever writes first, the new secret is stored."""
     keys(OLD)
     identities = [an_identity() for _ in range(20)]
     keys(NEW, OLD)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -133,6 +134,19 @@ def test_tables_of_a_version_that_does_not_fit(fresh: Path, change: str) -> None
     port = str(free_port())
     for command in (("migrate",), ("serve", "--port", port), ("serve", "--no-migrate", "--port", port), ("keys",)):
         assert words in refusal(fresh, *command, DATABASE_URL=address, **KEYS), command
+
+
+@pytest.mark.full
+def test_a_database_in_another_encoding_than_utf8(fresh: Path) -> None:
+    name = f"ascii_{os.getpid()}"
+    address = os.environ[cluster.ADDRESS]
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} ENCODING SQL_ASCII LOCALE 'C' TEMPLATE template0".encode())
+    settings = {"DATABASE_URL": urlunsplit(urlsplit(address)._replace(path=f"/{name}")), **KEYS}
+
+    for command in (("migrate",), ("serve", "--port", str(free_port()))):
+        said = refusal(fresh, *command, **settings)
+        assert said.endswith("The database has the encoding SQL_ASCII: create one with ENCODING 'UTF8'."), command
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""Two `serve` on one database, without sticky sessions, also behind nginx: any serves any request of a session."""
+"""Two `serve` on one database, without sticky sessions, also behind nginx: either answers any request of a session."""
 
 import json
 import threading
@@ -82,7 +82,7 @@ def each_takes_some(both: Replicas) -> bool:
 def test_a_client_has_one_session_at_the_server_whichever_replica_takes_its_calls(both: Replicas) -> None:
     agent = both.agent()
     one, two = in_session(agent), in_session(agent)
-    eventually(lambda: each_takes_some(both))  # nginx passes over one that was away for ten seconds.
+    eventually(lambda: each_takes_some(both))  # nginx skips a replica for ten seconds after it was down.
     taken = len(both.front.taken)
 
     counted = [count(one) for _ in range(12)]
@@ -108,7 +108,7 @@ def test_calls_at_once_of_a_fresh_session_share_one_session_at_the_server(both: 
     assert len({session for _, session in counted}) == 1
 
 
-# Create a person with their own token, at the gateway of the agent before, and a provisioning key for members.
+# Create a person with a token at an existing agent's gateway, and a provisioning key for members.
 PROVISION = """
 import json
 from accounts.models import Role, User
@@ -145,7 +145,7 @@ def test_a_person_deactivated_by_a_directory_is_refused_on_the_next_call_at_ever
         return httpx.patch(url, json=body, headers=headers, trust_env=False, timeout=30).status_code
 
     for number in (0, 1):
-        # Every worker has answered this person.
+        # Every worker has served this person before.
         assert all(count(one) for _ in range(2 * WORKERS) for one in (agent, session))
         assert provision(number, active=False) == 204
         # Each connection is a new one, so that all workers are asked.
@@ -325,7 +325,7 @@ def test_clients_of_all_replicas_are_told_of_a_changed_list(both: Replicas) -> N
     with listening(clients[0], "GET") as one, listening(clients[1], "GET") as two:
         for stream in (one, two):
             assert stream.begun.wait(PATIENCE)
-        time.sleep(1.5)  # The latest facts about the server have been written.
+        time.sleep(1.5)  # Until the workers have stored the latest facts about the server.
         told = [len(stream.events) for stream in (one, two)]
         both.shell(
             "from gateways.models import Assignment\n"
@@ -384,7 +384,7 @@ def test_a_lost_listen_loses_no_answer(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     with listening(both.at(0, agent), "POST", call("ask")) as answer:
         asked = heard(answer, "elicitation/create")
-        eventually(lambda: len(both.serves[0].rows(f"SELECT pid {BUSES}")) == 4)  # One of each worker.
+        eventually(lambda: len(both.serves[0].rows(f"SELECT pid {BUSES}")) == 4)  # One connection of each worker.
         assert len(both.serves[0].rows(f"SELECT pg_terminate_backend(pid) {BUSES}")) == 4
         reply = {"jsonrpc": "2.0", "id": asked["id"], "result": ACCEPTED}
         assert both.at(1, agent).post(reply).status_code == 202

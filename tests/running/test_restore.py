@@ -128,7 +128,7 @@ def at_gateway(serve: Serve, secret: str) -> Agent:
 
 
 def seal_and_send(drill: Drill, serve: Serve) -> None:
-    """Wait until the sink has all current calls, and a checkpoint made since."""
+    """Wait until the sink has received all current calls, and a checkpoint newer than the current one."""
     wanted = logged(serve)
     [last] = serve.rows("SELECT coalesce(max(number), 0) AS number FROM auditlog_checkpoint")
 
@@ -161,7 +161,7 @@ def test_a_backup_made_under_load_is_restored_elsewhere_and_goes_on_as_the_page_
         noted = restore(drill, new, before)
         new.start()
         goes_on(drill, new, before)
-        # The checkpoints of the time between, whose numbers are given again.
+        # Checkpoints made between backup and loss; the restored gateway uses their numbers again.
         abandoned = {row["number"] for row in map(json.loads, lines.read_text().splitlines()) if is_after(row, noted)}
         assert abandoned
         [findings] = re.findall(r"(\d+) findings?", new.refusal("verify_log", "--received", str(lines)))
@@ -175,7 +175,7 @@ def is_after(row: Row, noted: str) -> bool:
 
 
 def back_up_under_load(drill: Drill, old: Serve) -> Before:
-    """Dump it during calls; then revoke access, and make, seal and send further calls before it is destroyed."""
+    """Dump the database during calls; then revoke a token, and make, seal and send further calls before the loss."""
     sink = {"name": "Archive", "kind": "webhook", "address": drill.hook.url, "secret": SECRET}
     (_, secret), (revoked, again) = govern(old, drill.upstream, sink)
     with Load(f"{old.url}/mcp/sealed", secret, 3, 0.01) as load:
@@ -195,12 +195,12 @@ def back_up_under_load(drill: Drill, old: Serve) -> Before:
 
 
 def restore(drill: Drill, new: Serve, before: Before) -> str:
-    """Restore it as documented and compare; return the time up to which it is sealed."""
+    """Restore the backup as documented and compare; return the time up to which the log is sealed."""
     said = drill.run("load", new)
     assert "MISSING" not in said
     correlated = {row["correlation_id"] for row in new.rows("SELECT correlation_id FROM auditlog_call")}
     assert before.backed_up <= correlated  # Every call that was answered before the backup began,
-    assert before.answered - correlated  # and not those of later.
+    assert before.answered - correlated  # but not all later calls.
     must_be_counted(new)
     return said.partition("Sealed up to ")[2].split()[0].removesuffix(".")
 
@@ -216,8 +216,8 @@ def goes_on(drill: Drill, new: Serve, before: Before) -> None:
     seal_and_send(drill, new)
     assert kept <= drill.received("call").keys()
     sent = {row["id"] for row in drill.hook.rows[came:] if row["log"] == "call"}
-    assert not acknowledged & sent  # By what the backup knows, these had come.
-    for rows in drill.received("call").values():  # What comes twice is the same row: no id is given again.
+    assert not acknowledged & sent  # The backup knows that the sink had these rows.
+    for rows in drill.received("call").values():  # A row sent twice is the same: no id is used again.
         assert all(row == rows[0] for row in rows)
     must_be_counted(new)
     new.manage("verify_log", "--public-key", str(drill.home / "checkpoint-key.pem"))
@@ -244,7 +244,7 @@ def test_a_copy_of_the_data_directory_starts_elsewhere_with_its_tokens_and_its_l
         subprocess.run(["bash", "-ec", block(PAGE, mark)], env=settings, cwd=tmp_path, check=True)
 
     with serving(other) as served:
-        assert password_of(served.greeting()) is None  # It is no first start.
+        assert password_of(served.greeting()) is None  # Only a first start prints a password.
         assert call(served.url, token).status_code == httpx.codes.OK
 
         def is_sealed() -> bool:

@@ -11,7 +11,7 @@ from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("clients")
 
-WAITED = 9  # Seconds: so long no call takes that did not stand behind the reader's lock, however busy the machine.
+WAITED = 9  # Seconds. Only a call that waits for the reader's lock takes this long, however busy the machine.
 OLD = ("auditlog_call_2020_01", "auditlog_call_2020_02")
 
 
@@ -42,7 +42,7 @@ def test_dropping_old_partitions_loses_no_answered_call_and_delays_none(live: Se
         ThreadPoolExecutor(1) as beside,
         Load(issued["gateway_url"], issued["token"], 2, pause=0.02) as load,
     ):
-        reader.execute("SELECT count(*) FROM auditlog_call")  # And leaves its transaction open, as a long export does.
+        reader.execute("SELECT count(*) FROM auditlog_call")  # The transaction stays open, as in a long export.
         chores = beside.submit(live.manage, "housekeeping")
         while not (is_detaching(live) or chores.done()):
             load.wait_for(1)
@@ -51,7 +51,7 @@ def test_dropping_old_partitions_loses_no_answered_call_and_delays_none(live: Se
 
         reader.rollback()
         chores.result()
-        while old_ones(live):  # It gave up, or the server's own loop was running.
+        while old_ones(live):  # `housekeeping` gave up, or the server was already doing it.
             live.manage("housekeeping")
         load.wait_for(10)
 

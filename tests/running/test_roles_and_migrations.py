@@ -26,7 +26,7 @@ from tests.workspace import OWNER, PASSWORD, Serve
 pytestmark = pytest.mark.xdist_group("starts")
 
 LOGS = ("auditlog_call", "auditlog_event")
-WAITED = 9  # Seconds: so long no call takes that did not stand behind a lock, however busy the machine.
+WAITED = 9  # Seconds. Only a call that waits for a lock takes this long, however busy the machine.
 DENIED = "permission denied|must be owner"
 
 
@@ -52,9 +52,9 @@ class Roles(NamedTuple):
         return done.stderr
 
 
-# Tables that were copied, or in which PostgreSQL the owner has migrated.
+# Copied tables, or the PostgreSQL in which the owner runs the migrations.
 TABLES = ["copied", full("debian")]
-# The types of relations that have an owner of their own, and of routines.
+# Statements that make the role `name` the owner of all relations and routines with an owner of their own.
 OWNED = """
 SELECT format('ALTER TABLE %s OWNER TO {name}', oid::regclass) FROM pg_class
 WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm')
@@ -84,7 +84,7 @@ def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         stack.callback(drop_role, address, owner, runner)
         home = tmp_path_factory.mktemp(base)
         keys = cluster.keys()
-        by_owner = Serve(home, as_role(address, owner), 0, keys)  # Never started: for its commands.
+        by_owner = Serve(home, as_role(address, owner), 0, keys)  # Never started, only used for its commands.
         stack.callback(by_owner.stop)
         yield Roles(
             home, by_owner.database_url, as_role(address, runner), runner, keys, by_owner, request.param != "copied"
@@ -154,7 +154,7 @@ def test_the_product_works_as_a_role_that_owns_nothing(roles: Roles, served: Ser
         assert load.answered <= logged
         owner.execute("DROP TABLE auditlog_call_" + f"{datetime.now(UTC) + timedelta(days=9):%Y_%m_%d}")
 
-    assert "partitions_made 1," in chores(served.manage)  # And the owner's, although another role asked.
+    assert "partitions_made 1," in chores(served.manage)  # By the owner, although another role requested it.
     with psycopg.connect(roles.owner) as owner:
         strange = owner.execute(
             "SELECT count(*) FROM pg_class WHERE relname LIKE 'auditlog_call%' AND relowner <> current_user::regrole"
@@ -277,7 +277,7 @@ def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Ser
 
 @pytest.mark.full
 def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
-    """While a reader locks the log, migrations let calls pass; they finish when it has left."""
+    """While a reader locks the log, migrations let calls pass; they finish once the reader has left."""
     issued = served.issue_token(host="Waiter", gateway="quickstart")
     with (
         psycopg.connect(roles.owner) as reader,
@@ -286,7 +286,7 @@ def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(ro
         reader.execute("SELECT count(*) FROM auditlog_call")
         back = migrating(roles, "auditlog", "0001")
         assert back.stderr is not None
-        said = [back.stderr.readline() for _ in range(2)]  # Refused twice.
+        said = [back.stderr.readline() for _ in range(2)]  # The migration gave up twice.
         load.wait_for(10)
         reader.rollback()
         assert back.wait(timeout=120) == 0, back.stderr.read()

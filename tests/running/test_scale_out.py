@@ -31,12 +31,13 @@ DIRECT, READ = "GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"
 REPLICA_URL = "postgresql://gateway:secret@replica.internal:5432/gateway"
 PAGE = ROOT / "docs" / "how-to" / "scale-out.md"
 BEHIND = "Read from a database replica that is"
+TABLES, EMPTY = "tables", "template1"  # Databases to copy.
 OK, UNAVAILABLE = httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE
 NEEDS_DIRECT = (
     "DATABASE_URL leads to a connection pooler in transaction mode, which can serve pages only: "
     f"set {DIRECT} to a URL that leads to PostgreSQL itself."
 )
-LOGS = "/logs/?order=slowest"  # Newest first is a live list, which is read from the primary.
+LOGS = "/logs/?order=slowest"  # The default order, newest first, updates live and is read from the primary.
 PAGES = ("/", "/logs/", "/logs/groups/", "/settings/admin-events/", "/gateways/", "/hosts/", "/servers/", "/admin/")
 OTHER = f"""
 from accounts.models import Role, User
@@ -49,7 +50,7 @@ LOOKING_BACK = (
     *("/logs/groups/", "/settings/admin-events/", "/gateways/quickstart/", "/gateways/quickstart/usage/"),
     *("/gateways/quickstart/logs/", "/hosts/", "/servers/", "/api/logs", "/api/logs/groups", "/api/admin-events"),
 )
-# What a session of the server would keep of us, if we left something in it.
+# State of ours that could remain in a PostgreSQL session behind the pooler.
 LEFT = """
 SELECT (SELECT count(*) FROM pg_prepared_statements),
     (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
@@ -59,12 +60,12 @@ SELECT (SELECT count(*) FROM pg_prepared_statements),
 
 
 def block(language: str, number: int = 0) -> str:
-    """Return one of the blocks in this language on the page."""
+    """Return the page's code block with this language and index."""
     return str(re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)[number])
 
 
 def documented(beginning: str, places: dict[str, str]) -> dict[str, str]:
-    """Return the variables set by a block of the page, with its addresses replaced."""
+    """Return the variables that the page's block `export {beginning}` sets, with printed addresses replaced."""
     (script,) = re.findall(rf"```bash\n(export {beginning}.*?)```", PAGE.read_text(), re.DOTALL)
     for printed, place in places.items():
         assert printed in script
@@ -73,29 +74,37 @@ def documented(beginning: str, places: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Yield a superuser's URL of an operator's PostgreSQL with a connection limit for pages."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield a superuser's URL of an operator's PostgreSQL, with a limited role `app` made by the page's SQL."""
     with postgres(programs()) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE ROLE app LOGIN PASSWORD 'p@ss/word'")
             connection.execute(block("sql").replace("gateway", "app").encode())
+            connection.execute(f"CREATE DATABASE {TABLES} OWNER app")
+        made = manage(tmp_path_factory.mktemp("tables"), "migrate", DATABASE_URL=_as_app(url, TABLES), **KEYS)
+        assert made.returncode == 0, made.stderr
         yield url
 
 
+def _as_app(server: str, name: str) -> str:
+    """Return the URL of this database for its owner, a role without other rights."""
+    parts = urlsplit(server)
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace("gateway", "app", 1), path=f"/{name}"))
+
+
 @contextmanager
-def database(server: str) -> Iterator[str]:
-    """Yield the URL of an empty database for its owner, a role without other rights."""
+def database(server: str, template: str = TABLES) -> Iterator[str]:
+    """Yield the owner's URL of a new database, by default with migrated tables."""
     name = f"d{uuid4().hex[:8]}"
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} OWNER app".encode())
-        parts = urlsplit(server)
-        yield urlunsplit(parts._replace(netloc=parts.netloc.replace("gateway", "app", 1), path=f"/{name}"))
+        connection.execute(f"CREATE DATABASE {name} OWNER app TEMPLATE {template}".encode())
+        yield _as_app(server, name)
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
 
 
 @contextmanager
 def serving(directory: Path, url: str, **settings: str) -> Iterator[Serve]:
-    """Yield a `serve` on this database, which creates its tables itself."""
+    """Yield a `serve` on this database, which creates missing tables itself."""
     data_dir = directory / "var"
     data_dir.mkdir(mode=0o700, exist_ok=True)
     served = Serve(data_dir, url, free_port(), {**cluster.keys(), **settings})
@@ -111,7 +120,7 @@ def called(issued: dict[str, str]) -> int:
 
 
 def number(served: Serve, metric: str) -> float:
-    """Return a sample of /metrics with its labels, except that of the replica of the gateway; 0 if it is missing."""
+    """Return the value of the sample `metric` in /metrics, ignoring the label `replica`; 0 if it is missing."""
     told = httpx.get(f"{served.url}/metrics", trust_env=False).text
     told = re.sub(r',?replica="[^"]*"', "", told).replace("{}", "")
     found = re.search(rf"^{re.escape(metric)} (\S+)$", told, re.MULTILINE)
@@ -132,9 +141,9 @@ def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: s
     documented.read_string(block("ini"))
     assert documented["pgbouncer"].keys() == {"pool_mode", "default_pool_size"}
     mode = documented["pgbouncer"]["pool_mode"]
-    # Of so few sessions each is used by everything.
+    # So few sessions that every kind of statement uses each of them.
     with (
-        database(server) as direct,
+        database(server, EMPTY) as direct,
         pooler(direct, mode, size=3) as pooled,
         serving(tmp_path, pooled, **{DIRECT: direct}) as served,
     ):
@@ -299,7 +308,7 @@ def test_more_workers_than_the_server_has_connections_for_are_warned_of(server: 
 
 @contextmanager
 def beside(server: str, directory: Path, limit: int) -> Iterator[tuple[Serve, Standby]]:
-    """Yield a `serve` that reads logs from a replica at most so many seconds behind."""
+    """Yield a `serve` that reads logs from a replica, unless it is more than `limit` seconds behind."""
     with database(server) as url, standby(programs(), url, server) as replica:
         words = documented("DATABASE_READ_URL", {REPLICA_URL: replica.url, "SECONDS=10": f"SECONDS={limit}"})
         assert words == {READ: replica.url, "GATEWAY_READ_LAG_SECONDS": str(limit)}
@@ -344,13 +353,13 @@ def test_a_person_reads_what_they_have_written_while_others_read_the_replica(ser
             replica.pause()
             assert one.post("/api/hosts", json={"name": "Made just now"}).status_code == httpx.codes.CREATED
             assert "Made just now" in one.get("/settings/admin-events/").text
-            one.cookies.delete("gateway_wrote")  # Another browser of the same person: their event decides.
+            one.cookies.delete("gateway_wrote")  # As in another browser of this person, whose event decides.
             assert "Made just now" in one.get("/settings/admin-events/").text
             assert "Made just now" in one.get("/api/admin-events").text
             assert "Made just now" not in other.get("/settings/admin-events/").text
             assert "Made just now" not in other.get("/api/admin-events").text
             assert "Made just now" not in other.get("/settings/admin-events/export/?format=csv").text
-            # Which was recorded, so that they read the primary too from now on.
+            # The export was recorded as an event of the other person, whose pages are now read from the primary too.
             assert "Made just now" in other.get("/settings/admin-events/").text
 
 
@@ -434,7 +443,7 @@ def test_calls_fail_closed_when_the_primary_is_lost_and_go_on_once_the_replica_i
             assert after["number"] > before["number"]
             with signed_in(served, OWNER) as browser:
                 assert browser.get(LOGS).status_code == OK
-            # What follows nobody any more would look as if it were but a little behind.
+            # Without this check, a replica that follows no primary would look only a little behind.
             eventually(lambda: "logs: primary, it has not replayed from the current primary yet" in ready(served))
 
 

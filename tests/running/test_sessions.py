@@ -35,7 +35,7 @@ def added(serve: Serve, url: str) -> dict[str, str]:
     return dict(json.loads(done.stdout)["counter"])
 
 
-@pytest.mark.full  # `test_replicas` kills workers and restarts one of two.
+@pytest.mark.full  # `test_replicas` also kills workers and restarts a replica.
 def test_a_killed_worker_and_a_restart_lose_nothing_of_a_session(live_alone: Serve, run: Run) -> None:
     counter = Counter(("2025-06-18", "2025-11-25"))
     serve = live_alone.start(workers=2)
@@ -70,5 +70,5 @@ def test_a_killed_worker_and_a_restart_lose_nothing_of_a_session(live_alone: Ser
 
     assert [number for number, _ in counted] == [*range(1, len(counted) + 1)]
     assert len({session for _, session in counted}) == 1
-    # Two workers may open it at once: the slower one ends its own at the server, and uses the other's.
+    # Two workers may open a session at once: the slower worker ends its own session, and uses the other one.
     eventually(lambda: len(counter.events("initialize")) - len(counter.events("delete")) == 1)

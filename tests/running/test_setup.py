@@ -20,8 +20,8 @@ import pytest
 from tests.cases import first
 from tests.workspace import ROOT
 
-# The first run hangs after so many steps, as if interrupted there; the second one is undisturbed. Like many interrupted
-# programs, it cleans up and exits with a status instead of dying of the signal.
+# Bash: hang in the first run, to be interrupted there; do nothing in the second run. Like many interrupted programs,
+# this one exits with a status when it gets a signal, instead of dying of the signal.
 HANG = f"""
 if [ ! -e "{{mark}}" ]; then {{first}} exec "{sys.executable}" -c '
 import pathlib, signal, sys, time
@@ -64,19 +64,19 @@ class Clone:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            # A run in the background may have it ignored, which bash cannot undo.
+            # A test run in the background may ignore SIGINT; bash cannot undo that.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
 
     def set_up(self, kind: str = "run") -> str:
-        """Run it to its end, and return its output."""
+        """Run `.ci/setup` to its end, and return the output."""
         process = self.start(kind)
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         return said
 
     def interrupt(self, kind: str = "run", stop: int = signal.SIGINT) -> None:
-        """Start it, and end it with its processes where it hangs."""
+        """Start `.ci/setup`, and send `stop` to it and its child processes once it hangs."""
         process = self.start(kind)
         deadline = time.monotonic() + 180
         while not self.mark.exists():

@@ -30,7 +30,7 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first
     assert printed is not None
     assert f"Gateway Admin {with_commit(settings.COMMIT)} runs at {first.url}\n" in first.greeting
     assert first.signed_in
-    assert first.logged == []  # Nothing pushes it away.
+    assert first.logged == []  # No log line pushes the greeting away.
     assert first.code == 0
     assert first.postmaster is None
 
@@ -77,7 +77,7 @@ def test_nothing_printed_is_an_access_log_with_a_query(home: Path) -> None:
 
 @pytest.fixture(params=["with tables", full("embedded")])
 def database(request: pytest.FixtureRequest) -> dict[str, str]:
-    """An unused database, with its tables, for speed, or without any."""
+    """Settings for an unused database: one with tables, which is faster, or the new embedded one."""
     if request.param == "embedded":
         return {}
     return {"DATABASE_URL": cluster.fresh_database(f"first_{os.getpid()}", cluster.tables()), **cluster.keys()}
@@ -161,7 +161,7 @@ def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path,
     with serving(fresh, given | database, workers=2) as started:
         serve = psutil.Process(started.process.pid)
         shown = {one.pid: Path(f"/proc/{one.pid}/environ").read_bytes() for one in [serve, *serve.children(True)]}
-        assert all(b"GATEWAY_DATA_DIR" in environ for environ in shown.values())  # There is something to see.
+        assert all(b"GATEWAY_DATA_DIR" in environ for environ in shown.values())  # The environments are readable.
         embedded = postmaster(fresh)
         assert (embedded is None) == bool(database)
         if embedded is not None:
@@ -175,7 +175,7 @@ def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path,
 
 @pytest.mark.full
 def test_a_link_leads_to_where_the_running_server_is(home: Path) -> None:
-    """Commands without its port and address print links of the last start."""
+    """Commands that do not know the server's port and address print links with those of the last start."""
     printed = manage(home, "rescue", "new@example.com", "--create").stdout
     again = manage(home, "password_link", "new@example.com").stdout
 

@@ -60,7 +60,7 @@ class Callers(Agents):
 
 @pytest.mark.parametrize("pause", [0, full(1)], ids=["at once", "when it gets a processor"])
 def test_a_stopping_process_answers_connected_clients_and_refuses_new_ones(home: Path, pause: float) -> None:
-    """A proxy can retry at once, even a call: nothing of a refused connection was sent."""
+    """A refused connection has sent no request, so that a proxy can retry even a call at once."""
     with serving(home, workers=2) as served, Callers(served.port, 64 if pause else 16, pause) as callers:
         eventually(lambda: callers.seen[ANSWERED] > 100)
         assert served.stop() == 0
@@ -71,7 +71,7 @@ def test_a_stopping_process_answers_connected_clients_and_refuses_new_ones(home:
 
 @pytest.mark.full
 def test_nobody_has_connected_to_a_process_that_finds_that_it_cannot_start(fresh: Path) -> None:
-    """So calls go to another process while Compose or Kubernetes restarts it repeatedly."""
+    """Refuse connections, so that calls go to another process while Compose or Kubernetes restarts this one."""
     port, empty = free_port(), cluster.fresh_database(f"empty_{os.getpid()}")
     with Callers(port) as callers:
         done = manage(fresh, "serve", "--no-migrate", "--port", str(port), DATABASE_URL=empty, **cluster.keys())

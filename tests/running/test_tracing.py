@@ -42,7 +42,7 @@ def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it
             serve.process = subprocess.Popen(
                 ["bash", "-euo", "pipefail", "-c", script],
                 cwd=ROOT,
-                env=serve.environment() | {"PIP_NO_INDEX": "1"},  # What it installs is there.
+                env=serve.environment() | {"PIP_NO_INDEX": "1"},  # The packages are installed already.
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -17,7 +17,7 @@ from tests.eventually import PATIENCE, eventually
 from tests.running.starts import environment
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("kill")  # With the others that keep the cores busy.
+pytestmark = pytest.mark.xdist_group("kill")  # With the other tests that keep the cores busy.
 
 DECLARE = "CREATE INDEX call_by_trial ON ONLY auditlog_call (user_agent, created_at)"
 INVALID = "SELECT 1 FROM pg_index WHERE NOT indisvalid AND indexrelid <> 'call_by_trial'::regclass"
@@ -62,12 +62,12 @@ def test_an_upgrade_that_needs_the_release_before_says_that_a_shallow_clone_lack
 
 @pytest.mark.full
 def test_an_index_whose_maker_is_killed_is_made_by_whoever_comes_next(tmp_path: Path) -> None:
-    """Even one that PostgreSQL continues after its client has gone, which must not be mistaken for a leftover."""
-    served = workspace.new(tmp_path, "killed")  # Never started: for its database.
+    """PostgreSQL may continue an index build after its client has gone: such an index must not count as a leftover."""
+    served = workspace.new(tmp_path, "killed")  # Never started, only used for its database.
     with closing(psycopg.connect(served.database_url)) as reader:
         served.rows(DECLARE)
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        reader.execute("SELECT 1")  # A snapshot, which CREATE INDEX CONCURRENTLY waits for.
+        reader.execute("SELECT 1")  # Takes a snapshot; CREATE INDEX CONCURRENTLY waits until it is released.
         maker = migrating(served)
         eventually(lambda: served.rows(INVALID))
         maker.send_signal(signal.SIGKILL)

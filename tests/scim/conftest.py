@@ -23,7 +23,7 @@ ROOT = "/scim/v2"
 
 
 class Directory:
-    """Requests /scim/v2/ with this bearer text."""
+    """A client of /scim/v2/ that authenticates with this bearer token."""
 
     def __init__(self, secret: str) -> None:
         self.secret = secret
@@ -58,7 +58,7 @@ class Directory:
         return self.patch(f"/Users/{pk}", {"op": "replace", "path": "active", "value": False})
 
     def found(self, filter: str, kind: str = "Users") -> list[str]:
-        """Return the ids that match a filter."""
+        """Return the ids of the objects that match a filter."""
         response = Client(headers={"Authorization": f"Bearer {self.secret}"}).get(f"{ROOT}/{kind}", {"filter": filter})
         assert response.status_code == 200, response.content
         body = response.json()
@@ -96,7 +96,7 @@ def member(db: None) -> Role:
 
 @pytest.fixture
 def issued(member: Role) -> IssuedProvisioningKey:
-    """A key that may act only on members, and creates members."""
+    """A key that may only change members, and that creates people as members."""
     return key_for(member)
 
 

@@ -1,4 +1,4 @@
-"""Limits of a provisioning key, for any holder."""
+"""Limits on the changes that a provisioning key allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of Microsoft Entra ID and Okta that deviate from the RFC."""
+"""Requests of Microsoft Entra ID and Okta that differ from the SCIM RFCs."""
 
 from __future__ import annotations
 

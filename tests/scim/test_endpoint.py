@@ -1,4 +1,4 @@
-"""The endpoint: authentication, size and rate limits, and the format of errors."""
+"""The SCIM endpoint: authentication, size and rate limits, and the format of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters and pages, and refused ones."""
+"""Filters and pages of SCIM lists, and refused filters."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FILTERS = [
 
 @pytest.fixture
 def people(directory: Directory, member: Role) -> dict[str, Any]:
-    """Return people by id; one existed before and is unknown to the directory."""
+    """Return people, as SCIM describes them, by id; one of them was not created by the directory."""
     cat = User.objects.create_user("cat@example.com", make.PASSWORD, role=member)
     ana = directory.make(
         "ana@example.com",
@@ -134,7 +134,7 @@ def test_the_number_of_statements_does_not_grow_with_the_people(directory: Direc
         return len(made)
 
     directory.make_group("first", directory.make("first@example.com")["id"])
-    statements("/Users")  # The first request of a key notes its use.
+    statements("/Users")  # The first request of a key also records the key's use.
     before = [statements(query) for query in ("/Users", "/Groups", "/Users?filter=displayName pr")]
     people = [directory.make(f"p{number}@example.com")["id"] for number in range(6)]
     for number in range(4):

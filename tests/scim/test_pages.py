@@ -102,7 +102,7 @@ def test_rolling_shows_the_new_secret_once_and_a_reload_makes_no_other(
     secret = secret_in(text(rolled))
     assert [Directory(one).get("/Users").status_code for one in (secret, issued.secret)] == [200, 200]
     assert "Its secret is no longer shown" in text(again)
-    assert issued.key.prefix in text(again)  # The old one, which works on.
+    assert issued.key.prefix in text(again)  # The previous secret, which still works.
     browser.post(f"/settings/provisioning/{issued.key.pk}/end-previous/")
     assert [Directory(one).get("/Users").status_code for one in (secret, issued.secret)] == [200, 401]
 

@@ -22,7 +22,7 @@ WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT gra
 
 
 def while_deleted(person: User, issued: IssuedProvisioningKey, act: Callable[[], Any]) -> Any:
-    """Return the outcome of a concurrent `act`, started before the deletion of this person is committed."""
+    """Run `act` concurrently while the deletion of this person is not yet committed; return the outcome."""
     outcome: list[Any] = []
 
     def beside() -> None:
@@ -51,7 +51,7 @@ def is_waiting() -> bool:
 
 @pytest.fixture
 def team(directory: Directory) -> Team:
-    """A team of two, created by a directory."""
+    """Create a team of two by a directory."""
     members = [directory.make(f"{name}@example.com")["id"] for name in ("ana", "ben")]
     return Team.objects.get(pk=directory.make_group("Finance", *members)["id"])
 

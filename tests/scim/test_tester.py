@@ -1,4 +1,4 @@
-"""All checks of scim2-tester against this service."""
+"""All checks of the package scim2-tester against this service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_check_of_the_tester_succeeds(issued: IssuedProvisioningKey) -> No
         headers={"Authorization": f"Bearer {issued.secret}"},
     )
 
-    # One kind after the other: before each check it deletes again everything that earlier checks created.
+    # One kind at a time, because before each check the tester again deletes everything that its earlier checks created.
     kinds = (["User"], ["Group"])
     results = [one for kind in kinds for one in check_server(SyncSCIMClient(http), resource_types=kind)]
 

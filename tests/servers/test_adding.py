@@ -48,7 +48,7 @@ def test_an_open_server_says_what_it_is_and_nothing_is_stored(run: Run, ana: Use
 
     assert "It answers without a credential." in page
     assert "with 6 tools. It speaks MCP" in page
-    assert 'value="docs"' in page  # As it calls itself.
+    assert 'value="docs"' in page  # The name that the server reports.
     assert "Find pages of the handbook." in page
     assert not Server.objects.exists()
 
@@ -162,7 +162,7 @@ def test_a_name_that_nobody_typed_becomes_what_the_server_says_once_it_answers(
 def test_a_server_takes_its_own_name_with_its_first_answer_unless_somebody_typed_one(
     typed: str, run: Run, ana: User, sign_in: SignIn
 ) -> None:
-    """It was added without its required credential, so its name was not known yet."""
+    """The server was added without its required credential, so the gateway did not know its name yet."""
     client, url = sign_in(ana), run(upstreams.github()).url
     checked = client.post(PATH, {"check": "1", "url": url}).context
     name = typed or checked["form"]["name"].value()
@@ -373,7 +373,7 @@ def test_enter_adds_and_does_not_test(run: Run, ana: User, sign_in: SignIn) -> N
 
     form = page.split('id="add-form"')[1]
     first = form.split('type="submit"')[1].split("</button>")[0]
-    assert "Add a server" in first  # The browser presses the first submit button of a form.
+    assert "Add a server" in first  # Enter presses the first submit button of a form.
 
 
 @pytest.mark.full

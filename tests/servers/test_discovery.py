@@ -1,4 +1,4 @@
-"""*Test connection*, with real servers of both eras and with broken ones."""
+"""*Test connection*, with real servers of both MCP eras (with and without sessions), and with broken servers."""
 
 import json
 from ipaddress import ip_network
@@ -54,7 +54,7 @@ def test_a_server_of_the_session_era_is_asked_within_a_session_that_is_ended(run
     assert listed.headers["mcp-session-id"]
     assert listed.headers["mcp-protocol-version"] == "2025-11-25"
     assert upstream.seen[-1].verb == "DELETE"
-    for greeted in upstream.asked("initialize"):  # To find out what it is, and to list.
+    for greeted in upstream.asked("initialize"):  # Once to detect the protocol version, and once to list.
         assert greeted.body["params"]["clientInfo"] == {"name": "gateway-admin", "version": VERSION}
 
 
@@ -265,7 +265,7 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
 
 
 def paged(count: int, *, stuck: bool = False, error: int = 0) -> upstreams.App:
-    """Return a 2026-07-28 server that lists one tool per page."""
+    """Return a server of the protocol version 2026-07-28 that lists one tool per page."""
 
     def tool(number: int) -> dict[str, Any]:
         return {"name": f"tool_{number}", "inputSchema": {"type": "object"}}

@@ -1,4 +1,4 @@
-"""The Identities tab of a server: shared ones are added, secrets are never shown, all can be revoked."""
+"""The Identities tab of a server: it adds shared identities, never shows a secret, and can revoke all identities."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +49,7 @@ def test_acts_on_an_identity_need_the_capability_for_its_kind(
     assert Client().post(path).status_code == 302
     assert sign_in(make.user(*(set(Capability) - {capability}))).post(path).status_code == 403
     holder = sign_in(make.user(capability)).post(path, {"typed": identity.label})
-    # Nobody puts a secret in another person's place.
+    # Nobody can replace the secret of another person's identity.
     assert holder.status_code == (
         403 if verb == "replace" and whose == "another's" else 302 if verb != "replace" else 422
     )
@@ -122,7 +122,7 @@ def test_the_list_shows_a_hint_and_never_a_secret(github: Server, ana: User, ben
         assert words in page
     assert SECRET not in page
     assert "tiny-secret" not in page
-    assert "cret</code>" not in page  # a short secret has no hint
+    assert "cret</code>" not in page  # A short secret has no hint.
     assert bytes(identity.secret_ciphertext or b"").decode() not in page
 
 

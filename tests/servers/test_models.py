@@ -60,7 +60,7 @@ def test_the_database_keeps_no_secret_of_a_revoked_identity() -> None:
 
 
 def test_two_shared_identities_of_a_server_have_two_labels() -> None:
-    """NULL owners count as one owner."""
+    """Identities without an owner are shared, and their labels are unique as if they had one owner."""
     crm = make.server(auth_type="header", header_name="X-Key")
     make.identity(crm, label="robot")
 
@@ -110,7 +110,7 @@ def test_credentials_do_not_follow_a_server_to_another_place(url: str) -> None:
     ana = make.user()
     server = make.server(auth_type="bearer", url=OLD)
     own, shared = make.identity(server, ana), make.identity(server)
-    shared.disable(by=None)  # It may be enabled again.
+    shared.disable(by=None)  # A disabled identity counts, because it may be enabled again.
 
     with pytest.raises(
         AnotherPlace, match=r"^2 credentials were given for https://old\.example\. Revoke them first, or "

@@ -1,4 +1,4 @@
-"""The authentication a server requires, discovered wherever servers and issuers state it."""
+"""The authentication a server requires is discovered from all documents in which servers and issuers state it."""
 
 from typing import Any
 

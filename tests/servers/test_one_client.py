@@ -63,7 +63,7 @@ def contact(client: Client, server: Server) -> Any:
 
 
 def refresh(client: Client, gateway: Gateway) -> set[str]:
-    """Refresh, and return the stored tools."""
+    """Refresh the gateway's tools, and return the names of the stored tools."""
     assert client.post(f"/gateways/{gateway.slug}/tools/refresh/", headers=HTMX).status_code == 200
     return set(Feature.objects.offered().values_list("name", flat=True))
 
@@ -101,7 +101,7 @@ def test_a_tool_that_cannot_be_used_is_nowhere(
     def callable_names() -> list[str]:
         return [name for name in ("docs__good", *names) if "result" in agent.call(name).json()]
 
-    assert callable_names() == ["docs__good"]  # Before anybody has seen a list.
+    assert callable_names() == ["docs__good"]  # Works before anybody has listed the tools.
     assert agent.tools() == ["docs__good"]
     told = contact(client, server)
     assert told["tools"] == ["good"]

@@ -41,7 +41,7 @@ NEXT = "/settings/identities"
 
 @dataclass
 class Busy(Issuer):
-    """An issuer that runs something else during the exchange of a code."""
+    """An issuer that calls `meanwhile` during the exchange of a code."""
 
     meanwhile: Callable[[], Any] | None = None
     issued: list[OAuthToken] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Github:
 
 @pytest.fixture(autouse=True)
 def _keys_of_this_test() -> Iterator[None]:
-    """Recreate the cipher after a test that removed the key."""
+    """Discard the cached cipher after a test that removed the key."""
     yield
     cipher.cache_clear()
 
@@ -269,7 +269,7 @@ def test_nothing_is_revoked_where_the_issuer_goes_on_with_the_same_grant(gives: 
 
     github.issuer.issue = same  # type: ignore[method-assign, assignment]
     github.sign_in(ann, f"/identities/{identity.pk}/authenticate/")
-    ended = github.sign_in(ann)  # A grant of its own, whose end comes after what might have been sent before.
+    ended = github.sign_in(ann)  # A later grant: once its revocation arrives, an earlier one would have arrived too.
     ended.revoke(by=ann)
 
     eventually(lambda: github.issuer.issued[2].access_token in github.issuer.revoked)
@@ -377,7 +377,7 @@ def test_a_registration_that_fails_leaves_the_one_of_before_in_force(github: Git
 
 @pytest.fixture
 def evil(github: Github, run: Run) -> Github:
-    """A server of the same gateway whose issuer tries to get GitHub's tokens."""
+    """Return a server of the same gateway whose issuer tries to get GitHub's tokens."""
     issuer = Busy()
     upstream = run(issuer.app())
     server = make.server(slug="evil", name="Evil", url=upstream.url, auth_type=AuthType.OAUTH)
@@ -390,7 +390,7 @@ def origin(github: Github) -> str:
 
 
 def mixed_up(evil: Github, client: Client, **instead: str) -> str:
-    """Return the authorization URL of a sign-in at Evil that points to GitHub, with the client GitHub knows."""
+    """Return the authorization URL of a sign-in at Evil, changed to GitHub's issuer and GitHub's client."""
     asked = evil.begin(client, "/servers/evil/authenticate/")
     registration = ClientRegistration.objects.get(issuer=instead.pop("issuer"))
     theirs = {"client_id": registration.client_id, "redirect_uri": registration.redirect_uri, "resource": ""}
@@ -544,7 +544,7 @@ def test_a_client_whose_secret_no_key_opens_has_to_be_entered_again(
 
 @pytest.fixture
 def _public(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Treat the tests' private addresses as public."""
+    """Treat the private addresses that the tests use as public."""
     monkeypatch.setattr(Guard, "is_inside", lambda self, address: False, raising=False)
 
 

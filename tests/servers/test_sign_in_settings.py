@@ -429,7 +429,7 @@ def test_a_sign_in_under_way_keeps_nothing_when_its_settings_change_meanwhile(
 
 @pytest.fixture
 def lasting(github: Github) -> Github:
-    """An issuer that advertises offline access, and refuses requests for it."""
+    """Return `github` with an issuer that advertises offline access, but refuses requests for it."""
     github.issuer.metadata = {"scopes_supported": ["read", "offline_access"]}
     github.issuer.refuses_scope = "offline_access"
     return github

@@ -29,7 +29,7 @@ HTMX = {"HX-Request": "true"}
 
 @contextmanager
 def dripping(head: bytes) -> Iterator[str]:
-    """Yield a server that sends `head` at once and then single bytes, for minutes."""
+    """Run a server that sends `head` at once, and then single bytes for minutes."""
     listener = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
 
@@ -70,7 +70,7 @@ def test_a_dripped_answer_is_given_up_when_its_time_is_over(head: bytes) -> None
 
 @contextmanager
 def pouring(head: bytes, more: bytes) -> Iterator[str]:
-    """Yield a server that sends `head` and then `more` repeatedly, as fast as it is read."""
+    """Run a server that sends `head`, and then repeats `more` as fast as the client reads."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def pour() -> None:

@@ -1,4 +1,4 @@
-"""A new credential is tested at its server; a refused one is shown as refused, never as active."""
+"""A new credential is tested at its server; a refused credential is shown as refused, never as active."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ REFUSED = "Notes answered 401: it refused the credential. Use another one, or ke
 
 
 def notes() -> App:
-    """Return a server that accepts one key only."""
+    """Return a server that accepts only one key."""
     return upstreams.guarded(upstreams.whoami_server(), "authorization", f"Bearer {RIGHT[:-1]}")
 
 
@@ -39,7 +39,7 @@ def link(server: Server, ana: User) -> Connection:
 
 
 def consent(client: Client, link: Connection) -> str:
-    """Return the page of a new flow that asks for the identity."""
+    """Start a new flow, and return the page that asks for the identity."""
     first = begin(client, make.agent(by=link.user), gateway=link.gateway.slug)
     return str(client.post(first, {"gateway": link.gateway.slug})["Location"])
 
@@ -144,7 +144,7 @@ def test_a_refused_identity_is_made_whole_by_one_new_secret(
     right = client.post(path, {"secret": RIGHT})
 
     assert "Notes rejected this credential. Enter a new one." in before
-    assert before.count(path) == 2  # At the connection, and in the list of what is stored.
+    assert before.count(path) == 2  # At the connection, and in the list of identities.
     assert (wrong.status_code, REFUSED in text(wrong)) == (422, True)
     assert right.status_code == 302
     assert ">connected<" in text(client.get("/settings/identities"))

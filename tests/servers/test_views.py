@@ -399,7 +399,7 @@ def test_a_failed_test_says_why_with_and_without_script(ana: User, sign_in: Sign
     )
     assert (
         page.count("The server refused the connection: nothing listens at the port;") == 2
-    )  # the toast, and what the page remembers
+    )  # in the toast, and in the stored result
 
 
 def test_a_server_that_wants_a_credential_is_no_failure(run: Run, ana: User, sign_in: SignIn) -> None:
@@ -474,7 +474,7 @@ def test_a_stored_secret_is_not_sent_to_a_place_that_was_merely_typed(
     page = text(sign_in(ana).post("/servers/github/edit/", values))
 
     assert {seen.headers.get("authorization") for seen in upstream.seen} == {"Bearer ana-secret" if sent else None}
-    assert ("Tested without the stored identity" in page) is not sent
+    assert ("Tested without the stored credential" in page) is not sent
 
 
 # --- The switch ---------------------------------------------------------------------------------------------------

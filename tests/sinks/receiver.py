@@ -20,7 +20,7 @@ from sinks.receivers import signature, signing_key
 SECRET = sha256(b"a secret of the receiver's own").hexdigest()
 OTHER_SECRET = sha256(b"another").hexdigest()
 
-OURS = {"notice", "test"}  # Lines that are no rows.
+OURS = {"notice", "test"}  # Kinds of lines that are not rows of the log.
 
 type Json = dict[str, Any]
 type Answer = Callable[["Request"], None]
@@ -50,13 +50,13 @@ class Request:
         self.handler.end_headers()
 
     def send(self, raw: bytes) -> None:
-        """Write raw bytes, and disconnect."""
+        """Write raw bytes in place of a response, and disconnect."""
         self.handler.wfile.write(raw)
         self.handler.close_connection = True
 
 
 def unreadable(status: int, **headers: str) -> Answer:
-    """Answer with a body that cannot be decompressed."""
+    """Return an answer with a body that cannot be decompressed."""
 
     def answer(request: Request) -> None:
         head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
@@ -137,7 +137,7 @@ def webhook() -> Iterator[Webhook]:
 
 
 class Syslog:
-    """Collects messages by their octet counts; the machine buffers `room` bytes before they are read."""
+    """Collects messages by their octet counts; the operating system buffers up to `room` unread bytes."""
 
     def __init__(self, tls: ssl.SSLContext | None = None, room: int = 1 << 20) -> None:
         self.messages: list[bytes] = []

@@ -64,7 +64,7 @@ def folder(tmp_path: Path, settings: LazySettings) -> Path:
 def _retention() -> None:
     workspace = WorkspaceSettings.load()
     WorkspaceSettings.objects.filter(pk=workspace.pk).update(log_retention_days=30)
-    Call.partitions.drop_before((timezone.now() - 30 * DAY).date())  # Of other modules, which were emptied only.
+    Call.partitions.drop_before((timezone.now() - 30 * DAY).date())  # Drop partitions left empty by other modules.
 
 
 def old(days: int = OLD, **fields: Any) -> Call:
@@ -72,7 +72,7 @@ def old(days: int = OLD, **fields: Any) -> Call:
 
 
 def chores() -> dict[str, Any]:
-    """Run the chores for old calls; failed ones are left out."""
+    """Run the chores for old calls; return the results without failed chores."""
     names = ["partitions_archived", "partitions_not_archived", "rollups_dropped", "calls_dropped_unsent"]
     names += ["partitions_dropped"]
     done: dict[str, Any] = {}
@@ -119,7 +119,7 @@ def test_old_calls_are_archived_then_dropped_and_found_again(place: str) -> None
 
 
 def test_rows_read_from_the_archive_have_the_digests_that_were_sealed(folder: Path) -> None:
-    """So an archive can be proved with the checkpoints, too."""
+    """Checkpoints can therefore prove archived rows, too."""
     sealing.keep_up()
     made = [call(request_payload={"b": n, "a": [1.5, None]}, client_ip="10.0.0.1") for n in range(4)]
     sealing.keep_up()
@@ -194,7 +194,7 @@ def test_partition_that_got_a_row_since_is_archived_again(place: str) -> None:
 
 
 def test_archiving_that_was_cut_short_is_done_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files were written without a manifest: they exist already, or are unreferenced."""
+    """A crash left files without a manifest; the next run reuses them or leaves them unreferenced."""
     made = {str(old().uid) for _ in range(6)}
     [(name, span)] = Call.partitions.expired((timezone.now() - 30 * DAY).date())
     monkeypatch.setattr(archive.Manifest, "written", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -262,7 +262,7 @@ def test_dropped_and_archived_rows_are_no_finding(folder: Path) -> None:
 
 @pytest.mark.full
 def test_commands_as_printed(tmp_path: Path) -> None:
-    """Each command has its own process, the search one without a database."""
+    """Run the printed commands in separate processes; the search runs without a database."""
     moment = timezone.now() - OLD * DAY
     made = [str(old(feature_name=name).uid) for name in ("create_issue", "other")]
     page = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()

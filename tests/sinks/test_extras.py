@@ -1,4 +1,4 @@
-"""Kinds of sinks whose optional package is not installed."""
+"""Kinds of sinks that need an optional package, while the package is not installed."""
 
 import re
 

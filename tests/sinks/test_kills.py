@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("
 
 KILLS = 8
 WRITERS = 3
-WHOLE = {"SENDER_MOST_ROWS": str(reading.MOST_ROWS)}  # At once, of the rows left at the end.
+WHOLE = {"SENDER_MOST_ROWS": str(reading.MOST_ROWS)}  # Deliver the remaining rows in one batch.
 
 
 def sender(**more: str) -> subprocess.Popen[bytes]:
@@ -79,7 +79,7 @@ def writing(chance: random.Random) -> Iterator[set[str]]:
 def test_killed_senders_leave_out_no_row(
     to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Senders die at any time: before an acknowledgement, or with rows lost on the way. Duplicates are found by id."""
+    """Senders are killed before an acknowledgement or after losing rows on the way; duplicates are recognised by id."""
     chance = random.Random(request.node.name)
     Call.partitions.make_for(datetime.now(UTC).date())
     to_hook()
@@ -90,7 +90,7 @@ def test_killed_senders_leave_out_no_row(
         return len(hook.requests) >= wanted
 
     def kill_first(taken: Request) -> None:
-        """Kill the sender before the answer; the rows are received or lost."""
+        """Kill the sender before it gets the answer, after the receiver has stored or lost the rows."""
         if taken_first:
             hook.rows += taken.rows
             hook.acknowledged.update(row["id"] for row in taken.rows)
@@ -127,7 +127,7 @@ def test_killed_senders_leave_out_no_row(
 
 
 def kill_senders(name: str, deliveries: Callable[[], int], arrived: Callable[[], list[str]]) -> str:
-    """Kill senders at any time after `deliveries`, until all committed rows have `arrived`; return the figures.
+    """Kill senders at any time after `deliveries` until all committed rows have `arrived`; return a summary.
 
     Rows received but not recorded are sent again, and recognised by id.
     """

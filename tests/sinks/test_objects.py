@@ -1,4 +1,4 @@
-"""Sinks that write objects to S3: each row at least once, without overwriting objects."""
+"""Sinks that write objects to S3: each row is written at least once, and no object is overwritten."""
 
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -60,7 +60,7 @@ def test_rows_are_kept_as_parquet(bucket: Bucket) -> None:
 
 
 def test_delivery_that_is_repeated_makes_no_other_object(bucket: Bucket) -> None:
-    """Its acknowledgement was lost, so the sink's position has not changed."""
+    """The acknowledgement was lost, so the sink starts from its old position and writes the same object."""
     sink = to(bucket, sends_events=False)
     made = {str(call().uid) for _ in range(4)}
     before = {name: getattr(sink, name) for name in reading.POSITION}
@@ -72,7 +72,7 @@ def test_delivery_that_is_repeated_makes_no_other_object(bucket: Bucket) -> None
     assert bucket.names() == names
 
     Sink.objects.filter(pk=sink.pk).update(**before)
-    made.add(str(call().uid))  # More than there was: another object, and some rows twice.
+    made.add(str(call().uid))  # One more row: a new object, in which four rows are repeated.
     sending.send_undelivered(sink.pk)
     assert {row["id"] for row in bucket.rows()} == made
     assert len(bucket.rows()) == 4 + 5

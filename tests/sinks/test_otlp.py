@@ -107,7 +107,7 @@ def test_the_resource_is_sent(collector: Collector, settings: Any) -> None:
 
 
 def test_a_record_that_is_rejected_is_found_left_out_and_named(collector: Collector) -> None:
-    """A collector states how many records it rejected, but not which."""
+    """A collector reports how many records it rejected, but not which, so the sink searches for the record."""
     sink = to(collector, secret=HEADERS)
     made = [call() for _ in range(9)]
     bad = str(made[4].uid)
@@ -271,7 +271,7 @@ def test_a_collector_is_where_servers_may_be(address: str) -> None:
 
 
 def test_headers_are_not_shown_to_another_place_than_they_were_entered_for(collector: Collector) -> None:
-    """A person who may set up a sink may still not read its secret."""
+    """A new address requires entering the secret again: people who edit sinks must not learn the stored secret."""
     sink = to(collector, secret=HEADERS)
     with pytest.raises(BadSinkSecret, match="Enter the secret again"):
         sink.edit(address="http://127.0.0.1:9/v1/logs", by=None)

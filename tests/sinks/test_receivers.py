@@ -111,7 +111,7 @@ def test_syslog_that_resets_the_connection_is_not_waited_for(
     room: int, loopback_is_allowed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reset(self: Syslog, taken: socket.socket) -> None:
-        time.sleep(0.3)  # Meanwhile all is written; what there is no room for waits on our side.
+        time.sleep(0.3)  # Let the sender write everything that the buffers can take.
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         taken.close()
 
@@ -160,7 +160,7 @@ def test_address_that_may_not_be_called_is_refused_in_words(kind: str, address: 
 
 
 def test_place_that_turned_private_is_not_called(to_hook: MakeSink, hook: Webhook, settings: LazySettings) -> None:
-    """A public name that resolves to a private address later (DNS rebinding), although that range is allowed."""
+    """A public name resolves to a private address later (DNS rebinding), in a range that is allowed otherwise."""
     sink = to_hook(sends_events=False)
     Sink.objects.update(private=False)
     call()
@@ -299,20 +299,20 @@ def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
     assert signing_key("whsec_not base64!") == b"whsec_not base64!"
 
 
-REGULAR = "this one is too regular"
+REGULAR = "this one repeats itself"
 
 
 @pytest.mark.parametrize(
     ("secret", "reason"),
     [
-        ("correct horse battery", "of such characters as in this one it takes 30"),
+        ("correct horse battery", "a secret of these characters needs 30 of them"),
         ("a" * 64, REGULAR),
-        ("0123456789abcdef" * 4, REGULAR),  # Nothing but the alphabet, again and again.
-        ("9f86d081884c7d659a2feaa0c55ad015", "of such characters as in this one it takes 48"),  # 16 bytes.
+        ("0123456789abcdef" * 4, REGULAR),  # The hexadecimal alphabet, repeated.
+        ("9f86d081884c7d659a2feaa0c55ad015", "a secret of these characters needs 48 of them"),  # 16 random bytes.
         ("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822c", ""),
         ("whsec_" + "AAEC" * 8, REGULAR),
         ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", ""),
-        ("whsec_C2FVsBQIhrscChlQ", "after “whsec_” this one holds 12"),
+        ("whsec_C2FVsBQIhrscChlQ", "this one has 12 after “whsec_”"),
         ("C2FVsBQIhrscChlQIMV+b5sSYspob7oDx2k=", ""),
     ],
 )
@@ -325,7 +325,7 @@ ADDRESS_TOKEN = "T0KENinTHEpath"
 
 @pytest.fixture
 def tokened(to_hook: MakeSink, hook: Webhook) -> Sink:
-    """A sink whose URL contains a token, as those of chats and collectors do."""
+    """A sink whose URL contains a token, as in webhook URLs of chat services and collectors."""
     return to_hook(address=f"{hook.url}/{ADDRESS_TOKEN}?token={ADDRESS_TOKEN}", sends_payloads=True)
 
 

@@ -1,6 +1,6 @@
-"""Two hundred attacks on a sealed log of four days: `verify_log` finds each, and names the unproved period.
+"""Two hundred attacks on a sealed log of four days: `verify_log` finds each attack, and names the unproved period.
 
-Each is tried with the public key stored elsewhere and a sink's copy, and with only one of them.
+Each attack is tried with a public key stored elsewhere and a copy of a sink, and with only one of the two.
 """
 
 import io
@@ -37,7 +37,7 @@ from tests.sinks.receiver import Webhook
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-DAYS = (3, 2, 1, 0)  # Ago.
+DAYS = (3, 2, 1, 0)  # Days ago.
 ALL_TIME = LogPeriod(BEGINNING, sealing.END)
 MINUTE = timedelta(minutes=1)
 
@@ -47,7 +47,7 @@ def day(ago: int) -> datetime:
 
 
 def named(ago: int) -> str:
-    """Return the partition of a day."""
+    """Return the name of the partition of a day."""
     return f"auditlog_call_{day(ago):%Y_%m_%d}"
 
 
@@ -61,8 +61,8 @@ def clock(at: datetime) -> Iterator[None]:
 
 @pytest.fixture
 def log(to_hook: MakeSink, hook: Webhook) -> list[str]:
-    """Four days of calls and admin events, sealed three times a day, and the sink's copy of them."""
-    Call.partitions.drop_before(day(DAYS[0] + 1).date())  # Of other tests.
+    """Create four days of calls and admin events, sealed three times a day; return the sink's copy of them."""
+    Call.partitions.drop_before(day(DAYS[0] + 1).date())  # Drop rows of other tests.
     now = timezone.now()
     with clock(day(DAYS[0])):
         for ago in DAYS:
@@ -123,7 +123,7 @@ def change_event(ago: int, change: str) -> None:
     must(by_hand(f"UPDATE auditlog_event SET {change} WHERE uid = %s", event_of(ago).uid))
 
 
-# Another value for a column of this type.
+# Another value for a column of each type.
 OTHER_VALUE = {
     "BigAutoField": "{} + 1000000",
     "BooleanField": "NOT {}",
@@ -182,7 +182,7 @@ def cut_leaves(one: Checkpoint) -> bytes:
 
 
 def resign_without_last_row(ago: int, key: Ed25519PrivateKey) -> None:
-    """Remove a row, and rewrite its checkpoint and all later ones."""
+    """Remove a row, then rewrite and sign its checkpoint and all later checkpoints."""
     first = checkpoints_of(ago)[1]
     leaves = cut_leaves(first)
     rows = [leaf.packed for leaf in sealing.unpacked(leaves)]
@@ -208,7 +208,7 @@ def roll_back(ago: int) -> None:
 
 
 def cut_and_seal_anew(ago: int) -> None:
-    """Remove a row, and let the gateway seal the rest."""
+    """Remove a row and the latest checkpoints, and let the gateway seal the remaining rows."""
     at = call_of(ago)
     cut_tail(ago)
     must(by_hand("DELETE FROM auditlog_call WHERE uid = %s", at.uid))
@@ -240,7 +240,7 @@ def drop_and_forget(ago: int) -> None:
 
 
 def drop_as_if_by_retention(ago: int) -> None:
-    """Drop a partition with a record signed by another key."""
+    """Drop a partition, and record it as dropped by retention, signed with another key."""
     drop_and_forget(ago)
     last = Checkpoint.objects.order_by("-number")[0]
     said = {
@@ -348,9 +348,9 @@ CHECKPOINTS: dict[str, Callable[[int], None]] = {
         )
     ),
 }
-# What the signatures alone tell, by a key that was kept outside.
+# Attacks that a public key stored elsewhere reveals by the signatures alone.
 BY_KEY = {"sign with another key", "drop the partition as if by retention"}
-# Attacks only a copy elsewhere can reveal: the end is gone, or the attacker has the key or the gateway's signature.
+# Attacks that only a copy stored elsewhere reveals: the end is missing, or the signatures are the gateway's own.
 LAST: dict[str, Callable[[int], None]] = {
     "cut the checkpoints from here on": cut_tail,
     "roll everything back": roll_back,
@@ -408,7 +408,7 @@ def test_each_of_two_hundred_attacks_is_found_with_the_time_it_leaves_unproved(l
 
 
 def told(words: list[str]) -> str:
-    """Run the command, which must find nothing, and return its output."""
+    """Run `verify_log`, which must find nothing; return its output."""
     out = io.StringIO()
     call_command("verify_log", *words, stdout=out)
     return out.getvalue()
@@ -416,7 +416,7 @@ def told(words: list[str]) -> str:
 
 @pytest.fixture
 def kept(log: list[str], tmp_path: Path) -> tuple[str, Path]:
-    """The public key and a sink's file, stored elsewhere."""
+    """Store the public key and a sink's copy as files outside the gateway."""
     key, received = tmp_path / "key.pem", tmp_path / "received.jsonl"
     key.write_text(told(["--print-key"]))
     received.write_text("\n".join(log))
@@ -480,7 +480,7 @@ def test_rows_of_the_file_that_are_other_than_here_are_named(log: list[str]) -> 
 
 @pytest.mark.full
 def test_file_that_begins_and_ends_somewhere_proves_what_it_has(log: list[str]) -> None:
-    """For example the file of one day, or one still being written."""
+    """The file has only a part of the log, such as one day, or is still being written."""
     for part in (log[len(log) // 2 :], log[: len(log) // 2], log[10:-10]):
         received = Received.read(part)
         assert [one.sentence for one in verifying.verify(received=received).findings] == []
@@ -515,7 +515,7 @@ def test_checkpoints_that_were_cut_off_are_found_by_the_file_with_the_time_they_
 
 @pytest.mark.full
 def test_chain_of_an_earlier_release_is_proved_and_says_when_events_are_not(log: list[str]) -> None:
-    """It sealed calls only, and not the partitions dropped by retention."""
+    """The earlier release sealed only calls, and did not seal partitions dropped by retention."""
     by_hand("DELETE FROM auditlog_checkpoint WHERE body LIKE %s", '%"kind":"events"%')
     previous = None
     for number, one in enumerate(Checkpoint.objects.order_by("number"), 1):

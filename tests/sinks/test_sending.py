@@ -124,7 +124,7 @@ def test_calls_that_took_long_are_sent_with_the_next_stretch(to_hook: MakeSink, 
     sending.send_undelivered(sink.pk)
     assert str(late.uid) not in hook.acknowledged
 
-    Sink.objects.update(near_from=timezone.now() - NEAR - HOUR)  # Time goes by.
+    Sink.objects.update(near_from=timezone.now() - NEAR - HOUR)  # Simulate time passing.
     call()
     sending.send_undelivered(sink.pk)
 
@@ -132,7 +132,7 @@ def test_calls_that_took_long_are_sent_with_the_next_stretch(to_hook: MakeSink, 
 
 
 def test_paused_for_long_goes_on_where_it_was(to_hook: MakeSink, hook: Webhook) -> None:
-    """Days of rows, some of calls that took hours, in batches of three."""
+    """The sink was disabled for days; some calls took hours, and rows are sent in batches of three."""
     sink = to_hook(sends_events=False)
     then = timezone.now() - 6 * DAY
     Sink.objects.update(calls_at=then, near_from=then - NEAR)
@@ -189,7 +189,7 @@ def test_checkpoints_come_with_the_calls(to_hook: MakeSink, hook: Webhook) -> No
 
 
 def test_a_checkpoint_that_came_twice_as_another_one_is_told_whichever_came_last(db: None) -> None:
-    """An attacker who can sign again can also send rewritten checkpoints to a sink, after the original ones."""
+    """An attacker with the signing key can send rewritten checkpoints to a sink, after the original checkpoints."""
     sealing.keep_up()
     one = Checkpoint.objects.get(number=1)
     other = one.body.replace('"rows":0', '"rows":1')
@@ -327,7 +327,7 @@ def test_row_that_is_refused_for_good_keeps_no_other_waiting(to_hook: MakeSink, 
 
 @pytest.mark.parametrize("status", [400, 404, 413])
 def test_receiver_that_refuses_everything_loses_no_row(status: int, to_hook: MakeSink, hook: Webhook) -> None:
-    """A wrong address refuses a test line as well."""
+    """At a wrong address, even the test line is refused, so no row is skipped."""
     sink = to_hook(sends_events=False)
     made = {str(call().uid) for _ in range(5)}
     hook.refuses = lambda rows: status
@@ -370,7 +370,7 @@ def test_event_that_a_row_was_refused_makes_no_further_one(to_hook: MakeSink, ho
 
     sending.send_undelivered(sink.pk)
 
-    assert Event.objects.filter(action="sink.row_refused").count() == 1  # From the event that created the sink.
+    assert Event.objects.filter(action="sink.row_refused").count() == 1  # About the event of creating the sink.
     assert now(sink).refused == 2
 
 
@@ -421,7 +421,7 @@ def test_waiting_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Web
 def test_a_leased_sink_is_nobody_elses_until_the_lease_ends(
     to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The previous process was killed while waiting for the receiver."""
+    """The previous process was killed while waiting for the receiver, and still holds the lease."""
     sink = to_hook(sends_events=False)
     call()
     with reading.leased_reader(sink.pk) as reader:
@@ -464,7 +464,7 @@ def test_slow_receiver_is_not_waited_for_longer_than_a_delivery_may_take(
     over = threading.Event()
 
     def drip(request: Request) -> None:
-        """Send a byte now and then, forever."""
+        """Send one byte at a time, forever."""
         request.handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
         while not over.wait(0.05):
             request.handler.wfile.write(b"X")
@@ -497,7 +497,7 @@ def test_a_process_without_the_lease_sends_nothing(to_hook: MakeSink, hook: Webh
 
 
 def test_a_late_process_does_not_move_the_sink_back(to_hook: MakeSink, hook: Webhook) -> None:
-    """Its lease had expired, so it can no longer move the position."""
+    """The late process's lease has expired, so it can no longer change the sink's position."""
     sink = to_hook(sends_events=False)
     call()
     with reading.leased_reader(sink.pk) as reader:

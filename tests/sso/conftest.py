@@ -43,14 +43,14 @@ BACK = "/accounts/organisation/back/"
 
 @dataclass
 class Organisation:
-    """A running provider, its people, and its sent logout tokens."""
+    """A running identity provider of an organisation: its people, and the logout tokens it has sent."""
 
     origin: str
     people: Path
     logout_tokens: list[str] = field(default_factory=list)
 
     def knows(self, name: str, **claims: Any) -> None:
-        """Set the claims about a person from now on."""
+        """Set the claims that the provider makes about a person."""
         known = json.loads(self.people.read_text())
         known[name] = {"email": f"{name}@example.com", "email_verified": True, "name": name.title()} | claims
         self.people.write_text(json.dumps(known))
@@ -58,7 +58,7 @@ class Organisation:
 
 @contextmanager
 def provider_of(npm: Npm, redirect_uri: str) -> Iterator[Organisation]:
-    """Yield an organisation's provider, which redirects to this address, until the block ends."""
+    """Run an organisation's provider, which redirects to this address, until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         people, port = Path(folder) / "people.json", free_port()
         people.write_text("{}")
@@ -88,7 +88,7 @@ def organisation(npm: Npm) -> Iterator[Organisation]:
 
 @pytest.fixture
 def provider(organisation: Organisation, db: None, settings: Settings) -> Provider:
-    """A provider offered for sign-in; people without a role by a rule are members."""
+    """A provider offered for sign-in; people whom no rule gives a role become members."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
     cache.clear()
     make.built_in_roles()
@@ -106,7 +106,7 @@ def provider(organisation: Organisation, db: None, settings: Settings) -> Provid
 
 
 def must_move_to_the_newest_key(settings: Settings, secret: str) -> None:
-    """Check that the provider's secrets are encrypted, and counted, under the newest key."""
+    """Check that a key rotation encrypts the provider's secrets with the newest key, and counts them."""
     newest = Fernet.generate_key()
     settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]
     cipher.cache_clear()
@@ -122,7 +122,7 @@ def must_move_to_the_newest_key(settings: Settings, secret: str) -> None:
 
 
 def signed_in_long_ago(client: Client) -> None:
-    """Age the browser's sign-in, so that a sensitive change needs a new one."""
+    """Make the browser's sign-in so old that a sensitive change requires a new sign-in."""
     session = client.session
     session[SIGNED_IN_AT] = 0
     session.save()
@@ -136,7 +136,7 @@ def saml_organisation(npm: Npm) -> Iterator[SamlOrganisation]:
 
 @pytest.fixture
 def saml(saml_organisation: SamlOrganisation, db: None, settings: Settings) -> Provider:
-    """A provider offered for SAML sign-in; people without a role by a rule are members."""
+    """A provider offered for SAML sign-in; people whom no rule gives a role become members."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
     cache.clear()
     make.built_in_roles()
@@ -153,7 +153,7 @@ def saml(saml_organisation: SamlOrganisation, db: None, settings: Settings) -> P
 
 @dataclass
 class Visit:
-    """A browser here, and the same person's browser at the provider."""
+    """A browser at the gateway, and the same person's browser at the provider."""
 
     client: Client
     visitor: Visitor
@@ -161,7 +161,7 @@ class Visit:
 
     @property
     def person(self) -> User | None:
-        """Return the person signed in here."""
+        """Return the person signed in at the gateway; None if nobody is."""
         request: Any = self.client.get("/settings/profile")
         return request.wsgi_request.user if request.status_code == 200 else None
 
@@ -171,7 +171,7 @@ type SignIn = Callable[..., Visit]
 
 @pytest.fixture
 def sign_in(provider: Provider) -> Iterator[SignIn]:
-    """Press the button, sign in at the provider under a name, and return."""
+    """Yield a function that presses the sign-in button, signs in at the provider under a name, and returns."""
     open_visitors: list[Visitor] = []
 
     def visit(name: str, client: Client | None = None, path: str = "/accounts/organisation/", **fields: Any) -> Visit:
@@ -187,7 +187,7 @@ def sign_in(provider: Provider) -> Iterator[SignIn]:
 
 
 def sign_out_at(visitor: Visitor, organisation: Organisation) -> None:
-    """End the session at the provider, on its own page."""
+    """End the visitor's session at the provider, on the provider's own page."""
     page = visitor.http.get(f"{organisation.origin}/session/end")
     form = Page(page.text)
     assert form.form is not None, page.text

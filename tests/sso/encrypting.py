@@ -1,4 +1,4 @@
-"""Assertions encrypted as by good and bad providers; every part can be wrong."""
+"""Encrypted SAML assertions, as sent by correct and faulty providers; every part can be made wrong."""
 
 import base64
 import os
@@ -36,11 +36,11 @@ class Encrypted:
     wrapping: str = OAEP_MGF1P
     digest: str = ""
     mask: str = ""
-    beside: bool = False  # The key beside the data, and not in it.
+    beside: bool = False  # True if the key is beside the encrypted data, not inside.
     said_bits: int = 0
 
     def element(self) -> Any:
-        """Return it as an element for a response."""
+        """Return the encrypted assertion as an element for a response."""
         key, nonce = os.urandom(self.bits // 8), os.urandom(12)
         data = nonce + AESGCM(key).encrypt(nonce, self.content, None)
         wrapped = (

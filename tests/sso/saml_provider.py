@@ -72,13 +72,13 @@ class Pair:
 
     @property
     def bare(self) -> str:
-        """Return the certificate as metadata have it."""
+        """Return the certificate in base64 without header lines, as in metadata."""
         return "".join(self.certificate.splitlines()[1:-1])
 
 
 @dataclass
 class SamlOrganisation:
-    """A running provider, and its people."""
+    """A running SAML identity provider of an organisation, and its people."""
 
     origin: str
     folder: Path
@@ -89,7 +89,7 @@ class SamlOrganisation:
         return f"{self.origin}/metadata"
 
     def knows(self, name: str, **attributes: Any) -> None:
-        """Set the attributes of a person from now on."""
+        """Set the attributes that the provider sends for a person."""
         path = self.folder / "people.json"
         known = json.loads(path.read_text())
         known[name] = {
@@ -105,13 +105,13 @@ class SamlOrganisation:
         (self.folder / "cert.pem").write_text(pair.certificate)
 
     def encrypts_for(self, certificate: str) -> None:
-        """Encrypt assertions for the key of this certificate (as metadata have it)."""
+        """Make the provider encrypt assertions for this certificate (base64, as in metadata)."""
         lines = "\n".join(certificate[at : at + 64] for at in range(0, len(certificate), 64))
         pem = f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
         (self.folder / "encrypt.pem").write_text(pem)
 
     def forget(self) -> None:
-        """Reset it to its initial state."""
+        """Reset the provider to its initial state."""
         (self.folder / "people.json").write_text("{}")
         for name in ("client.pem", "signs-responses", "encrypt.pem"):
             (self.folder / name).unlink(missing_ok=True)
@@ -119,7 +119,7 @@ class SamlOrganisation:
 
 @contextmanager
 def saml_provider_of(npm: Npm, acs_url: str, audience: str) -> Iterator[SamlOrganisation]:
-    """Yield an organisation's provider, which responds to this address, until the block ends."""
+    """Run an organisation's provider, which responds to this address, until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         organisation = SamlOrganisation(f"http://127.0.0.1:{port}", Path(folder))
@@ -132,7 +132,7 @@ def saml_provider_of(npm: Npm, acs_url: str, audience: str) -> Iterator[SamlOrga
 
 @dataclass
 class SamlVisit:
-    """A browser here after a visit to the provider, and the provider's posted form."""
+    """A browser at the gateway after a visit to the provider, and the form posted by the provider."""
 
     client: Client
     fields: dict[str, str]
@@ -140,7 +140,7 @@ class SamlVisit:
 
     @property
     def person(self) -> User | None:
-        """Return the person signed in here."""
+        """Return the person signed in at the gateway; None if nobody is."""
         request: Any = self.client.get("/settings/profile")
         return request.wsgi_request.user if request.status_code == 200 else None
 
@@ -150,12 +150,12 @@ class SamlVisit:
 
 
 def asks(client: Client, path: str = "/accounts/organisation/", **fields: Any) -> str:
-    """Return the target of the button."""
+    """Press the sign-in button, and return the URL of the provider to which it leads."""
     return destination(client.post(path, fields))
 
 
 def signs_in_at(away: str, name: str) -> dict[str, str]:
-    """Sign in at the provider under this name, and return its form."""
+    """Sign in at the provider under this name, and return the form that the provider posts to the gateway."""
     with httpx.Client(trust_env=False) as http:
         asked = Page(http.get(away).text)
         answered = http.get(away.partition("?")[0], params=asked.fields | {"login": name})
@@ -163,7 +163,7 @@ def signs_in_at(away: str, name: str) -> dict[str, str]:
 
 
 def begins_at(organisation: SamlOrganisation, name: str, to: str = "") -> dict[str, str]:
-    """Return the provider's form for a person who started there."""
+    """Return the form that the provider posts for a person who started at the provider."""
     answered = httpx.get(f"{organisation.origin}/begin", params={"name": name, "to": to}, trust_env=False)
     return form_of(answered.text)
 
@@ -175,7 +175,7 @@ def form_of(page: str) -> dict[str, str]:
 
 
 def brings(client: Client, fields: dict[str, str]) -> SamlVisit:
-    """Post the provider's form cross-site, without our cookies; the browser follows with them."""
+    """Post the provider's form cross-site, without the gateway's cookies, then follow the redirect with the cookies."""
     answer: Any = Client().post(ACS, fields)
     assert answer.status_code == 303, answer.content
     assert not answer.cookies, "a cookie from there would take the place of the session's"
@@ -185,7 +185,7 @@ def brings(client: Client, fields: dict[str, str]) -> SamlVisit:
 
 
 def agrees(visit: SamlVisit) -> SamlVisit:
-    """Press the button on the page for people who did not start here."""
+    """Press the button on the page for people who started at the provider."""
     fields = form_of(visit.words)
     response: Any = visit.client.post(ANSWERED, fields)
     return SamlVisit(visit.client, fields, response)
@@ -209,7 +209,7 @@ def moment(minutes: float = 0) -> str:
 
 @dataclass
 class Answer:
-    """A provider's response; every part can be wrong."""
+    """A provider's SAML response, in which every part can be made wrong."""
 
     issuer: str
     pair: Pair
@@ -226,8 +226,8 @@ class Answer:
     confirmed_until: float = 5
     signed_in: float = 0
     assertion_id: str = field(default_factory=lambda: f"_{secrets.token_hex(8)}")
-    more: str = ""  # Of attributes.
-    qualifiers: str = ""  # Of the name.
+    more: str = ""  # More attributes, as XML.
+    qualifiers: str = ""  # XML attributes of the NameID.
 
     def assertion(self) -> Any:
         answers = f' InResponseTo="{self.answers}"' if self.answers else ""
@@ -249,7 +249,7 @@ class Answer:
         )
 
     def signed(self, signer: XMLSigner = SIGNER) -> Any:
-        """Return the assertion with its signature at the place of the schema."""
+        """Return the assertion, with the signature where the SAML schema requires it."""
         signed = signer.sign(
             self.assertion(), key=self.pair.key, cert=self.pair.certificate, reference_uri=self.assertion_id
         )
@@ -258,7 +258,7 @@ class Answer:
         return signed
 
     def around(self, *assertions: Any) -> Any:
-        """Return the response around these elements."""
+        """Return a response that contains these assertions."""
         answers = f' InResponseTo="{self.answers}"' if self.answers else ""
         root = etree.fromstring(
             f'<samlp:Response xmlns:samlp="{NS["samlp"]}" xmlns:saml="{NS["saml"]}" ID="_{secrets.token_hex(8)}"'
@@ -270,7 +270,7 @@ class Answer:
         return root
 
     def fields(self) -> dict[str, str]:
-        """Return the provider's form of a valid response."""
+        """Return the form that a provider posts with a valid response."""
         return sent(self.around(self.signed()))
 
 

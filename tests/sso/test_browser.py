@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("clients")
 def test_the_button_leads_to_the_provider_and_back_in_and_signing_out_out_of_both(
     live: Serve, npm: Npm, open_browser: Open, trouble: Trouble
 ) -> None:
-    trouble.expected.add("fonts.googleapis.com")  # Of the provider's own page.
+    trouble.expected.add("fonts.googleapis.com")  # The provider's own page loads fonts from there.
     with provider_of(npm, f"{live.url}/accounts/organisation/back/") as organisation:
         organisation.knows("mia", email="mia@button.example.com")
         owner = open_browser().new_page()
@@ -42,7 +42,7 @@ def test_the_button_leads_to_the_provider_and_back_in_and_signing_out_out_of_bot
         page.locator("[name=login]").fill("mia")
         page.locator("[name=password]").fill("any")
         page.locator("[type=submit]").click()
-        page.locator("[type=submit]").click()  # The claims the provider may share.
+        page.locator("[type=submit]").click()  # The person confirms which claims the provider may share.
 
         page.wait_for_url(f"{live.url}/settings/profile")
         expect(page.get_by_text("none: you sign in at your organisation")).to_be_visible()
@@ -53,7 +53,7 @@ def test_the_button_leads_to_the_provider_and_back_in_and_signing_out_out_of_bot
         page.get_by_role("button", name="Yes").click()
         page.wait_for_url(f"{live.url}/accounts/login/")
         page.get_by_role("button", name="Sign in with Example").click()
-        expect(page.locator("[name=login]")).to_be_visible()  # There as well, nobody is signed in any more.
+        expect(page.locator("[name=login]")).to_be_visible()  # The person is signed out at the provider, too.
 
         owner.goto(f"{live.url}/settings/organisation/")
         owner.get_by_label("Off", exact=True).check()

@@ -78,7 +78,7 @@ def test_a_recent_sign_in_with_a_credential_at_the_provider_is_not_asked_again(
     sign_in: SignIn,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An open session at the provider redirects back at once, which is no confirmation."""
+    """With an open session, the provider redirects back without asking the person, so that confirms nothing."""
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
     organisation.knows("mia")
     finish = oidc.finish_oidc
@@ -98,7 +98,7 @@ def test_a_recent_sign_in_with_a_credential_at_the_provider_is_not_asked_again(
 
 
 def test_a_second_factor_is_added_only_after_a_confirmation(visit: Visit) -> None:
-    """Otherwise a person with a minute at the browser could add a code of their own and confirm everything."""
+    """Otherwise somebody with a minute at the unlocked browser could add a code, and confirm everything with it."""
     for act in (visit.client.get, visit.client.post):
         asked = act("/settings/second-factor/activate/")
         assert asked.status_code == 302

@@ -130,9 +130,9 @@ def test_an_invited_person_joins_at_the_organisation_with_the_role_of_the_invita
     organisation.knows("eve")
     client, _ = opened(invitation_link(invited))
 
-    # By their own account alone: an e-mail proves nothing.
+    # Only the existing account may sign in; an equal e-mail address proves nothing.
     assert sign_in("mia").response.status_code == 403
-    # A misdirected link does not sign somebody else in as them either.
+    # A person who opens another's invitation link does not get the invited account.
     eve = sign_in("eve", opened(invitation_link(invited))[0])
     assert eve.person is not None
     assert eve.person.email == "eve@example.com"
@@ -247,7 +247,7 @@ def test_the_organisation_takes_no_role_from_a_break_glass_owner(
     Provider.edit(by=None, links_by_email=True)
     organisation.knows("owner")
 
-    assert sign_in("owner").response.status_code == 403  # Nor is that account taken over by its e-mail.
+    assert sign_in("owner").response.status_code == 403  # An equal e-mail is not enough.
 
     breaker.refresh_from_db()
     assert breaker.is_owner
@@ -270,7 +270,7 @@ def test_the_operator_can_end_the_enforcement(breaker: User) -> None:
 def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
     provider: Provider, organisation: Organisation, sign_in: SignIn
 ) -> None:
-    """Sessions of break-glass owners continue, even of others than the enforcing one."""
+    """Sessions of all break-glass owners continue, not only the session of the owner who enforces the sign-in."""
     breaker, mia, outside = owner(), make.user(email="mia@example.com"), make.user(email="guest@partner.example.org")
     breaker.set_break_glass(True, by=None)
     organisation.knows("bo")
@@ -291,7 +291,7 @@ def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
 @pytest.mark.full
 @pytest.mark.parametrize("way", ["page", "rest"])
 def test_enforcing_it_without_break_glass_signs_oneself_out_too(provider: Provider, way: str) -> None:
-    """Also if the form was held for a password confirmation, so that the session is saved again."""
+    """The form may also have been held for a password confirmation, which saves the session again."""
     owner().set_break_glass(True, by=None)
     boss = owner("boss@example.com", app=False)
     client = typed(boss.email)[0]
@@ -325,7 +325,7 @@ def test_a_domain_that_is_added_ends_its_sessions_and_another_change_ends_none(b
 
 
 def test_a_password_that_was_right_before_it_was_enforced_opens_no_session_after_it(provider: Provider) -> None:
-    """Enforcement may start between the password and the code."""
+    """Enforcement may start between the password and the second factor's code."""
     owner().set_break_glass(True, by=None)
     late = owner("late@example.com")
     client, response = typed(late.email)
@@ -361,7 +361,7 @@ def broken_glass(person: User) -> Client:
 
 
 def type_code(client: Client) -> None:
-    """Enter the second factor, even if the same code was used elsewhere."""
+    """Enter the second factor's code, even if the code was just used elsewhere."""
     cache.clear()
     client.post("/accounts/second-factor/", {"code": code_of(APP_SECRET)})
 
@@ -420,7 +420,7 @@ def test_an_address_of_the_domain_ends_sessions_that_began_with_a_password(break
 @pytest.mark.full
 @pytest.mark.parametrize("way", ["page", "rest"])
 def test_ending_ones_own_break_glass_signs_out_without_an_error(breaker: User, way: str) -> None:
-    """Also if the form was held for a password confirmation, so that the session is saved again."""
+    """The form may also have been held for a password confirmation, which saves the session again."""
     other = owner("other@example.com")
     other.set_break_glass(True, by=breaker)
     client = broken_glass(other)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("clients")
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Serve]:
-    """A workspace of this test only, because others use passwords."""
+    """A separate workspace, because other tests sign in with passwords."""
     served = new(tmp_path, "enforced")
     try:
         yield served.start(workers=1)
@@ -32,7 +32,7 @@ def workspace(tmp_path: Path) -> Iterator[Serve]:
 def test_from_the_invitation_to_the_first_call(
     workspace: Serve, npm: Npm, desktop: Desktop, open_browser: Open, trouble: Trouble, tmp_path: Path
 ) -> None:
-    trouble.expected.add("fonts.googleapis.com")  # Of the provider's own page.
+    trouble.expected.add("fonts.googleapis.com")  # The provider's own page loads fonts from there.
     with provider_of(npm, f"{workspace.url}/accounts/organisation/back/") as organisation:
         organisation.knows("mia", email="mia@example.org")
         owner = open_browser().new_page()
@@ -62,7 +62,7 @@ def test_from_the_invitation_to_the_first_call(
         owner.goto(f"{workspace.url}/people/?q=mia")
         expect(steps.row(owner, "mia@example.org")).to_contain_text("active")
 
-        # Somebody nobody invited, whose app asks before they were ever here.
+        # A person without an invitation, whose app asks for access before the person has ever signed in here.
         organisation.knows("bo", email="bo@example.org")
         bo = open_browser().new_page()
         other = KeptApp(desktop, gateway, tmp_path / "bo.json", "Other desk")
@@ -125,4 +125,4 @@ def at_the_organisation(page: Page, organisation: Organisation, name: str) -> No
     page.locator("[name=login]").fill(name)
     page.locator("[name=password]").fill(PASSWORD)
     page.locator("[type=submit]").click()
-    page.locator("[type=submit]").click()  # The claims the provider may share.
+    page.locator("[type=submit]").click()  # The person confirms which claims the provider may share.

@@ -45,7 +45,7 @@ def test_saml_is_set_up_on_its_page_and_people_sign_in_from_another_site_and_go_
     trouble.expected.add("refused=refused_there")
     own = f"{live.url}/accounts/organisation/saml"
     with saml_provider_of(npm, f"{live.url}{ACS}", f"{own}/metadata/") as organisation:
-        assert urlsplit(live.url).hostname != urlsplit(organisation.origin).hostname  # Two sites.
+        assert urlsplit(live.url).hostname != urlsplit(organisation.origin).hostname  # Different sites.
         organisation.knows("mia", email="mia@saml.example.com")
         owner = owner_who_sets_it_up(live, open_browser, organisation)
         page = open_browser().new_page()
@@ -60,7 +60,7 @@ def test_saml_is_set_up_on_its_page_and_people_sign_in_from_another_site_and_go_
         page.wait_for_url(f"{live.url}/settings/profile")
         expect(page.get_by_text("none: you sign in at your organisation")).to_be_visible()
         (answer,) = posted
-        assert "gateway_session" not in answer.all_headers().get("cookie", "")  # SameSite=Lax: it did not come along.
+        assert "gateway_session" not in answer.all_headers().get("cookie", "")  # SameSite=Lax keeps the cookie back.
 
         page.locator("button.account").click()
         page.get_by_role("button", name="Sign out", exact=True).click()

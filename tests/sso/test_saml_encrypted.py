@@ -39,7 +39,7 @@ METADATA = "/accounts/organisation/saml/metadata/"
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[str, str]:
-    """A key as made by `Provider.edit`, shared because making one is slow."""
+    """A key pair like those of `Provider.edit`, shared by the tests because creating a pair is slow."""
     return make_key()
 
 
@@ -61,7 +61,7 @@ def metadata() -> str:
 
 
 def published() -> str:
-    """Return the encryption certificate in our metadata."""
+    """Return the encryption certificate in the gateway's metadata."""
     (found,) = re.findall(r'use="encryption">.*?<ds:X509Certificate>([^<]+)', metadata())
     return str(found)
 
@@ -72,7 +72,7 @@ def encrypted(content: Any, **how: Any) -> Any:
 
 
 def brought(answer: Answer, build: Callable[[Answer], Any]) -> SamlVisit:
-    """Return the response around what is built, to a request started in this browser."""
+    """Send the response around the assertion that `build` makes, to a request started in this browser."""
     return tried(answer, lambda given: sent(given.around(build(given))))
 
 
@@ -225,7 +225,7 @@ def changed(signed: Any) -> Any:
 
 
 def other_around(signed: Any, answer: Answer) -> Any:
-    """Return another assertion with the signed one in it."""
+    """Return a forged assertion that contains the signed assertion."""
     evil = answer.assertion()
     evil.set("ID", "_evil")
     evil.find(".//saml:Subject", NS).append(signed)
@@ -246,7 +246,7 @@ def test_a_response_may_be_signed_around_an_encrypted_assertion(answer: Answer) 
 
 @pytest.mark.full
 def test_prefixes_of_the_response_leave_the_assertion_as_it_was_signed(answer: Answer) -> None:
-    """Moved among elements with another prefix for the same namespace, its text would change."""
+    """The response uses another prefix for the same namespace, which must not change the signed assertion's text."""
 
     def around(given: Answer) -> Any:
         text = etree.tostring(given.around(encrypted(given.signed())))
@@ -375,7 +375,7 @@ def test_a_new_key_is_published_and_the_one_before_opens_until_there_is_another(
 
 @pytest.mark.full
 def test_one_request_for_a_new_key_makes_one_however_often_it_is_sent(taking: Provider) -> None:
-    """The previous key decrypts until the provider has the new one; another new key would end it."""
+    """Repeating the request must not create a second key, because the provider may still use the previous key."""
     boss = make.user(*Capability)
     rest, seen = Rest.of(boss), {"If-Match": Rest.of(boss).get("/organisation").headers["ETag"]}
 

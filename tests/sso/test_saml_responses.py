@@ -1,4 +1,4 @@
-"""Responses without proof are refused by name: anybody can make a browser post a form here."""
+"""Responses without proof are refused with a specific reason, because anybody can make a browser post a form here."""
 
 import base64
 import copy
@@ -41,12 +41,12 @@ type Build = Callable[[Answer], dict[str, str]]
 
 @pytest.fixture
 def answer(saml: Provider, saml_organisation: SamlOrganisation) -> Answer:
-    """The provider's response to a request started in the browser of this test."""
+    """Return a provider's response to a request started in the browser of this test."""
     return Answer(saml.issuer, saml_organisation.pair)
 
 
 def tried(answer: Answer, build: Build) -> SamlVisit:
-    """Return the outcome of the response, built like that, to a request started here."""
+    """Start a request, send the response that `build` makes of `answer`, and return the outcome."""
     client = Client()
     answer.answers = query_id(asks(client))
     return brings(client, build(answer))
@@ -69,7 +69,7 @@ def test_the_written_response_is_accepted_unchanged(answer: Answer) -> None:
     assert tried(answer, as_it_should_be).person == User.objects.get(email="mia@example.com")
 
 
-@pytest.mark.every_case  # Each is a rule of its own.
+@pytest.mark.every_case  # Each case is a separate rule.
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
@@ -141,13 +141,13 @@ def old_signature(answer: Answer) -> dict[str, str]:
 
 
 def signed_around_only(answer: Answer) -> dict[str, str]:
-    """The response is signed, but the assertion in it is not."""
+    """Sign the response, but not the assertion inside."""
     root = answer.around(answer.assertion())
     return sent(signed_by(answer.pair, root))
 
 
 def signed_with_a_secret(answer: Answer) -> dict[str, str]:
-    """Signed with the provider's public certificate as a shared secret."""
+    """Sign with the provider's public certificate as a shared secret."""
     root = answer.around(answer.signed())
     method = root.find(".//ds:SignatureMethod", NS)
     method.set("Algorithm", "http://www.w3.org/2001/04/xmldsig-more#hmac-sha256")
@@ -183,7 +183,7 @@ def original_within_forged(answer: Answer) -> dict[str, str]:
 
 
 def original_within_the_signature(answer: Answer) -> dict[str, str]:
-    """The forged assertion has the signature, with the signed assertion in an Object of it."""
+    """Put the signature into a forged assertion, and the signed assertion into an Object of the signature."""
     original, forged = answer.signed(), forged_of(answer)
     signature = original.find("ds:Signature", NS)
     original.remove(signature)
@@ -200,7 +200,7 @@ def original_in_extensions(answer: Answer) -> dict[str, str]:
 
 
 def same_name_twice(answer: Answer) -> dict[str, str]:
-    """Another element has the ID that the signature refers to."""
+    """Give another element the ID that the signature refers to."""
     root = answer.around(answer.signed())
     decoy = etree.SubElement(root, f"{{{NS['samlp']}}}Extensions")
     decoy.set("ID", answer.assertion_id)
@@ -208,7 +208,7 @@ def same_name_twice(answer: Answer) -> dict[str, str]:
 
 
 def signature_of_something_else(answer: Answer) -> dict[str, str]:
-    """The provider signed the status, not an assertion."""
+    """Sign the status instead of an assertion."""
     root = answer.around(answer.assertion())
     status = root.find("samlp:Status", NS)
     status.set("ID", "_status")
@@ -246,13 +246,13 @@ def bomb_in_another_alphabet(answer: Answer) -> dict[str, str]:
 
 
 def commented_name(answer: Answer) -> dict[str, str]:
-    """Comments are not signed, and some parsers end a name at them."""
+    """Put a comment into the name: comments are not signed, and some parsers end the name at the comment."""
     text = etree.tostring(answer.around(answer.signed()))
     return sent(text.replace(b">mia@example.com<", b">owner@example.com<!-- -->.evil.example<"))
 
 
 def commented_in(encoding: str) -> Build:
-    """A comment in a name, in an encoding mistaken for UTF-8 without a byte order mark."""
+    """Put a comment into the name, in an encoding that looks like UTF-8 without a byte order mark."""
 
     def build(answer: Answer) -> dict[str, str]:
         text = etree.tostring(answer.around(answer.signed())).decode().replace(">mia<", ">mi<!-- -->a<")
@@ -263,7 +263,7 @@ def commented_in(encoding: str) -> Build:
 
 
 def declared_in(encoding: str) -> Build:
-    """A document type, in an encoding mistaken for UTF-8 without a byte order mark."""
+    """Declare a document type, in an encoding that looks like UTF-8 without a byte order mark."""
 
     def build(answer: Answer) -> dict[str, str]:
         text = etree.tostring(answer.around(answer.signed())).decode()
@@ -273,7 +273,7 @@ def declared_in(encoding: str) -> Build:
     return build
 
 
-# A verifier canonicalises it before it knows the signer: a signature with much content.
+# A verifier canonicalises SignedInfo before it knows the signer, so a huge SignedInfo could exhaust the verifier.
 
 
 def with_in_signed_info(answer: Answer, where: str, more: str) -> dict[str, str]:
@@ -347,7 +347,7 @@ def nested(answer: Answer) -> dict[str, str]:
 
 
 def many_namespaces(answer: Answer) -> dict[str, str]:
-    """Verifying each would take half a second."""
+    """Declare so many namespaces that verifying a response takes half a second."""
     declared = " ".join(f'xmlns:p{number}="urn:u{number}"' for number in range(3000))
     text = etree.tostring(answer.around(answer.signed()))
     return sent(text.replace(b"<samlp:Response ", f"<samlp:Response {declared} ".encode(), 1))
@@ -365,7 +365,7 @@ def nothing(answer: Answer) -> dict[str, str]:
     return {}
 
 
-@pytest.mark.every_case  # Each is a rule of its own.
+@pytest.mark.every_case  # Each case is a separate rule.
 @pytest.mark.parametrize(
     ("build", "named"),
     [
@@ -429,7 +429,10 @@ def test_an_answer_to_another_request_than_this_browsers_is_refused(answer: Answ
 
 
 def test_response_and_assertion_have_to_answer_the_same_request(answer: Answer) -> None:
-    """The response is not signed, so it could name any request started in this browser."""
+    """The response around the assertion is unsigned, so an attacker can write this browser's request id into it.
+
+    The signed assertion inside answers another request, and must be refused.
+    """
     client = Client()
     answer.answers = "_somebody-elses"
     assertion = answer.signed()
@@ -471,7 +474,7 @@ def test_either_of_two_certificates_in_the_metadata_may_sign(
 
 @pytest.mark.full
 def test_allowed_name_formats_are_listed_in_the_settings(answer: Answer) -> None:
-    """An address is the e-mail, too, which does not prove who had that address before."""
+    """The emailAddress format is allowed only by the settings, because an address can pass to another person."""
     Provider.edit(by=None, name_id_format="emailAddress", email_attribute="mail", domains=["example.com"])
     answer.format, answer.name = "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress", "mia@example.com"
 
@@ -512,7 +515,7 @@ def test_too_many_groups_to_be_said_are_not_taken_as_none(answer: Answer) -> Non
 
 @pytest.mark.full
 def test_a_thousand_groups_are_read(answer: Answer) -> None:
-    """Some providers declare the same namespaces on each value."""
+    """Some providers declare the same namespaces on each of a thousand values."""
     value = (
         '<saml:AttributeValue xmlns:xs="http://www.w3.org/2001/XMLSchema"'
         ' xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="xs:string">a</saml:AttributeValue>'
@@ -525,7 +528,7 @@ def test_a_thousand_groups_are_read(answer: Answer) -> None:
 def test_a_flood_of_bad_answers_makes_one_event_and_one_line_a_minute_for_each_sender(
     answer: Answer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A flood of one sender does not hide others' errors."""
+    """One sender's flood of bad responses does not hide the errors of other senders."""
     for sender in ["192.0.2.1"] * 5 + ["192.0.2.2"]:
         Client(REMOTE_ADDR=sender).post(ACS, {"SAMLResponse": "x"})
 

@@ -90,7 +90,7 @@ def test_our_metadata_say_where_answers_are_taken_and_that_they_have_to_be_signe
 
 
 def test_metadata_at_an_address_are_read_through_the_guard(boss: Client, settings: Settings) -> None:
-    """A library would fetch any URL it is given."""
+    """The metadata URL is checked like other outbound addresses; a SAML library would fetch any URL."""
     inside = FORM | {"metadata_url": "http://127.0.0.1:9/metadata"}
     refused = boss.post(PAGE, inside)
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
@@ -125,7 +125,7 @@ def test_fetched_metadata_are_limited_and_must_match_exactly(boss: Client, setti
 
 
 def broken(part: bytes, by: bytes) -> str:
-    """Return metadata with the last occurrence of these bytes in the certificate replaced."""
+    """Return metadata in which the last occurrence of `part` in the certificate is replaced."""
     before, after = base64.b64decode(PAIR.bare).rsplit(part, 1)
     return PASTED.replace(PAIR.bare, base64.b64encode(before + by + after).decode())
 
@@ -202,7 +202,7 @@ def test_without_the_packages_page_and_rest_say_what_installs_them(
     assert Client().post("/accounts/organisation/").status_code == 502
     assert "refused=not_installed" in Client().post(ACS, fields)["Location"]
     assert "gateway-admin[saml]" in try_provider(saml, by=None).detail
-    assert boss.post(PAGE, FORM | {"mode": "off"}).status_code == 302  # Switching it off works all the same.
+    assert boss.post(PAGE, FORM | {"mode": "off"}).status_code == 302  # Disabling the provider still works.
     Provider.edit(by=None, protocol="oidc")
     assert words in boss.post(PAGE, FORM).content.decode()
     refused = Rest.of(make.user(*Capability)).patch("/organisation", {"protocol": "saml"})
@@ -235,7 +235,7 @@ def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
     ids=lambda terms: next(iter(terms)),
 )
 def test_saml_terms_can_be_changed_only_with_every_capability(terms: dict[str, Any], pasted: Provider) -> None:
-    """No address is looked up for others, either."""
+    """For people without every capability, the gateway does not even look up the address."""
     lacking = make.user(*(each for each in Capability if each != Capability.LOGS_READ))
     before = Provider.load().editable()
 
@@ -279,7 +279,7 @@ def test_a_key_is_made_for_signed_requests_held_sealed_and_gone_with_them(pasted
 
 @pytest.mark.full
 def test_a_provider_with_signed_requests_has_a_key(db: None, saml_organisation: SamlOrganisation) -> None:
-    """Also if that was set before SAML was chosen; a row that lost its key gets a new one without an error."""
+    """The key exists even if signing was enabled before SAML; a row without a key gets a new key."""
     Provider.edit(by=None, signs_requests=True)
     row = Provider.edit(by=None, protocol="saml", mode="offered", name="Example", metadata_xml=PASTED)
     assert (row.has_secret, bool(row.own_certificate)) == (True, True)
@@ -354,7 +354,7 @@ def test_test_reads_the_metadata_anew_and_says_what_was_found(
 
 @pytest.mark.full
 def test_a_certificate_past_its_end_is_accepted_while_the_metadata_name_it_and_test_says_so(pasted: Provider) -> None:
-    """The metadata establish trust, and nobody should be locked out at midnight."""
+    """The metadata establish trust in the certificate, and its expiry should lock nobody out."""
     old = Pair.make("old", until=timedelta(days=-1))
     provider = Provider.edit(by=None, metadata_xml=metadata_of(ENTITY, SSO, old), domains=["example.com"])
 
@@ -432,7 +432,7 @@ def test_a_stranger_sends_no_more_answers_than_an_office_would(saml: Provider, m
 def test_answers_that_are_accepted_are_not_counted(
     saml: Provider, saml_organisation: SamlOrganisation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole office may use one address."""
+    """Accepted responses are not counted, because a whole office may share one address."""
     limit = sign_in_limits.MOST["organisation answer, from one address"]
     monkeypatch.setitem(sign_in_limits.MOST, "organisation answer, from one address", (2, limit[1]))
 

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.django_db
 
 
 def sign_in(name: str, client: Client | None = None, **fields: Any) -> SamlVisit:
-    """Press the button, sign in at the provider under a name, and return."""
+    """Press the sign-in button, sign in at the provider under a name, and return the outcome."""
     client = client or Client()
     return brings(client, signs_in_at(asks(client, **fields), name))
 
@@ -62,7 +62,7 @@ def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
     mia = User.objects.get(email="mia@example.com")
     assert first.person == mia
     assert (mia.display_name, mia.role and mia.role.name, mia.has_usable_password()) == ("Mia", "Member", False)
-    assert mia.status == "active"  # And not “invited”, for want of a password.
+    assert mia.status == "active"  # Not "invited", although there is no password.
     assert sign_in("mia").person == mia
     assert actions(mia) == ["user.created"]
     assert (Account.objects.get().issuer, Account.objects.get().subject) == (f"saml:{saml.issuer}", "mia")
@@ -92,7 +92,7 @@ def test_groups_give_role_and_teams_at_every_sign_in_with_events(
 def test_the_email_of_an_existing_person_is_never_taken_over_without_proof(
     saml: Provider, saml_organisation: SamlOrganisation, verified: str | None, links: bool
 ) -> None:
-    """SAML has no standard attribute for a verified address, so only a configured one counts."""
+    """SAML has no standard attribute for a verified address, so only a configured attribute counts as proof."""
     Provider.edit(by=None, links_by_email=links)
     owner = make.user(email="owner@example.com")
     said = {} if verified is None else {"email_verified": verified}
@@ -123,7 +123,7 @@ def test_no_claim_is_kept_once_somebody_is_in(saml: Provider, saml_organisation:
 def test_the_answer_comes_from_another_site_and_needs_no_cookie_but_the_browser_that_began_it(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
-    """Otherwise a person could be led into an attacker's account, who then sees what they do."""
+    """Otherwise an attacker could sign a victim in to the attacker's account, and watch what the victim does."""
     saml_organisation.knows("eve")
     eve, victim = Client(), Client()
     fields = signs_in_at(asks(eve), "eve")
@@ -185,7 +185,7 @@ def test_where_it_is_allowed_people_begin_there_once_and_are_led_to_own_addresse
 def test_a_person_who_did_not_start_here_is_asked_before_their_session_ends(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
-    """Otherwise a link would be enough to move somebody into another account."""
+    """Without the question, a link would be enough to move somebody into another account."""
     Provider.edit(by=None, takes_unsolicited=True)
     saml_organisation.knows("eve")
     victim = Client(enforce_csrf_checks=True)
@@ -207,7 +207,7 @@ def test_a_person_who_did_not_start_here_is_asked_before_their_session_ends(
 def test_an_answer_that_nobody_asked_for_takes_no_invitation_that_was_opened_here(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
-    """Otherwise somebody else's response with the invited e-mail would be linked to them for good."""
+    """Otherwise an attacker's response with the invited e-mail would link the invited account to the attacker."""
     breaker = owner()
     breaker.set_break_glass(True, by=None)
     Provider.edit(by=None, takes_unsolicited=True, mode="enforced", domains=["example.com"])
@@ -323,7 +323,7 @@ def test_a_new_certificate_of_the_provider_is_found_where_its_metadata_are(
     assert event.actor_email in ("", "system")
     request_id = query_id(asks(client))
     refused = brings(client, Answer(saml.issuer, old, request_id).fields())
-    assert refused.response.status_code == 400  # The old one is not believed any more.
+    assert refused.response.status_code == 400  # The gateway no longer trusts the old certificate.
 
 
 def query_id(away: str) -> str:
@@ -380,7 +380,7 @@ def test_the_organisation_is_asked_anew_and_that_confirms(visit: SamlVisit) -> N
 def test_without_signed_requests_nothing_is_confirmed_there_and_the_page_says_what_is(
     visit: SamlVisit, saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
-    """A person at the browser can remove ForceAuthn from an unsigned request."""
+    """Without a signature, a person at the browser can remove ForceAuthn from the request, so it confirms nothing."""
     away = confirmation(visit)
     Provider.edit(by=None, signs_requests=False)
 
@@ -414,7 +414,7 @@ def test_an_open_session_there_or_somebody_else_confirms_nothing(
 
 
 def test_an_ordinary_sign_in_is_no_confirmation(saml: Provider, saml_organisation: SamlOrganisation) -> None:
-    """Providers report the current time even if they only continued an open session."""
+    """A provider reports the current time even if it only continued an open session."""
     saml_organisation.knows("mia")
     visit = sign_in("mia")
 

@@ -67,7 +67,7 @@ def test_signing_out_at_the_organisation_ends_that_session_here_and_no_other(
     assert ended.person is None
     assert stays.person is not None
     assert Event.objects.filter(action="user.session_ended").count() == 1
-    # The same token again, another one, and a session that was begun with a password.
+    # Invalid: the same token again, a malformed token, and no token. The session begun with a password stays.
     assert Client().post(LOGOUT, {"logout_token": token}).status_code == 400
     assert Client().post(LOGOUT, {"logout_token": "x.y.z"}).status_code == 400
     assert Client().post(LOGOUT).status_code == 400
@@ -215,7 +215,7 @@ def test_signing_out_leads_on_to_the_provider_which_sends_people_back(
         urljoin(str(page.url), form.form.get("action") or ""), data=form.fields | {"logout": "yes"}
     )
     assert back.headers["Location"] == f"{settings.PUBLIC_URL}/accounts/login/"
-    # There is no session there any more: the next sign-in asks who they are.
+    # The session at the provider has ended too, so the next sign-in asks for a name.
     asked = visit.visitor.http.get(destination(Client().post("/accounts/organisation/")), follow_redirects=True)
     assert 'name="login"' in asked.text
 
@@ -304,7 +304,7 @@ def test_people_still_sign_in_and_out_at_a_provider_with_unreadable_keys(
 def test_sign_ins_that_succeed_use_up_nothing_of_an_address(
     organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Like an office behind one address; abandoned ones count."""
+    """Successful sign-ins do not count, because an office may share an address; abandoned sign-ins count."""
     monkeypatch.setitem(MOST, "organisation, from one address", (2, MINUTE))
     organisation.knows("mia")
     for _ in range(4):
@@ -337,7 +337,7 @@ def test_malformed_tokens_cause_no_query(asked: list[str]) -> None:
 def test_a_provider_that_is_down_is_asked_once_in_a_while_whoever_sends_tokens(
     provider: Provider, asked: list[str]
 ) -> None:
-    """*Test* asks at once, after somebody has repaired it."""
+    """While the provider is down, other requests wait between attempts, but *Test* asks the provider at once."""
     token = "eyJhbGciOiJFUzI1NiJ9.e30.eA"
     for _ in range(5):
         assert Client().post(LOGOUT, {"logout_token": token}).status_code == 503

@@ -118,7 +118,7 @@ def all_but_one(db: None) -> User:
     ids=str,
 )
 def test_admission_terms_can_be_changed_only_with_every_capability(terms: dict[str, Any], all_but_one: User) -> None:
-    """Also if only people or groups change, and the roles were chosen by somebody else."""
+    """Also required if only people or groups change, and somebody else chose the roles."""
     strong, weak = make.role(*Capability), make.role()
     known: dict[str, Any] = {
         "name": "Ours",

@@ -1,4 +1,4 @@
-"""Required claims and signatures of ID tokens and logout tokens."""
+"""ID tokens and logout tokens: required claims, and signatures."""
 
 import time
 from typing import Any

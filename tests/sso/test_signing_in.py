@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db
 
 
 def without_token(visit: Visit) -> str:
-    """Return the resulting page, without its CSRF token."""
+    """Return the text of the resulting page without the CSRF token."""
     return re.sub(r'"X-CSRFToken": "\w+"', "", visit.response.content.decode())
 
 
@@ -113,7 +113,7 @@ def test_groups_give_role_and_teams_at_every_sign_in_with_events(
 
     mia.refresh_from_db()
     assert mia.role == Role.objects.get(name="Member")
-    assert set(mia.teams.all()) == {other}  # No rule speaks of it.
+    assert set(mia.teams.all()) == {other}  # No rule is about the team `other`.
     assert actions(mia) == ["user.created", "user.role_changed"]
     assert Event.objects.filter(target_id=str(team.pk), action="team.updated").count() == 2
 
@@ -285,7 +285,7 @@ def claims_of_mia(provider: Provider, *groups: str, says_groups: bool = True) ->
 def test_nobody_gets_more_by_groups_that_are_left_out(
     provider: Provider, says_groups: bool, default: str, expected: str
 ) -> None:
-    """Missing groups give nothing and remove earlier gifts; a loss without a statement of groups is recorded."""
+    """Missing groups remove the roles and teams given earlier; a loss without a groups claim is recorded."""
     roles = {
         "Wide": make.role(Capability.LOGS_READ, Capability.HOSTS_READ, name="Wide"),
         "Guest": make.role(Capability.LOGS_READ, name="Guest"),
@@ -325,7 +325,7 @@ def test_people_without_a_role_by_rule_cause_no_event(provider: Provider) -> Non
 def test_a_new_person_is_made_with_an_address_that_is_verified_or_of_the_organisation(
     organisation: Organisation, provider: Provider, sign_in: SignIn, verified: bool | None, domains: list[str]
 ) -> None:
-    """Otherwise people who choose their own address there could take the place of somebody yet to come."""
+    """Otherwise people who choose their own address at the provider could take the account of a future member."""
     Provider.edit(by=None, domains=domains)
     organisation.knows("eve", email="ceo@example.com", email_verified=verified)
 
@@ -343,7 +343,7 @@ def test_claims_are_taken_as_they_are_or_not_at_all(provider: Provider) -> None:
         return extract_claims({"sub": "mia", "email": "mia@example.com"} | claims, provider)
 
     assert said(sub=" mia").subject == " mia"
-    assert said(email="\u212amia@example.com").email == ""  # KELVIN SIGN is k in lower case.
+    assert said(email="\u212amia@example.com").email == ""  # The KELVIN SIGN becomes k in lower case.
     assert said(email="mia\x00@example.com").email == ""
     assert said(name=" Mi\u202ea\x00 ").name == "Mia"
     assert not said().says_groups
@@ -355,7 +355,7 @@ def test_claims_are_taken_as_they_are_or_not_at_all(provider: Provider) -> None:
 def test_a_verified_address_is_the_one_that_is_said_beside_it(
     provider: Provider, monkeypatch: pytest.MonkeyPatch, email: str
 ) -> None:
-    """The claims come from one document: people may be able to edit the other one."""
+    """Address and verification must come from one document, because people may be able to edit the other document."""
     userinfo = {"sub": "mia", "email": "eve@example.com", "email_verified": True}
     monkeypatch.setattr(oidc, "fetch_provider_json", lambda *_: userinfo)
 

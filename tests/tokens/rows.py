@@ -1,4 +1,4 @@
-"""Tokens on pages."""
+"""Rows and dialogs of tokens in the HTML of pages."""
 
 import re
 from typing import Any
@@ -31,6 +31,6 @@ def a_connection(user: User, **fields: Any) -> Connection:
 
 
 def secret_in(response: Any) -> str | None:
-    """Return the secret in a show-once dialog, if there is one."""
+    """Return the secret in a show-once dialog; None if the page has none."""
     found = re.search(r'id="token-value"[^>]* value="([^"]+)"', text(response))
     return found[1] if found else None

@@ -87,7 +87,7 @@ def test_creating_takes_the_capability(ann: User, bot: Host, work: Gateway) -> N
 
 
 def test_nobody_makes_a_token_for_another(ana: User, ann: User, bot: Host, work: Gateway) -> None:
-    """There is no field for another user."""
+    """The request has no field for another user."""
     refused = Rest.of(ana).post("/tokens", wanted(bot, work, user=ann.email))
 
     assert errors(refused) == {"user": ["Cannot be set."]}
@@ -317,7 +317,7 @@ def test_a_limit_is_set_and_taken_off(ana: User, bot: Host, work: Gateway) -> No
 
 
 def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ana: User, ann: User, link: Connection) -> None:
-    """Owners manage the limits they have; raising one takes the capability to manage tokens."""
+    """Owners may lower their tokens' limits; raising a limit requires the capability to manage tokens."""
     token = make.token(make.connection(link.host, link.gateway, ann), calls_per_minute=600).token
     own, path = Rest.of(ann), f"/tokens/{token.pk}"
 
@@ -332,7 +332,7 @@ def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ana: User, ann: User, 
 
 
 def test_three_things_may_change(ann: User, link: Connection) -> None:
-    """An owner needs no capability."""
+    """The token's owner needs no capability to change name, expiry and IP allowlist."""
     token = make.token(make.connection(link.host, link.gateway, ann), expires_in_days=90).token
 
     changed = Rest.of(ann).patch(

@@ -1,4 +1,4 @@
-"""People's keys for the REST API: their rights, and their end."""
+"""People's keys for the REST API: their capabilities, and how they end."""
 
 from datetime import timedelta
 from typing import Any
@@ -51,7 +51,7 @@ def test_a_key_acts_as_its_owner_with_its_subset(eve: User) -> None:
 
 def test_a_key_loses_the_capabilities_its_owner_loses(eve: User) -> None:
     secret = make.api_key(eve, Capability.HOSTS_READ).secret
-    make.user(Capability.PEOPLE_MANAGE)  # A role can be changed only while somebody manages people.
+    make.user(Capability.PEOPLE_MANAGE)  # Somebody must manage people, or Eve's role could not change.
 
     eve.give_role(make.role(Capability.LOGS_READ), by=None)
     lost = problem(knock(secret))
@@ -84,7 +84,7 @@ def test_a_change_needs_no_csrf_and_names_the_key(eve: User) -> None:
 
 
 def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
-    """A method decides as on the page, with the key's capabilities instead of its owner's."""
+    """Inviting follows the rules of the page, with the key's capabilities instead of the owner's."""
     boss = make.user(*Capability)
     viewer, member = make.role(Capability.LOGS_READ), make.role()
     key, secret = make.api_key(boss, Capability.PEOPLE_MANAGE)
@@ -104,7 +104,7 @@ def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
 
 
 def test_a_key_changes_no_rights_and_lets_nobody_in_again() -> None:
-    """It may still deactivate people."""
+    """A key may still deactivate people."""
     boss, bo = make.user(*Capability), make.user()
     rest = Rest.bearing(make.api_key(boss, *Capability).secret)
     role, refused = f"/roles/{boss.role_id}", (403, "key_not_accepted")
@@ -120,7 +120,7 @@ def test_a_key_changes_no_rights_and_lets_nobody_in_again() -> None:
 
 @pytest.mark.full
 def test_an_object_created_by_a_key_names_it_and_outlives_it() -> None:
-    """As documented in docs/explanation/security-model.md."""
+    """The event names the key, as documented in docs/explanation/security-model.md."""
     boss = make.user(*Capability)
     host, gateway = make.agent(by=boss), make.gateway()
     key, secret = make.api_key(boss, Capability.API_TOKENS_MANAGE)
@@ -136,7 +136,7 @@ def test_an_object_created_by_a_key_names_it_and_outlives_it() -> None:
 
 
 def test_a_key_does_not_renew_its_owners_own_tokens(eve: User) -> None:
-    """Otherwise a read-only key could get a secret for /mcp."""
+    """Otherwise a read-only key could get a token's secret for /mcp."""
     token = make.token(make.connection(make.agent(by=eve), make.gateway(), eve)).token
 
     rest = Rest.bearing(make.api_key(eve, Capability.HOSTS_READ).secret)

@@ -1,4 +1,4 @@
-"""Requested replacement of another person's token: the owner collects the new secret, and nobody else sees it."""
+"""Replacing another person's token on request: the owner collects the new secret, and nobody else sees it."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -199,7 +199,7 @@ def test_nothing_is_collected_behind_the_break_glass_or_after_the_end(waiting: T
 def test_on_its_page_too_and_that_it_has_ended_is_said_before_that_it_is_off(
     waiting: Token, ann: User, boss: User, sign_in: SignIn
 ) -> None:
-    """Otherwise somebody would enable the gateway for a token that has ended."""
+    """If the page named only the disabled gateway, somebody would enable the gateway for a token that has ended."""
     browser, path = sign_in(ann), f"/tokens/{waiting.pk}/collect/"
     waiting.connection.gateway.disable(by=boss)
     for answer in (browser.get(path), browser.post(path, headers=ON_LIST)):
@@ -243,7 +243,7 @@ def test_the_key_of_an_app_is_collected_by_nobody(ann: User, boss: User) -> None
 
 
 def test_a_token_that_was_asked_for_anew_renews_itself_no_more(issued: Issued, boss: User) -> None:
-    """A thief with the old text may rotate it at the same moment."""
+    """A thief with the old secret may try to rotate the token at the same moment."""
     as_found = Token.objects.get()
     issued.token.ask_for_new(by=boss)
 
@@ -283,7 +283,7 @@ def test_the_owner_is_mailed_without_a_secret(
 def test_without_a_mail_server_the_secret_ends_all_the_same(
     issued: Issued, boss: User, settings: Any, caplog: pytest.LogCaptureFixture, django_capture_on_commit_callbacks: Any
 ) -> None:
-    """Its owner sees a notice on every page, too."""
+    """The old secret ends, and the token's owner sees a notice on every page."""
     options = {"host": "127.0.0.1", "port": 1, "timeout": 1}
     settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
     path = f"/tokens/{issued.token.pk}/ask-for-new"
@@ -302,7 +302,7 @@ PK = re.compile(r"<uuid:(?:pk|object_id)>|<path:object_id>")
 
 
 def addresses(token: Token) -> list[str]:
-    """Return every URL of a token or connection, with these ids."""
+    """Return every URL that contains the id of the token or of its connection."""
     paths = {f"/{route.pattern}" for name, route in routes() if not name.startswith("api:")}
     paths |= {f"/api/{str(route.pattern).lstrip('/')}" for route in api_urls}
     named = [re.sub(r"[\^$]|\\Z", "", path) for path in paths if PK.search(path)]

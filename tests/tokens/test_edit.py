@@ -1,4 +1,4 @@
-"""Editing a token: only name, expiration and IP allowlist."""
+"""Editing a token changes only its name, expiration date and IP allowlist."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -149,7 +149,7 @@ def test_no_expiry_is_offered_where_the_workspace_allows_it(ana: User, token: To
 
 
 def test_keeping_no_expiry_needs_no_permission_of_the_workspace(ana: User, token: Token, sign_in: SignIn) -> None:
-    """Turning the setting off does not change existing tokens."""
+    """Forbidding tokens without expiry does not affect existing tokens."""
     Token.objects.filter(pk=token.pk).update(expires_at=None)
 
     answer = sign_in(ana).post(path(token), KEPT | {"name": "renamed"}, headers=ON_LIST)

@@ -1,4 +1,4 @@
-"""Create Token on a fresh installation: people who may add agents name the first one and continue with its token."""
+"""Create Token on a fresh installation: people who may add agents name the first agent and continue with its token."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def work() -> Gateway:
 
 @pytest.fixture
 def maker(sign_in: SignIn) -> Client:
-    """A browser of a person who may add agents and see nothing."""
+    """The browser of a person who may add agents, but sees none."""
     return sign_in(make.user(Capability.API_TOKENS_MANAGE))
 
 
@@ -52,7 +52,7 @@ def test_from_connecting_a_client_to_a_token_of_a_new_agent_without_script(work:
     assert begun.redirect_chain[0] == (f"/connect/?host={host.pk}&gateway=work&client=python", 302)
     assert (host.name, host.kind, host.allow_enrolment) == ("CI bot", HostKind.TOKEN, False)
     assert Event.objects.filter(action=Action.HOST_CREATED).count() == 1
-    last = begun.redirect_chain[1][0]  # The gateway was chosen before, and is not asked again.
+    last = begun.redirect_chain[1][0]  # The gateway was chosen earlier, so the flow skips that page.
 
     assert "Token for CI bot on" in text(begun)
     made = text(maker.post(last, {"name": "ci", "scope": "all", "expires_in_days": "90"}))
@@ -122,7 +122,7 @@ def test_where_there_are_agents_one_is_chosen_and_the_rest_goes_along(work: Gate
     shown = text(maker.get(PAGE, CHOSEN))
 
     assert "Name your agent" not in shown
-    assert shown.count('<input type="hidden" name="client" value="python">') == 2  # Searching, and going on.
+    assert shown.count('<input type="hidden" name="client" value="python">') == 2  # In both forms: search and continue.
 
 
 def test_a_search_that_empties_meanwhile_leads_to_naming_one(work: Gateway, maker: Client) -> None:

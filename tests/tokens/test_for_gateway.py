@@ -65,7 +65,7 @@ def test_without_tokens_it_says_so(ann: User, work: Gateway, sign_in: SignIn) ->
     dialog = text(sign_in(ann).get("/gateways/work/tokens/"))
 
     assert "You have no API tokens on this gateway." in dialog
-    assert "Create Token" not in dialog  # Nothing she could make one for.
+    assert "Create Token" not in dialog  # She has no agent to create a token for.
 
 
 def test_a_gateway_out_of_reach_does_not_exist(ann: User, sign_in: SignIn) -> None:

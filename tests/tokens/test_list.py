@@ -216,7 +216,7 @@ def test_the_list_costs_the_same_for_one_token_and_for_many(
         make.token(connection)
     client = sign_in(ana)
 
-    # Of the session, user, permissions, count, keys, rows, connections, scopes, numbers, notices (2)
+    # For the session, user, permissions, count, keys, rows, connections, scopes, numbers, notices (2)
     with django_assert_num_queries(12):
         client.get(PATH)
 
@@ -253,7 +253,7 @@ def test_create_token_offers_the_agents_one_may_use(ana: User, ann: User, sign_i
 
 @pytest.mark.full
 def test_the_button_is_there_for_those_it_leads_somewhere(ana: User, ann: User, sign_in: SignIn) -> None:
-    assert "Create Token" in text(sign_in(ana).get(PATH))  # She names the first agent there.
+    assert "Create Token" in text(sign_in(ana).get(PATH))  # The button leads to naming her first agent.
     host = make.agent(by=ana)
 
     assert "Create Token" in text(sign_in(ana).get(PATH))

@@ -124,7 +124,7 @@ def test_a_revoked_connection_takes_no_token(link: Connection) -> None:
 
 
 def test_a_narrowed_token_keeps_its_servers_for_good(link: Connection) -> None:
-    """The database refuses a change, whichever code tries it."""
+    """The database refuses to change the servers of a token, whichever code tries."""
     assigned = link.gateway.assignments.get()
     token = make.token(link, servers=[assigned]).token
 

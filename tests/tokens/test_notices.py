@@ -1,4 +1,4 @@
-"""People are notified of other people's actions on their tokens and connections, until they dismiss it."""
+"""People see notices of other people's actions on their tokens and connections until they dismiss the notices."""
 
 import re
 from html import unescape
@@ -18,7 +18,7 @@ SHOWN = re.compile(r'action="/settings/notices/dismiss".*?</form>', re.DOTALL)
 
 
 def told(browser: Client, path: str = "/") -> str:
-    """Return the notices of a page, or ""."""
+    """Return the notices on a page; empty if there are none."""
     found = SHOWN.search(browser.get(path).content.decode())
     return unescape(found[0]) if found else ""
 

@@ -1,4 +1,4 @@
-"""A token is replaced without an outage: its owner does it, or somebody asks for it, and the old secret works on."""
+"""Replacing a token without an outage: the old secret stays valid for a while after the new secret is made."""
 
 from datetime import timedelta
 from typing import Any
@@ -40,14 +40,14 @@ def called(token: Token, *addresses: str) -> None:
 
 
 def used(token: Token, prefix: str) -> None:
-    """Write what the proxy writes a moment after a request with the secret of this prefix."""
+    """Record a use of the token, as the proxy does shortly after a request with the secret of this prefix."""
     told: dict[str, Any] = {"ids": [token.pk], "at": [timezone.now()], "ip": ["10.0.0.1"], "prefix": [prefix]}
     with connection.cursor() as cursor:
         cursor.execute(STATEMENTS["tokens"], told | {"other": [None], "other_at": [None]})
 
 
 def chosen(page: str) -> list[str]:
-    """The values offered in a question, the selected one in capitals."""
+    """Return the overlap values offered on the page, with the selected value in capitals."""
     inputs = [part.partition(">")[0] for part in page.split('name="overlap_hours" ')[1:]]
     return [(one.upper() if "checked" in one else one).split('"')[1] for one in inputs]
 

@@ -1,4 +1,4 @@
-"""Regenerating a token: its confirmation, and its secret, shown once to those who may see it."""
+"""Regenerating a token: the confirmation, and the new secret, shown once to people who may see it."""
 
 from typing import Any
 
@@ -101,7 +101,7 @@ def test_the_same_post_again_shows_nothing_and_changes_nothing(ana: User, token:
     clicked_twice = client.post(path(token), {"generation": 1}, headers=ON_LIST)
 
     assert secret_in(first)
-    assert GONE in text(first)  # The text after the dialog is closed.
+    assert GONE in text(first)  # The text that replaces the dialog once it is closed.
     assert GONE in text(again)
     assert secret_in(again) is secret_in(clicked_twice) is None
     assert "no longer shown" in clicked_twice["HX-Trigger"]
@@ -186,7 +186,7 @@ def test_an_apps_key_is_renewed_and_shown_to_nobody(ana: User, app: Connection, 
     assert ASKED_OF_APP in asked
     assert "If a refresh token leaked, revoke the connection instead." in asked
     assert (after.generation, after.prefix != before.prefix, app.connected_at) == (2, True, connected)
-    assert app.last_token_at is None  # It counts refreshes.
+    assert app.last_token_at is None  # Only a refresh sets `last_token_at`.
     assert 'data-state="active"' in text(answer)
     assert after.prefix in text(answer)
     assert RENEWED in text(answer)

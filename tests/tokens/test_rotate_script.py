@@ -58,7 +58,7 @@ def test_the_rotate_script_runs_as_printed(live: Serve, tmp_path: Path) -> None:
 
     new = tmp_path / "gateway-token"
     assert done.returncode == 0, done.stderr
-    assert (done.stdout, new.stat().st_mode & 0o077) == ("", 0)  # Neither in the job's log nor readable by others.
+    assert (done.stdout, new.stat().st_mode & 0o077) == ("", 0)  # Only its owner can read the secret.
     assert curl.list_tools(url, new.read_text()).status == 200
     assert curl.list_tools(url, token).status == 401
     again = run(script, token, tmp_path)

@@ -1,4 +1,4 @@
-"""POST /api/tokens/{id}/rotate, by the token itself and by a person."""
+"""POST /api/tokens/{id}/rotate, with the token's own secret and by a person."""
 
 import re
 import time
@@ -84,7 +84,7 @@ def test_the_old_secret_is_dead_at_once_and_the_new_one_works(ci: Issued) -> Non
 
 
 def test_an_idempotency_key_is_the_tokens_whatever_its_secret(ci: Issued) -> None:
-    """A job that stored the new secret and then failed can repeat the request without a second rotation."""
+    """A job that stored the new secret and then failed can repeat the request without another rotation."""
     path, key = f"/tokens/{ci.token.pk}/rotate", {"Idempotency-Key": "job-7"}
     first = Rest.bearing(ci.secret).send("post", path, None, key)
     assert first.status_code == 200, first.content
@@ -153,7 +153,7 @@ def test_ended_tokens_get_401(ana: User, ann: User, link: Connection, ci: Issued
 
 
 def test_break_glass_covers_rotation(ana: User, link: Connection, ci: Issued) -> None:
-    """Disabled host, gateway or connection: a stolen token must not rotate itself."""
+    """With a disabled host, gateway or connection, a stolen token must not rotate itself."""
     for layer in (link.host, link.gateway, link):
         layer.disable(by=ana)
         assert problem(rotate(ci.secret, ci.token.pk)) == (403, "disabled")
@@ -263,7 +263,7 @@ def test_a_person_cannot_rotate_behind_the_break_glass_either(
 
 
 def at_once(*calls: Any) -> list[Any]:
-    """Start these callables together, each on its own database connection, and return their results."""
+    """Call these functions concurrently, each with a separate database connection; return their results."""
     together = Barrier(len(calls))
 
     def run(call: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Revoking one token, the last step of replacing it."""
+"""Revoking a single token, the last step of replacing a token."""
 
 from typing import Any
 

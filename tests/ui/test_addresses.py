@@ -1,4 +1,4 @@
-"""The target of a URL is visible, however long or unusual the URL is."""
+"""The host of a link's URL is visible, however long or unusual the URL is."""
 
 import pytest
 from django.template import Context, Template

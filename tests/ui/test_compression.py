@@ -1,4 +1,4 @@
-"""Long responses are compressed for clients that accept it, and only for them."""
+"""Long responses are compressed, but only for clients that accept compression."""
 
 import gzip
 

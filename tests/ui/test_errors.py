@@ -1,4 +1,4 @@
-"""Error pages for objects that are missing or not one's own, and for outdated forms."""
+"""Error pages for missing objects, other people's objects, and outdated forms."""
 
 import pytest
 from django.test import Client
@@ -49,7 +49,7 @@ def test_opening_an_address_that_only_accepts_forms_says_that_nothing_was_done(a
 
     assert (response.status_code, response["Allow"], response["X-Frame-Options"]) == (405, "POST", "DENY")
     assert "Nothing was done</h1>" in response.content.decode()
-    assert client.get("/logs/views/").content == b""  # A program reads the status.
+    assert client.get("/logs/views/").content == b""  # Programs read only the status.
     assert client.get("/oauth/token", headers={"Accept": "text/html"}).content == b""
 
 

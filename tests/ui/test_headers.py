@@ -1,4 +1,4 @@
-"""The head of each page: actions are beside its name, before its description."""
+"""The header of each page: actions are beside the page's name, before its description."""
 
 import re
 from pathlib import Path

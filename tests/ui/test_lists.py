@@ -44,7 +44,7 @@ KINDS = (*connections.views.TABS.values(), *gateways.tool_views.FEATURES.values(
 TABLES = [*(one for room in ROOMS for one in vars(room).values() if isinstance(one, Table)), *KINDS]
 HTMX = {"HX-Request": "true"}
 STYLES = (ROOT / "static" / "gateway" / "app.css").read_text()
-# In rem: columns of this priority are shown from this width of the list on; a shorter name is useless.
+# For each column priority, the list width in rem from which such columns are shown; a shorter name is useless.
 STEPS = re.findall(r'^@container table \(width < (\d+)rem\) \{ \[data-priority="(\d)"\]', STYLES, re.MULTILINE)
 SHORTEST_NAME = 5.5
 
@@ -74,7 +74,7 @@ def test_exactly_one_column_has_no_width_and_what_acts_is_the_last(table: Table)
 
     assert [column.name for column in columns if column.width is None] == ["name"]
     assert [column.name for column in columns if column.kind == "acts"] in ([], [columns[-1].name])
-    # 768 px are 48 rem: the name keeps a good quarter of them.
+    # 768 px are 48 rem, so at least a quarter of the width remains for the name.
     assert sum(column.width or 0 for column in columns if not column.priority and not column.is_extra) <= 34
 
 
@@ -177,7 +177,7 @@ def test_one_act_on_a_row_is_taken_back_by_its_toast(ana: User, sign_in: SignIn)
 
 
 def found(client: Any, words: str) -> list[tuple[str, str]]:
-    """The entries for these words, without those of the documentation."""
+    """Return the entries that the palette finds for these words, without entries of the documentation."""
     return [(text, url) for text, url in found_with_help(client, words) if not url.startswith("/help/")]
 
 
@@ -206,7 +206,7 @@ def test_the_palette_finds_things_by_name_and_what_may_be_done_with_them(ana: Us
 
 
 def acts(client: Any, words: str) -> list[tuple[str, str, str]]:
-    """Return each found action: method and URL, text, and the named kind."""
+    """Return the actions the palette finds: the link or form URL, the text, and the kind of object."""
     page = client.get("/find/", {"q": words}, headers=HTMX).content.decode()
     opened, inside = r'<(?:a href|form method="post" action)="([^"]+)">', r"(?:(?!</a|</form).)*?"
     act = rf"{opened}{inside}<span>([^<]*)</span><small>([^<]*)</small>"
@@ -302,7 +302,7 @@ def test_the_palette_takes_a_null_character_for_a_space(words: str, ana: User, s
 
 
 def make_pk(token: Any) -> Any:
-    """Return the id of a token, from the result of creating it."""
+    """Return the id of a token, given the result of creating the token."""
     return getattr(token, "pk", None) or token.token.pk
 
 
@@ -318,7 +318,7 @@ def test_the_palette_shows_nobody_what_they_may_not_see(ana: User, ann: User, si
 
 
 def asked_and_done(client: Client, path: str, picks: list[str]) -> tuple[str, str]:
-    """Return the confirmation for these rows, and the page after the number was typed."""
+    """Return the confirmation for these rows, and the page after the person typed the number of rows."""
     asked = client.post(path, {"pick": picks})
     said = html.unescape(asked.content.decode())
     assert asked.status_code == 200

@@ -1,4 +1,4 @@
-"""The small pieces of markup every page uses."""
+"""Small pieces of markup that every page uses."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -6,7 +6,7 @@ from tests.workspace import ROOT
 
 
 def test_openers_of_dialogs_keep_the_place_of_dialogs() -> None:
-    """In a list that refreshes itself, the dialog's place would be replaced and missing until a reload."""
+    """A list that refreshes itself would otherwise replace the element for dialogs and leave it out until a reload."""
     openers = [
         f"{page.relative_to(ROOT)}: {tag}"
         for page in sorted((ROOT / "templates").rglob("*.html"))

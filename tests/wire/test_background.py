@@ -38,7 +38,7 @@ def logged(log: pytest.LogCaptureFixture, name: str) -> list[tuple[str, bool]]:
 
 
 class Rounds:
-    """Work that raises these errors, one per round, then succeeds; `faults` are those at the start of each round."""
+    """Loop work that raises `errors`, one per round, then succeeds; records background.faults() before each round."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = [*errors]
@@ -67,7 +67,7 @@ async def test_a_loop_that_fails_is_logged_once_counted_shown_and_tried_again(
     shown = [LoopFault("one", error, guards_access=True) for error in ("TypeError", "TypeError", "KeyError")]
     assert rounds.faults == [[], *([each] for each in shown)]
     assert background.faults() == []
-    assert waits == [0, 4]  # A failed round is repeated without it.
+    assert waits == [0, 4]  # This pause is not used after a failed round.
     assert failed("one") - before == 3
     assert logged(caplog, "one") == [("ERROR", True)] * 2
 

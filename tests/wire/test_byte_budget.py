@@ -73,7 +73,7 @@ async def test_the_answers_that_are_read_from_one_server_leave_room_for_those_of
 
     held.append(await asyncio.wait_for(budget.hold("max", SHARE, "quick:80"), PATIENCE))
     assert not late.done()
-    held[0].resize(SHARE)  # It has been read.
+    held[0].resize(SHARE)  # The first answer has been read.
     await soon()
 
     assert late.done()

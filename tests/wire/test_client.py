@@ -48,7 +48,7 @@ def target(url: str, era: str = SESSION, **more: Any) -> Target:
     return Target("s", "docs", url, era, 10, 4, "c", None, "")._replace(**more)
 
 
-# What is asked
+# Requests
 
 
 async def test_while_no_row_can_be_written_no_server_is_asked_and_no_place_is_taken(run: Run) -> None:
@@ -114,7 +114,7 @@ async def test_a_list_that_is_too_much_is_an_error_and_read_no_further(
     assert len(server.asked("tools/list")) == pages
 
 
-# What a server speaks
+# Detection of a server's protocol version
 
 
 async def test_a_server_that_speaks_neither_wire_is_asked_on_both_and_said_to(run: Run) -> None:
@@ -183,7 +183,7 @@ async def test_a_session_is_lost_only_when_a_ping_is_refused_for_it(code: int, i
 
 
 class OldLooking:
-    """Refuses POST; GET returns `stream`, and continues if there is more."""
+    """A server that refuses POST; GET returns `stream`, then ends the response or, unless `ends`, keeps it open."""
 
     def __init__(self, stream: bytes, *, ends: bool = True) -> None:
         self.stream = stream
@@ -225,7 +225,7 @@ async def test_only_a_stream_that_begins_with_an_endpoint_is_of_the_old_transpor
     assert type(raised.value) is error
 
 
-# What is kept
+# State stored per server
 
 
 async def test_servers_nobody_calls_any_more_leave_nothing_behind(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ async def test_a_level_is_told_once_in_a_session_whether_its_server_can_log_or_n
 
 
 class Breaking(Script):
-    """Breaks off the stream of each call and of each resumption, with or without new events."""
+    """A server that breaks off the stream of each call and of each resumption, with or without new events."""
 
     def __init__(self, *, new: bool) -> None:
         super().__init__([[tool("it")]], sessions=True)

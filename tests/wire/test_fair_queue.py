@@ -13,7 +13,7 @@ from wire.fair_queue import FairQueue, QueueFull
 
 
 def filled(bound: int, *callers: tuple[str, str]) -> tuple[FairQueue, int]:
-    """Return a queue after these callers tried to enter, and how many could."""
+    """Return a queue after these callers have tried to enter, and the number of callers that entered."""
     queue = FairQueue(bound)
     return queue, sum(queue.enter_now(*caller) for caller in callers)
 
@@ -93,7 +93,7 @@ def test_a_caller_who_gives_up_leaves_no_slot_taken() -> None:
         gone.cancel()
         await asyncio.sleep(0)
         queue.leave("ann", "a")
-        late.cancel()  # It has a place already, and has not noticed.
+        late.cancel()  # The task has been given its slot, but has not run since.
         await asyncio.gather(gone, late, return_exceptions=True)
         return queue.is_idle
 
@@ -107,7 +107,7 @@ def test_a_caller_who_gives_up_as_a_slot_gets_free_is_skipped() -> None:
         gone, next_one = (asyncio.create_task(queue.enter("bob", "b")) for _ in range(2))
         await asyncio.sleep(0)
         gone.cancel()
-        queue.leave("ann", "a")  # In the same round of the loop, as when both had the same time limit.
+        queue.leave("ann", "a")  # In the event loop iteration of the cancellation, as if both calls timed out.
         await asyncio.gather(gone, next_one, return_exceptions=True)
         entered = not next_one.cancelled() and next_one.exception() is None
         queue.leave("bob", "b")

@@ -69,12 +69,12 @@ async def _by_pool(guard: Guard, url: str) -> bytes:
 
 
 def by_pool(guard: Guard, url: str) -> bytes:
-    """Send as calls are sent, on asyncio's own loop."""
+    """Send a GET with the HTTP client used for calls, on asyncio's own event loop."""
     return asyncio.run(_by_pool(guard, url))
 
 
 def by_uvloop(guard: Guard, url: str) -> bytes:
-    """Send as calls are sent, on the workers' loop."""
+    """Send a GET with the HTTP client used for calls, on uvloop, the workers' event loop."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -82,7 +82,7 @@ def by_uvloop(guard: Guard, url: str) -> bytes:
 
 
 def by_httpx(guard: Guard, url: str) -> bytes:
-    """Send as Django fetches."""
+    """Send a GET with httpx, as Django does for everything except calls."""
     deadline = Deadline()
     deadline.set(20)
     with httpx.Client(transport=GuardedTransport(guard, deadline), trust_env=False) as client:
@@ -90,7 +90,7 @@ def by_httpx(guard: Guard, url: str) -> bytes:
 
 
 def by_stream(guard: Guard, url: str) -> bytes:
-    """Send as for syslog."""
+    """Send a GET over a raw stream, which the gateway uses for syslog."""
     parts, deadline = httpx.URL(url), Deadline()
     deadline.set(20)
     stream = open_stream(guard, parts.host, parts.port or 443, deadline, encrypted=parts.scheme == "https")
@@ -185,7 +185,7 @@ def test_a_public_server_does_not_lead_through_the_proxy_into_a_network_that_oth
 def test_listed_and_private_hosts_are_reached_without_the_proxy(
     ask: Ask, direct: list[Any], proxy: ForwardProxy, server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A direct connection to a public address fails in tests; only the proxy's unused state counts."""
+    """Check only that the proxy gets no request, because direct connections to public addresses fail in tests."""
     outside = through(proxy, direct=places(direct))
 
     assert ask(Guard((LOOPBACK,), proxy=outside), f"https://127.0.0.1:{server}/mcp") == b"{}"
@@ -343,7 +343,7 @@ def test_a_proxy_that_says_nothing_is_given_up(
     monkeypatch.setattr("wire.http.PROXY_SECONDS", 0.3)
     monkeypatch.setattr(Deadline, "left", lambda self, most: 0.3)
     with forward_proxy(server, hangs=True) as proxy:
-        # A client greets a server without TLS, which waits for more.
+        # If `encrypted`, the client's TLS hello goes to a proxy without TLS, which waits for more bytes.
         silent = OutboundProxy("127.0.0.1", proxy.port, encrypted=encrypted)
         with pytest.raises((NoWayOut, ProxyFailed)) as caught:
             ask(Guard(proxy=silent), f"https://{PUBLIC}/mcp")
@@ -372,7 +372,7 @@ def test_a_server_behind_the_proxy_is_told_from_the_proxy_when_its_certificate_i
 def test_the_end_of_a_tunnel_counts_as_the_checked_address_and_not_as_the_proxys(
     proxy: ForwardProxy,
 ) -> None:
-    """Otherwise a proxy in an allowed network would make everything behind it private."""
+    """If the proxy's address counted, a proxy in an allowed network would make every host behind it private."""
     guard = Guard((LOOPBACK,), proxy=through(proxy, resolved=places(["docs.example.com"])))
     for host in (PUBLIC, "docs.example.com"):
         with (

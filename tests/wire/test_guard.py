@@ -251,7 +251,7 @@ def test_a_name_that_leads_to_where_we_listen_is_refused_when_a_socket_is_opened
 
 
 def test_the_authorities_of_the_machine_are_read_once_for_all_transports() -> None:
-    """Loading them takes longer than most responses, and a sign-in sends six requests."""
+    """Loading the authorities' certificates takes longer than most responses, and a sign-in sends six requests."""
     contexts = [GuardedTransport(Guard())._by_scheme["https"]._pool._ssl_context for _ in range(2)]
 
     assert contexts[0] is not None

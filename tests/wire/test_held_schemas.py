@@ -1,4 +1,4 @@
-"""Deciding if a held definition still accepts a call's arguments: fast, and refused in doubt."""
+"""Check of a call's arguments against a changed definition not yet approved: fast, and refused in doubt."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ def accepts(schema: Any, arguments: Any) -> bool:
         ([1, 2, 3], True),
         ([1, 2, 1], False),
         ([*range(LONGEST_UNIQUE)], True),
-        ([*range(LONGEST_UNIQUE + 1)], False),  # To compare each with each would take too long.
+        ([*range(LONGEST_UNIQUE + 1)], False),  # Comparing every pair would take too long.
         ("no list, so nothing that could be there twice", True),
     ],
 )

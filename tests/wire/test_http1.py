@@ -61,7 +61,7 @@ def cut(stream: bytes, at: list[int]) -> list[bytes]:
 
 
 def head(size: int, *lines: bytes) -> bytes:
-    """Return response headers of so many bytes."""
+    """Return a response head of `size` bytes."""
     text = b"\r\n".join((b"HTTP/1.1 200 OK", *lines, b"X-Filler: "))
     return text + b"x" * (size - len(text) - 4) + b"\r\n\r\n"
 

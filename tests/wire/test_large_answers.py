@@ -38,7 +38,7 @@ def as_event(request_id: int) -> bytes:
 
 
 class Call:
-    """A call of `person`, and the server's end of its connection, which sends while it is read."""
+    """A call of `person`, with the server's side of the connection, which sends while the gateway reads."""
 
     def __init__(
         self, transport: Transport, sock: socket.socket, person: str, stream: bytes = b"", server: str = ""
@@ -69,8 +69,8 @@ class Call:
         self._reads = True
 
     async def send(self, upto: int) -> None:
-        """Send the first `upto` bytes of the answer, or fewer if nobody reads on for a while."""
-        await asyncio.sleep(0)  # The request goes first.
+        """Send the first `upto` bytes of the answer, or fewer if the client pauses reading for 0.2 seconds."""
+        await asyncio.sleep(0)  # Let the task send its request first.
         idle = 0
         while self.sent < upto and idle < 200 and not self.task.done():
             if self._reads:
@@ -95,7 +95,7 @@ def sockets() -> Iterator[socket.socket]:
 
 @asynccontextmanager
 async def calls(make: Callable[[int], bytes], most: int = SHARES * 2) -> AsyncIterator[Begin]:
-    """Yield a function that starts calls, within a budget for so many answers, by default two per person."""
+    """Yield a function that starts calls; the memory budget is `most` large answers, a person's share 2 by default."""
     stream, begun = make(1), []
     budget = ByteBudget(most * (LIMIT if make is as_event else len(stream)))
     async with Transport(LOOPBACK, limit=LIMIT, budget=budget) as transport:
@@ -170,7 +170,7 @@ async def test_there_is_room_again_however_an_answer_ends(
         holders = await taking_all(begin)
         late, gone = begin("ana"), begin("ana")
         await asyncio.gather(late.send(SIZE), gone.send(SIZE))
-        gone.task.cancel()  # While it waits.
+        gone.task.cancel()  # While the call waits for room in the budget.
         assert late.sent <= WITHOUT_ROOM
         for call in holders:
             end(call)
@@ -244,7 +244,7 @@ async def test_a_slow_answer_is_read_to_its_end_when_others_wait_for_their_own_r
         untaken = budget.take("ana", 2 * LIMIT)
         other = asyncio.create_task(budget.hold("ana" if waiting else "ben", LIMIT))
 
-        await asyncio.sleep(0.2)  # It has stopped for many times as long as it may where others wait.
+        await asyncio.sleep(0.2)  # The slow answer pauses much longer than is allowed while other answers wait.
         await slow.send(2 * SIZE)
 
         assert (await asyncio.wait_for(slow.task, PATIENCE)).text == answer(1)

@@ -1,4 +1,4 @@
-"""A call's concurrency slot and time limit while its client is asked something."""
+"""A call's concurrency slot and time limit while the server waits for the client's input."""
 
 import asyncio
 from contextlib import suppress
@@ -18,7 +18,7 @@ def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
 
             with place:
                 assert queue.enter_now("bob", "c2")
-                await asyncio.sleep(0.2)  # Longer than the server itself may be silent.
+                await asyncio.sleep(0.2)  # Longer than the limit for a silent server.
                 queue.leave("bob", "c2")
             assert not queue.enter_now("bob", "c2")
         place.end()

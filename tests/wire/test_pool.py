@@ -320,7 +320,7 @@ async def test_a_server_that_writes_faster_than_we_read_has_to_wait() -> None:
 
 
 async def test_a_connection_that_waits_for_its_reader_is_not_used_again() -> None:
-    """The stream was complete before the reader reached its end."""
+    """Receive a whole event stream whose reader has not yet reached the end."""
     waiting = b"data: 1\n\n" + b":" * (1 << 20) + b"\n\n"
 
     async def handler(reader: Reader, writer: Writer) -> None:
@@ -431,7 +431,7 @@ async def test_the_builtin_url_leads_to_the_own_listener_with_the_secret_of_this
     async with serving(whole(b"x")) as (server, _):
         async with client(Guard(), listener=f"http://127.0.0.1:{server.port}") as transport:
             assert await fetch(transport, "builtin:quickstart") == (200, b"x")
-            # The exception is for this URL alone, not for the address.
+            # Only the builtin: URL is exempt from the address check; the listener's own URL is not.
             with pytest.raises(AddressBlocked):
                 await fetch(transport, f"http://127.0.0.1:{server.port}/builtin/quickstart")
 

@@ -14,7 +14,7 @@ from wire.jsonrpc import LARGE, MEDIUM, MEDIUM_VALUES, MOST_VALUES, is_large
 from wire.reader_process import ReaderProcess, UnreadableAnswer
 from wire.rewriting import Changes, changed
 
-LINK = {"type": "resource_link", "uri": "docs://a/\u00e9?x=%20", "name": "\ud83d"}  # Names half a pair.
+LINK = {"type": "resource_link", "uri": "docs://a/\u00e9?x=%20", "name": "\ud83d"}  # The name is half a surrogate pair.
 RESULT = {"content": [LINK] * 3, "structuredContent": {"big": 2**70}, "isError": True, "_meta": {"x": "y" * 2_000}}
 
 

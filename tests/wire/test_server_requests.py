@@ -19,7 +19,7 @@ ASKED = {"jsonrpc": "2.0", "id": "q1", "method": "sampling/createMessage", "para
 
 @dataclass
 class Asking(Script):
-    """Sends a request before it answers a call, and returns the client's answer."""
+    """A server that sends a request before it answers a call, and returns the client's answer."""
 
     told: dict[object, tuple[str, Object]] = field(default_factory=dict)
     asked: Object = field(default_factory=lambda: ASKED)

@@ -31,7 +31,7 @@ def test_an_event_is_read_as_one_whatever_its_lines(data: bytes, event_id: bytes
 @given(st.lists(st.lists(line, min_size=1)), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
 def test_events_survive_any_cut_and_any_line_end(blocks: list[list[bytes]], end: bytes, data: st.DataObject) -> None:
     stream = b"".join(b"".join(b"data: " + each + end for each in block) + end for block in blocks)
-    # A last CR may yet be half of a line end.
+    # A final CR may be the first half of a CR LF.
     stream += b": bye\n"
     cuts = data.draw(st.lists(st.integers(0, len(stream))))
 

@@ -34,7 +34,7 @@ async def outcome(limit: Limit, seconds: float, work: Callable[[], Any], cancel_
         finally:
             task = asyncio.current_task()
             ended.append(task.cancelling() if task else None)
-        await asyncio.sleep(0)  # A cancellation that is still to come would show here.
+        await asyncio.sleep(0)  # A pending cancellation would be raised here.
         ended.append("went on")
 
     task = asyncio.create_task(block())

@@ -26,7 +26,7 @@ def version() -> str:
 class Setting(NamedTuple):
     """One page of the settings: URL name, texts, and the required capabilities.
 
-    With `is_tab` it is a tab of the page before it, and not in the rail.
+    If `is_tab` is True, the page is a tab of the page before it, and not in the rail.
     """
 
     page: str

@@ -95,7 +95,7 @@ def _pieces(text: str) -> Iterator[TextPiece]:
 def visible(text: str) -> SafeString:
     """Replace invisible and direction-changing characters by marks with their code points.
 
-    After MOST_MARKS they are removed, and a mark at the end shows their number.
+    After MOST_MARKS, such characters are removed, and a mark at the end shows their number.
     """
     return SafeString("".join(format_html(_MARKS[piece.kind], *piece.said) for piece in _pieces(text)))
 
@@ -136,7 +136,7 @@ def state_words(state: str, kind: str) -> str:
 
 @register.simple_tag
 def badge(state: str, text: str = "", why: str = "") -> SafeString:
-    """Render a state as word, shape and colour; the word is the state unless given, and `why` follows it."""
+    """Render a state as word, shape and colour; the word is `text`, by default the state, followed by `why`."""
     words = f"{text or state}: {why}" if why else text or state
     return format_html('<span class="badge" data-state="{}">{}</span>', state, words)
 
@@ -251,9 +251,9 @@ def rail_link(
 ) -> SafeString:
     """Render a link of the rail.
 
-    It is current on its own page, on all pages below it except those below `apart`, and on those below `also`. A page
-    whose `rail_entry` is another link has only that one current. `waiting` is the number of objects that need an
-    action, described by `words`.
+    The link is current on its own page, on all pages below it except pages below `apart`, and on pages below `also`. If
+    a page sets `rail_entry`, the link with that URL name is current instead. `waiting` is the number of objects that
+    need an action, described by `words`.
     """
     request: HttpRequest = context["request"]
     url = reverse(url_name)
@@ -322,8 +322,9 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
     and disable.
 
     Disabling asks first; enabling acts at once. `target` is the element that the response replaces, `name`
-    distinguishes the switches of a list. With `words` the state is shown beside it, as in the head of a page. `blocked`
-    says why an enabled row is not used. Without JavaScript a link or button does it, except in lists with checkboxes.
+    distinguishes the switches of a list. With `words` the state is shown next to the switch, as in the head of a page.
+    `blocked` says why an enabled row is not used. Without JavaScript a link or button replaces the switch, except in
+    lists with checkboxes.
     """
     return {
         "on": row.enabled,
@@ -361,7 +362,7 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
 
 @register.simple_block_tag(takes_context=True)
 def cell(context: RequestContext, content: str, name: str) -> SafeString:
-    """Render a cell of the column `name` of the list `table`; empty if the reader has no such column."""
+    """Render a cell of the column `name` of the list `table`; empty if that column is not shown."""
     view: TableView = context["table"]
     column = view.column(name)
     if column is None or not view.shows(name):
@@ -372,13 +373,13 @@ def cell(context: RequestContext, content: str, name: str) -> SafeString:
 
 @register.filter
 def shows(view: TableView, name: str) -> bool:
-    """Return whether the list shows this column, to skip queries for hidden ones."""
+    """Return whether the list shows this column, to skip queries for hidden columns."""
     return view.shows(name)
 
 
 @register.filter
 def undo(message: Message) -> Undo | None:
-    """Return the Undo of the action this message reports, if it has one."""
+    """Return the Undo of the action this message reports, or None."""
     fields = parse_qsl(message.extra_tags or "", keep_blank_values=True)
     return Undo(fields[0][1], fields[1:]) if fields and fields[0][0] == "to" else None
 

@@ -53,7 +53,7 @@ def _user(email: str | None) -> User:
 
 
 def _lines(number: int, step: CheckStep) -> str:
-    """One step, with the exchange indented below it."""
+    """Return the text of one step, with request and response indented below its title."""
     details = {"asked": step.asked, "answered": step.answered, "found": step.reason, "change": step.advice}
     lines = [f"{step.state:<12}{number}. {step.title}"]
     for name, text in details.items():

@@ -1,4 +1,4 @@
-"""Grants the rights to serve to a role that owns no tables."""
+"""Grants a database role that owns no tables the rights that a server needs."""
 
 from argparse import ArgumentParser
 from typing import Any

@@ -1,4 +1,4 @@
-"""Lists keys with the rows that need them: a rotated key can be removed when no row needs it."""
+"""Lists keys with the number of rows that need each: a rotated key can be removed when no row needs it."""
 
 from typing import Any
 

@@ -17,8 +17,8 @@ from gatewayadmin.config import database, schema_versions
 from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.serving.start import make_partitions
 
-# Other statements queue behind one that waits for a lock, so we wait only briefly: the proxy refuses calls while one of
-# its statements takes longer than a second.
+# Other statements queue behind a statement that waits for a lock, so migrations wait only briefly: the proxy refuses
+# calls while one of its statements takes longer than a second.
 LOCK_TIMEOUT = "400ms"
 TRIES = 20
 PAUSE_S = 3.0
@@ -37,7 +37,7 @@ class Command(migrate.Command):
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
-        parser.set_defaults(skip_checks=True)  # `make check` has run them; they are slow.
+        parser.set_defaults(skip_checks=True)  # `make check` runs the checks, which are slow.
         parser.add_argument(
             "--no-log-indexes",
             action="store_false",
@@ -121,7 +121,7 @@ def _is_whole(options: dict[str, Any]) -> bool:
 
 
 def _next_migration() -> str:
-    with suppress(OperationalError):  # The table in use may be that of the migrations.
+    with suppress(OperationalError):  # The table in use may be the table of migrations.
         return next(iter(database.missing()), "A migration")
     return "A migration"
 

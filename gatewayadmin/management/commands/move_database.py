@@ -1,4 +1,4 @@
-"""Moves an installation from the embedded PostgreSQL to the one of DATABASE_URL."""
+"""Moves an installation from the embedded PostgreSQL to the database of DATABASE_URL."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -22,7 +22,7 @@ class Command(BaseCommand):
     help = (
         "Move everything from the embedded database in the data directory to the empty one of DATABASE_URL, or nothing."
     )
-    requires_system_checks = ()  # `make check` has run them; they take longer than most commands.
+    requires_system_checks = ()  # `make check` runs the checks, which take longer than most commands.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--check", action="store_true", help="report whether it can be done, change nothing")

@@ -54,7 +54,7 @@ class Command(WorkspaceCommand):
 
 
 def _further(person: User, options: dict[str, Any]) -> list[str]:
-    """Apply the other options; returns a line of output for each."""
+    """Apply the other options, and return a line of output for each change."""
     lines = []
     if options["end_enforcement"] and Provider.load().mode == Mode.ENFORCED:
         Provider.edit(by=None, mode=Mode.OFFERED)

@@ -29,7 +29,7 @@ COLUMN_OF_OPTION = {
 
 class Command(BaseCommand):
     help = "Print matching calls of the archive as JSON lines. Needs no database."
-    requires_system_checks = ()  # `make check` has run them; they take longer than most commands.
+    requires_system_checks = ()  # `make check` runs the checks, which take longer than most commands.
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--from", dest="since", type=moment, required=True, help="such as 2026-11-20 (UTC)")

@@ -18,7 +18,7 @@ from wire import versions
 
 class Command(BaseCommand):
     help = "Update the database, create what a first start needs, and serve."
-    requires_system_checks = ()  # `make check` has run them, and the settings check the environment.
+    requires_system_checks = ()  # `make check` runs the checks, and the settings check the environment.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Proves that both logs are as they were sealed, or names the rows and the times that are not."""
+"""Verifies that both logs match their checkpoints, and reports the rows and periods that do not."""
 
 import argparse
 from collections.abc import Iterator

@@ -33,7 +33,7 @@ class Refused(Exception):
 
 
 class Call(Protocol):
-    """A running request, as its SDK represents it."""
+    """A running request, with the operations that each SDK's server implements."""
 
     @property
     def declared(self) -> set[str]:

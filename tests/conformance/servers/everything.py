@@ -257,7 +257,7 @@ def offer_capabilities(server, Context, Refusal):  # noqa: N803
 
 
 def offer_either_era(server, Context, count):  # noqa: N803
-    """Register tools the suite does not know: session state, and requests in the way of the client's version."""
+    """Register tools that the suite does not know: session state, and server requests of the client's version."""
 
     @server.tool(name="count")
     async def count_calls(context: Context) -> str:
@@ -398,7 +398,7 @@ def needed(state=None, **requests):
 
 
 def answered(context, *keys):
-    """Return the client's answers under these keys; None unless all are present and a person's have content."""
+    """Return the client's answers under these keys, or None if one is missing or a person's answer has no content."""
     answers = [(context.input_responses or {}).get(key) for key in keys]
     refused = [answer for answer in answers if isinstance(answer, ElicitResult) and not answer.content]
     return None if refused or None in answers else answers

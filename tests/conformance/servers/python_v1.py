@@ -42,7 +42,7 @@ def related_to(request_id):
 
 
 class Announcing(Server):
-    """Declares that its lists may change and that its resources can be subscribed to."""
+    """A low-level server that declares that its lists may change and its resources can be subscribed to."""
 
     def create_initialization_options(self, *args, **options):
         changes = NotificationOptions(prompts_changed=True, resources_changed=True, tools_changed=True)
@@ -79,7 +79,7 @@ class Call:
             await self.context.close_sse_stream()
 
     async def announce(self, what) -> None:
-        """Notify on the standing stream of this session, or of each that subscribed to the resource."""
+        """Notify on this session's standing stream; for a resource, on the streams of all sessions subscribed to it."""
         if what == "tools":
             await self.session.send_tool_list_changed()
         elif what == "prompts":
