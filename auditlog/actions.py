@@ -115,6 +115,11 @@ class Action(StrEnum):
         "The definition of {target} was changed by its server.",
     )
     FEATURE_DISABLED = "feature.disabled", "{actor} disabled {target}."
+    FEATURE_EFFECT_SAID = (
+        "feature.effect_said",
+        "{actor} said what {target} does: {effect}.",
+        "{actor} left it to its server to say what {target} does.",
+    )
     FEATURE_ENABLED = "feature.enabled", "{actor} enabled {target}."
     FEATURE_HELD = "feature.held", "{target} is new at its server and waits for a decision."
     FEATURE_QUARANTINED = "feature.quarantined", "{actor} put {target} in quarantine."
@@ -146,6 +151,12 @@ class Action(StrEnum):
     HOST_CREATED = "host.created", "{actor} created the agent {target}."
     HOST_DISABLED = "host.disabled", "{actor} disabled the agent {target}."
     HOST_ENABLED = "host.enabled", "{actor} enabled the agent {target}."
+    HOST_LIMITED_AT_GATEWAY = (
+        "host_at_gateway.limited",
+        "{actor} limited {host} on the gateway {gateway} to the tool set {tool_set}.",
+        "{actor} lifted the limit of {host} on the gateway {gateway}.",
+        "{actor} changed the limit of {target}.",
+    )
     HOST_RESET_AT_GATEWAY = (
         "host_at_gateway.reset",
         "{actor} no longer lists or blocks {host} on the gateway {gateway}.",
@@ -330,6 +341,32 @@ class Action(StrEnum):
         "token.updated",
         "{actor} changed the {fields} of the token {target}.",
         "{actor} changed the token {target}.",
+    )
+
+    TOOL_GRANT_ENDED = (
+        "tool_grant.ended",
+        "{actor} took the tool set {tool_set} from {subject} on the gateway {gateway}.",
+        "{actor} ended the tool grant {target}.",
+    )
+    TOOL_GRANT_GIVEN = (
+        "tool_grant.given",
+        "{actor} gave the tool set {tool_set} to {subject} on the gateway {gateway}.",
+        "{actor} gave the tool grant {target}.",
+    )
+    TOOL_SET_ARCHIVED = (
+        "tool_set.archived",
+        "{actor} archived the tool set {tool_set} of the gateway {gateway}.",
+        "{actor} archived the tool set {target}.",
+    )
+    TOOL_SET_CREATED = (
+        "tool_set.created",
+        "{actor} created the tool set {tool_set} on the gateway {gateway}.",
+        "{actor} created the tool set {target}.",
+    )
+    TOOL_SET_UPDATED = (
+        "tool_set.updated",
+        "{actor} changed the {fields} of the tool set {tool_set} of the gateway {gateway}.",
+        "{actor} changed the tool set {target}.",
     )
 
     # "tool.disabled" and "tool.enabled" are feature.disabled and feature.enabled, as prompts have switches too.

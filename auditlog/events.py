@@ -35,7 +35,7 @@ from auditlog.sentences import parts
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_GATEWAYS, SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection, HostAtGateway
-from gateways.models import Assignment, Feature, Gateway
+from gateways.models import Assignment, Feature, Gateway, ToolGrant, ToolSet
 from hosts.models import Host
 from scim.models import ProvisioningKey
 from servers.models import Identity, Server
@@ -52,6 +52,8 @@ KINDS = {
     "registration": "OAuth client",
     "savedview": "Saved view",
     "token": "API access token",
+    "toolgrant": "Tool grant",
+    "toolset": "Tool set",
     "user": "Person",
     "workspacesettings": "Workspace",
 }
@@ -113,6 +115,18 @@ _PAGES = {
         "connections:for_host",
         "connection__host_id",
         SEES_HOSTS,
+    ),
+    "toolgrant": TargetKind(
+        lambda viewer: ToolGrant.objects.filter(gateway__in=_gateways(viewer)),
+        "connections:tool_sets",
+        "gateway__slug",
+        SEES_GATEWAYS,
+    ),
+    "toolset": TargetKind(
+        lambda viewer: ToolSet.objects.filter(gateway__in=_gateways(viewer)),
+        "connections:tool_sets",
+        "gateway__slug",
+        SEES_GATEWAYS,
     ),
     "user": TargetKind(lambda viewer: User.objects.all(), "accounts:person", needs=_PEOPLE),
 }

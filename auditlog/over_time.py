@@ -85,11 +85,11 @@ def would_refuse(
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
     """Count the calls of the last seven days that match `where` and were not denied, except calls of `not_of`."""
     since = range_start(timezone.now(), PERIOD)
-    read = _in_time(lambda: _callers(where, not_of, since), LOG_MS)
+    read = in_time(lambda: _callers(where, not_of, since), LOG_MS)
     if read is not None and read.total() <= MOST_READ:
         return RefusedCalls(read.total(), is_exact=True, callers=read)
     if not_of is None and where.keys() <= {*DIMENSIONS}:
-        numbers = _in_time(lambda: _rolled_up(where, since), ROLLUPS_MS)
+        numbers = in_time(lambda: _rolled_up(where, since), ROLLUPS_MS)
         if numbers is not None:
             return RefusedCalls(numbers, callers=read or Counter())
     return RefusedCalls(None if read is None else MOST_READ, callers=read or Counter())
@@ -125,7 +125,7 @@ def _rolled_up(where: Where, since: datetime) -> int | None:
     return None if numbers is None else numbers.calls - numbers.denied
 
 
-def _in_time[T](work: Callable[[], T], milliseconds: int) -> T | None:
+def in_time[T](work: Callable[[], T], milliseconds: int) -> T | None:
     """Return the result of `work`, which only reads, or None if a statement takes longer than `milliseconds`."""
     try:
         with transaction.atomic():

@@ -92,6 +92,10 @@ def _tools_of(feature: Feature) -> str:
     return reverse("gateways:tools", args=[feature.assignment.gateway.slug])
 
 
+def _sets_of(feature: Feature) -> str:
+    return reverse("connections:tool_sets", args=[feature.assignment.gateway.slug])
+
+
 _TOOL_OFF = Remedy("feature", (Action.FEATURE_DISABLED,), Capability.GATEWAYS_MANAGE, "Enable", "enable", _tools_of)
 _DEFINITION = Remedy(
     "feature", needs=Capability.GATEWAYS_MANAGE, label="Look at the definition", page=_at("gateways:feature")
@@ -145,6 +149,7 @@ REMEDIES = {
     "tool_disabled": _TOOL_OFF._replace(label="Enable tool"),
     "prompt_disabled": _TOOL_OFF._replace(label="Enable prompt"),
     "resource_disabled": _TOOL_OFF._replace(label="Enable resource"),
+    "tool_not_granted": Remedy("feature", needs=Capability.GATEWAYS_MANAGE, label="Open its tool sets", page=_sets_of),
     "definition_held": _DEFINITION._replace(began=(Action.FEATURE_HELD, Action.FEATURE_CHANGED)),
     "definition_quarantined": _DEFINITION._replace(began=(Action.FEATURE_QUARANTINED,)),
     "identity_disabled": _IDENTITY_OFF,

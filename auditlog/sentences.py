@@ -23,6 +23,8 @@ STATED = {
     "security_key": "name",
     "more": "",
     "requests": "",
+    "tool_set": "name",
+    "effect": "",
     "row": "",
     "reason": "",
     "owner": "person",
@@ -36,6 +38,8 @@ JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "assignment": (" on ", ("server", "gateway")),
     "hostatgateway": (" on ", ("host", "gateway")),
     "connection": (" / ", ("host", "user", "gateway")),
+    "toolgrant": (" / ", ("tool_set", "subject", "gateway")),
+    "toolset": (" on ", ("tool_set", "gateway")),
 }
 FACTS = ("is_staff", "sent", "break_glass")  # Changes that only select a sentence, and add no text.
 UNQUOTED = ("user", "address")

@@ -32,6 +32,7 @@ from connections.models import (
 )
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from connections.subjects import by_gateway, by_host, by_person
+from connections.tool_sets import sets_at
 from gateways.api import WITHIN_REACH, GatewayReference
 from gateways.models import Assignment
 from gateways.views import gateway_or_404 as find_gateway
@@ -193,12 +194,19 @@ class GatewayConnections(Connections):
 
 
 class HostAtGatewaySerializer(serializers.Serializer[HostAtGateway]):
-    """An app or agent that is listed or blocked on a gateway."""
+    """An app or agent that is listed, blocked or limited on a gateway."""
 
     host = Reference(help_text="The app or agent.")
-    allowed = serializers.BooleanField(help_text="Whether it is listed (true) or blocked (false).")
-    set_by = serializers.EmailField(source="set_by.email", help_text="E-mail address of the person who set this.")
-    set_at = UtcDateTimeField(help_text="When it was set.")
+    allowed = serializers.BooleanField(
+        allow_null=True, help_text="Whether it is listed (true) or blocked (false); null if it is neither."
+    )
+    tool_set = Reference(
+        allow_null=True, help_text="The tools beyond which nobody can go through it; null if it has no limit."
+    )
+    set_by = serializers.EmailField(
+        source="set_by.email", allow_null=True, help_text="E-mail address of the person who set this last."
+    )
+    set_at = UtcDateTimeField(help_text="When it was set last.")
 
 
 class HostAtGatewayQuery(ListQuery):
@@ -209,25 +217,33 @@ class HostAtGatewayQuery(ListQuery):
 
 
 class HostAtGatewayBody(RequestBody):
-    """The decision of a gateway about an app or agent."""
+    """The decision of a gateway about an app or agent. What is left out stays."""
 
-    allowed = serializers.BooleanField(required=True, help_text="True lists it, false blocks it.")
+    allowed = serializers.BooleanField(required=False, help_text="True lists it, false blocks it.")
+    tool_set_id = serializers.UUIDField(
+        required=False, allow_null=True, help_text="The set of tools to limit it to; null lifts the limit."
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if not attrs:
+            raise serializers.ValidationError({"allowed": ["Give allowed or tool_set_id."]})
+        return attrs
 
 
 class GatewayHosts(Resource):
-    """The apps and agents that are listed or blocked on a gateway. Others follow its `hosts_allowed`."""
+    """The apps and agents that are listed, blocked or limited on a gateway. Others follow its `hosts_allowed`."""
 
     serializer_class = HostAtGatewaySerializer
     versioned = True
 
     @operation(needs=SEES_GATEWAYS, query=HostAtGatewayQuery, orderings=("set_at",))
     def list(self, request: Request, slug: str) -> Response:
-        """List the apps and agents that are listed or blocked on a gateway."""
+        """List the apps and agents that are listed, blocked or limited on a gateway."""
         rows = HostAtGateway.objects.live().filter(gateway=find_gateway(self.me, slug).pk)
         if words := self.query_data.get("q"):
             rows = rows.filter(host__in=Host.objects.matching(words).values("pk"))
         rows = matching(rows, self.query_data, allowed="allowed").order_by("host__name", "pk")
-        return self.page(rows, lambda rows: rows.select_related("host", "set_by"))
+        return self.page(rows, lambda rows: rows.select_related("host", "tool_set", "set_by"))
 
     @operation(needs=SEES_GATEWAYS)
     def retrieve(self, request: Request, slug: str, host: UUID) -> Response:
@@ -236,19 +252,30 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=HostAtGatewayBody, if_match=True)
     def update(self, request: Request, slug: str, host: UUID) -> Response:
-        """List or block an app or agent on a gateway."""
-        app = get_object_or_404(Host.objects.live(), pk=host)
-        row = HostAtGateway.objects.at(find_gateway(self.me, slug), app)
-        return self.changed(row, row.allow if self.body()["allowed"] else row.block)
+        """List, block or limit an app or agent on a gateway."""
+        gateway, body = find_gateway(self.me, slug), self.body()
+        row = HostAtGateway.objects.at(gateway, get_object_or_404(Host.objects.live(), pk=host))
+        pk = body.get("tool_set_id")
+        tool_set = sets_at(gateway).filter(pk=pk).first() if pk else None
+        if pk and tool_set is None:
+            raise serializers.ValidationError({"tool_set_id": ["There is no such set on this gateway."]})
+
+        def put(*, by: User) -> None:
+            if "allowed" in body:
+                (row.allow if body["allowed"] else row.block)(by=by)
+            if "tool_set_id" in body:
+                row.limit(tool_set, by=by)
+
+        return self.changed(row, put)
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, host: UUID) -> Response:
-        """Neither list nor block an app or agent on a gateway."""
+        """Neither list nor block an app or agent on a gateway. Its limit stays."""
         row = self._saved(slug, host)
         return self.removed(row, row.reset)
 
     def _saved(self, slug: str, host: UUID) -> HostAtGateway:
-        rows = HostAtGateway.objects.live().select_related("gateway", "host", "set_by")
+        rows = HostAtGateway.objects.live().select_related("gateway", "host", "tool_set", "set_by")
         return get_object_or_404(rows, gateway=find_gateway(self.me, slug).pk, host=host)
 
     def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:

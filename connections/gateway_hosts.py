@@ -38,7 +38,8 @@ TABLE = Table(
         Column("type", "Type", 8, priority=3, on_phone=True),
         Column("state", "State", 9, on_phone=True),
         Column("users", "People", 6, priority=2, kind="number", hint=LIVE, needs=SEES_CONNECTIONS),
-        Column("acts", "Actions", 7, kind="acts", said=False),
+        Column("limit", "Tools", 9, priority=3, hint="The set it is limited to on this gateway."),
+        Column("acts", "Actions", 11, kind="acts", said=False),
     ),
     order="name",
 )
@@ -69,7 +70,7 @@ class GatewayHostFilter(ListFilter):
     show = forms.ChoiceField(required=False, choices=[("others", "Others")])
 
     def narrow(self, rows: HostQuerySet) -> HostQuerySet:
-        is_here = Q(is_used=True) | Q(decided__isnull=False)
+        is_here = Q(is_used=True) | Q(decided__isnull=False) | Q(limited_to__isnull=False)
         return rows.matching(self.values.get("q", "")).filter(~is_here if self.values.get("show") else is_here)
 
     @property
@@ -101,7 +102,10 @@ def _with_state(rows: HostQuerySet, gateway: Gateway, viewer: User) -> HostQuery
     links = connections_visible_to(viewer).live().filter(gateway=gateway, host=OuterRef("pk"))
     people = links.order_by().values("host").annotate(number=Count("user", distinct=True)).values("number")
     return rows.annotate(
-        decided=Subquery(decided.values("allowed")), is_used=Exists(links), user_count=Subquery(people)
+        decided=Subquery(decided.values("allowed")),
+        limited_to=Subquery(decided.values("tool_set__name")),
+        is_used=Exists(links),
+        user_count=Subquery(people),
     )
 
 

@@ -17,7 +17,7 @@ from auditlog.models import Actor, Event, Switchable
 from auditlog.outcomes import LAYERS
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
-from gateways.models import Assignment, Gateway, HostsAllowed, IdentityScheme, Reach
+from gateways.models import Assignment, Gateway, GatewayError, HostsAllowed, IdentityScheme, Reach, ToolSet
 from hosts.models import Host, HostQuerySet
 from proxy.models import Session, UpstreamSession
 from servers.models import Identity, Server
@@ -536,13 +536,13 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
 
     def at(self, gateway: Gateway, host: Host) -> "HostAtGateway":
         """Return the row of an app or agent on `gateway`; an unsaved one if it is neither listed nor blocked."""
-        here = self.select_related("gateway", "host").filter(gateway=gateway, host=host)
+        here = self.select_related("gateway", "host", "tool_set").filter(gateway=gateway, host=host)
         return here.first() or HostAtGateway(gateway=gateway, host=host)
 
     def undecided(self, gateway: Gateway) -> HostQuerySet:
         """Return the hosts with a live connection to `gateway` that are neither listed nor blocked there."""
         used = Connection.objects.live().filter(gateway=gateway).order_by().values("host")
-        decided = self.filter(gateway=gateway).order_by().values("host")
+        decided = self.filter(gateway=gateway, allowed__isnull=False).order_by().values("host")
         return Host.objects.live().filter(pk__in=used).exclude(pk__in=decided).order_by("name", "pk")
 
     def restrict(
@@ -567,30 +567,32 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
                 hosts += self.undecided(gateway).order_by("pk").select_for_update(of=("self",))
             gateway.edit(hosts_allowed=hosts_allowed, by=by, seen=seen)
             gateway.lock()
-            decided = {*self.filter(gateway=gateway).values_list("host", flat=True)}
             now = timezone.now()
-            listed = [
-                HostAtGateway(gateway=gateway, host=host, allowed=True, set_by=by, set_at=now)
-                for host in hosts
-                if host.pk not in decided
-            ]
-            for row in self.bulk_create(listed):
+            rows = {row.host_id: row for row in self.filter(gateway=gateway)}
+            found = [rows.get(host.pk) or HostAtGateway(gateway=gateway, host=host) for host in hosts]
+            listed = [row for row in found if row.allowed is None]
+            for row in listed:
                 Event.objects.record(Action.HOST_ALLOWED_AT_GATEWAY, row, by=by, changes={"allowed": [None, True]})
+                row.put(allowed=True, set_by=by, set_at=now)
             if unlist:
-                rows = self.filter(gateway=gateway, allowed=True, set_at=unlist)
-                for row in rows.select_related("gateway", "host"):
+                for row in self.filter(gateway=gateway, allowed=True, set_at=unlist).select_related("gateway", "host"):
                     Event.objects.record(Action.HOST_RESET_AT_GATEWAY, row, by=by, changes={"allowed": [True, None]})
-                rows.delete()
+                    row.put(allowed=None, set_by=by, set_at=now)
         return now if listed else None
 
 
 class HostAtGateway(Versioned, models.Model):
-    """An app or agent that is listed or blocked on a gateway; hosts without a row follow `gateway.hosts_allowed`."""
+    """An app or agent that is listed, blocked or limited on a gateway.
+
+    `allowed` lists or blocks it; None, as without a row, follows `gateway.hosts_allowed`. Nobody can use a tool outside
+    `tool_set` through it; None is no limit.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)  # The constraint is indexed.
     host = models.ForeignKey(Host, models.PROTECT, related_name="+")
-    allowed = models.BooleanField()
+    allowed = models.BooleanField(null=True)
+    tool_set = models.ForeignKey(ToolSet, models.PROTECT, null=True, blank=True, related_name="limited")
     set_by = models.ForeignKey(User, models.PROTECT, related_name="+")
     set_at = models.DateTimeField(default=timezone.now)
 
@@ -603,7 +605,10 @@ class HostAtGateway(Versioned, models.Model):
         constraints = (
             # Covers the lookup of each request.
             models.UniqueConstraint(
-                fields=("gateway", "host"), include=("allowed",), name="one_row_per_gateway_and_host"
+                fields=("gateway", "host"), include=("allowed", "tool_set"), name="one_row_per_gateway_and_host"
+            ),
+            models.CheckConstraint(
+                condition=Q(allowed__isnull=False) | Q(tool_set__isnull=False), name="host_at_gateway_says_something"
             ),
         )
 
@@ -611,7 +616,7 @@ class HostAtGateway(Versioned, models.Model):
         return f"{self.host} on {self.gateway}"
 
     def editable(self) -> dict[str, Any]:
-        return {"allowed": self.allowed}
+        return {"allowed": self.allowed, "tool_set": self.tool_set.name if self.tool_set else None}
 
     def lock(self) -> "HostAtGateway":
         """Return the current row, or an unsaved one. Locks the host, then the gateway, as opening a connection does."""
@@ -637,9 +642,32 @@ class HostAtGateway(Versioned, models.Model):
             if before == allowed:
                 return False
             Event.objects.record(action, row, by=by, changes={"allowed": [before, allowed]})
-            if allowed is None:
-                row.delete()
-            else:
-                row.allowed, row.set_by, row.set_at = allowed, by, timezone.now()
-                row.save()
+            row.put(allowed=allowed, set_by=by, set_at=timezone.now())
         return True
+
+    def limit(self, tool_set: ToolSet | None, *, by: User) -> bool:
+        """Refuse the tools outside `tool_set` to everyone who uses this host here; None lifts the limit.
+
+        Returns False if this was its limit already. Raises GatewayError if the set is archived or of another gateway.
+        """
+        with transaction.atomic():
+            row = self.lock()
+            if tool_set is not None:
+                wanted: ToolSet = tool_set.lock()
+                if wanted.archived_at or wanted.gateway_id != row.gateway.pk:
+                    raise GatewayError("There is no such set on this gateway.")
+            if row.tool_set == tool_set:
+                return False
+            names = [each.name if each else None for each in (row.tool_set, tool_set)]
+            Event.objects.record(Action.HOST_LIMITED_AT_GATEWAY, row, by=by, changes={"tool_set": names})
+            row.put(tool_set=tool_set, set_by=by, set_at=timezone.now())
+        return True
+
+    def put(self, **fields: Any) -> None:
+        """Save these fields; a row that then says nothing is deleted."""
+        for name, value in fields.items():
+            setattr(self, name, value)
+        if self.allowed is None and self.tool_set is None:
+            self.delete()
+        else:
+            self.save()

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from connections import carried_identities, gateway_hosts, sessions, views
+from connections import carried_identities, gateway_hosts, sessions, tool_matrix, tool_sets, views
 
 app_name = "connections"
 
@@ -16,6 +16,16 @@ urlpatterns = [
     path("gateways/<slug:slug>/access/hosts/<uuid:host>/allow/", gateway_hosts.allow, name="allow_host"),
     path("gateways/<slug:slug>/access/hosts/<uuid:host>/block/", gateway_hosts.block, name="block_host"),
     path("gateways/<slug:slug>/access/hosts/<uuid:host>/reset/", gateway_hosts.reset, name="reset_host"),
+    path("gateways/<slug:slug>/access/hosts/<uuid:host>/limit/", tool_sets.limit, name="limit_host"),
+    path("gateways/<slug:slug>/access/matrix/", tool_matrix.matrix, name="tool_matrix"),
+    path("gateways/<slug:slug>/access/tools/", tool_sets.listing, name="tool_sets"),
+    path("gateways/<slug:slug>/access/tools/given/", tool_sets.restrict, name="restrict_tools"),
+    path("gateways/<slug:slug>/access/tools/add/", tool_sets.add, name="add_tool_set"),
+    path("tool-sets/<uuid:pk>/", tool_sets.detail, name="tool_set"),
+    path("tool-sets/<uuid:pk>/edit/", tool_sets.edit, name="edit_tool_set"),
+    path("tool-sets/<uuid:pk>/archive/", tool_sets.archive, name="archive_tool_set"),
+    path("tool-sets/<uuid:pk>/give/", tool_sets.give, name="give_tools"),
+    path("tool-grants/<uuid:pk>/end/", tool_sets.end_grant, name="end_grant"),
     path("switch/connections/", views.switch, name="switch"),
     path("revoke/connections/", views.revoke_picked, name="revoke_picked"),
     path("connections/<uuid:pk>/disable/", views.disable, name="disable"),

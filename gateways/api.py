@@ -36,6 +36,7 @@ from gateways.models import (
     Reach,
     ServerStillEnabled,
     ToolPolicy,
+    ToolsGiven,
     WrongIdentity,
     allow_identity,
 )
@@ -73,6 +74,9 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     hosts_allowed = serializers.CharField(
         help_text="`all` (but blocked ones) or `listed`: which apps and agents may use it."
     )
+    tools_given = serializers.CharField(
+        help_text="`all`, or `granted`: whether people can use all its tools, or only those given to them."
+    )
     calls_per_minute = Limit()
     new_definitions = serializers.CharField(help_text="`approve` or `wait`: what happens with a new definition.")
     changed_definitions = serializers.CharField(
@@ -95,7 +99,7 @@ class GatewayQuery(ListQuery):
 
 
 # Fields that the page's form does not have; only the serializer validates them.
-WITHOUT_FORM = ("hosts_allowed", "calls_per_minute", "new_definitions", "changed_definitions")
+WITHOUT_FORM = ("hosts_allowed", "tools_given", "calls_per_minute", "new_definitions", "changed_definitions")
 
 
 class GatewayChanges(RequestBody):
@@ -109,6 +113,9 @@ class GatewayChanges(RequestBody):
     )
     hosts_allowed = serializers.ChoiceField(
         HostsAllowed.choices, help_text="Which apps and agents may use it; `listed` are those with `allowed` true."
+    )
+    tools_given = serializers.ChoiceField(
+        ToolsGiven.choices, help_text="Whether people can use all its tools, or only those given to them."
     )
     calls_per_minute = Limit()
     new_definitions = serializers.ChoiceField(OnArrival.choices)
@@ -130,6 +137,7 @@ class NewGateway(GatewayChanges):
         "reach": Reach.EVERYONE,
         "team_ids": list,
         "hosts_allowed": HostsAllowed.ALL,
+        "tools_given": ToolsGiven.ALL,
         "calls_per_minute": None,
         "new_definitions": OnArrival.APPROVE,
         "changed_definitions": OnChange.HOLD,

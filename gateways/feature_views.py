@@ -12,9 +12,11 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from django import forms
 from django.db import transaction
 from django.db.models import QuerySet
-from django.http import HttpResponse
+from django.http import Http404, HttpResponse
+from django.shortcuts import render
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods
@@ -24,11 +26,14 @@ from auditlog.charts import CallPlots
 from auditlog.models import Call
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
+from connections.given_tools import refused_by, with_effect
 from connections.impact import cuts
 from gateways.catalogue import Catalogue, is_offered
 from gateways.definitions import DiffLine, arguments, difference, pages, whole
 from gateways.models import (
+    SAID_EFFECTS,
     Assignment,
+    Effect,
     Feature,
     FeatureKind,
     FeatureState,
@@ -41,14 +46,26 @@ from gateways.models import (
 )
 from gateways.tool_views import ToolRow, feature_or_404, page_url
 from gateways.views import WITHIN_REACH, gateway_or_404, sees_servers
-from ui.pages import AppRequest, first_names, leave, own_path, page_of, sentences, show
-from ui.viewset import confirmed
+from ui.pages import AppRequest, Undo, first_names, is_for, leave, own_path, page_of, posted, sentences, show
+from ui.viewset import confirmed, form_page
 
 # The list of changed definitions of all gateways, each with its difference and the buttons to accept or quarantine it.
 
 SHOWN = 8  # Definitions per page, each with its differences.
 MOST_LINES = 40
 MOST_QUARANTINED = 30
+
+
+class EffectForm(forms.Form):
+    """The effect of a tool, as an administrator states it."""
+
+    said_effect = forms.ChoiceField(
+        label="What it does",
+        choices=SAID_EFFECTS,
+        required=False,
+        widget=forms.RadioSelect,
+        help_text="Sets of tools go by it. Not said by anybody counts as destructive.",
+    )
 
 
 @dataclass(frozen=True)
@@ -342,3 +359,28 @@ def _used(feature: Feature, viewer: User) -> str:
     if not callers:
         return "Nobody used it in the last 7 days."
     return f"Used in the last 7 days by {first_names([one.name for one in callers])}."
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def effect(request: AppRequest, pk: UUID) -> HttpResponse:
+    """State what a tool does, instead of its server."""
+    tool = feature_or_404(request, pk)
+    if tool.kind != FeatureKind.TOOL:
+        raise Http404
+    if is_for(request, "would-refuse"):
+        asked, refused = EffectForm(request.GET), ""
+        if asked.is_valid():
+            now = asked.cleaned_data["said_effect"] or Effect.of(tool.annotations)
+            refused = refused_by(tool.assignment.gateway, request.user, with_effect(tool, now))
+        return render(request, "gateways/effect.html#refused", {"refused": refused})
+    form = EffectForm(posted(request), initial={"said_effect": tool.said_effect})
+    back, before = page_url(tool), tool.said_effect
+
+    def save() -> HttpResponse:
+        changed = tool.say_effect(form.cleaned_data["said_effect"], by=request.user)
+        undo = Undo.if_changed(changed, request.path, [("said_effect", before)])
+        return leave(request, back, f"Effect of {tool.exposed_name} changed", undo)
+
+    heading = f"What {tool.exposed_name} does"
+    return form_page(request, "gateways/effect.html", form, save, heading=heading, back=back)

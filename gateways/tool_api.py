@@ -21,7 +21,16 @@ from gateways.api import WITHIN_REACH, GatewayReference
 from gateways.catalogue import BY_USE, SORTS, SPAN, Catalogue, CatalogueEntry, is_offered, servers_seen_by
 from gateways.feature_refresh import Refreshed, refresh
 from gateways.forms import CatalogueFilter
-from gateways.models import Assignment, Effect, Feature, FeatureKind, FeatureQuerySet, FeatureState, NothingToAccept
+from gateways.models import (
+    SAID_EFFECTS,
+    Assignment,
+    Effect,
+    Feature,
+    FeatureKind,
+    FeatureQuerySet,
+    FeatureState,
+    NothingToAccept,
+)
 from gateways.views import gateway_or_404
 from servers.api import ServerReference
 from servers.discovery import Discovered
@@ -42,6 +51,12 @@ class ToolSerializer(serializers.Serializer[Feature]):
         source="assignment.alias", help_text="Prefix of the server's tool names; empty if none."
     )
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
+    effect = serializers.ChoiceField(
+        Effect.choices, help_text="Effect that an administrator states, otherwise the one its server claims."
+    )
+    said_effect = serializers.ChoiceField(
+        SAID_EFFECTS, help_text="Effect that an administrator states; empty leaves it to the server."
+    )
     tool_policy = serializers.CharField(
         source="assignment.tool_policy", help_text="`allow_all`, `selected` or `block_all`."
     )
@@ -110,9 +125,12 @@ class FeatureQuery(ToolQuery):
 
 
 class ToolChanges(RequestBody):
-    """The switch of a tool or another feature."""
+    """The switch of a tool or another feature, and what a tool does."""
 
     enabled = serializers.BooleanField()
+    said_effect = serializers.ChoiceField(
+        SAID_EFFECTS, required=False, help_text="Effect of a tool, instead of its server's; empty for the server's."
+    )
 
 
 class ToolResource(Resource):
@@ -136,9 +154,9 @@ class ToolResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Enable or disable a tool."""
+        """Enable or disable a tool, or state its effect."""
         tool = get_object_or_404(self._tools(slug), pk=pk)
-        return self.changed(tool, partial(_switch, tool, self.body().get("enabled")))
+        return self.changed(tool, partial(_change, tool, self.body()))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=RefreshSerializer, if_match=True)
     def refresh(self, request: Request, slug: str) -> Response:
@@ -181,9 +199,9 @@ class FeatureResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Enable or disable a feature."""
+        """Enable or disable a feature, or state the effect of a tool."""
         feature = self._find(slug, pk)
-        return self.changed(feature, partial(_switch, feature, self.body().get("enabled")))
+        return self.changed(feature, partial(_change, feature, self.body()))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def accept(self, request: Request, slug: str, pk: UUID) -> Response:
@@ -207,10 +225,15 @@ class FeatureResource(Resource):
         return get_object_or_404(features_of(self.me, slug), pk=pk)
 
 
-def _switch(feature: Feature, on: bool | None, *, by: User) -> None:
-    """Enable or disable the feature; None changes nothing."""
-    if on is not None:
-        (feature.enable if on else feature.disable)(by=by)
+def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
+    """Enable or disable the feature, and state its effect, as far as the body says so. Raises ValidationError."""
+    effect = body.get("said_effect")
+    if effect and feature.kind != FeatureKind.TOOL:
+        raise serializers.ValidationError({"said_effect": ["Only tools have an effect."]})
+    if "enabled" in body:
+        (feature.enable if body["enabled"] else feature.disable)(by=by)
+    if effect is not None:
+        feature.say_effect(effect, by=by)
 
 
 def features_of(viewer: User, slug: str) -> FeatureQuerySet:

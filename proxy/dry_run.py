@@ -136,6 +136,7 @@ _PASSED_AT_SERVER: dict[str, Callable[[AssignedServer], AssignedServer]] = {
     "tool_disabled": _allowed,
     "prompt_disabled": _allowed,
     "resource_disabled": _allowed,
+    "tool_not_granted": lambda assigned: _with_features(assigned._replace(restricted=False), granted=True),
     "definition_held": _approved,
     "definition_quarantined": _approved,
     "identity_missing": lambda assigned: assigned._replace(scheme="none"),

@@ -153,6 +153,7 @@ REASONS = {
     "resource_disabled": Reason(
         Step.TOOL, "An administrator disabled {resource} or its template, or the policy does not allow it."
     ),
+    "tool_not_granted": Reason(Step.TOOL, "This person, or this app or agent, was not given {tool}.", "not granted"),
     "definition_held": Reason(
         Step.TOOL, "The server changed or added {tool}, and nobody has accepted that yet.", "waiting to be accepted"
     ),

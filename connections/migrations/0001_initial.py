@@ -57,17 +57,21 @@ class Migration(migrations.Migration):
             name='HostAtGateway',
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('allowed', models.BooleanField()),
+                ('allowed', models.BooleanField(null=True)),
                 ('set_at', models.DateTimeField(default=django.utils.timezone.now)),
                 ('gateway', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='gateways.gateway')),
                 ('host', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='hosts.host')),
                 ('set_by', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('tool_set', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='limited', to='gateways.toolset')),
             ],
             options={
                 'verbose_name': 'host at gateway',
                 'verbose_name_plural': 'hosts at gateways',
                 'ordering': ('-set_at',),
-                'constraints': [models.UniqueConstraint(fields=('gateway', 'host'), include=('allowed',), name='one_row_per_gateway_and_host')],
+                'constraints': [
+                    models.UniqueConstraint(fields=('gateway', 'host'), include=('allowed', 'tool_set'), name='one_row_per_gateway_and_host'),
+                    models.CheckConstraint(condition=models.Q(('allowed__isnull', False), ('tool_set__isnull', False), _connector='OR'), name='host_at_gateway_says_something'),
+                ],
             },
         ),
         migrations.AddIndex(

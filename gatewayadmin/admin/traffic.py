@@ -27,7 +27,7 @@ from gatewayadmin.admin.base import (
     switches,
     words,
 )
-from gateways.models import Assignment, Feature, FeatureState, Gateway
+from gateways.models import Assignment, Feature, FeatureState, Gateway, ToolGrant, ToolSet
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter
@@ -120,8 +120,8 @@ class GatewayPages(CapabilityAdmin):
     list_filter = ("enabled", "reach", "created_at")
     search_fields = ("name", "slug", "description")
     fields = words(
-        "name slug description enabled reach teams hosts_allowed shared_identities calls_per_minute new_definitions"
-        " changed_definitions archived_at created_by created_at updated_at"
+        "name slug description enabled reach teams hosts_allowed tools_given shared_identities calls_per_minute"
+        " new_definitions changed_definitions archived_at created_by created_at updated_at"
     )
 
 
@@ -140,11 +140,42 @@ class HostAtGatewayPages(CapabilityAdmin):
             "It is neither listed nor blocked any more: the gateway's rule for all apps and agents applies.",
         ),
     )
-    list_display = words("host gateway allowed set_by set_at")
+    list_display = words("host gateway allowed tool_set set_by set_at")
     list_filter = ("allowed", ("gateway", RelatedOnlyFieldListFilter))
-    list_select_related = ("host", "gateway", "set_by")
+    list_select_related = ("host", "gateway", "tool_set__gateway", "set_by")
     search_fields = ("host__name", "gateway__name")
-    fields = words("gateway host allowed set_by set_at")
+    fields = words("gateway host allowed tool_set set_by set_at")
+
+
+@register(ToolSet, site=site)
+class ToolSetPages(CapabilityAdmin):
+    """Read-only but for its end: sets are made on the gateway's page."""
+
+    seen_by = SEES_GATEWAYS
+    acts = (CapabilityAction("archive", any_of(Capability.GATEWAYS_MANAGE), NOT_ARCHIVED, FINAL),)
+    list_display = words("name gateway patterns effects created_at archived_at")
+    list_filter = (("gateway", RelatedOnlyFieldListFilter), "created_at")
+    list_select_related = ("gateway",)
+    search_fields = ("name", "gateway__name")
+    fields = words("gateway name patterns likes effects members created_by created_at archived_at")
+
+
+@register(ToolGrant, site=site)
+class ToolGrantPages(CapabilityAdmin):
+    seen_by = SEES_GATEWAYS
+    acts = (
+        CapabilityAction(
+            "end",
+            any_of(Capability.GATEWAYS_MANAGE),
+            Q(ended_at=None),
+            "Its tools are refused from the next request on.",
+        ),
+    )
+    list_display = words("tool_set gateway subject given_by given_at ended_at")
+    list_filter = (("gateway", RelatedOnlyFieldListFilter), "everyone", "given_at")
+    list_select_related = ("tool_set__gateway", "gateway", "team", "user", "given_by")
+    search_fields = ("tool_set__name", "gateway__name", "team__name", "user__email")
+    fields = words("gateway tool_set everyone team user given_by given_at ended_by ended_at")
 
 
 @register(Assignment, site=site)
@@ -204,8 +235,8 @@ class FeaturePages(CapabilityAdmin):
     list_select_related = ("assignment__server", "assignment__gateway")
     search_fields = ("exposed_name", "title")
     fields = words(
-        "kind exposed_name name title description state enabled assignment annotations effect approved offered"
-        " first_seen_at last_seen_at changed_at missing_since"
+        "kind exposed_name name title description state enabled assignment annotations effect said_effect approved"
+        " offered first_seen_at last_seen_at changed_at missing_since"
     )
 
     def status(self, obj: Feature) -> str:

@@ -20,6 +20,7 @@ from auditlog.api import CallResource, EventResource, OwnCalls
 from auditlog.saved_views import SavedViewResource
 from capabilities import own_resource
 from connections.api import ConnectionIdentities, ConnectionResource, Endings, GatewayConnections, GatewayHosts
+from connections.tool_set_api import GatewayGrants, GatewayToolSets
 from gatewayadmin.incident.api import Stops
 from gatewayadmin.rest.docs_views import docs, docs_of
 from gatewayadmin.rest.openapi import Schema
@@ -98,6 +99,17 @@ _below = [
     at("tools/<uuid:pk>", "catalogue-detail", CatalogueResource, get="retrieve"),
     at(f"{_gateway}/archive", "gateway-archive", Endings, post="gateway"),
     at(f"{_gateway}/connections", "gateway-connections", GatewayConnections, get="list"),
+    at(f"{_gateway}/grants", "toolgrant-list", GatewayGrants, get="list", post="create"),
+    at(f"{_gateway}/grants/<uuid:pk>", "toolgrant-detail", GatewayGrants, get="retrieve", delete="destroy"),
+    at(f"{_gateway}/tool-sets", "toolset-list", GatewayToolSets, get="list", post="create"),
+    at(
+        f"{_gateway}/tool-sets/<uuid:pk>",
+        "toolset-detail",
+        GatewayToolSets,
+        get="retrieve",
+        patch="partial_update",
+        delete="destroy",
+    ),
     at(f"{_gateway}/hosts", "gatewayhost-list", GatewayHosts, get="list"),
     at(
         f"{_gateway}/hosts/<uuid:host>",

@@ -208,11 +208,12 @@ END $$
 """
 DROP_LEARN = "DROP FUNCTION gateways_learn(uuid, uuid, text, jsonb, text)"
 
-# The same rule as `Effect.of`: hints other than true and false are ignored.
+# What an administrator said, otherwise the same rule as `Effect.of`: hints other than true and false are ignored.
 SET_EFFECT = """
 CREATE FUNCTION gateways_work_out_effect() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.effect := CASE
+        WHEN NEW.said_effect <> '' THEN NEW.said_effect
         WHEN NEW.annotations->'readOnlyHint' = 'true'::jsonb THEN 'read_only'
         WHEN NEW.annotations->'destructiveHint' = 'true'::jsonb THEN 'destructive'
         WHEN NEW.annotations->'readOnlyHint' = 'false'::jsonb THEN 'writes'
@@ -223,7 +224,7 @@ END $$;
 DO $$ BEGIN
     EXECUTE format('ALTER FUNCTION gateways_work_out_effect() SET search_path = %I, pg_temp', current_schema());
 END $$;
-CREATE TRIGGER work_out_effect BEFORE INSERT OR UPDATE OF annotations, effect ON gateways_feature
+CREATE TRIGGER work_out_effect BEFORE INSERT OR UPDATE OF annotations, effect, said_effect ON gateways_feature
     FOR EACH ROW EXECUTE FUNCTION gateways_work_out_effect();
 """
 DROP_EFFECT = """

@@ -11,6 +11,8 @@ from gateways.models.assignment import (
     alias_validator,
 )
 from gateways.models.feature import (
+    SAID_EFFECTS,
+    STATED_EFFECTS,
     Effect,
     Feature,
     FeatureKind,
@@ -30,11 +32,26 @@ from gateways.models.gateway import (
     OnChange,
     Reach,
     TeamGateways,
+    ToolsGiven,
     allow_identity,
+)
+from gateways.models.tool_sets import (
+    AlreadyGiven,
+    StillInUse,
+    ToolGrant,
+    ToolGrantQuerySet,
+    ToolSet,
+    ToolSetQuerySet,
+    fits,
+    fitting,
+    in_sets,
 )
 
 __all__ = [
+    "SAID_EFFECTS",
+    "STATED_EFFECTS",
     "AliasRequired",
+    "AlreadyGiven",
     "Assignment",
     "AssignmentQuerySet",
     "Effect",
@@ -55,9 +72,18 @@ __all__ = [
     "OnChange",
     "Reach",
     "ServerStillEnabled",
+    "StillInUse",
     "TeamGateways",
+    "ToolGrant",
+    "ToolGrantQuerySet",
     "ToolPolicy",
+    "ToolSet",
+    "ToolSetQuerySet",
+    "ToolsGiven",
     "WrongIdentity",
     "alias_validator",
     "allow_identity",
+    "fits",
+    "fitting",
+    "in_sets",
 ]

@@ -75,6 +75,11 @@ class Effect(models.TextChoices):
         return "" if self is Effect.UNKNOWN else str(self.label)
 
 
+# Effects an administrator can state: one whose effect nobody states counts as destructive in sets of tools.
+STATED_EFFECTS = [(effect.value, effect.label) for effect in Effect if effect != Effect.UNKNOWN]
+SAID_EFFECTS = [("", "As its server says"), *STATED_EFFECTS]
+
+
 class FeatureQuerySet(models.QuerySet["Feature"]):
     def tools(self) -> "FeatureQuerySet":
         return self.filter(kind=FeatureKind.TOOL)
@@ -168,7 +173,8 @@ class Feature(Versioned, Switchable):
     `approved` is the JSON text of the approved definition, with the name at the server; `shown` is the definition that
     clients get, NULL if equal to `approved`. `offered` is the server's current definition, NULL if it is approved.
     Title, description, schema and annotations are taken from the approved definition, or from the first definition
-    while that waits for approval. The database computes `effect` from the annotations on every write.
+    while that waits for approval. The database computes `effect` on every write: what an administrator said, otherwise
+    what the annotations claim.
     If each person has their own identity, `identities` are those for which the server lists the feature.
     """
 
@@ -184,6 +190,7 @@ class Feature(Versioned, Switchable):
     effect = models.CharField(
         max_length=12, choices=Effect, default=Effect.UNKNOWN, db_default=Effect.UNKNOWN, editable=False
     )
+    said_effect = models.CharField(max_length=12, choices=SAID_EFFECTS, default="", db_default="", blank=True)
     state = models.CharField(max_length=12, choices=FeatureState, default=FeatureState.APPROVED)
     approved = models.TextField(blank=True, default="")
     shown = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL is "as approved"
@@ -228,8 +235,13 @@ class Feature(Versioned, Switchable):
 
     @property
     def claim(self) -> str:
-        """The effect the server claims, as text; empty if it does not state one."""
+        """The effect that an administrator or the server states, as text; empty if nobody states one."""
         return Effect(self.effect).claim
+
+    @property
+    def claim_of_server(self) -> str:
+        """The effect the server claims, as text; empty if it does not state one."""
+        return Effect.of(self.annotations).claim
 
     @property
     def hidden_characters(self) -> list[str]:
@@ -255,7 +267,7 @@ class Feature(Versioned, Switchable):
 
     def editable(self) -> dict[str, Any]:
         hashes = {"definition": self.definition_hash, "offered": self.offered_hash}
-        return {"enabled": self.enabled, "state": self.state, **hashes}
+        return {"enabled": self.enabled, "state": self.state, "said_effect": self.said_effect, **hashes}
 
     def expose(self, alias: str) -> None:
         """Set the exposed name and shown definition for `alias`, without saving."""
@@ -287,6 +299,18 @@ class Feature(Versioned, Switchable):
             }
             Event.objects.record(Action.FEATURE_ACCEPTED, row, by=by, changes=changes)
         self.refresh_from_db()
+
+    def say_effect(self, effect: str, *, by: User) -> bool:
+        """State what a tool does, instead of its server; empty leaves it to the server. Returns False if unchanged."""
+        with transaction.atomic():
+            row = self.lock()
+            if row.said_effect == effect:
+                return False
+            changes = {"effect": [row.said_effect or None, effect or None]}
+            type(self).objects.filter(pk=self.pk).update(said_effect=effect)
+            Event.objects.record(Action.FEATURE_EFFECT_SAID, row, by=by, changes=changes)
+        self.refresh_from_db()
+        return True
 
     def quarantine(self, *, by: User | None) -> None:
         """Hide the feature from clients and refuse its calls from the next request on, until somebody accepts it."""

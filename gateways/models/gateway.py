@@ -34,6 +34,13 @@ class HostsAllowed(models.TextChoices):
     LISTED = "listed", "Only these"
 
 
+class ToolsGiven(models.TextChoices):
+    """The tools that people who may use a gateway can use there."""
+
+    ALL = "all", "All tools"
+    GRANTED = "granted", "Only granted tools"
+
+
 class OnArrival(models.TextChoices):
     """The setting that decides about definitions that were never approved."""
 
@@ -168,6 +175,7 @@ class Gateway(Versioned, Switchable):
     hosts_allowed = models.CharField(
         max_length=10, choices=HostsAllowed, default=HostsAllowed.ALL, db_default=HostsAllowed.ALL
     )
+    tools_given = models.CharField(max_length=10, choices=ToolsGiven, default=ToolsGiven.ALL, db_default=ToolsGiven.ALL)
     # Identities that this gateway may use; edited on the page of each identity.
     shared_identities = models.ManyToManyField(Identity, blank=True, related_name="gateways")
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
@@ -216,6 +224,7 @@ class Gateway(Versioned, Switchable):
             "description",
             "reach",
             "hosts_allowed",
+            "tools_given",
             "calls_per_minute",
             "new_definitions",
             "changed_definitions",

@@ -37,6 +37,7 @@ class FeatureRow(NamedTuple):
     approved: str | None
     offered: str | None
     kind: str
+    granted: bool = True  # Given to the person, and within the limit of the app or agent.
 
 
 class ListedFeature(NamedTuple):
@@ -131,6 +132,8 @@ class AssignedServer(NamedTuple):
     sign_in: SignInState | None = None
     # Whether the server may have a private address. True for servers added before this was recorded.
     private: bool = True
+    # Whether only given tools may be used: the gateway asks for grants, or the app or agent has a limit.
+    restricted: bool = False
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
         """Return the server's capabilities in the era used for clients of this era; None if the server sent none."""

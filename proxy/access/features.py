@@ -319,7 +319,7 @@ def _has_template_for(budget: MatchBudget, assigned: AssignedServer, uri: str) -
 
 
 def _is_shown(assigned: AssignedServer, row: FeatureRow) -> bool:
-    return policy_allows(assigned.policy, row.enabled) and row.state not in HIDDEN_STATES
+    return policy_allows(assigned.policy, row.enabled) and row.granted and row.state not in HIDDEN_STATES
 
 
 def _governing_template(policy: str, rows: Sequence[FeatureRow], uri: str, budget: MatchBudget) -> FeatureRow | None:
@@ -349,13 +349,20 @@ def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | 
         if row is None:
             raise UnknownFeature(kind, name)
         raise Refusal(f"{kind}_disabled", assigned, Named(kind, name))
-    if row is not None and row.state in HIDDEN_STATES:
-        raise Refusal(HIDDEN_STATES[row.state], assigned, Named(kind, name))
+    if reason := _hidden_because(assigned, row):
+        raise Refusal(reason, assigned, Named(kind, name))
     if reason := identity_refusal(assigned):
         raise Refusal(reason, assigned)
     if row is None:
         return Resolved(assigned, name)
     return Resolved(assigned, name, row.schema, row=row if row.offered is not None else None)
+
+
+def _hidden_because(assigned: AssignedServer, row: FeatureRow | None) -> str:
+    """Return the reason why clients do not see this feature, or an empty string. One without a row is not granted."""
+    if row is None:
+        return "tool_not_granted" if assigned.restricted else ""
+    return HIDDEN_STATES.get(row.state, "") if row.granted else "tool_not_granted"
 
 
 def refusal_now(grant: AccessRow, feature: Named | None) -> UpstreamError | None:

@@ -61,10 +61,7 @@ SELECT
         JOIN django_content_type ct ON ct.id = p.content_type_id
         WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways' OFFSET 0
     ) AS reaches,
-    coalesce(
-        (SELECT allowed FROM connections_hostatgateway WHERE gateway_id = g.id AND host_id = h.id OFFSET 0),
-        g.hosts_allowed = 'all'
-    ) AS host_allowed,
+    coalesce(hg.allowed, g.hosts_allowed = 'all') AS host_allowed,
     CASE WHEN q.servers > 0 AND g.slug = q.slug THEN (
         SELECT json_agg(
             json_build_object(
@@ -105,6 +102,11 @@ SELECT
                             SELECT FROM gateways_feature_identities
                             WHERE feature_id = x.id AND identity_id = i.id OFFSET 0
                         ) ELSE x.missing_since IS NULL END
+                        AND CASE WHEN g.tools_given = 'all' AND hg.tool_set_id IS NULL THEN true ELSE x.id IN (
+                            SELECT unnest(gateways_given(
+                                CASE WHEN g.tools_given <> 'all' THEN g.id END, u.id, hg.tool_set_id, a.id, NULL
+                            ))
+                        ) END
                 ) /* end */ ELSE (
                     SELECT json_agg(json_build_object(
                         'name', x.name,
@@ -117,10 +119,15 @@ SELECT
                         'state', x.state,
                         'approved', CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.approved END,
                         'offered', CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.offered END,
-                        'kind', x.kind
+                        'kind', x.kind,
+                        'granted', CASE WHEN g.tools_given = 'all' AND hg.tool_set_id IS NULL THEN true ELSE
+                            x.id = ANY (gateways_given(
+                                CASE WHEN g.tools_given <> 'all' THEN g.id END, u.id, hg.tool_set_id, a.id, x.id
+                            ))
+                        END
                     ))
                     FROM (
-                        SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
+                        SELECT id, name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
                         WHERE q.kind <> 'resource' AND assignment_id = a.id AND kind = q.kind
                             AND name = CASE
                                 WHEN a.alias = '' /* not for calls */ OR q.servers = 4 /* end */ THEN q.name
@@ -129,17 +136,17 @@ SELECT
                             /* not for calls */ AND (q.servers <> 4 OR missing_since IS NULL) /* end */
                         UNION ALL
                         -- Names that were shortened end like this.
-                        SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
+                        SELECT id, name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
                         WHERE q.name ~ '_[0-9a-f]{6}$' AND q.kind <> 'resource'
                             AND assignment_id = a.id AND kind = q.kind AND exposed_name = q.name
                         /* not for calls */
                         UNION ALL
-                        SELECT name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
+                        SELECT id, name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
                         WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'resource'
                             AND name = ANY (string_to_array(q.name, E'\n'))
                         UNION ALL
                         -- A template may match a resource that is not listed.
-                        SELECT name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
+                        SELECT id, name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
                         WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'template'
                         /* end */
                     ) x
@@ -194,7 +201,8 @@ SELECT
                         extract(epoch FROM i.expires_at - statement_timestamp())
                     END
                 ) END,
-                'private', s.private IS NOT FALSE
+                'private', s.private IS NOT FALSE,
+                'restricted', g.tools_given <> 'all' OR hg.tool_set_id IS NOT NULL
             ) ORDER BY a.alias
         )
         FROM gateways_assignment a
@@ -288,7 +296,7 @@ CROSS JOIN LATERAL (
 ) c
 /* end token */
 CROSS JOIN LATERAL (
-    SELECT id, name, description, slug, enabled, archived_at, reach, hosts_allowed, changed_definitions,
+    SELECT id, name, description, slug, enabled, archived_at, reach, hosts_allowed, tools_given, changed_definitions,
         calls_per_minute
     FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0
 ) g
@@ -296,6 +304,9 @@ CROSS JOIN LATERAL (
     SELECT id, name, enabled, archived_at, needs_approval, approved_at
     FROM hosts_host WHERE id = c.host_id OFFSET 0
 ) h
+LEFT JOIN LATERAL (
+    SELECT allowed, tool_set_id FROM connections_hostatgateway WHERE gateway_id = g.id AND host_id = h.id OFFSET 0
+) hg ON true
 CROSS JOIN LATERAL (
     SELECT id, email, is_active, is_superuser, role_id FROM accounts_user WHERE id = c.user_id OFFSET 0
 ) u

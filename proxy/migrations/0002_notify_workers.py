@@ -21,11 +21,12 @@ DECIDING = {
     ),
     "connections_connection": ("enabled", "revoked_at"),
     "hosts_host": ("enabled", "archived_at", "needs_approval", "approved_at"),
-    "gateways_gateway": ("enabled", "archived_at", "slug", "reach", "hosts_allowed"),
+    "gateways_gateway": ("enabled", "archived_at", "slug", "reach", "hosts_allowed", "tools_given"),
     "accounts_user": ("is_active", "is_superuser", "role_id"),
     "servers_server": ("enabled", "archived_at"),
     "servers_identity": ("enabled", "revoked_at", "unconfirmed_since", "generation"),
     "gateways_assignment": ("enabled", "removed_at", "tool_policy", "identity_scheme", "shared_identity_id"),
+    "gateways_toolset": ("likes", "effects", "archived_at"),
 }
 # Tables whose rows give access by existing.
 GIVING = (
@@ -36,6 +37,8 @@ GIVING = (
     "gateways_gateway_shared_identities",
     "connections_connectionidentity",
     "tokens_tokenscope",
+    "gateways_toolgrant",
+    "gateways_toolset_members",
 )
 # Tables whose new rows may end access as well.
 ENDING = ("connections_hostatgateway",)
@@ -44,11 +47,17 @@ LISTED = {
     "gateways_assignment": ("enabled", "removed_at", "tool_policy", "identity_scheme", "shared_identity_id", "alias"),
     "servers_server": ("enabled", "archived_at"),
     "servers_identity": ("enabled", "revoked_at", "unconfirmed_since", "generation"),
+    "gateways_gateway": ("tools_given",),
+    "gateways_toolset": ("likes", "effects"),
 }
 LISTED_ROWS = {
     "gateways_assignment": "INSERT",
     "gateways_gateway_shared_identities": "INSERT OR DELETE",
     "connections_connectionidentity": "INSERT OR UPDATE OR DELETE",
+    "connections_hostatgateway": "INSERT OR UPDATE OR DELETE",
+    "gateways_toolgrant": "INSERT OR UPDATE OR DELETE",
+    "gateways_toolset_members": "INSERT OR DELETE",
+    "accounts_team_users": "INSERT OR DELETE",
 }
 FEATURE_ROWS = {
     "INSERT": "NEW TABLE AS new_rows",
@@ -77,7 +86,18 @@ DECLARE
 BEGIN
     PERFORM pg_notify('gateway', 'lists ' || told.gateway_id) FROM (
         SELECT (row->>'gateway_id')::uuid AS gateway_id
-            WHERE TG_TABLE_NAME IN ('gateways_assignment', 'gateways_gateway_shared_identities')
+            WHERE TG_TABLE_NAME IN (
+                'gateways_assignment', 'gateways_gateway_shared_identities', 'gateways_toolset', 'gateways_toolgrant',
+                'connections_hostatgateway'
+            )
+        UNION
+        SELECT id FROM gateways_gateway WHERE TG_TABLE_NAME = 'gateways_gateway' AND id = (row->>'id')::uuid
+        UNION
+        SELECT gateway_id FROM gateways_toolset
+            WHERE TG_TABLE_NAME = 'gateways_toolset_members' AND id = (row->>'toolset_id')::uuid
+        UNION
+        SELECT gateway_id FROM gateways_toolgrant
+            WHERE TG_TABLE_NAME = 'accounts_team_users' AND team_id = (row->>'team_id')::uuid AND ended_at IS NULL
         UNION
         SELECT gateway_id FROM gateways_assignment
             WHERE TG_TABLE_NAME = 'servers_server' AND server_id = (row->>'id')::uuid AND removed_at IS NULL
@@ -166,7 +186,7 @@ class Migration(migrations.Migration):
         ("proxy", "0001_initial"),
         ("accounts", "0001_initial"),
         ("connections", "0001_initial"),
-        ("gateways", "0001_initial"),
+        ("gateways", "0003_give_tools"),
         ("hosts", "0001_initial"),
         ("oauth", "0001_initial"),
         ("servers", "0001_initial"),

@@ -13,7 +13,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import HostAtGateway
-from gateways.models import Feature, IdentityScheme
+from gateways.models import Feature, IdentityScheme, ToolGrant, ToolSet
 from hosts.models import Host
 from scim.models import ProvisioningKey
 from servers.models import AuthType
@@ -58,6 +58,8 @@ def build() -> World:
     link = make.connection(bot, closed, owner)
     token, secret = make.token(link)
     HostAtGateway.objects.at(closed, bot).allow(by=boss)
+    tool_set = ToolSet.objects.add(gateway=closed, name="Searches", patterns=["docs__s*"], by=boss)
+    tool_grant = ToolGrant.objects.give(tool_set, by=boss)
     identity = make.identity(server, owner)
     event = Event.objects.record(Action.HOST_CREATED, bot, by=boss)
     key = ApiKey.objects.create(user=owner, name="Owner's", digest=b"none", expires_at=timezone.now() + YEAR)
@@ -108,6 +110,10 @@ def build() -> World:
             "gateway": gateway,
             "gatewayhost-list": gateway,
             "gatewayhost-detail": {**gateway, "host": bot.pk},
+            "toolgrant-list": gateway,
+            "toolgrant-detail": {**gateway, "pk": tool_grant.pk},
+            "toolset-list": gateway,
+            "toolset-detail": {**gateway, "pk": tool_set.pk},
             "host": {"pk": bot.pk},
             "identity": {"pk": identity.pk},
             "identity-gateways": {"pk": make.identity(server, label="service account").pk},
@@ -139,6 +145,8 @@ def build() -> World:
             ("sink-list", "post"): {"name": "Made", "kind": "stdout"},
             ("team-list", "post"): {"name": "Made"},
             ("token-list", "post"): {"host_id": str(bot.pk), "gateway_id": str(everyones.pk), "name": "Made"},
+            ("toolgrant-list", "post"): {"tool_set_id": str(tool_set.pk), "team_id": str(team.pk)},
+            ("toolset-list", "post"): {"name": "Made"},
             ("user-list", "post"): {"email": "made@example.com", "role_id": str(lonely.pk)},
         },
     )

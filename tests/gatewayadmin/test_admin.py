@@ -23,7 +23,7 @@ from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
 from gatewayadmin.admin.base import site
-from gateways.models import Feature
+from gateways.models import Feature, ToolGrant, ToolSet
 from hosts.models import Host, HostKind
 from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter
@@ -90,6 +90,8 @@ FROZEN = {
     "gateways.assignment": 6,
     "gateways.gateway": 5,
     "gateways.feature": 6,
+    "gateways.toolgrant": 6,
+    "gateways.toolset": 6,
     "hosts.host": 5,
     "oauth.authorizerequest": 5,
     "oauth.binding": 5,
@@ -128,6 +130,7 @@ def world(by: User) -> World:
     host = make.agent(by=by)
     link = make.connection(host, gateway, make.user())
     HostAtGateway.objects.at(gateway, host).allow(by=by)
+    ToolGrant.objects.give(ToolSet.objects.add(gateway=gateway, name=make.unique("set"), by=by), by=by)
     issued = make.token(link, servers=[assignment])
     Team.objects.create(name=make.unique("team")).users.add(by)
     key = ApiKey.objects.create(

@@ -46,6 +46,7 @@ def test_a_gateway_is_told_with_its_counts(ana: User, work: Gateway, search: Fea
     assert set(told) == {
         *("id", "name", "slug", "url", "description", "enabled", "reach", "teams", "calls_per_minute"),
         "hosts_allowed",
+        "tools_given",
         *("new_definitions", "changed_definitions"),
         *("servers_count", "tools_count", "connections_count", "created_by", "created_at", "updated_at"),
     }

@@ -25,7 +25,7 @@ from auditlog.templatetags.calls import ms
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
 from connections.models import Connection, HostAtGateway
-from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy
+from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy, ToolSet
 from hosts.models import Host
 from oauth.models import Registration
 from proxy.models import Session
@@ -355,6 +355,13 @@ def _asked_as(ask: Ask) -> tuple[float, ...]:
 def _server_gateways(ask: Ask) -> int:
     rows = Assignment.objects.filter(server=ask.pk, removed_at=None, gateway__archived_at=None)
     return rows.values("gateway").distinct().count()
+
+
+def _in_set(ask: Ask) -> int:
+    """Return what the set Everything has, and the other one of its gateway: what is read-only."""
+    features = Feature.objects.filter(assignment__gateway__slug="wide", missing_since=None, **PLACED)
+    everything = ToolSet.objects.get(pk=ask.pk).name == "Everything"
+    return features.count() if everything else features.filter(kind="tool", effect="read_only").count()
 
 
 def _gateway_servers(ask: Ask) -> int:
@@ -858,6 +865,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "hostatgateway in People": lambda ask: (
         ask.connections(host=ask.pk, gateway__slug=ask.path[1], **LIVE).values("user").distinct().count()
     ),
+    "toolset in Tools": _in_set,
     "gateway in Servers": _gateway_servers,
     "gateway in Tools": lambda ask: _offered(ask, "tool", assignment__gateway=ask.pk),
     "gateway in Connections": lambda ask: ask.said(ask.connections(gateway=ask.pk, **LIVE).count()),

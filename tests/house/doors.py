@@ -140,6 +140,8 @@ PLACES = {
     "settings/sessions/": "session",
     "settings/sinks/": "sink",
     "tokens/": "token",
+    "tool-grants/": "tool_grant",
+    "tool-sets/": "tool_set",
     "tools/": "tool",
 }
 
@@ -234,6 +236,8 @@ class Site:
             "client_session": make.opening_call(user_id=self.world.owner.pk).uid,
             "person": known["user"]["pk"],
             "provisioning_key": known["provisioning-key"]["pk"],
+            "tool_grant": known["toolgrant-detail"]["pk"],
+            "tool_set": known["toolset-detail"]["pk"],
             **{name: known[name]["pk"] for name in ("connection", "host", "identity", "sink", "token")},
             **{name: known[f"{name}-detail"]["pk"] for name in ("call", "event", "role", "team", "tool")},
         }

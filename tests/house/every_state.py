@@ -20,7 +20,18 @@ from auditlog.actions import Action
 from auditlog.models import Event, EventContext, use_context
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
-from gateways.models import Assignment, Feature, FeatureKind, FeatureState, Gateway, Listing, Reach, ToolPolicy
+from gateways.models import (
+    Assignment,
+    Feature,
+    FeatureKind,
+    FeatureState,
+    Gateway,
+    Listing,
+    Reach,
+    ToolGrant,
+    ToolPolicy,
+    ToolSet,
+)
 from hosts.models import Host
 from oauth.models import Registration
 from scim.models import ProvisioningKey
@@ -277,6 +288,10 @@ def _connections(world: World) -> None:
     connect(1, "blocked", "halted", token="blocked: app or agent disabled")
     connect(1, "blocked", "barred", token="blocked: app or agent not allowed on this gateway")
     HostAtGateway.objects.at(world.gateways["wide"], world.hosts["barred"]).block(by=boss)
+    everything = ToolSet.objects.add(gateway=world.gateways["wide"], name="Everything", patterns=["*"], by=boss)
+    ToolGrant.objects.give(everything, by=boss)
+    HostAtGateway.objects.at(world.gateways["wide"], world.hosts["bot"]).limit(everything, by=boss)
+    ToolSet.objects.add(gateway=world.gateways["wide"], name="Unused", effects=["read_only"], by=boss)
     connect(1, "blocked", "asker")
     Host.objects.filter(name__in=("asker", "waiter", "newcomer")).update(needs_approval=True)
     connect(1, "revoked", "past", token="revoked")[0].revoke(by=boss)

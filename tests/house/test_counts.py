@@ -27,7 +27,7 @@ from auditlog.rollups import keeping
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from connections.models import Connection
-from gateways.models import Feature
+from gateways.models import Feature, ToolGrant, ToolSet
 from scim.models import ProvisioningKey
 from servers.models import Identity
 from tests import make, upstreams
@@ -189,6 +189,8 @@ class Walk:
             "session": [],
             "provisioning_key": [str(pk) for pk in ProvisioningKey.objects.values_list("pk", flat=True)],
             "channel": [channel_of(self.viewer).pk],
+            "tool_grant": ids(ToolGrant.objects.live()),
+            "tool_set": ids(ToolSet.objects.order_by("name")),
             "sink": [key for key, state in world.states.items() if state == "failing"],
             "flow": [],
         }
@@ -352,7 +354,8 @@ def walked(world: World, held: frozenset[Capability]) -> tuple[set[str], set[str
     """Return the pages that a person with these capabilities gets, the keys found on them, and the faults."""
     person = Walk(world, held)
     follower = Follower(person.client)
-    seen, met, wrong = set(), set(), []
+    seen, met = set[str](), set[str]()
+    wrong: list[str] = []
     for view, address, html in person.pages():
         page = Page.read(html)
         seen.add(view)

@@ -113,6 +113,8 @@ def staged() -> Stage:
         "team": known["team-detail"],
         "token": known["token"],
         "tool": known["tool-detail"],
+        "tool_grant": known["toolgrant-detail"],
+        "tool_set": known["toolset-detail"],
         "waiting": known["host-approve"],
     }
     return Stage(boss, session_of(boss), things)

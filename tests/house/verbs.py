@@ -12,7 +12,7 @@ from attention.matters import BY_NAME
 from attention.telling import PERSONAL
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
-from gateways.models import Assignment, Feature, Gateway
+from gateways.models import Assignment, Feature, Gateway, ToolGrant
 from hosts.models import Host
 from proxy.models import Session
 from scim.models import ProvisioningKey
@@ -197,6 +197,40 @@ VERBS = [
         page("/gateways/closed/access/hosts/", hosts_allowed="listed"),
         rest("PATCH /gateways/closed", hosts_allowed="listed"),
     ),
+    verb(
+        "HostAtGateway.limit",
+        page("/gateways/closed/access/hosts/{host}/limit/", tool_set="{tool_set}"),
+        rest("PUT /gateways/closed/hosts/{host}", tool_set_id="{tool_set}"),
+    ),
+    # Tools given to people
+    verb(
+        "ToolSet.add",
+        page("/gateways/closed/access/tools/add/", name="Made", patterns="docs__s*", members="docs__search"),
+        rest("POST /gateways/closed/tool-sets", name="Made", patterns=["docs__s*"], members=["docs__search"]),
+    ),
+    verb(
+        "ToolSet.edit",
+        page("/tool-sets/{tool_set}/edit/", name="Other", effects=["read_only"]),
+        rest("PATCH /gateways/closed/tool-sets/{tool_set}", name="Other", effects=["read_only"], patterns=[]),
+    ),
+    verb(
+        "ToolSet.archive",
+        page("/tool-sets/{tool_set}/archive/"),
+        rest("DELETE /gateways/closed/tool-sets/{tool_set}"),
+        admin("gateways/toolset", "archive", "tool_set"),
+        before=lambda stage: stage.row(ToolGrant, "tool_grant").end(by=stage.boss),
+    ),
+    verb(
+        "ToolGrant.give",
+        page("/tool-sets/{tool_set}/give/", to="team", team="{team}"),
+        rest("POST /gateways/closed/grants", tool_set_id="{tool_set}", team_id="{team}"),
+    ),
+    verb(
+        "ToolGrant.end",
+        page("/tool-grants/{tool_grant}/end/"),
+        rest("DELETE /gateways/closed/grants/{tool_grant}"),
+        admin("gateways/toolgrant", "end", "tool_grant"),
+    ),
     # Connections
     verb(
         "Connection.archive_gateway",
@@ -380,6 +414,12 @@ VERBS = [
         rest("PATCH /gateways/open", reach="teams", team_ids=["{team}"]),
         case="reach",
     ),
+    verb(
+        "Gateway.edit",
+        page("/gateways/closed/access/tools/given/", tools_given="granted"),
+        rest("PATCH /gateways/closed", tools_given="granted"),
+        case="tools",
+    ),
     verb("Gateway.open_to", page("/people/teams/{team}/gateways/", gateways=[])),
     # Servers behind them
     verb(
@@ -450,6 +490,12 @@ VERBS = [
         rest("PATCH /gateways/closed/tools/{tool}", enabled=True),
         admin("gateways/feature", "enable", "tool"),
         before=off(Feature, "tool"),
+    ),
+    verb(
+        "Feature.say_effect",
+        page("/features/{tool}/effect/", said_effect="read_only"),
+        rest("PATCH /gateways/closed/tools/{tool}", said_effect="read_only"),
+        rest("PATCH /gateways/closed/features/{tool}", said_effect="read_only"),
     ),
     verb(
         "Feature.accept",

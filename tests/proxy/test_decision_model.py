@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from itertools import product
 from random import Random
@@ -19,12 +20,13 @@ from django.conf import settings
 from django.db.models import Model
 from django.utils import timezone
 
-from accounts.models import Team
+from accounts.models import Team, User
 from auditlog import why as today
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity, HostAtGateway
 from gatewayadmin.config import database
-from gateways.models import Assignment, Feature
+from gateways.models import Assignment, Feature, Gateway, ToolGrant, ToolSet
+from gateways.models.tool_sets import like
 from proxy.access.decision import Access, ServersNeeded, Wanted, decide
 from proxy.access.features import Named, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
 from proxy.dry_run import Verdict
@@ -38,6 +40,12 @@ from wire.mcp import TOOL
 SLUGS = ("alpha", "beta", "nowhere")
 TOOLS = ("one__known", "one__other", "two__known", "three__known")
 ADDRESSES = ("10.1.2.3", "2001:db8::7", "")
+ANNOTATIONS: dict[str, dict[str, bool]] = {
+    "read_only": {"readOnlyHint": True},
+    "writes": {"readOnlyHint": False},
+    "destructive": {"destructiveHint": True},
+    "unknown": {},
+}
 LISTS = (None, ["10.0.0.0/8"], ["2001:db8::/32", "192.0.2.1/32"], ["0.0.0.0/0", "::/0"])
 ENDS = (None, 3600, 90 * 86400, -1, -86400)  # Seconds from now.
 # The connection of each token and the servers it reaches, which never change; None: all of them.
@@ -59,7 +67,14 @@ seldom = (*[False] * 5, True)
 
 DRAWN: dict[str, dict[str, Sequence[Any]]] = {
     "User": {"is_active": yes, "is_superuser": no, "reads_all": no, "in_team": yes},
-    "Gateway": {"enabled": yes, "archived": no, "reach": ("everyone", "teams"), "has_team": yes, "listed": seldom},
+    "Gateway": {
+        "enabled": yes,
+        "archived": no,
+        "reach": ("everyone", "teams"),
+        "has_team": yes,
+        "listed": seldom,
+        "granted": seldom,
+    },
     "Host": {"enabled": yes, "archived": no, "needs_approval": (*[False] * 5, True), "approved": (True, False)},
     "Server": {"enabled": yes, "archived": no, "auth_type": ("bearer", "bearer", "header", "none")},
     "Assignment": {
@@ -70,10 +85,16 @@ DRAWN: dict[str, dict[str, Sequence[Any]]] = {
         "allowed": (True, True, False),
         "policy": ("allow_all", "allow_all", "selected", "block_all"),
     },
-    "Tool": {"enabled": yes},
+    "Tool": {"enabled": yes, "effect": ("read_only", "writes", "destructive", "unknown")},
     "Identity": {"enabled": (True, False), "revoked": seldom, "unconfirmed": seldom},
     "Connection": {"enabled": yes, "revoked": no},
-    "HostAtGateway": {"allowed": (None, None, None, None, True, True, False)},
+    "HostAtGateway": {"allowed": (None, None, None, None, True, True, False), "limit": (*[None] * 6, 0, 1, 2)},
+    "ToolSet": {
+        "patterns": ([], [], ["one__*"], ["*__known"], ["two__k?own"], ["one__o*", "%", "one__kno_n"]),
+        "effects": ([], [], ["destructive"], ["read_only", "writes"]),
+        "members": ((), (), (0,), (0, 1)),
+    },
+    "ToolGrant": {"subject": ("everyone", "team", "team", 0, 1), "ended": (False, False, True)},
     "Carried": {"bound": (True, True, True, False)},
     "Token": {
         "revoked": no,
@@ -81,6 +102,9 @@ DRAWN: dict[str, dict[str, Sequence[Any]]] = {
         "ips": (*LISTS[:1] * 4, *LISTS),
     },
 }
+
+
+PAINTED = ("User", "Gateway", "Host", "Server", "Assignment", "Tool", "Identity", "Connection", "Token")
 
 
 @dataclass
@@ -133,6 +157,8 @@ def skeleton() -> Skeleton:
             "Identity": [*own, *(make.identity(server) for server in servers)],
             "Connection": links,
             "HostAtGateway": list(product(hosts, gateways)),
+            "ToolSet": [ToolSet.objects.create(gateway=gateways[0], name=f"Set {number}") for number in range(3)],
+            "ToolGrant": [0, 1, 2],  # The set of each.
             "Carried": list(product(links[:2], assignments)),
             "Token": [one.token for one in issued],
         },
@@ -154,7 +180,7 @@ class Painter:
 
     def paint(self, drawn: dict[str, list[dict[str, Any]]]) -> None:
         self.now = timezone.now()
-        for kind in ("User", "Gateway", "Host", "Server", "Assignment", "Tool", "Identity", "Connection", "Token"):
+        for kind in (*PAINTED, "ToolSet"):
             rows = self.rows[kind]
             fields: set[str] = set()
             for number, (row, told) in enumerate(zip(rows, drawn[kind], strict=True)):
@@ -171,7 +197,8 @@ class Painter:
 
     def gateway(self, told: dict[str, Any], _: int) -> dict[str, Any]:
         return {"enabled": told["enabled"], "archived_at": self._at(told["archived"]), "reach": told["reach"]} | {
-            "hosts_allowed": "listed" if told["listed"] else "all"
+            "hosts_allowed": "listed" if told["listed"] else "all",
+            "tools_given": "granted" if told["granted"] else "all",
         }
 
     def host(self, told: dict[str, Any], _: int) -> dict[str, Any]:
@@ -196,7 +223,10 @@ class Painter:
         }
 
     def tool(self, told: dict[str, Any], _: int) -> dict[str, Any]:
-        return {"enabled": told["enabled"]}
+        return {"enabled": told["enabled"], "annotations": ANNOTATIONS[told["effect"]]}
+
+    def toolset(self, told: dict[str, Any], _: int) -> dict[str, Any]:
+        return {"patterns": told["patterns"], "likes": [*map(like, told["patterns"])], "effects": told["effects"]}
 
     def identity(self, told: dict[str, Any], number: int) -> dict[str, Any]:
         kept = None if told["revoked"] else self.ciphertext[self.rows["Identity"][number].pk]
@@ -236,16 +266,45 @@ class Painter:
             self.rows["Identity"][4 + number].gateways.set(allowed)
         HostAtGateway.objects.all().delete()
         HostAtGateway.objects.bulk_create(
-            HostAtGateway(host=host, gateway=gateway, allowed=told["allowed"], set_by=self.rows["User"][0])
+            HostAtGateway(
+                host=host,
+                gateway=gateway,
+                allowed=told["allowed"],
+                tool_set=self._limit(gateway, told["limit"]),
+                set_by=self.rows["User"][0],
+            )
             for (host, gateway), told in zip(self.rows["HostAtGateway"], drawn["HostAtGateway"], strict=True)
-            if told["allowed"] is not None
+            if told["allowed"] is not None or self._limit(gateway, told["limit"])
         )
+        self._give(drawn)
         ConnectionIdentity.objects.all().delete()
         ConnectionIdentity.objects.bulk_create(
             ConnectionIdentity(connection=link, assignment=assignment, identity=self.own(link, assignment))
             for (link, assignment), told in zip(self.rows["Carried"], drawn["Carried"], strict=True)
             if told["bound"]
         )
+
+    def _limit(self, gateway: Gateway, number: Any) -> Any:
+        is_here = number is not None and gateway == self.rows["Gateway"][0]
+        return self.rows["ToolSet"][number] if is_here else None
+
+    def _give(self, drawn: dict[str, list[dict[str, Any]]]) -> None:
+        """Set the members of the sets, and who has them."""
+        sets = self.rows["ToolSet"]
+        for tool_set, told in zip(sets, drawn["ToolSet"], strict=True):
+            tool_set.members.set([self.rows["Tool"][number] for number in told["members"]])
+        ToolGrant.objects.all().delete()
+        for number, told in zip(self.rows["ToolGrant"], drawn["ToolGrant"], strict=True):
+            subject = told["subject"]
+            ToolGrant.objects.create(
+                gateway=sets[number].gateway,
+                tool_set=sets[number],
+                everyone=subject == "everyone",
+                team=self.rows["Team"][0] if subject == "team" else None,
+                user=self.rows["User"][subject] if isinstance(subject, int) else None,
+                given_by=self.rows["User"][0],
+                ended_at=self._at(told["ended"]),
+            )
 
     def own(self, link: Connection, assignment: Assignment) -> Identity:
         fits = (assignment.server_id, link.user_id)
@@ -313,17 +372,47 @@ class Plain:
             return "unknown_tool"
         told, server = self.of(here[number]), self.of(here[number].server)
         switch = self.drawn["Tool"][number]["enabled"] if name == "known" else None
+        reason = self.identity(token.connection, number, told, server)
         may = {"allow_all": switch is not False, "selected": switch is True, "block_all": False}[told["policy"]]
         refusals = (
             (not self.is_in_scope(token, number), "out_of_scope"),
             (not server["enabled"], "server_disabled"),
             (not told["enabled"], "assignment_disabled"),
             (not may, "unknown_tool" if switch is None else "tool_disabled"),
-            (bool(reason := self.identity(token.connection, number, told, server)), reason),
+            (not self.is_given(token.connection, None if switch is None else number, reason), "tool_not_granted"),
+            (bool(reason), reason),
         )
         # A tool without a row cannot be disabled; only the server knows if the tool exists.
         allowed = "the server is asked" if switch is None else "allowed"
         return next((reason for refuses, reason in refusals if refuses), allowed)
+
+    def is_given(self, link: Connection, number: int | None, identity: str) -> bool:
+        """Return whether the person has this tool, and the agent may use it.
+
+        One without a row is looked for at its server, if that can be asked; otherwise it is not given.
+        """
+        limit = self.at_gateway(link)["limit"] if link.gateway == self.rows["Gateway"][0] else None
+        if number is None:
+            return not identity or (limit is None and not self.of(link.gateway)["granted"])
+        given = not self.of(link.gateway)["granted"] or any(
+            self.has(tool_set, number) for tool_set in self.sets_of(link.user)
+        )
+        return given and (limit is None or self.has(limit, number))
+
+    def sets_of(self, user: User) -> Iterable[int]:
+        in_team, place = self.of(user)["in_team"], self.rows["User"].index(user)
+        for tool_set, told in zip(self.rows["ToolGrant"], self.drawn["ToolGrant"], strict=True):
+            subject = told["subject"]
+            if not told["ended"] and (subject in ("everyone", place) or (subject == "team" and in_team)):
+                yield tool_set
+
+    def has(self, tool_set: int, number: int) -> bool:
+        """Return whether the set has the tool `known` of this server."""
+        told, tool = self.drawn["ToolSet"][tool_set], self.rows["Tool"][number]
+        effect = self.drawn["Tool"][number]["effect"].replace("unknown", "destructive")
+        fits = not told["patterns"] or any(fnmatchcase(tool.exposed_name, each) for each in told["patterns"])
+        by_rule = bool(told["patterns"] or told["effects"]) and fits and effect in (told["effects"] or [effect])
+        return number in told["members"] or by_rule
 
     def is_in_scope(self, token: Token, number: int) -> bool:
         reached = SCOPES[self.rows["Token"].index(token)][1]
@@ -453,6 +542,10 @@ MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
         world.drawn["Assignment"][number].update(policy="selected"),
         world.drawn["Tool"][number].update(enabled=True),
     )[0],
+    "tool_not_granted": lambda world, token, _: (
+        world.of(token.connection.gateway).update(granted=False),
+        world.at_gateway(token.connection).update(limit=None),
+    )[0],
     "identity_missing": lambda world, _, number: world.drawn["Assignment"][number].update(scheme="none"),
     "identity_withdrawn": lambda world, _, number: world.drawn["Assignment"][number].update(allowed=True),
 }
@@ -524,6 +617,7 @@ EVERY_REASON = {
     "revoked",
     "server_disabled",
     "tool_disabled",
+    "tool_not_granted",
     "unknown_tool",
     "user_inactive",
     "wrong_gateway",

@@ -289,7 +289,8 @@ def opens(
 ) -> SafeString:
     """Render a button that opens the dialog at `url`; without JavaScript it opens `url` as a page.
 
-    `alone` shows only the icon. `of` names the object for screen readers, so that buttons of rows differ. Other arguments become the query string.
+    `alone` shows only the icon. `of` names the object for screen readers, so that buttons of rows differ. Other
+    arguments become the query string.
     Written in Python because a template takes several times as long, and rows have several buttons.
     """
     hidden = format_html_join("", '<input type="hidden" name="{}" value="{}">', fields.items())

@@ -1,0 +1,226 @@
+"""/api/gateways/{slug}/tool-sets and /grants: sets of tools, and who they are given to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.api import PROBLEMS as PEOPLE_PROBLEMS
+from accounts.models import Team, User
+from capabilities import Capability
+from capabilities.catalogue import SEES_GATEWAYS
+from connections.tool_sets import features_at, sets_at, with_holders
+from gateways.models import STATED_EFFECTS, AlreadyGiven, Gateway, GatewayError, StillInUse, ToolGrant, ToolSet
+from gateways.views import gateway_or_404
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField
+
+EVERYONE, TEAM, PERSON = "everyone", "team", "person"
+
+
+class ToolSetSerializer(serializers.Serializer[ToolSet]):
+    """A set of tools, prompts and resources of a gateway."""
+
+    id = Id()
+    name = serializers.CharField(help_text="Name, unique on the gateway.")
+    patterns = serializers.ListField(
+        child=serializers.CharField(), help_text="Exposed names with `*` (any text) and `?` (any character)."
+    )
+    effects = serializers.ListField(
+        child=serializers.CharField(), help_text="Only tools with one of these effects; empty means any."
+    )
+    members = serializers.SerializerMethodField(help_text="Exposed names of those chosen one by one.")
+    tools_count = serializers.IntegerField(
+        source="feature_count", help_text="Number of tools, prompts and resources in it now."
+    )
+    created_at = UtcDateTimeField(help_text="When it was created.")
+
+    def get_members(self, tool_set: ToolSet) -> list[str]:
+        return sorted(feature.exposed_name for feature in tool_set.members.all())
+
+
+class ToolSetQuery(ListQuery):
+    """Filters of the tool sets of a gateway."""
+
+    q = serializers.CharField(required=False, help_text="Text contained in the name.")
+
+
+class ToolSetBody(RequestBody):
+    """A tool set to create or change. Without patterns and effects it has its members only."""
+
+    name = serializers.CharField(max_length=80)
+    patterns = serializers.ListField(child=serializers.CharField(max_length=200), default=list, max_length=100)
+    effects = serializers.ListField(child=serializers.ChoiceField(STATED_EFFECTS), default=list)
+    members = serializers.ListField(
+        child=serializers.CharField(), default=list, max_length=500, help_text="Exposed names."
+    )
+
+
+class GatewayToolSets(Resource):
+    """Sets of tools of a gateway, for grants and limits. New tools that fit a set are in it at once."""
+
+    serializer_class = ToolSetSerializer
+    versioned = True
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        **PEOPLE_PROBLEMS,
+        StillInUse: Problem(HTTPStatus.CONFLICT, "still_in_use"),
+    }
+
+    @operation(needs=SEES_GATEWAYS, query=ToolSetQuery, orderings=("name", "created_at"))
+    def list(self, request: Request, slug: str) -> Response:
+        """List the tool sets of a gateway."""
+        rows = sets_at(gateway_or_404(self.me, slug)).matching(self.query_data.get("q", ""))
+        return self.page(rows, _detailed)
+
+    @operation(needs=SEES_GATEWAYS)
+    def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
+        """Get a tool set of a gateway."""
+        return self.answer(self._find(slug, pk))
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolSetBody, makes=True)
+    def create(self, request: Request, slug: str) -> Response:
+        """Create a tool set."""
+        gateway, body = gateway_or_404(self.me, slug), self.body()
+        body["members"] = _members(gateway, body["members"])
+        return self.current(ToolSet.objects.add(gateway=gateway, **body, by=self.me), HTTPStatus.CREATED)
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolSetBody, if_match=True)
+    def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
+        """Change a tool set."""
+        row = self._find(slug, pk)
+        kept = {"name": row.name, "patterns": row.patterns, "effects": row.effects, "members": [*row.members.all()]}
+        body = self.body()
+        if "members" in body:
+            body["members"] = _members(row.gateway, body["members"])
+        row.edit(**kept | body, by=self.me, seen=self.seen)
+        return self.current(row)
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
+    def destroy(self, request: Request, slug: str, pk: UUID) -> Response:
+        """Archive a tool set that is neither given nor a limit."""
+        row = self._find(slug, pk)
+        return self.removed(row, row.archive)
+
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(_detailed(ToolSet.objects.filter(pk=row.pk)).get(), status)
+
+    def _find(self, slug: str, pk: UUID) -> ToolSet:
+        tool_set: ToolSet = get_object_or_404(_detailed(sets_at(gateway_or_404(self.me, slug))), pk=pk)
+        return tool_set
+
+
+def _detailed(rows: Any) -> Any:
+    return with_holders(rows).prefetch_related("members")
+
+
+def _members(gateway: Gateway, names: list[str]) -> list[Any]:
+    """Return the features of these names. Raises ValidationError."""
+    found = list(features_at(gateway).filter(exposed_name__in=names))
+    if missing := {*names} - {feature.exposed_name for feature in found}:
+        raise ValidationError({"members": [f"This gateway has no {name}." for name in sorted(missing)]})
+    return found
+
+
+class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
+    """A tool set given to everybody, a team or a person."""
+
+    id = Id()
+    tool_set = Reference(help_text="The set.")
+    to = serializers.SerializerMethodField(help_text="`everyone`, `team` or `person`.")
+    team = Reference(allow_null=True, help_text="The team; null for others.")
+    email = serializers.EmailField(
+        source="user.email", allow_null=True, help_text="E-mail address of the person; null for others."
+    )
+    given_by = serializers.EmailField(source="given_by.email", help_text="E-mail address of who gave it.")
+    given_at = UtcDateTimeField(help_text="When it was given.")
+    ended_at = UtcDateTimeField(allow_null=True, help_text="When it was ended; null while it is in force.")
+
+    def get_to(self, grant: ToolGrant) -> str:
+        return EVERYONE if grant.everyone else TEAM if grant.team_id else PERSON
+
+
+class ToolGrantQuery(ListQuery):
+    """Filters of the grants of a gateway."""
+
+    ended = serializers.BooleanField(
+        required=False, help_text="True returns ended grants; otherwise those in force are returned."
+    )
+
+
+class ToolGrantBody(RequestBody):
+    """A tool set to give: to a team, to a person, or without either to everybody."""
+
+    tool_set_id = serializers.UUIDField(help_text="The set.")
+    team_id = serializers.UUIDField(required=False, allow_null=True, help_text="The team.")
+    user_id = serializers.UUIDField(required=False, allow_null=True, help_text="The person.")
+
+
+class GatewayGrants(Resource):
+    """Tool sets of a gateway that are given to everybody, teams and people."""
+
+    serializer_class = ToolGrantSerializer
+    versioned = True
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        AlreadyGiven: Problem(HTTPStatus.CONFLICT, "already_given"),
+        GatewayError: Problem(HTTPStatus.CONFLICT, "archived"),
+    }
+
+    @operation(needs=SEES_GATEWAYS, query=ToolGrantQuery, orderings=("given_at",))
+    def list(self, request: Request, slug: str) -> Response:
+        """List the grants of a gateway."""
+        rows = ToolGrant.objects.filter(gateway=gateway_or_404(self.me, slug).pk)
+        rows = rows.filter(ended_at__isnull=not self.query_data.get("ended", False)).order_by("given_at", "pk")
+        return self.page(rows, _loaded)
+
+    @operation(needs=SEES_GATEWAYS)
+    def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
+        """Get a grant of a gateway."""
+        return self.answer(self._find(slug, pk))
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolGrantBody, conflicts=True, makes=True)
+    def create(self, request: Request, slug: str) -> Response:
+        """Give a tool set to everybody, a team or a person."""
+        gateway, body = gateway_or_404(self.me, slug), self.body()
+        tool_set = _named(sets_at(gateway).select_related("gateway"), body, "tool_set_id")
+        subject = {
+            "team": _named(Team.objects.all(), body, "team_id"),
+            "user": _named(User.objects.all(), body, "user_id"),
+        }
+        if None not in subject.values():
+            raise ValidationError({"user_id": ["Give either team_id or user_id."]})
+        return self.current(ToolGrant.objects.give(tool_set, **subject, by=self.me), HTTPStatus.CREATED)
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
+    def destroy(self, request: Request, slug: str, pk: UUID) -> Response:
+        """End a grant."""
+        grant = self._find(slug, pk)
+        return self.removed(grant, grant.end)
+
+    def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
+        return self.answer(_loaded(ToolGrant.objects.filter(pk=row.pk)).get(), status)
+
+    def _find(self, slug: str, pk: UUID) -> ToolGrant:
+        rows = _loaded(ToolGrant.objects.filter(gateway=gateway_or_404(self.me, slug).pk))
+        grant: ToolGrant = get_object_or_404(rows, pk=pk)
+        return grant
+
+
+def _loaded(rows: Any) -> Any:
+    return rows.select_related("tool_set", "gateway", "team", "user", "given_by")
+
+
+def _named(rows: Any, body: Mapping[str, Any], field: str) -> Any:
+    """Return the row that a field of the body names, or None. Raises ValidationError."""
+    pk = body.get(field)
+    found = rows.filter(pk=pk).first() if pk else None
+    if pk and found is None:
+        raise ValidationError({field: ["There is none with this id."]})
+    return found

@@ -1,0 +1,444 @@
+"""The tools on a gateway's Access tab: sets of tools, who has them, and the limits of apps and agents."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.db.models import IntegerField, Prefetch, Q
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Lower
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404, render
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods
+
+from accounts.models import Team, User
+from accounts.rules import NameTaken
+from capabilities import Capability, requires
+from capabilities.catalogue import SEES_GATEWAYS
+from connections.given_tools import asking_grants, limited_to, refused_by, with_features, without_grant
+from connections.models import HostAtGateway
+from gateways.models import (
+    STATED_EFFECTS,
+    Feature,
+    FeatureQuerySet,
+    Gateway,
+    GatewayError,
+    StillInUse,
+    ToolGrant,
+    ToolSet,
+    ToolSetQuerySet,
+    ToolsGiven,
+    fitting,
+    in_sets,
+)
+from gateways.views import gateway_or_404
+from hosts.models import Host
+from ui.forms import ExplainedChoice, ListFilter
+from ui.pages import AppRequest, Undo, first_names, is_for, leave, number_of, posted, seen_version
+from ui.tables import LIVE, Column, Table
+from ui.viewset import confirmed, form_page, list_page
+
+TABLE = Table(
+    "tool-sets",
+    "Tool sets",
+    (
+        Column("name", "Set", sorts=(Lower("name"),)),
+        Column("tools", "Tools", 5, kind="number", on_phone=True, hint="Tools, prompts and resources in it now."),
+        Column("given", "Given to", 14, priority=2, on_phone=True),
+        Column("limits", "Limits", 10, priority=3, hint="Apps and agents that cannot use other tools here."),
+        Column("acts", "Actions", 4, kind="acts", said=False),
+    ),
+    order="name",
+)
+TOOLS = Table(
+    "tools-of-set",
+    "Tools of this set",
+    (
+        Column("name", "Name", sorts=("exposed_name",)),
+        Column("kind", "Type", 8, priority=3),
+        Column("effect", "Effect", 8, priority=2, hint=LIVE),
+    ),
+    order="name",
+)
+GIVEN = {
+    ToolsGiven.ALL: "Everybody who may use the gateway can use all its tools.",
+    ToolsGiven.GRANTED: "People can use the tools of sets given to everybody, to their teams or to them.",
+}
+MOST_NAMES = 500
+_COUNTED = """(
+    SELECT count(*) FROM gateways_features_of(ARRAY[gateways_toolset.id]) s
+    JOIN gateways_feature f ON f.id = s.feature_id JOIN gateways_assignment a ON a.id = f.assignment_id
+    JOIN servers_server v ON v.id = a.server_id
+    WHERE f.missing_since IS NULL AND a.removed_at IS NULL AND v.archived_at IS NULL
+)"""
+
+
+# The forms.
+
+
+class ToolsGivenForm(forms.Form):
+    tools_given = forms.ChoiceField(
+        label="Who may use its tools", choices=ToolsGiven.choices, widget=ExplainedChoice(GIVEN)
+    )
+
+
+class ToolSetForm(forms.Form):
+    """A set of the tools of `gateway`."""
+
+    name = forms.CharField(max_length=80)
+    patterns = forms.CharField(
+        required=False,
+        max_length=4000,
+        widget=forms.Textarea(attrs={"rows": 3}),
+        help_text="Names as clients see them, one per line: * is any text, ? any character. Example: github__get_*",
+    )
+    effects = forms.MultipleChoiceField(
+        required=False,
+        choices=STATED_EFFECTS,
+        widget=forms.CheckboxSelectMultiple,
+        help_text="Only tools with one of these. Not said counts as destructive; prompts and resources have no effect.",
+    )
+    members = forms.CharField(
+        label="Chosen one by one",
+        required=False,
+        max_length=MOST_NAMES * 200,
+        widget=forms.Textarea(attrs={"rows": 4}),
+        help_text="Further names, one per line, whatever the patterns and effects.",
+    )
+
+    def __init__(self, *args: Any, gateway: Gateway, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.gateway = gateway
+
+    def clean_patterns(self) -> list[str]:
+        patterns = _lines(self.cleaned_data["patterns"])
+        if long := [pattern for pattern in patterns if len(pattern) > 200]:
+            raise ValidationError(f"A pattern has 200 characters at most: {long[0][:40]}…")
+        return patterns
+
+    def clean_members(self) -> list[Feature]:
+        """Return the features of these names. The error names an unknown one."""
+        names = _lines(self.cleaned_data["members"])
+        if len(names) > MOST_NAMES:
+            raise ValidationError(f"Choose at most {MOST_NAMES}.")
+        found = list(features_at(self.gateway).filter(exposed_name__in=names))
+        if missing := [name for name in names if name not in {feature.exposed_name for feature in found}]:
+            raise ValidationError(f"This gateway has no {missing[0][:100]}.")
+        return found
+
+    @property
+    def features(self) -> FeatureQuerySet:
+        """The features that the set in the form has now; the form is valid."""
+        told = self.cleaned_data
+        chosen = Q(pk__in=[feature.pk for feature in told["members"]])
+        return features_at(self.gateway).filter(chosen | fitting(told["patterns"], told["effects"]))
+
+
+class GiveForm(forms.Form):
+    """The people a set is given to."""
+
+    to = forms.ChoiceField(
+        label="Give to",
+        choices=[("everyone", "Everybody"), ("team", "A team"), ("person", "A person")],
+        widget=forms.RadioSelect,
+    )
+    team = forms.ModelChoiceField(Team.objects.all(), required=False)
+    email = forms.EmailField(label="Person", required=False, help_text="E-mail address.")
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean() or self.cleaned_data
+        match values.get("to"):
+            case "team" if not values.get("team"):
+                self.add_error("team", "Choose a team.")
+            case "person":
+                values["user"] = User.objects.filter(email__iexact=values.get("email") or "").first()
+                if values["user"] is None and "email" not in self.errors:
+                    self.add_error("email", "There is no person with this e-mail.")
+        return values
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """The team or person, as `give` takes them; neither is everybody."""
+        to = self.cleaned_data["to"]
+        if to == "person":
+            return {"user": self.cleaned_data["user"]}
+        return {"team": self.cleaned_data["team"]} if to == "team" else {}
+
+
+class ToolSetField(forms.ModelChoiceField):  # type: ignore[type-arg]  # Not generic at run time.
+    def label_from_instance(self, obj: ToolSet) -> str:
+        return obj.name
+
+
+class LimitForm(forms.Form):
+    """The set an app or agent is limited to on `gateway`."""
+
+    tool_set = ToolSetField(ToolSet.objects.none(), required=False, label="Only the tools of", empty_label="No limit")
+
+    def __init__(self, *args: Any, gateway: Gateway, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fields["tool_set"].queryset = sets_at(gateway)  # type: ignore[attr-defined]
+
+
+class ToolSetFilter(ListFilter):
+    def narrow(self, rows: ToolSetQuerySet) -> ToolSetQuerySet:
+        return rows.matching(self.values.get("q", ""))
+
+
+def _lines(text: str) -> list[str]:
+    return list(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
+
+
+# The rows.
+
+
+def features_at(gateway: Gateway) -> FeatureQuerySet:
+    """Return the features that servers of `gateway` offer."""
+    return Feature.objects.offered().placed().filter(assignment__gateway=gateway.pk)
+
+
+def sets_at(gateway: Gateway) -> ToolSetQuerySet:
+    return ToolSet.objects.live().filter(gateway=gateway.pk).order_by(Lower("name"), "pk")
+
+
+def with_holders(rows: ToolSetQuerySet) -> Any:
+    """Load who has each set, what it limits, and how many features it has that servers offer."""
+    grants = ToolGrant.objects.live().select_related("team", "user").order_by("given_at")
+    limited = HostAtGateway.objects.live().select_related("host").order_by("host__name")
+    counted: Any = rows.annotate(feature_count=RawSQL(_COUNTED, [], IntegerField()))  # noqa: S611
+    return counted.select_related("gateway").prefetch_related(
+        Prefetch("grants", grants, "live_grants"), Prefetch("limited", limited, "live_limits")
+    )
+
+
+class ToolSetRow:
+    """A set in the list; needs `with_holders`."""
+
+    def __init__(self, tool_set: Any) -> None:
+        self.tool_set = tool_set
+        self.given = first_names([grant.subject for grant in tool_set.live_grants])
+        self.limits = first_names([row.host.name for row in tool_set.live_limits])
+
+
+def _page_url(gateway: Gateway) -> str:
+    return reverse("connections:tool_sets", args=[gateway.slug])
+
+
+def _set_url(tool_set: ToolSet) -> str:
+    return reverse("connections:tool_set", args=[tool_set.pk])
+
+
+def _find(request: AppRequest, pk: UUID) -> ToolSet:
+    visible = ToolSet.objects.live().filter(gateway__in=Gateway.objects.visible_to(request.user))
+    tool_set: ToolSet = get_object_or_404(with_holders(visible), pk=pk)
+    return tool_set
+
+
+# The pages.
+
+
+@require_GET
+@requires(*SEES_GATEWAYS)
+def listing(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = gateway_or_404(request.user, slug)
+    return list_page(
+        request,
+        "connections/tool_sets.html#sets",
+        ToolSet.objects.live().filter(gateway=gateway.pk),
+        table=TABLE,
+        filters=ToolSetFilter(request.GET),
+        detail=with_holders,
+        wrap=ToolSetRow,
+        gateway=gateway,
+        tab="access",
+    )
+
+
+@require_GET
+@requires(*SEES_GATEWAYS)
+def detail(request: AppRequest, pk: UUID) -> HttpResponse:
+    tool_set = _find(request, pk)
+    gateway = gateway_or_404(request.user, tool_set.gateway.slug)
+    features = in_sets(features_at(gateway), [tool_set])
+    context = {"gateway": gateway, "tab": "access", "tool_set": tool_set}
+    context["effects"] = [label for effect, label in STATED_EFFECTS if effect in tool_set.effects]
+    context["members"] = {*tool_set.members.values_list("pk", flat=True)}
+    return list_page(request, "connections/tool_set.html#tools", features, table=TOOLS, **context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def restrict(request: AppRequest, slug: str) -> HttpResponse:
+    """Let people use all tools of the gateway, or only those given to them."""
+    gateway = gateway_or_404(request.user, slug)
+    if is_for(request, "would-refuse"):
+        form, refused = ToolsGivenForm(request.GET), ""
+        if form.is_valid() and form.cleaned_data["tools_given"] != ToolsGiven.ALL:
+            refused = refused_by(gateway, request.user, asking_grants)
+        return render(request, "connections/tools_given.html#refused", {"refused": refused})
+    form = ToolsGivenForm(posted(request), initial={"tools_given": gateway.tools_given})
+    back, before = _page_url(gateway), gateway.tools_given
+
+    def save() -> HttpResponse:
+        gateway.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
+        undo = Undo.if_changed(before != gateway.tools_given, request.path, [("tools_given", before)])
+        return leave(request, back, "Tools changed", undo)
+
+    context = {"gateway": gateway, "heading": "Change who may use its tools", "version": gateway.version}
+    return form_page(request, "connections/tools_given.html", form, save, back=back, **context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def add(request: AppRequest, slug: str) -> HttpResponse:
+    """Add a set; with `from`, its form begins as a copy of another one."""
+    gateway = gateway_or_404(request.user, slug)
+    if is_for(request, "would-have"):
+        return _would_have(request, gateway, None)
+    initial = {}
+    if request.GET.get("from"):
+        copied = get_object_or_404(sets_at(gateway), pk=_uuid(request.GET["from"]))
+        initial = _filled(copied) | {"name": f"{copied.name} (copy)"[:80]}
+    form = ToolSetForm(posted(request), gateway=gateway, initial=initial)
+
+    def save() -> HttpResponse:
+        tool_set = ToolSet.objects.add(gateway=gateway, **form.cleaned_data, by=request.user)
+        return leave(request, _set_url(tool_set), f"{tool_set.name} added")
+
+    context = {"heading": "Add a tool set", "submit": "Add", "back": _page_url(gateway)}
+    return form_page(request, "connections/tool_set_form.html", form, save, {NameTaken: "name"}, **context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def edit(request: AppRequest, pk: UUID) -> HttpResponse:
+    tool_set = _find(request, pk)
+    if is_for(request, "would-have"):
+        return _would_have(request, tool_set.gateway, tool_set)
+    form = ToolSetForm(posted(request), gateway=tool_set.gateway, initial=_filled(tool_set))
+
+    def save() -> HttpResponse:
+        tool_set.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
+        return leave(request, _set_url(tool_set), "Tool set changed")
+
+    context = {"heading": f"Edit {tool_set.name}", "back": _set_url(tool_set), "version": tool_set.version}
+    return form_page(request, "connections/tool_set_form.html", form, save, {NameTaken: "name"}, **context)
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _filled(tool_set: ToolSet) -> dict[str, Any]:
+    """Return the values of a set's form."""
+    told = tool_set.editable()
+    return told | {name: "\n".join(told[name]) for name in ("patterns", "members")}
+
+
+def _would_have(request: AppRequest, gateway: Gateway, tool_set: ToolSet | None) -> HttpResponse:
+    """Show how many tools the set in the form has, and which calls a change of it would have refused."""
+    form, told = ToolSetForm(request.GET, gateway=gateway), ""
+    form.fields["name"].required = False
+    if form.is_valid():
+        found = number_of(form.features.count(), "tool, prompt or resource", "tools, prompts and resources")
+        told = f"It has {found} now."
+        if tool_set is not None and tool_set.is_in_use:
+            told += f" {refused_by(gateway, request.user, with_features(tool_set, form.features))}"
+    return render(request, "connections/tool_set_form.html#would_have", {"would_have": told})
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def archive(request: AppRequest, pk: UUID) -> HttpResponse:
+    tool_set = _find(request, pk)
+    return confirmed(
+        request,
+        lambda: tool_set.archive(by=request.user),
+        f"{tool_set.name} archived",
+        back=_set_url(tool_set),
+        to=_page_url(tool_set.gateway),
+        faults=StillInUse,
+        title="Archive tool set",
+        text=f'Archive "{tool_set.name}"? This cannot be undone.',
+        more="It is neither given to anybody nor limits an app or agent.",
+        icon="revoke",
+    )
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def give(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Give a set to everybody, a team or a person."""
+    tool_set = _find(request, pk)
+    form, back = GiveForm(posted(request), initial={"to": "everyone"}), _set_url(tool_set)
+
+    def save() -> HttpResponse:
+        try:
+            grant = ToolGrant.objects.give(tool_set, **form.subject, by=request.user)
+        except GatewayError as error:
+            return leave(request, back, str(error))
+        undo = Undo(reverse("connections:end_grant", args=[grant.pk]))
+        return leave(request, back, f"{tool_set.name} given to {grant.subject}", undo)
+
+    heading = f"Give {tool_set.name}"
+    return form_page(request, "ui/dialog.html", form, save, heading=heading, submit="Give", back=back)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
+    rows = ToolGrant.objects.select_related("tool_set__gateway", "gateway", "team", "user")
+    grant = get_object_or_404(rows, gateway__in=Gateway.objects.visible_to(request.user), pk=pk)
+    back, gateway = _set_url(grant.tool_set), grant.gateway
+
+    def act() -> HttpResponse:
+        subject = {"to": "team" if grant.team else "person" if grant.user else "everyone"}
+        subject |= {"team": str(grant.team.pk)} if grant.team else {"email": grant.user.email} if grant.user else {}
+        url = reverse("connections:give_tools", args=[grant.tool_set.pk])
+        undo = Undo.if_changed(grant.end(by=request.user), url, [*subject.items()])
+        return leave(request, back, f"{grant.tool_set.name} taken from {grant.subject}", undo)
+
+    return confirmed(
+        request,
+        act,
+        back=back,
+        title="End grant",
+        text=f"Take {grant.tool_set.name} from {grant.subject}? Its tools are refused from the next request on, unless "
+        "another grant gives them.",
+        more=lambda: (
+            "Nothing is refused while the gateway gives all its tools."
+            if gateway.tools_given == ToolsGiven.ALL
+            else refused_by(gateway, request.user, without_grant(grant))
+        ),
+        kind="primary",
+    )
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def limit(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
+    """Limit an app or agent to a set of tools, for everyone who uses it on this gateway."""
+    gateway = gateway_or_404(request.user, slug)
+    row = HostAtGateway.objects.at(gateway, get_object_or_404(Host.objects.live(), pk=host))
+    if is_for(request, "would-refuse"):
+        asked, refused = LimitForm(request.GET, gateway=gateway), ""
+        if asked.is_valid() and (tool_set := asked.cleaned_data["tool_set"]):
+            refused = refused_by(gateway, request.user, limited_to(row.host, tool_set))
+        return render(request, "connections/tool_limit.html#refused", {"refused": refused})
+    form = LimitForm(posted(request), gateway=gateway, initial={"tool_set": row.tool_set_id})
+    back, before = reverse("connections:gateway_hosts", args=[slug]), row.tool_set_id
+
+    def save() -> HttpResponse:
+        changed = row.limit(form.cleaned_data["tool_set"], by=request.user)
+        undo = Undo.if_changed(changed, request.path, [("tool_set", str(before or ""))])
+        return leave(request, back, f"Limit of {row.host} changed", undo)
+
+    context = {"heading": f"Limit {row.host}", "back": back}
+    return form_page(request, "connections/tool_limit.html", form, save, {GatewayError: "tool_set"}, **context)

@@ -1,0 +1,278 @@
+"""Sets of tools on a gateway, and the grants that give them to everybody, to teams and to people.
+
+A tool, prompt or resource is in a set if it was chosen one by one, or if the set has patterns or effects and it fits
+both. Database functions (gateways/migrations/0003_give_tools.py) say which are, for the proxy and the pages.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import uuid4
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import IntegrityError, models, transaction
+from django.db.models import Func, Q
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Cast, Lower
+from django.utils import timezone
+
+from accounts.models import Team, User
+from accounts.rules import NameTaken
+from auditlog.actions import Action
+from auditlog.models import Event
+from auditlog.versions import Seen, Versioned
+from gateways.models.feature import STATED_EFFECTS, Feature, FeatureQuerySet
+from gateways.models.gateway import Gateway, GatewayError
+from ui.forms import holds
+
+
+class AlreadyGiven(GatewayError):
+    """They have this set already."""
+
+
+class StillInUse(GatewayError):
+    """The set is granted, or limits an app or agent. End that first."""
+
+
+def like(pattern: str) -> str:
+    """Return the SQL LIKE pattern of a pattern with `*` and `?`."""
+    escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return escaped.replace("*", "%").replace("?", "_")
+
+
+def fitting(patterns: Iterable[str], effects: Iterable[str]) -> Q:
+    """Match the features that fit these patterns and effects; none without either."""
+    likes = models.Value([*map(like, patterns)], ArrayField(models.TextField()))
+    asked = models.Value([*effects], ArrayField(models.TextField()))
+    return _fits(models.F("kind"), models.F("exposed_name"), models.F("effect"), likes, asked)
+
+
+def fits(feature: Feature, effect: str) -> Q:
+    """Match the sets whose patterns and effects a feature fits if it has this effect."""
+    values = (models.Value(text, models.TextField()) for text in (feature.kind, feature.exposed_name, effect))
+    return _fits(*values, models.F("likes"), Cast("effects", ArrayField(models.TextField())))
+
+
+def _fits(*arguments: models.expressions.Combinable) -> Q:
+    return Q(Func(*arguments, function="gateways_fits", output_field=models.BooleanField()))
+
+
+class ToolSetQuerySet(models.QuerySet["ToolSet"]):
+    def live(self) -> "ToolSetQuerySet":
+        return self.filter(archived_at=None)
+
+    def matching(self, words: str) -> "ToolSetQuerySet":
+        return self.filter(holds("name", words)) if words else self
+
+    def add(
+        self,
+        *,
+        gateway: Gateway,
+        name: str,
+        patterns: Iterable[str] = (),
+        effects: Iterable[str] = (),
+        members: Iterable[Feature] = (),
+        by: User | None,
+    ) -> "ToolSet":
+        """Create a set of tools. Raises NameTaken."""
+        try:
+            with transaction.atomic():
+                row = self.model(gateway=gateway, name=name.strip(), created_by=by)
+                row.set_rule(patterns, effects)
+                row.save()
+                row.members.set(members)
+                changes = {field: [None, value] for field, value in row.editable().items() if value}
+                Event.objects.record(Action.TOOL_SET_CREATED, row, by=by, changes=changes)
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+        return row
+
+
+class ToolSet(Versioned, models.Model):
+    """A named set of tools, prompts and resources of one gateway.
+
+    `patterns` are exposed names with `*` and `?`, `likes` the same for SQL. Without patterns and effects a set has its
+    members only.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="tool_sets")
+    name = models.CharField(max_length=80)
+    patterns = ArrayField(models.CharField(max_length=200), default=list, blank=True)
+    likes = ArrayField(models.TextField(), default=list, editable=False)
+    effects = ArrayField(models.CharField(max_length=12, choices=STATED_EFFECTS), default=list, blank=True)
+    members = models.ManyToManyField(Feature, blank=True, related_name="+")
+    created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    archived_at = models.DateTimeField(null=True, blank=True)
+
+    objects = ToolSetQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (
+            models.UniqueConstraint(
+                "gateway", Lower("name"), condition=Q(archived_at=None), name="live_tool_set_name_is_unique"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.gateway}"
+
+    def editable(self) -> dict[str, Any]:
+        members = sorted(self.members.values_list("exposed_name", flat=True))
+        return {"name": self.name, "patterns": self.patterns, "effects": self.effects, "members": members}
+
+    @property
+    def features(self) -> FeatureQuerySet:
+        """The features in the set now, also those their servers no longer offer."""
+        return in_sets(Feature.objects.all(), [self])
+
+    def set_rule(self, patterns: Iterable[str], effects: Iterable[str]) -> None:
+        """Set patterns and effects, without saving."""
+        self.patterns, self.effects = [*dict.fromkeys(patterns)], sorted({*effects})
+        self.likes = [*map(like, self.patterns)]
+
+    def edit(
+        self,
+        *,
+        name: str,
+        patterns: Iterable[str],
+        effects: Iterable[str],
+        members: Iterable[Feature],
+        by: User,
+        seen: Seen | None = None,
+    ) -> bool:
+        """Change the set, from the next request on; return whether anything changed.
+
+        Raises NameTaken or ChangedMeanwhile.
+        """
+        try:
+            with transaction.atomic():
+                row = self.lock()
+                before, members = row.editable(), [*members]
+                self.name = name.strip()
+                self.set_rule(patterns, effects)
+                new = {"name": self.name, "patterns": self.patterns, "effects": self.effects}
+                new["members"] = sorted(feature.exposed_name for feature in members)
+                changed = {field for field in before if before[field] != new[field]}
+                row.must_be(seen, changed)
+                self.save(update_fields=["name", "patterns", "likes", "effects"])
+                self.members.set(members)
+                changes = {field: [before[field], new[field]] for field in before if field in changed}
+                if changes:
+                    Event.objects.record(Action.TOOL_SET_UPDATED, self, by=by, changes=changes)
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+        return bool(changes)
+
+    @property
+    def is_in_use(self) -> bool:
+        """True if it is granted, or limits an app or agent (`limited` is the rows of connections.HostAtGateway)."""
+        return self.grants.live().exists() or self.limited.exists()
+
+    def archive(self, *, by: User) -> None:
+        """Remove the set from all lists. Raises StillInUse."""
+        with transaction.atomic():
+            row = self.lock()
+            if row.archived_at:
+                return
+            if row.is_in_use:
+                raise StillInUse(StillInUse.__doc__)
+            self.archived_at = timezone.now()
+            self.save(update_fields=["archived_at"])
+            Event.objects.record(Action.TOOL_SET_ARCHIVED, self, by=by)
+
+
+def in_sets(features: FeatureQuerySet, tool_sets: Iterable[ToolSet]) -> FeatureQuerySet:
+    """Return those of `features` that are in any of these sets."""
+    pks = [tool_set.pk for tool_set in tool_sets]
+    chosen = RawSQL("SELECT feature_id FROM gateways_features_of(%s::uuid[])", [pks])
+    return features.filter(pk__in=chosen)
+
+
+class ToolGrantQuerySet(models.QuerySet["ToolGrant"]):
+    def live(self) -> "ToolGrantQuerySet":
+        return self.filter(ended_at=None)
+
+    def to(self, user: User) -> "ToolGrantQuerySet":
+        """Return the live grants that `user` has: as everybody, through a team, or in person."""
+        mine = Q(everyone=True) | Q(user=user) | Q(team__in=user.teams.order_by().values("pk"))
+        return self.live().filter(mine)
+
+    def give(self, tool_set: ToolSet, *, team: Team | None = None, user: User | None = None, by: User) -> "ToolGrant":
+        """Give a set to a team, to a person, or without either to everybody. Raises AlreadyGiven or StillInUse."""
+        with transaction.atomic():
+            row: ToolSet = tool_set.lock()
+            if row.archived_at:
+                raise GatewayError("There is no such set.")
+            subject = {"everyone": team is None and user is None, "team": team, "user": user}
+            if self.live().filter(tool_set=row, **subject).exists():
+                raise AlreadyGiven(AlreadyGiven.__doc__)
+            grant = self.create(gateway_id=row.gateway_id, tool_set=tool_set, **subject, given_by=by)
+            Event.objects.record(Action.TOOL_GRANT_GIVEN, grant, by=by)
+        return grant
+
+
+class ToolGrant(Versioned, models.Model):
+    """A set of tools given to everybody, a team or a person. Rows are only added and ended."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    # That of the set, for the lookup of each request.
+    gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)
+    tool_set = models.ForeignKey(ToolSet, models.PROTECT, related_name="grants", db_index=False)
+    everyone = models.BooleanField()
+    team = models.ForeignKey(Team, models.CASCADE, null=True, blank=True, related_name="+")
+    user = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    given_by = models.ForeignKey(User, models.PROTECT, related_name="+")
+    given_at = models.DateTimeField(default=timezone.now)
+    ended_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    objects = ToolGrantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-given_at",)
+        constraints = (
+            models.CheckConstraint(
+                condition=Q(everyone=True, team=None, user=None)
+                | Q(everyone=False, team__isnull=False, user=None)
+                | Q(everyone=False, team=None, user__isnull=False),
+                name="tool_grant_has_one_subject",
+            ),
+            models.UniqueConstraint(
+                fields=("tool_set", "team", "user"),
+                condition=Q(ended_at=None),
+                nulls_distinct=False,
+                name="live_tool_grant_is_unique",
+            ),
+        )
+        indexes = (
+            models.Index(
+                fields=("gateway",),
+                include=("tool_set", "everyone", "team", "user"),
+                condition=Q(ended_at=None),
+                name="live_tool_grant_of_gateway",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.tool_set.name} / {self.subject} / {self.gateway}"
+
+    @property
+    def subject(self) -> str:
+        """The text `everybody`, the name of the team, or the person's e-mail address."""
+        return self.team.name if self.team else self.user.email if self.user else "everybody"
+
+    def editable(self) -> dict[str, Any]:
+        return {"ended_at": self.ended_at and self.ended_at.isoformat()}
+
+    def end(self, *, by: User) -> bool:
+        """End the grant, from the next request on. Returns False if it had ended already."""
+        with transaction.atomic():
+            row = self.lock()
+            if row.ended_at:
+                return False
+            self.ended_at, self.ended_by = timezone.now(), by
+            self.save(update_fields=["ended_at", "ended_by"])
+            Event.objects.record(Action.TOOL_GRANT_ENDED, self, by=by)
+        return True
