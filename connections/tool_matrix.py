@@ -28,7 +28,7 @@ EVERYBODY, TEAM, PERSON, AGENT = "everybody", "team", "person", "agent"
 
 
 @dataclass(frozen=True)
-class Column:
+class MatrixColumn:
     """Everybody, a team, a person, or an app or agent with a limit."""
 
     kind: str
@@ -53,10 +53,10 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """A cell: one tool, and whether one column may use it."""
 
-    column: Column
+    column: MatrixColumn
     feature: Feature
     is_given: bool
 
@@ -88,26 +88,26 @@ class MatrixFilter(ListFilter):
         return rows.matching(self.values.get("q", ""))
 
 
-def _columns(gateway: Gateway, filters: MatrixFilter) -> list[Column]:
+def _columns(gateway: Gateway, filters: MatrixFilter) -> list[MatrixColumn]:
     """Return the chosen columns, otherwise all that have grants or a limit, at most MOST_COLUMNS."""
     told: Any = filters.values
-    found: list[Column] = []
+    found: list[MatrixColumn] = []
     if email := told.get("person"):
-        found += [Column(PERSON, user.email, user.pk) for user in User.objects.filter(email__iexact=email)]
-    found += [Column(TEAM, team.name, team.pk) for team in Team.objects.filter(pk=told.get("team"))]
-    found += [Column(AGENT, host.name, host.pk) for host in _limited(gateway).filter(pk=told.get("agent"))]
+        found += [MatrixColumn(PERSON, user.email, user.pk) for user in User.objects.filter(email__iexact=email)]
+    found += [MatrixColumn(TEAM, team.name, team.pk) for team in Team.objects.filter(pk=told.get("team"))]
+    found += [MatrixColumn(AGENT, host.name, host.pk) for host in _limited(gateway).filter(pk=told.get("agent"))]
     return found or [*_all_columns(gateway)][:MOST_COLUMNS]
 
 
-def _all_columns(gateway: Gateway) -> Iterator[Column]:
+def _all_columns(gateway: Gateway) -> Iterator[MatrixColumn]:
     grants = ToolGrant.objects.live().filter(gateway=gateway.pk)
-    yield Column(EVERYBODY, "Everybody")
+    yield MatrixColumn(EVERYBODY, "Everybody")
     for team in Team.objects.filter(pk__in=grants.exclude(team=None).values("team")).order_by("name"):
-        yield Column(TEAM, team.name, team.pk)
+        yield MatrixColumn(TEAM, team.name, team.pk)
     for user in User.objects.filter(pk__in=grants.exclude(user=None).values("user")).order_by("email"):
-        yield Column(PERSON, user.email, user.pk)
+        yield MatrixColumn(PERSON, user.email, user.pk)
     for host in _limited(gateway):
-        yield Column(AGENT, host.name, host.pk)
+        yield MatrixColumn(AGENT, host.name, host.pk)
 
 
 def _limited(gateway: Gateway) -> HostQuerySet:
@@ -116,9 +116,11 @@ def _limited(gateway: Gateway) -> HostQuerySet:
     return Host.objects.live().filter(pk__in=limits.values("host")).order_by("name", "pk")
 
 
-def _cell(column: Column, feature: Feature, given: GivenTools) -> Cell:
+def _cell(column: MatrixColumn, feature: Feature, given: GivenTools) -> MatrixCell:
     sets = column.sets(given)
-    return Cell(column, feature, sets is None or any(feature.exposed_name[:300] in given.names[pk] for pk in sets))
+    return MatrixCell(
+        column, feature, sets is None or any(feature.exposed_name[:300] in given.names[pk] for pk in sets)
+    )
 
 
 @require_GET
@@ -178,22 +180,22 @@ def _why(request: AppRequest, gateway: Gateway) -> dict[str, Any]:
     }
 
 
-def _column(key: str) -> Column:
+def _column(key: str) -> MatrixColumn:
     """Return the column of this key. Raises ValueError or Http404."""
     kind, _, pk = key.partition(":")
     match kind:
         case "everybody":
-            return Column(EVERYBODY, "Everybody")
+            return MatrixColumn(EVERYBODY, "Everybody")
         case "team":
-            return Column(TEAM, get_object_or_404(Team, pk=UUID(pk)).name, UUID(pk))
+            return MatrixColumn(TEAM, get_object_or_404(Team, pk=UUID(pk)).name, UUID(pk))
         case "person":
-            return Column(PERSON, get_object_or_404(User, pk=UUID(pk)).email, UUID(pk))
+            return MatrixColumn(PERSON, get_object_or_404(User, pk=UUID(pk)).email, UUID(pk))
         case "agent":
-            return Column(AGENT, get_object_or_404(Host.objects.live(), pk=UUID(pk)).name, UUID(pk))
+            return MatrixColumn(AGENT, get_object_or_404(Host.objects.live(), pk=UUID(pk)).name, UUID(pk))
     raise ValueError(key)
 
 
-def _is_theirs(grant: ToolGrant, column: Column, given: GivenTools) -> bool:
+def _is_theirs(grant: ToolGrant, column: MatrixColumn, given: GivenTools) -> bool:
     if grant.everyone:
         return True
     if column.kind == TEAM:

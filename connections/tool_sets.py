@@ -174,7 +174,7 @@ class ToolSetField(forms.ModelChoiceField):  # type: ignore[type-arg]  # Not gen
         return obj.name
 
 
-class LimitForm(forms.Form):
+class ToolLimitForm(forms.Form):
     """The set an app or agent is limited to on `gateway`."""
 
     tool_set = ToolSetField(ToolSet.objects.none(), required=False, label="Only the tools of", empty_label="No limit")
@@ -428,11 +428,11 @@ def limit(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
     row = HostAtGateway.objects.at(gateway, get_object_or_404(Host.objects.live(), pk=host))
     if is_for(request, "would-refuse"):
-        asked, refused = LimitForm(request.GET, gateway=gateway), ""
+        asked, refused = ToolLimitForm(request.GET, gateway=gateway), ""
         if asked.is_valid() and (tool_set := asked.cleaned_data["tool_set"]):
             refused = refused_by(gateway, request.user, limited_to(row.host, tool_set))
         return render(request, "connections/tool_limit.html#refused", {"refused": refused})
-    form = LimitForm(posted(request), gateway=gateway, initial={"tool_set": row.tool_set_id})
+    form = ToolLimitForm(posted(request), gateway=gateway, initial={"tool_set": row.tool_set_id})
     back, before = reverse("connections:gateway_hosts", args=[slug]), row.tool_set_id
 
     def save() -> HttpResponse:
