@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
 
+from django.db import transaction
 from django.db.models import F
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
@@ -34,7 +35,7 @@ from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from connections.subjects import by_gateway, by_host, by_person
 from connections.tool_sets import sets_at
 from gateways.api import WITHIN_REACH, GatewayReference
-from gateways.models import Assignment
+from gateways.models import Assignment, GatewayError
 from gateways.views import gateway_or_404 as find_gateway
 from hosts.models import Host, HostKind
 from hosts.views import host_or_404 as find_host
@@ -235,6 +236,7 @@ class GatewayHosts(Resource):
 
     serializer_class = HostAtGatewaySerializer
     versioned = True
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {GatewayError: Problem(HTTPStatus.CONFLICT, "conflict")}
 
     @operation(needs=SEES_GATEWAYS, query=HostAtGatewayQuery, orderings=("set_at",))
     def list(self, request: Request, slug: str) -> Response:
@@ -261,10 +263,11 @@ class GatewayHosts(Resource):
             raise serializers.ValidationError({"tool_set_id": ["There is no such set on this gateway."]})
 
         def put(*, by: User) -> None:
-            if "allowed" in body:
-                (row.allow if body["allowed"] else row.block)(by=by)
-            if "tool_set_id" in body:
-                row.limit(tool_set, by=by)
+            with transaction.atomic():  # Nobody uses the gateway without the limit in between.
+                if "tool_set_id" in body:
+                    row.limit(tool_set, by=by)
+                if "allowed" in body:
+                    (row.allow if body["allowed"] else row.block)(by=by)
 
         return self.changed(row, put)
 

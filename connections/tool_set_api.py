@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
 
+from django.db import transaction
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
@@ -95,12 +96,13 @@ class GatewayToolSets(Resource):
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolSetBody, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
         """Change a tool set."""
-        row = self._find(slug, pk)
-        kept = {"name": row.name, "patterns": row.patterns, "effects": row.effects, "members": [*row.members.all()]}
-        body = self.body()
+        row, body = self._find(slug, pk), self.body()
         if "members" in body:
             body["members"] = _members(row.gateway, body["members"])
-        row.edit(**kept | body, by=self.me, seen=self.seen)
+        with transaction.atomic():
+            now: ToolSet = row.lock()  # What the body leaves out stays as somebody else may have just changed it.
+            kept = {"name": now.name, "patterns": now.patterns, "effects": now.effects, "members": [*now.members.all()]}
+            row.edit(**kept | body, by=self.me, seen=self.seen)
         return self.current(row)
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)

@@ -68,7 +68,7 @@ GIVEN = {
     ToolsGiven.ALL: "Everybody who may use the gateway can use all its tools.",
     ToolsGiven.GRANTED: "People can use the tools of sets given to everybody, to their teams or to them.",
 }
-MOST_NAMES = 500
+MOST_NAMES, MOST_PATTERNS = 500, 100
 _COUNTED = """(
     SELECT count(*) FROM gateways_features_of(ARRAY[gateways_toolset.id]) s
     JOIN gateways_feature f ON f.id = s.feature_id JOIN gateways_assignment a ON a.id = f.assignment_id
@@ -118,6 +118,8 @@ class ToolSetForm(forms.Form):
         patterns = _lines(self.cleaned_data["patterns"])
         if long := [pattern for pattern in patterns if len(pattern) > 200]:
             raise ValidationError(f"A pattern has 200 characters at most: {long[0][:40]}…")
+        if len(patterns) > MOST_PATTERNS:
+            raise ValidationError(f"Use at most {MOST_PATTERNS} patterns.")
         return patterns
 
     def clean_members(self) -> list[Feature]:

@@ -267,7 +267,7 @@ def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, sev
     if assigned is None:
         raise UnknownFeature(RESOURCE, exposed)
     alias = assigned.alias if several else ""
-    row = _lists(assigned, uri) or _governing_template(assigned.policy, _rows(assigned), uri, budget)
+    row = _lists(assigned, uri) or _governing_template(assigned, uri, budget)
     try:
         return authorize(assigned, RESOURCE, uri, row)._replace(alias=alias)
     except UnknownFeature:
@@ -322,18 +322,20 @@ def _is_shown(assigned: AssignedServer, row: FeatureRow) -> bool:
     return policy_allows(assigned.policy, row.enabled) and row.granted and row.state not in HIDDEN_STATES
 
 
-def _governing_template(policy: str, rows: Sequence[FeatureRow], uri: str, budget: MatchBudget) -> FeatureRow | None:
+def _governing_template(assigned: AssignedServer, uri: str, budget: MatchBudget) -> FeatureRow | None:
     """Return the template whose switch applies to an unlisted resource, the most exact match; None if none matches.
 
     Servers match templates differently. Under the policy `allow_all`, a template that only may match the URI counts
-    too; under other policies only templates that certainly match do.
+    too; under other policies, and where only given features may be used, only templates that certainly match do: a
+    doubtful match may refuse a resource, but never give it.
     """
+    is_broad = assigned.policy == "allow_all" and not assigned.restricted
     matching = [
-        (narrowly, literal_length(row.name), not row.enabled, row)
-        for row in rows
+        (narrowly, literal_length(row.name), not (row.enabled and row.granted), row)
+        for row in _rows(assigned)
         for narrowly in (True, False)
         if row.kind == TEMPLATE
-        and (narrowly or policy == "allow_all")
+        and (narrowly or is_broad)
         and template_matches(row.name, uri, narrowly=narrowly, budget=budget)
     ]
     return max(matching, key=lambda each: each[:3])[3] if matching else None

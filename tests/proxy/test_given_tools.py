@@ -227,3 +227,23 @@ def test_sessions_are_told_when_their_tools_change(
             change()
             assert stream.wait_for(before + 1)[-1]["method"].endswith("/list_changed"), number
         assert TOOLS_CHANGED in stream.events
+
+
+def test_a_granted_template_gives_only_what_it_certainly_matches(proxy: Proxy, run: Run, boss: User) -> None:
+    work = make.gateway(make.server(slug="docs", url=run(upstreams.docs()).url), slug="work")
+    agent = proxy.agent(make.connection(make.agent(by=boss), work, boss))
+    assert agent.ask("resources/list").status_code == 200
+    [assignment] = work.assignments.all()
+    Feature.objects.learn(assignment, [{"uriTemplate": "docs://public/{file}", "name": "public"}], kind="template")
+    public = ToolSet.objects.add(gateway=work, name="Public", patterns=["docs://public/*"], by=boss)
+    work.edit(tools_given="granted", by=boss)
+    ToolGrant.objects.give(public, by=boss)
+
+    def refused(uri: str) -> bool:
+        error = agent.ask("resources/read", {"uri": uri}).json().get("error", {})
+        return bool(error.get("data", {}).get("reason", "") == "tool_not_granted")
+
+    assert not refused("docs://public/a")
+    assert refused("docs://public/../handbook")
+    assert refused("docs://public/a/b")
+    assert refused("docs://handbook")
