@@ -87,7 +87,16 @@ def test_a_release_is_built_from_a_clean_main_only(tmp_path: Path) -> None:
         command, env = [str(checkout / ".ci" / "release"), step], os.environ | {"PYTHON": sys.executable}
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
-    assert release("ready").returncode == 0
+    changes = checkout / "CHANGELOG.md"
+    of_this_one = re.sub(r"## Unreleased\n.*?(?=^## )", "", changes.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for heading, said in ((f"## {VERSION} (today)", ""), ("## Unreleased", "has a section Unreleased: name it")):
+        changes.write_text(f"{heading}\n\n{of_this_one}")
+        subprocess.run([*ours, "commit", "-qam", "Name the changes"], check=True)
+        assert said in release("ready").stderr
+    changes.write_text(of_this_one)
+    subprocess.run([*ours, "commit", "-qam", "Name the changes"], check=True)
+    ready = release("ready")
+    assert ready.returncode == 0, ready.stderr
     built = release("build")
     assert built.returncode == 0, built.stderr
     assert f"\nTag it: git tag --annotate v{VERSION} " in built.stdout

@@ -34,7 +34,7 @@ def owner_who_sets_it_up(live: Serve, open_browser: Open, organisation: SamlOrga
     expect(owner.get_by_text("Sign-in by your organisation saved")).to_be_visible()
     expect(owner.get_by_text(organisation.entity_id)).to_be_visible()
     owner.get_by_role("button", name="Test").click()
-    expect(owner.get_by_text("signs with 1 certificate")).to_be_visible()
+    expect(owner.get_by_text("signs answers with 1 certificate")).to_be_visible()
     return owner
 
 
