@@ -153,7 +153,7 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
         return leave(request, back, "Apps and agents changed", undo)
 
     context = {"gateway": gateway, "heading": "Change apps & agents", "submit": "Save", "version": gateway.version}
-    return form_page(request, "connections/hosts_allowed.html", form, save, back=back, **context)
+    return form_page(request, "ui/would_refuse.html", form, save, back=back, **context)
 
 
 def _would_refuse(request: AppRequest, gateway: Gateway) -> HttpResponse:
@@ -161,7 +161,7 @@ def _would_refuse(request: AppRequest, gateway: Gateway) -> HttpResponse:
     form, refused = HostsAllowedForm(request.GET), ""
     if form.is_valid() and form.cleaned_data["hosts_allowed"] == HostsAllowed.LISTED:
         refused = refused_unlisted(gateway, request.user, list_used=form.cleaned_data["list_used"])
-    return render(request, "connections/hosts_allowed.html#refused", {"refused": refused})
+    return render(request, "ui/would_refuse.html#refused", {"refused": refused})
 
 
 def _find(request: AppRequest, slug: str, host: UUID) -> tuple[HostAtGateway, str]:

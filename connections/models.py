@@ -565,8 +565,7 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
             hosts: list[Host] = []
             if hosts_allowed == HostsAllowed.LISTED and list_used:
                 hosts += self.undecided(gateway).order_by("pk").select_for_update(of=("self",))
-            gateway.edit(hosts_allowed=hosts_allowed, by=by, seen=seen)
-            gateway.lock()
+            gateway.edit(hosts_allowed=hosts_allowed, by=by, seen=seen)  # Which keeps the gateway locked.
             now = timezone.now()
             rows = {row.host_id: row for row in self.filter(gateway=gateway)}
             found = [rows.get(host.pk) or HostAtGateway(gateway=gateway, host=host) for host in hosts]

@@ -38,7 +38,7 @@ from gateways.models import (
 from gateways.views import gateway_or_404
 from hosts.models import Host
 from ui.forms import ExplainedChoice, ListFilter
-from ui.pages import AppRequest, Undo, first_names, is_for, leave, number_of, posted, seen_version
+from ui.pages import AppRequest, Undo, first_names, is_for, leave, number_of, posted, seen_version, uuid_param
 from ui.tables import LIVE, Column, Table
 from ui.viewset import confirmed, form_page, list_page
 
@@ -281,7 +281,7 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
         form, refused = ToolsGivenForm(request.GET), ""
         if form.is_valid() and form.cleaned_data["tools_given"] != ToolsGiven.ALL:
             refused = refused_by(gateway, request.user, asking_grants)
-        return render(request, "connections/tools_given.html#refused", {"refused": refused})
+        return render(request, "ui/would_refuse.html#refused", {"refused": refused})
     form = ToolsGivenForm(posted(request), initial={"tools_given": gateway.tools_given})
     back, before = _page_url(gateway), gateway.tools_given
 
@@ -291,7 +291,7 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
         return leave(request, back, "Tools changed", undo)
 
     context = {"gateway": gateway, "heading": "Change who may use its tools", "version": gateway.version}
-    return form_page(request, "connections/tools_given.html", form, save, back=back, **context)
+    return form_page(request, "ui/would_refuse.html", form, save, back=back, **context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -303,7 +303,7 @@ def add(request: AppRequest, slug: str) -> HttpResponse:
         return _would_have(request, gateway, None)
     initial = {}
     if request.GET.get("from"):
-        copied = get_object_or_404(sets_at(gateway), pk=_uuid(request.GET["from"]))
+        copied = get_object_or_404(sets_at(gateway), pk=uuid_param(request.GET, "from"))
         initial = _filled(copied) | {"name": f"{copied.name} (copy)"[:80]}
     form = ToolSetForm(posted(request), gateway=gateway, initial=initial)
 
@@ -329,13 +329,6 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
     context = {"heading": f"Edit {tool_set.name}", "back": _set_url(tool_set), "version": tool_set.version}
     return form_page(request, "connections/tool_set_form.html", form, save, {NameTaken: "name"}, **context)
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
 
 
 def _filled(tool_set: ToolSet) -> dict[str, Any]:
@@ -433,7 +426,7 @@ def limit(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
         asked, refused = ToolLimitForm(request.GET, gateway=gateway), ""
         if asked.is_valid() and (tool_set := asked.cleaned_data["tool_set"]):
             refused = refused_by(gateway, request.user, limited_to(row.host, tool_set))
-        return render(request, "connections/tool_limit.html#refused", {"refused": refused})
+        return render(request, "ui/would_refuse.html#refused", {"refused": refused})
     form = ToolLimitForm(posted(request), gateway=gateway, initial={"tool_set": row.tool_set_id})
     back, before = reverse("connections:gateway_hosts", args=[slug]), row.tool_set_id
 
@@ -443,4 +436,4 @@ def limit(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
         return leave(request, back, f"Limit of {row.host} changed", undo)
 
     context = {"heading": f"Limit {row.host}", "back": back}
-    return form_page(request, "connections/tool_limit.html", form, save, {GatewayError: "tool_set"}, **context)
+    return form_page(request, "ui/would_refuse.html", form, save, {GatewayError: "tool_set"}, **context)

@@ -373,7 +373,7 @@ def effect(request: AppRequest, pk: UUID) -> HttpResponse:
         if asked.is_valid():
             now = asked.cleaned_data["said_effect"] or Effect.of(tool.annotations)
             refused = refused_by(tool.assignment.gateway, request.user, with_effect(tool, now))
-        return render(request, "gateways/effect.html#refused", {"refused": refused})
+        return render(request, "ui/would_refuse.html#refused", {"refused": refused})
     form = EffectForm(posted(request), initial={"said_effect": tool.said_effect})
     back, before = page_url(tool), tool.said_effect
 
@@ -383,4 +383,4 @@ def effect(request: AppRequest, pk: UUID) -> HttpResponse:
         return leave(request, back, f"Effect of {tool.exposed_name} changed", undo)
 
     heading = f"What {tool.exposed_name} does"
-    return form_page(request, "gateways/effect.html", form, save, heading=heading, back=back)
+    return form_page(request, "ui/would_refuse.html", form, save, heading=heading, back=back)

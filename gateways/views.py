@@ -245,7 +245,7 @@ def _reach_refused(request: AppRequest, gateway: Gateway) -> HttpResponse:
     form, refused = ReachForm(request.GET), ""
     if form.is_valid() and form.cleaned_data["reach"] == Reach.TEAMS:
         refused = narrowed_to(gateway, form.cleaned_data["teams"], request.user)
-    return render(request, "gateways/form.html#refused", {"refused": refused})
+    return render(request, "ui/would_refuse.html#refused", {"refused": refused})
 
 
 @require_http_methods(["GET", "POST"])
