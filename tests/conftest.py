@@ -100,7 +100,10 @@ def migrated() -> str:
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None, migrated: str) -> None:
     """Create the test database as a copy of the migrated one."""
-    connections["default"].settings_dict["TEST"]["TEMPLATE"] = migrated
+    connection = connections["default"]
+    connection.settings_dict["TEST"]["TEMPLATE"] = migrated
+    # Earlier tests that need no database may have read `/metrics`, which creates the pool, of the usual database.
+    connection.close_pool()  # type: ignore[attr-defined]
 
 
 @pytest.fixture
