@@ -131,4 +131,4 @@ def test_a_token_is_made_as_its_formula_says() -> None:
     text = token_text.mint("gwa")
 
     assert len(text) == len("gwa_") + random + checksum
-    assert f"Every credential text has the same form, {len(text)} characters" in page
+    assert f"All tokens and keys have the same form, {len(text)} characters" in page
