@@ -286,13 +286,13 @@ class StopSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField(source="cause.reason", help_text="Reason in the log.")
     check = serializers.CharField(source="name", help_text="Name of the check.")
     sentence = serializers.CharField(source="text", help_text="Finding of the check.")
-    since = UtcDateTimeField(source="cause.since", allow_null=True, help_text="When it began; null if unknown.")
+    since = UtcDateTimeField(source="cause.since", allow_null=True, help_text="Start of the obstacle; null if unknown.")
     by = CauseField(
         source="cause.by", help_text="E-mail address of the person who caused it, for `audit:read`; otherwise null."
     )
-    act = CauseField(source="cause.act", help_text="Action that removes it, if you may do it; otherwise null.")
+    act = CauseField(source="cause.act", help_text="Action that removes the obstacle, if you may; otherwise null.")
     about = CauseField(source="cause.subject", help_text="Id of the object of `act`; null if there is no `act`.")
-    who = CauseField(source="cause.who", help_text="Who can remove it, if you cannot; otherwise null.")
+    who = CauseField(source="cause.who", help_text="Who can remove the obstacle, if you cannot; otherwise null.")
 
 
 class LineSerializer(serializers.Serializer[Any]):
@@ -318,7 +318,7 @@ class TrailSerializer(serializers.Serializer[Trail]):
     obstacles = StopSerializer(source="stops", many=True, help_text="Everything that stops the call, in order.")
     not_reached = serializers.ListField(child=serializers.CharField(), help_text="Checks after the one that stops it.")
     near = serializers.ListField(child=serializers.CharField(), help_text="Tools with a similar name that you may see.")
-    notes = serializers.ListField(child=serializers.CharField(), help_text="Conditions of this answer.")
+    notes = serializers.ListField(child=serializers.CharField(), help_text="Remarks that limit this answer.")
 
 
 PLACING = ("cursor", "page_size", "format")

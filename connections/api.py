@@ -201,9 +201,7 @@ class HostAtGatewaySerializer(serializers.Serializer[HostAtGateway]):
     allowed = serializers.BooleanField(
         allow_null=True, help_text="Whether it is listed (true) or blocked (false); null if it is neither."
     )
-    tool_set = Reference(
-        allow_null=True, help_text="The tools beyond which nobody can go through it; null if it has no limit."
-    )
+    tool_set = Reference(allow_null=True, help_text="The tool set it is limited to; null if it has no limit.")
     set_by = serializers.EmailField(
         source="set_by.email", allow_null=True, help_text="E-mail address of the person who set this last."
     )

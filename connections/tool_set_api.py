@@ -38,7 +38,7 @@ class ToolSetSerializer(serializers.Serializer[ToolSet]):
     effects = serializers.ListField(
         child=serializers.CharField(), help_text="Only tools with one of these effects; empty means any."
     )
-    members = serializers.SerializerMethodField(help_text="Exposed names of those chosen one by one.")
+    members = serializers.SerializerMethodField(help_text="Exposed names of tools chosen one by one.")
     tools_count = serializers.IntegerField(
         source="feature_count", help_text="Number of tools, prompts and resources in it now."
     )

@@ -134,7 +134,7 @@ class SignedCheckpoint:
             kept = Checkpoint.objects.values_list("leaves", flat=True).get(pk=self.number)
             self.leaves = None if kept is None else self._checked(bytes(kept), report)
             if kept is None and self._must_have_leaves(report.kept_from):
-                said = f"Checkpoint {self.number} lost the digests of its rows, which still exist."
+                said = f"Checkpoint {self.number} has no digests of its rows, although the rows still exist."
                 report.add("checkpoint", said, self.span)
         return self.leaves
 
