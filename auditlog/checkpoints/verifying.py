@@ -425,7 +425,7 @@ class _Comparison:
             place.number, row["id"]
         )
         if is_same is None and must_be_there and str(uid) not in self._refused and not self._received.may_come(row):
-            said = f"{name} was not received by the sink, which received its checkpoint."
+            said = f"{name} was not received by the sink, although its checkpoint was."
             self._report.add("missing", said, LogPeriod(at, at), uid)
 
     def _report_removed(self, log: str, one: SignedCheckpoint) -> None:
