@@ -252,11 +252,11 @@ class CallGroupSerializer(serializers.Serializer[Any]):
 
 
 class CallGroupsSerializer(serializers.Serializer[Any]):
-    """The groups with the most calls, a thousand at most; `more` when there are others.
+    """The groups with the most calls, a thousand at most.
 
-    `counted_since` is null when all matching calls were counted, which is possible with the filters host, gateway,
-    server, user, method, outcome, reason, and tools by name in `q`. With other filters only the newest 10,000 calls are
-    counted, from this time on.
+    `counted_since` is null if all matching calls were counted. That is possible with the filters host, gateway, server,
+    user, method, outcome and reason, and with tools by name in `q`. With other filters only the newest 10,000 calls are
+    counted; `counted_since` is then the time of the oldest of them.
     """
 
     more = serializers.BooleanField(help_text="Whether there are more groups.")

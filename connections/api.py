@@ -216,7 +216,7 @@ class HostAtGatewayQuery(ListQuery):
 
 
 class HostAtGatewayBody(RequestBody):
-    """The decision of a gateway about an app or agent. What is left out stays."""
+    """The decision of a gateway about an app or agent. Omitted fields are not changed."""
 
     allowed = serializers.BooleanField(required=False, help_text="True lists it, false blocks it.")
     tool_set_id = serializers.UUIDField(
@@ -271,7 +271,7 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, host: UUID) -> Response:
-        """Neither list nor block an app or agent on a gateway. Its limit stays."""
+        """Remove an app or agent from the listed and blocked ones of a gateway. Its limit stays."""
         row = self._saved(slug, host)
         return self.removed(row, row.reset)
 
