@@ -249,7 +249,7 @@ def test_what_an_administrator_says_of_a_tool_counts_in_sets(
     assert "1 call of 1 person used what this takes away" in asked
     assert (names(reading), names(breaking)) == ([], ["drop", "get"])
     assert told() == "boss@example.com set the effect of “docs__get” to destructive."
-    assert "Its server: Read only" in client.get(f"/features/{get.pk}/").content.decode()
+    assert "Its server claims: Read only" in client.get(f"/features/{get.pk}/").content.decode()
     undone(client, said)
     assert (names(reading), names(breaking)) == (["get"], ["drop"])
     prompt = Feature.objects.create(assignment=get.assignment, kind="prompt", name="p", exposed_name="docs__p")
