@@ -90,10 +90,10 @@ CALL_HELP = {
 EVENT_HELP = {
     "actor_id": "Id of the person who did it; null for the system and for tokens.",
     "actor_email": "E-mail address of the person at the time; for a token its name.",
-    "via": "Interface it was done by, such as a page or the API.",
+    "via": "Interface that was used, such as a page or the API.",
     "ip": "Address the request came from.",
     "action": "What was done.",
-    "target_type": "Kind of object it was done to.",
+    "target_type": "Kind of the changed object.",
     "target_id": "Id of the object.",
     "target_label": "Name of the object at the time.",
     "changes": "Values before and after, by field.",
@@ -273,7 +273,7 @@ class EventQuery(TimeRangeQuery, CursorQuery):
         [(one.value, one.value) for one in Action], required=False, help_text="Only events with this action."
     )
     actor = by_person()
-    via = serializers.ChoiceField(Via.choices, required=False, help_text="Only events made this way.")
+    via = serializers.ChoiceField(Via.choices, required=False, help_text="Only events through this interface.")
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
     target_id = serializers.CharField(required=False, help_text="Only events about the object with this id.")
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of this request (`X-Request-Id`).")
