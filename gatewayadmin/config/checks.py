@@ -243,7 +243,8 @@ def _look_at_budget(report: DatabaseReport, direct: psycopg.Connection[Any], pla
     row = direct.execute(_LIMITS).fetchone() or ()
     most = min(limit for limit in row if limit is not None and limit >= 0)
     report.uses.append(
-        f"{planned}, and temporarily {READERS} for exports in each process and {SINKS} for sinks; the server grants {most}."
+        f"{planned}, and temporarily {READERS} for exports in each process and {SINKS} for sinks; "
+        f"the server grants {most}."
     )
     if planned.to_server + SPARE > most:
         takes = f"{_number_of(planned.workers)} up to {planned.to_server} connections to the database"
