@@ -44,8 +44,8 @@ TABLE = Table(
     order="name",
 )
 EXPLAINED = {
-    HostsAllowed.ALL: "Includes those that connect for the first time. Blocked ones are refused.",
-    HostsAllowed.LISTED: "Others are refused, also when somebody signs in with them for the first time.",
+    HostsAllowed.ALL: "Includes new ones. Blocked ones are refused.",
+    HostsAllowed.LISTED: "Others are refused, even at their first sign-in.",
 }
 
 

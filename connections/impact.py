@@ -144,8 +144,8 @@ def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
         return ""
     hosts = list(HostAtGateway.objects.undecided(gateway))
     if list_used or not hosts:
-        names = f" It lists {first_names([host.name for host in hosts])}." if hosts else ""
-        return f"Refuses nothing that is connected now.{names}"
+        names = f" Saving lists {first_names([host.name for host in hosts])}." if hosts else ""
+        return f"No existing connection is refused.{names}"
     where: Where = {"gateway_id": [gateway.pk], "host_id": [host.pk for host in hosts]}
     cut = f"Refuses {first_names([host.name for host in hosts])}: {_impact(Q(gateway=gateway, host__in=hosts))}."
     return sentences(cut, would_refuse(where, viewer, what="came from them"))

@@ -100,7 +100,10 @@ class ToolSetForm(forms.Form):
         required=False,
         choices=STATED_EFFECTS,
         widget=forms.CheckboxSelectMultiple,
-        help_text="Only tools with one of these. Not said counts as destructive; prompts and resources have no effect.",
+        help_text=(
+            "Only tools with one of these effects. A tool whose effect is not said counts as destructive. Prompts and "
+            "resources have none."
+        ),
     )
     members = forms.CharField(
         label="Chosen one by one",
@@ -362,7 +365,7 @@ def archive(request: AppRequest, pk: UUID) -> HttpResponse:
         faults=StillInUse,
         title="Archive tool set",
         text=f'Archive "{tool_set.name}"? This cannot be undone.',
-        more="It is neither given to anybody nor limits an app or agent.",
+        more="The set has no grant and limits no app or agent.",
         icon="revoke",
     )
 
@@ -406,9 +409,9 @@ def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
         back=back,
         title="End grant",
         text=f"Take {grant.tool_set.name} from {grant.subject}? Its tools are refused from the next request on, unless "
-        "another grant gives them.",
+        "another set gives them.",
         more=lambda: (
-            "Nothing is refused while the gateway gives all its tools."
+            "No call is refused while everybody can use all tools of the gateway."
             if gateway.tools_given == ToolsGiven.ALL
             else refused_by(gateway, request.user, without_grant(grant))
         ),

@@ -125,7 +125,7 @@ class FeatureQuery(ToolQuery):
 
 
 class ToolChanges(RequestBody):
-    """The switch of a tool or another feature, and what a tool does."""
+    """Whether a tool or another feature is enabled, and the effect of a tool."""
 
     enabled = serializers.BooleanField()
     said_effect = serializers.ChoiceField(
@@ -338,7 +338,7 @@ class CatalogueResource(Resource):
     def list(self, request: Request) -> Response:
         """List the tools of all servers.
 
-        To sort by `calls` or `last`, or to show `unused` tools, takes `logs:read` as well.
+        Sorting by `calls` or `last`, and showing `unused` tools, also requires `logs:read`.
         """
         values = {name: self.query_data.get(name) for name in ("q", "effect", "show")}
         if values["show"] == "unused" or self.ordering.removeprefix("-") in BY_USE:

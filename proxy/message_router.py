@@ -411,7 +411,7 @@ COMPLETED = "notifications/elicitation/complete"
 NO_STREAM: Object = {
     "error": {
         "code": jsonrpc.INTERNAL_ERROR,
-        "message": "The client cannot be asked: it has no open stream and not exactly one running call here",
+        "message": "The client cannot be asked: it has no open stream here, and no call or more than one is running",
     }
 }
 

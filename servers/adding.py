@@ -84,8 +84,9 @@ class NewServerForm(Trial, ServerForm):
             del self.fields["own_gateway"]
         else:
             names = ", ".join(team.name for team in user.teams.order_by("name"))
-            reach = f"open to your teams ({names})" if names else "open to everyone: you are in no team"
-            self.fields["own_gateway"].help_text = f"Named like the server, {reach}. Change who may use it on its page."
+            reach = f"open to your teams ({names})" if names else "open to everyone, because you are in no team"
+            help_text = f"It gets the name of the server and is {reach}. Change who may use it on its page."
+            self.fields["own_gateway"].help_text = help_text
             live = Count("connections", filter=Q(connections__revoked_at=None))
             people = Count("connections__user", filter=Q(connections__revoked_at=None), distinct=True)
             offered = Gateway.objects.live().annotate(connection_count=live, people_count=people)
@@ -192,7 +193,7 @@ class ServerTrial:
                 return "It accepts this credential."
             return "It answers without a credential."
         if not isinstance(self.outcome, DiscoveryRefused):
-            return "Unknown until the server answers."
+            return "How people sign in is unknown until it answers."
         if self.signs_in:
             return f"People sign in at {self.signs_in.issuer}."
         return (

@@ -204,7 +204,7 @@ class ServerForm(SignInSettings, SlugForm):
     )
     expected_issuer = address(
         "Expected issuer",
-        "Enter the issuer's exact name only if sign-in fails because it differs from the issuer's address, and you "
+        "Needed only if sign-in fails because the issuer's name differs from its address. Enter the exact name if you "
         "know that it is right. Empty: name and address must match.",
     )
     resource_sent = forms.ChoiceField(
@@ -214,7 +214,7 @@ class ServerForm(SignInSettings, SlugForm):
         initial=ResourceSent.SERVER,
         help_text=(
             "The “resource” that tokens are requested for. Change it if the issuer answers “invalid_target” or "
-            "similar. Microsoft Entra is sent none."
+            "similar. No resource is sent to Microsoft Entra."
         ),
     )
     fixed_resource = address(

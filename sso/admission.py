@@ -70,8 +70,8 @@ class Admission(models.Model):
         blank=True,
         help_text=(
             "Domains of your organisation. New people need an address in these, or a verified one. If sign-in is "
-            "enforced, saving signs out everyone in these domains who used a password, you too unless you are "
-            "break-glass."
+            "enforced, saving ends all password sessions of people in these domains, except those of break-glass "
+            "owners."
         ),
     )
     default_role = models.ForeignKey(
@@ -81,7 +81,7 @@ class Admission(models.Model):
         null=True,
         blank=True,
         related_name="+",
-        help_text="Role of people without a matching rule; none refuses them.",
+        help_text="Role of people without a matching rule. Without a default role they are refused.",
     )
     links_by_email = models.BooleanField(
         "link people by a verified e-mail",

@@ -294,8 +294,8 @@ class Guard:
 
 
 TO_ALLOW = (
-    "To allow it, the operator of the gateway adds it there, as in GATEWAY_PRIVATE_UPSTREAMS={network}, and starts the "
-    "gateway again: see docs/reference/settings.md."
+    "To allow it, the operator of the gateway adds it to the setting, as in GATEWAY_PRIVATE_UPSTREAMS={network}, and "
+    "restarts the gateway: see docs/reference/settings.md."
 )
 WITHOUT_TLS = (
     "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://: see "

@@ -182,7 +182,9 @@ class OperationSchema(AutoSchema):
             f"Requires {join.join(f'`{slug}`' for slug in needed)}" if needed else "Open to everybody who is signed in"
         )
         own = (
-            "; without it you can reach only your own objects, and not by API key" if isinstance(self.rule, Own) else ""
+            "; otherwise you can reach only your own objects, and only without an API key"
+            if isinstance(self.rule, Own)
+            else ""
         )
         if isinstance(self.rule, Own) and self.rule.others == NOBODY:
             takes, own = f"Only for its owner. {takes} in the owner's API key", ""

@@ -123,8 +123,8 @@ class SamlSettings(models.Model):
         default=False,
         db_default=False,
         help_text=(
-            "The certificate is in our metadata. People can confirm sensitive changes there only if our requests "
-            "are signed and the provider refuses unsigned ones. Disabling and enabling creates a new key."
+            "The certificate is in our metadata. People can confirm sensitive changes at the provider only if our "
+            "requests are signed and it refuses unsigned ones. Disabling and enabling creates a new key."
         ),
     )
     own_certificate = models.TextField(blank=True, default="", db_default="", editable=False)

@@ -390,7 +390,7 @@ def test_a_token_has_so_many_calls_under_way_and_no_more(start: Start, run: Run)
         assert "result" in sibling.call("docs__it", {"quick": True}).json()
 
     error = answer.json()["error"]
-    said = "This token has reached its limit of concurrent calls (1), so this one was not executed."
+    said = "This token has reached its limit of concurrent calls (1), so this call was not executed."
     assert error["message"] == in_words(said)
     assert (error["data"], answer.headers["retry-after"]) == ({"reason": "busy", "retry_after": 1}, "1")
     assert "result" in work.agent.call("docs__it", {"quick": True}).json()

@@ -309,7 +309,7 @@ def test_a_migration_gives_up_with_words(
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "50ms")
     with psycopg.connect(database.conninfo()) as busy:
         busy.execute("LOCK TABLE django_migrations")
-        with pytest.raises(CommandError, match="What was migrated before it stays, the rest waits"):
+        with pytest.raises(CommandError, match="Earlier migrations stay applied; this one and later ones have not run"):
             call_command("migrate", "auditlog", "0001", verbosity=0)
     assert "(1 of 2)" in capsys.readouterr().err
     assert not database.missing()

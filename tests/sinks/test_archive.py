@@ -174,7 +174,7 @@ def test_rows_that_differ_when_read_back_are_not_archived(folder: Path, monkeypa
 
     done = chores()
 
-    assert "was read back with other rows" in str(done["failed"])
+    assert "has other rows when read back" in str(done["failed"])
     assert Call.objects.get().uid == made.uid
     monkeypatch.undo()
     assert chores()["partitions_dropped"] == 1
