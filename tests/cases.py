@@ -1,4 +1,4 @@
-"""Choice of the parametrized cases that `make test` runs. All others are marked `full` and run in `make test-all`."""
+"""Select the parametrized cases that `make test` runs. All others are marked `full` and run in `make test-all`."""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -225,7 +225,7 @@ def test_the_search_is_part_of_the_address(three: dict[str, Call], ana: User, si
     assert [call.feature_name for call in response.context["page"].rows] == ["b"]
 
 
-# --- What no index knows ------------------------------------------------------------------------------------------
+# --- Searches without an index ------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -583,7 +583,7 @@ def test_the_command_asks_what_the_call_asked_and_no_payload_of_it(
     assert f'"params": {params}' in page.split('id="curl-command"')[1].split("</pre>")[0]
 
 
-# --- Near and far -------------------------------------------------------------------------------------------------
+# --- The last days first, then the whole log ----------------------------------------------------------------------
 
 
 SPREAD = [*range(6), 8, 15, 16, 40, 90]  # Days ago.

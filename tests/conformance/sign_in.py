@@ -18,7 +18,7 @@ import httpx
 
 from tests import curl
 
-ROUNDS = 3  # Most sign-ins per run; the gateway never starts a sign-in by itself.
+ROUNDS = 3  # Maximum number of sign-ins per run; the gateway never starts a sign-in by itself.
 SIGN_IN = ("identity_missing", "identity_sign_in", "identity_scope")
 
 
