@@ -195,7 +195,7 @@ type Expected = Iterator[tuple[str, Rest, set[int]]]
 def sessions(door: Door, people: People) -> Expected:
     """Yield the expected statuses of people in a browser, by capabilities."""
     own, open_to_all = isinstance(door.rule, Own), door.rule is None
-    lists = open_to_all or (own and not door.is_of_one_thing)  # A list open to everybody, or a list of the caller's own objects.
+    lists = open_to_all or (own and not door.is_of_one_thing)  # A list for everybody, or of the caller's objects.
     refused = door.let_in if lists else HIDDEN if own else {403}
     yield "no capability", people.holding(NONE), refused
     yield "every other capability", people.holding(ALL - capabilities_in(door.rule)), refused

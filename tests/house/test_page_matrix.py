@@ -1,8 +1,7 @@
-"""Every page with every kind of visitor: anonymous, without, with exactly, and with every other capability, and the
-owner.
+"""Open every page as an anonymous visitor, as the owner, and with none, exactly or all but the needed capabilities.
 
-Generated from the rules that the views declare: a page without a rule, or whose address needs an unknown object, fails.
-tests/api/test_matrix.py does the same for the API.
+The cases are generated from the rules that the views declare. A page without a rule, or whose address needs an unknown
+object, fails. tests/api/test_matrix.py does the same for the API.
 """
 
 import re

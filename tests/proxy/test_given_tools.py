@@ -50,7 +50,7 @@ def reason(agent: Agent, name: str) -> str:
 
 
 def usable(agent: Agent) -> set[str]:
-    """Return the tools it can call; its list has the same."""
+    """Return the tools that this agent can call, after checking that its list has the same tools."""
     reasons = {name: reason(agent, name) for name in EXPOSED}
     assert {*reasons.values()} <= {"", "tool_not_granted"}
     allowed = {name for name in EXPOSED if not reasons[name]}

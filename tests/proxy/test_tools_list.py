@@ -325,7 +325,7 @@ def test_a_long_list_comes_in_pages_that_stay_in_order_while_tools_are_added(
 
     first, cursor = page(work)
     assert (first, page(work, cursor)) == (names[:3], (names[3:], ""))
-    # A new definition before the listed ones shifts nothing.
+    # A new definition before the listed ones does not shift the next page.
     work.put("alpha", offering("0"))
     assert page(work)[0] == ["alpha__0", *names[:2]]
     assert page(work, cursor) == (names[3:], "")
