@@ -49,7 +49,7 @@ def play[T](scene: Callable[[], Awaitable[T]]) -> T:
 
 
 def crash(connection: PgConnection) -> None:
-    """Kill the backend of this connection; PostgreSQL then ends all others and recovers."""
+    """Kill the backend of this connection; PostgreSQL then ends all other backends and recovers."""
     assert connection._connection is not None
     with suppress(ProcessLookupError):
         os.kill(connection._connection.pgconn.backend_pid, signal.SIGKILL)

@@ -1,8 +1,8 @@
 """An authorization server of Django OAuth Toolkit: a Django project in one file, on the given port.
 
-Clients can register themselves. Two clients exist from the start, with the secret CLIENT_SECRET: `entered`, for clients
-entered by hand, redirects to REDIRECT_URIS; the protected server uses `resource` to introspect tokens. Anybody may sign
-in under any name.
+Clients can register themselves. Two clients exist from the start, with the secret CLIENT_SECRET: `entered`, registered
+by hand for REDIRECT_URIS; and `resource`, which the protected server uses to introspect tokens. Anybody may sign in
+under any name.
 """
 
 import os

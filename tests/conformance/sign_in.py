@@ -59,7 +59,7 @@ class Gateway:
         assert done.status_code == httpx.codes.FOUND, words(done)
 
     def _place(self, slug: str) -> str:
-        """Return the path of the sign-in page: that of the person's existing identity, otherwise that of the server."""
+        """Return the path of the sign-in page: of the person's existing identity, or of the server if there is none."""
         identities = self.http.get("/api/identities", params={"page_size": 200}).json()["results"]
         own = [one["id"] for one in identities if one["server"]["slug"] == slug]
         return f"/identities/{own[0]}/authenticate/" if own else f"/servers/{slug}/authenticate/"

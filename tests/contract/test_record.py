@@ -206,7 +206,7 @@ def test_forged_checkpoint_is_found(
     while len(Checkpoint.all(workspace)) < 3:
         assert text(place.agent.call("echo", text="x")) == "x"
         assert workspace.manage("housekeeping").returncode == 0
-    first, forged, *_ = Checkpoint.all(workspace)  # A running gateway chains to the newest one.
+    first, forged, *_ = Checkpoint.all(workspace)  # Not the newest: the running gateway extends it.
     assert json.loads(forged.body)["previous"] == hashlib.sha256(first.body.encode()).hexdigest()
 
     try:

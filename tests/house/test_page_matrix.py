@@ -39,7 +39,7 @@ def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
 def seen(response: Any) -> str:
     """Return the meaning of a response: entered, refused, or sent to sign in."""
     if response.status_code == 302:
-        # The page for people without a password redirects people with one to the password question.
+        # This page redirects people who have a password to the password question.
         is_for_others = response.wsgi_request.path == "/accounts/organisation/confirm/"
         assert is_for_others or not re.search("reauthenticate|again", response["Location"])
         return ASKED_WHO if response["Location"].startswith("/accounts/login/?next=") else ENTERED

@@ -374,7 +374,7 @@ def test_the_listen_at_a_server_that_ended_is_begun_again(library_work: Callable
 
 
 class Forgetful(StandingAsker):
-    """A server that knows no session in requests for its stream, while `forgets` is set."""
+    """A server that treats the session of each stream request as unknown while `forgets` is set."""
 
     forgets = True
 
