@@ -109,8 +109,7 @@ def keep_compiled() -> None:
 
 
 def watch(home: Path) -> None:
-    """Start a process that cleans up after a killed run; a closed input pipe tells the process that the run has ended.
-    """
+    """Start a process that cleans up if this run is killed; the process notices this by its closed input pipe."""
     command = [sys.executable, "-m", reaper.__name__, str(home)]
     _watchers.append(subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True))
 

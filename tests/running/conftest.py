@@ -1,4 +1,4 @@
-"""Data directories, one of them with a finished first start, to copy."""
+"""Data directories: unused ones, and copies of a directory with a finished first start."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Two `serve` on one database, without sticky sessions, also behind nginx: either answers any request of a session."""
+"""Two `serve` on one database, without sticky sessions, also behind nginx: each answers any request of a session."""
 
 import json
 import threading

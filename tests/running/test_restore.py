@@ -217,7 +217,7 @@ def goes_on(drill: Drill, new: Serve, before: Before) -> None:
     assert kept <= drill.received("call").keys()
     sent = {row["id"] for row in drill.hook.rows[came:] if row["log"] == "call"}
     assert not acknowledged & sent  # The backup knows that the sink had these rows.
-    for rows in drill.received("call").values():  # A row sent twice is the same: no id is used again.
+    for rows in drill.received("call").values():  # Rows with the same id are equal: ids are not reused.
         assert all(row == rows[0] for row in rows)
     must_be_counted(new)
     new.manage("verify_log", "--public-key", str(drill.home / "checkpoint-key.pem"))

@@ -1,4 +1,4 @@
-"""The effects of one command on a fresh clone, and of a second one."""
+"""The effects of the first start on a fresh clone, and of a second start."""
 
 import json
 import os
