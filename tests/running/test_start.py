@@ -165,7 +165,7 @@ def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path,
         embedded = postmaster(fresh)
         assert (embedded is None) == bool(database)
         if embedded is not None:
-            shown[embedded] = Path(f"/proc/{embedded}/environ").read_bytes()  # Its title overwrites most of it.
+            shown[embedded] = Path(f"/proc/{embedded}/environ").read_bytes()  # Mostly the process title.
         signed_in = signs_in(started.url, "owner@example.com", "a-password-to-forget")
 
     assert signed_in
