@@ -387,7 +387,10 @@ class AssignmentResource(Resource):
 
 
 def matching_reference(alias: str) -> Q:
-    """Match assignments by the alias or id in a URL; no alias is as long as an id. NUL characters match nothing."""
+    """Match assignments by the alias or id in a URL. An alias cannot be mistaken for an id, because it is shorter.
+
+    NUL characters match no assignment.
+    """
     try:
         return Q(pk=UUID(alias))
     except ValueError:

@@ -226,7 +226,7 @@ class FeatureResource(Resource):
 
 
 def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
-    """Enable or disable the feature, and state its effect, as far as the body says so. Raises ValidationError."""
+    """Apply the switch and the effect in `body` to the feature, each only if present. Raises ValidationError."""
     effect = body.get("said_effect")
     if effect and feature.kind != FeatureKind.TOOL:
         raise serializers.ValidationError({"said_effect": ["Only tools have an effect."]})

@@ -29,7 +29,7 @@ BROWSER = "authorize_browser"
 
 
 def flow_browser_digest(request: AppRequest) -> bytes:
-    """Return the digest that ties a flow to this browser: of a random session value that survives sign-in."""
+    """Return the digest that ties a flow to this browser, made from a random session value that survives sign-in."""
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
@@ -130,7 +130,7 @@ def _gateway_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def live_connection(flow: AuthorizeRequest) -> Connection | None:
-    """Return the live connection of this host, gateway and user, to which a new token is added; None if none."""
+    """Return the live connection of this host, gateway and user, or None. A new token is added to it."""
     return Connection.objects.live().filter(host=flow.host, gateway=flow.gateway, user=flow.user).first()
 
 

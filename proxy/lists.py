@@ -52,7 +52,7 @@ KEEP_TTL = """
 UPDATE gateways_listing SET ttl_ms = %s
 WHERE assignment_id = %s AND identity_id IS NOT DISTINCT FROM %s AND kind = %s AND ttl_ms <> %s
 """
-MOST_TTL_MS = 60_000  # Not longer: lists also depend on switches here, which may change at any moment.
+MOST_TTL_MS = 60_000  # Upper limit: switches here may change the lists at any moment.
 
 type Lookup = Callable[[], Awaitable[AccessRow | None]]
 

@@ -200,12 +200,15 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """The key's capabilities; empty if revoked. It can change people, and teams of people, who have no others."""
+        """The key's capabilities; empty if revoked.
+
+        The key can change only people who have no other capabilities, and teams of such people.
+        """
         return Capability.named(self.capabilities)
 
     @property
     def acts_on(self) -> str:
-        """The capabilities that people whom the key may change can have, in words."""
+        """The capabilities in `granted` as text."""
         labels = [capability.label for capability in Capability if capability in self.granted]
         return "Everything" if len(labels) == len(Capability) else ", ".join(labels) or "Nothing"
 

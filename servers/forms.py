@@ -466,7 +466,7 @@ class ServerFilter(ListFilter):
     def narrow(self, rows: ServerQuerySet) -> ServerQuerySet:
         servers = rows.matching(self.values.get("q", ""))
         if health := self.values.get("health"):
-            servers = servers.filter(enabled=True, health__in=health)  # For disabled servers it is out of date.
+            servers = servers.filter(enabled=True, health__in=health)  # The health of disabled servers is outdated.
         if auth := self.values.get("auth"):
             servers = servers.filter(auth_type__in=auth)
         if self.values.get("identities"):

@@ -246,13 +246,13 @@ class IdentityResource(Resource):
         return get_object_or_404(self.get_queryset(), pk=pk)
 
     def _changeable(self, pk: UUID) -> Identity:
-        """Return the identity, which must be live and open to the person for disabling, enabling and revoking."""
+        """Return a live identity that the person may disable, enable and revoke; otherwise raise."""
         identity = self._find(pk)
         identity.must_be_open_to(self.me)
         return _live(identity)
 
     def _replaceable(self, pk: UUID) -> Identity:
-        """Return the identity, which must be live, and the person's own or shared and managed by the person."""
+        """Return a live identity that is the person's own, or shared if the person manages servers; otherwise raise."""
         identity = self._find(pk)
         if identity.owner_id != self.me.pk:
             must_hold(self.me, Capability.SERVERS_MANAGE)

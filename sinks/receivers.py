@@ -93,13 +93,13 @@ class Receiver:
 
     name: ClassVar[str]
     label: ClassVar[str]
-    example: ClassVar[str] = ""  # Of an address; empty if this kind has no address.
+    example: ClassVar[str] = ""  # An example of an address; empty if this kind has no address.
     address_help: ClassVar[str] = ""
     key_label: ClassVar[str] = ""  # Empty if this kind has no secret.
     key_help: ClassVar[str] = ""
     shows_secret: ClassVar[bool] = False  # The secret is optional, and sent to the receiver.
     every: ClassVar[timedelta] = timedelta(seconds=2)  # Minimum interval between two checks of a sink.
-    most_lines: ClassVar[int] = 0  # Of one delivery; 0 for `reading.MOST_ROWS`.
+    most_lines: ClassVar[int] = 0  # Maximum per delivery; 0 for `reading.MOST_ROWS`.
     package: ClassVar[str] = ""  # The optional package that this kind needs.
 
     def __init__(self, sink: Sink) -> None:

@@ -94,7 +94,7 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
     """Return the provider's keys, cached; `anew` re-reads them for a token with an unknown key. Raises ProviderDown."""
 
     def read() -> SigningKeys:
-        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # Their URL may be new.
+        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # The URL may be new.
         return read_provider_keys(provider, said)
 
     return _cached(f"{_cache_name(provider)}:keys", read, anew=anew)

@@ -289,7 +289,7 @@ def confirm(request: AppRequest) -> HttpResponse:
 class SignOut(LogoutView):  # type: ignore[misc]
     """End the session here, and, if configured, forward people who signed in at the organisation to sign out there.
 
-    People with `next` in the form continue here as somebody else, and are not forwarded.
+    If the form has `next`, the person continues here with another account, and is not forwarded.
     """
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:

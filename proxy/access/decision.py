@@ -88,7 +88,7 @@ class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
     `features` depends on ServersNeeded. ALL: ListedFeatures, in the server's order. OF_FEATURE and BY_OWN_NAME:
-    FeatureRows of the matching features, for a resource with all templates.
+    FeatureRows of the matching features and, for a resource, of all templates.
     """
 
     id: str

@@ -209,7 +209,7 @@ class StreamHistory:
         if self.away:
             self._pending.append(event)
             size = sum(len(each.data) for each in self._pending)
-            # Drop the oldest events if the database does not keep up. An end without data drops nothing for its size.
+            # Drop the oldest events if the database does not keep up. An end without data may exceed the size limit.
             while len(self._pending) > MOST_EVENTS or (event.data and size > MOST_BYTES and len(self._pending) > 1):
                 size -= len(self._pending.pop(0).data)
             self.flush()

@@ -66,7 +66,7 @@ _naming_member = re.compile(
     r"(?:name|key|id|label|field|variable|header)\W{1,9}+([\w.\-]{1,80}+)\W{1,20}+$", re.IGNORECASE
 ).search
 _quote = re.compile(r"\\*+[\"'`]|&(?:quot|#3[49]);").match
-_adjacent_text = re.compile(r"(?=[\w\"'`$\\])[^\s,;&)}\]>]*+").match  # 'two'"pieces" are one value.
+_adjacent_text = re.compile(r"(?=[\w\"'`$\\])[^\s,;&)}\]>]*+").match  # Adjacent pieces form one value: 'two'"pieces".
 _number = re.compile(r"-?\d[\d.,_]*+(?!\w)").match
 _empty_value = re.compile(r"(?:true|false|null|none|undefined)[ \t]{0,9}+(?=[,;}\])\r\n]|\Z)", re.IGNORECASE).match
 _decoder = json.JSONDecoder()
