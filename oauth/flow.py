@@ -117,7 +117,7 @@ def ask_approval(flow: AuthorizeRequest, *, by: User) -> None:
 
 
 def _host_refusal(host: Host | None) -> str:
-    """Return the refusal for the host, in words; empty if it is allowed, or a new app has no host yet."""
+    """Return why the host is refused, in words; empty if it is allowed, or if the app is new and has no host."""
     return host_refusal(host) if host else ""
 
 

@@ -436,7 +436,7 @@ class ServerStreams:
                 pause = held.place.pause(AGAIN_SECONDS)
             except SessionLost:
                 self._begin(held)
-                if held.was_open:  # Releasing the lease makes a worker whose client has a stream open a new session.
+                if held.was_open:  # If the lease is released, a worker whose client has a stream opens a new session.
                     self._drop(row)
                 return  # The next call checks whether the session is lost, and opens a new one if so.
             except UpstreamError as error:

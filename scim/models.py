@@ -304,8 +304,9 @@ class DirectoryPerson(models.Model):
 
     `addresses` are the values of `emails` in lower case. `user_name` is empty if it equals the person's e-mail. `email`
     is the address the directory sent last; an administrator's later correction is not overwritten. If `removed_at` is
-    set, the directory has deleted the person, who is deactivated and no SCIM resource. `deactivated_epoch` is the
-    session epoch after the directory deactivated the person; a later epoch means that an administrator acted.
+    set, the directory has deleted the person, who is then deactivated and no longer a SCIM resource.
+    `deactivated_epoch` is the session epoch after the directory deactivated the person; a later epoch means that an
+    administrator acted.
     """
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")

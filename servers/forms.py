@@ -419,7 +419,7 @@ class TriedSecretForm(Trial, SecretForm):
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
         if "secret" in values and not self.errors:
-            from servers.discovery import refusal_of  # noqa: PLC0415  It imports the metrics, whose files have a worker's id.
+            from servers.discovery import refusal_of  # noqa: PLC0415  It opens metrics files, one per worker.
 
             self.judge(refusal_of(self.server, values["secret"]), "secret", self.server.name)
         values.pop("keep", None)

@@ -41,7 +41,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     """A stored credential, without its secret."""
 
     id = Id()
-    label = serializers.CharField(help_text="Name for people.")  # type: ignore[assignment]  # DRF takes it out of the class
+    label = serializers.CharField(help_text="Name for people.")  # type: ignore[assignment]  # DRF removes the attribute
     server = ServerReference()
     shared = serializers.BooleanField(source="is_shared", help_text="Whether everyone uses it, instead of one person.")
     owner_email = serializers.EmailField(
@@ -83,7 +83,7 @@ class NewIdentity(RequestBody):
     """A credential for a server, your own or shared."""
 
     server_id = serializers.UUIDField(help_text="Server that the credential is for.")
-    label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
+    label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF removes the attribute
     secret = serializers.CharField(
         max_length=4000, write_only=True, help_text="The credential. It is stored encrypted and never shown again."
     )
@@ -112,7 +112,7 @@ class NewIdentity(RequestBody):
 class Label(RequestBody):
     """Another label for an identity."""
 
-    label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
+    label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF removes the attribute
 
 
 class Secret(RequestBody):

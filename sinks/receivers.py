@@ -432,7 +432,7 @@ def _seconds(retry_after: str) -> float | None:
 class Syslog(Receiver):
     """A message of RFC 5424 for each line, with octet counting (RFC 6587 section 3.4.1), over TLS (RFC 5425) or TCP.
 
-    Syslog has no acknowledgement, so TCP's is used: the receiver's machine has every byte.
+    Syslog has no acknowledgement, so TCP's is used, which proves that the receiver's machine has every byte.
     """
 
     name = "syslog"
@@ -495,7 +495,7 @@ def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
     if the receiver closed the connection earlier, and httpcore.ReadTimeout.
     """
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
-        _must_be_open(sock)  # A reset connection never sends the rest.
+        _must_be_open(sock)  # The unsent bytes of a reset connection are lost.
         deadline.left(None)
         time.sleep(0.005)
     _must_be_open(sock)

@@ -1,7 +1,7 @@
 """Sends the logs: the chores process checks every few seconds which sinks are due.
 
-One process at a time serves a sink, each sink in its own thread; the proxy is not involved. With MOST_THREADS threads, a
-slow sink delays few others, for a delivery's timeout at most. A thread that waits for a receiver holds no database
+One process at a time serves a sink, each sink in its own thread; the proxy is not involved. With MOST_THREADS threads,
+a slow sink delays few others, for a delivery's timeout at most. A thread that waits for a receiver holds no database
 connection and only one delivery in memory; undelivered rows stay in the log.
 """
 

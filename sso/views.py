@@ -283,7 +283,7 @@ def confirm(request: AppRequest) -> HttpResponse:
     return show(request, "sso/confirm.html", {"provider": provider, "onward": onward})
 
 
-# --- Signed out here, and there too -----------------------------------------------------------------------------------
+# --- Signing out ------------------------------------------------------------------------------------------------------
 
 
 class SignOut(LogoutView):  # type: ignore[misc]
@@ -305,7 +305,7 @@ class SignOut(LogoutView):  # type: ignore[misc]
             return response
 
 
-# --- Signed out there -------------------------------------------------------------------------------------------------
+# --- Logout by the provider -------------------------------------------------------------------------------------------
 
 
 @csrf_exempt
@@ -391,7 +391,7 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
     }
 
 
-# --- One's own account ------------------------------------------------------------------------------------------------
+# --- Linking an account -----------------------------------------------------------------------------------------------
 
 
 @require_POST

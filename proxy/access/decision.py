@@ -33,11 +33,11 @@ class FeatureRow(NamedTuple):
     enabled: bool
     schema: object  # Only with x-mcp-header.
     state: str
-    # Where a changed definition is held back: the definition clients see, and the server's current one.
+    # Only if a changed definition is held back: the definition clients see, and the server's current one.
     approved: str | None
     offered: str | None
     kind: str
-    granted: bool = True  # Given to the person, and within the limit of the app or agent.
+    granted: bool = True  # Whether the feature is given to the person, and within the limit of the app or agent.
 
 
 class ListedFeature(NamedTuple):
@@ -111,7 +111,8 @@ class AssignedServer(NamedTuple):
     identity_enabled: bool | None
     ciphertext: str | None
     features: Sequence[Any] | None
-    # Whether a shared identity may be used at this gateway; whether the server's URL changed after it was confirmed.
+    # Whether this gateway may use the shared identity; whether the server's URL changed since the identity was
+    # confirmed.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
     # Key of the session at this server, and the existing session.

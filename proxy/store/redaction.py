@@ -47,7 +47,7 @@ _CREDENTIAL_FORMS = re.compile(
 )
 _PEM = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)")
 _URL_CREDENTIALS = re.compile(
-    r"(?<=://)(?:[^/\s@\"'<>]{1,300}+|[^/\s:@\"'<>]{0,100}+:[^\s@\"'<>]{1,300}+)(?=@)"  # A password may hold a slash.
+    r"(?<=://)(?:[^/\s@\"'<>]{1,300}+|[^/\s:@\"'<>]{0,100}+:[^\s@\"'<>]{1,300}+)(?=@)"  # A password may have a slash.
 )
 
 _USER_OPTION = re.compile(r"(?<![\w\-])((?:-u|--user|--proxy-user)[ =][\"']?[^\s:\"']{0,100}+:)[^\s\"']++")
@@ -185,7 +185,7 @@ def _closing_bracket(text: str, start: int) -> int:
     for bracket in _BRACKETS.finditer(text, start):
         depth += 1 if bracket[0] in "[{" else -1
         if depth == 0:
-            return _TO_LINE_END.match(text, bracket.end()).end()  # type: ignore[union-attr]  # It matches nothing too.
+            return _TO_LINE_END.match(text, bracket.end()).end()  # type: ignore[union-attr]  # Never None.
     return len(text)
 
 
