@@ -517,7 +517,7 @@ class SuspendedCalls:
         uid, turn = self._checked_state(message, grant.connection_id)
         if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
             raise BadState("this requestState was used before, or its call is over")
-        news = self._bell.listen(uid)  # Only now: a second retry with this state must not take the first one's wake-up.
+        news = self._bell.listen(uid)  # Not earlier: a refused second retry would remove the event of the first one.
         try:
             await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
             while True:

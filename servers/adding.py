@@ -377,7 +377,7 @@ def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | N
                 feature.enable(by=by)
 
 
-# The page: from a URL, or a well-known server, to tools on gateways.
+# The page: choose a server by URL or tile, test it, and assign it to gateways.
 
 PAGE = "servers/add.html"
 TESTED = "tested_server"  # Session key: the outcome of testing a server before it is added.

@@ -101,7 +101,7 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
 
 
 def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
-    """Return the cached result of `read`, or raise its cached ProviderDown. `anew` reads again, once a minute."""
+    """Return the cached result of `read`, or raise its cached ProviderDown. `anew` reads again, but only once a minute."""
     kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
         return kept
@@ -123,7 +123,7 @@ def forget_metadata(provider: Provider) -> None:
 
 
 def _cache_name(provider: Provider) -> str:
-    """Return a cache key with the field names: during an upgrade, releases with other fields share the cache."""
+    """Return a cache key with the field names, because during an upgrade releases with other fields share the cache."""
     named = "\n".join((provider.issuer, *OpenIdMetadata._fields))
     return f"organisation-provider:{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 

@@ -466,7 +466,7 @@ class _Redactor:
                 self.cut = True
                 return
             yield REDACTED if option else self.value(element, depth + 1)
-            # An option may name the next element, as in the command line `["--password", "x"]`.
+            # An option may be the name of the next element, as in the command line `["--password", "x"]`.
             option = isinstance(element, str) and element[:1] == "-" and "=" not in element and names_a_secret(element)
 
     @property
