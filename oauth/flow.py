@@ -56,7 +56,7 @@ def begin_app(
 ) -> AuthorizeRequest:
     """Start a flow for the signed-in person that ends with a redirect to an app.
 
-    For an unknown app, no host is created yet, so that merely following a link adds nothing that others can see.
+    For an unknown app, no host is created yet, so that merely following a link creates no object that others can see.
     """
     return AuthorizeRequest.objects.create(
         kind=Ending.OAUTH,

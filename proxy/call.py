@@ -893,7 +893,7 @@ def wanted(message: Message | None, feature: Named | None) -> Wanted:
         return Wanted(ServersNeeded.ALL, method.lists)
     if not method.named_by:
         return INTRODUCTION if method.introduces else NOTHING
-    # No feature has a name the database cannot store; stripping those characters could match another feature.
+    # A name that the database cannot store belongs to no feature; stripped of such characters it might match one.
     if feature is None or not is_nameable(feature):
         return NOTHING
     return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))

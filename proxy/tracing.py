@@ -85,7 +85,8 @@ def _attribute(key: str, value: str | int) -> bytes:
     return field(0x4A, key_value(key, value))
 
 
-# Post spans to a collector from a separate thread, so that calls neither wait for the collector nor fail with it.
+# Post spans to a collector from a separate thread, so that calls do not wait for the collector, and do not fail if it
+# fails.
 #
 # Spans are encoded before they are queued: encoding a batch in the thread would block calls for a millisecond.
 

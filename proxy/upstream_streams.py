@@ -759,7 +759,7 @@ def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) ->
 
 
 def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
-    """Return the session's server from the grant; None if it is not usable, or only with another identity."""
+    """Return the session's server from the grant; None if it is not usable with the session's identity."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(
         (

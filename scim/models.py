@@ -106,7 +106,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def find(self, secret: str) -> ProvisioningKey | None:
-        """Return the live key with this current or still working previous secret; None if there is none."""
+        """Return the live key with this secret, current or previous and still valid; None if there is none."""
         if not token_text.well_formed(secret, {token_text.DIRECTORY}):
             return None
         digests = token_text.candidates(secret, settings.TOKEN_KEYS)

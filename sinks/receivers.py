@@ -255,7 +255,7 @@ def _in_words() -> Iterator[None]:
 
 
 class Webhook(_Posts):
-    """JSON lines in one compressed POST, signed by Standard Webhooks: HMAC-SHA256 of id, time and body."""
+    """JSON lines in one compressed POST, signed as in Standard Webhooks: HMAC-SHA256 of id, time and body."""
 
     name = "webhook"
     label = "Webhook"

@@ -163,7 +163,7 @@ class Admission(models.Model):
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """Call `_named`, but do not reveal to people who get no role whether an address has an account."""
+        """Call `_named`, but hide from people who get no role whether an address has an account."""
         try:
             return self._named(who, invited)
         except NoEntry as refused:

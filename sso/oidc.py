@@ -101,7 +101,7 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
 
 
 def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
-    """Return the cached result of `read`, or raise its cached ProviderDown. `anew` reads again, but only once a minute."""
+    """Return the cached result of `read`, or raise its cached ProviderDown. `anew` re-reads, at most once a minute."""
     kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
         return kept

@@ -99,7 +99,7 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 
 
 class SessionLost(Exception):
-    """The server does not know the session: HTTP 404 to a request that named it, and no answer to that request.
+    """The server does not know the session: it answered a request in it with HTTP 404, without a JSON-RPC answer.
 
     MCP 2025-11-25 (Session Management) calls this "session not found": the request was not processed.
     """

@@ -41,7 +41,7 @@ class FeatureRow(NamedTuple):
 
 
 class ListedFeature(NamedTuple):
-    """A feature listed for this connection: its definition, and the name the server uses for it if that has dots."""
+    """A feature listed for this connection: its definition, and the server's own name for it if that name has dots."""
 
     exposed_name: str
     text: str

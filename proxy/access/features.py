@@ -241,7 +241,7 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
 def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str = TOOL) -> Resolved | AssignedServer:
     """Return the server and the tool or prompt of this name, like `resolve`.
 
-    A tool that is not listed cannot be called, because without a row nobody could have disabled the tool.
+    A tool that is not listed cannot be called: it has no row, so an administrator could not have disabled it.
     """
     assigned = server_of(assignments, exposed)
     if assigned is None:
@@ -259,7 +259,7 @@ def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str 
 def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, several: bool) -> Resolved:
     """Return the server and the resource of this URI, like `resolve`.
 
-    A resource that is not listed can be read if the switch of the matching template allows it; if no template matches,
+    A resource that is not listed can be read if the switch of the matching template allows it. If no template matches,
     the server's policy decides.
     """
     budget = MatchBudget()

@@ -117,7 +117,7 @@ class DecryptionKey(models.Model):
 
     @classmethod
     def opening(cls) -> Sequence[rsa.RSAPrivateKey]:
-        """Return the private keys that decrypt assertions, without those that no configured encryption key decrypts."""
+        """Return the private keys that decrypt assertions. Skip keys that no configured encryption key can decrypt."""
         return [key for row in cls.objects.all() if (key := row.private_key()) is not None]
 
     def private_key(self) -> rsa.RSAPrivateKey | None:
