@@ -224,7 +224,7 @@ class Catalogue:
             # DISTINCT makes PostgreSQL sort everything. Only needed if a gateway has a server twice, which is rare.
             twice = assigned.values("server", "gateway").annotate(times=Count("pk")).filter(times__gt=1)
             told[by] = f"count({'DISTINCT ' if twice.exists() else ''}p.gateway_id)"
-        most = most if most is None else most or 1  # The total is a column of the rows, so at least one is read.
+        most = most if most is None else most or 1  # The total is a column of the rows, so at least one row is read.
         with book() as opened, connection.cursor() as cursor:
             rows, of_rows = self._calls(opened, {}) if joins_use else ("", [])
             statement = ENTRIES.format(

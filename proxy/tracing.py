@@ -218,7 +218,7 @@ class CallSpan:
         self._request = request
         self._outcome = "unavailable"
         self._is_over = False
-        self._offset = request.arrived - request.began  # From perf_counter to the time of day.
+        self._offset = request.arrived - request.began  # Time of day minus perf_counter.
         row, parent = request.row, told.get(trace_context.PARENT, "")
         caller = _context_of(parent) if parent else None
         self._parent = b"" if caller is None else caller.span_id

@@ -155,7 +155,7 @@ class Sink(Versioned, Switchable):
     claimed_until = models.DateTimeField(null=True, editable=False)
     looked_at = models.DateTimeField(null=True)  # Time of the last check for rows to send.
     retry_at = models.DateTimeField(null=True)
-    failures = models.PositiveIntegerField(default=0)  # Consecutive.
+    failures = models.PositiveIntegerField(default=0)  # Consecutive failures.
     last_error = models.CharField(max_length=LONGEST_ERROR, blank=True)
     last_error_at = models.DateTimeField(null=True)
     delivered = models.BigIntegerField(default=0)  # Rows; a row that is sent twice counts twice.

@@ -190,7 +190,7 @@ ALPHABETS = (
     string.ascii_letters + string.digits,
     string.ascii_letters + string.digits + "+/=_-",
 )
-LEAST_DIFFERENT = 10  # Different characters of a random secret.
+LEAST_DIFFERENT = 10  # Minimum number of different characters in a random secret.
 PREFIX = "whsec_"  # Prefix of base64 secrets (Standard Webhooks).
 
 

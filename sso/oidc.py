@@ -302,7 +302,7 @@ def _must_be_granted(asked: str, granted: str) -> None:
     People could remove a scope from the authorization URL to leave out the groups that come with it.
     """
     given = {SCOPES_CALLED.get(scope, scope) for scope in granted.split()}
-    missing = set(asked.split()) - given - {"offline_access"}  # Gives no claims; often not reported.
+    missing = set(asked.split()) - given - {"offline_access"}  # It gives no claims, and is often not reported.
     if missing:
         raise SignInFailed(f"The provider did not grant these scopes: {' '.join(sorted(missing))}.")
 

@@ -487,7 +487,7 @@ class HttpConnection(asyncio.Protocol):
         self._lost = error
         self._wake()
 
-    # What has arrived, parsed slice by slice
+    # Parsing received data, slice by slice
 
     async def _advance(self) -> None:
         """Parse a slice of the received data, or wait for more data. Raises the error of the answer, if any."""

@@ -31,7 +31,7 @@ class FeatureRow(NamedTuple):
     name: str
     exposed_name: str
     enabled: bool
-    schema: object  # Only with x-mcp-header.
+    schema: object  # Only if it uses x-mcp-header.
     state: str
     # Only if a changed definition is held back: the definition clients see, and the server's current one.
     approved: str | None

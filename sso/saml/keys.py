@@ -50,7 +50,7 @@ def make_key() -> tuple[str, str]:
 
 def load_key(pem: str) -> rsa.RSAPrivateKey:
     """Load a key created by `make_key`. Raises ValueError or TypeError if it is invalid."""
-    key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # Our own key.
+    key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # Our own key is valid.
     if not isinstance(key, rsa.RSAPrivateKey):
         raise TypeError("The key is not an RSA key.")
     return key
