@@ -289,7 +289,7 @@ class NewAssignment(AssignmentChanges):
 
 
 class AssignmentResource(Resource):
-    """The servers of one gateway, by alias or, without one, by id."""
+    """The servers of one gateway, addressed by alias, or by id if they have no alias."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         WrongIdentity: Problem(HTTPStatus.BAD_REQUEST, "invalid", "shared_identity_id"),

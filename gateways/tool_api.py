@@ -338,7 +338,7 @@ class CatalogueResource(Resource):
     def list(self, request: Request) -> Response:
         """List the tools of all servers.
 
-        To sort by `calls` or `last`, or to show `unused` tools, takes `logs:read` as well.
+        Sorting by `calls` or `last`, and showing `unused` tools, also requires `logs:read`.
         """
         values = {name: self.query_data.get(name) for name in ("q", "effect", "show")}
         if values["show"] == "unused" or self.ordering.removeprefix("-") in BY_USE:
@@ -353,7 +353,7 @@ class CatalogueResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a tool of a server.
 
-        The id is that of any of its features that you may see.
+        Use the id of any feature of the tool that you may see.
         """
         feature = get_object_or_404(Feature.objects.tools_seen_by(self.me).select_related("assignment"), pk=pk)
         self.catalogue = Catalogue(self.me, {})

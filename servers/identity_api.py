@@ -125,7 +125,7 @@ class Secret(RequestBody):
 
 
 class IdentityResource(Resource):
-    """Your own identities; shared ones and those of other people by capability."""
+    """Your own identities; with a capability also shared identities and those of other people."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         IdentityAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),
@@ -169,7 +169,7 @@ class IdentityResource(Resource):
     def create(self, request: Request) -> Response:
         """Create an identity.
 
-        The credential is tried first; one that the server refuses is stored only with `keep`.
+        The credential is tested first; a refused credential is stored only with `keep`.
         """
         body = self.body()
         if body["shared"]:

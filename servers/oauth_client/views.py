@@ -95,8 +95,8 @@ class SignIns(Resource):
         """Start to sign in at the issuer of a server.
 
         The answer has the address where the person continues in a browser. It works once, for ten minutes, and only for
-        the same person. If you use a session, it has to be the same browser; with an API key, one where its owner is
-        signed in. The result is an identity, which GET /identities lists.
+        the same person. With a session, it has to be the same browser; with an API key, any browser in which the owner
+        of the key is signed in. The result is an identity, which GET /identities lists.
         """
         body = self.body()
         server = self._server(body["server_id"])
