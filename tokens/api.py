@@ -169,9 +169,9 @@ class TokenResource(Resource):
     def rotate(self, request: Request, pk: UUID) -> Response:
         """Replace the secret of a token.
 
-        Done by its owner, or by the token itself as Bearer. The previous secret works for another `overlap_hours`: 0,
-        1, 24 or 168; with `until_used` only until the new secret is used; without a body it stops at once. Nothing else
-        of the token changes. A previous secret cannot rotate the token.
+        Only the owner can do this, or the token itself as Bearer; a previous secret cannot. The previous secret works
+        for another `overlap_hours`: 0, 1, 24 or 168. With `until_used` it ends earlier, when the new secret is used.
+        Without a body it stops at once. Nothing else of the token changes.
         """
         presented: Any = request.auth
         terms = self.body()
@@ -184,9 +184,9 @@ class TokenResource(Resource):
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
         """End a token's secrets and ask its owner to collect a new one.
 
-        The present secret works for another `overlap_hours`, with `until_used` only until the new secret is used;
-        without a body it stops at once. Only the owner can collect the new secret. Asking again only ends a remaining
-        overlap, if `overlap_hours` is 0.
+        The present secret works for another `overlap_hours`. With `until_used` it ends earlier, when the new secret is
+        used. Without a body it stops at once. Only the owner can collect the new secret. To end a remaining overlap,
+        ask again with 0 `overlap_hours`; asking again has no other effect.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))
@@ -384,7 +384,7 @@ class Regenerate(Connections):
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 
     def _key(self, connection: Connection) -> Response:
-        """Regenerate an app's key, which is never shown. Takes the capability even for the person's own connection."""
+        """Regenerate an app's key, which is never shown. Needs the capability even for one's own connection."""
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
         _must_regenerate(connection)
         return self.changed(connection, partial(Token.objects.renew_key, connection))
