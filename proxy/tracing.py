@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 # Encode spans for OTLP: messages of opentelemetry.proto.trace.v1 (1.10), in the binary form of Protocol Buffers.
 #
-# Written by hand, since a span has few kinds of fields and mostly the attributes of the previous span: OpenTelemetry's
-# SDK takes eight times the processor time, half of it in a thread that blocks calls.
+# Written by hand, since a span has few kinds of fields, and mostly the same attributes as the previous span.
+# OpenTelemetry's SDK takes eight times the processor time, half of it in a thread that blocks calls.
 
 INTERNAL, SERVER, CLIENT = 1, 2, 3  # Span.SpanKind.
 ERROR = b"\x7a\x02\x18\x02"  # Span.status with Status.code = STATUS_CODE_ERROR.

@@ -489,7 +489,7 @@ class Syslog(Receiver):
 
 
 def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
-    """Wait until the receiver's machine has acknowledged every byte, and briefly for it to close the connection.
+    """Wait until the receiver's machine has acknowledged every byte, then briefly until it closes the connection.
 
     Closing with unread data would reset the connection and discard what the receiver has not read. Raises Undelivered
     if the receiver closed the connection earlier, and httpcore.ReadTimeout.

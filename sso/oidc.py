@@ -212,7 +212,7 @@ def signed_out_url() -> str:
 
 
 def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | None:
-    """Return a page that forwards to the provider's logout (OpenID Connect RP-Initiated Logout 1.0), or None.
+    """Return a page that forwards to the provider's logout (OpenID Connect RP-Initiated Logout 1.0).
 
     Return None if the provider has no such endpoint. The client id is sent instead of an ID token, which would have to
     be stored for the whole session and would appear in a URL; without an ID token the provider asks the person for

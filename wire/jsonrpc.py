@@ -133,8 +133,8 @@ MOST_DIGITS = 1_000
 def loads(text: bytes) -> Any:
     """Parse a JSON text. Raises ValueError.
 
-    orjson turns integers beyond 64 bits into floats and refuses lone surrogates and numbers beyond the range of a
-    float, all of which servers send; such texts are parsed by the slower standard library.
+    Some texts of servers are parsed by the slower standard library, because orjson turns integers beyond 64 bits into
+    floats, and refuses lone surrogates and numbers beyond the range of a float.
     """
     try:
         value = orjson.loads(text)

@@ -1,8 +1,9 @@
 """Features of an assigned server: tools, prompts, resources and templates, and the definitions clients see.
 
 Definitions are pinned. A first definition is approved on arrival or waits for approval. When the server changes an
-approved definition, the new one is held back and clients continue to see the approved one, depending on the gateway's
-settings (docs/concepts.md). The proxy and the pages store a server's list with the database function `gateways_learn`.
+approved definition, the changed one is approved too, or is held back while clients continue to see the approved one.
+The gateway's settings decide both (docs/concepts.md). The proxy and the pages store a server's list with the database
+function `gateways_learn`.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,8 @@
 """Sets of tools on a gateway, and the grants that give them to everybody, to teams and to people.
 
-A tool, prompt or resource is in a set if it was chosen one by one, or if the set has patterns or effects and it fits
-both. Database functions (gateways/migrations/0003_give_tools.py) decide this, for the proxy and the pages.
+A tool, prompt or resource is in a set if it was chosen one by one, or if the set has a rule (patterns, effects or both)
+and it fits the rule. Database functions (gateways/migrations/0003_give_tools.py) decide this, for the proxy and the
+pages.
 """
 
 from collections.abc import Iterable

@@ -418,9 +418,9 @@ def target_of(
 ) -> Target:
     """Return the server's address, credential, era and session for one request.
 
-    For a client of MCP 2026-07-28 (`modern`), the server is called in that era if it supports it; such a client sends
-    its `extensions` with each request. `authorize` has already checked that the identity may be used; this function
-    decrypts the credential. Raises IdentityUnreadable.
+    For a client of MCP 2026-07-28 (`modern`), the server is called in that era if the server supports it. Such a client
+    sends its `extensions` with each request. `authorize` has already checked that the identity may be used; this
+    function decrypts the credential. Raises IdentityUnreadable.
     """
     session = grant.session
     told = assigned.upstream_key.rpartition(" ")[2]
