@@ -91,9 +91,10 @@ def month() -> list[datetime]:
 
 @dataclass
 class CatalogueEntry:
-    """One tool of a server: `places` are its features on all gateways, `found` the places that match the filters.
+    """One tool of a server.
 
-    `feature` is the oldest of `found`; calls are counted for `found`.
+    `places` are the tool's features on all gateways, `found` those that match the filters, `feature` the oldest of
+    `found`. Calls are counted for `found`.
     """
 
     feature: Feature

@@ -336,7 +336,7 @@ async def relay(
     progress_token: int | None,
     notification: Object,
 ) -> None:
-    """Rewrite a notification that arrived during a call and forward it to the client; drop it if not for the client."""
+    """Rewrite a notification that arrived during a call and forward it, or drop it if it is not for this client."""
     own, method = notification.get("params"), notification.get("method")
     if not isinstance(own, dict) or not isinstance(method, str):
         return

@@ -116,9 +116,10 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
     def issue(
         self, *, name: str, role: Role, capabilities: Collection[Capability], by: User, pk: UUID | None = None
     ) -> IssuedProvisioningKey:
-        """Create a key. People created with it get `role`; it can change only people who have no other `capabilities`.
+        """Create a key. People created with it get `role`.
 
-        Raises ProvisioningError, or BeyondYours for capabilities `by` does not have. The secret is not stored.
+        The key can change only people who have no other capabilities than `capabilities`. Its secret is not stored.
+        Raises ProvisioningError, or BeyondYours for capabilities `by` does not have.
         """
         if role.is_owners:
             raise MakesOwners(MakesOwners.__doc__)

@@ -132,7 +132,10 @@ class NewServerForm(Trial, ServerForm):
             self.add_error("secret", list(errors))
 
     def accepts_credential(self) -> bool:
-        """Test the credential at the server. If refused and not to be kept, add a form error and return False."""
+        """Test the credential at the server; return False, with a form error, if it is refused.
+
+        A refused credential that is to be kept anyway counts as accepted.
+        """
         if secret := self.cleaned_data["secret"]:
             server = Server(**self.server_fields())
             self.judge(refusal_of(server, secret), "secret", server.name)

@@ -142,7 +142,7 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256, which sign-in here needs.")
 
     def usable(name: str, *, needed: bool = True) -> str:
-        """Return the https URL `name`; without one return "", or raise ProviderDown if the URL is `needed`."""
+        """Return the https URL `name`. If there is none, return "", or raise ProviderDown if it is `needed`."""
         value = document.get(name)
         if isinstance(value, str) and is_https(value, like=provider.issuer):
             return value

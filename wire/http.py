@@ -80,7 +80,7 @@ class WithoutRoom(Exception):
 
 
 class Slow(Exception):
-    """A large answer arrived too slowly while another answer waited for the room it took in the memory budget."""
+    """A large answer arrived too slowly while another answer waited for its room in the memory budget."""
 
 
 def more_than(limit: int) -> str:

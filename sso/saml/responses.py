@@ -150,7 +150,7 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
 
 
 def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
-    """Refuse a response whose own signature is invalid. It is optional; the assertion must be signed in any case."""
+    """Refuse a response whose own signature is invalid. That signature is optional, unlike the assertion's."""
     if root.find(tag(SIGNATURE, "Signature")) is not None:
         _signed(root, "./", root, expected.certificates)
 
@@ -321,7 +321,7 @@ def _must_be_a_name_for_us(name: Element, expected: Expected) -> None:
 
 
 def _attributes(signed: Element) -> dict[str, list[str]]:
-    """Return attribute values by name, and by friendly name unless another attribute has it as its name."""
+    """Return attribute values by name and by friendly name. A name takes precedence over an equal friendly name."""
     found: dict[str, list[str]] = {}
     friendly: dict[str, list[str]] = {}
     for each in signed.iterfind(f"{tag(ASSERTION, 'AttributeStatement')}/{tag(ASSERTION, 'Attribute')}"):

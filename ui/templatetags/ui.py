@@ -326,9 +326,8 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
 
     `urls` is a URL name with a placeholder for `enable` and `disable`, such as "hosts:{}". Disabling asks first;
     enabling acts at once. `target` is the element that the response replaces, `name` distinguishes the switches of a
-    list. With `words` the state is shown next to the switch, as in the head of a page.
-    `blocked` says why an enabled row is not used. Without JavaScript a link or button replaces the switch, except in
-    lists with checkboxes.
+    list. With `words` the state is shown next to the switch, as in the head of a page. `blocked` says why an enabled
+    row is not used. Without JavaScript a link or button replaces the switch, except in lists with checkboxes.
     """
     return {
         "on": row.enabled,
