@@ -60,7 +60,8 @@ class CallGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups with the most calls. `more`: there are other groups; `since`: only calls from this time on count."""
+    """The groups with the most calls. `more`: there are other groups; `since`: only calls from this time on are
+    counted."""
 
     rows: Sequence[CallGroup]
     more: bool

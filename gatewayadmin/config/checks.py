@@ -75,7 +75,7 @@ def the_database_urls_lead_where_they_should(
 
 
 def is_local_domain(domain: str) -> bool:
-    """Return whether other machines cannot send mail to this domain."""
+    """Return True for a domain that other machines cannot send mail to."""
     return domain == "localhost" or domain.endswith((".localhost", ".localdomain", ".local")) or "." not in domain
 
 
