@@ -77,7 +77,7 @@ def _options(context: dict[str, Any]) -> dict[str, Any]:
 
 
 class Confirmed:
-    """View mixin that requires confirmation: at the identity provider if they have no password and second factor."""
+    """View mixin that requires a recent confirmation, here or at the identity provider (`must_ask_again`)."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if must_ask_again(request):

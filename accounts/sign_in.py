@@ -243,7 +243,7 @@ def ask_again(view: View) -> View:
 def ask_first(view: View) -> View:
     """Require confirmation before a form is shown; for long forms on pages that show no data.
 
-    If the confirmation expires while the form is filled in, it is asked again as in `ask_again`, without loss of data.
+    If the confirmation expires while the person fills in the form, `ask_again` applies and no entered data is lost.
     """
     return _asking(view, free=())
 

@@ -154,8 +154,9 @@ class Channel(Versioned, models.Model):
         return str(address), str(secret)
 
     def must_be_open_to(self, by: User) -> None:
-        """Raise CapabilityRequired if `by` may not change this workspace channel, DoesNotExist if it is another
-        person's.
+        """Raise CapabilityRequired if this is a workspace channel that `by` may not manage.
+
+        Raise DoesNotExist if it is another person's channel.
         """
         if self.owner_id is None and not by.has_perm(Capability.WORKSPACE_MANAGE):
             raise CapabilityRequired(Capability.WORKSPACE_MANAGE)

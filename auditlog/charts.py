@@ -77,8 +77,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars of length `each`; the last bar may be shorter or longer. If `is_partial`, only the newest calls are
-    counted."""
+    """Bars of length `each`; the last may be shorter or longer. `is_partial`: only the newest calls are counted."""
 
     bars: list[Bar]
     each: timedelta

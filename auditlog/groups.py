@@ -60,8 +60,7 @@ class CallGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups with the most calls. `more`: there are other groups; `since`: only calls from this time on are
-    counted."""
+    """The groups with the most calls; `more` if there are others. If `since` is set, only calls from then on are counted."""
 
     rows: Sequence[CallGroup]
     more: bool

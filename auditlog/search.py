@@ -148,7 +148,7 @@ def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
-    """Match calls of objects that have this name today; if there are none, calls recorded with this name."""
+    """Match calls of objects that have this name today; if no object has it, calls recorded with this name."""
     pks = uuids([text]) or names.ids_named(field.name, text, part=part)
     if pks and len(pks) <= names.MAX_IDS:
         return equal(field.id_column, pks)

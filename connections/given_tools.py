@@ -1,6 +1,4 @@
-"""The tools that people and hosts have by sets, grants and limits, and the calls that a change of these would
-refuse.
-"""
+"""The tools that sets, grants and limits allow, and the calls that a change of these would refuse."""
 
 from __future__ import annotations
 

@@ -203,8 +203,7 @@ class ConnectionFilter(ListFilter):
 
 
 def _of_person(words: str) -> Q:
-    """Match connections of the person with the e-mail address `words`, or if there is none, of people whose address
-    contains it."""
+    """Match connections of the person with the e-mail `words`, otherwise of all people whose e-mail contains it."""
     person = User.objects.filter(email__iexact=words).first() if "@" in words else None
     return Q(user=person) if person else holds("user__email", words)
 

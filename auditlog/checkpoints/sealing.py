@@ -113,9 +113,7 @@ TABLE = Call._meta.db_table
 
 
 def _texts(model: type[Model]) -> set[str]:
-    """Return the columns to select as text: AS_TEXT, and UUIDs, which are slow to parse and become text in JSON
-    anyway.
-    """
+    """Return the columns to select as text: AS_TEXT, and UUIDs, which are slow to parse and text in JSON anyway."""
     return AS_TEXT | {
         str(field.column)
         for field in model._meta.concrete_fields

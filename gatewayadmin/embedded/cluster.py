@@ -294,8 +294,7 @@ def cluster(data_dir: Path) -> Cluster:
 
 
 def socket_folder(folder: Path) -> Path:
-    """Return the folder of the socket: the server's folder, or a private one with a short path if that path is too
-    long."""
+    """Return the folder of the socket: the server's folder, or a private one if the server's path is too long."""
     if len(os.fsencode(folder / SOCKET)) <= LONGEST_SOCKET_PATH:
         return folder
     return Path(tempfile.gettempdir()) / f"gateway-admin-{sha256(os.fsencode(folder)).hexdigest()[:16]}"
