@@ -60,7 +60,7 @@ class CallGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups with the most calls; `more` if there are others. If `since` is set, only calls from then on are counted."""
+    """The groups with the most calls; `more` if there are others. Calls before `since` are not counted."""
 
     rows: Sequence[CallGroup]
     more: bool
