@@ -134,7 +134,7 @@ class Gauging:
         return self._standing
 
     def measure(self) -> None:
-        """Measure once. Never raises database errors; a replica that cannot be measured is not used."""
+        """Measure the replica's lag once. A database error is not raised: it marks the replica as unusable."""
         self._began = time.monotonic()
         try:
             fault, lag = self._measured()

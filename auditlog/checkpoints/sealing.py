@@ -235,7 +235,10 @@ def _oldest_partition() -> str:
 
 
 def _first(cursor: Any) -> Body:
-    """Return the first checkpoint. Existing calls are covered by no checkpoint, admin events by the next ones."""
+    """Return the first checkpoint, which covers no rows.
+
+    No checkpoint covers the calls that already exist. The next checkpoints cover all existing admin events.
+    """
     now, last = timezone.now(), newest_id(cursor, TABLE)
     covers = {"from": now - NEAR, "before": None, "after_id": last, "upto_id": last}
     state = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}

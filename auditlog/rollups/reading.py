@@ -210,9 +210,10 @@ class Book:
     def query_of(
         self, where: Where, since: datetime, until: datetime, *, by: Sequence[str], named: bool = False
     ) -> SQL | None:
-        """Return a query for `calls` by the columns `by` and `ended`, with several rows per key; None if `read` would.
+        """Return a query for the number of calls, by the columns `by` and by outcome (`ended`).
 
-        The column `last_at` is the start of the newest call of a row.
+        The rows have the columns `by`, `calls`, `last_at` (start of the newest call) and `ended`. Several rows may
+        have the same values of `by` and `ended`: add their calls. Returns None in the cases in which `read` does.
         """
         pieces = self._pieces({*where, *by}, since, until, None)
         if pieces is None or not self._may_read(pieces, where):

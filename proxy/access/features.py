@@ -1,8 +1,9 @@
 """Resolve a name or URI to a server and a feature, and check switches, policy and identity (rows 13 to 15).
 
-Features are tools, prompts, resources and resource templates. Features that cannot be used are not listed: lists apply
-the same switches and policy in `access/query.sql`, and also leave out what the server does not currently offer. A tool
-or prompt that is not stored cannot be called.
+Features are tools, prompts, resources and resource templates. A tool or prompt that is not stored cannot be called.
+
+Lists apply the same switches and policy, in `access/query.sql`. They also leave out features that the server does not
+currently offer.
 """
 
 from collections.abc import Sequence

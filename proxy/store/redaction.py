@@ -168,7 +168,11 @@ def _find_or_end(text: str, part: str, start: int) -> int:
 
 
 def _closing_quote(text: str, quote: str, start: int) -> int:
-    """Return the end of a quoted value. A quote escaped by one more backslash is part of the value."""
+    """Return the position at which a quoted value ends, or the length of the text if no quote closes the value.
+
+    A quote after an additional backslash is escaped, so the value continues. Text that follows without a space, as in
+    a shell, belongs to the value too.
+    """
     end = _find_or_end(text, quote, start)
     while start < end < len(text) and text[end - 1] == "\\":
         end = _find_or_end(text, quote, end + 1)
