@@ -148,7 +148,10 @@ def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
-    """Match calls of objects that have this name today; if no object has it, calls recorded with this name."""
+    """Match calls of the objects that have this name now.
+
+    If no object has the name, or too many have it, match calls that were recorded with this name.
+    """
     pks = uuids([text]) or names.ids_named(field.name, text, part=part)
     if pks and len(pks) <= names.MAX_IDS:
         return equal(field.id_column, pks)
@@ -156,7 +159,7 @@ def _named(field: LogField, text: str, *, part: bool) -> Criterion:
 
 
 def _of_anything(pk: UUID) -> Criterion:
-    """Match the call with this id, and the calls of the request, trace or object with this id."""
+    """Match calls by an id of any kind: of a call, a request, a trace or an object."""
     ids = {name: pk for name in INDEXES if isinstance(Call._meta.get_field(name), UUIDField)} | {"trace_id": pk.hex}
     newest = [
         Call.objects.filter(INDEXES[name], **{name: value}).order_by("-created_at").values_list(Value(name))[:1]
