@@ -89,7 +89,7 @@ class WorkspaceForm(forms.Form):
         help_text="Bytes, from 256 to 65,536; longer payloads are cut.",
     )
     calls_per_minute = LimitField(
-        "Calls a minute, all together",
+        "Calls per minute, all tokens together",
         "Empty: no limit. Above the limit, callers get 429 with Retry-After.",
     )
     token_calls_per_minute = LimitField(

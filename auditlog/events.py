@@ -259,7 +259,7 @@ class EventFilter(forms.Form):
                 [(action, action) for action in sorted(Action)],
             ),
             EventFacet("via", "Via", cleaned["via"], first_of(vias), Via.choices),
-            *(EventFacet(name, label, cleaned[name], cleaned[name][:24], []) for name, label in TEXTS.items()),
+            *(EventFacet(name, label, cleaned[name], cleaned[name], []) for name, label in TEXTS.items()),
         ]
 
 
@@ -277,8 +277,9 @@ class ChangedField(NamedTuple):
 
 
 def changes_in_words(changes: Mapping[str, Any]) -> list[ChangedField]:
-    """Return the changes of an event, one per field."""
-    return [_change(name, value) for name, value in masked(changes).items()]  # Older events were stored unmasked.
+    """Return the changes of an event, one per field; not those between two values that read the same."""
+    changed = [_change(name, value) for name, value in masked(changes).items()]  # Older events were stored unmasked.
+    return [one for one in changed if one.before != one.after]
 
 
 def _change(name: str, value: Any) -> ChangedField:

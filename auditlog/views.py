@@ -258,7 +258,7 @@ def _listed(
         "most_new": MOST_NEW,
         "filters": call_filter,
         "ranges": filters.RANGES,
-        "narrowed": bool(call_filter.narrowing),
+        "oldest_call": Call.objects.oldest,  # Queried only if the list is empty.
         "none_matches": bool(count and count.is_none and call_filter.narrowing and call_filter.has_calls()),
         "whole_range": call_filter.link(**dict.fromkeys(call_filter.asked.keys() - {"range", "from", "to"}, "")),
         "span": call_filter.span,

@@ -143,7 +143,7 @@ class Capability(StrEnum):
         "sinks.manage_sink",
         "sinks:manage",
         "Send the logs elsewhere",
-        "See, test, pause and remove log sinks; with View logs and View admin events, add and change them.",
+        "See, test, pause and remove log sinks; with View and export logs and View admin events, add and change them.",
     )
     PROVISIONING_MANAGE = (
         "scim.manage_provisioning",

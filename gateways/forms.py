@@ -125,7 +125,7 @@ class AssignmentForm(forms.Form):
     bare = forms.BooleanField(
         label="Without alias",
         required=False,
-        help_text="Tools keep their own names. Only for the one server of a gateway.",
+        help_text="Tools keep their own names. Only if the gateway has one server.",
     )
     identity_scheme = forms.ChoiceField(choices=[(s.value, s.label) for s in SCHEMES], widget=forms.RadioSelect)
     shared_identity = forms.ModelChoiceField(Identity.objects.none(), required=False, empty_label="Choose a credential")

@@ -73,7 +73,7 @@ CATALOGUE = Table(
             most_first=True,
             needs=Capability.LOGS_READ,
         ),
-        Column("last", "Last use", 7, priority=2, sorts=("last",), most_first=True, needs=Capability.LOGS_READ),
+        Column("last", "Last use", 7, priority=3, sorts=("last",), most_first=True, needs=Capability.LOGS_READ),
     ),
     order="name",
 )

@@ -77,10 +77,10 @@ GATEWAYS = Table(
     (
         Column("pick", "Pick", 2, kind="pick", needs=Capability.GATEWAYS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
-        Column("url", "Gateway URL", 20, priority=3),
-        Column("servers", "Servers", 5, priority=2, kind="number"),
+        Column("url", "Gateway URL", 20, priority=2),
+        Column("servers", "Servers", 5, priority=3, kind="number"),
         Column("tools", "Tools", 4, priority=3, kind="number"),
-        Column("connections", "Connections", 6, priority=2, kind="number", hint=LIVE),
+        Column("connections", "Connections", 6, priority=3, kind="number", hint=LIVE),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column("reach", "Reach", 7, priority=3, sorts=("reach", Lower("name")), on_phone=True),
         Column("enabled", "Enabled", 5, kind="switch"),
@@ -94,7 +94,7 @@ SERVERS = Table(
     (
         Column("name", "Server"),
         Column("alias", "Alias", 7, priority=4),
-        Column("scheme", "Identity scheme", 9, priority=2, on_phone=True),
+        Column("scheme", "Identity scheme", 9, priority=3, on_phone=True),
         Column("shared", "Shared identity", 10, priority=3),
         Column("tools", "Tools", 5, kind="number", on_phone=True),
         Column("health", "Health", 11, priority=2, on_phone=True),

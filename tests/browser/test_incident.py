@@ -39,7 +39,7 @@ def test_the_incident_page_shows_what_the_agent_did_and_stops_it_with_a_reason(l
     assert curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x").status == 200
     page.goto(f"{live.url}/incident/hosts/{host_of(live, host)}/")
 
-    expect(page.get_by_role("region", name="Tools it called")).to_contain_text("echo")
+    expect(page.get_by_role("region", name="Tools called")).to_contain_text("echo")
     expect(page.get_by_role("region", name="Connections")).to_contain_text("Quickstart")
     page.get_by_label("Reason").fill("Refunds to one card")
     page.get_by_role("button", name="Disable and revoke 1").click()

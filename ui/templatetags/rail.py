@@ -80,7 +80,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "sso:settings",
             "Sign-in by your organisation",
             "shield",
-            "OpenID Connect, groups and roles",
+            "OpenID Connect or SAML, groups and roles",
             frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE}),
         ),
         Setting("sinks:list", "Log sinks", "logs", "Receivers of the log", Capability.SINKS_MANAGE),
