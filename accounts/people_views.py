@@ -44,7 +44,7 @@ PEOPLE = Table(
     "People",
     (
         Column("name", "Name", sorts=(Lower("display_name"), "email")),
-        Column("email", "Email", 14, priority=2, sorts=("email",), on_phone=True),
+        Column("email", "E-mail", 14, priority=2, sorts=("email",), on_phone=True),
         Column("role", "Role", 8, priority=3),
         Column("teams", "Teams", 10, priority=4),
         Column("status", "Status", 10, on_phone=True),

@@ -38,7 +38,7 @@ MEMBERS = Table(
     "People of this team",
     (
         Column("name", "Name"),
-        Column("email", "Email", 16, priority=2, on_phone=True),
+        Column("email", "E-mail", 16, priority=2, on_phone=True),
         Column("role", "Role", 8, priority=3),
         Column("status", "Status", 10, on_phone=True),
         Column("acts", "Actions", 4, kind="acts", said=False),

@@ -54,7 +54,7 @@ SERVERS = Table(
         Column("auth", "Auth", 8, priority=3, sorts=("auth_type", Lower("name")), on_phone=True),
         Column("gateways", "Gateways", 6, priority=3, kind="number"),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
-        Column("health", "Health", 12, sorts=("health", Lower("name")), on_phone=True),
+        Column("health", "Health", 14, sorts=("health", Lower("name")), on_phone=True),
         Column("acts", "Enabled", 6, kind="acts"),
     ),
     order="name",

@@ -91,9 +91,9 @@ KEPT = [
     ("/settings/api-tokens", 768, "Name, Prefix, Host, Expiration date, Status"),
     ("/logs/?range=all", 1280, "Created at, Host, User email, Gateway, Server, Tool, Outcome, Duration"),
     ("/logs/?range=all", 768, "Created at, Host, User email, Tool, Outcome, Duration"),
-    ("/gateways/", 768, "Name, Servers, Connections, Enabled"),
-    ("/servers/", 768, "Name, Gateways, Health"),
-    ("/people/", 768, "Name, Email, Status"),
+    ("/gateways/", 768, "Name, Gateway URL, Enabled"),
+    ("/servers/", 768, "Name, URL, Health"),
+    ("/people/", 768, "Name, E-mail, Status"),
     ("/tools/", 768, "Tool, Server, State"),
 ]
 SHOWN = """heads => heads.filter(head => head.checkVisibility() && head.getBoundingClientRect().width > 16)

@@ -292,7 +292,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
     "/settings/identities": ("My identities", "My connections 1", "Replace secret", "Revoke"),
     "/people/": (
         *("Users Roles Teams Capabilities reference", "Invite"),
-        "Name Email Role Teams Status Last sign-in",
+        "Name E-mail Role Teams Status Last sign-in",
     ),
     "/people/{bo}/": ("Change role", "Deactivate", "Send password reset"),
     "/people/{bo}/deactivate/": (
