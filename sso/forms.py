@@ -72,7 +72,7 @@ class ProviderForm(forms.Form):
         self.fields |= fields
         for name in ("protocol", "scopes", "name_id_format"):
             self.fields[name].required = False
-        self.fields["default_role"].empty_label = "No entry"  # type: ignore[attr-defined]
+        self.fields["default_role"].empty_label = "None: refuse sign-in"  # type: ignore[attr-defined]
         self.provider = provider
         if provider.has_secret and not provider.speaks_saml:
             self.fields["secret"].help_text = "Leave empty to keep the saved secret."
