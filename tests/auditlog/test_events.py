@@ -106,6 +106,10 @@ def test_a_change_is_told_in_words(changes: dict[str, Any], said: ChangedField) 
     assert changes_in_words(changes) == [said]
 
 
+def test_a_value_that_reads_the_same_did_not_change() -> None:
+    assert changes_in_words({"alias": [None, ""], "name": ["a", "b"]}) == [ChangedField("name", "a", "b")]
+
+
 def test_a_value_of_a_field_named_as_a_secret_is_stored_nowhere(auditor: User, sign_in: SignIn) -> None:
     told = {"secret": [None, "new-value"], "Password": "hunter2", "name": ["a", "b"]}
     shown = Event.objects.record(Action.USER_UPDATED, auditor, by=auditor, changes=told)
