@@ -118,9 +118,7 @@ def _limited(gateway: Gateway) -> HostQuerySet:
 
 def _cell(column: MatrixColumn, feature: Feature, given: GivenTools) -> MatrixCell:
     sets = column.sets(given)
-    return MatrixCell(
-        column, feature, sets is None or any(feature.exposed_name[:300] in given.names[pk] for pk in sets)
-    )
+    return MatrixCell(column, feature, sets is None or any(given.has(pk, feature.exposed_name) for pk in sets))
 
 
 @require_GET

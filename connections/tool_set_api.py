@@ -137,7 +137,8 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
     id = Id()
     tool_set = Reference(help_text="The set.")
     to = serializers.SerializerMethodField(help_text="`everyone`, `team` or `person`.")
-    team = Reference(allow_null=True, help_text="The team; null for others.")
+    team = Reference(allow_null=True, help_text="The team; null for others, and if the team is deleted.")
+    team_name = serializers.CharField(help_text="Name of the team when the grant ended; empty before, and for others.")
     email = serializers.EmailField(
         source="user.email", allow_null=True, help_text="E-mail address of the person; null for others."
     )
@@ -146,7 +147,7 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
     ended_at = UtcDateTimeField(allow_null=True, help_text="When it was ended; null while it is in force.")
 
     def get_to(self, grant: ToolGrant) -> str:
-        return EVERYONE if grant.everyone else TEAM if grant.team_id else PERSON
+        return EVERYONE if grant.everyone else PERSON if grant.user_id else TEAM
 
 
 class ToolGrantQuery(ListQuery):

@@ -313,7 +313,7 @@ def client(request: AppRequest) -> HttpResponse:
     context: dict[str, Any] = {"gateways": gateways, "gateway": gateway, "connection": connection}
     if gateway:
         agent = connection is not None and connection.host.kind == HostKind.TOKEN
-        context |= _instructions(request, gateway, asked.get("how", "") or ("token" if agent else ""))
+        context |= _instructions(request, gateway, connection, asked.get("how", "") or ("token" if agent else ""))
         context["lacks"] = _lacks(request, gateway, connection)
         since = moment_of(asked, "since")
         context["wait"] = Wait.begin(request.user, since, gateway=gateway, connection=connection)
@@ -325,7 +325,7 @@ def _usable(request: AppRequest) -> list[Gateway]:
     return list(Gateway.objects.usable_by(request.user).demo_last("name"))
 
 
-def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, Any]:
+def _instructions(request: AppRequest, gateway: Gateway, connection: Connection | None, how: str) -> dict[str, Any]:
     """Return the instructions for the chosen client, by a method that the client supports."""
     chosen = client_of(request.GET.get("client", ""))
     ways = [way for way in WAYS if chosen.by(way)]
@@ -338,7 +338,7 @@ def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, 
         "how": how,
         "click": chosen.click.for_gateway(gateway.url, gateway.slug) if chosen.click and how == "browser" else None,
         "snippet": client_block(chosen, how, url=gateway.url, name=gateway.slug),
-        "call": example_call(gateway),
+        "call": example_call(gateway, request.user, connection and connection.host),
         "may_make_token": may["token"],
     }
 

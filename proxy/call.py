@@ -881,6 +881,7 @@ def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
 
 
 INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
+INSTRUCTIONS = Wanted(ServersNeeded.INTRODUCED, "instructions")
 
 
 def wanted(message: Message | None, feature: Named | None) -> Wanted:
@@ -892,7 +893,7 @@ def wanted(message: Message | None, feature: Named | None) -> Wanted:
     if method.lists:
         return Wanted(ServersNeeded.ALL, method.lists)
     if not method.named_by:
-        return INTRODUCTION if method.introduces else NOTHING
+        return INSTRUCTIONS if method.introduces else NOTHING
     # No feature has a name the database cannot store; stripping those characters could match another feature.
     if feature is None or not is_nameable(feature):
         return NOTHING

@@ -175,7 +175,7 @@ class ToolGrantPages(CapabilityAdmin):
     list_filter = (("gateway", RelatedOnlyFieldListFilter), "everyone", "given_at")
     list_select_related = ("tool_set__gateway", "gateway", "team", "user", "given_by")
     search_fields = ("tool_set__name", "gateway__name", "team__name", "user__email")
-    fields = words("gateway tool_set everyone team user given_by given_at ended_by ended_at")
+    fields = words("gateway tool_set everyone team team_name user given_by given_at ended_by ended_at")
 
 
 @register(Assignment, site=site)
@@ -235,8 +235,8 @@ class FeaturePages(CapabilityAdmin):
     list_select_related = ("assignment__server", "assignment__gateway")
     search_fields = ("exposed_name", "title")
     fields = words(
-        "kind exposed_name name title description state enabled assignment annotations effect said_effect approved"
-        " offered first_seen_at last_seen_at changed_at missing_since"
+        "kind exposed_name name title description state enabled assignment annotations effect said_effect said_title"
+        " said_description approved offered first_seen_at last_seen_at changed_at missing_since"
     )
 
     def status(self, obj: Feature) -> str:

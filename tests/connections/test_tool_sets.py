@@ -255,7 +255,7 @@ def test_what_an_administrator_says_of_a_tool_counts_in_sets(
     prompt = Feature.objects.create(assignment=get.assignment, kind="prompt", name="p", exposed_name="docs__p")
     assert client.get(f"/features/{prompt.pk}/effect/").status_code == 404
     refused = Rest(client).send("patch", f"/gateways/work/features/{prompt.pk}", {"said_effect": "writes"})
-    assert refused.json()["errors"] == {"said_effect": ["Only tools have an effect."]}
+    assert refused.json()["errors"] == {"said_effect": ["It can be stated of tools only."]}
 
 
 def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User, ann: User, sign_in: SignIn) -> None:
