@@ -36,6 +36,7 @@ FROM (
 JOIN gateways_gateway g ON g.id = p.gateway_id
 JOIN gateways_assignment a ON a.gateway_id = g.id AND a.removed_at IS NULL
 LEFT JOIN connections_hostatgateway h ON h.gateway_id = g.id AND h.host_id = %s
+WHERE g.tools_given <> 'all' OR h.tool_set_id IS NOT NULL
 """
 _BY_TOOL = "SELECT c.user_id, c.host_id, c.feature_name, count(*) FROM ({calls}) c GROUP BY 1, 2, 3"
 NAMED_KINDS = (FeatureKind.TOOL, FeatureKind.PROMPT)
@@ -50,7 +51,10 @@ def given_to(
     """
     pairs = [*people]
     gateways, users = [gateway for gateway, _ in pairs], [user for _, user in pairs]
-    return features.filter(pk__in=RawSQL(_GIVEN, [gateways, users, host]))  # noqa: S611
+    limited = HostAtGateway.objects.filter(host=host, tool_set__isnull=False).values("gateway")
+    free = Gateway.objects.filter(pk__in=gateways, tools_given=ToolsGiven.ALL).exclude(pk__in=limited).order_by()
+    given = RawSQL(_GIVEN, [gateways, users, host])  # noqa: S611
+    return features.filter(Q(assignment__gateway__in=free.values("pk")) | Q(pk__in=given))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
 
+from django import forms
 from django.db import transaction
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
@@ -18,7 +19,7 @@ from accounts.api import PROBLEMS as PEOPLE_PROBLEMS
 from accounts.models import Team, User
 from capabilities import Capability
 from capabilities.catalogue import SEES_GATEWAYS
-from connections.tool_sets import features_at, sets_at, with_holders
+from connections.tool_sets import MOST_NAMES, features_named, sets_at, with_holders
 from gateways.models import STATED_EFFECTS, AlreadyGiven, Gateway, GatewayError, StillInUse, ToolGrant, ToolSet
 from gateways.views import gateway_or_404
 from ui.operations import ListQuery, RequestBody, operation
@@ -61,7 +62,7 @@ class ToolSetBody(RequestBody):
     patterns = serializers.ListField(child=serializers.CharField(max_length=200), default=list, max_length=100)
     effects = serializers.ListField(child=serializers.ChoiceField(STATED_EFFECTS), default=list)
     members = serializers.ListField(
-        child=serializers.CharField(), default=list, max_length=500, help_text="Exposed names."
+        child=serializers.CharField(), default=list, max_length=MOST_NAMES, help_text="Exposed names."
     )
 
 
@@ -98,7 +99,7 @@ class GatewayToolSets(Resource):
         """Change a tool set."""
         row, body = self._find(slug, pk), self.body()
         if "members" in body:
-            body["members"] = _members(row.gateway, body["members"])
+            body["members"] = _members(row.gateway, body["members"], row)
         with transaction.atomic():
             now: ToolSet = row.lock()  # What the body leaves out stays as somebody else may have just changed it.
             kept = {"name": now.name, "patterns": now.patterns, "effects": now.effects, "members": [*now.members.all()]}
@@ -123,12 +124,12 @@ def _detailed(rows: Any) -> Any:
     return with_holders(rows).prefetch_related("members")
 
 
-def _members(gateway: Gateway, names: list[str]) -> list[Any]:
+def _members(gateway: Gateway, names: list[str], tool_set: ToolSet | None = None) -> list[Any]:
     """Return the features of these names. Raises ValidationError."""
-    found = list(features_at(gateway).filter(exposed_name__in=names))
-    if missing := {*names} - {feature.exposed_name for feature in found}:
-        raise ValidationError({"members": [f"This gateway has no {name}." for name in sorted(missing)]})
-    return found
+    try:
+        return features_named(gateway, names, tool_set)
+    except forms.ValidationError as error:
+        raise ValidationError({"members": error.messages}) from None
 
 
 class ToolGrantSerializer(serializers.Serializer[ToolGrant]):

@@ -1,8 +1,8 @@
 """The tab *Least privilege* of an app or agent: tools and connections used in 30 days compared with those allowed.
 
-Allowed are the tools given to the people who use it, within its limits; the others are only counted. One button disables
-its unused connections, after showing the calls this would have refused. Tools are enabled per gateway for everybody, so
-the page suggests only tools that nobody used.
+Allowed are the tools given to the people who use it, within its limits; other tools are only counted. One button
+disables its unused connections, after showing the calls this would have refused. Tools are enabled per gateway for
+everybody, so the page suggests only tools that nobody used.
 """
 
 from __future__ import annotations

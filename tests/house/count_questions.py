@@ -1049,6 +1049,8 @@ NOT_STORED = {
     "calls.slowest_bar",
     "facet.newest",
     "feature.parts",
+    "playground.not_given",  # Both: tests/connections/test_tool_sets.py.
+    "tool_set.chosen",
 }
 
 # Texts of the product with fixed numbers (limits, times and codes), which count nothing.

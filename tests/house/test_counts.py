@@ -102,6 +102,7 @@ NOT_MET = {
     "calls.day.denied",
     "least.more",
     "least.not_given",
+    "playground.not_given",
 }
 # Pages reached only after an action.
 BY_AN_ACT = {"oauth:gateway", "oauth:identity", "oauth:consent", "oauth:token"}
