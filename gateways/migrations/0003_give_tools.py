@@ -63,6 +63,22 @@ END;
 """
 DROP_IN_SETS = "DROP FUNCTION gateways_in_sets(uuid[], uuid)"
 
+# Returns the sets of a gateway granted to one of these people: as everybody, through a team, or in person. Only
+# `gateways_given` calls it, which sets the search path.
+SETS_GIVEN = """
+CREATE FUNCTION gateways_sets_given(granting_gateway uuid, people uuid[]) RETURNS uuid[] LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT DISTINCT r.tool_set_id FROM gateways_toolgrant r
+        WHERE r.gateway_id = granting_gateway AND r.ended_at IS NULL AND (
+            r.everyone OR r.user_id = ANY (people)
+            OR r.team_id IN (SELECT tu.team_id FROM accounts_team_users tu WHERE tu.user_id = ANY (people))
+        )
+    );
+END $$;
+"""
+DROP_SETS_GIVEN = "DROP FUNCTION gateways_sets_given(uuid, uuid[])"
+
 # Returns the features of an assignment, or the one that is asked for, that one of these people may use: those in a set
 # granted to them on this gateway (NULL: all), and in the set that limits the app or agent (NULL: all).
 GIVEN = """
@@ -73,13 +89,7 @@ DECLARE
     sets uuid[];
 BEGIN
     IF granting_gateway IS NOT NULL THEN
-        sets := ARRAY(
-            SELECT DISTINCT r.tool_set_id FROM gateways_toolgrant r
-            WHERE r.gateway_id = granting_gateway AND r.ended_at IS NULL AND (
-                r.everyone OR r.user_id = ANY (people)
-                OR r.team_id IN (SELECT tu.team_id FROM accounts_team_users tu WHERE tu.user_id = ANY (people))
-            )
-        );
+        sets := gateways_sets_given(granting_gateway, people);
     END IF;
     IF for_feature IS NULL THEN
         RETURN ARRAY(
@@ -153,5 +163,6 @@ class Migration(migrations.Migration):
         migrations.RunSQL(FITS, DROP_FITS),
         migrations.RunSQL(FEATURES_OF, DROP_FEATURES_OF),
         migrations.RunSQL(IN_SETS, DROP_IN_SETS),
+        migrations.RunSQL(SETS_GIVEN, DROP_SETS_GIVEN),
         migrations.RunSQL(GIVEN, DROP_GIVEN),
     ]

@@ -142,7 +142,7 @@ class AssignedServer(NamedTuple):
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
         """Return the server's capabilities in the era used for clients of this era; None if the server sent none."""
-        in_sessions, _, in_modern = self.introduction or NOT_INTRODUCED
+        in_sessions, _, in_modern, _ = self.introduction or NOT_INTRODUCED
         era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
         own, other = (in_modern, in_sessions) if era == MODERN else (in_sessions, in_modern)
         return own if own is not None else other

@@ -12,7 +12,7 @@ from accounts.models import Team, User
 from auditlog.models import Event
 from auditlog.sentences import sentence
 from capabilities import Capability
-from connections.models import HostAtGateway
+from connections.models import Connection, HostAtGateway
 from gateways.models import Feature, Gateway, ToolGrant, ToolSet
 from tests import make
 from tests.conftest import SignIn
@@ -284,9 +284,9 @@ def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User,
     dropping = str(Feature.objects.get(name="drop").pk)
     why = text(client.get(url, {"tool": dropping, "of": f"person:{ann.pk}"}))
     assert "Chosen , given to Writers" in why
-    assert "The set Chosen has it, chosen one by one." in why
+    assert "The set Chosen includes it, chosen one by one." in why
     assert "No grant includes this tool." in text(client.get(url, {"tool": dropping, "of": "everybody"}))
-    assert "Limited to Reading , which does not have it." in text(
+    assert "Limited to Reading , which does not include it." in text(
         client.get(url, {"tool": dropping, "of": f"agent:{bot.pk}"})
     )
     assert client.get(url, {"tool": dropping, "of": "nonsense"}).status_code == 404
@@ -398,7 +398,7 @@ def test_a_set_that_limits_only_an_archived_agent_can_be_archived(work: Gateway,
     assert reading.is_in_use
 
     bot.disable(by=boss)
-    bot.archive(by=boss)
+    Connection.objects.archive_host(bot, by=boss)
     reading.archive(by=boss)
 
     assert not ToolSet.objects.live().exists()
