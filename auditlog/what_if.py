@@ -150,7 +150,7 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
 
 # The What-if page: the current decision for an app, person, gateway and tool, and actions that resolve obstacles.
 
-MOST_OFFERED = 100  # Names a picker suggests; others can be typed.
+MOST_OFFERED = 100  # Number of names a picker suggests; others can be typed.
 LONGEST_TOOL = 500
 THINGS = ("host", "user", "gateway")
 

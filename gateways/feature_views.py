@@ -395,7 +395,7 @@ def _used(feature: Feature, viewer: User) -> str:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def effect(request: AppRequest, pk: UUID) -> HttpResponse:
-    """State what a tool does, instead of its server."""
+    """State the effect of a tool, which replaces the server's claim."""
     tool = feature_or_404(request, pk)
     if tool.kind != FeatureKind.TOOL:
         raise Http404

@@ -248,7 +248,10 @@ class FeatureResource(Resource):
 
 
 def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
-    """Enable or disable the feature, and state what the body says of a tool. Raises ValidationError."""
+    """Apply the switch, the effect and the texts in `body` to the feature, each only if present.
+
+    Raises ValidationError.
+    """
     stated = [name for name in ("said_effect", "said_title", "said_description") if body.get(name)]
     if stated and feature.kind != FeatureKind.TOOL:
         raise serializers.ValidationError({name: ["It can be stated of tools only."] for name in stated})
@@ -380,7 +383,7 @@ class CatalogueResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a tool of a server.
 
-        The id is that of any of its features that you may see.
+        Use the id of any feature of the tool that you may see.
         """
         feature = get_object_or_404(Feature.objects.tools_seen_by(self.me).select_related("assignment"), pk=pk)
         self.catalogue = Catalogue(self.me, {})

@@ -224,10 +224,10 @@ class Guard:
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """Return a guard for hosts named by a server or an issuer, which resolves and checks hosts not listed exactly.
+        """Return a guard for hosts named by a server or an issuer: it checks all hosts that are not listed exactly.
 
-        Hosts that the proxy resolves are not checked, and a third party could name an internal host below a domain that
-        the operator has listed.
+        Otherwise a third party could name an internal host below a domain that the operator has listed, and the proxy
+        would resolve the host unchecked.
         """
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 

@@ -184,7 +184,7 @@ class CallPlaces(CheckpointIndex):
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
         """Return the row's checkpoint. For a row without a checkpoint return True if that is legitimate, else False.
 
-        A row may have none if it is older than the first checkpoint, or if its checkpoint is not made yet or missing.
+        A row may have no checkpoint if it is older than the first, or if its checkpoint is missing or not made yet.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)

@@ -1,4 +1,4 @@
-"""Functions that say which features a set of tools has, and which ones are given to a person; texts for clients."""
+"""Database functions that return the features of a set of tools, and those given to people; texts for clients."""
 
 import django.db.models.deletion
 from django.db import migrations, models
@@ -79,8 +79,9 @@ END $$;
 """
 DROP_SETS_GIVEN = "DROP FUNCTION gateways_sets_given(uuid, uuid[])"
 
-# Returns the features of an assignment, or the one that is asked for, that one of these people may use: those in a set
-# granted to them on this gateway (NULL: all), and in the set that limits the app or agent (NULL: all).
+# Returns the features of an assignment that one of `people` may use; with `for_feature`, checks that feature only. A
+# feature must be in a set granted to them on `granting_gateway` (NULL: any feature), and in the set `tool_limit`, which
+# limits the app or agent (NULL: any feature).
 GIVEN = """
 CREATE FUNCTION gateways_given(
     granting_gateway uuid, people uuid[], tool_limit uuid, for_assignment uuid, for_feature uuid
