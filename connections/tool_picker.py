@@ -63,8 +63,8 @@ def choose(request: AppRequest, pk: UUID) -> HttpResponse:
     chosen |= dict.fromkeys(data.getlist("tick"))
     found = features_at(tool_set.gateway).matching(words).order_by("exposed_name", "pk")
     if act in ("all", "none"):
-        names = [*found.values_list("exposed_name", flat=True)]
-        chosen = dict.fromkeys([*chosen, *names] if act == "all" else [name for name in chosen if name not in {*names}])
+        names = dict.fromkeys(found.values_list("exposed_name", flat=True))
+        chosen = chosen | names if act == "all" else {name: None for name in chosen if name not in names}
     step = {"next": 1, "previous": -1}.get(act, 0)
     number = 1 if act == "find" else _number(data.get("page", "")) + step
     values = {"chosen": "\n".join(chosen)}
@@ -115,7 +115,7 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
     if is_for(request, "would-have"):
         asked, told = CopyForm(request.POST, gateways=gateways), ""
         if asked.is_bound and "gateway" not in asked.errors and (there := asked.cleaned_data["gateway"]):
-            told = _not_found(tool_set, there)[1] or "All its tools chosen one by one are there."
+            told = _not_found(tool_set, there)[1] or "That gateway has all tools chosen one by one."
         return render(request, "connections/tool_set_copy.html#would_have", {"would_have": told})
     initial = {"gateway": tool_set.gateway_id, "name": f"{tool_set.name} (copy)"[:80]}
     form = CopyForm(request.POST if request.method == "POST" else None, gateways=gateways, initial=initial)
@@ -133,11 +133,12 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
 
 def _not_found(tool_set: ToolSet, gateway: Gateway) -> tuple[list[Feature], str]:
     """Return the features of `gateway` with the names of the set's members, and a sentence about the names without."""
+    if gateway.pk == tool_set.gateway_id:
+        return [*tool_set.members.all()], ""
     names = [*tool_set.members.order_by("exposed_name").values_list("exposed_name", flat=True)]
     found = [*features_at(gateway).filter(exposed_name__in=names)]
-    if gateway.pk == tool_set.gateway_id:
-        found = [*tool_set.members.all()]
-    missing = [*dict.fromkeys(name for name in names if name not in {feature.exposed_name for feature in found})]
+    known = {feature.exposed_name for feature in found}
+    missing = [name for name in names if name not in known]
     if not missing:
         return found, ""
     return found, f"{number_of(len(missing), 'tool')} not found on {gateway.name}: {first_names(missing)}."

@@ -311,8 +311,8 @@ def _page(request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[s
     """Render the whole page, with `more` context about the result."""
     user, gateway = request.user, chosen.gateway
     gateways = list(Gateway.objects.reachable_by(user).order_by("name")[: MOST_OFFERED + 1])
-    is_short = len(pretty(form.arguments)) <= LONGEST_COPIED
-    texts = call_texts(gateway.url, gateway.slug, *chosen.asked(form)) if gateway and chosen.name and is_short else []
+    is_copied = bool(chosen.name) and chosen.is_given and len(pretty(form.arguments)) <= LONGEST_COPIED
+    texts = call_texts(gateway.url, gateway.slug, *chosen.asked(form)) if gateway and is_copied else []
     context = {
         "chosen": chosen,
         "gateways": gateways[:MOST_OFFERED],

@@ -1,7 +1,9 @@
 """The pages and the API of tool sets, grants and limits."""
 
 import re
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.contrib.messages import get_messages
@@ -12,6 +14,7 @@ from accounts.models import Team, User
 from auditlog.models import Event
 from auditlog.sentences import sentence
 from capabilities import Capability
+from connections.given_tools import given_tools
 from connections.models import Connection, HostAtGateway
 from gateways.models import Feature, Gateway, ToolGrant, ToolSet
 from tests import make
@@ -455,3 +458,13 @@ def test_what_is_not_given_is_not_offered(work: Gateway, boss: User, ann: User, 
     HostAtGateway.objects.at(work, bot).limit(nothing, by=boss)
     assert example_call(work, ann, bot) is None
     assert example_call(work, ann) is not None
+
+
+def test_a_set_that_is_given_while_the_tools_are_read_gives_nothing_yet(work: Gateway, boss: User) -> None:
+    work.edit(tools_given="granted", by=boss)
+    read = given_tools(work, ["docs__get"])
+
+    given = replace(read, everyone=frozenset({uuid4()}), limits={boss.pk: uuid4()})
+
+    assert not given.allows(boss.pk, None, "docs__get")
+    assert not replace(given, asks_grants=False).allows(boss.pk, boss.pk, "docs__get")
