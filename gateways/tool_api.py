@@ -133,7 +133,7 @@ class FeatureQuery(ToolQuery):
 
 
 class ToolChanges(RequestBody):
-    """Whether a tool or another feature is enabled, and the effect of a tool."""
+    """The switch of a tool or another feature; effect, title and description of a tool."""
 
     enabled = serializers.BooleanField()
     said_effect = serializers.ChoiceField(

@@ -95,7 +95,7 @@ def _summary(flow: AuthorizeRequest, user: User) -> dict[str, Any]:
     return {
         "flow": flow,
         "servers": [(assignment, _identity_words(assignment, identities)) for assignment in assignments],
-        "tool_count": given_to(tools, [(flow.gateway.pk, user.pk)], app and app.pk).count(),
+        "tool_count": given_to(tools, [(flow.gateway.pk, user.pk)], app.pk if app else None).count(),
         "published_by": urlsplit(flow.application.client_id).hostname if document else "",
         "only_loopback": only_loopback(flow.application.redirect_uris.split()),
         "has_identities": bool(questions),

@@ -49,7 +49,7 @@ class ToolCall(NamedTuple):
 def example_call(gateway: Gateway, user: User, host: Host | None = None) -> ToolCall | None:
     """Return the simplest call of a non-destructive tool that `user` may use on this gateway, or None."""
     tools = Feature.objects.tools().callable().filter(assignment__gateway=gateway).exclude(effect=Effect.DESTRUCTIVE)
-    tools = given_to(tools, [(gateway.pk, user.pk)], host and host.pk)
+    tools = given_to(tools, [(gateway.pk, user.pk)], host.pk if host else None)
     tool = min(tools, key=_example_order, default=None)
     return ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema))) if tool else None
 
