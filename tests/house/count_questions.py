@@ -1052,6 +1052,7 @@ NOT_STORED = {
     "feature.parts",
     "playground.not_given",  # Both: tests/connections/test_tool_sets.py.
     "tool_set.chosen",
+    "tool_set.found",
 }
 
 # Texts of the product with fixed numbers (limits, times and codes), which count nothing.
