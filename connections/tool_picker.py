@@ -19,6 +19,7 @@ from accounts.rules import NameTaken
 from capabilities import Capability, requires
 from connections.tool_sets import LONGEST_NAMES, features_at, features_named, find_set, lines, set_url
 from gateways.models import Feature, Gateway, ToolSet
+from gateways.views import gateway_or_404
 from ui.pages import (
     PAGE_SIZE,
     AppRequest,
@@ -69,7 +70,7 @@ def choose(request: AppRequest, pk: UUID) -> HttpResponse:
     number = 1 if act == "find" else _number(data.get("page", "")) + step
     values = {"chosen": "\n".join(chosen)}
     context: dict[str, Any] = {
-        "gateway": tool_set.gateway,
+        "gateway": gateway_or_404(request.user, tool_set.gateway.slug),
         "tab": "access",
         "tool_set": tool_set,
         "version": data.get("version") or tool_set.version,
