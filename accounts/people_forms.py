@@ -22,7 +22,7 @@ from accounts.asking import MOST_OPEN, open_requests
 from accounts.capability_groups import ChecksCapabilities
 from accounts.models import Role, Team, User
 from accounts.models.users import INVITATION
-from accounts.rules import missing_capabilities
+from accounts.rules import RequiredSignIn, missing_capabilities
 from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
 from ui.forms import ListFilter, holds
@@ -222,6 +222,11 @@ class RoleForm(ChecksCapabilities):
     """Name and capabilities of a role; `before` are its current capabilities."""
 
     name = forms.CharField(max_length=80)
+    required_sign_in = forms.ChoiceField(
+        label="Required of people with this role",
+        choices=RequiredSignIn.choices,
+        help_text="Asked in browsers before anything else. Their tokens and API keys work without it.",
+    )
 
     def __init__(self, *args: Any, before: frozenset[Capability] = frozenset(), **options: Any) -> None:
         super().__init__(*args, **options)

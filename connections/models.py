@@ -63,7 +63,7 @@ def _through_team() -> models.QuerySet[Team]:
 
 def _uses_all() -> dict[str, str]:
     """Return the filter for roles whose people may use every gateway."""
-    app, _, codename = Capability.GATEWAYS_READ.partition(".")
+    app, _, codename = Capability.GATEWAYS_USE.partition(".")
     return {"permissions__codename": codename, "permissions__content_type__app_label": app}
 
 

@@ -22,7 +22,6 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from auditlog.outcomes import REASONS
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
-from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways.catalogue import SPAN, Catalogue, is_new, servers_seen_by
 from gateways.feature_refresh import Refreshed, refresh
@@ -99,7 +98,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def moved(request: AppRequest, pk: UUID) -> HttpResponse:
     """Redirect from the former URL of a tool's page, with or without a version, which old links still use."""
     page, version = reverse("gateways:feature", args=[pk]), request.GET.get("version")
@@ -218,7 +217,7 @@ def _tools_url(gateway: Gateway) -> str:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def tools(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
     return show(request, "gateways/tools.html#tools", {"tab": "tools", **_listed(request, gateway)})

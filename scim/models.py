@@ -25,6 +25,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Versioned
 from capabilities import Capability
+from capabilities.catalogue import with_included
 from wire import token_text
 
 MOST_KEYS = 10
@@ -122,7 +123,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         """
         if role.is_owners:
             raise MakesOwners(MakesOwners.__doc__)
-        if role.capabilities - frozenset(capabilities):
+        if role.granted - with_included(capabilities):
             raise RoleBeyond(RoleBeyond.__doc__)
         secret = token_text.mint(token_text.DIRECTORY)
         slugs = [capability.slug for capability in Capability if capability in capabilities]
@@ -175,7 +176,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     class Meta:
         ordering = ("name",)
         default_permissions = ()
-        permissions = (("manage_provisioning", "Manage provisioning"),)
+        permissions = (("view_provisioning", "View provisioning"), ("manage_provisioning", "Manage provisioning"))
         constraints = (
             models.UniqueConstraint(
                 Lower("name"), condition=Q(revoked_at=None), name="live_provisioning_key_name_is_unique"
@@ -201,7 +202,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     @property
     def granted(self) -> frozenset[Capability]:
         """The key's capabilities; empty if revoked. It can change people, and teams of people, who have no others."""
-        return Capability.named(self.capabilities)
+        return frozenset(map(Capability, with_included(Capability.named(self.capabilities))))
 
     @property
     def acts_on(self) -> str:

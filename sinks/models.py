@@ -170,7 +170,7 @@ class Sink(Versioned, Switchable):
     class Meta:
         ordering = ("name",)
         default_permissions = ()
-        permissions = (("manage_sink", "Send the logs elsewhere"),)
+        permissions = (("view_sink", "View log sinks"), ("manage_sink", "Send the logs elsewhere"))
         constraints = (
             models.UniqueConstraint(Lower("name"), name="sink_name_is_unique"),
             models.CheckConstraint(
