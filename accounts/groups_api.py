@@ -26,6 +26,7 @@ from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}
+USES_GATEWAYS = "Whether people with this role use gateways; false: they only look, and their calls are refused."
 REQUIRED_SIGN_IN = "Required of people in browsers: `none`, `second_factor` or `organisation`."
 
 
@@ -38,6 +39,7 @@ class RoleSerializer(serializers.Serializer[Role]):
     capabilities = serializers.SerializerMethodField(help_text="Slugs of its capabilities.")
     users_count = serializers.IntegerField(help_text="Number of people with this role.")
 
+    uses_gateways = serializers.BooleanField(help_text=USES_GATEWAYS)
     required_sign_in = serializers.CharField(help_text=REQUIRED_SIGN_IN)
 
     def get_capabilities(self, role: Role) -> list[str]:
@@ -56,6 +58,7 @@ class RoleBody(RequestBody):
         help_text="Slugs of the capabilities; you must hold each of them.",
     )
 
+    uses_gateways = serializers.BooleanField(required=False, help_text=USES_GATEWAYS)
     required_sign_in = serializers.ChoiceField(RequiredSignIn.choices, required=False, help_text=REQUIRED_SIGN_IN)
 
     def validate_capabilities(self, slugs: list[str]) -> set[Capability]:

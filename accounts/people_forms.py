@@ -224,13 +224,29 @@ class RoleForm(ChecksCapabilities):
     name = forms.CharField(max_length=80)
     required_sign_in = forms.ChoiceField(
         label="Required of people with this role",
+        required=False,
         choices=RequiredSignIn.choices,
         help_text="Asked in browsers before anything else. Their tokens and API keys work without it.",
+    )
+    only_looks = forms.BooleanField(
+        label="People with this role only look",
+        required=False,
+        help_text="They use no gateway: every call of their agents and apps is refused.",
     )
 
     def __init__(self, *args: Any, before: frozenset[Capability] = frozenset(), **options: Any) -> None:
         super().__init__(*args, **options)
         self.at_first = frozenset(self.initial.get("capabilities", before))
+
+    def clean_required_sign_in(self) -> str:
+        return self.cleaned_data["required_sign_in"] or RequiredSignIn.NONE
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values for the model."""
+        values = dict(self.cleaned_data)
+        values["uses_gateways"] = not values.pop("only_looks")
+        return values
 
 
 def role_from(pk: str) -> Role | None:

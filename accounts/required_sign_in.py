@@ -71,7 +71,7 @@ def _of_workspace(person: User) -> str:
 
 
 class RequiredSignInFirst(LoginRequiredMiddleware):
-    """Middleware that leads people who lack the required sign-in to `required`, from all pages but those to set it up."""
+    """Middleware that redirects people who lack the required sign-in to `required`, except on pages to set it up."""
 
     def process_view(
         self, request: HttpRequest, view_func: Callable[..., Any], view_args: Any, view_kwargs: Any

@@ -55,7 +55,7 @@ def add(request: AppRequest) -> HttpResponse:
     form = RoleForm(posted(request), initial=initial)
 
     def save() -> HttpResponse:
-        role = Role.objects.add(**form.cleaned_data, by=request.user)
+        role = Role.objects.add(**form.values, by=request.user)
         return leave(request, reverse("accounts:roles"), f"{role.name} added")
 
     return _form(request, form, save, heading="Add a role")
@@ -65,7 +65,8 @@ def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
     if role is None:
         return {}
     granted = {capability for capability in role.capabilities if request.user.has_perm(capability)}
-    return {"name": f"Copy of {role.name}"[:80], "capabilities": granted}
+    copied = {"required_sign_in": role.required_sign_in, "only_looks": not role.uses_gateways}
+    return {"name": f"Copy of {role.name}"[:80], "capabilities": granted} | copied
 
 
 @require_http_methods(["GET", "POST"])
@@ -74,14 +75,14 @@ def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     role = role_or_404(pk)
-    initial = {"name": role.name, "required_sign_in": role.required_sign_in}
+    initial = {"name": role.name, "required_sign_in": role.required_sign_in, "only_looks": not role.uses_gateways}
     form = RoleForm(posted(request), before=role.capabilities, initial=initial)
     if role.locked:
-        for name in ("name", "capabilities"):
+        for name in ("name", "capabilities", "only_looks"):
             form.fields[name].disabled = True
 
     def save() -> HttpResponse:
-        changed = form.cleaned_data | ({"name": role.name, "capabilities": role.capabilities} if role.locked else {})
+        changed = form.values | ({"name": role.name, "capabilities": role.capabilities} if role.locked else {})
         role.edit(**changed, by=request.user, seen=seen_version(request))
         return leave(request, reverse("accounts:roles"), "Role saved")
 

@@ -1,4 +1,4 @@
-"""The capabilities (docs/how-to/people-and-roles.md), what each includes and needs, and the built-in roles."""
+"""The capabilities (docs/reference/permissions.md), what each includes and needs, and the built-in roles."""
 
 from collections.abc import Collection, Iterable
 from enum import StrEnum
@@ -269,11 +269,12 @@ def including(capabilities: Iterable[Capability]) -> frozenset[Capability]:
 
 
 class BuiltIn(NamedTuple):
-    """A role created at startup; a locked role is reset at every startup."""
+    """A role created at startup; a locked role is reset at every startup. Without `uses_gateways` it only looks."""
 
     name: str
     capabilities: frozenset[Capability]
     locked: bool = False
+    uses_gateways: bool = True
 
 
 SUPER_ADMIN = BuiltIn("Super admin", frozenset(Capability), locked=True)
@@ -298,6 +299,7 @@ AUDITOR = BuiltIn(
             C.PROVISIONING_READ,
         }
     ),
+    uses_gateways=False,
 )
 
 BUILT_IN = (SUPER_ADMIN, ADMINISTRATOR, DEVELOPER, MEMBER, AUDITOR)

@@ -69,7 +69,9 @@ class ConnectionRow:
         """True if the viewer may open the page of the connection's gateway."""
         gateway = self.connection.gateway
         sees_all = self.viewer.has_perm(Capability.GATEWAYS_READ)
-        within_reach = gateway.reach == Reach.EVERYONE or (self.is_own and getattr(self.connection, "reaches", False))
+        within_reach = (gateway.reach == Reach.EVERYONE and self.viewer.uses_gateways) or (
+            self.is_own and getattr(self.connection, "reaches", False)
+        )
         return gateway.archived_at is None and (sees_all or within_reach)
 
     @property

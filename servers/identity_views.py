@@ -130,7 +130,7 @@ class IdentityRow:
 def visible(server: Server, viewer: User) -> IdentityQuerySet:
     """Return the identities of `server` that `viewer` may see, live ones first. Secrets are never shown."""
     rows = Identity.objects.filter(server=server).select_related("owner", "server").prefetch_related("gateways")
-    if not viewer.has_perm(Capability.IDENTITIES_MANAGE):
+    if not viewer.has_perm(Capability.IDENTITIES_READ):
         rows = rows.own(viewer) | rows.shared() if viewer.has_perm(Capability.SERVERS_MANAGE) else rows.own(viewer)
     return rows.order_by(
         F("revoked_at").desc(nulls_first=True), F("owner__email").asc(nulls_first=True), Lower("label")

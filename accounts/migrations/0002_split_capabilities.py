@@ -17,7 +17,12 @@ SPLIT = {
     "sinks.manage_sink": ("sinks.view_sink",),
     "scim.manage_provisioning": ("scim.view_provisioning",),
 }
-MODELS = {"view_token": "token", "create_own_token": "token", "see_gateway": "gateway", "view_provisioning": "provisioningkey"}
+MODELS = {
+    "view_token": "token",
+    "create_own_token": "token",
+    "see_gateway": "gateway",
+    "view_provisioning": "provisioningkey",
+}
 SIGN_IN = {
     "max_length": 16,
     "choices": [
@@ -62,6 +67,7 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.AddField("role", "required_sign_in", models.CharField(**SIGN_IN)),
+        migrations.AddField("role", "uses_gateways", models.BooleanField(default=True, db_default=True)),
         migrations.AddField("workspacesettings", "required_sign_in", models.CharField(**SIGN_IN)),
         # Going back leaves the permissions, which the version before ignores.
         migrations.RunPython(split, migrations.RunPython.noop),

@@ -41,8 +41,12 @@ class RoleManager(models.Manager["Role"]):
     def make_built_in(self) -> None:
         """Create missing built-in roles, and give locked roles all capabilities of their definition again."""
         for built_in in BUILT_IN:
-            role, created = self.get_or_create(name=built_in.name, defaults={"locked": built_in.locked})
-            if created or built_in.locked:
+            # By any case: a workspace may have a role called "auditor", which keeps what it has.
+            found = self.filter(name__iexact=built_in.name).first()
+            role = found or self.create(
+                name=built_in.name, locked=built_in.locked, uses_gateways=built_in.uses_gateways
+            )
+            if found is None or built_in.locked:
                 role.permissions.set(permissions_of(built_in.capabilities))
 
     def with_capabilities(self) -> models.QuerySet["Role"]:
@@ -55,6 +59,7 @@ class RoleManager(models.Manager["Role"]):
         capabilities: Iterable[Capability],
         by: Grantor | None,
         required_sign_in: str = RequiredSignIn.NONE,
+        uses_gateways: bool = True,
     ) -> "Role":
         """Create a role. Raises NameTaken, NoOrganisation, or BeyondYours for capabilities that `by` lacks."""
         capabilities = frozenset(capabilities)
@@ -62,11 +67,13 @@ class RoleManager(models.Manager["Role"]):
         must_be_possible(required_sign_in)
         try:
             with transaction.atomic():
-                role = self.create(name=name.strip(), required_sign_in=required_sign_in)
+                role = self.create(name=name.strip(), required_sign_in=required_sign_in, uses_gateways=uses_gateways)
                 role.permissions.set(permissions_of(capabilities))
                 changes = _capability_changes(frozenset(), capabilities)
                 if required_sign_in != RequiredSignIn.NONE:
                     changes["required_sign_in"] = [RequiredSignIn.NONE, required_sign_in]
+                if not uses_gateways:
+                    changes["uses_gateways"] = [True, False]
                 Event.objects.record(Action.ROLE_CREATED, role, by=by, changes=changes)
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
@@ -79,6 +86,8 @@ class Role(Versioned, models.Model):
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
     locked = models.BooleanField(default=False, editable=False)
+    # False: people with this role only look. Nothing of theirs may call through a gateway (proxy/access/query.sql).
+    uses_gateways = models.BooleanField(default=True, db_default=True)
     # Asked of people with this role on pages and in REST sessions; their tokens and API keys work without it.
     required_sign_in = models.CharField(
         max_length=16, choices=RequiredSignIn, default=RequiredSignIn.NONE, db_default=RequiredSignIn.NONE
@@ -122,7 +131,12 @@ class Role(Versioned, models.Model):
 
     def editable(self) -> dict[str, Any]:
         slugs = sorted(capability.slug for capability in self.capabilities)
-        return {"name": self.name, "capabilities": slugs, "required_sign_in": self.required_sign_in}
+        return {
+            "name": self.name,
+            "capabilities": slugs,
+            "required_sign_in": self.required_sign_in,
+            "uses_gateways": self.uses_gateways,
+        }
 
     def edit(
         self,
@@ -131,6 +145,7 @@ class Role(Versioned, models.Model):
         capabilities: Iterable[Capability],
         by: Grantor | None,
         required_sign_in: str | None = None,
+        uses_gateways: bool | None = None,
         seen: Seen | None = None,
     ) -> None:
         """Rename the role, set its capabilities and the sign-in it requires, for people from their next request on.
@@ -149,6 +164,9 @@ class Role(Versioned, models.Model):
                 changes = _capability_changes(before, requested)
                 if row.name != name.strip():
                     changes["name"] = [row.name, name.strip()]
+                uses = row.uses_gateways if uses_gateways is None else uses_gateways
+                if row.uses_gateways != uses:
+                    changes["uses_gateways"] = [row.uses_gateways, uses]
                 if changes:
                     row._must_be_open()  # noqa: SLF001  (its own kind)
                 required = row.required_sign_in if required_sign_in is None else required_sign_in
@@ -157,8 +175,8 @@ class Role(Versioned, models.Model):
                     changes["required_sign_in"] = [row.required_sign_in, required]
                 row.must_be(seen, changes)
                 must_hold(by, requested - before)
-                self.name, self.required_sign_in = name.strip(), required
-                self.save(update_fields=["name", "required_sign_in"])
+                self.name, self.required_sign_in, self.uses_gateways = name.strip(), required, uses
+                self.save(update_fields=["name", "required_sign_in", "uses_gateways"])
                 self.permissions.remove(*permissions_of(before - requested))
                 self.permissions.add(*permissions_of(requested - before))
                 must_keep_a_manager()

@@ -294,6 +294,11 @@ class User(Versioned, AbstractBaseUser):
                 must_keep_break_glass()
 
     @property
+    def uses_gateways(self) -> bool:
+        """False for a person whose role only looks: nothing of theirs may call through a gateway."""
+        return self.role is None or self.role.uses_gateways
+
+    @property
     def is_owner(self) -> bool:
         """True for an owner: an active person with the role Super admin."""
         return self.status == "active" and self.role is not None and self.role.is_owners

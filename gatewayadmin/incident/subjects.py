@@ -193,7 +193,7 @@ class Subject:
 
     def _seen(self, rows: QuerySet[Identity]) -> QuerySet[Identity]:
         """Return the credentials the viewer may see: shared and their own; all if they manage credentials."""
-        if self.viewer.has_perm(Capability.IDENTITIES_MANAGE):
+        if self.viewer.has_perm(Capability.IDENTITIES_READ):
             return rows
         return rows.filter(Q(owner=None) | Q(owner=self.viewer))
 

@@ -11,7 +11,11 @@ class Migration(migrations.Migration):
             name="gateway",
             options={
                 "ordering": ("name",),
-                "permissions": (("see_gateway", "View all gateways"),("manage_gateway", "Basic gateway management"),("toggle_gateway", "Disable and enable gateways"),),
+                "permissions": (
+                    ("see_gateway", "View all gateways"),
+                    ("manage_gateway", "Basic gateway management"),
+                    ("toggle_gateway", "Disable and enable gateways"),
+                ),
             },
         ),
     ]

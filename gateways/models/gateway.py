@@ -61,7 +61,12 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.filter(archived_at=None)
 
     def reachable_by(self, user: User) -> "GatewayQuerySet":
-        """Return live gateways `user` may use: open to everyone or to their teams, or all with GATEWAYS_USE."""
+        """Return live gateways `user` may use: open to everyone or to their teams, or all with GATEWAYS_USE.
+
+        None if their role only looks.
+        """
+        if not user.uses_gateways:
+            return self.none()
         if user.has_perm(Capability.GATEWAYS_USE):
             return self.live()
         # A subquery, because a join needs DISTINCT, which would compute the annotations of every row first.

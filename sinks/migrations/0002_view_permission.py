@@ -12,7 +12,10 @@ class Migration(migrations.Migration):
             options={
                 "ordering": ("name",),
                 "default_permissions": (),
-                "permissions": (("view_sink", "View log sinks"),("manage_sink", "Send the logs elsewhere"),),
+                "permissions": (
+                    ("view_sink", "View log sinks"),
+                    ("manage_sink", "Send the logs elsewhere"),
+                ),
             },
         ),
     ]

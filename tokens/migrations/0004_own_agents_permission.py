@@ -11,7 +11,10 @@ class Migration(migrations.Migration):
             name="token",
             options={
                 "ordering": ("-created_at",),
-                "permissions": (("manage_token", "Create and manage API tokens"),("create_own_token", "Connect own agents"),),
+                "permissions": (
+                    ("manage_token", "Create and manage API tokens"),
+                    ("create_own_token", "Connect own agents"),
+                ),
             },
         ),
     ]
