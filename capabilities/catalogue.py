@@ -251,6 +251,7 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
     C.PEOPLE_MANAGE: (("cut people off", (C.MCP_CONNECTIONS_REVOKE,)),),
     C.WORKSPACE_MANAGE: (("set up sign-in by the organisation", (C.PEOPLE_MANAGE,)),),
     C.WORKSPACE_READ: (("see sign-in by the organisation", (C.PEOPLE_READ,)),),
+    C.SINKS_READ: (("open the page of a sink", (C.LOGS_READ, C.AUDIT_READ)),),
     C.SINKS_MANAGE: (("add and change sinks", (C.LOGS_READ, C.AUDIT_READ)),),
     C.PROVISIONING_MANAGE: (("create and roll keys", (C.PEOPLE_MANAGE,)),),
 }

@@ -366,6 +366,8 @@ def test_reach_follows_teams_and_capabilities(known: Known) -> None:
     user.role = make.role(*(set(Capability) - {Capability.GATEWAYS_USE}))
     user.save()
     assert known.reason() == "gateway_not_reachable"
+    sql("UPDATE gateways_gateway SET reach = 'everyone'; UPDATE accounts_role SET uses_gateways = false")
+    assert known.reason() == "gateway_not_reachable"
     assert gateway.reach == Reach.EVERYONE  # the loaded model is stale: the row was changed by SQL
 
 

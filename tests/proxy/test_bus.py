@@ -195,6 +195,7 @@ def test_changes_that_end_access_notify_workers(assignment: Assignment, told: Ca
         "revoke": lambda: connection.revoke(by=ana),
         "user": lambda: User.objects.filter(pk=ana.pk).update(is_active=False),
         "role": lambda: User.objects.filter(pk=ana.pk).update(role=Role.objects.exclude(pk=str(ana.role_id)).first()),
+        "looking": lambda: Role.objects.filter(pk=User.objects.get(pk=ana.pk).role_id).update(uses_gateways=False),
         "gateway": lambda: assignment.gateway.disable(by=ana),
         "reach": lambda: Gateway.objects.filter(pk=assignment.gateway_id).update(reach="teams"),
         "server": lambda: assignment.server.disable(by=ana),

@@ -1,7 +1,8 @@
-"""Roles made before capabilities were split open the same pages and operations after the migration.
+"""The doors, pages and operations, that whole roles open: those of the release before, and the Auditor's.
 
-`earlier_doors.json` was written by this walk over the release before: the doors that a role opens with one permission
-alone, beyond those without any, and the doors that it lacks with all permissions but one.
+Roles made before capabilities were split open the same doors after the migration. `earlier_doors.json` was written by
+this walk over the release before: the doors that a role opens with one permission alone, beyond those without any, and
+the doors that it lacks with all permissions but one.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import pytest
 from django.apps import apps
 from django.contrib.auth.models import Permission
 from django.db import transaction
-from django.db.models import Q
 
 from accounts.models import Role, User
+from capabilities import Capability
 from tests import make
 from tests.api import test_matrix as rest
 from tests.cases import every
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.django_db
 EARLIER: dict[str, Any] = json.loads((Path(__file__).parent / "earlier_doors.json").read_text())
 PERMISSIONS = sorted(EARLIER["alone"])
 # Two capabilities now include viewing what they change, so they show everything that View MCP connections shows.
+# Tools for people who change things.
+FOR_OTHERS: set[str] = set()
 MORE = {"GET connection-identities": {"connections.revoke_connection", "connections.toggle_connection"}}
 
 
@@ -41,24 +44,22 @@ def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
         transaction.set_rollback(True)
 
 
-def holder_of(permissions: Iterable[str]) -> User:
+def earlier(permissions: Iterable[str]) -> User:
     """Return a person whose role had these permissions before the migration."""
     role = Role.objects.create(name=make.unique("Earlier"))
-    parts = [one.split(".") for one in permissions]
-    wanted = [Q(content_type__app_label=app_label, codename=codename) for app_label, codename in parts]
-    for one in wanted:
-        role.permissions.add(Permission.objects.get(one))
-    migrate(role)
-    return User.objects.create_user(f"{make.unique('earlier')}@example.com", None, role=role)
-
-
-def migrate(role: Role) -> None:
+    for app_label, codename in (one.split(".") for one in permissions):
+        role.permissions.add(Permission.objects.get(content_type__app_label=app_label, codename=codename))
     import_module("accounts.migrations.0002_split_capabilities").split(apps, None)
+    return person_with(role)
 
 
-def opened(site: Site, permissions: Iterable[str]) -> set[str]:
-    """Return the doors that open to a role with these permissions."""
-    found, session = set(), session_of(holder_of(permissions))
+def person_with(role: Role) -> User:
+    return User.objects.create_user(f"{make.unique('door')}@example.com", None, role=role)
+
+
+def opened(site: Site, person: User) -> set[str]:
+    """Return the doors that open to this person."""
+    found, session = set(), session_of(person)
     for door in rest.DOORS:
         status = rest.answer(door, site.world, Rest(browser(session)))
         assert status < 500, door
@@ -78,12 +79,12 @@ def known_then(doors: set[str]) -> set[str]:
 def test_a_role_with_one_permission_opens_what_it_opened(permission: str, site: Site) -> None:
     more = {door for door, permissions in MORE.items() if permission in permissions}
 
-    assert known_then(opened(site, [permission])) == {*EARLIER["nobody"], *EARLIER["alone"][permission], *more}
+    assert known_then(opened(site, earlier([permission]))) == {*EARLIER["nobody"], *EARLIER["alone"][permission], *more}
 
 
 @pytest.mark.parametrize("permission", every(10, PERMISSIONS))
 def test_a_role_without_one_permission_lacks_what_it_lacked(permission: str, site: Site) -> None:
-    doors = opened(site, [one for one in PERMISSIONS if one != permission])
+    doors = opened(site, earlier(one for one in PERMISSIONS if one != permission))
 
     assert set(EARLIER["doors"]) - doors == set(EARLIER["without"][permission])
 
@@ -92,3 +93,17 @@ def test_the_walk_knew_every_door_that_is_still_there() -> None:
     here = {f"{door.method.upper()} {door.name}" for door in rest.DOORS} | {f"{p.method} {p.name}" for p in pages.DOORS}
 
     assert set(EARLIER["doors"]) <= here
+
+
+def test_an_auditor_sees_all_but_payloads_and_changes_and_uses_nothing(site: Site) -> None:
+    Role.objects.make_built_in()
+    auditor = opened(site, person_with(Role.objects.get(name="Auditor")))
+    everything, nothing = opened(site, person_with(make.role(*Capability))), opened(site, person_with(make.role()))
+    operations = {f"{door.method.upper()} {door.name}" for door in rest.DOORS}
+
+    assert {door for door in everything & operations - auditor if door.startswith("GET")} == set()
+    assert {door for door in auditor - nothing if not door.startswith("GET")} == set()
+    # Pages that an auditor does not open ask for a change, and have no other content.
+    forms = {page.name for page in pages.DOORS if page.method == "POST"}
+    closed = {door.removeprefix("GET ") for door in everything - auditor if door.startswith("GET ")}
+    assert closed - forms == set(FOR_OTHERS)
