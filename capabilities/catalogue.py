@@ -247,6 +247,12 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
         ("enable only the tools in use", (C.LOGS_READ,)),
         ("open gateways to a team", (C.PEOPLE_MANAGE,)),
     ),
+    C.LOGS_READ: (
+        ("see the incident of an agent", (C.HOSTS_READ,)),
+        ("of a connection", (C.MCP_CONNECTIONS_READ,)),
+        ("of a server", (C.SERVERS_READ,)),
+        ("of a person", (C.PEOPLE_READ,)),
+    ),
     C.LOGS_PAYLOADS: (("see payloads of other people's calls", (C.LOGS_READ,)),),
     C.PEOPLE_MANAGE: (("cut people off", (C.MCP_CONNECTIONS_REVOKE,)),),
     C.WORKSPACE_MANAGE: (("set up sign-in by the organisation", (C.PEOPLE_MANAGE,)),),

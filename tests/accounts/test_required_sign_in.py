@@ -27,7 +27,9 @@ REQUIRED = "/accounts/required/"
 
 
 @pytest.fixture(autouse=True)
-def no_earlier_tries(db: None) -> None:
+def workspace(db: None) -> None:
+    """Somebody manages people, and nobody has tried to sign in."""
+    make.user(Capability.PEOPLE_MANAGE)
     cache.clear()
 
 

@@ -57,7 +57,7 @@ SCOPES: tuple[tuple[int, tuple[int, ...] | None], ...] = (
     (1, (0, 1)),
     (2, None),
 )
-WORLDS = 60  # Each reason occurs in at least three worlds.
+WORLDS = 90  # Each reason occurs in at least three worlds.
 
 # Most values let a check pass, so that the last checks of the decision order are reached as often as the first.
 yes = (*[True] * 9, False)
@@ -537,7 +537,10 @@ MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
     "host_pending": lambda world, token, _: world.of(token.connection.host).update(approved=True),
     "gateway_disabled": lambda world, token, _: world.of(token.connection.gateway).update(enabled=True),
     "connection_disabled": lambda world, token, _: world.of(token.connection).update(enabled=True),
-    "gateway_not_reachable": lambda world, token, _: world.of(token.connection.gateway).update(reach="everyone"),
+    "gateway_not_reachable": lambda world, token, _: (
+        world.of(token.connection.gateway).update(reach="everyone"),
+        world.of(token.connection.user).update(looks=False),
+    )[0],
     "host_not_allowed_here": lambda world, token, _: world.at_gateway(token.connection).update(allowed=True),
     "server_disabled": lambda world, _, number: world.drawn["Server"][number].update(enabled=True),
     "assignment_disabled": lambda world, _, number: world.drawn["Assignment"][number].update(enabled=True),
