@@ -244,6 +244,8 @@ class Sink(Versioned, Switchable):
 
     def place_for(self, person: User) -> str:
         """Return the full address for people who may edit it, otherwise `place`."""
+        if not person.has_perm(Capability.SINKS_MANAGE):
+            return self.place
         try:
             self.must_be_open_to(person)
         except CapabilityRequired:
