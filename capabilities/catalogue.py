@@ -95,7 +95,8 @@ class Capability(StrEnum):
         "gateways.manage_gateway",
         "gateways:manage",
         "Basic gateway management",
-        "Create and rename gateways, assign servers, choose identity schemes, tools and agents, accept definitions.",
+        "Create and rename gateways. Assign servers, choose their identity schemes and tools, accept definitions, and "
+        "choose which agents may use a gateway.",
     )
     GATEWAYS_TOGGLE = (
         "gateways.toggle_gateway",
