@@ -208,14 +208,14 @@ class Capability(StrEnum):
     )
 
     @property
-    def includes(self) -> tuple[Self, ...]:
+    def includes(self) -> "tuple[Capability, ...]":
         """The capabilities that this one includes, so that it can be used alone."""
-        return tuple(INCLUDED.get(self, ()))  # type: ignore[arg-type]
+        return INCLUDED.get(self, ())
 
     @property
-    def beside(self) -> tuple[tuple[str, tuple[Self, ...]], ...]:
-        """What this one allows only together with others, each with the others."""
-        return tuple(BESIDE.get(self, ()))  # type: ignore[arg-type]
+    def beside(self) -> "tuple[tuple[str, tuple[Capability, ...]], ...]":
+        """The acts that need other capabilities too, each with these."""
+        return BESIDE.get(self, ())
 
 
 C = Capability
@@ -268,7 +268,7 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
 def with_included(permissions: Iterable[str]) -> frozenset[str]:
     """Return `permissions` with all capabilities that they include. INCLUDED names indirect ones too."""
     held = frozenset(permissions)
-    return held.union(*(INCLUDED[capability] for capability in held & INCLUDED.keys()))  # type: ignore[index]
+    return held.union(*(included for capability, included in INCLUDED.items() if capability in held))
 
 
 def including(capabilities: Iterable[Capability]) -> frozenset[Capability]:
