@@ -123,7 +123,7 @@ class NoOrganisation(PeopleError):
 
 
 class RequiredSignIn(models.TextChoices):
-    """What a role, or the workspace, requires of people besides their password."""
+    """The sign-in that a role, or the workspace, requires besides the password."""
 
     NONE = "none", "Nothing more"
     SECOND_FACTOR = "second_factor", "A second factor"
@@ -176,13 +176,10 @@ def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
 
 
 def missing_capabilities(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
-    """Return the labels of `capabilities` that `by` lacks, in the order of Capability."""
-    required = frozenset(capabilities)
-    return [
-        capability.label
-        for capability in Capability
-        if by is not None and capability in required and not by.has_perm(capability)
-    ]
+    """Return the labels of `capabilities` that `by` lacks, in the order of Capability, without included ones."""
+    missing = {one for one in capabilities if by is not None and not by.has_perm(one)}
+    included = {one for capability in missing for one in capability.includes}
+    return [capability.label for capability in Capability if capability in missing - included]
 
 
 def must_keep_an_owner() -> None:

@@ -405,7 +405,8 @@ class Regenerate(Connections):
         self.must_own(connection.user_id)
         is_own = connection.user_id == self.me.pk
         if is_own and getattr(self.request.auth, "is_api_key", False):
-            must_hold(self.me, Capability.API_TOKENS_CREATE)  # The API key must be allowed to create tokens.
+            # The API key must be allowed to create tokens.
+            must_hold(self.me, (Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE))
         if is_own or not connection.is_live:  # The secret of a disabled connection may still be ended.
             _must_regenerate(connection)
         active = list(Token.objects.active().filter(connection=connection, kind=TokenKind.ACCESS)[:2])

@@ -60,7 +60,7 @@ def test_people_are_led_to_set_it_up_and_then_to_the_page_they_wanted(sign_in: S
     assert client.get("/logs/")["Location"] == REQUIRED
     page = text(client.get(REQUIRED))
     assert f"Your role “{ann.role}” requires a second factor" in page
-    assert client.post("/logs/views/add/", {"name": "Mine"})["Location"] == REQUIRED
+    assert client.post("/settings/profile", {"display_name": "Ann"})["Location"] == REQUIRED
     assert client.get("/admin/")["Location"] == REQUIRED
     assert client.get("/", headers={"HX-Request": "true"})["HX-Redirect"] == REQUIRED
     assert other.get("/logs/").status_code == 200  # Another role.
