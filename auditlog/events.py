@@ -99,7 +99,7 @@ _PAGES = {
         "gateway__slug",
         (Capability.GATEWAYS_READ,),
     ),
-    "host": TargetKind(lambda viewer: Host.objects.live(), "hosts:detail", needs=Capability.HOSTS_READ),
+    "host": TargetKind(lambda viewer: Host.objects.live(), "hosts:detail", needs=(Capability.HOSTS_READ,)),
     "identity": TargetKind(
         lambda viewer: Identity.objects.filter(server__archived_at=None),
         "servers:identities",

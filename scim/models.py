@@ -206,7 +206,8 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
 
         The key can change only people who have no other capabilities, and teams of such people.
         """
-        return frozenset(map(Capability, with_included(Capability.named(self.capabilities))))
+        held = with_included(Capability.named(self.capabilities))
+        return frozenset(capability for capability in Capability if capability in held)
 
     @property
     def acts_on(self) -> str:

@@ -116,7 +116,8 @@ class Role(Versioned, models.Model):
     @property
     def granted(self) -> frozenset[Capability]:
         """The capabilities of people with this role: `capabilities` and those they include."""
-        return frozenset(map(Capability, with_included(self.capabilities)))
+        held = with_included(self.capabilities)
+        return frozenset(capability for capability in Capability if capability in held)
 
     def _held(self) -> frozenset[str]:
         """Return the role's permissions as `app.codename`, without a query if loaded by `with_capabilities`."""

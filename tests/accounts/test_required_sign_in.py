@@ -124,8 +124,9 @@ def test_the_locked_role_can_require_it_and_nothing_else_of_it_changes() -> None
     require(owners)
 
     assert Role.objects.get(name="Super admin").required_sign_in == "second_factor"
-    for other in ({"name": "Mine"}, {"uses_gateways": False}, {"capabilities": []}):
-        fields: dict[str, Any] = {"name": owners.name, "capabilities": owners.capabilities} | other
+    others: list[dict[str, Any]] = [{"name": "Mine"}, {"uses_gateways": False}, {"capabilities": []}]
+    for other in others:
+        fields = {"name": owners.name, "capabilities": owners.capabilities} | other
         with pytest.raises(RoleLocked):
             owners.edit(**fields, by=None)
 
