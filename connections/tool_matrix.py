@@ -122,7 +122,8 @@ def _cell(column: MatrixColumn, feature: Feature, given: GivenTools) -> MatrixCe
 
 
 @require_GET
-@requires(Capability.GATEWAYS_MANAGE)
+@requires(Capability.GATEWAYS_READ)
+@requires(Capability.GATEWAYS_MANAGE, Capability.PEOPLE_READ)
 def matrix(request: AppRequest, slug: str) -> HttpResponse:
     """Show which people, teams, apps and agents may use which tools and prompts of a gateway."""
     gateway = gateway_or_404(request.user, slug)

@@ -18,7 +18,6 @@ from rest_framework.response import Response
 from accounts.api import PROBLEMS as PEOPLE_PROBLEMS
 from accounts.models import Team, User
 from capabilities import Capability
-from capabilities.catalogue import SEES_GATEWAYS
 from connections.tool_sets import MOST_NAMES, features_named, sets_at, with_holders
 from gateways.models import STATED_EFFECTS, AlreadyGiven, Gateway, GatewayError, StillInUse, ToolGrant, ToolSet
 from gateways.views import gateway_or_404
@@ -76,13 +75,13 @@ class GatewayToolSets(Resource):
         StillInUse: Problem(HTTPStatus.CONFLICT, "still_in_use"),
     }
 
-    @operation(needs=SEES_GATEWAYS, query=ToolSetQuery, orderings=("name", "created_at"))
+    @operation(needs=Capability.GATEWAYS_READ, query=ToolSetQuery, orderings=("name", "created_at"))
     def list(self, request: Request, slug: str) -> Response:
         """List the tool sets of a gateway."""
         rows = sets_at(gateway_or_404(self.me, slug)).matching(self.query_data.get("q", ""))
         return self.page(rows, _detailed)
 
-    @operation(needs=SEES_GATEWAYS)
+    @operation(needs=Capability.GATEWAYS_READ)
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
         """Get a tool set of a gateway."""
         return self.answer(self._find(slug, pk))
@@ -177,14 +176,14 @@ class GatewayGrants(Resource):
         GatewayError: Problem(HTTPStatus.CONFLICT, "archived"),
     }
 
-    @operation(needs=SEES_GATEWAYS, query=ToolGrantQuery, orderings=("given_at",))
+    @operation(needs=Capability.GATEWAYS_READ, query=ToolGrantQuery, orderings=("given_at",))
     def list(self, request: Request, slug: str) -> Response:
         """List the grants of a gateway."""
         rows = ToolGrant.objects.filter(gateway=gateway_or_404(self.me, slug).pk)
         rows = rows.filter(ended_at__isnull=not self.query_data.get("ended", False)).order_by("given_at", "pk")
         return self.page(rows, _loaded)
 
-    @operation(needs=SEES_GATEWAYS)
+    @operation(needs=Capability.GATEWAYS_READ)
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
         """Get a grant of a gateway."""
         return self.answer(self._find(slug, pk))

@@ -19,7 +19,6 @@ from django.views.decorators.http import require_GET, require_http_methods
 from accounts.models import Team, User
 from accounts.rules import NameTaken
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_GATEWAYS
 from connections.given_tools import asking_grants, limited_to, refused_by, with_features, without_grant
 from connections.models import HostAtGateway
 from gateways.models import (
@@ -259,7 +258,7 @@ def find_set(request: AppRequest, pk: UUID) -> ToolSet:
 
 
 @require_GET
-@requires(*SEES_GATEWAYS)
+@requires(Capability.GATEWAYS_READ)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
     return list_page(
@@ -276,7 +275,7 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 
 
 @require_GET
-@requires(*SEES_GATEWAYS)
+@requires(Capability.GATEWAYS_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     tool_set = find_set(request, pk)
     gateway = gateway_or_404(request.user, tool_set.gateway.slug)

@@ -26,7 +26,6 @@ from accounts.models import User
 from auditlog.charts import CallPlots
 from auditlog.models import Call
 from capabilities import Capability, own_resource, requires
-from capabilities.catalogue import SEES_GATEWAYS
 from connections.given_tools import given_to, refused_by, with_effect
 from connections.impact import cuts
 from gateways.catalogue import Catalogue, is_offered
@@ -165,7 +164,7 @@ class RecentCaller(NamedTuple):
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def feature(request: AppRequest, pk: UUID) -> HttpResponse:
     feature = feature_or_404(request, pk)
     gateway = gateway_or_404(request.user, feature.assignment.gateway.slug)

@@ -125,14 +125,14 @@ def _form(
 
 
 @require_GET
-@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.PEOPLE_READ)
 def listing(request: AppRequest) -> HttpResponse:
     teams = _counted(Team.objects.annotate(user_count=Count("users", distinct=True)))
     return list_page(request, "gateways/teams.html", teams, table=TEAMS, tab="teams")
 
 
 @require_GET
-@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.PEOPLE_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     team = get_object_or_404(Team, pk=pk)
     people = User.objects.filter(teams=team).select_related("role").order_by("email")

@@ -23,7 +23,6 @@ from accounts.models import User
 from auditlog.outcomes import REASONS
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
-from capabilities.catalogue import SEES_GATEWAYS
 from connections.given_tools import given_to
 from connections.impact import cuts
 from gateways.catalogue import SPAN, Catalogue, is_new, servers_seen_by
@@ -101,7 +100,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def moved(request: AppRequest, pk: UUID) -> HttpResponse:
     """Redirect from the former URL of a tool's page, with or without a version, which old links still use."""
     page, version = reverse("gateways:feature", args=[pk]), request.GET.get("version")
@@ -221,7 +220,7 @@ def _tools_url(gateway: Gateway) -> str:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def tools(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
     return show(request, "gateways/tools.html#tools", {"tab": "tools", **_listed(request, gateway)})

@@ -24,7 +24,6 @@ from auditlog import replica
 from auditlog.models import ENDINGS, Call
 from auditlog.views import log_alone
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_HOSTS
 from connections.given_tools import given_to
 from connections.models import Connection
 from connections.rows import ConnectionRow, visible
@@ -143,7 +142,7 @@ def _is_in_use(row: Connection, since: datetime) -> bool:
 @require_GET
 @requires(Capability.LOGS_READ)
 def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
-    if not any(map(request.user.has_perm, SEES_HOSTS)):
+    if not request.user.has_perm(Capability.HOSTS_READ):
         return log_alone("host", pk)
     host = host_or_404(request.user, pk)
     live = visible(request.user).live().filter(host=host, enabled=True)

@@ -21,7 +21,6 @@ from oauth2_provider.models import Application
 
 from auditlog.own_calls import Wait, own_connection
 from capabilities import NOBODY, Capability, own_resource, requires
-from capabilities.catalogue import SEES_HOSTS
 from connections.carried_identities import OwnConnection, with_carried
 from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Gateway
@@ -394,7 +393,7 @@ class RegistrationRow:
 
 
 @require_GET
-@requires(*SEES_HOSTS)
+@requires(Capability.HOSTS_READ)
 def listing(request: AppRequest, pk: UUID) -> HttpResponse:
     """List the registrations of an app, newest first; 404 for an agent."""
     host = host_or_404(request.user, pk)

@@ -49,7 +49,8 @@ SELECT
     u.id::text AS user_id,
     u.email AS user_email,
     u.is_active AS user_active,
-    g.reach = 'everyone'
+    -- People whose role only looks use no gateway.
+    (SELECT uses_gateways FROM accounts_role WHERE id = u.role_id) IS NOT FALSE AND (g.reach = 'everyone'
     OR g.reach = 'teams' AND EXISTS (
         SELECT FROM gateways_gateway_teams gt
         JOIN accounts_team_users tu ON tu.team_id = gt.team_id
@@ -61,7 +62,7 @@ SELECT
         JOIN auth_permission p ON p.id = rp.permission_id
         JOIN django_content_type ct ON ct.id = p.content_type_id
         WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways' OFFSET 0
-    ) AS reaches,
+    )) AS reaches,
     coalesce(hg.allowed, g.hosts_allowed = 'all') AS host_allowed,
     CASE WHEN q.servers > 0 AND g.slug = q.slug THEN (
         SELECT json_agg(
