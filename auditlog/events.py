@@ -35,7 +35,7 @@ from auditlog.sentences import parts
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_GATEWAYS, SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection, HostAtGateway
-from gateways.models import Assignment, Feature, Gateway, ToolGrant, ToolSet
+from gateways.models import AccessRequest, Assignment, Feature, Gateway, GatewayGrant, ToolGrant, ToolSet
 from hosts.models import Host
 from scim.models import ProvisioningKey
 from servers.models import Identity, Server
@@ -81,6 +81,7 @@ def _features(viewer: User) -> QuerySet[Any]:
 
 _PEOPLE = (Capability.PEOPLE_MANAGE,)
 _PAGES = {
+    "accessrequest": TargetKind(AccessRequest.objects.visible_to, "gateways:access_request"),
     "assignment": TargetKind(
         lambda viewer: Assignment.objects.live().filter(gateway__in=_gateways(viewer)),
         "gateways:servers",
@@ -91,6 +92,9 @@ _PAGES = {
     ),
     "feature": TargetKind(_features, "gateways:feature"),
     "gateway": TargetKind(_gateways, "gateways:detail", "slug"),
+    "gatewaygrant": TargetKind(
+        lambda viewer: GatewayGrant.objects.filter(gateway__in=_gateways(viewer)), "gateways:detail", "gateway__slug"
+    ),
     "hostatgateway": TargetKind(
         lambda viewer: HostAtGateway.objects.filter(gateway__in=_gateways(viewer)),
         "connections:gateway_hosts",

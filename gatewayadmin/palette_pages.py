@@ -52,6 +52,7 @@ PAGES = (
     Offer("Apps & Agents", "hosts:list", "apps", SEES_HOSTS, "hosts clients bots kill switch disable", key="a"),
     Offer("Gateways", "gateways:list", "gateway", words="endpoint url", key="g"),
     Offer("Servers", "servers:list", "server", SEES_SERVERS, "upstream mcp health", key="s"),
+    Offer("Access", "gateways:access", "lock", words="request ask permission gateway approve"),
     Offer("Tools", "gateways:catalogue", "tool", words="catalogue disable kill switch", key="t"),
     Offer("Playground", "playground", "play", words="test try", key="y"),
     Offer(

@@ -1,5 +1,16 @@
 """Gateways, the servers assigned to them, and their tools."""
 
+from gateways.models.access_requests import (
+    AccessRequest,
+    AccessRequestQuerySet,
+    AlreadyDecided,
+    AlreadyRequested,
+    NotYoursToDecide,
+    RequestRefused,
+    RequestState,
+    TooLong,
+    TooManyOpen,
+)
 from gateways.models.assignment import (
     AliasRequired,
     Assignment,
@@ -35,11 +46,9 @@ from gateways.models.gateway import (
     ToolsGiven,
     allow_identity,
 )
+from gateways.models.grants import AlreadyGiven, BadEnd, GatewayGrant, ToolGrant, ToolGrantQuerySet, reached_until
 from gateways.models.tool_sets import (
-    AlreadyGiven,
     StillInUse,
-    ToolGrant,
-    ToolGrantQuerySet,
     ToolSet,
     ToolSetQuerySet,
     fits,
@@ -50,10 +59,15 @@ from gateways.models.tool_sets import (
 __all__ = [
     "SAID_EFFECTS",
     "STATED_EFFECTS",
+    "AccessRequest",
+    "AccessRequestQuerySet",
     "AliasRequired",
+    "AlreadyDecided",
     "AlreadyGiven",
+    "AlreadyRequested",
     "Assignment",
     "AssignmentQuerySet",
+    "BadEnd",
     "Effect",
     "Feature",
     "FeatureKind",
@@ -62,18 +76,24 @@ __all__ = [
     "FeatureVersion",
     "Gateway",
     "GatewayError",
+    "GatewayGrant",
     "GatewayQuerySet",
     "HostsAllowed",
     "IdentityGateways",
     "IdentityScheme",
     "Listing",
+    "NotYoursToDecide",
     "NothingToAccept",
     "OnArrival",
     "OnChange",
     "Reach",
+    "RequestRefused",
+    "RequestState",
     "ServerStillEnabled",
     "StillInUse",
     "TeamGateways",
+    "TooLong",
+    "TooManyOpen",
     "ToolGrant",
     "ToolGrantQuerySet",
     "ToolPolicy",
@@ -86,4 +106,5 @@ __all__ = [
     "fits",
     "fitting",
     "in_sets",
+    "reached_until",
 ]
