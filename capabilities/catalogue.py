@@ -75,7 +75,7 @@ class Capability(StrEnum):
         "gateways.manage_gateway",
         "gateways:manage",
         "Basic gateway management",
-        "Create and rename gateways, assign servers, choose identity schemes, tools and agents, accept definitions.",
+        "Create and rename gateways, assign servers, choose identity schemes, tools, agents; accept definitions, requests.",
     )
     GATEWAYS_TOGGLE = (
         "gateways.toggle_gateway",

@@ -15,7 +15,7 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from capabilities import Capability
+from capabilities import NOBODY, Capability
 from capabilities.rest import Own
 from connections.tool_sets import sets_at
 from gateways.access_forms import CatalogueAccessFilter, RequestFilter
@@ -210,11 +210,12 @@ class AccessRequestResource(Resource):
         asked = request_or_404(self.me, pk)
         return self.changed(asked, asked.end_access)
 
-    @operation(needs=OWN, answer=HTTPStatus.NO_CONTENT, conflicts=True, if_match=True)
-    def destroy(self, request: Request, pk: UUID) -> Response:
+    @action(detail=True, methods=["post"])
+    @operation(needs=Own(NOBODY, by_key=Capability.GATEWAYS_MANAGE), conflicts=True, if_match=True)
+    def withdraw(self, request: Request, pk: UUID) -> Response:
         """Withdraw your own request for access."""
         asked = request_or_404(self.me, pk)
-        return self.removed(asked, asked.withdraw)
+        return self.changed(asked, asked.withdraw)
 
 
 def _loaded(rows: Any) -> Any:

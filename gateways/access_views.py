@@ -139,7 +139,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@own_resource(MAY_SEE, others=NOBODY)
+@own_resource(MAY_SEE)
 def gateway(request: AppRequest, slug: str) -> HttpResponse:
     """Show what a gateway offers, and what of it the person may use."""
     found = catalogue_gateway_or_404(request.user, slug)
@@ -172,7 +172,7 @@ def set_state(tool_set: ToolSet, grants: list[ToolGrant]) -> tuple[bool, datetim
 
 
 @require_http_methods(["GET", "POST"])
-@own_resource(MAY_SEE, others=NOBODY)
+@own_resource(MAY_SEE)
 def ask(request: AppRequest, slug: str) -> HttpResponse:
     """Request to use a gateway, with a set of its tools or without; `set` in the URL preselects one."""
     found = catalogue_gateway_or_404(request.user, slug)
@@ -227,7 +227,7 @@ def _loaded(rows: QuerySet[Any]) -> QuerySet[Any]:
 
 
 @require_GET
-@own_resource(OWN, others=NOBODY)
+@own_resource(OWN, others=Capability.GATEWAYS_MANAGE)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     asked = request_or_404(request.user, pk)
     context = {"asked": asked, "may_decide": asked.may_be_decided_by(request.user), "rail_entry": "gateways:access"}
@@ -263,7 +263,7 @@ def _decide(
 
 
 @require_http_methods(["GET", "POST"])
-@own_resource(OWN, others=NOBODY)
+@own_resource(OWN, others=Capability.GATEWAYS_MANAGE)
 def approve(request: AppRequest, pk: UUID) -> HttpResponse:
     asked = _to_decide_or_404(request, pk)
     days = min(asked.days, asked.gateway.most_request_days)
@@ -274,7 +274,7 @@ def approve(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@own_resource(OWN, others=NOBODY)
+@own_resource(OWN, others=Capability.GATEWAYS_MANAGE)
 def decline(request: AppRequest, pk: UUID) -> HttpResponse:
     asked = _to_decide_or_404(request, pk)
     text = {"heading": f"Decline the request of {asked.user.email}", "submit": "Decline", "done": "Declined"}
@@ -282,7 +282,7 @@ def decline(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@own_resource(OWN, others=NOBODY)
+@own_resource("one's own requests", others=NOBODY)
 def withdraw(request: AppRequest, pk: UUID) -> HttpResponse:
     asked = get_object_or_404(AccessRequest.objects.select_related("gateway", "tool_set"), user=request.user, pk=pk)
     return confirmed(
@@ -298,7 +298,7 @@ def withdraw(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@own_resource(OWN, others=NOBODY)
+@own_resource(OWN, others=Capability.GATEWAYS_MANAGE)
 def end(request: AppRequest, pk: UUID) -> HttpResponse:
     """End what an approved request gave."""
     asked = request_or_404(request.user, pk)

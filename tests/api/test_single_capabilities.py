@@ -41,6 +41,14 @@ NOBODY: set[Capability] = set()  # One capability alone is not enough.
 
 # The single capabilities that each open an operation, by method and name of the route.
 OPENS: dict[str, set[Capability]] = {
+    "GET accessrequest-list": EVERYBODY,
+    "POST accessrequest-list": EVERYBODY,
+    "GET accessrequest-detail": {C.GATEWAYS_MANAGE},
+    "POST accessrequest-approve": {C.GATEWAYS_MANAGE},
+    "POST accessrequest-decline": {C.GATEWAYS_MANAGE},
+    "POST accessrequest-end": {C.GATEWAYS_MANAGE},
+    "POST accessrequest-withdraw": NOBODY,
+    "GET own-gateway-list": EVERYBODY,
     "GET event-list": {C.AUDIT_READ},
     "GET event-detail": {C.AUDIT_READ},
     "GET apikey-list": EVERYBODY,  # A person's own keys.
@@ -211,6 +219,9 @@ OPENS: dict[str, set[Capability]] = {
 
 # People may call these for their own objects; an API key needs the capability required for other people's objects.
 KEY_OPENS: dict[str, set[Capability]] = {
+    "GET accessrequest-list": {C.GATEWAYS_MANAGE},
+    "POST accessrequest-list": {C.GATEWAYS_MANAGE},
+    "GET own-gateway-list": {C.GATEWAYS_MANAGE},
     "GET apikey-list": {C.PEOPLE_MANAGE},
     "GET own-call-list": {C.LOGS_READ},
     "GET channel-list": {C.WORKSPACE_MANAGE},

@@ -15,7 +15,7 @@ from auditlog.models import ENDINGS
 from auditlog.rollups import keeping
 from capabilities import Capability
 from connections.models import Connection
-from gateways.models import IdentityScheme
+from gateways.models import AccessRequest, IdentityScheme
 from hosts.models import Host
 from servers.models import AuthType, Health
 from sinks.models import Sink
@@ -64,6 +64,9 @@ def world(boss: User) -> Connection:
         sink = Sink.objects.add(by=None, name=kind, kind="stdout")
         Sink.objects.filter(pk=sink.pk).update(failures=failures)
     make.user().ask_for(Capability.LOGS_READ)
+    askable = make.gateway(reach="teams", takes_requests=True)
+    for person in (*(make.user() for _ in range(6)), boss):
+        AccessRequest.objects.create(gateway=askable, user=person, reason="For work", days=7)
     link = make.connection(make.agent(by=boss), gateway, boss)
     now = timezone.now()
     kinds: list[dict[str, Any]] = [

@@ -12,7 +12,7 @@ from attention.matters import BY_NAME
 from attention.telling import PERSONAL
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
-from gateways.models import Assignment, Feature, Gateway, ToolGrant
+from gateways.models import AccessRequest, Assignment, Feature, Gateway, ToolGrant
 from hosts.models import Host
 from proxy.models import Session
 from scim.models import ProvisioningKey
@@ -231,6 +231,34 @@ VERBS = [
         rest("DELETE /gateways/closed/grants/{tool_grant}"),
         admin("gateways/toolgrant", "end", "tool_grant"),
     ),
+    # Requests for access
+    verb(
+        "AccessRequest.ask",
+        page("/access/gateways/askable/request/", tool_set="{askable_set}", reason="For work", days="7"),
+        rest("POST /access-requests", gateway_id="{askable}", tool_set_id="{askable_set}", reason="For work", days=7),
+    ),
+    verb(
+        "AccessRequest.approve",
+        page("/access/requests/{access_request}/approve/", days="7", answer="Fine"),
+        rest("POST /access-requests/{access_request}/approve", answer="Fine"),
+    ),
+    verb(
+        "AccessRequest.decline",
+        page("/access/requests/{access_request}/decline/", answer="Why?"),
+        rest("POST /access-requests/{access_request}/decline", answer="Why?"),
+    ),
+    verb(
+        "AccessRequest.withdraw",
+        page("/access/requests/{own_request}/withdraw/"),
+        rest("POST /access-requests/{own_request}/withdraw"),
+    ),
+    verb(
+        "AccessRequest.end_access",
+        page("/access/requests/{access_request}/end/"),
+        rest("POST /access-requests/{access_request}/end"),
+        before=lambda stage: stage.row(AccessRequest, "access_request").approve(by=stage.boss),
+    ),
+    verb("GatewayGrant.end", admin("gateways/gatewaygrant", "end", "gateway_grant")),
     # Connections
     verb(
         "Connection.archive_gateway",
@@ -829,6 +857,8 @@ INSIDE = {
     "DirectoryPerson.set_active",
     "DirectoryTeam.describe",
     "Event.record",
+    "GatewayGrant.end_due",  # By the chores, as ToolGrant.end_due.
+    "GatewayGrant.give",  # By AccessRequest.approve.
     "Host.appear",
     "Host.playground",
     "Provider.read_metadata_again",  # Read by *Test* and during sign-in, to refresh the provider's metadata.
@@ -836,6 +866,7 @@ INSIDE = {
     "Sink.must_be_open_to",
     "Sink.set_up",
     "Token.provide_key",
+    "ToolGrant.end_due",
     "User.changed_by",
     "User.end_access",
     "User.invite_all",
