@@ -75,7 +75,7 @@ class Capability(StrEnum):
         "gateways.manage_gateway",
         "gateways:manage",
         "Basic gateway management",
-        "Create and rename gateways, assign servers, choose identity schemes, tools, agents; accept definitions, requests.",
+        "Create and rename gateways, assign servers, choose credentials and tools, accept definitions and requests.",
     )
     GATEWAYS_TOGGLE = (
         "gateways.toggle_gateway",

@@ -146,8 +146,9 @@ def _tell() -> None:
 def _end_grants() -> None:
     """Record the end of grants whose date has come: the log, open sessions and running calls follow."""
     with databases.direct():
-        ToolGrant.objects.all().end_due()
-        GatewayGrant.objects.all().end_due()
+        if _clocks_agree():
+            ToolGrant.objects.all().end_due()
+            GatewayGrant.objects.all().end_due()
 
 
 # Frequent chores by name: least and most seconds between two runs, and function. One process at a time does each: roll

@@ -10,7 +10,6 @@ from uuid import uuid4
 
 from django.db import models, transaction
 from django.db.models import Q
-from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import Team, User
@@ -31,11 +30,11 @@ class BadEnd(GatewayError):
 
 class GrantQuerySet(models.QuerySet[Any]):
     def live(self) -> Self:
-        return self.filter(Q(ends_at=None) | Q(ends_at__gt=Now()), ended_at=None)
+        return self.filter(Q(ends_at=None) | Q(ends_at__gt=timezone.now()), ended_at=None)
 
     def end_due(self) -> int:
         """Record the end of grants whose date has come, and return their number."""
-        due = self.filter(ended_at=None, ends_at__lte=Now()).order_by("pk")
+        due = self.filter(ended_at=None, ends_at__lte=timezone.now()).order_by("pk")
         return sum(grant.end(by=None) for grant in due)
 
     def _give(self, action: Action, *, by: User, ends_at: datetime | None, **values: Any) -> Any:

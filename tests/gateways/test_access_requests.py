@@ -124,7 +124,7 @@ def test_a_member_asks_and_the_approver_decides_on_pages(
     assert "docs__get Can get Yes" in page
     assert "docs__drop Can drop No" in page
     with in_days(7.1):
-        assert "You may not use this gateway yet." in text(member.get("/access/gateways/work/"))
+        assert not work.is_reachable_by(ann)
     approver.post(f"{url}end/")
     assert not work.is_reachable_by(ann)
     assert not ToolGrant.objects.to(ann).exists()
@@ -316,6 +316,7 @@ def test_refusals_lead_to_the_request(work: Gateway, boss: User, ann: User, sign
     )
     link = reverse("gateways:access_to", args=["work"])
     assert link in client.get(reverse("auditlog:own_call", args=[call.uid])).content.decode()
+    make.gateway()
     assert link in client.get(f"{reverse('oauth:help')}?gateway=work").content.decode()
     work.edit(takes_requests=False, by=boss)
     assert link not in client.get(reverse("auditlog:own_call", args=[call.uid])).content.decode()

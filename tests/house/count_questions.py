@@ -25,7 +25,7 @@ from auditlog.templatetags.calls import ms
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
 from connections.models import Connection, HostAtGateway
-from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy, ToolSet
+from gateways.models import AccessRequest, Assignment, Feature, Gateway, Listing, ToolPolicy, ToolSet
 from hosts.models import Host
 from oauth.models import Registration
 from proxy.models import Session
@@ -106,6 +106,17 @@ def _gateways(ask: Ask) -> int:
     rows = Gateway.objects.filter(**STILL)
     names = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
     return rows.count() if any(map(ask.viewer.has_perm, names)) else rows.filter(reach="everyone").count()
+
+
+def _catalogue(ask: Ask) -> int:
+    rows = Gateway.objects.filter(**STILL)
+    if any(map(ask.viewer.has_perm, SEES_GATEWAYS)):
+        return rows.count()
+    return rows.filter(Q(reach="everyone") | Q(takes_requests=True)).count()
+
+
+def _requests(ask: Ask) -> int:
+    return AccessRequest.objects.count() if ask.viewer.has_perm(Capability.GATEWAYS_MANAGE) else 0
 
 
 def _strange_hosts() -> Any:
@@ -866,6 +877,8 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
         ask.connections(host=ask.pk, gateway__slug=ask.path[1], **LIVE).values("user").distinct().count()
     ),
     "toolset in Tools": _in_set,
+    "access in Tools": lambda ask: Feature.objects.callable().filter(kind="tool", assignment__gateway=ask.pk).count(),
+    "accessrequest in Days": lambda ask: AccessRequest.objects.get(pk=ask.pk).days,
     "gateway in Servers": _gateway_servers,
     "gateway in Tools": lambda ask: _offered(ask, "tool", assignment__gateway=ask.pk),
     "gateway in Connections": lambda ask: ask.said(ask.connections(gateway=ask.pk, **LIVE).count()),
@@ -878,6 +891,11 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "call in Status": lambda ask: _call(ask).http_status,
     "call in Duration": lambda ask: f"{_call(ask).duration_ms} ms",
     "gateways.listed": _gateways,
+    "access.listed": _catalogue,
+    "access-requests.listed": _requests,
+    "access-tools.listed": lambda ask: Feature.objects.callable().filter(assignment__gateway__slug=ask.path[2]).count(),
+    "gateway.request_days": lambda ask: _gateway(ask).request_days,
+    "gateway.most_request_days": lambda ask: _gateway(ask).most_request_days,
     "hosts.listed": _hosts,
     "servers.listed": _servers,
     "people.listed": _people,
@@ -948,6 +966,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "gateway.waiting": lambda ask: _waiting(ask, assignment__gateway=ask.pk),
     "gateway.limit": lambda ask: _gateway(ask).calls_per_minute or 0,
     "features.waiting": _waiting,
+    "rail.lock": _requests,
     "rail.apps": lambda ask: ask.states(Host.objects.filter(**STILL)).count("pending"),
     "rail.server": lambda ask: Server.objects.filter(enabled=True, health="down", **STILL).count(),
     "rail.tool": _waiting,

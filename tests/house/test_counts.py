@@ -27,7 +27,7 @@ from auditlog.rollups import keeping
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from connections.models import Connection
-from gateways.models import Feature, ToolGrant, ToolSet
+from gateways.models import AccessRequest, Feature, ToolGrant, ToolSet
 from scim.models import ProvisioningKey
 from servers.models import Identity
 from tests import make, upstreams
@@ -88,6 +88,7 @@ QUERIES = {
         "?host={halted}&user={boss}&gateway=shut",
     ),
     "connections:mine": ("", "?needs=1"),
+    "gateways:access_requests": ("", "?show=decide"),
     "sinks:list": ("", "?late=1"),
     "setup": ("", "?until={since}"),
     "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
@@ -189,6 +190,9 @@ class Walk:
             "session": [],
             "provisioning_key": [str(pk) for pk in ProvisioningKey.objects.values_list("pk", flat=True)],
             "channel": [channel_of(self.viewer).pk],
+            "access_request": ids(AccessRequest.objects.visible_to(self.viewer)),
+            "own_access_request": [],
+            "askable_slug": ["closed"],
             "tool_grant": ids(ToolGrant.objects.live()),
             "tool_set": ids(ToolSet.objects.order_by("name")),
             "sink": [key for key, state in world.states.items() if state == "failing"],
