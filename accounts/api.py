@@ -110,7 +110,7 @@ class UserChanges(RequestBody):
 
     email = serializers.EmailField(max_length=254)
     display_name = serializers.CharField(max_length=120, allow_blank=True)
-    role_id = serializers.UUIDField(help_text="New role; it may hold no capability that you lack.")
+    role_id = serializers.UUIDField(help_text="New role; you must have each of its capabilities.")
     is_staff = serializers.BooleanField()
     break_glass = serializers.BooleanField()
 
@@ -144,8 +144,8 @@ class Asking(RequestBody):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key can invite people to roles that hold no more than the key. It cannot change a role or an address, or
-    reactivate anybody.
+    An API key can invite people to roles with no capability that the key lacks. It cannot change a role or an address,
+    or reactivate anybody.
     """
 
     problems = PROBLEMS

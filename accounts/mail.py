@@ -84,7 +84,7 @@ class _TunnelledSmtp(smtplib.SMTP):
         line: socket.socket = stream.get_extra_info("socket")
         if isinstance(line, ssl.SSLSocket):  # Python cannot start TLS inside TLS on a socket.
             stream.close()
-            raise OSError("mail goes through an outbound proxy at http:// only")
+            raise OSError("mail works only with an outbound proxy at http://")
         line.settimeout(timeout)
         return line
 

@@ -128,7 +128,7 @@ class AddressesField(forms.CharField):
         if reasons := list(_bad_addresses(people)):
             raise ValidationError(" ".join(reasons))
         if len(people) > MOST_INVITED:
-            raise ValidationError(f"{MOST_INVITED} addresses can be entered at once; these are {len(people)}.")
+            raise ValidationError(f"Enter at most {MOST_INVITED} addresses at once; you entered {len(people)}.")
         return list(people.items())
 
 

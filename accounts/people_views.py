@@ -284,7 +284,11 @@ def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
         lambda: person.set_staff(staff, by=request.user),
         f"{person.email} is {'staff' if staff else 'no longer staff'}",
         title="Make staff" if staff else "End staff",
-        text=f"Let {person.email} {'use' if staff else 'no longer use'} the Django admin?",
+        text=(
+            f"Let {person.email} use the Django admin?"
+            if staff
+            else f"Stop {person.email} from using the Django admin?"
+        ),
         more=shows if staff else "Their role stays as it is.",
         icon="terminal",
         kind="primary" if staff else "danger",
@@ -303,13 +307,13 @@ def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
         lambda: person.set_break_glass(on, by=request.user),
         f"{person.email} is {'a' if on else 'no'} break-glass owner",
         title="Make break-glass owner" if on else "End break-glass",
-        text=f"Let {person.email} {'always' if on else 'no longer always'} use their password?",
+        text=f"Let {person.email} always use their password?" if on else f"End break-glass for {person.email}?",
         more=(
-            "A second factor is required. While sign-in by the organisation is enforced, each use is recorded as an "
-            "admin event."
+            "They need a second factor. While sign-in by the organisation is enforced, each sign-in with the password "
+            "is recorded as an admin event."
         )
         if on
-        else "Where sign-in by the organisation is enforced, they must sign in there, and their password "
+        else "If sign-in by the organisation is enforced, they must sign in there, and their password "
         "sessions end at once.",
         icon="lock",
         kind="primary" if on else "danger",

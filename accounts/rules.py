@@ -79,7 +79,7 @@ class NotStaff(BeyondYours):
 
 
 class NotActive(PeopleError):
-    """Only an active person with a password can reset it."""
+    """Only an active person who has a password can get a link to reset it."""
 
 
 class LastOwner(PeopleError):

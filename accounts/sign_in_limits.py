@@ -37,14 +37,14 @@ MOST = {
     "password again": (10, MINUTE),
     "password change": (5, MINUTE),
     "code, from one address": (20, MINUTE),
-    "code, for one account": (5, MINUTE),  # From all addresses together, because a code has only six digits.
+    "code, for one account": (5, MINUTE),  # All addresses together, because a code has only six digits.
     "code, in a known browser": (10, MINUTE),
     "code again": (5, MINUTE),
     "reset, from one address": (20, HOUR),
     "reset, for one account": (3, HOUR),
     "link, from one address": (20, MINUTE),
-    "organisation, from one address": (120, MINUTE),  # Counts unfinished sign-ins; an office shares an address.
-    "organisation answer, from one address": (60, MINUTE),  # Counts refused answers; an office shares an address.
+    "organisation, from one address": (120, MINUTE),  # Unfinished sign-ins; an office may share one address.
+    "organisation answer, from one address": (60, MINUTE),  # Refused answers; an office may share one address.
     "organisation logout, from one address": (600, MINUTE),  # All requests come from the provider's address.
 }
 

@@ -177,7 +177,7 @@ class ChannelResource(Resource):
         empty = ChannelForm(None, channel=channel, viewer=self.me)
         unused = [name for name in ("address", "secret") if fields.get(name) and name not in empty.fields]
         if unused:
-            raise ValidationError({name: ["This kind of channel has none."] for name in unused})
+            raise ValidationError({name: [f"This kind of channel has no {name}."] for name in unused})
         form = ChannelForm({**empty.initial, **fields}, channel=channel, viewer=self.me)
         checked(form)
         return form.settings

@@ -136,14 +136,14 @@ class Action(StrEnum):
     FEATURE_ACCEPTED = "feature.accepted", "{actor} accepted the definition of {target}."
     FEATURE_CHANGED = (
         "feature.changed",
-        "{more} more definitions changed on {target} than are listed.",
+        "{more} more definitions changed on {target}; they are not listed here.",
         "The definition of {target} was changed by its server.",
     )
     FEATURE_DISABLED = "feature.disabled", "{actor} disabled {target}."
     FEATURE_EFFECT_SAID = (
         "feature.effect_said",
-        "{actor} said what {target} does: {effect}.",
-        "{actor} left it to its server to say what {target} does.",
+        "{actor} set the effect of {target} to {effect}.",
+        "{actor} reset the effect of {target} to what its server claims.",
     )
     FEATURE_ENABLED = "feature.enabled", "{actor} enabled {target}."
     FEATURE_HELD = "feature.held", "{target} is new at its server and waits for a decision."
@@ -194,8 +194,8 @@ class Action(StrEnum):
     )
     HOST_RESET_AT_GATEWAY = (
         "host_at_gateway.reset",
-        "{actor} no longer lists or blocks {host} on the gateway {gateway}.",
-        "{actor} no longer lists or blocks {target}.",
+        "{actor} removed the rule for {host} on the gateway {gateway}.",
+        "{actor} removed the rule {target}.",
     )
     HOST_UPDATED = (
         "host.updated",
@@ -435,7 +435,7 @@ class Action(StrEnum):
     USER_JOINED = "user.joined", "{target} accepted the invitation."
     USER_GROUPS_UNSAID = (
         "user.groups_unsaid",
-        "The organisation sent no groups for {target}; none are assumed.",
+        "The organisation sent no groups for {target}, so the account counts as having no group.",
     )
     USER_LINKED = (
         "user.linked",

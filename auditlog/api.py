@@ -90,16 +90,16 @@ CALL_HELP = {
 EVENT_HELP = {
     "actor_id": "Id of the person who did it; null for the system and for tokens.",
     "actor_email": "E-mail address of the person at the time; for a token its name.",
-    "via": "Interface it was done by, such as a page or the API.",
+    "via": "Interface that was used, such as a page or the API.",
     "ip": "Address the request came from.",
     "action": "What was done.",
-    "target_type": "Kind of object it was done to.",
+    "target_type": "Kind of the changed object.",
     "target_id": "Id of the object.",
     "target_label": "Name of the object at the time.",
     "changes": "Values before and after, by field.",
     "correlation_id": "Header `X-Request-Id` of the request.",
 }
-# Lookups of the parameters of the events; the rest are columns of the same name.
+# Lookups by parameter of the events; parameters not listed here are columns of the same name.
 EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
     "to": lambda at: Q(created_at__lt=at),
@@ -252,11 +252,11 @@ class CallGroupSerializer(serializers.Serializer[Any]):
 
 
 class CallGroupsSerializer(serializers.Serializer[Any]):
-    """The groups with the most calls, a thousand at most; `more` when there are others.
+    """The groups with the most calls, a thousand at most.
 
-    `counted_since` is null when all matching calls were counted, which is possible with the filters host, gateway,
-    server, user, method, outcome, reason, and tools by name in `q`. With other filters only the newest 10,000 calls are
-    counted, from this time on.
+    `counted_since` is null if all matching calls were counted. That is possible with the filters host, gateway, server,
+    user, method, outcome and reason, and with tools by name in `q`. With other filters only the newest 10,000 calls are
+    counted; `counted_since` is then the time of the oldest of them.
     """
 
     more = serializers.BooleanField(help_text="Whether there are more groups.")
@@ -273,7 +273,7 @@ class EventQuery(TimeRangeQuery, CursorQuery):
         [(one.value, one.value) for one in Action], required=False, help_text="Only events with this action."
     )
     actor = by_person()
-    via = serializers.ChoiceField(Via.choices, required=False, help_text="Only events made this way.")
+    via = serializers.ChoiceField(Via.choices, required=False, help_text="Only events through this interface.")
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
     target_id = serializers.CharField(required=False, help_text="Only events about the object with this id.")
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of this request (`X-Request-Id`).")
@@ -286,13 +286,13 @@ class StopSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField(source="cause.reason", help_text="Reason in the log.")
     check = serializers.CharField(source="name", help_text="Name of the check.")
     sentence = serializers.CharField(source="text", help_text="Finding of the check.")
-    since = UtcDateTimeField(source="cause.since", allow_null=True, help_text="When it began; null if unknown.")
+    since = UtcDateTimeField(source="cause.since", allow_null=True, help_text="Start of the obstacle; null if unknown.")
     by = CauseField(
         source="cause.by", help_text="E-mail address of the person who caused it, for `audit:read`; otherwise null."
     )
-    act = CauseField(source="cause.act", help_text="Action that removes it, if you may do it; otherwise null.")
+    act = CauseField(source="cause.act", help_text="Action that removes the obstacle, if you may; otherwise null.")
     about = CauseField(source="cause.subject", help_text="Id of the object of `act`; null if there is no `act`.")
-    who = CauseField(source="cause.who", help_text="Who can remove it, if you cannot; otherwise null.")
+    who = CauseField(source="cause.who", help_text="Who can remove the obstacle, if you cannot; otherwise null.")
 
 
 class LineSerializer(serializers.Serializer[Any]):
@@ -318,7 +318,7 @@ class TrailSerializer(serializers.Serializer[Trail]):
     obstacles = StopSerializer(source="stops", many=True, help_text="Everything that stops the call, in order.")
     not_reached = serializers.ListField(child=serializers.CharField(), help_text="Checks after the one that stops it.")
     near = serializers.ListField(child=serializers.CharField(), help_text="Tools with a similar name that you may see.")
-    notes = serializers.ListField(child=serializers.CharField(), help_text="Conditions of this answer.")
+    notes = serializers.ListField(child=serializers.CharField(), help_text="Remarks that limit this answer.")
 
 
 PLACING = ("cursor", "page_size", "format")

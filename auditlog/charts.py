@@ -29,7 +29,7 @@ from ui.pages import AppRequest, show, wants_fragment
 
 # The histogram above a list: calls by outcome, and their latencies; each bar links to its time span.
 
-BARS = 31  # Maximum; the last bar starts before the end of the search.
+BARS = 31  # Maximum number of bars; the last bar starts before the end of the search.
 WIDTHS = [timedelta(minutes=n) for n in (1, 2, 3, 5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, 1440)]
 FEWEST = 6  # The least number of bars that shows a trend.
 MARKS = 5  # Number of times on the axis, besides the end.
@@ -77,7 +77,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars of length `each`; the last bar may be shorter or longer. If `is_partial`, only the newest calls count."""
+    """Bars of length `each`; the last may be shorter or longer. `is_partial`: only the newest calls are counted."""
 
     bars: list[Bar]
     each: timedelta
@@ -207,7 +207,7 @@ def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]
 def _of_rollups(where: Where, search: Search, since: datetime, until: datetime, *, timed: bool) -> Histogram | None:
     """Return the histogram from the roll-ups; None if they cannot answer or the period is short.
 
-    Bars have whole hours or days if roll-ups of the period exist only by hour or day.
+    Bars cover whole hours or days if roll-ups of the period exist only by hour or day.
     """
     grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)

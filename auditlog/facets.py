@@ -131,7 +131,7 @@ def facet(call_filter: CallFilter, name: str) -> Facet:
 
 def _why_none(call_filter: CallFilter, *, any_call: bool) -> str:
     if any_call:
-        return "None of these calls has a value here."
+        return "These calls have no value for this filter."
     if call_filter.narrowing - {"range", "from", "to"}:
         return "No call matches."
     return "None in this time range." if Call.objects.exists() else "No call was logged yet."

@@ -229,7 +229,7 @@ class CallFilter(forms.Form):
 
     @property
     def narrowing(self) -> set[str]:
-        """Return the names of the given values that exclude calls, without those that only change the display."""
+        """Return the names of the given filters that exclude calls, without display options."""
         return self.asked.keys() - {"live", "order", "open", "zone", "chart", "columns"}
 
     def link(self, **changes: Any) -> str:
@@ -399,10 +399,10 @@ def _unknown(condition: Condition) -> str:
     if ids_named(field.name, text, part=part, called=True):
         return ""
     if part:
-        return f"No {field.name} of any call has “{text}” in its name."
+        return f"No call has “{text}” in the name of its {field.name}."
     near = ids_named(field.name, text, part=True, called=True)
     hint = f" Some names contain it; search for: {field.name} contains {text}." if near else ""
-    return f"No {field.name} of any call is called “{text}”.{hint}"
+    return f"No call has the {field.name} “{text}”.{hint}"
 
 
 def _form_field(field: LogField) -> forms.Field:

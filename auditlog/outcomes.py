@@ -31,7 +31,7 @@ OUTCOMES = {
     "timeout": REASONS["timeout"],
     "bad_request": Reason(
         Step.REQUEST,
-        "The request is invalid: it is no MCP message, or its session or headers are wrong.",
+        "The request is invalid: it is not an MCP message, or its session or headers are wrong.",
     ),
     "not_offered": Reason(Step.REQUEST, "The client asked for a method or a stream that is not supported."),
     "cancelled": Reason(Step.UPSTREAM, "The caller disconnected before the answer."),

@@ -29,7 +29,7 @@ from ui.pages import number_of
 PERIOD = timedelta(days=7)
 MOST_READ = 10_000
 NAMED = 5
-LOG_MS, ROLLUPS_MS = 80, 35  # Limits per statement; the roll-ups need three. In all less than 200 ms.
+LOG_MS, ROLLUPS_MS = 80, 35  # Limits per statement; the roll-ups need three statements. In all less than 200 ms.
 
 # Force an index scan, because a bitmap or sequential scan would read far more than MOST_READ rows of a busy gateway.
 _BOUND = "SET LOCAL statement_timeout = {}; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off"

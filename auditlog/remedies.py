@@ -365,7 +365,7 @@ def who_can(needs: Capability, reader: User) -> str:
     if any(map(reader.has_perm, (Capability.PEOPLE_MANAGE, Capability.AUDIT_READ))):
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))
         names = list(holders.order_by("email").values_list("email", flat=True).distinct()[:MOST_NAMED])
-        return f"{first_names(names)} can." if names else "At present nobody can."
+        return f"{first_names(names)} can." if names else "No active person can do this at present."
     roles = Role.objects.filter(permissions__in=granting).order_by("name").values_list("name", flat=True).distinct()
     return f"It needs the capability “{needs.label}”, which these roles have: {first_names(list(roles))}."
 

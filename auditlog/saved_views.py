@@ -115,7 +115,7 @@ class SavedViewBody(RequestBody):
     def validate_query(self, query: str) -> str:
         written = canonical_query(query)  # May be longer than the input: a space becomes %20.
         if len(written) > LONGEST_QUERY:
-            words = f"It has {len(written)} characters in the form of the Logs page; the maximum is {LONGEST_QUERY}."
+            words = f"Encoded for a URL, it has {len(written)} characters; the maximum is {LONGEST_QUERY}."
             raise serializers.ValidationError(words, "max_length")
         return written
 

@@ -148,7 +148,7 @@ def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
-    """Match calls of objects that have this name today, or without such objects, calls recorded with this name."""
+    """Match calls of objects that have this name today; if no object has it, calls recorded with this name."""
     pks = uuids([text]) or names.ids_named(field.name, text, part=part)
     if pks and len(pks) <= names.MAX_IDS:
         return equal(field.id_column, pks)
@@ -357,7 +357,7 @@ class Search:
     def _end(self, rows: QuerySet[Call], cursor: Cursor | None) -> datetime | None:
         """Return the time of row SEARCH_LIMIT in the index that reaches furthest; None if an index has fewer rows.
 
-        Several values of one criterion share the limit, and all values are read up to the nearest of their end times.
+        Several values of one criterion share the limit; each is read up to the end time nearest to the cursor.
         """
         rows = rows.order_by("created_at" if is_newer(cursor) else "-created_at")
         near, far = (min, max) if is_newer(cursor) else (max, min)

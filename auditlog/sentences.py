@@ -55,7 +55,7 @@ RETIRED: dict[str, tuple[str, ...]] = {
     "tool.disabled": ("{actor} disabled the tool {target}.",),
     "tool.enabled": ("{actor} enabled the tool {target}.",),
 }
-UNKNOWN = ("{actor} did something unknown to this version, to {target}.",)
+UNKNOWN = ("{actor} acted on {target} in a way that this version does not know.",)
 
 
 class SentencePart(NamedTuple):

@@ -124,9 +124,7 @@ def _line(answer: CurrentDecision, step: Step, text: str) -> TrailLine:
     server, feature = answer.verdict.assigned, answer.question.feature
     if step != Step.TOOL or not answer.verdict.unlisted or server is None or feature is None:
         return TrailLine(NAMES[step], "pass", text)
-    asked = (
-        f"No list of {server.server_name} has contained {feature.name} so far; a call would make the gateway refresh it"
-    )
+    asked = f"{server.server_name} has not listed {feature.name} so far; a call would make the gateway refresh the list"
     return TrailLine(NAMES[step], "open", asked)
 
 
@@ -142,7 +140,7 @@ def _token_text(answer: CurrentDecision, reader: User) -> str:
 def _notes(answer: CurrentDecision) -> Iterator[str]:
     came_with: Token | None = answer.question.token
     if came_with is not None and came_with.kind == TokenKind.ACCESS and answer.token != came_with:
-        yield "This is for the token that passes the most checks; the token of the call passes fewer."
+        yield "Checked with the token that passes the most checks; the token of the call passes fewer."
     if answer.verdict.by_arguments:
         yield (
             "Its server changed the definition; until somebody accepts the change, the arguments must fit both "
@@ -152,7 +150,7 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
 
 # The What-if page: the current decision for an app, person, gateway and tool, and actions that resolve obstacles.
 
-MOST_OFFERED = 100  # Names a picker suggests; others can be typed.
+MOST_OFFERED = 100  # Number of names a picker suggests; others can be typed.
 LONGEST_TOOL = 500
 THINGS = ("host", "user", "gateway")
 

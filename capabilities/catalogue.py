@@ -33,7 +33,8 @@ class Capability(StrEnum):
         "tokens.manage_token",
         "api-tokens:manage",
         "Create and manage API tokens",
-        "Create and rename agents, add connections; see, edit and revoke all tokens, ask for new ones. See all agents.",
+        "Create and rename agents, see all agents, and add connections. See, edit and revoke all tokens, and ask for "
+        "new ones.",
     )
     MCP_CONNECTIONS_READ = (
         "connections.view_connection",
@@ -75,7 +76,8 @@ class Capability(StrEnum):
         "gateways.manage_gateway",
         "gateways:manage",
         "Basic gateway management",
-        "Create and rename gateways, assign servers, choose credentials and tools, accept definitions and requests.",
+        "Create and rename gateways. Assign servers, choose their identity schemes and tools, accept definitions, and "
+        "choose which agents may use a gateway. Decide on access requests.",
     )
     GATEWAYS_TOGGLE = (
         "gateways.toggle_gateway",
@@ -99,7 +101,7 @@ class Capability(StrEnum):
         "servers.manage_identity",
         "identities:manage",
         "Identity management",
-        "See other people's credentials (never the secret), disable, enable and revoke them.",
+        "See other people's credentials but not their secrets; disable, enable and revoke them.",
     )
     LOGS_READ = (
         "auditlog.view_call",

@@ -201,9 +201,7 @@ class HostAtGatewaySerializer(serializers.Serializer[HostAtGateway]):
     allowed = serializers.BooleanField(
         allow_null=True, help_text="Whether it is listed (true) or blocked (false); null if it is neither."
     )
-    tool_set = Reference(
-        allow_null=True, help_text="The tools beyond which nobody can go through it; null if it has no limit."
-    )
+    tool_set = Reference(allow_null=True, help_text="The tool set it is limited to; null if it has no limit.")
     set_by = serializers.EmailField(
         source="set_by.email", allow_null=True, help_text="E-mail address of the person who set this last."
     )
@@ -218,7 +216,7 @@ class HostAtGatewayQuery(ListQuery):
 
 
 class HostAtGatewayBody(RequestBody):
-    """The decision of a gateway about an app or agent. What is left out stays."""
+    """The decision of a gateway about an app or agent. Omitted fields are not changed."""
 
     allowed = serializers.BooleanField(required=False, help_text="True lists it, false blocks it.")
     tool_set_id = serializers.UUIDField(
@@ -263,7 +261,7 @@ class GatewayHosts(Resource):
             raise serializers.ValidationError({"tool_set_id": ["There is no such set on this gateway."]})
 
         def put(*, by: User) -> None:
-            with transaction.atomic():  # Nobody uses the gateway without the limit in between.
+            with transaction.atomic():  # Prevents calls without the limit in between.
                 if "tool_set_id" in body:
                     row.limit(tool_set, by=by)
                 if "allowed" in body:
@@ -273,7 +271,7 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, host: UUID) -> Response:
-        """Neither list nor block an app or agent on a gateway. Its limit stays."""
+        """Remove an app or agent from the listed and blocked ones of a gateway. Its limit stays."""
         row = self._saved(slug, host)
         return self.removed(row, row.reset)
 

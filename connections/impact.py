@@ -80,8 +80,8 @@ def _identities(target: models.Model, links: Q) -> int:
 def cuts(target: models.Model, viewer: User) -> str:
     """Return sentences for a confirmation: the impact of disabling `target`, and the calls it would have refused.
 
-    The calls are those of the last seven days. Viewers who may not see all connections get no impact, and viewers who
-    may not read the log get no calls, unless `target` is their own. Raises NothingGoesThrough.
+    The calls are those of the last seven days. The impact is only for viewers who may see all connections, the calls
+    only for viewers who may read the log; both are also for the owner of `target`. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 
@@ -89,7 +89,7 @@ def cuts(target: models.Model, viewer: User) -> str:
 def cuts_now(target: models.Model, viewer: User) -> str:
     """Return a sentence with the hosts and people that disabling `target` cuts off.
 
-    Empty if the viewer may not see all connections and `target` is not their own.
+    Empty unless the viewer may see all connections or `target` is their own.
     """
     if not _is_own(target, viewer) and not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return ""
@@ -145,8 +145,8 @@ def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
         return ""
     hosts = list(HostAtGateway.objects.undecided(gateway))
     if list_used or not hosts:
-        names = f" It lists {first_names([host.name for host in hosts])}." if hosts else ""
-        return f"Refuses nothing that is connected now.{names}"
+        names = f" Saving lists {first_names([host.name for host in hosts])}." if hosts else ""
+        return f"No existing connection is refused.{names}"
     where: Where = {"gateway_id": [gateway.pk], "host_id": [host.pk for host in hosts]}
     cut = f"Refuses {first_names([host.name for host in hosts])}: {_impact(Q(gateway=gateway, host__in=hosts))}."
     return sentences(cut, would_refuse(where, viewer, what="came from them"))

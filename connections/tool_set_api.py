@@ -38,7 +38,7 @@ class ToolSetSerializer(serializers.Serializer[ToolSet]):
     effects = serializers.ListField(
         child=serializers.CharField(), help_text="Only tools with one of these effects; empty means any."
     )
-    members = serializers.SerializerMethodField(help_text="Exposed names of those chosen one by one.")
+    members = serializers.SerializerMethodField(help_text="Exposed names of tools chosen one by one.")
     tools_count = serializers.IntegerField(
         source="feature_count", help_text="Number of tools, prompts and resources in it now."
     )
@@ -55,7 +55,7 @@ class ToolSetQuery(ListQuery):
 
 
 class ToolSetBody(RequestBody):
-    """A tool set to create or change. Without patterns and effects it has its members only."""
+    """A tool set to create or change. Without patterns and effects it contains only its members."""
 
     name = serializers.CharField(max_length=80)
     patterns = serializers.ListField(child=serializers.CharField(max_length=200), default=list, max_length=100)
@@ -100,14 +100,14 @@ class GatewayToolSets(Resource):
         if "members" in body:
             body["members"] = _members(row.gateway, body["members"])
         with transaction.atomic():
-            now: ToolSet = row.lock()  # What the body leaves out stays as somebody else may have just changed it.
+            now: ToolSet = row.lock()  # Omitted fields keep their values as they are now, under the lock.
             kept = {"name": now.name, "patterns": now.patterns, "effects": now.effects, "members": [*now.members.all()]}
             row.edit(**kept | body, by=self.me, seen=self.seen)
         return self.current(row)
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Archive a tool set that is neither given nor a limit."""
+        """Archive a tool set that has no grant and limits no app or agent."""
         row = self._find(slug, pk)
         return self.removed(row, row.archive)
 

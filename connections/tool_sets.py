@@ -102,7 +102,10 @@ class ToolSetForm(forms.Form):
         required=False,
         choices=STATED_EFFECTS,
         widget=forms.CheckboxSelectMultiple,
-        help_text="Only tools with one of these. Not said counts as destructive; prompts and resources have no effect.",
+        help_text=(
+            "Only tools with one of these effects. A tool whose effect is not said counts as destructive. Prompts and "
+            "resources have none."
+        ),
     )
     members = forms.CharField(
         label="Chosen one by one",
@@ -125,7 +128,7 @@ class ToolSetForm(forms.Form):
         return patterns
 
     def clean_members(self) -> list[Feature]:
-        """Return the features of these names. The error names an unknown one."""
+        """Return the features with these names. Raises ValidationError with the first unknown name."""
         names = _lines(self.cleaned_data["members"])
         if len(names) > MOST_NAMES:
             raise ValidationError(f"Choose at most {MOST_NAMES}.")
@@ -136,14 +139,14 @@ class ToolSetForm(forms.Form):
 
     @property
     def features(self) -> FeatureQuerySet:
-        """The features that the set in the form has now; the form is valid."""
+        """The features that the set in the form would have now; requires a valid form."""
         told = self.cleaned_data
         chosen = Q(pk__in=[feature.pk for feature in told["members"]])
         return features_at(self.gateway).filter(chosen | fitting(told["patterns"], told["effects"]))
 
 
 class GiveForm(forms.Form):
-    """The people a set is given to."""
+    """Choice of whom to give a set to: everybody, a team or a person."""
 
     to = forms.ChoiceField(
         label="Give to",
@@ -172,7 +175,7 @@ class GiveForm(forms.Form):
 
     @property
     def subject(self) -> dict[str, Any]:
-        """The team or person, as `give` takes them; neither is everybody."""
+        """The team or person as a keyword argument of `give`; empty for everybody."""
         to = self.cleaned_data["to"]
         if to == "person":
             return {"user": self.cleaned_data["user"]}
@@ -222,7 +225,7 @@ def sets_at(gateway: Gateway) -> ToolSetQuerySet:
 
 
 def with_holders(rows: ToolSetQuerySet) -> Any:
-    """Load who has each set, what it limits, and how many features it has that servers offer."""
+    """Load the holders of each set, the hosts it limits, and the number of its features that servers offer."""
     grants = ToolGrant.objects.live().select_related("team", "user").order_by("given_at")
     limited = HostAtGateway.objects.live().select_related("host").order_by("host__name")
     counted: Any = rows.annotate(feature_count=RawSQL(_COUNTED, [], IntegerField()))  # noqa: S611
@@ -311,7 +314,7 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def add(request: AppRequest, slug: str) -> HttpResponse:
-    """Add a set; with `from`, its form begins as a copy of another one."""
+    """Add a set; with `from`, its form begins as a copy of another set."""
     gateway = gateway_or_404(request.user, slug)
     if is_for(request, "would-have"):
         return _would_have(request, gateway, None)
@@ -352,7 +355,7 @@ def _filled(tool_set: ToolSet) -> dict[str, Any]:
 
 
 def _would_have(request: AppRequest, gateway: Gateway, tool_set: ToolSet | None) -> HttpResponse:
-    """Show how many tools the set in the form has, and which calls a change of it would have refused."""
+    """Show how many tools the set in the form has, and which calls the change would have refused."""
     form, told = ToolSetForm(request.GET, gateway=gateway), ""
     form.fields["name"].required = False
     if form.is_valid():
@@ -376,7 +379,7 @@ def archive(request: AppRequest, pk: UUID) -> HttpResponse:
         faults=StillInUse,
         title="Archive tool set",
         text=f'Archive "{tool_set.name}"? This cannot be undone.',
-        more="It is neither given to anybody nor limits an app or agent.",
+        more="The set has no grant and limits no app or agent.",
         icon="revoke",
     )
 
@@ -424,9 +427,9 @@ def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
         back=back,
         title="End grant",
         text=f"Take {grant.tool_set.name} from {grant.subject}? Its tools are refused from the next request on, unless "
-        "another grant gives them.",
+        "another set gives them.",
         more=lambda: (
-            "Nothing is refused while the gateway gives all its tools."
+            "No call is refused while everybody can use all tools of the gateway."
             if gateway.tools_given == ToolsGiven.ALL
             else refused_by(gateway, request.user, without_grant(grant))
         ),

@@ -318,7 +318,7 @@ class NewAssignment(AssignmentChanges):
 
 
 class AssignmentResource(Resource):
-    """The servers of one gateway, by alias or, without one, by id."""
+    """The servers of one gateway, addressed by alias, or by id if they have no alias."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         WrongIdentity: Problem(HTTPStatus.BAD_REQUEST, "invalid", "shared_identity_id"),
@@ -416,7 +416,10 @@ class AssignmentResource(Resource):
 
 
 def matching_reference(alias: str) -> Q:
-    """Match assignments by the alias or id in a URL; no alias is as long as an id. NUL characters match nothing."""
+    """Match assignments by the alias or id in a URL. An alias cannot be mistaken for an id, because it is shorter.
+
+    NUL characters match no assignment.
+    """
     try:
         return Q(pk=UUID(alias))
     except ValueError:

@@ -64,7 +64,7 @@ class EffectForm(forms.Form):
         choices=SAID_EFFECTS,
         required=False,
         widget=forms.RadioSelect,
-        help_text="Sets of tools go by it. Not said by anybody counts as destructive.",
+        help_text="Tool sets can select tools by effect. A tool whose effect is not said counts as destructive.",
     )
 
 
@@ -116,7 +116,10 @@ WORDS = "words"  # The description and the arguments of a tool, in readable form
 LAST_CALLS = 5_000  # The newest calls, read to find their callers.
 
 HELD = {
-    OnChange.HOLD: "Clients still see the approved definition. Calls that no longer fit the change are refused.",
+    OnChange.HOLD: (
+        "Clients still see the approved definition. Calls whose arguments do not fit the changed definition are "
+        "refused."
+    ),
     OnChange.WARN: "Clients still see the approved definition, and every call goes through.",
     OnChange.ACCEPT: "Clients still see the approved definition.",
 }
@@ -263,7 +266,7 @@ def _obstacles(feature: Feature) -> list[str]:
             _is_personal(feature) and not feature.missing_since,
             "Visible only to people whose own credential lists it.",
         ),
-        (assignment.server.lists_live, f"{name} is asked again for each list, and may leave it out."),
+        (assignment.server.lists_live, f"{name} is asked again for each list, and its answer may leave this out."),
     )
     return [sentence for holds, sentence in found if holds]
 
@@ -364,7 +367,7 @@ def _used(feature: Feature, viewer: User) -> str:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def effect(request: AppRequest, pk: UUID) -> HttpResponse:
-    """State what a tool does, instead of its server."""
+    """State the effect of a tool, which replaces the server's claim."""
     tool = feature_or_404(request, pk)
     if tool.kind != FeatureKind.TOOL:
         raise Http404

@@ -37,7 +37,10 @@ NEW = {
     OnArrival.WAIT: "New definitions are hidden until somebody accepts them.",
 }
 CHANGED = {
-    OnChange.HOLD: "Clients still see the approved definition. Calls that no longer fit the change are refused.",
+    OnChange.HOLD: (
+        "Clients still see the approved definition. Calls whose arguments do not fit the changed definition are "
+        "refused."
+    ),
     OnChange.WARN: "Clients still see the approved definition. Every call goes through, and the change is listed here.",
     OnChange.ACCEPT: "Clients are shown the change at once. Only changes with hidden characters are held back.",
 }

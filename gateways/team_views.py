@@ -189,7 +189,7 @@ def put_in(request: AppRequest, pk: UUID) -> HttpResponse:
     except Outranked as error:
         return leave(request, back, str(error))
     undo = Undo.if_changed(changed, reverse("gateways:remove_from_team", args=[team.pk, pk]), [("back", back)])
-    return leave(request, back, f"{person.email} is in {team.name}", undo)
+    return leave(request, back, f"{person.email} was added to {team.name}", undo)
 
 
 @require_POST
@@ -203,7 +203,7 @@ def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
             team.edit(name=team.name, users=list(team.users.exclude(pk=person.pk)), by=request.user)
     except Outranked as error:
         return leave(request, back, str(error))
-    return leave(request, back, f"{person.email} is out of {team.name}")
+    return leave(request, back, f"{person.email} was removed from {team.name}")
 
 
 @require_http_methods(["GET", "POST"])

@@ -342,7 +342,7 @@ def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
     more = sentences(
         f"Disabled: {first_names([tool.name for tool in off])}." if off else "",
         "Tools its server adds later start disabled.",
-        f"These tools are on this gateway only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
+        f"They have been on this gateway only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
         "You can undo this on this page.",
     )
     return {"text": text, "more": more, "hidden": (("dearest", 1),) if is_dearest else ()}

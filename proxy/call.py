@@ -175,7 +175,7 @@ class TokenPlaces:
         self._taken[token] = taken + 1
 
     def leave(self, token: str) -> None:
-        """Count one call or stream of this token less."""
+        """Subtract one call or stream of this token."""
         self._taken[token] -= 1
         if not self._taken[token]:
             del self._taken[token]
@@ -874,7 +874,7 @@ def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
     if message is not None and is_modern(headers.protocol_version, message):
         request.modern = True
         session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
-    # Without extensions, which each request may set differently: each set would lead to another session key.
+    # Without extensions: each request may have different ones, and each combination would get its own session key.
     offered = declared(told, with_extensions=False) if told and headers.accepted.stream else ""
     request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
     return request.query
@@ -893,7 +893,7 @@ def wanted(message: Message | None, feature: Named | None) -> Wanted:
         return Wanted(ServersNeeded.ALL, method.lists)
     if not method.named_by:
         return INTRODUCTION if method.introduces else NOTHING
-    # No feature has a name the database cannot store; stripping those characters could match another feature.
+    # A name that the database cannot store belongs to no feature; stripped of such characters it might match one.
     if feature is None or not is_nameable(feature):
         return NOTHING
     return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
@@ -968,7 +968,7 @@ def _is_standing(request: McpRequest) -> bool:
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
-    """Return the refusal if the request needs a feature's name and its params are malformed, otherwise None.
+    """Return the refusal if the params of a request that must name a feature are malformed, otherwise None.
 
     Raises UnknownTask.
     """
@@ -991,7 +991,7 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 
 
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
-    """Resolve like `resolve_call`, but return None for a name without alias that a server may use for a feature."""
+    """Resolve like `resolve_call`, but return None for an unknown name that may be a server's own name."""
     try:
         return resolve_call(grant, feature)
     except UnknownFeature:

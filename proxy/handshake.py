@@ -30,7 +30,7 @@ from wire.sessions import BRIDGED
 CLAIM_SECONDS = 5.0  # A claim lasts this long beyond the server's time limit.
 DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers contradict its row.
 REFRESH_SECONDS = 600.0  # Age at which the stored eras are probed again.
-ATTEMPTS = 3  # Attempts of `find`: a background probe ends without a result if another worker is probing.
+ATTEMPTS = 3  # Attempts of `find`: it may join a background probe, which finds nothing while another worker probes.
 MOST_TIMES = 1_000  # Old entries are removed when a table of times has this many.
 LOOK_SECONDS = 0.1  # Poll interval while another worker probes.
 
@@ -240,7 +240,7 @@ def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
     }
     if not modern:
         extensions.pop(tasks.EXTENSION, None)
-        # A server refuses those task requests that it does not support itself.
+        # The union of all servers: a server refuses those task requests that it does not support.
         found = [capabilities["tasks"] for capabilities in offered if "tasks" in capabilities]
         if merged := {name: settings for each in found for name, settings in each.items()}:
             served["tasks"] = merged

@@ -336,7 +336,7 @@ async def relay(
     progress_token: int | None,
     notification: Object,
 ) -> None:
-    """Rewrite a notification that arrived during a call and forward it to the client; drop it if not for the client."""
+    """Rewrite a notification that arrived during a call and forward it, or drop it if it is not for this client."""
     own, method = notification.get("params"), notification.get("method")
     if not isinstance(own, dict) or not isinstance(method, str):
         return
@@ -381,7 +381,7 @@ def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, messag
 def _levels(request: McpRequest, grant: AccessRow, message: Message) -> frozenset[str]:
     """Return the levels of log messages to send to this client.
 
-    A client of 2026-07-28 gets none unless the request sets a level; other clients get all unless they set a level.
+    If no level is set, a client of 2026-07-28 gets none, and any other client gets all.
     """
     level = _level(request, grant, message)
     return NO_LEVELS if request.modern and not level else told_levels(level)
@@ -411,7 +411,7 @@ COMPLETED = "notifications/elicitation/complete"
 NO_STREAM: Object = {
     "error": {
         "code": jsonrpc.INTERNAL_ERROR,
-        "message": "The client cannot be asked: it has no open stream and not exactly one running call here",
+        "message": "The client cannot be asked: it has no open stream here, and no call or more than one is running",
     }
 }
 

@@ -105,8 +105,8 @@ LANE_DOWN = Gauge(
     ("lane",),
     multiprocess_mode="livesum",
 )
-STREAMS = Gauge("gateway_open_streams", "Event streams to clients that are open", multiprocess_mode="livesum")
-OPEN_FILES = Gauge("gateway_open_files", "Open files of the worker with the most", multiprocess_mode="livemax")
+STREAMS = Gauge("gateway_open_streams", "Open event streams to clients", multiprocess_mode="livesum")
+OPEN_FILES = Gauge("gateway_open_files", "Open files of the worker that has the most", multiprocess_mode="livemax")
 OPEN_FILES_LIMIT = Gauge("gateway_open_files_limit", "Files that a worker may open", multiprocess_mode="livemin")
 OPEN_FILES_REFUSED = Counter("gateway_open_files_refused", "Refused for lack of open files, by kind", ("what",))
 for _what in ("stream", "connection"):

@@ -48,7 +48,7 @@ class Step(IntEnum):
 
 
 class Reason(NamedTuple):
-    """A reason for refusing a call: the check, the sentence about its result, and the page where the user can act.
+    """A reason for refusing a call: the failed check, a sentence for people, and the page where the user can act.
 
     `template` is the sentence, with the placeholders of GENERIC. `short` is a short form for rows of blocked objects:
     next to the state `blocked`, in a switch, in the Django admin. `status` is the HTTP status if the whole request is
@@ -201,11 +201,11 @@ REASONS = {
     "internal_error": Reason(
         Step.UPSTREAM, "The gateway failed with an internal error; its process log has the traceback."
     ),
-    "open_files": Reason(Step.REQUEST, "Too many files were open to open another stream."),
+    "open_files": Reason(Step.REQUEST, "The gateway had too many open files to open another stream."),
     "busy": Reason(
         Step.UPSTREAM,
-        "Too many calls of the token or to the server were running, or large answers to the token were not "
-        "read; the call was not executed.",
+        "Too many calls of the token or to the server were running, or the client had not read earlier large "
+        "answers. The call was not executed.",
     ),
 }
 

@@ -300,7 +300,7 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
         raise NotRenewed(now.refusal, "", () if stored else _revocations(held, tokens, cipher))
     if now.ciphertext is None:
         raise NotRenewed("identity_unavailable")
-    return now.ciphertext  # Not the renewed token if the person has signed in again meanwhile.
+    return now.ciphertext  # Another token if the person has signed in again meanwhile.
 
 
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:

@@ -1,7 +1,7 @@
 """Requests of servers to clients during a call: elicitation, sampling, roots.
 
 In the session era a server's request is sent to the client on the stream of the call, with an id of the gateway, and
-the client posts the answer to any worker. A server of 2026-07-28 asks in the result of the call instead: a client of
+the client posts the answer to any worker. A server of 2026-07-28 asks in the result of the call instead. A client of
 the session era is then asked on its stream, and the call is sent to the server again with the answers. SuspendedCalls
 below is for clients of 2026-07-28 and servers of the session era.
 """
@@ -517,7 +517,7 @@ class SuspendedCalls:
         uid, turn = self._checked_state(message, grant.connection_id)
         if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
             raise BadState("this requestState was used before, or its call is over")
-        news = self._bell.listen(uid)  # Only now: a second retry with this state must not take the first one's wake-up.
+        news = self._bell.listen(uid)  # Not earlier: a refused second retry would remove the event of the first one.
         try:
             await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
             while True:

@@ -436,7 +436,7 @@ class ServerStreams:
                 pause = held.place.pause(AGAIN_SECONDS)
             except SessionLost:
                 self._begin(held)
-                if held.was_open:  # Releasing the lease makes a worker whose client has a stream open a new session.
+                if held.was_open:  # If the lease is released, a worker whose client has a stream opens a new session.
                     self._drop(row)
                 return  # The next call checks whether the session is lost, and opens a new one if so.
             except UpstreamError as error:
@@ -759,7 +759,7 @@ def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) ->
 
 
 def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
-    """Return the session's server from the grant; None if it is not usable, or only with another identity."""
+    """Return the session's server from the grant; None if it is not usable with the session's identity."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(
         (

@@ -84,8 +84,9 @@ class NewServerForm(Trial, ServerForm):
             del self.fields["own_gateway"]
         else:
             names = ", ".join(team.name for team in user.teams.order_by("name"))
-            reach = f"open to your teams ({names})" if names else "open to everyone: you are in no team"
-            self.fields["own_gateway"].help_text = f"Named like the server, {reach}. Change who may use it on its page."
+            reach = f"open to your teams ({names})" if names else "open to everyone, because you are in no team"
+            help_text = f"It gets the name of the server and is {reach}. Change who may use it on its page."
+            self.fields["own_gateway"].help_text = help_text
             live = Count("connections", filter=Q(connections__revoked_at=None))
             people = Count("connections__user", filter=Q(connections__revoked_at=None), distinct=True)
             offered = Gateway.objects.live().annotate(connection_count=live, people_count=people)
@@ -132,7 +133,10 @@ class NewServerForm(Trial, ServerForm):
             self.add_error("secret", list(errors))
 
     def accepts_credential(self) -> bool:
-        """Test the credential at the server. If refused and not to be kept, add a form error and return False."""
+        """Test the credential at the server; return False, with a form error, if it is refused.
+
+        A refused credential that is to be kept anyway counts as accepted.
+        """
         if secret := self.cleaned_data["secret"]:
             server = Server(**self.server_fields())
             self.judge(refusal_of(server, secret), "secret", server.name)
@@ -192,7 +196,7 @@ class ServerTrial:
                 return "It accepts this credential."
             return "It answers without a credential."
         if not isinstance(self.outcome, DiscoveryRefused):
-            return "Unknown until the server answers."
+            return "How people sign in is unknown until it answers."
         if self.signs_in:
             return f"People sign in at {self.signs_in.issuer}."
         return (
@@ -377,7 +381,7 @@ def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | N
                 feature.enable(by=by)
 
 
-# The page: from a URL, or a well-known server, to tools on gateways.
+# The page: choose a server by URL or tile, test it, and assign it to gateways.
 
 PAGE = "servers/add.html"
 TESTED = "tested_server"  # Session key: the outcome of testing a server before it is added.

@@ -84,7 +84,7 @@ class ServerSerializer(serializers.Serializer[Server]):
 
 
 class ProbeSerializer(serializers.Serializer[Any]):
-    """The result of contacting a server; the last three only if it answered."""
+    """The result of contacting a server. `era`, `version` and `took_ms` are present only if it answered."""
 
     ok = serializers.BooleanField(help_text="Whether it answered.")
     detail = serializers.CharField(help_text="Result in words.")

@@ -204,7 +204,7 @@ class ServerForm(SignInSettings, SlugForm):
     )
     expected_issuer = address(
         "Expected issuer",
-        "Enter the issuer's exact name only if sign-in fails because it differs from the issuer's address, and you "
+        "Needed only if sign-in fails because the issuer's name differs from its address. Enter the exact name if you "
         "know that it is right. Empty: name and address must match.",
     )
     resource_sent = forms.ChoiceField(
@@ -214,7 +214,7 @@ class ServerForm(SignInSettings, SlugForm):
         initial=ResourceSent.SERVER,
         help_text=(
             "The “resource” that tokens are requested for. Change it if the issuer answers “invalid_target” or "
-            "similar. Microsoft Entra is sent none."
+            "similar. No resource is sent to Microsoft Entra."
         ),
     )
     fixed_resource = address(
@@ -419,7 +419,7 @@ class TriedSecretForm(Trial, SecretForm):
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
         if "secret" in values and not self.errors:
-            from servers.discovery import refusal_of  # noqa: PLC0415  It imports the metrics, whose files have a worker's id.
+            from servers.discovery import refusal_of  # noqa: PLC0415  It opens metrics files, one per worker.
 
             self.judge(refusal_of(self.server, values["secret"]), "secret", self.server.name)
         values.pop("keep", None)
@@ -466,7 +466,7 @@ class ServerFilter(ListFilter):
     def narrow(self, rows: ServerQuerySet) -> ServerQuerySet:
         servers = rows.matching(self.values.get("q", ""))
         if health := self.values.get("health"):
-            servers = servers.filter(enabled=True, health__in=health)  # For disabled servers it is out of date.
+            servers = servers.filter(enabled=True, health__in=health)  # The health of disabled servers is outdated.
         if auth := self.values.get("auth"):
             servers = servers.filter(auth_type__in=auth)
         if self.values.get("identities"):

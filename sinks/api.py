@@ -19,7 +19,7 @@ from sinks.sending import SinkTestResult, send_test_line
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
-# To send the logs to a sink takes the capabilities to read them; payloads take LOGS_PAYLOADS too.
+# Sending the logs to a sink requires the capabilities to read them; payloads also require LOGS_PAYLOADS.
 SENDING = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ})
 
 
@@ -35,7 +35,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
     has_secret = serializers.BooleanField(help_text="Whether deliveries are signed with a secret.")
     sends_calls = serializers.BooleanField(help_text="Whether calls are sent.")
     sends_events = serializers.BooleanField(help_text="Whether admin events are sent.")
-    sends_payloads = serializers.BooleanField(help_text="Whether recorded payloads are sent; takes `logs:payloads`.")
+    sends_payloads = serializers.BooleanField(help_text="Whether recorded payloads are sent; requires `logs:payloads`.")
     enabled = serializers.BooleanField(help_text="Whether it is enabled; false means paused.")
     status = serializers.ChoiceField(
         [(state, state) for state in TONES],

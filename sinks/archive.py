@@ -109,7 +109,7 @@ def archive_before(limit: date) -> int:
     """
     number = 0
     if not archive_enabled():
-        ArchivedPartition.objects.filter(archived_at=None).delete()  # Dropped without being archived.
+        ArchivedPartition.objects.filter(archived_at=None).delete()  # Will be dropped unarchived.
     else:
         for name, span in Call.partitions.expired(limit):
             try:
@@ -270,7 +270,7 @@ def _compare(store: Objects, manifest: Manifest) -> None:
     except UnreadableArchive as reason:
         raise NotArchived(str(reason)) from reason
     if (rows, digest.hexdigest()) != (manifest.rows, manifest.digest):
-        raise NotArchived(f"What was written of {manifest.day} was read back with other rows.")
+        raise NotArchived(f"The archive of {manifest.day} has other rows when read back.")
 
 
 def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:

@@ -42,7 +42,7 @@ def _oidc_found(provider: Provider) -> str:
     tells = not provider.signs_out_there or said.end_session_endpoint
     out = "" if tells else " It publishes no sign-out endpoint (end_session_endpoint)."
     return (
-        f"{said.issuer} describes itself, signs people in at {said.authorization_endpoint} and publishes "
+        f"{said.issuer} has valid metadata, signs people in at {said.authorization_endpoint} and publishes "
         f"{_count(keys, 'key')}.{needs}{out} Only a sign-in shows whether it knows the client."
     )
 

@@ -169,9 +169,9 @@ class TokenResource(Resource):
     def rotate(self, request: Request, pk: UUID) -> Response:
         """Replace the secret of a token.
 
-        Done by its owner, or by the token itself as Bearer. The previous secret works for another `overlap_hours`: 0,
-        1, 24 or 168; with `until_used` only until the new secret is used; without a body it stops at once. Nothing else
-        of the token changes. A previous secret cannot rotate the token.
+        Only its owner can do this, or the token itself as Bearer. The previous secret works for another
+        `overlap_hours`: 0, 1, 24 or 168. With `until_used` it ends earlier, when the new secret is first used. Without
+        a body it stops at once. Nothing else in the token changes. A previous secret cannot rotate the token.
         """
         presented: Any = request.auth
         terms = self.body()
@@ -184,9 +184,9 @@ class TokenResource(Resource):
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
         """End a token's secrets and ask its owner to collect a new one.
 
-        The present secret works for another `overlap_hours`, with `until_used` only until the new secret is used;
-        without a body it stops at once. Only the owner can collect the new secret. Asking again only ends a remaining
-        overlap, if `overlap_hours` is 0.
+        The present secret works for another `overlap_hours`. With `until_used` it ends earlier, when the new secret is
+        first used. Without a body it stops at once. Only the owner can collect the new secret. If a new secret was
+        already requested, asking again with `overlap_hours` 0 ends a remaining overlap; otherwise it changes nothing.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))

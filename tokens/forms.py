@@ -28,7 +28,7 @@ from ui.forms import LimitField
 NEVER = "never"
 OVERLAPS = {0: "Not at all", 1: "1 hour", 24: "24 hours", 168: "7 days"}
 MOST_UNTIL_USED = 24  # Hours after which the old secret ends, although the new one was not used.
-LIMIT = "Empty: only what the workspace and the gateway allow."
+LIMIT = "Empty: only the limits of the workspace and the gateway apply."
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,8 @@ class Rotation(RequestBody):
         default=0, help_text="Hours for which the old secret stays valid: 0, 1, 24 or 168."
     )
     until_used = serializers.BooleanField(
-        default=False, help_text="Whether the old secret ends earlier, with the first call of the new one."
+        default=False,
+        help_text="Whether the first call with the new secret ends the old one, even before overlap_hours are over.",
     )
 
 

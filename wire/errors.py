@@ -319,7 +319,7 @@ class AnswersNotTaken(Busy):
 class TokenBusy(Busy):
     """This token has reached its limit of concurrent calls."""
 
-    sentence = "This token has reached its limit of concurrent calls ({server}), so this one was not executed."
+    sentence = "This token has reached its limit of concurrent calls ({server}), so this call was not executed."
 
     @property
     def data(self) -> jsonrpc.Object:

@@ -224,10 +224,10 @@ class Guard:
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """Return a guard for hosts named by a server or an issuer, which resolves and checks hosts not listed exactly.
+        """Return a guard for hosts named by a server or an issuer: it checks all hosts that are not listed exactly.
 
-        Hosts that the proxy resolves are not checked, and a third party could name an internal host below a domain that
-        the operator has listed.
+        Otherwise a third party could name an internal host below a domain that the operator has listed, and the proxy
+        would resolve the host unchecked.
         """
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 
@@ -294,8 +294,8 @@ class Guard:
 
 
 TO_ALLOW = (
-    "To allow it, the operator of the gateway adds it there, as in GATEWAY_PRIVATE_UPSTREAMS={network}, and starts the "
-    "gateway again: see docs/reference/settings.md."
+    "To allow it, the operator of the gateway adds it to the setting, as in GATEWAY_PRIVATE_UPSTREAMS={network}, and "
+    "restarts the gateway: see docs/reference/settings.md."
 )
 WITHOUT_TLS = (
     "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://: see "

@@ -80,7 +80,7 @@ class WithoutRoom(Exception):
 
 
 class Slow(Exception):
-    """A large answer arrived too slowly while another answer waited for the room it took in the memory budget."""
+    """A large answer arrived too slowly while another answer waited for its room in the memory budget."""
 
 
 def more_than(limit: int) -> str:
@@ -487,7 +487,7 @@ class HttpConnection(asyncio.Protocol):
         self._lost = error
         self._wake()
 
-    # What has arrived, parsed slice by slice
+    # Parsing received data, slice by slice
 
     async def _advance(self) -> None:
         """Parse a slice of the received data, or wait for more data. Raises the error of the answer, if any."""

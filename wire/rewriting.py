@@ -141,8 +141,8 @@ class MatchBudget:
 def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBudget | None = None) -> bool:
     """Return whether `uri` can be an expansion of `template`.
 
-    With `narrowly`, simple expressions match within one segment only; otherwise any expression matches any text, and
-    templates with too many expressions, or without budget left, match everything.
+    With `narrowly`, simple expressions match within one segment only. Otherwise any expression matches any text. A
+    template that has too many expressions, or exceeds the budget, matches everything, or nothing with `narrowly`.
     """
     parts = _EXPRESSION.split(template)
     if len(parts) > 2 * MOST_EXPRESSIONS:

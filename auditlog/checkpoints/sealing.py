@@ -113,7 +113,7 @@ TABLE = Call._meta.db_table
 
 
 def _texts(model: type[Model]) -> set[str]:
-    """Return the columns to select as text: AS_TEXT, and UUIDs, which JSON has as text anyway and are slow to parse."""
+    """Return the columns to select as text: AS_TEXT, and UUIDs, which are slow to parse and text in JSON anyway."""
     return AS_TEXT | {
         str(field.column)
         for field in model._meta.concrete_fields
@@ -259,7 +259,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
-    # If more rows are left, the time of the next row is only known to be later than that of the previous checkpoint.
+    # If rows are left, the next of them is only known to be later than the previous checkpoint.
     at = before["near_at"] if row else now
     covers = {"from": since, "after_id": after, "upto_id": upto}
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}

@@ -134,7 +134,7 @@ class SignedCheckpoint:
             kept = Checkpoint.objects.values_list("leaves", flat=True).get(pk=self.number)
             self.leaves = None if kept is None else self._checked(bytes(kept), report)
             if kept is None and self._must_have_leaves(report.kept_from):
-                said = f"Checkpoint {self.number} lost the digests of its rows, which still exist."
+                said = f"Checkpoint {self.number} has no digests of its rows, although the rows still exist."
                 report.add("checkpoint", said, self.span)
         return self.leaves
 
@@ -184,7 +184,7 @@ class CallPlaces(CheckpointIndex):
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
         """Return the row's checkpoint. For a row without a checkpoint return True if that is legitimate, else False.
 
-        A row may have none if it is older than the first checkpoint, or if its checkpoint is not made yet or missing.
+        A row may have no checkpoint if it is older than the first, or if its checkpoint is missing or not made yet.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)
@@ -425,7 +425,7 @@ class _Comparison:
             place.number, row["id"]
         )
         if is_same is None and must_be_there and str(uid) not in self._refused and not self._received.may_come(row):
-            said = f"{name} was not received by the sink, which received its checkpoint."
+            said = f"{name} was not received by the sink, although its checkpoint was."
             self._report.add("missing", said, LogPeriod(at, at), uid)
 
     def _report_removed(self, log: str, one: SignedCheckpoint) -> None:

@@ -35,7 +35,7 @@ from auditlog.rollups.schema import (
 from ui import databases
 
 STEP = 20_000  # Rows of the log to count per transaction; some transactions count slightly more.
-OLD_STEP = 60_000  # The same for rows from before counting began; larger, so that a day takes fewer steps.
+OLD_STEP = 60_000  # Rows per transaction from before counting began; larger, so that a day takes fewer steps.
 # Rows up to NEAR old when they are committed are counted at once, older rows every LATE_EVERY.
 NEAR = timedelta(hours=1)
 LATE_EVERY = timedelta(minutes=15)

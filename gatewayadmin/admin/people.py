@@ -88,7 +88,7 @@ class UserPages(CapabilityAdmin):
             "end_break_glass",
             PEOPLE,
             Q(break_glass=True),
-            "Where the organisation's sign-in is enforced, they must sign in there, and their password sessions end.",
+            "If the organisation's sign-in is enforced, they must sign in there, and their password sessions end.",
             label="End break-glass of selected",
             does=lambda user, by: user.set_break_glass(False, by=by),
             grave=True,

@@ -75,7 +75,7 @@ def the_database_urls_lead_where_they_should(
 
 
 def is_local_domain(domain: str) -> bool:
-    """Return whether other machines cannot send mail to this domain."""
+    """Return True for a domain to which other machines cannot send mail."""
     return domain == "localhost" or domain.endswith((".localhost", ".localdomain", ".local")) or "." not in domain
 
 
@@ -189,7 +189,7 @@ def _look_at_pages(report: DatabaseReport, direct: psycopg.Connection[Any]) -> b
     report.uses.append(f"Pages use DATABASE_URL ({found}); calls and chores use {DIRECT}.")
     if row and not row[0]:
         report.warnings.append(
-            "Statements of pages have no time limit: ALTER ROLE ... SET statement_timeout = '15s' "
+            "Statements of pages have no time limit: run ALTER ROLE ... SET statement_timeout = '15s' "
             "for the role of DATABASE_URL."
         )
     return found is not Pooling.NONE
@@ -214,7 +214,7 @@ def _look_at_replica(report: DatabaseReport, direct: psycopg.Connection[Any]) ->
     assert found
     if found[1:] != here[1:]:
         raise UnusableDatabase(
-            f"{READ} leads to another database than DATABASE_URL; it must lead to a replica of that."
+            f"{READ} leads to another database than DATABASE_URL; it must lead to a replica of the same one."
         )
     if not found[0]:
         report.warnings.append(f"{READ} does not lead to a replica; logs are read from the primary.")
@@ -232,8 +232,8 @@ def look_at_distance(report: DatabaseReport, direct: psycopg.Connection[Any]) ->
         times.append(time.perf_counter() - began)
     if (shortest := min(times) * 1000) > MOST_MS:
         report.warnings.append(
-            f"A round trip to the database takes {shortest:.0f} ms, and a call waits for four or five: "
-            "run the gateway near its database, best below 1 ms apart."
+            f"A round trip to the database takes {shortest:.0f} ms, and each call waits for four or five. "
+            "Run the gateway near its database, best less than 1 ms away."
         )
 
 
@@ -243,7 +243,8 @@ def _look_at_budget(report: DatabaseReport, direct: psycopg.Connection[Any], pla
     row = direct.execute(_LIMITS).fetchone() or ()
     most = min(limit for limit in row if limit is not None and limit >= 0)
     report.uses.append(
-        f"{planned}, and temporarily {READERS} for exports each and {SINKS} for sinks; the server grants {most}."
+        f"{planned}, and temporarily {READERS} for exports in each process and {SINKS} for sinks; "
+        f"the server grants {most}."
     )
     if planned.to_server + SPARE > most:
         takes = f"{_number_of(planned.workers)} up to {planned.to_server} connections to the database"

@@ -38,7 +38,7 @@ def fault(probe: psycopg.Connection[Any]) -> str:
     made_by, oldest = _row(probe, _VERSION) or (VERSION, OLDEST)
     if numbers(oldest) > numbers(VERSION):
         return (
-            f"The tables were made by version {made_by} and need version {oldest} or newer, this is {VERSION}: "
+            f"The tables were made by version {made_by} and need version {oldest} or newer, but this is {VERSION}: "
             f"use version {made_by}, or restore the backup from before its upgrade."
         )
     if numbers(made_by) < numbers(UPGRADES_FROM):

@@ -157,7 +157,7 @@ def _public_url_advice(url: str, base: str) -> str:
         )
     if _place(settings.PUBLIC_URL) == _place(base):
         return (
-            f"GATEWAY_PUBLIC_URL is {base} which is right: a proxy in front rewrites this answer, or caches an old "
+            f"GATEWAY_PUBLIC_URL is {base}, which is right: a proxy in front rewrites this answer, or caches an old "
             "one. Look for rewriting of bodies and headers (sub_filter, proxy_redirect), and for a cache."
         )
     scheme = "TLS ends at the proxy: " if urlsplit(url).scheme != urlsplit(base).scheme else ""

@@ -182,7 +182,9 @@ class OperationSchema(AutoSchema):
             f"Requires {join.join(f'`{slug}`' for slug in needed)}" if needed else "Open to everybody who is signed in"
         )
         own = (
-            "; without it you can reach only your own objects, and not by API key" if isinstance(self.rule, Own) else ""
+            "; otherwise you can reach only your own objects, and only without an API key"
+            if isinstance(self.rule, Own)
+            else ""
         )
         if isinstance(self.rule, Own) and self.rule.others == NOBODY:
             takes, own = f"Only for its owner. {takes} in the owner's API key", ""
@@ -222,10 +224,10 @@ class OperationSchema(AutoSchema):
         return [tag] if statuses else []
 
     def _is_list_view(self, serializer: Any = None) -> bool:
-        return False  # _page describes pages of lists.
+        return False  # `_page` describes lists instead.
 
     def _get_pagination_parameters(self) -> list[Any]:
-        return []  # The query class has them.
+        return []  # The query class declares these parameters.
 
     def get_request_serializer(self) -> Any:
         return self.operation.body
@@ -308,9 +310,9 @@ class OperationSchema(AutoSchema):
         field.help_text = field.help_text or self._help_text(field, direction)
         schema = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
         if direction == "response" and isinstance(schema, dict):
-            schema = {name: value for name, value in schema.items() if name != "minLength"}  # Only requests need it.
+            schema = {name: value for name, value in schema.items() if name != "minLength"}  # Only requests need this.
             if {} in schema.get("oneOf", ()):
-                del schema["oneOf"]  # Any value: null would match two choices.
+                del schema["oneOf"]  # One choice accepts any value, so null would match two.
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
@@ -362,7 +364,7 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     """Forbid unknown members in request bodies; responses may get more members in later releases."""
     for name, schema in result["components"]["schemas"].items():
-        schema.setdefault("description", "One of these objects.")  # Only a choice of objects has none.
+        schema.setdefault("description", "One of these objects.")  # Only schemas for a choice of objects have none.
         if "properties" in schema and name.endswith("Request"):
             schema.setdefault("additionalProperties", False)
     return result

@@ -1,7 +1,8 @@
 """Sets of tools on a gateway. Grants (gateways/models/grants.py) give them to everybody, to teams and to people.
 
-A tool, prompt or resource is in a set if it was chosen one by one, or if the set has patterns or effects and it fits
-both. Database functions (gateways/migrations/0003_give_tools.py) say which are, for the proxy and the pages.
+A tool, prompt or resource is in a set if it was chosen one by one, or if the set has a rule (patterns, effects or both)
+and it fits the rule. Database functions (gateways/migrations/0003_give_tools.py) decide this, for the proxy and the
+pages.
 """
 
 from collections.abc import Iterable
@@ -36,14 +37,14 @@ def like(pattern: str) -> str:
 
 
 def fitting(patterns: Iterable[str], effects: Iterable[str]) -> Q:
-    """Match the features that fit these patterns and effects; none without either."""
+    """Match the features that fit these patterns and effects. If both are empty, match no feature."""
     likes = models.Value([*map(like, patterns)], ArrayField(models.TextField()))
     asked = models.Value([*effects], ArrayField(models.TextField()))
     return _fits(models.F("kind"), models.F("exposed_name"), models.F("effect"), likes, asked)
 
 
 def fits(feature: Feature, effect: str) -> Q:
-    """Match the sets whose patterns and effects a feature fits if it has this effect."""
+    """Match the sets whose patterns and effects `feature` would fit if its effect were `effect`."""
     values = (models.Value(text, models.TextField()) for text in (feature.kind, feature.exposed_name, effect))
     return _fits(*values, models.F("likes"), Cast("effects", ArrayField(models.TextField())))
 

@@ -241,7 +241,7 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
 def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str = TOOL) -> Resolved | AssignedServer:
     """Return the server and the tool or prompt of this name, like `resolve`.
 
-    A tool that is not listed cannot be called, because without a row nobody could have disabled the tool.
+    A tool that is not listed cannot be called: it has no row, so an administrator could not have disabled it.
     """
     assigned = server_of(assignments, exposed)
     if assigned is None:
@@ -259,7 +259,7 @@ def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str 
 def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, several: bool) -> Resolved:
     """Return the server and the resource of this URI, like `resolve`.
 
-    A resource that is not listed can be read if the switch of the matching template allows it; if no template matches,
+    A resource that is not listed can be read if the switch of the matching template allows it. If no template matches,
     the server's policy decides.
     """
     budget = MatchBudget()
@@ -325,9 +325,8 @@ def _is_shown(assigned: AssignedServer, row: FeatureRow) -> bool:
 def _governing_template(assigned: AssignedServer, uri: str, budget: MatchBudget) -> FeatureRow | None:
     """Return the template whose switch applies to an unlisted resource, the most exact match; None if none matches.
 
-    Servers match templates differently. Under the policy `allow_all`, a template that only may match the URI counts
-    too; under other policies, and where only given features may be used, only templates that certainly match do: a
-    doubtful match may refuse a resource, but never give it.
+    Servers match templates differently, so some matches are uncertain. An uncertain match may refuse a resource, but
+    never give it: it counts only under the policy `allow_all`, and only if all features may be used.
     """
     is_broad = assigned.policy == "allow_all" and not assigned.restricted
     matching = [
@@ -361,7 +360,10 @@ def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | 
 
 
 def _hidden_because(assigned: AssignedServer, row: FeatureRow | None) -> str:
-    """Return the reason why clients do not see this feature, or an empty string. One without a row is not granted."""
+    """Return the reason why clients do not see this feature, or an empty string.
+
+    A feature without a row is in no set of tools, so it is hidden if only granted features may be used.
+    """
     if row is None:
         return "tool_not_granted" if assigned.restricted else ""
     return HIDDEN_STATES.get(row.state, "") if row.granted else "tool_not_granted"
@@ -416,9 +418,9 @@ def target_of(
 ) -> Target:
     """Return the server's address, credential, era and session for one request.
 
-    For a client of MCP 2026-07-28 (`modern`), the server is called in that era if it supports it; such a client sends
-    its `extensions` with each request. `authorize` has already checked that the identity may be used; this function
-    decrypts the credential. Raises IdentityUnreadable.
+    For a client of MCP 2026-07-28 (`modern`), the server is called in that era if the server supports it. Such a client
+    sends its `extensions` with each request. `authorize` has already checked that the identity may be used; this
+    function decrypts the credential. Raises IdentityUnreadable.
     """
     session = grant.session
     told = assigned.upstream_key.rpartition(" ")[2]
@@ -513,7 +515,7 @@ def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
     """Return whether an unknown name may be a server's own name for a tool or prompt.
 
     A name with an alias belongs to the server of that alias. A name without an alias belongs to the server without an
-    alias if that server has or had such a feature, or if the server's list cannot be requested to find out.
+    alias in two cases: that server has or had such a feature, or its list cannot be requested to find out.
     """
     if feature.kind not in (TOOL, PROMPT) or SEPARATOR in feature.name:
         return False  # The alias may be that of a removed server, whose calls no other server may get.

@@ -80,8 +80,8 @@ class PgConnection:
     `timeout` is in seconds, for each statement. `on_lost` is called when the connection fails.
 
     The event loop watches a selector instead of libpq's socket for two reasons. First, libpq may close the socket, and
-    the file number may be reused before the loop stops watching it. Second, uvloop stops watching a socket that has an
-    error, such as a reset by a crashed server, after one event, although there may be more to read. A selector stays
+    the file number may be reused before the loop stops watching it. Second, if a socket has an error, such as a reset
+    by a crashed server, uvloop stops watching it after one event, although there may be more to read. A selector stays
     readable until everything is read.
     """
 

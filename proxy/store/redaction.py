@@ -47,7 +47,7 @@ _CREDENTIAL_FORMS = re.compile(
 )
 _PEM = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)")
 _URL_CREDENTIALS = re.compile(
-    r"(?<=://)(?:[^/\s@\"'<>]{1,300}+|[^/\s:@\"'<>]{0,100}+:[^\s@\"'<>]{1,300}+)(?=@)"  # A password may hold a slash.
+    r"(?<=://)(?:[^/\s@\"'<>]{1,300}+|[^/\s:@\"'<>]{0,100}+:[^\s@\"'<>]{1,300}+)(?=@)"  # A password may have a slash.
 )
 
 _USER_OPTION = re.compile(r"(?<![\w\-])((?:-u|--user|--proxy-user)[ =][\"']?[^\s:\"']{0,100}+:)[^\s\"']++")
@@ -66,7 +66,7 @@ _naming_member = re.compile(
     r"(?:name|key|id|label|field|variable|header)\W{1,9}+([\w.\-]{1,80}+)\W{1,20}+$", re.IGNORECASE
 ).search
 _quote = re.compile(r"\\*+[\"'`]|&(?:quot|#3[49]);").match
-_adjacent_text = re.compile(r"(?=[\w\"'`$\\])[^\s,;&)}\]>]*+").match  # 'two'"pieces" are one value.
+_adjacent_text = re.compile(r"(?=[\w\"'`$\\])[^\s,;&)}\]>]*+").match  # Adjacent pieces form one value: 'two'"pieces".
 _number = re.compile(r"-?\d[\d.,_]*+(?!\w)").match
 _empty_value = re.compile(r"(?:true|false|null|none|undefined)[ \t]{0,9}+(?=[,;}\])\r\n]|\Z)", re.IGNORECASE).match
 _decoder = json.JSONDecoder()
@@ -185,7 +185,7 @@ def _closing_bracket(text: str, start: int) -> int:
     for bracket in _BRACKETS.finditer(text, start):
         depth += 1 if bracket[0] in "[{" else -1
         if depth == 0:
-            return _TO_LINE_END.match(text, bracket.end()).end()  # type: ignore[union-attr]  # It matches nothing too.
+            return _TO_LINE_END.match(text, bracket.end()).end()  # type: ignore[union-attr]  # Never None.
     return len(text)
 
 
@@ -466,7 +466,7 @@ class _Redactor:
                 self.cut = True
                 return
             yield REDACTED if option else self.value(element, depth + 1)
-            # An option may name the next element, as in the command line `["--password", "x"]`.
+            # An option may be the name of the next element, as in the command line `["--password", "x"]`.
             option = isinstance(element, str) and element[:1] == "-" and "=" not in element and names_a_secret(element)
 
     @property

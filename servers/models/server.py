@@ -61,7 +61,7 @@ class WouldEndSignIns(ServerError):
     def __init__(self, count: int) -> None:
         these = "1 sign-in ends" if count == 1 else f"{count:,} sign-ins end"
         super().__init__(
-            f"With this change {these}: those people sign in again, and their calls are refused until then."
+            f"With this change {these}: calls with those sign-ins are refused until their owners sign in again."
         )
         self.count = count
 

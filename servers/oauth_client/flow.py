@@ -129,7 +129,7 @@ def authorization(
     needs = needs_of(server)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer to sign in at.")
-    if not server.authorization_endpoint:  # Not if an administrator entered the issuer.
+    if not server.authorization_endpoint:  # Only if no administrator entered the issuer.
         _must_be_known(request, server, needs.issuer)
     scope = " ".join(each for each in _scope(server, needs, identity).split() if each != refused_scope)
     try:

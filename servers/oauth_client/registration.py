@@ -99,13 +99,13 @@ def registration_for(
     if own is not None and own.redirect_uri in _addresses(own):
         if own.issuer != metadata.issuer:
             raise NotRegistered(
-                f"{server} names {metadata.issuer} as its issuer now. The client was entered for {own.issuer}; "
-                "an administrator has to enter it again."
+                f"{server} names {metadata.issuer} as its issuer now, but its client was entered for {own.issuer}; "
+                "an administrator has to enter the client again."
             )
         if (own.token_endpoint, own.revocation_endpoint) != server.endpoints[1:]:
             raise NotRegistered(
-                f"The client of {server} was entered for other endpoints of {own.issuer} than it has now; "
-                "an administrator has to enter it again."
+                f"The endpoints of {own.issuer} changed after the client of {server} was entered; "
+                "an administrator has to enter the client again."
             )
         return own
     # Dynamically registered clients used the endpoints in the issuer's metadata; their secrets must not go elsewhere.
@@ -171,12 +171,12 @@ def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> 
             continue
         if place_of(other) == asks != home:
             raise NotRegistered(
-                f"{metadata.issuer} leads people to {place_in_words(metadata.authorization_endpoint)} to sign in, "
+                f"The sign-in page of {metadata.issuer} is at {place_in_words(metadata.authorization_endpoint)}, "
                 f"which belongs to another issuer, {other}. The gateway does not send people there."
             )
         raise NotRegistered(
-            f"Some endpoints of {metadata.issuer} are at {place_in_words(other)}, where another issuer, {other}, asks "
-            "people to sign in, and some are elsewhere. The gateway does not send people there."
+            f"Only some endpoints of {metadata.issuer} are at {place_in_words(other)}, where another issuer, {other}, "
+            "asks people to sign in. The gateway does not send people there."
         )
 
 

@@ -94,9 +94,9 @@ class SignIns(Resource):
     def create(self, request: Request) -> Response:
         """Start to sign in at the issuer of a server.
 
-        The answer has the address where the person continues in a browser. It works once, for ten minutes, and only for
-        the same person. If you use a session, it has to be the same browser; with an API key, one where its owner is
-        signed in. The result is an identity, which GET /identities lists.
+        The answer has the address where the person continues in a browser. The address works once, for ten minutes, and
+        only for the same person. With a session, continue in the same browser; with an API key, in a browser where the
+        key's owner is signed in. The result is an identity, which GET /identities lists.
         """
         body = self.body()
         server = self._server(body["server_id"])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LONGEST_ATTRIBUTE = 200
 ACCEPT = {"Accept": "application/samlmetadata+xml, application/xml, text/xml"}
-# SAML settings that decide as which person somebody signs in (sso.models.TERMS), in the order of the settings page.
+# SAML settings that decide which person a sign-in belongs to (sso.models.TERMS), in the order of the settings page.
 SAML_TERMS = (
     *("protocol", "metadata_url", "sso_url", "name_id_format", "email_attribute", "name_attribute"),
     *("takes_unsolicited", "signs_requests", "takes_encrypted"),
@@ -123,8 +123,8 @@ class SamlSettings(models.Model):
         default=False,
         db_default=False,
         help_text=(
-            "The certificate is in our metadata. People can confirm sensitive changes there only if our requests "
-            "are signed and the provider refuses unsigned ones. Disabling and enabling creates a new key."
+            "The certificate is in our metadata. People can confirm sensitive changes at the provider only if our "
+            "requests are signed and it refuses unsigned ones. Disabling and enabling creates a new key."
         ),
     )
     own_certificate = models.TextField(blank=True, default="", db_default="", editable=False)

@@ -52,7 +52,7 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
-# --- Who may do what ----------------------------------------------------------------------------------------------
+# --- Permissions --------------------------------------------------------------------------------------------------
 
 ACTS = ("edit", "role", "invite", "reset", "sign-out", "second-factor", "deactivate")
 
@@ -386,7 +386,7 @@ def test_addresses_may_be_pasted_as_they_come(text: str) -> None:
         ({"emails": "CHIEF@example.com"}, "Somebody with this e-mail address exists already."),
         ({"emails": f"{'x' * 121} <bo@example.com>"}, "the name has more than 120 characters."),
         ({"emails": "a\x00b@example.com"}, "Null characters are not allowed."),
-        ({"emails": "\n".join(f"p{n}@example.com" for n in range(51))}, "50 addresses can be entered at once"),
+        ({"emails": "\n".join(f"p{n}@example.com" for n in range(51))}, "Enter at most 50 addresses at once"),
         ({"role": ""}, "This field is required."),
         ({"role": "nonsense"}, "Select a valid choice."),
         ({"role": "00000000-0000-4000-8000-000000000000"}, "Select a valid choice."),
@@ -756,7 +756,7 @@ def test_deactivated_and_invited_people_get_no_reset(chief: User, sign_in: SignI
     client = sign_in(chief)
     for person in (make.user(is_active=False), User.objects.create_user("new@example.com", role=make.role())):
         response = client.post(f"/people/{person.pk}/reset/", follow=True)
-        assert "Only an active person with a password can reset it." in text(response)
+        assert "Only an active person who has a password can get a link to reset it." in text(response)
     assert not mail.outbox
 
 

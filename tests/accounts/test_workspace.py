@@ -177,10 +177,10 @@ def test_shorter_retention_says_what_it_drops_and_can_be_revoked(keeper: User, s
     assert (asked.log_retention_days, asked.shorter_retention_days) == (90, 30)
     assert asked.shorter_retention_at is not None
     before = asked.shorter_retention_at - timedelta(days=30)
-    assert f"kept for 30 days: those before {before:%Y-%m-%d} are dropped, about 2." in page
+    assert f"calls are kept for only 30 days. That deletes about 2 calls before {before:%Y-%m-%d}." in page
     assert (pending.name, pending.shorter_retention_at) == ("Other", asked.shorter_retention_at)
     assert (revoked.log_retention_days, revoked.shorter_retention_days) == (90, None)
-    assert "are dropped" not in text(client.get(PATH))
+    assert "That deletes" not in text(client.get(PATH))
     asking = Event.objects.get(action="workspace.shorter_retention_asked")
     assert (asking.actor_email, asking.changes["calls"]) == (keeper.email, 2)
     assert Event.objects.get(action="workspace.shorter_retention_revoked").actor_email == keeper.email

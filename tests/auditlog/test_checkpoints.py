@@ -196,7 +196,7 @@ def test_digests_that_were_rewritten_are_refused(sealed: list[Call]) -> None:
 def test_digests_that_were_taken_away_from_rows_that_are_kept_are_told(sealed: list[Call]) -> None:
     Checkpoint.objects.filter(pk=5).update(leaves=None)
 
-    assert "lost the digests of its rows" in verify().findings[0].sentence
+    assert "has no digests of its rows" in verify().findings[0].sentence
 
 
 def test_calls_that_took_long_are_sealed_too() -> None:
@@ -284,7 +284,7 @@ def test_tree_is_that_of_the_standard() -> None:
 
 
 def test_leaf_tells_every_column_of_a_row() -> None:
-    """A new column makes a new version of the column list; existing versions stay."""
+    """A new column needs a new version of the column list; existing versions never change."""
     assert set(sealing.CALL_COLUMNS[sealing.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
 
 

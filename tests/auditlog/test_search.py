@@ -173,10 +173,10 @@ def test_the_name_of_more_tokens_than_are_looked_up_finds_the_calls_that_bear_it
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("user is carl", "No user of any call is called “carl”."),
-        ("user is ana", "No user of any call is called “ana”. Some names contain it; search for: user contains ana."),
-        ("host contains nothing-like-it", "No host of any call has “nothing-like-it” in its name."),
-        ("gateway is x and error", "No gateway of any call is called “x”."),
+        ("user is carl", "No call has the user “carl”."),
+        ("user is ana", "No call has the user “ana”. Some names contain it; search for: user contains ana."),
+        ("host contains nothing-like-it", "No call has “nothing-like-it” in the name of its host."),
+        ("gateway is x and error", "No call has the gateway “x”."),
         ("019362f0-0000-7000-8000-000000000001", "No call has this id"),
     ],
 )
@@ -197,7 +197,7 @@ def test_nobody_learns_from_the_log_of_what_has_not_called(ana: User, sign_in: S
     )
 
     def said(query: str) -> list[str]:
-        return re.findall(r"No \w+ of any call [^<]+", text(client.get("/logs/", {"q": query})))
+        return re.findall(r"No call has (?:the \w+ “|“)[^<]+", text(client.get("/logs/", {"q": query})))
 
     before = [said(query) for query in asked]
     boss = make.user(email="boss@example.com")
@@ -225,7 +225,7 @@ def test_the_search_is_part_of_the_address(three: dict[str, Call], ana: User, si
     assert [call.feature_name for call in response.context["page"].rows] == ["b"]
 
 
-# --- What no index knows ------------------------------------------------------------------------------------------
+# --- Searches without an index ------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -575,7 +575,7 @@ def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in:
 def test_the_command_asks_what_the_call_asked_and_no_payload_of_it(
     fields: dict[str, Any], params: str, sign_in: SignIn
 ) -> None:
-    """Users who may not see payloads get no payload in a copied command either."""
+    """A copied command contains payloads only for users who may see them."""
     call = make.call(gateway_id=make.gateway().pk, **({"method": "tools/call", "feature_name": "add"} | fields))
 
     page = html.unescape(text(sign_in(make.user(Capability.LOGS_READ)).get(f"/logs/{call.uid}/")))
@@ -583,7 +583,7 @@ def test_the_command_asks_what_the_call_asked_and_no_payload_of_it(
     assert f'"params": {params}' in page.split('id="curl-command"')[1].split("</pre>")[0]
 
 
-# --- Near and far -------------------------------------------------------------------------------------------------
+# --- The last days first, then the whole log ----------------------------------------------------------------------
 
 
 SPREAD = [*range(6), 8, 15, 16, 40, 90]  # Days ago.

@@ -35,7 +35,7 @@ def shown(response: Any) -> list[str]:
     return [call.feature_name for call in response.context["page"].rows]
 
 
-# --- Who may look -------------------------------------------------------------------------------------------------
+# --- Permissions --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/logs/", "/logs/{uid}/"])
@@ -143,8 +143,8 @@ def test_a_filter_without_values_says_why(ana: User, sign_in: SignIn) -> None:
     assert said() == ["None in this time range.", "None in this time range.", "No call matches."]
     make.call(user_email="ana@example.com")
     assert said() == [
-        "None of these calls has a value here.",
-        "None of these calls has a value here.",
+        "These calls have no value for this filter.",
+        "These calls have no value for this filter.",
         "No call matches.",
     ]
 

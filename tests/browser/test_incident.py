@@ -1,4 +1,4 @@
-"""An incident in a real browser: two clicks from the agent's page, one on its Incident page, and nothing is typed."""
+"""Handling an incident takes two clicks from the agent's page, one click on its Incident page, and no typing."""
 
 import pytest
 from playwright.sync_api import Page, expect

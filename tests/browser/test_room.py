@@ -1,4 +1,4 @@
-"""On a desktop no state is truncated; on a phone sideways scrolling is visible."""
+"""On a desktop no state is truncated; on a phone, lists show that they scroll sideways."""
 
 from pathlib import Path
 

@@ -46,7 +46,7 @@ def text(answer: Any) -> str:
 
 
 def undone(client: Client, answer: Any) -> None:
-    """Take back the act of this answer."""
+    """Undo the change that this response reports."""
     found = [*filter(None, map(undo, get_messages(answer.wsgi_request)))][-1]
     client.post(found.url, dict(found.fields))
 
@@ -248,8 +248,8 @@ def test_what_an_administrator_says_of_a_tool_counts_in_sets(
     assert "No call of the last 7 days would have been refused." in harmless
     assert "1 call of 1 person used what this takes away" in asked
     assert (names(reading), names(breaking)) == ([], ["drop", "get"])
-    assert told() == "boss@example.com said what “docs__get” does: destructive."
-    assert "Its server: Read only" in client.get(f"/features/{get.pk}/").content.decode()
+    assert told() == "boss@example.com set the effect of “docs__get” to destructive."
+    assert "Its server claims: Read only" in client.get(f"/features/{get.pk}/").content.decode()
     undone(client, said)
     assert (names(reading), names(breaking)) == (["get"], ["drop"])
     prompt = Feature.objects.create(assignment=get.assignment, kind="prompt", name="p", exposed_name="docs__p")
@@ -283,7 +283,7 @@ def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User,
     why = text(client.get(url, {"tool": dropping, "of": f"person:{ann.pk}"}))
     assert "Chosen , given to Writers" in why
     assert "The set Chosen has it, chosen one by one." in why
-    assert "No grant gives it." in text(client.get(url, {"tool": dropping, "of": "everybody"}))
+    assert "No grant includes this tool." in text(client.get(url, {"tool": dropping, "of": "everybody"}))
     assert "Limited to Reading , which does not have it." in text(
         client.get(url, {"tool": dropping, "of": f"agent:{bot.pk}"})
     )

@@ -62,7 +62,7 @@ def test_every_kind_of_log_sink_is_documented() -> None:
         assert f"\n| {kind.label.partition(',')[0].lower()}" in page, kind.name
 
 
-# Statuses other than 200 of errors that come from no access rule.
+# Statuses other than 200, for errors that no access rule raises.
 STATUSES = {"session_lost": 404, "open_files": 503}
 
 
@@ -131,4 +131,4 @@ def test_a_token_is_made_as_its_formula_says() -> None:
     text = token_text.mint("gwa")
 
     assert len(text) == len("gwa_") + random + checksum
-    assert f"Every credential text has the same form, {len(text)} characters" in page
+    assert f"All tokens and keys have the same form, {len(text)} characters" in page

@@ -50,7 +50,7 @@ def test_migrate_recorded_this_version() -> None:
         ("1.10.0", "1.9.0", ""),
         ("1.11.0", "1.10.0", ""),
         ("2.0.0", "1.10.0", ""),
-        ("1.12.0", "1.11.0", "need version 1.11.0 or newer, this is 1.10.0: use version 1.12.0"),
+        ("1.12.0", "1.11.0", "need version 1.11.0 or newer, but this is 1.10.0: use version 1.12.0"),
         ("1.3.9", "1.0.0", "made by version 1.3.9, and version 1.10.0 upgrades from 1.4.0 or newer"),
     ],
 )

@@ -192,7 +192,7 @@ def test_a_person_leaves_a_team_and_its_reach(chief: User, sign_in: SignIn) -> N
     response = client.post(f"/people/teams/{support.pk}/remove/{ann.pk}/", follow=True)
     again = client.post(f"/people/teams/{support.pk}/remove/{ann.pk}/")
 
-    assert "ann@example.com is out of Support" in text(response)
+    assert "ann@example.com was removed from Support" in text(response)
     assert again.status_code == 404
     assert support.emails() == ["ben@example.com"]
     assert not gateway.is_reachable_by(User.objects.get(pk=ann.pk))

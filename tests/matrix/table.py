@@ -23,13 +23,14 @@ LETTERS = {
     "sampling": "M",
     "roots": "F",
 }
-HEAD = """# Clients and servers that were tried
+HEAD = """# Tested clients and servers
 
-Real clients and unmodified servers through one gateway on {date}; `make matrix` writes this page.
+Results of {date} with real clients and unmodified servers behind one gateway; `make matrix` writes this page.
 
 **L** list tools, **C** call a tool, **P** get a prompt, **R** read a resource, **G** progress, **S** session state,
-**E** elicitation, **X** cancel, **M** sampling, **F** roots. A missing letter does not work without the gateway either;
-a ~~struck~~ one works only without it; an *italic* one only with it. SDKs and FastMCP have their defaults.
+**E** elicitation, **X** cancel, **M** sampling, **F** roots. Features without a letter do not work without the gateway
+either. ~~Struck~~ features work only without the gateway, *italic* ones only with it. Servers of SDKs and FastMCP have
+default settings.
 
 """
 

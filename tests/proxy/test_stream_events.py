@@ -109,7 +109,7 @@ async def test_messages_of_sessions_without_streams_are_all_written_and_few_held
                 events.keep_waiting(session, text)
         await events.stop()
 
-        gc.collect()  # Below, `type`: isinstance would evaluate lazy objects of other tests, in the database.
+        gc.collect()  # `isinstance` would evaluate lazy objects of other tests.
         held = [each for each in gc.get_objects() if type(each) is StreamHistory and each.session_id in sessions]
         assert len(held) == 2
         for session in sessions:

@@ -210,7 +210,7 @@ def test_a_database_far_away_is_warned_of() -> None:
         checks.look_at_distance(found, connection)
 
     assert "A round trip to the database takes " in found.warnings[0]
-    assert "best below 1 ms apart" in found.warnings[0]
+    assert "best less than 1 ms away" in found.warnings[0]
 
 
 @pytest.mark.django_db(transaction=True)

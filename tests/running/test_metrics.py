@@ -130,7 +130,7 @@ def test_printed_metrics_are_documented(live: Serve) -> None:
 
 
 def test_documented_metrics_exist() -> None:
-    """Read the registry, not /metrics, which exports a metric with labels only once it has counted something."""
+    """Read the registry, because /metrics exports a metric with labels only after its first count."""
     serving = ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping")
     for name in (*serving, "proxy.metrics", "wire.background"):
         import_module(name)  # Importing registers the module's metrics.

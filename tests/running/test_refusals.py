@@ -115,7 +115,7 @@ VERSIONS = {
     ),
     "too new": (
         "UPDATE accounts_schemaversion SET made_by = '99.2.0', oldest = '99.1.0'",
-        f"need version 99.1.0 or newer, this is {VERSION}: use version 99.2.0",
+        f"need version 99.1.0 or newer, but this is {VERSION}: use version 99.2.0",
     ),
     "too old": (
         "UPDATE accounts_schemaversion SET made_by = '0.9.0', oldest = '0.9.0'",

@@ -52,7 +52,7 @@ class Roles(NamedTuple):
         return done.stderr
 
 
-# Copied tables, or the PostgreSQL in which the owner runs the migrations.
+# Either the tables are copied, or the owner runs the migrations on this PostgreSQL.
 TABLES = ["copied", full("debian")]
 # Statements that make the role `name` the owner of all relations and routines with an owner of their own.
 OWNED = """
@@ -309,7 +309,7 @@ def test_a_migration_gives_up_with_words(
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "50ms")
     with psycopg.connect(database.conninfo()) as busy:
         busy.execute("LOCK TABLE django_migrations")
-        with pytest.raises(CommandError, match="What was migrated before it stays, the rest waits"):
+        with pytest.raises(CommandError, match="Earlier migrations stay applied; this one and later ones have not run"):
             call_command("migrate", "auditlog", "0001", verbosity=0)
     assert "(1 of 2)" in capsys.readouterr().err
     assert not database.missing()

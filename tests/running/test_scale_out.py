@@ -353,7 +353,7 @@ def test_a_person_reads_what_they_have_written_while_others_read_the_replica(ser
             replica.pause()
             assert one.post("/api/hosts", json={"name": "Made just now"}).status_code == httpx.codes.CREATED
             assert "Made just now" in one.get("/settings/admin-events/").text
-            one.cookies.delete("gateway_wrote")  # As in another browser of this person, whose event decides.
+            one.cookies.delete("gateway_wrote")  # As in another browser of the person who made the change.
             assert "Made just now" in one.get("/settings/admin-events/").text
             assert "Made just now" in one.get("/api/admin-events").text
             assert "Made just now" not in other.get("/settings/admin-events/").text
@@ -407,7 +407,7 @@ def test_a_database_that_is_no_replica_is_refused_and_an_absent_one_is_not(serve
         with standby(programs(), other, server) as replica:
             said = refusal(tmp_path, DATABASE_URL=url, **{READ: replica.url}, **KEYS)
             assert said.endswith(
-                f"{READ} leads to another database than DATABASE_URL; it must lead to a replica of that."
+                f"{READ} leads to another database than DATABASE_URL; it must lead to a replica of the same one."
             )
         away = f"postgresql://app@127.0.0.1:{free_port()}{urlsplit(url).path}"
         with serving(tmp_path, url, **{READ: away}) as served:

@@ -237,7 +237,7 @@ def test_a_servers_own_gateway_is_open_to_the_teams_of_who_adds_it_and_the_page_
     client.post(PATH, filled(url, own_gateway="on"))
 
     own = Gateway.objects.get(name="Docs")
-    assert "open to everyone: you are in no team" in alone
+    assert "open to everyone, because you are in no team" in alone
     assert "open to your teams (Platform)" in page
     assert [own.is_reachable_by(person) for person in (ann, ben)] == [True, False]
 

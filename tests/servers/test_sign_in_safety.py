@@ -202,7 +202,7 @@ def test_a_shared_sign_in_whose_person_lost_the_capability_leaves_no_identity(gi
     eventually(lambda: github.is_revoked(github.issuer.issued[0]))
 
 
-# --- Identities that are there ----------------------------------------------------------------------------------------
+# --- Existing identities ----------------------------------------------------------------------------------------------
 
 
 def test_a_disabled_identity_is_refused_before_the_issuer_is_asked(github: Github, ann: User, boss: User) -> None:
@@ -463,7 +463,7 @@ def test_an_issuer_that_would_have_people_asked_at_another_one_s_is_refused(
     response = browser(ann).post("/servers/evil/authenticate/", {"next": NEXT})
 
     assert response.status_code == 400
-    assert f"{origin(evil)} leads people to {origin(github)} to sign in" in words(response)
+    assert f"The sign-in page of {origin(evil)} is at {origin(github)}" in words(response)
 
 
 @pytest.mark.parametrize("promises", [True, False])
@@ -518,8 +518,8 @@ def test_a_client_that_was_entered_is_not_shown_to_another_issuer(github: Github
 
     refused = words(client.post("/servers/github/authenticate/", {"next": NEXT}))
 
-    assert f"names {origin(evil)} as its issuer now. The client was entered for {origin(github)};" in refused
-    assert "an administrator has to enter it again." in refused
+    assert f"names {origin(evil)} as its issuer now, but its client was entered for {origin(github)};" in refused
+    assert "an administrator has to enter the client again." in refused
     assert not evil.issuer.registrations
     assert not SignIn.objects.exists()
 

@@ -33,7 +33,7 @@ def test_the_button_leads_to_the_provider_and_back_in_and_signing_out_out_of_bot
         owner.get_by_role("button", name="Save").click()
         expect(owner.get_by_text("Sign-in by your organisation saved")).to_be_visible()
         owner.get_by_role("button", name="Test").click()
-        expect(owner.get_by_text("describes itself")).to_be_visible()
+        expect(owner.get_by_text("has valid metadata")).to_be_visible()
 
         page = open_browser().new_page()
         page.goto(f"{live.url}/settings/profile")

@@ -285,7 +285,7 @@ def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
     ended = Event.objects.get(action="user.session_ended")
     assert (ended.target_id, ended.actor_email, ended.changes["reason"]) == (str(mia.pk), breaker.email, "enforced")
     assert Event.objects.get(action="organisation.updated", changes__has_key="sessions_ended").changes["mode"]
-    assert "saving signs out everyone in these domains" in own.get("/settings/organisation/").content.decode()
+    assert "saving ends all password sessions" in own.get("/settings/organisation/").content.decode()
 
 
 @pytest.mark.full

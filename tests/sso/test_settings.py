@@ -225,7 +225,7 @@ def test_test_says_in_words_what_is_wrong_and_what_was_found(
     Provider.edit(by=None, issuer="http://127.0.0.1:9")
     down = boss.post(f"{PAGE}test/").content.decode()
 
-    assert "describes itself" in good
+    assert "has valid metadata" in good
     assert f"names another issuer: {organisation.origin}" in renamed
     assert "cannot be reached" in down
     told = Event.objects.filter(action="organisation.tested").order_by("pk")

@@ -23,10 +23,10 @@ LOCK_TIMEOUT = "400ms"
 TRIES = 20
 PAUSE_S = 3.0
 NOT_FINISHED = (
-    "What was migrated before it stays, the rest waits: find the session that uses the table "
+    "Earlier migrations stay applied; this one and later ones have not run. Find the session that uses the table "
     "(SELECT pid, state, xact_start, query FROM pg_stat_activity), then try again."
 )
-NOT_INDEXED = "The tables are ready and can be served; run it again, or leave the rest to housekeeping."
+NOT_INDEXED = "Servers can start. Run this command again, or let housekeeping create the missing indexes."
 
 
 class Command(migrate.Command):

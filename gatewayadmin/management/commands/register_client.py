@@ -11,7 +11,10 @@ from oauth.client_metadata import BadClientMetadata
 
 
 class Command(WorkspaceCommand):
-    help = "Register an app that needs a client_id typed in; prints one line of JSON. A secret is shown only here."
+    help = (
+        "Register an app that cannot register itself and asks its user for a client_id. Prints one line of JSON; a "
+        "secret is shown only here."
+    )
 
     refusals = (BadClientMetadata,)
 

@@ -71,12 +71,12 @@ def _summary(report: Report, received: Received | None) -> Iterator[str]:
         first, newest = min(received.checkpoints.values()), max(received.checkpoints.values())
         yield (
             f"The received checkpoints are from {_in_words(first)} to {_in_words(newest)}: "
-            "for earlier and later rows only the key is proof."
+            "earlier and later rows are proved only by the signing key."
         )
     for log, span in report.unsealed:
-        yield f"In no checkpoint: {NOUNS[log].lower()}s from {_between(span)}. They are not proved."
+        yield f"In no checkpoint: {NOUNS[log].lower()}s from {_between(span)}. They are not verified."
     for span in merged(report.late):
-        yield f"Sealed late: rows recorded from {_between(span)}. Earlier changes are not excluded."
+        yield f"Sealed late: rows recorded from {_between(span)}. Changes before sealing cannot be found."
     for span in report.unproved():
         yield f"Unproved: from {_between(span)}."
 
