@@ -121,7 +121,7 @@ def as_own(rows: Sequence[Call]) -> list[OwnCall]:
         one = assigned.get((row.gateway_id, row.server_id))
         return one.tool_policy if one and one.updated_at <= row.created_at else ""
 
-    lacking = {row.gateway_id for row in rows if row.deny_reason in ASKABLE}
+    lacking = {row.gateway_id for row in rows if row.gateway_id and row.deny_reason in ASKABLE}
     askable = Gateway.objects.live().filter(pk__in=lacking, takes_requests=True) if lacking else Gateway.objects.none()
     slugs: dict[Any, str] = dict(askable.order_by().values_list("pk", "slug"))
 

@@ -62,7 +62,7 @@ def _reaches() -> "ExpressionWrapper[Any]":
     """Return SQL that is true if a connection's user may use its gateway. Must match `Gateway.objects.reachable_by`."""
     through_role = Role.objects.filter(pk=OuterRef("user__role"), **_uses_all())
     told = Q(gateway__reach=Reach.EVERYONE) | Q(user__is_superuser=True)
-    told |= Exists(_through_team()) | Exists(_through_grant()) | Exists(through_role)
+    told |= Q(Exists(_through_team())) | Q(Exists(_through_grant())) | Q(Exists(through_role))
     return ExpressionWrapper(told, output_field=BooleanField())
 
 

@@ -415,7 +415,8 @@ def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
     def act() -> HttpResponse:
         subject = {"to": "team" if grant.team else "person" if grant.user else "everyone"}
         if grant.ends_at:
-            subject["ends_on"] = (grant.ends_at - timedelta(days=1)).astimezone(UTC).date().isoformat()
+            # Midnight belongs to the day before.
+            subject["ends_on"] = (grant.ends_at - timedelta.resolution).astimezone(UTC).date().isoformat()
         subject |= {"team": str(grant.team.pk)} if grant.team else {"email": grant.user.email} if grant.user else {}
         url = reverse("connections:give_tools", args=[grant.tool_set.pk])
         undo = Undo.if_changed(grant.end(by=request.user), url, [*subject.items()])

@@ -160,7 +160,7 @@ def named_approvers(emails: list[str]) -> list[User]:
     wanted = {email.lower() for email in emails}
     if len(wanted) > MOST_APPROVERS:
         raise ValidationError(f"Name at most {MOST_APPROVERS} approvers.")
-    found = list(User.objects.annotate(lower=Lower("email")).filter(lower__in=wanted, is_active=True))
+    found: list[Any] = list(User.objects.annotate(lower=Lower("email")).filter(lower__in=wanted, is_active=True))
     if missing := wanted - {user.email.lower() for user in found}:
         raise ValidationError(f"There is no active person {min(missing)}.")
     return found

@@ -56,6 +56,7 @@ GATEWAYS = Table(
     "Gateways and your access",
     (
         Column("name", "Gateway", sorts=(Lower("name"),)),
+        Column("about", "What it is for", 24, priority=5, on_phone=True),
         Column("tools", "Tools", 5, kind="number", priority=3, on_phone=True),
         Column("yours", "Your access", 13, on_phone=True),
         Column("acts", "Actions", 9, kind="acts", said=False),
@@ -78,6 +79,7 @@ REQUESTS = Table(
     (
         Column("who", "Person", sorts=("user__email",)),
         Column("what", "Asks for", 16, on_phone=True),
+        Column("reason", "Reason", 16, priority=5),
         Column("days", "Days", 4, kind="number", priority=3),
         Column("at", "Asked", 7, kind="moment", sorts=("created_at",), most_first=True, priority=2, on_phone=True),
         Column("state", "State", 8, sorts=("state",), on_phone=True),

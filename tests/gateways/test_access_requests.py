@@ -78,8 +78,8 @@ def in_days(days: float) -> Any:
     return time_machine.travel(datetime.now(UTC) + timedelta(days=days))
 
 
-def asked_for(gateway: Gateway, by: User, **terms: Any) -> AccessRequest:
-    return AccessRequest.objects.ask(gateway, **{"reason": "On call", "days": 30} | terms, by=by)
+def asked_for(gateway: Gateway, by: User, reason: str = "On call", days: int = 30, **terms: Any) -> AccessRequest:
+    return AccessRequest.objects.ask(gateway, reason=reason, days=days, **terms, by=by)
 
 
 def test_a_member_asks_and_the_approver_decides_on_pages(
@@ -234,7 +234,7 @@ def messages() -> list[tuple[str, list[str]]]:
     telling.tell_at_once()
     telling.tell_daily()
     telling.deliver_due()
-    return [(letter.subject, sorted(letter.bcc)) for letter in mail.outbox]
+    return [(str(letter.subject), sorted(letter.bcc)) for letter in mail.outbox]
 
 
 def test_approvers_are_told_then_the_fallback_and_then_who_asked(

@@ -109,7 +109,7 @@ def _gateways(ask: Ask) -> int:
     return rows.count() if any(map(ask.viewer.has_perm, names)) else rows.filter(reach="everyone").count()
 
 
-def _catalogue(ask: Ask) -> int:
+def _gateways_to_ask_for(ask: Ask) -> int:
     rows = Gateway.objects.filter(**STILL)
     if any(map(ask.viewer.has_perm, SEES_GATEWAYS)):
         return rows.count()
@@ -892,7 +892,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "call in Status": lambda ask: _call(ask).http_status,
     "call in Duration": lambda ask: f"{_call(ask).duration_ms} ms",
     "gateways.listed": _gateways,
-    "access.listed": _catalogue,
+    "access.listed": _gateways_to_ask_for,
     "access-requests.listed": _requests,
     "access-tools.listed": lambda ask: Feature.objects.callable().filter(assignment__gateway__slug=ask.path[2]).count(),
     "gateway.request_days": lambda ask: _gateway(ask).request_days,
