@@ -125,7 +125,7 @@ class FeatureQuery(ToolQuery):
 
 
 class ToolChanges(RequestBody):
-    """Whether a tool or another feature is enabled, and the effect of a tool."""
+    """The switch of a tool or another feature, and the effect of a tool."""
 
     enabled = serializers.BooleanField()
     said_effect = serializers.ChoiceField(
