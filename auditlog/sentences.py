@@ -36,11 +36,11 @@ STATED = {
 }
 # Labels that name several objects: the separator, and the kinds of the objects.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "accessrequest": (" / ", ("user", "gateway")),
+    "accessrequest": (" / ", ("gateway", "user")),
     "assignment": (" on ", ("server", "gateway")),
     "hostatgateway": (" on ", ("host", "gateway")),
     "connection": (" / ", ("host", "user", "gateway")),
-    "gatewaygrant": (" / ", ("user", "gateway")),
+    "gatewaygrant": (" / ", ("gateway", "user")),
     "toolgrant": (" / ", ("tool_set", "subject", "gateway")),
     "toolset": (" on ", ("tool_set", "gateway")),
 }

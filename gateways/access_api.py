@@ -57,7 +57,7 @@ class CatalogueSerializer(serializers.Serializer[CatalogueRow]):
     )
 
 
-class CatalogueQuery(ListQuery):
+class OwnGatewayQuery(ListQuery):
     """Filters of the catalogue."""
 
     q = serializers.CharField(required=False, help_text="Text contained in name, slug or description.")
@@ -71,7 +71,7 @@ class OwnGateways(Resource):
 
     serializer_class = CatalogueSerializer
 
-    @operation(needs=OWN, query=CatalogueQuery)
+    @operation(needs=OWN, query=OwnGatewayQuery)
     def list(self, request: Request) -> Response:
         """List the gateways that you may use or ask for."""
         narrowing = CatalogueAccessFilter(self.query_data, viewer=self.me)

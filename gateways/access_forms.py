@@ -89,7 +89,7 @@ class SetChoice(forms.ModelChoiceField):  # type: ignore[type-arg]  # Not generi
 
 
 class RequestForm(forms.Form):
-    """What a person asks for on `gateway`."""
+    """A person's request for `gateway` or for a set of its tools."""
 
     tool_set = SetChoice(
         ToolSet.objects.none(), required=False, label="Tools", empty_label="The gateway only, no tool set"
@@ -128,7 +128,7 @@ class ApproveForm(DeclineForm):
 
 
 class TakesRequestsForm(forms.Form):
-    """Whether a gateway takes requests, for how long, and who decides."""
+    """Settings of a gateway's requests: on or off, their periods, and the approvers."""
 
     takes_requests = forms.BooleanField(
         required=False,

@@ -169,7 +169,7 @@ class AccessRequest(Versioned, models.Model):
         )
 
     def __str__(self) -> str:
-        return f"{self.user.email} / {self.gateway}"
+        return f"{self.gateway} / {self.user.email}"
 
     @property
     def what(self) -> str:
@@ -196,7 +196,7 @@ class AccessRequest(Versioned, models.Model):
 
     @property
     def fallback_at(self) -> datetime:
-        """When people with GATEWAYS_MANAGE are told as well."""
+        """The time from which people with GATEWAYS_MANAGE are told as well."""
         return self.created_at + FALLBACK_AFTER
 
     def may_be_decided_by(self, person: User) -> bool:

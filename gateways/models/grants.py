@@ -204,7 +204,7 @@ class GatewayGrant(DatedGrant):
         )
 
     def __str__(self) -> str:
-        return f"{self.user.email} / {self.gateway}"
+        return f"{self.gateway} / {self.user.email}"
 
 
 def reached_until(gateway: Gateway, user: User) -> tuple[bool, datetime | None]:

@@ -87,7 +87,7 @@ FROZEN = {
     "auditlog.event": 4,
     "connections.connection": 7,
     "connections.hostatgateway": 6,
-    "gateways.accessrequest": 5,
+    "gateways.accessrequest": 6,
     "gateways.assignment": 6,
     "gateways.gateway": 5,
     "gateways.feature": 6,

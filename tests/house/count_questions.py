@@ -117,7 +117,14 @@ def _gateways_to_ask_for(ask: Ask) -> int:
 
 
 def _requests(ask: Ask) -> int:
-    return AccessRequest.objects.count() if ask.viewer.has_perm(Capability.GATEWAYS_MANAGE) else 0
+    own = Q(user=ask.viewer)
+    rows = AccessRequest.objects.exclude(own) if ask.query.get("show") == "decide" else AccessRequest.objects.all()
+    return rows.count() if ask.viewer.has_perm(Capability.GATEWAYS_MANAGE) else rows.filter(own).count()
+
+
+def _requests_to_decide(ask: Ask) -> int:
+    others = AccessRequest.objects.exclude(user=ask.viewer)
+    return others.count() if ask.viewer.has_perm(Capability.GATEWAYS_MANAGE) else 0
 
 
 def _strange_hosts() -> Any:
@@ -967,7 +974,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "gateway.waiting": lambda ask: _waiting(ask, assignment__gateway=ask.pk),
     "gateway.limit": lambda ask: _gateway(ask).calls_per_minute or 0,
     "features.waiting": _waiting,
-    "rail.lock": _requests,
+    "rail.lock": _requests_to_decide,
     "rail.apps": lambda ask: ask.states(Host.objects.filter(**STILL)).count("pending"),
     "rail.server": lambda ask: Server.objects.filter(enabled=True, health="down", **STILL).count(),
     "rail.tool": _waiting,

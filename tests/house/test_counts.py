@@ -137,6 +137,9 @@ class Walk:
             carrying = make.connection(host, world.gateways["asking"], self.viewer, [self.identity])
             world.put(carrying, "active")
             world.put(make.token(carrying, name="carrying").token, "active")
+        self.request = AccessRequest.objects.create(
+            gateway=world.gateways["closed"], user=self.viewer, reason="For work", days=5
+        )
         self._called()
         self.client = browser(session_of(self.viewer))
         self.things = self._things()
@@ -191,7 +194,7 @@ class Walk:
             "provisioning_key": [str(pk) for pk in ProvisioningKey.objects.values_list("pk", flat=True)],
             "channel": [channel_of(self.viewer).pk],
             "access_request": ids(AccessRequest.objects.visible_to(self.viewer)),
-            "own_access_request": [],
+            "own_access_request": [self.request.pk],
             "askable_slug": ["closed"],
             "tool_grant": ids(ToolGrant.objects.live()),
             "tool_set": ids(ToolSet.objects.order_by("name")),

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.django_db
 
 # For each list, the key of the number in its heading. All other lists have their number in a tab.
 LISTS = {
+    "gateways:access": "access.listed",
+    "gateways:access_requests": "access-requests.listed",
     "accounts:people": "people.listed",
     "accounts:roles": "roles.listed",
     "auditlog:calls": "calls.listed",

@@ -73,8 +73,11 @@ def staged() -> Stage:
     )
     askable = Gateway.objects.get(slug="askable")
     own_request = AccessRequest.objects.create(gateway=askable, user=boss, reason="For work", days=7)
+    approved = AccessRequest.objects.ask(askable, reason="For work", days=7, by=holder())
+    approved.approve(by=boss)
     things = {
         "access_request": known["accessrequest"],
+        "approved_request": approved.pk,
         "askable": askable.pk,
         "askable_set": askable.tool_sets.get().pk,
         "gateway_grant": GatewayGrant.objects.give(askable, world.boss, by=boss).pk,

@@ -12,7 +12,7 @@ from attention.matters import BY_NAME
 from attention.telling import PERSONAL
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
-from gateways.models import AccessRequest, Assignment, Feature, Gateway, ToolGrant
+from gateways.models import Assignment, Feature, Gateway, ToolGrant
 from hosts.models import Host
 from proxy.models import Session
 from scim.models import ProvisioningKey
@@ -254,9 +254,8 @@ VERBS = [
     ),
     verb(
         "AccessRequest.end_access",
-        page("/access/requests/{access_request}/end/"),
-        rest("POST /access-requests/{access_request}/end"),
-        before=lambda stage: stage.row(AccessRequest, "access_request").approve(by=stage.boss),
+        page("/access/requests/{approved_request}/end/"),
+        rest("POST /access-requests/{approved_request}/end"),
     ),
     verb("GatewayGrant.end", admin("gateways/gatewaygrant", "end", "gateway_grant")),
     # Connections
@@ -857,7 +856,6 @@ INSIDE = {
     "DirectoryPerson.set_active",
     "DirectoryTeam.describe",
     "Event.record",
-    "GatewayGrant.end_due",  # By the chores, as ToolGrant.end_due.
     "GatewayGrant.give",  # By AccessRequest.approve.
     "Host.appear",
     "Host.playground",
@@ -866,7 +864,6 @@ INSIDE = {
     "Sink.must_be_open_to",
     "Sink.set_up",
     "Token.provide_key",
-    "ToolGrant.end_due",
     "User.changed_by",
     "User.end_access",
     "User.invite_all",
