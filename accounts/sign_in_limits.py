@@ -65,7 +65,12 @@ class Tries:
     _keys: list[str] = field(default_factory=list)
 
     def count(self, action: str, of: str) -> None:
-        """Count an attempt of the kind `action` by `of`. Raises TooManyTries above the limit of this kind."""
+        """Count an attempt. Raises TooManyTries if there are now too many.
+
+        Args:
+            action: the kind of attempt, a key of MOST.
+            of: the address, account or browser whose attempts are counted together.
+        """
         most, window = MOST[action]
         key = _key(action, of)
         if Attempt.objects.note(key, window=window) > most:

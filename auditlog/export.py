@@ -161,7 +161,10 @@ class Export:
 
     @contextmanager
     def _reader(self) -> Iterator[psycopg.Connection[Any]]:
-        """Yield a new connection, to the replica if the export began there. In a transaction yield the current one."""
+        """Yield a connection for reading: a new one, or the current one inside a transaction.
+
+        The new connection leads to the replica if the export began there.
+        """
         if connection.in_atomic_block:
             connection.ensure_connection()
             yield connection.connection

@@ -96,10 +96,10 @@ def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCal
 
 
 def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:
-    """Count at most MOST_READ + 1 calls by caller.
+    """Return the number of calls by caller. Counts at most MOST_READ + 1 calls.
 
-    The callers of an app or agent are people; the callers of a person are apps and agents. For other objects, calls of
-    an agent are counted by agent, and calls of an app by person.
+    The callers of an app or agent are people. The callers of a person are apps and agents. For other objects, an
+    agent's calls are counted for the agent, and an app's calls for the person who uses the app.
     """
     columns = {f"{column}__in": values for column, values in where.items()}
     rows = Call.objects.filter(created_at__gte=since, **columns).exclude(outcome__in=ENDINGS["denied"])
@@ -141,7 +141,7 @@ def in_time[T](work: Callable[[], T], milliseconds: int) -> T | None:
 
 
 def _counted(callers: Iterable[Caller]) -> str:
-    """Return numbers of callers in words, such as "2 people and 1 agent"."""
+    """Return the number of callers of each kind as a phrase, such as "2 people and 1 agent"."""
     numbers = Counter(noun for noun, _ in callers)
     *first, last = (number_of(numbers[noun], noun, plural) for noun, plural in PLURALS.items() if numbers[noun])
     return f"{', '.join(first)} and {last}" if first else last

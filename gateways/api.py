@@ -457,7 +457,8 @@ class IdentityGatewaysBody(RequestBody):
     """The gateways that may use a shared identity."""
 
     gateway_ids = serializers.ListField(
-        child=serializers.UUIDField(), help_text="All gateways that may use it; others are removed."
+        child=serializers.UUIDField(),
+        help_text="All gateways that may use the identity. It is removed from gateways that are not in the list.",
     )
 
     def validate_gateway_ids(self, pks: list[UUID]) -> list[Gateway]:

@@ -235,7 +235,7 @@ def _part(request: AppRequest, parts: int) -> int:
 
 
 def _why(feature: Feature) -> str:
-    """Explain the state of `feature` to the reader; empty if clients see what its server offers."""
+    """Return the text that explains the feature's state; empty if clients see the definition that the server offers."""
     gateway = feature.assignment.gateway
     hidden = feature.hidden_characters
     match feature.state:

@@ -218,7 +218,7 @@ class Lists:
     async def look_again(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer, wanted: Wanted
     ) -> tuple[AccessRow, Sequence[Definition]]:
-        """Request this server's list, and return the new grant and the list. Raises an UpstreamError."""
+        """Request the server's list, then re-read the grant. Return the grant and the list. Raises an UpstreamError."""
         trace = request.trace
         listed = await self._ask(assigned, grant, wanted.kind, trace, self._seconds)
         return await self._look_up(request, grant, wanted.kind, wanted), listed

@@ -388,7 +388,10 @@ def _context_of(parent: str) -> Context:
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """Return a link to the HTTP request's trace if the message belongs to a different trace, otherwise nothing."""
+    """Return a link from the span to the trace of the HTTP headers.
+
+    Empty if the headers have no trace, or the same trace as the message.
+    """
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)
 

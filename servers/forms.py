@@ -194,13 +194,13 @@ class ServerForm(SignInSettings, SlugForm):
         help_text="Shown to people who need to add their credential, such as “Ask the platform team”.",
     )
     key_url = forms.URLField(
-        label="Page for keys",
+        label="Link to get a key",
         required=False,
         max_length=500,
         assume_scheme="https",
         validators=[page_validator],
         widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="Link to the page with the keys, shown next to the text above.",
+        help_text="Page on which people create their key. Shown next to the text above.",
     )
     expected_issuer = address(
         "Expected issuer",

@@ -356,7 +356,10 @@ class Sink(Versioned, Switchable):
         self.refresh_from_db()
 
     def _announce_edit(self, seen: Seen | None, fields: dict[str, Any], secret: str, by: User | None) -> None:
-        """Notify the current receiver if it will get less, unless the change is refused."""
+        """Notify the current receiver before an edit, if the receiver will get fewer logs or none.
+
+        An edit that will be refused is not announced.
+        """
         row: Sink = type(self).objects.get(pk=self.pk)
         was, line = (
             row.told(),
@@ -369,7 +372,10 @@ class Sink(Versioned, Switchable):
             send_notice(receiver, line, NOTICE_S)
 
     def _announce(self, action: Action, words: str, by: Actor | None, seen: Seen | None) -> None:
-        """Notify the receiver of a change, best effort, before the change and without a lock."""
+        """Notify the receiver before a change. The change is made even if the receiver cannot be reached.
+
+        The row is not locked meanwhile.
+        """
         row: Sink = type(self).objects.get(pk=self.pk)
         row.must_be(seen)
         if receiver := row._receiver_if_any():

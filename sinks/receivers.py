@@ -174,7 +174,10 @@ def shown_origin(address: str) -> str:
 
 
 def _guard(sink: Sink) -> Guard:
-    """Return the guard for sockets: it allows private addresses only if the sink was set up with one."""
+    """Return the address check for the sink's sockets.
+
+    Private addresses are allowed only if the sink had one when it was set up.
+    """
     return upstream_guard() if sink.private else upstream_guard().outside()
 
 
@@ -245,7 +248,7 @@ class _Posts(Receiver):
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """Raise Undelivered if a receiver cannot be reached in this block."""
+    """Convert errors of unreachable receivers in this block to Undelivered, with a message for people."""
     try:
         with raising_no_answer():
             yield
@@ -491,8 +494,8 @@ class Syslog(Receiver):
 def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
     """Wait until the receiver's machine has acknowledged every byte, then briefly until it closes the connection.
 
-    Closing with unread data would reset the connection and discard what the receiver has not read. Raises Undelivered
-    if the receiver closed the connection earlier, and httpcore.ReadTimeout.
+    Without the second wait, unread data could reset the connection, and the receiver would lose what it has not read
+    yet. Raises Undelivered if the receiver closed the connection before it had every byte, and httpcore.ReadTimeout.
     """
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
         _must_be_open(sock)  # The unsent bytes of a reset connection are lost.

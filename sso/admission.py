@@ -69,9 +69,9 @@ class Admission(models.Model):
         default=list,
         blank=True,
         help_text=(
-            "Domains of your organisation. New people need an address in these, or a verified one. If sign-in is "
-            "enforced, saving ends all password sessions of people in these domains, except those of break-glass "
-            "owners."
+            "Domains of your organisation. A new person needs an address in one of them, or an address that the "
+            "provider has verified. If sign-in is enforced, saving signs out everyone in these domains who used a "
+            "password, except break-glass owners."
         ),
     )
     default_role = models.ForeignKey(

@@ -327,7 +327,10 @@ class SessionWire:
     async def _initialize(
         self, target: Target, proposed: str = versions.NEWEST_SESSION
     ) -> tuple[SessionHandle, ServerDescription]:
-        """Open a session in the version `proposed`, or in the newest common version that the server lists."""
+        """Open a session in the version `proposed`.
+
+        If the server does not speak this version, the newest common version of its list is used.
+        """
         request_id = next_request_id()
         params = {
             "protocolVersion": proposed,

@@ -493,7 +493,10 @@ def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
 
 @cache
 def _places(names: tuple[bytes, ...]) -> tuple[int, Callable[[Any], tuple[Any, ...]]]:
-    """Return the index of the query's number in a row with these columns, and a getter of AccessRow's fields."""
+    """Return the position of the column `n` in a result, and a function that picks AccessRow's fields from a row.
+
+    `n` is the number of the query that a row answers. `names` are the columns of the result.
+    """
     place = {name.decode(): number for number, name in enumerate(names)}
     return place["n"], itemgetter(*map(place.__getitem__, AccessRow._fields))
 

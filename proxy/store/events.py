@@ -315,7 +315,10 @@ class StreamEvents:
         return self._background.spawn("events of a stream", work)
 
     def _wanted(self, told: str | None) -> None:
-        """Write a stream's events and release the stream, because its client has reconnected to another worker."""
+        """Write the events of a stream to the database, because its client has reconnected to another worker.
+
+        This worker then gives the stream up. `told` is the session id and the name of the stream.
+        """
         session_id, _, stream = (told or "").partition(" ")
         finished = self._finished.get((session_id, stream))
         history = self._histories.get((session_id, stream)) or (finished[1] if finished else None)

@@ -105,7 +105,10 @@ def without_secrets(text: str) -> str:
 
 
 def _letter(match: re.Match[str]) -> str:
-    """Unescape a letter, so that escapes cannot hide a key; quotes stay escaped."""
+    """Return the character of an escape if it is a letter, a digit, `-` or `_`; otherwise the escape itself.
+
+    An escape could otherwise hide a key from redaction. Quotes stay escaped, because they must not end a value.
+    """
     letter = chr(int(match[1], 16))
     return letter if letter.isalnum() or letter in "-_" else match[0]
 
@@ -136,7 +139,10 @@ def _names_secret_at(text: str, key: str, start: int) -> bool:
 
 
 def _value(text: str, begins: re.Match[str], key: str) -> tuple[int, int]:
-    """Return start and end of the value; both are equal if the value need not be redacted."""
+    """Return the start and the end of the value of `key`.
+
+    Both are equal if there is no value to redact: it is empty, or a number of a key that is a measure.
+    """
     start, sign = begins.end(), begins["sign"] or ""
     if begins["tag"]:
         return start, start if begins[0].endswith("/>") else _find_or_end(text, f"</{begins['tag']}", start)
@@ -168,7 +174,11 @@ def _find_or_end(text: str, part: str, start: int) -> int:
 
 
 def _closing_quote(text: str, quote: str, start: int) -> int:
-    """Return the end of a quoted value. A quote escaped by one more backslash is part of the value."""
+    """Return the position at which a quoted value ends, or the length of the text if no quote closes the value.
+
+    A quote after an additional backslash is escaped, so the value continues. Text that follows without a space, as in
+    a shell, belongs to the value too.
+    """
     end = _find_or_end(text, quote, start)
     while start < end < len(text) and text[end - 1] == "\\":
         end = _find_or_end(text, quote, end + 1)

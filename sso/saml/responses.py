@@ -314,7 +314,10 @@ def _said(signed: Element, expected: Expected, answers: str, now: float) -> Asse
 
 
 def _must_be_a_name_for_us(name: Element, expected: Expected) -> None:
-    """Refuse a NameID qualified for another provider or workspace, which may mean somebody else (SAML Core 2.2.2)."""
+    """Raise ResponseRefused if a qualifier of the NameID names another provider or another workspace.
+
+    Such a NameID may identify another person (SAML Core 2.2.2).
+    """
     given = (name.get("NameQualifier") or expected.issuer, name.get("SPNameQualifier") or expected.audience)
     if given != (expected.issuer, expected.audience):
         raise ResponseRefused("no_name", "The NameID belongs to another provider or workspace (its qualifiers).")

@@ -694,7 +694,7 @@ def _ask_identity(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_names(number: int) -> tuple[float, ...]:
-    """Return how many names are hidden after the first five; empty if none are hidden."""
+    """Return how many of `number` names a page hides, as a tuple: it shows five. Empty if it hides none."""
     return (number - 5,) if number > 5 else ()
 
 

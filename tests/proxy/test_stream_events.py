@@ -133,7 +133,7 @@ async def test_events_encrypted_with_a_lost_key_count_without_their_data() -> No
 
 
 def locked() -> psycopg.Connection:
-    """Block writes of events until this is closed."""
+    """Lock the table of stream events until the returned connection is closed: no event can be stored."""
     connection = psycopg.connect(database.conninfo())
     connection.execute("LOCK TABLE proxy_streamevent")
     return connection

@@ -41,7 +41,10 @@ def numbers(live: Serve) -> Numbers:
 
 
 def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Numbers:
-    """Wait until the growth of the metrics since `before` is `enough`, and return it; workers write once a second."""
+    """Wait until the metrics have increased `enough` since `before`, and return the increase of each metric.
+
+    Waiting is necessary because workers write metrics once a second.
+    """
     deadline = time.monotonic() + PATIENCE
     while True:
         after = {name: value - before.get(name, 0) for name, value in numbers(live).items()}
