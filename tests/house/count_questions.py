@@ -1196,7 +1196,18 @@ def _at_gateway_badges(ask: Ask) -> set[tuple[str, str]]:
     return {("disabled", "Blocked") if blocked else ("enabled", "Allowed")}
 
 
+def _access_badges(ask: Ask) -> set[tuple[str, str]]:
+    gateway = Gateway.objects.get(pk=ask.pk)
+    by_role = ask.viewer.has_perm(Capability.GATEWAYS_READ)
+    is_open = gateway.reach == "everyone" or by_role or gateway.teams.filter(users=ask.viewer).exists()
+    asked = AccessRequest.objects.filter(user=ask.viewer, gateway=gateway).exists()
+    return {("active", "Yes")} if is_open and not asked else {("active", "Yes"), ("pending", "Requested")}
+
+
 STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
+    "access": _access_badges,
+    "access-tool": lambda ask: {("active", "Yes")},
+    "accessrequest": lambda ask: {("pending", "Waiting")},
     "gateway": lambda ask: {(ask.state, ask.state.capitalize())},
     "host": _host_badges,
     "hostatgateway": _at_gateway_badges,

@@ -193,7 +193,7 @@ class Walk:
             "session": [],
             "provisioning_key": [str(pk) for pk in ProvisioningKey.objects.values_list("pk", flat=True)],
             "channel": [channel_of(self.viewer).pk],
-            "access_request": ids(AccessRequest.objects.visible_to(self.viewer)),
+            "access_request": ids(AccessRequest.objects.visible_to(self.viewer).exclude(user=self.viewer)),
             "own_access_request": [self.request.pk],
             "askable_slug": ["closed"],
             "tool_grant": ids(ToolGrant.objects.live()),
