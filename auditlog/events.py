@@ -34,7 +34,7 @@ from auditlog.search import count_rows, uuid_of
 from auditlog.sentences import parts
 from capabilities import Capability, requires
 from connections.models import Connection, HostAtGateway
-from gateways.models import Assignment, Feature, Gateway, ToolGrant, ToolSet
+from gateways.models import AccessRequest, Assignment, Feature, Gateway, GatewayGrant, ToolGrant, ToolSet
 from hosts.models import Host
 from scim.models import ProvisioningKey
 from servers.models import Identity, Server
@@ -80,6 +80,7 @@ def _features(viewer: User) -> QuerySet[Any]:
 
 _PEOPLE = (Capability.PEOPLE_READ,)
 _PAGES = {
+    "accessrequest": TargetKind(AccessRequest.objects.visible_to, "gateways:access_request"),
     "assignment": TargetKind(
         lambda viewer: Assignment.objects.live().filter(gateway__in=_gateways(viewer)),
         "gateways:servers",
@@ -93,6 +94,9 @@ _PAGES = {
     ),
     "feature": TargetKind(_features, "gateways:feature"),
     "gateway": TargetKind(_gateways, "gateways:detail", "slug"),
+    "gatewaygrant": TargetKind(
+        lambda viewer: GatewayGrant.objects.filter(gateway__in=_gateways(viewer)), "gateways:detail", "gateway__slug"
+    ),
     "hostatgateway": TargetKind(
         lambda viewer: HostAtGateway.objects.filter(gateway__in=_gateways(viewer)),
         "connections:gateway_hosts",

@@ -96,7 +96,7 @@ class Capability(StrEnum):
         "gateways:manage",
         "Basic gateway management",
         "Create and rename gateways. Assign servers, choose their identity schemes and tools, accept definitions, and "
-        "choose which agents may use a gateway.",
+        "choose which agents may use a gateway. Decide on access requests.",
     )
     GATEWAYS_TOGGLE = (
         "gateways.toggle_gateway",

@@ -15,7 +15,7 @@ from auditlog.over_time import would_refuse
 from auditlog.rollups.reading import Where
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway, uses_every_gateway
-from gateways.models import Assignment, Feature, Gateway
+from gateways.models import Assignment, Feature, Gateway, GatewayGrant
 from hosts.models import Host
 from servers.models import Identity, Server
 from ui.pages import first_names, number_of, sentences
@@ -129,7 +129,8 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 
     Empty if the viewer may not read these calls.
     """
-    reaching = User.objects.filter(Q(teams__in=teams) | Q(pk__in=uses_every_gateway().values("pk")))
+    given = GatewayGrant.objects.live().filter(gateway=gateway).order_by().values("user")
+    reaching = User.objects.filter(Q(teams__in=teams) | Q(pk__in=uses_every_gateway().values("pk")) | Q(pk__in=given))
     where, what = {"gateway_id": [gateway.pk]}, "came from outside these teams"
     return would_refuse(where, viewer, not_of=reaching, what=what)
 

@@ -17,7 +17,16 @@ from auditlog.models import Actor, Event, Switchable
 from auditlog.outcomes import LAYERS
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
-from gateways.models import Assignment, Gateway, GatewayError, HostsAllowed, IdentityScheme, Reach, ToolSet
+from gateways.models import (
+    Assignment,
+    Gateway,
+    GatewayError,
+    GatewayGrant,
+    HostsAllowed,
+    IdentityScheme,
+    Reach,
+    ToolSet,
+)
 from hosts.models import Host, HostQuerySet
 from proxy.models import Session, UpstreamSession
 from servers.models import Identity, Server
@@ -53,7 +62,7 @@ def _reaches() -> "ExpressionWrapper[Any]":
     """Return SQL that is true if a connection's user may use its gateway. Must match `Gateway.objects.reachable_by`."""
     through_role = Role.objects.filter(pk=OuterRef("user__role"), **_uses_all())
     told = Q(gateway__reach=Reach.EVERYONE) | Q(user__is_superuser=True)
-    told |= Exists(_through_team()) | Exists(through_role)
+    told |= Q(Exists(_through_team())) | Q(Exists(_through_grant())) | Q(Exists(through_role))
     return ExpressionWrapper(told & ~Exists(_looking_role()), output_field=BooleanField())
 
 
@@ -64,6 +73,10 @@ def _looking_role() -> models.QuerySet[Role]:
 
 def _through_team() -> models.QuerySet[Team]:
     return Team.objects.filter(gateways=OuterRef("gateway"), users=OuterRef("user"))
+
+
+def _through_grant() -> models.QuerySet[Any]:
+    return GatewayGrant.objects.live().filter(gateway=OuterRef("gateway"), user=OuterRef("user")).order_by()
 
 
 def _uses_all() -> dict[str, str]:
@@ -118,6 +131,7 @@ def stopped_above() -> Q:
     off |= Q(gateway__in=Gateway.objects.filter(enabled=False).order_by().values("pk"))
     narrowed = Gateway.objects.exclude(reach=Reach.EVERYONE).order_by()
     unreached = ~Q(user__in=uses_every_gateway().values("pk")) & ~Q(Exists(_through_team()))
+    unreached &= ~Q(Exists(_through_grant()))
     off |= Q(gateway__in=narrowed.values("pk")) & unreached
     here = HostAtGateway.objects.filter(gateway=OuterRef("gateway"), host=OuterRef("host"))
     listing = Gateway.objects.filter(hosts_allowed=HostsAllowed.LISTED).order_by()

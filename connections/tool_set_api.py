@@ -19,7 +19,7 @@ from accounts.api import PROBLEMS as PEOPLE_PROBLEMS
 from accounts.models import Team, User
 from capabilities import Capability
 from connections.tool_sets import MOST_NAMES, features_named, sets_at, with_holders
-from gateways.models import STATED_EFFECTS, AlreadyGiven, Gateway, GatewayError, StillInUse, ToolGrant, ToolSet
+from gateways.models import STATED_EFFECTS, AlreadyGiven, BadEnd, Gateway, GatewayError, StillInUse, ToolGrant, ToolSet
 from gateways.views import gateway_or_404
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField
@@ -144,6 +144,7 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
     )
     given_by = serializers.EmailField(source="given_by.email", help_text="E-mail address of who gave it.")
     given_at = UtcDateTimeField(help_text="When it was given.")
+    ends_at = UtcDateTimeField(allow_null=True, help_text="The date on which it ends; null without one.")
     ended_at = UtcDateTimeField(allow_null=True, help_text="When it was ended; null while it is in force.")
 
     def get_to(self, grant: ToolGrant) -> str:
@@ -164,6 +165,9 @@ class ToolGrantBody(RequestBody):
     tool_set_id = serializers.UUIDField(help_text="The set.")
     team_id = serializers.UUIDField(required=False, allow_null=True, help_text="The team.")
     user_id = serializers.UUIDField(required=False, allow_null=True, help_text="The person.")
+    ends_at = serializers.DateTimeField(
+        required=False, allow_null=True, help_text="When it ends by itself; null: only when somebody ends it."
+    )
 
 
 class GatewayGrants(Resource):
@@ -173,6 +177,7 @@ class GatewayGrants(Resource):
     versioned = True
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AlreadyGiven: Problem(HTTPStatus.CONFLICT, "already_given"),
+        BadEnd: Problem(HTTPStatus.BAD_REQUEST, "invalid", "ends_at"),
         GatewayError: Problem(HTTPStatus.CONFLICT, "archived"),
     }
 
@@ -180,7 +185,9 @@ class GatewayGrants(Resource):
     def list(self, request: Request, slug: str) -> Response:
         """List the grants of a gateway."""
         rows = ToolGrant.objects.filter(gateway=gateway_or_404(self.me, slug).pk)
-        rows = rows.filter(ended_at__isnull=not self.query_data.get("ended", False)).order_by("given_at", "pk")
+        live = ToolGrant.objects.live()
+        rows = rows.exclude(pk__in=live.values("pk")) if self.query_data.get("ended") else rows & live
+        rows = rows.order_by("given_at", "pk")
         return self.page(rows, _loaded)
 
     @operation(needs=Capability.GATEWAYS_READ)
@@ -199,7 +206,8 @@ class GatewayGrants(Resource):
         }
         if None not in subject.values():
             raise ValidationError({"user_id": ["Give either team_id or user_id."]})
-        return self.current(ToolGrant.objects.give(tool_set, **subject, by=self.me), HTTPStatus.CREATED)
+        grant = ToolGrant.objects.give(tool_set, **subject, ends_at=body.get("ends_at"), by=self.me)
+        return self.current(grant, HTTPStatus.CREATED)
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, pk: UUID) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from connections.given_tools import asking_grants, limited_to, refused_by, with_
 from connections.models import HostAtGateway
 from gateways.models import (
     STATED_EFFECTS,
+    BadEnd,
     Feature,
     FeatureQuerySet,
     Gateway,
@@ -148,6 +150,12 @@ class GiveForm(forms.Form):
     )
     team = forms.ModelChoiceField(Team.objects.all(), required=False)
     email = forms.EmailField(label="Person", required=False, help_text="E-mail address.")
+    ends_on = forms.DateField(
+        label="Until",
+        required=False,
+        widget=forms.DateInput(attrs={"type": "date"}),
+        help_text="The last day, in UTC. Empty: until somebody ends it.",
+    )
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
@@ -167,6 +175,12 @@ class GiveForm(forms.Form):
         if to == "person":
             return {"user": self.cleaned_data["user"]}
         return {"team": self.cleaned_data["team"]} if to == "team" else {}
+
+    @property
+    def ends_at(self) -> datetime | None:
+        """The end of the last day; None without one."""
+        day: date | None = self.cleaned_data["ends_on"]
+        return datetime.combine(day + timedelta(days=1), time(), UTC) if day else None
 
 
 class ToolSetField(forms.ModelChoiceField):  # type: ignore[type-arg]  # Not generic at run time.
@@ -386,14 +400,16 @@ def give(request: AppRequest, pk: UUID) -> HttpResponse:
 
     def save() -> HttpResponse:
         try:
-            grant = ToolGrant.objects.give(tool_set, **form.subject, by=request.user)
+            grant = ToolGrant.objects.give(tool_set, **form.subject, ends_at=form.ends_at, by=request.user)
         except GatewayError as error:
+            if isinstance(error, BadEnd):
+                raise
             return leave(request, back, str(error))
         undo = Undo(reverse("connections:end_grant", args=[grant.pk]))
         return leave(request, back, f"{tool_set.name} given to {grant.subject}", undo)
 
-    heading = f"Give {tool_set.name}"
-    return form_page(request, "ui/dialog.html", form, save, heading=heading, submit="Give", back=back)
+    errors, heading = {BadEnd: ("ends_on", "Choose today or a later day.")}, f"Give {tool_set.name}"
+    return form_page(request, "ui/dialog.html", form, save, errors, heading=heading, submit="Give", back=back)
 
 
 @require_http_methods(["GET", "POST"])
@@ -405,6 +421,9 @@ def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
 
     def act() -> HttpResponse:
         subject = {"to": "team" if grant.team else "person" if grant.user else "everyone"}
+        if grant.ends_at:
+            # Midnight belongs to the day before.
+            subject["ends_on"] = (grant.ends_at - timedelta.resolution).astimezone(UTC).date().isoformat()
         subject |= {"team": str(grant.team.pk)} if grant.team else {"email": grant.user.email} if grant.user else {}
         url = reverse("connections:give_tools", args=[grant.tool_set.pk])
         undo = Undo.if_changed(grant.end(by=request.user), url, [*subject.items()])

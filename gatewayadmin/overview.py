@@ -19,7 +19,7 @@ from django.views.decorators.http import require_GET
 
 from accounts.asking import open_requests
 from accounts.models import User
-from attention.matters import apps_to_approve, definitions_to_judge, servers_down
+from attention.matters import access_to_decide, apps_to_approve, definitions_to_judge, servers_down
 from auditlog import replica
 from auditlog.charts import CallPlots, chosen_range, unread_tops
 from auditlog.following import MOST_NEW, LiveList, NewCalls, answer, newest_id, newest_page
@@ -58,8 +58,11 @@ def attention(request: HttpRequest) -> dict[str, Any]:
 
 def _counts(reader: Any) -> dict[str, int]:
     """Return the non-zero counts by kind, of things `reader` may see, with one query."""
-    looks = [_number(kind, COUNTED[kind]()) for kind in _kinds(reader)] if isinstance(reader, User) else []
-    return {kind: number for kind, number in looks[0].union(*looks[1:], all=True).order_by() if number} if looks else {}
+    if not isinstance(reader, User):
+        return {}
+    looks = [_number(kind, COUNTED[kind]()) for kind in _kinds(reader)]
+    looks.append(_number("access", access_to_decide(reader)))
+    return {kind: number for kind, number in looks[0].union(*looks[1:], all=True).order_by() if number}
 
 
 def _kinds(reader: User) -> Iterator[str]:

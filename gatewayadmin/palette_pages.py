@@ -53,6 +53,7 @@ PAGES = (
     ),
     Offer("Gateways", "gateways:list", "gateway", words="endpoint url", key="g"),
     Offer("Servers", "servers:list", "server", Capability.SERVERS_READ, "upstream mcp health", key="s"),
+    Offer("Access", "gateways:access", "lock", words="request ask permission gateway approve"),
     Offer("Tools", "gateways:catalogue", "tool", words="catalogue disable kill switch", key="t"),
     Offer("Playground", "playground", "play", words="test try", key="y"),
     Offer(

@@ -260,6 +260,8 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
     """Return 403 with the reason. The page forwards to an approved app by itself, to other apps by a link."""
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
+    if flow.gateway and flow.gateway.takes_requests and not flow.gateway.is_reachable_by(request.user):
+        context["asks_at"] = flow.gateway.slug
     if flow.kind == Ending.OAUTH:
         context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})
         context["seconds"] = READING_SECONDS if flow.application and is_approved(flow.application) else 0
@@ -285,7 +287,7 @@ def how_to_connect(request: AppRequest) -> HttpResponse:
     gateway = next((one for one in gateways if one.slug == slug), None) or next(open_ones, next(iter(gateways), None))
     context: dict[str, Any] = {"gateways": gateways, "gateway": gateway}
     if slug and not (gateway and gateway.slug == slug):
-        context["out_of_reach"] = Gateway.objects.visible_to(request.user).filter(slug=slug).first()
+        context["out_of_reach"] = Gateway.objects.catalogue_of(request.user).filter(slug=slug).first()
     if gateway:
         client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
         context |= {"clients": clients(), "client": client}

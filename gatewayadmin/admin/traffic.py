@@ -26,7 +26,16 @@ from gatewayadmin.admin.base import (
     switches,
     words,
 )
-from gateways.models import Assignment, Feature, FeatureState, Gateway, ToolGrant, ToolSet
+from gateways.models import (
+    AccessRequest,
+    Assignment,
+    Feature,
+    FeatureState,
+    Gateway,
+    GatewayGrant,
+    ToolGrant,
+    ToolSet,
+)
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter
@@ -120,6 +129,7 @@ class GatewayPages(CapabilityAdmin):
     search_fields = ("name", "slug", "description")
     fields = words(
         "name slug description enabled reach teams hosts_allowed tools_given shared_identities calls_per_minute"
+        " takes_requests request_days most_request_days approvers"
         " new_definitions changed_definitions archived_at created_by created_at updated_at"
     )
 
@@ -170,11 +180,39 @@ class ToolGrantPages(CapabilityAdmin):
             "Its tools are refused from the next request on.",
         ),
     )
-    list_display = words("tool_set gateway subject given_by given_at ended_at")
+    list_display = words("tool_set gateway subject given_by given_at ends_at ended_at")
     list_filter = (("gateway", RelatedOnlyFieldListFilter), "everyone", "given_at")
     list_select_related = ("tool_set__gateway", "gateway", "team", "user", "given_by")
     search_fields = ("tool_set__name", "gateway__name", "team__name", "user__email")
-    fields = words("gateway tool_set everyone team team_name user given_by given_at ended_by ended_at")
+    fields = words("gateway tool_set everyone team team_name user given_by given_at ends_at request ended_by ended_at")
+
+
+@register(GatewayGrant, site=site)
+class GatewayGrantPages(CapabilityAdmin):
+    seen_by = (Capability.GATEWAYS_READ,)
+    acts = (
+        CapabilityAction(
+            "end", any_of(Capability.GATEWAYS_MANAGE), Q(ended_at=None), "Calls are refused from the next request on."
+        ),
+    )
+    list_display = words("gateway user given_by given_at ends_at ended_at")
+    list_filter = (("gateway", RelatedOnlyFieldListFilter), "given_at")
+    list_select_related = ("gateway", "user", "given_by")
+    search_fields = ("gateway__name", "user__email")
+    fields = words("gateway user given_by given_at ends_at request ended_by ended_at")
+
+
+@register(AccessRequest, site=site)
+class AccessRequestPages(CapabilityAdmin):
+    """Read-only: requests are decided on their page, by the people it names."""
+
+    seen_by = (Capability.GATEWAYS_MANAGE,)
+    page = ("gateways:access_request", "pk")
+    list_display = words("user gateway tool_set days state created_at decided_by decided_at")
+    list_filter = ("state", ("gateway", RelatedOnlyFieldListFilter), "created_at")
+    list_select_related = ("gateway", "tool_set__gateway", "user", "decided_by")
+    search_fields = ("user__email", "gateway__name")
+    fields = words("user gateway tool_set reason days state created_at decided_by decided_at answer")
 
 
 @register(Assignment, site=site)

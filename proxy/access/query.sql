@@ -62,7 +62,8 @@ SELECT
         JOIN auth_permission p ON p.id = rp.permission_id
         JOIN django_content_type ct ON ct.id = p.content_type_id
         WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways' OFFSET 0
-    )) AS reaches,
+    )
+    OR g.reach = 'teams' AND gateways_opened_to(g.id, u.id)) AS reaches,
     coalesce(hg.allowed, g.hosts_allowed = 'all') AS host_allowed,
     CASE WHEN q.servers > 0 AND g.slug = q.slug THEN (
         SELECT json_agg(

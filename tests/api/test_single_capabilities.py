@@ -48,6 +48,14 @@ NOBODY: set[Capability] = set()  # No single capability is enough.
 
 # By method and route name: the capabilities that each suffice for an operation.
 OPENS: dict[str, set[Capability]] = {
+    "GET accessrequest-list": EVERYBODY,
+    "POST accessrequest-list": EVERYBODY,
+    "GET accessrequest-detail": {C.GATEWAYS_MANAGE},
+    "POST accessrequest-approve": {C.GATEWAYS_MANAGE},
+    "POST accessrequest-decline": {C.GATEWAYS_MANAGE},
+    "POST accessrequest-end": {C.GATEWAYS_MANAGE},
+    "POST accessrequest-withdraw": NOBODY,
+    "GET own-gateway-list": EVERYBODY,
     "GET event-list": {C.AUDIT_READ},
     "GET event-detail": {C.AUDIT_READ},
     "GET apikey-list": EVERYBODY,  # Lists the caller's own keys.
@@ -218,6 +226,9 @@ OPENS: dict[str, set[Capability]] = {
 
 # People may call these for their own objects; an API key needs the capability required for other people's objects.
 KEY_OPENS: dict[str, set[Capability]] = {
+    "GET accessrequest-list": {C.GATEWAYS_MANAGE},
+    "POST accessrequest-list": {C.GATEWAYS_MANAGE},
+    "GET own-gateway-list": {C.GATEWAYS_MANAGE},
     "GET apikey-list": PEOPLE,
     "GET own-call-list": {C.LOGS_READ},
     "GET channel-list": SETTINGS,

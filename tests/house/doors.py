@@ -111,6 +111,8 @@ def methods(route: URLPattern) -> list[str]:
 
 # Placeholders of addresses, by prefix; a page at a new address needs an entry here.
 PLACES = {
+    "access/gateways/": "askable_slug",
+    "access/requests/": "access_request",
     "assignments/": "assignment",
     "connect/<uuid:pk>/": "flow",
     "connections/": "connection",
@@ -149,6 +151,7 @@ PLACES = {
 
 # Pages that exist only for some objects of a kind: the placeholder to use instead.
 INSTEAD = {
+    "gateways:withdraw_request": "own_access_request",
     "oauth:registered": "app",
     "servers:authenticate": "oauth_server_slug",
     "servers:client": "oauth_server_slug",
@@ -220,6 +223,9 @@ class Site:
         make.assignment(make.gateway(), oauth, identity_scheme="per_user")
         own = UserSession.objects.create(user=self.world.owner, session_key=uuid4().hex, ip="127.0.0.1", user_agent="")
         return {
+            "access_request": known["accessrequest"]["pk"],
+            "own_access_request": known["accessrequest-withdraw"]["pk"],
+            "askable_slug": known["askable"]["slug"],
             "api_key": self._api_key().pk,
             "app": known["host-approve"]["pk"],
             "channel": channel_of(self.world.owner).pk,

@@ -27,7 +27,7 @@ from auditlog.rollups import keeping
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from connections.models import Connection
-from gateways.models import Feature, ToolGrant, ToolSet
+from gateways.models import AccessRequest, Feature, ToolGrant, ToolSet
 from scim.models import ProvisioningKey
 from servers.models import Identity
 from tests import make, upstreams
@@ -88,6 +88,7 @@ QUERIES = {
         "?host={halted}&user={boss}&gateway=shut",
     ),
     "connections:mine": ("", "?needs=1"),
+    "gateways:access_requests": ("", "?show=decide"),
     "sinks:list": ("", "?late=1"),
     "setup": ("", "?until={since}"),
     "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
@@ -145,6 +146,9 @@ class Walk:
             carrying = make.connection(host, world.gateways["asking"], self.viewer, [self.identity])
             world.put(carrying, "active")
             world.put(make.token(carrying, name="carrying").token, "active")
+        self.request = AccessRequest.objects.create(
+            gateway=world.gateways["closed"], user=self.viewer, reason="For work", days=5
+        )
         self._called()
         self.client = browser(session_of(self.viewer))
         self.things = self._things()
@@ -198,6 +202,9 @@ class Walk:
             "session": [],
             "provisioning_key": [str(pk) for pk in ProvisioningKey.objects.values_list("pk", flat=True)],
             "channel": [channel_of(self.viewer).pk],
+            "access_request": ids(AccessRequest.objects.visible_to(self.viewer).exclude(user=self.viewer)),
+            "own_access_request": [self.request.pk],
+            "askable_slug": ["closed"],
             "tool_grant": ids(ToolGrant.objects.live()),
             "tool_set": ids(ToolSet.objects.order_by("name")),
             "sink": [key for key, state in world.states.items() if state == "failing"],

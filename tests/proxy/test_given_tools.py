@@ -5,6 +5,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from accounts.models import Team, User
 from connections.models import HostAtGateway
@@ -171,6 +172,10 @@ def test_lists_are_what_calls_allow_for_random_people(
 
 ENDS: dict[str, Callable[[Gateway, ToolSet, ToolGrant, User], object]] = {
     "grant ended": lambda _, __, grant, boss: grant.end(by=boss),
+    "date come": lambda _, __, grant, ___: (
+        ToolGrant.objects.filter(pk=grant.pk).update(ends_at=timezone.now()),
+        ToolGrant.objects.all().end_due(),
+    ),
     "set narrowed": lambda _, tool_set, __, boss: tool_set.edit(
         name="Set", patterns=["other"], effects=[], members=[], by=boss
     ),
