@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from django.db.models import F, QuerySet
+from django.db.models import F, QuerySet, Value
+from django.db.models.functions import Concat
 from django.urls import reverse
 
 from accounts.asking import MOST_OPEN, open_requests
@@ -18,7 +19,7 @@ from accounts.models import User
 from attention.refusals import unusual
 from capabilities import Capability
 from connections.carried_identities import lacking_identity
-from gateways.models import Feature
+from gateways.models import AccessRequest, AccessRequestQuerySet, Feature
 from hosts.forms import PENDING
 from hosts.models import Host
 from servers.forms import shared_identity_to_renew
@@ -55,7 +56,8 @@ class OpenMatter(NamedTuple):
 @dataclass(frozen=True)
 class Matter:
     """A kind of things that need attention. Each capability in `may` allows acting on them; if `may` is empty, people
-    see and act on their own things only.
+    see and act on their own things only. `also` are the people who may act on some of them without a capability: then
+    `find` returns for each person what waits for them.
 
     `words` are the sentences for one thing and for several. With `at_once` people are notified immediately, otherwise
     once a day at most.
@@ -71,6 +73,7 @@ class Matter:
     act: str = "Review"
     at_once: bool = False
     unless: Capability | None = None  # People with this capability see another matter, with everyone's things.
+    also: Callable[[], QuerySet[User]] | None = None
 
     @property
     def is_own(self) -> bool:
@@ -80,7 +83,9 @@ class Matter:
         """True if `person` may act on this matter."""
         if self.is_own:
             return self.unless is None or not person.has_perm(self.unless)
-        return any(map(person.has_perm, self.may))
+        if any(map(person.has_perm, self.may)):
+            return True
+        return self.also is not None and person.narrowed_to is None and self.also().filter(pk=person.pk).exists()
 
     def sentence(self, number: int) -> str:
         """Return the sentence for this number of things, such as "2 apps wait for approval"."""
@@ -116,6 +121,20 @@ def definitions_to_judge() -> QuerySet[Feature]:
 
 def servers_down() -> QuerySet[Server]:
     return Server.objects.live().filter(enabled=True, health=Health.DOWN)
+
+
+def access_to_decide(person: User | None) -> AccessRequestQuerySet:
+    return AccessRequest.objects.to_decide(person).order_by("created_at", "pk")
+
+
+def _approvers() -> QuerySet[User]:
+    return User.objects.filter(approves__archived_at=None, approves__isnull=False, is_active=True).distinct()
+
+
+def _access(person: User | None) -> OpenMatter:
+    rows = access_to_decide(person)
+    asked = rows.annotate(words=Concat("user__email", Value(": "), "gateway__name"))
+    return _listed("gateways:access_requests", asked, "words", show="decide" if person else "open")
 
 
 def _shared_identities(person: User | None) -> OpenMatter:
@@ -183,6 +202,11 @@ MATTERS = (
         "apps", "Apps to approve", TO_DECIDE, "apps", ("{} app waits for approval", "{} apps wait for approval"),
         lambda person: _listed("hosts:list", apps_to_approve(), "name", status="pending"),
         (Capability.HOSTS_TOGGLE,), at_once=True,
+    ),
+    Matter(
+        "access", "Access requests", TO_DECIDE, "lock",
+        ("{} request for access waits for you", "{} requests for access wait for you"),
+        _access, (Capability.GATEWAYS_MANAGE,), act="Decide", at_once=True, also=_approvers,
     ),
     Matter(
         "requests", "Capabilities asked for", TO_DECIDE, "people",

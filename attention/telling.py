@@ -30,6 +30,8 @@ from attention.models import LONGEST_ERROR, Channel, Notification
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
+from capabilities.catalogue import including
+from gateways.models import AccessRequest, GatewayGrant, ToolGrant
 from hosts.models import Host
 from servers.models import Identity
 from sinks.receivers import Undelivered, backoff
@@ -42,7 +44,7 @@ OUTCOMES, ENDINGS = "outcomes", "endings"
 # Notifications besides MATTERS.
 PERSONAL = {
     OUTCOMES: "Answers to your requests",
-    ENDINGS: "Your tokens and sign-ins, before they end",
+    ENDINGS: "Your tokens, sign-ins and access, before they end",
 }
 
 A_DAY = timedelta(days=1)
@@ -90,7 +92,11 @@ def _tell_one(matter: Matter, found: OpenMatter) -> int:
             message.things = left
     if not found.number:
         return 0
-    return sum(_tell_channel(channel, matter, found, latest.get(channel.pk)) for channel in _channels_for(matter))
+    number = 0
+    for channel in _channels_for(matter):
+        theirs = matter.find(channel.owner) if matter.also and channel.owner else found
+        number += _tell_channel(channel, matter, theirs, latest.get(channel.pk))
+    return number
 
 
 def _latest(matter: Matter) -> dict[UUID, Notification]:
@@ -102,13 +108,15 @@ def _latest(matter: Matter) -> dict[UUID, Notification]:
 def _channels_for(matter: Matter) -> list[Channel]:
     """Return the channels of the workspace, and of all active people who may act on this matter."""
     people = people_with(matter.may)
+    if matter.also:
+        people += [person for person in matter.also() if person not in people]
     found = list(Channel.objects.filter(Q(owner=None) | Q(owner__in=people)).select_related("owner"))
     return [*found, *_missing_mail(people, found)]
 
 
 def people_with(capabilities: Sequence[Capability]) -> list[User]:
     """Return the active people with any of these capabilities."""
-    holding = Q(role__permissions__in=permissions_of(capabilities)) | Q(is_superuser=True)
+    holding = Q(role__permissions__in=permissions_of(including(capabilities))) | Q(is_superuser=True)
     people = User.objects.filter(holding, is_active=True).distinct()
     return [person for person in people if person.status == "active"]
 
@@ -162,6 +170,7 @@ def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool
 def tell_outcomes() -> int:
     """Queue a message on each request answered in the last hour and not reported yet; return the number of messages."""
     answers = {Action.HOST_APPROVED: _app_approved, Action.HOST_ARCHIVED: _app_refused}
+    answers |= {Action.ACCESS_REQUEST_APPROVED: _access_decided, Action.ACCESS_REQUEST_DECLINED: _access_decided}
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
     since = timezone.now() - RECENT
     # Thousands of roles may change, but only people who asked for a capability are notified.
@@ -228,6 +237,17 @@ def _capability_declined(event: Event) -> Answer:
     return (person, "Your request was declined", text, reverse("accounts:profile")) if person else None
 
 
+def _access_decided(event: Event) -> Answer:
+    request = AccessRequest.objects.select_related("gateway", "tool_set", "user").filter(pk=event.target_id).first()
+    if request is None or not request.user.is_active:
+        return None
+    is_approved = event.action == Action.ACCESS_REQUEST_APPROVED
+    verb, end = ("approved", f", for {request.days} days") if is_approved else ("declined", "")
+    text = f"{event.actor_email} {verb} it{end}."
+    subject = f"Your request for {_plain(request.what)} was {verb}"
+    return request.user, subject, text, reverse("gateways:access_request", args=[request.pk])
+
+
 def _other_than_actor(event: Event, pk: UUID | str | None) -> User | None:
     """Return the person `pk`, or None if they are inactive, unknown or the event's actor."""
     if not pk or str(pk) == str(event.actor_id):
@@ -248,10 +268,13 @@ def _plain(name: str) -> str:
 
 
 def tell_endings() -> int:
-    """Queue a message to each owner of tokens or sign-ins that end in 14, 3 or 1 days, once a day at most."""
+    """Queue a message to each owner of tokens, sign-ins or grants that end in 14, 3 or 1 days, once a day at most."""
     today = timezone.now().date()
     ending: dict[UUID, list[tuple[datetime, str]]] = {}
-    for owner, at, name in [*_ending(_tokens_with_expiry(), "connection__user"), *_ending(_sign_ins(), "owner")]:
+    found = [*_ending(_tokens_with_expiry(), "connection__user"), *_ending(_sign_ins(), "owner")]
+    for grants in (GatewayGrant.objects.live(), ToolGrant.objects.live().filter(user__isnull=False)):
+        found += _ending(grants.annotate(named=F("gateway__name"), begun=F("given_at")), "user", "ends_at")
+    for owner, at, name in found:
         ending.setdefault(owner, []).append((at, name))
     people = User.objects.in_bulk(list(ending))
     number = 0
@@ -261,7 +284,7 @@ def tell_endings() -> int:
             first = min(things)[0].date() - today
             days = f"{first.days} day{'' if first.days == 1 else 's'}"
             subject = f"{lines[0].rpartition(': ')[0]} ends in {days}" if len(lines) == 1 else ""
-            subject = subject or f"{len(lines)} tokens and sign-ins end soon, the first in {days}"
+            subject = subject or f"{len(lines)} tokens, sign-ins or grants end soon, the first in {days}"
             path = reverse("tokens:list")
             key = f"{ENDINGS}:{today}"
             if not Notification.objects.filter(channel__owner=person, key=key).exists():
@@ -280,7 +303,7 @@ def _sign_ins() -> models.QuerySet[Identity]:
     return mine.annotate(named=F("server__name"), begun=F("updated_at"))
 
 
-def _ending(rows: models.QuerySet[Any], owner: str) -> list[tuple[UUID, datetime, str]]:
+def _ending(rows: models.QuerySet[Any], owner: str, end: str = "expires_at") -> list[tuple[UUID, datetime, str]]:
     """Return owner, end and name of the rows that end one of STAGES days from today.
 
     Leaves out rows whose lifetime is shorter than the stage: a token for 7 days is not announced 14 days ahead.
@@ -288,9 +311,9 @@ def _ending(rows: models.QuerySet[Any], owner: str) -> list[tuple[UUID, datetime
     today, found = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0), []
     for days in STAGES:
         since = today + timedelta(days=days)
-        on = rows.filter(expires_at__gte=since, expires_at__lt=since + A_DAY)
-        early = on.filter(begun__lte=F("expires_at") - timedelta(days=days))
-        found += list(early.values_list(owner, "expires_at", "named"))
+        on = rows.filter(**{f"{end}__gte": since, f"{end}__lt": since + A_DAY})
+        early = on.filter(begun__lte=F(end) - timedelta(days=days))
+        found += list(early.values_list(owner, end, "named"))
     return found
 
 

@@ -18,6 +18,31 @@ class Action(StrEnum):
         action._value_, action.sentences = value, sentences
         return action
 
+    ACCESS_REQUEST_APPROVED = (
+        "access_request.approved",
+        "{actor} approved the request of {user} for the tool set {tool_set} on the gateway {gateway}, for {days} days.",
+        "{actor} approved the request of {user} for the gateway {gateway}, for {days} days.",
+        "{actor} approved the request of {user} for {target}.",
+    )
+    ACCESS_REQUEST_DECLINED = (
+        "access_request.declined",
+        "{actor} declined the request of {user} for the tool set {tool_set} on the gateway {gateway}, for {days} days.",
+        "{actor} declined the request of {user} for the gateway {gateway}, for {days} days.",
+        "{actor} declined the request of {user} for {target}.",
+    )
+    ACCESS_REQUEST_MADE = (
+        "access_request.made",
+        "{actor} asked for the tool set {tool_set} on the gateway {gateway}, for {days} days.",
+        "{actor} asked for the gateway {gateway}, for {days} days.",
+        "{actor} asked for {target}.",
+    )
+    ACCESS_REQUEST_WITHDRAWN = (
+        "access_request.withdrawn",
+        "{actor} withdrew the request for the tool set {tool_set} on the gateway {gateway}, for {days} days.",
+        "{actor} withdrew the request for the gateway {gateway}, for {days} days.",
+        "{actor} withdrew the request for {target}.",
+    )
+
     API_KEY_CREATED = "api_key.created", "{actor} created the API key {target}."
     API_KEY_REVOKED = (
         "api_key.revoked",
@@ -123,11 +148,26 @@ class Action(StrEnum):
     FEATURE_ENABLED = "feature.enabled", "{actor} enabled {target}."
     FEATURE_HELD = "feature.held", "{target} is new at its server and waits for a decision."
     FEATURE_QUARANTINED = "feature.quarantined", "{actor} put {target} in quarantine."
+    FEATURE_TEXTS_SAID = (
+        "feature.texts_said",
+        "{actor} stated the {fields} of {target} for clients.",
+        "{actor} stated the texts of {target} for clients.",
+    )
 
     GATEWAY_ARCHIVED = "gateway.archived", "{actor} archived the gateway {target}."
     GATEWAY_CREATED = "gateway.created", "{actor} created the gateway {target}."
     GATEWAY_DISABLED = "gateway.disabled", "{actor} disabled the gateway {target}."
     GATEWAY_ENABLED = "gateway.enabled", "{actor} enabled the gateway {target}."
+    GATEWAY_GRANT_ENDED = (
+        "gateway_grant.ended",
+        "{actor} closed the gateway {gateway} to {user}.",
+        "{actor} ended the gateway grant {target}.",
+    )
+    GATEWAY_GRANT_GIVEN = (
+        "gateway_grant.given",
+        "{actor} opened the gateway {gateway} to {user}.",
+        "{actor} gave the gateway grant {target}.",
+    )
     GATEWAY_UPDATED = (
         "gateway.updated",
         "{actor} renamed the gateway {old_name} to {target}.",

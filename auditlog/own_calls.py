@@ -21,6 +21,7 @@ from accounts.models import User
 from auditlog.models import ENDINGS, Call, Outcome
 from auditlog.outcomes import reason_of
 from auditlog.paging import Cursor, page
+from auditlog.remedies import ASKABLE
 from auditlog.why import Detail
 from capabilities import NOBODY, own_resource
 from connections.models import Connection
@@ -55,6 +56,7 @@ class OwnCall:
 
     call: Call
     policy: str = ""  # Tool policy of the server on the gateway, if unchanged since the call.
+    asks_at: str = ""  # Slug of the gateway, if the person may request access that the call lacked.
 
     @property
     def what(self) -> str:
@@ -101,6 +103,11 @@ class OwnCall:
             return ""
         return f"{reverse('connections:mine')}?connection={self.call.connection_id}"
 
+    @property
+    def access_url(self) -> str:
+        """Return the URL where the person can request the access that the call lacked; empty if there is none."""
+        return reverse("gateways:access_to", args=[self.asks_at]) if self.asks_at else ""
+
 
 def as_own(rows: Sequence[Call]) -> list[OwnCall]:
     """Return the calls as shown to the person who made them, with the tool policy that explains a refusal, if known."""
@@ -114,7 +121,14 @@ def as_own(rows: Sequence[Call]) -> list[OwnCall]:
         one = assigned.get((row.gateway_id, row.server_id))
         return one.tool_policy if one and one.updated_at <= row.created_at else ""
 
-    return [OwnCall(row, policy(row)) for row in rows]
+    lacking = {row.gateway_id for row in rows if row.gateway_id and row.deny_reason in ASKABLE}
+    askable = Gateway.objects.live().filter(pk__in=lacking, takes_requests=True) if lacking else Gateway.objects.none()
+    slugs: dict[Any, str] = dict(askable.order_by().values_list("pk", "slug"))
+
+    def asks_at(row: Call) -> str:
+        return slugs.get(row.gateway_id, "") if row.deny_reason in ASKABLE else ""
+
+    return [OwnCall(row, policy(row), asks_at(row)) for row in rows]
 
 
 @dataclass(frozen=True)

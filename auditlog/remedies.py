@@ -18,6 +18,7 @@ from auditlog.filters import CallFilter, stamp
 from auditlog.models import Call, Event
 from auditlog.why import CurrentDecision, feature_of
 from capabilities import Capability, CapabilityRequired
+from capabilities.catalogue import including
 from connections.models import Connection, HostAtGateway
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host, NotPending
@@ -28,6 +29,7 @@ from tokens.models import Token
 from ui.pages import first_names
 
 MOST_NAMED = 50
+ASKABLE = ("gateway_not_reachable", "tool_not_granted")  # Refusals that a request for access can end.
 
 MODELS: dict[str, type[Model]] = {
     "host": Host,
@@ -327,16 +329,25 @@ def _missing(remedy: Remedy, row: Any, reader: User) -> Capability | None:
 def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User) -> dict[str, str]:
     if isinstance(row, Identity) and reason == "identity_unconfirmed":
         may, who = row.may_be_confirmed_by(reader), "" if row.is_shared else _owner_only(remedy, subjects)
-        return _led(remedy, row) if may else {"who": who or _who(Capability.IDENTITIES_MANAGE, reader)}
+        return _led(remedy, row) if may else {"who": who or who_can(Capability.IDENTITIES_MANAGE, reader)}
     if remedy.needs is None:
         return _own_act(remedy, subjects, reader)
     if (missing := _missing(remedy, row, reader)) is not None:
-        return {"who": _who(missing, reader)}
+        asks = reason in ASKABLE and subjects.owner == reader
+        return (_request(row) if asks else {}) or {"who": who_can(missing, reader)}
     if remedy.verb and not _rows(remedy.subject).filter(pk=row.pk).exists():
         return {"who": "It was revoked or archived."}
     if remedy.verb and not (isinstance(row, Feature) and row.enabled):
         return {"act": remedy.label, "subject": str(row.pk)}
     return _led(remedy._replace(label="Open its tools") if remedy.verb else remedy, row)
+
+
+def _request(row: Any) -> dict[str, str]:
+    """Return the page where access to this gateway or feature can be requested, if the gateway takes requests."""
+    gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
+    if gateway is None or not gateway.takes_requests:
+        return {}
+    return {"act": "Request access", "link": reverse("gateways:access_to", args=[gateway.slug])}
 
 
 def _led(remedy: Remedy, row: Any) -> dict[str, str]:
@@ -353,13 +364,13 @@ def _owner_only(remedy: Remedy, subjects: Subjects) -> str:
     return remedy.owner.format(owner=subjects.owner.email if subjects.owner else "its owner")
 
 
-def _who(needs: Capability, reader: User) -> str:
+def who_can(needs: Capability, reader: User) -> str:
     """Return a sentence that names the people who have the capability `needs`.
 
     If the reader may not see people, the sentence names the roles that have the capability.
     """
-    granting = permissions_of([needs])
-    if any(map(reader.has_perm, (Capability.PEOPLE_MANAGE, Capability.AUDIT_READ))):
+    granting = permissions_of(including([needs]))
+    if any(map(reader.has_perm, (Capability.PEOPLE_READ, Capability.AUDIT_READ))):
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))
         names = list(holders.order_by("email").values_list("email", flat=True).distinct()[:MOST_NAMED])
         return f"{first_names(names)} can." if names else "No active person can do this at present."

@@ -29,15 +29,18 @@ STATED = {
     "reason": "",
     "owner": "person",
     "calls": "",
+    "days": "",
     "partition": "name",
     "to": "person",
     "email": "person",
 }
 # Labels that name several objects: the separator, and the kinds of the objects.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "accessrequest": (" / ", ("gateway", "user")),
     "assignment": (" on ", ("server", "gateway")),
     "hostatgateway": (" on ", ("host", "gateway")),
     "connection": (" / ", ("host", "user", "gateway")),
+    "gatewaygrant": (" / ", ("gateway", "user")),
     "toolgrant": (" / ", ("tool_set", "subject", "gateway")),
     "toolset": (" on ", ("tool_set", "gateway")),
 }

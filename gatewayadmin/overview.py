@@ -19,7 +19,7 @@ from django.views.decorators.http import require_GET
 
 from accounts.asking import open_requests
 from accounts.models import User
-from attention.matters import apps_to_approve, definitions_to_judge, servers_down
+from attention.matters import access_to_decide, apps_to_approve, definitions_to_judge, servers_down
 from auditlog import replica
 from auditlog.charts import CallPlots, chosen_range, unread_tops
 from auditlog.following import MOST_NEW, LiveList, NewCalls, answer, newest_id, newest_page
@@ -29,7 +29,6 @@ from auditlog.query_language import parse_search
 from auditlog.rollups.reading import Bars, book
 from auditlog.search import RowCount, Search
 from capabilities import Capability, own_resource
-from capabilities.catalogue import SEES_CONNECTIONS
 from connections.carried_identities import CarriedRow, OwnConnection, newest_lacking_identity, with_carried
 from connections.models import Connection
 from connections.rows import ConnectionRow
@@ -59,8 +58,11 @@ def attention(request: HttpRequest) -> dict[str, Any]:
 
 def _counts(reader: Any) -> dict[str, int]:
     """Return the non-zero counts by kind, of things `reader` may see, with one query."""
-    looks = [_number(kind, COUNTED[kind]()) for kind in _kinds(reader)] if isinstance(reader, User) else []
-    return {kind: number for kind, number in looks[0].union(*looks[1:], all=True).order_by() if number} if looks else {}
+    if not isinstance(reader, User):
+        return {}
+    looks = [_number(kind, COUNTED[kind]()) for kind in _kinds(reader)]
+    looks.append(_number("access", access_to_decide(reader)))
+    return {kind: number for kind, number in looks[0].union(*looks[1:], all=True).order_by() if number}
 
 
 def _kinds(reader: User) -> Iterator[str]:
@@ -206,8 +208,8 @@ def overview(request: AppRequest) -> HttpResponse:
         "lacking": partial(newest_lacking_identity, user) if links else (),
         "refused": _refused(user),
         "to_try": partial(_gateway_to_try, user),
-        "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _listed(usable, user),
-        "usable_count": 0 if user.has_perm(Capability.GATEWAYS_READ) else usable.count(),
+        "usable": [] if user.has_perm(Capability.GATEWAYS_USE) else _listed(usable, user),
+        "usable_count": 0 if user.has_perm(Capability.GATEWAYS_USE) else usable.count(),
         "enrolling": partial(_enrolling, user),
         "setup": Setup.of(user),
         "asking": open_requests(SHOWN) if user.has_perm(Capability.PEOPLE_MANAGE) else (),
@@ -292,7 +294,7 @@ def _last_calls(user: User) -> list[OwnCall]:
 def _refused(user: User) -> list[Identity]:
     """Return identities refused by their server: all if the user sees connections, otherwise the user's."""
     refused = Identity.objects.refused().select_related("server", "owner")
-    return list((refused if any(map(user.has_perm, SEES_CONNECTIONS)) else refused.own(user))[:SHOWN])
+    return list((refused if user.has_perm(Capability.MCP_CONNECTIONS_READ) else refused.own(user))[:SHOWN])
 
 
 def _enrolling(user: User) -> list[Host]:
@@ -345,7 +347,7 @@ def _stock(user: User) -> dict[str, Any]:
     if user.has_perm(Capability.HOSTS_TOGGLE):  # Not useful to members, who can only see hosts.
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
         numbers["hosts"] = Host.objects.live().exclude(OURS).aggregate(all=Count("pk"), **states)
-    if any(map(user.has_perm, SEES_CONNECTIONS)):
+    if user.has_perm(Capability.MCP_CONNECTIONS_READ):
         counts = connection_numbers(Connection.objects.live())
         numbers["connections"] = {"all": sum(counts.values()), **counts}
     return numbers

@@ -19,8 +19,8 @@ from rest_framework.response import Response
 
 from accounts.models import Team
 from capabilities import Capability
-from capabilities.catalogue import SEES_GATEWAYS
 from capabilities.rest import Own
+from gateways.access_forms import MOST_DAYS, TakesRequestsForm
 from gateways.feature_refresh import first_list
 from gateways.forms import AssignmentForm, GatewayForm, NameForm, ReachForm
 from gateways.models import (
@@ -50,7 +50,12 @@ from ui.operations import Afterwards, ListQuery, RequestBody, operation
 from ui.rest import CreatedBy, Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked, matching
 
 NAME_TAKEN = "A gateway with this name or slug already exists."
-WITHIN_REACH = Own(SEES_GATEWAYS)
+WITHIN_REACH = Own(Capability.GATEWAYS_READ)
+
+
+TAKES_REQUESTS = "Whether everybody sees it in the catalogue and may request access."
+APPROVERS = "E-mail addresses of the people who decide on requests; without any, people with `gateways:manage` decide."
+REQUEST_FIELDS = ("takes_requests", "request_days", "most_request_days", "approvers")
 
 
 class GatewayReference(Reference):
@@ -77,6 +82,10 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     tools_given = serializers.CharField(
         help_text="`all`, or `granted`: whether people can use all its tools, or only those given to them."
     )
+    takes_requests = serializers.BooleanField(help_text=TAKES_REQUESTS)
+    request_days = serializers.IntegerField(help_text="Usual period of access by request, in days.")
+    most_request_days = serializers.IntegerField(help_text="Longest period of access by request, in days.")
+    approvers = serializers.ListField(source="editable.approvers", child=serializers.EmailField(), help_text=APPROVERS)
     calls_per_minute = Limit()
     new_definitions = serializers.CharField(help_text="`approve` or `wait`: what happens with a new definition.")
     changed_definitions = serializers.CharField(
@@ -117,6 +126,10 @@ class GatewayChanges(RequestBody):
     tools_given = serializers.ChoiceField(
         ToolsGiven.choices, help_text="Whether people can use all its tools, or only those given to them."
     )
+    takes_requests = serializers.BooleanField(help_text=TAKES_REQUESTS)
+    request_days = serializers.IntegerField(min_value=1, max_value=MOST_DAYS)
+    most_request_days = serializers.IntegerField(min_value=1, max_value=MOST_DAYS)
+    approvers = serializers.ListField(child=serializers.EmailField(), help_text=APPROVERS)
     calls_per_minute = Limit()
     new_definitions = serializers.ChoiceField(OnArrival.choices)
     changed_definitions = serializers.ChoiceField(OnChange.choices)
@@ -138,6 +151,10 @@ class NewGateway(GatewayChanges):
         "team_ids": list,
         "hosts_allowed": HostsAllowed.ALL,
         "tools_given": ToolsGiven.ALL,
+        "takes_requests": False,
+        "request_days": 30,
+        "most_request_days": 90,
+        "approvers": list,
         "calls_per_minute": None,
         "new_definitions": OnArrival.APPROVE,
         "changed_definitions": OnChange.HOLD,
@@ -171,6 +188,7 @@ class GatewayResource(Resource):
         """Create a gateway."""
         body = self.body()
         unformed = {name: body.pop(name) for name in WITHOUT_FORM}
+        unformed |= checked(TakesRequestsForm(_asked({name: body.pop(name) for name in REQUEST_FIELDS})))
         if _named(body["name"]).exists() or Gateway.objects.filter(slug=body["slug"]).exists():
             raise already_exists(NAME_TAKEN)
         fields = checked(GatewayForm({**body, "teams": body["team_ids"]}), teams="team_ids")
@@ -190,6 +208,11 @@ class GatewayResource(Resource):
         if {"reach", "team_ids"} & set(changes):
             teams = changes.get("team_ids", [team.pk for team in gateway.teams.all()])
             fields |= checked(ReachForm({"reach": gateway.reach, **changes, "teams": teams}), teams="team_ids")
+        if {*REQUEST_FIELDS} & set(changes):
+            current = gateway.editable()
+            changed = {name: changes.get(name, current[name]) for name in REQUEST_FIELDS}
+            values = checked(TakesRequestsForm(_asked(changed)))
+            fields |= {name: value for name, value in values.items() if name in changes}
         gateway.edit(**fields, by=self.me, seen=self.seen)
         return self.current(gateway)
 
@@ -208,10 +231,15 @@ class GatewayResource(Resource):
         return self.changed(gateway, gateway.enable)
 
     def _detailed(self, rows: GatewayQuerySet) -> GatewayQuerySet:
-        return counted(rows.select_related("created_by").prefetch_related("teams"), self.me)
+        return counted(rows.select_related("created_by").prefetch_related("teams", "approvers"), self.me)
 
     def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
         return self.answer(gateway_or_404(self.me, row.slug), status)
+
+
+def _asked(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values for the form of the page, whose approvers are lines."""
+    return values | {"approvers": "\n".join(values["approvers"])}
 
 
 def _named(name: str) -> Any:
@@ -445,7 +473,7 @@ class IdentityPlaces(Resource):
     serializer_class = IdentityGatewaysSerializer
     versioned = True
 
-    @operation(needs=Capability.IDENTITIES_MANAGE)
+    @operation(needs=Capability.IDENTITIES_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get the gateways of a shared identity."""
         return self.answer(IdentityGateways(shared_identity_or_404(pk)))

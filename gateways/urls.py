@@ -1,6 +1,6 @@
 from django.urls import path
 
-from gateways import feature_views, team_views, tool_views, usage, views
+from gateways import access_views, feature_views, team_views, tool_views, usage, views
 
 app_name = "gateways"
 
@@ -35,7 +35,18 @@ urlpatterns = [
     path("features/<uuid:pk>/", feature_views.feature, name="feature"),
     path("features/<uuid:pk>/accept/", feature_views.accept, name="accept"),
     path("features/<uuid:pk>/effect/", feature_views.effect, name="effect"),
+    path("features/<uuid:pk>/texts/", feature_views.texts, name="texts"),
     path("features/<uuid:pk>/quarantine/", feature_views.quarantine, name="quarantine"),
+    path("gateways/<slug:slug>/requests/", access_views.settings, name="takes_requests"),
+    path("access/", access_views.catalogue, name="access"),
+    path("access/gateways/<slug:slug>/", access_views.gateway, name="access_to"),
+    path("access/gateways/<slug:slug>/request/", access_views.ask, name="ask_for_access"),
+    path("access/requests/", access_views.requests, name="access_requests"),
+    path("access/requests/<uuid:pk>/", access_views.detail, name="access_request"),
+    path("access/requests/<uuid:pk>/approve/", access_views.approve, name="approve_request"),
+    path("access/requests/<uuid:pk>/decline/", access_views.decline, name="decline_request"),
+    path("access/requests/<uuid:pk>/withdraw/", access_views.withdraw, name="withdraw_request"),
+    path("access/requests/<uuid:pk>/end/", access_views.end, name="end_access"),
     path("tools/", tool_views.catalogue, name="catalogue"),
     path("tools/changed/", feature_views.inbox, name="changed"),
     path("tools/<uuid:pk>/", tool_views.moved, name="tool"),

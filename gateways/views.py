@@ -10,7 +10,7 @@ from django.db import IntegrityError
 from django.db.models import Count, Exists, IntegerField, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Lower
 from django.forms import Form
-from django.http import HttpResponse
+from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -19,7 +19,6 @@ from accounts.models import User
 from auditlog.charts import CallPlots
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, own_resource, requires
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_SERVERS
 from connections.impact import archived_with, cut_together, cuts, narrowed_to
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
@@ -128,7 +127,7 @@ def _number(of: str, condition: Q) -> Subquery:
     return Subquery(rows.order_by().values("number"), output_field=IntegerField())
 
 
-def _number_of_features(features: FeatureQuerySet, by: str) -> Coalesce:
+def number_of_features(features: FeatureQuerySet, by: str) -> Coalesce:
     """Return the count of `features` per row of the outer query as a subquery; `by` is the foreign key to that row."""
     rows = features.filter(**{by: OuterRef("pk")}).order_by().values(by).annotate(number=Count("pk"))
     return Coalesce(Subquery(rows.values("number")), 0)
@@ -144,7 +143,7 @@ def gateway_or_404(viewer: User, slug: str) -> Any:
     waiting = Feature.objects.needing_attention().placed()
     rows = rows.annotate(
         row_count=_number("connections", counted_for(viewer)),
-        waiting_count=_number_of_features(waiting, "assignment__gateway"),
+        waiting_count=number_of_features(waiting, "assignment__gateway"),
     )
     return get_object_or_404(rows, slug=slug)
 
@@ -173,7 +172,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
     """Redirect to the page of the gateway with this id; logs contain the id, not the slug."""
     return redirect(page_url(get_object_or_404(Gateway.objects.visible_to(request.user), pk=pk)))
@@ -201,9 +200,13 @@ def slug(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = gateway_or_404(request.user, slug)
+    try:
+        gateway = gateway_or_404(request.user, slug)
+    except Http404:
+        known = get_object_or_404(Gateway.objects.catalogue_of(request.user), slug=slug)
+        return redirect("gateways:access_to", known.slug)
     numbers = offered_by_kind(gateway)
     kinds = [(kind.value, label, numbers[kind]) for kind, label in PLURALS.items() if numbers.get(kind)]
     context: dict[str, Any] = {"gateway": gateway, "tab": "overview", "kinds": kinds}
@@ -310,7 +313,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _stopping_connections(gateway: Any, viewer: User) -> str:
-    if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
+    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return "All its connections stop on their next request."
     match gateway.connection_count:
         case 0:
@@ -364,8 +367,8 @@ def counted_assignments(
         assignments.live()
         .select_related("gateway", "server", "shared_identity")
         .annotate(
-            tool_count=_number_of_features(features.offered(), "assignment"),
-            callable_count=_number_of_features(features.callable(), "assignment"),
+            tool_count=number_of_features(features.offered(), "assignment"),
+            callable_count=number_of_features(features.callable(), "assignment"),
             is_known=Exists(answers.filter(kind=kind) if kind else answers) | Q(tool_count__gt=0),
         )
         .order_by(Lower("server__name"), "alias")
@@ -384,7 +387,7 @@ def _servers_url(gateway: Gateway) -> str:
 
 def sees_servers(viewer: User) -> bool:
     """True if `viewer` may open the pages of servers."""
-    return any(viewer.has_perm(capability) for capability in SEES_SERVERS)
+    return viewer.has_perm(Capability.SERVERS_READ)
 
 
 def _assignment_switched(request: AppRequest, row: Assignment, toast: str, undo: Undo | None = None) -> HttpResponse:
@@ -394,7 +397,7 @@ def _assignment_switched(request: AppRequest, row: Assignment, toast: str, undo:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def servers(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
     rows = counted_assignments(gateway.assignments.all())

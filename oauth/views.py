@@ -21,7 +21,6 @@ from oauth2_provider.models import Application
 
 from auditlog.own_calls import Wait, own_connection
 from capabilities import NOBODY, Capability, own_resource, requires
-from capabilities.catalogue import SEES_HOSTS
 from connections.carried_identities import OwnConnection, with_carried
 from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Gateway
@@ -261,6 +260,8 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
     """Return 403 with the reason. The page forwards to an approved app by itself, to other apps by a link."""
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
+    if flow.gateway and flow.gateway.takes_requests and not flow.gateway.is_reachable_by(request.user):
+        context["asks_at"] = flow.gateway.slug
     if flow.kind == Ending.OAUTH:
         context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})
         context["seconds"] = READING_SECONDS if flow.application and is_approved(flow.application) else 0
@@ -286,7 +287,7 @@ def how_to_connect(request: AppRequest) -> HttpResponse:
     gateway = next((one for one in gateways if one.slug == slug), None) or next(open_ones, next(iter(gateways), None))
     context: dict[str, Any] = {"gateways": gateways, "gateway": gateway}
     if slug and not (gateway and gateway.slug == slug):
-        context["out_of_reach"] = Gateway.objects.visible_to(request.user).filter(slug=slug).first()
+        context["out_of_reach"] = Gateway.objects.catalogue_of(request.user).filter(slug=slug).first()
     if gateway:
         client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
         context |= {"clients": clients(), "client": client}
@@ -313,7 +314,7 @@ def client(request: AppRequest) -> HttpResponse:
     context: dict[str, Any] = {"gateways": gateways, "gateway": gateway, "connection": connection}
     if gateway:
         agent = connection is not None and connection.host.kind == HostKind.TOKEN
-        context |= _instructions(request, gateway, asked.get("how", "") or ("token" if agent else ""))
+        context |= _instructions(request, gateway, connection, asked.get("how", "") or ("token" if agent else ""))
         context["lacks"] = _lacks(request, gateway, connection)
         since = moment_of(asked, "since")
         context["wait"] = Wait.begin(request.user, since, gateway=gateway, connection=connection)
@@ -325,7 +326,7 @@ def _usable(request: AppRequest) -> list[Gateway]:
     return list(Gateway.objects.usable_by(request.user).demo_last("name"))
 
 
-def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, Any]:
+def _instructions(request: AppRequest, gateway: Gateway, connection: Connection | None, how: str) -> dict[str, Any]:
     """Return the instructions for the chosen client, by a method that the client supports."""
     chosen = client_of(request.GET.get("client", ""))
     ways = [way for way in WAYS if chosen.by(way)]
@@ -338,7 +339,7 @@ def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, 
         "how": how,
         "click": chosen.click.for_gateway(gateway.url, gateway.slug) if chosen.click and how == "browser" else None,
         "snippet": client_block(chosen, how, url=gateway.url, name=gateway.slug),
-        "call": example_call(gateway),
+        "call": example_call(gateway, request.user, connection.host if connection else None),
         "may_make_token": may["token"],
     }
 
@@ -394,7 +395,7 @@ class RegistrationRow:
 
 
 @require_GET
-@requires(*SEES_HOSTS)
+@requires(Capability.HOSTS_READ)
 def listing(request: AppRequest, pk: UUID) -> HttpResponse:
     """List the registrations of an app, newest first; 404 for an agent."""
     host = host_or_404(request.user, pk)

@@ -9,6 +9,7 @@ from wire import jsonrpc
 CALLS = "/settings/calls"
 IDENTITIES = "/settings/identities"
 TOKENS = "/settings/api-tokens"
+ACCESS = "/access/"
 CONNECT = "/connect/help/"
 SIGN_IN = "/accounts/login/"
 
@@ -126,9 +127,9 @@ REASONS = {
     ),
     "gateway_not_reachable": Reason(
         Step.REACH,
-        "The person's teams do not include this gateway.",
+        "The person's teams do not include this gateway, or their role only looks.",
         "person's teams do not include the gateway",
-        CONNECT,
+        ACCESS,
         status=403,
     ),
     "host_not_allowed_here": Reason(
@@ -153,7 +154,9 @@ REASONS = {
     "resource_disabled": Reason(
         Step.TOOL, "An administrator disabled {resource} or its template, or the policy does not allow it."
     ),
-    "tool_not_granted": Reason(Step.TOOL, "This person, or this app or agent, was not given {tool}.", "not granted"),
+    "tool_not_granted": Reason(
+        Step.TOOL, "This person, or this app or agent, was not given {tool}.", "not granted", ACCESS
+    ),
     "definition_held": Reason(
         Step.TOOL, "The server changed or added {tool}, and nobody has accepted that yet.", "waiting to be accepted"
     ),

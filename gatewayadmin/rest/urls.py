@@ -24,6 +24,7 @@ from connections.tool_set_api import GatewayGrants, GatewayToolSets
 from gatewayadmin.incident.api import Stops
 from gatewayadmin.rest.docs_views import docs, docs_of
 from gatewayadmin.rest.openapi import Schema
+from gateways.access_api import AccessRequestResource, OwnGateways
 from gateways.api import AssignmentResource, GatewayResource, IdentityPlaces, ServerArchive
 from gateways.tool_api import CatalogueResource, FeatureResource, ToolResource
 from hosts.api import HostResource
@@ -39,6 +40,7 @@ from ui.rest import Resource
 app_name = "api"
 
 router = SimpleRouter(trailing_slash=False, use_regex_path=False)
+router.register("access-requests", AccessRequestResource, "accessrequest")
 router.register("admin-events", EventResource, "event")
 router.register("api-keys", ApiKeyResource, "apikey")
 router.register("capabilities", CapabilityResource, "capability")
@@ -89,6 +91,7 @@ _below = [
     at("me", "me", Me, get="retrieve"),
     at("me/ask-for", "me-ask-for", Me, post="ask_for"),
     at("me/calls", "own-call-list", OwnCalls, get="list"),
+    at("me/gateways", "own-gateway-list", OwnGateways, get="list"),
     at("me/confirm", "me-confirm", Confirm, post="confirm"),
     at("organisation", "organisation", OrganisationResource, get="retrieve", patch="partial_update"),
     at("organisation/test", "organisation-test", OrganisationResource, post="test"),

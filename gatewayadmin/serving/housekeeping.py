@@ -28,6 +28,7 @@ from auditlog.rollups import keeping
 from gatewayadmin.config import database, environment
 from gatewayadmin.config.database import Lock
 from gatewayadmin.serving.start import make_partitions
+from gateways.models import GatewayGrant, ToolGrant
 from oauth import purge
 from oauth.models import AuthorizeRequest
 from proxy.models import RateCounter
@@ -142,15 +143,24 @@ def _tell() -> None:
     telling.deliver_due()
 
 
+def _end_grants() -> None:
+    """Record the end of grants whose date has come: the log, open sessions and running calls follow."""
+    with databases.direct():
+        if _clocks_agree():
+            ToolGrant.objects.all().end_due()
+            GatewayGrant.objects.all().end_due()
+
+
 # Frequent chores by name: least and most seconds between two runs, and function. One process at a time does each: roll
 # up new calls (after an upgrade, old ones too), send the log to sinks, seal checkpoints, create missing indexes, send
-# notifications.
+# notifications, end grants.
 STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
     "calls_rolled_up": (4.0, 6.0, _roll_up),
     "log_sent": (1.5, 3.0, sending.start_due),
     "calls_sealed": (30.0, 45.0, _seal),
     "log_indexes_made": (20.0, 40.0, _index),
     "people_told": (5.0, 8.0, _tell),
+    "grants_ended": (5.0, 8.0, _end_grants),
 }
 
 

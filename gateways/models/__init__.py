@@ -1,5 +1,16 @@
 """Gateways, the servers assigned to them, and their tools."""
 
+from gateways.models.access_requests import (
+    AccessRequest,
+    AccessRequestQuerySet,
+    AlreadyDecided,
+    AlreadyRequested,
+    NotYoursToDecide,
+    RequestRefused,
+    RequestState,
+    TooLong,
+    TooManyOpen,
+)
 from gateways.models.assignment import (
     AliasRequired,
     Assignment,
@@ -11,6 +22,7 @@ from gateways.models.assignment import (
     alias_validator,
 )
 from gateways.models.feature import (
+    LONGEST_TEXT,
     SAID_EFFECTS,
     STATED_EFFECTS,
     Effect,
@@ -21,6 +33,7 @@ from gateways.models.feature import (
     FeatureVersion,
     Listing,
     NothingToAccept,
+    check_visible,
 )
 from gateways.models.gateway import (
     Gateway,
@@ -35,11 +48,9 @@ from gateways.models.gateway import (
     ToolsGiven,
     allow_identity,
 )
+from gateways.models.grants import AlreadyGiven, BadEnd, GatewayGrant, ToolGrant, ToolGrantQuerySet, reached_until
 from gateways.models.tool_sets import (
-    AlreadyGiven,
     StillInUse,
-    ToolGrant,
-    ToolGrantQuerySet,
     ToolSet,
     ToolSetQuerySet,
     fits,
@@ -48,12 +59,18 @@ from gateways.models.tool_sets import (
 )
 
 __all__ = [
+    "LONGEST_TEXT",
     "SAID_EFFECTS",
     "STATED_EFFECTS",
+    "AccessRequest",
+    "AccessRequestQuerySet",
     "AliasRequired",
+    "AlreadyDecided",
     "AlreadyGiven",
+    "AlreadyRequested",
     "Assignment",
     "AssignmentQuerySet",
+    "BadEnd",
     "Effect",
     "Feature",
     "FeatureKind",
@@ -62,18 +79,24 @@ __all__ = [
     "FeatureVersion",
     "Gateway",
     "GatewayError",
+    "GatewayGrant",
     "GatewayQuerySet",
     "HostsAllowed",
     "IdentityGateways",
     "IdentityScheme",
     "Listing",
+    "NotYoursToDecide",
     "NothingToAccept",
     "OnArrival",
     "OnChange",
     "Reach",
+    "RequestRefused",
+    "RequestState",
     "ServerStillEnabled",
     "StillInUse",
     "TeamGateways",
+    "TooLong",
+    "TooManyOpen",
     "ToolGrant",
     "ToolGrantQuerySet",
     "ToolPolicy",
@@ -83,7 +106,9 @@ __all__ = [
     "WrongIdentity",
     "alias_validator",
     "allow_identity",
+    "check_visible",
     "fits",
     "fitting",
     "in_sets",
+    "reached_until",
 ]

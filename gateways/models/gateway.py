@@ -60,23 +60,33 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
     def live(self) -> "GatewayQuerySet":
         return self.filter(archived_at=None)
 
-    def reachable_by(self, user: User) -> "GatewayQuerySet":
-        """Return live gateways `user` may use: open to everyone or to their teams, or all with GATEWAYS_READ."""
-        if user.has_perm(Capability.GATEWAYS_READ):
+    def reachable_by(self, user: User, *, by_grant: bool = True) -> "GatewayQuerySet":
+        """Return live gateways `user` may use: open to everyone, to their teams or to them, or all with GATEWAYS_USE.
+
+        None if their role only looks. Without `by_grant`, grants to the person do not count.
+        """
+        if not user.uses_gateways:
+            return self.none()
+        if user.has_perm(Capability.GATEWAYS_USE):
             return self.live()
-        # A subquery, because a join needs DISTINCT, which would compute the annotations of every row first.
+        # Subqueries, because a join needs DISTINCT, which would compute the annotations of every row first.
         through_teams = Gateway.objects.filter(teams__in=user.teams.all()).order_by().values("pk")
-        return self.live().filter(Q(reach=Reach.EVERYONE) | Q(pk__in=through_teams))
+        reached = Q(reach=Reach.EVERYONE) | Q(pk__in=through_teams)
+        if by_grant:
+            reached |= Q(pk__in=user.gateways_given.live().order_by().values("gateway"))
+        return self.live().filter(reached)
 
     def usable_by(self, user: User) -> "GatewayQuerySet":
         """Return enabled gateways that `user` may use."""
         return self.reachable_by(user).filter(enabled=True)
 
     def visible_to(self, user: User) -> "GatewayQuerySet":
-        """Return live gateways whose page `user` may open: those they may use, or all if they manage gateways."""
-        if any(user.has_perm(c) for c in (Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)):
-            return self.live()
-        return self.reachable_by(user)
+        """Return live gateways whose page `user` may open: those they may use, or all with GATEWAYS_READ."""
+        return self.live() if user.has_perm(Capability.GATEWAYS_READ) else self.reachable_by(user)
+
+    def catalogue_of(self, user: User) -> "GatewayQuerySet":
+        """Return the live gateways that `user` may know of: those whose page they may open, or that take requests."""
+        return self.live().filter(Q(takes_requests=True) | Q(pk__in=self.visible_to(user).order_by().values("pk")))
 
     def demo_last(self, *order: str) -> "GatewayQuerySet":
         """Order by `order`, but put gateways that have no server except the built-in one last."""
@@ -92,11 +102,14 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         """Return gateways with `words` in their name or slug; all if `words` is empty."""
         return self.filter(holds("name", words) | holds("slug", words)) if words else self
 
-    def add(self, *, by: User | None, teams: Iterable[Team] = (), **fields: Any) -> "Gateway":
+    def add(
+        self, *, by: User | None, teams: Iterable[Team] = (), approvers: Iterable[User] = (), **fields: Any
+    ) -> "Gateway":
         """Create a gateway. The slug cannot be changed later, because it is part of the gateway's URL."""
         with transaction.atomic():
             gateway = self.create(created_by=by, **fields)
             gateway.teams.set(teams)
+            gateway.approvers.set(approvers)
             Event.objects.record(Action.GATEWAY_CREATED, gateway, by=by, changes={"slug": [None, gateway.slug]})
         return gateway
 
@@ -176,6 +189,12 @@ class Gateway(Versioned, Switchable):
         max_length=10, choices=HostsAllowed, default=HostsAllowed.ALL, db_default=HostsAllowed.ALL
     )
     tools_given = models.CharField(max_length=10, choices=ToolsGiven, default=ToolsGiven.ALL, db_default=ToolsGiven.ALL)
+    # True: everybody sees the gateway and its tools in the catalogue, and may request to use them.
+    takes_requests = models.BooleanField(default=False, db_default=False)
+    request_days = models.PositiveSmallIntegerField(default=30, db_default=30)  # Of a grant by request, if not chosen.
+    most_request_days = models.PositiveSmallIntegerField(default=90, db_default=90)
+    # People who decide on requests; without any, those with GATEWAYS_MANAGE.
+    approvers = models.ManyToManyField(User, blank=True, related_name="approves")
     # Identities that this gateway may use; edited on the page of each identity.
     shared_identities = models.ManyToManyField(Identity, blank=True, related_name="gateways")
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
@@ -195,11 +214,16 @@ class Gateway(Versioned, Switchable):
     class Meta:
         ordering = ("name",)
         permissions = (
+            ("see_gateway", "View all gateways"),
             ("manage_gateway", "Basic gateway management"),
             ("toggle_gateway", "Disable and enable gateways"),
         )
         constraints = (
             models.UniqueConstraint(Lower("name"), condition=Q(archived_at=None), name="live_gateway_name_is_unique"),
+            models.CheckConstraint(
+                condition=Q(request_days__gte=1, request_days__lte=models.F("most_request_days")),
+                name="request_days_are_within_the_most",
+            ),
         )
 
     def __str__(self) -> str:
@@ -225,30 +249,41 @@ class Gateway(Versioned, Switchable):
             "reach",
             "hosts_allowed",
             "tools_given",
+            "takes_requests",
+            "request_days",
+            "most_request_days",
             "calls_per_minute",
             "new_definitions",
             "changed_definitions",
             "enabled",
         )
-        return {name: getattr(self, name) for name in names} | {"teams": self.team_names()}
+        return {name: getattr(self, name) for name in names} | self._names()
 
-    def edit(self, *, by: User, teams: Iterable[Team] | None = None, seen: Seen | None = None, **fields: Any) -> None:
-        """Change the gateway's settings or teams, and record an event of the changes. Raises ChangedMeanwhile."""
+    def edit(
+        self,
+        *,
+        by: User,
+        teams: Iterable[Team] | None = None,
+        approvers: Iterable[User] | None = None,
+        seen: Seen | None = None,
+        **fields: Any,
+    ) -> None:
+        """Change the gateway's settings, teams or approvers, and record an event of the changes.
+
+        Raises ChangedMeanwhile.
+        """
+        related = {name: [*rows] for name, rows in (("teams", teams), ("approvers", approvers)) if rows is not None}
         with transaction.atomic():
             row = self.lock()
-            changes = {
-                name: [getattr(row, name), value] for name, value in fields.items() if getattr(row, name) != value
-            }
-            if teams is not None:
-                teams = list(teams)
-            team_names = sorted(team.name for team in teams) if teams is not None else None
-            other_teams = team_names is not None and team_names != row.team_names()
-            row.must_be(seen, {*changes, "teams"} if other_teams else changes)
+            before = row.editable()
+            after = fields | {name: sorted(map(str, rows)) for name, rows in related.items()}
+            changes = {name: [before[name], value] for name, value in after.items() if before[name] != value}
+            row.must_be(seen, changes)
             for name, value in fields.items():
                 setattr(self, name, value)
             self.save(update_fields=[*fields, "updated_at"])
-            if teams is not None:
-                changes |= self._open_to(teams)
+            for name, rows in related.items():
+                getattr(self, name).set(rows)
             if changes:
                 Event.objects.record(Action.GATEWAY_UPDATED, self, by=by, changes=changes)
 
@@ -256,8 +291,5 @@ class Gateway(Versioned, Switchable):
         """Return the sorted names of the teams that the gateway is open to, as events store them."""
         return sorted(team.name for team in self.teams.all())
 
-    def _open_to(self, teams: Iterable[Team]) -> dict[str, Any]:
-        before = self.team_names()
-        self.teams.set(teams)
-        after = self.team_names()
-        return {"teams": [before, after]} if before != after else {}
+    def _names(self) -> dict[str, list[str]]:
+        return {"teams": self.team_names(), "approvers": sorted(map(str, self.approvers.all()))}

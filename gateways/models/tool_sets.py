@@ -1,4 +1,4 @@
-"""Sets of tools on a gateway, and the grants that give them to everybody, to teams and to people.
+"""Sets of tools on a gateway. Grants (gateways/models/grants.py) give them to everybody, to teams and to people.
 
 A tool, prompt or resource is in a set if it was chosen one by one, or if the set has a rule (patterns, effects or both)
 and it fits the rule. Database functions (gateways/migrations/0003_give_tools.py) decide this, for the proxy and the
@@ -16,7 +16,7 @@ from django.db.models.expressions import RawSQL
 from django.db.models.functions import Cast, Lower
 from django.utils import timezone
 
-from accounts.models import Team, User
+from accounts.models import User
 from accounts.rules import NameTaken
 from auditlog.actions import Action
 from auditlog.models import Event
@@ -24,10 +24,6 @@ from auditlog.versions import Seen, Versioned
 from gateways.models.feature import STATED_EFFECTS, Feature, FeatureQuerySet
 from gateways.models.gateway import Gateway, GatewayError
 from ui.forms import holds
-
-
-class AlreadyGiven(GatewayError):
-    """They have this set already."""
 
 
 class StillInUse(GatewayError):
@@ -169,7 +165,7 @@ class ToolSet(Versioned, models.Model):
     @property
     def is_in_use(self) -> bool:
         """True if it is granted, or limits an app or agent (`limited` is the rows of connections.HostAtGateway)."""
-        return self.grants.live().exists() or self.limited.exists()
+        return self.grants.live().exists() or self.limited.live().exists()
 
     def archive(self, *, by: User) -> None:
         """Remove the set from all lists. Raises StillInUse."""
@@ -189,91 +185,3 @@ def in_sets(features: FeatureQuerySet, tool_sets: Iterable[ToolSet]) -> FeatureQ
     pks = [tool_set.pk for tool_set in tool_sets]
     chosen = RawSQL("SELECT feature_id FROM gateways_features_of(%s::uuid[])", [pks])
     return features.filter(pk__in=chosen)
-
-
-class ToolGrantQuerySet(models.QuerySet["ToolGrant"]):
-    def live(self) -> "ToolGrantQuerySet":
-        return self.filter(ended_at=None)
-
-    def to(self, user: User) -> "ToolGrantQuerySet":
-        """Return the live grants that apply to `user`: those to everybody, to a team of `user`, and to `user`."""
-        mine = Q(everyone=True) | Q(user=user) | Q(team__in=user.teams.order_by().values("pk"))
-        return self.live().filter(mine)
-
-    def give(self, tool_set: ToolSet, *, team: Team | None = None, user: User | None = None, by: User) -> "ToolGrant":
-        """Give a set to a team, to a person, or, if both are None, to everybody. Raises AlreadyGiven or StillInUse."""
-        with transaction.atomic():
-            row: ToolSet = tool_set.lock()
-            if row.archived_at:
-                raise GatewayError("There is no such set.")
-            subject = {"everyone": team is None and user is None, "team": team, "user": user}
-            if self.live().filter(tool_set=row, **subject).exists():
-                raise AlreadyGiven(AlreadyGiven.__doc__)
-            grant = self.create(gateway_id=row.gateway_id, tool_set=tool_set, **subject, given_by=by)
-            Event.objects.record(Action.TOOL_GRANT_GIVEN, grant, by=by)
-        return grant
-
-
-class ToolGrant(Versioned, models.Model):
-    """A set of tools given to everybody, a team or a person. Rows are only added and ended."""
-
-    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    # The gateway of the set, copied here because each request looks up the grants of a gateway.
-    gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)
-    tool_set = models.ForeignKey(ToolSet, models.PROTECT, related_name="grants", db_index=False)
-    everyone = models.BooleanField()
-    team = models.ForeignKey(Team, models.CASCADE, null=True, blank=True, related_name="+")
-    user = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
-    given_by = models.ForeignKey(User, models.PROTECT, related_name="+")
-    given_at = models.DateTimeField(default=timezone.now)
-    ended_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
-    ended_at = models.DateTimeField(null=True, blank=True)
-
-    objects = ToolGrantQuerySet.as_manager()
-
-    class Meta:
-        ordering = ("-given_at",)
-        constraints = (
-            models.CheckConstraint(
-                condition=Q(everyone=True, team=None, user=None)
-                | Q(everyone=False, team__isnull=False, user=None)
-                | Q(everyone=False, team=None, user__isnull=False),
-                name="tool_grant_has_one_subject",
-            ),
-            models.UniqueConstraint(
-                fields=("tool_set", "team", "user"),
-                condition=Q(ended_at=None),
-                nulls_distinct=False,
-                name="live_tool_grant_is_unique",
-            ),
-        )
-        indexes = (
-            models.Index(
-                fields=("gateway",),
-                include=("tool_set", "everyone", "team", "user"),
-                condition=Q(ended_at=None),
-                name="live_tool_grant_of_gateway",
-            ),
-        )
-
-    def __str__(self) -> str:
-        return f"{self.tool_set.name} / {self.subject} / {self.gateway}"
-
-    @property
-    def subject(self) -> str:
-        """The text `everybody`, the name of the team, or the person's e-mail address."""
-        return self.team.name if self.team else self.user.email if self.user else "everybody"
-
-    def editable(self) -> dict[str, Any]:
-        return {"ended_at": self.ended_at and self.ended_at.isoformat()}
-
-    def end(self, *, by: User) -> bool:
-        """End the grant, from the next request on. Returns False if it had ended already."""
-        with transaction.atomic():
-            row = self.lock()
-            if row.ended_at:
-                return False
-            self.ended_at, self.ended_by = timezone.now(), by
-            self.save(update_fields=["ended_at", "ended_by"])
-            Event.objects.record(Action.TOOL_GRANT_ENDED, self, by=by)
-        return True

@@ -13,7 +13,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import HostAtGateway
-from gateways.models import Feature, IdentityScheme, ToolGrant, ToolSet
+from gateways.models import AccessRequest, Feature, IdentityScheme, ToolGrant, ToolSet
 from hosts.models import Host
 from scim.models import ProvisioningKey
 from servers.models import AuthType
@@ -60,6 +60,12 @@ def build() -> World:
     HostAtGateway.objects.at(closed, bot).allow(by=boss)
     tool_set = ToolSet.objects.add(gateway=closed, name="Searches", patterns=["docs__s*"], by=boss)
     tool_grant = ToolGrant.objects.give(tool_set, by=boss)
+    askable = make.gateway(slug="askable", reach="teams", tools_given="granted", takes_requests=True)
+    askable.approvers.add(owner)
+    askable_set = ToolSet.objects.add(gateway=askable, name="All", patterns=["*"], by=boss)
+    terms: dict[str, Any] = {"tool_set": askable_set, "reason": "For work", "days": 7}
+    asked = AccessRequest.objects.ask(askable, **terms, by=holder())
+    own_request = AccessRequest.objects.ask(askable, **terms, by=owner)
     identity = make.identity(server, owner)
     event = Event.objects.record(Action.HOST_CREATED, bot, by=boss)
     key = ApiKey.objects.create(user=owner, name="Owner's", digest=b"none", expires_at=timezone.now() + YEAR)
@@ -79,6 +85,9 @@ def build() -> World:
         boss=boss,
         secret=secret,
         addresses={
+            "accessrequest": {"pk": asked.pk},
+            "accessrequest-withdraw": {"pk": own_request.pk},
+            "askable": {"slug": "askable"},
             "apikey": {"pk": key.pk},
             "call-detail": {"pk": call().uid},
             "call-now": {"pk": call(host_id=bot.pk, user_id=owner.pk, gateway_id=link.gateway_id).uid},
@@ -124,6 +133,11 @@ def build() -> World:
             "user-revoke-invitation": {"pk": make.invited().pk},
         },
         bodies={
+            ("accessrequest-list", "post"): {
+                "gateway_id": str(askable.pk),
+                "tool_set_id": str(askable_set.pk),
+                "reason": "For work",
+            },
             ("assignment-list", "post"): {"server_id": str(make.server().pk)},
             ("channel-list", "post"): {"kind": "mail"},
             ("connection-identity", "put"): {"identity_id": str(identity.pk)},

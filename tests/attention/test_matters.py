@@ -15,7 +15,7 @@ from auditlog.models import ENDINGS
 from auditlog.rollups import keeping
 from capabilities import Capability
 from connections.models import Connection
-from gateways.models import IdentityScheme
+from gateways.models import AccessRequest, IdentityScheme
 from hosts.models import Host
 from servers.models import AuthType, Health
 from sinks.models import Sink
@@ -64,6 +64,9 @@ def world(boss: User) -> Connection:
         sink = Sink.objects.add(by=None, name=kind, kind="stdout")
         Sink.objects.filter(pk=sink.pk).update(failures=failures)
     make.user().ask_for(Capability.LOGS_READ)
+    askable = make.gateway(reach="teams", takes_requests=True)
+    for person in (*(make.user() for _ in range(6)), boss):
+        AccessRequest.objects.create(gateway=askable, user=person, reason="For work", days=7)
     link = make.connection(make.agent(by=boss), gateway, boss)
     now = timezone.now()
     kinds: list[dict[str, Any]] = [
@@ -125,7 +128,7 @@ def test_each_line_leads_to_a_list_with_the_same_number(world: Connection, boss:
     assert wrong == {}
     assert shown.keys() == {matter.name for matter in MATTERS} - {"own-tokens"}
     assert {name: number for name, (_, number) in shown.items()} == {
-        "servers-down": 2, "sinks-late": 1, "refusals": 13, "apps": 3, "requests": 1, "definitions": 4,
+        "servers-down": 2, "sinks-late": 1, "refusals": 13, "apps": 3, "access": 6, "requests": 1, "definitions": 4,
         "shared-identities": 1, "own-connections": 2, "own-identities": 3, "tokens-ending": 2, "tokens-unlimited": 3,
         "tokens-idle": 4,
     }  # fmt: skip
@@ -141,6 +144,7 @@ def test_each_line_leads_to_a_list_with_the_same_number(world: Connection, boss:
         ((Capability.SERVERS_MANAGE,), {"servers-down", "shared-identities"}),
         ((Capability.API_TOKENS_MANAGE,), {"tokens-ending", "tokens-unlimited", "tokens-idle"}),
         ((Capability.PEOPLE_MANAGE,), {"requests"}),
+        ((Capability.GATEWAYS_MANAGE,), {"access", "definitions"}),
     ],
 )
 def test_only_who_can_act_sees_it(

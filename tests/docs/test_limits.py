@@ -15,6 +15,8 @@ from gatewayadmin.config import environment
 from gatewayadmin.config.database import SILENCE_S
 from gatewayadmin.playground import run
 from gatewayadmin.serving.http_protocol import LimitedHttpProtocol
+from gateways.access_forms import MOST_APPROVERS
+from gateways.models import access_requests
 from proxy import server_requests, streams, upstream_streams
 from scim import endpoint, schemas, storage
 from scim.models import MOST_KEYS
@@ -60,6 +62,9 @@ LIMITS = {
     "seconds a run of the playground may take": run.RUN_SECONDS,
     "seconds until a run of the playground ends after its page was closed": run.END_SECONDS,
     "addresses in one invitation": MOST_INVITED,
+    "access requests of one person that wait for a decision": access_requests.MOST_OPEN,
+    "access requests one person may make in a day": access_requests.MOST_A_DAY,
+    "named approvers of a gateway": MOST_APPROVERS,
     "hours an invitation works": INVITATION // HOUR,
     "hours a link of a password reset works": password_links.RESET // HOUR,
     "seconds an OAuth access token lives": WorkspaceSettings._meta.get_field("oauth_access_token_seconds").default,

@@ -23,7 +23,7 @@ from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
 from gatewayadmin.admin.base import site
-from gateways.models import Feature, ToolGrant, ToolSet
+from gateways.models import AccessRequest, Feature, GatewayGrant, ToolGrant, ToolSet
 from hosts.models import Host, HostKind
 from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter
@@ -87,9 +87,11 @@ FROZEN = {
     "auditlog.event": 4,
     "connections.connection": 7,
     "connections.hostatgateway": 6,
+    "gateways.accessrequest": 6,
     "gateways.assignment": 6,
     "gateways.gateway": 5,
     "gateways.feature": 6,
+    "gateways.gatewaygrant": 6,
     "gateways.toolgrant": 6,
     "gateways.toolset": 6,
     "hosts.host": 5,
@@ -131,6 +133,8 @@ def world(by: User) -> World:
     link = make.connection(host, gateway, make.user())
     HostAtGateway.objects.at(gateway, host).allow(by=by)
     ToolGrant.objects.give(ToolSet.objects.add(gateway=gateway, name=make.unique("set"), by=by), by=by)
+    GatewayGrant.objects.give(gateway, by, by=by)
+    AccessRequest.objects.create(gateway=gateway, user=by, reason="For work", days=7)
     issued = make.token(link, servers=[assignment])
     Team.objects.create(name=make.unique("team")).users.add(by)
     key = ApiKey.objects.create(

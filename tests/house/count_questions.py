@@ -24,9 +24,8 @@ from auditlog.models import Call, Event
 from auditlog.outcomes import REASONS, Step
 from auditlog.templatetags.calls import ms
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
 from connections.models import Connection, HostAtGateway
-from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy, ToolSet
+from gateways.models import AccessRequest, Assignment, Feature, Gateway, Listing, ToolPolicy, ToolSet
 from hosts.models import Host
 from oauth.models import Registration
 from proxy.models import Session
@@ -74,7 +73,7 @@ class Ask:
 
     @property
     def sees_connections(self) -> bool:
-        return any(self.viewer.has_perm(one) for one in SEES_CONNECTIONS)
+        return self.viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
 
     def connections(self, **of: Any) -> "QuerySet[Connection]":
         """Return the connections the viewer may see."""
@@ -105,8 +104,25 @@ PLACED = {"assignment__removed_at": None, "assignment__gateway__archived_at": No
 
 def _gateways(ask: Ask) -> int:
     rows = Gateway.objects.filter(**STILL)
-    names = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
-    return rows.count() if any(map(ask.viewer.has_perm, names)) else rows.filter(reach="everyone").count()
+    return rows.count() if ask.viewer.has_perm(Capability.GATEWAYS_READ) else rows.filter(reach="everyone").count()
+
+
+def _gateways_to_ask_for(ask: Ask) -> int:
+    rows = Gateway.objects.filter(**STILL)
+    if ask.viewer.has_perm(Capability.GATEWAYS_READ):
+        return rows.count()
+    return rows.filter(Q(reach="everyone") | Q(takes_requests=True)).count()
+
+
+def _requests(ask: Ask) -> int:
+    own = Q(user=ask.viewer)
+    rows = AccessRequest.objects.exclude(own) if ask.query.get("show") == "decide" else AccessRequest.objects.all()
+    return rows.count() if ask.viewer.has_perm(Capability.GATEWAYS_MANAGE) else rows.filter(own).count()
+
+
+def _requests_to_decide(ask: Ask) -> int:
+    others = AccessRequest.objects.exclude(user=ask.viewer)
+    return others.count() if ask.viewer.has_perm(Capability.GATEWAYS_MANAGE) else 0
 
 
 def _strange_hosts() -> Any:
@@ -258,7 +274,7 @@ def _listed_features(ask: Ask) -> int:
 def _catalogue(ask: Ask) -> int:
     """Count the tools on visible gateways; a server's tool that is on several gateways counts once."""
     rows = _features(ask, missing_since=None, kind="tool", assignment__server__archived_at=None)
-    if not any(map(ask.viewer.has_perm, SEES_GATEWAYS)):
+    if not ask.viewer.has_perm(Capability.GATEWAYS_READ):
         rows = rows.filter(assignment__gateway__reach="everyone")
     if ask.query.get("show") == "changed":
         rows = rows.filter(pk__in=[pk for pk in rows.values_list("pk", flat=True) if _is_undecided(ask, pk)])
@@ -867,6 +883,8 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
         ask.connections(host=ask.pk, gateway__slug=ask.path[1], **LIVE).values("user").distinct().count()
     ),
     "toolset in Tools": _in_set,
+    "access in Tools": lambda ask: Feature.objects.callable().filter(kind="tool", assignment__gateway=ask.pk).count(),
+    "accessrequest in Days": lambda ask: AccessRequest.objects.get(pk=ask.pk).days,
     "gateway in Servers": _gateway_servers,
     "gateway in Tools": lambda ask: _offered(ask, "tool", assignment__gateway=ask.pk),
     "gateway in Connections": lambda ask: ask.said(ask.connections(gateway=ask.pk, **LIVE).count()),
@@ -879,6 +897,11 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "call in Status": lambda ask: _call(ask).http_status,
     "call in Duration": lambda ask: f"{_call(ask).duration_ms} ms",
     "gateways.listed": _gateways,
+    "access.listed": _gateways_to_ask_for,
+    "access-requests.listed": _requests,
+    "access-tools.listed": lambda ask: Feature.objects.callable().filter(assignment__gateway__slug=ask.path[2]).count(),
+    "gateway.request_days": lambda ask: _gateway(ask).request_days,
+    "gateway.most_request_days": lambda ask: _gateway(ask).most_request_days,
     "hosts.listed": _hosts,
     "servers.listed": _servers,
     "people.listed": _people,
@@ -949,6 +972,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "gateway.waiting": lambda ask: _waiting(ask, assignment__gateway=ask.pk),
     "gateway.limit": lambda ask: _gateway(ask).calls_per_minute or 0,
     "features.waiting": _waiting,
+    "rail.lock": _requests_to_decide,
     "rail.apps": lambda ask: ask.states(Host.objects.filter(**STILL)).count("pending"),
     "rail.server": lambda ask: Server.objects.filter(enabled=True, health="down", **STILL).count(),
     "rail.tool": _waiting,
@@ -1030,6 +1054,7 @@ NOT_STORED = {
     "matter.unnamed",
     "least.connections",  # All `least` numbers: tests/hosts/test_least_privilege.py.
     "least.more",
+    "least.not_given",
     "least.refused",
     "least.tool",
     "least.tools",
@@ -1049,6 +1074,9 @@ NOT_STORED = {
     "calls.slowest_bar",
     "facet.newest",
     "feature.parts",
+    "playground.not_given",  # Both: tests/connections/test_tool_sets.py.
+    "tool_set.chosen",
+    "tool_set.found",
 }
 
 # Texts of the product with fixed numbers (limits, times and codes), which count nothing.
@@ -1170,7 +1198,18 @@ def _at_gateway_badges(ask: Ask) -> set[tuple[str, str]]:
     return {("disabled", "Blocked") if blocked else ("enabled", "Allowed")}
 
 
+def _access_badges(ask: Ask) -> set[tuple[str, str]]:
+    gateway = Gateway.objects.get(pk=ask.pk)
+    by_role = ask.viewer.has_perm(Capability.GATEWAYS_READ)
+    is_open = gateway.reach == "everyone" or by_role or gateway.teams.filter(users=ask.viewer).exists()
+    asked = AccessRequest.objects.filter(user=ask.viewer, gateway=gateway).exists()
+    return {("active", "Yes")} if is_open and not asked else {("active", "Yes"), ("pending", "Requested")}
+
+
 STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
+    "access": _access_badges,
+    "access-tool": lambda ask: {("active", "Yes")},
+    "accessrequest": lambda ask: {("pending", "Waiting")},
     "gateway": lambda ask: {(ask.state, ask.state.capitalize())},
     "host": _host_badges,
     "hostatgateway": _at_gateway_badges,

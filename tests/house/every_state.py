@@ -21,6 +21,7 @@ from auditlog.models import Event, EventContext, use_context
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
 from gateways.models import (
+    AccessRequest,
     Assignment,
     Feature,
     FeatureKind,
@@ -292,6 +293,9 @@ def _connections(world: World) -> None:
     ToolGrant.objects.give(everything, by=boss)
     HostAtGateway.objects.at(world.gateways["wide"], world.hosts["bot"]).limit(everything, by=boss)
     ToolSet.objects.add(gateway=world.gateways["wide"], name="Unused", effects=["read_only"], by=boss)
+    Gateway.objects.filter(pk=closed.pk).update(takes_requests=True)
+    for person in User.objects.filter(is_active=True).exclude(pk=boss.pk)[:2]:
+        AccessRequest.objects.create(gateway=closed, user=person, reason="For work", days=9)
     connect(1, "blocked", "asker")
     Host.objects.filter(name__in=("asker", "waiter", "newcomer")).update(needs_approval=True)
     connect(1, "revoked", "past", token="revoked")[0].revoke(by=boss)

@@ -27,7 +27,7 @@ from auditlog.rollups import keeping
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from connections.models import Connection
-from gateways.models import Feature, ToolGrant, ToolSet
+from gateways.models import AccessRequest, Feature, ToolGrant, ToolSet
 from scim.models import ProvisioningKey
 from servers.models import Identity
 from tests import make, upstreams
@@ -88,13 +88,23 @@ QUERIES = {
         "?host={halted}&user={boss}&gateway=shut",
     ),
     "connections:mine": ("", "?needs=1"),
+    "gateways:access_requests": ("", "?show=decide"),
     "sinks:list": ("", "?late=1"),
     "setup": ("", "?until={since}"),
     "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
     "auditlog:busiest": ("", "?range=7d"),
 }
 # Counts that are truncated, change while a person looks, or are on a dashboard without roll-ups.
-NOT_MET = {"facet.newest", "feature.parts", "calls.new", "calls.day", "calls.day.denied", "least.more"}
+NOT_MET = {
+    "facet.newest",
+    "feature.parts",
+    "calls.new",
+    "calls.day",
+    "calls.day.denied",
+    "least.more",
+    "least.not_given",
+    "playground.not_given",
+}
 # Pages reached only after an action.
 BY_AN_ACT = {"oauth:gateway", "oauth:identity", "oauth:consent", "oauth:token"}
 WITHOUT_A_PASSWORD = {"sso:confirm"}  # People with a password are redirected to the password question.
@@ -136,6 +146,9 @@ class Walk:
             carrying = make.connection(host, world.gateways["asking"], self.viewer, [self.identity])
             world.put(carrying, "active")
             world.put(make.token(carrying, name="carrying").token, "active")
+        self.request = AccessRequest.objects.create(
+            gateway=world.gateways["closed"], user=self.viewer, reason="For work", days=5
+        )
         self._called()
         self.client = browser(session_of(self.viewer))
         self.things = self._things()
@@ -189,6 +202,9 @@ class Walk:
             "session": [],
             "provisioning_key": [str(pk) for pk in ProvisioningKey.objects.values_list("pk", flat=True)],
             "channel": [channel_of(self.viewer).pk],
+            "access_request": ids(AccessRequest.objects.visible_to(self.viewer).exclude(user=self.viewer)),
+            "own_access_request": [self.request.pk],
+            "askable_slug": ["closed"],
             "tool_grant": ids(ToolGrant.objects.live()),
             "tool_set": ids(ToolSet.objects.order_by("name")),
             "sink": [key for key, state in world.states.items() if state == "failing"],

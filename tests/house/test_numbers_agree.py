@@ -22,6 +22,8 @@ pytestmark = pytest.mark.django_db
 
 # For each list, the key of the number in its heading. All other lists have their number in a tab.
 LISTS = {
+    "gateways:access": "access.listed",
+    "gateways:access_requests": "access-requests.listed",
     "accounts:people": "people.listed",
     "accounts:roles": "roles.listed",
     "auditlog:calls": "calls.listed",
@@ -63,7 +65,12 @@ APART = {
 APART_LISTS = {"connections:mine": "two lists: tests/attention compares them"}
 NOT_OFFERED = "features.missing"  # The tab counts offered features, and the page says how many rows are not offered.
 # Each number in the menu counts what waits, and must equal the list with this filter.
-MENU = {"rail.apps": "/hosts/?status=pending", "rail.server": "/servers/?health=down", "rail.tool": "/tools/changed/"}
+MENU = {
+    "rail.apps": "/hosts/?status=pending",
+    "rail.lock": "/access/requests/?show=decide",
+    "rail.server": "/servers/?health=down",
+    "rail.tool": "/tools/changed/",
+}
 # The totals in a chart of calls, and the log search for each.
 CHARTED = {"calls.ok": "ok", "calls.error": "error", "calls.denied": "refused", "calls.cancelled": "cancelled"}
 

@@ -12,7 +12,7 @@ from django.db.models import Model
 from accounts.models import SavedView, User, WorkspaceSettings
 from capabilities import Capability
 from connections.models import HostAtGateway
-from gateways.models import Assignment, Gateway
+from gateways.models import AccessRequest, Assignment, Gateway, GatewayGrant
 from hosts.models import Host
 from scim.models import ProvisioningKey
 from servers.models import Server
@@ -71,7 +71,17 @@ def staged() -> Stage:
         redirect_uri="https://x/",
         auth_method="none",
     )
+    askable = Gateway.objects.get(slug="askable")
+    own_request = AccessRequest.objects.create(gateway=askable, user=boss, reason="For work", days=7)
+    approved = AccessRequest.objects.ask(askable, reason="For work", days=7, by=holder())
+    approved.approve(by=boss)
     things = {
+        "access_request": known["accessrequest"],
+        "approved_request": approved.pk,
+        "askable": askable.pk,
+        "askable_set": askable.tool_sets.get().pk,
+        "gateway_grant": GatewayGrant.objects.give(askable, world.boss, by=boss).pk,
+        "own_request": own_request.pk,
         "workspace": WorkspaceSettings.load().pk,
         "api_key": key.pk,
         "app_connection": app.pk,

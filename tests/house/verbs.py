@@ -231,6 +231,33 @@ VERBS = [
         rest("DELETE /gateways/closed/grants/{tool_grant}"),
         admin("gateways/toolgrant", "end", "tool_grant"),
     ),
+    # Requests for access
+    verb(
+        "AccessRequest.ask",
+        page("/access/gateways/askable/request/", tool_set="{askable_set}", reason="For work", days="7"),
+        rest("POST /access-requests", gateway_id="{askable}", tool_set_id="{askable_set}", reason="For work", days=7),
+    ),
+    verb(
+        "AccessRequest.approve",
+        page("/access/requests/{access_request}/approve/", days="7", answer="Fine"),
+        rest("POST /access-requests/{access_request}/approve", answer="Fine"),
+    ),
+    verb(
+        "AccessRequest.decline",
+        page("/access/requests/{access_request}/decline/", answer="Why?"),
+        rest("POST /access-requests/{access_request}/decline", answer="Why?"),
+    ),
+    verb(
+        "AccessRequest.withdraw",
+        page("/access/requests/{own_request}/withdraw/"),
+        rest("POST /access-requests/{own_request}/withdraw"),
+    ),
+    verb(
+        "AccessRequest.end_access",
+        page("/access/requests/{approved_request}/end/"),
+        rest("POST /access-requests/{approved_request}/end"),
+    ),
+    verb("GatewayGrant.end", admin("gateways/gatewaygrant", "end", "gateway_grant")),
     # Connections
     verb(
         "Connection.archive_gateway",
@@ -496,6 +523,12 @@ VERBS = [
         page("/features/{tool}/effect/", said_effect="read_only"),
         rest("PATCH /gateways/closed/tools/{tool}", said_effect="read_only"),
         rest("PATCH /gateways/closed/features/{tool}", said_effect="read_only"),
+    ),
+    verb(
+        "Feature.say_texts",
+        page("/features/{tool}/texts/", title="Search the docs"),
+        rest("PATCH /gateways/closed/tools/{tool}", said_title="Search the docs"),
+        rest("PATCH /gateways/closed/features/{tool}", said_title="Search the docs"),
     ),
     verb(
         "Feature.accept",
@@ -829,6 +862,7 @@ INSIDE = {
     "DirectoryPerson.set_active",
     "DirectoryTeam.describe",
     "Event.record",
+    "GatewayGrant.give",  # By AccessRequest.approve.
     "Host.appear",
     "Host.playground",
     "Provider.read_metadata_again",  # Read by *Test* and during sign-in, to refresh the provider's metadata.

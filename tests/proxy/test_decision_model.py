@@ -20,12 +20,12 @@ from django.conf import settings
 from django.db.models import Model
 from django.utils import timezone
 
-from accounts.models import Team, User
+from accounts.models import Role, Team, User
 from auditlog import why as today
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity, HostAtGateway
 from gatewayadmin.config import database
-from gateways.models import Assignment, Feature, Gateway, ToolGrant, ToolSet
+from gateways.models import Assignment, Feature, Gateway, GatewayGrant, ToolGrant, ToolSet
 from gateways.models.tool_sets import like
 from proxy.access.decision import Access, ServersNeeded, Wanted, decide
 from proxy.access.features import Named, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
@@ -57,7 +57,7 @@ SCOPES: tuple[tuple[int, tuple[int, ...] | None], ...] = (
     (1, (0, 1)),
     (2, None),
 )
-WORLDS = 60  # Each reason occurs in at least three worlds.
+WORLDS = 90  # Each reason occurs in at least three worlds.
 
 # Most values let a check pass, so that the last checks of the decision order are reached as often as the first.
 yes = (*[True] * 9, False)
@@ -66,7 +66,7 @@ ends = (*ENDS[:3] * 5, *ENDS[3:])
 seldom = (*[False] * 5, True)
 
 DRAWN: dict[str, dict[str, Sequence[Any]]] = {
-    "User": {"is_active": yes, "is_superuser": no, "reads_all": no, "in_team": yes},
+    "User": {"is_active": yes, "is_superuser": no, "reads_all": no, "in_team": yes, "looks": no},
     "Gateway": {
         "enabled": yes,
         "archived": no,
@@ -94,7 +94,16 @@ DRAWN: dict[str, dict[str, Sequence[Any]]] = {
         "effects": ([], [], ["destructive"], ["read_only", "writes"]),
         "members": ((), (), (0,), (0, 1)),
     },
-    "ToolGrant": {"subject": ("everyone", "team", "team", 0, 1), "ended": (False, False, True)},
+    "ToolGrant": {
+        "subject": ("everyone", "team", "team", 0, 1),
+        "ended": (False, False, True),
+        "ends": (*ENDS[:3] * 2, *ENDS[3:]),
+    },
+    "GatewayGrant": {
+        "given": (True, False, False),
+        "ended": seldom,
+        "ends": (*ENDS[:3] * 2, *ENDS[3:]),
+    },
     "Carried": {"bound": (True, True, True, False)},
     "Token": {
         "revoked": no,
@@ -159,6 +168,7 @@ def skeleton() -> Skeleton:
             "HostAtGateway": list(product(hosts, gateways)),
             "ToolSet": [ToolSet.objects.create(gateway=gateways[0], name=f"Set {number}") for number in range(3)],
             "ToolGrant": [0, 1, 2],  # The tool set of each grant.
+            "GatewayGrant": list(product(gateways, users)),
             "Carried": list(product(links[:2], assignments)),
             "Token": [one.token for one in issued],
         },
@@ -174,7 +184,9 @@ class Painter:
 
     def __init__(self, bones: Skeleton) -> None:
         self.rows = bones.rows
-        self.reading, self.nothing = make.role(Capability.GATEWAYS_READ), make.role()
+        self.reading, self.nothing = make.role(Capability.GATEWAYS_USE), make.role()
+        self.looking = make.role(*Capability)
+        Role.objects.filter(pk=self.looking.pk).update(uses_gateways=False)
         self.now = timezone.now()
         self.ciphertext = {one.pk: one.secret_ciphertext for one in bones.rows["Identity"]}
 
@@ -192,7 +204,7 @@ class Painter:
         self._tie(drawn)
 
     def user(self, told: dict[str, Any], _: int) -> dict[str, Any]:
-        role = self.reading if told["reads_all"] else self.nothing
+        role = self.looking if told["looks"] else self.reading if told["reads_all"] else self.nothing
         return {"is_active": told["is_active"], "is_superuser": told["is_superuser"], "role": role}
 
     def gateway(self, told: dict[str, Any], _: int) -> dict[str, Any]:
@@ -289,7 +301,7 @@ class Painter:
         return self.rows["ToolSet"][number] if is_here else None
 
     def _give(self, drawn: dict[str, list[dict[str, Any]]]) -> None:
-        """Set the members of the sets, and who has them."""
+        """Set the members of the sets, who has them, and the people that gateways are opened to."""
         sets = self.rows["ToolSet"]
         for tool_set, told in zip(sets, drawn["ToolSet"], strict=True):
             tool_set.members.set([self.rows["Tool"][number] for number in told["members"]])
@@ -303,8 +315,21 @@ class Painter:
                 team=self.rows["Team"][0] if subject == "team" else None,
                 user=self.rows["User"][subject] if isinstance(subject, int) else None,
                 given_by=self.rows["User"][0],
+                ends_at=self._ends(told["ends"]),
                 ended_at=self._at(told["ended"]),
             )
+        GatewayGrant.objects.all().delete()
+        GatewayGrant.objects.bulk_create(
+            GatewayGrant(
+                gateway=gateway,
+                user=user,
+                given_by=self.rows["User"][0],
+                ends_at=self._ends(told["ends"]),
+                ended_at=self._at(told["ended"]),
+            )
+            for (gateway, user), told in zip(self.rows["GatewayGrant"], drawn["GatewayGrant"], strict=True)
+            if told["given"]
+        )
 
     def own(self, link: Connection, assignment: Assignment) -> Identity:
         fits = (assignment.server_id, link.user_id)
@@ -345,15 +370,19 @@ class Plain:
             (host["needs_approval"] and not host["approved"], "host_pending"),
             (not gateway["enabled"], "gateway_disabled"),
             (not self.of(link)["enabled"], "connection_disabled"),
-            (not self.reaches(user, gateway), "gateway_not_reachable"),
+            (not self.reaches(link), "gateway_not_reachable"),
             (not self.allows(link), "host_not_allowed_here"),
         )
         first = next((reason for refuses, reason in refusals if refuses), None)
         return first or self.tool(token, tool)
 
-    def reaches(self, user: dict[str, Any], gateway: dict[str, Any]) -> bool:
+    def reaches(self, link: Connection) -> bool:
+        user, gateway = self.of(link.user), self.of(link.gateway)
         in_team = user["in_team"] and gateway["has_team"]
-        return any((gateway["reach"] == "everyone", in_team, user["reads_all"], user["is_superuser"]))
+        opened = self.drawn["GatewayGrant"][self.rows["GatewayGrant"].index((link.gateway, link.user))]
+        by_grant = opened["given"] and _in_force(opened)
+        opens = any((gateway["reach"] == "everyone", in_team, by_grant, user["reads_all"], user["is_superuser"]))
+        return opens and not user["looks"]
 
     def at_gateway(self, link: Connection) -> dict[str, Any]:
         """Return the values of the row for this connection's host at this connection's gateway."""
@@ -404,7 +433,7 @@ class Plain:
         in_team, place = self.of(user)["in_team"], self.rows["User"].index(user)
         for tool_set, told in zip(self.rows["ToolGrant"], self.drawn["ToolGrant"], strict=True):
             subject = told["subject"]
-            if not told["ended"] and (subject in ("everyone", place) or (subject == "team" and in_team)):
+            if _in_force(told) and (subject in ("everyone", place) or (subject == "team" and in_team)):
                 yield tool_set
 
     def has(self, tool_set: int, number: int) -> bool:
@@ -439,6 +468,10 @@ class Plain:
         if not used["enabled"]:
             return "identity_disabled"
         return "identity_unconfirmed" if used["unconfirmed"] else ""
+
+
+def _in_force(grant: dict[str, Any]) -> bool:
+    return not grant["ended"] and not _over(grant["ends"])
 
 
 def _over(seconds: int | None) -> bool:
@@ -535,7 +568,10 @@ MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
     "host_pending": lambda world, token, _: world.of(token.connection.host).update(approved=True),
     "gateway_disabled": lambda world, token, _: world.of(token.connection.gateway).update(enabled=True),
     "connection_disabled": lambda world, token, _: world.of(token.connection).update(enabled=True),
-    "gateway_not_reachable": lambda world, token, _: world.of(token.connection.gateway).update(reach="everyone"),
+    "gateway_not_reachable": lambda world, token, _: (
+        world.of(token.connection.gateway).update(reach="everyone"),
+        world.of(token.connection.user).update(looks=False),
+    )[0],
     "host_not_allowed_here": lambda world, token, _: world.at_gateway(token.connection).update(allowed=True),
     "server_disabled": lambda world, _, number: world.drawn["Server"][number].update(enabled=True),
     "assignment_disabled": lambda world, _, number: world.drawn["Assignment"][number].update(enabled=True),

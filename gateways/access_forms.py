@@ -1,0 +1,166 @@
+"""The forms and filters of access: the catalogue, requests, and which gateways take them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.db.models import Q
+from django.db.models.functions import Lower
+
+from accounts.models import User
+from connections.tool_sets import sets_at
+from gateways.models import (
+    AccessRequest,
+    AccessRequestQuerySet,
+    FeatureQuerySet,
+    Gateway,
+    GatewayQuerySet,
+    RequestState,
+    ToolSet,
+    ToolsGiven,
+)
+from ui.forms import ListFilter, holds
+
+MOST_APPROVERS = 20
+MOST_DAYS = 3650
+
+
+class CatalogueAccessFilter(ListFilter):
+    """Filter the catalogue by name, and by whether the person may use the gateway."""
+
+    radios: ClassVar[tuple[str, ...]] = ("access",)
+    access = forms.ChoiceField(
+        required=False, label="Your access", choices=[("yes", "You may use it"), ("no", "You may not use it")]
+    )
+
+    def __init__(self, *args: Any, viewer: User, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._viewer = viewer
+
+    def narrow(self, rows: GatewayQuerySet) -> GatewayQuerySet:
+        words = self.values.get("q", "")
+        if words:
+            rows = rows.filter(holds("name", words) | holds("slug", words) | holds("description", words))
+        usable = Q(pk__in=Gateway.objects.reachable_by(self._viewer).order_by().values("pk"))
+        match self.values.get("access"):
+            case "yes":
+                return rows.filter(usable)
+            case "no":
+                return rows.exclude(usable)
+        return rows
+
+
+class RequestFilter(ListFilter):
+    """Filter requests by what the person can do with them, and by name."""
+
+    radios: ClassVar[tuple[str, ...]] = ("show",)
+    SHOWS = (("decide", "Waiting for you"), ("open", "Waiting"), ("own", "Yours"), ("decided", "Decided"))
+    show = forms.ChoiceField(required=False, label="Show", choices=SHOWS)
+
+    def __init__(self, *args: Any, viewer: User, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._viewer = viewer
+
+    def narrow(self, rows: AccessRequestQuerySet) -> AccessRequestQuerySet:
+        if words := self.values.get("q", ""):
+            rows = rows.filter(holds("user__email", words) | holds("gateway__name", words))
+        match self.values.get("show"):
+            case "decide":
+                return rows.filter(pk__in=AccessRequest.objects.to_decide(self._viewer).order_by().values("pk"))
+            case "open":
+                return rows.open()
+            case "own":
+                return rows.filter(user=self._viewer)
+            case "decided":
+                return rows.exclude(state=RequestState.OPEN)
+        return rows
+
+
+class ToolFilter(ListFilter):
+    def narrow(self, rows: FeatureQuerySet) -> FeatureQuerySet:
+        return rows.matching(self.values.get("q", ""))
+
+
+class SetChoice(forms.ModelChoiceField):  # type: ignore[type-arg]  # Not generic at run time.
+    def label_from_instance(self, obj: ToolSet) -> str:
+        return obj.name
+
+
+class RequestForm(forms.Form):
+    """A person's request for `gateway` or for a set of its tools."""
+
+    tool_set = SetChoice(
+        ToolSet.objects.none(), required=False, label="Tools", empty_label="The gateway only, no tool set"
+    )
+    reason = forms.CharField(
+        max_length=500,
+        widget=forms.Textarea(attrs={"rows": 3}),
+        help_text="What you need it for. Those who decide see it.",
+    )
+    days = forms.IntegerField(label="For how many days", min_value=1)
+
+    def __init__(self, *args: Any, gateway: Gateway, **options: Any) -> None:
+        super().__init__(*args, **options)
+        days = self.fields["days"]
+        days.max_value = gateway.most_request_days  # type: ignore[attr-defined]
+        days.widget.attrs["max"] = gateway.most_request_days
+        days.help_text = f"From the approval on; at most {gateway.most_request_days}."
+        self.fields["tool_set"].queryset = sets_at(gateway)  # type: ignore[attr-defined]
+        if gateway.tools_given == ToolsGiven.ALL:
+            del self.fields["tool_set"]
+
+
+class DeclineForm(forms.Form):
+    answer = forms.CharField(
+        label="Note",
+        required=False,
+        max_length=500,
+        widget=forms.Textarea(attrs={"rows": 2}),
+        help_text="The person sees it.",
+    )
+
+
+class ApproveForm(DeclineForm):
+    days = forms.IntegerField(label="For how many days", min_value=1)
+    field_order = ("days", "answer")
+
+
+class TakesRequestsForm(forms.Form):
+    """Settings of a gateway's requests: on or off, their periods, and the approvers."""
+
+    takes_requests = forms.BooleanField(
+        required=False,
+        label="People may request access",
+        help_text="Everybody who signs in then sees the gateway, its tools and tool sets under Access.",
+    )
+    request_days = forms.IntegerField(label="Usual period, in days", min_value=1, max_value=MOST_DAYS)
+    most_request_days = forms.IntegerField(label="Longest period, in days", min_value=1, max_value=MOST_DAYS)
+    approvers = forms.CharField(
+        required=False,
+        max_length=MOST_APPROVERS * 255,
+        widget=forms.Textarea(attrs={"rows": 3}),
+        help_text="E-mail addresses, one per line. Empty: people with Basic gateway management decide. They also hear "
+        "of requests that nobody has answered after 3 days.",
+    )
+
+    def clean_approvers(self) -> list[User]:
+        return named_approvers(self.cleaned_data["approvers"].split())
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean() or self.cleaned_data
+        if (values.get("request_days") or 0) > (values.get("most_request_days") or MOST_DAYS):
+            self.add_error("request_days", "The usual period is longer than the longest.")
+        return values
+
+
+def named_approvers(emails: list[str]) -> list[User]:
+    """Return the active people with these e-mail addresses. Raises ValidationError."""
+    wanted = {email.lower() for email in emails}
+    if len(wanted) > MOST_APPROVERS:
+        raise ValidationError(f"Name at most {MOST_APPROVERS} approvers.")
+    found: list[Any] = list(User.objects.annotate(lower=Lower("email")).filter(lower__in=wanted, is_active=True))
+    if missing := wanted - {user.email.lower() for user in found}:
+        raise ValidationError(f"There is no active person {min(missing)}.")
+    return found

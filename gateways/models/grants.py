@@ -1,0 +1,231 @@
+"""Grants: sets of tools given to everybody, teams and people, and gateways opened to a person. They may end on a date.
+
+The statement of a request reads the date (gateways/migrations/0005_access_requests.py), so a grant ends in time. The
+chores only record the end afterwards, which also sends open sessions a new list of tools.
+"""
+
+from datetime import datetime
+from typing import Any, Self
+from uuid import uuid4
+
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from accounts.models import Team, User
+from auditlog.actions import Action
+from auditlog.models import Actor, Event
+from auditlog.versions import Versioned
+from gateways.models.gateway import Gateway, GatewayError, Reach
+from gateways.models.tool_sets import ToolSet
+
+
+class AlreadyGiven(GatewayError):
+    """They have this already, for as long or longer."""
+
+
+class BadEnd(GatewayError):
+    """The end must be in the future."""
+
+
+class GrantQuerySet(models.QuerySet[Any]):
+    def live(self) -> Self:
+        return self.filter(Q(ends_at=None) | Q(ends_at__gt=timezone.now()), ended_at=None)
+
+    def end_due(self) -> int:
+        """Record the end of grants whose date has come, and return their number."""
+        due = self.filter(ended_at=None, ends_at__lte=timezone.now()).order_by("pk")
+        return sum(grant.end(by=None) for grant in due)
+
+    def _give(self, action: Action, *, by: User, ends_at: datetime | None, **values: Any) -> Any:
+        """Create a grant that replaces the present one, without a gap. Raises AlreadyGiven or BadEnd.
+
+        `values` name the subject and what it gets, whose row the caller must have locked.
+        """
+        if ends_at is not None and ends_at <= timezone.now():
+            raise BadEnd(BadEnd.__doc__)
+        same = {name: value for name, value in values.items() if name != "request"}
+        present = self.live().filter(**same).first()
+        if present and (present.ends_at is None or (ends_at is not None and ends_at <= present.ends_at)):
+            raise AlreadyGiven(AlreadyGiven.__doc__)
+        self.filter(**same, ended_at=None).update(ended_at=timezone.now(), ended_by=by)
+        grant = self.create(**values, ends_at=ends_at, given_by=by)
+        until = {"ends_at": [_text(present.ends_at) if present else None, _text(ends_at)]} if ends_at else {}
+        Event.objects.record(action, grant, by=by, changes=until)
+        return grant
+
+
+class DatedGrant(Versioned, models.Model):
+    """Base of all grants. Rows are only added and ended."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    given_by = models.ForeignKey(User, models.PROTECT, related_name="+")
+    given_at = models.DateTimeField(default=timezone.now)
+    ends_at = models.DateTimeField(null=True, blank=True)  # None: when somebody ends it.
+    request = models.ForeignKey("gateways.AccessRequest", models.PROTECT, null=True, blank=True, related_name="+")
+    ended_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    ENDED: Action
+
+    class Meta:
+        abstract = True
+
+    def editable(self) -> dict[str, Any]:
+        return {"ended_at": _text(self.ended_at)}
+
+    def end(self, *, by: Actor | None) -> bool:
+        """End the grant, from the next request on. Returns False if it had ended already. `by` None: its date came."""
+        with transaction.atomic():
+            row = self.lock()
+            if row.ended_at:
+                return False
+            self.ended_at, self.ended_by = timezone.now(), by if isinstance(by, User) else None
+            self.save(update_fields=["ended_at", "ended_by"])
+            Event.objects.record(self.ENDED, self, by=by)
+        return True
+
+
+def _text(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None
+
+
+class ToolGrantQuerySet(GrantQuerySet):
+    def to(self, user: User) -> "ToolGrantQuerySet":
+        """Return the live grants that `user` has: as everybody, through a team, or in person."""
+        mine = Q(everyone=True) | Q(user=user) | Q(team__in=user.teams.order_by().values("pk"))
+        return self.live().filter(mine)
+
+    def give(
+        self,
+        tool_set: ToolSet,
+        *,
+        team: Team | None = None,
+        user: User | None = None,
+        ends_at: datetime | None = None,
+        request: Any = None,
+        by: User,
+    ) -> "ToolGrant":
+        """Give a set to a team, to a person, or without either to everybody; extends a grant that ends earlier.
+
+        Raises AlreadyGiven, BadEnd or GatewayError.
+        """
+        with transaction.atomic():
+            row: ToolSet = tool_set.lock()
+            if row.archived_at:
+                raise GatewayError("There is no such set.")
+            subject = {"everyone": team is None and user is None, "team": team, "user": user}
+            what = {"gateway_id": row.gateway_id, "tool_set": tool_set, "request": request}
+            grant: ToolGrant = self._give(Action.TOOL_GRANT_GIVEN, by=by, ends_at=ends_at, **subject, **what)
+        return grant
+
+
+class ToolGrant(DatedGrant):
+    """A set of tools given to everybody, a team or a person.
+
+    Deleting a team ends its grants; `team_name` is then its last name.
+    """
+
+    # The gateway of the set, copied here because each request looks up the grants of a gateway.
+    gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)
+    tool_set = models.ForeignKey(ToolSet, models.PROTECT, related_name="grants", db_index=False)
+    everyone = models.BooleanField()
+    team = models.ForeignKey(Team, models.SET_NULL, null=True, blank=True, related_name="tool_grants")
+    team_name = models.CharField(max_length=80, blank=True, default="", db_default="", editable=False)
+    user = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+
+    ENDED = Action.TOOL_GRANT_ENDED
+
+    objects = ToolGrantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-given_at",)
+        constraints = (
+            models.CheckConstraint(
+                condition=Q(everyone=True, team=None, user=None)
+                | Q(everyone=False, team__isnull=False, user=None)
+                | Q(everyone=False, team=None, user__isnull=False)
+                | Q(everyone=False, team=None, user=None, ended_at__isnull=False),
+                name="tool_grant_has_one_subject",
+            ),
+            models.UniqueConstraint(
+                fields=("tool_set", "team", "user"),
+                condition=Q(ended_at=None),
+                nulls_distinct=False,
+                name="live_tool_grant_is_unique",
+            ),
+        )
+        indexes = (
+            models.Index(
+                fields=("gateway",),
+                include=("tool_set", "everyone", "team", "user"),
+                condition=Q(ended_at=None),
+                name="live_tool_grant_of_gateway",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.tool_set.name} / {self.subject} / {self.gateway}"
+
+    @property
+    def subject(self) -> str:
+        """The text `everybody`, the name of the team, or the person's e-mail address."""
+        if self.everyone:
+            return "everybody"
+        return self.user.email if self.user else self.team.name if self.team else self.team_name
+
+    def end(self, *, by: Actor | None) -> bool:
+        with transaction.atomic():
+            ended = super().end(by=by)
+            if ended and self.team:
+                self.team_name = self.team.name
+                self.save(update_fields=["team_name"])
+        return ended
+
+
+class GatewayGrantQuerySet(GrantQuerySet):
+    def give(
+        self, gateway: Gateway, user: User, *, ends_at: datetime | None = None, request: Any = None, by: User
+    ) -> "GatewayGrant":
+        """Open a gateway to a person, whatever their teams; extends a grant that ends earlier.
+
+        Raises AlreadyGiven, BadEnd or GatewayError.
+        """
+        with transaction.atomic():
+            row: Gateway = gateway.lock()
+            if row.archived_at:
+                raise GatewayError("There is no such gateway.")
+            what = {"gateway": gateway, "user": user, "request": request}
+            grant: GatewayGrant = self._give(Action.GATEWAY_GRANT_GIVEN, by=by, ends_at=ends_at, **what)
+        return grant
+
+
+class GatewayGrant(DatedGrant):
+    """A gateway for teams (`Reach.TEAMS`) opened to one more person."""
+
+    gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="people_given")
+    user = models.ForeignKey(User, models.PROTECT, related_name="gateways_given")
+
+    ENDED = Action.GATEWAY_GRANT_ENDED
+
+    objects = GatewayGrantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-given_at",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("gateway", "user"), condition=Q(ended_at=None), name="live_gateway_grant_is_unique"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.gateway} / {self.user.email}"
+
+
+def reached_until(gateway: Gateway, user: User) -> tuple[bool, datetime | None]:
+    """Return whether `user` may use the gateway now, and until when; None if no date ends it."""
+    own = GatewayGrant.objects.live().filter(gateway=gateway, user=user).first()
+    if own is None or gateway.reach == Reach.EVERYONE:
+        return gateway.is_reachable_by(user), None
+    without = Gateway.objects.reachable_by(user, by_grant=False).filter(pk=gateway.pk).exists()
+    return True, None if without else own.ends_at
