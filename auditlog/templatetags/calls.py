@@ -23,14 +23,14 @@ register = template.Library()
 
 @register.simple_tag
 def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | None = None) -> SafeString:
-    """Format a time of day with milliseconds, and with the date unless that is today."""
+    """Format a time of day with milliseconds, and with the date unless that is today; `full` adds year and zone."""
     exact = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
     at = at.astimezone(zone)
     text = f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
     if today is not None and at.date() == today:
         return format_html("<time>{}</time>", text)  # In HTML, a plain time needs no datetime attribute.
     if full or today is not None or at.date() != timezone.now().astimezone(zone).date():
-        text = f"{at:%b} {at.day}{f', {at.year}' if full else ''} {text}"
+        text = f"{at:%b} {at.day}, {at.year} {text} {at:%Z}" if full else f"{at:%b} {at.day} {text}"
     return format_html("<time datetime={}>{}</time>", exact, text)  # Unquoted to save bytes in each row.
 
 
