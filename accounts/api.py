@@ -27,6 +27,7 @@ from accounts.rules import (
     LastManager,
     LastOwner,
     NameTaken,
+    NoOrganisation,
     NotBreakGlass,
     RoleInUse,
     RoleLocked,
@@ -50,6 +51,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     LastOwner: Problem(HTTPStatus.CONFLICT, "last_owner"),
     RoleInUse: Problem(HTTPStatus.CONFLICT, "role_in_use"),
     RoleLocked: Problem(HTTPStatus.CONFLICT, "role_locked"),
+    NoOrganisation: Problem(HTTPStatus.CONFLICT, "no_organisation"),
     BeyondYours: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
 }
 
@@ -154,7 +156,7 @@ class UserResource(Resource):
     queryset = User.objects.select_related("role").prefetch_related("teams").order_by("email")
 
     @operation(
-        needs=Capability.PEOPLE_MANAGE,
+        needs=Capability.PEOPLE_READ,
         query=UserQuery,
         orderings=("email", "display_name", "date_joined", "last_login"),
     )
@@ -170,7 +172,7 @@ class UserResource(Resource):
             people = people.filter(matching_words(words))
         return self.page(people, lambda people: people.select_related("role").prefetch_related("teams"))
 
-    @operation(needs=Capability.PEOPLE_MANAGE)
+    @operation(needs=Capability.PEOPLE_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a person."""
         return self.answer(self._find(pk))
@@ -287,7 +289,11 @@ class CapabilitySerializer(serializers.Serializer[Capability]):
     constant = serializers.CharField(source="name", help_text="Name in the documentation.")
     slug = serializers.CharField(help_text="Name in this API and in API keys.")
     label = serializers.CharField(read_only=True, help_text="Name on the pages.")  # type: ignore[assignment]  # DRF takes it out of the class
-    allows = serializers.CharField(help_text="What it allows, in one sentence.")
+    allows = serializers.CharField(help_text="What it allows, in words.")
+    includes = serializers.SerializerMethodField(help_text="Slugs of the capabilities it includes.")
+
+    def get_includes(self, capability: Capability) -> list[str]:
+        return [included.slug for included in capability.includes]
 
 
 class CapabilityResource(Resource):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib.auth.backends import BaseBackend
+from django.db.models import Subquery
 from django.http import HttpRequest
 
-from accounts.models import User
+from accounts.models import User, WorkspaceSettings
 
 
 class RoleBackend(BaseBackend):
@@ -30,7 +31,9 @@ class RoleBackend(BaseBackend):
         return user if user.check_password(password) and user.is_active else None
 
     def get_user(self, user_id: Any) -> User | None:
-        return User.objects.select_related("role").filter(pk=user_id, is_active=True).first()
+        people = User.objects.select_related("role").filter(pk=user_id, is_active=True)
+        # With the person, so that no request needs another query for it (accounts.required_sign_in).
+        return people.annotate(required_of_all=Subquery(WorkspaceSettings.objects.values("required_sign_in"))).first()
 
     def has_perm(self, user_obj: Any, perm: str, obj: object = None) -> bool:
         if not isinstance(user_obj, User) or not user_obj.is_active or obj is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from django import forms
@@ -15,6 +15,8 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
         Capability.HOSTS_READ,
         Capability.HOSTS_TOGGLE,
         Capability.OAUTH_CONNECT,
+        Capability.API_TOKENS_CREATE,
+        Capability.API_TOKENS_READ,
         Capability.API_TOKENS_MANAGE,
     ),
     "Connections": (
@@ -22,14 +24,34 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
         Capability.MCP_CONNECTIONS_REVOKE,
         Capability.CONNECTIONS_TOGGLE,
     ),
-    "Gateways": (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE),
+    "Gateways": (
+        Capability.GATEWAYS_READ,
+        Capability.GATEWAYS_USE,
+        Capability.GATEWAYS_MANAGE,
+        Capability.GATEWAYS_TOGGLE,
+    ),
     "Servers and credentials": (
+        Capability.SERVERS_READ,
         Capability.SERVERS_MANAGE,
         Capability.SERVERS_TOGGLE,
+        Capability.IDENTITIES_READ,
         Capability.IDENTITIES_MANAGE,
     ),
-    "Logs": (Capability.LOGS_READ, Capability.LOGS_PAYLOADS, Capability.AUDIT_READ, Capability.SINKS_MANAGE),
-    "People and workspace": (Capability.PEOPLE_MANAGE, Capability.PROVISIONING_MANAGE, Capability.WORKSPACE_MANAGE),
+    "Logs": (
+        Capability.LOGS_READ,
+        Capability.LOGS_PAYLOADS,
+        Capability.AUDIT_READ,
+        Capability.SINKS_READ,
+        Capability.SINKS_MANAGE,
+    ),
+    "People and workspace": (
+        Capability.PEOPLE_READ,
+        Capability.PEOPLE_MANAGE,
+        Capability.PROVISIONING_READ,
+        Capability.PROVISIONING_MANAGE,
+        Capability.WORKSPACE_READ,
+        Capability.WORKSPACE_MANAGE,
+    ),
 }
 
 
@@ -40,6 +62,10 @@ class CapabilityCheckbox:
     capability: Capability
     ticked: bool
     withheld: str
+
+    @property
+    def notes(self) -> str:
+        return notes_on(self.capability)
 
 
 def check_list(
@@ -54,6 +80,19 @@ def check_list(
                 for capability in capabilities
             ],
         )
+
+
+def notes_on(capability: Capability) -> str:
+    """Return what `capability` allows and includes, and what it allows only beside others."""
+    notes = [capability.allows]
+    if capability.includes:
+        notes.append(f"Includes: {_listed(capability.includes)}.")
+    notes += [f"To {act}, also: {_listed(others)}." for act, others in capability.beside]
+    return " ".join(notes)
+
+
+def _listed(capabilities: Iterable[Capability]) -> str:
+    return ", ".join(capability.label for capability in capabilities)
 
 
 def _withheld(editor: User, capability: Capability) -> str:
@@ -73,4 +112,8 @@ class ChecksCapabilities(forms.Form):
 
     @property
     def ticked(self) -> frozenset[Capability]:
-        return Capability.named(self["capabilities"].data or ()) if self.is_bound else self.at_first
+        return (
+            Capability.named(self["capabilities"].data or ())
+            if self.is_bound and not self.fields["capabilities"].disabled
+            else self.at_first
+        )

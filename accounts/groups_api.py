@@ -19,12 +19,15 @@ from accounts.api import PROBLEMS
 from accounts.mail import MailTestResult, NoMailServer, TooManyTestMails, send_test_mail
 from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
+from accounts.rules import NoOrganisation, RequiredSignIn
 from capabilities import Capability
 from ui.forms import Limit
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}
+USES_GATEWAYS = "Whether people with this role use gateways; false: they only look, and their calls are refused."
+REQUIRED_SIGN_IN = "Required of people in browsers: `none`, `second_factor` or `organisation`."
 
 
 class RoleSerializer(serializers.Serializer[Role]):
@@ -35,6 +38,9 @@ class RoleSerializer(serializers.Serializer[Role]):
     locked = serializers.BooleanField(help_text="Whether the role is built in and cannot be changed.")
     capabilities = serializers.SerializerMethodField(help_text="Slugs of its capabilities.")
     users_count = serializers.IntegerField(help_text="Number of people with this role.")
+
+    uses_gateways = serializers.BooleanField(help_text=USES_GATEWAYS)
+    required_sign_in = serializers.CharField(help_text=REQUIRED_SIGN_IN)
 
     def get_capabilities(self, role: Role) -> list[str]:
         granted = {
@@ -51,6 +57,9 @@ class RoleBody(RequestBody):
         child=serializers.ChoiceField([(slug, slug) for slug in SLUGS]),
         help_text="Slugs of the capabilities; you must hold each of them.",
     )
+
+    uses_gateways = serializers.BooleanField(required=False, help_text=USES_GATEWAYS)
+    required_sign_in = serializers.ChoiceField(RequiredSignIn.choices, required=False, help_text=REQUIRED_SIGN_IN)
 
     def validate_capabilities(self, slugs: list[str]) -> set[Capability]:
         return {SLUGS[slug] for slug in slugs}
@@ -74,13 +83,13 @@ class RoleResource(Resource):
     versioned = True
     queryset = _counted(Role.objects.all())
 
-    @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
+    @operation(needs=Capability.PEOPLE_READ, query=NameQuery, orderings=("name",))
     def list(self, request: Request) -> Response:
         """List roles."""
         roles = Role.objects.filter(name__icontains=self.query_data.get("q", ""))
         return self.page(roles, _counted)
 
-    @operation(needs=Capability.PEOPLE_MANAGE)
+    @operation(needs=Capability.PEOPLE_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a role."""
         return self.answer(self._find(pk))
@@ -156,13 +165,13 @@ class TeamResource(Resource):
     versioned = True
     queryset = Team.objects.prefetch_related(MEMBERS)
 
-    @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
+    @operation(needs=Capability.PEOPLE_READ, query=NameQuery, orderings=("name",))
     def list(self, request: Request) -> Response:
         """List teams."""
         teams = Team.objects.filter(name__icontains=self.query_data.get("q", ""))
         return self.page(teams, lambda teams: teams.prefetch_related(MEMBERS))
 
-    @operation(needs=Capability.PEOPLE_MANAGE)
+    @operation(needs=Capability.PEOPLE_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a team."""
         return self.answer(self._find(pk))
@@ -221,6 +230,7 @@ class WorkspaceChanges(RequestBody):
     calls_per_minute = Limit()
     token_calls_per_minute = Limit(help_text="Maximum calls per minute of each token; null means no limit.")
     setup_steps = serializers.BooleanField(help_text="Whether the dashboard shows the remaining setup steps.")
+    required_sign_in = serializers.ChoiceField(RequiredSignIn.choices, help_text=REQUIRED_SIGN_IN)
 
 
 class WorkspaceSerializer(WorkspaceChanges):
@@ -259,11 +269,12 @@ class Workspace(Resource):
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         NoMailServer: Problem(HTTPStatus.CONFLICT, "no_mail_server"),
         TooManyTestMails: Problem(HTTPStatus.TOO_MANY_REQUESTS, "throttled"),
+        NoOrganisation: Problem(HTTPStatus.CONFLICT, "no_organisation"),
     }
     serializer_class = WorkspaceSerializer
     versioned = True
 
-    @operation(needs=Capability.WORKSPACE_MANAGE)
+    @operation(needs=Capability.WORKSPACE_READ)
     def retrieve(self, request: Request) -> Response:
         """Get the settings of the workspace."""
         return self.answer(WorkspaceSettings.load())

@@ -22,7 +22,7 @@ from accounts.asking import MOST_OPEN, open_requests
 from accounts.capability_groups import ChecksCapabilities
 from accounts.models import Role, Team, User
 from accounts.models.users import INVITATION
-from accounts.rules import missing_capabilities
+from accounts.rules import RequiredSignIn, missing_capabilities
 from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
 from ui.forms import ListFilter, holds
@@ -222,10 +222,31 @@ class RoleForm(ChecksCapabilities):
     """Name and capabilities of a role; `before` are its current capabilities."""
 
     name = forms.CharField(max_length=80)
+    required_sign_in = forms.ChoiceField(
+        label="Required of people with this role",
+        required=False,
+        choices=RequiredSignIn.choices,
+        help_text="Asked in browsers before anything else. Their tokens and API keys work without it.",
+    )
+    only_looks = forms.BooleanField(
+        label="People with this role only look",
+        required=False,
+        help_text="They use no gateway: every call of their agents and apps is refused.",
+    )
 
     def __init__(self, *args: Any, before: frozenset[Capability] = frozenset(), **options: Any) -> None:
         super().__init__(*args, **options)
         self.at_first = frozenset(self.initial.get("capabilities", before))
+
+    def clean_required_sign_in(self) -> str:
+        return self.cleaned_data["required_sign_in"] or RequiredSignIn.NONE
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values for the model."""
+        values = dict(self.cleaned_data)
+        values["uses_gateways"] = not values.pop("only_looks")
+        return values
 
 
 def role_from(pk: str) -> Role | None:

@@ -74,14 +74,14 @@ def _acted(
 
 
 @require_GET
-@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.PEOPLE_READ)
 def listing(request: AppRequest) -> HttpResponse:
     people, filters = User.objects.select_related("role").prefetch_related("teams"), PeopleFilter(request.GET)
     return list_page(request, "accounts/people.html", people, table=PEOPLE, filters=filters, tab="users")
 
 
 @require_GET
-@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.PEOPLE_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     person = person_or_404(pk)
     context: dict[str, Any] = {

@@ -12,10 +12,10 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods
 
-from accounts.capability_groups import CAPABILITY_GROUPS, check_list
+from accounts.capability_groups import CAPABILITY_GROUPS, check_list, notes_on
 from accounts.models import Role
 from accounts.people_forms import RoleForm, role_from
-from accounts.rules import BeyondYours, NameTaken, PeopleError, missing_capabilities
+from accounts.rules import NameTaken, NoOrganisation, PeopleError, missing_capabilities
 from accounts.sign_in import ask_again, ask_first
 from capabilities import Capability, own_resource, requires
 from ui.pages import AppRequest, leave, posted, seen_version, show
@@ -32,7 +32,6 @@ ROLES = Table(
         Column("acts", "Actions", 6, kind="acts", said=False),
     ),
 )
-OUTRANKED = "This role has capabilities that you lack."
 
 
 def role_or_404(pk: UUID) -> Any:
@@ -41,7 +40,7 @@ def role_or_404(pk: UUID) -> Any:
 
 
 @require_GET
-@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.PEOPLE_READ)
 def listing(request: AppRequest) -> HttpResponse:
     roles = Role.objects.with_capabilities().annotate(user_count=Count("users")).order_by("name")
     return list_page(request, "accounts/roles.html", roles, table=ROLES, tab="roles", of=len(Capability))
@@ -56,7 +55,7 @@ def add(request: AppRequest) -> HttpResponse:
     form = RoleForm(posted(request), initial=initial)
 
     def save() -> HttpResponse:
-        role = Role.objects.add(**form.cleaned_data, by=request.user)
+        role = Role.objects.add(**form.values, by=request.user)
         return leave(request, reverse("accounts:roles"), f"{role.name} added")
 
     return _form(request, form, save, heading="Add a role")
@@ -66,29 +65,39 @@ def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
     if role is None:
         return {}
     granted = {capability for capability in role.capabilities if request.user.has_perm(capability)}
-    return {"name": f"Copy of {role.name}"[:80], "capabilities": granted}
+    copied = {"required_sign_in": role.required_sign_in, "only_looks": not role.uses_gateways}
+    return {"name": f"Copy of {role.name}"[:80], "capabilities": granted} | copied
 
 
 @require_http_methods(["GET", "POST"])
-@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.PEOPLE_READ)
+@requires(Capability.PEOPLE_MANAGE, to_change=True)
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     role = role_or_404(pk)
-    form = RoleForm(posted(request), before=role.capabilities, initial={"name": role.name})
+    initial = {"name": role.name, "required_sign_in": role.required_sign_in, "only_looks": not role.uses_gateways}
+    form = RoleForm(posted(request), before=role.capabilities, initial=initial)
+    if role.locked:
+        for name in ("name", "capabilities", "only_looks"):
+            form.fields[name].disabled = True
 
     def save() -> HttpResponse:
-        role.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
+        changed = form.values | ({"name": role.name, "capabilities": role.capabilities} if role.locked else {})
+        role.edit(**changed, by=request.user, seen=seen_version(request))
         return leave(request, reverse("accounts:roles"), "Role saved")
 
-    lacking = missing_capabilities(request.user, role.capabilities) if not role.locked else []
+    lacking = missing_capabilities(request.user, role.capabilities)
     return _form(request, form, save, role=role, heading=role.name, version=role.version, lacking=lacking)
 
 
 def _form(request: AppRequest, form: RoleForm, save: Callable[[], HttpResponse], **context: Any) -> HttpResponse:
+    """Show the form. A locked role can only change the required sign-in."""
     locked = bool(context.get("role") and context["role"].locked)
-    withheld = "This role is built in." if locked else OUTRANKED if context.get("lacking") else ""
+    may_save = request.user.has_perm(Capability.PEOPLE_MANAGE) and not context.get("lacking")
+    withheld = "This role is built in." if locked else "" if may_save else "You cannot change this role."
     context |= {"tab": "roles", "areas": check_list(request.user, form.ticked, withheld), "locked": locked}
-    errors = {NameTaken: "name", PeopleError: "capabilities", BeyondYours: "capabilities"}
+    context |= {"may_save": may_save, "may_edit": not withheld}
+    errors = {NameTaken: "name", NoOrganisation: "required_sign_in", PeopleError: "capabilities"}
     return form_page(request, "accounts/role.html", form, save, errors, **context)
 
 
@@ -120,10 +129,10 @@ def _held_by(count: int) -> str:
 @own_resource("what the words on these pages mean")
 def reference(request: AppRequest) -> HttpResponse:
     """List every capability with its names, a description, and the roles that have it."""
-    roles = [(role.name, role.capabilities) for role in Role.objects.with_capabilities()]
+    roles = [(role.name, role.granted) for role in Role.objects.with_capabilities()]
     areas = {
         area: [
-            (capability, [name for name, capabilities_of_role in roles if capability in capabilities_of_role])
+            (capability, notes_on(capability), [name for name, granted in roles if capability in granted])
             for capability in capabilities
         ]
         for area, capabilities in CAPABILITY_GROUPS.items()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
-from django.db import connection
+from django.db import connection, models
 from django.db.models import Q
 
 from auditlog.models import Actor
@@ -118,6 +118,18 @@ class RoleGiven(RoleInUse):
     """Sign-in by the organisation or a provisioning key gives this role. Remove it there first."""
 
 
+class NoOrganisation(PeopleError):
+    """Set up sign-in by the organisation and a break-glass owner first: otherwise nobody could sign in."""
+
+
+class RequiredSignIn(models.TextChoices):
+    """The sign-in that a role, or the workspace, requires besides the password."""
+
+    NONE = "none", "Nothing more"
+    SECOND_FACTOR = "second_factor", "A second factor"
+    ORGANISATION = "organisation", "Sign-in by the organisation"
+
+
 class Grantor(Actor, Protocol):
     """An actor who changes people and roles: a person, or an actor that defines `as_stored`, such as a directory."""
 
@@ -164,13 +176,10 @@ def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
 
 
 def missing_capabilities(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
-    """Return the labels of `capabilities` that `by` lacks, in the order of Capability."""
-    required = frozenset(capabilities)
-    return [
-        capability.label
-        for capability in Capability
-        if by is not None and capability in required and not by.has_perm(capability)
-    ]
+    """Return the labels of `capabilities` that `by` lacks, in the order of Capability, without included ones."""
+    missing = {one for one in capabilities if by is not None and not by.has_perm(one)}
+    included = {one for capability in missing for one in capability.includes}
+    return [capability.label for capability in Capability if capability in missing - included]
 
 
 def must_keep_an_owner() -> None:
@@ -211,8 +220,27 @@ def has_break_glass_owner() -> bool:
 
 
 def must_keep_break_glass() -> None:
-    """Raise LastBreakGlass if sign-in by the organisation is enforced and no break-glass owner remains."""
-    model: Any = apps.get_model("sso", "Provider")
-    provider = model.offered()
-    if provider is not None and provider.is_enforced and not has_break_glass_owner():
+    """Raise LastBreakGlass if sign-in by the organisation is enforced or required and no break-glass owner remains."""
+    provider = _offered()
+    if provider is None or has_break_glass_owner():
+        return
+    if provider.is_enforced or is_required_somewhere(RequiredSignIn.ORGANISATION):
         raise LastBreakGlass(LastBreakGlass.__doc__)
+
+
+def must_be_possible(required: str) -> None:
+    """Raise NoOrganisation if sign-in by the organisation is required, and not offered or without break-glass owner."""
+    if required == RequiredSignIn.ORGANISATION and not (_offered() and has_break_glass_owner()):
+        raise NoOrganisation(NoOrganisation.__doc__)
+
+
+def is_required_somewhere(required: str) -> bool:
+    """True if the workspace or a role requires this sign-in."""
+    named = ("WorkspaceSettings", "Role")
+    return any(apps.get_model("accounts", one).objects.filter(required_sign_in=required).exists() for one in named)
+
+
+def _offered() -> Any:
+    """Return the organisation's provider if people may sign in there, otherwise None."""
+    model: Any = apps.get_model("sso", "Provider")
+    return model.offered()

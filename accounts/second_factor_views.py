@@ -24,6 +24,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts import second_factor
 from accounts.held_forms import send_again
+from accounts.required_sign_in import onward
 from accounts.rules import LastBreakGlass, must_keep_break_glass
 from accounts.second_factor import KeyNameForm
 from accounts.sign_in import ask_again, must_ask_again
@@ -62,7 +63,8 @@ def _left(codes: Any) -> int:
 def _codes(request: HttpRequest) -> HttpResponse:
     """Show the recovery codes once: they appear only in this response to a POST."""
     authenticator = Authenticator.objects.get(user=request.user.pk, type=Authenticator.Type.RECOVERY_CODES)
-    return render(request, "mfa/recovery_codes/index.html", {"codes": authenticator.wrap().get_unused_codes()})
+    context = {"codes": authenticator.wrap().get_unused_codes(), "onward": onward(request)}
+    return render(request, "mfa/recovery_codes/index.html", context)
 
 
 def _record(request: HttpRequest, action: Action, **changes: Any) -> None:

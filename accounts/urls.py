@@ -1,12 +1,13 @@
 from django.urls import path
 
-from accounts import joining, people_views, role_views, views, workspace_views
+from accounts import joining, people_views, required_sign_in, role_views, views, workspace_views
 
 app_name = "accounts"
 
 urlpatterns = [
     path("accounts/join/", joining.join, name="join"),
     path("accounts/join/<str:key>/", joining.open_invitation, name="invitation"),
+    path("accounts/required/", required_sign_in.required, name="required"),
     path("people/", people_views.listing, name="people"),
     path("people/invite/", people_views.invite, name="invite"),
     path("people/<uuid:pk>/", people_views.detail, name="person"),

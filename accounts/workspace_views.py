@@ -13,7 +13,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 from accounts.mail import send_test_mail
 from accounts.models import NewAppPolicy, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
-from accounts.rules import PeopleError
+from accounts.rules import NoOrganisation, PeopleError, RequiredSignIn
 from accounts.sign_in import ask_again
 from auditlog.models import Call
 from capabilities import Capability, requires
@@ -22,7 +22,7 @@ from ui.pages import AppRequest, leave, posted, seen_version, show
 from ui.viewset import form_page
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Workspace": ("name", "new_app_policy", "setup_steps"),
+    "Workspace": ("name", "new_app_policy", "required_sign_in", "setup_steps"),
     "Tokens": ("allow_non_expiring_tokens", "oauth_access_token_seconds", "oauth_refresh_idle_days"),
     "Logs": ("log_retention_days", "record_payloads", "payload_limit_bytes"),
     "Rate limits at /mcp": ("calls_per_minute", "token_calls_per_minute"),
@@ -38,6 +38,11 @@ class WorkspaceForm(forms.Form):
         choices=NewAppPolicy.choices,
         widget=forms.RadioSelect,
         help_text="What happens when an app connects for the first time. Existing apps are not affected.",
+    )
+    required_sign_in = forms.ChoiceField(
+        label="Required of everybody",
+        choices=RequiredSignIn.choices,
+        help_text="Asked in browsers before anything else. Tokens and API keys work without. Roles can require it too.",
     )
     setup_steps = forms.BooleanField(
         label="Show the first steps",
@@ -107,7 +112,8 @@ class WorkspaceForm(forms.Form):
 
 
 @require_http_methods(["GET", "POST"])
-@requires(Capability.WORKSPACE_MANAGE)
+@requires(Capability.WORKSPACE_READ)
+@requires(Capability.WORKSPACE_MANAGE, to_change=True)
 @ask_again
 def workspace(request: AppRequest) -> HttpResponse:
     current = WorkspaceSettings.load()
@@ -117,7 +123,15 @@ def workspace(request: AppRequest) -> HttpResponse:
         WorkspaceSettings.edit(by=request.user, seen=seen_version(request), **form.cleaned_data)
         return leave(request, reverse("accounts:workspace"), "Settings saved")
 
-    return form_page(request, "accounts/workspace.html", form, save, **_context(), version=current.version)
+    return form_page(
+        request,
+        "accounts/workspace.html",
+        form,
+        save,
+        {NoOrganisation: "required_sign_in"},
+        **_context(),
+        version=current.version,
+    )
 
 
 @require_POST

@@ -24,6 +24,7 @@ from ui.rest import Id, Problem, Resource, UtcDateTimeField, checked
 
 # A person's own channels, and with the capability also the workspace's. Other people's channels are 404 for everybody.
 OWN = Own(Capability.WORKSPACE_MANAGE)
+SEEING = Own(Capability.WORKSPACE_READ)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
 MATTERS = (
     "Matters to send messages about, by their names in *Needs attention*; only matters on which the owner may act."
@@ -121,7 +122,7 @@ class ChannelResource(Resource):
     serializer_class = ChannelSerializer
     versioned = True
 
-    @operation(needs=OWN, query=ChannelQuery, orderings=("created_at", "last_sent_at"))
+    @operation(needs=SEEING, query=ChannelQuery, orderings=("created_at", "last_sent_at"))
     def list(self, request: Request) -> Response:
         """List notification channels.
 
@@ -131,10 +132,10 @@ class ChannelResource(Resource):
         channels = Channel.objects.open_to(self.me).filter(**wanted)
         return self.page(channels, lambda channels: channels.select_related("owner"))
 
-    @operation(needs=OWN)
+    @operation(needs=SEEING)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a notification channel."""
-        return self.answer(channel_or_404(self.me, pk))
+        return self.answer(channel_or_404(self.me, pk, Capability.WORKSPACE_READ))
 
     @operation(needs=OWN, body=NewChannel, reauth=True, makes=True)
     def create(self, request: Request) -> Response:

@@ -78,9 +78,9 @@ class ChannelManager(models.Manager["Channel"]):
         return self.get_or_create(owner=person, kind=ChannelKind.MAIL)[0]
 
     def open_to(self, person: User) -> models.QuerySet[Channel]:
-        """Return the channels that `person` may change: their own, and the workspace's if they manage it."""
+        """Return the channels that `person` may see: their own, and the workspace's if they may see its settings."""
         mine = Q(owner=person)
-        if person.has_perm(Capability.WORKSPACE_MANAGE):
+        if person.has_perm(Capability.WORKSPACE_READ):
             mine |= Q(owner=None)
         return self.filter(mine).select_related("owner")
 
@@ -153,13 +153,13 @@ class Channel(Versioned, models.Model):
         address, secret = orjson.loads(cipher().open(bytes(self.sealed or b"")))
         return str(address), str(secret)
 
-    def must_be_open_to(self, by: User) -> None:
-        """Raise CapabilityRequired if this is a workspace channel that `by` may not manage.
+    def must_be_open_to(self, by: User, needs: Capability = Capability.WORKSPACE_MANAGE) -> None:
+        """Raise CapabilityRequired if this is a workspace channel and `by` lacks `needs`.
 
         Raise DoesNotExist if it is another person's channel.
         """
-        if self.owner_id is None and not by.has_perm(Capability.WORKSPACE_MANAGE):
-            raise CapabilityRequired(Capability.WORKSPACE_MANAGE)
+        if self.owner_id is None and not by.has_perm(needs):
+            raise CapabilityRequired(needs)
         if self.owner_id is not None and self.owner_id != by.pk:
             raise Channel.DoesNotExist
 

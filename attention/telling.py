@@ -30,6 +30,7 @@ from attention.models import LONGEST_ERROR, Channel, Notification
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
+from capabilities.catalogue import including
 from hosts.models import Host
 from servers.models import Identity
 from sinks.receivers import Undelivered, backoff
@@ -108,7 +109,7 @@ def _channels_for(matter: Matter) -> list[Channel]:
 
 def people_with(capabilities: Sequence[Capability]) -> list[User]:
     """Return the active people with any of these capabilities."""
-    holding = Q(role__permissions__in=permissions_of(capabilities)) | Q(is_superuser=True)
+    holding = Q(role__permissions__in=permissions_of(including(capabilities))) | Q(is_superuser=True)
     people = User.objects.filter(holding, is_active=True).distinct()
     return [person for person in people if person.status == "active"]
 

@@ -131,13 +131,13 @@ def _home() -> str:
 @require_GET
 @own_resource(OWN)
 def notifications(request: AppRequest) -> HttpResponse:
-    """List the person's own channels, and the workspace's if they manage the workspace."""
+    """List the person's own channels, and the workspace's if they may see its settings."""
     stored = list(Channel.objects.open_to(request.user))
     own = [channel for channel in stored if channel.owner_id]
     if not any(channel.is_own_mail for channel in own):
         own.insert(0, Channel(owner=request.user, kind=ChannelKind.MAIL))
     groups = [("Yours", "", own)]
-    if request.user.has_perm(Capability.WORKSPACE_MANAGE):
+    if request.user.has_perm(Capability.WORKSPACE_READ):
         groups.append(("The workspace's", "workspace", [channel for channel in stored if not channel.owner_id]))
     context = {"groups": groups, "kinds": ChannelKind.choices, "mails": bool(settings.MAIL_SERVER)}
     return show(request, "attention/notifications.html", context)
@@ -178,11 +178,11 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     return _edit(request, channel_or_404(request.user, pk))
 
 
-def channel_or_404(viewer: User, pk: UUID) -> Channel:
-    """Return a channel of `viewer` or of the workspace. Raises Http404, or CapabilityRequired."""
+def channel_or_404(viewer: User, pk: UUID, needs: Capability = Capability.WORKSPACE_MANAGE) -> Channel:
+    """Return a channel of `viewer`, or of the workspace, which takes `needs`. Raises Http404, or CapabilityRequired."""
     channel = get_object_or_404(Channel.objects.select_related("owner"), pk=pk)
     try:
-        channel.must_be_open_to(viewer)
+        channel.must_be_open_to(viewer, needs)
     except Channel.DoesNotExist:
         raise Http404 from None
     return channel

@@ -123,6 +123,11 @@ class Action(StrEnum):
     FEATURE_ENABLED = "feature.enabled", "{actor} enabled {target}."
     FEATURE_HELD = "feature.held", "{target} is new at its server and waits for a decision."
     FEATURE_QUARANTINED = "feature.quarantined", "{actor} put {target} in quarantine."
+    FEATURE_TEXTS_SAID = (
+        "feature.texts_said",
+        "{actor} stated the {fields} of {target} for clients.",
+        "{actor} stated the texts of {target} for clients.",
+    )
 
     GATEWAY_ARCHIVED = "gateway.archived", "{actor} archived the gateway {target}."
     GATEWAY_CREATED = "gateway.created", "{actor} created the gateway {target}."

@@ -33,7 +33,6 @@ from auditlog.paging import Cursor, page
 from auditlog.search import count_rows, uuid_of
 from auditlog.sentences import parts
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_GATEWAYS, SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection, HostAtGateway
 from gateways.models import Assignment, Feature, Gateway, ToolGrant, ToolSet
 from hosts.models import Host
@@ -79,7 +78,7 @@ def _features(viewer: User) -> QuerySet[Any]:
     return Feature.objects.seen_by(viewer)
 
 
-_PEOPLE = (Capability.PEOPLE_MANAGE,)
+_PEOPLE = (Capability.PEOPLE_READ,)
 _PAGES = {
     "assignment": TargetKind(
         lambda viewer: Assignment.objects.live().filter(gateway__in=_gateways(viewer)),
@@ -87,7 +86,10 @@ _PAGES = {
         "gateway__slug",
     ),
     "connection": TargetKind(
-        lambda viewer: Connection.objects.filter(host__archived_at=None), "connections:for_host", "host_id", SEES_HOSTS
+        lambda viewer: Connection.objects.filter(host__archived_at=None),
+        "connections:for_host",
+        "host_id",
+        (Capability.HOSTS_READ,),
     ),
     "feature": TargetKind(_features, "gateways:feature"),
     "gateway": TargetKind(_gateways, "gateways:detail", "slug"),
@@ -95,38 +97,38 @@ _PAGES = {
         lambda viewer: HostAtGateway.objects.filter(gateway__in=_gateways(viewer)),
         "connections:gateway_hosts",
         "gateway__slug",
-        SEES_GATEWAYS,
+        (Capability.GATEWAYS_READ,),
     ),
-    "host": TargetKind(lambda viewer: Host.objects.live(), "hosts:detail", needs=SEES_HOSTS),
+    "host": TargetKind(lambda viewer: Host.objects.live(), "hosts:detail", needs=(Capability.HOSTS_READ,)),
     "identity": TargetKind(
         lambda viewer: Identity.objects.filter(server__archived_at=None),
         "servers:identities",
         "server__slug",
-        SEES_SERVERS,
+        (Capability.SERVERS_READ,),
     ),
     "provisioningkey": TargetKind(
-        lambda viewer: ProvisioningKey.objects.all(), "scim:key", needs=(Capability.PROVISIONING_MANAGE,)
+        lambda viewer: ProvisioningKey.objects.all(), "scim:key", needs=(Capability.PROVISIONING_READ,)
     ),
     "role": TargetKind(lambda viewer: Role.objects.all(), "accounts:role", needs=_PEOPLE),
-    "server": TargetKind(lambda viewer: Server.objects.live(), "servers:detail", "slug", SEES_SERVERS),
+    "server": TargetKind(lambda viewer: Server.objects.live(), "servers:detail", "slug", (Capability.SERVERS_READ,)),
     "team": TargetKind(lambda viewer: Team.objects.all(), "gateways:team", needs=_PEOPLE),
     "token": TargetKind(
         lambda viewer: Token.objects.filter(connection__host__archived_at=None),
         "connections:for_host",
         "connection__host_id",
-        SEES_HOSTS,
+        (Capability.HOSTS_READ,),
     ),
     "toolgrant": TargetKind(
         lambda viewer: ToolGrant.objects.filter(gateway__in=_gateways(viewer)),
         "connections:tool_sets",
         "gateway__slug",
-        SEES_GATEWAYS,
+        (Capability.GATEWAYS_READ,),
     ),
     "toolset": TargetKind(
         lambda viewer: ToolSet.objects.filter(gateway__in=_gateways(viewer)),
         "connections:tool_sets",
         "gateway__slug",
-        SEES_GATEWAYS,
+        (Capability.GATEWAYS_READ,),
     ),
     "user": TargetKind(lambda viewer: User.objects.all(), "accounts:person", needs=_PEOPLE),
 }
@@ -141,7 +143,7 @@ class TargetUrls:
     def of(self, kind: str, pk: str) -> str:
         """Return the URL of the object's page; empty if there is none, or the viewer may not see the object."""
         if kind == "workspacesettings":
-            return reverse("accounts:workspace") if self._viewer.has_perm(Capability.WORKSPACE_MANAGE) else ""
+            return reverse("accounts:workspace") if self._viewer.has_perm(Capability.WORKSPACE_READ) else ""
         return self._urls.get((kind, pk), "")
 
 

@@ -18,6 +18,7 @@ from auditlog.filters import CallFilter, stamp
 from auditlog.models import Call, Event
 from auditlog.why import CurrentDecision, feature_of
 from capabilities import Capability, CapabilityRequired
+from capabilities.catalogue import including
 from connections.models import Connection, HostAtGateway
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host, NotPending
@@ -358,8 +359,8 @@ def _who(needs: Capability, reader: User) -> str:
 
     If the reader may not see people, the sentence names the roles that have the capability.
     """
-    granting = permissions_of([needs])
-    if any(map(reader.has_perm, (Capability.PEOPLE_MANAGE, Capability.AUDIT_READ))):
+    granting = permissions_of(including([needs]))
+    if any(map(reader.has_perm, (Capability.PEOPLE_READ, Capability.AUDIT_READ))):
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))
         names = list(holders.order_by("email").values_list("email", flat=True).distinct()[:MOST_NAMED])
         return f"{first_names(names)} can." if names else "No active person can do this at present."

@@ -34,7 +34,6 @@ from auditlog.search import SEARCH_LIMIT, SearchPage
 from auditlog.what_if import trail_of, what_if_url
 from auditlog.why import Detail, curl, current_decision, near_tools, payloads, question_of
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_SERVERS
 from connections.models import Connection
 from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
 
@@ -152,7 +151,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
         "is_connected": Connection.objects.live()
         .filter(pk__in=[row.connection_id] if row.connection_id else [])
         .exists(),
-        "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
+        "sees_servers": request.user.has_perm(Capability.SERVERS_READ),
     }
     if is_alone:
         response = render(request, "auditlog/drawer.html", {**context, "query": call_filter.query})

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, Capability
+from capabilities.catalogue import Capability
 
 __all__ = [
     "NOBODY",
@@ -66,21 +66,24 @@ def capability_or_404(slug: str) -> Capability:
     raise Http404
 
 
-def requires(*capabilities: Capability) -> Callable[[View], View]:
+def requires(*capabilities: Capability, to_change: bool = False) -> Callable[[View], View]:
     """Require any one of `capabilities` for a view; others get CapabilityRequired.
 
-    If used twice on a view, each use requires one of its capabilities. `view.rule` has a set for each use; a test
-    checks `rule` on all routes.
+    If used twice on a view, each use requires one of its capabilities. With `to_change`, GET needs none of them, so the
+    view shows its page read-only. `view.rule` and `view.change_rule` have a set for each use; a test checks them on all
+    routes.
     """
+    name = "change_rule" if to_change else "rule"
 
     def guard(view: View) -> View:
         @wraps(view)
         def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-            if not any(request.user.has_perm(capability) for capability in capabilities):
+            is_asked = not to_change or request.method not in ("GET", "HEAD")
+            if is_asked and not any(request.user.has_perm(capability) for capability in capabilities):
                 raise CapabilityRequired(*capabilities)
             return view(request, *args, **kwargs)
 
-        guarded.rule = (frozenset(capabilities), *getattr(view, "rule", ()))  # type: ignore[attr-defined]
+        setattr(guarded, name, (frozenset(capabilities), *getattr(view, name, ())))
         return guarded
 
     return guard
@@ -115,16 +118,6 @@ class Can:
         except KeyError:
             raise LookupError(f"No capability is called {name.upper()}.") from None
         return self._holder.has_perm(capability)
-
-    @property
-    def sees_connections(self) -> bool:
-        """True if the viewer may see everyone's connections, not only their own."""
-        return any(self._holder.has_perm(capability) for capability in SEES_CONNECTIONS)
-
-    @property
-    def sees_hosts(self) -> bool:
-        """True if the viewer may open the page Apps & Agents."""
-        return any(map(self._holder.has_perm, SEES_HOSTS))
 
     def __getitem__(self, name: str) -> bool:
         return bool(getattr(self, name))

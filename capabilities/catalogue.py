@@ -1,6 +1,6 @@
-"""The capabilities (docs/how-to/people-and-roles.md), and the built-in roles."""
+"""The capabilities (docs/reference/permissions.md), what each includes and needs, and the built-in roles."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -33,8 +33,19 @@ class Capability(StrEnum):
         "tokens.manage_token",
         "api-tokens:manage",
         "Create and manage API tokens",
-        "Create and rename agents, see all agents, and add connections. See, edit and revoke all tokens, and ask for "
-        "new ones.",
+        "Create and rename agents, add connections; edit and revoke all tokens, ask for new ones.",
+    )
+    API_TOKENS_READ = (
+        "tokens.view_token",
+        "api-tokens:read",
+        "View API tokens",
+        "See all API tokens and where they were used, never a secret.",
+    )
+    API_TOKENS_CREATE = (
+        "tokens.create_own_token",
+        "api-tokens:create",
+        "Connect own agents",
+        "Create agents, and tokens for any agent that act as yourself.",
     )
     MCP_CONNECTIONS_READ = (
         "connections.view_connection",
@@ -46,13 +57,13 @@ class Capability(StrEnum):
         "connections.revoke_connection",
         "api-keys:revoke",
         "Revoke connections and regenerate API keys",
-        "See every connection, revoke it and regenerate its key.",
+        "Revoke every connection and regenerate its key.",
     )
     CONNECTIONS_TOGGLE = (
         "connections.toggle_connection",
         "connections:toggle",
         "Disable and enable connections",
-        "See every connection, disable and enable single ones.",
+        "Disable and enable single connections.",
     )
     HOSTS_READ = (
         "hosts.view_host",
@@ -64,13 +75,21 @@ class Capability(StrEnum):
         "hosts.toggle_host",
         "hosts:toggle",
         "Disable and enable hosts",
-        "See all apps and agents, disable and enable them, and approve new apps.",
+        "Disable and enable apps and agents, and approve new apps.",
     )
     GATEWAYS_READ = (
-        "gateways.view_gateway",
+        "gateways.see_gateway",
         "gateways:read",
-        "View and use all gateways",
-        "See and use every gateway, whatever its teams.",
+        "View all gateways",
+        "See every gateway with its servers, tools and tool sets. Gives no call.",
+    )
+    # In 1.0 this permission was GATEWAYS_READ, for seeing and using. It stays the one for use: while both versions run,
+    # each asks the same permission for a call, and nobody who only looks may call through the older one.
+    GATEWAYS_USE = (
+        "gateways.view_gateway",
+        "gateways:use",
+        "Use all gateways",
+        "Connect to and call through every gateway, whatever its teams.",
     )
     GATEWAYS_MANAGE = (
         "gateways.manage_gateway",
@@ -85,6 +104,12 @@ class Capability(StrEnum):
         "Disable and enable gateways",
         "Disable and enable gateways and their assigned servers.",
     )
+    SERVERS_READ = (
+        "servers.view_server",
+        "servers:read",
+        "View servers",
+        "See all servers and their health.",
+    )
     SERVERS_MANAGE = (
         "servers.manage_server",
         "servers:manage",
@@ -97,11 +122,17 @@ class Capability(StrEnum):
         "Disable and enable servers",
         "Disable and enable a server on every gateway at once.",
     )
+    IDENTITIES_READ = (
+        "servers.view_identity",
+        "identities:read",
+        "View credentials",
+        "See shared and other people's credentials, never the secret.",
+    )
     IDENTITIES_MANAGE = (
         "servers.manage_identity",
         "identities:manage",
         "Identity management",
-        "See other people's credentials but not their secrets; disable, enable and revoke them.",
+        "Disable, enable and revoke other people's credentials; allow shared ones on gateways.",
     )
     LOGS_READ = (
         "auditlog.view_call",
@@ -121,11 +152,23 @@ class Capability(StrEnum):
         "View admin events",
         "See who changed what.",
     )
+    PEOPLE_READ = (
+        "accounts.view_user",
+        "people:read",
+        "View people",
+        "See people, roles, teams and everybody's API keys, never a secret.",
+    )
     PEOPLE_MANAGE = (
         "accounts.manage_people",
         "people:manage",
         "Manage people",
         "Invite and deactivate people, edit roles and teams.",
+    )
+    WORKSPACE_READ = (
+        "accounts.view_workspacesettings",
+        "workspace:read",
+        "View workspace settings",
+        "See the settings of the workspace and its notification channels.",
     )
     WORKSPACE_MANAGE = (
         "accounts.manage_workspace",
@@ -139,41 +182,133 @@ class Capability(StrEnum):
         "Authenticate via OAuth",
         "Connect apps for yourself through the OAuth flow.",
     )
+    SINKS_READ = (
+        "sinks.view_sink",
+        "sinks:read",
+        "View log sinks",
+        "See log sinks and their deliveries.",
+    )
     SINKS_MANAGE = (
         "sinks.manage_sink",
         "sinks:manage",
         "Send the logs elsewhere",
-        "See, test, pause and remove log sinks; with View logs and View admin events, add and change them.",
+        "Test, pause and remove log sinks.",
+    )
+    PROVISIONING_READ = (
+        "scim.view_provisioning",
+        "provisioning:read",
+        "View provisioning",
+        "See provisioning keys of directories, never a secret.",
     )
     PROVISIONING_MANAGE = (
         "scim.manage_provisioning",
         "provisioning:manage",
         "Manage provisioning",
-        "See and revoke provisioning keys of directories; with Manage people, create and roll them.",
+        "Revoke provisioning keys of directories.",
     )
 
+    @property
+    def includes(self) -> "tuple[Capability, ...]":
+        """The capabilities that this one includes, so that it can be used alone."""
+        return INCLUDED.get(self, ())
 
-SEES_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
-# Capabilities to change objects include seeing them.
-SEES_HOSTS = (Capability.HOSTS_READ, Capability.HOSTS_TOGGLE, Capability.API_TOKENS_MANAGE)
-SEES_CONNECTIONS = (
-    Capability.MCP_CONNECTIONS_READ,
-    Capability.CONNECTIONS_TOGGLE,
-    Capability.MCP_CONNECTIONS_REVOKE,
-)
-SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
+    @property
+    def beside(self) -> "tuple[tuple[str, tuple[Capability, ...]], ...]":
+        """The acts that need other capabilities too, each with these."""
+        return BESIDE.get(self, ())
+
+
+C = Capability
+
+# Whoever may change something sees it. Users hold what their capabilities include: `with_included`.
+INCLUDED: dict[Capability, tuple[Capability, ...]] = {
+    C.API_TOKENS_MANAGE: (C.API_TOKENS_READ, C.API_TOKENS_CREATE, C.HOSTS_READ),
+    C.API_TOKENS_CREATE: (C.HOSTS_READ,),
+    C.MCP_CONNECTIONS_REVOKE: (C.MCP_CONNECTIONS_READ,),
+    C.CONNECTIONS_TOGGLE: (C.MCP_CONNECTIONS_READ,),
+    C.HOSTS_TOGGLE: (C.HOSTS_READ,),
+    C.GATEWAYS_USE: (C.GATEWAYS_READ,),
+    C.GATEWAYS_MANAGE: (C.GATEWAYS_READ,),
+    C.GATEWAYS_TOGGLE: (C.GATEWAYS_READ,),
+    C.SERVERS_MANAGE: (C.SERVERS_READ,),
+    C.SERVERS_TOGGLE: (C.SERVERS_READ,),
+    C.IDENTITIES_READ: (C.SERVERS_READ,),
+    C.IDENTITIES_MANAGE: (C.IDENTITIES_READ, C.SERVERS_READ),
+    C.PEOPLE_MANAGE: (C.PEOPLE_READ,),
+    C.WORKSPACE_MANAGE: (C.WORKSPACE_READ,),
+    C.SINKS_MANAGE: (C.SINKS_READ,),
+    C.PROVISIONING_MANAGE: (C.PROVISIONING_READ,),
+}
+
+# What a capability allows only together with others. A test compares this with the rules of pages and operations.
+BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
+    C.HOSTS_TOGGLE: (("archive agents, or disable them and revoke", (C.MCP_CONNECTIONS_REVOKE,)),),
+    C.GATEWAYS_READ: (("see who may use which tool", (C.PEOPLE_READ,)),),
+    C.GATEWAYS_MANAGE: (
+        ("archive gateways", (C.MCP_CONNECTIONS_REVOKE,)),
+        ("enable only the tools in use", (C.LOGS_READ,)),
+        ("open gateways to a team", (C.PEOPLE_MANAGE,)),
+    ),
+    C.LOGS_READ: (
+        ("see an agent's incident", (C.HOSTS_READ,)),
+        ("see a connection's incident", (C.MCP_CONNECTIONS_READ,)),
+        ("see a server's incident", (C.SERVERS_READ,)),
+        ("see a person's incident", (C.PEOPLE_READ,)),
+    ),
+    C.LOGS_PAYLOADS: (("see payloads of other people's calls", (C.LOGS_READ,)),),
+    C.PEOPLE_MANAGE: (("cut people off", (C.MCP_CONNECTIONS_REVOKE,)),),
+    C.WORKSPACE_MANAGE: (("set up sign-in by the organisation", (C.PEOPLE_MANAGE,)),),
+    C.WORKSPACE_READ: (("see sign-in by the organisation", (C.PEOPLE_READ,)),),
+    C.SINKS_READ: (("open the page of a sink", (C.LOGS_READ, C.AUDIT_READ)),),
+    C.SINKS_MANAGE: (("add and change sinks", (C.LOGS_READ, C.AUDIT_READ)),),
+    C.PROVISIONING_MANAGE: (("create and roll keys", (C.PEOPLE_MANAGE,)),),
+}
+
+
+def with_included(permissions: Iterable[str]) -> frozenset[str]:
+    """Return `permissions` with all capabilities that they include. INCLUDED names indirect ones too."""
+    held = frozenset(permissions)
+    return held.union(*(included for capability, included in INCLUDED.items() if capability in held))
+
+
+def including(capabilities: Iterable[Capability]) -> frozenset[Capability]:
+    """Return `capabilities` and all capabilities that include one of them: each gives at least one of them."""
+    wanted = frozenset(capabilities)
+    return wanted.union(capability for capability, included in INCLUDED.items() if wanted.intersection(included))
 
 
 class BuiltIn(NamedTuple):
-    """A role created at startup; a locked role is reset at every startup."""
+    """A role created at startup; a locked role is reset at every startup. Without `uses_gateways` it only looks."""
 
     name: str
     capabilities: frozenset[Capability]
     locked: bool = False
+    uses_gateways: bool = True
 
 
 SUPER_ADMIN = BuiltIn("Super admin", frozenset(Capability), locked=True)
 ADMINISTRATOR = BuiltIn("Administrator", frozenset(Capability))
-MEMBER = BuiltIn("Member", frozenset({Capability.OAUTH_CONNECT, Capability.HOSTS_READ}))
+DEVELOPER = BuiltIn("Developer", frozenset({C.OAUTH_CONNECT, C.HOSTS_READ, C.API_TOKENS_CREATE}))
+MEMBER = BuiltIn("Member", frozenset({C.OAUTH_CONNECT, C.HOSTS_READ}))
+AUDITOR = BuiltIn(
+    "Auditor",
+    frozenset(
+        {
+            C.API_TOKENS_READ,
+            C.MCP_CONNECTIONS_READ,
+            C.HOSTS_READ,
+            C.GATEWAYS_READ,
+            C.SERVERS_READ,
+            C.IDENTITIES_READ,
+            C.LOGS_READ,
+            C.AUDIT_READ,
+            C.PEOPLE_READ,
+            C.WORKSPACE_READ,
+            C.SINKS_READ,
+            C.PROVISIONING_READ,
+        }
+    ),
+    uses_gateways=False,
+)
 
-BUILT_IN = (SUPER_ADMIN, ADMINISTRATOR, MEMBER)
+BUILT_IN = (SUPER_ADMIN, ADMINISTRATOR, DEVELOPER, MEMBER, AUDITOR)

@@ -20,7 +20,6 @@ from rest_framework.response import Response
 from accounts.api import PROBLEMS as PEOPLE_PROBLEMS
 from accounts.models import User
 from capabilities import NOBODY, Capability
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
 from capabilities.rest import Own, capabilities_in
 from connections.carried_identities import CarriedIdentities, CarriedRow
 from connections.models import (
@@ -116,7 +115,7 @@ class Connections(Resource):
 
     def get_queryset(self) -> ConnectionQuerySet:
         """Return the connections the caller may see or act on: their own, or all if they have a capability."""
-        opening = {*SEES_CONNECTIONS} | capabilities_in(self.operation.needs)
+        opening = {Capability.MCP_CONNECTIONS_READ} | capabilities_in(self.operation.needs)
         rows = Connection.objects.with_details()
         return rows if any(map(self.me.has_perm, opening)) else rows.own(self.me)
 
@@ -131,12 +130,12 @@ class Connections(Resource):
 class ConnectionResource(Connections):
     """Connections of people's apps and agents to gateways."""
 
-    @operation(needs=Own(SEES_CONNECTIONS), query=ConnectionQuery, orderings=ORDERINGS)
+    @operation(needs=Own(Capability.MCP_CONNECTIONS_READ), query=ConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request) -> Response:
         """List connections."""
         return self.page(filter_connections(self.get_queryset(), self.query_data), _detailed)
 
-    @operation(needs=Own(SEES_CONNECTIONS))
+    @operation(needs=Own(Capability.MCP_CONNECTIONS_READ))
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a connection."""
         return self.answer(self._find(pk))
@@ -236,7 +235,7 @@ class GatewayHosts(Resource):
     versioned = True
     problems: ClassVar[Mapping[type[Exception], Problem]] = {GatewayError: Problem(HTTPStatus.CONFLICT, "conflict")}
 
-    @operation(needs=SEES_GATEWAYS, query=HostAtGatewayQuery, orderings=("set_at",))
+    @operation(needs=Capability.GATEWAYS_READ, query=HostAtGatewayQuery, orderings=("set_at",))
     def list(self, request: Request, slug: str) -> Response:
         """List the apps and agents that are listed, blocked or limited on a gateway."""
         rows = HostAtGateway.objects.live().filter(gateway=find_gateway(self.me, slug).pk)
@@ -245,7 +244,7 @@ class GatewayHosts(Resource):
         rows = matching(rows, self.query_data, allowed="allowed").order_by("host__name", "pk")
         return self.page(rows, lambda rows: rows.select_related("host", "tool_set", "set_by"))
 
-    @operation(needs=SEES_GATEWAYS)
+    @operation(needs=Capability.GATEWAYS_READ)
     def retrieve(self, request: Request, slug: str, host: UUID) -> Response:
         """Get an app or agent of a gateway."""
         return self.answer(self._saved(slug, host))

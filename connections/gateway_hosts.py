@@ -18,7 +18,6 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
 from connections.impact import cuts, refused_unlisted
 from connections.models import HostAtGateway
 from connections.rows import connections_visible_to
@@ -37,7 +36,7 @@ TABLE = Table(
         Column("name", "App or agent", sorts=(Lower("name"),)),
         Column("type", "Type", 8, priority=3, on_phone=True),
         Column("state", "State", 9, on_phone=True),
-        Column("users", "People", 6, priority=2, kind="number", hint=LIVE, needs=SEES_CONNECTIONS),
+        Column("users", "People", 6, priority=2, kind="number", hint=LIVE, needs=Capability.MCP_CONNECTIONS_READ),
         Column("limit", "Tools", 9, priority=3, hint="The set it is limited to on this gateway."),
         Column("acts", "Actions", 11, kind="acts", said=False),
     ),
@@ -114,7 +113,7 @@ def _page_url(gateway: Gateway) -> str:
 
 
 @require_GET
-@requires(*SEES_GATEWAYS)
+@requires(Capability.GATEWAYS_READ)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
     filters = GatewayHostFilter(request.GET)

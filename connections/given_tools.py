@@ -9,6 +9,7 @@ from uuid import UUID
 
 from django.db import connection
 from django.db.models import Q
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from accounts.models import Team, User
@@ -17,7 +18,7 @@ from auditlog.over_time import LOG_MS, MOST_READ, PERIOD, Caller, RefusedCalls, 
 from auditlog.rollups.schema import range_start
 from capabilities import Capability
 from connections.models import HostAtGateway
-from gateways.models import Feature, FeatureKind, Gateway, ToolGrant, ToolSet, ToolsGiven, fits
+from gateways.models import Feature, FeatureKind, FeatureQuerySet, Gateway, ToolGrant, ToolSet, ToolsGiven, fits
 from hosts.models import Host
 
 _IN_SETS = """
@@ -25,8 +26,35 @@ SELECT s.tool_set_id, f.exposed_name FROM gateways_features_of(%s::uuid[]) s
 JOIN gateways_feature f ON f.id = s.feature_id
 WHERE f.kind IN ('tool', 'prompt') AND left(f.exposed_name, 300) = ANY(%s)
 """
+# The function decides calls, too.
+_GIVEN = """
+SELECT unnest(gateways_given(CASE WHEN g.tools_given <> 'all' THEN g.id END, p.people, h.tool_set_id, a.id, NULL))
+FROM (
+    SELECT x.gateway_id, array_agg(x.user_id) AS people
+    FROM unnest(%s::uuid[], %s::uuid[]) x (gateway_id, user_id) GROUP BY x.gateway_id
+) p
+JOIN gateways_gateway g ON g.id = p.gateway_id
+JOIN gateways_assignment a ON a.gateway_id = g.id AND a.removed_at IS NULL
+LEFT JOIN connections_hostatgateway h ON h.gateway_id = g.id AND h.host_id = %s
+WHERE g.tools_given <> 'all' OR h.tool_set_id IS NOT NULL
+"""
 _BY_TOOL = "SELECT c.user_id, c.host_id, c.feature_name, count(*) FROM ({calls}) c GROUP BY 1, 2, 3"
 NAMED_KINDS = (FeatureKind.TOOL, FeatureKind.PROMPT)
+
+
+def given_to(
+    features: FeatureQuerySet, people: Iterable[tuple[UUID, UUID]], host: UUID | None = None
+) -> FeatureQuerySet:
+    """Return those of `features` that are given to one of `people`, within the limit of the app or agent.
+
+    `people` are pairs of gateway and user. Switches do not count.
+    """
+    pairs = [*people]
+    gateways, users = [gateway for gateway, _ in pairs], [user for _, user in pairs]
+    limited = HostAtGateway.objects.filter(host=host, tool_set__isnull=False).values("gateway")
+    free = Gateway.objects.filter(pk__in=gateways, tools_given=ToolsGiven.ALL).exclude(pk__in=limited).order_by()
+    given = RawSQL(_GIVEN, [gateways, users, host])  # noqa: S611
+    return features.filter(Q(assignment__gateway__in=free.values("pk")) | Q(pk__in=given))
 
 
 @dataclass(frozen=True)
@@ -34,7 +62,7 @@ class GivenTools:
     """The tools and prompts of a gateway that people and hosts may use, by exposed name."""
 
     asks_grants: bool
-    names: Mapping[UUID, Collection[str]]  # The names in each set.
+    names: Mapping[UUID, Collection[str]]  # The names in each set; not of a set added while this was read.
     everyone: frozenset[UUID]  # The sets given to everybody.
     teams: dict[UUID, frozenset[UUID]]
     people: dict[UUID, frozenset[UUID]]
@@ -47,9 +75,13 @@ class GivenTools:
         return self.everyone.union(self.people.get(user, ()), *through_teams)
 
     def allows(self, user: UUID | None, host: UUID | None, name: str) -> bool:
-        if self.asks_grants and not (user and any(name in self.names[each] for each in self.sets_of(user))):
+        if self.asks_grants and not (user and any(self.has(each, name) for each in self.sets_of(user))):
             return False
-        return host not in self.limits or name in self.names[self.limits[host]]
+        return host not in self.limits or self.has(self.limits[host], name)
+
+    def has(self, tool_set: UUID, name: str) -> bool:
+        """Return whether the set has the tool or prompt of this exposed name."""
+        return name[:300] in self.names.get(tool_set, ())
 
 
 def given_tools(gateway: Gateway, asked: Iterable[str]) -> GivenTools:

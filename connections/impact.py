@@ -13,7 +13,7 @@ from django.utils import timezone
 from accounts.models import Team, User
 from auditlog.over_time import would_refuse
 from auditlog.rollups.reading import Where
-from capabilities.catalogue import SEES_CONNECTIONS
+from capabilities import Capability
 from connections.models import Connection, HostAtGateway, uses_every_gateway
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
@@ -91,7 +91,7 @@ def cuts_now(target: models.Model, viewer: User) -> str:
 
     Empty unless the viewer may see all connections or `target` is their own.
     """
-    if not _is_own(target, viewer) and not any(map(viewer.has_perm, SEES_CONNECTIONS)):
+    if not _is_own(target, viewer) and not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""
     return f"Cuts off {impact_of(target)}."
 
@@ -103,7 +103,7 @@ def _is_own(target: models.Model, viewer: User) -> bool:
 def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
     """Return the sentences of `cuts` for disabling all `targets` (of one model) together, each row counted once."""
     lately = refused_lately(targets, viewer)
-    if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
+    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return lately
     impact = _impact(reduce(or_, (_reached(target)[0] for target in targets)))
     return sentences(f"Cuts off {number_of(impact.connections, 'connection')}, {impact}.", lately)
@@ -140,7 +140,7 @@ def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
     With `list_used` the apps and agents in use are listed, so none is refused. Empty if the viewer may not see all
     connections.
     """
-    if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
+    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""
     hosts = list(HostAtGateway.objects.undecided(gateway))
     if list_used or not hosts:

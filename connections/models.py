@@ -54,7 +54,12 @@ def _reaches() -> "ExpressionWrapper[Any]":
     through_role = Role.objects.filter(pk=OuterRef("user__role"), **_uses_all())
     told = Q(gateway__reach=Reach.EVERYONE) | Q(user__is_superuser=True)
     told |= Exists(_through_team()) | Exists(through_role)
-    return ExpressionWrapper(told, output_field=BooleanField())
+    return ExpressionWrapper(told & ~Exists(_looking_role()), output_field=BooleanField())
+
+
+def _looking_role() -> models.QuerySet[Role]:
+    """Return the role of a connection's user, if people with this role only look."""
+    return Role.objects.filter(pk=OuterRef("user__role"), uses_gateways=False).order_by()
 
 
 def _through_team() -> models.QuerySet[Team]:
@@ -63,14 +68,16 @@ def _through_team() -> models.QuerySet[Team]:
 
 def _uses_all() -> dict[str, str]:
     """Return the filter for roles whose people may use every gateway."""
-    app, _, codename = Capability.GATEWAYS_READ.partition(".")
+    app, _, codename = Capability.GATEWAYS_USE.partition(".")
     return {"permissions__codename": codename, "permissions__content_type__app_label": app}
 
 
 def uses_every_gateway() -> models.QuerySet[User]:
     """Return the people who may use every gateway, whatever its reach."""
     through_role = Q(role__in=Role.objects.filter(**_uses_all()).values("pk"))
-    return User.objects.filter(Q(is_superuser=True) | through_role).order_by()
+    looking = Role.objects.filter(uses_gateways=False).values("pk")
+    uses_all = Q(is_superuser=True) | through_role
+    return User.objects.filter(uses_all, ~Q(role__in=looking) | Q(role=None)).order_by()
 
 
 def _host_allowed() -> Coalesce:
@@ -106,7 +113,7 @@ def stopped_above() -> Q:
     looked up once instead of joining every connection.
     """
     hosts = Host.objects.filter(Q(enabled=False) | Q(needs_approval=True, approved_at=None))
-    people = User.objects.filter(is_active=False)
+    people = User.objects.filter(Q(is_active=False) | Q(role__uses_gateways=False))
     off = Q(host__in=hosts.order_by().values("pk")) | Q(user__in=people.order_by().values("pk"))
     off |= Q(gateway__in=Gateway.objects.filter(enabled=False).order_by().values("pk"))
     narrowed = Gateway.objects.exclude(reach=Reach.EVERYONE).order_by()
@@ -277,6 +284,8 @@ def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
 
     A `host` of None is an app that never connected. A user without access to the gateway gets no other reason.
     """
+    if not user.uses_gateways:
+        return "Your role only looks and uses no gateway."
     if gateway.archived_at is None and not gateway.is_reachable_by(user):
         return "Your teams do not include this gateway."
     if gateway.archived_at or not gateway.enabled:
@@ -384,8 +393,6 @@ class Connection(Versioned, Switchable):
     @property
     def is_in_reach(self) -> bool:
         """True if the connection's user may use its gateway. Queries the database unless loaded `with_reach`."""
-        if self.gateway.reach == Reach.EVERYONE:
-            return True
         known: bool | None = self.__dict__.get("reaches")
         return self.gateway.is_reachable_by(self.user) if known is None else known
 

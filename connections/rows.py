@@ -16,7 +16,6 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.outcomes import in_short
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS
 from connections.models import UNBLOCKED, Connection, ConnectionQuerySet, stopped_above
 from gateways.models import Reach
 from hosts.models import HostKind
@@ -26,16 +25,15 @@ from ui.forms import ListFilter, holds
 if TYPE_CHECKING:
     from django.db.models import Manager
 
-OPENS_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
 LIVE = "live"  # All statuses but `revoked`.
 
 
 def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
-    """Return the connections `viewer` may see: all with one of SEES_CONNECTIONS or `opening`, otherwise their own."""
+    """Return the connections `viewer` may see: all with MCP_CONNECTIONS_READ or `opening`, otherwise their own."""
     rows = Connection.objects.all()
-    return rows if any(map(viewer.has_perm, (*SEES_CONNECTIONS, *opening))) else rows.own(viewer)
+    return rows if any(map(viewer.has_perm, (Capability.MCP_CONNECTIONS_READ, *opening))) else rows.own(viewer)
 
 
 def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
@@ -45,7 +43,7 @@ def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
 
 def counted_for(viewer: User, prefix: str = "connections__") -> Q:
     """Match the related connections that `viewer` may see, as the filter of a Count."""
-    sees_all = any(map(viewer.has_perm, SEES_CONNECTIONS))
+    sees_all = viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
     return Q(**{f"{prefix}isnull": False}) if sees_all else Q(**{f"{prefix}user": viewer})
 
 
@@ -70,8 +68,10 @@ class ConnectionRow:
     def may_open_gateway(self) -> bool:
         """True if the viewer may open the page of the connection's gateway."""
         gateway = self.connection.gateway
-        sees_all = any(map(self.viewer.has_perm, OPENS_GATEWAYS))
-        within_reach = gateway.reach == Reach.EVERYONE or (self.is_own and getattr(self.connection, "reaches", False))
+        sees_all = self.viewer.has_perm(Capability.GATEWAYS_READ)
+        within_reach = (gateway.reach == Reach.EVERYONE and self.viewer.uses_gateways) or (
+            self.is_own and getattr(self.connection, "reaches", False)
+        )
         return gateway.archived_at is None and (sees_all or within_reach)
 
     @property
@@ -181,7 +181,7 @@ class ConnectionRow:
     def may_add_token(self) -> bool:
         """True if the viewer may add a token; only to their own connection, because a token acts as its creator."""
         host = self.connection.host
-        may_make_tokens = host.allow_enrolment or self.viewer.has_perm(Capability.API_TOKENS_MANAGE)
+        may_make_tokens = host.allow_enrolment or self.viewer.has_perm(Capability.API_TOKENS_CREATE)
         return self.is_own and host.enabled and may_make_tokens
 
 

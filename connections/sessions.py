@@ -16,7 +16,6 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, own_resource, requires
-from capabilities.catalogue import SEES_HOSTS
 from connections.models import Connection
 from connections.rows import visible
 from hosts.models import Host
@@ -80,7 +79,7 @@ def _may_end(connection: Connection, viewer: User) -> bool:
 
 
 @require_GET
-@requires(*SEES_HOSTS)
+@requires(Capability.HOSTS_READ)
 def of_host(request: AppRequest, pk: UUID) -> HttpResponse:
     """List the open sessions of an app or agent; with `?connection=` only the sessions of this connection."""
     host = host_or_404(request.user, pk)
@@ -111,7 +110,7 @@ def end(request: AppRequest, pk: UUID) -> HttpResponse:
     if not _may_end(connection, request.user):
         raise CapabilityRequired(Capability.CONNECTIONS_TOGGLE)
     one = uuid_param(request.POST if request.method == "POST" else request.GET, "session")
-    sees_hosts = any(map(request.user.has_perm, SEES_HOSTS))
+    sees_hosts = request.user.has_perm(Capability.HOSTS_READ)
     back = reverse("connections:sessions", args=[connection.host_id]) if sees_hosts else reverse("connections:mine")
 
     def act() -> HttpResponse:

@@ -10,7 +10,6 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from accounts.models import Role, Team, User
 from auditlog.models import Call
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
@@ -22,8 +21,6 @@ from ui.rest import SubjectField
 if TYPE_CHECKING:
     from ui.rest import Resource
 
-_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
-
 
 def _holds(view: Resource, *capabilities: Capability) -> bool:
     return any(map(view.me.has_perm, capabilities))
@@ -34,7 +31,7 @@ def _listed_connections(view: Resource) -> QuerySet[Any]:
 
     These are the caller's own connections, and for people who may read the log also connections in logged calls.
     """
-    if _holds(view, *SEES_CONNECTIONS, Capability.API_TOKENS_MANAGE):
+    if _holds(view, Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_READ):
         return Connection.objects.all()
     return Connection.objects.filter(_own_or_logged(view, Q(user=view.me)))
 
@@ -49,10 +46,10 @@ def _listed_people(view: Resource) -> QuerySet[Any]:
     These are the caller, the owners of connections that the caller may see, and, for people who manage identities, the
     owners of identities.
     """
-    if _holds(view, Capability.PEOPLE_MANAGE, Capability.AUDIT_READ):
+    if _holds(view, Capability.PEOPLE_READ, Capability.AUDIT_READ):
         return User.objects.all()
     listed = Q(pk=view.me.pk) | Q(pk__in=_listed_connections(view).values("user"))
-    if _holds(view, Capability.IDENTITIES_MANAGE):
+    if _holds(view, Capability.IDENTITIES_READ):
         listed |= Q(pk__in=Identity.objects.exclude(owner=None).values("owner"))
     return User.objects.filter(listed)
 
@@ -69,7 +66,7 @@ def _listed_tokens(view: Resource) -> QuerySet[Any]:
 
 def _listed_hosts(view: Resource) -> QuerySet[Any]:
     """Return all hosts if the caller has a capability for that; otherwise the hosts of visible connections."""
-    if _holds(view, *SEES_HOSTS):
+    if _holds(view, Capability.HOSTS_READ):
         return Host.objects.all()
     return Host.objects.filter(pk__in=_listed_connections(view).values("host"))
 
@@ -79,7 +76,7 @@ def _listed_gateways(view: Resource) -> QuerySet[Any]:
 
     These are the gateways that the caller may use, and the gateways of connections that the caller may see.
     """
-    if _holds(view, *_GATEWAYS):
+    if _holds(view, Capability.GATEWAYS_READ):
         return Gateway.objects.all()
     within_reach = Q(pk__in=Gateway.objects.visible_to(view.me).values("pk"))
     return Gateway.objects.filter(within_reach | Q(pk__in=_listed_connections(view).values("gateway")))
@@ -90,7 +87,7 @@ def _listed_servers(view: Resource) -> QuerySet[Any]:
 
     These are the servers of gateways that the caller may see, and the servers of the caller's own identities.
     """
-    if _holds(view, *SEES_SERVERS, Capability.GATEWAYS_MANAGE):
+    if _holds(view, Capability.SERVERS_READ, Capability.GATEWAYS_MANAGE):
         return Server.objects.all()
     placed = Assignment.objects.filter(removed_at=None, gateway__in=Gateway.objects.visible_to(view.me).values("pk"))
     return Server.objects.filter(

@@ -118,13 +118,12 @@ def _limited(gateway: Gateway) -> HostQuerySet:
 
 def _cell(column: MatrixColumn, feature: Feature, given: GivenTools) -> MatrixCell:
     sets = column.sets(given)
-    return MatrixCell(
-        column, feature, sets is None or any(feature.exposed_name[:300] in given.names[pk] for pk in sets)
-    )
+    return MatrixCell(column, feature, sets is None or any(given.has(pk, feature.exposed_name) for pk in sets))
 
 
 @require_GET
-@requires(Capability.GATEWAYS_MANAGE)
+@requires(Capability.GATEWAYS_READ)
+@requires(Capability.GATEWAYS_MANAGE, Capability.PEOPLE_READ)
 def matrix(request: AppRequest, slug: str) -> HttpResponse:
     """Show which people, teams, apps and agents may use which tools and prompts of a gateway."""
     gateway = gateway_or_404(request.user, slug)

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
 
+from django import forms
 from django.db import transaction
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
@@ -17,8 +18,7 @@ from rest_framework.response import Response
 from accounts.api import PROBLEMS as PEOPLE_PROBLEMS
 from accounts.models import Team, User
 from capabilities import Capability
-from capabilities.catalogue import SEES_GATEWAYS
-from connections.tool_sets import features_at, sets_at, with_holders
+from connections.tool_sets import MOST_NAMES, features_named, sets_at, with_holders
 from gateways.models import STATED_EFFECTS, AlreadyGiven, Gateway, GatewayError, StillInUse, ToolGrant, ToolSet
 from gateways.views import gateway_or_404
 from ui.operations import ListQuery, RequestBody, operation
@@ -61,7 +61,7 @@ class ToolSetBody(RequestBody):
     patterns = serializers.ListField(child=serializers.CharField(max_length=200), default=list, max_length=100)
     effects = serializers.ListField(child=serializers.ChoiceField(STATED_EFFECTS), default=list)
     members = serializers.ListField(
-        child=serializers.CharField(), default=list, max_length=500, help_text="Exposed names."
+        child=serializers.CharField(), default=list, max_length=MOST_NAMES, help_text="Exposed names."
     )
 
 
@@ -75,13 +75,13 @@ class GatewayToolSets(Resource):
         StillInUse: Problem(HTTPStatus.CONFLICT, "still_in_use"),
     }
 
-    @operation(needs=SEES_GATEWAYS, query=ToolSetQuery, orderings=("name", "created_at"))
+    @operation(needs=Capability.GATEWAYS_READ, query=ToolSetQuery, orderings=("name", "created_at"))
     def list(self, request: Request, slug: str) -> Response:
         """List the tool sets of a gateway."""
         rows = sets_at(gateway_or_404(self.me, slug)).matching(self.query_data.get("q", ""))
         return self.page(rows, _detailed)
 
-    @operation(needs=SEES_GATEWAYS)
+    @operation(needs=Capability.GATEWAYS_READ)
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
         """Get a tool set of a gateway."""
         return self.answer(self._find(slug, pk))
@@ -98,7 +98,7 @@ class GatewayToolSets(Resource):
         """Change a tool set."""
         row, body = self._find(slug, pk), self.body()
         if "members" in body:
-            body["members"] = _members(row.gateway, body["members"])
+            body["members"] = _members(row.gateway, body["members"], row)
         with transaction.atomic():
             now: ToolSet = row.lock()  # Omitted fields keep their values as they are now, under the lock.
             kept = {"name": now.name, "patterns": now.patterns, "effects": now.effects, "members": [*now.members.all()]}
@@ -123,12 +123,12 @@ def _detailed(rows: Any) -> Any:
     return with_holders(rows).prefetch_related("members")
 
 
-def _members(gateway: Gateway, names: list[str]) -> list[Any]:
+def _members(gateway: Gateway, names: list[str], tool_set: ToolSet | None = None) -> list[Any]:
     """Return the features of these names. Raises ValidationError."""
-    found = list(features_at(gateway).filter(exposed_name__in=names))
-    if missing := {*names} - {feature.exposed_name for feature in found}:
-        raise ValidationError({"members": [f"This gateway has no {name}." for name in sorted(missing)]})
-    return found
+    try:
+        return features_named(gateway, names, tool_set)
+    except forms.ValidationError as error:
+        raise ValidationError({"members": error.messages}) from None
 
 
 class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
@@ -137,7 +137,8 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
     id = Id()
     tool_set = Reference(help_text="The set.")
     to = serializers.SerializerMethodField(help_text="`everyone`, `team` or `person`.")
-    team = Reference(allow_null=True, help_text="The team; null for others.")
+    team = Reference(allow_null=True, help_text="The team; null for others, and if the team is deleted.")
+    team_name = serializers.CharField(help_text="Name of the team when the grant ended; empty before, and for others.")
     email = serializers.EmailField(
         source="user.email", allow_null=True, help_text="E-mail address of the person; null for others."
     )
@@ -146,7 +147,7 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
     ended_at = UtcDateTimeField(allow_null=True, help_text="When it was ended; null while it is in force.")
 
     def get_to(self, grant: ToolGrant) -> str:
-        return EVERYONE if grant.everyone else TEAM if grant.team_id else PERSON
+        return EVERYONE if grant.everyone else PERSON if grant.user_id else TEAM
 
 
 class ToolGrantQuery(ListQuery):
@@ -175,14 +176,14 @@ class GatewayGrants(Resource):
         GatewayError: Problem(HTTPStatus.CONFLICT, "archived"),
     }
 
-    @operation(needs=SEES_GATEWAYS, query=ToolGrantQuery, orderings=("given_at",))
+    @operation(needs=Capability.GATEWAYS_READ, query=ToolGrantQuery, orderings=("given_at",))
     def list(self, request: Request, slug: str) -> Response:
         """List the grants of a gateway."""
         rows = ToolGrant.objects.filter(gateway=gateway_or_404(self.me, slug).pk)
         rows = rows.filter(ended_at__isnull=not self.query_data.get("ended", False)).order_by("given_at", "pk")
         return self.page(rows, _loaded)
 
-    @operation(needs=SEES_GATEWAYS)
+    @operation(needs=Capability.GATEWAYS_READ)
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
         """Get a grant of a gateway."""
         return self.answer(self._find(slug, pk))

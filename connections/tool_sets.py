@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,6 @@ from django.views.decorators.http import require_GET, require_http_methods
 from accounts.models import Team, User
 from accounts.rules import NameTaken
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_GATEWAYS
 from connections.given_tools import asking_grants, limited_to, refused_by, with_features, without_grant
 from connections.models import HostAtGateway
 from gateways.models import (
@@ -38,7 +38,7 @@ from gateways.models import (
 from gateways.views import gateway_or_404
 from hosts.models import Host
 from ui.forms import ExplainedChoice, ListFilter
-from ui.pages import AppRequest, Undo, first_names, is_for, leave, number_of, posted, seen_version, uuid_param
+from ui.pages import AppRequest, Undo, first_names, is_for, leave, number_of, posted, seen_version
 from ui.tables import LIVE, Column, Table
 from ui.viewset import confirmed, form_page, list_page
 
@@ -68,7 +68,8 @@ GIVEN = {
     ToolsGiven.ALL: "Everybody who may use the gateway can use all its tools.",
     ToolsGiven.GRANTED: "People can use the tools of sets given to everybody, to their teams or to them.",
 }
-MOST_NAMES, MOST_PATTERNS = 500, 100
+MOST_NAMES, MOST_PATTERNS = 5_000, 100
+LONGEST_NAMES = 1_000_000
 _COUNTED = """(
     SELECT count(*) FROM gateways_features_of(ARRAY[gateways_toolset.id]) s
     JOIN gateways_feature f ON f.id = s.feature_id JOIN gateways_assignment a ON a.id = f.assignment_id
@@ -108,17 +109,17 @@ class ToolSetForm(forms.Form):
     members = forms.CharField(
         label="Chosen one by one",
         required=False,
-        max_length=MOST_NAMES * 200,
+        max_length=LONGEST_NAMES,
         widget=forms.Textarea(attrs={"rows": 4}),
-        help_text="Further names, one per line, whatever the patterns and effects.",
+        help_text="Further names, one per line, whatever the patterns and effects. The set's page has a list to tick.",
     )
 
-    def __init__(self, *args: Any, gateway: Gateway, **options: Any) -> None:
+    def __init__(self, *args: Any, gateway: Gateway, tool_set: ToolSet | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.gateway = gateway
+        self.gateway, self.tool_set = gateway, tool_set
 
     def clean_patterns(self) -> list[str]:
-        patterns = _lines(self.cleaned_data["patterns"])
+        patterns = lines(self.cleaned_data["patterns"])
         if long := [pattern for pattern in patterns if len(pattern) > 200]:
             raise ValidationError(f"A pattern has 200 characters at most: {long[0][:40]}…")
         if len(patterns) > MOST_PATTERNS:
@@ -127,13 +128,7 @@ class ToolSetForm(forms.Form):
 
     def clean_members(self) -> list[Feature]:
         """Return the features with these names. Raises ValidationError with the first unknown name."""
-        names = _lines(self.cleaned_data["members"])
-        if len(names) > MOST_NAMES:
-            raise ValidationError(f"Choose at most {MOST_NAMES}.")
-        found = list(features_at(self.gateway).filter(exposed_name__in=names))
-        if missing := [name for name in names if name not in {feature.exposed_name for feature in found}]:
-            raise ValidationError(f"This gateway has no {missing[0][:100]}.")
-        return found
+        return features_named(self.gateway, lines(self.cleaned_data["members"]), self.tool_set)
 
     @property
     def features(self) -> FeatureQuerySet:
@@ -194,7 +189,7 @@ class ToolSetFilter(ListFilter):
         return rows.matching(self.values.get("q", ""))
 
 
-def _lines(text: str) -> list[str]:
+def lines(text: str) -> list[str]:
     return list(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
 
 
@@ -204,6 +199,22 @@ def _lines(text: str) -> list[str]:
 def features_at(gateway: Gateway) -> FeatureQuerySet:
     """Return the features that servers of `gateway` offer."""
     return Feature.objects.offered().placed().filter(assignment__gateway=gateway.pk)
+
+
+def features_named(gateway: Gateway, names: Collection[str], tool_set: ToolSet | None = None) -> list[Feature]:
+    """Return the features of these exposed names, also members of `tool_set` that servers no longer offer.
+
+    Raises ValidationError for too many names, and for an unknown one.
+    """
+    if len(names) > MOST_NAMES:
+        raise ValidationError(f"Choose at most {MOST_NAMES:,}.")
+    found = {feature.pk: feature for feature in features_at(gateway).filter(exposed_name__in=names)}
+    if tool_set is not None:
+        found |= {feature.pk: feature for feature in tool_set.members.filter(exposed_name__in=names)}
+    known = {feature.exposed_name for feature in found.values()}
+    if missing := [name for name in names if name not in known]:
+        raise ValidationError(f"This gateway has no {missing[0][:100]}.")
+    return [*found.values()]
 
 
 def sets_at(gateway: Gateway) -> ToolSetQuerySet:
@@ -233,11 +244,11 @@ def _page_url(gateway: Gateway) -> str:
     return reverse("connections:tool_sets", args=[gateway.slug])
 
 
-def _set_url(tool_set: ToolSet) -> str:
+def set_url(tool_set: ToolSet) -> str:
     return reverse("connections:tool_set", args=[tool_set.pk])
 
 
-def _find(request: AppRequest, pk: UUID) -> ToolSet:
+def find_set(request: AppRequest, pk: UUID) -> ToolSet:
     visible = ToolSet.objects.live().filter(gateway__in=Gateway.objects.visible_to(request.user))
     tool_set: ToolSet = get_object_or_404(with_holders(visible), pk=pk)
     return tool_set
@@ -247,7 +258,7 @@ def _find(request: AppRequest, pk: UUID) -> ToolSet:
 
 
 @require_GET
-@requires(*SEES_GATEWAYS)
+@requires(Capability.GATEWAYS_READ)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
     return list_page(
@@ -264,9 +275,9 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 
 
 @require_GET
-@requires(*SEES_GATEWAYS)
+@requires(Capability.GATEWAYS_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
-    tool_set = _find(request, pk)
+    tool_set = find_set(request, pk)
     gateway = gateway_or_404(request.user, tool_set.gateway.slug)
     features = in_sets(features_at(gateway), [tool_set])
     context = {"gateway": gateway, "tab": "access", "tool_set": tool_set}
@@ -300,19 +311,14 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def add(request: AppRequest, slug: str) -> HttpResponse:
-    """Add a set; with `from`, its form begins as a copy of another set."""
     gateway = gateway_or_404(request.user, slug)
     if is_for(request, "would-have"):
         return _would_have(request, gateway, None)
-    initial = {}
-    if request.GET.get("from"):
-        copied = get_object_or_404(sets_at(gateway), pk=uuid_param(request.GET, "from"))
-        initial = _filled(copied) | {"name": f"{copied.name} (copy)"[:80]}
-    form = ToolSetForm(posted(request), gateway=gateway, initial=initial)
+    form = ToolSetForm(posted(request), gateway=gateway)
 
     def save() -> HttpResponse:
         tool_set = ToolSet.objects.add(gateway=gateway, **form.cleaned_data, by=request.user)
-        return leave(request, _set_url(tool_set), f"{tool_set.name} added")
+        return leave(request, set_url(tool_set), f"{tool_set.name} added")
 
     context = {"heading": "Add a tool set", "submit": "Add", "back": _page_url(gateway)}
     return form_page(request, "connections/tool_set_form.html", form, save, {NameTaken: "name"}, **context)
@@ -321,16 +327,17 @@ def add(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
-    tool_set = _find(request, pk)
+    tool_set = find_set(request, pk)
     if is_for(request, "would-have"):
         return _would_have(request, tool_set.gateway, tool_set)
-    form = ToolSetForm(posted(request), gateway=tool_set.gateway, initial=_filled(tool_set))
+    options: dict[str, Any] = {"gateway": tool_set.gateway, "tool_set": tool_set}
+    form = ToolSetForm(posted(request), **options, initial=_filled(tool_set))
 
     def save() -> HttpResponse:
         tool_set.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
-        return leave(request, _set_url(tool_set), "Tool set changed")
+        return leave(request, set_url(tool_set), "Tool set changed")
 
-    context = {"heading": f"Edit {tool_set.name}", "back": _set_url(tool_set), "version": tool_set.version}
+    context = {"heading": f"Edit {tool_set.name}", "back": set_url(tool_set), "version": tool_set.version}
     return form_page(request, "connections/tool_set_form.html", form, save, {NameTaken: "name"}, **context)
 
 
@@ -342,7 +349,7 @@ def _filled(tool_set: ToolSet) -> dict[str, Any]:
 
 def _would_have(request: AppRequest, gateway: Gateway, tool_set: ToolSet | None) -> HttpResponse:
     """Show how many tools the set in the form has, and which calls the change would have refused."""
-    form, told = ToolSetForm(request.GET, gateway=gateway), ""
+    form, told = ToolSetForm(request.POST, gateway=gateway, tool_set=tool_set), ""
     form.fields["name"].required = False
     if form.is_valid():
         found = number_of(form.features.count(), "tool, prompt or resource", "tools, prompts and resources")
@@ -355,12 +362,12 @@ def _would_have(request: AppRequest, gateway: Gateway, tool_set: ToolSet | None)
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def archive(request: AppRequest, pk: UUID) -> HttpResponse:
-    tool_set = _find(request, pk)
+    tool_set = find_set(request, pk)
     return confirmed(
         request,
         lambda: tool_set.archive(by=request.user),
         f"{tool_set.name} archived",
-        back=_set_url(tool_set),
+        back=set_url(tool_set),
         to=_page_url(tool_set.gateway),
         faults=StillInUse,
         title="Archive tool set",
@@ -374,8 +381,8 @@ def archive(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 def give(request: AppRequest, pk: UUID) -> HttpResponse:
     """Give a set to everybody, a team or a person."""
-    tool_set = _find(request, pk)
-    form, back = GiveForm(posted(request), initial={"to": "everyone"}), _set_url(tool_set)
+    tool_set = find_set(request, pk)
+    form, back = GiveForm(posted(request), initial={"to": "everyone"}), set_url(tool_set)
 
     def save() -> HttpResponse:
         try:
@@ -394,7 +401,7 @@ def give(request: AppRequest, pk: UUID) -> HttpResponse:
 def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
     rows = ToolGrant.objects.select_related("tool_set__gateway", "gateway", "team", "user")
     grant = get_object_or_404(rows, gateway__in=Gateway.objects.visible_to(request.user), pk=pk)
-    back, gateway = _set_url(grant.tool_set), grant.gateway
+    back, gateway = set_url(grant.tool_set), grant.gateway
 
     def act() -> HttpResponse:
         subject = {"to": "team" if grant.team else "person" if grant.user else "everyone"}

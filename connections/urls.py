@@ -1,6 +1,6 @@
 from django.urls import path
 
-from connections import carried_identities, gateway_hosts, sessions, tool_matrix, tool_sets, views
+from connections import carried_identities, gateway_hosts, sessions, tool_matrix, tool_picker, tool_sets, views
 
 app_name = "connections"
 
@@ -23,6 +23,8 @@ urlpatterns = [
     path("gateways/<slug:slug>/access/tools/add/", tool_sets.add, name="add_tool_set"),
     path("tool-sets/<uuid:pk>/", tool_sets.detail, name="tool_set"),
     path("tool-sets/<uuid:pk>/edit/", tool_sets.edit, name="edit_tool_set"),
+    path("tool-sets/<uuid:pk>/tools/", tool_picker.choose, name="choose_tools"),
+    path("tool-sets/<uuid:pk>/copy/", tool_picker.copy, name="copy_tool_set"),
     path("tool-sets/<uuid:pk>/archive/", tool_sets.archive, name="archive_tool_set"),
     path("tool-sets/<uuid:pk>/give/", tool_sets.give, name="give_tools"),
     path("tool-grants/<uuid:pk>/end/", tool_sets.end_grant, name="end_grant"),

@@ -19,7 +19,6 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, own_resource, requires
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_HOSTS
 from connections.carried_identities import OwnConnection, with_carried
 from connections.impact import cut_together, cuts, ended_together, refused_lately
 from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet
@@ -120,16 +119,18 @@ REVOKE_TEXT = (
 
 
 @require_GET
-@requires(*SEES_HOSTS)
+@requires(Capability.HOSTS_READ)
 def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
     host = host_or_404(request.user, pk)
-    may_make_tokens = host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_MANAGE)
+    may_make_tokens = host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_CREATE)
     may_add = host.is_agent and host.enabled and not host.archived_at and may_make_tokens
     return _listed(request, "host", host, may_add=may_add)
 
 
 @require_GET
-@own_resource("the gateway must be within reach, and others' rows need one of SEES_CONNECTIONS", others=SEES_GATEWAYS)
+@own_resource(
+    "the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ", others=Capability.GATEWAYS_READ
+)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     return _listed(request, "gateway", gateway_or_404(request.user, slug))
 
@@ -282,7 +283,7 @@ def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
 
 def back_url(request: AppRequest, connection: Connection) -> str:
     """Return the page to show without script: the host's tab, or the list of the person's own connections."""
-    if any(map(request.user.has_perm, SEES_HOSTS)):
+    if request.user.has_perm(Capability.HOSTS_READ):
         return reverse("connections:for_host", args=[connection.host_id])
     return reverse("connections:mine")
 
@@ -316,7 +317,7 @@ def _detailed(rows: ConnectionQuerySet) -> QuerySet[Connection]:
 
 
 @require_GET
-@requires(*SEES_HOSTS)
+@requires(Capability.HOSTS_READ)
 def enrolments(request: AppRequest, pk: UUID) -> HttpResponse:
     host = host_or_404(request.user, pk)
     live = visible(request.user).live().filter(host=host).order_by("user__email", "gateway__name", "pk")
@@ -381,7 +382,7 @@ def number(viewer: User, filters: McpFilter) -> ConnectionCounts:
 
 
 @require_GET
-@requires(*SEES_CONNECTIONS)
+@requires(Capability.MCP_CONNECTIONS_READ)
 def mcp_connections(request: AppRequest) -> HttpResponse:
     filters = McpFilter(request.GET)
     count = number(request.user, filters)

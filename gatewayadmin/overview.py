@@ -29,7 +29,6 @@ from auditlog.query_language import parse_search
 from auditlog.rollups.reading import Bars, book
 from auditlog.search import RowCount, Search
 from capabilities import Capability, own_resource
-from capabilities.catalogue import SEES_CONNECTIONS
 from connections.carried_identities import CarriedRow, OwnConnection, newest_lacking_identity, with_carried
 from connections.models import Connection
 from connections.rows import ConnectionRow
@@ -206,8 +205,8 @@ def overview(request: AppRequest) -> HttpResponse:
         "lacking": partial(newest_lacking_identity, user) if links else (),
         "refused": _refused(user),
         "to_try": partial(_gateway_to_try, user),
-        "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _listed(usable, user),
-        "usable_count": 0 if user.has_perm(Capability.GATEWAYS_READ) else usable.count(),
+        "usable": [] if user.has_perm(Capability.GATEWAYS_USE) else _listed(usable, user),
+        "usable_count": 0 if user.has_perm(Capability.GATEWAYS_USE) else usable.count(),
         "enrolling": partial(_enrolling, user),
         "setup": Setup.of(user),
         "asking": open_requests(SHOWN) if user.has_perm(Capability.PEOPLE_MANAGE) else (),
@@ -292,7 +291,7 @@ def _last_calls(user: User) -> list[OwnCall]:
 def _refused(user: User) -> list[Identity]:
     """Return identities refused by their server: all if the user sees connections, otherwise the user's."""
     refused = Identity.objects.refused().select_related("server", "owner")
-    return list((refused if any(map(user.has_perm, SEES_CONNECTIONS)) else refused.own(user))[:SHOWN])
+    return list((refused if user.has_perm(Capability.MCP_CONNECTIONS_READ) else refused.own(user))[:SHOWN])
 
 
 def _enrolling(user: User) -> list[Host]:
@@ -345,7 +344,7 @@ def _stock(user: User) -> dict[str, Any]:
     if user.has_perm(Capability.HOSTS_TOGGLE):  # Not useful to members, who can only see hosts.
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
         numbers["hosts"] = Host.objects.live().exclude(OURS).aggregate(all=Count("pk"), **states)
-    if any(map(user.has_perm, SEES_CONNECTIONS)):
+    if user.has_perm(Capability.MCP_CONNECTIONS_READ):
         counts = connection_numbers(Connection.objects.live())
         numbers["connections"] = {"all": sum(counts.values()), **counts}
     return numbers

@@ -24,7 +24,6 @@ from accounts.models import User
 from accounts.people_forms import matching_words
 from auditlog.filters import ListOptions
 from capabilities import Capability, own_resource
-from capabilities.catalogue import SEES_HOSTS, SEES_SERVERS
 from gatewayadmin.help.documents import search
 from gatewayadmin.palette_calls import calls_described
 from gatewayadmin.palette_pages import LISTS, PAGES, TO_DO, Offer, offered
@@ -164,7 +163,7 @@ def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bo
 
 
 def _hosts(user: User, name: str) -> Iterator[Thing]:
-    if not any(map(user.has_perm, SEES_HOSTS)):
+    if not user.has_perm(Capability.HOSTS_READ):
         return
     for host in Host.objects.live().matching(name).order_by(Lower("name"), "pk")[:SHOWN]:
         kind, acts = host.get_kind_display(), []
@@ -189,7 +188,7 @@ def _gateways(user: User, name: str) -> Iterator[Thing]:
 
 
 def _servers(user: User, name: str) -> Iterator[Thing]:
-    if not any(map(user.has_perm, SEES_SERVERS)):
+    if not user.has_perm(Capability.SERVERS_READ):
         return
     named = Q(name__icontains=name) | Q(slug__icontains=name)
     for server in Server.objects.live().filter(named).order_by("name", "pk")[:SHOWN]:
@@ -222,7 +221,7 @@ def _tokens(user: User, name: str) -> Iterator[Thing]:
 
 
 def _people(user: User, name: str) -> Iterator[Thing]:
-    if not user.has_perm(Capability.PEOPLE_MANAGE):
+    if not user.has_perm(Capability.PEOPLE_READ):
         return
     for person in User.objects.filter(matching_words(name)).order_by("email", "pk")[:SHOWN]:
         text, kind = person.display_name or person.email, f"Person {person.email}"

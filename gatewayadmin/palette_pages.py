@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from capabilities import Capability, Held, Holder, meets
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, SEES_SERVERS
 from tokens.rows import SEES as SEES_TOKENS
 
 
@@ -49,9 +48,11 @@ PAGES = (
     Offer("Dashboard", "overview", "overview", words="home start", key="d"),
     Offer("Needs attention", "attention:page", "warning", words="alerts waiting approve expiring failing", key="n"),
     Offer("Notifications", "attention:notifications", "mail", words="slack teams webhook mail quiet hours alerts"),
-    Offer("Apps & Agents", "hosts:list", "apps", SEES_HOSTS, "hosts clients bots kill switch disable", key="a"),
+    Offer(
+        "Apps & Agents", "hosts:list", "apps", Capability.HOSTS_READ, "hosts clients bots kill switch disable", key="a"
+    ),
     Offer("Gateways", "gateways:list", "gateway", words="endpoint url", key="g"),
-    Offer("Servers", "servers:list", "server", SEES_SERVERS, "upstream mcp health", key="s"),
+    Offer("Servers", "servers:list", "server", Capability.SERVERS_READ, "upstream mcp health", key="s"),
     Offer("Tools", "gateways:catalogue", "tool", words="catalogue disable kill switch", key="t"),
     Offer("Playground", "playground", "play", words="test try", key="y"),
     Offer(
@@ -59,21 +60,28 @@ PAGES = (
     ),
     Offer("Logs", "auditlog:calls", "logs", Capability.LOGS_READ, "calls audit trail history", key="l"),
     Offer("What if", "auditlog:what_if", "help", Capability.LOGS_READ, "policy simulate why refused test access"),
-    Offer("MCP Connections", "connections:mcp", "connection", SEES_CONNECTIONS, "oauth revoke kill switch", key="c"),
+    Offer(
+        "MCP Connections",
+        "connections:mcp",
+        "connection",
+        Capability.MCP_CONNECTIONS_READ,
+        "oauth revoke kill switch",
+        key="c",
+    ),
     Offer("API Tokens", "tokens:list", "key", words="access secrets rotate expiry", key="k"),
     Offer("API keys", "tokens:api_keys", "key", words="rest scripts automate", key="b"),
     Offer("My identities", "connections:mine", "identity", words="credentials accounts sign-in", key="i"),
     Offer("My calls", "auditlog:own", "logs", words="history", key="m"),
-    Offer("People", "accounts:people", "people", Capability.PEOPLE_MANAGE, "users members offboard", key="p"),
-    Offer("Roles", "accounts:roles", "people", Capability.PEOPLE_MANAGE, "rbac permissions least privilege", key="r"),
-    Offer("Teams", "gateways:teams", "people", Capability.PEOPLE_MANAGE, "groups access", key="f"),
+    Offer("People", "accounts:people", "people", Capability.PEOPLE_READ, "users members offboard", key="p"),
+    Offer("Roles", "accounts:roles", "people", Capability.PEOPLE_READ, "rbac permissions least privilege", key="r"),
+    Offer("Teams", "gateways:teams", "people", Capability.PEOPLE_READ, "groups access", key="f"),
     Offer("Capabilities reference", "accounts:capabilities", "policy", words="rbac permissions"),
     Offer("Settings", "accounts:settings", "settings", words="preferences", key="o"),
     Offer(
         "Workspace settings",
         "accounts:workspace",
         "settings",
-        Capability.WORKSPACE_MANAGE,
+        Capability.WORKSPACE_READ,
         "retention limits mail approval",
         key="w",
     ),
@@ -81,11 +89,11 @@ PAGES = (
         "Sign-in by your organisation",
         "sso:settings",
         "shield",
-        frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE}),
+        frozenset({Capability.WORKSPACE_READ, Capability.PEOPLE_READ}),
         "sso single sign-on oidc saml okta entra google identity provider",
     ),
-    Offer("Provisioning", "scim:list", "people", Capability.PROVISIONING_MANAGE, "scim directory okta entra"),
-    Offer("Log sinks", "sinks:list", "logs", Capability.SINKS_MANAGE, "siem export splunk webhook syslog s3 otlp"),
+    Offer("Provisioning", "scim:list", "people", Capability.PROVISIONING_READ, "scim directory okta entra"),
+    Offer("Log sinks", "sinks:list", "logs", Capability.SINKS_READ, "siem export splunk webhook syslog s3 otlp"),
     Offer("OAuth doctor", "doctor", "trace", Capability.GATEWAYS_MANAGE, "diagnose sign-in test"),
     Offer("Admin events", "auditlog:events", "trace", Capability.AUDIT_READ, "audit who changed trail", key="e"),
     Offer("Profile and password", "accounts:profile", "user", words="account name theme"),
@@ -96,15 +104,26 @@ PAGES = (
     Offer("Help", "help", "help", words="documentation docs manual support", key="h"),
 )
 LISTS = (
-    Offer("Apps waiting for approval", "hosts:list", "apps", SEES_HOSTS, "pending approve", "status=pending"),
-    Offer("Disabled apps and agents", "hosts:list", "apps", SEES_HOSTS, "off kill switch", "status=disabled"),
-    Offer("Servers that are down", "servers:list", "server", SEES_SERVERS, "failing unhealthy broken", "health=down"),
+    Offer(
+        "Apps waiting for approval", "hosts:list", "apps", Capability.HOSTS_READ, "pending approve", "status=pending"
+    ),
+    Offer(
+        "Disabled apps and agents", "hosts:list", "apps", Capability.HOSTS_READ, "off kill switch", "status=disabled"
+    ),
+    Offer(
+        "Servers that are down",
+        "servers:list",
+        "server",
+        Capability.SERVERS_READ,
+        "failing unhealthy broken",
+        "health=down",
+    ),
     Offer("Tokens idle for 90 days", "tokens:list", "key", SEES_TOKENS, "unused agents stale", "owner=all&care=idle"),
     Offer("Tokens never used", "tokens:list", "key", SEES_TOKENS, "unused idle agents", "owner=all&care=unused"),
     Offer("Tokens without expiry", "tokens:list", "key", SEES_TOKENS, "never expire", "owner=all&care=unlimited"),
     Offer("Tokens that expire soon", "tokens:list", "key", SEES_TOKENS, "expiring ending", "owner=all&care=expiring"),
-    Offer("Invited people", "accounts:people", "people", Capability.PEOPLE_MANAGE, "pending", "status=invited"),
-    Offer("Deactivated people", "accounts:people", "people", Capability.PEOPLE_MANAGE, "left", "status=deactivated"),
+    Offer("Invited people", "accounts:people", "people", Capability.PEOPLE_READ, "pending", "status=invited"),
+    Offer("Deactivated people", "accounts:people", "people", Capability.PEOPLE_READ, "left", "status=deactivated"),
 )
 
 

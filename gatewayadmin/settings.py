@@ -176,6 +176,7 @@ MIDDLEWARE = [
     "ui.middleware.htmx_redirects",
     "ui.middleware.try_later",
     "accounts.views.SignInFirst",
+    "accounts.required_sign_in.RequiredSignInFirst",
     "gatewayadmin.middleware.note_origin",
     "gatewayadmin.middleware.note_refusals",
     "auditlog.replica.note_writes",
@@ -327,7 +328,11 @@ SECURE_HSTS_SECONDS = int(timedelta(days=365).total_seconds()) if _is_https else
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["tokens.authentication.BearerAuthentication", "ui.rest_requests.SessionCookie"],
-    "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability", "accounts.sign_in.RecentPassword"],
+    "DEFAULT_PERMISSION_CLASSES": [
+        "accounts.required_sign_in.RequiredSignInForSessions",
+        "capabilities.rest.HasCapability",
+        "accounts.sign_in.RecentPassword",
+    ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["ui.rest_requests.Json"],
     "DEFAULT_SCHEMA_CLASS": "gatewayadmin.rest.openapi.OperationSchema",

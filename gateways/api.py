@@ -19,7 +19,6 @@ from rest_framework.response import Response
 
 from accounts.models import Team
 from capabilities import Capability
-from capabilities.catalogue import SEES_GATEWAYS
 from capabilities.rest import Own
 from gateways.feature_refresh import first_list
 from gateways.forms import AssignmentForm, GatewayForm, NameForm, ReachForm
@@ -50,7 +49,7 @@ from ui.operations import Afterwards, ListQuery, RequestBody, operation
 from ui.rest import CreatedBy, Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked, matching
 
 NAME_TAKEN = "A gateway with this name or slug already exists."
-WITHIN_REACH = Own(SEES_GATEWAYS)
+WITHIN_REACH = Own(Capability.GATEWAYS_READ)
 
 
 class GatewayReference(Reference):
@@ -445,7 +444,7 @@ class IdentityPlaces(Resource):
     serializer_class = IdentityGatewaysSerializer
     versioned = True
 
-    @operation(needs=Capability.IDENTITIES_MANAGE)
+    @operation(needs=Capability.IDENTITIES_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get the gateways of a shared identity."""
         return self.answer(IdentityGateways(shared_identity_or_404(pk)))

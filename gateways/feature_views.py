@@ -19,18 +19,19 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import format_html
 from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
 from auditlog.charts import CallPlots
 from auditlog.models import Call
 from capabilities import Capability, own_resource, requires
-from capabilities.catalogue import SEES_GATEWAYS
-from connections.given_tools import refused_by, with_effect
+from connections.given_tools import given_to, refused_by, with_effect
 from connections.impact import cuts
 from gateways.catalogue import Catalogue, is_offered
 from gateways.definitions import DiffLine, arguments, difference, pages, whole
 from gateways.models import (
+    LONGEST_TEXT,
     SAID_EFFECTS,
     Assignment,
     Effect,
@@ -43,10 +44,12 @@ from gateways.models import (
     OnArrival,
     OnChange,
     ToolPolicy,
+    check_visible,
 )
 from gateways.tool_views import ToolRow, feature_or_404, page_url
 from gateways.views import WITHIN_REACH, gateway_or_404, sees_servers
 from ui.pages import AppRequest, Undo, first_names, is_for, leave, own_path, page_of, posted, sentences, show
+from ui.templatetags.ui import visible
 from ui.viewset import confirmed, form_page
 
 # The list of changed definitions of all gateways, each with its difference and the buttons to accept or quarantine it.
@@ -66,6 +69,27 @@ class EffectForm(forms.Form):
         widget=forms.RadioSelect,
         help_text="Tool sets can select tools by effect. A tool whose effect is not said counts as destructive.",
     )
+
+
+class TextsForm(forms.Form):
+    """The title and description of a tool for clients, as an administrator states them."""
+
+    title = forms.CharField(max_length=200, required=False, validators=[check_visible])
+    description = forms.CharField(
+        max_length=LONGEST_TEXT,
+        required=False,
+        validators=[check_visible],
+        widget=forms.Textarea(attrs={"rows": 8}),
+    )
+
+    def __init__(self, *args: Any, tool: Feature, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name, text in (("title", tool.title), ("description", tool.description)):
+            said = visible(text[:MOST_SHOWN]) if text else "nothing"
+            self.fields[name].help_text = format_html("Empty: as its server says: {}", said)
+
+    def clean_description(self) -> str:
+        return str(self.cleaned_data["description"]).replace("\r\n", "\n")
 
 
 @dataclass(frozen=True)
@@ -113,6 +137,7 @@ def inbox(request: AppRequest) -> HttpResponse:
 
 LATELY = timedelta(days=7)
 WORDS = "words"  # The description and the arguments of a tool, in readable form.
+MOST_SHOWN = 600  # Characters of the server's description beside the form.
 LAST_CALLS = 5_000  # The newest calls, read to find their callers.
 
 HELD = {
@@ -139,7 +164,7 @@ class RecentCaller(NamedTuple):
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def feature(request: AppRequest, pk: UUID) -> HttpResponse:
     feature = feature_or_404(request, pk)
     gateway = gateway_or_404(request.user, feature.assignment.gateway.slug)
@@ -158,7 +183,7 @@ def feature(request: AppRequest, pk: UUID) -> HttpResponse:
         "gateway": gateway,
         "rail_entry": "" if feature.kind == FeatureKind.TOOL else "gateways:list",  # The first level of the breadcrumb.
         "why": _why(feature),
-        "obstacles": _obstacles(feature),
+        "obstacles": _obstacles(feature, request.user),
         "views": views,
         "shown": shown,
         "version": version,
@@ -251,8 +276,9 @@ def _why(feature: Feature) -> str:
     return "Its server offers another definition now." if feature.offered else ""
 
 
-def _obstacles(feature: Feature) -> list[str]:
-    """Return the reasons, other than its state, why clients cannot see the feature."""
+def _obstacles(feature: Feature, viewer: User) -> list[str]:
+    """Return the reasons, other than its state, why clients, or those of `viewer`, cannot see the feature."""
+    given = given_to(Feature.objects.filter(pk=feature.pk), [(feature.assignment.gateway_id, viewer.pk)])
     assignment, name = feature.assignment, feature.assignment.server.name
     blocked = assignment.tool_policy == ToolPolicy.BLOCK_ALL
     found = (
@@ -266,6 +292,7 @@ def _obstacles(feature: Feature) -> list[str]:
             _is_personal(feature) and not feature.missing_since,
             "Visible only to people whose own credential lists it.",
         ),
+        (not given.exists(), "No grant gives it to you."),
         (assignment.server.lists_live, f"{name} is asked again for each list, and its answer may leave this out."),
     )
     return [sentence for holds, sentence in found if holds]
@@ -387,3 +414,23 @@ def effect(request: AppRequest, pk: UUID) -> HttpResponse:
 
     heading = f"What {tool.exposed_name} does"
     return form_page(request, "ui/would_refuse.html", form, save, heading=heading, back=back)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def texts(request: AppRequest, pk: UUID) -> HttpResponse:
+    """State title and description of a tool for clients, instead of its server's."""
+    tool = feature_or_404(request, pk)
+    if tool.kind != FeatureKind.TOOL:
+        raise Http404
+    before = [("title", tool.said_title), ("description", tool.said_description)]
+    form, back = TextsForm(posted(request), tool=tool, initial=dict(before)), page_url(tool)
+
+    def save() -> HttpResponse:
+        changed = tool.say_texts(**form.cleaned_data, by=request.user)
+        return leave(
+            request, back, f"Texts of {tool.exposed_name} changed", Undo.if_changed(changed, request.path, before)
+        )
+
+    heading = f"Texts of {tool.exposed_name} for clients"
+    return form_page(request, "ui/dialog.html", form, save, heading=heading, submit="Save", back=back)

@@ -20,7 +20,19 @@ from accounts.models import Team, User
 from accounts.rules import NameTaken, Outranked
 from capabilities import Capability, requires
 from gateways.models import Gateway, Reach, TeamGateways
-from ui.pages import AppRequest, Undo, leave, own_path, page_of, posted, seen_version, show
+from ui.pages import (
+    AppRequest,
+    Undo,
+    first_names,
+    leave,
+    number_of,
+    own_path,
+    page_of,
+    posted,
+    seen_version,
+    sentences,
+    show,
+)
 from ui.tables import Column, Table
 from ui.viewset import confirmed, form_page, list_page
 
@@ -113,14 +125,14 @@ def _form(
 
 
 @require_GET
-@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.PEOPLE_READ)
 def listing(request: AppRequest) -> HttpResponse:
     teams = _counted(Team.objects.annotate(user_count=Count("users", distinct=True)))
     return list_page(request, "gateways/teams.html", teams, table=TEAMS, tab="teams")
 
 
 @require_GET
-@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.PEOPLE_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     team = get_object_or_404(Team, pk=pk)
     people = User.objects.filter(teams=team).select_related("role").order_by("email")
@@ -235,14 +247,19 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
         faults=Outranked,
         title="Delete team",
         text=f'Delete "{team.name}"? This cannot be undone.',
-        more=lambda: _closed_gateways(team),
+        more=lambda: _ended_access(team),
         icon="revoke",
     )
 
 
-def _closed_gateways(team: Team) -> str:
-    """Return a sentence naming the gateways that the team's members may no longer use once the team is removed."""
+def _ended_access(team: Team) -> str:
+    """Return what ends if the team is deleted: gateways that only it opens to its members, and its grants of tools."""
     names = [gateway.name for gateway in _live(team)]
-    if not names:
-        return "No gateway is limited to this team."
-    return f"Its members can no longer use {', '.join(names)}, unless another of their teams can."
+    closed = "No gateway is limited to this team."
+    if names:
+        closed = f"Its members can no longer use {', '.join(names)}, unless another of their teams can."
+    grants = team.tool_grants.live().select_related("tool_set", "gateway").order_by("gateway__name", "tool_set__name")
+    given = [f"{grant.tool_set.name} on {grant.gateway.name}" for grant in grants]
+    return sentences(
+        closed, f"{number_of(len(given), 'grant')} of tools would end: {first_names(given)}." if given else ""
+    )

@@ -22,6 +22,7 @@ from gateways.catalogue import BY_USE, SORTS, SPAN, Catalogue, CatalogueEntry, i
 from gateways.feature_refresh import Refreshed, refresh
 from gateways.forms import CatalogueFilter
 from gateways.models import (
+    LONGEST_TEXT,
     SAID_EFFECTS,
     Assignment,
     Effect,
@@ -30,6 +31,7 @@ from gateways.models import (
     FeatureQuerySet,
     FeatureState,
     NothingToAccept,
+    check_visible,
 )
 from gateways.views import gateway_or_404
 from servers.api import ServerReference
@@ -56,6 +58,12 @@ class ToolSerializer(serializers.Serializer[Feature]):
     )
     said_effect = serializers.ChoiceField(
         SAID_EFFECTS, help_text="Effect that an administrator states; empty leaves it to the server."
+    )
+    said_title = serializers.CharField(
+        help_text="Title for clients that an administrator states; empty leaves it to the server."
+    )
+    said_description = serializers.CharField(
+        help_text="Description for clients that an administrator states; empty leaves it to the server."
     )
     tool_policy = serializers.CharField(
         source="assignment.tool_policy", help_text="`allow_all`, `selected` or `block_all`."
@@ -125,11 +133,25 @@ class FeatureQuery(ToolQuery):
 
 
 class ToolChanges(RequestBody):
-    """The switch of a tool or another feature, and the effect of a tool."""
+    """The switch of a tool or another feature; effect, title and description of a tool."""
 
     enabled = serializers.BooleanField()
     said_effect = serializers.ChoiceField(
         SAID_EFFECTS, required=False, help_text="Effect of a tool, instead of its server's; empty for the server's."
+    )
+    said_title = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        max_length=200,
+        validators=[check_visible],
+        help_text="Title of a tool for clients, instead of its server's; empty for the server's.",
+    )
+    said_description = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        max_length=LONGEST_TEXT,
+        validators=[check_visible],
+        help_text="Description of a tool for clients, instead of its server's; empty for the server's.",
     )
 
 
@@ -154,7 +176,7 @@ class ToolResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Enable or disable a tool, or state its effect."""
+        """Enable or disable a tool, or state its effect and its texts for clients."""
         tool = get_object_or_404(self._tools(slug), pk=pk)
         return self.changed(tool, partial(_change, tool, self.body()))
 
@@ -199,7 +221,7 @@ class FeatureResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Enable or disable a feature, or state the effect of a tool."""
+        """Enable or disable a feature, or state the effect of a tool and its texts for clients."""
         feature = self._find(slug, pk)
         return self.changed(feature, partial(_change, feature, self.body()))
 
@@ -226,14 +248,22 @@ class FeatureResource(Resource):
 
 
 def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
-    """Apply the switch and the effect in `body` to the feature, each only if present. Raises ValidationError."""
-    effect = body.get("said_effect")
-    if effect and feature.kind != FeatureKind.TOOL:
-        raise serializers.ValidationError({"said_effect": ["Only tools have an effect."]})
+    """Apply the switch, the effect and the texts in `body` to the feature, each only if present.
+
+    Raises ValidationError.
+    """
+    stated = [name for name in ("said_effect", "said_title", "said_description") if body.get(name)]
+    if stated and feature.kind != FeatureKind.TOOL:
+        raise serializers.ValidationError({name: ["It can be stated of tools only."] for name in stated})
     if "enabled" in body:
         (feature.enable if body["enabled"] else feature.disable)(by=by)
-    if effect is not None:
-        feature.say_effect(effect, by=by)
+    if "said_effect" in body:
+        feature.say_effect(body["said_effect"], by=by)
+    if "said_title" in body or "said_description" in body:
+        title, description = (
+            body.get(f"said_{name}", getattr(feature, f"said_{name}")) for name in ("title", "description")
+        )
+        feature.say_texts(title=title, description=description, by=by)
 
 
 def features_of(viewer: User, slug: str) -> FeatureQuerySet:

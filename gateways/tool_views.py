@@ -19,10 +19,11 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from accounts.models import User
 from auditlog.outcomes import REASONS
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
-from capabilities.catalogue import SEES_GATEWAYS
+from connections.given_tools import given_to
 from connections.impact import cuts
 from gateways.catalogue import SPAN, Catalogue, is_new, servers_seen_by
 from gateways.feature_refresh import Refreshed, refresh
@@ -99,7 +100,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def moved(request: AppRequest, pk: UUID) -> HttpResponse:
     """Redirect from the former URL of a tool's page, with or without a version, which old links still use."""
     page, version = reverse("gateways:feature", args=[pk]), request.GET.get("version")
@@ -137,9 +138,10 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class ToolRow:
-    """A feature as a row of a table."""
+    """A feature as a row of a table; `is_given` is False if grants do not give it to the viewer."""
 
     feature: Feature
+    is_given: bool = True
 
     @property
     def effect(self) -> str:
@@ -218,7 +220,7 @@ def _tools_url(gateway: Gateway) -> str:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def tools(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
     return show(request, "gateways/tools.html#tools", {"tab": "tools", **_listed(request, gateway)})
@@ -240,7 +242,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
     failed = {one.assignment.pk: one for one in refreshed if one.failure}
     with_empty = not filters.is_narrow and page.number == 1
     causes = {pk: one.cause for pk, one in failed.items() if one.is_noted}
-    groups = _grouped(assignments, list(page), kind, causes, with_empty=with_empty)
+    groups = _grouped(assignments, list(page), request.user, kind, causes, with_empty=with_empty)
     said = causes.keys() & {group.assignment.pk for group in groups if group.said and group.said.failing}
     return {
         "gateway": gateway,
@@ -270,9 +272,17 @@ def _tabs(gateway: Any, chosen: FeatureKind | None) -> list[Tab]:
     return [*tabs, Tab("all", "All", sum(numbers.values()), chosen is None)]
 
 
+def _given(features: list[Feature], viewer: User) -> set[UUID]:
+    """Return those of these features that are given to `viewer`."""
+    asked = Feature.objects.filter(pk__in=[feature.pk for feature in features])
+    pairs = {(feature.assignment.gateway_id, viewer.pk) for feature in features}
+    return {*given_to(asked, pairs).values_list("pk", flat=True)}
+
+
 def _grouped(
     assignments: list[Any],
     features: list[Feature],
+    viewer: User,
     kind: FeatureKind | None,
     causes: Mapping[UUID, str],
     *,
@@ -283,13 +293,14 @@ def _grouped(
     listings = Listing.objects.filter(assignment__in=assignments)
     for one in listings.filter(kind=kind) if kind else listings:
         said.setdefault(one.assignment_id, []).append(one)
+    given = _given(features, viewer)
     by_id = {a.pk: a for a in assignments}
     for feature in features:
         feature.assignment = by_id.get(feature.assignment_id, feature.assignment)
     groups = [
         ServerGroup(
             a,
-            [ToolRow(one) for one in features if one.assignment_id == a.pk],
+            [ToolRow(one, one.pk in given) for one in features if one.assignment_id == a.pk],
             RefreshSummary.of(said.get(a.pk, []), a.server, causes.get(a.pk, "")),
         )
         for a in assignments
@@ -379,5 +390,5 @@ def _switched(request: AppRequest, feature: Feature, toast: str, undo: Undo | No
     """Render the part of the page with the on/off switch: the head of the feature's page, or its row in the list."""
     template = "gateways/feature.html#head" if _is_open(request, feature) else "gateways/tools.html#row"
     gateway = feature.assignment.gateway
-    context = {"row": ToolRow(feature), "gateway": gateway}
+    context = {"row": ToolRow(feature, feature.pk in _given([feature], request.user)), "gateway": gateway}
     return answer(request, template, context, to=_tools_url(gateway), toast=toast, undo=undo)

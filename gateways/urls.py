@@ -35,6 +35,7 @@ urlpatterns = [
     path("features/<uuid:pk>/", feature_views.feature, name="feature"),
     path("features/<uuid:pk>/accept/", feature_views.accept, name="accept"),
     path("features/<uuid:pk>/effect/", feature_views.effect, name="effect"),
+    path("features/<uuid:pk>/texts/", feature_views.texts, name="texts"),
     path("features/<uuid:pk>/quarantine/", feature_views.quarantine, name="quarantine"),
     path("tools/", tool_views.catalogue, name="catalogue"),
     path("tools/changed/", feature_views.inbox, name="changed"),

@@ -19,7 +19,6 @@ from accounts.models import User
 from auditlog.charts import CallPlots
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, own_resource, requires
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_SERVERS
 from connections.impact import archived_with, cut_together, cuts, narrowed_to
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
@@ -173,7 +172,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
     """Redirect to the page of the gateway with this id; logs contain the id, not the slug."""
     return redirect(page_url(get_object_or_404(Gateway.objects.visible_to(request.user), pk=pk)))
@@ -201,7 +200,7 @@ def slug(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
     numbers = offered_by_kind(gateway)
@@ -310,7 +309,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _stopping_connections(gateway: Any, viewer: User) -> str:
-    if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
+    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return "All its connections stop on their next request."
     match gateway.connection_count:
         case 0:
@@ -384,7 +383,7 @@ def _servers_url(gateway: Gateway) -> str:
 
 def sees_servers(viewer: User) -> bool:
     """True if `viewer` may open the pages of servers."""
-    return any(viewer.has_perm(capability) for capability in SEES_SERVERS)
+    return viewer.has_perm(Capability.SERVERS_READ)
 
 
 def _assignment_switched(request: AppRequest, row: Assignment, toast: str, undo: Undo | None = None) -> HttpResponse:
@@ -394,7 +393,7 @@ def _assignment_switched(request: AppRequest, row: Assignment, toast: str, undo:
 
 
 @require_GET
-@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def servers(request: AppRequest, slug: str) -> HttpResponse:
     gateway = gateway_or_404(request.user, slug)
     rows = counted_assignments(gateway.assignments.all())

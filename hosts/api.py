@@ -16,7 +16,6 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
-from capabilities.catalogue import SEES_HOSTS
 from hosts.forms import STATUSES
 from hosts.models import AgentNameTaken, Host, HostKind, NotPending
 from hosts.views import counted, host_or_404
@@ -83,7 +82,9 @@ class HostResource(Resource):
     serializer_class = HostSerializer
     versioned = True
 
-    @operation(needs=SEES_HOSTS, query=HostQuery, orderings=("name", "created_at", "first_seen_at", "last_seen_at"))
+    @operation(
+        needs=Capability.HOSTS_READ, query=HostQuery, orderings=("name", "created_at", "first_seen_at", "last_seen_at")
+    )
     def list(self, request: Request) -> Response:
         """List apps and agents."""
         hosts = Host.objects.live().order_by(Lower("name"), "pk")
@@ -93,12 +94,12 @@ class HostResource(Resource):
         hosts = hosts.matching(self.query_data.get("q", ""))
         return self.page(hosts, lambda hosts: counted(hosts.select_related("created_by"), self.me))
 
-    @operation(needs=SEES_HOSTS)
+    @operation(needs=Capability.HOSTS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get an app or agent."""
         return self.answer(host_or_404(self.me, pk))
 
-    @operation(needs=Capability.API_TOKENS_MANAGE, body=NewHost, makes=True)
+    @operation(needs=(Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE), body=NewHost, makes=True)
     def create(self, request: Request) -> Response:
         """Create an agent."""
         return self.current(Host.objects.add_agent(**self.body(), by=self.me), HTTPStatus.CREATED)

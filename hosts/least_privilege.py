@@ -1,11 +1,13 @@
 """The tab *Least privilege* of an app or agent: tools and connections used in 30 days compared with those allowed.
 
-One button disables its unused connections, after showing the calls this would have refused. Tools are enabled per
-gateway for everybody, so the page suggests only tools that nobody used.
+Allowed are the tools given to the people who use it, within its limits; other tools are only counted. One button
+disables its unused connections, after showing the calls this would have refused. Tools are enabled per gateway for
+everybody, so the page suggests only tools that nobody used.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -22,10 +24,10 @@ from auditlog import replica
 from auditlog.models import ENDINGS, Call
 from auditlog.views import log_alone
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_HOSTS
+from connections.given_tools import given_to
 from connections.models import Connection
 from connections.rows import ConnectionRow, visible
-from gateways.models import Assignment, Feature
+from gateways.models import Assignment, Feature, Gateway
 from gateways.usage import IN_ORDER, ServerUse, uses
 from hosts.models import Host
 from hosts.views import host_or_404
@@ -39,6 +41,7 @@ MOST_REFUSED = 1_000  # Calls that disabling would have refused.
 SHOWN = 10
 MOST_TOOLS = 50
 MOST_CONNECTIONS = 20
+MOST_GATEWAYS = 10
 MOST_ASSIGNMENTS = 20  # Assigned servers searched for tools that nobody used.
 COLUMNS = ("uid", "created_at", "method", "feature_name", "user_email", "outcome")  # The payloads are not read.
 TEXTS = ("description", "input_schema", "approved", "shown", "offered")  # Long, and not on the page.
@@ -68,6 +71,7 @@ class LeastPrivilege:
 
     host: Host
     tools: list[ToolOfAgent] = field(default_factory=list)
+    not_given: Counter[Gateway] = field(default_factory=Counter)  # Tools that nobody may use through it.
     used: list[ConnectionRow] = field(default_factory=list)
     unused: list[ConnectionRow] = field(default_factory=list)
     refused: list[Call] = field(default_factory=list)
@@ -97,12 +101,15 @@ class LeastPrivilege:
         calls = calls.exclude(outcome__in=ENDINGS["denied"]).only(*COLUMNS)
         found = list(calls[:MOST_REFUSED]) if pks else []
         page.refused = sorted(found, key=lambda call: call.created_at, reverse=True)
-        gateways = {row.connection.gateway_id for row in connections if row.status == "active"}
-        assignments = Assignment.objects.on().filter(gateway__in=gateways, gateway__enabled=True)
-        page._add_tools(list(assignments.select_related("server", "gateway").order_by("gateway__name", "alias", "pk")))
+        people = {(row.connection.gateway_id, row.connection.user_id) for row in connections if row.status == "active"}
+        assignments = Assignment.objects.on().filter(
+            gateway__in={gateway for gateway, _ in people}, gateway__enabled=True
+        )
+        ordered = assignments.select_related("server", "gateway").order_by("gateway__name", "alias", "pk")
+        page._add_tools(list(ordered), people)
         return page
 
-    def _add_tools(self, assignments: list[Assignment]) -> None:
+    def _add_tools(self, assignments: list[Assignment], people: set[tuple[UUID, UUID]]) -> None:
         now = timezone.now()
         parameters: list[Any] = [self.host.pk, now - USED_IN, now + USED_IN, list(ENDINGS["denied"]), MOST_READ]
         with transaction.atomic(), connection.cursor() as cursor:
@@ -112,9 +119,13 @@ class LeastPrivilege:
         called = {(gateway, server, name): (calls, last) for gateway, server, name, calls, last in rows}
         self.is_cut = sum(calls for calls, _ in called.values()) == MOST_READ
         features = Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
+        given = {*given_to(features, people, self.host.pk).values_list("pk", flat=True)}
         by_pk = {one.pk: one for one in assignments}
         for feature in features.defer(*TEXTS).order_by("exposed_name"):
             feature.assignment = one = by_pk[feature.assignment_id]
+            if feature.pk not in given:
+                self.not_given[one.gateway] += 1
+                continue
             calls, last = called.get((one.gateway_id, one.server_id, feature.exposed_name[:300]), (0, None))
             self.tools.append(ToolOfAgent(feature, calls, last))
         self.tools.sort(key=lambda tool: (-tool.calls, tool.feature.exposed_name))
@@ -131,7 +142,7 @@ def _is_in_use(row: Connection, since: datetime) -> bool:
 @require_GET
 @requires(Capability.LOGS_READ)
 def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
-    if not any(map(request.user.has_perm, SEES_HOSTS)):
+    if not request.user.has_perm(Capability.HOSTS_READ):
         return log_alone("host", pk)
     host = host_or_404(request.user, pk)
     live = visible(request.user).live().filter(host=host, enabled=True)
@@ -145,6 +156,8 @@ def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
         "more_used": len(page.used_tools[MOST_TOOLS:]),
         "unused_tools": page.unused_tools[:MOST_TOOLS],
         "more_unused": len(page.unused_tools[MOST_TOOLS:]),
+        "not_given": page.not_given.most_common(MOST_GATEWAYS),
+        "more_not_given": len(page.not_given) - MOST_GATEWAYS,
         "unused": page.unused[:MOST_CONNECTIONS],
         "more_connections": len(page.unused[MOST_CONNECTIONS:]),
         "refused": page.refused[:SHOWN],

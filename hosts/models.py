@@ -12,6 +12,7 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event, Switchable
 from auditlog.versions import Seen, Versioned
+from capabilities import Capability, CapabilityRequired
 from ui.forms import holds
 
 PLAYGROUND = "playground"  # dedupe_key of the app that runs tools from the pages; no registration can have it.
@@ -46,8 +47,10 @@ class HostQuerySet(models.QuerySet["Host"]):
         """Create the token-based host of an agent, shared by all its connections.
 
         With `allow_enrolment` every person may create their own token for the agent, on each gateway they may use.
-        Raises AgentNameTaken.
+        Raises AgentNameTaken, or CapabilityRequired if `by` may not open the agent to others.
         """
+        if allow_enrolment and not by.has_perm(Capability.API_TOKENS_MANAGE):
+            raise CapabilityRequired(Capability.API_TOKENS_MANAGE)
         try:
             with transaction.atomic():
                 host = self.create(

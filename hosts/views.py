@@ -19,7 +19,6 @@ from accounts.models import User
 from auditlog.charts import CallPlots
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_HOSTS
 from connections.impact import archived_with, cut_together, cuts, ended_together
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
@@ -100,7 +99,7 @@ def _switched(request: AppRequest, host: Host, toast: str, undo: Undo | None = N
 
 
 @require_GET
-@requires(*SEES_HOSTS)
+@requires(Capability.HOSTS_READ)
 def listing(request: AppRequest) -> HttpResponse:
     return list_page(
         request,
@@ -113,10 +112,12 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@requires(Capability.API_TOKENS_MANAGE)
+@requires(Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE)
 def add(request: AppRequest) -> HttpResponse:
     """Create a token-based host. If the form was sent with `connect`, continue with creating the host's first token."""
     form = NewAgentForm(posted(request))
+    if not request.user.has_perm(Capability.API_TOKENS_MANAGE):
+        del form.fields["allow_enrolment"]
 
     def save() -> HttpResponse:
         host = Host.objects.add_agent(**form.cleaned_data, by=request.user)
@@ -137,7 +138,7 @@ def add(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@requires(*SEES_HOSTS)
+@requires(Capability.HOSTS_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     host = host_or_404(request.user, pk)
     context: dict[str, Any] = {"host": host, "tab": "overview", "link": enrolment_url(host)}
@@ -155,7 +156,7 @@ def enrolment_url(host: Host) -> str:
 @requires(Capability.LOGS_READ)
 def logs(request: AppRequest, pk: UUID) -> HttpResponse:
     """Show the calls of one host."""
-    if not any(map(request.user.has_perm, SEES_HOSTS)):
+    if not request.user.has_perm(Capability.HOSTS_READ):
         return log_alone("host", pk)
     return log_tab(request, "host", host_or_404(request.user, pk))
 

@@ -11,13 +11,16 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 from oauth2_provider.models import Application
 
+from accounts.models import User
+from connections.given_tools import given_to
 from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Feature
+from hosts.models import Host
 from oauth import flow as flows
 from oauth.authorize import answer_url, grant
 from oauth.client_metadata import only_loopback
 from oauth.models import AuthorizeRequest, Ending
-from oauth.registration import host_of_app
+from oauth.registration import app_fingerprint, host_of_app
 from oauth.views import forbidden, step
 from servers.models import Identity
 from tokens.models import Token
@@ -30,7 +33,7 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     if flow.kind != Ending.OAUTH or (flow.gateway is None and not denies):
         return redirect("oauth:gateway", flow.pk)
     if request.method == "GET":
-        return render(request, "oauth/consent.html", _summary(flow))
+        return render(request, "oauth/consent.html", _summary(flow, request.user))
     try:
         with transaction.atomic():
             url = _decide(request, flows.flow_or_404(request, flow.pk, lock=True))
@@ -79,18 +82,20 @@ def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpR
     return response
 
 
-def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
+def _summary(flow: AuthorizeRequest, user: User) -> dict[str, Any]:
     """Return what the consent page shows: the app's access, the servers, and the redirect URI."""
     assert flow.gateway
     assert flow.application
     questions = flows.connect_questions(flow, [flow.gateway])[flow.gateway.pk]
     identities = flows.chosen_identities(flow)
     assignments = flow.gateway.assignments.on().select_related("server")
+    app = Host.objects.filter(dedupe_key=app_fingerprint(flow.application)).first()
+    tools = Feature.objects.tools().callable().filter(assignment__gateway=flow.gateway)
     document = flow.application.registration_source == Application.RegistrationSource.CIMD
     return {
         "flow": flow,
         "servers": [(assignment, _identity_words(assignment, identities)) for assignment in assignments],
-        "tool_count": Feature.objects.tools().callable().filter(assignment__gateway=flow.gateway).count(),
+        "tool_count": given_to(tools, [(flow.gateway.pk, user.pk)], app.pk if app else None).count(),
         "published_by": urlsplit(flow.application.client_id).hostname if document else "",
         "only_loopback": only_loopback(flow.application.redirect_uris.split()),
         "has_identities": bool(questions),

@@ -90,9 +90,10 @@ def refusal(flow: AuthorizeRequest, user: User) -> str:
 
 def missing_capability(flow: AuthorizeRequest, user: User) -> Capability | None:
     """Return the capability that this flow needs and `user` lacks; None if `user` may continue."""
-    needed = Capability.OAUTH_CONNECT if flow.kind == Ending.OAUTH else Capability.API_TOKENS_MANAGE
-    enrolling = flow.kind == Ending.TOKEN and flow.host is not None and flow.host.allow_enrolment
-    return None if enrolling or user.has_perm(needed) else needed
+    if flow.kind == Ending.OAUTH:
+        return None if user.has_perm(Capability.OAUTH_CONNECT) else Capability.OAUTH_CONNECT
+    enrolling = flow.host is not None and flow.host.allow_enrolment
+    return None if enrolling or user.has_perm(Capability.API_TOKENS_CREATE) else Capability.API_TOKENS_MANAGE
 
 
 def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:

@@ -21,7 +21,6 @@ from oauth2_provider.models import Application
 
 from auditlog.own_calls import Wait, own_connection
 from capabilities import NOBODY, Capability, own_resource, requires
-from capabilities.catalogue import SEES_HOSTS
 from connections.carried_identities import OwnConnection, with_carried
 from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Gateway
@@ -313,7 +312,7 @@ def client(request: AppRequest) -> HttpResponse:
     context: dict[str, Any] = {"gateways": gateways, "gateway": gateway, "connection": connection}
     if gateway:
         agent = connection is not None and connection.host.kind == HostKind.TOKEN
-        context |= _instructions(request, gateway, asked.get("how", "") or ("token" if agent else ""))
+        context |= _instructions(request, gateway, connection, asked.get("how", "") or ("token" if agent else ""))
         context["lacks"] = _lacks(request, gateway, connection)
         since = moment_of(asked, "since")
         context["wait"] = Wait.begin(request.user, since, gateway=gateway, connection=connection)
@@ -325,7 +324,7 @@ def _usable(request: AppRequest) -> list[Gateway]:
     return list(Gateway.objects.usable_by(request.user).demo_last("name"))
 
 
-def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, Any]:
+def _instructions(request: AppRequest, gateway: Gateway, connection: Connection | None, how: str) -> dict[str, Any]:
     """Return the instructions for the chosen client, by a method that the client supports."""
     chosen = client_of(request.GET.get("client", ""))
     ways = [way for way in WAYS if chosen.by(way)]
@@ -338,7 +337,7 @@ def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, 
         "how": how,
         "click": chosen.click.for_gateway(gateway.url, gateway.slug) if chosen.click and how == "browser" else None,
         "snippet": client_block(chosen, how, url=gateway.url, name=gateway.slug),
-        "call": example_call(gateway),
+        "call": example_call(gateway, request.user, connection.host if connection else None),
         "may_make_token": may["token"],
     }
 
@@ -394,7 +393,7 @@ class RegistrationRow:
 
 
 @require_GET
-@requires(*SEES_HOSTS)
+@requires(Capability.HOSTS_READ)
 def listing(request: AppRequest, pk: UUID) -> HttpResponse:
     """List the registrations of an app, newest first; 404 for an agent."""
     host = host_or_404(request.user, pk)

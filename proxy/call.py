@@ -891,6 +891,7 @@ def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
 
 
 INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
+INSTRUCTIONS = Wanted(ServersNeeded.INTRODUCED, "instructions")
 
 
 def wanted(message: Message | None, feature: Named | None) -> Wanted:
@@ -902,7 +903,7 @@ def wanted(message: Message | None, feature: Named | None) -> Wanted:
     if method.lists:
         return Wanted(ServersNeeded.ALL, method.lists)
     if not method.named_by:
-        return INTRODUCTION if method.introduces else NOTHING
+        return INSTRUCTIONS if method.introduces else NOTHING
     # A name that the database cannot store belongs to no feature; stripped of such characters it might match one.
     if feature is None or not is_nameable(feature):
         return NOTHING

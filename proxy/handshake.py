@@ -223,7 +223,8 @@ def _said(grant: AccessRow, *, modern: bool) -> Object:
     usable = [assigned for assigned in grant.assignments if is_usable(assigned)]
     offered = [each.capabilities(modern=modern) or {} for each in usable]
     said: Object = {"capabilities": _capabilities(offered, modern=modern)}
-    if text := instructions(grant.gateway_description, usable):
+    given = [assigned for assigned in usable if (assigned.introduction or NOT_INTRODUCED).is_given]
+    if text := instructions(grant.gateway_description, given):
         said["instructions"] = text
     return said
 

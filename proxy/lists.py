@@ -16,7 +16,15 @@ from typing import NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from proxy.access.decision import Access, AccessRow, AssignedServer, Introduction, ServersNeeded, Wanted
+from proxy.access.decision import (
+    NOT_INTRODUCED,
+    Access,
+    AccessRow,
+    AssignedServer,
+    Introduction,
+    ServersNeeded,
+    Wanted,
+)
 from proxy.access.features import Named, Refusal, identity_refusal, is_usable, server_of, target_for_lists, target_of
 from proxy.handshake import Eras
 from proxy.refresh import IdentityUnavailable, Refresher
@@ -254,9 +262,9 @@ class Lists:
             if infos is None:
                 return assigned
             said = {info.era: info.capabilities for info in infos}
-            return assigned._replace(
-                introduction=Introduction(said.get(SESSION), infos[-1].instructions, said.get(MODERN))
-            )
+            before = assigned.introduction or NOT_INTRODUCED
+            now = Introduction(said.get(SESSION), infos[-1].instructions, said.get(MODERN), before.is_given)
+            return assigned._replace(introduction=now)
 
         return grant._replace(assignments=await asyncio.gather(*map(introduce, grant.assignments)))
 
@@ -435,10 +443,10 @@ def _shown(
         said = None
         if isinstance(answer, list):
             said = {definitions.exposed(kind, assigned.alias, definitions.name_of(kind, each)) for each in answer}
-        for exposed, stored, dotted in assigned.features or ():
-            name, text = exposed, stored
+        for exposed, stored, dotted, told in assigned.features or ():
+            name, text = exposed, definitions.restated(stored, told) if told else stored
             if dotted and knows_dots and (spelled := dotted_name(assigned.alias, dotted)):
-                name, text = spelled, definitions.renamed(stored, spelled)
+                name, text = spelled, definitions.restated(text, {"name": spelled})
             # If two servers list the same URI, both resources are listed, each with its alias.
             key = name if kind in (TOOL, PROMPT) or not grant.several_servers else f"{assigned.alias} {name}"
             if key in shown or (said is not None and exposed not in said):

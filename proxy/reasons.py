@@ -126,7 +126,7 @@ REASONS = {
     ),
     "gateway_not_reachable": Reason(
         Step.REACH,
-        "The person's teams do not include this gateway.",
+        "The person's teams do not include this gateway, or their role only looks.",
         "person's teams do not include the gateway",
         CONNECT,
         status=403,

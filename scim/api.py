@@ -104,7 +104,7 @@ class ProvisioningKeyResource(Resource):
     queryset = ProvisioningKey.objects.select_related("role")
 
     @operation(
-        needs=Capability.PROVISIONING_MANAGE,
+        needs=Capability.PROVISIONING_READ,
         query=ProvisioningKeyQuery,
         orderings=("name", "created_at", "last_used_at"),
     )
@@ -115,7 +115,7 @@ class ProvisioningKeyResource(Resource):
             keys = keys.filter(revoked_at__isnull=status == "active")
         return self.page(keys, lambda keys: keys.select_related("role"))
 
-    @operation(needs=Capability.PROVISIONING_MANAGE)
+    @operation(needs=Capability.PROVISIONING_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a provisioning key."""
         return self.answer(self._find(pk))

@@ -25,6 +25,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Versioned
 from capabilities import Capability
+from capabilities.catalogue import with_included
 from wire import token_text
 
 MOST_KEYS = 10
@@ -123,7 +124,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         """
         if role.is_owners:
             raise MakesOwners(MakesOwners.__doc__)
-        if role.capabilities - frozenset(capabilities):
+        if role.granted - with_included(capabilities):
             raise RoleBeyond(RoleBeyond.__doc__)
         secret = token_text.mint(token_text.DIRECTORY)
         slugs = [capability.slug for capability in Capability if capability in capabilities]
@@ -176,7 +177,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     class Meta:
         ordering = ("name",)
         default_permissions = ()
-        permissions = (("manage_provisioning", "Manage provisioning"),)
+        permissions = (("view_provisioning", "View provisioning"), ("manage_provisioning", "Manage provisioning"))
         constraints = (
             models.UniqueConstraint(
                 Lower("name"), condition=Q(revoked_at=None), name="live_provisioning_key_name_is_unique"
@@ -205,7 +206,8 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
 
         The key can change only people who have no other capabilities, and teams of such people.
         """
-        return Capability.named(self.capabilities)
+        held = with_included(Capability.named(self.capabilities))
+        return frozenset(capability for capability in Capability if capability in held)
 
     @property
     def acts_on(self) -> str:

@@ -108,7 +108,7 @@ def page_url(key: ProvisioningKey) -> str:
 
 
 @require_GET
-@requires(Capability.PROVISIONING_MANAGE)
+@requires(Capability.PROVISIONING_READ)
 def listing(request: AppRequest) -> HttpResponse:
     table = KEYS.seen(request)
     keys = ProvisioningKey.objects.select_related("role")
@@ -117,7 +117,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@requires(Capability.PROVISIONING_MANAGE)
+@requires(Capability.PROVISIONING_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     return show(request, "scim/key.html", _context(get_object_or_404(ProvisioningKey, pk=pk)))
 

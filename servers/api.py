@@ -15,7 +15,6 @@ from rest_framework.response import Response
 
 from accounts.sign_in import confirm_first
 from capabilities import Capability
-from capabilities.catalogue import SEES_SERVERS
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, ResourceSent, Server, WouldEndSignIns
@@ -163,7 +162,7 @@ class ServerResource(Resource):
     lookup_url_kwarg = "slug"
     lookup_value_converter = "slug"
 
-    @operation(needs=SEES_SERVERS, query=ServerQuery, orderings=("name", "created_at", "health_checked_at"))
+    @operation(needs=Capability.SERVERS_READ, query=ServerQuery, orderings=("name", "created_at", "health_checked_at"))
     def list(self, request: Request) -> Response:
         """List servers."""
         servers = Server.objects.live().order_by(Lower("name"), "pk")
@@ -171,7 +170,7 @@ class ServerResource(Resource):
         servers = servers.matching(self.query_data.get("q", ""))
         return self.page(servers, lambda servers: counted(servers.select_related("created_by")))
 
-    @operation(needs=SEES_SERVERS)
+    @operation(needs=Capability.SERVERS_READ)
     def retrieve(self, request: Request, slug: str) -> Response:
         """Get a server."""
         return self.answer(server_or_404(slug))

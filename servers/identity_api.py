@@ -34,6 +34,7 @@ from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField, checked, matching
 
 OTHERS = Own((Capability.IDENTITIES_MANAGE, Capability.SERVERS_MANAGE))
+SEEING = Own((Capability.IDENTITIES_READ, Capability.SERVERS_MANAGE))
 SHARED = Own(Capability.SERVERS_MANAGE)
 
 
@@ -140,12 +141,12 @@ class IdentityResource(Resource):
     def get_queryset(self) -> IdentityQuerySet:
         """Return the identities the person may see."""
         rows = Identity.objects.select_related("server", "owner").order_by("label", "pk")
-        if self.me.has_perm(Capability.IDENTITIES_MANAGE):
+        if self.me.has_perm(Capability.IDENTITIES_READ):
             return rows
         condition = Q(owner=self.me)
         return rows.filter(condition | Q(owner=None) if self.me.has_perm(Capability.SERVERS_MANAGE) else condition)
 
-    @operation(needs=OTHERS, query=IdentityQuery, orderings=("label", "created_at", "last_used_at"))
+    @operation(needs=SEEING, query=IdentityQuery, orderings=("label", "created_at", "last_used_at"))
     def list(self, request: Request) -> Response:
         """List identities."""
         rows = self.get_queryset()
@@ -153,14 +154,14 @@ class IdentityResource(Resource):
             case "own":
                 rows = rows.own(self.me)
             case "shared":
-                must_hold(self.me, OTHERS.others)
+                must_hold(self.me, SEEING.others)
                 rows = rows.shared()
             case _:
-                must_hold(self.me, Capability.IDENTITIES_MANAGE)
+                must_hold(self.me, Capability.IDENTITIES_READ)
         rows = matching(rows, self.query_data, server="server__in", user="owner__in", q="label__icontains")
         return self.page(rows, lambda rows: rows.select_related("server", "owner"))
 
-    @operation(needs=OTHERS)
+    @operation(needs=SEEING)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get an identity."""
         return self.answer(self._find(pk))

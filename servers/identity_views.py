@@ -17,7 +17,6 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, requires
-from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cuts
 from connections.models import ConnectionIdentity
 from servers.forms import LABEL_TAKEN, SharedIdentityForm, SharedSignInForm, TriedSecretForm
@@ -131,7 +130,7 @@ class IdentityRow:
 def visible(server: Server, viewer: User) -> IdentityQuerySet:
     """Return the identities of `server` that `viewer` may see, live ones first. Secrets are never shown."""
     rows = Identity.objects.filter(server=server).select_related("owner", "server").prefetch_related("gateways")
-    if not viewer.has_perm(Capability.IDENTITIES_MANAGE):
+    if not viewer.has_perm(Capability.IDENTITIES_READ):
         rows = rows.own(viewer) | rows.shared() if viewer.has_perm(Capability.SERVERS_MANAGE) else rows.own(viewer)
     return rows.order_by(
         F("revoked_at").desc(nulls_first=True), F("owner__email").asc(nulls_first=True), Lower("label")
@@ -164,11 +163,11 @@ def tab_url(server: Server) -> str:
 
 def page_url(viewer: User, identity: Identity) -> str:
     """Return the URL of the page that lists `identity`: the server's tab, or My identities if that is not allowed."""
-    return tab_url(identity.server) if any(map(viewer.has_perm, SEES_SERVERS)) else reverse("connections:mine")
+    return tab_url(identity.server) if viewer.has_perm(Capability.SERVERS_READ) else reverse("connections:mine")
 
 
 @require_GET
-@requires(*SEES_SERVERS)
+@requires(Capability.SERVERS_READ)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     server = find_server(slug)
     page = page_of(request, visible(server, request.user))

@@ -19,7 +19,6 @@ from accounts.sign_in import ask_again, must_ask_again
 from auditlog.charts import CallPlots
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover_features, identity_for, probe
@@ -108,14 +107,14 @@ def _switched(request: AppRequest, server: Server, toast: str, undo: Undo | None
 
 
 @require_GET
-@requires(*SEES_SERVERS)
+@requires(Capability.SERVERS_READ)
 def listing(request: AppRequest) -> HttpResponse:
     rows = counted(Server.objects.live())
     return list_page(request, "servers/list.html", rows, table=SERVERS, filters=ServerFilter(request.GET))
 
 
 @require_GET
-@requires(*SEES_SERVERS)
+@requires(Capability.SERVERS_READ)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
     """Redirect to the page of the server with this id. Links in logs have the id instead of the slug."""
     return redirect(page_url(get_object_or_404(Server.objects.live(), pk=pk)))
@@ -131,7 +130,7 @@ def slug(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@requires(*SEES_SERVERS)
+@requires(Capability.SERVERS_READ)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
     server = server_or_404(slug)
     context: dict[str, Any] = {"server": server, "tab": "overview"}
@@ -144,7 +143,7 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
 
 
 @require_GET
-@requires(*SEES_SERVERS)
+@requires(Capability.SERVERS_READ)
 def gateways(request: AppRequest, slug: str) -> HttpResponse:
     server = server_or_404(slug)
     rows = (
@@ -159,7 +158,7 @@ def gateways(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 def logs(request: AppRequest, slug: str) -> HttpResponse:
     """Show the calls to one server."""
-    if not any(request.user.has_perm(capability) for capability in SEES_SERVERS):
+    if not request.user.has_perm(Capability.SERVERS_READ):
         return log_alone("server", get_object_or_404(Server, slug=slug).pk)
     return log_tab(request, "server", server_or_404(slug))
 

@@ -117,7 +117,7 @@ class SinkResource(Resource):
     versioned = True
     queryset = Sink.objects.all()
 
-    @operation(needs=Capability.SINKS_MANAGE, query=SinkQuery, orderings=("name", "created_at", "last_delivered_at"))
+    @operation(needs=Capability.SINKS_READ, query=SinkQuery, orderings=("name", "created_at", "last_delivered_at"))
     def list(self, request: Request) -> Response:
         """List sinks."""
         sinks = Sink.objects.filter(name__icontains=self.query_data.get("q", ""))
@@ -125,7 +125,7 @@ class SinkResource(Resource):
             sinks = sinks.filter(enabled=self.query_data["enabled"])
         return self.page(sinks)
 
-    @operation(needs=Capability.SINKS_MANAGE)
+    @operation(needs=Capability.SINKS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a sink."""
         return self._now(pk)

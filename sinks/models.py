@@ -173,7 +173,7 @@ class Sink(Versioned, Switchable):
     class Meta:
         ordering = ("name",)
         default_permissions = ()
-        permissions = (("manage_sink", "Send the logs elsewhere"),)
+        permissions = (("view_sink", "View log sinks"), ("manage_sink", "Send the logs elsewhere"))
         constraints = (
             models.UniqueConstraint(Lower("name"), name="sink_name_is_unique"),
             models.CheckConstraint(
@@ -247,6 +247,8 @@ class Sink(Versioned, Switchable):
 
     def place_for(self, person: User) -> str:
         """Return the full address for people who may edit it, otherwise `place`."""
+        if not person.has_perm(Capability.SINKS_MANAGE):
+            return self.place
         try:
             self.must_be_open_to(person)
         except CapabilityRequired:

@@ -116,7 +116,7 @@ def page_url(sink: Sink) -> str:
 
 
 @require_GET
-@requires(Capability.SINKS_MANAGE)
+@requires(Capability.SINKS_READ)
 def listing(request: AppRequest) -> HttpResponse:
     table = SINKS.seen(request)
     late = request.GET.get("late") == "1"
@@ -150,9 +150,10 @@ def add(request: AppRequest) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@requires(Capability.SINKS_MANAGE)
+@requires(Capability.SINKS_READ)
 @requires(Capability.LOGS_READ)
 @requires(Capability.AUDIT_READ)
+@requires(Capability.SINKS_MANAGE, to_change=True)
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     sink = get_object_or_404(Sink, pk=pk)

@@ -13,7 +13,7 @@ from rest_framework.response import Response
 from accounts.models import Role, Team
 from accounts.rules import BeyondYours
 from sso import errors
-from sso.models import LONGEST_GROUP, MOST_DOMAINS, SETS_UP, SETTINGS, GroupRule, Provider
+from sso.models import LONGEST_GROUP, MOST_DOMAINS, SEES_SETTINGS, SETS_UP, SETTINGS, GroupRule, Provider
 from sso.oidc import callback_url, signed_out_url
 from sso.provider_test import ProviderTestResult, test_provider
 from sso.saml.keys import Certificate
@@ -151,7 +151,7 @@ class OrganisationResource(Resource):
     serializer_class = OrganisationSerializer
     versioned = True
 
-    @operation(needs=SETS_UP)
+    @operation(needs=SEES_SETTINGS)
     def retrieve(self, request: Request) -> Response:
         """Get the sign-in by the organisation."""
         return self.answer(Provider.load())

@@ -47,6 +47,7 @@ from ui.sealing import cipher
 
 __all__ = [
     "LONGEST_GROUP",
+    "SEES_SETTINGS",
     "SETS_UP",
     "TERMS",
     "Account",
@@ -70,6 +71,7 @@ SAML_SETTINGS = (
 )
 SETTINGS = ("name", "protocol", *OIDC_SETTINGS, *SAML_SETTINGS, "mode", "domains", "links_by_email", "groups_claim")
 SETS_UP = frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE})
+SEES_SETTINGS = frozenset({Capability.WORKSPACE_READ, Capability.PEOPLE_READ})
 # Settings that decide people's accounts, roles and teams, and who has to sign in at the organisation. By changing them,
 # a person who owns a provider or group could sign in as anybody, so a change needs every capability.
 TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})

@@ -50,7 +50,7 @@ from sso.errors import (
 )
 from sso.flow import CONFIRM, LINK, LOGIN, PendingSignIn
 from sso.forms import ProviderForm
-from sso.models import Account, Claims, Provider
+from sso.models import SETS_UP, Account, Claims, Provider
 from sso.saml import flow as saml_flow
 from sso.saml.settings import consumer_url, entity_id, is_installed
 from sso.signed_tokens import CLOCKS_DIFFER_S, LOGOUT_LIVES_S, TokenInvalid, header_of, logout_token
@@ -341,8 +341,10 @@ def _not_a_logout(reason: str) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@requires(Capability.WORKSPACE_MANAGE)
-@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.WORKSPACE_READ)
+@requires(Capability.PEOPLE_READ)
+@requires(Capability.WORKSPACE_MANAGE, to_change=True)
+@requires(Capability.PEOPLE_MANAGE, to_change=True)
 @ask_again
 def settings_page(request: AppRequest) -> HttpResponse:
     provider = Provider.load()
@@ -379,6 +381,7 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
     return {
         "form": form,
         "parts": form.parts(),
+        "may_change": all(map(request.user.has_perm, SETS_UP)),
         "lacking": ", ".join(missing_capabilities(request.user, Capability)),
         "provider": provider,
         "version": provider.version,

@@ -49,7 +49,8 @@ def built_in_roles() -> None:
     """Create the missing roles of a new workspace, as `Role.objects.make_built_in()` does."""
     present = set(Role.objects.values_list("name", flat=True))
     for one in (one for one in BUILT_IN if one.name not in present):
-        grant(Role.objects.create(name=one.name, locked=one.locked), one.capabilities)
+        role = Role.objects.create(name=one.name, locked=one.locked, uses_gateways=one.uses_gateways)
+        grant(role, one.capabilities)
 
 
 @cache

@@ -106,7 +106,7 @@ class TokenResource(Resource):
         return with_reach(tokens_visible_to(self.me))
 
     @operation(
-        needs=Own(Capability.API_TOKENS_MANAGE),
+        needs=Own(Capability.API_TOKENS_READ),
         query=TokenQuery,
         orderings=("name", "created_at", "expires_at", "last_used_at"),
     )
@@ -114,17 +114,22 @@ class TokenResource(Resource):
         """List API access tokens."""
         tokens = tokens_visible_to(self.me)
         if self.query_data["scope"] == "all":
-            must_hold(self.me, Capability.API_TOKENS_MANAGE)
+            must_hold(self.me, Capability.API_TOKENS_READ)
         else:
             tokens = tokens.filter(connection__user=self.me)
         return self.page(filter_tokens(tokens, self.query_data).order_by("-created_at", "pk"), with_reach)
 
-    @operation(needs=Own(Capability.API_TOKENS_MANAGE))
+    @operation(needs=Own(Capability.API_TOKENS_READ))
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get an API access token."""
         return self.answer(self._find(pk))
 
-    @operation(needs=Capability.API_TOKENS_MANAGE, body=NewToken, answer=IssuedTokenSerializer, makes=True)
+    @operation(
+        needs=(Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE),
+        body=NewToken,
+        answer=IssuedTokenSerializer,
+        makes=True,
+    )
     def create(self, request: Request) -> Response:
         """Create an API access token."""
         body = self.body()
@@ -279,6 +284,7 @@ def filter_tokens(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuery
 # /api/api-keys: lists and revokes people's API keys. API keys are created on the API keys page only.
 
 OTHERS = Own(Capability.PEOPLE_MANAGE)
+SEEING = Own(Capability.PEOPLE_READ)
 
 
 class ApiKeySerializer(serializers.Serializer[ApiKey]):
@@ -323,7 +329,7 @@ class ApiKeyResource(Resource):
     serializer_class = ApiKeySerializer
     versioned = True
 
-    @operation(needs=OTHERS, query=ApiKeyQuery, orderings=("name", "created_at", "expires_at", "last_used_at"))
+    @operation(needs=SEEING, query=ApiKeyQuery, orderings=("name", "created_at", "expires_at", "last_used_at"))
     def list(self, request: Request) -> Response:
         """List API keys."""
         keys = ApiKey.objects.within_reach(self.me, of_all=self.query_data["scope"] == "all")
@@ -332,7 +338,7 @@ class ApiKeyResource(Resource):
             keys = keys.filter(user__in=user)
         return self.page(keys.order_by("-created_at", "pk"), lambda keys: keys.select_related("user"))
 
-    @operation(needs=OTHERS)
+    @operation(needs=SEEING)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get an API key."""
         return self.answer(self._find(pk))
@@ -353,8 +359,10 @@ class ApiKeyResource(Resource):
         return self.removed(key, key.revoke)
 
     def _find(self, pk: UUID) -> ApiKey:
-        """Return the key for its owner or a person who manages people; 404 otherwise."""
-        return get_object_or_404(keys_known_to(self.me), pk=pk)
+        """Return the key. 404 if the caller may not see it; refused if the caller may only see it."""
+        key = get_object_or_404(keys_known_to(self.me), pk=pk)
+        self.must_own(key.user_id)
+        return key
 
 
 # POST /api/connections/{id}/regenerate: a new key for an app, a new secret for an agent.
@@ -397,7 +405,8 @@ class Regenerate(Connections):
         self.must_own(connection.user_id)
         is_own = connection.user_id == self.me.pk
         if is_own and getattr(self.request.auth, "is_api_key", False):
-            must_hold(self.me, Capability.API_TOKENS_MANAGE)  # The API key must be allowed to create tokens.
+            # The API key must be allowed to create tokens.
+            must_hold(self.me, (Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE))
         if is_own or not connection.is_live:  # The secret of a disabled connection may still be ended.
             _must_regenerate(connection)
         active = list(Token.objects.active().filter(connection=connection, kind=TokenKind.ACCESS)[:2])

@@ -18,7 +18,7 @@ from accounts.models import ApiKey, ApiKeyQuerySet, User
 from accounts.models.api_keys import ApiKeyAlreadyRevoked
 from accounts.rules import BeyondYours, Outranked
 from accounts.sign_in import ask_first
-from capabilities import Capability, own_resource
+from capabilities import Capability, CapabilityRequired, own_resource
 from tokens.api_keys import DEFAULT_DAYS, LONGEST_DAYS, IssuedApiKey, KeyNameTaken, KeyRefused, NoCapability, issue
 from tokens.rows import API_KEYS
 from ui.forms import ListFilter
@@ -31,9 +31,9 @@ STATUSES = ("active", "expired", "revoked", "all")
 
 
 def keys_known_to(viewer: User) -> ApiKeyQuerySet:
-    """Return all API keys for a viewer with `people:manage`, otherwise the viewer's own keys."""
+    """Return all API keys for a viewer with `people:read`, otherwise the viewer's own keys."""
     keys = ApiKey.objects.select_related("user")
-    return keys if viewer.has_perm(Capability.PEOPLE_MANAGE) else keys.filter(user=viewer)
+    return keys if viewer.has_perm(Capability.PEOPLE_READ) else keys.filter(user=viewer)
 
 
 class KeyFilter(ListFilter):
@@ -80,7 +80,7 @@ REVOKE_TEXT = "Revoke this API key? Programs using it will fail with 401 immedia
 
 
 @require_GET
-@own_resource("one's own API keys; everybody's need PEOPLE_MANAGE")
+@own_resource("one's own API keys; everybody's need PEOPLE_READ")
 def listing(request: AppRequest) -> HttpResponse:
     filters = KeyFilter(request.GET)
     keys = filters.listed(request.user)
@@ -140,6 +140,8 @@ def _shown(request: AppRequest, key: ApiKey, new: IssuedApiKey | None = None) ->
 @own_resource("one's own API keys", others=Capability.PEOPLE_MANAGE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     key = get_object_or_404(keys_known_to(request.user), pk=pk)
+    if key.user_id != request.user.pk and not request.user.has_perm(Capability.PEOPLE_MANAGE):
+        raise CapabilityRequired(Capability.PEOPLE_MANAGE)
     back = reverse("tokens:api_keys") + ("" if key.user_id == request.user.pk else "?owner=all")
 
     def act() -> HttpResponse:

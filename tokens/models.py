@@ -269,7 +269,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     class Meta:
         ordering = ("-created_at",)
-        permissions = (("manage_token", "Create and manage API tokens"),)
+        permissions = (
+            ("manage_token", "Create and manage API tokens"),
+            ("create_own_token", "Connect own agents"),
+        )
         constraints = (
             models.UniqueConstraint(
                 "connection",

@@ -30,7 +30,10 @@ from ui.tables import Column, Table
 # Capabilities for other people's tokens; own tokens need none. No capability gives access to another person's secret.
 EDITING = Capability.API_TOKENS_MANAGE
 ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
-SEES = (*ENDING, Capability.MCP_CONNECTIONS_READ)  # A connection's row shows its tokens' names and prefixes.
+SEES = (
+    Capability.API_TOKENS_READ,
+    Capability.MCP_CONNECTIONS_READ,
+)  # A connection's row shows its tokens' names and prefixes.
 
 NOTICES = 3  # Waiting tokens that the template shows before "more".
 STATUSES = ("active", "waiting", "expired", "revoked", "all")
@@ -45,12 +48,12 @@ def tokens_visible_to(viewer: User) -> TokenQuerySet:
 def hosts_for(viewer: User) -> HostQuerySet:
     """Return the agents `viewer` may create a token for: all, or those that allow enrolment."""
     agents = Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True)
-    return agents if viewer.has_perm(Capability.API_TOKENS_MANAGE) else agents.filter(allow_enrolment=True)
+    return agents if viewer.has_perm(Capability.API_TOKENS_CREATE) else agents.filter(allow_enrolment=True)
 
 
 def may_create(viewer: User) -> bool:
     """Return whether `viewer` may create a token, for an existing agent or an agent that `viewer` may add."""
-    return viewer.has_perm(Capability.API_TOKENS_MANAGE) or hosts_for(viewer).exists()
+    return viewer.has_perm(Capability.API_TOKENS_CREATE) or hosts_for(viewer).exists()
 
 
 def foremost_waiting(owner: User) -> list[Token]:
@@ -281,8 +284,8 @@ def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
     tokens = Token.objects.filter(kind=TokenKind.ACCESS)
     if owner := owner_of_listed(viewer, query):
         return tokens.filter(connection__user=owner)
-    if not viewer.has_perm(EDITING):
-        raise CapabilityRequired(EDITING)
+    if not viewer.has_perm(Capability.API_TOKENS_READ):
+        raise CapabilityRequired(Capability.API_TOKENS_READ)
     return tokens
 
 

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.urls import reverse
 
+from accounts.models import User
 from auditlog.own_calls import Wait
+from connections.given_tools import given_to
 from gateways.models import Effect, Feature, Gateway
+from hosts.models import Host
 from tokens.models import Issued
 from ui.clients import client_block, clients
 
@@ -18,19 +21,20 @@ EXAMPLES: dict[str, Any] = {"string": "hello", "number": 1, "integer": 1, "boole
 
 def new_secret_context(new: Issued) -> dict[str, Any]:
     """Return the context of tokens/once.html, only for the response to the request that made the secret."""
-    gateway = new.token.connection.gateway
+    connection = new.token.connection
+    gateway = connection.gateway
     return {
         "token": new.token,
         "secret": new.secret,
         "url": gateway.url,
         "name": gateway.slug,
-        "call": example_call(gateway),
+        "call": example_call(gateway, connection.user, connection.host),
         "clients": [
             block
             for client in clients()
             if (block := client_block(client, "token", url=gateway.url, name=gateway.slug, token=new.secret))
         ],
-        "wait": Wait.begin(new.token.connection.user, connection=new.token.connection, apart=True),
+        "wait": Wait.begin(connection.user, connection=connection, apart=True),
         "rotate_url": settings.PUBLIC_URL + reverse("api:token-rotate", args=[new.token.pk]),
     }
 
@@ -42,9 +46,10 @@ class ToolCall(NamedTuple):
     arguments: str
 
 
-def example_call(gateway: Gateway) -> ToolCall | None:
-    """Return the simplest call of a non-destructive tool of this gateway, or None if it has no such tool."""
+def example_call(gateway: Gateway, user: User, host: Host | None = None) -> ToolCall | None:
+    """Return the simplest call of a non-destructive tool that `user` may use on this gateway, or None."""
     tools = Feature.objects.tools().callable().filter(assignment__gateway=gateway).exclude(effect=Effect.DESTRUCTIVE)
+    tools = given_to(tools, [(gateway.pk, user.pk)], host.pk if host else None)
     tool = min(tools, key=_example_order, default=None)
     return ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema))) if tool else None
 

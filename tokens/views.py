@@ -21,7 +21,6 @@ from django_htmx.http import reswap, retarget
 from accounts.models import User
 from auditlog.over_time import would_refuse
 from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, requires
-from capabilities.catalogue import SEES_GATEWAYS
 from connections import views as connection_views
 from connections.models import Connection
 from connections.rows import visible
@@ -95,7 +94,7 @@ OFF = "The agent, the gateway or the connection is disabled. Enable it first."
 
 
 @require_GET
-@own_resource("one's own tokens; everybody's need API_TOKENS_MANAGE")
+@own_resource("one's own tokens; everybody's need API_TOKENS_READ")
 def listing(request: AppRequest) -> HttpResponse:
     filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
@@ -138,7 +137,7 @@ def create(request: AppRequest) -> HttpResponse:
     hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))
     count = hosts.count()
     only_part = request.htmx.target == "hosts"
-    if not (count or words or only_part) and request.user.has_perm(Capability.API_TOKENS_MANAGE):
+    if not (count or words or only_part) and request.user.has_perm(Capability.API_TOKENS_CREATE):
         return _name_agent(request, NameAgentForm())
     context = {
         "hosts": hosts[:HOSTS],
@@ -150,7 +149,7 @@ def create(request: AppRequest) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@requires(Capability.API_TOKENS_MANAGE)
+@requires(Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE)
 def create_agent(request: AppRequest) -> HttpResponse:
     """Create an agent by name and continue with its token, for the chosen gateway and client."""
     return _name_agent(request, NameAgentForm(posted(request)))
@@ -174,7 +173,7 @@ def _chosen(fields: QueryDict) -> dict[str, str]:
 
 
 @require_GET
-@own_resource("one's own tokens on a gateway within reach", others=SEES_GATEWAYS)
+@own_resource("one's own tokens on a gateway within reach", others=Capability.GATEWAYS_READ)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     context = of_gateway(request.user, gateway_or_404(request.user, slug))
     return show(request, "tokens/for_gateway.html", context)
@@ -618,7 +617,7 @@ def back_url(request: AppRequest, token: Token) -> str:
         return reverse("tokens:for_gateway", args=[token.connection.gateway.slug])
     if token.connection.user_id == request.user.pk:
         return reverse("tokens:list")
-    if request.user.has_perm(Capability.API_TOKENS_MANAGE):
+    if request.user.has_perm(Capability.API_TOKENS_READ):
         return f"{reverse('tokens:list')}?owner=all"
     return connection_views.back_url(request, token.connection)
 

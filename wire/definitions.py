@@ -176,14 +176,19 @@ def shown_text(kind: str, alias: str, definition: Definition) -> str:
     shown = exposed_name(alias, name)
     if changed:
         return json.dumps({**value, "name": shown}, separators=(",", ":"))
-    return text if shown == name else renamed(text, shown)
+    return text if shown == name else restated(text, {"name": shown})
 
 
-def renamed(text: str, name: str) -> str:
-    """Return the text of an object with another `name`; no other byte changes."""
-    spelled = json.dumps(name)
-    for start, end in reversed([(begin, end) for key, begin, end in jsonrpc.members(text) if key == "name"]):
-        text = text[:start] + spelled + text[end:]
+def restated(text: str, members: Mapping[str, str]) -> str:
+    """Return the text of an object with other values of these members; no other byte changes."""
+    for name, value in members.items():
+        spelled = json.dumps(value)
+        spans = [(begin, end) for key, begin, end in jsonrpc.members(text) if key == name]
+        for start, end in reversed(spans):
+            text = text[:start] + spelled + text[end:]
+        if not spans:  # The object has other members, such as its name.
+            start = text.index("{") + 1
+            text = f"{text[:start]}{json.dumps(name)}:{spelled},{text[start:]}"
     return text
 
 

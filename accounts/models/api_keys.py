@@ -17,6 +17,7 @@ from auditlog.models import Actor, Event
 from auditlog.outcomes import LAYERS, in_short
 from auditlog.versions import Versioned
 from capabilities import Capability, CapabilityRequired
+from capabilities.catalogue import with_included
 
 
 class KeyEnd(models.TextChoices):
@@ -73,8 +74,8 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         """Return the viewer's own keys, or everyone's if `of_all`. Raises CapabilityRequired."""
         if not of_all:
             return self.filter(user=viewer)
-        if not viewer.has_perm(Capability.PEOPLE_MANAGE):
-            raise CapabilityRequired(Capability.PEOPLE_MANAGE)
+        if not viewer.has_perm(Capability.PEOPLE_READ):
+            raise CapabilityRequired(Capability.PEOPLE_READ)
         return self
 
     def revoke_all(self, *, by: Actor | None, reason: str = KeyEnd.MANUAL) -> int:
@@ -159,7 +160,7 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
     def acting(self) -> User:
         """Return the owner with permissions limited to the key's capabilities that the owner still has."""
         owner = self.user
-        owner.narrowed_to = frozenset(self.granted_capabilities)
+        owner.narrowed_to = with_included(self.granted_capabilities)
         return owner
 
     def revoke(self, *, by: Grantor | None) -> None:
@@ -168,7 +169,7 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
         Raises ApiKeyAlreadyRevoked, or Outranked unless `by` has at least the capabilities of the key.
         """
         with transaction.atomic():
-            must_match(by, self.user.granted.intersection(self.granted_capabilities))
+            must_match(by, self.user.granted.intersection(with_included(self.granted_capabilities)))
             if self.lock().revoked_at:
                 raise ApiKeyAlreadyRevoked(ApiKeyAlreadyRevoked.__doc__)
             self.end(by=by, reason=KeyEnd.MANUAL)

@@ -12,9 +12,11 @@ from django.db.models.functions import Lower
 from accounts.rules import (
     Grantor,
     NameTaken,
+    RequiredSignIn,
     RoleGiven,
     RoleInUse,
     RoleLocked,
+    must_be_possible,
     must_hold,
     must_keep_a_manager,
     must_match,
@@ -24,7 +26,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
-from capabilities.catalogue import BUILT_IN, SUPER_ADMIN
+from capabilities.catalogue import BUILT_IN, SUPER_ADMIN, with_included
 
 
 def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permission]:
@@ -39,24 +41,40 @@ class RoleManager(models.Manager["Role"]):
     def make_built_in(self) -> None:
         """Create missing built-in roles, and give locked roles all capabilities of their definition again."""
         for built_in in BUILT_IN:
-            role, created = self.get_or_create(name=built_in.name, defaults={"locked": built_in.locked})
-            if created or built_in.locked:
+            # By any case: a workspace may have a role called "auditor", which keeps what it has.
+            found = self.filter(name__iexact=built_in.name).first()
+            role = found or self.create(
+                name=built_in.name, locked=built_in.locked, uses_gateways=built_in.uses_gateways
+            )
+            if found is None or built_in.locked:
                 role.permissions.set(permissions_of(built_in.capabilities))
 
     def with_capabilities(self) -> models.QuerySet["Role"]:
         return self.prefetch_related(models.Prefetch("permissions", Permission.objects.select_related("content_type")))
 
-    def add(self, *, name: str, capabilities: Iterable[Capability], by: Grantor | None) -> "Role":
-        """Create a role. Raises NameTaken, or BeyondYours for capabilities that `by` lacks."""
+    def add(
+        self,
+        *,
+        name: str,
+        capabilities: Iterable[Capability],
+        by: Grantor | None,
+        required_sign_in: str = RequiredSignIn.NONE,
+        uses_gateways: bool = True,
+    ) -> "Role":
+        """Create a role. Raises NameTaken, NoOrganisation, or BeyondYours for capabilities that `by` lacks."""
         capabilities = frozenset(capabilities)
         must_hold(by, capabilities)
+        must_be_possible(required_sign_in)
         try:
             with transaction.atomic():
-                role = self.create(name=name.strip())
+                role = self.create(name=name.strip(), required_sign_in=required_sign_in, uses_gateways=uses_gateways)
                 role.permissions.set(permissions_of(capabilities))
-                Event.objects.record(
-                    Action.ROLE_CREATED, role, by=by, changes=_capability_changes(frozenset(), capabilities)
-                )
+                changes = _capability_changes(frozenset(), capabilities)
+                if required_sign_in != RequiredSignIn.NONE:
+                    changes["required_sign_in"] = [RequiredSignIn.NONE, required_sign_in]
+                if not uses_gateways:
+                    changes["uses_gateways"] = [True, False]
+                Event.objects.record(Action.ROLE_CREATED, role, by=by, changes=changes)
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
         return role
@@ -68,6 +86,12 @@ class Role(Versioned, models.Model):
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
     locked = models.BooleanField(default=False, editable=False)
+    # False: people with this role only look. Nothing of theirs may call through a gateway (proxy/access/query.sql).
+    uses_gateways = models.BooleanField(default=True, db_default=True)
+    # Asked of people with this role on pages and in REST sessions; their tokens and API keys work without it.
+    required_sign_in = models.CharField(
+        max_length=16, choices=RequiredSignIn, default=RequiredSignIn.NONE, db_default=RequiredSignIn.NONE
+    )
     permissions = models.ManyToManyField(Permission, blank=True, related_name="roles")
 
     objects: ClassVar[RoleManager] = RoleManager()
@@ -89,6 +113,12 @@ class Role(Versioned, models.Model):
         permissions = self._held()
         return frozenset(capability for capability in Capability if capability in permissions)
 
+    @property
+    def granted(self) -> frozenset[Capability]:
+        """The capabilities of people with this role: `capabilities` and those they include."""
+        held = with_included(self.capabilities)
+        return frozenset(capability for capability in Capability if capability in held)
+
     def _held(self) -> frozenset[str]:
         """Return the role's permissions as `app.codename`, without a query if loaded by `with_capabilities`."""
         fetched = "permissions" in getattr(self, "_prefetched_objects_cache", {})
@@ -101,15 +131,29 @@ class Role(Versioned, models.Model):
         return Role.objects.select_for_update().get(pk=self.pk)
 
     def editable(self) -> dict[str, Any]:
-        return {"name": self.name, "capabilities": sorted(capability.slug for capability in self.capabilities)}
+        slugs = sorted(capability.slug for capability in self.capabilities)
+        return {
+            "name": self.name,
+            "capabilities": slugs,
+            "required_sign_in": self.required_sign_in,
+            "uses_gateways": self.uses_gateways,
+        }
 
     def edit(
-        self, *, name: str, capabilities: Iterable[Capability], by: Grantor | None, seen: Seen | None = None
+        self,
+        *,
+        name: str,
+        capabilities: Iterable[Capability],
+        by: Grantor | None,
+        required_sign_in: str | None = None,
+        uses_gateways: bool | None = None,
+        seen: Seen | None = None,
     ) -> None:
-        """Rename the role and set its capabilities, for people with the role from their next request on.
+        """Rename the role, set its capabilities and the sign-in it requires, for people from their next request on.
 
-        Raises RoleLocked, NameTaken, BeyondYours if `by` lacks an added capability, Outranked if the role has more
-        capabilities than `by`, LastManager, or ChangedMeanwhile.
+        A locked role can only change the required sign-in. Raises RoleLocked, NameTaken, BeyondYours if `by` lacks an
+        added capability, Outranked if the role has more capabilities than `by`, LastManager, NoOrganisation, or
+        ChangedMeanwhile.
         """
         requested = frozenset(capabilities)
         try:
@@ -118,14 +162,22 @@ class Role(Versioned, models.Model):
                 row = Role.objects.get(pk=self.pk)
                 before = row.capabilities
                 must_match(by, before)
-                self._must_be_open()
                 changes = _capability_changes(before, requested)
                 if row.name != name.strip():
                     changes["name"] = [row.name, name.strip()]
+                uses = row.uses_gateways if uses_gateways is None else uses_gateways
+                if row.uses_gateways != uses:
+                    changes["uses_gateways"] = [row.uses_gateways, uses]
+                if changes:
+                    row._must_be_open()  # noqa: SLF001  (its own kind)
+                required = row.required_sign_in if required_sign_in is None else required_sign_in
+                if row.required_sign_in != required:
+                    must_be_possible(required)
+                    changes["required_sign_in"] = [row.required_sign_in, required]
                 row.must_be(seen, changes)
                 must_hold(by, requested - before)
-                self.name = name.strip()
-                self.save(update_fields=["name"])
+                self.name, self.required_sign_in, self.uses_gateways = name.strip(), required, uses
+                self.save(update_fields=["name", "required_sign_in", "uses_gateways"])
                 self.permissions.remove(*permissions_of(before - requested))
                 self.permissions.add(*permissions_of(requested - before))
                 must_keep_a_manager()

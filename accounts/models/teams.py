@@ -83,13 +83,15 @@ class Team(Versioned, models.Model):
         return bool(changes)
 
     def remove(self, *, by: Grantor | None) -> None:
-        """Delete the team; its members lose access to gateways that are open to this team only.
+        """Delete the team and end its grants; its members lose access to gateways that are open to this team only.
 
         Raises Outranked if any member has more capabilities than `by`.
         """
         with transaction.atomic():
             row = self.lock()
             _must_match_all(by, {*row.users.values_list("pk", flat=True)})
+            for grant in row.tool_grants.live().select_related("tool_set", "gateway", "team"):  # Of gateways.ToolGrant.
+                grant.end(by=by)
             Event.objects.record(Action.TEAM_REMOVED, self, by=by, changes={"users": [self.emails(), []]})
             self.delete()
 

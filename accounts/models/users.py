@@ -45,7 +45,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
-from capabilities.catalogue import SUPER_ADMIN
+from capabilities.catalogue import SUPER_ADMIN, with_included
 from sso.browser_sessions import end_where_enforced
 
 if TYPE_CHECKING:
@@ -252,11 +252,11 @@ class User(Versioned, AbstractBaseUser):
 
     @cached_property
     def permissions(self) -> frozenset[str]:
-        """Return the Django permissions of the role, as `app.codename`."""
+        """Return the Django permissions of the role, as `app.codename`, with those they include."""
         if self.role_id is None:
             return frozenset()
         rows = Permission.objects.filter(roles=self.role_id).values_list("content_type__app_label", "codename")
-        return frozenset(f"{app_label}.{codename}" for app_label, codename in rows)
+        return with_included(f"{app_label}.{codename}" for app_label, codename in rows)
 
     def set_password(self, raw_password: str | None) -> None:
         super().set_password(raw_password)
@@ -292,6 +292,11 @@ class User(Versioned, AbstractBaseUser):
                 must_keep_a_manager()
             if present.break_glass:
                 must_keep_break_glass()
+
+    @property
+    def uses_gateways(self) -> bool:
+        """False for a person whose role only looks: nothing of theirs may call through a gateway."""
+        return self.role is None or self.role.uses_gateways
 
     @property
     def is_owner(self) -> bool:
@@ -526,7 +531,10 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """Return the capabilities of this person's role (all for a superuser), even while the person is inactive."""
+        """Return the capabilities of this person's role (all for a superuser), even while the person is inactive.
+
+        Included ones too.
+        """
         return frozenset(capability for capability in Capability if self.is_superuser or capability in self.permissions)
 
     def editable(self) -> dict[str, Any]:

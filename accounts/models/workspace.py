@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 from django.db import models, transaction
 from django.db.models import Q
 
+from accounts.rules import RequiredSignIn, must_be_possible
 from auditlog.actions import Action
 from auditlog.models import Actor, Call, Event
 from auditlog.versions import Seen, Versioned
@@ -49,6 +50,10 @@ class WorkspaceSettings(Versioned, models.Model):
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
     token_calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
     setup_steps = models.BooleanField(default=True, db_default=True)
+    # Asked of everybody on pages and in REST sessions, besides what their role requires (accounts.required_sign_in).
+    required_sign_in = models.CharField(
+        max_length=16, choices=RequiredSignIn, default=RequiredSignIn.NONE, db_default=RequiredSignIn.NONE
+    )
 
     class Meta:
         verbose_name_plural = "workspace settings"
@@ -74,7 +79,7 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @classmethod
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
-        """Change settings from the next request, and record the changes. Raises ChangedMeanwhile.
+        """Change settings from the next request, and record the changes. Raises ChangedMeanwhile or NoOrganisation.
 
         A shorter log retention takes effect a day later and can be revoked until then; a longer retention revokes it.
         """
@@ -82,6 +87,8 @@ class WorkspaceSettings(Versioned, models.Model):
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)
             changes = {n: [getattr(settings, n), v] for n, v in fields.items() if getattr(settings, n) != v}
             settings.must_be(seen, changes)
+            if "required_sign_in" in changes:
+                must_be_possible(fields["required_sign_in"])
             if "log_retention_days" in changes:
                 if (days := fields["log_retention_days"]) < settings.log_retention_days:
                     del changes["log_retention_days"]

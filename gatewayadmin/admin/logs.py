@@ -124,7 +124,7 @@ class EventPages(LogPages):
 
 @register(Sink, site=site)
 class SinkPages(CapabilityAdmin):
-    seen_by = (Capability.SINKS_MANAGE,)
+    seen_by = (Capability.SINKS_READ,)
     acts = (
         CapabilityAction(
             "disable",
@@ -158,7 +158,7 @@ class SinkPages(CapabilityAdmin):
 
 @register(ArchivedPartition, site=site)
 class ArchivedPartitionPages(CapabilityAdmin):
-    seen_by = (Capability.SINKS_MANAGE,)
+    seen_by = (Capability.SINKS_READ,)
     list_display = words("name begin end rows archived_at last_error")
     list_filter = ("archived_at",)
     search_fields = ("name",)
@@ -169,7 +169,7 @@ class ArchivedPartitionPages(CapabilityAdmin):
 class ChannelPages(CapabilityAdmin):
     """Notification channels of the workspace, and the viewer's own."""
 
-    seen_by = (Capability.WORKSPACE_MANAGE,)
+    seen_by = (Capability.WORKSPACE_READ,)
     acts = (
         CapabilityAction(
             "disable",

@@ -32,7 +32,7 @@ INVITED = Q(is_active=True, password__startswith=UNUSABLE_PASSWORD_PREFIX, by_or
 class UserPages(CapabilityAdmin):
     """Role and password are set only on the person's page, where editors can grant only capabilities they have."""
 
-    seen_by = (Capability.PEOPLE_MANAGE,)
+    seen_by = (Capability.PEOPLE_READ,)
     page = ("accounts:person", "pk")
     acts = (
         CapabilityAction(
@@ -115,12 +115,12 @@ class UserPages(CapabilityAdmin):
 class RolePages(CapabilityAdmin):
     """Read-only: roles are edited on the product's page, where editors can grant only capabilities they have."""
 
-    seen_by = (Capability.PEOPLE_MANAGE,)
+    seen_by = (Capability.PEOPLE_READ,)
     page = ("accounts:role", "pk")
     list_display = ("name", "locked")
     list_filter = ("locked",)
     search_fields = ("name",)
-    fields = ("name", "locked", "held")
+    fields = ("name", "locked", "uses_gateways", "required_sign_in", "held")
 
     @display(description="capabilities")
     def held(self, obj: Role) -> str:
@@ -129,7 +129,8 @@ class RolePages(CapabilityAdmin):
 
 @register(Team, site=site)
 class TeamPages(CapabilityAdmin):
-    seen_by = changed_by = added_by = (Capability.PEOPLE_MANAGE,)
+    seen_by = (Capability.PEOPLE_READ,)
+    changed_by = added_by = (Capability.PEOPLE_MANAGE,)
     list_display = search_fields = ("name",)
     fields = editable = ("name", "users")
     autocomplete_fields = ("users",)
@@ -172,7 +173,7 @@ class SavedViewPages(CapabilityAdmin):
 
 @register(ApiKey, site=site)
 class ApiKeyPages(CapabilityAdmin):
-    seen_by = (Capability.PEOPLE_MANAGE,)
+    seen_by = (Capability.PEOPLE_READ,)
     acts = (CapabilityAction("revoke", PEOPLE, Q(revoked_at=None), f"Programs that use it get 401. {FINAL}"),)
     list_display = words("name prefix user status expires_at last_used_at revoked_at")
     list_filter = ("expires_at", "created_at")
@@ -188,7 +189,7 @@ class ApiKeyPages(CapabilityAdmin):
 
 @register(ProvisioningKey, site=site)
 class ProvisioningKeyPages(CapabilityAdmin):
-    seen_by = (Capability.PROVISIONING_MANAGE,)
+    seen_by = (Capability.PROVISIONING_READ,)
     acts = (
         CapabilityAction(
             "end_previous",
@@ -258,7 +259,7 @@ class ProviderPages(CapabilityAdmin):
 class AccountPages(CapabilityAdmin):
     """Read-only: people link and unlink their own account."""
 
-    seen_by = (Capability.PEOPLE_MANAGE,)
+    seen_by = (Capability.PEOPLE_READ,)
     list_display = fields = words("user issuer subject created_at")
     list_filter = ("issuer",)
     list_select_related = ("user",)
@@ -267,7 +268,7 @@ class AccountPages(CapabilityAdmin):
 
 @register(WorkspaceSettings, site=site)
 class WorkspacePages(CapabilityAdmin):
-    seen_by = (Capability.WORKSPACE_MANAGE,)
+    seen_by = (Capability.WORKSPACE_READ,)
     acts = (
         CapabilityAction(
             "keep_logs",
@@ -281,7 +282,7 @@ class WorkspacePages(CapabilityAdmin):
     fields = words(
         "name public_base_url new_app_policy allow_non_expiring_tokens calls_per_minute token_calls_per_minute"
         " record_payloads payload_limit_bytes log_retention_days shorter_retention_days shorter_retention_at"
-        " oauth_access_token_seconds oauth_refresh_idle_days setup_steps"
+        " oauth_access_token_seconds oauth_refresh_idle_days setup_steps required_sign_in"
     )
 
     def view_on_site(self, obj: WorkspaceSettings) -> str:

@@ -13,7 +13,6 @@ from django.http import HttpRequest
 from accounts.sign_in import must_ask_again
 from auditlog.outcomes import in_short
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection, HostAtGateway
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow
 from gatewayadmin.admin.base import (
@@ -45,7 +44,7 @@ ARCHIVED = f"It is removed from all lists, and its connections are revoked. {FIN
 
 @register(Host, site=site)
 class HostPages(CapabilityAdmin):
-    seen_by = SEES_HOSTS
+    seen_by = (Capability.HOSTS_READ,)
     changed_by = added_by = (Capability.API_TOKENS_MANAGE,)
     editable = ("name", "description", "allow_enrolment")
     page = ("hosts:detail", "pk")
@@ -92,7 +91,7 @@ class HostPages(CapabilityAdmin):
 
 @register(Registration, site=site)
 class RegistrationPages(CapabilityAdmin):
-    seen_by = SEES_HOSTS
+    seen_by = (Capability.HOSTS_READ,)
     list_display = words("client_name host software_id created_at last_used_at")
     list_filter = ("created_at",)
     list_select_related = ("host",)
@@ -104,7 +103,7 @@ class RegistrationPages(CapabilityAdmin):
 class GatewayPages(CapabilityAdmin):
     """Read-only: the product's page checks the rules for names and reach."""
 
-    seen_by = SEES_GATEWAYS
+    seen_by = (Capability.GATEWAYS_READ,)
     page = ("gateways:detail", "slug")
     acts = (
         *switches(any_of(Capability.GATEWAYS_TOGGLE), NOT_ARCHIVED),
@@ -129,7 +128,7 @@ class GatewayPages(CapabilityAdmin):
 class HostAtGatewayPages(CapabilityAdmin):
     """Apps and agents that are listed or blocked on a gateway; they are added on the gateway's page."""
 
-    seen_by = SEES_GATEWAYS
+    seen_by = (Capability.GATEWAYS_READ,)
     acts = (
         CapabilityAction("block", any_of(Capability.GATEWAYS_MANAGE), Q(allowed=True) & OF_LIVE),
         CapabilityAction("allow", any_of(Capability.GATEWAYS_MANAGE), Q(allowed=False) & OF_LIVE, asks=False),
@@ -151,7 +150,7 @@ class HostAtGatewayPages(CapabilityAdmin):
 class ToolSetPages(CapabilityAdmin):
     """Read-only, except that a set can be archived: sets are edited on the gateway's page."""
 
-    seen_by = SEES_GATEWAYS
+    seen_by = (Capability.GATEWAYS_READ,)
     acts = (CapabilityAction("archive", any_of(Capability.GATEWAYS_MANAGE), NOT_ARCHIVED, FINAL),)
     list_display = words("name gateway patterns effects created_at archived_at")
     list_filter = (("gateway", RelatedOnlyFieldListFilter), "created_at")
@@ -162,7 +161,7 @@ class ToolSetPages(CapabilityAdmin):
 
 @register(ToolGrant, site=site)
 class ToolGrantPages(CapabilityAdmin):
-    seen_by = SEES_GATEWAYS
+    seen_by = (Capability.GATEWAYS_READ,)
     acts = (
         CapabilityAction(
             "end",
@@ -175,12 +174,12 @@ class ToolGrantPages(CapabilityAdmin):
     list_filter = (("gateway", RelatedOnlyFieldListFilter), "everyone", "given_at")
     list_select_related = ("tool_set__gateway", "gateway", "team", "user", "given_by")
     search_fields = ("tool_set__name", "gateway__name", "team__name", "user__email")
-    fields = words("gateway tool_set everyone team user given_by given_at ended_by ended_at")
+    fields = words("gateway tool_set everyone team team_name user given_by given_at ended_by ended_at")
 
 
 @register(Assignment, site=site)
 class AssignmentPages(CapabilityAdmin):
-    seen_by = SEES_GATEWAYS
+    seen_by = (Capability.GATEWAYS_READ,)
     acts = (
         *switches(any_of(Capability.GATEWAYS_TOGGLE), PLACED),
         CapabilityAction(
@@ -213,7 +212,7 @@ class AssignmentPages(CapabilityAdmin):
 class FeaturePages(CapabilityAdmin):
     """Features of every kind; the product's page shows how a definition changed."""
 
-    seen_by = SEES_GATEWAYS
+    seen_by = (Capability.GATEWAYS_READ,)
     page = ("gateways:feature", "pk")
     acts = (
         *switches(any_of(Capability.GATEWAYS_MANAGE), Q(assignment__removed_at=None)),
@@ -235,8 +234,8 @@ class FeaturePages(CapabilityAdmin):
     list_select_related = ("assignment__server", "assignment__gateway")
     search_fields = ("exposed_name", "title")
     fields = words(
-        "kind exposed_name name title description state enabled assignment annotations effect said_effect approved"
-        " offered first_seen_at last_seen_at changed_at missing_since"
+        "kind exposed_name name title description state enabled assignment annotations effect said_effect said_title"
+        " said_description approved offered first_seen_at last_seen_at changed_at missing_since"
     )
 
     def status(self, obj: Feature) -> str:
@@ -274,7 +273,7 @@ class ServerPages(CapabilityAdmin):
     """The URL is read-only: the product's page validates it. Sign-in settings can be changed here."""
 
     form = ServerSettings
-    seen_by = SEES_SERVERS
+    seen_by = (Capability.SERVERS_READ,)
     changed_by = (Capability.SERVERS_MANAGE,)
     editable = (*SIGN_IN_SETTINGS, "private", "end_sign_ins")
     page = ("servers:detail", "slug")
@@ -326,7 +325,8 @@ def _checked(identity: Identity, by: Any) -> Identity:
 
 @register(Identity, site=site)
 class IdentityPages(CapabilityAdmin):
-    seen_by = changed_by = (Capability.IDENTITIES_MANAGE,)
+    seen_by = (Capability.IDENTITIES_READ,)
+    changed_by = (Capability.IDENTITIES_MANAGE,)
     editable = ("label",)
     acts = (
         CapabilityAction(
@@ -386,7 +386,7 @@ class ClientRegistrationPages(CapabilityAdmin):
 class SignInPages(CapabilityAdmin):
     """Sign-ins in progress; each expires within ten minutes."""
 
-    seen_by = (Capability.IDENTITIES_MANAGE,)
+    seen_by = (Capability.IDENTITIES_READ,)
     list_display = words("user server identity created_at expires_at")
     list_filter = (("server", RelatedOnlyFieldListFilter),)
     list_select_related = ("user", "server", "identity")
@@ -408,7 +408,7 @@ class StatusFilter(SimpleListFilter):
 
 @register(Connection, site=site)
 class ConnectionPages(CapabilityAdmin):
-    seen_by = SEES_CONNECTIONS
+    seen_by = (Capability.MCP_CONNECTIONS_READ,)
     page = ("connections:for_host", "host_id")
     acts = (
         *switches(any_of(Capability.CONNECTIONS_TOGGLE), NOT_REVOKED),
@@ -448,7 +448,7 @@ class ConnectionPages(CapabilityAdmin):
 
 @register(Token, site=site)
 class TokenPages(CapabilityAdmin):
-    seen_by = (Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_MANAGE)
+    seen_by = (Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_READ)
     changed_by = (Capability.API_TOKENS_MANAGE,)
     editable = ("name",)
     acts = (
@@ -526,7 +526,7 @@ class AuthorizeRequestPages(CapabilityAdmin):
 
 @register(RateCounter, site=site)
 class RateCounterPages(CapabilityAdmin):
-    seen_by = (Capability.WORKSPACE_MANAGE,)
+    seen_by = (Capability.WORKSPACE_READ,)
     list_display = fields = words("subject_type subject_id window most calls")
     list_filter = ("window",)
     search_fields = ("=subject_id",)

@@ -18,7 +18,6 @@ from accounts.people_views import person_or_404
 from accounts.rules import PeopleError, missing_capabilities
 from auditlog.over_time import would_refuse
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection, ConnectionAlreadyRevoked
 from connections.rows import visible
 from gateways.models import Assignment
@@ -194,7 +193,7 @@ class Subject:
 
     def _seen(self, rows: QuerySet[Identity]) -> QuerySet[Identity]:
         """Return the credentials the viewer may see: shared and their own; all if they manage credentials."""
-        if self.viewer.has_perm(Capability.IDENTITIES_MANAGE):
+        if self.viewer.has_perm(Capability.IDENTITIES_READ):
             return rows
         return rows.filter(Q(owner=None) | Q(owner=self.viewer))
 
@@ -206,7 +205,7 @@ def _and(parts: Sequence[str]) -> str:
 
 class HostSubject(Subject):
     kind, place, rail = "host", "hosts", "hosts:list"
-    sees = SEES_HOSTS
+    sees = (Capability.HOSTS_READ,)
     stops = ((Capability.HOSTS_TOGGLE,), (Capability.MCP_CONNECTIONS_REVOKE,))
     target_type = "host"
     undone_by, undone_by_api = "hosts:enable", "api:host-enable"
@@ -245,7 +244,7 @@ class HostSubject(Subject):
 
 class PersonSubject(Subject):
     kind, place, rail = "user", "people", "accounts:people"
-    sees = (Capability.PEOPLE_MANAGE,)
+    sees = (Capability.PEOPLE_READ,)
     stops = ((Capability.PEOPLE_MANAGE,), (Capability.MCP_CONNECTIONS_REVOKE,))
     faults = PeopleError
     target_type = "user"
@@ -305,7 +304,7 @@ class PersonSubject(Subject):
 
 class ConnectionSubject(Subject):
     kind, place, rail = "connection", "connections", "connections:mcp"
-    sees = SEES_CONNECTIONS
+    sees = (Capability.MCP_CONNECTIONS_READ,)
     stops = ((Capability.MCP_CONNECTIONS_REVOKE,),)
     faults = ConnectionAlreadyRevoked
     target_type = "connection"
@@ -320,7 +319,7 @@ class ConnectionSubject(Subject):
 
     @property
     def url(self) -> str:
-        if any(map(self.viewer.has_perm, SEES_HOSTS)):
+        if self.viewer.has_perm(Capability.HOSTS_READ):
             return reverse("connections:for_host", args=[self.row.host_id])
         return f"{reverse('connections:mcp')}?type=all"
 
@@ -358,7 +357,7 @@ class TokenSubject(Subject):
 
     @property
     def url(self) -> str:
-        may_list = self.viewer.has_perm(Capability.API_TOKENS_MANAGE)
+        may_list = self.viewer.has_perm(Capability.API_TOKENS_READ)
         return f"{reverse('tokens:list')}?owner=all" if may_list else reverse("connections:mcp") + "?type=agent"
 
     @property
@@ -400,7 +399,7 @@ class TokenSubject(Subject):
 
 class ServerSubject(Subject):
     kind, place, rail = "server", "servers", "servers:list"
-    sees = SEES_SERVERS
+    sees = (Capability.SERVERS_READ,)
     stops = ((Capability.SERVERS_TOGGLE,),)
     target_type = "server"
     undone_by, undone_by_api = "servers:enable", "api:server-enable"

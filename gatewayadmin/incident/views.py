@@ -20,7 +20,6 @@ from auditlog.events import EventRow, target_urls
 from auditlog.models import LONGEST_REASON, Event, giving_reason
 from auditlog.sentences import sentence
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_SERVERS
 from connections.models import Connection
 from connections.rows import ConnectionRow
 from gatewayadmin.incident.activity import SHOWN, Activity
@@ -103,7 +102,7 @@ def page(kind: type[Subject]) -> View:
             "rail_entry": kind.rail,
             "log_url": subject.log_url(),
             "refused_url": subject.refused_url,
-            "sees_servers": any(map(request.user.has_perm, SEES_SERVERS)),
+            "sees_servers": request.user.has_perm(Capability.SERVERS_READ),
             "longest_reason": LONGEST_REASON,
         }
         return show(request, "incident/page.html", context)

@@ -32,11 +32,12 @@ from auditlog.remedies import Cause, cause, of_call
 from auditlog.what_if import Trail, trail_of
 from auditlog.why import Detail, Question, current_decision
 from capabilities import Capability, own_resource
+from connections.given_tools import given_to
 from connections.models import Connection, ConnectionRefused
 from gatewayadmin.playground.arguments import ArgumentsForm, form_of, pretty
 from gatewayadmin.playground.results import Result
 from gatewayadmin.playground.run import RUN_SECONDS, AgentRequest, AgentResponse, Run, TooManyRuns, is_served
-from gateways.models import Assignment, Effect, Feature, FeatureKind, Gateway
+from gateways.models import Assignment, Effect, Feature, FeatureKind, FeatureQuerySet, Gateway
 from hosts.models import PLAYGROUND, Host
 from oauth.models import Binding
 from proxy.access.features import Named
@@ -131,13 +132,34 @@ class Chosen:
         return cls(user, gateway, kind if kind in KINDS else "tool", name if is_name else "")
 
     @cached_property
+    def listed(self) -> FeatureQuerySet:
+        """The features of this kind that the gateway's servers offer, enabled or not."""
+        rows = Feature.objects.offered().placed() if self.gateway else Feature.objects.none()
+        return rows.filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
+
+    @cached_property
     def features(self) -> list[Feature]:
-        """The first features of this kind, enabled or not (one more than MOST_OFFERED, to detect more)."""
+        """The first of these that are given to the user (one more than MOST_OFFERED, to detect more)."""
+        given = self._given(self.listed).select_related("assignment__server")
+        return list(given.order_by("assignment__server__name", "exposed_name")[: MOST_OFFERED + 1])
+
+    @cached_property
+    def not_given(self) -> int:
+        """The number of features that are not in the list, because they are not given to the user."""
+        return self.listed.count() - self._given(self.listed).count()
+
+    @property
+    def is_given(self) -> bool:
+        """True if the selected feature is given to the user, or unknown."""
+        if self.feature is None:
+            return True
+        return self._given(Feature.objects.filter(pk=self.feature.pk)).exists()
+
+    def _given(self, features: FeatureQuerySet) -> FeatureQuerySet:
         if self.gateway is None:
-            return []
-        rows = Feature.objects.offered().placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
-        listed = rows.select_related("assignment__server").order_by("assignment__server__name", "exposed_name")
-        return list(listed[: MOST_OFFERED + 1])
+            return features
+        app = Host.objects.filter(dedupe_key=PLAYGROUND).values_list("pk", flat=True).first()
+        return given_to(features, [(self.gateway.pk, self.user.pk)], app)
 
     @property
     def is_typed(self) -> bool:
@@ -289,8 +311,8 @@ def _page(request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[s
     """Render the whole page, with `more` context about the result."""
     user, gateway = request.user, chosen.gateway
     gateways = list(Gateway.objects.reachable_by(user).order_by("name")[: MOST_OFFERED + 1])
-    is_short = len(pretty(form.arguments)) <= LONGEST_COPIED
-    texts = call_texts(gateway.url, gateway.slug, *chosen.asked(form)) if gateway and chosen.name and is_short else []
+    is_copied = bool(chosen.name) and chosen.is_given and len(pretty(form.arguments)) <= LONGEST_COPIED
+    texts = call_texts(gateway.url, gateway.slug, *chosen.asked(form)) if gateway and is_copied else []
     context = {
         "chosen": chosen,
         "gateways": gateways[:MOST_OFFERED],

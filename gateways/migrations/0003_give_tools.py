@@ -1,6 +1,10 @@
-"""Database functions that return the features of a set of tools, and the features given to a person."""
+"""Database functions that return the features of a set of tools, and those given to people; texts for clients."""
 
-from django.db import migrations
+import django.db.models.deletion
+from django.db import migrations, models
+from django.db.models import Q
+
+from gateways.models.feature import check_visible
 
 # The only definition of a set's rule. A tool whose effect nobody states counts as destructive; prompts and resources
 # have no effect.
@@ -31,34 +35,70 @@ END;
 """
 DROP_FEATURES_OF = "DROP FUNCTION gateways_features_of(uuid[])"
 
-# Returns the features of an assignment that a person may use; with `for_feature`, checks that feature only. A feature
-# must be in a set granted to the person on `granting_gateway` (NULL: any feature), and in the set `tool_limit`, which
+# Returns the features of an assignment that are in any of these sets. Sets that ask for the same effects are one rule
+# with the patterns of all: a person may have hundreds of sets, and each rule is compared with each feature.
+IN_SETS = """
+CREATE FUNCTION gateways_in_sets(sets uuid[], for_assignment uuid) RETURNS SETOF uuid LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT m.feature_id
+    FROM gateways_assignment a
+    JOIN gateways_toolset s ON s.gateway_id = a.gateway_id AND s.id = ANY (sets) AND s.archived_at IS NULL
+    JOIN gateways_toolset_members m ON m.toolset_id = s.id
+    JOIN gateways_feature f ON f.id = m.feature_id AND f.assignment_id = a.id
+    WHERE a.id = for_assignment
+    UNION
+    SELECT f.id
+    FROM (
+        SELECT array_agg(DISTINCT l.pattern) AS likes, s.effects
+        FROM gateways_assignment a
+        JOIN gateways_toolset s ON s.gateway_id = a.gateway_id AND s.id = ANY (sets) AND s.archived_at IS NULL
+        CROSS JOIN unnest(CASE WHEN s.likes = '{}' AND s.effects <> '{}' THEN ARRAY['%'] ELSE s.likes END) l (pattern)
+        WHERE a.id = for_assignment
+        GROUP BY s.effects
+        OFFSET 0
+    ) r
+    JOIN gateways_feature f ON f.assignment_id = for_assignment
+        AND gateways_fits(f.kind, f.exposed_name, f.effect, r.likes, r.effects::text[]);
+END;
+"""
+DROP_IN_SETS = "DROP FUNCTION gateways_in_sets(uuid[], uuid)"
+
+# Returns the sets of a gateway granted to one of these people: as everybody, through a team, or in person. Only
+# `gateways_given` calls it, which sets the search path.
+SETS_GIVEN = """
+CREATE FUNCTION gateways_sets_given(granting_gateway uuid, people uuid[]) RETURNS uuid[] LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT DISTINCT r.tool_set_id FROM gateways_toolgrant r
+        WHERE r.gateway_id = granting_gateway AND r.ended_at IS NULL AND (
+            r.everyone OR r.user_id = ANY (people)
+            OR r.team_id IN (SELECT tu.team_id FROM accounts_team_users tu WHERE tu.user_id = ANY (people))
+        )
+    );
+END $$;
+"""
+DROP_SETS_GIVEN = "DROP FUNCTION gateways_sets_given(uuid, uuid[])"
+
+# Returns the features of an assignment that one of `people` may use; with `for_feature`, checks that feature only. A
+# feature must be in a set granted to them on `granting_gateway` (NULL: any feature), and in the set `tool_limit`, which
 # limits the app or agent (NULL: any feature).
 GIVEN = """
-CREATE FUNCTION gateways_given(granting_gateway uuid, person uuid, tool_limit uuid, for_assignment uuid, for_feature uuid)
-RETURNS uuid[] LANGUAGE plpgsql STABLE AS $$
+CREATE FUNCTION gateways_given(
+    granting_gateway uuid, people uuid[], tool_limit uuid, for_assignment uuid, for_feature uuid
+) RETURNS uuid[] LANGUAGE plpgsql STABLE AS $$
 DECLARE
     sets uuid[];
 BEGIN
     IF granting_gateway IS NOT NULL THEN
-        sets := ARRAY(
-            SELECT DISTINCT r.tool_set_id FROM gateways_toolgrant r
-            WHERE r.gateway_id = granting_gateway AND r.ended_at IS NULL AND (
-                r.everyone OR r.user_id = person
-                OR r.team_id IN (SELECT tu.team_id FROM accounts_team_users tu WHERE tu.user_id = person)
-            )
-        );
+        sets := gateways_sets_given(granting_gateway, people);
     END IF;
     IF for_feature IS NULL THEN
         RETURN ARRAY(
             SELECT f.id FROM gateways_feature f
             WHERE f.assignment_id = for_assignment
-                AND (granting_gateway IS NULL OR f.id IN (
-                    SELECT s.feature_id FROM gateways_features_of(sets) s WHERE s.assignment_id = for_assignment
-                ))
+                AND (granting_gateway IS NULL OR f.id IN (SELECT s FROM gateways_in_sets(sets, for_assignment) s))
                 AND (tool_limit IS NULL OR f.id IN (
-                    SELECT s.feature_id FROM gateways_features_of(ARRAY[tool_limit]) s
-                    WHERE s.assignment_id = for_assignment
+                    SELECT s FROM gateways_in_sets(ARRAY[tool_limit], for_assignment) s
                 ))
         );
     END IF;
@@ -73,18 +113,57 @@ BEGIN
 END $$;
 DO $$ BEGIN
     EXECUTE format(
-        'ALTER FUNCTION gateways_given(uuid, uuid, uuid, uuid, uuid) SET search_path = %I, pg_temp', current_schema()
+        'ALTER FUNCTION gateways_given(uuid, uuid[], uuid, uuid, uuid) SET search_path = %I, pg_temp', current_schema()
     );
 END $$;
 """
-DROP_GIVEN = "DROP FUNCTION gateways_given(uuid, uuid, uuid, uuid, uuid)"
+DROP_GIVEN = "DROP FUNCTION gateways_given(uuid, uuid[], uuid, uuid, uuid)"
 
 
 class Migration(migrations.Migration):
     dependencies = [("gateways", "0002_learn_lists"), ("accounts", "0001_initial")]
 
     operations = [
+        migrations.AlterField(
+            "toolgrant",
+            "team",
+            models.ForeignKey(
+                blank=True,
+                null=True,
+                on_delete=django.db.models.deletion.SET_NULL,
+                related_name="tool_grants",
+                to="accounts.team",
+            ),
+        ),
+        migrations.AddField(
+            "toolgrant",
+            "team_name",
+            models.CharField(blank=True, db_default="", default="", editable=False, max_length=80),
+        ),
+        migrations.RemoveConstraint("toolgrant", "tool_grant_has_one_subject"),
+        migrations.AddConstraint(
+            "toolgrant",
+            models.CheckConstraint(
+                condition=Q(everyone=True, team=None, user=None)
+                | Q(everyone=False, team__isnull=False, user=None)
+                | Q(everyone=False, team=None, user__isnull=False)
+                | Q(everyone=False, team=None, user=None, ended_at__isnull=False),
+                name="tool_grant_has_one_subject",
+            ),
+        ),
+        migrations.AddField(
+            "feature",
+            "said_title",
+            models.CharField(blank=True, db_default="", default="", max_length=200, validators=[check_visible]),
+        ),
+        migrations.AddField(
+            "feature",
+            "said_description",
+            models.TextField(blank=True, db_default="", default="", max_length=4_000, validators=[check_visible]),
+        ),
         migrations.RunSQL(FITS, DROP_FITS),
         migrations.RunSQL(FEATURES_OF, DROP_FEATURES_OF),
+        migrations.RunSQL(IN_SETS, DROP_IN_SETS),
+        migrations.RunSQL(SETS_GIVEN, DROP_SETS_GIVEN),
         migrations.RunSQL(GIVEN, DROP_GIVEN),
     ]

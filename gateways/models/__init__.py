@@ -11,6 +11,7 @@ from gateways.models.assignment import (
     alias_validator,
 )
 from gateways.models.feature import (
+    LONGEST_TEXT,
     SAID_EFFECTS,
     STATED_EFFECTS,
     Effect,
@@ -21,6 +22,7 @@ from gateways.models.feature import (
     FeatureVersion,
     Listing,
     NothingToAccept,
+    check_visible,
 )
 from gateways.models.gateway import (
     Gateway,
@@ -48,6 +50,7 @@ from gateways.models.tool_sets import (
 )
 
 __all__ = [
+    "LONGEST_TEXT",
     "SAID_EFFECTS",
     "STATED_EFFECTS",
     "AliasRequired",
@@ -83,6 +86,7 @@ __all__ = [
     "WrongIdentity",
     "alias_validator",
     "allow_identity",
+    "check_visible",
     "fits",
     "fitting",
     "in_sets",

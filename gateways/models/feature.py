@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 from uuid import uuid4
 
+from django.core.exceptions import ValidationError
 from django.db import connection, models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
@@ -79,6 +80,15 @@ class Effect(models.TextChoices):
 # Effects an administrator can state. In sets of tools, a tool with an unknown effect counts as destructive.
 STATED_EFFECTS = [(effect.value, effect.label) for effect in Effect if effect != Effect.UNKNOWN]
 SAID_EFFECTS = [("", "As its server says"), *STATED_EFFECTS]
+
+
+LONGEST_TEXT = 4_000  # Characters of a description that an administrator states.
+
+
+def check_visible(text: str) -> None:
+    """Raise ValidationError if `text` has hidden characters, which models read but people do not see."""
+    if places := [*definitions.hidden_places(text)]:
+        raise ValidationError(f"It has a hidden character: U+{ord(text[places[0]]):04X}.")
 
 
 class FeatureQuerySet(models.QuerySet["Feature"]):
@@ -175,7 +185,8 @@ class Feature(Versioned, Switchable):
     clients get, NULL if equal to `approved`. `offered` is the server's current definition, NULL if it is approved.
     Title, description, schema and annotations are taken from the approved definition, or from the first definition
     while that waits for approval. The database computes `effect` on every write: what an administrator said, otherwise
-    what the annotations claim.
+    what the annotations claim. `said_title` and `said_description` replace the server's for clients; they are no part
+    of the definition.
     If each person has their own identity, `identities` are those for which the server lists the feature.
     """
 
@@ -192,6 +203,10 @@ class Feature(Versioned, Switchable):
         max_length=12, choices=Effect, default=Effect.UNKNOWN, db_default=Effect.UNKNOWN, editable=False
     )
     said_effect = models.CharField(max_length=12, choices=SAID_EFFECTS, default="", db_default="", blank=True)
+    said_title = models.CharField(max_length=200, default="", db_default="", blank=True, validators=[check_visible])
+    said_description = models.TextField(
+        max_length=LONGEST_TEXT, default="", db_default="", blank=True, validators=[check_visible]
+    )
     state = models.CharField(max_length=12, choices=FeatureState, default=FeatureState.APPROVED)
     approved = models.TextField(blank=True, default="")
     shown = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL is "as approved"
@@ -245,6 +260,14 @@ class Feature(Versioned, Switchable):
         return Effect.of(self.annotations).claim
 
     @property
+    def title_for_clients(self) -> str:
+        return self.said_title or self.title
+
+    @property
+    def description_for_clients(self) -> str:
+        return self.said_description or self.description
+
+    @property
     def hidden_characters(self) -> list[str]:
         """The invisible and bidirectional characters of the definition to decide on, by code point and name."""
         text = self.offered or self.approved
@@ -268,7 +291,8 @@ class Feature(Versioned, Switchable):
 
     def editable(self) -> dict[str, Any]:
         hashes = {"definition": self.definition_hash, "offered": self.offered_hash}
-        return {"enabled": self.enabled, "state": self.state, "said_effect": self.said_effect, **hashes}
+        said = {name: getattr(self, name) for name in ("said_effect", "said_title", "said_description")}
+        return {"enabled": self.enabled, "state": self.state, **said, **hashes}
 
     def expose(self, alias: str) -> None:
         """Set the exposed name and shown definition for `alias`, without saving."""
@@ -313,6 +337,23 @@ class Feature(Versioned, Switchable):
             changes = {"effect": [row.said_effect or None, effect or None]}
             type(self).objects.filter(pk=self.pk).update(said_effect=effect)
             Event.objects.record(Action.FEATURE_EFFECT_SAID, row, by=by, changes=changes)
+        self.refresh_from_db()
+        return True
+
+    def say_texts(self, *, title: str, description: str, by: User) -> bool:
+        """State title and description for clients, instead of the server's; empty ones are left to the server.
+
+        Returns False if unchanged.
+        """
+        with transaction.atomic():
+            row = self.lock()
+            said = {"title": title, "description": description}
+            before = {name: getattr(row, f"said_{name}") for name in said}
+            changes = {name: [before[name] or None, said[name] or None] for name in said if before[name] != said[name]}
+            if not changes:
+                return False
+            type(self).objects.filter(pk=self.pk).update(said_title=title, said_description=description)
+            Event.objects.record(Action.FEATURE_TEXTS_SAID, row, by=by, changes=changes)
         self.refresh_from_db()
         return True
 

@@ -61,8 +61,13 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.filter(archived_at=None)
 
     def reachable_by(self, user: User) -> "GatewayQuerySet":
-        """Return live gateways `user` may use: open to everyone or to their teams, or all with GATEWAYS_READ."""
-        if user.has_perm(Capability.GATEWAYS_READ):
+        """Return live gateways `user` may use: open to everyone or to their teams, or all with GATEWAYS_USE.
+
+        None if their role only looks.
+        """
+        if not user.uses_gateways:
+            return self.none()
+        if user.has_perm(Capability.GATEWAYS_USE):
             return self.live()
         # A subquery, because a join needs DISTINCT, which would compute the annotations of every row first.
         through_teams = Gateway.objects.filter(teams__in=user.teams.all()).order_by().values("pk")
@@ -73,10 +78,8 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.reachable_by(user).filter(enabled=True)
 
     def visible_to(self, user: User) -> "GatewayQuerySet":
-        """Return live gateways whose page `user` may open: those they may use, or all if they manage gateways."""
-        if any(user.has_perm(c) for c in (Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)):
-            return self.live()
-        return self.reachable_by(user)
+        """Return live gateways whose page `user` may open: those they may use, or all with GATEWAYS_READ."""
+        return self.live() if user.has_perm(Capability.GATEWAYS_READ) else self.reachable_by(user)
 
     def demo_last(self, *order: str) -> "GatewayQuerySet":
         """Order by `order`, but put gateways that have no server except the built-in one last."""
@@ -195,6 +198,7 @@ class Gateway(Versioned, Switchable):
     class Meta:
         ordering = ("name",)
         permissions = (
+            ("see_gateway", "View all gateways"),
             ("manage_gateway", "Basic gateway management"),
             ("toggle_gateway", "Disable and enable gateways"),
         )

@@ -19,7 +19,7 @@ from django.utils import timezone
 from accounts.models import Team, User
 from accounts.rules import NameTaken
 from auditlog.actions import Action
-from auditlog.models import Event
+from auditlog.models import Actor, Event
 from auditlog.versions import Seen, Versioned
 from gateways.models.feature import STATED_EFFECTS, Feature, FeatureQuerySet
 from gateways.models.gateway import Gateway, GatewayError
@@ -169,7 +169,7 @@ class ToolSet(Versioned, models.Model):
     @property
     def is_in_use(self) -> bool:
         """True if it is granted, or limits an app or agent (`limited` is the rows of connections.HostAtGateway)."""
-        return self.grants.live().exists() or self.limited.exists()
+        return self.grants.live().exists() or self.limited.live().exists()
 
     def archive(self, *, by: User) -> None:
         """Remove the set from all lists. Raises StillInUse."""
@@ -215,14 +215,18 @@ class ToolGrantQuerySet(models.QuerySet["ToolGrant"]):
 
 
 class ToolGrant(Versioned, models.Model):
-    """A set of tools given to everybody, a team or a person. Rows are only added and ended."""
+    """A set of tools given to everybody, a team or a person. Rows are only added and ended.
+
+    Deleting a team ends its grants; `team_name` is then its last name.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     # The gateway of the set, copied here because each request looks up the grants of a gateway.
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)
     tool_set = models.ForeignKey(ToolSet, models.PROTECT, related_name="grants", db_index=False)
     everyone = models.BooleanField()
-    team = models.ForeignKey(Team, models.CASCADE, null=True, blank=True, related_name="+")
+    team = models.ForeignKey(Team, models.SET_NULL, null=True, blank=True, related_name="tool_grants")
+    team_name = models.CharField(max_length=80, blank=True, default="", db_default="", editable=False)
     user = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     given_by = models.ForeignKey(User, models.PROTECT, related_name="+")
     given_at = models.DateTimeField(default=timezone.now)
@@ -237,7 +241,8 @@ class ToolGrant(Versioned, models.Model):
             models.CheckConstraint(
                 condition=Q(everyone=True, team=None, user=None)
                 | Q(everyone=False, team__isnull=False, user=None)
-                | Q(everyone=False, team=None, user__isnull=False),
+                | Q(everyone=False, team=None, user__isnull=False)
+                | Q(everyone=False, team=None, user=None, ended_at__isnull=False),
                 name="tool_grant_has_one_subject",
             ),
             models.UniqueConstraint(
@@ -262,18 +267,21 @@ class ToolGrant(Versioned, models.Model):
     @property
     def subject(self) -> str:
         """The text `everybody`, the name of the team, or the person's e-mail address."""
-        return self.team.name if self.team else self.user.email if self.user else "everybody"
+        if self.everyone:
+            return "everybody"
+        return self.user.email if self.user else self.team.name if self.team else self.team_name
 
     def editable(self) -> dict[str, Any]:
         return {"ended_at": self.ended_at and self.ended_at.isoformat()}
 
-    def end(self, *, by: User) -> bool:
+    def end(self, *, by: Actor | None) -> bool:
         """End the grant, from the next request on. Returns False if it had ended already."""
         with transaction.atomic():
             row = self.lock()
             if row.ended_at:
                 return False
-            self.ended_at, self.ended_by = timezone.now(), by
-            self.save(update_fields=["ended_at", "ended_by"])
+            self.ended_at, self.ended_by = timezone.now(), by if isinstance(by, User) else None
+            self.team_name = self.team.name if self.team else ""
+            self.save(update_fields=["ended_at", "ended_by", "team_name"])
             Event.objects.record(Action.TOOL_GRANT_ENDED, self, by=by)
         return True

@@ -41,11 +41,15 @@ class FeatureRow(NamedTuple):
 
 
 class ListedFeature(NamedTuple):
-    """A feature listed for this connection: its definition, and the server's own name for it if that name has dots."""
+    """A feature listed for this connection: its definition, and the server's own name for it if that name has dots.
+
+    `said` are the members of the definition that an administrator states instead of the server.
+    """
 
     exposed_name: str
     text: str
     dotted_name: str | None
+    said: dict[str, str] | None
 
 
 class StoredSession(NamedTuple):
@@ -63,6 +67,7 @@ class Introduction(NamedTuple):
     capabilities: dict[str, Any] | None
     instructions: str | None
     modern_capabilities: dict[str, Any] | None
+    is_given: bool = True  # Whether the person, through this app or agent, may use anything of this server.
 
 
 class ListingState(NamedTuple):
@@ -138,7 +143,7 @@ class AssignedServer(NamedTuple):
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
         """Return the server's capabilities in the era used for clients of this era; None if the server sent none."""
-        in_sessions, _, in_modern = self.introduction or NOT_INTRODUCED
+        in_sessions, _, in_modern, _ = self.introduction or NOT_INTRODUCED
         era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
         own, other = (in_modern, in_sessions) if era == MODERN else (in_sessions, in_modern)
         return own if own is not None else other
@@ -364,8 +369,8 @@ class ServersNeeded(IntEnum):
 class Wanted(NamedTuple):
     """The servers and features that the statement returns for a request.
 
-    `kind` is tool, prompt, resource or template. `name` is the feature's name as the client sent it; for a resource,
-    the URIs its server may use for it, one per line.
+    `kind` is tool, prompt, resource or template, or `instructions` to learn whose instructions may be shown. `name` is
+    the feature's name as the client sent it; for a resource, the URIs its server may use for it, one per line.
     """
 
     servers: ServersNeeded

@@ -20,7 +20,8 @@
 --              3 all, with their introductions instead of their features,
 --              4 all, with the feature whose own name at its server is `name`
 -- $6 name      exposed name of the tool or prompt; for a resource, the URIs its server may use for it, one per line
--- $7 kind      kind of the feature: tool, prompt, resource, template
+-- $7 kind      kind of the feature: tool, prompt, resource, template; or instructions, which leave out servers of
+--              which the person and the app or agent may use nothing
 -- $8 session   digest of the session id in the request, NULL for none
 -- $9 declared  client capabilities that servers are sent, for a request without a session
 SELECT
@@ -48,7 +49,8 @@ SELECT
     u.id::text AS user_id,
     u.email AS user_email,
     u.is_active AS user_active,
-    g.reach = 'everyone'
+    -- People whose role only looks use no gateway.
+    (SELECT uses_gateways FROM accounts_role WHERE id = u.role_id) IS NOT FALSE AND (g.reach = 'everyone'
     OR g.reach = 'teams' AND EXISTS (
         SELECT FROM gateways_gateway_teams gt
         JOIN accounts_team_users tu ON tu.team_id = gt.team_id
@@ -60,7 +62,7 @@ SELECT
         JOIN auth_permission p ON p.id = rp.permission_id
         JOIN django_content_type ct ON ct.id = p.content_type_id
         WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways' OFFSET 0
-    ) AS reaches,
+    )) AS reaches,
     coalesce(hg.allowed, g.hosts_allowed = 'all') AS host_allowed,
     CASE WHEN q.servers > 0 AND g.slug = q.slug THEN (
         SELECT json_agg(
@@ -91,7 +93,12 @@ SELECT
                     SELECT json_agg(
                         json_build_array(  -- A ListedFeature, without names of members: a list may have thousands.
                             x.exposed_name, coalesce(x.shown, x.approved),
-                            CASE WHEN strpos(x.name, '.') > 0 AND q.kind IN ('tool', 'prompt') THEN x.name END
+                            CASE WHEN strpos(x.name, '.') > 0 AND q.kind IN ('tool', 'prompt') THEN x.name END,
+                            CASE WHEN x.said_title <> '' OR x.said_description <> '' THEN json_strip_nulls(
+                                json_build_object(
+                                    'title', nullif(x.said_title, ''), 'description', nullif(x.said_description, '')
+                                )
+                            ) END
                         ) ORDER BY x.position, x.name
                     )
                     FROM gateways_feature x
@@ -104,7 +111,7 @@ SELECT
                         ) ELSE x.missing_since IS NULL END
                         AND CASE WHEN g.tools_given = 'all' AND hg.tool_set_id IS NULL THEN true ELSE x.id IN (
                             SELECT unnest(gateways_given(
-                                CASE WHEN g.tools_given <> 'all' THEN g.id END, u.id, hg.tool_set_id, a.id, NULL
+                                CASE WHEN g.tools_given <> 'all' THEN g.id END, ARRAY[u.id], hg.tool_set_id, a.id, NULL
                             ))
                         ) END
                 ) /* end */ ELSE (
@@ -120,9 +127,15 @@ SELECT
                         'approved', CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.approved END,
                         'offered', CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.offered END,
                         'kind', x.kind,
-                        'granted', CASE WHEN g.tools_given = 'all' AND hg.tool_set_id IS NULL THEN true ELSE
-                            x.id = ANY (gateways_given(
-                                CASE WHEN g.tools_given <> 'all' THEN g.id END, u.id, hg.tool_set_id, a.id, x.id
+                        'granted', CASE WHEN g.tools_given = 'all' AND hg.tool_set_id IS NULL THEN true
+                            /* not for calls */
+                            -- All at once: a server may have thousands of templates.
+                            WHEN q.kind = 'resource' THEN x.id IN (SELECT unnest(gateways_given(
+                                CASE WHEN g.tools_given <> 'all' THEN g.id END, ARRAY[u.id], hg.tool_set_id, a.id, NULL
+                            )))
+                            /* end */
+                            ELSE x.id = ANY (gateways_given(
+                                CASE WHEN g.tools_given <> 'all' THEN g.id END, ARRAY[u.id], hg.tool_set_id, a.id, x.id
                             ))
                         END
                     ))
@@ -175,7 +188,14 @@ SELECT
                         SELECT modern_capabilities FROM proxy_serverinfo
                         WHERE server_id = s.id AND modern_capabilities IS NOT NULL
                         ORDER BY told_to <> k.told_to LIMIT 1
-                    )
+                    ),
+                    -- Counted only for the instructions: streams read introductions again and again.
+                    'is_given', CASE
+                        WHEN q.kind <> 'instructions' OR g.tools_given = 'all' AND hg.tool_set_id IS NULL THEN true
+                        ELSE gateways_given(
+                            CASE WHEN g.tools_given <> 'all' THEN g.id END, ARRAY[u.id], hg.tool_set_id, a.id, NULL
+                        ) <> '{}'
+                    END
                 ) /* end */ END,
                 -- Looked up only if the session has a log level. A server may log while its capabilities are unknown.
                 'logs', coalesce(ses.log_level, '') <> '' AND NOT EXISTS (

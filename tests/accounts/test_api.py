@@ -137,11 +137,13 @@ def test_everybody_reads_the_catalogue(ann: User) -> None:
     rows = results(Rest.of(ann).get("/capabilities"))
 
     assert len(rows) == len(Capability)
-    assert rows[1] == {
-        "constant": "MCP_CONNECTIONS_READ",
-        "slug": "api-keys:read",
-        "label": "View MCP connections",
-        "allows": "See the MCP Connections page and every connection with its details.",
+    [row] = [one for one in rows if one["constant"] == "MCP_CONNECTIONS_REVOKE"]
+    assert row == {
+        "constant": "MCP_CONNECTIONS_REVOKE",
+        "slug": "api-keys:revoke",
+        "label": "Revoke connections and regenerate API keys",
+        "allows": "Revoke every connection and regenerate its key.",
+        "includes": ["api-keys:read"],
     }
 
 

@@ -96,7 +96,7 @@ def test_a_page_that_refuses_offers_to_ask_for_the_capability(sign_in: SignIn) -
     browser = sign_in(make.user(email="dev@example.com"))
 
     refused = browser.get("/people/?q=ann")
-    sent = browser.post("/settings/ask-for", {"capability": "people:manage", "next": "/people/?q=ann"})
+    sent = browser.post("/settings/ask-for", {"capability": "people:read", "next": "/people/?q=ann"})
 
     assert refused.status_code == 403
     assert '<input type="hidden" name="next" value="/people/?q=ann">' in text(refused)

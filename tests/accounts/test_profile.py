@@ -81,8 +81,9 @@ def test_the_rail_shows_what_one_may_open(ana: User, max: User, sign_in: SignIn)
     for url in ("/settings/workspace", "/settings/mcp-connections"):
         assert f'href="{url}"' in mine
         assert f'href="{url}"' not in theirs
+    assert 'href="/people/"' in mine  # Ana may view people, and not manage them.
+    assert 'href="/people/"' not in theirs
     for page in (mine, theirs):
-        assert 'href="/people/"' not in page
         assert 'href="/settings/sessions"' in page
 
 

@@ -10,6 +10,7 @@ from accounts.capability_groups import CAPABILITY_GROUPS
 from accounts.models import Role, User
 from auditlog.models import Event
 from capabilities import Capability
+from capabilities.catalogue import including
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn
@@ -53,7 +54,9 @@ def test_each_page_opens_with_its_capability_alone(method: str, path: str, sign_
     path = path.format(pk=role.pk)
 
     anonymous = getattr(Client(), method)(path)
-    without = getattr(sign_in(make.user(*(set(Capability) - {Capability.PEOPLE_MANAGE}))), method)(path)
+    sees = method == "get" and path in ("/people/roles/", f"/people/roles/{role.pk}/")
+    lacking = including([Capability.PEOPLE_READ if sees else Capability.PEOPLE_MANAGE])
+    without = getattr(sign_in(make.user(*(set(Capability) - lacking))), method)(path)
     holder = getattr(sign_in(make.user(Capability.PEOPLE_MANAGE)), method)(path)
 
     assert anonymous["Location"].startswith("/accounts/login/")
@@ -78,7 +81,7 @@ def test_the_list_counts_users_and_capabilities(chief: User, sign_in: SignIn) ->
     row = text(sign_in(chief).get("/people/roles/")).split("Watcher</a>")[1].split("</tr>")[0]
 
     assert 'class="number">1</td>' in row
-    assert 'class="number">1 of 20</td>' in row
+    assert 'class="number">1 of 29</td>' in row
 
 
 def test_the_list_costs_the_same_for_few_and_for_many(
@@ -224,10 +227,20 @@ def test_the_locked_role_is_shown_and_cannot_be_changed(chief: User, sign_in: Si
 
     assert "This role is built in." in page
     assert all("disabled" in check_of(page, one) for one in Capability)
-    assert ">Save<" not in page
-    assert "This built-in role cannot be changed." in text(response)
+    assert response.status_code == 302  # Saves the required sign-in, the only field that is not disabled.
     assert "This built-in role cannot be changed." in text(removed)
-    assert Role.objects.get(pk=locked.pk).capabilities == frozenset(Capability)
+    assert Role.objects.get(pk=locked.pk).editable() == locked.editable()
+
+
+def test_people_who_only_view_people_see_a_role_and_who_can_change_it(sign_in: SignIn) -> None:
+    role = make.role(HELD, Capability.HOSTS_TOGGLE, name="Watcher")
+
+    page = text(sign_in(make.user(Capability.PEOPLE_READ)).get(f"/people/roles/{role.pk}/"))
+
+    assert "To change it you need <i>Manage people</i>." in page
+    assert "checked disabled" in check_of(page, HELD)
+    assert "Includes: View Apps &amp; Agents. To archive agents, or disable them and revoke, also: Revoke" in page
+    assert ">Save<" not in page
 
 
 def test_the_last_manager_of_people_keeps_that_capability(chief: User, sign_in: SignIn) -> None:

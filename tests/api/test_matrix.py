@@ -14,6 +14,7 @@ from django.db import transaction
 from django.urls import reverse
 
 from capabilities import Capability
+from capabilities.catalogue import including
 from capabilities.rest import Own, capabilities_in
 from gatewayadmin.rest.openapi import description
 from gatewayadmin.rest.urls import urlpatterns
@@ -155,7 +156,7 @@ class People:
     def __init__(self, world: World) -> None:
         rules = [door.rule for door in DOORS]
         enough = {frozenset(one) for rule in rules for one in sufficient(rule)}
-        others = {ALL - capabilities_in(rule) for rule in rules}
+        others = {ALL - including(capabilities_in(rule)) for rule in rules}
         lacking = {one - {needed} for one in enough for needed in one}
         self._sessions = {one: session_of(holder(*one)) for one in {NONE, ALL} | enough | others | lacking}
         self._owner = session_of(world.owner)
@@ -198,7 +199,7 @@ def sessions(door: Door, people: People) -> Expected:
     lists = open_to_all or (own and not door.is_of_one_thing)  # A list for everybody, or of the caller's objects.
     refused = door.let_in if lists else HIDDEN if own else {403}
     yield "no capability", people.holding(NONE), refused
-    yield "every other capability", people.holding(ALL - capabilities_in(door.rule)), refused
+    yield "every other capability", people.holding(ALL - including(capabilities_in(door.rule))), refused
     yield "the owner", people.owning(), door.let_in if own or open_to_all else {403}
     for enough in enough_for(door):
         yield f"exactly {slugs(enough)}", people.holding(enough), door.let_in
@@ -213,7 +214,7 @@ def programs(door: Door, world: World, people: People) -> Expected:
     for_people = not door.operation.api_keys
     for enough in enough_for(door):
         yield f"a key for {slugs(enough)}", people.key(enough), {403} if for_people else door.let_in
-    others, for_anybody = ALL - capabilities_in(door.rule), door.rule is None and not for_people
+    others, for_anybody = ALL - including(capabilities_in(door.rule)), door.rule is None and not for_people
     yield "a key for everything else", people.key(others), door.let_in if for_anybody else {403}
     yield "a token of the data plane", Rest.bearing(world.secret), {200} if door.action == "rotate" else {403}
     yield "nobody", Rest.of(), {401}

@@ -16,7 +16,7 @@ from django.urls import reverse
 
 from accounts.models import ApiKey, Role, Team, User
 from capabilities import Capability
-from capabilities.catalogue import ADMINISTRATOR, MEMBER, SUPER_ADMIN
+from capabilities.catalogue import ADMINISTRATOR, MEMBER, SUPER_ADMIN, with_included
 from connections.models import Connection
 from gateways.models import Gateway
 from servers.models import Identity
@@ -30,11 +30,18 @@ from tokens.models import Token
 pytestmark = pytest.mark.django_db
 
 C = Capability
-GATEWAYS = {C.GATEWAYS_READ, C.GATEWAYS_MANAGE, C.GATEWAYS_TOGGLE}
-SERVERS = {C.SERVERS_MANAGE, C.SERVERS_TOGGLE, C.IDENTITIES_MANAGE}
+GATEWAYS = {C.GATEWAYS_READ, C.GATEWAYS_USE, C.GATEWAYS_MANAGE, C.GATEWAYS_TOGGLE}
+SERVERS = {C.SERVERS_READ, C.SERVERS_MANAGE, C.SERVERS_TOGGLE, C.IDENTITIES_READ, C.IDENTITIES_MANAGE}
 CONNECTIONS = {C.MCP_CONNECTIONS_READ, C.CONNECTIONS_TOGGLE, C.MCP_CONNECTIONS_REVOKE}
 IDENTITIES = {C.IDENTITIES_MANAGE, C.SERVERS_MANAGE}
-HOSTS = {C.HOSTS_READ, C.HOSTS_TOGGLE, C.API_TOKENS_MANAGE}
+ALL_IDENTITIES = {C.IDENTITIES_READ, C.IDENTITIES_MANAGE}
+HOSTS = {C.HOSTS_READ, C.HOSTS_TOGGLE, C.API_TOKENS_MANAGE, C.API_TOKENS_CREATE}
+CREATING = {C.API_TOKENS_MANAGE, C.API_TOKENS_CREATE}
+TOKENS = {C.API_TOKENS_READ, C.API_TOKENS_MANAGE}
+PEOPLE = {C.PEOPLE_READ, C.PEOPLE_MANAGE}
+SETTINGS = {C.WORKSPACE_READ, C.WORKSPACE_MANAGE}
+SINKS = {C.SINKS_READ, C.SINKS_MANAGE}
+DIRECTORIES = {C.PROVISIONING_READ, C.PROVISIONING_MANAGE}
 ENDING = {C.API_TOKENS_MANAGE, C.MCP_CONNECTIONS_REVOKE}
 EVERYBODY = set(C)
 NOBODY: set[Capability] = set()  # No single capability is enough.
@@ -44,7 +51,7 @@ OPENS: dict[str, set[Capability]] = {
     "GET event-list": {C.AUDIT_READ},
     "GET event-detail": {C.AUDIT_READ},
     "GET apikey-list": EVERYBODY,  # Lists the caller's own keys.
-    "GET apikey-detail": {C.PEOPLE_MANAGE},
+    "GET apikey-detail": PEOPLE,
     "DELETE apikey-detail": {C.PEOPLE_MANAGE},
     "POST apikey-revoke": {C.PEOPLE_MANAGE},
     "GET capability-list": EVERYBODY,
@@ -103,7 +110,7 @@ OPENS: dict[str, set[Capability]] = {
     "POST feature-accept": {C.GATEWAYS_MANAGE},
     "POST feature-quarantine": {C.GATEWAYS_MANAGE},
     "GET host-list": HOSTS,
-    "POST host-list": {C.API_TOKENS_MANAGE},
+    "POST host-list": CREATING,
     "GET host-detail": HOSTS,
     "PATCH host-detail": {C.API_TOKENS_MANAGE},
     "POST host-approve": {C.HOSTS_TOGGLE},
@@ -112,14 +119,14 @@ OPENS: dict[str, set[Capability]] = {
     "POST host-archive": NOBODY,
     "GET identity-list": EVERYBODY,
     "POST identity-list": EVERYBODY,
-    "GET identity-detail": IDENTITIES,
+    "GET identity-detail": ALL_IDENTITIES | {C.SERVERS_MANAGE},
     "PATCH identity-detail": {C.SERVERS_MANAGE},
     "PUT identity-secret": {C.SERVERS_MANAGE},
     "POST identity-disable": IDENTITIES,
     "POST identity-enable": IDENTITIES,
     "POST identity-revoke": IDENTITIES,
     "POST identity-confirm": {C.IDENTITIES_MANAGE},
-    "GET identity-gateways": {C.IDENTITIES_MANAGE},
+    "GET identity-gateways": ALL_IDENTITIES,
     "PUT identity-gateways": {C.IDENTITIES_MANAGE},
     "GET call-list": {C.LOGS_READ},
     "GET call-export": {C.LOGS_READ},
@@ -127,9 +134,9 @@ OPENS: dict[str, set[Capability]] = {
     "GET call-now": {C.LOGS_READ},
     "GET call-what-if": {C.LOGS_READ},
     "GET call-groups": {C.LOGS_READ},
-    "GET role-list": {C.PEOPLE_MANAGE},
+    "GET role-list": PEOPLE,
     "POST role-list": {C.PEOPLE_MANAGE},
-    "GET role-detail": {C.PEOPLE_MANAGE},
+    "GET role-detail": PEOPLE,
     "PATCH role-detail": {C.PEOPLE_MANAGE},
     "DELETE role-detail": {C.PEOPLE_MANAGE},
     "GET savedview-list": {C.LOGS_READ},
@@ -145,14 +152,14 @@ OPENS: dict[str, set[Capability]] = {
     "POST server-enable": {C.SERVERS_TOGGLE},
     "POST server-test": {C.SERVERS_MANAGE},
     "POST server-archive": {C.SERVERS_MANAGE},
-    "GET team-list": {C.PEOPLE_MANAGE},
+    "GET team-list": PEOPLE,
     "POST team-list": {C.PEOPLE_MANAGE},
-    "GET team-detail": {C.PEOPLE_MANAGE},
+    "GET team-detail": PEOPLE,
     "PATCH team-detail": {C.PEOPLE_MANAGE},
     "DELETE team-detail": {C.PEOPLE_MANAGE},
     "GET token-list": EVERYBODY,
-    "POST token-list": {C.API_TOKENS_MANAGE},
-    "GET token-detail": {C.API_TOKENS_MANAGE},
+    "POST token-list": CREATING,
+    "GET token-detail": TOKENS,
     "PATCH token-detail": {C.API_TOKENS_MANAGE},
     "DELETE token-detail": ENDING,
     "POST token-revoke": ENDING,
@@ -160,9 +167,9 @@ OPENS: dict[str, set[Capability]] = {
     "POST token-ask-for-new": ENDING,
     "POST token-end-previous": ENDING,
     "POST token-collect": NOBODY,
-    "GET user-list": {C.PEOPLE_MANAGE},
+    "GET user-list": PEOPLE,
     "POST user-list": {C.PEOPLE_MANAGE},
-    "GET user-detail": {C.PEOPLE_MANAGE},
+    "GET user-detail": PEOPLE,
     "PATCH user-detail": {C.PEOPLE_MANAGE},
     "POST user-deactivate": {C.PEOPLE_MANAGE},
     "POST user-reactivate": {C.PEOPLE_MANAGE},
@@ -181,26 +188,26 @@ OPENS: dict[str, set[Capability]] = {
     "GET own-call-list": EVERYBODY,
     "POST me-ask-for": EVERYBODY,
     "POST me-confirm": EVERYBODY,
-    "GET workspace": {C.WORKSPACE_MANAGE},
+    "GET workspace": SETTINGS,
     "PATCH workspace": {C.WORKSPACE_MANAGE},
     "POST workspace-keep-logs": {C.WORKSPACE_MANAGE},
     "POST workspace-test-mail": {C.WORKSPACE_MANAGE},
     "GET organisation": NOBODY,
     "PATCH organisation": NOBODY,
     "POST organisation-test": NOBODY,
-    "GET connection-identities": {C.MCP_CONNECTIONS_READ},
+    "GET connection-identities": CONNECTIONS,
     "PUT connection-identity": NOBODY,
     "DELETE connection-identity": NOBODY,
     "POST sign-in": EVERYBODY,
-    "GET provisioning-key-list": {C.PROVISIONING_MANAGE},
+    "GET provisioning-key-list": DIRECTORIES,
     "POST provisioning-key-list": NOBODY,
-    "GET provisioning-key-detail": {C.PROVISIONING_MANAGE},
+    "GET provisioning-key-detail": DIRECTORIES,
     "POST provisioning-key-roll": NOBODY,
     "POST provisioning-key-end-previous": {C.PROVISIONING_MANAGE},
     "POST provisioning-key-revoke": {C.PROVISIONING_MANAGE},
-    "GET sink-list": {C.SINKS_MANAGE},
+    "GET sink-list": SINKS,
     "POST sink-list": NOBODY,
-    "GET sink-detail": {C.SINKS_MANAGE},
+    "GET sink-detail": SINKS,
     "PATCH sink-detail": NOBODY,
     "DELETE sink-detail": {C.SINKS_MANAGE},
     "POST sink-enable": NOBODY,
@@ -211,17 +218,17 @@ OPENS: dict[str, set[Capability]] = {
 
 # People may call these for their own objects; an API key needs the capability required for other people's objects.
 KEY_OPENS: dict[str, set[Capability]] = {
-    "GET apikey-list": {C.PEOPLE_MANAGE},
+    "GET apikey-list": PEOPLE,
     "GET own-call-list": {C.LOGS_READ},
-    "GET channel-list": {C.WORKSPACE_MANAGE},
+    "GET channel-list": SETTINGS,
     "POST channel-list": {C.WORKSPACE_MANAGE},
     "GET connection-list": CONNECTIONS,
     "GET catalogue-list": GATEWAYS,
     "GET gateway-list": GATEWAYS,
-    "GET identity-list": IDENTITIES,
+    "GET identity-list": ALL_IDENTITIES | {C.SERVERS_MANAGE},
     "POST identity-list": {C.SERVERS_MANAGE},
     "POST sign-in": {C.SERVERS_MANAGE},
-    "GET token-list": {C.API_TOKENS_MANAGE},
+    "GET token-list": TOKENS,
 }
 # Refused to every API key: operations that let people in, grant capabilities, or manage other keys.
 NO_KEYS = {
@@ -373,10 +380,10 @@ def opens(name: str, capability: Capability, target: Target, *, key: bool) -> bo
     wanted = KEY_OPENS.get(name, OPENS[name]) if key else OPENS[name]
     if capability not in wanted:
         return False
-    if name in AGAINST and not target.holds <= {capability}:
+    if name in AGAINST and not target.holds <= with_included({capability}):
         return False
     if target.owned:  # Another person's credential: identity managers may see, enable and disable it.
-        return capability == C.IDENTITIES_MANAGE and name not in OWNERS_ALONE
+        return capability in ALL_IDENTITIES and name not in OWNERS_ALONE
     if target.shared and name not in FOR_SHARED and not name.startswith("GET"):
         return capability == C.SERVERS_MANAGE
     return True

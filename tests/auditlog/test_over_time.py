@@ -157,7 +157,7 @@ def test_reach_by_team_says_who_would_have_been_left_out(used: Used, ana: User, 
     used.calls(used.ada, 4)
     used.calls(used.bot, 1)
     used.calls(used.ben, 2)
-    chief = make.connection(used.ada.host, used.ada.gateway, make.user(Capability.GATEWAYS_READ))
+    chief = make.connection(used.ada.host, used.ada.gateway, make.user(Capability.GATEWAYS_USE))
     used.calls(chief, 1)
     form = f"/gateways/{used.ada.gateway.slug}/reach/"
     chosen, change = {"reach": "teams", "teams": str(team.pk)}, HTMX | {"HX-Target": "would-refuse"}

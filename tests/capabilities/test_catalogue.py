@@ -14,7 +14,7 @@ pytestmark = pytest.mark.django_db
 
 
 def test_every_capability_is_a_permission_of_its_own() -> None:
-    assert permissions_of(Capability).count() == len(Capability) == 20
+    assert permissions_of(Capability).count() == len(Capability) == 29
     assert len({capability.slug for capability in Capability}) == len(Capability)
 
 

@@ -6,7 +6,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
 from capabilities import Capability
-from capabilities.catalogue import SEES_HOSTS
+from capabilities.catalogue import including
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from hosts.models import Host
@@ -90,7 +90,7 @@ def test_others_are_seen_with_the_capability_only(
 
 
 def test_the_page_takes_what_the_host_page_takes(bot: Host, sign_in: SignIn) -> None:
-    without = make.user(*set(Capability) - {*SEES_HOSTS})
+    without = make.user(*set(Capability) - including([Capability.HOSTS_READ]))
 
     assert Client().get(path(bot))["Location"].startswith("/accounts/login/")
     assert sign_in(without).get(path(bot)).status_code == 403

@@ -125,14 +125,14 @@ def test_a_gateway_of_another_team_takes_no_connection() -> None:
 
 
 def test_a_holder_of_gateways_read_reaches_every_gateway() -> None:
-    ana = make.user(Capability.GATEWAYS_READ)
+    ana = make.user(Capability.GATEWAYS_USE)
 
     assert make.connection(make.agent(by=ana), make.gateway(reach=Reach.TEAMS), ana).is_live
 
 
 def test_stopped_above_matches_every_blocked_connection() -> None:
     ana, ben = make.user(), make.user()
-    reader, chief = make.user(Capability.GATEWAYS_READ), make.user(is_superuser=True)
+    reader, chief = make.user(Capability.GATEWAYS_USE), make.user(is_superuser=True)
     team = Team.objects.create(name=make.unique("team"))
     team.users.add(ben)
     narrow = make.gateway(reach=Reach.TEAMS)

@@ -1,7 +1,9 @@
 """The pages and the API of tool sets, grants and limits."""
 
 import re
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.contrib.messages import get_messages
@@ -12,11 +14,13 @@ from accounts.models import Team, User
 from auditlog.models import Event
 from auditlog.sentences import sentence
 from capabilities import Capability
-from connections.models import HostAtGateway
+from connections.given_tools import given_tools
+from connections.models import Connection, HostAtGateway
 from gateways.models import Feature, Gateway, ToolGrant, ToolSet
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest
+from tokens.snippets import example_call
 from ui.templatetags.ui import undo
 
 pytestmark = pytest.mark.django_db
@@ -74,7 +78,7 @@ def test_a_set_is_made_copied_changed_and_archived_and_its_form_says_what_it_has
     client, base = sign_in(boss), "/gateways/work/access/tools/"
     assert "No tool set yet." in text(client.get(base))
 
-    shown = client.get(f"{base}add/", {"effects": "read_only"}, headers=WOULD_HAVE)
+    shown = client.post(f"{base}add/", {"effects": "read_only"}, headers=WOULD_HAVE)
     made = client.post(f"{base}add/", {"name": "Reading", "effects": "read_only", "members": "docs__drop"})
 
     assert "It has 1 tool, prompt or resource now." in text(shown)
@@ -84,9 +88,10 @@ def test_a_set_is_made_copied_changed_and_archived_and_its_form_says_what_it_has
     assert [*reading.features.values_list("name", flat=True).order_by("name")] == ["drop", "get"]
     page = text(client.get(made["Location"]))
     assert "Tools with the effect Read only, new ones too, and those chosen one by one." in page
-    copy = client.get(f"{base}add/", {"from": str(reading.pk)}).content.decode()
-    assert 'value="Reading (copy)"' in copy
-    assert "docs__drop" in copy
+    client.post(f"/tool-sets/{reading.pk}/copy/", {"gateway": str(work.pk), "name": "Other"})
+    copy = ToolSet.objects.get(name="Other")
+    assert copy.editable() == reading.editable() | {"name": "Other"}
+    copy.archive(by=boss)
     assert "This name is in use already." in text(client.post(f"{base}add/", {"name": "reading"}))
     unknown = client.post(f"{base}add/", {"name": "Other", "members": "docs__nothing"})
     assert "This gateway has no docs__nothing." in text(unknown)
@@ -95,7 +100,7 @@ def test_a_set_is_made_copied_changed_and_archived_and_its_form_says_what_it_has
     assert told() == (
         "boss@example.com changed the name, effects, members and 1 more of the tool set “Gets” of the gateway “Work”."
     )
-    assert [*ToolSet.objects.get().features.values_list("name", flat=True)] == ["get"]
+    assert [*ToolSet.objects.live().get().features.values_list("name", flat=True)] == ["get"]
     grant = ToolGrant.objects.give(reading, by=boss)
     assert "End that first." in text(client.post(f"/tool-sets/{reading.pk}/archive/", follow=True))
     grant.end(by=boss)
@@ -255,7 +260,7 @@ def test_what_an_administrator_says_of_a_tool_counts_in_sets(
     prompt = Feature.objects.create(assignment=get.assignment, kind="prompt", name="p", exposed_name="docs__p")
     assert client.get(f"/features/{prompt.pk}/effect/").status_code == 404
     refused = Rest(client).send("patch", f"/gateways/work/features/{prompt.pk}", {"said_effect": "writes"})
-    assert refused.json()["errors"] == {"said_effect": ["Only tools have an effect."]}
+    assert refused.json()["errors"] == {"said_effect": ["It can be stated of tools only."]}
 
 
 def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User, ann: User, sign_in: SignIn) -> None:
@@ -288,3 +293,178 @@ def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User,
         client.get(url, {"tool": dropping, "of": f"agent:{bot.pk}"})
     )
     assert client.get(url, {"tool": dropping, "of": "nonsense"}).status_code == 404
+
+
+def test_a_gateway_without_sets_is_offered_two_and_a_copy_says_what_is_not_found(
+    work: Gateway, boss: User, sign_in: SignIn
+) -> None:
+    client, base = sign_in(boss), "/gateways/work/access/tools/"
+    forms = re.findall(r'<form method="post" action="([^"]+/add/)">(.*?)</form>', client.get(base).content.decode())
+    for url, fields in forms:
+        client.post(url, dict(re.findall(r'name="(name|patterns|effects)" value="([^"]*)"', fields)))
+    sets = {one.name: {*one.features.values_list("name", flat=True)} for one in ToolSet.objects.all()}
+    assert sets == {"Everything": {"get", "drop"}, "Read only": {"get"}}
+    assert "Add “Everything”" not in text(client.get(base))
+
+    lab = make.gateway(slug="lab", name="Lab")
+    there = make.assignment(lab, make.server(slug="docs-lab"), alias="docs")
+    Feature.objects.create(assignment=there, name="get", exposed_name="docs__get")
+    both = ToolSet.objects.add(
+        gateway=work,
+        name="Both",
+        patterns=["docs__s*"],
+        members=Feature.objects.filter(assignment__gateway=work),
+        by=boss,
+    )
+    copying = {"gateway": str(lab.pk), "name": "Both"}
+    url = f"/tool-sets/{both.pk}/copy/"
+    missing = "1 tool not found on Lab: docs__drop."
+    assert missing in text(client.post(url, copying, headers=WOULD_HAVE))
+    assert missing in text(client.post(url, copying, follow=True))
+    copied = ToolSet.objects.get(gateway=lab).editable()
+    assert copied == {"name": "Both", "patterns": ["docs__s*"], "effects": [], "members": ["docs__get"]}
+
+
+def test_tools_are_ticked_over_searches_and_pages_and_saved_at_once(work: Gateway, boss: User, sign_in: SignIn) -> None:
+    assignment = work.assignments.get()
+    Feature.objects.bulk_create(
+        Feature(assignment=assignment, name=f"t{n}", exposed_name=f"docs__t{n:03}") for n in range(120)
+    )
+    gone = Feature.objects.create(
+        assignment=assignment, name="gone", exposed_name="docs__gone", missing_since=timezone.now()
+    )
+    chosen = ToolSet.objects.add(gateway=work, name="Chosen", members=[gone], by=boss)
+    client, url = sign_in(boss), f"/tool-sets/{chosen.pk}/tools/"
+
+    class Page:
+        def __init__(self, answer: Any) -> None:
+            page = answer.content.decode()
+            self.shown = re.findall(r'name="shown" value="([^"]+)"', page)
+            self.ticked = re.findall(r'name="tick" value="([^"]+)" checked', page)
+            self.fields = dict(re.findall(r'type="hidden" name="(page|version)" value="([^"]*)"', page))
+            [self.chosen] = re.findall(r"<textarea[^>]*>(.*?)</textarea>", page, re.DOTALL)
+
+        def press(self, act: str, **fields: Any) -> Any:
+            told = {"tick": self.ticked, "shown": self.shown, "chosen": self.chosen.strip(), **self.fields}
+            return client.post(url, told | {"act": act, **fields})
+
+    first = Page(client.get(url))
+    assert (len(first.shown), first.ticked) == (50, [])
+    second = Page(first.press("next", tick=["docs__drop", "docs__t001"]))
+    assert second.shown[0] == "docs__t048"
+    search = Page(second.press("find", q="docs__t11", tick=["docs__t060"]))
+    everything = Page(search.press("all", q="docs__t11"))
+    assert everything.ticked == everything.shown == [f"docs__t{n}" for n in range(110, 120)]
+    assert chosen.members.count() == 1
+
+    without = [name for name in everything.shown if name != "docs__t113"]
+    saved = everything.press("save", q="docs__t11", tick=without)
+
+    assert saved["Location"] == f"/tool-sets/{chosen.pk}/"
+    names = {*chosen.members.values_list("exposed_name", flat=True)}
+    assert names == {"docs__gone", "docs__drop", "docs__t001", "docs__t060", *without}
+    assert told() == "boss@example.com changed the members of the tool set “Chosen” of the gateway “Work”."
+    clash = first.press("save", tick=[])
+    assert clash.status_code == 422
+    cleared = Page(Page(client.get(url)).press("none"))
+    assert cleared.chosen.strip() == "docs__gone"
+
+
+def test_deleting_a_team_says_which_grants_end_and_keeps_their_rows(
+    work: Gateway, boss: User, ann: User, sign_in: SignIn
+) -> None:
+    reading = ToolSet.objects.add(gateway=work, name="Reading", effects=["read_only"], by=boss)
+    team = Team.objects.create(name="Writers")
+    team.users.add(ann)
+    grant = ToolGrant.objects.give(reading, team=team, by=boss)
+    manager = make.user(*Capability, email="manager@example.com")
+    client = sign_in(manager)
+
+    asked = text(client.get(f"/people/teams/{team.pk}/delete/"))
+    client.post(f"/people/teams/{team.pk}/delete/")
+
+    assert "1 grant of tools would end: Reading on Work." in asked
+    assert not Team.objects.exists()
+    grant.refresh_from_db()
+    assert (grant.team, grant.subject, grant.ended_by) == (None, "Writers", manager)
+    ended = Event.objects.get(action="tool_grant.ended")
+    assert sentence(ended) == "manager@example.com took the tool set “Reading” from “Writers” on the gateway “Work”."
+    reading.archive(by=boss)
+    [shown] = Rest(client).get("/gateways/work/grants", ended="true").json()["results"]
+    assert (shown["to"], shown["team"], shown["team_name"]) == ("team", None, "Writers")
+
+
+def test_a_set_that_limits_only_an_archived_agent_can_be_archived(work: Gateway, boss: User) -> None:
+    reading = ToolSet.objects.add(gateway=work, name="Reading", by=boss)
+    bot = make.agent(by=boss)
+    HostAtGateway.objects.at(work, bot).limit(reading, by=boss)
+    assert reading.is_in_use
+
+    bot.disable(by=boss)
+    Connection.objects.archive_host(bot, by=boss)
+    reading.archive(by=boss)
+
+    assert not ToolSet.objects.live().exists()
+
+
+def test_texts_for_clients_are_stated_taken_back_and_never_hidden(work: Gateway, boss: User, sign_in: SignIn) -> None:
+    get = Feature.objects.get(name="get")
+    Feature.objects.filter(pk=get.pk).update(title="Get", description="Gets it.")
+    client, url = sign_in(boss), f"/features/{get.pk}/texts/"
+
+    hidden = client.post(url, {"title": "Get\u202e", "description": "Kept"})
+    said = client.post(url, {"title": "Read a page", "description": "Reads\r\none page."})
+
+    assert "It has a hidden character: U+202E." in text(hidden)
+    assert "Kept" in hidden.content.decode()
+    get.refresh_from_db()
+    assert (get.said_title, get.said_description, get.title) == ("Read a page", "Reads\none page.", "Get")
+    assert told() == "boss@example.com stated the title and description of “docs__get” for clients."
+    page = text(client.get(f"/features/{get.pk}/"))
+    assert "Read a page Stated by an administrator. Its server: Get" in page
+    assert "Its server, not shown to clients Gets it." in page
+    undone(client, said)
+    get.refresh_from_db()
+    assert (get.said_title, get.said_description) == ("", "")
+    rest, path = Rest(client), f"/gateways/work/tools/{get.pk}"
+    assert rest.send("patch", path, {"said_title": "Read"}).json()["said_title"] == "Read"
+    assert rest.send("patch", path, {"said_title": "\u200bRead"}).status_code == 400
+
+
+def test_what_is_not_given_is_not_offered(work: Gateway, boss: User, ann: User, sign_in: SignIn) -> None:
+    bot = make.agent(by=boss, name="CI bot")
+    make.token(make.connection(bot, work, ann))
+    assert "docs__drop" in text(sign_in(ann).get("/playground/?gateway=work"))
+    reading = ToolSet.objects.add(gateway=work, name="Reading", effects=["read_only"], by=boss)
+    ToolGrant.objects.give(reading, user=ann, by=boss)
+    work.edit(tools_given="granted", by=boss)
+
+    page = text(sign_in(ann).get("/playground/?gateway=work"))
+    assert "docs__get" in page
+    assert "docs__drop" not in page
+    assert "1 is not listed: no grant gives it to you, or the Playground is limited here." in page
+    typed = text(sign_in(ann).get("/playground/?gateway=work&name=docs__drop"))
+    assert "This one is not given to you" in typed
+    dropping = Feature.objects.get(name="drop")
+    assert "No grant gives it to you." in text(sign_in(ann).get(f"/features/{dropping.pk}/"))
+
+    full = make.user(*Capability)
+    least = sign_in(full).get(f"/hosts/{bot.pk}/least-privilege/")
+    assert [tool.feature.name for tool in least.context["page"].tools] == ["get"]
+    assert "Work 1 tool" in text(least)
+    assert example_call(work, ann, bot) is not None
+    assert example_call(work, boss) is None
+    nothing = ToolSet.objects.add(gateway=work, name="Nothing", by=boss)
+    HostAtGateway.objects.at(work, bot).limit(nothing, by=boss)
+    assert example_call(work, ann, bot) is None
+    assert example_call(work, ann) is not None
+
+
+def test_a_set_that_is_given_while_the_tools_are_read_gives_nothing_yet(work: Gateway, boss: User) -> None:
+    work.edit(tools_given="granted", by=boss)
+    read = given_tools(work, ["docs__get"])
+
+    given = replace(read, everyone=frozenset({uuid4()}), limits={boss.pk: uuid4()})
+
+    assert not given.allows(boss.pk, None, "docs__get")
+    assert not replace(given, asks_grants=False).allows(boss.pk, boss.pk, "docs__get")

@@ -6,7 +6,7 @@ from django.test import Client
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS
+from capabilities.catalogue import including
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, a_connection, row, text
@@ -62,7 +62,7 @@ def test_acting_on_a_connection_does_not_need_the_list(verb: str, capability: Ca
 
 def test_objects_one_may_neither_see_nor_end_do_not_exist(sign_in: SignIn) -> None:
     connection = a_connection(make.user())
-    unseeing = make.user(*set(Capability) - set(SEES_CONNECTIONS))
+    unseeing = make.user(*set(Capability) - including([Capability.MCP_CONNECTIONS_READ]))
 
     assert sign_in(unseeing).post(f"/connections/{connection.pk}/revoke/").status_code == 404
 

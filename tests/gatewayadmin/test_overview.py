@@ -13,7 +13,7 @@ from accounts.models import Team, User
 from auditlog.models import Call, Outcome
 from auditlog.rollups import keeping
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS
+from capabilities.catalogue import including
 from gatewayadmin.overview import SHOWN
 from gateways.models import Feature, IdentityScheme, Reach
 from servers.models import Health, Identity, Server
@@ -39,7 +39,7 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
     ("capabilities", "words"),
     [
         ((Capability.HOSTS_TOGGLE,), "<span>Hosts</span>"),
-        (SEES_CONNECTIONS, "<span>Live connections</span>"),
+        (sorted(including([Capability.MCP_CONNECTIONS_READ])), "<span>Live connections</span>"),
         ((Capability.LOGS_READ,), "<span>Requests 24 h</span>"),
         ((Capability.API_TOKENS_MANAGE,), "Tokens expiring in 14 days"),
         ((Capability.SERVERS_TOGGLE, Capability.SERVERS_MANAGE), "Connect timeout"),

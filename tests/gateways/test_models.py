@@ -19,7 +19,7 @@ def test_a_user_reaches_open_gateways_and_those_of_the_own_teams() -> None:
     teams.teams.add(team)
 
     assert set(Gateway.objects.reachable_by(ana)) == {everyone, teams}
-    assert set(Gateway.objects.reachable_by(make.user(Capability.GATEWAYS_READ))) == {everyone, teams, others}
+    assert set(Gateway.objects.reachable_by(make.user(Capability.GATEWAYS_USE))) == {everyone, teams, others}
 
 
 def test_two_teams_show_a_gateway_once() -> None:

@@ -21,6 +21,7 @@ from django.utils import timezone
 from accounts.models import ApiKey, User
 from attention.models import Channel
 from capabilities import Capability
+from capabilities.catalogue import including
 from gateways.models import Assignment
 from hosts.models import Host
 from oauth.models import AuthorizeRequest
@@ -57,7 +58,8 @@ class Door:
         """Return sets of capabilities; a person needs at least one of each set, so an empty set admits nobody."""
         rule = getattr(self.view, "rule", "")
         if isinstance(rule, tuple):
-            return list(rule)
+            changing = getattr(self.view, "change_rule", ()) if self.method != "GET" else ()
+            return [*rule, *changing]
         match getattr(self.view, "others", None):
             case None:
                 return []
@@ -82,11 +84,11 @@ class Door:
     def knocking(self) -> dict[frozenset[Capability], bool]:
         """Map the capabilities of each test user to whether that user may open the page."""
         named = frozenset[Capability]().union(*self.wanted)
-        people = dict.fromkeys([frozenset(), ALL - named], self.is_open)
+        people = dict.fromkeys([frozenset(), ALL - including(named)], self.is_open)
         for chosen in product(*self.wanted):
             people[frozenset(chosen)] = True
         for one_of in self.wanted if len(self.wanted) > 1 else ():
-            people[ALL - one_of] = False
+            people[ALL - including(one_of)] = False
         return people
 
 

@@ -94,7 +94,16 @@ QUERIES = {
     "auditlog:busiest": ("", "?range=7d"),
 }
 # Counts that are truncated, change while a person looks, or are on a dashboard without roll-ups.
-NOT_MET = {"facet.newest", "feature.parts", "calls.new", "calls.day", "calls.day.denied", "least.more"}
+NOT_MET = {
+    "facet.newest",
+    "feature.parts",
+    "calls.new",
+    "calls.day",
+    "calls.day.denied",
+    "least.more",
+    "least.not_given",
+    "playground.not_given",
+}
 # Pages reached only after an action.
 BY_AN_ACT = {"oauth:gateway", "oauth:identity", "oauth:consent", "oauth:token"}
 WITHOUT_A_PASSWORD = {"sso:confirm"}  # People with a password are redirected to the password question.

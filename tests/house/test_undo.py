@@ -21,6 +21,7 @@ TAKEN_BACK = {
     "Feature.disable",
     "Feature.enable",
     "Feature.say_effect",
+    "Feature.say_texts",
     "Gateway.disable",
     "Gateway.edit",
     "Gateway.enable",

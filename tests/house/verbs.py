@@ -498,6 +498,12 @@ VERBS = [
         rest("PATCH /gateways/closed/features/{tool}", said_effect="read_only"),
     ),
     verb(
+        "Feature.say_texts",
+        page("/features/{tool}/texts/", title="Search the docs"),
+        rest("PATCH /gateways/closed/tools/{tool}", said_title="Search the docs"),
+        rest("PATCH /gateways/closed/features/{tool}", said_title="Search the docs"),
+    ),
+    verb(
         "Feature.accept",
         page("/features/{tool}/accept/", definition=""),
         rest("POST /gateways/closed/features/{tool}/accept"),

@@ -123,12 +123,12 @@ def test_a_snippet_reads_rather_than_writes_and_never_destroys() -> None:
 
     offered = []
     for name in ("d_read", "b_write", "c_said"):
-        call = example_call(gateway)
+        call = example_call(gateway, make.user())
         offered.append(call and call.name)
         features.filter(name=name).delete()
 
     assert offered == ["docs__d_read", "docs__b_write", "docs__c_said"]
-    assert example_call(gateway) is None
+    assert example_call(gateway, make.user()) is None
 
 
 @pytest.mark.full

@@ -360,11 +360,13 @@ def test_reach_follows_teams_and_capabilities(known: Known) -> None:
     team.users.clear()
     assert known.reason() == "gateway_not_reachable"
 
-    user.role = make.role(Capability.GATEWAYS_READ)
+    user.role = make.role(Capability.GATEWAYS_USE)
     user.save()
     assert known.reason() is None
-    user.role = make.role(*(set(Capability) - {Capability.GATEWAYS_READ}))
+    user.role = make.role(*(set(Capability) - {Capability.GATEWAYS_USE}))
     user.save()
+    assert known.reason() == "gateway_not_reachable"
+    sql("UPDATE gateways_gateway SET reach = 'everyone'; UPDATE accounts_role SET uses_gateways = false")
     assert known.reason() == "gateway_not_reachable"
     assert gateway.reach == Reach.EVERYONE  # the loaded model is stale: the row was changed by SQL
 

@@ -194,6 +194,7 @@ def test_changes_that_end_access_notify_workers(assignment: Assignment, told: Ca
         "connection": lambda: connection.disable(by=ana),
         "revoke": lambda: connection.revoke(by=ana),
         "user": lambda: User.objects.filter(pk=ana.pk).update(is_active=False),
+        "looking": lambda: Role.objects.filter(pk=str(ana.role_id)).update(uses_gateways=False),
         "role": lambda: User.objects.filter(pk=ana.pk).update(role=Role.objects.exclude(pk=str(ana.role_id)).first()),
         "gateway": lambda: assignment.gateway.disable(by=ana),
         "reach": lambda: Gateway.objects.filter(pk=assignment.gateway_id).update(reach="teams"),

@@ -20,7 +20,7 @@ from django.conf import settings
 from django.db.models import Model
 from django.utils import timezone
 
-from accounts.models import Team, User
+from accounts.models import Role, Team, User
 from auditlog import why as today
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity, HostAtGateway
@@ -57,7 +57,7 @@ SCOPES: tuple[tuple[int, tuple[int, ...] | None], ...] = (
     (1, (0, 1)),
     (2, None),
 )
-WORLDS = 60  # Each reason occurs in at least three worlds.
+WORLDS = 90  # Each reason occurs in at least three worlds.
 
 # Most values let a check pass, so that the last checks of the decision order are reached as often as the first.
 yes = (*[True] * 9, False)
@@ -66,7 +66,7 @@ ends = (*ENDS[:3] * 5, *ENDS[3:])
 seldom = (*[False] * 5, True)
 
 DRAWN: dict[str, dict[str, Sequence[Any]]] = {
-    "User": {"is_active": yes, "is_superuser": no, "reads_all": no, "in_team": yes},
+    "User": {"is_active": yes, "is_superuser": no, "reads_all": no, "in_team": yes, "looks": no},
     "Gateway": {
         "enabled": yes,
         "archived": no,
@@ -174,7 +174,9 @@ class Painter:
 
     def __init__(self, bones: Skeleton) -> None:
         self.rows = bones.rows
-        self.reading, self.nothing = make.role(Capability.GATEWAYS_READ), make.role()
+        self.reading, self.nothing = make.role(Capability.GATEWAYS_USE), make.role()
+        self.looking = make.role(*Capability)
+        Role.objects.filter(pk=self.looking.pk).update(uses_gateways=False)
         self.now = timezone.now()
         self.ciphertext = {one.pk: one.secret_ciphertext for one in bones.rows["Identity"]}
 
@@ -192,7 +194,7 @@ class Painter:
         self._tie(drawn)
 
     def user(self, told: dict[str, Any], _: int) -> dict[str, Any]:
-        role = self.reading if told["reads_all"] else self.nothing
+        role = self.looking if told["looks"] else self.reading if told["reads_all"] else self.nothing
         return {"is_active": told["is_active"], "is_superuser": told["is_superuser"], "role": role}
 
     def gateway(self, told: dict[str, Any], _: int) -> dict[str, Any]:
@@ -353,7 +355,8 @@ class Plain:
 
     def reaches(self, user: dict[str, Any], gateway: dict[str, Any]) -> bool:
         in_team = user["in_team"] and gateway["has_team"]
-        return any((gateway["reach"] == "everyone", in_team, user["reads_all"], user["is_superuser"]))
+        opens = any((gateway["reach"] == "everyone", in_team, user["reads_all"], user["is_superuser"]))
+        return opens and not user["looks"]
 
     def at_gateway(self, link: Connection) -> dict[str, Any]:
         """Return the values of the row for this connection's host at this connection's gateway."""
@@ -535,7 +538,10 @@ MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
     "host_pending": lambda world, token, _: world.of(token.connection.host).update(approved=True),
     "gateway_disabled": lambda world, token, _: world.of(token.connection.gateway).update(enabled=True),
     "connection_disabled": lambda world, token, _: world.of(token.connection).update(enabled=True),
-    "gateway_not_reachable": lambda world, token, _: world.of(token.connection.gateway).update(reach="everyone"),
+    "gateway_not_reachable": lambda world, token, _: (
+        world.of(token.connection.gateway).update(reach="everyone"),
+        world.of(token.connection.user).update(looks=False),
+    )[0],
     "host_not_allowed_here": lambda world, token, _: world.at_gateway(token.connection).update(allowed=True),
     "server_disabled": lambda world, _, number: world.drawn["Server"][number].update(enabled=True),
     "assignment_disabled": lambda world, _, number: world.drawn["Assignment"][number].update(enabled=True),

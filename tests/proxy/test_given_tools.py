@@ -10,6 +10,7 @@ from accounts.models import Team, User
 from connections.models import HostAtGateway
 from gateways.models import Feature, Gateway, ToolGrant, ToolSet
 from tests import make, upstreams
+from tests.cases import full
 from tests.conftest import Run
 from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
@@ -134,17 +135,19 @@ def test_prompts_and_resources_are_given_by_name_and_not_by_effect(proxy: Proxy,
     assert (listed(), asked()) == (everything, ["", ""])
 
 
-def test_lists_are_what_calls_allow_for_random_people(proxy: Proxy, work: Gateway, boss: User) -> None:
+@pytest.mark.parametrize(("others", "rounds"), [(2, 6), full((249, 1))])
+def test_lists_are_what_calls_allow_for_random_people(
+    proxy: Proxy, work: Gateway, boss: User, others: int, rounds: int
+) -> None:
     chance = Random(7)
-    people = [boss, *(make.user() for _ in range(2))]
+    people = [boss, *(make.user() for _ in range(others))]
     bots = [make.agent(by=boss) for _ in range(2)]
     agents = [proxy.agent(make.connection(bot, work, person)) for bot in bots for person in people]
-    for agent in agents:
-        agent.tools()
+    agents[0].tools()
     features = [*Feature.objects.filter(assignment__gateway=work).order_by("name")]
     team = Team.objects.create(name="Team")
 
-    for number in range(6):
+    for number in range(max(rounds, others // 2)):
         tool_set = ToolSet.objects.add(
             gateway=work,
             name=f"Set {number}",
@@ -155,12 +158,13 @@ def test_lists_are_what_calls_allow_for_random_people(proxy: Proxy, work: Gatewa
         )
         subject: dict[str, Any] = chance.choice([{}, {"team": team}, {"user": chance.choice(people)}])
         ToolGrant.objects.give(tool_set, **subject, by=boss)
-        team.users.set(chance.sample(people, 1))
+        team.users.set(chance.sample(people, len(people) // 3))
         limit = chance.choice([None, tool_set])
         HostAtGateway.objects.at(work, chance.choice(bots)).limit(limit, by=boss)
-        work.edit(tools_given=chance.choice(["all", "granted"]), by=boss)
-        for agent in agents:
-            usable(agent)
+        work.edit(tools_given=chance.choice(["all", "granted"]) if rounds > 1 else "granted", by=boss)
+        if number >= max(rounds, others // 2) - rounds:
+            for agent in agents:
+                usable(agent)
         if chance.random() < 0.5:
             ToolGrant.objects.live().first().end(by=boss)  # type: ignore[union-attr]
 
@@ -247,3 +251,56 @@ def test_a_granted_template_gives_only_what_it_certainly_matches(proxy: Proxy, r
     assert refused("docs://public/../handbook")
     assert refused("docs://public/a/b")
     assert refused("docs://handbook")
+
+
+def test_what_is_given_of_many_templates_and_no_other_server_introduces_itself(
+    proxy: Proxy, run: Run, boss: User
+) -> None:
+    docs = make.server(slug="docs", name="Docs", url=run(upstreams.docs()).url)
+    work = make.gateway(docs, slug="work", description="Look things up here.")
+    agent = proxy.agent(make.connection(make.agent(by=boss), work, boss))
+    assert agent.ask("resources/list").status_code == 200
+    [assignment] = work.assignments.all()
+    templates = [{"uriTemplate": f"docs://part{n}/{{file}}", "name": f"part{n}"} for n in range(60)]
+    Feature.objects.learn(assignment, templates, kind="template")
+    some = ToolSet.objects.add(gateway=work, name="Some", patterns=["docs://part1?/*"], by=boss)
+    grant = ToolGrant.objects.give(some, user=boss, by=boss)
+
+    def refused(uri: str) -> bool:
+        error = agent.ask("resources/read", {"uri": uri}).json().get("error", {})
+        return bool(error.get("data", {}).get("reason", "") == "tool_not_granted")
+
+    def instructions() -> str:
+        return str(agent.ask("server/discover").json()["result"]["instructions"])
+
+    everything = instructions()
+    work.edit(tools_given="granted", by=boss)
+    assert [refused(f"docs://part{n}/a") for n in (1, 10, 19, 20)] == [True, False, False, True]
+    assert instructions() == everything == "Look things up here.\n\n## Docs\n\nSearch the handbook."
+    grant.end(by=boss)
+    assert instructions() == "Look things up here."
+
+
+def test_clients_see_the_texts_an_administrator_states(proxy: Proxy, run: Run, boss: User) -> None:
+    served = Script([[tool("get_page"), {**tool("put_page"), "title": "Put", "description": "Puts."}]], CALLED)
+    work = make.gateway(make.server(slug="docs", url=run(served.app()).url), slug="work")
+    agent = proxy.agent(make.connection(make.agent(by=boss), work, boss))
+
+    def listed() -> dict[str, dict[str, Any]]:
+        return {one["name"]: one for one in agent.listed().json()["result"]["tools"]}
+
+    before = listed()
+    get, put = (Feature.objects.get(name=name) for name in ("get_page", "put_page"))
+    hashes = get.definition_hash, put.definition_hash
+    get.say_texts(title='Read "it"', description="", by=boss)
+    put.say_texts(title="", description="Overwrites\na page.", by=boss)
+
+    after = listed()
+    assert after["docs__get_page"] == before["docs__get_page"] | {"title": 'Read "it"'}
+    assert after["docs__put_page"] == before["docs__put_page"] | {"description": "Overwrites\na page."}
+    served.pages = [[tool("get_page"), {**tool("put_page"), "title": "Put", "description": "Steals."}]]
+    agent.ask("tools/list")
+    Feature.objects.learn(put.assignment, served.pages[0])
+    put.refresh_from_db()
+    assert (put.state, put.definition_hash, get.definition_hash) == ("held", hashes[1], hashes[0])
+    assert listed() == after

@@ -205,6 +205,14 @@ def test_payloads_take_their_capability_in_the_api_too() -> None:
     assert refused.json()["capability"] == "logs:payloads"
 
 
+def test_only_people_who_change_sinks_see_the_path_of_an_address(to_hook: MakeSink) -> None:
+    sink = to_hook()
+    auditor = make.user(Capability.SINKS_READ, Capability.LOGS_READ, Capability.AUDIT_READ)
+
+    assert sink.place_for(make.user(*ALL)) == sink.address
+    assert sink.place_for(auditor) == sink.place != sink.address
+
+
 def test_secret_is_sealed_and_never_told(to_hook: MakeSink) -> None:
     sink = to_hook()
 

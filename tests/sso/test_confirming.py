@@ -17,6 +17,7 @@ pytestmark = pytest.mark.django_db
 
 CONFIRM = "/accounts/organisation/confirm/"
 DEFAULTS = ("payload_limit_bytes", "log_retention_days", "oauth_access_token_seconds", "oauth_refresh_idle_days")
+REQUIRED = {"new_app_policy": "allow", "required_sign_in": "none"}
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def visit(organisation: Organisation, provider: Provider, sign_in: SignIn) -> Vi
 
 def rename(visit: Visit) -> Any:
     current = WorkspaceSettings.load()
-    form = {"name": "Ours", "new_app_policy": "allow"} | {name: getattr(current, name) for name in DEFAULTS}
+    form = {"name": "Ours"} | REQUIRED | {name: getattr(current, name) for name in DEFAULTS}
     return visit.client.post("/settings/workspace", form)
 
 

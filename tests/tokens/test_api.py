@@ -79,7 +79,7 @@ def test_creating_takes_the_capability(ann: User, bot: Host, work: Gateway) -> N
     assert (refused.status_code, refused.json()) == (
         403,
         {
-            "detail": "Capability 'api-tokens:manage' is required.",
+            "detail": "Capability 'api-tokens:manage' or 'api-tokens:create' is required.",
             "code": "capability_required",
             "capability": "api-tokens:manage",
         },

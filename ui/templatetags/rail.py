@@ -11,7 +11,6 @@ from django.template.context import RequestContext
 from django.urls import reverse
 
 from capabilities import Capability, Held, meets
-from capabilities.catalogue import SEES_CONNECTIONS
 from wire.versions import with_commit
 
 register = template.Library()
@@ -56,17 +55,19 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "Workspace settings",
             "settings",
             "Name, new apps, limits, retention and mail",
-            Capability.WORKSPACE_MANAGE,
+            Capability.WORKSPACE_READ,
         ),
-        Setting("connections:mcp", "MCP", "connection", "Every connection to a gateway", SEES_CONNECTIONS),
-        Setting("accounts:people", "People", "people", "People and invitations", Capability.PEOPLE_MANAGE),
-        Setting("accounts:roles", "Roles", "policy", "Capabilities of people", Capability.PEOPLE_MANAGE, is_tab=True),
+        Setting(
+            "connections:mcp", "MCP", "connection", "Every connection to a gateway", Capability.MCP_CONNECTIONS_READ
+        ),
+        Setting("accounts:people", "People", "people", "People and invitations", Capability.PEOPLE_READ),
+        Setting("accounts:roles", "Roles", "policy", "Capabilities of people", Capability.PEOPLE_READ, is_tab=True),
         Setting(
             "gateways:teams",
             "Teams",
             "people",
             "Groups of people, for access to gateways",
-            Capability.PEOPLE_MANAGE,
+            Capability.PEOPLE_READ,
             is_tab=True,
         ),
         Setting(
@@ -74,16 +75,16 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "Provisioning",
             "people",
             "Directories that create and deactivate people",
-            Capability.PROVISIONING_MANAGE,
+            Capability.PROVISIONING_READ,
         ),
         Setting(
             "sso:settings",
             "Sign-in by your organisation",
             "shield",
             "OpenID Connect, groups and roles",
-            frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE}),
+            frozenset({Capability.WORKSPACE_READ, Capability.PEOPLE_READ}),
         ),
-        Setting("sinks:list", "Log sinks", "logs", "Receivers of the log", Capability.SINKS_MANAGE),
+        Setting("sinks:list", "Log sinks", "logs", "Receivers of the log", Capability.SINKS_READ),
         Setting("doctor", "OAuth doctor", "trace", "Tests whether apps can sign in", Capability.GATEWAYS_MANAGE),
     ),
 }

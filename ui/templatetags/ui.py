@@ -187,7 +187,7 @@ def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[s
 @register.simple_tag(takes_context=True)
 def how_many(context: RequestContext, number: int) -> str:
     """Render a number of connections, as "of yours" for users who see only their own."""
-    if context["can"].sees_connections:
+    if context["can"].mcp_connections_read:
         return str(number)
     return f"{number} of yours" if number else "none of yours"
 

@@ -9,8 +9,8 @@ from django.core.validators import validate_email
 from django.db import transaction
 
 from accounts import password_links, second_factor
-from accounts.models import User
-from accounts.rules import PeopleError
+from accounts.models import Role, User, WorkspaceSettings
+from accounts.rules import PeopleError, RequiredSignIn
 from gatewayadmin.management.base import WorkspaceCommand
 from gatewayadmin.serving.start import public_url
 from sso.enforcement import must_sign_in_there
@@ -63,6 +63,8 @@ def _further(person: User, options: dict[str, Any]) -> list[str]:
         lines.append("Sign-in by the organisation is not enforced any more: passwords are accepted.")
     elif must_sign_in_there(person):
         lines.append("People with this address can sign in only at their organisation. --end-enforcement changes that.")
+    if options["end_enforcement"] and _end_required():
+        lines.append("Neither a role nor the workspace requires sign-in by the organisation any more.")
     if options["staff"] and not person.is_staff:
         person.set_staff(True, by=None)
         lines.append("They may use the Django admin.")
@@ -70,3 +72,14 @@ def _further(person: User, options: dict[str, Any]) -> list[str]:
         second_factor.remove(person, by=None)
         lines.append("Their second factor is removed: they sign in with the password alone.")
     return lines
+
+
+def _end_required() -> bool:
+    """Stop requiring sign-in by the organisation, of roles and the workspace; return whether anything required it."""
+    roles = list(Role.objects.filter(required_sign_in=RequiredSignIn.ORGANISATION))
+    for role in roles:
+        role.edit(name=role.name, capabilities=role.capabilities, by=None, required_sign_in=RequiredSignIn.NONE)
+    of_workspace = WorkspaceSettings.load().required_sign_in == RequiredSignIn.ORGANISATION
+    if of_workspace:
+        WorkspaceSettings.edit(by=None, required_sign_in=RequiredSignIn.NONE)
+    return of_workspace or bool(roles)

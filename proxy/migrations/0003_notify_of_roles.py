@@ -1,0 +1,15 @@
+"""A trigger notifies the workers when people with a role may no longer use gateways."""
+
+from django.db import migrations
+
+CREATE = """
+CREATE TRIGGER tell_cut AFTER UPDATE ON accounts_role FOR EACH ROW
+WHEN (OLD.uses_gateways IS DISTINCT FROM NEW.uses_gateways) EXECUTE FUNCTION proxy_tell_cut()
+"""
+DROP = "DROP TRIGGER tell_cut ON accounts_role"
+
+
+class Migration(migrations.Migration):
+    dependencies = [("proxy", "0002_notify_workers"), ("accounts", "0002_split_capabilities")]
+
+    operations = [migrations.RunSQL(CREATE, DROP)]

@@ -1,0 +1,93 @@
+"""Each capability works alone: changing includes viewing, and what takes a second capability is named beside it."""
+
+import pytest
+
+from accounts.models import Role
+from capabilities import Capability
+from capabilities.catalogue import AUDITOR, BESIDE, DEVELOPER, INCLUDED, including, with_included
+from connections.models import Connection, ConnectionRefused
+from gateways.models import Gateway
+from tests import make
+from tests.api.test_matrix import DOORS
+from tests.house.test_page_matrix import PAGES
+from tests.rest import Rest
+
+pytestmark = pytest.mark.django_db
+
+
+def test_included_capabilities_name_what_they_include_too() -> None:
+    for capability, included in INCLUDED.items():
+        assert with_included(included) == set(included), capability
+
+
+def test_a_person_holds_what_their_capabilities_include() -> None:
+    eve = make.user(Capability.HOSTS_TOGGLE)
+
+    assert eve.granted == {Capability.HOSTS_TOGGLE, Capability.HOSTS_READ}
+    assert make.user(Capability.HOSTS_READ).granted == {Capability.HOSTS_READ}
+
+
+def test_what_takes_several_capabilities_is_named_beside_one_of_them() -> None:
+    """The rules of all pages and operations are compared with the words of the role editor, both ways."""
+    needed = {door.rule for door in DOORS if isinstance(door.rule, frozenset)}
+    pages = [door for doors in PAGES.values() for door in doors]
+    needed |= {frozenset().union(*page.wanted) for page in pages if all(len(one) == 1 for one in page.wanted)}
+    together = {least(one) for one in needed if len(least(one)) > 1}
+    named = {least(frozenset({one, *others})) for one, beside in BESIDE.items() for _, others in beside}
+
+    assert together - named == set()
+    # Payloads are part of a call's page; people who manage gateways see who may use which tool, too.
+    assert named - together == {
+        frozenset({Capability.LOGS_PAYLOADS, Capability.LOGS_READ}),
+        frozenset({Capability.GATEWAYS_READ, Capability.PEOPLE_READ}),
+    }
+
+
+def least(capabilities: frozenset[Capability]) -> frozenset[Capability]:
+    """Return the capabilities without those that another one includes."""
+    return frozenset(one for one in capabilities if not (including([one]) - {one}) & capabilities)
+
+
+def test_looking_is_not_using() -> None:
+    gateway = make.gateway(reach="teams")
+    viewer, user = make.user(Capability.GATEWAYS_READ), make.user(Capability.GATEWAYS_USE)
+
+    assert gateway in Gateway.objects.visible_to(viewer)
+    assert gateway not in Gateway.objects.reachable_by(viewer)
+    assert gateway in Gateway.objects.reachable_by(user)
+
+
+def test_a_role_that_only_looks_ends_what_its_people_used_before() -> None:
+    gateway, ann = make.gateway(), make.user()
+    connection = make.connection(make.agent(by=ann), gateway, ann)
+    assert connection.refused_for() == ""
+
+    Role.objects.make_built_in()
+    ann.give_role(Role.objects.get(name=AUDITOR.name), by=None)
+
+    row = Connection.objects.with_reach().get(pk=connection.pk)
+    assert row.refused_for() == "gateway_not_reachable"
+    assert Connection.objects.get(pk=connection.pk).refused_for() == "gateway_not_reachable"
+    assert not Gateway.objects.reachable_by(ann).exists()
+    with pytest.raises(ConnectionRefused, match="only looks"):
+        Connection.objects.open(host=make.agent(by=ann), gateway=gateway, user=ann, identities={}, by=ann)
+
+
+def test_the_auditor_holds_all_that_only_views_but_payloads() -> None:
+    views = {one for one in Capability if one.slug.endswith(":read")}
+
+    assert AUDITOR.capabilities == views
+    assert with_included(AUDITOR.capabilities) == views
+
+
+def test_a_developer_makes_own_agents_and_tokens_and_opens_them_to_nobody() -> None:
+    dev = make.user(*DEVELOPER.capabilities)
+    gateway, rest = make.gateway(), Rest.of(dev)
+
+    made = rest.post("/hosts", {"name": "My bot"})
+    token = rest.post("/tokens", {"host_id": made.json()["id"], "gateway_id": str(gateway.pk), "name": "mine"})
+    opened = rest.post("/hosts", {"name": "Everybody's bot", "allow_enrolment": True})
+    renamed = rest.patch(f"/hosts/{made.json()['id']}", {"name": "Ours"})
+
+    assert (made.status_code, token.status_code, opened.status_code, renamed.status_code) == (201, 201, 403, 403)
+    assert (token.json()["user_email"], opened.json()["capability"]) == (dev.email, "api-tokens:manage")

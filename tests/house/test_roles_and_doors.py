@@ -1,0 +1,117 @@
+"""The doors, pages and operations, that whole roles open: those of the release before, and the Auditor's.
+
+Roles made before capabilities were split open the same doors after the migration. `earlier_doors.json` was written by
+this walk over the release before: the doors that a role opens with one permission alone, beyond those without any, and
+the doors that it lacks with all permissions but one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.contrib.auth.models import Permission
+from django.db import transaction
+
+from accounts.models import Role, User
+from capabilities import Capability
+from tests import make
+from tests.api import test_matrix as rest
+from tests.cases import every
+from tests.house import test_page_matrix as pages
+from tests.house.doors import Site, browser, session_of
+from tests.rest import Rest
+
+pytestmark = pytest.mark.django_db
+
+EARLIER: dict[str, Any] = json.loads((Path(__file__).parent / "earlier_doors.json").read_text())
+PERMISSIONS = sorted(EARLIER["alone"])
+# Two capabilities now include viewing what they change, so they show everything that View MCP connections shows.
+# An auditor keeps views of the log, and how it is shown. A remedy takes the capability of its act.
+OWN_VIEWS = {
+    "POST auditlog:keep_look",
+    "POST auditlog:remedy",
+    "POST auditlog:save_view",
+    "POST auditlog:view",
+    "POST savedview-list",
+}
+# Pages that help people who change things.
+FOR_OTHERS = {"gateways:slug", "servers:slug", "setup"}
+MORE = {"GET connection-identities"}
+# People who see gateways and people may see who may use which tool, which REST showed them before.
+SEEN_BY_BOTH = {"GET connections:tool_matrix"}
+INCLUDING_VIEW = {"connections.revoke_connection", "connections.toggle_connection"}
+
+
+@pytest.fixture(scope="module")
+def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
+    with django_db_blocker.unblock(), transaction.atomic():
+        yield Site([])
+        transaction.set_rollback(True)
+
+
+def earlier(permissions: Iterable[str]) -> User:
+    """Return a person whose role had these permissions before the migration."""
+    role = Role.objects.create(name=make.unique("Earlier"))
+    for app_label, codename in (one.split(".") for one in permissions):
+        role.permissions.add(Permission.objects.get(content_type__app_label=app_label, codename=codename))
+    import_module("accounts.migrations.0002_split_capabilities").split(apps, None)
+    return person_with(role)
+
+
+def person_with(role: Role) -> User:
+    return User.objects.create_user(f"{make.unique('door')}@example.com", None, role=role)
+
+
+def opened(site: Site, person: User) -> set[str]:
+    """Return the doors that open to this person."""
+    found, session = set(), session_of(person)
+    for door in rest.DOORS:
+        status = rest.answer(door, site.world, Rest(browser(session)))
+        assert status < 500, door
+        if status not in (401, 403, 404):
+            found.add(f"{door.method.upper()} {door.name}")
+    for page in pages.DOORS:
+        if pages.seen(site.knock(page, browser(session))) == pages.ENTERED:
+            found.add(f"{page.method} {page.name}")
+    return found
+
+
+@pytest.mark.parametrize("permission", every(10, PERMISSIONS))
+def test_a_role_with_one_permission_opens_what_it_opened(permission: str, site: Site) -> None:
+    doors = opened(site, earlier([permission])) & set(EARLIER["doors"])
+    more = MORE if permission in INCLUDING_VIEW else set[str]()
+
+    assert doors == {*EARLIER["nobody"], *EARLIER["alone"][permission], *more}
+
+
+@pytest.mark.parametrize("permission", every(10, PERMISSIONS))
+def test_a_role_without_one_permission_lacks_what_it_lacked(permission: str, site: Site) -> None:
+    doors = opened(site, earlier(one for one in PERMISSIONS if one != permission))
+
+    assert set(EARLIER["doors"]) - doors == {*EARLIER["never"], *EARLIER["without"][permission]} - MORE - SEEN_BY_BOTH
+
+
+def test_the_walk_knew_every_door_that_is_still_there() -> None:
+    here = {f"{door.method.upper()} {door.name}" for door in rest.DOORS} | {f"{p.method} {p.name}" for p in pages.DOORS}
+
+    assert set(EARLIER["doors"]) <= here
+
+
+def test_an_auditor_sees_all_but_payloads_and_changes_and_uses_nothing(site: Site) -> None:
+    Role.objects.make_built_in()
+    auditor = opened(site, person_with(Role.objects.get(name="Auditor")))
+    everything, nothing = opened(site, person_with(make.role(*Capability))), opened(site, person_with(make.role()))
+    operations = {f"{door.method.upper()} {door.name}" for door in rest.DOORS}
+
+    assert {door for door in everything & operations - auditor if door.startswith("GET")} == set()
+    assert {door for door in auditor - nothing if not door.startswith("GET")} == OWN_VIEWS
+    # Pages that an auditor does not open ask for a change, and have no other content.
+    forms = {page.name for page in pages.DOORS if page.method == "POST"}
+    closed = {door.removeprefix("GET ") for door in everything - auditor if door.startswith("GET ")}
+    assert closed - forms == FOR_OTHERS
