@@ -30,7 +30,7 @@ def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | N
     if today is not None and at.date() == today:
         return format_html("<time>{}</time>", text)  # In HTML, a plain time needs no datetime attribute.
     if full or today is not None or at.date() != timezone.now().astimezone(zone).date():
-        text = f"{at:%b} {at.day}{f', {at.year}' if full else ''} {text}{f' {at.tzname()}' if full else ''}"
+        text = f"{at:%b} {at.day}, {at.year} {text} {at:%Z}" if full else f"{at:%b} {at.day} {text}"
     return format_html("<time datetime={}>{}</time>", exact, text)  # Unquoted to save bytes in each row.
 
 

@@ -49,6 +49,13 @@ def test_the_remaining_time_is_shown_in_the_largest_fitting_unit(ahead: timedelt
         assert f">{words}</time>" in rendered("{% left moment %}", moment=timezone.now() + ahead)
 
 
+def test_a_shortened_name_carries_the_whole_name() -> None:
+    name = "Refunds & returns"
+
+    assert rendered("{{ name|short }}", name=name) == "Refunds &amp; returns"
+    assert rendered("{{ name|short:8 }}", name=name) == '<span title="Refunds &amp; returns">Refunds…</span>'
+
+
 def test_a_time_carries_its_exact_moment() -> None:
     html = rendered("{% day moment %}", moment=NOW)
 

@@ -16,6 +16,7 @@ from django.contrib.messages.storage.base import Message
 from django.forms import BoundField, CheckboxInput, CheckboxSelectMultiple, RadioSelect, Select
 from django.http import HttpRequest
 from django.template.context import RequestContext
+from django.template.defaultfilters import stringfilter
 from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import timezone
@@ -110,6 +111,15 @@ def mid(name: str) -> SafeString:
         return visible(name)
     first, last = visible(name[:-8]), visible(name[-8:])
     return format_html('<span class="mid" title="{}"><span>{}</span><span>{}</span></span>', name, first, last)
+
+
+@register.filter
+@stringfilter
+def short(name: str, most: int = 48) -> SafeString:
+    """Render `most` characters of a name; if it has more, its title is the whole name."""
+    if len(name) <= most:
+        return visible(name)
+    return format_html('<span title="{}">{}…</span>', name, visible(name[: most - 1]))
 
 
 @register.filter
