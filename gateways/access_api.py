@@ -19,7 +19,7 @@ from capabilities import NOBODY, Capability
 from capabilities.rest import Own
 from connections.tool_sets import sets_at
 from gateways.access_forms import CatalogueAccessFilter, RequestFilter
-from gateways.access_views import CatalogueRow, request_or_404, with_access
+from gateways.access_views import CatalogueRow, request_or_404, visible_request_or_404, with_access
 from gateways.api import GatewayReference
 from gateways.models import (
     AccessRequest,
@@ -38,6 +38,7 @@ from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField
 
 # A person's own catalogue and requests, and those on which they may decide. Other requests are 404 for everybody.
 OWN = Own(Capability.GATEWAYS_MANAGE)
+READ = Own(Capability.GATEWAYS_READ)
 
 
 class CatalogueSerializer(serializers.Serializer[CatalogueRow]):
@@ -71,7 +72,7 @@ class OwnGateways(Resource):
 
     serializer_class = CatalogueSerializer
 
-    @operation(needs=OWN, query=OwnGatewayQuery)
+    @operation(needs=READ, query=OwnGatewayQuery)
     def list(self, request: Request) -> Response:
         """List the gateways that you may use or ask for."""
         narrowing = CatalogueAccessFilter(self.query_data, viewer=self.me)
@@ -162,16 +163,16 @@ class AccessRequestResource(Resource):
         RequestRefused: Problem(HTTPStatus.CONFLICT, "conflict"),
     }
 
-    @operation(needs=OWN, query=AccessRequestQuery, orderings=("created_at",))
+    @operation(needs=READ, query=AccessRequestQuery, orderings=("created_at",))
     def list(self, request: Request) -> Response:
-        """List your requests for access, and those on which you may decide."""
+        """List the requests for access that you may read: yours, those on which you may decide, or all."""
         rows = RequestFilter(self.query_data, viewer=self.me).narrow(AccessRequest.objects.visible_to(self.me))
         return self.page(rows.order_by("-created_at", "pk"), _loaded)
 
-    @operation(needs=OWN)
+    @operation(needs=READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a request for access."""
-        return self.answer(request_or_404(self.me, pk))
+        return self.answer(visible_request_or_404(self.me, pk))
 
     @operation(needs=OWN, body=AccessRequestBody, conflicts=True, makes=True)
     def create(self, request: Request) -> Response:

@@ -199,8 +199,16 @@ def ask(request: AppRequest, slug: str) -> HttpResponse:
 
 def request_or_404(viewer: User, pk: UUID) -> AccessRequest:
     """Return a request of `viewer`, or one on which they may decide. Raises Http404."""
-    rows = AccessRequest.objects.visible_to(viewer).select_related("gateway", "tool_set", "user", "decided_by")
-    return get_object_or_404(rows, pk=pk)
+    return get_object_or_404(_whole(AccessRequest.objects.concerning(viewer)), pk=pk)
+
+
+def visible_request_or_404(viewer: User, pk: UUID) -> AccessRequest:
+    """Return a request that `viewer` may read. Raises Http404."""
+    return get_object_or_404(_whole(AccessRequest.objects.visible_to(viewer)), pk=pk)
+
+
+def _whole(rows: QuerySet[AccessRequest]) -> QuerySet[AccessRequest]:
+    return rows.select_related("gateway", "tool_set", "user", "decided_by")
 
 
 def deciding(asked: AccessRequest, reader: User) -> str:
@@ -213,7 +221,7 @@ def deciding(asked: AccessRequest, reader: User) -> str:
 @require_GET
 @own_resource(OWN)
 def requests(request: AppRequest) -> HttpResponse:
-    """List the person's own requests, and those on which they may decide."""
+    """List the requests that the person may read."""
     return list_page(
         request,
         "gateways/access_requests.html",
@@ -229,9 +237,9 @@ def _loaded(rows: QuerySet[Any]) -> QuerySet[Any]:
 
 
 @require_GET
-@own_resource(OWN, others=Capability.GATEWAYS_MANAGE)
+@own_resource(OWN, others=Capability.GATEWAYS_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
-    asked = request_or_404(request.user, pk)
+    asked = visible_request_or_404(request.user, pk)
     context = {"asked": asked, "may_decide": asked.may_be_decided_by(request.user), "rail_entry": "gateways:access"}
     context |= {"who": deciding(asked, request.user), "grants": asked.live_grants, "own": asked.user == request.user}
     known = Gateway.objects.catalogue_of(request.user).filter(pk=asked.gateway_id)

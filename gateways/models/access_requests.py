@@ -64,6 +64,10 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         return self.filter(state=RequestState.OPEN, user__is_active=True, gateway__archived_at=None)
 
     def visible_to(self, viewer: User) -> "AccessRequestQuerySet":
+        """Return the requests that `viewer` may read: all with GATEWAYS_READ, otherwise those that concern them."""
+        return self if viewer.has_perm(Capability.GATEWAYS_READ) else self.concerning(viewer)
+
+    def concerning(self, viewer: User) -> "AccessRequestQuerySet":
         """Return the viewer's own requests, and those on which they may decide."""
         if viewer.has_perm(Capability.GATEWAYS_MANAGE):
             return self

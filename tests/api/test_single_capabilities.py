@@ -50,7 +50,7 @@ NOBODY: set[Capability] = set()  # No single capability is enough.
 OPENS: dict[str, set[Capability]] = {
     "GET accessrequest-list": EVERYBODY,
     "POST accessrequest-list": EVERYBODY,
-    "GET accessrequest-detail": {C.GATEWAYS_MANAGE},
+    "GET accessrequest-detail": GATEWAYS,
     "POST accessrequest-approve": {C.GATEWAYS_MANAGE},
     "POST accessrequest-decline": {C.GATEWAYS_MANAGE},
     "POST accessrequest-end": {C.GATEWAYS_MANAGE},
@@ -226,9 +226,9 @@ OPENS: dict[str, set[Capability]] = {
 
 # People may call these for their own objects; an API key needs the capability required for other people's objects.
 KEY_OPENS: dict[str, set[Capability]] = {
-    "GET accessrequest-list": {C.GATEWAYS_MANAGE},
+    "GET accessrequest-list": GATEWAYS,
     "POST accessrequest-list": {C.GATEWAYS_MANAGE},
-    "GET own-gateway-list": {C.GATEWAYS_MANAGE},
+    "GET own-gateway-list": GATEWAYS,
     "GET apikey-list": PEOPLE,
     "GET own-call-list": {C.LOGS_READ},
     "GET channel-list": SETTINGS,

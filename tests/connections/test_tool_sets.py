@@ -144,7 +144,7 @@ def test_a_set_is_given_to_everybody_teams_and_people_and_taken_back(
     twice = client.post(f"{base}give/", {"to": "everyone"}, follow=True)
     nobody = client.post(f"{base}give/", {"to": "person", "email": "nobody@example.com"})
 
-    assert "They have this set already." in text(twice)
+    assert "They have this already, for as long or longer." in text(twice)
     assert "There is no person with this e-mail." in text(nobody)
     assert {grant.subject for grant in live} == {"everybody", "Writers", ann.email}
     assert f"everybody, Writers, {ann.email}" in text(client.get("/gateways/work/access/tools/"))

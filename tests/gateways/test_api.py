@@ -48,6 +48,7 @@ def test_a_gateway_is_told_with_its_counts(ana: User, work: Gateway, search: Fea
         "hosts_allowed",
         "tools_given",
         *("new_definitions", "changed_definitions"),
+        *("takes_requests", "request_days", "most_request_days", "approvers"),
         *("servers_count", "tools_count", "connections_count", "created_by", "created_at", "updated_at"),
     }
     assert (told["servers_count"], told["tools_count"], told["connections_count"]) == (1, 1, 1)
