@@ -195,6 +195,8 @@ class Action(StrEnum):
         "{actor} regenerated the key of the connection {target}.",
     )
 
+    LIST_EXPORTED = "list.exported", "{actor} exported the list {list}.", "{actor} exported a list."
+
     LOGS_EXPORTED = "logs.exported", "{actor} exported the log."
 
     OAUTH_APP_REGISTERED = "oauth.app_registered", "The OAuth client {target} was registered."

@@ -29,8 +29,8 @@ TEAMS = Table(
     "Teams",
     (
         Column("name", "Name"),
-        Column("people", "People", 6, kind="number", on_phone=True),
-        Column("gateways", "Gateways for teams", 10, kind="number", on_phone=True),
+        Column("people", "People", 6, kind="number", on_phone=True, value="user_count"),
+        Column("gateways", "Gateways for teams", 10, kind="number", on_phone=True, value="gateway_count"),
     ),
 )
 MEMBERS = Table(
