@@ -25,6 +25,7 @@ from accounts.people_forms import (
     RoleChoice,
     with_last_call,
 )
+from accounts.person_access import access_of
 from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleError, missing_capabilities
 from accounts.sessions import open_sessions
 from accounts.sign_in import ForgottenForm, ask_again
@@ -160,6 +161,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "gives_staff": request.user.is_staff or request.user.is_owner,
         "mails": bool(settings.MAIL_SERVER),
         "requests": person.open_requests(),
+        "access": access_of(person, request.user),
     }
     if request.user.has_perm(Capability.LOGS_READ):
         context["call_plots"] = CallPlots.of(request, {"user_id": [person.pk]}, {"user": str(person.pk)})

@@ -206,6 +206,8 @@ class Action(StrEnum):
         "The sign-in of the connection {target} was ended.",
     )
 
+    PROOF_EXPORTED = "proof.exported", "{actor} exported the log with its proof."
+
     PROVISIONING_KEY_CREATED = "provisioning_key.created", "{actor} created the provisioning key {target}."
     PROVISIONING_KEY_PREVIOUS_ENDED = (
         "provisioning_key.previous_ended",
