@@ -66,7 +66,7 @@ HOSTS = Table(
         CALLS,
         Column(
             "seen",
-            "Last used",
+            "Last seen",
             7,
             priority=2,
             kind="moment",

@@ -86,6 +86,7 @@ IDENTITIES = Table(
             priority=4,
             sorts=("created_at",),
             most_first=True,
+            is_extra=True,
             value="identity.created_at",
         ),
         Column(

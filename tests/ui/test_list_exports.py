@@ -15,7 +15,17 @@ from tests.house.doors import ALL, Site, doors
 from ui.tables import Table
 
 NEEDED = {
-    *("api-keys", "catalogue", "connections", "gateways", "hosts", "hosts-of-gateway", "identities", "of-gateway"),
+    *(
+        "api-keys",
+        "catalogue",
+        "connections",
+        "gateways",
+        "grants",
+        "hosts",
+        "hosts-of-gateway",
+        "identities",
+        "of-gateway",
+    ),
     *("of-host", "people", "provisioning", "roles", "servers", "sinks", "teams", "tokens", "tool-sets"),
 }
 NOW = timezone.now()
