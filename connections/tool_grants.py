@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from django import forms
-from django.db.models import Case, DateTimeField, Max, OuterRef, Q, QuerySet, Subquery, When
+from django.db.models import Case, DateTimeField, Max, OuterRef, QuerySet, Subquery, When
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.urls import reverse
@@ -73,7 +75,7 @@ class GrantFilter(ListFilter):
     def narrow(self, rows: QuerySet[ToolGrant]) -> QuerySet[ToolGrant]:
         if words := self.values.get("q"):
             columns = ("tool_set__name", "gateway__name", "team__name", "user__email")
-            rows = rows.filter(Q.create([holds(column, words) for column in columns], connector=Q.OR))
+            rows = rows.filter(reduce(or_, (holds(column, words) for column in columns)))
         if days := self.values.get("idle"):
             rows = rows.filter(unused_for(int(days), "used_at", "given_at"))
         return rows
