@@ -40,11 +40,6 @@ class Part:
     number: int
     url: str = ""
 
-    @property
-    def more(self) -> int:
-        """The number of rows that are not shown."""
-        return self.number - len(self.rows)
-
 
 def access_of(person: User, viewer: User) -> list[Part]:
     """Return the parts that `viewer` may see; `person` needs `teams` prefetched."""
@@ -52,28 +47,35 @@ def access_of(person: User, viewer: User) -> list[Part]:
     parts = []
     if any(map(viewer.has_perm, SEES_GATEWAYS)):
         reachable = Gateway.objects.reachable_by(person).prefetch_related("teams").order_by("name")
-        parts.append(_part("gateway", "Gateways", reachable, wrap=lambda row: (row, _reason(row, person))))
+        parts.append(_part("gateways", "Gateways", reachable, wrap=lambda row: (row, _reason(row, person))))
         grants = ToolGrant.objects.to(person).select_related("tool_set", "gateway", "team", "user", "given_by")
         grants = grants.filter(gateway__archived_at=None).order_by("-given_at")
-        parts.append(_part("grant", "Tool sets", grants))
+        parts.append(_part("grants", "Tool sets", grants))
     if any(map(viewer.has_perm, SEES_CONNECTIONS)):
         live = Connection.objects.own(person).live().with_details().order_by(F("last_used_at").desc(nulls_last=True))
         url = f"{reverse('connections:mcp')}?type=all&status=live&{word}"
-        parts.append(_part("connection", "Agents and connections", live, url, lambda row: ConnectionRow(row, viewer)))
+        parts.append(_part("connections", "Agents and connections", live, url, lambda row: ConnectionRow(row, viewer)))
     if any(map(viewer.has_perm, token_rows.SEES)):
         tokens = Token.objects.filter(kind=TokenKind.ACCESS, connection__user=person, revoked_at=None)
-        tokens = tokens.select_related("connection__host", "connection__gateway")
         tokens = tokens.order_by(F("last_used_at").desc(nulls_last=True), "pk")
         url = f"{reverse('tokens:list')}?owner=all&status=all&{word}" if viewer.has_perm(token_rows.EDITING) else ""
-        parts.append(_part("token", "API tokens", tokens, url))
+        parts.append(
+            _part(
+                "tokens",
+                "API tokens",
+                token_rows.with_scope(tokens),
+                url,
+                wrap=lambda row: token_rows.TokenRow(row, viewer),
+            )
+        )
     if viewer.has_perm(Capability.IDENTITIES_MANAGE) and any(map(viewer.has_perm, SEES_SERVERS)):
         own = Identity.objects.own(person).filter(revoked_at=None).select_related("server").order_by("server__name")
-        parts.append(_part("identity", "Identities", own))
+        parts.append(_part("identities", "Identities", own))
     if viewer.has_perm(Capability.LOGS_READ):
         since = timezone.now() - CALLS_SINCE
         calls = list(Call.objects.filter(user_id=person.pk, created_at__gte=since).order_by("-created_at")[:SHOWN])
         url = f"{reverse('auditlog:calls')}?{urlencode({'user': person.pk, 'range': 'all'})}" if calls else ""
-        parts.append(Part("call", "Last calls", calls, 0, url))
+        parts.append(Part("calls", "Last calls", calls, 0, url))
     return parts
 
 
