@@ -20,7 +20,7 @@ from accounts.models import Team, User
 from accounts.rules import NameTaken, Outranked
 from capabilities import Capability, requires
 from gateways.models import Gateway, Reach, TeamGateways
-from ui.pages import AppRequest, Undo, leave, own_path, page_of, posted, seen_version, show
+from ui.pages import AppRequest, Undo, leave, own_path, posted, seen_version, show
 from ui.tables import Column, Table
 from ui.viewset import confirmed, form_page, list_page
 
@@ -39,7 +39,7 @@ MEMBERS = Table(
     (
         Column("name", "Name"),
         Column("email", "Email", 16, priority=2, on_phone=True),
-        Column("role", "Role", 8, priority=3),
+        Column("role", "Role", 8, priority=3, value="role.name"),
         Column("status", "Status", 10, on_phone=True),
         Column("acts", "Actions", 4, kind="acts", said=False),
     ),
@@ -124,8 +124,7 @@ def listing(request: AppRequest) -> HttpResponse:
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     team = get_object_or_404(Team, pk=pk)
     people = User.objects.filter(teams=team).select_related("role").order_by("email")
-    context = {"team": team, "page": page_of(request, people), "gateways": _live(team)}
-    return show(request, "gateways/team.html", context)
+    return list_page(request, "gateways/team.html", people, table=MEMBERS, team=team, gateways=_live(team))
 
 
 @require_http_methods(["GET", "POST"])
