@@ -144,8 +144,8 @@ class Asking(RequestBody):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key can invite people to roles that hold no more than the key. It cannot change a role or an address, or
-    reactivate anybody.
+    An API key can invite people to roles with no capability that the key lacks. It cannot change a role or an address,
+    or reactivate anybody.
     """
 
     problems = PROBLEMS

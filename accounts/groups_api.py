@@ -113,7 +113,7 @@ class RoleResource(Resource):
         return role
 
 
-MEMBERS = Prefetch("users", User.objects.only("email"))  # Answers contain no other field of members.
+MEMBERS = Prefetch("users", User.objects.only("email"))  # Answers contain only this field of members.
 
 
 class Member(serializers.Serializer[User]):

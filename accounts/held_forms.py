@@ -114,7 +114,7 @@ def _held(request: HttpRequest) -> dict[str, Any]:
 def _is_sent_again(request: HttpRequest, view: object) -> bool:
     """True if a signed-in person's POST names a stored form.
 
-    False for views without a CSRF check: programs post to them, not forms on pages.
+    False for views without a CSRF check: their callers are programs, not forms on pages.
     """
     if request.method != "POST" or getattr(view, "csrf_exempt", False):
         return False

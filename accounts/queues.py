@@ -2,8 +2,8 @@
 
 Threads share the interpreter evenly, so twenty concurrent attempts would leave one twentieth of the processor to a
 signed-in person's page. One hash takes 100 MiB and as much CPU time as several pages. So each process serves one
-sign-in page at a time, and hashes run one at a time at low priority. A request waiting for a hash or another machine
-holds neither its turn nor a database connection.
+sign-in page at a time, and hashes run one at a time at low priority. While a request waits for a
+hash or for another machine, it has released its turn and its database connection.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STRANGERS_AT_ONCE = 1
 LONGEST_TURN_WAIT_S = 10.0
 CONCURRENT_HASHES = 1  # One hash runs eight threads, which fills a small machine.
 WAITING = 16
-UNKNOWN_WAITING = 8  # Queue slots for clients that are neither signed in nor use a known browser.
+UNKNOWN_WAITING = 8  # Queue slots for clients that are not signed in and use an unknown browser.
 LONGEST_HASH_WAIT_S = 5.0
 LOWER_PRIORITY = 10
 
@@ -38,7 +38,7 @@ _for_a_stranger: ContextVar[bool] = ContextVar("_for_a_stranger", default=False)
 
 
 def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Serve requests to PATH from people who are not signed in one at a time; 429 after LONGEST_TURN_WAIT_S.
+    """Serve signed-out requests to PATH one at a time; answer 429 after LONGEST_TURN_WAIT_S.
 
     Place this middleware after authentication, and before slow middleware.
     """
@@ -144,7 +144,7 @@ def for_a_stranger() -> Iterator[None]:
 def apart[R](work: Callable[[], R]) -> R:
     """Run `work` in the queue at low priority, without holding a database connection, and return its result.
 
-    Inside a transaction the connection is not released, so requests must not hash there. Raises HashingBusy.
+    Inside a transaction the connection is not released, so do not hash passwords there. Raises HashingBusy.
     """
     with released_while_waiting(), _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
         return thread.submit(work).result()
@@ -153,8 +153,7 @@ def apart[R](work: Callable[[], R]) -> R:
 def _step_back() -> None:
     """Lower this thread's priority. Only Linux has priorities per thread; on other systems this does nothing.
 
-    If the service already runs at a lower priority, that is not raised, because only root may. A sandbox may forbid any
-    change, which is ignored.
+    Never raises the priority, because only root may do that. Ignores the error of a sandbox that forbids any change.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()

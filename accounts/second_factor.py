@@ -37,7 +37,7 @@ from ui.sealing import Resealed, cipher
 from wire.hosts import is_address
 
 SEALED = ("secret", "seed")  # The secrets that allauth stores for an app and for recovery codes.
-CODE_LIVES_S = 90  # A code's interval of 30 seconds, and the intervals before and after it.
+CODE_LIVES_S = 90  # A code is valid in its interval of 30 seconds, and in those before and after.
 
 
 class Adapter(DefaultMFAAdapter):  # type: ignore[misc]

@@ -66,7 +66,7 @@ def _codes(request: HttpRequest) -> HttpResponse:
 
 
 def _record(request: HttpRequest, action: Action, **changes: Any) -> None:
-    user: Any = request.user  # Always signed in here.
+    user: Any = request.user  # The user is always signed in here.
     Event.objects.record(action, user, by=user, changes=changes)
 
 
@@ -77,7 +77,7 @@ def _options(context: dict[str, Any]) -> dict[str, Any]:
 
 
 class Confirmed:
-    """View mixin that requires a confirmation, from people without password and second factor at their provider."""
+    """View mixin that requires a recent confirmation, here or at the identity provider (`must_ask_again`)."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if must_ask_again(request):
@@ -123,7 +123,7 @@ class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
 
     def form_valid(self, form: Any) -> HttpResponse:
         try:
-            with self.request.user.changed_by(self.request.user):  # Takes the lock that removing a key takes too.
+            with self.request.user.changed_by(self.request.user):  # Takes the same lock as the removal of a key.
                 response: HttpResponse = super().form_valid(form)
                 must_keep_break_glass()
                 _record(self.request, Action.SECOND_FACTOR_REMOVED)

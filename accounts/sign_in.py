@@ -74,7 +74,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         person = context.get("user")
         if isinstance(person, User) and must_sign_in_there(person):
-            return  # They have no password to set.
+            return  # People who sign in at the provider have no password to set.
         if isinstance(person, User) and not person.has_usable_password():
             if person.status != "invited":
                 return  # The invitation has expired; only a person who manages people can renew it.
@@ -243,8 +243,7 @@ def ask_again(view: View) -> View:
 def ask_first(view: View) -> View:
     """Require confirmation before a form is shown; for long forms on pages that show no data.
 
-    A person who takes longer to fill in the form than a confirmation lasts is asked again, as in `ask_again`, and the
-    entered data is not lost.
+    If the confirmation expires while the person fills in the form, `ask_again` applies and no entered data is lost.
     """
     return _asking(view, free=())
 

@@ -37,14 +37,14 @@ MOST = {
     "password again": (10, MINUTE),
     "password change": (5, MINUTE),
     "code, from one address": (20, MINUTE),
-    "code, for one account": (5, MINUTE),  # From all addresses together, because a code has only six digits.
+    "code, for one account": (5, MINUTE),  # All addresses together, because a code has only six digits.
     "code, in a known browser": (10, MINUTE),
     "code again": (5, MINUTE),
     "reset, from one address": (20, HOUR),
     "reset, for one account": (3, HOUR),
     "link, from one address": (20, MINUTE),
-    "organisation, from one address": (120, MINUTE),  # Counts unfinished sign-ins; an office shares an address.
-    "organisation answer, from one address": (60, MINUTE),  # Counts refused answers; an office shares an address.
+    "organisation, from one address": (120, MINUTE),  # Unfinished sign-ins; an office may share one address.
+    "organisation answer, from one address": (60, MINUTE),  # Refused answers; an office may share one address.
     "organisation logout, from one address": (600, MINUTE),  # All requests come from the provider's address.
 }
 
@@ -65,7 +65,12 @@ class Tries:
     _keys: list[str] = field(default_factory=list)
 
     def count(self, action: str, of: str) -> None:
-        """Count an attempt of the kind `action` by `of`. Raises TooManyTries above the limit of this kind."""
+        """Count an attempt. Raises TooManyTries if there are now too many.
+
+        Args:
+            action: the kind of attempt, a key of MOST.
+            of: the address, account or browser whose attempts are counted together.
+        """
         most, window = MOST[action]
         key = _key(action, of)
         if Attempt.objects.note(key, window=window) > most:

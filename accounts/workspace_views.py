@@ -83,7 +83,7 @@ class WorkspaceForm(forms.Form):
         ),
     )
     payload_limit_bytes = forms.IntegerField(
-        label="Largest payload recorded",
+        label="Size limit of recorded payloads",
         min_value=LEAST_PAYLOAD,
         max_value=MOST_PAYLOAD,
         help_text="Bytes, from 256 to 65,536; longer payloads are cut.",

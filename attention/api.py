@@ -95,7 +95,9 @@ class ChannelQuery(ListQuery):
     """Filters of the list."""
 
     kind = serializers.ChoiceField(ChannelKind.choices, required=False, help_text="Only channels of this kind.")
-    enabled = serializers.BooleanField(required=False, help_text="Only enabled channels, or only disabled ones.")
+    enabled = serializers.BooleanField(
+        required=False, help_text="`true` for only enabled channels, `false` for only disabled ones."
+    )
 
 
 class TestMessageSerializer(serializers.Serializer[Any]):

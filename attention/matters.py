@@ -27,7 +27,7 @@ from sinks.models import Sink
 from tokens.models import Token, TokenKind
 from tokens.rows import needing
 
-NAMED = 5  # Names shown of each matter.
+NAMED = 5  # Names shown per matter.
 MOST_KEYS = 200  # Ids stored with each message, to recognise new things later.
 
 FAILING, UNUSUAL, TO_DECIDE, TO_FIX = "Failing now", "Unusual", "To decide", "To fix"
@@ -70,7 +70,7 @@ class Matter:
     may: tuple[Capability, ...] = ()
     act: str = "Review"
     at_once: bool = False
-    unless: Capability | None = None  # People with this capability have another matter, with all people's things.
+    unless: Capability | None = None  # People with this capability see another matter, with everyone's things.
 
     @property
     def is_own(self) -> bool:

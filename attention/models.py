@@ -101,7 +101,7 @@ class Channel(Versioned, models.Model):
     # True if the host had a private address when the channel was set up; otherwise the guard refuses private addresses.
     private = models.BooleanField(default=False, editable=False)
     enabled = models.BooleanField(default=True)
-    muted = ArrayField(models.CharField(max_length=40), default=list)  # Names of matters without messages.
+    muted = ArrayField(models.CharField(max_length=40), default=list)  # Matters that send no message to this channel.
     quiet_from = models.TimeField(null=True)
     quiet_until = models.TimeField(null=True)
     zone = models.CharField(max_length=64, default="UTC")
@@ -154,7 +154,10 @@ class Channel(Versioned, models.Model):
         return str(address), str(secret)
 
     def must_be_open_to(self, by: User) -> None:
-        """Raise CapabilityRequired unless `by` may manage the workspace's channel, DoesNotExist for other people's."""
+        """Raise CapabilityRequired if this is a workspace channel that `by` may not manage.
+
+        Raise DoesNotExist if it is another person's channel.
+        """
         if self.owner_id is None and not by.has_perm(Capability.WORKSPACE_MANAGE):
             raise CapabilityRequired(Capability.WORKSPACE_MANAGE)
         if self.owner_id is not None and self.owner_id != by.pk:

@@ -22,7 +22,7 @@ TIMES = 3  # Unusual is more than this many times `Agent.usual`.
 
 
 class Agent(NamedTuple):
-    """An agent with unusually many refusals; `usual` is the most in an hour at that time of the last four weeks."""
+    """An agent with unusually many refusals; `usual` is the most in this hour of the week in the last four weeks."""
 
     host: UUID
     name: str
@@ -66,8 +66,8 @@ def unusual() -> Unusual:
 def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:
     """Return each agent's refusals in the clock hour of `since` or in the next one, whichever has more.
 
-    Return None if there are too many calls to count. The log is read, because roll-ups by agent and hour are deleted
-    earlier.
+    Return None if there are too many calls to count. Reads the log, because roll-ups by agent and hour are not retained
+    for four weeks.
     """
     begin = since.replace(minute=0)
     where = {**REFUSED, "host_id": hosts}

@@ -46,11 +46,11 @@ PERSONAL = {
 }
 
 A_DAY = timedelta(days=1)
-PAUSE = timedelta(minutes=10)  # Between two messages of one matter that is reported at once.
+PAUSE = timedelta(minutes=10)  # Shortest time between two messages of a matter reported at once.
 MOST_A_DAY = 8  # Messages of one matter to one channel; further ones wait for a day.
 STAGES = (14, 3, 1)  # Days before something ends.
 RECENT = timedelta(hours=1)  # Older events are not reported.
-ASKED_WITHIN = timedelta(days=7)  # Age of requests that a change of role may answer.
+ASKED_WITHIN = timedelta(days=7)  # A change of role may answer requests up to this age.
 KEPT = timedelta(days=30)
 LEASE = timedelta(minutes=2)  # Another process may deliver a message again after this.
 AT_ONCE, THREADS = 16, 4  # Messages delivered in one run, and at the same time.

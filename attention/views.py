@@ -117,9 +117,9 @@ class ChannelForm(forms.Form):
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")
         muted = {name for name in self._channel.muted if name not in self._offered}
-        is_lent = self._channel.owner_id is None or self._viewer.narrowed_to is not None  # Not None for API keys.
+        is_lent = self._channel.owner_id is None or self._viewer.narrowed_to is not None  # True for API keys.
         if (self._is_new or values.get("address")) and is_lent:
-            # A new address must not receive matters that the person or API key that chose it may not see.
+            # A new address may receive only matters that its chooser, a person or an API key, may see.
             muted |= {matter.name for matter in MATTERS if matter.name not in self._offered}
         return values | {"muted": sorted(muted | {name for name in self._offered if name not in ticked})}
 

@@ -100,7 +100,7 @@ EVENT_HELP = {
     "changes": "Values before and after, by field.",
     "correlation_id": "Header `X-Request-Id` of the request.",
 }
-# Lookups of the parameters of the events; the rest are columns of the same name.
+# Lookups by parameter of the events; parameters not listed here are columns of the same name.
 EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
     "to": lambda at: Q(created_at__lt=at),

@@ -29,7 +29,7 @@ from ui.pages import AppRequest, show, wants_fragment
 
 # The histogram above a list: calls by outcome, and their latencies; each bar links to its time span.
 
-BARS = 31  # Maximum; the last bar starts before the end of the search.
+BARS = 31  # Maximum number of bars; the last bar starts before the end of the search.
 WIDTHS = [timedelta(minutes=n) for n in (1, 2, 3, 5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, 1440)]
 FEWEST = 6  # The least number of bars that shows a trend.
 MARKS = 5  # Number of times on the axis, besides the end.
@@ -77,7 +77,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars of length `each`; the last bar may be shorter or longer. If `is_partial`, only the newest calls count."""
+    """Bars of length `each`; the last may be shorter or longer. `is_partial`: only the newest calls are counted."""
 
     bars: list[Bar]
     each: timedelta
@@ -191,7 +191,10 @@ def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
 
 
 def _end_of_last(search: Search, until: datetime) -> datetime:
-    """Return the end of the last bar: of this minute if the search has no end, so that its link includes new calls."""
+    """Return the end of the last bar.
+
+    If the search has no end, this is the end of the current minute, so that the bar's link includes new calls.
+    """
     return until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
 
 
@@ -205,9 +208,10 @@ def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]
 
 
 def _of_rollups(where: Where, search: Search, since: datetime, until: datetime, *, timed: bool) -> Histogram | None:
-    """Return the histogram from the roll-ups; None if they cannot answer or the period is short.
+    """Return the histogram, read from the roll-ups.
 
-    Bars have whole hours or days if roll-ups of the period exist only by hour or day.
+    Returns None if the period is so short that its calls can be counted, or if the roll-ups cannot answer. If the
+    roll-ups of the period exist only by hour or day, each bar covers whole hours or days.
     """
     grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)

@@ -75,7 +75,10 @@ class LogExport(Export):
 
     @contextmanager
     def reader(self) -> Iterator[psycopg.Connection[Any]]:
-        """Yield a new connection, to the replica if the export began there. In a transaction yield the current one."""
+        """Yield a connection for reading: a new one, or the current one inside a transaction.
+
+        The new connection leads to the replica if the export began there.
+        """
         if connection.in_atomic_block:
             connection.ensure_connection()
             yield connection.connection

@@ -91,7 +91,10 @@ class LogField:
 
 
 def _thing(name: str, label: str, column: str, *, is_free_text: bool = False) -> LogField:
-    """Return a field for an object that calls refer to, such as a host, with an index on its id."""
+    """Return a field for a kind of object that calls refer to, such as the host.
+
+    The calls have the id and the name of the object. The id has an index.
+    """
     return LogField(
         name,
         Comparison.NAME,

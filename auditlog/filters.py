@@ -229,7 +229,7 @@ class CallFilter(forms.Form):
 
     @property
     def narrowing(self) -> set[str]:
-        """Return the names of the given values that exclude calls, without those that only change the display."""
+        """Return the names of the given filters that exclude calls, without display options."""
         return self.asked.keys() - {"live", "order", "open", "zone", "chart", "columns"}
 
     def link(self, **changes: Any) -> str:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = 0x67776107  # An arbitrary key for pg_try_advisory_lock.
 ATTACH_TIMEOUT = "300ms"  # Calls wait for the lock at most this long; after a second they would be refused.
-BUILD_TIMEOUT = "30s"  # The time a migration that indexes a table in use waits for each other transaction.
+BUILD_TIMEOUT = "30s"  # Longest wait for each other transaction, in a migration that indexes a table in use.
 ATTEMPTS = 5
 # Raised for a partition that retention has detached or dropped in the meantime.
 DROPPED = (errors.UndefinedTable, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)

@@ -29,7 +29,7 @@ from ui.pages import number_of
 PERIOD = timedelta(days=7)
 MOST_READ = 10_000
 NAMED = 5
-LOG_MS, ROLLUPS_MS = 80, 35  # Limits per statement; the roll-ups need three. In all less than 200 ms.
+LOG_MS, ROLLUPS_MS = 80, 35  # Limits per statement; the roll-ups need three statements. In all less than 200 ms.
 
 # Force an index scan, because a bitmap or sequential scan would read far more than MOST_READ rows of a busy gateway.
 _BOUND = "SET LOCAL statement_timeout = {}; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off"
@@ -96,10 +96,10 @@ def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCal
 
 
 def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:
-    """Count at most MOST_READ + 1 calls by caller.
+    """Return the number of calls by caller. Counts at most MOST_READ + 1 calls.
 
-    The callers of an app or agent are people; the callers of a person are apps and agents. For other objects, calls of
-    an agent are counted by agent, and calls of an app by person.
+    The callers of an app or agent are people. The callers of a person are apps and agents. For other objects, an
+    agent's calls are counted for the agent, and an app's calls for the person who uses the app.
     """
     columns = {f"{column}__in": values for column, values in where.items()}
     rows = Call.objects.filter(created_at__gte=since, **columns).exclude(outcome__in=ENDINGS["denied"])
@@ -141,7 +141,7 @@ def in_time[T](work: Callable[[], T], milliseconds: int) -> T | None:
 
 
 def _counted(callers: Iterable[Caller]) -> str:
-    """Return numbers of callers in words, such as "2 people and 1 agent"."""
+    """Return the number of callers of each kind as a phrase, such as "2 people and 1 agent"."""
     numbers = Counter(noun for noun, _ in callers)
     *first, last = (number_of(numbers[noun], noun, plural) for noun, plural in PLURALS.items() if numbers[noun])
     return f"{', '.join(first)} and {last}" if first else last

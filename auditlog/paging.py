@@ -43,7 +43,7 @@ class Cursor:
 
     @classmethod
     def named(cls, text: str) -> Cursor | None:
-        """Return the cursor in a query string, or None (the newest page) if there is no valid one."""
+        """Return the cursor in a query string, or None (for the newest page) if it has no valid cursor."""
         try:
             return cls.read(text)
         except BadLogCursor:

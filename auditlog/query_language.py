@@ -124,7 +124,7 @@ def _tokens(text: str) -> Iterator[QueryToken]:
 
 
 def _begins(word: str) -> bool:
-    """True if a condition can start with this word, without its parentheses."""
+    """Return True if a condition can start with this word. Parentheses around the word are ignored."""
     word = word.strip("()")
     return word in WORDS or word in FIELDS
 
@@ -217,7 +217,7 @@ class _Reader:
         return text
 
     def _phrase(self, first: QueryToken) -> Iterator[str]:
-        """Yield the words of a text. A text without quotes extends to the next `and`, `or` or comma."""
+        """Yield the words of a value. Without quotes, the value extends to the next `and`, `or` or comma."""
         yield first.text
         while not first.quoted and self._at < len(self._tokens) and self._peek() not in JOINTS:
             if (token := self._next("")).quoted or token.text in OPERATORS or token.text in COMPARISONS:

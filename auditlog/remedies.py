@@ -77,7 +77,11 @@ def _events(row: Model, caused: Q) -> QuerySet[Event]:
 
 
 def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
-    """Return the events that blocked the host on the gateway; for an unlisted host, those that limited the gateway."""
+    """Return the events that may have caused the gateway's refusal of the connection's host.
+
+    If the gateway's list has the host, these are the events that blocked the host. Otherwise they are the events that
+    limited the gateway to listed hosts.
+    """
     decided = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id).first()
     if decided:
         return _events(decided, Q(action=Action.HOST_BLOCKED_AT_GATEWAY))
@@ -350,7 +354,10 @@ def _owner_only(remedy: Remedy, subjects: Subjects) -> str:
 
 
 def _who(needs: Capability, reader: User) -> str:
-    """Return a sentence that names the people who can act; for readers who may not see people, the roles instead."""
+    """Return a sentence that names the people who have the capability `needs`.
+
+    If the reader may not see people, the sentence names the roles that have the capability.
+    """
     granting = permissions_of([needs])
     if any(map(reader.has_perm, (Capability.PEOPLE_MANAGE, Capability.AUDIT_READ))):
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))
@@ -361,7 +368,10 @@ def _who(needs: Capability, reader: User) -> str:
 
 
 def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:
-    """Return the causing event and the calls refused since; the event's actor only if `reader` may read events."""
+    """Return template context: the event that caused the refusals, and the number of calls refused since then.
+
+    The context names the person who caused the event only if `reader` may read events.
+    """
     events = remedy.causes(row) if remedy.causes else _events(row, Q(action__in=remedy.began))
     event = (events.filter(created_at__lte=before) if before else events).first() if remedy.began else None
     if event is None:

@@ -134,7 +134,7 @@ class Gauging:
         return self._standing
 
     def measure(self) -> None:
-        """Measure once. Never raises database errors; a replica that cannot be measured is not used."""
+        """Measure the replica's lag once. A database error is not raised: it marks the replica as unusable."""
         self._began = time.monotonic()
         try:
             fault, lag = self._measured()
@@ -243,7 +243,7 @@ def _read[T](request: Any, work: Callable[[], T], standing: Standing) -> T:
 
 
 def _has_just_written(request: Any) -> bool:
-    """True if this browser, or this person anywhere, made a change that may not be on the replica yet."""
+    """Return True if the replica may lack a change of this person, made in this browser or another."""
     if WROTE in request.COOKIES:
         return True
     if not hasattr(request, "wrote_lately"):
@@ -253,7 +253,10 @@ def _has_just_written(request: Any) -> bool:
 
 
 def _is_of_the_replica(error: BaseException) -> bool:
-    """True if the error is one that the primary would not raise: connection error, conflict with replay, or write."""
+    """Return True if only a replica could raise this error, so that the primary may answer instead.
+
+    Such errors are connection errors, conflicts with the replay of the write-ahead log, and attempts to write.
+    """
     state = getattr(error.__cause__ if error.__cause__ is not None else error, "sqlstate", None)
     return state is None or state == READ_ONLY or (state != CANCELLED and state[:2] in FAULTS_OF_SERVERS)
 

@@ -148,7 +148,10 @@ def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
-    """Match calls of objects that have this name today, or without such objects, calls recorded with this name."""
+    """Match calls of the objects that have this name now.
+
+    If no object has the name, or too many have it, match calls that were recorded with this name.
+    """
     pks = uuids([text]) or names.ids_named(field.name, text, part=part)
     if pks and len(pks) <= names.MAX_IDS:
         return equal(field.id_column, pks)
@@ -156,7 +159,7 @@ def _named(field: LogField, text: str, *, part: bool) -> Criterion:
 
 
 def _of_anything(pk: UUID) -> Criterion:
-    """Match the call with this id, and the calls of the request, trace or object with this id."""
+    """Match calls by an id of any kind: of a call, a request, a trace or an object."""
     ids = {name: pk for name in INDEXES if isinstance(Call._meta.get_field(name), UUIDField)} | {"trace_id": pk.hex}
     newest = [
         Call.objects.filter(INDEXES[name], **{name: value}).order_by("-created_at").values_list(Value(name))[:1]
@@ -355,9 +358,10 @@ class Search:
         return self._end(rows, cursor)
 
     def _end(self, rows: QuerySet[Call], cursor: Cursor | None) -> datetime | None:
-        """Return the time of row SEARCH_LIMIT in the index that reaches furthest; None if an index has fewer rows.
+        """Return the time of the last row that the page may read; None if one index has fewer rows than the limit.
 
-        Several values of one criterion share the limit, and all values are read up to the nearest of their end times.
+        Each criterion with an index may read SEARCH_LIMIT rows, divided evenly among its values. Reading a criterion
+        ends at the first value that reaches its share. The criterion that reaches furthest from the cursor counts.
         """
         rows = rows.order_by("created_at" if is_newer(cursor) else "-created_at")
         near, far = (min, max) if is_newer(cursor) else (max, min)
@@ -376,7 +380,10 @@ class Search:
 
 
 def _of_each(rows: QuerySet[Call, Any], column: str, values: Sequence[Any], cut: slice) -> tuple[str, list[Any]]:
-    """Return SQL for a slice of the rows with each of these values, found one by one in the index of the column."""
+    """Return SQL that selects, for each of `values`, the slice `cut` of the rows with that value in `column`.
+
+    The statement looks up each value in the column's index separately.
+    """
     same = rows.filter(INDEXES[column], **{column: RawSQL("v.value", ())})
     statement, parameters = same[cut].query.sql_with_params()
     kind = Call._meta.get_field(column).db_type(connection) or ""

@@ -125,7 +125,10 @@ def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
 
 
 def _of_label(event: Event) -> Iterator[tuple[str, SentencePart]]:
-    """Yield the objects that the event's label names; none if the label may be cut or a name contains the separator."""
+    """Yield the objects that the event's label names, by kind.
+
+    Yields nothing if the label may be cut, or if a name in it contains the text that separates names.
+    """
     if len(event.target_label) >= LONGEST_LABEL:
         return
     joint, kinds = JOINED.get(event.target_type, ("", ()))

@@ -64,7 +64,7 @@ def _address(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
-    """Return the call if the pasted id `uid` leads to exactly one, otherwise None."""
+    """Return the call that the search for the pasted id `uid` finds; None if it finds none or several."""
     search = call_filter.search()
     # Usually `uid` is the id of a call, which contains the time. Other ids take longer: the matches are counted.
     if not Call.objects.filter(uid=uid, created_at__range=span_of_uid(uid)).exists() and search.count().number != 1:
@@ -282,7 +282,11 @@ def _list_url(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:
-    """Return the template context with the cause of a denied call, and if `asks` with the current decision."""
+    """Return template context that explains a call.
+
+    For a denied call, it contains the cause. With `asks`, it also contains the decision that the current rules would
+    make.
+    """
     reason, question = row.deny_reason, question_of(row)
     is_judged = row.outcome in ENDINGS["denied"] or reason == "unknown_tool"
     answer = current_decision(question) if question and (asks or is_judged) else None
@@ -313,7 +317,7 @@ def _neighbour(row: Call, call_filter: CallFilter, way: str) -> Call | None:
 
 
 def _same_request(row: Call) -> int:
-    """Count the calls with the same correlation id. Calls of one request are at most a day apart."""
+    """Return the number of calls with the same correlation id as `row`, which started within a day of `row`."""
     time_range = (row.created_at - timedelta(days=1), row.created_at + timedelta(days=1))
     return Call.objects.filter(correlation_id=row.correlation_id, created_at__range=time_range).count()
 
@@ -400,7 +404,11 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
 
 
 def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
-    """Return the query string of one group's calls; empty if the search text cannot be extended by a condition."""
+    """Return the query string that shows the calls of one group.
+
+    Empty if the group is a reason and the search text contains `or`, because such a text cannot be extended by a
+    condition.
+    """
     if by != "reason":
         return call_filter.link(**{by: row.value, "live": ""})
     if any(isinstance(one, Either) for one in call_filter.conditions):

@@ -95,7 +95,7 @@ def trail_of(answer: CurrentDecision, reader: User) -> Trail:
 
 
 def _near(answer: CurrentDecision, reader: User) -> list[str]:
-    """Return similar tool names if the gateway does not know the tool, otherwise an empty list."""
+    """Return the names of similar tools if the gateway does not know the tool; otherwise an empty list."""
     feature = answer.question.feature
     if feature is None or feature.kind != "tool" or not answer.is_unknown:
         return []
@@ -103,7 +103,7 @@ def _near(answer: CurrentDecision, reader: User) -> list[str]:
 
 
 def _texts(answer: CurrentDecision, reader: User) -> Iterator[tuple[Step, str]]:
-    """Yield each check with the text to show if the check is passed."""
+    """Yield each check, with the text that is shown if the call would pass the check."""
     question, server = answer.question, answer.verdict.assigned
     person, gateway = question.user.email, question.gateway.name
     yield Step.TOKEN, _token_text(answer, reader)
@@ -150,7 +150,7 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
 
 # The What-if page: the current decision for an app, person, gateway and tool, and actions that resolve obstacles.
 
-MOST_OFFERED = 100  # Names a picker suggests; others can be typed.
+MOST_OFFERED = 100  # Number of names a picker suggests; others can be typed.
 LONGEST_TOOL = 500
 THINGS = ("host", "user", "gateway")
 
@@ -247,7 +247,10 @@ def what_if_url(question: Question) -> str:
 
 
 def _named(trail: Trail | None) -> dict[str, str]:
-    """Return the form's values with names instead of ids; a host whose name is not unique keeps its id."""
+    """Return the values of the form after an answer: names instead of ids.
+
+    A host whose name is not unique is shown by its id.
+    """
     if trail is None:
         return {}
     question = trail.answer.question
@@ -257,7 +260,7 @@ def _named(trail: Trail | None) -> dict[str, str]:
 
 
 def _offers(reader: FilterViewer, trail: Trail | None) -> dict[str, list[str]]:
-    """Return the suggestions of each field: the names of the first rows that this reader sees in lists."""
+    """Return the suggestions for each field: the first names of objects that the reader may see."""
     offers = {
         name: _first(field, reader) for name, field in WhatIfQuery().fields.items() if isinstance(field, SubjectField)
     }

@@ -136,7 +136,10 @@ class Detail:
         return [check.name for check in self.checks if check.text == NOT_REACHED]
 
     def _steps(self) -> Iterator[tuple[Step, str]]:
-        """Yield each check with the text of its result; the text is empty if the call did not need the check."""
+        """Yield each check, with the text that is shown if the call passed it.
+
+        The text is empty if the call did not need the check.
+        """
         call = self.call
         yield Step.TOKEN, f"{call.token_prefix or 'The token'} is known, not revoked, not expired"
         yield Step.USER, f"{call.user_email} is active"
@@ -293,7 +296,10 @@ def current_decision(question: Question) -> CurrentDecision:
 
 
 def _reach(answer: CurrentDecision, preferred: Token | None) -> tuple[bool, int, bool]:
-    """Return a sort key: answers that pass more checks rank higher; on a tie, the `preferred` token wins."""
+    """Return a key to sort the answers for several tokens.
+
+    An answer without obstacles ranks highest, then one that passes more checks. On a tie, `preferred` ranks higher.
+    """
     is_preferred = preferred is not None and answer.token is not None and answer.token.pk == preferred.pk
     return not answer.verdict.obstacles, answer.stops_at or 0, is_preferred
 
@@ -359,7 +365,7 @@ def _judge(grant: AccessRow, question: Question) -> Verdict:
 
 
 def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> dict[int, Any]:
-    """Run the access statement over the page's database connection, and return the grants by query number."""
+    """Run the access statement in the page's database connection. Return the grants by number of the query."""
     with database.cursor() as cursor, psycopg.RawCursor(cursor.connection) as raw:
         raw.execute(statement, [*(each.decode() for each in queried), *further])
         assert raw.pgresult is not None

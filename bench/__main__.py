@@ -8,9 +8,9 @@ checkout, alternating with this one, to compare a change with the code before th
 calls the tool in a client session, at a server that has sessions too; `sse` calls a tool that reports progress and
 answers in events; `list` reads the stored list of fifty tools.
 
-Three options measure the gateway once more: `--stored-sessions N` with N other sessions stored, `--idle-streams N` with
-N open, silent client streams, whose memory is printed, and `--tracing SHARE` with this share of calls traced; a
-collector receives and discards the spans.
+Each of three options measures the gateway once more. `--stored-sessions N` first stores N other sessions.
+`--idle-streams N` keeps N silent client streams open and prints their memory. `--tracing SHARE` traces this share of
+calls; a collector receives and discards the spans.
 """
 
 import argparse
@@ -239,7 +239,7 @@ def script(path: Path, kind: str, url: str, token: str = "", prefix: str = "") -
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
     if server == "sessions" and (session := session_at(url, headers)):
         headers["Mcp-Session-Id"] = session
-    asked(url, headers, body)  # Not measured, because the gateway first has to learn about the server.
+    asked(url, headers, body)  # An unmeasured call, in which the gateway learns about the server.
     return script_for(path, body, {**headers, "Accept": "application/json, text/event-stream"})
 
 

@@ -79,7 +79,7 @@ def main() -> None:
             url, worker = f"http://127.0.0.1:{port}/mcp/{made['slug']}", serving(process.pid, port)
             for token in made["tokens"]:
                 asked(url, {"Authorization": f"Bearer {token}"}, message("tools/list", {}))
-            asyncio.run(probe(url, made["tokens"][0], 1))  # Warm.
+            asyncio.run(probe(url, made["tokens"][0], 1))  # Warms up.
             first = memory([worker])
             fine = measure(url, made["tokens"], options) if options.clients else True
             fine = leave_unread(url, made["tokens"], worker, first, options) and fine
@@ -117,7 +117,7 @@ def beside_trickles(url: str, tokens: list[str], seconds: float) -> bool:
     arguments = {"size": TRICKLED_SIZE, "at_once": TRICKLED_AT_ONCE, "seconds": seconds}
     tools = ["slow__trickle", "slower__trickle"] * TRICKLES
     sockets = [unread(url, token, tool, arguments) for tool, token in zip(tools, tokens[2:], strict=True)]
-    time.sleep(1)  # Until the gateway is reading the trickled answers.
+    time.sleep(1)  # By then the gateway is reading the trickled answers.
     try:
         taken = asyncio.run(fetch_in_turn(url, tokens[0], seconds))
     except (RuntimeError, TimeoutError) as error:

@@ -42,7 +42,7 @@ MOST_MS, MOST_BYTES = 150, 30 * 1024
 STEPS = 200_000  # Iterations of the loop that measures the processor's pace; they take some milliseconds.
 SITE = "http://localhost:8000"
 MEMBER = "person1@example.com"
-NO_PAGE = re.compile("^/api/|/export/")  # Data and files may be larger.
+NO_PAGE = re.compile("^/api/|/export/")  # Answers of the API and files may be larger than pages.
 SLUG = re.compile(r"(?<=^/gateways/)(?!(?:add|find)/)[^/?]+|(?<=^/servers/)(?!(?:add|find)/)[^/?]+")
 
 

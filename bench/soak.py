@@ -3,7 +3,7 @@
 Two gateways with one worker each share one database, behind nginx as documented; both are replaced periodically, one
 after the other. Clients of both protocol eras call tools, subscribe, listen, break off streams, leave servers' requests
 unanswered and never end a session. With `--real`, the clients of the compatibility table also use its servers,
-one client after the other: everything that worked in a client's first round must work in each later one.
+one client after the other: everything that worked in a client's first round must work in each later round.
 
 Every half minute a line reports memory and open files of the gateways, rows of the session tables, open sessions at the
 server and the median of a call.
@@ -492,7 +492,8 @@ def what_grew(samples: list[Sample]) -> Iterator[str]:
     for name, few in (("memory", 0), ("files", FEW)):
         sums = [sum(getattr(one, name)) for one in samples]
         third, fourth, fifth, sixth = (max(sums[cuts[part] : cuts[part + 1]]) for part in range(2, 6))
-        # A leak raises the maximum of each sixth; a spike raises only one, and a step (more clients at once) ends.
+        # A leak raises the maximum of every sixth, a spike only that of one.
+        # After a step (more clients at once) the maximum stays the same.
         is_more = _grew(third, fifth, few) and _grew(fourth, sixth, few)
         if is_more and _grew(fifth, sixth, few / 4, 1 + (ALLOWED - 1) / 4):
             yield f"GREW: {name} of the gateways from {fourth:.1f} to {sixth:.1f} at the most"

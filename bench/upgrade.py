@@ -158,7 +158,7 @@ def embedded(home: Path) -> Iterator[str]:
 def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> dict[str, str]:
     """Create a database of the release in `code` with `rows` calls in the log; return the environment of its gateway.
 
-    With `again` a copy is used and the filled database stays for the next run, so there must be disk space for both.
+    With `again`, the filled database stays for the next run and a copy is used, so there must be disk space for both.
     """
     keys = {"GATEWAY_SECRET_KEY": uuid4().hex * 2, "GATEWAY_TOKEN_KEYS": uuid4().hex * 2}
     keys["GATEWAY_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()

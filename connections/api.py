@@ -261,7 +261,7 @@ class GatewayHosts(Resource):
             raise serializers.ValidationError({"tool_set_id": ["There is no such set on this gateway."]})
 
         def put(*, by: User) -> None:
-            with transaction.atomic():  # Nobody uses the gateway without the limit in between.
+            with transaction.atomic():  # Prevents calls without the limit in between.
                 if "tool_set_id" in body:
                     row.limit(tool_set, by=by)
                 if "allowed" in body:

@@ -99,7 +99,7 @@ class HostsAllowedForm(forms.Form):
 
 
 def _with_state(rows: HostQuerySet, gateway: Gateway, viewer: User) -> HostQuerySet:
-    """Annotate each host with the decision of `gateway`, if the host is used there, and its number of users there.
+    """Annotate each host with the decision of `gateway`, whether the host is used there, and by how many people.
 
     Only connections that `viewer` may see are counted.
     """
@@ -214,6 +214,6 @@ def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
-    """Neither list nor block the app or agent (Undo of the first time it was listed or blocked)."""
+    """Remove the decision to list or block the app or agent. Undo does this if there was no decision before."""
     row, back = _find(request, slug, host)
     return _decide(row, "reset", "is neither listed nor blocked", back=back, request=request)

@@ -1,4 +1,4 @@
-"""The tools of a gateway as sets, grants and limits give them, and the calls that a change of these would refuse."""
+"""The tools that sets, grants and limits allow, and the calls that a change of these would refuse."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class GivenTools:
     """The tools and prompts of a gateway that people and hosts may use, by exposed name."""
 
     asks_grants: bool
-    names: Mapping[UUID, Collection[str]]  # Of each set.
-    everyone: frozenset[UUID]  # Sets.
+    names: Mapping[UUID, Collection[str]]  # The names in each set.
+    everyone: frozenset[UUID]  # The sets given to everybody.
     teams: dict[UUID, frozenset[UUID]]
     people: dict[UUID, frozenset[UUID]]
-    limits: dict[UUID, UUID]  # The set of each app or agent.
+    limits: dict[UUID, UUID]  # The set that each app or agent is limited to.
     teams_of: Callable[[UUID], Iterable[UUID]]
 
     def sets_of(self, user: UUID) -> frozenset[UUID]:
@@ -53,7 +53,7 @@ class GivenTools:
 
 
 def given_tools(gateway: Gateway, asked: Iterable[str]) -> GivenTools:
-    """Return what the sets, grants and limits of `gateway` give now, as to the tools and prompts `asked`."""
+    """Return who may use which of the tools and prompts `asked` on `gateway` now."""
     grants = list(ToolGrant.objects.live().filter(gateway=gateway))
     limits = HostAtGateway.objects.filter(gateway=gateway, tool_set__isnull=False)
     sets = [*ToolSet.objects.live().filter(gateway=gateway).values_list("pk", flat=True)]
@@ -108,7 +108,7 @@ def refused_by(gateway: Gateway, viewer: User, change: Callable[[GivenTools], Gi
 
 
 def _calls(gateway: Gateway) -> list[tuple[UUID | None, UUID | None, str, int]]:
-    """Return the answered calls of tools and prompts by person, host and name; of at most MOST_READ + 1 calls."""
+    """Count at most MOST_READ + 1 answered calls of tools and prompts, by person, host and name."""
     since = range_start(timezone.now(), PERIOD)
     rows = Call.objects.filter(gateway_id=gateway.pk, created_at__gte=since, feature_type__in=NAMED_KINDS)
     rows = rows.exclude(outcome__in=ENDINGS["denied"]).order_by()
@@ -144,7 +144,7 @@ def limited_to(host: Host, tool_set: ToolSet) -> Callable[[GivenTools], GivenToo
 
 
 def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTools]:
-    """Return the change of sets if `effect` were that of this tool."""
+    """Return the change of the sets if this tool had the effect `effect`."""
     sets, name = ToolSet.objects.live().filter(gateway=feature.assignment.gateway_id), feature.exposed_name[:300]
     having = {*sets.filter(Q(members=feature) | fits(feature, effect)).values_list("pk", flat=True)}
 

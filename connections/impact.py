@@ -80,8 +80,8 @@ def _identities(target: models.Model, links: Q) -> int:
 def cuts(target: models.Model, viewer: User) -> str:
     """Return sentences for a confirmation: the impact of disabling `target`, and the calls it would have refused.
 
-    The calls are those of the last seven days. Viewers who may not see all connections get no impact, and viewers who
-    may not read the log get no calls, unless `target` is their own. Raises NothingGoesThrough.
+    The calls are those of the last seven days. The impact is only for viewers who may see all connections, the calls
+    only for viewers who may read the log; both are also for the owner of `target`. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 
@@ -89,7 +89,7 @@ def cuts(target: models.Model, viewer: User) -> str:
 def cuts_now(target: models.Model, viewer: User) -> str:
     """Return a sentence with the hosts and people that disabling `target` cuts off.
 
-    Empty if the viewer may not see all connections and `target` is not their own.
+    Empty unless the viewer may see all connections or `target` is their own.
     """
     if not _is_own(target, viewer) and not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return ""

@@ -22,7 +22,7 @@ from hosts.models import Host, HostQuerySet
 from proxy.models import Session, UpstreamSession
 from servers.models import Identity, Server
 
-LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)  # Workers end a session at a server that was last used so long ago.
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)  # Workers end a session whose last use is set to this.
 
 
 class ConnectionFault(Exception):
@@ -535,7 +535,7 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
         return self.filter(host__archived_at=None)
 
     def at(self, gateway: Gateway, host: Host) -> "HostAtGateway":
-        """Return the row of an app or agent on `gateway`; an unsaved one if it is neither listed nor blocked."""
+        """Return the row of an app or agent on `gateway`, or a new unsaved row if there is none."""
         here = self.select_related("gateway", "host", "tool_set").filter(gateway=gateway, host=host)
         return here.first() or HostAtGateway(gateway=gateway, host=host)
 
@@ -565,7 +565,7 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
             hosts: list[Host] = []
             if hosts_allowed == HostsAllowed.LISTED and list_used:
                 hosts += self.undecided(gateway).order_by("pk").select_for_update(of=("self",))
-            gateway.edit(hosts_allowed=hosts_allowed, by=by, seen=seen)  # Which keeps the gateway locked.
+            gateway.edit(hosts_allowed=hosts_allowed, by=by, seen=seen)  # Keeps the gateway locked.
             now = timezone.now()
             rows = {row.host_id: row for row in self.filter(gateway=gateway)}
             found = [rows.get(host.pk) or HostAtGateway(gateway=gateway, host=host) for host in hosts]
@@ -583,8 +583,8 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
 class HostAtGateway(Versioned, models.Model):
     """An app or agent that is listed, blocked or limited on a gateway.
 
-    `allowed` lists or blocks it; None, as without a row, follows `gateway.hosts_allowed`. Nobody can use a tool outside
-    `tool_set` through it; None is no limit.
+    `allowed` is True if the host is listed, False if it is blocked; None, like a missing row, follows
+    `gateway.hosts_allowed`. The host can use only the tools in `tool_set`; None is no limit.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -631,7 +631,7 @@ class HostAtGateway(Versioned, models.Model):
         return self._decide(Action.HOST_ALLOWED_AT_GATEWAY, allowed=True, by=by)
 
     def reset(self, *, by: User) -> bool:
-        """Neither list nor block the host. Returns False if it was neither listed nor blocked before."""
+        """Remove the decision to list or block the host. Returns False if there was none."""
         return self._decide(Action.HOST_RESET_AT_GATEWAY, allowed=None, by=by)
 
     def _decide(self, action: Action, *, allowed: bool | None, by: User) -> bool:
@@ -663,7 +663,7 @@ class HostAtGateway(Versioned, models.Model):
         return True
 
     def put(self, **fields: Any) -> None:
-        """Save these fields; a row that then says nothing is deleted."""
+        """Save these fields; delete the row if it then has neither a decision nor a limit."""
         for name, value in fields.items():
             setattr(self, name, value)
         if self.allowed is None and self.tool_set is None:

@@ -106,7 +106,7 @@ class ConnectionRow:
 
     @property
     def status_text(self) -> str:
-        """The status in words; instead of `expired`, says if a new token was not collected or none is active."""
+        """The status in words; "expired" is replaced if a new token was not collected, or if there is no token."""
         if self.status != "expired":
             return self.status
         if any(token.status == "waiting" for token in self.tokens):
@@ -203,7 +203,7 @@ class ConnectionFilter(ListFilter):
 
 
 def _of_person(words: str) -> Q:
-    """Match connections of the person with the e-mail address `words`, or else of all whose address contains them."""
+    """Match connections of the person with the e-mail `words`, otherwise of all people whose e-mail contains it."""
     person = User.objects.filter(email__iexact=words).first() if "@" in words else None
     return Q(user=person) if person else holds("user__email", words)
 

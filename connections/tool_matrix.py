@@ -29,7 +29,7 @@ EVERYBODY, TEAM, PERSON, AGENT = "everybody", "team", "person", "agent"
 
 @dataclass(frozen=True)
 class MatrixColumn:
-    """Everybody, a team, a person, or an app or agent with a limit."""
+    """A column: everybody, a team, a person, or an app or agent with a limit."""
 
     kind: str
     name: str
@@ -40,7 +40,7 @@ class MatrixColumn:
         return f"{self.kind}:{self.pk}" if self.pk else self.kind
 
     def sets(self, given: GivenTools) -> Sequence[UUID] | None:
-        """Return the sets that give it tools; None if all tools are given."""
+        """Return the sets whose tools the column may use; None if it may use all tools."""
         if self.kind == AGENT:
             limit = given.limits.get(self.pk) if self.pk else None
             return None if limit is None else [limit]
@@ -62,7 +62,7 @@ class MatrixCell:
 
     @property
     def access(self) -> str:
-        """`yes`, `no`, `limit` (beyond that of the agent) or `off` (nobody may use the tool)."""
+        """`yes`, `no`, `limit` (outside the limit of the app or agent) or `off` (the tool is disabled or blocked)."""
         if not self.feature.enabled or self.feature.blocked:
             return "off"
         return "yes" if self.is_given else "limit" if self.column.kind == AGENT else "no"
@@ -126,7 +126,7 @@ def _cell(column: MatrixColumn, feature: Feature, given: GivenTools) -> MatrixCe
 @require_GET
 @requires(Capability.GATEWAYS_MANAGE)
 def matrix(request: AppRequest, slug: str) -> HttpResponse:
-    """Show the tools and prompts of a gateway by who may use them."""
+    """Show which people, teams, apps and agents may use which tools and prompts of a gateway."""
     gateway = gateway_or_404(request.user, slug)
     if is_for(request, "why"):
         return render(request, "connections/tool_matrix.html#why", {"why": _why(request, gateway)})
@@ -150,7 +150,7 @@ def matrix(request: AppRequest, slug: str) -> HttpResponse:
     return show(request, "connections/tool_matrix.html", context)
 
 
-# Why one cell is as it is.
+# The reasons for the state of one cell.
 
 
 def _why(request: AppRequest, gateway: Gateway) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class GatewayToolSets(Resource):
         if "members" in body:
             body["members"] = _members(row.gateway, body["members"])
         with transaction.atomic():
-            now: ToolSet = row.lock()  # What the body leaves out stays as somebody else may have just changed it.
+            now: ToolSet = row.lock()  # Omitted fields keep their values as they are now, under the lock.
             kept = {"name": now.name, "patterns": now.patterns, "effects": now.effects, "members": [*now.members.all()]}
             row.edit(**kept | body, by=self.me, seen=self.seen)
         return self.current(row)

@@ -149,7 +149,7 @@ class ToolSetForm(forms.Form):
         return patterns
 
     def clean_members(self) -> list[Feature]:
-        """Return the features of these names. The error names an unknown one."""
+        """Return the features with these names. Raises ValidationError with the first unknown name."""
         names = _lines(self.cleaned_data["members"])
         if len(names) > MOST_NAMES:
             raise ValidationError(f"Choose at most {MOST_NAMES}.")
@@ -160,14 +160,14 @@ class ToolSetForm(forms.Form):
 
     @property
     def features(self) -> FeatureQuerySet:
-        """The features that the set in the form has now; the form is valid."""
+        """The features that the set in the form would have now; requires a valid form."""
         told = self.cleaned_data
         chosen = Q(pk__in=[feature.pk for feature in told["members"]])
         return features_at(self.gateway).filter(chosen | fitting(told["patterns"], told["effects"]))
 
 
 class GiveForm(forms.Form):
-    """The people a set is given to."""
+    """Choice of whom to give a set to: everybody, a team or a person."""
 
     to = forms.ChoiceField(
         label="Give to",
@@ -190,7 +190,7 @@ class GiveForm(forms.Form):
 
     @property
     def subject(self) -> dict[str, Any]:
-        """The team or person, as `give` takes them; neither is everybody."""
+        """The team or person as a keyword argument of `give`; empty for everybody."""
         to = self.cleaned_data["to"]
         if to == "person":
             return {"user": self.cleaned_data["user"]}
@@ -234,7 +234,7 @@ def sets_at(gateway: Gateway) -> ToolSetQuerySet:
 
 
 def with_holders(rows: ToolSetQuerySet) -> Any:
-    """Load who has each set, what it limits, and how many features it has that servers offer."""
+    """Load the holders of each set, the hosts it limits, and the number of its features that servers offer."""
     grants = ToolGrant.objects.live().select_related("team", "user").order_by("given_at")
     limited = HostAtGateway.objects.live().select_related("host").order_by("host__name")
     counted: Any = rows.annotate(feature_count=RawSQL(_COUNTED, [], IntegerField()))  # noqa: S611
@@ -323,7 +323,7 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def add(request: AppRequest, slug: str) -> HttpResponse:
-    """Add a set; with `from`, its form begins as a copy of another one."""
+    """Add a set; with `from`, its form begins as a copy of another set."""
     gateway = gateway_or_404(request.user, slug)
     if is_for(request, "would-have"):
         return _would_have(request, gateway, None)
@@ -364,7 +364,7 @@ def _filled(tool_set: ToolSet) -> dict[str, Any]:
 
 
 def _would_have(request: AppRequest, gateway: Gateway, tool_set: ToolSet | None) -> HttpResponse:
-    """Show how many tools the set in the form has, and which calls a change of it would have refused."""
+    """Show how many tools the set in the form has, and which calls the change would have refused."""
     form, told = ToolSetForm(request.GET, gateway=gateway), ""
     form.fields["name"].required = False
     if form.is_valid():

@@ -14,7 +14,7 @@ def main() -> None:
     gc.disable()  # Nothing loaded here is garbage, and collecting took a sixth of the start time.
     from gatewayadmin.config.environment import Refused, commit, set_for_children
 
-    if sys.argv[1:] in (["--version"], ["version"]):  # Without settings, which would create keys.
+    if sys.argv[1:] in (["--version"], ["version"]):  # Does not load the settings, which would create keys.
         sys.stdout.write(f"{versions.NAME} {versions.with_commit(commit(Path(__file__).resolve().parent.parent))}\n")
         return
     if port := port_to_serve_at(sys.argv[1:]):

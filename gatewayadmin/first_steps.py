@@ -88,7 +88,7 @@ class Setup:
                 "call", "Make the first call", "Ask the client something that needs a tool. The call appears here.",
                 facts.has_call, reverse("oauth:client"), "Wait for the call",
             ),
-            *mail,  # Before people, whose invitations are mailed.
+            *mail,  # Mail comes before people, because invitations are mailed.
             SetupStep(
                 "people", "Invite others", "With a role and a team they can connect at once.",
                 facts.has_others, reverse("accounts:invite"), "Invite", Capability.PEOPLE_MANAGE,

@@ -58,7 +58,7 @@ ADMIN_PASSWORD = environment.password("GATEWAY_ADMIN_PASSWORD")
 QUICKSTART = switch_value("GATEWAY_QUICKSTART", default=True)
 CLIENT_DOCUMENTS = switch_value("GATEWAY_CLIENT_DOCUMENTS", default=True)
 METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
-LOST_KEYS = text("GATEWAY_LOST_KEYS").replace(",", " ").split()  # Ids of keys; serve starts without them.
+LOST_KEYS = text("GATEWAY_LOST_KEYS").replace(",", " ").split()  # Ids of keys that `serve` starts without.
 CHECKPOINT_KEY = keys.signing_key("GATEWAY_CHECKPOINT_KEY")
 METRICS_NAMES = number("GATEWAY_METRICS_NAMES", 50, low=0, high=1000)
 OUTBOUND_PROXY = outbound.outbound_proxy_settings()

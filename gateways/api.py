@@ -289,7 +289,7 @@ class NewAssignment(AssignmentChanges):
 
 
 class AssignmentResource(Resource):
-    """The servers of one gateway, by alias or, without one, by id."""
+    """The servers of one gateway, addressed by alias, or by id if they have no alias."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         WrongIdentity: Problem(HTTPStatus.BAD_REQUEST, "invalid", "shared_identity_id"),
@@ -387,7 +387,10 @@ class AssignmentResource(Resource):
 
 
 def matching_reference(alias: str) -> Q:
-    """Match assignments by the alias or id in a URL; no alias is as long as an id. NUL characters match nothing."""
+    """Match assignments by the alias or id in a URL. An alias cannot be mistaken for an id, because it is shorter.
+
+    NUL characters match no assignment.
+    """
     try:
         return Q(pk=UUID(alias))
     except ValueError:
@@ -425,7 +428,8 @@ class IdentityGatewaysBody(RequestBody):
     """The gateways that may use a shared identity."""
 
     gateway_ids = serializers.ListField(
-        child=serializers.UUIDField(), help_text="All gateways that may use it; others are removed."
+        child=serializers.UUIDField(),
+        help_text="All gateways that may use the identity. It is removed from gateways that are not in the list.",
     )
 
     def validate_gateway_ids(self, pks: list[UUID]) -> list[Gateway]:

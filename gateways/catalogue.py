@@ -38,7 +38,8 @@ SORTS = {
     "last": "t.used {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
-# There are few assignments and servers: assignments are joined before grouping, servers after it.
+# Assignments are joined before the grouping, which needs their servers' ids. Servers are joined after it, for fewer
+# rows.
 ENTRIES = """
 WITH p (id, server_id, gateway_id) AS MATERIALIZED ({assignments})
 SELECT t.server_id, t.name, count(*) OVER ()
@@ -53,7 +54,7 @@ JOIN servers_server s ON s.id = t.server_id
 ORDER BY {order}, lower(t.name), lower(s.name), t.server_id, t.name
 OFFSET %s LIMIT %s
 """
-# The features of given tools; each name is looked up in an index.
+# Selects the features of the given tools (server and name) by index look-ups.
 PLACES = """
 SELECT f.id FROM unnest(%s::uuid[], %s::text[]) AS t (server_id, name)
 JOIN gateways_assignment a ON a.server_id = t.server_id
@@ -63,8 +64,8 @@ JOIN gateways_feature f ON f.assignment_id = a.id AND f.kind = 'tool' AND f.name
 # all tools to group them.
 HASHED = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off"
 HASHED_ALL = f"{HASHED}; SET LOCAL enable_nestloop = off"
-# Calls and last call of each tool on a gateway. float8 represents every realistic count exactly; a sum of bigint is
-# numeric and takes twice as long.
+# Selects the number of calls and the last call of each tool on each gateway. float8 represents every realistic count
+# exactly; a sum of bigint is numeric and takes twice as long.
 OF_PLACES = """
 SELECT c.gateway_id, c.server_id, c.feature_name, sum(c.calls::float8) AS calls, max(c.last_at) AS last_at
 FROM ({rows}) c GROUP BY 1, 2, 3
@@ -90,9 +91,10 @@ def month() -> list[datetime]:
 
 @dataclass
 class CatalogueEntry:
-    """One tool of a server: `places` are its features on all gateways, `found` the places that match the filters.
+    """One tool of a server.
 
-    `feature` is the oldest of `found`; calls are counted for `found`.
+    `places` are the tool's features on all gateways, `found` those that match the filters, `feature` the oldest of
+    `found`. Calls are counted for `found`.
     """
 
     feature: Feature
@@ -230,7 +232,7 @@ class Catalogue:
             # DISTINCT makes PostgreSQL sort everything. Only needed if a gateway has a server twice, which is rare.
             twice = assigned.values("server", "gateway").annotate(times=Count("pk")).filter(times__gt=1)
             told[by] = f"count({'DISTINCT ' if twice.exists() else ''}p.gateway_id)"
-        most = most if most is None else most or 1  # The total is a column of the rows, so at least one is read.
+        most = most if most is None else most or 1  # The total is a column of the rows, so at least one row is read.
         with book() as opened, connection.cursor() as cursor:
             rows, of_rows = self._calls(opened, {}) if joins_use else ("", [])
             statement = ENTRIES.format(
@@ -250,7 +252,7 @@ class Catalogue:
     def _calls(self, opened: Book, where: Where) -> SQL:
         """Return a query for the calls of tools in the last SPAN: from roll-ups, or without them the newest calls."""
         since, until = month()
-        # Roll-ups that old exist for whole days only.
+        # For a time this long ago, roll-ups exist for whole days only.
         if query := opened.query_of({**where, **TOOL_CALLS}, DAYS.begin(since), until, by=OF_TOOLS):
             return query
         self.is_cut = Call.objects.filter(method="tools/call", created_at__gte=since)[MOST_READ:].exists()
@@ -298,7 +300,7 @@ class Catalogue:
 
     def _tell_use(self, entries: list[CatalogueEntry]) -> None:
         """Set the number of calls and the last call of each entry."""
-        known: dict[tuple[Any, ...], list[CatalogueEntry]] = defaultdict(list)  # By the columns of calls in the log.
+        known: dict[tuple[Any, ...], list[CatalogueEntry]] = defaultdict(list)  # Key: OF_TOOLS in the log.
         for entry in entries:
             for place in entry.found:
                 columns = place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]

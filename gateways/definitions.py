@@ -160,7 +160,7 @@ def _shortened(lines: list[str], *, is_first: bool, is_last: bool) -> Iterator[D
 
 
 def _replaced(old: list[str], new: list[str], *, marked: bool) -> Iterator[DiffLine]:
-    """Yield the old lines, then the new lines. If there are as many of both, mark the words that differ."""
+    """Yield the old lines, then the new lines. If both have the same number of lines, mark the changed words."""
     if not marked or len(old) != len(new):
         yield from (DiffLine.of("old", line) for line in old)
         yield from (DiffLine.of("new", line) for line in new)

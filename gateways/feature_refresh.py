@@ -60,7 +60,7 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """True if the outcome is stored: always, except for a per-user server without an identity to send."""
+    """Return whether to store the outcome: False only for a per-user server without an identity to send."""
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 
 

@@ -235,7 +235,7 @@ def _part(request: AppRequest, parts: int) -> int:
 
 
 def _why(feature: Feature) -> str:
-    """Explain the state of `feature` to the reader; empty if clients see what its server offers."""
+    """Return the text that explains the feature's state; empty if clients see the definition that the server offers."""
     gateway = feature.assignment.gateway
     hidden = feature.hidden_characters
     match feature.state:
@@ -367,7 +367,7 @@ def _used(feature: Feature, viewer: User) -> str:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def effect(request: AppRequest, pk: UUID) -> HttpResponse:
-    """State what a tool does, instead of its server."""
+    """State the effect of a tool, which replaces the server's claim."""
     tool = feature_or_404(request, pk)
     if tool.kind != FeatureKind.TOOL:
         raise Http404

@@ -125,7 +125,7 @@ class FeatureQuery(ToolQuery):
 
 
 class ToolChanges(RequestBody):
-    """Whether a tool or another feature is enabled, and the effect of a tool."""
+    """The switch of a tool or another feature, and the effect of a tool."""
 
     enabled = serializers.BooleanField()
     said_effect = serializers.ChoiceField(
@@ -226,7 +226,7 @@ class FeatureResource(Resource):
 
 
 def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
-    """Enable or disable the feature, and state its effect, as far as the body says so. Raises ValidationError."""
+    """Apply the switch and the effect in `body` to the feature, each only if present. Raises ValidationError."""
     effect = body.get("said_effect")
     if effect and feature.kind != FeatureKind.TOOL:
         raise serializers.ValidationError({"said_effect": ["Only tools have an effect."]})
@@ -353,7 +353,7 @@ class CatalogueResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a tool of a server.
 
-        The id is that of any of its features that you may see.
+        Use the id of any feature of the tool that you may see.
         """
         feature = get_object_or_404(Feature.objects.tools_seen_by(self.me).select_related("assignment"), pk=pk)
         self.catalogue = Catalogue(self.me, {})

@@ -122,7 +122,7 @@ def moved(request: AppRequest, pk: UUID) -> HttpResponse:
 # The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, to enable and disable.
 
 MOST_AWAITED = timedelta(seconds=60)  # Several times the timeout for asking a server.
-SAME_ATTEMPT = timedelta(seconds=10)  # The most time between an attempt's two records: server health and failure.
+SAME_ATTEMPT = timedelta(seconds=10)  # Maximum time between the two records of an attempt: health and failure.
 NAMES = {
     "tool": "Tool (exposed name)",
     "prompt": "Prompt (exposed name)",
@@ -178,7 +178,7 @@ class Tab(NamedTuple):
 
 
 class RefreshSummary(NamedTuple):
-    """The outcome of the last requests for a server's features, made with the identities of `people` people."""
+    """The outcome of the last requests for a server's features; `people` is the number of identities used."""
 
     asked_at: datetime
     learnt_at: datetime | None

@@ -491,7 +491,7 @@ def remove_assignment(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _stopping_tools(assignment: Any) -> str:
-    """Return the start of a sentence with the number of tools that stop working with `assignment`."""
+    """Return the start of a sentence with the number of tools that stop working without `assignment`."""
     match assignment.callable_count:
         case 0:
             return "Its tools stop"

@@ -40,8 +40,8 @@ SHOWN = 10
 MOST_TOOLS = 50
 MOST_CONNECTIONS = 20
 MOST_ASSIGNMENTS = 20  # Assigned servers searched for tools that nobody used.
-COLUMNS = ("uid", "created_at", "method", "feature_name", "user_email", "outcome")  # Not the payloads.
-TEXTS = ("description", "input_schema", "approved", "shown", "offered")  # Long, and not shown.
+COLUMNS = ("uid", "created_at", "method", "feature_name", "user_email", "outcome")  # The payloads are not read.
+TEXTS = ("description", "input_schema", "approved", "shown", "offered")  # Long, and not on the page.
 
 TOOLS_USED = """
 SELECT gateway_id, server_id, feature_name, count(*), max(created_at)
@@ -90,7 +90,8 @@ class LeastPrivilege:
             (page.used if _is_in_use(row.connection, now - USED_IN) else page.unused).append(row)
         page.unused = page.unused[:MOST_PICKED]
         pks = [row.connection.pk for row in page.unused]
-        # Sorted in Python: PostgreSQL would read all newer calls. Unused connections have no calls after this span.
+        # Sorted in Python, because PostgreSQL would read all newer calls to sort these. Unused connections have no
+        # calls after `span`.
         span = (now - REPLAYED, now - USED_IN)
         calls = Call.objects.filter(connection_id__in=pks, created_at__range=span).order_by()
         calls = calls.exclude(outcome__in=ENDINGS["denied"]).only(*COLUMNS)

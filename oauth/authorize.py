@@ -94,8 +94,8 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
 def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
     """Redirect to an approved app with the error; for other apps, show the error on a page.
 
-    If other apps got a redirect, anybody could register an app and send people an invalid link, which would redirect
-    them to the app's URL (open redirector, RFC 9700 section 4.11.2).
+    Otherwise anybody could register an app and send people an invalid link that redirects them to the app's URL (open
+    redirector, RFC 9700 section 4.11.2).
     """
     application = Application.objects.filter(client_id=request.GET.get("client_id", "")).first()
     if application and is_approved(application):

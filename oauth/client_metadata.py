@@ -114,9 +114,9 @@ def _path(uri: str) -> tuple[str, str, str]:
 
 
 def gateway_of(resources: Sequence[str]) -> Gateway | None:
-    """Return the gateway that the resource indicators name; None if there are no resource indicators.
+    """Return the gateway that the request's only resource indicator names; None if `resources` is empty.
 
-    Raises UnknownResource unless there is exactly one indicator and it names a gateway of this installation.
+    Raises UnknownResource for several indicators, and for one that names no gateway of this installation.
     """
     if not resources:
         return None

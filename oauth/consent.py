@@ -26,7 +26,7 @@ from ui.pages import AppRequest
 
 @step
 def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # Allowed at any step of the flow.
+    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # Possible at any step.
     if flow.kind != Ending.OAUTH or (flow.gateway is None and not denies):
         return redirect("oauth:gateway", flow.pk)
     if request.method == "GET":

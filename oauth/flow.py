@@ -29,7 +29,7 @@ BROWSER = "authorize_browser"
 
 
 def flow_browser_digest(request: AppRequest) -> bytes:
-    """Return the digest that ties a flow to this browser: of a random session value that survives sign-in."""
+    """Return the digest that ties a flow to this browser, made from a random session value that survives sign-in."""
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
@@ -56,7 +56,7 @@ def begin_app(
 ) -> AuthorizeRequest:
     """Start a flow for the signed-in person that ends with a redirect to an app.
 
-    For an unknown app, no host is created yet, so that merely following a link adds nothing that others can see.
+    For an unknown app, no host is created yet, so that merely following a link creates no object that others can see.
     """
     return AuthorizeRequest.objects.create(
         kind=Ending.OAUTH,
@@ -117,7 +117,7 @@ def ask_approval(flow: AuthorizeRequest, *, by: User) -> None:
 
 
 def _host_refusal(host: Host | None) -> str:
-    """Return the refusal for the host, in words; empty if it is allowed, or a new app has no host yet."""
+    """Return why the host is refused, in words; empty if it is allowed, or if the app is new and has no host."""
     return host_refusal(host) if host else ""
 
 
@@ -130,7 +130,7 @@ def _gateway_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def live_connection(flow: AuthorizeRequest) -> Connection | None:
-    """Return the live connection of this host, gateway and user, to which a new token is added; None if none."""
+    """Return the live connection of this host, gateway and user, or None. A new token is added to it."""
     return Connection.objects.live().filter(host=flow.host, gateway=flow.gateway, user=flow.user).first()
 
 

@@ -1,4 +1,4 @@
-"""Data about rows of Django OAuth Toolkit: an application's host, a token's connection; and authorize flows."""
+"""Authorize flows, and data about rows of Django OAuth Toolkit: an application's host, a token's connection."""
 
 from datetime import timedelta
 from urllib.parse import urlencode

@@ -396,7 +396,7 @@ class RegistrationRow:
 @require_GET
 @requires(*SEES_HOSTS)
 def listing(request: AppRequest, pk: UUID) -> HttpResponse:
-    """List the registrations of a headed host, newest first."""
+    """List the registrations of an app, newest first; 404 for an agent."""
     host = host_or_404(request.user, pk)
     if host.is_agent:
         raise Http404

@@ -73,7 +73,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         writer.may_begin,
         store=StoredSessions(state, cipher),
         introduced=usage.introduced,
-        contradicted=lambda target: eras.doubt(target),  # noqa: PLW0108 - made below, of this client
+        contradicted=lambda target: eras.doubt(target),  # noqa: PLW0108 - `eras` needs this client
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )

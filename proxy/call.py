@@ -175,7 +175,7 @@ class TokenPlaces:
         self._taken[token] = taken + 1
 
     def leave(self, token: str) -> None:
-        """Count one call or stream of this token less."""
+        """Subtract one call or stream of this token."""
         self._taken[token] -= 1
         if not self._taken[token]:
             del self._taken[token]
@@ -254,7 +254,10 @@ class Endpoint:
                 request.span.end()
 
     def _answer_to_headers(self, request: McpRequest) -> Response | None:
-        """Return the response if path and headers alone decide the request; None if the token has to be looked up."""
+        """Return the response if the path and the headers are enough to decide the request.
+
+        Returns None if the token has to be looked up.
+        """
         headers = request.parsed_headers
         if not headers.slug:
             return Response(404, response.NO_GATEWAY_URL)
@@ -291,7 +294,10 @@ class Endpoint:
         return grant, refusal
 
     async def _decide(self, request: McpRequest, refusal: Response | None) -> tuple[AccessRow | None, Response | None]:
-        """Look up the token. Return its grant and `refusal`, or the refusal found here. Raises DatabaseUnavailable."""
+        """Look up the token and check access. Return the grant, and the refusal if the request is refused.
+
+        An earlier `refusal` is returned unchanged. The grant is None for an unknown token. Raises DatabaseUnavailable.
+        """
         assert request.parsed_headers.token_digests is not None
         request.asked_at = began = time.perf_counter()
         grant = await self._parts.access.put(_query(request, request.parsed_headers.token_digests))
@@ -406,7 +412,7 @@ class Endpoint:
                 stream.stop_pings()
 
     def _ended(self, request: McpRequest, ending: StopReason, stream: Stream | None) -> Response:
-        """Return the response to a running call that was cut off, or cancelled by its client."""
+        """Return the response to a call that was stopped while it ran: access was lost, or the client cancelled it."""
         request_id = request.message.id if request.message is not None else None
         if ending.refusal is not None:
             return self._upstream_error(request, ending.refusal)
@@ -596,9 +602,10 @@ class Endpoint:
     async def _find(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Find a feature that has no row: in a fresh list of `assigned`, or by a server's own name for the feature.
+        """Find a feature that has no row in the database, and return it with its grant.
 
-        Raises OutOfScope or UpstreamError.
+        First request a new list from `assigned`. If the feature is not in the list, look for a server that uses this
+        name itself. Raises OutOfScope or UpstreamError.
         """
         if assigned is not None:
             try:
@@ -868,13 +875,16 @@ class Endpoint:
 
 
 def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
-    """Return the access query of this request; sets `request.query` and, depending on the message, `request.modern`."""
+    """Return the access query of this request, and store it in `request.query`.
+
+    Sets `request.modern` if the message is of MCP 2026-07-28.
+    """
     headers, message = request.parsed_headers, request.message
     session, told = headers.session_digest, None
     if message is not None and is_modern(headers.protocol_version, message):
         request.modern = True
         session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
-    # Without extensions, which each request may set differently: each set would lead to another session key.
+    # Without extensions: each request may have different ones, and each combination would get its own session key.
     offered = declared(told, with_extensions=False) if told and headers.accepted.stream else ""
     request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
     return request.query
@@ -893,7 +903,7 @@ def wanted(message: Message | None, feature: Named | None) -> Wanted:
         return Wanted(ServersNeeded.ALL, method.lists)
     if not method.named_by:
         return INTRODUCTION if method.introduces else NOTHING
-    # No feature has a name the database cannot store; stripping those characters could match another feature.
+    # A name that the database cannot store belongs to no feature; stripped of such characters it might match one.
     if feature is None or not is_nameable(feature):
         return NOTHING
     return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
@@ -968,9 +978,9 @@ def _is_standing(request: McpRequest) -> bool:
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
-    """Return the refusal if the request needs a feature's name and its params are malformed, otherwise None.
+    """Return the refusal of a request that must name a feature, if its params are malformed; otherwise None.
 
-    Raises UnknownTask.
+    Raises UnknownTask for a request about a task that the gateway does not know.
     """
     params = message.params
     if message.method in tasks.TASK_METHODS:
@@ -991,7 +1001,7 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 
 
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
-    """Resolve like `resolve_call`, but return None for a name without alias that a server may use for a feature."""
+    """Resolve like `resolve_call`, but return None for an unknown name that may be a server's own name."""
     try:
         return resolve_call(grant, feature)
     except UnknownFeature:
@@ -1004,14 +1014,20 @@ def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved 
 
 
 def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:
-    """Put the renewed identity into the request's grant, so that the new secret is redacted from payloads."""
+    """Store the server with its renewed credential in the request's grant.
+
+    The new secret is then also removed from recorded payloads.
+    """
     if request.grant is not None:
         others = [each for each in request.grant.assignments if each.id != assigned.id]
         request.grant = request.grant._replace(assignments=(*others, assigned))
 
 
 def _identity_row(request: McpRequest, error: UpstreamError) -> str:
-    """Return the page where the user can fix the identity; empty if that does not help or the identity is shared."""
+    """Return the page on which people can add or renew their credential for this server.
+
+    Empty if a new credential would not help, or if the credential is shared.
+    """
     assigned = error.assigned if isinstance(error, Refusal) else request.assigned
     if error.reason not in reasons.AT_IDENTITY_ROW or assigned is None or assigned.scheme != "per_user":
         return ""
@@ -1035,7 +1051,10 @@ def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
-    """Refuse a call whose row could not be written. The refusal is not logged either."""
+    """Send a 503 because the log cannot be written. It says that the call was not executed.
+
+    This refusal is not in the log either.
+    """
     metrics.UNAVAILABLE.labels("not_executed").inc()
     answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
     if stream is not None and stream.opened:

@@ -30,7 +30,7 @@ from wire.sessions import BRIDGED
 CLAIM_SECONDS = 5.0  # A claim lasts this long beyond the server's time limit.
 DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers contradict its row.
 REFRESH_SECONDS = 600.0  # Age at which the stored eras are probed again.
-ATTEMPTS = 3  # Attempts of `find`: a background probe ends without a result if another worker is probing.
+ATTEMPTS = 3  # Attempts of `find`: it may join a background probe, which finds nothing while another worker probes.
 MOST_TIMES = 1_000  # Old entries are removed when a table of times has this many.
 LOOK_SECONDS = 0.1  # Poll interval while another worker probes.
 
@@ -104,10 +104,11 @@ class Eras:
         return task
 
     async def _look(self, target: Target, age: float) -> str:
-        """Probe the server and return its eras; return stored eras if they are recent or another worker is probing.
+        """Probe the server and return its eras.
 
-        Stored eras are recent for `age` seconds. While another worker is probing, `age` 0 waits for its result; any
-        other `age` returns the stored eras, which may be empty. Raises TimedOut after waiting too long.
+        If the stored eras are at most `age` seconds old, return them without a probe. If another worker is probing the
+        server, return the stored eras too, which may be empty; but with `age` 0, wait for the result of the other
+        worker. Raises TimedOut after waiting too long.
         """
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}
@@ -136,7 +137,7 @@ class Eras:
 
 
 def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: float) -> bool:
-    """Return True at most once in `seconds` for each `key`. Removes old entries."""
+    """Return True if `key` was not due in the last `seconds`, and store that it is due now."""
     now = time.monotonic()
     if now - times.get(key, -seconds) < seconds:
         return False
@@ -148,7 +149,10 @@ def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: 
 
 
 def _neutral(target: Target) -> Target:
-    """Return the target without client data, because the stored answer is used for every client."""
+    """Return the target with the gateway's own data instead of the client's.
+
+    The server's answer is stored and used for all clients.
+    """
     return target._replace(capabilities=ALL_BRIDGED, client_info=versions.INFO, session=None)
 
 
@@ -240,7 +244,7 @@ def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
     }
     if not modern:
         extensions.pop(tasks.EXTENSION, None)
-        # A server refuses those task requests that it does not support itself.
+        # The union of all servers: a server refuses those task requests that it does not support.
         found = [capabilities["tasks"] for capabilities in offered if "tasks" in capabilities]
         if merged := {name: settings for each in found for name, settings in each.items()}:
             served["tasks"] = merged

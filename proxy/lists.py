@@ -52,7 +52,7 @@ KEEP_TTL = """
 UPDATE gateways_listing SET ttl_ms = %s
 WHERE assignment_id = %s AND identity_id IS NOT DISTINCT FROM %s AND kind = %s AND ttl_ms <> %s
 """
-MOST_TTL_MS = 60_000  # Not longer: lists also depend on switches here, which may change at any moment.
+MOST_TTL_MS = 60_000  # Upper limit: switches here may change the lists at any moment.
 
 type Lookup = Callable[[], Awaitable[AccessRow | None]]
 
@@ -218,7 +218,7 @@ class Lists:
     async def look_again(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer, wanted: Wanted
     ) -> tuple[AccessRow, Sequence[Definition]]:
-        """Request this server's list, and return the new grant and the list. Raises an UpstreamError."""
+        """Request the server's list, then re-read the grant. Return the grant and the list. Raises an UpstreamError."""
         trace = request.trace
         listed = await self._ask(assigned, grant, wanted.kind, trace, self._seconds)
         return await self._look_up(request, grant, wanted.kind, wanted), listed
@@ -296,7 +296,10 @@ class Lists:
     async def _wait_for(
         self, assignments: Sequence[AssignedServer], grant: AccessRow, kind: str, request: McpRequest
     ) -> Sequence[list[Definition] | UpstreamError]:
-        """Return each server's list or error, after the client's waiting time at most; requests to servers continue."""
+        """Return each server's list or error, within the client's waiting time.
+
+        A request that takes longer continues in the background.
+        """
 
         async def ask(assigned: AssignedServer) -> list[Definition] | UpstreamError:
             hop = None if request.span is None else request.span.hop(assigned, CATALOGUES[kind].method)
@@ -480,7 +483,7 @@ def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[Ass
 def _raise_if_nothing_is_known(
     ready: Sequence[AssignedServer], live: dict[str, list[Definition] | UpstreamError]
 ) -> None:
-    """Raise the error of the servers if all failed and nothing is stored: errors must not look like an empty list."""
+    """Raise the servers' error if all failed and no list is stored, so that errors do not look like an empty list."""
     faults = [answer for answer in live.values() if isinstance(answer, UpstreamError)]
     if not faults or len(faults) < len(live) or any(_is_known(assigned) or assigned.features for assigned in ready):
         return

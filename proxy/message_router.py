@@ -336,7 +336,7 @@ async def relay(
     progress_token: int | None,
     notification: Object,
 ) -> None:
-    """Rewrite a notification that arrived during a call and forward it to the client; drop it if not for the client."""
+    """Rewrite a notification that arrived during a call and forward it, or drop it if it is not for this client."""
     own, method = notification.get("params"), notification.get("method")
     if not isinstance(own, dict) or not isinstance(method, str):
         return
@@ -381,7 +381,7 @@ def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, messag
 def _levels(request: McpRequest, grant: AccessRow, message: Message) -> frozenset[str]:
     """Return the levels of log messages to send to this client.
 
-    A client of 2026-07-28 gets none unless the request sets a level; other clients get all unless they set a level.
+    If no level is set, a client of 2026-07-28 gets none, and any other client gets all.
     """
     level = _level(request, grant, message)
     return NO_LEVELS if request.modern and not level else told_levels(level)
@@ -462,7 +462,10 @@ class Carrier:
             self._requests.in_background(answer(NO_STREAM))
 
     async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
-        """Send the request on the stream of the session's call here. Return False if no call here has a stream."""
+        """Send a server's request on the stream of a call that runs here in its session.
+
+        Returns False if no such call has a stream.
+        """
         call = next(iter(self.calls.of(heard.row)), None)
         if call is None or call.on_request is None or not call.has_stream:
             return False
@@ -491,7 +494,10 @@ class Carrier:
             await self._deliver(self._heard(held, [message]), to_call)
 
     def _hand_over(self, held: OpenServerStream, message: Object) -> asyncio.Future[bool]:
-        """Queue this message for other workers, in order. The future's result is True if a worker took the message."""
+        """Queue a message of a server for other workers, in order.
+
+        The returned future is True if another worker took the message. It is False at once if the queue is full.
+        """
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         held.waiting_bytes += (size := len(jsonrpc.dumps(message)))
         if len(held.waiting) >= MOST_WAITING or held.waiting_bytes > MOST_WAITING_BYTES:
@@ -532,7 +538,10 @@ class Carrier:
         return Heard(held.row, audience.owner, *aliases, level, messages, is_of_session=grant.session is not None)
 
     def _own(self, row: str, owner: str) -> Bid:
-        """Return this worker's bid for the session."""
+        """Return this worker's offer to take the messages of the session `row`.
+
+        It has the numbers of calls and streams that this worker has for the session.
+        """
         calls = self.calls.of(row)
         return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
 
@@ -540,7 +549,11 @@ class Carrier:
         return [each for each in self.streams.of_owner(owner) if each.is_listening]
 
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
-        """Forward these messages to the only call here, or to the newest standing stream."""
+        """Send messages of a server to the client, from the streams of this worker.
+
+        With `to_call`, notifications go to the call that runs here in this session, except updates of resources. All
+        other messages go to the newest standing stream.
+        """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         for message in heard.messages:
             if "id" in message:
@@ -551,7 +564,11 @@ class Carrier:
                 self._put(heard, message)
 
     def _put(self, heard: Heard, message: Object) -> None:
-        """Rewrite a message and send it on the client's standing stream. Without a stream, store or drop it."""
+        """Rewrite a notification for the client, and send it on the client's standing stream.
+
+        Without such a stream, the message is stored if it belongs to a session of the client and is not an update of a
+        resource. Otherwise it is dropped.
+        """
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)
         if message["method"] == LOGGED:
@@ -586,7 +603,10 @@ class Carrier:
                     self._events.keep_waiting(session_id, message)
 
     async def _waiting(self, session_id: str) -> list[bytes]:
-        """Remove and return the stored messages of this session; empty if the database stays unavailable."""
+        """Return the stored messages of this session, and delete them.
+
+        Returns an empty list if the database stays unavailable.
+        """
         for _ in range(LOOKS):
             try:
                 return await self._events.take_waiting(session_id)
@@ -596,7 +616,10 @@ class Carrier:
         return []
 
     async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:
-        """Forward a server request received by another worker to the client, and return its answer."""
+        """Send a server's request, which another worker received, to the client from here.
+
+        The client's answer is sent to the server.
+        """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         upstream = call.target if call is not None else await self._keeper.target_of(heard.row)
         if upstream is None:

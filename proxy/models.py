@@ -8,7 +8,7 @@ from django.db import models
 class RateCounter(models.Model):
     """Calls that all workers have leased in the current minute, of a workspace, gateway or token with a rate limit.
 
-    `window` is the start of that minute, `most` the limit in the last request, `taken` the calls last leased.
+    `window` is the start of that minute, `most` the limit at the last lease, `taken` the number of calls in that lease.
     """
 
     id = models.BigAutoField(primary_key=True)

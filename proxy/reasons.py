@@ -47,7 +47,7 @@ class Step(IntEnum):
 
 
 class Reason(NamedTuple):
-    """A reason for refusing a call: the check, the sentence about its result, and the page where the user can act.
+    """A reason for refusing a call: the failed check, a sentence for people, and the page where the user can act.
 
     `template` is the sentence, with the placeholders of GENERIC. `short` is a short form for rows of blocked objects:
     next to the state `blocked`, in a switch, in the Django admin. `status` is the HTTP status if the whole request is

@@ -300,14 +300,14 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
         raise NotRenewed(now.refusal, "", () if stored else _revocations(held, tokens, cipher))
     if now.ciphertext is None:
         raise NotRenewed("identity_unavailable")
-    return now.ciphertext  # Not the renewed token if the person has signed in again meanwhile.
+    return now.ciphertext  # Another token if the person has signed in again meanwhile.
 
 
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
-    """Record that a person has to sign in again, and raise NotRenewed.
+    """Store that the person has to sign in again, and raise NotRenewed.
 
-    If the token was replaced meanwhile, record nothing and return the new ciphertext. If only the lease was lost,
-    record nothing and raise NotRenewed.
+    Nothing is stored if another process has changed the token meanwhile. If the other process has replaced it, return
+    the new ciphertext. If it is still renewing the token, raise NotRenewed.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)
@@ -380,7 +380,7 @@ def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
 
 
 def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
-    """Raise NotRenewed unless this refusal has now occurred UNCLEAR_REFUSALS times."""
+    """Count a refusal that may be temporary. Raise NotRenewed until there are UNCLEAR_REFUSALS of them."""
     rows = yield Statement(STATEMENTS["wait"], parameters)
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:
         raise NotRenewed("identity_unavailable", str(refusal)) from None

@@ -87,7 +87,10 @@ TOKEN_STARTS = tuple(f"{kind}_" for kind in token_text.PREFIXES)
 
 
 def _advice(credential: str) -> str:
-    """Return advice on a refused Authorization header, in plain ASCII without quotes (RFC 6750 section 3)."""
+    """Return advice about a refused Authorization header.
+
+    The text is plain ASCII without quotes, because it is sent as a header parameter (RFC 6750 section 3).
+    """
     text = credential.partition(" ")[2].strip()
     if text.lower().startswith("bearer"):
         return "The header has the word Bearer twice. Write it once, then the token."
@@ -160,7 +163,10 @@ async def send(request: McpRequest, response: Response) -> None:
 
 
 async def _send_pieces(request: McpRequest, body: bytes) -> bytes:
-    """Send a body in pieces, each after the client has read the previous piece; return the rest to send: b""."""
+    """Send a body in pieces, each after the client has read the previous piece.
+
+    Returns the rest that remains to be sent, which is always empty.
+    """
     for start in range(0, len(body), PIECE):
         piece = body[start : start + PIECE]
         await request.send({"type": "http.response.body", "body": piece, "more_body": True})

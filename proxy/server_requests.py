@@ -1,7 +1,7 @@
 """Requests of servers to clients during a call: elicitation, sampling, roots.
 
 In the session era a server's request is sent to the client on the stream of the call, with an id of the gateway, and
-the client posts the answer to any worker. A server of 2026-07-28 asks in the result of the call instead: a client of
+the client posts the answer to any worker. A server of 2026-07-28 asks in the result of the call instead. A client of
 the session era is then asked on its stream, and the call is sent to the server again with the answers. SuspendedCalls
 below is for clients of 2026-07-28 and servers of the session era.
 """
@@ -197,7 +197,10 @@ class ServerRequests:
     async def _end(
         self, asking: InteractiveCall, asked: Object, uid: str, row: CallRow, answered: Object | None
     ) -> Object:
-        """Drop the request, write its row, and return the answer, or an error if the row cannot be written."""
+        """Finish a request of a server: delete it from the database and write its log row.
+
+        Returns the client's answer. If the log row cannot be written, returns an error instead.
+        """
         if answered is TIMED_OUT:
             row.outcome = "timeout"
         elif answered is not None and "error" in answered:
@@ -307,7 +310,7 @@ def _for_client(asking: InteractiveCall, asked: Object) -> Object:
 
 
 def _checked(asking: InteractiveCall, answer: Object) -> Object:
-    """Return the result or the error of a client's answer, for the server."""
+    """Return the part of the client's answer that the server gets: the result or the error."""
     if isinstance(answer.get("error"), dict):
         return {"error": answer["error"]}
     if isinstance(answer.get("result"), dict):
@@ -324,7 +327,10 @@ def as_uuid(text: object) -> str | None:
 
 
 def _row(asking: InteractiveCall, asked: Object) -> CallRow:
-    """Return the log row of a server's request, with the people and objects of its call."""
+    """Return a log row for a request of a server.
+
+    It is a copy of the row of the call, with the method of the request.
+    """
     at = time.time()
     call = asking.request.row
     return replace(
@@ -517,7 +523,7 @@ class SuspendedCalls:
         uid, turn = self._checked_state(message, grant.connection_id)
         if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
             raise BadState("this requestState was used before, or its call is over")
-        news = self._bell.listen(uid)  # Only now: a second retry with this state must not take the first one's wake-up.
+        news = self._bell.listen(uid)  # Not earlier: a refused second retry would remove the event of the first one.
         try:
             await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
             while True:
@@ -543,7 +549,10 @@ class SuspendedCalls:
     # In the worker that holds the call
 
     async def _carry(self, call: _Call, asked: Object, answer: Answer) -> None:
-        """Forward this server request to the client by `input_required`, and the answer in the retry to the server."""
+        """Send a request of a server to the client as `input_required`.
+
+        The client's next request has the answer, which is then sent to the server.
+        """
         asking = call.asking
 
         async def send() -> None:
@@ -587,7 +596,7 @@ class SuspendedCalls:
         task.add_done_callback(lambda done: self._requests.in_background(self._finish(call, done)))
 
     async def _finish(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
-        """Store the outcome of the call for its retry."""
+        """Store the outcome of a suspended call. The client's next request collects it."""
         try:
             outcome = _sealable(task)
             if outcome is None:
@@ -631,7 +640,10 @@ class SuspendedCalls:
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
-        """Return the id of the call and the turn in a requestState. Raises BadState."""
+        """Return the id of the suspended call and the number of the turn that a requestState contains.
+
+        Raises BadState if it is too old, belongs to another request, or was not issued by this gateway.
+        """
         facts = self._opened_state(message)
         if facts is None:
             _refuse("this requestState was not issued by this gateway")
@@ -684,7 +696,10 @@ FAILED = b"failed"
 
 
 def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
-    """Return the outcome of a call as text; None if the call was cancelled, so that nobody waits for the outcome."""
+    """Return the outcome of a suspended call as text, which can be stored.
+
+    Returns None for a cancelled call, because no client waits for its outcome.
+    """
     if task.cancelled():
         return None
     error = task.exception()
@@ -699,7 +714,7 @@ def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
 
 
 def _opened_outcome(text: bytes, server: str) -> RpcResponse:
-    """Return the answer in a text made by `_sealable`.
+    """Return the outcome that `_sealable` wrote as `text`.
 
     Raises Ended, DatabaseUnavailable or SuspendedCallFailed if the call failed.
     """

@@ -367,14 +367,17 @@ class Streams:
                 self._end(standing.request, CANCELLED)
 
     async def _wait_for_check(self) -> None:
-        """Wait until the next part is due, or access was cut."""
+        """Wait until the next part of the calls and streams is due for a check, or until access was revoked."""
         self._left = self._left or self._parts()
         with suppress(TimeoutError):
             async with asyncio.timeout(RECHECK_SECONDS / self._left[0][1]):
                 await self._cut.wait()
 
     async def _check(self) -> None:
-        """Re-check the next part of the calls and streams, or all parts after access was cut or a check failed."""
+        """Re-check the access of the next part of the calls and streams.
+
+        After a revocation or a failed check, all parts are checked.
+        """
         is_about_all = self._cut.is_set() or not self._left
         self._cut.clear()
         try:
@@ -411,7 +414,10 @@ class Streams:
         return grant
 
     async def _decide_anew(self, part: int, parts: int) -> None:
-        """Re-check part number `part` of the calls and streams. All calls and streams of an owner are in one part."""
+        """Re-check the access of one part of the calls and streams.
+
+        `parts` is the number of parts. All calls and streams of an owner are in the same part.
+        """
         requests = [
             request
             for request in self.calls.values()
@@ -508,9 +514,10 @@ class Streams:
     # Notifications
 
     def _lists_changed(self, changed: str | None) -> None:
-        """Schedule notifications. `changed` is a gateway's id, optionally followed by the name of a list and `said`.
+        """Schedule the notifications that lists have changed.
 
-        `said` means that a server reported the change. None notifies all clients of all lists.
+        `changed` is the id of a gateway. The name of one list may follow it, and then the word `said` if a server
+        reported the change. If `changed` is None, all clients are notified of all lists.
         """
         gateway_id, *more = (changed or "").split(" ")
         kinds = [more[0]] if more else LISTS
@@ -657,7 +664,7 @@ class Resumption:
         return standing
 
     async def _take(self, session_id: str, name: EventId) -> list[Kept]:
-        """Take over a standing stream: end it in its worker, and return the events after `name`.
+        """Take over a stream from another worker: end it there, and return the events after `name`.
 
         Raises DatabaseUnavailable.
         """
@@ -680,7 +687,11 @@ class Resumption:
     async def _begin_to_tell(
         self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
     ) -> None:
-        """Send the stored messages; then report once that lists and subscribed resources may have changed."""
+        """Send the first messages of a standing stream.
+
+        These are the messages stored for the client, one notification for each of `lists`, and one for each subscribed
+        resource, because changes may have been missed.
+        """
         self.server_streams.give_waiting(standing.owner)
         for method in lists:
             standing.put({"jsonrpc": "2.0", "method": method})
@@ -746,7 +757,10 @@ class _Repeat:
                 is_alive = False  # Ask the worker once more.
 
     def _lose(self, standing: StandingStream) -> None:
-        """End the stream of a call that no worker has, or that never belonged to this session."""
+        """End a stream that cannot be resumed: no worker has it, or it never belonged to this session.
+
+        If it was the stream of a call, the client gets the error `call_lost`.
+        """
         if self._name.request_id is None:
             standing.end(b"")
             return

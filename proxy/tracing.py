@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 # Encode spans for OTLP: messages of opentelemetry.proto.trace.v1 (1.10), in the binary form of Protocol Buffers.
 #
-# Written by hand, since a span has few kinds of fields and mostly the attributes of the previous span: OpenTelemetry's
-# SDK takes eight times the processor time, half of it in a thread that blocks calls.
+# Written by hand, since a span has few kinds of fields, and mostly the same attributes as the previous span.
+# OpenTelemetry's SDK takes eight times the processor time, half of it in a thread that blocks calls.
 
 INTERNAL, SERVER, CLIENT = 1, 2, 3  # Span.SpanKind.
 ERROR = b"\x7a\x02\x18\x02"  # Span.status with Status.code = STATUS_CODE_ERROR.
@@ -85,7 +85,8 @@ def _attribute(key: str, value: str | int) -> bytes:
     return field(0x4A, key_value(key, value))
 
 
-# Post spans to a collector from a separate thread, so that calls neither wait for the collector nor fail with it.
+# Post spans to a collector from a separate thread, so that calls do not wait for the collector, and do not fail if it
+# fails.
 #
 # Spans are encoded before they are queued: encoding a batch in the thread would block calls for a millisecond.
 
@@ -217,7 +218,7 @@ class CallSpan:
         self._request = request
         self._outcome = "unavailable"
         self._is_over = False
-        self._offset = request.arrived - request.began  # From perf_counter to the time of day.
+        self._offset = request.arrived - request.began  # Time of day minus perf_counter.
         row, parent = request.row, told.get(trace_context.PARENT, "")
         caller = _context_of(parent) if parent else None
         self._parent = b"" if caller is None else caller.span_id
@@ -387,7 +388,10 @@ def _context_of(parent: str) -> Context:
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """Return a link to the HTTP request's trace if the message belongs to a different trace, otherwise nothing."""
+    """Return a link from the span to the trace of the HTTP headers.
+
+    Empty if the headers have no trace, or the same trace as the message.
+    """
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)
 

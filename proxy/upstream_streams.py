@@ -122,7 +122,10 @@ class ServerStreams:
                 await self._keeper.release(self._name, [*held])
 
     def _look_again(self, owner: str | None) -> None:
-        """Note that the servers to subscribe to for this owner (None: for all owners) may have changed."""
+        """Mark an owner, because the servers whose streams the owner needs may have changed.
+
+        None marks all owners.
+        """
         for standing in self.streams.standing():
             if not owner or standing.owner == owner:
                 self.streams.note(standing.owner)
@@ -131,7 +134,10 @@ class ServerStreams:
                 self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
-        """Treat the sessions of calls as unused until their next call; client streams are re-checked by Streams."""
+        """After access was revoked, treat the sessions of calls as unused until their next call.
+
+        Streams re-checks the streams of clients.
+        """
         self.calls.doubt()
         self._calls_due = 0.0
         self.streams.changed.set()
@@ -155,7 +161,10 @@ class ServerStreams:
             raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
-        """Open the streams needed for owners that changed or were re-checked, and close those no longer needed."""
+        """Open the server streams that these owners now need, and close those that they no longer need.
+
+        The owners are those in `changed`, those with a grant in `granted`, and those not checked recently.
+        """
         began = time.monotonic()
         standing = self.streams.standing()
         owners = changed | self._due(standing, granted, began)
@@ -203,7 +212,7 @@ class ServerStreams:
     def _due(
         self, standing: Sequence[StandingStream], granted: Mapping[AccessQuery, AccessRow], now: float
     ) -> set[str]:
-        """Return the owners with new grants, and those not checked for LOOK_AGAIN_SECONDS."""
+        """Return the owners to check: those with a new grant, and those not checked for LOOK_AGAIN_SECONDS."""
         looked = {each.owner: self._looked.get(each.owner, now) for each in standing}
         due = {
             each.owner
@@ -224,12 +233,13 @@ class ServerStreams:
     # Sessions and leases
 
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
-        """Open a session at each of these servers, and subscribe it to the resources of the audience.
+        """Open a session at each of these servers, and subscribe it to the resources that the audience wants.
 
         If the client has a session, its own requests subscribe at the server. They are repeated here only if the server
-        may have lost the subscriptions: at the first check, and in a session that replaced another. In a session for a
-        connection nothing is unsubscribed: clients at other workers may need the subscription, and unwanted
-        notifications are dropped here.
+        may have lost the subscriptions: at the first check, and in a session that replaced a lost one.
+
+        A session shared by a connection is never unsubscribed from a resource, because clients at other workers may
+        need the subscription. Notifications that nobody here wants are dropped.
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
@@ -278,9 +288,9 @@ class ServerStreams:
             self._tell_what_may_be(source)
 
     async def _leased_listens(self, sources: Sequence[Source]) -> dict[str, Source]:
-        """Lease `subscriptions/listen` at servers of 2026-07-28; return the leased sources by row id.
+        """Lease the right to send `subscriptions/listen` to servers of 2026-07-28, so that one worker sends it.
 
-        Raises DatabaseUnavailable.
+        Returns the leased sources by row id. Raises DatabaseUnavailable.
         """
         keyed = {listen_key(source): source for source in sources}
         keyed = {key: source for key, source in keyed.items() if wishes(source)}
@@ -293,9 +303,9 @@ class ServerStreams:
         return {row: keyed[key] for key, row in (await self._keeper.lease_listens(self._name, rows)).items()}
 
     async def _leased_sessions(self, audiences: Sequence[Audience]) -> dict[str, Source]:
-        """Lease the sessions of these audiences; return the sources whose streams this worker reads, by row id.
+        """Lease the right to read the streams of these audiences' sessions, so that one worker reads each.
 
-        Raises DatabaseUnavailable.
+        Returns the leased sources by row id. Raises DatabaseUnavailable.
         """
         by_owner = {audience.owner: audience for audience in audiences}
         if not by_owner:
@@ -325,7 +335,10 @@ class ServerStreams:
     # For calls
 
     async def _listen_for_calls(self, row: str, use: SessionUse) -> None:
-        """Wait until the server's stream is open, or will not be opened, for at most READY_SECONDS."""
+        """Wait until the server's stream is open, or until it is certain that it will not open.
+
+        Waits at most READY_SECONDS.
+        """
         if not use.beginning:
             use.beginning = True
             self._run(self._begin_for_calls(row, use))
@@ -357,11 +370,14 @@ class ServerStreams:
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """Return for how many more sessions this worker may read the stream only for their calls."""
+        """Return how many more streams this worker may read only for running calls."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Make room for `wanted` more sessions by closing the streams idle longest. Return whether there is room."""
+        """Close idle streams that are read only for calls, until there is room for `wanted` more.
+
+        The streams idle longest are closed first. Returns False if there is not enough room.
+        """
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -377,7 +393,7 @@ class ServerStreams:
         return len(idle) >= most
 
     def _drop(self, row: str) -> None:
-        """Close the stream of this session; the next call in it opens it again."""
+        """Close the server stream of this session. The next call in the session opens the stream again."""
         self.calls.uses.pop(row, None)
         if (held := self._held.pop(row, None)) is not None:
             held.task.cancel()
@@ -386,8 +402,9 @@ class ServerStreams:
     async def _leased_for_calls(
         self, held_anyway: Collection[str], owners: Collection[str] | None
     ) -> dict[str, Source]:
-        """Lease the sessions that calls of these owners (None: of all) use; return the leased sources by row id.
+        """Lease the right to read the streams of sessions that running calls use.
 
+        Only sessions of `owners` are leased; None leases those of all owners. Returns the leased sources by row id.
         Raises DatabaseUnavailable.
         """
         now = time.monotonic()
@@ -436,7 +453,7 @@ class ServerStreams:
                 pause = held.place.pause(AGAIN_SECONDS)
             except SessionLost:
                 self._begin(held)
-                if held.was_open:  # Releasing the lease makes a worker whose client has a stream open a new session.
+                if held.was_open:  # If the lease is released, a worker whose client has a stream opens a new session.
                     self._drop(row)
                 return  # The next call checks whether the session is lost, and opens a new one if so.
             except UpstreamError as error:
@@ -449,7 +466,7 @@ class ServerStreams:
             await self._renew(held)
 
     async def _renew(self, held: OpenServerStream) -> None:
-        """Reload the session's target, with the current credential, before the stream is opened again."""
+        """Read the session's target again before its stream is reopened, because the credential may be new."""
         if held.source.target.session is None:
             return
         with suppress(DatabaseUnavailable):
@@ -498,7 +515,10 @@ class ServerStreams:
         return kept is not None and source.target.session is not None and kept == source.target.session.row
 
     def _tell_what_may_be(self, source: Source) -> None:
-        """Refresh the lists and report each subscribed resource as updated: notifications may have been missed."""
+        """Refresh the server's lists, and report each subscribed resource as updated.
+
+        This is needed after a gap, in which notifications may have been missed.
+        """
         audience, assigned, _ = source
         for name, kinds in KINDS.items():
             if audience.offers(assigned, name, "listChanged"):
@@ -516,7 +536,7 @@ class ServerStreams:
         self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
-        """Wake the audience's client streams once all server streams for them have opened."""
+        """Wake the client streams of this audience if all server streams for them are open."""
         if not all(standing.heard.is_set() for standing in audience.standing) and all(
             held.begun.is_set() for held in self._held.values() if held.source.audience is audience
         ):
@@ -568,7 +588,7 @@ def _let_know(audience: Audience) -> None:
 
 
 def _for_calls(use: SessionUse) -> Source:
-    """Return the source for a stream that is read only for calls."""
+    """Return the source of a stream that is read only for running calls, not for a client's stream."""
     call = use.newest
     return Source(Audience([], call.grant), call.assigned, call.target)
 
@@ -710,7 +730,10 @@ class Audiences:
     async def _grants(
         self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, AccessRow]
     ) -> list[AccessRow | None]:
-        """Return the grant of each query, from `granted` or from the database. Raises DatabaseUnavailable."""
+        """Return the grant of each query, None for an unknown token.
+
+        Grants that are not in `granted` are read from the database. Raises DatabaseUnavailable.
+        """
         found: dict[AccessQuery, AccessRow | None] = dict(granted)
         unknown = [query for query in queries if query not in found]
         for first in range(0, len(unknown), DECIDED_AT_ONCE):
@@ -759,7 +782,7 @@ def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) ->
 
 
 def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
-    """Return the session's server from the grant; None if it is not usable, or only with another identity."""
+    """Return the session's server from the grant; None if it is not usable with the session's identity."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(
         (

@@ -106,7 +106,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def find(self, secret: str) -> ProvisioningKey | None:
-        """Return the live key with this current or still working previous secret; None if there is none."""
+        """Return the live key with this secret, current or previous and still valid; None if there is none."""
         if not token_text.well_formed(secret, {token_text.DIRECTORY}):
             return None
         digests = token_text.candidates(secret, settings.TOKEN_KEYS)
@@ -116,9 +116,10 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
     def issue(
         self, *, name: str, role: Role, capabilities: Collection[Capability], by: User, pk: UUID | None = None
     ) -> IssuedProvisioningKey:
-        """Create a key. People created with it get `role`; it can change only people who have no other `capabilities`.
+        """Create a key. People created with it get `role`.
 
-        Raises ProvisioningError, or BeyondYours for capabilities `by` does not have. The secret is not stored.
+        The key can change only people who have no other capabilities than `capabilities`. Its secret is not stored.
+        Raises ProvisioningError, or BeyondYours for capabilities `by` does not have.
         """
         if role.is_owners:
             raise MakesOwners(MakesOwners.__doc__)
@@ -200,12 +201,15 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """The key's capabilities; empty if revoked. It can change people, and teams of people, who have no others."""
+        """The key's capabilities; empty if revoked.
+
+        The key can change only people who have no other capabilities, and teams of such people.
+        """
         return Capability.named(self.capabilities)
 
     @property
     def acts_on(self) -> str:
-        """The capabilities that people whom the key may change can have, in words."""
+        """The capabilities in `granted` as text."""
         labels = [capability.label for capability in Capability if capability in self.granted]
         return "Everything" if len(labels) == len(Capability) else ", ".join(labels) or "Nothing"
 
@@ -301,8 +305,9 @@ class DirectoryPerson(models.Model):
 
     `addresses` are the values of `emails` in lower case. `user_name` is empty if it equals the person's e-mail. `email`
     is the address the directory sent last; an administrator's later correction is not overwritten. If `removed_at` is
-    set, the directory has deleted the person, who is deactivated and no SCIM resource. `deactivated_epoch` is the
-    session epoch after the directory deactivated the person; a later epoch means that an administrator acted.
+    set, the directory has deleted the person, who is then deactivated and no longer a SCIM resource.
+    `deactivated_epoch` is the session epoch after the directory deactivated the person; a later epoch means that an
+    administrator acted.
     """
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")

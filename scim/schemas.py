@@ -118,7 +118,10 @@ type Equals = Callable[[Any], Q | None]
 
 
 def filter_condition(node: FilterNode, kind: str) -> Narrowed:
-    """Return a condition that all matching rows fulfil, and whether only matching rows fulfil it."""
+    """Return a condition that every matching row meets, and True if the condition is exact.
+
+    A condition that is not exact may be met by other rows too.
+    """
     match node:
         case Comparison() if node.op == CompareOperator.eq:
             path = node.attr_path

@@ -133,7 +133,10 @@ class NewServerForm(Trial, ServerForm):
             self.add_error("secret", list(errors))
 
     def accepts_credential(self) -> bool:
-        """Test the credential at the server. If refused and not to be kept, add a form error and return False."""
+        """Test the credential at the server; return False, with a form error, if it is refused.
+
+        A refused credential that is to be kept anyway counts as accepted.
+        """
         if secret := self.cleaned_data["secret"]:
             server = Server(**self.server_fields())
             self.judge(refusal_of(server, secret), "secret", server.name)
@@ -378,7 +381,7 @@ def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | N
                 feature.enable(by=by)
 
 
-# The page: from a URL, or a well-known server, to tools on gateways.
+# The page: choose a server by URL or tile, test it, and assign it to gateways.
 
 PAGE = "servers/add.html"
 TESTED = "tested_server"  # Session key: the outcome of testing a server before it is added.

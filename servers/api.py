@@ -60,10 +60,8 @@ class ServerSerializer(serializers.Serializer[Server]):
     fixed_resource = serializers.CharField(help_text="The `resource` to send, for `resource_sent` `fixed`.")
     fixed_scopes = serializers.CharField(help_text="Scopes to request, if not those of the server.")
     authorization_endpoint = serializers.CharField(help_text="Set only for an issuer without metadata.")
-    token_endpoint = serializers.CharField(help_text="Set together with `authorization_endpoint`.")
-    revocation_endpoint = serializers.CharField(
-        help_text="Set together with `authorization_endpoint`; optional (RFC 7009)."
-    )
+    token_endpoint = serializers.CharField(help_text="Set if and only if `authorization_endpoint` is set.")
+    revocation_endpoint = serializers.CharField(help_text="May be set if `authorization_endpoint` is set (RFC 7009).")
     assume_pkce = serializers.BooleanField(
         help_text="Whether people can sign in although the issuer does not announce PKCE."
     )
@@ -84,7 +82,7 @@ class ServerSerializer(serializers.Serializer[Server]):
 
 
 class ProbeSerializer(serializers.Serializer[Any]):
-    """The result of contacting a server; the last three only if it answered."""
+    """The result of contacting a server. `era`, `version` and `took_ms` are present only if it answered."""
 
     ok = serializers.BooleanField(help_text="Whether it answered.")
     detail = serializers.CharField(help_text="Result in words.")

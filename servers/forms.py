@@ -194,13 +194,13 @@ class ServerForm(SignInSettings, SlugForm):
         help_text="Shown to people who need to add their credential, such as “Ask the platform team”.",
     )
     key_url = forms.URLField(
-        label="Page for keys",
+        label="Link to get a key",
         required=False,
         max_length=500,
         assume_scheme="https",
         validators=[page_validator],
         widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="Link to the page with the keys, shown next to the text above.",
+        help_text="Page on which people create their key. Shown next to the text above.",
     )
     expected_issuer = address(
         "Expected issuer",
@@ -419,7 +419,7 @@ class TriedSecretForm(Trial, SecretForm):
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
         if "secret" in values and not self.errors:
-            from servers.discovery import refusal_of  # noqa: PLC0415  It imports the metrics, whose files have a worker's id.
+            from servers.discovery import refusal_of  # noqa: PLC0415  It opens metrics files, one per worker.
 
             self.judge(refusal_of(self.server, values["secret"]), "secret", self.server.name)
         values.pop("keep", None)
@@ -466,7 +466,7 @@ class ServerFilter(ListFilter):
     def narrow(self, rows: ServerQuerySet) -> ServerQuerySet:
         servers = rows.matching(self.values.get("q", ""))
         if health := self.values.get("health"):
-            servers = servers.filter(enabled=True, health__in=health)  # For disabled servers it is out of date.
+            servers = servers.filter(enabled=True, health__in=health)  # The health of disabled servers is outdated.
         if auth := self.values.get("auth"):
             servers = servers.filter(auth_type__in=auth)
         if self.values.get("identities"):

@@ -41,7 +41,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     """A stored credential, without its secret."""
 
     id = Id()
-    label = serializers.CharField(help_text="Name for people.")  # type: ignore[assignment]  # DRF takes it out of the class
+    label = serializers.CharField(help_text="Name for people.")  # type: ignore[assignment]  # DRF removes the attribute
     server = ServerReference()
     shared = serializers.BooleanField(source="is_shared", help_text="Whether everyone uses it, instead of one person.")
     owner_email = serializers.EmailField(
@@ -83,7 +83,7 @@ class NewIdentity(RequestBody):
     """A credential for a server, your own or shared."""
 
     server_id = serializers.UUIDField(help_text="Server that the credential is for.")
-    label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
+    label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF removes the attribute
     secret = serializers.CharField(
         max_length=4000, write_only=True, help_text="The credential. It is stored encrypted and never shown again."
     )
@@ -112,7 +112,7 @@ class NewIdentity(RequestBody):
 class Label(RequestBody):
     """Another label for an identity."""
 
-    label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
+    label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF removes the attribute
 
 
 class Secret(RequestBody):
@@ -125,7 +125,7 @@ class Secret(RequestBody):
 
 
 class IdentityResource(Resource):
-    """Your own identities; shared ones and those of other people by capability."""
+    """Your own identities; with a capability also shared identities and those of other people."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         IdentityAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),
@@ -169,7 +169,7 @@ class IdentityResource(Resource):
     def create(self, request: Request) -> Response:
         """Create an identity.
 
-        The credential is tried first; one that the server refuses is stored only with `keep`.
+        The credential is tested first; a refused credential is stored only with `keep`.
         """
         body = self.body()
         if body["shared"]:
@@ -246,13 +246,13 @@ class IdentityResource(Resource):
         return get_object_or_404(self.get_queryset(), pk=pk)
 
     def _changeable(self, pk: UUID) -> Identity:
-        """Return the identity, which must be live and open to the person for disabling, enabling and revoking."""
+        """Return a live identity that the person may disable, enable and revoke; otherwise raise."""
         identity = self._find(pk)
         identity.must_be_open_to(self.me)
         return _live(identity)
 
     def _replaceable(self, pk: UUID) -> Identity:
-        """Return the identity, which must be live, and the person's own or shared and managed by the person."""
+        """Return a live identity that is the person's own, or shared if the person manages servers; otherwise raise."""
         identity = self._find(pk)
         if identity.owner_id != self.me.pk:
             must_hold(self.me, Capability.SERVERS_MANAGE)

@@ -19,7 +19,7 @@ from sinks.sending import SinkTestResult, send_test_line
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
-# To send the logs to a sink takes the capabilities to read them; payloads take LOGS_PAYLOADS too.
+# Sending the logs to a sink requires the capabilities to read them; payloads also require LOGS_PAYLOADS.
 SENDING = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ})
 
 

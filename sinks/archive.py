@@ -109,7 +109,7 @@ def archive_before(limit: date) -> int:
     """
     number = 0
     if not archive_enabled():
-        ArchivedPartition.objects.filter(archived_at=None).delete()  # Dropped without being archived.
+        ArchivedPartition.objects.filter(archived_at=None).delete()  # Will be dropped unarchived.
     else:
         for name, span in Call.partitions.expired(limit):
             try:

@@ -118,10 +118,13 @@ class SinkManager(models.Manager["Sink"]):
 class Sink(Versioned, Switchable):
     """A receiver of the logs, and its position: the rows it has acknowledged.
 
-    Of calls dated `near_from` or later, it has acknowledged ids up to `calls_to`, the newest id at the time `calls_at`;
-    of earlier calls, ids up to `late_calls_to`. During a round it has also acknowledged the calls with ids up to
-    `round_to` that precede (`round_at`, `round_id`) in the order of the log. It has acknowledged events up to
-    `events_to`, and checkpoints, which are sent with calls, up to `checkpoints_to`.
+    It has acknowledged:
+
+    - calls dated `near_from` or later: ids up to `calls_to`, the newest id at the time `calls_at`;
+    - earlier calls: ids up to `late_calls_to`;
+    - during a round: also calls with ids up to `round_to` that precede (`round_at`, `round_id`) in the log's order;
+    - events: ids up to `events_to`;
+    - checkpoints, which are sent with calls: up to `checkpoints_to`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -152,7 +155,7 @@ class Sink(Versioned, Switchable):
     claimed_until = models.DateTimeField(null=True, editable=False)
     looked_at = models.DateTimeField(null=True)  # Time of the last check for rows to send.
     retry_at = models.DateTimeField(null=True)
-    failures = models.PositiveIntegerField(default=0)  # Consecutive.
+    failures = models.PositiveIntegerField(default=0)  # Consecutive failures.
     last_error = models.CharField(max_length=LONGEST_ERROR, blank=True)
     last_error_at = models.DateTimeField(null=True)
     delivered = models.BigIntegerField(default=0)  # Rows; a row that is sent twice counts twice.
@@ -353,7 +356,10 @@ class Sink(Versioned, Switchable):
         self.refresh_from_db()
 
     def _announce_edit(self, seen: Seen | None, fields: dict[str, Any], secret: str, by: User | None) -> None:
-        """Notify the current receiver if it will get less, unless the change is refused."""
+        """Notify the current receiver before an edit, if the receiver will get fewer logs or none.
+
+        An edit that will be refused is not announced.
+        """
         row: Sink = type(self).objects.get(pk=self.pk)
         was, line = (
             row.told(),
@@ -366,7 +372,10 @@ class Sink(Versioned, Switchable):
             send_notice(receiver, line, NOTICE_S)
 
     def _announce(self, action: Action, words: str, by: Actor | None, seen: Seen | None) -> None:
-        """Notify the receiver of a change, best effort, before the change and without a lock."""
+        """Notify the receiver before a change. The change is made even if the receiver cannot be reached.
+
+        The row is not locked meanwhile.
+        """
         row: Sink = type(self).objects.get(pk=self.pk)
         row.must_be(seen)
         if receiver := row._receiver_if_any():
@@ -432,7 +441,8 @@ class Sink(Versioned, Switchable):
     def note_refused(self, line: LogLine, answer: str) -> None:
         """Record that a row was left out because the receiver refuses it permanently.
 
-        A refused row that is itself such a record of this sink gets no further record."""
+        If the refused row is itself such a record of this sink, it gets no further record.
+        """
         said = orjson.loads(line.text)
         if said.get("action") != Action.SINK_ROW_REFUSED or said.get("target_id") != str(self.pk):
             told = {"log": line.log, "row": line.uid, "answer": answer}

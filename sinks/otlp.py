@@ -112,7 +112,7 @@ def _end_of(text: bytes, begin: int) -> int:
 
 
 def _sentence(line: LogLine, told: Mapping[str, Any]) -> str:
-    """Return the body of the record, which log viewers show in lists."""
+    """Return the sentence that log viewers show for this line, which is the body of the OTLP record."""
     match line.log:
         case "call":
             said = (told.get("method"), told.get("feature_name"), told.get("outcome"))

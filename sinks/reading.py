@@ -177,10 +177,10 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _late(self, sink: Sink) -> Batch:
-        """Return the next batch of late rows, older than `near_from` when committed; the last advances `near_from`.
+        """Return the next batch of late calls: calls older than `near_from` when they were committed.
 
-        A row with an id above `calls_to` was committed after `calls_at`; such a row is late if it is dated more than
-        NEAR before `calls_at`.
+        A call with an id above `calls_to` was committed after `calls_at`. It is late if it started more than NEAR
+        before `calls_at`. The last batch advances `near_from`.
         """
         asked = {
             "at": sink.round_at or _BEGINNING,
@@ -197,7 +197,10 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[LogLine], datetime | None, int | None]:
-        """Return the next calls, and the key of the last call if there may be more calls, otherwise None."""
+        """Return the lines of the next calls, and the key of the last call.
+
+        The key is None if there are no more calls.
+        """
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
         lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)
         return lines, last["created_at"] if last else None, last["row_id"] if last else None
@@ -209,7 +212,10 @@ class SinkReader:
         asked: dict[str, Any],
         line: Callable[[dict[str, Any]], LogLine],
     ) -> tuple[list[LogLine], dict[str, Any] | None]:
-        """Return the lines of one delivery, and the last row if there may be more rows, otherwise None."""
+        """Return the lines of one delivery, and its last row.
+
+        The last row is None if there are no more rows.
+        """
         lines: list[LogLine] = []
         size, last, number = 0, None, 4
         with self._own.transaction(), self._own.cursor("sink", row_factory=dict_row) as cursor:

@@ -93,13 +93,13 @@ class Receiver:
 
     name: ClassVar[str]
     label: ClassVar[str]
-    example: ClassVar[str] = ""  # Of an address; empty if this kind has no address.
+    example: ClassVar[str] = ""  # An example of an address; empty if this kind has no address.
     address_help: ClassVar[str] = ""
     key_label: ClassVar[str] = ""  # Empty if this kind has no secret.
     key_help: ClassVar[str] = ""
     shows_secret: ClassVar[bool] = False  # The secret is optional, and sent to the receiver.
     every: ClassVar[timedelta] = timedelta(seconds=2)  # Minimum interval between two checks of a sink.
-    most_lines: ClassVar[int] = 0  # Of one delivery; 0 for `reading.MOST_ROWS`.
+    most_lines: ClassVar[int] = 0  # Maximum per delivery; 0 for `reading.MOST_ROWS`.
     package: ClassVar[str] = ""  # The optional package that this kind needs.
 
     def __init__(self, sink: Sink) -> None:
@@ -174,7 +174,10 @@ def shown_origin(address: str) -> str:
 
 
 def _guard(sink: Sink) -> Guard:
-    """Return the guard for sockets: it allows private addresses only if the sink was set up with one."""
+    """Return the address check for the sink's sockets.
+
+    Private addresses are allowed only if the sink had one when it was set up.
+    """
     return upstream_guard() if sink.private else upstream_guard().outside()
 
 
@@ -190,7 +193,7 @@ ALPHABETS = (
     string.ascii_letters + string.digits,
     string.ascii_letters + string.digits + "+/=_-",
 )
-LEAST_DIFFERENT = 10  # Different characters of a random secret.
+LEAST_DIFFERENT = 10  # Minimum number of different characters in a random secret.
 PREFIX = "whsec_"  # Prefix of base64 secrets (Standard Webhooks).
 
 
@@ -245,7 +248,7 @@ class _Posts(Receiver):
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """Raise Undelivered if a receiver cannot be reached in this block."""
+    """Convert errors of unreachable receivers in this block to Undelivered, with a message for people."""
     try:
         with raising_no_answer():
             yield
@@ -255,7 +258,7 @@ def _in_words() -> Iterator[None]:
 
 
 class Webhook(_Posts):
-    """JSON lines in one compressed POST, signed by Standard Webhooks: HMAC-SHA256 of id, time and body."""
+    """JSON lines in one compressed POST, signed as in Standard Webhooks: HMAC-SHA256 of id, time and body."""
 
     name = "webhook"
     label = "Webhook"
@@ -432,7 +435,7 @@ def _seconds(retry_after: str) -> float | None:
 class Syslog(Receiver):
     """A message of RFC 5424 for each line, with octet counting (RFC 6587 section 3.4.1), over TLS (RFC 5425) or TCP.
 
-    Syslog has no acknowledgement, so TCP's is used: the receiver's machine has every byte.
+    Syslog has no acknowledgement, so TCP's is used, which proves that the receiver's machine has every byte.
     """
 
     name = "syslog"
@@ -489,13 +492,13 @@ class Syslog(Receiver):
 
 
 def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
-    """Wait until the receiver's machine has acknowledged every byte, and briefly for it to close the connection.
+    """Wait until the receiver's machine has acknowledged every byte, then briefly until it closes the connection.
 
-    Closing with unread data would reset the connection and discard what the receiver has not read. Raises Undelivered
-    if the receiver closed the connection earlier, and httpcore.ReadTimeout.
+    Without the second wait, unread data could reset the connection, and the receiver would lose what it has not read
+    yet. Raises Undelivered if the receiver closed the connection before it had every byte, and httpcore.ReadTimeout.
     """
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
-        _must_be_open(sock)  # A reset connection never sends the rest.
+        _must_be_open(sock)  # The unsent bytes of a reset connection are lost.
         deadline.left(None)
         time.sleep(0.005)
     _must_be_open(sock)

@@ -1,8 +1,8 @@
-"""Sends the logs: the chores process checks every few seconds which sinks are due. Each has one process at a time.
+"""Sends the logs: the chores process checks every few seconds which sinks are due.
 
-The proxy is not involved. A slow sink delays few others, for a delivery's timeout at most, because each sink has its
-own thread. A thread that waits for a receiver holds no database connection and only one delivery in memory; undelivered
-rows stay in the log.
+One process at a time serves a sink, each sink in its own thread; the proxy is not involved. With MOST_THREADS threads,
+a slow sink delays few others, for a delivery's timeout at most. A thread that waits for a receiver holds no database
+connection and only one delivery in memory; undelivered rows stay in the log.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class _Service:
                 _note_failure(sink, reader, Undelivered(said), None)
 
     def _next(self, reader: SinkReader) -> tuple[Sink | None, Batch | None]:
-        """Return the current sink and the batch to deliver; None and None if there is nothing to deliver."""
+        """Return the current sink and the batch to deliver; twice None if nothing can be delivered."""
         sink = _loaded(self._pk)
         while sink is not None and not self._is_over(sink):
             try:
@@ -163,7 +163,7 @@ class _Service:
             self._receiver = sink.receiver()
 
     def _deliver(self, sink: Sink, batch: Batch) -> Note:
-        """Deliver the batch, and return the function that records the outcome."""
+        """Deliver the batch. Return the function that stores the result in the sink's row."""
         assert self._receiver is not None
         try:
             self._receiver.deliver(batch.lines)
@@ -207,7 +207,7 @@ _FREE: dict[str, Any] = {"claim": None, "claimed_until": None}
 
 
 def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: SinkReader) -> bool:
-    """Leave out a row that the sink refuses permanently, and record the refusal."""
+    """Skip the only row of this batch, which the receiver refuses permanently, and record the refusal."""
     [line] = batch.lines
     sink.note_refused(line, f"It {refusal}")
     now, said = timezone.now(), f"It {refusal.args[0].removesuffix('.')} to {line.log} {line.uid}, which was left out."
@@ -264,7 +264,7 @@ def drop_before(limit: date) -> int:
 
 
 def _note_gap(sink: Sink) -> None:
-    """Record lost rows if partitions with undelivered rows were dropped without `drop_before`."""
+    """Record that the sink has lost calls, if their partitions were dropped without `drop_before`."""
     starts = Call.partitions.starts()
     if sink.sends_calls and starts and sink.near_from < (begin := midnight(starts[0])):
         _skip(sink, begin, None)

@@ -69,9 +69,9 @@ class Admission(models.Model):
         default=list,
         blank=True,
         help_text=(
-            "Domains of your organisation. New people need an address in these, or a verified one. If sign-in is "
-            "enforced, saving ends all password sessions of people in these domains, except those of break-glass "
-            "owners."
+            "Domains of your organisation. A new person needs an address in one of them, or an address that the "
+            "provider has verified. If sign-in is enforced, saving signs out everyone in these domains who used a "
+            "password, except break-glass owners."
         ),
     )
     default_role = models.ForeignKey(
@@ -105,7 +105,7 @@ class Admission(models.Model):
         ]
 
     def admit(self, who: Claims, *, invited: User | None = None) -> User:
-        """Return the person with these claims, after setting role and teams by the groups; create a new person.
+        """Set role and teams by the groups, and return the person with these claims; create a new person if needed.
 
         `invited` is the person whose invitation was opened in this browser. Records the changes. Raises NoEntry.
         """
@@ -163,7 +163,7 @@ class Admission(models.Model):
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """Call `_named`, but do not reveal to people who get no role whether an address has an account."""
+        """Call `_named`, but hide from people who get no role whether an address has an account."""
         try:
             return self._named(who, invited)
         except NoEntry as refused:
@@ -205,8 +205,8 @@ class Admission(models.Model):
     ) -> Role | None:
         """Return the role of the first matching rule, otherwise the default role, which may be None.
 
-        If no rule gives roles, people keep the role they were given here. If the provider sends no groups, the role
-        never gets more capabilities.
+        If no rule gives roles, people keep the role they were given here. If the provider sends no groups, the new role
+        has no capabilities that the old one lacks.
         """
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role

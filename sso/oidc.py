@@ -94,14 +94,14 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
     """Return the provider's keys, cached; `anew` re-reads them for a token with an unknown key. Raises ProviderDown."""
 
     def read() -> SigningKeys:
-        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # Their URL may be new.
+        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # The URL may be new.
         return read_provider_keys(provider, said)
 
     return _cached(f"{_cache_name(provider)}:keys", read, anew=anew)
 
 
 def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
-    """Return the cached result of `read`, or raise its cached ProviderDown. `anew` reads again, once a minute."""
+    """Return the cached result of `read`, or raise its cached ProviderDown. `anew` re-reads, at most once a minute."""
     kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
         return kept
@@ -123,7 +123,7 @@ def forget_metadata(provider: Provider) -> None:
 
 
 def _cache_name(provider: Provider) -> str:
-    """Return a cache key with the field names: during an upgrade, releases with other fields share the cache."""
+    """Return a cache key with the field names, because during an upgrade releases with other fields share the cache."""
     named = "\n".join((provider.issuer, *OpenIdMetadata._fields))
     return f"organisation-provider:{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
@@ -142,7 +142,7 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256, which sign-in here needs.")
 
     def usable(name: str, *, needed: bool = True) -> str:
-        """Return the https URL `name`; without one return "", or raise ProviderDown if the URL is `needed`."""
+        """Return the https URL `name`. If there is none, return "", or raise ProviderDown if it is `needed`."""
         value = document.get(name)
         if isinstance(value, str) and is_https(value, like=provider.issuer):
             return value
@@ -212,7 +212,7 @@ def signed_out_url() -> str:
 
 
 def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | None:
-    """Return a page that forwards to the provider's logout (OpenID Connect RP-Initiated Logout 1.0), or None.
+    """Return a page that forwards to the provider's logout (OpenID Connect RP-Initiated Logout 1.0).
 
     Return None if the provider has no such endpoint. The client id is sent instead of an ID token, which would have to
     be stored for the whole session and would appear in a URL; without an ID token the provider asks the person for
@@ -302,7 +302,7 @@ def _must_be_granted(asked: str, granted: str) -> None:
     People could remove a scope from the authorization URL to leave out the groups that come with it.
     """
     given = {SCOPES_CALLED.get(scope, scope) for scope in granted.split()}
-    missing = set(asked.split()) - given - {"offline_access"}  # Gives no claims; often not reported.
+    missing = set(asked.split()) - given - {"offline_access"}  # It gives no claims, and is often not reported.
     if missing:
         raise SignInFailed(f"The provider did not grant these scopes: {' '.join(sorted(missing))}.")
 

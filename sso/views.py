@@ -283,13 +283,13 @@ def confirm(request: AppRequest) -> HttpResponse:
     return show(request, "sso/confirm.html", {"provider": provider, "onward": onward})
 
 
-# --- Signed out here, and there too -----------------------------------------------------------------------------------
+# --- Signing out ------------------------------------------------------------------------------------------------------
 
 
 class SignOut(LogoutView):  # type: ignore[misc]
     """End the session here, and, if configured, forward people who signed in at the organisation to sign out there.
 
-    People with `next` in the form continue here as somebody else, and are not forwarded.
+    If the form has `next`, the person continues here with another account, and is not forwarded.
     """
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -305,7 +305,7 @@ class SignOut(LogoutView):  # type: ignore[misc]
             return response
 
 
-# --- Signed out there -------------------------------------------------------------------------------------------------
+# --- Logout by the provider -------------------------------------------------------------------------------------------
 
 
 @csrf_exempt
@@ -391,7 +391,7 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
     }
 
 
-# --- One's own account ------------------------------------------------------------------------------------------------
+# --- Linking an account -----------------------------------------------------------------------------------------------
 
 
 @require_POST

@@ -49,7 +49,7 @@ class Upstream:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn server that stops as soon as `stop` is called; uvicorn's own polls a flag, which took most of a test."""
+    """A uvicorn server that stops as soon as `stop` is called; uvicorn's own polls a flag, which makes tests slow."""
 
     def __init__(self, config: uvicorn.Config, patience: float) -> None:
         super().__init__(config)
@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
 
 @contextmanager
 def running(app: App, *, port: int = 0, patience: float = 0.02) -> Iterator[Upstream]:
-    """Serve `app` on a loopback port until the block ends; `port` restarts a stopped one.
+    """Serve `app` on a loopback port until the block ends; pass the `port` of a stopped server to restart it.
 
     Answers in progress at the end, such as open streams, have `patience` seconds before they are closed.
     """

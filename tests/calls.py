@@ -1,4 +1,4 @@
-"""Rows of the call log for tests, written as the proxy does: the uid's time selects the partition."""
+"""Call log rows for tests. As in the proxy, the time in a row's UID selects its partition."""
 
 from datetime import UTC, datetime
 from typing import Any

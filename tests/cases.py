@@ -1,4 +1,4 @@
-"""Choice of the parametrized cases that `make test` runs. All others are marked `full` and run in `make test-all`."""
+"""Select the parametrized cases that `make test` runs. All others are marked `full` and run in `make test-all`."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -19,12 +19,12 @@ def full(value: Any) -> Any:
 
 
 def first(count: int, values: Iterable[Any]) -> list[Any]:
-    """Mark all parameters except the first `count` as `full`."""
+    """Mark all parameters as `full`, except the first `count`."""
     return [value if number < count else full(value) for number, value in enumerate(values)]
 
 
 def every(step: int, values: Iterable[Any]) -> list[Any]:
-    """Mark all parameters except every `step`-th as `full`; the first is not marked."""
+    """Mark all parameters as `full`, except every `step`-th, beginning with the first."""
     return [full(value) if number % step else value for number, value in enumerate(values)]
 
 

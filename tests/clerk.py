@@ -1,6 +1,6 @@
-"""Runs management commands one after another in one process: a line of arguments in, a line of output out.
+"""Run management commands in one process: read a line of arguments, and print the command's output as one line.
 
-A process for each would take a second or two just to start Django.
+A separate process for each command would take a second or two just to start Django.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
-"""One PostgreSQL for a whole test run, and the environment of the settings.
+"""One PostgreSQL server for a whole test run, and the environment variables of the settings.
 
-A plugin, named in pyproject.toml, because it must act before pytest-django reads the settings. The run's first process
-starts the embedded server in a temporary folder and removes both at the end; xdist workers inherit the folder and make
-a database each. `TEST_DATABASE_URL` uses another PostgreSQL, where databases may be created and dropped.
+pyproject.toml names this pytest plugin, because it must run before pytest-django reads the settings. The first process
+of a run starts the embedded server in a temporary folder, and removes both at the end. xdist workers use the same
+folder, and each creates its own database. `TEST_DATABASE_URL` selects another server, where databases may be created
+and dropped.
 """
 
 import fcntl
@@ -56,7 +57,7 @@ def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Enable garbage collection only now: scanning the loaded modules again took a tenth of a run."""
+    """Enable garbage collection after the imports: scanning the loaded modules repeatedly took a tenth of a run."""
     gc.freeze()
     gc.set_threshold(*GARBAGE)
     gc.enable()
@@ -88,7 +89,7 @@ def begin() -> None:
 
 @contextmanager
 def run_of_ones_own() -> Iterator[None]:
-    """Start a test run for a program other than pytest, and end it after the block; inside a run, use that run."""
+    """Start a test run for a program other than pytest until the block ends, or use the current run."""
     if HOME in os.environ:
         yield
         return
@@ -100,7 +101,7 @@ def run_of_ones_own() -> Iterator[None]:
 
 
 def keep_compiled() -> None:
-    """Compile modules once for the hundreds of processes of a run, whatever the environment says."""
+    """Store compiled modules for the hundreds of processes of a run, even if the environment disables this."""
     if sys.dont_write_bytecode:
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(sys.prefix) / "pycache")
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -108,19 +109,19 @@ def keep_compiled() -> None:
 
 
 def watch(home: Path) -> None:
-    """Start a process that cleans up if this run is killed: its pipe closes with this process."""
+    """Start a process that cleans up if this run is killed; the process notices this by its closed input pipe."""
     command = [sys.executable, "-m", reaper.__name__, str(home)]
     _watchers.append(subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True))
 
 
 def start(home: Path) -> str:
     """Start the embedded server in `home` and return its address."""
-    cluster = cluster_of(home.resolve())  # The same instance as Django's connections use.
+    cluster = cluster_of(home.resolve())  # The object that Django's connections use, too.
     cluster.ensure()
     _own.append(cluster)
     address = f"postgresql://{OWNER}@/postgres?host={quote(str(cluster.socket_folder), safe='')}"
     with psycopg.connect(address, autocommit=True) as connection:
-        # These tests may lose the database with the machine. Tests of durability start their own servers, with the
+        # A crash of the machine may lose these databases. Tests of durability start their own servers, with the
         # defaults.
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("ALTER SYSTEM SET full_page_writes = off")
@@ -150,7 +151,7 @@ def fresh_database(name: str, template: str = "template1") -> str:
 
 
 def tables() -> str:
-    """Return the name of a database with only the migrated tables; one per run, to copy."""
+    """Return the name of a database with only the migrated tables, created once per run as a template."""
     name = Path(os.environ[HOME]).name.replace("-", "_")
     with once("tables") as missing:
         if missing:

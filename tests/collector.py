@@ -14,7 +14,7 @@ from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of, liv
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """One span as it was posted; ids in hexadecimal digits, `parent` empty for none."""
+    """A posted span. Ids are in hexadecimal digits; `parent` is empty if the span has none."""
 
     name: str
     trace: str
@@ -31,7 +31,7 @@ class Posted:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """One log record as it was posted; the id of its trace in hexadecimal digits."""
+    """A posted log record. The id of its trace is in hexadecimal digits."""
 
     event: str
     at: int

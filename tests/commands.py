@@ -1,4 +1,4 @@
-"""Management commands in a process of their own, which imports the product so that the caller need not."""
+"""Run management commands in a separate process, so that the calling process does not import the product."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Commands:
-    """Runs management commands one after another in one process (tests/clerk.py), started with the first of them."""
+    """Runs management commands one after another in one process (tests/clerk.py), started for the first command."""
 
     def __init__(self, environment: Callable[[], dict[str, str]]) -> None:
         self._environment = environment  # Read when the process starts.

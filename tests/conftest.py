@@ -39,7 +39,7 @@ hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("sui
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_metadata.ClientSecretHasher"]
 settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner puts mails in an outbox instead.
-# This middleware scans all static files for each `Client`; tests of running workspaces cover it.
+# Removed because it scans all static files for each `Client`. Tests of running workspaces cover this middleware.
 settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]
 # Otherwise each httpx client reads all certificates, which takes longer than the test's request.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
@@ -83,7 +83,7 @@ def wire_size(page: Any) -> int:
 
 
 def person(name: str, role: str, *capabilities: Capability, is_staff: bool = False) -> User:
-    """Return a user whose role of this name has exactly these capabilities."""
+    """Return a user whose role has this name and exactly these capabilities."""
     held, made = Role.objects.get_or_create(name=role)
     if made:
         make.grant(held, capabilities)
@@ -92,7 +92,7 @@ def person(name: str, role: str, *capabilities: Capability, is_staff: bool = Fal
 
 @pytest.fixture(scope="session")
 def migrated() -> str:
-    """The name of a database with only the migrated tables, made once per run, to copy."""
+    """The name of a database with only the migrated tables, created once per run as a template."""
     return cluster.tables()
 
 
@@ -159,7 +159,7 @@ def export_places(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def loopback_is_allowed(settings: Settings) -> None:
-    """Allow servers at loopback addresses, as one of the operator's private networks."""
+    """Allow servers at loopback addresses, as if the operator had listed them as a private network."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 

@@ -39,7 +39,7 @@ def empty(*_: object) -> None:
 
 
 def _sweeper(name: str) -> psycopg.Connection[Any]:
-    """Return the session that empties this database, reconnected if lost; if superuser, it skips triggers."""
+    """Return the session that empties this database; reconnect if it is lost. A superuser's session skips triggers."""
     with suppress(KeyError, psycopg.OperationalError):
         _sweepers[name].execute("SELECT")
         return _sweepers[name]
@@ -89,11 +89,11 @@ def _each(template: str, names: list[str], between: str) -> sql.Composed:
 
 
 def drop(creation: Any, name: str, verbosity: int, seconds: float = 2) -> None:
-    """Drop a test database once its last session has ended; after `seconds` even if one remains."""
+    """Drop a test database when its last session has ended, at the latest after `seconds`."""
     for session in _sweepers.values():
         session.close()
     _sweepers.clear()
-    creation.connection.close_pool()  # As in Django: sessions that wait in a pool never end.
+    creation.connection.close_pool()  # Django does this too, because idle sessions of a pool never end.
     deadline = time.monotonic() + seconds
     with creation._nodb_cursor() as cursor:
         while time.monotonic() < deadline:

@@ -1,7 +1,7 @@
-"""Waiting for facts that another process, thread or backend creates shortly after a response.
+"""Wait for facts that another process, thread or backend creates shortly after a response.
 
-Tests wait for the fact, not for a time, for as long as a busy machine may need. An event that must not be waited for
-takes several times `PATIENCE`.
+Tests wait until the fact is true, not for a fixed time, because a busy machine may be slow. If a test must show that
+something does not wait for an event, the event takes several times `PATIENCE`.
 """
 
 import asyncio

@@ -99,7 +99,7 @@ def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
         if sys.version_info >= (3, 13):
-            server.abort_clients()  # Those in the middle of a TLS handshake have no task yet.
+            server.abort_clients()  # Connections in the middle of a TLS handshake have no task yet.
             await asyncio.sleep(0)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)

@@ -21,8 +21,8 @@ LONG = ("apps", "browser", "clients", "conformance", "contract", "deploy", "docs
 class LoadGroups(LoadScopeScheduling):  # type: ignore[misc]
     """Sends whole modules to the processes, like `--dist loadfile`, and all modules of a group to one process.
 
-    Uses the order of `put_long_ones_first`. xdist's own order begins with the groups of most tests: one process then
-    still ran a few long tests for a quarter of an hour after the other processes had ended.
+    Uses the order of `put_long_ones_first`. By default xdist starts with the groups that have the most tests. One
+    process then still ran a few long tests for a quarter of an hour after the other processes had ended.
     """
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
@@ -41,7 +41,7 @@ def put_long_ones_first(items: list[pytest.Item]) -> None:
 
 
 def scope_of(nodeid: str) -> str:
-    """Return what is run in one process: the test's group, or its module."""
+    """Return the name of the unit that runs in one process: the test's group, or its module if it has no group."""
     path = nodeid.partition("::")[0]
     return group_of(path) or path
 

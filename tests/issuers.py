@@ -1,6 +1,6 @@
 """A protected MCP server with its own authorization server: the Python SDK's endpoints, over in-memory tokens.
 
-A test can change at any time what the authorization server issues and refuses, and can read what it has counted.
+Tests can change at any time what the authorization server issues and refuses, and can read its counters.
 """
 
 import html
@@ -65,7 +65,7 @@ class Issuer:
         default_factory=dict
     )  # Status, media type and body (or redirect target) by path, instead of the issuer's answer.
 
-    # What the SDK asks of a provider
+    # Methods of the SDK's provider interface
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
         return self.clients.get(client_id)
@@ -139,7 +139,7 @@ class Issuer:
         self.refresh.pop(token.token, None)
         self.access.pop(token.token, None)
 
-    # On the wire
+    # HTTP requests
 
     def app(self) -> App:
         """Return the server at /mcp with its metadata and issuer endpoints."""
@@ -181,7 +181,7 @@ class Issuer:
         return again
 
     async def _answers_itself(self, origin: str, path: str, send: Send) -> bool:
-        """Answer a request that is not for the SDK's endpoints, and return True; otherwise False."""
+        """Answer a request that is not for the SDK's endpoints. Return False if the SDK must answer it."""
         if path in self.answers:
             status, kind, text = self.answers[path]
             place = [(b"location", text.encode())] if 300 <= status < 400 else []

@@ -79,7 +79,7 @@ def server(*, by: User | None = None, **fields: Any) -> Server:
 
 
 def introduced(server: Server, **capabilities: Any) -> Server:
-    """Store the server's declared `capabilities` (always with tools), and return the server."""
+    """Store that the server declared tools and these `capabilities`. Return the server."""
     ServerInfo.objects.create(
         server_id=server.pk, told_to=server.pk, capabilities={"tools": {}, **capabilities}, changed_at=timezone.now()
     )

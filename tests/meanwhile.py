@@ -15,9 +15,10 @@ WAITED_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backe
 
 @contextmanager
 def just_before(act: Callable[[], object], then: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Run `act` in a concurrent transaction; once the block waits for its locks, run `then` in it and commit.
+    """Run `act` in a concurrent transaction, then the block.
 
-    Fails if the block never waits. The test needs `django_db(transaction=True)`.
+    Once the block waits for the transaction's locks, run `then` in the transaction and commit. Fails if the block never
+    waits. The test needs `django_db(transaction=True)`.
     """
     acted = Event()
 
@@ -39,7 +40,7 @@ def just_before(act: Callable[[], object], then: Callable[[], object] = lambda: 
 
 
 def meanwhile(ask: Callable[[], Any], act: Callable[[], object]) -> Any:
-    """Return the result of `ask`, which runs while a concurrent transaction has run `act` and not yet committed.
+    """Call `ask` after a concurrent transaction has run `act` but before it commits; return the result of `ask`.
 
     Fails if `ask` never waits for that commit.
     """

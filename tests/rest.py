@@ -34,7 +34,7 @@ class Rest:
 
     @classmethod
     def bearing(cls, secret: str) -> "Rest":
-        """Return a client with only a Bearer token, which a CSRF check would stop."""
+        """Return a client with only a Bearer token; a CSRF check would refuse its changes."""
         return cls(Client(enforce_csrf_checks=True), {"Authorization": f"Bearer {secret}"})
 
     def get(self, path: str, **query: Any) -> Any:

@@ -66,14 +66,14 @@ def note(text: str) -> str:
 
 
 def leaks(live: Serve) -> list[str]:
-    """Return where a secret is in plain text: the table, the log, or the page."""
+    """Return the tables, logs and pages that contain a secret in plain text, with the beginning of the secret."""
     secrets = _noted | {key for name, key in live.settings.items() if name.startswith("GATEWAY_") and "KEY" in name}
     places = {"log": live.log(), **pages(live), **dict(tables(live))}
     return [f"{place}: {found[:8]}..." for place, text in places.items() for found in clear(text, secrets)]
 
 
 def clear(text: str, secrets: set[str]) -> set[str]:
-    """Return the tokens, and those of the `secrets`, that are in `text`."""
+    """Return the tokens, and those of the given `secrets`, that occur in `text`."""
     tokens = {found for found in TOKEN.findall(text) if token_text.well_formed(found, token_text.PREFIXES)}
     return tokens | {one for one in secrets if one in text}
 

@@ -369,9 +369,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
         """Replace this token's secret. Only the owner may do this, because the secret acts as the owner.
 
         The old secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS; with `until_used` it
-        ends earlier, when the new secret is first used. A secret replaced before ends at once. `presented` is the
-        secret with which a token rotates itself. Of two concurrent rotations one succeeds, the other raises Superseded.
-        Raises NotYourToken, BadTokenOverlap, TokenAlreadyRevoked, Expired or AskedForNew.
+        ends earlier, when the new secret is first used. A secret that was replaced earlier ends at once. `presented` is
+        the secret with which a token rotates itself. Of two concurrent rotations one succeeds, the other raises
+        Superseded. Raises NotYourToken, BadTokenOverlap, TokenAlreadyRevoked, Expired or AskedForNew.
         """
         lasting = overlap(overlap_hours)
         if presented is None and (by is None or by.pk != self.connection.user_id):

@@ -48,7 +48,7 @@ def notices(user: User) -> list[Notice]:
 
 
 def _touched(user: User, since: datetime) -> Q | None:
-    """Match the events after `since` of the user's tokens and connections that changed after `since`; None if none did.
+    """Match the events of the user's tokens and connections after `since`; None if no such object has changed.
 
     The objects are found first, because events are indexed by object.
     """

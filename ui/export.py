@@ -156,7 +156,7 @@ def _place_of(person: object) -> Iterator[None]:
     try:
         yield
     finally:
-        _running.pop(key, None)  # Without the lock, because the garbage collector may run this at any time.
+        _running.pop(key, None)  # Takes no lock, because the garbage collector may run this at any time.
 
 
 def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) -> StreamingHttpResponse:

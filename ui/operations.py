@@ -110,15 +110,21 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
 ) -> Callable[[Method], Method]:
     """Declare a method of a resource as an API operation. Methods without declaration are always refused.
 
-    Enforced before the method runs: `needs`, the capabilities (see capabilities.rest); `query`, the query parameters,
-    and for lists the `orderings` allowed in `?ordering=`; `reauth`, a recent re-authentication of the person (see
-    accounts.sign_in); `api_keys`, whether API keys are accepted; `access_tokens`, whether API access tokens are
-    accepted. `body` is the class that `Resource.body()` uses. With `makes`, for operations that create an object or a
-    secret, a request may have an Idempotency-Key, and the method may return Afterwards.
+    Enforced before the method runs:
 
-    Only for the OpenAPI description: `answer`, if it is not the resource's serializer; `conflicts`, if the operation
-    can answer 409 for more than the resource's `problems`; and `if_match`, if the operation checks `If-Match`
-    (`Resource.unchanged` or `Resource.seen`) and can answer 412.
+    - `needs`: the capabilities (see capabilities.rest)
+    - `query`: the query parameters; `orderings`: the values that a list allows in `?ordering=`
+    - `reauth`: whether the person must have re-authenticated recently (see accounts.sign_in)
+    - `api_keys`, `access_tokens`: whether API keys, and API access tokens, are accepted
+
+    `body` is the class that `Resource.body()` uses. With `makes`, for operations that create an object or a secret, a
+    request may have an Idempotency-Key, and the method may return Afterwards.
+
+    Only for the OpenAPI description:
+
+    - `answer`: the answer, if it is not the resource's serializer
+    - `conflicts`: whether the operation can answer 409 for more than the resource's `problems`
+    - `if_match`: whether the operation checks `If-Match` (`Resource.unchanged`, `Resource.seen`) and can answer 412
     """
     declared = Operation(
         needs=needs,

@@ -56,7 +56,7 @@ class Undo(NamedTuple):
 
     @classmethod
     def if_changed(cls, changed: bool, url: str, fields: Sequence[tuple[str, str]] = ()) -> Undo | None:
-        """Return an Undo if the action `changed` something, otherwise None: it could undo another person's action."""
+        """Return an Undo if `changed`, otherwise None, because an Undo could revert another person's action."""
         return cls(url, fields) if changed else None
 
 

@@ -149,7 +149,7 @@ class Table:
         _TABLES[self.key] = self
 
     def seen(self, request: HttpRequest) -> TableView:
-        """Return the view for a request: order and columns; the same object for the whole request."""
+        """Return the order and the columns that this request shows. Repeated calls return the same object."""
         known: dict[str, TableView] = request.__dict__.setdefault("lists", {})
         if self.key not in known:
             known[self.key] = self._seen(request)

@@ -42,7 +42,7 @@ class Seen(Protocol):
 
 
 class FormSeen(NamedTuple):
-    """The version that a form was opened with; only changes of fields that the form would write conflict."""
+    """The version that a form was opened with. Another change conflicts only in fields that the form would write."""
 
     version: str
 

@@ -432,7 +432,10 @@ def _contradicts(status: int, code: int | None, era: str) -> bool:
 
 
 def _is_lasting(error: Exception) -> bool:
-    """Return whether this error of a probe shows that the server does not speak the era."""
+    """Return whether this error of a probe proves that the server does not speak the era.
+
+    Other errors, such as a timeout, prove nothing.
+    """
     return isinstance(error, BadAnswer) and error.status not in PASSING_STATUSES
 
 

@@ -235,7 +235,7 @@ _foreign = re.compile(r"[^A-Za-z0-9_-]")
 def exposed_name(alias: str, tool: str) -> str:
     """Return the name agents use for `tool`: `<alias>__<tool>`, at most 64 of [A-Za-z0-9_-].
 
-    Model providers accept nothing else. A name that has to be shortened or cleaned ends in six hex digits of its
+    Model providers accept no other names. A name that has to be shortened or cleaned ends in six hex digits of its
     digest, to be unique. Without an alias a valid name is unchanged.
     """
     name = f"{alias}{SEPARATOR}{tool}" if alias else tool

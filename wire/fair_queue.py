@@ -122,7 +122,7 @@ class ByteBudget:
                 self._loop.call_soon_threadsafe(self.change, counted, {})
 
     def _full(self, claim: Claim) -> Account | None:
-        """Return the first account without room for this claim, or None if all have room."""
+        """Return the first account of the claim whose share has no room for it; None if all have room."""
         for account, size in claim.counted.items():
             share = self._shares[account[0]]
             if self._held.get(account, 0) + min(size, share) > share:
@@ -146,7 +146,10 @@ class ByteBudget:
         return len(self._waiting) > MOST_WAITING or of_person > MOST_WAITING_OF_ONE
 
     def _let_in(self) -> None:
-        """Give room to waiting calls and answers. Those that wait for the same account get room in order of arrival."""
+        """Give room to all waiting calls and answers whose accounts have room.
+
+        A claim that arrived later cannot overtake an earlier claim on the same account.
+        """
         blocked: set[Account] = set()
         for turn, claim in list(self._waiting.items()):
             if turn.done():
@@ -278,7 +281,10 @@ class FairQueue:
         return False
 
     def _took_turn(self, person: str, connection: str) -> None:
-        """Move person and connection to the end of their queues, or remove them if no more calls wait."""
+        """Move the person and the connection to the end of their queues, because one of their calls has started.
+
+        They are removed from the queues if no more of their calls wait.
+        """
         self._waiting_count -= 1
         connections = self._waiting.pop(person)
         turns = connections.pop(connection)

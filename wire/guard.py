@@ -155,7 +155,7 @@ NOWHERE = OwnEndpoints()
 
 
 def _is_gateway(path: str) -> bool:
-    """Return whether the path, once normalised as by a reverse proxy, is that of a gateway."""
+    """Return whether this path is that of a gateway (`/mcp`), after the changes that reverse proxies make to paths."""
     tidy = normpath(unquote(path)).lstrip("/")
     return tidy == "mcp" or tidy.startswith("mcp/")
 
@@ -224,10 +224,10 @@ class Guard:
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """Return a guard for hosts named by a server or an issuer, which resolves and checks hosts not listed exactly.
+        """Return a guard for hosts named by a server or an issuer: it checks all hosts that are not listed exactly.
 
-        Hosts that the proxy resolves are not checked, and a third party could name an internal host below a domain that
-        the operator has listed.
+        Otherwise a third party could name an internal host below a domain that the operator has listed, and the proxy
+        would resolve the host unchecked.
         """
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 
@@ -279,9 +279,10 @@ class Guard:
         return all(map(self.is_inside, addresses))
 
     def _what_to_set(self, address: str) -> str:
-        """Return how the operator can allow this private address; empty if the address can never be allowed.
+        """Return the setting with which the operator can allow this private address; empty if it cannot be allowed.
 
-        Call it only with an address from the URL itself: the internal address of a host name must not be disclosed.
+        Call this only with an address that is in the URL itself. The internal address of a host name must not be
+        disclosed.
         """
         network = ip_network(_plain(ip_address(_literal(address))))
         if _is_public(network.network_address) or not replace(self, allowed=(network,)).admits(str(network[0])):

@@ -80,7 +80,7 @@ class WithoutRoom(Exception):
 
 
 class Slow(Exception):
-    """A large answer arrived too slowly while another answer waited for the room it took in the memory budget."""
+    """A large answer arrived too slowly while another answer waited for its room in the memory budget."""
 
 
 def more_than(limit: int) -> str:
@@ -415,9 +415,10 @@ class HttpConnection(asyncio.Protocol):
         self._slice_ends = time.perf_counter() + SLICE_SECONDS
 
     async def _wait_for_large(self, budget: ByteBudget) -> None:
-        """Wait for more of a large answer. Raises Slow if it arrives slowly while another answer waits for its room.
+        """Wait for more of a large answer.
 
-        Only the time spent waiting for the server counts, not the time that the gateway or the client takes.
+        Raises Slow if the answer arrives slowly while another answer needs the memory that this one has reserved. Only
+        the time in which the gateway waits for the server counts.
         """
         began = time.monotonic()
         with suppress(TimeoutError):
@@ -476,7 +477,10 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[dict[bytes, bytes]] | None:
-        """Return a header cache if a small answer arrived in one piece on a reusable connection, otherwise None."""
+        """Return a header cache for the next answers of this connection; None if this answer is not suitable.
+
+        A suitable answer is small, arrived in one piece, and leaves the connection open.
+        """
         if self.status != 200 or len(data) > SLICE or not self.may_be_kept():
             return None
         assert self._body is not None
@@ -487,7 +491,7 @@ class HttpConnection(asyncio.Protocol):
         self._lost = error
         self._wake()
 
-    # What has arrived, parsed slice by slice
+    # Parsing received data, slice by slice
 
     async def _advance(self) -> None:
         """Parse a slice of the received data, or wait for more data. Raises the error of the answer, if any."""
@@ -541,7 +545,10 @@ class HttpConnection(asyncio.Protocol):
         return data
 
     def _bound(self, size: int) -> None:
-        """Fail on endless headers, interim answers, chunk extensions or trailers, and on too many framing bytes."""
+        """Fail if the server sends too much: headers without end, too many bytes in all, or too many without content.
+
+        Bytes without content are those of interim answers, chunk extensions and trailers.
+        """
         if self.status == 0:
             if self._head_size >= HEAD_LIMIT:
                 self._fail(Oversized("headers without end"))

@@ -133,8 +133,8 @@ MOST_DIGITS = 1_000
 def loads(text: bytes) -> Any:
     """Parse a JSON text. Raises ValueError.
 
-    orjson turns integers beyond 64 bits into floats and refuses lone surrogates and numbers beyond the range of a
-    float, all of which servers send; such texts are parsed by the slower standard library.
+    Some texts of servers are parsed by the slower standard library, because orjson turns integers beyond 64 bits into
+    floats, and refuses lone surrogates and numbers beyond the range of a float.
     """
     try:
         value = orjson.loads(text)
@@ -335,7 +335,7 @@ DEEPEST = 64  # Levels of nested objects and lists.
 
 
 def is_shallow(value: Any, room: int = DEEPEST) -> bool:
-    """Return whether `value` is nested at most `room` levels deep. Deeper ones would overflow the stack."""
+    """Return whether `value` is nested at most `room` levels deep. Deeper nesting would overflow the stack."""
     if isinstance(value, dict):
         return room > 0 and all(is_shallow(inner, room - 1) for inner in value.values())
     return not isinstance(value, list) or (room > 0 and all(is_shallow(inner, room - 1) for inner in value))

@@ -442,7 +442,10 @@ def _rpc_response(
 async def _read_large(
     response: HttpResponse, text: bytes, target: Target, status: int
 ) -> tuple[Object, ReaderProcess | None]:
-    """Return the outline of a large result and its reader; for other messages the whole message and None."""
+    """Return the outline of a large result and the process that has the rest of it.
+
+    For other messages, return the whole message and None.
+    """
     try:
         outlined = await response.reader.outline(text, target.person_id)
     except UnreadableAnswer as error:
@@ -455,7 +458,10 @@ async def _read_large(
 
 
 async def _parse_alone(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
-    """Parse a large message while no other large message is parsed; count the values first, in a separate turn."""
+    """Parse a large message, while no other large message is parsed.
+
+    First its values are counted, because a message with too many is refused without parsing it.
+    """
     async with response.alone():
         if has_more_values(text, MOST_VALUES):
             raise TooLarge(target.server_name, f"more than {MOST_VALUES:,} JSON values")
@@ -639,7 +645,7 @@ def without_annotations(value: Any) -> Any:
 
 
 def _annotated(schema: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], jsonrpc.Object]]:
-    """Yield annotated properties with their paths of `properties` names."""
+    """Yield the annotated properties of a schema, each with the names of the properties that lead to it."""
     properties = schema.get("properties") if isinstance(schema, dict) else None
     if not isinstance(properties, dict):
         return

@@ -249,9 +249,9 @@ def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
 
 
 def _is_tenant(given: str, issuer: str) -> bool:
-    """Return whether `issuer` is the multi-tenant issuer of Microsoft Entra and `given` the issuer of one tenant.
+    """Return whether `given` is `issuer` with a tenant id instead of the placeholder `{tenantid}`.
 
-    Multi-tenant metadata name the issuer with the placeholder `{tenantid}`; answers name the actual tenant.
+    Microsoft Entra uses the placeholder in its multi-tenant metadata, and the id of the actual tenant in its answers.
     """
     before, template, after = issuer.partition("{tenantid}")
     return bool(template) and re.fullmatch(f"{re.escape(before)}[0-9A-Za-z.-]+{re.escape(after)}", given) is not None

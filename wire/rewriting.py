@@ -141,8 +141,8 @@ class MatchBudget:
 def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBudget | None = None) -> bool:
     """Return whether `uri` can be an expansion of `template`.
 
-    With `narrowly`, simple expressions match within one segment only; otherwise any expression matches any text, and
-    templates with too many expressions, or without budget left, match everything.
+    With `narrowly`, simple expressions match within one segment only. Otherwise any expression matches any text. A
+    template that has too many expressions, or exceeds the budget, matches everything, or nothing with `narrowly`.
     """
     parts = _EXPRESSION.split(template)
     if len(parts) > 2 * MOST_EXPRESSIONS:
@@ -166,7 +166,10 @@ def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBu
 
 
 def _ends_of_any_text(uri: str, start: int, following: str, *, is_last: bool) -> set[int]:
-    """Return where an arbitrary text from `start` may end: before each occurrence of `following`."""
+    """Return the positions at which a template expression that begins at `start` may end.
+
+    The text `following` comes after the expression in the template. If `is_last`, it also ends the URI.
+    """
     if is_last:
         end = len(uri) - len(following)
         return {end} if end >= start else set()
@@ -215,7 +218,7 @@ _quoted_mark = lru_cache(1_000)(_quoted)
 
 
 def _decoded(text: str) -> str:
-    """Percent-decode `text`, except parts in parentheses, whose parentheses are removed."""
+    """Percent-decode `text`, except in parentheses, which have template expressions. Remove the parentheses."""
     if "(" not in text:
         return unquote(text, errors="surrogatepass")
     parts, depth, begin = [], 0, 0
@@ -286,7 +289,10 @@ def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
 
 
 def _renamed(meta: Object, known: str | None, shown: str) -> Object:
-    """Replace the related task `known` in `meta` by `shown`, and remove any other related task."""
+    """Replace the id of the related task in `meta`: the server's id `known` by the id that the client sees.
+
+    Any other related task is removed.
+    """
     related = meta[RELATED]
     rest = {key: inner for key, inner in meta.items() if key != RELATED}
     if known is not None and isinstance(related, dict) and related.get("taskId") == known:
@@ -341,7 +347,7 @@ def changed(text: bytes, document: Object, request_id: Id | None, changes: Chang
 
 
 def _as_asked(shown: Object, result: Object, changes: Changes) -> Object:
-    """Replace the server's URI of the resource that was read by the URI in the client's request."""
+    """Give the resource that was read the URI that the client used in its request."""
     old, new = result.get("contents"), shown.get("contents")
     if not isinstance(old, list) or not isinstance(new, list):
         return shown

@@ -46,7 +46,7 @@ from wire.oauth_client import fits_a_header
 logger = logging.getLogger(__name__)
 
 MOST_SERVER_REQUESTS = 8  # Concurrent requests of a server during one of our requests; each answer needs a connection.
-LONGEST_ID = 1_024  # Characters, or bits, of the id of a server's request.
+LONGEST_ID = 1_024  # Of a server's request id: characters of a string, or bits of an integer.
 LONGEST_VERSION = 40
 CLOSE_SECONDS = 2
 BACKGROUND_SECONDS = 10
@@ -99,7 +99,7 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 
 
 class SessionLost(Exception):
-    """The server does not know the session: HTTP 404 to a request that named it, and no answer to that request.
+    """The server does not know the session: it answered a request in it with HTTP 404, without a JSON-RPC answer.
 
     MCP 2025-11-25 (Session Management) calls this "session not found": the request was not processed.
     """
@@ -327,7 +327,10 @@ class SessionWire:
     async def _initialize(
         self, target: Target, proposed: str = versions.NEWEST_SESSION
     ) -> tuple[SessionHandle, ServerDescription]:
-        """Open a session in the version `proposed`, or in the newest common version that the server lists."""
+        """Open a session in the version `proposed`.
+
+        If the server does not speak this version, the newest common version of its list is used.
+        """
         request_id = next_request_id()
         params = {
             "protocolVersion": proposed,

@@ -116,7 +116,7 @@ class EventParser:
         return events
 
     def _count(self, events: int, others: int) -> None:
-        """Subtract events and other lines from the budget, which refills over time. Raises TooManyEvents."""
+        """Count events and other lines. Raises TooManyEvents if there are too many in a second or in total."""
         now = time.monotonic()
         refill = PER_SECOND * (now - self._counted_at)
         self._counted_at = now

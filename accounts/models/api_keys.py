@@ -32,7 +32,7 @@ class ApiKeyAlreadyRevoked(Exception):
 
 
 def _with_status() -> dict[str, Q]:
-    """Return the current condition for each status, by status."""
+    """Return, by status, the condition that keys with this status meet now."""
     now = timezone.now()
     return {
         "active": Q(revoked_at=None, expires_at__gt=now),

@@ -52,7 +52,7 @@ class Attempt(models.Model):
     objects = AttemptQuerySet.as_manager()
 
     class Meta:
-        db_table = "oauth_attempt"  # The table's first use was for OAuth clients.
+        db_table = "oauth_attempt"  # The table was first used only for OAuth clients.
 
     def __str__(self) -> str:
         return f"{self.count} since {self.since}"

@@ -42,7 +42,7 @@ class SavedViewManager(models.Manager["SavedView"].from_queryset(SavedViewQueryS
 class SavedView(Versioned, models.Model):
     """A named query string of the Logs page.
 
-    A view stores a query, not results, so it shows nobody more calls than they may see anyway. Everyone who may read
+    A view stores a query, not results, so each viewer sees only the calls they may see. Everyone who may read
     the log may share their views; a shared view can be removed by its owner and by people who manage the workspace.
     """
 

@@ -201,7 +201,7 @@ class User(Versioned, AbstractBaseUser):
     EMAIL_FIELD = "email"
     REQUIRED_FIELDS: ClassVar[list[str]] = []
 
-    # The most permissions an API key grants while it acts for this person. None: no limit.
+    # While an API key acts for this person, the permissions are limited to these; None is no limit.
     narrowed_to: frozenset[str] | None = None
 
     objects: ClassVar[UserManager] = UserManager()
@@ -271,10 +271,10 @@ class User(Versioned, AbstractBaseUser):
     def changed_by(self, by: Grantor | None) -> Iterator["User"]:
         """Yield this person's current row, locked for a change in the block.
 
-        Every check whether `by` may change this person is here. Raises Outranked unless `by` has at least this person's
-        capabilities (people may always change themselves); LastOwner, LastManager or LastBreakGlass if the block leaves
-        no owner, manager of people or break-glass owner; and NotByDirectory if a directory would change anything of the
-        last owner.
+        Checks whether `by` may make the change. Raises Outranked unless `by` has at least this
+        person's capabilities (people may always change themselves). Raises LastOwner, LastManager or LastBreakGlass if
+        the block leaves no owner, manager of people or break-glass owner. Raises NotByDirectory if a directory changes
+        the last owner.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -449,7 +449,7 @@ class User(Versioned, AbstractBaseUser):
     def end_access(self, *, by: Grantor | None) -> None:
         """Deactivate this person, and remove password, invitation, organisation sign-in, flags and teams.
 
-        The flags are staff and break-glass. If the account is given to somebody later, it has none of these. Raises
+        The flags are staff and break-glass. All of these stay removed if the account is used again later. Raises
         Outranked, LastOwner, LastManager or LastBreakGlass.
         """
         with self.changed_by(by) as present:

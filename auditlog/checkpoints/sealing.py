@@ -113,7 +113,10 @@ TABLE = Call._meta.db_table
 
 
 def texts(model: type[Model]) -> set[str]:
-    """Return the columns to select as text: AS_TEXT, and UUIDs, which JSON has as text anyway and are slow to parse."""
+    """Return the columns to select as text.
+
+    They are AS_TEXT and all columns with UUIDs. JSON writes UUIDs as text, and parsing them first would be slow.
+    """
     return AS_TEXT | {
         str(field.column)
         for field in model._meta.concrete_fields
@@ -229,13 +232,19 @@ def _newest() -> Body | None:
 
 
 def _oldest_partition() -> str:
-    """Return the start of the oldest partition, because earlier releases did not record drops in checkpoints."""
+    """Return the start of the oldest partition, as text.
+
+    It replaces the start of the retained calls, which checkpoints of earlier releases do not contain.
+    """
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()
 
 
 def _first(cursor: Any) -> Body:
-    """Return the first checkpoint. Existing calls are covered by no checkpoint, admin events by the next ones."""
+    """Return the first checkpoint, which covers no rows.
+
+    No checkpoint covers the calls that already exist. The next checkpoints cover all existing admin events.
+    """
     now, last = timezone.now(), newest_id(cursor, TABLE)
     covers = {"from": now - NEAR, "before": None, "after_id": last, "upto_id": last}
     state = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}
@@ -245,7 +254,7 @@ def _first(cursor: Any) -> Body:
 
 
 def _after(before: Body, kind: str) -> Body:
-    """Return the body of the next checkpoint, which covers no rows yet."""
+    """Return the body of the checkpoint that follows `before`. It covers no rows until the caller adds its range."""
     covers = {"from": None, "before": None, "after_id": before["near_to"], "upto_id": before["near_to"]}
     state = {name: before[name] for name in STATE}
     return {"number": before["number"] + 1, "kind": kind, "previous": before["digest"], **covers, **state}
@@ -259,7 +268,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
-    # If more rows are left, the time of the next row is only known to be later than that of the previous checkpoint.
+    # If rows are left, the next of them is only known to be later than the previous checkpoint.
     at = before["near_at"] if row else now
     covers = {"from": since, "after_id": after, "upto_id": upto}
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}

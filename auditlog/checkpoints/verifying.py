@@ -184,7 +184,7 @@ class CallPlaces(CheckpointIndex):
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
         """Return the row's checkpoint. For a row without a checkpoint return True if that is legitimate, else False.
 
-        A row may have none if it is older than the first checkpoint, or if its checkpoint is not made yet or missing.
+        A row may have no checkpoint if it is older than the first, or if its checkpoint is missing or not made yet.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)
@@ -198,11 +198,14 @@ class CallPlaces(CheckpointIndex):
         return bool(at >= self._oldest)
 
     def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
-        """True if a row whose id no checkpoint covers is legitimate.
+        """Return True if it is no fault that no checkpoint covers the row with the id `number`.
 
-        Rows with ids up to the first checkpoint's must be older than that checkpoint. Rows with higher ids than the
-        last checkpoint's must be newer; the next checkpoint covers them. A row with a higher id that was recorded
-        before the last checkpoint, or whose id was never assigned, was added later.
+        There are two such cases. The row is older than the first checkpoint, and its id is not above the last id of
+        that checkpoint. Or the row is newer than the last checkpoint, and its id is above the last id of that
+        checkpoint: the next checkpoint will cover it.
+
+        A row with a higher id was added later if it was recorded before the last checkpoint, or if PostgreSQL never
+        assigned its id.
         """
         if not self._sealed:
             return True
@@ -313,9 +316,9 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
 
 
 def _kept_from(sealed: Sequence[SignedCheckpoint]) -> datetime:
-    """Return the start of the retained calls according to the checkpoints, or of the oldest partition.
+    """Return the time from which calls must still exist, according to the checkpoints.
 
-    Checkpoints of earlier releases do not contain this time.
+    If no checkpoint contains this time, as in earlier releases, return the start of the oldest partition.
     """
     said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]
     starts = Call.partitions.starts()

@@ -61,8 +61,8 @@ DO $$ BEGIN
 END $$;
 """
 
-# Rows are found by their unique columns, so `id` needs no index. Rows of the current period are updated often: a new
-# version fits into the same page, so that no index changes.
+# Rows are found by their unique columns, so `id` needs no index. Rows of the current period are updated often, so
+# pages have free space: a new version in the same page changes no index.
 ROLLUP_STORAGE = """
 ALTER TABLE auditlog_rollup DROP CONSTRAINT auditlog_rollup_pkey;
 ALTER TABLE auditlog_rollup SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02);

@@ -35,7 +35,7 @@ from auditlog.rollups.schema import (
 from ui import databases
 
 STEP = 20_000  # Rows of the log to count per transaction; some transactions count slightly more.
-OLD_STEP = 60_000  # The same for rows from before counting began; larger, so that a day takes fewer steps.
+OLD_STEP = 60_000  # Rows per transaction from before counting began; larger, so that a day takes fewer steps.
 # Rows up to NEAR old when they are committed are counted at once, older rows every LATE_EVERY.
 NEAR = timedelta(hours=1)
 LATE_EVERY = timedelta(minutes=15)
@@ -103,14 +103,20 @@ def _is_fresh() -> bool:
 
 @contextmanager
 def _state() -> Iterator[RollupState | None]:
-    """Yield the state, locked until the transaction ends; None if another process locks it or counting cannot start."""
+    """Yield the row with the state of counting, locked until the transaction ends.
+
+    Yields None if another process has locked the row, or if counting cannot start yet.
+    """
     if not RollupState.objects.exists():
         _begin()
     yield RollupState.objects.select_for_update(skip_locked=True).first()
 
 
 def _begin() -> None:
-    """Start counting: new rows from now on; existing rows later, newest first."""
+    """Create the state with which counting starts.
+
+    From then, new calls are counted as they arrive. The calls that already exist are counted later, newest first.
+    """
     last = _last_id()
     if last is None:
         return
@@ -131,12 +137,15 @@ def _begin() -> None:
 
 
 def _floors(now: datetime) -> dict[str, datetime]:
-    """Return the start of the roll-ups of each grain with limited retention, by name of the RollupState field."""
+    """Return the start of the roll-ups of each grain that is deleted after some time.
+
+    The keys are the names of the RollupState fields that store these times.
+    """
     return {grain.floor: (DAYS if grain is HOURS else HOURS).begin(now - grain.kept) for grain in GRAINS if grain.kept}
 
 
 def _last_id() -> int | None:
-    """Return an id up to which all rows are visible or rolled back, or None if a writer takes too long."""
+    """Return an id below which no row can appear any more; None if a transaction takes too long to commit."""
     with connection.cursor() as cursor:
         return last_id(cursor, Call._meta.db_table, wait=WRITERS_S)
 
@@ -161,7 +170,10 @@ def _count_new() -> tuple[int, bool]:
 
 @transaction.atomic
 def _count_late() -> tuple[int, bool]:
-    """If LATE_EVERY has passed, count rows that were older than NEAR when they arrived, and advance `near_from`."""
+    """Count the calls that were written more than NEAR after their start, at most once every LATE_EVERY.
+
+    Also advances `near_from`. Returns the number of counted calls.
+    """
     with _state() as state:
         now = databases.database_now()
         if state is None or now - state.near_from < NEAR + LATE_EVERY:

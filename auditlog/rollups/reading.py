@@ -210,9 +210,10 @@ class Book:
     def query_of(
         self, where: Where, since: datetime, until: datetime, *, by: Sequence[str], named: bool = False
     ) -> SQL | None:
-        """Return a query for `calls` by the columns `by` and `ended`, with several rows per key; None if `read` would.
+        """Return a query for the number of calls, by the columns `by` and by outcome (`ended`).
 
-        The column `last_at` is the start of the newest call of a row.
+        The rows have the columns `by`, `calls`, `last_at` (start of the newest call) and `ended`. Several rows may
+        have the same values of `by` and `ended`: add their calls. Returns None in the cases in which `read` does.
         """
         pieces = self._pieces({*where, *by}, since, until, None)
         if pieces is None or not self._may_read(pieces, where):
@@ -232,7 +233,10 @@ class Book:
         return self._state is not None and self._state.counted_from <= DAYS.begin(moment)
 
     def _may_read(self, pieces: Sequence[SourcePeriod], where: Where) -> bool:
-        """True if no piece to read from the log is too long, or an index finds few rows in the long pieces."""
+        """Return True if the log is short enough to read for all these periods.
+
+        A period without roll-ups may be longer than LONGEST_FROM_LOG only if an index finds few matching rows in it.
+        """
         long = [each for each in pieces if each.grain is None and each.until - each.since > LONGEST_FROM_LOG]
         # Even a long piece can be read if an index finds few rows in it.
         indexed = [name for name in FOUND_BY_INDEX if name in where] if long else []
@@ -240,7 +244,7 @@ class Book:
         return not long or any(self._number_in_log(rows) <= MOST_FROM_LOG for rows in found)
 
     def _number_in_log(self, rows: Sequence[SQL]) -> int:
-        """Return the number of these rows in the log, counted up to one more than allowed."""
+        """Return the number of these rows in the log, but at most MOST_FROM_LOG + 1."""
         if not rows:
             return 0
         statement, parameters = _union(rows, "")
@@ -251,7 +255,10 @@ class Book:
     def _pieces(
         self, columns: set[str], since: datetime, until: datetime, bars: Bars | None
     ) -> list[SourcePeriod] | None:
-        """Cut a period into pieces that are each read from one source; None if no roll-ups exist yet."""
+        """Divide a period into periods that are each read from one source: from the roll-ups of a grain, or the log.
+
+        Returns None if there are no roll-ups yet.
+        """
         if self._state is None:
             return None
         if since < self._state.days_from and (days := Call.partitions.starts()):
@@ -289,7 +296,10 @@ class Book:
         return max(self._state.floor(grain), self._state.days_from, self._state.counted_from)
 
     def _rows_of_log(self, pieces: Sequence[SourcePeriod], filters: SQL) -> list[SQL]:
-        """Return, per piece, the conditions for rows to read from the log: all, or only rows not counted yet."""
+        """Return SQL conditions that select the rows to read from the log, one for each piece that needs any.
+
+        For a piece without roll-ups, these are all rows. For a piece with roll-ups, these are the rows not counted yet.
+        """
         assert self._state is not None
         rows = []
         for piece in pieces:
@@ -359,7 +369,7 @@ def _add_rollups(found: dict[Key, Numbers], rollups: SQL, by: Sequence[str], bar
 def _rollups(
     pieces: Sequence[SourcePeriod], where: Where, by: Sequence[str], columns: str, *, named: bool = False
 ) -> SQL:
-    """Return SQL for `columns` of the roll-ups of these pieces, and for the outcome as `ended`."""
+    """Return SQL that selects `columns` and the outcome, as `ended`, from the roll-ups of these pieces."""
     dimensions = {*where, *by} & {*DIMENSIONS}
     filters, values = _filters(where, named=named)
     read = [(piece.grain, piece.since, piece.until) for piece in pieces if piece.grain]
@@ -371,7 +381,10 @@ def _rollups(
 
 
 def _filters(where: Where, *, named: bool = False) -> SQL:
-    """Return the conditions as SQL, for both the log and the roll-ups."""
+    """Return the conditions as SQL that fits the log and the roll-ups.
+
+    With `named`, calls of unknown tools are left out.
+    """
     types = {name: "uuid[]" if name.endswith("_id") else "text[]" for name in (*DIMENSIONS, *ENDS)}
     conditions = "".join(f" AND {name} = ANY(%s::{types[name]})" for name in where)
     return conditions + (NO_SUCH if named else ""), [array(one) for one in where.values()]
@@ -387,13 +400,16 @@ def array(values: Iterable[Any]) -> str:
 
 
 def _union(rows: Sequence[SQL], columns: str) -> SQL:
-    """Return SQL for the columns of all these rows of the log."""
+    """Return SQL that selects `columns` of the log's rows that meet any of these conditions."""
     statements = [_ROWS_OF_LOG.format(columns=columns, where=condition) for condition, _ in rows]
     return " UNION ALL ".join(statements), [value for _, bounds in rows for value in bounds]
 
 
 def _keys(by: Sequence[str], bars: Bars | None, at: str) -> SQL:
-    """Return SQL for the key columns, and the parameters. The first column is NULL, so that the SQL is never empty."""
+    """Return SQL for the columns that rows are grouped by, with its parameters.
+
+    The first column is NULL, so that there is at least one column.
+    """
     number, parameters = bars.number_of(at) if bars else ("", [])
     return ", ".join(filter(None, ("NULL", *by, number))), parameters
 

@@ -66,7 +66,7 @@ MINUTES = Grain(60, (*FEW, *MANY), timedelta(hours=4), "minutes_from")
 RECENT_HOURS = Grain(3600, MANY, timedelta(days=2), "recent_hours_from")
 HOURS = Grain(3600, FEW, timedelta(days=35), "hours_from")
 DAYS = Grain(86400, (*FEW, *MANY), None, "days_from")
-WEEKS = Grain(604800, MANY, None, "days_from")  # So a month is the sum of four rows, not of thirty.
+WEEKS = Grain(604800, MANY, None, "days_from")  # With weeks, a month is the sum of four rows, not of thirty.
 GRAINS = (WEEKS, DAYS, HOURS, RECENT_HOURS, MINUTES)
 
 

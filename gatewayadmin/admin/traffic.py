@@ -149,7 +149,7 @@ class HostAtGatewayPages(CapabilityAdmin):
 
 @register(ToolSet, site=site)
 class ToolSetPages(CapabilityAdmin):
-    """Read-only but for its end: sets are made on the gateway's page."""
+    """Read-only, except that a set can be archived: sets are edited on the gateway's page."""
 
     seen_by = SEES_GATEWAYS
     acts = (CapabilityAction("archive", any_of(Capability.GATEWAYS_MANAGE), NOT_ARCHIVED, FINAL),)

@@ -75,7 +75,7 @@ def the_database_urls_lead_where_they_should(
 
 
 def is_local_domain(domain: str) -> bool:
-    """Return whether other machines cannot send mail to this domain."""
+    """Return True for a domain to which other machines cannot send mail."""
     return domain == "localhost" or domain.endswith((".localhost", ".localdomain", ".local")) or "." not in domain
 
 

@@ -28,7 +28,7 @@ POOL = {"min_size": 1, "timeout": 10}
 
 # JIT compilation takes longer than any of our statements.
 NO_JIT = "-c jit=off"
-READ_ONLY = "-c default_transaction_read_only=on"  # Also if the replica was promoted.
+READ_ONLY = "-c default_transaction_read_only=on"  # Stays read-only if the replica is promoted.
 # Time limit for statements of pages: users do not wait longer, and others need the connection.
 LIMITED = " -c statement_timeout=15s"
 UNLIMITED = "-c statement_timeout=0"
@@ -147,7 +147,7 @@ def conninfo_of(settings_dict: dict[str, Any]) -> str:
 
 
 def serve_pages() -> None:
-    """Prepare this process to serve pages: with their own connections, if configured, and time limits."""
+    """Set time limits for the database connections of pages, and use PAGES_DATABASE for them if it is set."""
     if settings.PAGES_DATABASE is None:
         limit_statements()
     else:
@@ -167,7 +167,7 @@ def without_time_limit() -> Iterator[None]:
     """Lift the statement time limit of pages for this thread."""
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
-    connection.connection.longest_wait = None  # Only a PageConnection uses it.
+    connection.connection.longest_wait = None  # Only PageConnection reads this.
     try:
         yield
     finally:

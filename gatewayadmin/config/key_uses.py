@@ -1,4 +1,4 @@
-"""Counts of the stored data that depends on each key, and is unusable without that key."""
+"""Counts, for each key, of the stored data that is unusable without the key."""
 
 from collections import Counter
 from collections.abc import Sequence

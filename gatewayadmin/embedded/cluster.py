@@ -129,7 +129,7 @@ class Cluster:
         os.register_at_fork(after_in_child=self._forget)
 
     def ensure(self) -> None:
-        """Return once the server answers, starting it when it does not run. Raises ClusterError."""
+        """Start the server unless it runs, and wait until it answers. Raises ClusterError."""
         if self._server is not None and _alive(self._server):
             return
         with self._guard:
@@ -217,7 +217,7 @@ class Cluster:
             "unix_socket_directories": str(self.socket_folder),
             "unix_socket_permissions": "0700",
             "max_connections": "300",
-            "max_locks_per_transaction": "256",  # The log alone is a thousand tables and indexes.
+            "max_locks_per_transaction": "256",  # The log alone has a thousand tables and indexes to lock.
         }
         arguments = " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())
         log = str(self.folder / "log")
@@ -294,7 +294,7 @@ def cluster(data_dir: Path) -> Cluster:
 
 
 def socket_folder(folder: Path) -> Path:
-    """Return the folder of the socket: the server's folder, or a private one with a short path if it is too long."""
+    """Return the folder of the socket: the server's folder, or a private one if the server's path is too long."""
     if len(os.fsencode(folder / SOCKET)) <= LONGEST_SOCKET_PATH:
         return folder
     return Path(tempfile.gettempdir()) / f"gateway-admin-{sha256(os.fsencode(folder)).hexdigest()[:16]}"

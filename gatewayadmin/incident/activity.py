@@ -23,7 +23,7 @@ from gateways.usage import IN_ORDER
 DAY = timedelta(days=1)
 BEFORE = timedelta(days=28)
 MOST_READ = 10_000  # The newest calls of a subject.
-SHOWN = 12  # Tools shown, and addresses.
+SHOWN = 12  # Largest number of tools, and of addresses, on the page.
 ODD = 3  # Unusual is this many times the usual number.
 FEWEST_ODD = 10
 

@@ -31,7 +31,7 @@ from ui.pages import AppRequest, Undo, leave, sentences, show, text_of
 from ui.viewset import confirmed
 
 EVENTS = 10
-MOST_SHOWN = 20  # Connections, and credentials; the export has all of them.
+MOST_SHOWN = 20  # Largest number of connections, and of credentials; the export has all.
 
 type View = Callable[..., HttpResponse]
 

@@ -40,7 +40,7 @@ class RefusedCommand(BaseCommand):
         parser.add_argument("anything", nargs="*")
 
     def run_from_argv(self, argv: list[str]) -> None:
-        super().run_from_argv(argv[:2])  # Without arguments, which Django might act upon.
+        super().run_from_argv(argv[:2])  # Passes no arguments, because Django might act upon them.
 
     def handle(self, *args: Any, **options: Any) -> None:
         raise CommandError(self.instead)

@@ -23,8 +23,8 @@ END_SECONDS = 10  # Longest time a run continues after it was cancelled or its p
 RETRY_SECONDS = 5  # Retry-After of a refused run.
 LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are stored; agents get longer answers.
 MOST_STEPS = 200  # Notifications of one run that are shown.
-MOST_RUNS = 16  # Concurrent, in this process: each keeps a response open.
-MOST_RUNS_OF_ONE = 3  # Concurrent, per person.
+MOST_RUNS = 16  # Concurrent runs in this process: each keeps a response open.
+MOST_RUNS_OF_ONE = 3  # Concurrent runs per person.
 CLIENT = "Gateway Admin playground"
 METHOD_OF_KIND = {"tool": "tools/call", "prompt": "prompts/get", "resource": "resources/read"}
 

@@ -224,10 +224,10 @@ class OperationSchema(AutoSchema):
         return [tag] if statuses else []
 
     def _is_list_view(self, serializer: Any = None) -> bool:
-        return False  # _page describes pages of lists.
+        return False  # `_page` describes lists instead.
 
     def _get_pagination_parameters(self) -> list[Any]:
-        return []  # The query class has them.
+        return []  # The query class declares these parameters.
 
     def get_request_serializer(self) -> Any:
         return self.operation.body
@@ -310,9 +310,9 @@ class OperationSchema(AutoSchema):
         field.help_text = field.help_text or self._help_text(field, direction)
         schema = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
         if direction == "response" and isinstance(schema, dict):
-            schema = {name: value for name, value in schema.items() if name != "minLength"}  # Only requests need it.
+            schema = {name: value for name, value in schema.items() if name != "minLength"}  # Only requests need this.
             if {} in schema.get("oneOf", ()):
-                del schema["oneOf"]  # Any value: null would match two choices.
+                del schema["oneOf"]  # One choice accepts any value, so null would match two.
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
@@ -364,7 +364,7 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     """Forbid unknown members in request bodies; responses may get more members in later releases."""
     for name, schema in result["components"]["schemas"].items():
-        schema.setdefault("description", "One of these objects.")  # Only a choice of objects has none.
+        schema.setdefault("description", "One of these objects.")  # Only schemas for a choice of objects have none.
         if "properties" in schema and name.endswith("Request"):
             schema.setdefault("additionalProperties", False)
     return result

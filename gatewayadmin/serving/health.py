@@ -278,7 +278,7 @@ def busiest() -> tuple[list[str], list[str]]:
     try:
         most = settings.METRICS_NAMES
         return _busiest("gateway_id", Gateway, most), _busiest("server_id", Server, most)
-    except Exception:  # Then the objects that are called first get labels.
+    except Exception:  # Without the names, the objects that are called first get labels.
         logger.exception("the most called objects could not be read")
         return [], []
     finally:

@@ -54,7 +54,7 @@ ROLL_UP_AT_ONCE_S = 2.0  # Time limit of one run.
 RATE_COUNTER = timedelta(hours=1)
 RECENTLY_CHECKED = timedelta(minutes=10)
 CONCURRENT_CHECKS = 8
-MOST_APART = timedelta(minutes=5)  # Between the clocks of this process and of the database.
+MOST_APART = timedelta(minutes=5)  # Largest difference between our clock and the database's.
 MOST_DROPPED = 4  # Partitions per run, so that a wrong clock or retention can be noticed in time.
 
 FAILED = Counter("gateway_chores_failed", "Chores that failed", ("chore",))

@@ -208,7 +208,8 @@ END $$
 """
 DROP_LEARN = "DROP FUNCTION gateways_learn(uuid, uuid, text, jsonb, text)"
 
-# What an administrator said, otherwise the same rule as `Effect.of`: hints other than true and false are ignored.
+# The effect that an administrator stated, otherwise the effect by the rule of `Effect.of`. Hints other than true and
+# false are ignored.
 SET_EFFECT = """
 CREATE FUNCTION gateways_work_out_effect() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,4 +1,4 @@
-"""Functions that say which features a set of tools has, and which ones are given to a person."""
+"""Database functions that return the features of a set of tools, and the features given to a person."""
 
 from django.db import migrations
 
@@ -31,8 +31,9 @@ END;
 """
 DROP_FEATURES_OF = "DROP FUNCTION gateways_features_of(uuid[])"
 
-# Returns the features of an assignment, or the one that is asked for, that a person may use: those in a set granted to
-# them on this gateway (NULL: all), and in the set that limits the app or agent (NULL: all).
+# Returns the features of an assignment that a person may use; with `for_feature`, checks that feature only. A feature
+# must be in a set granted to the person on `granting_gateway` (NULL: any feature), and in the set `tool_limit`, which
+# limits the app or agent (NULL: any feature).
 GIVEN = """
 CREATE FUNCTION gateways_given(granting_gateway uuid, person uuid, tool_limit uuid, for_assignment uuid, for_feature uuid)
 RETURNS uuid[] LANGUAGE plpgsql STABLE AS $$

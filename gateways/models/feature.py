@@ -1,8 +1,9 @@
 """Features of an assigned server: tools, prompts, resources and templates, and the definitions clients see.
 
 Definitions are pinned. A first definition is approved on arrival or waits for approval. When the server changes an
-approved definition, the new one is held back and clients continue to see the approved one, depending on the gateway's
-settings (docs/concepts.md). The proxy and the pages store a server's list with the database function `gateways_learn`.
+approved definition, the changed one is approved too, or is held back while clients continue to see the approved one.
+The gateway's settings decide both (docs/concepts.md). The proxy and the pages store a server's list with the database
+function `gateways_learn`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -75,7 +76,7 @@ class Effect(models.TextChoices):
         return "" if self is Effect.UNKNOWN else str(self.label)
 
 
-# Effects an administrator can state: one whose effect nobody states counts as destructive in sets of tools.
+# Effects an administrator can state. In sets of tools, a tool with an unknown effect counts as destructive.
 STATED_EFFECTS = [(effect.value, effect.label) for effect in Effect if effect != Effect.UNKNOWN]
 SAID_EFFECTS = [("", "As its server says"), *STATED_EFFECTS]
 
@@ -194,7 +195,7 @@ class Feature(Versioned, Switchable):
     state = models.CharField(max_length=12, choices=FeatureState, default=FeatureState.APPROVED)
     approved = models.TextField(blank=True, default="")
     shown = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL is "as approved"
-    offered = models.TextField(null=True, editable=False)  # noqa: DJ001 - and so here
+    offered = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL is "as approved" too
     definition_hash = models.CharField(max_length=64, blank=True)
     offered_hash = models.CharField(max_length=64, blank=True, default="")
     position = models.PositiveIntegerField(default=0)
@@ -301,7 +302,10 @@ class Feature(Versioned, Switchable):
         self.refresh_from_db()
 
     def say_effect(self, effect: str, *, by: User) -> bool:
-        """State what a tool does, instead of its server; empty leaves it to the server. Returns False if unchanged."""
+        """State the effect of a tool, which replaces the server's claim; an empty `effect` restores the claim.
+
+        Returns False if unchanged.
+        """
         with transaction.atomic():
             row = self.lock()
             if row.said_effect == effect:

@@ -101,7 +101,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return gateway
 
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
-        """Open the gateways in `wanted` to `team`, close other gateways with reach `teams`, and record each change.
+        """Open the gateways in `wanted` to `team`, close all others with reach `teams` to it, and record each change.
 
         Raises ChangedMeanwhile if the team's gateways are no longer those in `seen`.
         """

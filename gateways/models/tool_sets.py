@@ -1,7 +1,8 @@
 """Sets of tools on a gateway, and the grants that give them to everybody, to teams and to people.
 
-A tool, prompt or resource is in a set if it was chosen one by one, or if the set has patterns or effects and it fits
-both. Database functions (gateways/migrations/0003_give_tools.py) say which are, for the proxy and the pages.
+A tool, prompt or resource is in a set if it was chosen one by one, or if the set has a rule (patterns, effects or both)
+and it fits the rule. Database functions (gateways/migrations/0003_give_tools.py) decide this, for the proxy and the
+pages.
 """
 
 from collections.abc import Iterable
@@ -40,14 +41,14 @@ def like(pattern: str) -> str:
 
 
 def fitting(patterns: Iterable[str], effects: Iterable[str]) -> Q:
-    """Match the features that fit these patterns and effects; none without either."""
+    """Match the features that fit these patterns and effects. If both are empty, match no feature."""
     likes = models.Value([*map(like, patterns)], ArrayField(models.TextField()))
     asked = models.Value([*effects], ArrayField(models.TextField()))
     return _fits(models.F("kind"), models.F("exposed_name"), models.F("effect"), likes, asked)
 
 
 def fits(feature: Feature, effect: str) -> Q:
-    """Match the sets whose patterns and effects a feature fits if it has this effect."""
+    """Match the sets whose patterns and effects `feature` would fit if its effect were `effect`."""
     values = (models.Value(text, models.TextField()) for text in (feature.kind, feature.exposed_name, effect))
     return _fits(*values, models.F("likes"), Cast("effects", ArrayField(models.TextField())))
 
@@ -195,12 +196,12 @@ class ToolGrantQuerySet(models.QuerySet["ToolGrant"]):
         return self.filter(ended_at=None)
 
     def to(self, user: User) -> "ToolGrantQuerySet":
-        """Return the live grants that `user` has: as everybody, through a team, or in person."""
+        """Return the live grants that apply to `user`: those to everybody, to a team of `user`, and to `user`."""
         mine = Q(everyone=True) | Q(user=user) | Q(team__in=user.teams.order_by().values("pk"))
         return self.live().filter(mine)
 
     def give(self, tool_set: ToolSet, *, team: Team | None = None, user: User | None = None, by: User) -> "ToolGrant":
-        """Give a set to a team, to a person, or without either to everybody. Raises AlreadyGiven or StillInUse."""
+        """Give a set to a team, to a person, or, if both are None, to everybody. Raises AlreadyGiven or StillInUse."""
         with transaction.atomic():
             row: ToolSet = tool_set.lock()
             if row.archived_at:
@@ -217,7 +218,7 @@ class ToolGrant(Versioned, models.Model):
     """A set of tools given to everybody, a team or a person. Rows are only added and ended."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    # That of the set, for the lookup of each request.
+    # The gateway of the set, copied here because each request looks up the grants of a gateway.
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)
     tool_set = models.ForeignKey(ToolSet, models.PROTECT, related_name="grants", db_index=False)
     everyone = models.BooleanField()

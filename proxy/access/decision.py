@@ -31,17 +31,17 @@ class FeatureRow(NamedTuple):
     name: str
     exposed_name: str
     enabled: bool
-    schema: object  # Only with x-mcp-header.
+    schema: object  # Only if it uses x-mcp-header.
     state: str
-    # Where a changed definition is held back: the definition clients see, and the server's current one.
+    # Only if a changed definition is held back: the definition clients see, and the server's current one.
     approved: str | None
     offered: str | None
     kind: str
-    granted: bool = True  # Given to the person, and within the limit of the app or agent.
+    granted: bool = True  # Whether the feature is given to the person, and within the limit of the app or agent.
 
 
 class ListedFeature(NamedTuple):
-    """A feature listed for this connection: its definition, and the name the server uses for it if that has dots."""
+    """A feature listed for this connection: its definition, and the server's own name for it if that name has dots."""
 
     exposed_name: str
     text: str
@@ -88,7 +88,7 @@ class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
     `features` depends on ServersNeeded. ALL: ListedFeatures, in the server's order. OF_FEATURE and BY_OWN_NAME:
-    FeatureRows of the matching features, for a resource with all templates.
+    FeatureRows of the matching features and, for a resource, of all templates.
     """
 
     id: str
@@ -111,7 +111,8 @@ class AssignedServer(NamedTuple):
     identity_enabled: bool | None
     ciphertext: str | None
     features: Sequence[Any] | None
-    # Whether a shared identity may be used at this gateway; whether the server's URL changed after it was confirmed.
+    # Whether this gateway may use the shared identity; whether the server's URL changed since the identity was
+    # confirmed.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
     # Key of the session at this server, and the existing session.
@@ -332,7 +333,7 @@ SETUP_TO_FIND_AGAIN = (
     b"SET plan_cache_mode = 'force_generic_plan'",
     b"SET enable_seqscan = off",
     b"SET enable_bitmapscan = off",
-    b"SET enable_memoize = off",  # Equal queries are sent once, and hash tables are rebuilt for each execution.
+    b"SET enable_memoize = off",  # Memos are useless: equal queries are sent once, and memos end with an execution.
     b"SET jit = off",
     b"SET statement_timeout = '4s'",
     b"SET default_transaction_read_only = on",
@@ -492,7 +493,10 @@ def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
 
 @cache
 def _places(names: tuple[bytes, ...]) -> tuple[int, Callable[[Any], tuple[Any, ...]]]:
-    """Return the index of the query's number in a row with these columns, and a getter of AccessRow's fields."""
+    """Return the position of the column `n` in a result, and a function that picks AccessRow's fields from a row.
+
+    `n` is the number of the query that a row answers. `names` are the columns of the result.
+    """
     place = {name.decode(): number for number, name in enumerate(names)}
     return place["n"], itemgetter(*map(place.__getitem__, AccessRow._fields))
 

@@ -1,8 +1,9 @@
 """Resolve a name or URI to a server and a feature, and check switches, policy and identity (rows 13 to 15).
 
-Features are tools, prompts, resources and resource templates. Features that cannot be used are not listed: lists apply
-the same switches and policy in `access/query.sql`, and also leave out what the server does not currently offer. A tool
-or prompt that is not stored cannot be called.
+Features are tools, prompts, resources and resource templates. A tool or prompt that is not stored cannot be called.
+
+Lists apply the same switches and policy, in `access/query.sql`. They also leave out features that the server does not
+currently offer.
 """
 
 from collections.abc import Sequence
@@ -197,7 +198,10 @@ def is_usable(assigned: AssignedServer) -> bool:
 
 
 def _without_alias(assignments: Sequence[AssignedServer]) -> AssignedServer | None:
-    """Return the server whose tools keep their own names; a constraint allows one per gateway."""
+    """Return the server without an alias, whose tools keep their own names; None if all have one.
+
+    A database constraint allows one such server per gateway.
+    """
     return next((assigned for assigned in assignments if not assigned.alias), None)
 
 
@@ -241,7 +245,7 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
 def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str = TOOL) -> Resolved | AssignedServer:
     """Return the server and the tool or prompt of this name, like `resolve`.
 
-    A tool that is not listed cannot be called, because without a row nobody could have disabled the tool.
+    A tool that is not listed cannot be called: it has no row, so an administrator could not have disabled it.
     """
     assigned = server_of(assignments, exposed)
     if assigned is None:
@@ -259,7 +263,7 @@ def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str 
 def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, several: bool) -> Resolved:
     """Return the server and the resource of this URI, like `resolve`.
 
-    A resource that is not listed can be read if the switch of the matching template allows it; if no template matches,
+    A resource that is not listed can be read if the switch of the matching template allows it. If no template matches,
     the server's policy decides.
     """
     budget = MatchBudget()
@@ -277,7 +281,10 @@ def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, sev
 def _owner_of_uri(
     assignments: Sequence[AssignedServer], exposed: str, budget: MatchBudget, *, several: bool
 ) -> tuple[AssignedServer | None, str]:
-    """Return the server of this URI, and the server's own form of the URI."""
+    """Return the server that the URI belongs to, and the URI by which this server knows the resource.
+
+    The server is None if there is none.
+    """
     if not several:
         return (assignments[0] if assignments else None), exposed
     alias, uri = alias_and_uri(exposed)
@@ -289,10 +296,11 @@ def _owner_of_uri(
 
 
 def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
-    """Return a server that lists this URI; otherwise one with a template for the URI; otherwise the one without alias.
+    """Return the server that a URI without an alias belongs to; None if there is none.
 
-    If several servers match in one of these steps, the server without an alias is returned. Raises UnknownFeature if
-    several servers match and all of them have an alias. Returns None if no server is left.
+    The first step that finds a server decides: servers that list the URI; servers with a template for the URI; the
+    server without an alias. If a step finds several servers, the one without an alias is returned. Raises
+    UnknownFeature if all of them have an alias.
     """
     usable = [assigned for assigned in assignments if is_usable(assigned)]
     for fits in (_lists, partial(_has_template_for, budget)):
@@ -323,11 +331,11 @@ def _is_shown(assigned: AssignedServer, row: FeatureRow) -> bool:
 
 
 def _governing_template(assigned: AssignedServer, uri: str, budget: MatchBudget) -> FeatureRow | None:
-    """Return the template whose switch applies to an unlisted resource, the most exact match; None if none matches.
+    """Return the template whose switch applies to a resource that is not listed; None if no template matches.
 
-    Servers match templates differently. Under the policy `allow_all`, a template that only may match the URI counts
-    too; under other policies, and where only given features may be used, only templates that certainly match do: a
-    doubtful match may refuse a resource, but never give it.
+    If several templates match, the most exact one applies. Servers match templates differently, so some matches are
+    uncertain. An uncertain match may only lead to a refusal: it counts only if the policy is `allow_all` and the
+    connection may use all features of the server.
     """
     is_broad = assigned.policy == "allow_all" and not assigned.restricted
     matching = [
@@ -361,7 +369,10 @@ def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | 
 
 
 def _hidden_because(assigned: AssignedServer, row: FeatureRow | None) -> str:
-    """Return the reason why clients do not see this feature, or an empty string. One without a row is not granted."""
+    """Return the reason why clients do not see this feature; empty if they see it.
+
+    A feature without a row belongs to no set of tools. It is hidden if the connection may use only granted features.
+    """
     if row is None:
         return "tool_not_granted" if assigned.restricted else ""
     return HIDDEN_STATES.get(row.state, "") if row.granted else "tool_not_granted"
@@ -416,9 +427,9 @@ def target_of(
 ) -> Target:
     """Return the server's address, credential, era and session for one request.
 
-    For a client of MCP 2026-07-28 (`modern`), the server is called in that era if it supports it; such a client sends
-    its `extensions` with each request. `authorize` has already checked that the identity may be used; this function
-    decrypts the credential. Raises IdentityUnreadable.
+    For a client of MCP 2026-07-28 (`modern`), the server is called in that era if the server supports it. Such a client
+    sends its `extensions` with each request. `authorize` has already checked that the identity may be used; this
+    function decrypts the credential. Raises IdentityUnreadable.
     """
     session = grant.session
     told = assigned.upstream_key.rpartition(" ")[2]
@@ -513,7 +524,7 @@ def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
     """Return whether an unknown name may be a server's own name for a tool or prompt.
 
     A name with an alias belongs to the server of that alias. A name without an alias belongs to the server without an
-    alias if that server has or had such a feature, or if the server's list cannot be requested to find out.
+    alias in two cases: that server has or had such a feature, or its list cannot be requested to find out.
     """
     if feature.kind not in (TOOL, PROMPT) or SEPARATOR in feature.name:
         return False  # The alias may be that of a removed server, whose calls no other server may get.

@@ -30,7 +30,7 @@ WAITING = "waiting"  # Bus topic: a message was stored for a session without a s
 
 KEPT_SECONDS = 300.0  # How long a client may resume after its stream broke,
 FINISHED_SECONDS = 60.0  # and after it ended, in case the client missed the end.
-MOST_EVENTS = 256  # The last events of one stream that are kept,
+MOST_EVENTS = 256  # How many of the last events of one stream are kept,
 MOST_BYTES = 1 << 20  # and their total size. The answer to a call is always kept, even if it is larger.
 MOST_FINISHED = 1_000  # Ended streams whose events this worker keeps in memory,
 MOST_FINISHED_BYTES = 32 << 20
@@ -209,7 +209,7 @@ class StreamHistory:
         if self.away:
             self._pending.append(event)
             size = sum(len(each.data) for each in self._pending)
-            # Drop the oldest events if the database does not keep up. An end without data drops nothing for its size.
+            # Drop the oldest events if the database does not keep up. An end without data may exceed the size limit.
             while len(self._pending) > MOST_EVENTS or (event.data and size > MOST_BYTES and len(self._pending) > 1):
                 size -= len(self._pending.pop(0).data)
             self.flush()
@@ -315,7 +315,10 @@ class StreamEvents:
         return self._background.spawn("events of a stream", work)
 
     def _wanted(self, told: str | None) -> None:
-        """Write a stream's events and release the stream, because its client has reconnected to another worker."""
+        """Write the events of a stream to the database, because its client has reconnected to another worker.
+
+        This worker then gives the stream up. `told` is the session id and the name of the stream.
+        """
         session_id, _, stream = (told or "").partition(" ")
         finished = self._finished.get((session_id, stream))
         history = self._histories.get((session_id, stream)) or (finished[1] if finished else None)

@@ -80,8 +80,8 @@ class PgConnection:
     `timeout` is in seconds, for each statement. `on_lost` is called when the connection fails.
 
     The event loop watches a selector instead of libpq's socket for two reasons. First, libpq may close the socket, and
-    the file number may be reused before the loop stops watching it. Second, uvloop stops watching a socket that has an
-    error, such as a reset by a crashed server, after one event, although there may be more to read. A selector stays
+    the file number may be reused before the loop stops watching it. Second, if a socket has an error, such as a reset
+    by a crashed server, uvloop stops watching it after one event, although there may be more to read. A selector stays
     readable until everything is read.
     """
 
@@ -213,7 +213,7 @@ class PgConnection:
             self._selector.modify(pgconn.socket, EVENT_READ | EVENT_WRITE if unsent else EVENT_READ)
 
     def _on_ready(self, pgconn: PGconn) -> None:
-        """Read and write what the connection is ready for."""
+        """Send what waits to be sent, and read what the connection has received."""
         try:
             if self._is_sending:
                 self._flush(pgconn)
@@ -388,7 +388,7 @@ class GroupCommit[Item, Answer]:
         return future
 
     async def _check(self, connection: PgConnection) -> None:
-        """Check that an open connection can handle a batch; raise the error that a batch would get if it cannot."""
+        """Check that an open connection can handle a batch. If not, raise the error that a batch would get."""
 
     def _wake(self) -> None:
         if self._idle:
@@ -416,7 +416,7 @@ class GroupCommit[Item, Answer]:
             await self._wait_for_work()
 
     async def _work(self, worker: _Worker[Item, Answer]) -> None:
-        """Repair the connection if needed, then handle a batch if any item waits."""
+        """Handle one batch, if any item waits. A broken connection is repaired first."""
         if (not worker.healthy and not await self._repair(worker)) or not self._waiting:
             return
         await self._gather_batch()
@@ -446,7 +446,10 @@ class GroupCommit[Item, Answer]:
             worker.batch = ()
 
     async def _repair(self, worker: _Worker[Item, Answer]) -> bool:
-        """Connect and check. If this fails and no other connection is healthy, the waiting items fail."""
+        """Reopen the worker's connection and check it. Return True if it works again.
+
+        If this fails and no other connection is healthy, the waiting items fail too.
+        """
         if self._waiting:
             self._wake()  # Let another worker handle the waiting items during the repair.
         worker.ticks, worker.repairing = 0, True
@@ -544,7 +547,10 @@ class GroupCommit[Item, Answer]:
             self._logged_at, self._unlogged = now, 0
 
     async def _gather_batch(self) -> None:
-        """Let requests that the event loop has already received join the batch; return at once if items come singly."""
+        """Wait a moment, so that requests which have already arrived join the batch.
+
+        Returns at once if requests usually come one at a time.
+        """
         for _ in range(0 if self.comes_singly else LOOP_TURNS):
             if len(self._waiting) >= FULL_BATCH:
                 return

@@ -95,7 +95,10 @@ class Limits(GroupCommit[list[RateLimited], None]):
             await self.put(missing)
 
     async def _handle(self, batch: list[WaitingCall]) -> None:
-        """Lease calls for all waiting requests; then each request checks the leases again."""
+        """Reserve calls for the requests that wait, in one statement.
+
+        Each of these requests is then woken, to check the reservations again.
+        """
         wanted = calls_to_lease(batch)
         result = await self._connection.query_with_retry(b"take", parameters(wanted.items(), self._seconds))
         now = time.monotonic()

@@ -47,7 +47,7 @@ _CREDENTIAL_FORMS = re.compile(
 )
 _PEM = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)")
 _URL_CREDENTIALS = re.compile(
-    r"(?<=://)(?:[^/\s@\"'<>]{1,300}+|[^/\s:@\"'<>]{0,100}+:[^\s@\"'<>]{1,300}+)(?=@)"  # A password may hold a slash.
+    r"(?<=://)(?:[^/\s@\"'<>]{1,300}+|[^/\s:@\"'<>]{0,100}+:[^\s@\"'<>]{1,300}+)(?=@)"  # A password may have a slash.
 )
 
 _USER_OPTION = re.compile(r"(?<![\w\-])((?:-u|--user|--proxy-user)[ =][\"']?[^\s:\"']{0,100}+:)[^\s\"']++")
@@ -66,7 +66,7 @@ _naming_member = re.compile(
     r"(?:name|key|id|label|field|variable|header)\W{1,9}+([\w.\-]{1,80}+)\W{1,20}+$", re.IGNORECASE
 ).search
 _quote = re.compile(r"\\*+[\"'`]|&(?:quot|#3[49]);").match
-_adjacent_text = re.compile(r"(?=[\w\"'`$\\])[^\s,;&)}\]>]*+").match  # 'two'"pieces" are one value.
+_adjacent_text = re.compile(r"(?=[\w\"'`$\\])[^\s,;&)}\]>]*+").match  # Adjacent pieces form one value: 'two'"pieces".
 _number = re.compile(r"-?\d[\d.,_]*+(?!\w)").match
 _empty_value = re.compile(r"(?:true|false|null|none|undefined)[ \t]{0,9}+(?=[,;}\])\r\n]|\Z)", re.IGNORECASE).match
 _decoder = json.JSONDecoder()
@@ -105,7 +105,10 @@ def without_secrets(text: str) -> str:
 
 
 def _letter(match: re.Match[str]) -> str:
-    """Unescape a letter, so that escapes cannot hide a key; quotes stay escaped."""
+    """Return the character of an escape if it is a letter, a digit, `-` or `_`; otherwise the escape itself.
+
+    An escape could otherwise hide a key from redaction. Quotes stay escaped, because they must not end a value.
+    """
     letter = chr(int(match[1], 16))
     return letter if letter.isalnum() or letter in "-_" else match[0]
 
@@ -136,7 +139,10 @@ def _names_secret_at(text: str, key: str, start: int) -> bool:
 
 
 def _value(text: str, begins: re.Match[str], key: str) -> tuple[int, int]:
-    """Return start and end of the value; both are equal if the value need not be redacted."""
+    """Return the start and the end of the value of `key`.
+
+    Both are equal if there is no value to redact: it is empty, or a number of a key that is a measure.
+    """
     start, sign = begins.end(), begins["sign"] or ""
     if begins["tag"]:
         return start, start if begins[0].endswith("/>") else _find_or_end(text, f"</{begins['tag']}", start)
@@ -168,7 +174,11 @@ def _find_or_end(text: str, part: str, start: int) -> int:
 
 
 def _closing_quote(text: str, quote: str, start: int) -> int:
-    """Return the end of a quoted value. A quote escaped by one more backslash is part of the value."""
+    """Return the position at which a quoted value ends, or the length of the text if no quote closes the value.
+
+    A quote after an additional backslash is escaped, so the value continues. Text that follows without a space, as in
+    a shell, belongs to the value too.
+    """
     end = _find_or_end(text, quote, start)
     while start < end < len(text) and text[end - 1] == "\\":
         end = _find_or_end(text, quote, end + 1)
@@ -185,7 +195,7 @@ def _closing_bracket(text: str, start: int) -> int:
     for bracket in _BRACKETS.finditer(text, start):
         depth += 1 if bracket[0] in "[{" else -1
         if depth == 0:
-            return _TO_LINE_END.match(text, bracket.end()).end()  # type: ignore[union-attr]  # It matches nothing too.
+            return _TO_LINE_END.match(text, bracket.end()).end()  # type: ignore[union-attr]  # Never None.
     return len(text)
 
 
@@ -466,7 +476,7 @@ class _Redactor:
                 self.cut = True
                 return
             yield REDACTED if option else self.value(element, depth + 1)
-            # An option may name the next element, as in the command line `["--password", "x"]`.
+            # An option may be the name of the next element, as in the command line `["--password", "x"]`.
             option = isinstance(element, str) and element[:1] == "-" and "=" not in element and names_a_secret(element)
 
     @property

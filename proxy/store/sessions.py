@@ -218,7 +218,7 @@ class Taken(NamedTuple):
 
 
 class Leased(NamedTuple):
-    """Result of `lease`, by row: owners and targets; owners of known rows; then the rows leased by other workers."""
+    """Result of `lease`: owner and target by row, owner by known row, and the rows leased by other workers."""
 
     targets: dict[str, tuple[str, Target]]
     known: dict[str, str]

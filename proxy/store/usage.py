@@ -144,7 +144,10 @@ class UsageTracker:
         self._pending.setdefault(kind, {})[key] = values
 
     def _set_token(self, grant: AccessRow, at: datetime, ip: str | None) -> None:
-        """Set the row update of a token. If two secrets of the token were used, `other` is the one used earlier."""
+        """Set the row update of a token's last use.
+
+        If both secrets of the token were used, `other` is the prefix of the secret that was used earlier.
+        """
         use = {"at": at, "ip": ip, "prefix": grant.token_prefix, "other": None, "other_at": None}
         if before := self._pending.get("tokens", {}).get(grant.token_id):
             older, newer = sorted((before, use), key=lambda update: update["at"])
@@ -167,7 +170,7 @@ class UsageTracker:
         await self._flush_or_drop()
 
     async def _open_or_drop(self) -> None:
-        """Prepare the statements, so that SQL the database does not support is detected at the start."""
+        """Prepare the statements at the start, which shows at once if the database does not support their SQL."""
         try:
             await self._open()
         except (psycopg.Error, OSError) as error:
@@ -186,7 +189,10 @@ class UsageTracker:
             self._connection = None
 
     def _collect(self) -> None:
-        """Turn the collected data into row updates. Datetimes are created here: one per call would be slow."""
+        """Convert the collected uses to updates of rows.
+
+        Datetimes are created here, because creating one for each call would be slow.
+        """
         tokens_used, self._tokens_used = self._tokens_used, {}
         contacts, self._contacts = self._contacts, {}
         for grant, ip, at in tokens_used.values():

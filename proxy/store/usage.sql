@@ -3,8 +3,8 @@
 
 -- name: tokens
 -- A token may have two valid secrets, distinguished by prefix; `other` is the one used earlier. The previous one may
--- end with the first use of the present one. A token that waits to be collected has no present secret, and has the
--- prefix of the previous one until then.
+-- end with the first use of the present one. A token that waits to be collected has no present secret: its prefix is
+-- that of the previous secret.
 UPDATE tokens_token t SET
     last_used_at = greatest(t.last_used_at, m.at),
     last_used_ip = CASE WHEN t.last_used_at >= m.at THEN t.last_used_ip ELSE m.ip END,

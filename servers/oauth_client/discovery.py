@@ -133,7 +133,7 @@ class AuthorizationServerMetadata:
     scopes: tuple[str, ...] = ()
     auth_methods: tuple[str, ...] = ()
     says_iss: bool = False
-    says_pkce: bool = False  # Lists PKCE methods, S256 among them.
+    says_pkce: bool = False  # Whether PKCE methods are listed, S256 among them.
     private: bool = False  # Whether the issuer may be at a private address.
     entered: tuple[str, ...] = ()  # URLs an administrator entered for the server that names this issuer.
     takes_documents: bool = False

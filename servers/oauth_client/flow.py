@@ -129,7 +129,7 @@ def authorization(
     needs = needs_of(server)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer to sign in at.")
-    if not server.authorization_endpoint:  # Not if an administrator entered the issuer.
+    if not server.authorization_endpoint:  # Only if no administrator entered the issuer.
         _must_be_known(request, server, needs.issuer)
     scope = " ".join(each for each in _scope(server, needs, identity).split() if each != refused_scope)
     try:
@@ -268,7 +268,7 @@ def _endpoints(metadata: AuthorizationServerMetadata) -> dict[str, str | bool]:
 
 
 def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
-    """Return a page that forwards the browser; our CSP would block a redirect after a form.
+    """Return a page that forwards the browser to `url`. A redirect cannot do this: our CSP blocks it after a form.
 
     After several unfinished sign-ins in a row, the page explains the likely cause, and waits for a click.
     """
@@ -380,7 +380,10 @@ def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
 
 
 def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
-    """Revoke tokens that are not stored, in the background, unless that would end the stored tokens too."""
+    """Revoke new tokens that will not be stored, in the background.
+
+    If they may share the refresh token of the stored tokens, they are not revoked: that would end the stored tokens.
+    """
     grant = Grant.objects.filter(identity=sign_in.identity_id).first() if sign_in.identity_id else None
     with suppress(Undecryptable):
         held = cipher().open(bytes(grant.refresh_ciphertext)) if grant and grant.refresh_ciphertext else ""

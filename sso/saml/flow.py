@@ -176,7 +176,7 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
 
 
 def unasked(provider: Provider, ticket: str) -> Claims | None:
-    """Return the claims of a ticket for an unsolicited answer; None for other tickets, or if such are not allowed."""
+    """Return the claims of a ticket for an unsolicited answer; None if there is none, or these are refused."""
     kept: Any = ReceivedAssertion.look(ticket) if provider.takes_unsolicited else None
     return None if kept is None or kept["answers"] else _claims_of(kept)
 

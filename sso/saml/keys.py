@@ -50,7 +50,7 @@ def make_key() -> tuple[str, str]:
 
 def load_key(pem: str) -> rsa.RSAPrivateKey:
     """Load a key created by `make_key`. Raises ValueError or TypeError if it is invalid."""
-    key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # Our own key.
+    key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # Our own key is valid.
     if not isinstance(key, rsa.RSAPrivateKey):
         raise TypeError("The key is not an RSA key.")
     return key
@@ -117,7 +117,7 @@ class DecryptionKey(models.Model):
 
     @classmethod
     def opening(cls) -> Sequence[rsa.RSAPrivateKey]:
-        """Return the private keys that decrypt assertions, without those that no configured encryption key decrypts."""
+        """Return the private keys that decrypt assertions. Skip keys that no configured encryption key can decrypt."""
         return [key for row in cls.objects.all() if (key := row.private_key()) is not None]
 
     def private_key(self) -> rsa.RSAPrivateKey | None:

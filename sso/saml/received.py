@@ -65,7 +65,7 @@ class ReceivedAssertion(models.Model):
     def take(cls, ticket: str) -> dict[str, object] | None:
         """Remove and return the claims stored under this ticket; return None if there are none."""
         what = cls.look(ticket)
-        return what if cls._kept(ticket).update(sealed=None) else None  # Only one of two requests updates it.
+        return what if cls._kept(ticket).update(sealed=None) else None  # Of two requests, one updates the row.
 
 
 def _digest(text: str) -> str:

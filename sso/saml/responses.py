@@ -1,7 +1,7 @@
 """Verify the provider's answers (SAML 2.0 Profiles 4.1.4): signature, audience, recipient and time.
 
-All values are read from the signed element as the signature's verification returns it. The rest of the document is not
-used, and neither is the element's position in the document. Needs the extra `saml`.
+All values are read from the signed element as the signature's verification returns it. Other parts of the document, and
+the position of the element in it, are not used. Needs the extra `saml`.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
 
 
 def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
-    """Refuse a response whose own signature is invalid. It is optional; the assertion must be signed in any case."""
+    """Refuse a response whose own signature is invalid. That signature is optional, unlike the assertion's."""
     if root.find(tag(SIGNATURE, "Signature")) is not None:
         _signed(root, "./", root, expected.certificates)
 
@@ -314,14 +314,17 @@ def _said(signed: Element, expected: Expected, answers: str, now: float) -> Asse
 
 
 def _must_be_a_name_for_us(name: Element, expected: Expected) -> None:
-    """Refuse a NameID qualified for another provider or workspace, which may mean somebody else (SAML Core 2.2.2)."""
+    """Raise ResponseRefused if a qualifier of the NameID names another provider or another workspace.
+
+    Such a NameID may identify another person (SAML Core 2.2.2).
+    """
     given = (name.get("NameQualifier") or expected.issuer, name.get("SPNameQualifier") or expected.audience)
     if given != (expected.issuer, expected.audience):
         raise ResponseRefused("no_name", "The NameID belongs to another provider or workspace (its qualifiers).")
 
 
 def _attributes(signed: Element) -> dict[str, list[str]]:
-    """Return attribute values by name, and by friendly name unless another attribute has it as its name."""
+    """Return attribute values by name and by friendly name. A name takes precedence over an equal friendly name."""
     found: dict[str, list[str]] = {}
     friendly: dict[str, list[str]] = {}
     for each in signed.iterfind(f"{tag(ASSERTION, 'AttributeStatement')}/{tag(ASSERTION, 'Attribute')}"):
@@ -364,7 +367,7 @@ MASKS: dict[str, hashes.HashAlgorithm] = {
     f"{ENCRYPTION_11}mgf1sha384": hashes.SHA384(),
     f"{ENCRYPTION_11}mgf1sha512": hashes.SHA512(),
 }
-NONCE, CHECK = 12, 16  # Bytes of the nonce before, and the tag after, the ciphertext of AES-GCM.
+NONCE, CHECK = 12, 16  # Bytes. AES-GCM puts the nonce before the ciphertext, and the tag after it.
 FAILED = "The assertion cannot be decrypted with our keys. Have the provider read our metadata again."
 
 

@@ -19,7 +19,7 @@ def confirmed(client: Client) -> Client:
 
 
 def onward(asked: Any) -> str:
-    """Return the URL to which the required confirmation leads afterwards."""
+    """Return the URL that the required password confirmation redirects to."""
     address = asked.get("HX-Redirect") or asked["Location"]
     return str(parse_qs(urlsplit(address).query)["next"][0])
 

@@ -35,7 +35,7 @@ def people(db: None) -> Rest:
     return Rest.of(make.user(Capability.PEOPLE_MANAGE, *MEMBER.capabilities, email="hr@example.com"))
 
 
-# --- Grave acts -----------------------------------------------------------------------------------------------------
+# --- Sensitive changes ----------------------------------------------------------------------------------------------
 
 
 def test_people_roles_and_settings_ask_for_the_password_again(boss: User, ann: User) -> None:
@@ -122,7 +122,7 @@ def test_guesses_sent_at_once_are_counted_too(boss: User) -> None:
     assert answers[400] <= 10
 
 
-# --- Oneself --------------------------------------------------------------------------------------------------------
+# --- The caller's own account ---------------------------------------------------------------------------------------
 
 
 def test_me(ann: User) -> None:

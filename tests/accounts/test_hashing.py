@@ -216,7 +216,7 @@ if sys.platform == "linux":  # On other systems, threads have no priority of the
             os.setpriority(os.PRIO_PROCESS, own, max(before, os.getpriority(os.PRIO_PROCESS, own)))
             seen.append(queues.apart(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
 
-        thread = threading.Thread(target=hash_in_a_service_of_lower_priority)  # It inherits its creator's priority.
+        thread = threading.Thread(target=hash_in_a_service_of_lower_priority)  # Inherits its creator's priority.
         thread.start()
         thread.join()
 

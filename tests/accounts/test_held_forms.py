@@ -130,7 +130,7 @@ def test_it_is_held_for_half_an_hour(client: Client) -> None:
 
 
 def test_an_expired_held_form_leads_to_its_page(client: Client) -> None:
-    """The page is opened instead, because many forms are sent to URLs that accept only POST."""
+    """The form's page is opened instead of the form's target, because many targets accept only POST."""
     with time_machine.travel(datetime.now(UTC), tick=False) as clock:
         asked = client.post(reverse("sso:unlink"), headers={"Referer": "http://testserver/settings/profile?from=mail"})
         where = onward(asked)

@@ -87,7 +87,7 @@ def test_a_reset_is_not_offered_without_mail(chief: User, sign_in: SignIn, no_ma
     assert not Event.objects.filter(action="user.password_reset_sent").exists()
 
 
-# --- Who mail is from ---------------------------------------------------------------------------------------------
+# --- The sender ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

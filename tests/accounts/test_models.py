@@ -83,7 +83,7 @@ def test_people_who_lost_their_role_meanwhile_cannot_act(chief: User) -> None:
 
 
 def test_a_role_says_all_of_what_a_person_may_do(chief: User) -> None:
-    """The account was a superuser before it got a role."""
+    """A superuser who gets a role keeps only the capabilities of the role."""
     old = make.user(is_superuser=True)
 
     old.give_role(make.role(Capability.LOGS_READ), by=chief)

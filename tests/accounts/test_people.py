@@ -52,7 +52,7 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
-# --- Who may do what ----------------------------------------------------------------------------------------------
+# --- Permissions --------------------------------------------------------------------------------------------------
 
 ACTS = ("edit", "role", "invite", "reset", "sign-out", "second-factor", "deactivate")
 

@@ -151,7 +151,7 @@ def test_a_bad_role_is_refused_in_words(form: dict[str, Any], words: str, chief:
     assert set(Role.objects.exclude(users=chief).values_list("name", flat=True)) == {"Taken", "Helper"}
 
 
-# --- Nobody hands out what they do not hold -----------------------------------------------------------------------
+# --- Nobody can grant a capability they lack ----------------------------------------------------------------------
 
 
 def test_capabilities_the_editor_lacks_cannot_be_ticked_and_say_why(clerk: User, sign_in: SignIn) -> None:

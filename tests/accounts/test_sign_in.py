@@ -163,7 +163,7 @@ def test_a_reset_sets_the_password_once_and_ends_what_acts_as_the_person(sign_in
 
     form = client.get(mailed_link(), follow=True)
     own.refresh_from_db()
-    assert own.is_live  # Asking for a link and opening it end no connection.
+    assert own.is_live  # Until the password is changed, connections work.
     fresh = {"password1": "another horse battery staple", "password2": "another horse battery staple"}
     done = client.post(form.redirect_chain[-1][0], fresh, follow=True)
 

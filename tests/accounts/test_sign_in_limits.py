@@ -85,7 +85,7 @@ def test_a_known_browser_has_tries_of_its_own_and_not_more() -> None:
     known = known_browser(person, FAR)
 
     assert guess(known, person.email, 11) == [200] * 10 + [429]
-    assert enter(at(FAR), person.email).status_code == 302  # Its failed attempts count for no other browser.
+    assert enter(at(FAR), person.email).status_code == 302  # Failed attempts count for one browser only.
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""A person's browser session as a program uses it: with the session cookie, and the CSRF token from the pages."""
+"""A browser session used by a program, with the session cookie, and the CSRF token from the pages."""
 
 import re
 from collections.abc import Iterator

@@ -12,7 +12,7 @@ from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("clients")
 
-# As in the documents of another product, except for the host name.
+# Copied from the documentation of another product, except for the host name.
 SCRIPT = r"""#!/bin/bash
 set -euo pipefail
 

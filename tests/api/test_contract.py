@@ -1,8 +1,8 @@
-"""The API conforms to its own description: generated requests, valid and invalid, to every operation, by four kinds of
-callers.
+"""Send generated requests, valid and invalid, to every API operation as four kinds of callers.
 
-No answer is a 5xx, or has a status or body that the description does not declare for that operation. `make test` sends
-a few; `make test-all` some to every operation, as two of the callers; `make contract` sends many more.
+Each answer must have a status and a body that the API description declares for the operation, and no answer may be a
+5xx. `make test` sends a few requests. `make test-all` sends some to every operation, as two of the callers. `make
+contract` sends many more.
 """
 
 import os
@@ -46,7 +46,7 @@ CHECKS: list[Any] = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-# An API key with only the required capability reveals checks that the owner's other capabilities would hide.
+# A key with only the required capability fails where a check wrongly requires another capability of its owner.
 ACTORS = ("owner", "owner's key", "key for this", "nobody")
 
 

@@ -14,7 +14,7 @@ from gatewayadmin.rest.openapi import description
 from tests.cases import full
 
 LINT = Path(__file__).parent / "lint"
-CHOICES = "* `"  # Begins the lists of choices that drf-spectacular generates: allowed values without their meaning.
+CHOICES = "* `"  # The beginning of drf-spectacular's generated lists of choices, which do not explain the values.
 
 
 def operations() -> Iterator[dict[str, Any]]:

@@ -111,7 +111,7 @@ def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
         "server": make.server(name="Unknown server", slug="unseen"),
     }
     names = {"user": "zoe@zz.io", "gateway": "unknown", "host": "Unknown bot", "server": "unseen"}
-    # Capabilities whose lists show the object: creating tokens lists agents, and seeing identities lists servers.
+    # These capabilities also show some objects: creating tokens shows agents, and seeing identities shows servers.
     readable = {
         Capability.API_TOKENS_MANAGE: {"host"},
         Capability.IDENTITIES_MANAGE: {"server"},

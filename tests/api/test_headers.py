@@ -34,7 +34,7 @@ def test_every_single_thing_is_304_for_who_has_it() -> None:
     for door in looking:
         with for_a_moment():
             path = door.path(world)
-            rest = owner if "notification-channels" in path else boss  # A person's channel is nobody else's.
+            rest = owner if "notification-channels" in path else boss  # Only the owner may read a channel.
             tag = rest.get(path)["ETag"]
 
             same, other = ask(rest, path, f'"x", W/{tag}'), ask(rest, path, '"x"')

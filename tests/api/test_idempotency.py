@@ -229,7 +229,7 @@ def test_one_of_many_concurrent_requests_wins_over_two_workers(owner: httpx.Clie
     assert send(0).headers["idempotency-replayed"] == "true"
 
 
-# --- What another machine is asked ------------------------------------------------------------------------------------
+# --- Operations that contact another server ---------------------------------------------------------------------------
 
 
 class Crashing(BaseEmailBackend):

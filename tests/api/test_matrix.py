@@ -1,7 +1,6 @@
-"""Every API route with every kind of caller: anonymous, without, with exactly, and with every other capability, and the
-owner.
+"""Call every API route as an anonymous caller, as the owner, and with none, exactly or all but the needed capabilities.
 
-Generated from the rules that the views declare: a route without a rule, or without an address here, fails.
+The cases are generated from the rules that the views declare. A route without a rule, or without a URL here, fails.
 """
 
 import re
@@ -134,11 +133,11 @@ def sufficient(rule: Any) -> list[set[Capability]]:
 
 def enough_for(door: Door) -> list[set[Capability]]:
     """Return the smallest sets of capabilities that allow this operation on the world's objects."""
-    # IDENTITIES_MANAGE opens other people's identities, SERVERS_MANAGE the shared ones; the world's is personal.
+    # IDENTITIES_MANAGE is for other people's identities, SERVERS_MANAGE for shared ones. The world's is personal.
     if door.name == "identity-confirm":
         return []  # Only its owner may confirm the new address of a personal identity.
     if door.name.startswith("channel") and door.is_of_one_thing:
-        return []  # Only its owner may change it; WORKSPACE_MANAGE opens the workspace's channels.
+        return []  # Nobody but its owner; WORKSPACE_MANAGE is for the workspace's channels.
     persons = door.name.startswith("identity") and door.is_of_one_thing
     return [one for one in sufficient(door.rule) if not (persons and one == {Capability.SERVERS_MANAGE})]
 
@@ -196,7 +195,7 @@ type Expected = Iterator[tuple[str, Rest, set[int]]]
 def sessions(door: Door, people: People) -> Expected:
     """Yield the expected statuses of people in a browser, by capabilities."""
     own, open_to_all = isinstance(door.rule, Own), door.rule is None
-    lists = open_to_all or (own and not door.is_of_one_thing)  # A list for everybody, or of own objects.
+    lists = open_to_all or (own and not door.is_of_one_thing)  # A list for everybody, or of the caller's objects.
     refused = door.let_in if lists else HIDDEN if own else {403}
     yield "no capability", people.holding(NONE), refused
     yield "every other capability", people.holding(ALL - capabilities_in(door.rule)), refused

@@ -18,7 +18,7 @@ from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
 
-# Values only JSON can express, beside the texts; a lone surrogate is written as an escape.
+# Values that only JSON can express, in addition to the texts. A lone surrogate is written as an escape.
 VALUES: dict[str, Any] = NONSENSE | {
     "null": None,
     "a list": [],

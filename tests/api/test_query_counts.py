@@ -31,13 +31,13 @@ FROZEN = {
     "/gateways/busy/tools": 7,
     "/hosts": 6,
     "/identities?scope=all": 6,
-    "/logs": 6,  # Two find the end of the newest 10,000 rows: of the last week, and of the whole log.
+    "/logs": 6,  # Two find where the newest 10,000 rows end: in the last week, and in the whole log.
     "/log-views": 6,
     "/provisioning-keys": 6,
     "/roles": 8,
     "/servers": 6,
     "/teams": 7,
-    "/tokens?scope=all": 9,  # One reads the connections, with whether each user still reaches the gateway.
+    "/tokens?scope=all": 9,  # One reads the connections, and whether each user may use the gateway.
     "/users": 7,
 }
 

@@ -1,7 +1,7 @@
 """Every API operation on other people's objects, by a person and by an API key with one capability.
 
-The required capabilities, and whose objects they apply to, are written here again, independently of the views. The
-database is compared afterwards: nobody gained or removed capabilities they do not have.
+This module lists the required capabilities, and whose objects they apply to, independently of the views. After each
+request it compares the database: no caller may grant or remove capabilities that the caller lacks.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ IDENTITIES = {C.IDENTITIES_MANAGE, C.SERVERS_MANAGE}
 HOSTS = {C.HOSTS_READ, C.HOSTS_TOGGLE, C.API_TOKENS_MANAGE}
 ENDING = {C.API_TOKENS_MANAGE, C.MCP_CONNECTIONS_REVOKE}
 EVERYBODY = set(C)
-NOBODY: set[Capability] = set()  # One capability alone is not enough.
+NOBODY: set[Capability] = set()  # No single capability is enough.
 
-# The single capabilities that each open an operation, by method and name of the route.
+# By method and route name: the capabilities that each suffice for an operation.
 OPENS: dict[str, set[Capability]] = {
     "GET event-list": {C.AUDIT_READ},
     "GET event-detail": {C.AUDIT_READ},
-    "GET apikey-list": EVERYBODY,  # A person's own keys.
+    "GET apikey-list": EVERYBODY,  # Lists the caller's own keys.
     "GET apikey-detail": {C.PEOPLE_MANAGE},
     "DELETE apikey-detail": {C.PEOPLE_MANAGE},
     "POST apikey-revoke": {C.PEOPLE_MANAGE},
     "GET capability-list": EVERYBODY,
     "GET channel-list": EVERYBODY,
-    "POST channel-list": EVERYBODY,  # A person's own channels.
+    "POST channel-list": EVERYBODY,  # The caller's own channels.
     "GET channel-detail": NOBODY,
     "PATCH channel-detail": NOBODY,
     "DELETE channel-detail": NOBODY,
@@ -375,7 +375,7 @@ def opens(name: str, capability: Capability, target: Target, *, key: bool) -> bo
         return False
     if name in AGAINST and not target.holds <= {capability}:
         return False
-    if target.owned:  # Others' credential: identity managers see and switch it.
+    if target.owned:  # Another person's credential: identity managers may see, enable and disable it.
         return capability == C.IDENTITIES_MANAGE and name not in OWNERS_ALONE
     if target.shared and name not in FOR_SHARED and not name.startswith("GET"):
         return capability == C.SERVERS_MANAGE

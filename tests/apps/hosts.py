@@ -128,7 +128,7 @@ def app_in(page: Page) -> FrameLocator:
 
 
 def _cesium(route: Route) -> None:
-    """Serve CesiumJS, which server-map loads from its CDN, from its npm package."""
+    """Serve CesiumJS from its npm package; server-map would load it from a CDN."""
     path = MODULES / "cesium" / "Build" / "Cesium" / urlsplit(route.request.url).path.partition("/Build/Cesium/")[2]
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     route.fulfill(path=path, content_type=kind, headers=ANYBODY)

@@ -79,7 +79,7 @@ def world(boss: User) -> Connection:
 
 
 def _identities(boss: User) -> None:
-    """Create three of the boss's identities and a shared one to renew, and two connections that lack an identity."""
+    """Create three identities of the boss and a shared one, all to renew, and two connections without an identity."""
     gateway = make.gateway(name="Asking")
     asking = make.server(name="Mail", auth_type=AuthType.BEARER)
     make.assignment(gateway, asking, identity_scheme=IdentityScheme.PER_USER)

@@ -439,7 +439,7 @@ def test_over_rest_the_rules_of_the_page_hold(ann: User, hook: Hook, chief: User
         "secret": {"kind": "webhook", "address": public, "secret": "short"},
         "zone": {"kind": "mail", "zone": "Mars"},
         "quiet_until": {"kind": "mail", "quiet_from": "22:00"},
-        "matters": {"kind": "mail", "matters": ["servers-down"]},  # She may choose only outcomes and endings.
+        "matters": {"kind": "mail", "matters": ["servers-down"]},  # Ann may choose only outcomes and endings.
     }
 
     assert {name: [*api.post(path, body).json()["errors"]] for name, body in wrong.items()} == {

@@ -89,7 +89,7 @@ def test_a_page_looks_at_some_rows_only_and_the_next_looks_further(
 ) -> None:
     monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     slow = {"feature_type": "tool", "feature_name": "slow", "host_name": "CI bot", "http_status": 403}
-    other = {"outcome": "denied", "method": "ping"}  # Frequent values have no index, even where they are rare.
+    other = {"outcome": "denied", "method": "ping"}  # Most values are like these, so no index covers them.
     made = [call(NOON - timedelta(minutes=n), **(slow if n in (1, 13, 18) else other)) for n in range(20)]
     rest = Rest.of(viv)
 

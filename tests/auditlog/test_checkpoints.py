@@ -284,7 +284,7 @@ def test_tree_is_that_of_the_standard() -> None:
 
 
 def test_leaf_tells_every_column_of_a_row() -> None:
-    """A new column makes a new version of the column list; existing versions stay."""
+    """A new column needs a new version of the column list; existing versions never change."""
     assert set(sealing.CALL_COLUMNS[sealing.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
 
 

@@ -98,13 +98,13 @@ def test_an_export_that_nobody_reads_holds_no_connection(
     client = sign_in(make.user(Capability.LOGS_READ))
 
     answer = client.get("/logs/export/?format=csv&range=all")
-    assert connection.connection is None  # The connection of the pages' pool.
+    assert connection.connection is None  # Already returned to the pages' pool.
     pieces = iter(answer)
     for _ in range(3):
         assert next(pieces)
         assert connection.connection is None
         eventually(lambda: readers() == 0)
-        connection.close()  # The connection that counted the readers.
+        connection.close()  # Opened by `readers()`.
 
 
 def test_an_answer_is_sent_after_its_connection_was_given_back(transactional_db: None, sign_in: SignIn) -> None:

@@ -49,7 +49,7 @@ def play[T](scene: Callable[[], Awaitable[T]]) -> T:
 
 
 def crash(connection: PgConnection) -> None:
-    """Kill the backend of this connection; PostgreSQL then ends all others and recovers."""
+    """Kill the backend of this connection; PostgreSQL then ends all other backends and recovers."""
     assert connection._connection is not None
     with suppress(ProcessLookupError):
         os.kill(connection._connection.pgconn.backend_pid, signal.SIGKILL)
@@ -124,7 +124,7 @@ def test_a_statement_the_server_refuses_to_prepare_is_said_when_the_lane_connect
     play(scene)
 
 
-# What hangs
+# A database that hangs
 
 
 class Numbers(GroupCommit[int, int]):
@@ -162,7 +162,7 @@ def test_new_requests_are_refused_while_the_database_hangs_and_served_when_it_re
             await asyncio.sleep(0.1)
             crowd = [numbers.put(number) for number in range(500)]
             assert numbers.waiting == 50
-            await asyncio.gather(*crowd[50:], return_exceptions=True)  # The queue is full for these.
+            await asyncio.gather(*crowd[50:], return_exceptions=True)  # Refused, because the queue is full.
             told = await asyncio.wait_for(asyncio.gather(*crowd, return_exceptions=True), PATIENCE)
             assert {type(each) for each in told} == {DatabaseUnavailable}
             assert numbers.waiting == 0

@@ -1,4 +1,4 @@
-"""Pages of the log repeat neither statements nor characters needlessly."""
+"""Pages of the log avoid repeated statements and repeated characters."""
 
 import re
 from datetime import UTC, datetime, timedelta

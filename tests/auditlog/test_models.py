@@ -146,7 +146,7 @@ def test_a_partition_that_is_read_stays_and_is_taken_up_where_it_was_left(monkey
     with psycopg.connect(database.conninfo()) as reader:
         reader.execute("SELECT count(*) FROM auditlog_call")
         assert Call.partitions.drop_before(date(2002, 2, 1)) == []
-        call(datetime(2002, 3, 5, tzinfo=UTC))  # Other processes still write.
+        call(datetime(2002, 3, 5, tzinfo=UTC))  # Other processes can still write.
     # One partition is half detached; another was detached by a process that stopped before dropping it.
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_inherits WHERE inhdetachpending")

@@ -59,7 +59,7 @@ class Used:
             make.call(**of | to | fields)
 
     def switches(self) -> dict[str, str]:
-        """Return the URL that disables each kind of object, by kind."""
+        """Return, for each kind of change that stops calls, the URL that makes the change."""
         place = self.assignment
         return {
             "host": f"/hosts/{self.ada.host_id}/disable/",

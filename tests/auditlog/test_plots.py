@@ -1,4 +1,4 @@
-"""The plots of a page: their counts, their comparison, and their viewers."""
+"""The plots of a page: their counts, the comparison with the time before, and who may see them."""
 
 import re
 from datetime import timedelta

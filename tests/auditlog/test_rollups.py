@@ -123,7 +123,7 @@ def check(chance: random.Random, now: datetime, days: float) -> None:
 
 
 def drop(writers: list[psycopg.Connection[Any]], limit: date, between: Callable[[], None]) -> None:
-    """Drop the calls before a day, after committing all writers, whose transactions would keep the partitions."""
+    """Commit all writers, whose transactions would block dropping partitions, then drop the calls before a day."""
     for each in writers:
         each.commit()
     keeping.drop_before(limit)
@@ -143,7 +143,7 @@ def rare(name: str) -> list[str]:
 def test_roll_ups_equal_a_count_of_the_log_in_any_order_of_rows(
     writers: list[psycopg.Connection[Any]], chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several writers commit rows in any order of time, between steps of counting and dropped days."""
+    """Several writers commit rows in any order of time, while roll-ups are counted and old days are dropped."""
     monkeypatch.setattr(keeping, "WRITERS_S", 0)
     monkeypatch.setattr(keeping, "STEP", 25)
     monkeypatch.setattr(keeping, "OLD_STEP", 25)
@@ -233,7 +233,7 @@ def test_row_older_than_an_hour_is_counted_with_the_next_stretch(db: None, monke
     """A call recorded more than an hour after it began is counted with the next stretch, and only once."""
     now = timezone.now()
     keeping.keep_up(5)
-    monkeypatch.setattr(keeping, "NEAR", -keeping.LATE_EVERY)  # The next late stretch is always due.
+    monkeypatch.setattr(keeping, "NEAR", -keeping.LATE_EVERY)  # Late calls are always due for counting.
     RollupState.objects.update(near_from=now - HOUR)
     call(now - 5 * HOUR)
 

@@ -225,7 +225,7 @@ def test_the_search_is_part_of_the_address(three: dict[str, Call], ana: User, si
     assert [call.feature_name for call in response.context["page"].rows] == ["b"]
 
 
-# --- What no index knows ------------------------------------------------------------------------------------------
+# --- Searches without an index ------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -575,7 +575,7 @@ def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in:
 def test_the_command_asks_what_the_call_asked_and_no_payload_of_it(
     fields: dict[str, Any], params: str, sign_in: SignIn
 ) -> None:
-    """Users who may not see payloads get no payload in a copied command either."""
+    """A copied command contains payloads only for users who may see them."""
     call = make.call(gateway_id=make.gateway().pk, **({"method": "tools/call", "feature_name": "add"} | fields))
 
     page = html.unescape(text(sign_in(make.user(Capability.LOGS_READ)).get(f"/logs/{call.uid}/")))
@@ -583,7 +583,7 @@ def test_the_command_asks_what_the_call_asked_and_no_payload_of_it(
     assert f'"params": {params}' in page.split('id="curl-command"')[1].split("</pre>")[0]
 
 
-# --- Near and far -------------------------------------------------------------------------------------------------
+# --- The last days first, then the whole log ----------------------------------------------------------------------
 
 
 SPREAD = [*range(6), 8, 15, 16, 40, 90]  # Days ago.

@@ -55,7 +55,7 @@ def test_an_event_that_says_nothing_of_its_own_is_a_whole_sentence_too(action: s
     assert not set(said) & set("{}_")
 
 
-# --- What is said of what really happened ---------------------------------------------------------------------------
+# --- Sentences about real changes -----------------------------------------------------------------------------------
 
 pytestmark = pytest.mark.django_db
 
@@ -179,7 +179,7 @@ def test_invalid_addresses_are_marked_at_their_field() -> None:
     assert sentence(event) == f"Too many passwords were tried for “{tried['email']}”; further attempts were refused."
 
 
-# --- Where it is read ------------------------------------------------------------------------------------------------
+# --- Pages that show the sentences -----------------------------------------------------------------------------------
 
 
 def test_rest_tells_the_sentence(sign_in: SignIn) -> None:

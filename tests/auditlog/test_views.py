@@ -35,7 +35,7 @@ def shown(response: Any) -> list[str]:
     return [call.feature_name for call in response.context["page"].rows]
 
 
-# --- Who may look -------------------------------------------------------------------------------------------------
+# --- Permissions --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/logs/", "/logs/{uid}/"])

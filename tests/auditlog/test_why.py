@@ -147,7 +147,7 @@ def test_people_who_may_not_end_it_learn_who_can(
     assert thing(scene).enabled is False
 
 
-# Decisions on a page of their own: the cause, the people who can act, and the page.
+# Causes with a remedy on another page: the cause, the people who can act, and the page.
 PAGES: list[tuple[str, Callable[[Scene], object], Capability, str, Callable[[Scene], str]]] = [
     (
         "user_inactive",
@@ -453,7 +453,7 @@ def test_people_who_may_not_read_the_log_cause_no_query(scene: Scene, sign_in: S
     assert Rest.of(stranger).get(f"/logs/{scene.call().uid}/now").status_code == 403
 
 
-# --- Tools nobody knows -----------------------------------------------------------------------------------------------
+# --- Unknown tools ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Adding a server by a tile, up to a logged call with one's own credential, and the failed sign-ins on the way."""
+"""Adding a server by its tile, from failed sign-ins to a logged call with the person's own credential."""
 
 import json
 from collections.abc import Iterator

@@ -62,12 +62,12 @@ def test_a_token_is_rolled_with_an_overlap_and_the_old_secret_ended(live: Serve,
     second = steps.token_dialog(page).get_by_label("API access token").input_value()
     expect(steps.token_dialog(page)).to_contain_text(first[:12])
     steps.done(page)
-    expect(row).to_contain_text("old until")
+    expect(row).to_contain_text("old ends")
     assert [curl.list_tools(url, one).status for one in (first, second)] == [200, 200]
 
     row.get_by_role("link", name=name).click()
     page.get_by_role("dialog").get_by_text("End old token").click()
     page.get_by_role("alertdialog").get_by_role("button", name="OK").click()
-    expect(row).not_to_contain_text("old until")
+    expect(row).not_to_contain_text("old ends")
 
     assert [curl.list_tools(url, one).status for one in (first, second)] == [401, 200]

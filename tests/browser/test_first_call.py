@@ -17,7 +17,7 @@ def test_the_page_that_connects_a_client_names_its_call_when_it_arrives(live: Se
     issued = live.issue_token(host="Waited for", gateway="quickstart")
     page.goto(f"{live.url}/connect/client/?gateway=quickstart")
     page.get_by_role("radio", name="With a token").check(force=True)
-    expect(page).to_have_url(re.compile("how=token"))  # Applies at once; only browsers without scripts show a button.
+    expect(page).to_have_url(re.compile("how=token"))  # Applies at once; with scripts there is no button.
     expect(page.get_by_role("button", name="Show")).to_have_count(0)
     page.get_by_role("navigation", name="Client").get_by_role("link", name="curl").click()
     expect(page.get_by_text("Waiting for your first call")).to_be_visible()

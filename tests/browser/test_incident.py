@@ -1,4 +1,4 @@
-"""An incident in a real browser: two clicks from the agent's page, one on its Incident page, and nothing is typed."""
+"""Handling an incident takes two clicks from the agent's page, one click on its Incident page, and no typing."""
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -79,7 +79,7 @@ def test_the_token_says_which_of_its_secrets_is_in_use(live: Serve, page: Page) 
     page.get_by_role("textbox", name="API access token").wait_for()
     assert curl.list_tools(issued["gateway_url"], issued["token"]).status == 200
 
-    eventually(lambda: page.reload() and row.get_by_text("old in use").count())
+    eventually(lambda: page.reload() and row.get_by_text("old token in use").count())
     row.get_by_role("link", name=issued["name"]).click()
 
     expect(page.get_by_role("dialog")).to_contain_text("Only the old one is in use.")

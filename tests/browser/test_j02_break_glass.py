@@ -124,7 +124,7 @@ def by_api(cast: Cast, boss: httpx.Client, toggle: Toggle, ids: dict[str, str]) 
 
 
 def by_sql(cast: Cast, toggle: Toggle, ids: dict[str, str]) -> Callable[[bool], None]:
-    """Set the switch by SQL, so that no cache could have noticed."""
+    """Set the switch by SQL, which tells no cache about the change."""
 
     def flip(on: bool) -> None:
         statement = f"UPDATE {toggle.table} SET {toggle.column} = %s WHERE id = %s"

@@ -45,22 +45,22 @@ def test_j3_rotation_with_zero_downtime(cast: Cast, boss: httpx.Client) -> None:
     order = {"host_id": host, "gateway_id": cast.ids["gateway"]}
     first = boss.post("/api/tokens", json={**order, "name": "ci"}).json()
     url = cast.url("work-j")
-    # 1
+    # The agent calls with the first token.
     loop = Loop(url, first["token"])
     loop.start()
     try:
         eventually(lambda: loop.calls_with(first["token"]) > 3)
-        # 2
+        # A second token of the same connection is created.
         second = boss.post("/api/tokens", json={**order, "name": "ci-next"}).json()
         assert second["connection_id"] == first["connection_id"]
-        # 3
+        # Both tokens work.
         assert [curl.list_tools(url, one["token"]).status for one in (first, second)] == [200, 200]
-        # 4
+        # The agent moves to the second token.
         before = last_used(boss, second["id"])
         loop.token = second["token"]
         eventually(lambda: last_used(boss, second["id"]) > before)
         eventually(lambda: loop.calls_with(second["token"]))  # The last call with the first token has ended.
-        # 5
+        # The first token is revoked; the agent continues.
         assert boss.post(f"/api/tokens/{first['id']}/revoke").status_code == 204
         assert curl.list_tools(url, first["token"]).status == 401
         calls = loop.calls_with(second["token"])

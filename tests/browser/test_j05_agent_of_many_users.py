@@ -30,42 +30,42 @@ def submit(browser: httpx.Client, url: Any, **fields: str) -> httpx.Response:
 
 @pytest.mark.full
 def test_j5_each_person_has_a_token_and_an_identity_of_their_own(cast: Cast, boss: httpx.Client) -> None:
-    # 1
+    # The enrolment link works only while enrolment is on.
     name = unique("Feedback bot")
     host = boss.post("/api/hosts", json={"name": name}).json()["id"]
     link = f"/connect/?host={host}"
     assert cast.browser("ann").get(link).status_code == 403
     assert boss.patch(f"/api/hosts/{host}", json={"allow_enrolment": True}).status_code == 200
     assert link in boss.get(f"/hosts/{host}/").text.replace("&amp;", "&")
-    # 2
+    # Ann and Ben enrol, each with a credential.
     tokens = {person: enrolled(cast.browser(person), link, person) for person in ("ann", "ben")}
     url = cast.url("work-j")
-    # 3
+    # Each call sends the caller's own credential.
     for person, token in tokens.items():
         assert curl.call_tool(url, token, "github__whoami").text == f"Bearer {secret_of(person)}"
-    # 4
+    # The log has the person and the identity of each call.
     query = "SELECT user_email, identity_label FROM auditlog_call WHERE host_name = %s AND method = 'tools/call'"
     rows = cast.live.rows(query, name)
     assert sorted((row["user_email"], row["identity_label"]) for row in rows) == [
         (f"{person}@journeys.example.com", f"of {person} for the bot") for person in ("ann", "ben")
     ]
-    # 5
+    # Ann disables her identity: only her calls are refused.
     found = cast.browser("ann").get("/api/identities").json()["results"]
     (own,) = (identity["id"] for identity in found if identity["label"] == "of ann for the bot")
     assert cast.browser("ann").post(f"/api/identities/{own}/disable").status_code == 200
     assert reason(url, tokens["ann"]) == "identity_off"
     assert reason(url, tokens["ben"]) is None
     assert cast.browser("ann").post(f"/api/identities/{own}/enable").status_code == 200
-    # 6
+    # Revoking Ann's connection does not affect Ben.
     connections = boss.get("/api/connections", params={"host": host}).json()["results"]
     (anns,) = (one["id"] for one in connections if one["user_email"].startswith("ann@"))
     assert boss.post(f"/api/connections/{anns}/revoke").status_code == 200
     assert [curl.list_tools(url, tokens[person]).status for person in ("ann", "ben")] == [401, 200]
-    # 7
+    # Turning enrolment off does not affect enrolled people.
     assert boss.patch(f"/api/hosts/{host}", json={"allow_enrolment": False}).status_code == 200
     assert cast.browser("max").get(link).status_code == 403
     assert curl.list_tools(url, tokens["ben"]).status == 200
-    # 8
+    # Nobody can create a token for another person.
     order = {"host_id": host, "gateway_id": cast.ids["gateway"], "name": "hers"}
     assert cast.browser("max").post("/api/tokens", json=order).status_code == 403
     for key in ("user", "user_id"):

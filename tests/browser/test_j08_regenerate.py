@@ -19,7 +19,7 @@ QUESTION = "Regenerate the API key for this connection? The old key will be deac
 
 
 def has_been_used(page: Page) -> bool:
-    """Return whether the first use of the connection, which is stored a moment later, is on the page."""
+    """Return True if the page shows the first use of the connection, which is stored a moment after the call."""
     return steps.row(page, APP).get_by_text("just now").count() > 0
 
 
@@ -64,7 +64,7 @@ def regenerated(page: Page, connection: Locator) -> None:
 
 
 def the_app_goes_on(claude: KeptApp) -> None:
-    """Check that the old access token is refused, and that the refresh token gets a new one without a browser."""
+    """Check that the old access token is refused, and that the refresh token gets another without a browser."""
     old = claude.tokens["access_token"]
     refused = curl.list_tools(claude.gateway_url, old)
     assert refused.status == 401

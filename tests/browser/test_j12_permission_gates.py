@@ -19,27 +19,27 @@ ADD = "Add API access token-based host"
 @pytest.mark.full
 def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
     viv, connection = cast.browser("viv"), cast.ids["connection"]
-    # 1
+    # A viewer sees the connections, but no buttons.
     page = connections_page(viv)
     assert "kim@journeys.example.com" in page
     assert not offered(page, connection)
-    # 2
+    # All attempts are refused, change nothing, and are recorded.
     before = decided(cast, connection)
     assert attempts(viv, connection) == [403] * 6
     assert decided(cast, connection) == before
     query = "SELECT via FROM auditlog_event WHERE action = 'attempt.refused' AND actor_email = %s"
     tried = cast.live.rows(query, "viv@journeys.example.com")
     assert sorted(row["via"] for row in tried) == ["api"] * 3 + ["web"] * 3
-    # 3
+    # Without the capability, the page answers 403.
     refused = cast.browser("max").get("/settings/mcp-connections")
     assert refused.status_code == 403
     assert ">Permission Denied</h1>" in refused.text
-    # 4
+    # A viewer can neither add nor disable hosts.
     apps = viv.get("/hosts/?q=Journey").text
     assert "Journey bot" in apps
     assert ADD not in apps
     assert "/disable/" not in apps
-    # 5
+    # A capability added to the role shows its buttons at once.
     confirm(boss)
     role = f"/api/roles/{cast.ids['viewer']}"
     held = boss.get(role).json()["capabilities"]
@@ -48,7 +48,7 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
     assert offered(connections_page(viv), connection) == ["regenerate", "revoke"]
     boss.patch(role, json={"capabilities": held})
     assert not offered(connections_page(viv), connection)
-    # 6: a role named Administrator that has no capabilities.
+    # A role's name grants nothing: Eve's role is called Administrator, but has no capabilities.
     eve = cast.browser("eve")
     assert eve.get("/api/me").json()["capabilities"] == []
     assert [eve.get(path).status_code for path in ("/settings/mcp-connections", "/people/", "/logs/")] == [403] * 3

@@ -53,7 +53,7 @@ def test_j14_one_server_fails_and_the_others_work_on(live: Serve, boss: httpx.Cl
         assert curl.call_tool(url, token, "docs__echo", text="a").text == "a"
         port = failing.port
 
-    # 1: one server stops.
+    # One server stops: the others work, and the error names the stopped one.
     listed = curl.list_tools(url, token)
     assert listed.status == 200
     assert "alive__echo" in listed.tools
@@ -72,16 +72,16 @@ def test_j14_one_server_fails_and_the_others_work_on(live: Serve, boss: httpx.Cl
     stack.enter_context(upstreams.running(upstreams.docs(), port=port))
     assert curl.call_tool(url, token, "docs__echo", text="c").text == "c"
 
-    # 2: a server with an internal address is refused.
+    # Servers with internal addresses are refused.
     for inside in INSIDE:
         answer = boss.post("/api/servers", json={"name": unique("inside"), "url": inside})
         assert (answer.status_code, list(answer.json()["errors"])) == (400, ["url"]), inside
 
-    # 3: redirects are not followed.
+    # Redirects are not followed.
     assert "error" in curl.call_tool(url, token, "moved__echo", text="d").json
     assert moved.seen
     assert not target.seen
 
-    # 4: servers never receive the credential that the client sends to the gateway.
+    # Servers never receive the credential that the client sends to the gateway.
     seen = [request.headers for upstream in (failing, alive, moved) for request in upstream.seen]
     assert not any("authorization" in headers or token in str(headers) for headers in seen)

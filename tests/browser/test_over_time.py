@@ -39,7 +39,7 @@ def test_disabling_an_agent_and_choosing_teams_say_what_they_would_have_refused(
     form = page.get_by_role("dialog", name="Change reach")
     form.get_by_role("radio", name="Teams").check()
     form.get_by_role("checkbox", name=team).check()
-    # Names come with the most calls first, and other tests have called this gateway as well.
+    # The callers with the most calls are named first, and other tests have called this gateway as well.
     expect(form.get_by_role("status")).to_contain_text(re.compile(r"came from outside these teams: .* \(\d+\)"))
     expect(form.get_by_role("status")).to_contain_text("They would have been refused.")
     form.get_by_role("radio", name="Everyone").check()

@@ -1,4 +1,4 @@
-"""On a desktop no state is truncated; on a phone sideways scrolling is visible."""
+"""On a desktop no state is truncated; on a phone, lists show that they scroll sideways."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ SAID = {
     "/gateways/work/connections/": {"Status": badges("needs attention", *SHORT), "Actions": [REVOKED]},
     "/settings/api-tokens": {
         "Status": [
-            f"{badge('active')} <small>old until <time>23:59 UTC</time></small>",
+            f"{badge('active')} <small>old ends <time>23:59 UTC</time></small>",
             *badges(*SHORT, *WORDS["token"].values()),
         ],
         "Actions": [REVOKED],

@@ -1,4 +1,4 @@
-"""The access rule that a REST method declares is enforced; a method without one is refused to everybody."""
+"""The access rule that a REST method declares is enforced; a method without a rule is refused to everybody."""
 
 from typing import Any
 

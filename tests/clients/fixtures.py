@@ -33,7 +33,7 @@ class Npm:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the environment, with the packages' Node first, which is newer than most machines' own."""
+        """Return the environment with the packages' Node first in PATH, because most machines have an older one."""
         path = f"{MODULES / '.bin'}{os.pathsep}{os.environ['PATH']}"
         return {"PATH": path, "HOME": str(self.home)}
 

@@ -1,8 +1,8 @@
-// An organisation's identity provider: npm's oidc-provider, on the port it is given.
+// An organisation's identity provider: npm's oidc-provider, on the given port.
 //
-// It knows one client, whose addresses are in REDIRECT_URIS, LOGOUT_URI and AFTER_LOGOUT. Anybody may sign in under any name; what it
-// says of them is in the file PEOPLE, by name, read anew at each sign-in. Claims come by userinfo, as the standard has
-// it, or with IN_ID_TOKEN=1 in the ID token.
+// Its only client has the addresses REDIRECT_URIS, LOGOUT_URI and AFTER_LOGOUT. Anybody may sign in under any name. The
+// file PEOPLE has each person's claims by name, and is read again at each sign-in. The provider sends claims by
+// userinfo, as the standard requires, or in the ID token if IN_ID_TOKEN=1.
 
 import { readFileSync } from "node:fs";
 
@@ -25,7 +25,7 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
   cookies: { keys: [CLIENT_SECRET] },
   claims: { openid: ["sub"], email: ["email", "email_verified"], profile: ["name"], groups: ["groups"] },
   conformIdTokenClaims: !IN_ID_TOKEN,
-  // Its own guard lets it tell nobody at a loopback address that a session has ended.
+  // By default, oidc-provider sends no logout tokens to loopback addresses.
   fetch: (url, { dispatcher, ...options }) => fetch(url, options),
   pkce: { required: () => true },
   findAccount: (_, id) => ({

@@ -1,8 +1,8 @@
-// An authorization server of npm's oidc-provider, on the port it is given.
+// An authorization server of npm's oidc-provider, on the given port.
 //
-// It lets clients register themselves, and knows two of its own: `entered`, which somebody registered by hand for the
-// addresses in REDIRECT_URIS, and `resource`, as which the protected server asks what a token is worth; the secret of
-// both is CLIENT_SECRET. Anybody may sign in under any name. What it issues is for the one resource that was named.
+// Clients can register themselves. Two clients exist from the start, with the secret CLIENT_SECRET: `entered`,
+// registered by hand for REDIRECT_URIS; and `resource`, which the protected server uses to introspect tokens. Anybody
+// may sign in under any name. A token is valid only for the resource that the client named.
 
 import Provider from "oidc-provider";
 

@@ -1,8 +1,8 @@
-// The authorization server of the TypeScript SDK, on the port it is given: its routes, over a provider in memory.
+// The authorization server of the TypeScript SDK, on the given port: the SDK's routes, over a provider in memory.
 //
-// It lets clients register themselves, and knows one of its own: `entered`, which somebody registered by hand for the
-// addresses in REDIRECT_URIS, with the secret CLIENT_SECRET. Anybody may sign in under any name. The protected server
-// asks at /introspect what a token is worth.
+// Clients can register themselves. One client exists from the start, with the secret CLIENT_SECRET: `entered`,
+// registered by hand for REDIRECT_URIS. Anybody may sign in under any name. The protected server introspects tokens at
+// /introspect.
 
 import { randomUUID } from "node:crypto";
 import { InvalidGrantError } from "@modelcontextprotocol/sdk/server/auth/errors.js";

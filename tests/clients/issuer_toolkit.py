@@ -1,8 +1,8 @@
 """An authorization server of Django OAuth Toolkit: a Django project in one file, on the given port.
 
-Clients can register themselves. It has two clients of its own with the secret CLIENT_SECRET: `entered`, registered by
-hand for REDIRECT_URIS, and `resource`, as which the protected server introspects tokens. Anybody may sign in under any
-name.
+Clients can register themselves. Two clients exist from the start, with the secret CLIENT_SECRET: `entered`, registered
+by hand for REDIRECT_URIS; and `resource`, which the protected server uses to introspect tokens. Anybody may sign in
+under any name.
 """
 
 import os
@@ -45,7 +45,7 @@ def configure(folder: Path) -> None:
             "django.contrib.auth.middleware.AuthenticationMiddleware",
         ],
         ROOT_URLCONF="__main__",
-        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],  # For client secrets: fast.
+        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],  # A fast hasher for client secrets.
         LOGIN_URL="/login/",
         USE_TZ=True,
         TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}],

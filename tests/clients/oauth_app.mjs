@@ -1,5 +1,5 @@
-// A headed app on the TypeScript SDK, 1.x or 2.x: signs in through the browser when it has to, keeps its tokens in a
-// file, then prints the tools' names and one result.
+// A headed app on the TypeScript SDK, 1.x or 2.x: signs in through the browser if necessary, stores its tokens in a
+// file, then prints the tool names and one result.
 import { execFileSync } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
@@ -22,7 +22,7 @@ const keep = (name) => (value) => {
 };
 const state = randomUUID();
 
-// The way back from the browser.
+// Receives the redirect from the browser.
 let arrived;
 const answer = new Promise((resolve) => (arrived = resolve));
 const listener = createServer((request, response) => {

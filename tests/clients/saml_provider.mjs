@@ -1,9 +1,9 @@
-// An organisation's identity provider that speaks SAML 2.0: npm's samlp, on the port it is given.
+// An organisation's SAML 2.0 identity provider: npm's samlp, on the given port.
 //
-// Anybody may sign in under any name; what it says of them is in the file people.json of FOLDER, by name, read anew at
-// each sign-in as key.pem and cert.pem are. It answers only to ACS_URL. With client.pem there it takes requests that
-// are signed with that certificate, and no others; with encrypt.pem it encrypts for that certificate. `/begin?name=`
-// answers without having been asked.
+// Anybody may sign in under any name. The file people.json in FOLDER has each person's attributes by name. This file,
+// key.pem and cert.pem are read again at each sign-in. The provider responds only to ACS_URL. If FOLDER has client.pem,
+// requests must be signed with that certificate; if it has encrypt.pem, assertions are encrypted for that certificate.
+// `/begin?name=` sends a response without a request.
 
 import { X509Certificate } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";

@@ -1,4 +1,4 @@
-// The TypeScript SDK 1.x, which most shipped clients embed: prints the tools' names and one result.
+// The TypeScript SDK 1.x, which most shipped clients embed: prints the tool names and one result.
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 

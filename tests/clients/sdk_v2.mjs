@@ -1,4 +1,4 @@
-// The TypeScript SDK 2.x, which may speak 2026-07-28: prints the tools' names and one result.
+// The TypeScript SDK 2.x, which may speak 2026-07-28: prints the tool names and one result.
 import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";
 
 const { GATEWAY_URL, TOKEN, TOOL, ARGUMENTS, MODE } = process.env;

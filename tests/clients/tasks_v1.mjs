@@ -1,5 +1,5 @@
-// The TypeScript SDK 1.x with tasks of MCP 2025-11-25: one is answered a question and read, one is cancelled, and
-// another connection (OTHER, a token) asks about it.
+// The TypeScript SDK 1.x with tasks of MCP 2025-11-25. The client answers the first task's question and reads its
+// result. Another connection (with the token OTHER) tries to use the second task, which the client then cancels.
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 import { CallToolResultSchema, CreateTaskResultSchema, ElicitRequestSchema } from "@modelcontextprotocol/sdk/types.js";

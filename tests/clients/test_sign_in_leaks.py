@@ -48,7 +48,7 @@ class Life:
         self.noted: set[str] = {self.told["token"]}
 
     def note(self, secret: str) -> None:
-        """Add a secret: this test searches rows and log for it, the fixture `live` also the pages at the end."""
+        """Add a secret. This test searches the rows and the log for it; the fixture `live` also searches the pages."""
         self.noted.add(secrecy.note(secret))
 
     def begin(self, path: str = "") -> str:

@@ -18,7 +18,7 @@ import httpx
 
 from tests import curl
 
-ROUNDS = 3  # Most sign-ins per run; the gateway never starts a sign-in by itself.
+ROUNDS = 3  # Maximum number of sign-ins per run; the gateway never starts a sign-in by itself.
 SIGN_IN = ("identity_missing", "identity_sign_in", "identity_scope")
 
 
@@ -59,7 +59,7 @@ class Gateway:
         assert done.status_code == httpx.codes.FOUND, words(done)
 
     def _place(self, slug: str) -> str:
-        """Return the path of the sign-in page: that of the person's existing identity, otherwise that of the server."""
+        """Return the path of the sign-in page: of the person's existing identity, or of the server if there is none."""
         identities = self.http.get("/api/identities", params={"page_size": 200}).json()["results"]
         own = [one["id"] for one in identities if one["server"]["slug"] == slug]
         return f"/identities/{own[0]}/authenticate/" if own else f"/servers/{slug}/authenticate/"

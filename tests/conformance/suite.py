@@ -48,7 +48,7 @@ def scored(revision: str) -> list[str]:
 
 
 def run(url: str, revision: str) -> Outcomes:
-    """Return the result of each scored scenario of `revision` at `url`, which has no checks if it did not run.
+    """Return the result of each scored scenario of `revision` at `url`; scenarios that did not run have no checks.
 
     Takes 5 to 60 s.
     """

@@ -51,7 +51,7 @@ LAYERS = {
 
 @pytest.fixture
 def link(ann: User) -> Connection:
-    """A connection that passes every object with a switch."""
+    """A connection that depends on one object of each kind with a switch."""
     github = make.server(auth_type="bearer")
     gateway = make.gateway()
     assigned = make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)

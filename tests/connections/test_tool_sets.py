@@ -46,7 +46,7 @@ def text(answer: Any) -> str:
 
 
 def undone(client: Client, answer: Any) -> None:
-    """Take back the act of this answer."""
+    """Undo the change that this response reports."""
     found = [*filter(None, map(undo, get_messages(answer.wsgi_request)))][-1]
     client.post(found.url, dict(found.fields))
 

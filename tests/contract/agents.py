@@ -17,7 +17,7 @@ BOTH = "application/json, text/event-stream"
 MODERN = "2026-07-28"
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 PATIENCE = 30.0
-# A connection for each request: then either worker answers.
+# Each request has a new connection, so that either worker may answer.
 CLIENT = new_client(limits=httpx.Limits(max_keepalive_connections=0))
 
 type Object = dict[str, Any]

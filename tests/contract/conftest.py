@@ -43,5 +43,5 @@ def server(run: Run) -> Server:
 
 @pytest.fixture
 def place(workspace: Workspace, server: Server) -> Place:
-    """The server of the fixture `server` behind a gateway of its own, with a token."""
+    """A new gateway in front of the fixture `server`, with a token."""
     return new_place(workspace, server)

@@ -51,12 +51,12 @@ class Workspace:
             "GATEWAY_ADMIN_EMAIL": OWNER,
             "GATEWAY_ADMIN_PASSWORD": PASSWORD,
             "GATEWAY_PRIVATE_UPSTREAMS": "127.0.0.0/8",
-            "GATEWAY_TRUSTED_PROXIES": "127.0.0.0/8",  # Clients choose their address: X-Forwarded-For.
+            "GATEWAY_TRUSTED_PROXIES": "127.0.0.0/8",  # Clients choose their address with X-Forwarded-For.
             "GATEWAY_SECRET_KEY": secrets.token_hex(32),
             "GATEWAY_TOKEN_KEYS": secrets.token_hex(32),
             "GATEWAY_ENCRYPTION_KEYS": Fernet.generate_key().decode(),
             "GATEWAY_CHECKPOINT_KEY": base64.b64encode(self.checkpoint_key.private_bytes_raw()).decode(),
-            "DJANGO_SETTINGS_MODULE": "tests.quick_settings",  # The product's, with cheap password hashes.
+            "DJANGO_SETTINGS_MODULE": "tests.quick_settings",  # The product's settings, with cheap password hashes.
             "PYTHONUNBUFFERED": "1",
         }
 

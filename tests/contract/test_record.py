@@ -57,7 +57,8 @@ def test_call_that_cannot_be_recorded_is_not_answered_and_then_none_is_made(
     reasons = [error.get("data", {}).get("reason") for error in errors]
     unsure = [one for one in errors if "may have executed it" in one["message"]]
     executed = [one for one in server.calls() if one.body["params"]["arguments"]["text"] == "unrecorded"]
-    # Each worker notices the unwritable log only after its first call has reached the server, and sends no more.
+    # Each worker notices the unwritable log only after its first call has reached the server; then it sends no more
+    # calls.
     assert len(executed) <= len(unsure) <= 2
     assert reasons.count("log_unavailable") >= 4
     for answer, why in zip(answers, reasons, strict=True):
@@ -205,7 +206,7 @@ def test_forged_checkpoint_is_found(
     while len(Checkpoint.all(workspace)) < 3:
         assert text(place.agent.call("echo", text="x")) == "x"
         assert workspace.manage("housekeeping").returncode == 0
-    first, forged, *_ = Checkpoint.all(workspace)  # Not the newest, to which a running gateway chains the next one.
+    first, forged, *_ = Checkpoint.all(workspace)  # Not the newest: the running gateway extends it.
     assert json.loads(forged.body)["previous"] == hashlib.sha256(first.body.encode()).hexdigest()
 
     try:

@@ -80,7 +80,7 @@ def test_the_gateway_is_confined() -> None:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert set(service["tmpfs"]) == {"/tmp", "/data"}  # Not shared: process ids repeat.
+        assert set(service["tmpfs"]) == {"/tmp", "/data"}  # Not shared, because process ids repeat.
 
 
 def test_nobody_but_nginx_is_reached_from_outside() -> None:

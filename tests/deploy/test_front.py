@@ -1,6 +1,4 @@
-"""The nginx of compose.yaml while containers come and go: unsent requests go to another replica, other requests never
-repeated.
-"""
+"""nginx of compose.yaml while containers start and stop: only requests that no replica received are sent again."""
 
 import ssl
 import struct
@@ -32,7 +30,7 @@ CALL, CUT_OFF = b'{"jsonrpc":"2.0"}', b'{"cut":"off"}'
 class Replica:
     """A gateway that answers a call, or drops it; `taken` are all calls it received.
 
-    `headers` are those of the last.
+    `headers` are the headers of the last call.
     """
 
     port: int

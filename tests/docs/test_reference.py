@@ -62,7 +62,7 @@ def test_every_kind_of_log_sink_is_documented() -> None:
         assert f"\n| {kind.label.partition(',')[0].lower()}" in page, kind.name
 
 
-# Statuses other than 200 of errors that come from no access rule.
+# Statuses other than 200, for errors that no access rule raises.
 STATUSES = {"session_lost": 404, "open_files": 503}
 
 

@@ -50,8 +50,9 @@ def answer_to(
     path: str = "/",
     host: bytes = b"x",
 ) -> tuple[list[Message], int]:
-    """Return the messages of the answer, and the number of unread pieces; `known` is None if the sender already has too
-    many waiting requests.
+    """Return the messages of the answer, and the number of unread pieces.
+
+    `known` is None if the sender already has too many waiting requests.
     """
     left = [*pieces]
     sent: list[Message] = []

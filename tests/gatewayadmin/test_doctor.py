@@ -244,7 +244,7 @@ def test_a_clear_way_passes_and_leaves_nothing(clinic: Clinic) -> None:
 
 
 def test_the_page_says_when_one_came_another_way(clinic: Clinic) -> None:
-    """The report names the opened port, because the page is opened at the gateway itself and apps use the proxy."""
+    """The report names the port that was opened: the page is opened at the gateway itself, not at the proxy."""
     page = clinic.owner.http.get("/settings/oauth-doctor/").text
 
     assert f"You opened <code>localhost:{clinic.served.port}</code>" in page

@@ -130,7 +130,7 @@ async def _checked_talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIEN
 
 
 def talk_in_time(way: Way, *pieces: bytes, keep_alive: float) -> bytes:
-    """Return what was answered. A slow machine may send a request too late, so up to twenty attempts are made."""
+    """Return the response. Make up to twenty attempts, because a slow machine may send a request too late."""
     heard = b""
     for _ in range(20):
         heard = talk(way, *pieces, keep_alive=keep_alive)

@@ -85,7 +85,7 @@ def test_an_exhausted_pool_is_told_in_words_and_when_to_come_again(
 
 @pytest.fixture
 def sleepers(db: None) -> Iterator[None]:
-    """Afterwards end statements still running on the server, whose transactions block concurrent index creation."""
+    """After the test, end its running statements: their transactions would block concurrent index creation."""
     yield
     with psycopg.connect(database.conninfo(), autocommit=True) as other:
         other.execute(

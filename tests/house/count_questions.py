@@ -1,6 +1,7 @@
-"""Compute the number expected for each key on a page by a query for the rows the viewer may see.
+"""Compute the number that a page must show for each key, by a query for the rows the viewer may see.
 
-The queries differ from the queries of the pages, and the states are the states in which the world was created.
+The queries are written independently of the pages. The expected states are those in which the test world created its
+objects.
 """
 
 import re
@@ -99,7 +100,7 @@ LIVE = {"revoked_at": None}
 STILL = {"archived_at": None}
 PLACED = {"assignment__removed_at": None, "assignment__gateway__archived_at": None}
 
-# ---- Lists: what the page is narrowed to counts.
+# ---- Lists: only rows that match the page's filters count.
 
 
 def _gateways(ask: Ask) -> int:
@@ -193,7 +194,7 @@ def _key_states(ask: Ask) -> list[str]:
     return ask.states(rows if ask.query.get("owner") == "all" else rows.filter(user=ask.viewer))
 
 
-# ---- Gateways, their servers and what these offer.
+# ---- Gateways, their servers, and the features of the servers.
 
 
 def _gateway(ask: Ask) -> Gateway:
@@ -358,7 +359,7 @@ def _server_gateways(ask: Ask) -> int:
 
 
 def _in_set(ask: Ask) -> int:
-    """Return what the set Everything has, and the other one of its gateway: what is read-only."""
+    """Count the tool set's features: all of the gateway for “Everything”, its read-only tools for the other set."""
     features = Feature.objects.filter(assignment__gateway__slug="wide", missing_since=None, **PLACED)
     everything = ToolSet.objects.get(pk=ask.pk).name == "Everything"
     return features.count() if everything else features.filter(kind="tool", effect="read_only").count()
@@ -534,7 +535,7 @@ def _more_values(ask: Ask) -> int:
     return int(_calls(ask).exclude(**{column: None}).values(column).distinct().count()) - AT_FIRST
 
 
-# ---- Questions before an act: what is cut with it, as the sentence says it.
+# ---- Confirmations: what the action cuts off, as the sentence states it.
 
 
 def _links(ask: Ask) -> "tuple[Any, QuerySet[Connection], QuerySet[Call]]":
@@ -675,7 +676,7 @@ def _ask_identity(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_names(number: int) -> tuple[float, ...]:
-    """Return how many names are hidden after the first five; empty if none are hidden."""
+    """Return how many of `number` names a page hides, as a tuple: it shows five. Empty if it hides none."""
     return (number - 5,) if number > 5 else ()
 
 
@@ -788,7 +789,7 @@ def _asked(ask: Ask) -> tuple[float, ...]:
     return question(ask) if question else ()
 
 
-# ---- What is left.
+# ---- Other numbers.
 
 
 def _calls_of_feature(ask: Ask) -> int:
@@ -1077,7 +1078,7 @@ FIXED = re.compile(
 )
 
 
-# ---- States: which marks and words stand for what the world was built as.
+# ---- States: the badges and words that pages must show for the states of the world's objects.
 
 
 def _pair(states: dict[str, tuple[str, str]]) -> "Callable[[Ask], set[tuple[str, str]]]":
@@ -1211,7 +1212,7 @@ STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
 }
 
 
-# ---- Switches: whether it is on, and what keeps what is on from working.
+# ---- Switches: their positions, and what stops an enabled object from working.
 
 
 def _switch_of_connection(ask: Ask) -> set[tuple[bool, str]]:

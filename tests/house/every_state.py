@@ -59,7 +59,7 @@ class World:
     states: dict[str, str] = field(default_factory=dict)
     searched: Any = None  # The feature that was called.
     own: Any = None  # A feature that a server offers only to some people.
-    refused: Any = None  # A call refused by a switch; below, a call of a request with several calls.
+    refused: Any = None  # A call refused by a switch. `same_request` is one of several calls of a request.
     same_request: Any = None
     lacking: set[str] = field(default_factory=set)
     expiring: set[str] = field(default_factory=set)

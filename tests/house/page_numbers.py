@@ -1,8 +1,8 @@
-"""Numbers and states of a page, read from its markup.
+"""Read the numbers and states of a page from its markup.
 
-A number is in an element with `data-count`, which names what was counted, or in a numeric column, whose header names
-it; a state is in a badge (`data-state`) or a switch. The surrounding element names the object: `data-of`
-(`gateway:<id>`), the id of the row (`host-<id>`), or the link of the row.
+A number is in an element whose `data-count` names what was counted, or in a numeric column, which its header names. A
+state is in a badge (`data-state`) or a switch. The object is named by an enclosing element (`data-of`, such as
+`gateway:<id>`), by the id of the row (`host-<id>`), or by the link of the row.
 """
 
 import re

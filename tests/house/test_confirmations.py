@@ -38,7 +38,7 @@ UNDONE = {  # Undone by the same switch or the button next to it, or replaced by
     "tokens:regenerate",
     "tokens:regenerate_key",
 }
-FOR_GOOD = {  # Irreversible for one replaceable object. In an incident, nobody should have to type.
+FOR_GOOD = {  # Irreversible for one replaceable object, or done in an incident, when nobody should have to type.
     "accounts:break_glass_off",
     "accounts:deactivate",
     "accounts:end_sessions",

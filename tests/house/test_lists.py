@@ -1,6 +1,6 @@
 """Every list runs as many statements with thousands of rows as with fifty.
 
-`python -m bench.lists` measures their duration with twenty times as many.
+`python -m bench.lists` measures the duration of the statements with twenty times as many rows.
 """
 
 import pytest

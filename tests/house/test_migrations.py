@@ -1,4 +1,4 @@
-"""Migrations since the newest release keep that release able to serve, and hold no lock that grows with the log.
+"""The newest release can serve during and after later migrations, and a longer log does not make their locks longer.
 
 That release serves the new tables for a while (docs/how-to/upgrade.md), so everything it inserts and reads must exist.
 A column it no longer needs is removed one release later, and listed in CONTRACTED.

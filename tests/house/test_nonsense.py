@@ -314,9 +314,9 @@ def test_requests_that_once_failed_succeed(path: str, site: Site) -> None:
 
 
 def faults(walk: Walk, step: int = 1) -> list[str]:
-    """Return the faults for each kind of invalid value: in one of `step` existing fields, and in all of them.
+    """Return the faults after sending each kind of invalid value, first in every `step`-th field, then in all fields.
 
-    Fields share their classes, so that each kind reaches each of these somewhere.
+    Many fields share a class, so every kind of value reaches every class on some page.
     """
     names, filled = sorted(walk.names()), walk.filled()
     nonsense = {**NONSENSE, "somebody else's": walk.foreign}

@@ -20,7 +20,7 @@ from tests.house.test_counts import Walk, capabilities_of, world
 __all__ = ["world"]
 pytestmark = pytest.mark.django_db
 
-# The key of the number in each list's heading; lists that are not here have their number in a tab.
+# For each list, the key of the number in its heading. All other lists have their number in a tab.
 LISTS = {
     "accounts:people": "people.listed",
     "accounts:roles": "roles.listed",
@@ -50,7 +50,7 @@ LISTS = {
     "tokens:api_keys": "",
     "tokens:list": "",
 }
-# Numbers in or next to a link that are not the number of rows of a list.
+# Numbers in or next to a link that do not count the rows of a list.
 APART = {
     "facet.more": "values of a filter that are not shown: the link shows them",
     "host.users": "the people of these connections",

@@ -1,8 +1,7 @@
-"""Every page with every kind of visitor: anonymous, without, with exactly, and with every other capability, and the
-owner.
+"""Open every page as an anonymous visitor, as the owner, and with none, exactly or all but the needed capabilities.
 
-Generated from the rules that the views declare: a page without a rule, or whose address needs an unknown object, fails.
-tests/api/test_matrix.py does the same for the API.
+The cases are generated from the rules that the views declare. A page without a rule, or whose address needs an unknown
+object, fails. tests/api/test_matrix.py does the same for the API.
 """
 
 import re
@@ -40,7 +39,7 @@ def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
 def seen(response: Any) -> str:
     """Return the meaning of a response: entered, refused, or sent to sign in."""
     if response.status_code == 302:
-        # The page for people without a password redirects people with one to the password question.
+        # This page redirects people who have a password to the password question.
         is_for_others = response.wsgi_request.path == "/accounts/organisation/confirm/"
         assert is_for_others or not re.search("reauthenticate|again", response["Location"])
         return ASKED_WHO if response["Location"].startswith("/accounts/login/?next=") else ENTERED

@@ -438,7 +438,7 @@ def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> N
 
 @pytest.mark.full
 def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App, member: User) -> None:
-    """Neither the server nor the assignment may be disabled."""
+    """Only enabled servers with an enabled assignment are counted and shown."""
     off, gateway = make.server(name="Archive"), make.gateway(make.server(name="Handbook"), name="Work")
     make.assignment(gateway, make.server(name="Wiki")).disable(by=member)
     make.assignment(gateway, off)

@@ -377,7 +377,7 @@ def test_where_the_internet_is_out_of_reach_documents_are_switched_off(somebody:
 
 @pytest.mark.django_db
 def test_a_stranger_makes_us_read_nothing() -> None:
-    """Anonymous visitors must sign in first, and a URL that is no document URL is refused; both cause no request."""
+    """Anonymous visitors must sign in first, and other URLs are refused; in both cases no document is requested."""
     asked = Client().get(App(ID).question(None))
     refused = Client().get(App("https://10.0.0.5/client.json").question(None))
 

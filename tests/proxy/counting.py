@@ -29,7 +29,7 @@ class Said(NamedTuple):
 
     @property
     def loses_session(self) -> bool:
-        """True for a 404 in a session that does not answer the request's id: the session is unknown."""
+        """True for a 404 without the id of the request in the session: then the server no longer knows the session."""
         return self.status == 404 and (self.code is None or not self.has_id)
 
     def body(self, request_id: object) -> bytes:

@@ -153,7 +153,7 @@ def offering(*names: str) -> App:
 
 
 def calling(call: Handler, *, modern: bool = False, **schema: Any) -> App:
-    """Return a server with one tool, `it`, whose calls `call` answers."""
+    """Return a server with one tool, named `it`. The function `call` answers the tool's calls."""
     return Script([[tool("it", **schema)]], call, modern=modern).app()
 
 

@@ -70,7 +70,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
 
         async def round_() -> None:
             nonlocal failing
-            if failing:  # The round after the failure: the failure still counts.
+            if failing:  # The next round; the failure still counts.
                 failing = False
                 killer.seen[name] = await readyz()
             elif name in killer.victims:

@@ -604,5 +604,5 @@ def test_a_suspended_call_whose_access_is_cut_is_cancelled_at_its_server(work: W
     else:
         Server.objects.get(slug="docs").disable(by=work.connection.user)
 
-    eventually(lambda: docs.asked("notifications/cancelled"), seconds=5)  # It should take about one second.
+    eventually(lambda: docs.asked("notifications/cancelled"), seconds=5)  # The cancellation takes about one second.
     eventually(lambda: not SuspendedCall.objects.exists())

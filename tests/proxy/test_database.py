@@ -70,7 +70,7 @@ def test_a_statement_that_took_its_time_is_not_sent_again(play: Play) -> None:
         await connection.connect()
         connection.on_lost = lambda: lost.append(True)
         with pytest.raises(StatementTimeout):
-            await connection.query_with_retry(b"wait", [b"3"])  # PostgreSQL continues it.
+            await connection.query_with_retry(b"wait", [b"3"])  # PostgreSQL continues to run the statement.
 
         assert lost == [True]
         assert value(await connection.query(b"one", [b"2"])) == b"2"

@@ -48,7 +48,7 @@ ANNOTATIONS: dict[str, dict[str, bool]] = {
 }
 LISTS = (None, ["10.0.0.0/8"], ["2001:db8::/32", "192.0.2.1/32"], ["0.0.0.0/0", "::/0"])
 ENDS = (None, 3600, 90 * 86400, -1, -86400)  # Seconds from now.
-# The connection of each token and the servers it reaches, which never change; None: all of them.
+# By token: its connection, and the servers that the token may reach (None: all). Neither ever changes.
 SCOPES: tuple[tuple[int, tuple[int, ...] | None], ...] = (
     (0, None),
     (0, (0,)),
@@ -158,7 +158,7 @@ def skeleton() -> Skeleton:
             "Connection": links,
             "HostAtGateway": list(product(hosts, gateways)),
             "ToolSet": [ToolSet.objects.create(gateway=gateways[0], name=f"Set {number}") for number in range(3)],
-            "ToolGrant": [0, 1, 2],  # The set of each.
+            "ToolGrant": [0, 1, 2],  # The tool set of each grant.
             "Carried": list(product(links[:2], assignments)),
             "Token": [one.token for one in issued],
         },
@@ -389,7 +389,8 @@ class Plain:
     def is_given(self, link: Connection, number: int | None, identity: str) -> bool:
         """Return whether the person has this tool, and the agent may use it.
 
-        One without a row is looked for at its server, if that can be asked; otherwise it is not given.
+        A tool without a row is looked up at its server if the server can be asked; otherwise the person does not have
+        it.
         """
         limit = self.at_gateway(link)["limit"] if link.gateway == self.rows["Gateway"][0] else None
         if number is None:

@@ -50,7 +50,7 @@ def reason(agent: Agent, name: str) -> str:
 
 
 def usable(agent: Agent) -> set[str]:
-    """Return the tools it can call; its list has the same."""
+    """Return the tools that this agent can call, after checking that its list has the same tools."""
     reasons = {name: reason(agent, name) for name in EXPOSED}
     assert {*reasons.values()} <= {"", "tool_not_granted"}
     allowed = {name for name in EXPOSED if not reasons[name]}
@@ -180,7 +180,7 @@ ENDS: dict[str, Callable[[Gateway, ToolSet, ToolGrant, User], object]] = {
 def test_a_running_call_ends_whose_tool_is_taken_away(
     start: Start, run: Run, boss: User, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)  # It must be notified, not poll.
+    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)  # The worker must be notified, not poll.
     proxy = start()
     work = make.gateway(make.server(slug="docs", url=run(upstreams.docs()).url), slug="work")
     agent = proxy.agent(make.connection(make.agent(by=boss), work, boss))

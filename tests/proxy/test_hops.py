@@ -45,7 +45,7 @@ def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
     )
     assert error["data"] == {"reason": "loop"}
     forget_lists()
-    Server.objects.update(timeout_seconds=2)  # The wait for a first list.
+    Server.objects.update(timeout_seconds=2)  # The time a call waits for a first list.
     assert agent.listed().json()["error"]["data"]["reason"] in {"bad_answer", "timeout"}
     asked = Counter(row.method for row in proxy.calls())
     # A list request that waits for itself is not repeated.

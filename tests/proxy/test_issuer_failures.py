@@ -1,7 +1,7 @@
 """Failures of issuers known from practice: the person's page, the agent's error, and the log.
 
-The rows come from reported faults of clients with real servers. The real issuers in tests do not fail like that, so a
-scripted one does.
+The cases are reported failures of clients with real servers. The real issuers in other tests do not fail like that, so
+these tests use a scripted issuer.
 """
 
 import html

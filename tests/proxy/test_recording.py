@@ -246,7 +246,7 @@ def test_a_log_that_hangs_at_one_process_stops_all_others(start: Start, run: Run
         with psycopg.connect(database.conninfo()) as blocker:
             blocker.execute("LOCK auditlog_call")
             caught = pool.submit(agent.call, "docs__it")
-            eventually(metrics._faults["record"])  # The fault of the worker started last, which has no rows to write.
+            eventually(metrics._faults["record"])  # The fault of the worker that started last, without a row to write.
             answer = elsewhere.call("docs__it")
             assert (answer.status_code, answer.content) == (503, UNEXECUTED)
             assert len(executed) == 3

@@ -374,7 +374,7 @@ def test_the_listen_at_a_server_that_ended_is_begun_again(library_work: Callable
 
 
 class Forgetful(StandingAsker):
-    """A server that knows no session in requests for its stream, while `forgets` is set."""
+    """A server that treats the session of each stream request as unknown while `forgets` is set."""
 
     forgets = True
 
@@ -465,7 +465,7 @@ def test_an_update_is_told_once_to_who_listens_for_it_and_to_nobody_else(
         def told(stream: Listener, uri: str) -> int:
             return [event["params"].get("uri") for event in stream.events].count(uri)
 
-        library.update(f"{URI}-too")  # When this message arrives, all earlier ones have.
+        library.update(f"{URI}-too")  # Sent last: once this arrives, the others have arrived.
         eventually(lambda: (told(of_another, also), told(bobs, also)) == (1, 1))
         before = told(mine, MAPPED), told(bobs, MAPPED)
         library.say.append({"jsonrpc": "2.0", "method": "notifications/of_the_future"})

@@ -54,7 +54,7 @@ class Client:
         return {"Mcp-Session-Id": self.session} if self.session else {}
 
     def count(self, agent: Agent | None = None) -> tuple[int, str]:
-        """Return the session's count at the server, and the server's session id."""
+        """Call the tool that counts a session's calls. Return the count and the id of the session at the server."""
         answer = (agent or self.agent).call("docs__count", **self.headers)
         assert "result" in answer.json(), answer.text
         counted = answer.json()["result"]["structuredContent"]

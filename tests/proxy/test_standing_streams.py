@@ -260,7 +260,7 @@ def test_a_token_has_a_bounded_number_of_standing_streams(start: Start, run: Run
 def test_streams_that_are_about_to_begin_count_among_those_of_their_token(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.streams.HANDED_OVER_SECONDS", 3)  # None of the resumed streams begins before.
+    monkeypatch.setattr("proxy.streams.HANDED_OVER_SECONDS", 3)  # Resumed streams begin no earlier than this.
     work = Work(lambda: start(token_calls=2), run)
     agent = in_session(work.agent())
     with ExitStack() as stack:

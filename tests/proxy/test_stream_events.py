@@ -109,7 +109,7 @@ async def test_messages_of_sessions_without_streams_are_all_written_and_few_held
                 events.keep_waiting(session, text)
         await events.stop()
 
-        gc.collect()  # Below, `type`: isinstance would evaluate lazy objects of other tests, in the database.
+        gc.collect()  # `isinstance` would evaluate lazy objects of other tests.
         held = [each for each in gc.get_objects() if type(each) is StreamHistory and each.session_id in sessions]
         assert len(held) == 2
         for session in sessions:
@@ -133,7 +133,7 @@ async def test_events_encrypted_with_a_lost_key_count_without_their_data() -> No
 
 
 def locked() -> psycopg.Connection:
-    """Block writes of events until this is closed."""
+    """Lock the table of stream events until the returned connection is closed: no event can be stored."""
     connection = psycopg.connect(database.conninfo())
     connection.execute("LOCK TABLE proxy_streamevent")
     return connection

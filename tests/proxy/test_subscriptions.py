@@ -232,7 +232,7 @@ def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: Libra
 
 
 class SlowLists(Library):
-    """A server that delays answers to tools/list until `go` is set, which it is at first."""
+    """A server that delays answers to tools/list while `go` is not set; `go` is set at the start."""
 
     def __init__(self) -> None:
         super().__init__(is_modern=False)

@@ -1,4 +1,4 @@
-"""tools/call: values pass unchanged, nothing else passes, and errors name the server."""
+"""tools/call: values are passed on unchanged, nothing else is passed on, and errors name the server."""
 
 import asyncio
 import json
@@ -284,7 +284,7 @@ def test_arguments_are_repeated_in_headers_where_the_schema_says_so(work: Work) 
     # A tool without a row is looked up in a fresh list, which includes the schema.
     assert work.agent.call("docs__it", {"region": "eu"}).json()["result"] == {"content": []}
     assert refused == 0
-    # When the schema changes, the refusal is the call's answer, and leads to a fresh list for the next one.
+    # After a change of the schema, this call is refused; the refusal causes a fresh list for the next call.
     type(work.gateway).objects.update(changed_definitions=OnChange.ACCEPT)
     schema["properties"]["zone"] = schema["properties"].pop("region")
     names[0] = "zone"

@@ -105,7 +105,7 @@ def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
 
 
 def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> None:
-    """A server lists another server's tool name and removes it again: lists and calls agree whose tool it is."""
+    """A server lists another server's tool name, then removes it: lists and calls agree which server has the tool."""
     work.put("sly", offering("named__it", "it"), alias="")
     work.put("named", offering("it"))
     work.agent.tools()
@@ -325,7 +325,7 @@ def test_a_long_list_comes_in_pages_that_stay_in_order_while_tools_are_added(
 
     first, cursor = page(work)
     assert (first, page(work, cursor)) == (names[:3], (names[3:], ""))
-    # A new definition before the listed ones shifts nothing.
+    # A new definition before the listed ones does not shift the next page.
     work.put("alpha", offering("0"))
     assert page(work)[0] == ["alpha__0", *names[:2]]
     assert page(work, cursor) == (names[3:], "")

@@ -1,4 +1,4 @@
-"""The number of modules in a `tools/call`; docs/explanation/architecture.md names its steps correctly."""
+"""The modules that a `tools/call` passes through, and its steps as listed in docs/explanation/architecture.md."""
 
 import importlib
 import re
@@ -70,7 +70,7 @@ def way_of_a_call(start: Start, run: Run, *, modern: bool) -> Counter[tuple[str,
     work = work_of(start(client_address=lambda peer, _: peer), run)
     work.put(calling(call, modern=modern))
     assert "result" in work.agent.call("docs__it").json()
-    eventually(Feature.objects.exists)  # Written after the answer; until then each call lists first.
+    eventually(Feature.objects.exists)  # Written after the answer; a call without this row lists first.
     assert "result" in work.agent.call("docs__it").json()
     calls = []
     for _ in range(3):

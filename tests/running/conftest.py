@@ -1,4 +1,4 @@
-"""Data directories, one of them with a finished first start, to copy."""
+"""Data directories: unused ones, and copies of a directory with a finished first start."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def first(finished: Path) -> FirstStart:
 
 @pytest.fixture
 def home(finished: Path) -> Iterator[Path]:
-    """A copy of the directory `finished` for one test; a PostgreSQL still running there is ended with the test."""
+    """A copy of the directory `finished` for one test; a PostgreSQL still running there is stopped after the test."""
     with folder() as path:
         copy = path / "var"
         subprocess.run(["cp", "-a", str(finished), str(copy)], check=True)

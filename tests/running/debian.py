@@ -1,4 +1,4 @@
-"""This machine's installed PostgreSQL, as a server of its own."""
+"""Separate servers of the PostgreSQL installed on this machine."""
 
 import os
 import pwd
@@ -24,7 +24,7 @@ def programs() -> Path:
     return found[0].parent
 
 
-# Servers are killed here, but the machine keeps what they have written: waiting for the disk would only take time.
+# These tests kill servers, not the machine, so data survive without waiting for the disk.
 UNSYNCED = "-c fsync=off"
 
 

@@ -27,7 +27,7 @@ class Load(Agents):
     url: str
     token: str
     agents: int = AGENTS
-    pause: float = 0  # Seconds before an agent's next call, for load that lasts as long as something else.
+    pause: float = 0  # Seconds between two calls of an agent; 0 for the maximum load.
     answered: set[UUID] = field(default_factory=set)
     refused: int = 0
     slowest: float = 0

@@ -41,7 +41,10 @@ def numbers(live: Serve) -> Numbers:
 
 
 def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Numbers:
-    """Wait until the growth of the metrics since `before` is `enough`, and return it; workers write once a second."""
+    """Wait until the metrics have increased `enough` since `before`, and return the increase of each metric.
+
+    Waiting is necessary because workers write metrics once a second.
+    """
     deadline = time.monotonic() + PATIENCE
     while True:
         after = {name: value - before.get(name, 0) for name, value in numbers(live).items()}
@@ -130,7 +133,7 @@ def test_printed_metrics_are_documented(live: Serve) -> None:
 
 
 def test_documented_metrics_exist() -> None:
-    """Read the registry, not /metrics, which exports a metric with labels only once it has counted something."""
+    """Read the registry, because /metrics exports a metric with labels only after its first count."""
     serving = ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping")
     for name in (*serving, "proxy.metrics", "wire.background"):
         import_module(name)  # Importing registers the module's metrics.

@@ -42,7 +42,7 @@ def started(directory: Path, proxy: str, **settings: str) -> Iterator[Serve]:
             stderr=log,
             start_new_session=True,
         )
-    serve.settings |= {"GATEWAY_OUTBOUND_PROXY": proxy, "GATEWAY_PROXY_RESOLVES": "github.com"}  # For commands.
+    serve.settings |= {"GATEWAY_OUTBOUND_PROXY": proxy, "GATEWAY_PROXY_RESOLVES": "github.com"}  # For later commands.
     try:
         serve.wait_until_ready()
         yield serve

@@ -85,7 +85,7 @@ def test_every_secret_moves_and_the_old_key_may_go(keys: Keys) -> None:
 
 
 def test_every_table_that_names_a_key_is_counted_by_keys() -> None:
-    """Rows that `keys` does not count would be lost with a key that it reports as removable."""
+    """If `keys` did not count a row, it could report the row's key as removable, and the row would be lost."""
     tables = {model._meta.db_table for model in apps.get_models() if "key_id" in {f.name for f in model._meta.fields}}
 
     with CaptureQueriesContext(database) as asked:

@@ -1,4 +1,4 @@
-"""Two `serve` on one database, without sticky sessions, also behind nginx: either answers any request of a session."""
+"""Two `serve` on one database, without sticky sessions, also behind nginx: each answers any request of a session."""
 
 import json
 import threading
@@ -384,7 +384,7 @@ def test_a_lost_listen_loses_no_answer(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     with listening(both.at(0, agent), "POST", call("ask")) as answer:
         asked = heard(answer, "elicitation/create")
-        eventually(lambda: len(both.serves[0].rows(f"SELECT pid {BUSES}")) == 4)  # One connection of each worker.
+        eventually(lambda: len(both.serves[0].rows(f"SELECT pid {BUSES}")) == 4)  # One for each worker.
         assert len(both.serves[0].rows(f"SELECT pg_terminate_backend(pid) {BUSES}")) == 4
         reply = {"jsonrpc": "2.0", "id": asked["id"], "result": ACCEPTED}
         assert both.at(1, agent).post(reply).status_code == 202

@@ -133,7 +133,7 @@ def seal_and_send(drill: Drill, serve: Serve) -> None:
     [last] = serve.rows("SELECT coalesce(max(number), 0) AS number FROM auditlog_checkpoint")
 
     def has_all() -> bool:
-        serve.manage("housekeeping")  # Not only every minute or so.
+        serve.manage("housekeeping")  # Now, because `serve` does it only every minute or so.
         numbers = [int(row["number"]) for rows in drill.received("checkpoint").values() for row in rows]
         return wanted <= drill.received("call").keys() and max(numbers, default=0) > last["number"]
 
@@ -217,7 +217,7 @@ def goes_on(drill: Drill, new: Serve, before: Before) -> None:
     assert kept <= drill.received("call").keys()
     sent = {row["id"] for row in drill.hook.rows[came:] if row["log"] == "call"}
     assert not acknowledged & sent  # The backup knows that the sink had these rows.
-    for rows in drill.received("call").values():  # A row sent twice is the same: no id is used again.
+    for rows in drill.received("call").values():  # Rows with the same id are equal: ids are not reused.
         assert all(row == rows[0] for row in rows)
     must_be_counted(new)
     new.manage("verify_log", "--public-key", str(drill.home / "checkpoint-key.pem"))
@@ -248,7 +248,7 @@ def test_a_copy_of_the_data_directory_starts_elsewhere_with_its_tokens_and_its_l
         assert call(served.url, token).status_code == httpx.codes.OK
 
         def is_sealed() -> bool:
-            manage(other, "housekeeping")  # Not only every minute or so.
+            manage(other, "housekeeping")  # Now, because `serve` does it only every minute or so.
             return manage(other, "verify_log").returncode == 0
 
         eventually(is_sealed)

@@ -52,7 +52,7 @@ class Roles(NamedTuple):
         return done.stderr
 
 
-# Copied tables, or the PostgreSQL in which the owner runs the migrations.
+# Either the tables are copied, or the owner runs the migrations on this PostgreSQL.
 TABLES = ["copied", full("debian")]
 # Statements that make the role `name` the owner of all relations and routines with an owner of their own.
 OWNED = """

@@ -353,7 +353,7 @@ def test_a_person_reads_what_they_have_written_while_others_read_the_replica(ser
             replica.pause()
             assert one.post("/api/hosts", json={"name": "Made just now"}).status_code == httpx.codes.CREATED
             assert "Made just now" in one.get("/settings/admin-events/").text
-            one.cookies.delete("gateway_wrote")  # As in another browser of this person, whose event decides.
+            one.cookies.delete("gateway_wrote")  # As in another browser of the person who made the change.
             assert "Made just now" in one.get("/settings/admin-events/").text
             assert "Made just now" in one.get("/api/admin-events").text
             assert "Made just now" not in other.get("/settings/admin-events/").text

@@ -1,4 +1,4 @@
-"""The search for secrets at the end of a run finds planted ones."""
+"""The search for secrets at the end of a run finds planted secrets."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The effects of one command on a fresh clone, and of a second one."""
+"""The effects of the first start on a fresh clone, and of a second start."""
 
 import json
 import os
@@ -165,7 +165,7 @@ def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path,
         embedded = postmaster(fresh)
         assert (embedded is None) == bool(database)
         if embedded is not None:
-            shown[embedded] = Path(f"/proc/{embedded}/environ").read_bytes()  # Mostly its own title.
+            shown[embedded] = Path(f"/proc/{embedded}/environ").read_bytes()  # Mostly the process title.
         signed_in = signs_in(started.url, "owner@example.com", "a-password-to-forget")
 
     assert signed_in

@@ -202,7 +202,7 @@ def test_a_shared_sign_in_whose_person_lost_the_capability_leaves_no_identity(gi
     eventually(lambda: github.is_revoked(github.issuer.issued[0]))
 
 
-# --- Identities that are there ----------------------------------------------------------------------------------------
+# --- Existing identities ----------------------------------------------------------------------------------------------
 
 
 def test_a_disabled_identity_is_refused_before_the_issuer_is_asked(github: Github, ann: User, boss: User) -> None:

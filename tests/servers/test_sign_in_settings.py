@@ -209,7 +209,7 @@ def test_nobody_is_led_to_an_issuer_for_rights_that_may_not_be_asked_for(github:
     assert "does not allow here: admin. Signing in again would not help." in words(refused)
 
 
-# --- By each door -----------------------------------------------------------------------------------------------------
+# --- By each interface ------------------------------------------------------------------------------------------------
 
 
 def by_form(boss: User, server: Server, **fields: Any) -> Any:
@@ -424,7 +424,7 @@ def test_a_sign_in_under_way_keeps_nothing_when_its_settings_change_meanwhile(
     assert not Identity.objects.exists()
 
 
-# --- Once more without lasting access ---------------------------------------------------------------------------------
+# --- A second attempt without lasting access --------------------------------------------------------------------------
 
 
 @pytest.fixture

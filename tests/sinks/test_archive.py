@@ -72,7 +72,7 @@ def old(days: int = OLD, **fields: Any) -> Call:
 
 
 def chores() -> dict[str, Any]:
-    """Run the chores for old calls; return the results without failed chores."""
+    """Run the chores for old calls; return their results by name, and the last error as `failed`."""
     names = ["partitions_archived", "partitions_not_archived", "rollups_dropped", "calls_dropped_unsent"]
     names += ["partitions_dropped"]
     done: dict[str, Any] = {}

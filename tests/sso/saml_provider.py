@@ -191,7 +191,7 @@ def agrees(visit: SamlVisit) -> SamlVisit:
     return SamlVisit(visit.client, fields, response)
 
 
-# --- Answers written here ---------------------------------------------------------------------------------------------
+# --- Responses made by the tests --------------------------------------------------------------------------------------
 
 SIGNER = XMLSigner(
     method=SignatureConstructionMethod.enveloped, c14n_algorithm="http://www.w3.org/2001/10/xml-exc-c14n#"

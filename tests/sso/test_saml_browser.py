@@ -60,7 +60,7 @@ def test_saml_is_set_up_on_its_page_and_people_sign_in_from_another_site_and_go_
         page.wait_for_url(f"{live.url}/settings/profile")
         expect(page.get_by_text("none: you sign in at your organisation")).to_be_visible()
         (answer,) = posted
-        assert "gateway_session" not in answer.all_headers().get("cookie", "")  # SameSite=Lax keeps the cookie back.
+        assert "gateway_session" not in answer.all_headers().get("cookie", "")  # The cookie is SameSite=Lax.
 
         page.locator("button.account").click()
         page.get_by_role("button", name="Sign out", exact=True).click()

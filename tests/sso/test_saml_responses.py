@@ -159,7 +159,7 @@ def spoiled_response_signature(answer: Answer) -> dict[str, str]:
     return sent(signed_by(Pair.make("somebody"), root))
 
 
-# --- Wrapping: what is signed stands somewhere, and something else where it is looked for -----------------------------
+# --- Wrapping: an unsigned assertion where the signed one is expected -------------------------------------------------
 
 
 def forged_of(answer: Answer) -> Any:
@@ -223,7 +223,7 @@ def encrypted(answer: Answer) -> dict[str, str]:
     return sent(root)
 
 
-# --- Documents that are a danger to whoever reads them ----------------------------------------------------------------
+# --- Documents that are dangerous to parse ----------------------------------------------------------------------------
 
 
 def around_declared(answer: Answer, declared: str, used: str = "") -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Check of a call's arguments against a changed definition not yet approved: fast, and refused in doubt."""
+"""Checking a call's arguments while a changed definition awaits approval: fast, and refused if in doubt."""
 
 import json
 from typing import Any

@@ -17,7 +17,7 @@ from wire.http import HEAD_LIMIT, ConnectionBroken, HttpConnection, Oversized, T
 
 MIB = 1 << 20
 LIMIT = 10 * MIB
-READ = 256 * 1024  # What uvloop reads at once, and asyncio too.
+READ = 256 * 1024  # The number of bytes that uvloop and asyncio read at once.
 
 type Outcome = tuple[int, bytes] | str
 

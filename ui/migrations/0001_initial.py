@@ -9,7 +9,7 @@ class Migration(migrations.Migration):
     initial = True
 
     dependencies = [
-        ('accounts', '0001_initial'),  # The table with the version of the tables comes first.
+        ('accounts', '0001_initial'),  # Creates the table of the schema version, which must be the first table.
     ]
 
     operations = [

@@ -322,13 +322,12 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
     words: bool = False,
     blocked: str = "",
 ) -> dict[str, Any]:
-    """Render the switch of `row`, or its state for viewers who may not use it; `urls` is such as "hosts:{}" for enable
-    and disable.
+    """Render the switch of `row`, or its state for viewers who may not use it.
 
-    Disabling asks first; enabling acts at once. `target` is the element that the response replaces, `name`
-    distinguishes the switches of a list. With `words` the state is shown next to the switch, as in the head of a page.
-    `blocked` says why an enabled row is not used. Without JavaScript a link or button replaces the switch, except in
-    lists with checkboxes.
+    `urls` is a URL name with a placeholder for `enable` and `disable`, such as "hosts:{}". Disabling asks first;
+    enabling acts at once. `target` is the element that the response replaces, `name` distinguishes the switches of a
+    list. With `words` the state is shown next to the switch, as in the head of a page. `blocked` says why an enabled
+    row is not used. Without JavaScript a link or button replaces the switch, except in lists with checkboxes.
     """
     return {
         "on": row.enabled,

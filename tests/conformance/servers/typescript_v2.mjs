@@ -1,7 +1,8 @@
 // The suite's server on the TypeScript SDK 2: McpServer, with 2026-07-28 and sessions at one address.
 //
-// The SDK's handler alone serves the session era without sessions; the sessions beside it are those of its
-// documentation: a server and a transport each, both with their defaults. Takes the port; listens on 127.0.0.1 at /mcp.
+// The SDK's handler serves the session era without sessions only. Sessions are therefore added as in the SDK's
+// documentation: each has its own server and transport, with their defaults. Listens on the given port of 127.0.0.1 at
+// /mcp.
 
 import { randomBytes, randomUUID } from "node:crypto";
 import { createServer } from "node:http";
@@ -62,13 +63,13 @@ function sample(words) {
   return inputRequired.createMessage({ messages: [{ role: "user", content: text(words) }], maxTokens: 100 });
 }
 
-/** The client's answers under these keys; undefined unless all are there and a person's have content. */
+/** Return the client's answers under these keys; undefined if one is missing or a person's answer has no content. */
 function answered(context, ...keys) {
   const answers = keys.map((key) => context.mcpReq.inputResponses?.[key]);
   return answers.every((answer) => answer && !(answer.action && !answer.content)) ? answers : undefined;
 }
 
-/** Ask for `requests`, with a state that the SDK verifies when it comes back; answer with `say` when all are there. */
+/** Return `say` of the client's answers; if one is missing, ask for `requests`, with a state that the SDK verifies. */
 async function ask(context, requests, say, state) {
   const answers = answered(context, ...Object.keys(requests));
   if (answers && (state === undefined || context.mcpReq.requestState() !== undefined)) return say(...answers);
@@ -120,7 +121,7 @@ function offerMessages(tool) {
   });
 }
 
-/** Tools that call the client, as only a session can. */
+/** Register the tools that send requests to the client, which needs a session. */
 function offerQuestionsOfSessions(tool) {
   const elicit = async (context, message, requestedSchema) =>
     result(text(JSON.stringify(await context.mcpReq.elicitInput({ message, requestedSchema }))));
@@ -149,7 +150,7 @@ function offerQuestionsOfSessions(tool) {
   );
 }
 
-/** Tools that return what they need. */
+/** Register the tools that return `input_required`. */
 function offerQuestions(tool) {
   const needs = (name, description, requests, say, state) =>
     tool(name, description, (context) => ask(context, requests, (...answers) => result(text(say(...answers))), state));
@@ -197,7 +198,7 @@ function offerChanges(tool) {
   });
 }
 
-/** State of a session: this server instance is one session's. */
+/** Register a tool with session state: each session has its own server instance. */
 function offerState(tool) {
   let counted = 0;
   tool("count", "Count the calls of this session.", () => result(text(`call ${(counted += 1)}`)));
@@ -248,7 +249,7 @@ function offerPrompts(server) {
   );
 }
 
-/** A server for one session, or for one request of 2026-07-28. */
+/** Return a server for one session, or for one 2026-07-28 request. */
 function serverFor() {
   const capabilities = { resources: { subscribe: true }, logging: {}, completions: {} };
   const server = new McpServer(
@@ -261,7 +262,7 @@ function serverFor() {
   for (const offer of offers) offer(tool);
   offerResources(server);
   offerPrompts(server);
-  // McpServer has no methods of its own for these.
+  // McpServer has no public methods to register these handlers.
   server.server.setRequestHandler("completion/complete", () => ({ completion: { values: [] } }));
   server.server.setRequestHandler("resources/subscribe", () => ({}));
   server.server.setRequestHandler("resources/unsubscribe", () => ({}));
