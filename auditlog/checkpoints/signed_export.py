@@ -10,8 +10,9 @@ from __future__ import annotations
 from base64 import b64encode
 from bisect import bisect_left
 from collections.abc import Collection, Generator, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from django.utils import timezone
 
 from auditlog.checkpoints import sealing
 from auditlog.checkpoints.sealing import CALL_COLUMNS, CANONICAL, EVENT_COLUMNS, UID, columns_of, unpacked
-from auditlog.checkpoints.verify_export import VERSION
+from auditlog.checkpoints.verify_export import NOUNS, VERSION
 from auditlog.fields import UNLISTED
 from auditlog.models import Call, Checkpoint, Event, span_of_uid
 from ui import databases
@@ -30,6 +31,7 @@ from ui.export import Export, IncompleteExport, reading
 
 CHUNK = 1_000  # Rows in memory at once.
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 _LEFT_OUT = ("id", *UNLISTED)
 _CALLS = """
 SELECT {columns} FROM auditlog_call
@@ -63,8 +65,8 @@ class SignedExport(Export):
     def pieces(self) -> Generator[str]:
         digest, rows = sha256(), 0
         try:
-            for some, count in self._lines():
-                rows += count
+            for some in self._some_lines():
+                rows += sum(line["log"] in NOUNS for line in some)
                 text = b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in some)
                 digest.update(text)
                 yield text.decode()
@@ -76,40 +78,48 @@ class SignedExport(Export):
         last = {"log": "end", "body": told.decode(), "signature": self._key.sign(told).hex()}
         yield orjson.dumps(last, option=orjson.OPT_APPEND_NEWLINE).decode()
 
-    def _lines(self) -> Iterator[tuple[list[dict[str, Any]], int]]:
-        """Yield some lines, and the number of rows among them."""
+    def _some_lines(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the lines, some at a time, without a connection between two of them."""
         since, until = self._period
         head = {"log": "export", "version": VERSION, "logs": self._logs, "from": since, "to": until}
         head |= {"first": self._first, "public_key": sealing.public_bytes(self._key).hex()}
-        yield [head | {"newest": _line(self._newest)}], 0
-        for number in range(self._first, self._last + 1):
+        yield [head | {"newest": _line(self._newest)}]
+        lines = self._lines()
+        while True:
             with reading, databases.apart():
-                one = Checkpoint.objects.filter(pk=number).first()
+                some = [] if self._is_closed else list(islice(lines, CHUNK))
+            if not some:
+                return
+            yield some
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Yield each checkpoint, and the rows that it covers. No cursor is open between two lines."""
+        for number in range(self._first, self._last + 1):
+            one = Checkpoint.objects.filter(pk=number).first()
             if one is None:
                 continue  # The verifier says so.
             body = orjson.loads(one.body)
             log = "event" if body["kind"] == "events" else "call"
             packed = bytes(one.leaves) if one.leaves is not None and log in self._logs else None
-            yield [_line(one) | {"leaves": None if packed is None else b64encode(packed).decode()}], 0
-            for some in self._rows(log, body, packed) if packed else ():
-                yield some, len(some)
+            yield _line(one) | {"leaves": None if packed is None else b64encode(packed).decode()}
+            yield from _rows(log, body, packed) if packed else ()
 
-    def _rows(self, log: str, body: dict[str, Any], packed: bytes) -> Iterator[list[dict[str, Any]]]:
-        """Yield the lines of the rows that the checkpoint covers."""
-        model, known = (Call, CALL_COLUMNS) if log == "call" else (Event, EVENT_COLUMNS)
-        columns = columns_of(body["columns"], sealing.texts(model), known)
-        spans = [span_of_uid(leaf.uid) for leaf in unpacked(packed)] if log == "call" else []
-        dates = [min(spans)[0] - ROUGHLY, max(spans)[1] + ROUGHLY] if spans else []
-        statement, after = (_CALLS if log == "call" else _EVENTS).format(columns=columns), body["after_id"]
-        covered = {packed[at : at + UID] for at in range(0, len(packed), UID + sealing.DIGEST)}
-        while after is not None:
-            with reading, databases.apart(), connection.cursor() as cursor:
-                cursor.execute(statement, [*dates, after, body["upto_id"], CHUNK])
-                names = [column.name for column in cursor.description]
-                rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-            after = rows[-1]["id"] if len(rows) == CHUNK and not self._is_closed else None
-            if some := [_row(log, row) for row in rows if _is_of(row, body, covered)]:
-                yield some
+
+def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the lines of the rows that the checkpoint covers."""
+    model, known = (Call, CALL_COLUMNS) if log == "call" else (Event, EVENT_COLUMNS)
+    columns = columns_of(body["columns"], sealing.texts(model), known)
+    spans = [span_of_uid(leaf.uid) for leaf in unpacked(packed)] if log == "call" else []
+    dates = [min(spans)[0] - ROUGHLY, min(max(spans)[1], _LATEST) + ROUGHLY] if spans else []
+    statement, after = (_CALLS if log == "call" else _EVENTS).format(columns=columns), body["after_id"]
+    covered = {packed[at : at + UID] for at in range(0, len(packed), UID + sealing.DIGEST)}
+    while after is not None:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, [*dates, after, body["upto_id"], CHUNK])
+            names = [column.name for column in cursor.description]
+            rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        after = rows[-1]["id"] if len(rows) == CHUNK else None
+        yield from (_row(log, row) for row in rows if _is_of(row, body, covered))
 
 
 def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[bytes]) -> bool:
