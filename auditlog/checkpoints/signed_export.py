@@ -10,7 +10,7 @@ from __future__ import annotations
 from base64 import b64encode
 from bisect import bisect_left
 from collections.abc import Collection, Generator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from itertools import islice
 from typing import Any
@@ -25,13 +25,12 @@ from auditlog.checkpoints import sealing
 from auditlog.checkpoints.sealing import CALL_COLUMNS, CANONICAL, EVENT_COLUMNS, UID, columns_of, unpacked
 from auditlog.checkpoints.verify_export import NOUNS, VERSION
 from auditlog.fields import UNLISTED
-from auditlog.models import Call, Checkpoint, Event, span_of_uid
+from auditlog.models import LAST_MOMENT, Call, Checkpoint, Event, span_of_uid
 from ui import databases
 from ui.export import Export, IncompleteExport, reading
 
 CHUNK = 1_000  # Rows in memory at once.
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
-_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 _LEFT_OUT = ("id", *UNLISTED)
 _CALLS = """
 SELECT {columns} FROM auditlog_call
@@ -110,7 +109,7 @@ def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, A
     model, known = (Call, CALL_COLUMNS) if log == "call" else (Event, EVENT_COLUMNS)
     columns = columns_of(body["columns"], sealing.texts(model), known)
     spans = [span_of_uid(leaf.uid) for leaf in unpacked(packed)] if log == "call" else []
-    dates = [min(spans)[0] - ROUGHLY, min(max(spans)[1], _LATEST) + ROUGHLY] if spans else []
+    dates = [min(spans)[0] - ROUGHLY, min(max(spans)[1], LAST_MOMENT) + ROUGHLY] if spans else []
     statement, after = (_CALLS if log == "call" else _EVENTS).format(columns=columns), body["after_id"]
     covered = {packed[at : at + UID] for at in range(0, len(packed), UID + sealing.DIGEST)}
     while after is not None:
