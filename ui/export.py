@@ -16,7 +16,6 @@ import weakref
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from itertools import batched
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
@@ -197,7 +196,8 @@ async def stream_export(pieces: Export) -> AsyncIterator[str]:
 class ListExport(Export):
     """The rows of a list, in its order. `detail` and `wrap` are those of `ui.viewset.list_page`.
 
-    The keys are read first, so rows that disappear meanwhile are left out, and no row comes twice.
+    The keys of a query are read first, so rows that disappear meanwhile are left out, and no row comes twice. Another
+    sequence needs only slices and a length.
     """
 
     def __init__(
@@ -214,23 +214,24 @@ class ListExport(Export):
         super().__init__(kind, [name for name, _ in view.exported], by=by)
 
     def begin(self) -> None:
-        is_query = isinstance(self._rows, QuerySet)
-        self._keys: Sequence[Any] = list(self._rows.values_list("pk", flat=True)) if is_query else self._rows  # type: ignore[union-attr]
+        rows = self._rows
+        self._keys: Sequence[Any] = list(rows.values_list("pk", flat=True)) if isinstance(rows, QuerySet) else rows
+        self._count = len(self._keys)
 
     def chunks(self) -> Iterator[Sequence[Sequence[Any]]]:
-        for keys in batched(self._keys, LIST_CHUNK):
+        for start in range(0, self._count, LIST_CHUNK):
             with reading, databases.apart():
                 if self._is_closed:
                     return
-                rows = self._read(keys) if isinstance(self._rows, QuerySet) else keys
+                some = self._keys[start : start + LIST_CHUNK]
+                rows = self._loaded(self._rows, some) if isinstance(self._rows, QuerySet) else some
                 shown = map(self._wrap, rows) if self._wrap else rows
-                some = [[value(row) for _, value in self._view.exported] for row in shown]
-            yield some
+                cells = [[value(row) for _, value in self._view.exported] for row in shown]
+            yield cells
 
-    def _read(self, keys: Sequence[Any]) -> list[Any]:
+    def _loaded(self, listed: QuerySet[Any], keys: Sequence[Any]) -> list[Any]:
         """Return the rows of these keys, in their order."""
-        assert isinstance(self._rows, QuerySet)
-        query = self._detail(self._rows.model._default_manager.all()) if self._detail else self._rows
+        query = self._detail(listed.model._default_manager.all()) if self._detail else listed
         rows = query.order_by().in_bulk(keys)
         return [rows[key] for key in keys if key in rows]
 
