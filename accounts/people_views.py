@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
-from django.db.models import Count, F, Q
+from django.db.models import Count, Q
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
@@ -75,7 +75,7 @@ PEOPLE = Table(
             "Last call",
             7,
             priority=4,
-            sorts=(F("last_call_at"),),
+            sorts=("last_call_at",),
             most_first=True,
             is_extra=True,
             value="last_call_at",

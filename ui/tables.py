@@ -293,8 +293,12 @@ def _by(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> Order
     by: F | Expression = F(field) if isinstance(field, str) else field
     if not most_first:
         return by.asc()
-    has_empty = isinstance(field, str) and "__" not in field and rows.model._meta.get_field(field).null
+    has_empty = isinstance(field, str) and "__" not in field and _may_be_empty(rows, field)
     return by.desc(nulls_last=True) if has_empty else by.desc()
+
+
+def _may_be_empty(rows: QuerySet[Any], field: str) -> bool:
+    return field in rows.query.annotations or bool(rows.model._meta.get_field(field).null)
 
 
 def _asked(request: HttpRequest) -> QueryDict:
