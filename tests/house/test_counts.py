@@ -48,6 +48,7 @@ VIEWERS = [*(role.name for role in BUILT_IN), *Capability]
 # Files, redirects, and pages of a flow that starts elsewhere.
 NOT_PAGES = re.compile(
     r"export|live|slug|find|authenticate|callback|^go$|^gateways:tool$|^oauth:(?!registered|help|client)"
+    r"|^auditlog:(verifier|public_key)$"
 )
 # Pages visited for every object; for dialogs, one or two objects are enough.
 OF_ALL = {
