@@ -126,7 +126,7 @@ class Chosen:
     def of(cls, user: User, asked: Any) -> Chosen:
         slug, kind, name = asked.get("gateway", ""), asked.get("kind", ""), asked.get("name", "")
         within = Gateway.objects.reachable_by(user) if "\0" not in slug else Gateway.objects.none()
-        gateway = within.filter(slug=slug).first() if slug else within.order_by("name").first()
+        gateway = within.filter(slug=slug).first() if slug else within.order_by("-enabled", "name").first()
         is_name = len(name) <= LONGEST_NAME and "\0" not in name
         return cls(user, gateway, kind if kind in KINDS else "tool", name if is_name else "")
 

@@ -297,7 +297,7 @@ def test_a_server_that_is_down_has_its_effect_on_tools_explained(ana: User, sign
 
     page = text(sign_in(ana).get("/"))
 
-    assert "Docs is down</b><small>Refused the connection. Its tools stay listed; calls to them fail" in page
+    assert "Docs is down</b><small>It refused the connection. Its tools stay listed; calls to them fail" in page
 
 
 @pytest.mark.full

@@ -70,7 +70,7 @@ def test_a_server_that_is_down_is_named_above_the_list(work: Gateway, ana: User,
 
     page = text(sign_in(ana).get("/gateways/work/servers/"))
 
-    assert "Jira is down</b><small>Did not answer within 5 s" in page
+    assert "Jira is down</b><small>It did not answer within 5 s" in page
     assert "Its tools stay listed; calls to them fail until it answers." in page
     assert "Off is down" not in page
     assert "server disabled" in page

@@ -70,6 +70,9 @@ PROOFS = {
     "auditlog/over_time.py": "tests/auditlog/test_over_time.py",
     "hosts/least_privilege.py": "tests/hosts/test_least_privilege.py",
     "gatewayadmin/incident/activity.py": "tests/gatewayadmin/test_incident.py",
+    "gateways/models/tool_sets.py": "tests/connections/test_tool_sets.py",
+    "connections/tool_sets.py": "tests/connections/test_tool_sets.py",
+    "connections/given_tools.py": "tests/connections/test_tool_sets.py",
 }
 # These tests start Debian's PostgreSQL themselves, so `make test-all` runs them on the oldest version anyway.
 ON_THE_OLDEST = {

@@ -229,7 +229,7 @@ def test_pages_say_of_a_sign_in_what_the_issuer_said_and_never_a_word_of_the_pro
     page = client.get("/settings/identities").content.decode()
     assert "Connected by “GitHub”" in page, "nobody is called by the name of a server"
     assert "Replace secret" not in page
-    assert 'aria-label="Sign in again"' in page
+    assert 'aria-label="Sign in again: ' in page
 
     Identity.objects.update(sign_in_needed_since=timezone.now(), sign_in_reason="refused")
     page = client.get("/settings/identities").content.decode()
