@@ -19,7 +19,6 @@ from django.utils import timezone
 from auditlog.actions import Action
 from auditlog.checkpoints import sealing
 from auditlog.models import Call, Event
-from auditlog.partitions import midnight
 from capabilities import Capability
 from tests import curl, make, workspace
 from tests.auditlog.test_checkpoints import by_hand
@@ -230,7 +229,10 @@ def test_rows_changed_in_the_database_are_found_in_an_export_of_it(auditor: Clie
     removed, changed = Call.objects.order_by("pk")[:2]
     by_hand("DELETE FROM auditlog_call WHERE id = %s", removed.pk)
     by_hand("UPDATE auditlog_call SET outcome = 'denied' WHERE id = %s", changed.pk)
-    by_hand("UPDATE auditlog_event SET actor_email = 'eve@example.com' WHERE id = %s", Event.objects.latest("pk").pk)
+    by_hand(
+        "UPDATE auditlog_event SET actor_email = 'eve@example.com' WHERE id = %s",
+        Event.objects.filter(action=Action.HOST_CREATED).latest("pk").pk,
+    )
     downloaded = download(auditor, tmp_path)
 
     code, output = downloaded.verify()
@@ -250,9 +252,10 @@ def test_payloads_are_left_out_and_dropped_rows_are_no_finding(auditor: Client, 
     code, output = downloaded.verify()
     assert (code, "1 calls have recorded payloads" in output) == (0, True), output
 
-    sealing.drop_before(midnight(timezone.now().date()).date() + timedelta(days=1))
+    sealing.drop_before((timezone.now() + timedelta(days=1)).date())
     code, output = download(auditor, tmp_path).verify()
-    assert (code, "removed by retention" in output or "0 calls" in output) == (0, True), output
+    Call.partitions.make_ahead()  # Restore the partitions that other tests need.
+    assert (code, "0 calls and" in output) == (0, True), output
 
 
 @DATABASE
