@@ -122,10 +122,7 @@ class ServerStreams:
                 await self._keeper.release(self._name, [*held])
 
     def _look_again(self, owner: str | None) -> None:
-        """Mark an owner, because the servers whose streams the owner needs may have changed.
-
-        None marks all owners.
-        """
+        """Mark an owner whose needed server streams may have changed; None marks all owners."""
         for standing in self.streams.standing():
             if not owner or standing.owner == owner:
                 self.streams.note(standing.owner)
@@ -134,10 +131,7 @@ class ServerStreams:
                 self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
-        """After access was revoked, treat the sessions of calls as unused until their next call.
-
-        Streams re-checks the streams of clients.
-        """
+        """After access was revoked, treat the sessions of calls as unused until their next call."""
         self.calls.doubt()
         self._calls_due = 0.0
         self.streams.changed.set()
@@ -335,10 +329,7 @@ class ServerStreams:
     # For calls
 
     async def _listen_for_calls(self, row: str, use: SessionUse) -> None:
-        """Wait until the server's stream is open, or until it is certain that it will not open.
-
-        Waits at most READY_SECONDS.
-        """
+        """Wait at most READY_SECONDS until the server's stream is open, or is certain not to open."""
         if not use.beginning:
             use.beginning = True
             self._run(self._begin_for_calls(row, use))
@@ -374,10 +365,7 @@ class ServerStreams:
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Close idle streams that are read only for calls, until there is room for `wanted` more.
-
-        The streams idle longest are closed first. Returns False if there is not enough room.
-        """
+        """Close the longest idle streams of calls until there is room for `wanted` more; False if there is not."""
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -515,10 +503,7 @@ class ServerStreams:
         return kept is not None and source.target.session is not None and kept == source.target.session.row
 
     def _tell_what_may_be(self, source: Source) -> None:
-        """Refresh the server's lists, and report each subscribed resource as updated.
-
-        This is needed after a gap, in which notifications may have been missed.
-        """
+        """After a gap with missed notifications, refresh the lists and report subscribed resources as updated."""
         audience, assigned, _ = source
         for name, kinds in KINDS.items():
             if audience.offers(assigned, name, "listChanged"):

@@ -282,9 +282,9 @@ def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User,
     dropping = str(Feature.objects.get(name="drop").pk)
     why = text(client.get(url, {"tool": dropping, "of": f"person:{ann.pk}"}))
     assert "Chosen , given to Writers" in why
-    assert "The set Chosen has it, chosen one by one." in why
+    assert "The set Chosen includes it, chosen one by one." in why
     assert "No grant includes this tool." in text(client.get(url, {"tool": dropping, "of": "everybody"}))
-    assert "Limited to Reading , which does not have it." in text(
+    assert "Limited to Reading , which does not include this tool." in text(
         client.get(url, {"tool": dropping, "of": f"agent:{bot.pk}"})
     )
     assert client.get(url, {"tool": dropping, "of": "nonsense"}).status_code == 404
