@@ -35,7 +35,7 @@ DAYS = f"since={timezone.now() - timedelta(days=30):%Y-%m-%d}&until={timezone.no
 
 
 class Downloaded:
-    """What an auditor downloaded into an empty folder: an export, the key and the verifier."""
+    """The files an auditor downloaded into an empty folder: an export, the key and the verifier."""
 
     def __init__(self, folder: Path, get: Callable[[str], bytes]) -> None:
         self.folder = folder
