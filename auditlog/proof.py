@@ -88,7 +88,7 @@ def export_proof(request: AppRequest) -> HttpResponse:
     except NothingSealed as reason:
         form.add_error(None, str(reason))
         return show(request, "auditlog/proof.html", _context(request, form), status=422)
-    changes = {name: [None, str(form.cleaned_data[name])] for name in ("since", "until")}
+    changes: dict[str, list[Any]] = {name: [None, str(form.cleaned_data[name])] for name in ("since", "until")}
     changes |= {"logs": [None, [] if only else _logs(request)]}
     Event.objects.record(Action.PROOF_EXPORTED, request.user, by=request.user, changes=changes)
     name = "checkpoints" if only else "signed-log"

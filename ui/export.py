@@ -254,7 +254,7 @@ def list_export(
     except TooManyExports as refused:
         return too_many_response(refused)
     changes = {"list": [None, view.table.caption], "filters": [None, request.GET.urlencode()]}
-    event = apps.get_model("auditlog", "Event")  # By name, because ui must not import auditlog.
+    event: Any = apps.get_model("auditlog", "Event")  # By name, because ui must not import auditlog.
     event.objects.record("list.exported", request.user, by=request.user, changes=changes)
     return file_response(request, view.table.key, kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
 

@@ -321,10 +321,12 @@ def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> Ht
     request.GET = QueryDict(short)
     response = show(request, template, context)
     view.remember(response)
-    if wants_fragment(request) and (context["page"].object_list or context.get("narrowed")):
-        response.write(render_to_string("ui/export_links.html", {"request": request, "table": view, "fragment": True}))
-        if is_long:
-            response["HX-Push-Url"] = f"{request.path}?{short}" if short else request.path
+    if not wants_fragment(request):
+        return response
+    if context["page"].object_list or context.get("narrowed"):
+        response.write(render_to_string("ui/export_links.html", {"request": request, "fragment": True}))
+    if is_long:
+        response["HX-Push-Url"] = f"{request.path}?{short}" if short else request.path
     return response
 
 

@@ -55,9 +55,9 @@ class SignedExport(Export):
 
     def begin(self) -> None:
         since, until = self._period
-        self._first, self._last = number_at(since), number_at(until) - 1
+        self._first_number, self._last_number = number_at(since), number_at(until) - 1
         newest = Checkpoint.objects.defer("leaves").last()
-        if newest is None or self._first > self._last:
+        if newest is None or self._first_number > self._last_number:
             raise NothingSealed(NothingSealed.__doc__)
         self._newest, self._key = newest, sealing.signing_key()
 
@@ -72,7 +72,7 @@ class SignedExport(Export):
         except (psycopg.Error, DatabaseError) as error:
             yield '{"log": "incomplete"}\n'
             raise IncompleteExport(IncompleteExport.__doc__) from error
-        body = {"kind": "export", "checkpoints": self._last - self._first + 1, "rows": rows}
+        body = {"kind": "export", "checkpoints": self._last_number - self._first_number + 1, "rows": rows}
         told = orjson.dumps(body | {"sha256": digest.hexdigest(), "signed_at": timezone.now()}, option=CANONICAL)
         last = {"log": "end", "body": told.decode(), "signature": self._key.sign(told).hex()}
         yield orjson.dumps(last, option=orjson.OPT_APPEND_NEWLINE).decode()
@@ -81,7 +81,7 @@ class SignedExport(Export):
         """Yield the lines, some at a time, without a connection between two of them."""
         since, until = self._period
         head = {"log": "export", "version": VERSION, "logs": self._logs, "from": since, "to": until}
-        head |= {"first": self._first, "public_key": sealing.public_bytes(self._key).hex()}
+        head |= {"first": self._first_number, "public_key": sealing.public_bytes(self._key).hex()}
         yield [head | {"newest": _line(self._newest)}]
         lines = self._lines()
         while True:
@@ -93,7 +93,7 @@ class SignedExport(Export):
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Yield each checkpoint, and the rows that it covers. No cursor is open between two lines."""
-        for number in range(self._first, self._last + 1):
+        for number in range(self._first_number, self._last_number + 1):
             one = Checkpoint.objects.filter(pk=number).first()
             if one is None:
                 continue  # The verifier says so.

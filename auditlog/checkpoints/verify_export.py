@@ -124,7 +124,7 @@ class NotAnExport(Exception):
     """The file is not a signed export."""
 
 
-class Checkpoint:
+class CheckpointLine:
     """A checkpoint, and the digests of its rows that are still to come in the file."""
 
     def __init__(self, line: dict[str, Any]) -> None:
@@ -153,8 +153,8 @@ class Verification:
         self.checkpoints = self.rows = self.present = self.dropped = 0
         self.head: dict[str, Any] = {}
         self.kept_from = BEGINNING
-        self.now: Checkpoint | None = None
-        self.first: Checkpoint | None = None
+        self.now: CheckpointLine | None = None
+        self.first: CheckpointLine | None = None
         self.used_keys: set[bytes] = set()
 
     def read(self, lines: Any) -> None:
@@ -196,7 +196,7 @@ class Verification:
                 self.begin(told)
             elif told.get("log") == "checkpoint":
                 self.close_checkpoint()
-                self.checkpoint(Checkpoint(told))
+                self.checkpoint(CheckpointLine(told))
             elif told.get("log") in NOUNS:
                 self.row(told)
             elif told:
@@ -209,13 +209,13 @@ class Verification:
     def begin(self, told: dict[str, Any]) -> None:
         if told.get("log") != "export" or told.get("version") != VERSION:
             raise NotAnExport(f"The first line is not that of a signed export of version {VERSION}.")
-        self.head, newest = told, Checkpoint(told["newest"])
+        self.head, newest = told, CheckpointLine(told["newest"])
         if newest.is_signed(self.keys):
             self.kept_from = moment(newest.body["kept_from"])
         else:
             self.found("The newest checkpoint, in the first line, is not signed with the key.")
 
-    def checkpoint(self, one: Checkpoint) -> None:
+    def checkpoint(self, one: CheckpointLine) -> None:
         self.checkpoints += 1
         if one.is_signed(self.keys):
             self.used_keys.add(one.key)
@@ -230,7 +230,7 @@ class Verification:
         elif len(one.packed) != one.body["rows"] or root_of(one.packed).hex() != one.body["root"]:
             self.found(f"{one.name}: the digests of its rows were changed.")
 
-    def follow(self, before: Checkpoint | None, one: Checkpoint) -> None:
+    def follow(self, before: CheckpointLine | None, one: CheckpointLine) -> None:
         expected = before.number + 1 if before else int(self.head["first"])
         if one.number != expected:
             self.found(f"Checkpoint {expected} is missing: the next one is {one.number}.")
@@ -241,7 +241,7 @@ class Verification:
             if end is not None and one.body["after_id"] != end:
                 self.found(f"{one.name} does not start where the one before it ends.")
 
-    def is_dropped(self, one: Checkpoint) -> bool:
+    def is_dropped(self, one: CheckpointLine) -> bool:
         """Return whether retention removed all rows of the checkpoint, as a later checkpoint says."""
         newest = one.body["newest_at"]
         return newest is None or (one.log == "call" and moment(newest) < self.kept_from)
