@@ -327,8 +327,8 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
     assert {key for key in QUESTIONS if " in " not in key} - keys <= MADE
 
 
-# Keys built by the page from parts: a kind of feature, a list of tokens or keys, a confirmation, a person's access. Checkboxes of filters
-# name the value that the number beside them counts.
+# Keys built by the page from parts: a kind of feature, a list of tokens or keys, a confirmation, a person's access.
+# Checkboxes of filters name the value that the number beside them counts.
 MADE = {
     "ask",
     "facet.calls",
